@@ -1,0 +1,1 @@
+"""kdn: prefill shared text once, keep its KV cache, deliver and reuse it everywhere."""

@@ -1,0 +1,101 @@
+"""Every error kdn raises on purpose.
+
+KdnError
+├── BadInput            what the caller gave cannot be done as asked
+│   ├── BadConfig       a setting is unknown or has an impossible value
+│   ├── PromptTooLong   more tokens than the model or the memory budget can hold
+│   ├── UnknownModel    no model goes by that name here
+│   └── DocumentError   a file cannot be read as a document
+├── WeightsError        a model's files are missing, torn, or of a kind kdn cannot run
+├── StoreError          the store as a whole cannot be used
+│   ├── ForeignStore    the folder belongs to something else, or to a newer format
+│   └── NoSpace         the device or the cap is full
+├── CorruptBlock        one block is damaged; always handled inside: a counted miss, never an answer
+├── Cancelled           the caller withdrew the request
+├── EngineFailed        the engine stopped; the message carries the cause
+├── PortInUse           the address to serve on is taken
+└── MissingExtra        an optional part of kdn is not installed
+
+A message says what was asked, what was found, and what to do.  Errors of libraries are translated
+where the library is called and keep their cause.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadConfig",
+    "BadInput",
+    "Cancelled",
+    "CorruptBlock",
+    "DocumentError",
+    "EngineFailed",
+    "ForeignStore",
+    "KdnError",
+    "MissingExtra",
+    "NoSpace",
+    "PortInUse",
+    "PromptTooLong",
+    "StoreError",
+    "UnknownModel",
+    "WeightsError",
+]
+
+
+class KdnError(Exception):
+    """The root: catch this to catch everything kdn raises on purpose."""
+
+
+class BadInput(KdnError):
+    """What the caller gave cannot be done as asked."""
+
+
+class BadConfig(BadInput):
+    """A setting is unknown, or its value is impossible."""
+
+
+class PromptTooLong(BadInput):
+    """The prompt holds more tokens than the model's context or the KV budget allows."""
+
+
+class UnknownModel(BadInput):
+    """No model goes by that name here."""
+
+
+class DocumentError(BadInput):
+    """A file cannot be read as a document."""
+
+
+class WeightsError(KdnError):
+    """A model's files are missing, torn, or of a kind kdn cannot run."""
+
+
+class StoreError(KdnError):
+    """The store as a whole cannot be used."""
+
+
+class ForeignStore(StoreError):
+    """The folder holds something that is not a store of this format."""
+
+
+class NoSpace(StoreError):
+    """The device, or the store's own cap, is full."""
+
+
+class CorruptBlock(KdnError):
+    """A stored block is damaged. Callers above the store never see it: it becomes a counted miss."""
+
+
+class Cancelled(KdnError):
+    """The caller withdrew the request before it was finished."""
+
+
+class EngineFailed(KdnError):
+    """The engine stopped while the request was running."""
+
+
+class PortInUse(KdnError):
+    """The address to serve on is taken by another program."""
+
+
+class MissingExtra(KdnError):
+    """An optional part of kdn is not installed."""

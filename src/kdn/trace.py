@@ -1,0 +1,64 @@
+"""The trace: typed events that are always recorded somewhere, by default nowhere.
+
+A part that decides something says so with one line, `trace.event("evict", key=..., ...)`, and
+never asks whether anybody listens.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["Event", "NoTrace", "Recorder", "Trace", "Value"]
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened: its name and the facts that go with it."""
+
+    name: str
+    fields: Mapping[str, Value]
+
+
+class Trace(Protocol):
+    """Where events go."""
+
+    def event(self, name: str, **fields: Value) -> None:
+        """Take note of an event. Never raises, never blocks on I/O."""
+        ...
+
+
+class NoTrace:
+    """Forgets everything: the default."""
+
+    def event(self, name: str, **fields: Value) -> None:
+        return None
+
+
+class Recorder:
+    """Counts every event by name and keeps the last `keep` of them."""
+
+    def __init__(self, keep: int = 10_000) -> None:
+        self._lock = threading.Lock()
+        self._events: deque[Event] = deque(maxlen=keep)
+        self._counts: Counter[str] = Counter()
+
+    def event(self, name: str, **fields: Value) -> None:
+        with self._lock:
+            self._counts[name] += 1
+            self._events.append(Event(name, fields))
+
+    def count(self, name: str) -> int:
+        """How often `name` has happened since the start."""
+        with self._lock:
+            return self._counts[name]
+
+    def events(self, name: str | None = None) -> list[Event]:
+        """The remembered events, oldest first, all or those called `name`."""
+        with self._lock:
+            return [e for e in self._events if name is None or e.name == name]
