@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from safetensors.torch import save_file
@@ -223,7 +224,7 @@ def _dequantise(file: Path, stored: Any) -> Tensor:
             f"({error}); take a Q4_1, Q8_0 or F16 file"
         ) from error
     shape = [int(size) for size in reversed(stored.shape)]
-    return torch.from_numpy(values).to(torch.float32).reshape(shape)
+    return torch.from_numpy(np.array(values, np.float32)).reshape(shape)
 
 
 def _unpermute(tensor: Tensor, num_heads: int) -> Tensor:
