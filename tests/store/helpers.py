@@ -10,7 +10,7 @@ from kdn.store import Block
 
 MODEL = Fingerprint("model-a")
 SHAPE = KvShape(num_layers=3, num_kv_heads=2, head_dim=4, dtype="float32")
-"""128 bytes for K and V of a token at a layer."""
+"""64 bytes for K and V of a token at a layer, so 64 tokens fill a page."""
 
 
 def block_id(
