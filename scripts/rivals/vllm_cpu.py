@@ -39,6 +39,7 @@ class Vllm:
             max_num_seqs=32,
             enable_prefix_caching=True,
             enforce_eager=eager,
+            skip_tokenizer_init=True,
         ).llm_engine
         self._serial = 0
 
@@ -55,7 +56,9 @@ class Vllm:
 
     def _run(self, prompts: list[list[int]], num_tokens: int) -> list[list[float]]:
         """Arrival times of every prompt's tokens."""
-        sampling = self._sampling(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+        sampling = self._sampling(
+            temperature=0.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False
+        )
         arrivals: dict[str, list[float]] = {}
         for prompt in prompts:
             self._serial += 1
