@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from kdn.clock import ManualClock, SystemClock
-from kdn.doctor import Diagnosis, examine, format_diagnosis, last_diagnosis, preferred_dtype
+from kdn.doctor import Diagnosis, examine, format_diagnosis, last_diagnosis, measured_dtype
 from kdn.errors import StoreError
 from kdn.machine import matmul_gflops
 
@@ -44,22 +44,21 @@ def test_auto_follows_the_diagnosis_of_this_machine_only(
     examined: tuple[Path, Diagnosis], tmp_path: Path
 ) -> None:
     _, diagnosis = examined
-    without = preferred_dtype(tmp_path)
-    other = "float32" if without == "bfloat16" else "bfloat16"
-    measured = msgspec.structs.replace(diagnosis, dtype={"cpu": other})
+    measured = msgspec.structs.replace(diagnosis, dtype={"cpu": "float32"})
     (tmp_path / "doctor.json").write_bytes(msgspec.json.encode(measured))
-    assert preferred_dtype(tmp_path) == other
+    assert measured_dtype(tmp_path) == "float32"
+    assert measured_dtype(tmp_path, "cuda:1") is None
 
     elsewhere = msgspec.structs.replace(diagnosis.machine, cpu="another processor")
     moved = msgspec.structs.replace(measured, machine=elsewhere)
     (tmp_path / "doctor.json").write_bytes(msgspec.json.encode(moved))
-    assert preferred_dtype(tmp_path) == without
+    assert measured_dtype(tmp_path) is None
 
 
 def test_a_torn_diagnosis_counts_as_none(tmp_path: Path) -> None:
     (tmp_path / "doctor.json").write_bytes(b'{"machine": {')
     assert last_diagnosis(tmp_path) is None
-    assert preferred_dtype(tmp_path) in ("bfloat16", "float32")
+    assert measured_dtype(tmp_path) is None
 
 
 def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:

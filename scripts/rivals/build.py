@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import venv
@@ -48,9 +49,10 @@ class Environment:
     def python(self) -> Path:
         return self.folder / "bin" / "python"
 
-    def pip(self, *requirements: str) -> None:
-        """Install. Raises CalledProcessError when pip does not manage to."""
-        subprocess.run([self.python, "-m", "pip", "install", *requirements], check=True)
+    def pip(self, *requirements: str, **variables: str) -> None:
+        """Install, with these environment variables. Raises CalledProcessError when pip cannot."""
+        command = [self.python, "-m", "pip", "install", *requirements]
+        subprocess.run(command, check=True, env=os.environ | variables)
 
     def requirements_of(self, name: str) -> list[str]:
         """What an installed distribution asks for here, less what nobody needs on a CPU."""
@@ -66,7 +68,11 @@ class Environment:
 
 def llama_cpp(environment: Environment) -> None:
     """llama.cpp comes as source and is compiled for this very processor."""
-    environment.pip(LLAMA_CPP)
+    # GCC 12 takes its own AMX intrinsic to read 8 of 64 bytes, drops the stores to the others as
+    # dead, and llama.cpp then dies of an illegal instruction.  Without these three passes it keeps
+    # them; nothing else in the hot loops depends on stores being merged or dropped.
+    flags = "-fno-tree-dse -fno-dse -fno-store-merging"
+    environment.pip(LLAMA_CPP, CMAKE_ARGS=f"-DCMAKE_CXX_FLAGS='{flags}'")
 
 
 RIVALS: dict[str, Callable[[Environment], None]] = {

@@ -1,7 +1,7 @@
 """What this machine can do, measured in a few seconds, and what kdn should therefore use.
 
-Nothing is measured at start-up: `preferred_dtype` reads what `examine` left in the home folder, and
-without that goes by the processor's flags.
+Nothing is measured at start-up: `measured_dtype` reads what `examine` left in the home folder, and
+without that the model room goes by what torch says of the processor.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import msgspec
 from kdn.clock import Clock
 from kdn.errors import StoreError
 from kdn.machine import (
-    FAST_BF16_FLAGS,
     Machine,
-    cpu_flags,
     cpu_name,
     describe_machine,
     free_memory_bytes,
@@ -35,7 +33,7 @@ __all__ = [
     "examine",
     "format_diagnosis",
     "last_diagnosis",
-    "preferred_dtype",
+    "measured_dtype",
 ]
 
 _FILE_NAME = "doctor.json"
@@ -126,15 +124,12 @@ def last_diagnosis(home: Path) -> Diagnosis | None:
         return None
 
 
-def preferred_dtype(home: Path, device: str = "cpu") -> str:
-    """`bfloat16`, `float16` or `float32`: what `dtype="auto"` means here. Measures nothing."""
-    kind = device.partition(":")[0]
+def measured_dtype(home: Path, device: str = "cpu") -> str | None:
+    """What `dtype="auto"` means by measurement; None where this machine was never examined."""
     known = last_diagnosis(home)
-    if known is not None and kind in known.dtype and known.machine.cpu == cpu_name():
-        return known.dtype[kind]
-    if kind == "cuda":
-        return _gpu_dtype()
-    return "bfloat16" if FAST_BF16_FLAGS & cpu_flags() else "float32"
+    if known is None or known.machine.cpu != cpu_name():
+        return None
+    return known.dtype.get(device.partition(":")[0])
 
 
 def format_diagnosis(diagnosis: Diagnosis) -> list[tuple[str, str]]:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "FAST_BF16_FLAGS",
     "Machine",
     "cpu_flags",
     "cpu_name",
@@ -27,8 +26,8 @@ __all__ = [
     "total_memory_bytes",
 ]
 
-FAST_BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"})
-"""Processor flags with any of which bfloat16 is computed natively."""
+# Without one of them bfloat16 is computed in float32 by conversion, which is slow.
+_BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"})
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +37,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     cores: int
     """CPUs that this process may run on."""
     flags: tuple[str, ...]
-    """Of the processor's features those that matter here."""
+    """Those of the processor's features that make bfloat16 fast."""
     memory_bytes: int
     torch: str
     gpu: str | None
@@ -51,7 +50,7 @@ def describe_machine() -> Machine:
     return Machine(
         cpu=cpu_name(),
         cores=_usable_cores(),
-        flags=tuple(sorted(FAST_BF16_FLAGS & cpu_flags())),
+        flags=tuple(sorted(_BF16_FLAGS & cpu_flags())),
         memory_bytes=total_memory_bytes(),
         torch=str(torch.__version__),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
