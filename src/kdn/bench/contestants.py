@@ -190,7 +190,11 @@ class RivalProcess:
                 text=True,
             )
         self._log = log
-        self.name = str(self._read()["ready"])
+        try:
+            self.name = str(self._read()["ready"])
+        except EngineFailed:
+            self.close()
+            raise
 
     def first_token_s(self, prompt: TokenIds) -> float:
         return float(self._ask(op="first_token", prompt=prompt)["seconds"])

@@ -213,7 +213,11 @@ class _Measuring:
         for length, samples in self.found.cold.items():
             rate = prefill_flops(self.lineup.config, length) / (median(samples, OURS) or 1.0) / 1e9
             self.found.rows.append(
-                {"measure": "prefill, share of matrix product", "tokens": length, OURS: rate / ceiling}
+                {
+                    "measure": "prefill, share of matrix product",
+                    "tokens": length,
+                    OURS: rate / ceiling,
+                }
             )
             if length == 2048:
                 self.found.summary["matmul_share_2048"] = rate / ceiling

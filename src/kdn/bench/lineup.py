@@ -87,7 +87,14 @@ def _start(
     python = options.rivals / "bin" / "python"
     if not python.exists():
         raise EngineFailed(f"{options.rivals} is not there; `make rivals` builds it")
-    command = [python, _SCRIPTS / script, "--model", model, "--threads", str(options.threads)]
+    command: list[str | Path] = [
+        python,
+        _SCRIPTS / script,
+        "--model",
+        model,
+        "--threads",
+        str(options.threads),
+    ]
     rival = RivalProcess(command, scratch / f"{name}.log")
     stack.callback(rival.close)
     return rival
