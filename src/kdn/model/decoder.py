@@ -1,0 +1,168 @@
+"""One decoder for Llama, Mistral, Qwen2 and Qwen3: position-wise work, a layer at a time.
+
+Attention is not here: the caller takes q, k and v from a layer, attends as its plan says, and hands
+the attended rows back.  Every tensor is [rows, ...]; which sequence a row belongs to is the caller's
+business.  Nothing here keeps state between calls, and no gradient is ever recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdn.core import Fingerprint
+from kdn.model.config import ModelConfig
+from kdn.model.linear import Linear
+from kdn.model.lora import AdapterRun, LoraAdapter, deltas
+from kdn.model.rope import Rope
+
+__all__ = ["NUMERICS", "Decoder", "DecoderLayer", "Identity", "LayerWeights"]
+
+NUMERICS = "kdn-numerics-1"
+"""Changes whenever the same weights would give other bits, so that old blocks are not found."""
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """What one layer multiplies by: fused qkv [q+2kv, H] and gate-up [2I, H], norms [H]."""
+
+    input_norm: Tensor
+    qkv: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Linear
+    post_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class DecoderLayer:
+    """One layer, cut at attention."""
+
+    def __init__(self, index: int, config: ModelConfig, weights: LayerWeights) -> None:
+        self.index = index
+        self.window = config.sliding_window[index]
+        self._config = config
+        self._weights = weights
+        self._eps = config.rms_eps
+        self._hidden_shape = (config.hidden_size,)
+        self._head_shape = (config.head_dim,)
+        self._cuts = (config.q_size, config.q_size + config.kv_size)
+
+    def qkv(
+        self, hidden: Tensor, adapters: Sequence[AdapterRun] = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden[n, H] -> q[n, Hq, D], k[n, Hkv, D], v[n, Hkv, D].
+
+        The input norm is applied inside.  q and k are past their norms where the family has them, and
+        carry no rotary position.  The three may be views of one tensor.
+        """
+        weights, (k_at, v_at) = self._weights, self._cuts
+        x = functional.rms_norm(hidden, self._hidden_shape, weights.input_norm, self._eps)
+        fused = weights.qkv(x)
+        q, k, v = fused[:, :k_at], fused[:, k_at:v_at], fused[:, v_at:]
+        if adapters:
+            self._add(adapters, ("q_proj", "k_proj", "v_proj"), x, (q, k, v))
+        q, k, v = (part.unflatten(1, (-1, self._config.head_dim)) for part in (q, k, v))
+        if weights.q_norm is not None:
+            q = functional.rms_norm(q, self._head_shape, weights.q_norm, self._eps)
+            k = functional.rms_norm(k, self._head_shape, weights.k_norm, self._eps)
+        return q, k, v
+
+    def finish(
+        self, hidden: Tensor, attended: Tensor, adapters: Sequence[AdapterRun] = ()
+    ) -> Tensor:
+        """The layer's input hidden[n, H] and attended[n, Hq * D] -> its output [n, H], a new tensor."""
+        weights = self._weights
+        out = weights.o(attended)
+        if adapters:
+            self._add(adapters, ("o_proj",), attended, (out,))
+        out.add_(hidden)
+        x = functional.rms_norm(out, self._hidden_shape, weights.post_norm, self._eps)
+        gate, up = weights.gate_up(x).chunk(2, dim=-1)
+        if adapters:
+            self._add(adapters, ("gate_proj", "up_proj"), x, (gate, up))
+        inner = functional.silu(gate).mul_(up)
+        down = weights.down(inner)
+        if adapters:
+            self._add(adapters, ("down_proj",), inner, (down,))
+        return out.add_(down)
+
+    def _add(
+        self, runs: Sequence[AdapterRun], modules: tuple[str, ...], x: Tensor, to: tuple[Tensor, ...]
+    ) -> None:
+        for module, target in zip(modules, to, strict=True):
+            for rows, delta in deltas(runs, self.index, module, x):
+                target[rows].add_(delta)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a fingerprint is made of besides the architecture."""
+
+    weights: str
+    """Digest of the weights as stored."""
+    tokenizer: str
+    dtype: str
+    int8: bool
+
+
+class Decoder:
+    """The layers with the embedding before and the head behind them."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: list[DecoderLayer],
+        embedding: Tensor,
+        final_norm: Tensor,
+        head: Linear,
+        head_rows: Tensor,
+        identity: Identity,
+        layer_bytes: int,
+    ) -> None:
+        self.config = config
+        self.layers = layers
+        self.dtype = embedding.dtype
+        self.device = embedding.device
+        self.rope = Rope(config.rope, config.head_dim, embedding.device)
+        self.weight_bytes = layer_bytes + head.weight_bytes
+        """Bytes of weights that a decode step reads."""
+        self._embedding = embedding
+        self._final_norm = final_norm
+        self._head = head
+        self._head_rows = head_rows
+        self._identity = identity
+        self.fingerprint = self.fingerprint_with(None)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """token_ids[n] int64 -> [n, H]."""
+        return self._embedding.index_select(0, token_ids)
+
+    def logits(self, hidden: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """The last layer's output [n, H] -> fp32 logits [n, V], or [n, len(allowed)] in its order."""
+        shape = (self.config.hidden_size,)
+        x = functional.rms_norm(hidden, shape, self._final_norm, self.config.rms_eps)
+        if allowed is None:
+            return self._head(x).float()
+        return functional.linear(x.float(), self._head_rows.index_select(0, allowed).float())
+
+    def fingerprint_with(self, adapter: LoraAdapter | None) -> Fingerprint:
+        """Names everything that KV computed by this decoder (with `adapter`) depends on."""
+        identity = self._identity
+        said = {
+            "numerics": NUMERICS,
+            "architecture": self.config.architecture(),
+            "weights": identity.weights,
+            "tokenizer": identity.tokenizer,
+            "dtype": identity.dtype,
+            "int8": identity.int8,
+            "adapter": adapter.digest if adapter is not None else None,
+        }
+        return Fingerprint(hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())

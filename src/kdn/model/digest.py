@@ -1,0 +1,62 @@
+"""Digests of weights: what a fingerprint says about tensors, cheap enough to be taken every time."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+__all__ = ["DigestCache", "digest_tensors", "write_atomically"]
+
+
+def digest_tensors(tensors: Mapping[str, Tensor], extra: str = "") -> str:
+    """Hex digest of names, dtypes, shapes and all bytes. How the tensors were sharded is no matter."""
+    state = xxhash.xxh3_128(extra.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        state.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        state.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of `data` at `path`, or nothing: written beside it, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    Path(temporary).replace(path)
+
+
+class DigestCache:
+    """Remembers digests of files that have not changed since (same path, size and time)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, files: list[Path]) -> str | None:
+        """The digest noted for exactly these files as they are now, or None."""
+        try:
+            return str(json.loads(self._entry(files).read_text("utf-8"))["digest"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # no note, or a torn one: the digest is taken again
+
+    def put(self, files: list[Path], digest: str) -> None:
+        """Note the digest of these files as they are now. A folder that cannot be written is left."""
+        try:
+            write_atomically(self._entry(files), json.dumps({"digest": digest}).encode())
+        except OSError:
+            return  # the note only saves time
+
+    def _entry(self, files: list[Path]) -> Path:
+        state = xxhash.xxh3_128()
+        for file in sorted(files):
+            about = file.stat()
+            state.update(f"{file.resolve()}:{about.st_size}:{about.st_mtime_ns};".encode())
+        return self._folder / f"{state.hexdigest()}.json"

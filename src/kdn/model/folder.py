@@ -1,0 +1,139 @@
+"""A decoder out of a Hugging Face model folder: config.json and safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdn.errors import WeightsError
+from kdn.model.config import ModelConfig, parse_config
+from kdn.model.decoder import Decoder, DecoderLayer, Identity, LayerWeights
+from kdn.model.digest import DigestCache, digest_tensors
+from kdn.model.linear import Linear, build_linear
+from kdn.model.weights import Tensors, open_folder, weight_files
+
+__all__ = ["build_decoder", "read_config", "read_json"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises WeightsError when it is absent or torn."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path} cannot be read ({error}); a model folder holds config.json, tokenizer.json and "
+            "safetensors weights: fetch the model again"
+        ) from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path} holds no JSON object; fetch the model again")
+    return found
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The architecture that a model folder describes."""
+    generation = folder / "generation_config.json"
+    return parse_config(
+        read_json(folder / "config.json"), read_json(generation) if generation.exists() else None
+    )
+
+
+def build_decoder(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    int8: bool,
+    tokenizer_digest: str,
+    digests: DigestCache,
+) -> Decoder:
+    """The folder's model in memory, ready to compute. Raises WeightsError for what it cannot be."""
+    config = read_config(folder)
+    with open_folder(folder) as tensors:
+        identity = Identity(
+            weights=_weights_digest(folder, tensors, digests),
+            tokenizer=tokenizer_digest,
+            dtype=str(dtype).removeprefix("torch."),
+            int8=int8,
+        )
+        return _Builder(config, tensors, dtype, device, int8).decoder(identity)
+
+
+def _weights_digest(folder: Path, tensors: Tensors, digests: DigestCache) -> str:
+    files = weight_files(folder)
+    known = digests.get(files)
+    if known is not None:
+        return known
+    digest = digest_tensors({name: tensors.get(name) for name in tensors.keys()})  # noqa: SIM118 not a dict
+    digests.put(files, digest)
+    return digest
+
+
+class _Builder:
+    """Reads tensors by their published names, checks shapes, fuses what is multiplied together."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Tensors,
+        dtype: torch.dtype,
+        device: torch.device,
+        int8: bool,
+    ) -> None:
+        self.config, self.tensors = config, tensors
+        self.dtype, self.device, self.int8 = dtype, device, int8
+
+    def decoder(self, identity: Identity) -> Decoder:
+        config = self.config
+        table = (config.vocab_size, config.hidden_size)
+        embedding = self.tensor("model.embed_tokens.weight", *table)
+        head_rows = embedding if config.tied_head else self.tensor("lm_head.weight", *table)
+        weights = [self.layer(f"model.layers.{i}", i) for i in range(config.num_layers)]
+        return Decoder(
+            config,
+            [DecoderLayer(i, config, layer) for i, layer in enumerate(weights)],
+            embedding,
+            self.tensor("model.norm.weight", config.hidden_size),
+            build_linear(head_rows, None, int8=self.int8),
+            head_rows,
+            identity,
+            layer_bytes=sum(
+                part.weight_bytes
+                for layer in weights
+                for part in (layer.qkv, layer.o, layer.gate_up, layer.down)
+            ),
+        )
+
+    def layer(self, prefix: str, index: int) -> LayerWeights:
+        config = self.config
+        hidden, inner = config.hidden_size, config.intermediate_size
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        sizes = {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
+        return LayerWeights(
+            input_norm=self.tensor(f"{prefix}.input_layernorm.weight", hidden),
+            qkv=self.linear(attention, sizes, hidden, bias=config.qkv_bias),
+            q_norm=self.head_norm(f"{attention}.q_norm.weight"),
+            k_norm=self.head_norm(f"{attention}.k_norm.weight"),
+            o=self.linear(attention, {"o_proj": hidden}, config.q_size, bias=config.o_bias),
+            post_norm=self.tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
+            gate_up=self.linear(
+                mlp, {"gate_proj": inner, "up_proj": inner}, hidden, bias=config.mlp_bias
+            ),
+            down=self.linear(mlp, {"down_proj": hidden}, inner, bias=config.mlp_bias),
+        )
+
+    def linear(self, prefix: str, sizes: dict[str, int], in_size: int, *, bias: bool) -> Linear:
+        """One matrix out of several that share their input, in the order of `sizes`."""
+        parts = [self.tensor(f"{prefix}.{n}.weight", out, in_size) for n, out in sizes.items()]
+        biases = [self.tensor(f"{prefix}.{n}.bias", out) for n, out in sizes.items() if bias]
+        fused = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return build_linear(fused, torch.cat(biases) if biases else None, int8=self.int8)
+
+    def head_norm(self, name: str) -> Tensor | None:
+        return self.tensor(name, self.config.head_dim) if self.config.qk_norm else None
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        return self.tensors.get(name, shape).to(self.device, self.dtype)

@@ -1,0 +1,107 @@
+"""A model ready to use, from a name or a path: the one door of this room."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from kdn.clock import Clock, SystemClock
+from kdn.errors import BadConfig
+from kdn.model.catalogue import resolve
+from kdn.model.chat import ChatTemplate
+from kdn.model.decoder import Decoder
+from kdn.model.digest import DigestCache
+from kdn.model.folder import build_decoder, read_config
+from kdn.model.gguf_file import unpack_gguf
+from kdn.model.lora import LoraAdapter, load_adapter
+from kdn.model.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = ["DTYPES", "LoadedModel", "load_model", "pick_device", "pick_dtype"]
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A decoder with what belongs to it."""
+
+    name: str
+    decoder: Decoder
+    tokenizer: Tokenizer
+    chat: ChatTemplate
+    adapters: Mapping[str, LoraAdapter] = field(default_factory=dict)
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    cache_dir: Path,
+    dtype: str = "auto",
+    device: str = "auto",
+    int8: bool = False,
+    adapters: Mapping[str, Path] | None = None,
+    home: Path | None = None,
+    clock: Clock | None = None,
+) -> LoadedModel:
+    """The model that goes by a name, or lies at a path (a published folder or a GGUF file).
+
+    `cache_dir` keeps unpacked GGUF files and digests between runs; `home` is where `kdn models get`
+    puts models (default: `cache_dir`).  `int8` keeps the matrices as 8-bit integers.  Nothing is
+    downloaded.  Raises UnknownModel, WeightsError, BadConfig.
+    """
+    source = resolve(name_or_path, home or cache_dir)
+    place = pick_device(device)
+    kind = pick_dtype(dtype, place)
+    folder = source if source.is_dir() else unpack_gguf(source, cache_dir / "unpacked", kind)
+    config = read_config(folder)
+    tokenizer, template = load_tokenizer(folder, config.eos_token_ids)
+    decoder = build_decoder(
+        folder,
+        dtype=kind,
+        device=place,
+        int8=int8,
+        tokenizer_digest=tokenizer.digest,
+        digests=DigestCache(cache_dir / "digests"),
+    )
+    return LoadedModel(
+        name=source.stem if Path(name_or_path).exists() else str(name_or_path),
+        decoder=decoder,
+        tokenizer=tokenizer,
+        chat=ChatTemplate(template, tokenizer, clock or SystemClock()),
+        adapters={
+            name: load_adapter(path, name, config, kind, place)
+            for name, path in (adapters or {}).items()
+        },
+    )
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is a GPU where there is one. Raises BadConfig for a device that is not here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise BadConfig(f"device {device!r} is unknown; give auto, cpu or cuda") from error
+    if place.type not in ("cpu", "cuda"):
+        raise BadConfig(f"kdn computes on cpu and cuda, not on {device!r}")
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise BadConfig(f"device {device!r} is asked for, but torch sees no GPU; give cpu")
+    return place
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the processor computes it, else float16 on a GPU, float32 on a CPU."""
+    if dtype == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 no public name
+        return torch.bfloat16 if fast else torch.float32
+    if dtype not in DTYPES:
+        raise BadConfig(f"dtype {dtype!r} is unknown; give auto or one of {', '.join(DTYPES)}")
+    if dtype == "float16" and device.type == "cpu":
+        raise BadConfig("float16 is for GPUs; on a CPU give bfloat16 or float32")
+    return DTYPES[dtype]

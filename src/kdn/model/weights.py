@@ -1,0 +1,96 @@
+"""Tensors by name out of safetensors files, one or many, memory-mapped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kdn.errors import WeightsError
+
+__all__ = ["Tensors", "open_folder", "open_tensors", "weight_files"]
+
+
+class Tensors:
+    """Named tensors of one or more open files. Tensors read before closing stay valid."""
+
+    def __init__(self, handles: Mapping[str, Any], where: Path) -> None:
+        self._handles = handles
+        self._where = where
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._handles
+
+    def keys(self) -> list[str]:
+        return sorted(self._handles)
+
+    def get(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """The tensor, on the CPU in its stored dtype. Raises WeightsError if it is absent or misfit."""
+        if name not in self._handles:
+            raise WeightsError(f"{self._where} lacks the tensor {name}; fetch the model again")
+        try:
+            tensor: Tensor = self._handles[name].get_tensor(name)
+        except (SafetensorError, RuntimeError) as error:
+            raise WeightsError(
+                f"{self._where}: the tensor {name} cannot be read ({error}); fetch the model again"
+            ) from error
+        if shape is not None and tuple(tensor.shape) != shape:
+            raise WeightsError(
+                f"{self._where}: {name} has shape {tuple(tensor.shape)} where the config asks for "
+                f"{shape}; weights and config.json belong to different models"
+            )
+        return tensor
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder. Raises WeightsError when there are none."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise WeightsError(f"{index} is damaged ({error}); fetch the model again") from error
+        files = [folder / name for name in names]
+    else:
+        files = [folder / "model.safetensors"]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise WeightsError(
+            f"{folder} lacks {', '.join(missing)}; a model folder holds config.json, tokenizer.json "
+            "and safetensors weights (other weight formats are not read)"
+        )
+    return files
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[Tensors]:
+    """All tensors of a model folder, sharded or not."""
+    with _open(weight_files(folder), folder) as tensors:
+        yield tensors
+
+
+@contextmanager
+def open_tensors(file: Path) -> Iterator[Tensors]:
+    """All tensors of one safetensors file."""
+    with _open([file], file) as tensors:
+        yield tensors
+
+
+@contextmanager
+def _open(files: list[Path], where: Path) -> Iterator[Tensors]:
+    with ExitStack() as stack:
+        handles: dict[str, Any] = {}
+        for file in files:
+            try:
+                handle = stack.enter_context(safe_open(file, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise WeightsError(
+                    f"{file} cannot be read as safetensors ({error}); fetch the model again"
+                ) from error
+            handles.update(dict.fromkeys(handle.keys(), handle))
+        yield Tensors(handles, where)

