@@ -115,7 +115,7 @@ class TorchAttention(Attention):
 
     @staticmethod
     def mass(q: Tensor, lane: AttentionLane, layer: int, window: int | None) -> Tensor:
-        """[columns] fp32: attention weight that q [rows, heads, dim] puts there, summed over rows and heads."""
+        """[columns] fp32: weight that q [rows, heads, dim] puts there, summed over rows and heads."""
         k, _ = gather_columns(lane, layer)
         num_rows, num_heads, dim = q.shape
         grouped = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
