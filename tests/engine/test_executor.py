@@ -39,7 +39,9 @@ def tiny_bf16(tiny_model: Callable[..., Path], model_cache: Path) -> LoadedModel
 
 
 @pytest.fixture(params=["plain", "kernel"])
-def attention(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Attention:
+def attention(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Attention:
     if request.param == "plain":
         return TorchAttention()
     try:
@@ -162,7 +164,9 @@ def test_a_moved_chunk_is_rotated_to_its_new_place(tiny: LoadedModel) -> None:
     chunk, front = some_tokens(40, 200, seed=3), some_tokens(25, 200, seed=4)
     alone = run(tiny, Plan(chunk))
     fresh = run(tiny, Plan(front + chunk))
-    moved = run(tiny, Plan(front + chunk + (5,), stored=(StoredRun(25, HeldSource(alone.captured)),)))
+    moved = run(
+        tiny, Plan(front + chunk + (5,), stored=(StoredRun(25, HeldSource(alone.captured)),))
+    )
     at = slice(25, 65)
     there = moved.kv.tail.k[0][:, at], fresh.kv.tail.k[0][:, at]
     assert (there[0] - there[1]).abs().max() < 1e-4
@@ -181,7 +185,10 @@ def test_a_selector_narrows_the_rows_to_its_count(tiny: LoadedModel) -> None:
     plan = Plan(
         tokens,
         stored=(StoredRun(0, HeldSource(whole.captured[:, :, :80])),),
-        rows=(Choose(keep_last, 30), *(Choose(keep_last, 30),) * (tiny.decoder.config.num_layers - 1)),
+        rows=(
+            Choose(keep_last, 30),
+            *(Choose(keep_last, 30),) * (tiny.decoder.config.num_layers - 1),
+        ),
         observers=(seen,),
     )
     chosen = run(tiny, plan)

@@ -68,7 +68,9 @@ def test_capture_takes_scattered_rows_and_passes_over_what_is_outside() -> None:
     assert (kept.start, len(kept.token_ids)) == (5, 8)
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 60), st.booleans()), max_size=40))
+@given(
+    st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 60), st.booleans()), max_size=40)
+)
 def test_the_budget_is_a_dictionary_with_a_limit(moves: list[tuple[str, int, bool]]) -> None:
     budget, twin = KvBudget(100), dict[str, int]()
     for owner, size, takes in moves:

@@ -32,7 +32,9 @@ def test_top_k_one_is_greedy() -> None:
     assert set(drawn(Sampling(temperature=2.0, top_k=1))) == {1}
 
 
-@pytest.mark.parametrize(("top_p", "left"), [(0.4, {1}), (0.5, {1}), (0.6, {1, 2}), (1.0, {0, 1, 2, 3})])
+@pytest.mark.parametrize(
+    ("top_p", "left"), [(0.4, {1}), (0.5, {1}), (0.6, {1, 2}), (1.0, {0, 1, 2, 3})]
+)
 def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, left: set[int]) -> None:
     assert set(drawn(Sampling(temperature=1.0, top_p=top_p))) == left
 

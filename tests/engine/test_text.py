@@ -28,7 +28,10 @@ def test_what_is_held_comes_out_at_the_end() -> None:
     assert stops.flush() == "EN"
 
 
-@given(st.lists(st.text("ab", max_size=4), max_size=8), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
+@given(
+    st.lists(st.text("ab", max_size=4), max_size=8),
+    st.lists(st.text("ab", min_size=1, max_size=3), max_size=2),
+)
 def test_pieces_show_what_the_whole_would_show(pieces: list[str], stops: list[str]) -> None:
     """Twin: join everything, cut at the earliest stop string.
 

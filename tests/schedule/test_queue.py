@@ -13,7 +13,9 @@ from kdn.core import Job
 from kdn.schedule import POLICIES, Decision, Fcfs, Priority, WaitingRoom
 
 
-def job(name: str, arrival_ns: int, num_tokens: int = 10, priority: int = 0, group: str | None = None) -> Job:
+def job(
+    name: str, arrival_ns: int, num_tokens: int = 10, priority: int = 0, group: str | None = None
+) -> Job:
     size = 2 if group else 1
     return Job(name, arrival_ns, num_tokens, 0, 1, priority, group, size)
 
@@ -80,7 +82,9 @@ def test_a_removed_job_is_gone() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 50), st.integers(1, 30), st.integers(-2, 2)), min_size=1, max_size=12
+        st.tuples(st.integers(0, 50), st.integers(1, 30), st.integers(-2, 2)),
+        min_size=1,
+        max_size=12,
     ),
     st.integers(1, 60),
     st.sampled_from(sorted(POLICIES)),
