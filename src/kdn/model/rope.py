@@ -1,4 +1,4 @@
-"""Rotary position, applied in fp32 and rounded once, in the rotate-half layout of published weights.
+"""Rotary position, applied in fp32 and rounded once, in the published rotate-half layout.
 
 Keys are stored without it, so that a stored block may stand anywhere; the caller rotates them to
 the position they have in the prompt at hand.
@@ -46,7 +46,7 @@ class Rope:
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def apply(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x[n, heads, head_dim] rotated to the rows' positions, in x's dtype. x is left as it was."""
+        """x[n, heads, head_dim] rotated to the rows' positions, in x's dtype, as a new tensor."""
         # Three exactly rounded operations, so a row's result never depends on its neighbours.
         half = self.head_dim // 2
         turned = torch.cat((x[..., half:], x[..., :half]), dim=-1) * sin.unsqueeze(1)
