@@ -1,4 +1,4 @@
-"""A row's product does not depend on the rows beside it, and packing changes nothing but the time."""
+"""A row's product does not depend on the rows beside it; packing changes only the time."""
 
 from __future__ import annotations
 
