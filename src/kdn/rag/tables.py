@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from kdn.errors import MissingExtra, NoSpace, StoreError
+from kdn.errors import NoSpace, StoreError
 from kdn.rag.cut import CutPart, Passage
 from kdn.rag.embed import Vectors
 
@@ -265,10 +265,8 @@ def _quoted(values: Iterable[str]) -> str:
 
 def _connect(folder: Path) -> Any:
     os.environ.setdefault("LANCEDB_LOG", "error")  # its only switch, read when it is imported
-    try:
-        import lancedb
-    except ImportError as error:
-        raise MissingExtra("documents need kdn's rag extra; run: pip install 'kdn[rag]'") from error
+    import lancedb
+
     return lancedb.connect(folder, read_consistency_interval=timedelta(0))
 
 
