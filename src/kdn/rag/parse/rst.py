@@ -39,6 +39,7 @@ _PEP = re.compile(r"\APEP: *(\d+)\nTitle: *(.+(?:\n[ \t]+.+)*)")
 _DIRECTIVE = re.compile(r"\A\.\. +(?:\|[^|]*\| +)?([\w:+.-]+)::[ \t]*(.*)(?:\n|\Z)")
 _OPTION = re.compile(r"\A:[\w-]+:.*")
 _ROLE = re.compile(r":[\w:+.-]+:`([^`]*)`")
+_NOTE = re.compile(r"(\[[^\]]+\])_")
 _TARGET = re.compile(r"\s*<[^>]*>\Z")
 _MAX_NESTING = 8
 _SILENT = (
@@ -180,8 +181,14 @@ def _inline(node: Any) -> str:
         case nodes.footnote_reference() | nodes.citation_reference():
             return f"[{node.astext()}]"
         case nodes.problematic():
-            return _ROLE.sub(lambda role: f"`{_TARGET.sub('', role.group(1))}`", node.astext())
+            return _words_of(node.astext())
         case nodes.system_message() | nodes.image() | nodes.raw():
             return ""
         case _:
             return "".join(_inline(child) for child in node.children)
+
+
+def _words_of(problem: str) -> str:
+    """The words in markup that docutils could not resolve: an unknown role, a note elsewhere."""
+    without_roles = _ROLE.sub(lambda role: f"`{_TARGET.sub('', role.group(1))}`", problem)
+    return _NOTE.sub(r"\1", without_roles)
