@@ -138,8 +138,11 @@ def test_documents_without_files_are_taken_in_by_the_same_rules(library: Library
     documents = [compose("cats", "Cats", [Paragraph(CATS)])]
     assert library.add(documents).added == ("cats",)
     assert library.add(documents).unchanged == ("cats",)
+    with pytest.raises(BadInput, match="two documents are called 'x'"):
+        library.add([compose("x", "X", [Paragraph(text)]) for text in (CATS, BOATS)])
     assert library.delete("cats") == 1
     assert library.search("cats") == []
+    library.check()
     with pytest.raises(BadInput, match="no document 'cats'"):
         library.delete("cats")
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pypdf
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdn.errors import DocumentError
 from kdn.rag import Document
@@ -242,6 +244,40 @@ def test_html_nested_a_thousand_deep_is_read() -> None:
 def test_html_without_text_is_refused() -> None:
     with pytest.raises(DocumentError, match="no text found"):
         read("a.html", "<script>x</script>")
+
+
+# --- anything at all -------------------------------------------------------------------------
+
+PIECES = [
+    "<p>",
+    "</",
+    "<li",
+    ".. x::",
+    "\n",
+    "   ",
+    "`",
+    "*",
+    "[1]_",
+    "|",
+    "#",
+    "> ",
+    "- ",
+    "--",
+    "a",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([".md", ".rst", ".html", ".txt", ".pdf"]),
+    st.lists(st.sampled_from(PIECES)).map(lambda pieces: "".join(pieces).encode()) | st.binary(),
+)
+def test_any_bytes_are_a_document_or_refused(suffix: str, data: bytes) -> None:
+    try:
+        document = parse(Path("/docs/a" + suffix), data)
+    except DocumentError:
+        return
+    assert all(document.text[s.start : s.stop].strip() for s in document.sections)
 
 
 # --- PDF -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kdn.clock import Clock
-from kdn.errors import Cancelled, DocumentError
+from kdn.errors import BadInput, Cancelled, DocumentError
 from kdn.rag.catalogue import Catalogue
 from kdn.rag.cut import CutDocument, Cutting, Encode, Passage, cut
 from kdn.rag.documents import Document
@@ -151,8 +151,12 @@ class Ingestion:
         """Take in documents that are not files."""
 
         def take() -> None:
+            met: set[str] = set()
             for document in documents:
                 self._stop_if_cancelled()
+                if document.source in met:
+                    raise BadInput(f"two documents are called {document.source!r}; rename one")
+                met.add(document.source)
                 data = repr((document.title, document.text, document.sections)).encode()
                 if self._is_news(document.source, digest := self._digest(data)):
                     self._prepare(document, digest, len(document.text.encode()))

@@ -16,7 +16,6 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from docutils.parsers.rst import Parser
 
-from kdn.errors import DocumentError
 from kdn.rag.documents import Block, Document, Heading, Paragraph, compose
 from kdn.rag.files import decode
 
@@ -52,7 +51,7 @@ def parse_rst(source: str, path: Path, data: bytes) -> Document:
     """Titled by the header of a PEP, else by the first heading, else by the file's name."""
     text = decode(path, data)
     pep = _PEP.match(text)
-    blocks = list(_read(path, text, level=0, nesting=0, headers=pep is not None))
+    blocks = list(_read(text, level=0, nesting=0, headers=pep is not None))
     if pep:
         title = f"PEP {pep.group(1)} – {' '.join(pep.group(2).split())}"  # noqa: RUF001  PEP style
     else:
@@ -60,25 +59,15 @@ def parse_rst(source: str, path: Path, data: bytes) -> Document:
     return compose(source, title, blocks)
 
 
-def _read(path: Path, text: str, *, level: int, nesting: int, headers: bool) -> Iterator[Block]:
-    try:
-        tree = publish_doctree(
-            text,
-            parser=Parser(rfc2822=headers),
-            settings_overrides=_SETTINGS,
-        )
-    except (
-        Exception
-    ) as error:  # docutils is asked not to halt; what it raises is a text it cannot take
-        raise DocumentError(f"{path}: cannot be read as reStructuredText ({error})") from error
-    yield from _Walk(path, nesting).blocks(tree, level)
+def _read(text: str, *, level: int, nesting: int, headers: bool) -> Iterator[Block]:
+    tree = publish_doctree(text, parser=Parser(rfc2822=headers), settings_overrides=_SETTINGS)
+    yield from _Walk(nesting).blocks(tree, level)
 
 
 class _Walk:
     """One pass over a tree."""
 
-    def __init__(self, path: Path, nesting: int) -> None:
-        self._path = path
+    def __init__(self, nesting: int) -> None:
         self._nesting = nesting
 
     def blocks(self, parent: Any, level: int) -> Iterator[Block]:
@@ -164,7 +153,7 @@ class _Walk:
         text = "\n".join(body)
         if text.strip():
             nesting = self._nesting + 1
-            yield from _read(self._path, text, level=level, nesting=nesting, headers=False)
+            yield from _read(text, level=level, nesting=nesting, headers=False)
 
 
 def _flow(node: Any) -> str:
