@@ -96,7 +96,9 @@ def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             if _has_bias(config, name):
                 shapes[f"{at}.self_attn.{name}_proj.bias"] = shape[:1]
         if config["model_type"] == "qwen3":
-            shapes[f"{at}.self_attn.q_norm.weight"] = shapes[f"{at}.self_attn.k_norm.weight"] = (dim,)
+            shapes[f"{at}.self_attn.q_norm.weight"] = shapes[f"{at}.self_attn.k_norm.weight"] = (
+                dim,
+            )
         for name in ("gate", "up", "down"):
             shape = (hidden, inner) if name == "down" else (inner, hidden)
             shapes[f"{at}.mlp.{name}_proj.weight"] = shape
@@ -120,7 +122,9 @@ def _weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
     weights = {}
     for name, shape in _shapes(config).items():
         noise = torch.randn(shape, generator=random)
-        weights[name] = 1 + noise / 10 if name.endswith("norm.weight") else noise * _scale(name, shape)
+        weights[name] = (
+            1 + noise / 10 if name.endswith("norm.weight") else noise * _scale(name, shape)
+        )
     return weights
 
 
@@ -141,7 +145,9 @@ def _tokenizer() -> dict[str, Any]:
     """One token a byte, and the two control tokens."""
     vocab = {char: i for i, char in enumerate(_byte_alphabet())}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added = [{"id": 256 + i, "content": t, **flags, "special": True} for i, t in enumerate(_SPECIALS)]
+    added = [
+        {"id": 256 + i, "content": t, **flags, "special": True} for i, t in enumerate(_SPECIALS)
+    ]
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,

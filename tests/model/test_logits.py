@@ -96,9 +96,7 @@ def test_smollm2_agrees_with_transformers(smollm2: Path, model_cache: Path) -> N
     assert (forward(loaded.decoder, tokens) - reference(folder, tokens)).abs().max() < 1e-3
 
 
-def test_allowed_logits_are_some_of_all(
-    tiny_model: Callable[..., Path], model_cache: Path
-) -> None:
+def test_allowed_logits_are_some_of_all(tiny_model: Callable[..., Path], model_cache: Path) -> None:
     decoder = load_model(tiny_model("llama"), cache_dir=model_cache, dtype="float32").decoder
     hidden = torch.randn(3, 64)
     some = decoder.logits(hidden, torch.tensor([7, 3]))

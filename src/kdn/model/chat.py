@@ -145,7 +145,9 @@ def _join(
 class _Encoder:
     """Tokenises each piece alone, control tokens in template text only."""
 
-    def __init__(self, tokenizer: Tokenizer, known: Mapping[str, TokenIds], *, strips: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, known: Mapping[str, TokenIds], *, strips: bool
+    ) -> None:
         self._tokenizer, self._known, self._strips = tokenizer, known, strips
         self._between = tokenizer.encode(_BETWEEN)
 

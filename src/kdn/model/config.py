@@ -99,7 +99,9 @@ class ModelConfig:
         return fields
 
 
-def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+def parse_config(
+    raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+) -> ModelConfig:
     """A ModelConfig from the contents of config.json (and generation_config.json, if there is one).
 
     Raises WeightsError for an architecture or an option that kdn does not compute.

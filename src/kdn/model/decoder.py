@@ -95,7 +95,11 @@ class DecoderLayer:
         return out.add_(down)
 
     def _add(
-        self, runs: Sequence[AdapterRun], modules: tuple[str, ...], x: Tensor, to: tuple[Tensor, ...]
+        self,
+        runs: Sequence[AdapterRun],
+        modules: tuple[str, ...],
+        x: Tensor,
+        to: tuple[Tensor, ...],
     ) -> None:
         for module, target in zip(modules, to, strict=True):
             for rows, delta in deltas(runs, self.index, module, x):

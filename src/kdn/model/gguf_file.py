@@ -137,7 +137,10 @@ def _config(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]:
             f"the GGUF file holds a {fields.architecture!r} model; kdn computes {', '.join(_FAMILY)}"
         )
     family = _FAMILY[fields.architecture]
-    num_heads, hidden = int(fields.need("attention.head_count")), int(fields.need("embedding_length"))
+    num_heads, hidden = (
+        int(fields.need("attention.head_count")),
+        int(fields.need("embedding_length")),
+    )
     config = {
         "model_type": family,
         "hidden_act": "silu",

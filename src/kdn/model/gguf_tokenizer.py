@@ -75,7 +75,9 @@ def tokenizer_files(get: Callable[..., Any]) -> dict[str, Any]:
 
 def _build(tokens: list[str], types: list[int], merges: list[Any], cut: str) -> Tokenizer:
     vocab = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=cut in ("llama-bpe", "llama3")))
+    tokenizer = Tokenizer(
+        BPE(vocab=vocab, merges=merges, ignore_merges=cut in ("llama-bpe", "llama3"))
+    )
     if cut in ("qwen2", "deepseek-r1-qwen"):
         tokenizer.normalizer = normalizers.NFC()  # type: ignore[assignment] # a setter of wider type
     tokenizer.pre_tokenizer = _CUTS[cut]()  # type: ignore[assignment] # a setter of wider type

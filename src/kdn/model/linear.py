@@ -51,7 +51,9 @@ class PackedLinear(Linear):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.out_features = weight.shape[0]
         self.weight_bytes = weight.numel() * weight.element_size()
-        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS[weight.dtype])  # noqa: SLF001 the op has no public name
+        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(
+            weight, _PACK_ROWS[weight.dtype]
+        )  # noqa: SLF001 the op has no public name
         self._bias = bias
         self._pad_single = weight.dtype == torch.float32
 

@@ -1,0 +1,36 @@
+"""Benchmarks: one question a file, the same options and the same kind of answer for all."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from kdn.bench.report import print_result, write_json, write_page
+from kdn.bench.result import BenchOptions, Figure, Result, Row
+from kdn.errors import BadInput
+
+__all__ = [
+    "BENCHES",
+    "BenchOptions",
+    "Figure",
+    "Result",
+    "Row",
+    "load_bench",
+    "print_result",
+    "write_json",
+    "write_page",
+]
+
+BENCHES: dict[str, str] = {
+    "engine": "kdn.bench.engine",
+    "stack": "kdn.bench.stack",
+}
+"""Name to module; each module has `run(options) -> Result` and opens with its question."""
+
+
+def load_bench(name: str) -> Callable[[BenchOptions], Result]:
+    """The `run` of a benchmark. Raises BadInput, naming those there are, for an unknown name."""
+    if name not in BENCHES:
+        raise BadInput(f"no benchmark {name!r}; there are {', '.join(sorted(BENCHES))}")
+    run: Callable[[BenchOptions], Result] = importlib.import_module(BENCHES[name]).run
+    return run

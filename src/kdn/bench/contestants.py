@@ -1,0 +1,244 @@
+"""Who runs in the engine benchmark: kdn, transformers in this process, rivals in their own.
+
+All get the same token ids, decode greedily, use the same number of threads and time themselves by
+the wall clock from handing over the prompt to having the token's id.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from kdn.clock import Clock
+from kdn.core import (
+    Finish,
+    Generator,
+    Keeping,
+    Prompt,
+    Request,
+    Role,
+    Sampling,
+    Segment,
+    StreamEvent,
+    Token,
+    TokenIds,
+    Usage,
+)
+from kdn.errors import EngineFailed
+
+__all__ = ["Contestant", "Kdn", "RivalProcess", "Transformers"]
+
+Arrivals = list[list[float]]
+
+
+class Contestant(Protocol):
+    """Anything whose time to first token and decoding can be measured."""
+
+    name: str
+
+    def first_token_s(self, prompt: TokenIds) -> float:
+        """Seconds to the first token of a prompt it has never seen."""
+        ...
+
+    def arrivals_s(self, prompts: Sequence[TokenIds], num_tokens: int) -> Arrivals | None:
+        """When each token of prompts run together arrived; None when it cannot run so many."""
+        ...
+
+
+class _Listener:
+    """Notes when tokens arrive, in the engine's thread, and lets another thread wait for the end."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._done = threading.Event()
+        self.times_s: list[float] = []
+        self.usage: Usage | None = None
+        self.error: Exception | None = None
+
+    def __call__(self, event: StreamEvent | Exception | None) -> None:
+        if isinstance(event, Token):
+            self.times_s.append(self._clock.now())
+        elif isinstance(event, Finish):
+            self.usage = event.usage
+        elif isinstance(event, Exception):
+            self.error = event
+        else:
+            self._done.set()
+
+    def wait(self) -> Usage:
+        """The usage, once the stream has ended. Raises EngineFailed when it ended badly."""
+        self._done.wait()
+        if self.usage is None or not self.times_s:
+            raise EngineFailed(f"a benchmark request gave no token: {self.error}") from self.error
+        return self.usage
+
+
+class Kdn:
+    """Our engine, through the same door that everybody uses."""
+
+    name = "kdn"
+
+    def __init__(self, generator: Generator, clock: Clock) -> None:
+        self._generator = generator
+        self._clock = clock
+        self._serial = 0
+
+    def first_token_s(self, prompt: TokenIds) -> float:
+        started = self._clock.now()
+        listener = self._submit((prompt,), 1, reuse=False, keeping=Keeping.NOTHING)
+        listener.wait()
+        return listener.times_s[0] - started
+
+    def arrivals_s(self, prompts: Sequence[TokenIds], num_tokens: int) -> Arrivals | None:
+        running = [
+            self._submit((prompt,), num_tokens, reuse=False, keeping=Keeping.NOTHING)
+            for prompt in prompts
+        ]
+        for listener in running:
+            listener.wait()
+        return [listener.times_s for listener in running]
+
+    def keep(self, prefix: TokenIds) -> None:
+        """Have the KV of `prefix` stored."""
+        self._submit((prefix, prefix[:1]), 1, reuse=False, keeping=Keeping.SHARED).wait()
+
+    def hit_s(self, prefix: TokenIds, rest: TokenIds) -> tuple[float, Usage]:
+        """Seconds to the first token of `rest` after a stored `prefix`, and where tokens came from."""
+        started = self._clock.now()
+        listener = self._submit((prefix, rest), 1, reuse=True, keeping=Keeping.NOTHING)
+        usage = listener.wait()
+        return listener.times_s[0] - started, usage
+
+    def _submit(
+        self, pieces: Sequence[TokenIds], num_tokens: int, *, reuse: bool, keeping: Keeping
+    ) -> _Listener:
+        self._serial += 1
+        roles = [Role.DOCUMENT] * (len(pieces) - 1) + [Role.QUESTION]
+        segments = tuple(Segment(role, ids) for role, ids in zip(roles, pieces, strict=True))
+        request = Request(
+            id=f"bench-{self._serial}",
+            prompt=Prompt(segments),
+            sampling=Sampling(max_tokens=num_tokens, ignore_eos=True),
+            reuse=reuse,
+            keeping=keeping,
+        )
+        listener = _Listener(self._clock)
+        self._generator.submit(request).on_event(listener)
+        return listener
+
+
+class Transformers:
+    """The reference implementation with its fastest CPU attention, driven without `generate`.
+
+    Its own generation loop would only add to its time.  Raises ImportError when it is not installed.
+    """
+
+    def __init__(self, folder: Path, dtype: str, clock: Clock) -> None:
+        import torch
+        import transformers
+
+        self.name = "transformers"
+        self._torch = torch
+        self._clock = clock
+        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        ).eval()
+
+    def first_token_s(self, prompt: TokenIds) -> float:
+        started = self._clock.now()
+        times_s, _ = self._greedy((prompt,), 1)
+        return times_s[0] - started
+
+    def arrivals_s(self, prompts: Sequence[TokenIds], num_tokens: int) -> Arrivals | None:
+        times_s, count = self._greedy(prompts, num_tokens)
+        return [times_s] * count
+
+    def _greedy(self, prompts: Sequence[TokenIds], num_tokens: int) -> tuple[list[float], int]:
+        """Arrival times of the tokens of equally long prompts, which run in step."""
+        tokens, cache, times_s = self._torch.tensor(prompts), None, []
+        with self._torch.inference_mode():
+            for _ in range(num_tokens):
+                output = self._model(
+                    tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
+                )
+                tokens, cache = (
+                    output.logits[:, -1].argmax(-1, keepdim=True),
+                    output.past_key_values,
+                )
+                tokens.tolist()
+                times_s.append(self._clock.now())
+        return times_s, len(prompts)
+
+
+class RivalProcess:
+    """A rival in the environment of `make rivals`, spoken to in lines of JSON.
+
+    Raises EngineFailed when it does not come up or does not answer.
+    """
+
+    def __init__(self, command: Sequence[str | Path], log: Path) -> None:
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self._log = log
+        try:
+            self.name = str(self._read()["ready"])
+        except EngineFailed:
+            self.close()
+            raise
+
+    def first_token_s(self, prompt: TokenIds) -> float:
+        return float(self._ask(op="first_token", prompt=prompt)["seconds"])
+
+    def arrivals_s(self, prompts: Sequence[TokenIds], num_tokens: int) -> Arrivals | None:
+        answer: Arrivals | None = self._ask(op="decode", prompts=prompts, num_tokens=num_tokens)[
+            "arrivals"
+        ]
+        return answer
+
+    def hit_s(self, prefix: TokenIds, rest: TokenIds) -> float | None:
+        """Seconds to the first token of `rest` after a prefix just computed; None if it cannot."""
+        seconds = self._ask(op="hit", prefix=prefix, prompt=prefix + rest)["seconds"]
+        return None if seconds is None else float(seconds)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _ask(self, **request: object) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise EngineFailed(f"a rival ended; its last words: {_last_line(self._log)}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise EngineFailed(f"a rival failed: {answer['error']}")
+        return answer
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "(none)"

