@@ -9,11 +9,11 @@ from typing import Any
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
-from running_server import Running, running
-from scripted_service import ScriptedService
 
 from kdn.errors import BadConfig, PortInUse
 from kdn.serve import ServeSettings, listen
+from tests.serve.running import Running, running
+from tests.serve.scripted import ScriptedService
 
 ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 
