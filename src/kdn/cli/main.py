@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -35,9 +36,7 @@ def build_app() -> typer.Typer:
     app.add_typer(models, name="models")
     app.add_typer(store, name="store")
     if find_spec("kdn.cli.net") is not None:
-        from kdn.cli.net import net
-
-        app.add_typer(net, name="net")
+        app.add_typer(import_module("kdn.cli.net").net, name="net")
     return app
 
 
