@@ -70,12 +70,11 @@ class ModelChoice:
         """The model, its store and its library, ready. Raises KdnError."""
         import kdn
 
-        config = config or read_settings(self.home)
         return kdn.open(
             self.model,
             home=self.home,
-            device=self.device or config.engine.device,
-            dtype=self.dtype or config.engine.dtype,
+            device=self.device,
+            dtype=self.dtype,
             int8=self.int8,
             adapters=dict(map(_adapter, self.adapters)),
             config=config,

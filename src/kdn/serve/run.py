@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import kdn as package
@@ -18,9 +16,6 @@ from kdn.serve.settings import ServeSettings
 
 __all__ = ["KdnService", "run"]
 
-REMEMBERED_ANSWERS = 4096
-"""How many answers' ids are kept for conversations that go on. About 1 KB each."""
-
 
 def run(kdn: Kdn, door: socket.socket, settings: ServeSettings) -> None:
     """Serve until the process is told to stop; answers under way may finish. Blocks."""
@@ -33,8 +28,6 @@ class KdnService:
 
     def __init__(self, kdn: Kdn) -> None:
         self._kdn = kdn
-        self._answers: OrderedDict[tuple[str, str], TokenIds] = OrderedDict()
-        self._lock = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -55,18 +48,10 @@ class KdnService:
     def prompt(
         self, messages: Sequence[Message], documents: Sequence[Document], salt: str
     ) -> Prompt:
-        with self._lock:
-            turns = [(salt, m.content) for m in messages if m.role == "assistant"]
-            known = {turn[1]: self._answers[turn] for turn in turns if turn in self._answers}
-        model = self._kdn.model
-        return model.chat.segments(messages, documents, model.tokenizer, known)
+        return self._kdn.prompt(messages, documents, salt)
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
-        with self._lock:
-            self._answers[salt, text] = token_ids
-            self._answers.move_to_end((salt, text))
-            while len(self._answers) > REMEMBERED_ANSWERS:
-                self._answers.popitem(last=False)
+        self._kdn.remember(salt, text, token_ids)
 
     def submit(self, request: Request) -> Stream:
         return self._kdn.engine.submit(request)
