@@ -53,7 +53,7 @@ class PackedLinear(Linear):
         self.weight_bytes = weight.numel() * weight.element_size()
         self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(
             weight, _PACK_ROWS[weight.dtype]
-        )  # noqa: SLF001 the op has no public name
+        )
         self._bias = bias
         self._pad_single = weight.dtype == torch.float32
 
