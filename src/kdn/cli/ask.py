@@ -36,7 +36,10 @@ def ask(
     *,
     model: ModelOption = "smollm2-135m",
     home: HomeOption = None,
-    max_tokens: MaxTokensOption = 512,
+    max_tokens: MaxTokensOption = 256,
+    max_parts: Annotated[
+        int, typer.Option(min=1, help="Parts of documents (about 1,000 tokens each) to read.")
+    ] = 1,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     int8: Int8Option = False,
@@ -45,7 +48,12 @@ def ask(
     """Answer a question from the ingested documents, and show where the answer stands."""
     question = sys.stdin.read() if question == "-" else question
     with ModelChoice(model, home, device, dtype, int8).open() as kdn:
-        answer = kdn.ask(question, max_tokens=max_tokens, stream=None if as_json else write_piece)
+        answer = kdn.ask(
+            question,
+            max_tokens=max_tokens,
+            max_parts=max_parts,
+            stream=None if as_json else write_piece,
+        )
     if as_json:
         emit({"question": question, **answer_shape(answer)})
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,25 +16,25 @@ from kdn.cli.options import HomeOption, JsonOption, ModelChoice, ModelOption, re
 from kdn.cli.show import emit, progress_bar, say, table, time_text, to_json, write_piece
 
 if TYPE_CHECKING:
-    from kdn.api import Answer
+    from kdn.api import Answer, Kdn
     from kdn.config import Config
 
-__all__ = ["QUESTIONS", "demo"]
+__all__ = ["QUESTIONS", "Asked", "demo", "play"]
 
 QUESTIONS = (
-    "What does the walrus operator := do?",
     "How many spaces per indentation level does PEP 8 recommend?",
-    "What is the with statement for?",
-    "What does yield from do?",
-    "What should the first line of a docstring be?",
+    "Who wrote the Zen of Python?",
+    "What should a multi-line docstring consist of?",
+    "What does a wildcard pattern match?",
+    "Why was PEP 380 proposed?",
 )
 BETTER_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 ROUNDS = ("cold", "warm", "restart")
 
 
 @dataclass
-class _Asked:
-    """One question and its answers, by round."""
+class Asked:
+    """One question and its answers, by round: cold, warm, restart."""
 
     question: str
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -53,14 +54,12 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Answer five questions over shipped documents: cold, warm, and after a restart."""
+    from kdn.corpus import corpus_files
+
     config = _fresh(read_settings(home))
-    choice = ModelChoice(model, home)
-    asked = [_Asked(question) for question in QUESTIONS]
-    _first_process(choice, config, asked, max_tokens, quiet=as_json)
-    say("closing the store and opening it again")
-    with choice.open(config) as kdn:
-        for one in asked:
-            one.answers["restart"] = kdn.ask(one.question, max_tokens=max_tokens)
+    asked = play(
+        ModelChoice(model, home), config, corpus_files(), QUESTIONS, max_tokens, quiet=as_json
+    )
     shape = _shape(model, asked)
     output.write_bytes(to_json(shape, indent=2) + b"\n")
     if as_json:
@@ -87,38 +86,54 @@ def _fresh(config: Config) -> Config:
     )
 
 
-def _first_process(
-    choice: ModelChoice, config: Config, asked: list[_Asked], max_tokens: int, *, quiet: bool
-) -> None:
-    """Ingest, then ask everything twice: cold, and with the KV that the first time left."""
-    from kdn.corpus import corpus_files
-
+def play(
+    choice: ModelChoice,
+    config: Config,
+    files: Sequence[Path],
+    questions: Sequence[str],
+    max_tokens: int,
+    *,
+    quiet: bool,
+) -> list[Asked]:
+    """Ingest `files`, ask everything cold and warm, open the store anew and ask once more."""
+    asked = [Asked(question) for question in questions]
     with choice.open(config) as kdn:
-        with progress_bar() as bar:
-            task = bar.add_task("ingesting", total=None)
-            report = kdn.ingest(
-                corpus_files(),
-                on_progress=lambda p: bar.update(task, total=p.num_bytes, completed=p.bytes_done),
-            )
-        say(
-            f"{len(report.added)} documents, {report.num_tokens:,} tokens, "
-            f"in {time_text(report.seconds)}"
-        )
+        _ingest(kdn, files)
         for one in asked:
-            if not quiet:
-                write_piece(f"\n> {one.question}\n")
-            one.answers["cold"] = kdn.ask(
-                one.question, max_tokens=max_tokens, stream=None if quiet else write_piece
-            )
-            if not quiet:
-                write_piece("\n")
-                print_sources(one.answers["cold"].sources[:1])
+            one.answers["cold"] = _ask_aloud(kdn, one.question, max_tokens, quiet=quiet)
         say("\nasking again, now that the documents' KV is kept")
         for one in asked:
             one.answers["warm"] = kdn.ask(one.question, max_tokens=max_tokens)
+    say("closing the store, and opening it again")
+    with choice.open(config) as kdn:
+        for one in asked:
+            one.answers["restart"] = kdn.ask(one.question, max_tokens=max_tokens)
+    return asked
 
 
-def _print_times(asked: list[_Asked]) -> None:
+def _ingest(kdn: Kdn, files: Sequence[Path]) -> None:
+    with progress_bar() as bar:
+        task = bar.add_task("ingesting", total=None)
+        report = kdn.ingest(
+            files, on_progress=lambda p: bar.update(task, total=p.num_bytes, completed=p.bytes_done)
+        )
+    say(
+        f"{len(report.added)} documents, {report.num_tokens:,} tokens, "
+        f"in {time_text(report.seconds)}"
+    )
+
+
+def _ask_aloud(kdn: Kdn, question: str, max_tokens: int, *, quiet: bool) -> Answer:
+    if quiet:
+        return kdn.ask(question, max_tokens=max_tokens)
+    write_piece(f"\n> {question}\n")
+    answer = kdn.ask(question, max_tokens=max_tokens, stream=write_piece)
+    write_piece("\n")
+    print_sources(answer.sources[:1])
+    return answer
+
+
+def _print_times(asked: list[Asked]) -> None:
     rows: list[tuple[str, ...]] = [
         (
             one.question,
@@ -133,7 +148,7 @@ def _print_times(asked: list[_Asked]) -> None:
     table("", columns, rows)
 
 
-def _shape(model: str, asked: list[_Asked]) -> dict[str, Any]:
+def _shape(model: str, asked: list[Asked]) -> dict[str, Any]:
     return {
         "model": model,
         "questions": [

@@ -59,7 +59,9 @@ def serve(
         choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
         with choice.open(config) as kdn:
             if as_json:
-                emit({"url": url_of(door), "model": kdn.name, "adapters": sorted(kdn.model.adapters)})
+                emit(
+                    {"url": url_of(door), "model": kdn.name, "adapters": sorted(kdn.model.adapters)}
+                )
             say(f"{kdn.name} at {url_of(door)}/v1 (Ctrl-C stops)")
             run(kdn, door, settings)
 
