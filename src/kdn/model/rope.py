@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdn.model.config import RopeConfig
 
-__all__ = ["Rope"]
+__all__ = ["Rope", "rotate"]
 
 
 class Rope:
@@ -37,7 +37,7 @@ class Rope:
         return self.config.kind == "dynamic"
 
     def tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin for positions[n] (int64): two fp32 [n, head_dim], for `apply` only.
+        """cos and sin for positions[n] (int64): two fp32 [n, head_dim], for `rotate` only.
 
         The first half of sin carries a minus sign, and YaRN's attention scale is inside both.
         """
@@ -47,10 +47,15 @@ class Rope:
 
     def apply(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x[n, heads, head_dim] rotated to the rows' positions, in x's dtype. x is left as it was."""
-        # Three exactly rounded operations, so a row's result never depends on its neighbours.
-        half = self.head_dim // 2
-        turned = torch.cat((x[..., half:], x[..., :half]), dim=-1) * sin.unsqueeze(1)
-        return (x * cos.unsqueeze(1)).add_(turned).to(x.dtype)
+        return rotate(x, cos, sin)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x[n, heads, head_dim] turned by `Rope.tables`' cos and sin, in fp32, rounded once."""
+    # Three exactly rounded operations, so a row's result never depends on its neighbours.
+    half = x.shape[-1] // 2
+    turned = torch.cat((x[..., half:], x[..., :half]), dim=-1) * sin.unsqueeze(1)
+    return (x * cos.unsqueeze(1)).add_(turned).to(x.dtype)
 
 
 def _attention_scale(config: RopeConfig) -> float:

@@ -1,0 +1,374 @@
+"""The step loop: who came, who goes in, one layer of prefill or one token for everybody, what is left.
+
+    step()  =  take in  ->  drop cancelled  ->  admit  ->  prefill a layer | decode a token
+
+A prefill moves one layer at a time, so that running streams are served in between: none waits longer
+than `max_stall_ms` and the layer under way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kdn.clock import Clock
+from kdn.core import FinishReason, Job, Keeping, Planner, Request
+from kdn.engine.admission import Admission
+from kdn.engine.executor import Pass
+from kdn.engine.keeping import kept_answer, kept_prompt
+from kdn.engine.kv import HeadPool, KvBudget
+from kdn.engine.lane import Lane
+from kdn.engine.limits import Limits
+from kdn.engine.live import Live
+from kdn.engine.prefill import PrefillLine
+from kdn.engine.sampling import Sampler
+from kdn.engine.stream import LiveStream
+from kdn.errors import BadInput, CorruptBlock, EngineFailed, PromptTooLong, UnknownModel
+from kdn.model import LoadedModel, LoraAdapter
+from kdn.model.attention import Attention
+from kdn.schedule import Fcfs, WaitingRoom
+from kdn.trace import NoTrace, Trace
+
+__all__ = ["Engine", "EngineStat"]
+
+
+@dataclass(frozen=True)
+class EngineStat:
+    """A look at the engine: counts of requests, and bytes of KV."""
+
+    num_waiting: int
+    num_prefilling: int
+    num_decoding: int
+    kv_total_bytes: int
+    kv_free_bytes: int
+
+
+class Engine:
+    """Runs requests on one model. Create, `submit` from any thread, `close`.
+
+    With `threaded=False` nothing runs until `step` is called: for tests and simulations.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        attention: Attention,
+        planner: Planner,
+        limits: Limits,
+        clock: Clock,
+        room: WaitingRoom | None = None,
+        trace: Trace | None = None,
+        *,
+        seed: int = 0,
+        threaded: bool = True,
+    ) -> None:
+        self._model = model
+        self._attention = attention
+        self._planner = planner
+        self._limits = limits
+        self._clock = clock
+        self._trace = trace or NoTrace()
+        self._room = room or WaitingRoom(Fcfs())
+        self._seeds = itertools.count(seed)
+        self._inbox: queue.SimpleQueue[Live] = queue.SimpleQueue()
+        self._heads = HeadPool(limits.idle_head_bytes)
+        self._budget = KvBudget(limits.kv_bytes)
+        self._admission = Admission(model, planner, limits, self._budget, self._heads)
+        self._waiting: dict[str, Live] = {}
+        self._prefills = PrefillLine(model, attention, limits.max_batch_tokens)
+        self._decoding: list[Live] = []
+        self._decoded_s = clock.now()
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        if threaded:
+            self._thread = threading.Thread(target=self._run, name="kdn-engine", daemon=True)
+            self._thread.start()
+
+    # --- the caller's side -------------------------------------------------------------------
+
+    def submit(self, request: Request) -> LiveStream:
+        """Queue a request. Raises PromptTooLong, UnknownModel or BadInput before anything is computed."""
+        if self._closing:
+            raise EngineFailed(f"request {request.id}: the engine is closed; open a new one")
+        live = self._live(request)
+        self._inbox.put(live)
+        self._wake.set()
+        return live.stream
+
+    def free_kv(self) -> int:
+        """Bytes of KV that could be reserved now."""
+        return self._budget.free_bytes
+
+    def stat(self) -> EngineStat:
+        """Counts as of now; may be a step old when asked from another thread."""
+        return EngineStat(
+            num_waiting=len(self._waiting) + self._inbox.qsize(),
+            num_prefilling=len(self._prefills),
+            num_decoding=len(self._decoding),
+            kv_total_bytes=self._budget.total_bytes,
+            kv_free_bytes=self._budget.free_bytes,
+        )
+
+    def close(self) -> None:
+        """End the loop; requests still running end with an error. Calling it twice is harmless."""
+        self._closing = True
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._fail_everyone(EngineFailed("the engine was closed while the request was running"))
+
+    def check(self) -> None:
+        """Audit the books. Raises AssertionError. Only meaningful between steps."""
+        self._heads.check()
+        self._budget.check()
+        self._room.check()
+        assert set(self._waiting) == {job.id for job in self._room.jobs()}, (
+            "waiting room and list differ"
+        )
+
+    def _live(self, request: Request) -> Live:
+        tokens, sampling = request.prompt.num_tokens, request.sampling
+        room = self._model.decoder.config.max_position - tokens
+        if tokens == 0:
+            raise BadInput(f"request {request.id}: the prompt is empty; give it at least one token")
+        if room < 1:
+            limit = self._model.decoder.config.max_position
+            raise PromptTooLong(
+                f"the prompt holds {tokens} tokens and the model's context {limit}; "
+                "shorten the prompt or use fewer documents"
+            )
+        if sampling.max_tokens < 1:
+            raise BadInput(f"max_tokens must be at least 1, not {sampling.max_tokens}")
+        outside = [
+            t for t in sampling.logit_bias if not 0 <= t < self._model.decoder.config.vocab_size
+        ]
+        if outside:
+            raise BadInput(
+                f"logit_bias names token {outside[0]}, which the vocabulary does not have"
+            )
+        max_new = min(sampling.max_tokens, room)
+        self._admission.refuse_what_never_fits(request, max_new)
+        stop_ids = set(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            stop_ids |= set(self._model.tokenizer.eos_ids)
+        return Live(
+            request=request,
+            stream=LiveStream(self._wake.set),
+            sampler=Sampler(sampling, next(self._seeds)),
+            detokenizer=self._model.tokenizer.detokenizer(),
+            tokenizer=self._model.tokenizer,
+            stop_ids=frozenset(stop_ids),
+            max_new_tokens=max_new,
+            arrived_s=self._clock.now(),
+            adapter=self._adapter(request.adapter),
+        )
+
+    def _adapter(self, name: str | None) -> LoraAdapter | None:
+        if name is None:
+            return None
+        if name not in self._model.adapters:
+            known = ", ".join(sorted(self._model.adapters)) or "none"
+            raise UnknownModel(f"no adapter is called {name!r}; loaded adapters: {known}")
+        return self._model.adapters[name]
+
+    # --- the loop ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._wake.clear()
+            try:
+                busy = self.step()
+            except Exception as error:  # noqa: BLE001  callers must hear of it, whatever it is
+                self._closing = True
+                self._trace.event("engine.stop", why=repr(error))
+                failure = EngineFailed(f"the engine stopped: {error!r}; open a new one")
+                failure.__cause__ = error
+                self._fail_everyone(failure)
+                return
+            if not busy:
+                self._wake.wait()
+
+    def step(self) -> bool:
+        """One unit of work. False when there was nothing to do."""
+        with torch.inference_mode():
+            self._take_in()
+            self._drop_cancelled()
+            self._admit()
+            if self._prefills and not self._decode_is_due():
+                self._prefill_layer()
+                return True
+            if self._decoding:
+                self._decode()
+                return True
+        return bool(self._prefills)
+
+    def _take_in(self) -> None:
+        while not self._inbox.empty():
+            live = self._inbox.get()
+            self._waiting[live.request.id] = live
+            self._room.add(self._job(live))
+
+    def _job(self, live: Live) -> Job:
+        request = live.request
+        return Job(
+            id=request.id,
+            arrival_ns=int(live.arrived_s * 1e9),
+            num_tokens=request.prompt.num_tokens,
+            num_cached=self._planner.cached_tokens(request) if request.reuse else 0,
+            max_new_tokens=live.max_new_tokens,
+            priority=request.priority,
+            group=request.group,
+            group_size=request.group_size,
+        )
+
+    def _drop_cancelled(self) -> None:
+        for live in [live for live in self._waiting.values() if live.stream.is_cancelled]:
+            del self._waiting[live.request.id]
+            self._room.remove(live.request.id)
+            self._end(live, FinishReason.CANCELLED)
+        for live in self._prefills.drop_cancelled():
+            self._end(live, FinishReason.CANCELLED)
+        for live in [live for live in self._decoding if live.stream.is_cancelled]:
+            self._decoding.remove(live)
+            self._end(live, FinishReason.CANCELLED)
+
+    def _admit(self) -> None:
+        if (
+            not self._waiting
+            or len(self._decoding) + len(self._prefills) >= self._limits.max_sequences
+        ):
+            return
+        now_ns = int(self._clock.now() * 1e9)
+        for job in self._room.admit(now_ns, self._fits):
+            live = self._waiting.pop(job.id)
+            live.started_s = self._clock.now()
+            self._prefills.add(live)
+            self._trace.event("engine.admit", request=job.id, tokens=job.num_tokens)
+
+    def _fits(self, jobs: Sequence[Job]) -> bool:
+        if len(self._decoding) + len(self._prefills) + len(jobs) > self._limits.max_sequences:
+            return False
+        return self._admission.reserve([self._waiting[job.id] for job in jobs])
+
+    def _decode_is_due(self) -> bool:
+        waited_ms = 1e3 * (self._clock.now() - self._decoded_s)
+        return bool(self._decoding) and waited_ms >= self._limits.max_stall_ms
+
+    # --- prefill -----------------------------------------------------------------------------
+
+    def _prefill_layer(self) -> None:
+        try:
+            finished = self._prefills.advance()
+        except CorruptBlock as error:
+            self._replan(self._prefills.abandon(), error)
+        except Exception as error:  # noqa: BLE001  a failed pass ends its requests, not the engine
+            for live in self._prefills.abandon():
+                self._fail(live, error)
+        else:
+            for live, logits in finished:
+                self._first_token(live, logits)
+
+    def _replan(self, lives: Sequence[Live], error: CorruptBlock) -> None:
+        """A stored block could not be had: forget what was computed and plan again without it."""
+        for live in lives:
+            self._trace.event("engine.replan", request=live.request.id, why=str(error))
+            self._admission.release(live)
+            live.num_replans += 1
+            if self._admission.reserve([live]):
+                self._prefills.add(live)
+            else:
+                self._waiting[live.request.id] = live
+                self._room.add(self._job(live))
+
+    def _first_token(self, live: Live, logits: torch.Tensor) -> None:
+        self._decoded_s = self._clock.now()
+        self._admission.settle(live)
+        kept = kept_prompt(live)
+        self._take_token(live, logits)
+        if kept is not None:
+            self._planner.keep(live.request, kept)
+
+    # --- decode ------------------------------------------------------------------------------
+
+    def _decode(self) -> None:
+        lives = list(self._decoding)
+        try:
+            logits = self._next_logits(lives)
+        except Exception as error:  # noqa: BLE001  a failed step ends its requests, not the engine
+            for live in lives:
+                self._decoding.remove(live)
+                self._fail(live, error)
+            return
+        self._decoded_s = self._clock.now()
+        for live, row in zip(lives, logits, strict=True):
+            self._decoding.remove(live)
+            self._take_token(live, row[-1])
+
+    def _next_logits(self, lives: Sequence[Live]) -> list[torch.Tensor]:
+        lanes = []
+        for live in lives:
+            assert live.kv is not None, "a decoding request has KV"
+            if live.capture is not None:
+                live.capture.grow(live.kv.num_columns + 1)
+            lanes.append(
+                Lane.decode(live.kv, live.generated[-1], adapter=live.adapter, capture=live.capture)
+            )
+        step = Pass(self._model.decoder, self._attention, lanes)
+        while not step.advance():
+            pass
+        return step.logits()
+
+    def _take_token(self, live: Live, logits: torch.Tensor) -> None:
+        """Draw, tell the caller, and either go on decoding or finish."""
+        finish = live.accept(live.sampler.draw(logits), self._clock.now())
+        if finish is None:
+            self._decoding.append(live)
+            return
+        live.stream.push(finish)
+        live.stream.push(None)
+        kept = kept_answer(live)
+        if kept is not None and live.request.keeping is Keeping.ALL:
+            self._planner.keep(live.request, kept)
+        self._admission.release(live)
+        self._trace.event(
+            "engine.finish",
+            request=live.request.id,
+            reason=finish.reason.value,
+            ttft_ms=finish.usage.ttft_ms,
+            prompt_tokens=finish.usage.prompt_tokens,
+            completion_tokens=finish.usage.completion_tokens,
+            exact=finish.usage.exact,
+        )
+
+    # --- endings -----------------------------------------------------------------------------
+
+    def _end(self, live: Live, reason: FinishReason) -> None:
+        self._admission.release(live)
+        live.stream.push(live.finish(reason, self._clock.now()))
+        live.stream.push(None)
+        self._trace.event("engine.finish", request=live.request.id, reason=reason.value)
+
+    def _fail(self, live: Live, error: Exception) -> None:
+        self._admission.release(live)
+        failure = EngineFailed(f"request {live.request.id} failed in the engine: {error!r}")
+        failure.__cause__ = error
+        live.stream.push(failure)
+        live.stream.push(None)
+        self._trace.event("engine.fail", request=live.request.id, why=repr(error))
+
+    def _fail_everyone(self, error: EngineFailed) -> None:
+        self._take_in()
+        everyone = [*self._waiting.values(), *self._prefills.abandon(), *self._decoding]
+        self._waiting.clear()
+        self._decoding.clear()
+        for live in everyone:
+            self._room.remove(live.request.id)
+            self._admission.release(live)
+            live.stream.push(error)
+            live.stream.push(None)

@@ -1,0 +1,339 @@
+"""One executor runs every plan: a pass over a ragged batch, one layer at a time.
+
+A pass knows rows, columns and sources; it knows no technique.  At each layer of each sequence:
+
+    rows that enter or are given  ->  q, k, v  ->  stored columns, then fresh rows, are placed
+    ->  observers look  ->  a selector may drop rows  ->  attention  ->  the rest of the layer
+
+Between two calls of `advance` nothing is in flight but the sources' own reads, so the step loop may
+run other work there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kdn.core import Choose, GivenRows, LayerKV, LayerView
+from kdn.engine.lane import Lane
+from kdn.model import AdapterRun, Decoder
+from kdn.model.attention import Attention, AttentionLane, BoundAttention, TorchAttention
+
+__all__ = ["Pass"]
+
+
+class Pass:
+    """Plans on their way through the layers together."""
+
+    def __init__(self, decoder: Decoder, attention: Attention, lanes: Sequence[Lane]) -> None:
+        assert lanes, "a pass needs a sequence"
+        self._decoder = decoder
+        self._attention = attention
+        self._plain = TorchAttention()
+        self.lanes = list(lanes)
+        self.layer = 0
+        self._spans: list[tuple[int, int]] = []
+        self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._make_room()
+        tokens = [token for lane in self.lanes for token in lane.token_ids]
+        self._hidden = decoder.embed(torch.tensor(tokens, device=decoder.device))
+        self._rebind()
+        self._start_loading(0)
+
+    @property
+    def num_rows(self) -> int:
+        return self._hidden.shape[0]
+
+    @property
+    def done(self) -> bool:
+        return self.layer == self._decoder.config.num_layers
+
+    # --- one layer ---------------------------------------------------------------------------
+
+    def advance(self) -> bool:
+        """Compute one layer; True when it was the last. Raises CorruptBlock if a source fails."""
+        layer = self.layer
+        self._start_loading(layer + 1)
+        self._change_rows(layer)
+        q, k, v = self._project(layer)
+        stored = self._place_stored(layer)
+        for lane, (start, stop) in zip(self.lanes, self._spans, strict=True):
+            if lane.capture is not None:
+                lane.capture.note(layer, lane.rows, k[start:stop], v[start:stop])
+        q = self._bound.place(layer, q, k, v)
+        q = self._look_and_choose(layer, q, LayerKV(k, v), stored)
+        attended = self._attend(layer, q)
+        self._finish(layer, attended)
+        self.layer += 1
+        if self.done:
+            for lane in self.lanes:
+                lane.kv.tail.num_columns = max(
+                    lane.kv.tail.num_columns, lane.stop - lane.kv.num_head
+                )
+        return self.done
+
+    def logits(self) -> list[Tensor]:
+        """For each lane fp32 [wanted positions, vocabulary]; no rows if its prompt goes on."""
+        assert self.done, "logits come after the last layer"
+        allowed = self.lanes[0].plan.allowed
+        assert all(lane.plan.allowed == allowed for lane in self.lanes), "one restriction a pass"
+        choice = None if allowed is None else torch.tensor(allowed, device=self._decoder.device)
+        picked, sizes = self._logit_rows()
+        logits = self._decoder.logits(self._hidden[picked.to(self._hidden.device)], choice)
+        return list(torch.split(logits, sizes))
+
+    def _logit_rows(self) -> tuple[Tensor, list[int]]:
+        picked = [
+            torch.searchsorted(lane.rows, torch.tensor(lane.logit_positions, dtype=torch.int64))
+            + start
+            for lane, (start, _) in zip(self.lanes, self._spans, strict=True)
+        ]
+        return torch.cat(picked), [len(rows) for rows in picked]
+
+    # --- rows --------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        for lane in self.lanes:
+            lane.kv.tail.grow(lane.stop - lane.kv.num_head)
+
+    def _rebind(self) -> None:
+        """Work out spans, positions and attention anew after rows came or went."""
+        counts = [lane.rows.numel() for lane in self.lanes]
+        edges = torch.tensor([0, *counts]).cumsum(0).tolist()
+        self._spans = list(itertools.pairwise(edges))
+        positions = torch.cat([lane.rows for lane in self.lanes]).to(self._decoder.device)
+        self._cos, self._sin = self._decoder.rope.tables(positions)
+        live = [
+            self._attention_lane(lane, span)
+            for lane, span in zip(self.lanes, self._spans, strict=True)
+            if span[0] < span[1]
+        ]
+        self._bound: BoundAttention = self._attention.bind(live, self._cos, self._sin)
+        self._bound_lanes = live
+        self._adapters = [
+            AdapterRun(start, stop, lane.adapter)
+            for lane, (start, stop) in zip(self.lanes, self._spans, strict=True)
+            if lane.adapter is not None and start < stop
+        ]
+
+    def _attention_lane(self, lane: Lane, span: tuple[int, int]) -> AttentionLane:
+        kv, head = lane.kv, lane.kv.head
+        return AttentionLane(
+            start=span[0],
+            stop=span[1],
+            positions=lane.rows,
+            tail_k=kv.tail.k,
+            tail_v=kv.tail.v,
+            head_k=head.k if head is not None else None,
+            head_v=head.v if head is not None else None,
+            num_head=kv.num_head,
+        )
+
+    def _change_rows(self, layer: int) -> None:
+        """Rows that the plan gives or lets in at this layer."""
+        changed = False
+        pieces = []
+        for lane, (start, stop) in zip(self.lanes, self._spans, strict=True):
+            rows, hidden = lane.rows, self._hidden[start:stop]
+            rule = lane.plan.rule(layer)
+            if layer > 0:
+                for enter in lane.plan.enter:
+                    if enter.layer == layer:
+                        rows, hidden = _join(
+                            rows, hidden, torch.tensor(enter.positions), enter.hidden
+                        )
+                if isinstance(rule, GivenRows):
+                    keep = torch.isin(rows, torch.tensor(rule.positions))
+                    rows, hidden = rows[keep], hidden[keep.to(hidden.device)]
+            changed |= rows is not lane.rows
+            lane.rows = rows
+            pieces.append(hidden)
+        if changed:
+            self._hidden = torch.cat(pieces)
+            self._rebind()
+
+    def _look_and_choose(
+        self, layer: int, q: Tensor, fresh: LayerKV, stored: Sequence[LayerKV | None]
+    ) -> Tensor:
+        """Let observers look, then selectors drop rows. Gives back the queries of who is left."""
+        kept = []
+        for lane, (start, stop), old in zip(self.lanes, self._spans, stored, strict=True):
+            rule = lane.plan.rule(layer)
+            choosing = isinstance(rule, Choose) and rule.count < stop - start
+            chosen = torch.arange(stop - start)
+            if lane.plan.observers or choosing:
+                rows = slice(start, stop)
+                view = self._view(
+                    layer, lane, q[rows], LayerKV(fresh.k[rows], fresh.v[rows]), old, rows
+                )
+                for observe in lane.plan.observers:
+                    observe(view)
+                if isinstance(rule, Choose) and choosing:
+                    chosen = rule.selector(view, rule.count)
+                    assert chosen.numel() == rule.count, "a selector must keep to its count"
+            kept.append(chosen + start)
+        everyone = torch.cat(kept)
+        if everyone.numel() == q.shape[0]:
+            return q
+        for lane, chosen, (start, _) in zip(self.lanes, kept, self._spans, strict=True):
+            lane.rows = lane.rows[chosen - start]
+        at = everyone.to(q.device)
+        self._hidden = self._hidden[at]
+        self._rebind()
+        return q[at]
+
+    def _view(
+        self,
+        layer: int,
+        lane: Lane,
+        q: Tensor,
+        fresh: LayerKV,
+        stored: LayerKV | None,
+        rows: slice,
+    ) -> LayerView:
+        where = self._attention_lane(lane, (rows.start, rows.stop))
+        return LayerView(
+            layer=layer,
+            rows=lane.rows,
+            hidden=self._hidden[rows],
+            query=q,
+            fresh=fresh,
+            stored=stored,
+            attend=_Mass(q, where, layer, self._decoder.layers[layer].window),
+        )
+
+    # --- stored columns ----------------------------------------------------------------------
+
+    def _start_loading(self, layer: int) -> None:
+        if layer < self._decoder.config.num_layers:
+            for lane in self.lanes:
+                for source in lane.sources():
+                    source.start(layer)
+
+    def _place_stored(self, layer: int) -> list[LayerKV | None]:
+        """Bring the layer's stored KV to its place. Gives back what selectors compare with."""
+        return [self._place_lane(layer, lane) for lane in self.lanes]
+
+    def _place_lane(self, layer: int, lane: Lane) -> LayerKV | None:
+        head, prefix = lane.new_head, lane.plan.prefix
+        if lane.loads and head is not None and prefix is not None:
+            self._write(prefix.take(layer), 0, head.k[layer], head.v[layer], 0)
+            head.layer_done(layer)
+        if not lane.plan.stored or not lane.loads:
+            return None
+        old: LayerKV | None = None
+        for run in lane.plan.stored:
+            part = run.source.take(layer)
+            if old is None:
+                size = (lane.plan.num_tokens, *part.k.shape[1:])
+                old = LayerKV(self._hidden.new_zeros(size), self._hidden.new_zeros(size))
+            old.k[run.start : run.stop] = part.k
+            old.v[run.start : run.stop] = part.v
+            tail, num_head = lane.kv.tail, lane.kv.num_head
+            self._write(part, run.start, tail.k[layer], tail.v[layer], run.start - num_head)
+            if lane.capture is not None:
+                lane.capture.note(layer, torch.arange(run.start, run.stop), part.k, part.v)
+        return old
+
+    def _write(self, part: LayerKV, position: int, to_k: Tensor, to_v: Tensor, column: int) -> None:
+        """Rotate stored K to its position and write it, with V, from `column` on."""
+        k, v = part.k.to(to_k.device), part.v.to(to_v.device)
+        span = (position, position + k.shape[0])
+        if span not in self._tables:
+            self._tables[span] = self._decoder.rope.tables(torch.arange(*span, device=k.device))
+        at = torch.arange(column, column + k.shape[0])
+        self._attention.write(k, v, *self._tables[span], to_k, to_v, at)
+
+    # --- arithmetic --------------------------------------------------------------------------
+
+    def _chunks(self) -> list[tuple[int, int]]:
+        """Row ranges for position-wise work: everything, or as small as a plan asks for."""
+        sizes = [lane.plan.row_chunk for lane in self.lanes if lane.plan.row_chunk]
+        size = min(sizes) if sizes else self.num_rows
+        return [(a, min(a + size, self.num_rows)) for a in range(0, self.num_rows, max(size, 1))]
+
+    def _project(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        chunks = self._chunks()
+        if len(chunks) == 1:
+            return self._decoder.layers[layer].qkv(self._hidden, self._adapters)
+        parts = [
+            self._decoder.layers[layer].qkv(self._hidden[a:b], cut_runs(self._adapters, a, b))
+            for a, b in chunks
+        ]
+        q, k, v = (torch.cat(part) for part in zip(*parts, strict=True))
+        return q, k, v
+
+    def _attend(self, layer: int, q: Tensor) -> Tensor:
+        window = self._decoder.layers[layer].window
+        scaled = [scale for lane in self.lanes for scale in lane.plan.scale if scale.layer == layer]
+        if not scaled:
+            return self._bound.attend(layer, q, window)
+        return self._plain.attend_scaled(
+            layer, q, window, self._bound_lanes, [self._bias(lane, layer) for lane in self._alive()]
+        )
+
+    def _alive(self) -> list[Lane]:
+        return [lane for lane in self.lanes if lane.rows.numel()]
+
+    def _bias(self, lane: Lane, layer: int) -> Tensor | None:
+        """log(factor) for the scaled columns, [heads, columns]."""
+        scales = [scale for scale in lane.plan.scale if scale.layer == layer]
+        if not scales:
+            return None
+        num_heads = self._decoder.config.num_heads
+        bias = torch.zeros((num_heads, lane.plan.num_tokens), device=self._decoder.device)
+        for scale in scales:
+            heads = range(num_heads) if scale.heads is None else scale.heads
+            at = torch.tensor(scale.columns, device=bias.device)
+            for head in heads:
+                bias[head, at] += torch.log(torch.tensor(scale.factor, device=bias.device))
+        return bias
+
+    def _finish(self, layer: int, attended: Tensor) -> None:
+        chunks = self._chunks()
+        if len(chunks) == 1:
+            self._hidden = self._decoder.layers[layer].finish(
+                self._hidden, attended, self._adapters
+            )
+            return
+        for a, b in chunks:
+            runs = cut_runs(self._adapters, a, b)
+            self._hidden[a:b] = self._decoder.layers[layer].finish(
+                self._hidden[a:b], attended[a:b], runs
+            )
+
+
+def cut_runs(runs: Sequence[AdapterRun], start: int, stop: int) -> list[AdapterRun]:
+    """The parts of adapter runs inside rows [start, stop), counted from `start`."""
+    cut = [
+        AdapterRun(max(run.start, start) - start, min(run.stop, stop) - start, run.adapter)
+        for run in runs
+    ]
+    return [run for run in cut if run.start < run.stop]
+
+
+def _join(
+    rows: Tensor, hidden: Tensor, new_rows: Tensor, new_hidden: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both sets of rows in ascending order; an entering row replaces one already there."""
+    stay = ~torch.isin(rows, new_rows)
+    everyone = torch.cat((rows[stay], new_rows))
+    states = torch.cat((hidden[stay.to(hidden.device)], new_hidden.to(hidden)))
+    order = torch.argsort(everyone)
+    return everyone[order], states[order.to(states.device)]
+
+
+class _Mass:
+    """Attention mass that some rows put on each column, computed when asked for."""
+
+    def __init__(self, q: Tensor, lane: AttentionLane, layer: int, window: int | None) -> None:
+        self._q, self._lane, self._layer, self._window = q, lane, layer, window
+
+    def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
+        positions = self._lane.positions[rows]
+        lane = replace(self._lane, positions=positions)
+        return TorchAttention.mass(self._q[rows], lane, self._layer, self._window)[columns]

@@ -1,0 +1,51 @@
+"""Which part of a finished prefill or request is worth handing to the store."""
+
+from __future__ import annotations
+
+from kdn.core import EXACT, Keeping, KeptKV, Recipe, TokenIds
+from kdn.engine.live import Live
+
+__all__ = ["kept_answer", "kept_prompt", "wanted_capture"]
+
+
+def shared_tokens(live: Live) -> int:
+    """Prompt tokens before the last segment: what other requests may have in common."""
+    segments = live.request.prompt.segments
+    return sum(segment.num_tokens for segment in segments[:-1]) if len(segments) > 1 else 0
+
+
+def wanted_capture(live: Live, num_reused: int) -> tuple[int, int] | None:
+    """The positions [start, stop) whose KV must be noted down as it is computed, or None."""
+    keeping = live.request.keeping
+    if keeping is Keeping.NOTHING:
+        return None
+    stop = live.request.prompt.num_tokens if keeping is Keeping.ALL else shared_tokens(live)
+    return (num_reused, stop) if stop > num_reused else None
+
+
+def kept_prompt(live: Live) -> KeptKV | None:
+    """KV of the shared part, as soon as the prompt is done. None when all of it was stored already."""
+    stop = shared_tokens(live)
+    if live.capture is None or stop <= live.capture.start:
+        return None
+    token_ids = live.request.prompt.token_ids[:stop]
+    kept = live.capture.kept(token_ids, live.capture.start, _recipe(live))
+    if live.request.keeping is Keeping.SHARED:
+        live.capture = None
+    return kept
+
+
+def kept_answer(live: Live) -> KeptKV | None:
+    """KV of the question and the answer. The last token drawn was never computed, so it is not in."""
+    if live.capture is None:
+        return None
+    token_ids: TokenIds = (*live.request.prompt.token_ids, *live.generated[:-1])
+    start = max(shared_tokens(live), live.capture.start)
+    if len(token_ids) <= start:
+        return None
+    return live.capture.kept(token_ids, start, _recipe(live), is_answer=True)
+
+
+def _recipe(live: Live) -> Recipe:
+    plan = live.planned.plan if live.planned else None
+    return plan.keep.recipe if plan is not None and plan.keep is not None else EXACT

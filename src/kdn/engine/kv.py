@@ -1,0 +1,191 @@
+"""Where the KV of running sequences lives: shared heads, own tails, one budget.
+
+    columns   0 ......... num_head | num_head ............ num_head + num_tail
+              head, read-only,     | tail, grows in extents of 256 columns,
+              one copy for all     | owned by one sequence
+              who share it         |
+
+Layouts are those of `kdn.model.attention`: K [layers, kv heads, columns, dim], rotated;
+V [layers, kv heads, dim, columns].
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdn.core import KvShape
+
+__all__ = ["EXTENT", "Head", "HeadPool", "KvBudget", "SequenceKV", "Tail", "extents"]
+
+EXTENT = 256
+"""Columns a tail grows by."""
+
+_PAD = 64
+"""Kernels read whole tiles of columns: buffers are padded with zeros to a multiple of this."""
+
+
+def extents(num_columns: int) -> int:
+    """`num_columns` rounded up to whole extents."""
+    return -(-num_columns // EXTENT) * EXTENT
+
+
+class Head:
+    """Rotated KV of the first `num_columns` positions of some prompt. Filled once, layer by layer."""
+
+    def __init__(
+        self, name: str, num_columns: int, shape: KvShape, dtype: torch.dtype, device: str
+    ) -> None:
+        padded = -(-num_columns // _PAD) * _PAD
+        self.name = name
+        self.num_columns = num_columns
+        self.k = torch.zeros(
+            (shape.num_layers, shape.num_kv_heads, padded, shape.head_dim),
+            dtype=dtype,
+            device=device,
+        )
+        self.v = torch.zeros(
+            (shape.num_layers, shape.num_kv_heads, shape.head_dim, padded),
+            dtype=dtype,
+            device=device,
+        )
+        self.num_layers_ready = 0
+        self.users = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return 2 * self.k.numel() * self.k.element_size()
+
+    @property
+    def is_complete(self) -> bool:
+        return self.num_layers_ready == self.k.shape[0]
+
+    def layer_done(self, layer: int) -> None:
+        """Note that `layer` is written; layers come in order."""
+        assert layer == self.num_layers_ready, "a head is filled layer by layer"
+        self.num_layers_ready += 1
+
+
+class HeadPool:
+    """Heads by name, so that sequences with equal prefixes read one copy. Unused ones go first."""
+
+    def __init__(self, idle_bytes: int) -> None:
+        self._idle_bytes = idle_bytes
+        self._heads: OrderedDict[str, Head] = OrderedDict()
+
+    def find(self, name: str) -> Head | None:
+        """A complete head of that name, or None."""
+        head = self._heads.get(name)
+        if head is None or not head.is_complete:
+            return None
+        self._heads.move_to_end(name)
+        return head
+
+    def hold(self, head: Head) -> None:
+        """One more sequence uses the head."""
+        self._heads.setdefault(head.name, head)
+        head.users += 1
+
+    def release(self, head: Head) -> None:
+        """One sequence fewer. A head that was never completed is forgotten at once."""
+        head.users -= 1
+        unfinished = head.users == 0 and not head.is_complete
+        if unfinished and self._heads.get(head.name) is head:
+            del self._heads[head.name]
+        self.shrink(self._idle_bytes)
+
+    def shrink(self, idle_bytes: int) -> None:
+        """Drop unused heads, oldest first, until at most `idle_bytes` of them remain."""
+        idle = [head for head in self._heads.values() if head.users == 0]
+        excess = sum(head.size_bytes for head in idle) - idle_bytes
+        for head in idle:
+            if excess <= 0:
+                return
+            del self._heads[head.name]
+            excess -= head.size_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(head.size_bytes for head in self._heads.values() if head.users)
+
+    def clear(self) -> None:
+        """Forget every unused head."""
+        self.shrink(0)
+
+    def check(self) -> None:
+        """Audit the books. Raises AssertionError."""
+        assert all(head.users >= 0 for head in self._heads.values()), "a head was released twice"
+
+
+class Tail:
+    """A sequence's own columns, and, when they are to be kept, K as it was before rotation."""
+
+    def __init__(self, shape: KvShape, dtype: torch.dtype, device: str, num_columns: int) -> None:
+        self._shape = shape
+        self._dtype = dtype
+        self._device = device
+        self.k, self.v = self._allocate(extents(num_columns))
+        self.num_columns = 0
+
+    def _allocate(self, capacity: int) -> tuple[Tensor, Tensor]:
+        layers, heads, dim = self._shape.num_layers, self._shape.num_kv_heads, self._shape.head_dim
+        k = torch.zeros((layers, heads, capacity, dim), dtype=self._dtype, device=self._device)
+        v = torch.zeros((layers, heads, dim, capacity), dtype=self._dtype, device=self._device)
+        return k, v
+
+    @property
+    def capacity(self) -> int:
+        return self.k.shape[2]
+
+    def grow(self, num_columns: int) -> None:
+        """Room for `num_columns` in all. Keeps what is written."""
+        if num_columns <= self.capacity:
+            return
+        k, v = self._allocate(extents(num_columns))
+        k[:, :, : self.capacity] = self.k
+        v[:, :, :, : self.capacity] = self.v
+        self.k, self.v = k, v
+
+
+@dataclass
+class SequenceKV:
+    """All the KV a running sequence reads."""
+
+    tail: Tail
+    head: Head | None = None
+    num_head: int = 0
+
+    @property
+    def num_columns(self) -> int:
+        return self.num_head + self.tail.num_columns
+
+
+class KvBudget:
+    """One number of bytes for all KV of running sequences. Reservations cover the worst case."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self._reserved: dict[str, int] = {}
+
+    @property
+    def free_bytes(self) -> int:
+        return self.total_bytes - sum(self._reserved.values())
+
+    def reserve(self, owner: str, size_bytes: int) -> bool:
+        """True when the bytes are set aside; False, and nothing changes, when they are not there."""
+        assert owner not in self._reserved, f"{owner} holds a reservation already"
+        if size_bytes > self.free_bytes:
+            return False
+        self._reserved[owner] = size_bytes
+        return True
+
+    def release(self, owner: str) -> None:
+        """Give the owner's bytes back; nothing happens if it holds none."""
+        self._reserved.pop(owner, None)
+
+    def check(self) -> None:
+        """Audit the books. Raises AssertionError."""
+        assert self.free_bytes >= 0, "more is reserved than there is"

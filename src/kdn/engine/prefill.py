@@ -1,0 +1,111 @@
+"""Prompts on their way: cut into passes, several short ones together, one layer at a time."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdn.core import ALL_ROWS, Plan
+from kdn.engine.executor import Pass
+from kdn.engine.lane import Lane
+from kdn.engine.live import Live
+from kdn.model import LoadedModel
+from kdn.model.attention import ROW_BLOCK, Attention
+
+__all__ = ["PrefillLine"]
+
+
+class PrefillLine:
+    """Requests that were admitted and have no first token yet, in order of admission."""
+
+    def __init__(self, model: LoadedModel, attention: Attention, max_batch_tokens: int) -> None:
+        self._decoder = model.decoder
+        self._attention = attention
+        self._max_batch_tokens = max(max_batch_tokens // ROW_BLOCK, 1) * ROW_BLOCK
+        self._lives: list[Live] = []
+        self._pass: Pass | None = None
+        self._in_pass: list[Live] = []
+
+    def __len__(self) -> int:
+        return len(self._lives)
+
+    def add(self, live: Live) -> None:
+        """Put an admitted request at the end of the line."""
+        self._lives.append(live)
+
+    def advance(self) -> list[tuple[Live, Tensor]]:
+        """One layer of the current pass. Gives back who is through, with the last position's logits."""
+        if self._pass is None:
+            self._begin()
+        assert self._pass is not None, "there is a pass when somebody is in line"
+        if not self._pass.advance():
+            return []
+        done, self._pass = self._pass, None
+        finished = []
+        for live, lane, logits in zip(self._in_pass, done.lanes, done.logits(), strict=True):
+            live.num_computed = lane.stop
+            if live.is_prefilled:
+                self._lives.remove(live)
+                finished.append((live, logits[-1]))
+        self._in_pass = []
+        return finished
+
+    def abandon(self) -> list[Live]:
+        """Give up the current pass and forget who was in it; without a pass, everyone in line."""
+        gone = list(self._in_pass if self._pass is not None else self._lives)
+        self._lives = [live for live in self._lives if live not in gone]
+        self._pass, self._in_pass = None, []
+        return gone
+
+    def drop_cancelled(self) -> list[Live]:
+        """Let cancelled requests go. A pass with others in it goes on, and sheds them at its end."""
+        if all(live.stream.is_cancelled for live in self._in_pass):
+            self._pass, self._in_pass = None, []
+        gone = [x for x in self._lives if x.stream.is_cancelled and x not in self._in_pass]
+        self._lives = [live for live in self._lives if live not in gone]
+        return gone
+
+    def _begin(self) -> None:
+        """Fill a pass: whole prompts while they fit, and the next part of one that does not."""
+        lanes: list[Lane] = []
+        room = self._max_batch_tokens
+        for live in self._lives:
+            lane = self._lane(live, room)
+            if lane is None or (lanes and not _alike(lane, lanes[0])):
+                break
+            lanes.append(lane)
+            self._in_pass.append(live)
+            room -= lane.rows.numel()
+            if room <= 0:
+                break
+        self._pass = Pass(self._decoder, self._attention, lanes)
+
+    def _lane(self, live: Live, room: int) -> Lane | None:
+        """The next part of a prompt, at most `room` rows; None if not even a block of rows fits."""
+        assert live.planned is not None, "admitted requests have a plan"
+        assert live.kv is not None, "admitted requests have KV"
+        plan, first, stop = live.planned.plan, live.num_computed, live.request.prompt.num_tokens
+        if _can_be_cut(plan) and stop - first > room:
+            stop = (first + room) // ROW_BLOCK * ROW_BLOCK
+            if stop <= first:
+                return None
+        head = live.kv.head
+        new_head = head if head is not None and not head.is_complete else None
+        return Lane.prefill(
+            plan,
+            live.kv,
+            first,
+            stop,
+            adapter=live.adapter,
+            capture=live.capture,
+            new_head=new_head,
+        )
+
+
+def _can_be_cut(plan: Plan) -> bool:
+    """Plans that only compute rows in order may run in parts; others see all their rows at once."""
+    simple = all(rule is ALL_ROWS for rule in plan.rows)
+    return simple and not (plan.stored or plan.enter or plan.observers or plan.scale)
+
+
+def _alike(lane: Lane, other: Lane) -> bool:
+    return lane.plan.allowed == other.plan.allowed and lane.plan.row_chunk == other.plan.row_chunk

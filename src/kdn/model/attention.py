@@ -1,0 +1,232 @@
+"""Attention with explicit positions over KV that lies in two pieces: a shared head and an own tail.
+
+Two verbs for each layer: `place` rotates queries and keys and writes K and V where the sequence keeps
+them; `attend` reads them.  `TorchAttention` is the dull twin: any device, any dtype, nothing clever
+but the blocks of 128 rows.  The compiled twin lives in `kdn.model.kernels`.
+
+Layouts, chosen for the compiled twin: K [layers, kv heads, columns, dim] (rotated), V transposed to
+[layers, kv heads, dim, columns].  Columns beyond those written are zero, never garbage.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdn.model.rope import rotate
+
+__all__ = ["ROW_BLOCK", "Attention", "AttentionLane", "BoundAttention", "TorchAttention"]
+
+ROW_BLOCK = 128
+"""Rows are cut at absolute multiples of this, so that a row's result does not depend on the cut."""
+
+
+@dataclass(frozen=True)
+class AttentionLane:
+    """One sequence's rows in a ragged batch, and where its KV lies.
+
+    Rows [start, stop) of the batch stand at `positions` (ascending).  Columns [0, num_head) are in
+    the head buffers, columns from num_head on in the tail buffers (at index column - num_head).
+    """
+
+    start: int
+    stop: int
+    positions: Tensor
+    """[stop - start] int64, on the CPU."""
+    tail_k: Tensor
+    tail_v: Tensor
+    head_k: Tensor | None = None
+    head_v: Tensor | None = None
+    num_head: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop - self.start
+
+
+class BoundAttention(ABC):
+    """Attention for one ragged batch, layer after layer."""
+
+    @abstractmethod
+    def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write the rows' K (rotated) and V into the tails; give back the rotated queries.
+
+        q [rows, heads, dim]; k, v [rows, kv heads, dim], not rotated.  `q` may be overwritten.
+        """
+
+    @abstractmethod
+    def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
+        """[rows, heads * dim]: each row over the columns at or before its position.
+
+        `window` limits a row to the last `window` columns, itself included.
+        """
+
+
+class Attention(ABC):
+    """Makes bound attention for a batch, and writes columns that come from elsewhere."""
+
+    @abstractmethod
+    def bind(self, lanes: Sequence[AttentionLane], cos: Tensor, sin: Tensor) -> BoundAttention:
+        """`cos` and `sin` are fp32 [rows, dim]."""
+
+    @abstractmethod
+    def write(
+        self, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, to_k: Tensor, to_v: Tensor, at: Tensor
+    ) -> None:
+        """Write k (rotated on the way) and v [tokens, kv heads, dim] to the columns `at`.
+
+        `to_k` [kv heads, columns, dim] and `to_v` [kv heads, dim, columns] are one layer's buffers.
+        """
+
+
+class TorchAttention(Attention):
+    """Plain torch: the reference, and what runs where there is no compiled kernel."""
+
+    def bind(self, lanes: Sequence[AttentionLane], cos: Tensor, sin: Tensor) -> BoundAttention:
+        return _BoundTorch(tuple(lanes), cos, sin)
+
+    def write(
+        self, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, to_k: Tensor, to_v: Tensor, at: Tensor
+    ) -> None:
+        columns = at.to(to_k.device)
+        to_k.index_copy_(1, columns, rotate(k, cos, sin).transpose(0, 1))
+        to_v.index_copy_(2, columns, v.permute(1, 2, 0))
+
+    @staticmethod
+    def attend_scaled(
+        layer: int,
+        q: Tensor,
+        window: int | None,
+        lanes: Sequence[AttentionLane],
+        biases: Sequence[Tensor | None],
+    ) -> Tensor:
+        """`BoundAttention.attend` with a bias [heads, columns] per lane added to the scores."""
+        out = torch.empty_like(q)
+        for lane, bias in zip(lanes, biases, strict=True):
+            k, v = gather_columns(lane, layer)
+            rows = slice(lane.start, lane.stop)
+            out[rows] = attend_blocks(q[rows], k, v, lane.positions, window, bias)
+        return out.flatten(1)
+
+    @staticmethod
+    def mass(q: Tensor, lane: AttentionLane, layer: int, window: int | None) -> Tensor:
+        """[columns] fp32: attention weight that q [rows, heads, dim] puts there, summed over rows and heads."""
+        k, _ = gather_columns(lane, layer)
+        num_rows, num_heads, dim = q.shape
+        grouped = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
+        scores = (
+            torch.bmm(grouped, k.transpose(1, 2)).float().view(num_heads, num_rows, -1) * dim**-0.5
+        )
+        hidden = _mask(lane.positions.to(q.device), 0, k.shape[1], window)
+        return torch.softmax(scores.masked_fill(hidden[None], float("-inf")), dim=-1).sum(
+            dim=(0, 1)
+        )
+
+
+class _BoundTorch(BoundAttention):
+    def __init__(self, lanes: tuple[AttentionLane, ...], cos: Tensor, sin: Tensor) -> None:
+        self._lanes = lanes
+        self._cos = cos
+        self._sin = sin
+
+    def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k = rotate(k, self._cos, self._sin)
+        for lane in self._lanes:
+            rows = slice(lane.start, lane.stop)
+            columns = (lane.positions - lane.num_head).to(k.device)
+            lane.tail_k[layer].index_copy_(1, columns, k[rows].transpose(0, 1))
+            lane.tail_v[layer].index_copy_(2, columns, v[rows].permute(1, 2, 0))
+        return rotate(q, self._cos, self._sin)
+
+    def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
+        biases = [None] * len(self._lanes)
+        return TorchAttention.attend_scaled(layer, q, window, self._lanes, biases)
+
+
+def gather_columns(lane: AttentionLane, layer: int) -> tuple[Tensor, Tensor]:
+    """K [kv heads, columns, dim] and V [kv heads, dim, columns] up to the lane's last row."""
+    own = int(lane.positions[-1]) + 1 - lane.num_head
+    k, v = lane.tail_k[layer][:, :own], lane.tail_v[layer][:, :, :own]
+    if lane.head_k is None or lane.head_v is None or not lane.num_head:
+        return k, v
+    head_k = lane.head_k[layer][:, : lane.num_head]
+    head_v = lane.head_v[layer][:, :, : lane.num_head]
+    return torch.cat((head_k, k), dim=1), torch.cat((head_v, v), dim=2)
+
+
+def row_cuts(positions: Tensor) -> list[tuple[int, int]]:
+    """Index ranges of at most ROW_BLOCK rows; rows in a run are cut at multiples of ROW_BLOCK."""
+    buckets = torch.div(positions, ROW_BLOCK, rounding_mode="floor")
+    num_rows = positions.numel()
+    if int(positions[-1]) - int(positions[0]) + 1 != num_rows:
+        return [(a, min(a + ROW_BLOCK, num_rows)) for a in range(0, num_rows, ROW_BLOCK)]
+    borders = (torch.nonzero(buckets[1:] != buckets[:-1]).flatten() + 1).tolist()
+    edges = [0, *borders, num_rows]
+    return list(itertools.pairwise(edges))
+
+
+def attend_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    window: int | None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """[rows, heads, dim] from q [rows, heads, dim], k [kv heads, columns, dim], v [kv heads, dim, columns].
+
+    A row sees the columns at or before its position.  `bias` [heads, columns] is added to the scores.
+    """
+    out = torch.empty_like(q)
+    for start, stop in row_cuts(positions):
+        where = positions[start:stop]
+        low, high = _columns_seen(where, window, k.shape[1])
+        out[start:stop] = _attend_block(
+            q[start:stop],
+            k[:, low:high],
+            v[:, :, low:high],
+            _mask(where.to(q.device), low, high, window),
+            None if bias is None else bias[:, low:high],
+        )
+    return out
+
+
+def _columns_seen(where: Tensor, window: int | None, num_columns: int) -> tuple[int, int]:
+    """Column range a block of rows reads, cut on multiples of ROW_BLOCK whichever rows are in it."""
+    first, last = int(where[0]), int(where[-1])
+    low = 0 if window is None else max(0, first - window + 1) // ROW_BLOCK * ROW_BLOCK
+    high = last + 1 if where.numel() == 1 else (last // ROW_BLOCK + 1) * ROW_BLOCK
+    return low, min(high, num_columns)
+
+
+def _mask(where: Tensor, low: int, high: int, window: int | None) -> Tensor:
+    """[rows, columns] True where a row must not look."""
+    columns = torch.arange(low, high, device=where.device)
+    hidden = columns[None] > where[:, None]
+    if window is not None:
+        hidden |= columns[None] <= where[:, None] - window
+    return hidden
+
+
+def _attend_block(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, bias: Tensor | None) -> Tensor:
+    """One block of rows. Padded to ROW_BLOCK, since a product may round a row by who stands beside it."""
+    num_rows, num_heads, dim = q.shape
+    num_kv, num_columns = k.shape[0], k.shape[1]
+    height = 1 if num_rows == 1 else ROW_BLOCK
+    rows = q.new_zeros((num_heads, height, dim))
+    rows[:, :num_rows] = q.transpose(0, 1)
+    scores = torch.bmm(rows.view(num_kv, -1, dim), k.transpose(1, 2)).view(
+        num_heads, height, num_columns
+    )
+    wide = scores[:, :num_rows].float() * dim**-0.5
+    if bias is not None:
+        wide += bias[:, None]
+    weights = q.new_zeros((num_heads, height, num_columns))
+    weights[:, :num_rows] = torch.softmax(wide.masked_fill_(hidden[None], float("-inf")), dim=-1)
+    mixed = torch.bmm(weights.view(num_kv, -1, num_columns), v.transpose(1, 2))
+    return mixed.view(num_heads, height, dim)[:, :num_rows].transpose(0, 1)

@@ -1,0 +1,392 @@
+/* Attention over KV in two pieces (a shared head, an own tail) for bf16 on x86-64 with AVX512-BF16,
+ * and with AMX where the processor has it.
+ *
+ * The trick is to compute S^T = K Q^T and O^T = V^T P^T.  Then
+ *   - a tile of K (16 columns x 32 dims, row-major) is an operand as it lies in memory;
+ *   - sixteen queries stand side by side in a vector register, so that softmax is vertical;
+ *   - P^T comes out of the exponential in exactly the pair-interleaved form the next product wants;
+ *   - V is kept transposed, so that its tiles, too, are operands as they lie.
+ *
+ * Columns are walked in blocks cut at absolute multiples of BLOCK and queries never mix, so the bits
+ * of a row depend neither on the rows beside it nor on where the head ends and the tail begins.
+ */
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define BLOCK 128 /* columns a step; K and V of one step fit the first-level cache */
+#define STEP 64   /* columns, and dims, come in multiples of this */
+#define LANES 16  /* queries side by side */
+#define TILES 4   /* groups of LANES queries that share one walk over the columns */
+#define MAX_DIM 256
+#define LOG2E 1.4426950408889634f
+#define FAR (-1e30f)    /* below every score */
+#define HIDDEN (-3e38f) /* below FAR: weight 0 whatever the maximum, and no infinities to subtract */
+
+typedef uint16_t bf16;
+
+typedef struct {
+    int64_t start, num_rows;
+    const int64_t *positions;
+    bf16 *tail_k, *tail_v;
+    const bf16 *head_k, *head_v;
+    int64_t num_head, tail_columns, head_columns;
+} Lane;
+
+typedef struct {
+    const Lane *lane;
+    int64_t kv_head, first; /* first of up to TILES * LANES queries; query = row * group + member */
+} Task;
+
+typedef struct {
+    int64_t layer, heads, kv_heads, dim, window; /* window 0: none */
+    const bf16 *q;
+    bf16 *out;
+    int64_t q_stride;
+    int use_amx;
+} Call;
+
+typedef struct {
+    bf16 q[TILES][MAX_DIM / 2][LANES][2];
+    float o[TILES][MAX_DIM][LANES];
+    float scores[BLOCK][LANES];
+    bf16 p[BLOCK / 2][LANES][2];
+    bf16 k[BLOCK][MAX_DIM];
+    bf16 v[MAX_DIM][BLOCK];
+    int32_t where[TILES][LANES];
+    float top[TILES][LANES], sum[TILES][LANES];
+} Scratch;
+
+typedef struct {
+    const bf16 *k, *v;
+    int64_t k_stride, v_stride; /* in values */
+} Columns;
+
+/* 2: AMX, 1: AVX512-BF16, 0: neither. Asks the kernel for the tile registers. */
+int kdn_attention_level(void) {
+    if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw")) return 0;
+#ifdef __AMX_BF16__
+    unsigned a, b, c, d = 0;
+    __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
+    const int has_tiles = (d >> 22 & 1) && (d >> 24 & 1);
+    const long arch_req_xcomp_perm = 0x1023, tile_data = 18;
+    if (has_tiles && syscall(SYS_arch_prctl, arch_req_xcomp_perm, tile_data) == 0) return 2;
+#endif
+    return 1;
+}
+
+static inline __m512 exp2_fast(__m512 x) {
+    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 r = _mm512_sub_ps(x, whole);
+    __m512 y = _mm512_set1_ps(1.33336498402e-3f);
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(9.61793571960e-3f));
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.55036110902e-2f));
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(2.40226510710e-1f));
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(6.93147182465e-1f));
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(y, whole);
+}
+
+static inline float bf16_to_float(bf16 x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+static inline bf16 float_to_bf16(float x) { /* to nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bf16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* ---- products: the two ways -------------------------------------------------------------------- */
+
+static void scores_avx(Scratch *s, int t, Columns at, int64_t columns, int64_t dim) {
+    const __m512bh *q = (const __m512bh *)s->q[t];
+    for (int64_t c = 0; c < columns; c += 4) {
+        __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+        for (int64_t pair = 0; pair < dim / 2; pair++)
+            for (int i = 0; i < 4; i++) {
+                int32_t two;
+                memcpy(&two, at.k + (c + i) * at.k_stride + 2 * pair, 4);
+                acc[i] = _mm512_dpbf16_ps(acc[i], (__m512bh)_mm512_set1_epi32(two), q[pair]);
+            }
+        for (int i = 0; i < 4; i++) _mm512_store_ps(s->scores[c + i], acc[i]);
+    }
+}
+
+static void mix_avx(Scratch *s, int t, Columns at, int64_t columns, int64_t dim) {
+    const __m512bh *p = (const __m512bh *)s->p;
+    for (int64_t d = 0; d < dim; d += 4) {
+        __m512 acc[4];
+        for (int i = 0; i < 4; i++) acc[i] = _mm512_load_ps(s->o[t][d + i]);
+        for (int64_t pair = 0; pair < columns / 2; pair++)
+            for (int i = 0; i < 4; i++) {
+                int32_t two;
+                memcpy(&two, at.v + (d + i) * at.v_stride + 2 * pair, 4);
+                acc[i] = _mm512_dpbf16_ps(acc[i], (__m512bh)_mm512_set1_epi32(two), p[pair]);
+            }
+        for (int i = 0; i < 4; i++) _mm512_store_ps(s->o[t][d + i], acc[i]);
+    }
+}
+
+#ifdef __AMX_BF16__
+static void tiles_on(void) {
+    struct {
+        uint8_t palette, row, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } __attribute__((aligned(64))) shape = {0};
+    shape.palette = 1;
+    for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
+    _tile_loadconfig(&shape);
+}
+
+/* Four sums at a time, since one product takes three times as long to come out as to go in. */
+static void scores_amx(Scratch *s, int t, Columns at, int64_t columns, int64_t dim) {
+    const int64_t stride = 2 * at.k_stride, down = 16 * at.k_stride;
+    for (int64_t c = 0; c < columns; c += STEP) {
+        const bf16 *k = at.k + c * at.k_stride;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t d = 0; d < dim; d += 32) {
+            _tile_loadd(4, s->q[t][d / 2], 64);
+            _tile_loadd(5, k + d, stride);
+            _tile_dpbf16ps(0, 5, 4);
+            _tile_loadd(6, k + down + d, stride);
+            _tile_dpbf16ps(1, 6, 4);
+            _tile_loadd(7, k + 2 * down + d, stride);
+            _tile_dpbf16ps(2, 7, 4);
+            _tile_loadd(5, k + 3 * down + d, stride);
+            _tile_dpbf16ps(3, 5, 4);
+        }
+        _tile_stored(0, s->scores[c], 64);
+        _tile_stored(1, s->scores[c + 16], 64);
+        _tile_stored(2, s->scores[c + 32], 64);
+        _tile_stored(3, s->scores[c + 48], 64);
+    }
+}
+
+static void mix_amx(Scratch *s, int t, Columns at, int64_t columns, int64_t dim) {
+    const int64_t stride = 2 * at.v_stride, down = 16 * at.v_stride;
+    for (int64_t d = 0; d < dim; d += STEP) {
+        _tile_loadd(0, s->o[t][d], 64);
+        _tile_loadd(1, s->o[t][d + 16], 64);
+        _tile_loadd(2, s->o[t][d + 32], 64);
+        _tile_loadd(3, s->o[t][d + 48], 64);
+        for (int64_t c = 0; c < columns; c += 32) {
+            const bf16 *v = at.v + d * at.v_stride + c;
+            _tile_loadd(4, s->p[c / 2], 64);
+            _tile_loadd(5, v, stride);
+            _tile_dpbf16ps(0, 5, 4);
+            _tile_loadd(6, v + down, stride);
+            _tile_dpbf16ps(1, 6, 4);
+            _tile_loadd(7, v + 2 * down, stride);
+            _tile_dpbf16ps(2, 7, 4);
+            _tile_loadd(5, v + 3 * down, stride);
+            _tile_dpbf16ps(3, 5, 4);
+        }
+        _tile_stored(0, s->o[t][d], 64);
+        _tile_stored(1, s->o[t][d + 16], 64);
+        _tile_stored(2, s->o[t][d + 32], 64);
+        _tile_stored(3, s->o[t][d + 48], 64);
+    }
+}
+#else
+static void tiles_on(void) {}
+#define scores_amx scores_avx
+#define mix_amx mix_avx
+#endif
+
+/* ---- one block of columns ---------------------------------------------------------------------- */
+
+/* Scores to weights: hide what a query must not see, move the running maximum, leave P^T behind. */
+static void weigh(Scratch *s, int t, int64_t first, int64_t columns, const Call *call) {
+    const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
+    const __m512i where = _mm512_load_epi32(s->where[t]);
+    const int64_t last = first + columns - 1;
+    const __mmask16 partly = _mm512_cmplt_epi32_mask(where, _mm512_set1_epi32((int)last));
+    const __m512i low = _mm512_sub_epi32(where, _mm512_set1_epi32((int)call->window));
+    const __mmask16 behind =
+        call->window ? _mm512_cmpge_epi32_mask(low, _mm512_set1_epi32((int)first)) : 0;
+    __m512 top = _mm512_load_ps(s->top[t]);
+    const __m512 was = top;
+    if (partly || behind) {
+        for (int64_t c = 0; c < columns; c++) {
+            const __m512i column = _mm512_set1_epi32((int)(first + c));
+            __mmask16 hide = _mm512_cmplt_epi32_mask(where, column);
+            if (call->window) hide |= _mm512_cmpge_epi32_mask(low, column);
+            const __m512 x = _mm512_mul_ps(_mm512_load_ps(s->scores[c]), scale);
+            const __m512 seen = _mm512_mask_mov_ps(x, hide, _mm512_set1_ps(HIDDEN));
+            _mm512_store_ps(s->scores[c], seen);
+            top = _mm512_max_ps(top, seen);
+        }
+    } else {
+        for (int64_t c = 0; c < columns; c++) {
+            const __m512 x = _mm512_mul_ps(_mm512_load_ps(s->scores[c]), scale);
+            _mm512_store_ps(s->scores[c], x);
+            top = _mm512_max_ps(top, x);
+        }
+    }
+    const __m512 fade = exp2_fast(_mm512_sub_ps(was, top));
+    __m512 sum = _mm512_mul_ps(_mm512_load_ps(s->sum[t]), fade);
+    for (int64_t c = 0; c < columns; c += 2) {
+        const __m512 a = exp2_fast(_mm512_sub_ps(_mm512_load_ps(s->scores[c]), top));
+        const __m512 b = exp2_fast(_mm512_sub_ps(_mm512_load_ps(s->scores[c + 1]), top));
+        sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
+        const __m512i lower = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
+        const __m512i upper = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
+        _mm512_store_si512(s->p[c / 2], _mm512_or_si512(lower, _mm512_slli_epi32(upper, 16)));
+    }
+    _mm512_store_ps(s->top[t], top);
+    _mm512_store_ps(s->sum[t], sum);
+    if (_mm512_cmpneq_ps_mask(fade, _mm512_set1_ps(1.0f)))
+        for (int64_t d = 0; d < call->dim; d++)
+            _mm512_store_ps(s->o[t][d], _mm512_mul_ps(_mm512_load_ps(s->o[t][d]), fade));
+}
+
+/* Where columns [first, first + columns) lie: in the head, in the tail, or brought together here. */
+static Columns find_columns(Scratch *s, const Lane *lane, const Call *call, int64_t h, int64_t first,
+                            int64_t columns) {
+    const int64_t dim = call->dim, slot = call->layer * call->kv_heads + h;
+    const bf16 *head_k = lane->head_k + slot * lane->head_columns * dim;
+    const bf16 *head_v = lane->head_v + slot * lane->head_columns * dim;
+    const bf16 *tail_k = lane->tail_k + slot * lane->tail_columns * dim;
+    const bf16 *tail_v = lane->tail_v + slot * lane->tail_columns * dim;
+    const int64_t own = first - lane->num_head;
+    if (first + columns <= lane->num_head)
+        return (Columns){head_k + first * dim, head_v + first, dim, lane->head_columns};
+    if (own >= 0 && own + columns <= lane->tail_columns)
+        return (Columns){tail_k + own * dim, tail_v + own, dim, lane->tail_columns};
+    for (int64_t c = 0; c < columns; c++) {
+        const int64_t at = own + c;
+        if (at >= lane->tail_columns) { /* behind the buffer: weightless, but it must be a number */
+            memset(s->k[c], 0, 2 * dim);
+            for (int64_t d = 0; d < dim; d++) s->v[d][c] = 0;
+            continue;
+        }
+        memcpy(s->k[c], at < 0 ? head_k + (first + c) * dim : tail_k + at * dim, 2 * dim);
+        for (int64_t d = 0; d < dim; d++)
+            s->v[d][c] = at < 0 ? head_v[d * lane->head_columns + first + c] : tail_v[d * lane->tail_columns + at];
+    }
+    return (Columns){s->k[0], s->v[0], MAX_DIM, BLOCK};
+}
+
+/* ---- one task: some queries over all their columns ---------------------------------------------- */
+
+static void load_queries(Scratch *s, const Task *task, const Call *call, int tiles, int64_t total) {
+    const int64_t group = call->heads / call->kv_heads;
+    for (int t = 0; t < tiles; t++)
+        for (int i = 0; i < LANES; i++) {
+            const int64_t query = task->first + t * LANES + i;
+            const int64_t row = (query < total ? query : total - 1) / group;
+            const int64_t head = task->kv_head * group + (query < total ? query : total - 1) % group;
+            const bf16 *q = call->q + (task->lane->start + row) * call->q_stride + head * call->dim;
+            for (int64_t d = 0; d < call->dim; d++) s->q[t][d / 2][i][d % 2] = q[d];
+            s->where[t][i] = (int32_t)task->lane->positions[row];
+            s->top[t][i] = FAR;
+            s->sum[t][i] = 0;
+        }
+    for (int t = 0; t < tiles; t++) memset(s->o[t], 0, sizeof(float) * LANES * call->dim);
+}
+
+static void store_rows(Scratch *s, const Task *task, const Call *call, int tiles, int64_t total) {
+    const int64_t group = call->heads / call->kv_heads;
+    for (int t = 0; t < tiles; t++)
+        for (int i = 0; i < LANES; i++) {
+            const int64_t query = task->first + t * LANES + i;
+            if (query >= total) return;
+            const int64_t row = task->lane->start + query / group, head = task->kv_head * group + query % group;
+            bf16 *out = call->out + (row * call->heads + head) * call->dim;
+            const float share = 1.0f / s->sum[t][i];
+            for (int64_t d = 0; d < call->dim; d++) out[d] = float_to_bf16(s->o[t][d][i] * share);
+        }
+}
+
+static void run_task(Scratch *s, const Task *task, const Call *call) {
+    const Lane *lane = task->lane;
+    const int64_t total = lane->num_rows * (call->heads / call->kv_heads);
+    const int64_t left = total - task->first;
+    const int tiles = left >= TILES * LANES ? TILES : (int)((left + LANES - 1) / LANES);
+    load_queries(s, task, call, tiles, total);
+    int32_t lowest = s->where[0][0], highest = s->where[tiles - 1][LANES - 1];
+    int64_t from = 0;
+    if (call->window && lowest - call->window + 1 > 0) from = (lowest - call->window + 1) / BLOCK * BLOCK;
+    for (int64_t first = from; first <= highest; first += BLOCK) {
+        int64_t columns = highest + 1 - first;
+        columns = columns > BLOCK ? BLOCK : (columns + STEP - 1) / STEP * STEP;
+        const Columns at = find_columns(s, lane, call, task->kv_head, first, columns);
+        for (int t = 0; t < tiles; t++) {
+            if (s->where[t][LANES - 1] < first) continue;
+            call->use_amx ? scores_amx(s, t, at, columns, call->dim) : scores_avx(s, t, at, columns, call->dim);
+            weigh(s, t, first, columns, call);
+            call->use_amx ? mix_amx(s, t, at, columns, call->dim) : mix_avx(s, t, at, columns, call->dim);
+        }
+    }
+    store_rows(s, task, call, tiles, total);
+}
+
+/* Every row of every lane over the columns at or before its position. Rows of a lane ascend. */
+void kdn_attend(const Lane *lanes, int64_t num_lanes, const Call *call, Task *tasks, int threads) {
+    const int64_t group = call->heads / call->kv_heads;
+    int64_t num_tasks = 0;
+    for (int64_t i = 0; i < num_lanes; i++)
+        for (int64_t first = 0; first < lanes[i].num_rows * group; first += TILES * LANES)
+            for (int64_t h = 0; h < call->kv_heads; h++) tasks[num_tasks++] = (Task){&lanes[i], h, first};
+#pragma omp parallel num_threads(threads)
+    {
+        Scratch s __attribute__((aligned(64)));
+        if (call->use_amx) tiles_on();
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = num_tasks - 1; i >= 0; i--) run_task(&s, &tasks[i], call);
+#ifdef __AMX_BF16__
+        if (call->use_amx) _tile_release();
+#endif
+    }
+}
+
+/* ---- rotary position, and writing K and V where they are kept ------------------------------------ */
+
+/* `sin` carries the sign of the first half, as kdn.model.rope makes it. */
+static inline void turn(const bf16 *x, const float *cos, const float *sin, int64_t dim, bf16 *out) {
+    const int64_t half = dim / 2;
+    for (int64_t i = 0; i < half; i++) {
+        const float a = bf16_to_float(x[i]), b = bf16_to_float(x[i + half]);
+        out[i] = float_to_bf16(a * cos[i] + b * sin[i]);
+        out[i + half] = float_to_bf16(b * cos[i + half] + a * sin[i + half]);
+    }
+}
+
+/* Queries of all rows, rotated: [rows, heads, dim]. */
+void kdn_turn(const bf16 *x, int64_t stride, const float *cos, const float *sin, int64_t rows, int64_t heads,
+              int64_t dim, bf16 *out, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows > 16)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t h = 0; h < heads; h++)
+            turn(x + r * stride + h * dim, cos + r * dim, sin + r * dim, dim, out + (r * heads + h) * dim);
+}
+
+/* Rows' K, rotated, and V, transposed, to columns at[r] of to_k [kv heads, columns, dim] and
+ * to_v [kv heads, dim, columns]. */
+void kdn_write(const bf16 *k, int64_t k_stride, const bf16 *v, int64_t v_stride, const float *cos,
+               const float *sin, const int64_t *at, int64_t rows, int64_t kv_heads, int64_t dim, bf16 *to_k,
+               bf16 *to_v, int64_t columns, int threads) {
+    const int64_t step = 32;
+#pragma omp parallel for num_threads(threads) if (rows > 16) collapse(2)
+    for (int64_t h = 0; h < kv_heads; h++)
+        for (int64_t r0 = 0; r0 < rows; r0 += step) {
+            const int64_t end = r0 + step < rows ? r0 + step : rows;
+            for (int64_t r = r0; r < end; r++)
+                turn(k + r * k_stride + h * dim, cos + r * dim, sin + r * dim, dim,
+                     to_k + (h * columns + at[r]) * dim);
+            for (int64_t d = 0; d < dim; d++)
+                for (int64_t r = r0; r < end; r++)
+                    to_v[(h * dim + d) * columns + at[r]] = v[r * v_stride + h * dim + d];
+        }
+}

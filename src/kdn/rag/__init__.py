@@ -1,0 +1,49 @@
+"""The library room: documents in, passages and prompt parts out. It trades in text."""
+
+from kdn.rag.answering import Citation, Piece, answer_instruction, answer_pieces, cite
+from kdn.rag.cut import Cutting, Encode, Passage
+from kdn.rag.documents import Document, Heading, Paragraph, Section, compose
+from kdn.rag.embed import Embedder, HashedWords, Vectors
+from kdn.rag.files import Refusal
+from kdn.rag.ingest import IngestReport, Progress
+from kdn.rag.library import (
+    Hit,
+    Library,
+    LibraryConfig,
+    LibraryStat,
+    Part,
+    SearchMode,
+    SourceInfo,
+)
+from kdn.rag.survey import Survey, survey
+
+__all__ = [
+    "Citation",
+    "Cutting",
+    "Document",
+    "Embedder",
+    "Encode",
+    "HashedWords",
+    "Heading",
+    "Hit",
+    "IngestReport",
+    "Library",
+    "LibraryConfig",
+    "LibraryStat",
+    "Paragraph",
+    "Part",
+    "Passage",
+    "Piece",
+    "Progress",
+    "Refusal",
+    "SearchMode",
+    "Section",
+    "SourceInfo",
+    "Survey",
+    "Vectors",
+    "answer_instruction",
+    "answer_pieces",
+    "cite",
+    "compose",
+    "survey",
+]

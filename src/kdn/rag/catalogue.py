@@ -1,0 +1,37 @@
+"""What is live: a snapshot of the sources table, turned round so that keys can be looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kdn.rag.tables import SourceRow
+
+__all__ = ["Catalogue", "catalogue_of"]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All documents at one version of the sources table. A key not in here is not live."""
+
+    version: int
+    rows: Mapping[str, SourceRow]
+    """By source, in the order of sources."""
+    part_of: Mapping[str, str]
+    """Passage key to the key of its part."""
+    passages_of: Mapping[str, tuple[str, ...]]
+    """Part key to the keys of its passages, in order."""
+
+
+def catalogue_of(version: int, rows: Sequence[SourceRow]) -> Catalogue:
+    """Turn the rows round. Raises ValueError when a row's sizes do not add up to its passages."""
+    passages_of: dict[str, tuple[str, ...]] = {}
+    for row in rows:
+        start = 0
+        for part, size in zip(row.parts, row.part_sizes, strict=True):
+            passages_of[part] = row.passages[start : start + size]
+            start += size
+        if start != len(row.passages):
+            raise ValueError(f"{row.source}: {len(row.passages)} passages, its parts hold {start}")
+    part_of = {passage: part for part, passages in passages_of.items() for passage in passages}
+    return Catalogue(version, {row.source: row for row in rows}, part_of, passages_of)

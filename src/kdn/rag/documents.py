@@ -1,0 +1,86 @@
+"""What a parser hands over: plain text with its headings, and where each section of it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Block", "Document", "Heading", "Paragraph", "Section", "compose"]
+
+BLOCK_GAP = "\n\n"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Opens a section. `level` 1 is the outermost; a skipped level is harmless."""
+
+    text: str
+    level: int
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A run of text that belongs together: a paragraph, a whole list, a table, a piece of code."""
+
+    text: str
+
+
+Block = Heading | Paragraph
+
+
+@dataclass(frozen=True)
+class Section:
+    """The body under one heading, without its subsections: `document.text[start:stop]`.
+
+    `headings` is the path to it, outermost first; empty for text before the first heading.
+    """
+
+    headings: tuple[str, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file as text. `source` names it for good: the same file always has the same source."""
+
+    source: str
+    title: str
+    text: str
+    sections: tuple[Section, ...]
+
+
+def compose(source: str, title: str, blocks: Iterable[Block]) -> Document:
+    """Lay blocks out as one text and note where each section's body begins and ends.
+
+    Headings stand in the text on lines of their own; sections without a body are left out.
+    """
+    pieces: list[str] = []
+    sections: list[Section] = []
+    path: list[Heading] = []
+    start: int | None = None
+    position = 0
+    for block in blocks:
+        text = block.text.strip() if isinstance(block, Heading) else block.text.strip("\n")
+        if not text.strip():
+            continue
+        if isinstance(block, Heading):
+            _close(sections, path, start, position)
+            start = None
+            path = [outer for outer in path if outer.level < block.level]
+            path.append(Heading(text, block.level))
+        elif start is None:
+            start = position
+        pieces.append(text)
+        position += len(text) + len(BLOCK_GAP)
+    _close(sections, path, start, position)
+    return Document(source, title, BLOCK_GAP.join(pieces), tuple(sections))
+
+
+def _close(
+    sections: list[Section], path: Sequence[Heading], start: int | None, position: int
+) -> None:
+    """End the section that began at `start`, if one did, before the gap that was just laid."""
+    if start is not None:
+        headings = tuple(heading.text for heading in path)
+        sections.append(Section(headings, start, position - len(BLOCK_GAP)))

@@ -1,0 +1,184 @@
+"""From paths to bytes to text: which files are looked at, and why the others are refused.
+
+A file is refused with a reason that says what to do; nothing is decoded by guessing.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdn.errors import DocumentError
+
+__all__ = ["MAX_FILE_BYTES", "Found", "Refusal", "decode", "find_files", "read_bytes", "source_of"]
+
+MAX_FILE_BYTES = 64 * 1024 * 1024
+
+_BOMS = (  # UTF-32 first: its little-endian mark begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_ODD_CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b\b"))
+_SNIFF_BYTES = 8192
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A path that was not taken in, and the reason in one sentence."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Found:
+    """What a walk met: files to read, in a stable order, and paths that cannot be read."""
+
+    files: list[Path] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    """The folders that were asked for and could be listed."""
+    named: set[Path] = field(default_factory=set)
+    """Files that were asked for by name, not met in a folder."""
+
+
+def source_of(path: Path) -> str:
+    """The name a file goes by in the library: its absolute path with forward slashes."""
+    return path.resolve().as_posix()
+
+
+def find_files(paths: Iterable[Path | str]) -> Found:
+    """Every regular file named or under a named folder, each once, whatever links lead to it.
+
+    Hidden files and folders inside a folder are passed over. Never raises for a bad path.
+    """
+    found, seen = Found(), set[Path]()
+    for path in map(Path, paths):
+        try:
+            resolved = path.resolve(strict=True)
+        except (OSError, RuntimeError) as error:
+            found.refused.append(Refusal(str(path), _why_unresolved(path, error)))
+            continue
+        if resolved.is_dir():
+            before = len(found.refused)
+            _walk(resolved, found, seen)
+            if not any(refusal.path == str(resolved) for refusal in found.refused[before:]):
+                found.folders.append(resolved)
+        else:
+            found.named.add(resolved)
+            _take(resolved, found, seen)
+    return found
+
+
+def _why_unresolved(path: Path, error: Exception) -> str:
+    if path.is_symlink():
+        return "a link that leads nowhere, or to itself; repair or remove it"
+    if isinstance(error, FileNotFoundError):
+        return "no such file or folder; check the spelling"
+    return f"cannot be reached ({getattr(error, 'strerror', None) or error})"
+
+
+def _walk(folder: Path, found: Found, seen: set[Path]) -> None:
+    """Depth first in the order of names. A folder met again, as in a loop, is not entered."""
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        inner: list[Path] = []
+        for path in _entries(here, found):
+            try:
+                resolved = path.resolve(strict=True)
+            except (OSError, RuntimeError) as error:
+                found.refused.append(Refusal(str(path), _why_unresolved(path, error)))
+                continue
+            if resolved.is_dir():
+                inner.append(resolved)
+            else:
+                _take(resolved, found, seen)
+        waiting.extend(reversed(inner))
+
+
+def _entries(folder: Path, found: Found) -> Iterator[Path]:
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208  only the names are wanted
+    except OSError as error:
+        reason = f"the folder cannot be listed ({error.strerror})"
+        found.refused.append(Refusal(str(folder), reason))
+        return
+    yield from (folder / name for name in names if not name.startswith("."))
+
+
+def _take(path: Path, found: Found, seen: set[Path]) -> None:
+    if path in seen:
+        return
+    seen.add(path)
+    if stat.S_ISREG(path.stat().st_mode):
+        found.files.append(path)
+    else:
+        found.refused.append(Refusal(str(path), "not a regular file (a device, pipe or socket)"))
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The whole file. Raises DocumentError when it is empty, too large or unreadable."""
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise DocumentError(
+                f"{path}: {size / 2**20:,.0f} MiB is over the limit of {max_bytes / 2**20:,.0f} MiB"
+                " for one file; split it, or raise the limit"
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DocumentError(
+            f"{path}: cannot be read ({reason}); check it and its rights"
+        ) from error
+    if not data.strip():
+        raise DocumentError(f"{path}: the file is empty; there is nothing to take in")
+    return data
+
+
+def decode(path: Path, data: bytes, declared: str | None = None) -> str:
+    """Text from UTF-8, from UTF-16/32 with a byte-order mark, or from the encoding a file declares.
+
+    Line ends become newlines. Raises DocumentError for binary data and for any other encoding.
+    """
+    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None)
+    if encoding is None and looks_binary(data):
+        raise DocumentError(f"{path}: binary data, not text; convert it to text or PDF first")
+    try:
+        text = data.decode(encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        text = _decode_declared(path, data, declared, error)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise DocumentError(f"{path}: the file holds only blanks; there is nothing to take in")
+    return text
+
+
+def _decode_declared(path: Path, data: bytes, declared: str | None, cause: Exception) -> str:
+    try:
+        if declared:
+            return data.decode(declared)
+    except (LookupError, UnicodeDecodeError):
+        pass  # what it declares is wrong: refuse as if it had declared nothing
+    raise DocumentError(
+        f"{path}: not UTF-8 text ({cause}); save it as UTF-8 and ingest it again,"
+        " e.g. iconv -f latin1 -t utf-8"
+    ) from cause
+
+
+def looks_binary(data: bytes) -> bool:
+    """Does the beginning hold a NUL, or more control characters than text has?"""
+    head = data[:_SNIFF_BYTES]
+    odd = len(head) - len(head.translate(None, _ODD_CONTROLS))
+    return b"\0" in head or odd > len(head) // 50

@@ -1,0 +1,488 @@
+"""The library: documents in a folder, searchable, and cut into the parts that enter prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from kdn.clock import Clock
+from kdn.errors import BadConfig, BadInput, ForeignStore, PromptTooLong, StoreError
+from kdn.rag.catalogue import Catalogue, catalogue_of
+from kdn.rag.cut import Cutting, Encode, Passage
+from kdn.rag.documents import Document
+from kdn.rag.embed import Embedder
+from kdn.rag.files import MAX_FILE_BYTES
+from kdn.rag.ingest import Ingestion, IngestReport, Progress, remove
+from kdn.rag.lock import writing
+from kdn.rag.ranking import fuse, part_scores
+from kdn.rag.survey import Survey, survey
+from kdn.rag.tables import Scored, StoredPart, Tables
+
+__all__ = ["Hit", "Library", "LibraryConfig", "LibraryStat", "Part", "SearchMode", "SourceInfo"]
+
+SearchMode = Literal["hybrid", "vector", "text"]
+
+_FORMAT = 1
+_PROBE = "The 3 quick_brown foxes didn't jump; über 1,024 naïve dogs: def f(x) -> None"
+_DEPTH = 50
+"""How many passages of each ranking are fused, at least."""
+
+
+@dataclass(frozen=True)
+class LibraryConfig:
+    """How documents are taken in."""
+
+    cutting: Cutting = field(default_factory=Cutting)
+    max_file_bytes: int = MAX_FILE_BYTES
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found. Higher scores are better, within one search only."""
+
+    passage: Passage
+    score: float
+    """Hybrid: 1 is first in both rankings. Vector: cosine similarity. Text: BM25."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One document segment of a prompt: up to about 1,000 tokens of consecutive passages.
+
+    `text` is the same bytes at every use, so its tokens and their KV can be reused.
+    """
+
+    key: str
+    source: str
+    title: str
+    text: str
+    num_tokens: int
+    passages: tuple[Passage, ...]
+    """All passages the part is made of, in order."""
+    hits: tuple[Hit, ...] = ()
+    """Those among them that the question found, best first."""
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """A document as a list shows it."""
+
+    source: str
+    title: str
+    size_bytes: int
+    num_tokens: int
+    num_passages: int
+    num_parts: int
+    ingested_at: float
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class LibraryStat:
+    """The library in numbers."""
+
+    num_sources: int
+    num_passages: int
+    num_parts: int
+    num_tokens: int
+    size_bytes: int
+    """On disk."""
+    embedder: str
+
+
+class _Identity(msgspec.Struct, frozen=True):
+    """What the contents of a folder depend on, kept in its `library.json`."""
+
+    format: int
+    embedder: str
+    dimension: int
+    tokenizer: str
+
+
+class Library:
+    """Documents in a folder. Any number of processes may read it; one at a time writes."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tables: Tables,
+        *,
+        embedder: Embedder,
+        encode: Encode,
+        clock: Clock,
+        config: LibraryConfig,
+    ) -> None:
+        self._folder = folder
+        self._tables = tables
+        self._embedder = embedder
+        self._encode = encode
+        self._clock = clock
+        self._config = config
+        self._seen: Catalogue | None = None
+
+    @staticmethod
+    def open(
+        folder: Path,
+        embedder: Embedder,
+        encode: Encode,
+        clock: Clock,
+        config: LibraryConfig | None = None,
+    ) -> Library:
+        """Open the library in `folder`, or begin one there; sweep out what a killed writer left.
+
+        `encode` turns text into token ids of the model that will answer, without special tokens.
+        Raises ForeignStore when the folder was made with another embedder or tokenizer, by a newer
+        kdn, or holds something else; MissingExtra without LanceDB.
+        """
+        config = config or LibraryConfig()
+        if not 16 <= config.cutting.passage_tokens <= config.cutting.part_tokens:
+            raise BadConfig(
+                f"passages of {config.cutting.passage_tokens} tokens in parts of"
+                f" {config.cutting.part_tokens}: need 16 <= passages <= parts"
+            )
+        _identify(
+            folder, _Identity(_FORMAT, embedder.name, embedder.dimension, _fingerprint(encode))
+        )
+        tables = Tables(folder / "tables", embedder.dimension)
+        library = Library(
+            folder, tables, embedder=embedder, encode=encode, clock=clock, config=config
+        )
+        library._sweep_if_needed()
+        return library
+
+    # --- documents ---------------------------------------------------------------------------
+
+    def survey(
+        self,
+        paths: Iterable[Path | str],
+        *,
+        kv_bytes_per_token: int | None = None,
+        embed_tokens_per_s: float | None = None,
+        prefill_tokens_per_s: float | None = None,
+    ) -> Survey:
+        """What `ingest` would take, from file sizes alone. Changes nothing."""
+        return survey(
+            paths,
+            max_file_bytes=self._config.max_file_bytes,
+            kv_bytes_per_token=kv_bytes_per_token,
+            embed_tokens_per_s=embed_tokens_per_s,
+            prefill_tokens_per_s=prefill_tokens_per_s,
+        )
+
+    def ingest(
+        self,
+        paths: Iterable[Path | str],
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> IngestReport:
+        """Take files and folders in, again or anew; only what changed is embedded and written.
+
+        A file that cannot be read is reported and never stops the others. A document whose file has
+        left a given folder is removed. Raises StoreError when another writer is at work.
+        """
+        with writing(self._folder):
+            run = self._ingestion(on_progress, cancelled)
+            return run.files(paths, self._config.max_file_bytes)
+
+    def add(
+        self,
+        documents: Iterable[Document],
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> IngestReport:
+        """Take in documents that are not files, by the same rules."""
+        with writing(self._folder):
+            return self._ingestion(on_progress, cancelled).documents(documents)
+
+    def delete(self, source: str) -> int:
+        """Take out a document, or all under a folder; how many those were.
+
+        `source` is a name as `sources` gives it, or a path. Raises BadInput when there is none.
+        """
+        with writing(self._folder):
+            catalogue = self._catalogue()
+            found = _named(catalogue, source)
+            if not found:
+                raise BadInput(
+                    f"no document {source!r} in the library of {len(catalogue.rows)} documents;"
+                    " list its sources to see their names"
+                )
+            remove(self._tables, catalogue, found)
+            return len(found)
+
+    def sources(self) -> list[SourceInfo]:
+        """All documents, by the order of their names."""
+        return [
+            SourceInfo(
+                source=row.source,
+                title=row.title,
+                size_bytes=row.size_bytes,
+                num_tokens=row.num_tokens,
+                num_passages=len(row.passages),
+                num_parts=len(row.parts),
+                ingested_at=row.ingested_at,
+            )
+            for row in self._catalogue().rows.values()
+        ]
+
+    def parts(self, source: str | None = None) -> Iterator[Part]:
+        """Every part of one document, or of all, in the order of the text.
+
+        Raises BadInput when no document goes by that name.
+        """
+        catalogue = self._catalogue()
+        names = list(catalogue.rows) if source is None else _named(catalogue, source)
+        if source is not None and not names:
+            raise BadInput(f"no document {source!r} in the library")
+        for name in names:
+            yield from self._load(catalogue, catalogue.rows[name].parts)
+
+    # --- questions ---------------------------------------------------------------------------
+
+    def search(self, query: str, k: int = 5, mode: SearchMode = "hybrid") -> list[Hit]:
+        """The `k` passages that fit best, best first; fewer when fewer are found.
+
+        `hybrid` fuses the rankings by meaning (`vector`) and by words (`text`).
+        Raises BadInput for an empty query, a `k` below 1 or an unknown mode.
+        """
+        if not query.strip():
+            raise BadInput("the query is empty; give some words to search for")
+        if k < 1:
+            raise BadInput(f"k must be at least 1, not {k}")
+        catalogue = self._catalogue()
+        depth = max(_DEPTH, 2 * k)
+        match mode:
+            case "vector":
+                hits = [Hit(s.passage, s.score) for s in self._nearest(catalogue, query, depth)]
+            case "text":
+                hits = [Hit(s.passage, s.score) for s in self._matching(catalogue, query, depth)]
+            case "hybrid":
+                nearest = self._nearest(catalogue, query, depth)
+                hits = _fused(nearest, self._matching(catalogue, query, depth))
+            case _:
+                raise BadInput(f"search mode {mode!r} is none of hybrid, vector, text")
+        return hits[:k]
+
+    def context(
+        self,
+        query: str,
+        *,
+        max_tokens: int,
+        max_parts: int | None = None,
+        mode: SearchMode = "hybrid",
+    ) -> list[Part]:
+        """The parts that answer `query` best and fit in `max_tokens` together, best first.
+
+        Empty only when nothing was found. Raises PromptTooLong when even the smallest part found
+        does not fit, and what `search` raises.
+        """
+        for _ in range(2):  # a writer may replace parts between the search and their reading
+            catalogue = self._catalogue()
+            hits = [
+                h for h in self.search(query, _DEPTH, mode) if h.passage.key in catalogue.part_of
+            ]
+            scores = part_scores({h.passage.key: h.score for h in hits}, catalogue.part_of)
+            found = list(self._load(catalogue, tuple(scores)))
+            if len(found) == len(scores):
+                break
+        chosen = _fitting(found, max_tokens, max_parts)
+        if found and not chosen:
+            raise PromptTooLong(
+                f"no part fits in {max_tokens} tokens: the smallest found has"
+                f" {min(part.num_tokens for part in found)}; allow more, or use a longer context"
+            )
+        return [_with_hits(part, hits, scores[part.key]) for part in chosen]
+
+    # --- books -------------------------------------------------------------------------------
+
+    def stat(self) -> LibraryStat:
+        """The library in numbers."""
+        catalogue = self._catalogue()
+        files = [path for path in self._folder.rglob("*") if path.is_file()]
+        return LibraryStat(
+            num_sources=len(catalogue.rows),
+            num_passages=len(catalogue.part_of),
+            num_parts=len(catalogue.passages_of),
+            num_tokens=sum(row.num_tokens for row in catalogue.rows.values()),
+            size_bytes=sum(path.stat().st_size for path in files),
+            embedder=self._embedder.name,
+        )
+
+    def check(self) -> None:
+        """Audit: every listed passage and part is there once, and no others are.
+
+        Raises StoreError with what is wrong. Not while another process writes.
+        """
+        catalogue = self._catalogue()
+        passages, parts = self._tables.keys()
+        for kind, stored, listed in (
+            ("passages", passages, catalogue.part_of),
+            ("parts", parts, catalogue.passages_of),
+        ):
+            lost = set(listed) - set(stored)
+            stray = set(stored) - set(listed)
+            if lost or stray or len(stored) != len(set(stored)):
+                raise StoreError(
+                    f"{self._folder}: of {len(listed)} {kind} {len(lost)} are lost; {len(stray)}"
+                    f" rows are stray, {len(stored) - len(set(stored))} double;"
+                    " ingest again into a new folder"
+                )
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _catalogue(self) -> Catalogue:
+        """The newest list of documents; read again only when it changed."""
+        version = self._tables.version()
+        seen = self._seen
+        if seen is None or seen.version != version:
+            seen = self._seen = catalogue_of(version, self._tables.sources())
+        return seen
+
+    def _ingestion(
+        self,
+        on_progress: Callable[[Progress], None] | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> Ingestion:
+        self._sweep()
+        return Ingestion(
+            self._tables,
+            self._catalogue(),
+            embedder=self._embedder,
+            encode=self._encode,
+            cutting=self._config.cutting,
+            clock=self._clock,
+            on_progress=on_progress,
+            cancelled=cancelled,
+        )
+
+    def _sweep_if_needed(self) -> None:
+        """Sweep unless the books balance, or another writer is at work and will do it itself."""
+        catalogue = self._catalogue()
+        if self._tables.counts() == (len(catalogue.part_of), len(catalogue.passages_of)):
+            return
+        try:
+            with writing(self._folder):
+                self._sweep()
+        except StoreError:
+            return  # readers pass over unlisted rows, so nothing hangs on it
+
+    def _sweep(self) -> None:
+        """Drop rows that no document lists. The caller holds the writer lock."""
+        catalogue = self._catalogue()
+        passages, parts = self._tables.keys()
+        self._tables.drop(
+            sorted(set(passages) - set(catalogue.part_of)),
+            sorted(set(parts) - set(catalogue.passages_of)),
+        )
+
+    def _nearest(self, catalogue: Catalogue, query: str, depth: int) -> list[Scored]:
+        found = self._tables.nearest(self._embedder.embed([query])[0], depth)
+        return [scored for scored in found if scored.passage.key in catalogue.part_of]
+
+    def _matching(self, catalogue: Catalogue, query: str, depth: int) -> list[Scored]:
+        found = self._tables.matching(query, depth)
+        return [scored for scored in found if scored.passage.key in catalogue.part_of]
+
+    def _load(self, catalogue: Catalogue, keys: Sequence[str]) -> Iterator[Part]:
+        """The parts of these keys, in this order, as far as they are still there."""
+        stored = self._tables.parts(keys)
+        wanted = [passage for key in keys for passage in catalogue.passages_of[key]]
+        passages = self._tables.passages(wanted)
+        for key in keys:
+            inside = catalogue.passages_of[key]
+            if key in stored and all(passage in passages for passage in inside):
+                yield _part(stored[key], tuple(passages[passage] for passage in inside))
+
+
+def _fused(nearest: Sequence[Scored], matching: Sequence[Scored]) -> list[Hit]:
+    passages = {scored.passage.key: scored.passage for scored in (*nearest, *matching)}
+    rankings = [[scored.passage.key for scored in ranking] for ranking in (nearest, matching)]
+    return [Hit(passages[key], score) for key, score in fuse(rankings).items()]
+
+
+def _part(stored: StoredPart, passages: tuple[Passage, ...]) -> Part:
+    return Part(
+        stored.key, stored.source, stored.title, stored.text, stored.num_tokens, passages=passages
+    )
+
+
+def _with_hits(part: Part, hits: Sequence[Hit], score: float) -> Part:
+    inside = {passage.key for passage in part.passages}
+    matched = tuple(hit for hit in hits if hit.passage.key in inside)
+    return replace(part, hits=matched, score=score)
+
+
+def _fitting(parts: Sequence[Part], max_tokens: int, max_parts: int | None) -> list[Part]:
+    """Best first, each that still fits."""
+    chosen: list[Part] = []
+    room = max_tokens
+    for part in parts:
+        if part.num_tokens <= room and (max_parts is None or len(chosen) < max_parts):
+            chosen.append(part)
+            room -= part.num_tokens
+    return chosen
+
+
+def _named(catalogue: Catalogue, source: str) -> list[str]:
+    """The documents of that name, or of the file at that path, or under that folder."""
+    if source in catalogue.rows:
+        return [source]
+    path = Path(source).expanduser().resolve().as_posix()
+    return [name for name in catalogue.rows if name == path or name.startswith(f"{path}/")]
+
+
+def _fingerprint(encode: Encode) -> str:
+    """Tells tokenizers apart by what they make of one sentence."""
+    ids = ",".join(map(str, encode(_PROBE)))
+    return hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
+
+
+def _identify(folder: Path, mine: _Identity) -> None:
+    """Make sure the folder is a library of these parts, or write down that it now is."""
+    file = folder / "library.json"
+    if not file.exists():
+        _begin(folder, file, mine)
+        return
+    try:
+        theirs = msgspec.json.decode(file.read_bytes(), type=_Identity)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ForeignStore(f"{file}: not a library of kdn ({error}); use another folder") from error
+    if theirs.format != mine.format:
+        raise ForeignStore(
+            f"{folder}: written in format {theirs.format}, this kdn reads {mine.format};"
+            " use the kdn that wrote it, or another folder"
+        )
+    for what, was, now in (
+        (
+            "embedding model",
+            f"{theirs.embedder}, {theirs.dimension}-d",
+            f"{mine.embedder}, {mine.dimension}-d",
+        ),
+        ("tokenizer", theirs.tokenizer, mine.tokenizer),
+    ):
+        if was != now:
+            raise ForeignStore(
+                f"{folder}: this library was made with another {what} ({was}, now {now});"
+                " open it with that one, or ingest into another folder"
+            )
+
+
+def _begin(folder: Path, file: Path, mine: _Identity) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(path.name not in {"tables", "writer.lock"} for path in folder.iterdir()):
+            raise ForeignStore(f"{folder}: holds other files; give the library a folder of its own")
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(msgspec.json.encode(mine))
+        temporary.replace(file)
+    except OSError as error:
+        raise StoreError(f"{folder}: no library can be made there ({error.strerror})") from error

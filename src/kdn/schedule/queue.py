@@ -1,0 +1,91 @@
+"""The waiting room: jobs come in, the policy orders them, room in the budget lets them out.
+
+Admission is strict: the first job in order that does not fit stops the others behind it, so that a
+large job cannot be overtaken for ever by small ones.  Jobs of one group are admitted together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kdn.core import Job
+from kdn.schedule.policy import Policy
+
+__all__ = ["Decision", "WaitingRoom"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided at one moment: who waited, in which order, and who went in."""
+
+    now_ns: int
+    order: tuple[str, ...]
+    admitted: tuple[str, ...]
+
+
+class WaitingRoom:
+    """Owns the queue. Every decision can be recorded, and replayed after a change of code."""
+
+    def __init__(self, policy: Policy, record: Callable[[Decision], None] | None = None) -> None:
+        self._policy = policy
+        self._record = record
+        self._jobs: dict[str, Job] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __contains__(self, job_id: object) -> bool:
+        return job_id in self._jobs
+
+    def add(self, job: Job) -> None:
+        """Take a job in, or put fresh numbers in place of those known of it."""
+        self._jobs[job.id] = job
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job; nothing happens if it is not here."""
+        self._jobs.pop(job_id, None)
+
+    def jobs(self) -> list[Job]:
+        """Everyone who waits, in order of coming in."""
+        return list(self._jobs.values())
+
+    def admit(self, now_ns: int, fits: Callable[[Sequence[Job]], bool]) -> list[Job]:
+        """Let in whoever is next as long as `fits` says yes, which also sets the room aside.
+
+        `fits` is asked with a whole group at once; a group that is not complete yet waits without
+        holding up others.
+        """
+        if not self._jobs:
+            return []
+        ordered = self._policy.order(self.jobs(), now_ns)
+        admitted: list[Job] = []
+        for job in ordered:
+            if job.id not in self._jobs:
+                continue
+            members = self._members(job, ordered)
+            if members is None:
+                continue
+            if not fits(members):
+                break
+            for member in members:
+                del self._jobs[member.id]
+            admitted += members
+        if self._record is not None:
+            order, went = tuple(j.id for j in ordered), tuple(j.id for j in admitted)
+            self._record(Decision(now_ns, order, went))
+        return admitted
+
+    def _members(self, job: Job, ordered: Sequence[Job]) -> list[Job] | None:
+        if job.group is None:
+            return [job]
+        members = [
+            other for other in ordered if other.group == job.group and other.id in self._jobs
+        ]
+        return members if len(members) >= job.group_size else None
+
+    def check(self) -> None:
+        """Audit the books. Raises AssertionError."""
+        assert all(key == job.id for key, job in self._jobs.items()), (
+            "a job is filed under another's name"
+        )

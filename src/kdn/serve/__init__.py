@@ -1,0 +1,31 @@
+"""The HTTP door: OpenAI's API over anything that generates. The only async room."""
+
+from __future__ import annotations
+
+from kdn.serve.app import create_app
+from kdn.serve.listen import listen, make_server, url_of
+from kdn.serve.service import (
+    Document,
+    Embedded,
+    Load,
+    Message,
+    Service,
+    StoreNumbers,
+    Vocabulary,
+)
+from kdn.serve.settings import ServeSettings
+
+__all__ = [
+    "Document",
+    "Embedded",
+    "Load",
+    "Message",
+    "ServeSettings",
+    "Service",
+    "StoreNumbers",
+    "Vocabulary",
+    "create_app",
+    "listen",
+    "make_server",
+    "url_of",
+]

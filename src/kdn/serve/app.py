@@ -1,0 +1,72 @@
+"""Joins the parts of one server into an ASGI application."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from kdn.clock import Clock, SystemClock
+from kdn.errors import KdnError
+from kdn.serve.about import about_routes
+from kdn.serve.chat import chat_routes
+from kdn.serve.completions import completion_routes
+from kdn.serve.desk import Desk
+from kdn.serve.embeddings import embedding_routes
+from kdn.serve.faults import fault_of, http_fault, response, validation_fault
+from kdn.serve.guard import Guard
+from kdn.serve.metrics import Metrics
+from kdn.serve.service import Service
+from kdn.serve.settings import ServeSettings
+from kdn.serve.tokens import token_routes
+
+__all__ = ["create_app"]
+
+
+def create_app(
+    service: Service,
+    settings: ServeSettings,
+    *,
+    version: str = "",
+    clock: Clock | None = None,
+    new_id: Callable[[], str] = lambda: secrets.token_hex(12),
+) -> FastAPI:
+    """The server's application. The service stays the caller's to close."""
+    clock = clock or SystemClock()
+    desk = Desk(service, settings, Metrics(service, clock), clock, new_id)
+    app = FastAPI(
+        title="kdn",
+        version=version,
+        middleware=[Middleware(Guard, settings=settings)],
+        redoc_url=None,
+    )
+    for routes in (chat_routes, completion_routes, embedding_routes, token_routes):
+        app.include_router(routes(desk))
+    app.include_router(about_routes(desk, version))
+    _speak_openai(app)
+    return app
+
+
+def _speak_openai(app: FastAPI) -> None:
+    """Every error leaves in OpenAI's shape."""
+
+    async def on_kdn(_request: Request, error: Exception) -> Response:
+        return response(fault_of(error))
+
+    async def on_http(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        cause = error.__cause__
+        return response(fault_of(cause) if isinstance(cause, KdnError) else http_fault(error))
+
+    async def on_shape(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return response(validation_fault(error))
+
+    app.add_exception_handler(KdnError, on_kdn)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_shape)
+    app.add_exception_handler(Exception, on_kdn)

@@ -1,0 +1,143 @@
+"""The bodies clients send, checked by shape; what they mean is decided in the routes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+__all__ = [
+    "ChatBody",
+    "CompletionBody",
+    "ContentPart",
+    "DetokenizeBody",
+    "DocumentBody",
+    "EmbeddingBody",
+    "KdnOptions",
+    "MessageBody",
+    "PartRole",
+    "SamplingBody",
+    "StreamOptions",
+    "TokenizeBody",
+]
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell half a surrogate pair, which is no text and would fail in the tokenizer."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds a lone surrogate, which is not valid Unicode") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Open(BaseModel):
+    """Unknown fields are kept aside, to be judged by name (see unsupported.py)."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Open):
+    include_usage: bool = False
+
+
+class KdnOptions(_Strict):
+    """May stored KV be used for this request, and may its KV be kept?"""
+
+    reuse: bool = True
+    store: bool = True
+
+
+class DocumentBody(_Strict):
+    """A document that stands before the conversation."""
+
+    text: Text
+    id: Text | None = None
+
+
+class PartRole(_Strict):
+    """What a content part is for, when it is not simply part of the message."""
+
+    role: Literal["document", "instruction", "question"]
+    id: Text | None = None
+
+
+class ContentPart(_Strict):
+    type: str
+    text: Text | None = None
+    kdn: PartRole | None = None
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class MessageBody(_Open):
+    role: str
+    content: Text | list[ContentPart] | None = None
+    name: str | None = None
+
+
+class SamplingBody(_Open):
+    """What chat and plain completions have in common."""
+
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    n: int | None = Field(None, ge=1)
+    seed: int | None = None
+    stop: Text | list[Text] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    cache_salt: Text | None = None
+    priority: int | None = None
+    kdn: KdnOptions | None = None
+
+
+class ChatBody(SamplingBody):
+    messages: list[MessageBody] = Field(min_length=1)
+    documents: list[DocumentBody] | None = None
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+
+class CompletionBody(SamplingBody):
+    prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+    best_of: int | None = Field(None, ge=1)
+
+
+class EmbeddingBody(_Open):
+    input: Text | list[Text] | list[int] | list[list[int]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1)
+
+
+class TokenizeBody(_Strict):
+    """Either `prompt`, or `messages` with their documents as a chat would be cut."""
+
+    model: str | None = None
+    prompt: Text | None = None
+    messages: list[MessageBody] | None = None
+    documents: list[DocumentBody] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(_Strict):
+    model: str | None = None
+    tokens: list[TokenId]

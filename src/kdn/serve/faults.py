@@ -1,0 +1,120 @@
+"""Errors as OpenAI's clients expect them: `{"error": {message, type, param, code}}`, always."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from fastapi import Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from kdn.errors import (
+    BadInput,
+    Cancelled,
+    EngineFailed,
+    KdnError,
+    MissingExtra,
+    NoSpace,
+    PromptTooLong,
+    UnknownModel,
+)
+
+__all__ = ["Fault", "Refused", "fault_of", "http_fault", "response", "validation_fault"]
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """What went wrong, in OpenAI's words, with the HTTP status that goes with it."""
+
+    status: int
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+    def body(self) -> bytes:
+        """The JSON text of `{"error": {...}}`."""
+        return msgspec.json.encode({"error": _Wire(self.message, self.type, self.param, self.code)})
+
+
+class _Wire(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Refused(BadInput):
+    """A request that the HTTP door turns away, with the status and the parameter at fault."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.fault = Fault(status, message, _type_of(status), param, code)
+
+
+def _type_of(status: int) -> str:
+    named = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    return named.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+# Most specific first: the first class that fits wins.
+_STATUS: tuple[tuple[type[KdnError], int, str | None], ...] = (
+    (PromptTooLong, 400, "context_length_exceeded"),
+    (UnknownModel, 404, "model_not_found"),
+    (BadInput, 400, None),
+    (MissingExtra, 501, "not_installed"),
+    (Cancelled, 503, "cancelled"),
+    (EngineFailed, 500, "engine_failed"),
+    (NoSpace, 507, "no_space"),
+    (KdnError, 500, None),
+)
+
+
+def fault_of(error: Exception) -> Fault:
+    """The fault for any exception. One that kdn did not raise on purpose is not quoted."""
+    if isinstance(error, Refused):
+        return error.fault
+    for kind, status, code in _STATUS:
+        if isinstance(error, kind):
+            return Fault(status, str(error), _type_of(status), None, code)
+    return Fault(500, "internal error; the server's log has the details", "server_error")
+
+
+def http_fault(error: HTTPException) -> Fault:
+    """The fault for an error of the router: no such path, wrong method, unreadable body."""
+    return Fault(error.status_code, str(error.detail), _type_of(error.status_code))
+
+
+def validation_fault(error: RequestValidationError) -> Fault:
+    """The fault for a body of the wrong shape: names the first parameter and what is wrong."""
+    first: Mapping[str, object] = error.errors()[0]
+    where = _path(first.get("loc", ()))
+    if first.get("type") == "json_invalid":
+        why = first.get("ctx", {})
+        detail = why.get("error", "") if isinstance(why, Mapping) else ""
+        return Fault(400, f"the body is not valid JSON: {detail}", _type_of(400))
+    message = f"{where}: {first.get('msg')}" if where else f"{first.get('msg')}"
+    return Fault(400, message, _type_of(400), where or None, "invalid_value")
+
+
+def _path(location: object) -> str:
+    """`("body", "messages", 0, "content", "str")` as `messages[0].content`."""
+    parts = list(location)[1:] if isinstance(location, Sequence) else []
+    path = ""
+    for part in parts:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part not in _UNION_BRANCHES and "[" not in str(part):
+            path += f".{part}" if path else str(part)
+    return path
+
+
+_UNION_BRANCHES = frozenset({"str", "int", "float", "bool", "ContentPart"})
+
+
+def response(fault: Fault) -> Response:
+    """The HTTP response that carries `fault`."""
+    headers = {"www-authenticate": "Bearer"} if fault.status == 401 else None
+    return Response(fault.body(), fault.status, headers, media_type="application/json")

@@ -1,0 +1,165 @@
+"""From the engine's thread to the event loop: the streams of one HTTP request.
+
+The engine pushes each event to a listener, which hands it to the loop; no thread waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fastapi import Request as HttpRequest
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from kdn.core import Finish, FinishReason, Request, Stream, StreamEvent, Token
+from kdn.errors import Cancelled
+from kdn.serve.metrics import Metrics
+from kdn.serve.service import Service
+
+__all__ = ["EventStream", "Flight", "Gathered", "depart", "gather", "unless_gone"]
+
+_Pushed = StreamEvent | Exception | None
+T = TypeVar("T")
+
+
+class Flight:
+    """Running streams whose events arrive, in order, at one place on the event loop."""
+
+    def __init__(self, num_streams: int) -> None:
+        self._streams: list[Stream] = []
+        self._num_streams = num_streams
+        self._arrived: asyncio.Queue[tuple[int, _Pushed]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def attach(self, stream: Stream, tell: Callable[[_Pushed], None]) -> None:
+        """Follow one more stream. `tell` hears every event too, even after the client has left."""
+        index = len(self._streams)
+        self._streams.append(stream)
+
+        def hear(event: _Pushed) -> None:
+            tell(event)
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, event))
+
+        stream.on_event(hear)
+
+    async def events(self) -> AsyncIterator[tuple[int, StreamEvent]]:
+        """Every event with the number of its stream, until all streams have ended.
+
+        Raises what a stream failed with, and Cancelled when one was stopped from elsewhere.
+        """
+        running = self._num_streams
+        while running:
+            # A backlog must not keep the loop from other requests, or from a client's leaving.
+            await asyncio.sleep(0)
+            index, event = await self._arrived.get()
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                running -= 1
+                continue
+            if isinstance(event, Finish) and event.reason is FinishReason.CANCELLED:
+                raise Cancelled(
+                    "the answer was stopped before its end; the server is shutting down"
+                )
+            yield index, event
+
+    def cancel(self) -> None:
+        """Stop what still runs. Harmless after the end."""
+        for stream in self._streams:
+            stream.cancel()
+
+
+def depart(service: Service, metrics: Metrics, requests: Sequence[Request]) -> Flight:
+    """Submit all requests, or none: what one refusal leaves behind is cancelled."""
+    flight = Flight(len(requests))
+    try:
+        for request in requests:
+            flight.attach(service.submit(request), metrics.listener(_remembering(service, request)))
+    except Exception:
+        flight.cancel()
+        raise
+    return flight
+
+
+def _remembering(service: Service, request: Request) -> Callable[[StreamEvent], None]:
+    """Collects an answer as it passes and hands its ids to the service at a natural end."""
+    answer = Gathered()
+
+    def note(event: StreamEvent) -> None:
+        answer.add(event)
+        if isinstance(event, Finish) and event.reason is FinishReason.STOP and event.stop is None:
+            ids = tuple(token.token_id for token in answer.tokens)
+            service.remember(request.salt, answer.text, ids)
+
+    return note
+
+
+@dataclass
+class Gathered:
+    """One stream's events put together."""
+
+    tokens: list[Token] = field(default_factory=list)
+    finish: Finish | None = None
+
+    def add(self, event: StreamEvent) -> None:
+        if isinstance(event, Token):
+            self.tokens.append(event)
+        else:
+            self.finish = event
+
+    @property
+    def text(self) -> str:
+        tail = self.finish.tail if self.finish else ""
+        return "".join(token.text for token in self.tokens) + tail
+
+    @property
+    def ended(self) -> Finish:
+        """The Finish; to be asked for only after the stream has ended."""
+        assert self.finish is not None
+        return self.finish
+
+
+async def gather(flight: Flight, num_streams: int) -> list[Gathered]:
+    """Every stream to its end."""
+    found = [Gathered() for _ in range(num_streams)]
+    async for index, event in flight.events():
+        found[index].add(event)
+    return found
+
+
+async def unless_gone(request: HttpRequest, flight: Flight, work: Awaitable[T]) -> T | None:
+    """The result of `work`, or None when the client left first. Nothing keeps running."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        gone.cancel()
+        task.cancel()
+        flight.cancel()
+
+
+async def _disconnect(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; the flight is cancelled however the response ends."""
+
+    def __init__(self, events: AsyncIterator[bytes], flight: Flight) -> None:
+        # Proxies must hand each event on at once.
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._flight = flight
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._flight.cancel()

@@ -1,0 +1,180 @@
+"""/metrics: the names users of vLLM expect, for what is truly measured here, and kdn's own.
+
+Counted from each stream's own Finish, so that the counters equal the sum of all `usage` objects.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from kdn.clock import Clock
+from kdn.core import Finish, FinishReason, StreamEvent, Usage
+from kdn.errors import KdnError
+from kdn.serve.service import Service
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
+_LONG_SECONDS = (0.1, 0.3, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 240, 480)
+_REASONS = {FinishReason.CANCELLED: "abort"}
+
+
+class Metrics:
+    """Counts what passes. Owns its registry, so two servers in one process do not mix."""
+
+    def __init__(self, service: Service, clock: Clock) -> None:
+        self._clock = clock
+        self._model = service.name
+        self._lock = threading.Lock()
+        self._started = 0
+        self._ended = 0
+        self.registry = CollectorRegistry()
+        self._make_counters()
+        self._make_histograms()
+        self.registry.register(_Now(service))
+
+    def _make_counters(self) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, ("model_name", *labels), registry=self.registry)
+
+        self._prompt = counter("vllm:prompt_tokens", "Prompt tokens of ended requests.")
+        self._generated = counter("vllm:generation_tokens", "Tokens generated.")
+        self._queries = counter("vllm:prefix_cache_queries", "Prompt tokens looked up.")
+        self._hits = counter("vllm:prefix_cache_hits", "Prompt tokens found, exactly.")
+        self._cached = counter("vllm:prompt_tokens_cached", "Prompt tokens reused in any way.")
+        self._success = counter(
+            "vllm:request_success", "Requests ended without error.", "finished_reason"
+        )
+        self._failed = counter("kdn_requests_failed", "Requests ended by an error.")
+        self._reused = counter("kdn_reused_tokens", "Prompt tokens by kind of reuse.", "kind")
+        self._computed = counter("kdn_recomputed_tokens", "Prompt tokens computed.")
+        self._tiers = counter("kdn_tier_tokens", "Reused tokens by supplying tier.", "tier")
+
+    def _make_histograms(self) -> None:
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, text, ("model_name",), registry=self.registry, buckets=buckets)
+
+        self._ttft = histogram("vllm:time_to_first_token_seconds", "From arrival.", _SECONDS)
+        self._gap = histogram("vllm:inter_token_latency_seconds", "Between tokens.", _SECONDS)
+        self._queue = histogram("vllm:request_queue_time_seconds", "Before work.", _LONG_SECONDS)
+        self._whole = histogram("vllm:e2e_request_latency_seconds", "To the end.", _LONG_SECONDS)
+
+    def listener(
+        self, note: Callable[[StreamEvent], None]
+    ) -> Callable[[StreamEvent | Exception | None], None]:
+        """A listener that counts one stream and passes its events on to `note`."""
+        last_s: float | None = None
+        with self._lock:
+            self._started += 1
+
+        def hear(event: StreamEvent | Exception | None) -> None:
+            nonlocal last_s
+            if event is None:
+                self._end()
+            elif isinstance(event, Exception):
+                self._failed.labels(self._model).inc()
+            else:
+                if isinstance(event, Finish):
+                    self._finish(event)
+                else:
+                    last_s = self._token(last_s)
+                note(event)
+
+        return hear
+
+    def _token(self, last_s: float | None) -> float:
+        now = self._clock.now()
+        if last_s is not None:
+            self._gap.labels(self._model).observe(now - last_s)
+        return now
+
+    def _finish(self, finish: Finish) -> None:
+        usage, model = finish.usage, self._model
+        self._success.labels(model, _REASONS.get(finish.reason, str(finish.reason))).inc()
+        self._prompt.labels(model).inc(usage.prompt_tokens)
+        self._generated.labels(model).inc(usage.completion_tokens)
+        self._queries.labels(model).inc(usage.prompt_tokens)
+        self._hits.labels(model).inc(usage.exact)
+        self._cached.labels(model).inc(usage.cached_tokens)
+        self._computed.labels(model).inc(usage.recomputed)
+        kinds = {"exact": usage.exact, "blended": usage.blended, "shared": usage.shared}
+        for kind, tokens in kinds.items():
+            self._reused.labels(model, kind).inc(tokens)
+        for tier, tokens in usage.tiers.items():
+            self._tiers.labels(model, tier).inc(tokens)
+        self._times(usage)
+
+    def _times(self, usage: Usage) -> None:
+        self._queue.labels(self._model).observe(usage.queue_ms / 1000)
+        self._whole.labels(self._model).observe(usage.total_ms / 1000)
+        if usage.completion_tokens:
+            self._ttft.labels(self._model).observe(usage.ttft_ms / 1000)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended += 1
+
+    @property
+    def in_flight(self) -> int:
+        """Streams that were submitted and have not ended."""
+        with self._lock:
+            return self._started - self._ended
+
+    def check(self) -> None:
+        """Raise AssertionError if more streams have ended than were started."""
+        with self._lock:
+            assert 0 <= self._ended <= self._started, f"{self._ended} of {self._started} ended"
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Now(Collector):
+    """Asks the service at each scrape: load of the engine, books of the store."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        model = self._service.name
+        try:
+            load = self._service.load()
+        except KdnError:
+            # A stopped engine has no load; /health says that it stopped.
+            pass
+        else:
+            yield _gauge("vllm:num_requests_running", "Being computed.", model, load.running)
+            yield _gauge("vllm:num_requests_waiting", "In the queue.", model, load.waiting)
+            yield _gauge("vllm:kv_cache_usage_perc", "0 to 1.", model, load.kv_used_share)
+        yield from self._store()
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing beforehand: names are known only when the store has been asked."""
+        return iter(())
+
+    def _store(self) -> Iterator[Metric]:
+        numbers = self._service.store_numbers()
+        blocks = GaugeMetricFamily("kdn_store_blocks", "Blocks held.", labels=["tier"])
+        for tier, count in numbers.blocks.items():
+            blocks.add_metric([tier], count)
+        size = GaugeMetricFamily("kdn_store_bytes", "Bytes held.", labels=["tier"])
+        for tier, size_bytes in numbers.size_bytes.items():
+            size.add_metric([tier], size_bytes)
+        events = CounterMetricFamily("kdn_store_events", "Since opening.", labels=["event"])
+        for event, count in numbers.counts.items():
+            events.add_metric([event], count)
+        yield from (blocks, size, events)
+
+
+def _gauge(name: str, text: str, model: str, value: float) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=["model_name"])
+    family.add_metric([model], value)
+    return family

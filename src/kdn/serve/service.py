@@ -1,0 +1,116 @@
+"""What the HTTP door needs from the rest of kdn: one small interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kdn.core import Prompt, Request, Stream, TokenIds
+
+__all__ = ["Document", "Embedded", "Load", "Message", "Service", "StoreNumbers", "Vocabulary"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """Text to stand before the conversation; `id` names it for the caller."""
+
+    text: str
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy the engine is at this moment."""
+
+    running: int
+    waiting: int
+    kv_used_share: float
+    """Of the KV budget, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class StoreNumbers:
+    """The store's books, as far as an outsider wants them."""
+
+    blocks: Mapping[str, int] = field(default_factory=dict)
+    """By tier."""
+    size_bytes: Mapping[str, int] = field(default_factory=dict)
+    """By tier."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Since opening: hits, misses, corrupt, evicted and whatever else the store counts."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One unit vector a text, in order."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    num_tokens: int
+
+
+class Vocabulary(Protocol):
+    """Text to token ids and back."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str, *, special: bool = False) -> TokenIds:
+        """With `special`, names of special tokens in the text become those tokens."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    def token_text(self, token_id: int) -> str: ...
+
+
+class Service(Protocol):
+    """A model that can be talked to. Every method may be called from any thread."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Names that may stand in place of `name` in a request."""
+        ...
+
+    @property
+    def max_context(self) -> int:
+        """The most tokens of prompt and answer together."""
+        ...
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    def prompt(
+        self, messages: Sequence[Message], documents: Sequence[Document], salt: str
+    ) -> Prompt:
+        """The conversation as segments, ready for an answer. Turns remembered under `salt` hit."""
+        ...
+
+    def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
+        """Keep the ids of an answer, so that it hits when a client sends it back as history."""
+        ...
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request. Raises PromptTooLong before anything is computed."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> Embedded:
+        """Raises MissingExtra when there is no embedder."""
+        ...
+
+    def load(self) -> Load:
+        """Raises EngineFailed when the engine has stopped."""
+        ...
+
+    def store_numbers(self) -> StoreNumbers: ...

@@ -1,0 +1,418 @@
+"""The catalogue: one SQLite row a block, shared by every process on the store's folder.
+
+It decides what fits: room is reserved here, in one transaction, before a byte is written, so the
+cap holds for all processes together.  Triggers keep the totals and the log of changes, so that no
+statement can forget them.  It is never the only copy of anything but ages: lost, it is rebuilt from
+the blocks.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdn.core import BlockKey, Cause, ChainHash, ContentId, Fingerprint, Recipe
+from kdn.errors import NoSpace, StoreError
+from kdn.store.files import remove
+from kdn.store.index import Entry, Family
+from kdn.store.tier import Changes, Spare
+
+__all__ = ["Catalogue", "CatalogueDamaged", "Totals", "Victim", "discard_catalogue"]
+
+VERSION = 1
+BUSY_S = 30.0
+KEEP_CHANGES = 10_000
+READY, QUARANTINED = 0, 1
+
+_SCHEMA = """
+CREATE TABLE families (
+    id INTEGER PRIMARY KEY, fingerprint TEXT, causes TEXT, detail TEXT, salt TEXT,
+    UNIQUE (fingerprint, causes, detail, salt)) STRICT;
+CREATE TABLE blocks (
+    key TEXT PRIMARY KEY, family INTEGER NOT NULL REFERENCES families, behind TEXT NOT NULL,
+    start INTEGER NOT NULL, tokens BLOB NOT NULL, content TEXT NOT NULL, size INTEGER NOT NULL,
+    state INTEGER NOT NULL, created REAL NOT NULL, used REAL NOT NULL, hits INTEGER NOT NULL
+    ) STRICT;
+CREATE INDEX by_age ON blocks (state DESC, used);
+CREATE TABLE writing (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, size INTEGER NOT NULL) STRICT;
+CREATE TABLE totals (blocks INTEGER, tokens INTEGER, size INTEGER) STRICT;
+INSERT INTO totals VALUES (0, 0, 0);
+CREATE TABLE changes (seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL) STRICT;
+CREATE TRIGGER came AFTER INSERT ON blocks BEGIN
+    UPDATE totals SET blocks = blocks + (NEW.state = 0), size = size + NEW.size,
+        tokens = tokens + (NEW.state = 0) * length(NEW.tokens) / 4;
+    INSERT INTO changes (key) VALUES (NEW.key); END;
+CREATE TRIGGER went AFTER DELETE ON blocks BEGIN
+    UPDATE totals SET blocks = blocks - (OLD.state = 0), size = size - OLD.size,
+        tokens = tokens - (OLD.state = 0) * length(OLD.tokens) / 4;
+    INSERT INTO changes (key) VALUES (OLD.key); END;
+CREATE TRIGGER turned AFTER UPDATE OF state, size ON blocks BEGIN
+    UPDATE totals SET blocks = blocks + (NEW.state = 0) - (OLD.state = 0),
+        size = size + NEW.size - OLD.size,
+        tokens = tokens + ((NEW.state = 0) - (OLD.state = 0)) * length(NEW.tokens) / 4;
+    INSERT INTO changes (key) VALUES (NEW.key); END;
+PRAGMA user_version = 1;
+"""
+# In the triggers state 0 is READY.
+_ENTRY = """SELECT key, fingerprint, causes, detail, salt, behind, start, tokens, content
+    FROM blocks JOIN families ON families.id = blocks.family"""
+
+
+class CatalogueDamaged(StoreError):  # noqa: N818 - named as the tree in kdn.errors names
+    """The catalogue's contents make no sense; it may be discarded and rebuilt."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Ready blocks and their tokens; bytes of all files, those being written included."""
+
+    blocks: int
+    tokens: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A block that was given up for room."""
+
+    key: BlockKey
+    size_bytes: int
+    quarantined: bool
+
+
+class Catalogue:
+    """One process's way to the shared catalogue. Raises StoreError when it cannot be used.
+
+    Writing and reading go through connections of their own: looking for changes never waits for a
+    writer, be it this process's or another's.
+    """
+
+    def __init__(self, path: Path, owner: str, now: Callable[[], float]) -> None:
+        self._path = path
+        self._owner = owner
+        self._now = now
+        self._writing = threading.RLock()
+        self._reading = threading.RLock()
+        self._noting = threading.Lock()
+        self._used: dict[BlockKey, tuple[float, int]] = {}
+        self._families: dict[tuple[str, str, str, str], Family] = {}
+        self._known: set[BlockKey] = set()
+        self._seen_version: int | None = None
+        self._seen_change: int | None = None
+        with self._gate(), ExitStack() as undo:
+            self._writer = _connect(path)
+            undo.callback(self._writer.close)
+            _prepare(self._writer)
+            self._reader = _connect(path)
+            undo.pop_all()
+
+    # --- looking ---
+
+    def knows(self, key: BlockKey) -> bool:
+        """Was the block ready when changes were last asked for?"""
+        return key in self._known
+
+    def keys(self) -> list[BlockKey]:
+        """Every ready block's key."""
+        return self._keys(READY)
+
+    def quarantined(self) -> list[BlockKey]:
+        """Every quarantined block's key."""
+        return self._keys(QUARANTINED)
+
+    def changes(self) -> Changes:
+        """What any process changed since the last call; the first call tells of every block."""
+        with self._reading, self._gate():
+            (version,) = self._reader.execute("PRAGMA data_version").fetchone()
+            if version == self._seen_version:
+                return Changes()
+            self._reader.execute("BEGIN")
+            try:
+                changes = self._read_changes()
+            finally:
+                self._reader.execute("COMMIT")
+            self._seen_version = version
+            return changes
+
+    def totals(self) -> Totals:
+        with self._reading, self._gate():
+            return _totals(self._reader)
+
+    # --- changing ---
+
+    def reserve(
+        self, size_bytes: int, capacity_bytes: int, spare: Spare, unlink: Callable[[Victim], None]
+    ) -> int:
+        """Make sure that `size_bytes` more fit, and return the number of the reservation.
+
+        What must go for it is unlinked before its row goes and before the reservation counts: the
+        files never exceed the cap.  Raises NoSpace, having changed nothing, when it cannot be done.
+        """
+        with self._transaction():
+            self._save_uses()
+            self._make_room(size_bytes, capacity_bytes, spare, unlink)
+            row = (self._owner, size_bytes)
+            cursor = self._writer.execute("INSERT INTO writing (owner, size) VALUES (?, ?)", row)
+            assert cursor.lastrowid is not None
+            return cursor.lastrowid
+
+    def publish(
+        self, reservation: int | None, entry: Entry, size_bytes: int, wall_s: float
+    ) -> None:
+        """The block's file is in place: turn the reservation into a row."""
+        with self._transaction():
+            self._writer.execute("DELETE FROM writing WHERE id = ?", (reservation,))
+            self._writer.execute(
+                """INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (key)
+                DO UPDATE SET state = excluded.state, size = excluded.size, used = excluded.used""",
+                (
+                    entry.key,
+                    self._family_id(entry.family),
+                    entry.behind,
+                    entry.start,
+                    entry.tokens,
+                    entry.content,
+                    size_bytes,
+                    READY,
+                    wall_s,
+                    wall_s,
+                ),
+            )
+            self._writer.execute(
+                "DELETE FROM changes WHERE seq <= (SELECT max(seq) FROM changes) - ?",
+                (KEEP_CHANGES,),
+            )
+
+    def cancel(self, reservation: int) -> None:
+        """Nothing came of the reservation."""
+        with self._transaction():
+            self._writer.execute("DELETE FROM writing WHERE id = ?", (reservation,))
+
+    def remove(self, key: BlockKey, unlink: Callable[[], bool]) -> bool:
+        """Take a block's row out unless `unlink` says that its file is to stay."""
+        with self._transaction():
+            if not unlink():
+                return False
+            cursor = self._writer.execute("DELETE FROM blocks WHERE key = ?", (key,))
+            return cursor.rowcount > 0
+
+    def quarantine(self, key: BlockKey, move: Callable[[], None]) -> None:
+        """Take a block out of use; its file, moved aside, still counts and is the first to go."""
+        with self._transaction():
+            move()
+            row = (QUARANTINED, key)
+            self._writer.execute("UPDATE blocks SET state = ? WHERE key = ?", row)
+
+    def touch(self, key: BlockKey) -> None:
+        """Note a use. Written down with the next change, or by `save`."""
+        with self._noting:
+            _, hits = self._used.get(key, (0.0, 0))
+            self._used[key] = (self._now(), hits + 1)
+
+    def save(self) -> None:
+        """Write down the uses that are only remembered."""
+        if self._used:
+            with self._transaction():
+                self._save_uses()
+
+    def bury(self, living: list[str]) -> None:
+        """Give back what processes not among `living` had reserved."""
+        with self._transaction():
+            owners = self._writer.execute("SELECT DISTINCT owner FROM writing").fetchall()
+            dead = [row for row in owners if row[0] not in living]
+            self._writer.executemany("DELETE FROM writing WHERE owner = ?", dead)
+
+    def shrink(self, capacity_bytes: int, spare: Spare, unlink: Callable[[Victim], None]) -> None:
+        """Evict down to a cap that may be lower than last time."""
+        with self._transaction():
+            self._make_room(0, capacity_bytes, spare, unlink)
+
+    def check(self) -> None:
+        """Audit the books. Raises AssertionError saying what does not add up."""
+        with self._writing, self._gate():
+            counted = self._writer.execute(
+                """SELECT total(state = ?), total((state = ?) * length(tokens) / 4), total(size)
+                FROM blocks""",
+                (READY, READY),
+            ).fetchone()
+            booked = self._writer.execute("SELECT * FROM totals").fetchone()
+            assert tuple(map(int, counted)) == booked, f"counted {counted}, booked {booked}"
+
+    def close(self) -> None:
+        try:
+            self.save()
+        finally:
+            self._reader.close()
+            self._writer.close()
+
+    # --- inside ---
+
+    def _keys(self, state: int) -> list[BlockKey]:
+        with self._reading, self._gate():
+            rows = self._reader.execute("SELECT key FROM blocks WHERE state = ?", (state,))
+            return [BlockKey(key) for (key,) in rows]
+
+    def _read_changes(self) -> Changes:
+        (last,) = self._reader.execute("SELECT coalesce(max(seq), 0) FROM changes").fetchone()
+        (first,) = self._reader.execute("SELECT coalesce(min(seq), 0) FROM changes").fetchone()
+        seen, self._seen_change = self._seen_change, last
+        if seen is None or first > seen + 1:
+            return self._read_all()
+        rows = self._reader.execute("SELECT DISTINCT key FROM changes WHERE seq > ?", (seen,))
+        added, removed = [], []
+        for (key,) in rows.fetchall():
+            row = self._reader.execute(f"{_ENTRY} WHERE key = ? AND state = ?", (key, READY))
+            found = row.fetchone()
+            if found is None:
+                removed.append(BlockKey(key))
+            else:
+                added.append(self._entry(found))
+        self._known.update(entry.key for entry in added)
+        self._known.difference_update(removed)
+        return Changes(tuple(added), tuple(removed))
+
+    def _read_all(self) -> Changes:
+        rows = self._reader.execute(f"{_ENTRY} WHERE state = ?", (READY,))
+        added = tuple(self._entry(row) for row in rows)
+        known = {entry.key for entry in added}
+        removed = tuple(self._known - known)
+        self._known = known
+        return Changes(added, removed)
+
+    def _entry(self, row: tuple[str, str, str, str, str, str, int, bytes, str]) -> Entry:
+        key, fingerprint, causes, detail, salt, behind, start, tokens, content = row
+        name = (fingerprint, causes, detail, salt)
+        family = self._families.get(name)
+        if family is None:
+            family = self._families[name] = _family(fingerprint, causes, detail, salt)
+        return Entry(BlockKey(key), family, ChainHash(behind), start, tokens, ContentId(content))
+
+    def _family_id(self, family: Family) -> int:
+        row = (
+            family.fingerprint,
+            " ".join(family.recipe.causes),
+            family.recipe.detail,
+            family.salt,
+        )
+        self._writer.execute(
+            """INSERT OR IGNORE INTO families (fingerprint, causes, detail, salt)
+            VALUES (?, ?, ?, ?)""",
+            row,
+        )
+        (number,) = self._writer.execute(
+            "SELECT id FROM families WHERE (fingerprint, causes, detail, salt) = (?, ?, ?, ?)", row
+        ).fetchone()
+        return int(number)
+
+    def _make_room(
+        self, size_bytes: int, capacity_bytes: int, spare: Spare, unlink: Callable[[Victim], None]
+    ) -> None:
+        excess = _totals(self._writer).size_bytes + size_bytes - capacity_bytes
+        for victim in self._victims(excess, size_bytes, capacity_bytes, spare):
+            unlink(victim)
+            self._writer.execute("DELETE FROM blocks WHERE key = ?", (victim.key,))
+
+    def _victims(
+        self, excess: int, size_bytes: int, capacity_bytes: int, spare: Spare
+    ) -> list[Victim]:
+        if excess <= 0:
+            return []
+        victims = []
+        rows = self._writer.execute(
+            "SELECT key, size, state FROM blocks ORDER BY state DESC, used, rowid"
+        )
+        for key, size, state in rows:
+            if state == QUARANTINED or not spare(key):
+                victims.append(Victim(key, size, state == QUARANTINED))
+                excess -= size
+            if excess <= 0:
+                return victims
+        raise NoSpace(
+            f"a block of {size_bytes} bytes does not fit under the store's cap of {capacity_bytes}"
+            " bytes beside what is in use: raise the cap"
+        )
+
+    def _save_uses(self) -> None:
+        with self._noting:
+            rows = [(used, hits, key) for key, (used, hits) in self._used.items()]
+            self._used.clear()
+        self._writer.executemany(
+            "UPDATE blocks SET used = max(used, ?), hits = hits + ? WHERE key = ?", rows
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._writing, self._gate():
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self._writer.in_transaction:  # a full disk has rolled it back already
+                    self._writer.execute("ROLLBACK")
+                raise
+            self._writer.execute("COMMIT")
+
+    @contextmanager
+    def _gate(self) -> Iterator[None]:
+        """The only place where SQLite's errors become ours."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise NoSpace(f"{self._path}: {error}; free some space") from error
+            raise StoreError(
+                f"the catalogue {self._path} cannot be used ({error}): check that its folder can be"
+                " written and that no other program holds it"
+            ) from error
+        except sqlite3.Error as error:
+            raise CatalogueDamaged(
+                f"the catalogue {self._path} is damaged ({error}): stop every kdn on this store and"
+                " start again, then it is rebuilt from the blocks"
+            ) from error
+
+
+def discard_catalogue(path: Path) -> None:
+    """Remove a damaged catalogue. To be called while no process uses it."""
+    for suffix in ("", "-wal", "-shm"):
+        remove(path.with_name(path.name + suffix))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+    )
+    # A lost commit costs nothing that the blocks do not say again, so no fsync per commit.
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Make the tables if they are not there, and look over what is: damage is to show now."""
+    connection.execute("PRAGMA journal_mode = WAL")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+    elif version != VERSION:
+        raise sqlite3.DatabaseError(f"version {version}, this kdn reads {VERSION}")
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
+
+
+def _family(fingerprint: str, causes: str, detail: str, salt: str) -> Family:
+    try:
+        recipe = Recipe(tuple(Cause(cause) for cause in causes.split()), detail)
+    except ValueError as error:
+        raise sqlite3.DatabaseError(str(error)) from error
+    return Family(Fingerprint(fingerprint), recipe, salt)
+
+
+def _totals(connection: sqlite3.Connection) -> Totals:
+    blocks, tokens, size = connection.execute("SELECT * FROM totals").fetchone()
+    (writing,) = connection.execute("SELECT coalesce(sum(size), 0) FROM writing").fetchone()
+    return Totals(blocks, tokens, size + writing)

@@ -1,0 +1,271 @@
+"""The disk tier: one file a block, under a cap that holds for every process on the folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from kdn.clock import Clock
+from kdn.core import BlockKey
+from kdn.errors import CorruptBlock, StoreError
+from kdn.store.buffers import allocate
+from kdn.store.catalogue import Catalogue, CatalogueDamaged, Victim, discard_catalogue
+from kdn.store.files import publish, remove, system_errors, write_temporary
+from kdn.store.folder import StoreFolder
+from kdn.store.format import EncodedBlock
+from kdn.store.index import Entry
+from kdn.store.reader import read_header
+from kdn.store.tier import Changes, Handle, Spare, Tier, TierUsage
+from kdn.trace import Trace
+
+__all__ = ["DiskTier", "default_capacity"]
+
+MOST_BYTES = 20 * 10**9
+
+
+def default_capacity(folder: Path, held_bytes: int) -> int:
+    """The cap when none is given: 20 GB, or a tenth of what is free, whichever is less.
+
+    What the store holds already counts as free, or every opening would make it smaller.
+    """
+    with system_errors(f"looking for free space at {folder}"):
+        return min(MOST_BYTES, (shutil.disk_usage(folder).free + held_bytes) // 10)
+
+
+class _File(Handle):
+    """An open block file: it can be read to its end even after it was unlinked."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+        self._closing = threading.Lock()
+        self.buffer = allocate(os.fstat(descriptor).st_size)
+
+    def read(self, start: int, stop: int) -> memoryview:
+        view = self.buffer[start:stop]
+        assert self._descriptor is not None
+        try:
+            got = os.preadv(self._descriptor, [view], start)
+        except OSError as error:
+            raise CorruptBlock(f"bytes {start} to {stop} cannot be read: {error}") from error
+        if got != stop - start:
+            raise CorruptBlock(f"bytes {start} to {stop} were asked for, {got} are there")
+        return view
+
+    def close(self) -> None:
+        with self._closing:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+
+class DiskTier(Tier):
+    """Blocks in `folder`, at most `capacity_bytes` of files at any time (None: a default).
+
+    A put block survives a power cut.  Another process may evict what this one pins; a block that
+    is open can be read to its end all the same.  Opening brings the catalogue up to date with the
+    files that are there; it raises ForeignStore or StoreError when the folder cannot be used.
+    """
+
+    name = "disk"
+    trusted = False
+
+    def __init__(
+        self, folder: Path, capacity_bytes: int | None, clock: Clock, trace: Trace
+    ) -> None:
+        self._folder = StoreFolder(folder)
+        self._clock = clock
+        self._trace = trace
+        self._evicted = 0
+        with self._folder.opening():
+            living = self._folder.sweep()
+            self._folder.sign_in()
+            try:
+                self._catalogue = self._open_catalogue(living)
+                self._capacity_bytes = self._fit(capacity_bytes)
+            except BaseException:
+                self._folder.sign_out()
+                raise
+
+    def open(self, key: BlockKey) -> Handle | None:
+        if not self.holds(key):
+            return None
+        try:
+            descriptor = os.open(self._folder.block(key), os.O_RDONLY)
+        except FileNotFoundError:
+            self._forget_vanished(self._catalogue, key)
+            return None
+        except OSError as error:
+            self._trace.event("store.unreadable", key=key, reason=str(error))
+            return None
+        return _File(descriptor)
+
+    def put(self, block: EncodedBlock, spare: Spare) -> None:
+        final = self._folder.block(block.key)
+        if self.holds(block.key) and final.exists():
+            self._catalogue.touch(block.key)
+            return
+        number = self._catalogue.reserve(block.size_bytes, self._capacity_bytes, spare, self._evict)
+        try:
+            self._write(block, number)
+        except BaseException:
+            with suppress(StoreError):
+                self._catalogue.cancel(number)
+            raise
+
+    def drop(self, key: BlockKey) -> bool:
+        return self._catalogue.remove(key, lambda: self._unlink(key))
+
+    def holds(self, key: BlockKey) -> bool:
+        return self._catalogue.knows(key)
+
+    def changes(self) -> Changes:
+        return self._catalogue.changes()
+
+    def usage(self) -> TierUsage:
+        totals = self._catalogue.totals()
+        return TierUsage(
+            totals.blocks,
+            totals.tokens,
+            totals.size_bytes,
+            self._capacity_bytes,
+            self._evicted,
+        )
+
+    def touch(self, key: BlockKey) -> None:
+        self._catalogue.touch(key)
+
+    def quarantine(self, key: BlockKey) -> None:
+        self._catalogue.quarantine(key, lambda: self._set_aside(key))
+
+    def kept(self) -> Iterator[BlockKey]:
+        return iter(self._catalogue.keys())
+
+    def save(self) -> None:
+        self._catalogue.save()
+
+    def check(self) -> None:
+        self._catalogue.check()
+        rows, files = set(self._catalogue.keys()), set(self._folder.blocks())
+        assert rows == files, f"rows without a file, or files without a row: {rows ^ files}"
+        sizes = sum(path.stat().st_size for path in self._folder.files())
+        booked = self._catalogue.totals().size_bytes
+        assert sizes == booked, f"files have {sizes} bytes, the catalogue says {booked}"
+        assert sizes <= self._capacity_bytes, f"{sizes} bytes, over the cap"
+
+    def close(self) -> None:
+        try:
+            self._catalogue.close()
+        finally:
+            self._folder.sign_out()
+
+    # --- opening ---
+
+    def _open_catalogue(self, living: list[str]) -> Catalogue:
+        try:
+            return self._up_to_date(living)
+        except CatalogueDamaged as error:
+            if living:
+                raise
+            self._trace.event("store.rebuild", reason=str(error))
+            discard_catalogue(self._folder.catalogue)
+            return self._up_to_date(living)
+
+    def _up_to_date(self, living: list[str]) -> Catalogue:
+        catalogue = Catalogue(self._folder.catalogue, self._folder.owner, self._clock.wall)
+        try:
+            catalogue.bury([*living, self._folder.owner])
+            self._reconcile(catalogue)
+        except BaseException:
+            catalogue.close()
+            raise
+        return catalogue
+
+    def _fit(self, capacity_bytes: int | None) -> int:
+        """The cap, after what exceeds it has been evicted."""
+        if capacity_bytes is None:
+            held_bytes = self._catalogue.totals().size_bytes
+            capacity_bytes = default_capacity(self._folder.path, held_bytes)
+        self._catalogue.shrink(capacity_bytes, lambda _: False, self._evict)
+        return capacity_bytes
+
+    def _reconcile(self, catalogue: Catalogue) -> None:
+        """Rows for files that have none, and no rows for files that are gone."""
+        files, rows = set(self._folder.blocks()), set(catalogue.keys())
+        for key in files - rows:
+            self._adopt(catalogue, key)
+        for key in rows - files:
+            self._forget_vanished(catalogue, key)
+        self._reconcile_quarantine(catalogue)
+
+    def _reconcile_quarantine(self, catalogue: Catalogue) -> None:
+        files, rows = set(self._folder.damaged()), set(catalogue.quarantined())
+        for key in files - rows:
+            remove(self._folder.quarantined(key))
+        for key in rows - files:
+            catalogue.remove(key, lambda: True)
+
+    def _adopt(self, catalogue: Catalogue, key: BlockKey) -> None:
+        path = self._folder.block(key)
+        try:
+            with path.open("rb") as file:
+                handle = _File(os.dup(file.fileno()))
+            try:
+                header = read_header(handle, key)
+            finally:
+                handle.close()
+        except FileNotFoundError:
+            return  # evicted by another process meanwhile
+        except CorruptBlock as error:
+            self._trace.event("store.corrupt", tier=self.name, key=key, reason=str(error))
+            remove(path)
+            return
+        written_s = path.stat().st_mtime
+        catalogue.publish(None, Entry.of(header.id), header.size_bytes, written_s)
+
+    # --- files ---
+
+    def _write(self, block: EncodedBlock, number: int) -> None:
+        temporary, final = self._folder.temporary(number), self._folder.block(block.key)
+        write_temporary(temporary, block.data)
+        remove(self._folder.quarantined(block.key))
+        try:
+            publish(temporary, final)
+            entry = Entry.of(block.header.id)
+            self._catalogue.publish(number, entry, block.size_bytes, self._clock.wall())
+        except BaseException:
+            # Bytes that no row counts would escape the cap, so the file must not outlive the row.
+            remove(temporary)
+            remove(final)
+            raise
+
+    def _evict(self, victim: Victim) -> None:
+        aside = self._folder.quarantined(victim.key)
+        with system_errors(f"evicting block {victim.key}"):
+            remove(aside if victim.quarantined else self._folder.block(victim.key))
+        if not victim.quarantined:
+            self._evicted += 1
+            self._trace.event("store.evict", tier=self.name, key=victim.key)
+
+    def _unlink(self, key: BlockKey) -> bool:
+        with system_errors(f"dropping block {key}"):
+            remove(self._folder.block(key))
+            remove(self._folder.quarantined(key))
+        return True
+
+    def _set_aside(self, key: BlockKey) -> None:
+        with system_errors(f"setting block {key} aside"):
+            path = self._folder.block(key)
+            if path.exists():
+                path.replace(self._folder.quarantined(key))
+
+    def _forget_vanished(self, catalogue: Catalogue, key: BlockKey) -> None:
+        """Somebody removed the file: the row goes too, unless the file is back by then."""
+        path = self._folder.block(key)
+        try:
+            catalogue.remove(key, lambda: not path.exists())
+        except StoreError as error:
+            self._trace.event("store.unreadable", key=key, reason=str(error))

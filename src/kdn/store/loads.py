@@ -1,0 +1,116 @@
+"""Blocks that are being read: however many want one at a time, it comes out of its tier once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from kdn.core import BlockKey
+from kdn.errors import CorruptBlock
+from kdn.store.format import EncodedBlock
+from kdn.store.reader import Load, read_header
+from kdn.store.tier import Handle, Tier
+
+__all__ = ["Loads"]
+
+
+class Loads:
+    """Opens blocks from the fastest tier that has them sound, and shares what is open.
+
+    `on_whole` is told of every block that came whole out of any tier but the first; `on_corrupt` of
+    every damaged one.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        on_whole: Callable[[EncodedBlock], None],
+        on_corrupt: Callable[[Tier, BlockKey, CorruptBlock], None],
+    ) -> None:
+        self._tiers = tuple(tiers)
+        self._on_whole = on_whole
+        self._on_corrupt = on_corrupt
+        self._lock = threading.Lock()
+        self._open: dict[BlockKey, Load] = {}
+
+    def enter(self, key: BlockKey) -> Load | None:
+        """The block's load, to be given back with `leave`; None when no tier has it."""
+        with self._lock:
+            load = self._open.get(key)
+            if load is not None:
+                load.readers += 1
+                return load
+        mine = self._begin(key)
+        if mine is None:
+            return None
+        with self._lock:
+            load = self._open.setdefault(key, mine)
+            load.readers += 1
+        if load is not mine:  # somebody was quicker
+            mine.close()
+        return load
+
+    def leave(self, key: BlockKey, load: Load) -> None:
+        with self._lock:
+            load.readers -= 1
+            if load.readers:
+                return
+            if self._open.get(key) is load:
+                del self._open[key]
+        load.close()
+
+    def scrub(self, tier: Tier, key: BlockKey) -> int | None:
+        """Read all of a block in `tier` and verify it; its size, or None when it is damaged.
+
+        A block that is gone has size 0.
+        """
+        handle = tier.open(key)
+        if handle is None:
+            return 0
+        try:
+            header = read_header(handle, key)
+            load = Load(header, handle, tier.name, trusted=False)
+            load.layers(0, header.shape.num_layers)
+        except CorruptBlock as error:
+            self._on_corrupt(tier, key, error)
+            return None
+        finally:
+            handle.close()
+        return header.size_bytes
+
+    def check(self) -> None:
+        """Audit the books. Raises AssertionError saying what does not add up."""
+        with self._lock:
+            for key, load in self._open.items():
+                assert load.readers > 0, f"{key} is open and nobody reads it"
+
+    def _begin(self, key: BlockKey) -> Load | None:
+        for tier in self._tiers:
+            handle = tier.open(key)
+            load = None if handle is None else self._load(tier, key, handle)
+            if load is not None:
+                return load
+        return None
+
+    def _load(self, tier: Tier, key: BlockKey, handle: Handle) -> Load | None:
+        try:
+            header = read_header(handle, key)
+        except CorruptBlock as error:
+            handle.close()
+            self._on_corrupt(tier, key, error)
+            return None
+        tier.touch(key)
+        return Load(
+            header,
+            handle,
+            tier.name,
+            trusted=tier.trusted,
+            on_whole=None if tier is self._tiers[0] else self._on_whole,
+            on_corrupt=lambda error: self._spoiled(tier, key, error),
+        )
+
+    def _spoiled(self, tier: Tier, key: BlockKey, error: CorruptBlock) -> None:
+        """Whoever opens the block from now on is not to share the damaged load."""
+        with self._lock:
+            self._open.pop(key, None)
+        self._on_corrupt(tier, key, error)

@@ -1,0 +1,73 @@
+"""What a store has done and holds, in numbers."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kdn.core import BlockKey
+from kdn.store.tier import TierUsage
+
+__all__ = ["Counts", "ScrubReport", "StoreStat"]
+
+
+@dataclass(frozen=True)
+class StoreStat:
+    """Counts since the store was opened, and what the tiers hold now."""
+
+    tiers: Mapping[str, TierUsage]
+    """By name, fastest first."""
+    blocks: int
+    """Different blocks that can be found."""
+    lookups: int
+    """How often `match` was asked."""
+    lookup_tokens: int
+    """Tokens that `match` was asked for."""
+    match_tokens: int
+    """Tokens that `match` found."""
+    hits: int
+    """Blocks that were opened."""
+    hit_tokens: int
+    """Tokens that were wanted of them."""
+    misses: int
+    """Blocks that were asked for and could not be had."""
+    corrupt: int
+    """Damaged blocks that were met and put out of use."""
+    puts: int
+    """Blocks that a put made durable in the last tier, now or behind."""
+    put_bytes: int
+    evicted: int
+    """Blocks that tiers gave up for room."""
+    dropped: int
+    """Times a block found no room in a tier it was meant for, or in the queue to it."""
+    failed: int
+    """Times the store itself could not be used; each was survived as a miss or a block not kept."""
+    queued_bytes: int
+    """Bytes that wait to be written behind."""
+
+
+@dataclass(frozen=True)
+class ScrubReport:
+    """What reading everything found."""
+
+    blocks: int
+    size_bytes: int
+    corrupt: tuple[BlockKey, ...]
+    """Damaged blocks, now out of use."""
+
+
+class Counts:
+    """Counters by name. Safe from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, **amounts: int) -> None:
+        with self._lock:
+            self._counts.update(amounts)
+
+    def __getitem__(self, name: str) -> int:
+        return self._counts[name]

@@ -1,0 +1,57 @@
+"""A real server on a free port of loopback, for as long as a `with` lasts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+from openai import OpenAI
+
+from kdn.clock import ManualClock
+from kdn.serve import ServeSettings, Service, create_app, listen, make_server, url_of
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where the server is, and two clients that talk to it."""
+
+    url: str
+    http: httpx.Client
+    openai: OpenAI
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of /metrics."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        for family in text_string_to_metric_families(self.http.get("/metrics").text):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    return sample.value
+        raise KeyError(name)
+
+
+@contextmanager
+def running(service: Service, settings: ServeSettings | None = None) -> Iterator[Running]:
+    """Serve until the end of the block; then wait for the server to be gone."""
+    settings = settings or ServeSettings(port=0, graceful_s=5)
+    door = listen(settings)
+    app = create_app(service, settings, version="1.2.3", clock=ManualClock(wall_s=1_700_000_000))
+    server = make_server(app, settings, log_level="warning")
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
+    thread.start()
+    key = settings.api_keys[0] if settings.api_keys else "unused"
+    url = url_of(door)
+    headers = {"authorization": f"Bearer {key}"}
+    try:
+        with (
+            httpx.Client(base_url=url, timeout=60, headers=headers) as http,
+            OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60) as openai,
+        ):
+            yield Running(url, http, openai)
+    finally:
+        server.should_exit = True
+        thread.join()
+        door.close()

@@ -1,0 +1,240 @@
+"""A stand-in for a model: answers from a script, one character a token, on a thread of its own.
+
+It keeps books of everything it did, so that a test can compare what the server reports with them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+from kdn.core import (
+    Finish,
+    FinishReason,
+    Prompt,
+    Request,
+    Role,
+    Sampling,
+    Segment,
+    StreamEvent,
+    Token,
+    TokenIds,
+    TokenProb,
+    Usage,
+)
+from kdn.errors import EngineFailed, MissingExtra, PromptTooLong
+from kdn.serve import Document, Embedded, Load, Message, StoreNumbers
+
+Pushed = StreamEvent | Exception | None
+ANSWER = "Paris is the capital of France. It lies on the Seine."
+
+
+class Characters:
+    """Each character is a token whose id is its code point."""
+
+    vocab_size = 0x110000
+
+    def encode(self, text: str, *, special: bool = False) -> TokenIds:
+        return tuple(map(ord, text))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(chr, token_ids))
+
+    def token_text(self, token_id: int) -> str:
+        return chr(token_id)
+
+
+class ScriptedStream:
+    """Plays one answer. Events wait until somebody listens."""
+
+    def __init__(self, request: Request, exact: int) -> None:
+        self.request = request
+        self.cancelled = False
+        self.ended = False
+        self.finish: Finish | None = None
+        self._exact = exact
+        self._lock = threading.Lock()
+        self._early: list[Pushed] = []
+        self._listener: Callable[[Pushed], None] | None = None
+        self._text, self._reason, self._stop = _script(request)
+        self._num_sent = 0
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        queue: SimpleQueue[Pushed] = SimpleQueue()
+        self.on_event(queue.put)
+        while (event := queue.get()) is not None:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def on_event(self, listener: Callable[[Pushed], None]) -> None:
+        with self._lock:
+            for event in self._early:
+                listener(event)
+            self._listener = listener
+
+    def step(self) -> None:
+        """Send one token, or the end."""
+        if self.cancelled:
+            self._end(FinishReason.CANCELLED)
+        elif self._num_sent == len(self._text):
+            self._end(self._reason)
+        else:
+            self._push(_token(self._text[self._num_sent], self.request.sampling))
+            self._num_sent += 1
+
+    def fail(self, error: Exception) -> None:
+        self.ended = True
+        self._push(error)
+        self._push(None)
+
+    def _end(self, reason: FinishReason) -> None:
+        self.ended = True
+        num_prompt = self.request.prompt.num_tokens
+        usage = Usage(
+            num_prompt,
+            self._num_sent,
+            exact=self._exact,
+            recomputed=num_prompt - self._exact,
+            queue_ms=1.0,
+            ttft_ms=2.0,
+            total_ms=3.0,
+            tiers={"memory": self._exact} if self._exact else {},
+        )
+        self.finish = Finish(reason, usage, stop=self._stop)
+        self._push(self.finish)
+        self._push(None)
+
+    def _push(self, event: Pushed) -> None:
+        with self._lock:
+            if self._listener is None:
+                self._early.append(event)
+            else:
+                self._listener(event)
+
+
+def _script(request: Request) -> tuple[str, FinishReason, str | None]:
+    """The whole answer beforehand: cut at the first stop string or at max_tokens."""
+    sampling = request.sampling
+    text = ANSWER * 1000 if sampling.ignore_eos else ANSWER
+    cuts = [(text.index(stop), stop) for stop in sampling.stop if stop in text]
+    end, stop = min(cuts, default=(len(text), None))
+    if end > sampling.max_tokens:
+        return text[: sampling.max_tokens], FinishReason.LENGTH, None
+    return text[:end], FinishReason.STOP, stop
+
+
+def _token(character: str, sampling: Sampling) -> Token:
+    if sampling.logprobs is None:
+        return Token(ord(character), character)
+    others = [(character, -0.25), ("x", -2.0), ("y", -3.0)][: sampling.logprobs]
+    alternatives = tuple(TokenProb(ord(text), text, logprob) for text, logprob in others)
+    return Token(ord(character), character, -0.25, alternatives)
+
+
+@dataclass
+class ScriptedService:
+    """Serves ANSWER to everybody. `gate` cleared stops time; `broken` fails what runs."""
+
+    max_context: int = 4096
+    name: str = "scripted"
+    adapters: Sequence[str] = ("scripted-tuned",)
+    with_embedder: bool = True
+    requests: list[Request] = field(default_factory=list)
+    streams: list[ScriptedStream] = field(default_factory=list)
+    remembered: dict[tuple[str, str], TokenIds] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.vocabulary = Characters()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken: Exception | None = None
+        self._work = threading.Condition()
+        self._open = True
+        self._thread = threading.Thread(target=self._run, name="scripted")
+        self._thread.start()
+
+    def prompt(
+        self, messages: Sequence[Message], documents: Sequence[Document], salt: str
+    ) -> Prompt:
+        cut = [Segment(Role.DOCUMENT, self.vocabulary.encode(d.text), d.id) for d in documents]
+        turns = [f"<{message.role}>{message.content}" for message in messages]
+        cut += [Segment(Role.HISTORY, self.vocabulary.encode(turn)) for turn in turns[:-1]]
+        cut.append(Segment(Role.QUESTION, self.vocabulary.encode(turns[-1])))
+        return Prompt(tuple(cut))
+
+    def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
+        self.remembered[salt, text] = token_ids
+
+    def submit(self, request: Request) -> ScriptedStream:
+        if request.prompt.num_tokens + request.sampling.max_tokens > self.max_context:
+            raise PromptTooLong(f"{request.prompt.num_tokens} tokens do not fit")
+        with self._work:
+            stream = ScriptedStream(request, self._exact(request))
+            self.requests.append(request)
+            self.streams.append(stream)
+            self._work.notify()
+        return stream
+
+    def _exact(self, request: Request) -> int:
+        """Tokens shared with the beginning of any earlier prompt of the same salt."""
+        ids = request.prompt.token_ids
+        earlier = [r.prompt.token_ids for r in self.requests if r.salt == request.salt]
+        common = max((_common(ids, other) for other in earlier), default=0)
+        return min(common, len(ids) - 1) if request.reuse else 0
+
+    def embed(self, texts: Sequence[str]) -> Embedded:
+        if not self.with_embedder:
+            raise MissingExtra("no embedder here")
+        return Embedded(tuple((float(len(text)), 0.5) for text in texts), len("".join(texts)))
+
+    def load(self) -> Load:
+        if self.broken:
+            raise EngineFailed("the engine has stopped") from self.broken
+        return Load(sum(not stream.ended for stream in self.streams), 0, 0.25)
+
+    def store_numbers(self) -> StoreNumbers:
+        return StoreNumbers({"memory": 3}, {"memory": 300}, {"hits": 2})
+
+    def close(self) -> None:
+        self.gate.set()
+        with self._work:
+            self._open = False
+            self._work.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._work:
+                self._work.wait_for(lambda: not self._open or any(self._running()))
+                if not self._open:
+                    return
+                running = list(self._running())
+            for stream in running:
+                self._advance(stream)
+
+    def _advance(self, stream: ScriptedStream) -> None:
+        # A stopped clock still lets a cancelled request end, as an engine between steps would.
+        while not (self.gate.wait(0.002) or stream.cancelled):
+            pass
+        if self.broken:
+            stream.fail(EngineFailed("the engine has stopped"))
+        else:
+            stream.step()
+
+    def _running(self) -> Iterator[ScriptedStream]:
+        return (stream for stream in self.streams if not stream.ended)
+
+
+def _common(left: TokenIds, right: TokenIds) -> int:
+    count = 0
+    for mine, other in zip(left, right, strict=False):
+        if mine != other:
+            break
+        count += 1
+    return count

@@ -1,0 +1,93 @@
+"""What /metrics says equals what was truly done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from running_server import Running, running
+from scripted_service import ANSWER, ScriptedService
+
+
+@pytest.fixture
+def service() -> Iterator[ScriptedService]:
+    service = ScriptedService()
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def server(service: ScriptedService) -> Iterator[Running]:
+    with running(service) as server:
+        yield server
+
+
+def test_counters_equal_the_sum_of_all_usage(server: Running, service: ScriptedService) -> None:
+    for text in ("hello there", "hello there", "hello you"):
+        server.openai.completions.create(model="scripted", prompt=text, max_tokens=10)
+    server.openai.completions.create(model="scripted", prompt="all of it")
+    usages = [stream.finish.usage for stream in service.streams if stream.finish]
+    assert len(usages) == 4
+    assert server.metric("vllm:prompt_tokens_total") == sum(u.prompt_tokens for u in usages) == 40
+    assert server.metric("vllm:generation_tokens_total") == 30 + len(ANSWER)
+    assert server.metric("vllm:prefix_cache_queries_total") == 40
+    # "hello there" again: all but the last; "hello you": "hello " is 6.
+    assert server.metric("vllm:prefix_cache_hits_total") == 10 + 6
+    assert server.metric("kdn_reused_tokens_total", kind="exact") == 16
+    assert server.metric("kdn_tier_tokens_total", tier="memory") == 16
+    assert server.metric("kdn_recomputed_tokens_total") == 24
+    assert server.metric("vllm:request_success_total", finished_reason="length") == 3
+    assert server.metric("vllm:request_success_total", finished_reason="stop") == 1
+    assert server.metric("vllm:time_to_first_token_seconds_count") == 4
+    assert server.metric("vllm:time_to_first_token_seconds_sum") == pytest.approx(0.008)
+    assert server.metric("vllm:inter_token_latency_seconds_count") == 27 + len(ANSWER) - 1
+
+
+def test_gauges_tell_the_present(server: Running, service: ScriptedService) -> None:
+    service.gate.clear()
+    asked = threading.Thread(
+        target=server.openai.completions.create,
+        kwargs={"model": "scripted", "prompt": "x", "max_tokens": 1},
+    )
+    asked.start()
+    while not service.streams:
+        pass
+    assert server.metric("vllm:num_requests_running") == 1
+    service.gate.set()
+    asked.join()
+    assert server.metric("vllm:num_requests_running") == 0
+    assert server.metric("vllm:kv_cache_usage_perc") == 0.25
+    assert server.metric("kdn_store_blocks", tier="memory") == 3
+    assert server.metric("kdn_store_events_total", event="hits") == 2
+
+
+def test_a_client_that_left_is_counted_all_the_same(
+    server: Running, service: ScriptedService
+) -> None:
+    stream = server.openai.completions.create(
+        model="scripted", prompt="x", max_tokens=3000, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    pulse = threading.Event()
+    while not service.streams[0].ended:
+        pulse.wait(0.01)
+    assert service.streams[0].finish is not None
+    sent = service.streams[0].finish.usage.completion_tokens
+    assert server.metric("vllm:generation_tokens_total") == sent
+    assert server.metric("vllm:request_success_total", finished_reason="abort") == 1
+
+
+def test_tokenize_and_back_and_version(server: Running) -> None:
+    asked = {"prompt": "héllo", "return_token_strs": True}
+    found = server.http.post("/tokenize", json=asked).json()
+    assert (found["count"], found["max_model_len"]) == (5, 4096)
+    assert found["token_strs"] == list("héllo")
+    back = server.http.post("/detokenize", json={"tokens": found["tokens"]}).json()
+    assert back == {"prompt": "héllo"}
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    assert server.http.post("/tokenize", json=chat).json()["count"] == len("<user>hi")
+    assert server.http.post("/tokenize", json={}).status_code == 400
+    assert server.http.get("/version").json() == {"version": "1.2.3"}
+    assert server.http.get("/ping").status_code == 200
