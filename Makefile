@@ -45,8 +45,8 @@ fmt: $(INSTALLED) ## put the code in shape
 	$(BIN)/ruff format
 
 bench: $(INSTALLED) ## every benchmark, with its page under docs/benchmarks
-	$(BIN)/kdn bench engine --report $(BENCH_OPTIONS)
-	$(BIN)/kdn bench stack --report $(BENCH_OPTIONS)
+	$(BIN)/kdn bench engine --report docs/benchmarks $(BENCH_OPTIONS)
+	$(BIN)/kdn bench stack --report docs/benchmarks $(BENCH_OPTIONS)
 
 rivals: ## the programs that kdn is compared with, in an environment of their own
 	$(PYTHON) scripts/rivals/build.py $(RIVALS)

@@ -43,7 +43,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Memory for the KV of running requests; None takes a quarter of what is free at start."""
     max_batch_tokens: _Positive = 2048
     """The most prompt tokens computed in one pass over the layers."""
-    max_stall_ms: Annotated[float, Meta(ge=0)] = 200.0
+    max_stall_ms: Annotated[float, Meta(ge=0)] = 60.0
     """How long a prefill may keep running streams waiting for their next token."""
     dtype: Dtype = "auto"
     """What is computed in; auto follows `kdn doctor`, else the processor's flags."""

@@ -30,7 +30,7 @@ from kdn.core import (
 )
 from kdn.errors import EngineFailed
 
-__all__ = ["Contestant", "Kdn", "RivalProcess", "Transformers"]
+__all__ = ["Contestant", "Kdn", "Listener", "RivalProcess", "Transformers"]
 
 Arrivals = list[list[float]]
 
@@ -49,19 +49,21 @@ class Contestant(Protocol):
         ...
 
 
-class _Listener:
+class Listener:
     """Notes when tokens arrive, in the engine's thread, and lets another thread wait for the end."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._done = threading.Event()
         self.times_s: list[float] = []
+        self.token_ids: list[int] = []
         self.usage: Usage | None = None
         self.error: Exception | None = None
 
     def __call__(self, event: StreamEvent | Exception | None) -> None:
         if isinstance(event, Token):
             self.times_s.append(self._clock.now())
+            self.token_ids.append(event.token_id)
         elif isinstance(event, Finish):
             self.usage = event.usage
         elif isinstance(event, Exception):
@@ -115,7 +117,7 @@ class Kdn:
 
     def _submit(
         self, pieces: Sequence[TokenIds], num_tokens: int, *, reuse: bool, keeping: Keeping
-    ) -> _Listener:
+    ) -> Listener:
         self._serial += 1
         roles = [Role.DOCUMENT] * (len(pieces) - 1) + [Role.QUESTION]
         segments = tuple(Segment(role, ids) for role, ids in zip(roles, pieces, strict=True))
@@ -126,7 +128,7 @@ class Kdn:
             reuse=reuse,
             keeping=keeping,
         )
-        listener = _Listener(self._clock)
+        listener = Listener(self._clock)
         self._generator.submit(request).on_event(listener)
         return listener
 
@@ -142,6 +144,7 @@ class Transformers:
         import transformers
 
         self.name = "transformers"
+        transformers.utils.logging.disable_progress_bar()
         self._torch = torch
         self._clock = clock
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(

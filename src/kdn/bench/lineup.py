@@ -108,4 +108,4 @@ def _weights(options: BenchOptions, dtype: str) -> tuple[Path, Path]:
     source = resolve(options.model, home)
     if source.is_dir():
         return source, source
-    return source, unpack_gguf(source, home / "unpacked", getattr(torch, dtype))
+    return source, unpack_gguf(source, home / "models" / "unpacked", getattr(torch, dtype))

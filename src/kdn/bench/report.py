@@ -56,7 +56,7 @@ def _page(result: Result, pictures: Sequence[str]) -> str:
         f"# Benchmark: {result.bench}",
         "",
         f"Model `{result.model}`; commit `{result.commit}`; {_machine_line(result)}.",
-        f"Made by `kdn bench {result.bench}{quick} --report`.",
+        f"Made by `kdn bench {result.bench}{quick} --report docs/benchmarks`.",
         "",
         *_markdown_table(result.rows),
         "",
