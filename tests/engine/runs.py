@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -87,7 +88,7 @@ def run(
     capture = Capture(shape, dtype, 0, plan.num_tokens)
     edges = [plan.num_prefix, *cuts, plan.num_tokens]
     logits = torch.empty(0)
-    for first, stop in zip(edges[:-1], edges[1:], strict=True):
+    for first, stop in pairwise(edges):
         new_head = head if first == plan.num_prefix else None
         lane = Lane.prefill(
             plan, kv, first, stop, adapter=adapter, capture=capture, new_head=new_head

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdn.model.attention import Attention, AttentionLane, TorchAttention, row_cuts
+from kdn.model.config import RopeConfig
 from kdn.model.kernels import KernelAttention, NoKernel, load
-from kdn.model.rope import Rope, RopeConfig
+from kdn.model.rope import Rope
 
 
 @pytest.fixture(scope="module")
@@ -136,5 +137,5 @@ def test_without_a_compiler_there_is_no_kernel_and_it_says_why(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    with pytest.raises(NoKernel, match="no C compiler|no AVX512|Linux on x86-64"):
+    with pytest.raises(NoKernel, match=r"no C compiler|no AVX512|Linux on x86-64"):
         load(tmp_path / "cache")
