@@ -420,6 +420,11 @@ class Plan:
     def num_prefix(self) -> int:
         return self.prefix.num_tokens if self.prefix is not None else 0
 
+    @property
+    def is_steady(self) -> bool:
+        """True when the rows of layer 0 are the rows of every layer, and nobody looks at them."""
+        return not (self.enter or self.observers) and all(rule is ALL_ROWS for rule in self.rows)
+
     def rule(self, layer: int) -> RowRule:
         return self.rows[layer] if len(self.rows) > 1 else self.rows[0]
 
