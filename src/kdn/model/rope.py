@@ -47,10 +47,10 @@ class Rope:
 
     def apply(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x[n, heads, head_dim] rotated to the rows' positions, in x's dtype, as a new tensor."""
-        # Three exactly rounded operations, so a row's result never depends on its neighbours.
-        half = self.head_dim // 2
-        turned = torch.cat((x[..., half:], x[..., :half]), dim=-1) * sin.unsqueeze(1)
-        return (x * cos.unsqueeze(1)).add_(turned).to(x.dtype)
+        # Three exactly rounded operations, so that a row's result never depends on its neighbours.
+        wide = x.float()
+        turned = wide.roll(self.head_dim // 2, -1).mul_(sin.unsqueeze(1))
+        return (wide * cos.unsqueeze(1)).add_(turned).to(x.dtype)
 
 
 def _attention_scale(config: RopeConfig) -> float:
