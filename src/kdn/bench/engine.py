@@ -186,7 +186,10 @@ class _Measuring:
             if batch == 1 or name != LLAMA  # its Python binding runs one sequence
         }
         context, num_tokens = self.scale.decode_context, self.scale.decode_tokens
-        samples = _decode(contestants, self._prompts(context, batch), num_tokens, pairs)
+        prompts = self._prompts(context, batch)
+        if self.scale.warm:
+            _decode(contestants, prompts, num_tokens, 1)
+        samples = _decode(contestants, prompts, num_tokens, pairs)
         row: Row = {"measure": "decoding, tokens/s", "tokens": context, "batch": batch}
         row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
         self.found.rows.append(row | _ratio_cells(samples, OURS, REFERENCE))
