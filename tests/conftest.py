@@ -1,4 +1,4 @@
-"""What several rooms' tests share: the small real model, when it is installed, and tiny random ones."""
+"""What several rooms' tests share: the small real model, if installed, and tiny random ones."""
 
 from __future__ import annotations
 

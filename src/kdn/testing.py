@@ -117,7 +117,7 @@ def _has_bias(config: dict[str, Any], name: str) -> bool:
 
 
 def _weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
-    """Random, and large enough that attention is far from even: mistakes must show in the logits."""
+    """Random, and large enough that attention is far from even: mistakes show in the logits."""
     random = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in _shapes(config).items():

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from running_server import Running, running
-from scripted_service import ANSWER, ScriptedService
+
+from tests.serve.running import Running, running
+from tests.serve.scripted import ANSWER, ScriptedService
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from typing import Any
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
-from running_server import Running, running
-from scripted_service import ANSWER, ScriptedService
+
+from tests.serve.running import Running, running
+from tests.serve.scripted import ANSWER, ScriptedService
 
 MODEL = "scripted"
 ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Capital of France?"}]

@@ -9,11 +9,11 @@ from typing import Any
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
-from running_server import Running, running
-from scripted_service import ScriptedService
 
 from kdn.errors import BadConfig, PortInUse
 from kdn.serve import ServeSettings, listen
+from tests.serve.running import Running, running
+from tests.serve.scripted import ScriptedService
 
 ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 
@@ -139,7 +139,9 @@ def test_what_asks_for_nothing_is_let_through(server: Running) -> None:
 
 def test_pictures_and_tool_calls_are_refused_by_place(server: Running) -> None:
     picture = {"type": "image_url", "image_url": {"url": "x"}}
-    fault = _fault(server, "/v1/chat/completions", messages=[{"role": "user", "content": [picture]}])
+    fault = _fault(
+        server, "/v1/chat/completions", messages=[{"role": "user", "content": [picture]}]
+    )
     assert fault["param"] == "messages[0].content[0]"
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     fault = _fault(server, "/v1/chat/completions", messages=[call, *ASK])

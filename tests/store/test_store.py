@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
+from kdn.clock import ManualClock
 from kdn.core import EXACT, Cause, Recipe
-from kdn.store import Store, open_store
+from kdn.errors import NoSpace
+from kdn.store import DiskTier, MemoryTier, ScrubReport, Store, open_store
 from kdn.trace import Recorder
 from tests.store.helpers import MODEL, block_id, make_block, run_of
 
@@ -79,3 +85,131 @@ def test_a_block_that_is_not_there_is_a_counted_miss() -> None:
         assert store.open(FIRST) is None
         assert store.stat().misses == 1
         assert trace.count("store.miss") == 1
+
+
+def test_what_a_reader_holds_is_not_evicted_from_memory() -> None:
+    with open_store(None, memory_bytes=53248) as store:  # one full block
+        store.put(make_block(FIRST))
+        reader = store.open(FIRST)
+        assert reader is not None
+        with reader:
+            with pytest.raises(NoSpace):
+                store.put(make_block(SECOND))
+            assert found(store) == [(256, "memory")]
+        store.put(make_block(SECOND))
+        assert found(store) == []
+        stat = store.stat()
+        assert (stat.blocks, stat.evicted, stat.dropped) == (1, 1, 1)
+        store.check()
+
+
+def test_pinned_keys_stay_while_the_block_lasts() -> None:
+    with open_store(None, memory_bytes=53248) as store:
+        store.put(make_block(FIRST))
+        match = store.match(MODEL, EXACT, "", PROMPT)
+        with store.pinned(match.keys), pytest.raises(NoSpace):
+            store.put(make_block(SECOND))
+        store.put(make_block(SECOND))
+        assert store.open(FIRST) is None
+
+
+def test_an_evicted_memory_copy_is_still_on_disk(tmp_path: Path) -> None:
+    with open_store(tmp_path / "kv", memory_bytes=60000, disk_bytes=10**6) as store:
+        store.put(make_block(FIRST))
+        store.put(make_block(SECOND))
+        assert found(store) == [(256, "disk"), (44, "memory")]
+        store.check()
+
+
+def test_a_full_queue_leaves_the_block_in_memory_only_and_says_so(tmp_path: Path) -> None:
+    trace = Recorder()
+    disk = DiskTier(tmp_path / "kv", 10**6, ManualClock(), trace)
+    with Store([MemoryTier(10**6, trace), disk], trace=trace, behind_bytes=1000) as store:
+        store.put_behind(make_block(FIRST))
+        assert found(store) == [(256, "memory")]
+        assert store.stat().dropped == 1
+        assert trace.events("store.dropped")[0].fields["tier"] == "queue"
+        assert store.stat().tiers["disk"].blocks == 0
+        store.check()
+
+
+def test_putting_twice_is_putting_once(tmp_path: Path) -> None:
+    with open_store(tmp_path / "kv", disk_bytes=10**6) as store:
+        for _ in range(3):
+            store.put(make_block(FIRST))
+            store.put_behind(make_block(FIRST))
+        store.flush(10)
+        assert store.stat().puts == 1
+        assert store.stat().tiers["disk"].blocks == 1
+        store.check()
+
+
+def test_drop_and_clear_forget_everywhere(tmp_path: Path) -> None:
+    with open_store(tmp_path / "kv", disk_bytes=10**6) as store:
+        store.put(make_block(FIRST))
+        store.put(make_block(SECOND))
+        assert store.drop(FIRST.key)
+        assert not store.drop(FIRST.key)
+        assert store.find_content(FIRST.content_id) == ()
+        assert store.find_content(SECOND.content_id) == (SECOND,)
+        store.put_behind(make_block(FIRST))
+        store.clear()
+        stat = store.stat()
+        assert (stat.blocks, stat.queued_bytes) == (0, 0)
+        assert not list((tmp_path / "kv").rglob("*.kdn"))
+        store.check()
+
+
+def test_verify_reads_everything_and_puts_damage_out_of_use(tmp_path: Path) -> None:
+    with open_store(tmp_path / "kv", disk_bytes=10**6) as store:
+        store.put(make_block(FIRST))
+        store.put(make_block(SECOND))
+        assert store.verify() == ScrubReport(2, 53248 + 16384, ())
+        (path,) = (tmp_path / "kv").rglob(f"{SECOND.key}.kdn")
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 128
+        path.write_bytes(data)
+        assert store.verify().corrupt == (SECOND.key,)
+        assert store.verify() == ScrubReport(1, 53248, ())
+
+
+def test_the_numbers_tell_what_happened() -> None:
+    with open_store(None) as store:
+        store.put(make_block(FIRST))
+        store.match(MODEL, EXACT, "", PROMPT)
+        store.match(MODEL, EXACT, "", (5, 6))
+        stat = store.stat()
+        assert (stat.lookups, stat.lookup_tokens, stat.match_tokens) == (2, 302, 256)
+        assert (stat.puts, stat.put_bytes) == (1, 53248)
+        assert stat.tiers["memory"].tokens == 256
+
+
+def test_readers_and_evictions_at_once_never_give_a_wrong_byte(tmp_path: Path) -> None:
+    names = [block_id([number] * 40) for number in range(12)]
+    blocks = [make_block(name) for name in names]
+    # Four blocks fit in memory, eight on disk; four threads want all twelve.
+    with open_store(tmp_path / "kv", memory_bytes=4 * 16384, disk_bytes=8 * 16384) as store:
+
+        def work(seed: int) -> int:
+            chance, good = random.Random(seed), 0
+            for _ in range(60):
+                number = chance.randrange(12)
+                if chance.random() < 0.3:
+                    store.put_behind(blocks[number])
+                    continue
+                reader = store.open(names[number])
+                if reader is None:
+                    continue
+                with reader:
+                    for layer in chance.sample(range(3), 3):
+                        assert bytes(reader.layer(layer)) == run_of(names[number], layer)
+                good += 1
+            return good
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(work, range(4))) > 0
+        assert store.flush(10)
+        stat = store.stat()
+        assert (stat.corrupt, stat.failed) == (0, 0)
+        assert stat.evicted > 0
+        store.check()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -334,6 +333,5 @@ class _Mass:
         self._q, self._lane, self._layer, self._window = q, lane, layer, window
 
     def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
-        positions = self._lane.positions[rows]
-        lane = replace(self._lane, positions=positions)
-        return TorchAttention.mass(self._q[rows], lane, self._layer, self._window)[columns]
+        q, positions = self._q[rows], self._lane.positions[rows]
+        return TorchAttention.mass(q, positions, self._lane, self._layer, self._window)[columns]

@@ -8,6 +8,7 @@ from kdn.model.config import ModelConfig, RopeConfig
 from kdn.model.decoder import Decoder, DecoderLayer
 from kdn.model.load import LoadedModel, load_model, pick_device, pick_dtype
 from kdn.model.lora import AdapterRun, LoraAdapter, load_adapter
+from kdn.model.remembered import Remembered
 from kdn.model.rope import Rope
 from kdn.model.tokenizer import Incremental, Tokenizer
 
@@ -24,6 +25,7 @@ __all__ = [
     "LoraAdapter",
     "Message",
     "ModelConfig",
+    "Remembered",
     "Rope",
     "RopeConfig",
     "Tokenizer",

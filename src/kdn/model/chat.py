@@ -69,10 +69,10 @@ class ChatTemplate:
     ) -> Prompt:
         """The prompt of a conversation, ready for the assistant's next words.
 
-        With documents: PRELUDE (neutral, the same for every job), each DOCUMENT, the caller's system
-        text as INSTRUCTION, earlier turns as HISTORY, the last as QUESTION.  Without: the system text
-        is the INSTRUCTION, in front.  `known` maps the text of earlier assistant turns to the ids that
-        were generated then, so that a conversation sent again hits what was kept.
+        With documents: PRELUDE (neutral, the same for every job), each DOCUMENT, the caller's
+        system text as INSTRUCTION, earlier turns as HISTORY, the last as QUESTION.  Without: the
+        system text is the INSTRUCTION, in front.  `known` maps the text of earlier assistant turns
+        to the ids that were generated then, so that a conversation sent again hits what was kept.
         Raises BadInput for a conversation that the template refuses.
         """
         if not messages:
@@ -99,7 +99,7 @@ class ChatTemplate:
         return _join(self._led_pieces(turns), turns, encode, with_prelude=True)
 
     def _led_pieces(self, turns: Sequence[_Turn]) -> list[str]:
-        """The pieces behind the neutral text, which opens the user turn if there is no system role."""
+        """The pieces behind the neutral text, which opens the user turn if need be."""
         try:
             return self._pieces(turns, before=({"role": "system", "content": NEUTRAL_SYSTEM},))
         except BadInput:

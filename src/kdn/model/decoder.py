@@ -1,8 +1,8 @@
 """One decoder for Llama, Mistral, Qwen2 and Qwen3: position-wise work, a layer at a time.
 
-Attention is not here: the caller takes q, k and v from a layer, attends as its plan says, and hands
-the attended rows back.  Every tensor is [rows, ...]; which sequence a row belongs to is the caller's
-business.  Nothing here keeps state between calls, and no gradient is ever recorded.
+Attention is not here: the caller takes q, k and v from a layer, attends as its plan says, and
+hands the attended rows back.  Every tensor is [rows, ...]; which sequence a row belongs to is the
+caller's business.  Nothing here keeps state between calls, and no weight asks for a gradient.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,7 +21,7 @@ from kdn.model.linear import Linear
 from kdn.model.lora import AdapterRun, LoraAdapter, deltas
 from kdn.model.rope import Rope
 
-__all__ = ["NUMERICS", "Decoder", "DecoderLayer", "Identity", "LayerWeights"]
+__all__ = ["NUMERICS", "Decoder", "DecoderLayer", "Ends", "Identity", "LayerWeights"]
 
 NUMERICS = "kdn-numerics-1"
 """Changes whenever the same weights would give other bits, so that old blocks are not found."""
@@ -54,14 +53,16 @@ class DecoderLayer:
         self._hidden_shape = (config.hidden_size,)
         self._head_shape = (config.head_dim,)
         self._cuts = (config.q_size, config.q_size + config.kv_size)
+        linears = (weights.qkv, weights.o, weights.gate_up, weights.down)
+        self.weight_bytes = sum(linear.weight_bytes for linear in linears)
 
     def qkv(
         self, hidden: Tensor, adapters: Sequence[AdapterRun] = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
         """hidden[n, H] -> q[n, Hq, D], k[n, Hkv, D], v[n, Hkv, D].
 
-        The input norm is applied inside.  q and k are past their norms where the family has them, and
-        carry no rotary position.  The three may be views of one tensor.
+        The input norm is applied inside.  q and k are past their norms where the family has them,
+        and carry no rotary position.  The three may be views of one tensor.
         """
         weights, (k_at, v_at) = self._weights, self._cuts
         x = functional.rms_norm(hidden, self._hidden_shape, weights.input_norm, self._eps)
@@ -69,7 +70,8 @@ class DecoderLayer:
         q, k, v = fused[:, :k_at], fused[:, k_at:v_at], fused[:, v_at:]
         if adapters:
             self._add(adapters, ("q_proj", "k_proj", "v_proj"), x, (q, k, v))
-        q, k, v = (part.unflatten(1, (-1, self._config.head_dim)) for part in (q, k, v))
+        rows, dim = len(hidden), self._config.head_dim
+        q, k, v = q.view(rows, -1, dim), k.view(rows, -1, dim), v.view(rows, -1, dim)
         if weights.q_norm is not None:
             q = functional.rms_norm(q, self._head_shape, weights.q_norm, self._eps)
             k = functional.rms_norm(k, self._head_shape, weights.k_norm, self._eps)
@@ -78,7 +80,7 @@ class DecoderLayer:
     def finish(
         self, hidden: Tensor, attended: Tensor, adapters: Sequence[AdapterRun] = ()
     ) -> Tensor:
-        """The layer's input hidden[n, H] and attended[n, Hq * D] -> its output [n, H], a new tensor."""
+        """The layer's input hidden[n, H] and attended[n, Hq * D] -> its output, a new [n, H]."""
         weights = self._weights
         out = weights.o(attended)
         if adapters:
@@ -117,45 +119,47 @@ class Identity:
     int8: bool
 
 
+@dataclass(frozen=True)
+class Ends:
+    """What stands before and behind the layers."""
+
+    embedding: Tensor
+    """[V, H]."""
+    final_norm: Tensor
+    """[H]."""
+    head: Linear
+    head_rows: Tensor
+    """[V, H] the head as stored, for a few chosen rows; where they are tied, the embedding."""
+
+
 class Decoder:
     """The layers with the embedding before and the head behind them."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        layers: list[DecoderLayer],
-        embedding: Tensor,
-        final_norm: Tensor,
-        head: Linear,
-        head_rows: Tensor,
-        identity: Identity,
-        layer_bytes: int,
+        self, config: ModelConfig, layers: list[DecoderLayer], ends: Ends, identity: Identity
     ) -> None:
         self.config = config
         self.layers = layers
-        self.dtype = embedding.dtype
-        self.device = embedding.device
-        self.rope = Rope(config.rope, config.head_dim, embedding.device)
-        self.weight_bytes = layer_bytes + head.weight_bytes
+        self.dtype = ends.embedding.dtype
+        self.device = ends.embedding.device
+        self.rope = Rope(config.rope, config.head_dim, self.device)
+        self.weight_bytes = ends.head.weight_bytes + sum(layer.weight_bytes for layer in layers)
         """Bytes of weights that a decode step reads."""
-        self._embedding = embedding
-        self._final_norm = final_norm
-        self._head = head
-        self._head_rows = head_rows
+        self._ends = ends
         self._identity = identity
         self.fingerprint = self.fingerprint_with(None)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids[n] int64 -> [n, H]."""
-        return self._embedding.index_select(0, token_ids)
+        return self._ends.embedding.index_select(0, token_ids)
 
     def logits(self, hidden: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """The last layer's output [n, H] -> fp32 logits [n, V], or [n, len(allowed)] in its order."""
+        """The last layer's output [n, H] -> fp32 [n, V], or [n, len(allowed)] in its order."""
         shape = (self.config.hidden_size,)
-        x = functional.rms_norm(hidden, shape, self._final_norm, self.config.rms_eps)
+        x = functional.rms_norm(hidden, shape, self._ends.final_norm, self.config.rms_eps)
         if allowed is None:
-            return self._head(x).float()
-        return functional.linear(x.float(), self._head_rows.index_select(0, allowed).float())
+            return self._ends.head(x).float()
+        return functional.linear(x.float(), self._ends.head_rows.index_select(0, allowed).float())
 
     def fingerprint_with(self, adapter: LoraAdapter | None) -> Fingerprint:
         """Names everything that KV computed by this decoder (with `adapter`) depends on."""

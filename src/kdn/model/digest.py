@@ -1,4 +1,4 @@
-"""Digests of weights: what a fingerprint says about tensors, cheap enough to be taken every time."""
+"""Digests of weights: what a fingerprint says about tensors, taken once and noted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -16,12 +17,13 @@ __all__ = ["DigestCache", "digest_tensors", "write_atomically"]
 
 
 def digest_tensors(tensors: Mapping[str, Tensor], extra: str = "") -> str:
-    """Hex digest of names, dtypes, shapes and all bytes. How the tensors were sharded is no matter."""
+    """Hex digest of names, dtypes, shapes and all bytes, however they were sharded."""
     state = xxhash.xxh3_128(extra.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         state.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        state.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        data: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+        state.update(data)
     return state.hexdigest()
 
 
@@ -48,7 +50,7 @@ class DigestCache:
             return None  # no note, or a torn one: the digest is taken again
 
     def put(self, files: list[Path], digest: str) -> None:
-        """Note the digest of these files as they are now. A folder that cannot be written is left."""
+        """Note the digest of these files as they are now, where the folder can be written."""
         try:
             write_atomically(self._entry(files), json.dumps({"digest": digest}).encode())
         except OSError:

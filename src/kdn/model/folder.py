@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdn.errors import WeightsError
 from kdn.model.config import ModelConfig, parse_config
-from kdn.model.decoder import Decoder, DecoderLayer, Identity, LayerWeights
+from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeights
 from kdn.model.digest import DigestCache, digest_tensors
 from kdn.model.linear import Linear, build_linear
 from kdn.model.weights import Tensors, open_folder, weight_files
@@ -25,8 +25,8 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"{path} cannot be read ({error}); a model folder holds config.json, tokenizer.json and "
-            "safetensors weights: fetch the model again"
+            f"{path} cannot be read ({error}); a model folder holds config.json, tokenizer.json "
+            "and safetensors weights: fetch the model again"
         ) from error
     if not isinstance(found, dict):
         raise WeightsError(f"{path} holds no JSON object; fetch the model again")
@@ -91,23 +91,19 @@ class _Builder:
         table = (config.vocab_size, config.hidden_size)
         embedding = self.tensor("model.embed_tokens.weight", *table)
         head_rows = embedding if config.tied_head else self.tensor("lm_head.weight", *table)
-        weights = [self.layer(f"model.layers.{i}", i) for i in range(config.num_layers)]
-        return Decoder(
-            config,
-            [DecoderLayer(i, config, layer) for i, layer in enumerate(weights)],
-            embedding,
-            self.tensor("model.norm.weight", config.hidden_size),
-            build_linear(head_rows, None, int8=self.int8),
-            head_rows,
-            identity,
-            layer_bytes=sum(
-                part.weight_bytes
-                for layer in weights
-                for part in (layer.qkv, layer.o, layer.gate_up, layer.down)
-            ),
+        ends = Ends(
+            embedding=embedding,
+            final_norm=self.tensor("model.norm.weight", config.hidden_size),
+            head=build_linear(head_rows, int8=self.int8),
+            head_rows=head_rows,
         )
+        layers = [
+            DecoderLayer(i, config, self.layer(f"model.layers.{i}"))
+            for i in range(config.num_layers)
+        ]
+        return Decoder(config, layers, ends, identity)
 
-    def layer(self, prefix: str, index: int) -> LayerWeights:
+    def layer(self, prefix: str) -> LayerWeights:
         config = self.config
         hidden, inner = config.hidden_size, config.intermediate_size
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"

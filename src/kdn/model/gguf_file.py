@@ -134,7 +134,8 @@ def _config(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json in the published form, from the file's metadata and tensor names."""
     if fields.architecture not in _FAMILY:
         raise WeightsError(
-            f"the GGUF file holds a {fields.architecture!r} model; kdn computes {', '.join(_FAMILY)}"
+            f"the GGUF file's model is of type {fields.architecture!r}; kdn computes "
+            f"{', '.join(_FAMILY)}: choose such a model"
         )
     family = _FAMILY[fields.architecture]
     num_heads, hidden = (

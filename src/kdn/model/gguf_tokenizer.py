@@ -60,8 +60,8 @@ def tokenizer_files(get: Callable[..., Any]) -> dict[str, Any]:
     kind, cut = get("tokenizer.ggml.model", "missing"), get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or cut not in _CUTS:
         raise WeightsError(
-            f"the GGUF file's tokenizer is of kind {kind!r}/{cut!r}, which kdn cannot rebuild; put the "
-            "model's published tokenizer.json and tokenizer_config.json beside the file"
+            f"the GGUF file's tokenizer is of kind {kind!r}/{cut!r}, which kdn cannot rebuild; put "
+            "the model's published tokenizer.json and tokenizer_config.json beside the file"
         )
     tokens = list(get("tokenizer.ggml.tokens", []))
     types = list(get("tokenizer.ggml.token_type", [1] * len(tokens)))
@@ -79,9 +79,9 @@ def _build(tokens: list[str], types: list[int], merges: list[Any], cut: str) -> 
         BPE(vocab=vocab, merges=merges, ignore_merges=cut in ("llama-bpe", "llama3"))
     )
     if cut in ("qwen2", "deepseek-r1-qwen"):
-        tokenizer.normalizer = normalizers.NFC()  # type: ignore[assignment] # a setter of wider type
-    tokenizer.pre_tokenizer = _CUTS[cut]()  # type: ignore[assignment] # a setter of wider type
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment] # a setter of wider type
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = _CUTS[cut]()
+    tokenizer.decoder = decoders.ByteLevel()
     added = [
         AddedToken(token, special=kind == _CONTROL, normalized=False)
         for token, kind in zip(tokens, types, strict=True)

@@ -12,11 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Linear", "PackedLinear", "PlainLinear", "build_linear"]
+__all__ = ["Int8Linear", "Linear", "PackedLinear", "PlainLinear", "build_linear"]
 
 _PACK_ROWS = {torch.bfloat16: 1, torch.float32: 2048}
-"""The row count that oneDNN lays the weights out for. With these the order of sums depends on the
-number of rows least (tests/model/test_linear.py holds what was measured)."""
+"""The row count that oneDNN is told when it lays the weights out.
+
+Any hint gives right products; these two let the order of sums depend on the number of rows least.
+"""
+_WIDE = 1024
+"""Beyond this many columns oneDNN sums some row counts in another order, so wider bf16 matrices are
+cut. Up to it, no row count from 1 to 2048 was found to differ, on 1, 2 or 4 threads."""
+_INT8_ROWS = 4
+"""Up to this many rows the int8 kernel wins, because reading weights is what takes the time."""
 
 
 class Linear(ABC):
@@ -45,31 +52,84 @@ class PlainLinear(Linear):
 class PackedLinear(Linear):
     """The matrix laid out once for oneDNN: no reordering per call, and a fixed order of sums.
 
-    fp32 takes another kernel for a single row, so one row is computed as two.
+    A wide bf16 matrix is a sum over column ranges, rounded to bf16 after each; fp32 takes another
+    kernel for a single row, so that one row is computed as two.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.out_features = weight.shape[0]
         self.weight_bytes = weight.numel() * weight.element_size()
-        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(
-            weight, _PACK_ROWS[weight.dtype]
-        )  # noqa: SLF001 the op has no public name
         self._bias = bias
-        self._pad_single = weight.dtype == torch.float32
+        self._pairs = weight.dtype == torch.float32
+        pack = torch.ops.mkldnn._reorder_linear_weight  # noqa: SLF001 the op has no public name
+        self._columns = [slice(None)] if self._pairs else _column_ranges(weight.shape[1])
+        self._packed: list[Tensor] = [
+            pack(weight[:, part].contiguous(), _PACK_ROWS[weight.dtype]) for part in self._columns
+        ]
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._pad_single and x.shape[0] == 1:
+        if self._pairs and x.shape[0] == 1:
             return self._multiply(x.expand(2, -1).contiguous())[:1]
         return self._multiply(x)
 
     def _multiply(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")  # noqa: SLF001 the op has no public name
-        return y
+        multiply = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001 the op has no public name
+        if len(self._packed) == 1:
+            product: Tensor = multiply(x, self._packed[0], self._bias, "none", [], "")
+            return product
+        parts = [x[:, part] for part in self._columns]
+        product = multiply(parts[0], self._packed[0], self._bias, "none", [], "")
+        for part, packed in zip(parts[1:], self._packed[1:], strict=True):
+            product = multiply.binary(part, product, packed, None, "add")
+        return product
+
+
+def _column_ranges(num_columns: int) -> list[slice]:
+    """Equal ranges of at most _WIDE columns, cut at multiples of 64."""
+    count = -(-num_columns // _WIDE)
+    width = -(-num_columns // (count * 64)) * 64
+    return [slice(start, start + width) for start in range(0, num_columns, width)]
+
+
+class Int8Linear(Linear):
+    """Each output's weights as 8-bit integers with one scale: half the bytes to read.
+
+    Few rows use the integer kernel, many the integers as exact bf16; the two agree to bf16
+    rounding, not bitwise.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.out_features = weight.shape[0]
+        peak = weight.float().abs().amax(dim=1, keepdim=True).clamp_(min=1e-12)
+        # The scale is rounded first, so that the integers fit the scale that will be used.
+        scale = (peak / 127).to(weight.dtype)
+        self._weight = (weight.float() / scale.float()).round_().clamp_(-127, 127).to(torch.int8)
+        self._scale = scale.squeeze(1)
+        self._bias = bias
+        self._kernel_rows = _INT8_ROWS if _has_int8_kernel(weight) else 0
+        self.weight_bytes = self._weight.numel() + self._scale.numel() * scale.element_size()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[0] <= self._kernel_rows:
+            multiply = torch.ops.aten._weight_int8pack_mm  # noqa: SLF001 the op has no public name
+            product: Tensor = multiply(x, self._weight, self._scale)
+        else:
+            product = functional.linear(x, self._weight.to(x.dtype)).mul_(self._scale)
+        return product if self._bias is None else product.add_(self._bias)
+
+
+def _has_int8_kernel(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16
 
 
 def build_linear(weight: Tensor, bias: Tensor | None = None, *, int8: bool = False) -> Linear:
     """The fastest kind that keeps the promise, for the device and dtype of `weight`."""
-    packs = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if packs and weight.dtype in _PACK_ROWS:
+    if int8:
+        return Int8Linear(weight, bias)
+    if weight.device.type == "cpu" and weight.dtype in _PACK_ROWS and _has_onednn():
         return PackedLinear(weight, bias)
     return PlainLinear(weight, bias)
+
+
+def _has_onednn() -> bool:
+    return bool(torch._C._has_mkldnn)  # noqa: SLF001 the public question is not typed

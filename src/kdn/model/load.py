@@ -94,7 +94,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the processor computes it, else float16 on a GPU, float32 on a CPU."""
+    """`auto` is bfloat16 where the processor has it, else float16 on a GPU, float32 on a CPU."""
     if dtype == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -94,8 +94,8 @@ def _settings(folder: Path) -> dict[str, Any]:
         settings: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"{path} cannot be read ({error}); an adapter is a PEFT folder with adapter_config.json "
-            "and adapter_model.safetensors"
+            f"{path} cannot be read ({error}); an adapter is a PEFT folder with "
+            "adapter_config.json and adapter_model.safetensors"
         ) from error
     if settings.get("peft_type") != "LORA":
         raise WeightsError(f"{folder} holds a {settings.get('peft_type')} adapter; kdn runs LORA")

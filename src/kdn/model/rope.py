@@ -1,4 +1,4 @@
-"""Rotary position, applied in fp32 and rounded once, in the rotate-half layout of published weights.
+"""Rotary position, applied in fp32 and rounded once, in the published rotate-half layout.
 
 Keys are stored without it, so that a stored block may stand anywhere; the caller rotates them to
 the position they have in the prompt at hand.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -77,7 +77,7 @@ def _refuse(reason: str) -> None:
 
 
 def _date(clock: Clock, form: str) -> str:
-    moment = datetime.datetime.fromtimestamp(clock.wall(), tz=datetime.UTC)
+    moment = dt.datetime.fromtimestamp(clock.wall(), tz=dt.UTC)
     return moment.astimezone().strftime(form)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,20 @@ class Tokenizer:
         eos_ids: TokenIds = (),
     ) -> None:
         """`definition` is the text of a tokenizer.json."""
-        self._marked = tokenizers.Tokenizer.from_str(definition)
-        self._plain = tokenizers.Tokenizer.from_str(definition)
-        self._plain.encode_special_tokens = True
+        self._inner = tokenizers.Tokenizer.from_str(definition)
+        self._inner.encode_special_tokens = True
+        added = self._inner.get_added_tokens_decoder()
+        self._special = {token.content: i for i, token in added.items() if token.special}
+        self._cut = _special_cut(token for token in added.values() if token.special)
         self.bos_token = bos_token or ""
         self.eos_token = eos_token or ""
         self.bos_ids: TokenIds = self.encode(self.bos_token, special=True) if add_bos else ()
         """What a prompt that follows no template begins with; often nothing."""
-        own = self._marked.token_to_id(eos_token) if eos_token else None
+        own = self._inner.token_to_id(eos_token) if eos_token else None
         self.eos_ids: TokenIds = tuple(dict.fromkeys((*eos_ids, *(() if own is None else (own,)))))
-        self.vocab_size: int = self._marked.get_vocab_size()
+        self.vocab_size: int = self._inner.get_vocab_size()
         self.digest: str = xxhash.xxh3_128_hexdigest(definition.encode())
-        self._special = frozenset(
-            i for i, token in self._marked.get_added_tokens_decoder().items() if token.special
-        )
+        self._special_ids = frozenset(self._special.values())
 
     def encode(self, text: str, *, special: bool = False) -> TokenIds:
         """The ids of `text`, nothing added.
@@ -53,12 +54,21 @@ class Tokenizer:
         Only with `special` does `<|im_end|>` and its like become one special token; otherwise it is
         text like any other, as is right for what users and documents say.
         """
-        chosen = self._marked if special else self._plain
-        return tuple(chosen.encode(text, add_special_tokens=False).ids)
+        if not special or self._cut is None:
+            return tuple(self._inner.encode(text, add_special_tokens=False).ids)
+        # The library would need a second copy of itself for this, which takes as long to build as
+        # all else: so the text is cut here, at special tokens, and what is between is plain.
+        token_ids: list[int] = []
+        start = 0
+        for match in self._cut.finditer(text):
+            token_ids.extend(self.encode(text[start : match.start()]))
+            token_ids.append(self._special[match[match.lastindex or 0]])
+            start = match.end()
+        return (*token_ids, *self.encode(text[start:]))
 
     def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """The text of ids; special tokens are left out unless `special`."""
-        text: str = self._marked.decode(list(token_ids), skip_special_tokens=not special)
+        text: str = self._inner.decode(list(token_ids), skip_special_tokens=not special)
         return text
 
     def token_text(self, token_id: int) -> str:
@@ -67,11 +77,24 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Is it a control token, which `decode` leaves out?"""
-        return token_id in self._special
+        return token_id in self._special_ids
 
     def detokenizer(self) -> Incremental:
         """Decodes one sequence as it is generated."""
         return Incremental(self)
+
+
+def _special_cut(special: Iterable[tokenizers.AddedToken]) -> re.Pattern[str] | None:
+    """Finds special tokens, longest first, with the white space that some of them swallow.
+
+    Each has a group of its own, so that a match's `lastindex` leads to the token.
+    """
+    ordered = sorted(special, key=lambda token: len(token.content), reverse=True)
+    patterns = (
+        ("\\s*" if t.lstrip else "") + f"({re.escape(t.content)})" + ("\\s*" if t.rstrip else "")
+        for t in ordered
+    )
+    return re.compile("|".join(patterns)) if ordered else None
 
 
 class Incremental:
@@ -98,7 +121,7 @@ class Incremental:
         return fresh
 
     def flush(self) -> str:
-        """What was held back, at the end of generation, without a character that never came whole."""
+        """At the end of generation: what was held back, less a character that never came whole."""
         text = self._tokenizer.decode(self._ids)[len(self._shown) :].rstrip(_BROKEN)
         self._ids, self._shown = [], ""
         return text
@@ -117,12 +140,12 @@ def load_tokenizer(folder: Path, eos_ids: TokenIds = ()) -> tuple[Tokenizer, str
             definition,
             bos_token=_token(settings, "bos_token"),
             eos_token=_token(settings, "eos_token"),
-            add_bos=bool(settings.get("add_bos_token", _adds_bos(definition, settings))),
+            add_bos=_adds_bos(definition, settings),
             eos_ids=eos_ids,
         )
     except OSError as error:
         raise WeightsError(
-            f"{folder} lacks a readable tokenizer.json ({error}); fetch the model with its tokenizer"
+            f"{folder} lacks a readable tokenizer.json ({error}); fetch the model with it"
         ) from error
     except Exception as error:  # the library raises bare Exception for a definition it cannot read
         raise WeightsError(f"{path} is no tokenizer ({error}); fetch the model again") from error
@@ -150,7 +173,9 @@ def _token(settings: dict[str, Any], name: str) -> str | None:
 def _adds_bos(definition: str, settings: dict[str, Any]) -> bool:
     """Newer files do not say it: then it stands in the post-processor, by the token's name."""
     bos = _token(settings, "bos_token")
-    return bos is not None and bos in json.dumps(json.loads(definition).get("post_processor"))
+    if "add_bos_token" in settings or bos is None:
+        return bool(settings.get("add_bos_token")) and bos is not None
+    return bos in json.dumps(json.loads(definition).get("post_processor"))
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:

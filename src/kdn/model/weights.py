@@ -30,7 +30,7 @@ class Tensors:
         return sorted(self._handles)
 
     def get(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        """The tensor, on the CPU in its stored dtype. Raises WeightsError if it is absent or misfit."""
+        """The tensor, on the CPU in its stored dtype. Raises WeightsError if absent or misfit."""
         if name not in self._handles:
             raise WeightsError(f"{self._where} lacks the tensor {name}; fetch the model again")
         try:
@@ -61,8 +61,8 @@ def weight_files(folder: Path) -> list[Path]:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise WeightsError(
-            f"{folder} lacks {', '.join(missing)}; a model folder holds config.json, tokenizer.json "
-            "and safetensors weights (other weight formats are not read)"
+            f"{folder} lacks {', '.join(missing)}; a model folder holds config.json, "
+            "tokenizer.json and safetensors weights (other weight formats are not read)"
         )
     return files
 

@@ -1,5 +1,6 @@
 """The library room: documents in, passages and prompt parts out. It trades in text."""
 
+import kdn.rag._extra  # noqa: F401  must be first: it explains what is missing
 from kdn.rag.answering import Citation, Piece, answer_instruction, answer_pieces, cite
 from kdn.rag.cut import Cutting, Encode, Passage
 from kdn.rag.documents import Document, Heading, Paragraph, Section, compose

@@ -15,12 +15,13 @@ from kdn.rag.library import Part
 __all__ = ["Citation", "Piece", "answer_instruction", "answer_pieces", "cite"]
 
 _WORD = re.compile(r"[^\W_]+(?:\.\d+)?")
-_STOP = frozenset(
-    "a an and are as at be been but by can could did do does for from had has have he her his how"
-    " i if in into is it its may might more most no nor not of on or our own she should so some such"
-    " than that the their them then there these they this those to too under up was we were what when"
-    " where which while who whom why will with would you your".split()  # noqa: SIM905  a list of so many words is a page long
-)
+_STOP_WORDS = """
+    a an and are as at be been but by can could did do does for from had has have he her his how i
+    if in into is it its may might more most no nor not of on or our own she should so some such
+    than that the their them then there these they this those to too under up was we were what when
+    where which while who whom why will with would you your
+"""
+_STOP = frozenset(_STOP_WORDS.split())
 _UNKNOWN = re.compile(r"\b(?:do not|don't|does not|doesn't) (?:know|say)\b", re.IGNORECASE)
 _HIT_WEIGHT = 0.25
 

@@ -31,7 +31,7 @@ _SNIFF_BYTES = 8192
 
 @dataclass(frozen=True)
 class Refusal:
-    """A path that was not taken in, and the reason in one sentence."""
+    """A path that was not taken in; `reason` is a whole sentence, path included."""
 
     path: str
     reason: str
@@ -64,7 +64,7 @@ def find_files(paths: Iterable[Path | str]) -> Found:
         try:
             resolved = path.resolve(strict=True)
         except (OSError, RuntimeError) as error:
-            found.refused.append(Refusal(str(path), _why_unresolved(path, error)))
+            found.refused.append(_unresolved(path, error))
             continue
         if resolved.is_dir():
             before = len(found.refused)
@@ -77,12 +77,14 @@ def find_files(paths: Iterable[Path | str]) -> Found:
     return found
 
 
-def _why_unresolved(path: Path, error: Exception) -> str:
+def _unresolved(path: Path, error: Exception) -> Refusal:
     if path.is_symlink():
-        return "a link that leads nowhere, or to itself; repair or remove it"
-    if isinstance(error, FileNotFoundError):
-        return "no such file or folder; check the spelling"
-    return f"cannot be reached ({getattr(error, 'strerror', None) or error})"
+        reason = "a link that leads nowhere, or to itself; repair or remove it"
+    elif isinstance(error, FileNotFoundError):
+        reason = "no such file or folder; check the spelling"
+    else:
+        reason = f"cannot be reached ({getattr(error, 'strerror', None) or error})"
+    return Refusal(str(path), f"{path}: {reason}")
 
 
 def _walk(folder: Path, found: Found, seen: set[Path]) -> None:
@@ -98,7 +100,7 @@ def _walk(folder: Path, found: Found, seen: set[Path]) -> None:
             try:
                 resolved = path.resolve(strict=True)
             except (OSError, RuntimeError) as error:
-                found.refused.append(Refusal(str(path), _why_unresolved(path, error)))
+                found.refused.append(_unresolved(path, error))
                 continue
             if resolved.is_dir():
                 inner.append(resolved)
@@ -111,7 +113,7 @@ def _entries(folder: Path, found: Found) -> Iterator[Path]:
     try:
         names = sorted(os.listdir(folder))  # noqa: PTH208  only the names are wanted
     except OSError as error:
-        reason = f"the folder cannot be listed ({error.strerror})"
+        reason = f"{folder}: the folder cannot be listed ({error.strerror}); check its rights"
         found.refused.append(Refusal(str(folder), reason))
         return
     yield from (folder / name for name in names if not name.startswith("."))
@@ -124,7 +126,7 @@ def _take(path: Path, found: Found, seen: set[Path]) -> None:
     if stat.S_ISREG(path.stat().st_mode):
         found.files.append(path)
     else:
-        found.refused.append(Refusal(str(path), "not a regular file (a device, pipe or socket)"))
+        found.refused.append(Refusal(str(path), f"{path}: not a file (a device, pipe or socket)"))
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:

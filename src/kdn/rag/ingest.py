@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kdn.clock import Clock
-from kdn.errors import Cancelled, DocumentError
+from kdn.errors import BadInput, Cancelled, DocumentError
 from kdn.rag.catalogue import Catalogue
 from kdn.rag.cut import CutDocument, Cutting, Encode, Passage, cut
 from kdn.rag.documents import Document
@@ -44,9 +44,29 @@ class Progress:
     """Of the passages embedded so far."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class IngestReport:
     """What became of each file, by source."""
+
+    added: tuple[str, ...]
+    updated: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    removed: tuple[str, ...]
+    refused: tuple[Refusal, ...]
+    num_passages: int
+    """New passages: those that had to be embedded."""
+    num_parts: int
+    """New parts."""
+    num_tokens: int
+    """Tokens of the new passages."""
+    seconds: float
+    cancelled: bool
+    """The run was stopped early; what is listed above is nevertheless done and whole."""
+
+
+@dataclass
+class _Tally:
+    """The report while it grows."""
 
     added: list[str] = field(default_factory=list)
     updated: list[str] = field(default_factory=list)
@@ -54,14 +74,22 @@ class IngestReport:
     removed: list[str] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     num_passages: int = 0
-    """New passages: those that had to be embedded."""
     num_parts: int = 0
-    """New parts."""
     num_tokens: int = 0
-    """Tokens of the new passages."""
-    seconds: float = 0.0
-    cancelled: bool = False
-    """The run was stopped early; what is listed above is nevertheless done and whole."""
+
+    def report(self, seconds: float, *, cancelled: bool) -> IngestReport:
+        return IngestReport(
+            added=tuple(self.added),
+            updated=tuple(self.updated),
+            unchanged=tuple(self.unchanged),
+            removed=tuple(self.removed),
+            refused=tuple(self.refused),
+            num_passages=self.num_passages,
+            num_parts=self.num_parts,
+            num_tokens=self.num_tokens,
+            seconds=seconds,
+            cancelled=cancelled,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,13 +127,13 @@ class Ingestion:
         self._on_progress = on_progress or (lambda _: None)
         self._cancelled = cancelled or (lambda: False)
         self._waiting: list[_Prepared] = []
-        self._report = IngestReport()
+        self._tally = _Tally()
         self._progress = Progress("", 0, 0, 0, 0, 0)
 
     def files(self, paths: Iterable[Path | str], max_file_bytes: int) -> IngestReport:
         """Take files and folders in; documents whose file has left a given folder are removed."""
         found = find_files(paths)
-        self._report.refused.extend(found.refused)
+        self._tally.refused.extend(found.refused)
         sizes = [_size(path) for path in found.files]
         self._progress = Progress("", 0, len(sizes), 0, sum(sizes), 0)
 
@@ -123,8 +151,12 @@ class Ingestion:
         """Take in documents that are not files."""
 
         def take() -> None:
+            met: set[str] = set()
             for document in documents:
                 self._stop_if_cancelled()
+                if document.source in met:
+                    raise BadInput(f"two documents are called {document.source!r}; rename one")
+                met.add(document.source)
                 data = repr((document.title, document.text, document.sections)).encode()
                 if self._is_news(document.source, digest := self._digest(data)):
                     self._prepare(document, digest, len(document.text.encode()))
@@ -134,15 +166,14 @@ class Ingestion:
         return self._run(take)
 
     def _run(self, take: Callable[[], None]) -> IngestReport:
-        started = self._clock.now()
+        started, cancelled = self._clock.now(), False
         try:
             take()
         except Cancelled:
-            self._report.cancelled = True
-            self._waiting.clear()
+            cancelled = True
+            self._write()  # what is ready is whole, and its work need not be lost
         self._tables.refresh_index()
-        self._report.seconds = self._clock.now() - started
-        return self._report
+        return self._tally.report(self._clock.now() - started, cancelled=cancelled)
 
     def _file(self, path: Path, named: bool, max_file_bytes: int) -> None:
         try:
@@ -151,13 +182,13 @@ class Ingestion:
             if self._is_news(source_of(path), digest):
                 self._prepare(parse(path, data, named=named), digest, len(data))
         except DocumentError as error:
-            self._report.refused.append(Refusal(str(path), str(error)))
+            self._tally.refused.append(Refusal(str(path), str(error)))
 
     def _is_news(self, source: str, digest: str) -> bool:
         row = self._catalogue.rows.get(source)
         if row is None or row.digest != digest:
             return True
-        self._report.unchanged.append(source)
+        self._tally.unchanged.append(source)
         return False
 
     def _digest(self, data: bytes) -> str:
@@ -191,7 +222,7 @@ class Ingestion:
             self._tables.add_passages(new, np.concatenate([p.vectors for p in group]))
         for prepared in group:
             parts = [p for p in prepared.cut.parts if p.key not in self._catalogue.passages_of]
-            self._report.num_parts += len(parts)
+            self._tally.num_parts += len(parts)
             if parts:
                 self._tables.add_parts(prepared.cut.source, prepared.cut.title, parts)
         rows = [self._row(prepared) for prepared in group]
@@ -216,10 +247,10 @@ class Ingestion:
     def _note(self, rows: Iterable[SourceRow], new: Iterable[Passage]) -> None:
         for row in rows:
             known = row.source in self._catalogue.rows
-            (self._report.updated if known else self._report.added).append(row.source)
+            (self._tally.updated if known else self._tally.added).append(row.source)
         for passage in new:
-            self._report.num_passages += 1
-            self._report.num_tokens += passage.num_tokens
+            self._tally.num_passages += 1
+            self._tally.num_tokens += passage.num_tokens
 
     def _drop_stale(self, rows: Iterable[SourceRow]) -> None:
         passages: list[str] = []
@@ -246,7 +277,7 @@ class Ingestion:
 
     def _remove(self, sources: list[str]) -> None:
         remove(self._tables, self._catalogue, sources)
-        self._report.removed.extend(sources)
+        self._tally.removed.extend(sources)
 
     def _advance(self, source: str, files: int = 0, size: int = 0, tokens: int = 0) -> None:
         now = self._progress

@@ -20,7 +20,7 @@ from kdn.rag.embed import Embedder
 from kdn.rag.files import MAX_FILE_BYTES
 from kdn.rag.ingest import Ingestion, IngestReport, Progress, remove
 from kdn.rag.lock import writing
-from kdn.rag.ranking import fuse, part_scores
+from kdn.rag.ranking import fuse, parts_in_order
 from kdn.rag.survey import Survey, survey
 from kdn.rag.tables import Scored, StoredPart, Tables
 
@@ -48,7 +48,7 @@ class Hit:
 
     passage: Passage
     score: float
-    """Hybrid: 1 is first in both rankings. Vector: cosine similarity. Text: BM25."""
+    """Hybrid: 1 is first by meaning and by words. Vector: cosine similarity. Text: BM25."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Library:
 
         `encode` turns text into token ids of the model that will answer, without special tokens.
         Raises ForeignStore when the folder was made with another embedder or tokenizer, by a newer
-        kdn, or holds something else; MissingExtra without LanceDB.
+        kdn, or holds something else.
         """
         config = config or LibraryConfig()
         if not 16 <= config.cutting.passage_tokens <= config.cutting.part_tokens:
@@ -290,7 +290,9 @@ class Library:
             hits = [
                 h for h in self.search(query, _DEPTH, mode) if h.passage.key in catalogue.part_of
             ]
-            scores = part_scores({h.passage.key: h.score for h in hits}, catalogue.part_of)
+            scores = parts_in_order(
+                ((hit.passage.key, hit.score) for hit in hits), catalogue.part_of
+            )
             found = list(self._load(catalogue, tuple(scores)))
             if len(found) == len(scores):
                 break
@@ -405,8 +407,8 @@ class Library:
 
 def _fused(nearest: Sequence[Scored], matching: Sequence[Scored]) -> list[Hit]:
     passages = {scored.passage.key: scored.passage for scored in (*nearest, *matching)}
-    rankings = [[scored.passage.key for scored in ranking] for ranking in (nearest, matching)]
-    return [Hit(passages[key], score) for key, score in fuse(rankings).items()]
+    rankings = [[(s.passage.key, s.score) for s in ranking] for ranking in (nearest, matching)]
+    return [Hit(passages[key], score) for key, score in fuse(rankings)]
 
 
 def _part(stored: StoredPart, passages: tuple[Passage, ...]) -> Part:

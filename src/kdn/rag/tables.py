@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from kdn.errors import MissingExtra, NoSpace, StoreError
+from kdn.errors import NoSpace, StoreError
 from kdn.rag.cut import CutPart, Passage
 from kdn.rag.embed import Vectors
 
-__all__ = ["Scored", "SourceRow", "StoredPart", "Tables"]
+__all__ = ["Scored", "SourceRow", "StoredPart", "Tables", "gate"]
 
 _KEYS_A_QUERY = 500
 _OLD_VERSIONS = timedelta(minutes=10)
@@ -73,7 +73,7 @@ class Tables:
     """The tables in one folder. Reads see the newest write of any process."""
 
     def __init__(self, folder: Path, dimension: int) -> None:
-        with _gate(f"opening {folder}"):
+        with gate(f"opening {folder}"):
             database = _connect(folder)
             self._dimension = dimension
             existing = set(database.list_tables().tables)
@@ -101,7 +101,7 @@ class Tables:
             "index_text": [p.index_text for p in passages],
             "vector": pa.FixedSizeListArray.from_arrays(flat, self._dimension),
         }
-        with _gate("writing passages"):
+        with gate("writing passages"):
             self._passages.add(pa.table(columns, schema=_schemas(self._dimension)["passages"]))
 
     def add_parts(self, source: str, title: str, parts: Sequence[CutPart]) -> None:
@@ -118,7 +118,7 @@ class Tables:
             }
             for p in parts
         ]
-        with _gate("writing parts"):
+        with gate("writing parts"):
             self._parts.add(pa.Table.from_pylist(rows, schema=_schemas(self._dimension)["parts"]))
 
     def commit(self, rows: Sequence[SourceRow]) -> None:
@@ -132,19 +132,19 @@ class Tables:
             for row in rows
         ]
         table = pa.Table.from_pylist(listed, schema=_schemas(self._dimension)["sources"])
-        with _gate("committing documents"):
+        with gate("committing documents"):
             merge = self._sources.merge_insert("source").when_matched_update_all()
             merge.when_not_matched_insert_all().execute(table)
 
     def retire(self, sources: Sequence[str]) -> None:
         """Take documents out. Their rows stay, unlisted, until dropped."""
-        with _gate("removing documents"):
+        with gate("removing documents"):
             for some in _batches(sources):
                 self._sources.delete(f"source IN ({_quoted(some)})")
 
     def drop(self, passages: Sequence[str], parts: Sequence[str]) -> None:
         """Delete rows by key."""
-        with _gate("dropping rows"):
+        with gate("dropping rows"):
             for some in _batches(passages):
                 self._passages.delete(f"key IN ({_quoted(some)})")
             for some in _batches(parts):
@@ -154,7 +154,7 @@ class Tables:
         """Take new rows into the full-text index and fold small files together."""
         from lancedb.index import FTS
 
-        with _gate("indexing"):
+        with gate("indexing"):
             if not self._passages.count_rows():
                 return
             if self._passages.list_indices():
@@ -168,23 +168,23 @@ class Tables:
 
     def version(self) -> int:
         """Changes with every commit or retirement, of any process."""
-        with _gate("reading the list of documents"):
+        with gate("reading the list of documents"):
             return int(self._sources.version)
 
     def sources(self) -> list[SourceRow]:
         """Every document, by the order of its source."""
-        with _gate("reading the list of documents"):
+        with gate("reading the list of documents"):
             rows = self._all(self._sources)
         return sorted(map(_source_row, rows), key=lambda row: row.source)
 
     def counts(self) -> tuple[int, int]:
         """How many passage rows and part rows there are, live or not."""
-        with _gate("counting rows"):
+        with gate("counting rows"):
             return int(self._passages.count_rows()), int(self._parts.count_rows())
 
     def keys(self) -> tuple[list[str], list[str]]:
         """The keys of all passage rows and all part rows, live or not."""
-        with _gate("reading keys"):
+        with gate("reading keys"):
             passages = self._all(self._passages, ["key"])
             parts = self._all(self._parts, ["key"])
         return [row["key"] for row in passages], [row["key"] for row in parts]
@@ -192,7 +192,7 @@ class Tables:
     def passages(self, keys: Sequence[str]) -> dict[str, Passage]:
         """The passages of these keys, as far as they are there."""
         found: dict[str, Passage] = {}
-        with _gate("reading passages"):
+        with gate("reading passages"):
             for some in _batches(keys):
                 query = self._passages.search().where(f"key IN ({_quoted(some)})")
                 rows = query.select(_PASSAGE_FIELDS).limit(len(some)).to_list()
@@ -202,7 +202,7 @@ class Tables:
     def parts(self, keys: Sequence[str]) -> dict[str, StoredPart]:
         """The parts of these keys, as far as they are there."""
         found: dict[str, StoredPart] = {}
-        with _gate("reading parts"):
+        with gate("reading parts"):
             for some in _batches(keys):
                 query = self._parts.search().where(f"key IN ({_quoted(some)})")
                 found.update(
@@ -212,7 +212,7 @@ class Tables:
 
     def nearest(self, vector: Vectors, count: int) -> list[Scored]:
         """Passages by cosine similarity to `vector` [dimension], compared with all of them."""
-        with _gate("searching vectors"):
+        with gate("searching vectors"):
             query = self._passages.search(vector, vector_column_name="vector").distance_type(
                 "cosine"
             )
@@ -223,7 +223,7 @@ class Tables:
         """Passages that share words with `words`, by BM25."""
         from lancedb.query import MatchQuery
 
-        with _gate("searching text"):
+        with gate("searching text"):
             if not self._passages.list_indices():
                 return []  # nothing was ever ingested
             query = self._passages.search(MatchQuery(words, "index_text"), query_type="fts")
@@ -265,10 +265,8 @@ def _quoted(values: Iterable[str]) -> str:
 
 def _connect(folder: Path) -> Any:
     os.environ.setdefault("LANCEDB_LOG", "error")  # its only switch, read when it is imported
-    try:
-        import lancedb
-    except ImportError as error:
-        raise MissingExtra("documents need kdn's rag extra; run: pip install 'kdn[rag]'") from error
+    import lancedb
+
     return lancedb.connect(folder, read_consistency_interval=timedelta(0))
 
 
@@ -309,7 +307,7 @@ def _schemas(dimension: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _gate(doing: str) -> Iterator[None]:
+def gate(doing: str) -> Iterator[None]:
     """Errors of LanceDB, Arrow and the disk become ours, with the cause kept."""
     try:
         yield

@@ -5,10 +5,8 @@ from __future__ import annotations
 from kdn.serve.app import create_app
 from kdn.serve.listen import listen, make_server, url_of
 from kdn.serve.service import (
-    Document,
     Embedded,
     Load,
-    Message,
     Service,
     StoreNumbers,
     Vocabulary,
@@ -16,10 +14,8 @@ from kdn.serve.service import (
 from kdn.serve.settings import ServeSettings
 
 __all__ = [
-    "Document",
     "Embedded",
     "Load",
-    "Message",
     "ServeSettings",
     "Service",
     "StoreNumbers",

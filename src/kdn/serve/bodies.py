@@ -50,10 +50,11 @@ class StreamOptions(_Open):
 
 
 class KdnOptions(_Strict):
-    """May stored KV be used for this request, and may its KV be kept?"""
+    """May stored KV be used for this request, and which of its KV is kept?"""
 
     reuse: bool = True
-    store: bool = True
+    keep: Literal["nothing", "shared", "all"] = "all"
+    """`shared` leaves out the last message and the answer, which only a next turn would use."""
 
 
 class DocumentBody(_Strict):

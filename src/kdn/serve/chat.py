@@ -147,16 +147,19 @@ class _Call:
 
     def _last(self, index: int, finish: Finish) -> bytes:
         choice = ChunkChoice(index, ChatDelta(), finish_name(finish.reason))
-        chunk = ChatChunk(self.answer_id, self.created, self.model, [choice])
+        chunk = self._event([choice])
         if index == 0:
             chunk.kdn = kdn_report([finish.usage])
         return event(chunk)
 
     def _closing(self, usages: dict[int, Usage]) -> bytes:
-        chunk = ChatChunk(self.answer_id, self.created, self.model, [])
+        chunk = self._event([])
         chunk.usage = usage_report(list(usages.values()), [usages[0]])
         chunk.kdn = kdn_report([usages[0]])
         return event(chunk)
 
     def _chunk(self, choice: ChunkChoice) -> bytes:
-        return event(ChatChunk(self.answer_id, self.created, self.model, [choice]))
+        return event(self._event([choice]))
+
+    def _event(self, choices: list[ChunkChoice]) -> ChatChunk:
+        return ChatChunk(id=self.answer_id, created=self.created, model=self.model, choices=choices)

@@ -178,10 +178,15 @@ class _Call:
     def _closing(self, usages: dict[int, Usage]) -> bytes:
         ordered = [usages[index] for index in sorted(usages)]
         prompts = ordered[:: self.body.n or 1]
-        chunk = Completion(self.answer_id, self.created, self.model, [])
+        chunk = self._event([])
         chunk.usage = usage_report(ordered, prompts)
         chunk.kdn = kdn_report(prompts)
         return event(chunk)
 
     def _chunk(self, choice: CompletionChoice) -> bytes:
-        return event(Completion(self.answer_id, self.created, self.model, [choice]))
+        return event(self._event([choice]))
+
+    def _event(self, choices: list[CompletionChoice]) -> Completion:
+        return Completion(
+            id=self.answer_id, created=self.created, model=self.model, choices=choices
+        )

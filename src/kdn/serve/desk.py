@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kdn.clock import Clock
-from kdn.core import Prompt, Request, Sampling
+from kdn.core import Keeping, Prompt, Request, Sampling
 from kdn.serve.bodies import KdnOptions, SamplingBody
 from kdn.serve.faults import Refused
 from kdn.serve.flight import Flight, depart
@@ -56,7 +56,7 @@ class Desk:
                 adapter=adapter,
                 priority=body.priority or 0,
                 reuse=options.reuse,
-                store=options.store,
+                keeping=Keeping(options.keep),
             )
             for index, (prompt, sampling) in enumerate(prompts)
             for choice in range(choices)

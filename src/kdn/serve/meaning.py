@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from kdn.core import Sampling
+from kdn.model import Document, Message
 from kdn.serve.bodies import ContentPart, DocumentBody, MessageBody, SamplingBody
 from kdn.serve.faults import Refused
-from kdn.serve.service import Document, Message, Service
+from kdn.serve.service import Service
 
 __all__ = ["adapter_of", "answer_room", "check_ids", "conversation", "sampling_of"]
 
@@ -96,7 +97,7 @@ def conversation(
     bodies: Sequence[MessageBody], documents: Sequence[DocumentBody] | None
 ) -> tuple[list[Message], list[Document]]:
     """Turns and documents. A part marked as a document or an instruction leaves its message."""
-    found = [Document(document.text, document.id) for document in documents or ()]
+    found = [Document(document.id, document.text) for document in documents or ()]
     instructions: list[Message] = []
     turns: list[Message] = []
     for index, body in enumerate(bodies):
@@ -105,7 +106,7 @@ def conversation(
         for part in _parts(body, index):
             text, use = part.text or "", part.kdn.role if part.kdn else None
             if use == "document":
-                found.append(Document(text, part.kdn.id if part.kdn else None))
+                found.append(Document(part.kdn.id if part.kdn else None, text))
             elif use == "instruction":
                 instructions.append(Message("system", text))
             else:

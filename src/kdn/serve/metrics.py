@@ -38,6 +38,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._make_counters()
         self._make_histograms()
+        self._show_zeros()
         self.registry.register(_Now(service))
 
     def _make_counters(self) -> None:
@@ -65,6 +66,19 @@ class Metrics:
         self._gap = histogram("vllm:inter_token_latency_seconds", "Between tokens.", _SECONDS)
         self._queue = histogram("vllm:request_queue_time_seconds", "Before work.", _LONG_SECONDS)
         self._whole = histogram("vllm:e2e_request_latency_seconds", "To the end.", _LONG_SECONDS)
+
+    def _show_zeros(self) -> None:
+        """A series that is missing until it first counts would read as a fault of the server."""
+        plain = (
+            self._prompt, self._generated, self._queries, self._hits, self._cached, self._failed,
+            self._computed, self._ttft, self._gap, self._queue, self._whole,
+        )  # fmt: skip
+        for metric in plain:
+            metric.labels(self._model)
+        for reason in ("stop", "length", "abort"):
+            self._success.labels(self._model, reason)
+        for kind in ("exact", "blended", "shared"):
+            self._reused.labels(self._model, kind)
 
     def listener(
         self, note: Callable[[StreamEvent], None]

@@ -7,24 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kdn.core import Prompt, Request, Stream, TokenIds
+from kdn.model import Document, Message
 
-__all__ = ["Document", "Embedded", "Load", "Message", "Service", "StoreNumbers", "Vocabulary"]
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn: `role` is system, user or assistant."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Document:
-    """Text to stand before the conversation; `id` names it for the caller."""
-
-    text: str
-    id: str | None = None
+__all__ = ["Embedded", "Load", "Service", "StoreNumbers", "Vocabulary"]
 
 
 @dataclass(frozen=True)

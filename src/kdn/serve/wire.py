@@ -86,14 +86,14 @@ class ChatChoice(Struct):
     logprobs: ChatLogprobs | None = None
 
 
-class ChatCompletion(Struct):
+class ChatCompletion(Struct, kw_only=True):
     id: str
+    object: str = "chat.completion"
     created: int
     model: str
     choices: list[ChatChoice]
     usage: UsageReport
     kdn: KdnReport
-    object: str = "chat.completion"
     system_fingerprint: str | None = None
 
 
@@ -109,14 +109,14 @@ class ChunkChoice(Struct):
     logprobs: ChatLogprobs | None = None
 
 
-class ChatChunk(Struct):
+class ChatChunk(Struct, kw_only=True):
     """One event of a streamed chat. `kdn` comes with the last event that has it to tell."""
 
     id: str
+    object: str = "chat.completion.chunk"
     created: int
     model: str
     choices: list[ChunkChoice]
-    object: str = "chat.completion.chunk"
     system_fingerprint: str | None = None
     usage: UsageReport | UnsetType | None = UNSET
     kdn: KdnReport | UnsetType = UNSET
@@ -138,14 +138,14 @@ class CompletionChoice(Struct):
     logprobs: CompletionLogprobs | None = None
 
 
-class Completion(Struct):
+class Completion(Struct, kw_only=True):
     """A completion, or one event of a streamed one."""
 
     id: str
+    object: str = "text_completion"
     created: int
     model: str
     choices: list[CompletionChoice]
-    object: str = "text_completion"
     system_fingerprint: str | None = None
     usage: UsageReport | UnsetType | None = UNSET
     kdn: KdnReport | UnsetType = UNSET

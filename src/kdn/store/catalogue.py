@@ -63,7 +63,7 @@ _ENTRY = """SELECT key, fingerprint, causes, detail, salt, behind, start, tokens
     FROM blocks JOIN families ON families.id = blocks.family"""
 
 
-class CatalogueDamaged(StoreError):  # noqa: N818 - named as the tree in kdn.errors names
+class CatalogueDamaged(StoreError):
     """The catalogue's contents make no sense; it may be discarded and rebuilt."""
 
 

@@ -98,8 +98,10 @@ class Store:
         self._pins.hold(key)
         load = self._loads.enter(key)
         if load is None:
+            self._follow()  # another process may have brought it since
+            load = self._loads.enter(key)
+        if load is None:
             self._pins.release(key)
-            self._follow()
             self._counts.add(misses=1)
             self._trace.event("store.miss", key=key, tokens=hit.num_tokens)
             return None

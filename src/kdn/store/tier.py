@@ -1,6 +1,6 @@
 """The seam "where are the bytes": a tier keeps encoded blocks by key."""
 
-# ruff: noqa: ARG002 - a default that does nothing does nothing with its arguments either
+
 
 from __future__ import annotations
 

@@ -55,7 +55,15 @@ def parser_for(path: Path, data: bytes, *, named: bool) -> Parser:
 def parse(path: Path, data: bytes, *, named: bool = True) -> Document:
     """The document in a file's contents. Raises DocumentError when there is none in it."""
     parser = parser_for(path, data, named=named)
-    document = parser(source_of(path), path, data)
+    try:
+        document = parser(source_of(path), path, data)
+    except DocumentError:
+        raise
+    except Exception as error:  # a parsing library raises whatever a strange file leads it into
+        raise DocumentError(
+            f"{path}: cannot be read as {path.suffix or 'text'} ({type(error).__name__}: {error});"
+            " save it again, or as plain text"
+        ) from error
     if not document.sections:
         raise DocumentError(f"{path}: no text found in it; there is nothing to take in")
     return document

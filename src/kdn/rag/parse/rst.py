@@ -16,7 +16,6 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from docutils.parsers.rst import Parser
 
-from kdn.errors import DocumentError
 from kdn.rag.documents import Block, Document, Heading, Paragraph, compose
 from kdn.rag.files import decode
 
@@ -39,6 +38,7 @@ _PEP = re.compile(r"\APEP: *(\d+)\nTitle: *(.+(?:\n[ \t]+.+)*)")
 _DIRECTIVE = re.compile(r"\A\.\. +(?:\|[^|]*\| +)?([\w:+.-]+)::[ \t]*(.*)(?:\n|\Z)")
 _OPTION = re.compile(r"\A:[\w-]+:.*")
 _ROLE = re.compile(r":[\w:+.-]+:`([^`]*)`")
+_NOTE = re.compile(r"(\[[^\]]+\])_")
 _TARGET = re.compile(r"\s*<[^>]*>\Z")
 _MAX_NESTING = 8
 _SILENT = (
@@ -51,7 +51,7 @@ def parse_rst(source: str, path: Path, data: bytes) -> Document:
     """Titled by the header of a PEP, else by the first heading, else by the file's name."""
     text = decode(path, data)
     pep = _PEP.match(text)
-    blocks = list(_read(path, text, level=0, nesting=0, headers=pep is not None))
+    blocks = list(_read(text, level=0, nesting=0, headers=pep is not None))
     if pep:
         title = f"PEP {pep.group(1)} – {' '.join(pep.group(2).split())}"  # noqa: RUF001  PEP style
     else:
@@ -59,25 +59,15 @@ def parse_rst(source: str, path: Path, data: bytes) -> Document:
     return compose(source, title, blocks)
 
 
-def _read(path: Path, text: str, *, level: int, nesting: int, headers: bool) -> Iterator[Block]:
-    try:
-        tree = publish_doctree(
-            text,
-            parser=Parser(rfc2822=headers),
-            settings_overrides=_SETTINGS,
-        )
-    except (
-        Exception
-    ) as error:  # docutils is asked not to halt; what it raises is a text it cannot take
-        raise DocumentError(f"{path}: cannot be read as reStructuredText ({error})") from error
-    yield from _Walk(path, nesting).blocks(tree, level)
+def _read(text: str, *, level: int, nesting: int, headers: bool) -> Iterator[Block]:
+    tree = publish_doctree(text, parser=Parser(rfc2822=headers), settings_overrides=_SETTINGS)
+    yield from _Walk(nesting).blocks(tree, level)
 
 
 class _Walk:
     """One pass over a tree."""
 
-    def __init__(self, path: Path, nesting: int) -> None:
-        self._path = path
+    def __init__(self, nesting: int) -> None:
         self._nesting = nesting
 
     def blocks(self, parent: Any, level: int) -> Iterator[Block]:
@@ -163,7 +153,7 @@ class _Walk:
         text = "\n".join(body)
         if text.strip():
             nesting = self._nesting + 1
-            yield from _read(self._path, text, level=level, nesting=nesting, headers=False)
+            yield from _read(text, level=level, nesting=nesting, headers=False)
 
 
 def _flow(node: Any) -> str:
@@ -180,8 +170,14 @@ def _inline(node: Any) -> str:
         case nodes.footnote_reference() | nodes.citation_reference():
             return f"[{node.astext()}]"
         case nodes.problematic():
-            return _ROLE.sub(lambda role: f"`{_TARGET.sub('', role.group(1))}`", node.astext())
+            return _words_of(node.astext())
         case nodes.system_message() | nodes.image() | nodes.raw():
             return ""
         case _:
             return "".join(_inline(child) for child in node.children)
+
+
+def _words_of(problem: str) -> str:
+    """The words in markup that docutils could not resolve: an unknown role, a note elsewhere."""
+    without_roles = _ROLE.sub(lambda role: f"`{_TARGET.sub('', role.group(1))}`", problem)
+    return _NOTE.sub(r"\1", without_roles)

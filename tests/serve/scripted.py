@@ -25,7 +25,8 @@ from kdn.core import (
     Usage,
 )
 from kdn.errors import EngineFailed, MissingExtra, PromptTooLong
-from kdn.serve import Document, Embedded, Load, Message, StoreNumbers
+from kdn.model import Document, Message
+from kdn.serve import Embedded, Load, StoreNumbers
 
 Pushed = StreamEvent | Exception | None
 ANSWER = "Paris is the capital of France. It lies on the Seine."

@@ -1,0 +1,128 @@
+"""Writes docs/cli.md and docs/api.md from the code. Run it after changing a command or a public name.
+
+python scripts/generate_docs.py           writes both pages
+python scripts/generate_docs.py --check   writes nothing; exit code 1 if a page is not current
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from kdn.cli import app
+
+DOCS = Path(__file__).parents[1] / "docs"
+ROOMS = ("kdn.core", "kdn.config", "kdn.model", "kdn.engine", "kdn.schedule", "kdn.reuse",
+         "kdn.store", "kdn.rag", "kdn.serve", "kdn.testing", "kdn.clock", "kdn.trace")  # fmt: skip
+"""Where public names are: everything in these modules' `__all__`."""
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options, in the order of `kdn --help`."""
+    lines = ["# The command line", "", "Made from the program by `scripts/generate_docs.py`."]
+    for name, command in _commands("kdn", get_command(app)):
+        lines += ["", f"## {name}", "", _paragraph(command.help or "")]
+        shown = [parameter for parameter in command.params if not _is_everywhere(parameter)]
+        if shown:
+            lines += ["", "| parameter | default | meaning |", "|---|---|---|"]
+            lines += [_parameter(parameter) for parameter in shown]
+    return "\n".join(lines) + "\n"
+
+
+def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    children = getattr(command, "commands", {})
+    yield name, command
+    for child in children:
+        yield from _commands(f"{name} {child}", children[child])
+
+
+def _is_everywhere(parameter: Any) -> bool:
+    return parameter.name in ("help", "install_completion", "show_completion")
+
+
+def _parameter(parameter: Any) -> str:
+    is_option = parameter.param_type_name == "option"
+    name = ", ".join(parameter.opts) if is_option else parameter.name.upper()
+    default = (
+        ""
+        if parameter.default in (None, False) or callable(parameter.default)
+        else parameter.default
+    )
+    required = "required" if parameter.required else default
+    meaning = (getattr(parameter, "help", None) or "").replace("|", "\\|")
+    return f"| `{name}` | {required} | {meaning} |"
+
+
+def api_page() -> str:
+    """Every public name with its signature and the first sentence about it."""
+    lines = ["# Public Python names", "", "Made from the code by `scripts/generate_docs.py`."]
+    for room in ROOMS:
+        module = importlib.import_module(room)
+        lines += ["", f"## {room}", "", _first(module), ""]
+        for name in module.__all__:
+            lines += _entry(name, getattr(module, name))
+    return "\n".join(lines) + "\n"
+
+
+def _entry(name: str, thing: Any) -> list[str]:
+    if inspect.isclass(thing):
+        return [f"- `{name}`: {_first(thing)}", *_methods(thing)]
+    if inspect.isfunction(thing):
+        return [f"- `{name}{_signature(thing)}`: {_first(thing)}"]
+    return [f"- `{name}`"]
+
+
+def _methods(kind: type) -> Iterator[str]:
+    if issubclass(kind, (Enum, BaseException)):
+        return
+    for name, member in vars(kind).items():
+        if name.startswith("_") or not inspect.isfunction(inspect.unwrap(member)):
+            continue
+        yield f"  - `{name}{_signature(member)}`" + (
+            f": {_first(member)}" if member.__doc__ else ""
+        )
+
+
+def _signature(function: Any) -> str:
+    text = str(inspect.signature(function)).replace("(self, ", "(").replace("(self)", "()")
+    return text.replace("'", "")
+
+
+def _first(thing: Any) -> str:
+    """The first paragraph of the docstring, on one line; generated ones do not count."""
+    text = inspect.getdoc(thing) or ""
+    name = getattr(thing, "__name__", "")
+    return "" if text.startswith(f"{name}(") else _paragraph(text.split("\n\n")[0])
+
+
+def _paragraph(text: str) -> str:
+    return " ".join(text.split())
+
+
+PAGES = {"cli.md": cli_page, "api.md": api_page}
+
+
+def main() -> int:
+    """Write the pages, or compare them."""
+    stale = []
+    for name, make in PAGES.items():
+        path, text = DOCS / name, make()
+        if "--check" not in sys.argv[1:]:
+            DOCS.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(name)
+    if stale:
+        print(f"not current: {', '.join(stale)}; run python scripts/generate_docs.py")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""What the Python API hands out: an answer, and where it stands in the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kdn.core import Finish, FinishReason, Stream, Token, TokenIds, Usage
+
+__all__ = ["Answer", "Source", "collect"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A passage that supports an answer. `score` in 0..1 is how much of the answer it holds."""
+
+    title: str
+    heading: str
+    text: str
+    score: float
+    source: str
+    """The document's name in the library."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Generated text and what became of the request."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    token_ids: TokenIds
+    tokens: tuple[Token, ...] = ()
+    """Every token with its log-probabilities, when those were asked for."""
+    sources: tuple[Source, ...] = ()
+
+
+def collect(stream: Stream, show: Callable[[str], None] | None = None) -> Answer:
+    """Run a stream to its end; `show` is given each piece of text as it comes.
+
+    If `show` or the caller is interrupted, the request is cancelled before the error goes on.
+    """
+    tokens: list[Token] = []
+    pieces: list[str] = []
+
+    def say(text: str) -> None:
+        pieces.append(text)
+        if show is not None and text:
+            show(text)
+
+    try:
+        for event in stream:
+            if isinstance(event, Finish):
+                say(event.tail)
+                ids = tuple(token.token_id for token in tokens)
+                return Answer("".join(pieces), event.reason, event.usage, ids, tuple(tokens))
+            tokens.append(event)
+            say(event.text)
+    except BaseException:
+        stream.cancel()
+        raise
+    raise AssertionError("a stream ends with a Finish or an error")

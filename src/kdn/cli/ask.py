@@ -1,0 +1,169 @@
+"""kdn ask and kdn chat: answers in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdn.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    HomeOption,
+    Int8Option,
+    JsonOption,
+    ModelChoice,
+    ModelOption,
+)
+from kdn.cli.show import emit, say, time_text, write_piece
+
+if TYPE_CHECKING:
+    from kdn.api import Answer, Source
+    from kdn.core import Usage
+
+__all__ = ["answer_shape", "ask", "chat", "print_sources"]
+
+MaxTokensOption = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
+TemperatureOption = Annotated[float, typer.Option(min=0, help="0 always takes the likeliest.")]
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="What you want to know; - reads stdin.")],
+    *,
+    model: ModelOption = "smollm2-135m",
+    home: HomeOption = None,
+    max_tokens: MaxTokensOption = 256,
+    max_parts: Annotated[
+        int, typer.Option(min=1, help="Parts of documents (about 1,000 tokens each) to read.")
+    ] = 1,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    int8: Int8Option = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question from the ingested documents, and show where the answer stands."""
+    question = sys.stdin.read() if question == "-" else question
+    with ModelChoice(model, home, device, dtype, int8).open() as kdn:
+        answer = kdn.ask(
+            question,
+            max_tokens=max_tokens,
+            max_parts=max_parts,
+            stream=None if as_json else write_piece,
+        )
+    if as_json:
+        emit({"question": question, **answer_shape(answer)})
+        return
+    write_piece("\n")
+    print_sources(answer.sources)
+    say(usage_line(answer.usage))
+
+
+def answer_shape(answer: Answer) -> dict[str, Any]:
+    """An answer as --json shows it."""
+    return {
+        "answer": answer.text,
+        "finish_reason": str(answer.finish_reason),
+        "sources": [
+            {"title": s.title, "heading": s.heading, "text": s.text, "score": s.score}
+            for s in answer.sources
+        ],
+        "usage": usage_shape(answer.usage),
+    }
+
+
+def usage_shape(usage: Usage) -> dict[str, Any]:
+    """Where the prompt's tokens came from, as --json shows it."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "exact": usage.exact,
+        "blended": usage.blended,
+        "shared": usage.shared,
+        "recomputed": usage.recomputed,
+        "ttft_ms": round(usage.ttft_ms, 3),
+        "total_ms": round(usage.total_ms, 3),
+        "tiers": dict(usage.tiers),
+    }
+
+
+def print_sources(sources: Sequence[Source]) -> None:
+    """Each source with its passage, indented."""
+    for number, source in enumerate(sources, 1):
+        where = " > ".join(part for part in (source.title, source.heading) if part)
+        write_piece(f"\n[{number}] {where}\n")
+        for line in source.text.strip().splitlines():
+            write_piece(f"    {line}\n")
+
+
+def usage_line(usage: Usage) -> str:
+    """One line: what was reused, what was computed, how long the first token took."""
+    return (
+        f"\n{usage.prompt_tokens} prompt tokens: {usage.cached_tokens} reused, "
+        f"{usage.recomputed} computed; first token after {time_text(usage.ttft_ms / 1000)}; "
+        f"{usage.completion_tokens} tokens in {time_text(usage.total_ms / 1000)}"
+    )
+
+
+def chat(
+    *,
+    model: ModelOption = "smollm2-135m",
+    home: HomeOption = None,
+    system: Annotated[str | None, typer.Option(help="What the assistant is told first.")] = None,
+    document: Annotated[
+        list[Path] | None,
+        typer.Option("--document", "-d", exists=True, dir_okay=False, help="A text to talk about."),
+    ] = None,
+    max_tokens: MaxTokensOption = 512,
+    temperature: TemperatureOption = 0.0,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    int8: Int8Option = False,
+    adapter: AdapterOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Talk with the model; what was said before is reused. /new begins again, /quit ends."""
+    from kdn.core import Sampling
+
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+    documents = [path.read_text(encoding="utf-8") for path in document or ()]
+    choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
+    opening = [{"role": "system", "content": system}] if system else []
+    history = list(opening)
+    with choice.open() as kdn:
+        for text in _lines("" if as_json else "> "):
+            if text == "/new":
+                history = list(opening)
+                continue
+            history.append({"role": "user", "content": text})
+            answer = kdn.generate(
+                history,
+                documents,
+                sampling=sampling,
+                adapter=adapter[0].partition("=")[0] if adapter else None,
+                stream=None if as_json else write_piece,
+            )
+            history.append({"role": "assistant", "content": answer.text})
+            if as_json:
+                emit({"question": text, **answer_shape(answer)})
+            else:
+                write_piece("\n")
+                say(usage_line(answer.usage) + "\n")
+
+
+def _lines(prompt: str) -> Iterator[str]:
+    """What the user types, line by line, until /quit or the end of input."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401 - importing it gives input() a history and line editing
+    while True:
+        try:
+            text = input(prompt if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if text in ("/quit", "/exit"):
+            return
+        if text:
+            yield text

@@ -1,0 +1,48 @@
+"""kdn bench: one question, measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdn.cli.options import HomeOption, ModelOption
+from kdn.cli.show import emit, say
+
+__all__ = ["bench"]
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help="engine, stack, ...")],
+    *,
+    model: ModelOption = "smollm2-135m",
+    home: HomeOption = None,
+    data: Annotated[Path | None, typer.Option(exists=True, help="Data to measure with.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Ends within 50 seconds.")] = False,
+    seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads for both sides.")] = 2,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result to a file; - for stdout.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write a page with a plot into this folder.")
+    ] = None,
+) -> None:
+    """Run one benchmark and print its table."""
+    from rich.console import Console
+
+    from kdn.bench import BenchOptions, load_bench, print_result, write_json, write_page
+
+    options = BenchOptions(
+        model=model, data=data, quick=quick, seed=seed, threads=threads, home=home, say=say
+    )
+    result = load_bench(name)(options)
+    if json_file == Path("-"):
+        emit(result.as_json())
+        return
+    print_result(result, Console())
+    if json_file is not None:
+        write_json(result, json_file)
+    if report is not None:
+        say(f"wrote {write_page(result, report)}")

@@ -1,0 +1,169 @@
+"""kdn demo: real documents, real questions, and what keeping their KV saves."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdn.cli.ask import answer_shape, print_sources
+from kdn.cli.options import HomeOption, JsonOption, ModelChoice, ModelOption, read_settings
+from kdn.cli.show import emit, progress_bar, say, table, time_text, to_json, write_piece
+
+if TYPE_CHECKING:
+    from kdn.api import Answer, Kdn
+    from kdn.config import Config
+
+__all__ = ["QUESTIONS", "Asked", "demo", "play"]
+
+QUESTIONS = (
+    "How many spaces per indentation level does PEP 8 recommend?",
+    "Who wrote the Zen of Python?",
+    "What should a multi-line docstring consist of?",
+    "What does a wildcard pattern match?",
+    "Why was PEP 380 proposed?",
+)
+BETTER_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
+ROUNDS = ("cold", "warm", "restart")
+
+
+@dataclass
+class Asked:
+    """One question and its answers, by round: cold, warm, restart."""
+
+    question: str
+    answers: dict[str, Answer] = field(default_factory=dict)
+
+    def ttft_ms(self, name: str) -> float:
+        return self.answers[name].usage.ttft_ms
+
+    def speedup(self, name: str) -> float:
+        return self.ttft_ms("cold") / self.ttft_ms(name)
+
+
+def demo(
+    model: ModelOption = "smollm2-135m",
+    home: HomeOption = None,
+    output: Annotated[Path, typer.Option(help="Where the result goes.")] = Path("demo.json"),
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 64,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer five questions over shipped documents: cold, warm, and after a restart."""
+    from kdn.corpus import corpus_files
+
+    config = _fresh(read_settings(home))
+    asked = play(
+        ModelChoice(model, home), config, corpus_files(), QUESTIONS, max_tokens, quiet=as_json
+    )
+    shape = _shape(model, asked)
+    output.write_bytes(to_json(shape, indent=2) + b"\n")
+    if as_json:
+        emit(shape)
+        return
+    _print_times(asked)
+    typer.echo(f"written to {output}")
+    typer.echo(
+        f"A better model, once: kdn models get {BETTER_MODEL}   "
+        f"then: kdn demo --model {BETTER_MODEL}"
+    )
+
+
+def _fresh(config: Config) -> Config:
+    """The same settings with an empty store and library of the demo's own."""
+    import msgspec
+
+    own = config.home / "demo"
+    shutil.rmtree(own, ignore_errors=True)
+    return msgspec.structs.replace(
+        config,
+        store=msgspec.structs.replace(config.store, folder=own / "store"),
+        library=msgspec.structs.replace(config.library, folder=own / "library"),
+    )
+
+
+def play(
+    choice: ModelChoice,
+    config: Config,
+    files: Sequence[Path],
+    questions: Sequence[str],
+    max_tokens: int,
+    *,
+    quiet: bool,
+) -> list[Asked]:
+    """Ingest `files`, ask everything cold and warm, open the store anew and ask once more."""
+    asked = [Asked(question) for question in questions]
+    with choice.open(config) as kdn:
+        _ingest(kdn, files)
+        for one in asked:
+            one.answers["cold"] = _ask_aloud(kdn, one.question, max_tokens, quiet=quiet)
+        say("\nasking again, now that the documents' KV is kept")
+        for one in asked:
+            one.answers["warm"] = kdn.ask(one.question, max_tokens=max_tokens)
+    say("closing the store, and opening it again")
+    with choice.open(config) as kdn:
+        for one in asked:
+            one.answers["restart"] = kdn.ask(one.question, max_tokens=max_tokens)
+    return asked
+
+
+def _ingest(kdn: Kdn, files: Sequence[Path]) -> None:
+    with progress_bar() as bar:
+        task = bar.add_task("ingesting", total=None)
+        report = kdn.ingest(
+            files, on_progress=lambda p: bar.update(task, total=p.num_bytes, completed=p.bytes_done)
+        )
+    say(
+        f"{len(report.added)} documents, {report.num_tokens:,} tokens, "
+        f"in {time_text(report.seconds)}"
+    )
+
+
+def _ask_aloud(kdn: Kdn, question: str, max_tokens: int, *, quiet: bool) -> Answer:
+    if quiet:
+        return kdn.ask(question, max_tokens=max_tokens)
+    write_piece(f"\n> {question}\n")
+    answer = kdn.ask(question, max_tokens=max_tokens, stream=write_piece)
+    write_piece("\n")
+    print_sources(answer.sources[:1])
+    return answer
+
+
+def _print_times(asked: list[Asked]) -> None:
+    rows: list[tuple[str, ...]] = [
+        (
+            one.question,
+            *(time_text(one.ttft_ms(name) / 1000) for name in ROUNDS),
+            f"{one.speedup('warm'):.1f}x",
+            f"{one.answers['warm'].usage.cached_tokens}/{one.answers['warm'].usage.prompt_tokens}",
+        )
+        for one in asked
+    ]
+    typer.echo("")
+    columns = ("time to first token", "cold", "warm", "restarted", "warm is", "tokens reused")
+    table("", columns, rows)
+
+
+def _shape(model: str, asked: list[Asked]) -> dict[str, Any]:
+    return {
+        "model": model,
+        "questions": [
+            {
+                "question": one.question,
+                **{name: answer_shape(answer) for name, answer in one.answers.items()},
+            }
+            for one in asked
+        ],
+        "summary": {
+            **{
+                f"{name}_ttft_ms": round(statistics.median(one.ttft_ms(name) for one in asked), 1)
+                for name in ROUNDS
+            },
+            "warm_speedup": round(statistics.median(one.speedup("warm") for one in asked), 2),
+            "restart_speedup": round(statistics.median(one.speedup("restart") for one in asked), 2),
+        },
+    }

@@ -1,0 +1,136 @@
+"""kdn ingest: documents into the library, with a bar, and safely stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdn.cli.commands import INTERRUPTED
+from kdn.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    HomeOption,
+    Int8Option,
+    JsonOption,
+    ModelChoice,
+    ModelOption,
+)
+from kdn.cli.show import emit, progress_bar, say, size_text, time_text
+
+if TYPE_CHECKING:
+    from kdn.api import Kdn
+    from kdn.rag import IngestReport
+    from kdn.rag import Progress as IngestProgress
+
+__all__ = ["ingest", "stop_on_interrupt"]
+
+
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.", exists=True)],
+    *,
+    model: ModelOption = "smollm2-135m",
+    home: HomeOption = None,
+    prefill: Annotated[
+        bool, typer.Option("--prefill", help="Compute all KV now, not on first use.")
+    ] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    int8: Int8Option = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take documents into the library. Again: only what changed is done."""
+    with ModelChoice(model, home, device, dtype, int8).open() as kdn:
+        _announce(kdn, paths, prefill=prefill)
+        with stop_on_interrupt() as stopped, _bar() as on_progress:
+            report = kdn.ingest(paths, prefill=prefill, on_progress=on_progress, cancelled=stopped)
+    if as_json:
+        emit(_shape(report))
+    else:
+        _print(report)
+    if report.cancelled:
+        say("kdn: stopped; the documents listed above are in, whole; ingest again for the rest")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _announce(kdn: Kdn, paths: list[Path], *, prefill: bool) -> None:
+    """Say what is coming before it comes: files, tokens, bytes and minutes."""
+    survey = kdn.survey(paths)
+    minutes = (survey.ingest_minutes or 0) + (survey.prefill_minutes or 0 if prefill else 0)
+    kv = size_text(survey.kv_bytes or 0)
+    later = "now" if prefill else "if all of it is used"
+    say(
+        f"{len(survey.files)} files, {size_text(survey.num_bytes)}, about {survey.num_tokens:,} "
+        f"tokens; {kv} of KV {later}; about {time_text(60 * minutes)}"
+    )
+    for refusal in survey.refused:
+        say(f"  left out: {refusal.reason}")
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[IngestProgress], None]]:
+    with progress_bar() as bar:
+        task = bar.add_task("reading", total=None)
+
+        def show(progress: IngestProgress) -> None:
+            name = Path(progress.source).name[:40]
+            bar.update(
+                task, total=progress.num_bytes, completed=progress.bytes_done, description=name
+            )
+
+        yield show
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C only makes the function true; the second one interrupts."""
+    stopped = False
+
+    def stop(_signal: int, _frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        say("\nstopping after the current document (Ctrl-C again stops at once)")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield lambda: stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _shape(report: IngestReport) -> dict[str, Any]:
+    return {
+        "added": report.added,
+        "updated": report.updated,
+        "unchanged": report.unchanged,
+        "removed": report.removed,
+        "refused": [{"path": r.path, "reason": r.reason} for r in report.refused],
+        "passages": report.num_passages,
+        "parts": report.num_parts,
+        "tokens": report.num_tokens,
+        "seconds": round(report.seconds, 3),
+        "cancelled": report.cancelled,
+    }
+
+
+def _print(report: IngestReport) -> None:
+    counts = {
+        "added": len(report.added),
+        "updated": len(report.updated),
+        "unchanged": len(report.unchanged),
+        "removed": len(report.removed),
+        "refused": len(report.refused),
+    }
+    typer.echo(
+        ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing to do"
+    )
+    typer.echo(
+        f"{report.num_tokens:,} new tokens in {report.num_parts} parts, {time_text(report.seconds)}"
+    )
+    for refusal in report.refused:
+        say(f"  left out: {refusal.reason}")

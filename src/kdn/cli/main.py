@@ -1,0 +1,65 @@
+"""The commands of `kdn`, put together."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from kdn.cli.ask import ask, chat
+from kdn.cli.bench import bench
+from kdn.cli.commands import Commands
+from kdn.cli.demo import demo
+from kdn.cli.doctor import doctor
+from kdn.cli.ingest import ingest
+from kdn.cli.models import models
+from kdn.cli.serve import serve
+from kdn.cli.store import store
+
+__all__ = ["app", "main"]
+
+
+def build_app() -> typer.Typer:
+    """The whole command line; `kdn net` is there when its room is."""
+    app = typer.Typer(
+        cls=Commands,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(describe)
+    for command in (ask, bench, chat, demo, doctor, ingest, serve):
+        app.command()(command)
+    app.add_typer(models, name="models")
+    app.add_typer(store, name="store")
+    if find_spec("kdn.cli.net") is not None:
+        app.add_typer(import_module("kdn.cli.net").net, name="net")
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import kdn
+
+        typer.echo(f"kdn {kdn.__version__}")
+        raise typer.Exit
+
+
+def describe(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="And exit.")
+    ] = False,
+) -> None:
+    """Prefill shared text once, keep its KV cache, and reuse it everywhere."""
+
+
+app = build_app()
+
+
+def main() -> None:
+    """The `kdn` program: exits with 0, 1 (it failed), 2 (it was asked wrongly) or 130 (Ctrl-C)."""
+    app(prog_name="kdn")

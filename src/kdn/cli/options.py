@@ -1,0 +1,88 @@
+"""Options that many commands share, each said once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdn.errors import BadConfig
+
+if TYPE_CHECKING:
+    from kdn.api import Kdn
+    from kdn.config import Config
+
+__all__ = [
+    "AdapterOption",
+    "DeviceOption",
+    "DtypeOption",
+    "HomeOption",
+    "Int8Option",
+    "JsonOption",
+    "ModelChoice",
+    "ModelOption",
+    "read_settings",
+]
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="A known name, a model folder or a .gguf file.")
+]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="Where models, stored KV and the library live.", file_okay=False),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; auto by default.")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="bfloat16, float16 or float32; auto by default.")
+]
+Int8Option = Annotated[bool, typer.Option("--int8", help="Keep weights as 8-bit integers.")]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="NAME=FOLDER", help="A LoRA adapter; may be repeated."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
+]
+
+
+def read_settings(home: Path | None) -> Config:
+    """kdn.toml and the environment, for this home folder."""
+    from kdn.config import load_config
+
+    return load_config(os.environ, home=home)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model to open, and how."""
+
+    model: str
+    home: Path | None = None
+    device: str | None = None
+    dtype: str | None = None
+    int8: bool = False
+    adapters: tuple[str, ...] = ()
+
+    def open(self, config: Config | None = None) -> Kdn:
+        """The model, its store and its library, ready. Raises KdnError."""
+        import kdn
+
+        return kdn.open(
+            self.model,
+            home=self.home,
+            device=self.device,
+            dtype=self.dtype,
+            int8=self.int8,
+            adapters=dict(map(_adapter, self.adapters)),
+            config=config,
+        )
+
+
+def _adapter(given: str) -> tuple[str, Path]:
+    name, equals, folder = given.partition("=")
+    if not (name and equals and folder):
+        raise BadConfig(f"--adapter {given!r}: write NAME=FOLDER")
+    return name, Path(folder).expanduser()

@@ -1,0 +1,76 @@
+"""kdn serve: the OpenAI API on a port."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kdn.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    HomeOption,
+    Int8Option,
+    JsonOption,
+    ModelChoice,
+    ModelOption,
+    read_settings,
+)
+from kdn.cli.show import emit, say
+
+__all__ = ["serve"]
+
+
+def serve(
+    *,
+    model: ModelOption = "smollm2-135m",
+    home: HomeOption = None,
+    host: Annotated[str | None, typer.Option(help="The address; loopback by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0 takes a free one.")] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(help="What callers must send; may be repeated. Better: KDN_SERVE_API_KEY."),
+    ] = None,
+    allow_unauthenticated: Annotated[
+        bool, typer.Option("--allow-unauthenticated", help="Serve other machines without a key.")
+    ] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    int8: Int8Option = False,
+    adapter: AdapterOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve the model with OpenAI's API until Ctrl-C."""
+    _need_extra()
+    from kdn.serve import ServeSettings, listen, url_of
+    from kdn.serve.run import run
+
+    config = read_settings(home)
+    configured = (config.serve.api_key,) if config.serve.api_key else ()
+    settings = ServeSettings(
+        host=host or config.serve.host,
+        port=config.serve.port if port is None else port,
+        api_keys=tuple(api_key or configured),
+        allow_unauthenticated=allow_unauthenticated,
+    )
+    # The port first: that it is taken must not come out only after a model was loaded.
+    with listen(settings) as door:
+        choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
+        with choice.open(config) as kdn:
+            if as_json:
+                emit(
+                    {"url": url_of(door), "model": kdn.name, "adapters": sorted(kdn.model.adapters)}
+                )
+            say(f"{kdn.name} at {url_of(door)}/v1 (Ctrl-C stops)")
+            run(kdn, door, settings)
+
+
+def _need_extra() -> None:
+    from importlib.util import find_spec
+
+    from kdn.errors import MissingExtra
+
+    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if not find_spec(name)]
+    if missing:
+        raise MissingExtra(f"serving needs {', '.join(missing)}: pip install 'kdn[serve]'")

@@ -1,0 +1,8 @@
+"""Techniques: small modules that turn a request and what is stored into a plan."""
+
+from __future__ import annotations
+
+from kdn.reuse.prefix import PrefixReuse
+from kdn.reuse.source import StoreSource
+
+__all__ = ["PrefixReuse", "StoreSource"]

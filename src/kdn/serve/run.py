@@ -1,0 +1,88 @@
+"""From an open Kdn to a running server: the one place where the two meet."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+import kdn as package
+from kdn.api import Kdn
+from kdn.core import Prompt, Request, Stream, TokenIds
+from kdn.model import Document, Message
+from kdn.serve.app import create_app
+from kdn.serve.listen import make_server
+from kdn.serve.service import Embedded, Load, StoreNumbers, Vocabulary
+from kdn.serve.settings import ServeSettings
+
+__all__ = ["KdnService", "run"]
+
+
+def run(kdn: Kdn, door: socket.socket, settings: ServeSettings) -> None:
+    """Serve until the process is told to stop; answers under way may finish. Blocks."""
+    app = create_app(KdnService(kdn), settings, version=package.__version__)
+    make_server(app, settings).run(sockets=[door])
+
+
+class KdnService:
+    """A Kdn as the HTTP door wants it. Does not own it."""
+
+    def __init__(self, kdn: Kdn) -> None:
+        self._kdn = kdn
+
+    @property
+    def name(self) -> str:
+        return self._kdn.name
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        return tuple(self._kdn.model.adapters)
+
+    @property
+    def max_context(self) -> int:
+        return self._kdn.model.decoder.config.max_position
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._kdn.model.tokenizer
+
+    def prompt(
+        self, messages: Sequence[Message], documents: Sequence[Document], salt: str
+    ) -> Prompt:
+        return self._kdn.prompt(messages, documents, salt)
+
+    def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
+        self._kdn.remember(salt, text, token_ids)
+
+    def submit(self, request: Request) -> Stream:
+        return self._kdn.engine.submit(request)
+
+    def embed(self, texts: Sequence[str]) -> Embedded:
+        embedder = self._kdn.embedder
+        vectors = embedder.embed(texts)
+        return Embedded(tuple(tuple(map(float, row)) for row in vectors), embedder.count(texts))
+
+    def load(self) -> Load:
+        stat = self._kdn.engine.stat()
+        used = stat.kv_total_bytes - stat.kv_free_bytes
+        return Load(
+            running=stat.num_prefilling + stat.num_decoding,
+            waiting=stat.num_waiting,
+            kv_used_share=used / max(stat.kv_total_bytes, 1),
+        )
+
+    def store_numbers(self) -> StoreNumbers:
+        stat = self._kdn.store.stat()
+        return StoreNumbers(
+            blocks={name: tier.blocks for name, tier in stat.tiers.items()},
+            size_bytes={name: tier.size_bytes for name, tier in stat.tiers.items()},
+            counts={
+                "lookup": stat.lookups,
+                "hit": stat.hits,
+                "miss": stat.misses,
+                "corrupt": stat.corrupt,
+                "put": stat.puts,
+                "evict": stat.evicted,
+                "drop": stat.dropped,
+                "fail": stat.failed,
+            },
+        )

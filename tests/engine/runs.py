@@ -1,0 +1,126 @@
+"""Passes over one model, in a line: what the tests of the executor are written with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdn.core import LayerKV, LayerView, Plan, TokenIds
+from kdn.engine import Capture, Head, Lane, Pass, SequenceKV, Tail
+from kdn.model import LoadedModel, LoraAdapter, load_model
+from kdn.model.attention import Attention, TorchAttention
+
+
+def load_tiny(folder: Path, cache: Path, dtype: str = "float32") -> LoadedModel:
+    """A tiny model on the CPU."""
+    return load_model(folder, cache_dir=cache, dtype=dtype, device="cpu")
+
+
+def some_tokens(num_tokens: int, vocab_size: int, seed: int = 0) -> TokenIds:
+    """Random ids that are no control tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(3, vocab_size, (num_tokens,), generator=generator).tolist())
+
+
+@dataclass
+class HeldSource:
+    """A layer source over KV in memory: [layers, 2, tokens, kv heads, dim]."""
+
+    kv: Tensor
+    name: str = "held"
+    started: list[int] = field(default_factory=list)
+    closed: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self.kv.shape[2]
+
+    def start(self, layer: int) -> None:
+        self.started.append(layer)
+
+    def take(self, layer: int) -> LayerKV:
+        assert layer in self.started, "the executor asks before it takes"
+        return LayerKV(self.kv[layer, 0], self.kv[layer, 1])
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class Ran:
+    """What a pass left behind."""
+
+    logits: Tensor
+    kv: SequenceKV
+    captured: Tensor
+
+
+def shape_of(model: LoadedModel):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    return model.decoder.config.kv_shape(str(model.decoder.dtype).removeprefix("torch."))
+
+
+def new_kv(model: LoadedModel, num_tokens: int, head: Head | None = None) -> SequenceKV:
+    tail = Tail(shape_of(model), model.decoder.dtype, "cpu", num_tokens)
+    return SequenceKV(tail, head, head.num_columns if head else 0)
+
+
+@torch.inference_mode()
+def run(
+    model: LoadedModel,
+    plan: Plan,
+    *,
+    attention: Attention | None = None,
+    cuts: Sequence[int] = (),
+    adapter: LoraAdapter | None = None,
+) -> Ran:
+    """A plan from start to end, as several passes if `cuts` are given. Captures all it computes."""
+    attention = attention or TorchAttention()
+    shape, dtype = shape_of(model), model.decoder.dtype
+    head = None
+    if plan.prefix is not None:
+        head = Head("head", plan.num_prefix, shape, dtype, "cpu")
+    kv = new_kv(model, plan.num_tokens - plan.num_prefix, head)
+    capture = Capture(shape, dtype, 0, plan.num_tokens)
+    edges = [plan.num_prefix, *cuts, plan.num_tokens]
+    logits = torch.empty(0)
+    for first, stop in pairwise(edges):
+        new_head = head if first == plan.num_prefix else None
+        lane = Lane.prefill(
+            plan, kv, first, stop, adapter=adapter, capture=capture, new_head=new_head
+        )
+        step = Pass(model.decoder, attention, [lane])
+        while not step.advance():
+            pass
+        logits = step.logits()[0]
+    start = plan.num_prefix
+    tokens = plan.token_ids
+    return Ran(logits, kv, capture.kept(tokens, start).kv)
+
+
+@torch.inference_mode()
+def decode(
+    model: LoadedModel, lives: Sequence[tuple[SequenceKV, int]], attention: Attention | None = None
+) -> list[Tensor]:
+    """One token for each sequence, in one pass."""
+    lanes = [Lane.decode(kv, token) for kv, token in lives]
+    step = Pass(model.decoder, attention or TorchAttention(), lanes)
+    while not step.advance():
+        pass
+    return step.logits()
+
+
+@dataclass
+class Watcher:
+    """An observer that keeps the input of every layer."""
+
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    rows: dict[int, Tensor] = field(default_factory=dict)
+
+    def __call__(self, view: LayerView) -> None:
+        self.hidden[view.layer] = view.hidden.clone()
+        self.rows[view.layer] = view.rows.clone()

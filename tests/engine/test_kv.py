@@ -1,0 +1,86 @@
+"""Heads, tails and the budget keep their books."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdn.core import KvShape
+from kdn.engine import Capture, Head, HeadPool, KvBudget, Tail
+
+SHAPE = KvShape(num_layers=2, num_kv_heads=1, head_dim=4, dtype="float32")
+
+
+def head(name: str, *, complete: bool = True) -> Head:
+    made = Head(name, 10, SHAPE, torch.float32, "cpu")
+    for layer in range(SHAPE.num_layers if complete else 1):
+        made.layer_done(layer)
+    return made
+
+
+def test_a_head_is_found_when_it_is_complete_and_by_its_name_only() -> None:
+    pool = HeadPool(idle_bytes=1 << 20)
+    whole, half = head("whole"), head("half", complete=False)
+    pool.hold(whole)
+    pool.hold(half)
+    assert pool.find("whole") is whole
+    assert pool.find("half") is None
+    assert pool.find("other") is None
+    pool.release(half)
+    pool.check()
+
+
+def test_unused_heads_go_oldest_first_and_used_ones_stay() -> None:
+    """Each head is 2 x 2 x 64 x 4 x 4 = 4,096 bytes; room for one idle head."""
+    pool = HeadPool(idle_bytes=5000)
+    a, b, c = head("a"), head("b"), head("c")
+    assert a.size_bytes == 4096
+    for one in (a, b, c):
+        pool.hold(one)
+    pool.release(a)
+    pool.release(b)
+    assert pool.find("a") is None
+    assert pool.find("b") is b
+    assert pool.find("c") is c
+    assert pool.used_bytes == 4096
+
+
+def test_a_tail_grows_by_extents_and_keeps_what_it_holds() -> None:
+    tail = Tail(SHAPE, torch.float32, "cpu", 1)
+    assert tail.capacity == 256
+    tail.k[1, 0, 255] = 7.0
+    tail.v[1, 0, :, 255] = 5.0
+    tail.grow(257)
+    assert tail.capacity == 512
+    assert tail.k[1, 0, 255].tolist() == [7.0] * 4
+    assert tail.v[1, 0, :, 255].tolist() == [5.0] * 4
+    assert float(tail.k[:, :, 256:].abs().sum()) == 0.0, "columns nobody wrote are zero"
+
+
+def test_capture_takes_scattered_rows_and_passes_over_what_is_outside() -> None:
+    capture = Capture(SHAPE, torch.float32, start=5, num_tokens=3)
+    rows = torch.arange(4.0)[:, None, None].expand(4, 1, 4)
+    capture.note(0, torch.tensor([4, 5, 7, 900]), rows, rows + 10)
+    kept = capture.kept((0,) * 8, 5)
+    assert kept.kv[0, 0, :, 0, 0].tolist()[::2] == [1.0, 2.0]
+    assert kept.kv[0, 1, :, 0, 0].tolist()[::2] == [11.0, 12.0]
+    assert (kept.start, len(kept.token_ids)) == (5, 8)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 60), st.booleans()), max_size=40)
+)
+def test_the_budget_is_a_dictionary_with_a_limit(moves: list[tuple[str, int, bool]]) -> None:
+    budget, twin = KvBudget(100), dict[str, int]()
+    for owner, size, takes in moves:
+        if takes and owner not in twin:
+            granted = budget.reserve(owner, size)
+            assert granted == (sum(twin.values()) + size <= 100)
+            if granted:
+                twin[owner] = size
+        else:
+            budget.release(owner)
+            twin.pop(owner, None)
+        assert budget.free_bytes == 100 - sum(twin.values())
+        budget.check()

@@ -1,0 +1,141 @@
+"""The compiled kernel and plain torch against attention written out in fp32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kdn.model.attention import Attention, AttentionLane, TorchAttention, row_cuts
+from kdn.model.config import RopeConfig
+from kdn.model.kernels import KernelAttention, NoKernel, load
+from kdn.model.rope import Rope
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> KernelAttention:
+    try:
+        return KernelAttention(load(tmp_path_factory.getbasetemp() / "kernels"))
+    except NoKernel as why:
+        pytest.skip(str(why))
+
+
+@dataclass(frozen=True)
+class Shape:
+    heads: int
+    kv_heads: int
+    dim: int
+
+
+SHAPES = [Shape(9, 3, 64), Shape(14, 2, 64), Shape(4, 4, 128), Shape(2, 1, 256)]
+
+
+def qkv(rows: int, shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (shape.heads, shape.kv_heads, shape.kv_heads)
+    q, k, v = (torch.randn(rows, n, shape.dim, generator=generator).bfloat16() for n in sizes)
+    return q, k, v
+
+
+def attend(
+    attention: Attention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_head: int = 0,
+    window: int | None = None,
+    start: int = 0,
+) -> Tensor:
+    """Rows from `start` on, with the first `num_head` columns in a head. [rows, heads * dim]."""
+    rows, dim = k.shape[0], k.shape[2]
+    cos, sin = Rope(RopeConfig(theta=10_000.0), dim).tables(torch.arange(rows))
+    own = -(-(rows - num_head) // 256) * 256
+    tail_k = torch.zeros(1, k.shape[1], own, dim, dtype=k.dtype)
+    tail_v = torch.zeros(1, k.shape[1], dim, own, dtype=k.dtype)
+    padded = -(-num_head // 64) * 64
+    head_k = torch.zeros(1, k.shape[1], padded, dim, dtype=k.dtype)
+    head_v = torch.zeros(1, k.shape[1], dim, padded, dtype=k.dtype)
+    head, tail = slice(0, num_head), slice(num_head, rows)
+    if num_head:
+        at = torch.arange(num_head)
+        attention.write(k[head], v[head], cos[head], sin[head], head_k[0], head_v[0], at)
+    at = torch.arange(rows - num_head)
+    attention.write(k[tail], v[tail], cos[tail], sin[tail], tail_k[0], tail_v[0], at)
+    lane = AttentionLane(
+        0, rows - start, torch.arange(start, rows), tail_k, tail_v, head_k, head_v, num_head
+    )
+    bound = attention.bind([lane], cos[start:], sin[start:])
+    turned = bound.place(0, q[start:], k[start:], v[start:])
+    return bound.attend(0, turned, window)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+    """Softmax attention in fp32 over the same bf16 values."""
+    rows, heads, dim = q.shape
+    rope = Rope(RopeConfig(theta=10_000.0), dim)
+    cos, sin = rope.tables(torch.arange(rows))
+    q, k = rope.apply(q, cos, sin).float(), rope.apply(k, cos, sin).float()
+    group = heads // k.shape[1]
+    k, wide_v = k.repeat_interleave(group, 1), v.float().repeat_interleave(group, 1)
+    scores = torch.einsum("qhd,khd->hqk", q, k) * dim**-0.5
+    behind = torch.arange(rows)[:, None] - torch.arange(rows)[None]
+    scores = scores.masked_fill((behind < 0) | (behind >= (window or rows)), float("-inf"))
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), wide_v).flatten(1)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_both_are_attention(shape: Shape, window: int | None, kernel: KernelAttention) -> None:
+    q, k, v = qkv(300, shape)
+    expected = written_out(q, k, v, window)
+    for attention in (kernel, TorchAttention()):
+        error = (attend(attention, q, k, v, window=window).float() - expected).abs().max()
+        assert error < 0.03, f"{type(attention).__name__}: values of size 1 in 8 bits"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 400),
+    data=st.data(),
+    shape=st.sampled_from(SHAPES),
+    window=st.sampled_from([None, 1, 77, 200]),
+)
+def test_the_kernel_gives_the_same_bits_however_head_and_rows_are_cut(
+    rows: int, data: st.DataObject, shape: Shape, window: int | None, kernel: KernelAttention
+) -> None:
+    num_head = data.draw(st.integers(0, rows - 1), label="columns in the head")
+    start = data.draw(st.integers(num_head, rows - 1), label="first row")
+    q, k, v = qkv(rows, shape)
+    whole = attend(kernel, q, k, v, window=window)
+    part = attend(kernel, q, k, v, window=window, num_head=num_head, start=start)
+    assert torch.equal(part, whole[start:])
+
+
+def test_in_plain_torch_a_cut_anywhere_gives_the_same_bits() -> None:
+    q, k, v = qkv(300, SHAPES[0])
+    whole = attend(TorchAttention(), q, k, v)
+    for num_head in (1, 64, 127, 128, 200):
+        part = attend(TorchAttention(), q, k, v, num_head=num_head, start=num_head)
+        assert torch.equal(part, whole[num_head:])
+
+
+def test_rows_in_a_run_are_cut_at_multiples_of_128_and_others_by_count() -> None:
+    assert row_cuts(torch.arange(100, 300)) == [(0, 28), (28, 156), (156, 200)]
+    assert row_cuts(torch.tensor([3, 900])) == [(0, 2)]
+    scattered = torch.arange(0, 600, 2)
+    assert row_cuts(scattered) == [(0, 128), (128, 256), (256, 300)]
+
+
+def test_without_a_compiler_there_is_no_kernel_and_it_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(NoKernel, match=r"no C compiler|no AVX512|Linux on x86-64"):
+        load(tmp_path / "cache")

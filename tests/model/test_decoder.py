@@ -1,0 +1,98 @@
+"""A layer's rows are independent, bitwise; adapters touch their own rows only; names are honest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdn.model import Decoder, load_model
+
+Tiny = Callable[..., Path]
+
+
+def through(decoder: Decoder, hidden: Tensor, attended: Tensor) -> list[Tensor]:
+    """Everything a layer computes of some rows, all rotated to the same place."""
+    layer = decoder.layers[0]
+    cos, sin = decoder.rope.tables(torch.full((len(hidden),), 77))
+    q, k, v = layer.qkv(hidden)
+    turned = [decoder.rope.apply(part, cos, sin) for part in (q, k)]
+    out = layer.finish(hidden, attended)
+    return [*turned, v, out, decoder.logits(out)]
+
+
+def same_in_parts(decoder: Decoder, num_rows: int) -> None:
+    config = decoder.config
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(num_rows, config.hidden_size, generator=random).to(decoder.dtype)
+    attended = torch.randn(num_rows, config.q_size, generator=random).to(decoder.dtype)
+    whole = through(decoder, hidden, attended)
+    for start, stop in ((0, 1), (5, 6), (3, 5), (0, 33), (num_rows - 129, num_rows)):
+        part = through(decoder, hidden[start:stop], attended[start:stop])
+        for name, ours, theirs in zip(("q", "k", "v", "out", "logits"), part, whole, strict=True):
+            assert torch.equal(ours, theirs[start:stop]), (name, start, stop)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_rows_of_a_tiny_layer_do_not_depend_on_each_other(
+    family: str, dtype: str, tiny_model: Tiny, model_cache: Path
+) -> None:
+    same_in_parts(load_model(tiny_model(family), cache_dir=model_cache, dtype=dtype).decoder, 300)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_of_smollm2_do_not_depend_on_each_other(
+    dtype: str, smollm2: Path, model_cache: Path
+) -> None:
+    same_in_parts(load_model(smollm2, cache_dir=model_cache, dtype=dtype).decoder, 600)
+
+
+def test_inputs_are_left_as_they_were(tiny_model: Tiny, model_cache: Path) -> None:
+    decoder = load_model(tiny_model("qwen3"), cache_dir=model_cache, dtype="float32").decoder
+    hidden, attended = torch.randn(3, 64), torch.randn(3, 64)
+    before = hidden.clone(), attended.clone()
+    through(decoder, hidden, attended)
+    assert torch.equal(hidden, before[0])
+    assert torch.equal(attended, before[1])
+
+
+def test_the_fingerprint_names_what_kv_depends_on(tiny_model: Tiny, model_cache: Path) -> None:
+    folder = tiny_model("llama")
+
+    def fingerprint(folder: Path, dtype: str = "float32", *, int8: bool = False) -> str:
+        loaded = load_model(folder, cache_dir=model_cache, dtype=dtype, int8=int8)
+        return loaded.decoder.fingerprint
+
+    ours = fingerprint(folder)
+    assert fingerprint(folder) == ours
+    assert fingerprint(tiny_model("llama")) == ours, "the same weights at another place"
+    others = {
+        fingerprint(folder, "bfloat16"),
+        fingerprint(folder, int8=True),
+        fingerprint(tiny_model("llama", seed=1)),
+        fingerprint(tiny_model("llama", rope_theta=20_000.0)),
+        fingerprint(tiny_model("mistral")),
+    }
+    assert len(others | {ours}) == 6
+
+
+def test_where_generation_ends_is_no_part_of_the_fingerprint(
+    tiny_model: Tiny, model_cache: Path
+) -> None:
+    one, two = (
+        load_model(tiny_model("llama", eos_token_id=eos), cache_dir=model_cache).decoder
+        for eos in (256, [256, 257])
+    )
+    assert one.fingerprint == two.fingerprint
+    assert two.config.eos_token_ids == (256, 257)
+
+
+def test_kv_shape_counts_bytes(tiny_model: Tiny, model_cache: Path) -> None:
+    decoder = load_model(tiny_model("llama"), cache_dir=model_cache, dtype="bfloat16").decoder
+    # 2 layers, K and V, 2 heads of 16 values, 2 bytes each
+    assert decoder.config.kv_shape("bfloat16").token_bytes == 2 * 2 * 2 * 16 * 2

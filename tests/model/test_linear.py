@@ -1,0 +1,82 @@
+"""A row's product does not depend on the rows beside it; packing changes only the time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdn.model.linear import Int8Linear, Linear, PackedLinear, PlainLinear, build_linear
+
+ROW_COUNTS = (1, 2, 3, 4, 7, 8, 9, 16, 31, 32, 33, 64, 100, 127, 128, 129, 150, 200, 255, 256, 500)
+
+
+def matrix(out_size: int, in_size: int, dtype: torch.dtype) -> Tensor:
+    random = torch.Generator().manual_seed(out_size + in_size)
+    return (torch.randn(out_size, in_size, generator=random) / in_size**0.5).to(dtype)
+
+
+def rows(count: int, size: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [(960, 576), (576, 1536), (96, 64)])
+def test_any_number_of_rows_gives_the_same_bits(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    linear = build_linear(matrix(*shape, dtype))
+    if not isinstance(linear, PackedLinear):
+        pytest.skip("this torch has no oneDNN, and the promise is made with it")
+    x = rows(1000, shape[1], dtype)
+    whole = linear(x)
+    for count in ROW_COUNTS:
+        for start in (0, 7, 1000 - count):
+            some = linear(x[start : start + count])
+            assert torch.equal(some, whole[start : start + count]), (count, start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("in_size", [64, 576, 1536, 4864])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_packed_equals_plain_to_rounding(in_size: int, dtype: torch.dtype, with_bias: bool) -> None:
+    weight, x = matrix(96, in_size, dtype), rows(5, in_size, dtype)
+    bias = matrix(1, 96, dtype)[0] if with_bias else None
+    packed, plain = build_linear(weight, bias)(x), PlainLinear(weight, bias)(x)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    assert torch.allclose(packed.float(), plain.float(), atol=tolerance)
+
+
+def test_the_result_is_the_callers_to_change() -> None:
+    linear = build_linear(matrix(96, 64, torch.float32))
+    x = rows(1, 64, torch.float32)
+    first = linear(x)
+    first.add_(1.0)
+    assert torch.equal(linear(x), first - 1.0) or torch.allclose(linear(x), first - 1.0)
+
+
+def int8_error(linear: Linear, weight: Tensor, x: Tensor) -> float:
+    exact = functional.linear(x.float(), weight.float())
+    return float((linear(x).float() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("count", [1, 4, 5, 40])
+def test_int8_stays_within_a_percent(count: int, dtype: torch.dtype) -> None:
+    weight = matrix(96, 576, dtype)
+    assert int8_error(Int8Linear(weight), weight, rows(count, 576, dtype)) < 0.01
+
+
+def test_int8_halves_the_bytes() -> None:
+    weight = matrix(96, 576, torch.bfloat16)
+    assert Int8Linear(weight).weight_bytes == 96 * 576 + 2 * 96
+    assert PlainLinear(weight).weight_bytes == 2 * 96 * 576
+
+
+def test_int8_keeps_integers_as_they_are() -> None:
+    """Row 0 holds 127 steps of 1/128 and row 1 nothing: both come back exactly."""
+    weight = torch.zeros(2, 64)
+    weight[0] = torch.arange(64) / 128
+    weight[0, 0] = 127 / 128
+    product = Int8Linear(weight)(torch.eye(64)[:3])
+    assert torch.equal(product[:, 0], weight[0, :3])
+    assert torch.equal(product[:, 1], torch.zeros(3))

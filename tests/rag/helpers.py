@@ -1,0 +1,53 @@
+"""Small things the library's tests share: a tokenizer of words and a library without weights."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+
+from kdn.clock import ManualClock
+from kdn.rag import Cutting, Embedder, HashedWords, Library, LibraryConfig
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def words(text: str) -> list[int]:
+    """One token a word or sign: numbers in tests can be counted by hand."""
+    return [zlib.crc32(word.encode()) for word in _WORD.findall(text)]
+
+
+def small_library(
+    folder: Path,
+    embedder: Embedder | None = None,
+    *,
+    passage_tokens: int = 20,
+    part_tokens: int = 60,
+) -> Library:
+    """Passages of 20 words in parts of 60, embedded by hashing words."""
+    config = LibraryConfig(Cutting(passage_tokens, part_tokens))
+    return Library.open(folder, embedder or HashedWords(), words, ManualClock(), config)
+
+
+def pdf(*lines: str) -> bytes:
+    """A PDF of one page with these lines of text, or an empty page: a scan without its picture."""
+    shown = "".join(f"({line}) Tj 0 -14 Td " for line in lines)
+    stream = f"BT /F1 12 Tf 72 720 Td {shown}ET".encode("latin-1")
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        (
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R"
+            b" /Resources << /Font << /F1 5 0 R >> >> >>"
+        ),
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    data, offsets = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, start=1):
+        offsets.append(len(data))
+        data += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    start = len(data)
+    data += b"xref\n0 6\n0000000000 65535 f \n" + table
+    return data + b"trailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % start

@@ -1,0 +1,303 @@
+"""Each kind of file, as it should be, as people write it, and as it should not be."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pypdf
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdn.errors import DocumentError
+from kdn.rag import Document
+from kdn.rag.parse import parse
+from tests.rag.helpers import pdf
+
+PEPS = Path(__file__).parents[2].parent / "shared" / "data" / "peps"
+
+
+def read(name: str, text: str | bytes) -> Document:
+    return parse(Path("/docs") / name, text.encode() if isinstance(text, str) else text)
+
+
+def bodies(document: Document) -> list[tuple[tuple[str, ...], str]]:
+    return [(s.headings, document.text[s.start : s.stop]) for s in document.sections]
+
+
+# --- text ------------------------------------------------------------------------------------
+
+
+def test_text_is_paragraphs_titled_by_its_file_name() -> None:
+    document = read("a.txt", "one\ntwo\r\n \n\n\nthree\n")
+    assert (document.source, document.title) == ("/docs/a.txt", "a.txt")
+    assert document.text == "one\ntwo\n\nthree"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_unicode_with_or_without_a_mark_is_read(encoding: str) -> None:
+    assert read("a.txt", "naïve → ключ".encode(encoding)).text == "naïve → ключ"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("naïve".encode("latin-1"), "save it as UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "binary data"),
+        (b"\x01\x02\x03\x04 text", "binary data"),
+        ("привет".encode("cp1251"), "save it as UTF-8"),
+        (b"\xff\xfea", "not UTF-8"),  # half a character of UTF-16
+    ],
+)
+def test_what_is_not_text_is_refused_with_advice(data: bytes, says: str) -> None:
+    with pytest.raises(DocumentError, match=says):
+        read("a.txt", data)
+
+
+def test_an_unknown_ending_is_text_only_when_asked_for_by_name() -> None:
+    path = Path("/docs/script.py")
+    assert parse(path, b"x = 1", named=True).text == "x = 1"
+    with pytest.raises(DocumentError, match="by its own name"):
+        parse(path, b"x = 1", named=False)
+
+
+# --- Markdown --------------------------------------------------------------------------------
+
+MARKDOWN = """---
+title: "Front matter"
+---
+# Top *one*
+
+Some [link](http://x.y) and `code`,
+on two lines. ![a cat](cat.png)
+
+- first
+- second
+  1. inner
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```python
+x = 1
+
+y = 2
+```
+
+## Sub
+
+> quoted
+
+<div><script>evil()</script><p>plain</p></div>
+"""
+
+
+def test_markdown_loses_its_marks_and_keeps_its_words() -> None:
+    document = read("a.md", MARKDOWN)
+    assert document.title == "Front matter"
+    assert bodies(document) == [
+        (
+            ("Top one",),
+            (
+                "Some link and `code`, on two lines. a cat\n\n"
+                "- first\n- second\n  1. inner\n\na | b\n1 | 2\n\nx = 1\n\ny = 2"
+            ),
+        ),
+        (("Top one", "Sub"), "quoted\n\nplain"),
+    ]
+
+
+def test_markdown_is_titled_by_its_first_top_heading_else_its_name() -> None:
+    assert read("a.md", "# Hello\n\nx").title == "Hello"
+    assert read("a.md", "## Deep\n\nx").title == "a.md"
+
+
+# --- reStructuredText ------------------------------------------------------------------------
+
+RST = """Title
+=====
+
+.. include:: {secret}
+
+.. raw:: html
+   :file: {secret}
+
+.. csv-table:: t
+   :file: {secret}
+
+.. function:: foo(x)
+   :noindex:
+
+   Does :func:`bar <x.bar>` with ``code`` [1]_.
+
+   .. versionadded:: 3.8
+      Nested.
+
+.. note:: Mind
+   this.
+
+==== ===
+a    b
+==== ===
+1    2
+==== ===
+
+term
+   meaning
+
+- one
+
+  1. inner
+
+.. a comment
+
+Broken `link and *emphasis
+
+Sub
+---
+
+.. code-block:: python
+
+   x = 1
+
+   y = 2
+
+.. [1] A note.
+"""
+
+
+def test_rst_reads_nothing_but_the_text_and_keeps_unknown_directives(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("SECRET")
+    document = read("a.rst", RST.format(secret=secret))
+    assert "SECRET" not in document.text
+    assert document.title == "Title"
+    assert bodies(document) == [
+        (
+            ("Title",),
+            (
+                "foo(x)\n\nDoes `bar` with `code` [1].\n\n3.8\n\nNested.\n\nNote: Mind this.\n\n"
+                "a | b\n1 | 2\n\nterm: meaning\n\n- one\n  1. inner\n\n"
+                "Broken `link and *emphasis"
+            ),
+        ),
+        (("Title", "Sub"), "x = 1\n\ny = 2\n\n[1] A note."),
+    ]
+
+
+def test_a_pep_is_titled_by_its_header() -> None:
+    document = read("pep.rst", "PEP: 20\nTitle: The Zen\n of Python\n\nAbstract\n========\n\nx\n")
+    assert document.title == "PEP 20 – The Zen of Python"  # noqa: RUF001  PEPs write it so
+    assert bodies(document) == [(("Abstract",), "x")]
+
+
+def test_rst_that_nests_without_end_is_still_read() -> None:
+    nested = "\n".join(f"{'   ' * depth}.. unknown::\n" for depth in range(40))
+    document = read("a.rst", f"before\n\n{nested}\n{'   ' * 40}deep\n\nafter\n")
+    assert document.text.startswith("before")
+    assert document.text.endswith("after")
+
+
+@pytest.mark.skipif(not PEPS.is_dir(), reason="the folder of PEPs is not here")
+def test_every_pep_has_sections_and_no_leftover_markup() -> None:
+    for path in sorted(PEPS.glob("*.rst"))[:6]:
+        document = parse(path, path.read_bytes())
+        assert len(document.sections) >= 5
+        assert ".. " not in {line[:3] for line in document.text.split("\n")}
+        assert "\n====" not in document.text
+
+
+# --- HTML ------------------------------------------------------------------------------------
+
+HTML = """<html><head><title> A  title </title><style>p{}</style></head><body>
+<nav>menu</nav><script>evil()</script>
+<h1>Top</h1><p>One <b>bold</b> line<br>broken<p>Two
+<ul><li>first<li>second</ul>tail
+<h2>Sub</h2><table><tr><td>a</td><td>b</td></tr><tr><td>1</td><td>2</td></tr></table>
+<pre>x = 1
+  y</pre></body></html>"""
+
+
+def test_html_is_what_a_reader_sees() -> None:
+    document = read("a.html", HTML)
+    assert document.title == "A title"
+    assert bodies(document) == [
+        (("Top",), "One bold line\nbroken\n\nTwo\n\n- first\n- second\n\ntail"),
+        (("Top", "Sub"), "a | b\n\n1 | 2\n\nx = 1\n  y"),
+    ]
+
+
+def test_html_in_the_encoding_it_declares() -> None:
+    page = '<meta charset="iso-8859-1"><p>naïve</p>'
+    assert read("a.html", page.encode("latin-1")).text == "naïve"
+    wrong = '<meta charset="no-such"><p>naïve</p>'
+    with pytest.raises(DocumentError, match="save it as UTF-8"):
+        read("a.html", wrong.encode("latin-1"))
+
+
+def test_html_nested_a_thousand_deep_is_read() -> None:
+    assert "deep" in read("a.html", "<div>" * 1000 + "deep" + "</div>" * 1000).text
+
+
+def test_html_without_text_is_refused() -> None:
+    with pytest.raises(DocumentError, match="no text found"):
+        read("a.html", "<script>x</script>")
+
+
+# --- anything at all -------------------------------------------------------------------------
+
+PIECES = [
+    "<p>",
+    "</",
+    "<li",
+    ".. x::",
+    "\n",
+    "   ",
+    "`",
+    "*",
+    "[1]_",
+    "|",
+    "#",
+    "> ",
+    "- ",
+    "--",
+    "a",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([".md", ".rst", ".html", ".txt", ".pdf"]),
+    st.lists(st.sampled_from(PIECES)).map(lambda pieces: "".join(pieces).encode()) | st.binary(),
+)
+def test_any_bytes_are_a_document_or_refused(suffix: str, data: bytes) -> None:
+    try:
+        document = parse(Path("/docs/a" + suffix), data)
+    except DocumentError:
+        return
+    assert all(document.text[s.start : s.stop].strip() for s in document.sections)
+
+
+# --- PDF -------------------------------------------------------------------------------------
+
+
+def test_pdf_is_one_section_a_page() -> None:
+    document = read("a.pdf", pdf("The quick brown fox jumps over the lazy dog and on", "and on."))
+    assert bodies(document) == [
+        (("Page 1",), "The quick brown fox jumps over the lazy dog and on and on.")
+    ]
+
+
+def test_a_scan_a_locked_and_a_torn_pdf_are_refused() -> None:
+    with pytest.raises(DocumentError, match="OCR"):
+        read("scan.pdf", pdf())
+    writer = pypdf.PdfWriter(clone_from=io.BytesIO(pdf("Some words that nobody may read")))
+    writer.encrypt("secret", algorithm="RC4-128")
+    locked = io.BytesIO()
+    writer.write(locked)
+    with pytest.raises(DocumentError, match="password"):
+        read("locked.pdf", locked.getvalue())
+    with pytest.raises(DocumentError, match="cannot be read as PDF"):
+        read("torn.pdf", b"%PDF-1.4\n" + b"garbage " * 50)

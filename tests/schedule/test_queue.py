@@ -1,0 +1,117 @@
+"""Who is next, and who goes in: integers only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdn.core import Job
+from kdn.schedule import POLICIES, Decision, Fcfs, Priority, WaitingRoom
+
+
+def job(
+    name: str, arrival_ns: int, num_tokens: int = 10, priority: int = 0, group: str | None = None
+) -> Job:
+    size = 2 if group else 1
+    return Job(name, arrival_ns, num_tokens, 0, 1, priority, group, size)
+
+
+class Room:
+    """So many tokens of memory."""
+
+    def __init__(self, tokens: int) -> None:
+        self.left = tokens
+
+    def fits(self, jobs: Sequence[Job]) -> bool:
+        wanted = sum(j.num_tokens for j in jobs)
+        if wanted > self.left:
+            return False
+        self.left -= wanted
+        return True
+
+
+def names(jobs: Sequence[Job]) -> list[str]:
+    return [j.id for j in jobs]
+
+
+def test_first_come_first_served_and_equal_times_by_name() -> None:
+    jobs = [job("c", 2), job("b", 1), job("a", 1)]
+    assert names(Fcfs().order(jobs, 0)) == ["a", "b", "c"]
+
+
+def test_priority_goes_before_arrival() -> None:
+    jobs = [job("early", 1, priority=5), job("late", 9, priority=-1)]
+    assert names(Priority().order(jobs, 0)) == ["late", "early"]
+
+
+def test_a_large_job_is_not_overtaken_by_small_ones() -> None:
+    """20 tokens of room: the first takes 15, the second needs 10 and stops the third, which would fit."""
+    waiting, room = WaitingRoom(Fcfs()), Room(20)
+    for one in (job("first", 1, 15), job("large", 2, 10), job("small", 3, 1)):
+        waiting.add(one)
+    assert names(waiting.admit(5, room.fits)) == ["first"]
+    room.left = 20
+    assert names(waiting.admit(6, room.fits)) == ["large", "small"]
+    waiting.check()
+
+
+def test_a_group_goes_in_together_or_not_at_all() -> None:
+    waiting, room = WaitingRoom(Fcfs()), Room(25)
+    waiting.add(job("g1", 1, 10, group="g"))
+    assert waiting.admit(2, room.fits) == [], "half a group waits"
+    waiting.add(job("other", 3, 5))
+    assert names(waiting.admit(4, room.fits)) == ["other"], "without holding up others"
+    waiting.add(job("g2", 5, 11, group="g"))
+    assert waiting.admit(6, room.fits) == [], "20 tokens are left for 21"
+    room.left = 21
+    assert names(waiting.admit(7, room.fits)) == ["g1", "g2"]
+
+
+def test_a_removed_job_is_gone() -> None:
+    waiting = WaitingRoom(Fcfs())
+    waiting.add(job("a", 1))
+    waiting.remove("a")
+    waiting.remove("a")
+    assert len(waiting) == 0
+    assert waiting.admit(1, Room(100).fits) == []
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 50), st.integers(1, 30), st.integers(-2, 2)),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(1, 60),
+    st.sampled_from(sorted(POLICIES)),
+)
+def test_everyone_goes_in_once_and_never_beyond_the_room(
+    arrivals: list[tuple[int, int, int]], tokens: int, policy: str
+) -> None:
+    waiting = WaitingRoom(POLICIES[policy]())
+    for number, (at, size, priority) in enumerate(arrivals):
+        waiting.add(job(f"{number:02}", at, min(size, tokens), priority))
+    seen: list[str] = []
+    for now in range(len(arrivals)):
+        room = Room(tokens)
+        seen += names(waiting.admit(now, room.fits))
+        assert room.left >= 0
+        waiting.check()
+    assert sorted(seen) == [f"{n:02}" for n in range(len(arrivals))]
+
+
+def test_recorded_decisions_are_made_again() -> None:
+    """A change of code that changes a decision must change the record, and say why."""
+    recorded = json.loads((Path(__file__).parent / "decisions.json").read_text())
+    for case in recorded:
+        made: list[Decision] = []
+        waiting = WaitingRoom(POLICIES[case["policy"]](), made.append)
+        for step in case["steps"]:
+            for one in step["arrive"]:
+                waiting.add(Job(**one))
+            waiting.admit(step["now_ns"], Room(step["room"]).fits)
+        assert [[list(d.order), list(d.admitted)] for d in made] == case["decisions"]

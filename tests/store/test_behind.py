@@ -1,0 +1,74 @@
+"""Work behind: bounded, in order, and not stopped by a chore that fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from kdn.store.behind import WriteBehind
+
+
+def test_chores_run_in_order() -> None:
+    behind, done = WriteBehind(100), list[int]()
+    for number in range(5):
+        assert behind.offer(10, lambda number=number: done.append(number))  # type: ignore[misc]
+    assert behind.flush(10)
+    assert done == [0, 1, 2, 3, 4]
+    assert behind.size_bytes == 0
+
+
+def test_what_waits_is_bounded_by_bytes() -> None:
+    behind, gate, done = WriteBehind(100), threading.Event(), list[str]()
+    assert behind.offer(60, lambda: done.append("first" if gate.wait(10) else "late"))
+    assert behind.offer(40, lambda: done.append("second"))
+    assert not behind.offer(1, lambda: done.append("third"))
+    assert not behind.flush(0.01)
+    assert behind.size_bytes == 100
+    gate.set()
+    assert behind.flush(10)
+    assert done == ["first", "second"]
+    assert behind.offer(100, lambda: done.append("fourth"))
+    assert behind.flush(10)
+
+
+def test_chores_that_have_not_begun_can_be_forgotten() -> None:
+    behind, gate, begun, done = WriteBehind(100), threading.Event(), threading.Event(), list[str]()
+
+    def slow() -> None:
+        begun.set()
+        done.append("ran" if gate.wait(10) else "late")
+
+    behind.offer(10, slow)
+    assert begun.wait(10)
+    behind.offer(10, lambda: done.append("never"))
+    assert behind.forget() == 1
+    gate.set()
+    assert behind.flush(10)
+    assert done == ["ran"]
+
+
+@pytest.fixture
+def last_words() -> Iterator[list[str]]:
+    """What threads that died of an exception said, instead of on stderr."""
+    words: list[str] = []
+    before = threading.excepthook
+    threading.excepthook = lambda dying: words.append(str(dying.exc_value))
+    yield words
+    threading.excepthook = before
+
+
+def test_a_chore_that_fails_costs_itself_only(last_words: list[str]) -> None:
+    behind, gate, done = WriteBehind(100), threading.Event(), list[str]()
+
+    def fail() -> None:
+        gate.wait(10)
+        raise RuntimeError("a bug")
+
+    behind.offer(10, fail)
+    behind.offer(10, lambda: done.append("went on"))
+    gate.set()
+    assert behind.flush(10)
+    assert (done, behind.size_bytes) == (["went on"], 0)
+    assert last_words == ["a bug"]
