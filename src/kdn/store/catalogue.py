@@ -59,8 +59,7 @@ CREATE TRIGGER turned AFTER UPDATE OF state, size ON blocks BEGIN
 PRAGMA user_version = 1;
 """
 # In the triggers state 0 is READY.
-_ENTRY = """SELECT key, fingerprint, causes, detail, salt, behind, start, tokens, content
-    FROM blocks JOIN families ON families.id = blocks.family"""
+_ENTRY = "SELECT family, key, behind, start, tokens, content FROM blocks"
 
 
 class CatalogueDamaged(StoreError):  # noqa: N818 - named as the tree in kdn.errors names
@@ -100,7 +99,7 @@ class Catalogue:
         self._reading = threading.RLock()
         self._noting = threading.Lock()
         self._used: dict[BlockKey, tuple[float, int]] = {}
-        self._families: dict[tuple[str, str, str, str], Family] = {}
+        self._families: dict[int, Family] = {}
         self._known: set[BlockKey] = set()
         self._seen_version: int | None = None
         self._seen_change: int | None = None
@@ -153,8 +152,8 @@ class Catalogue:
         What must go for it is unlinked before its row goes and before the reservation counts: the
         files never exceed the cap.  Raises NoSpace, having changed nothing, when it cannot be done.
         """
+        self.save()
         with self._transaction():
-            self._save_uses()
             self._make_room(size_bytes, capacity_bytes, spare, unlink)
             row = (self._owner, size_bytes)
             cursor = self._writer.execute("INSERT INTO writing (owner, size) VALUES (?, ?)", row)
@@ -260,9 +259,13 @@ class Catalogue:
     def _read_changes(self) -> Changes:
         (last,) = self._reader.execute("SELECT coalesce(max(seq), 0) FROM changes").fetchone()
         (first,) = self._reader.execute("SELECT coalesce(min(seq), 0) FROM changes").fetchone()
-        seen, self._seen_change = self._seen_change, last
-        if seen is None or first > seen + 1:
-            return self._read_all()
+        seen = self._seen_change
+        stale = seen is None or first > seen + 1
+        changes = self._read_all() if stale else self._read_since(seen)
+        self._seen_change = last
+        return changes
+
+    def _read_since(self, seen: int | None) -> Changes:
         rows = self._reader.execute("SELECT DISTINCT key FROM changes WHERE seq > ?", (seen,))
         added, removed = [], []
         for (key,) in rows.fetchall():
@@ -284,13 +287,18 @@ class Catalogue:
         self._known = known
         return Changes(added, removed)
 
-    def _entry(self, row: tuple[str, str, str, str, str, str, int, bytes, str]) -> Entry:
-        key, fingerprint, causes, detail, salt, behind, start, tokens, content = row
-        name = (fingerprint, causes, detail, salt)
-        family = self._families.get(name)
-        if family is None:
-            family = self._families[name] = _family(fingerprint, causes, detail, salt)
-        return Entry(BlockKey(key), family, ChainHash(behind), start, tokens, ContentId(content))
+    def _entry(self, row: tuple[int, BlockKey, ChainHash, int, bytes, ContentId]) -> Entry:
+        family = self._families.get(row[0]) or self._read_family(row[0])
+        return Entry(family, *row[1:])
+
+    def _read_family(self, number: int) -> Family:
+        row = self._reader.execute(
+            "SELECT fingerprint, causes, detail, salt FROM families WHERE id = ?", (number,)
+        ).fetchone()
+        if row is None:
+            raise sqlite3.DatabaseError(f"blocks of family {number}, which is unknown")
+        self._families[number] = _family(*row)
+        return self._families[number]
 
     def _family_id(self, family: Family) -> int:
         row = (
@@ -362,8 +370,8 @@ class Catalogue:
         """The only place where SQLite's errors become ours."""
         try:
             yield
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise NoSpace(f"{self._path}: {error}; free some space") from error
             raise StoreError(
                 f"the catalogue {self._path} cannot be used ({error}): check that its folder can be"

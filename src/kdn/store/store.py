@@ -244,7 +244,7 @@ class Store:
                 except StoreError as error:
                     self._failed(tier, error)
                     continue
-                self._index.add(entry for entry in changes.added if self._tier_of(entry.key))
+                self._index.add(entry for entry in changes.added if tier.holds(entry.key))
                 for key in changes.removed:
                     if not self._tier_of(key):
                         self._index.remove(key)
@@ -286,7 +286,7 @@ class Store:
 
     def _dropped(self, block: EncodedBlock, where: str, reason: str) -> None:
         self._counts.add(dropped=1)
-        self._trace.event("store.dropped", tier=where, key=block.key, reason=reason)
+        self._trace.event("store.refuse", tier=where, key=block.key, reason=reason)
 
     def _failed(self, tier: Tier, error: StoreError) -> None:
         self._counts.add(failed=1)
