@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -156,6 +157,18 @@ def test_drop_and_clear_forget_everywhere(tmp_path: Path) -> None:
         stat = store.stat()
         assert (stat.blocks, stat.queued_bytes) == (0, 0)
         assert not list((tmp_path / "kv").rglob("*.kdn"))
+        store.check()
+
+
+def test_a_block_that_is_dropped_while_it_waits_is_not_written(tmp_path: Path) -> None:
+    with open_store(tmp_path / "kv", disk_bytes=10**6) as store:
+        gate = threading.Event()
+        store._behind.offer(0, lambda: gate.wait(10))
+        store.put_behind(make_block(FIRST))
+        assert store.drop(FIRST.key)
+        gate.set()
+        assert store.flush(10)
+        assert store.stat().blocks == 0
         store.check()
 
 

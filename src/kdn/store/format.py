@@ -41,6 +41,7 @@ from kdn.store.tokens import TOKEN_BYTES, pack_tokens, unpack_tokens
 __all__ = [
     "ALIGN",
     "FORMAT_VERSION",
+    "MAX_BLOCK_BYTES",
     "PREAMBLE_BYTES",
     "ColumnSection",
     "EncodedBlock",
@@ -64,6 +65,7 @@ CHECKED_PREAMBLE_BYTES = PREAMBLE_BYTES - 16
 MAX_HEADER_BYTES = 1 << 20
 MAX_LAYERS = 4096
 MAX_RUN_BYTES = 1 << 28
+MAX_BLOCK_BYTES = 1 << 32
 MAX_TEXT = 4096
 MAX_POSITION = 1 << 40
 VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
