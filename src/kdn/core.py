@@ -7,6 +7,7 @@ import torch.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -196,7 +197,7 @@ def _digest(*parts: str | bytes) -> str:
 
 
 def _token_bytes(token_ids: Sequence[int]) -> bytes:
-    return b"".join(token.to_bytes(4, "little") for token in token_ids)
+    return struct.pack(f"<{len(token_ids)}I", *token_ids)
 
 
 def chain_hash(token_ids: Sequence[int]) -> ChainHash:
