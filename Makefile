@@ -56,6 +56,7 @@ soak: $(INSTALLED) ## ten minutes of random requests, restarts and audits
 
 docs: $(INSTALLED) ## the generated pages of docs/
 	$(BIN)/python scripts/generate_docs.py
+	$(BIN)/python scripts/generate_readme.py
 
 clean: ## what tools left behind; environments stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

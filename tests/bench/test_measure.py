@@ -18,6 +18,7 @@ def test_sides_take_turns_in_alternating_order() -> None:
     samples = interleave(
         {"a": lambda n: side(f"a{n}", 1.0 + n), "b": lambda n: side(f"b{n}", 4.0)},
         rounds=3,
+        first=0,
         rest=rests.append,
     )
     assert log == ["a0", "b0", "b1", "a1", "a2", "b2"]

@@ -145,19 +145,17 @@ class _Measuring:
     def _first_tokens(self, length: int, pairs: int) -> None:
         """Cold prompts of everybody, and hits of those who keep prefixes, in the same rounds."""
         self.options.say(f"first token, {length} tokens")
-        prefix = self._prompt("prefix", length, 0)[: length - NEW_TOKENS]
-        self.lineup.ours.keep(prefix)
         sides: dict[str, Callable[[int], float]] = {
             OURS: partial(self._cold, self.lineup.ours, length),
-            HIT: partial(self._hit, prefix),
+            HIT: partial(self._hit, length),
         }
         for name, rival in self.lineup.others.items():
             sides[name] = partial(self._cold, rival, length)
             if name == VLLM and isinstance(rival, RivalProcess):
-                sides[VLLM_HIT] = partial(self._vllm_hit, rival, prefix)
+                sides[VLLM_HIT] = partial(self._vllm_hit, rival, length)
         if self.scale.warm or length == min(self.scale.pairs):
             interleave(sides, 1)
-        samples = interleave(sides, pairs)
+        samples = interleave(sides, pairs, first=1)
         self.found.cold[length] = samples
         row: Row = {"measure": "first token, ms", "tokens": length, "batch": 1}
         row |= {name: (median(samples, name) or 0.0) * 1000 for name in sides}
@@ -166,14 +164,18 @@ class _Measuring:
     def _cold(self, contestant: Contestant, length: int, number: int) -> float:
         return contestant.first_token_s(self._prompt("cold", length, number))
 
-    def _hit(self, prefix: TokenIds, number: int) -> float:
+    def _hit(self, length: int, number: int) -> float:
+        """A prefix is hit once: the second time the engine might still have it assembled."""
+        prefix = self._prompt("prefix", length - NEW_TOKENS, number)
         rest = self._prompt("rest", NEW_TOKENS, number)
+        self.lineup.ours.keep(prefix)
         seconds, usage = self.lineup.ours.hit_s(prefix, rest)
         if usage.exact < len(prefix):
             raise EngineFailed(f"a hit reused {usage.exact} of {len(prefix)} stored tokens")
         return seconds
 
-    def _vllm_hit(self, rival: RivalProcess, prefix: TokenIds, number: int) -> float:
+    def _vllm_hit(self, rival: RivalProcess, length: int, number: int) -> float:
+        prefix = self._prompt("prefix", length - NEW_TOKENS, number)
         seconds = rival.hit_s(prefix, self._prompt("rest", NEW_TOKENS, number))
         assert seconds is not None
         return seconds
@@ -186,7 +188,10 @@ class _Measuring:
             if batch == 1 or name != LLAMA  # its Python binding runs one sequence
         }
         context, num_tokens = self.scale.decode_context, self.scale.decode_tokens
-        samples = _decode(contestants, self._prompts(context, batch), num_tokens, pairs)
+        prompts = self._prompts(context, batch)
+        if self.scale.warm:
+            _decode(contestants, prompts, num_tokens, 1)
+        samples = _decode(contestants, prompts, num_tokens, pairs)
         row: Row = {"measure": "decoding, tokens/s", "tokens": context, "batch": batch}
         row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
         self.found.rows.append(row | _ratio_cells(samples, OURS, REFERENCE))

@@ -38,6 +38,8 @@ class Ratio:
 def interleave(
     sides: Mapping[str, Callable[[int], float]],
     rounds: int,
+    *,
+    first: int = 0,
     rest: Callable[[float], None] = time.sleep,
 ) -> Samples:
     """Call every side once a round, with the round's number; the order turns round each time.
@@ -46,7 +48,7 @@ def interleave(
     """
     samples: Samples = {name: [] for name in sides}
     names = list(sides)
-    for number in range(rounds):
+    for number in range(first, first + rounds):
         for name in names if number % 2 == 0 else reversed(names):
             rest(REST_S)
             samples[name].append(sides[name](number))

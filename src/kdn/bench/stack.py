@@ -60,7 +60,7 @@ def run(options: BenchOptions) -> Result:
             interleave(stack.sides(), 1)
             stack.seen.clear()
             options.say(f"{rounds} rounds of every way")
-            samples = interleave(stack.sides(first_round=1), rounds)
+            samples = interleave(stack.sides(), rounds, first=1)
     changed = stack.changed()
     return Result(
         bench="stack",
@@ -97,10 +97,10 @@ class _Stack:
     seen: dict[str, _Seen] = field(default_factory=dict)
     _chats: dict[int, list[Message]] = field(default_factory=dict)
 
-    def sides(self, first_round: int = 0) -> dict[str, Callable[[int], float]]:
+    def sides(self) -> dict[str, Callable[[int], float]]:
         """Every way to answer, as a contestant that is told the round."""
         ways = (FULL, MEMORY, DISK, CHAT_FULL, CHAT)
-        return {way: partial(self._round, way, first_round) for way in ways}
+        return {way: partial(self._round, way) for way in ways}
 
     def changed(self) -> dict[str, float]:
         """By way, the share of answer tokens that are not those of a full prefill."""
@@ -111,8 +111,7 @@ class _Stack:
             found[way] = sum(tokens) / len(tokens)
         return found
 
-    def _round(self, way: str, first_round: int, number: int) -> float:
-        number += first_round
+    def _round(self, way: str, number: int) -> float:
         turns = self._prepare(number)
         question = Message("user", _QUESTIONS[number % len(_QUESTIONS)])
         if way in (CHAT, CHAT_FULL):
