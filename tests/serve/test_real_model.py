@@ -219,3 +219,13 @@ def test_embeddings_are_near_for_near_texts(server: Running, opened: kdn.Kdn) ->
 
     assert near(dog, dog) == pytest.approx(1.0, abs=1e-4)
     assert near(dog, hound) > near(dog, taxes) + 0.2
+
+
+def test_a_stopped_engine_is_seen_in_health(smollm2: Path, tmp_path: Path) -> None:
+    opened = kdn.open(MODEL, config=load_config({}, home=tmp_path))
+    with running(KdnService(opened)) as server:
+        assert server.http.get("/health").status_code == 200
+        opened.close()
+        assert server.http.get("/health").status_code == 500
+        with pytest.raises(openai.InternalServerError):
+            server.openai.chat.completions.create(model=MODEL, messages=FRANCE)
