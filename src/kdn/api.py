@@ -249,6 +249,8 @@ class Kdn:
         if prefill and not report.cancelled:
             for source in (*report.added, *report.updated, *report.unchanged):
                 for part in self.library.parts(source):
+                    if cancelled is not None and cancelled():
+                        return replace(report, cancelled=True)
                     self.prefill(part.text, part.key)
         return report
 

@@ -101,6 +101,11 @@ class Engine:
         self._wake.set()
         return live.stream
 
+    @property
+    def is_running(self) -> bool:
+        """False once it was closed, or stopped by an error."""
+        return not self._closing
+
     def free_kv(self) -> int:
         """Bytes of KV that could be reserved now."""
         return self._budget.free_bytes
