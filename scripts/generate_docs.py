@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from enum import Enum
@@ -19,7 +20,7 @@ from typer.main import get_command
 from kdn.cli import app
 
 DOCS = Path(__file__).parents[1] / "docs"
-ROOMS = ("kdn.core", "kdn.config", "kdn.model", "kdn.engine", "kdn.schedule", "kdn.reuse",
+ROOMS = ("kdn", "kdn.core", "kdn.config", "kdn.model", "kdn.engine", "kdn.schedule", "kdn.reuse",
          "kdn.store", "kdn.rag", "kdn.serve", "kdn.testing", "kdn.clock", "kdn.trace")  # fmt: skip
 """Where public names are: everything in these modules' `__all__`."""
 
@@ -73,33 +74,43 @@ def api_page() -> str:
 
 def _entry(name: str, thing: Any) -> list[str]:
     if inspect.isclass(thing):
-        return [f"- `{name}`: {_first(thing)}", *_methods(thing)]
+        return [_line(name + _constructor(thing), _first(thing)), *_methods(thing)]
     if inspect.isfunction(thing):
-        return [f"- `{name}{_signature(thing)}`: {_first(thing)}"]
+        return [_line(name + _signature(thing), _first(thing))]
     return [f"- `{name}`"]
+
+
+def _line(name: str, meaning: str) -> str:
+    return f"- `{name}`" + (f": {meaning}" if meaning else "")
+
+
+def _constructor(kind: type) -> str:
+    """What the class is called with, for those that callers build."""
+    if issubclass(kind, (Enum, BaseException)) or getattr(kind, "_is_protocol", False):
+        return ""
+    return _signature(kind).removesuffix(" -> None")
 
 
 def _methods(kind: type) -> Iterator[str]:
     if issubclass(kind, (Enum, BaseException)):
         return
     for name, member in vars(kind).items():
-        if name.startswith("_") or not inspect.isfunction(inspect.unwrap(member)):
-            continue
-        yield f"  - `{name}{_signature(member)}`" + (
-            f": {_first(member)}" if member.__doc__ else ""
-        )
+        function = inspect.unwrap(getattr(member, "__func__", member))
+        if not name.startswith("_") and inspect.isfunction(function):
+            yield "  " + _line(name + _signature(function), _first(function))
 
 
 def _signature(function: Any) -> str:
     text = str(inspect.signature(function)).replace("(self, ", "(").replace("(self)", "()")
-    return text.replace("'", "")
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)  # annotations are kept as text
+    return re.sub(r"<(?:function )?[^<>]*<?(\w+)>?[^<>]* at 0x[0-9a-f]+>", "...", text)
 
 
 def _first(thing: Any) -> str:
-    """The first paragraph of the docstring, on one line; generated ones do not count."""
-    text = inspect.getdoc(thing) or ""
-    name = getattr(thing, "__name__", "")
-    return "" if text.startswith(f"{name}(") else _paragraph(text.split("\n\n")[0])
+    """The first paragraph of its own docstring, on one line; generated ones do not count."""
+    text = inspect.cleandoc(vars(thing).get("__doc__") or "")
+    generated = text.startswith(f"{getattr(thing, '__name__', '')}(")
+    return "" if generated else _paragraph(text.split("\n\n")[0])
 
 
 def _paragraph(text: str) -> str:

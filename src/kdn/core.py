@@ -7,6 +7,7 @@ import torch.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -196,7 +197,7 @@ def _digest(*parts: str | bytes) -> str:
 
 
 def _token_bytes(token_ids: Sequence[int]) -> bytes:
-    return b"".join(token.to_bytes(4, "little") for token in token_ids)
+    return struct.pack(f"<{len(token_ids)}I", *token_ids)
 
 
 def chain_hash(token_ids: Sequence[int]) -> ChainHash:
@@ -419,6 +420,11 @@ class Plan:
     @property
     def num_prefix(self) -> int:
         return self.prefix.num_tokens if self.prefix is not None else 0
+
+    @property
+    def is_steady(self) -> bool:
+        """True when the rows of layer 0 are the rows of every layer, and nobody looks at them."""
+        return not (self.enter or self.observers) and all(rule is ALL_ROWS for rule in self.rows)
 
     def rule(self, layer: int) -> RowRule:
         return self.rows[layer] if len(self.rows) > 1 else self.rows[0]

@@ -117,6 +117,43 @@ def test_the_kernel_gives_the_same_bits_however_head_and_rows_are_cut(
     assert torch.equal(part, whole[start:])
 
 
+def test_lanes_that_share_a_head_get_the_bits_they_get_alone(kernel: KernelAttention) -> None:
+    """Seven sequences over one head of 300 columns, each one row further into its own tail."""
+    shape, num_head = SHAPES[0], 300
+    q, k, v = qkv(7, shape, seed=3)
+    _, shared_k, shared_v = qkv(num_head, shape)
+    rope = Rope(RopeConfig(theta=10_000.0), shape.dim)
+    head_k = torch.zeros(1, shape.kv_heads, 320, shape.dim, dtype=k.dtype)
+    head_v = torch.zeros(1, shape.kv_heads, shape.dim, 320, dtype=k.dtype)
+    at = torch.arange(num_head)
+    kernel.write(shared_k, shared_v, *rope.tables(at), head_k[0], head_v[0], at)
+
+    def lane(number: int, start: int) -> AttentionLane:
+        generator = torch.Generator().manual_seed(number)
+        size = (1, shape.kv_heads, 256, shape.dim)
+        tail_k = torch.randn(size, generator=generator).bfloat16()
+        tail_v = torch.randn(size, generator=generator).bfloat16().transpose(2, 3).contiguous()
+        where = torch.tensor([num_head + 20 * number])
+        return AttentionLane(start, start + 1, where, tail_k, tail_v, head_k, head_v, num_head)
+
+    def run(numbers: list[int]) -> Tensor:
+        lanes = [lane(number, row) for row, number in enumerate(numbers)]
+        cos, sin = rope.tables(torch.cat([one.positions for one in lanes]))
+        bound = kernel.bind(lanes, cos, sin)
+        turned = bound.place(0, q[numbers], k[numbers], v[numbers])
+        return bound.attend(0, turned, None)
+
+    together = run(list(range(7)))
+    for number in range(7):
+        assert torch.equal(run([number])[0], together[number])
+    plain = TorchAttention()
+    lanes = [lane(number, number) for number in range(7)]
+    cos, sin = rope.tables(torch.cat([one.positions for one in lanes]))
+    bound = plain.bind(lanes, cos, sin)
+    expected = bound.attend(0, bound.place(0, q, k, v), None)
+    assert (together.float() - expected.float()).abs().max() < 0.03
+
+
 def test_in_plain_torch_a_cut_anywhere_gives_the_same_bits() -> None:
     q, k, v = qkv(300, SHAPES[0])
     whole = attend(TorchAttention(), q, k, v)

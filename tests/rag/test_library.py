@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_found_removes_nothing(library: Library, docs: P
     report = library.ingest([docs])
     assert report.removed == ()
     assert "no such file or folder" in report.refused[0].reason
-    assert library.stat().num_sources == 2
+    assert library.num_sources == 2
 
 
 def test_bad_files_never_stop_the_others(library: Library, docs: Path) -> None:

@@ -107,6 +107,17 @@ def test_reopening_with_a_lower_cap_evicts_down_to_it(tmp_path: Path) -> None:
     smaller.close()
 
 
+def test_who_gives_no_cap_gets_the_one_that_was_given_last(tmp_path: Path) -> None:
+    server = open_tier(tmp_path / "kv", 3)
+    for number in range(3):
+        server.put(encoded(number), nobody)
+    visitor = DiskTier(tmp_path / "kv", None, ManualClock(), NoTrace())
+    assert visitor.usage().capacity_bytes == 3 * SIZE
+    assert visitor.usage().blocks == 3
+    visitor.close()
+    server.close()
+
+
 def test_the_default_cap_is_a_tenth_of_what_is_free(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path / "kv", None, ManualClock(), NoTrace())
     assert 0 < tier.usage().capacity_bytes <= 20 * 10**9
@@ -239,6 +250,7 @@ def test_a_torn_file_is_a_counted_miss_and_is_computed_again(tmp_path: Path) -> 
         assert trace.count("store.corrupt") == 1
         assert not path.exists()
         assert (tmp_path / "kv" / "quarantine" / path.name).exists()
+        store.check()
         store.put(make_block(first))
         assert reads(store, first)
         assert not (tmp_path / "kv" / "quarantine" / path.name).exists()
@@ -283,6 +295,18 @@ def test_quarantined_files_count_and_are_the_first_to_go(tmp_path: Path) -> None
     assert store.stat().evicted == 0
     store.check()
     store.close()
+
+
+def test_a_file_of_absurd_size_is_refused_without_making_room_for_it(tmp_path: Path) -> None:
+    first, second = filled(tmp_path / "kv")
+    os.truncate(file_of(tmp_path / "kv", first.key), 1 << 40)  # sparse: takes no space
+    with reopened(tmp_path / "kv", Recorder()) as store:
+        assert not reads(store, first)
+        assert reads(store, second)
+        assert store.stat().corrupt == 1
+        store.put(make_block(first))
+        assert reads(store, first)
+        store.check()
 
 
 def test_a_lost_catalogue_is_rebuilt_from_the_blocks(tmp_path: Path) -> None:

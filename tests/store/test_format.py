@@ -22,6 +22,7 @@ from kdn.store.format import (
     HiddenSection,
     Run,
     _header_checksum,
+    _run_checksum,
     _Wire,
     _write_header,
     decode_header,
@@ -221,7 +222,22 @@ def test_reserved_sections_are_understood() -> None:
     data = rewritten(encoded, hidden=(hidden,), columns=(columns,)) + bytes(2 * ALIGN)
     header = decode(data, encoded.key)
     assert (header.hidden, header.columns) == ((hidden,), (columns,))
+    assert header.sections_start == len(data) - 2 * ALIGN
     assert read_all(data, encoded.key) == read_all(encoded.data, encoded.key)
+    with pytest.raises(CorruptBlock, match="hidden 0"):
+        header.check_sections(memoryview(data)[header.sections_start :])
+
+
+def test_sections_stand_under_checksums_of_their_own() -> None:
+    encoded = encode_block(make_block(block_id([5, 6, 7]), TINY))
+    payload = bytes(range(24)).ljust(ALIGN, b"\0")
+    checksum = _run_checksum(encoded.key, "hidden", 0, memoryview(payload))
+    hidden = HiddenSection(1, 4, "bfloat16", Run(8192, 24, checksum))
+    data = rewritten(encoded, hidden=(hidden,)) + payload
+    header = decode(data, encoded.key)
+    header.check_sections(memoryview(payload))
+    with pytest.raises(CorruptBlock, match="hidden 0"):
+        header.check_sections(memoryview(bytes(ALIGN)))
 
 
 def test_a_newer_format_says_so() -> None:

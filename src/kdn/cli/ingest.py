@@ -44,10 +44,12 @@ def ingest(
     as_json: JsonOption = False,
 ) -> None:
     """Take documents into the library. Again: only what changed is done."""
-    with ModelChoice(model, home, device, dtype, int8).open() as kdn:
+    with ModelChoice(model, home, device, dtype, int8).open() as kdn, stop_on_interrupt() as stopped:
         _announce(kdn, paths, prefill=prefill)
-        with stop_on_interrupt() as stopped, _bar() as on_progress:
-            report = kdn.ingest(paths, prefill=prefill, on_progress=on_progress, cancelled=stopped)
+        with _bar() as on_progress:
+            report = kdn.ingest(
+                paths, prefill=prefill, on_progress=on_progress, cancelled=stopped
+            )
     if as_json:
         emit(_shape(report))
     else:

@@ -26,7 +26,7 @@ def emit(shape: object) -> None:
 
 def to_json(shape: object, *, indent: int | None = None) -> bytes:
     """JSON of dataclasses, structs and plain values; paths become text."""
-    data = msgspec.json.encode(shape, enc_hook=_plain, order="deterministic")
+    data = msgspec.json.encode(shape, enc_hook=_plain)
     return msgspec.json.format(data, indent=indent) if indent else data
 
 

@@ -41,6 +41,10 @@ class Pass:
         tokens = [token for lane in self.lanes for token in lane.token_ids]
         self._hidden = decoder.embed(torch.tensor(tokens, device=decoder.device))
         self._rebind()
+        self._row_chunk = min((lane.plan.row_chunk or 0 for lane in self.lanes), default=0)
+        self._sources = [source for lane in self.lanes for source in lane.sources()]
+        self._steady = all(lane.plan.is_steady for lane in self.lanes)
+        """True when no layer changes the rows or is looked at."""
         self._start_loading(0)
 
     @property
@@ -57,14 +61,14 @@ class Pass:
         """Compute one layer; True when it was the last. Raises CorruptBlock if a source fails."""
         layer = self.layer
         self._start_loading(layer + 1)
-        self._change_rows(layer)
+        if not self._steady:
+            self._change_rows(layer)
         q, k, v = self._project(layer)
         stored = self._place_stored(layer)
-        for lane, (start, stop) in zip(self.lanes, self._spans, strict=True):
-            if lane.capture is not None:
-                lane.capture.note(layer, lane.rows, k[start:stop], v[start:stop])
+        self._note(layer, k, v)
         q = self._bound.place(layer, q, k, v)
-        q = self._look_and_choose(layer, q, LayerKV(k, v), stored)
+        if not self._steady:
+            q = self._look_and_choose(layer, q, LayerKV(k, v), stored)
         attended = self._attend(layer, q)
         self._finish(layer, attended)
         self.layer += 1
@@ -205,25 +209,27 @@ class Pass:
             attend=_Mass(q, where, layer, self._decoder.layers[layer].window),
         )
 
+    def _note(self, layer: int, k: Tensor, v: Tensor) -> None:
+        for lane, (start, stop) in zip(self.lanes, self._spans, strict=True):
+            if lane.capture is not None:
+                lane.capture.note(layer, lane.rows, k[start:stop], v[start:stop])
+
     # --- stored columns ----------------------------------------------------------------------
 
     def _start_loading(self, layer: int) -> None:
         if layer < self._decoder.config.num_layers:
-            for lane in self.lanes:
-                for source in lane.sources():
-                    source.start(layer)
+            for source in self._sources:
+                source.start(layer)
 
     def _place_stored(self, layer: int) -> list[LayerKV | None]:
         """Bring the layer's stored KV to its place. Gives back what selectors compare with."""
-        return [self._place_lane(layer, lane) for lane in self.lanes]
+        return [self._place_lane(layer, lane) if lane.loads else None for lane in self.lanes]
 
     def _place_lane(self, layer: int, lane: Lane) -> LayerKV | None:
         head, prefix = lane.new_head, lane.plan.prefix
-        if lane.loads and head is not None and prefix is not None:
+        if head is not None and prefix is not None:
             self._write(prefix.take(layer), 0, head.k[layer], head.v[layer], 0)
             head.layer_done(layer)
-        if not lane.plan.stored or not lane.loads:
-            return None
         old: LayerKV | None = None
         for run in lane.plan.stored:
             part = run.source.take(layer)
@@ -251,8 +257,7 @@ class Pass:
 
     def _chunks(self) -> list[tuple[int, int]]:
         """Row ranges for position-wise work: everything, or as small as a plan asks for."""
-        sizes = [lane.plan.row_chunk for lane in self.lanes if lane.plan.row_chunk]
-        size = min(sizes) if sizes else self.num_rows
+        size = self._row_chunk or self.num_rows
         return [(a, min(a + size, self.num_rows)) for a in range(0, self.num_rows, max(size, 1))]
 
     def _project(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -268,8 +273,7 @@ class Pass:
 
     def _attend(self, layer: int, q: Tensor) -> Tensor:
         window = self._decoder.layers[layer].window
-        scaled = [scale for lane in self.lanes for scale in lane.plan.scale if scale.layer == layer]
-        if not scaled:
+        if not any(scale.layer == layer for lane in self.lanes for scale in lane.plan.scale):
             return self._bound.attend(layer, q, window)
         return self._plain.attend_scaled(
             layer, q, window, self._bound_lanes, [self._bias(lane, layer) for lane in self._alive()]

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,6 +20,7 @@ from kdn.core import Fingerprint
 from kdn.model.config import ModelConfig
 from kdn.model.linear import Linear
 from kdn.model.lora import AdapterRun, LoraAdapter, deltas
+from kdn.model.norm import RmsNorm
 from kdn.model.rope import Rope
 
 __all__ = ["NUMERICS", "Decoder", "DecoderLayer", "Ends", "Identity", "LayerWeights"]
@@ -31,12 +33,12 @@ NUMERICS = "kdn-numerics-1"
 class LayerWeights:
     """What one layer multiplies by: fused qkv [q+2kv, H] and gate-up [2I, H], norms [H]."""
 
-    input_norm: Tensor
+    input_norm: RmsNorm
     qkv: Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    q_norm: RmsNorm | None
+    k_norm: RmsNorm | None
     o: Linear
-    post_norm: Tensor
+    post_norm: RmsNorm
     gate_up: Linear
     down: Linear
 
@@ -49,9 +51,6 @@ class DecoderLayer:
         self.window = config.sliding_window[index]
         self._config = config
         self._weights = weights
-        self._eps = config.rms_eps
-        self._hidden_shape = (config.hidden_size,)
-        self._head_shape = (config.head_dim,)
         self._cuts = (config.q_size, config.q_size + config.kv_size)
         linears = (weights.qkv, weights.o, weights.gate_up, weights.down)
         self.weight_bytes = sum(linear.weight_bytes for linear in linears)
@@ -64,17 +63,19 @@ class DecoderLayer:
         The input norm is applied inside.  q and k are past their norms where the family has them,
         and carry no rotary position.  The three may be views of one tensor.
         """
-        weights, (k_at, v_at) = self._weights, self._cuts
-        x = functional.rms_norm(hidden, self._hidden_shape, weights.input_norm, self._eps)
+        weights = self._weights
+        x = weights.input_norm(hidden)
         fused = weights.qkv(x)
-        q, k, v = fused[:, :k_at], fused[:, k_at:v_at], fused[:, v_at:]
         if adapters:
-            self._add(adapters, ("q_proj", "k_proj", "v_proj"), x, (q, k, v))
-        rows, dim = len(hidden), self._config.head_dim
-        q, k, v = q.view(rows, -1, dim), k.view(rows, -1, dim), v.view(rows, -1, dim)
-        if weights.q_norm is not None:
-            q = functional.rms_norm(q, self._head_shape, weights.q_norm, self._eps)
-            k = functional.rms_norm(k, self._head_shape, weights.k_norm, self._eps)
+            k_at, v_at = self._cuts
+            parts = (fused[:, :k_at], fused[:, k_at:v_at], fused[:, v_at:])
+            self._add(adapters, ("q_proj", "k_proj", "v_proj"), x, parts)
+        config = self._config
+        heads = fused.view(len(fused), -1, config.head_dim)
+        kv = config.num_kv_heads
+        q, k, v = torch.split(heads, [config.num_heads, kv, kv], dim=1)
+        if weights.q_norm is not None and weights.k_norm is not None:
+            q, k = weights.q_norm(q), weights.k_norm(k)
         return q, k, v
 
     def finish(
@@ -86,7 +87,7 @@ class DecoderLayer:
         if adapters:
             self._add(adapters, ("o_proj",), attended, (out,))
         out.add_(hidden)
-        x = functional.rms_norm(out, self._hidden_shape, weights.post_norm, self._eps)
+        x = weights.post_norm(out)
         gate, up = weights.gate_up(x).chunk(2, dim=-1)
         if adapters:
             self._add(adapters, ("gate_proj", "up_proj"), x, (gate, up))
@@ -125,8 +126,7 @@ class Ends:
 
     embedding: Tensor
     """[V, H]."""
-    final_norm: Tensor
-    """[H]."""
+    final_norm: RmsNorm
     head: Linear
     head_rows: Tensor
     """[V, H] the head as stored, for a few chosen rows; where they are tied, the embedding."""
@@ -155,8 +155,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor, allowed: Tensor | None = None) -> Tensor:
         """The last layer's output [n, H] -> fp32 [n, V], or [n, len(allowed)] in its order."""
-        shape = (self.config.hidden_size,)
-        x = functional.rms_norm(hidden, shape, self._ends.final_norm, self.config.rms_eps)
+        x = self._ends.final_norm(hidden)
         if allowed is None:
             return self._ends.head(x).float()
         return functional.linear(x.float(), self._ends.head_rows.index_select(0, allowed).float())

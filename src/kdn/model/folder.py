@@ -14,6 +14,7 @@ from kdn.model.config import ModelConfig, parse_config
 from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeights
 from kdn.model.digest import DigestCache, digest_tensors
 from kdn.model.linear import Linear, build_linear
+from kdn.model.norm import RmsNorm
 from kdn.model.weights import Tensors, open_folder, weight_files
 
 __all__ = ["build_decoder", "read_config", "read_json"]
@@ -93,7 +94,7 @@ class _Builder:
         head_rows = embedding if config.tied_head else self.tensor("lm_head.weight", *table)
         ends = Ends(
             embedding=embedding,
-            final_norm=self.tensor("model.norm.weight", config.hidden_size),
+            final_norm=self.norm("model.norm.weight", config.hidden_size),
             head=build_linear(head_rows, int8=self.int8),
             head_rows=head_rows,
         )
@@ -109,12 +110,12 @@ class _Builder:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         sizes = {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
         return LayerWeights(
-            input_norm=self.tensor(f"{prefix}.input_layernorm.weight", hidden),
+            input_norm=self.norm(f"{prefix}.input_layernorm.weight", hidden),
             qkv=self.linear(attention, sizes, hidden, bias=config.qkv_bias),
             q_norm=self.head_norm(f"{attention}.q_norm.weight"),
             k_norm=self.head_norm(f"{attention}.k_norm.weight"),
             o=self.linear(attention, {"o_proj": hidden}, config.q_size, bias=config.o_bias),
-            post_norm=self.tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
+            post_norm=self.norm(f"{prefix}.post_attention_layernorm.weight", hidden),
             gate_up=self.linear(
                 mlp, {"gate_proj": inner, "up_proj": inner}, hidden, bias=config.mlp_bias
             ),
@@ -128,8 +129,11 @@ class _Builder:
         fused = torch.cat(parts) if len(parts) > 1 else parts[0]
         return build_linear(fused, torch.cat(biases) if biases else None, int8=self.int8)
 
-    def head_norm(self, name: str) -> Tensor | None:
-        return self.tensor(name, self.config.head_dim) if self.config.qk_norm else None
+    def norm(self, name: str, size: int) -> RmsNorm:
+        return RmsNorm(self.tensor(name, size), self.config.rms_eps)
+
+    def head_norm(self, name: str) -> RmsNorm | None:
+        return self.norm(name, self.config.head_dim) if self.config.qk_norm else None
 
     def tensor(self, name: str, *shape: int) -> Tensor:
         return self.tensors.get(name, shape).to(self.device, self.dtype)

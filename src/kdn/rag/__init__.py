@@ -7,15 +7,8 @@ from kdn.rag.documents import Document, Heading, Paragraph, Section, compose
 from kdn.rag.embed import Embedder, HashedWords, Vectors
 from kdn.rag.files import Refusal
 from kdn.rag.ingest import IngestReport, Progress
-from kdn.rag.library import (
-    Hit,
-    Library,
-    LibraryConfig,
-    LibraryStat,
-    Part,
-    SearchMode,
-    SourceInfo,
-)
+from kdn.rag.library import Library, LibraryConfig, SearchMode
+from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo
 from kdn.rag.survey import Survey, survey
 
 __all__ = [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kdn.core import Role
 from kdn.rag.cut import Passage
-from kdn.rag.library import Part
+from kdn.rag.results import Part
 
 __all__ = ["Citation", "Piece", "answer_instruction", "answer_pieces", "cite"]
 

@@ -123,7 +123,12 @@ def _take(path: Path, found: Found, seen: set[Path]) -> None:
     if path in seen:
         return
     seen.add(path)
-    if stat.S_ISREG(path.stat().st_mode):
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        found.refused.append(_unresolved(path, error))
+        return
+    if regular:
         found.files.append(path)
     else:
         found.refused.append(Refusal(str(path), f"{path}: not a file (a device, pipe or socket)"))

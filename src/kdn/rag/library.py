@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from kdn.clock import Clock
-from kdn.errors import BadConfig, BadInput, ForeignStore, PromptTooLong, StoreError
+from kdn.errors import BadConfig, BadInput, PromptTooLong, StoreError
 from kdn.rag.catalogue import Catalogue, catalogue_of
 from kdn.rag.cut import Cutting, Encode, Passage
 from kdn.rag.documents import Document
 from kdn.rag.embed import Embedder
 from kdn.rag.files import MAX_FILE_BYTES
+from kdn.rag.identity import identify
 from kdn.rag.ingest import Ingestion, IngestReport, Progress, remove
 from kdn.rag.lock import writing
 from kdn.rag.ranking import fuse, parts_in_order
+from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo
 from kdn.rag.survey import Survey, survey
 from kdn.rag.tables import Scored, StoredPart, Tables
 
-__all__ = ["Hit", "Library", "LibraryConfig", "LibraryStat", "Part", "SearchMode", "SourceInfo"]
+__all__ = ["Library", "LibraryConfig", "SearchMode"]
 
 SearchMode = Literal["hybrid", "vector", "text"]
 
-_FORMAT = 1
-_PROBE = "The 3 quick_brown foxes didn't jump; über 1,024 naïve dogs: def f(x) -> None"
 _DEPTH = 50
 """How many passages of each ranking are fused, at least."""
 
@@ -40,70 +37,6 @@ class LibraryConfig:
 
     cutting: Cutting = field(default_factory=Cutting)
     max_file_bytes: int = MAX_FILE_BYTES
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A passage that was found. Higher scores are better, within one search only."""
-
-    passage: Passage
-    score: float
-    """Hybrid: 1 is first by meaning and by words. Vector: cosine similarity. Text: BM25."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One document segment of a prompt: up to about 1,000 tokens of consecutive passages.
-
-    `text` is the same bytes at every use, so its tokens and their KV can be reused.
-    """
-
-    key: str
-    source: str
-    title: str
-    text: str
-    num_tokens: int
-    passages: tuple[Passage, ...]
-    """All passages the part is made of, in order."""
-    hits: tuple[Hit, ...] = ()
-    """Those among them that the question found, best first."""
-    score: float = 0.0
-
-
-@dataclass(frozen=True)
-class SourceInfo:
-    """A document as a list shows it."""
-
-    source: str
-    title: str
-    size_bytes: int
-    num_tokens: int
-    num_passages: int
-    num_parts: int
-    ingested_at: float
-    """Seconds since 1970."""
-
-
-@dataclass(frozen=True)
-class LibraryStat:
-    """The library in numbers."""
-
-    num_sources: int
-    num_passages: int
-    num_parts: int
-    num_tokens: int
-    size_bytes: int
-    """On disk."""
-    embedder: str
-
-
-class _Identity(msgspec.Struct, frozen=True):
-    """What the contents of a folder depend on, kept in its `library.json`."""
-
-    format: int
-    embedder: str
-    dimension: int
-    tokenizer: str
 
 
 class Library:
@@ -147,9 +80,7 @@ class Library:
                 f"passages of {config.cutting.passage_tokens} tokens in parts of"
                 f" {config.cutting.part_tokens}: need 16 <= passages <= parts"
             )
-        _identify(
-            folder, _Identity(_FORMAT, embedder.name, embedder.dimension, _fingerprint(encode))
-        )
+        identify(folder, embedder, encode)
         tables = Tables(folder / "tables", embedder.dimension)
         library = Library(
             folder, tables, embedder=embedder, encode=encode, clock=clock, config=config
@@ -306,16 +237,20 @@ class Library:
 
     # --- books -------------------------------------------------------------------------------
 
+    @property
+    def num_sources(self) -> int:
+        """How many documents there are; cheap, unlike `stat`, which measures the folder."""
+        return len(self._catalogue().rows)
+
     def stat(self) -> LibraryStat:
         """The library in numbers."""
         catalogue = self._catalogue()
-        files = [path for path in self._folder.rglob("*") if path.is_file()]
         return LibraryStat(
             num_sources=len(catalogue.rows),
             num_passages=len(catalogue.part_of),
             num_parts=len(catalogue.passages_of),
             num_tokens=sum(row.num_tokens for row in catalogue.rows.values()),
-            size_bytes=sum(path.stat().st_size for path in files),
+            size_bytes=_size_on_disk(self._folder),
             embedder=self._embedder.name,
         )
 
@@ -442,49 +377,10 @@ def _named(catalogue: Catalogue, source: str) -> list[str]:
     return [name for name in catalogue.rows if name == path or name.startswith(f"{path}/")]
 
 
-def _fingerprint(encode: Encode) -> str:
-    """Tells tokenizers apart by what they make of one sentence."""
-    ids = ",".join(map(str, encode(_PROBE)))
-    return hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
-
-
-def _identify(folder: Path, mine: _Identity) -> None:
-    """Make sure the folder is a library of these parts, or write down that it now is."""
-    file = folder / "library.json"
-    if not file.exists():
-        _begin(folder, file, mine)
-        return
-    try:
-        theirs = msgspec.json.decode(file.read_bytes(), type=_Identity)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ForeignStore(f"{file}: not a library of kdn ({error}); use another folder") from error
-    if theirs.format != mine.format:
-        raise ForeignStore(
-            f"{folder}: written in format {theirs.format}, this kdn reads {mine.format};"
-            " use the kdn that wrote it, or another folder"
-        )
-    for what, was, now in (
-        (
-            "embedding model",
-            f"{theirs.embedder}, {theirs.dimension}-d",
-            f"{mine.embedder}, {mine.dimension}-d",
-        ),
-        ("tokenizer", theirs.tokenizer, mine.tokenizer),
-    ):
-        if was != now:
-            raise ForeignStore(
-                f"{folder}: this library was made with another {what} ({was}, now {now});"
-                " open it with that one, or ingest into another folder"
-            )
-
-
-def _begin(folder: Path, file: Path, mine: _Identity) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(path.name not in {"tables", "writer.lock"} for path in folder.iterdir()):
-            raise ForeignStore(f"{folder}: holds other files; give the library a folder of its own")
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(msgspec.json.encode(mine))
-        temporary.replace(file)
-    except OSError as error:
-        raise StoreError(f"{folder}: no library can be made there ({error.strerror})") from error
+def _size_on_disk(folder: Path) -> int:
+    """Bytes of all files; one that a writer takes away meanwhile counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 __all__ = ["WriteBehind"]
 
-Chore = Callable[[], None]
+Chore = Callable[[], object]
 
 
 class WriteBehind:

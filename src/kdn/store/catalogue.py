@@ -19,48 +19,13 @@ from kdn.core import BlockKey, Cause, ChainHash, ContentId, Fingerprint, Recipe
 from kdn.errors import NoSpace, StoreError
 from kdn.store.files import remove
 from kdn.store.index import Entry, Family
+from kdn.store.schema import QUARANTINED, READY, connect, prepare
 from kdn.store.tier import Changes, Spare
 
 __all__ = ["Catalogue", "CatalogueDamaged", "Totals", "Victim", "discard_catalogue"]
 
-VERSION = 1
-BUSY_S = 30.0
 KEEP_CHANGES = 10_000
-READY, QUARANTINED = 0, 1
-
-_SCHEMA = """
-CREATE TABLE families (
-    id INTEGER PRIMARY KEY, fingerprint TEXT, causes TEXT, detail TEXT, salt TEXT,
-    UNIQUE (fingerprint, causes, detail, salt)) STRICT;
-CREATE TABLE blocks (
-    key TEXT PRIMARY KEY, family INTEGER NOT NULL REFERENCES families, behind TEXT NOT NULL,
-    start INTEGER NOT NULL, tokens BLOB NOT NULL, content TEXT NOT NULL, size INTEGER NOT NULL,
-    state INTEGER NOT NULL, created REAL NOT NULL, used REAL NOT NULL, hits INTEGER NOT NULL
-    ) STRICT;
-CREATE INDEX by_age ON blocks (state DESC, used);
-CREATE TABLE writing (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, size INTEGER NOT NULL) STRICT;
-CREATE TABLE totals (blocks INTEGER, tokens INTEGER, size INTEGER) STRICT;
-INSERT INTO totals VALUES (0, 0, 0);
-CREATE TABLE changes (seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL) STRICT;
-CREATE TRIGGER came AFTER INSERT ON blocks BEGIN
-    UPDATE totals SET blocks = blocks + (NEW.state = 0), size = size + NEW.size,
-        tokens = tokens + (NEW.state = 0) * length(NEW.tokens) / 4;
-    INSERT INTO changes (key) VALUES (NEW.key); END;
-CREATE TRIGGER went AFTER DELETE ON blocks BEGIN
-    UPDATE totals SET blocks = blocks - (OLD.state = 0), size = size - OLD.size,
-        tokens = tokens - (OLD.state = 0) * length(OLD.tokens) / 4;
-    INSERT INTO changes (key) VALUES (OLD.key); END;
-CREATE TRIGGER turned AFTER UPDATE OF state, size ON blocks BEGIN
-    UPDATE totals SET blocks = blocks + (NEW.state = 0) - (OLD.state = 0),
-        size = size + NEW.size - OLD.size,
-        tokens = tokens + ((NEW.state = 0) - (OLD.state = 0)) * length(NEW.tokens) / 4;
-    INSERT INTO changes (key) VALUES (NEW.key); END;
-PRAGMA user_version = 1;
-"""
-# In the triggers state 0 is READY.
-_ENTRY = """SELECT key, fingerprint, causes, detail, salt, behind, start, tokens, content
-    FROM blocks JOIN families ON families.id = blocks.family"""
+_ENTRY = "SELECT family, key, behind, start, tokens, content FROM blocks"
 
 
 class CatalogueDamaged(StoreError):
@@ -100,15 +65,15 @@ class Catalogue:
         self._reading = threading.RLock()
         self._noting = threading.Lock()
         self._used: dict[BlockKey, tuple[float, int]] = {}
-        self._families: dict[tuple[str, str, str, str], Family] = {}
+        self._families: dict[int, Family] = {}
         self._known: set[BlockKey] = set()
         self._seen_version: int | None = None
         self._seen_change: int | None = None
         with self._gate(), ExitStack() as undo:
-            self._writer = _connect(path)
+            self._writer = connect(path)
             undo.callback(self._writer.close)
-            _prepare(self._writer)
-            self._reader = _connect(path)
+            prepare(self._writer)
+            self._reader = connect(path)
             undo.pop_all()
 
     # --- looking ---
@@ -139,6 +104,12 @@ class Catalogue:
             self._seen_version = version
             return changes
 
+    def capacity_bytes(self) -> int | None:
+        """The cap that was last set, by any process; None when none ever was."""
+        with self._reading, self._gate():
+            (capacity_bytes,) = self._reader.execute("SELECT capacity FROM totals").fetchone()
+            return None if capacity_bytes is None else int(capacity_bytes)
+
     def totals(self) -> Totals:
         with self._reading, self._gate():
             return _totals(self._reader)
@@ -153,8 +124,8 @@ class Catalogue:
         What must go for it is unlinked before its row goes and before the reservation counts: the
         files never exceed the cap.  Raises NoSpace, having changed nothing, when it cannot be done.
         """
+        self.save()
         with self._transaction():
-            self._save_uses()
             self._make_room(size_bytes, capacity_bytes, spare, unlink)
             row = (self._owner, size_bytes)
             cursor = self._writer.execute("INSERT INTO writing (owner, size) VALUES (?, ?)", row)
@@ -201,12 +172,14 @@ class Catalogue:
             cursor = self._writer.execute("DELETE FROM blocks WHERE key = ?", (key,))
             return cursor.rowcount > 0
 
-    def quarantine(self, key: BlockKey, move: Callable[[], None]) -> None:
-        """Take a block out of use; its file, moved aside, still counts and is the first to go."""
+    def quarantine(self, key: BlockKey, move: Callable[[], int]) -> None:
+        """Take a block out of use; its file, moved aside, still counts and is the first to go.
+
+        `move` returns the file's size: damage may have changed it.
+        """
         with self._transaction():
-            move()
-            row = (QUARANTINED, key)
-            self._writer.execute("UPDATE blocks SET state = ? WHERE key = ?", row)
+            row = (QUARANTINED, move(), key)
+            self._writer.execute("UPDATE blocks SET state = ?, size = ? WHERE key = ?", row)
 
     def touch(self, key: BlockKey) -> None:
         """Note a use. Written down with the next change, or by `save`."""
@@ -227,9 +200,12 @@ class Catalogue:
             dead = [row for row in owners if row[0] not in living]
             self._writer.executemany("DELETE FROM writing WHERE owner = ?", dead)
 
-    def shrink(self, capacity_bytes: int, spare: Spare, unlink: Callable[[Victim], None]) -> None:
-        """Evict down to a cap that may be lower than last time."""
+    def set_capacity(
+        self, capacity_bytes: int, spare: Spare, unlink: Callable[[Victim], None]
+    ) -> None:
+        """Remember the cap, and evict down to it."""
         with self._transaction():
+            self._writer.execute("UPDATE totals SET capacity = ?", (capacity_bytes,))
             self._make_room(0, capacity_bytes, spare, unlink)
 
     def check(self) -> None:
@@ -240,7 +216,7 @@ class Catalogue:
                 FROM blocks""",
                 (READY, READY),
             ).fetchone()
-            booked = self._writer.execute("SELECT * FROM totals").fetchone()
+            booked = self._writer.execute("SELECT blocks, tokens, size FROM totals").fetchone()
             assert tuple(map(int, counted)) == booked, f"counted {counted}, booked {booked}"
 
     def close(self) -> None:
@@ -260,9 +236,13 @@ class Catalogue:
     def _read_changes(self) -> Changes:
         (last,) = self._reader.execute("SELECT coalesce(max(seq), 0) FROM changes").fetchone()
         (first,) = self._reader.execute("SELECT coalesce(min(seq), 0) FROM changes").fetchone()
-        seen, self._seen_change = self._seen_change, last
-        if seen is None or first > seen + 1:
-            return self._read_all()
+        seen = self._seen_change
+        stale = seen is None or first > seen + 1
+        changes = self._read_all() if stale else self._read_since(seen)
+        self._seen_change = last
+        return changes
+
+    def _read_since(self, seen: int | None) -> Changes:
         rows = self._reader.execute("SELECT DISTINCT key FROM changes WHERE seq > ?", (seen,))
         added, removed = [], []
         for (key,) in rows.fetchall():
@@ -284,13 +264,18 @@ class Catalogue:
         self._known = known
         return Changes(added, removed)
 
-    def _entry(self, row: tuple[str, str, str, str, str, str, int, bytes, str]) -> Entry:
-        key, fingerprint, causes, detail, salt, behind, start, tokens, content = row
-        name = (fingerprint, causes, detail, salt)
-        family = self._families.get(name)
-        if family is None:
-            family = self._families[name] = _family(fingerprint, causes, detail, salt)
-        return Entry(BlockKey(key), family, ChainHash(behind), start, tokens, ContentId(content))
+    def _entry(self, row: tuple[int, BlockKey, ChainHash, int, bytes, ContentId]) -> Entry:
+        family = self._families.get(row[0]) or self._read_family(row[0])
+        return Entry(family, *row[1:])
+
+    def _read_family(self, number: int) -> Family:
+        row = self._reader.execute(
+            "SELECT fingerprint, causes, detail, salt FROM families WHERE id = ?", (number,)
+        ).fetchone()
+        if row is None:
+            raise sqlite3.DatabaseError(f"blocks of family {number}, which is unknown")
+        self._families[number] = _family(*row)
+        return self._families[number]
 
     def _family_id(self, family: Family) -> int:
         row = (
@@ -362,8 +347,8 @@ class Catalogue:
         """The only place where SQLite's errors become ours."""
         try:
             yield
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise NoSpace(f"{self._path}: {error}; free some space") from error
             raise StoreError(
                 f"the catalogue {self._path} cannot be used ({error}): check that its folder can be"
@@ -382,28 +367,6 @@ def discard_catalogue(path: Path) -> None:
         remove(path.with_name(path.name + suffix))
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
-    )
-    # A lost commit costs nothing that the blocks do not say again, so no fsync per commit.
-    connection.execute("PRAGMA synchronous = NORMAL")
-    return connection
-
-
-def _prepare(connection: sqlite3.Connection) -> None:
-    """Make the tables if they are not there, and look over what is: damage is to show now."""
-    connection.execute("PRAGMA journal_mode = WAL")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-    elif version != VERSION:
-        raise sqlite3.DatabaseError(f"version {version}, this kdn reads {VERSION}")
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(verdict)
-
-
 def _family(fingerprint: str, causes: str, detail: str, salt: str) -> Family:
     try:
         recipe = Recipe(tuple(Cause(cause) for cause in causes.split()), detail)
@@ -413,6 +376,6 @@ def _family(fingerprint: str, causes: str, detail: str, salt: str) -> Family:
 
 
 def _totals(connection: sqlite3.Connection) -> Totals:
-    blocks, tokens, size = connection.execute("SELECT * FROM totals").fetchone()
+    blocks, tokens, size = connection.execute("SELECT blocks, tokens, size FROM totals").fetchone()
     (writing,) = connection.execute("SELECT coalesce(sum(size), 0) FROM writing").fetchone()
     return Totals(blocks, tokens, size + writing)

@@ -16,7 +16,7 @@ from kdn.store.buffers import allocate
 from kdn.store.catalogue import Catalogue, CatalogueDamaged, Victim, discard_catalogue
 from kdn.store.files import publish, remove, system_errors, write_temporary
 from kdn.store.folder import StoreFolder
-from kdn.store.format import EncodedBlock
+from kdn.store.format import MAX_BLOCK_BYTES, EncodedBlock
 from kdn.store.index import Entry
 from kdn.store.reader import read_header
 from kdn.store.tier import Changes, Handle, Spare, Tier, TierUsage
@@ -42,7 +42,11 @@ class _File(Handle):
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
         self._closing = threading.Lock()
-        self.buffer = allocate(os.fstat(descriptor).st_size)
+        size_bytes = os.fstat(descriptor).st_size
+        if size_bytes > MAX_BLOCK_BYTES:
+            self.close()
+            raise CorruptBlock(f"a file of {size_bytes} bytes is no block")
+        self.buffer = allocate(size_bytes)
 
     def read(self, start: int, stop: int) -> memoryview:
         view = self.buffer[start:stop]
@@ -63,7 +67,10 @@ class _File(Handle):
 
 
 class DiskTier(Tier):
-    """Blocks in `folder`, at most `capacity_bytes` of files at any time (None: a default).
+    """Blocks in `folder`, at most `capacity_bytes` of files at any time.
+
+    None means the cap that was last given for this folder, or `default_capacity`.  The catalogue,
+    about 1.5 KB a block, comes on top.
 
     A put block survives a power cut.  Another process may evict what this one pins; a block that
     is open can be read to its end all the same.  Opening brings the catalogue up to date with the
@@ -185,12 +192,16 @@ class DiskTier(Tier):
         return catalogue
 
     def _fit(self, capacity_bytes: int | None) -> int:
-        """The cap, after what exceeds it has been evicted."""
-        if capacity_bytes is None:
-            held_bytes = self._catalogue.totals().size_bytes
-            capacity_bytes = default_capacity(self._folder.path, held_bytes)
-        self._catalogue.shrink(capacity_bytes, lambda _: False, self._evict)
-        return capacity_bytes
+        """The cap. One that is given is remembered, and what exceeds it evicted at once.
+
+        Without that, somebody who only looks would evict what a server with a larger cap keeps.
+        """
+        if capacity_bytes is not None:
+            self._catalogue.set_capacity(capacity_bytes, lambda _: False, self._evict)
+            return capacity_bytes
+        remembered = self._catalogue.capacity_bytes()
+        held_bytes = self._catalogue.totals().size_bytes
+        return remembered or default_capacity(self._folder.path, held_bytes)
 
     def _reconcile(self, catalogue: Catalogue) -> None:
         """Rows for files that have none, and no rows for files that are gone."""
@@ -256,11 +267,12 @@ class DiskTier(Tier):
             remove(self._folder.quarantined(key))
         return True
 
-    def _set_aside(self, key: BlockKey) -> None:
-        with system_errors(f"setting block {key} aside"):
-            path = self._folder.block(key)
-            if path.exists():
-                path.replace(self._folder.quarantined(key))
+    def _set_aside(self, key: BlockKey) -> int:
+        aside = self._folder.quarantined(key)
+        with system_errors(f"setting block {key} aside"), suppress(FileNotFoundError):
+            self._folder.block(key).replace(aside)
+            return aside.stat().st_size
+        return 0
 
     def _forget_vanished(self, catalogue: Catalogue, key: BlockKey) -> None:
         """Somebody removed the file: the row goes too, unless the file is back by then."""

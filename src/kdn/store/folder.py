@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ __all__ = ["StoreFolder"]
 
 MARKER = "kdn-store.json"
 SUFFIX = ".kdn"
-_HEX = set("0123456789abcdef")
+_BLOCK_NAME = re.compile(r"[0-9a-f]{64}\.kdn")
 _HARMLESS = {"lost+found", ".DS_Store"}
 
 
@@ -83,7 +84,7 @@ class StoreFolder:
 
     def files(self) -> Iterator[Path]:
         """Every file that counts against the cap."""
-        for room in ("blocks", "writing", "quarantine"):
+        for room in ("blocks", "quarantine", "writing"):
             yield from (path for path in (self.path / room).rglob("*") if path.is_file())
 
     @contextmanager
@@ -188,6 +189,5 @@ def _keys(folder: str | Path) -> Iterator[BlockKey]:
     with os.scandir(folder) as files:
         names = [file.name for file in files]
     for name in names:
-        key = name.removesuffix(SUFFIX)
-        if name.endswith(SUFFIX) and len(key) == 64 and not set(key) - _HEX:
-            yield BlockKey(key)
+        if _BLOCK_NAME.fullmatch(name):
+            yield BlockKey(name[: -len(SUFFIX)])

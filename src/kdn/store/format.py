@@ -41,6 +41,7 @@ from kdn.store.tokens import TOKEN_BYTES, pack_tokens, unpack_tokens
 __all__ = [
     "ALIGN",
     "FORMAT_VERSION",
+    "MAX_BLOCK_BYTES",
     "PREAMBLE_BYTES",
     "ColumnSection",
     "EncodedBlock",
@@ -64,6 +65,7 @@ CHECKED_PREAMBLE_BYTES = PREAMBLE_BYTES - 16
 MAX_HEADER_BYTES = 1 << 20
 MAX_LAYERS = 4096
 MAX_RUN_BYTES = 1 << 28
+MAX_BLOCK_BYTES = 1 << 32
 MAX_TEXT = 4096
 MAX_POSITION = 1 << 40
 VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -143,6 +145,19 @@ class Header:
         """Half-open range of the file that holds `layer` and the zeros after it."""
         run = self.layers[layer]
         return self.body_start + run.offset, self.body_start + run.stop
+
+    @property
+    def sections_start(self) -> int:
+        """Where the layers end and the sections begin, if there are any."""
+        return self.body_start + self.layers[-1].stop
+
+    def check_sections(self, data: memoryview) -> None:
+        """Verify `data`, all bytes from `sections_start` on. Raises CorruptBlock."""
+        for kind, number, run in _sections(self):
+            start = self.body_start + run.offset - self.sections_start
+            padded = data[start : self.body_start + run.stop - self.sections_start]
+            if _run_checksum(self.id.key, kind, number, padded) != run.checksum:
+                raise CorruptBlock(f"block {self.id.key}: {kind} {number} fails its checksum")
 
     def layer(self, layer: int, padded: memoryview, *, verify: bool = True) -> memoryview:
         """The run in `padded`, the bytes of `layer_range`, decoded.
@@ -256,8 +271,13 @@ def _layout(sizes: list[int]) -> tuple[Run, ...]:
 
 
 def _runs(header: Header | _Wire) -> list[Run]:
-    hidden = [section.run for section in header.hidden]
-    return [*header.layers, *hidden, *(section.run for section in header.columns)]
+    return [*header.layers, *(run for _, _, run in _sections(header))]
+
+
+def _sections(header: Header | _Wire) -> list[tuple[str, int, Run]]:
+    hidden = [("hidden", number, section.run) for number, section in enumerate(header.hidden)]
+    columns = [("columns", number, section.run) for number, section in enumerate(header.columns)]
+    return hidden + columns
 
 
 def _wire(block: Block, codec: Codec, layers: tuple[Run, ...]) -> _Wire:

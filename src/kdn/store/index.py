@@ -4,12 +4,19 @@ Blocks of one family (fingerprint, recipe, salt) behind the same tokens are kept
 own tokens.  The longest common prefix with any run of tokens is then found at one of the two
 neighbours of the place where that run would stand, so ten thousand documents behind one prelude
 cost one bisection.
+
+A match may leave a block before its end: another one may stand behind just a part of it.
+
+    wanted   1 2 3 4 5 6 7 8          greedy would take all that fits of a (5) and be stuck at 5,
+    a        1 2 3 4 5 9              because nothing stands behind 1 2 3 4 5
+    b              4 5 6 7 8          so: a to 3, then b to 8
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -29,12 +36,11 @@ class Family(NamedTuple):
     salt: str
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What the indexes know of a block; tokens are packed."""
 
-    key: BlockKey
     family: Family
+    key: BlockKey
     behind: ChainHash
     start: int
     tokens: bytes
@@ -44,8 +50,8 @@ class Entry:
     def of(block_id: BlockId) -> Entry:
         """The entry of a block."""
         return Entry(
-            block_id.key,
             Family(block_id.fingerprint, block_id.recipe, block_id.salt),
+            block_id.key,
             block_id.behind,
             block_id.start,
             pack_tokens(block_id.token_ids),
@@ -94,8 +100,12 @@ class Piece(NamedTuple):
     entry: Entry
     num_tokens: int
 
+    @property
+    def stop(self) -> int:
+        """The position after its last token."""
+        return self.entry.start + self.num_tokens
 
-_Place = tuple[Fingerprint, str, str, ChainHash]
+
 _BLOCK_BYTES = BLOCK_TOKENS * TOKEN_BYTES
 _by_tokens = attrgetter("tokens")
 
@@ -105,8 +115,8 @@ class Index:
 
     def __init__(self) -> None:
         self._entries: dict[BlockKey, Entry] = {}
-        self._places: dict[_Place, list[Entry]] = {}
-        self._contents: dict[ContentId, list[BlockKey]] = {}
+        self._shelves: dict[Family, _Shelf] = {}
+        self._contents: dict[ContentId, tuple[BlockKey, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -119,55 +129,35 @@ class Index:
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Take entries in; those already known are passed over."""
-        disturbed: list[list[Entry]] = []
+        touched = set[Family]()
         for entry in entries:
             if entry.key in self._entries:
                 continue
             self._entries[entry.key] = entry
-            self._contents.setdefault(entry.content, []).append(entry.key)
-            place = self._places.setdefault(_place(entry.family, entry.behind), [])
-            place.append(entry)
-            if len(place) > 1:
-                disturbed.append(place)
-        for place in {id(place): place for place in disturbed}.values():
-            place.sort(key=_by_tokens)
+            self._contents[entry.content] = (*self._contents.get(entry.content, ()), entry.key)
+            if entry.family not in touched:
+                touched.add(entry.family)
+                self._shelves.setdefault(entry.family, _Shelf())
+            self._shelves[entry.family].add(entry)
+        for family in touched:
+            self._shelves[family].sort()
 
     def remove(self, key: BlockKey) -> bool:
         """Forget an entry; False when it was not known."""
         entry = self._entries.pop(key, None)
         if entry is None:
             return False
-        where = _place(entry.family, entry.behind)
-        place = self._places[where]
-        at = bisect_left(place, entry.tokens, key=_by_tokens)
-        while place[at].key != key:  # only a damaged catalogue has two keys for one place
-            at += 1
-        place.pop(at)
-        if not place:
-            del self._places[where]
-        keys = self._contents[entry.content]
-        keys.remove(key)
-        if not keys:
-            del self._contents[entry.content]
+        self._shelves[entry.family].remove(entry)
+        rest = tuple(other for other in self._contents.pop(entry.content) if other != key)
+        if rest:
+            self._contents[entry.content] = rest
         return True
 
     def match(self, family: Family, token_ids: Sequence[int]) -> list[Piece]:
-        """The longest run from position 0 that the greedy walk finds, block after block.
-
-        At each position the candidate with the longest common prefix is taken, as far as it goes.
-        """
-        wanted = pack_tokens(token_ids)
-        state, position, pieces = hashlib.sha256(), 0, list[Piece]()
-        while position < len(wanted):
-            behind = ChainHash(state.copy().hexdigest())
-            piece = self._longest(family, behind, wanted[position : position + _BLOCK_BYTES])
-            if piece is None:
-                break
-            assert piece.entry.family.recipe.tainted == family.recipe.tainted
-            pieces.append(piece)
-            stop = position + piece.num_tokens * TOKEN_BYTES
-            state.update(wanted[position:stop])
-            position = stop
+        """The longest run from position 0 that blocks cover, in as few blocks as that takes."""
+        shelf = self._shelves.get(family)
+        pieces = [] if shelf is None else shelf.match(pack_tokens(token_ids))
+        assert all(p.entry.family.recipe.tainted == family.recipe.tainted for p in pieces)
         return pieces
 
     def find_content(self, content_id: ContentId) -> list[Entry]:
@@ -176,26 +166,115 @@ class Index:
 
     def check(self) -> None:
         """Audit the books. Raises AssertionError saying what does not add up."""
-        assert sum(map(len, self._places.values())) == len(self._entries), (
-            "places and entries differ"
-        )
         assert sum(map(len, self._contents.values())) == len(self._entries), "contents differ"
-        for where, place in self._places.items():
-            assert place == sorted(place, key=_by_tokens), f"entries behind {where} are not sorted"
-            for entry in place:
-                assert _place(entry.family, entry.behind) == where, f"{entry.key} is misplaced"
-                assert self._entries[entry.key] is entry, f"{entry.key} is known twice"
-
-    def _longest(self, family: Family, behind: ChainHash, wanted: bytes) -> Piece | None:
-        place = self._places.get(_place(family, behind), [])
-        at = bisect_left(place, wanted, key=_by_tokens)
-        pieces = [
-            Piece(entry, common_tokens(entry.tokens, wanted))
-            for entry in place[max(at - 1, 0) : at + 1]
-        ]
-        best = max(pieces, key=attrgetter("num_tokens"), default=None)
-        return best if best is not None and best.num_tokens > 0 else None
+        assert sum(map(len, self._shelves.values())) == len(self._entries), "places differ"
+        for shelf in self._shelves.values():
+            shelf.check()
+        for entry in self:
+            assert entry in self._shelves[entry.family], f"{entry.key} is misplaced"
 
 
-def _place(family: Family, behind: ChainHash) -> _Place:
-    return family.fingerprint, family.recipe.name, family.salt, behind
+class _Shelf:
+    """The entries of one family, by what they stand behind."""
+
+    def __init__(self) -> None:
+        self._places: dict[ChainHash, list[Entry]] = {}
+        self._starts: Counter[int] = Counter()
+        self._ascending: list[int] = []
+        self._disturbed: dict[ChainHash, None] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._places.values()))
+
+    def __contains__(self, entry: Entry) -> bool:
+        return entry in self._places.get(entry.behind, ())
+
+    def add(self, entry: Entry) -> None:
+        """To be followed by `sort` before anything is looked up."""
+        place = self._places.setdefault(entry.behind, [])
+        place.append(entry)
+        if len(place) > 1:
+            self._disturbed[entry.behind] = None
+        self._starts[entry.start] += 1
+
+    def sort(self) -> None:
+        for behind in self._disturbed:
+            self._places[behind].sort(key=_by_tokens)
+        self._disturbed.clear()
+        if len(self._starts) != len(self._ascending):
+            self._ascending = sorted(self._starts)
+
+    def remove(self, entry: Entry) -> None:
+        place = self._places[entry.behind]
+        place.remove(entry)
+        if not place:
+            del self._places[entry.behind]
+        self._starts[entry.start] -= 1
+        if not self._starts[entry.start]:
+            del self._starts[entry.start]
+            self._ascending.remove(entry.start)
+
+    def match(self, wanted: bytes) -> list[Piece]:
+        """Wherever the current piece could be left, look how far the next one would reach; take
+        the one that reaches furthest."""
+        num_wanted = len(wanted) // TOKEN_BYTES
+        state, hashed, walk = hashlib.sha256(), 0, _Walk()
+        for start in self._ascending:
+            if start >= num_wanted or not walk.can_leave_at(start):
+                break
+            at = start * TOKEN_BYTES
+            state.update(wanted[hashed:at])
+            hashed = at
+            place = self._places.get(ChainHash(state.copy().hexdigest()))
+            if place is not None:
+                piece = _longest(place, wanted[at : at + _BLOCK_BYTES])
+                if piece.entry.start == start:  # else its catalogue row is damaged
+                    walk.offer(piece)
+        return walk.pieces()
+
+    def check(self) -> None:
+        assert self._ascending == sorted(self._starts), "starts are not sorted"
+        for place in self._places.values():
+            assert place, "a place without entries"
+            assert place == sorted(place, key=_by_tokens), f"behind {place[0].behind}: not sorted"
+        starts = Counter(entry.start for place in self._places.values() for entry in place)
+        assert starts == self._starts, "starts differ"
+
+
+def _longest(place: list[Entry], wanted: bytes) -> Piece:
+    """The entry that shares most tokens with `wanted`, and how many."""
+    at = bisect_left(place, wanted, key=_by_tokens)
+    neighbours = place[max(at - 1, 0) : at + 1]
+    pieces = [Piece(entry, common_tokens(entry.tokens, wanted)) for entry in neighbours]
+    return max(pieces, key=attrgetter("num_tokens"))
+
+
+class _Walk:
+    """Covers as much as possible with as few pieces as possible, offered by ascending start."""
+
+    def __init__(self) -> None:
+        self._taken: list[Piece] = []
+        self._end = 0
+        self._best: Piece | None = None
+
+    def can_leave_at(self, position: int) -> bool:
+        """Is `position` covered, so that a piece may start there? Settles what lies before it."""
+        while position > self._end and self._best is not None:
+            self._take(self._best)
+        return position <= self._end
+
+    def offer(self, piece: Piece) -> None:
+        if piece.stop > (self._best.stop if self._best is not None else self._end):
+            self._best = piece
+
+    def pieces(self) -> list[Piece]:
+        if self._best is not None:
+            self._take(self._best)
+        return self._taken
+
+    def _take(self, piece: Piece) -> None:
+        if self._taken:
+            last = self._taken[-1]
+            self._taken[-1] = Piece(last.entry, piece.entry.start - last.entry.start)
+        self._taken.append(piece)
+        self._end, self._best = piece.stop, None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock
 from kdn.store.format import EncodedBlock
 from kdn.store.reader import Load, read_header
-from kdn.store.tier import Handle, Tier
+from kdn.store.tier import Tier
 
 __all__ = ["Loads"]
 
@@ -64,18 +65,17 @@ class Loads:
 
         A block that is gone has size 0.
         """
-        handle = tier.open(key)
-        if handle is None:
-            return 0
         try:
-            header = read_header(handle, key)
-            load = Load(header, handle, tier.name, trusted=False)
-            load.layers(0, header.shape.num_layers)
+            handle = tier.open(key)
+            if handle is None:
+                return 0
+            with closing(handle):
+                header = read_header(handle, key)
+                load = Load(header, handle, tier.name, trusted=False)
+                load.layers(0, header.shape.num_layers)
         except CorruptBlock as error:
             self._on_corrupt(tier, key, error)
             return None
-        finally:
-            handle.close()
         return header.size_bytes
 
     def check(self) -> None:
@@ -86,19 +86,24 @@ class Loads:
 
     def _begin(self, key: BlockKey) -> Load | None:
         for tier in self._tiers:
-            handle = tier.open(key)
-            load = None if handle is None else self._load(tier, key, handle)
+            try:
+                load = self._load(tier, key)
+            except CorruptBlock as error:
+                self._on_corrupt(tier, key, error)
+                continue
             if load is not None:
                 return load
         return None
 
-    def _load(self, tier: Tier, key: BlockKey, handle: Handle) -> Load | None:
+    def _load(self, tier: Tier, key: BlockKey) -> Load | None:
+        handle = tier.open(key)
+        if handle is None:
+            return None
         try:
             header = read_header(handle, key)
-        except CorruptBlock as error:
+        except BaseException:
             handle.close()
-            self._on_corrupt(tier, key, error)
-            return None
+            raise
         tier.touch(key)
         return Load(
             header,

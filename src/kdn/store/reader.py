@@ -85,12 +85,15 @@ class Load:
         try:
             for first, last in _neighbours(missing):
                 self._read(first, last)
+            whole = bool(missing) and len(self._came) == self.header.shape.num_layers
+            if whole:
+                self._read_sections()
         except CorruptBlock as error:
             self._damage = error
             if self._on_corrupt is not None:
                 self._on_corrupt(error)
             raise
-        if missing and len(self._came) == self.header.shape.num_layers:
+        if whole:
             self._handle.close()
             if self._on_whole is not None:
                 self._on_whole(EncodedBlock(self.header, self._handle.buffer.toreadonly()))
@@ -103,6 +106,14 @@ class Load:
             begin, end = self.header.layer_range(layer)
             padded = data[begin - start : end - start]
             self._came[layer] = self.header.layer(layer, padded, verify=not self._trusted)
+
+    def _read_sections(self) -> None:
+        """What moves to another tier moves whole."""
+        start, stop = self.header.sections_start, self.header.size_bytes
+        if start < stop:
+            data = self._handle.read(start, stop)
+            if not self._trusted:
+                self.header.check_sections(data)
 
 
 class Reader:
@@ -135,10 +146,11 @@ class Reader:
 
         Raises CorruptBlock when it is damaged; the store has by then put the block out of use.
         """
-        return self._load.layers(layer, layer + 1)[0]
+        return self.layers(layer, layer + 1)[0]
 
     def layers(self, start: int, stop: int) -> list[memoryview]:
         """The runs of layers [start, stop), in one read where they are not at hand."""
+        assert self._on_close is not None, "this reader was closed"
         return self._load.layers(start, stop)
 
     def parts(self, layer: int) -> tuple[memoryview, memoryview]:

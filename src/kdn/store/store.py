@@ -158,6 +158,8 @@ class Store:
 
     def drop(self, key: BlockKey) -> bool:
         """Forget a block in every tier; False when none had it. Open readers read on."""
+        with self._lock:
+            self._queued.discard(key)
         held = [tier.drop(key) for tier in self._tiers]
         if any(held):
             self._trace.event("store.drop", key=key)
@@ -244,7 +246,7 @@ class Store:
                 except StoreError as error:
                     self._failed(tier, error)
                     continue
-                self._index.add(entry for entry in changes.added if self._tier_of(entry.key))
+                self._index.add(entry for entry in changes.added if tier.holds(entry.key))
                 for key in changes.removed:
                     if not self._tier_of(key):
                         self._index.remove(key)
@@ -286,7 +288,7 @@ class Store:
 
     def _dropped(self, block: EncodedBlock, where: str, reason: str) -> None:
         self._counts.add(dropped=1)
-        self._trace.event("store.dropped", tier=where, key=block.key, reason=reason)
+        self._trace.event("store.refuse", tier=where, key=block.key, reason=reason)
 
     def _failed(self, tier: Tier, error: StoreError) -> None:
         self._counts.add(failed=1)
@@ -312,7 +314,11 @@ class Store:
     def _lasting(self, key: BlockKey) -> bool:
         """Does the last tier have the block for good? Counts as a use if so."""
         last = self._tiers[-1]
-        handle = last.open(key)
+        try:
+            handle = last.open(key)
+        except CorruptBlock as error:
+            self._corrupt(last, key, error)
+            return False
         if handle is None:
             return False
         handle.close()
@@ -342,6 +348,8 @@ class Store:
             self._failed(tier, error)
 
     def _write_behind(self, block: EncodedBlock) -> None:
+        if block.key not in self._queued:
+            return  # dropped meanwhile
         with suppress(StoreError):  # counted where it was raised
             self._put_last(block)
         with self._lock:
@@ -366,8 +374,9 @@ def open_store(
 ) -> Store:
     """A store of memory over the disk in `folder`, or of memory alone.
 
-    `disk_bytes` None means 20 GB or a tenth of what is free, whichever is less.  Raises
-    ForeignStore for a folder that belongs to something else, StoreError for an unusable one.
+    `disk_bytes` None means the cap last given for this folder, or else 20 GB or a tenth of what is
+    free, whichever is less.  Raises ForeignStore for a folder that belongs to something else,
+    StoreError for one that cannot be used.
     """
     trace = trace or NoTrace()
     tiers: list[Tier] = [MemoryTier(memory_bytes, trace)]

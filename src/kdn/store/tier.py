@@ -75,7 +75,7 @@ class Tier(ABC):
     def open(self, key: BlockKey) -> Handle | None:
         """The block, held open: it can be read to its end even if it is dropped meanwhile.
 
-        None when it is not here.
+        None when it is not here. Raises CorruptBlock when what is here cannot be a block.
         """
         ...
 

@@ -36,17 +36,25 @@ typedef struct {
     int64_t num_head, tail_columns, head_columns;
 } Lane;
 
+/* Neighbouring lanes that are walked together: one lane with all its rows, or several of one row each
+ * that share a head, so that the head is read once for all of them. */
 typedef struct {
-    const Lane *lane;
+    const Lane *lanes;
+    int64_t num_lanes;
+} Flock;
+
+typedef struct {
+    const Flock *flock;
     int64_t kv_head, first; /* first of up to TILES * LANES queries; query = row * group + member */
 } Task;
 
 typedef struct {
     int64_t layer, heads, kv_heads, dim, window; /* window 0: none */
-    const bf16 *q;
+    const bf16 *q, *k, *v;
+    int64_t q_stride, k_stride, v_stride;
+    const float *cos, *sin;
     bf16 *out;
-    int64_t q_stride;
-    int use_amx;
+    int64_t use_amx, threads;
 } Call;
 
 typedef struct {
@@ -56,7 +64,8 @@ typedef struct {
     bf16 p[BLOCK / 2][LANES][2];
     bf16 k[BLOCK][MAX_DIM];
     bf16 v[MAX_DIM][BLOCK];
-    int32_t where[TILES][LANES];
+    int32_t where[TILES][LANES]; /* a query's position */
+    int32_t seen[LANES];         /* the same, or -1 for queries that sit a block out */
     float top[TILES][LANES], sum[TILES][LANES];
 } Scratch;
 
@@ -209,7 +218,7 @@ static void tiles_on(void) {}
 /* Scores to weights: hide what a query must not see, move the running maximum, leave P^T behind. */
 static void weigh(Scratch *s, int t, int64_t first, int64_t columns, const Call *call) {
     const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
-    const __m512i where = _mm512_load_epi32(s->where[t]);
+    const __m512i where = _mm512_load_epi32(s->seen);
     const int64_t last = first + columns - 1;
     const __mmask16 partly = _mm512_cmplt_epi32_mask(where, _mm512_set1_epi32((int)last));
     const __m512i low = _mm512_sub_epi32(where, _mm512_set1_epi32((int)call->window));
@@ -280,16 +289,26 @@ static Columns find_columns(Scratch *s, const Lane *lane, const Call *call, int6
 
 /* ---- one task: some queries over all their columns ---------------------------------------------- */
 
+static int64_t num_rows(const Flock *flock) {
+    return flock->num_lanes > 1 ? flock->num_lanes : flock->lanes->num_rows;
+}
+
+static const Lane *lane_of(const Flock *flock, int64_t row) {
+    return flock->num_lanes > 1 ? flock->lanes + row : flock->lanes;
+}
+
 static void load_queries(Scratch *s, const Task *task, const Call *call, int tiles, int64_t total) {
     const int64_t group = call->heads / call->kv_heads;
     for (int t = 0; t < tiles; t++)
         for (int i = 0; i < LANES; i++) {
-            const int64_t query = task->first + t * LANES + i;
-            const int64_t row = (query < total ? query : total - 1) / group;
-            const int64_t head = task->kv_head * group + (query < total ? query : total - 1) % group;
-            const bf16 *q = call->q + (task->lane->start + row) * call->q_stride + head * call->dim;
+            int64_t query = task->first + t * LANES + i;
+            if (query >= total) query = total - 1; /* a tile that is not full repeats the last one */
+            const int64_t row = query / group, head = task->kv_head * group + query % group;
+            const Lane *lane = lane_of(task->flock, row);
+            const int64_t own = task->flock->num_lanes > 1 ? 0 : row;
+            const bf16 *q = call->q + (lane->start + own) * call->q_stride + head * call->dim;
             for (int64_t d = 0; d < call->dim; d++) s->q[t][d / 2][i][d % 2] = q[d];
-            s->where[t][i] = (int32_t)task->lane->positions[row];
+            s->where[t][i] = (int32_t)lane->positions[own];
             s->top[t][i] = FAR;
             s->sum[t][i] = 0;
         }
@@ -302,44 +321,101 @@ static void store_rows(Scratch *s, const Task *task, const Call *call, int tiles
         for (int i = 0; i < LANES; i++) {
             const int64_t query = task->first + t * LANES + i;
             if (query >= total) return;
-            const int64_t row = task->lane->start + query / group, head = task->kv_head * group + query % group;
-            bf16 *out = call->out + (row * call->heads + head) * call->dim;
+            const int64_t row = query / group, head = task->kv_head * group + query % group;
+            const int64_t own = task->flock->num_lanes > 1 ? 0 : row;
+            const int64_t at = lane_of(task->flock, row)->start + own;
+            bf16 *out = call->out + (at * call->heads + head) * call->dim;
             const float share = 1.0f / s->sum[t][i];
             for (int64_t d = 0; d < call->dim; d++) out[d] = float_to_bf16(s->o[t][d][i] * share);
         }
 }
 
+static void one_block(Scratch *s, int t, Columns at, int64_t first, int64_t columns, const Call *call) {
+    call->use_amx ? scores_amx(s, t, at, columns, call->dim) : scores_avx(s, t, at, columns, call->dim);
+    weigh(s, t, first, columns, call);
+    call->use_amx ? mix_amx(s, t, at, columns, call->dim) : mix_avx(s, t, at, columns, call->dim);
+}
+
+static int64_t block_columns(int64_t first, int64_t last) {
+    const int64_t columns = last + 1 - first;
+    return columns > BLOCK ? BLOCK : (columns + STEP - 1) / STEP * STEP;
+}
+
+/* Blocks from `first` on, up to `stop` (exclusive) or the last column that any query sees. */
+static void walk(Scratch *s, const Task *task, const Call *call, int tiles, int64_t first, int64_t stop) {
+    int32_t highest = 0;
+    for (int t = 0; t < tiles; t++)
+        for (int i = 0; i < LANES; i++)
+            if (s->where[t][i] > highest) highest = s->where[t][i];
+    for (; first <= highest && first < stop; first += BLOCK) {
+        const int64_t columns = block_columns(first, highest);
+        const Columns at = find_columns(s, task->flock->lanes, call, task->kv_head, first, columns);
+        for (int t = 0; t < tiles; t++) {
+            memcpy(s->seen, s->where[t], sizeof s->seen);
+            one_block(s, t, at, first, columns, call);
+        }
+    }
+}
+
+/* The columns that only `lane` has: its queries look, the others sit out. */
+static void walk_own(Scratch *s, const Task *task, const Call *call, int tiles, int64_t row, int64_t first) {
+    const int64_t group = call->heads / call->kv_heads;
+    const Lane *lane = lane_of(task->flock, row);
+    for (; first <= lane->positions[0]; first += BLOCK) {
+        const int64_t columns = block_columns(first, lane->positions[0]);
+        const Columns at = find_columns(s, lane, call, task->kv_head, first, columns);
+        for (int t = 0; t < tiles; t++) {
+            int looks = 0;
+            for (int i = 0; i < LANES; i++) {
+                const int own = (task->first + t * LANES + i) / group == row;
+                s->seen[i] = own ? s->where[t][i] : -1;
+                looks |= own;
+            }
+            if (looks) one_block(s, t, at, first, columns, call);
+        }
+    }
+}
+
 static void run_task(Scratch *s, const Task *task, const Call *call) {
-    const Lane *lane = task->lane;
-    const int64_t total = lane->num_rows * (call->heads / call->kv_heads);
+    const int64_t group = call->heads / call->kv_heads, total = num_rows(task->flock) * group;
     const int64_t left = total - task->first;
     const int tiles = left >= TILES * LANES ? TILES : (int)((left + LANES - 1) / LANES);
     load_queries(s, task, call, tiles, total);
-    int32_t lowest = s->where[0][0], highest = s->where[tiles - 1][LANES - 1];
-    int64_t from = 0;
-    if (call->window && lowest - call->window + 1 > 0) from = (lowest - call->window + 1) / BLOCK * BLOCK;
-    for (int64_t first = from; first <= highest; first += BLOCK) {
-        int64_t columns = highest + 1 - first;
-        columns = columns > BLOCK ? BLOCK : (columns + STEP - 1) / STEP * STEP;
-        const Columns at = find_columns(s, lane, call, task->kv_head, first, columns);
-        for (int t = 0; t < tiles; t++) {
-            if (s->where[t][LANES - 1] < first) continue;
-            call->use_amx ? scores_amx(s, t, at, columns, call->dim) : scores_avx(s, t, at, columns, call->dim);
-            weigh(s, t, first, columns, call);
-            call->use_amx ? mix_amx(s, t, at, columns, call->dim) : mix_avx(s, t, at, columns, call->dim);
-        }
+    int64_t lowest = s->where[0][0], first = 0;
+    for (int t = 0; t < tiles; t++)
+        for (int i = 0; i < LANES; i++)
+            if (s->where[t][i] < lowest) lowest = s->where[t][i];
+    if (call->window && lowest - call->window + 1 > 0) first = (lowest - call->window + 1) / BLOCK * BLOCK;
+    if (task->flock->num_lanes == 1) {
+        walk(s, task, call, tiles, first, INT64_MAX);
+    } else {
+        const int64_t shared = task->flock->lanes->num_head / BLOCK * BLOCK;
+        walk(s, task, call, tiles, first, shared);
+        const int64_t last = (left < tiles * LANES ? total : task->first + tiles * LANES) - 1;
+        for (int64_t row = task->first / group; row <= last / group; row++)
+            walk_own(s, task, call, tiles, row, first > shared ? first : shared);
     }
     store_rows(s, task, call, tiles, total);
 }
 
-/* Every row of every lane over the columns at or before its position. Rows of a lane ascend. */
-void kdn_attend(const Lane *lanes, int64_t num_lanes, const Call *call, Task *tasks, int threads) {
+/* Every row of every lane over the columns at or before its position. Rows of a lane ascend.
+ * `tasks` has room for as many as kdn_num_tasks says. */
+int64_t kdn_num_tasks(const Flock *flocks, int64_t num_flocks, const Call *call) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < num_flocks; i++) {
+        const int64_t queries = num_rows(&flocks[i]) * (call->heads / call->kv_heads);
+        count += (queries + TILES * LANES - 1) / (TILES * LANES) * call->kv_heads;
+    }
+    return count;
+}
+
+void kdn_attend(const Flock *flocks, int64_t num_flocks, const Call *call, Task *tasks) {
     const int64_t group = call->heads / call->kv_heads;
     int64_t num_tasks = 0;
-    for (int64_t i = 0; i < num_lanes; i++)
-        for (int64_t first = 0; first < lanes[i].num_rows * group; first += TILES * LANES)
-            for (int64_t h = 0; h < call->kv_heads; h++) tasks[num_tasks++] = (Task){&lanes[i], h, first};
-#pragma omp parallel num_threads(threads)
+    for (int64_t i = 0; i < num_flocks; i++)
+        for (int64_t first = 0; first < num_rows(&flocks[i]) * group; first += TILES * LANES)
+            for (int64_t h = 0; h < call->kv_heads; h++) tasks[num_tasks++] = (Task){&flocks[i], h, first};
+#pragma omp parallel num_threads(call->threads)
     {
         Scratch s __attribute__((aligned(64)));
         if (call->use_amx) tiles_on();
@@ -363,30 +439,44 @@ static inline void turn(const bf16 *x, const float *cos, const float *sin, int64
     }
 }
 
-/* Queries of all rows, rotated: [rows, heads, dim]. */
-void kdn_turn(const bf16 *x, int64_t stride, const float *cos, const float *sin, int64_t rows, int64_t heads,
-              int64_t dim, bf16 *out, int threads) {
-#pragma omp parallel for num_threads(threads) if (rows > 16)
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t h = 0; h < heads; h++)
-            turn(x + r * stride + h * dim, cos + r * dim, sin + r * dim, dim, out + (r * heads + h) * dim);
+/* K rows, rotated, and V rows, transposed, to columns at[r] - behind of to_k [kv heads, columns, dim] and
+ * to_v [kv heads, dim, columns]. Rows [r0, end) of one head. */
+static void write_rows(const Call *call, int64_t h, int64_t row, int64_t r0, int64_t end, const int64_t *at,
+                       int64_t behind, bf16 *to_k, bf16 *to_v, int64_t columns) {
+    const int64_t dim = call->dim;
+    const bf16 *k = call->k + row * call->k_stride + h * dim, *v = call->v + row * call->v_stride + h * dim;
+    for (int64_t r = r0; r < end; r++)
+        turn(k + r * call->k_stride, call->cos + (row + r) * dim, call->sin + (row + r) * dim, dim,
+             to_k + (h * columns + at[r] - behind) * dim);
+    for (int64_t d = 0; d < dim; d++)
+        for (int64_t r = r0; r < end; r++)
+            to_v[(h * dim + d) * columns + at[r] - behind] = v[r * call->v_stride + d];
 }
 
-/* Rows' K, rotated, and V, transposed, to columns at[r] of to_k [kv heads, columns, dim] and
- * to_v [kv heads, dim, columns]. */
-void kdn_write(const bf16 *k, int64_t k_stride, const bf16 *v, int64_t v_stride, const float *cos,
-               const float *sin, const int64_t *at, int64_t rows, int64_t kv_heads, int64_t dim, bf16 *to_k,
-               bf16 *to_v, int64_t columns, int threads) {
-    const int64_t step = 32;
-#pragma omp parallel for num_threads(threads) if (rows > 16) collapse(2)
-    for (int64_t h = 0; h < kv_heads; h++)
-        for (int64_t r0 = 0; r0 < rows; r0 += step) {
-            const int64_t end = r0 + step < rows ? r0 + step : rows;
-            for (int64_t r = r0; r < end; r++)
-                turn(k + r * k_stride + h * dim, cos + r * dim, sin + r * dim, dim,
-                     to_k + (h * columns + at[r]) * dim);
-            for (int64_t d = 0; d < dim; d++)
-                for (int64_t r = r0; r < end; r++)
-                    to_v[(h * dim + d) * columns + at[r]] = v[r * v_stride + h * dim + d];
+/* Columns that come from elsewhere: `rows` rows of call->k and call->v. */
+void kdn_write(const Call *call, const int64_t *at, int64_t rows, bf16 *to_k, bf16 *to_v, int64_t columns) {
+#pragma omp parallel for num_threads(call->threads) if (rows > LANES) collapse(2)
+    for (int64_t h = 0; h < call->kv_heads; h++)
+        for (int64_t r0 = 0; r0 < rows; r0 += 2 * LANES)
+            write_rows(call, h, 0, r0, r0 + 2 * LANES < rows ? r0 + 2 * LANES : rows, at, 0, to_k, to_v, columns);
+}
+
+/* All rows of a batch: K and V to their lanes' tails, queries rotated to call->out [rows, heads, dim]. */
+void kdn_place(const Lane *lanes, int64_t num_lanes, const Call *call) {
+    const int64_t dim = call->dim;
+    for (int64_t i = 0; i < num_lanes; i++) {
+        const Lane *lane = &lanes[i];
+        const int64_t slot = call->layer * call->kv_heads * lane->tail_columns * dim;
+#pragma omp parallel for num_threads(call->threads) if (lane->num_rows > LANES)
+        for (int64_t r0 = 0; r0 < lane->num_rows; r0 += 2 * LANES) {
+            const int64_t end = r0 + 2 * LANES < lane->num_rows ? r0 + 2 * LANES : lane->num_rows;
+            for (int64_t h = 0; h < call->kv_heads; h++)
+                write_rows(call, h, lane->start, r0, end, lane->positions, lane->num_head, lane->tail_k + slot,
+                           lane->tail_v + slot, lane->tail_columns);
+            for (int64_t r = lane->start + r0; r < lane->start + end; r++)
+                for (int64_t h = 0; h < call->heads; h++)
+                    turn(call->q + r * call->q_stride + h * dim, call->cos + r * dim, call->sin + r * dim, dim,
+                         call->out + (r * call->heads + h) * dim);
         }
+    }
 }

@@ -13,9 +13,6 @@ from kdn.model.kernels.build import Library
 
 __all__ = ["KernelAttention"]
 
-_TILES = 4 * 16
-"""Queries in one task of the kernel."""
-
 
 class _Lane(ctypes.Structure):
     _fields_ = (
@@ -32,8 +29,12 @@ class _Lane(ctypes.Structure):
     )
 
 
+class _Flock(ctypes.Structure):
+    _fields_ = (("lanes", ctypes.c_void_p), ("num_lanes", ctypes.c_int64))
+
+
 class _Task(ctypes.Structure):
-    _fields_ = (("lane", ctypes.c_void_p), ("kv_head", ctypes.c_int64), ("first", ctypes.c_int64))
+    _fields_ = (("flock", ctypes.c_void_p), ("kv_head", ctypes.c_int64), ("first", ctypes.c_int64))
 
 
 class _Call(ctypes.Structure):
@@ -44,14 +45,21 @@ class _Call(ctypes.Structure):
         ("dim", ctypes.c_int64),
         ("window", ctypes.c_int64),
         ("q", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
+        ("k", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
         ("q_stride", ctypes.c_int64),
-        ("use_amx", ctypes.c_int),
+        ("k_stride", ctypes.c_int64),
+        ("v_stride", ctypes.c_int64),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("use_amx", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
     )
 
 
 class KernelAttention(Attention):
-    """Runs on the library's kernel. Refuses what it was not made for when it is bound."""
+    """Runs on the library's kernel, for what it `suits`."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -72,37 +80,20 @@ class KernelAttention(Attention):
     def write(
         self, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, to_k: Tensor, to_v: Tensor, at: Tensor
     ) -> None:
-        _write(self._library.handle, k, v, cos, sin, to_k, to_v, at)
-
-
-def _write(
-    handle: ctypes.CDLL,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    to_k: Tensor,
-    to_v: Tensor,
-    at: Tensor,
-) -> None:
-    rows, kv_heads, dim = k.shape
-    k, v = _rows(k), _rows(v)
-    handle.kdn_write(
-        ctypes.c_void_p(k.data_ptr()),
-        ctypes.c_int64(k.stride(0)),
-        ctypes.c_void_p(v.data_ptr()),
-        ctypes.c_int64(v.stride(0)),
-        ctypes.c_void_p(cos.data_ptr()),
-        ctypes.c_void_p(sin.data_ptr()),
-        ctypes.c_void_p(at.data_ptr()),
-        ctypes.c_int64(rows),
-        ctypes.c_int64(kv_heads),
-        ctypes.c_int64(dim),
-        ctypes.c_void_p(to_k.data_ptr()),
-        ctypes.c_void_p(to_v.data_ptr()),
-        ctypes.c_int64(to_k.shape[1]),
-        ctypes.c_int(torch.get_num_threads()),
-    )
+        k, v = _rows(k), _rows(v)
+        num_rows, kv_heads, dim = k.shape
+        call = _Call(kv_heads=kv_heads, dim=dim, threads=torch.get_num_threads())
+        call.k, call.k_stride = k.data_ptr(), k.stride(0)
+        call.v, call.v_stride = v.data_ptr(), v.stride(0)
+        call.cos, call.sin = cos.data_ptr(), sin.data_ptr()
+        self._library.handle.kdn_write(
+            ctypes.byref(call),
+            ctypes.c_void_p(at.data_ptr()),
+            ctypes.c_int64(num_rows),
+            ctypes.c_void_p(to_k.data_ptr()),
+            ctypes.c_void_p(to_v.data_ptr()),
+            ctypes.c_int64(to_k.shape[1]),
+        )
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -111,64 +102,75 @@ def _rows(x: Tensor) -> Tensor:
 
 
 class _BoundKernel(BoundAttention):
+    """Keeps the tables that the kernel reads, and the tensors that the tables point into."""
+
     def __init__(
         self, library: Library, lanes: tuple[AttentionLane, ...], cos: Tensor, sin: Tensor
     ) -> None:
         self._handle = library.handle
-        self._use_amx = library.level == 2
+        self._flocks = _flocks(lanes)
+        lanes = tuple(lane for flock in self._flocks for lane in flock)
         self._lanes = lanes
-        self._cos, self._sin = cos.contiguous(), sin.contiguous()
         self._positions = [lane.positions.contiguous() for lane in lanes]
-        self._at = [lane.positions - lane.num_head for lane in lanes]
+        self._cos, self._sin = cos.contiguous(), sin.contiguous()
         self._table = (_Lane * len(lanes))(*map(_described, lanes, self._positions))
+        self._flock_table = _flock_table(self._table, self._flocks)
+        self._call = _Call(
+            kv_heads=lanes[0].tail_k.shape[1],
+            dim=lanes[0].tail_k.shape[3],
+            cos=self._cos.data_ptr(),
+            sin=self._sin.data_ptr(),
+            use_amx=library.level == 2,
+            threads=torch.get_num_threads(),
+        )
+        self._tasks: ctypes.Array[_Task] | None = None
 
     def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        for lane, at in zip(self._lanes, self._at, strict=True):
-            rows = slice(lane.start, lane.stop)
-            to_k, to_v = lane.tail_k[layer], lane.tail_v[layer]
-            _write(self._handle, k[rows], v[rows], self._cos[rows], self._sin[rows], to_k, to_v, at)
-        q = _rows(q)
+        q, k, v = _rows(q), _rows(k), _rows(v)
         out = torch.empty(q.shape, dtype=q.dtype)
-        self._handle.kdn_turn(
-            ctypes.c_void_p(q.data_ptr()),
-            ctypes.c_int64(q.stride(0)),
-            ctypes.c_void_p(self._cos.data_ptr()),
-            ctypes.c_void_p(self._sin.data_ptr()),
-            ctypes.c_int64(q.shape[0]),
-            ctypes.c_int64(q.shape[1]),
-            ctypes.c_int64(q.shape[2]),
-            ctypes.c_void_p(out.data_ptr()),
-            ctypes.c_int(torch.get_num_threads()),
-        )
+        call = self._call
+        call.layer, call.heads = layer, q.shape[1]
+        call.q, call.q_stride = q.data_ptr(), q.stride(0)
+        call.k, call.k_stride = k.data_ptr(), k.stride(0)
+        call.v, call.v_stride = v.data_ptr(), v.stride(0)
+        call.out = out.data_ptr()
+        self._handle.kdn_place(self._table, ctypes.c_int64(len(self._lanes)), ctypes.byref(call))
         return out
 
     def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
         q = _rows(q)
         num_rows, heads, dim = q.shape
-        kv_heads = self._lanes[0].tail_k.shape[1]
         out = torch.empty((num_rows, heads * dim), dtype=q.dtype)
-        call = _Call(
-            layer,
-            heads,
-            kv_heads,
-            dim,
-            window or 0,
-            q.data_ptr(),
-            out.data_ptr(),
-            q.stride(0),
-            self._use_amx,
-        )
-        group = heads // kv_heads
-        num_tasks = sum(-(-lane.num_rows * group // _TILES) for lane in self._lanes) * kv_heads
-        tasks = (_Task * num_tasks)()
-        self._handle.kdn_attend(
-            self._table,
-            ctypes.c_int64(len(self._lanes)),
-            ctypes.byref(call),
-            tasks,
-            ctypes.c_int(torch.get_num_threads()),
-        )
+        call, num_flocks = self._call, ctypes.c_int64(len(self._flocks))
+        call.layer, call.heads, call.window = layer, heads, window or 0
+        call.q, call.q_stride, call.out = q.data_ptr(), q.stride(0), out.data_ptr()
+        if self._tasks is None:
+            size = self._handle.kdn_num_tasks(self._flock_table, num_flocks, ctypes.byref(call))
+            self._tasks = (_Task * size)()
+        self._handle.kdn_attend(self._flock_table, num_flocks, ctypes.byref(call), self._tasks)
         return out
+
+
+def _flocks(lanes: Sequence[AttentionLane]) -> list[list[AttentionLane]]:
+    """Lanes of one row each that share a head stand together; every other lane stands alone."""
+    alone: list[list[AttentionLane]] = []
+    together: dict[tuple[int, int], list[AttentionLane]] = {}
+    for lane in lanes:
+        if lane.num_rows == 1 and lane.head_k is not None and lane.num_head:
+            together.setdefault((lane.head_k.data_ptr(), lane.num_head), []).append(lane)
+        else:
+            alone.append([lane])
+    return [*alone, *together.values()]
+
+
+def _flock_table(
+    table: ctypes.Array[_Lane], flocks: Sequence[Sequence[AttentionLane]]
+) -> ctypes.Array[_Flock]:
+    made, at = [], ctypes.addressof(table)
+    for flock in flocks:
+        made.append(_Flock(at, len(flock)))
+        at += len(flock) * ctypes.sizeof(_Lane)
+    return (_Flock * len(made))(*made)
 
 
 def _described(lane: AttentionLane, positions: Tensor) -> _Lane:

@@ -1,0 +1,159 @@
+"""The command line with a tiny model: whole commands, from files to answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kdn.cli.demo import play
+from kdn.cli.options import ModelChoice
+from kdn.config import load_config
+from kdn.errors import UnknownModel
+from kdn.model import resolve
+from tests.cli.program import finish, kdn, start
+
+LOCKS = "The lock of the red door opens with the brass key. It hangs behind the clock.\n\n"
+BOATS = "The boat leaves the harbour at nine. A ticket costs four crowns, children ride free.\n\n"
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", max_position_embeddings=8192)
+
+
+@pytest.fixture(scope="module")
+def embedder() -> None:
+    """Skips where the sentence embedder is not installed."""
+    try:
+        resolve("minilm-l6", Path("no-home"))
+    except UnknownModel:
+        pytest.skip("the embedder's weights are not installed")
+
+
+@pytest.fixture
+def papers(tmp_path: Path) -> Path:
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    (folder / "locks.md").write_text(f"# Locks\n\n{LOCKS}")
+    (folder / "boats.md").write_text(f"# Boats\n\n{BOATS}")
+    return folder
+
+
+def test_an_empty_library_says_what_to_do(tmp_path: Path, tiny: Path, embedder: None) -> None:
+    done = kdn(tmp_path, "ask", "Where is the key?", "--model", tiny)
+    assert done.code == 2
+    assert "kdn ingest" in done.err
+
+
+def test_ingest_then_ask_twice(tmp_path: Path, tiny: Path, papers: Path, embedder: None) -> None:
+    first = kdn(tmp_path, "ingest", papers, "--model", tiny, "--json")
+    assert first.code == 0
+    assert "2 files" in first.err
+    assert "of KV" in first.err
+    assert len(first.json["added"]) == 2
+    again = kdn(tmp_path, "ingest", papers, "--model", tiny, "--json").json
+    assert (len(again["added"]), len(again["unchanged"])) == (0, 2)
+    ask = ("ask", "Where is the brass key?", "--model", tiny, "--max-tokens", "4", "--json")
+    cold, warm = kdn(tmp_path, *ask).json, kdn(tmp_path, *ask).json
+    assert cold["usage"]["exact"] == 0
+    assert warm["usage"]["exact"] > 100
+    assert warm["usage"]["exact"] + warm["usage"]["recomputed"] == warm["usage"]["prompt_tokens"]
+    assert warm["answer"] == cold["answer"]
+    assert kdn(tmp_path, "store", "stat", "--json").json["blocks"] > 0
+    said = kdn(tmp_path, *ask[:-1])
+    assert "prompt tokens" in said.err
+    assert "first token after" in said.err
+
+
+def test_prefill_leaves_nothing_to_compute_but_the_question(
+    tmp_path: Path, tiny: Path, papers: Path, embedder: None
+) -> None:
+    assert kdn(tmp_path, "ingest", papers, "--model", tiny, "--prefill").code == 0
+    asked = kdn(tmp_path, "ask", "Which boat?", "--model", tiny, "--max-tokens", "2", "--json")
+    usage = asked.json["usage"]
+    assert usage["recomputed"] < usage["prompt_tokens"] - len(BOATS)
+
+
+def test_a_bad_file_is_named_and_the_others_go_in(
+    tmp_path: Path, tiny: Path, papers: Path, embedder: None
+) -> None:
+    (papers / "empty.md").write_text("")
+    done = kdn(tmp_path, "ingest", papers, "--model", tiny, "--json")
+    assert done.code == 0
+    assert len(done.json["added"]) == 2
+    assert "empty.md" in done.json["refused"][0]["path"]
+
+
+def test_ctrl_c_stops_an_ingest_that_can_be_taken_up_again(
+    tmp_path: Path, tiny: Path, papers: Path, embedder: None
+) -> None:
+    for number in range(40):
+        (papers / f"{number}.md").write_text(f"# Paper {number}\n\n{number} times: {LOCKS}")
+    program = start(tmp_path, "ingest", papers, "--model", tiny, "--json")
+    assert program.stderr is not None
+    assert "42 files" in program.stderr.readline()  # from now on Ctrl-C is heard
+    program.send_signal(signal.SIGINT)
+    done = finish(program)
+    assert done.code == 130
+    assert "ingest again for the rest" in done.err
+    assert done.json["cancelled"] is True
+    finished = len(done.json["added"])
+    rest = kdn(tmp_path, "ingest", papers, "--model", tiny, "--json").json
+    assert (len(rest["unchanged"]), len(rest["added"])) == (finished, 42 - finished)
+
+
+def test_a_chat_goes_on_from_what_it_kept(tmp_path: Path, tiny: Path) -> None:
+    chat = ("chat", "--model", tiny, "--max-tokens", "8", "--json")
+    done = kdn(tmp_path, *chat, typed="Hello there\nAnd now?\n/new\nHello there\n/quit\nunheard\n")
+    turns = [json.loads(line) for line in done.out.splitlines()]
+    assert [turn["question"] for turn in turns] == ["Hello there", "And now?", "Hello there"]
+    first, second, anew = (turn["usage"] for turn in turns)
+    assert first["exact"] == 0
+    assert second["exact"] >= first["prompt_tokens"]
+    assert anew["exact"] == first["prompt_tokens"] - 1
+    assert turns[2]["answer"] == turns[0]["answer"]
+
+
+def test_ctrl_c_ends_an_answer_with_one_sentence(tmp_path: Path, tiny: Path) -> None:
+    program = start(tmp_path, "chat", "--model", tiny, "--max-tokens", "7000")
+    assert program.stdin is not None
+    assert program.stdout is not None
+    program.stdin.write("Talk for long\n")
+    program.stdin.flush()
+    assert program.stdout.read(1)  # the answer has begun
+    program.send_signal(signal.SIGINT)
+    done = finish(program)
+    assert done.code == 130
+    assert done.err.strip().endswith("what was finished before is kept")
+    assert "Traceback" not in done.err
+
+
+def test_serve_tells_its_address_answers_and_stops(tmp_path: Path, tiny: Path) -> None:
+    program = start(tmp_path, "serve", "--model", tiny, "--port", "0", "--json")
+    assert program.stdout is not None
+    url = json.loads(program.stdout.readline())["url"]
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+    assert answer["usage"]["prompt_tokens"] > 0
+    program.send_signal(signal.SIGINT)
+    done = finish(program)
+    assert done.code in (0, 130)
+    assert "Traceback" not in done.err
+
+
+def test_the_demo_asks_cold_warm_and_after_a_restart(
+    tmp_path: Path, tiny: Path, papers: Path, embedder: None
+) -> None:
+    config = load_config({"PATH": os.environ["PATH"]}, home=tmp_path)
+    questions = ("Where is the brass key?", "What costs a ticket?")
+    asked = play(ModelChoice(str(tiny)), config, [papers], questions, 4, quiet=True)
+    for one in asked:
+        assert one.answers["warm"].usage.recomputed < one.answers["cold"].usage.recomputed
+        assert one.answers["restart"].usage.recomputed == one.answers["warm"].usage.recomputed
+        assert one.answers["cold"].text == one.answers["warm"].text == one.answers["restart"].text
