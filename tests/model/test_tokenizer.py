@@ -69,9 +69,9 @@ def test_streaming_equals_decoding(bytes_tokenizer: Tokenizer, text: str) -> Non
 
 @pytest.mark.model
 def test_gguf_tokenizer_is_the_published_one(smollm2: Path, model_cache: Path) -> None:
-    """Against transformers' own conversion of the same file, which cuts before digits as GPT-2 does.
+    """Against transformers' own conversion of the same file, which knows no cut but GPT-2's.
 
-    The published tokenizer, and ours, take digits apart first; that shows behind several blanks only.
+    The published tokenizer takes digits apart first, as ours does; it shows behind several blanks.
     """
     from transformers import AutoTokenizer
 
