@@ -331,7 +331,7 @@ class Kdn:
         return self.model.decoder.fingerprint_with(chosen)
 
     def _context(self, question: str, max_tokens: int, max_parts: int) -> list[Part]:
-        if not self.library.stat().num_sources:
+        if not self.library.num_sources:
             raise BadInput("the library is empty; take documents in first: kdn ingest PATH")
         room = self.model.decoder.config.max_position - max_tokens - _FRAME_TOKENS
         room -= len(self.model.tokenizer.encode(question))
