@@ -27,7 +27,7 @@ from kdn.engine import Engine, Limits
 from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.machine import free_memory_bytes
 from kdn.model import Document, LoadedModel, Message, Remembered, load_model, resolve
-from kdn.model.attention import Attention, TorchAttention
+from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.kernels import KernelAttention, NoKernel, load
 from kdn.rag import (
     Cutting,
@@ -108,8 +108,10 @@ def _dtype(asked: str, device: str, home: Path) -> str:
 
 
 def _attention(model: LoadedModel, home: Path, trace: Trace) -> Attention:
-    """The compiled kernel where it can run, else plain torch; the trace says which and why."""
+    """The compiled kernel where it can run, torch's own on a GPU, else plain torch; the trace says why."""
     decoder = model.decoder
+    if decoder.device.type == "cuda":
+        return FusedAttention()
     if not KernelAttention.suits(decoder.dtype, decoder.device, decoder.config.head_dim):
         return TorchAttention()
     try:
