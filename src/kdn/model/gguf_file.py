@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ __all__ = ["unpack_gguf"]
 
 _FORMAT = "kdn-unpacked-2"
 """Changes when what is written changes, so that older folders are not used."""
+
+_STALE_S = 3600.0
 
 _FAMILY = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "mistral": "mistral"}
 _GLOBAL = {
@@ -63,6 +65,7 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
         return folder
     cache_dir.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=cache_dir, prefix=f".{folder.name}."))
+    _sweep(building, cache_dir.glob(f".{folder.name}.*"))
     try:
         _write(file, building, dtype)
         _publish(building, folder)
@@ -74,6 +77,14 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
+
+
+def _sweep(building: Path, others: Iterable[Path]) -> None:
+    """Remove what processes that were killed an hour ago or more left half-made."""
+    now_s = building.stat().st_mtime
+    for other in others:
+        if now_s - other.stat().st_mtime > _STALE_S:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _publish(building: Path, folder: Path) -> None:
