@@ -146,6 +146,12 @@ def test_a_missing_tensor_is_named(tiny_model: Tiny, tmp_path: Path) -> None:
         load_model(file, cache_dir=tmp_path)
 
 
+def test_a_missing_embedding_is_named(tiny_model: Tiny, tmp_path: Path) -> None:
+    file = write_gguf(tiny_model("llama"), tmp_path / "a.gguf", leave_out="embed_tokens")
+    with pytest.raises(WeightsError, match=r"token_embd\.weight"):
+        load_model(file, cache_dir=tmp_path)
+
+
 def test_the_second_load_unpacks_nothing(tiny_model: Tiny, tmp_path: Path) -> None:
     file = write_gguf(tiny_model("llama"), tmp_path / "a.gguf")
     first = unpack_gguf(file, tmp_path / "cache", torch.float32)

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
 from safetensors import SafetensorError
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdn.errors import WeightsError
+from kdn.model.gguf_reader import GgufFile, StoredTensor, read_gguf
 from kdn.model.gguf_tokenizer import tokenizer_files
 
 __all__ = ["unpack_gguf"]
@@ -112,10 +112,16 @@ def _tokenizer_beside(file: Path) -> list[Path]:
 
 
 def _write(file: Path, folder: Path, dtype: torch.dtype) -> None:
-    reader = _open(file)
-    fields = _Fields(file, reader.fields)
-    config = _config(fields, {tensor.name: tensor for tensor in reader.tensors})
-    save_file(_tensors(file, reader, config, dtype), folder / "model.safetensors")
+    stored = read_gguf(file)
+    fields = _Fields(file, stored.metadata)
+    try:
+        config = _config(fields, stored.tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{file} does not describe its model in a way that kdn reads ({error!r}); fetch it again, "
+            "or take the published folder"
+        ) from error
+    save_file(_tensors(file, stored, config, dtype), folder / "model.safetensors")
     _write_json(folder / "config.json", config)
     beside = _tokenizer_beside(file)
     for part in beside:
@@ -129,27 +135,15 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
 
 
-def _open(file: Path) -> Any:
-    import gguf
-
-    try:
-        return gguf.GGUFReader(file)
-    except (OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise WeightsError(
-            f"{file} cannot be read as GGUF ({error}); it is torn or something else: fetch it again"
-        ) from error
-
-
 class _Fields:
-    """The file's metadata by name, read when asked for."""
+    """The file's metadata by name."""
 
     def __init__(self, file: Path, fields: Mapping[str, Any]) -> None:
         self._file, self._fields = file, fields
         self.architecture = str(self.get("general.architecture", "missing"))
 
     def get(self, name: str, default: Any = None) -> Any:
-        field = self._fields.get(name)
-        return default if field is None else field.contents()
+        return self._fields.get(name, default)
 
     def own(self, name: str, default: Any = None) -> Any:
         """A value under the architecture's own prefix."""
@@ -162,7 +156,7 @@ class _Fields:
         return found
 
 
-def _config(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _config(fields: _Fields, tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """A config.json in the published form, from the file's metadata and tensor names."""
     if fields.architecture not in _FAMILY:
         raise WeightsError(
@@ -183,7 +177,7 @@ def _config(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]:
         "num_attention_heads": num_heads,
         "num_key_value_heads": int(fields.own("attention.head_count_kv", num_heads)),
         "head_dim": int(fields.own("attention.key_length", hidden // num_heads)),
-        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
+        "vocab_size": tensors["token_embd.weight"].shape[0],
         "max_position_embeddings": int(fields.own("context_length", 4096)),
         # Stored as fp32: written out again in the few digits it was published with.
         "rms_norm_eps": float(f"{fields.need('attention.layer_norm_rms_epsilon'):.6g}"),
@@ -198,13 +192,13 @@ def _config(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]:
     return config | _rope_scaling(fields, tensors)
 
 
-def _rope_scaling(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_scaling(fields: _Fields, tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     if "rope_freqs.weight" in tensors:
         # The converter keeps the finished llama3 factors, not the numbers they came from; those
         # that Llama 3.1 and 3.2 were published with are told apart by the largest factor.
         scale = {
             "rope_type": "llama3",
-            "factor": float(tensors["rope_freqs.weight"].data.max()),
+            "factor": float(tensors["rope_freqs.weight"].values().max()),
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
@@ -221,11 +215,11 @@ def _rope_scaling(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _tensors(
-    file: Path, reader: Any, config: Mapping[str, Any], dtype: torch.dtype
+    file: Path, whole: GgufFile, config: Mapping[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     found = {}
-    for stored in reader.tensors:
+    for stored in whole.tensors.values():
         name = _published_name(stored.name)
         if name is None:
             continue
@@ -249,18 +243,14 @@ def _published_name(name: str) -> str | None:
     raise WeightsError(f"the GGUF file holds a tensor {name!r} that kdn has no place for")
 
 
-def _dequantise(file: Path, stored: Any) -> Tensor:
-    import gguf
-
+def _dequantise(file: Path, stored: StoredTensor) -> Tensor:
     try:
-        values = gguf.quants.dequantize(stored.data, stored.tensor_type)
+        return torch.from_numpy(stored.values())
     except (NotImplementedError, ValueError) as error:
         raise WeightsError(
-            f"{file}: {stored.name} is of type {stored.tensor_type.name}, which cannot be read "
-            f"({error}); take a Q4_1, Q8_0 or F16 file"
+            f"{file}: {stored.name} is of type {stored.kind.name}, which cannot be read ({error}); "
+            "take a Q4_1, Q8_0 or F16 file"
         ) from error
-    shape = [int(size) for size in reversed(stored.shape)]
-    return torch.from_numpy(np.array(values, np.float32)).reshape(shape)
 
 
 def _unpermute(tensor: Tensor, num_heads: int) -> Tensor:
