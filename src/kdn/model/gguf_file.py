@@ -118,8 +118,8 @@ def _write(file: Path, folder: Path, dtype: torch.dtype) -> None:
         config = _config(fields, stored.tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{file} does not describe its model in a way that kdn reads ({error!r}); fetch it again, "
-            "or take the published folder"
+            f"{file} does not describe its model in a way that kdn reads ({error!r}); fetch it "
+            "again, or take the published folder"
         ) from error
     save_file(_tensors(file, stored, config, dtype), folder / "model.safetensors")
     _write_json(folder / "config.json", config)
