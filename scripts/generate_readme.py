@@ -1,7 +1,10 @@
-"""Writes the tree of README.md: every file of the package with the first words it says of itself.
+"""Writes what README.md takes from elsewhere: the tree of the package and the table of times.
 
-python scripts/generate_tree.py           writes it
-python scripts/generate_tree.py --check   writes nothing; exit code 1 if it is not current
+The tree has the first words that every file says of itself; the table comes from the result that is
+committed under docs/benchmarks, with its machine, commit and command.
+
+python scripts/generate_readme.py           writes both
+python scripts/generate_readme.py --check   writes nothing; exit code 1 if the page is not current
 """
 
 from __future__ import annotations
@@ -72,20 +75,26 @@ def measured() -> str:
     result = json.loads(RESULT.read_text("utf-8"))
     rows = [row for row in result["rows"] if "batch" in row]
     names = [name for name in CONTESTANTS if any(name in row for row in rows)]
-    machine = result["machine"]
-    quick = " --quick" if result["config"]["quick"] else ""
     lines = [
         f"| {result['model']}, {result['config']['dtype']} | {' | '.join(names)} |",
         f"|---|{'---:|' * len(names)}",
         *(_measured_row(row, names) for row in rows),
         "",
-        f"{machine['gpu'] or machine['cpu']}, {result['config']['threads']} threads, "
-        f"{machine['memory_bytes'] / 1e9:.0f} GB, torch {machine['torch']}; commit "
-        f"`{result['commit']}`; `kdn bench engine{quick}`. Medians of interleaved rounds; all ratios "
-        "with their spread are in [docs/benchmarks/engine.md](docs/benchmarks/engine.md).",
+        _circumstances(result),
         *(f"Note: {note}." for note in result["notes"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _circumstances(result: dict[str, Any]) -> str:
+    machine, config = result["machine"], result["config"]
+    return (
+        f"{machine['gpu'] or machine['cpu']}, {config['threads']} threads, "
+        f"{machine['memory_bytes'] / 1e9:.0f} GB, torch {machine['torch']}; "
+        f"commit `{result['commit']}`; `kdn bench engine{' --quick' if config['quick'] else ''}`. "
+        "Medians of interleaved rounds; ratios with their spread are in "
+        "[docs/benchmarks/engine.md](docs/benchmarks/engine.md)."
+    )
 
 
 def _measured_row(row: dict[str, Any], names: Sequence[str]) -> str:
