@@ -27,7 +27,7 @@ from kdn.engine import Engine, Limits
 from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.machine import free_memory_bytes
 from kdn.model import Document, LoadedModel, Message, Remembered, load_model, resolve
-from kdn.model.attention import Attention, TorchAttention
+from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.kernels import KernelAttention, NoKernel, load
 from kdn.rag import (
     Cutting,
@@ -108,8 +108,10 @@ def _dtype(asked: str, device: str, home: Path) -> str:
 
 
 def _attention(model: LoadedModel, home: Path, trace: Trace) -> Attention:
-    """The compiled kernel where it can run, else plain torch; the trace says which and why."""
+    """The compiled kernel where it can run, torch's own on a GPU, else plain torch; the trace says why."""
     decoder = model.decoder
+    if decoder.device.type == "cuda":
+        return FusedAttention()
     if not KernelAttention.suits(decoder.dtype, decoder.device, decoder.config.head_dim):
         return TorchAttention()
     try:
@@ -249,6 +251,8 @@ class Kdn:
         if prefill and not report.cancelled:
             for source in (*report.added, *report.updated, *report.unchanged):
                 for part in self.library.parts(source):
+                    if cancelled is not None and cancelled():
+                        return replace(report, cancelled=True)
                     self.prefill(part.text, part.key)
         return report
 
@@ -329,7 +333,7 @@ class Kdn:
         return self.model.decoder.fingerprint_with(chosen)
 
     def _context(self, question: str, max_tokens: int, max_parts: int) -> list[Part]:
-        if not self.library.stat().num_sources:
+        if not self.library.num_sources:
             raise BadInput("the library is empty; take documents in first: kdn ingest PATH")
         room = self.model.decoder.config.max_position - max_tokens - _FRAME_TOKENS
         room -= len(self.model.tokenizer.encode(question))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdn.model.attention import Attention, AttentionLane, TorchAttention, row_cuts
+from kdn.model.attention import Attention, AttentionLane, FusedAttention, TorchAttention, row_cuts
 from kdn.model.config import RopeConfig
 from kdn.model.kernels import KernelAttention, NoKernel, load
 from kdn.model.rope import Rope
@@ -94,7 +94,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> T
 def test_both_are_attention(shape: Shape, window: int | None, kernel: KernelAttention) -> None:
     q, k, v = qkv(300, shape)
     expected = written_out(q, k, v, window)
-    for attention in (kernel, TorchAttention()):
+    for attention in (kernel, TorchAttention(), FusedAttention()):
         error = (attend(attention, q, k, v, window=window).float() - expected).abs().max()
         assert error < 0.03, f"{type(attention).__name__}: values of size 1 in 8 bits"
 

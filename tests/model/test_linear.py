@@ -15,7 +15,7 @@ ROW_COUNTS = (1, 2, 3, 4, 7, 8, 9, 16, 31, 32, 33, 64, 100, 127, 128, 129, 150, 
 def matrix(out_size: int, in_size: int, dtype: torch.dtype) -> Tensor:
     random = torch.Generator().manual_seed(out_size + in_size)
     weight = torch.randn(out_size, in_size, generator=random)
-    return (weight / in_size**0.5).to(dtype)
+    return weight.div_(in_size**0.5).to(dtype)
 
 
 def rows(count: int, size: int, dtype: torch.dtype) -> Tensor:

@@ -101,6 +101,11 @@ class Engine:
         self._wake.set()
         return live.stream
 
+    @property
+    def is_running(self) -> bool:
+        """False once it was closed, or stopped by an error."""
+        return not self._closing
+
     def free_kv(self) -> int:
         """Bytes of KV that could be reserved now."""
         return self._budget.free_bytes
@@ -330,12 +335,12 @@ class Engine:
         if finish is None:
             self._decoding.append(live)
             return
+        kept = kept_answer(live) if live.request.keeping is Keeping.ALL else None
+        self._admission.release(live)
         live.stream.push(finish)
         live.stream.push(None)
-        kept = kept_answer(live)
-        if kept is not None and live.request.keeping is Keeping.ALL:
+        if kept is not None:
             self._planner.keep(live.request, kept)
-        self._admission.release(live)
         self._trace.event(
             "engine.finish",
             request=live.request.id,

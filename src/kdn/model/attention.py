@@ -14,13 +14,22 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from kdn.model.rope import rotate
 
-__all__ = ["ROW_BLOCK", "Attention", "AttentionLane", "BoundAttention", "TorchAttention"]
+__all__ = [
+    "ROW_BLOCK",
+    "Attention",
+    "AttentionLane",
+    "BoundAttention",
+    "FusedAttention",
+    "TorchAttention",
+]
 
 ROW_BLOCK = 128
 """Rows are cut at absolute multiples of this, so that a row's result does not depend on the cut."""
@@ -88,7 +97,7 @@ class TorchAttention(Attention):
     """Plain torch: the reference, and what runs where there is no compiled kernel."""
 
     def bind(self, lanes: Sequence[AttentionLane], cos: Tensor, sin: Tensor) -> BoundAttention:
-        return _BoundTorch(tuple(lanes), cos, sin)
+        return _BoundTorch(tuple(lanes), cos, sin, attend_blocks)
 
     def write(
         self, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, to_k: Tensor, to_v: Tensor, at: Tensor
@@ -130,8 +139,27 @@ class TorchAttention(Attention):
         )
 
 
+class FusedAttention(TorchAttention):
+    """torch's own fused kernel over all rows of a lane at once: what runs on a GPU.
+
+    Equal to the blocks within rounding, not bitwise.  Not yet measured on a GPU.
+    """
+
+    def bind(self, lanes: Sequence[AttentionLane], cos: Tensor, sin: Tensor) -> BoundAttention:
+        return _BoundTorch(tuple(lanes), cos, sin, _attend_fused)
+
+
+class _Attend(Protocol):
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int | None
+    ) -> Tensor: ...
+
+
 class _BoundTorch(BoundAttention):
-    def __init__(self, lanes: tuple[AttentionLane, ...], cos: Tensor, sin: Tensor) -> None:
+    def __init__(
+        self, lanes: tuple[AttentionLane, ...], cos: Tensor, sin: Tensor, attend: _Attend
+    ) -> None:
+        self._attend_lane = attend
         self._lanes = lanes
         self._cos = cos
         self._sin = sin
@@ -146,8 +174,12 @@ class _BoundTorch(BoundAttention):
         return rotate(q, self._cos, self._sin)
 
     def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
-        biases = [None] * len(self._lanes)
-        return TorchAttention.attend_scaled(layer, q, window, self._lanes, biases)
+        out = torch.empty_like(q)
+        for lane in self._lanes:
+            k, v = gather_columns(lane, layer)
+            rows = slice(lane.start, lane.stop)
+            out[rows] = self._attend_lane(q[rows], k, v, lane.positions, window)
+        return out.flatten(1)
 
 
 def gather_columns(lane: AttentionLane, layer: int) -> tuple[Tensor, Tensor]:
@@ -232,3 +264,19 @@ def _attend_block(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, bias: Tensor 
     weights[:, :num_rows] = torch.softmax(wide.masked_fill_(hidden[None], float("-inf")), dim=-1)
     mixed = torch.bmm(weights.view(num_kv, -1, num_columns), v.transpose(1, 2))
     return mixed.view(num_heads, height, dim)[:, :num_rows].transpose(0, 1)
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """The same as `attend_blocks`; a whole prompt from position 0 needs no mask in memory."""
+    num_rows, num_columns = q.shape[0], k.shape[1]
+    whole = window is None and num_rows == num_columns
+    mask = None if whole else ~_mask(positions.to(q.device), 0, num_columns, window)
+    mixed = scaled_dot_product_attention(
+        q.transpose(0, 1)[None],
+        k[None],
+        v.transpose(1, 2)[None],
+        attn_mask=mask,
+        is_causal=whole,
+        enable_gqa=True,
+    )
+    return mixed[0].transpose(0, 1)

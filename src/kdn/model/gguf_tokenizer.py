@@ -55,7 +55,7 @@ _CUTS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 def tokenizer_files(get: Callable[..., Any]) -> dict[str, Any]:
     """{file name: content} for a model folder; `get(name, default)` reads the GGUF's metadata.
 
-    Raises WeightsError for a kind of tokenizer that is not byte-level BPE.
+    Raises WeightsError for a damaged tokenizer, or a kind that is not byte-level BPE.
     """
     kind, cut = get("tokenizer.ggml.model", "missing"), get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or cut not in _CUTS:
@@ -66,7 +66,12 @@ def tokenizer_files(get: Callable[..., Any]) -> dict[str, Any]:
     tokens = list(get("tokenizer.ggml.tokens", []))
     types = list(get("tokenizer.ggml.token_type", [1] * len(tokens)))
     merges = [tuple(merge.split(" ", 1)) for merge in get("tokenizer.ggml.merges", [])]
-    tokenizer = _build(tokens, types, merges, cut)
+    try:
+        tokenizer = _build(tokens, types, merges, cut)
+    except Exception as error:  # the library raises bare Exception for a vocabulary it refuses
+        raise WeightsError(
+            f"the GGUF file's tokenizer is damaged ({error}); fetch it again"
+        ) from error
     return {
         "tokenizer.json": json.loads(tokenizer.to_str()),
         "tokenizer_config.json": _settings(get, tokens),

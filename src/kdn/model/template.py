@@ -63,7 +63,10 @@ class TurnRenderer:
             ) from error
 
     def _strips(self) -> bool:
-        return " probe " not in self.render([{"role": "user", "content": " probe "}])
+        try:
+            return " probe " not in self.render([{"role": "user", "content": " probe "}])
+        except BadInput:
+            return False  # it wants more than one turn: whoever renders a conversation will be told
 
 
 def _to_json(value: Any, **options: Any) -> str:

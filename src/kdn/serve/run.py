@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import kdn as package
 from kdn.api import Kdn
 from kdn.core import Prompt, Request, Stream, TokenIds
+from kdn.errors import EngineFailed
 from kdn.model import Document, Message
 from kdn.serve.app import create_app
 from kdn.serve.listen import make_server
@@ -62,7 +63,10 @@ class KdnService:
         return Embedded(tuple(tuple(map(float, row)) for row in vectors), embedder.count(texts))
 
     def load(self) -> Load:
-        stat = self._kdn.engine.stat()
+        engine = self._kdn.engine
+        if not engine.is_running:
+            raise EngineFailed("the engine has stopped; restart the server")
+        stat = engine.stat()
         used = stat.kv_total_bytes - stat.kv_free_bytes
         return Load(
             running=stat.num_prefilling + stat.num_decoding,

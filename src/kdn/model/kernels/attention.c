@@ -24,7 +24,7 @@
 #define MAX_DIM 256
 #define LOG2E 1.4426950408889634f
 #define FAR (-1e30f)    /* below every score */
-#define HIDDEN (-3e38f) /* below FAR: weight 0 whatever the maximum, and no infinities to subtract */
+#define HIDDEN (-1e36f) /* below FAR: weight 0 whatever the maximum, and no infinities to subtract */
 
 typedef uint16_t bf16;
 
@@ -69,6 +69,11 @@ typedef struct {
     float top[TILES][LANES], sum[TILES][LANES];
 } Scratch;
 
+/* Two rows of sixteen values to sixteen pairs. */
+static const uint16_t WEAVE[32] __attribute__((aligned(64))) = {
+    0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+
 typedef struct {
     const bf16 *k, *v;
     int64_t k_stride, v_stride; /* in values */
@@ -87,14 +92,14 @@ int kdn_attention_level(void) {
     return 1;
 }
 
+/* 2^x to 4e-6 of itself, far below what bf16 keeps of it. */
 static inline __m512 exp2_fast(__m512 x) {
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 r = _mm512_sub_ps(x, whole);
-    __m512 y = _mm512_set1_ps(1.33336498402e-3f);
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(9.61793571960e-3f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.55036110902e-2f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(2.40226510710e-1f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(6.93147182465e-1f));
+    __m512 y = _mm512_set1_ps(9.570130e-3f);
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.591685e-2f));
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(2.402302e-1f));
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(6.931305e-1f));
     y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
     return _mm512_scalef_ps(y, whole);
 }
@@ -215,46 +220,54 @@ static void tiles_on(void) {}
 
 /* ---- one block of columns ---------------------------------------------------------------------- */
 
-/* Scores to weights: hide what a query must not see, move the running maximum, leave P^T behind. */
-static void weigh(Scratch *s, int t, int64_t first, int64_t columns, const Call *call) {
-    const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
+static inline __m512 max4(const __m512 x[4]) {
+    return _mm512_max_ps(_mm512_max_ps(x[0], x[1]), _mm512_max_ps(x[2], x[3]));
+}
+
+/* Put HIDDEN where a query must not look. */
+static void hide(Scratch *s, int64_t first, int64_t columns, const Call *call) {
     const __m512i where = _mm512_load_epi32(s->seen);
-    const int64_t last = first + columns - 1;
-    const __mmask16 partly = _mm512_cmplt_epi32_mask(where, _mm512_set1_epi32((int)last));
     const __m512i low = _mm512_sub_epi32(where, _mm512_set1_epi32((int)call->window));
-    const __mmask16 behind =
-        call->window ? _mm512_cmpge_epi32_mask(low, _mm512_set1_epi32((int)first)) : 0;
-    __m512 top = _mm512_load_ps(s->top[t]);
-    const __m512 was = top;
-    if (partly || behind) {
-        for (int64_t c = 0; c < columns; c++) {
-            const __m512i column = _mm512_set1_epi32((int)(first + c));
-            __mmask16 hide = _mm512_cmplt_epi32_mask(where, column);
-            if (call->window) hide |= _mm512_cmpge_epi32_mask(low, column);
-            const __m512 x = _mm512_mul_ps(_mm512_load_ps(s->scores[c]), scale);
-            const __m512 seen = _mm512_mask_mov_ps(x, hide, _mm512_set1_ps(HIDDEN));
-            _mm512_store_ps(s->scores[c], seen);
-            top = _mm512_max_ps(top, seen);
-        }
-    } else {
-        for (int64_t c = 0; c < columns; c++) {
-            const __m512 x = _mm512_mul_ps(_mm512_load_ps(s->scores[c]), scale);
-            _mm512_store_ps(s->scores[c], x);
-            top = _mm512_max_ps(top, x);
-        }
+    for (int64_t c = 0; c < columns; c++) {
+        const __m512i column = _mm512_set1_epi32((int)(first + c));
+        __mmask16 out = _mm512_cmplt_epi32_mask(where, column);
+        if (call->window) out |= _mm512_cmpge_epi32_mask(low, column);
+        _mm512_mask_store_ps(s->scores[c], out, _mm512_set1_ps(HIDDEN));
     }
-    const __m512 fade = exp2_fast(_mm512_sub_ps(was, top));
-    __m512 sum = _mm512_mul_ps(_mm512_load_ps(s->sum[t]), fade);
-    for (int64_t c = 0; c < columns; c += 2) {
-        const __m512 a = exp2_fast(_mm512_sub_ps(_mm512_load_ps(s->scores[c]), top));
-        const __m512 b = exp2_fast(_mm512_sub_ps(_mm512_load_ps(s->scores[c + 1]), top));
-        sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
-        const __m512i lower = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
-        const __m512i upper = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
-        _mm512_store_si512(s->p[c / 2], _mm512_or_si512(lower, _mm512_slli_epi32(upper, 16)));
-    }
+}
+
+static int must_hide(const Scratch *s, int64_t first, int64_t columns, const Call *call) {
+    const __m512i where = _mm512_load_epi32(s->seen);
+    const __m512i low = _mm512_sub_epi32(where, _mm512_set1_epi32((int)call->window));
+    if (_mm512_cmplt_epi32_mask(where, _mm512_set1_epi32((int)(first + columns - 1)))) return 1;
+    return call->window && _mm512_cmpge_epi32_mask(low, _mm512_set1_epi32((int)first));
+}
+
+/* Scores to weights: move the running maximum, leave P^T behind. Four chains of maxima and of sums run
+ * side by side, by column modulo four. */
+static void weigh(Scratch *s, int t, int64_t first, int64_t columns, const Call *call) {
+    if (must_hide(s, first, columns, call)) hide(s, first, columns, call);
+    const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
+    const __m512 was = _mm512_load_ps(s->top[t]);
+    __m512 tops[4] = {was, was, was, was};
+    for (int64_t c = 0; c < columns; c += 4)
+        for (int i = 0; i < 4; i++) tops[i] = _mm512_max_ps(tops[i], _mm512_load_ps(s->scores[c + i]));
+    const __m512 top = max4(tops), lift = _mm512_mul_ps(top, scale);
+    const __m512i weave = _mm512_load_si512(WEAVE);
+    __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t c = 0; c < columns; c += 4)
+        for (int i = 0; i < 4; i += 2) {
+            const __m512 a = exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(s->scores[c + i]), scale, lift));
+            const __m512 b = exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(s->scores[c + i + 1]), scale, lift));
+            sums[i] = _mm512_add_ps(sums[i], a);
+            sums[i + 1] = _mm512_add_ps(sums[i + 1], b);
+            const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(b, a);
+            _mm512_store_si512(s->p[(c + i) / 2], _mm512_permutexvar_epi16(weave, both));
+        }
+    const __m512 sum = _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
+    const __m512 fade = exp2_fast(_mm512_mul_ps(_mm512_sub_ps(was, top), scale));
     _mm512_store_ps(s->top[t], top);
-    _mm512_store_ps(s->sum[t], sum);
+    _mm512_store_ps(s->sum[t], _mm512_fmadd_ps(_mm512_load_ps(s->sum[t]), fade, sum));
     if (_mm512_cmpneq_ps_mask(fade, _mm512_set1_ps(1.0f)))
         for (int64_t d = 0; d < call->dim; d++)
             _mm512_store_ps(s->o[t][d], _mm512_mul_ps(_mm512_load_ps(s->o[t][d]), fade));
@@ -307,7 +320,7 @@ static void load_queries(Scratch *s, const Task *task, const Call *call, int til
             const Lane *lane = lane_of(task->flock, row);
             const int64_t own = task->flock->num_lanes > 1 ? 0 : row;
             const bf16 *q = call->q + (lane->start + own) * call->q_stride + head * call->dim;
-            for (int64_t d = 0; d < call->dim; d++) s->q[t][d / 2][i][d % 2] = q[d];
+            for (int64_t d = 0; d < call->dim; d += 2) memcpy(s->q[t][d / 2][i], q + d, 4);
             s->where[t][i] = (int32_t)lane->positions[own];
             s->top[t][i] = FAR;
             s->sum[t][i] = 0;
