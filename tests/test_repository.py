@@ -121,3 +121,30 @@ def test_every_file_of_the_package_is_small_enough_to_read() -> None:
         if (lines := len(path.read_text("utf-8").splitlines())) > 700
     }
     assert large == {}
+
+
+def test_the_readme_is_current() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "generate_readme.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_files_that_a_page_names_are_there(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    named = re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|md|toml|c))`", text)
+    places = (ROOT, ROOT / "docs", SOURCE)
+    made_by_users = {"kdn.toml"}
+    missing = [
+        name
+        for name in named
+        if name not in made_by_users and not any((place / name).exists() for place in places)
+    ]
+    assert missing == []
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8")):
+            known = (page.parent / target).exists() or "benchmarks/" in target
+            assert known, f"{page.name} links to {target}"

@@ -134,22 +134,23 @@ class Kdn:
 
 
 class Transformers:
-    """The reference implementation with its fastest CPU attention, driven without `generate`.
+    """The reference implementation with its fastest attention, driven without `generate`.
 
     Its own generation loop would only add to its time.  Raises ImportError when it is not installed.
     """
 
-    def __init__(self, folder: Path, dtype: str, clock: Clock) -> None:
+    def __init__(self, folder: Path, device: str, dtype: str, clock: Clock) -> None:
         import torch
         import transformers
 
         self.name = "transformers"
         transformers.utils.logging.disable_progress_bar()
-        self._torch = torch
+        self._torch, self._device = torch, device
         self._clock = clock
-        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-        ).eval()
+        )
+        self._model = model.to(device).eval()
 
     def first_token_s(self, prompt: TokenIds) -> float:
         started = self._clock.now()
@@ -162,7 +163,8 @@ class Transformers:
 
     def _greedy(self, prompts: Sequence[TokenIds], num_tokens: int) -> tuple[list[float], int]:
         """Arrival times of the tokens of equally long prompts, which run in step."""
-        tokens, cache, times_s = self._torch.tensor(prompts), None, []
+        tokens, cache = self._torch.tensor(prompts, device=self._device), None
+        times_s: list[float] = []
         with self._torch.inference_mode():
             for _ in range(num_tokens):
                 output = self._model(
@@ -172,7 +174,7 @@ class Transformers:
                     output.logits[:, -1].argmax(-1, keepdim=True),
                     output.past_key_values,
                 )
-                tokens.tolist()
+                tokens.tolist()  # waits for a GPU too
                 times_s.append(self._clock.now())
         return times_s, len(prompts)
 

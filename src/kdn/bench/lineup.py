@@ -29,6 +29,7 @@ class Lineup:
 
     ours: Kdn
     config: ModelConfig
+    device: str
     dtype: str
     weight_bytes: int
     others: dict[str, Contestant]
@@ -63,6 +64,7 @@ def assemble(options: BenchOptions, scratch: Path, rivals: Sequence[str]) -> Ite
         lineup = Lineup(
             ours=Kdn(service.engine, options.clock),
             config=decoder.config,
+            device=str(decoder.device),
             dtype=str(decoder.dtype).removeprefix("torch."),
             weight_bytes=decoder.weight_bytes,
             others={},
@@ -81,7 +83,7 @@ def _start(
 ) -> Contestant:
     source, folder = _weights(options, lineup.dtype)
     if name == REFERENCE:
-        return Transformers(folder, lineup.dtype, options.clock)
+        return Transformers(folder, lineup.device, lineup.dtype, options.clock)
     scripts = {VLLM: ("vllm_cpu.py", folder), LLAMA: ("llama_cpp_python.py", source)}
     script, model = scripts[name]
     python = options.rivals / "bin" / "python"

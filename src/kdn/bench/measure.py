@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Ratio", "Samples", "decode_rate", "interleave", "median", "ratio"]
+__all__ = ["REST_S", "Ratio", "Samples", "decode_rate", "interleave", "median", "ratio"]
 
 Samples = dict[str, list[float]]
 """Seconds by contestant, one per round."""
 
-# Worker threads of OpenMP spin for a fifth of a second after work; the next side must not share
-# the cores with them.
 REST_S = 0.3
+"""Worker threads of OpenMP spin for a fifth of a second after work; a side that runs in another
+process must not share the cores with them."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def interleave(
     rounds: int,
     *,
     first: int = 0,
+    rest_s: float = REST_S,
     rest: Callable[[float], None] = time.sleep,
 ) -> Samples:
     """Call every side once a round, with the round's number; the order turns round each time.
@@ -50,7 +51,7 @@ def interleave(
     names = list(sides)
     for number in range(first, first + rounds):
         for name in names if number % 2 == 0 else reversed(names):
-            rest(REST_S)
+            rest(rest_s)
             samples[name].append(sides[name](number))
     return samples
 

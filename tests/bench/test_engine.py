@@ -1,0 +1,48 @@
+"""The engine benchmark end to end, on a model so small that only the form counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdn.bench import BenchOptions
+from kdn.bench.engine import Scale, measure
+from kdn.bench.lineup import REFERENCE, VLLM
+
+SCALE = Scale(
+    pairs={96: 1, 160: 1},
+    batches=(1, 2),
+    decode_tokens=4,
+    decode_pairs=1,
+    decode_context=40,
+    rivals=(REFERENCE, VLLM),
+    warm=False,
+    long_context=None,
+)
+
+
+def test_every_question_is_answered_and_the_absent_is_named(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    options = BenchOptions(
+        model=str(tiny_model("llama", max_position_embeddings=512)),
+        home=tmp_path / "home",
+        rivals=tmp_path / "no-rivals",
+        threads=torch.get_num_threads(),
+    )
+    result = measure(options, SCALE, tmp_path)
+    cold = {row["tokens"]: row for row in result.rows if row["measure"] == "first token, ms"}
+    assert set(cold) == {96, 160}
+    for row in cold.values():
+        assert {"kdn", "kdn hit", REFERENCE, "speedup", "spread"} <= set(row)
+    decoding = [row for row in result.rows if row["measure"] == "decoding, tokens/s"]
+    assert [row["batch"] for row in decoding] == [1, 2]
+    assert result.summary["decode_speedup"] is not None
+    assert result.summary["ttft_speedup_vllm_2048"] is None
+    assert result.notes == (
+        f"vllm is absent: {options.rivals} is not there; `make rivals` builds it",
+    )
