@@ -82,6 +82,8 @@ class Engine:
         self._waiting: dict[str, Live] = {}
         self._prefills = PrefillLine(model, attention, limits.max_batch_tokens)
         self._decoding: list[Live] = []
+        self._nothing_fits = False
+        """Admission was refused, and nothing has come or gone since."""
         self._decoded_s = clock.now()
         self._wake = threading.Event()
         self._closing = False
@@ -215,9 +217,16 @@ class Engine:
 
     def _take_in(self) -> None:
         while not self._inbox.empty():
-            live = self._inbox.get()
-            self._waiting[live.request.id] = live
-            self._room.add(self._job(live))
+            self._wait(self._inbox.get())
+
+    def _wait(self, live: Live) -> None:
+        self._waiting[live.request.id] = live
+        self._room.add(self._job(live))
+        self._nothing_fits = False
+
+    def _release(self, live: Live) -> None:
+        self._admission.release(live)
+        self._nothing_fits = False
 
     def _job(self, live: Live) -> Job:
         request = live.request
@@ -244,10 +253,7 @@ class Engine:
             self._end(live, FinishReason.CANCELLED)
 
     def _admit(self) -> None:
-        if (
-            not self._waiting
-            or len(self._decoding) + len(self._prefills) >= self._limits.max_sequences
-        ):
+        if not self._waiting or self._nothing_fits:
             return
         now_ns = int(self._clock.now() * 1e9)
         for job in self._room.admit(now_ns, self._fits):
@@ -255,9 +261,18 @@ class Engine:
             live.started_s = self._clock.now()
             self._prefills.add(live)
             self._trace.event("engine.admit", request=job.id, tokens=job.num_tokens)
+        self._nothing_fits = bool(self._waiting)
 
     def _fits(self, jobs: Sequence[Job]) -> bool:
-        if len(self._decoding) + len(self._prefills) + len(jobs) > self._limits.max_sequences:
+        """Room for all of them? A request is planned when its turn is near, not when it comes.
+
+        What runs before it may leave KV that it can use: of ten questions about one new document,
+        the first computes it.
+        """
+        running = len(self._decoding) + len(self._prefills)
+        if running + len(jobs) > self._limits.max_sequences and running:
+            return False
+        if self._prefills.num_tokens_left >= self._limits.max_batch_tokens:
             return False
         return self._admission.reserve([self._waiting[job.id] for job in jobs])
 
@@ -276,6 +291,7 @@ class Engine:
             for live in self._prefills.abandon():
                 self._fail(live, error)
         else:
+            self._nothing_fits &= not finished
             for live, logits in finished:
                 self._first_token(live, logits)
 
@@ -283,13 +299,12 @@ class Engine:
         """A stored block could not be had: forget what was computed and plan again without it."""
         for live in lives:
             self._trace.event("engine.replan", request=live.request.id, why=str(error))
-            self._admission.release(live)
+            self._release(live)
             live.num_replans += 1
             if self._admission.reserve([live]):
                 self._prefills.add(live)
             else:
-                self._waiting[live.request.id] = live
-                self._room.add(self._job(live))
+                self._wait(live)
 
     def _first_token(self, live: Live, logits: torch.Tensor) -> None:
         self._decoded_s = self._clock.now()
@@ -336,7 +351,7 @@ class Engine:
             self._decoding.append(live)
             return
         kept = kept_answer(live) if live.request.keeping is Keeping.ALL else None
-        self._admission.release(live)
+        self._release(live)
         live.stream.push(finish)
         live.stream.push(None)
         if kept is not None:
@@ -354,13 +369,13 @@ class Engine:
     # --- endings -----------------------------------------------------------------------------
 
     def _end(self, live: Live, reason: FinishReason) -> None:
-        self._admission.release(live)
+        self._release(live)
         live.stream.push(live.finish(reason, self._clock.now()))
         live.stream.push(None)
         self._trace.event("engine.finish", request=live.request.id, reason=reason.value)
 
     def _fail(self, live: Live, error: Exception) -> None:
-        self._admission.release(live)
+        self._release(live)
         failure = EngineFailed(f"request {live.request.id} failed in the engine: {error!r}")
         failure.__cause__ = error
         live.stream.push(failure)
@@ -374,6 +389,6 @@ class Engine:
         self._decoding.clear()
         for live in everyone:
             self._room.remove(live.request.id)
-            self._admission.release(live)
+            self._release(live)
             live.stream.push(error)
             live.stream.push(None)

@@ -28,6 +28,11 @@ class PrefillLine:
     def __len__(self) -> int:
         return len(self._lives)
 
+    @property
+    def num_tokens_left(self) -> int:
+        """Prompt tokens that those in line have still to compute."""
+        return sum(live.request.prompt.num_tokens - live.num_computed for live in self._lives)
+
     def add(self, live: Live) -> None:
         """Put an admitted request at the end of the line."""
         self._lives.append(live)
