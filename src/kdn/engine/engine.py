@@ -255,26 +255,28 @@ class Engine:
     def _admit(self) -> None:
         if not self._waiting or self._nothing_fits:
             return
-        now_ns = int(self._clock.now() * 1e9)
-        for job in self._room.admit(now_ns, self._fits):
-            live = self._waiting.pop(job.id)
-            live.started_s = self._clock.now()
-            self._prefills.add(live)
-            self._trace.event("engine.admit", request=job.id, tokens=job.num_tokens)
+        self._room.admit(int(self._clock.now() * 1e9), self._enter)
         self._nothing_fits = bool(self._waiting)
 
-    def _fits(self, jobs: Sequence[Job]) -> bool:
-        """Room for all of them? A request is planned when its turn is near, not when it comes.
+    def _enter(self, jobs: Sequence[Job]) -> bool:
+        """Put them in line if there is room for all. A request is planned when its turn is near.
 
         What runs before it may leave KV that it can use: of ten questions about one new document,
         the first computes it.
         """
         running = len(self._decoding) + len(self._prefills)
-        if running + len(jobs) > self._limits.max_sequences and running:
+        if running and running + len(jobs) > self._limits.max_sequences:
             return False
         if self._prefills.num_tokens_left >= self._limits.max_batch_tokens:
             return False
-        return self._admission.reserve([self._waiting[job.id] for job in jobs])
+        if not self._admission.reserve([self._waiting[job.id] for job in jobs]):
+            return False
+        for job in jobs:
+            live = self._waiting.pop(job.id)
+            live.started_s = self._clock.now()
+            self._prefills.add(live)
+            self._trace.event("engine.admit", request=job.id, tokens=job.num_tokens)
+        return True
 
     def _decode_is_due(self) -> bool:
         waited_ms = 1e3 * (self._clock.now() - self._decoded_s)
