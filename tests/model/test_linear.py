@@ -47,6 +47,20 @@ def test_packed_equals_plain_to_rounding(in_size: int, dtype: torch.dtype, with_
     assert torch.allclose(packed.float(), plain.float(), atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("in_size", [64, 1536])
+def test_onto_a_base_is_a_sum_of_independent_rows(in_size: int, dtype: torch.dtype) -> None:
+    linear = build_linear(matrix(96, in_size, dtype))
+    x, base = rows(300, in_size, dtype), rows(300, 96, dtype)
+    before = base.clone()
+    whole = linear.onto(base, x)
+    assert torch.equal(base, before)
+    assert torch.allclose(whole.float(), base.float() + linear(x).float(), atol=0.05)
+    for start, stop in ((0, 1), (7, 9), (0, 33), (100, 250)):
+        part = linear.onto(base[start:stop], x[start:stop])
+        assert torch.equal(part, whole[start:stop]), (start, stop)
+
+
 def test_the_result_is_the_callers_to_change() -> None:
     linear = build_linear(matrix(96, 64, torch.float32))
     x = rows(1, 64, torch.float32)

@@ -83,19 +83,18 @@ class DecoderLayer:
     ) -> Tensor:
         """The layer's input hidden[n, H] and attended[n, Hq * D] -> its output, a new [n, H]."""
         weights = self._weights
-        out = weights.o(attended)
+        out = weights.o.onto(hidden, attended)
         if adapters:
             self._add(adapters, ("o_proj",), attended, (out,))
-        out.add_(hidden)
         x = weights.post_norm(out)
         gate, up = weights.gate_up(x).chunk(2, dim=-1)
         if adapters:
             self._add(adapters, ("gate_proj", "up_proj"), x, (gate, up))
         inner = functional.silu(gate).mul_(up)
-        down = weights.down(inner)
+        out = weights.down.onto(out, inner)
         if adapters:
-            self._add(adapters, ("down_proj",), inner, (down,))
-        return out.add_(down)
+            self._add(adapters, ("down_proj",), inner, (out,))
+        return out
 
     def _add(
         self,

@@ -36,6 +36,10 @@ class Linear(ABC):
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor: ...
 
+    def onto(self, base: Tensor, x: Tensor) -> Tensor:
+        """base[n, out] + self(x), as a fresh tensor."""
+        return self(x).add_(base)
+
 
 class PlainLinear(Linear):
     """The matrix as it is: the twin of the packed one, and what runs on a GPU."""
@@ -69,19 +73,35 @@ class PackedLinear(Linear):
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._pairs and x.shape[0] == 1:
-            return self._multiply(x.expand(2, -1).contiguous())[:1]
+            return self._multiply(_twice(x))[:1]
         return self._multiply(x)
+
+    def onto(self, base: Tensor, x: Tensor) -> Tensor:
+        """As the twin's, in one pass: the sum is rounded once."""
+        if self._bias is not None:
+            return super().onto(base, x)
+        if self._pairs and x.shape[0] == 1:
+            return self._accumulate(_twice(base), _twice(x), 0)[:1]
+        return self._accumulate(base, x, 0)
 
     def _multiply(self, x: Tensor) -> Tensor:
         multiply = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001 the op has no public name
-        if len(self._packed) == 1:
-            product: Tensor = multiply(x, self._packed[0], self._bias, "none", [], "")
-            return product
-        parts = [x[:, part] for part in self._columns]
-        product = multiply(parts[0], self._packed[0], self._bias, "none", [], "")
-        for part, packed in zip(parts[1:], self._packed[1:], strict=True):
-            product = multiply.binary(part, product, packed, None, "add")
-        return product
+        first: Tensor = multiply(self._part(x, 0), self._packed[0], self._bias, "none", [], "")
+        return self._accumulate(first, x, 1)
+
+    def _accumulate(self, base: Tensor, x: Tensor, begin: int) -> Tensor:
+        """base + the products of the column ranges from `begin` on."""
+        multiply = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001 the op has no public name
+        for i in range(begin, len(self._packed)):
+            base = multiply.binary(self._part(x, i), base, self._packed[i], None, "add")
+        return base
+
+    def _part(self, x: Tensor, index: int) -> Tensor:
+        return x if len(self._packed) == 1 else x[:, self._columns[index]]
+
+
+def _twice(row: Tensor) -> Tensor:
+    return row.expand(2, -1).contiguous()
 
 
 def _column_ranges(num_columns: int) -> list[slice]:
