@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -221,11 +221,13 @@ def test_embeddings_are_near_for_near_texts(server: Running, opened: kdn.Kdn) ->
     assert near(dog, hound) > near(dog, taxes) + 0.2
 
 
-def test_a_stopped_engine_is_seen_in_health(smollm2: Path, tmp_path: Path) -> None:
-    opened = kdn.open(MODEL, config=load_config({}, home=tmp_path))
+def test_a_stopped_engine_is_seen_in_health(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    opened = kdn.open(tiny_model("llama"), config=load_config({}, home=tmp_path))
     with running(KdnService(opened)) as server:
         assert server.http.get("/health").status_code == 200
         opened.close()
         assert server.http.get("/health").status_code == 500
         with pytest.raises(openai.InternalServerError):
-            server.openai.chat.completions.create(model=MODEL, messages=FRANCE)
+            server.openai.chat.completions.create(model=opened.name, messages=FRANCE)
