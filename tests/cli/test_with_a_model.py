@@ -134,17 +134,21 @@ def test_ctrl_c_ends_an_answer_with_one_sentence(tmp_path: Path, tiny: Path) -> 
     assert "Traceback" not in done.err
 
 
-def test_serve_tells_its_address_answers_and_stops(tmp_path: Path, tiny: Path) -> None:
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_serve_tells_its_address_answers_and_keeps_what_it_computed(
+    tmp_path: Path, tiny: Path, stop: signal.Signals, code: int
+) -> None:
     program = start(tmp_path, "serve", "--model", tiny, "--port", "0", "--json")
     assert program.stdout is not None
     url = json.loads(program.stdout.readline())["url"]
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
     answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
     assert answer["usage"]["prompt_tokens"] > 0
-    program.send_signal(signal.SIGINT)
+    program.send_signal(stop)
     done = finish(program)
-    assert done.code in (0, 130)
+    assert done.code == code
     assert "Traceback" not in done.err
+    assert kdn(tmp_path, "store", "stat", "--json").json["tiers"]["disk"]["blocks"] > 0
 
 
 def test_the_demo_asks_cold_warm_and_after_a_restart(

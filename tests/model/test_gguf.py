@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,12 @@ def test_a_missing_tensor_is_named(tiny_model: Tiny, tmp_path: Path) -> None:
         load_model(file, cache_dir=tmp_path)
 
 
+def test_a_missing_embedding_is_named(tiny_model: Tiny, tmp_path: Path) -> None:
+    file = write_gguf(tiny_model("llama"), tmp_path / "a.gguf", leave_out="embed_tokens")
+    with pytest.raises(WeightsError, match=r"token_embd\.weight"):
+        load_model(file, cache_dir=tmp_path)
+
+
 def test_the_second_load_unpacks_nothing(tiny_model: Tiny, tmp_path: Path) -> None:
     file = write_gguf(tiny_model("llama"), tmp_path / "a.gguf")
     first = unpack_gguf(file, tmp_path / "cache", torch.float32)
@@ -169,6 +176,21 @@ def test_two_at_once_agree_on_one_folder(tiny_model: Tiny, tmp_path: Path) -> No
         worker.join()
     assert len(found) == 4
     assert list((tmp_path / "cache").iterdir()) == [found[0]]
+
+
+def test_what_a_killed_process_left_is_swept_an_hour_later(
+    tiny_model: Tiny, tmp_path: Path
+) -> None:
+    file = write_gguf(tiny_model("llama"), tmp_path / "a.gguf")
+    folder = unpack_gguf(file, tmp_path / "cache", torch.float32)
+    old, new = (tmp_path / "cache" / f".{folder.name}.{end}" for end in ("old", "new"))
+    for left in (old, new):
+        left.mkdir()
+    os.utime(old, (1e9, 1e9))
+    folder.rename(tmp_path / "elsewhere")
+    unpack_gguf(file, tmp_path / "cache", torch.float32)
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_a_tokenizer_beside_the_file_is_used(tiny_model: Tiny, tmp_path: Path) -> None:

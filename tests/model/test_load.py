@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdn.errors import BadConfig, WeightsError
-from kdn.model import load_model, pick_device, pick_dtype
+from kdn.model import Decoder, load_model, pick_device, pick_dtype
 from kdn.model.digest import DigestCache, digest_tensors
 from tests.model.reference import forward
 
@@ -90,6 +90,24 @@ def test_int8_stays_close(tiny_model: Tiny, model_cache: Path) -> None:
     a, b = forward(exact, TOKENS), forward(small, TOKENS)
     assert torch.nn.functional.cosine_similarity(a, b, dim=1).min() > 0.995
     assert small.weight_bytes < exact.weight_bytes / 3
+
+
+@pytest.mark.model
+def test_int8_smollm2_says_nearly_the_same(smollm2: Path, model_cache: Path) -> None:
+    """Mean KL to the fp32 model over a sentence, beside that of plain bf16."""
+    exact, plain, small = (
+        load_model(smollm2, cache_dir=model_cache, dtype=dtype, int8=int8)
+        for dtype, int8 in (("float32", False), ("bfloat16", False), ("bfloat16", True))
+    )
+    tokens = exact.tokenizer.encode("The capital of France is Paris, and that of Italy is Rome.")
+    wanted = forward(exact.decoder, tokens).log_softmax(-1)
+
+    def divergence(decoder: Decoder) -> float:
+        found = forward(decoder, tokens).log_softmax(-1)
+        return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+    assert divergence(plain.decoder) < 0.005
+    assert divergence(small.decoder) < 0.02
 
 
 def test_impossible_choices_are_refused() -> None:

@@ -36,11 +36,12 @@ class Characters:
     """Each character is a token whose id is its code point."""
 
     vocab_size = 0x110000
+    bos_ids: TokenIds = ()
 
     def encode(self, text: str, *, special: bool = False) -> TokenIds:
         return tuple(map(ord, text))
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         return "".join(map(chr, token_ids))
 
     def token_text(self, token_id: int) -> str:

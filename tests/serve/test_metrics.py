@@ -92,3 +92,16 @@ def test_tokenize_and_back_and_version(server: Running) -> None:
     assert server.http.post("/tokenize", json={}).status_code == 400
     assert server.http.get("/version").json() == {"version": "1.2.3"}
     assert server.http.get("/ping").status_code == 200
+
+
+def test_a_raw_prompt_begins_as_the_model_wants_it(
+    server: Running, service: ScriptedService
+) -> None:
+    service.vocabulary.bos_ids = (ord("^"),)
+    server.openai.completions.create(model="scripted", prompt="hi", max_tokens=1)
+    server.openai.completions.create(model="scripted", prompt="^hi", max_tokens=1)
+    prompts = [request.prompt.token_ids for request in service.requests]
+    assert prompts == [tuple(map(ord, "^hi"))] * 2
+    assert server.http.post("/tokenize", json={"prompt": "hi"}).json()["count"] == 3
+    plain = {"prompt": "hi", "add_special_tokens": False}
+    assert server.http.post("/tokenize", json=plain).json()["count"] == 2

@@ -44,12 +44,13 @@ def ingest(
     as_json: JsonOption = False,
 ) -> None:
     """Take documents into the library. Again: only what changed is done."""
-    with ModelChoice(model, home, device, dtype, int8).open() as kdn, stop_on_interrupt() as stopped:
+    with (
+        ModelChoice(model, home, device, dtype, int8).open() as kdn,
+        stop_on_interrupt() as stopped,
+    ):
         _announce(kdn, paths, prefill=prefill)
         with _bar() as on_progress:
-            report = kdn.ingest(
-                paths, prefill=prefill, on_progress=on_progress, cancelled=stopped
-            )
+            report = kdn.ingest(paths, prefill=prefill, on_progress=on_progress, cancelled=stopped)
     if as_json:
         emit(_shape(report))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
@@ -62,8 +63,14 @@ def serve(
                 emit(
                     {"url": url_of(door), "model": kdn.name, "adapters": sorted(kdn.model.adapters)}
                 )
+            signal.signal(signal.SIGTERM, _leave)
             say(f"{kdn.name} at {url_of(door)}/v1 (Ctrl-C stops)")
             run(kdn, door, settings)
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    """The server has ended gracefully; what the store holds back must still be written."""
+    raise typer.Exit
 
 
 def _need_extra() -> None:

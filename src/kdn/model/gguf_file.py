@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
 from safetensors import SafetensorError
@@ -22,12 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdn.errors import WeightsError
+from kdn.model.gguf_reader import GgufFile, StoredTensor, read_gguf
 from kdn.model.gguf_tokenizer import tokenizer_files
 
 __all__ = ["unpack_gguf"]
 
 _FORMAT = "kdn-unpacked-2"
 """Changes when what is written changes, so that older folders are not used."""
+
+_STALE_S = 3600.0
 
 _FAMILY = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "mistral": "mistral"}
 _GLOBAL = {
@@ -63,6 +65,7 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
         return folder
     cache_dir.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=cache_dir, prefix=f".{folder.name}."))
+    _sweep(building, cache_dir.glob(f".{folder.name}.*"))
     try:
         _write(file, building, dtype)
         _publish(building, folder)
@@ -74,6 +77,14 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
+
+
+def _sweep(building: Path, others: Iterable[Path]) -> None:
+    """Remove what processes that were killed an hour ago or more left half-made."""
+    now_s = building.stat().st_mtime
+    for other in others:
+        if now_s - other.stat().st_mtime > _STALE_S:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _publish(building: Path, folder: Path) -> None:
@@ -101,10 +112,16 @@ def _tokenizer_beside(file: Path) -> list[Path]:
 
 
 def _write(file: Path, folder: Path, dtype: torch.dtype) -> None:
-    reader = _open(file)
-    fields = _Fields(file, reader.fields)
-    config = _config(fields, {tensor.name: tensor for tensor in reader.tensors})
-    save_file(_tensors(file, reader, config, dtype), folder / "model.safetensors")
+    stored = read_gguf(file)
+    fields = _Fields(file, stored.metadata)
+    try:
+        config = _config(fields, stored.tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{file} does not describe its model in a way that kdn reads ({error!r}); fetch it "
+            "again, or take the published folder"
+        ) from error
+    save_file(_tensors(file, stored, config, dtype), folder / "model.safetensors")
     _write_json(folder / "config.json", config)
     beside = _tokenizer_beside(file)
     for part in beside:
@@ -118,27 +135,15 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
 
 
-def _open(file: Path) -> Any:
-    import gguf
-
-    try:
-        return gguf.GGUFReader(file)
-    except (OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise WeightsError(
-            f"{file} cannot be read as GGUF ({error}); it is torn or something else: fetch it again"
-        ) from error
-
-
 class _Fields:
-    """The file's metadata by name, read when asked for."""
+    """The file's metadata by name."""
 
     def __init__(self, file: Path, fields: Mapping[str, Any]) -> None:
         self._file, self._fields = file, fields
         self.architecture = str(self.get("general.architecture", "missing"))
 
     def get(self, name: str, default: Any = None) -> Any:
-        field = self._fields.get(name)
-        return default if field is None else field.contents()
+        return self._fields.get(name, default)
 
     def own(self, name: str, default: Any = None) -> Any:
         """A value under the architecture's own prefix."""
@@ -151,7 +156,7 @@ class _Fields:
         return found
 
 
-def _config(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _config(fields: _Fields, tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """A config.json in the published form, from the file's metadata and tensor names."""
     if fields.architecture not in _FAMILY:
         raise WeightsError(
@@ -172,7 +177,7 @@ def _config(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]:
         "num_attention_heads": num_heads,
         "num_key_value_heads": int(fields.own("attention.head_count_kv", num_heads)),
         "head_dim": int(fields.own("attention.key_length", hidden // num_heads)),
-        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
+        "vocab_size": tensors["token_embd.weight"].shape[0],
         "max_position_embeddings": int(fields.own("context_length", 4096)),
         # Stored as fp32: written out again in the few digits it was published with.
         "rms_norm_eps": float(f"{fields.need('attention.layer_norm_rms_epsilon'):.6g}"),
@@ -187,13 +192,13 @@ def _config(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]:
     return config | _rope_scaling(fields, tensors)
 
 
-def _rope_scaling(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_scaling(fields: _Fields, tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     if "rope_freqs.weight" in tensors:
         # The converter keeps the finished llama3 factors, not the numbers they came from; those
         # that Llama 3.1 and 3.2 were published with are told apart by the largest factor.
         scale = {
             "rope_type": "llama3",
-            "factor": float(tensors["rope_freqs.weight"].data.max()),
+            "factor": float(tensors["rope_freqs.weight"].values().max()),
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
@@ -210,11 +215,11 @@ def _rope_scaling(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _tensors(
-    file: Path, reader: Any, config: Mapping[str, Any], dtype: torch.dtype
+    file: Path, whole: GgufFile, config: Mapping[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     found = {}
-    for stored in reader.tensors:
+    for stored in whole.tensors.values():
         name = _published_name(stored.name)
         if name is None:
             continue
@@ -238,18 +243,14 @@ def _published_name(name: str) -> str | None:
     raise WeightsError(f"the GGUF file holds a tensor {name!r} that kdn has no place for")
 
 
-def _dequantise(file: Path, stored: Any) -> Tensor:
-    import gguf
-
+def _dequantise(file: Path, stored: StoredTensor) -> Tensor:
     try:
-        values = gguf.quants.dequantize(stored.data, stored.tensor_type)
+        return torch.from_numpy(stored.values())
     except (NotImplementedError, ValueError) as error:
         raise WeightsError(
-            f"{file}: {stored.name} is of type {stored.tensor_type.name}, which cannot be read "
-            f"({error}); take a Q4_1, Q8_0 or F16 file"
+            f"{file}: {stored.name} is of type {stored.kind.name}, which cannot be read ({error}); "
+            "take a Q4_1, Q8_0 or F16 file"
         ) from error
-    shape = [int(size) for size in reversed(stored.shape)]
-    return torch.from_numpy(np.array(values, np.float32)).reshape(shape)
 
 
 def _unpermute(tensor: Tensor, num_heads: int) -> Tensor:

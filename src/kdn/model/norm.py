@@ -14,6 +14,7 @@ class RmsNorm:
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         """`weight` is [size]."""
+        self._native = weight
         self._weight = weight.float()
         self._eps = torch.tensor(eps, device=weight.device)
         self._plain_eps = eps
@@ -21,9 +22,7 @@ class RmsNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
-            return functional.rms_norm(
-                x, self._weight.shape, self._weight.to(x.dtype), self._plain_eps
-            )
+            return functional.rms_norm(x, self._native.shape, self._native, self._plain_eps)
         # torch's own takes a pass for each of its steps on a CPU; this is half the time for one row
         # and for thousands.
         wide = x.float()

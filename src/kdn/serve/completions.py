@@ -23,6 +23,7 @@ from kdn.serve.report import (
     kdn_report,
     usage_report,
 )
+from kdn.serve.service import Vocabulary
 from kdn.serve.sse import DONE, event, failure
 from kdn.serve.unsupported import refuse_unsupported
 from kdn.serve.wire import Completion, CompletionChoice
@@ -79,14 +80,20 @@ def _refuse_combinations(body: CompletionBody) -> None:
 def _token_prompts(desk: Desk, body: CompletionBody) -> list[TokenIds]:
     vocabulary = desk.service.vocabulary
     prompts = [
-        vocabulary.encode(text, special=True) if isinstance(text, str) else text
-        for text in _prompts(body)
+        _begun(vocabulary, text) if isinstance(text, str) else text for text in _prompts(body)
     ]
     if not prompts or not all(prompts):
         raise Refused("a prompt is empty: there is nothing to go on from", param="prompt")
     for ids in prompts:
         check_ids(ids, vocabulary.vocab_size, "prompt")
     return prompts
+
+
+def _begun(vocabulary: Vocabulary, text: str) -> TokenIds:
+    """Raw text is the caller's whole prompt: special tokens in it count, and it begins as one."""
+    ids = vocabulary.encode(text, special=True)
+    begin = vocabulary.bos_ids
+    return ids if not ids or ids[: len(begin)] == begin else begin + ids
 
 
 def _prompts(body: CompletionBody) -> list[str | TokenIds]:

@@ -66,11 +66,16 @@ def chat_logprobs(tokens: Sequence[Token], vocabulary: Vocabulary) -> ChatLogpro
 def _chat_logprob(token: Token, vocabulary: Vocabulary) -> ChatLogprob:
     text = vocabulary.token_text(token.token_id)
     top = [_top(one) for one in token.alternatives]
-    return ChatLogprob(text, token.logprob or 0.0, list(text.encode()), top)
+    return ChatLogprob(text, token.logprob or 0.0, _bytes(text), top)
 
 
 def _top(one: TokenProb) -> TopLogprob:
-    return TopLogprob(one.text, one.logprob, list(one.text.encode()))
+    return TopLogprob(one.text, one.logprob, _bytes(one.text))
+
+
+def _bytes(text: str) -> list[int] | None:
+    """None where a token is part of a character: its own bytes are not known from its text."""
+    return None if "\ufffd" in text else list(text.encode())
 
 
 def completion_logprobs(

@@ -52,9 +52,18 @@ class Vocabulary(Protocol):
         """With `special`, names of special tokens in the text become those tokens."""
         ...
 
-    def decode(self, token_ids: Sequence[int]) -> str: ...
+    @property
+    def bos_ids(self) -> TokenIds:
+        """What a prompt that follows no template begins with; often nothing."""
+        ...
 
-    def token_text(self, token_id: int) -> str: ...
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """Special tokens are left out unless `special`."""
+        ...
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text; half a character reads as U+FFFD."""
+        ...
 
 
 class Service(Protocol):

@@ -44,7 +44,7 @@ def token_routes(desk: Desk) -> APIRouter:
     async def detokenize(body: DetokenizeBody) -> Response:
         adapter_of(desk.service, body.model)
         check_ids(body.tokens, vocabulary.vocab_size, "tokens")
-        text = await run_in_threadpool(vocabulary.decode, body.tokens)
+        text = await run_in_threadpool(vocabulary.decode, body.tokens, special=True)
         return Response(msgspec.json.encode(_Detokenized(text)), media_type="application/json")
 
     return router
@@ -56,5 +56,6 @@ def _ids(desk: Desk, body: TokenizeBody) -> TokenIds:
     if body.messages is not None:
         messages, documents = conversation(body.messages, body.documents)
         return desk.service.prompt(messages, documents, "").token_ids
-    special = body.add_special_tokens is not False
-    return desk.service.vocabulary.encode(body.prompt or "", special=special)
+    vocabulary = desk.service.vocabulary
+    begin = () if body.add_special_tokens is False else vocabulary.bos_ids
+    return begin + vocabulary.encode(body.prompt or "", special=True)
