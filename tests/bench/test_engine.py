@@ -43,6 +43,4 @@ def test_every_question_is_answered_and_the_absent_is_named(
     assert [row["batch"] for row in decoding] == [1, 2]
     assert result.summary["decode_speedup"] is not None
     assert result.summary["ttft_speedup_vllm_2048"] is None
-    assert result.notes == (
-        f"vllm is absent: {options.rivals} is not there; `make rivals` builds it",
-    )
+    assert result.notes == ("vllm is absent: no-rivals is not there; `make rivals` builds it",)

@@ -88,7 +88,7 @@ def _start(
     script, model = scripts[name]
     python = options.rivals / "bin" / "python"
     if not python.exists():
-        raise EngineFailed(f"{options.rivals} is not there; `make rivals` builds it")
+        raise EngineFailed(f"{options.rivals.name} is not there; `make rivals` builds it")
     command: list[str | Path] = [
         python,
         _SCRIPTS / script,

@@ -1,7 +1,5 @@
 """The seam "where are the bytes": a tier keeps encoded blocks by key."""
 
-
-
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
