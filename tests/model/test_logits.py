@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdn.model import load_model
+from kdn.model.gguf_file import unpack_gguf
 from tests.model.reference import forward
 
 TOKENS = tuple(int(t) for t in torch.randint(0, 256, (150,), generator=torch.manual_seed(3)))
@@ -92,7 +93,7 @@ def test_smollm2_agrees_with_transformers(smollm2: Path, model_cache: Path) -> N
     loaded = load_model(smollm2, cache_dir=model_cache, dtype="float32")
     text = "The capital of France is Paris. Water boils at 100 degrees. " * 12
     tokens = loaded.tokenizer.encode(text)
-    folder = next((model_cache / "unpacked").glob("SmolLM2*"))
+    folder = unpack_gguf(smollm2, model_cache / "unpacked", torch.float32)
     assert (forward(loaded.decoder, tokens) - reference(folder, tokens)).abs().max() < 1e-3
 
 
