@@ -169,7 +169,9 @@ def test_a_request_waits_for_room_and_then_runs(tiny: LoadedModel) -> None:
     assert bench.engine.free_kv() == 140_000
 
 
-def test_of_many_that_come_at_once_only_those_near_their_turn_are_planned(tiny: LoadedModel) -> None:
+def test_of_many_that_come_at_once_only_those_near_their_turn_are_planned(
+    tiny: LoadedModel,
+) -> None:
     """Passes of 128 rows: two prompts of 100 tokens fill one, so the third is planned after them."""
     bench = Bench(tiny, Limits(kv_bytes=1 << 28, max_batch_tokens=128))
     streams = [bench.submit(str(n), some_tokens(100, 200, seed=n)) for n in range(3)]
