@@ -9,6 +9,8 @@ import pytest
 
 from kdn.errors import UnknownModel
 from kdn.model import resolve
+from kdn.model.kernels import Kernels, NoKernel
+from kdn.model.kernels import load as load_kernels
 from kdn.testing import write_tiny_model
 
 
@@ -35,3 +37,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return write_tiny_model(tmp_path_factory.mktemp(family), family, seed, **options)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """The compiled kernels, or a skip that says why there are none."""
+    try:
+        return load_kernels(tmp_path_factory.mktemp("kernels"))
+    except NoKernel as why:
+        pytest.skip(str(why))

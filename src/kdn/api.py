@@ -26,9 +26,9 @@ from kdn.core import Fingerprint, Keeping, Prompt, Request, Role, Sampling, Stre
 from kdn.engine import Engine, Limits
 from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.machine import free_memory_bytes
-from kdn.model import Document, LoadedModel, Message, Remembered, load_model, resolve
+from kdn.model import Decoder, Document, LoadedModel, Message, Remembered, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
-from kdn.model.kernels import KernelAttention, NoKernel, load
+from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load
 from kdn.rag import (
     Cutting,
     Embedder,
@@ -78,6 +78,7 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     clock, trace = clock or SystemClock(), trace or Recorder()
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
+    kernel = _kernel(config.home, trace)
     loaded = load_model(
         model,
         cache_dir=config.models_folder,
@@ -87,6 +88,7 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
         int8=int8,
         adapters=adapters,
         clock=clock,
+        kernel=kernel,
     )
     store = open_store(
         config.store_folder,
@@ -95,7 +97,8 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
         clock=clock,
         trace=trace,
     )
-    return Kdn(loaded, store, config, clock, trace)
+    attention = _attention(loaded.decoder, kernel)
+    return Kdn(loaded, attention, store, config, clock, trace)
 
 
 def _dtype(asked: str, device: str, home: Path) -> str:
@@ -107,18 +110,22 @@ def _dtype(asked: str, device: str, home: Path) -> str:
     return measured_dtype(home, "cuda" if device.startswith("cuda") else "cpu") or "auto"
 
 
-def _attention(model: LoadedModel, home: Path, trace: Trace) -> Attention:
-    """The compiled kernel where it can run, torch's own on a GPU, else plain torch; the trace says why."""
-    decoder = model.decoder
+def _kernel(home: Path, trace: Trace) -> Kernels | None:
+    """The compiled kernels where there can be any; else the trace says why not."""
+    try:
+        return load(home / "kernels")
+    except NoKernel as why:
+        trace.event("kernels.none", why=str(why))
+        return None
+
+
+def _attention(decoder: Decoder, kernel: Kernels | None) -> Attention:
+    """The compiled one where it can run, torch's own on a GPU, else plain torch."""
     if decoder.device.type == "cuda":
         return FusedAttention()
-    if not KernelAttention.suits(decoder.dtype, decoder.device, decoder.config.head_dim):
-        return TorchAttention()
-    try:
-        return KernelAttention(load(home / "kernels"))
-    except NoKernel as why:
-        trace.event("attention.plain", why=str(why))
-        return TorchAttention()
+    if kernel and KernelAttention.suits(decoder.dtype, decoder.device, decoder.config.head_dim):
+        return KernelAttention(kernel)
+    return TorchAttention()
 
 
 class Kdn:
@@ -128,7 +135,13 @@ class Kdn:
     """
 
     def __init__(
-        self, model: LoadedModel, store: Store, config: Config, clock: Clock, trace: Trace
+        self,
+        model: LoadedModel,
+        attention: Attention,
+        store: Store,
+        config: Config,
+        clock: Clock,
+        trace: Trace,
     ) -> None:
         decoder = model.decoder
         self.name = model.name
@@ -146,7 +159,6 @@ class Kdn:
             max_batch_tokens=config.engine.max_batch_tokens,
             max_stall_ms=config.engine.max_stall_ms,
         )
-        attention = _attention(model, config.home, trace)
         self.engine = Engine(model, attention, self._reuse, limits, clock, trace=trace)
 
     # --- text in, text out -------------------------------------------------------------------

@@ -14,11 +14,14 @@ from kdn.core import LayerKV, LayerView, Plan, TokenIds
 from kdn.engine import Capture, Head, Lane, Pass, SequenceKV, Tail
 from kdn.model import LoadedModel, LoraAdapter, load_model
 from kdn.model.attention import Attention, TorchAttention
+from kdn.model.kernels import Kernels
 
 
-def load_tiny(folder: Path, cache: Path, dtype: str = "float32") -> LoadedModel:
+def load_tiny(
+    folder: Path, cache: Path, dtype: str = "float32", kernels: Kernels | None = None
+) -> LoadedModel:
     """A tiny model on the CPU."""
-    return load_model(folder, cache_dir=cache, dtype=dtype, device="cpu")
+    return load_model(folder, cache_dir=cache, dtype=dtype, device="cpu", kernel=kernels)
 
 
 def some_tokens(num_tokens: int, vocab_size: int, seed: int = 0) -> TokenIds:

@@ -13,7 +13,7 @@ from kdn.core import Choose, ColumnScale, Enter, GivenRows, LayerView, Plan, Sto
 from kdn.engine import Lane, Pass
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention, TorchAttention
-from kdn.model.kernels import KernelAttention, NoKernel, load
+from kdn.model.kernels import KernelAttention
 from tests.engine.runs import HeldSource, Watcher, decode, load_tiny, new_kv, run, some_tokens
 from tests.model.reference import forward
 
@@ -31,23 +31,21 @@ def tiny(tiny_model: Callable[..., Path], model_cache: Path) -> LoadedModel:
     return load_tiny(tiny_model("llama"), model_cache)
 
 
-@pytest.fixture(scope="module")
-def tiny_bf16(tiny_model: Callable[..., Path], model_cache: Path) -> LoadedModel:
-    """Head dim 64, so that the compiled kernel can run it."""
+@pytest.fixture(scope="module", params=["torch", "kernels"])
+def tiny_bf16(
+    request: pytest.FixtureRequest, tiny_model: Callable[..., Path], model_cache: Path
+) -> LoadedModel:
+    """Head dim 64, so that the compiled kernels can run it; with torch's matrices and with ours."""
     folder = tiny_model("llama", hidden_size=256, head_dim=64)
-    return load_tiny(folder, model_cache, "bfloat16")
+    kernels = request.getfixturevalue("kernels") if request.param == "kernels" else None
+    return load_tiny(folder, model_cache, "bfloat16", kernels)
 
 
 @pytest.fixture(params=["plain", "kernel"])
-def attention(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Attention:
+def attention(request: pytest.FixtureRequest) -> Attention:
     if request.param == "plain":
         return TorchAttention()
-    try:
-        return KernelAttention(load(tmp_path_factory.getbasetemp() / "kernels"))
-    except NoKernel as why:
-        pytest.skip(str(why))
+    return KernelAttention(request.getfixturevalue("kernels"))
 
 
 @pytest.mark.parametrize(("family", "options"), OPTIONS)

@@ -13,7 +13,7 @@ from kdn.core import Plan, TokenIds
 from kdn.corpus import corpus_files
 from kdn.model import LoadedModel, load_adapter, load_model
 from kdn.model.attention import Attention, TorchAttention
-from kdn.model.kernels import KernelAttention, NoKernel, load
+from kdn.model.kernels import KernelAttention
 from tests.engine.runs import HeldSource, decode, run
 
 NUM_TOKENS = 700
@@ -24,9 +24,12 @@ def smol(smollm2: Path, model_cache: Path) -> LoadedModel:
     return load_model(smollm2, cache_dir=model_cache, dtype="float32", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def smol_bf16(smollm2: Path, model_cache: Path) -> LoadedModel:
-    return load_model(smollm2, cache_dir=model_cache, dtype="bfloat16", device="cpu")
+@pytest.fixture(scope="module", params=["torch", "kernels"])
+def smol_bf16(request: pytest.FixtureRequest, smollm2: Path, model_cache: Path) -> LoadedModel:
+    kernels = request.getfixturevalue("kernels") if request.param == "kernels" else None
+    return load_model(
+        smollm2, cache_dir=model_cache, dtype="bfloat16", device="cpu", kernel=kernels
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +99,10 @@ def test_an_adapter_gives_the_logits_of_peft(
 
 
 @pytest.fixture(params=["plain", "kernel"])
-def attention(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Attention:
+def attention(request: pytest.FixtureRequest) -> Attention:
     if request.param == "plain":
         return TorchAttention()
-    try:
-        return KernelAttention(load(tmp_path_factory.getbasetemp() / "kernels"))
-    except NoKernel as why:
-        pytest.skip(str(why))
+    return KernelAttention(request.getfixturevalue("kernels"))
 
 
 @pytest.mark.parametrize("num_prefix", [1, 255, 640, 699])

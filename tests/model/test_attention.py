@@ -13,16 +13,13 @@ from torch import Tensor
 
 from kdn.model.attention import Attention, AttentionLane, FusedAttention, TorchAttention, row_cuts
 from kdn.model.config import RopeConfig
-from kdn.model.kernels import KernelAttention, NoKernel, load
+from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load
 from kdn.model.rope import Rope
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> KernelAttention:
-    try:
-        return KernelAttention(load(tmp_path_factory.getbasetemp() / "kernels"))
-    except NoKernel as why:
-        pytest.skip(str(why))
+def kernel(kernels: Kernels) -> KernelAttention:
+    return KernelAttention(kernels)
 
 
 @dataclass(frozen=True)

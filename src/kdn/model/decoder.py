@@ -87,14 +87,17 @@ class DecoderLayer:
         if adapters:
             self._add(adapters, ("o_proj",), attended, (out,))
         x = weights.post_norm(out)
-        gate, up = weights.gate_up(x).chunk(2, dim=-1)
-        if adapters:
-            self._add(adapters, ("gate_proj", "up_proj"), x, (gate, up))
-        inner = functional.silu(gate).mul_(up)
+        inner = self._adapted(x, adapters) if adapters else weights.gate_up.gated(x)
         out = weights.down.onto(out, inner)
         if adapters:
             self._add(adapters, ("down_proj",), inner, (out,))
         return out
+
+    def _adapted(self, x: Tensor, adapters: Sequence[AdapterRun]) -> Tensor:
+        """silu(gate) * up with what the adapters add to each."""
+        gate, up = self._weights.gate_up(x).chunk(2, dim=-1)
+        self._add(adapters, ("gate_proj", "up_proj"), x, (gate, up))
+        return functional.silu(gate).mul_(up)
 
     def _add(
         self,
@@ -117,6 +120,8 @@ class Identity:
     tokenizer: str
     dtype: str
     int8: bool
+    kernel: str
+    """Which compiled kernels it is computed with; empty for torch's own."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,7 @@ class Decoder:
             "tokenizer": identity.tokenizer,
             "dtype": identity.dtype,
             "int8": identity.int8,
+            "kernel": identity.kernel,
             "adapter": adapter.digest if adapter is not None else None,
         }
         return Fingerprint(hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())

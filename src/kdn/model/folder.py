@@ -13,6 +13,7 @@ from kdn.errors import WeightsError
 from kdn.model.config import ModelConfig, parse_config
 from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeights
 from kdn.model.digest import DigestCache, digest_tensors
+from kdn.model.kernels import KernelLinear, Kernels
 from kdn.model.linear import Linear, build_linear
 from kdn.model.norm import RmsNorm
 from kdn.model.weights import Tensors, open_folder, weight_files
@@ -50,6 +51,7 @@ def build_decoder(
     int8: bool,
     tokenizer_digest: str,
     digests: DigestCache,
+    kernel: Kernels | None = None,
 ) -> Decoder:
     """The folder's model in memory, ready to compute. Raises WeightsError for what it cannot be."""
     config = read_config(folder)
@@ -59,8 +61,9 @@ def build_decoder(
             tokenizer=tokenizer_digest,
             dtype=str(dtype).removeprefix("torch."),
             int8=int8,
+            kernel=kernel.name if kernel is not None else "",
         )
-        return _Builder(config, tensors, dtype, device, int8).decoder(identity)
+        return _Builder(config, tensors, dtype, device, int8, kernel).decoder(identity)
 
 
 def _weights_digest(folder: Path, tensors: Tensors, digests: DigestCache) -> str:
@@ -83,9 +86,10 @@ class _Builder:
         dtype: torch.dtype,
         device: torch.device,
         int8: bool,
+        kernel: Kernels | None,
     ) -> None:
         self.config, self.tensors = config, tensors
-        self.dtype, self.device, self.int8 = dtype, device, int8
+        self.dtype, self.device, self.int8, self.kernel = dtype, device, int8, kernel
 
     def decoder(self, identity: Identity) -> Decoder:
         config = self.config
@@ -95,7 +99,7 @@ class _Builder:
         ends = Ends(
             embedding=embedding,
             final_norm=self.norm("model.norm.weight", config.hidden_size),
-            head=build_linear(head_rows, int8=self.int8),
+            head=self.build(head_rows),
             head_rows=head_rows,
         )
         layers = [
@@ -127,7 +131,15 @@ class _Builder:
         parts = [self.tensor(f"{prefix}.{n}.weight", out, in_size) for n, out in sizes.items()]
         biases = [self.tensor(f"{prefix}.{n}.bias", out) for n, out in sizes.items() if bias]
         fused = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return build_linear(fused, torch.cat(biases) if biases else None, int8=self.int8)
+        paired = tuple(sizes) == ("gate_proj", "up_proj")
+        return self.build(fused, torch.cat(biases) if biases else None, paired=paired)
+
+    def build(self, weight: Tensor, bias: Tensor | None = None, *, paired: bool = False) -> Linear:
+        """A matrix of the compiled kind where that can be, else of torch's."""
+        kernel = None if self.int8 else self.kernel
+        if kernel is not None and KernelLinear.suits(kernel, weight, paired=paired):
+            return KernelLinear(kernel, weight, bias, paired=paired)
+        return build_linear(weight, bias, int8=self.int8)
 
     def norm(self, name: str, size: int) -> RmsNorm:
         return RmsNorm(self.tensor(name, size), self.config.rms_eps)

@@ -40,6 +40,11 @@ class Linear(ABC):
         """base[n, out] + self(x), as a fresh tensor."""
         return self(x).add_(base)
 
+    def gated(self, x: Tensor) -> Tensor:
+        """silu(gate) * up, [n, out / 2], of a matrix that is a gate on top of an up projection."""
+        gate, up = self(x).chunk(2, dim=-1)
+        return functional.silu(gate).mul_(up)
+
 
 class PlainLinear(Linear):
     """The matrix as it is: the twin of the packed one, and what runs on a GPU."""
@@ -143,7 +148,7 @@ def _has_int8_kernel(weight: Tensor) -> bool:
 
 
 def build_linear(weight: Tensor, bias: Tensor | None = None, *, int8: bool = False) -> Linear:
-    """The fastest kind that keeps the promise, for the device and dtype of `weight`."""
+    """The fastest kind of torch's own that keeps the promise, for the device and dtype of `weight`."""
     if int8:
         return Int8Linear(weight, bias)
     if weight.device.type == "cpu" and weight.dtype in _PACK_ROWS and _has_onednn():

@@ -16,6 +16,7 @@ from kdn.model.decoder import Decoder
 from kdn.model.digest import DigestCache
 from kdn.model.folder import build_decoder, read_config
 from kdn.model.gguf_file import unpack_gguf
+from kdn.model.kernels import Kernels
 from kdn.model.lora import LoraAdapter, load_adapter
 from kdn.model.tokenizer import Tokenizer, load_tokenizer
 
@@ -45,11 +46,13 @@ def load_model(
     adapters: Mapping[str, Path] | None = None,
     home: Path | None = None,
     clock: Clock | None = None,
+    kernel: Kernels | None = None,
 ) -> LoadedModel:
     """The model that goes by a name, or lies at a path (a published folder or a GGUF file).
 
     `cache_dir` keeps unpacked GGUF files and digests between runs; `home` is where `kdn models get`
-    puts models (default: `cache_dir`).  `int8` keeps the matrices as 8-bit integers.  Nothing is
+    puts models (default: `cache_dir`).  `int8` keeps the matrices as 8-bit integers; `kernel` computes
+    what it can where it is given.  Nothing is
     downloaded.  Raises UnknownModel, WeightsError, BadConfig.
     """
     source = resolve(name_or_path, home or cache_dir)
@@ -65,6 +68,7 @@ def load_model(
         int8=int8,
         tokenizer_digest=tokenizer.digest,
         digests=DigestCache(cache_dir / "digests"),
+        kernel=kernel if place.type == "cpu" and kind == torch.bfloat16 else None,
     )
     return LoadedModel(
         name=source.stem if Path(name_or_path).exists() else str(name_or_path),

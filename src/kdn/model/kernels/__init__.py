@@ -1,8 +1,9 @@
-"""Attention compiled for the processor at hand, where there is a compiler; optional throughout."""
+"""Attention and matrices compiled for the processor at hand, where there is a compiler; optional."""
 
 from __future__ import annotations
 
 from kdn.model.kernels.attention import KernelAttention
-from kdn.model.kernels.build import Library, NoKernel, load
+from kdn.model.kernels.build import Kernels, NoKernel, load
+from kdn.model.kernels.linear import KernelLinear
 
-__all__ = ["KernelAttention", "Library", "NoKernel", "load"]
+__all__ = ["KernelAttention", "KernelLinear", "Kernels", "NoKernel", "load"]

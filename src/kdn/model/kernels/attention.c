@@ -11,11 +11,10 @@
  * of a row depend neither on the rows beside it nor on where the head ends and the tail begins.
  */
 
-#include <immintrin.h>
-#include <stdint.h>
-#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "common.h"
 
 #define BLOCK 128 /* columns a step; K and V of one step fit the first-level cache */
 #define STEP 64   /* columns, and dims, come in multiples of this */
@@ -25,8 +24,6 @@
 #define LOG2E 1.4426950408889634f
 #define FAR (-1e30f)    /* below every score */
 #define HIDDEN (-1e36f) /* below FAR: weight 0 whatever the maximum, and no infinities to subtract */
-
-typedef uint16_t bf16;
 
 typedef struct {
     int64_t start, num_rows;
@@ -80,7 +77,7 @@ typedef struct {
 } Columns;
 
 /* 2: AMX, 1: AVX512-BF16, 0: neither. Asks the kernel for the tile registers. */
-int kdn_attention_level(void) {
+int kdn_level(void) {
     if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw")) return 0;
 #ifdef __AMX_BF16__
     unsigned a, b, c, d = 0;
@@ -90,31 +87,6 @@ int kdn_attention_level(void) {
     if (has_tiles && syscall(SYS_arch_prctl, arch_req_xcomp_perm, tile_data) == 0) return 2;
 #endif
     return 1;
-}
-
-/* 2^x to 4e-6 of itself, far below what bf16 keeps of it. */
-static inline __m512 exp2_fast(__m512 x) {
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 r = _mm512_sub_ps(x, whole);
-    __m512 y = _mm512_set1_ps(9.570130e-3f);
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.591685e-2f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(2.402302e-1f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(6.931305e-1f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, whole);
-}
-
-static inline float bf16_to_float(bf16 x) {
-    const uint32_t bits = (uint32_t)x << 16;
-    float y;
-    memcpy(&y, &bits, 4);
-    return y;
-}
-
-static inline bf16 float_to_bf16(float x) { /* to nearest, ties to even */
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (bf16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 /* ---- products: the two ways -------------------------------------------------------------------- */
@@ -149,17 +121,6 @@ static void mix_avx(Scratch *s, int t, Columns at, int64_t columns, int64_t dim)
 }
 
 #ifdef __AMX_BF16__
-static void tiles_on(void) {
-    struct {
-        uint8_t palette, row, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } __attribute__((aligned(64))) shape = {0};
-    shape.palette = 1;
-    for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
-    _tile_loadconfig(&shape);
-}
-
 /* Four sums at a time, since one product takes three times as long to come out as to go in. */
 static void scores_amx(Scratch *s, int t, Columns at, int64_t columns, int64_t dim) {
     const int64_t stride = 2 * at.k_stride, down = 16 * at.k_stride;
@@ -213,7 +174,7 @@ static void mix_amx(Scratch *s, int t, Columns at, int64_t columns, int64_t dim)
     }
 }
 #else
-static void tiles_on(void) {}
+static inline void tiles_on(void) {}
 #define scores_amx scores_avx
 #define mix_amx mix_avx
 #endif

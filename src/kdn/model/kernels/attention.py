@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdn.model.attention import Attention, AttentionLane, BoundAttention
-from kdn.model.kernels.build import Library
+from kdn.model.kernels.build import Kernels
 
 __all__ = ["KernelAttention"]
 
@@ -61,7 +61,7 @@ class _Call(ctypes.Structure):
 class KernelAttention(Attention):
     """Runs on the library's kernel, for what it `suits`."""
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Kernels) -> None:
         self._library = library
 
     @staticmethod
@@ -105,7 +105,7 @@ class _BoundKernel(BoundAttention):
     """Keeps the tables that the kernel reads, and the tensors that the tables point into."""
 
     def __init__(
-        self, library: Library, lanes: tuple[AttentionLane, ...], cos: Tensor, sin: Tensor
+        self, library: Kernels, lanes: tuple[AttentionLane, ...], cos: Tensor, sin: Tensor
     ) -> None:
         self._handle = library.handle
         self._flocks = _flocks(lanes)
@@ -120,7 +120,7 @@ class _BoundKernel(BoundAttention):
             dim=lanes[0].tail_k.shape[3],
             cos=self._cos.data_ptr(),
             sin=self._sin.data_ptr(),
-            use_amx=library.level == 2,
+            use_amx=library.has_amx,
             threads=torch.get_num_threads(),
         )
         self._tasks: ctypes.Array[_Task] | None = None

@@ -1,4 +1,4 @@
-"""Compiles the kernel for this processor, once, if there is a C compiler; else there is none.
+"""Compiles the kernels for this processor, once, if there is a C compiler; else there is none.
 
 The result is cached by source, compiler and processor.  Nothing is downloaded and nothing is linked
 but the OpenMP runtime, which is the one torch has loaded already, so that both share one pool of
@@ -17,10 +17,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Library", "NoKernel", "load"]
+__all__ = ["Kernels", "NoKernel", "load"]
 
-_SOURCE = Path(__file__).with_name("attention.c")
+_FOLDER = Path(__file__).parent
+_SOURCES = (_FOLDER / "attention.c", _FOLDER / "linear.c")
+_HEADERS = (_FOLDER / "common.h",)
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+
+
+_AMX = 2
+"""What the level function says where there are tile registers; 1 is AVX512-BF16 only."""
 
 
 class NoKernel(Exception):
@@ -28,14 +34,16 @@ class NoKernel(Exception):
 
 
 @dataclass(frozen=True)
-class Library:
-    """The loaded kernel. `level` is 2 with AMX and 1 with AVX512-BF16 only."""
+class Kernels:
+    """The loaded kernels."""
 
     handle: ctypes.CDLL
-    level: int
+    name: str
+    """Changes with whatever may change the bits of a result: source, compiler, processor."""
+    has_amx: bool
 
 
-def load(cache_dir: Path) -> Library:
+def load(cache_dir: Path) -> Kernels:
     """The kernel for this processor, compiled on first use. Raises NoKernel."""
     if platform.machine() not in {"x86_64", "AMD64"} or platform.system() != "Linux":
         raise NoKernel(
@@ -43,17 +51,18 @@ def load(cache_dir: Path) -> Library:
         )
     if "avx512_bf16" not in _cpu_flags():
         raise NoKernel("the processor has no AVX512-BF16")
-    path = cache_dir / f"attention-{_fingerprint()}.so"
+    name = _fingerprint()
+    path = cache_dir / f"kernels-{name}.so"
     if not path.exists():
         _compile(path)
     try:
         handle = ctypes.CDLL(str(path))
     except OSError as error:
         raise NoKernel(f"{path.name} cannot be loaded: {error}") from error
-    level = int(handle.kdn_attention_level())
+    level = int(handle.kdn_level())
     if level == 0:
         raise NoKernel("the processor refuses AVX512-BF16")
-    return Library(handle, level)
+    return Kernels(handle, name, has_amx=level == _AMX)
 
 
 def _cpu_flags() -> frozenset[str]:
@@ -76,7 +85,11 @@ def _compiler() -> str:
 
 
 def _fingerprint() -> str:
-    parts = (_SOURCE.read_bytes(), _compiler().encode(), " ".join(sorted(_cpu_flags())).encode())
+    parts = (
+        *(p.read_bytes() for p in (*_SOURCES, *_HEADERS)),
+        _compiler().encode(),
+        " ".join(sorted(_cpu_flags())).encode(),
+    )
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -86,7 +99,7 @@ def _compile(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            command = [_compiler(), *_FLAGS, str(_SOURCE), "-o", str(made)]
+            command = [_compiler(), *_FLAGS, *map(str, _SOURCES), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
             if done.returncode:
                 raise NoKernel(f"{command[0]} cannot compile the kernel: {done.stderr[-400:]}")

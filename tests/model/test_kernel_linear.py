@@ -1,0 +1,85 @@
+"""The compiled matrix against plain torch, and its promise: a row's bits depend on that row alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kdn.model.kernels import KernelLinear, Kernels
+from kdn.model.linear import PlainLinear
+
+SHAPES = [(32, 32), (64, 96), (960, 576), (576, 1536)]
+
+
+@pytest.fixture(scope="module")
+def amx(kernels: Kernels) -> Kernels:
+    if not kernels.has_amx:
+        pytest.skip("the processor has no AMX")
+    return kernels
+
+
+def matrix(out_size: int, in_size: int) -> Tensor:
+    random = torch.Generator().manual_seed(out_size + in_size)
+    return torch.randn(out_size, in_size, generator=random).div_(in_size**0.5).bfloat16()
+
+
+def some_rows(count: int, size: int, seed: int = 1) -> Tensor:
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def near(found: Tensor, expected: Tensor) -> bool:
+    """Within bf16 rounding: eight bits of mantissa."""
+    return bool(((found.float() - expected).abs() <= 2**-8 * expected.abs() + 1e-2).all())
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 17, 32, 33, 600])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_it_multiplies(shape: tuple[int, int], count: int, with_bias: bool, amx: Kernels) -> None:
+    weight, x = matrix(*shape), some_rows(count, shape[1])
+    bias = some_rows(1, shape[0], seed=2)[0] if with_bias else None
+    expected = torch.nn.functional.linear(
+        x.float(), weight.float(), None if bias is None else bias.float()
+    )
+    linear = KernelLinear(amx, weight, bias)
+    assert near(linear(x), expected)
+    base = some_rows(count, shape[0], seed=3)
+    assert near(linear.onto(base, x), expected + base.float())
+
+
+def test_a_paired_matrix_gates_and_also_gives_both_halves(amx: Kernels) -> None:
+    weight, x = matrix(192, 64), some_rows(45, 64)
+    gate, up = (x.float() @ weight.float().T).chunk(2, dim=-1)
+    paired = KernelLinear(amx, weight, paired=True)
+    assert near(paired(x), torch.cat((gate, up), dim=-1))
+    assert near(paired.gated(x), torch.nn.functional.silu(gate) * up)
+    twin = PlainLinear(weight).gated(x).float()
+    assert (twin - torch.nn.functional.silu(gate) * up).abs().max() < 0.05, "rounds three times"
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=st.sampled_from(SHAPES), count=st.integers(1, 700), data=st.data())
+def test_any_cut_of_the_rows_gives_the_same_bits(
+    shape: tuple[int, int], count: int, data: st.DataObject, amx: Kernels
+) -> None:
+    start = data.draw(st.integers(0, count - 1))
+    stop = data.draw(st.integers(start + 1, count))
+    linear = KernelLinear(amx, matrix(*shape))
+    x = some_rows(count, shape[1])
+    assert torch.equal(linear(x[start:stop]), linear(x)[start:stop])
+
+
+def test_rows_may_be_strided(amx: Kernels) -> None:
+    wide = some_rows(20, 128)
+    linear = KernelLinear(amx, matrix(64, 64))
+    assert torch.equal(linear(wide[:, 64:]), linear(wide[:, 64:].contiguous()))
+
+
+def test_odd_sizes_are_left_to_torch(amx: Kernels) -> None:
+    assert KernelLinear.suits(amx, matrix(64, 64), paired=True)
+    assert not KernelLinear.suits(amx, matrix(48, 64), paired=False)
+    assert not KernelLinear.suits(amx, matrix(96, 64), paired=True), "half a panel of each"
+    assert not KernelLinear.suits(amx, matrix(64, 64).float(), paired=False)
