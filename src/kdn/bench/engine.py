@@ -1,8 +1,8 @@
 """How quick is the engine: first token, decoding, a hit; against others and against the machine?
 
 Every prompt is random tokens.  A hit is a prompt whose last 32 tokens are new and whose others are
-in the memory tier; it is compared with a cold prompt of equal length.  Shares are of the measured
-rates of a matrix product and of a memory copy.
+in the memory tier; it is compared with a cold prompt of equal length.  A ceiling is the rate of a
+matrix product (first token) or of a memory copy (decoding), measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = ["FULL", "QUICK", "Scale", "measure", "run"]
 
 NEW_TOKENS = 32
 HIT, VLLM_HIT = "kdn hit", "vllm hit"
+CEILING, SHARE = "ceiling", "share of ceiling"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,6 @@ class _Measuring:
             self._first_tokens(length, self.options.pairs or pairs)
         for batch in self.scale.batches:
             self._decoding(batch, self.options.pairs or self.scale.decode_pairs)
-        self._shares()
         self._summarise_first_tokens()
 
     def _first_tokens(self, length: int, pairs: int) -> None:
@@ -151,6 +151,7 @@ class _Measuring:
         sides: dict[str, Callable[[int], float]] = {
             OURS: partial(self._cold, self.lineup.ours, length),
             HIT: partial(self._hit, length),
+            CEILING: self._product,
         }
         for name, rival in self.lineup.others.items():
             sides[name] = partial(self._cold, rival, length)
@@ -161,7 +162,9 @@ class _Measuring:
         samples = interleave(sides, pairs, first=1, rest_s=self.scale.rest_s)
         self.found.cold[length] = samples
         row: Row = {"measure": "first token, ms", "tokens": length, "batch": 1}
-        row |= {name: (median(samples, name) or 0.0) * 1000 for name in sides}
+        row |= {name: (median(samples, name) or 0.0) * 1000 for name in sides if name != CEILING}
+        giga_ops = prefill_flops(self.lineup.config, length) / 1e9
+        row[SHARE] = _share(samples, giga_ops)
         self.found.rows.append(row | _ratio_cells(samples, OURS, REFERENCE))
 
     def _cold(self, contestant: Contestant, length: int, number: int) -> float:
@@ -194,46 +197,38 @@ class _Measuring:
         prompts = self._prompts(context, batch)
         if self.scale.warm:
             _decode(contestants, prompts, num_tokens, 1, self.scale.rest_s)
-        samples = _decode(contestants, prompts, num_tokens, pairs, self.scale.rest_s)
+        samples = _decode(
+            contestants, prompts, num_tokens, pairs, self.scale.rest_s, {CEILING: self._copy}
+        )
+        lineup = self.lineup
+        read = decode_bytes(lineup.config, lineup.weight_bytes, lineup.dtype, context, batch)
         row: Row = {"measure": "decoding, tokens/s", "tokens": context, "batch": batch}
         row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
+        # a step of the whole batch reads that much; samples are seconds per token
+        share = _share(samples, read / batch / 1e9)
+        row[SHARE] = share
         self.found.rows.append(row | _ratio_cells(samples, OURS, REFERENCE))
         summary = self.found.summary
         if batch == 1:
             summary["decode_speedup"] = _median_ratio(samples, OURS, REFERENCE)
             summary["decode_speedup_vllm"] = _median_ratio(samples, OURS, VLLM)
-            step_s = median(samples, OURS) or 0.0
-            summary["memory_share_decode"] = self._memory_share(step_s)
+            summary["memory_share_decode"] = share
         if batch == 4:
             summary["decode_speedup_vllm_4"] = _median_ratio(samples, OURS, VLLM)
 
-    def _memory_share(self, step_s: float) -> float:
-        lineup, context = self.lineup, self.scale.decode_context
-        ceiling = memory_gb_per_s(lineup.device, self.options.clock)
-        read = decode_bytes(lineup.config, lineup.weight_bytes, lineup.dtype, context, 1)
-        self.found.rows.append({"measure": "memory copy, GB/s", "ceiling": ceiling})
-        return read / step_s / 1e9 / ceiling
+    def _product(self, number: int) -> float:
+        """Seconds that the machine needs for 1e9 operations of a matrix product, now."""
+        lineup, clock = self.lineup, self.options.clock
+        return 1 / matmul_gflops(lineup.device, lineup.dtype, clock, side=2048)
 
-    def _shares(self) -> None:
-        """What part of the matrix product's rate our prefill reaches."""
-        ceiling = matmul_gflops(
-            self.lineup.device, self.lineup.dtype, self.options.clock, side=2048
-        )
-        self.found.rows.append({"measure": "matrix product, GFLOP/s", "ceiling": ceiling})
-        for length, samples in self.found.cold.items():
-            rate = prefill_flops(self.lineup.config, length) / (median(samples, OURS) or 1.0) / 1e9
-            self.found.rows.append(
-                {
-                    "measure": "prefill, share of matrix product",
-                    "tokens": length,
-                    OURS: rate / ceiling,
-                }
-            )
-            if length == 2048:
-                self.found.summary["matmul_share_2048"] = rate / ceiling
+    def _copy(self, number: int) -> float:
+        """Seconds that the machine needs to move 1e9 bytes, now."""
+        return 1 / memory_gb_per_s(self.lineup.device, self.options.clock)
 
     def _summarise_first_tokens(self) -> None:
         summary = self.found.summary
+        flops = prefill_flops(self.lineup.config, 2048)
+        summary["matmul_share_2048"] = _share(self.found.cold.get(2048, {}), flops / 1e9)
         for length in (2048, 4096):
             samples = self.found.cold.get(length, {})
             summary[f"ttft_speedup_{length}"] = _median_ratio(samples, OURS, REFERENCE)
@@ -280,6 +275,7 @@ def _decode(
     num_tokens: int,
     pairs: int,
     rest_s: float,
+    more: dict[str, Callable[[int], float]] | None = None,
 ) -> Samples:
     """Seconds per token of equal prompts run together, by contestant."""
 
@@ -288,8 +284,18 @@ def _decode(
         assert arrivals is not None
         return 1 / decode_rate(arrivals)
 
-    sides = {name: partial(side, one) for name, one in contestants.items()}
+    sides: dict[str, Callable[[int], float]] = dict(more or {})
+    sides |= {name: partial(side, one) for name, one in contestants.items()}
     return interleave(sides, pairs, rest_s=rest_s)
+
+
+def _share(samples: Samples, amount: float) -> float | None:
+    """Part of the machine's ceiling that ours reached: of `amount` units at the ceiling's seconds each.
+
+    The ceiling is measured in the same rounds, for the machine's speed drifts.
+    """
+    found = ratio(samples, OURS, CEILING)
+    return found.median * amount if found is not None else None
 
 
 def _median_ratio(samples: Samples, ours: str, theirs: str) -> float | None:

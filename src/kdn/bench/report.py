@@ -17,6 +17,8 @@ __all__ = ["print_result", "write_json", "write_page"]
 
 def print_result(result: Result, console: Console) -> None:
     """The rows, the summary and the notes, for people."""
+    if not console.is_terminal:  # a file has no width of its own; narrow cells would be unreadable
+        console.width = max(console.width, 160)
     columns = _columns(result.rows)
     table = Table(*columns, title=f"{result.bench}: {result.model}, {_machine_line(result)}")
     for row in result.rows:
