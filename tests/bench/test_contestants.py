@@ -98,9 +98,11 @@ def test_our_first_token_is_cold_and_leaves_nothing() -> None:
 def test_a_hit_computes_only_the_rest() -> None:
     clock = ManualClock()
     abacus = Abacus(clock)
-    ours = Kdn(abacus, clock)
+    settled: list[str] = []
+    ours = Kdn(abacus, clock, lambda: settled.append("written"))
     prefix = tuple(range(100))
     ours.keep(prefix)
+    assert settled == ["written"]
     assert ours.hit_s(prefix, (7, 8)) == (2.0, Usage(102, 1, exact=100))
     roles = [segment.role for segment in abacus.requests[-1].prompt.segments]
     assert roles == [Role.DOCUMENT, Role.QUESTION]

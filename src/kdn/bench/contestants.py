@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,9 +84,13 @@ class Kdn:
 
     name = "kdn"
 
-    def __init__(self, generator: Generator, clock: Clock) -> None:
+    def __init__(
+        self, generator: Generator, clock: Clock, settle: Callable[[], object] = bool
+    ) -> None:
+        """`settle` waits until what was kept is written out, so that no writer disturbs a timing."""
         self._generator = generator
         self._clock = clock
+        self._settle = settle
         self._serial = 0
 
     def first_token_s(self, prompt: TokenIds) -> float:
@@ -105,8 +109,9 @@ class Kdn:
         return [listener.times_s for listener in running]
 
     def keep(self, prefix: TokenIds) -> None:
-        """Have the KV of `prefix` stored."""
+        """Have the KV of `prefix` stored, and settled."""
         self._submit((prefix, prefix[:1]), 1, reuse=False, keeping=Keeping.SHARED).wait()
+        self._settle()
 
     def hit_s(self, prefix: TokenIds, rest: TokenIds) -> tuple[float, Usage]:
         """Seconds to the first token of `rest` after a stored `prefix`, and where tokens came from."""

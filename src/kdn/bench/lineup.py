@@ -62,7 +62,7 @@ def assemble(options: BenchOptions, scratch: Path, rivals: Sequence[str]) -> Ite
         service = stack.enter_context(opened(options, scratch))
         decoder = service.model.decoder
         lineup = Lineup(
-            ours=Kdn(service.engine, options.clock),
+            ours=Kdn(service.engine, options.clock, service.store.flush),
             config=decoder.config,
             device=str(decoder.device),
             dtype=str(decoder.dtype).removeprefix("torch."),
