@@ -32,10 +32,10 @@ def test_a_head_is_found_when_it_is_complete_and_by_its_name_only() -> None:
 
 
 def test_unused_heads_go_oldest_first_and_used_ones_stay() -> None:
-    """Each head is 2 x 2 x 64 x 4 x 4 = 4,096 bytes; room for one idle head."""
-    pool = HeadPool(idle_bytes=5000)
+    """Each head is 2 x 2 x (64 + 32) x 4 x 4 = 6,144 bytes; room for one idle head."""
+    pool = HeadPool(idle_bytes=8000)
     a, b, c = head("a"), head("b"), head("c")
-    assert a.size_bytes == 4096
+    assert a.size_bytes == 6144
     for one in (a, b, c):
         pool.hold(one)
     pool.release(a)
@@ -43,7 +43,7 @@ def test_unused_heads_go_oldest_first_and_used_ones_stay() -> None:
     assert pool.find("a") is None
     assert pool.find("b") is b
     assert pool.find("c") is c
-    assert pool.used_bytes == 4096
+    assert pool.used_bytes == 6144
 
 
 def test_a_tail_grows_by_extents_and_keeps_what_it_holds() -> None:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdn.model.kernels import KernelLinear, Kernels
+from kdn.model.kernels import KernelLinear, KernelNorm, Kernels
 from kdn.model.linear import PlainLinear
+from kdn.model.norm import RmsNorm
 
 SHAPES = [(32, 32), (64, 96), (960, 576), (576, 1536)]
 
@@ -83,3 +84,14 @@ def test_odd_sizes_are_left_to_torch(amx: Kernels) -> None:
     assert not KernelLinear.suits(amx, matrix(48, 64), paired=False)
     assert not KernelLinear.suits(amx, matrix(96, 64), paired=True), "half a panel of each"
     assert not KernelLinear.suits(amx, matrix(64, 64).float(), paired=False)
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (33, 576), (100, 3, 64)])
+def test_the_compiled_norm_is_the_plain_one(shape: tuple[int, ...], kernels: Kernels) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(4)).bfloat16()
+    weight = some_rows(1, shape[-1], seed=5)[0]
+    plain, compiled = RmsNorm(weight, 1e-5)(x), KernelNorm(kernels, weight, 1e-5)(x)
+    assert compiled.shape == x.shape
+    assert (plain.float() - compiled.float()).abs().max() <= 2**-7 * plain.float().abs().max()
+    wide = torch.cat((x, x), dim=-1)[..., : shape[-1]]
+    assert torch.equal(KernelNorm(kernels, weight, 1e-5)(wide), compiled), "rows may be strided"

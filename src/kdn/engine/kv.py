@@ -24,6 +24,9 @@ __all__ = ["EXTENT", "Head", "HeadPool", "KvBudget", "SequenceKV", "Tail", "exte
 EXTENT = 256
 """Columns a tail grows by."""
 
+_SKEW = 32
+"""Columns that nobody uses, behind the last: rows of V whose distance is a power of two would crowd each
+other out of the processor's caches."""
 _PAD = 64
 """Kernels read whole tiles of columns: buffers are padded with zeros to a multiple of this."""
 
@@ -39,7 +42,7 @@ class Head:
     def __init__(
         self, name: str, num_columns: int, shape: KvShape, dtype: torch.dtype, device: str
     ) -> None:
-        padded = -(-num_columns // _PAD) * _PAD
+        padded = -(-num_columns // _PAD) * _PAD + _SKEW
         self.name = name
         self.num_columns = num_columns
         self.k = torch.zeros(
@@ -132,21 +135,22 @@ class Tail:
 
     def _allocate(self, capacity: int) -> tuple[Tensor, Tensor]:
         layers, heads, dim = self._shape.num_layers, self._shape.num_kv_heads, self._shape.head_dim
-        k = torch.zeros((layers, heads, capacity, dim), dtype=self._dtype, device=self._device)
-        v = torch.zeros((layers, heads, dim, capacity), dtype=self._dtype, device=self._device)
+        size = capacity + _SKEW
+        k = torch.zeros((layers, heads, size, dim), dtype=self._dtype, device=self._device)
+        v = torch.zeros((layers, heads, dim, size), dtype=self._dtype, device=self._device)
         return k, v
 
     @property
     def capacity(self) -> int:
-        return self.k.shape[2]
+        return self.k.shape[2] - _SKEW
 
     def grow(self, num_columns: int) -> None:
         """Room for `num_columns` in all. Keeps what is written."""
         if num_columns <= self.capacity:
             return
         k, v = self._allocate(extents(num_columns))
-        k[:, :, : self.capacity] = self.k
-        v[:, :, :, : self.capacity] = self.v
+        k[:, :, : self.k.shape[2]] = self.k
+        v[:, :, :, : self.v.shape[3]] = self.v
         self.k, self.v = k, v
 
 

@@ -13,7 +13,7 @@ from kdn.errors import WeightsError
 from kdn.model.config import ModelConfig, parse_config
 from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeights
 from kdn.model.digest import DigestCache, digest_tensors
-from kdn.model.kernels import KernelLinear, Kernels
+from kdn.model.kernels import KernelLinear, KernelNorm, Kernels
 from kdn.model.linear import Linear, build_linear
 from kdn.model.norm import RmsNorm
 from kdn.model.weights import Tensors, open_folder, weight_files
@@ -142,7 +142,10 @@ class _Builder:
         return build_linear(weight, bias, int8=self.int8)
 
     def norm(self, name: str, size: int) -> RmsNorm:
-        return RmsNorm(self.tensor(name, size), self.config.rms_eps)
+        weight = self.tensor(name, size)
+        if self.kernel is not None and KernelNorm.suits(weight):
+            return KernelNorm(self.kernel, weight, self.config.rms_eps)
+        return RmsNorm(weight, self.config.rms_eps)
 
     def head_norm(self, name: str) -> RmsNorm | None:
         return self.norm(name, self.config.head_dim) if self.config.qk_norm else None

@@ -5,5 +5,6 @@ from __future__ import annotations
 from kdn.model.kernels.attention import KernelAttention
 from kdn.model.kernels.build import Kernels, NoKernel, load
 from kdn.model.kernels.linear import KernelLinear
+from kdn.model.kernels.norm import KernelNorm
 
-__all__ = ["KernelAttention", "KernelLinear", "Kernels", "NoKernel", "load"]
+__all__ = ["KernelAttention", "KernelLinear", "KernelNorm", "Kernels", "NoKernel", "load"]

@@ -16,7 +16,7 @@
 
 #include "common.h"
 
-#define BLOCK 128 /* columns a step; K and V of one step fit the first-level cache */
+#define BLOCK 64  /* columns a step; K and V of one step fit the first-level cache */
 #define STEP 64   /* columns, and dims, come in multiples of this */
 #define LANES 16  /* queries side by side */
 #define TILES 4   /* groups of LANES queries that share one walk over the columns */

@@ -20,7 +20,7 @@ from pathlib import Path
 __all__ = ["Kernels", "NoKernel", "load"]
 
 _FOLDER = Path(__file__).parent
-_SOURCES = (_FOLDER / "attention.c", _FOLDER / "linear.c")
+_SOURCES = tuple(_FOLDER / name for name in ("attention.c", "linear.c", "norm.c"))
 _HEADERS = (_FOLDER / "common.h",)
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 

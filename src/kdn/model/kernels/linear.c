@@ -113,8 +113,8 @@ static void multiply(const bf16 *x, const bf16 *w, int64_t in, int few, float su
 /* Rows [first, stop) over panels [from, to). */
 static void block(const Linear *call, int64_t first, int64_t stop, int64_t from, int64_t to) {
     float sums[4][16][16] __attribute__((aligned(64)));
-    for (int64_t p = from; p < to; p++)
-        for (int64_t r = first; r < stop; r += SIDE) {
+    for (int64_t r = first; r < stop; r += SIDE)
+        for (int64_t p = from; p < to; p++) {
             const int64_t rows = stop - r < SIDE ? stop - r : SIDE;
             multiply(call->tiles + r * call->in, call->w + p * SIDE * call->in, call->in, rows <= 16, sums);
             put(call, r, rows, p, sums);
