@@ -52,7 +52,7 @@ def pacing_rate(flow: Rows) -> float:
         if flow.bw_now <= 0.0 and flow.bw_before <= 0.0:
             return float(_BBR_HIGH * flow.cwnd / flow.srtt) if flow.srtt > 0 else 0.0
         return _bbr_gain(flow) * _bandwidth(flow)
-    if (cc == PRAGUE or cc == DCTCP) and flow.srtt > 0:  # noqa: PLR1714 (numba knows no set here)
+    if cc == PRAGUE and flow.srtt > 0:
         gain = 2.0 if flow.cwnd < flow.ssthresh else 1.03
         return float(gain * flow.cwnd / flow.srtt)
     return 0.0
@@ -87,9 +87,9 @@ def on_acked(flow: Rows, size: int, rtt: float, rate: float, sent_in_round: int,
 def on_marked(flow: Rows, sent_ecn: int, size: int, t_send: int, now: int) -> None:
     """The ACK says that the packet arrived with CE."""
     cc = flow.cc
-    if cc == BBR or cc == UNRESPONSIVE:  # noqa: PLR1714 (numba knows no set here)
+    if cc in (BBR, UNRESPONSIVE):
         return
-    scalable = (cc == PRAGUE or cc == DCTCP) and sent_ecn == ECT1  # noqa: PLR1714
+    scalable = cc in (PRAGUE, DCTCP) and sent_ecn == ECT1
     if not scalable:
         if t_send >= flow.recovery:
             _halve(flow, now)
@@ -107,7 +107,7 @@ def on_marked(flow: Rows, sent_ecn: int, size: int, t_send: int, now: int) -> No
 @compiled
 def on_lost(flow: Rows, t_send: int, now: int) -> None:
     """A packet sent at `t_send` was lost; one response covers everything sent before it."""
-    if flow.cc == UNRESPONSIVE or flow.cc == BBR or t_send < flow.recovery:  # noqa: PLR1714
+    if flow.cc in (UNRESPONSIVE, BBR) or t_send < flow.recovery:
         return
     _halve(flow, now)
 
@@ -220,7 +220,7 @@ def _bbr_round(flow: Rows) -> None:
 
 @compiled
 def _bbr_move(flow: Rows, bdp: float, expired: bool, now: int) -> None:
-    """The state machine: start-up, drain, cruise in cycles of eight, and a look at the empty path."""
+    """The state machine: start-up, drain, cruise in cycles of eight, look at the empty path."""
     if expired and flow.mode == _CRUISE:
         flow.mode, flow.cycle_t = _PROBE_RTT, now
     elif flow.mode == _STARTUP and flow.full_rounds >= 3:

@@ -292,7 +292,8 @@ CLOCK = np.dtype(
     ]
 )
 
-Rows = NDArray[Any]
+Rows = Any
+"""An array of records, or one record: their fields are attributes only once compiled."""
 
 
 class State(NamedTuple):
