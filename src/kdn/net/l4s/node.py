@@ -21,8 +21,10 @@ from kdn.net.real.reflector import Reflector
 from kdn.net.real.router import Router
 from kdn.net.real.sender import Sender
 from kdn.net.real.wire import open_socket
-from kdn.net.world.spec import Flow, Hop, Queue, Scenario, bulk, frames, steady, web
+from kdn.net.world.records import ECT1, LOG, MS
+from kdn.net.world.spec import Flow, Hop, Queue, Scenario, frames, steady, web
 from kdn.net.world.traces import constant
+from kdn.net.world.world import Question
 
 __all__ = ["NodeConfig", "main", "real_flows"]
 
@@ -46,14 +48,14 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def real_flows(kind: str, policy: str) -> tuple[Flow, ...]:
-    """Flow 0 is judged. "floor" is it alone, "load" a bulk flow that fills the link."""
+    """Flow 0 is judged. "floor" is it alone, "load" 60 Mbit/s of it."""
     ecn = "ect0" if policy == "all-C" else "ect1"
     control = "cubic" if policy == "all-C" else "prague"
     own = Flow(control, ecn, steady(4.0, 1400), packet=1400, marking=MARKINGS[policy], logged=True)
     if kind == "floor":
         return (own,)
     if kind == "load":
-        return (replace(own, app=bulk()),)
+        return (replace(own, control="unresponsive", app=steady(60.0, 1400)),)
     video = Flow("unresponsive", "ect1", frames(14.0, 60.0), packet=1400)
     page = Flow("cubic", "ect0", web(1.0, 50e3), packet=1400)
     return (own, video, page)
@@ -101,11 +103,25 @@ def _run_reflector(config: NodeConfig) -> None:
     _say(received=reflector.received, bleached=reflector.bleached)
 
 
+def _warm(policy: str) -> None:
+    """Have a policy's compiled rules ready before the first packet."""
+    made = chooser(policy)
+    if made is None:
+        return
+    acks = np.zeros(40, LOG)
+    acks["t_send"] = np.arange(40) * MS
+    acks["t_ack"] = acks["t_send"] + 10 * MS
+    acks["sent_ecn"] = ECT1
+    for _ in range(2):
+        made.choose(Question(0, 60 * MS, acks, 1500, ECT1, 1500, 20.0 * MS))
+
+
 def _run_sender(config: NodeConfig) -> None:
     hop = Hop(constant(config.mbps * 1e6))
     flows = real_flows(config.kind, config.policy)
     scenario = Scenario("real", (hop,), flows, config.seconds, config.seed)
     made = chooser(config.policy)
+    _warm(config.policy)
     peer = (config.peer_host, config.peer_port)
     choosers = {} if made is None else {0: made}
     sender = Sender(scenario, open_socket(config.host), peer, SystemClock(), choosers)

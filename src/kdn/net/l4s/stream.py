@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdn.net.l4s.tokens import NUM_FEATURES, WINDOW, new_track, note_ack, pose, unsquash
+from kdn.net.l4s.tokens import Samples, NUM_FEATURES, WINDOW, new_track, note_ack, pose, unsquash
 from kdn.net.world.compiled import compiled, compiled_fast
 from kdn.net.world.records import MS, Rows
 
-__all__ = ["DIM", "FEED", "OUTPUTS", "Forecast", "Stream", "newest_delay", "num_weights"]
+__all__ = ["DIM", "FEED", "OUTPUTS", "Forecast", "Stream", "newest_delay", "num_weights", "replay"]
 
 DIM = 64
 FEED = 256
@@ -35,7 +35,12 @@ class _Memory(NamedTuple):
     keys: Floats
     values: Floats
     track: Rows
-    count: NDArray[np.int64]
+    heard: NDArray[np.int64]
+
+
+def _new_memory() -> _Memory:
+    rings = np.zeros((2, WINDOW, DIM), np.float32), np.zeros((2, WINDOW, DIM), np.float32)
+    return _Memory(*rings, new_track(), np.zeros(1, np.int64))
 
 
 class _Layer(NamedTuple):
@@ -181,7 +186,7 @@ def _look(x: Floats, memory: _Memory, layer: int, w: _Layer, cos: Floats, sin: F
     _times(h, w.q_w, q)
     _turn(q, cos, sin)
     seen = np.zeros(DIM, np.float32)
-    count = min(memory.count[0], WINDOW)
+    count = min(memory.heard[0], WINDOW)
     _attend(q, memory.keys[layer], memory.values[layer], count, seen)
     _times(seen, w.o_w, x)
     _feed(x, w)
@@ -192,7 +197,7 @@ def _keep(x: Floats, memory: _Memory, layer: int, w: _Layer, cos: Floats, sin: F
     """Write the token's key and value into the ring's next row."""
     h = np.empty(DIM, np.float32)
     _norm(x, w.norm1_g, w.norm1_b, h)
-    row = memory.count[0] % WINDOW
+    row = memory.heard[0] % WINDOW
     key, value = memory.keys[layer, row], memory.values[layer, row]
     key[:] = np.float32(0.0)
     value[:] = np.float32(0.0)
@@ -208,11 +213,11 @@ def _hear(token: Floats, t_send: int, memory: _Memory, w: _Weights) -> None:
     x = w.token_b.copy()
     _times(token, w.token_w, x)
     _keep(x, memory, 0, w.first, cos, sin)
-    memory.count[0] += 1  # the first layer sees the token itself
+    memory.heard[0] += 1  # the first layer sees the token itself
     _look(x, memory, 0, w.first, cos, sin)
-    memory.count[0] -= 1
+    memory.heard[0] -= 1
     _keep(x, memory, 1, w.second, cos, sin)
-    memory.count[0] += 1
+    memory.heard[0] += 1
 
 
 @compiled
@@ -248,6 +253,36 @@ def _ask(memory: _Memory, w: _Weights, now: int, inflight: int, out: Floats) -> 
         out[i, OUTPUTS] = newest
 
 
+@compiled
+def _replay(
+    tokens: Floats,
+    token_t: NDArray[np.int64],
+    questions: Floats,
+    asked_t: NDArray[np.int64],
+    known: NDArray[np.int64],
+    memory: _Memory,
+    w: _Weights,
+    out: Floats,
+) -> None:
+    """Answer every question of a recorded flow when it was asked, [S, 5] into `out`."""
+    heard = 0
+    for i in range(len(known)):
+        while heard < known[i]:
+            _hear(tokens[heard], token_t[heard], memory, w)
+            heard += 1
+        _answer(questions[i], asked_t[i], memory, w, out[i])
+
+
+def replay(weights: Floats, samples: Samples) -> Floats:
+    """[S, 5] the network's answers to all of a flow's questions."""
+    out = np.zeros((len(samples.known), OUTPUTS), np.float32)
+    s = samples
+    _replay(
+        s.tokens, s.token_t, s.questions, s.asked_t, s.known, _new_memory(), _split(weights), out
+    )
+    return out
+
+
 @dataclass(frozen=True)
 class Forecast:
     """One queue's next delay, in ns above the path's minimum."""
@@ -265,18 +300,13 @@ class Stream:
 
     def __init__(self, weights: Floats) -> None:
         self._weights = _split(weights)
-        self._memory = _Memory(
-            np.zeros((2, WINDOW, DIM), np.float32),
-            np.zeros((2, WINDOW, DIM), np.float32),
-            new_track(),
-            np.zeros(1, np.int64),
-        )
+        self._memory = _new_memory()
         self._out = np.zeros((2, OUTPUTS + 1), np.float32)
 
     @property
     def num_tokens(self) -> int:
         """Tokens heard since the start."""
-        return int(self._memory.count[0])
+        return int(self._memory.heard[0])
 
     @property
     def track(self) -> Any:
