@@ -1,1 +1,1 @@
-"""The right L4S queue for every packet: predict the next packet's delay in each, mark accordingly."""
+"""The right L4S queue for every packet: forecast its delay in each, mark accordingly."""

@@ -114,7 +114,7 @@ def _features(samples: Samples, rows: NDArray[np.int64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Ridge:
-    """Linear regression on the same 50 tokens and question, in closed form, on the squashed scale."""
+    """Linear regression on the same 50 tokens and question, closed form, on the squashed scale."""
 
     weights: NDArray[np.float64]
 
@@ -130,7 +130,7 @@ class Ridge:
             y = np.arcsinh(flow.delay[rows] / MS) - np.arcsinh(flow.last[rows] / MS)
             square += x.T @ x
             cross += x.T @ y
-        return Ridge(np.linalg.solve(square, cross))
+        return Ridge(np.asarray(np.linalg.solve(square, cross), np.float64))
 
     def __call__(self, samples: Samples) -> Guess:
         out = np.zeros(len(samples.questions))
@@ -165,7 +165,8 @@ class Arima:
                     xs.append(found[0])
                     ys.append(found[1])
         x, y = np.concatenate(xs), np.concatenate(ys)
-        solved = np.linalg.solve(x.T @ x + 1e-6 * np.eye(4), x.T @ y)
+        normal = x.T @ x + 1e-6 * np.eye(4)
+        solved = np.asarray(np.linalg.solve(normal, x.T @ y), np.float64)
         return Arima(solved[:3], float(np.clip(solved[3], -0.95, 0.95)))
 
     def __call__(self, samples: Samples) -> Guess:

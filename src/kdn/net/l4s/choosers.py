@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +13,11 @@ from numpy.typing import NDArray
 from kdn.errors import BadInput, WeightsError
 from kdn.net.l4s.policy import LastValue, Oracle, SwiftQueue
 from kdn.net.l4s.stream import Stream, num_weights
+from kdn.net.l4s.tokens import Samples
 from kdn.net.world.spec import Marking
 from kdn.net.world.world import Chooser
 
-__all__ = ["MARKINGS", "POLICIES", "chooser", "packaged_weights"]
+__all__ = ["MARKINGS", "POLICIES", "chooser", "packaged_lstm", "packaged_weights", "read_weights"]
 
 MARKINGS: dict[str, Marking] = {
     "all-L": "fixed",
@@ -29,23 +32,40 @@ MARKINGS: dict[str, Marking] = {
 POLICIES = tuple(MARKINGS)
 
 
-@cache
-def packaged_weights() -> NDArray[np.float32]:
-    """The weights that `kdn net l4s train` made for this version. Raises WeightsError."""
+def read_weights(path: Path) -> NDArray[np.float32]:
+    """A weight vector from a file that `kdn net l4s train` wrote. Raises WeightsError."""
     try:
-        with resources.files("kdn.net.l4s").joinpath("swift.npy").open("rb") as file:
-            weights = np.load(file, allow_pickle=False).astype(np.float32)
-    except (OSError, ValueError) as error:
+        weights: NDArray[np.float32] = np.load(path, allow_pickle=False).astype(np.float32)
+    except (OSError, ValueError, EOFError) as error:
         raise WeightsError(
-            f"the packaged predictor cannot be read ({error}); make one: kdn net l4s train"
+            f"{path.name} cannot be read as predictor weights ({error}); make: kdn net l4s train"
         ) from error
     if weights.shape != (num_weights(),):
         raise WeightsError(
-            f"the packaged predictor holds {weights.size} numbers, this version wants "
-            f"{num_weights()}; make one: kdn net l4s train"
+            f"{path.name} holds {weights.size} numbers, this version wants {num_weights()}; "
+            "make new weights: kdn net l4s train"
         )
     weights.flags.writeable = False
     return weights
+
+
+@cache
+def packaged_weights() -> NDArray[np.float32]:
+    """The predictor that comes with this version. Raises WeightsError."""
+    with resources.as_file(resources.files("kdn.net.l4s").joinpath("swift.npy")) as path:
+        return read_weights(path)
+
+
+@cache
+def packaged_lstm() -> Callable[[Samples], NDArray[np.float64]] | None:
+    """The LSTM baseline as a guess, or None where its weights are not packaged."""
+    found = resources.files("kdn.net.l4s").joinpath("lstm.npz")
+    if not found.is_file():
+        return None
+    from kdn.net.l4s.lstm import Lstm, guess_with
+
+    with resources.as_file(found) as path:
+        return guess_with(Lstm.load(path))
 
 
 def chooser(policy: str, weights: NDArray[np.float32] | None = None) -> Chooser | None:

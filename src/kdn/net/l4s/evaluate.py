@@ -44,13 +44,15 @@ def neural_guess(weights: NDArray[np.float32]) -> Callable[[Samples], NDArray[np
 def errors(
     guess: Callable[[Samples], NDArray[np.float64]], flows: Sequence[Samples], start: float = 0.0
 ) -> dict[str, float]:
-    """MAE, RMSE, P99 and the MAE on sharp changes (ms), over questions with half a window of history.
+    """MAE, RMSE, P99 and the MAE on sharp changes, in ms; questions need half a window of history.
 
     `start` leaves out the first part of each flow (a share), where predictors may have learned.
     """
     off, sharp = [], []
     for flow in flows:
-        asked = (flow.known >= WINDOW // 2) & (np.arange(len(flow.known)) >= start * len(flow.known))
+        asked = (flow.known >= WINDOW // 2) & (
+            np.arange(len(flow.known)) >= start * len(flow.known)
+        )
         error = np.abs(guess(flow) - flow.delay)[asked] / MS
         delay, last = flow.delay[asked] / MS, flow.last[asked] / MS
         change = np.abs(delay - last)
@@ -92,7 +94,9 @@ class Outcome:
     switches_per_s: float
 
 
-def delays_ms(world: World, flows: Sequence[int], warm_up_s: float = _WARM_UP_S) -> NDArray[np.float64]:
+def delays_ms(
+    world: World, flows: Sequence[int], warm_up_s: float = _WARM_UP_S
+) -> NDArray[np.float64]:
     """One-way delays above propagation of the flows' packets, from ready to delivered."""
     log = world.log()
     log = log[log["t_send"] > warm_up_s * SECOND]

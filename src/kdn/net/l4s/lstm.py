@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdn.net.l4s.tokens import NUM_FEATURES
+from kdn.net.l4s.tokens import NUM_FEATURES, Samples
 from kdn.net.l4s.transformer import OUTPUTS
+from kdn.net.world.records import MS
 
-__all__ = ["Lstm"]
+__all__ = ["Lstm", "guess_with"]
 
 _DIM = 64
 
@@ -35,3 +41,31 @@ class Lstm(nn.Module):
         extra = torch.log1p(age.clamp(min=0.0)).float()[..., None]
         answer: Tensor = self.out(torch.relu(self.mix(torch.cat((seen, questions, extra), -1))))
         return answer
+
+    @staticmethod
+    def load(path: Path) -> Lstm:
+        """The baseline with weights that `kdn net l4s train --lstm` wrote."""
+        model = Lstm()
+        with np.load(path, allow_pickle=False) as parts:
+            model.load_state_dict({name: torch.from_numpy(parts[name]) for name in parts.files})
+        return model.eval()
+
+
+def guess_with(model: Lstm) -> Callable[[Samples], NDArray[np.float64]]:
+    """Its median as a guess (ns) per question, read along the whole flow."""
+
+    def guess(samples: Samples) -> NDArray[np.float64]:
+        t = torch.from_numpy
+        with torch.inference_mode():
+            out = model(
+                t(samples.tokens[None]),
+                t(samples.token_t[None] / MS),
+                t(samples.questions[None]),
+                t(samples.asked_t[None] / MS),
+                t(samples.known[None]),
+            )
+        change = out[0, :, 2].double().numpy()
+        squashed = np.clip(change + np.arcsinh(samples.last / MS), 0.0, 9.0)
+        return np.asarray(np.sinh(squashed) * MS)
+
+    return guess

@@ -49,9 +49,10 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True):
 
 def real_flows(kind: str, policy: str) -> tuple[Flow, ...]:
     """Flow 0 is judged. "floor" is it alone, "load" 60 Mbit/s of it."""
-    ecn = "ect0" if policy == "all-C" else "ect1"
-    control = "cubic" if policy == "all-C" else "prague"
-    own = Flow(control, ecn, steady(4.0, 1400), packet=1400, marking=MARKINGS[policy], logged=True)
+    app = steady(4.0, 1400)
+    own = Flow("prague", "ect1", app, packet=1400, marking=MARKINGS[policy], logged=True)
+    if policy == "all-C":
+        own = replace(own, control="cubic", ecn="ect0")
     if kind == "floor":
         return (own,)
     if kind == "load":

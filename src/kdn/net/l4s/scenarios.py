@@ -149,8 +149,8 @@ def with_adopters(
     return replace(scenario, flows=(*adopters, *scenario.flows[1:]))
 
 
-def training_scenario(seed: int, seconds: float = 10.0) -> Scenario:
-    """A random condition with flow 0 marking in random blocks, so that its log teaches both queues."""
+def training_scenario(seed: int, seconds: float = 10.0, marking: Marking = "blocks") -> Scenario:
+    """A random condition; flow 0 marks in random blocks, so that its log teaches both queues."""
     random = np.random.default_rng(10_000 + seed)
     mbps = float(random.choice([40.0, 60.0, 80.0, 100.0, 120.0]))
     link = constant(mbps * 1e6) if random.random() < 0.75 else radio(0.7 * mbps, 10_000 + seed)
@@ -168,7 +168,7 @@ def training_scenario(seed: int, seconds: float = 10.0) -> Scenario:
     apps = (steady(random.uniform(2, 10)), steady(random.uniform(2, 10)), bulk(), frames(4.0, 30.0))
     own = replace(
         _own(apps[int(random.integers(4))]),
-        marking="blocks",
+        marking=marking,
         in_ms=float(random.uniform(2, 40)),
     )
     weights = ((1, 15), (10, 90))[int(random.integers(2))]

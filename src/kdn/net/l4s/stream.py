@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdn.net.l4s.tokens import Samples, NUM_FEATURES, WINDOW, new_track, note_ack, pose, unsquash
+from kdn.net.l4s.tokens import NUM_FEATURES, WINDOW, Samples, new_track, note_ack, pose, unsquash
 from kdn.net.world.compiled import compiled, compiled_fast
 from kdn.net.world.records import MS, Rows
 
@@ -101,8 +101,10 @@ def _split(flat: Floats) -> _Weights:
             place += size
         return parts
 
-    entry, first, second = take(_SHAPES_IN), take(_SHAPES_LAYER), take(_SHAPES_LAYER)
-    return _Weights(*entry, _Layer(*first), _Layer(*second), *take(_SHAPES_OUT))
+    token_w, token_b, ask_w, ask_b = take(_SHAPES_IN)
+    first, second = _Layer(*take(_SHAPES_LAYER)), _Layer(*take(_SHAPES_LAYER))
+    norm_g, norm_b, out_w, out_b = take(_SHAPES_OUT)
+    return _Weights(token_w, token_b, ask_w, ask_b, first, second, norm_g, norm_b, out_w, out_b)
 
 
 @compiled_fast

@@ -18,6 +18,7 @@ from kdn.net.world.compiled import compiled
 from kdn.net.world.records import CE, ECT1, MS, Rows
 
 __all__ = [
+    "ASKED",
     "NUM_FEATURES",
     "TRACK",
     "WINDOW",
@@ -26,6 +27,7 @@ __all__ = [
     "new_track",
     "note_ack",
     "pose",
+    "sent_questions",
     "squash",
     "unsquash",
 ]
@@ -54,6 +56,10 @@ TRACK = np.dtype(
         ("marked", "f8"),  # smoothed share of CE
     ]
 )
+
+
+ASKED = np.dtype([("t", "i8"), ("t_ack", "i8"), ("inflight", "i8"), ("low", "i8")])
+"""A question and its answer: a packet sent at `t` into that queue is acknowledged at `t_ack`."""
 
 
 @dataclass(frozen=True)
@@ -163,44 +169,55 @@ def pose(track: Rows, low: bool, now: int, inflight: int, out: NDArray[np.float3
 def _walk(
     track: Rows,
     acks: Rows,
-    order: NDArray[np.int64],
+    asked: Rows,
     tokens: NDArray[np.float32],
     token_row: NDArray[np.int64],
     questions: NDArray[np.float32],
     known: NDArray[np.int64],
     numbers: NDArray[np.float64],
 ) -> int:
-    """Replay sends (`order`: rows of `acks` by send time) and ACKs as they interleaved."""
+    """Replay questions (`asked`: ASKED rows by time) and ACKs as they interleaved."""
     heard, count = 0, 0
-    for i in range(len(order)):
-        row = acks[order[i]]
-        while heard < len(acks) and acks[heard].t_ack <= row.t_send:
+    for i in range(len(asked)):
+        row = asked[i]
+        while heard < len(acks) and acks[heard].t_ack <= row.t:
             if note_ack(track, acks[heard], tokens[count]):
                 token_row[count] = heard
                 numbers[count, 2] = acks[heard].t_ack - acks[heard].t_send - track[0].min_rtt
                 count += 1
             heard += 1
-        low = row.sent_ecn == ECT1
-        pose(track, low, row.t_send, row.inflight, questions[i])
+        low = row.low == 1
+        pose(track, low, row.t, row.inflight, questions[i])
         known[i] = count
-        numbers[i, 0] = max(row.t_ack - row.t_send - track[0].min_rtt, 0.0)
+        numbers[i, 0] = max(row.t_ack - row.t - track[0].min_rtt, 0.0)
         numbers[i, 1] = track[0].delay_l if low else track[0].delay_c
     return count
 
 
-def featurise(acks: NDArray[Any]) -> Samples:
-    """Everything a sender could have learned from, and been asked, in one flow's log.
+def sent_questions(acks: NDArray[Any]) -> NDArray[Any]:
+    """The question that every packet of a log answers about itself, in send order."""
+    rows = acks[np.argsort(acks["t_send"], kind="stable")]
+    asked = np.zeros(len(rows), ASKED)
+    asked["t"], asked["t_ack"], asked["inflight"] = rows["t_send"], rows["t_ack"], rows["inflight"]
+    asked["low"] = rows["sent_ecn"] == ECT1
+    return asked
 
-    `acks` are LOG rows of one flow in order of ACK arrival.
+
+def featurise(acks: NDArray[Any], asked: NDArray[Any] | None = None) -> Samples:
+    """What a sender could have learned from one flow's log, and been asked.
+
+    `acks` are LOG rows of one flow in order of ACK arrival; `asked` are ASKED rows in order of
+    time, by default what the packets themselves tell.
     """
-    order = np.argsort(acks["t_send"], kind="stable")
-    size = len(acks)
-    tokens = np.zeros((size + 1, NUM_FEATURES), np.float32)
-    token_row = np.zeros(size + 1, np.int64)
-    questions = np.zeros((size, NUM_FEATURES), np.float32)
-    known = np.zeros(size, np.int64)
-    numbers = np.zeros((size + 1, 3))
-    count = _walk(new_track(), acks, order, tokens, token_row, questions, known, numbers)
+    if asked is None:
+        asked = sent_questions(acks)
+    size = max(len(acks), len(asked)) + 1
+    tokens = np.zeros((len(acks) + 1, NUM_FEATURES), np.float32)
+    token_row = np.zeros(len(acks) + 1, np.int64)
+    questions = np.zeros((len(asked), NUM_FEATURES), np.float32)
+    known = np.zeros(len(asked), np.int64)
+    numbers = np.zeros((size, 3))
+    count = _walk(new_track(), acks, asked, tokens, token_row, questions, known, numbers)
     rows = acks[token_row[:count]]
     return Samples(
         tokens=tokens[:count],
@@ -208,9 +225,9 @@ def featurise(acks: NDArray[Any]) -> Samples:
         token_delay=numbers[:count, 2].copy(),
         token_low=rows["sent_ecn"] == ECT1,
         questions=questions,
-        asked_t=acks["t_send"][order],
+        asked_t=asked["t"].copy(),
         known=known,
-        delay=numbers[:size, 0].copy(),
-        last=numbers[:size, 1].copy(),
-        low=acks["sent_ecn"][order] == ECT1,
+        delay=numbers[: len(asked), 0].copy(),
+        last=numbers[: len(asked), 1].copy(),
+        low=asked["low"] == 1,
     )

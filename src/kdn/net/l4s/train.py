@@ -1,37 +1,38 @@
-"""Training: simulated flows that mark in random blocks, cut into chunks, and AdamW on a cosine."""
+"""Training: flows cut into chunks of tokens with the questions asked meanwhile, and AdamW."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdn.net.l4s.choosers import read_weights
+from kdn.net.l4s.collect import collect
 from kdn.net.l4s.loss import loss_of
 from kdn.net.l4s.lstm import Lstm
-from kdn.net.l4s.scenarios import training_scenario
-from kdn.net.l4s.tokens import NUM_FEATURES, WINDOW, Samples, featurise
-from kdn.net.l4s.transformer import OUTPUTS, Predictor
+from kdn.net.l4s.tokens import NUM_FEATURES, WINDOW, Samples
+from kdn.net.l4s.transformer import OUTPUTS, Predictor, pack, unpack
 from kdn.net.world.records import MS
-from kdn.net.world.world import World
 
-__all__ = ["Batch", "Training", "collect", "draw_batch", "train"]
+__all__ = ["Batch", "Training", "draw_batch", "make", "train"]
 
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how hard. The defaults make the packaged weights."""
+    """How long and how hard. `docs/net.md` says what made the packaged weights."""
 
-    num_flows: int = 400
-    seconds: float = 20.0
+    num_flows: int = 100
+    seconds: float = 10.0
     steps: int = 4000
     batch: int = 8
     tokens: int = 256
     questions: int = 256
-    rate: float = 2e-3
+    rate: float = 1.5e-3
     seed: int = 1
 
 
@@ -47,23 +48,6 @@ class Batch:
     delay_ms: Tensor
     last_ms: Tensor
     valid: Tensor
-
-
-def collect(
-    num_flows: int, seconds: float, first_seed: int = 0, tick: Callable[[int], None] | None = None
-) -> list[Samples]:
-    """Run training worlds; flows with fewer than 4 windows of tokens are left out."""
-    found = []
-    for i in range(num_flows):
-        world = World(training_scenario(first_seed + i, seconds))
-        world.run()
-        log = world.log()
-        samples = featurise(log[log["flow"] == 0])
-        if len(samples.tokens) > 4 * WINDOW:
-            found.append(samples)
-        if tick is not None:
-            tick(i + 1)
-    return found
 
 
 def draw_batch(flows: Sequence[Samples], config: Training, random: np.random.Generator) -> Batch:
@@ -139,3 +123,36 @@ def train(
         schedule.step()
         if tick is not None:
             tick(step, float(loss.detach()))
+
+
+def make(
+    out: Path,
+    config: Training,
+    start: Path | None,
+    lstm: bool,
+    simulated: Callable[[int], None],
+    learned: Callable[[int], None],
+) -> float:
+    """Collect, train, write the weights to `out`; returns the mean loss of the last 100 steps.
+
+    With `start` its predictor decides in most collected flows and is where training begins.
+    Raises WeightsError when `start` is not a weight vector of this predictor.
+    """
+    deciding = None if start is None else read_weights(start)
+    flows = collect(config.num_flows, config.seconds, 0, deciding, simulated)
+    model: Predictor | Lstm = Lstm() if lstm else Predictor()
+    if deciding is not None and isinstance(model, Predictor):
+        unpack(deciding, model)
+    losses: list[float] = []
+
+    def tick(step: int, loss: float) -> None:
+        losses.append(loss)
+        learned(step + 1)
+
+    train(flows, config, model, tick)
+    if isinstance(model, Predictor):
+        np.save(out, pack(model), allow_pickle=False)
+    else:
+        state = {name: value.numpy() for name, value in model.state_dict().items()}
+        np.savez(out, allow_pickle=False, **state)
+    return float(np.mean(losses[-100:]))

@@ -109,7 +109,8 @@ class Predictor(nn.Module):
     def _feed(self, x: Tensor, layer: int) -> Tensor:
         w = self.weights
         h = self._norm(x, "norm2", str(layer)) @ w[f"up_w{layer}"] + w[f"up_b{layer}"]
-        return x + torch.relu(h) @ w[f"down_w{layer}"] + w[f"down_b{layer}"]
+        fed: Tensor = x + torch.relu(h) @ w[f"down_w{layer}"] + w[f"down_b{layer}"]
+        return fed
 
     def _attend(
         self, x: Tensor, k: Tensor, v: Tensor, angle: Tensor, mask: Tensor, layer: int
@@ -117,7 +118,8 @@ class Predictor(nn.Module):
         w = self.weights
         q = _turn(self._norm(x, "norm1", str(layer)) @ w[f"q_w{layer}"], angle)
         scores = q @ k.transpose(1, 2) * DIM**-0.5 + mask
-        return x + (scores.softmax(-1) @ v) @ w[f"o_w{layer}"]
+        seen: Tensor = x + (scores.softmax(-1) @ v) @ w[f"o_w{layer}"]
+        return seen
 
     def forward(
         self, tokens: Tensor, token_ms: Tensor, questions: Tensor, asked_ms: Tensor, known: Tensor
@@ -143,7 +145,8 @@ class Predictor(nn.Module):
             y = self._feed(self._attend(y, k, v, turn_q, mask_q, layer), layer)
             if layer + 1 < LAYERS:
                 x = self._feed(self._attend(x, k, v, turn_t, mask_t, layer), layer)
-        return self._norm(y, "norm", "") @ w["out_w"] + w["out_b"]
+        answer: Tensor = self._norm(y, "norm", "") @ w["out_w"] + w["out_b"]
+        return answer
 
 
 def pack(model: Predictor) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
@@ -157,7 +160,7 @@ def unpack(flat: np.ndarray[tuple[int], np.dtype[np.float32]], model: Predictor)
     sizes = [int(np.prod(part.shape)) for part in LAYOUT]
     if len(flat) != sum(sizes):
         raise ValueError(f"weights hold {len(flat)} numbers, this predictor has {sum(sizes)}")
-    pieces = torch.from_numpy(flat.copy()).split(sizes)
+    pieces = torch.split(torch.from_numpy(flat.copy()), sizes)
     with torch.no_grad():
         for part, piece in zip(LAYOUT, pieces, strict=True):
             model.weights[part.name].copy_(piece.reshape(part.shape))

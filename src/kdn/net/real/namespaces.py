@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from types import TracebackType
+from typing import Self
 
 from kdn.errors import KdnError
 
@@ -40,7 +41,7 @@ class Namespaces:
         tag = f"kdn{os.getpid() % 100_000}"
         self._names = [f"{tag}-{part}" for part in ("s", "r", "d")]
 
-    def __enter__(self) -> Namespaces:
+    def __enter__(self) -> Self:
         sender, router, receiver = self._names
         try:
             for name in self._names:

@@ -14,7 +14,7 @@ from kdn.errors import BadInput
 from kdn.net.real import wire
 from kdn.net.world.bare import WAIT, check_timer, next_packet, packet_acked
 from kdn.net.world.build import build
-from kdn.net.world.records import APP_GREEDY, LOG, MS, NOBODY, SECOND
+from kdn.net.world.records import APP_GREEDY, LOG, MS, NOBODY, SECOND, copied
 from kdn.net.world.sender import feed_app
 from kdn.net.world.spec import Scenario
 from kdn.net.world.world import Answer, Chooser, Question
@@ -81,7 +81,7 @@ class Sender:
     def _warm(self) -> None:
         """Call every compiled rule once, so that none is compiled in the middle of a run."""
         state = self._state
-        spare = type(state)(*(part.copy() for part in state))
+        spare = copied(state)
         spare.flows["app_bytes"] = APP_GREEDY
         for flow in self._flows:
             packet = next_packet(spare, flow, int(spare.flows[flow]["start"]))
@@ -167,8 +167,8 @@ class Sender:
         if int(p["outstanding"]) == 0 or int(p["seq"]) != said.seq:
             return  # given up before; the row may already hold another packet
         t_send = int(p["t_send"])
-        row = (said.flow, said.seq, int(p["size"]), said.sent_ecn, said.ecn)
-        row += (t_send, t_send, now, now, int(p["inflight"]))
+        sent = (said.flow, said.seq, int(p["size"]), said.sent_ecn, said.ecn)
+        row = (*sent, t_send, t_send, now, now, int(p["inflight"]))
         self._rows.append(row)
         if said.flow in self._fresh:
             self._fresh[said.flow].append(row)

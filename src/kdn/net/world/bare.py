@@ -82,5 +82,5 @@ def admit(state: State, size: int, ecn: int, now: int) -> int:
 
 @compiled
 def next_to_forward(state: State, now: int) -> int:
-    """The packet hop 0 would send now, or NOBODY. Its row is still taken; `release` it after use."""
+    """The packet hop 0 sends now, or NOBODY. Its row is still taken; `release` it after use."""
     return dequeue(state, 0, now)

@@ -45,7 +45,7 @@ def _room_stamp() -> tuple[float, int]:
 
 def _stamped(dispatcher: Any) -> Any:
     """Widen the dispatcher's own stamp; a numba without that attribute keeps its narrower one."""
-    index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(index, "_source_stamp"):
         own = index._source_stamp  # noqa: SLF001 (numba offers no public way)
         index._source_stamp = (own, _room_stamp())  # noqa: SLF001

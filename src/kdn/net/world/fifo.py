@@ -95,7 +95,7 @@ def droptail_enqueue(state: State, hop: int, packet: int, now: int) -> bool:
 
 
 @compiled
-def droptail_dequeue(state: State, hop: int, now: int) -> int:
+def droptail_dequeue(state: State, hop: int) -> int:
     """The next packet, or NOBODY."""
     if state.hops[hop].len_c == 0:
         return NOBODY

@@ -72,7 +72,7 @@ def dequeue(state: State, hop: int, now: int) -> int:
         return dualpi2_dequeue(state, hop, now)
     if aqm == FQ_CODEL:
         return fqcodel_dequeue(state, hop, now)
-    return droptail_dequeue(state, hop, now)
+    return droptail_dequeue(state, hop)
 
 
 @compiled

@@ -35,6 +35,8 @@ __all__ = [
     "SECOND",
     "US",
     "State",
+    "blank",
+    "copied",
 ]
 
 US = 1_000
@@ -309,3 +311,17 @@ class State(NamedTuple):
     log: Rows
     rate_t: NDArray[np.int64]
     rate: NDArray[np.float64]
+
+
+def copied(state: State) -> State:
+    """The same rows again, in memory of their own; the tables that never change are shared."""
+    parts = {name: getattr(state, name).copy() for name in _CHANGING}
+    return state._replace(**parts)
+
+
+def blank(state: State) -> State:
+    """Room for a copy of `state`, not filled yet."""
+    return state._replace(**{name: np.zeros_like(getattr(state, name)) for name in _CHANGING})
+
+
+_CHANGING = ("clock", "events", "packets", "hops", "flows", "fq", "log")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdn.errors import KdnError
 from kdn.net.world import loop
 from kdn.net.world.build import build
-from kdn.net.world.records import ECT0, ECT1, LOG, NOBODY, SECOND, State
+from kdn.net.world.records import ECT0, ECT1, LOG, NOBODY, SECOND, State, blank, copied
 from kdn.net.world.spec import Scenario
 
 __all__ = ["Answer", "Chooser", "FlowTotals", "Keep", "Question", "World", "WorldFull"]
@@ -182,9 +182,7 @@ class World:
         A counterfactual: runs two copies of the whole world; this one is not changed.
         """
         if self._scratch is None:
-            self._scratch = State(
-                *(np.zeros_like(part) for part in self.state[:-2]), *self.state[-2:]
-            )
+            self._scratch = blank(self.state)
         horizon = int(horizon_s * SECOND)
         low = loop.fate(self._scratch, self.state, ECT1, horizon)
         classic = loop.fate(self._scratch, self.state, ECT0, horizon)
@@ -219,7 +217,7 @@ class World:
     def clone(self) -> World:
         """An independent copy that will do exactly as this one would (choosers are shared)."""
         twin = World(self.scenario, self._choosers)
-        twin.state = State(*(part.copy() for part in self.state))
+        twin.state = copied(self.state)
         twin._kept = list(self._kept)
         twin._read = dict(self._read)
         twin._unread = {flow: list(parts) for flow, parts in self._unread.items()}
