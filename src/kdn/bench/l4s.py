@@ -33,9 +33,9 @@ def run(quick: bool, data: Path | None, seed: int) -> dict[str, Any]:
     """Every part of the comparison; `data` is a folder with `net/l4s` captures, or None."""
     weights = packaged_weights()
     inference_us = time_inference(weights, SystemClock())
-    guesses = _guesses(weights, *((6, 6.0) if quick else (60, 20.0)))
+    guesses = _guesses(weights, *((6, 5.0) if quick else (50, 15.0)))
     rows = [
-        *_simulated_prediction(guesses, *((6, 6.0) if quick else (40, 20.0))),
+        *_simulated_prediction(guesses, *((5, 5.0) if quick else (40, 15.0))),
         *_captured_prediction(guesses, data),
     ]
     policies = (
@@ -44,11 +44,11 @@ def run(quick: bool, data: Path | None, seed: int) -> dict[str, Any]:
         else ("all-L", "all-C", "random", "by-type", "last-value", "swift", "oracle")
     )
     shares = ("1/16",) if quick else ("1/16", "10%")
-    seeds = (seed,) if quick else tuple(range(seed, seed + 5))
-    outcomes = _policies(policies, shares, 3.0 if quick else 12.0, seeds, inference_us)
+    seeds = (seed,) if quick else tuple(range(seed, seed + 2))
+    outcomes = _policies(policies, shares, 3.0 if quick else 8.0, seeds, inference_us)
     rows += outcomes
-    rows += _adopters(weights, inference_us, 2.0 if quick else 8.0, quick)
-    real, place = _real(1 if quick else 5, 3.0 if quick else 10.0)
+    rows += _adopters(weights, inference_us, 3.0 if quick else 8.0, quick)
+    real, place = _real(1 if quick else 5, 3.0 if quick else 8.0)
     rows += real
     return {
         "rows": rows,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from kdn.net.l4s.policy import Oracle, PolicyConfig, SwiftQueue
+from kdn.net.l4s.policy import Oracle, SwiftQueue
 from kdn.net.l4s.scenarios import training_scenario
 from kdn.net.l4s.stream import Stream
 from kdn.net.l4s.tokens import ASKED, WINDOW, Samples, featurise
@@ -66,7 +66,7 @@ def _decider(seed: int, weights: NDArray[np.float32] | None) -> Chooser:
         return Blocks(seed, float(random.choice([0.1, 0.3, 0.5, 0.7, 0.9])))
     if random.random() < 0.1:
         return Oracle()
-    return SwiftQueue(Stream(weights), PolicyConfig(max_classic_share=1.0))
+    return SwiftQueue(Stream(weights))
 
 
 def collect(
