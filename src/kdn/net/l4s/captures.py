@@ -20,10 +20,12 @@ __all__ = ["CAPTURES", "read_capture"]
 
 CAPTURES = ("prague_dualpi2_wifi", "prague_fq_codel_wifi", "up_dualpi2_l", "up_dualpi2_c")
 _PROBE_BYTES = 172
+_LEAST_SHARE = 0.25
+"""Rows faster than this share of the median answer packets of the capturing side itself."""
 
 
 def read_capture(path: Path) -> NDArray[Any]:
-    """A capture as LOG rows in order of ACK arrival; lost probes are left out.
+    """A capture as LOG rows in order of ACK arrival; lost probes and local answers are left out.
 
     Raises BadInput when the file is missing or has other columns.
     """
@@ -49,6 +51,8 @@ def read_capture(path: Path) -> NDArray[Any]:
         log["ecn"] = np.where([row["ece"] == "1" for row in rows], CE, log["sent_ecn"])
     else:
         log["sent_ecn"] = log["ecn"] = ECT1 if low else ECT0
+    rtt = log["t_ack"] - log["t_send"]
+    log = log[rtt > _LEAST_SHARE * np.median(rtt)]
     log = log[np.argsort(log["t_ack"], kind="stable")]
     log["seq"] = np.arange(len(log))
     return log

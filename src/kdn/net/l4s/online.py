@@ -22,7 +22,7 @@ from kdn.net.l4s.train import Training, draw_batch, predict_batch
 from kdn.net.l4s.transformer import Predictor, pack, unpack
 from kdn.net.world.records import LOG, MS
 
-__all__ = ["OnlineConfig", "OnlineStream", "Tuned", "tune"]
+__all__ = ["OnlineConfig", "OnlineStream", "Tuned", "first_part", "tune"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def tune(weights: NDArray[np.float32], acks: NDArray[Any], config: OnlineConfig)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate)
     setting = Training(batch=config.batch, tokens=256, questions=128)
     random = np.random.default_rng(config.seed + int(acks["t_ack"][-1]))
-    batch = draw_batch([_first(samples, cut)], setting, random)
+    batch = draw_batch([first_part(samples, cut)], setting, random)
     loss = loss_of(predict_batch(model, batch), batch.delay_ms, batch.last_ms, batch.valid)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -73,7 +73,7 @@ def tune(weights: NDArray[np.float32], acks: NDArray[Any], config: OnlineConfig)
     return Tuned(after if accepted else weights, accepted, *errors)
 
 
-def _first(samples: Samples, cut: int) -> Samples:
+def first_part(samples: Samples, cut: int) -> Samples:
     """The questions before `cut`, with the tokens known by then."""
     known = int(samples.known[cut])
     return Samples(
