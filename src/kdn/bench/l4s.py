@@ -247,6 +247,7 @@ def _summary(
     return {
         "error_cut": 1.0 - own["mae_ms"] / best,
         "sharp_error_cut": 1.0 - own["sharp_mae_ms"] / best_sharp,
+        "captured_error_cut": _captured_cut(rows),
         "lstm_error_cut": None if lstm is None else 1.0 - lstm["mae_ms"] / best,
         "p99_cut": p99,
         "video_p99_cut": float(np.median(_cut(video, "swift", "p99_ms"))),
@@ -258,3 +259,15 @@ def _summary(
         "real_p99_cut": float(np.median(ratios)) if ratios else None,
         "real_floor_p99_ms": next(row["p99_ms"] for row in real if row["kind"] == "floor"),
     }
+
+
+def _captured_cut(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Median over captures: the tuned Transformer against the best that is not neural."""
+    cuts = []
+    for capture in CAPTURES:
+        seen = {row["predictor"]: row["mae_ms"] for row in rows if row.get("on") == capture}
+        if seen:
+            own = seen.pop("transformer, tuned")
+            plain = min(error for name, error in seen.items() if name not in _NEURAL)
+            cuts.append(1.0 - own / plain)
+    return float(np.median(cuts)) if cuts else None

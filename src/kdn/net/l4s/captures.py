@@ -55,4 +55,5 @@ def read_capture(path: Path) -> NDArray[Any]:
     log = log[rtt > _LEAST_SHARE * np.median(rtt)]
     log = log[np.argsort(log["t_ack"], kind="stable")]
     log["seq"] = np.arange(len(log))
-    return log
+    ordered: NDArray[Any] = log
+    return ordered
