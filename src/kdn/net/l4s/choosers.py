@@ -17,7 +17,15 @@ from kdn.net.l4s.tokens import Samples
 from kdn.net.world.spec import Marking
 from kdn.net.world.world import Chooser
 
-__all__ = ["MARKINGS", "POLICIES", "chooser", "packaged_lstm", "packaged_weights", "read_weights"]
+__all__ = [
+    "MARKINGS",
+    "POLICIES",
+    "chooser",
+    "marking_of",
+    "packaged_lstm",
+    "packaged_weights",
+    "read_weights",
+]
 
 MARKINGS: dict[str, Marking] = {
     "all-L": "fixed",
@@ -68,10 +76,16 @@ def packaged_lstm() -> Callable[[Samples], NDArray[np.float64]] | None:
         return guess_with(Lstm.load(path))
 
 
-def chooser(policy: str, weights: NDArray[np.float32] | None = None) -> Chooser | None:
-    """A fresh chooser for one flow; None where the flow needs none. Raises BadInput."""
+def marking_of(policy: str) -> Marking:
+    """How a flow under the policy marks. Raises BadInput for an unknown name."""
     if policy not in MARKINGS:
         raise BadInput(f"no policy {policy!r}; there are {', '.join(POLICIES)}")
+    return MARKINGS[policy]
+
+
+def chooser(policy: str, weights: NDArray[np.float32] | None = None) -> Chooser | None:
+    """A fresh chooser for one flow; None where the flow needs none. Raises BadInput."""
+    marking_of(policy)
     if policy == "swift":
         return SwiftQueue(Stream(packaged_weights() if weights is None else weights))
     if policy == "last-value":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdn.net.l4s.choosers import MARKINGS, chooser
+from kdn.net.l4s.choosers import chooser, marking_of
 from kdn.net.l4s.scenarios import evaluation, with_adopters
 from kdn.net.l4s.stream import replay
 from kdn.net.l4s.tokens import WINDOW, Samples
@@ -118,7 +118,7 @@ def policy_world(
 ) -> World:
     """The scenario, ready to run, with flow 0 under the policy and every flow logged."""
     cost = cost_us if policy in {"swift", "last-value"} else 0.0
-    marking = MARKINGS[policy]
+    marking = marking_of(policy)
     chosen = evaluation(scenario, marking, weight, seconds, seed, cost_us=cost)
     flows = [replace(flow, logged=True) for flow in chosen.flows]
     if policy == "all-C":
@@ -163,7 +163,7 @@ def adopt(
     seconds: float,
 ) -> dict[str, Any]:
     """`count` flows under the policy in flow 0's place: their P99, and what the rest gets."""
-    crowd = with_adopters(scenario, count, MARKINGS[policy], cost_us)
+    crowd = with_adopters(scenario, count, marking_of(policy), cost_us)
     flows = tuple(replace(flow, logged=True) for flow in crowd.flows)
     made = {i: chooser(policy, weights) for i in range(count)}
     world = World(

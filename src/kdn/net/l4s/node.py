@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from kdn.clock import SystemClock
-from kdn.net.l4s.choosers import MARKINGS, chooser
+from kdn.net.l4s.choosers import chooser, marking_of
 from kdn.net.l4s.scenarios import WEIGHTS
 from kdn.net.real.reflector import Reflector
 from kdn.net.real.router import Router
@@ -50,7 +50,7 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True):
 def real_flows(kind: str, policy: str) -> tuple[Flow, ...]:
     """Flow 0 is judged. "floor" is it alone, "load" 60 Mbit/s of it."""
     app = steady(4.0, 1400)
-    own = Flow("prague", "ect1", app, packet=1400, marking=MARKINGS[policy], logged=True)
+    own = Flow("prague", "ect1", app, packet=1400, marking=marking_of(policy), logged=True)
     if policy == "all-C":
         own = replace(own, control="cubic", ecn="ect0")
     if kind == "floor":

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from kdn.errors import BadInput
 from kdn.net.world.records import MS
 from kdn.net.world.spec import App, Flow, Hop, Marking, Queue, Scenario, bulk, frames, steady, web
 from kdn.net.world.traces import RateTrace, constant
@@ -125,6 +126,8 @@ def evaluation(
     cost_us: float = 0.0,
 ) -> Scenario:
     """The scenario with flow 0 marking its packets so, the WRR share and the cost of deciding."""
+    if weight not in WEIGHTS:
+        raise BadInput(f"no classic share {weight!r}; there are {', '.join(WEIGHTS)}")
     own = replace(scenario.flows[0], marking=marking, decision_cost_us=cost_us)
     hops = tuple(
         replace(hop, queue=replace(hop.queue, weights=WEIGHTS[weight])) for hop in scenario.hops
