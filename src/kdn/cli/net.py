@@ -1,0 +1,188 @@
+"""`kdn net l4s simulate | train | eval | run`: choose an L4S queue for every packet."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from kdn.errors import BadInput, KdnError
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Packets: pick the right L4S queue for each.", no_args_is_help=True)
+l4s = typer.Typer(help="Predict the next packet's delay, mark accordingly.", no_args_is_help=True)
+app.add_typer(l4s, name="l4s")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Policy = Annotated[
+    str, typer.Option(help="all-L, all-C, random, by-type, last-value, swift, oracle.")
+]
+Seconds = Annotated[float, typer.Option(min=2.0, help="Length of the run in seconds.")]
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
+    if as_json:
+        print(msgspec.json.encode({"rows": rows}).decode())
+        return
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+
+
+def _scenario(name: str) -> Any:
+    from kdn.net.l4s.scenarios import EVALUATION
+
+    found = [one for one in EVALUATION if name.lower() in one.name.lower()]
+    if not found:
+        listed = "; ".join(one.name for one in EVALUATION)
+        raise BadInput(f"no scenario has {name!r} in its name; there are: {listed}")
+    return found[0]
+
+
+def _stop(error: KdnError) -> typer.Exit:
+    Console(stderr=True).print(f"[red]error:[/] {error}")
+    return typer.Exit(1)
+
+
+@l4s.command()
+def simulate(
+    scenario: Annotated[str, typer.Option(help="Part of a scenario's name.")] = "1M pages",
+    policy: Policy = "swift",
+    seconds: Seconds = 10.0,
+    seed: int = 1,
+    share: Annotated[str, typer.Option(help="Classic queue's WRR share: 1/16 or 10%.")] = "1/16",
+    plots: Annotated[Path | None, typer.Option(help="Folder for two pictures.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run one scenario under a policy, beside the flow that stays in the low-latency queue."""
+    from kdn.net.l4s.evaluate import judge, policy_world
+
+    try:
+        chosen = _scenario(scenario)
+        worlds = {}
+        with Progress(disable=as_json, transient=True) as progress:
+            for name in dict.fromkeys(("all-L", policy)):
+                bar = progress.add_task(f"{chosen.name}: {name}", total=seconds)
+                world = policy_world(chosen, name, None, 100.0, share, seconds, seed)
+                world.run(tick=lambda t, bar=bar: progress.update(bar, completed=t))  # type: ignore[misc]
+                worlds[name] = world
+        if plots is not None:
+            _draw(worlds, policy, plots)
+        _print([asdict(judge(w, name, share)) for name, w in worlds.items()], as_json, chosen.name)
+    except KdnError as error:
+        raise _stop(error) from error
+
+
+def _draw(worlds: dict[str, Any], policy: str, folder: Path) -> None:
+    from kdn.net.l4s.evaluate import delays_ms
+    from kdn.net.l4s.plots import plot_choices, plot_delays
+
+    folder.mkdir(parents=True, exist_ok=True)
+    world, base = worlds[policy], worlds["all-L"]
+    title = world.scenario.name
+    delays = {name: delays_ms(one, [0]) for name, one in worlds.items()}
+    plot_delays(delays, title, folder / "l4s-delays.png")
+    logs = [one.log()[one.log()["flow"] == 0] for one in (world, base)]
+    base_ns = int(world.state.flows[0]["base"])
+    plot_choices(logs[0], logs[1], base_ns, 3.0, folder / "l4s-choices.png", f"{title}: {policy}")
+
+
+@l4s.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("swift.npy"),
+    flows: Annotated[int, typer.Option(min=2, help="Simulated flows to learn from.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 4000,
+    start: Annotated[Path | None, typer.Option(help="Weights to start from and decide by.")] = None,
+    lstm: Annotated[bool, typer.Option(help="Train the LSTM baseline instead.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the predictor's weights from simulated flows."""
+    from kdn.net.l4s.train import Training, make
+
+    try:
+        with Progress(disable=as_json, transient=True) as progress:
+            simulated = progress.add_task("simulating", total=flows)
+            learned = progress.add_task("training", total=steps)
+            loss = make(
+                out,
+                Training(num_flows=flows, steps=steps),
+                start,
+                lstm,
+                lambda done: progress.update(simulated, completed=done),
+                lambda done: progress.update(learned, completed=done),
+            )
+        _print(
+            [{"weights": str(out), "flows": flows, "steps": steps, "loss": loss}], as_json, "train"
+        )
+    except KdnError as error:
+        raise _stop(error) from error
+
+
+@l4s.command("eval")
+def evaluate(
+    policies: Annotated[
+        str, typer.Option(help="Comma-separated.")
+    ] = "all-L,last-value,swift,oracle",
+    seconds: Seconds = 6.0,
+    seed: int = 1,
+    share: Annotated[str, typer.Option(help="Classic queue's WRR share: 1/16 or 10%.")] = "1/16",
+    as_json: AsJson = False,
+) -> None:
+    """Every policy in every scenario of the frozen list."""
+    from kdn.net.l4s.evaluate import judge, policy_world
+    from kdn.net.l4s.scenarios import EVALUATION
+
+    try:
+        rows = []
+        with Progress(disable=as_json, transient=True) as progress:
+            names = policies.split(",")
+            bar = progress.add_task("scenarios", total=len(EVALUATION) * len(names))
+            for scenario in EVALUATION:
+                for policy in names:
+                    world = policy_world(scenario, policy, None, 100.0, share, seconds, seed)
+                    world.run()
+                    rows.append(asdict(judge(world, policy, share)))
+                    progress.advance(bar)
+        if not as_json:
+            shown = ("scenario", "policy", "p50_ms", "p99_ms", "goodput_mbps", "classic_share")
+            rows = [{name: row[name] for name in shown} for row in rows]
+        _print(rows, as_json, "policies")
+    except KdnError as error:
+        raise _stop(error) from error
+
+
+@l4s.command()
+def run(
+    policy: Policy = "swift",
+    seconds: Seconds = 8.0,
+    mbps: Annotated[float, typer.Option(min=1.0, help="The router's link.")] = 50.0,
+    loopback: Annotated[bool, typer.Option(help="Do not make network namespaces.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Real packets through the user-space router: the floor, then all-L, then the policy."""
+    import numpy as np
+
+    from kdn.net.l4s.lab import open_place, run_real
+
+    try:
+        rows = []
+        with open_place(loopback) as place:
+            for kind, name in (("floor", "all-L"), ("video", "all-L"), ("video", policy)):
+                found = run_real(place, name, seconds, kind, mbps)
+                p50, p99 = np.percentile(found.delays_ms, [50, 99])
+                row = {"place": place.name, "traffic": kind, "policy": name, "p50_ms": float(p50)}
+                row |= {"p99_ms": float(p99), "goodput_mbps": found.goodput_mbps}
+                rows.append(row | {"decision_us": float(found.sent["decision_us"])})
+        _print(rows, as_json, "real packets; the floor is the machine's own scheduling")
+    except KdnError as error:
+        raise _stop(error) from error

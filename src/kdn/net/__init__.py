@@ -1,0 +1,1 @@
+"""Bytes and time: a packet-level world, and what decides in it."""

@@ -1,0 +1,155 @@
+"""One process of the real laboratory: `python -m kdn.net.l4s.node '{"role": ...}'`.
+
+Prints one line of JSON when it is ready (with its port) and one when it is done.  Router and
+reflector run until their standard input ends.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from kdn.clock import SystemClock
+from kdn.net.l4s.choosers import chooser, marking_of
+from kdn.net.l4s.scenarios import WEIGHTS
+from kdn.net.real.reflector import Reflector
+from kdn.net.real.router import Router
+from kdn.net.real.sender import Sender
+from kdn.net.real.wire import open_socket
+from kdn.net.world.records import ECT1, LOG, MS
+from kdn.net.world.spec import Flow, Hop, Queue, Scenario, frames, steady, web
+from kdn.net.world.traces import constant
+from kdn.net.world.world import Question
+
+__all__ = ["NodeConfig", "main", "real_flows"]
+
+
+class NodeConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """What a node is told."""
+
+    role: str
+    host: str
+    peer_host: str = ""
+    peer_port: int = 0
+    back_host: str = ""
+    mbps: float = 50.0
+    delay_ms: float = 10.0
+    weight: str = "1/16"
+    kind: str = "video"
+    policy: str = "all-L"
+    seconds: float = 8.0
+    out: str = ""
+    seed: int = 1
+
+
+def real_flows(kind: str, policy: str) -> tuple[Flow, ...]:
+    """Flow 0 is judged. "floor" is it alone, "load" 60 Mbit/s of it."""
+    app = steady(4.0, 1400)
+    own = Flow("prague", "ect1", app, packet=1400, marking=marking_of(policy), logged=True)
+    if policy == "all-C":
+        own = replace(own, control="cubic", ecn="ect0")
+    if kind == "floor":
+        return (own,)
+    if kind == "load":
+        return (replace(own, control="unresponsive", app=steady(60.0, 1400)),)
+    video = Flow("unresponsive", "ect1", frames(14.0, 60.0), packet=1400)
+    page = Flow("cubic", "ect0", web(1.0, 50e3), packet=1400)
+    return (own, video, page)
+
+
+def _say(**facts: Any) -> None:
+    sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _until_input_ends() -> threading.Event:
+    over = threading.Event()
+
+    def wait() -> None:
+        sys.stdin.read()
+        over.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    return over
+
+
+def _run_router(config: NodeConfig) -> None:
+    hop = Hop(
+        constant(config.mbps * 1e6), Queue(weights=WEIGHTS[config.weight]), delay_ms=config.delay_ms
+    )
+    front, back = open_socket(config.host), open_socket(config.back_host)
+    peer = (config.peer_host, config.peer_port)
+    router = Router(hop, front, back, peer, SystemClock())
+    over = _until_input_ends()
+    _say(port=front.getsockname()[1])
+    while not over.is_set():
+        router.step()
+    router.check()
+    low, classic = router.marked
+    _say(forwarded=router.forwarded, dropped=router.dropped, marked_l=low, marked_c=classic)
+
+
+def _run_reflector(config: NodeConfig) -> None:
+    udp = open_socket(config.host)
+    reflector = Reflector(udp)
+    over = _until_input_ends()
+    _say(port=udp.getsockname()[1])
+    while not over.is_set():
+        reflector.step()
+    _say(received=reflector.received, bleached=reflector.bleached)
+
+
+def _warm(policy: str) -> None:
+    """Have a policy's compiled rules ready before the first packet."""
+    made = chooser(policy)
+    if made is None:
+        return
+    acks = np.zeros(40, LOG)
+    acks["t_send"] = np.arange(40) * MS
+    acks["t_ack"] = acks["t_send"] + 10 * MS
+    acks["sent_ecn"] = ECT1
+    for _ in range(2):
+        made.choose(Question(0, 60 * MS, acks, 1500, ECT1, 1500, 20.0 * MS))
+
+
+def _run_sender(config: NodeConfig) -> None:
+    hop = Hop(constant(config.mbps * 1e6))
+    flows = real_flows(config.kind, config.policy)
+    scenario = Scenario("real", (hop,), flows, config.seconds, config.seed)
+    made = chooser(config.policy)
+    _warm(config.policy)
+    peer = (config.peer_host, config.peer_port)
+    choosers = {} if made is None else {0: made}
+    sender = Sender(scenario, open_socket(config.host), peer, SystemClock(), choosers)
+    _say(port=0)
+    sender.run(config.seconds)
+    np.save(config.out, sender.log(), allow_pickle=False)
+    flow = sender.flows[0]
+    _say(
+        decision_us=sender.decision_us,
+        decisions=sender.decisions,
+        switches=int(flow["switches"]),
+        lost=int(flow["lost"]),
+        sent=int(flow["sent"]),
+        sent_l=int(flow["sent_l"]),
+        late=int(flow["late"]),
+        others_mbit=[float(f["acked_bytes"]) * 8e-6 for f in sender.flows[1:]],
+    )
+
+
+ROLES = {"router": _run_router, "reflector": _run_reflector, "sender": _run_sender}
+
+
+def main() -> None:
+    """Play the role that the first argument describes."""
+    config = msgspec.json.decode(sys.argv[1], type=NodeConfig)
+    ROLES[config.role](config)
+
+
+if __name__ == "__main__":
+    main()

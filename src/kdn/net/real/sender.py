@@ -1,0 +1,182 @@
+"""Real flows: the simulator's senders, given real time and real datagrams."""
+
+from __future__ import annotations
+
+import select
+import socket
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdn.clock import Clock
+from kdn.errors import BadInput
+from kdn.net.real import wire
+from kdn.net.world.bare import WAIT, check_timer, next_packet, packet_acked
+from kdn.net.world.build import build
+from kdn.net.world.records import APP_GREEDY, LOG, MS, NOBODY, SECOND, copied
+from kdn.net.world.sender import feed_app
+from kdn.net.world.spec import Scenario
+from kdn.net.world.world import Answer, Chooser, Question
+
+__all__ = ["Sender"]
+
+_TIMER_NS = 5 * MS
+_BURST = 16
+
+
+class Sender:
+    """Runs a scenario's flows over one socket; the scenario's hops are not looked at."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        udp: socket.socket,
+        router: tuple[str, int],
+        clock: Clock,
+        choosers: dict[int, Chooser],
+    ) -> None:
+        self._state = build(scenario, num_packets=1 << 15, num_log=1)
+        self._udp, self._router, self._clock = udp, router, clock
+        self._choosers = choosers
+        self._flows = range(len(scenario.flows))
+        self._app_at = [int(flow.start_s * SECOND) for flow in scenario.flows]
+        self._outstanding: dict[tuple[int, int], int] = {}
+        self._rows: list[tuple[int, ...]] = []
+        self._fresh: dict[int, list[tuple[int, ...]]] = {flow: [] for flow in choosers}
+        self._next_timer = 0
+        self._deciding_s = 0.0
+        self.decisions = 0
+        self._zero = 0.0
+        self._warm()
+
+    def run(self, seconds: float) -> None:
+        """Send for so long."""
+        self._zero = self._clock.now()
+        end = int(seconds * SECOND)
+        while (now := self._now()) < end:
+            self._applications(now)
+            for flow in self._flows:
+                self._send_some(flow)
+            self._timers(now)
+            wait_s = max(min((self._due() - self._now()) / SECOND, 0.005), 0.0)
+            ready, _, _ = select.select([self._udp], [], [], wait_s)
+            if ready:
+                self._hear()
+
+    @property
+    def flows(self) -> Any:
+        """The FLOW rows."""
+        return self._state.flows
+
+    @property
+    def decision_us(self) -> float:
+        """Mean time a decision took."""
+        return self._deciding_s / max(self.decisions, 1) * 1e6
+
+    def log(self) -> NDArray[Any]:
+        """A LOG row per ACK, in order of arrival."""
+        return np.array(self._rows, LOG)
+
+    def _warm(self) -> None:
+        """Call every compiled rule once, so that none is compiled in the middle of a run."""
+        state = self._state
+        spare = copied(state)
+        spare.flows["app_bytes"] = APP_GREEDY
+        for flow in self._flows:
+            packet = next_packet(spare, flow, int(spare.flows[flow]["start"]))
+            if packet >= 0:
+                packet_acked(spare, packet, True, 10 * MS)
+            check_timer(spare, flow, 20 * MS)
+        feed_app(spare.clock, spare.flows[0], 0)
+
+    def _now(self) -> int:
+        return int((self._clock.now() - self._zero) * SECOND)
+
+    def _due(self) -> int:
+        """When something must be done next, feedback aside."""
+        flows = self._state.flows
+        due = min(self._next_timer, *self._app_at)
+        waiting = (flows["app_bytes"] >= flows["size"]) & (flows["inflight"] < flows["cwnd"])
+        if waiting.any():
+            due = min(due, int(flows["next_send"][waiting].min()))
+        return due
+
+    def _applications(self, now: int) -> None:
+        for flow in self._flows:
+            row = self._state.flows[flow]
+            while now >= self._app_at[flow]:
+                if row["chunk"] == 0.0:
+                    self._app_at[flow] = 1 << 62
+                else:
+                    self._app_at[flow] = feed_app(self._state.clock, row, self._app_at[flow])
+
+    def _send_some(self, flow: int) -> None:
+        if self._now() < int(self._state.flows[flow]["start"]):
+            return
+        for _ in range(_BURST):
+            packet = next_packet(self._state, flow, self._now())
+            if packet == WAIT:
+                self._decide(flow)
+                continue
+            if packet == NOBODY:
+                return
+            p = self._state.packets[packet]
+            seq, ecn, size = int(p["seq"]), int(p["sent_ecn"]), int(p["size"])
+            self._outstanding[flow, seq] = packet
+            data = wire.write(wire.Datagram(False, flow, seq, ecn, ecn), size)
+            wire.send(self._udp, data, self._router, ecn)
+
+    def _decide(self, flow: int) -> None:
+        row = self._state.flows[flow]
+        start = self._clock.now()
+        question = Question(
+            flow=flow,
+            now_ns=self._now(),
+            acks=np.array(self._fresh[flow], LOG),
+            inflight=int(row["inflight"]),
+            mark=int(row["mark"]),
+            size=int(row["size"]),
+            srtt_ns=float(row["srtt"]),
+        )
+        self._fresh[flow] = []
+        answer: Answer = self._choosers[flow].choose(question)
+        if row["mark"] != answer.mark:
+            row["switches"] += 1
+        row["mark"], row["decided"] = answer.mark, question.now_ns
+        row["probe"] = int(answer.probe)
+        self.decisions += 1
+        self._deciding_s += self._clock.now() - start
+
+    def _hear(self) -> None:
+        for _ in range(4 * _BURST):
+            found = wire.receive(self._udp)
+            if found is None:
+                return
+            try:
+                said = wire.read(found[0])
+            except BadInput:
+                continue
+            packet = self._outstanding.pop((said.flow, said.seq), None)
+            if packet is not None:
+                self._acknowledge(said, packet)
+
+    def _acknowledge(self, said: wire.Datagram, packet: int) -> None:
+        now = self._now()
+        p = self._state.packets[packet]
+        if int(p["outstanding"]) == 0 or int(p["seq"]) != said.seq:
+            return  # given up before; the row may already hold another packet
+        t_send = int(p["t_send"])
+        sent = (said.flow, said.seq, int(p["size"]), said.sent_ecn, said.ecn)
+        row = (*sent, t_send, t_send, now, now, int(p["inflight"]))
+        self._rows.append(row)
+        if said.flow in self._fresh:
+            self._fresh[said.flow].append(row)
+        packet_acked(self._state, packet, said.ecn == 3, now)
+
+    def _timers(self, now: int) -> None:
+        if now < self._next_timer:
+            return
+        self._next_timer = now + _TIMER_NS
+        for flow in self._flows:
+            check_timer(self._state, flow, now)

@@ -1,0 +1,43 @@
+"""A packet-level world: links, queues, senders and time, as rows of numbers and compiled rules."""
+
+from kdn.net.world.records import CE, ECT0, ECT1, NOT_ECT
+from kdn.net.world.spec import (
+    App,
+    Flow,
+    Hop,
+    Queue,
+    Scenario,
+    bulk,
+    frames,
+    steady,
+    web,
+)
+from kdn.net.world.traces import RateTrace, constant, read_mahimahi, read_throughput
+from kdn.net.world.world import Answer, Chooser, FlowTotals, Keep, Question, World, WorldFull
+
+__all__ = [
+    "CE",
+    "ECT0",
+    "ECT1",
+    "NOT_ECT",
+    "Answer",
+    "App",
+    "Chooser",
+    "Flow",
+    "FlowTotals",
+    "Hop",
+    "Keep",
+    "Question",
+    "Queue",
+    "RateTrace",
+    "Scenario",
+    "World",
+    "WorldFull",
+    "bulk",
+    "constant",
+    "frames",
+    "read_mahimahi",
+    "read_throughput",
+    "steady",
+    "web",
+]

@@ -1,0 +1,86 @@
+"""One packet at a time, for senders and routers whose network is real.
+
+The same rules as in `loop`, minus the simulated links: bytes and time come from outside.
+"""
+
+from __future__ import annotations
+
+from kdn.net.world.compiled import compiled
+from kdn.net.world.loop import dequeue, enqueue
+from kdn.net.world.packets import release, take
+from kdn.net.world.records import ASK, CE, NOBODY, State
+from kdn.net.world.sender import (
+    acknowledge,
+    choose_mark,
+    find_lost,
+    give_up_all,
+    may_send,
+    note_sent,
+    timeout_at,
+)
+
+__all__ = ["WAIT", "admit", "check_timer", "next_packet", "next_to_forward", "packet_acked"]
+
+WAIT = -2
+"""The flow may send, but first wants to be asked for its marking."""
+
+
+@compiled
+def next_packet(state: State, flow_id: int, now: int) -> int:
+    """Book the flow's next packet as sent now; its row, NOBODY when it must wait, WAIT to ask."""
+    flow = state.flows[flow_id]
+    if not may_send(flow) or flow.next_send > now or now >= flow.stop:
+        return NOBODY
+    if flow.marking == ASK and now - flow.decided >= flow.decision_gap:
+        return WAIT
+    packet = take(state)
+    if packet == NOBODY:
+        return NOBODY
+    p = state.packets[packet]
+    ecn = choose_mark(state, flow_id)
+    p.flow, p.seq, p.size, p.sent_ecn, p.ecn = flow_id, flow.seq, flow.size, ecn, ecn
+    p.t_ready, p.t_deliver, p.travelling = now, NOBODY, 0
+    flow.seq += 1
+    note_sent(state, packet, now)
+    return packet
+
+
+@compiled
+def packet_acked(state: State, packet: int, ce: bool, now: int) -> None:
+    """The feedback of an outstanding packet has arrived."""
+    if ce:
+        state.packets[packet].ecn = CE
+    acknowledge(state, packet, now)
+    release(state, packet)
+
+
+@compiled
+def check_timer(state: State, flow_id: int, now: int) -> None:
+    """Look for losses, and time out when nothing has come back for too long."""
+    find_lost(state, flow_id, now)
+    flow = state.flows[flow_id]
+    if flow.oldest != NOBODY and now >= timeout_at(flow):
+        give_up_all(state, flow_id, now)
+
+
+@compiled
+def admit(state: State, size: int, ecn: int, now: int) -> int:
+    """Queue a packet that came from a socket at hop 0: its row, or NOBODY when it was dropped."""
+    packet = take(state)
+    if packet == NOBODY:
+        state.clock[0].full = 0
+        return NOBODY
+    p = state.packets[packet]
+    p.flow, p.size, p.sent_ecn, p.ecn = 0, size, ecn, ecn
+    p.outstanding, p.travelling = 0, 1
+    if enqueue(state, 0, packet, now):
+        return packet
+    p.travelling = 0
+    release(state, packet)
+    return NOBODY
+
+
+@compiled
+def next_to_forward(state: State, now: int) -> int:
+    """The packet hop 0 sends now, or NOBODY. Its row is still taken; `release` it after use."""
+    return dequeue(state, 0, now)

@@ -1,0 +1,23 @@
+"""The command: one JSON object, or one sentence and a code that is not 0."""
+
+from __future__ import annotations
+
+import json
+
+from typer.testing import CliRunner
+
+from kdn.cli.net import app
+
+
+def test_simulate_prints_one_json_object() -> None:
+    done = CliRunner().invoke(app, ["l4s", "simulate", "--seconds", "2.5", "--json"])
+    assert done.exit_code == 0
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["policy"] for row in rows] == ["all-L", "swift"]
+
+
+def test_an_unknown_scenario_or_policy_is_one_sentence() -> None:
+    for wrong in (["--scenario", "nowhere"], ["--policy", "best", "--seconds", "2"]):
+        done = CliRunner().invoke(app, ["l4s", "simulate", *wrong, "--json"])
+        assert done.exit_code == 1
+        assert "there are" in done.output
