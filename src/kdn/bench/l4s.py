@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdn.bench.result import BenchOptions, Result
 from kdn.clock import Clock, SystemClock
+from kdn.machine import describe_machine
 from kdn.net.l4s.baselines import Arima, Ridge, ewma, last_value, window_mean, window_p95
 from kdn.net.l4s.captures import CAPTURES, read_capture
 from kdn.net.l4s.choosers import packaged_lstm, packaged_weights
@@ -29,14 +31,15 @@ _FIT_SEEDS, _TEST_SEEDS = 40_000, 50_000
 _NEURAL = ("transformer", "lstm")
 
 
-def run(quick: bool, data: Path | None, seed: int) -> dict[str, Any]:
-    """Every part of the comparison; `data` is a folder with `net/l4s` captures, or None."""
+def run(options: BenchOptions) -> Result:
+    """Every part of the comparison; `options.data` is a folder with `net/l4s` captures, or None."""
+    quick, seed = options.quick, options.seed
     weights = packaged_weights()
     inference_us = time_inference(weights, SystemClock())
     guesses = _guesses(weights, *((6, 5.0) if quick else (50, 15.0)))
     rows = [
         *_simulated_prediction(guesses, *((5, 5.0) if quick else (40, 15.0))),
-        *_captured_prediction(guesses, weights, data, 10 if quick else 200),
+        *_captured_prediction(guesses, weights, options.data, 10 if quick else 200),
     ]
     policies = (
         ("all-L", "swift", "last-value", "oracle")
@@ -50,11 +53,14 @@ def run(quick: bool, data: Path | None, seed: int) -> dict[str, Any]:
     rows += _adopters(weights, inference_us, 3.0 if quick else 8.0, quick)
     real, place = _real(1 if quick else 5, 3.0 if quick else 8.0)
     rows += real
-    return {
-        "rows": rows,
-        "summary": _summary(rows, outcomes, real, inference_us),
-        "config": {"quick": quick, "seeds": list(seeds), "real_place": place},
-    }
+    return Result(
+        bench="l4s",
+        model="l4s predictor",
+        machine=describe_machine(),
+        config=options.describe() | {"seeds": list(seeds), "real_place": place},
+        rows=rows,
+        summary=_summary(rows, outcomes, real, inference_us),
+    )
 
 
 def time_inference(weights: NDArray[np.float32], clock: Clock) -> float:

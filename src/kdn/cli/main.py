@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -15,6 +13,7 @@ from kdn.cli.demo import demo
 from kdn.cli.doctor import doctor
 from kdn.cli.ingest import ingest
 from kdn.cli.models import models
+from kdn.cli.net import app as net
 from kdn.cli.serve import serve
 from kdn.cli.store import store
 
@@ -22,7 +21,7 @@ __all__ = ["app", "main"]
 
 
 def build_app() -> typer.Typer:
-    """The whole command line; `kdn net` is there when its room is."""
+    """The whole command line."""
     app = typer.Typer(
         cls=Commands,
         no_args_is_help=True,
@@ -35,8 +34,7 @@ def build_app() -> typer.Typer:
         app.command()(command)
     app.add_typer(models, name="models")
     app.add_typer(store, name="store")
-    if find_spec("kdn.cli.net") is not None:
-        app.add_typer(import_module("kdn.cli.net").net, name="net")
+    app.add_typer(net, name="net")
     return app
 
 
