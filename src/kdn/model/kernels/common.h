@@ -52,6 +52,8 @@ static inline void tiles_on(void) { /* eight tiles of 16 rows of 64 bytes */
     } __attribute__((aligned(64))) shape = {0};
     shape.palette = 1;
     for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
+    /* GCC 12 believes that the next line reads 8 of the 64 bytes, and may drop the others. */
+    __asm__ volatile("" : : "r"(&shape) : "memory");
     _tile_loadconfig(&shape);
 }
 #endif
