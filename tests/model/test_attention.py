@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,13 @@ from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load
 from kdn.model.rope import Rope
 
 
-@pytest.fixture(scope="module")
-def kernel(kernels: Kernels) -> KernelAttention:
+@pytest.fixture(scope="module", params=["amx", "avx512"])
+def kernel(request: pytest.FixtureRequest, kernels: Kernels) -> KernelAttention:
+    """Both ways that the kernel multiplies."""
+    if request.param == "avx512":
+        return KernelAttention(replace(kernels, has_amx=False))
+    if not kernels.has_amx:
+        pytest.skip("the processor has no AMX")
     return KernelAttention(kernels)
 
 
