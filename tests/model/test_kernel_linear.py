@@ -47,6 +47,7 @@ def test_it_multiplies(shape: tuple[int, int], count: int, with_bias: bool, amx:
     )
     linear = KernelLinear(amx, weight, bias)
     assert near(linear(x), expected)
+    assert (linear.wide(x) - expected).abs().max() < 1e-4, "sums are fp32 throughout"
     base = some_rows(count, shape[0], seed=3)
     assert near(linear.onto(base, x), expected + base.float())
 

@@ -61,7 +61,7 @@ class ScriptedStream:
         self._early: list[Pushed] = []
         self._listener: Callable[[Pushed], None] | None = None
         self._text, self._reason, self._stop = _script(request)
-        self._num_sent = 0
+        self.num_sent = 0
 
     def __iter__(self) -> Iterator[StreamEvent]:
         queue: SimpleQueue[Pushed] = SimpleQueue()
@@ -84,11 +84,11 @@ class ScriptedStream:
         """Send one token, or the end."""
         if self.cancelled:
             self._end(FinishReason.CANCELLED)
-        elif self._num_sent == len(self._text):
+        elif self.num_sent == len(self._text):
             self._end(self._reason)
         else:
-            self._push(_token(self._text[self._num_sent], self.request.sampling))
-            self._num_sent += 1
+            self._push(_token(self._text[self.num_sent], self.request.sampling))
+            self.num_sent += 1
 
     def fail(self, error: Exception) -> None:
         self.ended = True
@@ -100,7 +100,7 @@ class ScriptedStream:
         num_prompt = self.request.prompt.num_tokens
         usage = Usage(
             num_prompt,
-            self._num_sent,
+            self.num_sent,
             exact=self._exact,
             recomputed=num_prompt - self._exact,
             queue_ms=1.0,
@@ -156,6 +156,8 @@ class ScriptedService:
         self.gate = threading.Event()
         self.gate.set()
         self.broken: Exception | None = None
+        self.pause_at: int | None = None
+        """A stream that has sent so many tokens stands still until it is cancelled."""
         self._work = threading.Condition()
         self._open = True
         self._thread = threading.Thread(target=self._run, name="scripted")
@@ -224,6 +226,8 @@ class ScriptedService:
         # A stopped clock still lets a cancelled request end, as an engine between steps would.
         while not (self.gate.wait(0.002) or stream.cancelled):
             pass
+        if stream.num_sent == self.pause_at and not stream.cancelled:
+            return
         if self.broken:
             stream.fail(EngineFailed("the engine has stopped"))
         else:

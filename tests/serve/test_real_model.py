@@ -22,8 +22,12 @@ from tests.serve.running import Running, running
 pytestmark = pytest.mark.model
 
 MODEL = "smollm2-135m"
+# Every greedy token of the answer leads by two nats, so that no rounding can change it.
 FRANCE: list[ChatCompletionMessageParam] = [
-    {"role": "user", "content": "What is the capital of France?"}
+    {
+        "role": "user",
+        "content": "Which city is the capital of France? Begin with the words: The capital of France is",
+    }
 ]
 
 

@@ -161,7 +161,7 @@ class Decoder:
         """The last layer's output [n, H] -> fp32 [n, V], or [n, len(allowed)] in its order."""
         x = self._ends.final_norm(hidden)
         if allowed is None:
-            return self._ends.head(x).float()
+            return self._ends.head.wide(x)
         return functional.linear(x.float(), self._ends.head_rows.index_select(0, allowed).float())
 
     def fingerprint_with(self, adapter: LoraAdapter | None) -> Fingerprint:

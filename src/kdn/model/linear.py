@@ -40,6 +40,10 @@ class Linear(ABC):
         """base[n, out] + self(x), as a fresh tensor."""
         return self(x).add_(base)
 
+    def wide(self, x: Tensor) -> Tensor:
+        """self(x) in fp32, with as little rounding on the way as can be had."""
+        return self(x).float()
+
     def gated(self, x: Tensor) -> Tensor:
         """silu(gate) * up, [n, out / 2], of a matrix that is a gate on top of an up projection."""
         gate, up = self(x).chunk(2, dim=-1)

@@ -22,6 +22,7 @@ typedef struct {
     const bf16 *x, *w, *onto;
     const float *bias;
     bf16 *y, *tiles; /* `tiles` has room for the rows, rounded up to 32 */
+    float *wide;     /* where the sums go unrounded, in place of y */
     int64_t rows, in, out, x_stride, y_stride, onto_stride, kind, threads;
 } Linear;
 
@@ -54,6 +55,11 @@ static void put(const Linear *call, int64_t row, int64_t rows, int64_t panel, fl
         bf16 *y = call->y + (row + r) * call->y_stride;
         if (call->kind == GATED) {
             narrow(y + left, _mm512_mul_ps(silu(a), b));
+            continue;
+        }
+        if (call->wide) {
+            _mm512_storeu_ps(call->wide + (row + r) * call->out + left, a);
+            _mm512_storeu_ps(call->wide + (row + r) * call->out + right, b);
             continue;
         }
         if (call->onto) {

@@ -24,6 +24,7 @@ class _Call(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("y", ctypes.c_void_p),
         ("tiles", ctypes.c_void_p),
+        ("wide", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
         ("in_features", ctypes.c_int64),
         ("out_features", ctypes.c_int64),
@@ -82,16 +83,23 @@ class KernelLinear(Linear):
         """As the twin's, in one pass: neither gate nor up is rounded on the way."""
         return self._run(x, _GATED)
 
-    def _run(self, x: Tensor, kind: int, onto: Tensor | None = None) -> Tensor:
+    def wide(self, x: Tensor) -> Tensor:
+        """As the twin's, but never rounded to bf16."""
+        return self._run(x, self._kind, dtype=torch.float32)
+
+    def _run(
+        self, x: Tensor, kind: int, onto: Tensor | None = None, dtype: torch.dtype = torch.bfloat16
+    ) -> Tensor:
         x = x if x.stride(1) == 1 else x.contiguous()
         rows = x.shape[0]
         width = self.out_features // 2 if kind == _GATED else self.out_features
-        y = torch.empty((rows, width), dtype=x.dtype)
+        y = torch.empty((rows, width), dtype=dtype)
         tiles = torch.empty(-(-rows // _SIDE) * _SIDE * self._in_features, dtype=x.dtype)
         call = _Call(
             x=x.data_ptr(),
             w=self._packed.data_ptr(),
             y=y.data_ptr(),
+            wide=y.data_ptr() if dtype == torch.float32 else None,
             tiles=tiles.data_ptr(),
             rows=rows,
             in_features=self._in_features,
