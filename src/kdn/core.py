@@ -262,6 +262,10 @@ class LayerKV:
     k: Tensor
     v: Tensor
 
+    @property
+    def num_tokens(self) -> int:
+        return int(self.k.shape[0])
+
 
 class LayerSource(Protocol):
     """Stored KV, handed over a layer at a time."""
@@ -278,8 +282,11 @@ class LayerSource(Protocol):
         """Begin to fetch `layer`; the executor asks one layer ahead. Never blocks."""
         ...
 
-    def take(self, layer: int) -> LayerKV:
-        """The layer, waited for if need be. Raises CorruptBlock when it cannot be had."""
+    def take(self, layer: int) -> Sequence[LayerKV]:
+        """The layer as neighbouring runs of tokens, first to last, waited for if need be.
+
+        Read-only, and valid until `close`.  Raises CorruptBlock when it cannot be had.
+        """
         ...
 
     def close(self) -> None:

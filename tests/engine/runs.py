@@ -46,9 +46,13 @@ class HeldSource:
     def start(self, layer: int) -> None:
         self.started.append(layer)
 
-    def take(self, layer: int) -> LayerKV:
+    def take(self, layer: int) -> tuple[LayerKV, ...]:
+        """In two runs, where there are two tokens to be had."""
         assert layer in self.started, "the executor asks before it takes"
-        return LayerKV(self.kv[layer, 0], self.kv[layer, 1])
+        k, v = self.kv[layer]
+        half = self.num_tokens // 2
+        cuts = [slice(0, half), slice(half, None)] if half else [slice(None)]
+        return tuple(LayerKV(k[cut], v[cut]) for cut in cuts)
 
     def close(self) -> None:
         self.closed += 1

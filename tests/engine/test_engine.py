@@ -294,7 +294,7 @@ def test_no_more_is_kept_than_was_asked(keeping: Keeping, pieces: int, tiny: Loa
 class Failing(HeldSource):
     """A source whose second layer is damaged."""
 
-    def take(self, layer: int) -> LayerKV:
+    def take(self, layer: int) -> tuple[LayerKV, ...]:
         if layer == 1:
             raise CorruptBlock("layer 1 is not what was written")
         return super().take(layer)

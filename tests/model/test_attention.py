@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kdn.core import LayerKV
 from kdn.model.attention import Attention, AttentionLane, FusedAttention, TorchAttention, row_cuts
 from kdn.model.config import RopeConfig
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load
@@ -66,9 +67,9 @@ def attend(
     head, tail = slice(0, num_head), slice(num_head, rows)
     if num_head:
         at = torch.arange(num_head)
-        attention.write(k[head], v[head], cos[head], sin[head], head_k[0], head_v[0], at)
+        attention.write([LayerKV(k[head], v[head])], cos[head], sin[head], head_k[0], head_v[0], at)
     at = torch.arange(rows - num_head)
-    attention.write(k[tail], v[tail], cos[tail], sin[tail], tail_k[0], tail_v[0], at)
+    attention.write([LayerKV(k[tail], v[tail])], cos[tail], sin[tail], tail_k[0], tail_v[0], at)
     lane = AttentionLane(
         0, rows - start, torch.arange(start, rows), tail_k, tail_v, head_k, head_v, num_head
     )
@@ -128,7 +129,7 @@ def test_lanes_that_share_a_head_get_the_bits_they_get_alone(kernel: KernelAtten
     head_k = torch.zeros(1, shape.kv_heads, 320, shape.dim, dtype=k.dtype)
     head_v = torch.zeros(1, shape.kv_heads, shape.dim, 320, dtype=k.dtype)
     at = torch.arange(num_head)
-    kernel.write(shared_k, shared_v, *rope.tables(at), head_k[0], head_v[0], at)
+    kernel.write([LayerKV(shared_k, shared_v)], *rope.tables(at), head_k[0], head_v[0], at)
 
     def lane(number: int, start: int) -> AttentionLane:
         generator = torch.Generator().manual_seed(number)

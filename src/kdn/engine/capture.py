@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdn.core import EXACT, KeptKV, KvShape, Recipe, TokenIds
-from kdn.engine.kv import extents
+from kdn.engine.kv import extents, zeros
 
 __all__ = ["Capture"]
 
@@ -17,7 +17,7 @@ class Capture:
     def __init__(self, shape: KvShape, dtype: torch.dtype, start: int, num_tokens: int) -> None:
         self.start = start
         self._size = (shape.num_layers, 2, extents(num_tokens), shape.num_kv_heads, shape.head_dim)
-        self._kv = torch.empty(self._size, dtype=dtype)
+        self._kv = zeros(self._size, dtype)
 
     @property
     def stop(self) -> int:
@@ -29,9 +29,7 @@ class Capture:
         if stop <= self.stop:
             return
         layers, two, _, heads, dim = self._size
-        kv = torch.empty(
-            (layers, two, extents(stop - self.start), heads, dim), dtype=self._kv.dtype
-        )
+        kv = zeros((layers, two, extents(stop - self.start), heads, dim), self._kv.dtype)
         kv[:, :, : self._kv.shape[2]] = self._kv
         self._kv = kv
 

@@ -232,26 +232,32 @@ class Pass:
             head.layer_done(layer)
         old: LayerKV | None = None
         for run in lane.plan.stored:
-            part = run.source.take(layer)
+            parts = run.source.take(layer)
             if old is None:
-                size = (lane.plan.num_tokens, *part.k.shape[1:])
+                size = (lane.plan.num_tokens, *parts[0].k.shape[1:])
                 old = LayerKV(self._hidden.new_zeros(size), self._hidden.new_zeros(size))
-            old.k[run.start : run.stop] = part.k
-            old.v[run.start : run.stop] = part.v
             tail, num_head = lane.kv.tail, lane.kv.num_head
-            self._write(part, run.start, tail.k[layer], tail.v[layer], run.start - num_head)
-            if lane.capture is not None:
-                lane.capture.note(layer, torch.arange(run.start, run.stop), part.k, part.v)
+            self._write(parts, run.start, tail.k[layer], tail.v[layer], run.start - num_head)
+            start = run.start
+            for part in parts:
+                stop = start + part.num_tokens
+                old.k[start:stop] = part.k
+                old.v[start:stop] = part.v
+                if lane.capture is not None:
+                    lane.capture.note(layer, torch.arange(start, stop), part.k, part.v)
+                start = stop
         return old
 
-    def _write(self, part: LayerKV, position: int, to_k: Tensor, to_v: Tensor, column: int) -> None:
+    def _write(
+        self, parts: Sequence[LayerKV], position: int, to_k: Tensor, to_v: Tensor, column: int
+    ) -> None:
         """Rotate stored K to its position and write it, with V, from `column` on."""
-        k, v = part.k.to(to_k.device), part.v.to(to_v.device)
-        span = (position, position + k.shape[0])
+        num_tokens = sum(part.num_tokens for part in parts)
+        span = (position, position + num_tokens)
         if span not in self._tables:
-            self._tables[span] = self._decoder.rope.tables(torch.arange(*span, device=k.device))
-        at = torch.arange(column, column + k.shape[0])
-        self._attention.write(k, v, *self._tables[span], to_k, to_v, at)
+            self._tables[span] = self._decoder.rope.tables(torch.arange(*span, device=to_k.device))
+        at = torch.arange(column, column + num_tokens)
+        self._attention.write(parts, *self._tables[span], to_k, to_v, at)
 
     # --- arithmetic --------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ V [layers, kv heads, dim, columns].
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from kdn.core import KvShape
+from kdn.pages import allocate
 
-__all__ = ["EXTENT", "Head", "HeadPool", "KvBudget", "SequenceKV", "Tail", "extents"]
+__all__ = ["EXTENT", "Head", "HeadPool", "KvBudget", "SequenceKV", "Tail", "extents", "zeros"]
 
 EXTENT = 256
 """Columns a tail grows by."""
@@ -36,6 +38,13 @@ def extents(num_columns: int) -> int:
     return -(-num_columns // EXTENT) * EXTENT
 
 
+def zeros(size: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    """Zeros; on the CPU in pages that are made when first written, where `torch.zeros` writes twice."""
+    if device != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    return torch.frombuffer(allocate(math.prod(size) * dtype.itemsize), dtype=dtype).view(size)
+
+
 class Head:
     """Rotated KV of the first `num_columns` positions of some prompt. Filled once, layer by layer."""
 
@@ -45,16 +54,9 @@ class Head:
         padded = -(-num_columns // _PAD) * _PAD + _SKEW
         self.name = name
         self.num_columns = num_columns
-        self.k = torch.zeros(
-            (shape.num_layers, shape.num_kv_heads, padded, shape.head_dim),
-            dtype=dtype,
-            device=device,
-        )
-        self.v = torch.zeros(
-            (shape.num_layers, shape.num_kv_heads, shape.head_dim, padded),
-            dtype=dtype,
-            device=device,
-        )
+        layers, heads, dim = shape.num_layers, shape.num_kv_heads, shape.head_dim
+        self.k = zeros((layers, heads, padded, dim), dtype, device)
+        self.v = zeros((layers, heads, dim, padded), dtype, device)
         self.num_layers_ready = 0
         self.users = 0
 
@@ -136,8 +138,8 @@ class Tail:
     def _allocate(self, capacity: int) -> tuple[Tensor, Tensor]:
         layers, heads, dim = self._shape.num_layers, self._shape.num_kv_heads, self._shape.head_dim
         size = capacity + _SKEW
-        k = torch.zeros((layers, heads, size, dim), dtype=self._dtype, device=self._device)
-        v = torch.zeros((layers, heads, dim, size), dtype=self._dtype, device=self._device)
+        k = zeros((layers, heads, size, dim), self._dtype, self._device)
+        v = zeros((layers, heads, dim, size), self._dtype, self._device)
         return k, v
 
     @property

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from kdn.core import LayerKV
 from kdn.model.rope import rotate
 
 __all__ = [
@@ -85,11 +86,18 @@ class Attention(ABC):
 
     @abstractmethod
     def write(
-        self, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, to_k: Tensor, to_v: Tensor, at: Tensor
+        self,
+        runs: Sequence[LayerKV],
+        cos: Tensor,
+        sin: Tensor,
+        to_k: Tensor,
+        to_v: Tensor,
+        at: Tensor,
     ) -> None:
-        """Write k (rotated on the way) and v [tokens, kv heads, dim] to the columns `at`.
+        """Write K (rotated on the way) and V of neighbouring runs to the ascending columns `at`.
 
-        `to_k` [kv heads, columns, dim] and `to_v` [kv heads, dim, columns] are one layer's buffers.
+        `cos` and `sin` [tokens, dim] are for all tokens of the runs.  `to_k` [kv heads, columns, dim]
+        and `to_v` [kv heads, dim, columns] are one layer's buffers.
         """
 
 
@@ -100,9 +108,17 @@ class TorchAttention(Attention):
         return _BoundTorch(tuple(lanes), cos, sin, attend_blocks)
 
     def write(
-        self, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, to_k: Tensor, to_v: Tensor, at: Tensor
+        self,
+        runs: Sequence[LayerKV],
+        cos: Tensor,
+        sin: Tensor,
+        to_k: Tensor,
+        to_v: Tensor,
+        at: Tensor,
     ) -> None:
         columns = at.to(to_k.device)
+        k = torch.cat([run.k.to(to_k.device) for run in runs])
+        v = torch.cat([run.v.to(to_v.device) for run in runs])
         to_k.index_copy_(1, columns, rotate(k, cos, sin).transpose(0, 1))
         to_v.index_copy_(2, columns, v.permute(1, 2, 0))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 
@@ -33,7 +34,7 @@ class StoreSource:
         self._shape = shape
         self._loader = loader
         self._dtype = getattr(torch, shape.dtype)
-        self._loads: dict[int, Future[LayerKV]] = {}
+        self._loads: dict[int, Future[tuple[LayerKV, ...]]] = {}
 
     @property
     def name(self) -> str:
@@ -47,7 +48,7 @@ class StoreSource:
         if layer not in self._loads:
             self._loads[layer] = self._loader.submit(self._load, layer)
 
-    def take(self, layer: int) -> LayerKV:
+    def take(self, layer: int) -> tuple[LayerKV, ...]:
         self.start(layer)
         return self._loads.pop(layer).result()
 
@@ -57,18 +58,14 @@ class StoreSource:
         for reader in self._readers:
             reader.close()
 
-    def _load(self, layer: int) -> LayerKV:
-        size = (self.num_tokens, self._shape.num_kv_heads, self._shape.head_dim)
-        k, v = torch.empty(size, dtype=self._dtype), torch.empty(size, dtype=self._dtype)
-        to_k, to_v = _bytes_of(k), _bytes_of(v)
-        at = 0
-        for reader in self._readers:
-            self._read_group(reader, layer)
-            from_k, from_v = reader.parts(layer)
-            np.copyto(to_k[at : at + from_k.nbytes], np.frombuffer(from_k, dtype=np.uint8))
-            np.copyto(to_v[at : at + from_v.nbytes], np.frombuffer(from_v, dtype=np.uint8))
-            at += from_k.nbytes
-        return LayerKV(k, v)
+    def _load(self, layer: int) -> tuple[LayerKV, ...]:
+        return tuple(self._run(reader, layer) for reader in self._readers)
+
+    def _run(self, reader: Reader, layer: int) -> LayerKV:
+        self._read_group(reader, layer)
+        size = (2, reader.id.num_tokens, self._shape.num_kv_heads, self._shape.head_dim)
+        both = _tensor(reader.layer(layer), self._dtype).view(size)[:, : reader.num_tokens]
+        return LayerKV(both[0], both[1])
 
     def _read_group(self, reader: Reader, layer: int) -> None:
         """Have the layer and its neighbours brought in by one large read."""
@@ -78,7 +75,9 @@ class StoreSource:
         reader.layers(first, min(first + size, self._shape.num_layers))
 
 
-def _bytes_of(tensor: Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """The tensor's memory as bytes, writable."""
-    flat: np.ndarray[tuple[int], np.dtype[np.uint8]] = tensor.view(torch.uint8).reshape(-1).numpy()
-    return flat
+def _tensor(data: memoryview, dtype: torch.dtype) -> Tensor:
+    """The bytes as a flat tensor, uncopied. Torch knows no read-only memory: nobody may write to it."""
+    source = np.frombuffer(data, dtype=np.uint8)
+    raw = (ctypes.c_char * data.nbytes).from_address(source.ctypes.data)
+    raw.source = source  # type: ignore[attr-defined]  # who holds the tensor holds the bytes
+    return torch.frombuffer(raw, dtype=dtype)

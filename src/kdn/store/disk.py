@@ -12,7 +12,7 @@ from pathlib import Path
 from kdn.clock import Clock
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, StoreError
-from kdn.store.buffers import allocate
+from kdn.pages import allocate
 from kdn.store.catalogue import Catalogue, CatalogueDamaged, Victim, discard_catalogue
 from kdn.store.files import publish, remove, system_errors, write_temporary
 from kdn.store.folder import StoreFolder

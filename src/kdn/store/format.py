@@ -33,8 +33,8 @@ from kdn.core import (
     Recipe,
 )
 from kdn.errors import BadInput, CorruptBlock
+from kdn.pages import allocate
 from kdn.store.block import Block
-from kdn.store.buffers import allocate
 from kdn.store.codec import CODECS, Codec, NoCodec
 from kdn.store.tokens import TOKEN_BYTES, pack_tokens, unpack_tokens
 

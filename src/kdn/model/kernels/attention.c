@@ -406,33 +406,76 @@ void kdn_attend(const Flock *flocks, int64_t num_flocks, const Call *call, Task 
 /* `sin` carries the sign of the first half, as kdn.model.rope makes it. */
 static inline void turn(const bf16 *x, const float *cos, const float *sin, int64_t dim, bf16 *out) {
     const int64_t half = dim / 2;
-    for (int64_t i = 0; i < half; i++) {
-        const float a = bf16_to_float(x[i]), b = bf16_to_float(x[i + half]);
-        out[i] = float_to_bf16(a * cos[i] + b * sin[i]);
-        out[i + half] = float_to_bf16(b * cos[i + half] + a * sin[i + half]);
+    for (int64_t i = 0, j = half; i < half; i += LANES, j += LANES) {
+        const __m512 a = widen(x + i), b = widen(x + j);
+        const __m512 first = _mm512_mul_ps(b, _mm512_loadu_ps(sin + i));
+        const __m512 second = _mm512_mul_ps(a, _mm512_loadu_ps(sin + j));
+        narrow(out + i, _mm512_fmadd_ps(a, _mm512_loadu_ps(cos + i), first));
+        narrow(out + j, _mm512_fmadd_ps(b, _mm512_loadu_ps(cos + j), second));
     }
 }
 
-/* K rows, rotated, and V rows, transposed, to columns at[r] - behind of to_k [kv heads, columns, dim] and
- * to_v [kv heads, dim, columns]. Rows [r0, end) of one head. */
-static void write_rows(const Call *call, int64_t h, int64_t row, int64_t r0, int64_t end, const int64_t *at,
-                       int64_t behind, bf16 *to_k, bf16 *to_v, int64_t columns) {
-    const int64_t dim = call->dim;
-    const bf16 *k = call->k + row * call->k_stride + h * dim, *v = call->v + row * call->v_stride + h * dim;
-    for (int64_t r = r0; r < end; r++)
-        turn(k + r * call->k_stride, call->cos + (row + r) * dim, call->sin + (row + r) * dim, dim,
-             to_k + (h * columns + at[r] - behind) * dim);
-    for (int64_t d = 0; d < dim; d++)
-        for (int64_t r = r0; r < end; r++)
-            to_v[(h * dim + d) * columns + at[r] - behind] = v[r * call->v_stride + d];
+#define ROWS 32 /* rows written at a time: a cache line of one dim of V */
+
+/* V of ROWS neighbouring tokens, `stride` apart, to as many neighbouring columns of `to` [dim, columns].
+ * A gather brings two dims of sixteen tokens at once. */
+static inline void transpose_rows(const bf16 *v, int64_t stride, int64_t dim, bf16 *to, int64_t columns) {
+    const __m512i steps = _mm512_mullo_epi32(
+        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(2 * (int)stride));
+    __m512i even, odd;
+    {
+        uint16_t at[ROWS];
+        for (int i = 0; i < ROWS; i++) at[i] = (uint16_t)(2 * i);
+        even = _mm512_loadu_si512(at);
+        odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
+    }
+    for (int64_t d = 0; d < dim; d += 2) {
+        const __m512i a = _mm512_i32gather_epi32(steps, v + d, 1);
+        const __m512i b = _mm512_i32gather_epi32(steps, v + 16 * stride + d, 1);
+        _mm512_storeu_si512(to + d * columns, _mm512_permutex2var_epi16(a, even, b));
+        _mm512_storeu_si512(to + (d + 1) * columns, _mm512_permutex2var_epi16(a, odd, b));
+    }
 }
 
-/* Columns that come from elsewhere: `rows` rows of call->k and call->v. */
-void kdn_write(const Call *call, const int64_t *at, int64_t rows, bf16 *to_k, bf16 *to_v, int64_t columns) {
-#pragma omp parallel for num_threads(call->threads) if (rows > LANES) collapse(2)
-    for (int64_t h = 0; h < call->kv_heads; h++)
-        for (int64_t r0 = 0; r0 < rows; r0 += 2 * LANES)
-            write_rows(call, h, 0, r0, r0 + 2 * LANES < rows ? r0 + 2 * LANES : rows, at, 0, to_k, to_v, columns);
+/* K rows, rotated, and V rows, transposed, to columns at[r] of to_k [kv heads, columns, dim] and
+ * to_v [kv heads, dim, columns]. `k` and `v` are the first of `rows` rows, `cos` and `sin` theirs. */
+static void write_rows(const Call *call, const bf16 *k, const bf16 *v, int64_t k_stride, int64_t v_stride,
+                       const float *cos, const float *sin, int64_t rows, const int64_t *at, int64_t behind,
+                       bf16 *to_k, bf16 *to_v, int64_t columns) {
+    const int64_t dim = call->dim, first = at[0] - behind;
+    const int together = rows == ROWS && at[ROWS - 1] - at[0] == ROWS - 1;
+    for (int64_t h = 0; h < call->kv_heads; h++) {
+        for (int64_t r = 0; r < rows; r++)
+            turn(k + r * k_stride + h * dim, cos + r * dim, sin + r * dim, dim,
+                 to_k + (h * columns + at[r] - behind) * dim);
+        bf16 *to = to_v + h * dim * columns;
+        if (together)
+            transpose_rows(v + h * dim, v_stride, dim, to + first, columns);
+        else
+            for (int64_t d = 0; d < dim; d++)
+                for (int64_t r = 0; r < rows; r++) to[d * columns + at[r] - behind] = v[r * v_stride + h * dim + d];
+    }
+}
+
+typedef struct {
+    const bf16 *k, *v;
+    int64_t k_stride, v_stride, rows;
+} Run;
+
+/* Columns that come from elsewhere: runs of rows, one behind the other, to columns at[..]. */
+void kdn_write(const Call *call, const Run *runs, int64_t num_runs, const int64_t *at, bf16 *to_k, bf16 *to_v,
+               int64_t columns) {
+#pragma omp parallel num_threads(call->threads)
+    {
+        int64_t row = 0;
+        for (const Run *run = runs; run < runs + num_runs; row += run->rows, run++) {
+#pragma omp for schedule(static) nowait
+            for (int64_t r = 0; r < run->rows; r += ROWS)
+                write_rows(call, run->k + r * run->k_stride, run->v + r * run->v_stride, run->k_stride, run->v_stride,
+                           call->cos + (row + r) * call->dim, call->sin + (row + r) * call->dim,
+                           r + ROWS < run->rows ? ROWS : run->rows - r, at + row + r, 0, to_k, to_v, columns);
+        }
+    }
 }
 
 /* All rows of a batch: K and V to their lanes' tails, queries rotated to call->out [rows, heads, dim]. */
@@ -442,15 +485,16 @@ void kdn_place(const Lane *lanes, int64_t num_lanes, const Call *call) {
         const Lane *lane = &lanes[i];
         const int64_t slot = call->layer * call->kv_heads * lane->tail_columns * dim;
 #pragma omp parallel for num_threads(call->threads) if (lane->num_rows > LANES)
-        for (int64_t r0 = 0; r0 < lane->num_rows; r0 += 2 * LANES) {
-            const int64_t end = r0 + 2 * LANES < lane->num_rows ? r0 + 2 * LANES : lane->num_rows;
-            for (int64_t h = 0; h < call->kv_heads; h++)
-                write_rows(call, h, lane->start, r0, end, lane->positions, lane->num_head, lane->tail_k + slot,
-                           lane->tail_v + slot, lane->tail_columns);
-            for (int64_t r = lane->start + r0; r < lane->start + end; r++)
+        for (int64_t r0 = 0; r0 < lane->num_rows; r0 += ROWS) {
+            const int64_t row = lane->start + r0, rows = r0 + ROWS < lane->num_rows ? ROWS : lane->num_rows - r0;
+            const float *cos = call->cos + row * dim, *sin = call->sin + row * dim;
+            write_rows(call, call->k + row * call->k_stride, call->v + row * call->v_stride, call->k_stride,
+                       call->v_stride, cos, sin, rows, lane->positions + r0, lane->num_head, lane->tail_k + slot,
+                       lane->tail_v + slot, lane->tail_columns);
+            for (int64_t r = 0; r < rows; r++)
                 for (int64_t h = 0; h < call->heads; h++)
-                    turn(call->q + r * call->q_stride + h * dim, call->cos + r * dim, call->sin + r * dim, dim,
-                         call->out + (r * call->heads + h) * dim);
+                    turn(call->q + (row + r) * call->q_stride + h * dim, cos + r * dim, sin + r * dim, dim,
+                         call->out + ((row + r) * call->heads + h) * dim);
         }
     }
 }

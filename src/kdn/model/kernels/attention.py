@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kdn.core import LayerKV
 from kdn.model.attention import Attention, AttentionLane, BoundAttention
 from kdn.model.kernels.build import Kernels
 
@@ -35,6 +36,16 @@ class _Flock(ctypes.Structure):
 
 class _Task(ctypes.Structure):
     _fields_ = (("flock", ctypes.c_void_p), ("kv_head", ctypes.c_int64), ("first", ctypes.c_int64))
+
+
+class _Run(ctypes.Structure):
+    _fields_ = (
+        ("k", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("k_stride", ctypes.c_int64),
+        ("v_stride", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+    )
 
 
 class _Call(ctypes.Structure):
@@ -78,18 +89,23 @@ class KernelAttention(Attention):
         return _BoundKernel(self._library, tuple(lanes), cos, sin)
 
     def write(
-        self, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, to_k: Tensor, to_v: Tensor, at: Tensor
+        self,
+        runs: Sequence[LayerKV],
+        cos: Tensor,
+        sin: Tensor,
+        to_k: Tensor,
+        to_v: Tensor,
+        at: Tensor,
     ) -> None:
-        k, v = _rows(k), _rows(v)
-        num_rows, kv_heads, dim = k.shape
+        kept = [LayerKV(_rows(run.k), _rows(run.v)) for run in runs]
+        kv_heads, _, dim = to_k.shape
         call = _Call(kv_heads=kv_heads, dim=dim, threads=torch.get_num_threads())
-        call.k, call.k_stride = k.data_ptr(), k.stride(0)
-        call.v, call.v_stride = v.data_ptr(), v.stride(0)
         call.cos, call.sin = cos.data_ptr(), sin.data_ptr()
         self._library.handle.kdn_write(
             ctypes.byref(call),
+            (_Run * len(kept))(*map(_described_run, kept)),
+            ctypes.c_int64(len(kept)),
             ctypes.c_void_p(at.data_ptr()),
-            ctypes.c_int64(num_rows),
             ctypes.c_void_p(to_k.data_ptr()),
             ctypes.c_void_p(to_v.data_ptr()),
             ctypes.c_int64(to_k.shape[1]),
@@ -171,6 +187,12 @@ def _flock_table(
         made.append(_Flock(at, len(flock)))
         at += len(flock) * ctypes.sizeof(_Lane)
     return (_Flock * len(made))(*made)
+
+
+def _described_run(run: LayerKV) -> _Run:
+    return _Run(
+        run.k.data_ptr(), run.v.data_ptr(), run.k.stride(0), run.v.stride(0), run.num_tokens
+    )
 
 
 def _described(lane: AttentionLane, positions: Tensor) -> _Lane:

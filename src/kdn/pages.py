@@ -1,4 +1,4 @@
-"""Room for a block's bytes."""
+"""Room for many bytes, in pages that are quickly had."""
 
 from __future__ import annotations
 
