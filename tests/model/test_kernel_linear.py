@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdn.model.kernels import KernelLinear, KernelNorm, Kernels
-from kdn.model.linear import PlainLinear
+from kdn.model.linear import PlainLinear, quantized
 from kdn.model.norm import RmsNorm
 
 SHAPES = [(32, 32), (64, 96), (960, 576), (576, 1536)]
@@ -96,3 +96,20 @@ def test_the_compiled_norm_is_the_plain_one(shape: tuple[int, ...], kernels: Ker
     assert (plain.float() - compiled.float()).abs().max() <= 2**-7 * plain.float().abs().max()
     wide = torch.cat((x, x), dim=-1)[..., : shape[-1]]
     assert torch.equal(KernelNorm(kernels, weight, 1e-5)(wide), compiled), "rows may be strided"
+
+
+@pytest.mark.parametrize("count", [1, 16, 33, 600])
+@pytest.mark.parametrize("paired", [False, True])
+def test_eight_bits_are_the_integers_times_their_scale(
+    count: int, paired: bool, amx: Kernels
+) -> None:
+    weight, x = matrix(192, 128), some_rows(count, 128)
+    whole, scale = quantized(weight)
+    expected = x.float() @ (whole.float() * scale.float()[:, None]).T
+    linear = KernelLinear(amx, weight, paired=paired, int8=True)
+    assert (linear.wide(x) - expected).abs().max() < 5e-4, "a row is cut to 16 bits"
+    assert torch.equal(linear(x)[:1], linear(x[:1])), "one row among many keeps its bits"
+    assert linear.weight_bytes == 192 * 128
+    if paired:
+        gate, up = expected.chunk(2, dim=-1)
+        assert near(linear.gated(x), torch.nn.functional.silu(gate) * up)

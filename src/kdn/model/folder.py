@@ -136,9 +136,9 @@ class _Builder:
 
     def build(self, weight: Tensor, bias: Tensor | None = None, *, paired: bool = False) -> Linear:
         """A matrix of the compiled kind where that can be, else of torch's."""
-        kernel = None if self.int8 else self.kernel
-        if kernel is not None and KernelLinear.suits(kernel, weight, paired=paired):
-            return KernelLinear(kernel, weight, bias, paired=paired)
+        kernel = self.kernel
+        if kernel is not None and KernelLinear.suits(kernel, weight, paired=paired, int8=self.int8):
+            return KernelLinear(kernel, weight, bias, paired=paired, int8=self.int8)
         return build_linear(weight, bias, int8=self.int8)
 
     def norm(self, name: str, size: int) -> RmsNorm:

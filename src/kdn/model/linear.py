@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Int8Linear", "Linear", "PackedLinear", "PlainLinear", "build_linear"]
+__all__ = ["Int8Linear", "Linear", "PackedLinear", "PlainLinear", "build_linear", "quantized"]
 
 _PACK_ROWS = {torch.bfloat16: 1, torch.float32: 2048}
 """The row count that oneDNN is told when it lays the weights out.
@@ -123,20 +123,16 @@ def _column_ranges(num_columns: int) -> list[slice]:
 class Int8Linear(Linear):
     """Each output's weights as 8-bit integers with one scale: half the bytes to read.
 
-    Few rows use the integer kernel, many the integers as exact bf16; the two agree to bf16
+    On torch alone: few rows use the integer kernel, many the integers as exact bf16; the two agree to bf16
     rounding, not bitwise.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.out_features = weight.shape[0]
-        peak = weight.float().abs().amax(dim=1, keepdim=True).clamp_(min=1e-12)
-        # The scale is rounded first, so that the integers fit the scale that will be used.
-        scale = (peak / 127).to(weight.dtype)
-        self._weight = (weight.float() / scale.float()).round_().clamp_(-127, 127).to(torch.int8)
-        self._scale = scale.squeeze(1)
+        self._weight, self._scale = quantized(weight)
         self._bias = bias
         self._kernel_rows = _INT8_ROWS if _has_int8_kernel(weight) else 0
-        self.weight_bytes = self._weight.numel() + self._scale.numel() * scale.element_size()
+        self.weight_bytes = self._weight.numel() + self._scale.numel() * self._scale.element_size()
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[0] <= self._kernel_rows:
@@ -145,6 +141,15 @@ class Int8Linear(Linear):
         else:
             product = functional.linear(x, self._weight.to(x.dtype)).mul_(self._scale)
         return product if self._bias is None else product.add_(self._bias)
+
+
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [out, in] and, in the weight's dtype, a scale [out]: their product is the weight, nearly."""
+    peak = weight.float().abs().amax(dim=1, keepdim=True).clamp_(min=1e-12)
+    # The scale is rounded first, so that the integers fit the scale that will be used.
+    scale = (peak / 127).to(weight.dtype)
+    whole = (weight.float() / scale.float()).round_().clamp_(-127, 127).to(torch.int8)
+    return whole, scale.squeeze(1)
 
 
 def _has_int8_kernel(weight: Tensor) -> bool:

@@ -20,8 +20,8 @@ from pathlib import Path
 __all__ = ["Kernels", "NoKernel", "load"]
 
 _FOLDER = Path(__file__).parent
-_SOURCES = tuple(_FOLDER / name for name in ("attention.c", "linear.c", "norm.c"))
-_HEADERS = (_FOLDER / "common.h",)
+_SOURCES = tuple(_FOLDER / name for name in ("attention.c", "linear.c", "linear8.c", "norm.c"))
+_HEADERS = tuple(_FOLDER / name for name in ("common.h", "linear.h"))
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 
 

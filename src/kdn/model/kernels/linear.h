@@ -1,0 +1,62 @@
+/* What a product is made of, and where its sums go, whatever the weights are kept as. */
+
+#ifndef KDN_LINEAR_H
+#define KDN_LINEAR_H
+
+#include "common.h"
+
+#define SIDE 32     /* rows, and columns, of one block of four sums */
+#define ROWS 512    /* rows that share a walk over the matrix: they fit the second-level cache */
+
+enum { PLAIN = 0, PAIRED = 1, GATED = 2 };
+
+/* PAIRED: a panel's two tiles are 16 columns of the gate and the same 16 of the up projection; they go to
+ * columns j and out/2 + j.  GATED: silu(gate) * up goes to column j of [rows, out/2]. */
+typedef struct {
+    const bf16 *x, *w, *onto;
+    const int8_t *w8;          /* in place of w */
+    const float *scale, *bias; /* of every output; no scale means 1 */
+    float *row_scale;          /* of every row, where there is w8 */
+    bf16 *y, *tiles; /* `tiles` has room for the rows, rounded up to 32 */
+    float *wide;     /* where the sums go unrounded, in place of y */
+    int64_t rows, in, out, x_stride, y_stride, onto_stride, kind, threads;
+} Linear;
+
+static inline __m512 silu(__m512 x) {
+    const __m512 e = exp2_fast(_mm512_mul_ps(x, _mm512_set1_ps(-1.4426950408889634f)));
+    return _mm512_div_ps(x, _mm512_add_ps(e, _mm512_set1_ps(1.0f)));
+}
+
+/* The sums of up to 16 rows, 2 x 16 columns of a panel, to where they belong. */
+static inline void put(const Linear *call, int64_t row, int64_t rows, int64_t panel, float lefts[16][16],
+                       float rights[16][16]) {
+    const int64_t left = call->kind == PLAIN ? panel * SIDE : panel * 16;
+    const int64_t right = call->kind == PLAIN ? left + 16 : call->out / 2 + left;
+    __m512 bias[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    if (call->bias) bias[0] = _mm512_loadu_ps(call->bias + left), bias[1] = _mm512_loadu_ps(call->bias + right);
+    __m512 scale[2] = {_mm512_set1_ps(1.0f), _mm512_set1_ps(1.0f)};
+    if (call->scale) scale[0] = _mm512_loadu_ps(call->scale + left), scale[1] = _mm512_loadu_ps(call->scale + right);
+    for (int64_t r = 0; r < rows; r++) {
+        __m512 a = _mm512_fmadd_ps(_mm512_load_ps(lefts[r]), scale[0], bias[0]);
+        __m512 b = _mm512_fmadd_ps(_mm512_load_ps(rights[r]), scale[1], bias[1]);
+        bf16 *y = call->y + (row + r) * call->y_stride;
+        if (call->kind == GATED) {
+            narrow(y + left, _mm512_mul_ps(silu(a), b));
+            continue;
+        }
+        if (call->wide) {
+            _mm512_storeu_ps(call->wide + (row + r) * call->out + left, a);
+            _mm512_storeu_ps(call->wide + (row + r) * call->out + right, b);
+            continue;
+        }
+        if (call->onto) {
+            const bf16 *onto = call->onto + (row + r) * call->onto_stride;
+            a = _mm512_add_ps(a, widen(onto + left));
+            b = _mm512_add_ps(b, widen(onto + right));
+        }
+        narrow(y + left, a);
+        narrow(y + right, b);
+    }
+}
+
+#endif
