@@ -29,6 +29,7 @@ from kdn.machine import free_memory_bytes
 from kdn.model import Decoder, Document, LoadedModel, Message, Remembered, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load
+from kdn.pages import keep_freed
 from kdn.rag import (
     Cutting,
     Embedder,
@@ -78,6 +79,7 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     clock, trace = clock or SystemClock(), trace or Recorder()
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
+    keep_freed()
     kernel = _kernel(config.home, trace)
     loaded = load_model(
         model,
