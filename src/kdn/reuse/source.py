@@ -16,7 +16,7 @@ from kdn.store import Reader
 __all__ = ["StoreSource"]
 
 _READ_BYTES = 1 << 20
-"""Neighbouring layers of a block are read together until a read is at least this large."""
+"""Neighbouring layers are read together, until a read of the largest block is at least this."""
 
 
 class StoreSource:
@@ -34,7 +34,9 @@ class StoreSource:
         self._shape = shape
         self._loader = loader
         self._dtype = getattr(torch, shape.dtype)
-        self._loads: dict[int, Future[tuple[LayerKV, ...]]] = {}
+        largest = max(reader.id.num_tokens for reader in readers)
+        self._group = -(-_READ_BYTES // (largest * shape.layer_token_bytes))
+        self._loads: dict[int, Future[list[list[LayerKV]]]] = {}
 
     @property
     def name(self) -> str:
@@ -45,12 +47,15 @@ class StoreSource:
         return sum(reader.num_tokens for reader in self._readers)
 
     def start(self, layer: int) -> None:
-        if layer not in self._loads:
-            self._loads[layer] = self._loader.submit(self._load, layer)
+        """The layer's group begins to come, and so does the one behind it."""
+        for first in (layer // self._group, layer // self._group + 1):
+            if first not in self._loads and first * self._group < self._shape.num_layers:
+                self._loads[first] = self._loader.submit(self._load, first)
 
-    def take(self, layer: int) -> tuple[LayerKV, ...]:
+    def take(self, layer: int) -> list[LayerKV]:
         self.start(layer)
-        return self._loads.pop(layer).result()
+        group, at = divmod(layer, self._group)
+        return [runs[at] for runs in self._loads[group].result()]
 
     def close(self) -> None:
         for load in self._loads.values():
@@ -58,21 +63,19 @@ class StoreSource:
         for reader in self._readers:
             reader.close()
 
-    def _load(self, layer: int) -> tuple[LayerKV, ...]:
-        return tuple(self._run(reader, layer) for reader in self._readers)
+    def _load(self, group: int) -> list[list[LayerKV]]:
+        """Of every block the runs of the group's layers."""
+        start = group * self._group
+        stop = min(start + self._group, self._shape.num_layers)
+        return [
+            [self._run(reader, run) for run in reader.layers(start, stop)]
+            for reader in self._readers
+        ]
 
-    def _run(self, reader: Reader, layer: int) -> LayerKV:
-        self._read_group(reader, layer)
+    def _run(self, reader: Reader, run: memoryview) -> LayerKV:
         size = (2, reader.id.num_tokens, self._shape.num_kv_heads, self._shape.head_dim)
-        both = _tensor(reader.layer(layer), self._dtype).view(size)[:, : reader.num_tokens]
-        return LayerKV(both[0], both[1])
-
-    def _read_group(self, reader: Reader, layer: int) -> None:
-        """Have the layer and its neighbours brought in by one large read."""
-        run_bytes = reader.id.num_tokens * self._shape.layer_token_bytes
-        size = max(1, -(-_READ_BYTES // run_bytes))
-        first = layer // size * size
-        reader.layers(first, min(first + size, self._shape.num_layers))
+        k, v = _tensor(run, self._dtype).view(size)[:, : reader.num_tokens].unbind()
+        return LayerKV(k, v)
 
 
 def _tensor(data: memoryview, dtype: torch.dtype) -> Tensor:
