@@ -86,7 +86,10 @@ def test_the_second_question_reuses_the_document_and_so_does_the_next_process(
 
 
 def test_prefilling_at_ingest_spares_the_first_question(k: kdn.Kdn, documents: Path) -> None:
-    k.ingest([documents], prefill=True)
+    told: list[tuple[int, int]] = []
+    k.ingest([documents], prefill=True, on_prefill=lambda done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1] > 0, "the bar ends at its end"
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
     answer = k.ask("How many spaces per level?", max_tokens=5)
     assert answer.usage.recomputed < answer.usage.prompt_tokens / 2
 

@@ -255,19 +255,26 @@ class Kdn:
         *,
         prefill: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
+        on_prefill: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> IngestReport:
         """Take files and folders into the library; again: only what changed is done.
 
-        With `prefill` the KV of every part of them is computed and stored now, not on first use.
+        With `prefill` the KV of every part of them is computed and stored now, not on first use;
+        `on_prefill` is told how many tokens of how many are done.
         """
         report = self.library.ingest(paths, on_progress=on_progress, cancelled=cancelled)
         if prefill and not report.cancelled:
-            for source in (*report.added, *report.updated, *report.unchanged):
-                for part in self.library.parts(source):
-                    if cancelled is not None and cancelled():
-                        return replace(report, cancelled=True)
-                    self.prefill(part.text, part.key)
+            sources = (*report.added, *report.updated, *report.unchanged)
+            parts = [part for source in sources for part in self.library.parts(source)]
+            total, done = sum(part.num_tokens for part in parts), 0
+            for part in parts:
+                if cancelled is not None and cancelled():
+                    return replace(report, cancelled=True)
+                self.prefill(part.text, part.key)
+                done += part.num_tokens
+                if on_prefill is not None:
+                    on_prefill(done, total)
         return report
 
     def survey(self, paths: Iterable[Path | str]) -> Survey:

@@ -23,6 +23,8 @@ from kdn.cli.options import (
 from kdn.cli.show import emit, progress_bar, say, size_text, time_text
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from kdn.api import Kdn
     from kdn.rag import IngestReport
     from kdn.rag import Progress as IngestProgress
@@ -49,8 +51,14 @@ def ingest(
         stop_on_interrupt() as stopped,
     ):
         _announce(kdn, paths, prefill=prefill)
-        with _bar() as on_progress:
-            report = kdn.ingest(paths, prefill=prefill, on_progress=on_progress, cancelled=stopped)
+        with _bars() as (on_progress, on_prefill):
+            report = kdn.ingest(
+                paths,
+                prefill=prefill,
+                on_progress=on_progress,
+                on_prefill=on_prefill,
+                cancelled=stopped,
+            )
     if as_json:
         emit(_shape(report))
     else:
@@ -75,7 +83,8 @@ def _announce(kdn: Kdn, paths: list[Path], *, prefill: bool) -> None:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[IngestProgress], None]]:
+def _bars() -> Iterator[tuple[Callable[[IngestProgress], None], Callable[[int, int], None]]]:
+    """One bar for reading, and one for the KV once that begins."""
     with progress_bar() as bar:
         task = bar.add_task("reading", total=None)
 
@@ -85,7 +94,14 @@ def _bar() -> Iterator[Callable[[IngestProgress], None]]:
                 task, total=progress.num_bytes, completed=progress.bytes_done, description=name
             )
 
-        yield show
+        storing: list[TaskID] = []
+
+        def show_prefill(tokens_done: int, num_tokens: int) -> None:
+            if not storing:
+                storing.append(bar.add_task("storing KV", total=num_tokens))
+            bar.update(storing[0], completed=tokens_done)
+
+        yield show, show_prefill
 
 
 @contextmanager
