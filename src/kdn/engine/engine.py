@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 
 from kdn.clock import Clock
-from kdn.core import FinishReason, Job, Keeping, Planner, Request
+from kdn.core import FinishReason, Job, Keeping, Planner, Request, Sampling
 from kdn.engine.admission import Admission
 from kdn.engine.executor import Pass
 from kdn.engine.keeping import kept_answer, kept_prompt
 from kdn.engine.kv import HeadPool, KvBudget
 from kdn.engine.lane import Lane
-from kdn.engine.limits import Limits
+from kdn.engine.limits import JobMemory, Limits
 from kdn.engine.live import Live
 from kdn.engine.prefill import PrefillLine
 from kdn.engine.sampling import Sampler
@@ -112,6 +112,16 @@ class Engine:
         """Bytes of KV that could be reserved now."""
         return self._budget.free_bytes
 
+    @property
+    def memory(self) -> JobMemory:
+        """What a prompt that is asked for one token needs."""
+        return self._admission.memory
+
+    def most_tokens(self) -> int:
+        """The longest prompt of one token that can run here, nothing of it kept."""
+        fits = self.memory.largest(self._budget.total_bytes)
+        return min(fits, self._model.decoder.config.max_position - 1)
+
     def stat(self) -> EngineStat:
         """Counts as of now; may be a step old when asked from another thread."""
         return EngineStat(
@@ -159,6 +169,7 @@ class Engine:
             raise BadInput(
                 f"logit_bias names token {outside[0]}, which the vocabulary does not have"
             )
+        _check_allowed(sampling, self._model.decoder.config.vocab_size)
         max_new = min(sampling.max_tokens, room)
         self._admission.refuse_what_never_fits(request, max_new)
         stop_ids = set(sampling.stop_token_ids)
@@ -394,3 +405,18 @@ class Engine:
             self._release(live)
             live.stream.push(error)
             live.stream.push(None)
+
+
+def _check_allowed(sampling: Sampling, vocab_size: int) -> None:
+    """Raises BadInput for a restriction that cannot be kept to."""
+    allowed = sampling.allowed
+    if allowed and sampling.max_tokens != 1:
+        raise BadInput(
+            f"{len(allowed)} tokens are allowed in an answer of {sampling.max_tokens}: "
+            "a restriction holds for answers of one token; set max_tokens to 1"
+        )
+    if len(set(allowed)) < len(allowed):
+        raise BadInput("a token is allowed twice; name each once")
+    outside = [token for token in allowed if not 0 <= token < vocab_size]
+    if outside:
+        raise BadInput(f"token {outside[0]} is allowed, which the vocabulary does not have")

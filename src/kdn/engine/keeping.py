@@ -25,8 +25,10 @@ def wanted_capture(live: Live, num_reused: int) -> tuple[int, int] | None:
 
 def kept_prompt(live: Live) -> KeptKV | None:
     """KV of the shared part, as soon as the prompt is done. None when all of it was stored already."""
-    stop = shared_tokens(live)
-    if live.capture is None or stop <= live.capture.start:
+    if live.capture is None:
+        return None
+    stop = min(shared_tokens(live), live.capture.stop)
+    if stop <= live.capture.start:
         return None
     token_ids = live.request.prompt.token_ids[:stop]
     kept = live.capture.kept(token_ids, live.capture.start, _recipe(live))
@@ -40,6 +42,7 @@ def kept_answer(live: Live) -> KeptKV | None:
     if live.capture is None:
         return None
     token_ids: TokenIds = (*live.request.prompt.token_ids, *live.generated[:-1])
+    token_ids = token_ids[: live.capture.stop]
     start = max(shared_tokens(live), live.capture.start)
     if len(token_ids) <= start:
         return None

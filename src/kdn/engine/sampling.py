@@ -31,22 +31,30 @@ class Sampler:
         )
 
     def draw(self, logits: Tensor) -> Drawn:
-        """From fp32 logits [vocabulary]. Does not change them."""
+        """From fp32 logits [vocabulary], or [allowed tokens] in their order. Does not change them."""
         wanted = self._biased(logits.cpu())
         chosen = int(wanted.argmax()) if self._sampling.temperature == 0 else self._random(wanted)
         if self._sampling.logprobs is None:
-            return Drawn(chosen)
+            return Drawn(self._token(chosen))
         logprobs = torch.log_softmax(wanted, dim=-1)
         top = torch.topk(logprobs, min(self._sampling.logprobs, logprobs.numel()))
-        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        return Drawn(chosen, float(logprobs[chosen]), tuple(pairs))
+        pairs = zip(map(self._token, top.indices.tolist()), top.values.tolist(), strict=True)
+        return Drawn(self._token(chosen), float(logprobs[chosen]), tuple(pairs))
+
+    def _token(self, place: int) -> int:
+        """The token whose logit stands at `place`."""
+        return self._sampling.allowed[place] if self._sampling.allowed else place
 
     def _biased(self, logits: Tensor) -> Tensor:
         if not self._sampling.logit_bias:
             return logits
         logits = logits.clone()
+        allowed = self._sampling.allowed
         for token_id, bias in self._sampling.logit_bias.items():
-            logits[token_id] += bias
+            if not allowed:
+                logits[token_id] += bias
+            elif token_id in allowed:
+                logits[allowed.index(token_id)] += bias
         return logits
 
     def _random(self, logits: Tensor) -> int:
