@@ -12,15 +12,15 @@ import itertools
 import queue
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from kdn.clock import Clock
-from kdn.core import FinishReason, Job, Keeping, Planner, Request, Sampling
+from kdn.core import FinishReason, Job, Keeping, KeptKV, Planner, Request, Sampling
 from kdn.engine.admission import Admission
 from kdn.engine.executor import Pass
-from kdn.engine.keeping import kept_answer, kept_prompt
+from kdn.engine.keeping import family_name, kept_answer, kept_prompt
 from kdn.engine.kv import HeadPool, KvBudget
 from kdn.engine.lane import Lane
 from kdn.engine.limits import JobMemory, Limits
@@ -84,6 +84,8 @@ class Engine:
         self._decoding: list[Live] = []
         self._nothing_fits = False
         """Admission was refused, and nothing has come or gone since."""
+        self._has_kept = False
+        """KV was handed out to be stored since the waiting were last looked up."""
         self._decoded_s = clock.now()
         self._wake = threading.Event()
         self._closing = False
@@ -241,15 +243,17 @@ class Engine:
 
     def _job(self, live: Live) -> Job:
         request = live.request
+        num_cached = self._planner.cached_tokens(request) if request.reuse else 0
         return Job(
             id=request.id,
             arrival_ns=int(live.arrived_s * 1e9),
             num_tokens=request.prompt.num_tokens,
-            num_cached=self._planner.cached_tokens(request) if request.reuse else 0,
+            num_cached=num_cached,
             max_new_tokens=live.max_new_tokens,
             priority=request.priority,
             group=request.group,
             group_size=request.group_size,
+            num_cached_at_arrival=num_cached,
         )
 
     def _drop_cancelled(self) -> None:
@@ -266,8 +270,31 @@ class Engine:
     def _admit(self) -> None:
         if not self._waiting or self._nothing_fits:
             return
-        self._room.admit(int(self._clock.now() * 1e9), self._enter)
+        pack_tokens = self._limits.pack_tokens
+        if pack_tokens is not None:
+            if self._prefills:  # one pass at a time: what it leaves behind may change who is next
+                return
+            self._count_anew()
+        self._room.admit(int(self._clock.now() * 1e9), self._enter, pack_tokens)
         self._nothing_fits = bool(self._waiting)
+
+    def _count_anew(self) -> None:
+        """How much of each waiting prompt is stored now, if anything was stored since the last look.
+
+        Requests with the same shared part are looked up once.
+        """
+        if not self._has_kept:
+            return
+        self._has_kept = False
+        looked: dict[str, int] = {}
+        for job in self._room.jobs():
+            live = self._waiting[job.id]
+            live.family = live.family or family_name(live)
+            if live.request.reuse and live.family not in looked:
+                looked[live.family] = self._planner.cached_tokens(live.request)
+            num_cached = min(looked.get(live.family, 0), job.num_tokens - 1)
+            if num_cached != job.num_cached:
+                self._room.add(replace(job, num_cached=num_cached))
 
     def _enter(self, jobs: Sequence[Job]) -> bool:
         """Put them in line if there is room for all. A request is planned when its turn is near.
@@ -324,8 +351,7 @@ class Engine:
         self._admission.settle(live)
         kept = kept_prompt(live)
         self._take_token(live, logits)
-        if kept is not None:
-            self._planner.keep(live.request, kept)
+        self._keep(live.request, kept)
 
     # --- decode ------------------------------------------------------------------------------
 
@@ -367,8 +393,7 @@ class Engine:
         self._release(live)
         live.stream.push(finish)
         live.stream.push(None)
-        if kept is not None:
-            self._planner.keep(live.request, kept)
+        self._keep(live.request, kept)
         self._trace.event(
             "engine.finish",
             request=live.request.id,
@@ -378,6 +403,11 @@ class Engine:
             completion_tokens=finish.usage.completion_tokens,
             exact=finish.usage.exact,
         )
+
+    def _keep(self, request: Request, kept: KeptKV | None) -> None:
+        if kept is not None:
+            self._planner.keep(request, kept)
+            self._has_kept = True
 
     # --- endings -----------------------------------------------------------------------------
 

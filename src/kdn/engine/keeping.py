@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from kdn.core import EXACT, Keeping, KeptKV, Recipe, TokenIds
+from kdn.core import EXACT, Keeping, KeptKV, Recipe, TokenIds, chain_hash
 from kdn.engine.live import Live
 
-__all__ = ["kept_answer", "kept_prompt", "wanted_capture"]
+__all__ = ["family_name", "kept_answer", "kept_prompt", "wanted_capture"]
 
 
 def shared_tokens(live: Live) -> int:
     """Prompt tokens before the last segment: what other requests may have in common."""
     segments = live.request.prompt.segments
     return sum(segment.num_tokens for segment in segments[:-1]) if len(segments) > 1 else 0
+
+
+def family_name(live: Live) -> str:
+    """Names the shared part of a prompt and whose KV may stand in for it."""
+    request = live.request
+    shared = chain_hash(request.prompt.token_ids[: shared_tokens(live)])
+    return f"{request.adapter}/{request.salt}/{shared}"
 
 
 def wanted_capture(live: Live, num_reused: int) -> tuple[int, int] | None:

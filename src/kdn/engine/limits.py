@@ -40,6 +40,9 @@ class Limits:
     """Sequences that decode side by side."""
     max_stall_ms: float = 60.0
     """A running stream waits at most about this long (plus one layer) for a prefill."""
+    pack_tokens: int | None = None
+    """With a number, requests are admitted a pass at a time: the first in order, and those whose missing
+    tokens fit with it into so many. None admits ahead, up to `max_batch_tokens`."""
     row_chunk: int = 512
     """Rows of position-wise work at a time, for prompts that are asked for one token."""
     memory: JobMemory | None = None
