@@ -458,6 +458,8 @@ class Sampling:
     allowed: tuple[int, ...] = ()
     """The only tokens that may be drawn, and all that probabilities are shared among; for
     answers of one token. Empty means all."""
+    ranked: tuple[int, ...] = ()
+    """Report exactly these tokens, in this order, where `logprobs` would report the likeliest."""
 
 
 class Keeping(StrEnum):

@@ -447,6 +447,8 @@ def _check_allowed(sampling: Sampling, vocab_size: int) -> None:
         )
     if len(set(allowed)) < len(allowed):
         raise BadInput("a token is allowed twice; name each once")
-    outside = [token for token in allowed if not 0 <= token < vocab_size]
+    outside = [t for t in (*allowed, *sampling.ranked) if not 0 <= t < vocab_size]
     if outside:
-        raise BadInput(f"token {outside[0]} is allowed, which the vocabulary does not have")
+        raise BadInput(f"token {outside[0]} is asked for, which the vocabulary does not have")
+    if allowed and not set(sampling.ranked) <= set(allowed):
+        raise BadInput("a token that is not allowed has no probability to report")

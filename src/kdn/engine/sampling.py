@@ -37,9 +37,17 @@ class Sampler:
         if self._sampling.logprobs is None:
             return Drawn(self._token(chosen))
         logprobs = torch.log_softmax(wanted, dim=-1)
-        top = torch.topk(logprobs, min(self._sampling.logprobs, logprobs.numel()))
-        pairs = zip(map(self._token, top.indices.tolist()), top.values.tolist(), strict=True)
-        return Drawn(self._token(chosen), float(logprobs[chosen]), tuple(pairs))
+        pairs = tuple(zip(*self._reported(logprobs), strict=True))
+        return Drawn(self._token(chosen), float(logprobs[chosen]), pairs)
+
+    def _reported(self, logprobs: Tensor) -> tuple[list[int], list[float]]:
+        """Tokens and their log-probabilities: those asked for by name, or the likeliest."""
+        ranked, allowed = self._sampling.ranked, self._sampling.allowed
+        if ranked:
+            places = [allowed.index(token) for token in ranked] if allowed else list(ranked)
+            return list(ranked), logprobs[places].tolist()
+        top = torch.topk(logprobs, min(self._sampling.logprobs or 0, logprobs.numel()))
+        return list(map(self._token, top.indices.tolist())), top.values.tolist()
 
     def _token(self, place: int) -> int:
         """The token whose logit stands at `place`."""

@@ -114,9 +114,8 @@ class HighestRatio(_Costed):
 
 
 _COSTED: tuple[type[_Costed], ...] = (StaticShortest, ShortestMiss, Calibrated, HighestRatio)
-POLICIES: dict[str, type[Policy]] = {
-    kind.name: kind for kind in (Fcfs, Priority, LongestMatch, *_COSTED)
-}
+_ALL: tuple[type[Policy], ...] = (Fcfs, Priority, LongestMatch, *_COSTED)
+POLICIES: dict[str, type[Policy]] = {kind.name: kind for kind in _ALL}
 
 
 def make_policy(name: str, model: JctModel | None = None) -> Policy:
