@@ -162,7 +162,7 @@ class Kdn:
         self.config = config
         self.trace = trace
         self._clock = clock
-        self._attention = attention
+        self.attention = attention
         self._remembered = Remembered()
         self._names = (f"r{number}" for number in itertools.count(1))
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
@@ -303,7 +303,7 @@ class Kdn:
 
         Takes a few seconds of the machine; other requests meanwhile spoil it.
         """
-        self.jct = measure_jct(self.model, self._attention, self._clock, grid, repeats)
+        self.jct = measure_jct(self.model, self.attention, self._clock, grid, repeats)
         save_jct(self.jct, jct_path(self.model.decoder, self.config.home))
         return self.jct
 

@@ -50,7 +50,14 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; auto takes the first GPU there is."""
     policy: Literal[
-        "fcfs", "priority", "static", "longest-match", "shortest-miss", "calibrated", "ratio"
+        "fcfs",
+        "priority",
+        "static",
+        "longest-match",
+        "shortest-miss",
+        "calibrated",
+        "family",
+        "ratio",
     ] = "fcfs"
     """Who of those waiting is next; `calibrated` suits one-token jobs that share prefixes."""
     pack_tokens: _Positive | None = None

@@ -20,7 +20,7 @@ from kdn.clock import Clock
 from kdn.core import FinishReason, Job, Keeping, KeptKV, Planner, Request, Sampling
 from kdn.engine.admission import Admission
 from kdn.engine.executor import Pass
-from kdn.engine.keeping import family_name, kept_answer, kept_prompt
+from kdn.engine.keeping import family_name, kept_answer, kept_prompt, shared_tokens
 from kdn.engine.kv import HeadPool, KvBudget
 from kdn.engine.lane import Lane
 from kdn.engine.limits import JobMemory, Limits
@@ -244,6 +244,8 @@ class Engine:
     def _job(self, live: Live) -> Job:
         request = live.request
         num_cached = self._planner.cached_tokens(request) if request.reuse else 0
+        if self._limits.pack_tokens is not None and request.keeping is not Keeping.NOTHING:
+            live.family = family_name(live)
         return Job(
             id=request.id,
             arrival_ns=int(live.arrived_s * 1e9),
@@ -254,6 +256,8 @@ class Engine:
             group=request.group,
             group_size=request.group_size,
             num_cached_at_arrival=num_cached,
+            family=live.family or None,
+            num_shared=shared_tokens(live) if live.family else 0,
         )
 
     def _drop_cancelled(self) -> None:
@@ -289,10 +293,10 @@ class Engine:
         looked: dict[str, int] = {}
         for job in self._room.jobs():
             live = self._waiting[job.id]
-            live.family = live.family or family_name(live)
-            if live.request.reuse and live.family not in looked:
-                looked[live.family] = self._planner.cached_tokens(live.request)
-            num_cached = min(looked.get(live.family, 0), job.num_tokens - 1)
+            family = live.family or job.id
+            if live.request.reuse and family not in looked:
+                looked[family] = self._planner.cached_tokens(live.request)
+            num_cached = min(looked.get(family, 0), job.num_tokens - 1)
             if num_cached != job.num_cached:
                 self._room.add(replace(job, num_cached=num_cached))
 

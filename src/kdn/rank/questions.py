@@ -68,7 +68,8 @@ def glued(first: TokenIds, second: TokenIds) -> Prompt:
 class RowTemplate:
     """A text with `{column}` places, filled from rows.
 
-    What stands before the first place is said once, as the system message; all rows share its KV.
+    The lines before that of the first place (or, on one line, the words before it) are said once, as
+    the system message; all rows share its KV.
     """
 
     def __init__(self, template: str) -> None:
@@ -81,7 +82,8 @@ class RowTemplate:
         broken = [name for name in self.columns if not re.fullmatch(r"[^{}\[\].!:]+", name)]
         if not self.columns or broken:
             raise BadInput(f"the template {template!r} names no column: write e.g. {{text}}")
-        first = template.index("{" + self.columns[0])
+        place = template.index("{" + self.columns[0])
+        first = template.rfind("\n", 0, place) + 1 or place
         self._head, self._rest = template[:first].strip(), template[first:]
 
     def fill(self, row: Mapping[str, str]) -> Conversation:

@@ -8,6 +8,7 @@ from kdn.schedule.queue import Decision, WaitingRoom, replay
 from kdn.schedule.shortest import (
     POLICIES,
     Calibrated,
+    FamilyCalibrated,
     HighestRatio,
     LongestMatch,
     ShortestMiss,
@@ -21,6 +22,7 @@ __all__ = [
     "Calibrated",
     "Decision",
     "Ended",
+    "FamilyCalibrated",
     "Fcfs",
     "HighestRatio",
     "LongestMatch",

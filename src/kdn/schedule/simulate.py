@@ -128,7 +128,16 @@ def _pass_ns(members: Sequence[Job], known: dict[str, PrefixJob], model: JctMode
 
 def _arrived(job: PrefixJob, cache: PrefixCache) -> Job:
     cached = cache.match(job.prefix, job.num_prefix)
-    return Job(job.id, job.arrival_ns, job.num_tokens, cached, 1, num_cached_at_arrival=cached)
+    return Job(
+        job.id,
+        job.arrival_ns,
+        job.num_tokens,
+        cached,
+        1,
+        num_cached_at_arrival=cached,
+        family=job.prefix,
+        num_shared=job.num_prefix,
+    )
 
 
 def _count_anew(room: WaitingRoom, known: dict[str, PrefixJob], cache: PrefixCache) -> None:
