@@ -20,9 +20,11 @@ from typing import Self
 import torch
 
 from kdn.answers import Answer, Source, collect
+from kdn.calibrate import jct_path, measure_jct, stored_jct
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config, load_config
-from kdn.core import Fingerprint, Keeping, Prompt, Request, Role, Sampling, Stream
+from kdn.core import Fingerprint, JctModel, Keeping, Prompt, Request, Role, Sampling, Stream
+from kdn.cost import GRID, save_jct
 from kdn.engine import Engine, Limits
 from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.machine import free_memory_bytes
@@ -43,7 +45,17 @@ from kdn.rag import (
     answer_pieces,
     cite,
 )
+from kdn.rank import (
+    YES_NO,
+    Conversation,
+    Judge,
+    Verdict,
+    decision_question,
+    make_choices,
+    pair_question,
+)
 from kdn.reuse import PrefixReuse
+from kdn.schedule import WaitingRoom, make_policy
 from kdn.store import Store, open_store
 from kdn.trace import Recorder, Trace
 
@@ -152,16 +164,22 @@ class Kdn:
         self.config = config
         self.trace = trace
         self._clock = clock
+        self.attention = attention
         self._remembered = Remembered()
         self._names = (f"r{number}" for number in itertools.count(1))
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self._reuse = PrefixReuse(store, shape, self._fingerprint)
+        self.jct = stored_jct(model.decoder, config.home)
+        """How long prompts take here: fitted by `kdn cost fit`, else counted."""
         limits = Limits(
             kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
             max_batch_tokens=config.engine.max_batch_tokens,
             max_stall_ms=config.engine.max_stall_ms,
+            pack_tokens=config.engine.pack_tokens,
+            row_chunk=config.engine.row_chunk,
         )
-        self.engine = Engine(model, attention, self._reuse, limits, clock, trace=trace)
+        room = WaitingRoom(make_policy(config.engine.policy, self.jct))
+        self.engine = Engine(model, attention, self._reuse, limits, clock, room, trace)
 
     # --- text in, text out -------------------------------------------------------------------
 
@@ -246,6 +264,50 @@ class Kdn:
     def remember(self, salt: str, text: str, token_ids: tuple[int, ...]) -> None:
         """Keep an answer's ids, so that it hits when it comes back as part of a conversation."""
         self._remembered.remember(salt, text, token_ids)
+
+    # --- one token ---------------------------------------------------------------------------
+
+    def score(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        choices: Sequence[str] = YES_NO,
+        instruction: str | None = None,
+        temperature: float = 1.0,
+        salt: str = "",
+    ) -> list[Verdict]:
+        """For each text, how likely each of `choices` is as the answer about `query`.
+
+        By default: does the text answer the query, Yes or No?  `instruction` says otherwise.  The KV
+        of the query is computed once.  Raises BadInput for choices that one token cannot tell apart.
+        """
+        found = make_choices(choices, self.model.tokenizer.encode)
+        asked = (self.question(pair_question(query, t, instruction), salt) for t in texts)
+        return list(self.judge(salt).ask(asked, found, temperature))
+
+    def decide(self, text: str, questions: Sequence[str], *, salt: str = "") -> list[Verdict]:
+        """For each question about `text`, how likely Yes and No are. The text's KV is computed once."""
+        found = make_choices(YES_NO, self.model.tokenizer.encode)
+        asked = (self.question(decision_question(text, one), salt) for one in questions)
+        return list(self.judge(salt).ask(asked, found))
+
+    def question(self, conversation: Conversation, salt: str = "") -> Prompt:
+        """A conversation of the rank room as a prompt of this model."""
+        return self.prompt(conversation.messages, conversation.documents, salt)
+
+    def judge(self, salt: str = "", adapter: str | None = None) -> Judge:
+        """Asks one-token questions of this model, many at a time."""
+        return Judge(self.engine, lambda: f"job-{next(self._names)}", salt, adapter)
+
+    def fit_jct(self, grid: Sequence[tuple[int, int]] = GRID, repeats: int = 3) -> JctModel:
+        """Measure how long prompts take here, keep the fit, and use it from the next opening on.
+
+        Takes a few seconds of the machine; other requests meanwhile spoil it.
+        """
+        self.jct = measure_jct(self.model, self.attention, self._clock, grid, repeats)
+        save_jct(self.jct, jct_path(self.model.decoder, self.config.home))
+        return self.jct
 
     # --- documents ---------------------------------------------------------------------------
 

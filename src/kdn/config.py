@@ -49,6 +49,21 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """What is computed in; auto follows `kdn doctor`, else the processor's flags."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; auto takes the first GPU there is."""
+    policy: Literal[
+        "fcfs",
+        "priority",
+        "static",
+        "longest-match",
+        "shortest-miss",
+        "calibrated",
+        "family",
+        "ratio",
+    ] = "fcfs"
+    """Who of those waiting is next; `calibrated` suits one-token jobs that share prefixes."""
+    pack_tokens: _Positive | None = None
+    """With a number, decide anew before every pass, and let short prompts share one up to so many tokens."""
+    row_chunk: _Positive = 512
+    """Rows of position-wise work at a time for one-token jobs: fewer take less memory."""
     threads: _Positive | None = None
     """CPU threads of tensor operations; None leaves torch's own choice."""
 

@@ -35,6 +35,7 @@ __all__ = [
     "FinishReason",
     "Generator",
     "GivenRows",
+    "JctModel",
     "Job",
     "Keep",
     "Keeping",
@@ -419,6 +420,9 @@ class Plan:
     allowed: tuple[int, ...] | None = None
     row_chunk: int | None = None
     """Position-wise work runs this many rows at a time (PrefillOnly); None means all at once."""
+    one_layer: bool = False
+    """K and V live for one layer only; what is to outlive the pass must be kept as it goes by.
+    Such a prompt runs as one pass, and nothing can be decoded after it."""
 
     @property
     def num_tokens(self) -> int:
@@ -458,6 +462,11 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     """How many alternatives to report per token; 0 reports the chosen token only; None reports nothing."""
+    allowed: tuple[int, ...] = ()
+    """The only tokens that may be drawn, and all that probabilities are shared among; for
+    answers of one token. Empty means all."""
+    ranked: tuple[int, ...] = ()
+    """Report exactly these tokens, in this order, where `logprobs` would report the likeliest."""
 
 
 class Keeping(StrEnum):
@@ -632,3 +641,48 @@ class Job:
     priority: int = 0
     group: str | None = None
     group_size: int = 1
+    num_cached_at_arrival: int = 0
+    """What the store held when the job came: all that a policy without calibration knows."""
+    family: str | None = None
+    """Equal for jobs that begin with the same `num_shared` tokens, which the first of them leaves behind."""
+    num_shared: int = 0
+
+    @property
+    def num_missing(self) -> int:
+        """Prompt tokens that must be computed."""
+        return self.num_tokens - self.num_cached
+
+
+@dataclass(frozen=True)
+class JctModel:
+    """How long computing a prompt takes: seconds, from the tokens to compute and those reused.
+
+    A quadratic form over (new, cached): a fixed part per pass, work per token, attention of new
+    tokens to what stands before them, and bringing the reused ones in.
+    """
+
+    pass_s: float
+    """What every pass costs, however little is in it."""
+    token_s: float
+    """Position-wise work of one new token."""
+    pair_s: float
+    """Attention of one new token to one column."""
+    cached_s: float
+    """Bringing in one reused token."""
+    error: float | None = None
+    """Median relative error over the measured grid; None for a count of operations."""
+    source: str = "flops"
+    """`flops`: counted, not measured; `fit`: fitted to measurements."""
+
+    def seconds(self, num_new: int, num_cached: int = 0) -> float:
+        """One prompt of `num_cached` reused and `num_new` computed tokens, alone in its pass."""
+        return self.pass_s + self.share(num_new, num_cached)
+
+    def share(self, num_new: int, num_cached: int = 0) -> float:
+        """What the prompt adds to a pass that runs anyway."""
+        pairs = num_new * (num_cached + (num_new + 1) / 2)
+        return self.token_s * num_new + self.pair_s * pairs + self.cached_s * num_cached
+
+    def microseconds(self, num_new: int, num_cached: int = 0) -> int:
+        """`seconds` as schedulers want it: whole microseconds."""
+        return round(1e6 * self.seconds(num_new, num_cached))

@@ -24,6 +24,7 @@ __all__ = [
 BENCHES: dict[str, str] = {
     "engine": "kdn.bench.engine",
     "l4s": "kdn.bench.l4s",
+    "mil": "kdn.bench.mil",
     "stack": "kdn.bench.stack",
 }
 """Name to module; each module has `run(options) -> Result` and opens with its question."""

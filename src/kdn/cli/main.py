@@ -9,9 +9,11 @@ import typer
 from kdn.cli.ask import ask, chat
 from kdn.cli.bench import bench
 from kdn.cli.commands import Commands
+from kdn.cli.cost import cost
 from kdn.cli.demo import demo
 from kdn.cli.doctor import doctor
 from kdn.cli.ingest import ingest
+from kdn.cli.label import label
 from kdn.cli.models import models
 from kdn.cli.net import app as net
 from kdn.cli.serve import serve
@@ -30,8 +32,9 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(describe)
-    for command in (ask, bench, chat, demo, doctor, ingest, serve):
+    for command in (ask, bench, chat, demo, doctor, ingest, label, serve):
         app.command()(command)
+    app.add_typer(cost, name="cost")
     app.add_typer(models, name="models")
     app.add_typer(store, name="store")
     app.add_typer(net, name="net")

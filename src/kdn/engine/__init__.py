@@ -8,7 +8,8 @@ from kdn.engine.engine import Engine, EngineStat
 from kdn.engine.executor import Pass
 from kdn.engine.kv import Head, HeadPool, KvBudget, SequenceKV, Tail
 from kdn.engine.lane import Lane
-from kdn.engine.limits import Limits
+from kdn.engine.limits import JobMemory, Limits
+from kdn.engine.onetoken import counted_memory, measured_memory
 from kdn.engine.sampling import Drawn, Sampler
 from kdn.engine.stream import LiveStream
 
@@ -19,6 +20,7 @@ __all__ = [
     "EngineStat",
     "Head",
     "HeadPool",
+    "JobMemory",
     "KvBudget",
     "Lane",
     "Limits",
@@ -27,5 +29,7 @@ __all__ = [
     "Sampler",
     "SequenceKV",
     "Tail",
+    "counted_memory",
+    "measured_memory",
     "plain",
 ]

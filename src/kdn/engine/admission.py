@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from kdn.core import Plan, Planned, Planner, Request
 from kdn.engine.capture import Capture
 from kdn.engine.keeping import wanted_capture
-from kdn.engine.kv import Head, HeadPool, KvBudget, SequenceKV, Tail, extents
+from kdn.engine.kv import EXTENT, Head, HeadPool, KvBudget, SequenceKV, Tail, extents
 from kdn.engine.limits import Limits
 from kdn.engine.live import Live
+from kdn.engine.onetoken import counted_memory, one_token_plan
 from kdn.errors import PromptTooLong
 from kdn.model import LoadedModel
 
@@ -39,9 +41,15 @@ class Admission:
         self._shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self._dtype: torch.dtype = decoder.dtype
         self._device = str(decoder.device)
+        self._memory = counted_memory(decoder.config, self._shape.value_bytes, limits.row_chunk)
+
+        self.memory = self._memory
 
     def refuse_what_never_fits(self, request: Request, max_new_tokens: int) -> None:
         """Raises PromptTooLong when the whole budget could not hold the request."""
+        if max_new_tokens == 1:
+            self._refuse_one_token(request.prompt.num_tokens)
+            return
         needed = self._own_bytes(request.prompt.num_tokens, max_new_tokens)
         if needed > self._budget.total_bytes:
             fits = self._budget.total_bytes // self._shape.token_bytes
@@ -49,6 +57,15 @@ class Admission:
                 f"the prompt ({request.prompt.num_tokens} tokens) and its answer (up to {max_new_tokens}) "
                 f"need {needed >> 20} MiB of KV; the budget is {self._budget.total_bytes >> 20} MiB, "
                 f"about {fits} tokens: shorten it, lower max_tokens, or raise engine.kv_budget_bytes"
+            )
+
+    def _refuse_one_token(self, num_tokens: int) -> None:
+        needed, total = self.memory.needed(num_tokens), self._budget.total_bytes
+        if needed > total:
+            raise PromptTooLong(
+                f"the prompt holds {num_tokens} tokens; for one answer token that takes "
+                f"{needed / 2**20:.1f} MiB and the budget is {total / 2**20:.1f} MiB, which fits "
+                f"{self.memory.largest(total)} tokens: shorten it, or raise engine.kv_budget_bytes"
             )
 
     def reserve(self, lives: Sequence[Live]) -> bool:
@@ -96,20 +113,41 @@ class Admission:
     def _take(self, live: Live, planned: Planned, capture: tuple[int, int] | None) -> bool:
         request, num_prefix = live.request, planned.plan.num_prefix
         own_tokens = request.prompt.num_tokens - num_prefix
-        size_bytes = self._own_bytes(own_tokens, live.max_new_tokens)
+        plan = one_token_plan(live, planned.plan, self._limits.row_chunk)
+        head = self._head(plan)
+        if plan.one_layer:
+            size_bytes = self.memory.needed(own_tokens)
+            capture = self._leading_part(capture, size_bytes, head)
+        else:
+            size_bytes = self._own_bytes(own_tokens, live.max_new_tokens)
         if capture is not None:
             size_bytes += extents(capture[1] - capture[0]) * self._shape.token_bytes
-        head = self._head(planned.plan)
         if not self._set_aside(request.id, size_bytes, head):
             return False
-        live.planned = planned
+        live.planned = replace(planned, plan=plan)
         live.num_computed = num_prefix
-        tail = Tail(self._shape, self._dtype, self._device, own_tokens + 1)
+        columns = own_tokens if plan.one_layer else own_tokens + 1
+        tail = Tail(self._shape, self._dtype, self._device, columns, one_layer=plan.one_layer)
         live.kv = SequenceKV(tail, head, num_prefix)
         if capture is not None:
             start, stop = capture
             live.capture = Capture(self._shape, self._dtype, start, stop - start)
         return True
+
+    def _leading_part(
+        self, capture: tuple[int, int] | None, size_bytes: int, head: Head | None
+    ) -> tuple[int, int] | None:
+        """As much of what is to be kept, from the front, as there is memory for; the rest is dropped."""
+        if capture is None:
+            return None
+        if head is not None and head.users == 0:
+            size_bytes += head.size_bytes
+        room = (self._budget.free_bytes - size_bytes) // self._shape.token_bytes
+        start, stop = capture
+        if extents(stop - start) <= room:
+            return capture
+        stop = start + room // EXTENT * EXTENT
+        return (start, stop) if stop > start else None
 
     @staticmethod
     def _may_reuse(live: Live) -> bool:

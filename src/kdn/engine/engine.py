@@ -12,18 +12,18 @@ import itertools
 import queue
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from kdn.clock import Clock
-from kdn.core import FinishReason, Job, Keeping, Planner, Request
+from kdn.core import FinishReason, Job, Keeping, KeptKV, Planner, Request, Sampling
 from kdn.engine.admission import Admission
 from kdn.engine.executor import Pass
-from kdn.engine.keeping import kept_answer, kept_prompt
+from kdn.engine.keeping import family_name, kept_answer, kept_prompt, shared_tokens
 from kdn.engine.kv import HeadPool, KvBudget
 from kdn.engine.lane import Lane
-from kdn.engine.limits import Limits
+from kdn.engine.limits import JobMemory, Limits
 from kdn.engine.live import Live
 from kdn.engine.prefill import PrefillLine
 from kdn.engine.sampling import Sampler
@@ -84,6 +84,8 @@ class Engine:
         self._decoding: list[Live] = []
         self._nothing_fits = False
         """Admission was refused, and nothing has come or gone since."""
+        self._has_kept = False
+        """KV was handed out to be stored since the waiting were last looked up."""
         self._decoded_s = clock.now()
         self._wake = threading.Event()
         self._closing = False
@@ -111,6 +113,16 @@ class Engine:
     def free_kv(self) -> int:
         """Bytes of KV that could be reserved now."""
         return self._budget.free_bytes
+
+    @property
+    def memory(self) -> JobMemory:
+        """What a prompt that is asked for one token needs."""
+        return self._admission.memory
+
+    def most_tokens(self) -> int:
+        """The longest prompt of one token that can run here, nothing of it kept."""
+        fits = self.memory.largest(self._budget.total_bytes)
+        return min(fits, self._model.decoder.config.max_position - 1)
 
     def stat(self) -> EngineStat:
         """Counts as of now; may be a step old when asked from another thread."""
@@ -159,6 +171,7 @@ class Engine:
             raise BadInput(
                 f"logit_bias names token {outside[0]}, which the vocabulary does not have"
             )
+        _check_allowed(sampling, self._model.decoder.config.vocab_size)
         max_new = min(sampling.max_tokens, room)
         self._admission.refuse_what_never_fits(request, max_new)
         stop_ids = set(sampling.stop_token_ids)
@@ -230,15 +243,21 @@ class Engine:
 
     def _job(self, live: Live) -> Job:
         request = live.request
+        num_cached = self._planner.cached_tokens(request) if request.reuse else 0
+        if self._limits.pack_tokens is not None and request.keeping is not Keeping.NOTHING:
+            live.family = family_name(live)
         return Job(
             id=request.id,
             arrival_ns=int(live.arrived_s * 1e9),
             num_tokens=request.prompt.num_tokens,
-            num_cached=self._planner.cached_tokens(request) if request.reuse else 0,
+            num_cached=num_cached,
             max_new_tokens=live.max_new_tokens,
             priority=request.priority,
             group=request.group,
             group_size=request.group_size,
+            num_cached_at_arrival=num_cached,
+            family=live.family or None,
+            num_shared=shared_tokens(live) if live.family else 0,
         )
 
     def _drop_cancelled(self) -> None:
@@ -255,8 +274,31 @@ class Engine:
     def _admit(self) -> None:
         if not self._waiting or self._nothing_fits:
             return
-        self._room.admit(int(self._clock.now() * 1e9), self._enter)
+        pack_tokens = self._limits.pack_tokens
+        if pack_tokens is not None:
+            if self._prefills:  # one pass at a time: what it leaves behind may change who is next
+                return
+            self._count_anew()
+        self._room.admit(int(self._clock.now() * 1e9), self._enter, pack_tokens)
         self._nothing_fits = bool(self._waiting)
+
+    def _count_anew(self) -> None:
+        """How much of each waiting prompt is stored now, if anything was stored since the last look.
+
+        Requests with the same shared part are looked up once.
+        """
+        if not self._has_kept:
+            return
+        self._has_kept = False
+        looked: dict[str, int] = {}
+        for job in self._room.jobs():
+            live = self._waiting[job.id]
+            family = live.family or job.id
+            if live.request.reuse and family not in looked:
+                looked[family] = self._planner.cached_tokens(live.request)
+            num_cached = min(looked.get(family, 0), job.num_tokens - 1)
+            if num_cached != job.num_cached:
+                self._room.add(replace(job, num_cached=num_cached))
 
     def _enter(self, jobs: Sequence[Job]) -> bool:
         """Put them in line if there is room for all. A request is planned when its turn is near.
@@ -313,8 +355,7 @@ class Engine:
         self._admission.settle(live)
         kept = kept_prompt(live)
         self._take_token(live, logits)
-        if kept is not None:
-            self._planner.keep(live.request, kept)
+        self._keep(live.request, kept)
 
     # --- decode ------------------------------------------------------------------------------
 
@@ -356,8 +397,7 @@ class Engine:
         self._release(live)
         live.stream.push(finish)
         live.stream.push(None)
-        if kept is not None:
-            self._planner.keep(live.request, kept)
+        self._keep(live.request, kept)
         self._trace.event(
             "engine.finish",
             request=live.request.id,
@@ -367,6 +407,11 @@ class Engine:
             completion_tokens=finish.usage.completion_tokens,
             exact=finish.usage.exact,
         )
+
+    def _keep(self, request: Request, kept: KeptKV | None) -> None:
+        if kept is not None:
+            self._planner.keep(request, kept)
+            self._has_kept = True
 
     # --- endings -----------------------------------------------------------------------------
 
@@ -394,3 +439,20 @@ class Engine:
             self._release(live)
             live.stream.push(error)
             live.stream.push(None)
+
+
+def _check_allowed(sampling: Sampling, vocab_size: int) -> None:
+    """Raises BadInput for a restriction that cannot be kept to."""
+    allowed = sampling.allowed
+    if allowed and sampling.max_tokens != 1:
+        raise BadInput(
+            f"{len(allowed)} tokens are allowed in an answer of {sampling.max_tokens}: "
+            "a restriction holds for answers of one token; set max_tokens to 1"
+        )
+    if len(set(allowed)) < len(allowed):
+        raise BadInput("a token is allowed twice; name each once")
+    outside = [t for t in (*allowed, *sampling.ranked) if not 0 <= t < vocab_size]
+    if outside:
+        raise BadInput(f"token {outside[0]} is asked for, which the vocabulary does not have")
+    if allowed and not set(sampling.ranked) <= set(allowed):
+        raise BadInput("a token that is not allowed has no probability to report")

@@ -63,13 +63,7 @@ class Pass:
         self._start_loading(layer + 1)
         if not self._steady:
             self._change_rows(layer)
-        q, k, v = self._project(layer)
-        stored = self._place_stored(layer)
-        self._note(layer, k, v)
-        q = self._bound.place(layer, q, k, v)
-        if not self._steady:
-            q = self._look_and_choose(layer, q, LayerKV(k, v), stored)
-        attended = self._attend(layer, q)
+        attended = self._attend(layer, self._queries(layer))
         self._finish(layer, attended)
         self.layer += 1
         if self.done:
@@ -79,23 +73,35 @@ class Pass:
                 )
         return self.done
 
-    def logits(self) -> list[Tensor]:
-        """For each lane fp32 [wanted positions, vocabulary]; no rows if its prompt goes on."""
-        assert self.done, "logits come after the last layer"
-        allowed = self.lanes[0].plan.allowed
-        assert all(lane.plan.allowed == allowed for lane in self.lanes), "one restriction a pass"
-        choice = None if allowed is None else torch.tensor(allowed, device=self._decoder.device)
-        picked, sizes = self._logit_rows()
-        logits = self._decoder.logits(self._hidden[picked.to(self._hidden.device)], choice)
-        return list(torch.split(logits, sizes))
+    def _queries(self, layer: int) -> Tensor:
+        """Rotated queries of the rows that go on; K and V are in place when this returns.
 
-    def _logit_rows(self) -> tuple[Tensor, list[int]]:
-        picked = [
-            torch.searchsorted(lane.rows, torch.tensor(lane.logit_positions, dtype=torch.int64))
-            + start
-            for lane, (start, _) in zip(self.lanes, self._spans, strict=True)
-        ]
-        return torch.cat(picked), [len(rows) for rows in picked]
+        Unrotated K and V end here, before attention needs room for its output.
+        """
+        q, k, v = self._project(layer)
+        stored = self._place_stored(layer)
+        self._note(layer, k, v)
+        q = self._bound.place(layer, q, k, v)
+        if self._steady:
+            return q
+        return self._look_and_choose(layer, q, LayerKV(k, v), stored)
+
+    def logits(self) -> list[Tensor]:
+        """For each lane fp32 [wanted positions, vocabulary or allowed]; no rows if its prompt goes on."""
+        assert self.done, "logits come after the last layer"
+        found: dict[int, Tensor] = {}
+        for allowed in dict.fromkeys(lane.plan.allowed for lane in self.lanes):
+            members = [i for i, lane in enumerate(self.lanes) if lane.plan.allowed == allowed]
+            choice = None if allowed is None else torch.tensor(allowed, device=self._decoder.device)
+            rows = [self._logit_rows(i) for i in members]
+            logits = self._decoder.logits(self._hidden[torch.cat(rows)], choice)
+            found |= zip(members, torch.split(logits, [len(r) for r in rows]), strict=True)
+        return [found[i] for i in range(len(self.lanes))]
+
+    def _logit_rows(self, index: int) -> Tensor:
+        lane, (start, _) = self.lanes[index], self._spans[index]
+        wanted = torch.tensor(lane.logit_positions, dtype=torch.int64)
+        return (torch.searchsorted(lane.rows, wanted) + start).to(self._hidden.device)
 
     # --- rows --------------------------------------------------------------------------------
 
@@ -270,11 +276,16 @@ class Pass:
         chunks = self._chunks()
         if len(chunks) == 1:
             return self._decoder.layers[layer].qkv(self._hidden, self._adapters)
-        parts = [
-            self._decoder.layers[layer].qkv(self._hidden[a:b], cut_runs(self._adapters, a, b))
-            for a, b in chunks
-        ]
-        q, k, v = (torch.cat(part) for part in zip(*parts, strict=True))
+        config = self._decoder.config
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        size = (self.num_rows, heads + 2 * kv_heads, config.head_dim)
+        fused = self._hidden.new_empty(size)  # written in place: gluing chunks would hold all twice
+        q, k, v = torch.split(fused, [heads, kv_heads, kv_heads], dim=1)
+        for a, b in chunks:
+            runs = cut_runs(self._adapters, a, b)
+            parts = self._decoder.layers[layer].qkv(self._hidden[a:b], runs)
+            for whole, part in zip((q, k, v), parts, strict=True):
+                whole[a:b] = part
         return q, k, v
 
     def _attend(self, layer: int, q: Tensor) -> Tensor:

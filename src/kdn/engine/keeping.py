@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from kdn.core import EXACT, Keeping, KeptKV, Recipe, TokenIds
+from kdn.core import EXACT, Keeping, KeptKV, Recipe, TokenIds, chain_hash
 from kdn.engine.live import Live
 
-__all__ = ["kept_answer", "kept_prompt", "wanted_capture"]
+__all__ = ["family_name", "kept_answer", "kept_prompt", "shared_tokens", "wanted_capture"]
 
 
 def shared_tokens(live: Live) -> int:
     """Prompt tokens before the last segment: what other requests may have in common."""
     segments = live.request.prompt.segments
     return sum(segment.num_tokens for segment in segments[:-1]) if len(segments) > 1 else 0
+
+
+def family_name(live: Live) -> str:
+    """Names the shared part of a prompt and whose KV may stand in for it."""
+    request = live.request
+    shared = chain_hash(request.prompt.token_ids[: shared_tokens(live)])
+    return f"{request.adapter}/{request.salt}/{shared}"
 
 
 def wanted_capture(live: Live, num_reused: int) -> tuple[int, int] | None:
@@ -25,8 +32,10 @@ def wanted_capture(live: Live, num_reused: int) -> tuple[int, int] | None:
 
 def kept_prompt(live: Live) -> KeptKV | None:
     """KV of the shared part, as soon as the prompt is done. None when all of it was stored already."""
-    stop = shared_tokens(live)
-    if live.capture is None or stop <= live.capture.start:
+    if live.capture is None:
+        return None
+    stop = min(shared_tokens(live), live.capture.stop)
+    if stop <= live.capture.start:
         return None
     token_ids = live.request.prompt.token_ids[:stop]
     kept = live.capture.kept(token_ids, live.capture.start, _recipe(live))
@@ -40,6 +49,7 @@ def kept_answer(live: Live) -> KeptKV | None:
     if live.capture is None:
         return None
     token_ids: TokenIds = (*live.request.prompt.token_ids, *live.generated[:-1])
+    token_ids = token_ids[: live.capture.stop]
     start = max(shared_tokens(live), live.capture.start)
     if len(token_ids) <= start:
         return None

@@ -128,8 +128,18 @@ class HeadPool:
 class Tail:
     """A sequence's own columns, and, when they are to be kept, K as it was before rotation."""
 
-    def __init__(self, shape: KvShape, dtype: torch.dtype, device: str, num_columns: int) -> None:
+    def __init__(
+        self,
+        shape: KvShape,
+        dtype: torch.dtype,
+        device: str,
+        num_columns: int,
+        *,
+        one_layer: bool = False,
+    ) -> None:
+        """With `one_layer` all layers lie in the same memory, and each overwrites the one before."""
         self._shape = shape
+        self._held = 1 if one_layer else shape.num_layers
         self._dtype = dtype
         self._device = device
         self.k, self.v = self._allocate(extents(num_columns))
@@ -138,9 +148,9 @@ class Tail:
     def _allocate(self, capacity: int) -> tuple[Tensor, Tensor]:
         layers, heads, dim = self._shape.num_layers, self._shape.num_kv_heads, self._shape.head_dim
         size = capacity + _SKEW
-        k = zeros((layers, heads, size, dim), self._dtype, self._device)
-        v = zeros((layers, heads, dim, size), self._dtype, self._device)
-        return k, v
+        k = zeros((self._held, heads, size, dim), self._dtype, self._device)
+        v = zeros((self._held, heads, dim, size), self._dtype, self._device)
+        return k.expand(layers, -1, -1, -1), v.expand(layers, -1, -1, -1)
 
     @property
     def capacity(self) -> int:

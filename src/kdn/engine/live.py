@@ -36,6 +36,8 @@ class Live:
     num_computed: int = 0
     """Prompt positions that are done, reused ones included."""
     num_replans: int = 0
+    family: str = ""
+    """Equal for requests that begin with the same shared tokens."""
     generated: list[int] = field(default_factory=list)
     stops: StopStrings = field(init=False)
 

@@ -11,7 +11,7 @@ from kdn.engine.live import Live
 from kdn.model import LoadedModel
 from kdn.model.attention import ROW_BLOCK, Attention
 
-__all__ = ["PrefillLine"]
+__all__ = ["PrefillLine", "computes_in_order"]
 
 
 class PrefillLine:
@@ -75,7 +75,7 @@ class PrefillLine:
         room = self._max_batch_tokens
         for live in self._lives:
             lane = self._lane(live, room)
-            if lane is None or (lanes and not _alike(lane, lanes[0])):
+            if lane is None or (lanes and not _goes_with(lane, lanes[0], room)):
                 break
             lanes.append(lane)
             self._in_pass.append(live)
@@ -108,9 +108,15 @@ class PrefillLine:
 
 def _can_be_cut(plan: Plan) -> bool:
     """Plans that only compute rows in order may run in parts; others see all their rows at once."""
+    return not plan.one_layer and computes_in_order(plan)
+
+
+def computes_in_order(plan: Plan) -> bool:
+    """True for plans whose rows are all computed, each from what stands before it."""
     simple = all(rule is ALL_ROWS for rule in plan.rows)
     return simple and not (plan.stored or plan.enter or plan.observers or plan.scale)
 
 
-def _alike(lane: Lane, other: Lane) -> bool:
-    return lane.plan.allowed == other.plan.allowed and lane.plan.row_chunk == other.plan.row_chunk
+def _goes_with(lane: Lane, first: Lane, room: int) -> bool:
+    """May `lane` join a pass that begins with `first`? What cannot be cut must find room for all of it."""
+    return lane.plan.row_chunk == first.plan.row_chunk and lane.rows.numel() <= room

@@ -31,22 +31,38 @@ class Sampler:
         )
 
     def draw(self, logits: Tensor) -> Drawn:
-        """From fp32 logits [vocabulary]. Does not change them."""
+        """From fp32 logits [vocabulary], or [allowed tokens] in their order. Does not change them."""
         wanted = self._biased(logits.cpu())
         chosen = int(wanted.argmax()) if self._sampling.temperature == 0 else self._random(wanted)
         if self._sampling.logprobs is None:
-            return Drawn(chosen)
+            return Drawn(self._token(chosen))
         logprobs = torch.log_softmax(wanted, dim=-1)
-        top = torch.topk(logprobs, min(self._sampling.logprobs, logprobs.numel()))
-        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        return Drawn(chosen, float(logprobs[chosen]), tuple(pairs))
+        pairs = tuple(zip(*self._reported(logprobs), strict=True))
+        return Drawn(self._token(chosen), float(logprobs[chosen]), pairs)
+
+    def _reported(self, logprobs: Tensor) -> tuple[list[int], list[float]]:
+        """Tokens and their log-probabilities: those asked for by name, or the likeliest."""
+        ranked, allowed = self._sampling.ranked, self._sampling.allowed
+        if ranked:
+            places = [allowed.index(token) for token in ranked] if allowed else list(ranked)
+            return list(ranked), logprobs[places].tolist()
+        top = torch.topk(logprobs, min(self._sampling.logprobs or 0, logprobs.numel()))
+        return list(map(self._token, top.indices.tolist())), top.values.tolist()
+
+    def _token(self, place: int) -> int:
+        """The token whose logit stands at `place`."""
+        return self._sampling.allowed[place] if self._sampling.allowed else place
 
     def _biased(self, logits: Tensor) -> Tensor:
         if not self._sampling.logit_bias:
             return logits
         logits = logits.clone()
+        allowed = self._sampling.allowed
         for token_id, bias in self._sampling.logit_bias.items():
-            logits[token_id] += bias
+            if not allowed:
+                logits[token_id] += bias
+            elif token_id in allowed:
+                logits[allowed.index(token_id)] += bias
         return logits
 
     def _random(self, logits: Tensor) -> int:

@@ -2,7 +2,39 @@
 
 from __future__ import annotations
 
-from kdn.schedule.policy import POLICIES, Fcfs, Policy, Priority
-from kdn.schedule.queue import Decision, WaitingRoom
+from kdn.schedule.packing import pack
+from kdn.schedule.policy import Fcfs, Policy, Priority
+from kdn.schedule.queue import Decision, WaitingRoom, replay
+from kdn.schedule.shortest import (
+    POLICIES,
+    Calibrated,
+    FamilyCalibrated,
+    HighestRatio,
+    LongestMatch,
+    ShortestMiss,
+    StaticShortest,
+    make_policy,
+)
+from kdn.schedule.simulate import Ended, PrefixCache, PrefixJob, simulate
 
-__all__ = ["POLICIES", "Decision", "Fcfs", "Policy", "Priority", "WaitingRoom"]
+__all__ = [
+    "POLICIES",
+    "Calibrated",
+    "Decision",
+    "Ended",
+    "FamilyCalibrated",
+    "Fcfs",
+    "HighestRatio",
+    "LongestMatch",
+    "Policy",
+    "PrefixCache",
+    "PrefixJob",
+    "Priority",
+    "ShortestMiss",
+    "StaticShortest",
+    "WaitingRoom",
+    "make_policy",
+    "pack",
+    "replay",
+    "simulate",
+]

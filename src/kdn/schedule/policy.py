@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from kdn.core import Job
 
-__all__ = ["POLICIES", "Fcfs", "Policy", "Priority"]
+__all__ = ["Fcfs", "Policy", "Priority"]
 
 
 class Policy(ABC):
@@ -36,6 +36,3 @@ class Priority(Policy):
 
     def order(self, jobs: Sequence[Job], now_ns: int) -> list[Job]:
         return sorted(jobs, key=lambda job: (job.priority, job.arrival_ns, job.id))
-
-
-POLICIES: dict[str, type[Policy]] = {"fcfs": Fcfs, "priority": Priority}

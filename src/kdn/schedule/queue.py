@@ -7,12 +7,13 @@ large job cannot be overtaken for ever by small ones.  Jobs of one group are adm
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdn.core import Job
+from kdn.schedule.packing import pack
 from kdn.schedule.policy import Policy
 
-__all__ = ["Decision", "WaitingRoom"]
+__all__ = ["Decision", "WaitingRoom", "replay"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Decision:
     now_ns: int
     order: tuple[str, ...]
     admitted: tuple[str, ...]
+    jobs: tuple[Job, ...] = ()
+    """Everyone who waited, as the policy saw them: enough to decide again."""
 
 
 class WaitingRoom:
@@ -50,17 +53,23 @@ class WaitingRoom:
         """Everyone who waits, in order of coming in."""
         return list(self._jobs.values())
 
-    def admit(self, now_ns: int, fits: Callable[[Sequence[Job]], bool]) -> list[Job]:
+    def admit(
+        self,
+        now_ns: int,
+        fits: Callable[[Sequence[Job]], bool],
+        pack_tokens: int | None = None,
+    ) -> list[Job]:
         """Let in whoever is next as long as `fits` says yes, which also sets the room aside.
 
         `fits` is asked with a whole group at once; a group that is not complete yet waits without
-        holding up others.
+        holding up others.  With `pack_tokens` only those are let in who share the next pass.
         """
         if not self._jobs:
             return []
-        ordered = self._policy.order(self.jobs(), now_ns)
+        waiting = self.jobs()
+        ordered = self._policy.order(waiting, now_ns)
         admitted: list[Job] = []
-        for job in ordered:
+        for job in ordered if pack_tokens is None else pack(ordered, pack_tokens):
             if job.id not in self._jobs:
                 continue
             members = self._members(job, ordered)
@@ -73,7 +82,7 @@ class WaitingRoom:
             admitted += members
         if self._record is not None:
             order, went = tuple(j.id for j in ordered), tuple(j.id for j in admitted)
-            self._record(Decision(now_ns, order, went))
+            self._record(Decision(now_ns, order, went, tuple(waiting)))
         return admitted
 
     def _members(self, job: Job, ordered: Sequence[Job]) -> list[Job] | None:
@@ -89,3 +98,13 @@ class WaitingRoom:
         assert all(key == job.id for key, job in self._jobs.items()), (
             "a job is filed under another's name"
         )
+
+
+def replay(decisions: Sequence[Decision], policy: Policy) -> list[Decision]:
+    """Those recorded decisions whose order `policy` would change, as it makes them now."""
+    changed = []
+    for decision in decisions:
+        order = tuple(job.id for job in policy.order(decision.jobs, decision.now_ns))
+        if order != decision.order:
+            changed.append(replace(decision, order=order))
+    return changed

@@ -20,6 +20,7 @@ from kdn.serve.embeddings import embedding_routes
 from kdn.serve.faults import fault_of, http_fault, response, validation_fault
 from kdn.serve.guard import Guard
 from kdn.serve.metrics import Metrics
+from kdn.serve.onetoken import one_token_routes
 from kdn.serve.service import Service
 from kdn.serve.settings import ServeSettings
 from kdn.serve.tokens import token_routes
@@ -44,7 +45,13 @@ def create_app(
         middleware=[Middleware(Guard, settings=settings)],
         redoc_url=None,
     )
-    for routes in (chat_routes, completion_routes, embedding_routes, token_routes):
+    for routes in (
+        chat_routes,
+        completion_routes,
+        embedding_routes,
+        one_token_routes,
+        token_routes,
+    ):
         app.include_router(routes(desk))
     app.include_router(about_routes(desk, version))
     _speak_openai(app)

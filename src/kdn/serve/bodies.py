@@ -8,15 +8,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 __all__ = [
     "ChatBody",
+    "ClassifyBody",
     "CompletionBody",
     "ContentPart",
+    "DecisionBody",
     "DetokenizeBody",
     "DocumentBody",
     "EmbeddingBody",
+    "JobBody",
     "KdnOptions",
     "MessageBody",
     "PartRole",
     "SamplingBody",
+    "ScoreBody",
     "StreamOptions",
     "TokenizeBody",
 ]
@@ -126,6 +130,44 @@ class EmbeddingBody(_Open):
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
+
+
+class JobBody(_Open):
+    """What one-token questions have in common."""
+
+    model: str | None = None
+    cache_salt: Text | None = None
+    priority: int | None = None
+
+
+class ScoreBody(JobBody):
+    """Pairs of texts under any of the names in use; or a query, items and label tokens."""
+
+    text_1: Text | list[Text] | None = None
+    text_2: Text | list[Text] | None = None
+    queries: Text | list[Text] | None = None
+    documents: Text | list[Text] | None = None
+    data_1: Text | list[Text] | None = None
+    data_2: Text | list[Text] | None = None
+    instruction: Text | None = None
+    query: Text | list[TokenId] | None = None
+    items: Text | list[Text | list[TokenId]] | None = None
+    label_token_ids: list[TokenId] | None = None
+    apply_softmax: bool = False
+    item_first: bool = False
+
+
+class ClassifyBody(JobBody):
+    input: Text | list[Text]
+    labels: list[Text] = Field(min_length=2)
+    instruction: Text | None = None
+
+
+class DecisionBody(JobBody):
+    """Yes/no questions about one text."""
+
+    input: Text
+    questions: list[Text] = Field(min_length=1)
 
 
 class TokenizeBody(_Strict):

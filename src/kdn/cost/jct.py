@@ -1,0 +1,131 @@
+"""How long a prompt takes: counted from shapes at first, fitted to a small grid once measured.
+
+The form is PrefillOnly's (arXiv 2505.07203, section 6: a linear regression over new and cached tokens)
+with the attention term written out, so that it holds beyond the grid it was fitted on.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from kdn.core import JctModel, KvShape
+from kdn.errors import BadInput
+
+__all__ = [
+    "GRID",
+    "JctSample",
+    "count_jct",
+    "fit_jct",
+    "jct_file",
+    "load_jct",
+    "measure_grid",
+    "save_jct",
+]
+
+GRID: tuple[tuple[int, int], ...] = (
+    *((new, 0) for new in (32, 256, 768, 1536)),
+    *((new, cached) for new in (32, 256) for cached in (512, 1536)),
+)
+"""(new, cached) tokens that are measured by default."""
+
+_FLOPS_PER_S = 3e11
+_COPY_BYTES_PER_S = 5e9
+"""A laptop's order of magnitude, for counts before anything was measured."""
+
+
+@dataclass(frozen=True)
+class JctSample:
+    """A measured prompt."""
+
+    num_new: int
+    num_cached: int
+    seconds: float
+
+
+def count_jct(
+    weights_per_token: int, q_size: int, kv: KvShape, flops_per_s: float = _FLOPS_PER_S
+) -> JctModel:
+    """The model from a count of operations: two per weight and token, four per head value and pair.
+
+    Good for putting jobs in order, not for promising times.
+    """
+    return JctModel(
+        pass_s=0.0,
+        token_s=2 * weights_per_token / flops_per_s,
+        pair_s=4 * q_size * kv.num_layers / flops_per_s,
+        cached_s=kv.token_bytes / _COPY_BYTES_PER_S,
+    )
+
+
+def measure_grid(
+    measure: Callable[[int, int], float],
+    grid: Iterable[tuple[int, int]] = GRID,
+    repeats: int = 3,
+) -> list[JctSample]:
+    """Each point of the grid `repeats` times, the median kept; the rounds go over the whole grid."""
+    points = list(grid)
+    rounds = [[measure(new, cached) for new, cached in points] for _ in range(repeats)]
+    return [
+        JctSample(new, cached, statistics.median(seconds))
+        for (new, cached), seconds in zip(points, zip(*rounds, strict=True), strict=True)
+    ]
+
+
+def fit_jct(samples: Sequence[JctSample]) -> JctModel:
+    """Least squares of the relative error, no coefficient below zero, its own error reported.
+
+    Raises BadInput for fewer samples than coefficients.
+    """
+    if len(samples) < 4:
+        raise BadInput(f"{len(samples)} measurements cannot fit four coefficients; measure more")
+    seconds = np.array([sample.seconds for sample in samples])
+    table = np.array([_features(s.num_new, s.num_cached) for s in samples]) / seconds[:, None]
+    columns = list(range(table.shape[1]))
+    found = np.zeros(table.shape[1])
+    while columns:
+        part = np.linalg.lstsq(table[:, columns], np.ones(len(samples)), rcond=None)[0]
+        if (part >= 0).all():
+            found[columns] = part
+            break
+        columns.pop(int(part.argmin()))
+    pass_s, token_s, pair_s, cached_s = map(float, found)
+    error = statistics.median(abs(float(ratio) - 1) for ratio in table @ found)
+    return JctModel(pass_s, token_s, pair_s, cached_s, error, "fit")
+
+
+def _features(num_new: int, num_cached: int) -> tuple[float, float, float, float]:
+    """What the four coefficients of JctModel are multiplied by."""
+    pairs = num_new * (num_cached + (num_new + 1) / 2)
+    return (1.0, float(num_new), pairs, float(num_cached))
+
+
+# --- keeping a fit ---------------------------------------------------------------------------
+
+
+def jct_file(home: Path, model: str, device: str, threads: int) -> Path:
+    """Where the fit of one model on one device is kept; `model` is its fingerprint."""
+    name = re.sub(r"[^\w.-]", "-", f"{model[:16]}-{device}-{threads}")
+    return home / "cost" / f"jct-{name}.json"
+
+
+def save_jct(model: JctModel, path: Path) -> None:
+    """Write a fit, so that it is whole or not there at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(model), indent=1) + b"\n")
+    partial.replace(path)
+
+
+def load_jct(path: Path) -> JctModel | None:
+    """A fit that was kept; None when there is none, or none that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=JctModel)
+    except (OSError, msgspec.MsgspecError):
+        return None

@@ -1,0 +1,54 @@
+"""Text to scores: questions that one token answers."""
+
+from __future__ import annotations
+
+from kdn.rank.calibrate import fit_temperature, surprise
+from kdn.rank.choices import Choice, Verdict, make_choices, read_verdict, share_out, wanted
+from kdn.rank.judge import Judge, one_token
+from kdn.rank.label import (
+    Journal,
+    LabelJob,
+    Labelled,
+    Table,
+    label_rows,
+    make_table,
+    read_rows,
+    write_table,
+)
+from kdn.rank.questions import (
+    YES_NO,
+    Conversation,
+    RowTemplate,
+    classify_question,
+    decision_question,
+    glued,
+    pair_question,
+)
+
+__all__ = [
+    "YES_NO",
+    "Choice",
+    "Conversation",
+    "Journal",
+    "Judge",
+    "LabelJob",
+    "Labelled",
+    "RowTemplate",
+    "Table",
+    "Verdict",
+    "classify_question",
+    "decision_question",
+    "fit_temperature",
+    "glued",
+    "label_rows",
+    "make_choices",
+    "make_table",
+    "one_token",
+    "pair_question",
+    "read_rows",
+    "read_verdict",
+    "share_out",
+    "surprise",
+    "wanted",
+    "write_table",
+]

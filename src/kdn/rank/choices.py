@@ -1,0 +1,94 @@
+"""What a one-token question may be answered with, and how likely each answer is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kdn.core import Sampling, Token, TokenIds, Usage
+from kdn.errors import BadInput
+
+__all__ = ["Choice", "Verdict", "make_choices", "read_verdict", "share_out", "wanted"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An answer: the name it goes by, and the token that stands for it."""
+
+    name: str
+    token_id: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the model answers one question. Probabilities follow the choices, and sum to 1."""
+
+    names: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    usage: Usage
+
+    @property
+    def best(self) -> str:
+        """The likeliest choice; among equals the first named."""
+        return self.names[self.probabilities.index(max(self.probabilities))]
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        """Natural logarithms of the probabilities; what none is left for reads -inf."""
+        return tuple(math.log(p) if p > 0 else -math.inf for p in self.probabilities)
+
+
+def make_choices(words: Sequence[str], encode: Callable[[str], TokenIds]) -> tuple[Choice, ...]:
+    """Choices from words, each known by its first token; `name=word` gives it another name.
+
+    Raises BadInput for fewer than two, and for two that begin with the same token.
+    """
+    if len(words) < 2:
+        raise BadInput(f"a question needs two choices or more, not {len(words)}: e.g. yes,no")
+    choices: list[Choice] = []
+    for given in words:
+        name, _, word = given.partition("=")
+        ids = encode(word or name)
+        if not ids:
+            raise BadInput(f"the choice {given!r} is empty")
+        choices.append(Choice(name, ids[0]))
+    _refuse_twins(choices)
+    return tuple(choices)
+
+
+def _refuse_twins(choices: Sequence[Choice]) -> None:
+    seen: dict[int, str] = {}
+    for choice in choices:
+        if choice.token_id in seen:
+            raise BadInput(
+                f"the choices {seen[choice.token_id]!r} and {choice.name!r} begin with the same "
+                "token, and one token is all that is computed: give one of them another word, "
+                f"such as {choice.name}=B"
+            )
+        seen[choice.token_id] = choice.name
+
+
+def wanted(choices: Sequence[Choice]) -> Sampling:
+    """One token among the choices, with the log-probability of each."""
+    ids = tuple(choice.token_id for choice in choices)
+    return Sampling(max_tokens=1, ignore_eos=True, allowed=ids, ranked=ids, logprobs=0)
+
+
+def read_verdict(
+    choices: Sequence[Choice], token: Token, usage: Usage, temperature: float = 1.0
+) -> Verdict:
+    """The verdict in a token that was drawn as `wanted` says; see `share_out` for `temperature`."""
+    logprobs = {other.token_id: other.logprob for other in token.alternatives}
+    ordered = [logprobs[choice.token_id] for choice in choices]
+    return Verdict(tuple(choice.name for choice in choices), share_out(ordered, temperature), usage)
+
+
+def share_out(logprobs: Sequence[float], temperature: float = 1.0) -> tuple[float, ...]:
+    """Softmax of log-probabilities over `temperature`: above 1 is less sure, below 1 more."""
+    if temperature <= 0:
+        raise BadInput(f"a temperature must be above 0, not {temperature}")
+    peak = max(logprobs)
+    weights = [math.exp((one - peak) / temperature) for one in logprobs]
+    total = sum(weights)
+    return tuple(weight / total for weight in weights)

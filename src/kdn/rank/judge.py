@@ -1,0 +1,83 @@
+"""Puts one-token questions to an engine and gathers the verdicts, many at a time, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from kdn.core import (
+    FinishReason,
+    Generator,
+    Keeping,
+    Prompt,
+    Request,
+    Stream,
+    Token,
+    Usage,
+)
+from kdn.errors import Cancelled
+from kdn.rank.choices import Choice, Verdict, read_verdict, wanted
+
+__all__ = ["Judge", "one_token"]
+
+IN_FLIGHT = 128
+"""Questions handed to the engine ahead of the verdict awaited: what a policy can choose among."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Asks questions of one model. Safe from several threads."""
+
+    generator: Generator
+    new_id: Callable[[], str]
+    salt: str = ""
+    adapter: str | None = None
+
+    def ask(
+        self, prompts: Iterable[Prompt], choices: Sequence[Choice], temperature: float = 1.0
+    ) -> Iterator[Verdict]:
+        """A verdict for each prompt, in order; prompts are drawn as there is room for more.
+
+        What is still under way when the caller stops listening is cancelled.
+        """
+        running: deque[Stream] = deque()
+        coming = iter(prompts)
+        try:
+            while True:
+                for prompt in coming:
+                    running.append(self._submit(prompt, choices))
+                    if len(running) >= IN_FLIGHT:
+                        break
+                if not running:
+                    return
+                token, usage = one_token(running[0])
+                running.popleft()
+                yield read_verdict(choices, token, usage, temperature)
+        finally:
+            for stream in running:
+                stream.cancel()
+
+    def _submit(self, prompt: Prompt, choices: Sequence[Choice]) -> Stream:
+        request = Request(
+            id=self.new_id(),
+            prompt=prompt,
+            sampling=wanted(choices),
+            salt=self.salt,
+            adapter=self.adapter,
+            keeping=Keeping.SHARED,
+        )
+        return self.generator.submit(request)
+
+
+def one_token(stream: Stream) -> tuple[Token, Usage]:
+    """The only token of a stream, with where its prompt came from. Raises Cancelled."""
+    token: Token | None = None
+    for event in stream:
+        if isinstance(event, Token):
+            token = event
+        elif event.reason is FinishReason.CANCELLED:
+            raise Cancelled("the question was withdrawn before it was answered")
+        elif token is not None:
+            return token, event.usage
+    raise Cancelled("the question ended without an answer")

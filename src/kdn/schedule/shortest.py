@@ -1,0 +1,166 @@
+"""Policies that know how long a job will take, because it gives one token and its prefix is looked up.
+
+A cost is what is left to do: microseconds by a fitted model, or the tokens that no cache holds.
+PrefillOnly (arXiv 2505.07203, section 6) orders by cost less what waiting has earned, with the
+cached tokens counted anew before every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdn.core import JctModel, Job
+from kdn.schedule.policy import Fcfs, Policy, Priority
+
+__all__ = [
+    "POLICIES",
+    "Calibrated",
+    "FamilyCalibrated",
+    "HighestRatio",
+    "LongestMatch",
+    "ShortestMiss",
+    "StaticShortest",
+    "make_policy",
+]
+
+_SECOND_NS = 10**9
+AGEING_SHARE = 0.125
+"""Seconds of work that a second of waiting outweighs. The paper's 500 tokens a second are 0.09 to 0.16 of
+what its three machines prefill in a second."""
+_TOKENS_PER_S = 2000
+"""The prefill rate that ageing assumes until one was measured."""
+
+
+class _Costed(Policy):
+    """Knows a job's cost: whole microseconds if there is a model, else tokens to compute."""
+
+    def __init__(self, model: JctModel | None = None) -> None:
+        self._model = model
+
+    def cost(self, job: Job, num_cached: int) -> int:
+        """What the job still takes with so many of its tokens cached."""
+        missing = job.num_tokens - num_cached
+        return missing if self._model is None else self._model.microseconds(missing, num_cached)
+
+    def _order(self, jobs: Sequence[Job], key: dict[str, int]) -> list[Job]:
+        return sorted(jobs, key=lambda job: (key[job.id], job.arrival_ns, job.id))
+
+
+class StaticShortest(_Costed):
+    """Shortest first by what was known when the job came: the twin without calibration."""
+
+    name = "static"
+
+    def order(self, jobs: Sequence[Job], now_ns: int) -> list[Job]:
+        return self._order(jobs, {j.id: self.cost(j, j.num_cached_at_arrival) for j in jobs})
+
+
+class LongestMatch(Policy):
+    """The longest cached prefix first, however much is to be computed behind it."""
+
+    name = "longest-match"
+
+    def order(self, jobs: Sequence[Job], now_ns: int) -> list[Job]:
+        return sorted(jobs, key=lambda job: (-job.num_cached, job.arrival_ns, job.id))
+
+
+class ShortestMiss(_Costed):
+    """Shortest first by what is cached now, without ageing: large jobs may starve."""
+
+    name = "shortest-miss"
+
+    def order(self, jobs: Sequence[Job], now_ns: int) -> list[Job]:
+        return self._order(jobs, {j.id: self.cost(j, j.num_cached) for j in jobs})
+
+
+class Calibrated(_Costed):
+    """PrefillOnly: shortest by what is cached now, less `ageing_per_s` for every second waited.
+
+    No job that arrives more than `patience_ns` after another is ever ordered before it, whatever
+    becomes of the cache: that bounds what can overtake a job by what arrives in that time.
+    """
+
+    name = "calibrated"
+
+    def __init__(self, model: JctModel | None = None, ageing_per_s: int | None = None) -> None:
+        """`ageing_per_s` is in units of cost per second; None takes AGEING_SHARE of the machine's rate."""
+        super().__init__(model)
+        rate = _TOKENS_PER_S if model is None else 10**6
+        self._ageing_per_s = round(AGEING_SHARE * rate) if ageing_per_s is None else ageing_per_s
+
+    def order(self, jobs: Sequence[Job], now_ns: int) -> list[Job]:
+        return self._order(jobs, {job.id: self._score(job, now_ns) for job in jobs})
+
+    def _score(self, job: Job, now_ns: int) -> int:
+        cost = self.cost(job, job.num_cached)
+        return cost * _SECOND_NS - self._ageing_per_s * (now_ns - job.arrival_ns)
+
+    def patience_ns(self, job: Job) -> int:
+        """How much later another job must come to be sure of its place behind this one."""
+        return -(-self.cost(job, 0) * _SECOND_NS // self._ageing_per_s)
+
+
+class FamilyCalibrated(Calibrated):
+    """As Calibrated, but what many who wait will share is charged to all of them.
+
+    The first of a family computes the shared tokens, the others come cheaply after it: its cost is the
+    family's mean, if that is less than its own.  No job's cost is raised, so that patience holds.
+    The rule is Smith's (shortest mean work first) for families with a set-up.
+    """
+
+    name = "family"
+
+    def order(self, jobs: Sequence[Job], now_ns: int) -> list[Job]:
+        means = self._means(jobs)
+        scores = {}
+        for job in jobs:
+            own = self.cost(job, job.num_cached)
+            mean = means.get(job.family, (own, 0))
+            shared = mean[0] + (own - self._later(job)) // max(mean[1], 1) if mean[1] else own
+            cost = min(own, shared)
+            scores[job.id] = cost * _SECOND_NS - self._ageing_per_s * (now_ns - job.arrival_ns)
+        return self._order(jobs, scores)
+
+    def _means(self, jobs: Sequence[Job]) -> dict[str | None, tuple[int, int]]:
+        """By family: what a member costs on average once the shared tokens are there, and how many wait."""
+        sums: dict[str, tuple[int, int]] = {}
+        for job in jobs:
+            if job.family is not None:
+                total, count = sums.get(job.family, (0, 0))
+                sums[job.family] = (total + self._later(job), count + 1)
+        return {family: (total // count, count) for family, (total, count) in sums.items()}
+
+    def _later(self, job: Job) -> int:
+        """The job's cost after another of its family."""
+        return self.cost(job, min(max(job.num_cached, job.num_shared), job.num_tokens))
+
+
+class HighestRatio(_Costed):
+    """Highest response ratio next: (waited + cost) / cost, compared in whole millionths."""
+
+    name = "ratio"
+
+    def order(self, jobs: Sequence[Job], now_ns: int) -> list[Job]:
+        return self._order(jobs, {job.id: -self._ratio(job, now_ns) for job in jobs})
+
+    def _ratio(self, job: Job, now_ns: int) -> int:
+        unit_ns = 1000 if self._model else _SECOND_NS // _TOKENS_PER_S
+        cost_ns = max(self.cost(job, job.num_cached), 1) * unit_ns
+        return 10**6 * (now_ns - job.arrival_ns + cost_ns) // cost_ns
+
+
+_COSTED: tuple[type[_Costed], ...] = (
+    StaticShortest,
+    ShortestMiss,
+    Calibrated,
+    FamilyCalibrated,
+    HighestRatio,
+)
+_ALL: tuple[type[Policy], ...] = (Fcfs, Priority, LongestMatch, *_COSTED)
+POLICIES: dict[str, type[Policy]] = {kind.name: kind for kind in _ALL}
+
+
+def make_policy(name: str, model: JctModel | None = None) -> Policy:
+    """The policy of that name, with a fitted model where it can use one."""
+    kind = POLICIES[name]
+    return kind(model) if issubclass(kind, _Costed) else kind()

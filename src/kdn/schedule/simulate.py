@@ -1,0 +1,152 @@
+"""Jobs through a policy on paper: the same decisions as live, with a model in place of the machine.
+
+arrive  ->  count what is cached now  ->  order  ->  pack  ->  one pass  ->  keep prefixes  ->  ...
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from kdn.core import BLOCK_TOKENS, JctModel, Job
+from kdn.schedule.queue import WaitingRoom
+
+__all__ = ["Ended", "PrefixCache", "PrefixJob", "simulate"]
+
+
+@dataclass(frozen=True)
+class PrefixJob:
+    """A job whose first `num_prefix` tokens are those of every job with the same `prefix`."""
+
+    id: str
+    arrival_ns: int
+    prefix: str
+    num_prefix: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a job."""
+
+    id: str
+    arrival_ns: int
+    start_ns: int
+    end_ns: int
+    num_cached: int
+
+    @property
+    def latency_ns(self) -> int:
+        return self.end_ns - self.arrival_ns
+
+    @property
+    def wait_ns(self) -> int:
+        return self.start_ns - self.arrival_ns
+
+
+class PrefixCache:
+    """Blocks of prefixes under a cap, the least recently used gone first, as the memory tier has it."""
+
+    def __init__(self, capacity_tokens: int) -> None:
+        self._capacity = capacity_tokens
+        self._blocks: OrderedDict[tuple[str, int], int] = OrderedDict()
+
+    def match(self, prefix: str, num_prefix: int) -> int:
+        """Leading tokens that are here now. Not a use."""
+        found = 0
+        for block, size in _blocks(prefix, num_prefix):
+            if block not in self._blocks:
+                break
+            found += size
+        return found
+
+    def use(self, prefix: str, num_prefix: int) -> None:
+        """What is here of it was read."""
+        for block, _ in _blocks(prefix, num_prefix):
+            if block not in self._blocks:
+                break
+            self._blocks.move_to_end(block)
+
+    def keep(self, prefix: str, num_prefix: int) -> None:
+        """All of it was computed and is put in."""
+        for block, size in _blocks(prefix, num_prefix):
+            if size > self._capacity:
+                continue
+            if block not in self._blocks:
+                while sum(self._blocks.values()) + size > self._capacity:
+                    self._blocks.popitem(last=False)
+                self._blocks[block] = size
+            self._blocks.move_to_end(block)
+
+
+def _blocks(prefix: str, num_prefix: int) -> list[tuple[tuple[str, int], int]]:
+    starts = range(0, num_prefix, BLOCK_TOKENS)
+    return [((prefix, at), min(BLOCK_TOKENS, num_prefix - at)) for at in starts]
+
+
+def simulate(
+    jobs: Sequence[PrefixJob],
+    room: WaitingRoom,
+    model: JctModel,
+    cache: PrefixCache,
+    pack_tokens: int,
+    max_rows: Callable[[Sequence[Job]], bool] = lambda members: True,
+) -> list[Ended]:
+    """Every job to its end, in order of ending. `room` must be empty and carries the policy."""
+    coming = sorted(jobs, key=lambda job: (job.arrival_ns, job.id))
+    known = {job.id: job for job in coming}
+    now, at, ended = 0, 0, list[Ended]()
+    while at < len(coming) or len(room):
+        if not len(room):
+            now = max(now, coming[at].arrival_ns)
+        while at < len(coming) and coming[at].arrival_ns <= now:
+            room.add(_arrived(coming[at], cache))
+            at += 1
+        _count_anew(room, known, cache)
+        members = room.admit(now, max_rows, pack_tokens)
+        start, now = now, now + _pass_ns(members, known, model)
+        for member in members:
+            job = known[member.id]
+            cache.use(job.prefix, job.num_prefix)
+            ended.append(Ended(job.id, job.arrival_ns, start, now, member.num_cached))
+        for member in members:
+            cache.keep(known[member.id].prefix, known[member.id].num_prefix)
+    return ended
+
+
+def _pass_ns(members: Sequence[Job], known: dict[str, PrefixJob], model: JctModel) -> int:
+    """The time of one pass; a prefix that several share is brought in once."""
+    seconds = model.pass_s + sum(model.share(j.num_missing, j.num_cached) for j in members)
+    brought: set[str] = set()
+    for member in members:
+        if known[member.id].prefix in brought:
+            seconds -= model.cached_s * member.num_cached
+        brought.add(known[member.id].prefix)
+    return round(seconds * 1e9)
+
+
+def _arrived(job: PrefixJob, cache: PrefixCache) -> Job:
+    cached = cache.match(job.prefix, job.num_prefix)
+    return Job(
+        job.id,
+        job.arrival_ns,
+        job.num_tokens,
+        cached,
+        1,
+        num_cached_at_arrival=cached,
+        family=job.prefix,
+        num_shared=job.num_prefix,
+    )
+
+
+def _count_anew(room: WaitingRoom, known: dict[str, PrefixJob], cache: PrefixCache) -> None:
+    """What is cached of each waiting job at this moment; one look per prefix."""
+    looked: dict[tuple[str, int], int] = {}
+    for job in room.jobs():
+        one = known[job.id]
+        name = (one.prefix, one.num_prefix)
+        if name not in looked:
+            looked[name] = cache.match(*name)
+        if looked[name] != job.num_cached:
+            room.add(replace(job, num_cached=looked[name]))

@@ -1,0 +1,98 @@
+"""kdn label and kdn cost fit, as programs: rows to a table, through a kill."""
+
+from __future__ import annotations
+
+import csv
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import finish, kdn, start
+
+QUESTION = "Is this about a card? {text}"
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", max_position_embeddings=4096)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.csv"
+    lines = [f"row {n} of the cards,{'yes' if n % 3 else 'no'}" for n in range(12)]
+    path.write_text("text,truth\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def label(home: Path, rows: Path, out: Path, tiny: Path, *more: str) -> tuple[str | Path, ...]:
+    return (
+        "label", rows, "-t", QUESTION, "-c", "yes,no", "-o", out, "--model", tiny, "--json", *more
+    )  # fmt: skip
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_row_gets_its_probabilities(tmp_path: Path, rows: Path, tiny: Path) -> None:
+    out = tmp_path / "out.csv"
+    done = kdn(tmp_path, *label(tmp_path, rows, out, tiny, "--known", "truth"))
+    assert done.code == 0, done.err
+    assert done.json["rows"] == 12
+    assert done.json["known"] == 12
+    found = table(out)
+    for row in found:
+        assert float(row["p_yes"]) + float(row["p_no"]) == pytest.approx(1)
+        assert row["label"] == ("yes" if row["p_yes"] >= row["p_no"] else "no")
+    assert list(tmp_path.glob("*.journal")) == []
+    nobody = kdn(tmp_path, *label(tmp_path, rows, out, tiny, "--threshold", "1"))
+    assert nobody.json["abstained"] == 12
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, tiny: Path) -> None:
+    """Killed for good after some rows; the second run computes the others, and the table is the same."""
+    long = "card " * 300
+    path = tmp_path / "many.csv"
+    path.write_text("text\n" + "".join(f"{n} {long}\n" for n in range(60)))
+    out = tmp_path / "out.csv"
+    journal = tmp_path / "out.csv.journal"
+    program = start(tmp_path, *label(tmp_path, path, out, tiny))
+    while program.poll() is None:
+        if journal.exists() and journal.read_text().count("\n") > 3:
+            program.send_signal(signal.SIGKILL)
+            program.wait()
+    finish(program)
+    assert program.returncode == -signal.SIGKILL
+    assert not out.exists()
+    before = journal.read_text().count("\n") - 1
+    again = kdn(tmp_path, *label(tmp_path, path, out, tiny))
+    assert again.code == 0, again.err
+    assert again.json["resumed"] == before > 0
+    assert "going on after row" in again.err
+    whole = tmp_path / "whole.csv"
+    assert kdn(tmp_path, *label(tmp_path, path, whole, tiny)).json["resumed"] == 0
+    for one, other in zip(table(out), table(whole), strict=True):
+        assert float(one["p_yes"]) == pytest.approx(float(other["p_yes"]), abs=1e-4)
+
+
+def test_wrong_wishes_end_in_one_sentence(tmp_path: Path, rows: Path, tiny: Path) -> None:
+    out = tmp_path / "out.csv"
+    done = kdn(tmp_path, "label", rows, "-t", "{nope}", "-c", "yes,no", "-o", out, "--model", tiny)
+    assert done.code == 2
+    assert "the columns are text, truth" in done.err
+    done = kdn(
+        tmp_path, "label", rows, "-t", "{text}", "-c", "yes,yellow", "-o", out, "--model", tiny
+    )
+    assert done.code == 2
+    assert "begin with the same token" in done.err
+
+
+def test_a_fit_is_kept_and_used(tmp_path: Path, tiny: Path) -> None:
+    done = kdn(tmp_path, "cost", "fit", "--model", tiny, "--repeats", "1", "--json")
+    assert done.code == 0, done.err
+    assert done.json["jct"]["source"] == "fit"
+    assert len(list((tmp_path / "cost").glob("jct-*.json"))) == 1

@@ -1,0 +1,135 @@
+"""One-token questions over HTTP, against the same questions asked in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdn
+from kdn.config import load_config
+from kdn.rank import classify_question, make_choices
+from kdn.serve.run import KdnService
+from tests.serve.running import Running, running
+
+
+@pytest.fixture(scope="module")
+def opened(
+    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[kdn.Kdn]:
+    config = load_config({}, home=tmp_path_factory.mktemp("home"))
+    folder = tiny_model("llama", max_position_embeddings=4096)
+    with kdn.open(folder, config=config, dtype="float32") as found:
+        yield found
+        found.check()
+
+
+@pytest.fixture(scope="module")
+def server(opened: kdn.Kdn) -> Iterator[Running]:
+    with running(KdnService(opened)) as server:
+        yield server
+
+
+def post(server: Running, path: str, **body: Any) -> Any:
+    answer = server.http.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+TEXTS = ["The mat has a cat.", "It rains."]
+
+
+@pytest.mark.parametrize(
+    "names", [("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2")]
+)
+def test_pairs_of_texts_under_every_name(
+    server: Running, opened: kdn.Kdn, names: tuple[str, str]
+) -> None:
+    found = post(server, "/v1/score", **{names[0]: "Where is the cat?", names[1]: TEXTS})
+    expected = [verdict.probabilities[0] for verdict in opened.score("Where is the cat?", TEXTS)]
+    assert [one["score"] for one in found["data"]] == pytest.approx(expected, abs=1e-5)
+    assert [one["index"] for one in found["data"]] == [0, 1]
+    assert found["object"] == "list"
+    assert found["usage"]["completion_tokens"] == 2
+
+
+def test_the_querys_tokens_are_reused(server: Running) -> None:
+    query = "Which of these is it? " * 20
+    post(server, "/v1/score", text_1=query, text_2="first")
+    again = post(server, "/v1/score", text_1=query, text_2="second")
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > len(query)
+
+
+def test_label_tokens_after_query_and_items(server: Running, opened: kdn.Kdn) -> None:
+    """As shares of the two, and as probabilities among all tokens: the ratio is the same."""
+    body = {"query": "Yes or no: ", "items": ["a", [98, 99]], "label_token_ids": [121, 110]}
+    shares = post(server, "/v1/score", **body, apply_softmax=True)["scores"]
+    raw = post(server, "/v1/score", **body)["scores"]
+    for share, plain in zip(shares, raw, strict=True):
+        assert sum(share) == pytest.approx(1)
+        assert sum(plain) < 1
+        assert share[0] / share[1] == pytest.approx(plain[0] / plain[1], rel=1e-3)
+    flipped = post(server, "/v1/score", **body, apply_softmax=True, item_first=True)["scores"]
+    assert flipped != shares
+
+
+def test_classify(server: Running, opened: kdn.Kdn) -> None:
+    labels = ["weather", "animal", "money"]
+    found = post(server, "/classify", input=TEXTS, labels=labels)["data"]
+    choices = make_choices(labels, opened.model.tokenizer.encode)
+    asked = [opened.question(classify_question(text, labels)) for text in TEXTS]
+    for one, verdict in zip(found, opened.judge().ask(asked, choices), strict=True):
+        assert one["probs"] == pytest.approx(verdict.probabilities, abs=1e-5)
+        assert one["label"] == verdict.best
+        assert one["num_classes"] == 3
+
+
+def test_decisions_about_one_text(server: Running, opened: kdn.Kdn) -> None:
+    questions = ["Is there a cat?", "Does it rain?"]
+    found = post(server, "/v1/decisions", input=TEXTS[0], questions=questions)["data"]
+    for one, verdict in zip(found, opened.decide(TEXTS[0], questions), strict=True):
+        assert one["probability"] == pytest.approx(verdict.probabilities[0], abs=1e-5)
+        assert one["decision"] == (verdict.best == "Yes")
+
+
+def test_a_chat_of_one_token_takes_no_kv_but_one_layers(server: Running, opened: kdn.Kdn) -> None:
+    """Logprobs of the first token are those of a longer answer, which runs the other way."""
+    create = server.openai.chat.completions.create
+    found = []
+    for max_tokens in (1, 2):
+        answer = create(
+            model=opened.name,
+            messages=[{"role": "user", "content": "Say something, please."}],
+            max_tokens=max_tokens,
+            temperature=0,
+            logprobs=True,
+            top_logprobs=5,
+            extra_body={"ignore_eos": True, "kdn": {"reuse": False}},
+        )
+        logprobs = answer.choices[0].logprobs
+        assert logprobs is not None
+        assert logprobs.content is not None
+        found.append([top.logprob for top in logprobs.content[0].top_logprobs])
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "why"),
+    [
+        ("/v1/score", {"text_1": "a"}, "text_1 and text_2"),
+        ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "cannot be paired"),
+        ("/v1/score", {"query": "a", "items": [], "label_token_ids": [5]}, "go with a query"),
+        ("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": [5, 5]}, "each once"),
+        ("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": [99999]}, "token id 99999"),
+        ("/v1/score", {"text_1": "a", "text_2": "b", "model": "other"}, "is not served"),
+        ("/classify", {"input": "a", "labels": ["cat", "car"]}, "same token"),
+    ],
+)
+def test_refusals_say_what_to_do(
+    server: Running, path: str, body: dict[str, object], why: str
+) -> None:
+    answer = server.http.post(path, json=body)
+    assert answer.status_code in (400, 404)
+    assert why in answer.json()["error"]["message"]
