@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdn.store.block import Block, block_ids, cut_blocks
-from kdn.store.codec import CODECS, Codec, NoCodec
+from kdn.store.codecs import CODECS, Codec, NoCodec
 from kdn.store.disk import DiskTier
 from kdn.store.format import EncodedBlock, Header, encode_block
 from kdn.store.index import BlockHit, Match

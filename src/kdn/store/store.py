@@ -25,7 +25,7 @@ from kdn.core import BlockId, BlockKey, ContentId, Fingerprint, Recipe
 from kdn.errors import CorruptBlock, NoSpace, StoreError
 from kdn.store.behind import WriteBehind
 from kdn.store.block import Block
-from kdn.store.codec import Codec, NoCodec
+from kdn.store.codecs import Codec, NoCodec
 from kdn.store.disk import DiskTier
 from kdn.store.format import EncodedBlock, encode_block
 from kdn.store.index import BlockHit, Entry, Family, Index, Match
