@@ -13,7 +13,7 @@ from kdn.compiler import NoCompiler
 from kdn.core import KvShape
 from kdn.errors import CorruptBlock
 from kdn.store.codecs import Coder, NativeCoder, NumpyCoder, RunForm
-from kdn.store.codecs.coder import Restoring
+from kdn.store.codecs.coder import Bytes, Restoring, Symbols
 from kdn.store.codecs.shapes import ESCAPE, NUM_SHAPES, shapes
 
 
@@ -25,7 +25,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> NativeCoder:
         pytest.skip(str(why))
 
 
-def drawn(seed: int, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def drawn(seed: int, rows: int, width: int) -> tuple[Symbols, Bytes]:
     """Symbols [rows, width] and a shape for each column that has them all."""
     random = np.random.default_rng(seed)
     shape = random.integers(0, NUM_SHAPES, width).astype(np.uint8)
@@ -61,7 +61,7 @@ def test_both_restore_the_same_bits(native: NativeCoder, dtype: str) -> None:
     escapes = random.integers(-(2**31), 2**31, (symbols == ESCAPE).sum()).astype(np.int32)
     by = Restoring(
         random.integers(0, 4, 128).astype(np.uint8),
-        np.repeat(np.float32([0.031, 0.0027]), 64),
+        np.repeat(np.array([0.031, 0.0027], dtype=np.float32), 64),
         random.normal(0, 3, 128).astype(np.float32),
     )
     ours, twins = (coder.restore(symbols, escapes, by, form) for coder in (native, NumpyCoder()))

@@ -14,6 +14,7 @@ factor << 6 | shape (u8), then the escapes (i32), then the words (u16).
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -82,17 +83,15 @@ class Entropy(FramedCodec):
         if _HEAD.size + sum(sizes) != packed.nbytes:
             raise CorruptBlock("counts that do not fit the run's length")
         cuts = np.cumsum((_HEAD.size, *sizes))
-        mean, modes, escapes, words = (
-            packed[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)
-        )
+        mean, modes, escapes, words = (packed[start:stop] for start, stop in pairwise(cuts))
         mode = np.frombuffer(modes, dtype=np.uint8)
         steps = np.array((key_step, value_step), dtype=np.float32)
         by = Restoring(
-            mode >> 6,
+            (mode >> 6).astype(np.uint8),
             np.repeat(steps, form.num_channels),
             np.frombuffer(mean, dtype="<f2").astype(np.float32),
         )
-        shape = mode & 63
+        shape = (mode & 63).astype(np.uint8)
         if shape.max() >= NUM_SHAPES or not np.isfinite((*by.mean, *steps)).all():
             raise CorruptBlock("shapes, means or steps that no writer makes")
         coder = fastest_coder()
@@ -105,7 +104,8 @@ class Entropy(FramedCodec):
         spread = np.sqrt(np.square(halves).mean(axis=(0, 2)))
         place = 0.75 + abs(form.layer / form.shape.num_layers - 0.5)
         steps = spread * (self._step * place) * np.array((_KEYS_COARSER, 1.0))
-        return np.maximum(steps, _SMALLEST_STEP).astype(np.float32)
+        least: Floats = np.maximum(steps, _SMALLEST_STEP).astype(np.float32)
+        return least
 
 
 def _head(packed: memoryview) -> tuple[float, float, int, int]:
@@ -119,7 +119,8 @@ def _factors(numbers: Wide) -> Bytes:
     """For each column how many quarters of the number before predict a number best."""
     before, energy = numbers[:-1], np.square(numbers).sum(axis=0)
     alike = (before * numbers[1:]).sum(axis=0) / np.maximum(energy, 1)
-    return np.clip(np.rint(4 * alike), 0, 3).astype(np.uint8)
+    quarters: Bytes = np.clip(np.rint(4 * alike), 0, 3).astype(np.uint8)
+    return quarters
 
 
 def _best_shapes(rest: Wide) -> Bytes:
@@ -128,4 +129,7 @@ def _best_shapes(rest: Wide) -> Bytes:
     symbols = np.where(np.abs(rest) < -ESCAPE, rest, ESCAPE) & 0xFF
     places = symbols + 256 * np.arange(width)
     counts = np.bincount(places.reshape(-1), minlength=256 * width).reshape(width, 256)
-    return np.argmin(counts.astype(np.float32) @ shapes().bits.T, axis=1).astype(np.uint8)
+    cheapest: Bytes = np.argmin(counts.astype(np.float32) @ shapes().bits.T, axis=1).astype(
+        np.uint8
+    )
+    return cheapest

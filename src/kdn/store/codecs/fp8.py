@@ -37,7 +37,7 @@ class Fp8(FramedCodec):
         largest = np.abs(values).max(axis=1, keepdims=True)
         # Within e4m3's range even where all values of a channel are tiny.
         scale = np.maximum(largest / np.float32(_LARGEST), np.float32(1e-30))
-        return scale.astype("<f4").tobytes() + _to_e4m3(values / scale).tobytes()
+        return b"".join((scale.astype("<f4").tobytes(), _to_e4m3(values / scale).tobytes()))
 
     def _unpack(self, packed: memoryview, form: RunForm) -> memoryview:
         scale_bytes = 2 * form.num_channels * 4

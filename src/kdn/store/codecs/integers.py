@@ -77,7 +77,7 @@ class Integers(FramedCodec):
             for start in (at, at + size)
         )
         start = at + 2 * size
-        stop = start + -(-rows * columns * self._bits // 8)
+        stop: int = start + -(-rows * columns * self._bits // 8)
         if not (np.isfinite(low).all() and np.isfinite(spacing).all()):
             raise CorruptBlock("scales that no writer makes")
         codes = _expand(packed[start:stop], rows * columns, self._bits).reshape(group.shape)

@@ -81,7 +81,7 @@ def _join(planes: list[Bytes], form: RunForm) -> memoryview:
 
 
 def _pack_plane(packer: zstandard.ZstdCompressor, plane: Bytes) -> bytes:
-    packed = packer.compress(plane)
+    packed = packer.compress(plane.data)
     if len(packed) > _WORTH * plane.nbytes:
         packed = plane.tobytes()
     return _SIZE.pack(len(packed)) + packed
