@@ -17,7 +17,6 @@ from pathlib import Path
 
 from kdn.core import BlockKey, Cause, ChainHash, ContentId, Fingerprint, Recipe
 from kdn.errors import NoSpace, StoreError
-from kdn.store.files import remove
 from kdn.store.index import Entry, Family
 from kdn.store.schema import QUARANTINED, READY, connect, prepare
 from kdn.store.tier import Changes, Spare
@@ -364,7 +363,7 @@ class Catalogue:
 def discard_catalogue(path: Path) -> None:
     """Remove a damaged catalogue. To be called while no process uses it."""
     for suffix in ("", "-wal", "-shm"):
-        remove(path.with_name(path.name + suffix))
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _family(fingerprint: str, causes: str, detail: str, salt: str) -> Family:
