@@ -157,15 +157,14 @@ def _combinations(
     ]
     size = 2 ** len(names) * len(databases) * 4 ** len(versions)
     if size <= most:
-        for bits, *torn, database in product(
-            product((0, 1), repeat=len(names)), *versions, databases
-        ):
-            yield _chosen(names, bits), dict(torn), database
+        for bits in product((0, 1), repeat=len(names)):
+            for torn in product(*versions):
+                for database in databases:
+                    yield _chosen(names, bits), dict(torn), database
         return
     for number in range(most):
-        bits = tuple(chance.getrandbits(1) if number > 1 else number for _ in names)
-        torn = dict(map(chance.choice, versions))
-        yield _chosen(names, bits), torn, chance.choice(databases)
+        some = tuple(chance.getrandbits(1) if number > 1 else number for _ in names)
+        yield _chosen(names, some), dict(map(chance.choice, versions)), chance.choice(databases)
 
 
 def _chosen(names: list[int], bits: tuple[int, ...]) -> tuple[int, ...]:

@@ -132,10 +132,20 @@ class Catalogue:
             return cursor.lastrowid
 
     def publish(
-        self, reservation: int | None, entry: Entry, size_bytes: int, wall_s: float
+        self,
+        reservation: int | None,
+        entry: Entry,
+        size_bytes: int,
+        wall_s: float,
+        place: Callable[[], None] = lambda: None,
     ) -> None:
-        """The block's file is in place: turn the reservation into a row."""
+        """Have the block's file put in its place, and turn the reservation into a row.
+
+        Both in one transaction: two processes may put the same block in different codecs, and the
+        row has to tell the size of the file that came last.
+        """
         with self._transaction():
+            place()
             self._writer.execute("DELETE FROM writing WHERE id = ?", (reservation,))
             self._writer.execute(
                 """INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (key)

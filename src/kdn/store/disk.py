@@ -251,11 +251,14 @@ class DiskTier(Tier):
     def _write(self, block: EncodedBlock, number: int) -> None:
         temporary, final = self._folder.temporary(number), self._folder.block(block.key)
         self._files.write_temporary(temporary, block.data)
-        self._files.remove(self._folder.quarantined(block.key))
-        try:
+
+        def place() -> None:
+            self._files.remove(self._folder.quarantined(block.key))
             self._files.publish(temporary, final)
+
+        try:
             entry = Entry.of(block.header.id)
-            self._catalogue.publish(number, entry, block.size_bytes, self._clock.wall())
+            self._catalogue.publish(number, entry, block.size_bytes, self._clock.wall(), place)
         except BaseException:
             # Bytes that no row counts would escape the cap, so the file must not outlive the row.
             self._files.remove(temporary)
