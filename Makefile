@@ -51,8 +51,9 @@ bench: $(INSTALLED) ## every benchmark, with its page under docs/benchmarks
 rivals: ## the programs that kdn is compared with, in an environment of their own
 	$(PYTHON) scripts/rivals/build.py $(RIVALS)
 
-soak: $(INSTALLED) ## ten minutes of random requests, restarts and audits
+soak: $(INSTALLED) ## twenty minutes of random requests, power cuts, flipped bits and audits
 	$(BIN)/python scripts/soak.py --minutes 10
+	$(BIN)/python scripts/soak_store.py --minutes 10
 
 docs: $(INSTALLED) ## the generated pages of docs/
 	$(BIN)/python scripts/generate_docs.py

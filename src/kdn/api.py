@@ -20,13 +20,12 @@ from typing import Self
 import torch
 
 from kdn.answers import Answer, Source, collect
-from kdn.calibrate import jct_path, measure_jct, stored_jct
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config, load_config
 from kdn.core import Fingerprint, JctModel, Keeping, Prompt, Request, Role, Sampling, Stream
 from kdn.cost import GRID, save_jct
 from kdn.engine import Engine, Limits
-from kdn.errors import BadInput, MissingExtra, UnknownModel
+from kdn.errors import BadConfig, BadInput, MissingExtra, UnknownModel
 from kdn.machine import free_memory_bytes
 from kdn.model import Decoder, Document, LoadedModel, Message, Remembered, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
@@ -54,9 +53,10 @@ from kdn.rank import (
     make_choices,
     pair_question,
 )
-from kdn.reuse import PrefixReuse
+from kdn.reuse import LossRule, PrefixReuse
 from kdn.schedule import WaitingRoom, make_policy
-from kdn.store import Store, open_store
+from kdn.store import CODECS, QualityRecord, Store, load_record, open_store
+from kdn.timing import jct_path, measure_jct, stored_jct
 from kdn.trace import Recorder, Trace
 
 __all__ = ["Answer", "Kdn", "Source", "open"]
@@ -104,6 +104,7 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
         clock=clock,
         kernel=kernel,
     )
+    _refuse_unmeasured(config, load_record(config.home, loaded.decoder.fingerprint_with(None)))
     store = open_store(
         config.store_folder,
         memory_bytes=config.store.memory_bytes,
@@ -168,9 +169,11 @@ class Kdn:
         self._remembered = Remembered()
         self._names = (f"r{number}" for number in itertools.count(1))
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
-        self._reuse = PrefixReuse(store, shape, self._fingerprint)
         self.jct = stored_jct(model.decoder, config.home)
         """How long prompts take here: fitted by `kdn cost fit`, else counted."""
+        self._records: dict[Fingerprint, QualityRecord | None] = {}
+        loss = LossRule(config.store.codec, config.store.max_kl, self.quality)
+        self._reuse = PrefixReuse(store, shape, self._fingerprint, loss)
         limits = Limits(
             kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
             max_batch_tokens=config.engine.max_batch_tokens,
@@ -389,6 +392,12 @@ class Kdn:
 
     # --- housekeeping ------------------------------------------------------------------------
 
+    def quality(self, fingerprint: Fingerprint) -> QualityRecord | None:
+        """What `kdn store calibrate` found for that model; looked up once while this is open."""
+        if fingerprint not in self._records:
+            self._records[fingerprint] = load_record(self.config.home, fingerprint)
+        return self._records[fingerprint]
+
     def check(self) -> None:
         """Audit the books of engine and store. Raises AssertionError. For tests, between requests."""
         self.engine.check()
@@ -426,6 +435,24 @@ class Kdn:
                 f"nothing in the library has to do with {question!r}; ask in other words"
             )
         return parts
+
+
+def _refuse_unmeasured(config: Config, record: QualityRecord | None) -> None:
+    """A lossy codec that was named together with a limit must be known to keep it."""
+    codec, limit = config.store.codec, config.store.max_kl
+    if limit is None or codec not in CODECS or CODECS[codec].lossless:
+        return
+    found = record.codecs.get(codec) if record is not None else None
+    if found is None:
+        raise BadConfig(
+            f"store.codec is {codec} with max_kl {limit:g}, and what {codec} does to this model was"
+            " never measured; run: kdn store calibrate"
+        )
+    if found.kl > limit:
+        raise BadConfig(
+            f"store.codec is {codec}, which moves this model by {found.kl:.2g} nats, more than"
+            f" max_kl {limit:g}: raise max_kl, or let codec be auto"
+        )
 
 
 _FRAME_TOKENS = 256

@@ -1,130 +1,229 @@
-"""The time model of an open model: where it is kept, what stands in for it, how it is measured."""
+"""What each lossy codec does to a model's answers, measured on real text.
+
+    a piece of text    |-- context: its KV goes through the codec --|-- positions --|
+    KL at each position between the next-token distributions with the KV as it is and as it came back
+
+Beside it stand the KL of a context from another text, and of none: the scale on which to read it.
+"""
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from kdn.clock import Clock
 from kdn.core import (
-    Finish,
-    JctModel,
-    Keeping,
+    BLOCK_TOKENS,
+    EXACT,
+    BlockId,
+    Fingerprint,
     KvShape,
-    Prompt,
-    Request,
-    Role,
-    Sampling,
-    Segment,
+    LayerKV,
+    Plan,
+    Recipe,
     TokenIds,
+    chain_hash,
 )
-from kdn.cost import GRID, count_jct, fit_jct, jct_file, load_jct, measure_grid
-from kdn.engine import Engine, Limits
-from kdn.errors import EngineFailed
-from kdn.model import Decoder, LoadedModel
-from kdn.model.attention import Attention
-from kdn.reuse import PrefixReuse
-from kdn.store import open_store
+from kdn.engine import Capture, Head, Lane, Pass, SequenceKV, Tail
+from kdn.errors import BadInput
+from kdn.model import LoadedModel
+from kdn.model.attention import TorchAttention
+from kdn.reuse import lossy_recipe
+from kdn.store import CODECS, Block, Codec, CodecQuality, QualityRecord, encode_block
 
-__all__ = ["jct_path", "measure_jct", "stored_jct"]
+__all__ = ["Probe", "calibrate", "probes", "read_texts", "through"]
 
-_SCRATCH_BYTES = 1 << 30
-
-
-def jct_path(decoder: Decoder, home: Path) -> Path:
-    """The file that holds this model's fit on this device with this many threads."""
-    return jct_file(home, decoder.fingerprint, str(decoder.device), torch.get_num_threads())
+CONTEXT_TOKENS = 512
+POSITIONS = 96
+PIECES = 6
+_SUFFIXES = (".rst", ".txt", ".md")
 
 
-def stored_jct(decoder: Decoder, home: Path) -> JctModel:
-    """The fit that was kept for this model here, or else a count of operations."""
-    fitted = load_jct(jct_path(decoder, home))
-    if fitted is not None:
-        return fitted
-    config, shape = decoder.config, _shape(decoder)
-    layer = sum(
-        config.hidden_size * width
-        for width in (2 * config.q_size, 2 * config.kv_size, 3 * config.intermediate_size)
-    )
-    return count_jct(layer * config.num_layers, config.q_size, shape)
+@dataclass(frozen=True)
+class Probe:
+    """A piece of text: its KV, and what the model expects after each of the later positions."""
+
+    token_ids: TokenIds
+    kv: Tensor
+    """[layers, 2, context tokens, kv heads, dim]: K without rotary position, and V."""
+    expected: Tensor
+    """[positions, vocabulary] log-probabilities with the context as it is."""
+
+    @property
+    def num_context(self) -> int:
+        return self.kv.shape[2]
 
 
-def measure_jct(
-    model: LoadedModel,
-    attention: Attention,
-    clock: Clock,
-    grid: Sequence[tuple[int, int]] = GRID,
-    repeats: int = 3,
-) -> JctModel:
-    """Prompts of one token through an engine of their own, over a store that is thrown away.
+@dataclass(frozen=True)
+class _Given:
+    """KV at hand, as a layer source."""
 
-    Points beyond the model's context are left out.  Reused tokens come from the memory tier, and are
-    put together anew for every prompt, as for a request that shares its prefix with no running one.
-    """
-    most = model.decoder.config.max_position - 2
-    points = [(new, cached) for new, cached in grid if new + cached <= most]
-    probe = _Probe(model, attention, clock)
-    try:
-        for new, cached in points[:1] + [point for point in points if point[1]][:1]:
-            probe.seconds(new, cached)  # the first of each kind warms up
-        return fit_jct(measure_grid(probe.seconds, points, repeats))
-    finally:
-        probe.close()
+    kv: Tensor
+    name: str = "given"
 
+    @property
+    def num_tokens(self) -> int:
+        return self.kv.shape[2]
 
-class _Probe:
-    """An engine that times prompts of random tokens."""
+    def start(self, layer: int) -> None:
+        return None
 
-    def __init__(self, model: LoadedModel, attention: Attention, clock: Clock) -> None:
-        decoder = model.decoder
-        self._store = open_store(None, memory_bytes=_SCRATCH_BYTES)
-        self._reuse = PrefixReuse(self._store, _shape(decoder), lambda _: decoder.fingerprint)
-        limits = Limits(kv_bytes=_SCRATCH_BYTES, idle_head_bytes=0)
-        self._engine = Engine(model, attention, self._reuse, limits, clock, threaded=False)
-        self._clock = clock
-        self._random = random.Random(0)
-        self._vocabulary = range(min(decoder.config.vocab_size, 30_000))
-        self._prefixes: dict[int, TokenIds] = {}
-        self._serial = itertools.count()
-
-    def seconds(self, num_new: int, num_cached: int) -> float:
-        """From handing the prompt over to having its token."""
-        prefix = self._stored(num_cached) if num_cached else ()
-        return self._run(prefix, self._tokens(num_new), Keeping.NOTHING)
+    def take(self, layer: int) -> tuple[LayerKV]:
+        return (LayerKV(self.kv[layer, 0], self.kv[layer, 1]),)
 
     def close(self) -> None:
-        self._engine.close()
-        self._reuse.close()
-        self._store.close()
-
-    def _stored(self, num_tokens: int) -> TokenIds:
-        if num_tokens not in self._prefixes:
-            self._prefixes[num_tokens] = self._tokens(num_tokens)
-            self._run(self._prefixes[num_tokens], self._tokens(1), Keeping.SHARED)
-        return self._prefixes[num_tokens]
-
-    def _tokens(self, count: int) -> TokenIds:
-        return tuple(self._random.choices(self._vocabulary, k=count))
-
-    def _run(self, prefix: TokenIds, rest: TokenIds, keeping: Keeping) -> float:
-        pieces = ((Role.DOCUMENT, prefix), (Role.QUESTION, rest))
-        prompt = Prompt(tuple(Segment(role, ids) for role, ids in pieces if ids))
-        name = f"probe-{next(self._serial)}"
-        started = self._clock.now()
-        sampling = Sampling(max_tokens=1, ignore_eos=True)
-        stream = self._engine.submit(Request(name, prompt, sampling, keeping=keeping))
-        while self._engine.step():
-            pass
-        elapsed = self._clock.now() - started
-        finish = next(event for event in stream if isinstance(event, Finish))
-        if keeping is Keeping.NOTHING and finish.usage.exact < len(prefix):
-            raise EngineFailed(f"{len(prefix)} tokens were stored, {finish.usage.exact} were found")
-        return elapsed
+        return None
 
 
-def _shape(decoder: Decoder) -> KvShape:
-    return decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
+def calibrate(
+    model: LoadedModel,
+    texts: Sequence[str],
+    clock: Clock,
+    *,
+    pieces: int = PIECES,
+    say: Callable[[str], None] = lambda _: None,
+) -> QualityRecord:
+    """Measure every lossy codec. Raises BadInput when the texts are too short."""
+    found = probes(model, texts, pieces=pieces, say=say)
+    others = [*found[1:], found[0]]
+    wrong = [_divergence(model, one, other.kv) for one, other in zip(found, others, strict=True)]
+    none = [_divergence(model, one, None) for one in found]
+    codecs = {}
+    for name, codec in CODECS.items():
+        if not codec.lossless:
+            say(f"codec {name}")
+            codecs[name] = _quality(model, found, codec)
+    return QualityRecord(
+        model=model.name,
+        fingerprint=model.decoder.fingerprint_with(None),
+        positions=sum(one.expected.shape[0] for one in found),
+        context_tokens=found[0].num_context,
+        wall_s=clock.wall(),
+        kl_wrong_document=float(torch.cat([kl for kl, _ in wrong]).mean()),
+        kl_no_context=float(torch.cat([kl for kl, _ in none]).mean()),
+        codecs=codecs,
+    )
+
+
+def read_texts(path: Path) -> list[str]:
+    """A text file, or every text file in a folder. Raises BadInput when there is none."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if _is_text(p))
+    if not files:
+        raise BadInput(f"{path} holds no text: give a folder with {', '.join(_SUFFIXES)} files")
+    return [file.read_text("utf-8", errors="replace") for file in files]
+
+
+def probes(
+    model: LoadedModel,
+    texts: Sequence[str],
+    *,
+    pieces: int = PIECES,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Probe]:
+    """Pieces of different texts, or of different parts of them. Raises BadInput: too little text."""
+    size = CONTEXT_TOKENS + POSITIONS
+    cut = [ids[at : at + size] for ids in map(model.tokenizer.encode, texts)
+           for at in range(size // 2, len(ids) - size, size)]  # fmt: skip
+    if len(cut) < pieces:
+        raise BadInput(f"{pieces} pieces of {size} tokens are needed, the text gives {len(cut)}")
+    found = []
+    for number, piece in enumerate(cut[:: len(cut) // pieces][:pieces], 1):
+        say(f"text {number} of {pieces}")
+        found.append(_probe(model, tuple(piece)))
+    return found
+
+
+def through(codec: Codec, kv: Tensor, shape: KvShape, token_ids: TokenIds) -> tuple[Tensor, int]:
+    """KV as it comes back from stored blocks, and the size of these in bytes."""
+    recipe = EXACT if codec.lossless else lossy_recipe(codec.name)
+    back, size_bytes = kv.clone(), 0
+    for start in range(0, kv.shape[2], BLOCK_TOKENS):
+        part = back[:, :, start : start + BLOCK_TOKENS]
+        block = _block(part, shape, token_ids[: start + part.shape[2]], start, recipe)
+        encoded = encode_block(block, codec)
+        size_bytes += encoded.size_bytes
+        for layer in range(shape.num_layers):
+            begin, end = encoded.header.layer_range(layer)
+            run = encoded.header.layer(layer, encoded.data[begin:end], verify=False)
+            values = torch.frombuffer(bytearray(run), dtype=kv.dtype)
+            part[layer] = values.view(part[layer].shape)
+    return back, size_bytes
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix in _SUFFIXES and path.is_file()
+
+
+def _quality(model: LoadedModel, found: Sequence[Probe], codec: Codec) -> CodecQuality:
+    divergences, changed, raw_bytes, size_bytes = [], [], 0, 0
+    for probe in found:
+        kv, stored_bytes = through(codec, probe.kv, _shape(model), probe.token_ids)
+        raw_bytes += probe.kv.numel() * probe.kv.element_size()
+        size_bytes += stored_bytes
+        kl, other = _divergence(model, probe, kv)
+        divergences.append(kl)
+        changed.append(other)
+    kl = torch.cat(divergences)
+    return CodecQuality(
+        kl=float(kl.mean()),
+        kl_p99=float(np.percentile(kl.numpy(), 99)),
+        changed_share=float(torch.cat(changed).float().mean()),
+        gain=raw_bytes / size_bytes,
+    )
+
+
+def _divergence(model: LoadedModel, probe: Probe, kv: Tensor | None) -> tuple[Tensor, Tensor]:
+    """By position the KL with `kv` as context (None: no context), and whether the best token changed."""
+    start = probe.num_context
+    token_ids = probe.token_ids if kv is not None else probe.token_ids[start:]
+    count = len(probe.token_ids) - start
+    found, _ = _run(model, token_ids, count, kv, keep=0)
+    kl = (probe.expected.exp() * (probe.expected - found)).sum(-1).clamp_min(0)
+    return kl, probe.expected.argmax(-1) != found.argmax(-1)
+
+
+def _probe(model: LoadedModel, token_ids: TokenIds) -> Probe:
+    expected, kv = _run(model, token_ids, POSITIONS, None, keep=CONTEXT_TOKENS)
+    assert kv is not None, "asked for"
+    return Probe(token_ids, kv, expected)
+
+
+@torch.inference_mode()
+def _run(
+    model: LoadedModel, token_ids: TokenIds, count: int, kv: Tensor | None, *, keep: int
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities after each of the last `count` tokens; KV of the first `keep`."""
+    decoder, shape, num_tokens = model.decoder, _shape(model), len(token_ids)
+    prefix = _Given(kv) if kv is not None else None
+    wanted = tuple(range(num_tokens - count, num_tokens))
+    plan = Plan(token_ids, prefix=prefix, logits=wanted)
+    device, first = str(decoder.device), plan.num_prefix
+    head = Head("given", first, shape, decoder.dtype, device) if prefix is not None else None
+    tail = Tail(shape, decoder.dtype, device, num_tokens - first)
+    capture = Capture(shape, decoder.dtype, 0, num_tokens) if keep else None
+    sequence = SequenceKV(tail, head, first)
+    lane = Lane.prefill(plan, sequence, first, num_tokens, capture=capture, new_head=head)
+    step = Pass(decoder, TorchAttention(), [lane])
+    while not step.advance():
+        pass
+    kept = capture.kept(token_ids[:keep], 0).kv.clone() if capture is not None else None
+    return torch.log_softmax(step.logits()[0].float().cpu(), -1), kept
+
+
+def _block(part: Tensor, shape: KvShape, token_ids: TokenIds, start: int, recipe: Recipe) -> Block:
+    behind = chain_hash(token_ids[:start])
+    name = BlockId(_NOBODY, recipe, "", behind, start, token_ids[start:])
+    runs = (layer.contiguous().view(torch.uint8).reshape(-1).numpy().data for layer in part)
+    return Block(name, shape, tuple(runs))
+
+
+def _shape(model: LoadedModel) -> KvShape:
+    return model.decoder.config.kv_shape(str(model.decoder.dtype).removeprefix("torch."))
+
+
+_NOBODY = Fingerprint("calibration")

@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+CodecName = Literal[
+    "auto", "none", "lossless", "fp8", "int8", "int4",
+    "entropy-1", "entropy-2", "entropy-3", "entropy-4",
+]  # fmt: skip
 _Bytes = Annotated[int, Meta(ge=0)]
 _Positive = Annotated[int, Meta(ge=1)]
 _Room = TypeVar("_Room", bound=msgspec.Struct)
@@ -77,6 +81,10 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Hard cap of the disk tier; None is the smaller of 20 GB and a tenth of what is free."""
     memory_bytes: _Bytes = 2 * 1024**3
     """Hard cap of the memory tier."""
+    codec: CodecName = "none"
+    """How blocks are written; lossy ones taint them; auto takes the smallest within `max_kl`."""
+    max_kl: Annotated[float, Meta(ge=0)] | None = None
+    """Mean KL (nats), by `kdn store calibrate`, up to which a lossy codec may be used; 0: none may."""
 
 
 class LibraryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -494,6 +494,8 @@ class Request:
     """Lower is sooner, for policies that look at it."""
     reuse: bool = True
     """May stored KV be used for it?"""
+    max_kl: float | None = None
+    """How far (mean KL, nats) a codec may move answers by measurement; 0: not at all; None: as set."""
     keeping: Keeping = Keeping.SHARED
 
 
@@ -532,6 +534,8 @@ class Usage:
     """Prompt tokens whose KV came from the store and equals a full prefill."""
     blended: int = 0
     shared: int = 0
+    lossy: int = 0
+    """Prompt tokens whose KV went through a lossy codec, or was computed behind such."""
     recomputed: int = 0
     """Prompt tokens computed for this request."""
     queue_ms: float = 0.0
@@ -542,7 +546,7 @@ class Usage:
 
     @property
     def cached_tokens(self) -> int:
-        return self.exact + self.blended + self.shared
+        return self.exact + self.blended + self.shared + self.lossy
 
 
 @dataclass(frozen=True)
@@ -592,6 +596,7 @@ class Planned:
     exact: int = 0
     blended: int = 0
     shared: int = 0
+    lossy: int = 0
     tiers: Mapping[str, int] = field(default_factory=dict)
 
 

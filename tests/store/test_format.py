@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kdn.core import BlockKey, Cause, Fingerprint, KvShape, Recipe
 from kdn.errors import BadInput, CorruptBlock
 from kdn.store import Codec, encode_block
+from kdn.store.codecs import RunForm
 from kdn.store.format import (
     ALIGN,
     MAGIC,
@@ -254,10 +255,10 @@ class Halving(Codec):
     name = "halving"
     lossless = False
 
-    def encode(self, run: memoryview) -> memoryview:
+    def encode(self, run: memoryview, form: RunForm) -> memoryview:
         return run[::2]
 
-    def decode(self, stored: memoryview, run_bytes: int) -> memoryview:
+    def decode(self, stored: memoryview, form: RunForm) -> memoryview:
         return stored
 
 

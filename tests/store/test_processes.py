@@ -24,7 +24,7 @@ import os, signal, sys
 from pathlib import Path
 from kdn.clock import SystemClock
 from kdn.store import open_store, DiskTier, Store, encode_block
-from kdn.store.files import publish, write_temporary
+from kdn.store.files import Files
 from kdn.trace import NoTrace
 from tests.store.helpers import block_id, make_block, run_of
 folder = Path(sys.argv[1])
@@ -141,12 +141,12 @@ tier._folder.temporary(number).write_bytes(block.data[:7000])
 """,
     "before the file has its name": """
 number = tier._catalogue.reserve(block.size_bytes, 10**9, lambda _: False, lambda _: None)
-write_temporary(tier._folder.temporary(number), block.data)
+Files().write_temporary(tier._folder.temporary(number), block.data)
 """,
     "before the catalogue knows": """
 number = tier._catalogue.reserve(block.size_bytes, 10**9, lambda _: False, lambda _: None)
-write_temporary(tier._folder.temporary(number), block.data)
-publish(tier._folder.temporary(number), tier._folder.block(block.key))
+Files().write_temporary(tier._folder.temporary(number), block.data)
+Files().publish(tier._folder.temporary(number), tier._folder.block(block.key))
 """,
     "inside a transaction": """
 tier._catalogue._writer.execute("BEGIN IMMEDIATE")

@@ -273,7 +273,7 @@ def test_nothing_is_found_where_nothing_is_kept() -> None:
 
 
 def test_the_store_pulls_in_no_tensors() -> None:
-    code = "import sys, kdn.store; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    code = "import sys, kdn.store; print(sorted({'torch'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )

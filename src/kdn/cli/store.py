@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdn.cli.calibrate import calibrate, records_of, show_record
 from kdn.cli.options import HomeOption, JsonOption, read_settings
 from kdn.cli.show import emit, say, size_text, table
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["store"]
 
 store = typer.Typer(help="Look after the stored KV.", no_args_is_help=True)
+store.command()(calibrate)
 
 
 @contextmanager
@@ -39,8 +41,9 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show how much is stored, and where."""
     with _opened(home) as found:
         stat = found.stat()
+    records = records_of(read_settings(home).home)
     if as_json:
-        emit(_shape(stat))
+        emit(_shape(stat) | {"quality": records})
         return
     rows = [
         (
@@ -53,6 +56,8 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
         for name, tier in stat.tiers.items()
     ]
     table("", ("tier", "blocks", "tokens", "size", "cap"), rows)
+    for record in records:
+        show_record(record)
 
 
 def _cap(capacity_bytes: int | None) -> str:

@@ -87,7 +87,7 @@ class Live:
 
     def _usage(self, now_s: float) -> Usage:
         planned = self.planned
-        reused = planned.exact + planned.blended + planned.shared if planned else 0
+        reused = planned.exact + planned.blended + planned.shared + planned.lossy if planned else 0
         first = self.first_token_s if self.first_token_s is not None else now_s
         return Usage(
             prompt_tokens=self.request.prompt.num_tokens,
@@ -95,6 +95,7 @@ class Live:
             exact=planned.exact if planned else 0,
             blended=planned.blended if planned else 0,
             shared=planned.shared if planned else 0,
+            lossy=planned.lossy if planned else 0,
             recomputed=self.request.prompt.num_tokens - reused if planned else 0,
             queue_ms=1e3 * (self.started_s - self.arrived_s)
             if planned

@@ -1,4 +1,7 @@
-"""Exact prefix reuse: what a prompt begins with, if it was ever computed, is not computed again."""
+"""Prefix reuse: what a prompt begins with, if it was ever computed, is not computed again.
+
+Exact, unless settings or the request allow blocks that went through a lossy codec (`loss.py`).
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,19 @@ from kdn.core import (
     EXACT,
     BlockId,
     Fingerprint,
+    Keep,
     KeptKV,
     KvShape,
     Plan,
     Planned,
+    Recipe,
     Request,
     chain_hash,
     chain_hashes,
 )
+from kdn.reuse.loss import LossRule, lossy_recipe
 from kdn.reuse.source import StoreSource
-from kdn.store import Block, BlockHit, Reader, Store, cut_blocks
+from kdn.store import CODECS, Block, BlockHit, Codec, Match, Reader, Store, cut_blocks
 
 __all__ = ["PrefixReuse"]
 
@@ -35,42 +41,74 @@ class PrefixReuse:
     """
 
     def __init__(
-        self, store: Store, shape: KvShape, fingerprint: Callable[[str | None], Fingerprint]
+        self,
+        store: Store,
+        shape: KvShape,
+        fingerprint: Callable[[str | None], Fingerprint],
+        loss: LossRule | None = None,
     ) -> None:
         """`fingerprint` names the model with an adapter (or None) on it."""
         self._store = store
         self._shape = shape
         self._fingerprint = fingerprint
+        self._loss = loss or LossRule()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdn-load")
 
     def cached_tokens(self, request: Request) -> int:
-        token_ids = request.prompt.token_ids[:-1]
-        fingerprint = self._fingerprint(request.adapter)
-        return self._store.match(fingerprint, EXACT, request.salt, token_ids).num_tokens
+        _, match = self._best_match(request, self._fingerprint(request.adapter))
+        return match.num_tokens
 
     def plan(self, request: Request) -> Planned:
         token_ids = request.prompt.token_ids
         fingerprint = self._fingerprint(request.adapter)
-        match = self._store.match(fingerprint, EXACT, request.salt, token_ids[:-1])
+        recipe, match = self._best_match(request, fingerprint)
         opened = self._open(match.hits)
         if not opened:
             return Planned(Plan(token_ids))
         readers = [reader for _, reader in opened]
         num_tokens = sum(reader.num_tokens for reader in readers)
-        name = f"{fingerprint}/{request.salt}/{chain_hash(token_ids[:num_tokens])}"
+        chain = chain_hash(token_ids[:num_tokens])
+        name = f"{fingerprint}/{recipe.name}/{request.salt}/{chain}"
         source = StoreSource(name, readers, self._shape, self._loader)
         tiers: dict[str, int] = {}
         for reader in readers:
             tiers[reader.tier] = tiers.get(reader.tier, 0) + reader.num_tokens
-        return Planned(Plan(token_ids, prefix=source), exact=num_tokens, tiers=tiers)
+        if not recipe.tainted:
+            return Planned(Plan(token_ids, prefix=source), exact=num_tokens, tiers=tiers)
+        # What is computed behind tainted KV is tainted.
+        keep = Keep(len(token_ids), recipe)
+        return Planned(Plan(token_ids, prefix=source, keep=keep), lossy=num_tokens, tiers=tiers)
 
     def keep(self, request: Request, kept: KeptKV) -> None:
-        for block in self._blocks(request, kept):
-            self._store.put_behind(block)
+        fingerprint = self._fingerprint(request.adapter)
+        recipe, codec = self._writing(request, kept, fingerprint)
+        for block in self._blocks(request, kept, fingerprint, recipe):
+            self._store.put_behind(block, codec)
 
     def close(self) -> None:
         """Stop reading ahead."""
         self._loader.shutdown(wait=True, cancel_futures=True)
+
+    def _best_match(self, request: Request, fingerprint: Fingerprint) -> tuple[Recipe, Match]:
+        """The longest run there is of one recipe that the request allows; exact where equal."""
+        token_ids, best = request.prompt.token_ids[:-1], (EXACT, Match())
+        for recipe in self._loss.reads(request, fingerprint):
+            match = self._store.match(fingerprint, recipe, request.salt, token_ids)
+            if match.num_tokens > best[1].num_tokens:
+                best = recipe, match
+        return best
+
+    def _writing(
+        self, request: Request, kept: KeptKV, fingerprint: Fingerprint
+    ) -> tuple[Recipe, Codec]:
+        """The recipe and the codec of what is kept. KV that is tainted already stays as it is."""
+        codec = self._loss.writes(request, fingerprint)
+        if not kept.recipe.tainted:
+            return (kept.recipe if codec.lossless else lossy_recipe(codec.name)), codec
+        behind = CODECS.get(kept.recipe.detail)
+        if behind is not None and kept.recipe == lossy_recipe(behind.name):
+            return kept.recipe, behind
+        return kept.recipe, codec if codec.lossless else CODECS["lossless"]
 
     def _open(self, hits: tuple[BlockHit, ...]) -> list[tuple[BlockHit, Reader]]:
         """Readers for the leading run of blocks that can be opened."""
@@ -82,13 +120,14 @@ class PrefixReuse:
             opened.append((hit, reader))
         return opened
 
-    def _blocks(self, request: Request, kept: KeptKV) -> Iterator[Block]:
+    def _blocks(
+        self, request: Request, kept: KeptKV, fingerprint: Fingerprint, recipe: Recipe
+    ) -> Iterator[Block]:
         cuts = _cuts(request, kept)
         behinds = chain_hashes(kept.token_ids, [start for start, _ in cuts])
-        fingerprint = self._fingerprint(request.adapter)
         for (start, stop), behind in zip(cuts, behinds, strict=True):
             tokens = kept.token_ids[start:stop]
-            block_id = BlockId(fingerprint, kept.recipe, request.salt, behind, start, tokens)
+            block_id = BlockId(fingerprint, recipe, request.salt, behind, start, tokens)
             runs = kept.kv[:, :, start - kept.start : stop - kept.start]
             yield Block(block_id, self._shape, tuple(map(_bytes_of, runs)))
 

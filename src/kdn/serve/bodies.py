@@ -59,6 +59,8 @@ class KdnOptions(_Strict):
     reuse: bool = True
     keep: Literal["nothing", "shared", "all"] = "all"
     """`shared` leaves out the last message and the answer, which only a next turn would use."""
+    max_kl: Annotated[float, Field(ge=0)] | None = None
+    """How far lossy codecs may move the answer by measurement (mean KL, nats); 0: not at all."""
 
 
 class DocumentBody(_Strict):

@@ -56,6 +56,7 @@ class Desk:
                 adapter=adapter,
                 priority=body.priority or 0,
                 reuse=options.reuse,
+                max_kl=options.max_kl,
                 keeping=Keeping(options.keep),
             )
             for index, (prompt, sampling) in enumerate(prompts)

@@ -77,7 +77,7 @@ class Metrics:
             metric.labels(self._model)
         for reason in ("stop", "length", "abort"):
             self._success.labels(self._model, reason)
-        for kind in ("exact", "blended", "shared"):
+        for kind in ("exact", "blended", "shared", "lossy"):
             self._reused.labels(self._model, kind)
 
     def listener(
@@ -118,7 +118,12 @@ class Metrics:
         self._hits.labels(model).inc(usage.exact)
         self._cached.labels(model).inc(usage.cached_tokens)
         self._computed.labels(model).inc(usage.recomputed)
-        kinds = {"exact": usage.exact, "blended": usage.blended, "shared": usage.shared}
+        kinds = {
+            "exact": usage.exact,
+            "blended": usage.blended,
+            "shared": usage.shared,
+            "lossy": usage.lossy,
+        }
         for kind, tokens in kinds.items():
             self._reused.labels(model, kind).inc(tokens)
         for tier, tokens in usage.tiers.items():

@@ -46,6 +46,7 @@ def kdn_report(prompts: Sequence[Usage]) -> KdnReport:
         exact=sum(usage.exact for usage in prompts),
         blended=sum(usage.blended for usage in prompts),
         shared=sum(usage.shared for usage in prompts),
+        lossy=sum(usage.lossy for usage in prompts),
         recomputed=sum(usage.recomputed for usage in prompts),
         queue_ms=round(max(usage.queue_ms for usage in prompts), 3),
         ttft_ms=round(max(usage.ttft_ms for usage in prompts), 3),

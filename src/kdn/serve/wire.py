@@ -49,6 +49,7 @@ class KdnReport(Struct):
     exact: int
     blended: int
     shared: int
+    lossy: int
     recomputed: int
     queue_ms: float
     ttft_ms: float

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from kdn.store.block import Block, block_ids, cut_blocks
-from kdn.store.codec import CODECS, Codec, NoCodec
+from kdn.store.codecs import CODECS, Codec, NoCodec
 from kdn.store.disk import DiskTier
 from kdn.store.format import EncodedBlock, Header, encode_block
 from kdn.store.index import BlockHit, Match
 from kdn.store.memory import MemoryTier
+from kdn.store.quality import CodecQuality, QualityRecord, load_record, save_record
 from kdn.store.reader import Reader
 from kdn.store.stat import ScrubReport, StoreStat
 from kdn.store.store import Store, open_store
@@ -19,6 +20,7 @@ __all__ = [
     "BlockHit",
     "Changes",
     "Codec",
+    "CodecQuality",
     "DiskTier",
     "EncodedBlock",
     "Handle",
@@ -27,6 +29,7 @@ __all__ = [
     "MemoryTier",
     "NoCodec",
     "NoTier",
+    "QualityRecord",
     "Reader",
     "ScrubReport",
     "Store",
@@ -36,5 +39,7 @@ __all__ = [
     "block_ids",
     "cut_blocks",
     "encode_block",
+    "load_record",
     "open_store",
+    "save_record",
 ]

@@ -32,6 +32,15 @@ class Block:
     shape: KvShape
     layers: tuple[memoryview | bytes, ...]
 
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of all runs."""
+        return self.id.num_tokens * self.shape.token_bytes
+
+    def copy(self) -> Block:
+        """The same block over bytes of its own."""
+        return Block(self.id, self.shape, tuple(map(bytes, self.layers)))
+
     def __post_init__(self) -> None:
         if not 1 <= self.id.num_tokens <= BLOCK_TOKENS:
             raise BadInput(

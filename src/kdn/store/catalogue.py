@@ -17,7 +17,6 @@ from pathlib import Path
 
 from kdn.core import BlockKey, Cause, ChainHash, ContentId, Fingerprint, Recipe
 from kdn.errors import NoSpace, StoreError
-from kdn.store.files import remove
 from kdn.store.index import Entry, Family
 from kdn.store.schema import QUARANTINED, READY, connect, prepare
 from kdn.store.tier import Changes, Spare
@@ -133,10 +132,20 @@ class Catalogue:
             return cursor.lastrowid
 
     def publish(
-        self, reservation: int | None, entry: Entry, size_bytes: int, wall_s: float
+        self,
+        reservation: int | None,
+        entry: Entry,
+        size_bytes: int,
+        wall_s: float,
+        place: Callable[[], None] = lambda: None,
     ) -> None:
-        """The block's file is in place: turn the reservation into a row."""
+        """Have the block's file put in its place, and turn the reservation into a row.
+
+        Both in one transaction: two processes may put the same block in different codecs, and the
+        row has to tell the size of the file that came last.
+        """
         with self._transaction():
+            place()
             self._writer.execute("DELETE FROM writing WHERE id = ?", (reservation,))
             self._writer.execute(
                 """INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (key)
@@ -364,7 +373,7 @@ class Catalogue:
 def discard_catalogue(path: Path) -> None:
     """Remove a damaged catalogue. To be called while no process uses it."""
     for suffix in ("", "-wal", "-shm"):
-        remove(path.with_name(path.name + suffix))
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _family(fingerprint: str, causes: str, detail: str, salt: str) -> Family:

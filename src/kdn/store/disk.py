@@ -14,7 +14,7 @@ from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, StoreError
 from kdn.pages import allocate
 from kdn.store.catalogue import Catalogue, CatalogueDamaged, Victim, discard_catalogue
-from kdn.store.files import publish, remove, system_errors, write_temporary
+from kdn.store.files import Files, system_errors
 from kdn.store.folder import StoreFolder
 from kdn.store.format import MAX_BLOCK_BYTES, EncodedBlock
 from kdn.store.index import Entry
@@ -81,9 +81,15 @@ class DiskTier(Tier):
     trusted = False
 
     def __init__(
-        self, folder: Path, capacity_bytes: int | None, clock: Clock, trace: Trace
+        self,
+        folder: Path,
+        capacity_bytes: int | None,
+        clock: Clock,
+        trace: Trace,
+        files: Files | None = None,
     ) -> None:
-        self._folder = StoreFolder(folder)
+        self._files = files or Files()
+        self._folder = StoreFolder(folder, self._files)
         self._clock = clock
         self._trace = trace
         self._evicted = 0
@@ -208,6 +214,9 @@ class DiskTier(Tier):
         files, rows = set(self._folder.blocks()), set(catalogue.keys())
         for key in files - rows:
             self._adopt(catalogue, key)
+        # Whoever wrote them may have died before their names were on the device.
+        for folder in {self._folder.block(key).parent for key in files - rows}:
+            self._files.sync_folder(folder)
         for key in rows - files:
             self._forget_vanished(catalogue, key)
         self._reconcile_quarantine(catalogue)
@@ -215,7 +224,7 @@ class DiskTier(Tier):
     def _reconcile_quarantine(self, catalogue: Catalogue) -> None:
         files, rows = set(self._folder.damaged()), set(catalogue.quarantined())
         for key in files - rows:
-            remove(self._folder.quarantined(key))
+            self._files.remove(self._folder.quarantined(key))
         for key in rows - files:
             catalogue.remove(key, lambda: True)
 
@@ -232,7 +241,7 @@ class DiskTier(Tier):
             return  # evicted by another process meanwhile
         except CorruptBlock as error:
             self._trace.event("store.corrupt", tier=self.name, key=key, reason=str(error))
-            remove(path)
+            self._files.remove(path)
             return
         written_s = path.stat().st_mtime
         catalogue.publish(None, Entry.of(header.id), header.size_bytes, written_s)
@@ -241,37 +250,39 @@ class DiskTier(Tier):
 
     def _write(self, block: EncodedBlock, number: int) -> None:
         temporary, final = self._folder.temporary(number), self._folder.block(block.key)
-        write_temporary(temporary, block.data)
-        remove(self._folder.quarantined(block.key))
+        self._files.write_temporary(temporary, block.data)
+
+        def place() -> None:
+            self._files.remove(self._folder.quarantined(block.key))
+            self._files.publish(temporary, final)
+
         try:
-            publish(temporary, final)
             entry = Entry.of(block.header.id)
-            self._catalogue.publish(number, entry, block.size_bytes, self._clock.wall())
+            self._catalogue.publish(number, entry, block.size_bytes, self._clock.wall(), place)
         except BaseException:
             # Bytes that no row counts would escape the cap, so the file must not outlive the row.
-            remove(temporary)
-            remove(final)
+            self._files.remove(temporary)
+            self._files.remove(final)
             raise
 
     def _evict(self, victim: Victim) -> None:
         aside = self._folder.quarantined(victim.key)
         with system_errors(f"evicting block {victim.key}"):
-            remove(aside if victim.quarantined else self._folder.block(victim.key))
+            self._files.remove(aside if victim.quarantined else self._folder.block(victim.key))
         if not victim.quarantined:
             self._evicted += 1
             self._trace.event("store.evict", tier=self.name, key=victim.key)
 
     def _unlink(self, key: BlockKey) -> bool:
         with system_errors(f"dropping block {key}"):
-            remove(self._folder.block(key))
-            remove(self._folder.quarantined(key))
+            self._files.remove(self._folder.block(key))
+            self._files.remove(self._folder.quarantined(key))
         return True
 
     def _set_aside(self, key: BlockKey) -> int:
         aside = self._folder.quarantined(key)
         with system_errors(f"setting block {key} aside"), suppress(FileNotFoundError):
-            self._folder.block(key).replace(aside)
-            return aside.stat().st_size
+            return self._files.move(self._folder.block(key), aside)
         return 0
 
     def _forget_vanished(self, catalogue: Catalogue, key: BlockKey) -> None:

@@ -1,4 +1,8 @@
-"""Files that are whole or absent, and the one gate through which the system's errors come."""
+"""Files that are whole or absent, and the one gate through which the system's errors come.
+
+The disk tier and its folder change the disk through `Files` only, so that a test can put another in
+its place and see every state in which a power cut may leave them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from pathlib import Path
 
 from kdn.errors import NoSpace, StoreError
 
-__all__ = ["publish", "remove", "system_errors", "write_temporary"]
+__all__ = ["Files", "system_errors"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -27,41 +31,78 @@ def system_errors(doing: str) -> Iterator[None]:
         raise StoreError(f"{doing}: {reason}; check the folder or choose another") from error
 
 
-def write_temporary(path: Path, data: memoryview) -> None:
-    """Write all of `data` to `path` and on to the device. Nothing is left of it when that fails."""
-    with system_errors(f"writing {path}"):
+class Files:
+    """What changes the disk. Nothing counts as kept until it and its folder are synced.
+
+    The verbs below are all that touches the disk; the sentences above them are made of these.
+    """
+
+    def __init__(self) -> None:
+        self._lasting: set[Path] = set()
+
+    def write_temporary(self, path: Path, data: memoryview) -> None:
+        """Write all of `data` to `path` and on to the device. Nothing is left of it when that fails."""
+        with system_errors(f"writing {path}"):
+            try:
+                self.write(path, data)
+            except BaseException:
+                self.remove(path)
+                raise
+
+    def publish(self, temporary: Path, final: Path) -> None:
+        """Give a written file its name, for good: it is there after a power cut, too."""
+        with system_errors(f"publishing {final}"):
+            self.make_lasting(final.parent)
+            self.rename(temporary, final)
+            self.sync_folder(final.parent)
+
+    def make_lasting(self, folder: Path) -> None:
+        """Make a folder that outlives a power cut; its parent is there.
+
+        One that is there may be another process's that has not synced it yet, so each syncs it once.
+        """
+        if folder not in self._lasting or not folder.exists():
+            self.make_folder(folder)
+            self.sync_folder(folder.parent)
+            self._lasting.add(folder)
+
+    def move(self, path: Path, to: Path) -> int:
+        """Move a file, without waiting for the device; its size."""
+        self.rename(path, to)
+        return to.stat().st_size
+
+    # --- the verbs ---
+
+    def write(self, path: Path, data: memoryview) -> None:
+        """Make the file `path`, fill it and sync it."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             rest = data
             while rest.nbytes:
                 rest = rest[os.write(descriptor, rest) :]
             os.fsync(descriptor)
-        except BaseException:
-            remove(path)
-            raise
         finally:
             os.close(descriptor)
 
+    def rename(self, path: Path, to: Path) -> None:
+        path.replace(to)
 
-def publish(temporary: Path, final: Path) -> None:
-    """Give a written file its name, for good: it is there after a power cut, too."""
-    with system_errors(f"publishing {final}"):
-        if not final.parent.exists():
-            final.parent.mkdir(parents=True, exist_ok=True)
-            _sync_folder(final.parent.parent)
-        temporary.replace(final)
-        _sync_folder(final.parent)
+    def link(self, path: Path, to: Path) -> None:
+        """A second name. Raises FileExistsError when it is taken."""
+        os.link(path, to)
 
+    def remove(self, path: Path) -> None:
+        """Remove a file that may already be gone."""
+        with suppress(FileNotFoundError):
+            path.unlink()
 
-def remove(path: Path) -> None:
-    """Remove a file that may already be gone."""
-    with suppress(FileNotFoundError):
-        path.unlink()
+    def make_folder(self, path: Path) -> None:
+        path.mkdir(exist_ok=True)
 
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def sync_folder(self, path: Path) -> None:
+        """Bring the folder's names on to the device."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

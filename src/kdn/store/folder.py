@@ -23,7 +23,7 @@ import msgspec
 
 from kdn.core import BlockKey
 from kdn.errors import ForeignStore
-from kdn.store.files import remove, system_errors
+from kdn.store.files import Files, system_errors
 from kdn.store.format import FORMAT_VERSION
 
 __all__ = ["StoreFolder"]
@@ -47,13 +47,14 @@ class StoreFolder:
     for one that cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: Files | None = None) -> None:
         self.path = path
+        self._files = files or Files()
         with system_errors(f"opening the store {path}"):
-            path.mkdir(parents=True, exist_ok=True)
-            self.identity = _claim(path)
+            _make_path(path, self._files)
+            self.identity = _claim(path, self._files)
             for name in ("blocks", "writing", "quarantine", "owners"):
-                (path / name).mkdir(exist_ok=True)
+                self._files.make_lasting(path / name)
         self.owner = secrets.token_hex(8)
         self._owner_lock: int | None = None
 
@@ -107,7 +108,7 @@ class StoreFolder:
 
     def sign_out(self) -> None:
         if self._owner_lock is not None:
-            remove(self.path / "owners" / self.owner)
+            self._files.remove(self.path / "owners" / self.owner)
             os.close(self._owner_lock)
             self._owner_lock = None
 
@@ -118,14 +119,21 @@ class StoreFolder:
         """
         with system_errors(f"sweeping the store {self.path}"):
             owners = self.path / "owners"
-            living = [path.name for path in owners.iterdir() if not _buried(path)]
+            living = [path.name for path in owners.iterdir() if not _buried(path, self._files)]
             for path in (self.path / "writing").iterdir():
                 if path.name.partition("-")[0] not in living:
-                    remove(path)
+                    self._files.remove(path)
         return living
 
 
-def _claim(path: Path) -> str:
+def _make_path(path: Path, files: Files) -> None:
+    """The folder and those above it, for good."""
+    if not path.exists():
+        _make_path(path.parent, files)
+        files.make_lasting(path)
+
+
+def _claim(path: Path, files: Files) -> str:
     """The identity of the store in `path`, which becomes a store if it is empty."""
     marker = path / MARKER
     if not marker.exists():
@@ -139,20 +147,22 @@ def _claim(path: Path) -> str:
                 f"{path} is no kdn store and not empty (it holds {strangers[0]}): choose another"
                 " folder for the store, or an empty one"
             )
-        _write_marker(marker)
+        _write_marker(marker, files)
     return _read_marker(marker)
 
 
-def _write_marker(marker: Path) -> None:
-    """Whole or not at all, and the first of two processes wins."""
+def _write_marker(marker: Path, files: Files) -> None:
+    """Whole or not at all, there before anything else is, and the first of two processes wins."""
     mine = marker.with_name(f"{MARKER}.{secrets.token_hex(8)}")
-    mine.write_bytes(msgspec.json.encode(_Marker(FORMAT_VERSION, secrets.token_hex(16))))
+    text = msgspec.json.encode(_Marker(FORMAT_VERSION, secrets.token_hex(16)))
+    files.write_temporary(mine, memoryview(text))
     try:
-        os.link(mine, marker)
+        files.link(mine, marker)
     except FileExistsError:
         pass  # the other process's identity holds
     finally:
-        remove(mine)
+        files.remove(mine)
+    files.sync_folder(marker.parent)
 
 
 def _read_marker(marker: Path) -> str:
@@ -171,7 +181,7 @@ def _read_marker(marker: Path) -> str:
     return found.identity
 
 
-def _buried(owner: Path) -> bool:
+def _buried(owner: Path, files: Files) -> bool:
     """Removes the sign of an owner that is dead; False for a living one."""
     descriptor = os.open(owner, os.O_RDWR)
     try:
@@ -179,7 +189,7 @@ def _buried(owner: Path) -> bool:
     except BlockingIOError:
         return False
     else:
-        remove(owner)
+        files.remove(owner)
         return True
     finally:
         os.close(descriptor)

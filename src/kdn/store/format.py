@@ -6,7 +6,8 @@
     16       checksum of everything before the first run (but for itself) and of the block's key
     32       header: H bytes of MessagePack, then zeros up to a multiple of 4096: the body starts
     body     one run per layer, then the runs of the sections; each starts at a multiple of
-             4096 from the body's start and is followed by zeros up to the next multiple
+             ALIGN from the body's start and is followed by zeros up to the next multiple:
+             4096, or 64 where the codec compresses, since pages would eat what it saves
 
 A run's checksum covers its bytes, the zeros after it, the block's key and which run it is: bytes
 that were moved to another place or another block do not pass.  So every bit of the file is covered
@@ -35,7 +36,7 @@ from kdn.core import (
 from kdn.errors import BadInput, CorruptBlock
 from kdn.pages import allocate
 from kdn.store.block import Block
-from kdn.store.codec import CODECS, Codec, NoCodec
+from kdn.store.codecs import CODECS, Codec, NoCodec, RunForm
 from kdn.store.tokens import TOKEN_BYTES, pack_tokens, unpack_tokens
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
 MAGIC = b"\x89KDN\r\n\x1a\n"
 FORMAT_VERSION = 1
 ALIGN = 4096
+PACKED_ALIGN = 64
 PREAMBLE = struct.Struct("<8sII16s")
 PREAMBLE_BYTES = PREAMBLE.size
 CHECKED_PREAMBLE_BYTES = PREAMBLE_BYTES - 16
@@ -78,10 +80,9 @@ class Run(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     stored_bytes: int
     checksum: bytes
 
-    @property
-    def stop(self) -> int:
+    def stop(self, align: int) -> int:
         """Where the zeros after the run end."""
-        return _aligned(self.offset + self.stored_bytes)
+        return _aligned(self.offset + self.stored_bytes, align)
 
 
 class HiddenSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -130,32 +131,39 @@ class Header:
     columns: tuple[ColumnSection, ...]
     body_start: int
     """Where the body starts, counted from the start of the file."""
+    align: int
+    """Runs start at multiples of it, counted from the body's start."""
 
     @cached_property
     def size_bytes(self) -> int:
         """Length of the whole encoded block."""
-        return self.body_start + max(run.stop for run in _runs(self))
+        return self.body_start + max(run.stop(self.align) for run in _runs(self))
 
     @property
     def run_bytes(self) -> int:
         """Length of one layer's run once decoded."""
         return self.id.num_tokens * self.shape.layer_token_bytes
 
+    @property
+    def raw_bytes(self) -> int:
+        """Length of all layers' runs once decoded."""
+        return self.shape.num_layers * self.run_bytes
+
     def layer_range(self, layer: int) -> tuple[int, int]:
         """Half-open range of the file that holds `layer` and the zeros after it."""
         run = self.layers[layer]
-        return self.body_start + run.offset, self.body_start + run.stop
+        return self.body_start + run.offset, self.body_start + run.stop(self.align)
 
     @property
     def sections_start(self) -> int:
         """Where the layers end and the sections begin, if there are any."""
-        return self.body_start + self.layers[-1].stop
+        return self.body_start + self.layers[-1].stop(self.align)
 
     def check_sections(self, data: memoryview) -> None:
         """Verify `data`, all bytes from `sections_start` on. Raises CorruptBlock."""
         for kind, number, run in _sections(self):
             start = self.body_start + run.offset - self.sections_start
-            padded = data[start : self.body_start + run.stop - self.sections_start]
+            padded = data[start : self.body_start + run.stop(self.align) - self.sections_start]
             if _run_checksum(self.id.key, kind, number, padded) != run.checksum:
                 raise CorruptBlock(f"block {self.id.key}: {kind} {number} fails its checksum")
 
@@ -167,7 +175,8 @@ class Header:
         run = self.layers[layer]
         if verify and _run_checksum(self.id.key, "layer", layer, padded) != run.checksum:
             raise CorruptBlock(f"block {self.id.key}: layer {layer} fails its checksum")
-        return CODECS[self.codec].decode(padded[: run.stored_bytes], self.run_bytes)
+        form = RunForm(self.shape, layer, self.id.num_tokens)
+        return CODECS[self.codec].decode(padded[: run.stored_bytes], form)
 
 
 @dataclass(frozen=True)
@@ -191,21 +200,26 @@ def encode_block(block: Block, codec: Codec | None = None) -> EncodedBlock:
     codec = codec or NoCodec()
     if not codec.lossless and Cause.CODEC not in block.id.recipe.causes:
         raise BadInput(f"codec {codec.name} loses precision: the block's recipe must name it")
-    stored = [codec.encode(memoryview(run).cast("B")) for run in block.layers]
-    wire = _wire(block, codec, _layout([run.nbytes for run in stored]))
+    forms = [RunForm(block.shape, n, block.id.num_tokens) for n in range(len(block.layers))]
+    stored = [
+        codec.encode(memoryview(run).cast("B"), form)
+        for run, form in zip(block.layers, forms, strict=True)
+    ]
+    align = _align(codec)
+    wire = _wire(block, codec, _layout([run.nbytes for run in stored], align))
     # Checksums have one length, so a header without them tells where the body starts.
     body_start = _aligned(PREAMBLE_BYTES + len(msgspec.msgpack.encode(wire)))
-    data = allocate(body_start + wire.layers[-1].stop)
+    data = allocate(body_start + wire.layers[-1].stop(align))
     signed = []
     for number, (run, payload) in enumerate(zip(wire.layers, stored, strict=True)):
         at = body_start + run.offset
         data[at : at + payload.nbytes] = payload
-        padded = data[at : body_start + run.stop]
+        padded = data[at : body_start + run.stop(align)]
         checksum = _run_checksum(block.id.key, "layer", number, padded)
         signed.append(msgspec.structs.replace(run, checksum=checksum))
     wire = msgspec.structs.replace(wire, layers=tuple(signed))
     _write_header(data[:body_start], wire, block.id.key)
-    return EncodedBlock(_header(wire, block.id, body_start), data.toreadonly())
+    return EncodedBlock(_header(wire, block.id, body_start, align), data.toreadonly())
 
 
 def header_bytes(preamble: memoryview) -> int:
@@ -238,7 +252,7 @@ def decode_header(region: memoryview, key: BlockKey, size_bytes: int) -> Header:
     try:
         body = region[PREAMBLE_BYTES : PREAMBLE_BYTES + length]
         wire = msgspec.msgpack.decode(body, type=_Wire)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise CorruptBlock(f"block {key}: the header cannot be read: {error}") from error
     _check_bounds(wire, key)
     block_id = BlockId(
@@ -249,7 +263,7 @@ def decode_header(region: memoryview, key: BlockKey, size_bytes: int) -> Header:
         wire.start,
         unpack_tokens(wire.tokens),
     )
-    header = _header(wire, block_id, region.nbytes)
+    header = _header(wire, block_id, region.nbytes, _align(CODECS[wire.codec]))
     if block_id.key != key:
         raise CorruptBlock(f"asked for block {key}, found block {block_id.key} under that name")
     if header.size_bytes != size_bytes:
@@ -257,16 +271,20 @@ def decode_header(region: memoryview, key: BlockKey, size_bytes: int) -> Header:
     return header
 
 
-def _aligned(size: int) -> int:
-    return -(-size // ALIGN) * ALIGN
+def _aligned(size: int, align: int = ALIGN) -> int:
+    return -(-size // align) * align
 
 
-def _layout(sizes: list[int]) -> tuple[Run, ...]:
+def _align(codec: Codec) -> int:
+    return PACKED_ALIGN if codec.compresses else ALIGN
+
+
+def _layout(sizes: list[int], align: int) -> tuple[Run, ...]:
     """The only places runs of these sizes may lie at."""
     runs, offset = [], 0
     for size in sizes:
         runs.append(Run(offset, size, bytes(16)))
-        offset = runs[-1].stop
+        offset = runs[-1].stop(align)
     return tuple(runs)
 
 
@@ -298,9 +316,11 @@ def _wire(block: Block, codec: Codec, layers: tuple[Run, ...]) -> _Wire:
     )
 
 
-def _header(wire: _Wire, block_id: BlockId, body_start: int) -> Header:
+def _header(wire: _Wire, block_id: BlockId, body_start: int, align: int) -> Header:
     shape = KvShape(wire.num_layers, wire.num_kv_heads, wire.head_dim, wire.dtype)
-    return Header(block_id, shape, wire.codec, wire.layers, wire.hidden, wire.columns, body_start)
+    return Header(
+        block_id, shape, wire.codec, wire.layers, wire.hidden, wire.columns, body_start, align
+    )
 
 
 def _write_header(region: memoryview, wire: _Wire, key: BlockKey) -> None:
@@ -336,6 +356,8 @@ def _complaint(wire: _Wire) -> str | None:
         "tokens": rest == 0 and 1 <= num_tokens <= BLOCK_TOKENS,
         "dtype": wire.dtype in VALUE_BYTES,
         "codec": wire.codec in CODECS,
+        "recipe": wire.codec in CODECS
+        and (CODECS[wire.codec].lossless or Cause.CODEC in wire.causes),
         "layer count": 1 <= wire.num_layers <= MAX_LAYERS,
         "number of runs": len(wire.layers) == wire.num_layers,
         "number of sections": len(wire.hidden) + len(wire.columns) <= 2 * wire.num_layers,
@@ -352,7 +374,7 @@ def _complaint(wire: _Wire) -> str | None:
     if values * VALUE_BYTES[wire.dtype] > MAX_RUN_BYTES:
         return f"its layers would take over {MAX_RUN_BYTES} bytes each"
     runs = _runs(wire)
-    places = _layout([run.stored_bytes for run in runs])
+    places = _layout([run.stored_bytes for run in runs], _align(CODECS[wire.codec]))
     if any(run.offset != place.offset for run, place in zip(runs, places, strict=True)):
         return "its runs do not follow each other"
     return _section_complaint(wire, num_tokens)

@@ -25,7 +25,7 @@ from kdn.core import BlockId, BlockKey, ContentId, Fingerprint, Recipe
 from kdn.errors import CorruptBlock, NoSpace, StoreError
 from kdn.store.behind import WriteBehind
 from kdn.store.block import Block
-from kdn.store.codec import Codec, NoCodec
+from kdn.store.codecs import Codec, NoCodec
 from kdn.store.disk import DiskTier
 from kdn.store.format import EncodedBlock, encode_block
 from kdn.store.index import BlockHit, Entry, Family, Index, Match
@@ -121,14 +121,14 @@ class Store:
 
     # --- keeping ---
 
-    def put(self, block: Block) -> None:
+    def put(self, block: Block, codec: Codec | None = None) -> None:
         """Keep `block`; returns once the last tier has it for good.
 
         Raises NoSpace (counted, nothing half-written is left) or StoreError when it cannot be kept.
         """
         if self._lasting(block.id.key):
             return
-        encoded = encode_block(block, self._codec)
+        encoded = encode_block(block, codec or self._codec)
         try:
             self._put_last(encoded)
         finally:
@@ -137,7 +137,7 @@ class Store:
             self._put_gladly(tier, encoded)
         self._follow()
 
-    def put_behind(self, block: Block) -> None:
+    def put_behind(self, block: Block, codec: Codec | None = None) -> None:
         """Keep `block` in the first tier at once, in the last one soon. Promises nothing.
 
         It can be matched when this returns.  When too much waits already it stays in the first tier
@@ -146,7 +146,11 @@ class Store:
         key = block.id.key
         if self._lasting(key) or key in self._queued:
             return
-        encoded = encode_block(block, self._codec)
+        codec = codec or self._codec
+        if codec.compresses:
+            self._queue_encoding(block, codec)
+            return
+        encoded = encode_block(block, codec)
         self._put_gladly(self._tiers[0], encoded)
         self._follow()
         if len(self._tiers) > 1:
@@ -303,6 +307,36 @@ class Store:
             with self._lock:
                 self._queued.discard(block.key)
             self._dropped(block, "queue", "too much waits to be written")
+
+    def _queue_encoding(self, block: Block, codec: Codec) -> None:
+        """Codecs take longer than the caller may wait.
+
+        Without loss, memory has the block as it is meanwhile.  With loss nobody has it until it went
+        through the codec: every tier is to give the same bytes.
+        """
+        key = block.id.key
+        if codec.lossless:
+            self._put_gladly(self._tiers[0], encode_block(block))
+            self._follow()
+        with self._lock:
+            self._queued.add(key)
+        if not self._behind.offer(block.raw_bytes, partial(self._encode, block.copy(), codec)):
+            with self._lock:
+                self._queued.discard(key)
+            self._counts.add(dropped=1)
+            self._trace.event("store.refuse", tier="queue", key=key, reason="too much waits")
+
+    def _encode(self, block: Block, codec: Codec) -> None:
+        if block.id.key not in self._queued:
+            return  # dropped meanwhile
+        encoded = encode_block(block, codec)
+        if not codec.lossless:
+            self._put_gladly(self._tiers[0], encoded)
+        if len(self._tiers) > 1:
+            self._write_behind(encoded)
+        with self._lock:
+            self._queued.discard(encoded.key)
+        self._follow()
 
     def _unqueue(self) -> None:
         """Give up what waits to be written."""

@@ -8,14 +8,11 @@ threads.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
 import platform
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from kdn.compiler import NoCompiler, compile_shared, cpu_flags, source_name
 
 __all__ = ["Kernels", "NoKernel", "load"]
 
@@ -49,12 +46,15 @@ def load(cache_dir: Path) -> Kernels:
         raise NoKernel(
             f"the kernel is for Linux on x86-64, not {platform.system()} {platform.machine()}"
         )
-    if "avx512_bf16" not in _cpu_flags():
+    if "avx512_bf16" not in cpu_flags():
         raise NoKernel("the processor has no AVX512-BF16")
-    name = _fingerprint()
-    path = cache_dir / f"kernels-{name}.so"
-    if not path.exists():
-        _compile(path)
+    try:
+        name = source_name((*_SOURCES, *_HEADERS))
+        path = cache_dir / f"kernels-{name}.so"
+        if not path.exists():
+            compile_shared(_SOURCES, _FLAGS, path)
+    except NoCompiler as error:
+        raise NoKernel(str(error)) from error
     try:
         handle = ctypes.CDLL(str(path))
     except OSError as error:
@@ -63,46 +63,3 @@ def load(cache_dir: Path) -> Kernels:
     if level == 0:
         raise NoKernel("the processor refuses AVX512-BF16")
     return Kernels(handle, name, has_amx=level == _AMX)
-
-
-def _cpu_flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    return next(
-        (frozenset(x.split(":")[1].split()) for x in lines if x.startswith("flags")), frozenset()
-    )
-
-
-def _compiler() -> str:
-    found = next(
-        (c for c in (os.environ.get("CC"), "cc", "gcc", "clang") if c and shutil.which(c)), None
-    )
-    if found is None:
-        raise NoKernel("no C compiler is installed (cc, gcc or clang)")
-    return found
-
-
-def _fingerprint() -> str:
-    parts = (
-        *(p.read_bytes() for p in (*_SOURCES, *_HEADERS)),
-        _compiler().encode(),
-        " ".join(sorted(_cpu_flags())).encode(),
-    )
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _compile(path: Path) -> None:
-    """Write to a temporary name, then rename: two processes may compile at once."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            command = [_compiler(), *_FLAGS, *map(str, _SOURCES), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-            if done.returncode:
-                raise NoKernel(f"{command[0]} cannot compile the kernel: {done.stderr[-400:]}")
-            made.rename(path)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoKernel(f"the kernel cannot be compiled: {error}") from error

@@ -1,0 +1,69 @@
+"""The machine's own C compiler, for what must be fast: once per source, compiler and processor.
+
+Nothing is downloaded.  Whoever compiles something has a slower twin for machines without a compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["NoCompiler", "compile_shared", "compiler", "cpu_flags", "source_name"]
+
+
+class NoCompiler(Exception):
+    """Why nothing could be compiled."""
+
+
+def cpu_flags() -> frozenset[str]:
+    """What Linux says the processor can do; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return next(
+        (frozenset(x.split(":")[1].split()) for x in lines if x.startswith("flags")), frozenset()
+    )
+
+
+def compiler() -> str:
+    """`$CC`, or the first C compiler on the path. Raises NoCompiler."""
+    found = next(
+        (c for c in (os.environ.get("CC"), "cc", "gcc", "clang") if c and shutil.which(c)), None
+    )
+    if found is None:
+        raise NoCompiler("no C compiler is installed (cc, gcc or clang)")
+    return found
+
+
+def source_name(files: Sequence[Path]) -> str:
+    """A name that changes with the files' contents, the compiler and the processor."""
+    parts = (
+        *(path.read_bytes() for path in files),
+        compiler().encode(),
+        " ".join(sorted(cpu_flags())).encode(),
+    )
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def compile_shared(sources: Sequence[Path], flags: Sequence[str], path: Path) -> None:
+    """Compile to the shared library `path`. Raises NoCompiler with the compiler's own words.
+
+    Written under a temporary name, then renamed: two processes may compile at once.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            command = [compiler(), *flags, *map(str, sources), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+            if done.returncode:
+                raise NoCompiler(f"{command[0]} cannot compile {path.name}: {done.stderr[-400:]}")
+            made.rename(path)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoCompiler(f"{path.name} cannot be compiled: {error}") from error
