@@ -15,14 +15,14 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import torch
 
 from kdn.answers import Answer, Source, collect
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config, load_config
-from kdn.core import Fingerprint, Keeping, Prompt, Request, Role, Sampling, Stream
+from kdn.core import Blend, Fingerprint, Keeping, Prompt, Request, Role, Sampling, Stream
 from kdn.engine import Engine, Limits
 from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.machine import free_memory_bytes
@@ -43,13 +43,15 @@ from kdn.rag import (
     cite,
 )
 from kdn.reuse import PrefixReuse
+from kdn.reuse.blend import Afterwards, BlendReuse, Controller, Guard
 from kdn.store import Store, open_store
-from kdn.trace import Recorder, Trace
+from kdn.trace import Recorder, Tee, Trace
 
-__all__ = ["Answer", "Kdn", "Source", "open"]
+__all__ = ["Answer", "Kdn", "Source", "blending", "open"]
 
 Messages = str | Sequence[Message] | Sequence[Mapping[str, str]]
 Documents = Sequence[str] | Sequence[Document]
+Reuse = Literal["exact", "blend"]
 
 _PREFILL_TOKENS_PER_S = 2000.0
 _EMBED_TOKENS_PER_S = 4000.0
@@ -153,13 +155,29 @@ class Kdn:
         self._remembered = Remembered()
         self._names = (f"r{number}" for number in itertools.count(1))
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
-        self._reuse = PrefixReuse(store, shape, self._fingerprint)
+        self._prefix = PrefixReuse(store, shape, self._fingerprint)
+        controller = Controller(config.blend.ratio)
+        self.guard = Guard(controller, config.blend.guard_every, config.blend.guard_kl, trace)
+        self._reuse = BlendReuse(
+            self._prefix,
+            store,
+            shape,
+            self._fingerprint,
+            controller,
+            clock,
+            movable=not decoder.rope.length_dependent,
+            on_plan=lambda request: self._afterwards.note(request),  # noqa: PLW0108  it is made below
+            trace=trace,
+        )
+        self._afterwards = Afterwards(self._reuse.lessons, self.guard, trace)
         limits = Limits(
             kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
             max_batch_tokens=config.engine.max_batch_tokens,
             max_stall_ms=config.engine.max_stall_ms,
         )
-        self.engine = Engine(model, attention, self._reuse, limits, clock, trace=trace)
+        heard = Tee(trace, controller, self._afterwards)
+        self.engine = Engine(model, attention, self._reuse, limits, clock, trace=heard)
+        self._afterwards.start(self.engine, self._is_idle)
 
     # --- text in, text out -------------------------------------------------------------------
 
@@ -173,16 +191,21 @@ class Kdn:
         salt: str = "",
         adapter: str | None = None,
         keeping: Keeping = Keeping.ALL,
+        reuse: Reuse = "exact",
+        ratio: float | None = None,
     ) -> Answer:
         """Answer a message or a conversation, with documents in front if there are any.
 
         `stream` is given pieces of text as they come.  The KV of documents and of the conversation
         is kept (see `keeping`), so that the next turn, and the next question about the same
-        documents, begin where this one ended.  Raises PromptTooLong, UnknownModel, BadInput.
+        documents, begin where this one ended.  With `reuse="blend"` documents that were computed
+        anywhere before are reused and mended (see `blending`); the answer then approximates that of
+        a full prefill.  Raises PromptTooLong, UnknownModel, BadInput.
         """
         messages = _messages(prompt)
         request = self.request(messages, documents, sampling=sampling, salt=salt, adapter=adapter)
-        answer = collect(self.engine.submit(replace(request, keeping=keeping)), stream)
+        request = replace(request, keeping=keeping, blend=blending(reuse, ratio))
+        answer = collect(self.engine.submit(request), stream)
         self.remember(salt, answer.text, answer.token_ids)
         return answer
 
@@ -194,11 +217,14 @@ class Kdn:
         max_parts: int = 1,
         stream: Callable[[str], None] | None = None,
         salt: str = "",
+        reuse: Reuse = "exact",
+        ratio: float | None = None,
     ) -> Answer:
         """Answer a question from the ingested documents, and name the passages that say so.
 
         The prompt holds the `max_parts` parts that fit best, best first: with stored KV the first one
-        is never computed twice.  Raises BadInput when nothing was ingested.
+        is never computed twice, and with `reuse="blend"` (see `blending`) none is, as a whole.
+        Raises BadInput when nothing was ingested.
         """
         parts = self._context(question, max_tokens, max_parts)
         messages = [
@@ -209,6 +235,7 @@ class Kdn:
         request = self.request(
             messages, documents, sampling=Sampling(max_tokens=max_tokens), salt=salt
         )
+        request = replace(request, blend=blending(reuse, ratio))
         answer = collect(self.engine.submit(request), stream)
         return replace(answer, sources=_sources(answer.text, parts))
 
@@ -318,15 +345,26 @@ class Kdn:
 
     # --- housekeeping ------------------------------------------------------------------------
 
+    def catch_up(self) -> int:
+        """Do now what blended answers left for idle time: store their documents, compare samples.
+
+        The number of answers that were looked after.
+        """
+        return self._afterwards.work(self.engine)
+
     def check(self) -> None:
         """Audit the books of engine and store. Raises AssertionError. For tests, between requests."""
+        self.guard.check()
+        self._afterwards.check()
         self.engine.check()
         self.store.check()
 
     def close(self) -> None:
         """Stop the engine and write out what the store still holds back."""
+        self._afterwards.close()
         self.engine.close()
         self._reuse.close()
+        self._prefix.close()
         self.store.close()
 
     def __enter__(self) -> Self:
@@ -339,6 +377,10 @@ class Kdn:
         where: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _is_idle(self) -> bool:
+        stat = self.engine.stat()
+        return not (stat.num_waiting or stat.num_prefilling or stat.num_decoding)
 
     def _fingerprint(self, adapter: str | None) -> Fingerprint:
         chosen = None if adapter is None else self.model.adapters[adapter]
@@ -355,6 +397,20 @@ class Kdn:
                 f"nothing in the library has to do with {question!r}; ask in other words"
             )
         return parts
+
+
+def blending(reuse: Reuse, ratio: float | None = None) -> Blend | None:
+    """How a request says which stored KV it may use.
+
+    `"exact"`: only what equals a full prefill.  `"blend"`: also documents that stood elsewhere when
+    they were computed; `ratio` in 0..1 of their tokens is recomputed, None leaves it to the loading
+    controller and the quality guard.  Raises BadInput for anything else.
+    """
+    if reuse not in ("exact", "blend"):
+        raise BadInput(f"reuse is {reuse!r}; it can be 'exact' or 'blend'")
+    if ratio is not None and not 0 <= ratio <= 1:
+        raise BadInput(f"ratio is {ratio}; it is a share, 0 to 1, of the reused tokens")
+    return Blend(ratio) if reuse == "blend" else None
 
 
 _FRAME_TOKENS = 256

@@ -22,6 +22,7 @@ __all__ = [
     "BLOCK_TOKENS",
     "EXACT",
     "AllRows",
+    "Blend",
     "BlockId",
     "BlockKey",
     "Cause",
@@ -412,6 +413,11 @@ class Plan:
     allowed: tuple[int, ...] | None = None
     row_chunk: int | None = None
     """Position-wise work runs this many rows at a time (PrefillOnly); None means all at once."""
+    then: Callable[[], Plan] | None = None
+    """This plan only looks: asked when it is through, `then` gives the plan to run in its place.
+
+    The second finds the columns as the first left them, so it names no stored runs of its own.
+    """
 
     @property
     def num_tokens(self) -> int:
@@ -464,6 +470,16 @@ class Keeping(StrEnum):
 
 
 @dataclass(frozen=True)
+class Blend:
+    """Stored documents may be reused anywhere in the prompt, and are mended, not recomputed.
+
+    `ratio` is the share of the reused tokens that is recomputed; None leaves it to kdn.
+    """
+
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """One thing to generate. `group` names requests that are admitted together or not at all."""
 
@@ -478,6 +494,8 @@ class Request:
     """Lower is sooner, for policies that look at it."""
     reuse: bool = True
     """May stored KV be used for it?"""
+    blend: Blend | None = None
+    """None: only where the answer is exactly that of a full prefill."""
     keeping: Keeping = Keeping.SHARED
 
 

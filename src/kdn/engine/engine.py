@@ -366,6 +366,7 @@ class Engine:
             prompt_tokens=finish.usage.prompt_tokens,
             completion_tokens=finish.usage.completion_tokens,
             exact=finish.usage.exact,
+            blended=finish.usage.blended,
         )
 
     # --- endings -----------------------------------------------------------------------------

@@ -86,6 +86,8 @@ class Pass:
         assert all(lane.plan.allowed == allowed for lane in self.lanes), "one restriction a pass"
         choice = None if allowed is None else torch.tensor(allowed, device=self._decoder.device)
         picked, sizes = self._logit_rows()
+        if not picked.numel():
+            return [self._hidden.new_empty((0, 0), dtype=torch.float32) for _ in sizes]
         logits = self._decoder.logits(self._hidden[picked.to(self._hidden.device)], choice)
         return list(torch.split(logits, sizes))
 
