@@ -149,6 +149,7 @@ class Kdn:
         self.name = model.name
         self.model = model
         self.store = store
+        self.attention = attention
         self.config = config
         self.trace = trace
         self._clock = clock

@@ -6,9 +6,8 @@ computed behind the neutral prelude, and nothing else.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 from kdn.reuse.blend import Layout, Rule
 
-__all__ = ["Case", "Lab", "Seen"]
+__all__ = ["Case", "Held", "Lab", "Seen", "kl", "true_deviation"]
 
 _FORCED = 32
 """Tokens of the full prefill's own answer that every way is made to continue with."""
@@ -62,6 +61,8 @@ class Case:
     """A prompt with its stored chunks and its full prefill."""
 
     tokens: TokenIds
+    home: int
+    """The position that every chunk was computed at: right behind the prelude."""
     layout: Layout
     stored: tuple[StoredRun, ...]
     prefix: LayerSource
@@ -70,7 +71,6 @@ class Case:
     """What the full prefill goes on with, greedily."""
     true_kv: Tensor
     """[layers, 2, tokens, kv heads, dim]: what a full prefill computes."""
-    marks: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Lab:
@@ -81,7 +81,6 @@ class Lab:
         self._attention = attention
         decoder = model.decoder
         self._shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
-        self._chunks: dict[TokenIds, Tensor] = {}
         self._prelude: dict[TokenIds, Tensor] = {}
 
     @property
@@ -108,7 +107,7 @@ class Lab:
         full = Seen(logprobs, prompt.num_tokens * self.num_layers, kv)
         assert capture is not None, "asked for"
         true_kv = capture.kept(prompt.token_ids, 0).kv
-        return Case(prompt.token_ids, layout, runs, prefix, full, answer, true_kv)
+        return Case(prompt.token_ids, head, layout, runs, prefix, full, answer, true_kv)
 
     def base(self, case: Case) -> Plan:
         """The plan that rules refine: first chunk exact, the others as stored."""
@@ -120,10 +119,12 @@ class Lab:
         )
 
     @torch.inference_mode()
-    def blend(self, case: Case, rule: Rule, ratio: float) -> Seen:
+    def blend(
+        self, case: Case, rule: Rule, ratio: float, attention: Attention | None = None
+    ) -> Seen:
         """The prompt with its chunks mended by a rule."""
         plan = rule(self.base(case), case.layout, case.layout.budget(ratio))
-        return self.run(case, plan)
+        return self.run(case, plan, attention)
 
     @torch.inference_mode()
     def run(self, case: Case, plan: Plan, attention: Attention | None = None) -> Seen:
@@ -136,12 +137,10 @@ class Lab:
         """Mean negative log-likelihood of an answer's tokens, in nats."""
         tokens = self._model.tokenizer.encode(text)
         start = case.layout.num_tokens
-        last = case.tokens[-1]
         whole = (*case.tokens, *tokens)
         rows = tuple(range(start - 1, len(whole) - 1))
         plan = Plan(whole, logits=rows)
         lane = Lane.prefill(plan, kv, start - 1, len(whole))
-        assert lane.token_ids[0] == last, "the last prompt token is computed again"
         logprobs = torch.log_softmax(self._finish(lane).float(), dim=-1)
         picked = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
         return float(-picked.mean())
@@ -157,19 +156,16 @@ class Lab:
         return self._model.tokenizer.decode([t for t in tokens if t not in stops])
 
     def _behind(self, prelude: TokenIds, tokens: TokenIds) -> Tensor:
-        """KV of `tokens` computed right behind the prelude; remembered."""
-        key = (*prelude, -1, *tokens)
+        """KV of `tokens` computed right behind the prelude."""
         if prelude not in self._prelude:
             _, capture, _, _ = self._pass(Plan(prelude, logits=()), capture=True)
             assert capture is not None, "asked for"
             self._prelude[prelude] = capture.kept(prelude, 0).kv.clone()
-        if key not in self._chunks:
-            whole = (*prelude, *tokens)
-            plan = Plan(whole, prefix=Held(self._prelude[prelude]), logits=())
-            _, capture, _, _ = self._pass(plan, capture=True)
-            assert capture is not None, "asked for"
-            self._chunks[key] = capture.kept(whole, len(prelude)).kv.clone()
-        return self._chunks.pop(key)
+        whole = (*prelude, *tokens)
+        plan = Plan(whole, prefix=Held(self._prelude[prelude]), logits=())
+        _, capture, _, _ = self._pass(plan, capture=True)
+        assert capture is not None, "asked for"
+        return capture.kept(whole, len(prelude)).kv.clone()
 
     def _pass(
         self, plan: Plan, *, capture: bool = False, attention: Attention | None = None
@@ -223,16 +219,11 @@ def kl(full: Tensor, other: Tensor) -> Tensor:
     return (full.exp() * (full - other)).sum(dim=-1).clamp_min(0.0)
 
 
-def effective(rows: int, case: Case, num_layers: int) -> float:
-    """Rows computed as a share of a full prefill's, both summed over layers."""
-    return rows / (case.layout.num_tokens * num_layers)
-
-
-def log_ratio(a: float, b: float) -> float:
-    """log(a / b), with both held away from zero by a millionth of a nat."""
-    return math.log((a + 1e-6) / (b + 1e-6))
-
-
-def without_stored(plan: Plan) -> Plan:
-    """The plan over columns that are in place already."""
-    return replace(plan, stored=())
+def true_deviation(case: Case, part: int) -> Tensor:
+    """[layers, columns] fp32: squared error of the stored K (part 0) or V (part 1); 0 where exact."""
+    found = torch.zeros((case.true_kv.shape[0], case.layout.num_tokens))
+    for run in case.stored:
+        assert isinstance(run.source, Held), "the lab holds its chunks in memory"
+        error = case.true_kv[:, part, run.start : run.stop].float() - run.source.kv[:, part].float()
+        found[:, run.start : run.stop] = error.square().sum(dim=(2, 3))
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ class Asked:
 def questions(data: Path | None, seed: int, limit: int) -> list[Asked]:
     """At most `limit` questions of a set, or of the shipped documents when `data` is None.
 
-    `data` is a folder with `public.jsonl` (or that file) of MuSiQue, HotpotQA or RULER's needles.
-    Equal arguments give equal questions.  Raises BadInput for another shape.
+    `data` is a folder with `public.jsonl` (or that file) of MuSiQue, HotpotQA or RULER's needles.  A
+    set with fewer is gone through again, its documents in another order and others left out.  Equal
+    arguments give equal questions.  Raises BadInput for another shape.
     """
     if data is None:
         return list(_shipped(seed, limit))
@@ -45,7 +46,16 @@ def questions(data: Path | None, seed: int, limit: int) -> list[Asked]:
     if shape is None:
         raise BadInput(f"{file}: records of a shape that is not known ({', '.join(_SHAPES)})")
     draw = random.Random(seed)
-    return [shape(f"{file.parent.name}/{i}", one, draw) for i, one in enumerate(records)]
+    found: list[Asked] = []
+    while len(found) < limit:
+        turn, number = divmod(len(found), len(records))
+        name = f"{file.parent.name}/{number}" + (f"/{turn}" if turn else "")
+        asked = shape(name, records[number], draw)
+        documents = list(asked.documents)
+        if turn:
+            draw.shuffle(documents)
+        found.append(replace(asked, documents=tuple(documents)))
+    return found
 
 
 def _cut(text: str) -> str:

@@ -41,13 +41,15 @@ class Mass:
 class Asked:
     """The rows that the question attends to most, over the chunks as stored."""
 
-    first: int = 0
-    """The first layer that is looked at."""
-    every: int = 1
-    """Look at every so many layers."""
+    skip: float = 1 / 2
+    """The share of the layers, from the first on, that is not looked at: theirs is of another kind."""
+    every: int = 2
+    """Look at every so many of the others."""
 
     def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
-        seen = Mass(layout, self.first, self.every)
+        if count >= layout.num_reused:
+            return chosen_rows(base, layout, layout.reused)
+        seen = Mass(layout, int(self.skip * len(base.rows)), self.every)
 
         def then() -> Plan:
             best = torch.topk(seen.total[layout.reused], count).indices
