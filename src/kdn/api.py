@@ -29,6 +29,7 @@ from kdn.machine import free_memory_bytes
 from kdn.model import Decoder, Document, LoadedModel, Message, Remembered, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load
+from kdn.quality import GuardRecord, read_records, write_record
 from kdn.rag import (
     Cutting,
     Embedder,
@@ -158,7 +159,7 @@ class Kdn:
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self._prefix = PrefixReuse(store, shape, self._fingerprint)
         controller = Controller(config.blend.ratio)
-        self.guard = Guard(controller, config.blend.guard_every, config.blend.guard_kl, trace)
+        self.guard = _guard(config, controller, self._fingerprint(None), trace)
         self._reuse = BlendReuse(
             self._prefix,
             store,
@@ -398,6 +399,26 @@ class Kdn:
                 f"nothing in the library has to do with {question!r}; ask in other words"
             )
         return parts
+
+
+def _guard(config: Config, controller: Controller, model: Fingerprint, trace: Trace) -> Guard:
+    """A guard that goes on where the last run with this model ended."""
+    file = config.guard_file
+
+    def keep(record: GuardRecord) -> None:
+        try:
+            write_record(file, model, record)
+        except OSError as error:
+            trace.event("blend.record", why=str(error))
+
+    return Guard(
+        controller,
+        config.blend.guard_every,
+        config.blend.guard_kl,
+        trace,
+        record=read_records(file).get(model),
+        keep=keep,
+    )
 
 
 def blending(reuse: Reuse, ratio: float | None = None) -> Blend | None:

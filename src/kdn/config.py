@@ -117,6 +117,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return self.library.folder or self.home / "library"
 
     @property
+    def guard_file(self) -> Path:
+        """Where the quality guard keeps what it has seen."""
+        return self.home / "blend-guard.json"
+
+    @property
     def models_folder(self) -> Path:
         return self.home / "models"
 

@@ -39,8 +39,9 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show how much is stored, and where."""
     with _opened(home) as found:
         stat = found.stat()
+    blends = _blends(home)
     if as_json:
-        emit(_shape(stat))
+        emit(_shape(stat) | {"blend": blends})
         return
     rows = [
         (
@@ -53,6 +54,30 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
         for name, tier in stat.tiers.items()
     ]
     table("", ("tier", "blocks", "tokens", "size", "cap"), rows)
+    if blends:
+        table(
+            "blended answers",
+            ("model", "answers", "compared", "same first token", "mean KL", "ratio"),
+            [tuple(str(value) for value in one.values()) for one in blends],
+        )
+
+
+def _blends(home: Path | None) -> list[dict[str, Any]]:
+    """What the quality guard has found, a model at a time."""
+    from kdn.quality import read_records
+
+    settings = read_settings(home)
+    return [
+        {
+            "model": fingerprint[:12],
+            "answers": record.asked,
+            "compared": record.samples,
+            "agreed": record.agreed,
+            "mean_kl": round(sum(record.recent_kl) / max(len(record.recent_kl), 1), 4),
+            "ratio": record.ratio if record.ratio is not None else settings.blend.ratio,
+        }
+        for fingerprint, record in read_records(settings.guard_file).items()
+    ]
 
 
 def _cap(capacity_bytes: int | None) -> str:

@@ -15,10 +15,11 @@ import math
 import threading
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from kdn.core import Blend, Finish, Generator, Keeping, Request, Sampling, Token
+from kdn.quality import GuardRecord
 from kdn.reuse.blend.controller import Controller
 from kdn.trace import Trace
 
@@ -48,15 +49,32 @@ class GuardStat:
 class Guard:
     """Samples, compares and moves the controller's floor. Safe from several threads."""
 
-    def __init__(self, controller: Controller, every: int, kl_limit: float, trace: Trace) -> None:
-        """One in `every` requests is compared (0: none); `kl_limit` in nats."""
+    def __init__(
+        self,
+        controller: Controller,
+        every: int,
+        kl_limit: float,
+        trace: Trace,
+        *,
+        record: GuardRecord | None = None,
+        keep: Callable[[GuardRecord], None] | None = None,
+    ) -> None:
+        """One in `every` requests is compared (0: none); `kl_limit` in nats.
+
+        `record` is what an earlier run knew; `keep` is handed what this one knows, now and then.
+        """
+        known = record or GuardRecord()
         self._controller = controller
         self._every = every
         self._kl_limit = kl_limit
         self._trace = trace
+        self._keep = keep
         self._lock = threading.Lock()
-        self._asked = self._samples = self._agreed = 0
-        self._recent: deque[float] = deque(maxlen=_WINDOW)
+        self._asked, self._samples, self._agreed = known.asked, known.samples, known.agreed
+        self._moved = known.ratio
+        self._recent: deque[float] = deque(known.recent_kl, maxlen=_WINDOW)
+        if self._moved is not None:
+            controller.set_floor(self._moved)
         self._tried: deque[float] = deque(maxlen=_WINDOW)
         self._trial = False
 
@@ -66,7 +84,9 @@ class Guard:
             return False
         with self._lock:
             self._asked += 1
-            return self._asked % self._every == 0 and self._controller.floor < 1
+            due = self._asked % self._every == 0 and self._controller.floor < 1
+        self._remember()
+        return due
 
     def compare(self, request: Request, generator: Generator) -> None:
         """Run the prompt blended and in full, and draw the conclusion. Costs a full prefill."""
@@ -82,6 +102,7 @@ class Guard:
             if tried is not None:
                 self._tried.append(divergence(full, tried))
             self._judge(floor)
+        self._remember()
         self._trace.event("blend.guard", kl=kl, agrees=agrees, ratio=floor)
 
     def stat(self) -> GuardStat:
@@ -97,6 +118,19 @@ class Guard:
     def _floor(self) -> float:
         return self._controller.floor
 
+    def _remember(self) -> None:
+        if self._keep is None:
+            return
+        with self._lock:
+            record = GuardRecord(
+                asked=self._asked,
+                samples=self._samples,
+                agreed=self._agreed,
+                recent_kl=tuple(self._recent),
+                ratio=self._moved,
+            )
+        self._keep(record)
+
     def _judge(self, floor: float) -> None:
         if len(self._recent) < _WINDOW or _mean(self._recent) <= self._kl_limit:
             self._trial = False
@@ -107,6 +141,7 @@ class Guard:
             return
         better = _mean(self._tried) < _BETTER * _mean(self._recent)
         ratio = _next(floor) if better else 1.0
+        self._moved = ratio
         self._controller.set_floor(ratio)
         self._trace.event("blend.ratio" if better else "blend.stop", ratio=ratio)
         self._recent.clear()
