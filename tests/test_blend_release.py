@@ -18,7 +18,7 @@ from kdn.config import BlendConfig, Config, StoreConfig
 from kdn.core import Keeping, Prompt, Sampling
 from kdn.errors import BadInput
 from kdn.model import Document, Message
-from kdn.reuse.blend import Asked, Naive
+from kdn.reuse.blend import Asked, Naive, Rule
 from kdn.trace import Recorder
 
 pytestmark = pytest.mark.model
@@ -53,10 +53,15 @@ def prompt(k: kdn.Kdn, number: int, documents: int = 8) -> Prompt:
 
 def test_a_blend_is_closer_to_the_full_prefill_than_naive_reuse(k: kdn.Kdn) -> None:
     lab = Lab(k.model, k.attention)
-    naive, mended = [], []
+    naive: list[float] = []
+    mended: list[float] = []
     for number in range(2):
         case = lab.case(prompt(k, number, documents=6))
-        for rule, ratio, found in ((Naive(), 0.0, naive), (Asked(), 0.15, mended)):
+        ways: list[tuple[Rule, float, list[float]]] = [
+            (Naive(), 0.0, naive),
+            (Asked(), 0.15, mended),
+        ]
+        for rule, ratio, found in ways:
             seen = lab.blend(case, rule, ratio)
             found.append(float(kl(case.full.logprobs, seen.logprobs)[0]))
     assert statistics.mean(mended) < 0.7 * statistics.mean(naive)

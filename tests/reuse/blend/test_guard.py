@@ -29,7 +29,7 @@ from kdn.core import (
 )
 from kdn.quality import GuardRecord, read_records, write_record
 from kdn.reuse.blend import Controller, Guard, Shelving, Stopwatch, cheapest_hiding, divergence
-from kdn.trace import Recorder
+from kdn.trace import Recorder, Value
 
 SHAPE = KvShape(num_layers=10, num_kv_heads=2, head_dim=5, dtype="float16")  # 400 bytes a token
 PROMPT = Prompt((Segment(Role.QUESTION, (1, 2, 3)),))
@@ -200,7 +200,7 @@ def test_the_cheapest_tier_that_hides_is_chosen_else_the_fastest() -> None:
 
 def test_plain_answers_teach_the_speed_of_a_prefill_and_blended_ones_do_not() -> None:
     controller = Controller(0.15)
-    answer = {"request": "a", "ttft_ms": 1000.0, "prompt_tokens": 1100, "exact": 100}
+    answer: dict[str, Value] = {"ttft_ms": 1000.0, "prompt_tokens": 1100, "exact": 100}
     controller.event("engine.finish", **answer, blended=500)
     assert controller.prefill_s(1000) == 0.0
     controller.event("engine.finish", **answer, blended=0)

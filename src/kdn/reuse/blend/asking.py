@@ -47,6 +47,8 @@ class Asked:
     """Look at every so many of the others."""
 
     def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+        if not count:
+            return base
         if count >= layout.num_reused:
             return chosen_rows(base, layout, layout.reused)
         seen = Mass(layout, int(self.skip * len(base.rows)), self.every)
