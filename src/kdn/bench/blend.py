@@ -30,7 +30,7 @@ from kdn.machine import describe_machine
 __all__ = ["run"]
 
 _PROMPTS = 100
-_QUICK_PROMPTS = 3
+_QUICK_PROMPTS = 2
 _PARTS = (None, "all", "quality", "timing")
 _OURS, _HKVD, _RANDOM = f"{OURS}@{RATIO}", f"{HKVD}@{RATIO}", f"{RANDOM}@{RATIO}"
 _NAIVE, _NOISE, _FULL = f"{NAIVE}@0.0", f"{NOISE.name}@1.0", f"{FULL}@1.0"

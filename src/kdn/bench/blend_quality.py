@@ -27,7 +27,7 @@ from kdn.model import Document, Message
 __all__ = ["INSTRUCTION", "Judged", "geometric", "interval", "judge", "word_f1"]
 
 INSTRUCTION = "Answer the question from the documents, in at most five words."
-_EVERY = 4
+_EVERY = 10
 """One prompt in so many runs every arm."""
 _ANSWERED = ((NAIVE, 0.0), (OURS, RATIO), (HKVD, RATIO))
 _ANSWER_TOKENS = 12
@@ -49,7 +49,7 @@ def judge(
 ) -> list[Judged]:
     """Every question judged, those in the file `rows` (made if need be) as they stand there.
 
-    One in four runs every arm, or, if `quick`, the noise floor only.
+    One in ten runs every arm, or, if `quick`, the noise floor only.
     """
     known = _read(rows)
     found: list[Judged] = []
