@@ -32,9 +32,11 @@ def home(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-def opened(home: Path, work: Path, trace: Recorder | None = None, every: int = 0) -> kdn.Kdn:
+def opened(
+    home: Path, work: Path, trace: Recorder | None = None, every: int = 0, ratio: float = 0.15
+) -> kdn.Kdn:
     store = StoreConfig(folder=work / "store", disk_bytes=1 << 29, memory_bytes=1 << 29)
-    config = Config(home=home, store=store, blend=BlendConfig(guard_every=every))
+    config = Config(home=home, store=store, blend=BlendConfig(guard_every=every, ratio=ratio))
     return kdn.open(config=config, trace=trace)
 
 
@@ -126,6 +128,19 @@ def test_the_guard_looks_at_one_in_so_many(home: Path, tmp_path: Path) -> None:
         stat = k.guard.stat()
     assert trace.count("blend.guard") == 1
     assert stat.samples == 1
+
+
+def test_the_ratio_setting_is_what_a_request_without_one_gets(home: Path, tmp_path: Path) -> None:
+    documents, reused = [text[:500] for text in ASKED[1].documents[:3]], []
+    for ratio in (0.0, 0.5):
+        with opened(home, tmp_path, ratio=ratio) as k:
+            for text in documents:
+                k.prefill(text)
+            usage = k.generate(
+                "What is said?", documents, sampling=ONE, reuse="blend", keeping=Keeping.NOTHING
+            ).usage
+            reused.append(usage.blended)
+    assert reused[1] == pytest.approx(reused[0] / 2, abs=1)
 
 
 def test_impossible_wishes_are_refused(k: kdn.Kdn) -> None:

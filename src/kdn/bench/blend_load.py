@@ -84,11 +84,15 @@ def run(options: BenchOptions) -> Result:
             "full_per_s": rates[FULL],
             "blend_per_s": rates[BLEND],
         },
-        notes=(
-            "Every document is stored before the first request; a stream of"
-            f" {number} requests is short, so a point carries the luck of its arrivals.",
-        ),
+        notes=(_note(number),),
         figures=(_figure(points),),
+    )
+
+
+def _note(number: int) -> str:
+    return (
+        f"Every document is stored before the first request; a stream of {number} requests is"
+        " short, so a point carries the luck of its arrivals."
     )
 
 
