@@ -15,14 +15,14 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import torch
 
 from kdn.answers import Answer, Source, collect
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config, load_config
-from kdn.core import Fingerprint, JctModel, Keeping, Prompt, Request, Role, Sampling, Stream
+from kdn.core import Blend, Fingerprint, JctModel, Keeping, Prompt, Request, Role, Sampling, Stream
 from kdn.cost import GRID, save_jct
 from kdn.engine import Engine, Limits
 from kdn.errors import BadConfig, BadInput, MissingExtra, UnknownModel
@@ -31,6 +31,7 @@ from kdn.model import Decoder, Document, LoadedModel, Message, Remembered, load_
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load
 from kdn.pages import keep_freed
+from kdn.quality import GuardRecord, read_records, write_record
 from kdn.rag import (
     Cutting,
     Embedder,
@@ -54,15 +55,17 @@ from kdn.rank import (
     pair_question,
 )
 from kdn.reuse import LossRule, PrefixReuse
+from kdn.reuse.blend import Afterwards, BlendReuse, Controller, Guard
 from kdn.schedule import WaitingRoom, make_policy
 from kdn.store import CODECS, QualityRecord, Store, load_record, open_store
 from kdn.timing import jct_path, measure_jct, stored_jct
-from kdn.trace import Recorder, Trace
+from kdn.trace import Recorder, Tee, Trace
 
-__all__ = ["Answer", "Kdn", "Source", "open"]
+__all__ = ["Answer", "Kdn", "Source", "blending", "open"]
 
 Messages = str | Sequence[Message] | Sequence[Mapping[str, str]]
 Documents = Sequence[str] | Sequence[Document]
+Reuse = Literal["exact", "blend"]
 
 _PREFILL_TOKENS_PER_S = 2000.0
 _EMBED_TOKENS_PER_S = 4000.0
@@ -162,6 +165,7 @@ class Kdn:
         self.name = model.name
         self.model = model
         self.store = store
+        self.attention = attention
         self.config = config
         self.trace = trace
         self._clock = clock
@@ -173,7 +177,21 @@ class Kdn:
         """How long prompts take here: fitted by `kdn cost fit`, else counted."""
         self._records: dict[Fingerprint, QualityRecord | None] = {}
         loss = LossRule(config.store.codec, config.store.max_kl, self.quality)
-        self._reuse = PrefixReuse(store, shape, self._fingerprint, loss)
+        self._prefix = PrefixReuse(store, shape, self._fingerprint, loss)
+        controller = Controller(config.blend.ratio)
+        self.guard = _guard(config, controller, self._fingerprint(None), trace)
+        self._reuse = BlendReuse(
+            self._prefix,
+            store,
+            shape,
+            self._fingerprint,
+            controller,
+            clock,
+            movable=not decoder.rope.length_dependent,
+            on_plan=lambda request: self._afterwards.note(request),  # noqa: PLW0108  it is made below
+            trace=trace,
+        )
+        self._afterwards = Afterwards(self._reuse.lessons, self.guard, trace)
         limits = Limits(
             kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
             max_batch_tokens=config.engine.max_batch_tokens,
@@ -182,7 +200,9 @@ class Kdn:
             row_chunk=config.engine.row_chunk,
         )
         room = WaitingRoom(make_policy(config.engine.policy, self.jct))
-        self.engine = Engine(model, attention, self._reuse, limits, clock, room, trace)
+        heard = Tee(trace, controller, self._afterwards)
+        self.engine = Engine(model, attention, self._reuse, limits, clock, room, heard)
+        self._afterwards.start(self.engine, self._is_idle)
 
     # --- text in, text out -------------------------------------------------------------------
 
@@ -196,16 +216,21 @@ class Kdn:
         salt: str = "",
         adapter: str | None = None,
         keeping: Keeping = Keeping.ALL,
+        reuse: Reuse = "exact",
+        ratio: float | None = None,
     ) -> Answer:
         """Answer a message or a conversation, with documents in front if there are any.
 
         `stream` is given pieces of text as they come.  The KV of documents and of the conversation
         is kept (see `keeping`), so that the next turn, and the next question about the same
-        documents, begin where this one ended.  Raises PromptTooLong, UnknownModel, BadInput.
+        documents, begin where this one ended.  With `reuse="blend"` documents that were computed
+        anywhere before are reused and mended (see `blending`); the answer then approximates that of
+        a full prefill.  Raises PromptTooLong, UnknownModel, BadInput.
         """
         messages = _messages(prompt)
         request = self.request(messages, documents, sampling=sampling, salt=salt, adapter=adapter)
-        answer = collect(self.engine.submit(replace(request, keeping=keeping)), stream)
+        request = replace(request, keeping=keeping, blend=blending(reuse, ratio))
+        answer = collect(self.engine.submit(request), stream)
         self.remember(salt, answer.text, answer.token_ids)
         return answer
 
@@ -217,11 +242,14 @@ class Kdn:
         max_parts: int = 1,
         stream: Callable[[str], None] | None = None,
         salt: str = "",
+        reuse: Reuse = "exact",
+        ratio: float | None = None,
     ) -> Answer:
         """Answer a question from the ingested documents, and name the passages that say so.
 
         The prompt holds the `max_parts` parts that fit best, best first: with stored KV the first one
-        is never computed twice.  Raises BadInput when nothing was ingested.
+        is never computed twice, and with `reuse="blend"` (see `blending`) none is, as a whole.
+        Raises BadInput when nothing was ingested.
         """
         parts = self._context(question, max_tokens, max_parts)
         messages = [
@@ -232,6 +260,7 @@ class Kdn:
         request = self.request(
             messages, documents, sampling=Sampling(max_tokens=max_tokens), salt=salt
         )
+        request = replace(request, blend=blending(reuse, ratio))
         answer = collect(self.engine.submit(request), stream)
         return replace(answer, sources=_sources(answer.text, parts))
 
@@ -398,15 +427,26 @@ class Kdn:
             self._records[fingerprint] = load_record(self.config.home, fingerprint)
         return self._records[fingerprint]
 
+    def catch_up(self) -> int:
+        """Do now what blended answers left for idle time: store their documents, compare samples.
+
+        The number of answers that were looked after.
+        """
+        return self._afterwards.work(self.engine)
+
     def check(self) -> None:
         """Audit the books of engine and store. Raises AssertionError. For tests, between requests."""
+        self.guard.check()
+        self._afterwards.check()
         self.engine.check()
         self.store.check()
 
     def close(self) -> None:
         """Stop the engine and write out what the store still holds back."""
+        self._afterwards.close()
         self.engine.close()
         self._reuse.close()
+        self._prefix.close()
         self.store.close()
 
     def __enter__(self) -> Self:
@@ -419,6 +459,10 @@ class Kdn:
         where: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _is_idle(self) -> bool:
+        stat = self.engine.stat()
+        return not (stat.num_waiting or stat.num_prefilling or stat.num_decoding)
 
     def _fingerprint(self, adapter: str | None) -> Fingerprint:
         chosen = None if adapter is None else self.model.adapters[adapter]
@@ -453,6 +497,40 @@ def _refuse_unmeasured(config: Config, record: QualityRecord | None) -> None:
             f"store.codec is {codec}, which moves this model by {found.kl:.2g} nats, more than"
             f" max_kl {limit:g}: raise max_kl, or let codec be auto"
         )
+
+
+def _guard(config: Config, controller: Controller, model: Fingerprint, trace: Trace) -> Guard:
+    """A guard that goes on where the last run with this model ended."""
+    file = config.guard_file
+
+    def keep(record: GuardRecord) -> None:
+        try:
+            write_record(file, model, record)
+        except OSError as error:
+            trace.event("blend.record", why=str(error))
+
+    return Guard(
+        controller,
+        config.blend.guard_every,
+        config.blend.guard_kl,
+        trace,
+        record=read_records(file).get(model),
+        keep=keep,
+    )
+
+
+def blending(reuse: Reuse, ratio: float | None = None) -> Blend | None:
+    """How a request says which stored KV it may use.
+
+    `"exact"`: only what equals a full prefill.  `"blend"`: also documents that stood elsewhere when
+    they were computed; `ratio` in 0..1 of their tokens is recomputed, None leaves it to the loading
+    controller and the quality guard.  Raises BadInput for anything else.
+    """
+    if reuse not in ("exact", "blend"):
+        raise BadInput(f"reuse is {reuse!r}; it can be 'exact' or 'blend'")
+    if ratio is not None and not 0 <= ratio <= 1:
+        raise BadInput(f"ratio is {ratio}; it is a share, 0 to 1, of the reused tokens")
+    return Blend(ratio) if reuse == "blend" else None
 
 
 _FRAME_TOKENS = 256

@@ -20,6 +20,7 @@ from msgspec import Meta
 from kdn.errors import BadConfig
 
 __all__ = [
+    "BlendConfig",
     "Config",
     "EngineConfig",
     "LibraryConfig",
@@ -98,6 +99,17 @@ class LibraryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """The size of a passage: what is searched for and shown as a source."""
 
 
+class BlendConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How stored documents are reused where they are no exact prefix, for requests that ask for it."""
+
+    ratio: Annotated[float, Meta(ge=0, le=1)] = 0.15
+    """The least share of the reused tokens that is recomputed, however fast they load."""
+    guard_every: Annotated[int, Meta(ge=0)] = 50
+    """One in so many blended answers is compared with a full prefill afterwards; 0 never."""
+    guard_kl: Annotated[float, Meta(gt=0)] = 0.5
+    """Mean KL divergence (nats, first token) beyond which more is recomputed, or blending stops."""
+
+
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the server can be reached."""
 
@@ -117,6 +129,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     store: StoreConfig = StoreConfig()
     library: LibraryConfig = LibraryConfig()
     serve: ServeConfig = ServeConfig()
+    blend: BlendConfig = BlendConfig()
 
     @property
     def store_folder(self) -> Path:
@@ -125,6 +138,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def library_folder(self) -> Path:
         return self.library.folder or self.home / "library"
+
+    @property
+    def guard_file(self) -> Path:
+        """Where the quality guard keeps what it has seen."""
+        return self.home / "blend-guard.json"
 
     @property
     def models_folder(self) -> Path:
@@ -145,6 +163,7 @@ _ROOMS: dict[str, type[msgspec.Struct]] = {
     "store": StoreConfig,
     "library": LibraryConfig,
     "serve": ServeConfig,
+    "blend": BlendConfig,
 }
 # Read elsewhere, so known here: the home folder and the place of the settings file.
 _OTHER_VARIABLES = ("KDN_HOME", "KDN_CONFIG")
@@ -180,6 +199,7 @@ def load_config(
         store=_build(StoreConfig, "store", tables),
         library=_build(LibraryConfig, "library", tables),
         serve=_build(ServeConfig, "serve", tables),
+        blend=_build(BlendConfig, "blend", tables),
     )
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "BLOCK_TOKENS",
     "EXACT",
     "AllRows",
+    "Blend",
     "BlockId",
     "BlockKey",
     "Cause",
@@ -423,6 +424,11 @@ class Plan:
     one_layer: bool = False
     """K and V live for one layer only; what is to outlive the pass must be kept as it goes by.
     Such a prompt runs as one pass, and nothing can be decoded after it."""
+    then: Callable[[], Plan] | None = None
+    """This plan only looks: asked when it is through, `then` gives the plan to run in its place.
+
+    The second finds the columns as the first left them, so it names no stored runs of its own.
+    """
 
     @property
     def num_tokens(self) -> int:
@@ -480,6 +486,16 @@ class Keeping(StrEnum):
 
 
 @dataclass(frozen=True)
+class Blend:
+    """Stored documents may be reused anywhere in the prompt, and are mended, not recomputed.
+
+    `ratio` is the share of the reused tokens that is recomputed; None leaves it to kdn.
+    """
+
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """One thing to generate. `group` names requests that are admitted together or not at all."""
 
@@ -496,6 +512,8 @@ class Request:
     """May stored KV be used for it?"""
     max_kl: float | None = None
     """How far (mean KL, nats) a codec may move answers by measurement; 0: not at all; None: as set."""
+    blend: Blend | None = None
+    """None: only where the answer is exactly that of a full prefill."""
     keeping: Keeping = Keeping.SHARED
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Event", "NoTrace", "Recorder", "Trace", "Value"]
+__all__ = ["Event", "NoTrace", "Recorder", "Tee", "Trace", "Value"]
 
 Value = str | int | float | bool | None
 
@@ -38,6 +38,17 @@ class NoTrace:
 
     def event(self, name: str, **fields: Value) -> None:
         return None
+
+
+class Tee:
+    """Tells every event to several listeners, in order."""
+
+    def __init__(self, *listeners: Trace) -> None:
+        self._listeners = listeners
+
+    def event(self, name: str, **fields: Value) -> None:
+        for listener in self._listeners:
+            listener.event(name, **fields)
 
 
 class Recorder:

@@ -71,6 +71,20 @@ def test_ingest_then_ask_twice(tmp_path: Path, tiny: Path, papers: Path, embedde
     assert "first token after" in said.err
 
 
+def test_a_fast_answer_blends_what_an_earlier_one_learned(
+    tmp_path: Path, tiny: Path, papers: Path, embedder: None
+) -> None:
+    """Two parts: the first is exact; the second was stored alone behind the prelude meanwhile."""
+    kdn(tmp_path, "ingest", papers, "--model", tiny)
+    ask = ("ask", "key and boat?", "--fast", "--model", tiny, "--max-tokens", "2")
+    assert kdn(tmp_path, *ask, "--json").json["usage"]["blended"] == 0
+    usage = kdn(tmp_path, *ask, "--json").json["usage"]
+    assert usage["blended"] > 20
+    assert usage["exact"] + usage["blended"] + usage["recomputed"] == usage["prompt_tokens"]
+    assert "reused exactly" in kdn(tmp_path, *ask).err
+    assert kdn(tmp_path, "store", "stat", "--json").json["blend"][0]["answers"] == 3
+
+
 def test_prefill_leaves_nothing_to_compute_but_the_question(
     tmp_path: Path, tiny: Path, papers: Path, embedder: None
 ) -> None:

@@ -106,7 +106,18 @@ def run(
         logits = step.logits()[0]
     start = plan.num_prefix
     tokens = plan.token_ids
+    if plan.then is not None:
+        return _go_on(model, plan.then(), kv, attention)
     return Ran(logits, kv, capture.kept(tokens, start).kv)
+
+
+def _go_on(model: LoadedModel, plan: Plan, kv: SequenceKV, attention: Attention) -> Ran:
+    """The plan that waited for a look, over the columns that the look left."""
+    lane = Lane.prefill(plan, kv, plan.num_prefix, plan.num_tokens)
+    step = Pass(model.decoder, attention, [lane])
+    while not step.advance():
+        pass
+    return Ran(step.logits()[0], kv, torch.empty(0))
 
 
 @torch.inference_mode()

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.model
 
 MODEL = "smollm2-135m"
 # Every greedy token of the answer leads by two nats, so that no rounding can change it.
+BOXES = (("red", "violin"), ("green", "kettle"), ("blue", "compass"))
 FRANCE: list[ChatCompletionMessageParam] = [
     {
         "role": "user",
@@ -116,6 +117,34 @@ def test_the_next_turn_and_the_next_question_hit(server: Running, opened: kdn.Kd
     assert cold["exact"] < 20  # the opening of the template, at most
     assert warm["exact"] > 300
     assert warm["recomputed"] < 30
+
+
+def test_documents_are_blended_where_the_body_asks_for_it(server: Running, opened: kdn.Kdn) -> None:
+    texts = [f"The {colour} box holds a {thing}. " * 30 for colour, thing in BOXES]
+    for text in texts:
+        opened.prefill(text)
+
+    def ask(**options: Any) -> dict[str, Any]:
+        answer = server.openai.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "What does the red box hold?"}],
+            temperature=0,
+            max_tokens=4,
+            extra_body={"documents": [{"text": text} for text in texts], "kdn": options},
+        )
+        assert answer.model_extra is not None
+        report: dict[str, Any] = answer.model_extra["kdn"]
+        return report
+
+    blended = ask(reuse="blend", ratio=0.1, keep="nothing")
+    assert blended["blended"] > 300
+    assert blended["exact"] > 150
+    assert ask(reuse="blend", keep="nothing")["blended"] > 200
+    assert ask(reuse="exact", keep="nothing")["blended"] == 0
+    assert ask(reuse=False, keep="nothing")["exact"] == 0
+    with pytest.raises(openai.BadRequestError, match="ratio"):
+        ask(reuse="blend", ratio=2)
+    assert server.metric("kdn_blend", what="ratio") == 0.15
 
 
 def test_leaving_a_stream_frees_its_memory(server: Running, opened: kdn.Kdn) -> None:

@@ -22,6 +22,8 @@ __all__ = [
 ]
 
 BENCHES: dict[str, str] = {
+    "blend": "kdn.bench.blend",
+    "blend-load": "kdn.bench.blend_load",
     "engine": "kdn.bench.engine",
     "l4s": "kdn.bench.l4s",
     "mil": "kdn.bench.mil",

@@ -40,14 +40,15 @@ def write_json(result: Result, path: Path) -> None:
 
 
 def write_page(result: Result, folder: Path) -> Path:
-    """`folder/<bench>.md` with its plot and JSON beside it; returns the page's path.
+    """`folder/<page>.md` with its plot and JSON beside it; returns the page's path.
 
     Raises MissingExtra when there is something to plot and matplotlib is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(result, folder / f"{result.bench}.json")
-    pictures = [_draw(figure, folder, result.bench, n) for n, figure in enumerate(result.figures)]
-    page = folder / f"{result.bench}.md"
+    name = result.page or result.bench
+    write_json(result, folder / f"{name}.json")
+    pictures = [_draw(figure, folder, name, n) for n, figure in enumerate(result.figures)]
+    page = folder / f"{name}.md"
     page.write_text(_page(result, pictures), encoding="utf-8")
     return page
 

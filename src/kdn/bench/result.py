@@ -38,6 +38,10 @@ class BenchOptions:
     threads: int = 2
     home: Path | None = None
     """The home folder with the models; None means the usual one. Results never go there."""
+    only: str | None = None
+    """A part of the benchmark's own naming; None runs all of it."""
+    rows: Path | None = None
+    """A file of finished rows, for benchmarks that can go on where an earlier run ended."""
     rivals: Path = _CHECKOUT / ".venv-rivals"
     """The environment that `make rivals` builds; what it lacks is reported as null."""
     clock: Clock = field(default_factory=SystemClock)
@@ -95,6 +99,8 @@ class Result:
     notes: tuple[str, ...] = ()
     """What a reader must know beside the numbers, such as rivals that were not there."""
     figures: tuple[Figure, ...] = ()
+    page: str | None = None
+    """The report's file name without suffix, where one benchmark has several pages; None: `bench`."""
     commit: str = field(default_factory=commit_name)
 
     def as_json(self) -> dict[str, Any]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["answer_shape", "ask", "chat", "print_sources"]
 
+_FAST_PARTS = 3
+"""Parts cost little to read once they are stored."""
+
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
 TemperatureOption = Annotated[float, typer.Option(min=0, help="0 always takes the likeliest.")]
 
@@ -38,8 +41,15 @@ def ask(
     home: HomeOption = None,
     max_tokens: MaxTokensOption = 256,
     max_parts: Annotated[
-        int, typer.Option(min=1, help="Parts of documents (about 1,000 tokens each) to read.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1, help="Parts of documents (about 1,000 tokens each) to read: 1, or 3 with --fast."
+        ),
+    ] = None,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Reuse parts wherever they stand; approximates the answer."),
+    ] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     int8: Int8Option = False,
@@ -51,9 +61,16 @@ def ask(
         answer = kdn.ask(
             question,
             max_tokens=max_tokens,
-            max_parts=max_parts,
+            max_parts=max_parts or (_FAST_PARTS if fast else 1),
             stream=None if as_json else write_piece,
+            reuse="blend" if fast else "exact",
         )
+        _show(question, answer, as_json=as_json)
+        if fast:
+            kdn.catch_up()
+
+
+def _show(question: str, answer: Answer, *, as_json: bool) -> None:
     if as_json:
         emit({"question": question, **answer_shape(answer)})
         return
@@ -102,10 +119,16 @@ def print_sources(sources: Sequence[Source]) -> None:
 def usage_line(usage: Usage) -> str:
     """One line: what was reused, what was computed, how long the first token took."""
     return (
-        f"\n{usage.prompt_tokens} prompt tokens: {usage.cached_tokens} reused, "
+        f"\n{usage.prompt_tokens} prompt tokens: {_reused(usage)}, "
         f"{usage.recomputed} computed; first token after {time_text(usage.ttft_ms / 1000)}; "
         f"{usage.completion_tokens} tokens in {time_text(usage.total_ms / 1000)}"
     )
+
+
+def _reused(usage: Usage) -> str:
+    if not usage.blended:
+        return f"{usage.cached_tokens} reused"
+    return f"{usage.exact} reused exactly, {usage.blended} blended"
 
 
 def chat(

@@ -20,6 +20,12 @@ def bench(
     home: HomeOption = None,
     data: Annotated[Path | None, typer.Option(exists=True, help="Data to measure with.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Ends within 50 seconds.")] = False,
+    only: Annotated[
+        str | None, typer.Option(help="A part of it, where it has parts: quality, timing.")
+    ] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="Keep finished rows in this file, and go on from there.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for both sides.")] = 2,
     json_file: Annotated[
@@ -35,7 +41,15 @@ def bench(
     from kdn.bench import BenchOptions, load_bench, print_result, write_json, write_page
 
     options = BenchOptions(
-        model=model, data=data, quick=quick, seed=seed, threads=threads, home=home, say=say
+        model=model,
+        data=data,
+        quick=quick,
+        only=only,
+        rows=rows,
+        seed=seed,
+        threads=threads,
+        home=home,
+        say=say,
     )
     result = load_bench(name)(options)
     if json_file == Path("-"):

@@ -42,8 +42,9 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     with _opened(home) as found:
         stat = found.stat()
     records = records_of(read_settings(home).home)
+    blends = _blends(home)
     if as_json:
-        emit(_shape(stat) | {"quality": records})
+        emit(_shape(stat) | {"quality": records, "blend": blends})
         return
     rows = [
         (
@@ -58,6 +59,30 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     table("", ("tier", "blocks", "tokens", "size", "cap"), rows)
     for record in records:
         show_record(record)
+    if blends:
+        table(
+            "blended answers",
+            ("model", "answers", "compared", "same first token", "mean KL", "ratio"),
+            [tuple(str(value) for value in one.values()) for one in blends],
+        )
+
+
+def _blends(home: Path | None) -> list[dict[str, Any]]:
+    """What the quality guard has found, a model at a time."""
+    from kdn.quality import read_records
+
+    settings = read_settings(home)
+    return [
+        {
+            "model": fingerprint[:12],
+            "answers": record.asked,
+            "compared": record.samples,
+            "agreed": record.agreed,
+            "mean_kl": round(sum(record.recent_kl) / max(len(record.recent_kl), 1), 4),
+            "ratio": record.ratio if record.ratio is not None else settings.blend.ratio,
+        }
+        for fingerprint, record in read_records(settings.guard_file).items()
+    ]
 
 
 def _cap(capacity_bytes: int | None) -> str:

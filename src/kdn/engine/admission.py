@@ -104,7 +104,7 @@ class Admission:
             return False
         alone = self._budget.free_bytes == self._budget.total_bytes
         planned = self._planner.plan(live.request) if self._may_reuse(live) else plain(live.request)
-        capture = wanted_capture(live, planned.plan.num_prefix)
+        capture = wanted_capture(live, planned.plan.num_prefix, planned.plan.keep)
         if self._take(live, planned, capture):
             return True
         _close(planned.plan)

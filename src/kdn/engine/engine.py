@@ -406,6 +406,7 @@ class Engine:
             prompt_tokens=finish.usage.prompt_tokens,
             completion_tokens=finish.usage.completion_tokens,
             exact=finish.usage.exact,
+            blended=finish.usage.blended,
         )
 
     def _keep(self, request: Request, kept: KeptKV | None) -> None:

@@ -94,7 +94,11 @@ class Pass:
             members = [i for i, lane in enumerate(self.lanes) if lane.plan.allowed == allowed]
             choice = None if allowed is None else torch.tensor(allowed, device=self._decoder.device)
             rows = [self._logit_rows(i) for i in members]
-            logits = self._decoder.logits(self._hidden[torch.cat(rows)], choice)
+            at = torch.cat(rows)
+            if not at.numel():  # prompts that go on, and plans that only look
+                found |= {i: self._hidden.new_empty((0, 0), dtype=torch.float32) for i in members}
+                continue
+            logits = self._decoder.logits(self._hidden[at], choice)
             found |= zip(members, torch.split(logits, [len(r) for r in rows]), strict=True)
         return [found[i] for i in range(len(self.lanes))]
 

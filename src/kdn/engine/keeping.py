@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdn.core import EXACT, Keeping, KeptKV, Recipe, TokenIds, chain_hash
+from kdn.core import EXACT, Keep, Keeping, KeptKV, Recipe, TokenIds, chain_hash
 from kdn.engine.live import Live
 
 __all__ = ["family_name", "kept_answer", "kept_prompt", "shared_tokens", "wanted_capture"]
@@ -21,25 +21,32 @@ def family_name(live: Live) -> str:
     return f"{request.adapter}/{request.salt}/{shared}"
 
 
-def wanted_capture(live: Live, num_reused: int) -> tuple[int, int] | None:
-    """The positions [start, stop) whose KV must be noted down as it is computed, or None."""
+def wanted_capture(live: Live, num_reused: int, keep: Keep | None = None) -> tuple[int, int] | None:
+    """The positions [start, stop) whose KV must be noted down as it is computed, or None.
+
+    What the plan would `keep` is an upper limit to what the request asks for.
+    """
     keeping = live.request.keeping
     if keeping is Keeping.NOTHING:
         return None
     stop = live.request.prompt.num_tokens if keeping is Keeping.ALL else shared_tokens(live)
+    if keep is not None:
+        stop = min(stop, keep.num_tokens)
     return (num_reused, stop) if stop > num_reused else None
 
 
 def kept_prompt(live: Live) -> KeptKV | None:
     """KV of the shared part, as soon as the prompt is done. None when all of it was stored already."""
+    keep = _keep(live)
     if live.capture is None:
         return None
     stop = min(shared_tokens(live), live.capture.stop)
+    stop = min(stop, keep.num_tokens) if keep else stop
     if stop <= live.capture.start:
         return None
     token_ids = live.request.prompt.token_ids[:stop]
     kept = live.capture.kept(token_ids, live.capture.start, _recipe(live))
-    if live.request.keeping is Keeping.SHARED:
+    if live.request.keeping is Keeping.SHARED or keep is not None:
         live.capture = None
     return kept
 
@@ -56,6 +63,10 @@ def kept_answer(live: Live) -> KeptKV | None:
     return live.capture.kept(token_ids, start, _recipe(live), is_answer=True)
 
 
+def _keep(live: Live) -> Keep | None:
+    return live.planned.plan.keep if live.planned else None
+
+
 def _recipe(live: Live) -> Recipe:
-    plan = live.planned.plan if live.planned else None
-    return plan.keep.recipe if plan is not None and plan.keep is not None else EXACT
+    keep = _keep(live)
+    return keep.recipe if keep is not None else EXACT

@@ -49,7 +49,7 @@ class Lane:
     ) -> Lane:
         """Positions [first, stop) of a prompt. A long prompt may run as several such ranges."""
         rows = _initial_rows(plan, first, stop)
-        wanted = plan.logits or (plan.num_tokens - 1,)
+        wanted = plan.logits if plan.logits is not None else (plan.num_tokens - 1,)
         return Lane(
             plan=plan,
             kv=kv,

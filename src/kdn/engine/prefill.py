@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from kdn.core import ALL_ROWS, Plan
@@ -47,6 +49,9 @@ class PrefillLine:
         done, self._pass = self._pass, None
         finished = []
         for live, lane, logits in zip(self._in_pass, done.lanes, done.logits(), strict=True):
+            if lane.plan.then is not None:
+                _look_is_over(live, lane.plan.then())
+                continue
             live.num_computed = lane.stop
             if live.is_prefilled:
                 self._lives.remove(live)
@@ -106,6 +111,14 @@ class PrefillLine:
         )
 
 
+def _look_is_over(live: Live, plan: Plan) -> None:
+    """Go on with the plan that was waited for. What the first one loaded lies in its place."""
+    assert live.planned is not None, "a look follows a plan"
+    for run in live.planned.plan.stored:
+        run.source.close()
+    live.planned = replace(live.planned, plan=plan)
+
+
 def _can_be_cut(plan: Plan) -> bool:
     """Plans that only compute rows in order may run in parts; others see all their rows at once."""
     return not plan.one_layer and computes_in_order(plan)
@@ -114,7 +127,7 @@ def _can_be_cut(plan: Plan) -> bool:
 def computes_in_order(plan: Plan) -> bool:
     """True for plans whose rows are all computed, each from what stands before it."""
     simple = all(rule is ALL_ROWS for rule in plan.rows)
-    return simple and not (plan.stored or plan.enter or plan.observers or plan.scale)
+    return simple and not (plan.stored or plan.enter or plan.observers or plan.scale or plan.then)
 
 
 def _goes_with(lane: Lane, first: Lane, room: int) -> bool:

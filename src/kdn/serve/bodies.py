@@ -56,7 +56,10 @@ class StreamOptions(_Open):
 class KdnOptions(_Strict):
     """May stored KV be used for this request, and which of its KV is kept?"""
 
-    reuse: bool = True
+    reuse: bool | Literal["exact", "blend"] = True
+    """`blend` also reuses documents that stood elsewhere when computed; true means `exact`."""
+    ratio: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """The share of blended documents' tokens that is recomputed."""
     keep: Literal["nothing", "shared", "all"] = "all"
     """`shared` leaves out the last message and the answer, which only a next turn would use."""
     max_kl: Annotated[float, Field(ge=0)] | None = None

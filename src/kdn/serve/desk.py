@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kdn.clock import Clock
-from kdn.core import Keeping, Prompt, Request, Sampling
+from kdn.core import Blend, Keeping, Prompt, Request, Sampling
 from kdn.serve.bodies import KdnOptions, SamplingBody
 from kdn.serve.faults import Refused
 from kdn.serve.flight import Flight, depart
@@ -55,7 +55,8 @@ class Desk:
                 salt=body.cache_salt or "",
                 adapter=adapter,
                 priority=body.priority or 0,
-                reuse=options.reuse,
+                reuse=options.reuse is not False,
+                blend=_blend(options),
                 max_kl=options.max_kl,
                 keeping=Keeping(options.keep),
             )
@@ -63,6 +64,12 @@ class Desk:
             for choice in range(choices)
         ]
         return depart(self.service, self.metrics, requests)
+
+
+def _blend(options: KdnOptions) -> Blend | None:
+    if options.reuse != "blend":
+        return None
+    return Blend(None if options.ratio == "auto" else options.ratio)
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:

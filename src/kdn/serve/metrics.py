@@ -190,7 +190,10 @@ class _Now(Collector):
         events = CounterMetricFamily("kdn_store_events", "Since opening.", labels=["event"])
         for event, count in numbers.counts.items():
             events.add_metric([event], count)
-        yield from (blocks, size, events)
+        blend = GaugeMetricFamily("kdn_blend", "Blended against full prefills.", labels=["what"])
+        for what, value in numbers.blend.items():
+            blend.add_metric([what], value)
+        yield from (blocks, size, events, blend)
 
 
 def _gauge(name: str, text: str, model: str, value: float) -> GaugeMetricFamily:

@@ -75,8 +75,14 @@ class KdnService:
         )
 
     def store_numbers(self) -> StoreNumbers:
-        stat = self._kdn.store.stat()
+        stat, guard = self._kdn.store.stat(), self._kdn.guard.stat()
         return StoreNumbers(
+            blend={
+                "compared": guard.samples,
+                "agreed": guard.agreed,
+                "mean_kl": guard.mean_kl,
+                "ratio": guard.ratio,
+            },
             blocks={name: tier.blocks for name, tier in stat.tiers.items()},
             size_bytes={name: tier.size_bytes for name, tier in stat.tiers.items()},
             counts={

@@ -32,6 +32,8 @@ class StoreNumbers:
     """By tier."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Since opening: hits, misses, corrupt, evicted and whatever else the store counts."""
+    blend: Mapping[str, float] = field(default_factory=dict)
+    """What the quality guard has seen: compared, agreed, mean_kl, ratio."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,258 @@
+"""What does blending save, and what does it cost in quality, beside every other way to choose rows?
+
+Quality (`--only quality`): prompts of eight documents, each computed alone behind the prelude; every
+arm's distribution against the full prefill's.  Timing (`--only timing`): time to the first token
+through the real engine, interleaved with full prefills.  With `--rows FILE` judged prompts are kept,
+and a later run goes on from them, so that the slow part may run anywhere, at any time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from kdn import api
+from kdn.bench.blend_arms import FULL, HKVD, NAIVE, NOISE, OURS, RANDOM, RATIO
+from kdn.bench.blend_lab import Lab
+from kdn.bench.blend_prompts import Asked, questions
+from kdn.bench.blend_quality import Judged, geometric, interval, judge
+from kdn.bench.blend_timing import BLEND, DISK, FULL_TIME, Timed, longer, time_ways
+from kdn.bench.lineup import opened
+from kdn.bench.measure import median, ratio
+from kdn.bench.result import BenchOptions, Figure, Result, Row
+from kdn.errors import BadInput
+from kdn.machine import describe_machine
+
+__all__ = ["run"]
+
+_PROMPTS = 100
+_QUICK_PROMPTS = 2
+_PARTS = (None, "all", "quality", "timing")
+_OURS, _HKVD, _RANDOM = f"{OURS}@{RATIO}", f"{HKVD}@{RATIO}", f"{RANDOM}@{RATIO}"
+_NAIVE, _NOISE, _FULL = f"{NAIVE}@0.0", f"{NOISE.name}@1.0", f"{FULL}@1.0"
+
+
+def run(options: BenchOptions) -> Result:
+    """Judge, time, and say both together."""
+    if options.only not in _PARTS:
+        raise BadInput(f"blend has the parts quality and timing, not {options.only!r}")
+    torch.set_num_threads(options.threads)
+    asked = questions(options.data, options.seed, _QUICK_PROMPTS if options.quick else _PROMPTS)
+    judged: list[Judged] = []
+    timed: dict[str, Timed] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
+        opened(options, Path(folder)) as service,
+    ):
+        if options.only != "timing":
+            lab = Lab(service.model, service.attention)
+            judged = judge(service, lab, asked, options.rows, options.say, quick=options.quick)
+        if options.only != "quality":
+            timed = _timed(options, service, asked, Path(folder))
+    return Result(
+        bench="blend",
+        model=options.model,
+        machine=describe_machine(),
+        config=options.describe() | {"prompts": len(judged)},
+        rows=[*_quality_rows(judged), *_timing_rows(timed)],
+        summary=_summary(judged, timed),
+        notes=_notes(judged),
+        figures=_figures(judged),
+        page=_page(options),
+    )
+
+
+def _page(options: BenchOptions) -> str:
+    data = options.data.stem if options.data is not None else "shipped"
+    return f"blend-{Path(options.model).stem}-{data}"
+
+
+def _timed(
+    options: BenchOptions, service: api.Kdn, asked: list[Asked], folder: Path
+) -> dict[str, Timed]:
+    rounds = options.pairs or (2 if options.quick else 6)
+    store = folder / "store"
+    options.say(f"timing: {rounds} rounds of every way")
+    found = {"": time_ways(options, service, asked, rounds, store)}
+    if not options.quick:
+        options.say(f"timing: {rounds} rounds over longer prompts")
+        found[", long"] = time_ways(options, service, longer(asked), rounds, store)
+    return found
+
+
+# --- quality ---------------------------------------------------------------------------------
+
+
+def _values(judged: Sequence[Judged], arm: str, key: str) -> list[float]:
+    return [j["arms"][arm][key] for j in judged if key in j["arms"].get(arm, {})]
+
+
+def _pairs(judged: Sequence[Judged], a: str, b: str, key: str) -> list[tuple[float, float]]:
+    both = [j["arms"] for j in judged if a in j["arms"] and b in j["arms"]]
+    return [(arms[a][key], arms[b][key]) for arms in both]
+
+
+def _quality_rows(judged: Sequence[Judged]) -> list[Row]:
+    names = dict.fromkeys(arm for one in judged for arm in one["arms"])
+    return [_quality_row(judged, arm) for arm in names]
+
+
+def _quality_row(judged: Sequence[Judged], arm: str) -> Row:
+    name, _, share = arm.rpartition("@")
+    row: Row = {"way": name, "ratio": float(share), "prompts": len(_of(judged, arm))}
+    for key, title in (("kl", "KL first"), ("kl32", "KL 32"), ("agree", "same first token")):
+        found = _values(judged, arm, key)
+        row[title] = statistics.mean(found) if found else None
+    row |= _gains(judged, arm)
+    for key, title in (("nll", "gold NLL"), ("f1", "F1")):
+        found = _values(judged, arm, key)
+        row[title] = statistics.mean(found) if found else None
+    if _values(judged, arm, "f1"):
+        _, low, high = interval(_values(judged, arm, "f1"))
+        row["F1 interval"] = f"{low:.3f}-{high:.3f}"
+    found = _values(judged, arm, "rows")
+    row["rows computed"] = statistics.mean(found) if found else None
+    return row
+
+
+def _of(judged: Sequence[Judged], arm: str) -> list[Judged]:
+    return [one for one in judged if arm in one["arms"]]
+
+
+def _gains(judged: Sequence[Judged], arm: str) -> Row:
+    """How many times closer than naive reuse, on the same prompts."""
+    if arm in (_FULL, _NAIVE):
+        return {}
+    row: Row = {}
+    for key, title in (("kl", "closer than naive"), ("kl32", "closer, 32")):
+        mean, low, high = geometric(_pairs(judged, _NAIVE, arm, key))
+        row[title] = mean
+        row[f"{title}, interval"] = f"{low:.2f}-{high:.2f}"
+    naive = sum(a for a, _ in _pairs(judged, _NAIVE, arm, "kl"))
+    own = sum(b for _, b in _pairs(judged, _NAIVE, arm, "kl"))
+    row["repaired"] = 1 - own / naive if naive else None
+    return row
+
+
+def _summary(judged: Sequence[Judged], timed: dict[str, Timed]) -> dict[str, float | None]:
+    def mean(arm: str, key: str) -> float | None:
+        found = _values(judged, arm, key)
+        return statistics.mean(found) if found else None
+
+    def gain(arm: str, key: str) -> float | None:
+        pairs = _pairs(judged, arm, _OURS, key)
+        return geometric(pairs)[0] if pairs else None
+
+    return {
+        "ttft_speedup": _speedup(timed, "", BLEND),
+        "ttft_disk_speedup": _speedup(timed, "", DISK),
+        "ttft_long_speedup": _speedup(timed, ", long", BLEND),
+        "ratio": RATIO,
+        "kl_full_noise": mean(_NOISE, "kl"),
+        "kl_naive": mean(_NAIVE, "kl"),
+        "kl_blend": mean(_OURS, "kl"),
+        "kl_gain_naive": gain(_NAIVE, "kl"),
+        "kl_gain_random": gain(_RANDOM, "kl"),
+        "kl_gain_hkvd": gain(_HKVD, "kl"),
+        "kl32_gain_naive": gain(_NAIVE, "kl32"),
+        "kl32_gain_hkvd": gain(_HKVD, "kl32"),
+        "agreement_share": mean(_OURS, "agree"),
+        "agreement_naive_share": mean(_NAIVE, "agree"),
+        "f1_full": mean(_FULL, "f1"),
+        "f1_blend": mean(_OURS, "f1"),
+    }
+
+
+def _notes(judged: Sequence[Judged]) -> tuple[str, ...]:
+    if not judged:
+        return ()
+    said = []
+    for arm, name in ((_NAIVE, "naive reuse"), (_HKVD, "HKVD"), (_RANDOM, "random rows")):
+        for key, where in (("kl", "at the answer position"), ("kl32", "over 32 forced tokens")):
+            mean, low, high = geometric(_pairs(judged, arm, _OURS, key))
+            said.append(
+                f"At 15 % the default is {mean:.2f} times closer to the full prefill than {name}"
+                f" {where} (95 % bootstrap interval over {len(judged)} prompts {low:.2f}-{high:.2f})."
+            )
+    said.append(
+        "`rows computed` counts rows times layers, the look before the pass and the question"
+        " included, as a share of a full prefill's; KL is held above 0.0001 nats in ratios."
+    )
+    return tuple(said)
+
+
+# --- timing ----------------------------------------------------------------------------------
+
+
+def _timing_rows(timed: dict[str, Timed]) -> list[Row]:
+    rows: list[Row] = []
+    for size, found in timed.items():
+        for way, usage in found.usages.items():
+            row: Row = {
+                "way": way + size,
+                "prompt tokens": round(found.num_tokens),
+                "recomputed": usage.recomputed,
+                "loaded MB": round(found.loaded_bytes[way] / 1e6, 1),
+                "first token, ms": 1000 * (median(found.samples, way) or 0.0),
+            }
+            faster = ratio(found.samples, way, FULL_TIME)
+            if faster is not None and way != FULL_TIME:
+                row |= {"speedup": faster.median, "spread": f"{faster.low:.2f}-{faster.high:.2f}"}
+            rows.append(row)
+    return rows
+
+
+def _speedup(timed: dict[str, Timed], size: str, way: str) -> float | None:
+    """Geometric mean over prompts of the paired ratios."""
+    if size not in timed:
+        return None
+    samples = timed[size].samples
+    pairs = zip(samples[FULL_TIME], samples[way], strict=True)
+    return geometric(list(pairs))[0]
+
+
+# --- figures ---------------------------------------------------------------------------------
+
+
+def _figures(judged: Sequence[Judged]) -> tuple[Figure, ...]:
+    """The paper's figures 6 and 16 (error and agreement by ratio) and 8 (ranks between layers)."""
+    whole = [one for one in judged if "ranks" in one]
+    if not whole:
+        return ()
+    means: dict[str, Callable[[str], float]] = {
+        "KL to the full prefill, nats": lambda arm: statistics.mean(_values(whole, arm, "kl")),
+        "share of equal first tokens": lambda arm: statistics.mean(_values(whole, arm, "agree")),
+    }
+    drawn = [
+        Figure(title, "share of reused rows recomputed", what, _curves(mean))
+        for (what, mean), title in zip(
+            means.items(),
+            ("Error by ratio (paper's figure 6)", "Plateau (paper's figure 16)"),
+            strict=True,
+        )
+    ]
+    return (*drawn, _rank_figure(whole))
+
+
+def _curves(mean: Callable[[str], float]) -> dict[str, list[tuple[float, float]]]:
+    return {
+        name: [(0.0, mean(_NAIVE)), *((r, mean(f"{name}@{r}")) for r in (0.05, 0.15, 0.3, 0.5))]
+        for name in (OURS, HKVD, RANDOM)
+    }
+
+
+def _rank_figure(whole: Sequence[Judged]) -> Figure:
+    def line(key: str) -> list[tuple[float, float]]:
+        columns = zip(*(one["ranks"][key] for one in whole), strict=True)
+        return [(float(i), statistics.mean(column)) for i, column in enumerate(columns, 1)]
+
+    return Figure(
+        "Do layers agree on which rows deviate? (paper's figure 8)",
+        "layer",
+        "Spearman's rank correlation of V deviation",
+        {"with the next layer": line("neighbours"), "with layer 1": line("with_first")},
+    )

@@ -1,0 +1,229 @@
+"""One prompt, blended in any way, beside its full prefill: distributions, not timings.
+
+Plans run straight on the executor, so that every way starts from the same stored chunks: KV that was
+computed behind the neutral prelude, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdn.core import ALL_ROWS, LayerKV, LayerSource, Plan, Prompt, Role, StoredRun, TokenIds
+from kdn.engine import Capture, Head, Lane, Pass, SequenceKV, Tail
+from kdn.model import LoadedModel
+from kdn.model.attention import Attention
+from kdn.reuse.blend import Layout, Rule
+
+__all__ = ["Case", "Held", "Lab", "Seen", "kl", "true_deviation"]
+
+_FORCED = 32
+"""Tokens of the full prefill's own answer that every way is made to continue with."""
+
+
+@dataclass
+class Held:
+    """A layer source over KV in memory: [layers, 2, tokens, kv heads, dim], K without position."""
+
+    kv: Tensor
+    name: str = "held"
+
+    @property
+    def num_tokens(self) -> int:
+        return self.kv.shape[2]
+
+    def start(self, layer: int) -> None:
+        return None
+
+    def take(self, layer: int) -> tuple[LayerKV]:
+        return (LayerKV(self.kv[layer, 0], self.kv[layer, 1]),)
+
+    def close(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a way of computing the prompt leads to."""
+
+    logprobs: Tensor
+    """[1 + forced, vocabulary] fp32: at the answer position, and behind each forced token."""
+    rows: int
+    """Rows computed, summed over layers (attention and what follows it)."""
+    kv: SequenceKV
+
+
+@dataclass
+class Case:
+    """A prompt with its stored chunks and its full prefill."""
+
+    tokens: TokenIds
+    home: int
+    """The position that every chunk was computed at: right behind the prelude."""
+    layout: Layout
+    stored: tuple[StoredRun, ...]
+    prefix: LayerSource
+    full: Seen
+    answer: TokenIds
+    """What the full prefill goes on with, greedily."""
+    true_kv: Tensor
+    """[layers, 2, tokens, kv heads, dim]: what a full prefill computes."""
+
+
+class Lab:
+    """Runs plans on one model."""
+
+    def __init__(self, model: LoadedModel, attention: Attention) -> None:
+        self._model = model
+        self._attention = attention
+        decoder = model.decoder
+        self._shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
+        self._prelude: dict[TokenIds, Tensor] = {}
+
+    @property
+    def num_layers(self) -> int:
+        return self._shape.num_layers
+
+    @property
+    def model(self) -> LoadedModel:
+        return self._model
+
+    @torch.inference_mode()
+    def case(self, prompt: Prompt) -> Case:
+        """Prefill everything once: each document behind the prelude, and the whole prompt."""
+        (_, _, head), *spans = prompt.spans()
+        prelude = prompt.token_ids[:head]
+        documents = [(a, b) for segment, a, b in spans if segment.role is Role.DOCUMENT]
+        kept = {span: self._behind(prelude, prompt.token_ids[slice(*span)]) for span in documents}
+        first, *others = documents
+        prefix = Held(torch.cat((self._prelude[prelude], kept[first]), dim=2), "first")
+        runs = tuple(StoredRun(start, Held(kept[start, stop])) for start, stop in others)
+        layout = Layout(prompt.num_tokens, first[1], tuple(others), documents[-1][1])
+        kv, capture, logits, _ = self._pass(Plan(prompt.token_ids), capture=True)
+        answer, logprobs = self._greedy(kv, prompt.num_tokens, logits)
+        full = Seen(logprobs, prompt.num_tokens * self.num_layers, kv)
+        assert capture is not None, "asked for"
+        true_kv = capture.kept(prompt.token_ids, 0).kv
+        return Case(prompt.token_ids, head, layout, runs, prefix, full, answer, true_kv)
+
+    def base(self, case: Case) -> Plan:
+        """The plan that rules refine: first chunk exact, the others as stored."""
+        return Plan(
+            case.tokens,
+            prefix=case.prefix,
+            stored=case.stored,
+            rows=(ALL_ROWS,) * self.num_layers,
+        )
+
+    @torch.inference_mode()
+    def blend(
+        self, case: Case, rule: Rule, ratio: float, attention: Attention | None = None
+    ) -> Seen:
+        """The prompt with its chunks mended by a rule."""
+        plan = rule(self.base(case), case.layout, case.layout.budget(ratio))
+        return self.run(case, plan, attention)
+
+    @torch.inference_mode()
+    def run(self, case: Case, plan: Plan, attention: Attention | None = None) -> Seen:
+        """A plan for the case's prompt, then the full prefill's own answer forced behind it."""
+        kv, _, logits, rows = self._pass(plan, attention=attention)
+        return Seen(self._forced(kv, case.tokens, case.answer, logits), rows, kv)
+
+    @torch.inference_mode()
+    def gold_nll(self, case: Case, kv: SequenceKV, text: str) -> float:
+        """Mean negative log-likelihood of an answer's tokens, in nats."""
+        tokens = self._model.tokenizer.encode(text)
+        start = case.layout.num_tokens
+        whole = (*case.tokens, *tokens)
+        rows = tuple(range(start - 1, len(whole) - 1))
+        plan = Plan(whole, logits=rows)
+        lane = Lane.prefill(plan, kv, start - 1, len(whole))
+        logprobs = torch.log_softmax(self._finish(lane).float(), dim=-1)
+        picked = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
+        return float(-picked.mean())
+
+    @torch.inference_mode()
+    def answer(self, case: Case, seen: Seen, most: int = 16) -> str:
+        """What is generated greedily behind the prompt, up to `most` tokens or the end."""
+        stops = set(self._model.tokenizer.eos_ids)
+        tokens = [int(seen.logprobs[0].argmax())]
+        seen.kv.tail.num_columns = case.layout.num_tokens - seen.kv.num_head
+        while len(tokens) < most and tokens[-1] not in stops:
+            tokens.append(int(self._finish(Lane.decode(seen.kv, tokens[-1]))[-1].argmax()))
+        return self._model.tokenizer.decode([t for t in tokens if t not in stops])
+
+    def _behind(self, prelude: TokenIds, tokens: TokenIds) -> Tensor:
+        """KV of `tokens` computed right behind the prelude."""
+        if prelude not in self._prelude:
+            _, capture, _, _ = self._pass(Plan(prelude, logits=()), capture=True)
+            assert capture is not None, "asked for"
+            self._prelude[prelude] = capture.kept(prelude, 0).kv.clone()
+        whole = (*prelude, *tokens)
+        plan = Plan(whole, prefix=Held(self._prelude[prelude]), logits=())
+        _, capture, _, _ = self._pass(plan, capture=True)
+        assert capture is not None, "asked for"
+        return capture.kept(whole, len(prelude)).kv.clone()
+
+    def _pass(
+        self, plan: Plan, *, capture: bool = False, attention: Attention | None = None
+    ) -> tuple[SequenceKV, Capture | None, Tensor, int]:
+        decoder, first = self._model.decoder, plan.num_prefix
+        head = None
+        if plan.prefix is not None:
+            head = Head("head", first, self._shape, decoder.dtype, str(decoder.device))
+        size = plan.num_tokens - first + _FORCED + 64
+        kv = SequenceKV(Tail(self._shape, decoder.dtype, str(decoder.device), size), head, first)
+        noted = Capture(self._shape, decoder.dtype, first, size) if capture else None
+        rows = 0
+        while True:
+            fresh = head if head is not None and not head.is_complete else None
+            lane = Lane.prefill(plan, kv, first, plan.num_tokens, capture=noted, new_head=fresh)
+            step = Pass(decoder, attention or self._attention, [lane])
+            while True:
+                done = step.advance()
+                rows += step.num_rows
+                if done:
+                    break
+            if plan.then is None:
+                return kv, noted, step.logits()[0], rows
+            plan = plan.then()
+
+    def _finish(self, lane: Lane) -> Tensor:
+        step = Pass(self._model.decoder, self._attention, [lane])
+        while not step.advance():
+            pass
+        return step.logits()[0]
+
+    def _greedy(self, kv: SequenceKV, start: int, logits: Tensor) -> tuple[TokenIds, Tensor]:
+        tokens, all_logits = list[int](), [logits[-1]]
+        for _ in range(_FORCED):
+            tokens.append(int(all_logits[-1].argmax()))
+            all_logits.append(self._finish(Lane.decode(kv, tokens[-1]))[-1])
+        return tuple(tokens), torch.log_softmax(torch.stack(all_logits).float(), dim=-1)
+
+    def _forced(
+        self, kv: SequenceKV, prompt: TokenIds, answer: Sequence[int], logits: Tensor
+    ) -> Tensor:
+        whole = (*prompt, *answer)
+        plan = Plan(whole, logits=tuple(range(len(prompt), len(whole))))
+        lane = Lane.prefill(plan, kv, len(prompt), len(whole))
+        behind = self._finish(lane)
+        return torch.log_softmax(torch.cat((logits[-1:], behind)).float(), dim=-1)
+
+
+def kl(full: Tensor, other: Tensor) -> Tensor:
+    """KL(full || other) in nats, by position, from log-probabilities [positions, vocabulary]."""
+    return (full.exp() * (full - other)).sum(dim=-1).clamp_min(0.0)
+
+
+def true_deviation(case: Case, part: int) -> Tensor:
+    """[layers, columns] fp32: squared error of the stored K (part 0) or V (part 1); 0 where exact."""
+    found = torch.zeros((case.true_kv.shape[0], case.layout.num_tokens))
+    for run in case.stored:
+        assert isinstance(run.source, Held), "the lab holds its chunks in memory"
+        error = case.true_kv[:, part, run.start : run.stop].float() - run.source.kv[:, part].float()
+        found[:, run.start : run.stop] = error.square().sum(dim=(2, 3))
+    return found

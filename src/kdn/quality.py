@@ -1,0 +1,42 @@
+"""What the quality guard remembers between runs: one small JSON file, a line of facts per model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+__all__ = ["GuardRecord", "read_records", "write_record"]
+
+
+class GuardRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Comparisons of one model's blended answers with full prefills."""
+
+    asked: int = 0
+    """Blended answers that left the ratio to kdn."""
+    samples: int = 0
+    """Those that were compared."""
+    agreed: int = 0
+    """Those whose first token was that of a full prefill."""
+    recent_kl: tuple[float, ...] = ()
+    """Of the last comparisons, in nats."""
+    ratio: float | None = None
+    """The least ratio, where the guard has changed it; 1 means that blending was stopped."""
+
+
+def read_records(file: Path) -> dict[str, GuardRecord]:
+    """By model fingerprint. A file that is not there or cannot be read is no record."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, GuardRecord])
+    except (OSError, msgspec.MsgspecError):
+        return {}
+
+
+def write_record(file: Path, model: str, record: GuardRecord) -> None:
+    """Put the model's record in place of its old one; readers see the old file or the new one."""
+    records = read_records(file) | {model: record}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_suffix(f".{os.getpid()}.tmp")
+    fresh.write_bytes(msgspec.json.encode(records))
+    fresh.replace(file)

@@ -1,0 +1,114 @@
+"""What blended answers leave to do, done when nobody waits: documents to learn, answers to compare.
+
+planned ─> noted ─> its request ends ─> ready ─> the engine is idle ─> done, one at a time
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from kdn.core import Generator, Request
+from kdn.errors import KdnError
+from kdn.reuse.blend.guard import Guard
+from kdn.trace import NoTrace, Trace, Value
+
+__all__ = ["Afterwards"]
+
+_ENDINGS = ("engine.finish", "engine.fail")
+_MOST_READY = 64
+"""More blended answers than this are forgotten, oldest first: lessons come round again."""
+
+
+class Afterwards:
+    """Listens to the trace for the ends of requests; works in a thread of its own.
+
+    `lessons` gives the requests that store what a blended one lacked; `is_idle` says whether the
+    generator has nothing to do.
+    """
+
+    def __init__(
+        self,
+        lessons: Callable[[Request], list[Request]],
+        guard: Guard,
+        trace: Trace | None = None,
+    ) -> None:
+        self._lessons = lessons
+        self._guard = guard
+        self._trace = trace or NoTrace()
+        self._changed = threading.Condition()
+        self._noted: dict[str, Request] = {}
+        self._ready: deque[Request] = deque(maxlen=_MOST_READY)
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def note(self, request: Request) -> None:
+        """A blended request was planned, perhaps once more."""
+        with self._changed:
+            self._noted[request.id] = request
+
+    def event(self, name: str, **fields: Value) -> None:
+        """As a trace: a noted request's end makes it ready, any end may leave the engine idle."""
+        if name not in _ENDINGS:
+            return
+        with self._changed:
+            request = self._noted.pop(str(fields.get("request")), None)
+            if request is not None and name == "engine.finish":
+                self._ready.append(request)
+            self._changed.notify_all()
+
+    def start(self, generator: Generator, is_idle: Callable[[], bool]) -> None:
+        """Work through what is ready whenever `is_idle`, until closed."""
+        self._thread = threading.Thread(
+            target=self._run, args=(generator, is_idle), name="kdn-afterwards", daemon=True
+        )
+        self._thread.start()
+
+    def work(self, generator: Generator) -> int:
+        """Do now what is ready, or will be when the requests under way have ended.
+
+        The number of requests that were looked after.
+        """
+        done = 0
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or not self._noted)
+        while True:
+            with self._changed:
+                if not self._ready:
+                    return done
+                request = self._ready.popleft()
+            self._look_after(request, generator)
+            done += 1
+
+    def close(self) -> None:
+        """Stop working. What was not begun is forgotten. Calling it twice is harmless."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def check(self) -> None:
+        """Audit the books. Raises AssertionError."""
+        with self._changed:
+            assert not {r.id for r in self._ready} & set(self._noted), "ready before its end"
+
+    def _run(self, generator: Generator, is_idle: Callable[[], bool]) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or (self._ready and is_idle()))
+                if self._closing:
+                    return
+                request = self._ready.popleft()
+            self._look_after(request, generator)
+
+    def _look_after(self, request: Request, generator: Generator) -> None:
+        try:
+            for lesson in self._lessons(request):
+                for _ in generator.submit(lesson):
+                    pass
+            if self._guard.wants(request):
+                self._guard.compare(request, generator)
+        except KdnError as error:
+            self._trace.event("blend.afterwards", request=request.id, why=str(error))

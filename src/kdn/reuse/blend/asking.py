@@ -1,0 +1,70 @@
+"""Rows that the question looks at: the question reads the chunks as stored, before they are mended.
+
+The look costs what computing the question alone costs.  It leaves every stored column in its place,
+so that the pass behind it loads nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from kdn.core import ColumnScale, GivenRows, LayerView, Plan
+from kdn.reuse.blend.layout import Layout
+from kdn.reuse.blend.rules import chosen_rows
+
+__all__ = ["Asked", "Mass"]
+
+_NOTHING = 1e-30
+_MOST_ROWS = 32
+"""The question's last rows speak for it: they have seen all of it."""
+
+
+class Mass:
+    """Observer: adds up the attention that the asking rows put on every column."""
+
+    def __init__(self, layout: Layout, first: int, every: int) -> None:
+        self._layout = layout
+        self._first, self._every = first, every
+        self.total = torch.zeros(layout.num_tokens)
+
+    def __call__(self, view: LayerView) -> None:
+        if view.layer < self._first or (view.layer - self._first) % self._every:
+            return
+        start = max(self._layout.asking, self._layout.num_tokens - _MOST_ROWS)
+        rows = torch.nonzero(view.rows >= start).flatten()
+        self.total += view.attend(rows, torch.arange(self._layout.num_tokens)).cpu()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The rows that the question attends to most, over the chunks as stored."""
+
+    skip: float = 1 / 2
+    """The share of the layers, from the first on, that is not looked at: theirs is of another kind."""
+    every: int = 2
+    """Look at every so many of the others."""
+
+    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+        if not count:
+            return base
+        if count >= layout.num_reused:
+            return chosen_rows(base, layout, layout.reused)
+        seen = Mass(layout, int(self.skip * len(base.rows)), self.every)
+
+        def then() -> Plan:
+            best = torch.topk(seen.total[layout.reused], count).indices
+            return chosen_rows(replace(base, stored=()), layout, layout.reused[best])
+
+        return replace(_asking_only(base, layout), observers=(seen,), logits=(), then=then)
+
+
+def _asking_only(base: Plan, layout: Layout) -> Plan:
+    """Computes what asks, and nothing else; columns that nothing is known of yet are not seen."""
+    unknown = tuple(layout.forced[layout.forced < layout.asking].tolist())
+    if not unknown:
+        return base
+    asking = GivenRows(tuple(range(layout.asking, layout.num_tokens)))
+    scale = tuple(ColumnScale(layer, unknown, _NOTHING) for layer in range(len(base.rows)))
+    return replace(base, rows=(asking, *base.rows[1:]), scale=scale)

@@ -1,0 +1,109 @@
+"""Finding the documents of a prompt in the store, wherever they stood when they were computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kdn.core import (
+    BLOCK_TOKENS,
+    EXACT,
+    BlockId,
+    ChainHash,
+    Fingerprint,
+    Prompt,
+    Role,
+    Segment,
+    TokenIds,
+)
+from kdn.store import Reader, Store
+
+__all__ = ["Chunk", "Shelf"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Neighbouring blocks that stand at [start, stop) of the prompt, open for reading."""
+
+    start: int
+    readers: tuple[Reader, ...]
+
+    @property
+    def stop(self) -> int:
+        return self.start + sum(reader.num_tokens for reader in self.readers)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """One model's exact blocks under one salt, looked at with a prompt in hand."""
+
+    store: Store
+    fingerprint: Fingerprint
+    salt: str
+
+    def chunks(self, prompt: Prompt, start: int) -> list[Chunk]:
+        """Every stored document behind position `start`, opened; neighbours are glued together.
+
+        A document counts as stored where it was computed right behind the prompt's own prelude, and
+        else block by block wherever it was computed exactly (content ids).
+        """
+        prelude = _prelude(prompt)
+        found: list[Chunk] = []
+        for segment, first, _ in prompt.spans():
+            if segment.role is not Role.DOCUMENT or first < start:
+                continue
+            for chunk in self._of_segment(prelude, segment, first):
+                if found and found[-1].stop == chunk.start:
+                    found[-1] = Chunk(found[-1].start, (*found[-1].readers, *chunk.readers))
+                else:
+                    found.append(chunk)
+        return found
+
+    def lacks(self, prompt: Prompt) -> list[Segment]:
+        """The documents that are not stored whole right behind the prelude. Opens nothing."""
+        prelude = _prelude(prompt)
+        documents = [s for s in prompt.segments if s.role is Role.DOCUMENT]
+        return [s for s in documents if self._num_behind(prelude, s) < s.num_tokens]
+
+    def _num_behind(self, prelude: TokenIds, segment: Segment) -> int:
+        wanted = (*prelude, *segment.token_ids)
+        match = self.store.match(self.fingerprint, EXACT, self.salt, wanted)
+        return max(match.num_tokens - len(prelude), 0)
+
+    def _of_segment(self, prelude: TokenIds, segment: Segment, first: int) -> Iterator[Chunk]:
+        at = 0
+        for reader in self._behind(prelude, segment):
+            yield Chunk(first + at, (reader,))
+            at += reader.num_tokens
+        at = -(-at // BLOCK_TOKENS) * BLOCK_TOKENS
+        for cut in range(at, segment.num_tokens, BLOCK_TOKENS):
+            found = self._anywhere(segment.token_ids[cut : cut + BLOCK_TOKENS])
+            if found is not None:
+                yield Chunk(first + cut, (found,))
+
+    def _behind(self, prelude: TokenIds, segment: Segment) -> Iterator[Reader]:
+        """Readers for the leading run of the segment's blocks that stand behind the prelude."""
+        wanted = (*prelude, *segment.token_ids)
+        at = len(prelude)
+        for hit in self.store.match(self.fingerprint, EXACT, self.salt, wanted).hits:
+            if hit.id.start + hit.num_tokens <= len(prelude):
+                continue
+            reader = self.store.open(hit) if hit.id.start == at else None
+            if reader is None:
+                return
+            at += reader.num_tokens
+            yield reader
+
+    def _anywhere(self, tokens: TokenIds) -> Reader | None:
+        """A reader of an exact block with these very tokens."""
+        here = BlockId(self.fingerprint, EXACT, self.salt, ChainHash(""), 0, tokens)
+        for found in self.store.find_content(here.content_id):
+            if found.fingerprint == self.fingerprint and not found.recipe.tainted:
+                return self.store.open(found)
+        return None
+
+
+def _prelude(prompt: Prompt) -> TokenIds:
+    """What the prompt's documents are stored behind: its first segment, if that is a prelude."""
+    first = prompt.segments[0]
+    return first.token_ids if first.role is Role.PRELUDE else ()

@@ -1,0 +1,214 @@
+"""Blending as a planner: exact reuse where that is asked or enough, mended chunks elsewhere.
+
+    prompt ─> exact prefix ─> stored documents behind it ─> ratio ─> rule ─> plan
+                                     │ lacking ones
+                                     └─> lessons: prefilled alone behind the prelude, later
+
+Nothing that a blended pass computes is stored: every value behind the first mended chunk is tainted,
+and a tainted block would serve no other prompt.  What the store learns from a blended prompt are its
+documents, each computed alone behind the neutral prelude, so that the next prompt finds them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+
+from kdn.clock import Clock
+from kdn.core import (
+    ALL_ROWS,
+    EXACT,
+    Cause,
+    Fingerprint,
+    Keep,
+    Keeping,
+    KeptKV,
+    KvShape,
+    Planned,
+    Planner,
+    Prompt,
+    Recipe,
+    Request,
+    Role,
+    Sampling,
+    Segment,
+    StoredRun,
+)
+from kdn.reuse.blend.asking import Asked
+from kdn.reuse.blend.chunks import Chunk, Shelf
+from kdn.reuse.blend.controller import Controller, Stopwatch
+from kdn.reuse.blend.layout import Layout
+from kdn.reuse.blend.rules import Rule
+from kdn.reuse.source import StoreSource
+from kdn.store import Store
+from kdn.trace import NoTrace, Trace
+
+__all__ = ["BLENDED", "BlendReuse"]
+
+BLENDED = Recipe((Cause.BLEND,))
+"""The recipe of whatever is computed behind a mended chunk."""
+
+
+class BlendReuse:
+    """Plans requests that ask for blending, and hands all others to `exact`.
+
+    `on_plan` is told of every request that asks for blending, each time it is planned.
+    `movable` False (RoPE whose angles depend on the prompt's length) turns blending off.
+    """
+
+    def __init__(
+        self,
+        exact: Planner,
+        store: Store,
+        shape: KvShape,
+        fingerprint: Callable[[str | None], Fingerprint],
+        controller: Controller,
+        clock: Clock,
+        *,
+        movable: bool = True,
+        rule: Rule | None = None,
+        loader: Executor | None = None,
+        on_plan: Callable[[Request], None] | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self._exact = exact
+        self._store = store
+        self._shape = shape
+        self._fingerprint = fingerprint
+        self._controller = controller
+        self._clock = clock
+        self._movable = movable
+        self._rule = rule or Asked()
+        self._loader = loader or ThreadPoolExecutor(1, thread_name_prefix="kdn-blend")
+        self._on_plan = on_plan
+        self._trace = trace or NoTrace()
+
+    def cached_tokens(self, request: Request) -> int:
+        """The exact prefix; what blending may spare besides is not promised."""
+        return self._exact.cached_tokens(request)
+
+    def plan(self, request: Request) -> Planned:
+        planned = self._exact.plan(request)
+        if request.blend is None or not self._movable:
+            return planned
+        if self._on_plan is not None:
+            self._on_plan(request)
+        chunks = self._shelf(request).chunks(request.prompt, planned.exact)
+        layout = _layout(request.prompt, planned.exact, chunks)
+        ratio = self._ratio(request, chunks, layout)
+        if layout.budget(ratio) >= layout.num_reused:
+            _close(chunks)
+            return _plain(planned, request.prompt)
+        return self._blended(request, planned, chunks, layout, ratio)
+
+    def keep(self, request: Request, kept: KeptKV) -> None:
+        self._exact.keep(request, kept)
+
+    def lessons(self, request: Request) -> list[Request]:
+        """Requests that store what a blended one lacked: each document alone behind the prelude."""
+        if request.blend is None or request.keeping is Keeping.NOTHING:
+            return []
+        prompt = request.prompt
+        head, tail = prompt.segments[0], prompt.segments[-1]
+        if head.role is not Role.PRELUDE:
+            return []
+        ask = Segment(Role.QUESTION, tail.token_ids[-1:])
+        return [
+            replace(
+                request,
+                id=f"learn-{uuid.uuid4().hex[:8]}",
+                prompt=Prompt((head, document, ask)),
+                sampling=Sampling(max_tokens=1),
+                blend=None,
+                keeping=Keeping.SHARED,
+            )
+            for document in self._shelf(request).lacks(prompt)
+        ]
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._loader.shutdown(wait=True, cancel_futures=True)
+
+    def _shelf(self, request: Request) -> Shelf:
+        return Shelf(self._store, self._fingerprint(request.adapter), request.salt)
+
+    def _ratio(self, request: Request, chunks: list[Chunk], layout: Layout) -> float:
+        assert request.blend is not None, "only blended requests have a ratio"
+        if request.blend.ratio is not None:
+            return request.blend.ratio
+        return self._controller.ratio(_tiers(chunks), self._shape, layout.num_tokens)
+
+    def _blended(
+        self,
+        request: Request,
+        planned: Planned,
+        chunks: list[Chunk],
+        layout: Layout,
+        ratio: float,
+    ) -> Planned:
+        base = replace(
+            planned.plan,
+            rows=(ALL_ROWS,) * self._shape.num_layers,
+            stored=tuple(self._run(chunk) for chunk in chunks),
+            keep=Keep(0, BLENDED),
+        )
+        count = layout.budget(ratio)
+        tiers = dict(planned.tiers)
+        for tier, tokens in _tiers(chunks).items():
+            tiers[tier] = tiers.get(tier, 0) + tokens
+        self._trace.event(
+            "blend.plan",
+            request=request.id,
+            exact=planned.exact,
+            reused=layout.num_reused,
+            recomputed=count,
+            ratio=ratio,
+        )
+        return Planned(
+            self._rule(base, layout, count),
+            exact=planned.exact,
+            blended=layout.num_reused - count,
+            tiers=tiers,
+        )
+
+    def _run(self, chunk: Chunk) -> StoredRun:
+        """The chunk as a source, its loads timed in the name of its slowest tier."""
+        slowest = max(_tiers([chunk]), key=lambda t: self._controller.load_s(t, 1))
+        size_bytes = (chunk.stop - chunk.start) * self._shape.layer_token_bytes
+        loader = Stopwatch(self._loader, self._clock, self._controller, slowest, size_bytes)
+        name = f"chunk at {chunk.start}"
+        return StoredRun(chunk.start, StoreSource(name, chunk.readers, self._shape, loader))
+
+
+def _layout(prompt: Prompt, num_exact: int, chunks: list[Chunk]) -> Layout:
+    ends = [stop for segment, _, stop in prompt.spans() if segment.role is Role.DOCUMENT]
+    asking = max([num_exact, *ends])
+    spans = tuple((chunk.start, chunk.stop) for chunk in chunks)
+    return Layout(prompt.num_tokens, num_exact, spans, min(asking, prompt.num_tokens - 1))
+
+
+def _plain(planned: Planned, prompt: Prompt) -> Planned:
+    """No chunk is reused: all is computed and exact; the first document alone is worth keeping.
+
+    The others stand behind it here, and will be learned behind the prelude.
+    """
+    first = (stop for segment, _, stop in prompt.spans() if segment.role is Role.DOCUMENT)
+    keep = Keep(next(first, prompt.num_tokens), EXACT)
+    return replace(planned, plan=replace(planned.plan, keep=keep))
+
+
+def _tiers(chunks: list[Chunk]) -> dict[str, int]:
+    """Tokens by the tier that supplies them."""
+    tiers: dict[str, int] = {}
+    for chunk in chunks:
+        for reader in chunk.readers:
+            tiers[reader.tier] = tiers.get(reader.tier, 0) + reader.num_tokens
+    return tiers
+
+
+def _close(chunks: list[Chunk]) -> None:
+    for chunk in chunks:
+        for reader in chunk.readers:
+            reader.close()

@@ -1,0 +1,132 @@
+"""Which of the reused rows are computed anew: one seam, and every published answer to it.
+
+A rule gets a base plan (tokens, prefix, stored chunks) and gives it rows.  Rules that need not look
+at the prompt's own values name the rows at once; `Deviation` narrows them down inside the pass;
+rules that ask the question first put a look before it (`Plan.then`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from kdn.core import ALL_ROWS, Choose, GivenRows, LayerView, Plan, RowRule
+from kdn.reuse.blend.layout import Layout
+
+__all__ = ["Deviation", "Drawn", "Leading", "Naive", "Rule", "chosen_rows"]
+
+
+class Rule(Protocol):
+    """Turns a base plan into one that also mends some of the chunks."""
+
+    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+        """`base` with `count` of the layout's reused rows computed anew, as averaged over layers."""
+        ...
+
+
+def chosen_rows(base: Plan, layout: Layout, chosen: Tensor) -> Plan:
+    """`base` computing the chosen positions at every layer, and all that must be computed."""
+    return replace(base, rows=(GivenRows(layout.with_forced(chosen)), *_rest(base)))
+
+
+def _rest(base: Plan) -> tuple[RowRule, ...]:
+    """One rule a layer behind layer 0: go on with the rows that are there."""
+    assert len(base.rows) > 1, "a base plan names its layers"
+    return (ALL_ROWS,) * (len(base.rows) - 1)
+
+
+@dataclass(frozen=True)
+class Naive:
+    """Nothing is mended: reuse with position recovery only (PromptCache, 2311.04934)."""
+
+    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+        return base
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Rows drawn evenly at random: what any other rule must beat."""
+
+    seed: int = 0
+
+    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+        random = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randperm(layout.num_reused, generator=random)[:count]
+        return chosen_rows(base, layout, layout.reused[drawn])
+
+
+@dataclass(frozen=True)
+class Leading:
+    """The first rows of every chunk, where it has not yet seen itself (EPIC, 2410.15332)."""
+
+    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+        depth = torch.cat([torch.arange(stop - start) for start, stop in layout.chunks])
+        first = torch.argsort(depth, stable=True)[:count]
+        return chosen_rows(base, layout, layout.reused[first])
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Rows whose fresh K or V differs most from the stored (CacheBlend, 2405.16444, section 4.3).
+
+    Every row is computed up to layer `check`; there those with the largest squared difference,
+    summed over heads and dimensions, go on.  `gradual` chooses again at every later layer, from
+    ratio + 0.03 down to ratio - 0.03, so that the sets are nested and the mean is the ratio.
+    """
+
+    of: Literal["v", "k", "kv"] = "v"
+    check: int = 1
+    gradual: bool = False
+
+    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+        num_layers = len(base.rows)
+        if count >= layout.num_reused:
+            return chosen_rows(base, layout, layout.reused)
+        everyone = Choose(_Everyone(), layout.num_tokens - layout.num_prefix)
+        select = _Differing(self.of, layout)
+        forced = layout.forced.numel()
+        rows: list[RowRule] = [everyone] * self.check
+        for layer in range(self.check, num_layers):
+            if layer > self.check and not self.gradual:
+                rows.append(ALL_ROWS)
+                continue
+            place = (layer - self.check) / max(num_layers - 1 - self.check, 1)
+            slack = int((0.03 - 0.06 * place) * layout.num_reused) if self.gradual else 0
+            mended = min(max(count + slack, 0), layout.num_reused)
+            rows.append(Choose(select, forced + mended))
+        return replace(base, rows=tuple(rows))
+
+
+class _Everyone:
+    def __call__(self, view: LayerView, count: int) -> Tensor:
+        return torch.arange(count)
+
+
+class _Differing:
+    """The forced rows, and of the others those that differ most from what was stored."""
+
+    def __init__(self, of: Literal["v", "k", "kv"], layout: Layout) -> None:
+        self._of = of
+        self._forced = torch.ones(layout.num_tokens, dtype=torch.bool)
+        self._forced[layout.reused] = False
+
+    def __call__(self, view: LayerView, count: int) -> Tensor:
+        assert view.stored is not None, "a blend has stored chunks"
+        worth = deviation(view, self._of).cpu()
+        worth[self._forced[view.rows]] = float("inf")
+        return torch.topk(worth, count).indices.sort().values
+
+
+def deviation(view: LayerView, of: Literal["v", "k", "kv"]) -> Tensor:
+    """[rows] fp32: squared difference of fresh and stored, over heads and dimensions."""
+    assert view.stored is not None, "a blend has stored chunks"
+    at = view.rows.to(view.stored.v.device)
+    total = torch.zeros(view.rows.numel(), device=view.stored.v.device)
+    if "v" in of:
+        total += (view.fresh.v.float() - view.stored.v[at].float()).square().sum(dim=(1, 2))
+    if "k" in of:
+        total += (view.fresh.k.float() - view.stored.k[at].float()).square().sum(dim=(1, 2))
+    return total

@@ -1,0 +1,121 @@
+"""The blending benchmarks: their arithmetic by hand, and the whole on the real model."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdn.bench import BenchOptions, load_bench
+from kdn.bench.blend_arms import BottomRight
+from kdn.bench.blend_load import Point, rate_at, zipf_order
+from kdn.bench.blend_prompts import questions
+from kdn.bench.blend_quality import geometric, interval, word_f1
+from kdn.errors import BadInput
+from kdn.model.attention import AttentionLane, TorchAttention
+
+EVERY_KEY = {
+    "ttft_speedup",
+    "ratio",
+    "kl_full_noise",
+    "kl_blend",
+    "kl_gain_naive",
+    "kl_gain_random",
+    "kl_gain_hkvd",
+    "agreement_share",
+    "f1_full",
+    "f1_blend",
+}
+
+
+def test_words_are_compared_as_squad_does() -> None:
+    assert word_f1("The Exeter College.", ["exeter college"]) == 1.0
+    assert word_f1("Exeter, Oxford", ["Exeter College", "Oxford"]) == pytest.approx(0.6667)
+    assert word_f1("no\nExeter College", ["Exeter College"]) == 0.0
+
+
+def test_gains_are_geometric_and_held_above_the_floor() -> None:
+    assert geometric([(4.0, 1.0), (1.0, 1.0)])[0] == pytest.approx(2.0)
+    assert geometric([(1e-9, 1e-7)])[0] == pytest.approx(1.0)
+
+
+def test_an_interval_holds_its_mean_and_narrows_to_nothing_for_equal_values() -> None:
+    mean, low, high = interval([0.0, 1.0] * 50)
+    assert low < mean == 0.5 < high
+    assert high - low == pytest.approx(0.2, abs=0.05)
+    assert interval([3.0, 3.0]) == (3.0, 3.0, 3.0)
+
+
+def test_the_shipped_questions_have_eight_documents_and_repeat_themselves() -> None:
+    one, two = questions(None, 5, 2)
+    assert len(one.documents) == 8
+    assert one.answers[0] in " ".join(one.documents)
+    assert (one, two) == tuple(questions(None, 5, 2))
+    assert one.documents != two.documents
+
+
+def test_a_set_that_is_too_small_is_gone_through_in_another_order(tmp_path: Path) -> None:
+    texts = [{"text": f"{name} wrote it"} for name in ("Ada", *"bcdefghij")]
+    record = {"ctxs": texts, "question": "who?", "answers": ["Ada"]}
+    (tmp_path / "public.jsonl").write_text(json.dumps(record))
+    first, second = questions(tmp_path, 0, 2)
+    assert len(first.documents) == len(second.documents) == 8
+    assert "Ada wrote it" in first.documents
+    assert "Ada wrote it" in second.documents
+    assert first.name != second.name
+    (tmp_path / "public.jsonl").write_text('{"odd": 1}')
+    with pytest.raises(BadInput, match="not known"):
+        questions(tmp_path, 0, 1)
+
+
+def test_the_released_mask_lets_a_lone_early_row_see_what_comes_after_it() -> None:
+    """Row 0 of three columns stands alone: rightly it sees itself; misaligned, it sees all three."""
+    k, v = torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 4, 8)
+    lane = AttentionLane(0, 2, torch.tensor([0, 2]), k, v)
+    tables = torch.ones(2, 4), torch.zeros(2, 4)
+    fresh = torch.tensor([[1.0] * 4, [3.0] * 4]).unsqueeze(1)
+    found = {}
+    for name, attention in (("right", TorchAttention()), ("released", BottomRight())):
+        bound = attention.bind([replace(lane, tail_k=k.clone(), tail_v=v.clone())], *tables)
+        q = bound.place(0, fresh.clone(), fresh.clone(), fresh.clone())
+        found[name] = bound.attend(0, torch.zeros_like(q), None)[:, 0].tolist()
+    assert found["right"] == pytest.approx([1.0, 4 / 3])
+    assert found["released"] == pytest.approx([0.5, 4 / 3])
+
+
+def test_small_numbers_are_drawn_more_often() -> None:
+    draw = random.Random(0)
+    seen = Counter(k for _ in range(500) for k in zipf_order(draw, 20, 3))
+    assert seen[0] > seen[5] > seen[19]
+    assert sorted(zipf_order(draw, 4, 4)) == [0, 1, 2, 3]
+
+
+def test_the_rate_at_a_latency_lies_between_its_neighbours() -> None:
+    points = [Point(1.0, 1.0, 1.0), Point(2.0, 3.0, 3.0)]
+    assert rate_at(points, 2.0, 9.0) == 1.5
+    assert rate_at(points, 0.5, 9.0) == 0.5
+    assert rate_at(points, 30.0, 2.5) == 2.5
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_benchmark_fills_every_key(smollm2: Path, model_cache: Path, tmp_path: Path) -> None:
+    options = BenchOptions(
+        model=str(smollm2),
+        home=model_cache,
+        quick=True,
+        only="quality",
+        rows=tmp_path / "rows.jsonl",
+        threads=torch.get_num_threads(),
+    )
+    result = load_bench("blend")(options)
+    assert set(result.summary) >= EVERY_KEY
+    assert (result.summary["kl_gain_naive"] or 0) > 1
+    assert result.summary["kl_full_noise"] == pytest.approx(0, abs=1e-4)
+    again = load_bench("blend")(options)
+    assert again.summary == result.summary, "nothing is judged twice"

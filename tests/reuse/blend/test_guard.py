@@ -1,0 +1,215 @@
+"""The guard and the controller by hand: what makes the ratio rise, and what ends blending."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdn.clock import SystemClock
+from kdn.core import (
+    Blend,
+    Finish,
+    FinishReason,
+    KvShape,
+    Prompt,
+    Request,
+    Role,
+    Segment,
+    StreamEvent,
+    Token,
+    TokenProb,
+    Usage,
+)
+from kdn.quality import GuardRecord, read_records, write_record
+from kdn.reuse.blend import Controller, Guard, Shelving, Stopwatch, cheapest_hiding, divergence
+from kdn.trace import Recorder, Value
+
+SHAPE = KvShape(num_layers=10, num_kv_heads=2, head_dim=5, dtype="float16")  # 400 bytes a token
+PROMPT = Prompt((Segment(Role.QUESTION, (1, 2, 3)),))
+
+
+@dataclass
+class Scripted:
+    """A generator whose first token is 7 with a probability that depends on the ratio alone."""
+
+    by_ratio: dict[float | None, float]
+    asked: list[float | None] = field(default_factory=list)
+
+    def submit(self, request: Request) -> Answered:
+        ratio = request.blend.ratio if request.blend else None
+        self.asked.append(ratio)
+        p = self.by_ratio[ratio]
+        likely = (TokenProb(7, "", math.log(p)), TokenProb(8, "", math.log(1 - p)))
+        return Answered([Token(7, "", None, likely), Finish(FinishReason.LENGTH, Usage(3, 1))])
+
+
+@dataclass
+class Answered:
+    events: list[StreamEvent]
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        return iter(self.events)
+
+    def cancel(self) -> None:
+        raise AssertionError("nobody cancels")
+
+    def on_event(self, listener: object) -> None:
+        raise AssertionError("the guard iterates")
+
+
+def blended(number: int) -> Request:
+    return Request(str(number), PROMPT, blend=Blend())
+
+
+def watched(generator: Scripted, *, limit: float, times: int) -> tuple[Controller, Guard, Recorder]:
+    controller, trace = Controller(0.15), Recorder()
+    guard = Guard(controller, 1, limit, trace)
+    for number in range(times):
+        if guard.wants(blended(number)):
+            guard.compare(blended(number), generator)
+    guard.check()
+    return controller, guard, trace
+
+
+def test_one_in_so_many_is_wanted_and_never_one_with_its_own_ratio() -> None:
+    guard = Guard(Controller(0.15), 3, 0.5, Recorder())
+    assert [guard.wants(blended(i)) for i in range(6)] == [False, False, True] * 2
+    assert not Guard(Controller(0.15), 0, 0.5, Recorder()).wants(blended(0))
+    assert not Guard(Controller(0.15), 1, 0.5, Recorder()).wants(
+        Request("own", PROMPT, blend=Blend(0.3))
+    )
+
+
+def test_answers_within_the_limit_change_nothing() -> None:
+    """KL of (0.9, 0.1) from (0.8, 0.2) is 0.037 nats."""
+    controller, guard, _ = watched(Scripted({None: 0.9, 0.15: 0.8}), limit=0.1, times=6)
+    assert controller.floor == 0.15
+    stat = guard.stat()
+    assert (stat.samples, stat.agreed, stat.ratio) == (6, 6, 0.15)
+    assert stat.mean_kl == pytest.approx(0.0366, abs=1e-3)
+
+
+def test_drift_raises_the_ratio_when_more_rows_help() -> None:
+    """Four comparisons to see it, four more beside twice the ratio; then all is well at 0.3."""
+    generator = Scripted({None: 0.9, 0.15: 0.2, 0.3: 0.85})
+    controller, guard, trace = watched(generator, limit=0.5, times=9)
+    assert controller.floor == 0.3
+    assert generator.asked[:8] == [None, 0.15] * 4
+    assert generator.asked[8:11] == [None, 0.15, 0.3]
+    assert trace.count("blend.ratio") == 1
+    assert guard.stat().agreed == 1, "the likeliest token was another until the ratio rose"
+
+
+def test_drift_stops_blending_when_more_rows_do_not_help() -> None:
+    controller, guard, trace = watched(
+        Scripted({None: 0.9, 0.15: 0.2, 0.3: 0.1}), limit=0.5, times=12
+    )
+    assert controller.floor == 1.0
+    assert trace.count("blend.stop") == 1
+    assert guard.stat().samples == 8, "nothing is blended any more, so nothing is compared"
+
+
+def test_what_the_guard_found_outlives_it(tmp_path: Path) -> None:
+    file, kept = tmp_path / "guard.json", list[GuardRecord]()
+    guard = Guard(Controller(0.15), 1, 0.5, Recorder(), keep=kept.append)
+    for number in range(8):
+        assert guard.wants(blended(number))
+        guard.compare(blended(number), Scripted({None: 0.9, 0.15: 0.2, 0.3: 0.1}))
+    write_record(file, "model", kept[-1])
+    write_record(file, "other", GuardRecord(asked=3))
+    again = Controller(0.15)
+    record = read_records(file)["model"]
+    assert Guard(again, 1, 0.5, Recorder(), record=record).stat().samples == 8
+    assert again.floor == 1.0
+    assert read_records(file)["other"].asked == 3
+
+
+def test_a_torn_record_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "guard.json").write_text('{"model": {"asked"')
+    assert read_records(tmp_path / "guard.json") == {}
+
+
+@given(
+    st.lists(st.floats(0.01, 1), min_size=2, max_size=6),
+    st.lists(st.floats(0.01, 1), min_size=6, max_size=6),
+)
+def test_divergence_is_never_negative_and_nothing_from_itself(
+    ours: list[float], theirs: list[float]
+) -> None:
+    p = {i: math.log(x / sum(ours)) for i, x in enumerate(ours)}
+    q = {i: math.log(theirs[i] / sum(theirs[: len(ours)])) for i in p}
+    assert divergence(p, p) == pytest.approx(0, abs=1e-6)
+    exact = sum(math.exp(p[i]) * (p[i] - q[i]) for i in p)
+    assert divergence(p, q) == pytest.approx(max(exact, 0), abs=1e-6)
+
+
+# --- the loading controller -----------------------------------------------------------------------
+
+
+def test_before_anything_was_measured_the_floor_decides() -> None:
+    assert Controller(0.15).ratio({"disk": 1000}, SHAPE, 1000) == 0.15
+
+
+def test_the_ratio_fills_the_time_of_the_load() -> None:
+    """1,000 tokens prefill in 1 s; 1,000 tokens (400 kB) load in 0.4 s: 40 % is free."""
+    controller = Controller(0.15)
+    controller.prefilled(500, 0.5)
+    controller.loaded("disk", 400_000, 0.4)
+    assert controller.ratio({"disk": 1000}, SHAPE, 1000) == pytest.approx(0.4)
+    assert controller.ratio({"disk": 250}, SHAPE, 1000) == 0.15, "never below the floor"
+    assert controller.ratio({"disk": 9000}, SHAPE, 1000) == 1.0, "computing it all is quicker"
+
+
+@pytest.mark.parametrize("mb_per_s", [1, 10, 100, 1000])
+def test_a_throttled_loader_moves_the_ratio(mb_per_s: int) -> None:
+    """First tokens come near the larger of load and recompute, whatever the rate."""
+    controller = Controller(0.15)
+    controller.prefilled(1000, 1.0)
+    controller.loaded("slow", 10**6, 1 / mb_per_s)
+    ratio = controller.ratio({"slow": 1000}, SHAPE, 1000)
+    assert ratio == pytest.approx(min(max(0.15, 0.4 / mb_per_s), 1.0))
+
+
+def test_the_papers_own_numbers() -> None:
+    """16 ms a layer to load, 3 ms to recompute 15 % (section 5.1): 80 % is free."""
+    controller = Controller(0.15)
+    controller.prefilled(1000, 20.0)
+    controller.loaded("nvme", 1000 * SHAPE.token_bytes, 16.0)
+    assert controller.ratio({"nvme": 1000}, SHAPE, 1000) == pytest.approx(0.8)
+
+
+def test_the_cheapest_tier_that_hides_is_chosen_else_the_fastest() -> None:
+    memory, disk, remote = (
+        Shelving("memory", 9.0, 1e10),
+        Shelving("disk", 2.0, 1e9),
+        Shelving("remote", 1.0, 1e7),
+    )
+    shelves = (memory, disk, remote)
+    assert cheapest_hiding(shelves, 10**8, 0.2) is disk
+    assert cheapest_hiding(shelves, 10**6, 0.2) is remote
+    assert cheapest_hiding(shelves, 10**10, 0.2) is memory
+    assert cheapest_hiding((), 1, 1) is None
+
+
+def test_plain_answers_teach_the_speed_of_a_prefill_and_blended_ones_do_not() -> None:
+    controller = Controller(0.15)
+    answer: dict[str, Value] = {"ttft_ms": 1000.0, "prompt_tokens": 1100, "exact": 100}
+    controller.event("engine.finish", **answer, blended=500)
+    assert controller.prefill_s(1000) == 0.0
+    controller.event("engine.finish", **answer, blended=0)
+    assert controller.prefill_s(1000) == pytest.approx(1.0)
+
+
+def test_a_stopwatch_tells_what_a_load_took() -> None:
+    controller = Controller(0.15)
+    with ThreadPoolExecutor(1) as pool:
+        watch = Stopwatch(pool, SystemClock(), controller, "disk", 100)
+        assert watch.submit(max, 3, 5).result() == 5
+    assert controller.load_s("disk", 100) > 0

@@ -1,0 +1,240 @@
+"""Blending with a real store in a folder: what is found, what is mended, what is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kdn.clock import SystemClock
+from kdn.core import (
+    EXACT,
+    Blend,
+    Finish,
+    Keeping,
+    Prompt,
+    Request,
+    Role,
+    Sampling,
+    Segment,
+    Token,
+    Usage,
+)
+from kdn.engine import Engine, Limits
+from kdn.model import LoadedModel
+from kdn.model.attention import TorchAttention
+from kdn.reuse import PrefixReuse
+from kdn.reuse.blend import BlendReuse, Controller
+from kdn.store import Store, open_store
+from kdn.trace import Recorder
+from tests.engine.runs import load_tiny, some_tokens
+
+PRELUDE = Segment(Role.PRELUDE, some_tokens(20, 200, seed=9))
+ONE = Segment(Role.DOCUMENT, some_tokens(300, 200, seed=1))
+TWO = Segment(Role.DOCUMENT, some_tokens(100, 200, seed=2))
+THREE = Segment(Role.DOCUMENT, some_tokens(60, 200, seed=3))
+ALL = (PRELUDE, ONE, TWO, THREE)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def tiny(
+    request: pytest.FixtureRequest, tiny_model: Callable[..., Path], model_cache: Path
+) -> LoadedModel:
+    return load_tiny(tiny_model("llama", num_hidden_layers=4), model_cache, request.param)
+
+
+class Desk:
+    """An engine that blends over a store, stepped by hand."""
+
+    def __init__(self, model: LoadedModel, store: Store, *, movable: bool = True) -> None:
+        decoder = model.decoder
+        shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
+        self.store = store
+        self.trace = Recorder()
+        self.prefix = PrefixReuse(store, shape, lambda _: decoder.fingerprint)
+        self.reuse = BlendReuse(
+            self.prefix,
+            store,
+            shape,
+            lambda _: decoder.fingerprint,
+            Controller(0.25),
+            SystemClock(),
+            movable=movable,
+            trace=self.trace,
+        )
+        self.engine = Engine(
+            model, TorchAttention(), self.reuse, Limits(1 << 28), SystemClock(), threaded=False
+        )
+        self._count = 0
+
+    def request(self, *segments: Segment, **options: object) -> Request:
+        self._count += 1
+        sampling = Sampling(max_tokens=6, ignore_eos=True, logprobs=0)
+        return Request(str(self._count), Prompt(segments), sampling, **options)  # type: ignore[arg-type]
+
+    def run(self, request: Request) -> tuple[list[int], Usage]:
+        stream = self.engine.submit(request)
+        while self.engine.step():
+            pass
+        events = list(stream)
+        last = events[-1]
+        assert isinstance(last, Finish)
+        return [e.token_id for e in events if isinstance(e, Token)], last.usage
+
+    def ask(self, *segments: Segment, **options: object) -> tuple[list[int], Usage]:
+        return self.run(self.request(*segments, **options))
+
+    def learn(self, *documents: Segment) -> None:
+        for document in documents:
+            self.ask(PRELUDE, document, question(99))
+
+
+@contextmanager
+def desk(model: LoadedModel, folder: Path | None, *, movable: bool = True) -> Iterator[Desk]:
+    with open_store(folder, memory_bytes=1 << 26, disk_bytes=1 << 27) as store:
+        made = Desk(model, store, movable=movable)
+        yield made
+        made.reuse.close()
+        made.prefix.close()
+        made.engine.check()
+        made.engine.close()
+        store.check()
+
+
+def question(seed: int) -> Segment:
+    return Segment(Role.QUESTION, some_tokens(12, 200, seed=seed))
+
+
+def test_documents_behind_the_first_are_blended_and_all_is_accounted_for(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    """20 + 300 exact; of 160 reused a quarter is recomputed; 12 tokens ask."""
+    with desk(tiny, tmp_path / "store") as d:
+        d.learn(ONE, TWO, THREE)
+        _, usage = d.ask(*ALL, question(1), blend=Blend(0.25))
+        assert (usage.exact, usage.blended, usage.recomputed) == (320, 120, 52)
+        assert usage.tiers == {"memory": 480}
+        assert usage.cached_tokens == 440
+
+
+def test_without_being_asked_nothing_is_blended(tiny: LoadedModel, tmp_path: Path) -> None:
+    with desk(tiny, tmp_path / "store") as d:
+        d.learn(ONE, TWO, THREE)
+        _, usage = d.ask(*ALL, question(1))
+        assert (usage.exact, usage.blended, usage.recomputed) == (320, 0, 172)
+        assert d.trace.count("blend.plan") == 0
+
+
+def test_at_ratio_one_the_answer_is_that_of_a_full_prefill(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    with desk(tiny, tmp_path / "store") as d:
+        d.learn(TWO, THREE)
+        cold, _ = d.ask(PRELUDE, THREE, ONE, TWO, question(1), reuse=False)
+        ids, usage = d.ask(PRELUDE, THREE, ONE, TWO, question(1), blend=Blend(1.0))
+        assert ids == cold
+        assert usage.blended == 0
+
+
+def test_the_disk_serves_a_blend_after_a_restart(tiny: LoadedModel, tmp_path: Path) -> None:
+    with desk(tiny, tmp_path / "store") as d:
+        d.learn(ONE, TWO, THREE)
+        before, _ = d.ask(*ALL, question(1), blend=Blend(0.2))
+    with desk(tiny, tmp_path / "store") as d:
+        after, usage = d.ask(*ALL, question(1), blend=Blend(0.2))
+    assert after == before
+    assert usage.tiers == {"disk": 480}
+
+
+def test_a_document_never_met_is_computed_and_the_others_are_blended(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    with desk(tiny, tmp_path / "store") as d:
+        d.learn(ONE, THREE)
+        _, usage = d.ask(*ALL, question(1), blend=Blend(0.0))
+        assert (usage.exact, usage.blended, usage.recomputed) == (320, 60, 112)
+
+
+def test_lessons_bring_what_was_lacking(tiny: LoadedModel, tmp_path: Path) -> None:
+    """Nothing is stored: the whole is computed, and what it leaves is good for any order."""
+    with desk(tiny, tmp_path / "store") as d:
+        first = d.request(*ALL, question(1), blend=Blend(0.0))
+        assert d.run(first)[1].blended == 0
+        lessons = d.reuse.lessons(first)
+        assert [lesson.prompt.segments[1] for lesson in lessons] == [TWO, THREE]
+        for lesson in lessons:
+            d.run(lesson)
+        assert d.reuse.lessons(first) == []
+        _, usage = d.ask(PRELUDE, THREE, TWO, ONE, question(2), blend=Blend(0.0))
+        assert (usage.exact, usage.blended, usage.recomputed) == (80, 400, 12)
+
+
+def test_a_document_computed_behind_others_is_found_by_its_content(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    with desk(tiny, tmp_path / "store") as d:
+        d.ask(*ALL, question(1))
+        _, usage = d.ask(PRELUDE, THREE, TWO, question(2), blend=Blend(0.0))
+        assert (usage.exact, usage.blended) == (20, 160)
+
+
+def test_taint_leaves_no_trace(tiny: LoadedModel, tmp_path: Path) -> None:
+    """Blend, chat on, reopen, ask exactly: what comes is what a cold run gives."""
+    folder = tmp_path / "store"
+    with desk(tiny, folder) as d:
+        d.learn(TWO, THREE)
+        said, _ = d.ask(*ALL, question(1), blend=Blend(0.1), keeping=Keeping.ALL)
+        turn = Segment(Role.HISTORY, (*question(1).token_ids, *said))
+        d.ask(*ALL, turn, question(2), blend=Blend(0.1), keeping=Keeping.ALL)
+    with desk(tiny, folder) as d:
+        warm, usage = d.ask(*ALL, turn, question(2))
+        assert usage.blended == 0
+        assert warm == d.ask(*ALL, turn, question(2), reuse=False)[0]
+
+
+def test_a_damaged_block_amid_a_blend_is_computed_instead(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    with desk(tiny, folder) as d:
+        d.learn(ONE, TWO, THREE)
+        entries = d.store.match(
+            tiny.decoder.fingerprint, EXACT, "", PRELUDE.token_ids + TWO.token_ids
+        )
+        key = entries.hits[-1].id.key
+    (path,) = [p for p in folder.rglob("*.kdn") if key in p.name or key[2:] in p.name]
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 0x10
+    path.write_bytes(data)
+    with desk(tiny, folder) as d:
+        _, usage = d.ask(*ALL, question(1), blend=Blend(0.0))
+        assert (usage.exact, usage.blended, usage.recomputed) == (320, 60, 112)
+        assert d.store.stat().corrupt == 1
+
+
+def test_tenants_do_not_blend_one_anothers_documents(tiny: LoadedModel, tmp_path: Path) -> None:
+    with desk(tiny, tmp_path / "store") as d:
+        d.learn(ONE, TWO, THREE)
+        _, usage = d.ask(*ALL, question(1), blend=Blend(0.0), salt="other")
+        assert (usage.exact, usage.blended) == (0, 0)
+
+
+def test_keys_that_cannot_be_moved_are_not_blended(tiny: LoadedModel, tmp_path: Path) -> None:
+    with desk(tiny, tmp_path / "store", movable=False) as d:
+        d.learn(ONE, TWO, THREE)
+        _, usage = d.ask(*ALL, question(1), blend=Blend(0.0))
+        assert (usage.exact, usage.blended) == (320, 0)
+
+
+def test_several_blended_requests_run_side_by_side(tiny: LoadedModel, tmp_path: Path) -> None:
+    with desk(tiny, tmp_path / "store") as d:
+        d.learn(ONE, TWO, THREE)
+        requests = [d.request(*ALL, question(i), blend=Blend(0.25)) for i in range(3)]
+        alone = [d.run(request)[0] for request in requests]
+        streams = [d.engine.submit(request) for request in requests]
+        while d.engine.step():
+            pass
+        together = [[e.token_id for e in s if isinstance(e, Token)] for s in streams]
+        assert together == alone
