@@ -35,6 +35,7 @@ __all__ = [
     "FinishReason",
     "Generator",
     "GivenRows",
+    "JctModel",
     "Job",
     "Keep",
     "Keeping",
@@ -55,6 +56,7 @@ __all__ = [
     "Sampling",
     "Segment",
     "Selector",
+    "Served",
     "StoredRun",
     "Stream",
     "StreamEvent",
@@ -625,3 +627,33 @@ class Job:
     priority: int = 0
     group: str | None = None
     group_size: int = 1
+
+
+# --- traces: what a store did, for those who put a price on it ----------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What became of one request of a trace in a store, replayed or real."""
+
+    at_s: float
+    """Seconds since the trace began."""
+    num_tokens: int
+    """Prompt tokens."""
+    output_tokens: int
+    hit_tokens: int
+    """Prompt tokens whose KV the store had."""
+    read_bytes: int
+    written_bytes: int
+    held_bytes: int
+    """What the store holds after the request."""
+    num_blocks: int
+    hit_blocks: int
+
+
+class JctModel(Protocol):
+    """How long a prefill takes."""
+
+    def estimate_s(self, num_new: int, num_cached: int) -> float:
+        """Seconds to compute `num_new` tokens behind `num_cached` whose KV is at hand."""
+        ...

@@ -11,6 +11,7 @@ import typer
 
 from kdn.cli.options import HomeOption, JsonOption, read_settings
 from kdn.cli.show import emit, say, size_text, table
+from kdn.cli.simulate import simulate
 
 if TYPE_CHECKING:
     from kdn.store import Store, StoreStat
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["store"]
 
 store = typer.Typer(help="Look after the stored KV.", no_args_is_help=True)
+store.command()(simulate)
 
 
 @contextmanager
