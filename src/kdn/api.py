@@ -21,7 +21,7 @@ import torch
 
 from kdn.answers import Answer, Source, collect
 from kdn.clock import Clock, SystemClock
-from kdn.config import Config, load_config
+from kdn.config import Config, StoreConfig, load_config
 from kdn.core import Fingerprint, Keeping, Prompt, Request, Role, Sampling, Stream
 from kdn.engine import Engine, Limits
 from kdn.errors import BadInput, MissingExtra, UnknownModel
@@ -43,7 +43,7 @@ from kdn.rag import (
     cite,
 )
 from kdn.reuse import PrefixReuse
-from kdn.store import Store, open_store
+from kdn.store import LookupRecorder, Rules, Store, open_store
 from kdn.trace import Recorder, Trace
 
 __all__ = ["Answer", "Kdn", "Source", "open"]
@@ -96,9 +96,15 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
         disk_bytes=config.store.disk_bytes,
         clock=clock,
         trace=trace,
+        policy=config.store.policy,
+        rules=_rules(config.store),
     )
     attention = _attention(loaded.decoder, kernel)
     return Kdn(loaded, attention, store, config, clock, trace)
+
+
+def _rules(settings: StoreConfig) -> Rules | None:
+    return None if settings.ttl_s is None else Rules(ttl_s=settings.ttl_s)
 
 
 def _dtype(asked: str, device: str, home: Path) -> str:
@@ -153,7 +159,9 @@ class Kdn:
         self._remembered = Remembered()
         self._names = (f"r{number}" for number in itertools.count(1))
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
-        self._reuse = PrefixReuse(store, shape, self._fingerprint)
+        record = config.store.record
+        self._recorder = None if record is None else LookupRecorder(record, clock)
+        self._reuse = PrefixReuse(store, shape, self._fingerprint, self._recorder)
         limits = Limits(
             kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
             max_batch_tokens=config.engine.max_batch_tokens,
@@ -328,6 +336,8 @@ class Kdn:
         self.engine.close()
         self._reuse.close()
         self.store.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def __enter__(self) -> Self:
         return self

@@ -62,6 +62,12 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Hard cap of the disk tier; None is the smaller of 20 GB and a tenth of what is free."""
     memory_bytes: _Bytes = 2 * 1024**3
     """Hard cap of the memory tier."""
+    policy: Literal["fifo", "lru", "s3fifo", "arc", "value"] = "lru"
+    """Which blocks go when room is short."""
+    ttl_s: Annotated[float, Meta(gt=0)] | None = None
+    """A block goes this long after its last use, room or not; None keeps it while there is room."""
+    record: Path | None = None
+    """Write every lookup to this file, for `kdn store simulate`; None writes nothing."""
 
 
 class LibraryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -32,6 +32,7 @@ def _opened(home: Path | None) -> Iterator[Store]:
         config.store_folder,
         memory_bytes=config.store.memory_bytes,
         disk_bytes=config.store.disk_bytes,
+        policy=config.store.policy,
     ) as found:
         yield found
 

@@ -23,7 +23,7 @@ from kdn.core import (
     chain_hashes,
 )
 from kdn.reuse.source import StoreSource
-from kdn.store import Block, BlockHit, Reader, Store, cut_blocks
+from kdn.store import Block, BlockHit, LookupRecorder, Reader, Store, cut_blocks
 
 __all__ = ["PrefixReuse"]
 
@@ -35,9 +35,17 @@ class PrefixReuse:
     """
 
     def __init__(
-        self, store: Store, shape: KvShape, fingerprint: Callable[[str | None], Fingerprint]
+        self,
+        store: Store,
+        shape: KvShape,
+        fingerprint: Callable[[str | None], Fingerprint],
+        recorder: LookupRecorder | None = None,
     ) -> None:
-        """`fingerprint` names the model with an adapter (or None) on it."""
+        """`fingerprint` names the model with an adapter (or None) on it.
+
+        `recorder` takes down what is looked up to be computed.
+        """
+        self._recorder = recorder
         self._store = store
         self._shape = shape
         self._fingerprint = fingerprint
@@ -50,6 +58,8 @@ class PrefixReuse:
 
     def plan(self, request: Request) -> Planned:
         token_ids = request.prompt.token_ids
+        if self._recorder is not None:
+            self._recorder.note(token_ids, request.salt)
         fingerprint = self._fingerprint(request.adapter)
         match = self._store.match(fingerprint, EXACT, request.salt, token_ids[:-1])
         opened = self._open(match.hits)

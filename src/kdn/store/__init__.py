@@ -8,7 +8,9 @@ from kdn.store.disk import DiskTier
 from kdn.store.format import EncodedBlock, Header, encode_block
 from kdn.store.index import BlockHit, Match
 from kdn.store.memory import MemoryTier
+from kdn.store.policies import Policy, Rules
 from kdn.store.reader import Reader
+from kdn.store.recording import LookupRecorder
 from kdn.store.stat import ScrubReport, StoreStat
 from kdn.store.store import Store, open_store
 from kdn.store.tier import Changes, Handle, NoTier, Tier, TierUsage
@@ -23,11 +25,14 @@ __all__ = [
     "EncodedBlock",
     "Handle",
     "Header",
+    "LookupRecorder",
     "Match",
     "MemoryTier",
     "NoCodec",
     "NoTier",
+    "Policy",
     "Reader",
+    "Rules",
     "ScrubReport",
     "Store",
     "StoreStat",

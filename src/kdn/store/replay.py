@@ -26,6 +26,8 @@ class ReplayedTier:
 
     def ask(self, uses: Sequence[Use]) -> int:
         """How many leading blocks are here. All that are here count as used, in order."""
+        for key in self._policy.must_go(uses[0].at_s) if uses else ():
+            self._forget(key)
         hits = next((n for n, use in enumerate(uses) if use.key not in self._sizes), len(uses))
         for use in uses[:hits]:
             self._policy.use(use)
@@ -36,6 +38,11 @@ class ReplayedTier:
         if use.key in self._sizes:
             self._policy.use(use)
             return True
+        for key in self._policy.must_go(use.at_s, use):
+            if key not in spare:
+                self._forget(key)
+        if not self._policy.fits(use):
+            return False
         excess = self._size_bytes + use.size_bytes - self._capacity_bytes
         if excess > 0:
             victims = self._victims(excess, use.at_s, spare) if self._policy.admits(use) else None

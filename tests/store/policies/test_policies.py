@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.core import BlockKey
 from kdn.errors import BadInput
-from kdn.store.policies import POLICIES, Arc, Lru, Policy, S3Fifo, Use, Value, make_policy
+from kdn.store.policies import (
+    POLICIES,
+    Arc,
+    Lru,
+    Policy,
+    Ruled,
+    Rules,
+    S3Fifo,
+    Use,
+    Value,
+    make_policy,
+)
 from kdn.store.replay import ReplayedTier
 
 
@@ -131,7 +144,45 @@ def test_any_trace_keeps_the_books_of(name: str, asked: list[tuple[int, int]], r
         chain = [use(f"{root}.{n}", n, float(second)) for n in range(length)]
         hits = tier.ask(chain)
         own = {one.key for one in chain}
-        for one in chain[hits:]:
-            assert tier.keep(one, own)
+        kept = [tier.keep(one, own) for one in chain[hits:]]
         tier.check()
-        assert tier.ask(chain) == length
+        assert tier.ask(chain) == (length if all(kept) else hits + kept.index(False))
+
+
+def test_blocks_past_their_time_go_unless_pinned() -> None:
+    policy = make_policy("lru", Rules(ttl_s=10.0))
+    assert isinstance(policy, Ruled)
+    for second, name in enumerate("abc"):
+        policy.keep(use(name, at_s=float(second)))
+    policy.pin(BlockKey("a"), until_s=20.0)
+    policy.use(use("b", at_s=5.0))
+    assert policy.must_go(12.5) == ["c"]
+    assert policy.must_go(15.5) == ["c", "b"]
+    assert policy.must_go(20.0) == ["a", "c", "b"]  # the pin has run out
+    assert "a" not in ranked(policy, 19.0)
+    policy.unpin(BlockKey("a"))
+    assert "a" in ranked(policy, 19.0)
+
+
+def test_a_tenant_over_its_quota_gives_up_its_own() -> None:
+    policy = make_policy("lru", Rules(quota_bytes={"alice": 2}))
+    tier = ReplayedTier(10, policy)
+    for second, (name, salt) in enumerate([("x", "bob"), ("a", "alice"), ("b", "alice")]):
+        tier.keep(Use(BlockKey(name), 0, 1, 1, float(second), salt), set())
+    tier.keep(Use(BlockKey("c"), 0, 1, 1, 3.0, "alice"), set())
+    assert sorted(policy.victims(4.0)) == ["b", "c", "x"]
+    assert not tier.keep(Use(BlockKey("big"), 0, 1, 3, 4.0, "alice"), set())
+    tier.check()
+
+
+def test_a_lower_priority_goes_first() -> None:
+    policy = make_policy("lru", Rules(priority={"batch": -1, "vip": 5}))
+    for name, salt in (("v", "vip"), ("n", ""), ("b", "batch")):
+        policy.keep(Use(BlockKey(name), 0, 1, 1, 0.0, salt))
+    assert ranked(policy) == "bnv"
+
+
+@pytest.mark.parametrize("rules", [{"ttl_s": 0.0}, {"quota_bytes": {"a": -1}}])
+def test_rules_that_make_no_sense_are_refused(rules: dict[str, Any]) -> None:
+    with pytest.raises(BadInput):
+        Rules(**rules)

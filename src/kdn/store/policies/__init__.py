@@ -8,6 +8,7 @@ from kdn.errors import BadInput
 from kdn.store.policies.arc import Arc
 from kdn.store.policies.order import Fifo, Lru
 from kdn.store.policies.policy import Policy, Use
+from kdn.store.policies.rules import Ruled, Rules
 from kdn.store.policies.s3fifo import S3Fifo
 from kdn.store.policies.value import Value
 
@@ -17,6 +18,8 @@ __all__ = [
     "Fifo",
     "Lru",
     "Policy",
+    "Ruled",
+    "Rules",
     "S3Fifo",
     "Use",
     "Value",
@@ -32,8 +35,9 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 }
 
 
-def make_policy(name: str) -> Policy:
-    """A policy by name. Raises BadInput, naming those there are."""
+def make_policy(name: str, rules: Rules | None = None) -> Policy:
+    """A policy by name, under rules if there are any. Raises BadInput, naming those there are."""
     if name not in POLICIES:
         raise BadInput(f"no eviction policy {name!r}; there are {', '.join(POLICIES)}")
-    return POLICIES[name]()
+    policy = POLICIES[name]()
+    return policy if rules is None else Ruled(policy, rules)

@@ -27,13 +27,15 @@ __all__ = ["Value", "same_saving"]
 
 _SHARED_BY = 3
 """A block that so many different blocks have followed belongs to nobody's chain."""
-_LEVELS_PER_DOUBLING = 2
+_LEVELS_PER_DOUBLING = 4
 _CHAINS_PER_LESSON = 100
 _MOST_REMEMBERED = 400_000
 """Keys that are remembered after they went, so that what was given up too early is learned too."""
 
-Shelf = tuple[int, int]
-"""Blocks of a shelf differ in age only: the level of their chance, the level of their saving."""
+Shelf = tuple[str, int, int]
+"""Blocks of a shelf differ in age only: their kind, the levels of their chance and their saving."""
+_KINDS = ("body", "tail", "shared")
+"""The kinds have little to do with one another, so each has a model of its own."""
 
 
 def same_saving(use: Use) -> float:
@@ -41,10 +43,14 @@ def same_saving(use: Use) -> float:
     return float(use.size_bytes)
 
 
+_Head = tuple[float, int, BlockKey, Shelf, Iterator[tuple[BlockKey, float]]]
+
+
 @dataclass(slots=True)
 class _Group:
     """Blocks that were last used together and are thought to have the same future."""
 
+    kind: str
     at_s: float
     rate: Rate
     size: int
@@ -80,7 +86,7 @@ class Value(Policy):
 
     def __init__(self, saving: Callable[[Use], float] = same_saving) -> None:
         self._saving = saving
-        self._risk = ReuseRisk()
+        self._risks = {kind: ReuseRisk() for kind in _KINDS}
         self._marks: dict[BlockKey, _Mark] = {}
         self._shelves: defaultdict[Shelf, OrderedDict[BlockKey, float]] = defaultdict(OrderedDict)
         self._shelf_of: dict[BlockKey, Shelf] = {}
@@ -88,10 +94,20 @@ class Value(Policy):
         self._pending: dict[BlockKey, _Link] = {}
         self._waiting: list[OrderedDict[int, _Group]] = [OrderedDict() for _ in range(NUM_AGES)]
         self._numbers = count()
-        self._worth: dict[int, list[float]] = {}
+        self._worth: dict[tuple[str, int], list[float]] = {}
         self._chains = 0
 
     # --- what happens ---
+
+    def admits(self, use: Use) -> bool:
+        """Is it worth more than what would go first? What stands behind a refused block is not."""
+        if self._chain and not _follows(self._chain[-1].use, use):
+            self._settle()
+        refused = bool(self._chain) and not self._chain[-1].is_here
+        if refused or self._prospect(use) < self._least(use.at_s):
+            self._chain.append(_Link(use, is_here=False))
+            return False
+        return True
 
     def keep(self, use: Use) -> None:
         self._link(use)
@@ -106,12 +122,7 @@ class Value(Policy):
             link.is_here = False
 
     def victims(self, now_s: float) -> Iterator[BlockKey]:
-        heads: list[tuple[float, int, BlockKey, Shelf, Iterator[tuple[BlockKey, float]]]] = []
-        for number, (shelf, blocks) in enumerate(self._shelves.items()):
-            rest = iter(blocks.items())
-            for key, at_s in rest:
-                heads.append((self._rank(shelf, now_s - at_s), number, key, shelf, rest))
-                break
+        heads = self._heads(now_s)
         heapq.heapify(heads)
         while heads:
             _, number, key, shelf, rest = heads[0]
@@ -123,6 +134,32 @@ class Value(Policy):
             else:
                 heapq.heappop(heads)
         yield from reversed(list(self._pending))
+
+    def _heads(self, now_s: float) -> list[_Head]:
+        """Of each shelf the oldest block, with what it is worth."""
+        heads: list[_Head] = []
+        for number, (shelf, blocks) in enumerate(self._shelves.items()):
+            if blocks:
+                rest = iter(blocks.items())
+                key, at_s = next(rest)
+                heads.append((self._rank(shelf, now_s - at_s), number, key, shelf, rest))
+        return heads
+
+    def _least(self, now_s: float) -> float:
+        """What the first block to go is worth."""
+        return min((head[0] for head in self._heads(now_s)), default=0.0)
+
+    def _prospect(self, use: Use) -> float:
+        """What a block that would follow the running chain is worth, as far as it is known yet."""
+        uses = [*(link.use for link in self._chain), use]
+        num_shared = self._num_shared(uses)
+        marks = [self._marks.get(one.key) for one in uses[num_shared:]]
+        last = next((mark for mark in reversed(marks) if mark is not None), None)
+        turn = 0 if last is None else last.turn + 1
+        features = _features(uses, num_shared, last, turn, use.at_s)
+        density = _density_level(self._saving(use), use.size_bytes)
+        level = _level(self._risks["body"].rate(features).multiple)
+        return self._rank(("body", level, density), 0.0)
 
     def __len__(self) -> int:
         return len(self._shelf_of) + len(self._pending)
@@ -177,15 +214,15 @@ class Value(Policy):
         features = _features(uses, num_shared, last, turn, now_s)
         full = max(use.num_tokens for use in uses)
         kinds = [_kind(n < num_shared, use.num_tokens < full) for n, use in enumerate(uses)]
-        body = self._group(features, kinds.count("body"), now_s)
+        body = self._group("body", features, kinds.count("body"), now_s)
         found = []
         for kind in kinds:
-            group = body if kind == "body" else self._group(((kind, 0),), 1, now_s)
+            group = body if kind == "body" else self._group(kind, (), 1, now_s)
             found.append((group, 0 if kind == "shared" else turn))
         return found
 
-    def _group(self, features: tuple[Feature, ...], size: int, now_s: float) -> _Group:
-        group = _Group(now_s, self._risk.rate(features), size, size)
+    def _group(self, kind: str, features: tuple[Feature, ...], size: int, now_s: float) -> _Group:
+        group = _Group(kind, now_s, self._risks[kind].rate(features), size, size)
         if size:
             self._waiting[0][next(self._numbers)] = group
         return group
@@ -215,7 +252,7 @@ class Value(Policy):
     def _count_use(self, mark: _Mark, now_s: float) -> None:
         group = mark.group
         group.unused -= 1
-        self._risk.observe(group.rate, age_of(now_s - group.at_s), 1 / group.size)
+        self._risks[group.kind].observe(group.rate, age_of(now_s - group.at_s), 1 / group.size)
 
     def _age(self, now_s: float) -> None:
         """Count every group at each age bucket that it has reached with blocks still unused."""
@@ -226,7 +263,7 @@ class Value(Policy):
                     break
                 del waiting[number]
                 if group.unused:
-                    self._risk.expose(group.rate, age, group.unused / group.size)
+                    self._risks[group.kind].expose(group.rate, age, group.unused / group.size)
                     if age + 1 < NUM_AGES:
                         self._waiting[age + 1][number] = group
 
@@ -242,7 +279,7 @@ class Value(Policy):
     # --- shelves ---
 
     def _put_on_shelf(self, use: Use, group: _Group, density: int) -> None:
-        shelf = (_level(group.rate.multiple), density)
+        shelf = (group.kind, _level(group.rate.multiple), density)
         self._shelves[shelf][use.key] = use.at_s
         self._shelf_of[use.key] = shelf
 
@@ -253,12 +290,12 @@ class Value(Policy):
 
     def _rank(self, shelf: Shelf, age_s: float) -> float:
         """Expected saving per byte and second."""
-        level, density = shelf
-        worth = self._worth.get(level)
+        kind, level, density = shelf
+        worth = self._worth.get((kind, level))
         if worth is None:
-            chances = [self._risk.chance(age) for age in range(NUM_AGES)]
+            chances = [self._risks[kind].chance(age) for age in range(NUM_AGES)]
             worth = worth_by_age(chances, 2 ** (level / _LEVELS_PER_DOUBLING))
-            self._worth[level] = worth
+            self._worth[kind, level] = worth
         return float(worth[age_of(max(age_s, 0.0))] * 2 ** (density / _LEVELS_PER_DOUBLING))
 
 
