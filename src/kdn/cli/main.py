@@ -9,6 +9,7 @@ import typer
 from kdn.cli.ask import ask, chat
 from kdn.cli.bench import bench
 from kdn.cli.commands import Commands
+from kdn.cli.cost import cost
 from kdn.cli.demo import demo
 from kdn.cli.doctor import doctor
 from kdn.cli.ingest import ingest
@@ -35,6 +36,7 @@ def build_app() -> typer.Typer:
     app.add_typer(models, name="models")
     app.add_typer(store, name="store")
     app.add_typer(net, name="net")
+    app.add_typer(cost, name="cost")
     return app
 
 

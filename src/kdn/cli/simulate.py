@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdn.store.recording import TraceRequest
     from kdn.store.simulate import SimulatedRun
 
-__all__ = ["simulate"]
+__all__ = ["capacity_bytes", "simulate"]
 
 
 def simulate(
@@ -47,7 +47,7 @@ def simulate(
 
     requests = read_trace(trace)
     block_bytes = requests[0].block_tokens * token_bytes
-    sizes = [_capacity_bytes(text, block_bytes) for text in capacity or ("2000", "8000", "30000")]
+    sizes = [capacity_bytes(text, block_bytes) for text in capacity or ("2000", "8000", "30000")]
     if not any(request.hash_ids for request in requests):
         raise BadInput(f"{trace}: the trace names no blocks, so nobody can say what would have hit")
     found = run(
@@ -70,7 +70,8 @@ def simulate(
     )
 
 
-def _capacity_bytes(text: str, block_bytes: int) -> int:
+def capacity_bytes(text: str, block_bytes: int) -> int:
+    """Blocks, or a size with its unit, as bytes. Raises BadInput for less than one block."""
     from kdn.config import parse_bytes
 
     try:

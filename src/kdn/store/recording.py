@@ -4,15 +4,21 @@ One JSON object a line, in the format that Mooncake published (Qin et al., Moonc
 disaggregated architecture for LLM serving, FAST 2025): `timestamp` in milliseconds, `input_length`,
 `output_length` and `hash_ids`, one name a block, where a name stands for the block and all before it.
 Ours add `block_tokens` (the longest block, 512 where it is not said) and `salt`.
+
+Also read: CSV files with the columns TIMESTAMP, ContextTokens and GeneratedTokens, as Azure
+published them.  They do not say which text is the same, so their requests name no blocks.
 """
 
 from __future__ import annotations
 
+import csv
+import datetime as dt
 import gzip
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO
 
@@ -69,14 +75,15 @@ class _Place:
 
 
 def read_trace(path: Path) -> list[TraceRequest]:
-    """The requests of a `.jsonl` or `.jsonl.gz` file, in order of time.
+    """The requests of a `.jsonl` or `.csv` file, or the `.gz` of one, in order of time.
 
     Raises BadInput, naming file and line, for what is no such trace.
     """
     try:
         with _open(path) as lines:
-            found = list(_decode(path, lines))
-    except (OSError, EOFError, zlib.error) as error:
+            is_csv = ".csv" in path.suffixes
+            found = list(_decode_csv(path, lines) if is_csv else _decode(path, lines))
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise BadInput(f"{path}: the trace cannot be read: {error}") from error
     if not found:
         raise BadInput(f"{path}: the trace has no requests")
@@ -106,6 +113,23 @@ def _decode(path: Path, lines: IO[bytes]) -> Iterator[TraceRequest]:
             request = decoder.decode(line)
         except msgspec.DecodeError as error:
             raise BadInput(f"{_Place(path, number)}: no request of a trace: {error}") from error
+        _look_over(request, _Place(path, number))
+        yield request
+
+
+def _decode_csv(path: Path, lines: IO[bytes]) -> Iterator[TraceRequest]:
+    started: dt.datetime | None = None
+    for number, row in enumerate(csv.DictReader(TextIOWrapper(lines, "utf-8")), 2):
+        try:
+            at = dt.datetime.fromisoformat(row["TIMESTAMP"][:26])
+            started = started or at
+            request = TraceRequest(
+                timestamp=(at - started).total_seconds() * 1000,
+                input_length=int(row["ContextTokens"]),
+                output_length=int(row["GeneratedTokens"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"{_Place(path, number)}: no request of a trace: {error!r}") from error
         _look_over(request, _Place(path, number))
         yield request
 

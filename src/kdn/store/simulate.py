@@ -12,9 +12,11 @@ from kdn.store.policies import Policy, Use, make_policy
 from kdn.store.recording import TraceRequest
 from kdn.store.replay import replay
 
-__all__ = ["OPTIMUM", "Belady", "SimulatedRun", "simulate", "summarize"]
+__all__ = ["NOTHING", "OPTIMUM", "Belady", "SimulatedRun", "served_by", "simulate", "summarize"]
 
 OPTIMUM = "belady"
+NOTHING = "none"
+"""A store that keeps nothing."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,24 @@ def simulate(
     found = []
     for capacity_bytes in capacities_bytes:
         for name in policies:
-            policy = Belady(requests) if name == OPTIMUM else make_policy(name)
-            served = replay(requests, token_bytes, capacity_bytes, policy)
+            served = served_by(name, requests, token_bytes, capacity_bytes)
             found.append(summarize(name, capacity_bytes, served))
             if on_run is not None:
                 on_run(found[-1])
     return found
+
+
+def served_by(
+    name: str, requests: Sequence[TraceRequest], token_bytes: int, capacity_bytes: int
+) -> list[Served]:
+    """What becomes of each request under a policy by name, `belady`, or `none`: no store at all.
+
+    Raises BadInput for an unknown one.
+    """
+    if name == NOTHING:
+        return list(replay(requests, token_bytes, 0, make_policy("fifo")))
+    policy = Belady(requests) if name == OPTIMUM else make_policy(name)
+    return list(replay(requests, token_bytes, capacity_bytes, policy))
 
 
 def summarize(policy: str, capacity_bytes: int, served: Iterable[Served]) -> SimulatedRun:
