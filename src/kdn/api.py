@@ -21,7 +21,7 @@ import torch
 
 from kdn.answers import Answer, Source, collect
 from kdn.clock import Clock, SystemClock
-from kdn.config import Config, load_config
+from kdn.config import Config, StoreConfig, load_config
 from kdn.core import Blend, Fingerprint, JctModel, Keeping, Prompt, Request, Role, Sampling, Stream
 from kdn.cost import GRID, save_jct
 from kdn.engine import Engine, Limits
@@ -57,7 +57,15 @@ from kdn.rank import (
 from kdn.reuse import LossRule, PrefixReuse
 from kdn.reuse.blend import Afterwards, BlendReuse, Controller, Guard
 from kdn.schedule import WaitingRoom, make_policy
-from kdn.store import CODECS, QualityRecord, Store, load_record, open_store
+from kdn.store import (
+    CODECS,
+    LookupRecorder,
+    QualityRecord,
+    Rules,
+    Store,
+    load_record,
+    open_store,
+)
 from kdn.timing import jct_path, measure_jct, stored_jct
 from kdn.trace import Recorder, Tee, Trace
 
@@ -114,9 +122,15 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
         disk_bytes=config.store.disk_bytes,
         clock=clock,
         trace=trace,
+        policy=config.store.policy,
+        rules=_rules(config.store),
     )
     attention = _attention(loaded.decoder, kernel)
     return Kdn(loaded, attention, store, config, clock, trace)
+
+
+def _rules(settings: StoreConfig) -> Rules | None:
+    return None if settings.ttl_s is None else Rules(ttl_s=settings.ttl_s)
 
 
 def _dtype(asked: str, device: str, home: Path) -> str:
@@ -177,7 +191,9 @@ class Kdn:
         """How long prompts take here: fitted by `kdn cost fit`, else counted."""
         self._records: dict[Fingerprint, QualityRecord | None] = {}
         loss = LossRule(config.store.codec, config.store.max_kl, self.quality)
-        self._prefix = PrefixReuse(store, shape, self._fingerprint, loss)
+        record = config.store.record
+        self._recorder = None if record is None else LookupRecorder(record, clock)
+        self._prefix = PrefixReuse(store, shape, self._fingerprint, loss, self._recorder)
         controller = Controller(config.blend.ratio)
         self.guard = _guard(config, controller, self._fingerprint(None), trace)
         self._reuse = BlendReuse(
@@ -448,6 +464,8 @@ class Kdn:
         self._reuse.close()
         self._prefix.close()
         self.store.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def __enter__(self) -> Self:
         return self

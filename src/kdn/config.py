@@ -86,6 +86,12 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """How blocks are written; lossy ones taint them; auto takes the smallest within `max_kl`."""
     max_kl: Annotated[float, Meta(ge=0)] | None = None
     """Mean KL (nats), by `kdn store calibrate`, up to which a lossy codec may be used; 0: none may."""
+    policy: Literal["fifo", "lru", "s3fifo", "arc", "value"] = "lru"
+    """Which blocks go when room is short."""
+    ttl_s: Annotated[float, Meta(gt=0)] | None = None
+    """A block goes this long after its last use, room or not; None keeps it while there is room."""
+    record: Path | None = None
+    """Write every lookup to this file, for `kdn store simulate`; None writes nothing."""
 
 
 class LibraryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

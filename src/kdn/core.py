@@ -49,6 +49,7 @@ __all__ = [
     "Plan",
     "Planned",
     "Planner",
+    "PrefillTime",
     "Prompt",
     "Recipe",
     "Request",
@@ -57,6 +58,7 @@ __all__ = [
     "Sampling",
     "Segment",
     "Selector",
+    "Served",
     "StoredRun",
     "Stream",
     "StreamEvent",
@@ -709,3 +711,33 @@ class JctModel:
     def microseconds(self, num_new: int, num_cached: int = 0) -> int:
         """`seconds` as schedulers want it: whole microseconds."""
         return round(1e6 * self.seconds(num_new, num_cached))
+
+
+# --- traces: what a store did, for those who put a price on it ----------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What became of one request of a trace in a store, replayed or real."""
+
+    at_s: float
+    """Seconds since the trace began."""
+    num_tokens: int
+    """Prompt tokens."""
+    output_tokens: int
+    hit_tokens: int
+    """Prompt tokens whose KV the store had."""
+    read_bytes: int
+    written_bytes: int
+    held_bytes: int
+    """What the store holds after the request."""
+    num_blocks: int
+    hit_blocks: int
+
+
+class PrefillTime(Protocol):
+    """How long a prefill takes."""
+
+    def seconds(self, num_new: int, num_cached: int) -> float:
+        """Seconds to compute `num_new` tokens behind `num_cached` whose KV is at hand."""
+        ...

@@ -45,7 +45,7 @@ def live(files: RecordingFiles, seed: int, steps: int, lives: int = 2) -> None:
     clock = ManualClock()
     for number in range(lives):
         cap = (3 - number % 2) * SIZE
-        tier = DiskTier(files.root, cap, clock, NoTrace(), files)
+        tier = DiskTier(files.root, cap, clock, NoTrace(), files=files)
         for _ in range(steps):
             clock.advance(1)
             key = chance.choice(KEYS)

@@ -12,6 +12,7 @@ import typer
 from kdn.cli.calibrate import calibrate, records_of, show_record
 from kdn.cli.options import HomeOption, JsonOption, read_settings
 from kdn.cli.show import emit, say, size_text, table
+from kdn.cli.simulate import simulate
 
 if TYPE_CHECKING:
     from kdn.store import Store, StoreStat
@@ -20,6 +21,7 @@ __all__ = ["store"]
 
 store = typer.Typer(help="Look after the stored KV.", no_args_is_help=True)
 store.command()(calibrate)
+store.command()(simulate)
 
 
 @contextmanager
@@ -32,6 +34,7 @@ def _opened(home: Path | None) -> Iterator[Store]:
         config.store_folder,
         memory_bytes=config.store.memory_bytes,
         disk_bytes=config.store.disk_bytes,
+        policy=config.store.policy,
     ) as found:
         yield found
 

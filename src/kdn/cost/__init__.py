@@ -1,7 +1,8 @@
-"""Time and money: how long a prompt takes."""
+"""Economics: what storing KV costs and saves, in money. No tensors, no store: times and bytes in."""
 
 from __future__ import annotations
 
+from kdn.cost.advise import Advice, advise, break_even_per_hour, keep_for, net_saving
 from kdn.cost.jct import (
     GRID,
     JctSample,
@@ -12,14 +13,65 @@ from kdn.cost.jct import (
     measure_grid,
     save_jct,
 )
+from kdn.cost.ledger import Ledger, block_saving, close_books
+from kdn.cost.model import Bill, StoredTerms, Workload, bill, exact_ratio, published_ratio
+from kdn.cost.plan import FleetPlan, plan_fleet
+from kdn.cost.sheet import PriceSheet, TierPrice, load_sheet, sheet_names
+from kdn.cost.speed import PairJct, Speed, load_speed, measured_prefill, speed_names
+from kdn.cost.trace import TraceBill, price_trace
+from kdn.cost.units import (
+    Bytes,
+    BytesPerSecond,
+    PerByte,
+    PerByteHour,
+    PerHour,
+    PerRequest,
+    Seconds,
+    Usd,
+)
 
 __all__ = [
     "GRID",
+    "Advice",
+    "Bill",
+    "Bytes",
+    "BytesPerSecond",
+    "FleetPlan",
     "JctSample",
+    "Ledger",
+    "PairJct",
+    "PerByte",
+    "PerByteHour",
+    "PerHour",
+    "PerRequest",
+    "PriceSheet",
+    "Seconds",
+    "Speed",
+    "StoredTerms",
+    "TierPrice",
+    "TraceBill",
+    "Usd",
+    "Workload",
+    "advise",
+    "bill",
+    "block_saving",
+    "break_even_per_hour",
+    "close_books",
     "count_jct",
+    "exact_ratio",
     "fit_jct",
     "jct_file",
+    "keep_for",
     "load_jct",
+    "load_sheet",
+    "load_speed",
     "measure_grid",
+    "measured_prefill",
+    "net_saving",
+    "plan_fleet",
+    "price_trace",
+    "published_ratio",
     "save_jct",
+    "sheet_names",
+    "speed_names",
 ]

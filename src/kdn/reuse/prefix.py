@@ -29,7 +29,17 @@ from kdn.core import (
 )
 from kdn.reuse.loss import LossRule, lossy_recipe
 from kdn.reuse.source import StoreSource
-from kdn.store import CODECS, Block, BlockHit, Codec, Match, Reader, Store, cut_blocks
+from kdn.store import (
+    CODECS,
+    Block,
+    BlockHit,
+    Codec,
+    LookupRecorder,
+    Match,
+    Reader,
+    Store,
+    cut_blocks,
+)
 
 __all__ = ["PrefixReuse"]
 
@@ -46,8 +56,13 @@ class PrefixReuse:
         shape: KvShape,
         fingerprint: Callable[[str | None], Fingerprint],
         loss: LossRule | None = None,
+        recorder: LookupRecorder | None = None,
     ) -> None:
-        """`fingerprint` names the model with an adapter (or None) on it."""
+        """`fingerprint` names the model with an adapter (or None) on it.
+
+        `recorder` takes down what is looked up to be computed.
+        """
+        self._recorder = recorder
         self._store = store
         self._shape = shape
         self._fingerprint = fingerprint
@@ -60,6 +75,8 @@ class PrefixReuse:
 
     def plan(self, request: Request) -> Planned:
         token_ids = request.prompt.token_ids
+        if self._recorder is not None:
+            self._recorder.note(token_ids, request.salt)
         fingerprint = self._fingerprint(request.adapter)
         recipe, match = self._best_match(request, fingerprint)
         opened = self._open(match.hits)

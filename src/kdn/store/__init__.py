@@ -8,8 +8,10 @@ from kdn.store.disk import DiskTier
 from kdn.store.format import EncodedBlock, Header, encode_block
 from kdn.store.index import BlockHit, Match
 from kdn.store.memory import MemoryTier
+from kdn.store.policies import Policy, Rules
 from kdn.store.quality import CodecQuality, QualityRecord, load_record, save_record
 from kdn.store.reader import Reader
+from kdn.store.recording import LookupRecorder
 from kdn.store.stat import ScrubReport, StoreStat
 from kdn.store.store import Store, open_store
 from kdn.store.tier import Changes, Handle, NoTier, Tier, TierUsage
@@ -25,12 +27,15 @@ __all__ = [
     "EncodedBlock",
     "Handle",
     "Header",
+    "LookupRecorder",
     "Match",
     "MemoryTier",
     "NoCodec",
     "NoTier",
+    "Policy",
     "QualityRecord",
     "Reader",
+    "Rules",
     "ScrubReport",
     "Store",
     "StoreStat",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 from kdn.core import BlockKey, Cause, ChainHash, ContentId, Fingerprint, Recipe
 from kdn.errors import NoSpace, StoreError
 from kdn.store.index import Entry, Family
+from kdn.store.policies import Use
 from kdn.store.schema import QUARANTINED, READY, connect, prepare
 from kdn.store.tier import Changes, Spare
 
@@ -66,6 +67,7 @@ class Catalogue:
         self._used: dict[BlockKey, tuple[float, int]] = {}
         self._families: dict[int, Family] = {}
         self._known: set[BlockKey] = set()
+        self._ranking: Callable[[], Iterable[BlockKey]] = tuple
         self._seen_version: int | None = None
         self._seen_change: int | None = None
         with self._gate(), ExitStack() as undo:
@@ -75,7 +77,24 @@ class Catalogue:
             self._reader = connect(path)
             undo.pop_all()
 
+    def rank_by(self, ranking: Callable[[], Iterable[BlockKey]]) -> None:
+        """Give up blocks in this order; those it leaves out follow by age."""
+        self._ranking = ranking
+
     # --- looking ---
+
+    def uses(self) -> list[tuple[Use, float]]:
+        """Every ready block with the wall time of its last use, oldest first."""
+        with self._reading, self._gate():
+            rows = self._reader.execute(
+                """SELECT key, start, length(tokens) / 4, size, salt, used FROM blocks
+                JOIN families ON families.id = family WHERE state = ? ORDER BY used, blocks.rowid""",
+                (READY,),
+            )
+            return [
+                (Use(BlockKey(key), start, tokens, size, 0.0, salt), used)
+                for key, start, tokens, size, salt, used in rows
+            ]
 
     def knows(self, key: BlockKey) -> bool:
         """Was the block ready when changes were last asked for?"""
@@ -317,19 +336,33 @@ class Catalogue:
         if excess <= 0:
             return []
         victims = []
-        rows = self._writer.execute(
-            "SELECT key, size, state FROM blocks ORDER BY state DESC, used, rowid"
-        )
-        for key, size, state in rows:
-            if state == QUARANTINED or not spare(key):
-                victims.append(Victim(key, size, state == QUARANTINED))
-                excess -= size
+        for victim in self._in_turn():
+            if victim.quarantined or not spare(victim.key):
+                victims.append(victim)
+                excess -= victim.size_bytes
             if excess <= 0:
                 return victims
         raise NoSpace(
             f"a block of {size_bytes} bytes does not fit under the store's cap of {capacity_bytes}"
             " bytes beside what is in use: raise the cap"
         )
+
+    def _in_turn(self) -> Iterator[Victim]:
+        """Damaged blocks, then those that are ranked, then the others, oldest use first."""
+        ranked = dict.fromkeys(self._ranking())
+        query = "SELECT key, size, state FROM blocks"
+        if ranked:
+            damaged = self._writer.execute(f"{query} WHERE state = ?", (QUARANTINED,)).fetchall()
+            yield from (Victim(key, size, quarantined=True) for key, size, _ in damaged)
+            for key in ranked:
+                row = self._writer.execute(
+                    f"{query} WHERE key = ? AND state = ?", (key, READY)
+                ).fetchone()
+                if row is not None:
+                    yield Victim(row[0], row[1], quarantined=False)
+        for key, size, state in self._writer.execute(f"{query} ORDER BY state DESC, used, rowid"):
+            if key not in ranked and not (ranked and state == QUARANTINED):
+                yield Victim(key, size, state == QUARANTINED)
 
     def _save_uses(self) -> None:
         with self._noting:

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from kdn.clock import Clock
 from kdn.core import BlockKey
-from kdn.errors import CorruptBlock, StoreError
+from kdn.errors import CorruptBlock, NoSpace, StoreError
 from kdn.pages import allocate
 from kdn.store.catalogue import Catalogue, CatalogueDamaged, Victim, discard_catalogue
 from kdn.store.files import Files, system_errors
 from kdn.store.folder import StoreFolder
 from kdn.store.format import MAX_BLOCK_BYTES, EncodedBlock
 from kdn.store.index import Entry
+from kdn.store.policies import Policy, Use
+from kdn.store.ranked import Ranked
 from kdn.store.reader import read_header
 from kdn.store.tier import Changes, Handle, Spare, Tier, TierUsage
 from kdn.trace import Trace
@@ -66,6 +68,11 @@ class _File(Handle):
                 self._descriptor = None
 
 
+def _use_of(block: EncodedBlock) -> Use:
+    name = block.header.id
+    return Use(block.key, name.start, name.num_tokens, block.size_bytes, 0.0, name.salt)
+
+
 class DiskTier(Tier):
     """Blocks in `folder`, at most `capacity_bytes` of files at any time.
 
@@ -86,8 +93,10 @@ class DiskTier(Tier):
         capacity_bytes: int | None,
         clock: Clock,
         trace: Trace,
+        policy: Policy | None = None,
         files: Files | None = None,
     ) -> None:
+        """`policy` None is least recently used, over all processes; it belongs to the tier."""
         self._files = files or Files()
         self._folder = StoreFolder(folder, self._files)
         self._clock = clock
@@ -98,6 +107,10 @@ class DiskTier(Tier):
             self._folder.sign_in()
             try:
                 self._catalogue = self._open_catalogue(living)
+                self._ranked = None if policy is None else Ranked(policy, clock)
+                if self._ranked is not None:
+                    self._ranked.learn(self._catalogue.uses())
+                    self._catalogue.rank_by(self._ranked.victims)
                 self._capacity_bytes = self._fit(capacity_bytes)
             except BaseException:
                 self._folder.sign_out()
@@ -119,8 +132,10 @@ class DiskTier(Tier):
     def put(self, block: EncodedBlock, spare: Spare) -> None:
         final = self._folder.block(block.key)
         if self.holds(block.key) and final.exists():
-            self._catalogue.touch(block.key)
+            self.touch(block.key)
             return
+        use = _use_of(block)
+        self._judge(use)
         number = self._catalogue.reserve(block.size_bytes, self._capacity_bytes, spare, self._evict)
         try:
             self._write(block, number)
@@ -128,15 +143,27 @@ class DiskTier(Tier):
             with suppress(StoreError):
                 self._catalogue.cancel(number)
             raise
+        if self._ranked is not None:
+            self._ranked.keep(use)
 
     def drop(self, key: BlockKey) -> bool:
+        self._unrank(key)
         return self._catalogue.remove(key, lambda: self._unlink(key))
 
     def holds(self, key: BlockKey) -> bool:
         return self._catalogue.knows(key)
 
     def changes(self) -> Changes:
-        return self._catalogue.changes()
+        if self._ranked is None:
+            return self._catalogue.changes()
+        for key in self._ranked.must_go():
+            self.drop(key)
+        changes = self._catalogue.changes()
+        for key in changes.removed:
+            self._ranked.forget(key)
+        if self._ranked.unknown(entry.key for entry in changes.added):
+            self._ranked.learn(self._catalogue.uses())
+        return changes
 
     def usage(self) -> TierUsage:
         totals = self._catalogue.totals()
@@ -150,8 +177,11 @@ class DiskTier(Tier):
 
     def touch(self, key: BlockKey) -> None:
         self._catalogue.touch(key)
+        if self._ranked is not None:
+            self._ranked.touch(key)
 
     def quarantine(self, key: BlockKey) -> None:
+        self._unrank(key)
         self._catalogue.quarantine(key, lambda: self._set_aside(key))
 
     def kept(self) -> Iterator[BlockKey]:
@@ -162,6 +192,8 @@ class DiskTier(Tier):
 
     def check(self) -> None:
         self._catalogue.check()
+        if self._ranked is not None:
+            self._ranked.check()
         rows, files = set(self._catalogue.keys()), set(self._folder.blocks())
         assert rows == files, f"rows without a file, or files without a row: {rows ^ files}"
         sizes = sum(path.stat().st_size for path in self._folder.files())
@@ -246,6 +278,29 @@ class DiskTier(Tier):
         written_s = path.stat().st_mtime
         catalogue.publish(None, Entry.of(header.id), header.size_bytes, written_s)
 
+    # --- ranking ---
+
+    def _judge(self, use: Use) -> None:
+        """Make the room that rules ask for, and raise NoSpace for what is not to be kept."""
+        if self._ranked is None:
+            return
+        if not self._ranked.fits(use):
+            raise NoSpace(
+                f"a block of {use.size_bytes} bytes exceeds the quota of tenant {use.salt!r}: raise it"
+            )
+        for key in self._ranked.must_go(use):
+            self.drop(key)
+        full = self._catalogue.totals().size_bytes + use.size_bytes > self._capacity_bytes
+        if full and not self._ranked.admits(use):
+            raise NoSpace(
+                f"a block of {use.size_bytes} bytes is worth less than what would have to go for it"
+                f" under the store's cap of {self._capacity_bytes} bytes: raise the cap"
+            )
+
+    def _unrank(self, key: BlockKey) -> None:
+        if self._ranked is not None:
+            self._ranked.forget(key)
+
     # --- files ---
 
     def _write(self, block: EncodedBlock, number: int) -> None:
@@ -270,6 +325,7 @@ class DiskTier(Tier):
         with system_errors(f"evicting block {victim.key}"):
             self._files.remove(aside if victim.quarantined else self._folder.block(victim.key))
         if not victim.quarantined:
+            self._unrank(victim.key)
             self._evicted += 1
             self._trace.event("store.evict", tier=self.name, key=victim.key)
 

@@ -1,15 +1,16 @@
-"""The memory tier: encoded blocks in a dict, least recently used first."""
+"""The memory tier: encoded blocks in a dict, and a policy that says who goes first."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 
+from kdn.clock import Clock, SystemClock
 from kdn.core import BlockKey
 from kdn.errors import NoSpace
 from kdn.store.format import EncodedBlock
 from kdn.store.index import Entry
+from kdn.store.policies import Lru, Policy, Use
 from kdn.store.tier import Changes, Handle, Spare, Tier, TierUsage
 from kdn.trace import Trace
 
@@ -39,11 +40,20 @@ class MemoryTier(Tier):
     name = "memory"
     trusted = True
 
-    def __init__(self, capacity_bytes: int, trace: Trace) -> None:
+    def __init__(
+        self,
+        capacity_bytes: int,
+        trace: Trace,
+        policy: Policy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`policy` None is least recently used; it belongs to the tier from now on."""
         self._capacity_bytes = capacity_bytes
         self._trace = trace
+        self._policy = Lru() if policy is None else policy  # one without blocks is false
+        self._clock = clock or SystemClock()
         self._lock = threading.Lock()
-        self._blocks: OrderedDict[BlockKey, EncodedBlock] = OrderedDict()
+        self._blocks: dict[BlockKey, EncodedBlock] = {}
         self._size_bytes = 0
         self._tokens = 0
         self._evicted = 0
@@ -57,17 +67,17 @@ class MemoryTier(Tier):
 
     def put(self, block: EncodedBlock, spare: Spare) -> None:
         with self._lock:
+            use = self._use(block)
             if block.key in self._blocks:
-                self._blocks.move_to_end(block.key)
+                self._policy.use(use)
                 return
-            for victim in self._victims(block.size_bytes, spare):
-                self._forget(victim)
-                self._evicted += 1
-                self._trace.event("store.evict", tier=self.name, key=victim)
+            for victim in self._victims(use, spare):
+                self._evict(victim)
             self._blocks[block.key] = block
             self._size_bytes += block.size_bytes
             self._tokens += block.header.id.num_tokens
             self._added.append(Entry.of(block.header.id))
+            self._policy.keep(use)
 
     def drop(self, key: BlockKey) -> bool:
         with self._lock:
@@ -81,6 +91,8 @@ class MemoryTier(Tier):
 
     def changes(self) -> Changes:
         with self._lock:
+            for key in self._policy.must_go(self._clock.now()):
+                self._evict(key)
             changes = Changes(tuple(self._added), tuple(self._removed))
             self._added.clear()
             self._removed.clear()
@@ -99,11 +111,13 @@ class MemoryTier(Tier):
     def touch(self, key: BlockKey) -> None:
         with self._lock:
             if key in self._blocks:
-                self._blocks.move_to_end(key)
+                self._policy.use(self._use(self._blocks[key]))
 
     def kept(self) -> Iterator[BlockKey]:
         with self._lock:
-            return iter(tuple(self._blocks))
+            first = tuple(self._policy.victims(self._clock.now()))
+            pinned = self._blocks.keys() - set(first)
+            return iter((*first, *pinned))
 
     def check(self) -> None:
         with self._lock:
@@ -111,31 +125,55 @@ class MemoryTier(Tier):
             assert self._size_bytes == sum(block.size_bytes for block in blocks), "bytes differ"
             assert self._tokens == sum(b.header.id.num_tokens for b in blocks), "tokens differ"
             assert self._size_bytes <= self._capacity_bytes, "over the cap"
+            assert len(self._policy) == len(self._blocks), "the policy's keys differ"
+            self._policy.check()
 
     def close(self) -> None:
         with self._lock:
             for key in tuple(self._blocks):
                 self._forget(key)
 
-    def _victims(self, size_bytes: int, spare: Spare) -> list[BlockKey]:
-        """Who must go so that `size_bytes` fit, oldest use first. Changes nothing."""
-        excess = self._size_bytes + size_bytes - self._capacity_bytes
-        victims = []
-        for key, block in self._blocks.items():
+    def _use(self, block: EncodedBlock) -> Use:
+        name = block.header.id
+        now_s = self._clock.now()
+        return Use(block.key, name.start, name.num_tokens, block.size_bytes, now_s, name.salt)
+
+    def _victims(self, use: Use, spare: Spare) -> list[BlockKey]:
+        """Who must go so that the block fits. Changes nothing."""
+        must = self._policy.must_go(use.at_s, use)
+        victims = [key for key in must if not spare(key)]
+        excess = self._size_bytes + use.size_bytes - self._capacity_bytes
+        excess -= sum(self._blocks[key].size_bytes for key in victims)
+        if not self._policy.fits(use):
+            raise NoSpace(
+                f"a block of {use.size_bytes} bytes exceeds the quota of tenant {use.salt!r}: raise it"
+            )
+        if excess > 0 and not self._policy.admits(use):
+            raise NoSpace(
+                f"a block of {use.size_bytes} bytes is worth less than what would have to go for it"
+                f" from the memory tier of {self._capacity_bytes} bytes: give it more memory"
+            )
+        for key in self._policy.victims(use.at_s):
             if excess <= 0:
                 break
-            if not spare(key):
+            if key not in victims and not spare(key):
                 victims.append(key)
-                excess -= block.size_bytes
+                excess -= self._blocks[key].size_bytes
         if excess > 0:
             raise NoSpace(
-                f"a block of {size_bytes} bytes does not fit in the memory tier of"
+                f"a block of {use.size_bytes} bytes does not fit in the memory tier of"
                 f" {self._capacity_bytes} bytes beside what is in use: give it more memory"
             )
         return victims
 
+    def _evict(self, key: BlockKey) -> None:
+        self._forget(key)
+        self._evicted += 1
+        self._trace.event("store.evict", tier=self.name, key=key)
+
     def _forget(self, key: BlockKey) -> None:
         block = self._blocks.pop(key)
+        self._policy.gone(key)
         self._size_bytes -= block.size_bytes
         self._tokens -= block.header.id.num_tokens
         self._removed.append(key)

@@ -32,6 +32,7 @@ from kdn.store.index import BlockHit, Entry, Family, Index, Match
 from kdn.store.loads import Loads
 from kdn.store.memory import MemoryTier
 from kdn.store.pins import Pins
+from kdn.store.policies import Rules, make_policy
 from kdn.store.reader import Load, Reader
 from kdn.store.stat import Counts, ScrubReport, StoreStat
 from kdn.store.tier import Tier
@@ -405,15 +406,20 @@ def open_store(
     disk_bytes: int | None = None,
     clock: Clock | None = None,
     trace: Trace | None = None,
+    policy: str = "lru",
+    rules: Rules | None = None,
 ) -> Store:
     """A store of memory over the disk in `folder`, or of memory alone.
 
     `disk_bytes` None means the cap last given for this folder, or else 20 GB or a tenth of what is
-    free, whichever is less.  Raises ForeignStore for a folder that belongs to something else,
-    StoreError for one that cannot be used.
+    free, whichever is less.  `policy` says which blocks go when room is short, `rules` what people
+    decide over it; BadInput for an unknown one.  Raises ForeignStore for a folder that belongs to
+    something else, StoreError for one that cannot be used.
     """
-    trace = trace or NoTrace()
-    tiers: list[Tier] = [MemoryTier(memory_bytes, trace)]
+    trace, clock = trace or NoTrace(), clock or SystemClock()
+    tiers: list[Tier] = [MemoryTier(memory_bytes, trace, make_policy(policy, rules), clock)]
     if folder is not None:
-        tiers.append(DiskTier(folder, disk_bytes, clock or SystemClock(), trace))
+        # without a policy of its own, processes on one folder share the catalogue's order of use
+        ranking = None if policy == "lru" and rules is None else make_policy(policy, rules)
+        tiers.append(DiskTier(folder, disk_bytes, clock, trace, ranking))
     return Store(tiers, trace=trace)

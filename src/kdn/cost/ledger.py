@@ -1,0 +1,53 @@
+"""What a store has saved and spent, in dollars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kdn.cost.sheet import PriceSheet
+from kdn.cost.speed import Speed
+from kdn.cost.units import Bytes, Seconds, Usd
+
+__all__ = ["Ledger", "block_saving", "close_books"]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Over the blocks that are held now: what their uses saved, what keeping them cost."""
+
+    saved: Usd
+    spent: Usd
+
+    @property
+    def net(self) -> float:
+        """Dollars; negative while keeping has cost more than it saved."""
+        return self.saved.value - self.spent.value
+
+
+def block_saving(speed: Speed, sheet: PriceSheet, start: int, num_tokens: int) -> Usd:
+    """Prefill of a block's tokens behind those before it: what one use of it saves.
+
+    The fixed time of a prefill is not among it: it is paid once a request in any case.
+    """
+    whole = speed.prefill.seconds(num_tokens, start) - speed.prefill.seconds(0, start)
+    alone = speed.prefill.seconds(1, 0)
+    return sheet.gpu.cost(Seconds(max(0.0, whole - alone)))
+
+
+def close_books(
+    blocks: Iterable[tuple[int, int, int, float, int]],
+    speed: Speed,
+    sheet: PriceSheet,
+    tier: str,
+) -> Ledger:
+    """The ledger of blocks, each (start, tokens, bytes, seconds kept, uses), in one tier."""
+    price = sheet.tier(tier)
+    saved = spent = Usd(0)
+    for start, num_tokens, size_bytes, kept_s, uses in blocks:
+        size = Bytes(size_bytes)
+        saved += block_saving(speed, sheet, start, num_tokens) * uses
+        fees = price.write.cost(size) + price.put.cost(1) + price.get.cost(uses)
+        load = sheet.gpu.cost(price.bandwidth.time(size)) * uses
+        spent += price.storage.cost(size, Seconds(max(0.0, kept_s))) + fees + load
+    return Ledger(saved, spent)

@@ -1,0 +1,90 @@
+"""The seam "who goes first when room is short": a policy is told what happens, and puts it in order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kdn.core import BlockKey
+
+__all__ = ["Policy", "Use"]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One block, used or to be kept, as a policy sees it.
+
+    The blocks of one prompt are told of in order of `start`, without others between them where that
+    can be had: a block that starts where the one before it stopped is taken to follow it.
+    """
+
+    key: BlockKey
+    start: int
+    """Tokens in front of the block."""
+    num_tokens: int
+    size_bytes: int
+    at_s: float
+    """Seconds on a clock that never goes back."""
+    salt: str = ""
+
+    @property
+    def stop(self) -> int:
+        """The position after its last token."""
+        return self.start + self.num_tokens
+
+
+class Policy(ABC):
+    """Orders the blocks of one tier. Holds keys, never bytes; its owner calls it under a lock.
+
+    The owner says `keep` when a block came in, `use` when one that is here was wanted again, `gone`
+    when one left, for whatever reason; then `victims` ranks exactly the keys that are here.
+    """
+
+    name: str
+
+    def admits(self, use: Use) -> bool:
+        """Is the block worth the room it takes? Asked only when something would have to go."""
+        return True
+
+    def must_go(self, now_s: float, coming: Use | None = None) -> list[BlockKey]:
+        """Blocks that have to go now, however much room there is: too old, or over a quota once
+        `coming` is kept."""
+        return []
+
+    def fits(self, coming: Use) -> bool:
+        """May the block be kept at all, once all that must go for it has gone?"""
+        return True
+
+    @abstractmethod
+    def keep(self, use: Use) -> None:
+        """The block is here from now on."""
+        ...
+
+    @abstractmethod
+    def use(self, use: Use) -> None:
+        """The block, which is here, was wanted."""
+        ...
+
+    @abstractmethod
+    def gone(self, key: BlockKey) -> None:
+        """The block is here no more."""
+        ...
+
+    @abstractmethod
+    def victims(self, now_s: float) -> Iterator[BlockKey]:
+        """Every key that is here, the one to give up first in front.
+
+        Valid until the policy is told of anything.
+        """
+        ...
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many blocks are here."""
+        ...
+
+    def check(self) -> None:
+        """Audit the books. Raises AssertionError saying what does not add up."""
+        keys = list(self.victims(float("inf")))
+        assert len(keys) == len(set(keys)) == len(self), f"{self.name}: keys are ranked twice"

@@ -1,0 +1,136 @@
+"""What people decide, over what a policy would: age limits, pins, priorities, quotas."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from kdn.core import BlockKey
+from kdn.errors import BadInput
+from kdn.store.policies.policy import Policy, Use
+
+__all__ = ["Ruled", "Rules"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Nothing said means nothing changed. Raises BadInput for what makes no sense."""
+
+    ttl_s: float | None = None
+    """A block goes this long after it was last used, room or not."""
+    quota_bytes: Mapping[str, int] = field(default_factory=dict)
+    """The most bytes of a tenant's blocks, by salt; its own go first when it wants more."""
+    priority: Mapping[str, int] = field(default_factory=dict)
+    """By salt; blocks of a lower priority (0 where none is said) go before those of a higher one."""
+
+    def __post_init__(self) -> None:
+        if self.ttl_s is not None and self.ttl_s <= 0:
+            raise BadInput(f"a time to live of {self.ttl_s} s: give one above zero, or none")
+        below = [salt for salt, quota in self.quota_bytes.items() if quota < 0]
+        if below:
+            raise BadInput(f"the quota of {below[0]!r} is negative: give bytes, 0 for none at all")
+
+
+class Ruled(Policy):
+    """Another policy under rules: it ranks, the rules decide who may go and who must."""
+
+    def __init__(self, inner: Policy, rules: Rules) -> None:
+        self.name = inner.name
+        self._inner = inner
+        self._rules = rules
+        self._uses: dict[BlockKey, Use] = {}
+        """By age of the last use."""
+        self._held: Counter[str] = Counter()
+        self._pins: dict[BlockKey, float] = {}
+
+    def pin(self, key: BlockKey, until_s: float) -> None:
+        """The block stays until then, past any age limit, here now or not."""
+        self._pins[key] = until_s
+
+    def unpin(self, key: BlockKey) -> None:
+        """The block may go; one that was not pinned may already."""
+        self._pins.pop(key, None)
+
+    def admits(self, use: Use) -> bool:
+        return self._inner.admits(use)
+
+    def must_go(self, now_s: float, coming: Use | None = None) -> list[BlockKey]:
+        gone = self._stale(now_s)
+        if coming is None or coming.salt not in self._rules.quota_bytes:
+            return gone
+        over = self._held[coming.salt] + coming.size_bytes - self._rules.quota_bytes[coming.salt]
+        over -= sum(self._uses[key].size_bytes for key in gone if self._is_of(key, coming.salt))
+        for key in self._inner.victims(now_s):
+            if over <= 0:
+                break
+            if key not in gone and self._is_of(key, coming.salt) and not self._pinned(key, now_s):
+                gone.append(key)
+                over -= self._uses[key].size_bytes
+        return gone
+
+    def fits(self, coming: Use) -> bool:
+        quota = self._rules.quota_bytes.get(coming.salt)
+        if quota is None:
+            return True
+        pinned = (self._uses[key] for key in self._pins if key in self._uses)
+        stays = sum(one.size_bytes for one in pinned if one.salt == coming.salt)
+        return stays + coming.size_bytes <= quota
+
+    def keep(self, use: Use) -> None:
+        self._uses[use.key] = use
+        self._held[use.salt] += use.size_bytes
+        self._inner.keep(use)
+
+    def use(self, use: Use) -> None:
+        del self._uses[use.key]
+        self._uses[use.key] = use
+        self._inner.use(use)
+
+    def gone(self, key: BlockKey) -> None:
+        use = self._uses.pop(key, None)
+        if use is not None:
+            self._held[use.salt] -= use.size_bytes
+            self._inner.gone(key)
+
+    def victims(self, now_s: float) -> Iterator[BlockKey]:
+        """Those that may go, lowest priority first; pinned blocks are not among them."""
+        levels = (
+            sorted({self._priority(salt) for salt in self._held}) if self._rules.priority else [0]
+        )
+        for level in levels:
+            for key in self._inner.victims(now_s):
+                if self._priority(self._uses[key].salt) == level and not self._pinned(key, now_s):
+                    yield key
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def check(self) -> None:
+        self._inner.check()
+        assert len(self._uses) == len(self._inner), "keys differ"
+        held = Counter[str]()
+        for use in self._uses.values():
+            held[use.salt] += use.size_bytes
+        assert +held == +self._held, "tenants' bytes differ"
+
+    def _stale(self, now_s: float) -> list[BlockKey]:
+        if self._rules.ttl_s is None:
+            return []
+        found = []
+        for key, use in self._uses.items():
+            if now_s - use.at_s < self._rules.ttl_s:
+                break
+            if not self._pinned(key, now_s):
+                found.append(key)
+        return found
+
+    def _pinned(self, key: BlockKey, now_s: float) -> bool:
+        until_s = self._pins.get(key)
+        return until_s is not None and now_s < until_s
+
+    def _priority(self, salt: str) -> int:
+        return self._rules.priority.get(salt, 0)
+
+    def _is_of(self, key: BlockKey, salt: str) -> bool:
+        return self._uses[key].salt == salt

@@ -1,0 +1,188 @@
+"""Every policy keeps its books; each does what its paper says on a page of small numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdn.core import BlockKey
+from kdn.errors import BadInput
+from kdn.store.policies import (
+    POLICIES,
+    Arc,
+    Lru,
+    Policy,
+    Ruled,
+    Rules,
+    S3Fifo,
+    Use,
+    Value,
+    make_policy,
+)
+from kdn.store.replay import ReplayedTier
+
+
+def use(name: str, start: int = 0, at_s: float = 0.0) -> Use:
+    return Use(BlockKey(name), start, 1, 1, at_s)
+
+
+def ranked(policy: Policy, now_s: float = 0.0) -> str:
+    return "".join(policy.victims(now_s))
+
+
+def play(policy: Policy, asked: str, room: int) -> str:
+    """One-block prompts through a tier of `room` blocks; which of them hit."""
+    tier, hits = ReplayedTier(room, policy), []
+    for second, name in enumerate(asked):
+        one = use(name, at_s=float(second))
+        if tier.ask([one]):
+            hits.append(name)
+        else:
+            tier.keep(one, set())
+        tier.check()
+    return "".join(hits)
+
+
+def test_lru_gives_up_what_was_not_used_for_longest() -> None:
+    policy = Lru()
+    for name in "abc":
+        policy.keep(use(name))
+    policy.use(use("a"))
+    assert ranked(policy) == "bca"
+    policy.gone(BlockKey("c"))
+    assert ranked(policy) == "ba"
+
+
+def test_fifo_does_not_care_who_was_used() -> None:
+    assert play(make_policy("fifo"), "abacab", room=2) == "a"
+    assert play(make_policy("lru"), "abacab", room=2) == "aa"
+
+
+def test_s3fifo_lets_a_scan_pass_by_what_was_used_twice() -> None:
+    asked = "aabbaabb" + "123456789" + "ab"
+    assert play(make_policy("lru"), asked, room=4).endswith("bb")
+    assert play(S3Fifo(), asked, room=4).endswith("ab")
+
+
+def test_s3fifo_takes_what_comes_back_soon_to_the_main_queue() -> None:
+    policy = S3Fifo()
+    for name in "abcde":
+        policy.keep(use(name))
+    assert ranked(policy)[0] == "a"
+    policy.gone(BlockKey("a"))
+    policy.keep(use("a"))  # its ghost was remembered: it outlives those on probation
+    assert ranked(policy)[-1] == "a"
+
+
+def test_arc_keeps_what_was_used_again_through_a_scan() -> None:
+    asked = "abab" + "123456" + "ab"
+    assert play(make_policy("lru"), asked, room=4).endswith("ab")
+    assert play(Arc(), asked, room=4) == "abab"
+
+
+def test_arc_gives_recency_more_room_when_its_ghosts_are_asked_for() -> None:
+    policy = Arc()
+    for name in "ab":
+        policy.keep(use(name))
+        policy.use(use(name))
+    policy.keep(use("c"))
+    assert ranked(policy) == "cab"
+    policy.gone(BlockKey("c"))
+    policy.keep(use("c"))
+    policy.keep(use("d"))
+    assert ranked(policy) == "abcd"
+
+
+def test_value_learns_that_short_tails_never_come_back() -> None:
+    """Chains of a full and a short block; the full one is always wanted again, the short never."""
+    policy = Value()
+    for turn in range(200):
+        now_s = turn * 10.0
+        for chain in range(3):
+            full = Use(BlockKey(f"full{chain}"), 0, 4, 4, now_s)
+            (policy.use if turn else policy.keep)(full)
+            policy.keep(Use(BlockKey(f"tail{chain}-{turn}"), 4, 1, 4, now_s))
+            if turn > 2:
+                policy.gone(BlockKey(f"tail{chain}-{turn - 2}"))
+    policy.keep(use("another", at_s=2000.0))
+    order = list(policy.victims(2000.0))
+    assert all(key.startswith("tail") for key in order[:4])
+    policy.check()
+
+
+def test_value_gives_up_a_chain_from_its_end() -> None:
+    policy = Value()
+    for start, name in enumerate("abcd"):
+        policy.keep(use(name, start))
+    policy.keep(use("z"))
+    assert ranked(policy).replace("z", "") == "dcba"
+
+
+def test_value_prefers_what_saves_more_for_the_same_room() -> None:
+    saving = {"dear": 8.0, "cheap": 1.0}
+    policy = Value(lambda one: saving.get(one.key, 1.0))
+    policy.keep(use("dear", at_s=0.0))
+    policy.keep(use("cheap", at_s=1.0))
+    policy.keep(use("last", at_s=2.0))
+    assert next(iter(policy.victims(3.0))) == "cheap"
+
+
+def test_an_unknown_policy_is_refused_by_name() -> None:
+    with pytest.raises(BadInput, match="no eviction policy 'lfu'; there are fifo, lru"):
+        make_policy("lfu")
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4)), max_size=60), st.integers(4, 9))
+def test_any_trace_keeps_the_books_of(name: str, asked: list[tuple[int, int]], room: int) -> None:
+    """Chains of up to four blocks over a few roots: bytes under the cap, every key ranked once."""
+    tier = ReplayedTier(room, make_policy(name))
+    for second, (root, length) in enumerate(asked):
+        chain = [use(f"{root}.{n}", n, float(second)) for n in range(length)]
+        hits = tier.ask(chain)
+        own = {one.key for one in chain}
+        kept = [tier.keep(one, own) for one in chain[hits:]]
+        tier.check()
+        assert tier.ask(chain) == (length if all(kept) else hits + kept.index(False))
+
+
+def test_blocks_past_their_time_go_unless_pinned() -> None:
+    policy = make_policy("lru", Rules(ttl_s=10.0))
+    assert isinstance(policy, Ruled)
+    for second, name in enumerate("abc"):
+        policy.keep(use(name, at_s=float(second)))
+    policy.pin(BlockKey("a"), until_s=20.0)
+    policy.use(use("b", at_s=5.0))
+    assert policy.must_go(12.5) == ["c"]
+    assert policy.must_go(15.5) == ["c", "b"]
+    assert policy.must_go(20.0) == ["a", "c", "b"]  # the pin has run out
+    assert "a" not in ranked(policy, 19.0)
+    policy.unpin(BlockKey("a"))
+    assert "a" in ranked(policy, 19.0)
+
+
+def test_a_tenant_over_its_quota_gives_up_its_own() -> None:
+    policy = make_policy("lru", Rules(quota_bytes={"alice": 2}))
+    tier = ReplayedTier(10, policy)
+    for second, (name, salt) in enumerate([("x", "bob"), ("a", "alice"), ("b", "alice")]):
+        tier.keep(Use(BlockKey(name), 0, 1, 1, float(second), salt), set())
+    tier.keep(Use(BlockKey("c"), 0, 1, 1, 3.0, "alice"), set())
+    assert sorted(policy.victims(4.0)) == ["b", "c", "x"]
+    assert not tier.keep(Use(BlockKey("big"), 0, 1, 3, 4.0, "alice"), set())
+    tier.check()
+
+
+def test_a_lower_priority_goes_first() -> None:
+    policy = make_policy("lru", Rules(priority={"batch": -1, "vip": 5}))
+    for name, salt in (("v", "vip"), ("n", ""), ("b", "batch")):
+        policy.keep(Use(BlockKey(name), 0, 1, 1, 0.0, salt))
+    assert ranked(policy) == "bnv"
+
+
+@pytest.mark.parametrize("rules", [{"ttl_s": 0.0}, {"quota_bytes": {"a": -1}}])
+def test_rules_that_make_no_sense_are_refused(rules: dict[str, Any]) -> None:
+    with pytest.raises(BadInput):
+        Rules(**rules)
