@@ -43,7 +43,8 @@ from kdn.rag import (
     cite,
 )
 from kdn.reuse import PrefixReuse
-from kdn.store import Store, open_store
+from kdn.store import Store
+from kdn.storing import open_configured_store
 from kdn.trace import Recorder, Trace
 
 __all__ = ["Answer", "Kdn", "Source", "open"]
@@ -90,13 +91,7 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
         clock=clock,
         kernel=kernel,
     )
-    store = open_store(
-        config.store_folder,
-        memory_bytes=config.store.memory_bytes,
-        disk_bytes=config.store.disk_bytes,
-        clock=clock,
-        trace=trace,
-    )
+    store = open_configured_store(config, clock, trace)
     attention = _attention(loaded.decoder, kernel)
     return Kdn(loaded, attention, store, config, clock, trace)
 

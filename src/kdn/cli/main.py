@@ -14,6 +14,7 @@ from kdn.cli.doctor import doctor
 from kdn.cli.ingest import ingest
 from kdn.cli.models import models
 from kdn.cli.net import app as net
+from kdn.cli.node import node
 from kdn.cli.serve import serve
 from kdn.cli.store import store
 
@@ -30,7 +31,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(describe)
-    for command in (ask, bench, chat, demo, doctor, ingest, serve):
+    for command in (ask, bench, chat, demo, doctor, ingest, node, serve):
         app.command()(command)
     app.add_typer(models, name="models")
     app.add_typer(store, name="store")

@@ -23,14 +23,9 @@ store = typer.Typer(help="Look after the stored KV.", no_args_is_help=True)
 @contextmanager
 def _opened(home: Path | None) -> Iterator[Store]:
     """The store of this home folder, without any model."""
-    from kdn.store import open_store
+    from kdn.storing import open_configured_store
 
-    config = read_settings(home)
-    with open_store(
-        config.store_folder,
-        memory_bytes=config.store.memory_bytes,
-        disk_bytes=config.store.disk_bytes,
-    ) as found:
+    with open_configured_store(read_settings(home)) as found:
         yield found
 
 

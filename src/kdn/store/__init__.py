@@ -7,11 +7,21 @@ from kdn.store.codec import CODECS, Codec, NoCodec
 from kdn.store.disk import DiskTier
 from kdn.store.format import EncodedBlock, Header, encode_block
 from kdn.store.index import BlockHit, Match
+from kdn.store.line import LineSettings
 from kdn.store.memory import MemoryTier
+from kdn.store.notes import pack_note, read_note
+from kdn.store.objects import ObjectRemote
+from kdn.store.opening import FarSettings, open_store
+from kdn.store.peer import PeerRemote
+from kdn.store.quotas import Quotas
 from kdn.store.reader import Reader
+from kdn.store.redis import RedisRemote
+from kdn.store.remote import DictRemote, Listed, News, Remote
+from kdn.store.remote_tier import RemoteSettings, RemoteTier
 from kdn.store.stat import ScrubReport, StoreStat
-from kdn.store.store import Store, open_store
+from kdn.store.store import Store
 from kdn.store.tier import Changes, Handle, NoTier, Tier, TierUsage
+from kdn.store.whole import check_whole, read_whole
 
 __all__ = [
     "CODECS",
@@ -19,22 +29,38 @@ __all__ = [
     "BlockHit",
     "Changes",
     "Codec",
+    "DictRemote",
     "DiskTier",
     "EncodedBlock",
+    "FarSettings",
     "Handle",
     "Header",
+    "LineSettings",
+    "Listed",
     "Match",
     "MemoryTier",
+    "News",
     "NoCodec",
     "NoTier",
+    "ObjectRemote",
+    "PeerRemote",
+    "Quotas",
     "Reader",
+    "RedisRemote",
+    "Remote",
+    "RemoteSettings",
+    "RemoteTier",
     "ScrubReport",
     "Store",
     "StoreStat",
     "Tier",
     "TierUsage",
     "block_ids",
+    "check_whole",
     "cut_blocks",
     "encode_block",
     "open_store",
+    "pack_note",
+    "read_note",
+    "read_whole",
 ]

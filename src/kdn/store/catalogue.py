@@ -19,6 +19,7 @@ from kdn.core import BlockKey, Cause, ChainHash, ContentId, Fingerprint, Recipe
 from kdn.errors import NoSpace, StoreError
 from kdn.store.files import remove
 from kdn.store.index import Entry, Family
+from kdn.store.quotas import Holding
 from kdn.store.schema import QUARANTINED, READY, connect, prepare
 from kdn.store.tier import Changes, Spare
 
@@ -109,6 +110,16 @@ class Catalogue:
         with self._reading, self._gate():
             (capacity_bytes,) = self._reader.execute("SELECT capacity FROM totals").fetchone()
             return None if capacity_bytes is None else int(capacity_bytes)
+
+    def holdings(self, salt: str) -> list[Holding]:
+        """A tenant's ready blocks, least recently used first."""
+        with self._reading, self._gate():
+            rows = self._reader.execute(
+                """SELECT key, size FROM blocks JOIN families ON families.id = family
+                WHERE salt = ? AND state = ? ORDER BY used, blocks.rowid""",
+                (salt, READY),
+            )
+            return [Holding(BlockKey(key), size) for key, size in rows]
 
     def totals(self) -> Totals:
         with self._reading, self._gate():

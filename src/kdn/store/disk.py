@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from kdn.store.files import publish, remove, system_errors, write_temporary
 from kdn.store.folder import StoreFolder
 from kdn.store.format import MAX_BLOCK_BYTES, EncodedBlock
 from kdn.store.index import Entry
+from kdn.store.quotas import Holding
 from kdn.store.reader import read_header
 from kdn.store.tier import Changes, Handle, Spare, Tier, TierUsage
 from kdn.trace import Trace
@@ -115,13 +116,7 @@ class DiskTier(Tier):
         if self.holds(block.key) and final.exists():
             self._catalogue.touch(block.key)
             return
-        number = self._catalogue.reserve(block.size_bytes, self._capacity_bytes, spare, self._evict)
-        try:
-            self._write(block, number)
-        except BaseException:
-            with suppress(StoreError):
-                self._catalogue.cancel(number)
-            raise
+        self.replace(block, spare)
 
     def drop(self, key: BlockKey) -> bool:
         return self._catalogue.remove(key, lambda: self._unlink(key))
@@ -150,6 +145,20 @@ class DiskTier(Tier):
 
     def kept(self) -> Iterator[BlockKey]:
         return iter(self._catalogue.keys())
+
+    def holdings(self, salt: str) -> Sequence[Holding]:
+        self._catalogue.save()
+        return self._catalogue.holdings(salt)
+
+    def replace(self, block: EncodedBlock, spare: Spare) -> None:
+        """One file takes the other's place: whoever looks finds either of them, whole."""
+        number = self._catalogue.reserve(block.size_bytes, self._capacity_bytes, spare, self._evict)
+        try:
+            self._write(block, number)
+        except BaseException:
+            with suppress(StoreError):
+                self._catalogue.cancel(number)
+            raise
 
     def save(self) -> None:
         self._catalogue.save()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kdn.core import BlockKey
 from kdn.errors import NoSpace
 from kdn.store.format import EncodedBlock
 from kdn.store.index import Entry
+from kdn.store.quotas import Holding
 from kdn.store.tier import Changes, Handle, Spare, Tier, TierUsage
 from kdn.trace import Trace
 
@@ -104,6 +105,11 @@ class MemoryTier(Tier):
     def kept(self) -> Iterator[BlockKey]:
         with self._lock:
             return iter(tuple(self._blocks))
+
+    def holdings(self, salt: str) -> Sequence[Holding]:
+        with self._lock:
+            blocks = [b for b in self._blocks.values() if b.header.id.salt == salt]
+        return [Holding(block.key, block.size_bytes) for block in blocks]
 
     def check(self) -> None:
         with self._lock:
