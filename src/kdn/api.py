@@ -22,7 +22,7 @@ import torch
 from kdn.answers import Answer, Source, collect
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config, load_config
-from kdn.core import Fingerprint, Keeping, Prompt, Request, Role, Sampling, Stream
+from kdn.core import EXACT, Fingerprint, Keeping, Prompt, Request, Role, Sampling, Stream
 from kdn.engine import Engine, Limits
 from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.machine import free_memory_bytes
@@ -43,7 +43,7 @@ from kdn.rag import (
     cite,
 )
 from kdn.reuse import PrefixReuse
-from kdn.store import Store
+from kdn.store import Match, Store
 from kdn.storing import open_configured_store
 from kdn.trace import Recorder, Trace
 
@@ -286,6 +286,16 @@ class Kdn:
         )
         collect(self.engine.submit(request))
         return sum(s.num_tokens for s in prompt.segments if s.role is Role.DOCUMENT)
+
+    def lookup(self, text: str, name: str | None = None, salt: str = "") -> tuple[Match, int]:
+        """What of a document's KV is stored, prelude included, and how many tokens it has so.
+
+        Moves no bytes; blocks of the public salt count.
+        """
+        prompt = self.prompt([Message("user", "?")], [Document(name, text)], salt)
+        stop = max(b for segment, _, b in prompt.spans() if segment.role is Role.DOCUMENT)
+        tokens = prompt.token_ids[:stop]
+        return self.store.match(self._fingerprint(None), EXACT, salt, tokens), len(tokens)
 
     @cached_property
     def embedder(self) -> Embedder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import shutil
 import socket
 import subprocess
@@ -42,10 +43,8 @@ def redis_server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
-    """An S3 server with a bucket called `kv`; yields the options that reach it."""
+    """An S3 server with a bucket called `kv-test`; yields the options that reach it."""
     pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    import urllib.request
-
     port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-p", str(port)]
     with (
@@ -55,9 +54,12 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
         try:
             _answers(port, server)
             endpoint = f"http://127.0.0.1:{port}"
-            request = urllib.request.Request(f"{endpoint}/kv", data=b"", method="PUT")  # make the bucket
-            request.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=k/0/us-east-1/s3/x")
-            urllib.request.urlopen(request).close()
+            bucket = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            sign = "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/s3/aws4_request, Signature=x"
+            bucket.request("PUT", "/kv-test", headers={"authorization": sign})
+            answer = bucket.getresponse()
+            assert answer.status == 200, answer.read()
+            bucket.close()
             yield {
                 "endpoint": endpoint,
                 "region": "us-east-1",

@@ -54,7 +54,7 @@ def over_folder(folder: Path, stack: ExitStack) -> Maker:
 
 def over_s3(folder: Path, stack: ExitStack) -> Maker:
     options = stack.enter_context(s3_server(folder))
-    return lambda: ObjectRemote("s3://kv/blocks-of-ours", options=options, timeout_s=20)
+    return lambda: ObjectRemote("s3://kv-test/blocks-of-ours", options=options, timeout_s=20)
 
 
 def over_node(folder: Path, stack: ExitStack) -> Maker:

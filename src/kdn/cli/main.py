@@ -16,7 +16,7 @@ from kdn.cli.models import models
 from kdn.cli.net import app as net
 from kdn.cli.node import node
 from kdn.cli.serve import serve
-from kdn.cli.store import store
+from kdn.cli.store_text import store
 
 __all__ = ["app", "main"]
 

@@ -58,7 +58,7 @@ def select(store: Store, which: Which) -> list[BlockKey]:
 
 def warm(store: Store, keys: Iterable[BlockKey]) -> Done:
     """Bring blocks into the fastest tier, and those from afar onto the disk too."""
-    done = []
+    done: list[int | None] = []
     for key in keys:
         entry = store.entry(key)
         reader = None if entry is None else store.open(entry.block_id())
@@ -78,12 +78,13 @@ def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None
     Returns when they are kept there. Raises BadInput for an unknown tier, NoSpace, Unreachable.
     """
     tier = store.tier(target)
-    done = []
+    done: list[int | None] = []
     for key in keys:
         block = _whole(store, key, source)
         if block is not None:
             store.put_into(tier, block)
         done.append(None if block is None else block.size_bytes)
+    store.refresh()
     return _sum(done)
 
 
@@ -102,7 +103,7 @@ def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Do
             done.size_bytes + one.size_bytes,
             done.missing + one.missing,
         )
-    store.entries()  # the index follows
+    store.refresh()
     return done
 
 
@@ -111,7 +112,7 @@ def forget(store: Store, keys: Iterable[BlockKey], tier: str | None = None) -> D
     if tier is None:
         return Done(sum(store.drop(key) for key in keys))
     dropped = sum(store.tier(tier).drop(key) for key in keys)
-    store.entries()
+    store.refresh()
     return Done(dropped)
 
 

@@ -167,6 +167,10 @@ class Store:
         with self._lock:
             return tuple(self._index)
 
+    def refresh(self) -> None:
+        """Take in what came into tiers and left them, by whatever hand. `match` does so itself."""
+        self._follow()
+
     def where(self, key: BlockKey) -> tuple[str, ...]:
         """The tiers that hold a block, fastest first."""
         return tuple(tier.name for tier in self._tiers if tier.holds(key))
