@@ -43,7 +43,7 @@ from kdn.rag import (
     cite,
 )
 from kdn.reuse import PrefixReuse
-from kdn.store import Match, Store
+from kdn.store import EstimateS, Match, Store
 from kdn.storing import open_configured_store
 from kdn.trace import Recorder, Trace
 
@@ -148,7 +148,7 @@ class Kdn:
         self._remembered = Remembered()
         self._names = (f"r{number}" for number in itertools.count(1))
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
-        self._reuse = PrefixReuse(store, shape, self._fingerprint)
+        self._reuse = PrefixReuse(store, shape, self._fingerprint, _estimate(config))
         limits = Limits(
             kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
             max_batch_tokens=config.engine.max_batch_tokens,
@@ -364,6 +364,12 @@ class Kdn:
 
 _FRAME_TOKENS = 256
 """Room for the prelude, the instruction and the template around an `ask`."""
+
+
+def _estimate(config: Config) -> EstimateS | None:
+    """What a prefill takes, when it is known how quick it is here."""
+    rate = config.store.prefill_tokens_per_s
+    return None if rate is None else lambda new, _cached: new / rate
 
 
 def _asked(question: str, parts: Sequence[Part]) -> str:

@@ -86,6 +86,12 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """How late we may learn of blocks that others put there; 0 asks at every look."""
     objects_news_s: Annotated[float, Meta(ge=0)] = 30.0
     """The same for an object store, where asking means a listing."""
+    prefill_tokens_per_s: Annotated[float, Meta(gt=0)] | None = None
+    """How quick a prefill is here: blocks that load more slowly are computed; None always loads."""
+    disk_direct: bool = False
+    """Read blocks past the operating system's cache (O_DIRECT); pays where memory is short."""
+    key_file: Path | None = None
+    """Keys to seal blocks with at rest (AES-GCM), as TOML: `master = HEX`; None seals nothing."""
     quota_bytes: _Bytes | None = None
     """The most that one tenant (salt) may hold in any one tier; None sets no limit."""
     quotas: dict[str, int] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config
-from kdn.store import FarSettings, Quotas, Store, open_store
+from kdn.store import FarSettings, Quotas, Store, open_store, read_key_file
 from kdn.trace import Trace
 
 __all__ = ["open_configured_store"]
@@ -33,7 +33,9 @@ def open_configured_store(
         config.store_folder,
         memory_bytes=settings.memory_bytes,
         disk_bytes=settings.disk_bytes,
+        disk_direct=settings.disk_direct,
         far=far,
+        ring=None if settings.key_file is None else read_key_file(settings.key_file),
         quotas=Quotas(settings.quota_bytes, settings.quotas),
         clock=clock or SystemClock(),
         trace=trace,

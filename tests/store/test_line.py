@@ -31,7 +31,7 @@ def test_the_breaker_opens_rests_tries_and_closes() -> None:
     assert not breaker.enter()
     clock.advance(1.2)  # the rest is stretched by a quarter at most
     assert breaker.enter()
-    assert breaker.phase is Phase.TRYING
+    assert str(breaker.phase) == "trying"
     assert not breaker.enter(), "one trial at a time"
     breaker.failed()
     clock.advance(7.9)
@@ -39,7 +39,7 @@ def test_the_breaker_opens_rests_tries_and_closes() -> None:
     clock.advance(2.2)
     assert breaker.enter()
     breaker.succeeded()
-    assert breaker.phase is Phase.CLOSED
+    assert str(breaker.phase) == "closed"
     assert breaker.enter()
 
 

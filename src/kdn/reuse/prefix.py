@@ -23,7 +23,16 @@ from kdn.core import (
     chain_hashes,
 )
 from kdn.reuse.source import StoreSource
-from kdn.store import Block, BlockHit, Reader, Store, cut_blocks
+from kdn.store import (
+    Block,
+    BlockHit,
+    EstimateS,
+    Match,
+    Reader,
+    Store,
+    cut_blocks,
+    worth_loading,
+)
 
 __all__ = ["PrefixReuse"]
 
@@ -35,24 +44,29 @@ class PrefixReuse:
     """
 
     def __init__(
-        self, store: Store, shape: KvShape, fingerprint: Callable[[str | None], Fingerprint]
+        self,
+        store: Store,
+        shape: KvShape,
+        fingerprint: Callable[[str | None], Fingerprint],
+        estimate_s: EstimateS | None = None,
     ) -> None:
-        """`fingerprint` names the model with an adapter (or None) on it."""
+        """`fingerprint` names the model with an adapter (or None) on it.
+
+        With `estimate_s` blocks that would come too slowly are computed instead.
+        """
+        self._estimate_s = estimate_s
         self._store = store
         self._shape = shape
         self._fingerprint = fingerprint
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdn-load")
 
     def cached_tokens(self, request: Request) -> int:
-        token_ids = request.prompt.token_ids[:-1]
-        fingerprint = self._fingerprint(request.adapter)
-        return self._store.match(fingerprint, EXACT, request.salt, token_ids).num_tokens
+        return self._match(request).num_tokens
 
     def plan(self, request: Request) -> Planned:
         token_ids = request.prompt.token_ids
         fingerprint = self._fingerprint(request.adapter)
-        match = self._store.match(fingerprint, EXACT, request.salt, token_ids[:-1])
-        opened = self._open(match.hits)
+        opened = self._open(self._match(request).hits)
         if not opened:
             return Planned(Plan(token_ids))
         readers = [reader for _, reader in opened]
@@ -71,6 +85,18 @@ class PrefixReuse:
     def close(self) -> None:
         """Stop reading ahead."""
         self._loader.shutdown(wait=True, cancel_futures=True)
+
+    def _match(self, request: Request) -> Match:
+        """What is stored of the prompt and worth loading."""
+        token_ids = request.prompt.token_ids
+        fingerprint = self._fingerprint(request.adapter)
+        match = self._store.match(fingerprint, EXACT, request.salt, token_ids[:-1])
+        if self._estimate_s is None:
+            return match
+        speed = self._store.links.bytes_per_s
+        return worth_loading(
+            match, len(token_ids), self._shape.token_bytes, speed, self._estimate_s
+        )
 
     def _open(self, hits: tuple[BlockHit, ...]) -> list[tuple[BlockHit, Reader]]:
         """Readers for the leading run of blocks that can be opened."""

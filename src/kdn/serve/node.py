@@ -34,8 +34,8 @@ def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRoute
     def news(request: Request) -> Response:
         grant = grant_of(request)
         pages = store.pages(request.query_params.get("since", ""))
-        added = [(e.key, pack_note(e)) for e in pages.added if grant.reads(e.family.salt)]
-        removed = [key for key, salt in pages.removed if grant.reads(salt)]
+        added = [(str(e.key), pack_note(e)) for e in pages.added if grant.reads(e.family.salt)]
+        removed = [str(key) for key, salt in pages.removed if grant.reads(salt)]
         told = Told(pages.cursor, pages.whole, added, removed)
         return Response(msgspec.msgpack.encode(told), media_type="application/msgpack")
 

@@ -18,9 +18,11 @@ from kdn.store.reader import Reader
 from kdn.store.redis import RedisRemote
 from kdn.store.remote import DictRemote, Listed, News, Remote
 from kdn.store.remote_tier import RemoteSettings, RemoteTier
+from kdn.store.seal import KeyRing, read_key_file
 from kdn.store.stat import ScrubReport, StoreStat
 from kdn.store.store import Store
 from kdn.store.tier import Changes, Handle, NoTier, Tier, TierUsage
+from kdn.store.verdict import EstimateS, worth_loading
 from kdn.store.whole import check_whole, read_whole
 
 __all__ = [
@@ -32,9 +34,11 @@ __all__ = [
     "DictRemote",
     "DiskTier",
     "EncodedBlock",
+    "EstimateS",
     "FarSettings",
     "Handle",
     "Header",
+    "KeyRing",
     "LineSettings",
     "Listed",
     "Match",
@@ -61,6 +65,8 @@ __all__ = [
     "encode_block",
     "open_store",
     "pack_note",
+    "read_key_file",
     "read_note",
     "read_whole",
+    "worth_loading",
 ]

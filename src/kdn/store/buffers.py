@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 
-__all__ = ["allocate"]
+__all__ = ["OWN_PAGES_FROM", "allocate"]
 
 OWN_PAGES_FROM = 1 << 20
 """Buffers from here on get pages of their own; for smaller ones a mapping each would be waste."""

@@ -43,7 +43,7 @@ class ObjectRemote(Remote):
         self._lock = threading.Lock()
         self._known: set[BlockKey] = set()
         self._told = False
-        self._store = _open(obstore, url, dict(options or {}), timeout_s)
+        self._store = _open(url, dict(options or {}), timeout_s)
 
     def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
         with self._gate("looking for a block"):
@@ -121,10 +121,12 @@ class ObjectRemote(Remote):
             raise Unreachable(f"{doing} in the object store failed: {reason}") from error
 
 
-def _open(obstore: Any, url: str, options: dict[str, str], timeout_s: float) -> Any:
+def _open(url: str, options: dict[str, str], timeout_s: float) -> Any:
     """The store at `url`; time-outs are ours, retries the line's business."""
-    from obstore.store import from_url
+    import obstore.store
 
+    # Its overloads know each store's options by name; ours are whatever the settings say.
+    from_url: Any = obstore.store.from_url
     remote = url.partition(":")[0] not in {"file", "memory"}
     kind: dict[str, Any] = {}
     if remote:

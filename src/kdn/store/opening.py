@@ -16,6 +16,7 @@ from kdn.store.peer import PeerRemote
 from kdn.store.quotas import Quotas
 from kdn.store.redis import RedisRemote
 from kdn.store.remote_tier import RemoteSettings, RemoteTier
+from kdn.store.seal import KeyRing
 from kdn.store.store import MEMORY_BYTES, Store
 from kdn.store.tier import Tier
 from kdn.trace import NoTrace, Trace
@@ -46,8 +47,10 @@ def open_store(
     *,
     memory_bytes: int = MEMORY_BYTES,
     disk_bytes: int | None = None,
+    disk_direct: bool = False,
     far: FarSettings | None = None,
     quotas: Quotas | None = None,
+    ring: KeyRing | None = None,
     clock: Clock | None = None,
     trace: Trace | None = None,
 ) -> Store:
@@ -56,13 +59,14 @@ def open_store(
     `disk_bytes` None means the cap last given for this folder, or else 20 GB or a tenth of what is
     free, whichever is less.  Raises ForeignStore for a folder that belongs to something else,
     StoreError for one that cannot be used, BadConfig and MissingExtra for far tiers that cannot be
-    set up.  One that does not answer is no error: it is asked again later.
+    set up.  One that does not answer is no error: it is asked again later.  With a `ring` blocks
+    are sealed on the disk, in Redis and in object stores; a peer node seals its own.
     """
     clock, trace = clock or SystemClock(), trace or NoTrace()
-    distant = _far_tiers(far or FarSettings(), clock, trace)
+    distant = _far_tiers(far or FarSettings(), clock, trace, ring)
     tiers: list[Tier] = [MemoryTier(memory_bytes, trace)]
     if folder is not None:
-        tiers.append(DiskTier(folder, disk_bytes, clock, trace))
+        tiers.append(DiskTier(folder, disk_bytes, clock, trace, ring, direct=disk_direct))
     return Store(
         tiers,
         far=distant,
@@ -73,7 +77,7 @@ def open_store(
     )
 
 
-def _far_tiers(far: FarSettings, clock: Clock, trace: Trace) -> list[Tier]:
+def _far_tiers(far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | None) -> list[Tier]:
     """Nearest first: a peer, Redis, then objects."""
     timeout_s, tiers = far.timeout_s, list[Tier]()
     if far.peer_url is not None:
@@ -86,12 +90,14 @@ def _far_tiers(far: FarSettings, clock: Clock, trace: Trace) -> list[Tier]:
         tiers.append(RemoteTier(peer, _settings(far, far.news_s), clock, trace))
     if far.redis_url is not None:
         redis = RedisRemote(far.redis_url, timeout_s=timeout_s)
-        tiers.append(RemoteTier(redis, _settings(far, far.news_s), clock, trace))
+        tiers.append(RemoteTier(redis, _settings(far, far.news_s), clock, trace, ring=ring))
     if far.objects_url is not None:
         objects = ObjectRemote(
             far.objects_url, options=far.object_options, timeout_s=max(timeout_s, 1.0)
         )
-        tiers.append(RemoteTier(objects, _settings(far, far.objects_news_s), clock, trace))
+        tiers.append(
+            RemoteTier(objects, _settings(far, far.objects_news_s), clock, trace, ring=ring)
+        )
     return tiers
 
 

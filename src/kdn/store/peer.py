@@ -141,7 +141,7 @@ class PeerRemote(Remote):
             connection.close()
             self.close()  # what else is idle is as old
             raise Unreachable(
-                f"the node at {self._host} cannot be reached: {error or type(error).__name__}"
+                f"the node at {self._host} cannot be reached: {str(error) or type(error).__name__}"
             ) from error
         except BaseException:
             connection.close()

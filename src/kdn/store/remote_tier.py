@@ -19,6 +19,7 @@ from kdn.store.line import Line, LineSettings
 from kdn.store.notes import pack_note, read_note
 from kdn.store.quotas import Holding
 from kdn.store.remote import Listed, News, Remote
+from kdn.store.seal import NOTE, KeyRing, is_sealed
 from kdn.store.tier import Changes, Handle, Spare, Tier, TierUsage
 from kdn.trace import Trace
 
@@ -100,8 +101,11 @@ class RemoteTier(Tier):
         clock: Clock,
         trace: Trace,
         chance: Random | None = None,
+        ring: KeyRing | None = None,
     ) -> None:
+        """With a `ring` blocks and notes leave this machine sealed."""
         self.name = remote.name
+        self._ring = ring
         self._remote = remote
         self._settings = settings
         self._clock = clock
@@ -125,23 +129,30 @@ class RemoteTier(Tier):
             return None
         head, size_bytes = found
         reach = self._settings.read_bytes
-        return _Fetched(self._remote, self._line, key, head, size_bytes, reach)
+        handle = _Fetched(self._remote, self._line, key, head, size_bytes, reach)
+        if not is_sealed(head):
+            return handle
+        if self._ring is None:
+            raise LostBlock(f"block {key} in {self.name} is sealed: this store has no keys")
+        return self._ring.open(key, handle)
 
     def put(self, block: EncodedBlock, spare: Spare) -> None:
         if self.holds(block.key):
             self.touch(block.key)
             return
-        for victim in self._victims(block.size_bytes, spare):
+        salt, data, note = block.header.id.salt, block.data, pack_note(Entry.of(block.header.id))
+        if self._ring is not None:
+            data = self._ring.seal(block.key, salt, data)
+            note = self._ring.seal_note(block.key, note)
+        for victim in self._victims(data.nbytes, spare):
             if self.drop(victim):
                 self._evicted += 1
                 self._trace.event("store.evict", tier=self.name, key=victim)
-        entry = Entry.of(block.header.id)
-        note = pack_note(entry)
         self._line.ask(
-            f"writing block {block.key}", lambda: self._remote.write(block.key, note, block.data)
+            f"writing block {block.key}", lambda: self._remote.write(block.key, note, data)
         )
         with self._lock:
-            self._note(entry, block.size_bytes)
+            self._note(Entry.of(block.header.id), data.nbytes)
 
     def drop(self, key: BlockKey) -> bool:
         there = self._line.ask(f"dropping block {key}", lambda: self._remote.remove(key))
@@ -227,11 +238,17 @@ class RemoteTier(Tier):
     def _learn(self, listed: Listed) -> None:
         if listed.key in self._book:
             return
-        entry = read_note(listed.key, listed.note)
+        entry = self._read(listed)
         if entry is None:
             self._trace.event("store.unreadable", key=listed.key, reason=f"{self.name}: bad note")
         else:
             self._note(entry, listed.size_bytes)
+
+    def _read(self, listed: Listed) -> Entry | None:
+        note: bytes | None = listed.note
+        if listed.note.startswith(NOTE):
+            note = None if self._ring is None else self._ring.open_note(listed.key, listed.note)
+        return None if note is None else read_note(listed.key, note)
 
     def _note(self, entry: Entry, size_bytes: int) -> None:
         self._forget(entry.key)
