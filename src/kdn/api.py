@@ -141,6 +141,7 @@ class Kdn:
         decoder = model.decoder
         self.name = model.name
         self.model = model
+        self.attention = attention
         self.store = store
         self.config = config
         self.trace = trace

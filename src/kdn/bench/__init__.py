@@ -25,6 +25,7 @@ BENCHES: dict[str, str] = {
     "engine": "kdn.bench.engine",
     "l4s": "kdn.bench.l4s",
     "stack": "kdn.bench.stack",
+    "store": "kdn.bench.store",
 }
 """Name to module; each module has `run(options) -> Result` and opens with its question."""
 
