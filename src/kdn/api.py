@@ -21,8 +21,19 @@ import torch
 
 from kdn.answers import Answer, Source, collect
 from kdn.clock import Clock, SystemClock
-from kdn.config import Config, StoreConfig, load_config
-from kdn.core import Blend, Fingerprint, JctModel, Keeping, Prompt, Request, Role, Sampling, Stream
+from kdn.config import Config, load_config
+from kdn.core import (
+    EXACT,
+    Blend,
+    Fingerprint,
+    JctModel,
+    Keeping,
+    Prompt,
+    Request,
+    Role,
+    Sampling,
+    Stream,
+)
 from kdn.cost import GRID, save_jct
 from kdn.engine import Engine, Limits
 from kdn.errors import BadConfig, BadInput, MissingExtra, UnknownModel
@@ -59,13 +70,14 @@ from kdn.reuse.blend import Afterwards, BlendReuse, Controller, Guard
 from kdn.schedule import WaitingRoom, make_policy
 from kdn.store import (
     CODECS,
+    EstimateS,
     LookupRecorder,
+    Match,
     QualityRecord,
-    Rules,
     Store,
     load_record,
-    open_store,
 )
+from kdn.storing import open_configured_store
 from kdn.timing import jct_path, measure_jct, stored_jct
 from kdn.trace import Recorder, Tee, Trace
 
@@ -116,21 +128,9 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
         kernel=kernel,
     )
     _refuse_unmeasured(config, load_record(config.home, loaded.decoder.fingerprint_with(None)))
-    store = open_store(
-        config.store_folder,
-        memory_bytes=config.store.memory_bytes,
-        disk_bytes=config.store.disk_bytes,
-        clock=clock,
-        trace=trace,
-        policy=config.store.policy,
-        rules=_rules(config.store),
-    )
+    store = open_configured_store(config, clock, trace)
     attention = _attention(loaded.decoder, kernel)
     return Kdn(loaded, attention, store, config, clock, trace)
-
-
-def _rules(settings: StoreConfig) -> Rules | None:
-    return None if settings.ttl_s is None else Rules(ttl_s=settings.ttl_s)
 
 
 def _dtype(asked: str, device: str, home: Path) -> str:
@@ -178,8 +178,8 @@ class Kdn:
         decoder = model.decoder
         self.name = model.name
         self.model = model
-        self.store = store
         self.attention = attention
+        self.store = store
         self.config = config
         self.trace = trace
         self._clock = clock
@@ -193,7 +193,14 @@ class Kdn:
         loss = LossRule(config.store.codec, config.store.max_kl, self.quality)
         record = config.store.record
         self._recorder = None if record is None else LookupRecorder(record, clock)
-        self._prefix = PrefixReuse(store, shape, self._fingerprint, loss, self._recorder)
+        self._prefix = PrefixReuse(
+            store,
+            shape,
+            self._fingerprint,
+            loss,
+            recorder=self._recorder,
+            estimate_s=_estimate(config),
+        )
         controller = Controller(config.blend.ratio)
         self.guard = _guard(config, controller, self._fingerprint(None), trace)
         self._reuse = BlendReuse(
@@ -411,6 +418,16 @@ class Kdn:
         collect(self.engine.submit(request))
         return sum(s.num_tokens for s in prompt.segments if s.role is Role.DOCUMENT)
 
+    def lookup(self, text: str, name: str | None = None, salt: str = "") -> tuple[Match, int]:
+        """What of a document's KV is stored, prelude included, and how many tokens it has so.
+
+        Moves no bytes; blocks of the public salt count.
+        """
+        prompt = self.prompt([Message("user", "?")], [Document(name, text)], salt)
+        stop = max(b for segment, _, b in prompt.spans() if segment.role is Role.DOCUMENT)
+        tokens = prompt.token_ids[:stop]
+        return self.store.match(self._fingerprint(None), EXACT, salt, tokens), len(tokens)
+
     @cached_property
     def embedder(self) -> Embedder:
         """The sentence embedder. Raises MissingExtra when its weights are not here."""
@@ -553,6 +570,12 @@ def blending(reuse: Reuse, ratio: float | None = None) -> Blend | None:
 
 _FRAME_TOKENS = 256
 """Room for the prelude, the instruction and the template around an `ask`."""
+
+
+def _estimate(config: Config) -> EstimateS | None:
+    """What a prefill takes, when it is known how quick it is here."""
+    rate = config.store.prefill_tokens_per_s
+    return None if rate is None else lambda new, _cached: new / rate
 
 
 def _asked(question: str, parts: Sequence[Part]) -> str:

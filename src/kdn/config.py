@@ -92,6 +92,40 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """A block goes this long after its last use, room or not; None keeps it while there is room."""
     record: Path | None = None
     """Write every lookup to this file, for `kdn store simulate`; None writes nothing."""
+    peer_url: str | None = None
+    """A node whose blocks are read and that ours are sent to, as `https://host:8100`."""
+    peer_token: str | None = None
+    """What that node wants as a bearer token."""
+    peer_authority: Path | None = None
+    """Certificates (PEM) to trust that node by; None trusts what the system trusts."""
+    redis_url: str | None = None
+    """A Redis to keep blocks in, as `redis://:password@host:6379/0`."""
+    objects_url: str | None = None
+    """An object store to keep blocks in, as `s3://bucket/prefix`, `gs://...` or `file:///folder`."""
+    object_options: dict[str, str] = {}
+    """The object store's own settings (`endpoint`, `region`, ...); else its usual environment."""
+    far_bytes: _Bytes | None = None
+    """The most bytes to leave in each tier across the network; None leaves that to them."""
+    far_timeout_s: Annotated[float, Meta(gt=0)] = 2.0
+    """The most that one call across the network may take before it counts as failed."""
+    far_attempts: _Positive = 2
+    """How often such a call is tried in all, within that time."""
+    far_read_bytes: _Positive = 1024**2
+    """The least that is read across the network at once."""
+    far_news_s: Annotated[float, Meta(ge=0)] = 1.0
+    """How late we may learn of blocks that others put there; 0 asks at every look."""
+    objects_news_s: Annotated[float, Meta(ge=0)] = 30.0
+    """The same for an object store, where asking means a listing."""
+    prefill_tokens_per_s: Annotated[float, Meta(gt=0)] | None = None
+    """How quick a prefill is here: blocks that load more slowly are computed; None always loads."""
+    disk_direct: bool = False
+    """Read blocks past the operating system's cache (O_DIRECT); pays where memory is short."""
+    key_file: Path | None = None
+    """Keys to seal blocks with at rest (AES-GCM), as TOML: `master = HEX`; None seals nothing."""
+    quota_bytes: _Bytes | None = None
+    """The most that one tenant (salt) may hold in any one tier; None sets no limit."""
+    quotas: dict[str, int] = {}
+    """Quotas in bytes of tenants for whom `quota_bytes` is not right, by salt."""
 
 
 class LibraryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -125,6 +159,14 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """The TCP port; 0 takes a free one."""
     api_key: str | None = None
     """What clients must send as a bearer token; None asks for nothing."""
+    store_key: str | None = None
+    """The admin's bearer token for the store over HTTP; None: only a node on loopback opens it."""
+    tenant_keys: tuple[str, ...] = ()
+    """`NAME=KEY` of each tenant whose blocks may be read and written over HTTP; NAME is its salt."""
+    certificate: Path | None = None
+    """Serve over TLS with this certificate chain (PEM)."""
+    private_key: Path | None = None
+    """The certificate's key (PEM), if it is not in the same file."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -155,15 +197,24 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return self.home / "models"
 
     def effective(self) -> dict[str, Any]:
-        """Every setting as plain values, for results and bug reports; the API key is not shown."""
+        """Every setting as plain values, for results and bug reports; no key or password is shown."""
         shown: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
         shown["store"]["folder"] = str(self.store_folder)
         shown["library"]["folder"] = str(self.library_folder)
-        if self.serve.api_key is not None:
-            shown["serve"]["api_key"] = "(set)"
+        for room, field in _SECRETS:
+            if shown[room][field]:
+                shown[room][field] = "(set)"
         return shown
 
 
+_SECRETS = (
+    ("serve", "api_key"),
+    ("serve", "store_key"),
+    ("serve", "tenant_keys"),
+    ("store", "peer_token"),
+    ("store", "redis_url"),
+    ("store", "object_options"),
+)
 _ROOMS: dict[str, type[msgspec.Struct]] = {
     "engine": EngineConfig,
     "store": StoreConfig,

@@ -21,6 +21,7 @@ __all__ = [
     "ALL_ROWS",
     "BLOCK_TOKENS",
     "EXACT",
+    "PUBLIC_SALT",
     "AllRows",
     "Blend",
     "BlockId",
@@ -79,6 +80,9 @@ BlockKey = NewType("BlockKey", str)
 """Hex digest that names one stored block."""
 ContentId = NewType("ContentId", str)
 """Hex digest of (salt, own tokens): the same text, wherever and by whatever it was computed."""
+
+PUBLIC_SALT = "public"
+"""Blocks under this salt serve every tenant; those under any other one serve that tenant alone."""
 
 BLOCK_TOKENS = 256
 """The most tokens one block holds."""

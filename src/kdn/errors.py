@@ -9,8 +9,10 @@ KdnError
 ├── WeightsError        a model's files are missing, torn, or of a kind kdn cannot run
 ├── StoreError          the store as a whole cannot be used
 │   ├── ForeignStore    the folder belongs to something else, or to a newer format
-│   └── NoSpace         the device or the cap is full
+│   ├── NoSpace         the device, the cap or a tenant's quota is full
+│   └── Unreachable     a remote tier did not answer in time, or is given a rest after failures
 ├── CorruptBlock        one block is damaged; always handled inside: a counted miss, never an answer
+│   └── LostBlock       its tier could not hand over the rest; nothing says that it is damaged
 ├── Cancelled           the caller withdrew the request
 ├── EngineFailed        the engine stopped; the message carries the cause
 ├── PortInUse           the address to serve on is taken
@@ -31,12 +33,14 @@ __all__ = [
     "EngineFailed",
     "ForeignStore",
     "KdnError",
+    "LostBlock",
     "MissingExtra",
     "NoSpace",
     "PortInUse",
     "PromptTooLong",
     "StoreError",
     "UnknownModel",
+    "Unreachable",
     "WeightsError",
 ]
 
@@ -78,11 +82,19 @@ class ForeignStore(StoreError):
 
 
 class NoSpace(StoreError):
-    """The device, or the store's own cap, is full."""
+    """The device, the store's own cap or a tenant's quota is full."""
+
+
+class Unreachable(StoreError):
+    """A remote tier did not answer in time, refused, or is given a rest after failures."""
 
 
 class CorruptBlock(KdnError):
     """A stored block is damaged. Callers above the store never see it: it becomes a counted miss."""
+
+
+class LostBlock(CorruptBlock):
+    """A block's tier broke off before its end. The block stays where it is; the reader recomputes."""
 
 
 class Cancelled(KdnError):

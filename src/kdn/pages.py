@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 
-__all__ = ["allocate", "keep_freed"]
+__all__ = ["OWN_PAGES_FROM", "allocate", "keep_freed"]
 
 OWN_PAGES_FROM = 1 << 20
 """Buffers from here on get pages of their own; for smaller ones a mapping each would be waste."""

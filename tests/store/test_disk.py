@@ -120,7 +120,9 @@ def test_who_gives_no_cap_gets_the_one_that_was_given_last(tmp_path: Path) -> No
 
 def test_the_default_cap_is_a_tenth_of_what_is_free(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path / "kv", None, ManualClock(), NoTrace())
-    assert 0 < tier.usage().capacity_bytes <= 20 * 10**9
+    capacity_bytes = tier.usage().capacity_bytes
+    assert capacity_bytes is not None
+    assert 0 < capacity_bytes <= 20 * 10**9
     tier.close()
 
 

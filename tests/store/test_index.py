@@ -37,7 +37,7 @@ def linear_match(known: list[BlockId], family: Family, wanted: list[int]) -> int
 
 
 def lengths(index: Index, wanted: list[int]) -> list[int]:
-    return [piece.num_tokens for piece in index.match(FAMILY, wanted)]
+    return [piece.num_tokens for piece in index.match([FAMILY], wanted)]
 
 
 def common(left: tuple[int, ...], right: list[int]) -> int:
@@ -54,7 +54,7 @@ def test_match_equals_the_linear_scan(known: list[BlockId], wanted: list[int]) -
     index.add(Entry.of(block) for block in known)
     index.check()
     for family in (FAMILY, Family(MODEL, BLENDED, ""), Family(MODEL, EXACT, "x")):
-        pieces = index.match(family, wanted)
+        pieces = index.match([family], wanted)
         assert sum(piece.num_tokens for piece in pieces) == linear_match(known, family, wanted)
         position = 0
         for entry, num_tokens in pieces:
@@ -69,7 +69,7 @@ def test_cuts_of_the_asker_need_not_be_those_of_the_writer() -> None:
     index = Index()
     whole = list(range(10))
     index.add([Entry.of(block_id(whole[:7])), Entry.of(block_id(whole[5:], whole[:5]))])
-    pieces = index.match(FAMILY, [*whole[:5], *whole[5:]])
+    pieces = index.match([FAMILY], [*whole[:5], *whole[5:]])
     assert [(piece.entry.start, piece.num_tokens) for piece in pieces] == [(0, 5), (5, 5)]
 
 
@@ -94,14 +94,14 @@ def test_as_few_blocks_as_possible_are_used() -> None:
 def test_a_partly_used_block_is_followed_by_what_stands_behind_that_part() -> None:
     index = Index()
     index.add([Entry.of(block_id([1, 2, 3, 4])), Entry.of(block_id([9, 9], [1, 2]))])
-    pieces = index.match(FAMILY, [1, 2, 9, 9, 5])
+    pieces = index.match([FAMILY], [1, 2, 9, 9, 5])
     assert [(piece.entry.start, piece.num_tokens) for piece in pieces] == [(0, 2), (2, 2)]
 
 
 def test_another_model_is_another_family() -> None:
     index = Index()
     index.add([Entry.of(block_id([1, 2]))])
-    assert index.match(Family(Fingerprint("model-b"), EXACT, ""), [1, 2]) == []
+    assert index.match([Family(Fingerprint("model-b"), EXACT, "")], [1, 2]) == []
 
 
 def test_content_is_found_wherever_it_was_computed() -> None:
@@ -120,7 +120,7 @@ def test_ten_thousand_documents_behind_one_prelude_are_told_apart() -> None:
     documents = [[number, number // 3, 1] for number in range(10_000)]
     index.add(Entry.of(block_id(document, prelude)) for document in documents)
     index.add([Entry.of(block_id(prelude))])
-    pieces = index.match(FAMILY, [*prelude, 5000, 1666, 2])
+    pieces = index.match([FAMILY], [*prelude, 5000, 1666, 2])
     assert [piece.num_tokens for piece in pieces] == [5, 2]
 
 
@@ -143,7 +143,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(wanted=tokens)
     def match(self, wanted: list[int]) -> None:
-        found = sum(piece.num_tokens for piece in self.index.match(FAMILY, wanted))
+        found = sum(piece.num_tokens for piece in self.index.match([FAMILY], wanted))
         assert found == linear_match(list(self.twin.values()), FAMILY, wanted)
 
     @invariant()

@@ -28,6 +28,7 @@ BENCHES: dict[str, str] = {
     "l4s": "kdn.bench.l4s",
     "mil": "kdn.bench.mil",
     "stack": "kdn.bench.stack",
+    "store": "kdn.bench.store",
 }
 """Name to module; each module has `run(options) -> Result` and opens with its question."""
 

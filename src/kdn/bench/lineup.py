@@ -16,7 +16,7 @@ from kdn.errors import EngineFailed
 from kdn.model import ModelConfig, resolve
 from kdn.model.gguf_file import unpack_gguf
 
-__all__ = ["LLAMA", "OURS", "REFERENCE", "VLLM", "Lineup", "assemble", "opened"]
+__all__ = ["LLAMA", "OURS", "REFERENCE", "VLLM", "Lineup", "assemble", "opened", "weights"]
 
 OURS, REFERENCE, VLLM, LLAMA = "kdn", "transformers", "vllm", "llama.cpp"
 _SCRIPTS = Path(__file__).parents[3] / "scripts" / "rivals"
@@ -81,7 +81,7 @@ def assemble(options: BenchOptions, scratch: Path, rivals: Sequence[str]) -> Ite
 def _start(
     name: str, options: BenchOptions, lineup: Lineup, scratch: Path, stack: ExitStack
 ) -> Contestant:
-    source, folder = _weights(options, lineup.dtype)
+    source, folder = weights(options, lineup.dtype)
     if name == REFERENCE:
         return Transformers(folder, lineup.device, lineup.dtype, options.clock)
     scripts = {VLLM: ("vllm_cpu.py", folder), LLAMA: ("llama_cpp_python.py", source)}
@@ -102,7 +102,7 @@ def _start(
     return rival
 
 
-def _weights(options: BenchOptions, dtype: str) -> tuple[Path, Path]:
+def weights(options: BenchOptions, dtype: str) -> tuple[Path, Path]:
     """The model's own file or folder, and a Hugging Face folder with the same weights."""
     import torch
 

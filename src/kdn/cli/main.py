@@ -16,8 +16,9 @@ from kdn.cli.ingest import ingest
 from kdn.cli.label import label
 from kdn.cli.models import models
 from kdn.cli.net import app as net
+from kdn.cli.node import node
 from kdn.cli.serve import serve
-from kdn.cli.store import store
+from kdn.cli.store_text import store
 
 __all__ = ["app", "main"]
 
@@ -32,7 +33,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(describe)
-    for command in (ask, bench, chat, demo, doctor, ingest, label, serve):
+    for command in (ask, bench, chat, demo, doctor, ingest, label, node, serve):
         app.command()(command)
     app.add_typer(cost, name="cost")
     app.add_typer(models, name="models")

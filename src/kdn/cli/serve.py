@@ -20,7 +20,7 @@ from kdn.cli.options import (
 )
 from kdn.cli.show import emit, say
 
-__all__ = ["serve"]
+__all__ = ["need_serve_extra", "serve"]
 
 
 def serve(
@@ -43,8 +43,8 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Serve the model with OpenAI's API until Ctrl-C."""
-    _need_extra()
-    from kdn.serve import ServeSettings, listen, url_of
+    need_serve_extra()
+    from kdn.serve import ServeSettings, listen, read_grants, url_of
     from kdn.serve.run import run
 
     config = read_settings(home)
@@ -54,18 +54,20 @@ def serve(
         port=config.serve.port if port is None else port,
         api_keys=tuple(api_key or configured),
         allow_unauthenticated=allow_unauthenticated,
+        certificate=config.serve.certificate,
+        private_key=config.serve.private_key,
     )
+    grants = read_grants(config.serve.store_key, config.serve.tenant_keys)
     # The port first: that it is taken must not come out only after a model was loaded.
     with listen(settings) as door:
+        url = url_of(door, settings.scheme)
         choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
         with choice.open(config) as kdn:
             if as_json:
-                emit(
-                    {"url": url_of(door), "model": kdn.name, "adapters": sorted(kdn.model.adapters)}
-                )
+                emit({"url": url, "model": kdn.name, "adapters": sorted(kdn.model.adapters)})
             signal.signal(signal.SIGTERM, _leave)
-            say(f"{kdn.name} at {url_of(door)}/v1 (Ctrl-C stops)")
-            run(kdn, door, settings)
+            say(f"{kdn.name} at {url}/v1 (Ctrl-C stops)")
+            run(kdn, door, settings, grants)
 
 
 def _leave(_signal: int, _frame: object) -> None:
@@ -73,7 +75,8 @@ def _leave(_signal: int, _frame: object) -> None:
     raise typer.Exit
 
 
-def _need_extra() -> None:
+def need_serve_extra() -> None:
+    """Raises MissingExtra, naming what is to be installed."""
     from importlib.util import find_spec
 
     from kdn.errors import MissingExtra

@@ -1,9 +1,10 @@
-"""kdn store: what is kept, whether it is whole, and throwing it away."""
+"""kdn store: what is kept and where, whether it is whole, and everything an operator does with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +14,13 @@ from kdn.cli.calibrate import calibrate, records_of, show_record
 from kdn.cli.options import HomeOption, JsonOption, read_settings
 from kdn.cli.show import emit, say, size_text, table
 from kdn.cli.simulate import simulate
+from kdn.cli.which import FingerprintOption, KeyOption, SaltOption, TierOption, chosen
 
 if TYPE_CHECKING:
-    from kdn.store import Store, StoreStat
+    from kdn.store import Store
+    from kdn.store.manage import Done
 
-__all__ = ["store"]
+__all__ = ["opened", "store"]
 
 store = typer.Typer(help="Look after the stored KV.", no_args_is_help=True)
 store.command()(calibrate)
@@ -25,29 +28,25 @@ store.command()(simulate)
 
 
 @contextmanager
-def _opened(home: Path | None) -> Iterator[Store]:
+def opened(home: Path | None) -> Iterator[Store]:
     """The store of this home folder, without any model."""
-    from kdn.store import open_store
+    from kdn.storing import open_configured_store
 
-    config = read_settings(home)
-    with open_store(
-        config.store_folder,
-        memory_bytes=config.store.memory_bytes,
-        disk_bytes=config.store.disk_bytes,
-        policy=config.store.policy,
-    ) as found:
+    with open_configured_store(read_settings(home)) as found:
         yield found
 
 
 @store.command("stat")
 def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show how much is stored, and where."""
-    with _opened(home) as found:
+    from kdn.store.shapes import stat_shape
+
+    with opened(home) as found:
         stat = found.stat()
     records = records_of(read_settings(home).home)
     blends = _blends(home)
     if as_json:
-        emit(_shape(stat) | {"quality": records, "blend": blends})
+        emit(stat_shape(stat) | {"quality": records, "blend": blends})
         return
     rows = [
         (
@@ -92,25 +91,28 @@ def _cap(capacity_bytes: int | None) -> str:
     return "none" if capacity_bytes is None else size_text(capacity_bytes)
 
 
-def _shape(stat: StoreStat) -> dict[str, Any]:
-    return {
-        "blocks": stat.blocks,
-        "tiers": {
-            name: {
-                "blocks": tier.blocks,
-                "tokens": tier.tokens,
-                "size_bytes": tier.size_bytes,
-                "capacity_bytes": tier.capacity_bytes,
-            }
-            for name, tier in stat.tiers.items()
-        },
-    }
+@store.command()
+def quota(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show what each tenant holds in each tier, and may hold."""
+    from kdn.store.shapes import quota_shape
+
+    with opened(home) as found:
+        shape = quota_shape(found)
+    if as_json:
+        emit(shape)
+        return
+    rows = [
+        (salt or "(none)", tier, size_text(held), _cap(one["limit_bytes"]))
+        for salt, one in shape.items()
+        for tier, held in one["held_bytes"].items()
+    ]
+    table("", ("tenant", "tier", "held", "quota"), rows)
 
 
 @store.command()
 def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Read everything and check it; damaged blocks are put out of use. Exit code 1 if there were."""
-    with _opened(home) as found:
+    with opened(home) as found:
         report = found.verify()
     if as_json:
         shape = {
@@ -130,17 +132,181 @@ def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 @store.command()
 def clear(
+    *,
+    key: KeyOption = None,
+    salt: SaltOption = None,
+    fingerprint: FingerprintOption = None,
+    tier: TierOption = None,
     home: HomeOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Throw away all stored KV. Documents stay; their KV is computed again when needed."""
-    with _opened(home) as found:
-        before = found.stat()
+    """Throw stored KV away, all or some. Documents stay; KV is computed again when needed."""
+    from kdn.store.manage import forget
+
+    with opened(home) as found:
+        keys = chosen(found, key, salt, fingerprint, tier)
         if not yes:
-            typer.confirm(f"Forget {before.blocks} blocks?", abort=True, err=True)
-        found.clear()
+            typer.confirm(f"Forget {len(keys)} blocks?", abort=True, err=True)
+        if tier is None and len(keys) == len(found.entries()):
+            found.clear()
+        else:
+            forget(found, keys, tier)
     if as_json:
-        emit({"forgotten": before.blocks})
+        emit({"forgotten": len(keys)})
     else:
-        typer.echo(f"forgot {before.blocks} blocks")
+        typer.echo(f"forgot {len(keys)} blocks")
+
+
+@store.command()
+def warm(
+    *,
+    key: KeyOption = None,
+    salt: SaltOption = None,
+    fingerprint: FingerprintOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch blocks from tiers across the network onto this machine's disk, before they are asked for."""
+    from kdn.store.manage import warm as bring
+
+    with opened(home) as found:
+        _tell(bring(found, chosen(found, key, salt, fingerprint, None)), "warmed", as_json)
+
+
+@store.command()
+def pin(
+    *,
+    key: KeyOption = None,
+    salt: SaltOption = None,
+    fingerprint: FingerprintOption = None,
+    seconds: Annotated[
+        float | None, typer.Option("--for", min=0, help="Seconds; without it until unpinned.")
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep blocks from being evicted, by any kdn on this store."""
+    from kdn.clock import SystemClock
+
+    with opened(home) as found:
+        keys = chosen(found, key, salt, fingerprint, None)
+        found.lasting.pin(keys, None if seconds is None else SystemClock().wall() + seconds)
+    emit({"blocks": len(keys)}) if as_json else typer.echo(f"pinned {len(keys)} blocks")
+
+
+@store.command()
+def unpin(
+    *,
+    key: KeyOption = None,
+    salt: SaltOption = None,
+    fingerprint: FingerprintOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let pinned blocks be evicted again."""
+    with opened(home) as found:
+        count = found.lasting.unpin(chosen(found, key, salt, fingerprint, None))
+    emit({"blocks": count}) if as_json else typer.echo(f"unpinned {count} blocks")
+
+
+@store.command()
+def copy(
+    to: Annotated[str, typer.Option("--to", help="The tier that is to have them too.")],
+    *,
+    source: Annotated[str | None, typer.Option("--from", help="The tier to read.")] = None,
+    key: KeyOption = None,
+    salt: SaltOption = None,
+    fingerprint: FingerprintOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put blocks into another tier too."""
+    from kdn.store.manage import copy as carry
+
+    with opened(home) as found:
+        keys = chosen(found, key, salt, fingerprint, source)
+        _tell(carry(found, keys, to, source), "copied", as_json)
+
+
+@store.command()
+def move(
+    to: Annotated[str, typer.Option("--to", help="The tier that is to have them.")],
+    source: Annotated[str, typer.Option("--from", help="The tier that they leave.")],
+    *,
+    key: KeyOption = None,
+    salt: SaltOption = None,
+    fingerprint: FingerprintOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put blocks into another tier, and out of the one they are in."""
+    from kdn.store.manage import move as carry
+
+    with opened(home) as found:
+        keys = chosen(found, key, salt, fingerprint, source)
+        _tell(carry(found, keys, to, source), "moved", as_json)
+
+
+@store.command()
+def compress(
+    codec: Annotated[str, typer.Argument(help="A lossless codec, as `none`.")],
+    *,
+    key: KeyOption = None,
+    salt: SaltOption = None,
+    fingerprint: FingerprintOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write blocks anew with another codec."""
+    from kdn.store.manage import compress as rewrite
+
+    with opened(home) as found:
+        keys = chosen(found, key, salt, fingerprint, None)
+        _tell(rewrite(found, keys, codec), "rewrote", as_json)
+
+
+@store.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="The bundle to write.", dir_okay=False)],
+    *,
+    key: KeyOption = None,
+    salt: SaltOption = None,
+    fingerprint: FingerprintOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write blocks to one portable file."""
+    from kdn.store.bundle import export_blocks
+    from kdn.store.files import system_errors
+
+    with opened(home) as found:
+        keys = chosen(found, key, salt, fingerprint, None)
+        with system_errors(f"writing {file}"), file.open("wb") as bundle:
+            done = export_blocks(found, keys, bundle)
+    _tell(done, "exported", as_json)
+
+
+@store.command("import")
+def take_in(
+    file: Annotated[Path, typer.Argument(help="A bundle.", exists=True, dir_okay=False)],
+    *,
+    salt: SaltOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take in the blocks of a bundle, each checked whole before it is kept."""
+    from kdn.store.bundle import import_blocks
+
+    with opened(home) as found, file.open("rb") as bundle:
+        done = import_blocks(found, bundle, salt)
+    _tell(done, "imported", as_json)
+
+
+def _tell(done: Done, what: str, as_json: bool) -> None:
+    if as_json:
+        emit(asdict(done))
+        return
+    typer.echo(f"{what} {done.blocks} blocks, {size_text(done.size_bytes)}")
+    if done.missing:
+        say(f"kdn: {done.missing} blocks were not there any more, or not whole")

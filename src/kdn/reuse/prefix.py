@@ -34,11 +34,13 @@ from kdn.store import (
     Block,
     BlockHit,
     Codec,
+    EstimateS,
     LookupRecorder,
     Match,
     Reader,
     Store,
     cut_blocks,
+    worth_loading,
 )
 
 __all__ = ["PrefixReuse"]
@@ -56,13 +58,17 @@ class PrefixReuse:
         shape: KvShape,
         fingerprint: Callable[[str | None], Fingerprint],
         loss: LossRule | None = None,
+        *,
         recorder: LookupRecorder | None = None,
+        estimate_s: EstimateS | None = None,
     ) -> None:
         """`fingerprint` names the model with an adapter (or None) on it.
 
-        `recorder` takes down what is looked up to be computed.
+        `recorder` takes down what is looked up to be computed.  With `estimate_s` blocks that would
+        come too slowly are computed instead.
         """
         self._recorder = recorder
+        self._estimate_s = estimate_s
         self._store = store
         self._shape = shape
         self._fingerprint = fingerprint
@@ -113,7 +119,14 @@ class PrefixReuse:
             match = self._store.match(fingerprint, recipe, request.salt, token_ids)
             if match.num_tokens > best[1].num_tokens:
                 best = recipe, match
-        return best
+        return best[0], self._worth_loading(best[1], request.prompt.num_tokens)
+
+    def _worth_loading(self, match: Match, num_tokens: int) -> Match:
+        """As much of it as comes sooner than it is computed."""
+        if self._estimate_s is None:
+            return match
+        speed = self._store.links.bytes_per_s
+        return worth_loading(match, num_tokens, self._shape.token_bytes, speed, self._estimate_s)
 
     def _writing(
         self, request: Request, kept: KeptKV, fingerprint: Fingerprint

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from kdn.serve.app import create_app
+from kdn.serve.grants import Grant, read_grants
 from kdn.serve.listen import listen, make_server, url_of
+from kdn.serve.node_app import create_node_app, mount_store
 from kdn.serve.service import (
     Embedded,
     Load,
@@ -15,13 +17,17 @@ from kdn.serve.settings import ServeSettings
 
 __all__ = [
     "Embedded",
+    "Grant",
     "Load",
     "ServeSettings",
     "Service",
     "StoreNumbers",
     "Vocabulary",
     "create_app",
+    "create_node_app",
     "listen",
     "make_server",
+    "mount_store",
+    "read_grants",
     "url_of",
 ]

@@ -18,6 +18,7 @@ from kdn.serve.completions import completion_routes
 from kdn.serve.desk import Desk
 from kdn.serve.embeddings import embedding_routes
 from kdn.serve.faults import fault_of, http_fault, response, validation_fault
+from kdn.serve.grants import Grant
 from kdn.serve.guard import Guard
 from kdn.serve.metrics import Metrics
 from kdn.serve.onetoken import one_token_routes
@@ -25,7 +26,7 @@ from kdn.serve.service import Service
 from kdn.serve.settings import ServeSettings
 from kdn.serve.tokens import token_routes
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "speak_openai"]
 
 
 def create_app(
@@ -34,15 +35,19 @@ def create_app(
     *,
     version: str = "",
     clock: Clock | None = None,
+    own_keys: tuple[Grant, ...] = (),
     new_id: Callable[[], str] = lambda: secrets.token_hex(12),
 ) -> FastAPI:
-    """The server's application. The service stays the caller's to close."""
+    """The server's application. The service stays the caller's to close.
+
+    The store's routes, if there are any, ask for keys of `own_keys` instead of the API key.
+    """
     clock = clock or SystemClock()
     desk = Desk(service, settings, Metrics(service, clock), clock, new_id)
     app = FastAPI(
         title="kdn",
         version=version,
-        middleware=[Middleware(Guard, settings=settings)],
+        middleware=[Middleware(Guard, settings=settings, own_keys=bool(own_keys))],
         redoc_url=None,
     )
     for routes in (
@@ -54,11 +59,11 @@ def create_app(
     ):
         app.include_router(routes(desk))
     app.include_router(about_routes(desk, version))
-    _speak_openai(app)
+    speak_openai(app)
     return app
 
 
-def _speak_openai(app: FastAPI) -> None:
+def speak_openai(app: FastAPI) -> None:
     """Every error leaves in OpenAI's shape."""
 
     async def on_kdn(_request: Request, error: Exception) -> Response:

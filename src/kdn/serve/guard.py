@@ -20,7 +20,9 @@ class Guard:
     Plain ASGI: nothing stands between a route and its client's disconnect.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServeSettings, *, own_keys: bool = False) -> None:
+        """With `own_keys` the routes of the store check their callers themselves."""
+        self._elsewhere = "/v1/store/" if own_keys else None
         self._app = app
         self._settings = settings
         self._keys = [key.encode() for key in settings.api_keys]
@@ -38,7 +40,9 @@ class Guard:
     def _judge(self, path: str, headers: Headers) -> Fault | None:
         if self._settings.guards_host and not _own_name(headers.get("host", "")):
             return _refusal(403, "this server answers only to localhost; set an API key to open it")
-        if self._keys and path != "/health" and not self._knows(headers.get("authorization", "")):
+        elsewhere = self._elsewhere is not None and path.startswith(self._elsewhere)
+        asked = bool(self._keys) and path != "/health" and not elsewhere
+        if asked and not self._knows(headers.get("authorization", "")):
             return _refusal(401, "a valid API key is needed: Authorization: Bearer KEY")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._settings.max_body_bytes:

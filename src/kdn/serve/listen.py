@@ -36,10 +36,10 @@ def listen(settings: ServeSettings) -> socket.socket:
     return door
 
 
-def url_of(door: socket.socket) -> str:
+def url_of(door: socket.socket, scheme: str = "http") -> str:
     """Where the socket can be reached, with the port that was truly taken."""
     host, port = door.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def make_server(app: ASGIApp, settings: ServeSettings, log_level: str = "info") -> uvicorn.Server:
@@ -50,5 +50,7 @@ def make_server(app: ASGIApp, settings: ServeSettings, log_level: str = "info") 
         timeout_graceful_shutdown=settings.graceful_s,
         server_header=False,
         ws="none",
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.private_key,
     )
     return uvicorn.Server(config)

@@ -11,16 +11,25 @@ from kdn.core import Prompt, Request, Stream, TokenIds
 from kdn.errors import EngineFailed
 from kdn.model import Document, Message
 from kdn.serve.app import create_app
+from kdn.serve.grants import Grant
 from kdn.serve.listen import make_server
+from kdn.serve.node_app import mount_store
 from kdn.serve.service import Embedded, Load, StoreNumbers, Vocabulary
 from kdn.serve.settings import ServeSettings
 
 __all__ = ["KdnService", "run"]
 
 
-def run(kdn: Kdn, door: socket.socket, settings: ServeSettings) -> None:
-    """Serve until the process is told to stop; answers under way may finish. Blocks."""
-    app = create_app(KdnService(kdn), settings, version=package.__version__)
+def run(
+    kdn: Kdn, door: socket.socket, settings: ServeSettings, grants: tuple[Grant, ...] = ()
+) -> None:
+    """Serve until the process is told to stop; answers under way may finish. Blocks.
+
+    With `grants` the store is served too, to those who hold one of their tokens.
+    """
+    app = create_app(KdnService(kdn), settings, version=package.__version__, own_keys=grants)
+    if grants:
+        mount_store(app, kdn.store, grants)
     make_server(app, settings).run(sockets=[door])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from kdn.errors import BadConfig
 
@@ -26,6 +27,10 @@ class ServeSettings:
     max_choices: int = 128
     """The most answers (prompts times `n`) one HTTP request may ask for."""
     max_body_bytes: int = 32 * 2**20
+    certificate: Path | None = None
+    """Serve over TLS with this certificate chain (PEM); None speaks plain HTTP."""
+    private_key: Path | None = None
+    """The certificate's key (PEM); None when it stands in the same file."""
     graceful_s: int = 30
     """How long running answers may go on after the server was told to stop."""
 
@@ -39,6 +44,11 @@ class ServeSettings:
                 f"{self.host} can be reached from other machines and no API key is set: "
                 "give --api-key, or --allow-unauthenticated if everyone there may use it"
             )
+
+    @property
+    def scheme(self) -> str:
+        """`https` with a certificate, else `http`."""
+        return "http" if self.certificate is None else "https"
 
     @property
     def loopback(self) -> bool:

@@ -19,6 +19,7 @@ from kdn.core import BlockKey, Cause, ChainHash, ContentId, Fingerprint, Recipe
 from kdn.errors import NoSpace, StoreError
 from kdn.store.index import Entry, Family
 from kdn.store.policies import Use
+from kdn.store.quotas import Holding
 from kdn.store.schema import QUARANTINED, READY, connect, prepare
 from kdn.store.tier import Changes, Spare
 
@@ -26,6 +27,12 @@ __all__ = ["Catalogue", "CatalogueDamaged", "Totals", "Victim", "discard_catalog
 
 KEEP_CHANGES = 10_000
 _ENTRY = "SELECT family, key, behind, start, tokens, content FROM blocks"
+
+
+Veil = Callable[[BlockKey, str, bytes], bytes]
+"""veil(key, salt, tokens) hides tokens; veiled twice they are back."""
+_VEILED = "\x01"
+"""Begins the salt of a family whose rows hold veiled tokens."""
 
 
 class CatalogueDamaged(StoreError):
@@ -57,8 +64,14 @@ class Catalogue:
     writer, be it this process's or another's.
     """
 
-    def __init__(self, path: Path, owner: str, now: Callable[[], float]) -> None:
+    def __init__(
+        self, path: Path, owner: str, now: Callable[[], float], veil: Veil | None = None
+    ) -> None:
+        """With `veil` tokens are written veiled; rows of whoever veiled them are passed over
+        without it, as if they were not there."""
         self._path = path
+        self._veil = veil
+        self._veiled: set[int] = set()
         self._owner = owner
         self._now = now
         self._writing = threading.RLock()
@@ -128,6 +141,16 @@ class Catalogue:
             (capacity_bytes,) = self._reader.execute("SELECT capacity FROM totals").fetchone()
             return None if capacity_bytes is None else int(capacity_bytes)
 
+    def holdings(self, salt: str) -> list[Holding]:
+        """A tenant's ready blocks, least recently used first."""
+        with self._reading, self._gate():
+            rows = self._reader.execute(
+                """SELECT key, size FROM blocks JOIN families ON families.id = family
+                WHERE salt IN (?, ?) AND state = ? ORDER BY used, blocks.rowid""",
+                (salt, _VEILED + salt, READY),
+            )
+            return [Holding(BlockKey(key), size) for key, size in rows]
+
     def totals(self) -> Totals:
         with self._reading, self._gate():
             return _totals(self._reader)
@@ -174,7 +197,7 @@ class Catalogue:
                     self._family_id(entry.family),
                     entry.behind,
                     entry.start,
-                    entry.tokens,
+                    self._hidden(entry),
                     entry.content,
                     size_bytes,
                     READY,
@@ -276,25 +299,37 @@ class Catalogue:
         for (key,) in rows.fetchall():
             row = self._reader.execute(f"{_ENTRY} WHERE key = ? AND state = ?", (key, READY))
             found = row.fetchone()
-            if found is None:
+            entry = None if found is None else self._entry(found)
+            if entry is None:
                 removed.append(BlockKey(key))
             else:
-                added.append(self._entry(found))
+                added.append(entry)
         self._known.update(entry.key for entry in added)
         self._known.difference_update(removed)
         return Changes(tuple(added), tuple(removed))
 
     def _read_all(self) -> Changes:
         rows = self._reader.execute(f"{_ENTRY} WHERE state = ?", (READY,))
-        added = tuple(self._entry(row) for row in rows)
+        added = tuple(entry for row in rows if (entry := self._entry(row)) is not None)
         known = {entry.key for entry in added}
         removed = tuple(self._known - known)
         self._known = known
         return Changes(added, removed)
 
-    def _entry(self, row: tuple[int, BlockKey, ChainHash, int, bytes, ContentId]) -> Entry:
+    def _entry(self, row: tuple[int, BlockKey, ChainHash, int, bytes, ContentId]) -> Entry | None:
+        """The row's entry; None when its tokens are veiled and we have no veil."""
         family = self._families.get(row[0]) or self._read_family(row[0])
-        return Entry(family, *row[1:])
+        if row[0] not in self._veiled:
+            return Entry(family, *row[1:])
+        if self._veil is None:
+            return None
+        key, behind, start, tokens, content = row[1:]
+        return Entry(family, key, behind, start, self._veil(key, family.salt, tokens), content)
+
+    def _hidden(self, entry: Entry) -> bytes:
+        if self._veil is None:
+            return entry.tokens
+        return self._veil(entry.key, entry.family.salt, entry.tokens)
 
     def _read_family(self, number: int) -> Family:
         row = self._reader.execute(
@@ -302,7 +337,11 @@ class Catalogue:
         ).fetchone()
         if row is None:
             raise sqlite3.DatabaseError(f"blocks of family {number}, which is unknown")
-        self._families[number] = _family(*row)
+        fingerprint, causes, detail, salt = row
+        if salt.startswith(_VEILED):
+            self._veiled.add(number)
+            salt = salt[len(_VEILED) :]
+        self._families[number] = _family(fingerprint, causes, detail, salt)
         return self._families[number]
 
     def _family_id(self, family: Family) -> int:
@@ -310,7 +349,7 @@ class Catalogue:
             family.fingerprint,
             " ".join(family.recipe.causes),
             family.recipe.detail,
-            family.salt,
+            family.salt if self._veil is None else _VEILED + family.salt,
         )
         self._writer.execute(
             """INSERT OR IGNORE INTO families (fingerprint, causes, detail, salt)

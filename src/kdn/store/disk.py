@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from kdn.clock import Clock
-from kdn.core import BlockKey
-from kdn.errors import CorruptBlock, NoSpace, StoreError
-from kdn.pages import allocate
+from kdn.core import BlockId, BlockKey
+from kdn.errors import CorruptBlock, LostBlock, NoSpace, StoreError
+from kdn.pages import OWN_PAGES_FROM, allocate
 from kdn.store.catalogue import Catalogue, CatalogueDamaged, Victim, discard_catalogue
 from kdn.store.files import Files, system_errors
 from kdn.store.folder import StoreFolder
-from kdn.store.format import MAX_BLOCK_BYTES, EncodedBlock
+from kdn.store.format import ALIGN, MAX_BLOCK_BYTES, EncodedBlock
 from kdn.store.index import Entry
 from kdn.store.policies import Policy, Use
+from kdn.store.quotas import Holding
 from kdn.store.ranked import Ranked
 from kdn.store.reader import read_header
+from kdn.store.seal import SEAL_BYTES, KeyRing, is_sealed
 from kdn.store.tier import Changes, Handle, Spare, Tier, TierUsage
 from kdn.trace import Trace
 
@@ -38,8 +40,20 @@ def default_capacity(folder: Path, held_bytes: int) -> int:
         return min(MOST_BYTES, (shutil.disk_usage(folder).free + held_bytes) // 10)
 
 
+def _open(path: Path, *, direct: bool) -> int:
+    """For reading; a file system that has no O_DIRECT is read as usual."""
+    if direct and hasattr(os, "O_DIRECT"):
+        with suppress(OSError):
+            if path.stat().st_size >= OWN_PAGES_FROM and path.stat().st_size % ALIGN == 0:
+                return os.open(path, os.O_RDONLY | os.O_DIRECT)
+    return os.open(path, os.O_RDONLY)
+
+
 class _File(Handle):
-    """An open block file: it can be read to its end even after it was unlinked."""
+    """An open block file: it can be read to its end even after it was unlinked.
+
+    Reads cover whole pages, as O_DIRECT wants it; so do the parts of a block.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
@@ -51,6 +65,8 @@ class _File(Handle):
         self.buffer = allocate(size_bytes)
 
     def read(self, start: int, stop: int) -> memoryview:
+        size, wanted = self.buffer.nbytes, slice(start, stop)
+        start, stop = start // ALIGN * ALIGN, min(-(-stop // ALIGN) * ALIGN, size)
         view = self.buffer[start:stop]
         assert self._descriptor is not None
         try:
@@ -59,7 +75,7 @@ class _File(Handle):
             raise CorruptBlock(f"bytes {start} to {stop} cannot be read: {error}") from error
         if got != stop - start:
             raise CorruptBlock(f"bytes {start} to {stop} were asked for, {got} are there")
-        return view
+        return self.buffer[wanted]
 
     def close(self) -> None:
         with self._closing:
@@ -94,9 +110,18 @@ class DiskTier(Tier):
         clock: Clock,
         trace: Trace,
         policy: Policy | None = None,
+        ring: KeyRing | None = None,
+        *,
+        direct: bool = False,
         files: Files | None = None,
     ) -> None:
-        """`policy` None is least recently used, over all processes; it belongs to the tier."""
+        """`policy` None is least recently used, over all processes; it belongs to the tier.
+
+        With a `ring` files are sealed, and the catalogue's tokens veiled.  `direct` reads past the
+        operating system's cache, where the file system can.
+        """
+        self._direct = direct
+        self._ring = ring
         self._files = files or Files()
         self._folder = StoreFolder(folder, self._files)
         self._clock = clock
@@ -120,14 +145,31 @@ class DiskTier(Tier):
         if not self.holds(key):
             return None
         try:
-            descriptor = os.open(self._folder.block(key), os.O_RDONLY)
+            descriptor = _open(self._folder.block(key), direct=self._direct)
         except FileNotFoundError:
             self._forget_vanished(self._catalogue, key)
             return None
         except OSError as error:
             self._trace.event("store.unreadable", key=key, reason=str(error))
             return None
-        return _File(descriptor)
+        return self._opened(key, _File(descriptor))
+
+    def _opened(self, key: BlockKey, file: _File) -> Handle | None:
+        """The file as a block: unsealed on the way, if need be. None without its key."""
+        try:
+            sealed = is_sealed(file.read(0, min(SEAL_BYTES, file.buffer.nbytes)))
+            if not sealed:
+                return file
+            if self._ring is not None:
+                return self._ring.open(key, file)
+            self._trace.event("store.unreadable", key=key, reason="sealed, and no key is given")
+        except LostBlock as error:
+            self._trace.event("store.unreadable", key=key, reason=str(error))
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        return None
 
     def put(self, block: EncodedBlock, spare: Spare) -> None:
         final = self._folder.block(block.key)
@@ -136,13 +178,7 @@ class DiskTier(Tier):
             return
         use = _use_of(block)
         self._judge(use)
-        number = self._catalogue.reserve(block.size_bytes, self._capacity_bytes, spare, self._evict)
-        try:
-            self._write(block, number)
-        except BaseException:
-            with suppress(StoreError):
-                self._catalogue.cancel(number)
-            raise
+        self.replace(block, spare)
         if self._ranked is not None:
             self._ranked.keep(use)
 
@@ -187,6 +223,23 @@ class DiskTier(Tier):
     def kept(self) -> Iterator[BlockKey]:
         return iter(self._catalogue.keys())
 
+    def holdings(self, salt: str) -> Sequence[Holding]:
+        self._catalogue.save()
+        return self._catalogue.holdings(salt)
+
+    def replace(self, block: EncodedBlock, spare: Spare) -> None:
+        """One file takes the other's place: whoever looks finds either of them, whole."""
+        block_id, data = block.header.id, block.data
+        if self._ring is not None:
+            data = self._ring.seal(block.key, block_id.salt, data)
+        number = self._catalogue.reserve(data.nbytes, self._capacity_bytes, spare, self._evict)
+        try:
+            self._write(block_id, data, number)
+        except BaseException:
+            with suppress(StoreError):
+                self._catalogue.cancel(number)
+            raise
+
     def save(self) -> None:
         self._catalogue.save()
 
@@ -220,7 +273,8 @@ class DiskTier(Tier):
             return self._up_to_date(living)
 
     def _up_to_date(self, living: list[str]) -> Catalogue:
-        catalogue = Catalogue(self._folder.catalogue, self._folder.owner, self._clock.wall)
+        veil = None if self._ring is None else self._ring.veil
+        catalogue = Catalogue(self._folder.catalogue, self._folder.owner, self._clock.wall, veil)
         try:
             catalogue.bury([*living, self._folder.owner])
             self._reconcile(catalogue)
@@ -264,7 +318,9 @@ class DiskTier(Tier):
         path = self._folder.block(key)
         try:
             with path.open("rb") as file:
-                handle = _File(os.dup(file.fileno()))
+                handle = self._opened(key, _File(os.dup(file.fileno())))
+            if handle is None:
+                return  # sealed: it stays for who has its key
             try:
                 header = read_header(handle, key)
             finally:
@@ -275,8 +331,8 @@ class DiskTier(Tier):
             self._trace.event("store.corrupt", tier=self.name, key=key, reason=str(error))
             self._files.remove(path)
             return
-        written_s = path.stat().st_mtime
-        catalogue.publish(None, Entry.of(header.id), header.size_bytes, written_s)
+        found = path.stat()
+        catalogue.publish(None, Entry.of(header.id), found.st_size, found.st_mtime)
 
     # --- ranking ---
 
@@ -303,17 +359,17 @@ class DiskTier(Tier):
 
     # --- files ---
 
-    def _write(self, block: EncodedBlock, number: int) -> None:
-        temporary, final = self._folder.temporary(number), self._folder.block(block.key)
-        self._files.write_temporary(temporary, block.data)
+    def _write(self, block_id: BlockId, data: memoryview, number: int) -> None:
+        temporary, final = self._folder.temporary(number), self._folder.block(block_id.key)
+        self._files.write_temporary(temporary, data)
 
         def place() -> None:
-            self._files.remove(self._folder.quarantined(block.key))
+            self._files.remove(self._folder.quarantined(block_id.key))
             self._files.publish(temporary, final)
 
         try:
-            entry = Entry.of(block.header.id)
-            self._catalogue.publish(number, entry, block.size_bytes, self._clock.wall(), place)
+            entry = Entry.of(block_id)
+            self._catalogue.publish(number, entry, data.nbytes, self._clock.wall(), place)
         except BaseException:
             # Bytes that no row counts would escape the cap, so the file must not outlive the row.
             self._files.remove(temporary)

@@ -15,6 +15,7 @@ A match may leave a block before its end: another one may stand behind just a pa
 from __future__ import annotations
 
 import hashlib
+import heapq
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -127,6 +128,10 @@ class Index:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
 
+    def get(self, key: BlockKey) -> Entry | None:
+        """The entry called `key`, if it is known."""
+        return self._entries.get(key)
+
     def add(self, entries: Iterable[Entry]) -> None:
         """Take entries in; those already known are passed over."""
         touched = set[Family]()
@@ -153,11 +158,12 @@ class Index:
             self._contents[entry.content] = rest
         return True
 
-    def match(self, family: Family, token_ids: Sequence[int]) -> list[Piece]:
-        """The longest run from position 0 that blocks cover, in as few blocks as that takes."""
-        shelf = self._shelves.get(family)
-        pieces = [] if shelf is None else shelf.match(pack_tokens(token_ids))
-        assert all(p.entry.family.recipe.tainted == family.recipe.tainted for p in pieces)
+    def match(self, families: Sequence[Family], token_ids: Sequence[int]) -> list[Piece]:
+        """The longest run from position 0 that blocks of these families (of one model and recipe)
+        cover, in as few blocks as that takes. Between equal ones the family named first wins."""
+        shelves = [self._shelves[one] for one in dict.fromkeys(families) if one in self._shelves]
+        pieces = _match(shelves, pack_tokens(token_ids)) if shelves else []
+        assert all(p.entry.family in families for p in pieces), "a block of a stranger"
         return pieces
 
     def find_content(self, content_id: ContentId) -> list[Entry]:
@@ -214,23 +220,18 @@ class _Shelf:
             del self._starts[entry.start]
             self._ascending.remove(entry.start)
 
-    def match(self, wanted: bytes) -> list[Piece]:
-        """Wherever the current piece could be left, look how far the next one would reach; take
-        the one that reaches furthest."""
-        num_wanted = len(wanted) // TOKEN_BYTES
-        state, hashed, walk = hashlib.sha256(), 0, _Walk()
-        for start in self._ascending:
-            if start >= num_wanted or not walk.can_leave_at(start):
-                break
-            at = start * TOKEN_BYTES
-            state.update(wanted[hashed:at])
-            hashed = at
-            place = self._places.get(ChainHash(state.copy().hexdigest()))
-            if place is not None:
-                piece = _longest(place, wanted[at : at + _BLOCK_BYTES])
-                if piece.entry.start == start:  # else its catalogue row is damaged
-                    walk.offer(piece)
-        return walk.pieces()
+    @property
+    def starts(self) -> list[int]:
+        """Every position that a block starts at, ascending."""
+        return self._ascending
+
+    def longest(self, behind: ChainHash, start: int, wanted: bytes) -> Piece | None:
+        """The entry there that shares most tokens with `wanted`."""
+        place = self._places.get(behind)
+        if place is None:
+            return None
+        piece = _longest(place, wanted)
+        return piece if piece.entry.start == start else None  # its catalogue row is damaged
 
     def check(self) -> None:
         assert self._ascending == sorted(self._starts), "starts are not sorted"
@@ -239,6 +240,30 @@ class _Shelf:
             assert place == sorted(place, key=_by_tokens), f"behind {place[0].behind}: not sorted"
         starts = Counter(entry.start for place in self._places.values() for entry in place)
         assert starts == self._starts, "starts differ"
+
+
+def _match(shelves: Sequence[_Shelf], wanted: bytes) -> list[Piece]:
+    """Wherever the current piece could be left, look how far the next one would reach; take the
+    one that reaches furthest."""
+    num_wanted = len(wanted) // TOKEN_BYTES
+    state, hashed, walk = hashlib.sha256(), 0, _Walk()
+    for start in _starts(shelves):
+        if start >= num_wanted or not walk.can_leave_at(start):
+            break
+        at = start * TOKEN_BYTES
+        state.update(wanted[hashed:at])
+        hashed, behind = at, ChainHash(state.copy().hexdigest())
+        for shelf in shelves:
+            piece = shelf.longest(behind, start, wanted[at : at + _BLOCK_BYTES])
+            if piece is not None:
+                walk.offer(piece)
+    return walk.pieces()
+
+
+def _starts(shelves: Sequence[_Shelf]) -> Iterable[int]:
+    if len(shelves) == 1:
+        return shelves[0].starts
+    return dict.fromkeys(heapq.merge(*(shelf.starts for shelf in shelves)))
 
 
 def _longest(place: list[Entry], wanted: bytes) -> Piece:

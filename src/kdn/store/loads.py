@@ -3,53 +3,91 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 
 from kdn.core import BlockKey
-from kdn.errors import CorruptBlock
+from kdn.errors import CorruptBlock, StoreError
 from kdn.store.format import EncodedBlock
+from kdn.store.links import Links, TimedHandle
 from kdn.store.reader import Load, read_header
 from kdn.store.tier import Tier
 
 __all__ = ["Loads"]
 
 
+class _Turn:
+    """Whose turn it is to open a block, and how many want it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.wanted = 0
+
+
 class Loads:
     """Opens blocks from the fastest tier that has them sound, and shares what is open.
 
     `on_whole` is told of every block that came whole out of any tier but the first; `on_corrupt` of
-    every damaged one.
+    every damaged or lost one, `on_failed` of a tier that could not be asked.  `finish` may take over
+    a load from afar that nobody reads any more before all of it came: True says that it will close
+    it.
     """
 
     def __init__(
         self,
         tiers: Sequence[Tier],
-        on_whole: Callable[[EncodedBlock], None],
+        on_whole: Callable[[Tier, EncodedBlock], None],
         on_corrupt: Callable[[Tier, BlockKey, CorruptBlock], None],
+        on_failed: Callable[[Tier, StoreError], None],
+        finish: Callable[[Load], bool],
+        links: Links,
     ) -> None:
         self._tiers = tuple(tiers)
         self._on_whole = on_whole
         self._on_corrupt = on_corrupt
+        self._on_failed = on_failed
+        self._finish = finish
+        self._links = links
+        self._far = {tier.name for tier in tiers if tier.far}
         self._lock = threading.Lock()
+        self._turns: dict[BlockKey, _Turn] = {}
         self._open: dict[BlockKey, Load] = {}
 
     def enter(self, key: BlockKey) -> Load | None:
         """The block's load, to be given back with `leave`; None when no tier has it."""
+        with self._one_at_a_time(key):
+            load = self._join(key)
+            if load is not None:
+                return load
+            load = self._begin(key)
+            if load is not None:
+                load.readers = 1
+                with self._lock:
+                    self._open[key] = load
+            return load
+
+    def _join(self, key: BlockKey) -> Load | None:
         with self._lock:
             load = self._open.get(key)
             if load is not None:
                 load.readers += 1
-                return load
-        mine = self._begin(key)
-        if mine is None:
-            return None
+            return load
+
+    @contextmanager
+    def _one_at_a_time(self, key: BlockKey) -> Iterator[None]:
+        """Whoever wants the same block meanwhile waits, and then finds it open."""
         with self._lock:
-            load = self._open.setdefault(key, mine)
-            load.readers += 1
-        if load is not mine:  # somebody was quicker
-            mine.close()
-        return load
+            turn = self._turns.setdefault(key, _Turn())
+            turn.wanted += 1
+        try:
+            with turn.lock:
+                yield
+        finally:
+            with self._lock:
+                turn.wanted -= 1
+                if not turn.wanted:
+                    del self._turns[key]
 
     def leave(self, key: BlockKey, load: Load) -> None:
         with self._lock:
@@ -58,7 +96,8 @@ class Loads:
                 return
             if self._open.get(key) is load:
                 del self._open[key]
-        load.close()
+        if not (load.tier in self._far and load.is_half_way and self._finish(load)):
+            load.close()
 
     def scrub(self, tier: Tier, key: BlockKey) -> int | None:
         """Read all of a block in `tier` and verify it; its size, or None when it is damaged.
@@ -86,10 +125,15 @@ class Loads:
 
     def _begin(self, key: BlockKey) -> Load | None:
         for tier in self._tiers:
+            if not tier.reachable():
+                continue
             try:
                 load = self._load(tier, key)
             except CorruptBlock as error:
                 self._on_corrupt(tier, key, error)
+                continue
+            except StoreError as error:
+                self._on_failed(tier, error)
                 continue
             if load is not None:
                 return load
@@ -107,10 +151,10 @@ class Loads:
         tier.touch(key)
         return Load(
             header,
-            handle,
+            TimedHandle(handle, tier.name, self._links),
             tier.name,
             trusted=tier.trusted,
-            on_whole=None if tier is self._tiers[0] else self._on_whole,
+            on_whole=None if tier is self._tiers[0] else partial(self._on_whole, tier),
             on_corrupt=lambda error: self._spoiled(tier, key, error),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kdn.clock import Clock, SystemClock
 from kdn.core import BlockKey
@@ -11,6 +11,7 @@ from kdn.errors import NoSpace
 from kdn.store.format import EncodedBlock
 from kdn.store.index import Entry
 from kdn.store.policies import Lru, Policy, Use
+from kdn.store.quotas import Holding
 from kdn.store.tier import Changes, Handle, Spare, Tier, TierUsage
 from kdn.trace import Trace
 
@@ -118,6 +119,11 @@ class MemoryTier(Tier):
             first = tuple(self._policy.victims(self._clock.now()))
             pinned = self._blocks.keys() - set(first)
             return iter((*first, *pinned))
+
+    def holdings(self, salt: str) -> Sequence[Holding]:
+        with self._lock:
+            blocks = [b for b in self._blocks.values() if b.header.id.salt == salt]
+        return [Holding(block.key, block.size_bytes) for block in blocks]
 
     def check(self) -> None:
         with self._lock:

@@ -74,6 +74,12 @@ class Load:
                 self._bring(start, stop)
         return [self._came[layer] for layer in range(start, stop)]
 
+    @property
+    def is_half_way(self) -> bool:
+        """Has something come, but not all, and no damage?"""
+        some = 0 < len(self._came) < self.header.shape.num_layers
+        return some and self._damage is None
+
     def close(self) -> None:
         """No reader is left."""
         self._handle.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kdn.core import BlockKey
 from kdn.store.tier import TierUsage
@@ -35,6 +35,8 @@ class StoreStat:
     """Blocks that were asked for and could not be had."""
     corrupt: int
     """Damaged blocks that were met and put out of use."""
+    lost: int
+    """Blocks whose tier broke off before their end; they were computed again."""
     puts: int
     """Blocks that a put made durable in the last tier, now or behind."""
     put_bytes: int
@@ -46,6 +48,10 @@ class StoreStat:
     """Times the store itself could not be used; each was survived as a miss or a block not kept."""
     queued_bytes: int
     """Bytes that wait to be written behind."""
+    bytes_per_s: Mapping[str, float] = field(default_factory=dict)
+    """How fast each tier gave lately, of those that were read from."""
+    resting: tuple[str, ...] = ()
+    """Tiers that are not asked for a while, after failures."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
     match ──> index                        no bytes move
     open  ──> fastest tier that holds it ──> Load ──> Reader, layer by layer, each verified
                                               └─ all came: the block moves up to the first tier
-    put   ──> last tier, durable, then the faster ones
+    put   ──> last tier of this machine, durable, then the faster ones
     put_behind ──> first tier at once, last tier from the background
+                   either way the tiers across the network follow, each from a queue of its own
 
 A lost, torn or damaged block is a counted miss.  The index follows the tiers: whatever came into or
 left one, by our hand or another process's, is told by the tier's `changes` before each look.
@@ -16,29 +17,29 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from kdn.clock import Clock, SystemClock
-from kdn.core import BlockId, BlockKey, ContentId, Fingerprint, Recipe
-from kdn.errors import CorruptBlock, NoSpace, StoreError
+from kdn.core import PUBLIC_SALT, BlockId, BlockKey, ContentId, Fingerprint, Recipe
+from kdn.errors import BadInput, CorruptBlock, LostBlock, NoSpace, StoreError
 from kdn.store.behind import WriteBehind
 from kdn.store.block import Block
 from kdn.store.codecs import Codec, NoCodec
-from kdn.store.disk import DiskTier
 from kdn.store.format import EncodedBlock, encode_block
 from kdn.store.index import BlockHit, Entry, Family, Index, Match
+from kdn.store.journal import Journal, Pages
+from kdn.store.lasting import LastingPins
+from kdn.store.links import Links
 from kdn.store.loads import Loads
-from kdn.store.memory import MemoryTier
 from kdn.store.pins import Pins
-from kdn.store.policies import Rules, make_policy
+from kdn.store.quotas import Quotas, over_quota
 from kdn.store.reader import Load, Reader
 from kdn.store.stat import Counts, ScrubReport, StoreStat
-from kdn.store.tier import Tier
+from kdn.store.tier import Handle, Tier
 from kdn.trace import NoTrace, Trace
 
-__all__ = ["Store", "open_store"]
+__all__ = ["MEMORY_BYTES", "Store"]
 
 MEMORY_BYTES = 1 << 30
 BEHIND_BYTES = 256 << 20
@@ -55,11 +56,23 @@ class Store:
         self,
         tiers: Sequence[Tier],
         *,
+        far: Sequence[Tier] = (),
+        clock: Clock | None = None,
         trace: Trace | None = None,
         codec: Codec | None = None,
         behind_bytes: int = BEHIND_BYTES,
+        quotas: Quotas | None = None,
+        lasting: LastingPins | None = None,
     ) -> None:
-        self._tiers = tuple(tiers)
+        """`far` are the tiers across a network: read last, written behind, never waited for."""
+        self._local = tuple(tiers)
+        self._tiers = (*tiers, *far)
+        self._beyond = tuple((tier, WriteBehind(behind_bytes)) for tier in far)
+        clock = clock or SystemClock()
+        self.links = Links(clock)
+        self.quotas = quotas or Quotas()
+        self.lasting = lasting or LastingPins(None, clock)
+        self._quota_lock = threading.Lock()
         self._trace = trace or NoTrace()
         self._codec = codec or NoCodec()
         self._behind = WriteBehind(behind_bytes)
@@ -67,8 +80,16 @@ class Store:
         self._counts = Counts()
         self._lock = threading.RLock()
         self._index = Index()
+        self._journal = Journal()
         self._queued: set[BlockKey] = set()
-        self._loads = Loads(self._tiers, self._promote, self._corrupt)
+        self._loads = Loads(
+            self._tiers,
+            on_whole=self._promote,
+            on_corrupt=self._corrupt,
+            on_failed=self._failed,
+            finish=self._finish,
+            links=self.links,
+        )
         self._follow()
 
     # --- looking ---
@@ -76,13 +97,15 @@ class Store:
     def match(
         self, fingerprint: Fingerprint, recipe: Recipe, salt: str, token_ids: Sequence[int]
     ) -> Match:
-        """The longest leading run of `token_ids` that is stored for that model, recipe and salt.
+        """The longest leading run of `token_ids` that is stored for that model and recipe, under
+        that salt or the public one.
 
         Moves no bytes. A block may be gone by the time it is opened, unless it is pinned.
         """
         self._follow()
         with self._lock:
-            match = self._match(Family(fingerprint, recipe, salt), token_ids)
+            families = [Family(fingerprint, recipe, own) for own in (salt, PUBLIC_SALT)]
+            match = self._match(families, token_ids)
         self._counts.add(lookups=1, lookup_tokens=len(token_ids), match_tokens=match.num_tokens)
         return match
 
@@ -120,7 +143,89 @@ class Store:
         """Inside, this process does not evict these blocks."""
         return self._pins.held(keys)
 
+    def handle(self, key: BlockKey) -> Handle | None:
+        """A block's encoded bytes as this machine's tiers hold them, for who verifies them himself.
+
+        Raises CorruptBlock, StoreError.
+        """
+        for tier in self._local:
+            handle = tier.open(key)
+            if handle is not None:
+                tier.touch(key)
+                return handle
+        return None
+
+    def entry(self, key: BlockKey) -> Entry | None:
+        """What is known of a block; None when no tier has it."""
+        self._follow()
+        with self._lock:
+            return self._index.get(key)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every block there is, in any tier."""
+        self._follow()
+        with self._lock:
+            return tuple(self._index)
+
+    def refresh(self) -> None:
+        """Take in what came into tiers and left them, by whatever hand. `match` does so itself."""
+        self._follow()
+
+    def where(self, key: BlockKey) -> tuple[str, ...]:
+        """The tiers that hold a block, fastest first."""
+        return tuple(tier.name for tier in self._tiers if tier.holds(key))
+
+    def pages(self, cursor: str) -> Pages:
+        """What came and went since `cursor`; an empty or foreign one is told of every block."""
+        self._follow()
+        with self._lock:
+            return self._journal.since(cursor, self._index)
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Fastest first, those across the network last."""
+        return self._tiers
+
+    def tier(self, name: str) -> Tier:
+        """The tier of that name. Raises BadInput, naming those there are."""
+        for tier in self._tiers:
+            if tier.name == name:
+                return tier
+        names = ", ".join(tier.name for tier in self._tiers)
+        raise BadInput(f"this store has no tier {name!r}; it has {names}")
+
     # --- keeping ---
+
+    def put_into(self, tier: Tier, block: EncodedBlock) -> None:
+        """Keep a block in one tier, within its tenant's quota. Raises NoSpace, StoreError."""
+        salt = block.header.id.salt
+        limit = self.quotas.limit(salt)
+        if limit is None or tier.holds(block.key):
+            tier.put(block, self._spared)
+            return
+        with self._quota_lock:
+            held = tier.holdings(salt)
+            spared = [one.key for one in held if self._spared(one.key)]
+            for key in over_quota(salt, limit, block.size_bytes, held, spared):
+                tier.drop(key)
+                self._trace.event("store.evict", tier=tier.name, key=key, reason="quota")
+            tier.put(block, self._spared)
+
+    def replace(self, block: EncodedBlock) -> None:
+        """Write a block anew wherever this machine holds it. Raises NoSpace, StoreError."""
+        for tier in self._local:
+            if tier.holds(block.key):
+                tier.replace(block, self._spared)
+        self._follow()
+
+    def _spared(self, key: BlockKey) -> bool:
+        return key in self._pins or key in self.lasting
+
+    def put_encoded(self, encoded: EncodedBlock) -> None:
+        """Keep a block that comes in its stored form and was checked whole. Raises as `put`."""
+        if self._lasting(encoded.key):
+            return
+        self._keep(encoded)
 
     def put(self, block: Block, codec: Codec | None = None) -> None:
         """Keep `block`; returns once the last tier has it for good.
@@ -129,14 +234,17 @@ class Store:
         """
         if self._lasting(block.id.key):
             return
-        encoded = encode_block(block, codec or self._codec)
+        self._keep(encode_block(block, codec or self._codec))
+
+    def _keep(self, encoded: EncodedBlock) -> None:
         try:
             self._put_last(encoded)
         finally:
             self._follow()
-        for tier in self._tiers[:-1]:
+        for tier in self._local[:-1]:
             self._put_gladly(tier, encoded)
         self._follow()
+        self._send(encoded)
 
     def put_behind(self, block: Block, codec: Codec | None = None) -> None:
         """Keep `block` in the first tier at once, in the last one soon. Promises nothing.
@@ -154,29 +262,41 @@ class Store:
         encoded = encode_block(block, codec)
         self._put_gladly(self._tiers[0], encoded)
         self._follow()
-        if len(self._tiers) > 1:
+        if len(self._local) > 1:
             self._queue(encoded)
+        self._send(encoded)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait for what is being written behind; False when that took longer than `timeout_s`."""
-        return self._behind.flush(timeout_s)
+        done = self._behind.flush(timeout_s)
+        return all([done, *(queue.flush(timeout_s) for _, queue in self._beyond)])
 
     def drop(self, key: BlockKey) -> bool:
         """Forget a block in every tier; False when none had it. Open readers read on."""
         with self._lock:
             self._queued.discard(key)
-        held = [tier.drop(key) for tier in self._tiers]
+        held = [self._drop_from(tier, key) for tier in self._tiers]
         if any(held):
             self._trace.event("store.drop", key=key)
         self._follow()
         return any(held)
+
+    def _drop_from(self, tier: Tier, key: BlockKey) -> bool:
+        """A tier across the network may fail to; that is counted, and the others go on."""
+        if not tier.far:
+            return tier.drop(key)
+        try:
+            return tier.drop(key)
+        except StoreError as error:
+            self._failed(tier, error)
+            return False
 
     def clear(self) -> None:
         """Forget every block, also those that wait to be written. Open readers read on."""
         self._unqueue()
         for tier in self._tiers:
             for key in tier.kept():
-                tier.drop(key)
+                self._drop_from(tier, key)
         self._follow()
 
     # --- knowing ---
@@ -187,20 +307,24 @@ class Store:
         tiers = {tier.name: tier.usage() for tier in self._tiers}
         names = (
             "lookups", "lookup_tokens", "match_tokens", "hits", "hit_tokens", "misses", "corrupt",
-            "puts", "put_bytes", "dropped", "failed",
+            "lost", "puts", "put_bytes", "dropped", "failed",
         )  # fmt: skip
         return StoreStat(
             tiers=tiers,
             blocks=len(self._index),
             evicted=sum(usage.evicted for usage in tiers.values()),
-            queued_bytes=self._behind.size_bytes,
+            queued_bytes=self._behind.size_bytes
+            + sum(queue.size_bytes for _, queue in self._beyond),
+            bytes_per_s=self.links.all(),
+            resting=tuple(tier.name for tier in self._tiers if not tier.reachable()),
             **{name: self._counts[name] for name in names},
         )
 
     def verify(self) -> ScrubReport:
-        """Read and verify every block of the last tier; damaged ones are put out of use."""
+        """Read and verify every block of the last tier of this machine; damaged ones are put out
+        of use."""
         blocks, size_bytes, corrupt = 0, 0, list[BlockKey]()
-        tier = self._tiers[-1]
+        tier = self._local[-1]
         for key in list(tier.kept()):
             found = self._loads.scrub(tier, key)
             if found is None:
@@ -224,7 +348,7 @@ class Store:
 
     def close(self, timeout_s: float = 60.0) -> None:
         """Write what waits (for at most `timeout_s`) and give everything back."""
-        self._behind.flush(timeout_s)
+        self.flush(timeout_s)
         self._unqueue()
         for tier in self._tiers:
             tier.close()
@@ -251,32 +375,63 @@ class Store:
                 except StoreError as error:
                     self._failed(tier, error)
                     continue
-                self._index.add(entry for entry in changes.added if tier.holds(entry.key))
-                for key in changes.removed:
-                    if not self._tier_of(key):
-                        self._index.remove(key)
+                came = [e for e in changes.added if tier.holds(e.key) and e.key not in self._index]
+                self._index.add(came)
+                self._journal.note(came)
+                gone = [key for key in changes.removed if not self._tier_of(key)]
+                self._journal.note(entry for key in gone if (entry := self._index.get(key)))
+                for key in gone:
+                    self._index.remove(key)
 
     def _tier_of(self, key: BlockKey) -> Tier | None:
         return next((tier for tier in self._tiers if tier.holds(key)), None)
 
-    def _match(self, family: Family, token_ids: Sequence[int]) -> Match:
+    def _reachable_tier_of(self, key: BlockKey) -> Tier | None:
+        holders = (tier for tier in self._tiers if tier.holds(key))
+        return next((tier for tier in holders if tier.reachable()), None)
+
+    def _match(self, families: Sequence[Family], token_ids: Sequence[int]) -> Match:
         hits = []
-        for entry, num_tokens in self._index.match(family, token_ids):
+        for entry, num_tokens in self._index.match(families, token_ids):
             block_id, tier = entry.block_id(), self._tier_of(entry.key)
             if tier is None or block_id.key != entry.key:
                 self._lost_its_way(entry)
                 break
+            if not tier.reachable():
+                tier = self._reachable_tier_of(entry.key)
+                if tier is None:
+                    break  # given a rest: as good as not there
             hits.append(BlockHit(block_id, num_tokens, tier.name))
         return Match(tuple(hits))
 
     # --- what became of a block ---
 
-    def _promote(self, block: EncodedBlock) -> None:
+    def _promote(self, tier: Tier, block: EncodedBlock) -> None:
+        """To memory at once; what came from afar also to the disk, when there is time."""
         self._put_gladly(self._tiers[0], block)
         self._follow()
+        if tier.far and len(self._local) > 1:
+            self._behind.offer(block.size_bytes, lambda: self._settle(block))
+
+    def _settle(self, block: EncodedBlock) -> None:
+        self._put_gladly(self._local[-1], block)
+        self._follow()
+
+    def _finish(self, load: Load) -> bool:
+        """The rest of a load that was broken off, for the next one who asks."""
+        return self._behind.offer(load.header.size_bytes, lambda: self._finish_now(load))
+
+    def _finish_now(self, load: Load) -> None:
+        with suppress(CorruptBlock):  # counted where it was met
+            load.layers(0, load.header.shape.num_layers)
+        load.close()
 
     def _corrupt(self, tier: Tier, key: BlockKey, error: CorruptBlock) -> None:
-        """Damaged: out of use, counted, and to be computed again."""
+        """Damaged: out of use, counted, and to be computed again. Lost on the way: only counted."""
+        if isinstance(error, LostBlock):
+            self._counts.add(lost=1)
+            self._trace.event("store.lost", tier=tier.name, key=key, reason=str(error))
+            return
         self._counts.add(corrupt=1)
         self._trace.event("store.corrupt", tier=tier.name, key=key, reason=str(error))
         try:
@@ -309,6 +464,18 @@ class Store:
                 self._queued.discard(block.key)
             self._dropped(block, "queue", "too much waits to be written")
 
+    def _send(self, block: EncodedBlock) -> None:
+        """To the tiers across the network, when their turn comes."""
+        for tier, queue in self._beyond:
+            if not tier.reachable():
+                self._dropped(block, tier.name, "the tier is given a rest")
+            elif not queue.offer(block.size_bytes, partial(self._put_far, tier, block)):
+                self._dropped(block, tier.name, "too much waits to be written")
+
+    def _put_far(self, tier: Tier, block: EncodedBlock) -> None:
+        self._put_gladly(tier, block)
+        self._follow()
+
     def _queue_encoding(self, block: Block, codec: Codec) -> None:
         """Codecs take longer than the caller may wait.
 
@@ -333,22 +500,24 @@ class Store:
         encoded = encode_block(block, codec)
         if not codec.lossless:
             self._put_gladly(self._tiers[0], encoded)
-        if len(self._tiers) > 1:
+        if len(self._local) > 1:
             self._write_behind(encoded)
         with self._lock:
             self._queued.discard(encoded.key)
         self._follow()
+        self._send(encoded)
 
     def _unqueue(self) -> None:
         """Give up what waits to be written."""
-        self._behind.forget()
-        self._behind.flush()
+        for queue in (self._behind, *(queue for _, queue in self._beyond)):
+            queue.forget()
+            queue.flush()
         with self._lock:
             self._queued.clear()
 
     def _lasting(self, key: BlockKey) -> bool:
         """Does the last tier have the block for good? Counts as a use if so."""
-        last = self._tiers[-1]
+        last = self._local[-1]
         try:
             handle = last.open(key)
         except CorruptBlock as error:
@@ -361,9 +530,9 @@ class Store:
         return True
 
     def _put_last(self, block: EncodedBlock) -> None:
-        last = self._tiers[-1]
+        last = self._local[-1]
         try:
-            last.put(block, self._pins.__contains__)
+            self.put_into(last, block)
         except NoSpace as error:
             self._dropped(block, last.name, str(error))
             raise
@@ -376,7 +545,7 @@ class Store:
     def _put_gladly(self, tier: Tier, block: EncodedBlock) -> None:
         """Into a tier that need not have it."""
         try:
-            tier.put(block, self._pins.__contains__)
+            self.put_into(tier, block)
         except NoSpace as error:
             self._dropped(block, tier.name, str(error))
         except StoreError as error:
@@ -397,29 +566,3 @@ class Store:
                 tier.save()
             except StoreError as error:
                 self._failed(tier, error)
-
-
-def open_store(
-    folder: Path | None,
-    *,
-    memory_bytes: int = MEMORY_BYTES,
-    disk_bytes: int | None = None,
-    clock: Clock | None = None,
-    trace: Trace | None = None,
-    policy: str = "lru",
-    rules: Rules | None = None,
-) -> Store:
-    """A store of memory over the disk in `folder`, or of memory alone.
-
-    `disk_bytes` None means the cap last given for this folder, or else 20 GB or a tenth of what is
-    free, whichever is less.  `policy` says which blocks go when room is short, `rules` what people
-    decide over it; BadInput for an unknown one.  Raises ForeignStore for a folder that belongs to
-    something else, StoreError for one that cannot be used.
-    """
-    trace, clock = trace or NoTrace(), clock or SystemClock()
-    tiers: list[Tier] = [MemoryTier(memory_bytes, trace, make_policy(policy, rules), clock)]
-    if folder is not None:
-        # without a policy of its own, processes on one folder share the catalogue's order of use
-        ranking = None if policy == "lru" and rules is None else make_policy(policy, rules)
-        tiers.append(DiskTier(folder, disk_bytes, clock, trace, ranking))
-    return Store(tiers, trace=trace)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kdn.core import BlockKey
 from kdn.store.format import EncodedBlock, Header
 from kdn.store.index import Entry
+from kdn.store.quotas import Holding
 
 __all__ = ["Changes", "Handle", "NoTier", "Spare", "Tier", "TierUsage"]
 
@@ -23,7 +24,8 @@ class TierUsage:
     blocks: int
     tokens: int
     size_bytes: int
-    capacity_bytes: int
+    capacity_bytes: int | None
+    """None: the tier has no cap of ours."""
     evicted: int = 0
 
 
@@ -49,7 +51,8 @@ class Handle(ABC):
     def read(self, start: int, stop: int) -> memoryview:
         """Bytes [start, stop) of the block: a view into `buffer`, valid after close.
 
-        Raises CorruptBlock when the tier cannot give them. Safe from several threads.
+        Raises CorruptBlock when the tier cannot give them, LostBlock when it is the tier that
+        failed and not the block. Safe from several threads.
         """
         ...
 
@@ -68,12 +71,15 @@ class Tier(ABC):
     name: str
     trusted: bool
     """Were the bytes verified on the way in, in a place where they cannot change since?"""
+    far: bool = False
+    """Is it across a network? Then it is written behind, and may fail while others are well."""
 
     @abstractmethod
     def open(self, key: BlockKey) -> Handle | None:
         """The block, held open: it can be read to its end even if it is dropped meanwhile.
 
-        None when it is not here. Raises CorruptBlock when what is here cannot be a block.
+        None when it is not here. Raises CorruptBlock when what is here cannot be a block, and
+        StoreError when the tier cannot be asked.
         """
         ...
 
@@ -109,6 +115,10 @@ class Tier(ABC):
         """How full the tier is."""
         ...
 
+    def reachable(self) -> bool:
+        """Would the tier be asked just now? False while it is given a rest after failures."""
+        return True
+
     def touch(self, key: BlockKey) -> None:
         """Note that the block was used."""
         return
@@ -120,6 +130,15 @@ class Tier(ABC):
     def kept(self) -> Iterator[BlockKey]:
         """Every key that is here."""
         return iter(())
+
+    def holdings(self, salt: str) -> Sequence[Holding]:
+        """A tenant's blocks with their sizes, least recently used first."""
+        return ()
+
+    def replace(self, block: EncodedBlock, spare: Spare) -> None:
+        """Keep `block` in place of the one of the same key. Raises as `put`."""
+        self.drop(block.key)
+        self.put(block, spare)
 
     def save(self) -> None:
         """Write down what is only remembered (when blocks were used)."""

@@ -1,0 +1,112 @@
+"""From settings to an open store: its tiers on this machine, and those across the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdn.clock import Clock, SystemClock
+from kdn.store.disk import DiskTier
+from kdn.store.lasting import LastingPins
+from kdn.store.line import LineSettings
+from kdn.store.memory import MemoryTier
+from kdn.store.objects import ObjectRemote
+from kdn.store.peer import PeerRemote
+from kdn.store.policies import Rules, make_policy
+from kdn.store.quotas import Quotas
+from kdn.store.redis import RedisRemote
+from kdn.store.remote_tier import RemoteSettings, RemoteTier
+from kdn.store.seal import KeyRing
+from kdn.store.store import MEMORY_BYTES, Store
+from kdn.store.tier import Tier
+from kdn.trace import NoTrace, Trace
+
+__all__ = ["FarSettings", "open_store"]
+
+
+@dataclass(frozen=True)
+class FarSettings:
+    """Which tiers there are across the network, and how to use them; None: not that one."""
+
+    peer_url: str | None = None
+    peer_token: str | None = None
+    peer_authority: Path | None = None
+    redis_url: str | None = None
+    objects_url: str | None = None
+    object_options: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = 2.0
+    attempts: int = 2
+    capacity_bytes: int | None = None
+    read_bytes: int = 1 << 20
+    news_s: float = 1.0
+    objects_news_s: float = 30.0
+
+
+def open_store(
+    folder: Path | None,
+    *,
+    memory_bytes: int = MEMORY_BYTES,
+    disk_bytes: int | None = None,
+    disk_direct: bool = False,
+    far: FarSettings | None = None,
+    quotas: Quotas | None = None,
+    ring: KeyRing | None = None,
+    clock: Clock | None = None,
+    trace: Trace | None = None,
+    policy: str = "lru",
+    rules: Rules | None = None,
+) -> Store:
+    """A store of memory over the disk in `folder`, or of memory alone, with `far` tiers behind.
+
+    `disk_bytes` None means the cap last given for this folder, or else 20 GB or a tenth of what is
+    free, whichever is less.  Raises ForeignStore for a folder that belongs to something else,
+    StoreError for one that cannot be used, BadConfig and MissingExtra for far tiers that cannot be
+    set up.  One that does not answer is no error: it is asked again later.  With a `ring` blocks
+    are sealed on the disk, in Redis and in object stores; a peer node seals its own.  `policy` says
+    which blocks go when room is short, `rules` what people decide over it; BadInput for an unknown one.
+    """
+    clock, trace = clock or SystemClock(), trace or NoTrace()
+    distant = _far_tiers(far or FarSettings(), clock, trace, ring)
+    tiers: list[Tier] = [MemoryTier(memory_bytes, trace, make_policy(policy, rules), clock)]
+    if folder is not None:
+        # without a policy of its own, processes on one folder share the catalogue's order of use
+        ranking = None if policy == "lru" and rules is None else make_policy(policy, rules)
+        tiers.append(DiskTier(folder, disk_bytes, clock, trace, ranking, ring, direct=disk_direct))
+    return Store(
+        tiers,
+        far=distant,
+        clock=clock,
+        trace=trace,
+        quotas=quotas,
+        lasting=LastingPins(folder, clock),
+    )
+
+
+def _far_tiers(far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | None) -> list[Tier]:
+    """Nearest first: a peer, Redis, then objects."""
+    timeout_s, tiers = far.timeout_s, list[Tier]()
+    if far.peer_url is not None:
+        peer = PeerRemote(
+            far.peer_url,
+            token=far.peer_token,
+            authority=far.peer_authority,
+            timeout_s=timeout_s,
+        )
+        tiers.append(RemoteTier(peer, _settings(far, far.news_s), clock, trace))
+    if far.redis_url is not None:
+        redis = RedisRemote(far.redis_url, timeout_s=timeout_s)
+        tiers.append(RemoteTier(redis, _settings(far, far.news_s), clock, trace, ring=ring))
+    if far.objects_url is not None:
+        objects = ObjectRemote(
+            far.objects_url, options=far.object_options, timeout_s=max(timeout_s, 1.0)
+        )
+        tiers.append(
+            RemoteTier(objects, _settings(far, far.objects_news_s), clock, trace, ring=ring)
+        )
+    return tiers
+
+
+def _settings(far: FarSettings, news_s: float) -> RemoteSettings:
+    line = LineSettings(timeout_s=far.timeout_s, attempts=far.attempts)
+    return RemoteSettings(line, far.capacity_bytes, far.read_bytes, news_s)

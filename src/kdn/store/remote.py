@@ -1,0 +1,99 @@
+"""The seam "a place across a network": bytes and a note by key, range reads, news of what changed."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kdn.core import BlockKey
+
+__all__ = ["DictRemote", "Listed", "News", "Remote"]
+
+
+class Listed(NamedTuple):
+    """A stored block as a remote lists it; `note` is what its writer said of it."""
+
+    key: BlockKey
+    note: bytes
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class News:
+    """What came and went since the last time; `whole` says that `added` is all there is."""
+
+    added: tuple[Listed, ...] = ()
+    removed: tuple[BlockKey, ...] = ()
+    whole: bool = False
+
+
+class Remote(ABC):
+    """Blocks on the other side of a network. Raises Unreachable, and no library's own error.
+
+    Safe from several threads. Every call ends by itself, within a time-out of the remote's own.
+    """
+
+    name: str
+
+    @abstractmethod
+    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
+        """The first `num_bytes` (or fewer, if it is shorter) and the size; None if it is not there."""
+        ...
+
+    @abstractmethod
+    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
+        """Bytes [start, stop); fewer, or none, when they are not there (any more)."""
+        ...
+
+    @abstractmethod
+    def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
+        """Keep a block: all of it or nothing is seen by others. Keeping it twice is harmless."""
+        ...
+
+    @abstractmethod
+    def remove(self, key: BlockKey) -> bool:
+        """Forget a block; False when it was not there."""
+        ...
+
+    @abstractmethod
+    def news(self) -> News:
+        """What changed since the last call, by whatever hand; the first call tells all."""
+        ...
+
+    def close(self) -> None:
+        """Give back connections."""
+        return
+
+
+class DictRemote(Remote):
+    """A dict that plays the network: the dull twin, shared by as many tiers as a test wants."""
+
+    name = "dict"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks: dict[BlockKey, tuple[bytes, bytes]] = {}
+
+    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
+        with self._lock:
+            found = self._blocks.get(key)
+        return None if found is None else (found[1][:num_bytes], len(found[1]))
+
+    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
+        with self._lock:
+            return self._blocks.get(key, (b"", b""))[1][start:stop]
+
+    def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
+        with self._lock:
+            self._blocks[key] = (note, bytes(data))
+
+    def remove(self, key: BlockKey) -> bool:
+        with self._lock:
+            return self._blocks.pop(key, None) is not None
+
+    def news(self) -> News:
+        with self._lock:
+            listed = [Listed(key, note, len(data)) for key, (note, data) in self._blocks.items()]
+        return News(tuple(listed), whole=True)

@@ -1,0 +1,243 @@
+"""A node as engines, operators and attackers see it: real sockets, real TLS."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import ipaddress
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kdn.core import EXACT, PUBLIC_SALT
+from kdn.errors import BadConfig, Unreachable
+from kdn.serve import read_grants
+from kdn.store import PeerRemote, Quotas, Store, encode_block, open_store
+from kdn.store.index import Entry
+from kdn.store.notes import pack_note
+from tests.store.helpers import MODEL, block_id, make_block
+from tests.store.remotes import node_server
+
+PROMPT = tuple(range(300))
+MINE = make_block(block_id(PROMPT[:256], salt="alice"))
+THEIRS = make_block(block_id(PROMPT[:256], salt="bob"))
+SHARED = make_block(block_id(PROMPT[:200], salt=PUBLIC_SALT))
+KEYS = ("alice=a-key", "bob=b-key", "*=peer-key")
+
+
+def note_of(block: object) -> bytes:
+    return pack_note(Entry.of(block.id))  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path / "kv", disk_bytes=10**9, quotas=Quotas(None, {"bob": 70_000})) as one:
+        for block in (MINE, THEIRS, SHARED):
+            one.put(block)
+        yield one
+
+
+@pytest.fixture
+def url(store: Store) -> Iterator[str]:
+    with node_server(store, admin_key="root", tenant_keys=KEYS) as address:
+        yield address
+
+
+def as_(url: str, token: str) -> httpx.Client:
+    return httpx.Client(base_url=f"{url}/v1/store", headers={"authorization": f"Bearer {token}"})
+
+
+def test_a_stranger_gets_nothing(url: str) -> None:
+    for token in ("nonsense", "a-key2", "Bearer a-key", "a-ke"):
+        with as_(url, token) as http:
+            for path in ("/blocks", f"/blocks/{SHARED.id.key}", "/stat", "/quota", "/pins"):
+                assert http.get(path).status_code == 401
+            for path in ("/clear", "/pin", "/export", "/lookup", "/import"):
+                assert http.post(path, json={"all": True}).status_code == 401
+
+
+def test_a_tenant_sees_its_own_blocks_and_the_public_ones(url: str) -> None:
+    remote = PeerRemote(url, token="a-key")
+    assert {one.key for one in remote.news().added} == {MINE.id.key, SHARED.id.key}
+    assert remote.head(MINE.id.key, 8) is not None
+    assert remote.head(SHARED.id.key, 8) is not None
+    assert remote.head(THEIRS.id.key, 8) is None
+    remote.close()
+    every = PeerRemote(url, token="peer-key")
+    assert len(every.news().added) == 3
+    every.close()
+
+
+def test_what_one_may_not_see_is_answered_as_what_is_not_there(url: str) -> None:
+    absent = block_id([9, 9], salt="bob").key
+    with as_(url, "a-key") as http:
+        for verb in ("GET", "DELETE"):
+            hidden = http.request(verb, f"/blocks/{THEIRS.id.key}")
+            nothing = http.request(verb, f"/blocks/{absent}")
+            assert (hidden.status_code, hidden.content) == (nothing.status_code, nothing.content)
+            assert hidden.status_code == 404
+        assert http.delete(f"/blocks/{SHARED.id.key}").status_code == 404, "public is read-only"
+        probe = {"fingerprint": MODEL, "tokens": list(PROMPT), "salt": "bob"}
+        assert http.post("/lookup", json=probe).status_code == 403
+        assert list(http.get("/quota").json()) == ["alice"]
+
+
+def test_news_of_what_left_do_not_tell_of_others(url: str, store: Store) -> None:
+    """A tenant that guesses another's text could compute its key, and must not see it go."""
+    remote = PeerRemote(url, token="a-key")
+    remote.news()
+    store.drop(THEIRS.id.key)
+    store.drop(MINE.id.key)
+    news = remote.news()
+    assert (news.added, news.removed, news.whole) == ((), (MINE.id.key,), False)
+    remote.close()
+
+
+def test_a_tenant_cannot_write_for_another_or_for_all(url: str, store: Store) -> None:
+    remote = PeerRemote(url, token="a-key")
+    for salt in ("bob", PUBLIC_SALT, ""):
+        block = make_block(block_id([1, 2, 3], salt=salt))
+        with pytest.raises(Unreachable, match="403"):
+            remote.write(block.id.key, note_of(block), encode_block(block).data)
+    own = make_block(block_id([1, 2, 3], salt="alice"))
+    remote.write(own.id.key, note_of(own), encode_block(own).data)
+    assert store.entry(own.id.key) is not None
+    remote.close()
+
+
+def test_a_block_that_is_not_what_its_name_says_is_refused(url: str, store: Store) -> None:
+    good = bytes(encode_block(MINE).data)
+    other = block_id([4, 5], salt="alice").key
+    flipped = bytearray(good)
+    flipped[-1] ^= 4
+    with as_(url, "peer-key") as http:
+        for key, body in [
+            (other, good),
+            (MINE.id.key, bytes(flipped)),
+            (MINE.id.key, good[:-1]),
+            (MINE.id.key, b""),
+            ("x" * 64, good),
+            ("..%2f..%2fetc", good),
+        ]:
+            assert http.put(f"/blocks/{key}", content=body).status_code in {400, 404}
+    assert len(store.entries()) == 3
+    assert store.verify().corrupt == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "bytes_"),
+    [
+        ("bytes=0-0", 206, (0, 1)),
+        ("bytes=4096-", 206, (4096, None)),
+        ("bytes=4096-99999999", 206, (4096, None)),
+        ("bytes=99999999-", 416, None),
+        ("bytes=5-4", 416, None),
+        ("bytes=-5", 416, None),
+        ("lines=1-2", 416, None),
+    ],
+)
+def test_ranges(url: str, asked: str, status: int, bytes_: tuple[int, int | None] | None) -> None:
+    data = bytes(encode_block(MINE).data)
+    with as_(url, "a-key") as http:
+        answer = http.get(f"/blocks/{MINE.id.key}", headers={"range": asked})
+        assert answer.status_code == status
+        if bytes_ is not None:
+            assert answer.content == data[slice(*bytes_)]
+        assert http.get(f"/blocks/{MINE.id.key}").content == data
+
+
+def test_only_the_admin_manages(url: str) -> None:
+    calls = ["/warm", "/clear", "/copy", "/move", "/compress", "/pin", "/unpin", "/export"]
+    with as_(url, "a-key") as http:
+        for path in [*calls, "/import", "/verify"]:
+            assert http.post(path, json={"all": True}).status_code == 403, path
+        assert http.get("/stat").status_code == 403
+
+
+def test_the_admin_does_everything_the_commands_do(url: str, store: Store) -> None:
+    with as_(url, "root") as http:
+        assert http.get("/stat").json()["blocks"] == 3
+        assert http.post("/verify").json()["corrupt"] == []
+        found = http.post("/lookup", json={"fingerprint": MODEL, "tokens": list(PROMPT)}).json()
+        assert (found["hit_tokens"], found["hits"][0]["public"]) == (200, True)
+        assert http.get("/quota").json()["bob"]["limit_bytes"] == 70_000
+        assert http.post("/pin", json={"salt": "alice", "seconds": 60}).json() == {"blocks": 1}
+        assert list(http.get("/pins").json()) == [MINE.id.key]
+        assert http.post("/unpin", json={"salt": "alice"}).json() == {"blocks": 1}
+        moved = http.post("/move", json={"salt": "bob", "to": "memory", "source": "disk"}).json()
+        assert moved["blocks"] == 1
+        assert store.where(THEIRS.id.key) == ("memory",)
+        copied = http.post("/copy", json={"salt": "bob", "to": "disk"}).json()
+        assert (copied["blocks"], store.where(THEIRS.id.key)) == (1, ("memory", "disk"))
+        assert http.post("/warm", json={"all": True}).json()["blocks"] == 3
+        assert http.post("/compress", json={"all": True, "codec": "none"}).json()["blocks"] == 3
+        assert http.post("/compress", json={"all": True, "codec": "zip"}).status_code == 400
+        bundle = http.post("/export", json={"all": True}).content
+        assert http.post("/clear", json={"salt": "bob"}).json()["blocks"] == 1
+        assert http.post("/clear", json={}).status_code == 400, "everything must be said"
+        assert http.post("/clear", json={"tier": "cellar"}).status_code == 400
+        assert http.post("/import", content=bundle).json()["blocks"] == 3
+        assert http.post("/import", content=b"no bundle").status_code == 400
+        assert len(store.entries()) == 3
+    with tarfile.open(fileobj=io.BytesIO(bundle)) as archive:
+        assert len(archive.getnames()) == 3
+
+
+def test_over_tls_with_a_certificate_of_our_own(tmp_path: Path) -> None:
+    pem = self_signed(tmp_path / "node.pem")
+    with open_store(None) as held, node_server(held, certificate=pem) as address:
+        held.put(MINE)
+        assert address.startswith("https://")
+        remote = PeerRemote(address, authority=pem)
+        assert [one.key for one in remote.news().added] == [MINE.id.key]
+        remote.close()
+        with pytest.raises(Unreachable, match="certificate"):
+            PeerRemote(address).news()
+
+
+def test_keys_that_make_no_sense_are_refused() -> None:
+    for keys in (("alice",), ("=x",), ("alice=",), ("a=same", "b=same")):
+        with pytest.raises(BadConfig):
+            read_grants(None, keys)
+
+
+def test_a_match_takes_from_the_public_and_goes_on_in_private(store: Store) -> None:
+    rest = block_id(PROMPT[200:], PROMPT[:200], salt="carol")
+    store.put(make_block(rest))
+    match = store.match(MODEL, EXACT, "carol", PROMPT)
+    assert [(hit.id.salt, hit.num_tokens) for hit in match.hits] == [
+        (PUBLIC_SALT, 200),
+        ("carol", 100),
+    ]
+    assert store.match(MODEL, EXACT, "dave", PROMPT).num_tokens == 200
+    assert store.match(MODEL, EXACT, "alice", PROMPT).num_tokens == 256
+    assert store.match(MODEL, EXACT, PUBLIC_SALT, PROMPT).num_tokens == 200
+
+
+def self_signed(path: Path) -> Path:
+    """A certificate for 127.0.0.1 and its key, in one file."""
+    x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "node")])
+    now = dt.datetime.now(dt.UTC)
+    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(here, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    pem = serialization.Encoding.PEM
+    path.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain) + made.public_bytes(pem)
+    )
+    return path

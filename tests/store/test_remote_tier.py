@@ -1,0 +1,318 @@
+"""Tiers across a network: the same stories over a dict, Redis, object stores and a peer node."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from kdn.clock import ManualClock, SystemClock
+from kdn.core import EXACT, BlockKey
+from kdn.errors import BadConfig, NoSpace, Unreachable
+from kdn.store import (
+    DictRemote,
+    LineSettings,
+    MemoryTier,
+    ObjectRemote,
+    PeerRemote,
+    RedisRemote,
+    Remote,
+    RemoteSettings,
+    RemoteTier,
+    Store,
+    encode_block,
+    open_store,
+)
+from kdn.trace import NoTrace, Recorder
+from tests.store.helpers import MODEL, block_id, make_block, run_of
+from tests.store.remotes import node_server, redis_server, s3_server
+
+PROMPT = tuple(range(300))
+FIRST = block_id(PROMPT[:256])
+SECOND = block_id(PROMPT[256:], PROMPT[:256])
+EAGER = RemoteSettings(LineSettings(timeout_s=20), news_s=0)
+Maker = Callable[[], Remote]
+
+
+def over_dict(folder: Path, stack: ExitStack) -> Maker:
+    shared = DictRemote()
+    return lambda: shared
+
+
+def over_redis(folder: Path, stack: ExitStack) -> Maker:
+    url, _ = stack.enter_context(redis_server(folder))
+    return lambda: RedisRemote(url)
+
+
+def over_folder(folder: Path, stack: ExitStack) -> Maker:
+    return lambda: ObjectRemote(f"file://{folder}/objects")
+
+
+def over_s3(folder: Path, stack: ExitStack) -> Maker:
+    options = stack.enter_context(s3_server(folder))
+    return lambda: ObjectRemote("s3://kv-test/blocks-of-ours", options=options, timeout_s=20)
+
+
+def over_node(folder: Path, stack: ExitStack) -> Maker:
+    store = stack.enter_context(open_store(folder / "node", disk_bytes=10**9))
+    url = stack.enter_context(node_server(store))
+    return lambda: PeerRemote(url, timeout_s=20)
+
+
+@pytest.fixture(params=[over_dict, over_redis, over_folder, over_s3, over_node])
+def make_remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Maker]:
+    with ExitStack() as stack:
+        yield request.param(tmp_path, stack)
+
+
+def engine_with(remote: Remote, settings: RemoteSettings = EAGER) -> Store:
+    """A store that has nothing of its own but memory."""
+    clock = SystemClock()
+    tier = RemoteTier(remote, settings, clock, NoTrace(), Random(1))
+    return Store([MemoryTier(10**9, NoTrace())], far=[tier], clock=clock)
+
+
+def test_one_engine_reads_what_another_wrote(make_remote: Maker) -> None:
+    with engine_with(make_remote()) as writer:
+        writer.put(make_block(FIRST))
+        writer.put_behind(make_block(SECOND))
+        assert writer.flush(20)
+        assert writer.stat().failed == 0
+        with engine_with(make_remote()) as reader:
+            match = reader.match(MODEL, EXACT, "", PROMPT)
+            far = reader.tiers[-1].name
+            assert [(hit.num_tokens, hit.tier) for hit in match.hits] == [(256, far), (44, far)]
+            for hit in match.hits:
+                found = reader.open(hit)
+                assert found is not None
+                with found:
+                    assert [bytes(run) for run in found.layers(0, 3)] == [
+                        run_of(hit.id, layer) for layer in range(3)
+                    ]
+            match = reader.match(MODEL, EXACT, "", PROMPT)
+            assert [hit.tier for hit in match.hits] == ["memory", "memory"]
+            assert reader.stat().bytes_per_s[far] > 0
+            reader.check()
+
+
+def test_what_is_dropped_is_gone_for_everybody(make_remote: Maker) -> None:
+    with engine_with(make_remote()) as one, engine_with(make_remote()) as other:
+        one.put(make_block(FIRST))
+        one.put(make_block(SECOND))
+        assert one.flush(20)
+        assert other.match(MODEL, EXACT, "", PROMPT).num_tokens == 300
+        assert one.drop(SECOND.key)
+        assert other.match(MODEL, EXACT, "", PROMPT).num_tokens == 256
+        assert other.open(SECOND) is None
+        assert not one.drop(SECOND.key)
+
+
+def test_layers_are_read_alone_and_ranges_give_what_is_there(make_remote: Maker) -> None:
+    remote = make_remote()
+    block = encode_block(make_block(FIRST))
+    with engine_with(remote) as store:
+        store.put(make_block(FIRST))
+        assert store.flush(20)
+        head = remote.head(FIRST.key, 100)
+        assert head == (bytes(block.data[:100]), block.size_bytes)
+        assert remote.read(FIRST.key, 4096, 5000) == bytes(block.data[4096:5000])
+        assert remote.head(SECOND.key, 100) is None
+        assert remote.read(SECOND.key, 0, 10) == b""
+        assert not remote.remove(SECOND.key)
+
+
+def test_a_damaged_block_is_a_miss_that_is_counted(tmp_path: Path) -> None:
+    remote = DictRemote()
+    block = encode_block(make_block(FIRST))
+    with engine_with(remote) as store:
+        store.put(make_block(FIRST))
+        assert store.flush(20)
+    note = remote.news().added[0].note
+    data = bytearray(block.data)
+    data[-1] ^= 1
+    remote.write(FIRST.key, note, memoryview(data))
+    with engine_with(remote) as store:
+        (hit,) = store.match(MODEL, EXACT, "", PROMPT).hits
+        reader = store.open(hit)
+        assert reader is not None
+        with reader, pytest.raises(Exception, match="checksum"):
+            reader.layers(0, 3)
+        assert store.stat().corrupt == 1
+        assert store.match(MODEL, EXACT, "", PROMPT).num_tokens == 0
+    assert remote.head(FIRST.key, 10) is None
+
+
+def test_a_note_that_lies_about_its_block_is_passed_over() -> None:
+    remote = DictRemote()
+    with engine_with(remote) as store:
+        store.put(make_block(FIRST))
+        assert store.flush(20)
+    note = remote.news().added[0].note
+    remote.write(SECOND.key, note, memoryview(b"x"))
+    remote.write(BlockKey("0" * 64), b"no note at all", memoryview(b"x"))
+    with engine_with(remote) as store:
+        assert [entry.key for entry in store.entries()] == [FIRST.key]
+
+
+def test_the_cap_of_a_far_tier_holds_and_the_oldest_goes() -> None:
+    remote, trace = DictRemote(), Recorder()
+    size = encode_block(make_block(FIRST)).size_bytes
+    settings = RemoteSettings(LineSettings(), capacity_bytes=2 * size, news_s=0)
+    tier = RemoteTier(remote, settings, SystemClock(), trace)
+    blocks = [make_block(block_id(range(n, n + 256))) for n in (0, 1000, 2000)]
+    for block in blocks:
+        tier.put(encode_block(block), lambda _: False)
+        tier.changes()
+    assert list(tier.kept()) == [blocks[1].id.key, blocks[2].id.key]
+    assert (tier.usage().size_bytes, tier.usage().evicted) == (2 * size, 1)
+    tier.touch(blocks[1].id.key)
+    with pytest.raises(NoSpace):
+        tier.put(encode_block(blocks[0]), lambda _: True)
+    tier.check()
+    tier.close()
+
+
+def test_redis_that_lost_a_value_is_a_miss_and_forgets_its_note(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as (url, _), engine_with(RedisRemote(url)) as writer:
+        writer.put(make_block(FIRST))
+        assert writer.flush(20)
+        import redis
+
+        with redis.Redis.from_url(url) as client:
+            assert client.delete(f"kdn:block:{FIRST.key}") == 1
+            with engine_with(RedisRemote(url)) as reader:
+                assert reader.match(MODEL, EXACT, "", PROMPT).num_tokens == 256
+                assert reader.open(FIRST) is None
+                assert reader.match(MODEL, EXACT, "", PROMPT).num_tokens == 0
+            assert client.hlen("kdn:notes") == 0
+
+
+def test_redis_emptied_under_us_is_noticed(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as (url, _), engine_with(RedisRemote(url)) as writer:
+        writer.put(make_block(FIRST))
+        assert writer.flush(20)
+        with engine_with(RedisRemote(url)) as reader:
+            assert reader.match(MODEL, EXACT, "", PROMPT).num_tokens == 256
+            import redis
+
+            with redis.Redis.from_url(url) as client:
+                client.flushall()
+            assert reader.match(MODEL, EXACT, "", PROMPT).num_tokens == 0
+
+
+def test_prefixes_keep_two_users_of_one_redis_apart(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as (url, _):
+        with engine_with(RedisRemote(url, prefix="a")) as one:
+            one.put(make_block(FIRST))
+            assert one.flush(20)
+        with engine_with(RedisRemote(url, prefix="b")) as other:
+            assert other.match(MODEL, EXACT, "", PROMPT).num_tokens == 0
+
+
+def test_a_server_killed_in_the_middle_of_a_load(tmp_path: Path) -> None:
+    """The reader is told that the block is lost, soon; the block is not called damaged; from then
+    on the tier is given a rest and costs nothing."""
+    line = LineSettings(timeout_s=1.0, attempts=1)
+    settings = RemoteSettings(line, read_bytes=1, news_s=0)
+    with redis_server(tmp_path) as (url, server):
+        with engine_with(RedisRemote(url)) as writer:
+            writer.put(make_block(FIRST))
+            assert writer.flush(20)
+        with engine_with(RedisRemote(url, timeout_s=0.5), settings) as store:
+            reader = store.open(FIRST)
+            assert reader is not None
+            with reader:
+                assert bytes(reader.layer(0)) == run_of(FIRST, 0)
+                _kill(server)
+                with pytest.raises(Exception, match="Redis failed"):
+                    reader.layer(2)
+            assert (store.stat().lost, store.stat().corrupt) == (1, 0)
+            assert store.open(FIRST) is None
+            store.open(FIRST)
+            assert store.stat().resting == ("redis",)
+            assert store.match(MODEL, EXACT, "", PROMPT).num_tokens == 0, "as good as not there"
+
+
+def test_a_load_broken_off_is_finished_for_the_next_reader() -> None:
+    remote = DictRemote()
+    with engine_with(remote) as writer:
+        writer.put(make_block(FIRST))
+        assert writer.flush(20)
+    with engine_with(remote, RemoteSettings(LineSettings(), read_bytes=1, news_s=0)) as store:
+        reader = store.open(FIRST)
+        assert reader is not None
+        reader.layer(0)
+        reader.close()
+        assert store.flush(20)
+        (hit,) = store.match(MODEL, EXACT, "", PROMPT).hits
+        assert hit.tier == "memory"
+
+
+def test_what_came_from_afar_is_on_the_disk_after_a_restart(tmp_path: Path) -> None:
+    remote = DictRemote()
+    with engine_with(remote) as writer:
+        writer.put(make_block(FIRST))
+        assert writer.flush(20)
+    from kdn.store import DiskTier
+
+    clock, trace = SystemClock(), NoTrace()
+    tiers = [MemoryTier(10**9, trace), DiskTier(tmp_path / "kv", 10**9, clock, trace)]
+    with Store(tiers, far=[RemoteTier(remote, EAGER, clock, trace)]) as store:
+        reader = store.open(FIRST)
+        assert reader is not None
+        with reader:
+            reader.layers(0, 3)
+        assert store.flush(20)
+    with open_store(tmp_path / "kv") as store:
+        (hit,) = store.match(MODEL, EXACT, "", PROMPT).hits
+        assert hit.tier == "disk"
+
+
+def test_news_are_asked_for_when_they_are_old() -> None:
+    clock, remote = ManualClock(), DictRemote()
+    settings = RemoteSettings(LineSettings(timeout_s=20), news_s=10)
+    tier = RemoteTier(remote, settings, clock, NoTrace())
+    assert tier.changes().added == ()
+    with engine_with(remote) as writer:
+        writer.put(make_block(FIRST))
+        assert writer.flush(20)
+    clock.advance(9)
+    assert tier.changes().added == ()
+    clock.advance(1)
+    for _ in range(1000):  # asked in the background: some look after finds it
+        added = tier.changes().added
+        if added:
+            break
+        clock.advance(0.001)
+        tier._line._closed.wait(0.005)
+    assert [entry.key for entry in added] == [FIRST.key]
+    tier.close()
+
+
+@pytest.mark.parametrize("url", ["redis://h:port", "ftp://h", "nowhere"])
+def test_addresses_that_are_none_are_refused(url: str) -> None:
+    with pytest.raises(BadConfig):
+        PeerRemote(url)
+    with pytest.raises(BadConfig):
+        RedisRemote(url)
+    with pytest.raises(BadConfig):
+        ObjectRemote(url)
+
+
+def test_nobody_there_is_unreachable() -> None:
+    for remote in (
+        PeerRemote("http://127.0.0.1:9", timeout_s=1),
+        RedisRemote("redis://127.0.0.1:9", timeout_s=1),
+    ):
+        with pytest.raises(Unreachable):
+            remote.news()
+        remote.close()
+
+
+def _kill(server: subprocess.Popen[bytes]) -> None:
+    server.kill()
+    server.wait()
