@@ -166,9 +166,8 @@ def _break_even(token_bytes: int, found: _Findings) -> None:
         size_mb = length * token_bytes / 1e6
         links: Row = {f"{link} MB/s": prefill_s / max(size_mb / link, hit_s) for link in LINKS_MB_S}
         need = size_mb / prefill_s
-        found.rows.append(
-            {"measure": "break-even link, MB/s", "tokens": length, "value": need} | links
-        )
+        row: Row = {"measure": "break-even link, MB/s", "tokens": length, "value": need}
+        found.rows.append(row | links)
 
 
 def _overlap(options: BenchOptions, hits: Hits, scale: Scale, found: _Findings) -> None:
