@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 BENCHES: dict[str, str] = {
+    "codecs": "kdn.bench.codecs",
     "engine": "kdn.bench.engine",
     "l4s": "kdn.bench.l4s",
     "stack": "kdn.bench.stack",
