@@ -24,6 +24,7 @@ __all__ = [
 BENCHES: dict[str, str] = {
     "codecs": "kdn.bench.codecs",
     "engine": "kdn.bench.engine",
+    "kdn": "kdn.bench.knowledge",
     "l4s": "kdn.bench.l4s",
     "stack": "kdn.bench.stack",
 }

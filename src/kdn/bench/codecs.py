@@ -89,11 +89,11 @@ def _measure(options: BenchOptions, texts: Sequence[str]) -> _Measured:
         opened(options, Path(folder)) as service,
     ):
         model = service.model
-        options.say(f"{Path(options.model).stem}: quality")
+        options.say(f"{_short(options.model)}: quality")
         given = probes(model, texts, pieces=pieces, say=options.say)
         record = calibrate(model, given, options.clock, say=options.say)
         bins_gain, bins_kl = _bins(model, given)
-    options.say(f"{Path(options.model).stem}: speed")
+    options.say(f"{_short(options.model)}: speed")
     shape = model.decoder.config.kv_shape(str(model.decoder.dtype).removeprefix("torch."))
     runs = _runs(given[0].kv)
     encode, decode, gain = _speeds(runs, shape, rounds, options.clock)
@@ -150,6 +150,10 @@ def _seconds(
     return clock.now() - started
 
 
+def _short(model: str) -> str:
+    return Path(model).name.removesuffix(".gguf")
+
+
 def _zstd_gain(runs: Sequence[memoryview]) -> float:
     packer = zstandard.ZstdCompressor(level=1)
     return sum(run.nbytes for run in runs) / sum(len(packer.compress(run)) for run in runs)
@@ -188,7 +192,7 @@ def _rows(model: str, one: _Measured) -> list[Row]:
         quality = one.record.codecs.get(name)
         rows.append(
             {
-                "model": Path(model).stem,
+                "model": _short(model),
                 "codec": name,
                 "gain": one.gain[name] if quality is None else quality.gain,
                 "encode, MB/s": one.encode[name] if codec.compresses else None,
@@ -198,7 +202,7 @@ def _rows(model: str, one: _Measured) -> list[Row]:
                 "changed tokens": quality.changed_share if quality is not None else 0.0,
             }
         )
-    name = {"model": Path(model).stem}
+    name = {"model": _short(model)}
     return [
         *rows,
         name | {"codec": "zstd-1 on plain bytes", "gain": one.zstd_gain, "mean KL": 0.0},
@@ -229,7 +233,7 @@ def _second(one: _Measured | None) -> dict[str, float | None]:
 
 def _figure(found: dict[str, _Measured]) -> Figure:
     lines = {
-        f"{Path(model).stem}, {kind}": sorted(
+        f"{_short(model)}, {kind}": sorted(
             (quality.gain, quality.kl)
             for name, quality in one.record.codecs.items()
             if name.startswith("entropy") == (kind == "entropy-coded")
