@@ -30,6 +30,7 @@ def test_answers_are_judged_by_their_words() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*")  # peft asks it the old way
 def test_every_way_has_its_row(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     pytest.importorskip("peft")
     folder = tiny_model("llama", max_position_embeddings=4096)
