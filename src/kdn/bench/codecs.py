@@ -202,13 +202,13 @@ def _rows(model: str, one: _Measured) -> list[Row]:
                 "changed tokens": quality.changed_share if quality is not None else 0.0,
             }
         )
-    name = {"model": _short(model)}
+    who: Row = {"model": _short(model)}
     return [
         *rows,
-        name | {"codec": "zstd-1 on plain bytes", "gain": one.zstd_gain, "mean KL": 0.0},
-        name | {"codec": "CacheGen's bins", "gain": one.bins_gain, "mean KL": one.bins_kl},
-        name | {"codec": "another document", "mean KL": one.record.kl_wrong_document},
-        name | {"codec": "no document", "mean KL": one.record.kl_no_context},
+        who | {"codec": "zstd-1 on plain bytes", "gain": one.zstd_gain, "mean KL": 0.0},
+        who | {"codec": "CacheGen's bins", "gain": one.bins_gain, "mean KL": one.bins_kl},
+        who | {"codec": "another document", "mean KL": one.record.kl_wrong_document},
+        who | {"codec": "no document", "mean KL": one.record.kl_no_context},
     ]
 
 
