@@ -37,7 +37,7 @@ def tiny(folder: Path, model_cache: Path) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def record(tiny: LoadedModel) -> QualityRecord:
-    return calibrate(tiny, [TEXT], ManualClock(wall_s=7.0))
+    return calibrate(tiny, probes(tiny, [TEXT]), ManualClock(wall_s=7.0))
 
 
 def test_a_record_has_every_lossy_codec_and_its_scale(record: QualityRecord) -> None:

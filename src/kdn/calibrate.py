@@ -36,7 +36,7 @@ from kdn.model.attention import TorchAttention
 from kdn.reuse import lossy_recipe
 from kdn.store import CODECS, Block, Codec, CodecQuality, QualityRecord, encode_block
 
-__all__ = ["Probe", "calibrate", "probes", "read_texts", "through"]
+__all__ = ["Probe", "calibrate", "divergence", "probes", "read_texts", "through"]
 
 CONTEXT_TOKENS = 512
 POSITIONS = 96
@@ -82,17 +82,15 @@ class _Given:
 
 def calibrate(
     model: LoadedModel,
-    texts: Sequence[str],
+    found: Sequence[Probe],
     clock: Clock,
     *,
-    pieces: int = PIECES,
     say: Callable[[str], None] = lambda _: None,
 ) -> QualityRecord:
-    """Measure every lossy codec. Raises BadInput when the texts are too short."""
-    found = probes(model, texts, pieces=pieces, say=say)
+    """Measure every lossy codec on these pieces of text: two at least."""
     others = [*found[1:], found[0]]
-    wrong = [_divergence(model, one, other.kv) for one, other in zip(found, others, strict=True)]
-    none = [_divergence(model, one, None) for one in found]
+    wrong = [divergence(model, one, other.kv) for one, other in zip(found, others, strict=True)]
+    none = [divergence(model, one, None) for one in found]
     codecs = {}
     for name, codec in CODECS.items():
         if not codec.lossless:
@@ -165,7 +163,7 @@ def _quality(model: LoadedModel, found: Sequence[Probe], codec: Codec) -> CodecQ
         kv, stored_bytes = through(codec, probe.kv, _shape(model), probe.token_ids)
         raw_bytes += probe.kv.numel() * probe.kv.element_size()
         size_bytes += stored_bytes
-        kl, other = _divergence(model, probe, kv)
+        kl, other = divergence(model, probe, kv)
         divergences.append(kl)
         changed.append(other)
     kl = torch.cat(divergences)
@@ -177,8 +175,8 @@ def _quality(model: LoadedModel, found: Sequence[Probe], codec: Codec) -> CodecQ
     )
 
 
-def _divergence(model: LoadedModel, probe: Probe, kv: Tensor | None) -> tuple[Tensor, Tensor]:
-    """By position the KL with `kv` as context (None: no context), and whether the best token changed."""
+def divergence(model: LoadedModel, probe: Probe, kv: Tensor | None) -> tuple[Tensor, Tensor]:
+    """By position the KL with `kv` as context (None: none), and whether the best token changed."""
     start = probe.num_context
     token_ids = probe.token_ids if kv is not None else probe.token_ids[start:]
     count = len(probe.token_ids) - start

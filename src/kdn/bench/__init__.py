@@ -24,7 +24,9 @@ __all__ = [
 BENCHES: dict[str, str] = {
     "blend": "kdn.bench.blend",
     "blend-load": "kdn.bench.blend_load",
+    "codecs": "kdn.bench.codecs",
     "engine": "kdn.bench.engine",
+    "kdn": "kdn.bench.knowledge",
     "l4s": "kdn.bench.l4s",
     "mil": "kdn.bench.mil",
     "stack": "kdn.bench.stack",

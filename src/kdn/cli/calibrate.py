@@ -32,14 +32,15 @@ def calibrate(
     """
     import kdn
     from kdn.calibrate import calibrate as measure
-    from kdn.calibrate import read_texts
+    from kdn.calibrate import probes, read_texts
     from kdn.clock import SystemClock
     from kdn.corpus import corpus_files
     from kdn.store import save_record
 
     texts = read_texts(data) if data else [file.read_text("utf-8") for file in corpus_files()]
     with kdn.open(model, home=home, device=device, dtype=dtype) as opened:
-        record = measure(opened.model, texts, SystemClock(), say=say)
+        pieces = probes(opened.model, texts, say=say)
+        record = measure(opened.model, pieces, SystemClock(), say=say)
         path = save_record(opened.config.home, record)
     if as_json:
         emit(record)
