@@ -395,3 +395,4 @@ class Engine:
             self._release(live)
             live.stream.push(error)
             live.stream.push(None)
+            self._trace.event("engine.fail", request=live.request.id, why=repr(error))

@@ -249,6 +249,19 @@ def test_keys_that_cannot_be_moved_are_not_blended(tiny: LoadedModel, tmp_path: 
         assert (usage.exact, usage.blended) == (320, 0)
 
 
+def test_a_blended_request_that_the_engine_drops_is_waited_for_no_longer(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    """Closing the engine tells the trace of every request that ends so."""
+    with desk(tiny, tmp_path / "store") as d:
+        heard = Recorder()
+        d.engine._trace = heard
+        d.engine.submit(d.request(*ALL, question(1), blend=Blend()))
+        d.engine.step()
+        d.engine.close()
+        assert [e.fields["request"] for e in heard.events("engine.fail")] == ["1"]
+
+
 def test_several_blended_requests_run_side_by_side(tiny: LoadedModel, tmp_path: Path) -> None:
     with desk(tiny, tmp_path / "store") as d:
         d.learn(ONE, TWO, THREE)
