@@ -15,7 +15,7 @@ from kdn.bench import BenchOptions, load_bench
 from kdn.bench.blend_arms import BottomRight
 from kdn.bench.blend_load import Point, rate_at, zipf_order
 from kdn.bench.blend_prompts import questions
-from kdn.bench.blend_quality import geometric, interval, word_f1
+from kdn.bench.blend_quality import geometric, interval, rouge_l, word_f1
 from kdn.errors import BadInput
 from kdn.model.attention import AttentionLane, TorchAttention
 
@@ -37,6 +37,13 @@ def test_words_are_compared_as_squad_does() -> None:
     assert word_f1("The Exeter College.", ["exeter college"]) == 1.0
     assert word_f1("Exeter, Oxford", ["Exeter College", "Oxford"]) == pytest.approx(0.6667)
     assert word_f1("no\nExeter College", ["Exeter College"]) == 0.0
+
+
+def test_summaries_are_compared_by_what_comes_in_the_same_order() -> None:
+    """Three words of four and of three: 2 * 3 / 7."""
+    assert rouge_l("budget was then raised", ["budget was raised"]) == pytest.approx(0.8571)
+    assert rouge_l("raised was budget", ["budget was raised"]) == pytest.approx(0.3333)
+    assert rouge_l("", ["budget"]) == 0.0
 
 
 def test_gains_are_geometric_and_held_above_the_floor() -> None:
@@ -68,6 +75,12 @@ def test_a_set_that_is_too_small_is_gone_through_in_another_order(tmp_path: Path
     assert "Ada wrote it" in first.documents
     assert "Ada wrote it" in second.documents
     assert first.name != second.name
+    turns = [{"speaker": "Ann", "content": "We raise the budget. " * 500}]
+    query = {"query": "Why?", "answer": "So.", "relevant_text_span": [["0", "0"]]}
+    meeting = {"meeting_transcripts": turns, "specific_query_list": [query]}
+    (tmp_path / "public.jsonl").write_text(json.dumps(meeting))
+    (asked,) = questions(tmp_path, 0, 1)
+    assert (len(asked.documents), asked.at_length) == (8, True)
     (tmp_path / "public.jsonl").write_text('{"odd": 1}')
     with pytest.raises(BadInput, match="not known"):
         questions(tmp_path, 0, 1)

@@ -3,7 +3,8 @@
 Quality (`--only quality`): prompts of eight documents, each computed alone behind the prelude; every
 arm's distribution against the full prefill's.  Timing (`--only timing`): time to the first token
 through the real engine, interleaved with full prefills.  With `--rows FILE` judged prompts are kept,
-and a later run goes on from them, so that the slow part may run anywhere, at any time.
+and a later run goes on from them, so that the slow part may run anywhere, at any time; a run of the
+timing alone reports those that are there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kdn import api
 from kdn.bench.blend_arms import FULL, HKVD, NAIVE, NOISE, OURS, RANDOM, RATIO
 from kdn.bench.blend_lab import Lab
 from kdn.bench.blend_prompts import Asked, questions
-from kdn.bench.blend_quality import Judged, geometric, interval, judge
+from kdn.bench.blend_quality import Judged, geometric, interval, judge, judged_before
 from kdn.bench.blend_timing import BLEND, DISK, FULL_TIME, Timed, longer, time_ways
 from kdn.bench.lineup import opened
 from kdn.bench.measure import median, ratio
@@ -42,7 +43,7 @@ def run(options: BenchOptions) -> Result:
         raise BadInput(f"blend has the parts quality and timing, not {options.only!r}")
     torch.set_num_threads(options.threads)
     asked = questions(options.data, options.seed, _QUICK_PROMPTS if options.quick else _PROMPTS)
-    judged: list[Judged] = []
+    judged = judged_before(asked, options.rows)
     timed: dict[str, Timed] = {}
     with (
         tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,

@@ -21,7 +21,6 @@ import torch
 
 from kdn import api
 from kdn.bench.blend_prompts import questions
-from kdn.bench.blend_quality import INSTRUCTION
 from kdn.bench.contestants import Listener
 from kdn.bench.lineup import opened
 from kdn.bench.result import BenchOptions, Figure, Result, Row
@@ -136,7 +135,7 @@ def _prompts(
     for one in asked:
         chosen = zipf_order(draw, len(texts), _CHOSEN)
         documents = [Document(None, texts[k]) for k in chosen]
-        turns = [Message("system", INSTRUCTION), Message("user", one.question)]
+        turns = [Message("system", one.instruction), Message("user", one.question)]
         found.append(service.prompt(turns, documents))
     return found
 

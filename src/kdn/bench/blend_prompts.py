@@ -14,6 +14,9 @@ from kdn.errors import BadInput
 
 __all__ = ["Asked", "questions"]
 
+_SHORTLY = "Answer the question from the documents, in at most five words."
+_AT_LENGTH = "Answer from the meeting above, in two or three sentences."
+
 _CHUNKS = 8
 _WORDS = 200
 """Words of a chunk: about 270 tokens of English, so that eight of them are a prompt of 2,200."""
@@ -27,14 +30,17 @@ class Asked:
     documents: tuple[str, ...]
     question: str
     answers: tuple[str, ...]
+    instruction: str = _SHORTLY
+    at_length: bool = False
+    """Is the answer a summary, to be compared by Rouge-L, or a few words, by F1?"""
 
 
 def questions(data: Path | None, seed: int, limit: int) -> list[Asked]:
     """At most `limit` questions of a set, or of the shipped documents when `data` is None.
 
-    `data` is a folder with `public.jsonl` (or that file) of MuSiQue, HotpotQA or RULER's needles.  A
-    set with fewer is gone through again, its documents in another order and others left out.  Equal
-    arguments give equal questions.  Raises BadInput for another shape.
+    `data` is a folder with `public.jsonl` (or that file) of MuSiQue, HotpotQA, QMSum or RULER's
+    needles.  A set with fewer is gone through again, its documents in another order and others left
+    out.  Equal arguments give equal questions.  Raises BadInput for another shape.
     """
     if data is None:
         return list(_shipped(seed, limit))
@@ -101,10 +107,22 @@ def _needles(name: str, record: dict[str, Any], _: random.Random) -> Asked:
     return Asked(name, tuple(texts), question, tuple(record["outputs"]))
 
 
+def _meeting(name: str, record: dict[str, Any], draw: random.Random) -> Asked:
+    """What was said where a topic was discussed, from its beginning on, and the query about it."""
+    about = draw.choice(record["specific_query_list"])
+    first = int(about["relevant_text_span"][0][0])
+    turns = record["meeting_transcripts"][first:]
+    words = [word for turn in turns for word in f"{turn['speaker']}: {turn['content']}".split()]
+    words = words[: _CHUNKS * _WORDS]
+    texts = [" ".join(words[a : a + _WORDS]) for a in range(0, len(words), _WORDS)]
+    return Asked(name, tuple(texts), about["query"], (about["answer"],), _AT_LENGTH, at_length=True)
+
+
 _SHAPES: dict[str, Callable[[str, dict[str, Any], random.Random], Asked]] = {
     "ctxs": _musique,
     "context": _hotpot,
     "outputs": _needles,
+    "meeting_transcripts": _meeting,
 }
 
 

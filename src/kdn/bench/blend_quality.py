@@ -20,17 +20,24 @@ from torch import Tensor
 
 from kdn import api
 from kdn.bench.blend_arms import FULL, HKVD, NAIVE, OURS, RANDOM, RATIO, Arm, arms
-from kdn.bench.blend_lab import Case, Lab, kl, true_deviation
+from kdn.bench.blend_lab import Case, Lab, Seen, kl, true_deviation
 from kdn.bench.blend_prompts import Asked
 from kdn.model import Document, Message
 
-__all__ = ["INSTRUCTION", "Judged", "geometric", "interval", "judge", "word_f1"]
+__all__ = [
+    "Judged",
+    "geometric",
+    "interval",
+    "judge",
+    "judged_before",
+    "rouge_l",
+    "word_f1",
+]
 
-INSTRUCTION = "Answer the question from the documents, in at most five words."
 _EVERY = 10
 """One prompt in so many runs every arm."""
 _ANSWERED = ((NAIVE, 0.0), (OURS, RATIO), (HKVD, RATIO))
-_ANSWER_TOKENS = 12
+_ANSWER_TOKENS, _SUMMARY_TOKENS = 12, 64
 _JUDGED_BY_GOLD = (*_ANSWERED, (RANDOM, RATIO), (OURS, 0.3))
 
 Which = Literal["main", "noise", "every"]
@@ -67,6 +74,12 @@ def judge(
     return found
 
 
+def judged_before(questions: Sequence[Asked], rows: Path | None) -> list[Judged]:
+    """What the file holds of these questions. Judges nothing."""
+    known = _read(rows)
+    return [known[question.name] for question in questions if question.name in known]
+
+
 def _read(rows: Path | None) -> dict[str, Judged]:
     if rows is None:
         return {}
@@ -77,7 +90,7 @@ def _read(rows: Path | None) -> dict[str, Judged]:
 
 
 def _judge(service: api.Kdn, lab: Lab, question: Asked, which: Which) -> Judged:
-    turns = [Message("system", INSTRUCTION), Message("user", question.question)]
+    turns = [Message("system", question.instruction), Message("user", question.question)]
     prompt = service.prompt(turns, [Document(None, text) for text in question.documents])
     case = lab.case(prompt)
     found = {
@@ -85,8 +98,7 @@ def _judge(service: api.Kdn, lab: Lab, question: Asked, which: Which) -> Judged:
         for arm in arms(lab, case, which)
     }
     full: dict[str, float] = {"nll": lab.gold_nll(case, case.full.kv, _gold(question))}
-    answer = lab.model.tokenizer.decode(_until_end(lab, case.answer[:_ANSWER_TOKENS]))
-    full["f1"] = word_f1(answer, question.answers)
+    full["f1"] = _worth(lab, case, case.full, question)
     judged: Judged = {
         "name": question.name,
         "tokens": case.layout.num_tokens,
@@ -111,7 +123,7 @@ def _score(lab: Lab, case: Case, arm: Arm, question: Asked) -> dict[str, float]:
         "rows": round(seen.rows / case.full.rows, 4),
     }
     if (arm.name, arm.ratio) in _ANSWERED:
-        found["f1"] = word_f1(lab.answer(case, seen, _ANSWER_TOKENS), question.answers)
+        found["f1"] = _worth(lab, case, seen, question)
     if (arm.name, arm.ratio) in _JUDGED_BY_GOLD:
         found["nll"] = round(lab.gold_nll(case, seen.kv, _gold(question)), 5)
     return found
@@ -121,10 +133,11 @@ def _gold(question: Asked) -> str:
     return question.answers[0]
 
 
-def _until_end(lab: Lab, tokens: Sequence[int]) -> list[int]:
-    stops = set(lab.model.tokenizer.eos_ids)
-    end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
-    return list(tokens[:end])
+def _worth(lab: Lab, case: Case, seen: Seen, question: Asked) -> float:
+    """F1 of a short answer's words, Rouge-L of a summary."""
+    most = _SUMMARY_TOKENS if question.at_length else _ANSWER_TOKENS
+    answer = lab.answer(case, seen, most)
+    return (rouge_l if question.at_length else word_f1)(answer, question.answers)
 
 
 def _ranks(deviation: Tensor) -> dict[str, list[float]]:
@@ -144,6 +157,21 @@ def word_f1(answer: str, gold: Sequence[str]) -> float:
     """The best F1 of words over the right answers, as SQuAD has it; the first line counts."""
     said = _words(answer.strip().split("\n")[0])
     return round(max(_f1(said, _words(one)) for one in gold), 4)
+
+
+def rouge_l(answer: str, gold: Sequence[str]) -> float:
+    """The best F1 of the longest common subsequence of words over the right answers."""
+    said = _words(answer)
+    return round(max(_common_f1(said, _words(one)) for one in gold), 4)
+
+
+def _common_f1(said: list[str], right: list[str]) -> float:
+    longest = [0] * (len(right) + 1)
+    for word in said:
+        before = list(longest)
+        for i, other in enumerate(right, 1):
+            longest[i] = before[i - 1] + 1 if word == other else max(before[i], longest[i - 1])
+    return 2 * longest[-1] / max(len(said) + len(right), 1)
 
 
 def _words(text: str) -> list[str]:

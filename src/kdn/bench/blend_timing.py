@@ -14,7 +14,6 @@ from pathlib import Path
 
 from kdn import api
 from kdn.bench.blend_prompts import Asked
-from kdn.bench.blend_quality import INSTRUCTION
 from kdn.bench.contestants import Listener
 from kdn.bench.measure import Samples, interleave
 from kdn.bench.result import BenchOptions
@@ -121,7 +120,7 @@ class _Stand:
         for text in asked.documents:
             self.warm.prefill(text)
         self.warm.store.flush()
-        turns = [Message("system", INSTRUCTION), Message("user", asked.question)]
+        turns = [Message("system", asked.instruction), Message("user", asked.question)]
         documents = [Document(None, text) for text in asked.documents]
         self.prompts[number] = self.warm.prompt(turns, documents)
         return self.prompts[number]

@@ -440,6 +440,7 @@ class Engine:
             self._release(live)
             live.stream.push(error)
             live.stream.push(None)
+            self._trace.event("engine.fail", request=live.request.id, why=repr(error))
 
 
 def _check_allowed(sampling: Sampling, vocab_size: int) -> None:

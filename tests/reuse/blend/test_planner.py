@@ -54,12 +54,13 @@ class Desk:
         self.store = store
         self.trace = Recorder()
         self.prefix = PrefixReuse(store, shape, lambda _: decoder.fingerprint)
+        self.controller = Controller(0.25)
         self.reuse = BlendReuse(
             self.prefix,
             store,
             shape,
             lambda _: decoder.fingerprint,
-            Controller(0.25),
+            self.controller,
             SystemClock(),
             movable=movable,
             trace=self.trace,
@@ -194,6 +195,26 @@ def test_taint_leaves_no_trace(tiny: LoadedModel, tmp_path: Path) -> None:
         assert warm == d.ask(*ALL, turn, question(2), reuse=False)[0]
 
 
+def test_a_chat_that_has_nothing_to_blend_is_kept_as_any_other(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    """20 + 12 tokens of the prompt and 5 of the 6 answered ones."""
+    with desk(tiny, tmp_path / "store") as d:
+        said, _ = d.ask(PRELUDE, question(1), blend=Blend(), keeping=Keeping.ALL)
+        turn = Segment(Role.HISTORY, (*question(1).token_ids, *said))
+        _, usage = d.ask(PRELUDE, turn, question(2), blend=Blend())
+    assert usage.exact == 37
+
+
+def test_without_a_ratio_the_controller_has_its_say(tiny: LoadedModel, tmp_path: Path) -> None:
+    """Its floor is a quarter here; at a floor of one nothing is blended."""
+    with desk(tiny, tmp_path / "store") as d:
+        d.learn(ONE, TWO, THREE)
+        assert d.ask(*ALL, question(1), blend=Blend())[1].blended == 120
+        d.controller.set_floor(1.0)
+        assert d.ask(*ALL, question(1), blend=Blend())[1].blended == 0
+
+
 def test_a_damaged_block_amid_a_blend_is_computed_instead(
     tiny: LoadedModel, tmp_path: Path
 ) -> None:
@@ -226,6 +247,19 @@ def test_keys_that_cannot_be_moved_are_not_blended(tiny: LoadedModel, tmp_path: 
         d.learn(ONE, TWO, THREE)
         _, usage = d.ask(*ALL, question(1), blend=Blend(0.0))
         assert (usage.exact, usage.blended) == (320, 0)
+
+
+def test_a_blended_request_that_the_engine_drops_is_waited_for_no_longer(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    """Closing the engine tells the trace of every request that ends so."""
+    with desk(tiny, tmp_path / "store") as d:
+        heard = Recorder()
+        d.engine._trace = heard
+        d.engine.submit(d.request(*ALL, question(1), blend=Blend()))
+        d.engine.step()
+        d.engine.close()
+        assert [e.fields["request"] for e in heard.events("engine.fail")] == ["1"]
 
 
 def test_several_blended_requests_run_side_by_side(tiny: LoadedModel, tmp_path: Path) -> None:

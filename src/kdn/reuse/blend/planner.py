@@ -190,13 +190,15 @@ def _layout(prompt: Prompt, num_exact: int, chunks: list[Chunk]) -> Layout:
 
 
 def _plain(planned: Planned, prompt: Prompt) -> Planned:
-    """No chunk is reused: all is computed and exact; the first document alone is worth keeping.
+    """No chunk is reused, so all is computed and exact, and kept as the request wishes.
 
-    The others stand behind it here, and will be learned behind the prelude.
+    But documents that come only now are kept no further than the first: the others stand behind it
+    here, and will be learned behind the prelude.
     """
-    first = (stop for segment, _, stop in prompt.spans() if segment.role is Role.DOCUMENT)
-    keep = Keep(next(first, prompt.num_tokens), EXACT)
-    return replace(planned, plan=replace(planned.plan, keep=keep))
+    stops = [stop for segment, _, stop in prompt.spans() if segment.role is Role.DOCUMENT]
+    if not stops or stops[-1] <= planned.exact:
+        return planned
+    return replace(planned, plan=replace(planned.plan, keep=Keep(stops[0], EXACT)))
 
 
 def _tiers(chunks: list[Chunk]) -> dict[str, int]:
