@@ -23,6 +23,7 @@ __all__ = [
 
 BENCHES: dict[str, str] = {
     "engine": "kdn.bench.engine",
+    "jct": "kdn.bench.jct",
     "l4s": "kdn.bench.l4s",
     "mil": "kdn.bench.mil",
     "stack": "kdn.bench.stack",

@@ -72,17 +72,19 @@ ARMS = (WHOLE, CHUNKED, DROP, HYBRID)
 def run(options: BenchOptions) -> Result:
     """Bytes per token of every arm, the longest input it predicts, and a run at that length."""
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder:
-        with opened(options, Path(folder)) as service:
-            ward = _Ward(service.model, service.attention, options.clock, options.seed)
-            rows, lines = [], {}
-            for arm in ARMS:
-                options.say(f"memory of {arm.name}")
-                memory = measured_memory(partial(ward.peak, arm), *_LENGTHS)
-                lines[arm.name] = memory
-                rows.append(_row(ward, arm, memory))
-            refused = ward.refusal(lines[HYBRID.name])
-            times = _chunk_times(options, ward)
+    with (
+        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
+        opened(options, Path(folder)) as service,
+    ):
+        ward = _Ward(service.model, service.attention, options.clock, options.seed)
+        rows, lines = [], {}
+        for arm in ARMS:
+            options.say(f"memory of {arm.name}")
+            memory = measured_memory(partial(ward.peak, arm), *_LENGTHS)
+            lines[arm.name] = memory
+            rows.append(_row(ward, arm, memory))
+        refused = ward.refusal(lines[HYBRID.name])
+        times = _chunk_times(options, ward)
     best, ours = min(times.values()), times[ROW_CHUNK]
     rows += [{"way": f"hybrid, {size} rows a chunk", "seconds": s} for size, s in times.items()]
     largest = {name: memory.largest(BUDGET_BYTES) for name, memory in lines.items()}

@@ -20,7 +20,7 @@ from kdn.clock import Clock
 from kdn.core import FinishReason, Job, Keeping, KeptKV, Planner, Request, Sampling
 from kdn.engine.admission import Admission
 from kdn.engine.executor import Pass
-from kdn.engine.keeping import family_name, kept_answer, kept_prompt, shared_tokens
+from kdn.engine.keeping import family_name, kept_answer, kept_prompt
 from kdn.engine.kv import HeadPool, KvBudget
 from kdn.engine.lane import Lane
 from kdn.engine.limits import JobMemory, Limits
@@ -256,8 +256,6 @@ class Engine:
             group=request.group,
             group_size=request.group_size,
             num_cached_at_arrival=num_cached,
-            family=live.family or None,
-            num_shared=shared_tokens(live) if live.family else 0,
         )
 
     def _drop_cancelled(self) -> None:
