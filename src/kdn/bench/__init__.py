@@ -25,6 +25,7 @@ BENCHES: dict[str, str] = {
     "engine": "kdn.bench.engine",
     "jct": "kdn.bench.jct",
     "l4s": "kdn.bench.l4s",
+    "label": "kdn.bench.label",
     "mil": "kdn.bench.mil",
     "stack": "kdn.bench.stack",
 }
