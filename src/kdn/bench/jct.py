@@ -186,7 +186,9 @@ class _Stage:
     def _feed(self, engine: Engine, jobs: Sequence[PrefixJob]) -> list[Ended]:
         clock = self._options.clock
         requests = [(job, self._request(job)) for job in sorted(jobs, key=lambda j: j.arrival_ns)]
-        for number in range(_WARM_UPS):  # a new engine is a new thread, and its first passes are slow
+        for number in range(
+            _WARM_UPS
+        ):  # a new engine is a new thread, and its first passes are slow
             listener = Listener(clock)
             warm = self._request(PrefixJob(f"warm{number}", 0, f"warm{number}", 100, 120))
             engine.submit(replace(warm, keeping=Keeping.NOTHING)).on_event(listener)

@@ -79,7 +79,7 @@ def run(options: BenchOptions) -> Result:
     summary: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder:
         scratch = Path(folder)
-        with assemble(options, scratch / "others", rivals) as lineup:
+        with assemble(options, _made(scratch / "others"), rivals) as lineup:
             with opened(options, scratch) as service:
                 for task in _tasks(options, service, size):
                     rows += _measure(options, service, lineup, task, size, rounds, summary)
@@ -209,3 +209,8 @@ def _clinc(data: Path | None) -> Sequence[str]:
     if path is None or not path.is_file():
         return _SHIPPED
     return [text for text, _ in json.loads(path.read_text("utf-8"))["test"]]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

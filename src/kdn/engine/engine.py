@@ -73,7 +73,7 @@ class Engine:
         self._limits = limits
         self._clock = clock
         self._trace = trace or NoTrace()
-        self._room = room or WaitingRoom(Fcfs())
+        self._room = room if room is not None else WaitingRoom(Fcfs())  # an empty room is falsy
         self._seeds = itertools.count(seed)
         self._inbox: queue.SimpleQueue[Live] = queue.SimpleQueue()
         self._heads = HeadPool(limits.idle_head_bytes)
