@@ -40,6 +40,11 @@ class LlamaCpp:
             times.append(time.perf_counter())
         return [times]
 
+    def label(
+        self, prompts: list[list[int]], allowed: list[int]
+    ) -> tuple[float, list[list[float]]]:
+        raise NotImplementedError("labelling is not measured with llama.cpp")
+
     def hit(self, prefix: list[int], prompt: list[int]) -> float:
         """The prefix is what the sequence already holds; the rest is evaluated after it."""
         self._llama.reset()

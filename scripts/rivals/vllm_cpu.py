@@ -6,6 +6,7 @@ Cold prompts are random from their first token, so that no block of theirs is ev
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 
@@ -43,6 +44,7 @@ class Vllm:
             enforce_eager=eager,
             skip_tokenizer_init=True,
             kv_transfer_config=kv_transfer_config,
+            logprobs_mode="processed_logprobs",
         ).llm_engine
         self._serial = 0
 
@@ -56,6 +58,31 @@ class Vllm:
     def hit(self, prefix: list[int], prompt: list[int]) -> float:
         self._run([prefix], 1)
         return self.first_token(prompt)
+
+    def label(
+        self, prompts: list[list[int]], allowed: list[int]
+    ) -> tuple[float, list[list[float]]]:
+        sampling = self._sampling(
+            temperature=1.0,
+            max_tokens=1,
+            allowed_token_ids=allowed,
+            logprobs=len(allowed),
+            detokenize=False,
+        )
+        started = time.perf_counter()
+        found: dict[str, list[float]] = {}
+        first = self._serial
+        for prompt in prompts:
+            self._serial += 1
+            self._engine.add_request(str(self._serial), {"prompt_token_ids": prompt}, sampling)
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                told = output.outputs[0].logprobs
+                if told:
+                    shares = [math.exp(told[0][token].logprob) for token in allowed]
+                    found[output.request_id.partition("-")[0]] = shares
+        seconds = time.perf_counter() - started
+        return seconds, [found[str(n)] for n in range(first + 1, self._serial + 1)]
 
     def _run(self, prompts: list[list[int]], num_tokens: int) -> list[list[float]]:
         """Arrival times of every prompt's tokens."""

@@ -4,6 +4,7 @@ Requests:
   {"op": "first_token", "prompt": [ids]}                    -> {"seconds": s}
   {"op": "decode", "prompts": [[ids]], "num_tokens": n}     -> {"arrivals": [[s]]} or {"arrivals": null}
   {"op": "hit", "prefix": [ids], "prompt": [ids]}           -> {"seconds": s} or {"seconds": null}
+  {"op": "label", "prompts": [[ids]], "allowed": [ids]}     -> {"seconds": s, "shares": [[p]]}
 
 The first line is {"ready": name and version}.  A request that fails is answered {"error": text}.
 Arrival times are on the rival's own clock; null means that the rival cannot do this.
@@ -27,6 +28,10 @@ class Rival(Protocol):
     def decode(self, prompts: list[list[int]], num_tokens: int) -> list[list[float]] | None: ...
 
     def hit(self, prefix: list[int], prompt: list[int]) -> float | None: ...
+
+    def label(
+        self, prompts: list[list[int]], allowed: list[int]
+    ) -> tuple[float, list[list[float]]]: ...
 
 
 def take_stdout() -> IO[str]:
@@ -53,6 +58,9 @@ def _answer(rival: Rival, request: dict[str, Any]) -> dict[str, Any]:
             return {"seconds": rival.first_token(request["prompt"])}
         case "decode":
             return {"arrivals": rival.decode(request["prompts"], request["num_tokens"])}
+        case "label":
+            seconds, shares = rival.label(request["prompts"], request["allowed"])
+            return {"seconds": seconds, "shares": shares}
         case "hit":
             return {"seconds": rival.hit(request["prefix"], request["prompt"])}
     raise ValueError(f"no such request: {request['op']}")

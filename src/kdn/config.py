@@ -61,7 +61,6 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         "longest-match",
         "shortest-miss",
         "calibrated",
-        "family",
         "ratio",
     ] = "fcfs"
     """Who of those waiting is next; `calibrated` suits one-token jobs that share prefixes."""

@@ -672,9 +672,6 @@ class Job:
     group_size: int = 1
     num_cached_at_arrival: int = 0
     """What the store held when the job came: all that a policy without calibration knows."""
-    family: str | None = None
-    """Equal for jobs that begin with the same `num_shared` tokens, which the first of them leaves behind."""
-    num_shared: int = 0
 
     @property
     def num_missing(self) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from kdn.clock import Clock
 from kdn.core import (
+    EXACT,
     Finish,
     JctModel,
     Keeping,
@@ -69,7 +70,7 @@ def measure_jct(
     points = [(new, cached) for new, cached in grid if new + cached <= most]
     probe = _Probe(model, attention, clock)
     try:
-        for new, cached in points[:1] + [point for point in points if point[1]][:1]:
+        for new, cached in points:
             probe.seconds(new, cached)  # the first of each kind warms up
         return fit_jct(measure_grid(probe.seconds, points, repeats))
     finally:
@@ -81,6 +82,7 @@ class _Probe:
 
     def __init__(self, model: LoadedModel, attention: Attention, clock: Clock) -> None:
         decoder = model.decoder
+        self._decoder = decoder
         self._store = open_store(None, memory_bytes=_SCRATCH_BYTES)
         self._reuse = PrefixReuse(self._store, _shape(decoder), lambda _: decoder.fingerprint)
         limits = Limits(kv_bytes=_SCRATCH_BYTES, idle_head_bytes=0)
@@ -92,9 +94,15 @@ class _Probe:
         self._serial = itertools.count()
 
     def seconds(self, num_new: int, num_cached: int) -> float:
-        """From handing the prompt over to having its token."""
-        prefix = self._stored(num_cached) if num_cached else ()
-        return self._run(prefix, self._tokens(num_new), Keeping.NOTHING)
+        """From handing the prompt over to having its token.
+
+        A prompt that nothing is reused of is kept, as most are: that is part of its time.
+        """
+        if num_cached:
+            prefix = self._stored(num_cached)
+            return self._run(prefix, self._tokens(num_new), Keeping.NOTHING)
+        own = min(num_new // 2, 16)
+        return self._run(self._tokens(num_new - own), self._tokens(own), Keeping.SHARED)
 
     def close(self) -> None:
         self._engine.close()
@@ -102,10 +110,11 @@ class _Probe:
         self._store.close()
 
     def _stored(self, num_tokens: int) -> TokenIds:
-        if num_tokens not in self._prefixes:
-            self._prefixes[num_tokens] = self._tokens(num_tokens)
-            self._run(self._prefixes[num_tokens], self._tokens(1), Keeping.SHARED)
-        return self._prefixes[num_tokens]
+        prefix = self._prefixes.setdefault(num_tokens, self._tokens(num_tokens))
+        name = self._decoder.fingerprint
+        if self._store.match(name, EXACT, "", prefix).num_tokens < num_tokens:
+            self._run(prefix, self._tokens(1), Keeping.SHARED)
+        return prefix
 
     def _tokens(self, count: int) -> TokenIds:
         return tuple(self._random.choices(self._vocabulary, k=count))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,7 +14,6 @@ from kdn.schedule import (
     POLICIES,
     Calibrated,
     Decision,
-    FamilyCalibrated,
     HighestRatio,
     LongestMatch,
     Policy,
@@ -88,17 +86,6 @@ def test_waiting_outweighs_work() -> None:
     assert policy.patience_ns(old) == 10 * SECOND
 
 
-def test_what_a_family_shares_is_charged_to_all_of_it() -> None:
-    """Three of a family wait for 900 tokens: (900 + 3 x 100) / 3 = 400 each, less than a lonely 500."""
-    three = [Job(name, 0, 1000, 0, 1, family="f", num_shared=900) for name in ("a", "b", "c")]
-    alone = Job("x", 0, 500, 0, 1, family="g", num_shared=450)
-    assert names(FamilyCalibrated().order([alone, *three], 0)) == "abcx"
-    assert names(FamilyCalibrated().order([alone, three[0]], 0)) == "xa", (
-        "one of them has no advantage"
-    )
-    assert names(Calibrated().order([alone, *three], 0)) == "xabc"
-
-
 def test_a_model_scales_ageing_to_the_machine() -> None:
     """A token takes a millisecond, so that a second of waiting outweighs 125 tokens on this machine."""
     policy = Calibrated(PER_TOKEN)
@@ -140,17 +127,13 @@ def test_nobody_who_comes_after_a_jobs_patience_overtakes_it(
     size, others = crowd
     victim = job("victim", size)
     jobs = [victim] + [
-        replace(
-            job(f"{n:02}", tokens + 1, cached=tokens * (n % 2), arrival_ns=at),
-            family="crowd",
-            num_shared=tokens,
-        )
+        job(f"{n:02}", tokens + 1, cached=tokens, arrival_ns=at)
         for n, (at, tokens) in enumerate(others)
     ]
-    for policy in (Calibrated(ageing_per_s=ageing), FamilyCalibrated(ageing_per_s=ageing)):
-        order = policy.order(jobs, now_ns)
-        before = order[: order.index(victim)]
-        assert all(j.arrival_ns <= policy.patience_ns(victim) for j in before)
+    policy = Calibrated(ageing_per_s=ageing)
+    order = policy.order(jobs, now_ns)
+    before = order[: order.index(victim)]
+    assert all(j.arrival_ns <= policy.patience_ns(victim) for j in before)
 
 
 def test_a_flood_of_hits_starves_a_cold_job_only_without_ageing() -> None:

@@ -166,6 +166,33 @@ class Transformers:
         times_s, count = self._greedy(prompts, num_tokens)
         return [times_s] * count
 
+    def label(
+        self, prompts: Sequence[TokenIds], allowed: Sequence[int]
+    ) -> tuple[float, list[list[float]]]:
+        """Seconds for all prompts, and how each shares its next token among `allowed`.
+
+        Padded on the left to batches of 16, prompts of like length together, as its users do.
+        """
+        torch, shares = self._torch, [list[float]() for _ in prompts]
+        started = self._clock.now()
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        with torch.inference_mode():
+            for first in range(0, len(order), 16):
+                members = order[first : first + 16]
+                width = max(len(prompts[i]) for i in members)
+                padded = [[0] * (width - len(prompts[i])) + list(prompts[i]) for i in members]
+                mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in members]
+                ids = torch.tensor(padded, device=self._device)
+                seen = torch.tensor(mask, device=self._device)
+                places = (seen.cumsum(-1) - 1).clamp(min=0)
+                output = self._model(
+                    ids, attention_mask=seen, position_ids=places, logits_to_keep=1, use_cache=False
+                )
+                found = output.logits[:, -1, list(allowed)].float().softmax(-1).tolist()
+                for i, row in zip(members, found, strict=True):
+                    shares[i] = row
+        return self._clock.now() - started, shares
+
     def _greedy(self, prompts: Sequence[TokenIds], num_tokens: int) -> tuple[list[float], int]:
         """Arrival times of the tokens of equally long prompts, which run in step."""
         tokens, cache = self._torch.tensor(prompts, device=self._device), None
@@ -219,6 +246,13 @@ class RivalProcess:
         """Seconds to the first token of `rest` after a prefix just computed; None if it cannot."""
         seconds = self._ask(op="hit", prefix=prefix, prompt=prefix + rest)["seconds"]
         return None if seconds is None else float(seconds)
+
+    def label(
+        self, prompts: Sequence[TokenIds], allowed: Sequence[int]
+    ) -> tuple[float, list[list[float]]]:
+        """Seconds for all prompts, and how each shares its next token among `allowed`."""
+        answer = self._ask(op="label", prompts=prompts, allowed=list(allowed))
+        return float(answer["seconds"]), answer["shares"]
 
     def close(self) -> None:
         """End the process."""

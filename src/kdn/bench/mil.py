@@ -39,7 +39,7 @@ from kdn.machine import describe_machine
 from kdn.model import LoadedModel, ModelConfig
 from kdn.model.attention import Attention
 
-__all__ = ["Arm", "run"]
+__all__ = ["ARMS", "Arm", "Ward", "run"]
 
 BUDGET_BYTES = 40 * 2**20
 ROW_CHUNK = 256
@@ -72,17 +72,19 @@ ARMS = (WHOLE, CHUNKED, DROP, HYBRID)
 def run(options: BenchOptions) -> Result:
     """Bytes per token of every arm, the longest input it predicts, and a run at that length."""
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder:
-        with opened(options, Path(folder)) as service:
-            ward = _Ward(service.model, service.attention, options.clock, options.seed)
-            rows, lines = [], {}
-            for arm in ARMS:
-                options.say(f"memory of {arm.name}")
-                memory = measured_memory(partial(ward.peak, arm), *_LENGTHS)
-                lines[arm.name] = memory
-                rows.append(_row(ward, arm, memory))
-            refused = ward.refusal(lines[HYBRID.name])
-            times = _chunk_times(options, ward)
+    with (
+        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
+        opened(options, Path(folder)) as service,
+    ):
+        ward = Ward(service.model, service.attention, options.clock, options.seed)
+        rows, lines = [], {}
+        for arm in ARMS:
+            options.say(f"memory of {arm.name}")
+            memory = measured_memory(partial(ward.peak, arm), *_LENGTHS)
+            lines[arm.name] = memory
+            rows.append(_row(ward, arm, memory))
+        refused = ward.refusal(lines[HYBRID.name])
+        times = _chunk_times(options, ward)
     best, ours = min(times.values()), times[ROW_CHUNK]
     rows += [{"way": f"hybrid, {size} rows a chunk", "seconds": s} for size, s in times.items()]
     largest = {name: memory.largest(BUDGET_BYTES) for name, memory in lines.items()}
@@ -108,7 +110,7 @@ def run(options: BenchOptions) -> Result:
     )
 
 
-class _Ward:
+class Ward:
     """One model, and prompts of random tokens put through it in different ways."""
 
     def __init__(self, model: LoadedModel, attention: Attention, clock: Clock, seed: int) -> None:
@@ -182,7 +184,7 @@ class _NoReuse:
         return None
 
 
-def _row(ward: _Ward, arm: Arm, memory: JobMemory) -> Row:
+def _row(ward: Ward, arm: Arm, memory: JobMemory) -> Row:
     most = memory.largest(BUDGET_BYTES)
     runs = min(most, ward.config.max_position)
     used = ward.peak(arm, runs)
@@ -221,7 +223,7 @@ def _counted(config: ModelConfig, arm: Arm, value_bytes: int) -> float:
     return kept + max(rows + tables, hybrid - kv_layer)
 
 
-def _chunk_times(options: BenchOptions, ward: _Ward) -> dict[int, float]:
+def _chunk_times(options: BenchOptions, ward: Ward) -> dict[int, float]:
     """Median seconds of one length by rows a chunk."""
     length = 1024 if options.quick else 4096
     sizes = [size for size in _CHUNKS if size <= length]

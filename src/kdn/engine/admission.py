@@ -41,9 +41,9 @@ class Admission:
         self._shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self._dtype: torch.dtype = decoder.dtype
         self._device = str(decoder.device)
-        self._memory = counted_memory(decoder.config, self._shape.value_bytes, limits.row_chunk)
-
-        self.memory = self._memory
+        self.memory = limits.memory or counted_memory(
+            decoder.config, self._shape.value_bytes, limits.row_chunk
+        )
 
     def refuse_what_never_fits(self, request: Request, max_new_tokens: int) -> None:
         """Raises PromptTooLong when the whole budget could not hold the request."""

@@ -20,7 +20,7 @@ from kdn.clock import Clock
 from kdn.core import FinishReason, Job, Keeping, KeptKV, Planner, Request, Sampling
 from kdn.engine.admission import Admission
 from kdn.engine.executor import Pass
-from kdn.engine.keeping import family_name, kept_answer, kept_prompt, shared_tokens
+from kdn.engine.keeping import family_name, kept_answer, kept_prompt
 from kdn.engine.kv import HeadPool, KvBudget
 from kdn.engine.lane import Lane
 from kdn.engine.limits import JobMemory, Limits
@@ -73,7 +73,7 @@ class Engine:
         self._limits = limits
         self._clock = clock
         self._trace = trace or NoTrace()
-        self._room = room or WaitingRoom(Fcfs())
+        self._room = room if room is not None else WaitingRoom(Fcfs())  # an empty room is falsy
         self._seeds = itertools.count(seed)
         self._inbox: queue.SimpleQueue[Live] = queue.SimpleQueue()
         self._heads = HeadPool(limits.idle_head_bytes)
@@ -256,8 +256,6 @@ class Engine:
             group=request.group,
             group_size=request.group_size,
             num_cached_at_arrival=num_cached,
-            family=live.family or None,
-            num_shared=shared_tokens(live) if live.family else 0,
         )
 
     def _drop_cancelled(self) -> None:

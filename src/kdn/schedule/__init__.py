@@ -8,7 +8,6 @@ from kdn.schedule.queue import Decision, WaitingRoom, replay
 from kdn.schedule.shortest import (
     POLICIES,
     Calibrated,
-    FamilyCalibrated,
     HighestRatio,
     LongestMatch,
     ShortestMiss,
@@ -22,7 +21,6 @@ __all__ = [
     "Calibrated",
     "Decision",
     "Ended",
-    "FamilyCalibrated",
     "Fcfs",
     "HighestRatio",
     "LongestMatch",

@@ -15,7 +15,6 @@ from kdn.schedule.policy import Fcfs, Policy, Priority
 __all__ = [
     "POLICIES",
     "Calibrated",
-    "FamilyCalibrated",
     "HighestRatio",
     "LongestMatch",
     "ShortestMiss",
@@ -100,41 +99,6 @@ class Calibrated(_Costed):
         return -(-self.cost(job, 0) * _SECOND_NS // self._ageing_per_s)
 
 
-class FamilyCalibrated(Calibrated):
-    """As Calibrated, but what many who wait will share is charged to all of them.
-
-    The first of a family computes the shared tokens, the others come cheaply after it: its cost is the
-    family's mean, if that is less than its own.  No job's cost is raised, so that patience holds.
-    The rule is Smith's (shortest mean work first) for families with a set-up.
-    """
-
-    name = "family"
-
-    def order(self, jobs: Sequence[Job], now_ns: int) -> list[Job]:
-        means = self._means(jobs)
-        scores = {}
-        for job in jobs:
-            own = self.cost(job, job.num_cached)
-            mean = means.get(job.family, (own, 0))
-            shared = mean[0] + (own - self._later(job)) // max(mean[1], 1) if mean[1] else own
-            cost = min(own, shared)
-            scores[job.id] = cost * _SECOND_NS - self._ageing_per_s * (now_ns - job.arrival_ns)
-        return self._order(jobs, scores)
-
-    def _means(self, jobs: Sequence[Job]) -> dict[str | None, tuple[int, int]]:
-        """By family: what a member costs on average once the shared tokens are there, and how many wait."""
-        sums: dict[str, tuple[int, int]] = {}
-        for job in jobs:
-            if job.family is not None:
-                total, count = sums.get(job.family, (0, 0))
-                sums[job.family] = (total + self._later(job), count + 1)
-        return {family: (total // count, count) for family, (total, count) in sums.items()}
-
-    def _later(self, job: Job) -> int:
-        """The job's cost after another of its family."""
-        return self.cost(job, min(max(job.num_cached, job.num_shared), job.num_tokens))
-
-
 class HighestRatio(_Costed):
     """Highest response ratio next: (waited + cost) / cost, compared in whole millionths."""
 
@@ -153,7 +117,6 @@ _COSTED: tuple[type[_Costed], ...] = (
     StaticShortest,
     ShortestMiss,
     Calibrated,
-    FamilyCalibrated,
     HighestRatio,
 )
 _ALL: tuple[type[Policy], ...] = (Fcfs, Priority, LongestMatch, *_COSTED)

@@ -6,7 +6,7 @@ arrive  ->  count what is cached now  ->  order  ->  pack  ->  one pass  ->  kee
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kdn.core import BLOCK_TOKENS, JctModel, Job
@@ -91,7 +91,6 @@ def simulate(
     model: JctModel,
     cache: PrefixCache,
     pack_tokens: int,
-    max_rows: Callable[[Sequence[Job]], bool] = lambda members: True,
 ) -> list[Ended]:
     """Every job to its end, in order of ending. `room` must be empty and carries the policy."""
     coming = sorted(jobs, key=lambda job: (job.arrival_ns, job.id))
@@ -104,7 +103,7 @@ def simulate(
             room.add(_arrived(coming[at], cache))
             at += 1
         _count_anew(room, known, cache)
-        members = room.admit(now, max_rows, pack_tokens)
+        members = room.admit(now, bool, pack_tokens)  # memory is not simulated
         start, now = now, now + _pass_ns(members, known, model)
         for member in members:
             job = known[member.id]
@@ -135,8 +134,6 @@ def _arrived(job: PrefixJob, cache: PrefixCache) -> Job:
         cached,
         1,
         num_cached_at_arrival=cached,
-        family=job.prefix,
-        num_shared=job.num_prefix,
     )
 
 
