@@ -309,11 +309,10 @@ class Catalogue:
         ).fetchone()
         if row is None:
             raise sqlite3.DatabaseError(f"blocks of family {number}, which is unknown")
-        *others, salt = row
+        fingerprint, causes, detail, salt = row
         if salt.startswith(_VEILED):
             self._veiled.add(number)
-            salt = salt[len(_VEILED) :]
-        self._families[number] = _family(*others, salt)
+        self._families[number] = _family(fingerprint, causes, detail, salt.removeprefix(_VEILED))
         return self._families[number]
 
     def _family_id(self, family: Family) -> int:
