@@ -371,7 +371,8 @@ class Store:
                 except StoreError as error:
                     self._failed(tier, error)
                     continue
-                came = [e for e in changes.added if tier.holds(e.key) and e.key not in self._index]
+                holds, known = tier.holds, self._index
+                came = [e for e in changes.added if e.key not in known and holds(e.key)]
                 self._index.add(came)
                 self._journal.note(came)
                 gone = [key for key in changes.removed if not self._tier_of(key)]
