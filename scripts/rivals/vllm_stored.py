@@ -85,6 +85,10 @@ def main() -> None:
     options = parser.parse_args()
     configure(options.threads)
     os.environ.setdefault("PYTHONHASHSEED", "0")
+    if options.connector == "lmcache":
+        # In one process, LMCache's modules are there when vLLM looks through all modules for
+        # kernels, and one of them is not what it expects.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     options.scratch.mkdir(parents=True, exist_ok=True)
     answers = take_stdout()
     server, port = None, 0

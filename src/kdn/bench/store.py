@@ -164,10 +164,14 @@ def _break_even(token_bytes: int, found: _Findings) -> None:
         prefill_s = median(samples, RECOMPUTE) or 0.0
         hit_s = median(samples, "memory") or 0.0
         size_mb = length * token_bytes / 1e6
-        links: Row = {f"{link} MB/s": prefill_s / max(size_mb / link, hit_s) for link in LINKS_MB_S}
-        need = size_mb / prefill_s
-        row: Row = {"measure": "break-even link, MB/s", "tokens": length, "value": need}
-        found.rows.append(row | links)
+        row: Row = {
+            "measure": "break-even link, MB/s",
+            "tokens": length,
+            "value": size_mb / prefill_s,
+        }
+        for link in LINKS_MB_S:
+            row[f"{link} MB/s"] = prefill_s / max(size_mb / link, hit_s)
+        found.rows.append(row)
 
 
 def _overlap(options: BenchOptions, hits: Hits, scale: Scale, found: _Findings) -> None:

@@ -31,6 +31,7 @@ _ENTRY = "SELECT family, key, behind, start, tokens, content FROM blocks"
 
 Veil = Callable[[BlockKey, str, bytes], bytes]
 """veil(key, salt, tokens) hides tokens; veiled twice they are back."""
+_EntryRow = tuple[int, BlockKey, ChainHash, int, bytes, ContentId]
 _VEILED = "\x01"
 """Begins the salt of a family whose rows hold veiled tokens."""
 
@@ -282,7 +283,7 @@ class Catalogue:
     def _keys(self, state: int) -> list[BlockKey]:
         with self._reading, self._gate():
             rows = self._reader.execute("SELECT key FROM blocks WHERE state = ?", (state,))
-            return [BlockKey(key) for (key,) in rows]
+            return [key for (key,) in rows]
 
     def _read_changes(self) -> Changes:
         (last,) = self._reader.execute("SELECT coalesce(max(seq), 0) FROM changes").fetchone()
@@ -310,13 +311,27 @@ class Catalogue:
 
     def _read_all(self) -> Changes:
         rows = self._reader.execute(f"{_ENTRY} WHERE state = ?", (READY,))
-        added = tuple(entry for row in rows if (entry := self._entry(row)) is not None)
+        added = self._entries(rows)
         known = {entry.key for entry in added}
         removed = tuple(self._known - known)
         self._known = known
         return Changes(added, removed)
 
-    def _entry(self, row: tuple[int, BlockKey, ChainHash, int, bytes, ContentId]) -> Entry | None:
+    def _entries(self, rows: Iterable[_EntryRow]) -> tuple[Entry, ...]:
+        """As `_entry`, for all there are: families are few, so the common case does the least."""
+        entries, seen, family = [], None, None
+        for row in rows:
+            number = row[0]
+            if number != seen:
+                family = self._families.get(number) or self._read_family(number)
+                seen = number
+            if family is not None and number not in self._veiled:
+                entries.append(Entry(family, *row[1:]))
+            elif (entry := self._entry(row)) is not None:
+                entries.append(entry)
+        return tuple(entries)
+
+    def _entry(self, row: _EntryRow) -> Entry | None:
         """The row's entry; None when its tokens are veiled and we have no veil."""
         family = self._families.get(row[0]) or self._read_family(row[0])
         if row[0] not in self._veiled:
@@ -340,8 +355,7 @@ class Catalogue:
         fingerprint, causes, detail, salt = row
         if salt.startswith(_VEILED):
             self._veiled.add(number)
-            salt = salt[len(_VEILED) :]
-        self._families[number] = _family(fingerprint, causes, detail, salt)
+        self._families[number] = _family(fingerprint, causes, detail, salt.removeprefix(_VEILED))
         return self._families[number]
 
     def _family_id(self, family: Family) -> int:

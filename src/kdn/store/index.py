@@ -134,18 +134,24 @@ class Index:
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Take entries in; those already known are passed over."""
-        touched = set[Family]()
+        known, contents = self._entries, self._contents
+        touched: dict[int, _Shelf] = {}
+        family, shelf = None, _Shelf()
         for entry in entries:
-            if entry.key in self._entries:
+            key = entry.key
+            if key in known:
                 continue
-            self._entries[entry.key] = entry
-            self._contents[entry.content] = (*self._contents.get(entry.content, ()), entry.key)
-            if entry.family not in touched:
-                touched.add(entry.family)
-                self._shelves.setdefault(entry.family, _Shelf())
-            self._shelves[entry.family].add(entry)
-        for family in touched:
-            self._shelves[family].sort()
+            known[key] = entry
+            content = entry.content
+            others = contents.get(content)
+            contents[content] = (key,) if others is None else (*others, key)
+            if entry.family is not family:  # hashing a family for every entry would show
+                family = entry.family
+                shelf = self._shelves.setdefault(family, _Shelf())
+                touched[id(shelf)] = shelf
+            shelf.add(entry)
+        for shelf in touched.values():
+            shelf.sort()
 
     def remove(self, key: BlockKey) -> bool:
         """Forget an entry; False when it was not known."""
@@ -197,11 +203,14 @@ class _Shelf:
 
     def add(self, entry: Entry) -> None:
         """To be followed by `sort` before anything is looked up."""
-        place = self._places.setdefault(entry.behind, [])
-        place.append(entry)
-        if len(place) > 1:
-            self._disturbed[entry.behind] = None
-        self._starts[entry.start] += 1
+        behind, start = entry.behind, entry.start
+        place = self._places.get(behind)
+        if place is None:
+            self._places[behind] = [entry]
+        else:
+            place.append(entry)
+            self._disturbed[behind] = None
+        self._starts[start] = self._starts.get(start, 0) + 1
 
     def sort(self) -> None:
         for behind in self._disturbed:

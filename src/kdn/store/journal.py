@@ -39,9 +39,10 @@ class Journal:
 
     def note(self, entries: Iterable[Entry]) -> None:
         """These came or went."""
-        for entry in entries:
-            self._changed.append((entry.key, entry.family.salt))
-            self._count += 1
+        known = list(entries)
+        self._count += len(known)
+        keep = self._changed.maxlen or 0
+        self._changed.extend((entry.key, entry.family.salt) for entry in known[-keep:])
 
     def since(self, cursor: str, index: Index) -> Pages:
         """What changed since `cursor` (empty: since ever), as `index` has it now."""

@@ -1,0 +1,154 @@
+"""kdn store and kdn node as their users run them."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdn.config import Config, StoreConfig
+from kdn.core import EXACT
+from kdn.store import open_store
+from kdn.storing import open_configured_store
+from tests.cli.program import finish, kdn, start
+from tests.store.helpers import MODEL, block_id, make_block
+from tests.store.remotes import node_server, redis_server
+
+PROMPT = tuple(range(300))
+FIRST = make_block(block_id(PROMPT[:256]))
+SECOND = make_block(block_id(PROMPT[256:], PROMPT[:256], salt="bob"))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    with open_store(tmp_path / "home" / "store", disk_bytes=10**9) as store:
+        store.put(FIRST)
+        store.put(SECOND)
+    return tmp_path / "home"
+
+
+def test_a_bundle_carries_blocks_to_another_home(home: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "blocks.tar"
+    assert kdn(home, "store", "export", bundle, "--json").json["blocks"] == 2
+    other = tmp_path / "other"
+    assert kdn(other, "store", "import", bundle, "--salt", "bob", "--json").json["blocks"] == 1
+    assert kdn(other, "store", "import", bundle, "--json").json["blocks"] == 2
+    assert (
+        kdn(other, "store", "verify", "--json").json == kdn(home, "store", "verify", "--json").json
+    )
+    damaged = bytearray(bundle.read_bytes())
+    damaged[60_000] ^= 1
+    bundle.write_bytes(damaged)
+    assert kdn(tmp_path / "third", "store", "import", bundle, "--json").json["missing"] == 1
+    bundle.write_bytes(b"nothing of the kind")
+    refused = kdn(home, "store", "import", bundle)
+    assert (refused.code, "no bundle" in refused.err) == (2, True)
+
+
+def test_pins_outlive_the_command_and_hold_against_eviction(home: Path) -> None:
+    assert kdn(home, "store", "pin", "--salt", "bob", "--json").json == {"blocks": 1}
+    with open_store(home / "store", memory_bytes=0, disk_bytes=125_000) as store:
+        for number in range(5):
+            store.put(make_block(block_id([number, *range(2, 200)])))
+        assert store.entry(SECOND.id.key) is not None
+        assert store.entry(FIRST.id.key) is None
+    assert kdn(home, "store", "unpin", "--salt", "bob", "--json").json == {"blocks": 1}
+    assert kdn(home, "store", "pin", "--salt", "bob", "--for", "0", "--json").json["blocks"] == 1
+    with open_store(home / "store", disk_bytes=125_000) as store:
+        assert store.lasting.all() == {}, "expired"
+
+
+def test_some_blocks_are_cleared_and_others_stay(home: Path) -> None:
+    assert kdn(home, "store", "clear", "--salt", "bob", "--yes", "--json").json == {"forgotten": 1}
+    assert kdn(home, "store", "stat", "--json").json["blocks"] == 1
+    assert kdn(home, "store", "quota", "--json").json[""]["held_bytes"]["disk"] > 50_000
+    assert kdn(home, "store", "compress", "none", "--json").json["blocks"] == 1
+    assert kdn(home, "store", "compress", "gold").code == 2
+    assert kdn(home, "store", "clear", "--key", "f" * 64, "--yes").code == 2
+    assert kdn(home, "store", "clear", "--tier", "cellar", "--yes").code == 2
+
+
+def test_blocks_move_to_redis_and_are_warmed_back(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with redis_server(tmp_path) as (url, _):
+        monkeypatch.setenv("KDN_STORE_REDIS_URL", url)
+        moved = kdn(home, "store", "move", "--to", "redis", "--from", "disk", "--json").json
+        assert (moved["blocks"], moved["missing"]) == (2, 0)
+        tiers = kdn(home, "store", "stat", "--json").json["tiers"]
+        assert (tiers["disk"]["blocks"], tiers["redis"]["blocks"]) == (0, 2)
+        assert kdn(home, "store", "warm", "--json").json["blocks"] == 2
+        assert kdn(home, "store", "stat", "--json").json["tiers"]["disk"]["blocks"] == 2
+        assert kdn(home, "store", "copy", "--to", "redis", "--json").json["blocks"] == 2
+
+
+def test_a_node_serves_what_the_home_holds(home: Path) -> None:
+    program = start(home, "node", "--port", "0", "--admin-key", "root", "--json")
+    try:
+        assert program.stdout is not None
+        said = json.loads(program.stdout.readline())
+        assert said["blocks"] == 2
+        request = urllib.request.Request(f"{said['url']}/v1/store/stat")
+        request.add_header("authorization", "Bearer root")
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["blocks"] == 2
+    finally:
+        program.terminate()
+        finish(program)
+    open_to_all = finish(start(home, "node", "--host", "0.0.0.0", "--port", "0"))
+    assert (open_to_all.code, "no API key" in open_to_all.err) == (2, True)
+
+
+def test_put_and_lookup_from_text(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    model, home, text = tiny_model(), tmp_path / "home", tmp_path / "note.txt"
+    text.write_text("The lamp is lit at dusk. " * 8)
+    options = ("--model", model, "--json")
+    before = kdn(home, "store", "lookup", text, *options).json["files"][0]
+    assert before["hit_tokens"] == 0
+    put = kdn(home, "store", "put", text, "--public", *options).json
+    assert put["salt"] == "public"
+    after = kdn(home, "store", "lookup", text, "--salt", "anybody", *options).json["files"][0]
+    assert after["hit_tokens"] == after["tokens"] == before["tokens"]
+    assert {hit["public"] for hit in after["hits"]} == {True}
+    assert kdn(home, "store", "put", text, "--public", "--salt", "x", *options).code == 2
+
+
+def found(config: StoreConfig, home: Path) -> tuple[int, tuple[str, ...]]:
+    with open_configured_store(Config(home=home, store=config)) as store:
+        names = tuple(tier.name for tier in store.tiers)
+        return store.match(MODEL, EXACT, "", PROMPT).num_tokens, names
+
+
+def test_each_address_in_the_settings_adds_its_tier(home: Path, tmp_path: Path) -> None:
+    with open_store(home / "store") as store, node_server(store, tenant_keys=("*=t",)) as url:
+        here = tmp_path / "here"
+        assert found(StoreConfig(), here) == (0, ("memory", "disk"))
+        peer = StoreConfig(peer_url=url, peer_token="t", far_timeout_s=20)
+        assert found(peer, here) == (256, ("memory", "disk", "peer"))
+        stranger = StoreConfig(peer_url=url, peer_token="wrong", far_timeout_s=20)
+        assert found(stranger, here)[0] == 0
+        objects = StoreConfig(objects_url=f"file://{tmp_path}/objects", far_timeout_s=20)
+        assert found(objects, here) == (0, ("memory", "disk", "objects"))
+
+
+def test_quota_and_key_file_in_the_settings(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'master = "{"ab" * 32}"\n')
+    keys.chmod(0o600)
+    for config, kept in [
+        (StoreConfig(quota_bytes=60_000), 1),
+        (StoreConfig(quotas={"": 60_000}), 1),
+        (StoreConfig(quotas={"somebody else": 60_000}), 2),
+        (StoreConfig(key_file=keys, disk_direct=True), 2),
+    ]:
+        home = tmp_path / str(id(config))
+        with open_configured_store(Config(home=home, store=config)) as store:
+            for number in range(2):
+                store.put(make_block(block_id([number, *range(1, 256)])))
+            assert len(store.entries()) == kept
+            store.check()
+        sealed = [p.read_bytes()[:8] == b"\x89KDNSEAL" for p in (home / "store").rglob("*.kdn")]
+        assert all(sealed) is (config.key_file is not None)

@@ -1,0 +1,45 @@
+"""Settings of tiers across a network arrive where they act."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import kdn
+from kdn.config import Config, StoreConfig
+from kdn.store import LineSettings, RemoteSettings, RemoteTier
+from kdn.storing import open_configured_store
+
+
+def test_every_far_setting_reaches_its_tier(tmp_path: Path) -> None:
+    config = StoreConfig(
+        objects_url=f"file://{tmp_path}/objects",
+        far_bytes=123_456,
+        far_timeout_s=7.0,
+        far_attempts=3,
+        far_read_bytes=4096,
+        objects_news_s=11.0,
+    )
+    with open_configured_store(Config(home=tmp_path, store=config)) as store:
+        tier = store.tier("objects")
+        assert isinstance(tier, RemoteTier)
+        line = LineSettings(timeout_s=7.0, attempts=3)
+        assert tier._settings == RemoteSettings(line, 123_456, 4096, 11.0)
+        assert tier.usage().capacity_bytes == 123_456
+
+
+def test_a_quick_prefill_leaves_a_slow_tier_alone(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With a tier known to give a byte a second, loading pays only where computing is slower."""
+    document = "The lamp is lit at dusk. " * 8
+    for rate, reused in [(None, True), (1e6, False), (1e-6, True)]:
+        home = tmp_path / str(rate)
+        config = Config(home=home, store=StoreConfig(prefill_tokens_per_s=rate))
+        with kdn.open(tiny_model(), config=config) as one:
+            one.prefill(document)
+            one.store.flush()
+            one.store.links.note("memory", 1, 1.0)
+            answer = one.generate("Lit?", [document])
+            assert one.lookup(document)[0].num_tokens > 0
+            assert (answer.usage.cached_tokens > 0) is reused
