@@ -22,8 +22,10 @@ __all__ = [
 ]
 
 BENCHES: dict[str, str] = {
+    "cost": "kdn.bench.cost",
     "engine": "kdn.bench.engine",
     "l4s": "kdn.bench.l4s",
+    "policies": "kdn.bench.policies",
     "stack": "kdn.bench.stack",
 }
 """Name to module; each module has `run(options) -> Result` and opens with its question."""
