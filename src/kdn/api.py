@@ -23,6 +23,7 @@ from kdn.answers import Answer, Source, collect
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config, StoreConfig, load_config
 from kdn.core import Fingerprint, Keeping, Prompt, Request, Role, Sampling, Stream
+from kdn.cost import Ledger, close_books, load_sheet, load_speed, use_saving
 from kdn.engine import Engine, Limits
 from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.machine import free_memory_bytes
@@ -43,7 +44,7 @@ from kdn.rag import (
     cite,
 )
 from kdn.reuse import PrefixReuse
-from kdn.store import LookupRecorder, Rules, Store, open_store
+from kdn.store import LookupRecorder, Rules, Store, Use, open_store
 from kdn.trace import Recorder, Trace
 
 __all__ = ["Answer", "Kdn", "Source", "open"]
@@ -98,9 +99,16 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
         trace=trace,
         policy=config.store.policy,
         rules=_rules(config.store),
+        saving=_saving(config) if config.store.policy == "value" else None,
     )
     attention = _attention(loaded.decoder, kernel)
     return Kdn(loaded, attention, store, config, clock, trace)
+
+
+def _saving(config: Config) -> Callable[[Use], float]:
+    """What a use of a block saves, in dollars, by the cost model."""
+    saved = use_saving(load_speed(config.cost.speed), load_sheet(config.cost.prices))
+    return lambda use: saved(use.start, use.num_tokens)
 
 
 def _rules(settings: StoreConfig) -> Rules | None:
@@ -322,6 +330,16 @@ class Kdn:
             self.model.tokenizer.encode,
             self._clock,
             LibraryConfig(Cutting(settings.passage_tokens, settings.part_tokens)),
+        )
+
+    def ledger(self) -> Ledger:
+        """What the stored blocks have saved and spent, by `[cost]` of the settings.
+
+        Blocks that are gone are not in it.  Raises BadInput for a tier without a price.
+        """
+        settings = self.config.cost
+        return close_books(
+            self.store.lives(), load_speed(settings.speed), load_sheet(settings.prices)
         )
 
     # --- housekeeping ------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from kdn.errors import BadConfig
 
 __all__ = [
     "Config",
+    "CostConfig",
     "EngineConfig",
     "LibraryConfig",
     "ServeConfig",
@@ -92,6 +93,15 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """What clients must send as a bearer token; None asks for nothing."""
 
 
+class CostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What money saved and spent is worked out from, and what `value` ranks blocks by."""
+
+    prices: str = "laptop"
+    """A price sheet that comes with kdn, or a .toml file."""
+    speed: str = "smollm2-135m-cpu"
+    """A model on a machine that comes with kdn, or a .toml file."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings. `home` holds whatever has no folder of its own."""
 
@@ -100,6 +110,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     store: StoreConfig = StoreConfig()
     library: LibraryConfig = LibraryConfig()
     serve: ServeConfig = ServeConfig()
+    cost: CostConfig = CostConfig()
 
     @property
     def store_folder(self) -> Path:
@@ -128,6 +139,7 @@ _ROOMS: dict[str, type[msgspec.Struct]] = {
     "store": StoreConfig,
     "library": LibraryConfig,
     "serve": ServeConfig,
+    "cost": CostConfig,
 }
 # Read elsewhere, so known here: the home folder and the place of the settings file.
 _OTHER_VARIABLES = ("KDN_HOME", "KDN_CONFIG")
@@ -163,6 +175,7 @@ def load_config(
         store=_build(StoreConfig, "store", tables),
         library=_build(LibraryConfig, "library", tables),
         serve=_build(ServeConfig, "serve", tables),
+        cost=_build(CostConfig, "cost", tables),
     )
 
 

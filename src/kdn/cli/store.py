@@ -14,6 +14,7 @@ from kdn.cli.show import emit, say, size_text, table
 from kdn.cli.simulate import simulate
 
 if TYPE_CHECKING:
+    from kdn.cost import Ledger
     from kdn.store import Store, StoreStat
 
 __all__ = ["store"]
@@ -41,9 +42,10 @@ def _opened(home: Path | None) -> Iterator[Store]:
 def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show how much is stored, and where."""
     with _opened(home) as found:
-        stat = found.stat()
+        stat, ledger = found.stat(), _ledger(found, home)
     if as_json:
-        emit(_shape(stat))
+        money = {"saved_usd": ledger.saved.value, "spent_usd": ledger.spent.value}
+        emit(_shape(stat) | {"money": money})
         return
     rows = [
         (
@@ -56,6 +58,15 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
         for name, tier in stat.tiers.items()
     ]
     table("", ("tier", "blocks", "tokens", "size", "cap"), rows)
+    saved, spent = ledger.saved.value, ledger.spent.value
+    print(f"these blocks have saved {saved:.3g} USD of computing and cost {spent:.3g} USD")
+
+
+def _ledger(found: Store, home: Path | None) -> Ledger:
+    from kdn.cost import close_books, load_sheet, load_speed
+
+    settings = read_settings(home).cost
+    return close_books(found.lives(), load_speed(settings.speed), load_sheet(settings.prices))
 
 
 def _cap(capacity_bytes: int | None) -> str:

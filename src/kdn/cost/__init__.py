@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdn.cost.advise import Advice, advise, break_even_per_hour, keep_for, net_saving
-from kdn.cost.ledger import Ledger, block_saving, close_books
+from kdn.cost.ledger import Ledger, block_saving, close_books, use_saving
 from kdn.cost.model import Bill, StoredTerms, Workload, bill, exact_ratio, published_ratio
 from kdn.cost.plan import FleetPlan, plan_fleet
 from kdn.cost.sheet import PriceSheet, TierPrice, load_sheet, sheet_names
@@ -56,4 +56,5 @@ __all__ = [
     "published_ratio",
     "sheet_names",
     "speed_names",
+    "use_saving",
 ]

@@ -185,7 +185,12 @@ class _Now(Collector):
         events = CounterMetricFamily("kdn_store_events", "Since opening.", labels=["event"])
         for event, count in numbers.counts.items():
             events.add_metric([event], count)
-        yield from (blocks, size, events)
+        money = GaugeMetricFamily(
+            "kdn_store_money_usd", "Of the blocks held, by the price sheet.", labels=["way"]
+        )
+        for way, usd in numbers.money_usd.items():
+            money.add_metric([way], usd)
+        yield from (blocks, size, events, money)
 
 
 def _gauge(name: str, text: str, model: str, value: float) -> GaugeMetricFamily:

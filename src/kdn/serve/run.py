@@ -76,7 +76,9 @@ class KdnService:
 
     def store_numbers(self) -> StoreNumbers:
         stat = self._kdn.store.stat()
+        ledger = self._kdn.ledger()
         return StoreNumbers(
+            money_usd={"saved": ledger.saved.value, "spent": ledger.spent.value},
             blocks={name: tier.blocks for name, tier in stat.tiers.items()},
             size_bytes={name: tier.size_bytes for name, tier in stat.tiers.items()},
             counts={

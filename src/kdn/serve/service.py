@@ -32,6 +32,8 @@ class StoreNumbers:
     """By tier."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Since opening: hits, misses, corrupt, evicted and whatever else the store counts."""
+    money_usd: Mapping[str, float] = field(default_factory=dict)
+    """`saved` and `spent` by the blocks that are held."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from kdn.store.disk import DiskTier
 from kdn.store.format import EncodedBlock, Header, encode_block
 from kdn.store.index import BlockHit, Match
 from kdn.store.memory import MemoryTier
-from kdn.store.policies import Policy, Rules
+from kdn.store.policies import Policy, Rules, Use
 from kdn.store.reader import Reader
 from kdn.store.recording import LookupRecorder
 from kdn.store.stat import ScrubReport, StoreStat
 from kdn.store.store import Store, open_store
-from kdn.store.tier import Changes, Handle, NoTier, Tier, TierUsage
+from kdn.store.tier import Changes, Handle, Life, NoTier, Tier, TierUsage
 
 __all__ = [
     "CODECS",
@@ -25,6 +25,7 @@ __all__ = [
     "EncodedBlock",
     "Handle",
     "Header",
+    "Life",
     "LookupRecorder",
     "Match",
     "MemoryTier",
@@ -38,6 +39,7 @@ __all__ = [
     "StoreStat",
     "Tier",
     "TierUsage",
+    "Use",
     "block_ids",
     "cut_blocks",
     "encode_block",

@@ -21,7 +21,7 @@ from kdn.store.index import Entry
 from kdn.store.policies import Policy, Use
 from kdn.store.ranked import Ranked
 from kdn.store.reader import read_header
-from kdn.store.tier import Changes, Handle, Spare, Tier, TierUsage
+from kdn.store.tier import Changes, Handle, Life, Spare, Tier, TierUsage
 from kdn.trace import Trace
 
 __all__ = ["DiskTier", "default_capacity"]
@@ -184,6 +184,9 @@ class DiskTier(Tier):
 
     def kept(self) -> Iterator[BlockKey]:
         return iter(self._catalogue.keys())
+
+    def lives(self) -> list[Life]:
+        return self._catalogue.lives()
 
     def save(self) -> None:
         self._catalogue.save()

@@ -13,7 +13,7 @@ left one, by our hand or another process's, is told by the tier's `changes` befo
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,10 @@ from kdn.store.index import BlockHit, Entry, Family, Index, Match
 from kdn.store.loads import Loads
 from kdn.store.memory import MemoryTier
 from kdn.store.pins import Pins
-from kdn.store.policies import Rules, make_policy
+from kdn.store.policies import Rules, Use, make_policy
 from kdn.store.reader import Load, Reader
 from kdn.store.stat import Counts, ScrubReport, StoreStat
-from kdn.store.tier import Tier
+from kdn.store.tier import Life, Tier
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["Store", "open_store"]
@@ -107,6 +107,9 @@ class Store:
             self._trace.event("store.miss", key=key, tokens=hit.num_tokens)
             return None
         self._counts.add(hits=1, hit_tokens=hit.num_tokens)
+        if load.tier != self._tiers[-1].name:
+            # or what is always read from memory would look unused where it lasts, and go first
+            self._tiers[-1].touch(key)
         self._trace.event("store.hit", key=key, tokens=hit.num_tokens, tier=load.tier)
         if self._counts["hits"] % USES_PER_SAVE == 0:
             self._behind.offer(0, self._save_uses)
@@ -192,6 +195,11 @@ class Store:
             queued_bytes=self._behind.size_bytes,
             **{name: self._counts[name] for name in names},
         )
+
+    def lives(self) -> dict[str, list[Life]]:
+        """By tier, how long each block has been kept and how often used, where that is written
+        down: what money saved and spent is worked out from."""
+        return {tier.name: tier.lives() for tier in self._tiers}
 
     def verify(self) -> ScrubReport:
         """Read and verify every block of the last tier; damaged ones are put out of use."""
@@ -374,18 +382,20 @@ def open_store(
     trace: Trace | None = None,
     policy: str = "lru",
     rules: Rules | None = None,
+    saving: Callable[[Use], float] | None = None,
 ) -> Store:
     """A store of memory over the disk in `folder`, or of memory alone.
 
     `disk_bytes` None means the cap last given for this folder, or else 20 GB or a tenth of what is
     free, whichever is less.  `policy` says which blocks go when room is short, `rules` what people
-    decide over it; BadInput for an unknown one.  Raises ForeignStore for a folder that belongs to
-    something else, StoreError for one that cannot be used.
+    decide over it, `saving` what a use of a block saves (for `value`); BadInput for an unknown one.
+    Raises ForeignStore for a folder that belongs to something else, StoreError for one that cannot
+    be used.
     """
     trace, clock = trace or NoTrace(), clock or SystemClock()
-    tiers: list[Tier] = [MemoryTier(memory_bytes, trace, make_policy(policy, rules), clock)]
+    tiers: list[Tier] = [MemoryTier(memory_bytes, trace, make_policy(policy, rules, saving), clock)]
     if folder is not None:
         # without a policy of its own, processes on one folder share the catalogue's order of use
-        ranking = None if policy == "lru" and rules is None else make_policy(policy, rules)
+        ranking = None if policy == "lru" and rules is None else make_policy(policy, rules, saving)
         tiers.append(DiskTier(folder, disk_bytes, clock, trace, ranking))
     return Store(tiers, trace=trace)

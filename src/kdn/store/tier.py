@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kdn.core import BlockKey
 from kdn.store.format import EncodedBlock, Header
 from kdn.store.index import Entry
 
-__all__ = ["Changes", "Handle", "NoTier", "Spare", "Tier", "TierUsage"]
+__all__ = ["Changes", "Handle", "Life", "NoTier", "Spare", "Tier", "TierUsage"]
 
 Spare = Callable[[BlockKey], bool]
 """Says which blocks may not be evicted just now."""
@@ -33,6 +34,17 @@ class Changes:
 
     added: tuple[Entry, ...] = ()
     removed: tuple[BlockKey, ...] = ()
+
+
+class Life(NamedTuple):
+    """What a tier remembers of a block it holds: enough to say what it cost and saved."""
+
+    start: int
+    num_tokens: int
+    size_bytes: int
+    kept_s: float
+    """Since it was written."""
+    uses: int
 
 
 class Handle(ABC):
@@ -120,6 +132,10 @@ class Tier(ABC):
     def kept(self) -> Iterator[BlockKey]:
         """Every key that is here."""
         return iter(())
+
+    def lives(self) -> list[Life]:
+        """How long each block has been here and how often it was used, where that is written down."""
+        return []
 
     def save(self) -> None:
         """Write down what is only remembered (when blocks were used)."""
