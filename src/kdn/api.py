@@ -34,7 +34,7 @@ from kdn.core import (
     Sampling,
     Stream,
 )
-from kdn.cost import GRID, save_jct
+from kdn.cost import GRID, Ledger, close_books, load_sheet, load_speed, save_jct
 from kdn.engine import Engine, Limits
 from kdn.errors import BadConfig, BadInput, MissingExtra, UnknownModel
 from kdn.machine import free_memory_bytes
@@ -450,6 +450,16 @@ class Kdn:
             self.model.tokenizer.encode,
             self._clock,
             LibraryConfig(Cutting(settings.passage_tokens, settings.part_tokens)),
+        )
+
+    def ledger(self) -> Ledger:
+        """What the stored blocks have saved and spent, by `[cost]` of the settings.
+
+        Blocks that are gone are not in it.  Raises BadInput for a tier without a price.
+        """
+        settings = self.config.cost
+        return close_books(
+            self.store.lives(), load_speed(settings.speed), load_sheet(settings.prices)
         )
 
     # --- housekeeping ------------------------------------------------------------------------

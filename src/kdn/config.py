@@ -22,6 +22,7 @@ from kdn.errors import BadConfig
 __all__ = [
     "BlendConfig",
     "Config",
+    "CostConfig",
     "EngineConfig",
     "LibraryConfig",
     "ServeConfig",
@@ -168,6 +169,15 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """The certificate's key (PEM), if it is not in the same file."""
 
 
+class CostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What money saved and spent is worked out from, and what `value` ranks blocks by."""
+
+    prices: str = "laptop"
+    """A price sheet that comes with kdn, or a .toml file."""
+    speed: str = "smollm2-135m-cpu"
+    """A model on a machine that comes with kdn, or a .toml file."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings. `home` holds whatever has no folder of its own."""
 
@@ -177,6 +187,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     library: LibraryConfig = LibraryConfig()
     serve: ServeConfig = ServeConfig()
     blend: BlendConfig = BlendConfig()
+    cost: CostConfig = CostConfig()
 
     @property
     def store_folder(self) -> Path:
@@ -220,6 +231,7 @@ _ROOMS: dict[str, type[msgspec.Struct]] = {
     "library": LibraryConfig,
     "serve": ServeConfig,
     "blend": BlendConfig,
+    "cost": CostConfig,
 }
 # Read elsewhere, so known here: the home folder and the place of the settings file.
 _OTHER_VARIABLES = ("KDN_HOME", "KDN_CONFIG")
@@ -256,6 +268,7 @@ def load_config(
         library=_build(LibraryConfig, "library", tables),
         serve=_build(ServeConfig, "serve", tables),
         blend=_build(BlendConfig, "blend", tables),
+        cost=_build(CostConfig, "cost", tables),
     )
 
 

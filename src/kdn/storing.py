@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config
-from kdn.store import FarSettings, Quotas, Rules, Store, open_store, read_key_file
+from kdn.cost import load_sheet, load_speed, use_saving
+from kdn.store import FarSettings, Quotas, Rules, Store, Use, open_store, read_key_file
 from kdn.trace import Trace
 
 __all__ = ["open_configured_store"]
@@ -40,5 +43,12 @@ def open_configured_store(
         clock=clock or SystemClock(),
         trace=trace,
         policy=settings.policy,
+        saving=_saving(config) if settings.policy == "value" else None,
         rules=None if settings.ttl_s is None else Rules(ttl_s=settings.ttl_s),
     )
+
+
+def _saving(config: Config) -> Callable[[Use], float]:
+    """What a use of a block saves, in dollars, by the cost model."""
+    saved = use_saving(load_speed(config.cost.speed), load_sheet(config.cost.prices))
+    return lambda use: saved(use.start, use.num_tokens)

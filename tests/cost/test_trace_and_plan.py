@@ -103,7 +103,10 @@ def test_the_books_of_a_store() -> None:
     """Two blocks of 500 tokens, one used twice, one never, kept for an hour."""
     assert block_saving(SPEED, SHEET, 0, 501).value == pytest.approx(0.5e-3)
     blocks = [(0, 501, 1_000_000, 3600.0, 2), (501, 501, 1_000_000, 3600.0, 0)]
-    ledger = close_books(blocks, SPEED, replace(SHEET, tiers={"io2": TIER}), "io2")
+    sheet = replace(SHEET, tiers={"io2": TIER})
+    ledger = close_books({"memory": [], "io2": blocks}, SPEED, sheet)
     assert ledger.saved.value == pytest.approx(2 * 0.5e-3)
     assert ledger.spent.value == pytest.approx(2 * 0.00017e-3 + 2 * 1e-3)
     assert ledger.net < 0
+    with pytest.raises(BadInput, match="no price for tier 'tape'"):
+        close_books({"tape": blocks}, SPEED, sheet)

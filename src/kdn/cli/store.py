@@ -17,6 +17,7 @@ from kdn.cli.simulate import simulate
 from kdn.cli.which import FingerprintOption, KeyOption, SaltOption, TierOption, chosen
 
 if TYPE_CHECKING:
+    from kdn.cost import Ledger
     from kdn.store import Store
     from kdn.store.manage import Done
 
@@ -42,11 +43,12 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     from kdn.store.shapes import stat_shape
 
     with opened(home) as found:
-        stat = found.stat()
+        stat, ledger = found.stat(), _ledger(found, home)
     records = records_of(read_settings(home).home)
     blends = _blends(home)
     if as_json:
-        emit(stat_shape(stat) | {"quality": records, "blend": blends})
+        money = {"saved_usd": ledger.saved.value, "spent_usd": ledger.spent.value}
+        emit(stat_shape(stat) | {"quality": records, "blend": blends, "money": money})
         return
     rows = [
         (
@@ -67,6 +69,15 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
             ("model", "answers", "compared", "same first token", "mean KL", "ratio"),
             [tuple(str(value) for value in one.values()) for one in blends],
         )
+    saved, spent = ledger.saved.value, ledger.spent.value
+    print(f"these blocks have saved {saved:.3g} USD of computing and cost {spent:.3g} USD")
+
+
+def _ledger(found: Store, home: Path | None) -> Ledger:
+    from kdn.cost import close_books, load_sheet, load_speed
+
+    settings = read_settings(home).cost
+    return close_books(found.lives(), load_speed(settings.speed), load_sheet(settings.prices))
 
 
 def _blends(home: Path | None) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from kdn.cost.jct import (
     measure_grid,
     save_jct,
 )
-from kdn.cost.ledger import Ledger, block_saving, close_books
+from kdn.cost.ledger import Ledger, block_saving, close_books, use_saving
 from kdn.cost.model import Bill, StoredTerms, Workload, bill, exact_ratio, published_ratio
 from kdn.cost.plan import FleetPlan, plan_fleet
 from kdn.cost.sheet import PriceSheet, TierPrice, load_sheet, sheet_names
@@ -74,4 +74,5 @@ __all__ = [
     "save_jct",
     "sheet_names",
     "speed_names",
+    "use_saving",
 ]

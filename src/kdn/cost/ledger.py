@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdn.cost.sheet import PriceSheet
 from kdn.cost.speed import Speed
-from kdn.cost.units import Bytes, Seconds, Usd
+from kdn.cost.units import Bytes, Seconds, Usd, total
 
-__all__ = ["Ledger", "block_saving", "close_books"]
+__all__ = ["Ledger", "block_saving", "close_books", "use_saving"]
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,30 @@ def block_saving(speed: Speed, sheet: PriceSheet, start: int, num_tokens: int) -
     return sheet.gpu.cost(Seconds(max(0.0, whole - alone)))
 
 
+def use_saving(speed: Speed, sheet: PriceSheet) -> Callable[[int, int], float]:
+    """Dollars that a use of a block saves, from its start and its tokens: what `value` ranks by."""
+    return lambda start, num_tokens: block_saving(speed, sheet, start, num_tokens).value
+
+
 def close_books(
+    lives: Mapping[str, Sequence[tuple[int, int, int, float, int]]],
+    speed: Speed,
+    sheet: PriceSheet,
+) -> Ledger:
+    """The ledger of blocks by tier, each (start, tokens, bytes, seconds kept, uses).
+
+    Raises BadInput for a tier with blocks that the sheet has no price for.
+    """
+    ledgers = [_tier_books(blocks, speed, sheet, tier) for tier, blocks in lives.items() if blocks]
+    return Ledger(total(one.saved for one in ledgers), total(one.spent for one in ledgers))
+
+
+def _tier_books(
     blocks: Iterable[tuple[int, int, int, float, int]],
     speed: Speed,
     sheet: PriceSheet,
     tier: str,
 ) -> Ledger:
-    """The ledger of blocks, each (start, tokens, bytes, seconds kept, uses), in one tier."""
     price = sheet.tier(tier)
     saved = spent = Usd(0)
     for start, num_tokens, size_bytes, kept_s, uses in blocks:

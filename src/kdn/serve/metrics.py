@@ -193,7 +193,12 @@ class _Now(Collector):
         blend = GaugeMetricFamily("kdn_blend", "Blended against full prefills.", labels=["what"])
         for what, value in numbers.blend.items():
             blend.add_metric([what], value)
-        yield from (blocks, size, events, blend)
+        money = GaugeMetricFamily(
+            "kdn_store_money_usd", "Of the blocks held, by the price sheet.", labels=["way"]
+        )
+        for way, usd in numbers.money_usd.items():
+            money.add_metric([way], usd)
+        yield from (blocks, size, events, blend, money)
 
 
 def _gauge(name: str, text: str, model: str, value: float) -> GaugeMetricFamily:

@@ -85,6 +85,7 @@ class KdnService:
 
     def store_numbers(self) -> StoreNumbers:
         stat, guard = self._kdn.store.stat(), self._kdn.guard.stat()
+        ledger = self._kdn.ledger()
         return StoreNumbers(
             blend={
                 "compared": guard.samples,
@@ -92,6 +93,7 @@ class KdnService:
                 "mean_kl": guard.mean_kl,
                 "ratio": guard.ratio,
             },
+            money_usd={"saved": ledger.saved.value, "spent": ledger.spent.value},
             blocks={name: tier.blocks for name, tier in stat.tiers.items()},
             size_bytes={name: tier.size_bytes for name, tier in stat.tiers.items()},
             counts={

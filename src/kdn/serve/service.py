@@ -34,6 +34,8 @@ class StoreNumbers:
     """Since opening: hits, misses, corrupt, evicted and whatever else the store counts."""
     blend: Mapping[str, float] = field(default_factory=dict)
     """What the quality guard has seen: compared, agreed, mean_kl, ratio."""
+    money_usd: Mapping[str, float] = field(default_factory=dict)
+    """`saved` and `spent` by the blocks that are held."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from kdn.store.notes import pack_note, read_note
 from kdn.store.objects import ObjectRemote
 from kdn.store.opening import FarSettings, open_store
 from kdn.store.peer import PeerRemote
-from kdn.store.policies import Policy, Rules
+from kdn.store.policies import Policy, Rules, Use
 from kdn.store.quality import CodecQuality, QualityRecord, load_record, save_record
 from kdn.store.quotas import Quotas
 from kdn.store.reader import Reader
@@ -24,7 +24,7 @@ from kdn.store.remote_tier import RemoteSettings, RemoteTier
 from kdn.store.seal import KeyRing, read_key_file
 from kdn.store.stat import ScrubReport, StoreStat
 from kdn.store.store import Store
-from kdn.store.tier import Changes, Handle, NoTier, Tier, TierUsage
+from kdn.store.tier import Changes, Handle, Life, NoTier, Tier, TierUsage
 from kdn.store.verdict import EstimateS, worth_loading
 from kdn.store.whole import check_whole, read_whole
 
@@ -43,6 +43,7 @@ __all__ = [
     "Handle",
     "Header",
     "KeyRing",
+    "Life",
     "LineSettings",
     "Listed",
     "LookupRecorder",
@@ -67,6 +68,7 @@ __all__ = [
     "StoreStat",
     "Tier",
     "TierUsage",
+    "Use",
     "block_ids",
     "check_whole",
     "cut_blocks",

@@ -21,7 +21,7 @@ from kdn.store.index import Entry, Family
 from kdn.store.policies import Use
 from kdn.store.quotas import Holding
 from kdn.store.schema import QUARANTINED, READY, connect, prepare
-from kdn.store.tier import Changes, Spare
+from kdn.store.tier import Changes, Life, Spare
 
 __all__ = ["Catalogue", "CatalogueDamaged", "Totals", "Victim", "discard_catalogue"]
 
@@ -109,6 +109,17 @@ class Catalogue:
                 (Use(BlockKey(key), start, tokens, size, 0.0, salt), used)
                 for key, start, tokens, size, salt, used in rows
             ]
+
+    def lives(self) -> list[Life]:
+        """How long each ready block has been here, and how often it was used."""
+        self.save()
+        with self._reading, self._gate():
+            rows = self._reader.execute(
+                "SELECT start, length(tokens) / 4, size, ? - created, hits FROM blocks"
+                " WHERE state = ?",
+                (self._now(), READY),
+            )
+            return [Life(*row) for row in rows]
 
     def knows(self, key: BlockKey) -> bool:
         """Was the block ready when changes were last asked for?"""

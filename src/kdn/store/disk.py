@@ -23,7 +23,7 @@ from kdn.store.quotas import Holding
 from kdn.store.ranked import Ranked
 from kdn.store.reader import read_header
 from kdn.store.seal import SEAL_BYTES, KeyRing, is_sealed
-from kdn.store.tier import Changes, Handle, Spare, Tier, TierUsage
+from kdn.store.tier import Changes, Handle, Life, Spare, Tier, TierUsage
 from kdn.trace import Trace
 
 __all__ = ["DiskTier", "default_capacity"]
@@ -226,6 +226,9 @@ class DiskTier(Tier):
     def holdings(self, salt: str) -> Sequence[Holding]:
         self._catalogue.save()
         return self._catalogue.holdings(salt)
+
+    def lives(self) -> list[Life]:
+        return self._catalogue.lives()
 
     def replace(self, block: EncodedBlock, spare: Spare) -> None:
         """One file takes the other's place: whoever looks finds either of them, whole."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from kdn.store.line import LineSettings
 from kdn.store.memory import MemoryTier
 from kdn.store.objects import ObjectRemote
 from kdn.store.peer import PeerRemote
-from kdn.store.policies import Rules, make_policy
+from kdn.store.policies import Rules, Use, make_policy
 from kdn.store.quotas import Quotas
 from kdn.store.redis import RedisRemote
 from kdn.store.remote_tier import RemoteSettings, RemoteTier
@@ -56,6 +56,7 @@ def open_store(
     trace: Trace | None = None,
     policy: str = "lru",
     rules: Rules | None = None,
+    saving: Callable[[Use], float] | None = None,
 ) -> Store:
     """A store of memory over the disk in `folder`, or of memory alone, with `far` tiers behind.
 
@@ -64,14 +65,15 @@ def open_store(
     StoreError for one that cannot be used, BadConfig and MissingExtra for far tiers that cannot be
     set up.  One that does not answer is no error: it is asked again later.  With a `ring` blocks
     are sealed on the disk, in Redis and in object stores; a peer node seals its own.  `policy` says
-    which blocks go when room is short, `rules` what people decide over it; BadInput for an unknown one.
+    which blocks go when room is short, `rules` what people decide over it, `saving` what a use of a
+    block saves (for `value`); BadInput for an unknown one.
     """
     clock, trace = clock or SystemClock(), trace or NoTrace()
     distant = _far_tiers(far or FarSettings(), clock, trace, ring)
-    tiers: list[Tier] = [MemoryTier(memory_bytes, trace, make_policy(policy, rules), clock)]
+    tiers: list[Tier] = [MemoryTier(memory_bytes, trace, make_policy(policy, rules, saving), clock)]
     if folder is not None:
         # without a policy of its own, processes on one folder share the catalogue's order of use
-        ranking = None if policy == "lru" and rules is None else make_policy(policy, rules)
+        ranking = None if policy == "lru" and rules is None else make_policy(policy, rules, saving)
         tiers.append(DiskTier(folder, disk_bytes, clock, trace, ranking, ring, direct=disk_direct))
     return Store(
         tiers,

@@ -18,7 +18,6 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
 from typing import IO
 
@@ -119,7 +118,7 @@ def _decode(path: Path, lines: IO[bytes]) -> Iterator[TraceRequest]:
 
 def _decode_csv(path: Path, lines: IO[bytes]) -> Iterator[TraceRequest]:
     started: dt.datetime | None = None
-    for number, row in enumerate(csv.DictReader(TextIOWrapper(lines, "utf-8")), 2):
+    for number, row in enumerate(csv.DictReader(line.decode() for line in lines), 2):
         try:
             at = dt.datetime.fromisoformat(row["TIMESTAMP"][:26])
             started = started or at

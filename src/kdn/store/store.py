@@ -37,7 +37,7 @@ from kdn.store.pins import Pins
 from kdn.store.quotas import Quotas, over_quota
 from kdn.store.reader import Load, Reader
 from kdn.store.stat import Counts, ScrubReport, StoreStat
-from kdn.store.tier import Handle, Tier
+from kdn.store.tier import Handle, Life, Tier
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["MEMORY_BYTES", "Store"]
@@ -145,6 +145,9 @@ class Store:
             self._trace.event("store.miss", key=key, tokens=hit.num_tokens)
             return None
         self._counts.add(hits=1, hit_tokens=hit.num_tokens)
+        if load.tier != self._tiers[-1].name:
+            # or what is always read from memory would look unused where it lasts, and go first
+            self._tiers[-1].touch(key)
         self._trace.event("store.hit", key=key, tokens=hit.num_tokens, tier=load.tier)
         if self._counts["hits"] % USES_PER_SAVE == 0:
             self._behind.offer(0, self._save_uses)
@@ -334,6 +337,11 @@ class Store:
             resting=tuple(tier.name for tier in self._tiers if not tier.reachable()),
             **{name: self._counts[name] for name in names},
         )
+
+    def lives(self) -> dict[str, list[Life]]:
+        """By tier, how long each block has been kept and how often used, where that is written
+        down: what money saved and spent is worked out from."""
+        return {tier.name: tier.lives() for tier in self._tiers}
 
     def verify(self) -> ScrubReport:
         """Read and verify every block of the last tier of this machine; damaged ones are put out

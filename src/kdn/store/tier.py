@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kdn.core import BlockKey
 from kdn.store.format import EncodedBlock, Header
 from kdn.store.index import Entry
 from kdn.store.quotas import Holding
 
-__all__ = ["Changes", "Handle", "NoTier", "Spare", "Tier", "TierUsage"]
+__all__ = ["Changes", "Handle", "Life", "NoTier", "Spare", "Tier", "TierUsage"]
 
 Spare = Callable[[BlockKey], bool]
 """Says which blocks may not be evicted just now."""
@@ -35,6 +36,17 @@ class Changes:
 
     added: tuple[Entry, ...] = ()
     removed: tuple[BlockKey, ...] = ()
+
+
+class Life(NamedTuple):
+    """What a tier remembers of a block it holds: enough to say what it cost and saved."""
+
+    start: int
+    num_tokens: int
+    size_bytes: int
+    kept_s: float
+    """Since it was written."""
+    uses: int
 
 
 class Handle(ABC):
@@ -139,6 +151,10 @@ class Tier(ABC):
         """Keep `block` in place of the one of the same key. Raises as `put`."""
         self.drop(block.key)
         self.put(block, spare)
+
+    def lives(self) -> list[Life]:
+        """How long each block has been here and how often it was used, where that is written down."""
+        return []
 
     def save(self) -> None:
         """Write down what is only remembered (when blocks were used)."""

@@ -35,9 +35,14 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 }
 
 
-def make_policy(name: str, rules: Rules | None = None) -> Policy:
-    """A policy by name, under rules if there are any. Raises BadInput, naming those there are."""
+def make_policy(
+    name: str, rules: Rules | None = None, saving: Callable[[Use], float] | None = None
+) -> Policy:
+    """A policy by name, under rules if there are any; `saving` is for `value`.
+
+    Raises BadInput, naming those there are.
+    """
     if name not in POLICIES:
         raise BadInput(f"no eviction policy {name!r}; there are {', '.join(POLICIES)}")
-    policy = POLICIES[name]()
+    policy = Value(saving) if name == "value" and saving is not None else POLICIES[name]()
     return policy if rules is None else Ruled(policy, rules)

@@ -92,6 +92,7 @@ class Value(Policy):
         self._shelf_of: dict[BlockKey, Shelf] = {}
         self._chain: list[_Link] = []
         self._pending: dict[BlockKey, _Link] = {}
+        self._prospects: dict[int, float] = {}
         self._waiting: list[OrderedDict[int, _Group]] = [OrderedDict() for _ in range(NUM_AGES)]
         self._numbers = count()
         self._worth: dict[tuple[str, int], list[float]] = {}
@@ -150,16 +151,23 @@ class Value(Policy):
         return min((head[0] for head in self._heads(now_s)), default=0.0)
 
     def _prospect(self, use: Use) -> float:
-        """What a block that would follow the running chain is worth, as far as it is known yet."""
-        uses = [*(link.use for link in self._chain), use]
-        num_shared = self._num_shared(uses)
-        marks = [self._marks.get(one.key) for one in uses[num_shared:]]
-        last = next((mark for mark in reversed(marks) if mark is not None), None)
-        turn = 0 if last is None else last.turn + 1
-        features = _features(uses, num_shared, last, turn, use.at_s)
-        density = _density_level(self._saving(use), use.size_bytes)
-        level = _level(self._risks["body"].rate(features).multiple)
-        return self._rank(("body", level, density), 0.0)
+        """What a block that would follow the running chain is worth, as far as it is known yet.
+
+        Asked for block after block, so it is worked out once for each level of the chain's length.
+        """
+        length = _length_level(use.stop)
+        found = self._prospects.get(length)
+        if found is None:
+            uses = [*(link.use for link in self._chain), use]
+            num_shared = self._num_shared(uses)
+            marks = [self._marks.get(one.key) for one in uses[num_shared:]]
+            last = next((mark for mark in reversed(marks) if mark is not None), None)
+            turn = 0 if last is None else last.turn + 1
+            features = _features(uses, num_shared, last, turn, use.at_s)
+            density = _density_level(self._saving(use), use.size_bytes)
+            level = _level(self._risks["body"].rate(features).multiple)
+            found = self._prospects[length] = self._rank(("body", level, density), 0.0)
+        return found
 
     def __len__(self) -> int:
         return len(self._shelf_of) + len(self._pending)
@@ -198,7 +206,7 @@ class Value(Policy):
             self._remember(link.use, group, turn)
             if link.is_here:
                 self._put_on_shelf(link.use, group, density)
-        self._chain, self._pending = [], {}
+        self._chain, self._pending, self._prospects = [], {}, {}
         self._chains += 1
         if self._chains % _CHAINS_PER_LESSON == 0:
             self._worth.clear()
@@ -315,8 +323,11 @@ def _features(
     behind = last.stop if last is not None else uses[max(num_shared - 1, 0)].stop
     gap = -1 if last is None else _doublings((now_s - last.group.at_s) / 10, 1.5, most=8)
     new = -1 if last is None else _doublings((stop - behind) / 512, 1, most=7)
-    length = _doublings(stop / 512, 2, most=20)
-    return (("turn", min(turn, 6)), ("length", length), ("gap", gap), ("new", new))
+    return (("turn", min(turn, 6)), ("length", _length_level(stop)), ("gap", gap), ("new", new))
+
+
+def _length_level(tokens: int) -> int:
+    return _doublings(tokens / 512, 2, most=20)
 
 
 def _doublings(ratio: float, per_doubling: float, most: int) -> int:
