@@ -1,0 +1,106 @@
+"""The nouns every room speaks: prompts, blocks and their keys, plans, requests and what becomes of them.
+
+Nothing here computes.  Importing the nouns does not import torch.
+"""
+
+from __future__ import annotations
+
+from kdn.core.blocks import EXACT, BlockId, Cause, KvShape, Recipe, chain_hash, chain_hashes
+from kdn.core.jobs import JctModel, Job, PrefillTime
+from kdn.core.names import (
+    BLOCK_TOKENS,
+    PUBLIC_SALT,
+    BlockKey,
+    ChainHash,
+    ContentId,
+    Fingerprint,
+    TokenIds,
+)
+from kdn.core.planning import KeptKV, Planned, Planner
+from kdn.core.plans import (
+    ALL_ROWS,
+    AllRows,
+    Choose,
+    ColumnScale,
+    Enter,
+    GivenRows,
+    Keep,
+    LayerKV,
+    LayerSource,
+    LayerView,
+    Observer,
+    Plan,
+    RowRule,
+    Selector,
+    StoredRun,
+)
+from kdn.core.prompts import Prompt, Role, Segment
+from kdn.core.requests import (
+    Blend,
+    Finish,
+    FinishReason,
+    Generator,
+    Keeping,
+    Request,
+    Sampling,
+    Stream,
+    StreamEvent,
+    Token,
+    TokenProb,
+    Usage,
+)
+from kdn.core.served import Served
+
+__all__ = [
+    "ALL_ROWS",
+    "BLOCK_TOKENS",
+    "EXACT",
+    "PUBLIC_SALT",
+    "AllRows",
+    "Blend",
+    "BlockId",
+    "BlockKey",
+    "Cause",
+    "ChainHash",
+    "Choose",
+    "ColumnScale",
+    "ContentId",
+    "Enter",
+    "Fingerprint",
+    "Finish",
+    "FinishReason",
+    "Generator",
+    "GivenRows",
+    "JctModel",
+    "Job",
+    "Keep",
+    "Keeping",
+    "KeptKV",
+    "KvShape",
+    "LayerKV",
+    "LayerSource",
+    "LayerView",
+    "Observer",
+    "Plan",
+    "Planned",
+    "Planner",
+    "PrefillTime",
+    "Prompt",
+    "Recipe",
+    "Request",
+    "Role",
+    "RowRule",
+    "Sampling",
+    "Segment",
+    "Selector",
+    "Served",
+    "StoredRun",
+    "Stream",
+    "StreamEvent",
+    "Token",
+    "TokenIds",
+    "TokenProb",
+    "Usage",
+    "chain_hash",
+    "chain_hashes",
+]

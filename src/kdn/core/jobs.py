@@ -1,0 +1,73 @@
+"""What a policy sees of a request, and how long prompts take: numbers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["JctModel", "Job", "PrefillTime"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A waiting request as a policy sees it."""
+
+    id: str
+    arrival_ns: int
+    num_tokens: int
+    num_cached: int
+    """Prompt tokens that the store holds now, as of the last look."""
+    max_new_tokens: int
+    priority: int = 0
+    group: str | None = None
+    group_size: int = 1
+    num_cached_at_arrival: int = 0
+    """What the store held when the job came: all that a policy without calibration knows."""
+
+    @property
+    def num_missing(self) -> int:
+        """Prompt tokens that must be computed."""
+        return self.num_tokens - self.num_cached
+
+
+@dataclass(frozen=True)
+class JctModel:
+    """How long computing a prompt takes: seconds, from the tokens to compute and those reused.
+
+    A quadratic form over (new, cached): a fixed part per pass, work per token, attention of new
+    tokens to what stands before them, and bringing the reused ones in.
+    """
+
+    pass_s: float
+    """What every pass costs, however little is in it."""
+    token_s: float
+    """Position-wise work of one new token."""
+    pair_s: float
+    """Attention of one new token to one column."""
+    cached_s: float
+    """Bringing in one reused token."""
+    error: float | None = None
+    """Median relative error over the measured grid; None for a count of operations."""
+    source: str = "flops"
+    """`flops`: counted, not measured; `fit`: fitted to measurements."""
+
+    def seconds(self, num_new: int, num_cached: int = 0) -> float:
+        """One prompt of `num_cached` reused and `num_new` computed tokens, alone in its pass."""
+        return self.pass_s + self.share(num_new, num_cached)
+
+    def share(self, num_new: int, num_cached: int = 0) -> float:
+        """What the prompt adds to a pass that runs anyway."""
+        pairs = num_new * (num_cached + (num_new + 1) / 2)
+        return self.token_s * num_new + self.pair_s * pairs + self.cached_s * num_cached
+
+    def microseconds(self, num_new: int, num_cached: int = 0) -> int:
+        """`seconds` as schedulers want it: whole microseconds."""
+        return round(1e6 * self.seconds(num_new, num_cached))
+
+
+class PrefillTime(Protocol):
+    """How long a prefill takes."""
+
+    def seconds(self, num_new: int, num_cached: int) -> float:
+        """Seconds to compute `num_new` tokens behind `num_cached` whose KV is at hand."""
+        ...

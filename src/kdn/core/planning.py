@@ -1,0 +1,59 @@
+"""Between a request and its plan: who makes it, and what KV it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from kdn.core.blocks import Recipe
+from kdn.core.names import TokenIds
+from kdn.core.plans import Plan
+from kdn.core.requests import Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["KeptKV", "Planned", "Planner"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and how many prompt tokens it takes from where."""
+
+    plan: Plan
+    exact: int = 0
+    blended: int = 0
+    shared: int = 0
+    lossy: int = 0
+    tiers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KeptKV:
+    """KV of positions [start, start + tokens) of a request, ready to be stored."""
+
+    start: int
+    token_ids: TokenIds
+    """All tokens from position 0 up to the end of what is kept."""
+    kv: Tensor
+    """[layers, 2, tokens, kv heads, dim]: K without rotary position, and V."""
+    recipe: Recipe
+    is_answer: bool
+    """True for the question and the generated tokens, False for the prompt before them."""
+
+
+class Planner(Protocol):
+    """Turns requests into plans, and takes what they leave behind."""
+
+    def cached_tokens(self, request: Request) -> int:
+        """How much of the prompt could be reused now. Moves no bytes."""
+        ...
+
+    def plan(self, request: Request) -> Planned:
+        """What to compute. Called when the request is about to run, and again after a failed load."""
+        ...
+
+    def keep(self, request: Request, kept: KeptKV) -> None:
+        """Store KV. Must return quickly and never raise."""
+        ...

@@ -1,0 +1,181 @@
+"""Requests, and what becomes of them: tokens, usage, streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from kdn.core.prompts import Prompt
+
+__all__ = [
+    "Blend",
+    "Finish",
+    "FinishReason",
+    "Generator",
+    "Keeping",
+    "Request",
+    "Sampling",
+    "Stream",
+    "StreamEvent",
+    "Token",
+    "TokenProb",
+    "Usage",
+]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. The default is greedy."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    """0 means greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 means no limit."""
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    """How many alternatives to report per token; 0 reports the chosen token only; None reports nothing."""
+    allowed: tuple[int, ...] = ()
+    """The only tokens that may be drawn, and all that probabilities are shared among; for
+    answers of one token. Empty means all."""
+    ranked: tuple[int, ...] = ()
+    """Report exactly these tokens, in this order, where `logprobs` would report the likeliest."""
+
+
+class Keeping(StrEnum):
+    """Which KV of a request outlives it."""
+
+    NOTHING = "nothing"
+    SHARED = "shared"
+    """Everything but the last segment: prelude, documents, instructions, history."""
+    ALL = "all"
+    """The question and the answer too, for a conversation that goes on."""
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Stored documents may be reused anywhere in the prompt, and are mended, not recomputed.
+
+    `ratio` is the share of the reused tokens that is recomputed; None leaves it to kdn.
+    """
+
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to generate. `group` names requests that are admitted together or not at all."""
+
+    id: str
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    salt: str = ""
+    adapter: str | None = None
+    group: str | None = None
+    group_size: int = 1
+    priority: int = 0
+    """Lower is sooner, for policies that look at it."""
+    reuse: bool = True
+    """May stored KV be used for it?"""
+    max_kl: float | None = None
+    """How far (mean KL, nats) a codec may move answers by measurement; 0: not at all; None: as set."""
+    blend: Blend | None = None
+    """None: only where the answer is exactly that of a full prefill."""
+    keeping: Keeping = Keeping.SHARED
+
+
+@dataclass(frozen=True)
+class TokenProb:
+    """A token with its natural-log probability."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token. `text` is what became printable with it, often but not always one piece."""
+
+    token_id: int
+    text: str
+    logprob: float | None = None
+    alternatives: tuple[TokenProb, ...] = ()
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Where the prompt's tokens came from, and how long things took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    exact: int = 0
+    """Prompt tokens whose KV came from the store and equals a full prefill."""
+    blended: int = 0
+    shared: int = 0
+    lossy: int = 0
+    """Prompt tokens whose KV went through a lossy codec, or was computed behind such."""
+    recomputed: int = 0
+    """Prompt tokens computed for this request."""
+    queue_ms: float = 0.0
+    ttft_ms: float = 0.0
+    total_ms: float = 0.0
+    tiers: Mapping[str, int] = field(default_factory=dict)
+    """Reused tokens by the tier that supplied them."""
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.exact + self.blended + self.shared + self.lossy
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The last event of a stream. `tail` is text that was held back as a possible stop string."""
+
+    reason: FinishReason
+    usage: Usage
+    tail: str = ""
+    stop: str | None = None
+    """The stop string that was met, if one was."""
+
+
+StreamEvent = Token | Finish
+
+
+class Stream(Protocol):
+    """A running request: iterate for its events; the last one is a Finish."""
+
+    def __iter__(self) -> Iterator[StreamEvent]: ...
+
+    def cancel(self) -> None:
+        """Stop as soon as the current step is over; the stream then ends with CANCELLED."""
+        ...
+
+    def on_event(self, listener: Callable[[StreamEvent | Exception | None], None]) -> None:
+        """Have events pushed to `listener` (from the engine's thread) in place of iterating.
+
+        After the Finish, or an Exception, None is pushed and nothing more.
+        """
+        ...
+
+
+class Generator(Protocol):
+    """Anything that runs requests: the engine, or a stand-in for tests."""
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request. Raises PromptTooLong before anything is computed."""
+        ...
