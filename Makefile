@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RIVALS := .venv-rivals
+BENCHES ?= engine stack store codecs kdn policies cost blend blend-load mil jct label l4s
 BENCH_OPTIONS ?=
 
 .PHONY: help install demo test fmt bench rivals soak docs clean
@@ -45,8 +46,9 @@ fmt: $(INSTALLED) ## put the code in shape
 	$(BIN)/ruff format
 
 bench: $(INSTALLED) ## every benchmark, with its page under docs/benchmarks
-	$(BIN)/kdn bench engine --report docs/benchmarks $(BENCH_OPTIONS)
-	$(BIN)/kdn bench stack --report docs/benchmarks $(BENCH_OPTIONS)
+	for name in $(BENCHES); do \
+	  $(BIN)/kdn bench $$name --report docs/benchmarks $(BENCH_OPTIONS) || exit 1; \
+	done
 
 rivals: ## the programs that kdn is compared with, in an environment of their own
 	$(PYTHON) scripts/rivals/build.py $(RIVALS)

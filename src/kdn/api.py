@@ -199,7 +199,7 @@ class Kdn:
             self._fingerprint,
             loss,
             recorder=self._recorder,
-            estimate_s=_estimate(config),
+            estimate_s=_estimate(config, self.jct),
         )
         controller = Controller(config.blend.ratio)
         self.guard = _guard(config, controller, self._fingerprint(None), trace)
@@ -403,8 +403,15 @@ class Kdn:
             paths,
             kv_bytes_per_token=shape.token_bytes,
             embed_tokens_per_s=_EMBED_TOKENS_PER_S,
-            prefill_tokens_per_s=_PREFILL_TOKENS_PER_S,
+            prefill_tokens_per_s=self._prefill_rate(),
         )
+
+    def _prefill_rate(self) -> float:
+        """Tokens a second for parts of the usual length: fitted, or an order of magnitude."""
+        if self.jct.source != "fit":
+            return _PREFILL_TOKENS_PER_S
+        tokens = self.config.library.part_tokens
+        return tokens / self.jct.seconds(tokens)
 
     def prefill(self, text: str, name: str | None = None, salt: str = "") -> int:
         """Compute and store the KV of a document behind the neutral prelude; its number of tokens.
@@ -582,10 +589,12 @@ _FRAME_TOKENS = 256
 """Room for the prelude, the instruction and the template around an `ask`."""
 
 
-def _estimate(config: Config) -> EstimateS | None:
-    """What a prefill takes, when it is known how quick it is here."""
+def _estimate(config: Config, jct: JctModel) -> EstimateS | None:
+    """What a prefill takes, when it is known how quick it is here: said, or fitted."""
     rate = config.store.prefill_tokens_per_s
-    return None if rate is None else lambda new, _cached: new / rate
+    if rate is not None:
+        return lambda new, _cached: new / rate
+    return jct.seconds if jct.source == "fit" else None
 
 
 def _asked(question: str, parts: Sequence[Part]) -> str:

@@ -117,7 +117,8 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     objects_news_s: Annotated[float, Meta(ge=0)] = 30.0
     """The same for an object store, where asking means a listing."""
     prefill_tokens_per_s: Annotated[float, Meta(gt=0)] | None = None
-    """How quick a prefill is here: blocks that load more slowly are computed; None always loads."""
+    """How quick a prefill is here: blocks that load more slowly are computed.
+    None takes what `kdn cost fit` found; where that was never run, what is stored is always loaded."""
     disk_direct: bool = False
     """Read blocks past the operating system's cache (O_DIRECT); pays where memory is short."""
     key_file: Path | None = None

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import kdn
 from kdn.config import Config, StoreConfig
+from kdn.core import JctModel
+from kdn.cost import save_jct
 from kdn.store import LineSettings, RemoteSettings, RemoteTier
 from kdn.storing import open_configured_store
+from kdn.timing import jct_path
 
 
 def test_every_far_setting_reaches_its_tier(tmp_path: Path) -> None:
@@ -43,3 +46,21 @@ def test_a_quick_prefill_leaves_a_slow_tier_alone(
             answer = one.generate("Lit?", [document])
             assert one.lookup(document)[0].num_tokens > 0
             assert (answer.usage.cached_tokens > 0) is reused
+
+
+def test_a_fitted_prefill_is_weighed_without_being_asked(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    document = "The lamp is lit at dusk. " * 8
+    quick = JctModel(pass_s=0.0, token_s=1e-9, pair_s=0.0, cached_s=0.0, error=0.0, source="fit")
+    for fitted in (False, True):
+        config = Config(home=tmp_path / str(fitted))
+        with kdn.open(tiny_model(), config=config) as one:
+            path = jct_path(one.model.decoder, config.home)
+        if fitted:
+            save_jct(quick, path)
+        with kdn.open(tiny_model(), config=config) as one:
+            one.prefill(document)
+            one.store.flush()
+            one.store.links.note("memory", 1, 1.0)
+            assert (one.generate("Lit?", [document]).usage.cached_tokens == 0) is fitted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 
@@ -16,7 +17,7 @@ from kdn.store import Reader
 __all__ = ["StoreSource"]
 
 _READ_BYTES = 1 << 20
-"""Neighbouring layers are read together, until a read of the largest block is at least this."""
+"""Neighbouring layers are read together, up to as many as make the largest block's read this long."""
 
 
 class StoreSource:
@@ -35,7 +36,9 @@ class StoreSource:
         self._loader = loader
         self._dtype = getattr(torch, shape.dtype)
         largest = max(reader.id.num_tokens for reader in readers)
-        self._group = -(-_READ_BYTES // (largest * shape.layer_token_bytes))
+        self._edges = groups(
+            shape.num_layers, -(-_READ_BYTES // (largest * shape.layer_token_bytes))
+        )
         self._loads: dict[int, Future[list[list[LayerKV]]]] = {}
 
     @property
@@ -48,13 +51,15 @@ class StoreSource:
 
     def start(self, layer: int) -> None:
         """The layer's group begins to come, and so does the one behind it."""
-        for first in (layer // self._group, layer // self._group + 1):
-            if first not in self._loads and first * self._group < self._shape.num_layers:
-                self._loads[first] = self._loader.submit(self._load, first)
+        group = self._group(layer)
+        for one in (group, group + 1):
+            if one not in self._loads and one + 1 < len(self._edges):
+                self._loads[one] = self._loader.submit(self._load, one)
 
     def take(self, layer: int) -> list[LayerKV]:
         self.start(layer)
-        group, at = divmod(layer, self._group)
+        group = self._group(layer)
+        at = layer - self._edges[group]
         return [runs[at] for runs in self._loads[group].result()]
 
     def close(self) -> None:
@@ -63,10 +68,12 @@ class StoreSource:
         for reader in self._readers:
             reader.close()
 
+    def _group(self, layer: int) -> int:
+        return bisect_right(self._edges, layer) - 1
+
     def _load(self, group: int) -> list[list[LayerKV]]:
         """Of every block the runs of the group's layers."""
-        start = group * self._group
-        stop = min(start + self._group, self._shape.num_layers)
+        start, stop = self._edges[group : group + 2]
         return [
             [self._run(reader, run) for run in reader.layers(start, stop)]
             for reader in self._readers
@@ -76,6 +83,15 @@ class StoreSource:
         size = (2, reader.id.num_tokens, self._shape.num_kv_heads, self._shape.head_dim)
         k, v = _tensor(run, self._dtype).view(size)[:, : reader.num_tokens].unbind()
         return LayerKV(k, v)
+
+
+def groups(num_layers: int, most: int) -> list[int]:
+    """Edges of groups of layers: 1, 1, 2, 4, ... and then `most` of them, so that little is waited for
+    before the first layer can be computed."""
+    edges = [0]
+    while edges[-1] < num_layers:
+        edges.append(min(edges[-1] + min(max(edges[-1], 1), most), num_layers))
+    return edges
 
 
 def _tensor(data: memoryview, dtype: torch.dtype) -> Tensor:
