@@ -92,9 +92,12 @@ def advise(
         emit([_advice_shape(one) for one in advice])
         return
     print(f"{work.uses} uses of {context:,} tokens in {hours:g} h; USD over that time")
-    columns = ("tier", "store?", "text", "stored", "cheaper", "exact", "published", "delay")
-    rows = [_advice_row(one) for one in advice]
-    table("", (*columns, "break-even/h", "keep for"), rows)
+    bill = next((one.bill for one in advice if one.bill is not None), None)
+    if bill is not None:
+        text_usd, delay_s = bill.text.value, bill.text_delay.value
+        print(f"computed every time: {text_usd:.3g} USD, {delay_s:.3g} s to the first token")
+    columns = ("tier", "store", "USD", "saves", "exact", "paper", "delay", "even/h", "keep")
+    table("", columns, [_advice_row(one) for one in advice])
     for one in advice:
         print(f"{one.tier}: {one.reason}")
 
@@ -102,17 +105,16 @@ def advise(
 def _advice_row(one: Advice) -> tuple[object, ...]:
     bill = one.bill
     if bill is None:
-        return (one.tier, "no", *["-"] * 8)
+        return (one.tier, "no", *["-"] * 7)
     even = "never" if one.break_even_per_hour is None else f"{one.break_even_per_hour:.3g}"
     return (
         one.tier,
         "yes" if one.worth_it else "no",
-        f"{bill.text.value:.3g}",
-        f"{bill.stored.usd.value:.3g}",
+        f"{bill.stored.usd.value:.2g}",
         f"{bill.ratio:.2f}x",
         f"{bill.exact_ratio:.2f}x",
         f"{bill.published_ratio:.2f}x",
-        f"{bill.stored_delay.value:.3g} s of {bill.text_delay.value:.3g}",
+        f"{bill.stored_delay.value:.2g} s",
         even,
         "ever" if one.keep_for is None else time_text(one.keep_for.value),
     )

@@ -54,9 +54,10 @@ def write_piece(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A small table on stdout; the first column is text, the others are numbers."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    found = Table(title=title, title_justify="left")
+    found = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         found.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:

@@ -351,9 +351,7 @@ class Engine:
     def _first_token(self, live: Live, logits: torch.Tensor) -> None:
         self._decoded_s = self._clock.now()
         self._admission.settle(live)
-        kept = kept_prompt(live)
-        self._take_token(live, logits)
-        self._keep(live.request, kept)
+        self._take_token(live, logits, kept_prompt(live))
 
     # --- decode ------------------------------------------------------------------------------
 
@@ -385,17 +383,21 @@ class Engine:
             pass
         return step.logits()
 
-    def _take_token(self, live: Live, logits: torch.Tensor) -> None:
-        """Draw, tell the caller, and either go on decoding or finish."""
+    def _take_token(self, live: Live, logits: torch.Tensor, prompt: KeptKV | None = None) -> None:
+        """Draw, tell the caller, and either go on decoding or finish.
+
+        A stream ends only when the store has been handed what its request leaves behind.
+        """
         finish = live.accept(live.sampler.draw(logits), self._clock.now())
+        self._keep(live.request, prompt)
         if finish is None:
             self._decoding.append(live)
             return
         kept = kept_answer(live) if live.request.keeping is Keeping.ALL else None
         self._release(live)
+        self._keep(live.request, kept)
         live.stream.push(finish)
         live.stream.push(None)
-        self._keep(live.request, kept)
         self._trace.event(
             "engine.finish",
             request=live.request.id,

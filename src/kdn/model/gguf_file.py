@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ def _sweep(building: Path, others: Iterable[Path]) -> None:
     """Remove what processes that were killed an hour ago or more left half-made."""
     now_s = building.stat().st_mtime
     for other in others:
-        if now_s - other.stat().st_mtime > _STALE_S:
-            shutil.rmtree(other, ignore_errors=True)
+        with suppress(FileNotFoundError):  # published meanwhile
+            if now_s - other.stat().st_mtime > _STALE_S:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _publish(building: Path, folder: Path) -> None:

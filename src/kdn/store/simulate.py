@@ -58,9 +58,11 @@ class Belady(Policy):
         self._latest: list[tuple[int, int, BlockKey]] = []
 
     def admits(self, use: Use) -> bool:
-        if len(self._coming[use.key]) > 1:
+        coming = self._coming[use.key]
+        latest = next(self.victims(use.at_s), None)
+        if len(coming) > 1 and (latest is None or coming[1] <= -self._here[latest][0]):
             return True
-        self._coming[use.key].popleft()
+        coming.popleft()
         return False
 
     def keep(self, use: Use) -> None:

@@ -357,7 +357,8 @@ class Store:
         return ScrubReport(blocks, size_bytes, tuple(corrupt))
 
     def check(self) -> None:
-        """Audit the books of the store and its tiers, at a quiet moment. Raises AssertionError."""
+        """Audit the books once what is being written behind is written. Raises AssertionError."""
+        self.flush()
         self._follow()
         with self._lock:
             self._index.check()
