@@ -128,23 +128,27 @@ class Ward:
 
     def peak(self, arm: Arm, num_tokens: int) -> int:
         """Bytes at the worst moment of a prompt of so many tokens."""
-        tokens = self.tokens(num_tokens)
+        tokens, tail = self.tokens(num_tokens), self._tail(arm, num_tokens)
         device = str(self.model.decoder.device)
-        return peak_bytes(lambda: self.forward(arm, tokens), device)
+        # K and V lie outside of what the tensor library counts, or before it begins to.
+        return peak_bytes(lambda: self.forward(arm, tokens, tail), device) + tail.size_bytes
 
     def seconds(self, arm: Arm, num_tokens: int) -> float:
         tokens = self.tokens(num_tokens)
         started = self._clock.now()
-        self.forward(arm, tokens)
+        self.forward(arm, tokens, self._tail(arm, num_tokens))
         return self._clock.now() - started
 
+    def _tail(self, arm: Arm, num_tokens: int) -> Tail:
+        decoder = self.model.decoder
+        device = str(decoder.device)
+        return Tail(self._shape, decoder.dtype, device, num_tokens, one_layer=arm.one_layer)
+
     @torch.inference_mode()
-    def forward(self, arm: Arm, tokens: TokenIds) -> torch.Tensor:
+    def forward(self, arm: Arm, tokens: TokenIds, tail: Tail) -> torch.Tensor:
         """Logits of the last token."""
         decoder = self.model.decoder
         plan = Plan(tokens, row_chunk=arm.row_chunk, one_layer=arm.one_layer)
-        device = str(decoder.device)
-        tail = Tail(self._shape, decoder.dtype, device, len(tokens), one_layer=arm.one_layer)
         kv = SequenceKV(tail)
         logits = torch.empty(0)
         size = arm.pass_tokens or len(tokens)

@@ -156,6 +156,11 @@ class Tail:
     def capacity(self) -> int:
         return self.k.shape[2] - _SKEW
 
+    @property
+    def size_bytes(self) -> int:
+        """What the columns take, however many layers share them."""
+        return self.k.untyped_storage().nbytes() + self.v.untyped_storage().nbytes()
+
     def grow(self, num_columns: int) -> None:
         """Room for `num_columns` in all. Keeps what is written."""
         if num_columns <= self.capacity:

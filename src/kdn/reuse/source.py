@@ -14,7 +14,7 @@ from torch import Tensor
 from kdn.core import KvShape, LayerKV
 from kdn.store import Reader
 
-__all__ = ["StoreSource"]
+__all__ = ["StoreSource", "groups", "loaded_bytes"]
 
 _READ_BYTES = 1 << 20
 """Neighbouring layers are read together, up to as many as make the largest block's read this long."""
@@ -83,6 +83,11 @@ class StoreSource:
         size = (2, reader.id.num_tokens, self._shape.num_kv_heads, self._shape.head_dim)
         k, v = _tensor(run, self._dtype).view(size)[:, : reader.num_tokens].unbind()
         return LayerKV(k, v)
+
+
+def loaded_bytes(blocks: list[list[LayerKV]]) -> int:
+    """The bytes of KV that one task of a source has brought."""
+    return sum(run.k.nbytes + run.v.nbytes for runs in blocks for run in runs)
 
 
 def groups(num_layers: int, most: int) -> list[int]:

@@ -210,6 +210,6 @@ def test_plain_answers_teach_the_speed_of_a_prefill_and_blended_ones_do_not() ->
 def test_a_stopwatch_tells_what_a_load_took() -> None:
     controller = Controller(0.15)
     with ThreadPoolExecutor(1) as pool:
-        watch = Stopwatch(pool, SystemClock(), controller, "disk", 100)
+        watch = Stopwatch(pool, SystemClock(), controller, "disk", lambda _: 100)
         assert watch.submit(max, 3, 5).result() == 5
     assert controller.load_s("disk", 100) > 0

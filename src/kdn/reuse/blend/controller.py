@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any
@@ -117,9 +117,14 @@ class Stopwatch(Executor):
     """Runs loads on another executor and tells the controller how long each took."""
 
     def __init__(
-        self, loader: Executor, clock: Clock, controller: Controller, tier: str, size_bytes: int
+        self,
+        loader: Executor,
+        clock: Clock,
+        controller: Controller,
+        tier: str,
+        size_bytes: Callable[[Any], int],
     ) -> None:
-        """`size_bytes` is what one load brings."""
+        """`size_bytes` says how much a load has brought."""
         self._loader = loader
         self._clock = clock
         self._controller = controller
@@ -132,5 +137,6 @@ class Stopwatch(Executor):
     def _timed(self, load: Any, *args: Any, **kwargs: Any) -> Any:
         started = self._clock.now()
         loaded = load(*args, **kwargs)
-        self._controller.loaded(self._tier, self._size_bytes, self._clock.now() - started)
+        took_s = self._clock.now() - started
+        self._controller.loaded(self._tier, self._size_bytes(loaded), took_s)
         return loaded

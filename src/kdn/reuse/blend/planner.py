@@ -41,7 +41,7 @@ from kdn.reuse.blend.chunks import Chunk, Shelf
 from kdn.reuse.blend.controller import Controller, Stopwatch
 from kdn.reuse.blend.layout import Layout
 from kdn.reuse.blend.rules import Rule
-from kdn.reuse.source import StoreSource
+from kdn.reuse.source import StoreSource, loaded_bytes
 from kdn.store import Store
 from kdn.trace import NoTrace, Trace
 
@@ -176,8 +176,7 @@ class BlendReuse:
     def _run(self, chunk: Chunk) -> StoredRun:
         """The chunk as a source, its loads timed in the name of its slowest tier."""
         slowest = max(_tiers([chunk]), key=lambda t: self._controller.load_s(t, 1))
-        size_bytes = (chunk.stop - chunk.start) * self._shape.layer_token_bytes
-        loader = Stopwatch(self._loader, self._clock, self._controller, slowest, size_bytes)
+        loader = Stopwatch(self._loader, self._clock, self._controller, slowest, loaded_bytes)
         name = f"chunk at {chunk.start}"
         return StoredRun(chunk.start, StoreSource(name, chunk.readers, self._shape, loader))
 
