@@ -20,7 +20,7 @@ def print_result(result: Result, console: Console) -> None:
     if not console.is_terminal:  # a file has no width of its own; narrow cells would be unreadable
         console.width = max(console.width, 160)
     columns = _columns(result.rows)
-    table = Table(*columns, title=f"{result.bench}: {result.model}, {_machine_line(result)}")
+    table = Table(*columns, title=f"{result.bench}: {result.model_name}, {_machine_line(result)}")
     for row in result.rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     console.print(table)
@@ -58,7 +58,7 @@ def _page(result: Result, pictures: Sequence[str]) -> str:
     lines = [
         f"# Benchmark: {result.bench}",
         "",
-        f"Model `{result.model}`; commit `{result.commit}`; {_machine_line(result)}.",
+        f"Model `{result.model_name}`; commit `{result.commit}`; {_machine_line(result)}.",
         f"Made by `kdn bench {result.bench}{quick} --report docs/benchmarks`.",
         "",
         *_markdown_table(result.rows),

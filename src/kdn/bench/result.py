@@ -103,13 +103,18 @@ class Result:
     """The report's file name without suffix, where one benchmark has several pages; None: `bench`."""
     commit: str = field(default_factory=commit_name)
 
+    @property
+    def model_name(self) -> str:
+        """The model without the place where it lies: reports name no machine's folders."""
+        return Path(self.model).name.removesuffix(".gguf")
+
     def as_json(self) -> dict[str, Any]:
         """The result as plain values; what is drawn stays out."""
         return {
             "bench": self.bench,
             "commit": self.commit,
             "machine": self.machine,
-            "model": self.model,
+            "model": self.model_name,
             "config": self.config,
             "rows": self.rows,
             "summary": self.summary,
