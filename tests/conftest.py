@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from kdn.model import resolve
 from kdn.model.kernels import Kernels, NoKernel
 from kdn.model.kernels import load as load_kernels
 from kdn.testing import write_tiny_model
+
+
+def pytest_configure() -> None:
+    """A run that a shell put into the background ignores Ctrl-C, and so would the programs it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
