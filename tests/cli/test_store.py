@@ -85,7 +85,7 @@ def test_blocks_move_to_redis_and_are_warmed_back(
         assert kdn(home, "store", "copy", "--to", "redis", "--json").json["blocks"] == 2
 
 
-def test_a_node_serves_what_the_home_holds(home: Path) -> None:
+def test_a_node_serves_what_the_home_holds(home: Path, tmp_path: Path) -> None:
     program = start(home, "node", "--port", "0", "--admin-key", "root", "--json")
     try:
         assert program.stdout is not None
@@ -95,6 +95,14 @@ def test_a_node_serves_what_the_home_holds(home: Path) -> None:
         request.add_header("authorization", "Bearer root")
         with urllib.request.urlopen(request) as answer:
             assert json.load(answer)["blocks"] == 2
+        stranger = tmp_path / "stranger"
+        stranger.mkdir()
+        (stranger / "kdn.toml").write_text(
+            f'[store]\npeer_url = "{said["url"]}"\npeer_token = "wrong"\n'
+        )
+        looked = kdn(stranger, "store", "stat")
+        assert "the peer tier could not be asked" in looked.err
+        assert "401" in looked.err
     finally:
         program.terminate()
         finish(program)

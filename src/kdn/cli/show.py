@@ -11,11 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from kdn.trace import Recorder, Trace
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["emit", "progress_bar", "say", "size_text", "table", "time_text", "write_piece"]
+__all__ = [
+    "emit",
+    "progress_bar",
+    "say",
+    "size_text",
+    "table",
+    "tell_failures",
+    "time_text",
+    "write_piece",
+]
 
 
 def emit(shape: object) -> None:
@@ -103,3 +114,10 @@ def time_text(seconds: float) -> str:
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def tell_failures(trace: Trace) -> None:
+    """Of every tier that failed meanwhile, say why it last did: an empty answer is not to look sound."""
+    failed = trace.events("store.failed") if isinstance(trace, Recorder) else []
+    for tier, reason in {event.fields["tier"]: event.fields["reason"] for event in failed}.items():
+        say(f"note: the {tier} tier could not be asked: {reason}")

@@ -12,7 +12,7 @@ import typer
 
 from kdn.cli.calibrate import calibrate, records_of, show_record
 from kdn.cli.options import HomeOption, JsonOption, read_settings
-from kdn.cli.show import emit, say, size_text, table
+from kdn.cli.show import emit, say, size_text, table, tell_failures
 from kdn.cli.simulate import simulate
 from kdn.cli.which import FingerprintOption, KeyOption, SaltOption, TierOption, chosen
 
@@ -32,9 +32,12 @@ store.command()(simulate)
 def opened(home: Path | None) -> Iterator[Store]:
     """The store of this home folder, without any model."""
     from kdn.storing import open_configured_store
+    from kdn.trace import Recorder
 
-    with open_configured_store(read_settings(home)) as found:
+    trace = Recorder()
+    with open_configured_store(read_settings(home), trace=trace) as found:
         yield found
+        tell_failures(trace)
 
 
 @store.command("stat")

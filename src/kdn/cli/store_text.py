@@ -15,7 +15,7 @@ from kdn.cli.options import (
     ModelChoice,
     ModelOption,
 )
-from kdn.cli.show import emit
+from kdn.cli.show import emit, tell_failures
 from kdn.cli.store import store
 
 __all__ = ["lookup", "put", "store"]
@@ -89,6 +89,7 @@ def lookup(
             if not as_json:
                 tiers = ", ".join(dict.fromkeys(hit.tier for hit in match.hits)) or "nowhere"
                 typer.echo(f"{file}: {match.num_tokens:,} of {wanted:,} tokens ({tiers})")
+        tell_failures(kdn.trace)
     if as_json:
         emit({"salt": owner, "files": shown})
 
