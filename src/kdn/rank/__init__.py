@@ -15,6 +15,7 @@ from kdn.rank.label import (
     read_rows,
     write_table,
 )
+from kdn.rank.layouts import RELEVANCE, Layout, relevance_question
 from kdn.rank.questions import (
     YES_NO,
     Conversation,
@@ -26,6 +27,7 @@ from kdn.rank.questions import (
 )
 
 __all__ = [
+    "RELEVANCE",
     "YES_NO",
     "Choice",
     "Conversation",
@@ -33,6 +35,7 @@ __all__ = [
     "Judge",
     "LabelJob",
     "Labelled",
+    "Layout",
     "RowTemplate",
     "Table",
     "Verdict",
@@ -47,6 +50,7 @@ __all__ = [
     "pair_question",
     "read_rows",
     "read_verdict",
+    "relevance_question",
     "share_out",
     "surprise",
     "wanted",
