@@ -34,7 +34,10 @@ class Margins:
         self._gain, self._fade_s, self._memory_s = gain, fade_s, memory_s
         self._margin = [0.0, 0.0]
         self._noted = [0, 0]
-        self._recent: tuple[deque[float], deque[float]] = (deque(maxlen=RECENT), deque(maxlen=RECENT))
+        self._recent: tuple[deque[float], deque[float]] = (
+            deque(maxlen=RECENT),
+            deque(maxlen=RECENT),
+        )
         self._sent = [0, 0]
 
     def raised(self, mark: int, delay_ns: float, now_ns: int) -> float:

@@ -50,14 +50,14 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def real_flows(kind: str, policy: str) -> tuple[Flow, ...]:
-    """Flow 0 is judged. "floor" is it alone, "load" 60 Mbit/s of it."""
+    """Flow 0 is judged. "floor" is it alone, "load" and "overload" 60 Mbit/s of it."""
     app = steady(4.0, 1400)
     own = Flow("prague", "ect1", app, packet=1400, marking=marking_of(policy), logged=True)
     if policy == "all-C":
         own = replace(own, control="cubic", ecn="ect0")
     if kind == "floor":
         return (own,)
-    if kind == "load":
+    if kind in {"load", "overload"}:
         return (replace(own, control="unresponsive", app=steady(60.0, 1400)),)
     video = Flow("unresponsive", "ect1", frames(14.0, 60.0), packet=1400)
     page = Flow("cubic", "ect0", web(1.0, 50e3), packet=1400)

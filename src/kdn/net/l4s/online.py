@@ -103,9 +103,7 @@ def _held_out_error(weights: NDArray[np.float32], samples: Samples, cut: int) ->
 class AtOnce(Executor):
     """Does the work when it is handed in: a step then takes no simulated time, and runs repeat."""
 
-    def submit(
-        self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
-    ) -> Future[T]:
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """A future that is already done."""
         done: Future[T] = Future()
         try:

@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from kdn.net.l4s.stream import Forecast, newest_delay
 from kdn.net.l4s.margins import Margins
+from kdn.net.l4s.stream import Forecast, newest_delay
 from kdn.net.l4s.tokens import WINDOW, new_track, note_ack
 from kdn.net.world.records import ECT0, ECT1, MS, SECOND
 from kdn.net.world.world import Answer, Question

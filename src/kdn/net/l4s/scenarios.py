@@ -54,9 +54,7 @@ def _own(app: App) -> Flow:
     return Flow("prague", "ect1", app, in_ms=9.0, out_ms=1.0, logged=True)
 
 
-def _videos(
-    count: int, mbps: float, per_s: float = 60.0, varying: bool = True
-) -> tuple[Flow, ...]:
+def _videos(count: int, mbps: float, per_s: float = 60.0, varying: bool = True) -> tuple[Flow, ...]:
     app = frames(mbps, per_s, varying=varying)
     return tuple(
         Flow("unresponsive", "ect1", app, in_ms=10.0 + i, start_s=0.013 * i) for i in range(count)
