@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from kdn.net.l4s.choosers import packaged_weights
 from kdn.net.l4s.collect import collect
 from kdn.net.l4s.evaluate import errors, neural_guess
 from kdn.net.l4s.loss import loss_of, sharp_changes
-from kdn.net.l4s.online import OnlineConfig, OnlineStream, tune
+from kdn.net.l4s.online import AtOnce, OnlineConfig, OnlineStream, tune
 from kdn.net.l4s.scenarios import training_scenario
 from kdn.net.l4s.stream import Stream, num_weights, replay
 from kdn.net.l4s.tokens import WINDOW, Samples, featurise, squash, unsquash
@@ -185,15 +184,6 @@ def test_the_packaged_predictor_beats_the_last_value_on_unseen_flows() -> None:
     assert neural["mae_ms"] < errors(last_value, flows)["mae_ms"]
 
 
-class _AtOnce(Executor):
-    """Runs what it is given before `submit` returns."""
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(fn(*args, **kwargs))
-        return done
-
-
 def test_tuning_keeps_what_helps_and_rolls_back_what_harms() -> None:
     log, weights = flow(seconds=6.0)[:1500], packaged_weights()
     gentle = tune(weights, log, OnlineConfig())
@@ -205,7 +195,7 @@ def test_tuning_keeps_what_helps_and_rolls_back_what_harms() -> None:
 
 def test_an_online_stream_takes_steps_as_acks_come() -> None:
     log = flow(seconds=6.0)
-    stream = OnlineStream(packaged_weights(), OnlineConfig(every=400), _AtOnce())
+    stream = OnlineStream(packaged_weights(), OnlineConfig(every=400), AtOnce())
     for start in range(0, 1600, 200):
         stream.hear(log[start : start + 200])
     stream.hear(log[:0])

@@ -117,5 +117,16 @@ def test_namespaces_come_and_go() -> None:
         found = run_real(place, "all-L", 2.0, "floor")
     assert len(found.delays_ms) > 100
     assert found.reflector["bleached"] == 0
+    assert found.router["cpu_s"] > 0.0
     with Namespaces() as spaces:
         assert spaces.inside("router")[:3] == ["ip", "netns", "exec"]
+
+
+def test_a_real_flow_learns_while_it_sends() -> None:
+    """Two seconds through the router on loopback: steps are taken, kept or undone, and end."""
+    from kdn.net.l4s.lab import open_place, run_real
+
+    with open_place(loopback=True) as place:
+        found = run_real(place, "swift-online", 3.0, "floor")
+    assert sum(found.sent["tuned"]) >= 1
+    assert len(found.delays_ms) > 100

@@ -61,8 +61,7 @@ def _page(result: Result, pictures: Sequence[str]) -> str:
         f"Model `{result.model_name}`; commit `{result.commit}`; {_machine_line(result)}.",
         f"Made by `kdn bench {result.bench}{quick} --report docs/benchmarks`.",
         "",
-        *_markdown_table(result.rows),
-        "",
+        *_tables(result.rows),
         "| summary | value |",
         "|---|---|",
         *(f"| `{name}` | {_cell(value)} |" for name, value in result.summary.items()),
@@ -72,6 +71,18 @@ def _page(result: Result, pictures: Sequence[str]) -> str:
     for note in result.notes:
         lines += ["", f"Note: {note}"]
     return "\n".join(lines) + "\n"
+
+
+def _tables(rows: Sequence[Row]) -> list[str]:
+    """A table for each `part` that rows name, one for all where none does."""
+    lines = []
+    for part in dict.fromkeys(row.get("part") for row in rows):
+        own = [
+            {k: v for k, v in row.items() if k != "part"} for row in rows if row.get("part") == part
+        ]
+        lines += [f"## {part}", ""] if part is not None else []
+        lines += [*_markdown_table(own), ""]
+    return lines
 
 
 def _markdown_table(rows: Sequence[Row]) -> list[str]:
@@ -94,7 +105,8 @@ def _draw(figure: Figure, folder: Path, bench: str, number: int) -> str:
     for name, points in figure.lines.items():
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
     axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label)
-    axes.set_ylim(bottom=0)
+    if min(y for points in figure.lines.values() for _, y in points) >= 0:
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
     name = f"{bench}-{number}.svg"

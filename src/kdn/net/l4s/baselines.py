@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kdn.net.l4s.tokens import NUM_FEATURES, WINDOW, Samples
+from kdn.net.l4s.tokens import NUM_ASKED, NUM_FEATURES, WINDOW, Samples
 from kdn.net.world.compiled import compiled
 from kdn.net.world.records import MS
 
@@ -92,16 +92,16 @@ def _flatten(
     known: NDArray[np.int64],
     rows: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """[rows, 1 + 8 + 50 * 9] a constant, the question, and each token with its age."""
-    width = 1 + NUM_FEATURES + WINDOW * (NUM_FEATURES + 1)
+    """[rows, 1 + 16 + 50 * 9] a constant, the question, and each token with its age."""
+    width = 1 + NUM_ASKED + WINDOW * (NUM_FEATURES + 1)
     out = np.zeros((len(rows), width))
     for n in range(len(rows)):
         i = rows[n]
         out[n, 0] = 1.0
-        out[n, 1 : 1 + NUM_FEATURES] = questions[i]
+        out[n, 1 : 1 + NUM_ASKED] = questions[i]
         for back in range(min(WINDOW, known[i])):
             j = known[i] - 1 - back
-            at = 1 + NUM_FEATURES + back * (NUM_FEATURES + 1)
+            at = 1 + NUM_ASKED + back * (NUM_FEATURES + 1)
             out[n, at : at + NUM_FEATURES] = tokens[j]
             out[n, at + NUM_FEATURES] = np.log1p(max(asked_t[i] - token_t[j], 0) / MS) * 0.2
     return out
@@ -121,7 +121,7 @@ class Ridge:
     @staticmethod
     def fit(flows: Sequence[Samples], per_flow: int = 1000, penalty: float = 10.0) -> Ridge:
         """From at most `per_flow` evenly spread questions of each flow."""
-        width = 1 + NUM_FEATURES + WINDOW * (NUM_FEATURES + 1)
+        width = 1 + NUM_ASKED + WINDOW * (NUM_FEATURES + 1)
         square, cross = penalty * np.eye(width), np.zeros(width)
         for flow in flows:
             step = max(len(flow.questions) // per_flow, 1)

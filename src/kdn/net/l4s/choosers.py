@@ -34,9 +34,13 @@ MARKINGS: dict[str, Marking] = {
     "by-type": "by-type",
     "last-value": "ask",
     "swift": "ask",
+    "swift-online": "ask",
     "oracle": "ask",
 }
-"""How a flow under each policy marks. all-C changes the flow's own class; see `evaluate`."""
+"""How a flow under each policy marks. all-C changes the flow's own class; see `evaluate`.
+
+`swift-online` is `swift` whose predictor goes on learning from its own flow.
+"""
 POLICIES = tuple(MARKINGS)
 
 
@@ -83,9 +87,20 @@ def marking_of(policy: str) -> Marking:
     return MARKINGS[policy]
 
 
-def chooser(policy: str, weights: NDArray[np.float32] | None = None) -> Chooser | None:
-    """A fresh chooser for one flow; None where the flow needs none. Raises BadInput."""
+def chooser(
+    policy: str, weights: NDArray[np.float32] | None = None, background: bool = False
+) -> Chooser | None:
+    """A fresh chooser for one flow; None where the flow needs none. Raises BadInput.
+
+    A predictor that learns does so between two packets, repeatably; with `background` on a thread
+    of its own, which ends with `OnlineStream.close`.
+    """
     marking_of(policy)
+    if policy == "swift-online":
+        from kdn.net.l4s.online import AtOnce, OnlineStream  # needs torch, as no other policy does
+
+        start = packaged_weights() if weights is None else weights
+        return SwiftQueue(OnlineStream(start, executor=None if background else AtOnce()))
     if policy == "swift":
         return SwiftQueue(Stream(packaged_weights() if weights is None else weights))
     if policy == "last-value":

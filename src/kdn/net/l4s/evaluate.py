@@ -117,7 +117,7 @@ def policy_world(
     seed: int | None = None,
 ) -> World:
     """The scenario, ready to run, with flow 0 under the policy and every flow logged."""
-    cost = cost_us if policy in {"swift", "last-value"} else 0.0
+    cost = cost_us if policy in {"swift", "swift-online", "last-value"} else 0.0
     marking = marking_of(policy)
     chosen = evaluation(scenario, marking, weight, seconds, seed, cost_us=cost)
     flows = [replace(flow, logged=True) for flow in chosen.flows]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdn.net.l4s.tokens import NUM_FEATURES, Samples
+from kdn.net.l4s.tokens import NUM_ASKED, NUM_FEATURES, Samples
 from kdn.net.l4s.transformer import OUTPUTS
 from kdn.net.world.records import MS
 
@@ -25,7 +25,7 @@ class Lstm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.memory = nn.LSTM(NUM_FEATURES, _DIM, num_layers=2, batch_first=True)
-        self.mix = nn.Linear(_DIM + NUM_FEATURES + 1, _DIM)
+        self.mix = nn.Linear(_DIM + NUM_ASKED + 1, _DIM)
         self.out = nn.Linear(_DIM, OUTPUTS)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)

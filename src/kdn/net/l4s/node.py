@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from kdn.clock import SystemClock
 from kdn.net.l4s.choosers import chooser, marking_of
+from kdn.net.l4s.policy import Learner, SwiftQueue
 from kdn.net.l4s.scenarios import WEIGHTS
 from kdn.net.real.reflector import Reflector
 from kdn.net.real.router import Router
@@ -24,7 +26,7 @@ from kdn.net.real.wire import open_socket
 from kdn.net.world.records import ECT1, LOG, MS
 from kdn.net.world.spec import Flow, Hop, Queue, Scenario, frames, steady, web
 from kdn.net.world.traces import constant
-from kdn.net.world.world import Question
+from kdn.net.world.world import Chooser, Question
 
 __all__ = ["NodeConfig", "main", "real_flows"]
 
@@ -48,14 +50,14 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def real_flows(kind: str, policy: str) -> tuple[Flow, ...]:
-    """Flow 0 is judged. "floor" is it alone, "load" 60 Mbit/s of it."""
+    """Flow 0 is judged. "floor" is it alone, "load" and "overload" 60 Mbit/s of it."""
     app = steady(4.0, 1400)
     own = Flow("prague", "ect1", app, packet=1400, marking=marking_of(policy), logged=True)
     if policy == "all-C":
         own = replace(own, control="cubic", ecn="ect0")
     if kind == "floor":
         return (own,)
-    if kind == "load":
+    if kind in {"load", "overload"}:
         return (replace(own, control="unresponsive", app=steady(60.0, 1400)),)
     video = Flow("unresponsive", "ect1", frames(14.0, 60.0), packet=1400)
     page = Flow("cubic", "ect0", web(1.0, 50e3), packet=1400)
@@ -87,11 +89,18 @@ def _run_router(config: NodeConfig) -> None:
     router = Router(hop, front, back, peer, SystemClock())
     over = _until_input_ends()
     _say(port=front.getsockname()[1])
+    before = time.process_time()
     while not over.is_set():
         router.step()
     router.check()
     low, classic = router.marked
-    _say(forwarded=router.forwarded, dropped=router.dropped, marked_l=low, marked_c=classic)
+    _say(
+        forwarded=router.forwarded,
+        dropped=router.dropped,
+        marked_l=low,
+        marked_c=classic,
+        cpu_s=time.process_time() - before,
+    )
 
 
 def _run_reflector(config: NodeConfig) -> None:
@@ -117,18 +126,28 @@ def _warm(policy: str) -> None:
         made.choose(Question(0, 60 * MS, acks, 1500, ECT1, 1500, 20.0 * MS))
 
 
+def _end_tuning(made: Chooser | None) -> list[int]:
+    """Steps kept and taken back by a predictor that learned while sending."""
+    if not (isinstance(made, SwiftQueue) and isinstance(made.forecaster, Learner)):
+        return [0, 0]
+    made.forecaster.close()
+    return [made.forecaster.accepted, made.forecaster.rejected]
+
+
 def _run_sender(config: NodeConfig) -> None:
     hop = Hop(constant(config.mbps * 1e6))
     flows = real_flows(config.kind, config.policy)
     scenario = Scenario("real", (hop,), flows, config.seconds, config.seed)
-    made = chooser(config.policy)
+    made = chooser(config.policy, background=True)
     _warm(config.policy)
     peer = (config.peer_host, config.peer_port)
     choosers = {} if made is None else {0: made}
     sender = Sender(scenario, open_socket(config.host), peer, SystemClock(), choosers)
     _say(port=0)
+    before = time.process_time()
     sender.run(config.seconds)
     np.save(config.out, sender.log(), allow_pickle=False)
+    tuned = _end_tuning(made)
     flow = sender.flows[0]
     _say(
         decision_us=sender.decision_us,
@@ -138,6 +157,8 @@ def _run_sender(config: NodeConfig) -> None:
         sent=int(flow["sent"]),
         sent_l=int(flow["sent_l"]),
         late=int(flow["late"]),
+        cpu_s=time.process_time() - before,
+        tuned=tuned,
         others_mbit=[float(f["acked_bytes"]) * 8e-6 for f in sender.flows[1:]],
     )
 

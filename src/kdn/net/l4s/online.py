@@ -7,9 +7,10 @@ sender's own weights change by one exchange, never in place.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +23,10 @@ from kdn.net.l4s.train import Training, draw_batch, predict_batch
 from kdn.net.l4s.transformer import Predictor, pack, unpack
 from kdn.net.world.records import LOG, MS
 
-__all__ = ["OnlineConfig", "OnlineStream", "Tuned", "first_part", "tune"]
+__all__ = ["AtOnce", "OnlineConfig", "OnlineStream", "Tuned", "first_part", "tune"]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,19 @@ def _held_out_error(weights: NDArray[np.float32], samples: Samples, cut: int) ->
     change = replay(weights, samples)[cut:, 2]
     guess = np.sinh(np.clip(change + np.arcsinh(samples.last[cut:] / MS), 0.0, 9.0))
     return float(np.abs(guess - samples.delay[cut:] / MS).mean())
+
+
+class AtOnce(Executor):
+    """Does the work when it is handed in: a step then takes no simulated time, and runs repeat."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """A future that is already done."""
+        done: Future[T] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 (a future carries whatever was raised)
+            done.set_exception(error)
+        return done
 
 
 class OnlineStream:

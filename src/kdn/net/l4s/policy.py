@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdn.net.l4s.margins import Margins
 from kdn.net.l4s.stream import Forecast, newest_delay
 from kdn.net.l4s.tokens import WINDOW, new_track, note_ack
 from kdn.net.world.records import ECT0, ECT1, MS, SECOND
 from kdn.net.world.world import Answer, Question
 
-__all__ = ["Forecaster", "LastValue", "Oracle", "PolicyConfig", "SwiftQueue"]
+__all__ = ["Forecaster", "LastValue", "Learner", "Oracle", "PolicyConfig", "SwiftQueue"]
 
 
 class Forecaster(Protocol):
@@ -40,6 +41,20 @@ class Forecaster(Protocol):
 
     def ask(self, now_ns: int, inflight: int) -> tuple[Forecast, Forecast]:
         """(L, C) for a packet sent now."""
+        ...
+
+
+@runtime_checkable
+class Learner(Forecaster, Protocol):
+    """A forecaster whose weights change while it is used; a step that makes it worse is undone."""
+
+    accepted: int
+    """Steps kept."""
+    rejected: int
+    """Steps taken back."""
+
+    def close(self) -> None:
+        """End the learning; forecasts go on."""
         ...
 
 
@@ -95,10 +110,12 @@ class PolicyConfig:
     health_slack: float = 1.25
     penalty_s: float = 10.0
     """A forecaster worse than the last value is not heard for so long."""
-    surprise_ms: float = 5.0
-    """A classic packet this much slower than its 99th percentile sends the flow home for a while."""
-    first_ban_s: float = 2.0
-    longest_ban_s: float = 30.0
+    miss_gain: float = 0.4
+    """How much a packet above its 99th percentile raises the queue's forecasts (squashed scale)."""
+    margin_s: float = 8.0
+    """A queue that is not used is forgiven in about this time, and then looked at again."""
+    memory_s: float = 10.0
+    """A queue used this recently is not feared beyond the worst it then did."""
 
 
 class SwiftQueue:
@@ -107,16 +124,20 @@ class SwiftQueue:
     def __init__(self, forecaster: Forecaster, config: PolicyConfig = PolicyConfig()) -> None:
         self._forecaster = forecaster
         self._config = config
-        self._pending: deque[tuple[int, int, Forecast, float]] = deque(maxlen=4096)
+        self._pending: deque[tuple[int, int, Forecast, float, float]] = deque(maxlen=4096)
+        self._margins = Margins(config.miss_gain, config.margin_s, config.memory_s)
         self._error = 0.0
         self._naive_error = 0.0
         self._judged = 0
         self._worse_since: int | None = None
         self._barred_until = 0
         self._probed_at = -SECOND
-        self._ban_s = config.first_ban_s
         self.fallbacks = 0
-        self.surprises = 0
+
+    @property
+    def forecaster(self) -> Forecaster:
+        """Who is asked."""
+        return self._forecaster
 
     def choose(self, question: Question) -> Answer:
         """The queue with the lower forecast, the flow's own one when there is none to trust."""
@@ -125,15 +146,16 @@ class SwiftQueue:
         if not self._trusts(question):
             return Answer(ECT1, self._should_probe(question, ECT1))
         low, classic = self._forecaster.ask(question.now_ns, question.inflight)
-        mark = self._pick(question.mark, low, classic)
-        chosen = low if mark == ECT1 else classic
+        low_ns = self._margins.raised(ECT1, self._config.score(low), question.now_ns)
+        classic_ns = self._margins.raised(ECT0, self._config.score(classic), question.now_ns)
+        mark = self._pick(question.mark, low_ns, classic_ns)
+        chosen, tail = (low, low_ns) if mark == ECT1 else (classic, classic_ns)
         newest = newest_delay(self._forecaster.track, low=mark == ECT1)
-        self._pending.append((question.now_ns, mark, chosen, newest))
+        self._pending.append((question.now_ns, mark, chosen, newest, tail))
         return Answer(mark, self._should_probe(question, mark))
 
-    def _pick(self, mark: int, low: Forecast, classic: Forecast) -> int:
+    def _pick(self, mark: int, low_ns: float, classic_ns: float) -> int:
         config = self._config
-        low_ns, classic_ns = config.score(low), config.score(classic)
         here_ns, there_ns = (low_ns, classic_ns) if mark == ECT1 else (classic_ns, low_ns)
         if here_ns - there_ns > max(config.least_gain_ms * MS, config.least_gain_share * here_ns):
             return ECT0 if mark == ECT1 else ECT1
@@ -159,18 +181,18 @@ class SwiftQueue:
         """Compare forecasts whose packets have been acknowledged with what happened."""
         least = float(self._forecaster.track["min_rtt"])
         for row in question.acks:
-            t_send = int(row["t_send"])
+            t_send, sent_as = int(row["t_send"]), int(row["sent_ecn"])
+            actual = max(float(row["t_ack"] - t_send) - least, 0.0)
+            self._margins.saw(sent_as, actual, t_send)
             while self._pending and self._pending[0][0] < t_send - MS:
                 self._pending.popleft()
             if not self._pending or self._pending[0][0] > t_send:
                 continue
-            _, mark, forecast, newest = self._pending[0]
-            if mark == int(row["sent_ecn"]):
+            _, mark, forecast, newest, tail = self._pending[0]
+            if mark == sent_as:
                 self._pending.popleft()
-                actual = max(float(row["t_ack"] - t_send) - least, 0.0)
                 self._compare(actual, forecast.median, newest)
-                if mark == ECT0 and actual > forecast.p99 + self._config.surprise_ms * MS:
-                    self._ban(question.now_ns)
+                self._margins.note(mark, actual, tail, question.now_ns)
         self._bar_if_worse(question)
 
     def _compare(self, actual: float, forecast: float, newest: float) -> None:
@@ -178,17 +200,6 @@ class SwiftQueue:
         self._error += gain * (abs(forecast - actual) - self._error)
         self._naive_error += gain * (abs(newest - actual) - self._naive_error)
         self._judged += 1
-
-    def _ban(self, now_ns: int) -> None:
-        """Stay home after a bad surprise: twice as long as last time, if that was not long ago."""
-        if now_ns < self._barred_until:
-            return
-        calm_s = (now_ns - self._barred_until) / SECOND
-        config = self._config
-        longer = min(2 * self._ban_s, config.longest_ban_s)
-        self._ban_s = config.first_ban_s if calm_s > 2 * self._ban_s else longer
-        self._barred_until = now_ns + int(self._ban_s * SECOND)
-        self.surprises += 1
 
     def _bar_if_worse(self, question: Question) -> None:
         """Two round trips of being worse than the last value bar the forecaster for a while."""

@@ -24,7 +24,17 @@ from kdn.net.world.records import MS
 from kdn.net.world.spec import App, Flow, Hop, Marking, Queue, Scenario, bulk, frames, steady, web
 from kdn.net.world.traces import RateTrace, constant
 
-__all__ = ["EVALUATION", "WEIGHTS", "evaluation", "radio", "training_scenario", "with_adopters"]
+__all__ = [
+    "EVALUATION",
+    "LISTS",
+    "PUBLISHED",
+    "TRANSIENT",
+    "WEIGHTS",
+    "evaluation",
+    "radio",
+    "training_scenario",
+    "with_adopters",
+]
 
 WEIGHTS = {"1/16": (1, 15), "10%": (10, 90)}
 """The classic queue's share when both queues wait."""
@@ -44,9 +54,18 @@ def _own(app: App) -> Flow:
     return Flow("prague", "ect1", app, in_ms=9.0, out_ms=1.0, logged=True)
 
 
-def _videos(count: int, mbps: float, per_s: float = 60.0) -> tuple[Flow, ...]:
+def _videos(count: int, mbps: float, per_s: float = 60.0, varying: bool = True) -> tuple[Flow, ...]:
+    app = frames(mbps, per_s, varying=varying)
     return tuple(
-        Flow("unresponsive", "ect1", frames(mbps, per_s), in_ms=10.0 + i, start_s=0.013 * i)
+        Flow("unresponsive", "ect1", app, in_ms=10.0 + i, start_s=0.013 * i) for i in range(count)
+    )
+
+
+def _key_frames(count: int, mbps: float) -> tuple[Flow, ...]:
+    """One burst a second from each of `count` videos, `mbps` each, beside its other frames."""
+    app = frames(mbps, 1.0, varying=False)
+    return tuple(
+        Flow("unresponsive", "ect1", app, in_ms=10.0 + i, start_s=0.1 + 0.4 * i)
         for i in range(count)
     )
 
@@ -84,6 +103,24 @@ def _case(
     return Scenario(name, (Hop(link),), flows, seconds=12.0, seed=7, tags=(family,))
 
 
+def _published(multiple: float, owd_ms: float) -> Scenario:
+    """The ns-3 set-up of the published system's re-implementation: responsive flows only."""
+    scalable = _switched("dctcp", round(15 * multiple), owd_ms)
+    classic = _switched("cubic", max(round(4 * multiple), 1), owd_ms)
+    case = _case(f"published x{multiple:g}, {owd_ms:g} ms", "published", (*scalable, *classic))
+    own = replace(case.flows[0], in_ms=owd_ms - 1.0)
+    return replace(case, flows=(own, *case.flows[1:]))
+
+
+def _transient(coder: str, count: int, mbps: float, per_s: float, link: float) -> Scenario:
+    """Bursts in the low-latency queue that no mark undoes, a classic queue with 2 Mbit/s of pages."""
+    others = _videos(count, mbps, per_s, varying=coder == "varying")
+    if coder == "key":
+        others += _key_frames(count, mbps / 8.0)
+    name = f"{count} x {mbps:g}M at {per_s:g}/s on {link:g}M, {coder} frames"
+    return _case(name, f"transient-{coder}", (*others, *_pages(2)), link)
+
+
 EVALUATION: tuple[Scenario, ...] = (
     _case("one 15M video, idle classic", "video", _videos(1, 15)),
     _case("one 15M video, 1M pages", "video", (*_videos(1, 15), *_pages(1))),
@@ -115,6 +152,36 @@ EVALUATION: tuple[Scenario, ...] = (
         app=frames(4.0, 30.0),
     ),
 )
+
+
+PUBLISHED: tuple[Scenario, ...] = (
+    _published(0.5, 20.0),
+    _published(1.0, 20.0),
+    _published(1.0, 40.0),
+    _published(1.0, 100.0),
+    _published(2.5, 20.0),
+    _published(5.0, 20.0),
+)
+"""What is known of the published set-up: 15 DCTCP and 4 CUBIC flows of 5 Mbit/s, swept."""
+
+TRANSIENT: tuple[Scenario, ...] = tuple(
+    _transient(coder, *video)
+    for coder in ("constant", "varying", "key")
+    for video in (
+        (1, 30.0, 60.0, 100.0),
+        (2, 15.0, 60.0, 100.0),
+        (1, 40.0, 72.0, 100.0),
+        (1, 15.0, 30.0, 50.0),
+    )
+)
+"""The published premise, as a full grid: congestion that hits only some packets of the L queue."""
+
+LISTS: dict[str, tuple[Scenario, ...]] = {
+    "frozen": EVALUATION,
+    "published": PUBLISHED,
+    "transient": TRANSIENT,
+}
+"""The lists by name. The first was fixed before anything was trained; no list drops a row."""
 
 
 def evaluation(
@@ -161,7 +228,11 @@ def training_scenario(seed: int, seconds: float = 10.0, marking: Marking = "bloc
     if random.random() < 0.8:
         budget = mbps * random.uniform(0.1, 0.55)
         count = int(random.integers(1, 4))
-        others += _videos(count, budget / count, float(random.choice([24, 30, 50, 60, 72, 90])))
+        per_s = float(random.choice([24, 30, 50, 60, 72, 90]))
+        coder = np.random.default_rng(20_000 + seed)  # of its own, so that other draws stay put
+        others += _videos(count, budget / count, per_s, varying=bool(coder.random() < 0.5))
+        if coder.random() < 0.3:
+            others += _key_frames(count, coder.uniform(1.0, 4.0))
     if random.random() < 0.4:
         others += _switched("dctcp", int(random.integers(3, 16)), random.uniform(5, 60))
     if random.random() < 0.7:

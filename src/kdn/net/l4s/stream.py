@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdn.net.l4s.tokens import NUM_FEATURES, WINDOW, Samples, new_track, note_ack, pose, unsquash
+from kdn.net.l4s.tokens import (
+    NUM_ASKED,
+    NUM_FEATURES,
+    WINDOW,
+    Samples,
+    new_track,
+    note_ack,
+    pose,
+    unsquash,
+)
 from kdn.net.world.compiled import compiled, compiled_fast
 from kdn.net.world.records import MS, Rows
 
@@ -71,7 +80,7 @@ class _Weights(NamedTuple):
     out_b: Floats
 
 
-_SHAPES_IN = ((NUM_FEATURES, DIM), (DIM,), (NUM_FEATURES, DIM), (DIM,))
+_SHAPES_IN = ((NUM_FEATURES, DIM), (DIM,), (NUM_ASKED, DIM), (DIM,))
 _SHAPES_LAYER = (
     ((DIM,), (DIM,))
     + ((DIM, DIM),) * 4
@@ -248,7 +257,7 @@ def _answer(question: Floats, now: int, memory: _Memory, w: _Weights, out: Float
 @compiled
 def _ask(memory: _Memory, w: _Weights, now: int, inflight: int, out: Floats) -> None:
     """Both questions: out [2, 6] for L and C, the last column the newest squashed delay."""
-    question = np.empty(NUM_FEATURES, np.float32)
+    question = np.empty(NUM_ASKED, np.float32)
     for i in range(2):
         newest = pose(memory.track, i == 0, now, inflight, question)
         _answer(question, now, memory, w, out[i, :OUTPUTS])

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdn.net.l4s.rhythm import NUM_FOLDED, TRACK_FIELDS, fold, note_beat
 from kdn.net.world.compiled import compiled
 from kdn.net.world.records import CE, ECT1, MS, Rows
 
 __all__ = [
     "ASKED",
+    "NUM_ASKED",
     "NUM_FEATURES",
     "TRACK",
     "WINDOW",
@@ -35,6 +37,9 @@ __all__ = [
 WINDOW = 50
 """Tokens a question looks back on (a reconstruction; the published window is not established)."""
 NUM_FEATURES = 8
+"""Numbers in a token."""
+NUM_ASKED = 8 + NUM_FOLDED
+"""Numbers in a question."""
 
 _LEAST_GAP = MS // 2
 """Packets of one queue sent closer together than this share a token: a burst is one observation."""
@@ -54,6 +59,7 @@ TRACK = np.dtype(
         ("token_l", "i8"),  # when the newest token of the queue was sent
         ("token_c", "i8"),
         ("marked", "f8"),  # smoothed share of CE
+        *TRACK_FIELDS,
     ]
 )
 
@@ -66,7 +72,7 @@ ASKED = np.dtype([("t", "i8"), ("t_ack", "i8"), ("inflight", "i8"), ("low", "i8"
 class Samples:
     """One flow's history and every packet it sent, as features.
 
-    `tokens` [T, 8] in order of ACK arrival with send times `token_t` [T] (ns); `questions` [S, 8]
+    `tokens` [T, 8] in order of ACK arrival with send times `token_t` [T] (ns); `questions` [S, 16]
     in send order, each with its time `asked_t` [S], the tokens that had arrived `known` [S], the
     answer `delay` [S] (ns above the minimum known when asked), the newest same-queue delay
     `last` [S] and the queue `low` [S].
@@ -133,6 +139,7 @@ def note_ack(track: Rows, row: Rows, out: NDArray[np.float32]) -> bool:
     t.deviation += 0.05 * (abs(change) - t.deviation)
     t.marked += 0.05 * ((1.0 if marked else 0.0) - t.marked)
     t.t_token, t.count = row.t_send, t.count + 1
+    note_beat(t, squash(delay), low, row.t_send)
     out[0], out[1] = squash(delay), change
     out[2], out[3] = _log_us(gap), row.size / 1500.0
     out[4], out[5] = 1.0 if low else -1.0, 1.0 if marked else 0.0
@@ -150,7 +157,7 @@ def _renew(t: Rows, low: bool, delay: float, t_send: int) -> None:
 
 @compiled
 def pose(track: Rows, low: bool, now: int, inflight: int, out: NDArray[np.float32]) -> float:
-    """The question "how long would a packet sent now take in this queue?" into `out` [8].
+    """The question "how long would a packet sent now take in this queue?" into `out` [16].
 
     Returns the queue's newest squashed delay, to which a model's answer is relative.
     """
@@ -162,6 +169,7 @@ def pose(track: Rows, low: bool, now: int, inflight: int, out: NDArray[np.float3
     out[4] = _log_us(now - (t.sent_c if low else t.sent_l))
     out[5] = np.log1p(inflight / 1500.0) * 0.25
     out[6], out[7] = t.deviation, t.marked
+    fold(t, low, now, out[8:])
     return newest
 
 
@@ -214,7 +222,7 @@ def featurise(acks: NDArray[Any], asked: NDArray[Any] | None = None) -> Samples:
     size = max(len(acks), len(asked)) + 1
     tokens = np.zeros((len(acks) + 1, NUM_FEATURES), np.float32)
     token_row = np.zeros(len(acks) + 1, np.int64)
-    questions = np.zeros((len(asked), NUM_FEATURES), np.float32)
+    questions = np.zeros((len(asked), NUM_ASKED), np.float32)
     known = np.zeros(len(asked), np.int64)
     numbers = np.zeros((size, 3))
     count = _walk(new_track(), acks, asked, tokens, token_row, questions, known, numbers)

@@ -15,7 +15,7 @@ from kdn.net.l4s.choosers import read_weights
 from kdn.net.l4s.collect import collect
 from kdn.net.l4s.loss import loss_of
 from kdn.net.l4s.lstm import Lstm
-from kdn.net.l4s.tokens import NUM_FEATURES, WINDOW, Samples
+from kdn.net.l4s.tokens import NUM_ASKED, NUM_FEATURES, WINDOW, Samples
 from kdn.net.l4s.transformer import OUTPUTS, Predictor, pack, unpack
 from kdn.net.world.records import MS
 
@@ -54,7 +54,7 @@ def draw_batch(flows: Sequence[Samples], config: Training, random: np.random.Gen
     """Random chunks, each with random questions whose whole visible history lies in the chunk."""
     size, asked = config.tokens, config.questions
     tokens = np.zeros((config.batch, size, NUM_FEATURES), np.float32)
-    questions = np.zeros((config.batch, asked, NUM_FEATURES), np.float32)
+    questions = np.zeros((config.batch, asked, NUM_ASKED), np.float32)
     numbers = np.zeros((6, config.batch, asked))
     token_ms = np.zeros((config.batch, size))
     for b in range(config.batch):

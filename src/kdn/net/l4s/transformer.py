@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdn.net.l4s.tokens import NUM_FEATURES, WINDOW
+from kdn.net.l4s.tokens import NUM_ASKED, NUM_FEATURES, WINDOW
 
 __all__ = [
     "DIM",
@@ -51,7 +51,7 @@ def _layout() -> tuple[_Named, ...]:
     parts = [
         _Named("token_w", (NUM_FEATURES, DIM)),
         _Named("token_b", (DIM,)),
-        _Named("ask_w", (NUM_FEATURES, DIM)),
+        _Named("ask_w", (NUM_ASKED, DIM)),
         _Named("ask_b", (DIM,)),
     ]
     for layer in range(LAYERS):
@@ -124,7 +124,7 @@ class Predictor(nn.Module):
     def forward(
         self, tokens: Tensor, token_ms: Tensor, questions: Tensor, asked_ms: Tensor, known: Tensor
     ) -> Tensor:
-        """[B, Q, 5] for tokens [B, T, 8] sent at `token_ms` [B, T] and questions [B, Q, 8].
+        """[B, Q, 5] for tokens [B, T, 8] sent at `token_ms` [B, T] and questions [B, Q, 16].
 
         Question i sees tokens [known[i] - WINDOW, known[i]); token j sees [j - WINDOW, j].
         """

@@ -105,9 +105,11 @@ def steady(mbps: float, packet: int = 1500, on_s: float = 0.0, off_s: float = 0.
     return App(packet, packet * 8e-3 / mbps, on_s=on_s, off_s=off_s)
 
 
-def frames(mbps: float, per_s: float = 30.0, on_s: float = 0.0, off_s: float = 0.0) -> App:
-    """Video: a burst of varying size `per_s` times a second."""
-    return App(mbps * 125_000 / per_s, 1000 / per_s, random_chunks=True, on_s=on_s, off_s=off_s)
+def frames(
+    mbps: float, per_s: float = 30.0, on_s: float = 0.0, off_s: float = 0.0, varying: bool = True
+) -> App:
+    """Video: a burst `per_s` times a second, of exponential size or (not `varying`) always alike."""
+    return App(mbps * 125_000 / per_s, 1000 / per_s, varying, on_s=on_s, off_s=off_s)
 
 
 def web(mbps: float, object_bytes: float) -> App:

@@ -214,9 +214,12 @@ class World:
             extent=int(row["extent"]),
         )
 
-    def clone(self) -> World:
-        """An independent copy that will do exactly as this one would (choosers are shared)."""
-        twin = World(self.scenario, self._choosers)
+    def clone(self, choosers: dict[int, Chooser] | None = None) -> World:
+        """An independent copy that will do exactly as this one would.
+
+        Choosers are shared unless others are given, which must choose for the same flows.
+        """
+        twin = World(self.scenario, self._choosers if choosers is None else choosers)
         twin.state = copied(self.state)
         twin._kept = list(self._kept)
         twin._read = dict(self._read)
