@@ -48,6 +48,8 @@ class Sampling:
     answers of one token. Empty means all."""
     ranked: tuple[int, ...] = ()
     """Report exactly these tokens, in this order, where `logprobs` would report the likeliest."""
+    raw_logits: bool = False
+    """Report logits where log-probabilities would be reported."""
 
 
 class Keeping(StrEnum):
