@@ -92,6 +92,9 @@ class Request:
     blend: Blend | None = None
     """None: only where the answer is exactly that of a full prefill."""
     keeping: Keeping = Keeping.SHARED
+    passing: bool = False
+    """Nobody else is about to begin with the same tokens: for an answer of one token, what is stored
+    of the prompt comes a layer at a time, each into the memory of the one before."""
 
 
 @dataclass(frozen=True)

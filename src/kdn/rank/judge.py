@@ -34,6 +34,8 @@ class Judge:
     new_id: Callable[[], str]
     salt: str = ""
     adapter: str | None = None
+    passing: bool = False
+    """Does each prompt begin with tokens of its own?"""
 
     def ask(
         self, prompts: Iterable[Prompt], choices: Sequence[Choice], temperature: float = 1.0
@@ -81,6 +83,7 @@ class Judge:
             salt=self.salt,
             adapter=self.adapter,
             keeping=Keeping.SHARED,
+            passing=self.passing,
         )
         return self.generator.submit(request)
 
