@@ -58,6 +58,7 @@ from kdn.rag import (
 )
 from kdn.rank import (
     YES_NO,
+    Asking,
     Conversation,
     Judge,
     Layout,
@@ -291,6 +292,7 @@ class Kdn:
         *,
         max_tokens: int = 256,
         max_parts: int = 1,
+        rerank: int = 0,
         stream: Callable[[str], None] | None = None,
         salt: str = "",
         reuse: Reuse = "exact",
@@ -300,9 +302,10 @@ class Kdn:
 
         The prompt holds the `max_parts` parts that fit best, best first: with stored KV the first one
         is never computed twice, and with `reuse="blend"` (see `blending`) none is, as a whole.
-        Raises BadInput when nothing was ingested.
+        With `rerank` so many parts are retrieved, and the model itself says which of them fit best;
+        their KV is that of the answer.  Raises BadInput when nothing was ingested.
         """
-        parts = self._context(question, max_tokens, max_parts)
+        parts = self._context(question, max_tokens, max_parts, rerank, salt)
         messages = [
             Message("system", answer_instruction()),
             Message("user", _asked(question, parts)),
@@ -392,17 +395,31 @@ class Kdn:
         beyond the context, unless `truncate`; BadInput for an empty query, an unknown template, or
         one whose tokens this model lacks.
         """
+        asking = self.asking(
+            query, layout=layout, template=template, instruction=instruction, truncate=truncate
+        )
+        near = partial(self._nearness, salt=salt, adapter=adapter)
+        return rank(documents, asking, self.judge(salt, adapter), top_n, near)
+
+    def asking(
+        self,
+        query: str,
+        *,
+        layout: str | Layout = Layout.DOCUMENT_FIRST,
+        template: str | Path | Template | None = None,
+        instruction: str | None = None,
+        truncate: bool = False,
+    ) -> Asking:
+        """How `rerank` asks about documents: for those who run the prompts themselves."""
         chosen, where = find_template(template), _layout(layout)
         tokenizer = self.model.tokenizer
         frame = frame_of(query, chosen, where, self.model.chat, tokenizer, instruction)
-        choices, most = yes_and_no(chosen, tokenizer), self.engine.most_tokens()
+        most = self.engine.most_tokens()
 
-        def ask(text: str) -> Prompt:
+        def prompt(text: str) -> Prompt:
             return frame.shortened(text, most, tokenizer) if truncate else frame.prompt(text)
 
-        judge = self.judge(salt, adapter)
-        near = partial(self._nearness, salt=salt, adapter=adapter)
-        return rank(documents, ask, judge, choices, top_n, near)
+        return Asking(prompt, yes_and_no(chosen, tokenizer), where)
 
     def _nearness(self, prompt: Prompt, salt: str, adapter: str | None) -> int:
         """The slowest tier that a prompt's stored KV lies in; what is mostly to compute comes last."""
@@ -597,17 +614,37 @@ class Kdn:
             self._fingerprints[adapter] = self.model.decoder.fingerprint_with(chosen)
         return self._fingerprints[adapter]
 
-    def _context(self, question: str, max_tokens: int, max_parts: int) -> list[Part]:
+    def _context(
+        self, question: str, max_tokens: int, max_parts: int, rerank: int = 0, salt: str = ""
+    ) -> list[Part]:
         if not self.library.num_sources:
             raise BadInput("the library is empty; take documents in first: kdn ingest PATH")
         room = self.model.decoder.config.max_position - max_tokens - _FRAME_TOKENS
         room -= len(self.model.tokenizer.encode(question))
-        parts = self.library.context(question, max_tokens=max(room, 1), max_parts=max_parts)
+        room = max(room, 1)
+        if rerank:
+            parts = self._reranked(question, room, max_parts, max(rerank, max_parts), salt)
+        else:
+            parts = self.library.context(question, max_tokens=room, max_parts=max_parts)
         if not parts:
             raise BadInput(
                 f"nothing in the library has to do with {question!r}; ask in other words"
             )
         return parts
+
+    def _reranked(
+        self, question: str, room: int, max_parts: int, candidates: int, salt: str
+    ) -> list[Part]:
+        """The best of `candidates` retrieved parts, by the model's own judgement."""
+        found = self.library.context(question, max_tokens=room * candidates, max_parts=candidates)
+        fitting = [part for part in found if part.num_tokens <= room]
+        chosen: list[Part] = []
+        for one in self.rerank(question, [part.text for part in fitting], salt=salt):
+            part = fitting[one.index]
+            if len(chosen) < max_parts and part.num_tokens <= room:
+                chosen.append(part)
+                room -= part.num_tokens
+        return chosen
 
 
 def _refuse_unmeasured(config: Config, record: QualityRecord | None) -> None:

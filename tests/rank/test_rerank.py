@@ -39,17 +39,18 @@ OWN = Template(
 
 
 def test_the_highest_odds_stand_first_and_equals_keep_their_order() -> None:
-    found = rank_by(["a", "b", "c", ""], [0.0, math.log(3), 0.0, -math.inf], [Usage(7, 1, exact=5)])
+    odds = {"a": 0.0, "b": math.log(3), "c": 0.0}
+    found = rank_by(["a", "b", "c", ""], odds, [Usage(7, 1, exact=5)])
     assert [one.index for one in found] == [1, 0, 2, 3]
     assert [one.score for one in found] == pytest.approx([0.75, 0.5, 0.5, 0.0])
     assert (found.prompt_tokens, found.cached_tokens) == (7, 5)
-    assert [one.document for one in rank_by(["a", "b"], [1.0, 2.0], [], top_n=1)] == ["b"]
+    assert [one.document for one in rank_by(["a", "b"], {"a": 1.0, "b": 2.0}, [], top_n=1)] == ["b"]
     with pytest.raises(BadInput, match="top_n is 0"):
-        rank_by(["a"], [0.0], [], top_n=0)
+        rank_by(["a"], {"a": 0.0}, [], top_n=0)
 
 
 def test_extreme_odds_do_not_overflow() -> None:
-    assert [one.score for one in rank_by(["a", "b"], [1e4, -1e4], [])] == [1.0, 0.0]
+    assert [one.score for one in rank_by(["a", "b"], {"a": 1e4, "b": -1e4}, [])] == [1.0, 0.0]
 
 
 def test_a_template_without_a_no_is_scored_by_its_logit() -> None:

@@ -12,7 +12,7 @@ from kdn.rank.choices import (
     share_out,
     wanted,
 )
-from kdn.rank.frames import Frame, frame_of, yes_and_no
+from kdn.rank.frames import Asking, Frame, frame_of, yes_and_no
 from kdn.rank.judge import Judge, one_token
 from kdn.rank.label import (
     Journal,
@@ -34,13 +34,14 @@ from kdn.rank.questions import (
     glued,
     pair_question,
 )
-from kdn.rank.rerank import Ranked, Ranking, odds_of, rank, rank_by
+from kdn.rank.rerank import Ranked, Ranking, odds_of, rank, rank_by, worth_asking
 from kdn.rank.templates import TEMPLATES, Template, find_template
 
 __all__ = [
     "RELEVANCE",
     "TEMPLATES",
     "YES_NO",
+    "Asking",
     "Choice",
     "Conversation",
     "Frame",
@@ -76,6 +77,7 @@ __all__ = [
     "share_out",
     "surprise",
     "wanted",
+    "worth_asking",
     "write_table",
     "yes_and_no",
 ]

@@ -16,7 +16,7 @@ from kdn.rank.choices import Choice, make_choices
 from kdn.rank.layouts import Layout, relevance_question
 from kdn.rank.templates import Template
 
-__all__ = ["Frame", "frame_of", "yes_and_no"]
+__all__ = ["Asking", "Frame", "frame_of", "yes_and_no"]
 
 _PROBE = "document"
 
@@ -53,6 +53,15 @@ class Frame:
                 f"the query alone takes {prompt.num_tokens} tokens and {most_tokens} fit; shorten it"
             )
         return prompt
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How documents are asked about one query: each one's prompt, and the tokens that answer it."""
+
+    prompt: Callable[[str], Prompt]
+    choices: tuple[Choice, ...]
+    layout: Layout
 
 
 def frame_of(

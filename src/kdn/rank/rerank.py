@@ -8,15 +8,16 @@ What memory holds is asked first: while it is computed, the disk reads for those
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from kdn.core import Prompt, Usage
 from kdn.errors import BadInput
-from kdn.rank.choices import Choice
+from kdn.rank.frames import Asking
 from kdn.rank.judge import Judge
+from kdn.rank.layouts import Layout
 
-__all__ = ["Ranked", "Ranking", "odds_of", "rank", "rank_by"]
+__all__ = ["Ranked", "Ranking", "odds_of", "rank", "rank_by", "worth_asking"]
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,27 @@ def odds_of(logits: Sequence[float]) -> float:
     return logits[0] - logits[1] if len(logits) > 1 else logits[0]
 
 
+def worth_asking(documents: Sequence[str]) -> list[str]:
+    """Each distinct text once, in the order of its first place; empty ones are left out."""
+    return [text for text in dict.fromkeys(documents) if text.strip()]
+
+
 def rank_by(
     documents: Sequence[str],
-    odds: Sequence[float],
+    odds: Mapping[str, float],
     usages: Sequence[Usage],
     top_n: int | None = None,
 ) -> Ranking:
-    """The ranking that log-odds give; among equals the first given stands first."""
+    """The ranking that log-odds give; among equals the first given stands first.
+
+    A document that `odds` does not have stands last.
+    """
     if top_n is not None and top_n < 1:
         raise BadInput(f"top_n is {top_n}; ask for 1 document or more, or leave it out for all")
-    order = sorted(range(len(documents)), key=lambda index: (-odds[index], index))
+    scores = [odds.get(text, -math.inf) for text in documents]
+    order = sorted(range(len(documents)), key=lambda index: (-scores[index], index))
     results = tuple(
-        Ranked(index, _probability(odds[index]), odds[index], documents[index])
+        Ranked(index, _probability(scores[index]), scores[index], documents[index])
         for index in order[:top_n]
     )
     prompt_tokens = sum(usage.prompt_tokens for usage in usages)
@@ -77,9 +87,8 @@ def rank_by(
 
 def rank(
     documents: Sequence[str],
-    ask: Callable[[str], Prompt],
+    asking: Asking,
     judge: Judge,
-    choices: Sequence[Choice],
     top_n: int | None = None,
     nearness: Callable[[Prompt], int] | None = None,
 ) -> Ranking:
@@ -88,14 +97,16 @@ def rank(
     `nearness` says how soon a prompt's KV will be at hand: lower is asked sooner; without it
     documents are asked in their order.  Empty ones are not asked about and stand last.
     """
-    distinct = [text for text in dict.fromkeys(documents) if text.strip()]
-    prompts = {text: ask(text) for text in distinct}
+    distinct = worth_asking(documents)
+    prompts = {text: asking.prompt(text) for text in distinct}
     if nearness is not None:
         near = {text: nearness(prompts[text]) for text in distinct}
         distinct.sort(key=near.__getitem__)
-    asked = judge.logits((prompts[text] for text in distinct), choices)
+    # A document that stands first is all of a prompt's beginning, and each has its own.
+    judge = replace(judge, passing=asking.layout is Layout.DOCUMENT_FIRST)
+    asked = judge.logits((prompts[text] for text in distinct), asking.choices)
     found = dict(zip(distinct, asked, strict=True))
-    odds = [odds_of(found[t][0]) if t in found else -math.inf for t in documents]
+    odds = {text: odds_of(logits) for text, (logits, _) in found.items()}
     return rank_by(documents, odds, [usage for _, usage in found.values()], top_n)
 
 
