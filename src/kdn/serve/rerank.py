@@ -162,7 +162,7 @@ async def _odds(
     distinct = worth_asking(texts)
     for first in range(0, len(distinct), AT_ONCE):
         part = distinct[first : first + AT_ONCE]
-        prompts = await run_in_threadpool(lambda part=part: [asking.prompt(text) for text in part])
+        prompts = await run_in_threadpool(_prompts, asking, part)
         requests = _requests(body, asking, prompts, job, first)
         flight = depart(desk.service, desk.metrics, requests)
         answers = await unless_gone(request, flight, gather(flight, len(requests)))
@@ -172,6 +172,10 @@ async def _odds(
             odds[text] = odds_of(read_logits(asking.choices, answer.tokens[0]))
             usages.append(answer.ended.usage)
     return odds, usages
+
+
+def _prompts(asking: Asking, texts: Sequence[str]) -> list[Prompt]:
+    return [asking.prompt(text) for text in texts]
 
 
 def _requests(
