@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from kdn.cli.options import ModelChoice
+from kdn.errors import UnknownModel
+from kdn.model import resolve
 from tests.cli.program import kdn
 
 
@@ -66,3 +68,25 @@ def test_nothing_to_rank_is_said(tmp_path: Path, tiny: Path) -> None:
     done = kdn(tmp_path, "rerank", "why", "--documents", tmp_path / "bad.jsonl", "--model", tiny)
     assert done.code == 2
     assert "has a `text`" in done.err
+
+
+def test_documents_ingested_for_ranking_are_not_computed_by_the_answer(
+    tmp_path: Path, tiny: Path
+) -> None:
+    try:
+        resolve("minilm-l6", Path("no-home"))
+    except UnknownModel:
+        pytest.skip("the embedder's weights are not installed")
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    (papers / "locks.md").write_text("# Locks\n\nThe red door opens with the brass key.\n", "utf-8")
+    (papers / "boats.md").write_text("# Boats\n\nThe boat leaves the harbour at nine.\n", "utf-8")
+    taken = kdn(tmp_path, "ingest", papers, "--rerank", "--model", tiny)
+    assert taken.code == 0, taken.err
+    assert "tokens" in taken.err
+    assert "answers use the same KV" in taken.err
+    asked = ("Which key?", "--model", tiny, "--max-tokens", "2", "--json")
+    answer = kdn(tmp_path, "ask", *asked, "--rerank", "2")
+    assert answer.code == 0, answer.err
+    usage = answer.json["usage"]
+    assert usage["exact"] > len("The red door opens")
