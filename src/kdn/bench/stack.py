@@ -31,9 +31,12 @@ from kdn.model import Document, Message
 __all__ = ["run"]
 
 FULL, MEMORY, DISK = "full prefill", "kept in memory", "from disk after a restart"
+RANKED_FULL, RANKED = "ranked, full prefill", "first document ranked before"
 CHAT_FULL, CHAT = "next turn, full prefill", "next turn of a kept chat"
-_BASELINES = {MEMORY: FULL, DISK: FULL, CHAT: CHAT_FULL}
+_BASELINES = {MEMORY: FULL, DISK: FULL, CHAT: CHAT_FULL, RANKED: RANKED_FULL}
 _DOCUMENT_CHARACTERS = 4000
+_RANKED_FROM = 20
+"""Documents of a ranking are pieces that no other way has had computed."""
 _SAMPLING = Sampling(max_tokens=16, ignore_eos=True)
 _SHORT = Sampling(max_tokens=16)
 _FIRST = "What is this text about?"
@@ -72,6 +75,7 @@ def run(options: BenchOptions) -> Result:
             "memory_speedup": _speedup(samples, MEMORY),
             "disk_speedup": _speedup(samples, DISK),
             "chat_speedup": _speedup(samples, CHAT),
+            "ranked_speedup": _speedup(samples, RANKED),
             "reused_share": _reused_share(stack.seen[MEMORY].usages),
             "changed_share": sum(changed.values()) / len(changed),
         },
@@ -96,10 +100,11 @@ class _Stack:
     restart: Opener
     seen: dict[str, _Seen] = field(default_factory=dict)
     _chats: dict[int, list[Message]] = field(default_factory=dict)
+    _ranked: dict[int, list[Document]] = field(default_factory=dict)
 
     def sides(self) -> dict[str, Callable[[int], float]]:
         """Every way to answer, as a contestant that is told the round."""
-        ways = (FULL, MEMORY, DISK, CHAT_FULL, CHAT)
+        ways = (FULL, MEMORY, DISK, CHAT_FULL, CHAT, RANKED_FULL, RANKED)
         return {way: partial(self._round, way) for way in ways}
 
     def changed(self) -> dict[str, float]:
@@ -112,14 +117,27 @@ class _Stack:
         return found
 
     def _round(self, way: str, number: int) -> float:
-        turns = self._prepare(number)
+        if way in (RANKED, RANKED_FULL):
+            return self._after_ranking(way, number)
+        turns, documents = self._prepare(number), _documents(number)
         question = Message("user", _QUESTIONS[number % len(_QUESTIONS)])
         if way in (CHAT, CHAT_FULL):
-            return self._answer(way, self.keeper, [*turns, question], number)
+            return self._answer(way, self.keeper, [*turns, question], documents)
         if way != DISK:
-            return self._answer(way, self.keeper, [question], number)
+            return self._answer(way, self.keeper, [question], documents)
         with self.restart() as service:
-            return self._answer(way, service, [question], number)
+            return self._answer(way, service, [question], documents)
+
+    def _after_ranking(self, way: str, number: int) -> float:
+        """An answer over documents in the order of a ranking, which was the first to see them."""
+        question = _QUESTIONS[number % len(_QUESTIONS)]
+        documents = _documents(number, _RANKED_FROM)
+        if number not in self._ranked:
+            found = self.keeper.rerank(question, [one.text for one in documents])
+            self._ranked[number] = [documents[one.index] for one in found]
+            self.keeper.store.flush()
+        messages = [Message("user", question)]
+        return self._answer(way, self.keeper, messages, self._ranked[number])
 
     def _prepare(self, number: int) -> list[Message]:
         """The first question about the round's documents, answered and kept: the chat so far."""
@@ -130,10 +148,12 @@ class _Stack:
             self._chats[number] = [first, Message("assistant", answer.text)]
         return self._chats[number]
 
-    def _answer(self, way: str, service: api.Kdn, messages: list[Message], number: int) -> float:
+    def _answer(
+        self, way: str, service: api.Kdn, messages: list[Message], documents: list[Document]
+    ) -> float:
         """Seconds to the first token of an answer given one way."""
         full = way not in _BASELINES
-        request = service.request(messages, _documents(number), sampling=_SAMPLING)
+        request = service.request(messages, documents, sampling=_SAMPLING)
         request = replace(request, reuse=not full, keeping=Keeping.NOTHING)
         listener = Listener(self.options.clock)
         started = self.options.clock.now()
@@ -147,12 +167,12 @@ class _Stack:
         return listener.times_s[0] - started
 
 
-def _documents(number: int) -> list[Document]:
-    """Two pieces of the corpus that no other round uses."""
+def _documents(number: int, behind: int = 0) -> list[Document]:
+    """Two pieces of the corpus that no other round uses; `behind` so many others."""
     texts = [path.read_text("utf-8") for path in corpus_files()]
     size = _DOCUMENT_CHARACTERS
     pieces = [text[at : at + size] for text in texts for at in range(0, len(text) - size, size)]
-    first = 2 * number % (len(pieces) - 1)
+    first = (2 * number + behind) % (len(pieces) - 1)
     return [Document(None, piece) for piece in pieces[first : first + 2]]
 
 
