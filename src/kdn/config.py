@@ -62,9 +62,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         "longest-match",
         "shortest-miss",
         "calibrated",
+        "families",
         "ratio",
     ] = "fcfs"
-    """Who of those waiting is next; `calibrated` suits one-token jobs that share prefixes."""
+    """Who of those waiting is next; `families` and `calibrated` suit one-token jobs that share prefixes."""
     pack_tokens: _Positive | None = None
     """With a number, decide anew before every pass, and let short prompts share one up to so many tokens."""
     row_chunk: _Positive = 512

@@ -23,11 +23,20 @@ class Job:
     group_size: int = 1
     num_cached_at_arrival: int = 0
     """What the store held when the job came: all that a policy without calibration knows."""
+    family: str = ""
+    """Equal for jobs that begin with the same `num_shared` tokens and leave them in the store; empty for
+    a job that leaves nothing."""
+    num_shared: int = 0
 
     @property
     def num_missing(self) -> int:
         """Prompt tokens that must be computed."""
         return self.num_tokens - self.num_cached
+
+    @property
+    def num_shared_missing(self) -> int:
+        """Those of them that the rest of the family would find stored, once it ran."""
+        return max(self.num_shared - self.num_cached, 0) if self.family else 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,10 @@ class JctModel:
         """What the prompt adds to a pass that runs anyway."""
         pairs = num_new * (num_cached + (num_new + 1) / 2)
         return self.token_s * num_new + self.pair_s * pairs + self.cached_s * num_cached
+
+    def beside(self, num_new: int, num_cached: int) -> float:
+        """What the prompt adds to a pass in which another one brings in the same reused tokens."""
+        return self.share(num_new, num_cached) - self.cached_s * num_cached
 
     def microseconds(self, num_new: int, num_cached: int = 0) -> int:
         """`seconds` as schedulers want it: whole microseconds."""
