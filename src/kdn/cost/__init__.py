@@ -5,6 +5,7 @@ from __future__ import annotations
 from kdn.cost.advise import Advice, advise, break_even_per_hour, keep_for, net_saving
 from kdn.cost.jct import (
     GRID,
+    PACKED,
     JctSample,
     count_jct,
     fit_jct,
@@ -32,6 +33,7 @@ from kdn.cost.units import (
 
 __all__ = [
     "GRID",
+    "PACKED",
     "Advice",
     "Bill",
     "Bytes",

@@ -116,11 +116,12 @@ def simulate(
 
 def _pass_ns(members: Sequence[Job], known: dict[str, PrefixJob], model: JctModel) -> int:
     """The time of one pass; a prefix that several share is brought in once."""
-    seconds, brought = model.pass_s, set[str]()
+    seconds, brought = model.pass_s - model.prompt_s, set[str]()
     for member in members:
         prefix = known[member.id].prefix
-        count = model.beside if prefix in brought else model.share
-        seconds += count(member.num_missing, member.num_cached)
+        new, cached = member.num_missing, member.num_cached
+        whole = model.prompt_s + model.share(new, cached)
+        seconds += model.beside(new, cached) if prefix in brought else whole
         brought.add(prefix)
     return round(seconds * 1e9)
 
