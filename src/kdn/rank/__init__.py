@@ -25,12 +25,14 @@ from kdn.rank.questions import (
     glued,
     pair_question,
 )
+from kdn.rank.tree import Fork, fork_of
 
 __all__ = [
     "RELEVANCE",
     "YES_NO",
     "Choice",
     "Conversation",
+    "Fork",
     "Journal",
     "Judge",
     "LabelJob",
@@ -42,6 +44,7 @@ __all__ = [
     "classify_question",
     "decision_question",
     "fit_temperature",
+    "fork_of",
     "glued",
     "label_rows",
     "make_choices",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,15 +13,21 @@ from kdn.core import (
     Keeping,
     Prompt,
     Request,
+    Segment,
     Stream,
     Token,
+    TokenIds,
     Usage,
 )
 from kdn.errors import Cancelled
-from kdn.rank.choices import Choice, Verdict, read_verdict, wanted
+from kdn.rank.choices import Choice, Verdict, one_of, share_out
+from kdn.rank.tree import Fork, fork_of
 
 __all__ = ["Judge", "one_token"]
 
+MIN_REACH = 1e-4
+"""Answers that are together less likely than this are not told apart."""
+_LEAST = math.log(MIN_REACH)
 IN_FLIGHT = 128
 """Questions handed to the engine ahead of the verdict awaited: what a policy can choose among."""
 
@@ -39,35 +46,74 @@ class Judge:
     ) -> Iterator[Verdict]:
         """A verdict for each prompt, in order; prompts are drawn as there is room for more.
 
-        What is still under way when the caller stops listening is cancelled.
+        Choices that begin alike are told apart by further passes, one for each place where they part
+        that is reached with more than `MIN_REACH`; an answer's probability is the product of the
+        shares along its tokens, and below that the rest is shared evenly.  What is still under way
+        when the caller stops listening is cancelled.
         """
-        running: deque[Stream] = deque()
-        coming = iter(prompts)
+        running: deque[tuple[Prompt, Stream]] = deque()
+        coming, root = iter(prompts), fork_of(choices)
         try:
             while True:
                 for prompt in coming:
-                    running.append(self._submit(prompt, choices))
+                    running.append((prompt, self._submit(behind(prompt, root.path), root.tokens)))
                     if len(running) >= IN_FLIGHT:
                         break
                 if not running:
                     return
-                token, usage = one_token(running[0])
+                prompt, stream = running[0]
+                token, usage = one_token(stream)
                 running.popleft()
-                yield read_verdict(choices, token, usage, temperature)
+                found = self._shares(prompt, root, token)
+                logprobs = [found[place] for place in range(len(choices))]
+                names = tuple(choice.name for choice in choices)
+                yield Verdict(names, share_out(logprobs, temperature), usage)
         finally:
-            for stream in running:
+            for _, stream in running:
                 stream.cancel()
 
-    def _submit(self, prompt: Prompt, choices: Sequence[Choice]) -> Stream:
+    def _shares(
+        self, prompt: Prompt, fork: Fork, token: Token, reach: float = 0.0
+    ) -> dict[int, float]:
+        """Log-probability of every answer behind a fork that was reached with log-probability `reach`."""
+        known = {other.token_id: other.logprob for other in token.alternatives}
+        found: dict[int, float] = {}
+        asked: list[tuple[Fork, float, Stream]] = []
+        for token_id, members, deeper in zip(fork.tokens, fork.branches, fork.forks, strict=True):
+            here = reach + known[token_id]
+            if deeper is None or here < _LEAST:
+                found |= dict.fromkeys(members, here - math.log(len(members)))
+            else:
+                stream = self._submit(behind(prompt, deeper.path), deeper.tokens, Keeping.NOTHING)
+                asked.append((deeper, here, stream))
+        try:
+            for deeper, here, stream in asked:
+                found |= self._shares(prompt, deeper, one_token(stream)[0], here)
+        finally:
+            for _, _, stream in asked:
+                stream.cancel()
+        return found
+
+    def _submit(
+        self, prompt: Prompt, tokens: TokenIds, keeping: Keeping = Keeping.SHARED
+    ) -> Stream:
         request = Request(
             id=self.new_id(),
             prompt=prompt,
-            sampling=wanted(choices),
+            sampling=one_of(tokens),
             salt=self.salt,
             adapter=self.adapter,
-            keeping=Keeping.SHARED,
+            keeping=keeping,
         )
         return self.generator.submit(request)
+
+
+def behind(prompt: Prompt, path: TokenIds) -> Prompt:
+    """The prompt with an answer begun: `path` belongs to its last segment, so that nothing new is kept."""
+    if not path:
+        return prompt
+    *front, last = prompt.segments
+    return Prompt((*front, Segment(last.role, (*last.token_ids, *path))))
 
 
 def one_token(stream: Stream) -> tuple[Token, Usage]:
