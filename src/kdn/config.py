@@ -178,6 +178,8 @@ class CostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """A price sheet that comes with kdn, or a .toml file."""
     speed: str = "smollm2-135m-cpu"
     """A model on a machine that comes with kdn, or a .toml file."""
+    acts: bool = False
+    """Blocks are written only to tiers where a use repays it, and go when keeping cost what a use saves."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -49,9 +49,11 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
         stat, ledger = found.stat(), _ledger(found, home)
     records = records_of(read_settings(home).home)
     blends = _blends(home)
+    outlook = acting_outlook(read_settings(home), stat.tiers)
     if as_json:
         money = {"saved_usd": ledger.saved.value, "spent_usd": ledger.spent.value}
-        emit(stat_shape(stat) | {"quality": records, "blend": blends, "money": money})
+        rest = {"quality": records, "blend": blends, "money": money, "acts": outlook}
+        emit(stat_shape(stat) | rest)
         return
     rows = [
         (
@@ -72,6 +74,10 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
             ("model", "answers", "compared", "same first token", "mean KL", "ratio"),
             [tuple(str(value) for value in one.values()) for one in blends],
         )
+    if outlook:
+        rows = [(name, *map(str, one.values())) for name, one in outlook.items()]
+        columns = ("tier", "a block pays", "kept unused, s")
+        table("acting on prices, a first block of 256 tokens", columns, rows)
     saved, spent = ledger.saved.value, ledger.spent.value
     print(f"these blocks have saved {saved:.3g} USD of computing and cost {spent:.3g} USD")
 
