@@ -366,9 +366,10 @@ class Kdn:
         """For each text, how likely each of `choices` is as the answer about `query`.
 
         By default: does the text answer the query, Yes or No?  `instruction` says otherwise.  The KV
-        of the query is computed once.  Raises BadInput for choices that one token cannot tell apart.
+        of the query is computed once.  Choices that begin alike take a pass more where they part.
+        Raises BadInput for choices that cannot be told apart.
         """
-        found = make_choices(choices, self.model.tokenizer.encode)
+        found = make_choices(choices, self.model.tokenizer.encode, whole=True)
         asked = (self.question(pair_question(query, t, instruction), salt) for t in texts)
         return list(self.judge(salt).ask(asked, found, temperature))
 

@@ -62,9 +62,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         "longest-match",
         "shortest-miss",
         "calibrated",
+        "families",
         "ratio",
     ] = "fcfs"
-    """Who of those waiting is next; `calibrated` suits one-token jobs that share prefixes."""
+    """Who of those waiting is next; `families` and `calibrated` suit one-token jobs that share prefixes."""
     pack_tokens: _Positive | None = None
     """With a number, decide anew before every pass, and let short prompts share one up to so many tokens."""
     row_chunk: _Positive = 512
@@ -177,6 +178,8 @@ class CostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """A price sheet that comes with kdn, or a .toml file."""
     speed: str = "smollm2-135m-cpu"
     """A model on a machine that comes with kdn, or a .toml file."""
+    acts: bool = False
+    """Blocks are written only to tiers where a use repays it, and go when keeping cost what a use saves."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

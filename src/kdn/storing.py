@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config
-from kdn.cost import load_sheet, load_speed, use_saving
+from kdn.core import BLOCK_TOKENS
+from kdn.cost import Placing, load_sheet, load_speed, use_saving
 from kdn.store import FarSettings, Quotas, Rules, Store, Use, open_store, read_key_file
 from kdn.trace import Trace
 
-__all__ = ["open_configured_store"]
+__all__ = ["acting_outlook", "open_configured_store"]
 
 
 def open_configured_store(
@@ -32,6 +33,7 @@ def open_configured_store(
         news_s=settings.far_news_s,
         objects_news_s=settings.objects_news_s,
     )
+    placing = _placing(config) if config.cost.acts else None
     return open_store(
         config.store_folder,
         memory_bytes=settings.memory_bytes,
@@ -45,7 +47,32 @@ def open_configured_store(
         policy=settings.policy,
         saving=_saving(config) if settings.policy == "value" else None,
         rules=None if settings.ttl_s is None else Rules(ttl_s=settings.ttl_s),
+        pays=None if placing is None else placing.pays,
+        ttl_of=None if placing is None else _time_to_live(placing),
     )
+
+
+def _placing(config: Config) -> Placing:
+    return Placing(load_speed(config.cost.speed), load_sheet(config.cost.prices))
+
+
+def acting_outlook(
+    config: Config, tiers: Iterable[str]
+) -> dict[str, dict[str, bool | float | None]]:
+    """What acting on prices means for the first block of a prompt, tier by tier; empty where it is off."""
+    if not config.cost.acts:
+        return {}
+    placing = _placing(config)
+    block = (0, BLOCK_TOKENS, BLOCK_TOKENS * placing.speed.token_bytes)
+    return {
+        tier: {"pays": placing.pays(tier, *block), "keep_s": placing.keep_for_s(tier, *block)}
+        for tier in tiers
+    }
+
+
+def _time_to_live(placing: Placing) -> Callable[[str, Use], float | None]:
+    """How long a block is worth keeping unused in a tier, in seconds; None is for ever."""
+    return lambda tier, use: placing.keep_for_s(tier, use.start, use.num_tokens, use.size_bytes)
 
 
 def _saving(config: Config) -> Callable[[Use], float]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import statistics
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -23,7 +25,7 @@ from kdn.core import (
     Segment,
     TokenIds,
 )
-from kdn.cost import GRID, count_jct, fit_jct, jct_file, load_jct, measure_grid
+from kdn.cost import GRID, PACKED, JctSample, count_jct, fit_jct, jct_file, load_jct
 from kdn.engine import Engine, Limits
 from kdn.errors import EngineFailed
 from kdn.model import Decoder, LoadedModel
@@ -31,9 +33,11 @@ from kdn.model.attention import Attention
 from kdn.reuse import PrefixReuse
 from kdn.store import open_store
 
-__all__ = ["jct_path", "measure_jct", "stored_jct"]
+__all__ = ["JctMeter", "jct_path", "measure_jct", "stored_jct"]
 
 _SCRATCH_BYTES = 1 << 30
+Point = tuple[int, int]
+"""New and cached tokens of a prompt."""
 
 
 def jct_path(decoder: Decoder, home: Path) -> Path:
@@ -58,23 +62,64 @@ def measure_jct(
     model: LoadedModel,
     attention: Attention,
     clock: Clock,
-    grid: Sequence[tuple[int, int]] = GRID,
+    grid: Sequence[Point] = GRID,
     repeats: int = 3,
 ) -> JctModel:
-    """Prompts of one token through an engine of their own, over a store that is thrown away.
+    """The fit to so many rounds over the grid; see `JctMeter`."""
+    with closing(JctMeter(model, attention, clock, grid)) as meter:
+        for _ in range(repeats + 1):  # the first of each kind warms up
+            meter.round()
+        return meter.fit()
 
-    Points beyond the model's context are left out.  Reused tokens come from the memory tier, and are
-    put together anew for every prompt, as for a request that shares its prefix with no running one.
+
+class JctMeter:
+    """Measures passes of one-token prompts, one after the other, and fits the time of a prompt.
+
+    Prompts run through an engine of their own, over a store that is thrown away.  Points beyond the
+    model's context are left out.  Reused tokens come from the memory tier, and are put together anew
+    for every pass, as for a request that shares its prefix with no running one.
     """
-    most = model.decoder.config.max_position - 2
-    points = [(new, cached) for new, cached in grid if new + cached <= most]
-    probe = _Probe(model, attention, clock)
-    try:
-        for new, cached in points:
-            probe.seconds(new, cached)  # the first of each kind warms up
-        return fit_jct(measure_grid(probe.seconds, points, repeats))
-    finally:
-        probe.close()
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        attention: Attention,
+        clock: Clock,
+        grid: Sequence[Point] = GRID,
+        packed: Sequence[tuple[int, int, int]] = PACKED,
+    ) -> None:
+        most = model.decoder.config.max_position - 2
+        points = [*((new, cached, 1) for new, cached in grid), *packed]
+        self.points = [point for point in points if point[0] + point[1] <= most]
+        self._probe = _Probe(model, attention, clock)
+        self._seconds: dict[tuple[int, int, int], list[float]] = {p: [] for p in self.points}
+        self._warm: set[tuple[int, int, int]] = set()
+
+    def measure(self, point: tuple[int, int, int]) -> None:
+        """One pass of the kind (new, cached, prompts); the first of each kind only warms up."""
+        seconds = self._probe.seconds(*point)
+        if point in self._warm:
+            self._seconds[point].append(seconds)
+        self._warm.add(point)
+
+    def round(self) -> None:
+        """Every kind once."""
+        for point in self.points:
+            self.measure(point)
+
+    def fit(self) -> JctModel:
+        """The model of the medians so far. Raises BadInput when too little was measured."""
+        return fit_jct(
+            [
+                JctSample(new, cached, statistics.median(seconds), prompts)
+                for (new, cached, prompts), seconds in self._seconds.items()
+                if seconds
+            ]
+        )
+
+    def close(self) -> None:
+        """End the engine and throw its store away."""
+        self._probe.close()
 
 
 class _Probe:
@@ -93,16 +138,17 @@ class _Probe:
         self._prefixes: dict[int, TokenIds] = {}
         self._serial = itertools.count()
 
-    def seconds(self, num_new: int, num_cached: int) -> float:
-        """From handing the prompt over to having its token.
+    def seconds(self, num_new: int, num_cached: int, num_prompts: int = 1) -> float:
+        """From handing the prompts over to having their tokens.
 
         A prompt that nothing is reused of is kept, as most are: that is part of its time.
         """
         if num_cached:
             prefix = self._stored(num_cached)
-            return self._run(prefix, self._tokens(num_new), Keeping.NOTHING)
+            tails = [self._tokens(num_new) for _ in range(num_prompts)]
+            return self._run(prefix, tails, Keeping.NOTHING)
         own = min(num_new // 2, 16)
-        return self._run(self._tokens(num_new - own), self._tokens(own), Keeping.SHARED)
+        return self._run(self._tokens(num_new - own), [self._tokens(own)], Keeping.SHARED)
 
     def close(self) -> None:
         self._engine.close()
@@ -113,26 +159,32 @@ class _Probe:
         prefix = self._prefixes.setdefault(num_tokens, self._tokens(num_tokens))
         name = self._decoder.fingerprint
         if self._store.match(name, EXACT, "", prefix).num_tokens < num_tokens:
-            self._run(prefix, self._tokens(1), Keeping.SHARED)
+            self._run(prefix, [self._tokens(1)], Keeping.SHARED)
         return prefix
 
     def _tokens(self, count: int) -> TokenIds:
         return tuple(self._random.choices(self._vocabulary, k=count))
 
-    def _run(self, prefix: TokenIds, rest: TokenIds, keeping: Keeping) -> float:
-        pieces = ((Role.DOCUMENT, prefix), (Role.QUESTION, rest))
-        prompt = Prompt(tuple(Segment(role, ids) for role, ids in pieces if ids))
-        name = f"probe-{next(self._serial)}"
+    def _run(self, prefix: TokenIds, tails: Sequence[TokenIds], keeping: Keeping) -> float:
+        requests = [self._request(prefix, tail, keeping) for tail in tails]
         started = self._clock.now()
-        sampling = Sampling(max_tokens=1, ignore_eos=True)
-        stream = self._engine.submit(Request(name, prompt, sampling, keeping=keeping))
+        streams = [self._engine.submit(request) for request in requests]
         while self._engine.step():
             pass
         elapsed = self._clock.now() - started
-        finish = next(event for event in stream if isinstance(event, Finish))
-        if keeping is Keeping.NOTHING and finish.usage.exact < len(prefix):
-            raise EngineFailed(f"{len(prefix)} tokens were stored, {finish.usage.exact} were found")
+        for stream in streams:
+            finish = next(event for event in stream if isinstance(event, Finish))
+            if keeping is Keeping.NOTHING and finish.usage.exact < len(prefix):
+                raise EngineFailed(
+                    f"{len(prefix)} tokens were stored, {finish.usage.exact} were found"
+                )
         return elapsed
+
+    def _request(self, prefix: TokenIds, tail: TokenIds, keeping: Keeping) -> Request:
+        pieces = ((Role.DOCUMENT, prefix), (Role.QUESTION, tail))
+        prompt = Prompt(tuple(Segment(role, ids) for role, ids in pieces if ids))
+        sampling = Sampling(max_tokens=1, ignore_eos=True)
+        return Request(f"probe-{next(self._serial)}", prompt, sampling, keeping=keeping)
 
 
 def _shape(decoder: Decoder) -> KvShape:

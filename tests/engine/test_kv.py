@@ -19,15 +19,18 @@ def head(name: str, *, complete: bool = True) -> Head:
     return made
 
 
-def test_a_head_is_found_when_it_is_complete_and_by_its_name_only() -> None:
+def test_a_head_is_found_by_its_name_from_the_moment_it_is_held() -> None:
     pool = HeadPool(idle_bytes=1 << 20)
     whole, half = head("whole"), head("half", complete=False)
     pool.hold(whole)
     pool.hold(half)
     assert pool.find("whole") is whole
-    assert pool.find("half") is None
+    assert pool.find("half") is half, "whoever comes now shares it while it is filled"
     assert pool.find("other") is None
+    half.start_over()
+    assert half.num_layers_ready == 0, "the one who began did not get through"
     pool.release(half)
+    assert pool.find("half") is None, "nobody is left who could fill it"
     pool.check()
 
 

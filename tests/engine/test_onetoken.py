@@ -15,6 +15,7 @@ from kdn.core import (
     Finish,
     Keeping,
     KeptKV,
+    LayerKV,
     Plan,
     Planned,
     Prompt,
@@ -239,3 +240,61 @@ def test_a_bias_counts_among_the_allowed(tiny: LoadedModel) -> None:
     events = ask(tiny, Shelf(), Limits(1 << 28), replace(request, sampling=sampling))
     assert isinstance(events[0], Token)
     assert events[0].token_id == 99
+
+
+class NamedSource(HeldSource):
+    """A source that counts how often each layer is asked for."""
+
+    taken = 0
+
+    def take(self, layer: int) -> list[LayerKV]:
+        NamedSource.taken += 1
+        return super().take(layer)
+
+
+class SharingShelf(Shelf):
+    """Everybody's prefix has the same name, as with a store."""
+
+    def plan(self, request: Request) -> Planned:
+        assert self.kv is not None
+        source = NamedSource(self.kv)
+        return Planned(Plan(request.prompt.token_ids, prefix=source), exact=self.kv.shape[2])
+
+
+def test_a_prefix_that_a_pass_shares_is_brought_in_once(tiny: LoadedModel) -> None:
+    """Three questions behind 200 stored tokens: each of 4 layers comes once, and the answers are
+    those of one question at a time."""
+    whole = run(tiny, Plan(TOKENS))
+    shelf = SharingShelf(whole.captured[:, :, :200])
+    asked = [question((*TOKENS[:280], *some_tokens(10, 200, n)), cut=200) for n in range(3)]
+    alone = [probabilities(ask(tiny, shelf, Limits(1 << 24), one)) for one in asked]
+    NamedSource.taken = 0
+    limits = Limits(1 << 24, pack_tokens=1000)
+    engine = Engine(tiny, TorchAttention(), shelf, limits, ManualClock(), threaded=False)
+    streams = [engine.submit(replace(one, id=str(n))) for n, one in enumerate(asked)]
+    while engine.step():
+        pass
+    engine.check()
+    assert NamedSource.taken == 4
+    for stream, wanted in zip(streams, alone, strict=True):
+        assert probabilities(list(stream)) == pytest.approx(wanted, abs=1e-5)
+    engine.close()
+    assert engine.free_kv() == limits.kv_bytes
+
+
+def test_a_shared_prefix_is_filled_by_whoever_is_left(tiny: LoadedModel) -> None:
+    """The only one in the pass is cancelled half way; the next in line begins at the first layer."""
+    whole = run(tiny, Plan(TOKENS))
+    shelf = SharingShelf(whole.captured[:, :, :200])
+    limits = Limits(1 << 24, max_batch_tokens=128, row_chunk=512)
+    engine = Engine(tiny, TorchAttention(), shelf, limits, ManualClock(), threaded=False)
+    first = engine.submit(replace(question(cut=200), id="first"))
+    second = engine.submit(replace(question(cut=200), id="second"))
+    engine.step()
+    first.cancel()
+    while engine.step():
+        pass
+    alone = probabilities(ask(tiny, shelf, Limits(1 << 24), question(cut=200)))
+    assert probabilities(list(second)) == pytest.approx(alone, abs=1e-5)
+    engine.close()
+    assert engine.free_kv() == limits.kv_bytes

@@ -114,7 +114,9 @@ def time_inference(weights: NDArray[np.float32], clock: Clock) -> float:
 
 def _policies(options: BenchOptions) -> list[dict[str, Any]]:
     quick = options.quick
-    plan = [("frozen", "1/16", ("all-L", "swift", "oracle") if quick else _EVERY)]
+    plan: list[tuple[str, str, tuple[str, ...]]] = [
+        ("frozen", "1/16", ("all-L", "swift", "oracle") if quick else _EVERY)
+    ]
     if not quick:
         plan += [("frozen", "10%", _MAIN)]
     plan += [("published", "1/16", ("all-L", "swift", "oracle") if quick else _MAIN)]

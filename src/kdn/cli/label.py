@@ -78,7 +78,7 @@ def label(
         job = LabelJob(
             model=f"{kdn.model.decoder.fingerprint}/{used}",
             template=asked,
-            choices=make_choices(words, kdn.model.tokenizer.encode),
+            choices=make_choices(words, kdn.model.tokenizer.encode, whole=True),
             known=known,
             threshold=threshold,
         )

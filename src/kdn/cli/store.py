@@ -44,14 +44,17 @@ def opened(home: Path | None) -> Iterator[Store]:
 def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show how much is stored, and where."""
     from kdn.store.shapes import stat_shape
+    from kdn.storing import acting_outlook
 
     with opened(home) as found:
         stat, ledger = found.stat(), _ledger(found, home)
     records = records_of(read_settings(home).home)
     blends = _blends(home)
+    outlook = acting_outlook(read_settings(home), stat.tiers)
     if as_json:
         money = {"saved_usd": ledger.saved.value, "spent_usd": ledger.spent.value}
-        emit(stat_shape(stat) | {"quality": records, "blend": blends, "money": money})
+        rest = {"quality": records, "blend": blends, "money": money, "acts": outlook}
+        emit(stat_shape(stat) | rest)
         return
     rows = [
         (
@@ -72,6 +75,10 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
             ("model", "answers", "compared", "same first token", "mean KL", "ratio"),
             [tuple(str(value) for value in one.values()) for one in blends],
         )
+    if outlook:
+        columns = ("tier", "a block pays", "kept unused, s")
+        paying = [(name, *map(str, one.values())) for name, one in outlook.items()]
+        table("acting on prices, a first block of 256 tokens", columns, paying)
     saved, spent = ledger.saved.value, ledger.spent.value
     print(f"these blocks have saved {saved:.3g} USD of computing and cost {spent:.3g} USD")
 

@@ -23,11 +23,20 @@ class Job:
     group_size: int = 1
     num_cached_at_arrival: int = 0
     """What the store held when the job came: all that a policy without calibration knows."""
+    family: str = ""
+    """Equal for jobs that begin with the same `num_shared` tokens and leave them in the store; empty for
+    a job that leaves nothing."""
+    num_shared: int = 0
 
     @property
     def num_missing(self) -> int:
         """Prompt tokens that must be computed."""
         return self.num_tokens - self.num_cached
+
+    @property
+    def num_shared_missing(self) -> int:
+        """Those of them that the rest of the family would find stored, once it ran."""
+        return max(self.num_shared - self.num_cached, 0) if self.family else 0
 
 
 @dataclass(frozen=True)
@@ -50,15 +59,21 @@ class JctModel:
     """Median relative error over the measured grid; None for a count of operations."""
     source: str = "flops"
     """`flops`: counted, not measured; `fit`: fitted to measurements."""
+    prompt_s: float = 0.0
+    """What each prompt but the first adds to a pass, beside its tokens."""
 
     def seconds(self, num_new: int, num_cached: int = 0) -> float:
         """One prompt of `num_cached` reused and `num_new` computed tokens, alone in its pass."""
         return self.pass_s + self.share(num_new, num_cached)
 
     def share(self, num_new: int, num_cached: int = 0) -> float:
-        """What the prompt adds to a pass that runs anyway."""
+        """What the prompt's tokens add to a pass that runs anyway."""
         pairs = num_new * (num_cached + (num_new + 1) / 2)
         return self.token_s * num_new + self.pair_s * pairs + self.cached_s * num_cached
+
+    def beside(self, num_new: int, num_cached: int) -> float:
+        """What the prompt adds to a pass in which another one brings in the same reused tokens."""
+        return self.prompt_s + self.share(num_new, num_cached) - self.cached_s * num_cached
 
     def microseconds(self, num_new: int, num_cached: int = 0) -> int:
         """`seconds` as schedulers want it: whole microseconds."""

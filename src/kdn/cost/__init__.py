@@ -5,6 +5,7 @@ from __future__ import annotations
 from kdn.cost.advise import Advice, advise, break_even_per_hour, keep_for, net_saving
 from kdn.cost.jct import (
     GRID,
+    PACKED,
     JctSample,
     count_jct,
     fit_jct,
@@ -15,6 +16,7 @@ from kdn.cost.jct import (
 )
 from kdn.cost.ledger import Ledger, block_saving, close_books, use_saving
 from kdn.cost.model import Bill, StoredTerms, Workload, bill, exact_ratio, published_ratio
+from kdn.cost.place import Placing
 from kdn.cost.plan import FleetPlan, plan_fleet
 from kdn.cost.sheet import PriceSheet, TierPrice, load_sheet, sheet_names
 from kdn.cost.speed import PairJct, Speed, load_speed, measured_prefill, speed_names
@@ -32,6 +34,7 @@ from kdn.cost.units import (
 
 __all__ = [
     "GRID",
+    "PACKED",
     "Advice",
     "Bill",
     "Bytes",
@@ -44,6 +47,7 @@ __all__ = [
     "PerByteHour",
     "PerHour",
     "PerRequest",
+    "Placing",
     "PriceSheet",
     "Seconds",
     "Speed",

@@ -20,6 +20,7 @@ from kdn.errors import BadInput
 
 __all__ = [
     "GRID",
+    "PACKED",
     "JctSample",
     "count_jct",
     "fit_jct",
@@ -34,6 +35,8 @@ GRID: tuple[tuple[int, int], ...] = (
     *((new, cached) for new in (32, 256) for cached in (512, 1536)),
 )
 """(new, cached) tokens that are measured by default."""
+PACKED: tuple[tuple[int, int, int], ...] = ((24, 512, 4), (24, 1536, 8))
+"""(new, cached, prompts): passes of several prompts that share what is cached, measured as well."""
 
 _FLOPS_PER_S = 3e11
 _COPY_BYTES_PER_S = 5e9
@@ -42,11 +45,12 @@ _COPY_BYTES_PER_S = 5e9
 
 @dataclass(frozen=True)
 class JctSample:
-    """A measured prompt."""
+    """A measured pass: one prompt, or several equal ones that share what is cached."""
 
     num_new: int
     num_cached: int
     seconds: float
+    num_prompts: int = 1
 
 
 def count_jct(
@@ -86,8 +90,8 @@ def fit_jct(samples: Sequence[JctSample]) -> JctModel:
     if len(samples) < 4:
         raise BadInput(f"{len(samples)} measurements cannot fit four coefficients; measure more")
     seconds = np.array([sample.seconds for sample in samples])
-    table = np.array([_features(s.num_new, s.num_cached) for s in samples]) / seconds[:, None]
-    columns = list(range(table.shape[1]))
+    table = np.array([_features(sample) for sample in samples]) / seconds[:, None]
+    columns = [column for column in range(table.shape[1]) if table[:, column].any()]
     found = np.zeros(table.shape[1])
     while columns:
         part = np.linalg.lstsq(table[:, columns], np.ones(len(samples)), rcond=None)[0]
@@ -95,15 +99,16 @@ def fit_jct(samples: Sequence[JctSample]) -> JctModel:
             found[columns] = part
             break
         columns.pop(int(part.argmin()))
-    pass_s, token_s, pair_s, cached_s = map(float, found)
+    pass_s, token_s, pair_s, cached_s, prompt_s = map(float, found)
     error = statistics.median(abs(float(ratio) - 1) for ratio in table @ found)
-    return JctModel(pass_s, token_s, pair_s, cached_s, error, "fit")
+    return JctModel(pass_s, token_s, pair_s, cached_s, error, "fit", prompt_s)
 
 
-def _features(num_new: int, num_cached: int) -> tuple[float, float, float, float]:
-    """What the four coefficients of JctModel are multiplied by."""
-    pairs = num_new * (num_cached + (num_new + 1) / 2)
-    return (1.0, float(num_new), pairs, float(num_cached))
+def _features(sample: JctSample) -> tuple[float, float, float, float, float]:
+    """What the coefficients of JctModel are multiplied by."""
+    new, cached, prompts = sample.num_new, sample.num_cached, sample.num_prompts
+    pairs = new * (cached + (new + 1) / 2)
+    return (1.0, float(prompts * new), prompts * pairs, float(cached), prompts - 1.0)
 
 
 # --- keeping a fit ---------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from kdn.clock import Clock
 from kdn.core import FinishReason, Job, Keeping, KeptKV, Planner, Request, Sampling
 from kdn.engine.admission import Admission
 from kdn.engine.executor import Pass
-from kdn.engine.keeping import family_name, kept_answer, kept_prompt
+from kdn.engine.keeping import family_name, kept_answer, kept_prompt, shared_tokens
 from kdn.engine.kv import HeadPool, KvBudget
 from kdn.engine.lane import Lane
 from kdn.engine.limits import JobMemory, Limits
@@ -33,6 +33,7 @@ from kdn.model import LoadedModel, LoraAdapter
 from kdn.model.attention import Attention
 from kdn.schedule import Fcfs, WaitingRoom
 from kdn.trace import NoTrace, Trace
+from kdn.workers import give_up_workers
 
 __all__ = ["Engine", "EngineStat"]
 
@@ -101,6 +102,8 @@ class Engine:
         if self._closing:
             raise EngineFailed(f"request {request.id}: the engine is closed; open a new one")
         live = self._live(request)
+        if self._thread is not None:
+            give_up_workers()  # the engine's thread needs the processors
         self._inbox.put(live)
         self._wake.set()
         return live.stream
@@ -256,6 +259,8 @@ class Engine:
             group=request.group,
             group_size=request.group_size,
             num_cached_at_arrival=num_cached,
+            family=live.family,
+            num_shared=shared_tokens(live),
         )
 
     def _drop_cancelled(self) -> None:

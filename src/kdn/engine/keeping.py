@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdn.core import EXACT, Keep, Keeping, KeptKV, Recipe, TokenIds, chain_hash
 from kdn.engine.live import Live
 
-__all__ = ["family_name", "kept_answer", "kept_prompt", "wanted_capture"]
+__all__ = ["family_name", "kept_answer", "kept_prompt", "shared_tokens", "wanted_capture"]
 
 
 def shared_tokens(live: Live) -> int:

@@ -79,6 +79,11 @@ class Head:
     def is_complete(self) -> bool:
         return not self._one_layer and self.num_layers_ready == self.k.shape[0]
 
+    def start_over(self) -> None:
+        """Whoever was to fill it did not get through: the next one begins at the first layer."""
+        assert not self.is_complete, "a complete head is read-only"
+        self.num_layers_ready = 0
+
     def layer_done(self, layer: int) -> None:
         """Note that `layer` is written; layers come in order."""
         assert layer == self.num_layers_ready, "a head is filled layer by layer"
@@ -93,11 +98,11 @@ class HeadPool:
         self._heads: OrderedDict[str, Head] = OrderedDict()
 
     def find(self, name: str) -> Head | None:
-        """A complete head of that name, or None."""
+        """The head of that name, or None. One that is not complete yet is filled by the first of its
+        users whose pass begins."""
         head = self._heads.get(name)
-        if head is None or not head.is_complete:
-            return None
-        self._heads.move_to_end(name)
+        if head is not None:
+            self._heads.move_to_end(name)
         return head
 
     def hold(self, head: Head) -> None:

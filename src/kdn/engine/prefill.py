@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -87,11 +88,13 @@ class PrefillLine:
     def _begin(self) -> None:
         """Fill a pass: whole prompts while they fit, and the next part of one that does not."""
         lanes: list[Lane] = []
+        filled: list[Head | None] = []
         room = self._max_batch_tokens
         for live in self._lives:
-            lane = self._lane(live, room)
+            lane = self._lane(live, room, filled)
             if lane is None or (lanes and not _goes_with(lane, lanes[0], room)):
                 break
+            filled.append(lane.new_head)
             lanes.append(lane)
             self._in_pass.append(live)
             room -= lane.rows.numel()
@@ -99,8 +102,11 @@ class PrefillLine:
                 break
         self._pass = Pass(self._decoder, self._attention, lanes)
 
-    def _lane(self, live: Live, room: int) -> Lane | None:
-        """The next part of a prompt, at most `room` rows; None if not even a block of rows fits."""
+    def _lane(self, live: Live, room: int, filled: Sequence[Head | None]) -> Lane | None:
+        """The next part of a prompt, at most `room` rows; None if not even a block of rows fits.
+
+        The first in a pass fills a head that is not complete, for all who share it.
+        """
         assert live.planned is not None, "admitted requests have a plan"
         assert live.kv is not None, "admitted requests have KV"
         plan, first, stop = live.planned.plan, live.num_computed, live.request.prompt.num_tokens
@@ -109,6 +115,10 @@ class PrefillLine:
             if stop <= first:
                 return None
         new_head = live.kv.head if _is_to_load(live.kv.head) else None
+        if new_head is not None and any(new_head is one for one in filled):
+            new_head = None
+        if new_head is not None:
+            new_head.start_over()
         return Lane.prefill(
             plan,
             live.kv,

@@ -36,6 +36,7 @@ from kdn.rank.questions import (
 )
 from kdn.rank.rerank import Ranked, Ranking, odds_of, rank, rank_by, worth_asking
 from kdn.rank.templates import TEMPLATES, Template, find_template
+from kdn.rank.tree import Fork, fork_of
 
 __all__ = [
     "RELEVANCE",
@@ -44,6 +45,7 @@ __all__ = [
     "Asking",
     "Choice",
     "Conversation",
+    "Fork",
     "Frame",
     "Journal",
     "Judge",
@@ -60,6 +62,7 @@ __all__ = [
     "decision_question",
     "find_template",
     "fit_temperature",
+    "fork_of",
     "frame_of",
     "glued",
     "label_rows",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from kdn.core import Sampling, Token, TokenIds, Usage
 from kdn.errors import BadInput
@@ -13,6 +14,7 @@ __all__ = [
     "Choice",
     "Verdict",
     "make_choices",
+    "one_of",
     "read_logits",
     "read_verdict",
     "share_out",
@@ -22,10 +24,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Choice:
-    """An answer: the name it goes by, and the token that stands for it."""
+    """An answer: the name it goes by, and the token that stands for it, or the tokens."""
 
     name: str
     token_id: int
+    rest: TokenIds = ()
+    """The tokens behind the first, for answers that begin alike."""
+
+    @property
+    def tokens(self) -> TokenIds:
+        return (self.token_id, *self.rest)
 
 
 @dataclass(frozen=True)
@@ -47,22 +55,32 @@ class Verdict:
         return tuple(math.log(p) if p > 0 else -math.inf for p in self.probabilities)
 
 
-def make_choices(words: Sequence[str], encode: Callable[[str], TokenIds]) -> tuple[Choice, ...]:
+def make_choices(
+    words: Sequence[str], encode: Callable[[str], TokenIds], *, whole: bool = False
+) -> tuple[Choice, ...]:
     """Choices from words, each known by its first token; `name=word` gives it another name.
 
-    Raises BadInput for fewer than two, and for two that begin with the same token.
+    With `whole` words may begin alike: they then keep all their tokens (see `Judge.ask`).  Raises
+    BadInput for fewer than two, and for two that cannot be told apart.
     """
     if len(words) < 2:
         raise BadInput(f"a question needs two choices or more, not {len(words)}: e.g. yes,no")
-    choices: list[Choice] = []
-    for given in words:
-        name, _, word = given.partition("=")
-        ids = encode(word or name)
-        if not ids:
-            raise BadInput(f"the choice {given!r} is empty")
-        choices.append(Choice(name, ids[0]))
-    _refuse_twins(choices)
-    return tuple(choices)
+    spelled = [_spelled(given, encode) for given in words]
+    firsts = [choice.token_id for choice in spelled]
+    if len(set(firsts)) == len(firsts):
+        return tuple(replace(choice, rest=()) for choice in spelled)
+    if not whole:
+        _refuse_twins(spelled)
+    _refuse_beginnings(spelled)
+    return tuple(spelled)
+
+
+def _spelled(given: str, encode: Callable[[str], TokenIds]) -> Choice:
+    name, _, word = given.partition("=")
+    ids = encode(word or name)
+    if not ids:
+        raise BadInput(f"the choice {given!r} is empty")
+    return Choice(name, ids[0], ids[1:])
 
 
 def _refuse_twins(choices: Sequence[Choice]) -> None:
@@ -77,9 +95,24 @@ def _refuse_twins(choices: Sequence[Choice]) -> None:
         seen[choice.token_id] = choice.name
 
 
+def _refuse_beginnings(choices: Sequence[Choice]) -> None:
+    """Raises BadInput where one choice's tokens are the beginning of another's."""
+    ordered = sorted(choices, key=lambda choice: choice.tokens)
+    for shorter, longer in pairwise(ordered):
+        if longer.tokens[: len(shorter.tokens)] == shorter.tokens:
+            raise BadInput(
+                f"the choice {longer.name!r} begins with all of {shorter.name!r}, and nothing tells "
+                f"where an answer ends: give one of them another word, such as {shorter.name}=B"
+            )
+
+
 def wanted(choices: Sequence[Choice]) -> Sampling:
-    """One token among the choices, with the log-probability of each."""
-    ids = tuple(choice.token_id for choice in choices)
+    """One token among the choices' first, with the log-probability of each."""
+    return one_of(tuple(choice.token_id for choice in choices))
+
+
+def one_of(ids: TokenIds) -> Sampling:
+    """One token among `ids`, with the log-probability of each."""
     return Sampling(max_tokens=1, ignore_eos=True, allowed=ids, ranked=ids, logprobs=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,15 +14,21 @@ from kdn.core import (
     Prompt,
     Request,
     Sampling,
+    Segment,
     Stream,
     Token,
+    TokenIds,
     Usage,
 )
 from kdn.errors import Cancelled
-from kdn.rank.choices import Choice, Verdict, read_logits, read_verdict, wanted
+from kdn.rank.choices import Choice, Verdict, one_of, read_logits, share_out, wanted
+from kdn.rank.tree import Fork, fork_of
 
 __all__ = ["Judge", "one_token"]
 
+MIN_REACH = 1e-4
+"""Answers that are together less likely than this are not told apart."""
+_LEAST = math.log(MIN_REACH)
 IN_FLIGHT = 128
 """Questions handed to the engine ahead of the verdict awaited: what a policy can choose among."""
 
@@ -42,50 +49,93 @@ class Judge:
     ) -> Iterator[Verdict]:
         """A verdict for each prompt, in order; prompts are drawn as there is room for more.
 
-        What is still under way when the caller stops listening is cancelled.
+        Choices that begin alike are told apart by further passes, one for each place where they part
+        that is reached with more than `MIN_REACH`; an answer's probability is the product of the
+        shares along its tokens, and below that the rest is shared evenly.  What is still under way
+        when the caller stops listening is cancelled.
         """
-        for token, usage in self._tokens(prompts, wanted(choices)):
-            yield read_verdict(choices, token, usage, temperature)
+        root = fork_of(choices)
+        names = tuple(choice.name for choice in choices)
+        for prompt, token, usage in self._answers(prompts, root.path, one_of(root.tokens)):
+            found = self._shares(prompt, root, token)
+            logprobs = [found[place] for place in range(len(choices))]
+            yield Verdict(names, share_out(logprobs, temperature), usage)
 
     def logits(
         self, prompts: Iterable[Prompt], choices: Sequence[Choice]
     ) -> Iterator[tuple[tuple[float, ...], Usage]]:
         """For each prompt, in order, the logits of the choices, and where its tokens came from."""
         sampling = replace(wanted(choices), raw_logits=True)
-        for token, usage in self._tokens(prompts, sampling):
+        for _, token, usage in self._answers(prompts, (), sampling):
             yield read_logits(choices, token), usage
 
-    def _tokens(
-        self, prompts: Iterable[Prompt], sampling: Sampling
-    ) -> Iterator[tuple[Token, Usage]]:
-        running: deque[Stream] = deque()
+    def _answers(
+        self, prompts: Iterable[Prompt], path: TokenIds, sampling: Sampling
+    ) -> Iterator[tuple[Prompt, Token, Usage]]:
+        """The token that follows each prompt and `path`, in order."""
+        running: deque[tuple[Prompt, Stream]] = deque()
         coming = iter(prompts)
         try:
             while True:
                 for prompt in coming:
-                    running.append(self._submit(prompt, sampling))
+                    running.append((prompt, self._submit(behind(prompt, path), sampling)))
                     if len(running) >= IN_FLIGHT:
                         break
                 if not running:
                     return
-                token, usage = one_token(running[0])
+                prompt, stream = running[0]
+                token, usage = one_token(stream)
                 running.popleft()
-                yield token, usage
+                yield prompt, token, usage
         finally:
-            for stream in running:
+            for _, stream in running:
                 stream.cancel()
 
-    def _submit(self, prompt: Prompt, sampling: Sampling) -> Stream:
+    def _shares(
+        self, prompt: Prompt, fork: Fork, token: Token, reach: float = 0.0
+    ) -> dict[int, float]:
+        """Log-probability of every answer behind a fork that was reached with log-probability `reach`."""
+        known = {other.token_id: other.logprob for other in token.alternatives}
+        found: dict[int, float] = {}
+        asked: list[tuple[Fork, float, Stream]] = []
+        for token_id, members, deeper in zip(fork.tokens, fork.branches, fork.forks, strict=True):
+            here = reach + known[token_id]
+            if deeper is None or here < _LEAST:
+                found |= dict.fromkeys(members, here - math.log(len(members)))
+            else:
+                stream = self._submit(
+                    behind(prompt, deeper.path), one_of(deeper.tokens), Keeping.NOTHING
+                )
+                asked.append((deeper, here, stream))
+        try:
+            for deeper, here, stream in asked:
+                found |= self._shares(prompt, deeper, one_token(stream)[0], here)
+        finally:
+            for _, _, stream in asked:
+                stream.cancel()
+        return found
+
+    def _submit(
+        self, prompt: Prompt, sampling: Sampling, keeping: Keeping = Keeping.SHARED
+    ) -> Stream:
         request = Request(
             id=self.new_id(),
             prompt=prompt,
             sampling=sampling,
             salt=self.salt,
             adapter=self.adapter,
-            keeping=Keeping.SHARED,
+            keeping=keeping,
             passing=self.passing,
         )
         return self.generator.submit(request)
+
+
+def behind(prompt: Prompt, path: TokenIds) -> Prompt:
+    """The prompt with an answer begun: `path` belongs to its last segment, so that nothing new is kept."""
+    if not path:
+        return prompt
+    *front, last = prompt.segments
+    return Prompt((*front, Segment(last.role, (*last.token_ids, *path))))
 
 
 def one_token(stream: Stream) -> tuple[Token, Usage]:

@@ -52,7 +52,7 @@ class LabelJob:
 
     def name(self, rows: Sequence[Row]) -> str:
         """Names the questions; what is made of the verdicts afterwards is not part of it."""
-        said = [self.model, self.template, [[c.name, c.token_id] for c in self.choices]]
+        said = [self.model, self.template, [[c.name, *c.tokens] for c in self.choices]]
         state = hashlib.sha256(json.dumps(said).encode())
         for row in rows:
             state.update(json.dumps(row, sort_keys=True).encode())

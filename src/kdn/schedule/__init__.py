@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from kdn.schedule.families import Families
+from kdn.schedule.named import POLICIES, make_policy
 from kdn.schedule.packing import pack
 from kdn.schedule.policy import Fcfs, Policy, Priority
 from kdn.schedule.queue import Decision, WaitingRoom, replay
 from kdn.schedule.shortest import (
-    POLICIES,
     Calibrated,
     HighestRatio,
     LongestMatch,
     ShortestMiss,
     StaticShortest,
-    make_policy,
 )
 from kdn.schedule.simulate import Ended, PrefixCache, PrefixJob, simulate
 
@@ -21,6 +21,7 @@ __all__ = [
     "Calibrated",
     "Decision",
     "Ended",
+    "Families",
     "Fcfs",
     "HighestRatio",
     "LongestMatch",

@@ -34,6 +34,8 @@ class WaitingRoom:
         self._policy = policy
         self._record = record
         self._jobs: dict[str, Job] = {}
+        self._held_back: set[str] = set()
+        """Who let one of its family compute what they share. Once is enough: it may not be kept."""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -48,6 +50,7 @@ class WaitingRoom:
     def remove(self, job_id: str) -> None:
         """Forget a job; nothing happens if it is not here."""
         self._jobs.pop(job_id, None)
+        self._held_back.discard(job_id)
 
     def jobs(self) -> list[Job]:
         """Everyone who waits, in order of coming in."""
@@ -69,7 +72,7 @@ class WaitingRoom:
         waiting = self.jobs()
         ordered = self._policy.order(waiting, now_ns)
         admitted: list[Job] = []
-        for job in ordered if pack_tokens is None else pack(ordered, pack_tokens):
+        for job in ordered if pack_tokens is None else pack(ordered, pack_tokens, self._patient):
             if job.id not in self._jobs:
                 continue
             members = self._members(job, ordered)
@@ -78,12 +81,19 @@ class WaitingRoom:
             if not fits(members):
                 break
             for member in members:
-                del self._jobs[member.id]
+                self.remove(member.id)
             admitted += members
         if self._record is not None:
             order, went = tuple(j.id for j in ordered), tuple(j.id for j in admitted)
             self._record(Decision(now_ns, order, went, tuple(waiting)))
         return admitted
+
+    def _patient(self, job: Job) -> bool:
+        """True the first time: jobs of a group never wait for others of their family."""
+        if job.group is not None or job.id in self._held_back:
+            return False
+        self._held_back.add(job.id)
+        return True
 
     def _members(self, job: Job, ordered: Sequence[Job]) -> list[Job] | None:
         if job.group is None:
@@ -98,6 +108,7 @@ class WaitingRoom:
         assert all(key == job.id for key, job in self._jobs.items()), (
             "a job is filed under another's name"
         )
+        assert self._held_back <= self._jobs.keys(), "a job is held back that is not here"
 
 
 def replay(decisions: Sequence[Decision], policy: Policy) -> list[Decision]:

@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdn.core import JctModel, Job
-from kdn.schedule.policy import Fcfs, Policy, Priority
+from kdn.schedule.policy import Policy
 
 __all__ = [
-    "POLICIES",
     "Calibrated",
+    "Costed",
     "HighestRatio",
     "LongestMatch",
     "ShortestMiss",
     "StaticShortest",
-    "make_policy",
 ]
 
 _SECOND_NS = 10**9
@@ -30,7 +29,7 @@ _TOKENS_PER_S = 2000
 """The prefill rate that ageing assumes until one was measured."""
 
 
-class _Costed(Policy):
+class Costed(Policy):
     """Knows a job's cost: whole microseconds if there is a model, else tokens to compute."""
 
     def __init__(self, model: JctModel | None = None) -> None:
@@ -41,11 +40,16 @@ class _Costed(Policy):
         missing = job.num_tokens - num_cached
         return missing if self._model is None else self._model.microseconds(missing, num_cached)
 
+    @property
+    def unit_ns(self) -> int:
+        """How long one unit of cost takes: a microsecond, or a token at the assumed rate."""
+        return 1000 if self._model else _SECOND_NS // _TOKENS_PER_S
+
     def _order(self, jobs: Sequence[Job], key: dict[str, int]) -> list[Job]:
         return sorted(jobs, key=lambda job: (key[job.id], job.arrival_ns, job.id))
 
 
-class StaticShortest(_Costed):
+class StaticShortest(Costed):
     """Shortest first by what was known when the job came: the twin without calibration."""
 
     name = "static"
@@ -63,7 +67,7 @@ class LongestMatch(Policy):
         return sorted(jobs, key=lambda job: (-job.num_cached, job.arrival_ns, job.id))
 
 
-class ShortestMiss(_Costed):
+class ShortestMiss(Costed):
     """Shortest first by what is cached now, without ageing: large jobs may starve."""
 
     name = "shortest-miss"
@@ -72,7 +76,7 @@ class ShortestMiss(_Costed):
         return self._order(jobs, {j.id: self.cost(j, j.num_cached) for j in jobs})
 
 
-class Calibrated(_Costed):
+class Calibrated(Costed):
     """PrefillOnly: shortest by what is cached now, less `ageing_per_s` for every second waited.
 
     No job that arrives more than `patience_ns` after another is ever ordered before it, whatever
@@ -99,7 +103,7 @@ class Calibrated(_Costed):
         return -(-self.cost(job, 0) * _SECOND_NS // self._ageing_per_s)
 
 
-class HighestRatio(_Costed):
+class HighestRatio(Costed):
     """Highest response ratio next: (waited + cost) / cost, compared in whole millionths."""
 
     name = "ratio"
@@ -108,22 +112,5 @@ class HighestRatio(_Costed):
         return self._order(jobs, {job.id: -self._ratio(job, now_ns) for job in jobs})
 
     def _ratio(self, job: Job, now_ns: int) -> int:
-        unit_ns = 1000 if self._model else _SECOND_NS // _TOKENS_PER_S
-        cost_ns = max(self.cost(job, job.num_cached), 1) * unit_ns
+        cost_ns = max(self.cost(job, job.num_cached), 1) * self.unit_ns
         return 10**6 * (now_ns - job.arrival_ns + cost_ns) // cost_ns
-
-
-_COSTED: tuple[type[_Costed], ...] = (
-    StaticShortest,
-    ShortestMiss,
-    Calibrated,
-    HighestRatio,
-)
-_ALL: tuple[type[Policy], ...] = (Fcfs, Priority, LongestMatch, *_COSTED)
-POLICIES: dict[str, type[Policy]] = {kind.name: kind for kind in _ALL}
-
-
-def make_policy(name: str, model: JctModel | None = None) -> Policy:
-    """The policy of that name, with a fitted model where it can use one."""
-    kind = POLICIES[name]
-    return kind(model) if issubclass(kind, _Costed) else kind()

@@ -116,12 +116,13 @@ def simulate(
 
 def _pass_ns(members: Sequence[Job], known: dict[str, PrefixJob], model: JctModel) -> int:
     """The time of one pass; a prefix that several share is brought in once."""
-    seconds = model.pass_s + sum(model.share(j.num_missing, j.num_cached) for j in members)
-    brought: set[str] = set()
+    seconds, brought = model.pass_s - model.prompt_s, set[str]()
     for member in members:
-        if known[member.id].prefix in brought:
-            seconds -= model.cached_s * member.num_cached
-        brought.add(known[member.id].prefix)
+        prefix = known[member.id].prefix
+        new, cached = member.num_missing, member.num_cached
+        whole = model.prompt_s + model.share(new, cached)
+        seconds += model.beside(new, cached) if prefix in brought else whole
+        brought.add(prefix)
     return round(seconds * 1e9)
 
 
@@ -134,6 +135,8 @@ def _arrived(job: PrefixJob, cache: PrefixCache) -> Job:
         cached,
         1,
         num_cached_at_arrival=cached,
+        family=job.prefix,
+        num_shared=job.num_prefix,
     )
 
 

@@ -114,6 +114,7 @@ class KdnService:
                 "put": stat.puts,
                 "evict": stat.evicted,
                 "drop": stat.dropped,
+                "unpaid": stat.unpaid,
                 "fail": stat.failed,
             },
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from kdn.clock import Clock, SystemClock
@@ -18,7 +19,7 @@ from kdn.store.quotas import Quotas
 from kdn.store.redis import RedisRemote
 from kdn.store.remote_tier import RemoteSettings, RemoteTier
 from kdn.store.seal import KeyRing
-from kdn.store.store import MEMORY_BYTES, Store
+from kdn.store.store import MEMORY_BYTES, Pays, Store
 from kdn.store.tier import Tier
 from kdn.trace import NoTrace, Trace
 
@@ -57,6 +58,8 @@ def open_store(
     policy: str = "lru",
     rules: Rules | None = None,
     saving: Callable[[Use], float] | None = None,
+    pays: Pays | None = None,
+    ttl_of: Callable[[str, Use], float | None] | None = None,
 ) -> Store:
     """A store of memory over the disk in `folder`, or of memory alone, with `far` tiers behind.
 
@@ -66,14 +69,20 @@ def open_store(
     set up.  One that does not answer is no error: it is asked again later.  With a `ring` blocks
     are sealed on the disk, in Redis and in object stores; a peer node seals its own.  `policy` says
     which blocks go when room is short, `rules` what people decide over it, `saving` what a use of a
-    block saves (for `value`); BadInput for an unknown one.
+    block saves (for `value`); BadInput for an unknown one.  `pays` says whether a block is worth
+    writing behind to the tier of a name, `ttl_of` how long one is worth keeping unused in memory or
+    on the disk.
     """
     clock, trace = clock or SystemClock(), trace or NoTrace()
     distant = _far_tiers(far or FarSettings(), clock, trace, ring)
-    tiers: list[Tier] = [MemoryTier(memory_bytes, trace, make_policy(policy, rules, saving), clock)]
+    own_rules = _own_rules(rules, ttl_of, MemoryTier.name)
+    ranks = make_policy(policy, own_rules, saving)
+    tiers: list[Tier] = [MemoryTier(memory_bytes, trace, ranks, clock)]
     if folder is not None:
         # without a policy of its own, processes on one folder share the catalogue's order of use
-        ranking = None if policy == "lru" and rules is None else make_policy(policy, rules, saving)
+        own_rules = _own_rules(rules, ttl_of, DiskTier.name)
+        plain = policy == "lru" and own_rules is None
+        ranking = None if plain else make_policy(policy, own_rules, saving)
         tiers.append(DiskTier(folder, disk_bytes, clock, trace, ranking, ring, direct=disk_direct))
     return Store(
         tiers,
@@ -82,7 +91,15 @@ def open_store(
         trace=trace,
         quotas=quotas,
         lasting=LastingPins(folder, clock),
+        pays=pays,
     )
+
+
+def _own_rules(
+    rules: Rules | None, ttl_of: Callable[[str, Use], float | None] | None, tier: str
+) -> Rules | None:
+    """The rules of one tier, where each may have its own time to live."""
+    return rules if ttl_of is None else replace(rules or Rules(), ttl_of=partial(ttl_of, tier))
 
 
 def _far_tiers(far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | None) -> list[Tier]:

@@ -46,6 +46,8 @@ class StoreStat:
     """Times a block found no room in a tier it was meant for, or in the queue to it."""
     failed: int
     """Times the store itself could not be used; each was survived as a miss or a block not kept."""
+    unpaid: int
+    """Times a block was not written to a tier because no use would have repaid it there."""
     queued_bytes: int
     """Bytes that wait to be written behind."""
     bytes_per_s: Mapping[str, float] = field(default_factory=dict)

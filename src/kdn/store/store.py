@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -40,7 +40,7 @@ from kdn.store.stat import Counts, ScrubReport, StoreStat
 from kdn.store.tier import Handle, Life, Tier
 from kdn.trace import NoTrace, Trace
 
-__all__ = ["MEMORY_BYTES", "Store"]
+__all__ = ["MEMORY_BYTES", "Pays", "Store"]
 
 MEMORY_BYTES = 1 << 30
 BEHIND_BYTES = 256 << 20
@@ -60,6 +60,10 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
+Pays = Callable[[str, int, int, int], bool]
+"""Is a block worth writing to the tier of that name, by its start, its tokens and its bytes?"""
+
+
 class Store:
     """Blocks in `tiers`, fastest first; the last one is where they last.
 
@@ -77,8 +81,13 @@ class Store:
         behind_bytes: int = BEHIND_BYTES,
         quotas: Quotas | None = None,
         lasting: LastingPins | None = None,
+        pays: Pays | None = None,
     ) -> None:
-        """`far` are the tiers across a network: read last, written behind, never waited for."""
+        """`far` are the tiers across a network: read last, written behind, never waited for.
+
+        `pays` is asked before a block is written behind to a tier of that name.
+        """
+        self._pays = pays
         self._local = tuple(tiers)
         self._tiers = (*tiers, *far)
         self._beyond = tuple((tier, WriteBehind(behind_bytes)) for tier in far)
@@ -325,7 +334,7 @@ class Store:
         tiers = {tier.name: tier.usage() for tier in self._tiers}
         names = (
             "lookups", "lookup_tokens", "match_tokens", "hits", "hit_tokens", "misses", "corrupt",
-            "lost", "puts", "put_bytes", "dropped", "failed",
+            "lost", "puts", "put_bytes", "dropped", "failed", "unpaid",
         )  # fmt: skip
         return StoreStat(
             tiers=tiers,
@@ -492,6 +501,8 @@ class Store:
     def _send(self, block: EncodedBlock) -> None:
         """To the tiers across the network, when their turn comes."""
         for tier, queue in self._beyond:
+            if not self._worth_writing(tier, block):
+                continue
             if not tier.reachable():
                 self._dropped(block, tier.name, "the tier is given a rest")
             elif not queue.offer(block.size_bytes, partial(self._put_far, tier, block)):
@@ -531,6 +542,17 @@ class Store:
             self._queued.discard(encoded.key)
         self._follow()
         self._send(encoded)
+
+    def _worth_writing(self, tier: Tier, block: EncodedBlock) -> bool:
+        """Does it pay to keep the block there, as far as anybody says?"""
+        name = block.header.id
+        if self._pays is None or self._pays(
+            tier.name, name.start, name.num_tokens, block.size_bytes
+        ):
+            return True
+        self._counts.add(unpaid=1)
+        self._trace.event("store.unpaid", tier=tier.name, key=block.key)
+        return False
 
     def _unqueue(self) -> None:
         """Give up what waits to be written."""
@@ -579,8 +601,9 @@ class Store:
     def _write_behind(self, block: EncodedBlock) -> None:
         if block.key not in self._queued:
             return  # dropped meanwhile
-        with suppress(StoreError):  # counted where it was raised
-            self._put_last(block)
+        if self._worth_writing(self._local[-1], block):
+            with suppress(StoreError):  # counted where it was raised
+                self._put_last(block)
         with self._lock:
             self._queued.discard(block.key)
         self._follow()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kdn.core import BlockKey
@@ -19,6 +20,8 @@ class Rules:
 
     ttl_s: float | None = None
     """A block goes this long after it was last used, room or not."""
+    ttl_of: Callable[[Use], float | None] | None = None
+    """The same in seconds for each block by itself; None as an answer is for ever."""
     quota_bytes: Mapping[str, int] = field(default_factory=dict)
     """The most bytes of a tenant's blocks, by salt; its own go first when it wants more."""
     priority: Mapping[str, int] = field(default_factory=dict)
@@ -43,6 +46,8 @@ class Ruled(Policy):
         """By age of the last use."""
         self._held: Counter[str] = Counter()
         self._pins: dict[BlockKey, float] = {}
+        self._ends: list[tuple[float, BlockKey, float]] = []
+        """A heap of (when it goes, block, the use that says so); older uses are passed over."""
 
     def pin(self, key: BlockKey, until_s: float) -> None:
         """The block stays until then, past any age limit, here now or not."""
@@ -56,7 +61,8 @@ class Ruled(Policy):
         return self._inner.admits(use)
 
     def must_go(self, now_s: float, coming: Use | None = None) -> list[BlockKey]:
-        gone = self._stale(now_s)
+        gone = [*self._ended(now_s), *self._stale(now_s)]
+        gone = list(dict.fromkeys(gone))
         if coming is None or coming.salt not in self._rules.quota_bytes:
             return gone
         over = self._held[coming.salt] + coming.size_bytes - self._rules.quota_bytes[coming.salt]
@@ -80,11 +86,13 @@ class Ruled(Policy):
     def keep(self, use: Use) -> None:
         self._uses[use.key] = use
         self._held[use.salt] += use.size_bytes
+        self._note_end(use)
         self._inner.keep(use)
 
     def use(self, use: Use) -> None:
         del self._uses[use.key]
         self._uses[use.key] = use
+        self._note_end(use)
         self._inner.use(use)
 
     def gone(self, key: BlockKey) -> None:
@@ -124,6 +132,23 @@ class Ruled(Policy):
             if not self._pinned(key, now_s):
                 found.append(key)
         return found
+
+    def _note_end(self, use: Use) -> None:
+        ttl_s = None if self._rules.ttl_of is None else self._rules.ttl_of(use)
+        if ttl_s is not None:
+            heapq.heappush(self._ends, (use.at_s + ttl_s, use.key, use.at_s))
+
+    def _ended(self, now_s: float) -> list[BlockKey]:
+        """Blocks whose own time is over. They are named until they are gone."""
+        over: list[tuple[float, BlockKey, float]] = []
+        while self._ends and self._ends[0][0] <= now_s:
+            end = heapq.heappop(self._ends)
+            use = self._uses.get(end[1])
+            if use is not None and use.at_s == end[2]:
+                over.append(end)
+        for end in over:
+            heapq.heappush(self._ends, end)
+        return [key for _, key, _ in over if not self._pinned(key, now_s)]
 
     def _pinned(self, key: BlockKey, now_s: float) -> bool:
         until_s = self._pins.get(key)
