@@ -21,3 +21,9 @@ def test_an_unknown_scenario_or_policy_is_one_sentence() -> None:
         done = CliRunner().invoke(app, ["l4s", "simulate", *wrong, "--json"])
         assert done.exit_code == 1
         assert "there are" in done.output
+
+
+def test_lists_are_named_and_an_unknown_one_is_refused() -> None:
+    done = CliRunner().invoke(app, ["l4s", "eval", "--list", "best", "--json"])
+    assert done.exit_code == 1
+    assert "published, transient" in done.output

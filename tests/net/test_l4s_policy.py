@@ -102,11 +102,11 @@ def test_a_bad_surprise_raises_that_queues_forecasts() -> None:
     policy = SwiftQueue(Fixed(8.0, 1.0), PolicyConfig(health_slack=1e9))
     policy._forecaster.track["min_rtt"] = 2 * MS
     marks = []
-    for t in range(10_000, 10_800, 100):
+    for t in range(10_000, 11_200, 100):
         acks = np.zeros(2, LOG)
-        acks["t_send"] = [(t - 10) * MS, (t - 100) * MS]
-        acks["t_ack"] = [(t - 8) * MS, (t - 38) * MS]
-        acks["sent_ecn"] = [ECT1, marks[-1] if marks else ECT1]
+        acks["t_send"] = [(t - 100) * MS, (t - 10) * MS]
+        acks["t_ack"] = [(t - 38) * MS, (t - 8) * MS]
+        acks["sent_ecn"] = [marks[-1] if marks else ECT1, ECT1]
         mark = marks[-1] if marks else ECT1
         marks.append(policy.choose(Question(0, t * MS, acks, 1500, mark, 1500, 80.0 * MS)).mark)
     assert marks[0] == ECT0

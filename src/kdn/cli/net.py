@@ -22,7 +22,8 @@ app.add_typer(l4s, name="l4s")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Policy = Annotated[
-    str, typer.Option(help="all-L, all-C, random, by-type, last-value, swift, oracle.")
+    str,
+    typer.Option(help="all-L, all-C, random, by-type, last-value, swift, swift-online, oracle."),
 ]
 Seconds = Annotated[float, typer.Option(min=2.0, help="Length of the run in seconds.")]
 
@@ -40,11 +41,12 @@ def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
 
 
 def _scenario(name: str) -> Any:
-    from kdn.net.l4s.scenarios import EVALUATION
+    from kdn.net.l4s.scenarios import LISTS
 
-    found = [one for one in EVALUATION if name.lower() in one.name.lower()]
+    every = [one for scenarios in LISTS.values() for one in scenarios]
+    found = [one for one in every if name.lower() in one.name.lower()]
     if not found:
-        listed = "; ".join(one.name for one in EVALUATION)
+        listed = "; ".join(one.name for one in every)
         raise BadInput(f"no scenario has {name!r} in its name; there are: {listed}")
     return found[0]
 
@@ -136,18 +138,23 @@ def evaluate(
     seconds: Seconds = 6.0,
     seed: int = 1,
     share: Annotated[str, typer.Option(help="Classic queue's WRR share: 1/16 or 10%.")] = "1/16",
+    scenarios: Annotated[
+        str, typer.Option("--list", help="frozen, published or transient.")
+    ] = "frozen",
     as_json: AsJson = False,
 ) -> None:
-    """Every policy in every scenario of the frozen list."""
+    """Every policy in every scenario of a list."""
     from kdn.net.l4s.evaluate import judge, policy_world
-    from kdn.net.l4s.scenarios import EVALUATION
+    from kdn.net.l4s.scenarios import LISTS
 
     try:
+        if scenarios not in LISTS:
+            raise BadInput(f"no list {scenarios!r}; there are {', '.join(LISTS)}")
         rows = []
         with Progress(disable=as_json, transient=True) as progress:
             names = policies.split(",")
-            bar = progress.add_task("scenarios", total=len(EVALUATION) * len(names))
-            for scenario in EVALUATION:
+            bar = progress.add_task("scenarios", total=len(LISTS[scenarios]) * len(names))
+            for scenario in LISTS[scenarios]:
                 for policy in names:
                     world = policy_world(scenario, policy, None, 100.0, share, seconds, seed)
                     world.run()
@@ -182,7 +189,9 @@ def run(
                 p50, p99 = np.percentile(found.delays_ms, [50, 99])
                 row = {"place": place.name, "traffic": kind, "policy": name, "p50_ms": float(p50)}
                 row |= {"p99_ms": float(p99), "goodput_mbps": found.goodput_mbps}
-                rows.append(row | {"decision_us": float(found.sent["decision_us"])})
+                kept, undone = found.sent["tuned"]
+                row |= {"decision_us": float(found.sent["decision_us"])}
+                rows.append(row | {"steps_kept": kept, "steps_undone": undone})
         _print(rows, as_json, "real packets; the floor is the machine's own scheduling")
     except KdnError as error:
         raise _stop(error) from error

@@ -114,8 +114,6 @@ class PolicyConfig:
     """How much a packet above its 99th percentile raises the queue's forecasts (squashed scale)."""
     margin_s: float = 8.0
     """A queue that is not used is forgiven in about this time, and then looked at again."""
-    memory_s: float = 10.0
-    """A queue used this recently is not feared beyond the worst it then did."""
 
 
 class SwiftQueue:
@@ -125,7 +123,7 @@ class SwiftQueue:
         self._forecaster = forecaster
         self._config = config
         self._pending: deque[tuple[int, int, Forecast, float, float]] = deque(maxlen=4096)
-        self._margins = Margins(config.miss_gain, config.margin_s, config.memory_s)
+        self._margins = Margins(config.miss_gain, config.margin_s)
         self._error = 0.0
         self._naive_error = 0.0
         self._judged = 0
@@ -146,8 +144,8 @@ class SwiftQueue:
         if not self._trusts(question):
             return Answer(ECT1, self._should_probe(question, ECT1))
         low, classic = self._forecaster.ask(question.now_ns, question.inflight)
-        low_ns = self._margins.raised(ECT1, self._config.score(low), question.now_ns)
-        classic_ns = self._margins.raised(ECT0, self._config.score(classic), question.now_ns)
+        low_ns = self._margins.raised(ECT1, self._config.score(low))
+        classic_ns = self._margins.raised(ECT0, self._config.score(classic))
         mark = self._pick(question.mark, low_ns, classic_ns)
         chosen, tail = (low, low_ns) if mark == ECT1 else (classic, classic_ns)
         newest = newest_delay(self._forecaster.track, low=mark == ECT1)
@@ -183,7 +181,6 @@ class SwiftQueue:
         for row in question.acks:
             t_send, sent_as = int(row["t_send"]), int(row["sent_ecn"])
             actual = max(float(row["t_ack"] - t_send) - least, 0.0)
-            self._margins.saw(sent_as, actual, t_send)
             while self._pending and self._pending[0][0] < t_send - MS:
                 self._pending.popleft()
             if not self._pending or self._pending[0][0] > t_send:
