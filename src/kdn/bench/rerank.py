@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -137,7 +138,7 @@ class _Bench:
         _, document, question = prompt.segments
         return self.candidates.query_first(document.token_ids, question.token_ids)
 
-    def _open(self, folder: Path, **store: object) -> Arm:
+    def _open(self, folder: Path, **store: Any) -> Arm:
         service = self.stack.enter_context(opened_over(self.options, folder, **store))
         return Arm(service, self.options)
 
