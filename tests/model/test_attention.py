@@ -130,7 +130,8 @@ def test_the_kernel_gives_the_same_bits_however_head_and_rows_are_cut(
 def test_many_writes_at_once_are_those_made_one_by_one(kernel: KernelAttention) -> None:
     """Nine places of 1 to 257 columns, each of two runs but the first."""
     shape, rope = SHAPES[0], Rope(RopeConfig(theta=10_000.0), SHAPES[0].dim)
-    alone, together = [], []
+    alone: list[Writing] = []
+    together: list[Writing] = []
     for number, rows in enumerate((1, 2, 15, 16, 17, 33, 128, 256, 257)):
         _, k, v = qkv(rows, shape, seed=number)
         cut = rows // 2
