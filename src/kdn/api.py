@@ -36,13 +36,13 @@ from kdn.core import (
 )
 from kdn.cost import GRID, Ledger, close_books, load_sheet, load_speed, save_jct
 from kdn.engine import Engine, Limits
-from kdn.errors import BadConfig, BadInput, MissingExtra, UnknownModel
+from kdn.errors import BadInput, MissingExtra, UnknownModel
+from kdn.guarding import make_guard, refuse_unmeasured
 from kdn.machine import free_memory_bytes
 from kdn.model import Decoder, Document, LoadedModel, Message, Remembered, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load
 from kdn.pages import keep_freed
-from kdn.quality import GuardRecord, read_records, write_record
 from kdn.rag import (
     Cutting,
     Embedder,
@@ -75,10 +75,9 @@ from kdn.rank import (
     yes_and_no,
 )
 from kdn.reuse import LossRule, PrefixReuse
-from kdn.reuse.blend import Afterwards, BlendReuse, Controller, Guard
+from kdn.reuse.blend import Afterwards, BlendReuse, Controller
 from kdn.schedule import WaitingRoom, make_policy
 from kdn.store import (
-    CODECS,
     EstimateS,
     LookupRecorder,
     Match,
@@ -90,7 +89,7 @@ from kdn.storing import open_configured_store
 from kdn.timing import jct_path, measure_jct, stored_jct
 from kdn.trace import Recorder, Tee, Trace
 
-__all__ = ["Answer", "Kdn", "Ranked", "Ranking", "Source", "blending", "open", "rerank"]
+__all__ = ["Answer", "Kdn", "Ranked", "Ranking", "Source", "blending", "open"]
 
 Messages = str | Sequence[Message] | Sequence[Mapping[str, str]]
 Documents = Sequence[str] | Sequence[Document]
@@ -136,29 +135,10 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
         clock=clock,
         kernel=kernel,
     )
-    _refuse_unmeasured(config, load_record(config.home, loaded.decoder.fingerprint_with(None)))
+    refuse_unmeasured(config, load_record(config.home, loaded.decoder.fingerprint_with(None)))
     store = open_configured_store(config, clock, trace)
     attention = _attention(loaded.decoder, kernel)
     return Kdn(loaded, attention, store, config, clock, trace)
-
-
-def rerank(
-    query: str,
-    documents: Sequence[str],
-    top_n: int | None = None,
-    *,
-    model: str | Path = "smollm2-135m",
-    config: Config | None = None,
-    template: str | Path | Template | None = None,
-    layout: str | Layout = Layout.DOCUMENT_FIRST,
-) -> Ranking:
-    """Open `model`, rank once as `Kdn.rerank` does, and close it again.
-
-    For a single ranking; what was computed stays in the store.  Whoever ranks often keeps a model
-    open and asks that.
-    """
-    with open(model, config=config) as opened:
-        return opened.rerank(query, documents, top_n, template=template, layout=layout)
 
 
 def _dtype(asked: str, device: str, home: Path) -> str:
@@ -231,7 +211,7 @@ class Kdn:
             estimate_s=_estimate(config, self.jct),
         )
         controller = Controller(config.blend.ratio)
-        self.guard = _guard(config, controller, self._fingerprint(None), trace)
+        self.guard = make_guard(config, controller, self._fingerprint(None), trace)
         self._reuse = BlendReuse(
             self._prefix,
             store,
@@ -646,44 +626,6 @@ class Kdn:
                 chosen.append(part)
                 room -= part.num_tokens
         return chosen
-
-
-def _refuse_unmeasured(config: Config, record: QualityRecord | None) -> None:
-    """A lossy codec that was named together with a limit must be known to keep it."""
-    codec, limit = config.store.codec, config.store.max_kl
-    if limit is None or codec not in CODECS or CODECS[codec].lossless:
-        return
-    found = record.codecs.get(codec) if record is not None else None
-    if found is None:
-        raise BadConfig(
-            f"store.codec is {codec} with max_kl {limit:g}, and what {codec} does to this model was"
-            " never measured; run: kdn store calibrate"
-        )
-    if found.kl > limit:
-        raise BadConfig(
-            f"store.codec is {codec}, which moves this model by {found.kl:.2g} nats, more than"
-            f" max_kl {limit:g}: raise max_kl, or let codec be auto"
-        )
-
-
-def _guard(config: Config, controller: Controller, model: Fingerprint, trace: Trace) -> Guard:
-    """A guard that goes on where the last run with this model ended."""
-    file = config.guard_file
-
-    def keep(record: GuardRecord) -> None:
-        try:
-            write_record(file, model, record)
-        except OSError as error:
-            trace.event("blend.record", why=str(error))
-
-    return Guard(
-        controller,
-        config.blend.guard_every,
-        config.blend.guard_kl,
-        trace,
-        record=read_records(file).get(model),
-        keep=keep,
-    )
 
 
 def _layout(given: str | Layout) -> Layout:

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdn.core import LayerKV
-from kdn.model.attention import Attention, AttentionLane, FusedAttention, TorchAttention, row_cuts
+from kdn.model.attention import (
+    Attention,
+    AttentionLane,
+    FusedAttention,
+    TorchAttention,
+    Writing,
+    row_cuts,
+)
 from kdn.model.config import RopeConfig
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load
 from kdn.model.rope import Rope
@@ -118,6 +125,28 @@ def test_the_kernel_gives_the_same_bits_however_head_and_rows_are_cut(
     whole = attend(kernel, q, k, v, window=window)
     part = attend(kernel, q, k, v, window=window, num_head=num_head, start=start)
     assert torch.equal(part, whole[start:])
+
+
+def test_many_writes_at_once_are_those_made_one_by_one(kernel: KernelAttention) -> None:
+    """Nine places of 1 to 257 columns, each of two runs but the first."""
+    shape, rope = SHAPES[0], Rope(RopeConfig(theta=10_000.0), SHAPES[0].dim)
+    alone: list[Writing] = []
+    together: list[Writing] = []
+    for number, rows in enumerate((1, 2, 15, 16, 17, 33, 128, 256, 257)):
+        _, k, v = qkv(rows, shape, seed=number)
+        cut = rows // 2
+        runs = [LayerKV(k[a:b], v[a:b]) for a, b in ((0, cut), (cut, rows)) if a < b]
+        for found in (alone, together):
+            to_k = torch.zeros(shape.kv_heads, 320, shape.dim, dtype=k.dtype)
+            to_v = torch.zeros(shape.kv_heads, shape.dim, 320, dtype=k.dtype)
+            at = torch.arange(rows)
+            found.append(Writing(runs, *rope.tables(at), to_k, to_v, at))
+    for one in alone:
+        kernel.write(one.runs, one.cos, one.sin, one.to_k, one.to_v, one.at)
+    kernel.write_all(together)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.to_k, other.to_k)
+        assert torch.equal(one.to_v, other.to_v)
 
 
 def test_lanes_that_share_a_head_get_the_bits_they_get_alone(kernel: KernelAttention) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from kdn import api
 from kdn.bench.contestants import RivalProcess
 from kdn.bench.far import start_redis
 from kdn.bench.lineup import VLLM, start_rival, weights
@@ -67,6 +68,7 @@ class _Bench:
     scratch: Path
     absent: dict[str, str] = field(default_factory=dict)
     last: dict[str, Outcome] = field(default_factory=dict)
+    services: list[api.Kdn] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.redis_url = None if self.options.quick else self._redis()
@@ -75,12 +77,17 @@ class _Bench:
         self.candidates = Candidates(self.memory.service, self.options)
         self.options.say("computing the candidates once")
         self.store(self.size.document)
-        self.memory.service.store.flush()
         self.sides = self._sides(blocks)
 
     def store(self, length: int, count: int | None = None) -> None:
         """Have documents of that length computed and kept."""
         self.memory.rank(self.prompts(length, self.size.question, 0, count))
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until what was kept is written out, so that no writer disturbs a timing."""
+        for service in self.services:
+            service.store.flush()
 
     def prompts(
         self, document: int, question: int, number: int, count: int | None = None, first: int = 0
@@ -140,6 +147,7 @@ class _Bench:
 
     def _open(self, folder: Path, **store: Any) -> Arm:
         service = self.stack.enter_context(opened_over(self.options, folder, **store))
+        self.services.append(service)
         return Arm(service, self.options)
 
     def _redis(self) -> str | None:
@@ -162,6 +170,7 @@ def run(options: BenchOptions) -> Result:
             bench.sides[APC] = _rival_side(bench, rival)
         options.say("warming up")
         interleave(bench.sides, 1)
+        bench.settle()
         options.say(f"{size.rounds} rounds of {len(bench.sides)} sides")
         samples = interleave(bench.sides, size.rounds, first=1)
         rows = [_row(name, bench, (median(samples, name) or 0.0)) for name in bench.sides]

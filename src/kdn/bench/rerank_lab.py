@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kdn import api
 from kdn.bench.result import BenchOptions
@@ -28,14 +29,14 @@ _CUE = 7
 
 @contextmanager
 def opened_over(
-    options: BenchOptions, folder: Path, dtype: str | None = None, **store: object
+    options: BenchOptions, folder: Path, *, dtype: str | None = None, **store: Any
 ) -> Iterator[api.Kdn]:
     """kdn over a folder of blocks, with `store` settings of its own."""
-    settings: dict[str, object] = {"disk_bytes": _BYTES, "memory_bytes": _BYTES, **store}
+    settings: dict[str, Any] = {"disk_bytes": _BYTES, "memory_bytes": _BYTES, **store}
     config = Config(
         home=options.home or home_folder(os.environ),
         engine=EngineConfig(threads=options.threads),
-        store=StoreConfig(folder=folder, **settings),  # type: ignore[arg-type]  # checked by msgspec
+        store=StoreConfig(folder=folder, **settings),
     )
     with api.open(options.model, config=config, dtype=dtype) as service:
         yield service

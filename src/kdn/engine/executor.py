@@ -20,7 +20,13 @@ from torch import Tensor
 from kdn.core import Choose, GivenRows, LayerKV, LayerView
 from kdn.engine.lane import Lane
 from kdn.model import AdapterRun, Decoder
-from kdn.model.attention import Attention, AttentionLane, BoundAttention, TorchAttention
+from kdn.model.attention import (
+    Attention,
+    AttentionLane,
+    BoundAttention,
+    TorchAttention,
+    Writing,
+)
 
 __all__ = ["Pass"]
 
@@ -37,6 +43,7 @@ class Pass:
         self.layer = 0
         self._spans: list[tuple[int, int]] = []
         self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._columns: dict[tuple[int, int], Tensor] = {}
         self._make_room()
         tokens = [token for lane in self.lanes for token in lane.token_ids]
         self._hidden = decoder.embed(torch.tensor(tokens, device=decoder.device))
@@ -233,13 +240,20 @@ class Pass:
 
     def _place_stored(self, layer: int) -> list[LayerKV | None]:
         """Bring the layer's stored KV to its place. Gives back what selectors compare with."""
+        self._fill_heads(layer)
         return [self._place_lane(layer, lane) if lane.loads else None for lane in self.lanes]
 
+    def _fill_heads(self, layer: int) -> None:
+        writings = []
+        for lane in self.lanes:
+            head, prefix = lane.new_head, lane.plan.prefix
+            if lane.loads and head is not None and prefix is not None:
+                runs = prefix.take(layer)
+                writings.append(self._writing(runs, 0, head.k[layer], head.v[layer], 0))
+                head.layer_done(layer)
+        self._attention.write_all(writings)
+
     def _place_lane(self, layer: int, lane: Lane) -> LayerKV | None:
-        head, prefix = lane.new_head, lane.plan.prefix
-        if head is not None and prefix is not None:
-            self._write(prefix.take(layer), 0, head.k[layer], head.v[layer], 0)
-            head.layer_done(layer)
         old: LayerKV | None = None
         for run in lane.plan.stored:
             parts = run.source.take(layer)
@@ -247,7 +261,10 @@ class Pass:
                 size = (lane.plan.num_tokens, *parts[0].k.shape[1:])
                 old = LayerKV(self._hidden.new_zeros(size), self._hidden.new_zeros(size))
             tail, num_head = lane.kv.tail, lane.kv.num_head
-            self._write(parts, run.start, tail.k[layer], tail.v[layer], run.start - num_head)
+            at = run.start - num_head
+            self._attention.write_all(
+                [self._writing(parts, run.start, tail.k[layer], tail.v[layer], at)]
+            )
             start = run.start
             for part in parts:
                 stop = start + part.num_tokens
@@ -258,16 +275,18 @@ class Pass:
                 start = stop
         return old
 
-    def _write(
+    def _writing(
         self, parts: Sequence[LayerKV], position: int, to_k: Tensor, to_v: Tensor, column: int
-    ) -> None:
-        """Rotate stored K to its position and write it, with V, from `column` on."""
+    ) -> Writing:
+        """Stored K, to be rotated to its position, and V, to be written from `column` on."""
         num_tokens = sum(part.num_tokens for part in parts)
         span = (position, position + num_tokens)
         if span not in self._tables:
             self._tables[span] = self._decoder.rope.tables(torch.arange(*span, device=to_k.device))
-        at = torch.arange(column, column + num_tokens)
-        self._attention.write(parts, *self._tables[span], to_k, to_v, at)
+        columns = (column, column + num_tokens)
+        if columns not in self._columns:
+            self._columns[columns] = torch.arange(*columns)
+        return Writing(parts, *self._tables[span], to_k, to_v, self._columns[columns])
 
     # --- arithmetic --------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ __all__ = [
     "BoundAttention",
     "FusedAttention",
     "TorchAttention",
+    "Writing",
 ]
 
 ROW_BLOCK = 128
@@ -77,6 +78,18 @@ class BoundAttention(ABC):
         """
 
 
+@dataclass(frozen=True)
+class Writing:
+    """One call of `Attention.write`, to be made together with others."""
+
+    runs: Sequence[LayerKV]
+    cos: Tensor
+    sin: Tensor
+    to_k: Tensor
+    to_v: Tensor
+    at: Tensor
+
+
 class Attention(ABC):
     """Makes bound attention for a batch, and writes columns that come from elsewhere."""
 
@@ -99,6 +112,11 @@ class Attention(ABC):
         `cos` and `sin` [tokens, dim] are for all tokens of the runs.  `to_k` [kv heads, columns, dim]
         and `to_v` [kv heads, dim, columns] are one layer's buffers.
         """
+
+    def write_all(self, writings: Sequence[Writing]) -> None:
+        """Many writes to different buffers, in any order."""
+        for one in writings:
+            self.write(one.runs, one.cos, one.sin, one.to_k, one.to_v, one.at)
 
 
 class TorchAttention(Attention):

@@ -479,6 +479,31 @@ void kdn_write(const Call *call, const Run *runs, int64_t num_runs, const int64_
     }
 }
 
+typedef struct {
+    const Run *runs;
+    int64_t num_runs;
+    const float *cos, *sin;
+    const int64_t *at;
+    bf16 *to_k, *to_v;
+    int64_t columns;
+} Write;
+
+/* The same for many places at once: a thread takes one place after the other. */
+void kdn_write_all(const Call *call, const Write *writes, int64_t num_writes) {
+    const int64_t dim = call->dim;
+#pragma omp parallel for schedule(dynamic) num_threads(call->threads)
+    for (int64_t i = 0; i < num_writes; i++) {
+        const Write *w = &writes[i];
+        int64_t row = 0;
+        for (const Run *run = w->runs; run < w->runs + w->num_runs; row += run->rows, run++)
+            for (int64_t r = 0; r < run->rows; r += ROWS)
+                write_rows(call, run->k + r * run->k_stride, run->v + r * run->v_stride, run->k_stride, run->v_stride,
+                           w->cos + (row + r) * dim, w->sin + (row + r) * dim,
+                           r + ROWS < run->rows ? ROWS : run->rows - r, w->at + row + r, 0, w->to_k, w->to_v,
+                           w->columns);
+    }
+}
+
 /* All rows of a batch: K and V to their lanes' tails, queries rotated to call->out [rows, heads, dim]. */
 void kdn_place(const Lane *lanes, int64_t num_lanes, const Call *call) {
     const int64_t dim = call->dim;

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdn.core import LayerKV
-from kdn.model.attention import Attention, AttentionLane, BoundAttention
+from kdn.model.attention import Attention, AttentionLane, BoundAttention, Writing
 from kdn.model.kernels.build import Kernels
 
 __all__ = ["KernelAttention"]
@@ -47,6 +47,19 @@ class _Run(ctypes.Structure):
         ("k_stride", ctypes.c_int64),
         ("v_stride", ctypes.c_int64),
         ("rows", ctypes.c_int64),
+    )
+
+
+class _Write(ctypes.Structure):
+    _fields_ = (
+        ("runs", ctypes.c_void_p),
+        ("num_runs", ctypes.c_int64),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        ("at", ctypes.c_void_p),
+        ("to_k", ctypes.c_void_p),
+        ("to_v", ctypes.c_void_p),
+        ("columns", ctypes.c_int64),
     )
 
 
@@ -112,6 +125,35 @@ class KernelAttention(Attention):
             ctypes.c_void_p(to_v.data_ptr()),
             ctypes.c_int64(to_k.shape[1]),
         )
+
+    def write_all(self, writings: Sequence[Writing]) -> None:
+        if len(writings) < 2 * torch.get_num_threads():  # each is cut among the threads
+            super().write_all(writings)
+            return
+        kept = [LayerKV(_rows(run.k), _rows(run.v)) for one in writings for run in one.runs]
+        runs = (_Run * len(kept))(*map(_described_run, kept))
+        kv_heads, _, dim = writings[0].to_k.shape
+        call = _Call(kv_heads=kv_heads, dim=dim, threads=torch.get_num_threads())
+        table, at = [], ctypes.addressof(runs)
+        for one in writings:
+            table.append(_described_writing(one, at))
+            at += len(one.runs) * ctypes.sizeof(_Run)
+        self._library.handle.kdn_write_all(
+            ctypes.byref(call), (_Write * len(table))(*table), ctypes.c_int64(len(table))
+        )
+
+
+def _described_writing(one: Writing, runs_at: int) -> _Write:
+    return _Write(
+        runs_at,
+        len(one.runs),
+        one.cos.data_ptr(),
+        one.sin.data_ptr(),
+        one.at.data_ptr(),
+        one.to_k.data_ptr(),
+        one.to_v.data_ptr(),
+        one.to_k.shape[1],
+    )
 
 
 def _rows(x: Tensor) -> Tensor:
