@@ -162,8 +162,7 @@ def _live_rows(
         for row, arrived, _ in runs
     ]
     return [
-        _compared(row, found, paper)
-        for (row, _, found), paper in zip(runs, expected, strict=True)
+        _compared(row, found, paper) for (row, _, found), paper in zip(runs, expected, strict=True)
     ], model
 
 
@@ -355,7 +354,9 @@ def _gains(workload: str, pattern: str, users: int, runs: Sequence[Curves]) -> _
         pattern,
         users,
         qps=tuple(_qps_gain(run[FCFS][q], q, run[OURS]) for run in runs for q in _LOADS if q <= 2),
-        paper=tuple(_qps_gain(run[FCFS][q], q, run[PAPER]) for run in runs for q in _LOADS if q <= 2),
+        paper=tuple(
+            _qps_gain(run[FCFS][q], q, run[PAPER]) for run in runs for q in _LOADS if q <= 2
+        ),
         mean_rival=ratios(RIVAL, lambda cell: cell.mean_s),
         p99=ratios(FCFS, lambda cell: cell.p99_s),
     )

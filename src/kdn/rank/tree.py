@@ -1,8 +1,8 @@
 """Answers of several tokens as a tree: only where answers part is there anything to ask.
 
-    lost card    ->  lost -> card          one question at the root (lost? new?), one behind `lost`
-    lost phone               phone         (card? phone?); behind `new` there is nothing to ask
-    new card         new
+lost card    ->  lost -> card          one question at the root (lost? new?), one behind `lost`
+lost phone               phone         (card? phone?); behind `new` there is nothing to ask
+new card         new
 """
 
 from __future__ import annotations
