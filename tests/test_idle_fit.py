@@ -68,7 +68,7 @@ def test_nothing_is_measured_before_the_first_request_or_among_others() -> None:
 
 
 def test_a_service_that_answered_and_rests_has_its_fit(tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "model", "llama")
+    model = write_tiny_model(tmp_path / "model", "llama", max_position_embeddings=2048)
     (tmp_path / "kdn.toml").write_text("[engine]\nfit_idle_s = 0.05\n")
     with kdn.open(model, config=load_config({}, home=tmp_path)) as service:
         path = jct_path(service.model.decoder, tmp_path)
@@ -85,8 +85,8 @@ def test_a_service_that_answered_and_rests_has_its_fit(tmp_path: Path) -> None:
 
 def test_it_can_be_turned_off(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model", "llama")
-    config = load_config({"KDN_ENGINE_FIT_IDLE_S": "none"}, home=tmp_path)
-    assert config.engine.fit_idle_s is None
+    config = load_config({"KDN_ENGINE_FIT_IDLE_S": "0"}, home=tmp_path)
+    assert config.engine.fit_idle_s == 0
     with kdn.open(model, config=config) as service:
         assert not [t for t in threading.enumerate() if t.name == "kdn-idle-fit"]
         assert service.jct.source == "flops"

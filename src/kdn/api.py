@@ -519,7 +519,7 @@ class Kdn:
     def _fit_when_idle(self) -> IdleFit | None:
         """Measures how long prompts take, where that was never done and settings do not forbid it."""
         after_s = self.config.engine.fit_idle_s
-        if after_s is None or self.jct.source == "fit":
+        if after_s == 0 or self.jct.source == "fit":
             return None
         return IdleFit(
             meter=lambda: JctMeter(self.model, self.attention, self._clock),
