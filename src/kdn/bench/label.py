@@ -2,8 +2,9 @@
 
 Customer messages of banking77 are asked a yes/no question, those of clinc150 which of ten domains they
 belong to.  Which of banking77's 77 intents a message has is a third question, whose answers begin
-alike: there only kdn's own rate is taken, because the rivals are asked for one token.  Every contestant gets the same token ids in the same order, and shares the probability
-among the same tokens; each batch is new to all of them but for the instruction.
+alike: there only kdn's own rate is taken, because the rivals are asked for one token.  Every
+contestant gets the same token ids in the same order, and shares the probability among the same
+tokens; each batch is new to all of them but for the instruction.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ def opened(home: Path | None) -> Iterator[Store]:
 def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show how much is stored, and where."""
     from kdn.store.shapes import stat_shape
+    from kdn.storing import acting_outlook
 
     with opened(home) as found:
         stat, ledger = found.stat(), _ledger(found, home)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdn.core import JctModel, Job
-from kdn.schedule.policy import Fcfs, Policy, Priority
+from kdn.schedule.policy import Policy
 
 __all__ = [
     "Calibrated",
