@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import kdn
 from kdn.config import load_config
@@ -17,6 +15,7 @@ from kdn.cost.units import BytesPerSecond, PerByteHour, PerHour, PerRequest
 from kdn.store.policies import Rules, Use, make_policy
 from kdn.storing import acting_outlook
 from kdn.testing import write_tiny_model
+from tests.cli.program import kdn as invoke
 
 SPEED = Speed(PairJct(0.0, 0.01, 0.0), decode_token_s=0.01, token_bytes=1000)
 
@@ -115,7 +114,6 @@ def test_what_acting_means_can_be_asked(tmp_path: Path) -> None:
     found = acting_outlook(load_config({}, home=tmp_path), ("memory", "disk"))
     assert found["memory"] == {"pays": True, "keep_s": None}
     assert found["disk"]["pays"] is False
-    answer = CliRunner().invoke(app, ["store", "stat", "--home", str(tmp_path), "--json"])
-    assert json.loads(answer.stdout)["acts"] == found
+    assert invoke(tmp_path, "store", "stat", "--json").json["acts"] == found
     (tmp_path / "kdn.toml").write_text(prices)
     assert acting_outlook(load_config({}, home=tmp_path), ("memory", "disk")) == {}

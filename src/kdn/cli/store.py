@@ -76,9 +76,9 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
             [tuple(str(value) for value in one.values()) for one in blends],
         )
     if outlook:
-        rows = [(name, *map(str, one.values())) for name, one in outlook.items()]
         columns = ("tier", "a block pays", "kept unused, s")
-        table("acting on prices, a first block of 256 tokens", columns, rows)
+        told = [(name, *map(str, one.values())) for name, one in outlook.items()]
+        table("acting on prices, a first block of 256 tokens", columns, told)
     saved, spent = ledger.saved.value, ledger.spent.value
     print(f"these blocks have saved {saved:.3g} USD of computing and cost {spent:.3g} USD")
 
