@@ -86,5 +86,5 @@ def test_jobs_on_a_tiny_model(tiny_model: Callable[..., Path], tmp_path: Path) -
     assert {row["policy"] for row in result.rows if row["what"] == "live"} == {
         "fcfs",
         "shortest-miss",
-        "calibrated",
+        "families",
     }
