@@ -38,6 +38,7 @@ from kdn.cost import GRID, Ledger, close_books, load_sheet, load_speed, save_jct
 from kdn.engine import Engine, Limits
 from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.guarding import make_guard, refuse_unmeasured
+from kdn.idle_fit import IdleFit
 from kdn.machine import free_memory_bytes
 from kdn.model import Decoder, Document, LoadedModel, Message, Remembered, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
@@ -86,7 +87,7 @@ from kdn.store import (
     load_record,
 )
 from kdn.storing import open_configured_store
-from kdn.timing import jct_path, measure_jct, stored_jct
+from kdn.timing import JctMeter, jct_path, measure_jct, stored_jct
 from kdn.trace import Recorder, Tee, Trace
 
 __all__ = ["Answer", "Kdn", "Ranked", "Ranking", "Source", "blending", "open"]
@@ -235,6 +236,7 @@ class Kdn:
         heard = Tee(trace, controller, self._afterwards)
         self.engine = Engine(model, attention, self._reuse, limits, clock, room, heard)
         self._afterwards.start(self.engine, self._is_idle)
+        self._idle_fit = self._fit_when_idle()
 
     # --- text in, text out -------------------------------------------------------------------
 
@@ -430,8 +432,7 @@ class Kdn:
 
         Takes a few seconds of the machine; other requests meanwhile spoil it.
         """
-        self.jct = measure_jct(self.model, self.attention, self._clock, grid, repeats)
-        save_jct(self.jct, jct_path(self.model.decoder, self.config.home))
+        self._keep_jct(measure_jct(self.model, self.attention, self._clock, grid, repeats))
         return self.jct
 
     # --- documents ---------------------------------------------------------------------------
@@ -563,6 +564,8 @@ class Kdn:
 
     def close(self) -> None:
         """Stop the engine and write out what the store still holds back."""
+        if self._idle_fit is not None:
+            self._idle_fit.close()
         self._afterwards.close()
         self.engine.close()
         self._reuse.close()
@@ -581,6 +584,24 @@ class Kdn:
         where: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _fit_when_idle(self) -> IdleFit | None:
+        """Measures how long prompts take, where that was never done and settings do not forbid it."""
+        after_s = self.config.engine.fit_idle_s
+        if after_s == 0 or self.jct.source == "fit":
+            return None
+        return IdleFit(
+            meter=lambda: JctMeter(self.model, self.attention, self._clock),
+            num_requests=lambda: self.engine.num_submitted,
+            is_idle=self._is_idle,
+            keep=self._keep_jct,
+            after_s=after_s,
+            trace=self.trace,
+        )
+
+    def _keep_jct(self, found: JctModel) -> None:
+        self.jct = found
+        save_jct(found, jct_path(self.model.decoder, self.config.home))
 
     def _is_idle(self) -> bool:
         stat = self.engine.stat()

@@ -70,6 +70,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """With a number, decide anew before every pass, and let short prompts share one up to so many tokens."""
     row_chunk: _Positive = 512
     """Rows of position-wise work at a time for one-token jobs: fewer take less memory."""
+    fit_idle_s: Annotated[float, Meta(ge=0)] = 60.0
+    """After so long without requests, once there were some, measure in the background how long prompts take,
+    if that was never done; 0 leaves it to `kdn cost fit`."""
     threads: _Positive | None = None
     """CPU threads of tensor operations; None leaves torch's own choice."""
 

@@ -13,7 +13,9 @@ from kdn.cost import PairJct, Placing, PriceSheet, Speed
 from kdn.cost.sheet import TierPrice
 from kdn.cost.units import BytesPerSecond, PerByteHour, PerHour, PerRequest
 from kdn.store.policies import Rules, Use, make_policy
+from kdn.storing import acting_outlook
 from kdn.testing import write_tiny_model
+from tests.cli.program import kdn as invoke
 
 SPEED = Speed(PairJct(0.0, 0.01, 0.0), decode_token_s=0.01, token_bytes=1000)
 
@@ -102,3 +104,16 @@ def test_the_store_writes_only_where_it_pays(tmp_path: Path, acts: str, on_disk:
         assert (stat.tiers["disk"].blocks > 0) is on_disk
         assert (stat.unpaid > 0) is not on_disk
         service.check()
+
+
+def test_what_acting_means_can_be_asked(tmp_path: Path) -> None:
+    """Ten cents a write pay nowhere on this disk; memory is paid for, and keeps for ever."""
+    (tmp_path / "prices.toml").write_text(PRICES)
+    prices = f'[cost]\nprices = "{tmp_path / "prices.toml"}"\n'
+    (tmp_path / "kdn.toml").write_text(prices + "acts = true\n")
+    found = acting_outlook(load_config({}, home=tmp_path), ("memory", "disk"))
+    assert found["memory"] == {"pays": True, "keep_s": None}
+    assert found["disk"]["pays"] is False
+    assert invoke(tmp_path, "store", "stat", "--json").json["acts"] == found
+    (tmp_path / "kdn.toml").write_text(prices)
+    assert acting_outlook(load_config({}, home=tmp_path), ("memory", "disk")) == {}

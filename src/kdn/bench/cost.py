@@ -1,9 +1,10 @@
 """Does the cost model know what a workload will take on this machine, and which policy is cheaper?
 
-A few requests are timed and the model's speeds fitted to them.  Then workloads it has not seen are
-predicted and run: contexts of 500 to 7,500 tokens, 1 to 50 uses, 1 to 100 tokens out, computed each
-time and stored.  A workload's measured time is the median of three repeats, over contexts of its
-own each time.  Then a conversation trace is priced under LRU, `value` and the clairvoyant policy.
+A few requests are timed, before and after all else, and the model's speeds fitted to them.  Workloads
+that are not among them are predicted so and run: contexts of 500 to 7,500 tokens, 1 to 50 uses, 1 to
+100 tokens out, computed each time and stored.  A workload's measured time is the median of three
+repeats, nine of a short one, over contexts of its own each time.  Then a conversation trace is priced
+under LRU, `value` and the clairvoyant policy.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ __all__ = ["run"]
 
 _QUESTION_TOKENS = 48
 _REPEATS = 3
-_FIT_COLD = ((400, 1), (1200, 40), (2600, 1), (4200, 40), (6400, 1))
+_SHORT_REPEATS = 9
+_SHORT_TOKENS = 6_000
+_STEP_TOKENS = 30
+"""About as many tokens of prefill as a decoding step takes."""
+_FIT_COLD = ((150, 1), (400, 1), (650, 10), (1200, 40), (2600, 1), (4200, 40), (6400, 1))
 """(context, output) of requests that find nothing; the longer contexts are then used again."""
 _FIT_HITS = 3
 _HELD_OUT = (
@@ -120,7 +125,8 @@ def run(options: BenchOptions) -> Result:
 
 _NOTES = (
     (
-        "Measured times are medians of three repeats of a whole workload; `machine_spread` is the median"
+        "Measured times are medians of three repeats of a whole workload, nine of a short one, taken in"
+        " rounds over all workloads; the fitting runs come before and after. `machine_spread` is the median"
         " over workloads of (largest - smallest) / median. Runs used for fitting are not among them."
     ),
     (
@@ -142,10 +148,39 @@ def _measured_part(options: BenchOptions) -> tuple[list[_Cell], FittedSpeed]:
         bench = _Workloads(options, service)
         options.say("warming up")
         bench.once(bench.text(300), 8, reuse=False)
-        fitted = bench.fit()
         held_out = _QUICK_HELD_OUT if options.quick else _HELD_OUT
-        cells = [cell for work in held_out for cell in bench.cells(fitted, *work)]
-    return cells, fitted
+        runs = bench.fitting_runs()
+        measured = bench.measure(held_out)
+        if not options.quick:
+            runs += bench.fitting_runs()
+        fitted = bench.fit(runs)
+    return [
+        _Cell(*work, way, _predicted(fitted, *work)[way], tuple(seconds))
+        for (work, way), seconds in measured.items()
+    ], fitted
+
+
+Measured = dict[tuple[tuple[int, int, int], str], list[float]]
+"""By workload and way the seconds of each repeat."""
+
+
+def _ways(work: tuple[int, int, int]) -> tuple[str, ...]:
+    context, uses, _ = work
+    return ("stored", "computed") if context * uses <= _TEXT_TOKENS else ("stored",)
+
+
+def _predicted(fitted: FittedSpeed, context: int, uses: int, output: int) -> dict[str, float]:
+    """Seconds of a workload both ways, by the cost model."""
+    work = Workload(
+        context_tokens=context,
+        uses=uses,
+        prompt_tokens=_QUESTION_TOKENS,
+        output_tokens=output,
+        period=Seconds(0.0),
+    )
+    tier = TierPrice("stored", PerByteHour(0), fitted.bandwidth)
+    found = bill(work, fitted.speed, _SECOND, replace(tier, latency_s=fitted.load_latency_s))
+    return {"stored": found.stored.usd.value, "computed": found.text.value}
 
 
 class _Workloads:
@@ -189,8 +224,8 @@ class _Workloads:
         self._service.store.flush()
         return TimedRun(new, usage.exact, output, first, last)
 
-    def fit(self) -> FittedSpeed:
-        """Time a few requests, and find the speeds that explain them."""
+    def fitting_runs(self) -> list[TimedRun]:
+        """A round of requests that speeds are fitted to."""
         runs = []
         for context, output in _QUICK_FIT if self._options.quick else _FIT_COLD:
             self._options.say(f"fitting: {context} tokens")
@@ -198,31 +233,28 @@ class _Workloads:
             runs.append(self.once(text, output, reuse=False))
             runs.append(self.once(text, output, reuse=True))
             runs += [self.once(text, output, reuse=True) for _ in range(_FIT_HITS)]
+        return runs
+
+    def fit(self, runs: Sequence[TimedRun]) -> FittedSpeed:
+        """The speeds that explain them."""
         return fit_speed(runs, self._token_bytes)
 
-    def cells(self, fitted: FittedSpeed, context: int, uses: int, output: int) -> list[_Cell]:
-        """The workload both ways, predicted beforehand; the ways take turns."""
-        work = Workload(
-            context_tokens=context,
-            uses=uses,
-            prompt_tokens=_QUESTION_TOKENS,
-            output_tokens=output,
-            period=Seconds(0.0),
-        )
-        tier = TierPrice("stored", PerByteHour(0), fitted.bandwidth)
-        found = bill(work, fitted.speed, _SECOND, replace(tier, latency_s=fitted.load_latency_s))
-        ways = {"stored": (True, found.stored.usd.value)}
-        if context * uses <= _TEXT_TOKENS:
-            ways["computed"] = (False, found.text.value)
-        measured: dict[str, list[float]] = {way: [] for way in ways}
-        for repeat in range(1 if self._options.quick else _REPEATS):
-            self._options.say(f"{uses} x {context} tokens, {output} out: repeat {repeat + 1}")
-            for way, (reuse, _) in ways.items():
-                measured[way].append(self._whole(context, uses, output, reuse))
-        return [
-            _Cell(context, uses, output, way, predicted, tuple(measured[way]))
-            for way, (_, predicted) in ways.items()
-        ]
+    def measure(self, works: Sequence[tuple[int, int, int]]) -> Measured:
+        """Every workload both ways, in rounds over all of them, so that none has a moment of its own.
+
+        Short ones run more often: a hiccup of the machine is a larger part of them.
+        """
+        found: Measured = {(work, way): [] for work in works for way in _ways(work)}
+        for turn in range(1 if self._options.quick else _SHORT_REPEATS):
+            for (work, way), seconds in found.items():
+                context, uses, output = work
+                if (
+                    turn < _REPEATS
+                    or context * uses + _STEP_TOKENS * output * uses <= _SHORT_TOKENS
+                ):
+                    self._options.say(f"{uses} x {context} tokens, {output} out: round {turn + 1}")
+                    seconds.append(self._whole(context, uses, output, way == "stored"))
+        return found
 
     def _whole(self, context: int, uses: int, output: int, reuse: bool) -> float:
         """Seconds of all uses of one context."""

@@ -48,8 +48,8 @@ _WARM_UPS = 4
 _EQUAL = 1.02
 """Latencies this close count as equal."""
 _WAYS = (
-    "`calibrated` is PrefillOnly's order, `families` ours. `shortest-miss` also recounts cached tokens"
-    " before every pass, without ageing. All have the same cache and the same packing."
+    "`calibrated` is PrefillOnly's order, `families` ours. `shortest-miss` also recounts cached tokens "
+    "before every pass, without ageing. All have the same cache and the same packing."
 )
 _LOADS_NOTE = (
     "Loads are multiples of what FCFS gets through with all requests there at once. Equal latency "

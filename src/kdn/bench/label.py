@@ -1,8 +1,10 @@
 """How many rows a second can be labelled, and with the same probabilities as everybody else?
 
 Customer messages of banking77 are asked a yes/no question, those of clinc150 which of ten domains they
-belong to.  Every contestant gets the same token ids in the same order, and shares the probability
-among the same tokens; each batch is new to all of them but for the instruction.
+belong to.  Which of banking77's 77 intents a message has is a third question, whose answers begin
+alike: there only kdn's own rate is taken, because the rivals are asked for one token.  Every
+contestant gets the same token ids in the same order, and shares the probability among the same
+tokens; each batch is new to all of them but for the instruction.
 """
 
 from __future__ import annotations
@@ -34,6 +36,14 @@ _YES_NO = (
     "You read messages of a bank's customers. Say whether a message is about a payment card. "
     "Answer with Yes or No only.\n\n{text}"
 )
+_INTENT = (
+    "What does a message of a bank's customer want? Answer with the intent only, such as"
+    " card arrival or lost or stolen card.\n\n{text}"
+)
+_SHIPPED_INTENTS = (
+    "card arrival", "card linking", "card swallowed", "lost or stolen card", "top up failed",
+    "top up limits", "exchange rate",
+)  # fmt: skip
 _DOMAINS = (
     "banking", "credit cards", "dining", "home", "auto", "travel", "utility", "work", "talk", "meta",
 )  # fmt: skip
@@ -62,6 +72,11 @@ class _Task:
     @property
     def allowed(self) -> tuple[int, ...]:
         return tuple(choice.token_id for choice in self.choices)
+
+    @property
+    def is_one_token(self) -> bool:
+        """Does the first token tell the answers apart?"""
+        return all(not choice.rest for choice in self.choices)
 
     def batch(self, number: int) -> list[Prompt]:
         """The prompts of a round, the same for every contestant."""
@@ -109,20 +124,26 @@ def _measure(
     shares: dict[str, Shares] = {}
     sides = _sides(options, service, lineup, task, shares)
     interleave(sides, 1)
+    rounds = rounds if task.is_one_token else 1
     samples = interleave(sides, rounds, first=1)
     rows: list[Row] = []
     for name in sides:
         seconds = median(samples, name) or 0.0
         away = _apart(shares[OURS], shares[name])
-        row: Row = {"data": task.name, "who": name, "rows/s": size / seconds, "apart, most": away}
+        row: Row = {
+            "data": task.name,
+            "who": name,
+            "rows/s": len(task.batch(1)) / seconds,
+            "apart, most": away,
+        }
         rows.append(row)
-    for rival in (REFERENCE, VLLM):
+    for rival in (REFERENCE, VLLM) if task.is_one_token else ():
         found = ratio(samples, OURS, rival)
         summary[f"{task.name}_{rival}_speedup"] = found.median if found else None
         summary[f"{task.name}_{rival}_diff"] = (
             _apart(shares[OURS], shares[rival]) if rival in shares else None
         )
-    summary[f"{task.name}_rows_per_s"] = size / (median(samples, OURS) or 1.0)
+    summary[f"{task.name}_rows_per_s"] = len(task.batch(1)) / (median(samples, OURS) or 1.0)
     return rows
 
 
@@ -155,6 +176,8 @@ def _sides(
         seconds, shares[VLLM] = rival.label(prompts, task.allowed)
         return seconds
 
+    if not task.is_one_token:
+        return {OURS: ours}
     everybody: Mapping[str, Callable[[int], float]] = {REFERENCE: reference, VLLM: vllm}
     return {OURS: ours} | {n: side for n, side in everybody.items() if n in lineup.others}
 
@@ -172,7 +195,9 @@ def _tasks(options: BenchOptions, service: api.Kdn, size: int) -> list[_Task]:
     encode = service.model.tokenizer.encode
     banking, clinc = _banking(options.data), _clinc(options.data)
     yes_no, domains = make_choices(("Yes", "No"), encode), make_choices(_DOMAINS, encode)
+    intents = make_choices(_intents(options.data), encode, whole=True)
     return [
+        _Task("intents", intents, _batches(service, _INTENT, banking, min(size, 16), options.seed)),
         _Task("banking77", yes_no, _batches(service, _YES_NO, banking, size, options.seed)),
         _Task("clinc150", domains, _batches(service, _WHICH, clinc, size, options.seed)),
     ]
@@ -202,6 +227,16 @@ def _banking(data: Path | None) -> Sequence[str]:
         return _SHIPPED
     with path.open(encoding="utf-8", newline="") as file:
         return [row["text"] for row in csv.DictReader(file)]
+
+
+def _intents(data: Path | None) -> list[str]:
+    """The labels as words; none begins with all of another's tokens but for a full stop behind each."""
+    path = data / "banking77" / "test.csv" if data else None
+    if path is None or not path.is_file():
+        return list(_SHIPPED_INTENTS)
+    with path.open(encoding="utf-8", newline="") as file:
+        names = sorted({row["category"] for row in csv.DictReader(file)})
+    return [f"{name}={name.replace('_', ' ')}." for name in names]
 
 
 def _clinc(data: Path | None) -> Sequence[str]:

@@ -90,6 +90,8 @@ class Engine:
         self._decoded_s = clock.now()
         self._wake = threading.Event()
         self._closing = False
+        self.num_submitted = 0
+        """Requests taken so far."""
         self._thread: threading.Thread | None = None
         if threaded:
             self._thread = threading.Thread(target=self._run, name="kdn-engine", daemon=True)
@@ -104,6 +106,7 @@ class Engine:
         live = self._live(request)
         if self._thread is not None:
             give_up_workers()  # the engine's thread needs the processors
+        self.num_submitted += 1
         self._inbox.put(live)
         self._wake.set()
         return live.stream
