@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdn.api import Answer, Kdn, Source, open  # noqa: A004 - kdn.open, as in gzip.open
+    from kdn.api import Answer, Kdn, Ranked, Ranking, Source, open, rerank  # noqa: A004 - kdn.open, as in gzip.open
     from kdn.config import Config, load_config
     from kdn.core import Sampling
     from kdn.errors import (
@@ -45,6 +45,8 @@ __all__ = [
     "NoSpace",
     "PortInUse",
     "PromptTooLong",
+    "Ranked",
+    "Ranking",
     "Sampling",
     "Source",
     "StoreError",
@@ -53,16 +55,20 @@ __all__ = [
     "__version__",
     "load_config",
     "open",
+    "rerank",
 ]
 
 _ELSEWHERE = {
     "Answer": "kdn.api",
     "Config": "kdn.config",
     "Kdn": "kdn.api",
+    "Ranked": "kdn.api",
+    "Ranking": "kdn.api",
     "Sampling": "kdn.core",
     "Source": "kdn.api",
     "load_config": "kdn.config",
     "open": "kdn.api",
+    "rerank": "kdn.api",
 }
 """Where a public name comes from; the others are errors."""
 

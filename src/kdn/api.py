@@ -12,7 +12,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -58,12 +58,21 @@ from kdn.rag import (
 )
 from kdn.rank import (
     YES_NO,
+    Asking,
     Conversation,
     Judge,
+    Layout,
+    Ranked,
+    Ranking,
+    Template,
     Verdict,
     decision_question,
+    find_template,
+    frame_of,
     make_choices,
     pair_question,
+    rank,
+    yes_and_no,
 )
 from kdn.reuse import LossRule, PrefixReuse
 from kdn.reuse.blend import Afterwards, BlendReuse, Controller, Guard
@@ -81,7 +90,7 @@ from kdn.storing import open_configured_store
 from kdn.timing import jct_path, measure_jct, stored_jct
 from kdn.trace import Recorder, Tee, Trace
 
-__all__ = ["Answer", "Kdn", "Source", "blending", "open"]
+__all__ = ["Answer", "Kdn", "Ranked", "Ranking", "Source", "blending", "open", "rerank"]
 
 Messages = str | Sequence[Message] | Sequence[Mapping[str, str]]
 Documents = Sequence[str] | Sequence[Document]
@@ -131,6 +140,25 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     store = open_configured_store(config, clock, trace)
     attention = _attention(loaded.decoder, kernel)
     return Kdn(loaded, attention, store, config, clock, trace)
+
+
+def rerank(
+    query: str,
+    documents: Sequence[str],
+    top_n: int | None = None,
+    *,
+    model: str | Path = "smollm2-135m",
+    config: Config | None = None,
+    template: str | Path | Template | None = None,
+    layout: str | Layout = Layout.DOCUMENT_FIRST,
+) -> Ranking:
+    """Open `model`, rank once as `Kdn.rerank` does, and close it again.
+
+    For a single ranking; what was computed stays in the store.  Whoever ranks often keeps a model
+    open and asks that.
+    """
+    with open(model, config=config) as opened:
+        return opened.rerank(query, documents, top_n, template=template, layout=layout)
 
 
 def _dtype(asked: str, device: str, home: Path) -> str:
@@ -189,6 +217,7 @@ class Kdn:
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self.jct = stored_jct(model.decoder, config.home)
         """How long prompts take here: fitted by `kdn cost fit`, else counted."""
+        self._fingerprints: dict[str | None, Fingerprint] = {}
         self._records: dict[Fingerprint, QualityRecord | None] = {}
         loss = LossRule(config.store.codec, config.store.max_kl, self.quality)
         record = config.store.record
@@ -263,6 +292,7 @@ class Kdn:
         *,
         max_tokens: int = 256,
         max_parts: int = 1,
+        rerank: int = 0,
         stream: Callable[[str], None] | None = None,
         salt: str = "",
         reuse: Reuse = "exact",
@@ -272,9 +302,10 @@ class Kdn:
 
         The prompt holds the `max_parts` parts that fit best, best first: with stored KV the first one
         is never computed twice, and with `reuse="blend"` (see `blending`) none is, as a whole.
-        Raises BadInput when nothing was ingested.
+        With `rerank` so many parts are retrieved, and the model itself says which of them fit best;
+        their KV is that of the answer.  Raises BadInput when nothing was ingested.
         """
-        parts = self._context(question, max_tokens, max_parts)
+        parts = self._context(question, max_tokens, max_parts, rerank, salt)
         messages = [
             Message("system", answer_instruction()),
             Message("user", _asked(question, parts)),
@@ -340,6 +371,64 @@ class Kdn:
         found = make_choices(choices, self.model.tokenizer.encode)
         asked = (self.question(pair_question(query, t, instruction), salt) for t in texts)
         return list(self.judge(salt).ask(asked, found, temperature))
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None = None,
+        *,
+        layout: str | Layout = Layout.DOCUMENT_FIRST,
+        template: str | Path | Template | None = None,
+        instruction: str | None = None,
+        adapter: str | None = None,
+        truncate: bool = False,
+        salt: str = "",
+    ) -> Ranking:
+        """Documents by how well each belongs to `query`, best first; scores are 0..1 and log-odds.
+
+        Document first, which is the default, a document's KV is computed once for all queries, and
+        is the same that answers over it use; `layout="query-first"` asks as most published rerankers
+        were trained.  `template` names one of `kdn.rank.TEMPLATES` or a TOML file; one with words
+        of its own has blocks of its own.  `adapter` names a LoRA that was given to `kdn.open`.
+        Equal documents are computed once; empty ones score 0.  Raises PromptTooLong for a document
+        beyond the context, unless `truncate`; BadInput for an empty query, an unknown template, or
+        one whose tokens this model lacks.
+        """
+        asking = self.asking(
+            query, layout=layout, template=template, instruction=instruction, truncate=truncate
+        )
+        near = partial(self._nearness, salt=salt, adapter=adapter)
+        return rank(documents, asking, self.judge(salt, adapter), top_n, near)
+
+    def asking(
+        self,
+        query: str,
+        *,
+        layout: str | Layout = Layout.DOCUMENT_FIRST,
+        template: str | Path | Template | None = None,
+        instruction: str | None = None,
+        truncate: bool = False,
+    ) -> Asking:
+        """How `rerank` asks about documents: for those who run the prompts themselves."""
+        chosen, where = find_template(template), _layout(layout)
+        tokenizer = self.model.tokenizer
+        frame = frame_of(query, chosen, where, self.model.chat, tokenizer, instruction)
+        most = self.engine.most_tokens()
+
+        def prompt(text: str) -> Prompt:
+            return frame.shortened(text, most, tokenizer) if truncate else frame.prompt(text)
+
+        return Asking(prompt, yes_and_no(chosen, tokenizer), where)
+
+    def _nearness(self, prompt: Prompt, salt: str, adapter: str | None) -> int:
+        """The slowest tier that a prompt's stored KV lies in; what is mostly to compute comes last."""
+        names = [tier.name for tier in self.store.tiers]
+        tokens = prompt.token_ids[:-1]
+        match = self.store.match(self._fingerprint(adapter), EXACT, salt, tokens)
+        if 2 * match.num_tokens < len(tokens):
+            return len(names)
+        return max(names.index(hit.tier) for hit in match.hits)
 
     def decide(self, text: str, questions: Sequence[str], *, salt: str = "") -> list[Verdict]:
         """For each question about `text`, how likely Yes and No are. The text's KV is computed once."""
@@ -517,20 +606,45 @@ class Kdn:
         return not (stat.num_waiting or stat.num_prefilling or stat.num_decoding)
 
     def _fingerprint(self, adapter: str | None) -> Fingerprint:
-        chosen = None if adapter is None else self.model.adapters[adapter]
-        return self.model.decoder.fingerprint_with(chosen)
+        if adapter is not None and adapter not in self.model.adapters:
+            known = ", ".join(sorted(self.model.adapters)) or "none"
+            raise UnknownModel(f"no adapter is called {adapter!r}; loaded adapters: {known}")
+        if adapter not in self._fingerprints:
+            chosen = None if adapter is None else self.model.adapters[adapter]
+            self._fingerprints[adapter] = self.model.decoder.fingerprint_with(chosen)
+        return self._fingerprints[adapter]
 
-    def _context(self, question: str, max_tokens: int, max_parts: int) -> list[Part]:
+    def _context(
+        self, question: str, max_tokens: int, max_parts: int, rerank: int = 0, salt: str = ""
+    ) -> list[Part]:
         if not self.library.num_sources:
             raise BadInput("the library is empty; take documents in first: kdn ingest PATH")
         room = self.model.decoder.config.max_position - max_tokens - _FRAME_TOKENS
         room -= len(self.model.tokenizer.encode(question))
-        parts = self.library.context(question, max_tokens=max(room, 1), max_parts=max_parts)
+        room = max(room, 1)
+        if rerank:
+            parts = self._reranked(question, room, max_parts, max(rerank, max_parts), salt)
+        else:
+            parts = self.library.context(question, max_tokens=room, max_parts=max_parts)
         if not parts:
             raise BadInput(
                 f"nothing in the library has to do with {question!r}; ask in other words"
             )
         return parts
+
+    def _reranked(
+        self, question: str, room: int, max_parts: int, candidates: int, salt: str
+    ) -> list[Part]:
+        """The best of `candidates` retrieved parts, by the model's own judgement."""
+        found = self.library.context(question, max_tokens=room * candidates, max_parts=candidates)
+        fitting = [part for part in found if part.num_tokens <= room]
+        chosen: list[Part] = []
+        for one in self.rerank(question, [part.text for part in fitting], salt=salt):
+            part = fitting[one.index]
+            if len(chosen) < max_parts and part.num_tokens <= room:
+                chosen.append(part)
+                room -= part.num_tokens
+        return chosen
 
 
 def _refuse_unmeasured(config: Config, record: QualityRecord | None) -> None:
@@ -569,6 +683,14 @@ def _guard(config: Config, controller: Controller, model: Fingerprint, trace: Tr
         record=read_records(file).get(model),
         keep=keep,
     )
+
+
+def _layout(given: str | Layout) -> Layout:
+    try:
+        return Layout(given)
+    except ValueError as error:
+        names = " or ".join(Layout)
+        raise BadInput(f"layout is {given!r}; it can be {names}") from error
 
 
 def blending(reuse: Reuse, ratio: float | None = None) -> Blend | None:

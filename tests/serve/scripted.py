@@ -24,8 +24,9 @@ from kdn.core import (
     TokenProb,
     Usage,
 )
-from kdn.errors import EngineFailed, MissingExtra, PromptTooLong
+from kdn.errors import BadInput, EngineFailed, MissingExtra, PromptTooLong
 from kdn.model import Document, Message
+from kdn.rank import Asking
 from kdn.serve import Embedded, Load, StoreNumbers
 
 Pushed = StreamEvent | Exception | None
@@ -171,6 +172,11 @@ class ScriptedService:
         cut += [Segment(Role.HISTORY, self.vocabulary.encode(turn)) for turn in turns[:-1]]
         cut.append(Segment(Role.QUESTION, self.vocabulary.encode(turns[-1])))
         return Prompt(tuple(cut))
+
+    def asking(
+        self, query: str, layout: str, template: str | None, instruction: str | None, truncate: bool
+    ) -> Asking:
+        raise BadInput("the script has no ranking in it")
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
         self.remembered[salt, text] = token_ids

@@ -33,6 +33,7 @@ BENCHES: dict[str, str] = {
     "label": "kdn.bench.label",
     "mil": "kdn.bench.mil",
     "policies": "kdn.bench.policies",
+    "rerank": "kdn.bench.rerank",
     "stack": "kdn.bench.stack",
     "store": "kdn.bench.store",
 }

@@ -21,7 +21,7 @@ from kdn.core import EXACT, BlockId, Prompt, Role, Segment, TokenIds
 from kdn.errors import EngineFailed
 from kdn.store import Block, EncodedBlock, block_ids, encode_block
 
-__all__ = ["Hits", "opened_with_tiers"]
+__all__ = ["Hits", "opened_with_tiers", "start_redis"]
 
 NEW_TOKENS = 32
 _BYTES = 6 * 1024**3
@@ -36,7 +36,7 @@ def opened_with_tiers(
     All of it ends with `stack`.
     """
     absent: dict[str, str] = {}
-    redis_url = _redis(scratch, stack, absent)
+    redis_url = start_redis(scratch, stack, absent)
     config = Config(
         home=options.home or home_folder(os.environ),
         engine=EngineConfig(threads=options.threads),
@@ -131,7 +131,8 @@ class Hits:
             os.close(descriptor)
 
 
-def _redis(scratch: Path, stack: ExitStack, absent: dict[str, str]) -> str | None:
+def start_redis(scratch: Path, stack: ExitStack, absent: dict[str, str]) -> str | None:
+    """A Redis on a free port that ends with `stack`; its URL, or None with the reason in `absent`."""
     program = shutil.which("redis-server")
     if program is None:
         absent["redis"] = "redis-server is not installed"

@@ -16,7 +16,17 @@ from kdn.errors import EngineFailed
 from kdn.model import ModelConfig, resolve
 from kdn.model.gguf_file import unpack_gguf
 
-__all__ = ["LLAMA", "OURS", "REFERENCE", "VLLM", "Lineup", "assemble", "opened", "weights"]
+__all__ = [
+    "LLAMA",
+    "OURS",
+    "REFERENCE",
+    "VLLM",
+    "Lineup",
+    "assemble",
+    "opened",
+    "start_rival",
+    "weights",
+]
 
 OURS, REFERENCE, VLLM, LLAMA = "kdn", "transformers", "vllm", "llama.cpp"
 _SCRIPTS = Path(__file__).parents[3] / "scripts" / "rivals"
@@ -84,8 +94,14 @@ def _start(
     source, folder = weights(options, lineup.dtype)
     if name == REFERENCE:
         return Transformers(folder, lineup.device, lineup.dtype, options.clock)
-    scripts = {VLLM: ("vllm_cpu.py", folder), LLAMA: ("llama_cpp_python.py", source)}
-    script, model = scripts[name]
+    rival = start_rival(name, options, scratch, source if name == LLAMA else folder)
+    stack.callback(rival.close)
+    return rival
+
+
+def start_rival(name: str, options: BenchOptions, scratch: Path, model: Path) -> RivalProcess:
+    """A rival in its own environment with `model`, ready; the caller ends it. Raises EngineFailed."""
+    script = {VLLM: "vllm_cpu.py", LLAMA: "llama_cpp_python.py"}[name]
     python = options.rivals / "bin" / "python"
     if not python.exists():
         raise EngineFailed(f"{options.rivals.name} is not there; `make rivals` builds it")
@@ -97,9 +113,7 @@ def _start(
         "--threads",
         str(options.threads),
     ]
-    rival = RivalProcess(command, scratch / f"{name}.log")
-    stack.callback(rival.close)
-    return rival
+    return RivalProcess(command, scratch / f"{name}.log")
 
 
 def weights(options: BenchOptions, dtype: str) -> tuple[Path, Path]:

@@ -50,6 +50,12 @@ def ask(
         bool,
         typer.Option("--fast", help="Reuse parts wherever they stand; approximates the answer."),
     ] = False,
+    rerank: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Retrieve so many parts and let the model choose among them; 0: do not."
+        ),
+    ] = 0,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     int8: Int8Option = False,
@@ -62,6 +68,7 @@ def ask(
             question,
             max_tokens=max_tokens,
             max_parts=max_parts or (_FAST_PARTS if fast else 1),
+            rerank=rerank,
             stream=None if as_json else write_piece,
             reuse="blend" if fast else "exact",
         )

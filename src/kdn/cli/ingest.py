@@ -40,6 +40,12 @@ def ingest(
     prefill: Annotated[
         bool, typer.Option("--prefill", help="Compute all KV now, not on first use.")
     ] = False,
+    rerank: Annotated[
+        bool,
+        typer.Option(
+            "--rerank", help="Compute now what reranking reuses: the same KV as --prefill."
+        ),
+    ] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     int8: Int8Option = False,
@@ -50,11 +56,13 @@ def ingest(
         ModelChoice(model, home, device, dtype, int8).open() as kdn,
         stop_on_interrupt() as stopped,
     ):
-        _announce(kdn, paths, prefill=prefill)
+        _announce(kdn, paths, prefill=prefill or rerank)
+        if rerank:
+            say("documents stand first when they are ranked: answers use the same KV")
         with _bars() as (on_progress, on_prefill):
             report = kdn.ingest(
                 paths,
-                prefill=prefill,
+                prefill=prefill or rerank,
                 on_progress=on_progress,
                 on_prefill=on_prefill,
                 cancelled=stopped,

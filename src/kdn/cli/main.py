@@ -17,6 +17,7 @@ from kdn.cli.label import label
 from kdn.cli.models import models
 from kdn.cli.net import app as net
 from kdn.cli.node import node
+from kdn.cli.rerank import rerank
 from kdn.cli.serve import serve
 from kdn.cli.store_text import store
 
@@ -33,7 +34,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(describe)
-    for command in (ask, bench, chat, demo, doctor, ingest, label, node, serve):
+    for command in (ask, bench, chat, demo, doctor, ingest, label, node, rerank, serve):
         app.command()(command)
     app.add_typer(cost, name="cost")
     app.add_typer(models, name="models")

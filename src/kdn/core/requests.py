@@ -48,6 +48,8 @@ class Sampling:
     answers of one token. Empty means all."""
     ranked: tuple[int, ...] = ()
     """Report exactly these tokens, in this order, where `logprobs` would report the likeliest."""
+    raw_logits: bool = False
+    """Report logits where log-probabilities would be reported."""
 
 
 class Keeping(StrEnum):
@@ -90,6 +92,9 @@ class Request:
     blend: Blend | None = None
     """None: only where the answer is exactly that of a full prefill."""
     keeping: Keeping = Keeping.SHARED
+    passing: bool = False
+    """Nobody else is about to begin with the same tokens: for an answer of one token, what is stored
+    of the prompt comes a layer at a time, each into the memory of the one before."""
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class Admission:
         request, num_prefix = live.request, planned.plan.num_prefix
         own_tokens = request.prompt.num_tokens - num_prefix
         plan = one_token_plan(live, planned.plan, self._limits.row_chunk)
-        head = self._head(plan)
+        head = self._head(plan, passing=request.passing)
         if plan.one_layer:
             size_bytes = self.memory.needed(own_tokens)
             capture = self._leading_part(capture, size_bytes, head)
@@ -156,12 +156,17 @@ class Admission:
     def _own_bytes(self, num_tokens: int, max_new_tokens: int) -> int:
         return extents(num_tokens + max_new_tokens) * self._shape.token_bytes
 
-    def _head(self, plan: Plan) -> Head | None:
+    def _head(self, plan: Plan, *, passing: bool) -> Head | None:
         if plan.prefix is None:
             return None
         known = self._heads.find(plan.prefix.name)
         return known or Head(
-            plan.prefix.name, plan.num_prefix, self._shape, self._dtype, self._device
+            plan.prefix.name,
+            plan.num_prefix,
+            self._shape,
+            self._dtype,
+            self._device,
+            one_layer=plan.one_layer and passing,
         )
 
     def _set_aside(self, owner: str, size_bytes: int, head: Head | None) -> bool:

@@ -304,10 +304,12 @@ class Engine:
         What runs before it may leave KV that it can use: of ten questions about one new document,
         the first computes it.
         """
+        # What passes leaves nothing to those behind it, so its turn may be prepared a pass ahead.
+        passes = 2 if all(self._waiting[job.id].request.passing for job in jobs) else 1
         running = len(self._decoding) + len(self._prefills)
-        if running and running + len(jobs) > self._limits.max_sequences:
+        if running and running + len(jobs) > passes * self._limits.max_sequences:
             return False
-        if self._prefills.num_tokens_left >= self._limits.max_batch_tokens:
+        if self._prefills.num_tokens_left >= passes * self._limits.max_batch_tokens:
             return False
         if not self._admission.reserve([self._waiting[job.id] for job in jobs]):
             return False

@@ -49,24 +49,35 @@ class Head:
     """Rotated KV of the first `num_columns` positions of some prompt. Filled once, layer by layer."""
 
     def __init__(
-        self, name: str, num_columns: int, shape: KvShape, dtype: torch.dtype, device: str
+        self,
+        name: str,
+        num_columns: int,
+        shape: KvShape,
+        dtype: torch.dtype,
+        device: str,
+        *,
+        one_layer: bool = False,
     ) -> None:
+        """With `one_layer` each layer overwrites the one before: such a head serves one pass and is
+        never complete."""
         padded = -(-num_columns // _PAD) * _PAD + _SKEW
         self.name = name
         self.num_columns = num_columns
         layers, heads, dim = shape.num_layers, shape.num_kv_heads, shape.head_dim
-        self.k = zeros((layers, heads, padded, dim), dtype, device)
-        self.v = zeros((layers, heads, dim, padded), dtype, device)
+        held = 1 if one_layer else layers
+        self.k = zeros((held, heads, padded, dim), dtype, device).expand(layers, -1, -1, -1)
+        self.v = zeros((held, heads, dim, padded), dtype, device).expand(layers, -1, -1, -1)
+        self._one_layer = one_layer
         self.num_layers_ready = 0
         self.users = 0
 
     @property
     def size_bytes(self) -> int:
-        return 2 * self.k.numel() * self.k.element_size()
+        return self.k.untyped_storage().nbytes() + self.v.untyped_storage().nbytes()
 
     @property
     def is_complete(self) -> bool:
-        return self.num_layers_ready == self.k.shape[0]
+        return not self._one_layer and self.num_layers_ready == self.k.shape[0]
 
     def layer_done(self, layer: int) -> None:
         """Note that `layer` is written; layers come in order."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdn.core import ALL_ROWS, Plan
 from kdn.engine.executor import Pass
+from kdn.engine.kv import Head
 from kdn.engine.lane import Lane
 from kdn.engine.live import Live
 from kdn.model import LoadedModel
@@ -44,6 +45,7 @@ class PrefillLine:
         if self._pass is None:
             self._begin()
         assert self._pass is not None, "there is a pass when somebody is in line"
+        self._read_ahead(self._pass.layer)
         if not self._pass.advance():
             return []
         done, self._pass = self._pass, None
@@ -58,6 +60,14 @@ class PrefillLine:
                 finished.append((live, logits[-1]))
         self._in_pass = []
         return finished
+
+    def _read_ahead(self, layer: int) -> None:
+        """Have the layer read for those of the next pass too, behind what this pass waits for."""
+        for live in self._lives[len(self._in_pass) :]:
+            if live.request.passing and live.planned is not None and live.kv is not None:
+                prefix = live.planned.plan.prefix
+                if prefix is not None and _is_to_load(live.kv.head):
+                    prefix.start(layer)
 
     def abandon(self) -> list[Live]:
         """Give up the current pass and forget who was in it; without a pass, everyone in line."""
@@ -98,8 +108,7 @@ class PrefillLine:
             stop = (first + room) // ROW_BLOCK * ROW_BLOCK
             if stop <= first:
                 return None
-        head = live.kv.head
-        new_head = head if head is not None and not head.is_complete else None
+        new_head = live.kv.head if _is_to_load(live.kv.head) else None
         return Lane.prefill(
             plan,
             live.kv,
@@ -109,6 +118,10 @@ class PrefillLine:
             capture=live.capture,
             new_head=new_head,
         )
+
+
+def _is_to_load(head: Head | None) -> bool:
+    return head is not None and not head.is_complete
 
 
 def _look_is_over(live: Live, plan: Plan) -> None:

@@ -36,7 +36,8 @@ class Sampler:
         chosen = int(wanted.argmax()) if self._sampling.temperature == 0 else self._random(wanted)
         if self._sampling.logprobs is None:
             return Drawn(self._token(chosen))
-        logprobs = torch.log_softmax(wanted, dim=-1)
+        raw = self._sampling.raw_logits
+        logprobs = wanted if raw else torch.log_softmax(wanted, dim=-1)
         pairs = tuple(zip(*self._reported(logprobs), strict=True))
         return Drawn(self._token(chosen), float(logprobs[chosen]), pairs)
 

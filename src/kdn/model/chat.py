@@ -83,6 +83,10 @@ class ChatTemplate:
         turns = [_Turn(m.role, (encode.turn(messages, i),)) for i, m in enumerate(messages)]
         return _join(self._pieces(turns), turns, encode, with_prelude=False)
 
+    def document(self, document: Document, tokenizer: Tokenizer) -> Segment:
+        """The segment that `segments` makes of a document."""
+        return _Encoder(tokenizer, {}, strips=self._renderer.strips).document(document)
+
     def _with_documents(
         self, messages: Sequence[Message], documents: Sequence[Document], encode: _Encoder
     ) -> Prompt:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from kdn.rank.calibrate import fit_temperature, surprise
-from kdn.rank.choices import Choice, Verdict, make_choices, read_verdict, share_out, wanted
+from kdn.rank.choices import (
+    Choice,
+    Verdict,
+    make_choices,
+    read_logits,
+    read_verdict,
+    share_out,
+    wanted,
+)
+from kdn.rank.frames import Asking, Frame, frame_of, yes_and_no
 from kdn.rank.judge import Judge, one_token
 from kdn.rank.label import (
     Journal,
@@ -25,34 +34,50 @@ from kdn.rank.questions import (
     glued,
     pair_question,
 )
+from kdn.rank.rerank import Ranked, Ranking, odds_of, rank, rank_by, worth_asking
+from kdn.rank.templates import TEMPLATES, Template, find_template
 
 __all__ = [
     "RELEVANCE",
+    "TEMPLATES",
     "YES_NO",
+    "Asking",
     "Choice",
     "Conversation",
+    "Frame",
     "Journal",
     "Judge",
     "LabelJob",
     "Labelled",
     "Layout",
+    "Ranked",
+    "Ranking",
     "RowTemplate",
     "Table",
+    "Template",
     "Verdict",
     "classify_question",
     "decision_question",
+    "find_template",
     "fit_temperature",
+    "frame_of",
     "glued",
     "label_rows",
     "make_choices",
     "make_table",
+    "odds_of",
     "one_token",
     "pair_question",
+    "rank",
+    "rank_by",
+    "read_logits",
     "read_rows",
     "read_verdict",
     "relevance_question",
     "share_out",
     "surprise",
     "wanted",
+    "worth_asking",
     "write_table",
+    "yes_and_no",
 ]

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from kdn.core import Sampling, Token, TokenIds, Usage
 from kdn.errors import BadInput
 
-__all__ = ["Choice", "Verdict", "make_choices", "read_verdict", "share_out", "wanted"]
+__all__ = [
+    "Choice",
+    "Verdict",
+    "make_choices",
+    "read_logits",
+    "read_verdict",
+    "share_out",
+    "wanted",
+]
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,14 @@ def read_verdict(
     choices: Sequence[Choice], token: Token, usage: Usage, temperature: float = 1.0
 ) -> Verdict:
     """The verdict in a token that was drawn as `wanted` says; see `share_out` for `temperature`."""
-    logprobs = {other.token_id: other.logprob for other in token.alternatives}
-    ordered = [logprobs[choice.token_id] for choice in choices]
+    ordered = read_logits(choices, token)
     return Verdict(tuple(choice.name for choice in choices), share_out(ordered, temperature), usage)
+
+
+def read_logits(choices: Sequence[Choice], token: Token) -> tuple[float, ...]:
+    """What was reported of each choice, in their order: log-probabilities, or logits if asked for."""
+    told = {other.token_id: other.logprob for other in token.alternatives}
+    return tuple(told[choice.token_id] for choice in choices)
 
 
 def share_out(logprobs: Sequence[float], temperature: float = 1.0) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdn.core import (
     FinishReason,
@@ -12,12 +12,13 @@ from kdn.core import (
     Keeping,
     Prompt,
     Request,
+    Sampling,
     Stream,
     Token,
     Usage,
 )
 from kdn.errors import Cancelled
-from kdn.rank.choices import Choice, Verdict, read_verdict, wanted
+from kdn.rank.choices import Choice, Verdict, read_logits, read_verdict, wanted
 
 __all__ = ["Judge", "one_token"]
 
@@ -33,6 +34,8 @@ class Judge:
     new_id: Callable[[], str]
     salt: str = ""
     adapter: str | None = None
+    passing: bool = False
+    """Does each prompt begin with tokens of its own?"""
 
     def ask(
         self, prompts: Iterable[Prompt], choices: Sequence[Choice], temperature: float = 1.0
@@ -41,31 +44,46 @@ class Judge:
 
         What is still under way when the caller stops listening is cancelled.
         """
+        for token, usage in self._tokens(prompts, wanted(choices)):
+            yield read_verdict(choices, token, usage, temperature)
+
+    def logits(
+        self, prompts: Iterable[Prompt], choices: Sequence[Choice]
+    ) -> Iterator[tuple[tuple[float, ...], Usage]]:
+        """For each prompt, in order, the logits of the choices, and where its tokens came from."""
+        sampling = replace(wanted(choices), raw_logits=True)
+        for token, usage in self._tokens(prompts, sampling):
+            yield read_logits(choices, token), usage
+
+    def _tokens(
+        self, prompts: Iterable[Prompt], sampling: Sampling
+    ) -> Iterator[tuple[Token, Usage]]:
         running: deque[Stream] = deque()
         coming = iter(prompts)
         try:
             while True:
                 for prompt in coming:
-                    running.append(self._submit(prompt, choices))
+                    running.append(self._submit(prompt, sampling))
                     if len(running) >= IN_FLIGHT:
                         break
                 if not running:
                     return
                 token, usage = one_token(running[0])
                 running.popleft()
-                yield read_verdict(choices, token, usage, temperature)
+                yield token, usage
         finally:
             for stream in running:
                 stream.cancel()
 
-    def _submit(self, prompt: Prompt, choices: Sequence[Choice]) -> Stream:
+    def _submit(self, prompt: Prompt, sampling: Sampling) -> Stream:
         request = Request(
             id=self.new_id(),
             prompt=prompt,
-            sampling=wanted(choices),
+            sampling=sampling,
             salt=self.salt,
             adapter=self.adapter,
             keeping=Keeping.SHARED,
+            passing=self.passing,
         )
         return self.generator.submit(request)
 

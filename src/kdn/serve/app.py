@@ -22,6 +22,7 @@ from kdn.serve.grants import Grant
 from kdn.serve.guard import Guard
 from kdn.serve.metrics import Metrics
 from kdn.serve.onetoken import one_token_routes
+from kdn.serve.rerank import rerank_routes
 from kdn.serve.service import Service
 from kdn.serve.settings import ServeSettings
 from kdn.serve.tokens import token_routes
@@ -55,6 +56,7 @@ def create_app(
         completion_routes,
         embedding_routes,
         one_token_routes,
+        rerank_routes,
         token_routes,
     ):
         app.include_router(routes(desk))

@@ -19,9 +19,11 @@ __all__ = [
     "KdnOptions",
     "MessageBody",
     "PartRole",
+    "RerankBody",
     "SamplingBody",
     "ScoreBody",
     "StreamOptions",
+    "TextBody",
     "TokenizeBody",
 ]
 
@@ -173,6 +175,30 @@ class DecisionBody(JobBody):
 
     input: Text
     questions: list[Text] = Field(min_length=1)
+
+
+class TextBody(_Open):
+    """A document of a ranking, as some clients wrap it."""
+
+    text: Text
+
+
+class RerankBody(JobBody):
+    """A query, and documents in Jina's, Cohere's or (`texts`) TEI's way."""
+
+    query: Text
+    documents: list[Text | TextBody] | None = None
+    texts: list[Text] | None = None
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool | None = None
+    return_text: bool = False
+    raw_scores: bool = False
+    """Log-odds in place of probabilities."""
+    truncate: bool = False
+    truncation: bool = False
+    layout: str = "document-first"
+    template: str | None = None
+    instruction: Text | None = None
 
 
 class TokenizeBody(_Strict):

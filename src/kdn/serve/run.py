@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import kdn as package
 from kdn.api import Kdn
 from kdn.core import Prompt, Request, Stream, TokenIds
-from kdn.errors import EngineFailed
+from kdn.errors import BadInput, EngineFailed
 from kdn.model import Document, Message
+from kdn.rank import TEMPLATES, Asking
 from kdn.serve.app import create_app
 from kdn.serve.grants import Grant
 from kdn.serve.listen import make_server
@@ -59,6 +60,15 @@ class KdnService:
         self, messages: Sequence[Message], documents: Sequence[Document], salt: str
     ) -> Prompt:
         return self._kdn.prompt(messages, documents, salt)
+
+    def asking(
+        self, query: str, layout: str, template: str | None, instruction: str | None, truncate: bool
+    ) -> Asking:
+        if template is not None and template not in TEMPLATES:
+            raise BadInput(f"no template {template!r}; there are {', '.join(sorted(TEMPLATES))}")
+        return self._kdn.asking(
+            query, layout=layout, template=template, instruction=instruction, truncate=truncate
+        )
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
         self._kdn.remember(salt, text, token_ids)

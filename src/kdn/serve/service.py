@@ -8,6 +8,7 @@ from typing import Protocol
 
 from kdn.core import Prompt, Request, Stream, TokenIds
 from kdn.model import Document, Message
+from kdn.rank import Asking
 
 __all__ = ["Embedded", "Load", "Service", "StoreNumbers", "Vocabulary"]
 
@@ -93,6 +94,12 @@ class Service(Protocol):
         self, messages: Sequence[Message], documents: Sequence[Document], salt: str
     ) -> Prompt:
         """The conversation as segments, ready for an answer. Turns remembered under `salt` hit."""
+        ...
+
+    def asking(
+        self, query: str, layout: str, template: str | None, instruction: str | None, truncate: bool
+    ) -> Asking:
+        """How documents are asked about a query. Raises BadInput for a name that is not known."""
         ...
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:

@@ -31,6 +31,7 @@ typedef struct {
     bf16 *tail_k, *tail_v;
     const bf16 *head_k, *head_v;
     int64_t num_head, tail_columns, head_columns;
+    int64_t tail_step, head_step; /* values from one layer to the next; 0 where layers share the memory */
 } Lane;
 
 /* Neighbouring lanes that are walked together: one lane with all its rows, or several of one row each
@@ -237,11 +238,11 @@ static void weigh(Scratch *s, int t, int64_t first, int64_t columns, const Call 
 /* Where columns [first, first + columns) lie: in the head, in the tail, or brought together here. */
 static Columns find_columns(Scratch *s, const Lane *lane, const Call *call, int64_t h, int64_t first,
                             int64_t columns) {
-    const int64_t dim = call->dim, slot = call->layer * call->kv_heads + h;
-    const bf16 *head_k = lane->head_k + slot * lane->head_columns * dim;
-    const bf16 *head_v = lane->head_v + slot * lane->head_columns * dim;
-    const bf16 *tail_k = lane->tail_k + slot * lane->tail_columns * dim;
-    const bf16 *tail_v = lane->tail_v + slot * lane->tail_columns * dim;
+    const int64_t dim = call->dim;
+    const int64_t head_at = call->layer * lane->head_step + h * lane->head_columns * dim;
+    const int64_t tail_at = call->layer * lane->tail_step + h * lane->tail_columns * dim;
+    const bf16 *head_k = lane->head_k + head_at, *head_v = lane->head_v + head_at;
+    const bf16 *tail_k = lane->tail_k + tail_at, *tail_v = lane->tail_v + tail_at;
     const int64_t own = first - lane->num_head;
     if (first + columns <= lane->num_head)
         return (Columns){head_k + first * dim, head_v + first, dim, lane->head_columns};
@@ -483,7 +484,7 @@ void kdn_place(const Lane *lanes, int64_t num_lanes, const Call *call) {
     const int64_t dim = call->dim;
     for (int64_t i = 0; i < num_lanes; i++) {
         const Lane *lane = &lanes[i];
-        const int64_t slot = call->layer * call->kv_heads * lane->tail_columns * dim;
+        const int64_t slot = call->layer * lane->tail_step;
 #pragma omp parallel for num_threads(call->threads) if (lane->num_rows > LANES)
         for (int64_t r0 = 0; r0 < lane->num_rows; r0 += ROWS) {
             const int64_t row = lane->start + r0, rows = r0 + ROWS < lane->num_rows ? ROWS : lane->num_rows - r0;

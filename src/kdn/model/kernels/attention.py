@@ -27,6 +27,8 @@ class _Lane(ctypes.Structure):
         ("num_head", ctypes.c_int64),
         ("tail_columns", ctypes.c_int64),
         ("head_columns", ctypes.c_int64),
+        ("tail_step", ctypes.c_int64),
+        ("head_step", ctypes.c_int64),
     )
 
 
@@ -140,13 +142,11 @@ class _BoundKernel(BoundAttention):
             threads=torch.get_num_threads(),
         )
         self._tasks: ctypes.Array[_Task] | None = None
-        self._shared = [i for i, lane in enumerate(lanes) if lane.tail_k.stride(0) == 0]
 
     def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = _rows(q), _rows(k), _rows(v)
         out = torch.empty(q.shape, dtype=q.dtype)
         call = self._call
-        self._aim(layer)
         call.layer, call.heads = layer, q.shape[1]
         call.q, call.q_stride = q.data_ptr(), q.stride(0)
         call.k, call.k_stride = k.data_ptr(), k.stride(0)
@@ -160,7 +160,6 @@ class _BoundKernel(BoundAttention):
         num_rows, heads, dim = q.shape
         out = torch.empty((num_rows, heads * dim), dtype=q.dtype)
         call, num_flocks = self._call, ctypes.c_int64(len(self._flocks))
-        self._aim(layer)
         call.layer, call.heads, call.window = layer, heads, window or 0
         call.q, call.q_stride, call.out = q.data_ptr(), q.stride(0), out.data_ptr()
         if self._tasks is None:
@@ -168,14 +167,6 @@ class _BoundKernel(BoundAttention):
             self._tasks = (_Task * size)()
         self._handle.kdn_attend(self._flock_table, num_flocks, ctypes.byref(call), self._tasks)
         return out
-
-    def _aim(self, layer: int) -> None:
-        """Tails whose layers lie in the same memory: the kernel steps `layer` layers ahead, so that it
-        must begin as many before."""
-        for i in self._shared:
-            k, v = self._lanes[i].tail_k, self._lanes[i].tail_v
-            self._table[i].tail_k = k.data_ptr() - layer * k[0].numel() * k.element_size()
-            self._table[i].tail_v = v.data_ptr() - layer * v[0].numel() * v.element_size()
 
 
 def _flocks(lanes: Sequence[AttentionLane]) -> list[list[AttentionLane]]:
@@ -219,4 +210,6 @@ def _described(lane: AttentionLane, positions: Tensor) -> _Lane:
         num_head=lane.num_head,
         tail_columns=lane.tail_k.shape[2],
         head_columns=head_k.shape[2] if head_k is not None else 0,
+        tail_step=lane.tail_k.stride(0),
+        head_step=head_k.stride(0) if head_k is not None else 0,
     )

@@ -1,0 +1,159 @@
+"""kdn rerank: which of these texts helps with a query?"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdn.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    HomeOption,
+    Int8Option,
+    JsonOption,
+    ModelChoice,
+    ModelOption,
+)
+from kdn.cli.show import emit, say, time_text
+from kdn.errors import BadInput
+
+if TYPE_CHECKING:
+    from kdn.rank import Ranked, Ranking
+
+__all__ = ["rerank"]
+
+_SHOWN = 72
+
+
+def rerank(
+    query: Annotated[str, typer.Argument(help="What the texts are ranked by.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Text files, a document each.", exists=True)
+    ] = None,
+    *,
+    documents: Annotated[
+        str | None,
+        typer.Option(
+            "--documents",
+            "-d",
+            help="A .jsonl file of strings or {id, text} objects, or - for lines on stdin.",
+        ),
+    ] = None,
+    top_n: Annotated[int | None, typer.Option(min=1, help="Only so many, the best.")] = None,
+    layout: Annotated[
+        str,
+        typer.Option(help="document-first reuses documents; query-first is what most were taught."),
+    ] = "document-first",
+    template: Annotated[
+        str | None, typer.Option(help="A published reranker's name, or a .toml file; see the docs.")
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="What to ask about each text.")] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut texts that are longer than the context.")
+    ] = False,
+    model: ModelOption = "smollm2-135m",
+    home: HomeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    int8: Int8Option = False,
+    adapter: AdapterOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Order texts by how well each belongs to a query; their KV is kept for the next query."""
+    names, texts = _read(files or [], documents)
+    choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
+    with choice.open() as kdn:
+        started = perf_counter()
+        found = kdn.rerank(
+            query,
+            texts,
+            top_n,
+            layout=layout,
+            template=template,
+            instruction=instruction,
+            truncate=truncate,
+            adapter=adapter[0].partition("=")[0] if adapter else None,
+        )
+        seconds = perf_counter() - started
+    if as_json:
+        emit(_shape(query, found, names, seconds))
+    else:
+        _print(found, names, seconds)
+        _say_whose_blocks(template)
+
+
+def _read(files: list[Path], documents: str | None) -> tuple[list[str], list[str]]:
+    """Names and texts. Raises BadInput when there are none, or what is there is no document."""
+    names, texts = [str(path) for path in files], [_text(path) for path in files]
+    if documents is not None:
+        source = sys.stdin.read() if documents == "-" else _text(Path(documents))
+        for number, line in enumerate(source.splitlines(), 1):
+            if line.strip():
+                name, text = _document(line, f"{documents}:{number}")
+                names.append(name)
+                texts.append(text)
+    if not texts:
+        raise BadInput("there is nothing to rank: name text files, or --documents with lines in it")
+    return names, texts
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read as text: {error}") from error
+
+
+def _document(line: str, where: str) -> tuple[str, str]:
+    """A string, an object with `text`, or a line that is no JSON and stands for itself."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return where, line
+    if isinstance(told, str):
+        return where, told
+    if isinstance(told, dict) and isinstance(told.get("text"), str):
+        return str(told.get("id", where)), told["text"]
+    raise BadInput(f"{where}: a document is a string or has a `text`; this is {line[:40]!r}")
+
+
+def _shape(query: str, found: Ranking, names: list[str], seconds: float) -> dict[str, Any]:
+    return {
+        "query": query,
+        "results": [_result(one, names) for one in found],
+        "prompt_tokens": found.prompt_tokens,
+        "cached_tokens": found.cached_tokens,
+        "seconds": round(seconds, 4),
+    }
+
+
+def _result(one: Ranked, names: list[str]) -> dict[str, Any]:
+    odds = one.log_odds if math.isfinite(one.log_odds) else None
+    name = names[one.index]
+    return {"index": one.index, "name": name, "score": one.score, "log_odds": odds}
+
+
+def _print(found: Ranking, names: list[str], seconds: float) -> None:
+    for one in found:
+        opening = " ".join(one.document.split())[:_SHOWN]
+        typer.echo(f"{one.score:.4f}  {names[one.index]}  {opening}")
+    share = found.cached_tokens / found.prompt_tokens if found.prompt_tokens else 0.0
+    say(
+        f"\n{len(names)} documents in {time_text(seconds)}; {found.prompt_tokens:,} prompt tokens, "
+        f"{share:.0%} reused"
+    )
+
+
+def _say_whose_blocks(template: str | None) -> None:
+    from kdn.rank import find_template
+
+    chosen = find_template(template)
+    if chosen.has_own_prelude:
+        say(f"the stored documents serve the template {chosen.name} alone, not answers")

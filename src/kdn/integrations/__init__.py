@@ -1,0 +1,1 @@
+"""kdn inside other frameworks: one file each, loaded only when its framework is used."""

@@ -1,0 +1,38 @@
+"""The reranking benchmark: agreement by hand, and every row on a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdn.bench import BenchOptions, load_bench
+from kdn.bench.rerank import agreement
+
+EVERY_KEY = {
+    "memory_speedup", "bound_share", "disk_speedup", "direct_speedup", "redis_speedup",
+    "int8_speedup", "int8_agreement_share", "vllm_apc_speedup", "crossencoder_speedup",
+    "query_100_ms", "break_even_gb_per_s", "score_diff",
+}  # fmt: skip
+
+
+def test_agreement_is_a_share_of_pairs() -> None:
+    """Of three pairs one is turned round."""
+    assert agreement((3.0, 2.0, 1.0), (2.0, 3.0, 1.0)) == pytest.approx(2 / 3)
+    assert agreement((3.0, 2.0), (30.0, 20.0)) == 1.0
+
+
+def test_every_side_has_its_row(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tiny_model("llama", max_position_embeddings=1024)
+    options = BenchOptions(str(folder), quick=True, threads=1, home=tmp_path)
+    found = load_bench("rerank")(options)
+    assert set(found.summary) == EVERY_KEY
+    assert found.summary["vllm_apc_speedup"] is None
+    assert found.summary["redis_speedup"] is None
+    assert (found.summary["score_diff"] or 0.0) < 1e-4
+    tiers = {row["side"]: row["from"] for row in found.rows}
+    assert tiers["ours, memory"] == "memory"
+    assert tiers["ours, disk"] == tiers["ours, disk, O_DIRECT"] == "disk"
+    assert not tiers["document first, all computed"]
+    assert any("left out by --quick" in note for note in found.notes)

@@ -1,0 +1,68 @@
+"""kdn rerank as a program, with a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdn.cli.options import ModelChoice
+from tests.cli.program import kdn
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", max_position_embeddings=2048)
+
+
+def test_files_and_lines_are_ranked_and_the_next_query_reuses_them(
+    tmp_path: Path, tiny: Path
+) -> None:
+    file = tmp_path / "cat.txt"
+    file.write_text("The cat sat on the mat.", "utf-8")
+    lines = tmp_path / "more.jsonl"
+    lines.write_text('{"id": "rain", "text": "It rains."}\n"Stones."\n\nnot json\n', "utf-8")
+    options = ("--documents", lines, "--model", tiny, "--dtype", "float32", "--json")
+    first = kdn(tmp_path, "rerank", "Where is the cat?", file, *options)
+    assert first.code == 0, first.err
+    found = first.json
+    names = {str(file), "rain", f"{lines}:2", f"{lines}:4"}
+    assert {one["name"] for one in found["results"]} == names
+    assert [o["score"] for o in found["results"]] == sorted(
+        (o["score"] for o in found["results"]), reverse=True
+    )
+    again = kdn(tmp_path, "rerank", "And the mat?", file, *options, "--top-n", "2").json
+    assert len(again["results"]) == 2
+    assert again["cached_tokens"] > found["cached_tokens"]
+    with ModelChoice(str(tiny), tmp_path, dtype="float32").open() as opened:
+        texts = [file.read_text("utf-8"), "It rains.", "Stones.", "not json"]
+        expected = opened.rerank("Where is the cat?", texts)
+    assert [one["index"] for one in found["results"]] == [one.index for one in expected]
+
+
+def test_a_template_of_ones_own_says_that_its_blocks_are_its_own(
+    tmp_path: Path, tiny: Path
+) -> None:
+    (tmp_path / "t.toml").write_text(
+        'document_first = "{document} ? {query}"\nyes = "Y"\nno = "N"\n', "utf-8"
+    )
+    (tmp_path / "a.txt").write_text("a text", "utf-8")
+    done = kdn(
+        tmp_path, "rerank", "why", tmp_path / "a.txt", "--model", tiny,
+        "--template", tmp_path / "t.toml",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "serve the template t alone" in done.err
+    assert "a text" in done.out
+
+
+def test_nothing_to_rank_is_said(tmp_path: Path, tiny: Path) -> None:
+    done = kdn(tmp_path, "rerank", "why", "--model", tiny)
+    assert done.code == 2
+    assert "nothing to rank" in done.err
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"body": "x"}), "utf-8")
+    done = kdn(tmp_path, "rerank", "why", "--documents", tmp_path / "bad.jsonl", "--model", tiny)
+    assert done.code == 2
+    assert "has a `text`" in done.err
