@@ -1,6 +1,6 @@
 """Train document-first and query-first rerankers on the shared question sets, with one recipe.
 
-python scripts/train_reranker.py ../shared/data OUT [--steps 300] [--labelled-steps 80] [--seed 0]
+python scripts/train_reranker.py ../shared/data OUT [--steps 300] [--labelled-steps 80] [--seed 0] [--layout ...]
 
 OUT/unlabelled and OUT/all get the adapters after queries made from passages, and after questions
 that people asked on top.  Questions that `held_out` names are never read.
@@ -34,9 +34,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--labelled-steps", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layout", type=Layout, nargs="*", default=list(Layout))
     options = parser.parse_args()
-    trainer = make_trainer(options.steps + options.labelled_steps, options.seed)
-    size, clock, steps = RECIPE.group_size, SystemClock(), {layout: list[Step]() for layout in Layout}
+    trainer = make_trainer(options.steps + options.labelled_steps, options.seed, options.layout)
+    size, clock, steps = (
+        RECIPE.group_size,
+        SystemClock(),
+        {layout: list[Step]() for layout in options.layout},
+    )
     phases = (("unlabelled", unlabelled, options.steps), ("all", labelled, options.labelled_steps))
     for name, make, count in phases:
         groups = endless(make(options.data, size, options.seed))
@@ -52,7 +57,7 @@ def main() -> None:
         (options.out / name / "steps.json").write_text(json.dumps(rows))
 
 
-def make_trainer(num_steps: int, seed: int) -> Trainer:
+def make_trainer(num_steps: int, seed: int, layouts: Sequence[Layout]) -> Trainer:
     """A trainer whose prompts are those of `kdn.rerank`."""
     with kdn.open() as k:
         tokenizer, chat = k.model.tokenizer, k.model.chat
@@ -64,7 +69,7 @@ def make_trainer(num_steps: int, seed: int) -> Trainer:
         return chat.segments(told.messages, told.documents, tokenizer)
 
     yes, no = (choice.token_id for choice in make_choices(YES_NO, tokenizer.encode))
-    return Trainer(folder, ask, (yes, no), RECIPE, num_steps, seed)
+    return Trainer(folder, ask, (yes, no), RECIPE, num_steps, seed, layouts)
 
 
 def endless(groups: Sequence[Group]) -> Iterator[Group]:

@@ -32,6 +32,7 @@ BENCHES: dict[str, str] = {
     "l4s": "kdn.bench.l4s",
     "label": "kdn.bench.label",
     "mil": "kdn.bench.mil",
+    "ndcg": "kdn.bench.ndcg",
     "policies": "kdn.bench.policies",
     "rerank": "kdn.bench.rerank",
     "stack": "kdn.bench.stack",

@@ -187,5 +187,3 @@ def _hops(data: Path, size: int, draw: random.Random) -> Iterator[Group]:
             for _ in range(2):
                 right = Pair(record["question"], f"{title}\n{texts[title]}")
                 yield (right, *draw.sample(wrong, size - 1))
-
-

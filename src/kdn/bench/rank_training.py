@@ -34,7 +34,7 @@ class Recipe:
 
     rank: int = 16
     alpha: int = 32
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     warmup_steps: int = 10
     groups_per_step: int = 1
     group_size: int = 4
@@ -107,13 +107,16 @@ class Trainer:
         recipe: Recipe,
         num_steps: int,
         seed: int,
+        layouts: Sequence[Layout] = tuple(Layout),
     ) -> None:
         """`weights` is a Hugging Face folder. Raises MissingExtra without transformers and peft."""
         try:
             from peft import LoraConfig, get_peft_model
             from transformers import AutoModelForCausalLM
         except ImportError as error:
-            raise MissingExtra("training needs transformers and peft: pip install 'kdn[dev]'") from error
+            raise MissingExtra(
+                "training needs transformers and peft: pip install 'kdn[dev]'"
+            ) from error
         torch.manual_seed(seed)
         base = AutoModelForCausalLM.from_pretrained(
             weights, dtype=torch.bfloat16, attn_implementation=_wide_attention()
@@ -126,26 +129,26 @@ class Trainer:
             layers_to_transform=list(range(recipe.first_layer, layers)),
             task_type="CAUSAL_LM",
         )
-        first, second = Layout
-        self._model: Any = get_peft_model(base, lora, adapter_name=first.value)
-        self._model.add_adapter(second.value, lora)
+        self._model: Any = get_peft_model(base, lora, adapter_name=layouts[0].value)
+        for other in layouts[1:]:
+            self._model.add_adapter(other.value, lora)
         self._ask, self._recipe, self._num_steps = ask, recipe, num_steps
         head = base.get_output_embeddings().weight.detach().float()
         self._direction = head[yes_no[0]] - head[yes_no[1]]
-        self._optimizers = {layout: self._optimizer(layout) for layout in Layout}
+        self._optimizers = {layout: self._optimizer(layout) for layout in layouts}
         self.steps = 0
 
     def step(self, groups: Sequence[Group]) -> list[Step]:
-        """Both layouts learn from these groups."""
+        """Every layout learns from these groups."""
         self.steps += 1
-        return [self._learn(layout, groups) for layout in Layout]
+        return [self._learn(layout, groups) for layout in self._optimizers]
 
     def save(self, folder: Path) -> None:
-        """Both adapters, in bf16, as PEFT writes them: `folder/<layout>/adapter_model.safetensors`."""
+        """The adapters, in bf16, as PEFT writes them: `folder/<layout>/adapter_model.safetensors`."""
         from safetensors.torch import load_file, save_file
 
         self._model.save_pretrained(folder)
-        for layout in Layout:
+        for layout in self._optimizers:
             file = folder / layout.value / "adapter_model.safetensors"
             small = {name: t.to(torch.bfloat16) for name, t in load_file(file).items()}
             save_file(small, file, metadata={"format": "pt"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdn.rank.adapters import packaged_adapters
 from kdn.rank.calibrate import fit_temperature, surprise
 from kdn.rank.choices import (
     Choice,
@@ -70,6 +71,7 @@ __all__ = [
     "make_table",
     "odds_of",
     "one_token",
+    "packaged_adapters",
     "pair_question",
     "rank",
     "rank_by",
