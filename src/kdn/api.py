@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ from kdn.core import (
     Stream,
 )
 from kdn.cost import GRID, Ledger, close_books, load_sheet, load_speed, save_jct
+from kdn.drift import load_drift, measure_drift, save_drift, shipped_texts
 from kdn.engine import Engine, Limits
 from kdn.errors import BadConfig, BadInput, MissingExtra, UnknownModel
 from kdn.machine import free_memory_bytes
@@ -66,7 +67,7 @@ from kdn.rank import (
     pair_question,
 )
 from kdn.reuse import LossRule, PrefixReuse
-from kdn.reuse.blend import Afterwards, BlendReuse, Controller, Guard
+from kdn.reuse.blend import Afterwards, BlendReuse, Controller, Drift, Guard
 from kdn.schedule import WaitingRoom, make_policy
 from kdn.store import (
     CODECS,
@@ -189,6 +190,7 @@ class Kdn:
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self.jct = stored_jct(model.decoder, config.home)
         """How long prompts take here: fitted by `kdn cost fit`, else counted."""
+        self._drift = load_drift(config.home, self._fingerprint(None))
         self._records: dict[Fingerprint, QualityRecord | None] = {}
         loss = LossRule(config.store.codec, config.store.max_kl, self.quality)
         record = config.store.record
@@ -211,10 +213,11 @@ class Kdn:
             controller,
             clock,
             movable=not decoder.rope.length_dependent,
+            drift=self._known_drift,
             on_plan=lambda request: self._afterwards.note(request),  # noqa: PLW0108  it is made below
             trace=trace,
         )
-        self._afterwards = Afterwards(self._reuse.lessons, self.guard, trace)
+        self._afterwards = Afterwards(self._reuse.lessons, self.guard, trace, self._idle_drift)
         limits = Limits(
             kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
             max_batch_tokens=config.engine.max_batch_tokens,
@@ -477,6 +480,17 @@ class Kdn:
             self._records[fingerprint] = load_record(self.config.home, fingerprint)
         return self._records[fingerprint]
 
+    def learn_drift(self) -> Drift:
+        """How far keys drift behind other texts, which blending corrects (see docs/blend.md).
+
+        Measured when it is not known: two prefills of some 2,000 tokens, once a model; the home
+        folder keeps it.  Idle time does this by itself after the first blended answer.
+        """
+        for _ in self._drift_in_steps():
+            pass
+        assert self._drift is not None, "measured just now"
+        return self._drift
+
     def catch_up(self) -> int:
         """Do now what blended answers left for idle time: store their documents, compare samples.
 
@@ -511,6 +525,27 @@ class Kdn:
         where: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _known_drift(self, fingerprint: Fingerprint) -> Drift | None:
+        """Adapters have keys of their own, whose drift was never measured."""
+        wanted = self.config.blend.drift and fingerprint == self._fingerprint(None)
+        return self._drift if wanted else None
+
+    def _idle_drift(self) -> Iterator[None]:
+        return self._drift_in_steps() if self.config.blend.drift else iter(())
+
+    def _drift_in_steps(self) -> Iterator[None]:
+        """Measure the drift where it is not known, a layer a step, and keep it."""
+        if self._drift is not None:
+            return
+        texts = [Document(None, text) for text in shipped_texts()]
+        prompt = self.prompt([Message("user", "?")], texts)
+        drift = yield from measure_drift(self.model, self.attention, prompt)
+        self._drift = drift
+        try:
+            save_drift(self.config.home, self._fingerprint(None), drift)
+        except OSError as error:
+            self.trace.event("blend.drift", why=str(error))
 
     def _is_idle(self) -> bool:
         stat = self.engine.stat()

@@ -145,6 +145,8 @@ class BlendConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     ratio: Annotated[float, Meta(ge=0, le=1)] = 0.15
     """The least share of the reused tokens that is recomputed, however fast they load."""
+    drift: bool = True
+    """Learn how far keys drift behind other texts, and take that off stored ones."""
     guard_every: Annotated[int, Meta(ge=0)] = 50
     """One in so many blended answers is compared with a full prefill afterwards; 0 never."""
     guard_kl: Annotated[float, Meta(gt=0)] = 0.5

@@ -17,7 +17,18 @@ from pathlib import Path
 import torch
 
 from kdn import api
-from kdn.bench.blend_arms import FULL, HKVD, NAIVE, NOISE, OURS, RANDOM, RATIO
+from kdn.bench.blend_arms import (
+    FULL,
+    HKVD,
+    LEAN,
+    NAIVE,
+    NOISE,
+    OURS,
+    RANDOM,
+    RATIO,
+    Arm,
+    chosen_arms,
+)
 from kdn.bench.blend_lab import Lab
 from kdn.bench.blend_prompts import Asked, questions
 from kdn.bench.blend_quality import Judged, geometric, interval, judge, judged_before
@@ -50,8 +61,16 @@ def run(options: BenchOptions) -> Result:
         opened(options, Path(folder)) as service,
     ):
         if options.only != "timing":
-            lab = Lab(service.model, service.attention)
-            judged = judge(service, lab, asked, options.rows, options.say, quick=options.quick)
+            lab = Lab(service.model, service.attention, service.learn_drift())
+            judged = judge(
+                service,
+                lab,
+                asked,
+                options.rows,
+                options.say,
+                quick=options.quick,
+                lean=_lean(options),
+            )
         if options.only != "quality":
             timed = _timed(options, service, asked, Path(folder))
     return Result(
@@ -65,6 +84,13 @@ def run(options: BenchOptions) -> Result:
         figures=_figures(judged),
         page=_page(options),
     )
+
+
+def _lean(options: BenchOptions) -> list[Arm] | None:
+    """The arms that were asked for by name or ratio; None when none were."""
+    if options.arms is None and options.ratios is None:
+        return None
+    return chosen_arms(options.arms or LEAN, options.ratios or (RATIO, 0.3))
 
 
 def _page(options: BenchOptions) -> str:
