@@ -39,7 +39,7 @@ def opened(
     trace: Recorder | None = None,
     every: int = 0,
     ratio: float = 0.15,
-    drift: bool = True,
+    drift: float = 0.5,
 ) -> kdn.Kdn:
     store = StoreConfig(folder=work / "store", disk_bytes=1 << 29, memory_bytes=1 << 29)
     config = Config(
@@ -152,7 +152,7 @@ def test_drift_is_learnt_in_idle_time_once_and_kept(home: Path, tmp_path: Path) 
     """A second opening finds it; with the setting off nothing is learnt."""
     own = tmp_path / "home"
     own.mkdir()
-    with opened(own, tmp_path / "a", drift=False) as k:
+    with opened(own, tmp_path / "a", drift=0.0) as k:
         k.generate("What is said?", ["One text."], sampling=ONE, reuse="blend")
         k.catch_up()
         assert not (own / "drift").exists()

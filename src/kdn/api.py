@@ -528,8 +528,10 @@ class Kdn:
 
     def _known_drift(self, fingerprint: Fingerprint) -> Drift | None:
         """Adapters have keys of their own, whose drift was never measured."""
-        wanted = self.config.blend.drift and fingerprint == self._fingerprint(None)
-        return self._drift if wanted else None
+        share = self.config.blend.drift
+        if self._drift is None or not share or fingerprint != self._fingerprint(None):
+            return None
+        return self._drift.times(share)
 
     def _idle_drift(self) -> Iterator[None]:
         return self._drift_in_steps() if self.config.blend.drift else iter(())

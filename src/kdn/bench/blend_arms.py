@@ -21,6 +21,7 @@ __all__ = [
     "ATTENTION",
     "DRIFT",
     "FULL",
+    "HALF",
     "HKVD",
     "LEAN",
     "NAIVE",
@@ -28,6 +29,7 @@ __all__ = [
     "OURS",
     "RANDOM",
     "RATIO",
+    "WHOLE",
     "Arm",
     "BottomRight",
     "arms",
@@ -36,8 +38,11 @@ __all__ = [
 
 RATIO = 0.15
 FULL, NAIVE = "full prefill", "naive"
-OURS, HKVD, RANDOM = "drift and question's attention", "HKVD by V", "random"
+OURS, HKVD, RANDOM = "half the drift and question's attention", "HKVD by V", "random"
 ATTENTION, DRIFT = "question's attention", "drift alone"
+WHOLE = "drift and question's attention"
+HALF = 0.5
+"""The share of the drift that kdn takes off unless told otherwise."""
 FIRST = "first of each chunk"
 
 
@@ -51,8 +56,8 @@ class Arm:
     attention: Attention | None = None
     unmoved: bool = False
     """Leave the keys at the positions they were computed at."""
-    undrifted: bool = False
-    """Take the model's drift off the stored keys."""
+    undrifted: float = 0.0
+    """The share of the model's drift that is taken off the stored keys."""
 
     @property
     def key(self) -> str:
@@ -83,15 +88,16 @@ def chosen_arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
 
     Raises BadInput, naming those there are, for an unknown name.
     """
-    known = ("naive", "drift", "ours", *_RULES)
+    known = ("naive", "drift", "ours", "whole", *_RULES)
     for name in names:
         if name not in known:
             raise BadInput(f"no way of blending {name!r} to compare; there are {', '.join(known)}")
     found = [Arm(NAIVE, 0.0, Naive())] if "naive" in names else []
-    found += [Arm(DRIFT, 0.0, Naive(), undrifted=True)] if "drift" in names else []
+    found += [Arm(DRIFT, 0.0, Naive(), undrifted=1.0)] if "drift" in names else []
     for ratio in ratios:
         found += [_ruled(name, ratio) for name in names if name in _RULES]
-        found += [Arm(OURS, ratio, Asked(), undrifted=True)] if "ours" in names else []
+        found += [Arm(OURS, ratio, Asked(), undrifted=HALF)] if "ours" in names else []
+        found += [Arm(WHOLE, ratio, Asked(), undrifted=1.0)] if "whole" in names else []
     return found
 
 
@@ -107,18 +113,19 @@ def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list
         Arm(RANDOM, RATIO, Drawn()),
         Arm(HKVD, RATIO, Deviation("v")),
         Arm(FIRST, RATIO, Leading()),
-        Arm(DRIFT, 0.0, Naive(), undrifted=True),
+        Arm(DRIFT, 0.0, Naive(), undrifted=1.0),
         Arm(ATTENTION, RATIO, Asked()),
         Arm(ATTENTION, 0.3, Asked()),
-        Arm(OURS, RATIO, Asked(), undrifted=True),
-        Arm(OURS, 0.3, Asked(), undrifted=True),
+        Arm(OURS, RATIO, Asked(), undrifted=HALF),
+        Arm(OURS, 0.3, Asked(), undrifted=HALF),
+        Arm(WHOLE, RATIO, Asked(), undrifted=1.0),
     ]
     if which != "every":
         return [*main, NOISE] if which == "noise" else main
     deviation = true_deviation(case, 1).mean(dim=0)
     attended = _true_mass(lab, case)
     curve = [
-        Arm(name, ratio, rule, undrifted=name == OURS)
+        Arm(name, ratio, rule, undrifted=HALF * (name == OURS))
         for ratio in (0.05, 0.3, 0.5)
         for name, rule in (
             (OURS, Asked()),

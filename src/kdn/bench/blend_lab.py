@@ -110,13 +110,13 @@ class Lab:
         true_kv = capture.kept(prompt.token_ids, 0).kv
         return Case(prompt.token_ids, head, layout, runs, prefix, full, answer, true_kv)
 
-    def base(self, case: Case, *, undrifted: bool = False) -> Plan:
-        """The plan that rules refine: first chunk exact, the others as stored or `undrifted`."""
+    def base(self, case: Case, *, undrifted: float = 0.0) -> Plan:
+        """The plan that rules refine: first chunk exact, the others as stored with that share of
+        the drift taken off."""
         stored = case.stored
         if undrifted:
-            stored = tuple(
-                StoredRun(run.start, Undrifted(run.source, self._drift)) for run in stored
-            )
+            drift = self._drift.times(undrifted)
+            stored = tuple(StoredRun(run.start, Undrifted(run.source, drift)) for run in stored)
         return Plan(
             case.tokens,
             prefix=case.prefix,

@@ -40,6 +40,10 @@ def test_the_layers_shift_is_added_to_keys_and_to_nothing_else(dtype: torch.dtyp
     assert source.num_tokens == 3
 
 
+def test_half_of_it_is_half_of_every_number() -> None:
+    assert TWO_LAYERS.times(0.5).shift.tolist() == [[[0.5, -1.0]], [[0.25, 0.0]]]
+
+
 def test_it_is_the_mean_difference_of_keys_behind_the_first_document(tiny: LoadedModel) -> None:
     """The dull twin: the laboratory's full prefill less its chunks, over 100 and 60 tokens."""
     prompt = Prompt((*ALL, question(1)))

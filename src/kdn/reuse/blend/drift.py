@@ -33,6 +33,10 @@ class Drift:
         """The shift in bf16, as it is added to stored keys of that type."""
         return self.shift.to(torch.bfloat16)
 
+    def times(self, share: float) -> Drift:
+        """A part of it, 0 to 1."""
+        return Drift(self.shift * share)
+
     def moved(self, layer: int, keys: Tensor) -> Tensor:
         """The layer's keys [tokens, kv heads, dim] as they would be behind other texts; a copy."""
         shift = self.rounded if keys.dtype == torch.bfloat16 else self.shift
