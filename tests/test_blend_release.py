@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import kdn
+from kdn.bench.blend_arms import NAIVE, OURS, chosen_arms
 from kdn.bench.blend_lab import Lab, kl
 from kdn.bench.blend_prompts import questions
 from kdn.bench.measure import interleave
@@ -18,7 +20,6 @@ from kdn.config import BlendConfig, Config, StoreConfig
 from kdn.core import Keeping, Prompt, Sampling
 from kdn.errors import BadInput
 from kdn.model import Document, Message
-from kdn.reuse.blend import Asked, Naive, Rule
 from kdn.trace import Recorder
 
 pytestmark = pytest.mark.model
@@ -33,10 +34,17 @@ def home(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
 
 
 def opened(
-    home: Path, work: Path, trace: Recorder | None = None, every: int = 0, ratio: float = 0.15
+    home: Path,
+    work: Path,
+    trace: Recorder | None = None,
+    every: int = 0,
+    ratio: float = 0.15,
+    drift: float = 0.5,
 ) -> kdn.Kdn:
     store = StoreConfig(folder=work / "store", disk_bytes=1 << 29, memory_bytes=1 << 29)
-    config = Config(home=home, store=store, blend=BlendConfig(guard_every=every, ratio=ratio))
+    config = Config(
+        home=home, store=store, blend=BlendConfig(guard_every=every, ratio=ratio, drift=drift)
+    )
     return kdn.open(config=config, trace=trace)
 
 
@@ -54,19 +62,16 @@ def prompt(k: kdn.Kdn, number: int, documents: int = 8) -> Prompt:
 
 
 def test_a_blend_is_closer_to_the_full_prefill_than_naive_reuse(k: kdn.Kdn) -> None:
-    lab = Lab(k.model, k.attention)
-    naive: list[float] = []
-    mended: list[float] = []
+    lab = Lab(k.model, k.attention, k.learn_drift())
+    found: dict[str, list[float]] = {}
     for number in range(2):
         case = lab.case(prompt(k, number, documents=6))
-        ways: list[tuple[Rule, float, list[float]]] = [
-            (Naive(), 0.0, naive),
-            (Asked(), 0.15, mended),
-        ]
-        for rule, ratio, found in ways:
-            seen = lab.blend(case, rule, ratio)
-            found.append(float(kl(case.full.logprobs, seen.logprobs)[0]))
-    assert statistics.mean(mended) < 0.7 * statistics.mean(naive)
+        for arm in chosen_arms(("naive", "ours"), (0.15,)):
+            with torch.inference_mode():
+                plan = arm.rule(arm.base(lab, case), case.layout, case.layout.budget(arm.ratio))
+            seen = lab.run(case, plan)
+            found.setdefault(arm.name, []).append(float(kl(case.full.logprobs, seen.logprobs)[0]))
+    assert statistics.mean(found[OURS]) < 0.7 * statistics.mean(found[NAIVE])
 
 
 def test_a_blended_answer_begins_sooner_than_a_full_prefill(k: kdn.Kdn) -> None:
@@ -141,6 +146,25 @@ def test_the_ratio_setting_is_what_a_request_without_one_gets(home: Path, tmp_pa
             ).usage
             reused.append(usage.blended)
     assert reused[1] == pytest.approx(reused[0] / 2, abs=1)
+
+
+def test_drift_is_learnt_in_idle_time_once_and_kept(home: Path, tmp_path: Path) -> None:
+    """A second opening finds it; with the setting off nothing is learnt."""
+    own = tmp_path / "home"
+    own.mkdir()
+    with opened(own, tmp_path / "a", drift=0.0) as k:
+        k.generate("What is said?", ["One text."], sampling=ONE, reuse="blend")
+        k.catch_up()
+        assert not (own / "drift").exists()
+    with opened(own, tmp_path / "b") as k:
+        k.generate("What is said?", ["One text."], sampling=ONE, reuse="blend")
+        k.catch_up()
+        learnt = k.learn_drift()
+    (kept,) = (own / "drift").iterdir()
+    written = kept.stat().st_mtime_ns
+    with opened(own, tmp_path / "c") as k:
+        assert torch.equal(k.learn_drift().shift, learnt.shift)
+    assert kept.stat().st_mtime_ns == written
 
 
 def test_impossible_wishes_are_refused(k: kdn.Kdn) -> None:

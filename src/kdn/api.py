@@ -20,6 +20,7 @@ from typing import Literal, Self
 import torch
 
 from kdn.answers import Answer, Source, collect
+from kdn.choosing import choose_attention, choose_dtype, find_kernels, prefill_estimate
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config, load_config
 from kdn.core import (
@@ -35,14 +36,14 @@ from kdn.core import (
     Stream,
 )
 from kdn.cost import GRID, Ledger, close_books, load_sheet, load_speed, save_jct
+from kdn.drift import DriftKeeper, measure_drift
 from kdn.engine import Engine, Limits
 from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.guarding import make_guard, refuse_unmeasured
 from kdn.idle_fit import IdleFit
 from kdn.machine import free_memory_bytes
-from kdn.model import Decoder, Document, LoadedModel, Message, Remembered, load_model, resolve
-from kdn.model.attention import Attention, FusedAttention, TorchAttention
-from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load
+from kdn.model import Document, LoadedModel, Message, Remembered, load_model, resolve
+from kdn.model.attention import Attention
 from kdn.pages import keep_freed
 from kdn.rag import (
     Cutting,
@@ -76,10 +77,9 @@ from kdn.rank import (
     yes_and_no,
 )
 from kdn.reuse import LossRule, PrefixReuse
-from kdn.reuse.blend import Afterwards, BlendReuse, Controller
+from kdn.reuse.blend import Afterwards, BlendReuse, Controller, Drift
 from kdn.schedule import WaitingRoom, make_policy
 from kdn.store import (
-    EstimateS,
     LookupRecorder,
     Match,
     QualityRecord,
@@ -124,12 +124,14 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
     keep_freed()
-    kernel = _kernel(config.home, trace)
+    kernel = find_kernels(config.home, trace)
     loaded = load_model(
         model,
         cache_dir=config.models_folder,
         home=config.home,
-        dtype=_dtype(dtype or config.engine.dtype, device or config.engine.device, config.home),
+        dtype=choose_dtype(
+            dtype or config.engine.dtype, device or config.engine.device, config.home
+        ),
         device=device or config.engine.device,
         int8=int8,
         adapters=adapters,
@@ -138,35 +140,8 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     )
     refuse_unmeasured(config, load_record(config.home, loaded.decoder.fingerprint_with(None)))
     store = open_configured_store(config, clock, trace)
-    attention = _attention(loaded.decoder, kernel)
+    attention = choose_attention(loaded.decoder, kernel)
     return Kdn(loaded, attention, store, config, clock, trace)
-
-
-def _dtype(asked: str, device: str, home: Path) -> str:
-    """What was asked for; for `auto` what `kdn doctor` measured on this machine, if it did."""
-    if asked != "auto":
-        return asked
-    from kdn.doctor import measured_dtype
-
-    return measured_dtype(home, "cuda" if device.startswith("cuda") else "cpu") or "auto"
-
-
-def _kernel(home: Path, trace: Trace) -> Kernels | None:
-    """The compiled kernels where there can be any; else the trace says why not."""
-    try:
-        return load(home / "kernels")
-    except NoKernel as why:
-        trace.event("kernels.none", why=str(why))
-        return None
-
-
-def _attention(decoder: Decoder, kernel: Kernels | None) -> Attention:
-    """The compiled one where it can run, torch's own on a GPU, else plain torch."""
-    if decoder.device.type == "cuda":
-        return FusedAttention()
-    if kernel and KernelAttention.suits(decoder.dtype, decoder.device, decoder.config.head_dim):
-        return KernelAttention(kernel)
-    return TorchAttention()
 
 
 class Kdn:
@@ -192,13 +167,20 @@ class Kdn:
         self.config = config
         self.trace = trace
         self._clock = clock
-        self.attention = attention
         self._remembered = Remembered()
         self._names = (f"r{number}" for number in itertools.count(1))
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self.jct = stored_jct(model.decoder, config.home)
         """How long prompts take here: fitted by `kdn cost fit`, else counted."""
         self._fingerprints: dict[str | None, Fingerprint] = {}
+        self._drift = DriftKeeper(
+            config.home,
+            self._fingerprint(None),
+            partial(measure_drift, model, attention),
+            lambda texts: self.prompt([Message("user", "?")], texts),
+            config.blend.drift,
+            trace,
+        )
         self._records: dict[Fingerprint, QualityRecord | None] = {}
         loss = LossRule(config.store.codec, config.store.max_kl, self.quality)
         record = config.store.record
@@ -209,7 +191,7 @@ class Kdn:
             self._fingerprint,
             loss,
             recorder=self._recorder,
-            estimate_s=_estimate(config, self.jct),
+            estimate_s=prefill_estimate(config, self.jct),
         )
         controller = Controller(config.blend.ratio)
         self.guard = make_guard(config, controller, self._fingerprint(None), trace)
@@ -221,10 +203,11 @@ class Kdn:
             controller,
             clock,
             movable=not decoder.rope.length_dependent,
+            drift=self._drift.known,
             on_plan=lambda request: self._afterwards.note(request),  # noqa: PLW0108  it is made below
             trace=trace,
         )
-        self._afterwards = Afterwards(self._reuse.lessons, self.guard, trace)
+        self._afterwards = Afterwards(self._reuse.lessons, self.guard, trace, self._drift.when_idle)
         limits = Limits(
             kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
             max_batch_tokens=config.engine.max_batch_tokens,
@@ -548,6 +531,14 @@ class Kdn:
             self._records[fingerprint] = load_record(self.config.home, fingerprint)
         return self._records[fingerprint]
 
+    def learn_drift(self) -> Drift:
+        """How far keys drift behind other texts, which blending corrects (see docs/blend.md).
+
+        Measured when it is not known: two prefills of some 2,000 tokens, once a model; the home
+        folder keeps it.  Idle time does this by itself after the first blended answer.
+        """
+        return self._drift.learn()
+
     def catch_up(self) -> int:
         """Do now what blended answers left for idle time: store their documents, compare samples.
 
@@ -673,14 +664,6 @@ def blending(reuse: Reuse, ratio: float | None = None) -> Blend | None:
 
 _FRAME_TOKENS = 256
 """Room for the prelude, the instruction and the template around an `ask`."""
-
-
-def _estimate(config: Config, jct: JctModel) -> EstimateS | None:
-    """What a prefill takes, when it is known how quick it is here: said, or fitted."""
-    rate = config.store.prefill_tokens_per_s
-    if rate is not None:
-        return lambda new, _cached: new / rate
-    return jct.seconds if jct.source == "fit" else None
 
 
 def _asked(question: str, parts: Sequence[Part]) -> str:

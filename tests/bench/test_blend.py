@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from kdn.bench import BenchOptions, load_bench
-from kdn.bench.blend_arms import BottomRight
+from kdn.bench.blend_arms import HALF, LEAN, BottomRight, chosen_arms
 from kdn.bench.blend_load import Point, rate_at, zipf_order
 from kdn.bench.blend_prompts import questions
 from kdn.bench.blend_quality import geometric, interval, rouge_l, word_f1
+from kdn.config import BlendConfig
 from kdn.errors import BadInput
 from kdn.model.attention import AttentionLane, TorchAttention
 
@@ -44,6 +45,19 @@ def test_summaries_are_compared_by_what_comes_in_the_same_order() -> None:
     assert rouge_l("budget was then raised", ["budget was raised"]) == pytest.approx(0.8571)
     assert rouge_l("raised was budget", ["budget was raised"]) == pytest.approx(0.3333)
     assert rouge_l("", ["budget"]) == 0.0
+
+
+def test_ways_are_chosen_by_name_and_ratio_and_naive_reuse_comes_once() -> None:
+    found = chosen_arms(("naive", "hkvd", "ours"), (0.15, 0.3))
+    assert [arm.key.rpartition("@")[2] for arm in found] == ["0.0", "0.15", "0.15", "0.3", "0.3"]
+    assert [arm.undrifted for arm in found] == [0.0, 0.0, HALF, 0.0, HALF]
+    assert len({arm.key for arm in chosen_arms(LEAN, (0.15,))}) == len(LEAN)
+    with pytest.raises(BadInput, match="no way of blending 'best'"):
+        chosen_arms(("best",), (0.15,))
+
+
+def test_the_share_of_the_drift_is_what_the_settings_have_by_default() -> None:
+    assert BlendConfig().drift == HALF
 
 
 def test_gains_are_geometric_and_held_above_the_floor() -> None:

@@ -11,13 +11,25 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from kdn import api
-from kdn.bench.blend_arms import FULL, HKVD, NAIVE, NOISE, OURS, RANDOM, RATIO
+from kdn.bench.blend_arms import (
+    ATTENTION,
+    FULL,
+    HKVD,
+    LEAN,
+    NAIVE,
+    NOISE,
+    OURS,
+    RANDOM,
+    RATIO,
+    Arm,
+    chosen_arms,
+)
 from kdn.bench.blend_lab import Lab
 from kdn.bench.blend_prompts import Asked, questions
 from kdn.bench.blend_quality import Judged, geometric, interval, judge, judged_before
@@ -34,7 +46,14 @@ _PROMPTS = 100
 _QUICK_PROMPTS = 2
 _PARTS = (None, "all", "quality", "timing")
 _OURS, _HKVD, _RANDOM = f"{OURS}@{RATIO}", f"{HKVD}@{RATIO}", f"{RANDOM}@{RATIO}"
+_ATTENTION = f"{ATTENTION}@{RATIO}"
 _NAIVE, _NOISE, _FULL = f"{NAIVE}@0.0", f"{NOISE.name}@1.0", f"{FULL}@1.0"
+_COMPARED = {
+    _NAIVE: "naive reuse",
+    _HKVD: "HKVD",
+    _RANDOM: "random rows",
+    _ATTENTION: "the question's attention with all its drift",
+}
 
 
 def run(options: BenchOptions) -> Result:
@@ -50,8 +69,16 @@ def run(options: BenchOptions) -> Result:
         opened(options, Path(folder)) as service,
     ):
         if options.only != "timing":
-            lab = Lab(service.model, service.attention)
-            judged = judge(service, lab, asked, options.rows, options.say, quick=options.quick)
+            lab = Lab(service.model, service.attention, service.learn_drift())
+            judged = judge(
+                service,
+                lab,
+                asked,
+                options.rows,
+                options.say,
+                quick=options.quick,
+                lean=_lean(options),
+            )
         if options.only != "quality":
             timed = _timed(options, service, asked, Path(folder))
     return Result(
@@ -65,6 +92,13 @@ def run(options: BenchOptions) -> Result:
         figures=_figures(judged),
         page=_page(options),
     )
+
+
+def _lean(options: BenchOptions) -> list[Arm] | None:
+    """The arms that were asked for by name or ratio; None when none were."""
+    if options.arms is None and options.ratios is None:
+        return None
+    return chosen_arms(options.arms or LEAN, options.ratios or (RATIO, 0.3))
 
 
 def _page(options: BenchOptions) -> str:
@@ -161,6 +195,7 @@ def _summary(judged: Sequence[Judged], timed: dict[str, Timed]) -> dict[str, flo
         "kl_gain_hkvd": gain(_HKVD, "kl"),
         "kl32_gain_naive": gain(_NAIVE, "kl32"),
         "kl32_gain_hkvd": gain(_HKVD, "kl32"),
+        "kl_gain_drift": gain(_ATTENTION, "kl"),
         "agreement_share": mean(_OURS, "agree"),
         "agreement_naive_share": mean(_NAIVE, "agree"),
         "f1_full": mean(_FULL, "f1"),
@@ -172,12 +207,15 @@ def _notes(judged: Sequence[Judged]) -> tuple[str, ...]:
     if not judged:
         return ()
     said = []
-    for arm, name in ((_NAIVE, "naive reuse"), (_HKVD, "HKVD"), (_RANDOM, "random rows")):
+    for arm, name in _COMPARED.items():
         for key, where in (("kl", "at the answer position"), ("kl32", "over 32 forced tokens")):
-            mean, low, high = geometric(_pairs(judged, arm, _OURS, key))
+            pairs = _pairs(judged, arm, _OURS, key)
+            if not pairs:
+                continue
+            mean, low, high = geometric(pairs)
             said.append(
                 f"At 15 % the default is {mean:.2f} times closer to the full prefill than {name}"
-                f" {where} (95 % bootstrap interval over {len(judged)} prompts {low:.2f}-{high:.2f})."
+                f" {where} (95 % bootstrap interval over {len(pairs)} prompts {low:.2f}-{high:.2f})."
             )
     said.append(
         "`rows computed` counts rows times layers, the look before the pass and the question"
@@ -224,26 +262,25 @@ def _figures(judged: Sequence[Judged]) -> tuple[Figure, ...]:
     whole = [one for one in judged if "ranks" in one]
     if not whole:
         return ()
-    means: dict[str, Callable[[str], float]] = {
-        "KL to the full prefill, nats": lambda arm: statistics.mean(_values(whole, arm, "kl")),
-        "share of equal first tokens": lambda arm: statistics.mean(_values(whole, arm, "agree")),
-    }
     drawn = [
-        Figure(title, "share of reused rows recomputed", what, _curves(mean))
-        for (what, mean), title in zip(
-            means.items(),
-            ("Error by ratio (paper's figure 6)", "Plateau (paper's figure 16)"),
-            strict=True,
+        Figure(title, "share of reused rows recomputed", what, _curves(whole, key))
+        for key, what, title in (
+            ("kl", "KL to the full prefill, nats", "Error by ratio (paper's figure 6)"),
+            ("agree", "share of equal first tokens", "Plateau (paper's figure 16)"),
         )
     ]
     return (*drawn, _rank_figure(whole))
 
 
-def _curves(mean: Callable[[str], float]) -> dict[str, list[tuple[float, float]]]:
-    return {
-        name: [(0.0, mean(_NAIVE)), *((r, mean(f"{name}@{r}")) for r in (0.05, 0.15, 0.3, 0.5))]
-        for name in (OURS, HKVD, RANDOM)
-    }
+def _curves(whole: Sequence[Judged], key: str) -> dict[str, list[tuple[float, float]]]:
+    """Means by ratio of the ways that these prompts were judged with at every ratio."""
+    curves = {}
+    for name in (OURS, ATTENTION, HKVD, RANDOM):
+        arms = {0.0: _NAIVE} | {ratio: f"{name}@{ratio}" for ratio in (0.05, RATIO, 0.3, 0.5)}
+        found = {ratio: _values(whole, arm, key) for ratio, arm in arms.items()}
+        if all(len(values) == len(whole) for values in found.values()):
+            curves[name] = [(ratio, statistics.mean(values)) for ratio, values in found.items()]
+    return curves
 
 
 def _rank_figure(whole: Sequence[Judged]) -> Figure:

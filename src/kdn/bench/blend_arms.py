@@ -11,27 +11,39 @@ from torch import Tensor
 
 from kdn.bench.blend_lab import Case, Held, Lab, true_deviation
 from kdn.core import Plan, StoredRun
+from kdn.errors import BadInput
 from kdn.model.attention import Attention, AttentionLane, BoundAttention, TorchAttention
 from kdn.model.rope import rotate
 from kdn.reuse.blend import Asked, Deviation, Drawn, Layout, Leading, Mass, Naive, Rule
 from kdn.reuse.blend.rules import chosen_rows
 
 __all__ = [
+    "ATTENTION",
+    "DRIFT",
     "FULL",
+    "HALF",
     "HKVD",
+    "LEAN",
     "NAIVE",
     "NOISE",
     "OURS",
     "RANDOM",
     "RATIO",
+    "WHOLE",
     "Arm",
     "BottomRight",
     "arms",
+    "chosen_arms",
 ]
 
 RATIO = 0.15
 FULL, NAIVE = "full prefill", "naive"
-OURS, HKVD, RANDOM = "question's attention", "HKVD by V", "random"
+OURS, HKVD, RANDOM = "half the drift and question's attention", "HKVD by V", "random"
+ATTENTION, DRIFT = "question's attention", "drift alone"
+WHOLE = "drift and question's attention"
+HALF = 0.5
+"""The share of the drift that kdn takes off unless told otherwise."""
+FIRST = "first of each chunk"
 
 
 @dataclass(frozen=True)
@@ -44,15 +56,54 @@ class Arm:
     attention: Attention | None = None
     unmoved: bool = False
     """Leave the keys at the positions they were computed at."""
+    undrifted: float = 0.0
+    """The share of the model's drift that is taken off the stored keys."""
+
+    @property
+    def key(self) -> str:
+        """Its name among judged rows."""
+        return f"{self.name}@{self.ratio}"
 
     def base(self, lab: Lab, case: Case) -> Plan:
         """The plan that the rule refines."""
-        base = lab.base(case)
+        base = lab.base(case, undrifted=self.undrifted)
         return _unmoved(lab, case, base) if self.unmoved else base
 
 
+LEAN = ("naive", "drift", "random", "hkvd", "attention", "ours")
+"""The ways that a claim needs: what is compared with, and what is claimed."""
+_RULES: dict[str, tuple[str, Rule]] = {
+    "random": (RANDOM, Drawn()),
+    "hkvd": (HKVD, Deviation("v")),
+    "first": (FIRST, Leading()),
+    "attention": (ATTENTION, Asked()),
+}
+
 NOISE = Arm("all rows again", 1.0, Drawn())
 """Every row behind the first chunk anew: what differs is the noise of the arithmetic."""
+
+
+def chosen_arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
+    """The ways of these names at each of these ratios; naive reuse, which mends nothing, once.
+
+    Raises BadInput, naming those there are, for an unknown name.
+    """
+    known = ("naive", "drift", "ours", "whole", *_RULES)
+    for name in names:
+        if name not in known:
+            raise BadInput(f"no way of blending {name!r} to compare; there are {', '.join(known)}")
+    found = [Arm(NAIVE, 0.0, Naive())] if "naive" in names else []
+    found += [Arm(DRIFT, 0.0, Naive(), undrifted=1.0)] if "drift" in names else []
+    for ratio in ratios:
+        found += [_ruled(name, ratio) for name in names if name in _RULES]
+        found += [Arm(OURS, ratio, Asked(), undrifted=HALF)] if "ours" in names else []
+        found += [Arm(WHOLE, ratio, Asked(), undrifted=1.0)] if "whole" in names else []
+    return found
+
+
+def _ruled(name: str, ratio: float) -> Arm:
+    title, rule = _RULES[name]
+    return Arm(title, ratio, rule)
 
 
 def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list[Arm]:
@@ -61,19 +112,28 @@ def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list
         Arm(NAIVE, 0.0, Naive()),
         Arm(RANDOM, RATIO, Drawn()),
         Arm(HKVD, RATIO, Deviation("v")),
-        Arm("first of each chunk", RATIO, Leading()),
-        Arm(OURS, RATIO, Asked()),
-        Arm(OURS, 0.3, Asked()),
+        Arm(FIRST, RATIO, Leading()),
+        Arm(DRIFT, 0.0, Naive(), undrifted=1.0),
+        Arm(ATTENTION, RATIO, Asked()),
+        Arm(ATTENTION, 0.3, Asked()),
+        Arm(OURS, RATIO, Asked(), undrifted=HALF),
+        Arm(OURS, 0.3, Asked(), undrifted=HALF),
+        Arm(WHOLE, RATIO, Asked(), undrifted=1.0),
     ]
     if which != "every":
         return [*main, NOISE] if which == "noise" else main
     deviation = true_deviation(case, 1).mean(dim=0)
     attended = _true_mass(lab, case)
     curve = [
-        Arm(name, ratio, rule)
+        Arm(name, ratio, rule, undrifted=HALF * (name == OURS))
         for ratio in (0.05, 0.3, 0.5)
-        for name, rule in ((OURS, Asked()), (HKVD, Deviation("v")), (RANDOM, Drawn()))
-        if (name, ratio) != (OURS, 0.3)
+        for name, rule in (
+            (OURS, Asked()),
+            (ATTENTION, Asked()),
+            (HKVD, Deviation("v")),
+            (RANDOM, Drawn()),
+        )
+        if ratio != 0.3 or name not in (OURS, ATTENTION)
     ]
     rare = [
         NOISE,

@@ -16,7 +16,7 @@ from kdn.core import ALL_ROWS, LayerKV, LayerSource, Plan, Prompt, Role, StoredR
 from kdn.engine import Capture, Head, Lane, Pass, SequenceKV, Tail
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
-from kdn.reuse.blend import Layout, Rule
+from kdn.reuse.blend import Drift, Layout, Rule, Undrifted
 
 __all__ = ["Case", "Held", "Lab", "Seen", "kl", "true_deviation"]
 
@@ -76,8 +76,9 @@ class Case:
 class Lab:
     """Runs plans on one model."""
 
-    def __init__(self, model: LoadedModel, attention: Attention) -> None:
+    def __init__(self, model: LoadedModel, attention: Attention, drift: Drift) -> None:
         self._model = model
+        self._drift = drift
         self._attention = attention
         decoder = model.decoder
         self._shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
@@ -109,12 +110,17 @@ class Lab:
         true_kv = capture.kept(prompt.token_ids, 0).kv
         return Case(prompt.token_ids, head, layout, runs, prefix, full, answer, true_kv)
 
-    def base(self, case: Case) -> Plan:
-        """The plan that rules refine: first chunk exact, the others as stored."""
+    def base(self, case: Case, *, undrifted: float = 0.0) -> Plan:
+        """The plan that rules refine: first chunk exact, the others as stored with that share of
+        the drift taken off."""
+        stored = case.stored
+        if undrifted:
+            drift = self._drift.times(undrifted)
+            stored = tuple(StoredRun(run.start, Undrifted(run.source, drift)) for run in stored)
         return Plan(
             case.tokens,
             prefix=case.prefix,
-            stored=case.stored,
+            stored=stored,
             rows=(ALL_ROWS,) * self.num_layers,
         )
 
@@ -149,6 +155,9 @@ class Lab:
     def answer(self, case: Case, seen: Seen, most: int = 16) -> str:
         """What is generated greedily behind the prompt, up to `most` tokens or the end."""
         stops = set(self._model.tokenizer.eos_ids)
+        if seen is case.full and most <= len(case.answer):
+            ends = (i for i, token in enumerate(case.answer) if token in stops)
+            return self._model.tokenizer.decode(case.answer[: min(next(ends, most), most)])
         tokens = [int(seen.logprobs[0].argmax())]
         seen.kv.tail.num_columns = case.layout.num_tokens - seen.kv.num_head
         while len(tokens) < most and tokens[-1] not in stops:

@@ -36,9 +36,9 @@ __all__ = [
 
 _EVERY = 10
 """One prompt in so many runs every arm."""
-_ANSWERED = ((NAIVE, 0.0), (OURS, RATIO), (HKVD, RATIO))
+_ANSWERED = ((NAIVE, 0.0), (OURS, RATIO))
 _ANSWER_TOKENS, _SUMMARY_TOKENS = 12, 64
-_JUDGED_BY_GOLD = (*_ANSWERED, (RANDOM, RATIO), (OURS, 0.3))
+_JUDGED_BY_GOLD = (*_ANSWERED, (HKVD, RATIO), (RANDOM, RATIO), (OURS, 0.3))
 
 Which = Literal["main", "noise", "every"]
 Judged = dict[str, Any]
@@ -53,20 +53,26 @@ def judge(
     say: Callable[[str], None],
     *,
     quick: bool,
+    lean: Sequence[Arm] | None = None,
 ) -> list[Judged]:
     """Every question judged, those in the file `rows` (made if need be) as they stand there.
 
-    One in ten runs every arm, or, if `quick`, the noise floor only.
+    One in ten runs every arm, or, if `quick`, the noise floor only.  With `lean` every prompt runs
+    these arms and no other; a prompt in the file that lacks some of them gets those besides.
     """
     known = _read(rows)
     found: list[Judged] = []
     for number, question in enumerate(questions):
-        if question.name in known:
-            found.append(known[question.name])
+        before = known.get(question.name)
+        lacking = [arm for arm in lean or () if before is None or arm.key not in before["arms"]]
+        if before is not None and not lacking:
+            found.append(before)
             continue
         say(f"quality: {question.name}, {number + 1} of {len(questions)}")
         which: Which = "main" if number % _EVERY else "noise" if quick else "every"
-        judged = _judge(service, lab, question, which)
+        judged = _judge(service, lab, question, which if lean is None else lacking)
+        if before is not None:
+            judged = before | {"arms": before["arms"] | judged["arms"]}
         found.append(judged)
         if rows is not None:
             with rows.open("a", encoding="utf-8") as file:
@@ -89,14 +95,13 @@ def _read(rows: Path | None) -> dict[str, Judged]:
     return {judged["name"]: judged for judged in map(json.loads, lines)}
 
 
-def _judge(service: api.Kdn, lab: Lab, question: Asked, which: Which) -> Judged:
+def _judge(service: api.Kdn, lab: Lab, question: Asked, which: Which | Sequence[Arm]) -> Judged:
+    """One full prefill and one set of stored chunks; every arm is a pass over them."""
     turns = [Message("system", question.instruction), Message("user", question.question)]
     prompt = service.prompt(turns, [Document(None, text) for text in question.documents])
     case = lab.case(prompt)
-    found = {
-        f"{arm.name}@{arm.ratio}": _score(lab, case, arm, question)
-        for arm in arms(lab, case, which)
-    }
+    compared = arms(lab, case, which) if isinstance(which, str) else which
+    found = {arm.key: _score(lab, case, arm, question) for arm in compared}
     full: dict[str, float] = {"nll": lab.gold_nll(case, case.full.kv, _gold(question))}
     full["f1"] = _worth(lab, case, case.full, question)
     judged: Judged = {

@@ -8,11 +8,10 @@ training read, and the twenty judged passages of each NovelEval question.  Rows 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from kdn import api
 from kdn.bench.blend_quality import interval
@@ -53,9 +52,7 @@ def ndcg(gains: Sequence[int], best: Sequence[int], places: int = PLACES) -> flo
     """Normalised discounted cumulative gain of gains in ranked order, with gains 2^g - 1."""
 
     def total(ranked: Sequence[int]) -> float:
-        return sum(
-            (2**g - 1) / float(np.log2(place + 2)) for place, g in enumerate(ranked[:places])
-        )
+        return sum((2.0**g - 1) / math.log2(place + 2) for place, g in enumerate(ranked[:places]))
 
     ideal = total(best)
     return total(gains) / ideal if ideal else 0.0
@@ -256,9 +253,11 @@ def _keep(rows: Path | None, query: str, arm: str, value: float) -> None:
 
 
 _NOTES = (
-    ("SciFact: claims with evidence whose ids `held_out` keeps from training, BM25's best over the"
-    " whole corpus as candidates; a relevant abstract that is not among them counts against every"
-    " arm. NovelEval: its twenty judged passages, never trained on. Gains are 2^judgement - 1."),
+    (
+        "SciFact: claims with evidence whose ids `held_out` keeps from training, BM25's best over the"
+        " whole corpus as candidates; a relevant abstract that is not among them counts against every"
+        " arm. NovelEval: its twenty judged passages, never trained on. Gains are 2^judgement - 1."
+    ),
     "Intervals are 95 % bootstrap intervals over queries; `over bm25` is paired.",
     "Passages are cut to the same number of tokens for all arms that read them with the model.",
 )

@@ -179,7 +179,7 @@ class Trainer:
             if layout is Layout.DOCUMENT_FIRST:
                 odds = odds.T
             loss = group_loss(odds)
-            (loss / len(groups)).backward()
+            torch.autograd.backward(loss / len(groups))
             losses.append(float(loss.detach()))
             right += int((odds.argmax(1) == torch.arange(len(odds))).sum())
             num_tokens += sum(len(t.trunk) + sum(map(len, t.branches)) for t in trees)

@@ -40,6 +40,10 @@ class BenchOptions:
     """The home folder with the models; None means the usual one. Results never go there."""
     only: str | None = None
     """A part of the benchmark's own naming; None runs all of it."""
+    arms: tuple[str, ...] | None = None
+    """The ways to compare, in the benchmark's own naming; None means its usual ones."""
+    ratios: tuple[float, ...] | None = None
+    """The shares of rows to recompute; None means the benchmark's usual ones."""
     rows: Path | None = None
     """A file of finished rows, for benchmarks that can go on where an earlier run ended."""
     rivals: Path = _CHECKOUT / ".venv-rivals"

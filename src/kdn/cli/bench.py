@@ -23,6 +23,13 @@ def bench(
     only: Annotated[
         str | None, typer.Option(help="A part of it, where it has parts: quality, timing.")
     ] = None,
+    arms: Annotated[
+        str | None, typer.Option(help="Of blend: the ways to compare, comma between: ours,hkvd.")
+    ] = None,
+    ratio: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=1, help="Of blend: a share of rows to mend; may be repeated."),
+    ] = None,
     rows: Annotated[
         Path | None, typer.Option(help="Keep finished rows in this file, and go on from there.")
     ] = None,
@@ -45,6 +52,8 @@ def bench(
         data=data,
         quick=quick,
         only=only,
+        arms=tuple(arms.split(",")) if arms else None,
+        ratios=tuple(ratio) if ratio else None,
         rows=rows,
         seed=seed,
         threads=threads,

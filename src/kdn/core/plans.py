@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from kdn.core.blocks import EXACT, Recipe
@@ -99,10 +100,18 @@ class LayerView:
     """[rows, heads, dim] rotated."""
     fresh: LayerKV
     """[rows, kv heads, dim]."""
-    stored: LayerKV | None
-    """[columns, kv heads, dim] what the store supplied (zero where it supplied nothing)."""
+    glue: Callable[[], LayerKV | None]
+    """Puts `stored` together."""
     attend: Callable[[Tensor, Tensor], Tensor]
     """attend(row indices into `rows`, columns) -> attention mass [columns] those rows put there."""
+
+    @cached_property
+    def stored(self) -> LayerKV | None:
+        """[columns, kv heads, dim] what the store supplied (zero where it supplied nothing).
+
+        A copy, made when it is first looked at: valid while the layer is looked at.
+        """
+        return self.glue()
 
 
 class Selector(Protocol):

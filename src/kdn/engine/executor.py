@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from kdn.core import Choose, GivenRows, LayerKV, LayerView
+from kdn.engine.capture import Capture
 from kdn.engine.lane import Lane
 from kdn.model import AdapterRun, Decoder
 from kdn.model.attention import (
@@ -29,6 +31,9 @@ from kdn.model.attention import (
 )
 
 __all__ = ["Pass"]
+
+_Loaded = Sequence[tuple[int, Sequence[LayerKV]]]
+"""A layer's stored runs, as (first column, parts)."""
 
 
 class Pass:
@@ -177,7 +182,7 @@ class Pass:
             self._rebind()
 
     def _look_and_choose(
-        self, layer: int, q: Tensor, fresh: LayerKV, stored: Sequence[LayerKV | None]
+        self, layer: int, q: Tensor, fresh: LayerKV, stored: Sequence[_Loaded]
     ) -> Tensor:
         """Let observers look, then selectors drop rows. Gives back the queries of who is left."""
         kept = []
@@ -212,7 +217,7 @@ class Pass:
         lane: Lane,
         q: Tensor,
         fresh: LayerKV,
-        stored: LayerKV | None,
+        stored: _Loaded,
         rows: slice,
     ) -> LayerView:
         where = self._attention_lane(lane, (rows.start, rows.stop))
@@ -222,7 +227,7 @@ class Pass:
             hidden=self._hidden[rows],
             query=q,
             fresh=fresh,
-            stored=stored,
+            glue=partial(_glued, lane.plan.num_tokens, stored),
             attend=_Mass(q, where, layer, self._decoder.layers[layer].window),
         )
 
@@ -238,10 +243,10 @@ class Pass:
             for source in self._sources:
                 source.start(layer)
 
-    def _place_stored(self, layer: int) -> list[LayerKV | None]:
-        """Bring the layer's stored KV to its place. Gives back what selectors compare with."""
+    def _place_stored(self, layer: int) -> list[_Loaded]:
+        """Bring the layer's stored KV to its place. Gives back what selectors may compare with."""
         self._fill_heads(layer)
-        return [self._place_lane(layer, lane) if lane.loads else None for lane in self.lanes]
+        return [self._place_lane(layer, lane) if lane.loads else () for lane in self.lanes]
 
     def _fill_heads(self, layer: int) -> None:
         writings = []
@@ -253,27 +258,19 @@ class Pass:
                 head.layer_done(layer)
         self._attention.write_all(writings)
 
-    def _place_lane(self, layer: int, lane: Lane) -> LayerKV | None:
-        old: LayerKV | None = None
+    def _place_lane(self, layer: int, lane: Lane) -> _Loaded:
+        loaded = []
         for run in lane.plan.stored:
             parts = run.source.take(layer)
-            if old is None:
-                size = (lane.plan.num_tokens, *parts[0].k.shape[1:])
-                old = LayerKV(self._hidden.new_zeros(size), self._hidden.new_zeros(size))
+            loaded.append((run.start, parts))
             tail, num_head = lane.kv.tail, lane.kv.num_head
             at = run.start - num_head
             self._attention.write_all(
                 [self._writing(parts, run.start, tail.k[layer], tail.v[layer], at)]
             )
-            start = run.start
-            for part in parts:
-                stop = start + part.num_tokens
-                old.k[start:stop] = part.k
-                old.v[start:stop] = part.v
-                if lane.capture is not None:
-                    lane.capture.note(layer, torch.arange(start, stop), part.k, part.v)
-                start = stop
-        return old
+            if lane.capture is not None:
+                _note_parts(lane.capture, layer, run.start, parts)
+        return loaded
 
     def _writing(
         self, parts: Sequence[LayerKV], position: int, to_k: Tensor, to_v: Tensor, column: int
@@ -368,6 +365,30 @@ def _join(
     states = torch.cat((hidden[stay.to(hidden.device)], new_hidden.to(hidden)))
     order = torch.argsort(everyone)
     return everyone[order], states[order.to(states.device)]
+
+
+def _glued(num_tokens: int, loaded: _Loaded) -> LayerKV | None:
+    """A layer's stored runs at their columns, zero between them; None when there are none."""
+    if not loaded:
+        return None
+    like = loaded[0][1][0]
+    size = (num_tokens, *like.k.shape[1:])
+    whole = LayerKV(like.k.new_zeros(size), like.v.new_zeros(size))
+    for start, parts in loaded:
+        for part, at in zip(parts, _places(start, parts), strict=True):
+            whole.k[at] = part.k
+            whole.v[at] = part.v
+    return whole
+
+
+def _note_parts(capture: Capture, layer: int, start: int, parts: Sequence[LayerKV]) -> None:
+    for part, at in zip(parts, _places(start, parts), strict=True):
+        capture.note(layer, torch.arange(at.start, at.stop), part.k, part.v)
+
+
+def _places(start: int, parts: Sequence[LayerKV]) -> list[slice]:
+    edges = itertools.accumulate((part.num_tokens for part in parts), initial=start)
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 class _Mass:

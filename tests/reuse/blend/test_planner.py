@@ -26,7 +26,7 @@ from kdn.engine import Engine, Limits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse
-from kdn.reuse.blend import BlendReuse, Controller
+from kdn.reuse.blend import BlendReuse, Controller, Drift
 from kdn.store import Store, open_store
 from kdn.trace import Recorder
 from tests.engine.runs import load_tiny, some_tokens
@@ -48,7 +48,14 @@ def tiny(
 class Desk:
     """An engine that blends over a store, stepped by hand."""
 
-    def __init__(self, model: LoadedModel, store: Store, *, movable: bool = True) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        store: Store,
+        *,
+        movable: bool = True,
+        drift: Drift | None = None,
+    ) -> None:
         decoder = model.decoder
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self.store = store
@@ -63,6 +70,7 @@ class Desk:
             self.controller,
             SystemClock(),
             movable=movable,
+            drift=lambda _: drift,
             trace=self.trace,
         )
         self.engine = Engine(
@@ -93,9 +101,15 @@ class Desk:
 
 
 @contextmanager
-def desk(model: LoadedModel, folder: Path | None, *, movable: bool = True) -> Iterator[Desk]:
+def desk(
+    model: LoadedModel,
+    folder: Path | None,
+    *,
+    movable: bool = True,
+    drift: Drift | None = None,
+) -> Iterator[Desk]:
     with open_store(folder, memory_bytes=1 << 26, disk_bytes=1 << 27) as store:
-        made = Desk(model, store, movable=movable)
+        made = Desk(model, store, movable=movable, drift=drift)
         yield made
         made.reuse.close()
         made.prefix.close()

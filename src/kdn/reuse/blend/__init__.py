@@ -6,6 +6,7 @@ from kdn.reuse.blend.afterwards import Afterwards
 from kdn.reuse.blend.asking import Asked, Mass
 from kdn.reuse.blend.chunks import Chunk, Shelf
 from kdn.reuse.blend.controller import Controller, Shelving, Stopwatch, cheapest_hiding
+from kdn.reuse.blend.drift import Drift, Undrifted
 from kdn.reuse.blend.guard import Guard, GuardStat, divergence
 from kdn.reuse.blend.layout import Layout
 from kdn.reuse.blend.planner import BLENDED, BlendReuse
@@ -20,6 +21,7 @@ __all__ = [
     "Controller",
     "Deviation",
     "Drawn",
+    "Drift",
     "Guard",
     "GuardStat",
     "Layout",
@@ -30,6 +32,7 @@ __all__ = [
     "Shelf",
     "Shelving",
     "Stopwatch",
+    "Undrifted",
     "cheapest_hiding",
     "divergence",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from kdn.core import Generator, Request
 from kdn.errors import KdnError
@@ -17,6 +17,7 @@ from kdn.trace import NoTrace, Trace, Value
 __all__ = ["Afterwards"]
 
 _ENDINGS = ("engine.finish", "engine.fail")
+_END = object()
 _MOST_READY = 64
 """More blended answers than this are forgotten, oldest first: lessons come round again."""
 
@@ -25,7 +26,8 @@ class Afterwards:
     """Listens to the trace for the ends of requests; works in a thread of its own.
 
     `lessons` gives the requests that store what a blended one lacked; `is_idle` says whether the
-    generator has nothing to do.
+    generator has nothing to do.  `first` is begun when a blended answer has ended and goes on step by
+    step, once, before anything else: what blending wants to know of the model.
     """
 
     def __init__(
@@ -33,8 +35,11 @@ class Afterwards:
         lessons: Callable[[Request], list[Request]],
         guard: Guard,
         trace: Trace | None = None,
+        first: Callable[[], Iterator[None]] = lambda: iter(()),
     ) -> None:
         self._lessons = lessons
+        self._first: Callable[[], Iterator[None]] | None = first
+        self._steps: Iterator[None] | None = None
         self._guard = guard
         self._trace = trace or NoTrace()
         self._changed = threading.Condition()
@@ -56,6 +61,7 @@ class Afterwards:
             request = self._noted.pop(str(fields.get("request")), None)
             if request is not None and name == "engine.finish":
                 self._ready.append(request)
+                self._begin()
             self._changed.notify_all()
 
     def start(self, generator: Generator, is_idle: Callable[[], bool]) -> None:
@@ -73,6 +79,8 @@ class Afterwards:
         done = 0
         with self._changed:
             self._changed.wait_for(lambda: self._closing or not self._noted)
+        while self._step():
+            pass
         while True:
             with self._changed:
                 if not self._ready:
@@ -100,8 +108,27 @@ class Afterwards:
                 self._changed.wait_for(lambda: self._closing or (self._ready and is_idle()))
                 if self._closing:
                     return
+            if self._step():
+                continue
+            with self._changed:
+                if not self._ready:
+                    continue
                 request = self._ready.popleft()
             self._look_after(request, generator)
+
+    def _begin(self) -> None:
+        if self._first is not None:
+            self._steps, self._first = self._first(), None
+
+    def _step(self) -> bool:
+        """One step of what comes first; False when it is done, or another thread is at it."""
+        with self._changed:
+            steps, self._steps = self._steps, None
+        if steps is None or next(steps, _END) is _END:
+            return False
+        with self._changed:
+            self._steps = steps
+        return True
 
     def _look_after(self, request: Request, generator: Generator) -> None:
         try:

@@ -27,6 +27,8 @@ class Chunk:
 
     start: int
     readers: tuple[Reader, ...]
+    alone: bool = True
+    """Was it computed right behind the prelude? Else behind other texts, as here."""
 
     @property
     def stop(self) -> int:
@@ -53,8 +55,9 @@ class Shelf:
             if segment.role is not Role.DOCUMENT or first < start:
                 continue
             for chunk in self._of_segment(prelude, segment, first):
-                if found and found[-1].stop == chunk.start:
-                    found[-1] = Chunk(found[-1].start, (*found[-1].readers, *chunk.readers))
+                last = found[-1] if found else None
+                if last and (last.stop, last.alone) == (chunk.start, chunk.alone):
+                    found[-1] = Chunk(last.start, (*last.readers, *chunk.readers), last.alone)
                 else:
                     found.append(chunk)
         return found
@@ -79,7 +82,7 @@ class Shelf:
         for cut in range(at, segment.num_tokens, BLOCK_TOKENS):
             found = self._anywhere(segment.token_ids[cut : cut + BLOCK_TOKENS])
             if found is not None:
-                yield Chunk(first + cut, (found,))
+                yield Chunk(first + cut, (found,), alone=False)
 
     def _behind(self, prelude: TokenIds, segment: Segment) -> Iterator[Reader]:
         """Readers for the leading run of the segment's blocks that stand behind the prelude."""

@@ -39,6 +39,7 @@ from kdn.core import (
 from kdn.reuse.blend.asking import Asked
 from kdn.reuse.blend.chunks import Chunk, Shelf
 from kdn.reuse.blend.controller import Controller, Stopwatch
+from kdn.reuse.blend.drift import Drift, Undrifted
 from kdn.reuse.blend.layout import Layout
 from kdn.reuse.blend.rules import Rule
 from kdn.reuse.source import StoreSource, loaded_bytes
@@ -55,6 +56,7 @@ class BlendReuse:
     """Plans requests that ask for blending, and hands all others to `exact`.
 
     `on_plan` is told of every request that asks for blending, each time it is planned.
+    `drift` gives what is known of a model's drift, which is taken off chunks from behind the prelude.
     `movable` False (RoPE whose angles depend on the prompt's length) turns blending off.
     """
 
@@ -69,6 +71,7 @@ class BlendReuse:
         *,
         movable: bool = True,
         rule: Rule | None = None,
+        drift: Callable[[Fingerprint], Drift | None] = lambda _: None,
         loader: Executor | None = None,
         on_plan: Callable[[Request], None] | None = None,
         trace: Trace | None = None,
@@ -81,6 +84,7 @@ class BlendReuse:
         self._clock = clock
         self._movable = movable
         self._rule = rule or Asked()
+        self._drift = drift
         self._loader = loader or ThreadPoolExecutor(1, thread_name_prefix="kdn-blend")
         self._on_plan = on_plan
         self._trace = trace or NoTrace()
@@ -148,10 +152,11 @@ class BlendReuse:
         layout: Layout,
         ratio: float,
     ) -> Planned:
+        drift = self._drift(self._fingerprint(request.adapter))
         base = replace(
             planned.plan,
             rows=(ALL_ROWS,) * self._shape.num_layers,
-            stored=tuple(self._run(chunk) for chunk in chunks),
+            stored=tuple(self._run(chunk, drift) for chunk in chunks),
             keep=Keep(0, BLENDED),
         )
         count = layout.budget(ratio)
@@ -173,12 +178,15 @@ class BlendReuse:
             tiers=tiers,
         )
 
-    def _run(self, chunk: Chunk) -> StoredRun:
+    def _run(self, chunk: Chunk, drift: Drift | None) -> StoredRun:
         """The chunk as a source, its loads timed in the name of its slowest tier."""
         slowest = max(_tiers([chunk]), key=lambda t: self._controller.load_s(t, 1))
         loader = Stopwatch(self._loader, self._clock, self._controller, slowest, loaded_bytes)
         name = f"chunk at {chunk.start}"
-        return StoredRun(chunk.start, StoreSource(name, chunk.readers, self._shape, loader))
+        source = StoreSource(name, chunk.readers, self._shape, loader)
+        if drift is None or not chunk.alone:
+            return StoredRun(chunk.start, source)
+        return StoredRun(chunk.start, Undrifted(source, drift))
 
 
 def _layout(prompt: Prompt, num_exact: int, chunks: list[Chunk]) -> Layout:

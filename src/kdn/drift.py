@@ -1,0 +1,195 @@
+"""How far the keys of a text drift when it stands behind others: measured once a model, then kept.
+
+    eight texts, each computed alone behind the prelude    ─┐
+    the same eight, computed one behind the other          ─┴─> mean difference of keys, by layer
+
+The texts that travel with kdn are enough: the drift hardly depends on what is read.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdn.core import Fingerprint, LayerKV, Plan, Prompt, Role, TokenIds
+from kdn.corpus import corpus_files
+from kdn.engine import Capture, Head, Lane, Pass, SequenceKV, Tail
+from kdn.model import Document, LoadedModel
+from kdn.model.attention import Attention
+from kdn.reuse.blend import Drift
+from kdn.trace import Trace
+
+__all__ = ["TEXTS", "DriftKeeper", "load_drift", "measure_drift", "save_drift", "shipped_texts"]
+
+TEXTS = 8
+_WORDS = 200
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A drift on disk."""
+
+    fingerprint: str
+    shape: tuple[int, int, int]
+    values: bytes
+    """fp32, little end first."""
+
+
+def shipped_texts(number: int = TEXTS) -> list[str]:
+    """So many passages of the shipped documents, from different ones where there are enough."""
+    words = [file.read_text("utf-8").split() for file in corpus_files()]
+    cuts = [
+        " ".join(text[at : at + _WORDS])
+        for at in range(0, max(map(len, words)), _WORDS)
+        for text in words
+        if at + _WORDS <= len(text)
+    ]
+    return cuts[:number]
+
+
+def measure_drift(
+    model: LoadedModel, attention: Attention, prompt: Prompt
+) -> Generator[None, None, Drift]:
+    """The drift, as seen in a prompt of several documents behind a prelude.
+
+    Costs two prefills of the prompt.  It yields after every layer, so that whoever drives it may let
+    others go first.
+    """
+    (_, _, home), *spans = prompt.spans()
+    prelude = prompt.token_ids[:home]
+    documents = [(a, b) for segment, a, b in spans if segment.role is Role.DOCUMENT]
+    assert len(documents) > 1, "drift is of documents behind the first"
+    lead = yield from _keys(model, attention, prelude, None)
+    whole = yield from _keys(model, attention, prompt.token_ids[: documents[-1][1]], None)
+    total = torch.zeros(whole.shape[0], *whole.shape[3:])
+    for start, stop in documents[1:]:
+        alone = yield from _keys(
+            model, attention, (*prelude, *prompt.token_ids[start:stop]), _Given(lead)
+        )
+        error = whole[:, 0, start:stop].float() - alone[:, 0, home:].float()
+        total += error.sum(dim=1)
+    return Drift(total / sum(stop - start for start, stop in documents[1:]))
+
+
+def load_drift(home: Path, fingerprint: Fingerprint) -> Drift | None:
+    """The drift of that model; None when none was measured that can be read."""
+    try:
+        record = msgspec.msgpack.decode(_path(home, fingerprint).read_bytes(), type=_Record)
+        values = np.frombuffer(record.values, dtype="<f4").reshape(record.shape)
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return None
+    return Drift(torch.from_numpy(values.copy())) if record.fingerprint == fingerprint else None
+
+
+def save_drift(home: Path, fingerprint: Fingerprint, drift: Drift) -> Path:
+    """Write it down, whole or not at all. Raises OSError when that is impossible."""
+    layers, heads, dim = drift.shift.shape
+    values = drift.shift.float().numpy().astype("<f4").tobytes()
+    record = _Record(fingerprint=fingerprint, shape=(layers, heads, dim), values=values)
+    path = _path(home, fingerprint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    fresh.write_bytes(msgspec.msgpack.encode(record))
+    return fresh.replace(path)
+
+
+def _path(home: Path, fingerprint: Fingerprint) -> Path:
+    return home / "drift" / f"{fingerprint}.msgpack"
+
+
+class DriftKeeper:
+    """The drift of one model: read when it was measured before, else measured when it is wanted."""
+
+    def __init__(
+        self,
+        home: Path,
+        fingerprint: Fingerprint,
+        measure: Callable[[Prompt], Generator[None, None, Drift]],
+        prompt: Callable[[Sequence[Document]], Prompt],
+        share: float,
+        trace: Trace,
+    ) -> None:
+        """`share` of the drift is taken off by blends; at 0 it is neither measured nor used."""
+        self._home, self._fingerprint = home, fingerprint
+        self._measure, self._prompt = measure, prompt
+        self._share, self._trace = share, trace
+        self._drift = load_drift(home, fingerprint)
+
+    def known(self, fingerprint: Fingerprint) -> Drift | None:
+        """What blends of that model take off. Adapters have keys of their own, never measured."""
+        if self._drift is None or not self._share or fingerprint != self._fingerprint:
+            return None
+        return self._drift.times(self._share)
+
+    def when_idle(self) -> Iterator[None]:
+        """The measurement in steps, if one is due."""
+        return self._steps() if self._share else iter(())
+
+    def learn(self) -> Drift:
+        """The whole drift; measured now where it is not known."""
+        for _ in self._steps():
+            pass
+        assert self._drift is not None, "measured just now"
+        return self._drift
+
+    def _steps(self) -> Iterator[None]:
+        if self._drift is not None:
+            return
+        drift = yield from self._measure(
+            self._prompt([Document(None, text) for text in shipped_texts()])
+        )
+        self._drift = drift
+        try:
+            save_drift(self._home, self._fingerprint, drift)
+        except OSError as error:
+            self._trace.event("blend.drift", why=str(error))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """KV at hand, as a layer source."""
+
+    kv: Tensor
+    name: str = "given"
+
+    @property
+    def num_tokens(self) -> int:
+        return self.kv.shape[2]
+
+    def start(self, layer: int) -> None:
+        return None
+
+    def take(self, layer: int) -> tuple[LayerKV]:
+        return (LayerKV(self.kv[layer, 0], self.kv[layer, 1]),)
+
+    def close(self) -> None:
+        return None
+
+
+def _keys(
+    model: LoadedModel, attention: Attention, tokens: TokenIds, prefix: _Given | None
+) -> Generator[None, None, Tensor]:
+    """[layers, 2, tokens, kv heads, dim]: KV of the tokens; zero where the prefix stands."""
+    decoder = model.decoder
+    shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
+    device, plan = str(decoder.device), Plan(tokens, prefix=prefix, logits=())
+    first = plan.num_prefix
+    with torch.inference_mode():
+        head = Head("given", first, shape, decoder.dtype, device) if prefix is not None else None
+        tail = Tail(shape, decoder.dtype, device, len(tokens) - first)
+        capture = Capture(shape, decoder.dtype, 0, len(tokens))
+        lane = Lane.prefill(
+            plan, SequenceKV(tail, head, first), first, len(tokens), capture=capture, new_head=head
+        )
+        step = Pass(decoder, attention, [lane])
+    while True:
+        with torch.inference_mode():
+            if step.advance():
+                return capture.kept(tokens, 0).kv
+        yield

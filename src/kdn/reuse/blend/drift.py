@@ -1,0 +1,69 @@
+"""The part of a chunk's error that all chunks share: a constant shift of its keys, layer by layer.
+
+A document that is computed right behind the prelude has nothing to look at but the prelude and
+itself.  Its keys then differ from those that it has behind other documents, and a third to two
+thirds of that difference (squared) is one and the same vector for every token of a layer and head,
+whatever the text.  It makes stored columns louder or fainter than computed ones.  Adding the vector
+costs nothing beside a load.  Values share little of their error, so they stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from kdn.core import LayerKV, LayerSource
+
+__all__ = ["Drift", "Undrifted"]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What the keys of a text gain, on average, by standing behind other texts."""
+
+    shift: Tensor
+    """[layers, kv heads, dim] fp32, for keys without rotary position."""
+
+    @cached_property
+    def rounded(self) -> Tensor:
+        """The shift in bf16, as it is added to stored keys of that type."""
+        return self.shift.to(torch.bfloat16)
+
+    def times(self, share: float) -> Drift:
+        """A part of it, 0 to 1."""
+        return Drift(self.shift * share)
+
+    def moved(self, layer: int, keys: Tensor) -> Tensor:
+        """The layer's keys [tokens, kv heads, dim] as they would be behind other texts; a copy."""
+        shift = self.rounded if keys.dtype == torch.bfloat16 else self.shift
+        return keys + shift[layer].to(keys.device, keys.dtype)
+
+
+class Undrifted:
+    """A layer source whose keys were computed behind the prelude, corrected for standing elsewhere."""
+
+    def __init__(self, source: LayerSource, drift: Drift) -> None:
+        self._source = source
+        self._drift = drift
+
+    @property
+    def name(self) -> str:
+        return f"{self._source.name}, drift taken off"
+
+    @property
+    def num_tokens(self) -> int:
+        return self._source.num_tokens
+
+    def start(self, layer: int) -> None:
+        self._source.start(layer)
+
+    def take(self, layer: int) -> Sequence[LayerKV]:
+        parts = self._source.take(layer)
+        return [LayerKV(self._drift.moved(layer, part.k), part.v) for part in parts]
+
+    def close(self) -> None:
+        self._source.close()
