@@ -200,6 +200,7 @@ class Kdn:
             loss,
             recorder=self._recorder,
             estimate_s=_estimate(config, self.jct),
+            load_within_s=config.store.load_within_s,
         )
         controller = Controller(config.blend.ratio)
         self.guard = _guard(config, controller, self._fingerprint(None), trace)

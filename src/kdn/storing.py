@@ -44,8 +44,14 @@ def open_configured_store(
         trace=trace,
         policy=settings.policy,
         saving=_saving(config) if settings.policy == "value" else None,
-        rules=None if settings.ttl_s is None else Rules(ttl_s=settings.ttl_s),
+        rules=_rules(config),
     )
+
+
+def _rules(config: Config) -> Rules | None:
+    """What people decided over the policy; None lets processes share one order of use."""
+    rules = Rules(ttl_s=config.store.ttl_s, priority=config.store.priorities)
+    return None if rules == Rules() else rules
 
 
 def _saving(config: Config) -> Callable[[Use], float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kdn.clock import Clock, SystemClock
 from kdn.store.disk import DiskTier
 from kdn.store.lasting import LastingPins
+from kdn.store.limits import Limits
 from kdn.store.line import LineSettings
 from kdn.store.memory import MemoryTier
 from kdn.store.objects import ObjectRemote
@@ -69,6 +70,10 @@ def open_store(
     block saves (for `value`); BadInput for an unknown one.
     """
     clock, trace = clock or SystemClock(), trace or NoTrace()
+    limits = Limits(folder, clock)
+    lasting = LastingPins(folder, clock)
+    rules = _with_decided(rules, limits)
+    rules = None if rules is None else replace(rules, spared=lasting.__contains__)
     distant = _far_tiers(far or FarSettings(), clock, trace, ring)
     tiers: list[Tier] = [MemoryTier(memory_bytes, trace, make_policy(policy, rules, saving), clock)]
     if folder is not None:
@@ -81,8 +86,18 @@ def open_store(
         clock=clock,
         trace=trace,
         quotas=quotas,
-        lasting=LastingPins(folder, clock),
+        lasting=lasting,
+        limits=limits,
     )
+
+
+def _with_decided(rules: Rules | None, limits: Limits) -> Rules | None:
+    """The rules with the priorities that operators gave."""
+    decided = {salt: one.priority for salt, one in limits.all().items() if one.priority is not None}
+    if not decided:
+        return rules
+    rules = rules or Rules()
+    return replace(rules, priority={**rules.priority, **decided})
 
 
 def _far_tiers(far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | None) -> list[Tier]:
