@@ -30,7 +30,8 @@ class Link:
 def throttled(url: str, link: Link) -> Iterator[str]:
     """Another address of the server at `url`, whose answers go over `link`."""
     target = urlsplit(url)
-    assert target.hostname is not None and target.port is not None
+    assert target.hostname is not None
+    assert target.port is not None
     open_ends: list[socket.socket] = []
     threads: list[threading.Thread] = []
     with socket.create_server(("127.0.0.1", 0)) as door:

@@ -16,7 +16,7 @@ from kdn.store.format import Header
 from kdn.store.reader import read_header
 from kdn.store.tier import Handle
 
-__all__ = ["encode_layers", "decode_layers"]
+__all__ = ["decode_layers", "encode_layers"]
 
 
 class _Sent(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
