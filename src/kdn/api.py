@@ -192,6 +192,7 @@ class Kdn:
             loss,
             recorder=self._recorder,
             estimate_s=prefill_estimate(config, self.jct),
+            load_within_s=config.store.load_within_s,
         )
         controller = Controller(config.blend.ratio)
         self.guard = make_guard(config, controller, self._fingerprint(None), trace)

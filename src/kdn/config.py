@@ -94,6 +94,11 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Which blocks go when room is short."""
     ttl_s: Annotated[float, Meta(gt=0)] | None = None
     """A block goes this long after its last use, room or not; None keeps it while there is room."""
+    load_within_s: Annotated[float, Meta(gt=0)] | None = None
+    """By when stored KV is to be loaded: over a slow link a node then sends it smaller, with loss only
+    within `max_kl`. None is before it would be computed, where that is known."""
+    priorities: dict[str, int] = {}
+    """By salt: blocks of a lower priority (0 where none is said) go before those of a higher one."""
     record: Path | None = None
     """Write every lookup to this file, for `kdn store simulate`; None writes nothing."""
     peer_url: str | None = None

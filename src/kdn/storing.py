@@ -46,7 +46,7 @@ def open_configured_store(
         trace=trace,
         policy=settings.policy,
         saving=_saving(config) if settings.policy == "value" else None,
-        rules=None if settings.ttl_s is None else Rules(ttl_s=settings.ttl_s),
+        rules=_rules(config),
         pays=None if placing is None else placing.pays,
         ttl_of=None if placing is None else _time_to_live(placing),
     )
@@ -73,6 +73,12 @@ def acting_outlook(
 def _time_to_live(placing: Placing) -> Callable[[str, Use], float | None]:
     """How long a block is worth keeping unused in a tier, in seconds; None is for ever."""
     return lambda tier, use: placing.keep_for_s(tier, use.start, use.num_tokens, use.size_bytes)
+
+
+def _rules(config: Config) -> Rules | None:
+    """What people decided over the policy; None lets processes share one order of use."""
+    rules = Rules(ttl_s=config.store.ttl_s, priority=config.store.priorities)
+    return None if rules == Rules() else rules
 
 
 def _saving(config: Config) -> Callable[[Use], float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(path: Path, records: list[dict[str, object]]) -> None:
+def write(path: Path, records: Sequence[Mapping[str, object]]) -> None:
     path.parent.mkdir(exist_ok=True)
     data = "\n".join(map(json.dumps, records)).encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)

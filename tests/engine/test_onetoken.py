@@ -247,7 +247,7 @@ class NamedSource(HeldSource):
 
     taken = 0
 
-    def take(self, layer: int) -> list[LayerKV]:
+    def take(self, layer: int) -> tuple[LayerKV, ...]:
         NamedSource.taken += 1
         return super().take(layer)
 

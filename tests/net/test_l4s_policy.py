@@ -101,7 +101,7 @@ def test_a_bad_surprise_raises_that_queues_forecasts() -> None:
     """A classic packet meets 60 ms where 1 ms was foretold, again and again: the flow goes home."""
     policy = SwiftQueue(Fixed(8.0, 1.0), PolicyConfig(health_slack=1e9))
     policy._forecaster.track["min_rtt"] = 2 * MS
-    marks = []
+    marks: list[int] = []
     for t in range(10_000, 11_200, 100):
         acks = np.zeros(2, LOG)
         acks["t_send"] = [(t - 100) * MS, (t - 10) * MS]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from kdn.serve import ServeSettings, create_node_app, listen, make_server, read_grants, url_of
 from kdn.store import Store
@@ -96,14 +97,20 @@ def node_server(
     )
     door = listen(settings)
     server = make_server(create_node_app(store, settings, grants), settings, log_level="warning")
+    with door, running(server, door):
+        yield url_of(door, settings.scheme)
+
+
+@contextmanager
+def running(server: uvicorn.Server, door: socket.socket) -> Iterator[None]:
+    """The server answers at that door inside."""
     thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
     thread.start()
     try:
-        yield url_of(door, settings.scheme)
+        yield
     finally:
         server.should_exit = True
         thread.join()
-        door.close()
 
 
 def _answers(port: int, server: subprocess.Popen[bytes]) -> None:

@@ -67,20 +67,6 @@ def test_what_is_past_its_time_is_not_found(kind: str, tmp_path: Path) -> None:
     tier.close()
 
 
-@pytest.mark.parametrize("kind", ["memory", "disk"])
-def test_a_tenant_stays_within_its_quota(kind: str, tmp_path: Path) -> None:
-    policy = Ruled(Lru(), Rules(quota_bytes={"alice": 2 * SIZE, "eve": 0}))
-    tier = make(kind, tmp_path, policy, ManualClock(), room=9)
-    for number in range(4):
-        tier.put(encoded(number, "alice"), nobody)
-        tier.put(encoded(number), nobody)
-    assert tier.usage().blocks == 2 + 4
-    with pytest.raises(NoSpace, match="exceeds the quota of tenant 'eve'"):
-        tier.put(encoded(0, "eve"), nobody)
-    tier.check()
-    tier.close()
-
-
 class Picky(Lru):
     """Lets nobody in for whom another would have to go."""
 

@@ -6,6 +6,7 @@ it is one sequence, in which a branch sees the trunk and itself.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,7 @@ class Trainer:
                 "training needs transformers and peft: pip install 'kdn[dev]'"
             ) from error
         torch.manual_seed(seed)
+        self._name = weights.name
         base = AutoModelForCausalLM.from_pretrained(
             weights, dtype=torch.bfloat16, attn_implementation=_wide_attention()
         )
@@ -152,6 +154,9 @@ class Trainer:
             file = folder / layout.value / "adapter_model.safetensors"
             small = {name: t.to(torch.bfloat16) for name, t in load_file(file).items()}
             save_file(small, file, metadata={"format": "pt"})
+            config = file.with_name("adapter_config.json")
+            said = json.loads(config.read_text("utf-8")) | {"base_model_name_or_path": self._name}
+            config.write_text(json.dumps(said, indent=1) + "\n", "utf-8")
 
     def odds(self, layout: Layout, trees: Sequence[Tree]) -> Tensor:
         """Log-odds of Yes over No at the end of each branch: [tree, branch]."""

@@ -107,10 +107,12 @@ def usage_shape(usage: Usage) -> dict[str, Any]:
         "exact": usage.exact,
         "blended": usage.blended,
         "shared": usage.shared,
+        "lossy": usage.lossy,
         "recomputed": usage.recomputed,
         "ttft_ms": round(usage.ttft_ms, 3),
         "total_ms": round(usage.total_ms, 3),
         "tiers": dict(usage.tiers),
+        "levels": dict(usage.levels),
     }
 
 

@@ -113,11 +113,33 @@ def _cap(capacity_bytes: int | None) -> str:
 
 
 @store.command()
-def quota(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show what each tenant holds in each tier, and may hold."""
+def quota(
+    *,
+    salt: Annotated[str | None, typer.Option("--salt", help="The tenant to decide about.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=0, help="The most bytes it may hold in a tier.")
+    ] = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", help="Lower goes first; from the next opening on.")
+    ] = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Leave the tenant to the settings again.")
+    ] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what each tenant holds in each tier and may hold, or decide about one."""
+    from kdn.errors import BadInput
+    from kdn.store.limits import TenantLimits
     from kdn.store.shapes import quota_shape
 
+    if salt is None and (forget or limit is not None or priority is not None):
+        raise BadInput("say about which tenant: --salt NAME")
     with opened(home) as found:
+        if salt is not None and forget:
+            found.limits.forget(salt)
+        elif salt is not None:
+            found.limits.decide(salt, TenantLimits(limit, priority))
         shape = quota_shape(found)
     if as_json:
         emit(shape)

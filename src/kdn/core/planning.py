@@ -27,6 +27,8 @@ class Planned:
     shared: int = 0
     lossy: int = 0
     tiers: Mapping[str, int] = field(default_factory=dict)
+    levels: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that came against a deadline, by encoding; grows while they come."""
 
 
 @dataclass(frozen=True)

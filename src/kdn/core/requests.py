@@ -89,6 +89,8 @@ class Request:
     """May stored KV be used for it?"""
     max_kl: float | None = None
     """How far (mean KL, nats) a codec may move answers by measurement; 0: not at all; None: as set."""
+    load_within_s: float | None = None
+    """By when stored KV is to be loaded; None: as set, or sooner than it would be computed."""
     blend: Blend | None = None
     """None: only where the answer is exactly that of a full prefill."""
     keeping: Keeping = Keeping.SHARED
@@ -141,6 +143,8 @@ class Usage:
     total_ms: float = 0.0
     tiers: Mapping[str, int] = field(default_factory=dict)
     """Reused tokens by the tier that supplied them."""
+    levels: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that a node delivered against a deadline, by the encoding they came in."""
 
     @property
     def cached_tokens(self) -> int:

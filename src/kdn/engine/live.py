@@ -103,4 +103,5 @@ class Live:
             ttft_ms=1e3 * (first - self.arrived_s),
             total_ms=1e3 * (now_s - self.arrived_s),
             tiers=planned.tiers if planned else {},
+            levels=dict(planned.levels) if planned else {},
         )

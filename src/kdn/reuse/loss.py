@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdn.core import EXACT, Cause, Fingerprint, Recipe, Request
-from kdn.store import CODECS, Codec, QualityRecord
+from kdn.store import CODECS, Codec, Loss, QualityRecord
 
 __all__ = ["LossRule", "lossy_recipe"]
 
@@ -53,6 +53,13 @@ class LossRule:
         if self._named_without_limit(request):
             lossy[self.codec] = None
         return [EXACT, *map(lossy_recipe, lossy)]
+
+    def allowed(self, request: Request, fingerprint: Fingerprint) -> dict[str, Loss]:
+        """Lossy codecs that exact blocks may go through on their way to this request."""
+        record, within = self.record(fingerprint), self._measured_within(request, fingerprint)
+        if record is None:
+            return {}
+        return {name: Loss(record.codecs[name].kl, 1 / gain) for name, gain in within.items()}
 
     def _limit(self, request: Request) -> float | None:
         return self.max_kl if request.max_kl is None else request.max_kl

@@ -34,6 +34,7 @@ from kdn.store import (
     Block,
     BlockHit,
     Codec,
+    Delivery,
     EstimateS,
     LookupRecorder,
     Match,
@@ -61,14 +62,17 @@ class PrefixReuse:
         *,
         recorder: LookupRecorder | None = None,
         estimate_s: EstimateS | None = None,
+        load_within_s: float | None = None,
     ) -> None:
         """`fingerprint` names the model with an adapter (or None) on it.
 
         `recorder` takes down what is looked up to be computed.  With `estimate_s` blocks that would
-        come too slowly are computed instead.
+        come too slowly are computed instead, and what a node can encode anew comes as small as it
+        must to be here by then, or in `load_within_s`.
         """
         self._recorder = recorder
         self._estimate_s = estimate_s
+        self._load_within_s = load_within_s
         self._store = store
         self._shape = shape
         self._fingerprint = fingerprint
@@ -85,22 +89,29 @@ class PrefixReuse:
             self._recorder.note(token_ids, request.salt)
         fingerprint = self._fingerprint(request.adapter)
         recipe, match = self._best_match(request, fingerprint)
-        opened = self._open(match.hits)
+        delivery = None if recipe.tainted else self._delivery(request, match, fingerprint)
+        opened = self._open(match.hits, delivery)
         if not opened:
             return Planned(Plan(token_ids))
         readers = [reader for _, reader in opened]
         num_tokens = sum(reader.num_tokens for reader in readers)
         chain = chain_hash(token_ids[:num_tokens])
+        if delivery is not None and delivery.worst is not None and _from_node(readers):
+            # which levels will come is not known yet: as much loss as may be is what is promised
+            recipe = lossy_recipe(delivery.worst)
         name = f"{fingerprint}/{recipe.name}/{request.salt}/{chain}"
         source = StoreSource(name, readers, self._shape, self._loader)
         tiers: dict[str, int] = {}
         for reader in readers:
             tiers[reader.tier] = tiers.get(reader.tier, 0) + reader.num_tokens
+        levels = {} if delivery is None else delivery.sizes
         if not recipe.tainted:
-            return Planned(Plan(token_ids, prefix=source), exact=num_tokens, tiers=tiers)
+            plan = Plan(token_ids, prefix=source)
+            return Planned(plan, exact=num_tokens, tiers=tiers, levels=levels)
         # What is computed behind tainted KV is tainted.
         keep = Keep(len(token_ids), recipe)
-        return Planned(Plan(token_ids, prefix=source, keep=keep), lossy=num_tokens, tiers=tiers)
+        plan = Plan(token_ids, prefix=source, keep=keep)
+        return Planned(plan, lossy=num_tokens, tiers=tiers, levels=levels)
 
     def keep(self, request: Request, kept: KeptKV) -> None:
         fingerprint = self._fingerprint(request.adapter)
@@ -119,14 +130,43 @@ class PrefixReuse:
             match = self._store.match(fingerprint, recipe, request.salt, token_ids)
             if match.num_tokens > best[1].num_tokens:
                 best = recipe, match
-        return best[0], self._worth_loading(best[1], request.prompt.num_tokens)
+        return best[0], self._worth_loading(best[1], request, fingerprint, best[0])
 
-    def _worth_loading(self, match: Match, num_tokens: int) -> Match:
-        """As much of it as comes sooner than it is computed."""
+    def _worth_loading(
+        self, match: Match, request: Request, fingerprint: Fingerprint, recipe: Recipe
+    ) -> Match:
+        """As much of it as comes sooner than it is computed, in the smallest encoding allowed."""
         if self._estimate_s is None:
             return match
-        speed = self._store.links.bytes_per_s
-        return worth_loading(match, num_tokens, self._shape.token_bytes, speed, self._estimate_s)
+        losses = {} if recipe.tainted else self._loss.allowed(request, fingerprint)
+        share = min((loss.share for loss in losses.values()), default=1.0)
+        encoding = {tier.name for tier in self._store.tiers if tier.encodes}
+
+        def speed(tier: str) -> float | None:
+            found = self._store.links.bytes_per_s(tier)
+            return found / share if found is not None and tier in encoding else found
+
+        token_bytes, num_tokens = self._shape.token_bytes, request.prompt.num_tokens
+        return worth_loading(match, num_tokens, token_bytes, speed, self._estimate_s)
+
+    def _delivery(
+        self, request: Request, match: Match, fingerprint: Fingerprint
+    ) -> Delivery | None:
+        """How a node is to send the match's blocks; None where nothing says by when."""
+        within_s = request.load_within_s or self._load_within_s
+        if within_s is None and self._estimate_s is not None:
+            within_s = self._estimate_s(request.prompt.num_tokens, 0)
+        encoding = {tier.name for tier in self._store.tiers if tier.encodes}
+        num_tokens = sum(hit.id.num_tokens for hit in match.hits if hit.tier in encoding)
+        if within_s is None or not num_tokens:
+            return None
+        return Delivery(
+            within_s=within_s,
+            num_tokens=num_tokens,
+            links=self._store.links,
+            allowed=self._loss.allowed(request, fingerprint),
+            on_read=self._store.note_delivered,
+        )
 
     def _writing(
         self, request: Request, kept: KeptKV, fingerprint: Fingerprint
@@ -140,11 +180,13 @@ class PrefixReuse:
             return kept.recipe, behind
         return kept.recipe, codec if codec.lossless else CODECS["lossless"]
 
-    def _open(self, hits: tuple[BlockHit, ...]) -> list[tuple[BlockHit, Reader]]:
+    def _open(
+        self, hits: tuple[BlockHit, ...], delivery: Delivery | None = None
+    ) -> list[tuple[BlockHit, Reader]]:
         """Readers for the leading run of blocks that can be opened."""
         opened: list[tuple[BlockHit, Reader]] = []
         for hit in hits:
-            reader = self._store.open(hit)
+            reader = self._store.open(hit, delivery)
             if reader is None:
                 break
             opened.append((hit, reader))
@@ -160,6 +202,11 @@ class PrefixReuse:
             block_id = BlockId(fingerprint, recipe, request.salt, behind, start, tokens)
             runs = kept.kv[:, :, start - kept.start : stop - kept.start]
             yield Block(block_id, self._shape, tuple(map(_bytes_of, runs)))
+
+
+def _from_node(readers: list[Reader]) -> bool:
+    """May any of these come in another encoding than the one it is kept in?"""
+    return any(reader.is_delivered for reader in readers)
 
 
 def _cuts(request: Request, kept: KeptKV) -> list[tuple[int, int]]:

@@ -66,6 +66,8 @@ class KdnOptions(_Strict):
     """`shared` leaves out the last message and the answer, which only a next turn would use."""
     max_kl: Annotated[float, Field(ge=0)] | None = None
     """How far lossy codecs may move the answer by measurement (mean KL, nats); 0: not at all."""
+    load_within_s: Annotated[float, Field(gt=0)] | None = None
+    """By when stored KV is to be loaded; over a slow link a node then sends it smaller."""
 
 
 class DocumentBody(_Strict):

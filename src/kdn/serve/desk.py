@@ -58,6 +58,7 @@ class Desk:
                 reuse=options.reuse is not False,
                 blend=_blend(options),
                 max_kl=options.max_kl,
+                load_within_s=options.load_within_s,
                 keeping=Keeping(options.keep),
             )
             for index, (prompt, sampling) in enumerate(prompts)

@@ -22,6 +22,7 @@ from kdn.serve.faults import Refused
 from kdn.serve.grants import Grant
 from kdn.store import Store
 from kdn.store.bundle import export_blocks, import_blocks
+from kdn.store.limits import TenantLimits
 from kdn.store.manage import (
     Done,
     Which,
@@ -34,7 +35,7 @@ from kdn.store.manage import (
 )
 from kdn.store.shapes import lookup_shape, quota_shape, stat_shape
 
-__all__ = ["manage_routes"]
+__all__ = ["answer", "manage_routes", "read_body"]
 
 GrantOf = Callable[[Request], Grant]
 Check = Callable[[Request], None]
@@ -62,6 +63,13 @@ class _Which(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         if which == Which() and not self.all:
             raise BadInput("say which blocks: keys, salt, fingerprint or tier, or all: true")
         return which
+
+
+class _Limit(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    salt: str
+    limit_bytes: int | None = None
+    priority: int | None = None
+    forget: bool = False
 
 
 class _Pin(_Which):
@@ -97,60 +105,72 @@ def manage_routes(
 def _looking(router: APIRouter, store: Store, grant_of: GrantOf, admin: Check) -> None:
     @router.post("/lookup")
     async def lookup(request: Request) -> Response:
-        grant, asked = grant_of(request), await _read(request, _Lookup)
+        grant, asked = grant_of(request), await read_body(request, _Lookup)
         if not grant.reads(asked.salt):
             raise Refused("this key may not look up blocks of that tenant", status=403)
         fingerprint = Fingerprint(asked.fingerprint)
         match = await run_in_threadpool(store.match, fingerprint, EXACT, asked.salt, asked.tokens)
-        return _json(lookup_shape(match, len(asked.tokens)))
+        return answer(lookup_shape(match, len(asked.tokens)))
 
     @router.get("/stat")
     def stat(request: Request) -> Response:
         admin(request)
-        return _json(stat_shape(store.stat()))
+        return answer(stat_shape(store.stat()))
 
     @router.get("/quota")
     def quota(request: Request) -> Response:
         """Every tenant's use for the admin, and for a tenant its own."""
         grant = grant_of(request)
-        return _json({s: held for s, held in quota_shape(store).items() if grant.sees(s)})
+        return answer({s: held for s, held in quota_shape(store).items() if grant.sees(s)})
+
+    @router.post("/quota")
+    async def limit(request: Request) -> Response:
+        """A tenant's quota or priority, from now on, for every process on this store."""
+        admin(request)
+        asked = await read_body(request, _Limit)
+        if asked.forget:
+            await run_in_threadpool(store.limits.forget, asked.salt)
+        else:
+            change = TenantLimits(asked.limit_bytes, asked.priority)
+            await run_in_threadpool(store.limits.decide, asked.salt, change)
+        return answer(quota_shape(store))
 
     @router.post("/verify")
     def verify(request: Request) -> Response:
         admin(request)
         report = store.verify()
         shape = {"blocks": report.blocks, "size_bytes": report.size_bytes}
-        return _json({**shape, "corrupt": list(report.corrupt)})
+        return answer({**shape, "corrupt": list(report.corrupt)})
 
 
 def _pinning(router: APIRouter, store: Store, admin: Check, wall: Callable[[], float]) -> None:
     @router.get("/pins")
     def pins(request: Request) -> Response:
         admin(request)
-        return _json(store.lasting.all())
+        return answer(store.lasting.all())
 
     @router.post("/pin")
     async def pin(request: Request) -> Response:
         admin(request)
-        asked = await _read(request, _Pin)
+        asked = await read_body(request, _Pin)
         keys = await run_in_threadpool(select, store, asked.which())
         store.lasting.pin(keys, None if asked.seconds is None else wall() + asked.seconds)
-        return _json({"blocks": len(keys)})
+        return answer({"blocks": len(keys)})
 
     @router.post("/unpin")
     async def unpin(request: Request) -> Response:
         admin(request)
-        asked = await _read(request, _Which)
+        asked = await read_body(request, _Which)
         keys = await run_in_threadpool(select, store, asked.which())
-        return _json({"blocks": store.lasting.unpin(keys)})
+        return answer({"blocks": store.lasting.unpin(keys)})
 
 
 def _acting(router: APIRouter, store: Store, admin: Check) -> None:
     def acting(path: str, kind: type[_Body], act: Callable[[_Body], Done]) -> None:
         async def route(request: Request) -> Response:
             admin(request)
-            asked = await _read(request, kind)
-            return _json(await run_in_threadpool(act, asked))
+            asked = await read_body(request, kind)
+            return answer(await run_in_threadpool(act, asked))
 
         router.add_api_route(path, route, methods=["POST"], name=path.strip("/"))
 
@@ -168,7 +188,7 @@ def _bundling(router: APIRouter, store: Store, admin: Check) -> None:
     @router.post("/export")
     async def export(request: Request) -> Response:
         admin(request)
-        asked = await _read(request, _Which)
+        asked = await read_body(request, _Which)
         keys = await run_in_threadpool(select, store, asked.which())
         return StreamingResponse(_bundle(store, keys), media_type="application/x-tar")
 
@@ -176,10 +196,11 @@ def _bundling(router: APIRouter, store: Store, admin: Check) -> None:
     async def take_in(request: Request) -> Response:
         admin(request)
         body = await request.body()
-        return _json(await run_in_threadpool(import_blocks, store, io.BytesIO(body)))
+        return answer(await run_in_threadpool(import_blocks, store, io.BytesIO(body)))
 
 
-async def _read(request: Request, kind: type[_Body]) -> _Body:
+async def read_body(request: Request, kind: type[_Body]) -> _Body:
+    """The body as that shape. Raises BadInput."""
     try:
         return msgspec.json.decode(await request.body() or b"{}", type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -201,5 +222,6 @@ def _bundle(store: Store, keys: list[BlockKey]) -> Iterator[bytes]:
             yield chunk
 
 
-def _json(shape: object) -> Response:
+def answer(shape: object) -> Response:
+    """A plain value as JSON."""
     return Response(msgspec.json.encode(shape), media_type="application/json")

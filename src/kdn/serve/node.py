@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import closing
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -17,6 +18,7 @@ from kdn.errors import BadInput, CorruptBlock
 from kdn.serve.faults import Refused
 from kdn.serve.grants import Grant
 from kdn.store import Store, check_whole, pack_note
+from kdn.store.levels import encode_layers
 from kdn.store.peer import Told
 
 __all__ = ["block_routes"]
@@ -50,6 +52,18 @@ def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRoute
             return _part(request, handle.buffer.nbytes, handle.read)
         finally:
             handle.close()
+
+    @router.get("/v1/store/blocks/{key}/layers")
+    def layers(request: Request, key: str, start: int, stop: int, codec: str) -> Response:
+        """Some layers in another encoding: what a reader on a slow link asks for."""
+        wanted = _seen(store, grant_of(request), key, reading=True)
+        handle = store.handle(wanted)
+        if handle is None:
+            raise Refused(_NOT_HERE, status=404)
+        with closing(handle):
+            data = encode_layers(wanted, handle, start, stop, codec)
+        store.note_delivered(wanted, start, stop - 1, codec, len(data))
+        return Response(data, media_type="application/msgpack")
 
     @router.put("/v1/store/blocks/{key}")
     async def write(request: Request, key: str) -> Response:

@@ -12,6 +12,7 @@ from kdn.serve.guard import Guard
 from kdn.serve.manage import manage_routes
 from kdn.serve.node import block_routes
 from kdn.serve.settings import ServeSettings
+from kdn.serve.texts import Prefiller, text_routes
 from kdn.store import Store
 
 __all__ = ["create_node_app", "mount_store"]
@@ -40,8 +41,10 @@ def create_node_app(
     return app
 
 
-def mount_store(app: FastAPI, store: Store, grants: tuple[Grant, ...]) -> None:
-    """The store's routes, each within the caller's grant."""
+def mount_store(
+    app: FastAPI, store: Store, grants: tuple[Grant, ...], model: Prefiller | None = None
+) -> None:
+    """The store's routes, each within the caller's grant; with a `model` those for text too."""
 
     def grant_of(request: Request) -> Grant:
         grant = grant_for(request.headers.get("authorization", ""), grants)
@@ -51,3 +54,5 @@ def mount_store(app: FastAPI, store: Store, grants: tuple[Grant, ...]) -> None:
 
     app.include_router(block_routes(store, grant_of))
     app.include_router(manage_routes(store, grant_of))
+    if model is not None:
+        app.include_router(text_routes(model, grant_of))

@@ -39,9 +39,12 @@ def usage_report(usages: Sequence[Usage], prompts: Sequence[Usage]) -> UsageRepo
 def kdn_report(prompts: Sequence[Usage]) -> KdnReport:
     """What became of the prompts; times are the slowest one's."""
     tiers: dict[str, int] = {}
+    levels: dict[str, int] = {}
     for usage in prompts:
         for tier, tokens in usage.tiers.items():
             tiers[tier] = tiers.get(tier, 0) + tokens
+        for level, size_bytes in usage.levels.items():
+            levels[level] = levels.get(level, 0) + size_bytes
     return KdnReport(
         exact=sum(usage.exact for usage in prompts),
         blended=sum(usage.blended for usage in prompts),
@@ -51,6 +54,7 @@ def kdn_report(prompts: Sequence[Usage]) -> KdnReport:
         queue_ms=round(max(usage.queue_ms for usage in prompts), 3),
         ttft_ms=round(max(usage.ttft_ms for usage in prompts), 3),
         tiers=tiers,
+        levels=levels,
     )
 
 

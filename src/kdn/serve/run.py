@@ -17,6 +17,7 @@ from kdn.serve.listen import make_server
 from kdn.serve.node_app import mount_store
 from kdn.serve.service import Embedded, Load, StoreNumbers, Vocabulary
 from kdn.serve.settings import ServeSettings
+from kdn.store import Match
 
 __all__ = ["KdnService", "run"]
 
@@ -28,9 +29,10 @@ def run(
 
     With `grants` the store is served too, to those who hold one of their tokens.
     """
-    app = create_app(KdnService(kdn), settings, version=package.__version__, own_keys=grants)
+    service = KdnService(kdn)
+    app = create_app(service, settings, version=package.__version__, own_keys=grants)
     if grants:
-        mount_store(app, kdn.store, grants)
+        mount_store(app, kdn.store, grants, service)
     make_server(app, settings).run(sockets=[door])
 
 
@@ -80,6 +82,14 @@ class KdnService:
         embedder = self._kdn.embedder
         vectors = embedder.embed(texts)
         return Embedded(tuple(tuple(map(float, row)) for row in vectors), embedder.count(texts))
+
+    def put_text(self, text: str, name: str | None, salt: str) -> int:
+        tokens = self._kdn.prefill(text, name, salt)
+        self._kdn.store.flush()
+        return tokens
+
+    def find_text(self, text: str, name: str | None, salt: str) -> tuple[Match, int]:
+        return self._kdn.lookup(text, name, salt)
 
     def load(self) -> Load:
         engine = self._kdn.engine

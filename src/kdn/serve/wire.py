@@ -54,6 +54,7 @@ class KdnReport(Struct):
     queue_ms: float
     ttft_ms: float
     tiers: Mapping[str, int]
+    levels: Mapping[str, int]
 
 
 class TopLogprob(Struct):

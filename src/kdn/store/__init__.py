@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kdn.store.block import Block, block_ids, cut_blocks
 from kdn.store.codecs import CODECS, Codec, NoCodec
+from kdn.store.delivery import Delivery, Loss
 from kdn.store.disk import DiskTier
 from kdn.store.format import EncodedBlock, Header, encode_block
 from kdn.store.index import BlockHit, Match
@@ -35,6 +36,7 @@ __all__ = [
     "Changes",
     "Codec",
     "CodecQuality",
+    "Delivery",
     "DictRemote",
     "DiskTier",
     "EncodedBlock",
@@ -47,6 +49,7 @@ __all__ = [
     "LineSettings",
     "Listed",
     "LookupRecorder",
+    "Loss",
     "Match",
     "MemoryTier",
     "News",

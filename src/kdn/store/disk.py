@@ -343,11 +343,7 @@ class DiskTier(Tier):
         """Make the room that rules ask for, and raise NoSpace for what is not to be kept."""
         if self._ranked is None:
             return
-        if not self._ranked.fits(use):
-            raise NoSpace(
-                f"a block of {use.size_bytes} bytes exceeds the quota of tenant {use.salt!r}: raise it"
-            )
-        for key in self._ranked.must_go(use):
+        for key in self._ranked.must_go():
             self.drop(key)
         full = self._catalogue.totals().size_bytes + use.size_bytes > self._capacity_bytes
         if full and not self._ranked.admits(use):

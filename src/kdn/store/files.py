@@ -7,6 +7,7 @@ its place and see every state in which a power cut may leave them.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from kdn.errors import NoSpace, StoreError
 
-__all__ = ["Files", "system_errors"]
+__all__ = ["Files", "locked", "system_errors"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -29,6 +30,17 @@ def system_errors(doing: str) -> Iterator[None]:
         if error.errno in _FULL:
             raise NoSpace(f"{doing}: {reason}; free some space or lower the store's cap") from error
         raise StoreError(f"{doing}: {reason}; check the folder or choose another") from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside, no other process that asks for this file's lock is inside."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Files:

@@ -29,7 +29,7 @@ __all__ = ["StoreFolder"]
 
 MARKER = "kdn-store.json"
 SUFFIX = ".kdn"
-_HEX = frozenset("0123456789abcdef")
+_HEX = "0123456789abcdef"
 _KEY_LENGTH = 64
 _NAME_LENGTH = _KEY_LENGTH + len(SUFFIX)
 _HARMLESS = {"lost+found", ".DS_Store"}
@@ -203,5 +203,5 @@ def _keys(folder: str | Path) -> Iterator[BlockKey]:
         # The length first: it rules out nearly all that is no block, and a hundred thousand
         # names are looked at when a large store opens.
         key = name[:_KEY_LENGTH]
-        if len(name) == _NAME_LENGTH and name.endswith(SUFFIX) and _HEX.issuperset(key):
+        if len(name) == _NAME_LENGTH and name.endswith(SUFFIX) and not key.strip(_HEX):
             yield BlockKey(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -13,7 +12,7 @@ import msgspec
 
 from kdn.clock import Clock
 from kdn.core import BlockKey
-from kdn.store.files import system_errors
+from kdn.store.files import locked, system_errors
 
 __all__ = ["LastingPins"]
 
@@ -84,7 +83,10 @@ class LastingPins:
             if self._path is None:
                 yield self._pins
                 return
-            with system_errors(f"changing the pins {self._path}"), self._locked(self._path):
+            with (
+                system_errors(f"changing the pins {self._path}"),
+                locked(self._path.with_name("pins.lock")),
+            ):
                 self._look()
                 pins = {key: until for key, until in self._pins.items() if self._is_pinned(until)}
                 yield pins
@@ -92,12 +94,3 @@ class LastingPins:
                 temporary.write_bytes(msgspec.json.encode(pins))
                 temporary.replace(self._path)
                 self._pins, self._stamp = pins, self._path.stat().st_mtime_ns
-
-    @contextmanager
-    def _locked(self, path: Path) -> Iterator[None]:
-        descriptor = os.open(path.with_name("pins.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)

@@ -146,14 +146,10 @@ class MemoryTier(Tier):
 
     def _victims(self, use: Use, spare: Spare) -> list[BlockKey]:
         """Who must go so that the block fits. Changes nothing."""
-        must = self._policy.must_go(use.at_s, use)
+        must = self._policy.must_go(use.at_s)
         victims = [key for key in must if not spare(key)]
         excess = self._size_bytes + use.size_bytes - self._capacity_bytes
         excess -= sum(self._blocks[key].size_bytes for key in victims)
-        if not self._policy.fits(use):
-            raise NoSpace(
-                f"a block of {use.size_bytes} bytes exceeds the quota of tenant {use.salt!r}: raise it"
-            )
         if excess > 0 and not self._policy.admits(use):
             raise NoSpace(
                 f"a block of {use.size_bytes} bytes is worth less than what would have to go for it"

@@ -10,6 +10,7 @@ from pathlib import Path
 from kdn.clock import Clock, SystemClock
 from kdn.store.disk import DiskTier
 from kdn.store.lasting import LastingPins
+from kdn.store.limits import Limits
 from kdn.store.line import LineSettings
 from kdn.store.memory import MemoryTier
 from kdn.store.objects import ObjectRemote
@@ -74,6 +75,11 @@ def open_store(
     on the disk.
     """
     clock, trace = clock or SystemClock(), trace or NoTrace()
+    limits = Limits(folder, clock)
+    lasting = LastingPins(folder, clock)
+    rules = _with_decided(rules, limits)
+    if rules is not None or ttl_of is not None:
+        rules = replace(rules or Rules(), spared=lasting.__contains__)
     distant = _far_tiers(far or FarSettings(), clock, trace, ring)
     own_rules = _own_rules(rules, ttl_of, MemoryTier.name)
     ranks = make_policy(policy, own_rules, saving)
@@ -90,7 +96,8 @@ def open_store(
         clock=clock,
         trace=trace,
         quotas=quotas,
-        lasting=LastingPins(folder, clock),
+        lasting=lasting,
+        limits=limits,
         pays=pays,
     )
 
@@ -100,6 +107,15 @@ def _own_rules(
 ) -> Rules | None:
     """The rules of one tier, where each may have its own time to live."""
     return rules if ttl_of is None else replace(rules or Rules(), ttl_of=partial(ttl_of, tier))
+
+
+def _with_decided(rules: Rules | None, limits: Limits) -> Rules | None:
+    """The rules with the priorities that operators gave."""
+    decided = {salt: one.priority for salt, one in limits.all().items() if one.priority is not None}
+    if not decided:
+        return rules
+    rules = rules or Rules()
+    return replace(rules, priority={**rules.priority, **decided})
 
 
 def _far_tiers(far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | None) -> list[Tier]:

@@ -2,6 +2,7 @@
 
 GET    /v1/store/blocks?since=CURSOR   what changed there (MessagePack, see `Told`)
 GET    /v1/store/blocks/KEY            bytes of a block; with Range, some of them
+GET    /v1/store/blocks/KEY/layers?start=A&stop=B&codec=C   layers encoded anew (see `levels`)
 PUT    /v1/store/blocks/KEY            keep a block; the node verifies all of it
 DELETE /v1/store/blocks/KEY            forget it
 """
@@ -45,6 +46,7 @@ class PeerRemote(Remote):
     """
 
     name = "peer"
+    encodes = True
 
     def __init__(
         self,
@@ -83,6 +85,11 @@ class PeerRemote(Remote):
             return b""
         self._expect(status, body, http.HTTPStatus.PARTIAL_CONTENT)
         return body
+
+    def layers(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+        asked = f"{key}/layers?start={start}&stop={stop}&codec={quote(codec)}"
+        status, _, body = self._call("GET", asked, {})
+        return body if status == http.HTTPStatus.OK else None
 
     def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
         status, _, body = self._call("PUT", key, {}, data)

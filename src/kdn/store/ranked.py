@@ -57,15 +57,10 @@ class Ranked:
         with self._lock:
             return self._policy.admits(replace(use, at_s=self._clock.now()))
 
-    def fits(self, use: Use) -> bool:
-        """May it be kept at all?"""
-        with self._lock:
-            return self._policy.fits(use)
-
-    def must_go(self, coming: Use | None = None) -> list[BlockKey]:
+    def must_go(self) -> list[BlockKey]:
         """Blocks that have to go whatever room there is."""
         with self._lock:
-            return self._policy.must_go(self._clock.now(), coming)
+            return self._policy.must_go(self._clock.now())
 
     def victims(self) -> list[BlockKey]:
         """All that is known and may go, the first to go in front."""

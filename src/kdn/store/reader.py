@@ -42,6 +42,9 @@ class Load:
     `on_whole` is told when every layer has come, `on_corrupt` when one was damaged (once).
     """
 
+    may_recode = False
+    """May layers come in another encoding than the one they are kept in?"""
+
     def __init__(
         self,
         header: Header,
@@ -63,6 +66,8 @@ class Load:
         self._lock = threading.Lock()
         self._came: dict[int, memoryview] = {}
         self._damage: CorruptBlock | None = None
+        self.is_left_out = False
+        """Did somebody prefer a smaller encoding? Then what is missing is not worth fetching now."""
 
     def layers(self, start: int, stop: int) -> list[memoryview]:
         """The runs of layers [start, stop). Neighbours that have not come yet are read at once.
@@ -78,7 +83,12 @@ class Load:
     def is_half_way(self) -> bool:
         """Has something come, but not all, and no damage?"""
         some = 0 < len(self._came) < self.header.shape.num_layers
-        return some and self._damage is None
+        return some and self._damage is None and not self.is_left_out
+
+    def is_at_hand(self, start: int, stop: int) -> bool:
+        """Would layers [start, stop) come without reading anything?"""
+        missing = [layer for layer in range(start, stop) if layer not in self._came]
+        return all(self._handle.is_at_hand(*self.header.layer_range(n)) for n in missing)
 
     def close(self) -> None:
         """No reader is left."""
@@ -146,6 +156,11 @@ class Reader:
     def tier(self) -> str:
         """Where the bytes come from."""
         return self._load.tier
+
+    @property
+    def is_delivered(self) -> bool:
+        """May layers come in another encoding than the one they are kept in?"""
+        return self._load.may_recode
 
     def layer(self, layer: int) -> memoryview:
         """The whole run of `layer`, read-only: K [id.num_tokens, kv heads, head dim], then V.

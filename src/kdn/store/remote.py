@@ -36,6 +36,8 @@ class Remote(ABC):
     """
 
     name: str
+    encodes: bool = False
+    """Can it give layers in another encoding than the one they are kept in?"""
 
     @abstractmethod
     def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
@@ -61,6 +63,10 @@ class Remote(ABC):
     def news(self) -> News:
         """What changed since the last call, by whatever hand; the first call tells all."""
         ...
+
+    def layers(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+        """Layers [start, stop) encoded anew; None when they cannot be had so."""
+        return None
 
     def close(self) -> None:
         """Give back connections."""

@@ -57,12 +57,16 @@ class _Fetched(Handle):
         self.buffer = allocate(size)
         self.buffer[: len(head)] = head
         self._have = [(0, len(head))]
+        self.moved_bytes = 0
 
     def read(self, start: int, stop: int) -> memoryview:
         with self._lock:
-            if not any(a <= start and stop <= b for a, b in self._have):
+            if not self.is_at_hand(start, stop):
                 self._fetch(start, stop)
         return self.buffer[start:stop]
+
+    def is_at_hand(self, start: int, stop: int) -> bool:
+        return any(a <= start and stop <= b for a, b in self._have)
 
     def close(self) -> None:
         return
@@ -82,6 +86,7 @@ class _Fetched(Handle):
             )
         self.buffer[start:stop] = data
         self._have = _joined([*self._have, (start, stop)])
+        self.moved_bytes = (self.moved_bytes or 0) + stop - start
 
 
 class RemoteTier(Tier):
@@ -105,6 +110,7 @@ class RemoteTier(Tier):
     ) -> None:
         """With a `ring` blocks and notes leave this machine sealed."""
         self.name = remote.name
+        self.encodes = remote.encodes
         self._ring = ring
         self._remote = remote
         self._settings = settings
@@ -135,6 +141,10 @@ class RemoteTier(Tier):
         if self._ring is None:
             raise LostBlock(f"block {key} in {self.name} is sealed: this store has no keys")
         return self._ring.open(key, handle)
+
+    def deliver(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+        doing = f"reading block {key} as {codec}"
+        return self._line.ask(doing, lambda: self._remote.layers(key, start, stop, codec))
 
     def put(self, block: EncodedBlock, spare: Spare) -> None:
         if self.holds(block.key):

@@ -38,11 +38,9 @@ class ReplayedTier:
         if use.key in self._sizes:
             self._policy.use(use)
             return True
-        for key in self._policy.must_go(use.at_s, use):
+        for key in self._policy.must_go(use.at_s):
             if key not in spare:
                 self._forget(key)
-        if not self._policy.fits(use):
-            return False
         excess = self._size_bytes + use.size_bytes - self._capacity_bytes
         if excess > 0:
             victims = self._victims(excess, use.at_s, spare) if self._policy.admits(use) else None

@@ -16,6 +16,7 @@ def stat_shape(stat: StoreStat) -> dict[str, Any]:
     """What is held, by tier, and how fast each tier gave."""
     return {
         "blocks": stat.blocks,
+        "delivered_bytes": dict(stat.delivered),
         "tiers": {
             name: {
                 "blocks": tier.blocks,
@@ -33,9 +34,13 @@ def stat_shape(stat: StoreStat) -> dict[str, Any]:
 def quota_shape(store: Store) -> dict[str, Any]:
     """What each tenant holds in each tier, and may hold."""
     held = usage_by_salt(store)
-    limited = dict.fromkeys([*held, *store.quotas.by_salt])
+    limited = dict.fromkeys([*held, *store.quotas.by_salt, *store.limits.all()])
     return {
-        salt: {"limit_bytes": store.quotas.limit(salt), "held_bytes": held.get(salt, {})}
+        salt: {
+            "limit_bytes": store.quota_of(salt),
+            "priority": store.limits.of(salt).priority,
+            "held_bytes": held.get(salt, {}),
+        }
         for salt in limited
     }
 

@@ -52,6 +52,8 @@ class StoreStat:
     """Bytes that wait to be written behind."""
     bytes_per_s: Mapping[str, float] = field(default_factory=dict)
     """How fast each tier gave lately, of those that were read from."""
+    delivered: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that were delivered against a deadline, by the codec they came in or were asked for."""
     resting: tuple[str, ...] = ()
     """Tiers that are not asked for a while, after failures."""
 
@@ -76,6 +78,12 @@ class Counts:
     def add(self, **amounts: int) -> None:
         with self._lock:
             self._counts.update(amounts)
+
+    def beginning(self, prefix: str) -> dict[str, int]:
+        """Those whose name begins so, by the rest of it."""
+        with self._lock:
+            found = sorted(name for name in self._counts if name.startswith(prefix))
+            return {name.removeprefix(prefix): self._counts[name] for name in found}
 
     def __getitem__(self, name: str) -> int:
         return self._counts[name]

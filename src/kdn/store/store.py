@@ -27,10 +27,12 @@ from kdn.errors import BadInput, CorruptBlock, LostBlock, NoSpace, StoreError
 from kdn.store.behind import WriteBehind
 from kdn.store.block import Block
 from kdn.store.codecs import Codec, NoCodec
+from kdn.store.delivery import DeliveredLoad, Delivery
 from kdn.store.format import EncodedBlock, encode_block
 from kdn.store.index import BlockHit, Entry, Family, Index, Match
 from kdn.store.journal import Journal, Pages
 from kdn.store.lasting import LastingPins
+from kdn.store.limits import Limits
 from kdn.store.links import Links
 from kdn.store.loads import Loads
 from kdn.store.pins import Pins
@@ -45,6 +47,7 @@ __all__ = ["MEMORY_BYTES", "Pays", "Store"]
 MEMORY_BYTES = 1 << 30
 BEHIND_BYTES = 256 << 20
 USES_PER_SAVE = 256
+_DELIVERED = "delivered "
 
 
 @contextmanager
@@ -81,6 +84,7 @@ class Store:
         behind_bytes: int = BEHIND_BYTES,
         quotas: Quotas | None = None,
         lasting: LastingPins | None = None,
+        limits: Limits | None = None,
         pays: Pays | None = None,
     ) -> None:
         """`far` are the tiers across a network: read last, written behind, never waited for.
@@ -95,6 +99,7 @@ class Store:
         self.links = Links(clock)
         self.quotas = quotas or Quotas()
         self.lasting = lasting or LastingPins(None, clock)
+        self.limits = limits or Limits(None, clock)
         self._quota_lock = threading.Lock()
         self._trace = trace or NoTrace()
         self._codec = codec or NoCodec()
@@ -139,8 +144,11 @@ class Store:
         with self._lock:
             return tuple(entry.block_id() for entry in self._index.find_content(content_id))
 
-    def open(self, what: BlockHit | BlockId) -> Reader | None:
-        """The block, pinned and open for reading, or None: a counted miss."""
+    def open(self, what: BlockHit | BlockId, delivery: Delivery | None = None) -> Reader | None:
+        """The block, pinned and open for reading, or None: a counted miss.
+
+        With a `delivery` what comes from a node may come in another encoding, as that chooses.
+        """
         hit = what if isinstance(what, BlockHit) else BlockHit(what, what.num_tokens, "")
         key = hit.id.key
         self._pins.hold(key)
@@ -160,7 +168,17 @@ class Store:
         self._trace.event("store.hit", key=key, tokens=hit.num_tokens, tier=load.tier)
         if self._counts["hits"] % USES_PER_SAVE == 0:
             self._behind.offer(0, self._save_uses)
-        return Reader(load, hit.num_tokens, partial(self._leave, key, load))
+        leave, tier = partial(self._leave, key, load), self.tier(load.tier)
+        if delivery is not None and tier.encodes:
+            load = DeliveredLoad(load, tier, delivery)
+        return Reader(load, hit.num_tokens, leave)
+
+    def note_delivered(self, key: BlockKey, first: int, last: int, level: str, size: int) -> None:
+        """Layers came, or were sent, at a level: counted, and in the trace."""
+        self._counts.add(**{_DELIVERED + level: size})
+        self._trace.event(
+            "store.level", key=key, first=first, last=last, level=level, size_bytes=size
+        )
 
     def _leave(self, key: BlockKey, load: Load) -> None:
         self._loads.leave(key, load)
@@ -226,7 +244,7 @@ class Store:
     def put_into(self, tier: Tier, block: EncodedBlock) -> None:
         """Keep a block in one tier, within its tenant's quota. Raises NoSpace, StoreError."""
         salt = block.header.id.salt
-        limit = self.quotas.limit(salt)
+        limit = self.quota_of(salt)
         if limit is None or tier.holds(block.key):
             tier.put(block, self._spared)
             return
@@ -237,6 +255,11 @@ class Store:
                 tier.drop(key)
                 self._trace.event("store.evict", tier=tier.name, key=key, reason="quota")
             tier.put(block, self._spared)
+
+    def quota_of(self, salt: str) -> int | None:
+        """The most bytes that tenant may hold in one tier: as decided, or else as set."""
+        decided = self.limits.of(salt).quota_bytes
+        return self.quotas.limit(salt) if decided is None else decided
 
     def replace(self, block: EncodedBlock) -> None:
         """Write a block anew wherever this machine holds it. Raises NoSpace, StoreError."""
@@ -343,6 +366,7 @@ class Store:
             queued_bytes=self._behind.size_bytes
             + sum(queue.size_bytes for _, queue in self._beyond),
             bytes_per_s=self.links.all(),
+            delivered=self._counts.beginning(_DELIVERED),
             resting=tuple(tier.name for tier in self._tiers if not tier.reachable()),
             **{name: self._counts[name] for name in names},
         )

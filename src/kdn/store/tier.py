@@ -58,6 +58,8 @@ class Handle(ABC):
 
     buffer: memoryview
     header: Header | None = None
+    moved_bytes: int | None = None
+    """What was moved for all reads so far, where that is not what was asked for."""
 
     @abstractmethod
     def read(self, start: int, stop: int) -> memoryview:
@@ -67,6 +69,10 @@ class Handle(ABC):
         failed and not the block. Safe from several threads.
         """
         ...
+
+    def is_at_hand(self, start: int, stop: int) -> bool:
+        """Were these bytes read already, as part of something larger?"""
+        return False
 
     @abstractmethod
     def close(self) -> None:
@@ -85,6 +91,9 @@ class Tier(ABC):
     """Were the bytes verified on the way in, in a place where they cannot change since?"""
     far: bool = False
     """Is it across a network? Then it is written behind, and may fail while others are well."""
+
+    encodes: bool = False
+    """Can it give layers in another encoding than the one they are kept in?"""
 
     @abstractmethod
     def open(self, key: BlockKey) -> Handle | None:
@@ -126,6 +135,13 @@ class Tier(ABC):
     def usage(self) -> TierUsage:
         """How full the tier is."""
         ...
+
+    def deliver(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+        """Layers [start, stop) encoded anew, for `decode_layers`; None where that cannot be had.
+
+        Raises StoreError when the tier cannot be asked.
+        """
+        return None
 
     def reachable(self) -> bool:
         """Would the tier be asked just now? False while it is given a rest after failures."""

@@ -174,6 +174,8 @@ class BlendReuse:
         return Planned(
             self._rule(base, layout, count),
             exact=planned.exact,
+            lossy=planned.lossy,
+            levels=planned.levels,
             blended=layout.num_reused - count,
             tiers=tiers,
         )

@@ -47,14 +47,9 @@ class Policy(ABC):
         """Is the block worth the room it takes? Asked only when something would have to go."""
         return True
 
-    def must_go(self, now_s: float, coming: Use | None = None) -> list[BlockKey]:
-        """Blocks that have to go now, however much room there is: too old, or over a quota once
-        `coming` is kept."""
+    def must_go(self, now_s: float) -> list[BlockKey]:
+        """Blocks that have to go now, however much room there is: they are too old."""
         return []
-
-    def fits(self, coming: Use) -> bool:
-        """May the block be kept at all, once all that must go for it has gone?"""
-        return True
 
     @abstractmethod
     def keep(self, use: Use) -> None:

@@ -1,4 +1,7 @@
-"""What people decide, over what a policy would: age limits, pins, priorities, quotas."""
+"""What people decide, over what a policy would: age limits, pins, priorities.
+
+Quotas are the store's own (`kdn.store.quotas`): they hold whatever the policy is.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,14 @@ class Rules:
     """A block goes this long after it was last used, room or not."""
     ttl_of: Callable[[Use], float | None] | None = None
     """The same in seconds for each block by itself; None as an answer is for ever."""
-    quota_bytes: Mapping[str, int] = field(default_factory=dict)
-    """The most bytes of a tenant's blocks, by salt; its own go first when it wants more."""
+    spared: Callable[[BlockKey], bool] | None = None
+    """Says which blocks stay past any age limit: those that are pinned."""
     priority: Mapping[str, int] = field(default_factory=dict)
     """By salt; blocks of a lower priority (0 where none is said) go before those of a higher one."""
 
     def __post_init__(self) -> None:
         if self.ttl_s is not None and self.ttl_s <= 0:
             raise BadInput(f"a time to live of {self.ttl_s} s: give one above zero, or none")
-        below = [salt for salt, quota in self.quota_bytes.items() if quota < 0]
-        if below:
-            raise BadInput(f"the quota of {below[0]!r} is negative: give bytes, 0 for none at all")
 
 
 class Ruled(Policy):
@@ -60,28 +60,8 @@ class Ruled(Policy):
     def admits(self, use: Use) -> bool:
         return self._inner.admits(use)
 
-    def must_go(self, now_s: float, coming: Use | None = None) -> list[BlockKey]:
-        gone = [*self._ended(now_s), *self._stale(now_s)]
-        gone = list(dict.fromkeys(gone))
-        if coming is None or coming.salt not in self._rules.quota_bytes:
-            return gone
-        over = self._held[coming.salt] + coming.size_bytes - self._rules.quota_bytes[coming.salt]
-        over -= sum(self._uses[key].size_bytes for key in gone if self._is_of(key, coming.salt))
-        for key in self._inner.victims(now_s):
-            if over <= 0:
-                break
-            if key not in gone and self._is_of(key, coming.salt) and not self._pinned(key, now_s):
-                gone.append(key)
-                over -= self._uses[key].size_bytes
-        return gone
-
-    def fits(self, coming: Use) -> bool:
-        quota = self._rules.quota_bytes.get(coming.salt)
-        if quota is None:
-            return True
-        pinned = (self._uses[key] for key in self._pins if key in self._uses)
-        stays = sum(one.size_bytes for one in pinned if one.salt == coming.salt)
-        return stays + coming.size_bytes <= quota
+    def must_go(self, now_s: float) -> list[BlockKey]:
+        return list(dict.fromkeys([*self._ended(now_s), *self._stale(now_s)]))
 
     def keep(self, use: Use) -> None:
         self._uses[use.key] = use
@@ -151,11 +131,10 @@ class Ruled(Policy):
         return [key for _, key, _ in over if not self._pinned(key, now_s)]
 
     def _pinned(self, key: BlockKey, now_s: float) -> bool:
+        if self._rules.spared is not None and self._rules.spared(key):
+            return True
         until_s = self._pins.get(key)
         return until_s is not None and now_s < until_s
 
     def _priority(self, salt: str) -> int:
         return self._rules.priority.get(salt, 0)
-
-    def _is_of(self, key: BlockKey, salt: str) -> bool:
-        return self._uses[key].salt == salt

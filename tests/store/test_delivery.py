@@ -1,0 +1,261 @@
+"""Stored KV that has to be there in time: a node sends it smaller when the link is slow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+
+import kdn
+from kdn.clock import ManualClock
+from kdn.config import Config, StoreConfig
+from kdn.core import KvShape
+from kdn.errors import CorruptBlock
+from kdn.store import (
+    Block,
+    CodecQuality,
+    Delivery,
+    Handle,
+    LineSettings,
+    Loss,
+    MemoryTier,
+    PeerRemote,
+    QualityRecord,
+    RemoteSettings,
+    RemoteTier,
+    Store,
+    encode_block,
+    open_store,
+    save_record,
+)
+from kdn.store.delivery import AS_KEPT
+from kdn.store.levels import decode_layers, encode_layers
+from kdn.store.whole import Bytes
+from kdn.trace import NoTrace, Recorder
+from tests.store.helpers import block_id
+from tests.store.remotes import node_server
+from tests.store.throttle import Link, throttled
+
+SHAPE = KvShape(num_layers=8, num_kv_heads=2, head_dim=64, dtype="bfloat16")
+"""512 bytes for a token at a layer: 128 KiB a layer of a block, 1 MiB a block."""
+PROMPT = tuple(range(1024))
+IDS = [block_id(PROMPT[at : at + 256], PROMPT[:at]) for at in range(0, 1024, 256)]
+MB = 1e6
+LOSSES = {"int8": Loss(0.01, 0.52), "int4": Loss(0.2, 0.27)}
+
+
+@cache
+def kv_block(number: int) -> Block:
+    values = np.random.default_rng(number).normal(size=(8, 2 * 256 * 128)).astype(np.float32)
+    runs = (values.view(np.uint32) >> 16).astype(np.uint16)
+    return Block(IDS[number], SHAPE, tuple(memoryview(run.tobytes()) for run in runs))
+
+
+@dataclass(frozen=True)
+class World:
+    """An engine's store behind a link to a node that holds four blocks."""
+
+    store: Store
+    clock: ManualClock
+    link: Link
+    trace: Recorder
+
+    def load(self, within_s: float, losses: dict[str, Loss]) -> tuple[list[str], float]:
+        """Load all four, layer by layer: the levels in order, and the seconds it took."""
+        store, began_s, levels = self.store, self.clock.now(), []
+        store.links.note("peer", 1, 1 / self.link._bytes_per_s(0))
+        delivery = Delivery(
+            within_s=within_s,
+            num_tokens=1024,
+            links=store.links,
+            allowed=losses,
+            on_read=lambda _key, _first, _last, level, _size: levels.append(level),
+        )
+        with ExitStack() as stack:
+            readers = [store.open(one, delivery) for one in IDS]
+            assert all(readers)
+            for reader in readers:
+                assert reader is not None
+                stack.enter_context(reader)
+            for layer in range(SHAPE.num_layers):
+                for number, reader in enumerate(readers):
+                    assert reader is not None
+                    self._check(bytes(reader.layer(layer)), number, layer, levels[-1])
+        assert sum(delivery.sizes.values()) <= self.link.size_bytes
+        return levels, self.clock.now() - began_s
+
+    def _check(self, got: bytes, number: int, layer: int, level: str) -> None:
+        wanted = bytes(kv_block(number).layers[layer])
+        if level in (AS_KEPT, "lossless"):
+            assert got == wanted
+            return
+        off = np.abs(_floats(got) - _floats(wanted))
+        assert off.max() < (0.05 if level == "int8" else 0.8), level
+
+
+def _floats(run: bytes) -> np.ndarray:
+    return (np.frombuffer(run, np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+@contextmanager
+def world(folder: Path, bytes_per_s: Callable[[int], float]) -> Iterator[World]:
+    clock, trace = ManualClock(), Recorder()
+    link = Link(clock, bytes_per_s)
+    with ExitStack() as stack:
+        node = stack.enter_context(open_store(folder, disk_bytes=10**9))
+        for number in range(4):
+            node.put(kv_block(number))
+        url = stack.enter_context(throttled(stack.enter_context(node_server(node)), link))
+        settings = RemoteSettings(LineSettings(timeout_s=1000), read_bytes=1, news_s=1e9)
+        peer = RemoteTier(PeerRemote(url, timeout_s=20), settings, clock, NoTrace(), Random(1))
+        memory = MemoryTier(10**9, NoTrace())
+        store = stack.enter_context(Store([memory], far=[peer], clock=clock, trace=trace))
+        yield World(store, clock, link, trace)
+        store.check()
+
+
+@pytest.mark.parametrize(
+    ("within_s", "losses", "first", "lowest"),
+    [
+        (10.0, LOSSES, AS_KEPT, AS_KEPT),  # 4 MiB at 1 MB/s take 4.2 s
+        (2.5, LOSSES, "int8", "int8"),  # half of it takes 2.2 s
+        (1.4, LOSSES, "int4", "int4"),  # a quarter of it 1.1 s
+        (2.5, {}, "lossless", "lossless"),  # no leave to lose: late, and exact
+    ],
+)
+def test_the_level_is_the_best_that_is_in_time(
+    within_s: float, losses: dict[str, Loss], first: str, lowest: str, tmp_path: Path
+) -> None:
+    """Time that smaller reads leave over is spent on better ones towards the end."""
+    order = [AS_KEPT, "lossless", "int8", "int4"]
+    with world(tmp_path, lambda _: MB) as one:
+        found, seconds = one.load(within_s, losses)
+        assert (found[0], max(found, key=order.index)) == (first, lowest)
+        assert (seconds <= within_s) is bool(losses)
+
+
+def test_the_level_goes_down_when_the_link_slows_midway(tmp_path: Path) -> None:
+    """Two of four MiB come at 4 MB/s; the rest would take 4.2 s at the 0.5 MB/s that follow."""
+
+    def slowing(so_far: int) -> float:
+        return 4 * MB if so_far < 2 << 20 else MB / 2
+
+    with world(tmp_path / "with", slowing) as one:
+        levels, seconds = one.load(2.5, LOSSES)
+        assert levels[0] == AS_KEPT
+        assert levels[-1] in LOSSES
+        assert seconds <= 2.5
+    with world(tmp_path / "without", slowing) as one:
+        assert one.load(2.5, {})[1] > 2.5
+
+
+def test_what_came_with_loss_never_becomes_the_block(tmp_path: Path) -> None:
+    """It is counted by level, and whoever asks without a deadline gets every bit."""
+    with world(tmp_path, lambda _: MB) as one:
+        assert set(one.load(0.01, LOSSES)[0]) <= {"int4"}
+        for number, block in enumerate(IDS):
+            reader = one.store.open(block)
+            assert reader is not None
+            with reader:
+                assert reader.tier == "peer", "nothing lossy was promoted"
+                runs = [bytes(run) for run in reader.layers(0, 8)]
+                assert runs == [bytes(run) for run in kv_block(number).layers]
+
+
+def test_the_node_counts_what_it_sent(tmp_path: Path) -> None:
+    with open_store(tmp_path, disk_bytes=10**9) as node, node_server(node) as url:
+        node.put(kv_block(0))
+        asked = f"{url}/v1/store/blocks/{IDS[0].key}/layers?start=2&stop=4&codec=int8"
+        answer = httpx.get(asked)
+        assert answer.status_code == 200
+        assert dict(node.stat().delivered) == {"int8": len(answer.content)}
+        told = httpx.get(f"{url}/v1/store/stat").json()
+        assert told["delivered_bytes"] == {"int8": len(answer.content)}
+        for wrong in ("codec=zip", "codec=int8&start=7&stop=9", "codec=int8&start=4&stop=4"):
+            path = f"{url}/v1/store/blocks/{IDS[0].key}/layers?start=0&stop=1&{wrong}"
+            assert httpx.get(path.replace("start=0&stop=1&codec=int8&", "codec=int8&")).is_error
+
+
+def test_a_neighbour_cannot_tell_the_block_from_none(tmp_path: Path) -> None:
+    with (
+        open_store(tmp_path, disk_bytes=10**9) as node,
+        node_server(node, admin_key="A", tenant_keys=("bob=B",)) as url,
+    ):
+        node.put(kv_block(0))
+        bob, query = {"authorization": "Bearer B"}, "layers?start=0&stop=1&codec=int8"
+        there = httpx.get(f"{url}/v1/store/blocks/{IDS[0].key}/{query}", headers=bob)
+        absent = httpx.get(f"{url}/v1/store/blocks/{'0' * 64}/{query}", headers=bob)
+        assert (there.status_code, there.content) == (absent.status_code, absent.content)
+        assert there.status_code == 404
+
+
+def test_a_flipped_bit_of_an_answer_is_seen() -> None:
+    encoded = encode_block(kv_block(0))
+    handle: Handle = Bytes(encoded.data)
+    sent = encode_layers(encoded.key, handle, 1, 3, "int8")
+    whole = decode_layers(encoded.header, sent, 1, 3, "int8")
+    assert [len(run) for run in whole] == [1 << 17] * 2
+    chance = Random(7)
+    for _ in range(300):
+        torn = bytearray(sent)
+        torn[chance.randrange(len(torn))] ^= 1 << chance.randrange(8)
+        with pytest.raises(CorruptBlock):
+            decode_layers(encoded.header, bytes(torn), 1, 3, "int8")
+    with pytest.raises(CorruptBlock):
+        decode_layers(encoded.header, sent, 2, 4, "int8")
+
+
+@pytest.mark.parametrize("max_kl", [None, 0.1])
+def test_a_request_over_a_slow_link_says_what_it_got(
+    max_kl: float | None, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Exact without leave to lose; with it as little as the deadline needs, and accounted as lossy."""
+    document = "The lamp is lit at dusk. " * 40
+    folder = tiny_model(max_position_embeddings=2048)
+    with kdn.open(folder, config=Config(home=tmp_path / "writer")) as writer:
+        writer.prefill(document)
+        exact = writer.generate("Lit?", [document]).text
+        fingerprint = writer.model.decoder.fingerprint_with(None)
+        writer.store.flush()
+    home = tmp_path / "reader"
+    quality = CodecQuality(kl=0.01, kl_p99=0.1, changed_share=0.0, gain=3.5)
+    measured = QualityRecord(
+        model="tiny",
+        fingerprint=fingerprint,
+        positions=384,
+        context_tokens=512,
+        wall_s=0.0,
+        kl_wrong_document=1.0,
+        kl_no_context=2.0,
+        codecs={"int4": quality},
+    )
+    save_record(home, measured)
+    with ExitStack() as stack:
+        node = stack.enter_context(open_store(tmp_path / "writer" / "store"))
+        url = stack.enter_context(node_server(node))
+        settings = StoreConfig(
+            peer_url=url, load_within_s=1e-6, max_kl=max_kl, far_read_bytes=1, far_timeout_s=20
+        )
+        reader = stack.enter_context(kdn.open(folder, config=Config(home=home, store=settings)))
+        reader.store.links.note("peer", 1, 1.0)
+        answer = reader.generate("Lit?", [document])
+        usage = answer.usage
+        assert usage.cached_tokens > 256
+        assert sum(usage.levels.values()) > 0
+        if max_kl is None:
+            assert usage.lossy == 0
+            assert answer.text == exact
+            assert set(usage.levels) <= {AS_KEPT, "lossless"}
+        else:
+            assert usage.exact == 0
+            assert usage.levels["int4"] > 0
+            assert reader.store.stat().delivered["int4"] == usage.levels["int4"]
+        msgspec.json.encode(dict(usage.levels))

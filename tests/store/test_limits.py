@@ -1,0 +1,129 @@
+"""What operators decide about tenants: quotas, priorities and pins, by whatever door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+import kdn
+from kdn.clock import ManualClock
+from kdn.config import Config, StoreConfig
+from kdn.errors import BadInput, NoSpace
+from kdn.serve import ServeSettings, create_app, listen, make_server, read_grants, url_of
+from kdn.serve.node_app import mount_store
+from kdn.serve.run import KdnService
+from kdn.store import Block, Quotas, Rules, open_store
+from kdn.store.limits import Limits, TenantLimits
+from kdn.storing import open_configured_store
+from tests.store.helpers import block_id, make_block
+from tests.store.remotes import node_server, running
+
+
+def block(number: int, salt: str = "") -> Block:
+    """60 KiB or so, different for every number."""
+    return make_block(block_id([number] * 256, salt=salt))
+
+
+def test_a_decision_holds_for_every_process_within_a_second(tmp_path: Path) -> None:
+    clock = ManualClock()
+    mine, theirs = Limits(tmp_path, clock), Limits(tmp_path, clock)
+    assert theirs.of("bob") == TenantLimits()
+    mine.decide("bob", TenantLimits(quota_bytes=5))
+    mine.decide("bob", TenantLimits(priority=-1))
+    assert theirs.of("bob") == TenantLimits()
+    clock.advance(1.0)
+    assert theirs.of("bob") == TenantLimits(5, -1)
+    assert theirs.forget("bob")
+    assert not mine.forget("bob")
+    with pytest.raises(BadInput, match="quota of -1"):
+        mine.decide("bob", TenantLimits(quota_bytes=-1))
+
+
+def test_a_decided_quota_stands_before_the_setting(tmp_path: Path) -> None:
+    with open_store(tmp_path, disk_bytes=10**9, quotas=Quotas(10**9)) as store:
+        store.put(block(1, "bob"))
+        store.limits.decide("bob", TenantLimits(quota_bytes=0))
+        with pytest.raises(NoSpace, match="quota of 0 bytes"):
+            store.put(block(2, "bob"))
+        store.put(block(2, "alice"))
+        assert len(store.entries()) == 2
+
+
+def test_a_lower_priority_goes_first_whatever_its_age(tmp_path: Path) -> None:
+    """Room for two on the disk: the older of equals goes, unless the younger counts for less."""
+    for priorities, left in [({}, {"batch", "new"}), ({"batch": -1}, {"vip", "new"})]:
+        size = _size(tmp_path / f"size{len(priorities)}")
+        settings = StoreConfig(disk_bytes=2 * size + size // 2, priorities=priorities)
+        with open_configured_store(Config(home=tmp_path / str(left), store=settings)) as store:
+            for salt in ("vip", "batch", "new"):
+                store.put(block(1, salt))
+            kept = {e.family.salt for e in store.entries() if "disk" in store.where(e.key)}
+            assert kept == left
+
+
+def _size(folder: Path) -> int:
+    with open_store(folder, disk_bytes=10**9) as store:
+        store.put(block(1, "batch"))
+        return store.tier("disk").usage().size_bytes
+
+
+def test_a_pinned_block_outlives_its_age_limit_until_the_pin_ends(tmp_path: Path) -> None:
+    clock = ManualClock()
+    with open_store(tmp_path, disk_bytes=10**9, rules=Rules(ttl_s=10.0), clock=clock) as store:
+        store.put(block(1))
+        store.put(block(2))
+        store.lasting.pin([block(1).id.key], clock.wall() + 30.0)
+        clock.advance(20.0)
+        store.refresh()
+        assert [e.key for e in store.entries()] == [block(1).id.key]
+        clock.advance(20.0)
+        store.refresh()
+        assert store.entries() == ()
+
+
+def test_the_admin_decides_over_http_and_nobody_else(tmp_path: Path) -> None:
+    with (
+        open_store(tmp_path, disk_bytes=10**9) as store,
+        node_server(store, admin_key="root", tenant_keys=("bob=B",)) as url,
+    ):
+        bodies = [{"salt": "bob", "limit_bytes": 70_000}, {"salt": "bob", "priority": 3}]
+        for body in bodies:
+            for token, status in (("B", 403), ("root", 200)):
+                headers = {"authorization": f"Bearer {token}"}
+                answer = httpx.post(f"{url}/v1/store/quota", json=body, headers=headers)
+                assert answer.status_code == status
+        told = answer.json()["bob"]
+        assert (told["limit_bytes"], told["priority"]) == (70_000, 3)
+        body = {"salt": "bob", "forget": True}
+        answer = httpx.post(f"{url}/v1/store/quota", json=body, headers=headers)
+        assert "bob" not in answer.json()
+
+
+def test_a_text_is_put_and_found_over_http(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    grants = read_grants("root", ("bob=B",))
+    settings = ServeSettings(port=0, graceful_s=1)
+    with ExitStack() as stack:
+        one = stack.enter_context(kdn.open(tiny_model(), config=Config(home=tmp_path)))
+        service = KdnService(one)
+        app = create_app(service, settings, version="1", own_keys=grants)
+        mount_store(app, one.store, grants, service)
+        door = stack.enter_context(listen(settings))
+        stack.enter_context(running(make_server(app, settings, log_level="warning"), door))
+        http = stack.enter_context(httpx.Client(base_url=url_of(door, "http") + "/v1/store"))
+        http.headers["authorization"] = "Bearer B"
+        document = {"text": "The lamp is lit at dusk. " * 4, "salt": "bob"}
+        assert http.post("/lookup-text", json=document).json()["hit_tokens"] == 0
+        put = http.post("/put", json=document)
+        assert put.json()["salt"] == "bob"
+        assert put.json()["tokens"] > 90
+        found = http.post("/lookup-text", json=document).json()
+        assert found["hit_tokens"] == found["tokens"] >= put.json()["tokens"]
+        for salt in ("alice", "public"):
+            assert http.post("/put", json={**document, "salt": salt}).status_code == 403
+        http.headers["authorization"] = "Bearer root"
+        assert http.post("/put", json={**document, "salt": "public"}).status_code == 200
+        assert http.post("/put", json={"words": "?"}).status_code == 400
