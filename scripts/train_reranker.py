@@ -1,6 +1,6 @@
 """Train document-first and query-first rerankers on the shared question sets, with one recipe.
 
-python scripts/train_reranker.py ../shared/data OUT [--steps 300] [--labelled-steps 80] [--seed 0] [--layout ...]
+python scripts/train_reranker.py ../shared/data OUT [--steps N] [--labelled-steps N] [--layout ...]
 
 OUT/unlabelled and OUT/all get the adapters after queries made from passages, and after questions
 that people asked on top.  Questions that `held_out` names are never read.
