@@ -76,13 +76,20 @@ class ModelChoice:
             device=self.device,
             dtype=self.dtype,
             int8=self.int8,
-            adapters=dict(map(_adapter, self.adapters)),
+            adapters=dict(_adapter(one, self.model) for one in self.adapters),
             config=config,
         )
 
 
-def _adapter(given: str) -> tuple[str, Path]:
+def _adapter(given: str, model: str) -> tuple[str, Path]:
+    """Its name and folder; a name alone is that of an adapter that comes with kdn for this model."""
+    from kdn.rank import packaged_adapters
+
     name, equals, folder = given.partition("=")
+    own = packaged_adapters(model)
+    if not equals and name in own:
+        return name, own[name]
     if not (name and equals and folder):
-        raise BadConfig(f"--adapter {given!r}: write NAME=FOLDER")
+        there = f", or one of {', '.join(own)}" if own else ""
+        raise BadConfig(f"--adapter {given!r}: write NAME=FOLDER{there}")
     return name, Path(folder).expanduser()
