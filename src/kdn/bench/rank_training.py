@@ -7,6 +7,7 @@ it is one sequence, in which a branch sees the trunk and itself.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,9 +132,11 @@ class Trainer:
             layers_to_transform=list(range(recipe.first_layer, layers)),
             task_type="CAUSAL_LM",
         )
-        self._model: Any = get_peft_model(base, lora, adapter_name=layouts[0].value)
-        for other in layouts[1:]:
-            self._model.add_adapter(other.value, lora)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+            self._model: Any = get_peft_model(base, lora, adapter_name=layouts[0].value)
+            for other in layouts[1:]:
+                self._model.add_adapter(other.value, lora)
         self._ask, self._recipe, self._num_steps = ask, recipe, num_steps
         head = base.get_output_embeddings().weight.detach().float()
         self._direction = head[yes_no[0]] - head[yes_no[1]]
