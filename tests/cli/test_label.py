@@ -85,10 +85,10 @@ def test_wrong_wishes_end_in_one_sentence(tmp_path: Path, rows: Path, tiny: Path
     assert done.code == 2
     assert "the columns are text, truth" in done.err
     done = kdn(
-        tmp_path, "label", rows, "-t", "{text}", "-c", "yes,yellow", "-o", out, "--model", tiny
+        tmp_path, "label", rows, "-t", "{text}", "-c", "yes,yes", "-o", out, "--model", tiny
     )
     assert done.code == 2
-    assert "begin with the same token" in done.err
+    assert "begins with all of" in done.err
 
 
 def test_a_fit_is_kept_and_used(tmp_path: Path, tiny: Path) -> None:
