@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdn.core import Finish, FinishReason, Stream, Token, TokenIds, Usage
+from kdn.rag import Part, cite
 
-__all__ = ["Answer", "Source", "collect"]
+__all__ = ["Answer", "Source", "collect", "sources_of"]
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,17 @@ def collect(stream: Stream, show: Callable[[str], None] | None = None) -> Answer
         stream.cancel()
         raise
     raise AssertionError("a stream ends with a Finish or an error")
+
+
+def sources_of(answer: str, parts: Sequence[Part]) -> tuple[Source, ...]:
+    """The passages of `parts` that an answer rests on, best first."""
+    return tuple(
+        Source(
+            title=citation.passage.title,
+            heading=" > ".join(citation.passage.headings),
+            text=citation.passage.text,
+            score=citation.score,
+            source=citation.passage.source,
+        )
+        for citation in cite(answer, parts)
+    )

@@ -19,7 +19,7 @@ from typing import Literal, Self
 
 import torch
 
-from kdn.answers import Answer, Source, collect
+from kdn.answers import Answer, Source, collect, sources_of
 from kdn.choosing import choose_attention, choose_dtype, find_kernels, prefill_estimate
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config, load_config
@@ -56,7 +56,6 @@ from kdn.rag import (
     Survey,
     answer_instruction,
     answer_pieces,
-    cite,
 )
 from kdn.rank import (
     YES_NO,
@@ -282,7 +281,7 @@ class Kdn:
         )
         request = replace(request, blend=blending(reuse, ratio))
         answer = collect(self.engine.submit(request), stream)
-        return replace(answer, sources=_sources(answer.text, parts))
+        return replace(answer, sources=sources_of(answer.text, parts))
 
     def prompt(self, messages: Messages, documents: Documents = (), salt: str = "") -> Prompt:
         """The conversation as segments of token ids. Answers given under `salt` keep their ids."""
@@ -669,19 +668,6 @@ _FRAME_TOKENS = 256
 
 def _asked(question: str, parts: Sequence[Part]) -> str:
     return next(p.text for p in answer_pieces(question, parts) if p.role is Role.QUESTION)
-
-
-def _sources(answer: str, parts: Sequence[Part]) -> tuple[Source, ...]:
-    return tuple(
-        Source(
-            title=citation.passage.title,
-            heading=" > ".join(citation.passage.headings),
-            text=citation.passage.text,
-            score=citation.score,
-            source=citation.passage.source,
-        )
-        for citation in cite(answer, parts)
-    )
 
 
 def _messages(given: Messages) -> list[Message]:

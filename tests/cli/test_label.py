@@ -84,9 +84,7 @@ def test_wrong_wishes_end_in_one_sentence(tmp_path: Path, rows: Path, tiny: Path
     done = kdn(tmp_path, "label", rows, "-t", "{nope}", "-c", "yes,no", "-o", out, "--model", tiny)
     assert done.code == 2
     assert "the columns are text, truth" in done.err
-    done = kdn(
-        tmp_path, "label", rows, "-t", "{text}", "-c", "yes,yes", "-o", out, "--model", tiny
-    )
+    done = kdn(tmp_path, "label", rows, "-t", "{text}", "-c", "yes,yes", "-o", out, "--model", tiny)
     assert done.code == 2
     assert "begins with all of" in done.err
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import socket
+from typing import Any
 
 import uvicorn
+import uvicorn.config
 from starlette.types import ASGIApp
 
 from kdn.errors import BadConfig, PortInUse
@@ -47,6 +50,7 @@ def make_server(app: ASGIApp, settings: ServeSettings, log_level: str = "info") 
     config = uvicorn.Config(
         app,
         log_level=log_level,
+        log_config=_all_to_stderr(),
         timeout_graceful_shutdown=settings.graceful_s,
         server_header=False,
         ws="none",
@@ -54,3 +58,10 @@ def make_server(app: ASGIApp, settings: ServeSettings, log_level: str = "info") 
         ssl_keyfile=settings.private_key,
     )
     return uvicorn.Server(config)
+
+
+def _all_to_stderr() -> dict[str, Any]:
+    """Standard output is what a command says, and may be a pipe that nobody empties."""
+    config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    return config

@@ -162,8 +162,9 @@ class OnlineStream:
         return self._stream.ask(now_ns, inflight)
 
     def close(self) -> None:
-        """Wait for the step that is running, and end the thread."""
+        """Wait for the step that is running, take it over, and end the thread."""
         self._executor.shutdown()
+        self._take_over()
 
     def _take_over(self) -> None:
         if self._running is None or not self._running.done():
