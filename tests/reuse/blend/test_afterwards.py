@@ -92,3 +92,24 @@ def test_the_thread_works_when_the_engine_is_idle_and_ends_when_closed() -> None
     after.close()
     after.close()
     assert generator.ids == ["asked, one", "asked, two"]
+
+
+def test_who_catches_up_does_not_overtake_the_thread() -> None:
+    """All that was left is done when `work` returns, whoever did it."""
+    begun, caught_up, overtaken, generator = threading.Event(), threading.Event(), [], Noting()
+
+    def slow(request: Request) -> list[Request]:
+        begun.set()
+        overtaken.append(caught_up.wait(0.2))
+        return lessons(request)
+
+    after = Afterwards(slow, quiet())
+    after.start(generator, lambda: True)
+    after.note(ASKED)
+    after.event("engine.finish", request="asked")
+    assert begun.wait(10)
+    assert after.work(generator) == 0
+    caught_up.set()
+    assert overtaken == [False]
+    assert generator.ids == ["asked, one", "asked, two"]
+    after.close()

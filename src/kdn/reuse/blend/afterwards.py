@@ -43,6 +43,8 @@ class Afterwards:
         self._guard = guard
         self._trace = trace or NoTrace()
         self._changed = threading.Condition()
+        self._at_work = threading.Lock()
+        """Held while one thing is done, so that who waits for all of it does not overtake the thread."""
         self._noted: dict[str, Request] = {}
         self._ready: deque[Request] = deque(maxlen=_MOST_READY)
         self._closing = False
@@ -81,13 +83,9 @@ class Afterwards:
             self._changed.wait_for(lambda: self._closing or not self._noted)
         while self._step():
             pass
-        while True:
-            with self._changed:
-                if not self._ready:
-                    return done
-                request = self._ready.popleft()
-            self._look_after(request, generator)
+        while self._look_after_one(generator):
             done += 1
+        return done
 
     def close(self) -> None:
         """Stop working. What was not begun is forgotten. Calling it twice is harmless."""
@@ -108,27 +106,30 @@ class Afterwards:
                 self._changed.wait_for(lambda: self._closing or (self._ready and is_idle()))
                 if self._closing:
                     return
-            if self._step():
-                continue
-            with self._changed:
-                if not self._ready:
-                    continue
-                request = self._ready.popleft()
-            self._look_after(request, generator)
+            if not self._step():
+                self._look_after_one(generator)
 
     def _begin(self) -> None:
         if self._first is not None:
             self._steps, self._first = self._first(), None
 
     def _step(self) -> bool:
-        """One step of what comes first; False when it is done, or another thread is at it."""
-        with self._changed:
-            steps, self._steps = self._steps, None
-        if steps is None or next(steps, _END) is _END:
-            return False
-        with self._changed:
-            self._steps = steps
-        return True
+        """One step of what comes first; False when it is done."""
+        with self._at_work:
+            if self._steps is None:
+                return False
+            if next(self._steps, _END) is _END:
+                self._steps = None
+            return True
+
+    def _look_after_one(self, generator: Generator) -> bool:
+        with self._at_work:
+            with self._changed:
+                if not self._ready:
+                    return False
+                request = self._ready.popleft()
+            self._look_after(request, generator)
+            return True
 
     def _look_after(self, request: Request, generator: Generator) -> None:
         try:
