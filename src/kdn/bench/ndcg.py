@@ -1,8 +1,10 @@
-"""Does reranking order passages better, in which layout, and what did training bring?
+"""Does reranking order passages better, in which layout, what did training bring, and do answers gain?
 
 Every arm gets the same candidates: the best of BM25 over all SciFact abstracts for claims that no
 training read, and the twenty judged passages of each NovelEval question.  Rows are kept one a
-(query, arm), so that a long run can be continued with --rows.
+(query, arm), so that a long run can be continued with --rows.  `--only ranking` leaves the answers
+out, `--only answers` (a page of its own) the rest; the one model that comes with a trained adapter
+ranks there, and `--model` answers.
 """
 
 from __future__ import annotations
@@ -10,11 +12,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from kdn import api
 from kdn.bench.blend_quality import interval
+from kdn.bench.rank_answers import Answered, answer_rows, answer_summary, answered, asked
 from kdn.bench.rank_pairs import Bm25, held_out, read_lines, scifact
 from kdn.bench.result import BenchOptions, Result, Row
 from kdn.config import load_config
@@ -25,6 +32,9 @@ from kdn.rank import Layout, packaged_adapters
 __all__ = ["Judged", "ndcg", "run"]
 
 PLACES = 10
+_PARTS = (None, "ranking", "answers")
+_RANKER = "smollm2-135m"
+"""The model that comes with trained adapters."""
 _BESIDE = Path(__file__).parents[4] / "shared" / "data"
 _CANDIDATES, _QUICK_CANDIDATES = 20, 5
 _TEXT_TOKENS = 192
@@ -59,29 +69,64 @@ def ndcg(gains: Sequence[int], best: Sequence[int], places: int = PLACES) -> flo
 
 
 def run(options: BenchOptions) -> Result:
-    """Every arm over both sets. Raises BadInput when the question sets are not there."""
+    """Every arm over both sets, then answers. Raises BadInput when the question sets are not there."""
+    if options.only not in _PARTS:
+        raise BadInput(f"ndcg has the parts ranking and answers, not {options.only!r}")
     data = options.data or _BESIDE
-    judged = [*_claims(data, options.quick), *_questions(data, options.quick)]
-    found = _read(options.rows)
-    with _opened(options, "none") as plain, _opened(options, "int8") as small:
-        for name, arm in _arms(plain, small).items():
-            for number, one in enumerate(judged):
-                if (one.name, name) not in found:
-                    found[one.name, name] = _place(one, arm(one))
-                    _keep(options.rows, one.name, name, found[one.name, name])
-                if number % 10 == 9:
-                    options.say(f"{name}: {number + 1} of {len(judged)} queries")
-        names = list(_arms(plain, small))
-    rows = list(_rows(found, [one.name for one in judged], names))
+    rows = list(_ranking(options, data)) if options.only != "answers" else []
+    answers = list(_answers(options, data)) if options.only != "ranking" else []
     return Result(
         bench="ndcg",
         model=options.model,
         machine=describe_machine(),
         config=options.describe() | {"candidates": _CANDIDATES, "text_tokens": _TEXT_TOKENS},
-        rows=rows,
-        summary=_summary(rows),
+        rows=[*rows, *answers],
+        summary=_summary(rows) | answer_summary(answers),
         notes=_NOTES,
+        page="ndcg-answers" if options.only == "answers" else None,
     )
+
+
+def _ranking(options: BenchOptions, data: Path) -> Iterator[Row]:
+    judged = [*_claims(data, options.quick), *_questions(data, options.quick)]
+    found = {
+        (line["query"], line["arm"]): float(line["ndcg"])
+        for line in _read(options.rows)
+        if "ndcg" in line
+    }
+    with _opened(options, options.model, "none") as plain, _small(options) as small:
+        for name, arm in _arms(plain, small).items():
+            for number, one in enumerate(judged):
+                if (one.name, name) not in found:
+                    found[one.name, name] = value = _place(one, arm(one))
+                    _keep(options.rows, {"query": one.name, "arm": name, "ndcg": value})
+                if number % 10 == 9:
+                    options.say(f"{name}: {number + 1} of {len(judged)} queries")
+        names = list(_arms(plain, small))
+    yield from _rows(found, [one.name for one in judged], names)
+
+
+def _answers(options: BenchOptions, data: Path) -> Iterator[Row]:
+    """Every question in every way; the answering model may be another than the ranking one."""
+    found = {
+        line["query"]: [msgspec.convert(one, Answered) for one in line["answers"]]
+        for line in _read(options.rows)
+        if "answers" in line
+    }
+    with ExitStack() as stack:
+        ranker = stack.enter_context(_opened(options, _RANKER, "none"))
+        answerer = ranker
+        if options.model != _RANKER:
+            answerer = stack.enter_context(_opened(options, options.model, "none"))
+        questions = asked(data, ranker.embedder.embed, options.quick)
+        adapter = _best_adapter(ranker, Layout.DOCUMENT_FIRST)
+        for number, one in enumerate(questions):
+            if one.name not in found:
+                found[one.name] = answered(ranker, answerer, options.clock, one, adapter)
+                kept = [asdict(way) for way in found[one.name]]
+                _keep(options.rows, {"query": one.name, "answers": kept})
+            options.say(f"answers: {number + 1} of {len(questions)} questions")
+    yield from answer_rows({one.name: found[one.name] for one in questions})
 
 
 def _claims(data: Path, quick: bool) -> list[Judged]:
@@ -130,13 +175,17 @@ def _questions(data: Path, quick: bool) -> list[Judged]:
     return found
 
 
-def _opened(options: BenchOptions, codec: str) -> api.Kdn:
+def _opened(options: BenchOptions, model: str, codec: str) -> api.Kdn:
     """The model with the adapters that come with it, and a store in memory of its own."""
     config = load_config(
         {"KDN_STORE_CODEC": codec, "KDN_STORE_DISK_BYTES": "0", "KDN_STORE_MEMORY_BYTES": "2 GiB"},
         home=options.home,
     )
-    return api.open(options.model, config=config, adapters=packaged_adapters(options.model))
+    return api.open(model, config=config, adapters=packaged_adapters(model))
+
+
+def _small(options: BenchOptions) -> api.Kdn:
+    return _opened(options, options.model, "int8")
 
 
 def _arms(plain: api.Kdn, small: api.Kdn) -> dict[str, Arm]:
@@ -236,20 +285,23 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _read(rows: Path | None) -> dict[tuple[str, str], float]:
+def _read(rows: Path | None) -> list[dict[str, Any]]:
+    """Lines of earlier runs. Raises BadInput for a file of something else."""
     if rows is None or not rows.exists():
-        return {}
+        return []
     try:
         lines = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
-        return {(line["query"], line["arm"]): float(line["ndcg"]) for line in lines}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except json.JSONDecodeError as error:
         raise BadInput(f"{rows}: no rows of this benchmark; give another file") from error
+    if not all(isinstance(line, dict) and "query" in line for line in lines):
+        raise BadInput(f"{rows}: no rows of this benchmark; give another file")
+    return lines
 
 
-def _keep(rows: Path | None, query: str, arm: str, value: float) -> None:
+def _keep(rows: Path | None, line: Mapping[str, object]) -> None:
     if rows is not None:
         with rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"query": query, "arm": arm, "ndcg": value}) + "\n")
+            file.write(json.dumps(line) + "\n")
 
 
 _NOTES = (
@@ -259,5 +311,10 @@ _NOTES = (
         " arm. NovelEval: its twenty judged passages, never trained on. Gains are 2^judgement - 1."
     ),
     "Intervals are 95 % bootstrap intervals over queries; `over bm25` is paired.",
-    "Passages are cut to the same number of tokens for all arms that read them with the model.",
+    (
+        "Answers: the candidates' KV is stored, a delay is reranking and the time to the first token of"
+        " the answer, and a reranked way is compared with the best retrieved one that is at most 10 %"
+        " slower. F1 over a few dozen questions cannot resolve differences below 0.1."
+    ),
+    "Ranking: passages are cut to the same number of tokens for all arms that read them with the model.",
 )
