@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ from kdn.errors import BadInput
 
 if TYPE_CHECKING:
     from kdn.core import Served
-    from kdn.cost import Advice, FleetPlan, PriceSheet, Speed, TierPrice, TraceBill
+    from kdn.cost import Advice, FleetPlan, Hiding, PriceSheet, Speed, TierPrice, TraceBill
 
 __all__ = ["cost"]
 
@@ -69,12 +70,19 @@ def advise(
     found: Annotated[float, typer.Option(min=0, max=1, help="Share of uses that hit.")] = 1.0,
     overlap: Annotated[float, typer.Option(min=0, max=1, help="Share of loads hidden.")] = 0.0,
     slo: SloOption = None,
+    blend: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the context that a blend recomputes."),
+    ] = None,
     speed: SpeedOption = "llama-8b-h100",
     prices: PricesOption = "aws-h100",
     as_json: JsonOption = False,
 ) -> None:
-    """Should this context's KV be stored, where, and for how long? A verdict for each tier."""
-    from kdn.cost import Seconds, Workload, load_speed
+    """Should this context's KV be stored, where, and for how long? A verdict for each tier.
+
+    With --blend also: the cheapest tier whose load hides behind the recompute of the blend.
+    """
+    from kdn.cost import Seconds, Workload, hidings, load_speed
     from kdn.cost import advise as ask
 
     work = Workload(
@@ -87,9 +95,11 @@ def advise(
         overlap=overlap,
         contexts=contexts,
     )
-    advice = ask(work, load_speed(speed), _prices(prices), None if slo is None else Seconds(slo))
+    machine, sheet = load_speed(speed), _prices(prices)
+    advice = ask(work, machine, sheet, None if slo is None else Seconds(slo))
+    hiding = [] if blend is None else hidings(work, machine, sheet, blend)
     if as_json:
-        emit([_advice_shape(one) for one in advice])
+        emit([_advice_shape(one) | _hiding_shape(one.tier, hiding) for one in advice])
         return
     print(f"{work.uses} uses of {context:,} tokens in {hours:g} h; USD over that time")
     bill = next((one.bill for one in advice if one.bill is not None), None)
@@ -100,6 +110,42 @@ def advise(
     table("", columns, [_advice_row(one) for one in advice])
     for one in advice:
         print(f"{one.tier}: {one.reason}")
+    if blend is not None:
+        _say_hiding(blend, hiding)
+
+
+def _say_hiding(ratio: float, found: Sequence[Hiding]) -> None:
+    """A line per tier, and the choice."""
+    from kdn.cost import cheapest_hiding
+
+    for one in found:
+        print(
+            f"{one.tier}: loads in {one.load.value:.2g} s, mending {ratio:.0%} takes"
+            f" {one.mending.value:.2g} s: {'hidden' if one.hides else 'waited for'};"
+            f" up to {one.free_ratio:.0%} is free"
+        )
+    chosen = cheapest_hiding(found)
+    if chosen is not None:
+        why = "the cheapest that hides" if chosen.hides else "none hides; the fastest"
+        print(f"for blends at {ratio:.0%}: {chosen.tier} ({why})")
+
+
+def _hiding_shape(tier: str, found: Sequence[Hiding]) -> dict[str, Any]:
+    from kdn.cost import cheapest_hiding
+
+    chosen = cheapest_hiding(found)
+    shapes = [
+        {
+            "load_s": one.load.value,
+            "mending_s": one.mending.value,
+            "hides": one.hides,
+            "free_ratio": one.free_ratio,
+            "chosen": one is chosen,
+        }
+        for one in found
+        if one.tier == tier
+    ]
+    return {"blend": shapes[0]} if shapes else {}
 
 
 def _advice_row(one: Advice) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdn.cost.advise import Advice, advise, break_even_per_hour, keep_for, net_saving
+from kdn.cost.hiding import Hiding, cheapest_hiding, hidings
 from kdn.cost.jct import (
     GRID,
     PACKED,
@@ -40,6 +41,7 @@ __all__ = [
     "Bytes",
     "BytesPerSecond",
     "FleetPlan",
+    "Hiding",
     "JctSample",
     "Ledger",
     "PairJct",
@@ -60,10 +62,12 @@ __all__ = [
     "bill",
     "block_saving",
     "break_even_per_hour",
+    "cheapest_hiding",
     "close_books",
     "count_jct",
     "exact_ratio",
     "fit_jct",
+    "hidings",
     "jct_file",
     "keep_for",
     "load_jct",

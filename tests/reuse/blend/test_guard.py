@@ -28,7 +28,7 @@ from kdn.core import (
     Usage,
 )
 from kdn.quality import GuardRecord, read_records, write_record
-from kdn.reuse.blend import Controller, Guard, Shelving, Stopwatch, cheapest_hiding, divergence
+from kdn.reuse.blend import Controller, Guard, Stopwatch, divergence
 from kdn.trace import Recorder, Value
 
 SHAPE = KvShape(num_layers=10, num_kv_heads=2, head_dim=5, dtype="float16")  # 400 bytes a token
@@ -183,19 +183,6 @@ def test_the_papers_own_numbers() -> None:
     controller.prefilled(1000, 20.0)
     controller.loaded("nvme", 1000 * SHAPE.token_bytes, 16.0)
     assert controller.ratio({"nvme": 1000}, SHAPE, 1000) == pytest.approx(0.8)
-
-
-def test_the_cheapest_tier_that_hides_is_chosen_else_the_fastest() -> None:
-    memory, disk, remote = (
-        Shelving("memory", 9.0, 1e10),
-        Shelving("disk", 2.0, 1e9),
-        Shelving("remote", 1.0, 1e7),
-    )
-    shelves = (memory, disk, remote)
-    assert cheapest_hiding(shelves, 10**8, 0.2) is disk
-    assert cheapest_hiding(shelves, 10**6, 0.2) is remote
-    assert cheapest_hiding(shelves, 10**10, 0.2) is memory
-    assert cheapest_hiding((), 1, 1) is None
 
 
 def test_plain_answers_teach_the_speed_of_a_prefill_and_blended_ones_do_not() -> None:

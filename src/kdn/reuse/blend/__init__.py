@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdn.reuse.blend.afterwards import Afterwards
 from kdn.reuse.blend.asking import Asked, Mass
 from kdn.reuse.blend.chunks import Chunk, Shelf
-from kdn.reuse.blend.controller import Controller, Shelving, Stopwatch, cheapest_hiding
+from kdn.reuse.blend.controller import Controller, Stopwatch
 from kdn.reuse.blend.drift import Drift, Undrifted
 from kdn.reuse.blend.guard import Guard, GuardStat, divergence
 from kdn.reuse.blend.layout import Layout
@@ -30,9 +30,7 @@ __all__ = [
     "Naive",
     "Rule",
     "Shelf",
-    "Shelving",
     "Stopwatch",
     "Undrifted",
-    "cheapest_hiding",
     "divergence",
 ]

@@ -1,7 +1,8 @@
-"""How much to mend, and from which tier to load: the loading controller (2405.16444, section 5.1).
+"""How much to mend for the tier at hand: the loading controller (2405.16444, section 5.1).
 
 Loading and recomputing run side by side, so the recompute that fits into the time of the load is
-free.  What is measured decides; before anything was measured, the quality floor does.
+free.  What is measured decides; before anything was measured, the quality floor does.  Which tier
+would hide a given recompute is a question of money (`kdn cost advise --blend`).
 """
 
 from __future__ import annotations
@@ -9,16 +10,15 @@ from __future__ import annotations
 import statistics
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 from typing import Any
 
 from kdn.clock import Clock
 from kdn.core import KvShape
 from kdn.trace import Value
 
-__all__ = ["Controller", "Shelving", "Stopwatch", "cheapest_hiding"]
+__all__ = ["Controller", "Stopwatch"]
 
 _REMEMBERED = 16
 """Measurements that count; older ones may be of another load on the machine."""
@@ -89,28 +89,6 @@ class Controller:
             return
         computed = float(fields["prompt_tokens"] or 0) - float(fields["exact"] or 0)
         self.prefilled(int(computed), float(fields["ttft_ms"] or 0) / 1000)
-
-
-@dataclass(frozen=True)
-class Shelving:
-    """A tier that could hold some KV: what keeping it there costs, and how fast it reads."""
-
-    tier: str
-    cost: float
-    bytes_per_s: float
-
-
-def cheapest_hiding(
-    shelves: Sequence[Shelving], size_bytes: int, recompute_s: float
-) -> Shelving | None:
-    """The cheapest tier whose load hides behind the recompute; if none does, the fastest.
-
-    None when there is no tier.
-    """
-    hiding = [s for s in shelves if size_bytes / s.bytes_per_s <= recompute_s]
-    if hiding:
-        return min(hiding, key=lambda shelf: shelf.cost)
-    return max(shelves, key=lambda shelf: shelf.bytes_per_s, default=None)
 
 
 class Stopwatch(Executor):
