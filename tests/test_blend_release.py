@@ -130,7 +130,7 @@ def test_the_guard_looks_at_one_in_so_many(home: Path, tmp_path: Path) -> None:
             k.catch_up()
         k.check()
     with opened(home, tmp_path, every=2) as k:
-        stat = k.guard.stat()
+        stat = k.guard.stats()[""]
     assert trace.count("blend.guard") == 1
     assert stat.samples == 1
 

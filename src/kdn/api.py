@@ -235,6 +235,7 @@ class Kdn:
         keeping: Keeping = Keeping.ALL,
         reuse: Reuse = "exact",
         ratio: float | None = None,
+        collection: str = "",
     ) -> Answer:
         """Answer a message or a conversation, with documents in front if there are any.
 
@@ -242,11 +243,12 @@ class Kdn:
         is kept (see `keeping`), so that the next turn, and the next question about the same
         documents, begin where this one ended.  With `reuse="blend"` documents that were computed
         anywhere before are reused and mended (see `blending`); the answer then approximates that of
-        a full prefill.  Raises PromptTooLong, UnknownModel, BadInput.
+        a full prefill, and the quality guard judges each `collection` of documents apart.  Raises
+        PromptTooLong, UnknownModel, BadInput.
         """
         messages = _messages(prompt)
         request = self.request(messages, documents, sampling=sampling, salt=salt, adapter=adapter)
-        request = replace(request, keeping=keeping, blend=blending(reuse, ratio))
+        request = replace(request, keeping=keeping, blend=blending(reuse, ratio, collection))
         answer = collect(self.engine.submit(request), stream)
         self.remember(salt, answer.text, answer.token_ids)
         return answer
@@ -279,7 +281,7 @@ class Kdn:
         request = self.request(
             messages, documents, sampling=Sampling(max_tokens=max_tokens), salt=salt
         )
-        request = replace(request, blend=blending(reuse, ratio))
+        request = replace(request, blend=blending(reuse, ratio, "ingested"))
         answer = collect(self.engine.submit(request), stream)
         return replace(answer, sources=sources_of(answer.text, parts))
 
@@ -648,18 +650,19 @@ def _layout(given: str | Layout) -> Layout:
         raise BadInput(f"layout is {given!r}; it can be {names}") from error
 
 
-def blending(reuse: Reuse, ratio: float | None = None) -> Blend | None:
+def blending(reuse: Reuse, ratio: float | None = None, collection: str = "") -> Blend | None:
     """How a request says which stored KV it may use.
 
     `"exact"`: only what equals a full prefill.  `"blend"`: also documents that stood elsewhere when
     they were computed; `ratio` in 0..1 of their tokens is recomputed, None leaves it to the loading
-    controller and the quality guard.  Raises BadInput for anything else.
+    controller and the quality guard, which knows the documents by `collection`.  Raises BadInput for
+    anything else.
     """
     if reuse not in ("exact", "blend"):
         raise BadInput(f"reuse is {reuse!r}; it can be 'exact' or 'blend'")
     if ratio is not None and not 0 <= ratio <= 1:
         raise BadInput(f"ratio is {ratio}; it is a share, 0 to 1, of the reused tokens")
-    return Blend(ratio) if reuse == "blend" else None
+    return Blend(ratio, collection) if reuse == "blend" else None
 
 
 _FRAME_TOKENS = 256

@@ -35,9 +35,9 @@ def make_guard(config: Config, controller: Controller, model: Fingerprint, trace
     """A guard that goes on where the last run with this model ended."""
     file = config.guard_file
 
-    def keep(record: GuardRecord) -> None:
+    def keep(collection: str, record: GuardRecord) -> None:
         try:
-            write_record(file, model, record)
+            write_record(file, model, collection, record)
         except OSError as error:
             trace.event("blend.record", why=str(error))
 
@@ -46,6 +46,6 @@ def make_guard(config: Config, controller: Controller, model: Fingerprint, trace
         config.blend.guard_every,
         config.blend.guard_kl,
         trace,
-        record=read_records(file).get(model),
+        records=read_records(file).get(model),
         keep=keep,
     )

@@ -1,4 +1,4 @@
-"""What the quality guard remembers between runs: one small JSON file, a line of facts per model."""
+"""What the quality guard remembers between runs: one small JSON file, facts by model and collection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["GuardRecord", "read_records", "write_record"]
 
 
 class GuardRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Comparisons of one model's blended answers with full prefills."""
+    """Comparisons of one model's blended answers over one collection with full prefills."""
 
     asked: int = 0
     """Blended answers that left the ratio to kdn."""
@@ -25,17 +25,18 @@ class GuardRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The least ratio, where the guard has changed it; 1 means that blending was stopped."""
 
 
-def read_records(file: Path) -> dict[str, GuardRecord]:
-    """By model fingerprint. A file that is not there or cannot be read is no record."""
+def read_records(file: Path) -> dict[str, dict[str, GuardRecord]]:
+    """By model fingerprint and collection. A file that is absent or cannot be read is no record."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, GuardRecord])
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, dict[str, GuardRecord]])
     except (OSError, msgspec.MsgspecError):
         return {}
 
 
-def write_record(file: Path, model: str, record: GuardRecord) -> None:
-    """Put the model's record in place of its old one; readers see the old file or the new one."""
-    records = read_records(file) | {model: record}
+def write_record(file: Path, model: str, collection: str, record: GuardRecord) -> None:
+    """Put the record in place of its old one; readers see the old file or the new one."""
+    records = read_records(file)
+    records[model] = records.get(model, {}) | {collection: record}
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_suffix(f".{os.getpid()}.tmp")
     fresh.write_bytes(msgspec.json.encode(records))

@@ -139,12 +139,13 @@ def test_documents_are_blended_where_the_body_asks_for_it(server: Running, opene
     blended = ask(reuse="blend", ratio=0.1, keep="nothing")
     assert blended["blended"] > 300
     assert blended["exact"] > 150
-    assert ask(reuse="blend", keep="nothing")["blended"] > 200
+    assert ask(reuse="blend", keep="nothing", collection="boxes")["blended"] > 200
     assert ask(reuse="exact", keep="nothing")["blended"] == 0
     assert ask(reuse=False, keep="nothing")["exact"] == 0
     with pytest.raises(openai.BadRequestError, match="ratio"):
         ask(reuse="blend", ratio=2)
-    assert server.metric("kdn_blend", what="ratio") == 0.15
+    opened.catch_up()
+    assert server.metric("kdn_blend", what="ratio", collection="boxes") == 0.15
 
 
 def test_leaving_a_stream_frees_its_memory(server: Running, opened: kdn.Kdn) -> None:

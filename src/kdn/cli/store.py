@@ -91,20 +91,22 @@ def _ledger(found: Store, home: Path | None) -> Ledger:
 
 
 def _blends(home: Path | None) -> list[dict[str, Any]]:
-    """What the quality guard has found, a model at a time."""
+    """What the quality guard has found, a model and a collection at a time."""
     from kdn.quality import read_records
 
     settings = read_settings(home)
     return [
         {
             "model": fingerprint[:12],
+            "collection": collection or "-",
             "answers": record.asked,
             "compared": record.samples,
             "agreed": record.agreed,
             "mean_kl": round(sum(record.recent_kl) / max(len(record.recent_kl), 1), 4),
             "ratio": record.ratio if record.ratio is not None else settings.blend.ratio,
         }
-        for fingerprint, record in read_records(settings.guard_file).items()
+        for fingerprint, records in read_records(settings.guard_file).items()
+        for collection, record in records.items()
     ]
 
 

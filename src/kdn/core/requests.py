@@ -66,10 +66,12 @@ class Keeping(StrEnum):
 class Blend:
     """Stored documents may be reused anywhere in the prompt, and are mended, not recomputed.
 
-    `ratio` is the share of the reused tokens that is recomputed; None leaves it to kdn.
+    `ratio` is the share of the reused tokens that is recomputed; None leaves it to kdn, which judges
+    the answers over each named `collection` of documents apart.
     """
 
     ratio: float | None = None
+    collection: str = ""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ class KdnOptions(_Strict):
     """`blend` also reuses documents that stood elsewhere when computed; true means `exact`."""
     ratio: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """The share of blended documents' tokens that is recomputed."""
+    collection: Annotated[str, Field(max_length=128)] = ""
+    """Which documents these are: blended answers over each collection are judged apart."""
     keep: Literal["nothing", "shared", "all"] = "all"
     """`shared` leaves out the last message and the answer, which only a next turn would use."""
     max_kl: Annotated[float, Field(ge=0)] | None = None

@@ -70,7 +70,7 @@ class Desk:
 def _blend(options: KdnOptions) -> Blend | None:
     if options.reuse != "blend":
         return None
-    return Blend(None if options.ratio == "auto" else options.ratio)
+    return Blend(None if options.ratio == "auto" else options.ratio, options.collection)
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:

@@ -190,9 +190,12 @@ class _Now(Collector):
         events = CounterMetricFamily("kdn_store_events", "Since opening.", labels=["event"])
         for event, count in numbers.counts.items():
             events.add_metric([event], count)
-        blend = GaugeMetricFamily("kdn_blend", "Blended against full prefills.", labels=["what"])
-        for what, value in numbers.blend.items():
-            blend.add_metric([what], value)
+        blend = GaugeMetricFamily(
+            "kdn_blend", "Blended against full prefills.", labels=["what", "collection"]
+        )
+        for collection, seen in numbers.blend.items():
+            for what, value in seen.items():
+                blend.add_metric([what, collection], value)
         money = GaugeMetricFamily(
             "kdn_store_money_usd", "Of the blocks held, by the price sheet.", labels=["way"]
         )

@@ -104,14 +104,17 @@ class KdnService:
         )
 
     def store_numbers(self) -> StoreNumbers:
-        stat, guard = self._kdn.store.stat(), self._kdn.guard.stat()
+        stat = self._kdn.store.stat()
         ledger = self._kdn.ledger()
         return StoreNumbers(
             blend={
-                "compared": guard.samples,
-                "agreed": guard.agreed,
-                "mean_kl": guard.mean_kl,
-                "ratio": guard.ratio,
+                collection: {
+                    "compared": seen.samples,
+                    "agreed": seen.agreed,
+                    "mean_kl": seen.mean_kl,
+                    "ratio": seen.ratio,
+                }
+                for collection, seen in self._kdn.guard.stats().items()
             },
             money_usd={"saved": ledger.saved.value, "spent": ledger.spent.value},
             blocks={name: tier.blocks for name, tier in stat.tiers.items()},

@@ -33,8 +33,8 @@ class StoreNumbers:
     """By tier."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Since opening: hits, misses, corrupt, evicted and whatever else the store counts."""
-    blend: Mapping[str, float] = field(default_factory=dict)
-    """What the quality guard has seen: compared, agreed, mean_kl, ratio."""
+    blend: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What the quality guard has seen, by collection: compared, agreed, mean_kl, ratio."""
     money_usd: Mapping[str, float] = field(default_factory=dict)
     """`saved` and `spent` by the blocks that are held."""
 

@@ -64,8 +64,8 @@ class Answered:
         raise AssertionError("the guard iterates")
 
 
-def blended(number: int) -> Request:
-    return Request(str(number), PROMPT, blend=Blend())
+def blended(number: int, collection: str = "") -> Request:
+    return Request(str(number), PROMPT, blend=Blend(collection=collection))
 
 
 def watched(generator: Scripted, *, limit: float, times: int) -> tuple[Controller, Guard, Recorder]:
@@ -90,8 +90,8 @@ def test_one_in_so_many_is_wanted_and_never_one_with_its_own_ratio() -> None:
 def test_answers_within_the_limit_change_nothing() -> None:
     """KL of (0.9, 0.1) from (0.8, 0.2) is 0.037 nats."""
     controller, guard, _ = watched(Scripted({None: 0.9, 0.15: 0.8}), limit=0.1, times=6)
-    assert controller.floor == 0.15
-    stat = guard.stat()
+    assert controller.floor() == 0.15
+    stat = guard.stats()[""]
     assert (stat.samples, stat.agreed, stat.ratio) == (6, 6, 0.15)
     assert stat.mean_kl == pytest.approx(0.0366, abs=1e-3)
 
@@ -100,35 +100,66 @@ def test_drift_raises_the_ratio_when_more_rows_help() -> None:
     """Four comparisons to see it, four more beside twice the ratio; then all is well at 0.3."""
     generator = Scripted({None: 0.9, 0.15: 0.2, 0.3: 0.85})
     controller, guard, trace = watched(generator, limit=0.5, times=9)
-    assert controller.floor == 0.3
+    assert controller.floor() == 0.3
     assert generator.asked[:8] == [None, 0.15] * 4
     assert generator.asked[8:11] == [None, 0.15, 0.3]
     assert trace.count("blend.ratio") == 1
-    assert guard.stat().agreed == 1, "the likeliest token was another until the ratio rose"
+    assert guard.stats()[""].agreed == 1, "the likeliest token was another until the ratio rose"
 
 
 def test_drift_stops_blending_when_more_rows_do_not_help() -> None:
     controller, guard, trace = watched(
         Scripted({None: 0.9, 0.15: 0.2, 0.3: 0.1}), limit=0.5, times=12
     )
-    assert controller.floor == 1.0
+    assert controller.floor() == 1.0
     assert trace.count("blend.stop") == 1
-    assert guard.stat().samples == 8, "nothing is blended any more, so nothing is compared"
+    assert guard.stats()[""].samples == 8, "nothing is blended any more, so nothing is compared"
+
+
+def test_collections_are_judged_apart() -> None:
+    """Blending fails over the contracts and goes on over the notes, and over what nobody named."""
+    controller, trace = Controller(0.15), Recorder()
+    guard = Guard(controller, 1, 0.5, trace)
+    for number in range(8):
+        for collection, at_ratio in (("contracts", 0.2), ("notes", 0.85)):
+            asked = blended(number, collection)
+            if guard.wants(asked):
+                guard.compare(asked, Scripted({None: 0.9, 0.15: at_ratio, 0.3: 0.1}))
+    assert controller.floor("contracts") == 1.0
+    assert controller.floor("notes") == controller.floor() == 0.15
+    assert {name: stat.samples for name, stat in guard.stats().items()} == {
+        "contracts": 8,
+        "notes": 8,
+    }
+    assert controller.ratio({"disk": 10}, SHAPE, 1000, "contracts") == 1.0
+    guard.check()
+
+
+def test_more_collections_than_can_be_told_apart_are_judged_as_one() -> None:
+    controller = Controller(0.15)
+    guard = Guard(controller, 2, 0.5, Recorder())
+    for number in range(300):
+        guard.wants(blended(number, f"collection {number}"))
+    assert len(guard.stats()) <= 257
+    assert controller.judged_as("collection 3") == "collection 3"
+    assert controller.judged_as("collection 299") == ""
+    guard.check()
 
 
 def test_what_the_guard_found_outlives_it(tmp_path: Path) -> None:
-    file, kept = tmp_path / "guard.json", list[GuardRecord]()
-    guard = Guard(Controller(0.15), 1, 0.5, Recorder(), keep=kept.append)
+    file, kept = tmp_path / "guard.json", list[tuple[str, GuardRecord]]()
+    guard = Guard(Controller(0.15), 1, 0.5, Recorder(), keep=lambda *found: kept.append(found))
     for number in range(8):
-        assert guard.wants(blended(number))
-        guard.compare(blended(number), Scripted({None: 0.9, 0.15: 0.2, 0.3: 0.1}))
-    write_record(file, "model", kept[-1])
-    write_record(file, "other", GuardRecord(asked=3))
-    again = Controller(0.15)
-    record = read_records(file)["model"]
-    assert Guard(again, 1, 0.5, Recorder(), record=record).stat().samples == 8
-    assert again.floor == 1.0
-    assert read_records(file)["other"].asked == 3
+        assert guard.wants(blended(number, "notes"))
+        guard.compare(blended(number, "notes"), Scripted({None: 0.9, 0.15: 0.2, 0.3: 0.1}))
+    write_record(file, "model", *kept[-1])
+    write_record(file, "model", "", GuardRecord(asked=2))
+    write_record(file, "other", "", GuardRecord(asked=3))
+    again, records = Controller(0.15), read_records(file)["model"]
+    found = Guard(again, 1, 0.5, Recorder(), records=records).stats()
+    assert found["notes"].samples == 8
+    assert (again.floor("notes"), again.floor()) == (1.0, 0.15)
+    assert read_records(file)["other"][""].asked == 3
 
 
 def test_a_torn_record_is_no_record(tmp_path: Path) -> None:

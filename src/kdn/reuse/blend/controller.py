@@ -22,6 +22,8 @@ __all__ = ["Controller", "Stopwatch"]
 
 _REMEMBERED = 16
 """Measurements that count; older ones may be of another load on the machine."""
+_MOST_COLLECTIONS = 256
+"""Those beyond are judged together with the requests that name none."""
 _FEWEST_TOKENS = 256
 """Shorter prefills say more about overheads than about speed."""
 
@@ -36,21 +38,30 @@ class Controller:
         """`floor` in 0..1 is the ratio that quality needs, however fast loading is."""
         self._lock = threading.Lock()
         self._floor = floor
+        self._floors: dict[str, float] = {}
         self._token_s: deque[float] = deque(maxlen=_REMEMBERED)
         self._byte_s: dict[str, deque[float]] = {}
 
-    @property
-    def floor(self) -> float:
-        """The least ratio in use now; 1 means that nothing is blended."""
+    def floor(self, collection: str = "") -> float:
+        """The least ratio in use for those documents; 1 means that they are not blended."""
+        name = self.judged_as(collection)
         with self._lock:
-            return self._floor
+            return self._floors.get(name, self._floor)
 
-    def set_floor(self, floor: float) -> None:
+    def judged_as(self, collection: str) -> str:
+        """The collection itself, or "" where there are too many to tell apart."""
+        with self._lock:
+            known = collection in self._floors or len(self._floors) < _MOST_COLLECTIONS
+            return collection if known else ""
+
+    def set_floor(self, floor: float, collection: str = "") -> None:
         """What the quality guard has found to be needed."""
         with self._lock:
-            self._floor = min(max(floor, 0.0), 1.0)
+            self._floors[collection] = min(max(floor, 0.0), 1.0)
 
-    def ratio(self, tiers: Mapping[str, int], shape: KvShape, num_tokens: int) -> float:
+    def ratio(
+        self, tiers: Mapping[str, int], shape: KvShape, num_tokens: int, collection: str = ""
+    ) -> float:
         """The larger of the floor and load time / prefill time, at most 1.
 
         `tiers` are the reused tokens by tier; `num_tokens` those of the prompt.
@@ -58,7 +69,7 @@ class Controller:
         load_s = sum(self.load_s(tier, n * shape.token_bytes) for tier, n in tiers.items())
         prefill_s = self.prefill_s(num_tokens)
         free = load_s / prefill_s if prefill_s else 0.0
-        return min(max(self.floor, free), 1.0)
+        return min(max(self.floor(collection), free), 1.0)
 
     def load_s(self, tier: str, size_bytes: int) -> float:
         """Seconds to load so many bytes, as measured; 0 when nothing was."""

@@ -1,10 +1,10 @@
 """The quality guard: now and then a blended answer's beginning is compared with a full prefill's.
 
-    sampled ─> KL, same first token? ─> mean of the last few
+    sampled ─> KL, same first token? ─> mean of the last few of that collection
         within the limit ─> nothing happens
         beyond it        ─> twice the ratio is tried beside it on the next few
-            clearly better ─> that is the ratio from now on
-            not better     ─> blending stops: the ratio becomes 1
+            clearly better ─> that is the collection's ratio from now on
+            not better     ─> blending stops for the collection: its ratio becomes 1
 
 More recomputed rows can make an answer worse, so the guard compares; it does not assume.
 """
@@ -14,40 +14,22 @@ from __future__ import annotations
 import math
 import threading
 import uuid
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kdn.core import Blend, Finish, Generator, Keeping, Request, Sampling, Token
 from kdn.quality import GuardRecord
 from kdn.reuse.blend.controller import Controller
+from kdn.reuse.blend.watch import GuardStat, Watch, next_ratio
 from kdn.trace import Trace
 
 __all__ = ["Guard", "GuardStat", "divergence"]
 
 _ALTERNATIVES = 64
-_WINDOW = 4
-"""Comparisons that a judgement is made from."""
-_BETTER = 0.9
-"""A higher ratio must bring the mean KL below this share of the lower one's."""
-
-
-@dataclass(frozen=True)
-class GuardStat:
-    """What the guard has seen since the start."""
-
-    samples: int
-    """Blended answers that were compared."""
-    agreed: int
-    """Those whose first token was that of a full prefill."""
-    mean_kl: float
-    """Over the last few, in nats; 0 when nothing was compared."""
-    ratio: float
-    """The least ratio in use; 1 means that blending was stopped."""
 
 
 class Guard:
-    """Samples, compares and moves the controller's floor. Safe from several threads."""
+    """Samples, compares and moves the controller's floors. Safe from several threads."""
 
     def __init__(
         self,
@@ -56,97 +38,83 @@ class Guard:
         kl_limit: float,
         trace: Trace,
         *,
-        record: GuardRecord | None = None,
-        keep: Callable[[GuardRecord], None] | None = None,
+        records: Mapping[str, GuardRecord] | None = None,
+        keep: Callable[[str, GuardRecord], None] | None = None,
     ) -> None:
-        """One in `every` requests is compared (0: none); `kl_limit` in nats.
+        """One in `every` requests of a collection is compared (0: none); `kl_limit` in nats.
 
-        `record` is what an earlier run knew; `keep` is handed what this one knows, now and then.
+        `records`, by collection, are what an earlier run knew; `keep` is handed what this one knows,
+        now and then.
         """
-        known = record or GuardRecord()
         self._controller = controller
         self._every = every
         self._kl_limit = kl_limit
         self._trace = trace
         self._keep = keep
         self._lock = threading.Lock()
-        self._asked, self._samples, self._agreed = known.asked, known.samples, known.agreed
-        self._moved = known.ratio
-        self._recent: deque[float] = deque(known.recent_kl, maxlen=_WINDOW)
-        if self._moved is not None:
-            controller.set_floor(self._moved)
-        self._tried: deque[float] = deque(maxlen=_WINDOW)
-        self._trial = False
+        self._default = controller.floor()
+        self._watches = {
+            name: Watch(self._default, record) for name, record in (records or {}).items()
+        }
+        for name, watch in self._watches.items():
+            controller.set_floor(watch.ratio, name)
 
     def wants(self, request: Request) -> bool:
         """Is this the one in so many? Requests with a ratio of their own are left alone."""
         if not self._every or request.blend is None or request.blend.ratio is not None:
             return False
         with self._lock:
-            self._asked += 1
-            due = self._asked % self._every == 0 and self._controller.floor < 1
-        self._remember()
+            name = self._name(request.blend)
+            due = self._watches[name].asked(self._every)
+        self._remember(name)
         return due
 
     def compare(self, request: Request, generator: Generator) -> None:
         """Run the prompt blended and in full, and draw the conclusion. Costs a full prefill."""
-        floor, trial = self._controller.floor, self._trial
+        assert request.blend is not None, "only blended requests are compared"
+        with self._lock:
+            name = self._name(request.blend)
+            watch = self._watches[name]
+            ratio, trial = watch.ratio, watch.trial
         full = _first(generator, request, None)
-        now = _first(generator, request, Blend(floor))
+        now = _first(generator, request, Blend(ratio))
+        tried = _first(generator, request, Blend(next_ratio(ratio))) if trial else None
         kl, agrees = divergence(full, now), _likeliest(full) == _likeliest(now)
-        tried = _first(generator, request, Blend(_next(floor))) if trial else None
+        tried_kl = None if tried is None else divergence(full, tried)
         with self._lock:
-            self._samples += 1
-            self._agreed += agrees
-            self._recent.append(kl)
-            if tried is not None:
-                self._tried.append(divergence(full, tried))
-            self._judge(floor)
-        self._remember()
-        self._trace.event("blend.guard", kl=kl, agrees=agrees, ratio=floor)
+            changed = watch.saw(kl, agreed=agrees, tried_kl=tried_kl, limit=self._kl_limit)
+            self._controller.set_floor(watch.ratio, name)
+        if changed is not None:
+            self._trace.event(f"blend.{changed}", ratio=watch.ratio, collection=name)
+        self._remember(name)
+        self._trace.event("blend.guard", kl=kl, agrees=agrees, ratio=ratio, collection=name)
 
-    def stat(self) -> GuardStat:
-        """A look at the counts."""
+    def stats(self) -> dict[str, GuardStat]:
+        """A look at the counts, by collection; "" stands for requests that name none."""
         with self._lock:
-            return GuardStat(self._samples, self._agreed, _mean(self._recent), self._floor())
+            return {name: watch.stat() for name, watch in self._watches.items()}
 
     def check(self) -> None:
         """Audit the books. Raises AssertionError."""
         with self._lock:
-            assert self._agreed <= self._samples <= self._asked, "more compared than asked"
+            for name, watch in self._watches.items():
+                watch.check()
+                assert self._controller.floor(name) == watch.ratio, "a floor that nobody set"
 
-    def _floor(self) -> float:
-        return self._controller.floor
+    def _name(self, blend: Blend) -> str:
+        """The collection as it is judged; a watch for it from now on."""
+        name = self._controller.judged_as(blend.collection)
+        if name not in self._watches:
+            self._watches[name] = Watch(self._default)
+            self._controller.set_floor(self._default, name)
+        return name
 
-    def _remember(self) -> None:
+    def _remember(self, name: str) -> None:
         if self._keep is None:
             return
         with self._lock:
-            record = GuardRecord(
-                asked=self._asked,
-                samples=self._samples,
-                agreed=self._agreed,
-                recent_kl=tuple(self._recent),
-                ratio=self._moved,
-            )
-        self._keep(record)
-
-    def _judge(self, floor: float) -> None:
-        if len(self._recent) < _WINDOW or _mean(self._recent) <= self._kl_limit:
-            self._trial = False
-            self._tried.clear()
-            return
-        self._trial = True
-        if len(self._tried) < _WINDOW:
-            return
-        better = _mean(self._tried) < _BETTER * _mean(self._recent)
-        ratio = _next(floor) if better else 1.0
-        self._moved = ratio
-        self._controller.set_floor(ratio)
-        self._trace.event("blend.ratio" if better else "blend.stop", ratio=ratio)
-        self._recent.clear()
-        self._tried.clear()
-        self._trial = False
+            record = self._watches[name].record()
+        self._keep(name, record)
 
 
 def divergence(full: Mapping[int, float], other: Mapping[int, float]) -> float:
@@ -181,11 +149,3 @@ def _first(generator: Generator, request: Request, blend: Blend | None) -> dict[
 
 def _likeliest(logprobs: Mapping[int, float]) -> int:
     return max(logprobs, key=lambda token: logprobs[token])
-
-
-def _next(ratio: float) -> float:
-    return min(max(2 * ratio, 0.05), 1.0)
-
-
-def _mean(values: deque[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

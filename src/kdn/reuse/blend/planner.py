@@ -142,7 +142,9 @@ class BlendReuse:
         assert request.blend is not None, "only blended requests have a ratio"
         if request.blend.ratio is not None:
             return request.blend.ratio
-        return self._controller.ratio(_tiers(chunks), self._shape, layout.num_tokens)
+        return self._controller.ratio(
+            _tiers(chunks), self._shape, layout.num_tokens, request.blend.collection
+        )
 
     def _blended(
         self,
