@@ -36,7 +36,7 @@ from kdn.core import (
     Stream,
 )
 from kdn.cost import GRID, Ledger, close_books, load_sheet, load_speed, save_jct
-from kdn.drift import DriftKeeper, measure_drift
+from kdn.drift import DriftKeeper, drift_share, measure_drift
 from kdn.engine import Engine, Limits
 from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.guarding import make_guard, refuse_unmeasured
@@ -177,7 +177,7 @@ class Kdn:
             self._fingerprint(None),
             partial(measure_drift, model, attention),
             lambda texts: self.prompt([Message("user", "?")], texts),
-            config.blend.drift,
+            drift_share(model.name, config.blend.drift),
             trace,
         )
         self._records: dict[Fingerprint, QualityRecord | None] = {}

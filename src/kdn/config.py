@@ -154,8 +154,9 @@ class BlendConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     ratio: Annotated[float, Meta(ge=0, le=1)] = 0.15
     """The least share of the reused tokens that is recomputed, however fast they load."""
-    drift: Annotated[float, Meta(ge=0, le=1)] = 0.5
-    """The share of the keys' common drift that is taken off stored ones; 0: it is not even learnt."""
+    drift: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """The share of the keys' common drift that is taken off stored ones; 0: it is not even learnt;
+    None: what was measured to be best for the model, else half."""
     guard_every: Annotated[int, Meta(ge=0)] = 50
     """One in so many blended answers is compared with a full prefill afterwards; 0 never."""
     guard_kl: Annotated[float, Meta(gt=0)] = 0.5

@@ -27,8 +27,10 @@ from kdn.bench.blend_arms import (
     OURS,
     RANDOM,
     RATIO,
+    WHOLE,
     Arm,
     chosen_arms,
+    default_way,
 )
 from kdn.bench.blend_lab import Lab
 from kdn.bench.blend_prompts import Asked, questions
@@ -45,14 +47,14 @@ __all__ = ["run"]
 _PROMPTS = 100
 _QUICK_PROMPTS = 2
 _PARTS = (None, "all", "quality", "timing")
-_OURS, _HKVD, _RANDOM = f"{OURS}@{RATIO}", f"{HKVD}@{RATIO}", f"{RANDOM}@{RATIO}"
+_HKVD, _RANDOM = f"{HKVD}@{RATIO}", f"{RANDOM}@{RATIO}"
 _ATTENTION = f"{ATTENTION}@{RATIO}"
 _NAIVE, _NOISE, _FULL = f"{NAIVE}@0.0", f"{NOISE.name}@1.0", f"{FULL}@1.0"
 _COMPARED = {
     _NAIVE: "naive reuse",
     _HKVD: "HKVD",
     _RANDOM: "random rows",
-    _ATTENTION: "the question's attention with all its drift",
+    _ATTENTION: "the question's attention with no drift taken off",
 }
 
 
@@ -81,14 +83,15 @@ def run(options: BenchOptions) -> Result:
             )
         if options.only != "quality":
             timed = _timed(options, service, asked, Path(folder))
+    ours = f"{default_way(options.model)}@{RATIO}"
     return Result(
         bench="blend",
         model=options.model,
         machine=describe_machine(),
         config=options.describe() | {"prompts": len(judged)},
         rows=[*_quality_rows(judged), *_timing_rows(timed)],
-        summary=_summary(judged, timed),
-        notes=_notes(judged),
+        summary=_summary(judged, timed, ours),
+        notes=_notes(judged, ours),
         figures=_figures(judged),
         page=_page(options),
     )
@@ -173,13 +176,15 @@ def _gains(judged: Sequence[Judged], arm: str) -> Row:
     return row
 
 
-def _summary(judged: Sequence[Judged], timed: dict[str, Timed]) -> dict[str, float | None]:
+def _summary(
+    judged: Sequence[Judged], timed: dict[str, Timed], ours: str
+) -> dict[str, float | None]:
     def mean(arm: str, key: str) -> float | None:
         found = _values(judged, arm, key)
         return statistics.mean(found) if found else None
 
     def gain(arm: str, key: str) -> float | None:
-        pairs = _pairs(judged, arm, _OURS, key)
+        pairs = _pairs(judged, arm, ours, key)
         return geometric(pairs)[0] if pairs else None
 
     return {
@@ -189,27 +194,27 @@ def _summary(judged: Sequence[Judged], timed: dict[str, Timed]) -> dict[str, flo
         "ratio": RATIO,
         "kl_full_noise": mean(_NOISE, "kl"),
         "kl_naive": mean(_NAIVE, "kl"),
-        "kl_blend": mean(_OURS, "kl"),
+        "kl_blend": mean(ours, "kl"),
         "kl_gain_naive": gain(_NAIVE, "kl"),
         "kl_gain_random": gain(_RANDOM, "kl"),
         "kl_gain_hkvd": gain(_HKVD, "kl"),
         "kl32_gain_naive": gain(_NAIVE, "kl32"),
         "kl32_gain_hkvd": gain(_HKVD, "kl32"),
         "kl_gain_drift": gain(_ATTENTION, "kl"),
-        "agreement_share": mean(_OURS, "agree"),
+        "agreement_share": mean(ours, "agree"),
         "agreement_naive_share": mean(_NAIVE, "agree"),
         "f1_full": mean(_FULL, "f1"),
-        "f1_blend": mean(_OURS, "f1"),
+        "f1_blend": mean(ours, "f1"),
     }
 
 
-def _notes(judged: Sequence[Judged]) -> tuple[str, ...]:
+def _notes(judged: Sequence[Judged], ours: str) -> tuple[str, ...]:
     if not judged:
         return ()
-    said = []
+    said = [f"The default for this model: {ours.rpartition('@')[0]}."]
     for arm, name in _COMPARED.items():
         for key, where in (("kl", "at the answer position"), ("kl32", "over 32 forced tokens")):
-            pairs = _pairs(judged, arm, _OURS, key)
+            pairs = _pairs(judged, arm, ours, key)
             if not pairs:
                 continue
             mean, low, high = geometric(pairs)
@@ -275,7 +280,7 @@ def _figures(judged: Sequence[Judged]) -> tuple[Figure, ...]:
 def _curves(whole: Sequence[Judged], key: str) -> dict[str, list[tuple[float, float]]]:
     """Means by ratio of the ways that these prompts were judged with at every ratio."""
     curves = {}
-    for name in (OURS, ATTENTION, HKVD, RANDOM):
+    for name in (OURS, WHOLE, ATTENTION, HKVD, RANDOM):
         arms = {0.0: _NAIVE} | {ratio: f"{name}@{ratio}" for ratio in (0.05, RATIO, 0.3, 0.5)}
         found = {ratio: _values(whole, arm, key) for ratio, arm in arms.items()}
         if all(len(values) == len(whole) for values in found.values()):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdn.bench.blend_lab import Case, Held, Lab, true_deviation
 from kdn.core import Plan, StoredRun
+from kdn.drift import drift_share
 from kdn.errors import BadInput
 from kdn.model.attention import Attention, AttentionLane, BoundAttention, TorchAttention
 from kdn.model.rope import rotate
@@ -34,6 +35,7 @@ __all__ = [
     "BottomRight",
     "arms",
     "chosen_arms",
+    "default_way",
 ]
 
 RATIO = 0.15
@@ -42,7 +44,7 @@ OURS, HKVD, RANDOM = "half the drift and question's attention", "HKVD by V", "ra
 ATTENTION, DRIFT = "question's attention", "drift alone"
 WHOLE = "drift and question's attention"
 HALF = 0.5
-"""The share of the drift that kdn takes off unless told otherwise."""
+"""The share of the drift that kdn takes off a model that it knows nothing of."""
 FIRST = "first of each chunk"
 
 
@@ -81,6 +83,11 @@ _RULES: dict[str, tuple[str, Rule]] = {
 
 NOISE = Arm("all rows again", 1.0, Drawn())
 """Every row behind the first chunk anew: what differs is the noise of the arithmetic."""
+
+
+def default_way(model: str) -> str:
+    """What kdn does with that model unless told otherwise."""
+    return WHOLE if drift_share(model) == 1 else OURS
 
 
 def chosen_arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kdn import api
-from kdn.bench.blend_arms import FULL, HKVD, NAIVE, OURS, RANDOM, RATIO, Arm, arms
+from kdn.bench.blend_arms import FULL, HKVD, NAIVE, OURS, RANDOM, RATIO, WHOLE, Arm, arms
 from kdn.bench.blend_lab import Case, Lab, Seen, kl, true_deviation
 from kdn.bench.blend_prompts import Asked
 from kdn.model import Document, Message
@@ -36,7 +36,7 @@ __all__ = [
 
 _EVERY = 10
 """One prompt in so many runs every arm."""
-_ANSWERED = ((NAIVE, 0.0), (OURS, RATIO))
+_ANSWERED = ((NAIVE, 0.0), (OURS, RATIO), (WHOLE, RATIO))
 _ANSWER_TOKENS, _SUMMARY_TOKENS = 12, 64
 _JUDGED_BY_GOLD = (*_ANSWERED, (HKVD, RATIO), (RANDOM, RATIO), (OURS, 0.3))
 

@@ -10,7 +10,7 @@ import torch
 
 from kdn.bench.blend_lab import Held, Lab
 from kdn.core import Blend, Fingerprint, Prompt
-from kdn.drift import load_drift, measure_drift, save_drift, shipped_texts
+from kdn.drift import drift_share, load_drift, measure_drift, save_drift, shipped_texts
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse.blend import Drift, Undrifted
@@ -100,3 +100,9 @@ def test_the_shipped_texts_are_all_different_and_long_enough() -> None:
     texts = shipped_texts()
     assert len(set(texts)) == 8
     assert {len(text.split()) for text in texts} == {200}
+
+
+def test_the_share_is_as_wished_else_as_measured_else_half() -> None:
+    assert drift_share("smollm2-135m") == 1.0
+    assert drift_share("never heard of") == 0.5
+    assert drift_share("smollm2-135m", 0.25) == 0.25
