@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from kdn.bench import BenchOptions, load_bench
-from kdn.bench.blend_arms import HALF, LEAN, BottomRight, chosen_arms
+from kdn.bench.blend_arms import HALF, LEAN, OURS, WHOLE, BottomRight, chosen_arms, default_way
 from kdn.bench.blend_load import Point, rate_at, zipf_order
 from kdn.bench.blend_prompts import questions
 from kdn.bench.blend_quality import geometric, interval, rouge_l, word_f1
 from kdn.config import BlendConfig
+from kdn.drift import drift_share
 from kdn.errors import BadInput
 from kdn.model.attention import AttentionLane, TorchAttention
 
@@ -56,8 +57,12 @@ def test_ways_are_chosen_by_name_and_ratio_and_naive_reuse_comes_once() -> None:
         chosen_arms(("best",), (0.15,))
 
 
-def test_the_share_of_the_drift_is_what_the_settings_have_by_default() -> None:
-    assert BlendConfig().drift == HALF
+def test_the_default_way_is_judged_as_the_settings_have_it() -> None:
+    for model, way in (("smollm2-135m", WHOLE), ("another", OURS)):
+        (arm,) = (
+            a for a in chosen_arms(("ours", "whole"), (0.15,)) if a.name == default_way(model)
+        )
+        assert (arm.name, arm.undrifted) == (way, drift_share(model, BlendConfig().drift))
 
 
 def test_gains_are_geometric_and_held_above_the_floor() -> None:
