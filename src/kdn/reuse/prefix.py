@@ -100,7 +100,8 @@ class PrefixReuse:
             # which levels will come is not known yet: as much loss as may be is what is promised
             recipe = lossy_recipe(delivery.worst)
         name = f"{fingerprint}/{recipe.name}/{request.salt}/{chain}"
-        source = StoreSource(name, readers, self._shape, self._loader)
+        clock = self._store.links.clock
+        source = StoreSource(name, readers, self._shape, self._loader, clock)
         tiers: dict[str, int] = {}
         for reader in readers:
             tiers[reader.tier] = tiers.get(reader.tier, 0) + reader.num_tokens
