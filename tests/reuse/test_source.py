@@ -115,7 +115,7 @@ def test_loading_over_a_slow_link_hides_behind_computing(ratio: float) -> None:
 
 def test_a_quick_tier_is_asked_for_more_and_more_at_once() -> None:
     _, sizes = together(load_s=0.0002, compute_s=0.002)
-    assert sizes == [1, 1, 1, 2, 2, 4, 4, 6, 6, 3]
+    assert sizes == [1, 1, 1, 2, 4, 6, 6, 6, 3]
 
 
 def test_where_each_read_begins_slowly_more_is_read_at_once() -> None:
