@@ -174,9 +174,10 @@ def overlap_excess(
         ]
     finally:
         service.close()
-    excesses = [both_s / max(compute_s, load_s) - 1 for compute_s, load_s, both_s in rounds]
-    middle = [statistics.median(values) for values in (*zip(*rounds, strict=True), excesses)]
-    return Overlap(*middle, min(excesses), max(excesses))
+    compute_s, load_s, both_s = (statistics.median(each) for each in zip(*rounds, strict=True))
+    excesses = [both / max(compute, load) - 1 for compute, load, both in rounds]
+    excess, low, high = statistics.median(excesses), min(excesses), max(excesses)
+    return Overlap(compute_s, load_s, both_s, excess, low, high)
 
 
 def _one_round(
