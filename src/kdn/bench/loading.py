@@ -22,7 +22,9 @@ from kdn.trace import NoTrace
 __all__ = ["DeviceReads", "Overlap", "overlap_excess"]
 
 _RAW_READ_BYTES = 4 << 20
-_LATE_S = 0.0005
+_BUFFER_BYTES = 256 << 10
+_FREE = 1e12
+"""Bytes a second of a link that takes no time."""
 
 
 class DeviceReads:
@@ -110,8 +112,8 @@ class _Slow(Handle):
 class _Link:
     """Bytes one after another, at a rate.
 
-    A sleep ends late by a tenth of a millisecond. That is the sleeper's, not the link's: what is
-    asked for at once is on its way as if it had been asked for in time.
+    As a socket's buffer fills while its reader is busy elsewhere, so a reader who comes a little
+    late finds on its way what it asks for; who leaves the link alone for longer does not.
     """
 
     def __init__(self, bytes_per_s: float) -> None:
@@ -122,7 +124,8 @@ class _Link:
     def carry(self, num_bytes: int) -> None:
         with self._lock:
             now_s = time.monotonic()
-            began_s = self._free_s if now_s - self._free_s < _LATE_S else now_s
+            is_late = (now_s - self._free_s) * self.bytes_per_s <= _BUFFER_BYTES
+            began_s = self._free_s if is_late else now_s
             self._free_s = began_s + num_bytes / self.bytes_per_s
             time.sleep(max(self._free_s - now_s, 0.0))
 
@@ -134,7 +137,7 @@ class _SlowMemory(MemoryTier):
 
     def __init__(self) -> None:
         super().__init__(10**11, NoTrace())
-        self.link = _Link(1e12)
+        self.link = _Link(_FREE)
 
     def open(self, key: BlockKey) -> Handle | None:
         handle = super().open(key)
@@ -158,7 +161,10 @@ def overlap_excess(
     options: BenchOptions, hits: Hits, length: int, wanted: float, pairs: int
 ) -> Overlap:
     """A hit of `length` tokens with half as many new ones, over a link that makes its load take
-    `wanted` times as long as its computing. Medians of `pairs` rounds."""
+    `wanted` times as long as its computing. Medians of `pairs` rounds.
+
+    Computing is timed before and after, with nothing to wait for.
+    """
     from kdn.api import Kdn as Service
 
     engine = hits.service
@@ -190,12 +196,17 @@ def _one_round(
     number: int,
 ) -> tuple[float, float, float]:
     rest = hits.prompt("overlap-rest", length // 2 + NEW_TOKENS, number)
-    tier.link.bytes_per_s = 1e12
-    compute_s = ours.hit_s(_placed(hits, tier, store, length, 2 * number), rest)[0]
-    prefix = _placed(hits, tier, store, length, 2 * number + 1)
-    load_s = wanted * compute_s
-    tier.link.bytes_per_s = length * hits.token_bytes / load_s
-    both_s = ours.hit_s(prefix, rest)[0]
+
+    def hit_s(which: int, bytes_per_s: float) -> float:
+        tier.link.bytes_per_s = _FREE
+        prefix = _placed(hits, tier, store, length, 3 * number + which)
+        tier.link.bytes_per_s = bytes_per_s
+        return ours.hit_s(prefix, rest)[0]
+
+    before_s = hit_s(0, _FREE)
+    load_s = wanted * before_s
+    both_s = hit_s(1, length * hits.token_bytes / load_s)
+    compute_s = (before_s + hit_s(2, _FREE)) / 2  # the machine's speed drifts
     for key in list(tier.kept()):
         store.drop(key)
     return compute_s, load_s, both_s
