@@ -61,10 +61,12 @@ def go_on(found: Findings, parts: Sequence[Part], file: Path | None) -> None:
     for name, measure in parts:
         if name in found.done:
             continue
+        failed = f"{name} was not measured: "
+        found.notes = [note for note in found.notes if not note.startswith(failed)]
         try:
             measure()
         except (KdnError, OSError) as error:
-            found.notes.append(f"{name} was not measured: {str(error)[:300]}")
+            found.notes.append(failed + str(error)[:300])
             continue
         found.done.append(name)
         found.save(file)
