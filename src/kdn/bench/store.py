@@ -138,7 +138,7 @@ def _tiers(
         speedup = ratio(samples, side, RECOMPUTE) if side != RECOMPUTE else None
         found.rows.append(
             {
-                "measure": "first token, ms",
+                "part": "first token, ms",
                 "side": side,
                 "tokens": length,
                 "value": 1000 * (median(samples, side) or 0.0),
@@ -164,7 +164,7 @@ def _misses(options: BenchOptions, hits: Hits, ours: Kdn, scale: Scale, found: F
     found.summary["miss_cost"] = cost.median - 1
     found.rows.append(
         {
-            "measure": "a miss: time over a prompt that was not looked up",
+            "part": "a miss: time over a prompt that was not looked up",
             "tokens": length,
             "value": cost.median - 1,
             "spread": f"{cost.low - 1:.3f}-{cost.high - 1:.3f}",
@@ -182,7 +182,7 @@ def _break_even(token_bytes: int, found: Findings) -> list[Row]:
         prefill_s = median(samples, RECOMPUTE) or 0.0
         hit_s = median(samples, "memory") or 0.0
         size_mb = length * token_bytes / 1e6
-        row: Row = {"measure": "break-even link, MB/s", "tokens": length}
+        row: Row = {"part": "break-even link, MB/s", "tokens": length}
         for told, share in HIT_SHARES.items():
             row[told] = _slowest_mb_s(size_mb, prefill_s, share, _miss_share(found))
         for link in LINKS_MB_S:
@@ -213,7 +213,7 @@ def _overlap(options: BenchOptions, hits: Hits, scale: Scale, found: Findings) -
         worst = max(worst, seen.excess)
         found.rows.append(
             {
-                "measure": "overlap: time over the longer of load and compute",
+                "part": "overlap: time over the longer of load and compute",
                 "side": f"load/compute {wanted}",
                 "tokens": scale.overlap_tokens,
                 "value": seen.excess,
@@ -249,7 +249,7 @@ def _device(
     for side in sides:
         found.rows.append(
             {
-                "measure": "read, MB/s, O_DIRECT" if reads.direct else "read, MB/s",
+                "part": "read, MB/s, O_DIRECT" if reads.direct else "read, MB/s",
                 "side": side,
                 "value": reads.size_bytes / 1e6 / (median(samples, side) or 1.0),
             }
@@ -271,7 +271,7 @@ def _rival(
     assert scale.rival_tokens is not None
     options.say(f"{name}, hits of {scale.rival_tokens} tokens")
     found.rows = [row for row in found.rows if row.get("side") != name]  # of an earlier run
-    row: Row = {"measure": "hit over HTTP, ms", "side": name, "tokens": scale.rival_tokens}
+    row: Row = {"part": "hit over HTTP, ms", "side": name, "tokens": scale.rival_tokens}
     try:
         samples = rival_hits(
             options, name, hits, ours, scale.rival_tokens, scale.rival_pairs, scratch
