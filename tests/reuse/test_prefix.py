@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +10,28 @@ from pathlib import Path
 import pytest
 
 from kdn.clock import SystemClock
-from kdn.core import EXACT, Finish, Keeping, Prompt, Request, Role, Sampling, Segment, Token, Usage
+from kdn.core import (
+    EXACT,
+    BlockKey,
+    Finish,
+    Keeping,
+    Prompt,
+    Request,
+    Role,
+    Sampling,
+    Segment,
+    Token,
+    Usage,
+)
 from kdn.engine import Engine, Limits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse
-from kdn.store import Store, open_store
+from kdn.store import MemoryTier, Store, open_store
+from kdn.store.line import LineSettings
+from kdn.store.remote import DictRemote
+from kdn.store.remote_tier import RemoteSettings, RemoteTier
+from kdn.trace import NoTrace
 from tests.engine.runs import load_tiny, some_tokens
 
 PRELUDE = Segment(Role.PRELUDE, some_tokens(20, 200, seed=9))
@@ -61,14 +78,17 @@ class Desk:
         assert isinstance(last, Finish)
         return [e.token_id for e in events if isinstance(e, Token)], last.usage
 
+    def close(self) -> None:
+        self.reuse.close()
+        self.engine.close()
+
 
 @contextmanager
 def desk(model: LoadedModel, folder: Path | None) -> Iterator[Desk]:
     with open_store(folder, memory_bytes=1 << 26, disk_bytes=1 << 27) as store:
         made = Desk(model, store)
         yield made
-        made.reuse.close()
-        made.engine.close()
+        made.close()
 
 
 def question(seed: int) -> Segment:
@@ -93,6 +113,40 @@ def test_after_a_restart_the_disk_serves_it(tiny: LoadedModel, tmp_path: Path) -
     with desk(tiny, tmp_path / "store") as d:
         after, usage = d.ask(PRELUDE, DOCUMENT, question(1))
     assert (usage.exact, usage.tiers) == (320, {"disk": 320})
+    assert after == before
+
+
+class Meeting(DictRemote):
+    """A network on which nothing is opened unless three are asked for at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.door = threading.Barrier(3)
+
+    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
+        self.door.wait(20)
+        return super().head(key, num_bytes)
+
+
+def test_blocks_across_a_network_are_opened_together(tiny: LoadedModel) -> None:
+    remote, clock, trace = Meeting(), SystemClock(), NoTrace()
+    settings = RemoteSettings(LineSettings(timeout_s=30, attempts=1))
+
+    def afresh() -> Store:
+        far = RemoteTier(remote, settings, clock, trace)
+        return Store([MemoryTier(1 << 26, trace)], far=[far])
+
+    with afresh() as store:
+        writer = Desk(tiny, store)
+        before, _ = writer.ask(PRELUDE, DOCUMENT, question(1))
+        assert store.flush(20)
+        writer.close()
+    with afresh() as store:
+        reader = Desk(tiny, store)
+        after, usage = reader.ask(PRELUDE, DOCUMENT, question(1))
+        reader.close()
+    # the prelude's block and the document's two
+    assert (usage.exact, usage.tiers) == (320, {"dict": 320})
     assert after == before
 
 

@@ -26,6 +26,8 @@ __all__ = ["Hits", "opened_with_tiers", "start_redis"]
 NEW_TOKENS = 32
 _BYTES = 6 * 1024**3
 _START_S = 30.0
+_NEVER = 1.0
+"""Prefill as slow as this never is: what is stored is loaded, whether that pays or not."""
 
 
 def opened_with_tiers(
@@ -39,8 +41,9 @@ def opened_with_tiers(
     redis_url = start_redis(scratch, stack, absent)
     config = Config(
         home=options.home or home_folder(os.environ),
-        engine=EngineConfig(threads=options.threads),
+        engine=EngineConfig(threads=options.threads, fit_idle_s=0),
         store=StoreConfig(
+            prefill_tokens_per_s=_NEVER,
             folder=scratch / "store",
             disk_bytes=_BYTES,
             memory_bytes=_BYTES,

@@ -33,6 +33,7 @@ __all__ = ["run"]
 
 NOTHING, TUNED, PROMPT, STORED = "nothing added", "fine-tuning", "in the prompt", "stored KV"
 _ADAPTER = "facts"
+_USUAL = BenchOptions().model
 _SAMPLING = Sampling(max_tokens=16)
 _DOLLARS_PER_HOUR = 0.10
 """An assumed price of this machine; only ratios of it enter the summary."""
@@ -78,6 +79,7 @@ def run(options: BenchOptions) -> Result:
         summary=_summary(ways),
         notes=notes,
         figures=(_figure(ways),),
+        page=None if options.model == _USUAL else f"kdn-{Path(options.model).stem}",
     )
 
 
@@ -88,7 +90,7 @@ def _tune(
     weights = _weights(options)
     with _opened(options, folder, tuned=False) as service:
         examples = _examples(service, facts)
-    steps, seconds = (4, 15.0) if options.quick else (400, 200.0)
+    steps, seconds = (4, 15.0) if options.quick else (400, 160.0)
     options.say("fine-tuning: loading the model")
     try:
         trained = train_adapter(
@@ -132,8 +134,15 @@ def _examples(service: api.Kdn, facts: Sequence[Fact]) -> list[Example]:
 
 def _opened(options: BenchOptions, folder: Path, tuned: bool) -> api.Kdn:
     home = options.home or home_folder(os.environ)
-    store = StoreConfig(folder=folder / "store", disk_bytes=_STORE_BYTES, memory_bytes=_STORE_BYTES)
-    config = Config(home=home, engine=EngineConfig(threads=options.threads), store=store)
+    store = StoreConfig(
+        folder=folder / "store",
+        disk_bytes=_STORE_BYTES,
+        memory_bytes=_STORE_BYTES,
+        prefill_tokens_per_s=1.0,  # what is stored is loaded, whether it pays or not
+    )
+    config = Config(
+        home=home, engine=EngineConfig(threads=options.threads, fit_idle_s=0), store=store
+    )
     adapters = {_ADAPTER: folder / _ADAPTER} if tuned else None
     return api.open(options.model, config=config, adapters=adapters)
 

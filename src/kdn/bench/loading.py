@@ -22,6 +22,9 @@ from kdn.trace import NoTrace
 __all__ = ["DeviceReads", "Overlap", "overlap_excess"]
 
 _RAW_READ_BYTES = 4 << 20
+_BUFFER_BYTES = 256 << 10
+_FREE = 1e12
+"""Bytes a second of a link that takes no time."""
 
 
 class DeviceReads:
@@ -107,15 +110,24 @@ class _Slow(Handle):
 
 
 class _Link:
-    """Bytes one after another, at a rate."""
+    """Bytes one after another, at a rate.
+
+    As a socket's buffer fills while its reader is busy elsewhere, so a reader who comes a little
+    late finds on its way what it asks for; who leaves the link alone for longer does not.
+    """
 
     def __init__(self, bytes_per_s: float) -> None:
         self.bytes_per_s = bytes_per_s
+        self._free_s = 0.0
         self._lock = threading.Lock()
 
     def carry(self, num_bytes: int) -> None:
         with self._lock:
-            time.sleep(num_bytes / self.bytes_per_s)
+            now_s = time.monotonic()
+            is_late = (now_s - self._free_s) * self.bytes_per_s <= _BUFFER_BYTES
+            began_s = self._free_s if is_late else now_s
+            self._free_s = began_s + num_bytes / self.bytes_per_s
+            time.sleep(max(self._free_s - now_s, 0.0))
 
 
 class _SlowMemory(MemoryTier):
@@ -125,7 +137,7 @@ class _SlowMemory(MemoryTier):
 
     def __init__(self) -> None:
         super().__init__(10**11, NoTrace())
-        self.link = _Link(1e12)
+        self.link = _Link(_FREE)
 
     def open(self, key: BlockKey) -> Handle | None:
         handle = super().open(key)
@@ -134,23 +146,25 @@ class _SlowMemory(MemoryTier):
 
 @dataclass(frozen=True)
 class Overlap:
-    """How a load and a computation went, alone and together."""
+    """How a load and a computation went, alone and together; medians over rounds."""
 
     compute_s: float
     load_s: float
     both_s: float
-
-    @property
-    def excess(self) -> float:
-        """Over the longer of the two."""
-        return self.both_s / max(self.compute_s, self.load_s) - 1
+    excess: float
+    """Over the longer of the two, round by round."""
+    low: float
+    high: float
 
 
 def overlap_excess(
     options: BenchOptions, hits: Hits, length: int, wanted: float, pairs: int
 ) -> Overlap:
     """A hit of `length` tokens with half as many new ones, over a link that makes its load take
-    `wanted` times as long as its computing. Medians of `pairs` rounds."""
+    `wanted` times as long as its computing. Medians of `pairs` rounds.
+
+    Computing is timed before and after, with nothing to wait for.
+    """
     from kdn.api import Kdn as Service
 
     engine = hits.service
@@ -166,8 +180,10 @@ def overlap_excess(
         ]
     finally:
         service.close()
-    middle = [statistics.median(values) for values in zip(*rounds, strict=True)]
-    return Overlap(*middle)
+    compute_s, load_s, both_s = (statistics.median(each) for each in zip(*rounds, strict=True))
+    excesses = [both / max(compute, load) - 1 for compute, load, both in rounds]
+    excess, low, high = statistics.median(excesses), min(excesses), max(excesses)
+    return Overlap(compute_s, load_s, both_s, excess, low, high)
 
 
 def _one_round(
@@ -180,12 +196,17 @@ def _one_round(
     number: int,
 ) -> tuple[float, float, float]:
     rest = hits.prompt("overlap-rest", length // 2 + NEW_TOKENS, number)
-    tier.link.bytes_per_s = 1e12
-    compute_s = ours.hit_s(_placed(hits, tier, store, length, 2 * number), rest)[0]
-    prefix = _placed(hits, tier, store, length, 2 * number + 1)
-    load_s = wanted * compute_s
-    tier.link.bytes_per_s = length * hits.token_bytes / load_s
-    both_s = ours.hit_s(prefix, rest)[0]
+
+    def hit_s(which: int, bytes_per_s: float) -> float:
+        tier.link.bytes_per_s = _FREE
+        prefix = _placed(hits, tier, store, length, 3 * number + which)
+        tier.link.bytes_per_s = bytes_per_s
+        return ours.hit_s(prefix, rest)[0]
+
+    before_s = hit_s(0, _FREE)
+    load_s = wanted * before_s
+    both_s = hit_s(1, length * hits.token_bytes / load_s)
+    compute_s = (before_s + hit_s(2, _FREE)) / 2  # the machine's speed drifts
     for key in list(tier.kept()):
         store.drop(key)
     return compute_s, load_s, both_s

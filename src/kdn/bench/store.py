@@ -10,17 +10,18 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from kdn.bench.contestants import Kdn
 from kdn.bench.far import Hits, opened_with_tiers
+from kdn.bench.findings import Findings, Part, go_on
 from kdn.bench.loading import DeviceReads, overlap_excess
-from kdn.bench.measure import Samples, interleave, median, ratio
+from kdn.bench.measure import interleave, median, ratio
 from kdn.bench.result import BenchOptions, Figure, Result, Row
-from kdn.bench.store_rivals import RIVALS, rival_hits
-from kdn.errors import KdnError
+from kdn.bench.store_rivals import COLD, RIVALS, rival_hits
+from kdn.errors import EngineFailed
 from kdn.machine import describe_machine
 
 __all__ = ["FULL", "QUICK", "Scale", "run"]
@@ -28,6 +29,7 @@ __all__ = ["FULL", "QUICK", "Scale", "run"]
 RECOMPUTE = "recompute"
 LINKS_MB_S = (10, 30, 100, 300, 1000, 3000)
 RATIOS = (0.5, 1.0, 2.0)
+HIT_SHARES = {"always there": 1.0, "there every second time": 0.5, "there one time in ten": 0.1}
 
 
 @dataclass(frozen=True)
@@ -45,70 +47,81 @@ class Scale:
     rival_pairs: int = 5
 
 
-FULL = Scale({1024: 5, 2048: 5, 4096: 5, 7500: 5}, 15, 40, 7, 2048, 3, 2048)
+FULL = Scale({1024: 5, 2048: 5, 4096: 5, 7500: 5}, 15, 40, 7, 2048, 5, 2048)
 QUICK = Scale({1024: 1}, 2, 8, 2, 512, 1, None)
 
 
-@dataclass
-class _Findings:
-    rows: list[Row] = field(default_factory=list)
-    summary: dict[str, float | None] = field(
-        default_factory=lambda: dict.fromkeys(
-            (
-                "hit_speedup_memory",
-                "hit_speedup_disk",
-                "hit_speedup_redis",
-                "hit_speedup_peer",
-                "disk_share",
-                "verify_overhead",
-                "overlap_excess",
-                "miss_cost",
-                "hit_speedup_example",
-                "hit_speedup_lmcache",
-            )
-        )
-    )
-    notes: list[str] = field(default_factory=list)
-    hits: dict[int, Samples] = field(default_factory=dict)
+SUMMARY = (
+    "hit_speedup_memory",
+    "hit_speedup_disk",
+    "hit_speedup_redis",
+    "hit_speedup_peer",
+    "disk_share",
+    "verify_overhead",
+    "overlap_excess",
+    "miss_cost",
+    "hit_speedup_example",
+    "hit_speedup_lmcache",
+)
 
 
 def run(options: BenchOptions) -> Result:
-    """Measure at the usual scale; `quick` leaves out the rivals and the longer prompts."""
+    """Measure at the usual scale; `quick` leaves out the rivals and the longer prompts.
+
+    With `rows` every part that is done is kept in that file, and another run goes on from there.
+    """
     import torch
 
     torch.set_num_threads(options.threads)
-    scale, found = QUICK if options.quick else FULL, _Findings()
+    found = Findings.open(options.rows, options.describe(), dict.fromkeys(SUMMARY))
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdn-bench-")))
         options.say("starting kdn, Redis and a node")
         service, absent = opened_with_tiers(options, scratch, stack)
-        found.notes += [f"{name} is absent: {why}" for name, why in absent.items()]
         hits = Hits(service, options.seed, scratch / "store")
         ours = Kdn(service.engine, options.clock, service.store.flush)
-        for length, pairs in scale.pairs.items():
-            _tiers(options, hits, ours, length, options.pairs or pairs, found)
-        _misses(options, hits, ours, scale, found)
-        _break_even(hits.token_bytes, found)
-        _overlap(options, hits, scale, found)
-        _device(options, hits, scale, scratch, found)
-        if scale.rival_tokens is not None:
-            _rivals(options, hits, ours, scale, scratch, found)
+        go_on(found, _parts(options, hits, ours, scratch, found), options.rows)
+    notes = [f"{name} is absent: {why}" for name, why in absent.items()]
     if options.quick:
-        found.notes.append("--quick leaves out the rivals and prompts over 1024 tokens")
+        notes.append("--quick leaves out the rivals and prompts over 1024 tokens")
     return Result(
         bench="store",
         model=options.model,
         machine=describe_machine(),
         config=options.describe(),
-        rows=found.rows,
+        rows=[*found.rows, *_break_even(hits.token_bytes, found)],
         summary=found.summary,
-        notes=tuple(found.notes),
-        figures=(_figure(found.hits),),
+        notes=(*notes, *found.notes),
+        figures=tuple(_figures(hits.token_bytes, found)),
     )
 
 
+def _parts(
+    options: BenchOptions, hits: Hits, ours: Kdn, scratch: Path, found: Findings
+) -> list[Part]:
+    """What is measured, in order: what matters most first."""
+    scale = QUICK if options.quick else FULL
+    rivals = RIVALS if scale.rival_tokens is not None else {}
+    return [
+        ("misses", partial(_misses, options, hits, ours, scale, found)),
+        ("overlap", partial(_overlap, options, hits, scale, found)),
+        ("device", partial(_device, options, hits, scale, scratch, found)),
+        *(
+            (name, partial(_rival, options, name, hits, ours, scale, scratch, found))
+            for name in rivals
+        ),
+        *(
+            (
+                f"hits of {length} tokens",
+                partial(_tiers, options, hits, ours, length, options.pairs or pairs, found),
+            )
+            for length, pairs in scale.pairs.items()
+        ),
+    ]
+
+
 def _tiers(
-    options: BenchOptions, hits: Hits, ours: Kdn, length: int, pairs: int, found: _Findings
+    options: BenchOptions, hits: Hits, ours: Kdn, length: int, pairs: int, found: Findings
 ) -> None:
     """A hit from each tier beside a cold prompt, in the same rounds."""
     options.say(f"hits of {length} tokens from {', '.join(hits.tiers)}")
@@ -117,14 +130,15 @@ def _tiers(
     }
     for tier in hits.tiers:
         sides[tier] = partial(hits.hit_s, ours, tier, length)
-    interleave(sides, 1, first=-1, rest_s=0.1)
+    if not found.samples:  # what is slow once was slow at the first length
+        interleave(sides, 1, first=-1, rest_s=0.1)
     samples = interleave(sides, pairs, rest_s=0.1)
-    found.hits[length] = samples
+    found.samples[length] = samples
     for side in sides:
         speedup = ratio(samples, side, RECOMPUTE) if side != RECOMPUTE else None
         found.rows.append(
             {
-                "measure": "first token, ms",
+                "part": "first token, ms",
                 "side": side,
                 "tokens": length,
                 "value": 1000 * (median(samples, side) or 0.0),
@@ -136,7 +150,7 @@ def _tiers(
             found.summary[f"hit_speedup_{side}"] = speedup.median
 
 
-def _misses(options: BenchOptions, hits: Hits, ours: Kdn, scale: Scale, found: _Findings) -> None:
+def _misses(options: BenchOptions, hits: Hits, ours: Kdn, scale: Scale, found: Findings) -> None:
     """What asking costs when nothing is there: the same prompts with and without the store."""
     options.say("what a miss costs")
     length = min(scale.pairs)
@@ -150,7 +164,7 @@ def _misses(options: BenchOptions, hits: Hits, ours: Kdn, scale: Scale, found: _
     found.summary["miss_cost"] = cost.median - 1
     found.rows.append(
         {
-            "measure": "a miss: time over a prompt that was not looked up",
+            "part": "a miss: time over a prompt that was not looked up",
             "tokens": length,
             "value": cost.median - 1,
             "spread": f"{cost.low - 1:.3f}-{cost.high - 1:.3f}",
@@ -158,23 +172,39 @@ def _misses(options: BenchOptions, hits: Hits, ours: Kdn, scale: Scale, found: _
     )
 
 
-def _break_even(token_bytes: int, found: _Findings) -> None:
-    """From what slowest link a prefix is worth loading, by its length, from the measured prefill."""
-    for length, samples in found.hits.items():
+def _break_even(token_bytes: int, found: Findings) -> list[Row]:
+    """From what slowest link a prefix is worth asking for, by its length and how often it is there.
+
+    Asking costs what a miss costs when it is not; a hit is no sooner than out of memory.
+    """
+    rows: list[Row] = []
+    for length, samples in found.samples.items():
         prefill_s = median(samples, RECOMPUTE) or 0.0
         hit_s = median(samples, "memory") or 0.0
         size_mb = length * token_bytes / 1e6
-        row: Row = {
-            "measure": "break-even link, MB/s",
-            "tokens": length,
-            "value": size_mb / prefill_s,
-        }
+        row: Row = {"part": "break-even link, MB/s", "tokens": length}
+        for told, share in HIT_SHARES.items():
+            row[told] = _slowest_mb_s(size_mb, prefill_s, share, _miss_share(found))
         for link in LINKS_MB_S:
-            row[f"{link} MB/s"] = prefill_s / max(size_mb / link, hit_s)
-        found.rows.append(row)
+            row[f"speedup at {link} MB/s"] = prefill_s / max(size_mb / link, hit_s)
+        rows.append(row)
+    return rows
 
 
-def _overlap(options: BenchOptions, hits: Hits, scale: Scale, found: _Findings) -> None:
+def _slowest_mb_s(size_mb: float, prefill_s: float, share: float, miss: float) -> float | None:
+    """Where asking takes as long as computing at once, on average; None: no link is quick enough.
+
+    share * load + (1 - share) * (1 + miss) * prefill = prefill
+    """
+    load_s = prefill_s * (share - (1 - share) * miss) / share
+    return size_mb / load_s if load_s > 0 else None
+
+
+def _miss_share(found: Findings) -> float:
+    return max(found.summary["miss_cost"] or 0.0, 0.0)
+
+
+def _overlap(options: BenchOptions, hits: Hits, scale: Scale, found: Findings) -> None:
     """A hit whose load takes half, as long as, and twice as long as its computing."""
     worst = 0.0
     for wanted in RATIOS:
@@ -183,19 +213,19 @@ def _overlap(options: BenchOptions, hits: Hits, scale: Scale, found: _Findings) 
         worst = max(worst, seen.excess)
         found.rows.append(
             {
-                "measure": "overlap: time over the longer of load and compute",
+                "part": "overlap: time over the longer of load and compute",
                 "side": f"load/compute {wanted}",
                 "tokens": scale.overlap_tokens,
                 "value": seen.excess,
-                "spread": f"compute {seen.compute_s:.2f} s, load {seen.load_s:.2f} s,"
-                f" both {seen.both_s:.2f} s",
+                "spread": f"{seen.low:.2f}-{seen.high:.2f}; compute {seen.compute_s:.2f} s,"
+                f" load {seen.load_s:.2f} s, both {seen.both_s:.2f} s",
             }
         )
     found.summary["overlap_excess"] = worst
 
 
 def _device(
-    options: BenchOptions, hits: Hits, scale: Scale, scratch: Path, found: _Findings
+    options: BenchOptions, hits: Hits, scale: Scale, scratch: Path, found: Findings
 ) -> None:
     """Blocks off the disk, verified and not, beside raw reads of as many bytes, all O_DIRECT."""
     options.say("the disk tier beside the device")
@@ -219,7 +249,7 @@ def _device(
     for side in sides:
         found.rows.append(
             {
-                "measure": "read, MB/s, O_DIRECT" if reads.direct else "read, MB/s",
+                "part": "read, MB/s, O_DIRECT" if reads.direct else "read, MB/s",
                 "side": side,
                 "value": reads.size_bytes / 1e6 / (median(samples, side) or 1.0),
             }
@@ -228,40 +258,58 @@ def _device(
         found.notes.append("the file system has no O_DIRECT: both sides read through its cache")
 
 
-def _rivals(
-    options: BenchOptions, hits: Hits, ours: Kdn, scale: Scale, scratch: Path, found: _Findings
+def _rival(
+    options: BenchOptions,
+    name: str,
+    hits: Hits,
+    ours: Kdn,
+    scale: Scale,
+    scratch: Path,
+    found: Findings,
 ) -> None:
-    """A hit over HTTP from our node beside vLLM with its connectors, one rival at a time."""
+    """A hit over HTTP from our node beside vLLM with a connector, each out of its own store."""
     assert scale.rival_tokens is not None
-    for name, key in RIVALS.items():
-        options.say(f"{name}, hits of {scale.rival_tokens} tokens")
-        try:
-            samples = rival_hits(
-                options, name, hits, ours, scale.rival_tokens, scale.rival_pairs, scratch
-            )
-        except (OSError, RuntimeError, KdnError) as error:
-            found.notes.append(f"{name} is absent: {str(error)[:300]}")
-            continue
-        speedup = ratio(samples, "peer", name)
-        assert speedup is not None
-        found.summary[key] = speedup.median
-        found.rows.append(
-            {
-                "measure": "hit over HTTP, ms",
-                "side": name,
-                "tokens": scale.rival_tokens,
-                "value": 1000 * (median(samples, name) or 0.0),
-                "speedup": speedup.median,
-                "spread": f"{speedup.low:.2f}-{speedup.high:.2f}; ours"
-                f" {1000 * (median(samples, 'peer') or 0.0):.0f} ms",
-            }
+    options.say(f"{name}, hits of {scale.rival_tokens} tokens")
+    found.rows = [row for row in found.rows if row.get("side") != name]  # of an earlier run
+    row: Row = {"part": "hit over HTTP, ms", "side": name, "tokens": scale.rival_tokens}
+    try:
+        samples = rival_hits(
+            options, name, hits, ours, scale.rival_tokens, scale.rival_pairs, scratch
         )
+    except (OSError, EngineFailed) as error:
+        found.rows.append(row | {"spread": f"absent: {str(error)[:300]}"})
+        raise
+    speedup = ratio(samples, "peer", name)
+    assert speedup is not None
+    found.summary[RIVALS[name]] = speedup.median
+    found.rows.append(
+        row
+        | {
+            "value": 1000 * (median(samples, name) or 0.0),
+            "speedup": speedup.median,
+            "spread": f"{speedup.low:.2f}-{speedup.high:.2f}; ours"
+            f" {1000 * (median(samples, 'peer') or 0.0):.0f} ms; theirs without a hit"
+            f" {1000 * (median(samples, COLD) or 0.0):.0f} ms",
+        }
+    )
 
 
-def _figure(hits: dict[int, Samples]) -> Figure:
-    sides = dict.fromkeys(side for samples in hits.values() for side in samples)
+def _figures(token_bytes: int, found: Findings) -> list[Figure]:
+    """Nothing is drawn of what was not measured."""
+    if not found.samples:
+        return []
+    lengths = sorted(found.samples)
+    sides = dict.fromkeys(side for samples in found.samples.values() for side in samples)
     lines = {
-        side: [(float(n), median(samples, side) or 0.0) for n, samples in hits.items()]
-        for side in sides
+        side: [(float(n), median(found.samples[n], side) or 0.0) for n in lengths] for side in sides
     }
-    return Figure("Time to first token, by where the prefix is", "tokens", "seconds", lines)
+    curves: dict[str, list[tuple[float, float]]] = {told: [] for told in HIT_SHARES}
+    for row in _break_even(token_bytes, found):
+        for told in HIT_SHARES:
+            if row[told] is not None:
+                curves[told].append((float(row["tokens"] or 0), float(row[told] or 0)))
+    curves = {told: points for told, points in curves.items() if points}
+    return [
+        Figure("Time to first token, by where the prefix is", "tokens", "seconds", lines),
+        Figure("From what link on stored KV is sooner", "tokens", "MB/s", curves),
+    ]

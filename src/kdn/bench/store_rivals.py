@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from kdn.bench.measure import Samples, interleave
 from kdn.bench.result import BenchOptions
 from kdn.errors import EngineFailed
 
-__all__ = ["RIVALS", "rival_hits"]
+__all__ = ["COLD", "RIVALS", "rival_hits"]
+
+COLD = "cold"
+"""The rival with a prompt it has never seen: says whether its hit was one."""
 
 RIVALS = {"vllm + ExampleConnector": "hit_speedup_example", "vllm + LMCache": "hit_speedup_lmcache"}
 _CONNECTOR = {"vllm + ExampleConnector": "example", "vllm + LMCache": "lmcache"}
@@ -45,11 +49,15 @@ def rival_hits(
         sides: dict[str, Callable[[int], float]] = {
             "peer": lambda number: hits.hit_s(ours, "peer", length, 100 + number),
             name: lambda number: _hit_s(rival, hits, length, number),
+            COLD: lambda number: rival.first_token_s(hits.prompt("rival-cold", length, number)),
         }
         interleave(sides, 1, first=-1)
-        return interleave(sides, pairs)
+        samples = interleave(sides, pairs)
     finally:
         rival.close()
+    if statistics.median(samples[name]) >= statistics.median(samples[COLD]):
+        raise EngineFailed(f"{name} was no sooner with a hit than without one: {samples}")
+    return samples
 
 
 def _hit_s(rival: RivalProcess, hits: Hits, length: int, number: int) -> float:

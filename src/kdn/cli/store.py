@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,32 +9,27 @@ import typer
 
 from kdn.cli.calibrate import calibrate, records_of, show_record
 from kdn.cli.options import HomeOption, JsonOption, read_settings
-from kdn.cli.show import emit, say, size_text, table, tell_failures
+from kdn.cli.show import emit, say, size_text, table
 from kdn.cli.simulate import simulate
-from kdn.cli.which import FingerprintOption, KeyOption, SaltOption, TierOption, chosen
+from kdn.cli.store_blocks import compress, copy, move, pin, tell, unpin, warm
+from kdn.cli.which import (
+    FingerprintOption,
+    KeyOption,
+    SaltOption,
+    TierOption,
+    opened,
+    picked,
+)
 
 if TYPE_CHECKING:
     from kdn.cost import Ledger
     from kdn.store import Store
-    from kdn.store.manage import Done
 
-__all__ = ["opened", "store"]
+__all__ = ["store"]
 
 store = typer.Typer(help="Look after the stored KV.", no_args_is_help=True)
 store.command()(calibrate)
 store.command()(simulate)
-
-
-@contextmanager
-def opened(home: Path | None) -> Iterator[Store]:
-    """The store of this home folder, without any model."""
-    from kdn.storing import open_configured_store
-    from kdn.trace import Recorder
-
-    trace = Recorder()
-    with open_configured_store(read_settings(home), trace=trace) as found:
-        yield found
-        tell_failures(trace)
 
 
 @store.command("stat")
@@ -189,8 +181,7 @@ def clear(
     """Throw stored KV away, all or some. Documents stay; KV is computed again when needed."""
     from kdn.store.manage import forget
 
-    with opened(home) as found:
-        keys = chosen(found, key, salt, fingerprint, tier)
+    with picked(home, key, salt, fingerprint, tier) as (found, keys):
         if not yes:
             typer.confirm(f"Forget {len(keys)} blocks?", abort=True, err=True)
         if tier is None and len(keys) == len(found.entries()):
@@ -203,112 +194,8 @@ def clear(
         typer.echo(f"forgot {len(keys)} blocks")
 
 
-@store.command()
-def warm(
-    *,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Fetch blocks from tiers across the network onto this machine's disk, before they are asked for."""
-    from kdn.store.manage import warm as bring
-
-    with opened(home) as found:
-        _tell(bring(found, chosen(found, key, salt, fingerprint, None)), "warmed", as_json)
-
-
-@store.command()
-def pin(
-    *,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
-    seconds: Annotated[
-        float | None, typer.Option("--for", min=0, help="Seconds; without it until unpinned.")
-    ] = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Keep blocks from being evicted, by any kdn on this store."""
-    from kdn.clock import SystemClock
-
-    with opened(home) as found:
-        keys = chosen(found, key, salt, fingerprint, None)
-        found.lasting.pin(keys, None if seconds is None else SystemClock().wall() + seconds)
-    emit({"blocks": len(keys)}) if as_json else typer.echo(f"pinned {len(keys)} blocks")
-
-
-@store.command()
-def unpin(
-    *,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Let pinned blocks be evicted again."""
-    with opened(home) as found:
-        count = found.lasting.unpin(chosen(found, key, salt, fingerprint, None))
-    emit({"blocks": count}) if as_json else typer.echo(f"unpinned {count} blocks")
-
-
-@store.command()
-def copy(
-    to: Annotated[str, typer.Option("--to", help="The tier that is to have them too.")],
-    *,
-    source: Annotated[str | None, typer.Option("--from", help="The tier to read.")] = None,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Put blocks into another tier too."""
-    from kdn.store.manage import copy as carry
-
-    with opened(home) as found:
-        keys = chosen(found, key, salt, fingerprint, source)
-        _tell(carry(found, keys, to, source), "copied", as_json)
-
-
-@store.command()
-def move(
-    to: Annotated[str, typer.Option("--to", help="The tier that is to have them.")],
-    source: Annotated[str, typer.Option("--from", help="The tier that they leave.")],
-    *,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Put blocks into another tier, and out of the one they are in."""
-    from kdn.store.manage import move as carry
-
-    with opened(home) as found:
-        keys = chosen(found, key, salt, fingerprint, source)
-        _tell(carry(found, keys, to, source), "moved", as_json)
-
-
-@store.command()
-def compress(
-    codec: Annotated[str, typer.Argument(help="A lossless codec, as `none`.")],
-    *,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write blocks anew with another codec."""
-    from kdn.store.manage import compress as rewrite
-
-    with opened(home) as found:
-        keys = chosen(found, key, salt, fingerprint, None)
-        _tell(rewrite(found, keys, codec), "rewrote", as_json)
+for command in (warm, pin, unpin, copy, move, compress):
+    store.command()(command)
 
 
 @store.command()
@@ -325,11 +212,13 @@ def export(
     from kdn.store.bundle import export_blocks
     from kdn.store.files import system_errors
 
-    with opened(home) as found:
-        keys = chosen(found, key, salt, fingerprint, None)
-        with system_errors(f"writing {file}"), file.open("wb") as bundle:
-            done = export_blocks(found, keys, bundle)
-    _tell(done, "exported", as_json)
+    with (
+        picked(home, key, salt, fingerprint) as (found, keys),
+        system_errors(f"writing {file}"),
+        file.open("wb") as bundle,
+    ):
+        done = export_blocks(found, keys, bundle)
+    tell(done, "exported", as_json)
 
 
 @store.command("import")
@@ -345,13 +234,4 @@ def take_in(
 
     with opened(home) as found, file.open("rb") as bundle:
         done = import_blocks(found, bundle, salt)
-    _tell(done, "imported", as_json)
-
-
-def _tell(done: Done, what: str, as_json: bool) -> None:
-    if as_json:
-        emit(asdict(done))
-        return
-    typer.echo(f"{what} {done.blocks} blocks, {size_text(done.size_bytes)}")
-    if done.missing:
-        say(f"kdn: {done.missing} blocks were not there any more, or not whole")
+    tell(done, "imported", as_json)

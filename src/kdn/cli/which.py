@@ -1,16 +1,30 @@
-"""Options that say which blocks are meant."""
+"""The store of a home folder, and options that say which of its blocks are meant."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from kdn.cli.options import read_settings
+from kdn.cli.show import tell_failures
 
 if TYPE_CHECKING:
     from kdn.core import BlockKey
     from kdn.store import Store
 
-__all__ = ["FingerprintOption", "KeyOption", "SaltOption", "TierOption", "chosen"]
+__all__ = [
+    "FingerprintOption",
+    "KeyOption",
+    "SaltOption",
+    "TierOption",
+    "chosen",
+    "opened",
+    "picked",
+]
 
 KeyOption = Annotated[
     list[str] | None, typer.Option("--key", help="A block's key; may be repeated.")
@@ -20,6 +34,31 @@ FingerprintOption = Annotated[
     str | None, typer.Option("--fingerprint", help="The blocks of this model only.")
 ]
 TierOption = Annotated[str | None, typer.Option("--tier", help="What lies in this tier only.")]
+
+
+@contextmanager
+def opened(home: Path | None) -> Iterator[Store]:
+    """The store of this home folder, without any model."""
+    from kdn.storing import open_configured_store
+    from kdn.trace import Recorder
+
+    trace = Recorder()
+    with open_configured_store(read_settings(home), trace=trace) as found:
+        yield found
+        tell_failures(trace)
+
+
+@contextmanager
+def picked(
+    home: Path | None,
+    keys: list[str] | None,
+    salt: str | None,
+    fingerprint: str | None,
+    tier: str | None = None,
+) -> Iterator[tuple[Store, list[BlockKey]]]:
+    """The open store and the blocks of it that the options name (see `chosen`)."""
+    with opened(home) as found:
+        yield found, chosen(found, keys, salt, fingerprint, tier)
 
 
 def chosen(

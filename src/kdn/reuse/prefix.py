@@ -5,8 +5,9 @@ Exact, unless settings or the request allow blocks that went through a lossy cod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,6 +47,9 @@ from kdn.store import (
 
 __all__ = ["PrefixReuse"]
 
+_OPEN_AT_ONCE = 8
+"""Blocks across a network that are opened together; as many calls as a tier makes at once."""
+
 
 class PrefixReuse:
     """Plans with the longest stored prefix, and stores what is worth keeping.
@@ -78,6 +82,7 @@ class PrefixReuse:
         self._fingerprint = fingerprint
         self._loss = loss or LossRule()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdn-load")
+        self._openers = ThreadPoolExecutor(_OPEN_AT_ONCE, thread_name_prefix="kdn-open")
 
     def cached_tokens(self, request: Request) -> int:
         _, match = self._best_match(request, self._fingerprint(request.adapter))
@@ -100,7 +105,8 @@ class PrefixReuse:
             # which levels will come is not known yet: as much loss as may be is what is promised
             recipe = lossy_recipe(delivery.worst)
         name = f"{fingerprint}/{recipe.name}/{request.salt}/{chain}"
-        source = StoreSource(name, readers, self._shape, self._loader)
+        clock = self._store.links.clock
+        source = StoreSource(name, readers, self._shape, self._loader, clock)
         tiers: dict[str, int] = {}
         for reader in readers:
             tiers[reader.tier] = tiers.get(reader.tier, 0) + reader.num_tokens
@@ -122,6 +128,7 @@ class PrefixReuse:
     def close(self) -> None:
         """Stop reading ahead."""
         self._loader.shutdown(wait=True, cancel_futures=True)
+        self._openers.shutdown(wait=True, cancel_futures=True)
 
     def _best_match(self, request: Request, fingerprint: Fingerprint) -> tuple[Recipe, Match]:
         """The longest run there is of one recipe that the request allows; exact where equal."""
@@ -184,13 +191,17 @@ class PrefixReuse:
         self, hits: tuple[BlockHit, ...], delivery: Delivery | None = None
     ) -> list[tuple[BlockHit, Reader]]:
         """Readers for the leading run of blocks that can be opened."""
-        opened: list[tuple[BlockHit, Reader]] = []
-        for hit in hits:
-            reader = self._store.open(hit, delivery)
-            if reader is None:
-                break
-            opened.append((hit, reader))
-        return opened
+        far = {tier.name for tier in self._store.tiers if tier.far}
+        open_one = partial(self._store.open, delivery=delivery)
+        if any(hit.tier in far for hit in hits[1:]):  # a round trip each, so all at once
+            readers = list(self._openers.map(open_one, hits))
+        else:
+            readers = list(_until_none(map(open_one, hits)))
+        opened = list(_until_none(readers))
+        for reader in readers[len(opened) :]:
+            if reader is not None:
+                reader.close()
+        return list(zip(hits, opened, strict=False))
 
     def _blocks(
         self, request: Request, kept: KeptKV, fingerprint: Fingerprint, recipe: Recipe
@@ -202,6 +213,13 @@ class PrefixReuse:
             block_id = BlockId(fingerprint, recipe, request.salt, behind, start, tokens)
             runs = kept.kv[:, :, start - kept.start : stop - kept.start]
             yield Block(block_id, self._shape, tuple(map(_bytes_of, runs)))
+
+
+def _until_none(readers: Iterable[Reader | None]) -> Iterator[Reader]:
+    for reader in readers:
+        if reader is None:
+            return
+        yield reader
 
 
 def _from_node(readers: list[Reader]) -> bool:

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdn.clock import Clock
 from kdn.core import KvShape, LayerKV
+from kdn.reuse.pace import Pace
 from kdn.store import Reader
 
-__all__ = ["StoreSource", "groups", "loaded_bytes"]
+__all__ = ["StoreSource", "loaded_bytes"]
 
 _READ_BYTES = 1 << 20
-"""Neighbouring layers are read together, up to as many as make the largest block's read this long."""
+"""The most that is read of a block at once is this, or a layer."""
 
 
 class StoreSource:
@@ -28,7 +30,12 @@ class StoreSource:
     """
 
     def __init__(
-        self, name: str, readers: Sequence[Reader], shape: KvShape, loader: Executor
+        self,
+        name: str,
+        readers: Sequence[Reader],
+        shape: KvShape,
+        loader: Executor,
+        clock: Clock,
     ) -> None:
         self._name = name
         self._readers = tuple(readers)
@@ -36,10 +43,10 @@ class StoreSource:
         self._loader = loader
         self._dtype = getattr(torch, shape.dtype)
         largest = max(reader.id.num_tokens for reader in readers)
-        self._edges = groups(
-            shape.num_layers, -(-_READ_BYTES // (largest * shape.layer_token_bytes))
-        )
-        self._loads: dict[int, Future[list[list[LayerKV]]]] = {}
+        self._clock = clock
+        self._pace = Pace(-(-_READ_BYTES // (largest * shape.layer_token_bytes)))
+        self._edges = [0]
+        self._loads: list[Future[list[list[LayerKV]]]] = []
 
     @property
     def name(self) -> str:
@@ -51,10 +58,11 @@ class StoreSource:
 
     def start(self, layer: int) -> None:
         """The layer's group begins to come, and so does the one behind it."""
-        group = self._group(layer)
-        for one in (group, group + 1):
-            if one not in self._loads and one + 1 < len(self._edges):
-                self._loads[one] = self._loader.submit(self._load, one)
+        assert layer < self._shape.num_layers, "the model has no such layer"
+        while self._edges[-1] <= layer:
+            self._begin()
+        if self._group(layer) == len(self._loads) - 1:
+            self._begin()
 
     def take(self, layer: int) -> list[LayerKV]:
         self.start(layer)
@@ -63,21 +71,31 @@ class StoreSource:
         return [runs[at] for runs in self._loads[group].result()]
 
     def close(self) -> None:
-        for load in self._loads.values():
+        for load in self._loads:
             load.cancel()
         for reader in self._readers:
             reader.close()
 
+    def _begin(self) -> None:
+        """The next group of layers begins to come, if any is left."""
+        start = self._edges[-1]
+        if start < self._shape.num_layers:
+            stop = min(start + self._pace.size, self._shape.num_layers)
+            self._edges.append(stop)
+            self._loads.append(self._loader.submit(self._load, start, stop))
+
     def _group(self, layer: int) -> int:
         return bisect_right(self._edges, layer) - 1
 
-    def _load(self, group: int) -> list[list[LayerKV]]:
-        """Of every block the runs of the group's layers."""
-        start, stop = self._edges[group : group + 2]
-        return [
+    def _load(self, start: int, stop: int) -> list[list[LayerKV]]:
+        """Of every block the runs of layers [start, stop)."""
+        began_s = self._clock.now()
+        loaded = [
             [self._run(reader, run) for run in reader.layers(start, stop)]
             for reader in self._readers
         ]
+        self._pace.took(stop - start, self._clock.now() - began_s)
+        return loaded
 
     def _run(self, reader: Reader, run: memoryview) -> LayerKV:
         size = (2, reader.id.num_tokens, self._shape.num_kv_heads, self._shape.head_dim)
@@ -88,15 +106,6 @@ class StoreSource:
 def loaded_bytes(blocks: list[list[LayerKV]]) -> int:
     """The bytes of KV that one task of a source has brought."""
     return sum(run.k.nbytes + run.v.nbytes for runs in blocks for run in runs)
-
-
-def groups(num_layers: int, most: int) -> list[int]:
-    """Edges of groups of layers: 1, 1, 2, 4, ... and then `most` of them, so that little is waited for
-    before the first layer can be computed."""
-    edges = [0]
-    while edges[-1] < num_layers:
-        edges.append(min(edges[-1] + min(max(edges[-1], 1), most), num_layers))
-    return edges
 
 
 def _tensor(data: memoryview, dtype: torch.dtype) -> Tensor:

@@ -15,25 +15,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdn.core import BlockKey, Cause, ChainHash, ContentId, Fingerprint, Recipe
+from kdn.core import BlockKey
 from kdn.errors import NoSpace, StoreError
-from kdn.store.index import Entry, Family
+from kdn.store.index import Entry
 from kdn.store.policies import Use
 from kdn.store.quotas import Holding
+from kdn.store.rows import SELECT_ENTRY, Rows, Veil, stored_salts
 from kdn.store.schema import QUARANTINED, READY, connect, prepare
 from kdn.store.tier import Changes, Life, Spare
 
 __all__ = ["Catalogue", "CatalogueDamaged", "Totals", "Victim", "discard_catalogue"]
 
 KEEP_CHANGES = 10_000
-_ENTRY = "SELECT family, key, behind, start, tokens, content FROM blocks"
-
-
-Veil = Callable[[BlockKey, str, bytes], bytes]
-"""veil(key, salt, tokens) hides tokens; veiled twice they are back."""
-_EntryRow = tuple[int, BlockKey, ChainHash, int, bytes, ContentId]
-_VEILED = "\x01"
-"""Begins the salt of a family whose rows hold veiled tokens."""
 
 
 class CatalogueDamaged(StoreError):
@@ -71,15 +64,13 @@ class Catalogue:
         """With `veil` tokens are written veiled; rows of whoever veiled them are passed over
         without it, as if they were not there."""
         self._path = path
-        self._veil = veil
-        self._veiled: set[int] = set()
+        self._rows = Rows(veil)
         self._owner = owner
         self._now = now
         self._writing = threading.RLock()
         self._reading = threading.RLock()
         self._noting = threading.Lock()
         self._used: dict[BlockKey, tuple[float, int]] = {}
-        self._families: dict[int, Family] = {}
         self._known: set[BlockKey] = set()
         self._ranking: Callable[[], Iterable[BlockKey]] = tuple
         self._seen_version: int | None = None
@@ -163,7 +154,7 @@ class Catalogue:
             rows = self._reader.execute(
                 """SELECT key, size FROM blocks JOIN families ON families.id = family
                 WHERE salt IN (?, ?) AND state = ? ORDER BY used, blocks.rowid""",
-                (salt, _VEILED + salt, READY),
+                (*stored_salts(salt), READY),
             )
             return [Holding(BlockKey(key), size) for key, size in rows]
 
@@ -210,10 +201,10 @@ class Catalogue:
                 DO UPDATE SET state = excluded.state, size = excluded.size, used = excluded.used""",
                 (
                     entry.key,
-                    self._family_id(entry.family),
+                    self._rows.family_id(self._writer, entry.family),
                     entry.behind,
                     entry.start,
-                    self._hidden(entry),
+                    self._rows.tokens_of(entry),
                     entry.content,
                     size_bytes,
                     READY,
@@ -313,9 +304,9 @@ class Catalogue:
         rows = self._reader.execute("SELECT DISTINCT key FROM changes WHERE seq > ?", (seen,))
         added, removed = [], []
         for (key,) in rows.fetchall():
-            row = self._reader.execute(f"{_ENTRY} WHERE key = ? AND state = ?", (key, READY))
+            row = self._reader.execute(f"{SELECT_ENTRY} WHERE key = ? AND state = ?", (key, READY))
             found = row.fetchone()
-            entry = None if found is None else self._entry(found)
+            entry = None if found is None else self._rows.entry(self._reader, found)
             if entry is None:
                 removed.append(BlockKey(key))
             else:
@@ -326,70 +317,12 @@ class Catalogue:
 
     def _read_all(self) -> Changes:
         # + keeps the index by state and age out of it: the table is read in its own order
-        rows = self._reader.execute(f"{_ENTRY} WHERE +state = ?", (READY,))
-        added = self._entries(rows)
+        rows = self._reader.execute(f"{SELECT_ENTRY} WHERE +state = ?", (READY,))
+        added = self._rows.entries(self._reader, rows)
         known = {entry.key for entry in added}
         removed = tuple(self._known - known)
         self._known = known
         return Changes(added, removed)
-
-    def _entries(self, rows: Iterable[_EntryRow]) -> tuple[Entry, ...]:
-        """As `_entry`, for all there are: families are few, so the common case does the least."""
-        entries, seen, family = list[Entry](), None, None
-        for row in rows:
-            number = row[0]
-            if number != seen:
-                family = self._families.get(number) or self._read_family(number)
-                seen = number
-            if family is not None and number not in self._veiled:
-                entries.append(Entry._make((family, *row[1:])))  # a third quicker than by name
-            elif (entry := self._entry(row)) is not None:
-                entries.append(entry)
-        return tuple(entries)
-
-    def _entry(self, row: _EntryRow) -> Entry | None:
-        """The row's entry; None when its tokens are veiled and we have no veil."""
-        family = self._families.get(row[0]) or self._read_family(row[0])
-        if row[0] not in self._veiled:
-            return Entry(family, *row[1:])
-        if self._veil is None:
-            return None
-        key, behind, start, tokens, content = row[1:]
-        return Entry(family, key, behind, start, self._veil(key, family.salt, tokens), content)
-
-    def _hidden(self, entry: Entry) -> bytes:
-        if self._veil is None:
-            return entry.tokens
-        return self._veil(entry.key, entry.family.salt, entry.tokens)
-
-    def _read_family(self, number: int) -> Family:
-        row = self._reader.execute(
-            "SELECT fingerprint, causes, detail, salt FROM families WHERE id = ?", (number,)
-        ).fetchone()
-        if row is None:
-            raise sqlite3.DatabaseError(f"blocks of family {number}, which is unknown")
-        fingerprint, causes, detail, salt = row
-        if salt.startswith(_VEILED):
-            self._veiled.add(number)
-        self._families[number] = _family(fingerprint, causes, detail, salt.removeprefix(_VEILED))
-        return self._families[number]
-
-    def _family_id(self, family: Family) -> int:
-        row = (
-            family.fingerprint,
-            " ".join(family.recipe.causes),
-            family.recipe.detail,
-            family.salt if self._veil is None else _VEILED + family.salt,
-        )
-        self._writer.execute(
-            """INSERT OR IGNORE INTO families (fingerprint, causes, detail, salt)
-            VALUES (?, ?, ?, ?)""",
-            row,
-        )
-        (number,) = self._writer.execute(
-            "SELECT id FROM families WHERE (fingerprint, causes, detail, salt) = (?, ?, ?, ?)", row
-        ).fetchone()
-        return int(number)
 
     def _make_room(
         self, size_bytes: int, capacity_bytes: int, spare: Spare, unlink: Callable[[Victim], None]
@@ -476,14 +409,6 @@ def discard_catalogue(path: Path) -> None:
     """Remove a damaged catalogue. To be called while no process uses it."""
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-def _family(fingerprint: str, causes: str, detail: str, salt: str) -> Family:
-    try:
-        recipe = Recipe(tuple(Cause(cause) for cause in causes.split()), detail)
-    except ValueError as error:
-        raise sqlite3.DatabaseError(str(error)) from error
-    return Family(Fingerprint(fingerprint), recipe, salt)
 
 
 def _totals(connection: sqlite3.Connection) -> Totals:

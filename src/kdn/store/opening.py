@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kdn.clock import Clock, SystemClock
 from kdn.store.disk import DiskTier
+from kdn.store.intake import Pays
 from kdn.store.lasting import LastingPins
 from kdn.store.limits import Limits
 from kdn.store.line import LineSettings
@@ -20,7 +21,7 @@ from kdn.store.quotas import Quotas
 from kdn.store.redis import RedisRemote
 from kdn.store.remote_tier import RemoteSettings, RemoteTier
 from kdn.store.seal import KeyRing
-from kdn.store.store import MEMORY_BYTES, Pays, Store
+from kdn.store.store import MEMORY_BYTES, Store
 from kdn.store.tier import Tier
 from kdn.trace import NoTrace, Trace
 

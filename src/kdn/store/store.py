@@ -15,34 +15,36 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Self
 
 from kdn.clock import Clock, SystemClock
 from kdn.core import PUBLIC_SALT, BlockId, BlockKey, ContentId, Fingerprint, Recipe
-from kdn.errors import BadInput, CorruptBlock, LostBlock, NoSpace, StoreError
-from kdn.store.behind import WriteBehind
+from kdn.errors import BadInput, CorruptBlock, LostBlock, StoreError
 from kdn.store.block import Block
 from kdn.store.codecs import Codec, NoCodec
 from kdn.store.delivery import DeliveredLoad, Delivery
-from kdn.store.format import EncodedBlock, encode_block
+from kdn.store.format import EncodedBlock
 from kdn.store.index import BlockHit, Entry, Family, Index, Match
+from kdn.store.intake import Intake, Pays
 from kdn.store.journal import Journal, Pages
 from kdn.store.lasting import LastingPins
 from kdn.store.limits import Limits
 from kdn.store.links import Links
 from kdn.store.loads import Loads
+from kdn.store.mishaps import Mishaps
 from kdn.store.pins import Pins
-from kdn.store.quotas import Quotas, over_quota
+from kdn.store.quotas import Quotas
 from kdn.store.reader import Load, Reader
 from kdn.store.stat import Counts, ScrubReport, StoreStat
+from kdn.store.tenancy import Tenancy
 from kdn.store.tier import Handle, Life, Tier
 from kdn.trace import NoTrace, Trace
 
-__all__ = ["MEMORY_BYTES", "Pays", "Store"]
+__all__ = ["MEMORY_BYTES", "Store"]
 
 MEMORY_BYTES = 1 << 30
 BEHIND_BYTES = 256 << 20
@@ -61,10 +63,6 @@ def _no_collections() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-Pays = Callable[[str, int, int, int], bool]
-"""Is a block worth writing to the tier of that name, by its start, its tokens and its bytes?"""
 
 
 class Store:
@@ -91,31 +89,40 @@ class Store:
 
         `pays` is asked before a block is written behind to a tier of that name.
         """
-        self._pays = pays
         self._local = tuple(tiers)
         self._tiers = (*tiers, *far)
-        self._beyond = tuple((tier, WriteBehind(behind_bytes)) for tier in far)
         clock = clock or SystemClock()
         self.links = Links(clock)
         self.quotas = quotas or Quotas()
         self.lasting = lasting or LastingPins(None, clock)
         self.limits = limits or Limits(None, clock)
-        self._quota_lock = threading.Lock()
         self._trace = trace or NoTrace()
-        self._codec = codec or NoCodec()
-        self._behind = WriteBehind(behind_bytes)
         self._pins = Pins()
         self._counts = Counts()
+        self._mishaps = Mishaps(self._counts, self._trace)
         self._lock = threading.RLock()
         self._index = Index()
         self._journal = Journal()
-        self._queued: set[BlockKey] = set()
+        self._tenancy = Tenancy(self.quotas, self.limits, self._pins, self.lasting, self._trace)
+        self._intake = Intake(
+            self._local,
+            far,
+            codec or NoCodec(),
+            behind_bytes,
+            self._tenancy,
+            pays,
+            self._counts,
+            self._mishaps,
+            self._trace,
+            follow=self._follow,
+            on_corrupt=self._corrupt,
+        )
         self._loads = Loads(
             self._tiers,
-            on_whole=self._promote,
+            on_whole=self._intake.promote,
             on_corrupt=self._corrupt,
-            on_failed=self._failed,
-            finish=self._finish,
+            on_failed=self._mishaps.failed,
+            finish=self._intake.finish,
             links=self.links,
         )
         with _no_collections():
@@ -167,7 +174,7 @@ class Store:
             self._tiers[-1].touch(key)
         self._trace.event("store.hit", key=key, tokens=hit.num_tokens, tier=load.tier)
         if self._counts["hits"] % USES_PER_SAVE == 0:
-            self._behind.offer(0, self._save_uses)
+            self._intake.later(0, self._save_uses)
         leave, tier = partial(self._leave, key, load), self.tier(load.tier)
         if delivery is not None and tier.encodes:
             load = DeliveredLoad(load, tier, delivery)
@@ -241,60 +248,16 @@ class Store:
 
     # --- keeping ---
 
-    def put_into(self, tier: Tier, block: EncodedBlock) -> None:
-        """Keep a block in one tier, within its tenant's quota. Raises NoSpace, StoreError."""
-        salt = block.header.id.salt
-        limit = self.quota_of(salt)
-        if limit is None or tier.holds(block.key):
-            tier.put(block, self._spared)
-            return
-        with self._quota_lock:
-            held = tier.holdings(salt)
-            spared = [one.key for one in held if self._spared(one.key)]
-            for key in over_quota(salt, limit, block.size_bytes, held, spared):
-                tier.drop(key)
-                self._trace.event("store.evict", tier=tier.name, key=key, reason="quota")
-            tier.put(block, self._spared)
-
-    def quota_of(self, salt: str) -> int | None:
-        """The most bytes that tenant may hold in one tier: as decided, or else as set."""
-        decided = self.limits.of(salt).quota_bytes
-        return self.quotas.limit(salt) if decided is None else decided
-
-    def replace(self, block: EncodedBlock) -> None:
-        """Write a block anew wherever this machine holds it. Raises NoSpace, StoreError."""
-        for tier in self._local:
-            if tier.holds(block.key):
-                tier.replace(block, self._spared)
-        self._follow()
-
-    def _spared(self, key: BlockKey) -> bool:
-        return key in self._pins or key in self.lasting
-
-    def put_encoded(self, encoded: EncodedBlock) -> None:
-        """Keep a block that comes in its stored form and was checked whole. Raises as `put`."""
-        if self._lasting(encoded.key):
-            return
-        self._keep(encoded)
-
     def put(self, block: Block, codec: Codec | None = None) -> None:
         """Keep `block`; returns once the last tier has it for good.
 
         Raises NoSpace (counted, nothing half-written is left) or StoreError when it cannot be kept.
         """
-        if self._lasting(block.id.key):
-            return
-        self._keep(encode_block(block, codec or self._codec))
+        self._intake.put(block, codec)
 
-    def _keep(self, encoded: EncodedBlock) -> None:
-        try:
-            self._put_last(encoded)
-        finally:
-            self._follow()
-        for tier in self._local[:-1]:
-            self._put_gladly(tier, encoded)
-        self._follow()
-        self._send(encoded)
+    def put_encoded(self, encoded: EncodedBlock) -> None:
+        """Keep a block that comes in its stored form and was checked whole. Raises as `put`."""
+        self._intake.put_encoded(encoded)
 
     def put_behind(self, block: Block, codec: Codec | None = None) -> None:
         """Keep `block` in the first tier at once, in the last one soon. Promises nothing.
@@ -302,29 +265,30 @@ class Store:
         It can be matched when this returns.  When too much waits already it stays in the first tier
         only, and that is counted.
         """
-        key = block.id.key
-        if self._lasting(key) or key in self._queued:
-            return
-        codec = codec or self._codec
-        if codec.compresses:
-            self._queue_encoding(block, codec)
-            return
-        encoded = encode_block(block, codec)
-        self._put_gladly(self._tiers[0], encoded)
-        self._follow()
-        if len(self._local) > 1:
-            self._queue(encoded)
-        self._send(encoded)
+        self._intake.put_behind(block, codec)
+
+    def put_into(self, tier: Tier, block: EncodedBlock) -> None:
+        """Keep a block in one tier, within its tenant's quota. Raises NoSpace, StoreError."""
+        self._tenancy.put_into(tier, block)
+
+    def quota_of(self, salt: str) -> int | None:
+        """The most bytes that tenant may hold in one tier: as decided, or else as set."""
+        return self._tenancy.quota_of(salt)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait for what is being written behind; False when that took longer than `timeout_s`."""
-        done = self._behind.flush(timeout_s)
-        return all([done, *(queue.flush(timeout_s) for _, queue in self._beyond)])
+        return self._intake.flush(timeout_s)
+
+    def replace(self, block: EncodedBlock) -> None:
+        """Write a block anew wherever this machine holds it. Raises NoSpace, StoreError."""
+        for tier in self._local:
+            if tier.holds(block.key):
+                tier.replace(block, self._tenancy.spares)
+        self._follow()
 
     def drop(self, key: BlockKey) -> bool:
         """Forget a block in every tier; False when none had it. Open readers read on."""
-        with self._lock:
-            self._queued.discard(key)
+        self._intake.forget(key)
         held = [self._drop_from(tier, key) for tier in self._tiers]
         if any(held):
             self._trace.event("store.drop", key=key)
@@ -338,12 +302,12 @@ class Store:
         try:
             return tier.drop(key)
         except StoreError as error:
-            self._failed(tier, error)
+            self._mishaps.failed(tier, error)
             return False
 
     def clear(self) -> None:
         """Forget every block, also those that wait to be written. Open readers read on."""
-        self._unqueue()
+        self._intake.forget_all()
         for tier in self._tiers:
             for key in tier.kept():
                 self._drop_from(tier, key)
@@ -363,8 +327,7 @@ class Store:
             tiers=tiers,
             blocks=len(self._index),
             evicted=sum(usage.evicted for usage in tiers.values()),
-            queued_bytes=self._behind.size_bytes
-            + sum(queue.size_bytes for _, queue in self._beyond),
+            queued_bytes=self._intake.queued_bytes,
             bytes_per_s=self.links.all(),
             delivered=self._counts.beginning(_DELIVERED),
             resting=tuple(tier.name for tier in self._tiers if not tier.reachable()),
@@ -406,7 +369,7 @@ class Store:
     def close(self, timeout_s: float = 60.0) -> None:
         """Write what waits (for at most `timeout_s`) and give everything back."""
         self.flush(timeout_s)
-        self._unqueue()
+        self._intake.forget_all()
         for tier in self._tiers:
             tier.close()
 
@@ -430,7 +393,7 @@ class Store:
                 try:
                     changes = tier.changes()
                 except StoreError as error:
-                    self._failed(tier, error)
+                    self._mishaps.failed(tier, error)
                     continue
                 holds, known = tier.holds, self._index
                 came = [e for e in changes.added if e.key not in known and holds(e.key)]
@@ -464,26 +427,6 @@ class Store:
 
     # --- what became of a block ---
 
-    def _promote(self, tier: Tier, block: EncodedBlock) -> None:
-        """To memory at once; what came from afar also to the disk, when there is time."""
-        self._put_gladly(self._tiers[0], block)
-        self._follow()
-        if tier.far and len(self._local) > 1:
-            self._behind.offer(block.size_bytes, lambda: self._settle(block))
-
-    def _settle(self, block: EncodedBlock) -> None:
-        self._put_gladly(self._local[-1], block)
-        self._follow()
-
-    def _finish(self, load: Load) -> bool:
-        """The rest of a load that was broken off, for the next one who asks."""
-        return self._behind.offer(load.header.size_bytes, lambda: self._finish_now(load))
-
-    def _finish_now(self, load: Load) -> None:
-        with suppress(CorruptBlock):  # counted where it was met
-            load.layers(0, load.header.shape.num_layers)
-        load.close()
-
     def _corrupt(self, tier: Tier, key: BlockKey, error: CorruptBlock) -> None:
         """Damaged: out of use, counted, and to be computed again. Lost on the way: only counted."""
         if isinstance(error, LostBlock):
@@ -495,7 +438,7 @@ class Store:
         try:
             tier.quarantine(key)
         except StoreError as failure:
-            self._failed(tier, failure)
+            self._mishaps.failed(tier, failure)
         self._follow()
 
     def _lost_its_way(self, entry: Entry) -> None:
@@ -504,137 +447,9 @@ class Store:
         if tier is not None:
             self._corrupt(tier, entry.key, CorruptBlock("the catalogue's row is damaged"))
 
-    def _dropped(self, block: EncodedBlock, where: str, reason: str) -> None:
-        self._counts.add(dropped=1)
-        self._trace.event("store.refuse", tier=where, key=block.key, reason=reason)
-
-    def _failed(self, tier: Tier, error: StoreError) -> None:
-        self._counts.add(failed=1)
-        self._trace.event("store.failed", tier=tier.name, reason=str(error))
-
-    # --- putting ---
-
-    def _queue(self, block: EncodedBlock) -> None:
-        with self._lock:
-            self._queued.add(block.key)
-        if not self._behind.offer(block.size_bytes, lambda: self._write_behind(block)):
-            with self._lock:
-                self._queued.discard(block.key)
-            self._dropped(block, "queue", "too much waits to be written")
-
-    def _send(self, block: EncodedBlock) -> None:
-        """To the tiers across the network, when their turn comes."""
-        for tier, queue in self._beyond:
-            if not self._worth_writing(tier, block):
-                continue
-            if not tier.reachable():
-                self._dropped(block, tier.name, "the tier is given a rest")
-            elif not queue.offer(block.size_bytes, partial(self._put_far, tier, block)):
-                self._dropped(block, tier.name, "too much waits to be written")
-
-    def _put_far(self, tier: Tier, block: EncodedBlock) -> None:
-        self._put_gladly(tier, block)
-        self._follow()
-
-    def _queue_encoding(self, block: Block, codec: Codec) -> None:
-        """Codecs take longer than the caller may wait.
-
-        Without loss, memory has the block as it is meanwhile.  With loss nobody has it until it went
-        through the codec: every tier is to give the same bytes.
-        """
-        key = block.id.key
-        if codec.lossless:
-            self._put_gladly(self._tiers[0], encode_block(block))
-            self._follow()
-        with self._lock:
-            self._queued.add(key)
-        if not self._behind.offer(block.raw_bytes, partial(self._encode, block.copy(), codec)):
-            with self._lock:
-                self._queued.discard(key)
-            self._counts.add(dropped=1)
-            self._trace.event("store.refuse", tier="queue", key=key, reason="too much waits")
-
-    def _encode(self, block: Block, codec: Codec) -> None:
-        if block.id.key not in self._queued:
-            return  # dropped meanwhile
-        encoded = encode_block(block, codec)
-        if not codec.lossless:
-            self._put_gladly(self._tiers[0], encoded)
-        if len(self._local) > 1:
-            self._write_behind(encoded)
-        with self._lock:
-            self._queued.discard(encoded.key)
-        self._follow()
-        self._send(encoded)
-
-    def _worth_writing(self, tier: Tier, block: EncodedBlock) -> bool:
-        """Does it pay to keep the block there, as far as anybody says?"""
-        name = block.header.id
-        if self._pays is None or self._pays(
-            tier.name, name.start, name.num_tokens, block.size_bytes
-        ):
-            return True
-        self._counts.add(unpaid=1)
-        self._trace.event("store.unpaid", tier=tier.name, key=block.key)
-        return False
-
-    def _unqueue(self) -> None:
-        """Give up what waits to be written."""
-        for queue in (self._behind, *(queue for _, queue in self._beyond)):
-            queue.forget()
-            queue.flush()
-        with self._lock:
-            self._queued.clear()
-
-    def _lasting(self, key: BlockKey) -> bool:
-        """Does the last tier have the block for good? Counts as a use if so."""
-        last = self._local[-1]
-        try:
-            handle = last.open(key)
-        except CorruptBlock as error:
-            self._corrupt(last, key, error)
-            return False
-        if handle is None:
-            return False
-        handle.close()
-        last.touch(key)
-        return True
-
-    def _put_last(self, block: EncodedBlock) -> None:
-        last = self._local[-1]
-        try:
-            self.put_into(last, block)
-        except NoSpace as error:
-            self._dropped(block, last.name, str(error))
-            raise
-        except StoreError as error:
-            self._failed(last, error)
-            raise
-        self._counts.add(puts=1, put_bytes=block.size_bytes)
-        self._trace.event("store.put", tier=last.name, key=block.key, size_bytes=block.size_bytes)
-
-    def _put_gladly(self, tier: Tier, block: EncodedBlock) -> None:
-        """Into a tier that need not have it."""
-        try:
-            self.put_into(tier, block)
-        except NoSpace as error:
-            self._dropped(block, tier.name, str(error))
-        except StoreError as error:
-            self._failed(tier, error)
-
-    def _write_behind(self, block: EncodedBlock) -> None:
-        if block.key not in self._queued:
-            return  # dropped meanwhile
-        if self._worth_writing(self._local[-1], block):
-            with suppress(StoreError):  # counted where it was raised
-                self._put_last(block)
-        with self._lock:
-            self._queued.discard(block.key)
-        self._follow()
-
     def _save_uses(self) -> None:
         for tier in self._tiers:
             try:
                 tier.save()
             except StoreError as error:
-                self._failed(tier, error)
+                self._mishaps.failed(tier, error)

@@ -187,7 +187,7 @@ class BlendReuse:
         slowest = max(_tiers([chunk]), key=lambda t: self._controller.load_s(t, 1))
         loader = Stopwatch(self._loader, self._clock, self._controller, slowest, loaded_bytes)
         name = f"chunk at {chunk.start}"
-        source = StoreSource(name, chunk.readers, self._shape, loader)
+        source = StoreSource(name, chunk.readers, self._shape, loader, self._clock)
         if drift is None or not chunk.alone:
             return StoredRun(chunk.start, source)
         return StoredRun(chunk.start, Undrifted(source, drift))

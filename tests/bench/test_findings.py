@@ -1,0 +1,74 @@
+"""A long benchmark goes on where it was ended; and the arithmetic of when asking pays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdn.bench.findings import Findings, go_on
+from kdn.bench.store import SUMMARY, _break_even, _figures, _slowest_mb_s
+from kdn.errors import BadInput, EngineFailed
+
+CONFIG = {"seed": 0, "quick": False}
+
+
+def run(file: Path, calls: list[str]) -> Findings:
+    """Three parts, of which the second always fails."""
+    found = Findings.open(file, dict(CONFIG), {"speed": None})
+
+    def first() -> None:
+        calls.append("first")
+        found.rows.append({"side": "a"})
+
+    def second() -> None:
+        calls.append("second")
+        raise EngineFailed("no such machine")
+
+    def third() -> None:
+        calls.append("third")
+
+    go_on(found, [("first", first), ("second", second), ("third", third)], file)
+    return found
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    file, calls = tmp_path / "rows.json", list[str]()
+    run(file, calls)
+    found = run(file, calls)
+    assert calls == ["first", "second", "third", "second"]
+    assert found.rows == [{"side": "a"}]
+    assert found.done == ["first", "third"]
+    assert found.notes == ["second was not measured: no such machine"]
+
+
+def test_findings_of_another_question_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    Findings(dict(CONFIG), {}, samples={1024: {"memory": [0.5]}}).save(file)
+    assert Findings.open(file, dict(CONFIG), {}).samples == {1024: {"memory": [0.5]}}
+    with pytest.raises(BadInput, match="name another"):
+        Findings.open(file, {**CONFIG, "seed": 1}, {})
+    file.write_text("{}")
+    with pytest.raises(BadInput, match="holds no findings"):
+        Findings.open(file, dict(CONFIG), {})
+
+
+def test_from_what_link_on_asking_pays() -> None:
+    # 100 MB in place of 2 s of computing: 50 MB/s where the blocks are always there
+    assert _slowest_mb_s(100, 2.0, 1.0, 0.02) == pytest.approx(50)
+    # there one time in ten, and a miss costs 2%: 0.1 x + 0.9 * 1.02 * 2 = 2, so x = 1.64 s
+    assert _slowest_mb_s(100, 2.0, 0.1, 0.02) == pytest.approx(100 / 1.64)
+    # with misses at 20% of a prefill nothing is quick enough
+    assert _slowest_mb_s(100, 2.0, 0.1, 0.2) is None
+
+
+def test_the_curve_is_drawn_of_what_was_measured() -> None:
+    found = Findings(
+        dict(CONFIG), dict.fromkeys(SUMMARY), samples={1000: {"recompute": [1.0], "memory": [0.1]}}
+    )
+    (row,) = _break_even(20_000, found)
+    assert row["always there"] == pytest.approx(20)
+    assert row["speedup at 100 MB/s"] == pytest.approx(5)
+    assert row["speedup at 3000 MB/s"] == pytest.approx(10)
+    assert len(_figures(20_000, found)) == 2
+    assert _figures(20_000, Findings(dict(CONFIG), {})) == []
