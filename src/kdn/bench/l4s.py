@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdn.bench.findings import Findings, Part, go_on
+from kdn.bench.l4s_lists import cuts, list_rows, median_cut
 from kdn.bench.l4s_prediction import BOUND, EITHER, NEURAL, SENT, captured, knowable, simulated
-from kdn.bench.result import BenchOptions, Figure, Result
+from kdn.bench.result import BenchOptions, Figure, Result, Row
 from kdn.clock import Clock
 from kdn.errors import BadInput
 from kdn.machine import describe_machine
@@ -21,6 +24,7 @@ from kdn.net.l4s.lab import Place, open_place, run_real
 from kdn.net.l4s.scenarios import EVALUATION, LISTS
 from kdn.net.l4s.stream import Stream
 from kdn.net.world.records import ECT1, LOG, MS
+from kdn.net.world.spec import Scenario
 
 __all__ = ["PARTS", "run"]
 
@@ -39,28 +43,56 @@ def run(options: BenchOptions) -> Result:
     """
     if options.only is not None and options.only not in PARTS:
         raise BadInput(f"l4s has no part {options.only!r}; there are {', '.join(PARTS)}")
-    weights, quick = packaged_weights(), options.quick
-    inference_us = time_inference(weights, options.clock)
-    rows: list[dict[str, Any]] = []
-    if options.only in {None, "prediction"}:
-        rows += _prediction(weights, options)
-    if options.only in {None, "policy"}:
-        rows += _policies(options)
-        rows += _adopters(weights, quick, options.say)
-    place = None
-    if options.only in {None, "real"}:
-        real, place = _real(1 if quick else 5, 3.0 if quick else 5.0, options.say)
-        rows += real
+    config = options.describe() | {"decision_cost_us": _COST_US}
+    found = Findings.open(options.rows, config, {})
+    go_on(found, _parts(options, found), options.rows)
     return Result(
         bench="l4s",
         model="l4s predictor",
         machine=describe_machine(),
-        config=options.describe() | {"decision_cost_us": _COST_US, "real_place": place},
-        rows=rows,
-        summary=_summary(rows, inference_us),
-        notes=_NOTES,
-        figures=_figures(rows),
+        config=config,
+        rows=[*list_rows(found.rows), *found.rows],
+        summary=_summary(found.rows, time_inference(packaged_weights(), options.clock)),
+        notes=(*_NOTES, *found.notes),
+        figures=_figures(found.rows),
     )
+
+
+def _parts(options: BenchOptions, found: Findings) -> list[Part]:
+    """What is to be measured, in pieces of a minute or less, so that little is lost with any."""
+    weights = packaged_weights()
+    parts: list[Part] = []
+
+    def add(name: str, rows: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        def measure() -> None:
+            options.say(name)
+            found.rows += [_plain(row) for row in rows()]
+
+        parts.append((name, measure))
+
+    if options.only in {None, "prediction"}:
+        for name, make in _prediction(weights, options).items():
+            add(f"prediction: {name}", make)
+    if options.only in {None, "policy"}:
+        for listed, share, policies in _plan(options.quick):
+            for scenario in LISTS[listed][:: 5 if options.quick else 1]:
+                add(
+                    f"{listed}, {share}: {scenario.name}",
+                    partial(_policy_rows, options, listed, share, scenario, policies),
+                )
+        add("adopters", partial(_adopters, weights, options.quick))
+    if options.only in {None, "real"}:
+        pairs, seconds = (1, 3.0) if options.quick else (5, 5.0)
+        add("real router", partial(_real, pairs, seconds, options.say))
+    return parts
+
+
+def _plain(row: Mapping[str, Any]) -> Row:
+    """numpy's numbers as Python's own, which can be kept in a file."""
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in row.items()
+    }
 
 
 _NOTES = (
@@ -78,21 +110,24 @@ _NOTES = (
         "tells nothing about choosing. The transient list is a full grid of bursts that no mark undoes."
     ),
     (
-        "Others' P99 rises in part where the judged flow overtakes a burst: its packets are served before "
-        "the rest of the burst, which ends later by the flow's share of the link. That this is all of it "
-        "was not shown."
+        "Others' P99 rises where the judged flow overtakes a burst: its packets are served before the rest"
+        " of the burst, which ends later by the flow's share of the link. The rows of the oracle show that it"
+        " comes with every good choice: who waits less lets others wait more."
     ),
 )
 
 
-def _prediction(weights: NDArray[np.float32], options: BenchOptions) -> list[dict[str, Any]]:
+def _prediction(
+    weights: NDArray[np.float32], options: BenchOptions
+) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     quick = options.quick
-    options.say("prediction: simulated flows of held-out seeds")
-    rows = simulated(weights, *((4, 4.0) if quick else (16, 6.0)))
-    options.say("prediction: futures redrawn")
-    rows += knowable(weights, *((3, 4) if quick else (12, 12)))
-    options.say("prediction: captures")
-    return rows + captured(weights, options.data, 4 if quick else 16, 10 if quick else 200)
+    return {
+        "simulated flows of held-out seeds": partial(
+            simulated, weights, *((4, 4.0) if quick else (16, 6.0))
+        ),
+        "futures redrawn": partial(knowable, weights, *((3, 4) if quick else (12, 12))),
+        "captures": partial(captured, weights, options.data, *((4, 10) if quick else (16, 200))),
+    }
 
 
 def time_inference(weights: NDArray[np.float32], clock: Clock) -> float:
@@ -112,36 +147,32 @@ def time_inference(weights: NDArray[np.float32], clock: Clock) -> float:
     return float(np.median(times) * 1e6)
 
 
-def _policies(options: BenchOptions) -> list[dict[str, Any]]:
-    quick = options.quick
-    plan: list[tuple[str, str, tuple[str, ...]]] = [
-        ("frozen", "1/16", ("all-L", "swift", "oracle") if quick else _EVERY)
+def _plan(quick: bool) -> list[tuple[str, str, tuple[str, ...]]]:
+    """A list of scenarios, the classic queue's share, and who is to run there."""
+    if quick:
+        return [(name, "1/16", ("all-L", "swift", "oracle")) for name in LISTS]
+    return [
+        ("frozen", "1/16", _EVERY),
+        ("frozen", "10%", _MAIN),
+        ("published", "1/16", _MAIN),
+        ("transient", "1/16", (*_EVERY, "swift-online")),
     ]
-    if not quick:
-        plan += [("frozen", "10%", _MAIN)]
-    plan += [("published", "1/16", ("all-L", "swift", "oracle") if quick else _MAIN)]
-    plan += [
-        ("transient", "1/16", ("all-L", "swift", "oracle") if quick else (*_EVERY, "swift-online"))
-    ]
+
+
+def _policy_rows(
+    options: BenchOptions, listed: str, share: str, scenario: Scenario, policies: Sequence[str]
+) -> list[dict[str, Any]]:
     rows = []
-    for name, share, policies in plan:
-        scenarios = LISTS[name][::5] if quick else LISTS[name]
-        for scenario in scenarios:
-            options.say(f"{name}, {share}: {scenario.name}")
-            for policy in policies:
-                world = policy_world(
-                    scenario, policy, None, _COST_US, share, 3.0 if quick else 6.0, options.seed
-                )
-                world.run()
-                rows.append({"part": "policy", "list": name} | asdict(judge(world, policy, share)))
+    for policy in policies:
+        seconds = 3.0 if options.quick else 6.0
+        world = policy_world(scenario, policy, None, _COST_US, share, seconds, options.seed)
+        world.run()
+        rows.append({"part": "policy", "list": listed} | asdict(judge(world, policy, share)))
     return rows
 
 
-def _adopters(
-    weights: NDArray[np.float32], quick: bool, say: Callable[[str], None]
-) -> list[dict[str, Any]]:
+def _adopters(weights: NDArray[np.float32], quick: bool) -> list[dict[str, Any]]:
     """What if everybody did it: 1 to 8 flows choosing per packet, in two of the scenarios."""
-    say("adopters")
     rows = []
     for index in (1,) if quick else (1, 5):
         for count in (1, 4) if quick else (1, 2, 4, 8):
@@ -152,9 +183,7 @@ def _adopters(
     return rows
 
 
-def _real(
-    pairs: int, seconds: float, say: Callable[[str], None]
-) -> tuple[list[dict[str, Any]], str]:
+def _real(pairs: int, seconds: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """The floor, the router's capacity, then pairs of runs one after the other."""
     rows = []
     with open_place() as place:
@@ -166,7 +195,7 @@ def _real(
             rows.append(_real_row(place, "all-L", "video", seconds))
             rows.append(_real_row(place, "swift", "video", seconds))
         rows.append(_real_row(place, "swift-online", "video", seconds))
-        return rows, place.name
+        return rows
 
 
 _LINK_MBPS = {"load": 100.0, "overload": 55.0}
@@ -193,31 +222,11 @@ def _real_row(place: Place, policy: str, kind: str, seconds: float) -> dict[str,
     }
 
 
-def _cut(
-    rows: Sequence[Mapping[str, Any]], policy: str, field: str, listed: str = "frozen"
-) -> float | None:
-    """Median over a list: the fraction that `policy` takes off all-L's `field`."""
-    cuts = _cuts(rows, policy, field, listed)
-    return float(np.median(cuts)) if cuts else None
-
-
-def _cuts(rows: Sequence[Mapping[str, Any]], policy: str, field: str, listed: str) -> list[float]:
-    own = [row for row in rows if row.get("list") == listed]
-    base = {_place_of(row): row[field] for row in own if row["policy"] == "all-L"}
-    return [
-        1.0 - row[field] / max(base[_place_of(row)], 1e-9) for row in own if row["policy"] == policy
-    ]
-
-
-def _place_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["scenario"], row["weight"]
-
-
 def _summary(rows: Sequence[Mapping[str, Any]], inference_us: float) -> dict[str, float | None]:
-    p99, oracle = _cut(rows, "swift", "p99_ms"), _cut(rows, "oracle", "p99_ms")
-    brief = _cut(rows, "swift", "p99_ms", "transient")
-    brief_oracle = _cut(rows, "oracle", "p99_ms", "transient")
-    rises = [-cut for name in LISTS for cut in _cuts(rows, "swift", "others_p99_ms", name)]
+    p99, oracle = median_cut(rows, "swift", "p99_ms"), median_cut(rows, "oracle", "p99_ms")
+    brief = median_cut(rows, "swift", "p99_ms", "transient")
+    brief_oracle = median_cut(rows, "oracle", "p99_ms", "transient")
+    rises = [-cut for name in LISTS for cut in cuts(rows, "swift", "others_p99_ms", name)]
     real = {row["kind"]: row for row in rows if row["part"] == "real"}
     return {
         "error_cut": _error_cut(rows, EITHER, "transformer"),
@@ -231,15 +240,15 @@ def _summary(rows: Sequence[Mapping[str, Any]], inference_us: float) -> dict[str
         "oracle_p99_cut": oracle,
         "oracle_share": p99 / oracle if p99 is not None and oracle else None,
         "transient_p99_cut": brief,
-        "transient_online_p99_cut": _cut(rows, "swift-online", "p99_ms", "transient"),
+        "transient_online_p99_cut": median_cut(rows, "swift-online", "p99_ms", "transient"),
         "transient_oracle_p99_cut": brief_oracle,
         "transient_oracle_share": brief / brief_oracle
         if brief is not None and brief_oracle
         else None,
-        "published_p99_cut": _cut(rows, "swift", "p99_ms", "published"),
-        "published_oracle_p99_cut": _cut(rows, "oracle", "p99_ms", "published"),
-        "goodput_loss": _cut(rows, "swift", "goodput_mbps"),
-        "others_goodput_loss": _cut(rows, "swift", "others_mbps"),
+        "published_p99_cut": median_cut(rows, "swift", "p99_ms", "published"),
+        "published_oracle_p99_cut": median_cut(rows, "oracle", "p99_ms", "published"),
+        "goodput_loss": median_cut(rows, "swift", "goodput_mbps"),
+        "others_goodput_loss": median_cut(rows, "swift", "others_mbps"),
         "others_p99_excess": max(rises) if rises else None,
         "inference_us": inference_us,
         "real_p99_cut": _real_cut(rows),
@@ -262,21 +271,21 @@ def _real_cut(rows: Sequence[Mapping[str, Any]]) -> float | None:
     video = [row for row in rows if row["part"] == "real" and row["kind"] == "video"]
     before = [row["p99_ms"] for row in video if row["policy"] == "all-L"]
     after = [row["p99_ms"] for row in video if row["policy"] == "swift"]
-    cuts = [1.0 - b / a for a, b in zip(before, after, strict=True)]
-    return float(np.median(cuts)) if cuts else None
+    found = [1.0 - b / a for a, b in zip(before, after, strict=True)]
+    return float(np.median(found)) if found else None
 
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, ...]:
     """Each scenario's cut under the policy and under the oracle, in order of the oracle's."""
     figures = []
     for name in LISTS:
-        cuts = [_cuts(rows, policy, "p99_ms", name) for policy in ("oracle", "swift")]
-        if not cuts[0]:
+        both = [cuts(rows, policy, "p99_ms", name) for policy in ("oracle", "swift")]
+        if not both[0]:
             continue
-        order = np.argsort(cuts[0])
+        order = np.argsort(both[0])
         lines = {
             policy: [(float(i), max(cut[at], -1.0)) for i, at in enumerate(order)]
-            for policy, cut in zip(("oracle", "swift"), cuts, strict=True)
+            for policy, cut in zip(("oracle", "swift"), both, strict=True)
         }
         title = f"P99 taken off all-L, {name} list (cut off at -1)"
         figures.append(Figure(title, "scenario, by the oracle's gain", "fraction", lines))
@@ -285,11 +294,11 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, ...]:
 
 def _captured_cut(rows: Sequence[Mapping[str, Any]]) -> float | None:
     """Median over captures: the tuned Transformer against the best that is not neural."""
-    cuts = []
+    found = []
     for capture in CAPTURES:
         seen = {row["predictor"]: row["mae_ms"] for row in rows if row.get("on") == capture}
         if seen:
             own = seen.pop("transformer, tuned")
             plain = min(error for name, error in seen.items() if name not in NEURAL)
-            cuts.append(1.0 - own / plain)
-    return float(np.median(cuts)) if cuts else None
+            found.append(1.0 - own / plain)
+    return float(np.median(found)) if found else None
