@@ -46,7 +46,9 @@ ROW_CHUNK = Limits(0).row_chunk
 """Rows of position-wise work at a time, in the arm that does so."""
 PREFILL_CHUNK = 512
 """Tokens of a chunk of chunked prefill: the fastest of 256, 512 and 1,024 here."""
-_LENGTHS = (2048, 4096)
+_LENGTHS = (4096, 6144)
+"""Long enough that rows decide the peak in every arm, and not one chunk of position-wise work: from
+2,048 tokens a straight line would promise more than fits."""
 _CHUNKS = (64, 128, 256, 512, 1024, 2048)
 
 

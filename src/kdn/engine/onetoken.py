@@ -37,7 +37,10 @@ def counted_memory(config: ModelConfig, value_bytes: int, row_chunk: int) -> Job
 
 
 def measured_memory(peak_bytes: Callable[[int], int], shorter: int, longer: int) -> JobMemory:
-    """The straight line through two measured peaks. Raises BadInput for lengths that give none."""
+    """The straight line through two measured peaks. Raises BadInput for lengths that give none.
+
+    A peak is the larger of two lines, a chunk's work and all rows': both lengths must be on the second.
+    """
     if not 0 < shorter < longer:
         raise BadInput(f"two lengths in ascending order are needed, not {shorter} and {longer}")
     low, high = peak_bytes(shorter), peak_bytes(longer)
