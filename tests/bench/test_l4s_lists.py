@@ -45,6 +45,7 @@ def test_a_row_tells_what_others_pay() -> None:
     """Others' P99 rises by 1 %, 5 % and nothing: one rise is over 2 %."""
     (row,) = list_rows([*ROWS, {"part": "real", "policy": "swift"}])
     assert (row["best"], row["worst"]) == pytest.approx((0.5, -0.1))
+    assert row["P99 cut, geometric"] == pytest.approx(1 - (0.5 * 1.1 * 0.75) ** (1 / 3))
     assert row["others' P99 rise, median"] == pytest.approx(0.01)
     assert row["worst rise"] == pytest.approx(0.05)
     assert row["rises over 2 %"] == 1

@@ -50,8 +50,11 @@ def question(now_ms: float, mark: int = ECT1, ack_ms: float | None = None) -> Qu
     return Question(0, int(now_ms * MS), acks, 1500, mark, 1500, 20.0 * MS)
 
 
+FORECASTS = PolicyConfig(ways=None)
+
+
 def pick(low_ms: float, classic_ms: float, mark: int) -> int:
-    policy = SwiftQueue(Fixed(low_ms, classic_ms))
+    policy = SwiftQueue(Fixed(low_ms, classic_ms), FORECASTS)
     return policy.choose(question(101, mark, ack_ms=100)).mark
 
 
@@ -63,7 +66,7 @@ def test_the_lower_forecast_wins_by_a_margin_or_not_at_all() -> None:
 
 
 def test_without_fresh_acks_the_flow_keeps_its_class() -> None:
-    policy = SwiftQueue(Fixed(50.0, 1.0))
+    policy = SwiftQueue(Fixed(50.0, 1.0), FORECASTS)
     assert policy.choose(question(100, ack_ms=99)).mark == ECT0
     assert policy.choose(question(200, mark=ECT0)).mark == ECT1  # three round trips of silence
 
@@ -99,7 +102,7 @@ def test_a_forecaster_worse_than_the_last_value_is_barred() -> None:
 
 def test_a_bad_surprise_raises_that_queues_forecasts() -> None:
     """A classic packet meets 60 ms where 1 ms was foretold, again and again: the flow goes home."""
-    policy = SwiftQueue(Fixed(8.0, 1.0), PolicyConfig(health_slack=1e9))
+    policy = SwiftQueue(Fixed(8.0, 1.0), PolicyConfig(health_slack=1e9, ways=None))
     policy._forecaster.track["min_rtt"] = 2 * MS
     marks: list[int] = []
     for t in range(10_000, 11_200, 100):
@@ -111,6 +114,44 @@ def test_a_bad_surprise_raises_that_queues_forecasts() -> None:
         marks.append(policy.choose(Question(0, t * MS, acks, 1500, mark, 1500, 80.0 * MS)).mark)
     assert marks[0] == ECT0
     assert ECT1 in marks[1:]
+
+
+def test_packets_that_were_overtaken_are_judged_too() -> None:
+    """A classic packet's ACK comes 60 ms late, behind those of 5 packets sent after it."""
+    policy = SwiftQueue(Fixed(8.0, 1.0), FORECASTS)
+    policy._forecaster.track["min_rtt"] = 2 * MS
+    assert policy.choose(question(10_000, ack_ms=9_999)).mark == ECT0
+    for t in range(10_010, 10_060, 10):
+        policy.choose(question(t, mark=ECT0, ack_ms=t - 1))
+    late = np.zeros(1, LOG)
+    late["t_send"], late["t_ack"], late["sent_ecn"] = 10_000 * MS, 10_062 * MS, ECT0
+    assert policy._margins.raised(ECT0, 1.0 * MS) == 1.0 * MS
+    policy.choose(Question(0, 10_063 * MS, late, 1500, ECT0, 1500, 20.0 * MS))
+    assert policy._margins.raised(ECT0, 1.0 * MS) > 1.1 * MS
+
+
+def test_forecasts_that_prove_wrong_are_overruled_by_what_packets_met() -> None:
+    """The forecast praises the classic queue, where packets meet 80 ms; the other gives 5."""
+
+    def classic_share(config: PolicyConfig) -> float:
+        policy = SwiftQueue(Fixed(6.0, 4.0), config)
+        policy._forecaster.track["min_rtt"] = 2 * MS
+        mark, sent, marks = ECT1, list[tuple[int, int]](), list[int]()
+        for t in range(10_000, 14_000, 2):
+            acks = np.zeros(len(sent), LOG)
+            arrived = [(at, m) for at, m in sent if at + (82 if m == ECT0 else 7) <= t]
+            sent = [one for one in sent if one not in arrived]
+            acks = acks[: len(arrived)]
+            for row, (at, m) in zip(acks, arrived, strict=True):
+                row["t_send"], row["sent_ecn"] = at * MS, m
+                row["t_ack"] = (at + (82 if m == ECT0 else 7)) * MS
+            mark = policy.choose(Question(0, t * MS, acks, 1500, mark, 1500, 30.0 * MS)).mark
+            sent.append((t, mark))
+            marks.append(mark)
+        return marks[500:].count(ECT0) / len(marks[500:])
+
+    assert classic_share(PolicyConfig(health_slack=1e9, miss_gain=0.0, ways=None)) == 1.0
+    assert classic_share(PolicyConfig(health_slack=1e9, miss_gain=0.0)) < 0.02
 
 
 def test_every_policy_runs_and_books_what_it_did() -> None:

@@ -54,6 +54,7 @@ def list_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
             "policy": policy,
             "scenarios": len(p99),
             "P99 cut, median": float(np.median(p99)),
+            "P99 cut, geometric": 1.0 - float(np.exp(np.mean(np.log1p([-cut for cut in p99])))),
             "best": max(p99),
             "worst": min(p99),
             "goodput lost, worst": max(own),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdn.errors import BadInput, WeightsError
-from kdn.net.l4s.policy import LastValue, Oracle, SwiftQueue
+from kdn.net.l4s.policy import LastValue, Oracle, PolicyConfig, SwiftQueue
 from kdn.net.l4s.stream import Stream, num_weights
 from kdn.net.l4s.tokens import Samples
 from kdn.net.world.spec import Marking
@@ -33,13 +33,15 @@ MARKINGS: dict[str, Marking] = {
     "random": "random",
     "by-type": "by-type",
     "last-value": "ask",
+    "by-forecast": "ask",
     "swift": "ask",
     "swift-online": "ask",
     "oracle": "ask",
 }
 """How a flow under each policy marks. all-C changes the flow's own class; see `evaluate`.
 
-`swift-online` is `swift` whose predictor goes on learning from its own flow.
+`by-forecast` follows the lower forecast and nothing else, as published; `swift` keeps an account of
+what its packets met besides; `swift-online` is `swift` whose predictor goes on learning from its flow.
 """
 POLICIES = tuple(MARKINGS)
 
@@ -101,8 +103,9 @@ def chooser(
 
         start = packaged_weights() if weights is None else weights
         return SwiftQueue(OnlineStream(start, executor=None if background else AtOnce()))
-    if policy == "swift":
-        return SwiftQueue(Stream(packaged_weights() if weights is None else weights))
+    if policy in {"swift", "by-forecast"}:
+        stream = Stream(packaged_weights() if weights is None else weights)
+        return SwiftQueue(stream, PolicyConfig() if policy == "swift" else PolicyConfig(ways=None))
     if policy == "last-value":
-        return SwiftQueue(LastValue())
+        return SwiftQueue(LastValue(), PolicyConfig(ways=None))
     return Oracle() if policy == "oracle" else None

@@ -117,8 +117,8 @@ def policy_world(
     seed: int | None = None,
 ) -> World:
     """The scenario, ready to run, with flow 0 under the policy and every flow logged."""
-    cost = cost_us if policy in {"swift", "swift-online", "last-value"} else 0.0
     marking = marking_of(policy)
+    cost = cost_us if marking == "ask" and policy != "oracle" else 0.0
     chosen = evaluation(scenario, marking, weight, seconds, seed, cost_us=cost)
     flows = [replace(flow, logged=True) for flow in chosen.flows]
     if policy == "all-C":

@@ -1,4 +1,4 @@
-"""Which queue for the next packet: the lower forecast, with reasons to stay put.
+"""Which queue for the next packet: the lower forecast, where forecasts have served the flow well.
 
 RFC 9331 expects a Scalable sender to keep its codepoint; choosing per packet is outside standard
 practice.  The duties that remain are kept per packet by the sender (`world.congestion`): CE on an
@@ -7,10 +7,10 @@ ECT(1) packet gets the scalable response, CE on an ECT(0) packet the classic one
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,26 @@ from numpy.typing import NDArray
 from kdn.net.l4s.margins import Margins
 from kdn.net.l4s.stream import Forecast, newest_delay
 from kdn.net.l4s.tokens import WINDOW, new_track, note_ack
+from kdn.net.l4s.ways import Way, WayConfig, Ways
 from kdn.net.world.records import ECT0, ECT1, MS, SECOND
 from kdn.net.world.world import Answer, Question
 
 __all__ = ["Forecaster", "LastValue", "Learner", "Oracle", "PolicyConfig", "SwiftQueue"]
+
+_REMEMBERED = 2048
+"""Decisions whose outcome is waited for."""
+
+
+_PLAIN = {Way.LOW: ECT1, Way.CLASSIC: ECT0}
+
+
+class _Made(NamedTuple):
+    """A decision, until its packet is acknowledged: the mark, and what was forecast of its queue."""
+
+    mark: int
+    median_ns: float
+    newest_ns: float
+    tail_ns: float
 
 
 class Forecaster(Protocol):
@@ -114,6 +130,8 @@ class PolicyConfig:
     """How much a packet above its 99th percentile raises the queue's forecasts (squashed scale)."""
     margin_s: float = 8.0
     """A queue that is not used is forgiven in about this time, and then looked at again."""
+    ways: WayConfig | None = field(default_factory=WayConfig)
+    """When the plain account of what packets met overrules forecasts; None: never, as published."""
 
 
 class SwiftQueue:
@@ -122,7 +140,8 @@ class SwiftQueue:
     def __init__(self, forecaster: Forecaster, config: PolicyConfig = PolicyConfig()) -> None:
         self._forecaster = forecaster
         self._config = config
-        self._pending: deque[tuple[int, int, Forecast, float, float]] = deque(maxlen=4096)
+        self._decided: list[int] = []
+        self._pending: dict[int, _Made] = {}
         self._margins = Margins(config.miss_gain, config.margin_s)
         self._error = 0.0
         self._naive_error = 0.0
@@ -130,6 +149,7 @@ class SwiftQueue:
         self._worse_since: int | None = None
         self._barred_until = 0
         self._probed_at = -SECOND
+        self._ways = None if config.ways is None else Ways(config.ways)
         self.fallbacks = 0
 
     @property
@@ -138,7 +158,8 @@ class SwiftQueue:
         return self._forecaster
 
     def choose(self, question: Question) -> Answer:
-        """The queue with the lower forecast, the flow's own one when there is none to trust."""
+        """The queue of the way that is gone, or the one with the lower forecast on the way by packet;
+        the flow's own one when there is no forecast to trust."""
         self._judge(question)
         self._forecaster.hear(question.acks)
         if not self._trusts(question):
@@ -146,11 +167,20 @@ class SwiftQueue:
         low, classic = self._forecaster.ask(question.now_ns, question.inflight)
         low_ns = self._margins.raised(ECT1, self._config.score(low))
         classic_ns = self._margins.raised(ECT0, self._config.score(classic))
-        mark = self._pick(question.mark, low_ns, classic_ns)
+        way = Way.BY_PACKET if self._ways is None else self._ways.now(question.now_ns)
+        mark = _PLAIN.get(way) or self._pick(question.mark, low_ns, classic_ns)
         chosen, tail = (low, low_ns) if mark == ECT1 else (classic, classic_ns)
         newest = newest_delay(self._forecaster.track, low=mark == ECT1)
-        self._pending.append((question.now_ns, mark, chosen, newest, tail))
+        self._remember(question.now_ns, _Made(mark, chosen.median, newest, tail))
         return Answer(mark, self._should_probe(question, mark))
+
+    def _remember(self, now_ns: int, made: _Made) -> None:
+        if len(self._decided) == 2 * _REMEMBERED:  # the older half has been acknowledged or lost
+            for old in self._decided[:_REMEMBERED]:
+                self._pending.pop(old, None)
+            del self._decided[:_REMEMBERED]
+        self._decided.append(now_ns)
+        self._pending[now_ns] = made
 
     def _pick(self, mark: int, low_ns: float, classic_ns: float) -> int:
         config = self._config
@@ -181,16 +211,24 @@ class SwiftQueue:
         for row in question.acks:
             t_send, sent_as = int(row["t_send"]), int(row["sent_ecn"])
             actual = max(float(row["t_ack"] - t_send) - least, 0.0)
-            while self._pending and self._pending[0][0] < t_send - MS:
-                self._pending.popleft()
-            if not self._pending or self._pending[0][0] > t_send:
+            if self._ways is not None:
+                self._ways.note(t_send, sent_as == ECT1, actual)
+            made = self._pending.pop(self._decided_for(t_send), None)
+            if made is None:
                 continue
-            _, mark, forecast, newest, tail = self._pending[0]
-            if mark == sent_as:
-                self._pending.popleft()
-                self._compare(actual, forecast.median, newest)
-                self._margins.note(mark, actual, tail, question.now_ns)
+            if made.mark == sent_as:
+                self._compare(actual, made.median_ns, made.newest_ns)
+                self._margins.note(made.mark, actual, made.tail_ns, question.now_ns)
         self._bar_if_worse(question)
+
+    def _decided_for(self, t_send: int) -> int:
+        """When it was decided how a packet should go; -1 when no decision is near.
+
+        Packets of the classic queue are overtaken by later ones of the other, and those that wait
+        longest by most: they must be counted, in whatever order their ACKs come.
+        """
+        at = bisect_right(self._decided, t_send) - 1
+        return self._decided[at] if at >= 0 and t_send - self._decided[at] <= MS else -1
 
     def _compare(self, actual: float, forecast: float, newest: float) -> None:
         gain = self._config.health_gain

@@ -26,6 +26,7 @@ from kdn.net.world.traces import RateTrace, constant
 
 __all__ = [
     "EVALUATION",
+    "LIGHT",
     "LISTS",
     "PUBLISHED",
     "TRANSIENT",
@@ -112,13 +113,32 @@ def _published(multiple: float, owd_ms: float) -> Scenario:
     return replace(case, flows=(own, *case.flows[1:]))
 
 
-def _transient(coder: str, count: int, mbps: float, per_s: float, link: float) -> Scenario:
-    """Bursts in the low-latency queue that no mark undoes, a classic queue with 2 Mbit/s of pages."""
+def _bursts(
+    pages_mbps: float, coder: str, count: int, mbps: float, per_s: float, link: float
+) -> Scenario:
+    """Bursts in the low-latency queue that no mark undoes, and pages in the classic one."""
     others = _videos(count, mbps, per_s, varying=coder == "varying")
     if coder == "key":
         others += _key_frames(count, mbps / 8.0)
     name = f"{count} x {mbps:g}M at {per_s:g}/s on {link:g}M, {coder} frames"
-    return _case(name, f"transient-{coder}", (*others, *_pages(2)), link)
+    if pages_mbps != 2.0:
+        name += f", {pages_mbps:g}M pages"
+    pages = _pages(pages_mbps) if pages_mbps else ()
+    return _case(name, f"transient-{coder}", (*others, *pages), link)
+
+
+def _grid(pages_mbps: float) -> tuple[Scenario, ...]:
+    """Three coders by four videos and links."""
+    return tuple(
+        _bursts(pages_mbps, coder, *video)
+        for coder in ("constant", "varying", "key")
+        for video in (
+            (1, 30.0, 60.0, 100.0),
+            (2, 15.0, 60.0, 100.0),
+            (1, 40.0, 72.0, 100.0),
+            (1, 15.0, 30.0, 50.0),
+        )
+    )
 
 
 EVALUATION: tuple[Scenario, ...] = (
@@ -164,22 +184,17 @@ PUBLISHED: tuple[Scenario, ...] = (
 )
 """What is known of the published set-up: 15 DCTCP and 4 CUBIC flows of 5 Mbit/s, swept."""
 
-TRANSIENT: tuple[Scenario, ...] = tuple(
-    _transient(coder, *video)
-    for coder in ("constant", "varying", "key")
-    for video in (
-        (1, 30.0, 60.0, 100.0),
-        (2, 15.0, 60.0, 100.0),
-        (1, 40.0, 72.0, 100.0),
-        (1, 15.0, 30.0, 50.0),
-    )
-)
+TRANSIENT: tuple[Scenario, ...] = _grid(2.0)
 """The published premise, as a full grid: congestion that hits only some packets of the L queue."""
+
+LIGHT: tuple[Scenario, ...] = (*_grid(0.0), *_grid(0.5))
+"""The same bursts where hardly anybody is left in the classic queue: no pages, or 0.5 Mbit/s."""
 
 LISTS: dict[str, tuple[Scenario, ...]] = {
     "frozen": EVALUATION,
     "published": PUBLISHED,
     "transient": TRANSIENT,
+    "light": LIGHT,
 }
 """The lists by name. The first was fixed before anything was trained; no list drops a row."""
 
