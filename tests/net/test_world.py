@@ -29,8 +29,9 @@ from kdn.net.world import (
     web,
 )
 from kdn.net.world.build import build
+from kdn.net.world.congestion import on_acked, on_marked
 from kdn.net.world.events import pop, push
-from kdn.net.world.records import MS, SECOND
+from kdn.net.world.records import ECT1, MS, SECOND
 from kdn.net.world.spec import Control
 from kdn.net.world.world import Answer
 
@@ -40,6 +41,7 @@ def one_flow(control: Control = "cubic", mbps: float = 12.0, **flow: float) -> S
     return Scenario("one", (Hop(constant(mbps * 1e6)),), (own,), seconds=5.0)
 
 
+@settings(deadline=None)  # the first example compiles
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=60))
 def test_events_come_by_time_and_then_by_age(times: list[int]) -> None:
     state = build(one_flow())
@@ -221,3 +223,15 @@ def test_traces_are_read_and_refused_in_words(tmp_path: Path) -> None:
         read_throughput(bad)
     with pytest.raises(BadInput, match="cannot read"):
         read_mahimahi(tmp_path / "absent.gz")
+
+
+def test_a_mark_that_opens_a_round_counts_the_bytes_it_came_with() -> None:
+    """Two marked packets a round apart: each round is marked whole, and the share stays at 1."""
+    state = build(Scenario.single("one", 10.0, (Flow("prague", "ect1"),)))
+    flow = state.flows[0]
+    flow["srtt"], flow["ssthresh"] = 30.0 * MS, 1.0
+    for now in (SECOND, 2 * SECOND):
+        on_marked(flow, ECT1, 1500, now - 30 * MS, now)
+        on_acked(flow, 1500, 0, 30.0 * MS, 0.0, 0, now)
+    assert float(flow["mark_share"]) == 1.0
+    assert np.isfinite(float(flow["cwnd"]))

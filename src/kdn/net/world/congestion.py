@@ -59,9 +59,12 @@ def pacing_rate(flow: Rows) -> float:
 
 
 @compiled
-def on_acked(flow: Rows, size: int, rtt: float, rate: float, sent_in_round: int, now: int) -> None:
+def on_acked(
+    flow: Rows, size: int, grown: int, rtt: float, rate: float, sent_in_round: int, now: int
+) -> None:
     """One packet of `size` bytes was acknowledged; `rate` is the delivery rate it saw, bytes/ns.
 
+    The window grows for `grown` of the bytes, which are none where a mark forbids it.
     `sent_in_round` is the flow's delivered count when the packet was sent.
     """
     cc = flow.cc
@@ -72,14 +75,14 @@ def on_acked(flow: Rows, size: int, rtt: float, rate: float, sent_in_round: int,
         return
     _end_scalable_round(flow, size, now)
     if flow.cwnd < flow.ssthresh:
-        flow.cwnd += size
+        flow.cwnd += grown
     elif cc == CUBIC:
-        _cubic_acked(flow, size, now)
+        _cubic_acked(flow, grown, now)
     elif cc == PRAGUE:
         slower = min(1.0, flow.srtt / _VIRTUAL_RTT)
-        flow.cwnd += slower * slower * flow.size * size / flow.cwnd
+        flow.cwnd += slower * slower * flow.size * grown / flow.cwnd
     else:
-        flow.cwnd += flow.size * size / flow.cwnd
+        flow.cwnd += flow.size * grown / flow.cwnd
     flow.cwnd = min(flow.cwnd, flow.rwnd)
 
 

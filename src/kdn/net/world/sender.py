@@ -175,11 +175,8 @@ def acknowledge(state: State, packet: int, now: int) -> None:
     if p.ecn == CE:
         flow.ce += 1
         on_marked(flow, p.sent_ecn, p.size, p.t_send, now)
-    if p.ecn != CE or flow.cc != PRAGUE:
-        on_acked(flow, p.size, rtt, rate, p.delivered, now)
-    else:
-        on_acked(flow, 0, rtt, rate, p.delivered, now)
-        flow.round_acked += p.size
+    grown = 0 if p.ecn == CE and flow.cc == PRAGUE else p.size
+    on_acked(flow, p.size, grown, rtt, rate, p.delivered, now)
     find_lost(state, p.flow, now)
 
 

@@ -243,6 +243,7 @@ class World:
             )
             counted = int(flow["acked"]) + int(flow["lost"]) + len(mine)
             assert counted == int(flow["sent"]), f"flow {index}: packets sent"
+            assert 0.0 < float(flow["cwnd"]) < np.inf, f"flow {index}: window"
         for hop in state.hops:
             if hop["aqm"] != loop.FQ_CODEL:
                 assert self._chain(int(hop["head_l"]), int(hop["len_l"])) == int(hop["bytes_l"])
