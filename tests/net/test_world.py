@@ -31,7 +31,7 @@ from kdn.net.world import (
 from kdn.net.world.build import build
 from kdn.net.world.congestion import on_acked, on_marked
 from kdn.net.world.events import pop, push
-from kdn.net.world.records import ECT1, MS, SECOND
+from kdn.net.world.records import MS, SECOND
 from kdn.net.world.spec import Control
 from kdn.net.world.world import Answer
 
