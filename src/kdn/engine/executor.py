@@ -228,7 +228,7 @@ class Pass:
             query=q,
             fresh=fresh,
             glue=partial(_glued, lane.plan.num_tokens, stored),
-            attend=_Mass(q, where, layer, self._decoder.layers[layer].window),
+            attend=_Mass(self._attention, q, where, layer, self._decoder.layers[layer].window),
         )
 
     def _note(self, layer: int, k: Tensor, v: Tensor) -> None:
@@ -394,9 +394,18 @@ def _places(start: int, parts: Sequence[LayerKV]) -> list[slice]:
 class _Mass:
     """Attention mass that some rows put on each column, computed when asked for."""
 
-    def __init__(self, q: Tensor, lane: AttentionLane, layer: int, window: int | None) -> None:
+    def __init__(
+        self,
+        attention: Attention,
+        q: Tensor,
+        lane: AttentionLane,
+        layer: int,
+        window: int | None,
+    ) -> None:
+        self._attention = attention
         self._q, self._lane, self._layer, self._window = q, lane, layer, window
 
     def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
         q, positions = self._q[rows], self._lane.positions[rows]
-        return TorchAttention.mass(q, positions, self._lane, self._layer, self._window)[columns]
+        mass = self._attention.mass(q, positions, self._lane, self._layer, self._window)
+        return mass[columns]

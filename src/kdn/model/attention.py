@@ -118,6 +118,16 @@ class Attention(ABC):
         for one in writings:
             self.write(one.runs, one.cos, one.sin, one.to_k, one.to_v, one.at)
 
+    @abstractmethod
+    def mass(
+        self, q: Tensor, positions: Tensor, lane: AttentionLane, layer: int, window: int | None
+    ) -> Tensor:
+        """[columns] fp32: weight that some rows put there, summed over rows and heads.
+
+        q [rows, heads, dim] is rotated and stands at `positions`, ascending, none behind the lane's
+        last row; the columns end with that row.
+        """
+
 
 class TorchAttention(Attention):
     """Plain torch: the reference, and what runs where there is no compiled kernel."""
@@ -156,21 +166,16 @@ class TorchAttention(Attention):
             out[rows] = attend_blocks(q[rows], k, v, lane.positions, window, bias)
         return out.flatten(1)
 
-    @staticmethod
     def mass(
-        q: Tensor, positions: Tensor, lane: AttentionLane, layer: int, window: int | None
+        self, q: Tensor, positions: Tensor, lane: AttentionLane, layer: int, window: int | None
     ) -> Tensor:
-        """[columns] fp32: weight that q [rows, heads, dim] puts there, summed over rows and heads."""
-        k, _ = gather_columns(lane, layer)
+        k = _gather_keys(lane, layer)
         num_rows, num_heads, dim = q.shape
         grouped = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
-        scores = (
-            torch.bmm(grouped, k.transpose(1, 2)).float().view(num_heads, num_rows, -1) * dim**-0.5
-        )
+        scores = torch.bmm(grouped, k.transpose(1, 2)).float().mul_(dim**-0.5)
         hidden = _mask(positions.to(q.device), 0, k.shape[1], window)
-        return torch.softmax(scores.masked_fill(hidden[None], float("-inf")), dim=-1).sum(
-            dim=(0, 1)
-        )
+        scores.view(num_heads, num_rows, k.shape[1]).masked_fill_(hidden[None], float("-inf"))
+        return torch.softmax(scores, dim=-1).sum(dim=(0, 1))
 
 
 class FusedAttention(TorchAttention):
@@ -219,12 +224,17 @@ class _BoundTorch(BoundAttention):
 def gather_columns(lane: AttentionLane, layer: int) -> tuple[Tensor, Tensor]:
     """K [kv heads, columns, dim] and V [kv heads, dim, columns] up to the lane's last row."""
     own = int(lane.positions[-1]) + 1 - lane.num_head
-    k, v = lane.tail_k[layer][:, :own], lane.tail_v[layer][:, :, :own]
-    if lane.head_k is None or lane.head_v is None or not lane.num_head:
+    k, v = _gather_keys(lane, layer), lane.tail_v[layer][:, :, :own]
+    if lane.head_v is None or not lane.num_head:
         return k, v
-    head_k = lane.head_k[layer][:, : lane.num_head]
-    head_v = lane.head_v[layer][:, :, : lane.num_head]
-    return torch.cat((head_k, k), dim=1), torch.cat((head_v, v), dim=2)
+    return k, torch.cat((lane.head_v[layer][:, :, : lane.num_head], v), dim=2)
+
+
+def _gather_keys(lane: AttentionLane, layer: int) -> Tensor:
+    k = lane.tail_k[layer][:, : int(lane.positions[-1]) + 1 - lane.num_head]
+    if lane.head_k is None or not lane.num_head:
+        return k
+    return torch.cat((lane.head_k[layer][:, : lane.num_head], k), dim=1)
 
 
 def row_cuts(positions: Tensor) -> list[tuple[int, int]]:

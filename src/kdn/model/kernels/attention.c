@@ -402,6 +402,92 @@ void kdn_attend(const Flock *flocks, int64_t num_flocks, const Call *call, Task 
     }
 }
 
+/* ---- how much every column is looked at ----------------------------------------------------------- */
+
+/* The next columns' scores to the running maxima and sums; no weights are kept. */
+static void tally(Scratch *s, int t, int64_t first, int64_t columns, const Call *call) {
+    if (must_hide(s, first, columns, call)) hide(s, first, columns, call);
+    const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
+    const __m512 was = _mm512_load_ps(s->top[t]);
+    __m512 tops[4] = {was, was, was, was};
+    for (int64_t c = 0; c < columns; c += 4)
+        for (int i = 0; i < 4; i++) tops[i] = _mm512_max_ps(tops[i], _mm512_load_ps(s->scores[c + i]));
+    const __m512 top = max4(tops), lift = _mm512_mul_ps(top, scale);
+    __m512 sum = _mm512_mul_ps(_mm512_load_ps(s->sum[t]), exp2_fast(_mm512_mul_ps(_mm512_sub_ps(was, top), scale)));
+    for (int64_t c = 0; c < columns; c++)
+        sum = _mm512_add_ps(sum, exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(s->scores[c]), scale, lift)));
+    _mm512_store_ps(s->top[t], top);
+    _mm512_store_ps(s->sum[t], sum);
+}
+
+/* Weights of one tile's queries, added up in `mass` [columns][LANES]; `share` is one over a query's sum. */
+static void add_weights(Scratch *s, int t, int64_t first, int64_t columns, const Call *call, __m512 share,
+                        float mass[BLOCK][LANES]) {
+    if (must_hide(s, first, columns, call)) hide(s, first, columns, call);
+    const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
+    const __m512 lift = _mm512_mul_ps(_mm512_load_ps(s->top[t]), scale);
+    for (int64_t c = 0; c < columns; c++) {
+        const __m512 weight = exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(s->scores[c]), scale, lift));
+        _mm512_store_ps(mass[c], _mm512_fmadd_ps(weight, share, _mm512_load_ps(mass[c])));
+    }
+}
+
+static void score(Scratch *s, int t, Columns at, int64_t columns, const Call *call) {
+    memcpy(s->seen, s->where[t], sizeof s->seen);
+    call->use_amx ? scores_amx(s, t, at, columns, call->dim) : scores_avx(s, t, at, columns, call->dim);
+}
+
+/* One task's weights to out[width]: a first walk finds each query's maximum and sum, a second the weights. */
+static void weigh_columns(Scratch *s, const Task *task, const Call *call, int64_t width, float *out) {
+    const int64_t group = call->heads / call->kv_heads, total = num_rows(task->flock) * group;
+    const int64_t left = total - task->first;
+    const int tiles = left >= TILES * LANES ? TILES : (int)((left + LANES - 1) / LANES);
+    float mass[BLOCK][LANES] __attribute__((aligned(64)));
+    load_queries(s, task, call, tiles, total);
+    for (int64_t first = 0; first < width; first += BLOCK) {
+        const int64_t columns = block_columns(first, width - 1);
+        const Columns at = find_columns(s, task->flock->lanes, call, task->kv_head, first, columns);
+        for (int t = 0; t < tiles; t++) {
+            score(s, t, at, columns, call);
+            tally(s, t, first, columns, call);
+        }
+    }
+    for (int64_t first = 0; first < width; first += BLOCK) {
+        const int64_t columns = block_columns(first, width - 1);
+        const Columns at = find_columns(s, task->flock->lanes, call, task->kv_head, first, columns);
+        memset(mass, 0, sizeof mass);
+        for (int t = 0; t < tiles; t++) {
+            const int64_t alive = left - t * LANES; /* a tile that is not full repeats its last query */
+            const __mmask16 counts = alive >= LANES ? 0xffff : (__mmask16)((1 << alive) - 1);
+            score(s, t, at, columns, call);
+            add_weights(s, t, first, columns, call,
+                        _mm512_maskz_div_ps(counts, _mm512_set1_ps(1.0f), _mm512_load_ps(s->sum[t])), mass);
+        }
+        for (int64_t c = 0; c < columns && first + c < width; c++)
+            out[first + c] = _mm512_reduce_add_ps(_mm512_load_ps(mass[c]));
+    }
+}
+
+/* What one lane's rows put on each of the first `width` columns: a row of out [tasks, width] for every
+ * task, to be added up. As many tasks as kdn_num_tasks says. */
+void kdn_mass(const Flock *flock, const Call *call, int64_t width, float *out) {
+    const int64_t group = call->heads / call->kv_heads, queries = num_rows(flock) * group;
+    const int64_t heaps = (queries + TILES * LANES - 1) / (TILES * LANES);
+#pragma omp parallel num_threads(call->threads)
+    {
+        Scratch s __attribute__((aligned(64)));
+        if (call->use_amx) tiles_on();
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < heaps * call->kv_heads; i++) {
+            const Task task = {flock, i % call->kv_heads, i / call->kv_heads * TILES * LANES};
+            weigh_columns(&s, &task, call, width, out + i * width);
+        }
+#ifdef __AMX_BF16__
+        if (call->use_amx) _tile_release();
+#endif
+    }
+}
+
 /* ---- rotary position, and writing K and V where they are kept ------------------------------------ */
 
 /* `sin` carries the sign of the first half, as kdn.model.rope makes it. */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -141,6 +142,33 @@ class KernelAttention(Attention):
         self._library.handle.kdn_write_all(
             ctypes.byref(call), (_Write * len(table))(*table), ctypes.c_int64(len(table))
         )
+
+    def mass(
+        self, q: Tensor, positions: Tensor, lane: AttentionLane, layer: int, window: int | None
+    ) -> Tensor:
+        q, width = _rows(q), int(lane.positions[-1]) + 1
+        if not len(q):
+            return torch.zeros(width)
+        asking = replace(lane, start=0, stop=len(q), positions=positions.contiguous())
+        table = (_Lane * 1)(_described(asking, asking.positions))
+        flock = _flock_table(table, [[asking]])
+        call = _Call(
+            layer=layer,
+            heads=q.shape[1],
+            kv_heads=lane.tail_k.shape[1],
+            dim=q.shape[2],
+            window=window or 0,
+            q=q.data_ptr(),
+            q_stride=q.stride(0),
+            use_amx=self._library.has_amx,
+            threads=torch.get_num_threads(),
+        )
+        tasks = self._library.handle.kdn_num_tasks(flock, ctypes.c_int64(1), ctypes.byref(call))
+        out = torch.empty((tasks, width))
+        self._library.handle.kdn_mass(
+            flock, ctypes.byref(call), ctypes.c_int64(width), ctypes.c_void_p(out.data_ptr())
+        )
+        return out.sum(dim=0)
 
 
 def _described_writing(one: Writing, runs_at: int) -> _Write:
