@@ -53,15 +53,13 @@ class Pass:
         tokens = [token for lane in self.lanes for token in lane.token_ids]
         self._hidden = decoder.embed(torch.tensor(tokens, device=decoder.device))
         self._rebind()
+        self.num_rows = self._hidden.shape[0]
+        """Rows that the plans have at the layer computed last, whether or not it finished them all."""
         self._row_chunk = min((lane.plan.row_chunk or 0 for lane in self.lanes), default=0)
         self._sources = [source for lane in self.lanes for source in lane.sources()]
         self._steady = all(lane.plan.is_steady for lane in self.lanes)
         """True when no layer changes the rows or is looked at."""
         self._start_loading(0)
-
-    @property
-    def num_rows(self) -> int:
-        return self._hidden.shape[0]
 
     @property
     def done(self) -> bool:
@@ -75,8 +73,10 @@ class Pass:
         self._start_loading(layer + 1)
         if not self._steady:
             self._change_rows(layer)
-        attended = self._attend(layer, self._queries(layer))
-        self._finish(layer, attended)
+        if self._hidden.shape[0]:
+            self._compute(layer)
+        else:  # nobody goes on, but what is stored is for a pass behind this one
+            self._place_stored(layer)
         self.layer += 1
         if self.done:
             for lane in self.lanes:
@@ -84,6 +84,14 @@ class Pass:
                     lane.kv.tail.num_columns, lane.stop - lane.kv.num_head
                 )
         return self.done
+
+    def _compute(self, layer: int) -> None:
+        queries = self._queries(layer)
+        self.num_rows = self._hidden.shape[0]
+        if layer == self._decoder.config.num_layers - 1:
+            queries = self._keep_wanted(queries)
+        if self._hidden.shape[0]:
+            self._finish(layer, self._attend(layer, queries))
 
     def _queries(self, layer: int) -> Tensor:
         """Rotated queries of the rows that go on; K and V are in place when this returns.
@@ -130,15 +138,16 @@ class Pass:
         counts = [lane.rows.numel() for lane in self.lanes]
         edges = torch.tensor([0, *counts]).cumsum(0).tolist()
         self._spans = list(itertools.pairwise(edges))
-        positions = torch.cat([lane.rows for lane in self.lanes]).to(self._decoder.device)
-        self._cos, self._sin = self._decoder.rope.tables(positions)
         live = [
             self._attention_lane(lane, span)
             for lane, span in zip(self.lanes, self._spans, strict=True)
             if span[0] < span[1]
         ]
-        self._bound: BoundAttention = self._attention.bind(live, self._cos, self._sin)
         self._bound_lanes = live
+        if live:  # else nothing is attended until rows come in
+            positions = torch.cat([lane.rows for lane in self.lanes]).to(self._decoder.device)
+            cos, sin = self._decoder.rope.tables(positions)
+            self._bound: BoundAttention = self._attention.bind(live, cos, sin)
         self._adapters = [
             AdapterRun(start, stop, lane.adapter)
             for lane, (start, stop) in zip(self.lanes, self._spans, strict=True)
@@ -190,7 +199,7 @@ class Pass:
             rule = lane.plan.rule(layer)
             choosing = isinstance(rule, Choose) and rule.count < stop - start
             chosen = torch.arange(stop - start)
-            if lane.plan.observers or choosing:
+            if start < stop and (lane.plan.observers or choosing):
                 rows = slice(start, stop)
                 view = self._view(
                     layer, lane, q[rows], LayerKV(fresh.k[rows], fresh.v[rows]), old, rows
@@ -201,7 +210,25 @@ class Pass:
                     chosen = rule.selector(view, rule.count)
                     assert chosen.numel() == rule.count, "a selector must keep to its count"
             kept.append(chosen + start)
-        everyone = torch.cat(kept)
+        return self._keep(kept, q)
+
+    def _keep_wanted(self, q: Tensor) -> Tensor:
+        """Behind the last layer's K and V only rows whose logits are wanted matter."""
+        kept = []
+        for lane, (start, stop) in zip(self.lanes, self._spans, strict=True):
+            wanted = torch.tensor(lane.logit_positions, dtype=torch.int64)
+            everyone = stop - start == wanted.numel()
+            chosen = (
+                torch.arange(stop - start)
+                if everyone
+                else torch.nonzero(torch.isin(lane.rows, wanted)).flatten()
+            )
+            kept.append(chosen + start)
+        return self._keep(kept, q)
+
+    def _keep(self, kept: Sequence[Tensor], q: Tensor) -> Tensor:
+        """Go on with these rows, by their places in the batch, lane by lane. Gives back their queries."""
+        everyone = torch.cat(tuple(kept))
         if everyone.numel() == q.shape[0]:
             return q
         for lane, chosen, (start, _) in zip(self.lanes, kept, self._spans, strict=True):
@@ -289,8 +316,9 @@ class Pass:
 
     def _chunks(self) -> list[tuple[int, int]]:
         """Row ranges for position-wise work: everything, or as small as a plan asks for."""
-        size = self._row_chunk or self.num_rows
-        return [(a, min(a + size, self.num_rows)) for a in range(0, self.num_rows, max(size, 1))]
+        num_rows = self._hidden.shape[0]
+        size = self._row_chunk or num_rows
+        return [(a, min(a + size, num_rows)) for a in range(0, num_rows, max(size, 1))]
 
     def _project(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         chunks = self._chunks()
@@ -298,7 +326,7 @@ class Pass:
             return self._decoder.layers[layer].qkv(self._hidden, self._adapters)
         config = self._decoder.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        size = (self.num_rows, heads + 2 * kv_heads, config.head_dim)
+        size = (self._hidden.shape[0], heads + 2 * kv_heads, config.head_dim)
         fused = self._hidden.new_empty(size)  # written in place: gluing chunks would hold all twice
         q, k, v = torch.split(fused, [heads, kv_heads, kv_heads], dim=1)
         for a, b in chunks:
