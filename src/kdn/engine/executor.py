@@ -272,29 +272,34 @@ class Pass:
 
     def _place_stored(self, layer: int) -> list[_Loaded]:
         """Bring the layer's stored KV to its place. Gives back what selectors may compare with."""
-        self._fill_heads(layer)
-        return [self._place_lane(layer, lane) if lane.loads else () for lane in self.lanes]
+        writings = self._head_writings(layer)
+        placed = [
+            self._lane_writings(layer, lane, writings) if lane.loads else () for lane in self.lanes
+        ]
+        self._attention.write_all(writings)
+        for lane in self.lanes:
+            if lane.loads and lane.new_head is not None:
+                lane.new_head.layer_done(layer)
+        return placed
 
-    def _fill_heads(self, layer: int) -> None:
+    def _head_writings(self, layer: int) -> list[Writing]:
         writings = []
         for lane in self.lanes:
             head, prefix = lane.new_head, lane.plan.prefix
             if lane.loads and head is not None and prefix is not None:
                 runs = prefix.take(layer)
                 writings.append(self._writing(runs, 0, head.k[layer], head.v[layer], 0))
-                head.layer_done(layer)
-        self._attention.write_all(writings)
+        return writings
 
-    def _place_lane(self, layer: int, lane: Lane) -> _Loaded:
+    def _lane_writings(self, layer: int, lane: Lane, writings: list[Writing]) -> _Loaded:
+        """Adds the lane's own stored runs to what is to be written together."""
         loaded = []
+        tail, num_head = lane.kv.tail, lane.kv.num_head
         for run in lane.plan.stored:
             parts = run.source.take(layer)
             loaded.append((run.start, parts))
-            tail, num_head = lane.kv.tail, lane.kv.num_head
             at = run.start - num_head
-            self._attention.write_all(
-                [self._writing(parts, run.start, tail.k[layer], tail.v[layer], at)]
-            )
+            writings.append(self._writing(parts, run.start, tail.k[layer], tail.v[layer], at))
             if lane.capture is not None:
                 _note_parts(lane.capture, layer, run.start, parts)
         return loaded

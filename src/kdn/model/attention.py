@@ -114,7 +114,7 @@ class Attention(ABC):
         """
 
     def write_all(self, writings: Sequence[Writing]) -> None:
-        """Many writes to different buffers, in any order."""
+        """Many writes to different columns or buffers, in any order."""
         for one in writings:
             self.write(one.runs, one.cos, one.sin, one.to_k, one.to_v, one.at)
 

@@ -11,6 +11,7 @@
  * of a row depend neither on the rows beside it nor on where the head ends and the tail begins.
  */
 
+#include <omp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -549,22 +550,6 @@ typedef struct {
     int64_t k_stride, v_stride, rows;
 } Run;
 
-/* Columns that come from elsewhere: runs of rows, one behind the other, to columns at[..]. */
-void kdn_write(const Call *call, const Run *runs, int64_t num_runs, const int64_t *at, bf16 *to_k, bf16 *to_v,
-               int64_t columns) {
-#pragma omp parallel num_threads(call->threads)
-    {
-        int64_t row = 0;
-        for (const Run *run = runs; run < runs + num_runs; row += run->rows, run++) {
-#pragma omp for schedule(static) nowait
-            for (int64_t r = 0; r < run->rows; r += ROWS)
-                write_rows(call, run->k + r * run->k_stride, run->v + r * run->v_stride, run->k_stride, run->v_stride,
-                           call->cos + (row + r) * call->dim, call->sin + (row + r) * call->dim,
-                           r + ROWS < run->rows ? ROWS : run->rows - r, at + row + r, 0, to_k, to_v, columns);
-        }
-    }
-}
-
 typedef struct {
     const Run *runs;
     int64_t num_runs;
@@ -574,19 +559,24 @@ typedef struct {
     int64_t columns;
 } Write;
 
-/* The same for many places at once: a thread takes one place after the other. */
-void kdn_write_all(const Call *call, const Write *writes, int64_t num_writes) {
+/* Columns that come from elsewhere: runs of rows, one behind the other, to columns at[..] of their place.
+ * All places together are cut in blocks of ROWS, which the threads take in turn. */
+void kdn_write(const Call *call, const Write *writes, int64_t num_writes) {
     const int64_t dim = call->dim;
-#pragma omp parallel for schedule(dynamic) num_threads(call->threads)
-    for (int64_t i = 0; i < num_writes; i++) {
-        const Write *w = &writes[i];
-        int64_t row = 0;
-        for (const Run *run = w->runs; run < w->runs + w->num_runs; row += run->rows, run++)
-            for (int64_t r = 0; r < run->rows; r += ROWS)
-                write_rows(call, run->k + r * run->k_stride, run->v + r * run->v_stride, run->k_stride, run->v_stride,
-                           w->cos + (row + r) * dim, w->sin + (row + r) * dim,
-                           r + ROWS < run->rows ? ROWS : run->rows - r, w->at + row + r, 0, w->to_k, w->to_v,
-                           w->columns);
+#pragma omp parallel num_threads(call->threads)
+    {
+        const int64_t me = omp_get_thread_num(), threads = omp_get_num_threads();
+        int64_t block = 0;
+        for (const Write *w = writes; w < writes + num_writes; w++) {
+            int64_t row = 0;
+            for (const Run *run = w->runs; run < w->runs + w->num_runs; row += run->rows, run++)
+                for (int64_t r = 0; r < run->rows; r += ROWS)
+                    if (block++ % threads == me)
+                        write_rows(call, run->k + r * run->k_stride, run->v + r * run->v_stride, run->k_stride,
+                                   run->v_stride, w->cos + (row + r) * dim, w->sin + (row + r) * dim,
+                                   r + ROWS < run->rows ? ROWS : run->rows - r, w->at + row + r, 0, w->to_k,
+                                   w->to_v, w->columns);
+        }
     }
 }
 

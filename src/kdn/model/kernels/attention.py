@@ -113,23 +113,10 @@ class KernelAttention(Attention):
         to_v: Tensor,
         at: Tensor,
     ) -> None:
-        kept = [LayerKV(_rows(run.k), _rows(run.v)) for run in runs]
-        kv_heads, _, dim = to_k.shape
-        call = _Call(kv_heads=kv_heads, dim=dim, threads=torch.get_num_threads())
-        call.cos, call.sin = cos.data_ptr(), sin.data_ptr()
-        self._library.handle.kdn_write(
-            ctypes.byref(call),
-            (_Run * len(kept))(*map(_described_run, kept)),
-            ctypes.c_int64(len(kept)),
-            ctypes.c_void_p(at.data_ptr()),
-            ctypes.c_void_p(to_k.data_ptr()),
-            ctypes.c_void_p(to_v.data_ptr()),
-            ctypes.c_int64(to_k.shape[1]),
-        )
+        self.write_all([Writing(runs, cos, sin, to_k, to_v, at)])
 
     def write_all(self, writings: Sequence[Writing]) -> None:
-        if len(writings) < 2 * torch.get_num_threads():  # each is cut among the threads
-            super().write_all(writings)
+        if not writings:
             return
         kept = [LayerKV(_rows(run.k), _rows(run.v)) for one in writings for run in one.runs]
         runs = (_Run * len(kept))(*map(_described_run, kept))
@@ -139,7 +126,7 @@ class KernelAttention(Attention):
         for one in writings:
             table.append(_described_writing(one, at))
             at += len(one.runs) * ctypes.sizeof(_Run)
-        self._library.handle.kdn_write_all(
+        self._library.handle.kdn_write(
             ctypes.byref(call), (_Write * len(table))(*table), ctypes.c_int64(len(table))
         )
 
