@@ -179,6 +179,7 @@ def test_many_writes_at_once_are_those_made_one_by_one(kernel: KernelAttention) 
         _, k, v = qkv(rows, shape, seed=number)
         cut = rows // 2
         runs = [LayerKV(k[a:b], v[a:b]) for a, b in ((0, cut), (cut, rows)) if a < b]
+        runs[0] = replace(runs[0], shift=k.mean(dim=0))
         for found in (alone, together):
             to_k = torch.zeros(shape.kv_heads, 320, shape.dim, dtype=k.dtype)
             to_v = torch.zeros(shape.kv_heads, shape.dim, 320, dtype=k.dtype)
@@ -190,6 +191,9 @@ def test_many_writes_at_once_are_those_made_one_by_one(kernel: KernelAttention) 
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one.to_k, other.to_k)
         assert torch.equal(one.to_v, other.to_v)
+        settled = [run.settled() for run in one.runs]
+        kernel.write(settled, one.cos, one.sin, other.to_k, other.to_v, one.at)
+        assert torch.equal(one.to_k, other.to_k), "a shift is added and rounded before the rotation"
 
 
 def test_lanes_that_share_a_head_get_the_bits_they_get_alone(kernel: KernelAttention) -> None:

@@ -409,14 +409,14 @@ def _glued(num_tokens: int, loaded: _Loaded) -> LayerKV | None:
     whole = LayerKV(like.k.new_zeros(size), like.v.new_zeros(size))
     for start, parts in loaded:
         for part, at in zip(parts, _places(start, parts), strict=True):
-            whole.k[at] = part.k
+            whole.k[at] = part.settled().k
             whole.v[at] = part.v
     return whole
 
 
 def _note_parts(capture: Capture, layer: int, start: int, parts: Sequence[LayerKV]) -> None:
     for part, at in zip(parts, _places(start, parts), strict=True):
-        capture.note(layer, torch.arange(at.start, at.stop), part.k, part.v)
+        capture.note(layer, torch.arange(at.start, at.stop), part.settled().k, part.v)
 
 
 def _places(start: int, parts: Sequence[LayerKV]) -> list[slice]:

@@ -107,7 +107,7 @@ class Attention(ABC):
         to_v: Tensor,
         at: Tensor,
     ) -> None:
-        """Write K (rotated on the way) and V of neighbouring runs to the ascending columns `at`.
+        """Write K (shifted and rotated on the way) and V of neighbouring runs to ascending columns `at`.
 
         `cos` and `sin` [tokens, dim] are for all tokens of the runs.  `to_k` [kv heads, columns, dim]
         and `to_v` [kv heads, dim, columns] are one layer's buffers.
@@ -145,7 +145,7 @@ class TorchAttention(Attention):
         at: Tensor,
     ) -> None:
         columns = at.to(to_k.device)
-        k = torch.cat([run.k.to(to_k.device) for run in runs])
+        k = torch.cat([run.settled().k.to(to_k.device) for run in runs])
         v = torch.cat([run.v.to(to_v.device) for run in runs])
         to_k.index_copy_(1, columns, rotate(k, cos, sin).transpose(0, 1))
         to_v.index_copy_(2, columns, v.permute(1, 2, 0))

@@ -491,11 +491,18 @@ void kdn_mass(const Flock *flock, const Call *call, int64_t width, float *out) {
 
 /* ---- rotary position, and writing K and V where they are kept ------------------------------------ */
 
+/* Sixteen values, with `shift` added and rounded where there is one. */
+static inline __m512 shifted(const bf16 *x, const bf16 *shift, int64_t i) {
+    if (!shift) return widen(x + i);
+    const __m256i sum = (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(widen(x + i), widen(shift + i)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sum), 16));
+}
+
 /* `sin` carries the sign of the first half, as kdn.model.rope makes it. */
-static inline void turn(const bf16 *x, const float *cos, const float *sin, int64_t dim, bf16 *out) {
+static inline void turn(const bf16 *x, const bf16 *shift, const float *cos, const float *sin, int64_t dim, bf16 *out) {
     const int64_t half = dim / 2;
     for (int64_t i = 0, j = half; i < half; i += LANES, j += LANES) {
-        const __m512 a = widen(x + i), b = widen(x + j);
+        const __m512 a = shifted(x, shift, i), b = shifted(x, shift, j);
         const __m512 first = _mm512_mul_ps(b, _mm512_loadu_ps(sin + i));
         const __m512 second = _mm512_mul_ps(a, _mm512_loadu_ps(sin + j));
         narrow(out + i, _mm512_fmadd_ps(a, _mm512_loadu_ps(cos + i), first));
@@ -525,16 +532,16 @@ static inline void transpose_rows(const bf16 *v, int64_t stride, int64_t dim, bf
     }
 }
 
-/* K rows, rotated, and V rows, transposed, to columns at[r] of to_k [kv heads, columns, dim] and
+/* K rows, shifted (by [kv heads, dim], if not null) and rotated, and V rows, transposed, to columns at[r] of to_k [kv heads, columns, dim] and
  * to_v [kv heads, dim, columns]. `k` and `v` are the first of `rows` rows, `cos` and `sin` theirs. */
 static void write_rows(const Call *call, const bf16 *k, const bf16 *v, int64_t k_stride, int64_t v_stride,
-                       const float *cos, const float *sin, int64_t rows, const int64_t *at, int64_t behind,
-                       bf16 *to_k, bf16 *to_v, int64_t columns) {
+                       const bf16 *shift, const float *cos, const float *sin, int64_t rows, const int64_t *at,
+                       int64_t behind, bf16 *to_k, bf16 *to_v, int64_t columns) {
     const int64_t dim = call->dim, first = at[0] - behind;
     const int together = rows == ROWS && at[ROWS - 1] - at[0] == ROWS - 1;
     for (int64_t h = 0; h < call->kv_heads; h++) {
         for (int64_t r = 0; r < rows; r++)
-            turn(k + r * k_stride + h * dim, cos + r * dim, sin + r * dim, dim,
+            turn(k + r * k_stride + h * dim, shift ? shift + h * dim : 0, cos + r * dim, sin + r * dim, dim,
                  to_k + (h * columns + at[r] - behind) * dim);
         bf16 *to = to_v + h * dim * columns;
         if (together)
@@ -548,6 +555,7 @@ static void write_rows(const Call *call, const bf16 *k, const bf16 *v, int64_t k
 typedef struct {
     const bf16 *k, *v;
     int64_t k_stride, v_stride, rows;
+    const bf16 *shift;
 } Run;
 
 typedef struct {
@@ -573,7 +581,7 @@ void kdn_write(const Call *call, const Write *writes, int64_t num_writes) {
                 for (int64_t r = 0; r < run->rows; r += ROWS)
                     if (block++ % threads == me)
                         write_rows(call, run->k + r * run->k_stride, run->v + r * run->v_stride, run->k_stride,
-                                   run->v_stride, w->cos + (row + r) * dim, w->sin + (row + r) * dim,
+                                   run->v_stride, run->shift, w->cos + (row + r) * dim, w->sin + (row + r) * dim,
                                    r + ROWS < run->rows ? ROWS : run->rows - r, w->at + row + r, 0, w->to_k,
                                    w->to_v, w->columns);
         }
@@ -591,11 +599,11 @@ void kdn_place(const Lane *lanes, int64_t num_lanes, const Call *call) {
             const int64_t row = lane->start + r0, rows = r0 + ROWS < lane->num_rows ? ROWS : lane->num_rows - r0;
             const float *cos = call->cos + row * dim, *sin = call->sin + row * dim;
             write_rows(call, call->k + row * call->k_stride, call->v + row * call->v_stride, call->k_stride,
-                       call->v_stride, cos, sin, rows, lane->positions + r0, lane->num_head, lane->tail_k + slot,
+                       call->v_stride, 0, cos, sin, rows, lane->positions + r0, lane->num_head, lane->tail_k + slot,
                        lane->tail_v + slot, lane->tail_columns);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t h = 0; h < call->heads; h++)
-                    turn(call->q + (row + r) * call->q_stride + h * dim, cos + r * dim, sin + r * dim, dim,
+                    turn(call->q + (row + r) * call->q_stride + h * dim, 0, cos + r * dim, sin + r * dim, dim,
                          call->out + ((row + r) * call->heads + h) * dim);
         }
     }

@@ -48,6 +48,7 @@ class _Run(ctypes.Structure):
         ("k_stride", ctypes.c_int64),
         ("v_stride", ctypes.c_int64),
         ("rows", ctypes.c_int64),
+        ("shift", ctypes.c_void_p),
     )
 
 
@@ -118,7 +119,7 @@ class KernelAttention(Attention):
     def write_all(self, writings: Sequence[Writing]) -> None:
         if not writings:
             return
-        kept = [LayerKV(_rows(run.k), _rows(run.v)) for one in writings for run in one.runs]
+        kept = [_as_rows(run) for one in writings for run in one.runs]
         runs = (_Run * len(kept))(*map(_described_run, kept))
         kv_heads, _, dim = writings[0].to_k.shape
         call = _Call(kv_heads=kv_heads, dim=dim, threads=torch.get_num_threads())
@@ -169,6 +170,11 @@ def _described_writing(one: Writing, runs_at: int) -> _Write:
         one.to_v.data_ptr(),
         one.to_k.shape[1],
     )
+
+
+def _as_rows(run: LayerKV) -> LayerKV:
+    shift = None if run.shift is None else run.shift.contiguous()
+    return LayerKV(_rows(run.k), _rows(run.v), shift)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -250,7 +256,12 @@ def _flock_table(
 
 def _described_run(run: LayerKV) -> _Run:
     return _Run(
-        run.k.data_ptr(), run.v.data_ptr(), run.k.stride(0), run.v.stride(0), run.num_tokens
+        run.k.data_ptr(),
+        run.v.data_ptr(),
+        run.k.stride(0),
+        run.v.stride(0),
+        run.num_tokens,
+        None if run.shift is None else run.shift.data_ptr(),
     )
 
 
