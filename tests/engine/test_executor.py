@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdn.core import Choose, ColumnScale, Enter, GivenRows, LayerView, Plan, StoredRun
+from kdn.core import ALL_ROWS, Choose, ColumnScale, Enter, GivenRows, LayerView, Plan, StoredRun
 from kdn.engine import Lane, Pass
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention, TorchAttention
@@ -254,3 +254,54 @@ def test_position_wise_work_in_chunks_gives_the_same(tiny: LoadedModel) -> None:
     tokens = some_tokens(100, 200)
     whole, chunked = run(tiny, Plan(tokens)), run(tiny, Plan(tokens, row_chunk=16))
     assert (whole.logits - chunked.logits).abs().max() < 1e-4
+
+
+def test_at_the_last_layer_rows_without_wanted_logits_are_left_out(
+    tiny_bf16: LoadedModel, attention: Attention
+) -> None:
+    """Asking for every row's logits finishes every row: the last one's are the same, and all K and V."""
+    tokens = some_tokens(130, 200)
+    last = run(tiny_bf16, Plan(tokens), attention=attention)
+    every = run(tiny_bf16, Plan(tokens, logits=tuple(range(130))), attention=attention)
+    none = run(tiny_bf16, Plan(tokens, logits=()), attention=attention)
+    some = run(tiny_bf16, Plan(tokens, logits=(3, 70)), attention=attention)
+    assert torch.equal(last.captured, every.captured)
+    assert torch.equal(last.captured, none.captured)
+    assert none.logits.numel() == 0
+    assert (last.logits[0] - every.logits[129]).abs().max() < 0.05
+    assert (some.logits - every.logits[[3, 70]]).abs().max() < 0.05
+
+
+def test_rows_that_all_leave_still_have_stored_columns_placed(tiny: LoadedModel) -> None:
+    """Nobody goes on behind layer 0; a second plan then finds the columns of every layer."""
+    tokens, layers = some_tokens(60, 200), tiny.decoder.config.num_layers
+    full = run(tiny, Plan(tokens))
+    stored = (StoredRun(0, HeldSource(full.captured[:, :, :50])),)
+    asking = tuple(range(50, 60))
+    nobody = (GivenRows(asking), *(GivenRows(()) for _ in range(layers - 1)))
+    seen = Watcher()
+    look = Plan(
+        tokens,
+        rows=nobody,
+        stored=stored,
+        observers=(seen,),
+        logits=(),
+        then=lambda: Plan(tokens, rows=(GivenRows(asking),) + (ALL_ROWS,) * (layers - 1)),
+    )
+    assert (run(tiny, look).logits - full.logits).abs().max() < 1e-4
+    assert list(seen.rows) == [0], "who is not there is not looked at"
+
+
+def test_a_sequence_whose_rows_all_leave_does_not_disturb_its_neighbour(tiny: LoadedModel) -> None:
+    one, two = some_tokens(50, 200, seed=1), some_tokens(33, 200, seed=2)
+    layers = tiny.decoder.config.num_layers
+    leaves = Plan(one, rows=(ALL_ROWS, *(GivenRows(()) for _ in range(layers - 1))), logits=())
+    plans = (leaves, Plan(two))
+    lanes = [Lane.prefill(p, new_kv(tiny, p.num_tokens), 0, p.num_tokens) for p in plans]
+    with torch.inference_mode():
+        both = Pass(tiny.decoder, TorchAttention(), lanes)
+        while not both.advance():
+            pass
+        nothing, logits = both.logits()
+    assert nothing.numel() == 0
+    assert (logits - run(tiny, Plan(two)).logits).abs().max() < 1e-5

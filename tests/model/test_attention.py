@@ -127,6 +127,49 @@ def test_the_kernel_gives_the_same_bits_however_head_and_rows_are_cut(
     assert torch.equal(part, whole[start:])
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 400),
+    data=st.data(),
+    shape=st.sampled_from(SHAPES),
+    window=st.sampled_from([None, 1, 77, 200]),
+)
+def test_the_kernel_looks_at_columns_as_plain_torch_does(
+    rows: int, data: st.DataObject, shape: Shape, window: int | None, kernel: KernelAttention
+) -> None:
+    """Some rows of a lane, its columns cut anywhere: the same mass within rounding of the scores."""
+    num_head = data.draw(st.integers(0, rows - 1), label="columns in the head")
+    some = st.lists(st.integers(num_head, rows - 1), min_size=1, max_size=40, unique=True)
+    positions = torch.tensor(sorted(data.draw(some, label="who looks")))
+    generator = torch.Generator().manual_seed(rows)
+    own = -(-(rows - num_head) // 256) * 256
+    head_k = torch.randn(1, shape.kv_heads, num_head, shape.dim, generator=generator).bfloat16()
+    tail_k = torch.randn(1, shape.kv_heads, own, shape.dim, generator=generator).bfloat16()
+    head_v, tail_v = (torch.zeros_like(k).transpose(2, 3).contiguous() for k in (head_k, tail_k))
+    where = torch.arange(num_head, rows)
+    lane = AttentionLane(0, len(where), where, tail_k, tail_v, head_k, head_v, num_head)
+    q = torch.randn(len(positions), shape.heads, shape.dim, generator=generator).bfloat16()
+    found = kernel.mass(q, positions, lane, 0, window)
+    expected = TorchAttention().mass(q.float(), positions, _wide(lane), 0, window)
+    assert found.shape == expected.shape == (rows,)
+    assert found.sum() == pytest.approx(len(positions) * shape.heads, rel=1e-4)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def _wide(lane: AttentionLane) -> AttentionLane:
+    assert lane.head_k is not None
+    return replace(lane, tail_k=lane.tail_k.float(), head_k=lane.head_k.float())
+
+
+def test_where_nobody_looks_there_is_no_mass(kernel: KernelAttention) -> None:
+    shape, where = SHAPES[0], torch.arange(5)
+    tail_k = torch.ones(1, shape.kv_heads, 64, shape.dim, dtype=torch.bfloat16)
+    lane = AttentionLane(0, 5, where, tail_k, tail_k.transpose(2, 3).contiguous())
+    q = torch.empty(0, shape.heads, shape.dim, dtype=torch.bfloat16)
+    for attention in (kernel, TorchAttention()):
+        assert attention.mass(q, where[:0], lane, 0, None).tolist() == [0.0] * 5
+
+
 def test_many_writes_at_once_are_those_made_one_by_one(kernel: KernelAttention) -> None:
     """Nine places of 1 to 257 columns, each of two runs but the first."""
     shape, rope = SHAPES[0], Rope(RopeConfig(theta=10_000.0), SHAPES[0].dim)
@@ -136,6 +179,7 @@ def test_many_writes_at_once_are_those_made_one_by_one(kernel: KernelAttention) 
         _, k, v = qkv(rows, shape, seed=number)
         cut = rows // 2
         runs = [LayerKV(k[a:b], v[a:b]) for a, b in ((0, cut), (cut, rows)) if a < b]
+        runs[0] = replace(runs[0], shift=k.mean(dim=0))
         for found in (alone, together):
             to_k = torch.zeros(shape.kv_heads, 320, shape.dim, dtype=k.dtype)
             to_v = torch.zeros(shape.kv_heads, shape.dim, 320, dtype=k.dtype)
@@ -147,6 +191,9 @@ def test_many_writes_at_once_are_those_made_one_by_one(kernel: KernelAttention) 
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one.to_k, other.to_k)
         assert torch.equal(one.to_v, other.to_v)
+        settled = [run.settled() for run in one.runs]
+        kernel.write(settled, one.cos, one.sin, other.to_k, other.to_v, one.at)
+        assert torch.equal(one.to_k, other.to_k), "a shift is added and rounded before the rotation"
 
 
 def test_lanes_that_share_a_head_get_the_bits_they_get_alone(kernel: KernelAttention) -> None:

@@ -38,10 +38,16 @@ class LayerKV:
 
     k: Tensor
     v: Tensor
+    shift: Tensor | None = None
+    """[heads, dim] of K's type, not yet added to K: whoever places or compares K adds it to every key."""
 
     @property
     def num_tokens(self) -> int:
         return int(self.k.shape[0])
+
+    def settled(self) -> LayerKV:
+        """The same with the shift added, a copy if there is one."""
+        return self if self.shift is None else LayerKV(self.k + self.shift, self.v)
 
 
 class LayerSource(Protocol):

@@ -53,15 +53,13 @@ class Pass:
         tokens = [token for lane in self.lanes for token in lane.token_ids]
         self._hidden = decoder.embed(torch.tensor(tokens, device=decoder.device))
         self._rebind()
+        self.num_rows = self._hidden.shape[0]
+        """Rows that the plans have at the layer computed last, whether or not it finished them all."""
         self._row_chunk = min((lane.plan.row_chunk or 0 for lane in self.lanes), default=0)
         self._sources = [source for lane in self.lanes for source in lane.sources()]
         self._steady = all(lane.plan.is_steady for lane in self.lanes)
         """True when no layer changes the rows or is looked at."""
         self._start_loading(0)
-
-    @property
-    def num_rows(self) -> int:
-        return self._hidden.shape[0]
 
     @property
     def done(self) -> bool:
@@ -75,8 +73,10 @@ class Pass:
         self._start_loading(layer + 1)
         if not self._steady:
             self._change_rows(layer)
-        attended = self._attend(layer, self._queries(layer))
-        self._finish(layer, attended)
+        if self._hidden.shape[0]:
+            self._compute(layer)
+        else:  # nobody goes on, but what is stored is for a pass behind this one
+            self._place_stored(layer)
         self.layer += 1
         if self.done:
             for lane in self.lanes:
@@ -84,6 +84,14 @@ class Pass:
                     lane.kv.tail.num_columns, lane.stop - lane.kv.num_head
                 )
         return self.done
+
+    def _compute(self, layer: int) -> None:
+        queries = self._queries(layer)
+        self.num_rows = self._hidden.shape[0]
+        if layer == self._decoder.config.num_layers - 1:
+            queries = self._keep_wanted(queries)
+        if self._hidden.shape[0]:
+            self._finish(layer, self._attend(layer, queries))
 
     def _queries(self, layer: int) -> Tensor:
         """Rotated queries of the rows that go on; K and V are in place when this returns.
@@ -130,15 +138,16 @@ class Pass:
         counts = [lane.rows.numel() for lane in self.lanes]
         edges = torch.tensor([0, *counts]).cumsum(0).tolist()
         self._spans = list(itertools.pairwise(edges))
-        positions = torch.cat([lane.rows for lane in self.lanes]).to(self._decoder.device)
-        self._cos, self._sin = self._decoder.rope.tables(positions)
         live = [
             self._attention_lane(lane, span)
             for lane, span in zip(self.lanes, self._spans, strict=True)
             if span[0] < span[1]
         ]
-        self._bound: BoundAttention = self._attention.bind(live, self._cos, self._sin)
         self._bound_lanes = live
+        if live:  # else nothing is attended until rows come in
+            positions = torch.cat([lane.rows for lane in self.lanes]).to(self._decoder.device)
+            cos, sin = self._decoder.rope.tables(positions)
+            self._bound: BoundAttention = self._attention.bind(live, cos, sin)
         self._adapters = [
             AdapterRun(start, stop, lane.adapter)
             for lane, (start, stop) in zip(self.lanes, self._spans, strict=True)
@@ -190,7 +199,7 @@ class Pass:
             rule = lane.plan.rule(layer)
             choosing = isinstance(rule, Choose) and rule.count < stop - start
             chosen = torch.arange(stop - start)
-            if lane.plan.observers or choosing:
+            if start < stop and (lane.plan.observers or choosing):
                 rows = slice(start, stop)
                 view = self._view(
                     layer, lane, q[rows], LayerKV(fresh.k[rows], fresh.v[rows]), old, rows
@@ -201,7 +210,25 @@ class Pass:
                     chosen = rule.selector(view, rule.count)
                     assert chosen.numel() == rule.count, "a selector must keep to its count"
             kept.append(chosen + start)
-        everyone = torch.cat(kept)
+        return self._keep(kept, q)
+
+    def _keep_wanted(self, q: Tensor) -> Tensor:
+        """Behind the last layer's K and V only rows whose logits are wanted matter."""
+        kept = []
+        for lane, (start, stop) in zip(self.lanes, self._spans, strict=True):
+            wanted = torch.tensor(lane.logit_positions, dtype=torch.int64)
+            everyone = stop - start == wanted.numel()
+            chosen = (
+                torch.arange(stop - start)
+                if everyone
+                else torch.nonzero(torch.isin(lane.rows, wanted)).flatten()
+            )
+            kept.append(chosen + start)
+        return self._keep(kept, q)
+
+    def _keep(self, kept: Sequence[Tensor], q: Tensor) -> Tensor:
+        """Go on with these rows, by their places in the batch, lane by lane. Gives back their queries."""
+        everyone = torch.cat(tuple(kept))
         if everyone.numel() == q.shape[0]:
             return q
         for lane, chosen, (start, _) in zip(self.lanes, kept, self._spans, strict=True):
@@ -228,7 +255,7 @@ class Pass:
             query=q,
             fresh=fresh,
             glue=partial(_glued, lane.plan.num_tokens, stored),
-            attend=_Mass(q, where, layer, self._decoder.layers[layer].window),
+            attend=_Mass(self._attention, q, where, layer, self._decoder.layers[layer].window),
         )
 
     def _note(self, layer: int, k: Tensor, v: Tensor) -> None:
@@ -245,29 +272,34 @@ class Pass:
 
     def _place_stored(self, layer: int) -> list[_Loaded]:
         """Bring the layer's stored KV to its place. Gives back what selectors may compare with."""
-        self._fill_heads(layer)
-        return [self._place_lane(layer, lane) if lane.loads else () for lane in self.lanes]
+        writings = self._head_writings(layer)
+        placed = [
+            self._lane_writings(layer, lane, writings) if lane.loads else () for lane in self.lanes
+        ]
+        self._attention.write_all(writings)
+        for lane in self.lanes:
+            if lane.loads and lane.new_head is not None:
+                lane.new_head.layer_done(layer)
+        return placed
 
-    def _fill_heads(self, layer: int) -> None:
+    def _head_writings(self, layer: int) -> list[Writing]:
         writings = []
         for lane in self.lanes:
             head, prefix = lane.new_head, lane.plan.prefix
             if lane.loads and head is not None and prefix is not None:
                 runs = prefix.take(layer)
                 writings.append(self._writing(runs, 0, head.k[layer], head.v[layer], 0))
-                head.layer_done(layer)
-        self._attention.write_all(writings)
+        return writings
 
-    def _place_lane(self, layer: int, lane: Lane) -> _Loaded:
+    def _lane_writings(self, layer: int, lane: Lane, writings: list[Writing]) -> _Loaded:
+        """Adds the lane's own stored runs to what is to be written together."""
         loaded = []
+        tail, num_head = lane.kv.tail, lane.kv.num_head
         for run in lane.plan.stored:
             parts = run.source.take(layer)
             loaded.append((run.start, parts))
-            tail, num_head = lane.kv.tail, lane.kv.num_head
             at = run.start - num_head
-            self._attention.write_all(
-                [self._writing(parts, run.start, tail.k[layer], tail.v[layer], at)]
-            )
+            writings.append(self._writing(parts, run.start, tail.k[layer], tail.v[layer], at))
             if lane.capture is not None:
                 _note_parts(lane.capture, layer, run.start, parts)
         return loaded
@@ -289,8 +321,9 @@ class Pass:
 
     def _chunks(self) -> list[tuple[int, int]]:
         """Row ranges for position-wise work: everything, or as small as a plan asks for."""
-        size = self._row_chunk or self.num_rows
-        return [(a, min(a + size, self.num_rows)) for a in range(0, self.num_rows, max(size, 1))]
+        num_rows = self._hidden.shape[0]
+        size = self._row_chunk or num_rows
+        return [(a, min(a + size, num_rows)) for a in range(0, num_rows, max(size, 1))]
 
     def _project(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         chunks = self._chunks()
@@ -298,7 +331,7 @@ class Pass:
             return self._decoder.layers[layer].qkv(self._hidden, self._adapters)
         config = self._decoder.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        size = (self.num_rows, heads + 2 * kv_heads, config.head_dim)
+        size = (self._hidden.shape[0], heads + 2 * kv_heads, config.head_dim)
         fused = self._hidden.new_empty(size)  # written in place: gluing chunks would hold all twice
         q, k, v = torch.split(fused, [heads, kv_heads, kv_heads], dim=1)
         for a, b in chunks:
@@ -376,14 +409,14 @@ def _glued(num_tokens: int, loaded: _Loaded) -> LayerKV | None:
     whole = LayerKV(like.k.new_zeros(size), like.v.new_zeros(size))
     for start, parts in loaded:
         for part, at in zip(parts, _places(start, parts), strict=True):
-            whole.k[at] = part.k
+            whole.k[at] = part.settled().k
             whole.v[at] = part.v
     return whole
 
 
 def _note_parts(capture: Capture, layer: int, start: int, parts: Sequence[LayerKV]) -> None:
     for part, at in zip(parts, _places(start, parts), strict=True):
-        capture.note(layer, torch.arange(at.start, at.stop), part.k, part.v)
+        capture.note(layer, torch.arange(at.start, at.stop), part.settled().k, part.v)
 
 
 def _places(start: int, parts: Sequence[LayerKV]) -> list[slice]:
@@ -394,9 +427,18 @@ def _places(start: int, parts: Sequence[LayerKV]) -> list[slice]:
 class _Mass:
     """Attention mass that some rows put on each column, computed when asked for."""
 
-    def __init__(self, q: Tensor, lane: AttentionLane, layer: int, window: int | None) -> None:
+    def __init__(
+        self,
+        attention: Attention,
+        q: Tensor,
+        lane: AttentionLane,
+        layer: int,
+        window: int | None,
+    ) -> None:
+        self._attention = attention
         self._q, self._lane, self._layer, self._window = q, lane, layer, window
 
     def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
         q, positions = self._q[rows], self._lane.positions[rows]
-        return TorchAttention.mass(q, positions, self._lane, self._layer, self._window)[columns]
+        mass = self._attention.mass(q, positions, self._lane, self._layer, self._window)
+        return mass[columns]

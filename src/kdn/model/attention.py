@@ -107,16 +107,26 @@ class Attention(ABC):
         to_v: Tensor,
         at: Tensor,
     ) -> None:
-        """Write K (rotated on the way) and V of neighbouring runs to the ascending columns `at`.
+        """Write K (shifted and rotated on the way) and V of neighbouring runs to ascending columns `at`.
 
         `cos` and `sin` [tokens, dim] are for all tokens of the runs.  `to_k` [kv heads, columns, dim]
         and `to_v` [kv heads, dim, columns] are one layer's buffers.
         """
 
     def write_all(self, writings: Sequence[Writing]) -> None:
-        """Many writes to different buffers, in any order."""
+        """Many writes to different columns or buffers, in any order."""
         for one in writings:
             self.write(one.runs, one.cos, one.sin, one.to_k, one.to_v, one.at)
+
+    @abstractmethod
+    def mass(
+        self, q: Tensor, positions: Tensor, lane: AttentionLane, layer: int, window: int | None
+    ) -> Tensor:
+        """[columns] fp32: weight that some rows put there, summed over rows and heads.
+
+        q [rows, heads, dim] is rotated and stands at `positions`, ascending, none behind the lane's
+        last row; the columns end with that row.
+        """
 
 
 class TorchAttention(Attention):
@@ -135,7 +145,7 @@ class TorchAttention(Attention):
         at: Tensor,
     ) -> None:
         columns = at.to(to_k.device)
-        k = torch.cat([run.k.to(to_k.device) for run in runs])
+        k = torch.cat([run.settled().k.to(to_k.device) for run in runs])
         v = torch.cat([run.v.to(to_v.device) for run in runs])
         to_k.index_copy_(1, columns, rotate(k, cos, sin).transpose(0, 1))
         to_v.index_copy_(2, columns, v.permute(1, 2, 0))
@@ -156,21 +166,16 @@ class TorchAttention(Attention):
             out[rows] = attend_blocks(q[rows], k, v, lane.positions, window, bias)
         return out.flatten(1)
 
-    @staticmethod
     def mass(
-        q: Tensor, positions: Tensor, lane: AttentionLane, layer: int, window: int | None
+        self, q: Tensor, positions: Tensor, lane: AttentionLane, layer: int, window: int | None
     ) -> Tensor:
-        """[columns] fp32: weight that q [rows, heads, dim] puts there, summed over rows and heads."""
-        k, _ = gather_columns(lane, layer)
+        k = _gather_keys(lane, layer)
         num_rows, num_heads, dim = q.shape
         grouped = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
-        scores = (
-            torch.bmm(grouped, k.transpose(1, 2)).float().view(num_heads, num_rows, -1) * dim**-0.5
-        )
+        scores = torch.bmm(grouped, k.transpose(1, 2)).float().mul_(dim**-0.5)
         hidden = _mask(positions.to(q.device), 0, k.shape[1], window)
-        return torch.softmax(scores.masked_fill(hidden[None], float("-inf")), dim=-1).sum(
-            dim=(0, 1)
-        )
+        scores.view(num_heads, num_rows, k.shape[1]).masked_fill_(hidden[None], float("-inf"))
+        return torch.softmax(scores, dim=-1).sum(dim=(0, 1))
 
 
 class FusedAttention(TorchAttention):
@@ -219,12 +224,17 @@ class _BoundTorch(BoundAttention):
 def gather_columns(lane: AttentionLane, layer: int) -> tuple[Tensor, Tensor]:
     """K [kv heads, columns, dim] and V [kv heads, dim, columns] up to the lane's last row."""
     own = int(lane.positions[-1]) + 1 - lane.num_head
-    k, v = lane.tail_k[layer][:, :own], lane.tail_v[layer][:, :, :own]
-    if lane.head_k is None or lane.head_v is None or not lane.num_head:
+    k, v = _gather_keys(lane, layer), lane.tail_v[layer][:, :, :own]
+    if lane.head_v is None or not lane.num_head:
         return k, v
-    head_k = lane.head_k[layer][:, : lane.num_head]
-    head_v = lane.head_v[layer][:, :, : lane.num_head]
-    return torch.cat((head_k, k), dim=1), torch.cat((head_v, v), dim=2)
+    return k, torch.cat((lane.head_v[layer][:, :, : lane.num_head], v), dim=2)
+
+
+def _gather_keys(lane: AttentionLane, layer: int) -> Tensor:
+    k = lane.tail_k[layer][:, : int(lane.positions[-1]) + 1 - lane.num_head]
+    if lane.head_k is None or not lane.num_head:
+        return k
+    return torch.cat((lane.head_k[layer][:, : lane.num_head], k), dim=1)
 
 
 def row_cuts(positions: Tensor) -> list[tuple[int, int]]:

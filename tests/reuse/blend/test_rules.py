@@ -186,3 +186,19 @@ def test_a_budget_is_rounded_up_and_never_exceeds_the_chunks() -> None:
     layout = Layout(100, 10, ((10, 40), (50, 60)), 60)
     assert [layout.budget(r) for r in (0.0, 0.01, 0.5, 1.0)] == [0, 1, 20, 40]
     assert layout.forced.tolist() == [*range(40, 50), *range(60, 100)]
+
+
+def test_a_look_that_ends_early_is_followed_by_the_same_mend_as_a_whole_one(
+    tiny: LoadedModel,
+) -> None:
+    """Looked at are layers 3 and 5, or 3 alone; the twin goes through all six layers."""
+    case = three_chunks(tiny)
+    for every in (1, 2, 3):
+        short = case.plan(Asked(every=every), 0.2)
+        whole = replace(case.plan(Asked(every=every), 0.2), rows=case.base().rows)
+        assert short.rows != whole.rows
+        ended, through = run(tiny, short), run(tiny, whole)
+        assert torch.equal(ended.logits, through.logits)
+        columns = case.layout().num_tokens - case.layout().num_prefix
+        assert torch.equal(ended.kv.tail.k[:, :, :columns], through.kv.tail.k[:, :, :columns])
+        assert torch.equal(ended.kv.tail.v[..., :columns], through.kv.tail.v[..., :columns])

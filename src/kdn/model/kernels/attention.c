@@ -11,6 +11,7 @@
  * of a row depend neither on the rows beside it nor on where the head ends and the tail begins.
  */
 
+#include <omp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -402,13 +403,106 @@ void kdn_attend(const Flock *flocks, int64_t num_flocks, const Call *call, Task 
     }
 }
 
+/* ---- how much every column is looked at ----------------------------------------------------------- */
+
+/* The next columns' scores to the running maxima and sums; no weights are kept. */
+static void tally(Scratch *s, int t, int64_t first, int64_t columns, const Call *call) {
+    if (must_hide(s, first, columns, call)) hide(s, first, columns, call);
+    const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
+    const __m512 was = _mm512_load_ps(s->top[t]);
+    __m512 tops[4] = {was, was, was, was};
+    for (int64_t c = 0; c < columns; c += 4)
+        for (int i = 0; i < 4; i++) tops[i] = _mm512_max_ps(tops[i], _mm512_load_ps(s->scores[c + i]));
+    const __m512 top = max4(tops), lift = _mm512_mul_ps(top, scale);
+    __m512 sum = _mm512_mul_ps(_mm512_load_ps(s->sum[t]), exp2_fast(_mm512_mul_ps(_mm512_sub_ps(was, top), scale)));
+    for (int64_t c = 0; c < columns; c++)
+        sum = _mm512_add_ps(sum, exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(s->scores[c]), scale, lift)));
+    _mm512_store_ps(s->top[t], top);
+    _mm512_store_ps(s->sum[t], sum);
+}
+
+/* Weights of one tile's queries, added up in `mass` [columns][LANES]; `share` is one over a query's sum. */
+static void add_weights(Scratch *s, int t, int64_t first, int64_t columns, const Call *call, __m512 share,
+                        float mass[BLOCK][LANES]) {
+    if (must_hide(s, first, columns, call)) hide(s, first, columns, call);
+    const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
+    const __m512 lift = _mm512_mul_ps(_mm512_load_ps(s->top[t]), scale);
+    for (int64_t c = 0; c < columns; c++) {
+        const __m512 weight = exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(s->scores[c]), scale, lift));
+        _mm512_store_ps(mass[c], _mm512_fmadd_ps(weight, share, _mm512_load_ps(mass[c])));
+    }
+}
+
+static void score(Scratch *s, int t, Columns at, int64_t columns, const Call *call) {
+    memcpy(s->seen, s->where[t], sizeof s->seen);
+    call->use_amx ? scores_amx(s, t, at, columns, call->dim) : scores_avx(s, t, at, columns, call->dim);
+}
+
+/* One task's weights to out[width]: a first walk finds each query's maximum and sum, a second the weights. */
+static void weigh_columns(Scratch *s, const Task *task, const Call *call, int64_t width, float *out) {
+    const int64_t group = call->heads / call->kv_heads, total = num_rows(task->flock) * group;
+    const int64_t left = total - task->first;
+    const int tiles = left >= TILES * LANES ? TILES : (int)((left + LANES - 1) / LANES);
+    float mass[BLOCK][LANES] __attribute__((aligned(64)));
+    load_queries(s, task, call, tiles, total);
+    for (int64_t first = 0; first < width; first += BLOCK) {
+        const int64_t columns = block_columns(first, width - 1);
+        const Columns at = find_columns(s, task->flock->lanes, call, task->kv_head, first, columns);
+        for (int t = 0; t < tiles; t++) {
+            score(s, t, at, columns, call);
+            tally(s, t, first, columns, call);
+        }
+    }
+    for (int64_t first = 0; first < width; first += BLOCK) {
+        const int64_t columns = block_columns(first, width - 1);
+        const Columns at = find_columns(s, task->flock->lanes, call, task->kv_head, first, columns);
+        memset(mass, 0, sizeof mass);
+        for (int t = 0; t < tiles; t++) {
+            const int64_t alive = left - t * LANES; /* a tile that is not full repeats its last query */
+            const __mmask16 counts = alive >= LANES ? 0xffff : (__mmask16)((1 << alive) - 1);
+            score(s, t, at, columns, call);
+            add_weights(s, t, first, columns, call,
+                        _mm512_maskz_div_ps(counts, _mm512_set1_ps(1.0f), _mm512_load_ps(s->sum[t])), mass);
+        }
+        for (int64_t c = 0; c < columns && first + c < width; c++)
+            out[first + c] = _mm512_reduce_add_ps(_mm512_load_ps(mass[c]));
+    }
+}
+
+/* What one lane's rows put on each of the first `width` columns: a row of out [tasks, width] for every
+ * task, to be added up. As many tasks as kdn_num_tasks says. */
+void kdn_mass(const Flock *flock, const Call *call, int64_t width, float *out) {
+    const int64_t group = call->heads / call->kv_heads, queries = num_rows(flock) * group;
+    const int64_t heaps = (queries + TILES * LANES - 1) / (TILES * LANES);
+#pragma omp parallel num_threads(call->threads)
+    {
+        Scratch s __attribute__((aligned(64)));
+        if (call->use_amx) tiles_on();
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < heaps * call->kv_heads; i++) {
+            const Task task = {flock, i % call->kv_heads, i / call->kv_heads * TILES * LANES};
+            weigh_columns(&s, &task, call, width, out + i * width);
+        }
+#ifdef __AMX_BF16__
+        if (call->use_amx) _tile_release();
+#endif
+    }
+}
+
 /* ---- rotary position, and writing K and V where they are kept ------------------------------------ */
 
+/* Sixteen values, with `shift` added and rounded where there is one. */
+static inline __m512 shifted(const bf16 *x, const bf16 *shift, int64_t i) {
+    if (!shift) return widen(x + i);
+    const __m256i sum = (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(widen(x + i), widen(shift + i)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sum), 16));
+}
+
 /* `sin` carries the sign of the first half, as kdn.model.rope makes it. */
-static inline void turn(const bf16 *x, const float *cos, const float *sin, int64_t dim, bf16 *out) {
+static inline void turn(const bf16 *x, const bf16 *shift, const float *cos, const float *sin, int64_t dim, bf16 *out) {
     const int64_t half = dim / 2;
     for (int64_t i = 0, j = half; i < half; i += LANES, j += LANES) {
-        const __m512 a = widen(x + i), b = widen(x + j);
+        const __m512 a = shifted(x, shift, i), b = shifted(x, shift, j);
         const __m512 first = _mm512_mul_ps(b, _mm512_loadu_ps(sin + i));
         const __m512 second = _mm512_mul_ps(a, _mm512_loadu_ps(sin + j));
         narrow(out + i, _mm512_fmadd_ps(a, _mm512_loadu_ps(cos + i), first));
@@ -438,16 +532,16 @@ static inline void transpose_rows(const bf16 *v, int64_t stride, int64_t dim, bf
     }
 }
 
-/* K rows, rotated, and V rows, transposed, to columns at[r] of to_k [kv heads, columns, dim] and
+/* K rows, shifted (by [kv heads, dim], if not null) and rotated, and V rows, transposed, to columns at[r] of to_k [kv heads, columns, dim] and
  * to_v [kv heads, dim, columns]. `k` and `v` are the first of `rows` rows, `cos` and `sin` theirs. */
 static void write_rows(const Call *call, const bf16 *k, const bf16 *v, int64_t k_stride, int64_t v_stride,
-                       const float *cos, const float *sin, int64_t rows, const int64_t *at, int64_t behind,
-                       bf16 *to_k, bf16 *to_v, int64_t columns) {
+                       const bf16 *shift, const float *cos, const float *sin, int64_t rows, const int64_t *at,
+                       int64_t behind, bf16 *to_k, bf16 *to_v, int64_t columns) {
     const int64_t dim = call->dim, first = at[0] - behind;
     const int together = rows == ROWS && at[ROWS - 1] - at[0] == ROWS - 1;
     for (int64_t h = 0; h < call->kv_heads; h++) {
         for (int64_t r = 0; r < rows; r++)
-            turn(k + r * k_stride + h * dim, cos + r * dim, sin + r * dim, dim,
+            turn(k + r * k_stride + h * dim, shift ? shift + h * dim : 0, cos + r * dim, sin + r * dim, dim,
                  to_k + (h * columns + at[r] - behind) * dim);
         bf16 *to = to_v + h * dim * columns;
         if (together)
@@ -461,23 +555,8 @@ static void write_rows(const Call *call, const bf16 *k, const bf16 *v, int64_t k
 typedef struct {
     const bf16 *k, *v;
     int64_t k_stride, v_stride, rows;
+    const bf16 *shift;
 } Run;
-
-/* Columns that come from elsewhere: runs of rows, one behind the other, to columns at[..]. */
-void kdn_write(const Call *call, const Run *runs, int64_t num_runs, const int64_t *at, bf16 *to_k, bf16 *to_v,
-               int64_t columns) {
-#pragma omp parallel num_threads(call->threads)
-    {
-        int64_t row = 0;
-        for (const Run *run = runs; run < runs + num_runs; row += run->rows, run++) {
-#pragma omp for schedule(static) nowait
-            for (int64_t r = 0; r < run->rows; r += ROWS)
-                write_rows(call, run->k + r * run->k_stride, run->v + r * run->v_stride, run->k_stride, run->v_stride,
-                           call->cos + (row + r) * call->dim, call->sin + (row + r) * call->dim,
-                           r + ROWS < run->rows ? ROWS : run->rows - r, at + row + r, 0, to_k, to_v, columns);
-        }
-    }
-}
 
 typedef struct {
     const Run *runs;
@@ -488,19 +567,24 @@ typedef struct {
     int64_t columns;
 } Write;
 
-/* The same for many places at once: a thread takes one place after the other. */
-void kdn_write_all(const Call *call, const Write *writes, int64_t num_writes) {
+/* Columns that come from elsewhere: runs of rows, one behind the other, to columns at[..] of their place.
+ * All places together are cut in blocks of ROWS, which the threads take in turn. */
+void kdn_write(const Call *call, const Write *writes, int64_t num_writes) {
     const int64_t dim = call->dim;
-#pragma omp parallel for schedule(dynamic) num_threads(call->threads)
-    for (int64_t i = 0; i < num_writes; i++) {
-        const Write *w = &writes[i];
-        int64_t row = 0;
-        for (const Run *run = w->runs; run < w->runs + w->num_runs; row += run->rows, run++)
-            for (int64_t r = 0; r < run->rows; r += ROWS)
-                write_rows(call, run->k + r * run->k_stride, run->v + r * run->v_stride, run->k_stride, run->v_stride,
-                           w->cos + (row + r) * dim, w->sin + (row + r) * dim,
-                           r + ROWS < run->rows ? ROWS : run->rows - r, w->at + row + r, 0, w->to_k, w->to_v,
-                           w->columns);
+#pragma omp parallel num_threads(call->threads)
+    {
+        const int64_t me = omp_get_thread_num(), threads = omp_get_num_threads();
+        int64_t block = 0;
+        for (const Write *w = writes; w < writes + num_writes; w++) {
+            int64_t row = 0;
+            for (const Run *run = w->runs; run < w->runs + w->num_runs; row += run->rows, run++)
+                for (int64_t r = 0; r < run->rows; r += ROWS)
+                    if (block++ % threads == me)
+                        write_rows(call, run->k + r * run->k_stride, run->v + r * run->v_stride, run->k_stride,
+                                   run->v_stride, run->shift, w->cos + (row + r) * dim, w->sin + (row + r) * dim,
+                                   r + ROWS < run->rows ? ROWS : run->rows - r, w->at + row + r, 0, w->to_k,
+                                   w->to_v, w->columns);
+        }
     }
 }
 
@@ -515,11 +599,11 @@ void kdn_place(const Lane *lanes, int64_t num_lanes, const Call *call) {
             const int64_t row = lane->start + r0, rows = r0 + ROWS < lane->num_rows ? ROWS : lane->num_rows - r0;
             const float *cos = call->cos + row * dim, *sin = call->sin + row * dim;
             write_rows(call, call->k + row * call->k_stride, call->v + row * call->v_stride, call->k_stride,
-                       call->v_stride, cos, sin, rows, lane->positions + r0, lane->num_head, lane->tail_k + slot,
+                       call->v_stride, 0, cos, sin, rows, lane->positions + r0, lane->num_head, lane->tail_k + slot,
                        lane->tail_v + slot, lane->tail_columns);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t h = 0; h < call->heads; h++)
-                    turn(call->q + (row + r) * call->q_stride + h * dim, cos + r * dim, sin + r * dim, dim,
+                    turn(call->q + (row + r) * call->q_stride + h * dim, 0, cos + r * dim, sin + r * dim, dim,
                          call->out + ((row + r) * call->heads + h) * dim);
         }
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ class _Run(ctypes.Structure):
         ("k_stride", ctypes.c_int64),
         ("v_stride", ctypes.c_int64),
         ("rows", ctypes.c_int64),
+        ("shift", ctypes.c_void_p),
     )
 
 
@@ -112,25 +114,12 @@ class KernelAttention(Attention):
         to_v: Tensor,
         at: Tensor,
     ) -> None:
-        kept = [LayerKV(_rows(run.k), _rows(run.v)) for run in runs]
-        kv_heads, _, dim = to_k.shape
-        call = _Call(kv_heads=kv_heads, dim=dim, threads=torch.get_num_threads())
-        call.cos, call.sin = cos.data_ptr(), sin.data_ptr()
-        self._library.handle.kdn_write(
-            ctypes.byref(call),
-            (_Run * len(kept))(*map(_described_run, kept)),
-            ctypes.c_int64(len(kept)),
-            ctypes.c_void_p(at.data_ptr()),
-            ctypes.c_void_p(to_k.data_ptr()),
-            ctypes.c_void_p(to_v.data_ptr()),
-            ctypes.c_int64(to_k.shape[1]),
-        )
+        self.write_all([Writing(runs, cos, sin, to_k, to_v, at)])
 
     def write_all(self, writings: Sequence[Writing]) -> None:
-        if len(writings) < 2 * torch.get_num_threads():  # each is cut among the threads
-            super().write_all(writings)
+        if not writings:
             return
-        kept = [LayerKV(_rows(run.k), _rows(run.v)) for one in writings for run in one.runs]
+        kept = [_as_rows(run) for one in writings for run in one.runs]
         runs = (_Run * len(kept))(*map(_described_run, kept))
         kv_heads, _, dim = writings[0].to_k.shape
         call = _Call(kv_heads=kv_heads, dim=dim, threads=torch.get_num_threads())
@@ -138,9 +127,36 @@ class KernelAttention(Attention):
         for one in writings:
             table.append(_described_writing(one, at))
             at += len(one.runs) * ctypes.sizeof(_Run)
-        self._library.handle.kdn_write_all(
+        self._library.handle.kdn_write(
             ctypes.byref(call), (_Write * len(table))(*table), ctypes.c_int64(len(table))
         )
+
+    def mass(
+        self, q: Tensor, positions: Tensor, lane: AttentionLane, layer: int, window: int | None
+    ) -> Tensor:
+        q, width = _rows(q), int(lane.positions[-1]) + 1
+        if not len(q):
+            return torch.zeros(width)
+        asking = replace(lane, start=0, stop=len(q), positions=positions.contiguous())
+        table = (_Lane * 1)(_described(asking, asking.positions))
+        flock = _flock_table(table, [[asking]])
+        call = _Call(
+            layer=layer,
+            heads=q.shape[1],
+            kv_heads=lane.tail_k.shape[1],
+            dim=q.shape[2],
+            window=window or 0,
+            q=q.data_ptr(),
+            q_stride=q.stride(0),
+            use_amx=self._library.has_amx,
+            threads=torch.get_num_threads(),
+        )
+        tasks = self._library.handle.kdn_num_tasks(flock, ctypes.c_int64(1), ctypes.byref(call))
+        out = torch.empty((tasks, width))
+        self._library.handle.kdn_mass(
+            flock, ctypes.byref(call), ctypes.c_int64(width), ctypes.c_void_p(out.data_ptr())
+        )
+        return out.sum(dim=0)
 
 
 def _described_writing(one: Writing, runs_at: int) -> _Write:
@@ -154,6 +170,11 @@ def _described_writing(one: Writing, runs_at: int) -> _Write:
         one.to_v.data_ptr(),
         one.to_k.shape[1],
     )
+
+
+def _as_rows(run: LayerKV) -> LayerKV:
+    shift = None if run.shift is None else run.shift.contiguous()
+    return LayerKV(_rows(run.k), _rows(run.v), shift)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -235,7 +256,12 @@ def _flock_table(
 
 def _described_run(run: LayerKV) -> _Run:
     return _Run(
-        run.k.data_ptr(), run.v.data_ptr(), run.k.stride(0), run.v.stride(0), run.num_tokens
+        run.k.data_ptr(),
+        run.v.data_ptr(),
+        run.k.stride(0),
+        run.v.stride(0),
+        run.num_tokens,
+        None if run.shift is None else run.shift.data_ptr(),
     )
 
 

@@ -11,6 +11,8 @@
 
 #ifdef __AMX_BF16__
 
+#define PART (512 << 10) /* two threads' parts and their rows fit a second-level cache of 2 MiB */
+
 /* [out, in] row-major to panels. For PAIRED and GATED the matrix is the gate on top of the up projection. */
 void kdn_pack(const bf16 *w, int64_t out, int64_t in, int64_t kind, bf16 *packed) {
     for (int64_t p = 0; p < out / SIDE; p++)
@@ -35,8 +37,14 @@ static void line_up(const Linear *call, int64_t first, bf16 *tiles) {
         }
 }
 
-/* 32 rows (or 16, when `few`) over one panel. Both are read from front to back. */
-static void multiply(const bf16 *x, const bf16 *w, int64_t in, int few, float sums[4][16][16]) {
+/* Two tiles of a panel on their way to the second-level cache. */
+static inline void fetch(const bf16 *w) {
+    for (int i = 0; i < 1024; i += 32) _mm_prefetch((const char *)(w + i), _MM_HINT_T1);
+}
+
+/* 32 rows (or 16, when `few`) over one panel. Both are read from front to back. `next` is a panel to fetch
+ * meanwhile, or null. */
+static void multiply(const bf16 *x, const bf16 *w, int64_t in, int few, const bf16 *next, float sums[4][16][16]) {
     _tile_zero(0);
     _tile_zero(1);
     if (few) {
@@ -51,6 +59,7 @@ static void multiply(const bf16 *x, const bf16 *w, int64_t in, int few, float su
         _tile_zero(2);
         _tile_zero(3);
         for (int64_t k = 0; k < in; k += 32, x += 1024, w += 1024) {
+            if (next) fetch(next + k * SIDE);
             _tile_loadd(4, x, 64);
             _tile_loadd(6, w, 64);
             _tile_dpbf16ps(0, 4, 6);
@@ -67,22 +76,33 @@ static void multiply(const bf16 *x, const bf16 *w, int64_t in, int few, float su
     _tile_stored(1, sums[1], 64);
 }
 
-/* Rows [first, stop) over panels [from, to). */
+/* Rows [first, stop) over panels [from, to). The first walk over the panels waits for memory, and asks
+ * for the next one ahead of time. */
 static void block(const Linear *call, int64_t first, int64_t stop, int64_t from, int64_t to) {
     float sums[4][16][16] __attribute__((aligned(64)));
     for (int64_t r = first; r < stop; r += SIDE)
         for (int64_t p = from; p < to; p++) {
             const int64_t rows = stop - r < SIDE ? stop - r : SIDE;
-            multiply(call->tiles + r * call->in, call->w + p * SIDE * call->in, call->in, rows <= 16, sums);
+            const bf16 *w = call->w + p * SIDE * call->in;
+            const bf16 *next = r == first && p + 1 < to ? w + SIDE * call->in : 0;
+            multiply(call->tiles + r * call->in, w, call->in, rows <= 16, next, sums);
             put(call, r, rows < 16 ? rows : 16, p, sums[0], sums[1]);
             if (rows > 16) put(call, r + 16, rows - 16, p, sums[2], sums[3]);
         }
 }
 
+/* How many parts the panels are cut in: some for every thread, none larger than PART bytes if it is walked
+ * over more than once. */
+static int64_t num_parts(const Linear *call, int64_t panels) {
+    int64_t parts = (call->rows > SIDE ? 8 : 1) * call->threads;
+    const int64_t fitting = (2 * call->out * call->in + PART - 1) / PART;
+    if (call->rows > SIDE && parts < fitting) parts = fitting;
+    return parts < panels ? parts : panels;
+}
+
 void kdn_linear(const Linear *call) {
     const int64_t panels = call->out / SIDE, blocks = (call->rows + ROWS - 1) / ROWS;
-    const int64_t wanted = (call->rows > SIDE ? 8 : 1) * call->threads;
-    const int64_t parts = wanted < panels ? wanted : panels;
+    const int64_t parts = num_parts(call, panels);
 #pragma omp parallel num_threads(call->threads)
     {
 #pragma omp for schedule(static)

@@ -1,7 +1,7 @@
 """Rows that the question looks at: the question reads the chunks as stored, before they are mended.
 
-The look costs what computing the question alone costs.  It leaves every stored column in its place,
-so that the pass behind it loads nothing.
+The look costs what computing the question alone costs, up to the last layer that is looked at.  It
+leaves every stored column in its place, so that the pass behind it loads nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kdn.core import ColumnScale, GivenRows, LayerView, Plan
+from kdn.core import Choose, ColumnScale, GivenRows, LayerView, Plan, RowRule
 from kdn.reuse.blend.layout import Layout
 from kdn.reuse.blend.rules import chosen_rows
 
@@ -51,13 +51,29 @@ class Asked:
             return base
         if count >= layout.num_reused:
             return chosen_rows(base, layout, layout.reused)
-        seen = Mass(layout, int(self.skip * len(base.rows)), self.every)
+        first = int(self.skip * len(base.rows))
+        last = range(first, len(base.rows), self.every)[-1]
+        seen = Mass(layout, first, self.every)
 
         def then() -> Plan:
             best = torch.topk(seen.total[layout.reused], count).indices
             return chosen_rows(replace(base, stored=()), layout, layout.reused[best])
 
-        return replace(_asking_only(base, layout), observers=(seen,), logits=(), then=then)
+        asking = _asking_only(base, layout)
+        rows = _up_to(last, asking.rows)
+        return replace(asking, rows=rows, observers=(seen,), logits=(), then=then)
+
+
+def _up_to(last: int, rows: tuple[RowRule, ...]) -> tuple[RowRule, ...]:
+    """Nobody goes on behind the last layer that is looked at; the store's columns are placed there
+    all the same."""
+    if last == 0:  # layer 0 has no rows before it to choose from
+        return rows
+    return (*rows[:last], Choose(_leading, 0), *rows[last + 1 :])
+
+
+def _leading(view: LayerView, count: int) -> torch.Tensor:
+    return torch.arange(view.rows.numel())[:count]
 
 
 def _asking_only(base: Plan, layout: Layout) -> Plan:

@@ -4,7 +4,8 @@ A document that is computed right behind the prelude has nothing to look at but 
 itself.  Its keys then differ from those that it has behind other documents, and a third to two
 thirds of that difference (squared) is one and the same vector for every token of a layer and head,
 whatever the text.  It makes stored columns louder or fainter than computed ones.  Adding the vector
-costs nothing beside a load.  Values share little of their error, so they stay as they are.
+costs nothing: it is done where keys are rotated to their place.  Values share little of their
+error, so they stay as they are.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class Drift:
         """A part of it, 0 to 1."""
         return Drift(self.shift * share)
 
-    def moved(self, layer: int, keys: Tensor) -> Tensor:
-        """The layer's keys [tokens, kv heads, dim] as they would be behind other texts; a copy."""
-        shift = self.rounded if keys.dtype == torch.bfloat16 else self.shift
-        return keys + shift[layer].to(keys.device, keys.dtype)
+    def moved(self, layer: int, kv: LayerKV) -> LayerKV:
+        """The layer's KV as it would be behind other texts; its keys are yet to be shifted."""
+        shift = self.rounded if kv.k.dtype == torch.bfloat16 else self.shift
+        return LayerKV(kv.k, kv.v, shift[layer].to(kv.k.device, kv.k.dtype))
 
 
 class Undrifted:
@@ -62,8 +63,7 @@ class Undrifted:
         self._source.start(layer)
 
     def take(self, layer: int) -> Sequence[LayerKV]:
-        parts = self._source.take(layer)
-        return [LayerKV(self._drift.moved(layer, part.k), part.v) for part in parts]
+        return [self._drift.moved(layer, part) for part in self._source.take(layer)]
 
     def close(self) -> None:
         self._source.close()
