@@ -81,3 +81,9 @@ def test_a_probe_is_told_of_the_queue_it_went_to() -> None:
     for n in range(10):
         ways.note(50 * MS + n, False, 500.0 * MS)
     assert ways._tail_ns(Way.LOW) == before
+
+
+def test_a_flow_that_is_content_at_home_tries_nothing() -> None:
+    """3 ms at home, 1 ms elsewhere: not worth a packet."""
+    gone = travel(Ways(), lambda way, _: 3.0 if way == Way.LOW else 1.0, 2000)
+    assert set(gone) == {Way.LOW}

@@ -44,6 +44,8 @@ class WayConfig:
     remembered: int = 500
     """The newest packets of a way, which its tail is made of."""
     quantile: float = 0.97
+    content_ms: float = 4.0
+    """Nothing else is tried while the tail at home is shorter than this."""
     failed: int = 4
     """So many packets above the tail at home end a trial."""
     leave: float = 0.6
@@ -118,7 +120,9 @@ class Ways:
             return
         self._home_ns = home_ns
         tails = {way: self._tail_ns(way, home_ns) for way in Way}
-        self._trying = next((way for way in Way if tails[way] is None), None)
+        self._trying = None
+        if home_ns > self._config.content_ms * MS:
+            self._trying = next((way for way in Way if tails[way] is None), None)
         known = {way: tail for way, tail in tails.items() if tail is not None}
         best = min(known, key=lambda way: known[way])
         if self._way != Way.LOW and known[self._way] > self._config.back * home_ns:
