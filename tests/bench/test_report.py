@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,17 @@ def test_table_shows_rows_summary_and_notes() -> None:
     shown = paper.getvalue()
     for piece in ("kdn_s", "0.25", "ttft_speedup_other", "note: other was not there", "Abacus"):
         assert piece in shown
+
+
+def test_parts_have_tables_of_their_own() -> None:
+    """Beads and strings share no column, so neither table has empty cells."""
+    rows = [{"part": "beads", "colour": "red"}, {"part": "strings", "length_m": 3.0}]
+    paper = io.StringIO()
+    print_result(replace(RESULT, rows=rows), Console(file=paper, width=120))
+    shown = paper.getvalue()
+    assert "red" in shown
+    assert shown.index("red") < shown.index("length_m")
+    assert "-  " not in shown.split("summary")[0]
 
 
 def test_page_is_reproducible_and_names_its_command(tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ def print_result(result: Result, console: Console) -> None:
     """The rows, the summary and the notes, for people."""
     if not console.is_terminal:  # a file has no width of its own; narrow cells would be unreadable
         console.width = max(console.width, 160)
-    columns = _columns(result.rows)
-    table = Table(*columns, title=f"{result.bench}: {result.model_name}, {_machine_line(result)}")
-    for row in result.rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    console.print(table)
+    console.print(f"{result.bench}: {result.model_name}, {_machine_line(result)}")
+    for part, rows in _parts(result.rows):
+        columns = _columns(rows)
+        table = Table(*columns, title=part)
+        for row in rows:
+            table.add_row(*(_cell(row.get(column)) for column in columns))
+        console.print(table)
     summary = Table("summary", "value")
     for name, value in result.summary.items():
         summary.add_row(name, _cell(value))
@@ -73,13 +75,19 @@ def _page(result: Result, pictures: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _parts(rows: Sequence[Row]) -> list[tuple[str | None, list[Row]]]:
+    """The rows of each `part` that they name, or all of them where none does, without its name."""
+    found: dict[str | None, list[Row]] = {}
+    for row in rows:
+        part = None if row.get("part") is None else str(row["part"])
+        found.setdefault(part, []).append({k: v for k, v in row.items() if k != "part"})
+    return list(found.items())
+
+
 def _tables(rows: Sequence[Row]) -> list[str]:
-    """A table for each `part` that rows name, one for all where none does."""
+    """A table for each part."""
     lines = []
-    for part in dict.fromkeys(row.get("part") for row in rows):
-        own = [
-            {k: v for k, v in row.items() if k != "part"} for row in rows if row.get("part") == part
-        ]
+    for part, own in _parts(rows):
         lines += [f"## {part}", ""] if part is not None else []
         lines += [*_markdown_table(own), ""]
     return lines

@@ -23,7 +23,9 @@ app.add_typer(l4s, name="l4s")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Policy = Annotated[
     str,
-    typer.Option(help="all-L, all-C, random, by-type, last-value, swift, swift-online, oracle."),
+    typer.Option(
+        help="all-L, all-C, random, by-type, last-value, by-forecast, swift, swift-online, oracle."
+    ),
 ]
 Seconds = Annotated[float, typer.Option(min=2.0, help="Length of the run in seconds.")]
 

@@ -532,8 +532,9 @@ static inline void transpose_rows(const bf16 *v, int64_t stride, int64_t dim, bf
     }
 }
 
-/* K rows, shifted (by [kv heads, dim], if not null) and rotated, and V rows, transposed, to columns at[r] of to_k [kv heads, columns, dim] and
- * to_v [kv heads, dim, columns]. `k` and `v` are the first of `rows` rows, `cos` and `sin` theirs. */
+/* K rows, shifted (by [kv heads, dim], if not null) and rotated, and V rows, transposed, to columns at[r] of
+ * to_k [kv heads, columns, dim] and to_v [kv heads, dim, columns]. `k` and `v` are the first of `rows` rows,
+ * `cos` and `sin` theirs. */
 static void write_rows(const Call *call, const bf16 *k, const bf16 *v, int64_t k_stride, int64_t v_stride,
                        const bf16 *shift, const float *cos, const float *sin, int64_t rows, const int64_t *at,
                        int64_t behind, bf16 *to_k, bf16 *to_v, int64_t columns) {
