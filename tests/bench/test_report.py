@@ -15,6 +15,7 @@ from kdn.bench import (
     BenchOptions,
     Figure,
     Result,
+    Row,
     load_bench,
     print_result,
     write_json,
@@ -59,7 +60,7 @@ def test_table_shows_rows_summary_and_notes() -> None:
 
 def test_parts_have_tables_of_their_own() -> None:
     """Beads and strings share no column, so neither table has empty cells."""
-    rows = [{"part": "beads", "colour": "red"}, {"part": "strings", "length_m": 3.0}]
+    rows: list[Row] = [{"part": "beads", "colour": "red"}, {"part": "strings", "length_m": 3.0}]
     paper = io.StringIO()
     print_result(replace(RESULT, rows=rows), Console(file=paper, width=120))
     shown = paper.getvalue()
