@@ -18,6 +18,7 @@ from kdn.store.codecs.values import Floats, read_values, write_values
 __all__ = ["Fp8"]
 
 _LARGEST = 448.0
+_LARGEST_SCALE = np.finfo(np.float32).max / np.float32(_LARGEST)
 _NAN = 0x7F
 _SMALLEST_NORMAL = 2.0**-6
 
@@ -43,7 +44,8 @@ class Fp8(FramedCodec):
         scale_bytes = 2 * form.num_channels * 4
         scale = np.frombuffer(packed[:scale_bytes], dtype="<f4").reshape(2, 1, -1)
         codes = np.frombuffer(packed[scale_bytes:], dtype=np.uint8)
-        if not np.isfinite(scale).all() or (codes & _NAN == _NAN).any():
+        too_large = not (np.abs(scale) <= _LARGEST_SCALE).all()  # or no number at all
+        if too_large or (codes & _NAN == _NAN).any():
             raise CorruptBlock("scales or codes that no writer makes")
         shape = (2, form.num_tokens, form.num_channels)
         return write_values(_TABLE[codes].reshape(shape) * scale, form)

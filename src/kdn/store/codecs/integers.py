@@ -78,7 +78,8 @@ class Integers(FramedCodec):
         )
         start = at + 2 * size
         stop: int = start + -(-rows * columns * self._bits // 8)
-        if not (np.isfinite(low).all() and np.isfinite(spacing).all()):
+        farthest = np.abs(low, dtype=np.float64) + np.abs(spacing, dtype=np.float64) * 2**self._bits
+        if not (farthest <= np.finfo(np.float32).max).all():  # or no number at all
             raise CorruptBlock("scales that no writer makes")
         codes = _expand(packed[start:stop], rows * columns, self._bits).reshape(group.shape)
         places = (*group.shape[:-1], 1)
