@@ -45,7 +45,11 @@ def run(options: BenchOptions) -> Result:
     """
     if options.only is not None and options.only not in PARTS:
         raise BadInput(f"l4s has no part {options.only!r}; there are {', '.join(PARTS)}")
-    config = options.describe() | {"decision_cost_us": _COST_US}
+    config = options.describe() | {
+        "decision_cost_us": _COST_US,
+        "seeds": _SEEDS,
+        "seconds": _SECONDS,
+    }
     found = Findings.open(options.rows, config, {})
     go_on(found, _parts(options, found), options.rows)
     return Result(

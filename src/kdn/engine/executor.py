@@ -273,14 +273,17 @@ class Pass:
     def _place_stored(self, layer: int) -> list[_Loaded]:
         """Bring the layer's stored KV to its place. Gives back what selectors may compare with."""
         writings = self._head_writings(layer)
-        placed = [
-            self._lane_writings(layer, lane, writings) if lane.loads else () for lane in self.lanes
-        ]
+        loaded = [self._take_runs(layer, lane) if lane.loads else () for lane in self.lanes]
+        for lane, runs in zip(self.lanes, loaded, strict=True):
+            to_k, to_v, behind = lane.kv.tail.k[layer], lane.kv.tail.v[layer], lane.kv.num_head
+            writings += [
+                self._writing(parts, start, to_k, to_v, start - behind) for start, parts in runs
+            ]
         self._attention.write_all(writings)
         for lane in self.lanes:
             if lane.loads and lane.new_head is not None:
                 lane.new_head.layer_done(layer)
-        return placed
+        return loaded
 
     def _head_writings(self, layer: int) -> list[Writing]:
         writings = []
@@ -291,17 +294,12 @@ class Pass:
                 writings.append(self._writing(runs, 0, head.k[layer], head.v[layer], 0))
         return writings
 
-    def _lane_writings(self, layer: int, lane: Lane, writings: list[Writing]) -> _Loaded:
-        """Adds the lane's own stored runs to what is to be written together."""
-        loaded = []
-        tail, num_head = lane.kv.tail, lane.kv.num_head
-        for run in lane.plan.stored:
-            parts = run.source.take(layer)
-            loaded.append((run.start, parts))
-            at = run.start - num_head
-            writings.append(self._writing(parts, run.start, tail.k[layer], tail.v[layer], at))
-            if lane.capture is not None:
-                _note_parts(lane.capture, layer, run.start, parts)
+    def _take_runs(self, layer: int, lane: Lane) -> _Loaded:
+        """The lane's own stored runs of the layer."""
+        loaded = [(run.start, run.source.take(layer)) for run in lane.plan.stored]
+        if lane.capture is not None:
+            for start, parts in loaded:
+                _note_parts(lane.capture, layer, start, parts)
         return loaded
 
     def _writing(

@@ -206,16 +206,20 @@ static int must_hide(const Scratch *s, int64_t first, int64_t columns, const Cal
     return call->window && _mm512_cmpge_epi32_mask(low, _mm512_set1_epi32((int)first));
 }
 
-/* Scores to weights: move the running maximum, leave P^T behind. Four chains of maxima and of sums run
- * side by side, by column modulo four. */
+/* The maximum with the next columns' scores. Four chains run side by side, by column modulo four. */
+static inline __m512 highest(const Scratch *s, __m512 was, int64_t columns) {
+    __m512 tops[4] = {was, was, was, was};
+    for (int64_t c = 0; c < columns; c += 4)
+        for (int i = 0; i < 4; i++) tops[i] = _mm512_max_ps(tops[i], _mm512_load_ps(s->scores[c + i]));
+    return max4(tops);
+}
+
+/* Scores to weights: move the running maximum, leave P^T behind. Sums run in four chains, too. */
 static void weigh(Scratch *s, int t, int64_t first, int64_t columns, const Call *call) {
     if (must_hide(s, first, columns, call)) hide(s, first, columns, call);
     const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
     const __m512 was = _mm512_load_ps(s->top[t]);
-    __m512 tops[4] = {was, was, was, was};
-    for (int64_t c = 0; c < columns; c += 4)
-        for (int i = 0; i < 4; i++) tops[i] = _mm512_max_ps(tops[i], _mm512_load_ps(s->scores[c + i]));
-    const __m512 top = max4(tops), lift = _mm512_mul_ps(top, scale);
+    const __m512 top = highest(s, was, columns), lift = _mm512_mul_ps(top, scale);
     const __m512i weave = _mm512_load_si512(WEAVE);
     __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     for (int64_t c = 0; c < columns; c += 4)
@@ -410,10 +414,7 @@ static void tally(Scratch *s, int t, int64_t first, int64_t columns, const Call 
     if (must_hide(s, first, columns, call)) hide(s, first, columns, call);
     const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
     const __m512 was = _mm512_load_ps(s->top[t]);
-    __m512 tops[4] = {was, was, was, was};
-    for (int64_t c = 0; c < columns; c += 4)
-        for (int i = 0; i < 4; i++) tops[i] = _mm512_max_ps(tops[i], _mm512_load_ps(s->scores[c + i]));
-    const __m512 top = max4(tops), lift = _mm512_mul_ps(top, scale);
+    const __m512 top = highest(s, was, columns), lift = _mm512_mul_ps(top, scale);
     __m512 sum = _mm512_mul_ps(_mm512_load_ps(s->sum[t]), exp2_fast(_mm512_mul_ps(_mm512_sub_ps(was, top), scale)));
     for (int64_t c = 0; c < columns; c++)
         sum = _mm512_add_ps(sum, exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(s->scores[c]), scale, lift)));

@@ -40,8 +40,8 @@ MARKINGS: dict[str, Marking] = {
 }
 """How a flow under each policy marks. all-C changes the flow's own class; see `evaluate`.
 
-`by-forecast` follows the lower forecast and nothing else, as published; `swift` keeps an account of
-what its packets met besides; `swift-online` is `swift` whose predictor goes on learning from its flow.
+`by-forecast` goes by forecasts alone; `swift` keeps an account of what its packets met besides;
+`swift-online` is `swift` whose predictor goes on learning from its flow.
 """
 POLICIES = tuple(MARKINGS)
 

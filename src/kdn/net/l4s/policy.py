@@ -131,7 +131,7 @@ class PolicyConfig:
     margin_s: float = 8.0
     """A queue that is not used is forgiven in about this time, and then looked at again."""
     ways: WayConfig | None = field(default_factory=WayConfig)
-    """When the plain account of what packets met overrules forecasts; None: never, as published."""
+    """When the plain account of what packets met overrules forecasts; None: never."""
 
 
 class SwiftQueue:

