@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from kdn.errors import BadInput, KdnError
+from kdn.errors import BadInput
 
 __all__ = ["app"]
 
@@ -53,11 +53,6 @@ def _scenario(name: str) -> Any:
     return found[0]
 
 
-def _stop(error: KdnError) -> typer.Exit:
-    Console(stderr=True).print(f"[red]error:[/] {error}")
-    return typer.Exit(1)
-
-
 @l4s.command()
 def simulate(
     scenario: Annotated[str, typer.Option(help="Part of a scenario's name.")] = "1M pages",
@@ -71,20 +66,17 @@ def simulate(
     """Run one scenario under a policy, beside the flow that stays in the low-latency queue."""
     from kdn.net.l4s.evaluate import judge, policy_world
 
-    try:
-        chosen = _scenario(scenario)
-        worlds = {}
-        with Progress(disable=as_json, transient=True) as progress:
-            for name in dict.fromkeys(("all-L", policy)):
-                bar = progress.add_task(f"{chosen.name}: {name}", total=seconds)
-                world = policy_world(chosen, name, None, 100.0, share, seconds, seed)
-                world.run(tick=lambda t, bar=bar: progress.update(bar, completed=t))  # type: ignore[misc]
-                worlds[name] = world
-        if plots is not None:
-            _draw(worlds, policy, plots)
-        _print([asdict(judge(w, name, share)) for name, w in worlds.items()], as_json, chosen.name)
-    except KdnError as error:
-        raise _stop(error) from error
+    chosen = _scenario(scenario)
+    worlds = {}
+    with Progress(disable=as_json, transient=True) as progress:
+        for name in dict.fromkeys(("all-L", policy)):
+            bar = progress.add_task(f"{chosen.name}: {name}", total=seconds)
+            world = policy_world(chosen, name, None, 100.0, share, seconds, seed)
+            world.run(tick=lambda t, bar=bar: progress.update(bar, completed=t))  # type: ignore[misc]
+            worlds[name] = world
+    if plots is not None:
+        _draw(worlds, policy, plots)
+    _print([asdict(judge(w, name, share)) for name, w in worlds.items()], as_json, chosen.name)
 
 
 def _draw(worlds: dict[str, Any], policy: str, folder: Path) -> None:
@@ -113,23 +105,18 @@ def train(
     """Make the predictor's weights from simulated flows."""
     from kdn.net.l4s.train import Training, make
 
-    try:
-        with Progress(disable=as_json, transient=True) as progress:
-            simulated = progress.add_task("simulating", total=flows)
-            learned = progress.add_task("training", total=steps)
-            loss = make(
-                out,
-                Training(num_flows=flows, steps=steps),
-                start,
-                lstm,
-                lambda done: progress.update(simulated, completed=done),
-                lambda done: progress.update(learned, completed=done),
-            )
-        _print(
-            [{"weights": str(out), "flows": flows, "steps": steps, "loss": loss}], as_json, "train"
+    with Progress(disable=as_json, transient=True) as progress:
+        simulated = progress.add_task("simulating", total=flows)
+        learned = progress.add_task("training", total=steps)
+        loss = make(
+            out,
+            Training(num_flows=flows, steps=steps),
+            start,
+            lstm,
+            lambda done: progress.update(simulated, completed=done),
+            lambda done: progress.update(learned, completed=done),
         )
-    except KdnError as error:
-        raise _stop(error) from error
+    _print([{"weights": str(out), "flows": flows, "steps": steps, "loss": loss}], as_json, "train")
 
 
 @l4s.command("eval")
@@ -141,7 +128,7 @@ def evaluate(
     seed: int = 1,
     share: Annotated[str, typer.Option(help="Classic queue's WRR share: 1/16 or 10%.")] = "1/16",
     scenarios: Annotated[
-        str, typer.Option("--list", help="frozen, published or transient.")
+        str, typer.Option("--list", help="frozen, published, transient or light.")
     ] = "frozen",
     as_json: AsJson = False,
 ) -> None:
@@ -149,25 +136,22 @@ def evaluate(
     from kdn.net.l4s.evaluate import judge, policy_world
     from kdn.net.l4s.scenarios import LISTS
 
-    try:
-        if scenarios not in LISTS:
-            raise BadInput(f"no list {scenarios!r}; there are {', '.join(LISTS)}")
-        rows = []
-        with Progress(disable=as_json, transient=True) as progress:
-            names = policies.split(",")
-            bar = progress.add_task("scenarios", total=len(LISTS[scenarios]) * len(names))
-            for scenario in LISTS[scenarios]:
-                for policy in names:
-                    world = policy_world(scenario, policy, None, 100.0, share, seconds, seed)
-                    world.run()
-                    rows.append(asdict(judge(world, policy, share)))
-                    progress.advance(bar)
-        if not as_json:
-            shown = ("scenario", "policy", "p50_ms", "p99_ms", "goodput_mbps", "classic_share")
-            rows = [{name: row[name] for name in shown} for row in rows]
-        _print(rows, as_json, "policies")
-    except KdnError as error:
-        raise _stop(error) from error
+    if scenarios not in LISTS:
+        raise BadInput(f"no list {scenarios!r}; there are {', '.join(LISTS)}")
+    rows = []
+    with Progress(disable=as_json, transient=True) as progress:
+        names = policies.split(",")
+        bar = progress.add_task("scenarios", total=len(LISTS[scenarios]) * len(names))
+        for scenario in LISTS[scenarios]:
+            for policy in names:
+                world = policy_world(scenario, policy, None, 100.0, share, seconds, seed)
+                world.run()
+                rows.append(asdict(judge(world, policy, share)))
+                progress.advance(bar)
+    if not as_json:
+        shown = ("scenario", "policy", "p50_ms", "p99_ms", "goodput_mbps", "classic_share")
+        rows = [{name: row[name] for name in shown} for row in rows]
+    _print(rows, as_json, "policies")
 
 
 @l4s.command()
@@ -181,19 +165,18 @@ def run(
     """Real packets through the user-space router: the floor, then all-L, then the policy."""
     import numpy as np
 
+    from kdn.net.l4s.choosers import marking_of
     from kdn.net.l4s.lab import open_place, run_real
 
-    try:
-        rows = []
-        with open_place(loopback) as place:
-            for kind, name in (("floor", "all-L"), ("video", "all-L"), ("video", policy)):
-                found = run_real(place, name, seconds, kind, mbps)
-                p50, p99 = np.percentile(found.delays_ms, [50, 99])
-                row = {"place": place.name, "traffic": kind, "policy": name, "p50_ms": float(p50)}
-                row |= {"p99_ms": float(p99), "goodput_mbps": found.goodput_mbps}
-                kept, undone = found.sent["tuned"]
-                row |= {"decision_us": float(found.sent["decision_us"])}
-                rows.append(row | {"steps_kept": kept, "steps_undone": undone})
-        _print(rows, as_json, "real packets; the floor is the machine's own scheduling")
-    except KdnError as error:
-        raise _stop(error) from error
+    marking_of(policy)  # refused here, not by a process that is started for it
+    rows = []
+    with open_place(loopback) as place:
+        for kind, name in (("floor", "all-L"), ("video", "all-L"), ("video", policy)):
+            found = run_real(place, name, seconds, kind, mbps)
+            p50, p99 = np.percentile(found.delays_ms, [50, 99])
+            row = {"place": place.name, "traffic": kind, "policy": name, "p50_ms": float(p50)}
+            row |= {"p99_ms": float(p99), "goodput_mbps": found.goodput_mbps}
+            kept, undone = found.sent["tuned"]
+            row |= {"decision_us": float(found.sent["decision_us"])}
+            rows.append(row | {"steps_kept": kept, "steps_undone": undone})
+    _print(rows, as_json, "real packets; the floor is the machine's own scheduling")
