@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import kdn
-from kdn.answers import collect
+from kdn.api.answers import collect
 from kdn.config import Config, StoreConfig, home_folder
 from kdn.core import FinishReason, Keeping, Request, Sampling
 from kdn.corpus import corpus_files

@@ -16,14 +16,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import kdn
-from kdn.bench.lineup import weights
-from kdn.bench.rank_pairs import Group, labelled, unlabelled
-from kdn.bench.rank_training import RECIPE, Step, Trainer, progress
-from kdn.bench.result import BenchOptions
+from kdn.bench.common.result import BenchOptions
+from kdn.bench.engine.lineup import weights
+from kdn.bench.rank.pairs import labelled, unlabelled
 from kdn.clock import SystemClock
 from kdn.core import Prompt
 from kdn.model import Document
 from kdn.rank import YES_NO, Layout, make_choices, relevance_question
+from kdn.rank.pairs import Group
+from kdn.rank.train import RECIPE, Step, Trainer, progress
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import kdn
-from kdn.bench.blend_arms import NAIVE, OURS, chosen_arms
-from kdn.bench.blend_lab import Lab, kl
-from kdn.bench.blend_prompts import questions
-from kdn.bench.measure import interleave
+from kdn.bench.blend.arms import NAIVE, OURS, chosen_arms
+from kdn.bench.blend.lab import Lab, kl
+from kdn.bench.blend.prompts import questions
+from kdn.bench.common.measure import interleave
 from kdn.clock import SystemClock
 from kdn.config import BlendConfig, Config, StoreConfig
 from kdn.core import Keeping, Prompt, Sampling

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import kdn
+from kdn.api.store import open_configured_store
 from kdn.config import Config, StoreConfig, load_config
 from kdn.core import EXACT, Sampling
 from kdn.errors import PromptTooLong
 from kdn.store import RemoteTier, Store, open_store
-from kdn.storing import open_configured_store
 from kdn.trace import Recorder
 from tests.cli.program import finish, start
 from tests.serve.test_node import self_signed

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdn.api import Answer, Kdn, Ranked, Ranking, Source, open  # noqa: A004 - kdn.open, as in gzip.open
+    from kdn.api.rerank_once import rerank
     from kdn.config import Config, load_config
     from kdn.core import Sampling
     from kdn.errors import (
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         UnknownModel,
         WeightsError,
     )
-    from kdn.ranking import rerank
 
     __version__: str
 
@@ -69,7 +69,7 @@ _ELSEWHERE = {
     "Source": "kdn.api",
     "load_config": "kdn.config",
     "open": "kdn.api",
-    "rerank": "kdn.ranking",
+    "rerank": "kdn.api.rerank_once",
 }
 """Where a public name comes from; the others are errors."""
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from kdn.bench import BenchOptions, load_bench
-from kdn.bench.blend_arms import HALF, LEAN, OURS, WHOLE, BottomRight, chosen_arms, default_way
-from kdn.bench.blend_load import Point, rate_at, zipf_order
-from kdn.bench.blend_prompts import questions
-from kdn.bench.blend_quality import geometric, interval, rouge_l, word_f1
+from kdn.bench.blend.arms import HALF, LEAN, OURS, WHOLE, BottomRight, chosen_arms, default_way
+from kdn.bench.blend.load import Point, rate_at, zipf_order
+from kdn.bench.blend.prompts import questions
+from kdn.bench.blend.quality import geometric, interval, rouge_l, word_f1
+from kdn.calibration.drift import drift_share
 from kdn.config import BlendConfig
-from kdn.drift import drift_share
 from kdn.errors import BadInput
 from kdn.model.attention import AttentionLane, TorchAttention
 

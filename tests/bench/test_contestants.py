@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdn.bench.contestants import Kdn, RivalProcess
+from kdn.bench.engine.contestants import Kdn, RivalProcess
 from kdn.clock import ManualClock
 from kdn.core import (
     Finish,

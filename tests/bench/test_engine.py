@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kdn.bench import BenchOptions
-from kdn.bench.engine import Scale, measure
-from kdn.bench.lineup import REFERENCE, VLLM
+from kdn.bench.engine.engine import Scale, measure
+from kdn.bench.engine.lineup import REFERENCE, VLLM
 
 SCALE = Scale(
     pairs={96: 1, 160: 1},

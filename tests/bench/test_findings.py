@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdn.bench.findings import Findings, go_on
-from kdn.bench.store import SUMMARY, _break_even, _figures, _slowest_mb_s
+from kdn.bench.common.findings import Findings, go_on
+from kdn.bench.store.store import SUMMARY, _break_even, _figures, _slowest_mb_s
 from kdn.errors import BadInput, EngineFailed
 
 CONFIG = {"seed": 0, "quick": False}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdn.bench import BenchOptions, load_bench
-from kdn.bench.facts import document, invent, judge
+from kdn.bench.knowledge.facts import document, invent, judge
 
 
 def test_facts_are_about_different_places_and_say_their_answers() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdn.bench.l4s_lists import cuts, list_rows, median_cut
+from kdn.bench.l4s.lists import cuts, list_rows, median_cut
 
 
 def ran(scenario: str, policy: str, p99_ms: float, others_p99_ms: float = 10.0) -> dict[str, Any]:

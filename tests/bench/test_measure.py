@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdn.bench.measure import Ratio, decode_rate, interleave, median, ratio
+from kdn.bench.common.measure import Ratio, decode_rate, interleave, median, ratio
 
 
 def test_sides_take_turns_in_alternating_order() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from kdn.bench import BenchOptions, load_bench
-from kdn.bench.jobs import Posts, credit_jobs, credit_lengths, post_jobs, with_arrivals
-from kdn.bench.memory import peak_bytes
-from kdn.bench.mil import ARMS, Ward
+from kdn.bench.common.memory import peak_bytes
+from kdn.bench.jobs.jobs import Posts, credit_jobs, credit_lengths, post_jobs, with_arrivals
+from kdn.bench.jobs.mil import ARMS, Ward
 from kdn.clock import SystemClock
 from kdn.engine import JobMemory, measured_memory
 from kdn.model import load_model

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdn.bench.rank_answers import WAYS, Answered, answer_rows, answer_summary, asked
-from kdn.bench.rank_pairs import held_out
+from kdn.bench.rank.answers import WAYS, Answered, answer_rows, answer_summary, asked
+from kdn.bench.rank.pairs import held_out
 
 
 def answers(f1: Sequence[float], delay_s: Sequence[float]) -> list[Answered]:

@@ -21,9 +21,9 @@ from kdn.bench import (
     write_json,
     write_page,
 )
-from kdn.bench.result import commit_name
+from kdn.bench.common.result import commit_name
 from kdn.errors import BadInput
-from kdn.machine import Machine
+from kdn.machine.facts import Machine
 
 MACHINE = Machine(
     cpu="Abacus", cores=2, flags=(), memory_bytes=24 * 10**9, torch="2.13.0", gpu=None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdn.bench import BenchOptions, load_bench
-from kdn.bench.rerank import agreement
+from kdn.bench.rank.rerank import agreement
 
 EVERY_KEY = {
     "memory_speedup", "bound_share", "disk_speedup", "direct_speedup", "redis_speedup",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdn.bench.work import decode_bytes, prefill_flops
+from kdn.bench.engine.work import decode_bytes, prefill_flops
 from kdn.model.config import parse_config
 
 CONFIG = parse_config(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from kdn.api.store import open_configured_store
 from kdn.config import Config, StoreConfig
 from kdn.core import EXACT
 from kdn.store import open_store
-from kdn.storing import open_configured_store
 from tests.cli.program import finish, kdn, start
 from tests.store.helpers import MODEL, block_id, make_block
 from tests.store.remotes import node_server, redis_server

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kdn.bench import BenchOptions, load_bench
-from kdn.bench.policies import made_up_chats
-from kdn.store.recording import write_trace
+from kdn.bench.store.policies import made_up_chats
+from kdn.store.traces.recording import write_trace
 from tests.cli.program import kdn as invoke
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import kdn
+from kdn.api.store import acting_outlook
 from kdn.config import load_config
 from kdn.cost import PairJct, Placing, PriceSheet, Speed
 from kdn.cost.sheet import TierPrice
 from kdn.cost.units import BytesPerSecond, PerByteHour, PerHour, PerRequest
 from kdn.store.policies import Rules, Use, make_policy
-from kdn.storing import acting_outlook
 from kdn.testing import write_tiny_model
 from tests.cli.program import kdn as invoke
 

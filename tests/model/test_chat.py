@@ -11,7 +11,7 @@ from kdn.clock import ManualClock
 from kdn.core import Prompt, Role
 from kdn.errors import BadInput, WeightsError
 from kdn.model import NEUTRAL_SYSTEM, ChatTemplate, Document, LoadedModel, Message, load_model
-from kdn.model.tokenizer import Tokenizer, load_tokenizer
+from kdn.model.text.tokenizer import Tokenizer, load_tokenizer
 from kdn.testing import TINY_TEMPLATE
 
 USER = Message("user", "Why?")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdn.errors import WeightsError
 from kdn.model import load_model
-from kdn.model.gguf_file import unpack_gguf
+from kdn.model.gguf.file import unpack_gguf
 from tests.model.reference import forward
 
 Tiny = Callable[..., Path]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdn.model import load_model
-from kdn.model.gguf_file import unpack_gguf
+from kdn.model.gguf.file import unpack_gguf
 from tests.model.reference import forward
 
 TOKENS = tuple(int(t) for t in torch.randint(0, 256, (150,), generator=torch.manual_seed(3)))

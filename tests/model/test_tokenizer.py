@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from kdn.errors import WeightsError
 from kdn.model import Tokenizer, load_model
-from kdn.model.gguf_file import unpack_gguf
-from kdn.model.tokenizer import load_tokenizer
+from kdn.model.gguf.file import unpack_gguf
+from kdn.model.text.tokenizer import load_tokenizer
 
 SPECIMENS = (
     "This PEP contains the index of all Python Enhancement Proposals, known as PEPs.",

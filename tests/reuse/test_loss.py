@@ -26,7 +26,8 @@ from kdn.engine import Engine, Limits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import LossRule, PrefixReuse, lossy_recipe
-from kdn.store import CodecQuality, QualityRecord, Store, open_store
+from kdn.reuse.codec_quality import CodecQuality, QualityRecord
+from kdn.store import Store, open_store
 from tests.engine.runs import load_tiny, some_tokens
 
 DOCUMENT = Segment(Role.DOCUMENT, some_tokens(300, 200, seed=8))

@@ -28,9 +28,9 @@ from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse
 from kdn.store import MemoryTier, Store, open_store
-from kdn.store.line import LineSettings
-from kdn.store.remote import DictRemote
-from kdn.store.remote_tier import RemoteSettings, RemoteTier
+from kdn.store.tiers.remote.calls import LineSettings
+from kdn.store.tiers.remote.client import DictRemote
+from kdn.store.tiers.remote.tier import RemoteSettings, RemoteTier
 from kdn.trace import NoTrace
 from tests.engine.runs import load_tiny, some_tokens
 

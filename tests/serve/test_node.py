@@ -16,8 +16,8 @@ from kdn.core import EXACT, PUBLIC_SALT
 from kdn.errors import BadConfig, Unreachable
 from kdn.serve import read_grants
 from kdn.store import PeerRemote, Quotas, Store, encode_block, open_store
-from kdn.store.index import Entry
-from kdn.store.notes import pack_note
+from kdn.store.index.index import Entry
+from kdn.store.tiers.remote.entry_bytes import pack_note
 from tests.store.helpers import MODEL, block_id, make_block
 from tests.store.remotes import node_server
 

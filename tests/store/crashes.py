@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from kdn.store.files import Files
+from kdn.store.tiers.disk.files import Files
 
 DATABASE = "catalogue.sqlite"
 _NAMING = {"create", "rename", "link", "unlink", "mkdir"}

@@ -11,9 +11,7 @@ import numpy as np
 from kdn.core import Cause, KvShape, Recipe
 from kdn.errors import CorruptBlock
 from kdn.store import CODECS, Block, EncodedBlock, encode_block
-from kdn.store.codecs import RunForm
-from kdn.store.codecs.values import write_values
-from kdn.store.format import (
+from kdn.store.block.format import (
     ALIGN,
     MAX_RUN_BYTES,
     PREAMBLE_BYTES,
@@ -22,6 +20,8 @@ from kdn.store.format import (
     decode_header,
     header_bytes,
 )
+from kdn.store.codecs import RunForm
+from kdn.store.codecs.values import write_values
 from tests.store.helpers import block_id
 
 SHAPE = KvShape(num_layers=2, num_kv_heads=1, head_dim=16, dtype="bfloat16")

@@ -19,26 +19,24 @@ from kdn.clock import ManualClock
 from kdn.config import Config, StoreConfig
 from kdn.core import KvShape
 from kdn.errors import CorruptBlock
+from kdn.reuse.codec_quality import CodecQuality, QualityRecord, save_record
 from kdn.store import (
     Block,
-    CodecQuality,
     Delivery,
     Handle,
     LineSettings,
     Loss,
     MemoryTier,
     PeerRemote,
-    QualityRecord,
     RemoteSettings,
     RemoteTier,
     Store,
     encode_block,
     open_store,
-    save_record,
 )
-from kdn.store.delivery import AS_KEPT
-from kdn.store.levels import decode_layers, encode_layers
-from kdn.store.whole import Bytes
+from kdn.store.block.whole import Bytes
+from kdn.store.stream.delivery import AS_KEPT
+from kdn.store.stream.transcode import decode_layers, encode_layers
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import block_id
 from tests.store.remotes import node_server

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from kdn.core import BlockKey, Cause, Fingerprint, KvShape, Recipe
 from kdn.errors import BadInput, CorruptBlock
 from kdn.store import Codec, encode_block
-from kdn.store.codecs import RunForm
-from kdn.store.format import (
+from kdn.store.block.format import (
     ALIGN,
     MAGIC,
     PREAMBLE_BYTES,
@@ -29,6 +28,7 @@ from kdn.store.format import (
     decode_header,
     header_bytes,
 )
+from kdn.store.codecs import RunForm
 from tests.store.helpers import SHAPE, block_id, make_block, run_of
 
 TINY = KvShape(num_layers=2, num_kv_heads=1, head_dim=2, dtype="bfloat16")

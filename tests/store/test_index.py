@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kdn.core import EXACT, BlockId, Cause, Fingerprint, Recipe, chain_hash
-from kdn.store.index import Entry, Family, Index
+from kdn.store.index.index import Entry, Family, Index
 from tests.store.helpers import MODEL, block_id
 
 FAMILY = Family(MODEL, EXACT, "")

@@ -10,15 +10,15 @@ import httpx
 import pytest
 
 import kdn
+from kdn.api.store import open_configured_store
 from kdn.clock import ManualClock
 from kdn.config import Config, StoreConfig
 from kdn.errors import BadInput, NoSpace
 from kdn.serve import ServeSettings, create_app, listen, make_server, read_grants, url_of
-from kdn.serve.node_app import mount_store
 from kdn.serve.run import KdnService
+from kdn.serve.store.app import mount_store
 from kdn.store import Block, Quotas, Rules, open_store
-from kdn.store.limits import Limits, TenantLimits
-from kdn.storing import open_configured_store
+from kdn.store.tenants.limits import Limits, TenantLimits
 from tests.store.helpers import block_id, make_block
 from tests.store.remotes import node_server, running
 

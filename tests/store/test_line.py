@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from kdn.clock import ManualClock, SystemClock
 from kdn.errors import Unreachable
-from kdn.store.breaker import Breaker, BreakerSettings, Phase
-from kdn.store.line import Line, LineSettings
+from kdn.store.tiers.remote.breaker import Breaker, BreakerSettings, Phase
+from kdn.store.tiers.remote.calls import Line, LineSettings
 
 
 def failing() -> int:

@@ -9,7 +9,7 @@ import pytest
 import kdn
 from kdn.config import load_config
 from kdn.errors import BadConfig, BadInput
-from kdn.store.recording import read_trace
+from kdn.store.traces.recording import read_trace
 from kdn.testing import write_tiny_model
 
 

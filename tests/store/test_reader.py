@@ -19,8 +19,8 @@ from kdn.store import (
     TierUsage,
     encode_block,
 )
-from kdn.store.index import Entry
-from kdn.store.tier import Spare
+from kdn.store.index.index import Entry
+from kdn.store.tiers.tier import Spare
 from kdn.trace import NoTrace
 from tests.store.helpers import block_id, make_block, run_of
 

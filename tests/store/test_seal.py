@@ -20,9 +20,9 @@ from kdn.store import (
     read_key_file,
     read_whole,
 )
-from kdn.store.seal import KeyRing, is_sealed
-from kdn.store.tokens import pack_tokens
-from kdn.store.whole import Bytes
+from kdn.store.block.whole import Bytes
+from kdn.store.index.tokens import pack_tokens
+from kdn.store.tiers.seal import KeyRing, is_sealed
 from kdn.trace import NoTrace
 from tests.store.helpers import MODEL, block_id, make_block, run_of
 

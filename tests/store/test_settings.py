@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import kdn
+from kdn.api.store import open_configured_store
+from kdn.calibration.times import jct_path
 from kdn.config import Config, StoreConfig
 from kdn.core import JctModel
 from kdn.cost import save_jct
 from kdn.store import LineSettings, RemoteSettings, RemoteTier
-from kdn.storing import open_configured_store
-from kdn.timing import jct_path
 
 
 def test_every_far_setting_reaches_its_tier(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from kdn.clock import ManualClock
 from kdn.errors import BadInput
 from kdn.store.policies import POLICIES
-from kdn.store.recording import LookupRecorder, TraceRequest, read_trace, write_trace
-from kdn.store.replay import replay
-from kdn.store.simulate import OPTIMUM, Belady, simulate
+from kdn.store.traces.recording import LookupRecorder, TraceRequest, read_trace, write_trace
+from kdn.store.traces.replay import replay
+from kdn.store.traces.simulate import OPTIMUM, Belady, simulate
 
 TRACE = Path(__file__).parents[3] / "shared/data/mooncake_traces/conversation_trace.jsonl.gz"
 

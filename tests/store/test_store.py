@@ -24,7 +24,7 @@ from kdn.store import (
     Store,
     open_store,
 )
-from kdn.store.tier import Spare
+from kdn.store.tiers.tier import Spare
 from kdn.trace import Recorder
 from tests.store.helpers import MODEL, block_id, make_block, run_of
 

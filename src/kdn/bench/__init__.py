@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-from kdn.bench.report import print_result, write_json, write_page
-from kdn.bench.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.report import print_result, write_json, write_page
+from kdn.bench.common.result import BenchOptions, Figure, Result, Row
 from kdn.errors import BadInput
 
 __all__ = [
@@ -22,21 +22,21 @@ __all__ = [
 ]
 
 BENCHES: dict[str, str] = {
-    "blend": "kdn.bench.blend",
-    "blend-load": "kdn.bench.blend_load",
-    "codecs": "kdn.bench.codecs",
-    "cost": "kdn.bench.cost",
-    "engine": "kdn.bench.engine",
-    "jct": "kdn.bench.jct",
-    "kdn": "kdn.bench.knowledge",
-    "l4s": "kdn.bench.l4s",
-    "label": "kdn.bench.label",
-    "mil": "kdn.bench.mil",
-    "ndcg": "kdn.bench.ndcg",
-    "policies": "kdn.bench.policies",
-    "rerank": "kdn.bench.rerank",
-    "stack": "kdn.bench.stack",
-    "store": "kdn.bench.store",
+    "blend": "kdn.bench.blend.blend",
+    "blend-load": "kdn.bench.blend.load",
+    "codecs": "kdn.bench.store.codecs",
+    "cost": "kdn.bench.store.cost",
+    "engine": "kdn.bench.engine.engine",
+    "jct": "kdn.bench.jobs.jct",
+    "kdn": "kdn.bench.knowledge.knowledge",
+    "l4s": "kdn.bench.l4s.l4s",
+    "label": "kdn.bench.jobs.label",
+    "mil": "kdn.bench.jobs.mil",
+    "ndcg": "kdn.bench.rank.ndcg",
+    "policies": "kdn.bench.store.policies",
+    "rerank": "kdn.bench.rank.rerank",
+    "stack": "kdn.bench.store.stack",
+    "store": "kdn.bench.store.store",
 }
 """Name to module; each module has `run(options) -> Result` and opens with its question."""
 

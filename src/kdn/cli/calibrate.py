@@ -11,7 +11,7 @@ from kdn.cli.options import DeviceOption, DtypeOption, HomeOption, JsonOption, M
 from kdn.cli.show import emit, say, table
 
 if TYPE_CHECKING:
-    from kdn.store import QualityRecord
+    from kdn.reuse.codec_quality import QualityRecord
 
 __all__ = ["calibrate", "records_of", "show_record"]
 
@@ -31,11 +31,11 @@ def calibrate(
     Without a record no lossy codec is ever chosen by itself.
     """
     import kdn
-    from kdn.calibrate import calibrate as measure
-    from kdn.calibrate import probes, read_texts
+    from kdn.calibration.codecs import calibrate as measure
+    from kdn.calibration.codecs import probes, read_texts
     from kdn.clock import SystemClock
     from kdn.corpus import corpus_files
-    from kdn.store import save_record
+    from kdn.reuse.codec_quality import save_record
 
     texts = read_texts(data) if data else [file.read_text("utf-8") for file in corpus_files()]
     with kdn.open(model, home=home, device=device, dtype=dtype) as opened:
@@ -66,7 +66,7 @@ def show_record(record: QualityRecord) -> None:
 def records_of(home: Path) -> list[QualityRecord]:
     """Every record in this home folder that can be read."""
     from kdn.core import Fingerprint
-    from kdn.store import load_record
+    from kdn.reuse.codec_quality import load_record
 
     names = sorted(path.stem for path in (home / "calibration").glob("*.json"))
     found = (load_record(home, Fingerprint(name)) for name in names)

@@ -265,7 +265,7 @@ def trace(
     A trace that does not say which text is the same has no hit rate: only computing is priced.
     """
     from kdn.cost import load_speed
-    from kdn.store.simulate import OPTIMUM
+    from kdn.store.traces.simulate import OPTIMUM
 
     sheet, how_fast = _prices(prices), load_speed(speed)
     chosen = sheet.tier(tier) if tier else next(iter(sheet.tiers.values()))
@@ -286,8 +286,8 @@ def trace(
 def _replays(file: Path, capacity: list[str] | None, policies: list[str], token_bytes: int) -> Any:
     """Capacity, policy and what became of each request."""
     from kdn.cli.simulate import capacity_bytes
-    from kdn.store.recording import read_trace
-    from kdn.store.simulate import served_by
+    from kdn.store.traces.recording import read_trace
+    from kdn.store.traces.simulate import served_by
 
     requests = read_trace(file)
     block_bytes = requests[0].block_tokens * token_bytes

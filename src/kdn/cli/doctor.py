@@ -11,7 +11,7 @@ __all__ = ["doctor"]
 def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Measure this machine, and choose the number format that suits it."""
     from kdn.clock import SystemClock
-    from kdn.doctor import examine, format_diagnosis
+    from kdn.machine.doctor import examine, format_diagnosis
 
     say("measuring for a few seconds")
     diagnosis = examine(read_settings(home).home, SystemClock())

@@ -37,8 +37,8 @@ def node(
     """Serve this machine's stored KV to other engines until Ctrl-C. Needs no model."""
     need_serve_extra()
     import kdn
+    from kdn.api.store import open_configured_store
     from kdn.serve import ServeSettings, create_node_app, listen, make_server, read_grants, url_of
-    from kdn.storing import open_configured_store
 
     config = read_settings(home)
     grants = read_grants(

@@ -12,8 +12,8 @@ from kdn.cli.show import emit, say, size_text, table
 from kdn.errors import BadInput
 
 if TYPE_CHECKING:
-    from kdn.store.recording import TraceRequest
-    from kdn.store.simulate import SimulatedRun
+    from kdn.store.traces.recording import TraceRequest
+    from kdn.store.traces.simulate import SimulatedRun
 
 __all__ = ["capacity_bytes", "simulate"]
 
@@ -41,9 +41,9 @@ def simulate(
     A trace is what `[store] record` in kdn.toml writes, or one in Mooncake's format.
     """
     from kdn.store.policies import POLICIES
-    from kdn.store.recording import read_trace
-    from kdn.store.simulate import OPTIMUM
-    from kdn.store.simulate import simulate as run
+    from kdn.store.traces.recording import read_trace
+    from kdn.store.traces.simulate import OPTIMUM
+    from kdn.store.traces.simulate import simulate as run
 
     requests = read_trace(trace)
     block_bytes = requests[0].block_tokens * token_bytes

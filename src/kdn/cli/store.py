@@ -35,8 +35,8 @@ store.command()(simulate)
 @store.command("stat")
 def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show how much is stored, and where."""
-    from kdn.store.shapes import stat_shape
-    from kdn.storing import acting_outlook
+    from kdn.api.store import acting_outlook
+    from kdn.store.admin.shapes import stat_shape
 
     with opened(home) as found:
         stat, ledger = found.stat(), _ledger(found, home)
@@ -84,7 +84,7 @@ def _ledger(found: Store, home: Path | None) -> Ledger:
 
 def _blends(home: Path | None) -> list[dict[str, Any]]:
     """What the quality guard has found, a model and a collection at a time."""
-    from kdn.quality import read_records
+    from kdn.reuse.blend.record import read_records
 
     settings = read_settings(home)
     return [
@@ -124,8 +124,8 @@ def quota(
 ) -> None:
     """Show what each tenant holds in each tier and may hold, or decide about one."""
     from kdn.errors import BadInput
-    from kdn.store.limits import TenantLimits
-    from kdn.store.shapes import quota_shape
+    from kdn.store.admin.shapes import quota_shape
+    from kdn.store.tenants.limits import TenantLimits
 
     if salt is None and (forget or limit is not None or priority is not None):
         raise BadInput("say about which tenant: --salt NAME")
@@ -179,7 +179,7 @@ def clear(
     as_json: JsonOption = False,
 ) -> None:
     """Throw stored KV away, all or some. Documents stay; KV is computed again when needed."""
-    from kdn.store.manage import forget
+    from kdn.store.admin.manage import forget
 
     with picked(home, key, salt, fingerprint, tier) as (found, keys):
         if not yes:
@@ -209,8 +209,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write blocks to one portable file."""
-    from kdn.store.bundle import export_blocks
-    from kdn.store.files import system_errors
+    from kdn.store.admin.bundle import export_blocks
+    from kdn.store.tiers.disk.files import system_errors
 
     with (
         picked(home, key, salt, fingerprint) as (found, keys),
@@ -230,7 +230,7 @@ def take_in(
     as_json: JsonOption = False,
 ) -> None:
     """Take in the blocks of a bundle, each checked whole before it is kept."""
-    from kdn.store.bundle import import_blocks
+    from kdn.store.admin.bundle import import_blocks
 
     with opened(home) as found, file.open("rb") as bundle:
         done = import_blocks(found, bundle, salt)

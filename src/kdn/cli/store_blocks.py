@@ -12,7 +12,7 @@ from kdn.cli.show import emit, say, size_text
 from kdn.cli.which import FingerprintOption, KeyOption, SaltOption, picked
 
 if TYPE_CHECKING:
-    from kdn.store.manage import Done
+    from kdn.store.admin.manage import Done
 
 __all__ = ["compress", "copy", "move", "pin", "tell", "unpin", "warm"]
 
@@ -40,7 +40,7 @@ def warm(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch blocks from tiers across the network onto this machine's disk, before they are asked for."""
-    from kdn.store.manage import warm as bring
+    from kdn.store.admin.manage import warm as bring
 
     with picked(home, key, salt, fingerprint) as (found, keys):
         tell(bring(found, keys), "warmed", as_json)
@@ -90,7 +90,7 @@ def copy(
     as_json: JsonOption = False,
 ) -> None:
     """Put blocks into another tier too."""
-    from kdn.store.manage import copy as carry
+    from kdn.store.admin.manage import copy as carry
 
     with picked(home, key, salt, fingerprint, source) as (found, keys):
         tell(carry(found, keys, to, source), "copied", as_json)
@@ -107,7 +107,7 @@ def move(
     as_json: JsonOption = False,
 ) -> None:
     """Put blocks into another tier, and out of the one they are in."""
-    from kdn.store.manage import move as carry
+    from kdn.store.admin.manage import move as carry
 
     with picked(home, key, salt, fingerprint, source) as (found, keys):
         tell(carry(found, keys, to, source), "moved", as_json)
@@ -123,7 +123,7 @@ def compress(
     as_json: JsonOption = False,
 ) -> None:
     """Write blocks anew with another codec."""
-    from kdn.store.manage import compress as rewrite
+    from kdn.store.admin.manage import compress as rewrite
 
     with picked(home, key, salt, fingerprint) as (found, keys):
         tell(rewrite(found, keys, codec), "rewrote", as_json)

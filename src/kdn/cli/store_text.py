@@ -77,7 +77,7 @@ def lookup(
     as_json: JsonOption = False,
 ) -> None:
     """Show how much of each document's KV would hit, and from which tier. Computes nothing."""
-    from kdn.store.shapes import lookup_shape
+    from kdn.store.admin.shapes import lookup_shape
 
     owner = _salt(salt, public)
     shown = []

@@ -39,7 +39,7 @@ TierOption = Annotated[str | None, typer.Option("--tier", help="What lies in thi
 @contextmanager
 def opened(home: Path | None) -> Iterator[Store]:
     """The store of this home folder, without any model."""
-    from kdn.storing import open_configured_store
+    from kdn.api.store import open_configured_store
     from kdn.trace import Recorder
 
     trace = Recorder()
@@ -73,6 +73,6 @@ def chosen(
     Raises BadInput for a key or a tier that is not there.
     """
     from kdn.core import BlockKey
-    from kdn.store.manage import Which, select
+    from kdn.store.admin.manage import Which, select
 
     return select(store, Which(tuple(map(BlockKey, keys or ())), salt, fingerprint, tier))

@@ -29,11 +29,11 @@ from kdn.engine.prefill import PrefillLine
 from kdn.engine.sampling import Sampler
 from kdn.engine.stream import LiveStream
 from kdn.errors import BadInput, CorruptBlock, EngineFailed, PromptTooLong, UnknownModel
+from kdn.machine.threads import give_up_workers
 from kdn.model import LoadedModel, LoraAdapter
 from kdn.model.attention import Attention
 from kdn.schedule import Fcfs, WaitingRoom
 from kdn.trace import NoTrace, Trace
-from kdn.workers import give_up_workers
 
 __all__ = ["Engine", "EngineStat"]
 

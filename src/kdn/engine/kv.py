@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kdn.core import KvShape
-from kdn.pages import allocate
+from kdn.machine.memory import allocate
 
 __all__ = ["EXTENT", "Head", "HeadPool", "KvBudget", "SequenceKV", "Tail", "extents", "zeros"]
 

@@ -11,14 +11,14 @@ import torch
 from kdn.clock import Clock, SystemClock
 from kdn.errors import BadConfig
 from kdn.model.catalogue import resolve
-from kdn.model.chat import ChatTemplate
 from kdn.model.decoder import Decoder
 from kdn.model.digest import DigestCache
 from kdn.model.folder import build_decoder, read_config
-from kdn.model.gguf_file import unpack_gguf
+from kdn.model.gguf.file import unpack_gguf
 from kdn.model.kernels import Kernels
 from kdn.model.lora import LoraAdapter, load_adapter
-from kdn.model.tokenizer import Tokenizer, load_tokenizer
+from kdn.model.text.chat import ChatTemplate
+from kdn.model.text.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["DTYPES", "LoadedModel", "load_model", "pick_device", "pick_dtype"]
 

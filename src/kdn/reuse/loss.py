@@ -18,7 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdn.core import EXACT, Cause, Fingerprint, Recipe, Request
-from kdn.store import CODECS, Codec, Loss, QualityRecord
+from kdn.reuse.codec_quality import QualityRecord
+from kdn.store import CODECS, Codec, Loss
 
 __all__ = ["LossRule", "lossy_recipe"]
 

@@ -28,6 +28,7 @@ from kdn.core import (
     chain_hash,
     chain_hashes,
 )
+from kdn.reuse.load_or_compute import EstimateS, worth_loading
 from kdn.reuse.loss import LossRule, lossy_recipe
 from kdn.reuse.source import StoreSource
 from kdn.store import (
@@ -36,13 +37,11 @@ from kdn.store import (
     BlockHit,
     Codec,
     Delivery,
-    EstimateS,
     LookupRecorder,
     Match,
     Reader,
     Store,
     cut_blocks,
-    worth_loading,
 )
 
 __all__ = ["PrefixReuse"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from kdn.serve.app import create_app
-from kdn.serve.grants import Grant, read_grants
 from kdn.serve.listen import listen, make_server, url_of
-from kdn.serve.node_app import create_node_app, mount_store
 from kdn.serve.service import (
     Embedded,
     Load,
@@ -14,6 +12,8 @@ from kdn.serve.service import (
     Vocabulary,
 )
 from kdn.serve.settings import ServeSettings
+from kdn.serve.store.app import create_node_app, mount_store
+from kdn.serve.store.grants import Grant, read_grants
 
 __all__ = [
     "Embedded",

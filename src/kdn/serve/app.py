@@ -12,20 +12,20 @@ from starlette.middleware import Middleware
 
 from kdn.clock import Clock, SystemClock
 from kdn.errors import KdnError
-from kdn.serve.about import about_routes
-from kdn.serve.chat import chat_routes
-from kdn.serve.completions import completion_routes
-from kdn.serve.desk import Desk
-from kdn.serve.embeddings import embedding_routes
-from kdn.serve.faults import fault_of, http_fault, response, validation_fault
-from kdn.serve.grants import Grant
-from kdn.serve.guard import Guard
+from kdn.serve.auth import Guard
+from kdn.serve.errors import fault_of, http_fault, response, validation_fault
 from kdn.serve.metrics import Metrics
-from kdn.serve.onetoken import one_token_routes
-from kdn.serve.rerank import rerank_routes
+from kdn.serve.openai.chat import chat_routes
+from kdn.serve.openai.completions import completion_routes
+from kdn.serve.openai.context import Desk
+from kdn.serve.openai.embeddings import embedding_routes
+from kdn.serve.openai.rerank import rerank_routes
+from kdn.serve.openai.score import one_token_routes
+from kdn.serve.openai.tokenize import token_routes
 from kdn.serve.service import Service
 from kdn.serve.settings import ServeSettings
-from kdn.serve.tokens import token_routes
+from kdn.serve.status import about_routes
+from kdn.serve.store.grants import Grant
 
 __all__ = ["create_app", "speak_openai"]
 

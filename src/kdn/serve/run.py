@@ -12,11 +12,11 @@ from kdn.errors import BadInput, EngineFailed
 from kdn.model import Document, Message
 from kdn.rank import TEMPLATES, Asking
 from kdn.serve.app import create_app
-from kdn.serve.grants import Grant
 from kdn.serve.listen import make_server
-from kdn.serve.node_app import mount_store
 from kdn.serve.service import Embedded, Load, StoreNumbers, Vocabulary
 from kdn.serve.settings import ServeSettings
+from kdn.serve.store.app import mount_store
+from kdn.serve.store.grants import Grant
 from kdn.store import Match
 
 __all__ = ["KdnService", "run"]

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from kdn.store.block import Block, block_ids, cut_blocks
+from kdn.store.block.block import Block, block_ids, cut_blocks
+from kdn.store.block.format import EncodedBlock, Header, encode_block
+from kdn.store.block.reader import Reader
+from kdn.store.block.whole import check_whole, read_whole
 from kdn.store.codecs import CODECS, Codec, NoCodec
-from kdn.store.delivery import Delivery, Loss
-from kdn.store.disk import DiskTier
-from kdn.store.format import EncodedBlock, Header, encode_block
-from kdn.store.index import BlockHit, Match
-from kdn.store.line import LineSettings
-from kdn.store.memory import MemoryTier
-from kdn.store.notes import pack_note, read_note
-from kdn.store.objects import ObjectRemote
-from kdn.store.opening import FarSettings, open_store
-from kdn.store.peer import PeerRemote
+from kdn.store.index.index import BlockHit, Match
+from kdn.store.open import FarSettings, open_store
 from kdn.store.policies import Policy, Rules, Use
-from kdn.store.quality import CodecQuality, QualityRecord, load_record, save_record
-from kdn.store.quotas import Quotas
-from kdn.store.reader import Reader
-from kdn.store.recording import LookupRecorder
-from kdn.store.redis import RedisRemote
-from kdn.store.remote import DictRemote, Listed, News, Remote
-from kdn.store.remote_tier import RemoteSettings, RemoteTier
-from kdn.store.seal import KeyRing, read_key_file
 from kdn.store.stat import ScrubReport, StoreStat
 from kdn.store.store import Store
-from kdn.store.tier import Changes, Handle, Life, NoTier, Tier, TierUsage
-from kdn.store.verdict import EstimateS, worth_loading
-from kdn.store.whole import check_whole, read_whole
+from kdn.store.stream.delivery import Delivery, Loss
+from kdn.store.tenants.quotas import Quotas
+from kdn.store.tiers.disk.disk import DiskTier
+from kdn.store.tiers.memory import MemoryTier
+from kdn.store.tiers.remote.calls import LineSettings
+from kdn.store.tiers.remote.client import DictRemote, Listed, News, Remote
+from kdn.store.tiers.remote.entry_bytes import pack_note, read_note
+from kdn.store.tiers.remote.objects import ObjectRemote
+from kdn.store.tiers.remote.peer import PeerRemote
+from kdn.store.tiers.remote.redis import RedisRemote
+from kdn.store.tiers.remote.tier import RemoteSettings, RemoteTier
+from kdn.store.tiers.seal import KeyRing, read_key_file
+from kdn.store.tiers.tier import Changes, Handle, Life, NoTier, Tier, TierUsage
+from kdn.store.traces.recording import LookupRecorder
 
 __all__ = [
     "CODECS",
@@ -35,12 +33,10 @@ __all__ = [
     "BlockHit",
     "Changes",
     "Codec",
-    "CodecQuality",
     "Delivery",
     "DictRemote",
     "DiskTier",
     "EncodedBlock",
-    "EstimateS",
     "FarSettings",
     "Handle",
     "Header",
@@ -58,7 +54,6 @@ __all__ = [
     "ObjectRemote",
     "PeerRemote",
     "Policy",
-    "QualityRecord",
     "Quotas",
     "Reader",
     "RedisRemote",
@@ -76,12 +71,9 @@ __all__ = [
     "check_whole",
     "cut_blocks",
     "encode_block",
-    "load_record",
     "open_store",
     "pack_note",
     "read_key_file",
     "read_note",
     "read_whole",
-    "save_record",
-    "worth_loading",
 ]

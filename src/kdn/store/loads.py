@@ -9,10 +9,10 @@ from functools import partial
 
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, StoreError
-from kdn.store.format import EncodedBlock
-from kdn.store.links import Links, TimedHandle
-from kdn.store.reader import Load, read_header
-from kdn.store.tier import Tier
+from kdn.store.block.format import EncodedBlock
+from kdn.store.block.reader import Load, read_header
+from kdn.store.stream.throughput import Links, TimedHandle
+from kdn.store.tiers.tier import Tier
 
 __all__ = ["Loads"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdn.core import BlockKey
 from kdn.errors import StoreError
 from kdn.store.stat import Counts
-from kdn.store.tier import Tier
+from kdn.store.tiers.tier import Tier
 from kdn.trace import Trace
 
 __all__ = ["Mishaps"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kdn.core import BlockKey
-from kdn.store.tier import TierUsage
+from kdn.store.tiers.tier import TierUsage
 
 __all__ = ["Counts", "ScrubReport", "StoreStat"]
 

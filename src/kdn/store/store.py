@@ -24,24 +24,24 @@ from typing import Self
 from kdn.clock import Clock, SystemClock
 from kdn.core import PUBLIC_SALT, BlockId, BlockKey, ContentId, Fingerprint, Recipe
 from kdn.errors import BadInput, CorruptBlock, LostBlock, StoreError
-from kdn.store.block import Block
+from kdn.store.block.block import Block
+from kdn.store.block.format import EncodedBlock
+from kdn.store.block.reader import Load, Reader
 from kdn.store.codecs import Codec, NoCodec
-from kdn.store.delivery import DeliveredLoad, Delivery
-from kdn.store.format import EncodedBlock
-from kdn.store.index import BlockHit, Entry, Family, Index, Match
-from kdn.store.intake import Intake, Pays
-from kdn.store.journal import Journal, Pages
-from kdn.store.lasting import LastingPins
-from kdn.store.limits import Limits
-from kdn.store.links import Links
+from kdn.store.index.index import BlockHit, Entry, Family, Index, Match
+from kdn.store.index.journal import Journal, Pages
 from kdn.store.loads import Loads
 from kdn.store.mishaps import Mishaps
-from kdn.store.pins import Pins
-from kdn.store.quotas import Quotas
-from kdn.store.reader import Load, Reader
 from kdn.store.stat import Counts, ScrubReport, StoreStat
-from kdn.store.tenancy import Tenancy
-from kdn.store.tier import Handle, Life, Tier
+from kdn.store.stream.delivery import DeliveredLoad, Delivery
+from kdn.store.stream.throughput import Links
+from kdn.store.tenants.limits import Limits
+from kdn.store.tenants.pins import Pins
+from kdn.store.tenants.quotas import Quotas
+from kdn.store.tenants.shared_pins import LastingPins
+from kdn.store.tenants.tenancy import Tenancy
+from kdn.store.tiers.tier import Handle, Life, Tier
+from kdn.store.writer import Intake, Pays
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["MEMORY_BYTES", "Store"]

@@ -27,8 +27,8 @@ from kdn.core import (
     TokenProb,
     Usage,
 )
-from kdn.quality import GuardRecord, read_records, write_record
 from kdn.reuse.blend import Controller, Guard, Stopwatch, divergence
+from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.trace import Recorder, Value
 
 SHAPE = KvShape(num_layers=10, num_kv_heads=2, head_dim=5, dtype="float16")  # 400 bytes a token

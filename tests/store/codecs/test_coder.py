@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdn.compiler import NoCompiler
 from kdn.core import KvShape
 from kdn.errors import CorruptBlock
+from kdn.machine.compiler import NoCompiler
 from kdn.store.codecs import Coder, NativeCoder, NumpyCoder, RunForm
 from kdn.store.codecs.coder import Bytes, Restoring, Symbols
 from kdn.store.codecs.shapes import ESCAPE, NUM_SHAPES, shapes

@@ -22,7 +22,7 @@ from kdn.store.policies import (
     Value,
     make_policy,
 )
-from kdn.store.replay import ReplayedTier
+from kdn.store.traces.replay import ReplayedTier
 
 
 def use(name: str, start: int = 0, at_s: float = 0.0) -> Use:

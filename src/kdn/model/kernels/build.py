@@ -12,7 +12,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdn.compiler import NoCompiler, compile_shared, cpu_flags, source_name
+from kdn.machine.compiler import NoCompiler, compile_shared, cpu_flags, source_name
 
 __all__ = ["Kernels", "NoKernel", "load"]
 

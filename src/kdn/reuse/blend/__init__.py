@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kdn.reuse.blend.afterwards import Afterwards
 from kdn.reuse.blend.asking import Asked, Mass
 from kdn.reuse.blend.chunks import Chunk, Shelf
 from kdn.reuse.blend.controller import Controller, Stopwatch
@@ -14,7 +13,6 @@ from kdn.reuse.blend.rules import Deviation, Drawn, Leading, Naive, Rule
 
 __all__ = [
     "BLENDED",
-    "Afterwards",
     "Asked",
     "BlendReuse",
     "Chunk",

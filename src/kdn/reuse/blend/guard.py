@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from kdn.core import Blend, Finish, Generator, Keeping, Request, Sampling, Token
-from kdn.quality import GuardRecord
 from kdn.reuse.blend.controller import Controller
+from kdn.reuse.blend.record import GuardRecord
 from kdn.reuse.blend.watch import GuardStat, Watch, next_ratio
 from kdn.trace import Trace
 

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
-from kdn.quality import GuardRecord
+from kdn.reuse.blend.record import GuardRecord
 
 __all__ = ["GuardStat", "Watch", "next_ratio"]
 

@@ -1,0 +1,11 @@
+"""What people call: `kdn.open(...)` and the verbs of the object that it returns.
+
+Trades in texts and answers.  The CLI, the servers, the benchmarks and users import it; it builds and
+joins every other room.  Start reading at `kdn.py`.
+"""
+
+from kdn.api.answers import Answer, Source
+from kdn.api.kdn import Kdn, blending, open  # noqa: A004  kdn.open, as in gzip.open
+from kdn.rank import Ranked, Ranking
+
+__all__ = ["Answer", "Kdn", "Ranked", "Ranking", "Source", "blending", "open"]

@@ -1,0 +1,1 @@
+"""Benchmarks of blending: quality, time to first token, load."""

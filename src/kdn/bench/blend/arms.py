@@ -1,0 +1,218 @@
+"""The ways to choose rows that the blending benchmark compares, the impossible ones included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kdn.bench.blend.lab import Case, Held, Lab, true_deviation
+from kdn.calibration.drift import drift_share
+from kdn.core import Plan, StoredRun
+from kdn.errors import BadInput
+from kdn.model.attention import Attention, AttentionLane, BoundAttention, TorchAttention
+from kdn.model.rope import rotate
+from kdn.reuse.blend import Asked, Deviation, Drawn, Layout, Leading, Mass, Naive, Rule
+from kdn.reuse.blend.rules import chosen_rows
+
+__all__ = [
+    "ATTENTION",
+    "DRIFT",
+    "FULL",
+    "HALF",
+    "HKVD",
+    "LEAN",
+    "NAIVE",
+    "NOISE",
+    "OURS",
+    "RANDOM",
+    "RATIO",
+    "WHOLE",
+    "Arm",
+    "BottomRight",
+    "arms",
+    "chosen_arms",
+    "default_way",
+]
+
+RATIO = 0.15
+FULL, NAIVE = "full prefill", "naive"
+OURS, HKVD, RANDOM = "half the drift and question's attention", "HKVD by V", "random"
+ATTENTION, DRIFT = "question's attention", "drift alone"
+WHOLE = "drift and question's attention"
+HALF = 0.5
+"""The share of the drift that kdn takes off a model that it knows nothing of."""
+FIRST = "first of each chunk"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way of computing the prompt."""
+
+    name: str
+    ratio: float
+    rule: Rule
+    attention: Attention | None = None
+    unmoved: bool = False
+    """Leave the keys at the positions they were computed at."""
+    undrifted: float = 0.0
+    """The share of the model's drift that is taken off the stored keys."""
+
+    @property
+    def key(self) -> str:
+        """Its name among judged rows."""
+        return f"{self.name}@{self.ratio}"
+
+    def base(self, lab: Lab, case: Case) -> Plan:
+        """The plan that the rule refines."""
+        base = lab.base(case, undrifted=self.undrifted)
+        return _unmoved(lab, case, base) if self.unmoved else base
+
+
+LEAN = ("naive", "drift", "random", "hkvd", "attention", "ours")
+"""The ways that a claim needs: what is compared with, and what is claimed."""
+_RULES: dict[str, tuple[str, Rule]] = {
+    "random": (RANDOM, Drawn()),
+    "hkvd": (HKVD, Deviation("v")),
+    "first": (FIRST, Leading()),
+    "attention": (ATTENTION, Asked()),
+}
+
+NOISE = Arm("all rows again", 1.0, Drawn())
+"""Every row behind the first chunk anew: what differs is the noise of the arithmetic."""
+
+
+def default_way(model: str) -> str:
+    """What kdn does with that model unless told otherwise."""
+    return WHOLE if drift_share(model) == 1 else OURS
+
+
+def chosen_arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
+    """The ways of these names at each of these ratios; naive reuse, which mends nothing, once.
+
+    Raises BadInput, naming those there are, for an unknown name.
+    """
+    known = ("naive", "drift", "ours", "whole", *_RULES)
+    for name in names:
+        if name not in known:
+            raise BadInput(f"no way of blending {name!r} to compare; there are {', '.join(known)}")
+    found = [Arm(NAIVE, 0.0, Naive())] if "naive" in names else []
+    found += [Arm(DRIFT, 0.0, Naive(), undrifted=1.0)] if "drift" in names else []
+    for ratio in ratios:
+        found += [_ruled(name, ratio) for name in names if name in _RULES]
+        found += [Arm(OURS, ratio, Asked(), undrifted=HALF)] if "ours" in names else []
+        found += [Arm(WHOLE, ratio, Asked(), undrifted=1.0)] if "whole" in names else []
+    return found
+
+
+def _ruled(name: str, ratio: float) -> Arm:
+    title, rule = _RULES[name]
+    return Arm(title, ratio, rule)
+
+
+def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list[Arm]:
+    """The arms of a prompt: the main ones, with the noise floor, or all down to the rare ones."""
+    main = [
+        Arm(NAIVE, 0.0, Naive()),
+        Arm(RANDOM, RATIO, Drawn()),
+        Arm(HKVD, RATIO, Deviation("v")),
+        Arm(FIRST, RATIO, Leading()),
+        Arm(DRIFT, 0.0, Naive(), undrifted=1.0),
+        Arm(ATTENTION, RATIO, Asked()),
+        Arm(ATTENTION, 0.3, Asked()),
+        Arm(OURS, RATIO, Asked(), undrifted=HALF),
+        Arm(OURS, 0.3, Asked(), undrifted=HALF),
+        Arm(WHOLE, RATIO, Asked(), undrifted=1.0),
+    ]
+    if which != "every":
+        return [*main, NOISE] if which == "noise" else main
+    deviation = true_deviation(case, 1).mean(dim=0)
+    attended = _true_mass(lab, case)
+    curve = [
+        Arm(name, ratio, rule, undrifted=HALF * (name == OURS))
+        for ratio in (0.05, 0.3, 0.5)
+        for name, rule in (
+            (OURS, Asked()),
+            (ATTENTION, Asked()),
+            (HKVD, Deviation("v")),
+            (RANDOM, Drawn()),
+        )
+        if ratio != 0.3 or name not in (OURS, ATTENTION)
+    ]
+    rare = [
+        NOISE,
+        Arm("naive, not moved", 0.0, Naive(), unmoved=True),
+        Arm("HKVD by K", RATIO, Deviation("k")),
+        Arm("HKVD by K and V", RATIO, Deviation("kv")),
+        Arm("HKVD by V, gradual", RATIO, Deviation("v", gradual=True)),
+        Arm("HKVD by V, released mask", RATIO, Deviation("v"), attention=BottomRight()),
+        Arm("question's attention, all layers", RATIO, Asked(skip=0.0)),
+        Arm("oracle: V deviation", RATIO, Known(deviation)),
+        Arm("oracle: attention", RATIO, Known(attended)),
+        Arm("oracle: attention x V deviation", RATIO, Known(attended * deviation)),
+    ]
+    return main + rare + curve
+
+
+@dataclass(frozen=True)
+class Known:
+    """Rows by a worth that is known beforehand, [columns]: how oracles choose."""
+
+    worth: Tensor
+
+    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+        best = torch.topk(self.worth[layout.reused], count).indices
+        return chosen_rows(base, layout, layout.reused[best])
+
+
+def _true_mass(lab: Lab, case: Case) -> Tensor:
+    """What the question attends to in a full prefill."""
+    seen = Mass(case.layout, first=lab.num_layers // 2, every=2)
+    lab.run(case, Plan(case.tokens, observers=(seen,)))
+    return seen.total
+
+
+def _unmoved(lab: Lab, case: Case, base: Plan) -> Plan:
+    """Keys turned so that moving them puts them back where they were computed: behind the prelude."""
+    rope, home = lab.model.decoder.rope, case.home
+    runs = []
+    for run in base.stored:
+        assert isinstance(run.source, Held), "the lab holds its chunks in memory"
+        kv = run.source.kv.clone()
+        shift = torch.full((kv.shape[2],), home - run.start)
+        cos, sin = rope.tables(shift)
+        for layer in kv[:, 0]:
+            layer.copy_(rotate(layer, cos, sin))
+        runs.append(StoredRun(run.start, Held(kv)))
+    return replace(base, stored=tuple(runs))
+
+
+class BottomRight(TorchAttention):
+    """The mask of the released code: m rows see as if they were the prompt's last m positions."""
+
+    def bind(self, lanes: Sequence[AttentionLane], cos: Tensor, sin: Tensor) -> BoundAttention:
+        return _Misaligned(super().bind(lanes, cos, sin), super().bind(_last(lanes), cos, sin))
+
+
+def _last(lanes: Sequence[AttentionLane]) -> list[AttentionLane]:
+    moved = []
+    for lane in lanes:
+        stop = int(lane.positions[-1]) + 1
+        moved.append(replace(lane, positions=torch.arange(stop - lane.num_rows, stop)))
+    return moved
+
+
+class _Misaligned(BoundAttention):
+    """Writes where rows belong, and reads as if they stood at the end."""
+
+    def __init__(self, placing: BoundAttention, reading: BoundAttention) -> None:
+        self._placing, self._reading = placing, reading
+
+    def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self._placing.place(layer, q, k, v)
+
+    def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
+        return self._reading.attend(layer, q, window)

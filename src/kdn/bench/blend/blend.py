@@ -1,0 +1,301 @@
+"""What does blending save, and what does it cost in quality, beside every other way to choose rows?
+
+Quality (`--only quality`): prompts of eight documents, each computed alone behind the prelude; every
+arm's distribution against the full prefill's.  Timing (`--only timing`): time to the first token
+through the real engine, interleaved with full prefills.  With `--rows FILE` judged prompts are kept,
+and a later run goes on from them, so that the slow part may run anywhere, at any time; a run of the
+timing alone reports those that are there.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from kdn import api
+from kdn.bench.blend.arms import (
+    ATTENTION,
+    FULL,
+    HKVD,
+    LEAN,
+    NAIVE,
+    NOISE,
+    OURS,
+    RANDOM,
+    RATIO,
+    WHOLE,
+    Arm,
+    chosen_arms,
+    default_way,
+)
+from kdn.bench.blend.lab import Lab
+from kdn.bench.blend.prompts import Asked, questions
+from kdn.bench.blend.quality import Judged, geometric, interval, judge, judged_before
+from kdn.bench.blend.timing import BLEND, DISK, FULL_TIME, Timed, longer, time_ways
+from kdn.bench.common.measure import median, ratio
+from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.engine.lineup import opened
+from kdn.errors import BadInput
+from kdn.machine.facts import describe_machine
+
+__all__ = ["run"]
+
+_PROMPTS = 100
+_QUICK_PROMPTS = 2
+_PARTS = (None, "all", "quality", "timing")
+_HKVD, _RANDOM = f"{HKVD}@{RATIO}", f"{RANDOM}@{RATIO}"
+_ATTENTION = f"{ATTENTION}@{RATIO}"
+_NAIVE, _NOISE, _FULL = f"{NAIVE}@0.0", f"{NOISE.name}@1.0", f"{FULL}@1.0"
+_COMPARED = {
+    _NAIVE: "naive reuse",
+    _HKVD: "HKVD",
+    _RANDOM: "random rows",
+    _ATTENTION: "the question's attention with no drift taken off",
+}
+
+
+def run(options: BenchOptions) -> Result:
+    """Judge, time, and say both together."""
+    if options.only not in _PARTS:
+        raise BadInput(f"blend has the parts quality and timing, not {options.only!r}")
+    torch.set_num_threads(options.threads)
+    asked = questions(options.data, options.seed, _QUICK_PROMPTS if options.quick else _PROMPTS)
+    judged = judged_before(asked, options.rows)
+    timed: dict[str, Timed] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
+        opened(options, Path(folder)) as service,
+    ):
+        if options.only != "timing":
+            lab = Lab(service.model, service.attention, service.learn_drift())
+            judged = judge(
+                service,
+                lab,
+                asked,
+                options.rows,
+                options.say,
+                quick=options.quick,
+                lean=_lean(options),
+            )
+        if options.only != "quality":
+            timed = _timed(options, service, asked, Path(folder))
+    ours = f"{default_way(options.model)}@{RATIO}"
+    return Result(
+        bench="blend",
+        model=options.model,
+        machine=describe_machine(),
+        config=options.describe() | {"prompts": len(judged)},
+        rows=[*_quality_rows(judged), *_timing_rows(timed)],
+        summary=_summary(judged, timed, ours),
+        notes=_notes(judged, ours),
+        figures=_figures(judged),
+        page=_page(options),
+    )
+
+
+def _lean(options: BenchOptions) -> list[Arm] | None:
+    """The arms that were asked for by name or ratio; None when none were."""
+    if options.arms is None and options.ratios is None:
+        return None
+    return chosen_arms(options.arms or LEAN, options.ratios or (RATIO, 0.3))
+
+
+def _page(options: BenchOptions) -> str:
+    data = options.data.stem if options.data is not None else "shipped"
+    return f"blend-{Path(options.model).stem}-{data}"
+
+
+def _timed(
+    options: BenchOptions, service: api.Kdn, asked: list[Asked], folder: Path
+) -> dict[str, Timed]:
+    rounds = options.pairs or (2 if options.quick else 6)
+    store = folder / "store"
+    options.say(f"timing: {rounds} rounds of every way")
+    found = {"": time_ways(options, service, asked, rounds, store)}
+    if not options.quick:
+        options.say(f"timing: {rounds} rounds over longer prompts")
+        found[", long"] = time_ways(options, service, longer(asked), rounds, store)
+    return found
+
+
+# --- quality ---------------------------------------------------------------------------------
+
+
+def _values(judged: Sequence[Judged], arm: str, key: str) -> list[float]:
+    return [j["arms"][arm][key] for j in judged if key in j["arms"].get(arm, {})]
+
+
+def _pairs(judged: Sequence[Judged], a: str, b: str, key: str) -> list[tuple[float, float]]:
+    both = [j["arms"] for j in judged if a in j["arms"] and b in j["arms"]]
+    return [(arms[a][key], arms[b][key]) for arms in both]
+
+
+def _quality_rows(judged: Sequence[Judged]) -> list[Row]:
+    names = dict.fromkeys(arm for one in judged for arm in one["arms"])
+    return [_quality_row(judged, arm) for arm in names]
+
+
+def _quality_row(judged: Sequence[Judged], arm: str) -> Row:
+    name, _, share = arm.rpartition("@")
+    row: Row = {"way": name, "ratio": float(share), "prompts": len(_of(judged, arm))}
+    for key, title in (("kl", "KL first"), ("kl32", "KL 32"), ("agree", "same first token")):
+        found = _values(judged, arm, key)
+        row[title] = statistics.mean(found) if found else None
+    row |= _gains(judged, arm)
+    for key, title in (("nll", "gold NLL"), ("f1", "F1")):
+        found = _values(judged, arm, key)
+        row[title] = statistics.mean(found) if found else None
+    if _values(judged, arm, "f1"):
+        _, low, high = interval(_values(judged, arm, "f1"))
+        row["F1 interval"] = f"{low:.3f}-{high:.3f}"
+    found = _values(judged, arm, "rows")
+    row["rows computed"] = statistics.mean(found) if found else None
+    return row
+
+
+def _of(judged: Sequence[Judged], arm: str) -> list[Judged]:
+    return [one for one in judged if arm in one["arms"]]
+
+
+def _gains(judged: Sequence[Judged], arm: str) -> Row:
+    """How many times closer than naive reuse, on the same prompts."""
+    if arm in (_FULL, _NAIVE):
+        return {}
+    row: Row = {}
+    for key, title in (("kl", "closer than naive"), ("kl32", "closer, 32")):
+        mean, low, high = geometric(_pairs(judged, _NAIVE, arm, key))
+        row[title] = mean
+        row[f"{title}, interval"] = f"{low:.2f}-{high:.2f}"
+    naive = sum(a for a, _ in _pairs(judged, _NAIVE, arm, "kl"))
+    own = sum(b for _, b in _pairs(judged, _NAIVE, arm, "kl"))
+    row["repaired"] = 1 - own / naive if naive else None
+    return row
+
+
+def _summary(
+    judged: Sequence[Judged], timed: dict[str, Timed], ours: str
+) -> dict[str, float | None]:
+    def mean(arm: str, key: str) -> float | None:
+        found = _values(judged, arm, key)
+        return statistics.mean(found) if found else None
+
+    def gain(arm: str, key: str) -> float | None:
+        pairs = _pairs(judged, arm, ours, key)
+        return geometric(pairs)[0] if pairs else None
+
+    return {
+        "ttft_speedup": _speedup(timed, "", BLEND),
+        "ttft_disk_speedup": _speedup(timed, "", DISK),
+        "ttft_long_speedup": _speedup(timed, ", long", BLEND),
+        "ratio": RATIO,
+        "kl_full_noise": mean(_NOISE, "kl"),
+        "kl_naive": mean(_NAIVE, "kl"),
+        "kl_blend": mean(ours, "kl"),
+        "kl_gain_naive": gain(_NAIVE, "kl"),
+        "kl_gain_random": gain(_RANDOM, "kl"),
+        "kl_gain_hkvd": gain(_HKVD, "kl"),
+        "kl32_gain_naive": gain(_NAIVE, "kl32"),
+        "kl32_gain_hkvd": gain(_HKVD, "kl32"),
+        "kl_gain_drift": gain(_ATTENTION, "kl"),
+        "agreement_share": mean(ours, "agree"),
+        "agreement_naive_share": mean(_NAIVE, "agree"),
+        "f1_full": mean(_FULL, "f1"),
+        "f1_blend": mean(ours, "f1"),
+    }
+
+
+def _notes(judged: Sequence[Judged], ours: str) -> tuple[str, ...]:
+    if not judged:
+        return ()
+    said = [f"The default for this model: {ours.rpartition('@')[0]}."]
+    for arm, name in _COMPARED.items():
+        for key, where in (("kl", "at the answer position"), ("kl32", "over 32 forced tokens")):
+            pairs = _pairs(judged, arm, ours, key)
+            if not pairs:
+                continue
+            mean, low, high = geometric(pairs)
+            said.append(
+                f"At 15 % the default is {mean:.2f} times closer to the full prefill than {name}"
+                f" {where} (95 % bootstrap interval over {len(pairs)} prompts {low:.2f}-{high:.2f})."
+            )
+    said.append(
+        "`rows computed` counts rows times layers, the look before the pass and the question"
+        " included, as a share of a full prefill's; KL is held above 0.0001 nats in ratios."
+    )
+    return tuple(said)
+
+
+# --- timing ----------------------------------------------------------------------------------
+
+
+def _timing_rows(timed: dict[str, Timed]) -> list[Row]:
+    rows: list[Row] = []
+    for size, found in timed.items():
+        for way, usage in found.usages.items():
+            row: Row = {
+                "way": way + size,
+                "prompt tokens": round(found.num_tokens),
+                "recomputed": usage.recomputed,
+                "loaded MB": round(found.loaded_bytes[way] / 1e6, 1),
+                "first token, ms": 1000 * (median(found.samples, way) or 0.0),
+            }
+            faster = ratio(found.samples, way, FULL_TIME)
+            if faster is not None and way != FULL_TIME:
+                row |= {"speedup": faster.median, "spread": f"{faster.low:.2f}-{faster.high:.2f}"}
+            rows.append(row)
+    return rows
+
+
+def _speedup(timed: dict[str, Timed], size: str, way: str) -> float | None:
+    """Geometric mean over prompts of the paired ratios."""
+    if size not in timed:
+        return None
+    samples = timed[size].samples
+    pairs = zip(samples[FULL_TIME], samples[way], strict=True)
+    return geometric(list(pairs))[0]
+
+
+# --- figures ---------------------------------------------------------------------------------
+
+
+def _figures(judged: Sequence[Judged]) -> tuple[Figure, ...]:
+    """The paper's figures 6 and 16 (error and agreement by ratio) and 8 (ranks between layers)."""
+    whole = [one for one in judged if "ranks" in one]
+    if not whole:
+        return ()
+    drawn = [
+        Figure(title, "share of reused rows recomputed", what, _curves(whole, key))
+        for key, what, title in (
+            ("kl", "KL to the full prefill, nats", "Error by ratio (paper's figure 6)"),
+            ("agree", "share of equal first tokens", "Plateau (paper's figure 16)"),
+        )
+    ]
+    return (*drawn, _rank_figure(whole))
+
+
+def _curves(whole: Sequence[Judged], key: str) -> dict[str, list[tuple[float, float]]]:
+    """Means by ratio of the ways that these prompts were judged with at every ratio."""
+    curves = {}
+    for name in (OURS, WHOLE, ATTENTION, HKVD, RANDOM):
+        arms = {0.0: _NAIVE} | {ratio: f"{name}@{ratio}" for ratio in (0.05, RATIO, 0.3, 0.5)}
+        found = {ratio: _values(whole, arm, key) for ratio, arm in arms.items()}
+        if all(len(values) == len(whole) for values in found.values()):
+            curves[name] = [(ratio, statistics.mean(values)) for ratio, values in found.items()]
+    return curves
+
+
+def _rank_figure(whole: Sequence[Judged]) -> Figure:
+    def line(key: str) -> list[tuple[float, float]]:
+        columns = zip(*(one["ranks"][key] for one in whole), strict=True)
+        return [(float(i), statistics.mean(column)) for i, column in enumerate(columns, 1)]
+
+    return Figure(
+        "Do layers agree on which rows deviate? (paper's figure 8)",
+        "layer",
+        "Spearman's rank correlation of V deviation",
+        {"with the next layer": line("neighbours"), "with layer 1": line("with_first")},
+    )

@@ -1,0 +1,204 @@
+"""What blending does to the answers: every arm against a full prefill, prompt by prompt.
+
+Nothing here is timed.  A finished prompt is a line of a file; a run that is begun again goes on
+behind the last line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kdn import api
+from kdn.bench.blend.arms import FULL, HKVD, NAIVE, OURS, RANDOM, RATIO, WHOLE, Arm, arms
+from kdn.bench.blend.lab import Case, Lab, Seen, kl, true_deviation
+from kdn.bench.blend.prompts import Asked
+from kdn.model import Document, Message
+
+__all__ = [
+    "Judged",
+    "geometric",
+    "interval",
+    "judge",
+    "judged_before",
+    "rouge_l",
+    "word_f1",
+]
+
+_EVERY = 10
+"""One prompt in so many runs every arm."""
+_ANSWERED = ((NAIVE, 0.0), (OURS, RATIO), (WHOLE, RATIO))
+_ANSWER_TOKENS, _SUMMARY_TOKENS = 12, 64
+_JUDGED_BY_GOLD = (*_ANSWERED, (HKVD, RATIO), (RANDOM, RATIO), (OURS, 0.3))
+
+Which = Literal["main", "noise", "every"]
+Judged = dict[str, Any]
+"""One prompt: `name`, `tokens`, `reused`, `arms` ({"arm@ratio": {...}}) and, sometimes, `ranks`."""
+
+
+def judge(
+    service: api.Kdn,
+    lab: Lab,
+    questions: Sequence[Asked],
+    rows: Path | None,
+    say: Callable[[str], None],
+    *,
+    quick: bool,
+    lean: Sequence[Arm] | None = None,
+) -> list[Judged]:
+    """Every question judged, those in the file `rows` (made if need be) as they stand there.
+
+    One in ten runs every arm, or, if `quick`, the noise floor only.  With `lean` every prompt runs
+    these arms and no other; a prompt in the file that lacks some of them gets those besides.
+    """
+    known = _read(rows)
+    found: list[Judged] = []
+    for number, question in enumerate(questions):
+        before = known.get(question.name)
+        lacking = [arm for arm in lean or () if before is None or arm.key not in before["arms"]]
+        if before is not None and not lacking:
+            found.append(before)
+            continue
+        say(f"quality: {question.name}, {number + 1} of {len(questions)}")
+        which: Which = "main" if number % _EVERY else "noise" if quick else "every"
+        judged = _judge(service, lab, question, which if lean is None else lacking)
+        if before is not None:
+            judged = before | {"arms": before["arms"] | judged["arms"]}
+        found.append(judged)
+        if rows is not None:
+            with rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(judged) + "\n")
+    return found
+
+
+def judged_before(questions: Sequence[Asked], rows: Path | None) -> list[Judged]:
+    """What the file holds of these questions. Judges nothing."""
+    known = _read(rows)
+    return [known[question.name] for question in questions if question.name in known]
+
+
+def _read(rows: Path | None) -> dict[str, Judged]:
+    if rows is None:
+        return {}
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    rows.touch()
+    lines = rows.read_text("utf-8").splitlines()
+    return {judged["name"]: judged for judged in map(json.loads, lines)}
+
+
+def _judge(service: api.Kdn, lab: Lab, question: Asked, which: Which | Sequence[Arm]) -> Judged:
+    """One full prefill and one set of stored chunks; every arm is a pass over them."""
+    turns = [Message("system", question.instruction), Message("user", question.question)]
+    prompt = service.prompt(turns, [Document(None, text) for text in question.documents])
+    case = lab.case(prompt)
+    compared = arms(lab, case, which) if isinstance(which, str) else which
+    found = {arm.key: _score(lab, case, arm, question) for arm in compared}
+    full: dict[str, float] = {"nll": lab.gold_nll(case, case.full.kv, _gold(question))}
+    full["f1"] = _worth(lab, case, case.full, question)
+    judged: Judged = {
+        "name": question.name,
+        "tokens": case.layout.num_tokens,
+        "reused": case.layout.num_reused,
+        "arms": {f"{FULL}@1.0": full, **found},
+    }
+    if which == "every":
+        judged["ranks"] = _ranks(true_deviation(case, 1)[:, case.layout.reused])
+    return judged
+
+
+def _score(lab: Lab, case: Case, arm: Arm, question: Asked) -> dict[str, float]:
+    with torch.inference_mode():
+        plan = arm.rule(arm.base(lab, case), case.layout, case.layout.budget(arm.ratio))
+    seen = lab.run(case, plan, arm.attention)
+    far = kl(case.full.logprobs, seen.logprobs)
+    same = seen.logprobs[0].argmax() == case.full.logprobs[0].argmax()
+    found = {
+        "kl": round(float(far[0]), 6),
+        "kl32": round(float(far[1:].mean()), 6),
+        "agree": int(same),
+        "rows": round(seen.rows / case.full.rows, 4),
+    }
+    if (arm.name, arm.ratio) in _ANSWERED:
+        found["f1"] = _worth(lab, case, seen, question)
+    if (arm.name, arm.ratio) in _JUDGED_BY_GOLD:
+        found["nll"] = round(lab.gold_nll(case, seen.kv, _gold(question)), 5)
+    return found
+
+
+def _gold(question: Asked) -> str:
+    return question.answers[0]
+
+
+def _worth(lab: Lab, case: Case, seen: Seen, question: Asked) -> float:
+    """F1 of a short answer's words, Rouge-L of a summary."""
+    most = _SUMMARY_TOKENS if question.at_length else _ANSWER_TOKENS
+    answer = lab.answer(case, seen, most)
+    return (rouge_l if question.at_length else word_f1)(answer, question.answers)
+
+
+def _ranks(deviation: Tensor) -> dict[str, list[float]]:
+    """Spearman's correlation of the rows' true deviation: neighbouring layers, and layer 1 with all."""
+    order = deviation[1:].argsort(dim=1).argsort(dim=1).float()
+    centred = order - order.mean(dim=1, keepdim=True)
+    unit = centred / centred.norm(dim=1, keepdim=True)
+    rho = unit @ unit.T
+    neighbours = rho.diagonal(offset=1).tolist()
+    return {
+        "neighbours": [round(x, 3) for x in neighbours],
+        "with_first": [round(x, 3) for x in rho[0].tolist()],
+    }
+
+
+def word_f1(answer: str, gold: Sequence[str]) -> float:
+    """The best F1 of words over the right answers, as SQuAD has it; the first line counts."""
+    said = _words(answer.strip().split("\n")[0])
+    return round(max(_f1(said, _words(one)) for one in gold), 4)
+
+
+def rouge_l(answer: str, gold: Sequence[str]) -> float:
+    """The best F1 of the longest common subsequence of words over the right answers."""
+    said = _words(answer)
+    return round(max(_common_f1(said, _words(one)) for one in gold), 4)
+
+
+def _common_f1(said: list[str], right: list[str]) -> float:
+    longest = [0] * (len(right) + 1)
+    for word in said:
+        before = list(longest)
+        for i, other in enumerate(right, 1):
+            longest[i] = before[i - 1] + 1 if word == other else max(before[i], longest[i - 1])
+    return 2 * longest[-1] / max(len(said) + len(right), 1)
+
+
+def _words(text: str) -> list[str]:
+    plain = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", plain).split()
+
+
+def _f1(said: list[str], right: list[str]) -> float:
+    shared = sum((Counter(said) & Counter(right)).values())
+    return 2 * shared / (len(said) + len(right)) if shared else float(said == right)
+
+
+def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """Mean with its 95 % bootstrap interval, drawn over prompts."""
+    x = torch.tensor(values, dtype=torch.float64)
+    random = torch.Generator().manual_seed(seed)
+    picks = torch.randint(len(x), (2000, len(x)), generator=random)
+    means = x[picks].mean(dim=1).sort().values
+    return float(x.mean()), float(means[50]), float(means[1949])
+
+
+def geometric(ratios: Sequence[tuple[float, float]], floor: float = 1e-4) -> tuple[float, ...]:
+    """Geometric mean of paired ratios a / b, with its 95 % interval; both are held above `floor`."""
+    logs = [math.log(max(a, floor) / max(b, floor)) for a, b in ratios]
+    return tuple(math.exp(x) for x in interval(logs))

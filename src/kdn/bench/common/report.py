@@ -1,0 +1,145 @@
+"""A result as a table on the terminal, as JSON, and as a page with a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from kdn.bench.common.result import Figure, Result, Row, Scalar
+from kdn.errors import MissingExtra
+
+__all__ = ["print_result", "write_json", "write_page"]
+
+
+def print_result(result: Result, console: Console) -> None:
+    """The rows, the summary and the notes, for people."""
+    if not console.is_terminal:  # a file has no width of its own; narrow cells would be unreadable
+        console.width = max(console.width, 160)
+    console.print(f"{result.bench}: {result.model_name}, {_machine_line(result)}")
+    for part, rows in _parts(result.rows):
+        columns = _columns(rows)
+        table = Table(*columns, title=part)
+        for row in rows:
+            table.add_row(*(_cell(row.get(column)) for column in columns))
+        console.print(table)
+    summary = Table("summary", "value")
+    for name, value in result.summary.items():
+        summary.add_row(name, _cell(value))
+    console.print(summary)
+    for note in result.notes:
+        console.print(f"note: {note}", highlight=False)
+
+
+def write_json(result: Result, path: Path) -> None:
+    """The result as one JSON object; the folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = msgspec.json.encode(result.as_json())
+    path.write_bytes(msgspec.json.format(encoded, indent=2) + b"\n")
+
+
+def write_page(result: Result, folder: Path) -> Path:
+    """`folder/<page>.md` with its plot and JSON beside it; returns the page's path.
+
+    Raises MissingExtra when there is something to plot and matplotlib is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = result.page or result.bench
+    write_json(result, folder / f"{name}.json")
+    pictures = [_draw(figure, folder, name, n) for n, figure in enumerate(result.figures)]
+    page = folder / f"{name}.md"
+    page.write_text(_page(result, pictures), encoding="utf-8")
+    return page
+
+
+def _page(result: Result, pictures: Sequence[str]) -> str:
+    quick = " --quick" if result.config.get("quick") else ""
+    lines = [
+        f"# Benchmark: {result.bench}",
+        "",
+        f"Model `{result.model_name}`; commit `{result.commit}`; {_machine_line(result)}.",
+        f"Made by `kdn bench {result.bench}{quick} --report docs/benchmarks`.",
+        "",
+        *_tables(result.rows),
+        "| summary | value |",
+        "|---|---|",
+        *(f"| `{name}` | {_cell(value)} |" for name, value in result.summary.items()),
+    ]
+    for picture in pictures:
+        lines += ["", f"![{Path(picture).stem}]({picture})"]
+    for note in result.notes:
+        lines += ["", f"Note: {note}"]
+    return "\n".join(lines) + "\n"
+
+
+def _parts(rows: Sequence[Row]) -> list[tuple[str | None, list[Row]]]:
+    """The rows of each `part` that they name, or all of them where none does, without its name."""
+    found: dict[str | None, list[Row]] = {}
+    for row in rows:
+        part = None if row.get("part") is None else str(row["part"])
+        found.setdefault(part, []).append({k: v for k, v in row.items() if k != "part"})
+    return list(found.items())
+
+
+def _tables(rows: Sequence[Row]) -> list[str]:
+    """A table for each part."""
+    lines = []
+    for part, own in _parts(rows):
+        lines += [f"## {part}", ""] if part is not None else []
+        lines += [*_markdown_table(own), ""]
+    return lines
+
+
+def _markdown_table(rows: Sequence[Row]) -> list[str]:
+    columns = _columns(rows)
+    return [
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
+        *(f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in rows),
+    ]
+
+
+def _draw(figure: Figure, folder: Path, bench: str, number: int) -> str:
+    """Draw a figure; returns the picture's name within `folder`."""
+    try:
+        from matplotlib.figure import Figure as Canvas
+    except ImportError as error:
+        raise MissingExtra("a report has plots: pip install 'kdn[plot]'") from error
+    canvas = Canvas(figsize=(7, 4), layout="constrained")
+    axes = canvas.subplots()
+    for name, points in figure.lines.items():
+        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
+    axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label)
+    if min(y for points in figure.lines.values() for _, y in points) >= 0:
+        axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    name = f"{bench}-{number}.svg"
+    # without a date and with a fixed salt, equal results give equal files
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": bench}):
+        canvas.savefig(folder / name, metadata={"Date": None})
+    return name
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """Every column that some row has, in order of appearance."""
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def _cell(value: Scalar) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return str(value)
+
+
+def _machine_line(result: Result) -> str:
+    machine = result.machine
+    place = machine.gpu or f"{machine.cores} cores of {machine.cpu}"
+    return f"{place}, {machine.memory_bytes / 1e9:.0f} GB, torch {machine.torch}"

@@ -1,0 +1,126 @@
+"""What a benchmark is asked, and what it answers."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kdn.clock import Clock, SystemClock
+from kdn.machine.facts import Machine
+
+__all__ = ["BenchOptions", "Figure", "Result", "Row", "Scalar", "commit_name", "say_nothing"]
+
+Scalar = str | int | float | bool | None
+Row = dict[str, Scalar]
+_CHECKOUT = Path(__file__).parents[4]
+
+
+def say_nothing(line: str) -> None:
+    """The default listener of a benchmark's progress."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """The same for every benchmark; each uses what concerns it."""
+
+    model: str = "smollm2-135m"
+    data: Path | None = None
+    """A folder or file of data, for benchmarks that can use more than what kdn ships."""
+    quick: bool = False
+    """Ends within 50 seconds on two cores: fewer repeats, no rival that is slow to start."""
+    seed: int = 0
+    pairs: int | None = None
+    """Interleaved pairs per comparison; None means five, or as few as `quick` needs."""
+    threads: int = 2
+    home: Path | None = None
+    """The home folder with the models; None means the usual one. Results never go there."""
+    only: str | None = None
+    """A part of the benchmark's own naming; None runs all of it."""
+    arms: tuple[str, ...] | None = None
+    """The ways to compare, in the benchmark's own naming; None means its usual ones."""
+    ratios: tuple[float, ...] | None = None
+    """The shares of rows to recompute; None means the benchmark's usual ones."""
+    rows: Path | None = None
+    """A file of finished rows, for benchmarks that can go on where an earlier run ended."""
+    rivals: Path = _CHECKOUT / ".venv-rivals"
+    """The environment that `make rivals` builds; what it lacks is reported as null."""
+    clock: Clock = field(default_factory=SystemClock)
+    say: Callable[[str], None] = say_nothing
+    """Told in a line what is being measured."""
+
+    def describe(self) -> dict[str, Scalar]:
+        """The options that a result depends on."""
+        return {
+            "quick": self.quick,
+            "seed": self.seed,
+            "pairs": self.pairs,
+            "threads": self.threads,
+            "data": str(self.data.name) if self.data is not None else None,
+        }
+
+
+def commit_name() -> str:
+    """The checkout's commit, marked when files differ from it; else the installed version."""
+    try:
+        return _git("describe", "--always", "--dirty", "--exclude", "*")
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    try:
+        return f"kdn {version('kdn')}"
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(_CHECKOUT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One plot of a report: named lines over a shared axis."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: dict[str, list[tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a benchmark found. `summary` has every key it ever has; absent rivals are None."""
+
+    bench: str
+    model: str
+    machine: Machine
+    config: dict[str, Any]
+    rows: list[Row]
+    summary: dict[str, float | None]
+    notes: tuple[str, ...] = ()
+    """What a reader must know beside the numbers, such as rivals that were not there."""
+    figures: tuple[Figure, ...] = ()
+    page: str | None = None
+    """The report's file name without suffix, where one benchmark has several pages; None: `bench`."""
+    commit: str = field(default_factory=commit_name)
+
+    @property
+    def model_name(self) -> str:
+        """The model without the place where it lies: reports name no machine's folders."""
+        return Path(self.model).name.removesuffix(".gguf")
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as plain values; what is drawn stays out."""
+        return {
+            "bench": self.bench,
+            "commit": self.commit,
+            "machine": self.machine,
+            "model": self.model_name,
+            "config": self.config,
+            "rows": self.rows,
+            "summary": self.summary,
+            "notes": self.notes,
+        }

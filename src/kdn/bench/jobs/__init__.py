@@ -1,0 +1,1 @@
+"""Benchmarks of one-token jobs: job completion time, longest input, labelling."""

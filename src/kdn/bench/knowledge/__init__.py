@@ -1,0 +1,1 @@
+"""One library of facts, asked in four ways."""

@@ -1,0 +1,1 @@
+"""Benchmarks of the store: tiers, codecs, policies, stacking, cost."""

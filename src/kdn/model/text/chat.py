@@ -1,0 +1,177 @@
+"""Messages and documents to a Prompt, by the chat template that was published with the model.
+
+The template is rendered once, with a mark in place of everything that a caller wrote.  What stands
+between the marks is the template's own text: only there do control tokens count.  Each piece is
+tokenised alone, so that a document has the same tokens wherever it stands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kdn.clock import Clock
+from kdn.core import Prompt, Role, Segment, TokenIds
+from kdn.errors import BadInput
+from kdn.model.text.template import Turn, TurnRenderer
+from kdn.model.text.tokenizer import Tokenizer
+
+__all__ = ["NEUTRAL_SYSTEM", "ChatTemplate", "Document", "Message"]
+
+NEUTRAL_SYSTEM = "You are a careful assistant. Read the documents, then do what is asked."
+"""The system text in front of documents. No job changes it, so that all jobs share their KV."""
+
+_BETWEEN = "\n\n"
+"""Stands behind every document and instruction inside the first user turn."""
+_MARK = re.compile("\ue000(\\d+)\ue001")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: `system`, `user`, `assistant` or what else the template knows."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that questions are asked about; `id` becomes the segment's source."""
+
+    id: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A message of the rendered conversation, and the segments that its content is made of."""
+
+    role: str
+    parts: tuple[Segment, ...]
+
+
+class ChatTemplate:
+    """Cuts conversations into segments."""
+
+    def __init__(self, source: str | None, tokenizer: Tokenizer, clock: Clock) -> None:
+        """`source` None means a base model: `template.PLAIN_TEMPLATE` is used."""
+        self._renderer = TurnRenderer(
+            source, clock, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token
+        )
+
+    def segments(
+        self,
+        messages: Sequence[Message],
+        documents: Sequence[Document],
+        tokenizer: Tokenizer,
+        known: Mapping[str, TokenIds] | None = None,
+    ) -> Prompt:
+        """The prompt of a conversation, ready for the assistant's next words.
+
+        With documents: PRELUDE (neutral, the same for every job), each DOCUMENT, the caller's
+        system text as INSTRUCTION, earlier turns as HISTORY, the last as QUESTION.  Without: the
+        system text is the INSTRUCTION, in front.  `known` maps the text of earlier assistant turns
+        to the ids that were generated then, so that a conversation sent again hits what was kept.
+        Raises BadInput for a conversation that the template refuses.
+        """
+        if not messages:
+            raise BadInput("the conversation is empty; give at least one user message")
+        encode = _Encoder(tokenizer, known or {}, strips=self._renderer.strips)
+        if documents:
+            return self._with_documents(messages, documents, encode)
+        turns = [_Turn(m.role, (encode.turn(messages, i),)) for i, m in enumerate(messages)]
+        return _join(self._pieces(turns), turns, encode, with_prelude=False)
+
+    def document(self, document: Document, tokenizer: Tokenizer) -> Segment:
+        """The segment that `segments` makes of a document."""
+        return _Encoder(tokenizer, {}, strips=self._renderer.strips).document(document)
+
+    def _with_documents(
+        self, messages: Sequence[Message], documents: Sequence[Document], encode: _Encoder
+    ) -> Prompt:
+        first = [encode.document(document) for document in documents]
+        if messages[0].role == "system":
+            first.append(encode.instruction(messages[0].content))
+            messages = messages[1:]
+        if not messages or messages[0].role != "user":
+            raise BadInput(
+                "documents stand in the first user message; let the conversation begin with one"
+            )
+        turns = [_Turn(m.role, (encode.turn(messages, i),)) for i, m in enumerate(messages)]
+        turns[0] = _Turn(turns[0].role, (*first, *turns[0].parts))
+        return _join(self._led_pieces(turns), turns, encode, with_prelude=True)
+
+    def _led_pieces(self, turns: Sequence[_Turn]) -> list[str]:
+        """The pieces behind the neutral text, which opens the user turn if need be."""
+        try:
+            return self._pieces(turns, before=({"role": "system", "content": NEUTRAL_SYSTEM},))
+        except BadInput:
+            return self._pieces(turns, opening=NEUTRAL_SYSTEM + _BETWEEN)
+
+    def _pieces(
+        self, turns: Sequence[_Turn], before: Sequence[Turn] = (), opening: str = ""
+    ) -> list[str]:
+        """The template's own text before, between and behind the parts of all turns, in order."""
+        rendered, num_marks = list(before), 0
+        for turn in turns:
+            marks = range(num_marks, num_marks + len(turn.parts))
+            content = "".join(f"\ue000{mark}\ue001" for mark in marks)
+            rendered.append({"role": turn.role, "content": opening + content})
+            num_marks, opening = marks.stop, ""
+        found = _MARK.split(self._renderer.render(rendered))
+        if found[1::2] != [str(mark) for mark in range(num_marks)]:
+            raise BadInput(
+                "the model's chat template drops or reorders these messages; send the turns in the "
+                "order user, assistant, user, with at most one system message in front"
+            )
+        return found[0::2]
+
+
+def _join(
+    pieces: Sequence[str], turns: Sequence[_Turn], encode: _Encoder, *, with_prelude: bool
+) -> Prompt:
+    """Template text joins the part before it; its head is the prelude, or joins the first part.
+
+    So the last turn's segment ends with the opening of the assistant's turn, and ends at the same
+    token when the conversation is sent again with that turn in it.
+    """
+    head = encode.template(pieces[0])
+    segments = [Segment(Role.PRELUDE, head)] if with_prelude else []
+    parts = [part for turn in turns for part in turn.parts]
+    for i, (part, piece) in enumerate(zip(parts, pieces[1:], strict=True)):
+        lead = head if i == 0 and not with_prelude else ()
+        token_ids = lead + part.token_ids + encode.template(piece)
+        segments.append(Segment(part.role, token_ids, part.source))
+    return Prompt(tuple(segment for segment in segments if segment.token_ids))
+
+
+class _Encoder:
+    """Tokenises each piece alone, control tokens in template text only."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, known: Mapping[str, TokenIds], *, strips: bool
+    ) -> None:
+        self._tokenizer, self._known, self._strips = tokenizer, known, strips
+        self._between = tokenizer.encode(_BETWEEN)
+
+    def template(self, text: str) -> TokenIds:
+        return self._tokenizer.encode(text, special=True)
+
+    def document(self, document: Document) -> Segment:
+        return Segment(Role.DOCUMENT, self._own(document.text) + self._between, document.id)
+
+    def instruction(self, text: str) -> Segment:
+        return Segment(Role.INSTRUCTION, self._own(text) + self._between)
+
+    def turn(self, messages: Sequence[Message], index: int) -> Segment:
+        message = messages[index]
+        if message.role == "assistant" and message.content in self._known:
+            return Segment(Role.HISTORY, self._known[message.content])
+        role = Role.QUESTION if index == len(messages) - 1 else Role.HISTORY
+        if message.role == "system" and index == 0:
+            role = Role.INSTRUCTION
+        return Segment(role, self._own(message.content))
+
+    def _own(self, text: str) -> TokenIds:
+        return self._tokenizer.encode(text.strip() if self._strips else text)

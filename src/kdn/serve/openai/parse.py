@@ -1,0 +1,143 @@
+"""What a body means: its sampling, its conversation, the model it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from kdn.core import Sampling
+from kdn.model import Document, Message
+from kdn.serve.errors import Refused
+from kdn.serve.openai.requests import ContentPart, DocumentBody, MessageBody, SamplingBody
+from kdn.serve.service import Service
+
+__all__ = ["adapter_of", "answer_room", "check_ids", "conversation", "sampling_of"]
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+def adapter_of(service: Service, model: str | None) -> str | None:
+    """The adapter that `model` names, None for the base. Raises Refused (404) for other names."""
+    if model is None or model == service.name:
+        return None
+    if model in service.adapters:
+        return model
+    served = ", ".join([service.name, *service.adapters])
+    raise Refused(
+        f"the model {model!r} is not served here; this server has {served}",
+        param="model",
+        code="model_not_found",
+        status=404,
+    )
+
+
+def answer_room(service: Service, num_prompt: int, asked: int | None, default: int) -> int:
+    """How many tokens the answer may have.
+
+    An explicit wish that does not fit is refused; the default shrinks to the room that is left.
+    """
+    left = service.max_context - num_prompt
+    if left >= (asked or 1):
+        return asked or min(default, left)
+    raise Refused(
+        f"the context holds {service.max_context} tokens; the prompt has {num_prompt} and "
+        f"{asked or 1} were asked for the answer: shorten one of them",
+        param="messages",
+        code="context_length_exceeded",
+    )
+
+
+def sampling_of(
+    body: SamplingBody, vocab_size: int, max_tokens: int, logprobs: int | None
+) -> Sampling:
+    """OpenAI's defaults where nothing was said: temperature 1."""
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(body.top_k or 0, 0),  # vLLM's clients say -1 for no limit
+        min_p=body.min_p or 0.0,
+        seed=body.seed,
+        stop=_stops(body.stop),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        logit_bias=_biases(body.logit_bias or {}, vocab_size),
+        logprobs=logprobs,
+    )
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if "" in stops:
+        raise Refused("a stop string is empty: it would end every answer at once", param="stop")
+    return stops
+
+
+def _biases(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for name, bias in biases.items():
+        if not name.isdecimal() or int(name) >= vocab_size:
+            raise Refused(
+                f"logit_bias names token {name!r}; token ids here are 0..{vocab_size - 1}",
+                param="logit_bias",
+            )
+        if not -100 <= bias <= 100:
+            raise Refused(f"logit_bias {bias} is not in -100..100", param="logit_bias")
+        found[int(name)] = bias
+    return found
+
+
+def check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
+    """Raise Refused for a token id that the vocabulary does not have."""
+    for token_id in token_ids:
+        if token_id >= vocab_size:
+            raise Refused(f"token id {token_id}: ids here are 0..{vocab_size - 1}", param=param)
+
+
+def conversation(
+    bodies: Sequence[MessageBody], documents: Sequence[DocumentBody] | None
+) -> tuple[list[Message], list[Document]]:
+    """Turns and documents. A part marked as a document or an instruction leaves its message."""
+    found = [Document(document.id, document.text) for document in documents or ()]
+    instructions: list[Message] = []
+    turns: list[Message] = []
+    for index, body in enumerate(bodies):
+        role = _role(body, index)
+        own: list[str] = []
+        for part in _parts(body, index):
+            text, use = part.text or "", part.kdn.role if part.kdn else None
+            if use == "document":
+                found.append(Document(part.kdn.id if part.kdn else None, text))
+            elif use == "instruction":
+                instructions.append(Message("system", text))
+            else:
+                own.append(text)
+        if own or not _parts(body, index):
+            turns.append(Message(role, "\n".join(own)))
+    if not turns:
+        raise Refused("there is no message left beside the documents", param="messages")
+    return instructions + turns, found
+
+
+def _role(body: MessageBody, index: int) -> str:
+    where = f"messages[{index}]"
+    if body.role not in _ROLES:
+        raise Refused(
+            f"{where}.role is {body.role!r}; kdn knows system, developer, user and assistant",
+            param=f"{where}.role",
+        )
+    for name, value in (body.model_extra or {}).items():
+        if value:
+            raise Refused(f"{where}.{name} is not supported", param=f"{where}.{name}")
+    return _ROLES[body.role]
+
+
+def _parts(body: MessageBody, index: int) -> list[ContentPart]:
+    if body.content is None or isinstance(body.content, str):
+        return [ContentPart(type="text", text=body.content or "")]
+    for number, part in enumerate(body.content):
+        if part.type != "text" or part.text is None:
+            raise Refused(
+                f"content of type {part.type!r} cannot be read; kdn takes text",
+                param=f"messages[{index}].content[{number}]",
+            )
+    return body.content

@@ -1,0 +1,1 @@
+"""The store over HTTP: blocks for other nodes, management."""

@@ -1,0 +1,58 @@
+"""A node: a store and its door, without any model."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+from starlette.middleware import Middleware
+
+from kdn.serve.app import speak_openai
+from kdn.serve.auth import Guard
+from kdn.serve.errors import Refused
+from kdn.serve.settings import ServeSettings
+from kdn.serve.store.blocks import block_routes
+from kdn.serve.store.grants import Grant, grant_for
+from kdn.serve.store.manage import manage_routes
+from kdn.serve.store.texts import Prefiller, text_routes
+from kdn.store import Store
+
+__all__ = ["create_node_app", "mount_store"]
+
+
+def create_node_app(
+    store: Store, settings: ServeSettings, grants: tuple[Grant, ...], *, version: str = "0"
+) -> FastAPI:
+    """The node's application. `settings.api_keys` must be the tokens of `grants`.
+
+    The store stays the caller's to close.
+    """
+    app = FastAPI(
+        title="kdn node",
+        version=version,
+        middleware=[Middleware(Guard, settings=settings)],
+        redoc_url=None,
+    )
+    mount_store(app, store, grants)
+
+    @app.get("/health")
+    def health() -> Response:
+        return Response()
+
+    speak_openai(app)
+    return app
+
+
+def mount_store(
+    app: FastAPI, store: Store, grants: tuple[Grant, ...], model: Prefiller | None = None
+) -> None:
+    """The store's routes, each within the caller's grant; with a `model` those for text too."""
+
+    def grant_of(request: Request) -> Grant:
+        grant = grant_for(request.headers.get("authorization", ""), grants)
+        if grant is None:
+            raise Refused("this key does not open the store", status=401)
+        return grant
+
+    app.include_router(block_routes(store, grant_of))
+    app.include_router(manage_routes(store, grant_of))
+    if model is not None:
+        app.include_router(text_routes(model, grant_of))

@@ -1,0 +1,128 @@
+"""The routes by which another kdn reads and writes this one's blocks, within its grant.
+
+A block that a caller may not see is answered exactly as one that is not there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import closing
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from kdn.core import BlockKey
+from kdn.errors import BadInput, CorruptBlock
+from kdn.serve.errors import Refused
+from kdn.serve.store.grants import Grant
+from kdn.store import Store, check_whole, pack_note
+from kdn.store.stream.transcode import encode_layers
+from kdn.store.tiers.remote.peer import Told
+
+__all__ = ["block_routes"]
+
+_KEY = re.compile(r"[0-9a-f]{64}")
+_RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
+_NOT_HERE = "no such block"
+
+
+def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRouter:
+    """The routes over `store`; `grant_of` says who asks, and raises for strangers."""
+    router = APIRouter()
+
+    @router.get("/v1/store/blocks")
+    def news(request: Request) -> Response:
+        grant = grant_of(request)
+        pages = store.pages(request.query_params.get("since", ""))
+        added = [(str(e.key), pack_note(e)) for e in pages.added if grant.reads(e.family.salt)]
+        removed = [str(key) for key, salt in pages.removed if grant.reads(salt)]
+        told = Told(pages.cursor, pages.whole, added, removed)
+        return Response(msgspec.msgpack.encode(told), media_type="application/msgpack")
+
+    @router.get("/v1/store/blocks/{key}")
+    def read(request: Request, key: str) -> Response:
+        grant = grant_of(request)
+        wanted = _seen(store, grant, key, reading=True)
+        handle = store.handle(wanted)
+        if handle is None:
+            raise Refused(_NOT_HERE, status=404)
+        try:
+            return _part(request, handle.buffer.nbytes, handle.read)
+        finally:
+            handle.close()
+
+    @router.get("/v1/store/blocks/{key}/layers")
+    def layers(request: Request, key: str, start: int, stop: int, codec: str) -> Response:
+        """Some layers in another encoding: what a reader on a slow link asks for."""
+        wanted = _seen(store, grant_of(request), key, reading=True)
+        handle = store.handle(wanted)
+        if handle is None:
+            raise Refused(_NOT_HERE, status=404)
+        with closing(handle):
+            data = encode_layers(wanted, handle, start, stop, codec)
+        store.note_delivered(wanted, start, stop - 1, codec, len(data))
+        return Response(data, media_type="application/msgpack")
+
+    @router.put("/v1/store/blocks/{key}")
+    async def write(request: Request, key: str) -> Response:
+        grant = grant_of(request)
+        data = memoryview(await request.body())
+        await run_in_threadpool(_take_in, store, grant, _key(key), data)
+        return Response(status_code=204)
+
+    @router.delete("/v1/store/blocks/{key}")
+    def forget(request: Request, key: str) -> Response:
+        grant = grant_of(request)
+        if not store.drop(_seen(store, grant, key, reading=False)):
+            raise Refused(_NOT_HERE, status=404)
+        return Response(status_code=204)
+
+    return router
+
+
+def _key(given: str) -> BlockKey:
+    if not _KEY.fullmatch(given):
+        raise BadInput("a block's key is 64 hexadecimal digits")
+    return BlockKey(given)
+
+
+def _seen(store: Store, grant: Grant, given: str, *, reading: bool) -> BlockKey:
+    """The key of a block that the caller may know of."""
+    entry = store.entry(_key(given))
+    allowed = grant.reads if reading else grant.sees
+    if entry is None or not allowed(entry.family.salt):
+        raise Refused(_NOT_HERE, status=404)
+    return entry.key
+
+
+def _take_in(store: Store, grant: Grant, key: BlockKey, data: memoryview) -> None:
+    try:
+        block = check_whole(key, data)
+    except CorruptBlock as error:
+        raise BadInput(f"what was sent is not a whole block: {error}") from error
+    if not grant.sees(block.header.id.salt):
+        raise Refused("this key may not write for that tenant", status=403)
+    store.put_encoded(block)
+
+
+def _part(request: Request, size_bytes: int, read: Callable[[int, int], memoryview]) -> Response:
+    """The whole block, or the range that was asked for."""
+    asked = request.headers.get("range")
+    if asked is None:
+        return _body(read(0, size_bytes), 200, {})
+    found = _RANGE.fullmatch(asked)
+    start = int(found[1]) if found else size_bytes
+    if found is None or start >= size_bytes:
+        raise Refused(f"the range {asked!r} is not within {size_bytes} bytes", status=416)
+    stop = min(int(found[2]) + 1 if found[2] else size_bytes, size_bytes)
+    if stop <= start:
+        raise Refused(f"the range {asked!r} is empty", status=416)
+    return _body(
+        read(start, stop), 206, {"content-range": f"bytes {start}-{stop - 1}/{size_bytes}"}
+    )
+
+
+def _body(data: memoryview, status: int, headers: dict[str, str]) -> Response:
+    return Response(data, status, {**headers, "accept-ranges": "bytes"}, "application/octet-stream")

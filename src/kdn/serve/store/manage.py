@@ -1,0 +1,227 @@
+"""The store managed over HTTP: what the commands of `kdn store` do, for holders of the admin key.
+
+A tenant may look up and count its own blocks; everything else is the admin's.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from kdn.clock import Clock, SystemClock
+from kdn.core import EXACT, BlockKey, Fingerprint
+from kdn.errors import BadInput
+from kdn.serve.errors import Refused
+from kdn.serve.store.grants import Grant
+from kdn.store import Store
+from kdn.store.admin.bundle import export_blocks, import_blocks
+from kdn.store.admin.manage import (
+    Done,
+    Which,
+    compress,
+    copy,
+    forget,
+    move,
+    select,
+    warm,
+)
+from kdn.store.admin.shapes import lookup_shape, quota_shape, stat_shape
+from kdn.store.tenants.limits import TenantLimits
+
+__all__ = ["answer", "manage_routes", "read_body"]
+
+GrantOf = Callable[[Request], Grant]
+Check = Callable[[Request], None]
+_Body = TypeVar("_Body", bound=msgspec.Struct)
+_CHUNK_BYTES = 1 << 20
+
+
+class _Lookup(msgspec.Struct, forbid_unknown_fields=True):
+    fingerprint: str
+    tokens: list[int]
+    salt: str = ""
+
+
+class _Which(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    keys: list[str] = []
+    salt: str | None = None
+    fingerprint: str | None = None
+    tier: str | None = None
+    all: bool = False
+
+    def which(self) -> Which:
+        """Raises BadInput when nothing is named: everything must be said."""
+        keys = tuple(map(BlockKey, self.keys))
+        which = Which(keys, self.salt, self.fingerprint, self.tier)
+        if which == Which() and not self.all:
+            raise BadInput("say which blocks: keys, salt, fingerprint or tier, or all: true")
+        return which
+
+
+class _Limit(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    salt: str
+    limit_bytes: int | None = None
+    priority: int | None = None
+    forget: bool = False
+
+
+class _Pin(_Which):
+    seconds: float | None = None
+
+
+class _Carry(_Which):
+    to: str
+    source: str | None = None
+
+
+class _Compress(_Which):
+    codec: str
+
+
+def manage_routes(
+    store: Store, grant_of: Callable[[Request], Grant], clock: Clock | None = None
+) -> APIRouter:
+    """The routes over `store`; `grant_of` says who asks, and raises for strangers."""
+    router = APIRouter(prefix="/v1/store")
+
+    def admin(request: Request) -> None:
+        if not grant_of(request).admin:
+            raise Refused("this needs the admin key of the store", status=403)
+
+    _looking(router, store, grant_of, admin)
+    _pinning(router, store, admin, (clock or SystemClock()).wall)
+    _acting(router, store, admin)
+    _bundling(router, store, admin)
+    return router
+
+
+def _looking(router: APIRouter, store: Store, grant_of: GrantOf, admin: Check) -> None:
+    @router.post("/lookup")
+    async def lookup(request: Request) -> Response:
+        grant, asked = grant_of(request), await read_body(request, _Lookup)
+        if not grant.reads(asked.salt):
+            raise Refused("this key may not look up blocks of that tenant", status=403)
+        fingerprint = Fingerprint(asked.fingerprint)
+        match = await run_in_threadpool(store.match, fingerprint, EXACT, asked.salt, asked.tokens)
+        return answer(lookup_shape(match, len(asked.tokens)))
+
+    @router.get("/stat")
+    def stat(request: Request) -> Response:
+        admin(request)
+        return answer(stat_shape(store.stat()))
+
+    @router.get("/quota")
+    def quota(request: Request) -> Response:
+        """Every tenant's use for the admin, and for a tenant its own."""
+        grant = grant_of(request)
+        return answer({s: held for s, held in quota_shape(store).items() if grant.sees(s)})
+
+    @router.post("/quota")
+    async def limit(request: Request) -> Response:
+        """A tenant's quota or priority, from now on, for every process on this store."""
+        admin(request)
+        asked = await read_body(request, _Limit)
+        if asked.forget:
+            await run_in_threadpool(store.limits.forget, asked.salt)
+        else:
+            change = TenantLimits(asked.limit_bytes, asked.priority)
+            await run_in_threadpool(store.limits.decide, asked.salt, change)
+        return answer(quota_shape(store))
+
+    @router.post("/verify")
+    def verify(request: Request) -> Response:
+        admin(request)
+        report = store.verify()
+        shape = {"blocks": report.blocks, "size_bytes": report.size_bytes}
+        return answer({**shape, "corrupt": list(report.corrupt)})
+
+
+def _pinning(router: APIRouter, store: Store, admin: Check, wall: Callable[[], float]) -> None:
+    @router.get("/pins")
+    def pins(request: Request) -> Response:
+        admin(request)
+        return answer(store.lasting.all())
+
+    @router.post("/pin")
+    async def pin(request: Request) -> Response:
+        admin(request)
+        asked = await read_body(request, _Pin)
+        keys = await run_in_threadpool(select, store, asked.which())
+        store.lasting.pin(keys, None if asked.seconds is None else wall() + asked.seconds)
+        return answer({"blocks": len(keys)})
+
+    @router.post("/unpin")
+    async def unpin(request: Request) -> Response:
+        admin(request)
+        asked = await read_body(request, _Which)
+        keys = await run_in_threadpool(select, store, asked.which())
+        return answer({"blocks": store.lasting.unpin(keys)})
+
+
+def _acting(router: APIRouter, store: Store, admin: Check) -> None:
+    def acting(path: str, kind: type[_Body], act: Callable[[_Body], Done]) -> None:
+        async def route(request: Request) -> Response:
+            admin(request)
+            asked = await read_body(request, kind)
+            return answer(await run_in_threadpool(act, asked))
+
+        router.add_api_route(path, route, methods=["POST"], name=path.strip("/"))
+
+    def chosen(asked: _Which) -> list[BlockKey]:
+        return select(store, asked.which())
+
+    acting("/warm", _Which, lambda asked: warm(store, chosen(asked)))
+    acting("/clear", _Which, lambda asked: forget(store, chosen(asked), asked.tier))
+    acting("/copy", _Carry, lambda asked: copy(store, chosen(asked), asked.to, asked.source))
+    acting("/move", _Carry, lambda asked: move(store, chosen(asked), asked.to, _source(asked)))
+    acting("/compress", _Compress, lambda asked: compress(store, chosen(asked), asked.codec))
+
+
+def _bundling(router: APIRouter, store: Store, admin: Check) -> None:
+    @router.post("/export")
+    async def export(request: Request) -> Response:
+        admin(request)
+        asked = await read_body(request, _Which)
+        keys = await run_in_threadpool(select, store, asked.which())
+        return StreamingResponse(_bundle(store, keys), media_type="application/x-tar")
+
+    @router.post("/import")
+    async def take_in(request: Request) -> Response:
+        admin(request)
+        body = await request.body()
+        return answer(await run_in_threadpool(import_blocks, store, io.BytesIO(body)))
+
+
+async def read_body(request: Request, kind: type[_Body]) -> _Body:
+    """The body as that shape. Raises BadInput."""
+    try:
+        return msgspec.json.decode(await request.body() or b"{}", type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise BadInput(f"the body does not fit: {error}") from error
+
+
+def _source(asked: _Carry) -> str:
+    if asked.source is None:
+        raise BadInput("a move needs its source: the tier that the blocks leave")
+    return asked.source
+
+
+def _bundle(store: Store, keys: list[BlockKey]) -> Iterator[bytes]:
+    """The archive by way of a file, so that memory does not hold it whole."""
+    with tempfile.TemporaryFile() as file:
+        export_blocks(store, keys, file)
+        file.seek(0)
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def answer(shape: object) -> Response:
+    """A plain value as JSON."""
+    return Response(msgspec.json.encode(shape), media_type="application/json")

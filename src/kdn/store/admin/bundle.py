@@ -1,0 +1,91 @@
+"""Blocks in one portable file: a tar archive of encoded blocks, readable by any machine's kdn.
+
+The names inside are only names: nothing is unpacked to a path, and every block is checked whole
+before it is kept.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import IO
+
+from kdn.core import BlockKey
+from kdn.errors import BadInput, CorruptBlock
+from kdn.store.admin.manage import Done
+from kdn.store.block.format import MAX_BLOCK_BYTES, EncodedBlock
+from kdn.store.block.whole import check_whole, read_whole
+from kdn.store.store import Store
+
+__all__ = ["export_blocks", "import_blocks", "read_bundle"]
+
+_NAME = re.compile(r"blocks/([0-9a-f]{64})\.kdn")
+
+
+def export_blocks(store: Store, keys: Iterable[BlockKey], to: IO[bytes]) -> Done:
+    """Write these blocks to a stream; those that are not whole are left out, and counted."""
+    blocks = size_bytes = missing = 0
+    with tarfile.open(fileobj=to, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for key in keys:
+            block = _whole(store, key)
+            if block is None:
+                missing += 1
+                continue
+            member = tarfile.TarInfo(f"blocks/{key}.kdn")
+            member.size = block.size_bytes
+            archive.addfile(member, io.BytesIO(block.data))
+            blocks, size_bytes = blocks + 1, size_bytes + block.size_bytes
+    return Done(blocks, size_bytes, missing)
+
+
+def import_blocks(store: Store, source: IO[bytes], salt: str | None = None) -> Done:
+    """Keep every block of a bundle, or those of one tenant; damaged ones are counted missing.
+
+    Raises BadInput for what is no bundle, NoSpace when the store is full.
+    """
+    blocks = size_bytes = missing = 0
+    for block in read_bundle(source):
+        if block is None or salt not in (None, block.header.id.salt):
+            missing += 1
+            continue
+        store.put_encoded(block)
+        blocks, size_bytes = blocks + 1, size_bytes + block.size_bytes
+    return Done(blocks, size_bytes, missing)
+
+
+def read_bundle(source: IO[bytes]) -> Iterator[EncodedBlock | None]:
+    """Each block of a bundle, checked whole; None for one that is damaged."""
+    try:
+        with tarfile.open(fileobj=source, mode="r|") as archive:
+            for member in archive:
+                found = _NAME.fullmatch(member.name)
+                if found is None or not member.isreg() or member.size > MAX_BLOCK_BYTES:
+                    raise BadInput(f"a bundle holds blocks only, this one holds {member.name!r}")
+                file = archive.extractfile(member)
+                assert file is not None
+                yield _checked(BlockKey(found[1]), file.read())
+    except tarfile.TarError as error:
+        raise BadInput(f"this is no bundle, or it was cut short: {error}") from error
+
+
+def _checked(key: BlockKey, data: bytes) -> EncodedBlock | None:
+    try:
+        return check_whole(key, memoryview(data))
+    except CorruptBlock:
+        return None
+
+
+def _whole(store: Store, key: BlockKey) -> EncodedBlock | None:
+    for tier in store.tiers:
+        handle = tier.open(key)
+        if handle is None:
+            continue
+        with closing(handle):
+            try:
+                return read_whole(key, handle)
+            except CorruptBlock:
+                continue
+    return None

@@ -1,0 +1,176 @@
+"""What an operator does with stored blocks: find, warm, pin, copy, move, compress, clear, count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+
+from kdn.core import BlockKey
+from kdn.errors import BadInput, CorruptBlock
+from kdn.store.block.block import Block
+from kdn.store.block.format import EncodedBlock, encode_block
+from kdn.store.block.whole import read_whole
+from kdn.store.codecs import CODECS
+from kdn.store.store import Store
+from kdn.store.tiers.tier import Tier
+
+__all__ = ["Done", "Which", "compress", "copy", "forget", "move", "select", "usage_by_salt", "warm"]
+
+
+@dataclass(frozen=True)
+class Which:
+    """Blocks: those named, or all of a tenant, of a model, of a tier; what is None does not matter."""
+
+    keys: tuple[BlockKey, ...] = ()
+    salt: str | None = None
+    fingerprint: str | None = None
+    tier: str | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of the blocks that something was to be done with."""
+
+    blocks: int = 0
+    size_bytes: int = 0
+    missing: int = 0
+    """Were not there any more, or not whole."""
+
+
+def select(store: Store, which: Which) -> list[BlockKey]:
+    """The keys of the blocks meant. Raises BadInput for a key or tier that is not there."""
+    if which.tier is not None:
+        store.tier(which.tier)
+    known = {entry.key: entry for entry in store.entries()}
+    for key in which.keys:
+        if key not in known:
+            raise BadInput(f"no block {key} is stored; `kdn store lookup` tells what is")
+    return [
+        key
+        for key, entry in known.items()
+        if (not which.keys or key in which.keys)
+        and which.salt in (None, entry.family.salt)
+        and which.fingerprint in (None, entry.family.fingerprint)
+        and (which.tier is None or which.tier in store.where(key))
+    ]
+
+
+def warm(store: Store, keys: Iterable[BlockKey]) -> Done:
+    """Bring blocks into the fastest tier, and those from afar onto the disk too."""
+    done: list[int | None] = []
+    for key in keys:
+        entry = store.entry(key)
+        reader = None if entry is None else store.open(entry.block_id())
+        if reader is None:
+            done.append(None)
+            continue
+        with reader, suppress(CorruptBlock):  # counted by the store
+            runs = reader.layers(0, reader.shape.num_layers)
+            done.append(sum(run.nbytes for run in runs))
+    store.flush()
+    return _sum(done)
+
+
+def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None = None) -> Done:
+    """Put blocks into tier `target` too, from `source` or the fastest that has them.
+
+    Returns when they are kept there. Raises BadInput for an unknown tier, NoSpace, Unreachable.
+    """
+    tier = store.tier(target)
+    done: list[int | None] = []
+    for key in keys:
+        block = _whole(store, key, source)
+        if block is not None:
+            store.put_into(tier, block)
+        done.append(None if block is None else block.size_bytes)
+    store.refresh()
+    return _sum(done)
+
+
+def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Done:
+    """Copy blocks to `target`, each dropped from `source` once it is kept there."""
+    if target == source:
+        raise BadInput(f"blocks cannot move from {source} to itself")
+    origin = store.tier(source)
+    done = Done()
+    for key in keys:
+        one = copy(store, [key], target, source)
+        if one.blocks:
+            origin.drop(key)
+        done = Done(
+            done.blocks + one.blocks,
+            done.size_bytes + one.size_bytes,
+            done.missing + one.missing,
+        )
+    store.refresh()
+    return done
+
+
+def forget(store: Store, keys: Iterable[BlockKey], tier: str | None = None) -> Done:
+    """Drop blocks from every tier, or from one."""
+    if tier is None:
+        return Done(sum(store.drop(key) for key in keys))
+    dropped = sum(store.tier(tier).drop(key) for key in keys)
+    store.refresh()
+    return Done(dropped)
+
+
+def compress(store: Store, keys: Iterable[BlockKey], codec: str) -> Done:
+    """Write blocks anew with a lossless codec, each replaced whole; `size_bytes` is what they take.
+
+    Raises BadInput for an unknown codec, and for a lossy one: what loses precision has another key.
+    """
+    if codec not in CODECS:
+        raise BadInput(f"no codec {codec!r}; there are {', '.join(sorted(CODECS))}")
+    if not CODECS[codec].lossless:
+        raise BadInput(
+            f"codec {codec} loses precision: it cannot replace exact blocks, only be chosen when"
+            " they are computed"
+        )
+    done: list[int | None] = []
+    for key in keys:
+        block = _whole(store, key, None)
+        if block is not None and block.header.codec != codec:
+            block = encode_block(_plain(block), CODECS[codec])
+            store.replace(block)
+        done.append(None if block is None else block.size_bytes)
+    return _sum(done)
+
+
+def usage_by_salt(store: Store) -> dict[str, dict[str, int]]:
+    """Bytes held, by tenant and tier."""
+    salts = {entry.family.salt for entry in store.entries()}
+    return {
+        salt: {
+            tier.name: sum(one.size_bytes for one in tier.holdings(salt)) for tier in store.tiers
+        }
+        for salt in sorted(salts)
+    }
+
+
+def _whole(store: Store, key: BlockKey, source: str | None) -> EncodedBlock | None:
+    tiers: Iterable[Tier] = store.tiers if source is None else (store.tier(source),)
+    for tier in tiers:
+        handle = tier.open(key)
+        if handle is not None:
+            with closing(handle), suppress(CorruptBlock):
+                return read_whole(key, handle)
+    return None
+
+
+def _plain(block: EncodedBlock) -> Block:
+    header = block.header
+    return Block(header.id, header.shape, tuple(_runs(block)))
+
+
+def _runs(block: EncodedBlock) -> Iterator[memoryview]:
+    for layer in range(block.header.shape.num_layers):
+        start, stop = block.header.layer_range(layer)
+        yield block.header.layer(layer, block.data[start:stop])
+
+
+def _sum(sizes: Iterable[int | None]) -> Done:
+    known = list(sizes)
+    kept = [size for size in known if size is not None]
+    return Done(len(kept), sum(kept), len(known) - len(kept))

@@ -1,0 +1,392 @@
+"""Format version 1 of a stored block: what the bytes mean, on disk and on the wire.
+
+    0        magic, 8 bytes
+    8        format version, u32 little-endian
+    12       length H of the header, u32
+    16       checksum of everything before the first run (but for itself) and of the block's key
+    32       header: H bytes of MessagePack, then zeros up to a multiple of 4096: the body starts
+    body     one run per layer, then the runs of the sections; each starts at a multiple of
+             ALIGN from the body's start and is followed by zeros up to the next multiple:
+             4096, or 64 where the codec compresses, since pages would eat what it saves
+
+A run's checksum covers its bytes, the zeros after it, the block's key and which run it is: bytes
+that were moved to another place or another block do not pass.  So every bit of the file is covered
+by one checksum.  Offsets are not free: they must be the ones that follow from the lengths.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+import xxhash
+
+from kdn.core import (
+    BLOCK_TOKENS,
+    BlockId,
+    BlockKey,
+    Cause,
+    ChainHash,
+    Fingerprint,
+    KvShape,
+    Recipe,
+)
+from kdn.errors import BadInput, CorruptBlock
+from kdn.machine.memory import allocate
+from kdn.store.block.block import Block
+from kdn.store.codecs import CODECS, Codec, NoCodec, RunForm
+from kdn.store.index.tokens import TOKEN_BYTES, pack_tokens, unpack_tokens
+
+__all__ = [
+    "ALIGN",
+    "FORMAT_VERSION",
+    "MAX_BLOCK_BYTES",
+    "PREAMBLE_BYTES",
+    "ColumnSection",
+    "EncodedBlock",
+    "Header",
+    "HiddenSection",
+    "Run",
+    "decode_header",
+    "encode_block",
+    "header_bytes",
+]
+
+MAGIC = b"\x89KDN\r\n\x1a\n"
+FORMAT_VERSION = 1
+ALIGN = 4096
+PACKED_ALIGN = 64
+PREAMBLE = struct.Struct("<8sII16s")
+PREAMBLE_BYTES = PREAMBLE.size
+CHECKED_PREAMBLE_BYTES = PREAMBLE_BYTES - 16
+
+# Bounds on what a header may claim, far above any real model, so that a crafted one cannot make
+# the reader allocate without limit.
+MAX_HEADER_BYTES = 1 << 20
+MAX_LAYERS = 4096
+MAX_RUN_BYTES = 1 << 28
+MAX_BLOCK_BYTES = 1 << 32
+MAX_TEXT = 4096
+MAX_POSITION = 1 << 40
+VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Where stored bytes lie: `offset` from the body's start, how many, and their checksum."""
+
+    offset: int
+    stored_bytes: int
+    checksum: bytes
+
+    def stop(self, align: int) -> int:
+        """Where the zeros after the run end."""
+        return _aligned(self.offset + self.stored_bytes, align)
+
+
+class HiddenSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Hidden states that enter `layer`: [tokens, width] in `dtype`. No writer yet."""
+
+    layer: int
+    width: int
+    dtype: str
+    run: Run
+
+
+class ColumnSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Columns steered at `layer`: u32 each, counted from the block's first token. No writer yet."""
+
+    layer: int
+    run: Run
+
+
+class _Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    fingerprint: str
+    causes: tuple[Cause, ...]
+    detail: str
+    salt: str
+    behind: str
+    start: int
+    tokens: bytes
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+    codec: str
+    layers: tuple[Run, ...]
+    hidden: tuple[HiddenSection, ...] = ()
+    columns: tuple[ColumnSection, ...] = ()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a stored block says of itself, checked."""
+
+    id: BlockId
+    shape: KvShape
+    codec: str
+    layers: tuple[Run, ...]
+    hidden: tuple[HiddenSection, ...]
+    columns: tuple[ColumnSection, ...]
+    body_start: int
+    """Where the body starts, counted from the start of the file."""
+    align: int
+    """Runs start at multiples of it, counted from the body's start."""
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Length of the whole encoded block."""
+        return self.body_start + max(run.stop(self.align) for run in _runs(self))
+
+    @property
+    def run_bytes(self) -> int:
+        """Length of one layer's run once decoded."""
+        return self.id.num_tokens * self.shape.layer_token_bytes
+
+    @property
+    def raw_bytes(self) -> int:
+        """Length of all layers' runs once decoded."""
+        return self.shape.num_layers * self.run_bytes
+
+    def layer_range(self, layer: int) -> tuple[int, int]:
+        """Half-open range of the file that holds `layer` and the zeros after it."""
+        run = self.layers[layer]
+        return self.body_start + run.offset, self.body_start + run.stop(self.align)
+
+    @property
+    def sections_start(self) -> int:
+        """Where the layers end and the sections begin, if there are any."""
+        return self.body_start + self.layers[-1].stop(self.align)
+
+    def check_sections(self, data: memoryview) -> None:
+        """Verify `data`, all bytes from `sections_start` on. Raises CorruptBlock."""
+        for kind, number, run in _sections(self):
+            start = self.body_start + run.offset - self.sections_start
+            padded = data[start : self.body_start + run.stop(self.align) - self.sections_start]
+            if _run_checksum(self.id.key, kind, number, padded) != run.checksum:
+                raise CorruptBlock(f"block {self.id.key}: {kind} {number} fails its checksum")
+
+    def layer(self, layer: int, padded: memoryview, *, verify: bool = True) -> memoryview:
+        """The run in `padded`, the bytes of `layer_range`, decoded.
+
+        Raises CorruptBlock when they are not what was written there.
+        """
+        run = self.layers[layer]
+        if verify and _run_checksum(self.id.key, "layer", layer, padded) != run.checksum:
+            raise CorruptBlock(f"block {self.id.key}: layer {layer} fails its checksum")
+        form = RunForm(self.shape, layer, self.id.num_tokens)
+        return CODECS[self.codec].decode(padded[: run.stored_bytes], form)
+
+
+@dataclass(frozen=True)
+class EncodedBlock:
+    """A block in its stored form. `data` is the whole of it and is not changed any more."""
+
+    header: Header
+    data: memoryview
+
+    @property
+    def key(self) -> BlockKey:
+        return self.header.id.key
+
+    @property
+    def size_bytes(self) -> int:
+        return self.data.nbytes
+
+
+def encode_block(block: Block, codec: Codec | None = None) -> EncodedBlock:
+    """The stored form of `block`. Raises BadInput for a lossy codec its recipe does not name."""
+    codec = codec or NoCodec()
+    if not codec.lossless and Cause.CODEC not in block.id.recipe.causes:
+        raise BadInput(f"codec {codec.name} loses precision: the block's recipe must name it")
+    forms = [RunForm(block.shape, n, block.id.num_tokens) for n in range(len(block.layers))]
+    stored = [
+        codec.encode(memoryview(run).cast("B"), form)
+        for run, form in zip(block.layers, forms, strict=True)
+    ]
+    align = _align(codec)
+    wire = _wire(block, codec, _layout([run.nbytes for run in stored], align))
+    # Checksums have one length, so a header without them tells where the body starts.
+    body_start = _aligned(PREAMBLE_BYTES + len(msgspec.msgpack.encode(wire)))
+    data = allocate(body_start + wire.layers[-1].stop(align))
+    signed = []
+    for number, (run, payload) in enumerate(zip(wire.layers, stored, strict=True)):
+        at = body_start + run.offset
+        data[at : at + payload.nbytes] = payload
+        padded = data[at : body_start + run.stop(align)]
+        checksum = _run_checksum(block.id.key, "layer", number, padded)
+        signed.append(msgspec.structs.replace(run, checksum=checksum))
+    wire = msgspec.structs.replace(wire, layers=tuple(signed))
+    _write_header(data[:body_start], wire, block.id.key)
+    return EncodedBlock(_header(wire, block.id, body_start, align), data.toreadonly())
+
+
+def header_bytes(preamble: memoryview) -> int:
+    """From the first PREAMBLE_BYTES: how many bytes of the file decode_header needs.
+
+    Raises CorruptBlock when these are not the first bytes of a block of this format.
+    """
+    if preamble.nbytes < PREAMBLE_BYTES:
+        raise CorruptBlock(
+            f"a block begins with {PREAMBLE_BYTES} bytes, here are {preamble.nbytes}"
+        )
+    magic, version, length, _ = PREAMBLE.unpack(preamble[:PREAMBLE_BYTES])
+    if magic != MAGIC:
+        raise CorruptBlock("not a kdn block: it begins with other bytes")
+    if version != FORMAT_VERSION:
+        raise CorruptBlock(f"block format {version}, this kdn reads {FORMAT_VERSION}")
+    if not 0 < length <= MAX_HEADER_BYTES:
+        raise CorruptBlock(f"a header of {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
+    return _aligned(PREAMBLE_BYTES + length)
+
+
+def decode_header(region: memoryview, key: BlockKey, size_bytes: int) -> Header:
+    """The header in the first `header_bytes` bytes of a block asked for as `key`.
+
+    Raises CorruptBlock unless it is whole, belongs to that key and describes `size_bytes` bytes.
+    """
+    _, _, length, checksum = PREAMBLE.unpack(region[:PREAMBLE_BYTES])
+    if _header_checksum(region, key) != checksum:
+        raise CorruptBlock(f"block {key}: the header fails its checksum")
+    try:
+        body = region[PREAMBLE_BYTES : PREAMBLE_BYTES + length]
+        wire = msgspec.msgpack.decode(body, type=_Wire)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise CorruptBlock(f"block {key}: the header cannot be read: {error}") from error
+    _check_bounds(wire, key)
+    block_id = BlockId(
+        Fingerprint(wire.fingerprint),
+        Recipe(wire.causes, wire.detail),
+        wire.salt,
+        ChainHash(wire.behind),
+        wire.start,
+        unpack_tokens(wire.tokens),
+    )
+    header = _header(wire, block_id, region.nbytes, _align(CODECS[wire.codec]))
+    if block_id.key != key:
+        raise CorruptBlock(f"asked for block {key}, found block {block_id.key} under that name")
+    if header.size_bytes != size_bytes:
+        raise CorruptBlock(f"block {key} has {size_bytes} bytes, its header {header.size_bytes}")
+    return header
+
+
+def _aligned(size: int, align: int = ALIGN) -> int:
+    return -(-size // align) * align
+
+
+def _align(codec: Codec) -> int:
+    return PACKED_ALIGN if codec.compresses else ALIGN
+
+
+def _layout(sizes: list[int], align: int) -> tuple[Run, ...]:
+    """The only places runs of these sizes may lie at."""
+    runs, offset = [], 0
+    for size in sizes:
+        runs.append(Run(offset, size, bytes(16)))
+        offset = runs[-1].stop(align)
+    return tuple(runs)
+
+
+def _runs(header: Header | _Wire) -> list[Run]:
+    return [*header.layers, *(run for _, _, run in _sections(header))]
+
+
+def _sections(header: Header | _Wire) -> list[tuple[str, int, Run]]:
+    hidden = [("hidden", number, section.run) for number, section in enumerate(header.hidden)]
+    columns = [("columns", number, section.run) for number, section in enumerate(header.columns)]
+    return hidden + columns
+
+
+def _wire(block: Block, codec: Codec, layers: tuple[Run, ...]) -> _Wire:
+    return _Wire(
+        fingerprint=block.id.fingerprint,
+        causes=block.id.recipe.causes,
+        detail=block.id.recipe.detail,
+        salt=block.id.salt,
+        behind=block.id.behind,
+        start=block.id.start,
+        tokens=pack_tokens(block.id.token_ids),
+        num_layers=block.shape.num_layers,
+        num_kv_heads=block.shape.num_kv_heads,
+        head_dim=block.shape.head_dim,
+        dtype=block.shape.dtype,
+        codec=codec.name,
+        layers=layers,
+    )
+
+
+def _header(wire: _Wire, block_id: BlockId, body_start: int, align: int) -> Header:
+    shape = KvShape(wire.num_layers, wire.num_kv_heads, wire.head_dim, wire.dtype)
+    return Header(
+        block_id, shape, wire.codec, wire.layers, wire.hidden, wire.columns, body_start, align
+    )
+
+
+def _write_header(region: memoryview, wire: _Wire, key: BlockKey) -> None:
+    packed = msgspec.msgpack.encode(wire)
+    PREAMBLE.pack_into(region, 0, MAGIC, FORMAT_VERSION, len(packed), bytes(16))
+    region[PREAMBLE_BYTES : PREAMBLE_BYTES + len(packed)] = packed
+    region[CHECKED_PREAMBLE_BYTES:PREAMBLE_BYTES] = _header_checksum(region, key)
+
+
+def _header_checksum(region: memoryview, key: BlockKey) -> bytes:
+    state = xxhash.xxh3_128(f"kdn-header/{key}/".encode())
+    state.update(region[:CHECKED_PREAMBLE_BYTES])
+    state.update(region[PREAMBLE_BYTES:])
+    return state.digest()
+
+
+def _run_checksum(key: BlockKey, kind: str, number: int, padded: memoryview) -> bytes:
+    state = xxhash.xxh3_128(f"kdn-run/{key}/{kind}/{number}/".encode())
+    state.update(padded)
+    return state.digest()
+
+
+def _check_bounds(wire: _Wire, key: BlockKey) -> None:
+    """Raises CorruptBlock for a header that no writer of this format makes."""
+    complaint = _complaint(wire)
+    if complaint is not None:
+        raise CorruptBlock(f"block {key}: {complaint}")
+
+
+def _complaint(wire: _Wire) -> str | None:
+    num_tokens, rest = divmod(len(wire.tokens), TOKEN_BYTES)
+    sound = {
+        "tokens": rest == 0 and 1 <= num_tokens <= BLOCK_TOKENS,
+        "dtype": wire.dtype in VALUE_BYTES,
+        "codec": wire.codec in CODECS,
+        "recipe": wire.codec in CODECS
+        and (CODECS[wire.codec].lossless or Cause.CODEC in wire.causes),
+        "layer count": 1 <= wire.num_layers <= MAX_LAYERS,
+        "number of runs": len(wire.layers) == wire.num_layers,
+        "number of sections": len(wire.hidden) + len(wire.columns) <= 2 * wire.num_layers,
+        "texts": max(map(len, (wire.fingerprint, wire.detail, wire.salt, wire.behind))) <= MAX_TEXT,
+        "start": 0 <= wire.start <= MAX_POSITION,
+        "shape": min(wire.num_kv_heads, wire.head_dim) >= 1,
+        "checksums": all(len(run.checksum) == 16 for run in _runs(wire)),
+        "run sizes": all(0 < run.stored_bytes <= MAX_RUN_BYTES for run in _runs(wire)),
+    }
+    for name, fine in sound.items():
+        if not fine:
+            return f"its header has an impossible {name}"
+    values = num_tokens * 2 * wire.num_kv_heads * wire.head_dim
+    if values * VALUE_BYTES[wire.dtype] > MAX_RUN_BYTES:
+        return f"its layers would take over {MAX_RUN_BYTES} bytes each"
+    runs = _runs(wire)
+    places = _layout([run.stored_bytes for run in runs], _align(CODECS[wire.codec]))
+    if any(run.offset != place.offset for run, place in zip(runs, places, strict=True)):
+        return "its runs do not follow each other"
+    return _section_complaint(wire, num_tokens)
+
+
+def _section_complaint(wire: _Wire, num_tokens: int) -> str | None:
+    for section in wire.hidden:
+        if not 0 <= section.layer <= wire.num_layers or section.dtype not in VALUE_BYTES:
+            return "its hidden states name an impossible layer or dtype"
+        if section.run.stored_bytes != num_tokens * section.width * VALUE_BYTES[section.dtype]:
+            return "its hidden states do not fit their width"
+    for columns in wire.columns:
+        if not 0 <= columns.layer < wire.num_layers or columns.run.stored_bytes % TOKEN_BYTES:
+            return "its columns name an impossible layer or size"
+    return None

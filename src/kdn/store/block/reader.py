@@ -1,0 +1,210 @@
+"""Reading one block, a layer at a time, each layer verified before anybody sees it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from kdn.core import BlockId, BlockKey, KvShape
+from kdn.errors import CorruptBlock
+from kdn.store.block.format import (
+    PREAMBLE_BYTES,
+    EncodedBlock,
+    Header,
+    decode_header,
+    header_bytes,
+)
+from kdn.store.tiers.tier import Handle
+
+__all__ = ["Load", "Reader", "read_header"]
+
+FIRST_READ_BYTES = 4096
+
+
+def read_header(handle: Handle, key: BlockKey) -> Header:
+    """The checked header of the block that was opened as `key`. Raises CorruptBlock."""
+    if handle.header is not None:
+        return handle.header
+    size_bytes = handle.buffer.nbytes
+    first = handle.read(0, min(FIRST_READ_BYTES, size_bytes))
+    wanted = header_bytes(first[:PREAMBLE_BYTES])
+    if wanted > size_bytes:
+        raise CorruptBlock(f"block {key} ends inside its header")
+    region = first if wanted == first.nbytes else handle.read(0, wanted)
+    return decode_header(region, key, size_bytes)
+
+
+class Load:
+    """A block on its way out of a tier, shared by all who read it meanwhile: each layer comes once.
+
+    `on_whole` is told when every layer has come, `on_corrupt` when one was damaged (once).
+    """
+
+    may_recode = False
+    """May layers come in another encoding than the one they are kept in?"""
+
+    def __init__(
+        self,
+        header: Header,
+        handle: Handle,
+        tier: str,
+        *,
+        trusted: bool,
+        on_whole: Callable[[EncodedBlock], None] | None = None,
+        on_corrupt: Callable[[CorruptBlock], None] | None = None,
+    ) -> None:
+        self.header = header
+        self.tier = tier
+        self.readers = 0
+        """How many readers share it; counted by the store."""
+        self._handle = handle
+        self._trusted = trusted
+        self._on_whole = on_whole
+        self._on_corrupt = on_corrupt
+        self._lock = threading.Lock()
+        self._came: dict[int, memoryview] = {}
+        self._damage: CorruptBlock | None = None
+        self.is_left_out = False
+        """Did somebody prefer a smaller encoding? Then what is missing is not worth fetching now."""
+
+    def layers(self, start: int, stop: int) -> list[memoryview]:
+        """The runs of layers [start, stop). Neighbours that have not come yet are read at once.
+
+        Raises CorruptBlock, then and ever after, when one is not what was written.
+        """
+        if any(layer not in self._came for layer in range(start, stop)):
+            with self._lock:
+                self._bring(start, stop)
+        return [self._came[layer] for layer in range(start, stop)]
+
+    @property
+    def is_half_way(self) -> bool:
+        """Has something come, but not all, and no damage?"""
+        some = 0 < len(self._came) < self.header.shape.num_layers
+        return some and self._damage is None and not self.is_left_out
+
+    def is_at_hand(self, start: int, stop: int) -> bool:
+        """Would layers [start, stop) come without reading anything?"""
+        missing = [layer for layer in range(start, stop) if layer not in self._came]
+        return all(self._handle.is_at_hand(*self.header.layer_range(n)) for n in missing)
+
+    def close(self) -> None:
+        """No reader is left."""
+        self._handle.close()
+
+    def _bring(self, start: int, stop: int) -> None:
+        if self._damage is not None:
+            raise self._damage
+        missing = [layer for layer in range(start, stop) if layer not in self._came]
+        try:
+            for first, last in _neighbours(missing):
+                self._read(first, last)
+            whole = bool(missing) and len(self._came) == self.header.shape.num_layers
+            if whole:
+                self._read_sections()
+        except CorruptBlock as error:
+            self._damage = error
+            if self._on_corrupt is not None:
+                self._on_corrupt(error)
+            raise
+        if whole:
+            self._handle.close()
+            if self._on_whole is not None:
+                self._on_whole(EncodedBlock(self.header, self._handle.buffer.toreadonly()))
+
+    def _read(self, first: int, last: int) -> None:
+        start, _ = self.header.layer_range(first)
+        _, stop = self.header.layer_range(last)
+        data = self._handle.read(start, stop).toreadonly()
+        for layer in range(first, last + 1):
+            begin, end = self.header.layer_range(layer)
+            padded = data[begin - start : end - start]
+            self._came[layer] = self.header.layer(layer, padded, verify=not self._trusted)
+
+    def _read_sections(self) -> None:
+        """What moves to another tier moves whole."""
+        start, stop = self.header.sections_start, self.header.size_bytes
+        if start < stop:
+            data = self._handle.read(start, stop)
+            if not self._trusted:
+                self.header.check_sections(data)
+
+
+class Reader:
+    """A stored block, open for reading and pinned until closed. Use it in a `with`.
+
+    A run that was handed out stays valid after close.  Safe from several threads.
+    """
+
+    def __init__(self, load: Load, num_tokens: int, on_close: Callable[[], None]) -> None:
+        self._load = load
+        self._on_close: Callable[[], None] | None = on_close
+        self.num_tokens = num_tokens
+        """How many of the block's tokens are wanted, counted from its first."""
+
+    @property
+    def id(self) -> BlockId:
+        return self._load.header.id
+
+    @property
+    def shape(self) -> KvShape:
+        return self._load.header.shape
+
+    @property
+    def tier(self) -> str:
+        """Where the bytes come from."""
+        return self._load.tier
+
+    @property
+    def is_delivered(self) -> bool:
+        """May layers come in another encoding than the one they are kept in?"""
+        return self._load.may_recode
+
+    def layer(self, layer: int) -> memoryview:
+        """The whole run of `layer`, read-only: K [id.num_tokens, kv heads, head dim], then V.
+
+        Raises CorruptBlock when it is damaged; the store has by then put the block out of use.
+        """
+        return self.layers(layer, layer + 1)[0]
+
+    def layers(self, start: int, stop: int) -> list[memoryview]:
+        """The runs of layers [start, stop), in one read where they are not at hand."""
+        assert self._on_close is not None, "this reader was closed"
+        return self._load.layers(start, stop)
+
+    def parts(self, layer: int) -> tuple[memoryview, memoryview]:
+        """K and V of the first `num_tokens` tokens at `layer`: each [tokens, kv heads, dim]."""
+        run = self.layer(layer)
+        half = run.nbytes // 2
+        wanted = half // self.id.num_tokens * self.num_tokens
+        return run[:wanted], run[half : half + wanted]
+
+    def close(self) -> None:
+        """Unpin the block. May be called twice."""
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _neighbours(layers: list[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as closed ranges without gaps."""
+    ranges: list[tuple[int, int]] = []
+    for layer in layers:
+        if ranges and ranges[-1][1] == layer - 1:
+            ranges[-1] = (ranges[-1][0], layer)
+        else:
+            ranges.append((layer, layer))
+    return ranges

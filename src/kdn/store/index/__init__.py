@@ -1,0 +1,1 @@
+"""Which blocks there are, by key and by content."""

@@ -1,0 +1,148 @@
+"""From settings to an open store: its tiers on this machine, and those across the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from kdn.clock import Clock, SystemClock
+from kdn.store.policies import Rules, Use, make_policy
+from kdn.store.store import MEMORY_BYTES, Store
+from kdn.store.tenants.limits import Limits
+from kdn.store.tenants.quotas import Quotas
+from kdn.store.tenants.shared_pins import LastingPins
+from kdn.store.tiers.disk.disk import DiskTier
+from kdn.store.tiers.memory import MemoryTier
+from kdn.store.tiers.remote.calls import LineSettings
+from kdn.store.tiers.remote.objects import ObjectRemote
+from kdn.store.tiers.remote.peer import PeerRemote
+from kdn.store.tiers.remote.redis import RedisRemote
+from kdn.store.tiers.remote.tier import RemoteSettings, RemoteTier
+from kdn.store.tiers.seal import KeyRing
+from kdn.store.tiers.tier import Tier
+from kdn.store.writer import Pays
+from kdn.trace import NoTrace, Trace
+
+__all__ = ["FarSettings", "open_store"]
+
+
+@dataclass(frozen=True)
+class FarSettings:
+    """Which tiers there are across the network, and how to use them; None: not that one."""
+
+    peer_url: str | None = None
+    peer_token: str | None = None
+    peer_authority: Path | None = None
+    redis_url: str | None = None
+    objects_url: str | None = None
+    object_options: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = 2.0
+    attempts: int = 2
+    capacity_bytes: int | None = None
+    read_bytes: int = 1 << 20
+    news_s: float = 1.0
+    objects_news_s: float = 30.0
+
+
+def open_store(
+    folder: Path | None,
+    *,
+    memory_bytes: int = MEMORY_BYTES,
+    disk_bytes: int | None = None,
+    disk_direct: bool = False,
+    far: FarSettings | None = None,
+    quotas: Quotas | None = None,
+    ring: KeyRing | None = None,
+    clock: Clock | None = None,
+    trace: Trace | None = None,
+    policy: str = "lru",
+    rules: Rules | None = None,
+    saving: Callable[[Use], float] | None = None,
+    pays: Pays | None = None,
+    ttl_of: Callable[[str, Use], float | None] | None = None,
+) -> Store:
+    """A store of memory over the disk in `folder`, or of memory alone, with `far` tiers behind.
+
+    `disk_bytes` None means the cap last given for this folder, or else 20 GB or a tenth of what is
+    free, whichever is less.  Raises ForeignStore for a folder that belongs to something else,
+    StoreError for one that cannot be used, BadConfig and MissingExtra for far tiers that cannot be
+    set up.  One that does not answer is no error: it is asked again later.  With a `ring` blocks
+    are sealed on the disk, in Redis and in object stores; a peer node seals its own.  `policy` says
+    which blocks go when room is short, `rules` what people decide over it, `saving` what a use of a
+    block saves (for `value`); BadInput for an unknown one.  `pays` says whether a block is worth
+    writing behind to the tier of a name, `ttl_of` how long one is worth keeping unused in memory or
+    on the disk.
+    """
+    clock, trace = clock or SystemClock(), trace or NoTrace()
+    limits = Limits(folder, clock)
+    lasting = LastingPins(folder, clock)
+    rules = _with_decided(rules, limits)
+    if rules is not None or ttl_of is not None:
+        rules = replace(rules or Rules(), spared=lasting.__contains__)
+    distant = _far_tiers(far or FarSettings(), clock, trace, ring)
+    own_rules = _own_rules(rules, ttl_of, MemoryTier.name)
+    ranks = make_policy(policy, own_rules, saving)
+    tiers: list[Tier] = [MemoryTier(memory_bytes, trace, ranks, clock)]
+    if folder is not None:
+        # without a policy of its own, processes on one folder share the catalogue's order of use
+        own_rules = _own_rules(rules, ttl_of, DiskTier.name)
+        plain = policy == "lru" and own_rules is None
+        ranking = None if plain else make_policy(policy, own_rules, saving)
+        tiers.append(DiskTier(folder, disk_bytes, clock, trace, ranking, ring, direct=disk_direct))
+    return Store(
+        tiers,
+        far=distant,
+        clock=clock,
+        trace=trace,
+        quotas=quotas,
+        lasting=lasting,
+        limits=limits,
+        pays=pays,
+    )
+
+
+def _own_rules(
+    rules: Rules | None, ttl_of: Callable[[str, Use], float | None] | None, tier: str
+) -> Rules | None:
+    """The rules of one tier, where each may have its own time to live."""
+    return rules if ttl_of is None else replace(rules or Rules(), ttl_of=partial(ttl_of, tier))
+
+
+def _with_decided(rules: Rules | None, limits: Limits) -> Rules | None:
+    """The rules with the priorities that operators gave."""
+    decided = {salt: one.priority for salt, one in limits.all().items() if one.priority is not None}
+    if not decided:
+        return rules
+    rules = rules or Rules()
+    return replace(rules, priority={**rules.priority, **decided})
+
+
+def _far_tiers(far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | None) -> list[Tier]:
+    """Nearest first: a peer, Redis, then objects."""
+    timeout_s, tiers = far.timeout_s, list[Tier]()
+    if far.peer_url is not None:
+        peer = PeerRemote(
+            far.peer_url,
+            token=far.peer_token,
+            authority=far.peer_authority,
+            timeout_s=timeout_s,
+        )
+        tiers.append(RemoteTier(peer, _settings(far, far.news_s), clock, trace))
+    if far.redis_url is not None:
+        redis = RedisRemote(far.redis_url, timeout_s=timeout_s)
+        tiers.append(RemoteTier(redis, _settings(far, far.news_s), clock, trace, ring=ring))
+    if far.objects_url is not None:
+        objects = ObjectRemote(
+            far.objects_url, options=far.object_options, timeout_s=max(timeout_s, 1.0)
+        )
+        tiers.append(
+            RemoteTier(objects, _settings(far, far.objects_news_s), clock, trace, ring=ring)
+        )
+    return tiers
+
+
+def _settings(far: FarSettings, news_s: float) -> RemoteSettings:
+    line = LineSettings(timeout_s=far.timeout_s, attempts=far.attempts)
+    return RemoteSettings(line, far.capacity_bytes, far.read_bytes, news_s)

@@ -1,0 +1,1 @@
+"""Delivery of blocks over a link of measured throughput."""

@@ -1,0 +1,1 @@
+"""Who may keep how much: salts, quotas, limits, pins."""

@@ -1,0 +1,1 @@
+"""The disk tier: files and their catalogue."""

@@ -1,0 +1,181 @@
+"""The memory tier: encoded blocks in a dict, and a policy that says who goes first."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+from kdn.clock import Clock, SystemClock
+from kdn.core import BlockKey
+from kdn.errors import NoSpace
+from kdn.store.block.format import EncodedBlock
+from kdn.store.index.index import Entry
+from kdn.store.policies import Lru, Policy, Use
+from kdn.store.tenants.quotas import Holding
+from kdn.store.tiers.tier import Changes, Handle, Spare, Tier, TierUsage
+from kdn.trace import Trace
+
+__all__ = ["MemoryTier"]
+
+
+class _Held(Handle):
+    """A block in memory: nothing to fetch, nothing to give back."""
+
+    def __init__(self, block: EncodedBlock) -> None:
+        self.buffer = block.data
+        self.header = block.header
+
+    def read(self, start: int, stop: int) -> memoryview:
+        return self.buffer[start:stop]
+
+    def close(self) -> None:
+        return
+
+
+class MemoryTier(Tier):
+    """At most `capacity_bytes` of blocks. Whoever puts a block has verified it.
+
+    A reader keeps a block's bytes alive after eviction for as long as it reads them.
+    """
+
+    name = "memory"
+    trusted = True
+
+    def __init__(
+        self,
+        capacity_bytes: int,
+        trace: Trace,
+        policy: Policy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`policy` None is least recently used; it belongs to the tier from now on."""
+        self._capacity_bytes = capacity_bytes
+        self._trace = trace
+        self._policy = Lru() if policy is None else policy  # one without blocks is false
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        self._blocks: dict[BlockKey, EncodedBlock] = {}
+        self._size_bytes = 0
+        self._tokens = 0
+        self._evicted = 0
+        self._added: list[Entry] = []
+        self._removed: list[BlockKey] = []
+
+    def open(self, key: BlockKey) -> Handle | None:
+        with self._lock:
+            block = self._blocks.get(key)
+            return None if block is None else _Held(block)
+
+    def put(self, block: EncodedBlock, spare: Spare) -> None:
+        with self._lock:
+            use = self._use(block)
+            if block.key in self._blocks:
+                self._policy.use(use)
+                return
+            for victim in self._victims(use, spare):
+                self._evict(victim)
+            self._blocks[block.key] = block
+            self._size_bytes += block.size_bytes
+            self._tokens += block.header.id.num_tokens
+            self._added.append(Entry.of(block.header.id))
+            self._policy.keep(use)
+
+    def drop(self, key: BlockKey) -> bool:
+        with self._lock:
+            if key not in self._blocks:
+                return False
+            self._forget(key)
+            return True
+
+    def holds(self, key: BlockKey) -> bool:
+        return key in self._blocks
+
+    def changes(self) -> Changes:
+        with self._lock:
+            for key in self._policy.must_go(self._clock.now()):
+                self._evict(key)
+            changes = Changes(tuple(self._added), tuple(self._removed))
+            self._added.clear()
+            self._removed.clear()
+        return changes
+
+    def usage(self) -> TierUsage:
+        with self._lock:
+            return TierUsage(
+                len(self._blocks),
+                self._tokens,
+                self._size_bytes,
+                self._capacity_bytes,
+                self._evicted,
+            )
+
+    def touch(self, key: BlockKey) -> None:
+        with self._lock:
+            if key in self._blocks:
+                self._policy.use(self._use(self._blocks[key]))
+
+    def kept(self) -> Iterator[BlockKey]:
+        with self._lock:
+            first = tuple(self._policy.victims(self._clock.now()))
+            pinned = self._blocks.keys() - set(first)
+            return iter((*first, *pinned))
+
+    def holdings(self, salt: str) -> Sequence[Holding]:
+        with self._lock:
+            blocks = [b for b in self._blocks.values() if b.header.id.salt == salt]
+        return [Holding(block.key, block.size_bytes) for block in blocks]
+
+    def check(self) -> None:
+        with self._lock:
+            blocks = self._blocks.values()
+            assert self._size_bytes == sum(block.size_bytes for block in blocks), "bytes differ"
+            assert self._tokens == sum(b.header.id.num_tokens for b in blocks), "tokens differ"
+            assert self._size_bytes <= self._capacity_bytes, "over the cap"
+            assert len(self._policy) == len(self._blocks), "the policy's keys differ"
+            self._policy.check()
+
+    def close(self) -> None:
+        with self._lock:
+            for key in tuple(self._blocks):
+                self._forget(key)
+
+    def _use(self, block: EncodedBlock) -> Use:
+        name = block.header.id
+        now_s = self._clock.now()
+        return Use(block.key, name.start, name.num_tokens, block.size_bytes, now_s, name.salt)
+
+    def _victims(self, use: Use, spare: Spare) -> list[BlockKey]:
+        """Who must go so that the block fits. Changes nothing."""
+        must = self._policy.must_go(use.at_s)
+        victims = [key for key in must if not spare(key)]
+        excess = self._size_bytes + use.size_bytes - self._capacity_bytes
+        excess -= sum(self._blocks[key].size_bytes for key in victims)
+        if excess > 0 and not self._policy.admits(use):
+            raise NoSpace(
+                f"a block of {use.size_bytes} bytes is worth less than what would have to go for it"
+                f" from the memory tier of {self._capacity_bytes} bytes: give it more memory"
+            )
+        for key in self._policy.victims(use.at_s):
+            if excess <= 0:
+                break
+            if key not in victims and not spare(key):
+                victims.append(key)
+                excess -= self._blocks[key].size_bytes
+        if excess > 0:
+            raise NoSpace(
+                f"a block of {use.size_bytes} bytes does not fit in the memory tier of"
+                f" {self._capacity_bytes} bytes beside what is in use: give it more memory"
+            )
+        return victims
+
+    def _evict(self, key: BlockKey) -> None:
+        self._forget(key)
+        self._evicted += 1
+        self._trace.event("store.evict", tier=self.name, key=key)
+
+    def _forget(self, key: BlockKey) -> None:
+        block = self._blocks.pop(key)
+        self._policy.gone(key)
+        self._size_bytes -= block.size_bytes
+        self._tokens -= block.header.id.num_tokens
+        self._removed.append(key)

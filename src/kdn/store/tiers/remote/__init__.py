@@ -1,0 +1,1 @@
+"""Tiers behind a network: Redis, object stores, nodes."""

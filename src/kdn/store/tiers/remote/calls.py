@@ -1,0 +1,108 @@
+"""The line to a remote tier: every call ends by a deadline, is tried again, and may be refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TookTooLong
+from dataclasses import dataclass, field
+from random import Random
+from typing import TypeVar
+
+from kdn.clock import Clock
+from kdn.errors import Unreachable
+from kdn.store.tiers.remote.breaker import Breaker, BreakerSettings
+
+__all__ = ["Line", "LineSettings"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LineSettings:
+    """How patient to be with a remote tier."""
+
+    timeout_s: float = 2.0
+    """The most that one call may take, tries and pauses included."""
+    attempts: int = 2
+    """How often a call that failed is made in all, within `timeout_s`."""
+    pause_s: float = 0.05
+    """The longest pause before the second try; it doubles with each, and its length is random."""
+    workers: int = 8
+    """Calls that may be under way at once."""
+    breaker: BreakerSettings = field(default_factory=BreakerSettings)
+
+
+class Line:
+    """Makes calls in threads of its own and waits for them no longer than the deadline.
+
+    A call that hangs is left behind, whatever it hangs in; its result is thrown away.
+    """
+
+    def __init__(self, name: str, settings: LineSettings, clock: Clock, chance: Random) -> None:
+        self.name = name
+        self.settings = settings
+        self._clock = clock
+        self._chance = chance
+        self._breaker = Breaker(settings.breaker, clock, chance)
+        self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix=f"kdn-{name}")
+        self._closed = threading.Event()
+
+    @property
+    def is_open(self) -> bool:
+        """Would a call be made now, rather than refused?"""
+        return not self._breaker.is_open()
+
+    @property
+    def phase(self) -> str:
+        """The breaker's phase: closed (all is well), open or trying."""
+        return self._breaker.phase
+
+    def ask(self, doing: str, call: Callable[[], T], timeout_s: float | None = None) -> T:
+        """What `call` returns. Raises Unreachable when it fails, is refused or takes too long.
+
+        Only Unreachable counts as a failure of the tier, and only then is it tried again.
+        """
+        deadline = self._clock.now() + (timeout_s or self.settings.timeout_s)
+        for attempt in range(1, self.settings.attempts + 1):
+            if not self._breaker.enter():
+                raise Unreachable(f"{doing}: {self.name} failed lately and is given a rest")
+            try:
+                found = self._within(doing, call, deadline)
+            except Unreachable:
+                self._breaker.failed()
+                if attempt == self.settings.attempts or not self._paused(attempt, deadline):
+                    raise
+            else:
+                self._breaker.succeeded()
+                return found
+        raise AssertionError("unreachable")
+
+    def start(self, call: Callable[[], T]) -> Future[T]:
+        """Begin something that nobody waits for."""
+        return self._pool.submit(call)
+
+    def close(self) -> None:
+        """No more calls. What hangs ends with its own socket's time-out."""
+        self._closed.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _within(self, doing: str, call: Callable[[], T], deadline: float) -> T:
+        left_s = deadline - self._clock.now()
+        try:
+            future = self._pool.submit(call)
+        except RuntimeError as error:
+            raise Unreachable(f"{doing}: {self.name} is closed") from error
+        try:
+            return future.result(max(left_s, 0.0))
+        except TookTooLong as error:
+            future.cancel()
+            raise Unreachable(f"{doing}: no answer from {self.name} in time") from error
+
+    def _paused(self, attempt: int, deadline: float) -> bool:
+        """Wait before the next try; False when the deadline would pass meanwhile."""
+        pause_s = self._chance.random() * self.settings.pause_s * 2 ** (attempt - 1)
+        if self._clock.now() + pause_s >= deadline:
+            return False
+        return not self._closed.wait(pause_s)

@@ -1,0 +1,154 @@
+"""Blocks in an object store: S3, Google Cloud Storage, Azure, a shared folder, memory.
+
+blocks/ab/KEY.kdn  the encoded block
+notes/ab/KEY       its note, written after it: whoever lists notes finds only whole blocks
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from kdn.core import BlockKey
+from kdn.errors import BadConfig, MissingExtra, Unreachable
+from kdn.store.tiers.remote.client import Listed, News, Remote
+
+__all__ = ["ObjectRemote"]
+
+_AT_ONCE = 16
+_SIZE_BYTES = 8
+
+
+class ObjectRemote(Remote):
+    """Blocks under `url`: `s3://bucket/prefix`, `gs://`, `az://`, `file:///folder`, `memory:///`.
+
+    `options` are the object store's own (`endpoint`, `region`, `access_key_id`, ...); what is not
+    given comes from the environment, as usual for each.  News costs a listing: ask seldom.
+    """
+
+    name = "objects"
+
+    def __init__(
+        self, url: str, *, options: Mapping[str, str] | None = None, timeout_s: float = 5.0
+    ) -> None:
+        try:
+            import obstore
+        except ImportError as error:
+            raise MissingExtra("an object-store tier needs: pip install 'kdn[s3]'") from error
+        self._obstore: Any = obstore
+        self._lock = threading.Lock()
+        self._known: set[BlockKey] = set()
+        self._told = False
+        self._store = _open(url, dict(options or {}), timeout_s)
+
+    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
+        with self._gate("looking for a block"):
+            try:
+                found = self._obstore.get(
+                    self._store, _block(key), options={"range": (0, num_bytes)}
+                )
+                return bytes(found.bytes()), found.meta["size"]
+            except FileNotFoundError:
+                return None
+
+    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
+        with self._gate("reading a block"):
+            try:
+                return bytes(
+                    self._obstore.get_range(self._store, _block(key), start=start, end=stop)
+                )
+            except FileNotFoundError:
+                return b""
+
+    def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
+        sized = data.nbytes.to_bytes(_SIZE_BYTES, "little") + note
+        with self._gate("writing a block"):
+            self._obstore.put(self._store, _block(key), data)
+            self._obstore.put(self._store, _note(key), sized)
+
+    def remove(self, key: BlockKey) -> bool:
+        """Drops the note first: what cannot be found any more may then go."""
+        with self._gate("dropping a block"):
+            there = self._drop(_note(key))
+            return self._drop(_block(key)) or there
+
+    def news(self) -> News:
+        with self._lock, self._gate("listing blocks"):
+            keys = {
+                BlockKey(found["path"].rpartition("/")[2])
+                for page in self._obstore.list(self._store, prefix="notes")
+                for found in page
+            }
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                listed = pool.map(self._read_note, keys - self._known)
+                added = tuple(one for one in listed if one is not None)
+            removed = tuple(self._known - keys)
+            self._known = keys
+            whole, self._told = not self._told, True
+            return News(added, removed, whole=whole)
+
+    # --- inside ---
+
+    def _read_note(self, key: BlockKey) -> Listed | None:
+        try:
+            sized = bytes(self._obstore.get(self._store, _note(key)).bytes())
+        except FileNotFoundError:
+            return None
+        size_bytes = int.from_bytes(sized[:_SIZE_BYTES], "little")
+        return Listed(key, sized[_SIZE_BYTES:], size_bytes)
+
+    def _drop(self, path: str) -> bool:
+        """Object stores say nothing of what was not there, so ask first."""
+        try:
+            self._obstore.head(self._store, path)
+            self._obstore.delete(self._store, path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextmanager
+    def _gate(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (self._obstore.exceptions.BaseError, OSError) as error:
+            reason = str(error).split("\n", 1)[0]
+            raise Unreachable(f"{doing} in the object store failed: {reason}") from error
+
+
+def _open(url: str, options: dict[str, str], timeout_s: float) -> Any:
+    """The store at `url`; time-outs are ours, retries the line's business."""
+    import obstore.store
+
+    # Its overloads know each store's options by name; ours are whatever the settings say.
+    from_url: Any = obstore.store.from_url
+    remote = url.partition(":")[0] not in {"file", "memory"}
+    kind: dict[str, Any] = {}
+    if remote:
+        kind = {
+            "client_options": {
+                "timeout": timedelta(seconds=timeout_s),
+                "connect_timeout": timedelta(seconds=timeout_s),
+                "allow_http": options.get("endpoint", "").startswith("http://"),
+            },
+            "retry_config": {"max_retries": 0},
+        }
+    elif url.startswith("file:"):
+        kind = {"mkdir": True}
+    try:
+        return from_url(url, **kind, **options)
+    except (obstore.exceptions.BaseError, ValueError, TypeError) as error:
+        raise BadConfig(f"{url!r} cannot be used as an object store: {error}") from error
+
+
+def _block(key: BlockKey) -> str:
+    return f"blocks/{key[:2]}/{key}.kdn"
+
+
+def _note(key: BlockKey) -> str:
+    return f"notes/{key[:2]}/{key}"

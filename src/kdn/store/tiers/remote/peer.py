@@ -1,0 +1,174 @@
+"""Blocks of another kdn, over HTTP: its node is a remote like any other.
+
+GET    /v1/store/blocks?since=CURSOR   what changed there (MessagePack, see `Told`)
+GET    /v1/store/blocks/KEY            bytes of a block; with Range, some of them
+GET    /v1/store/blocks/KEY/layers?start=A&stop=B&codec=C   layers encoded anew (see `levels`)
+PUT    /v1/store/blocks/KEY            keep a block; the node verifies all of it
+DELETE /v1/store/blocks/KEY            forget it
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from kdn.core import BlockKey
+from kdn.errors import BadConfig, Unreachable
+from kdn.store.tiers.remote.client import Listed, News, Remote
+
+__all__ = ["PeerRemote", "Told"]
+
+_MAX_NEWS_BYTES = 1 << 30
+_KEEP_CONNECTIONS = 16
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True):
+    """A node's answer to what is new: (key, note) of blocks that came, keys that went."""
+
+    cursor: str
+    whole: bool
+    added: list[tuple[str, bytes]]
+    removed: list[str]
+
+
+class PeerRemote(Remote):
+    """The node at `url` (http or https), seen with `token`'s rights.
+
+    `authority` is a file of certificates to trust instead of the system's.  A node does not list
+    sizes, so a tier over it books none.
+    """
+
+    name = "peer"
+    encodes = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        authority: Path | None = None,
+        timeout_s: float = 2.0,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise BadConfig(f"{url!r} is no address of a node: write http://host:port")
+        self._host, self._port = parts.hostname, parts.port
+        self._base = parts.path.rstrip("/")
+        self._timeout_s = timeout_s
+        self._tls = _trust(authority) if parts.scheme == "https" else None
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._lock = threading.Lock()
+        self._idle: list[http.client.HTTPConnection] = []
+        self._telling = threading.Lock()
+        self._cursor = ""
+
+    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
+        status, headers, body = self._call("GET", key, {"range": f"bytes=0-{num_bytes - 1}"})
+        if status == http.HTTPStatus.NOT_FOUND:
+            return None
+        self._expect(status, body, http.HTTPStatus.PARTIAL_CONTENT)
+        size = headers.get("content-range", "").rpartition("/")[2]
+        if not size.isdecimal():
+            raise Unreachable(f"the node at {self._host} does not say how large a block is")
+        return body, int(size)
+
+    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
+        status, _, body = self._call("GET", key, {"range": f"bytes={start}-{stop - 1}"})
+        if status == http.HTTPStatus.NOT_FOUND:
+            return b""
+        self._expect(status, body, http.HTTPStatus.PARTIAL_CONTENT)
+        return body
+
+    def layers(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+        asked = f"{key}/layers?start={start}&stop={stop}&codec={quote(codec)}"
+        status, _, body = self._call("GET", asked, {})
+        return body if status == http.HTTPStatus.OK else None
+
+    def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
+        status, _, body = self._call("PUT", key, {}, data)
+        self._expect(status, body, http.HTTPStatus.NO_CONTENT)
+
+    def remove(self, key: BlockKey) -> bool:
+        status, _, body = self._call("DELETE", key, {})
+        if status == http.HTTPStatus.NOT_FOUND:
+            return False
+        self._expect(status, body, http.HTTPStatus.NO_CONTENT)
+        return True
+
+    def news(self) -> News:
+        with self._telling:
+            status, _, body = self._call("GET", f"?since={quote(self._cursor)}", {})
+            self._expect(status, body, http.HTTPStatus.OK)
+            try:
+                told = msgspec.msgpack.decode(body, type=Told)
+            except (msgspec.DecodeError, msgspec.ValidationError) as error:
+                raise Unreachable(f"the node at {self._host} speaks otherwise: {error}") from error
+            self._cursor = told.cursor
+        added = tuple(Listed(BlockKey(key), note, 0) for key, note in told.added)
+        return News(added, tuple(map(BlockKey, told.removed)), told.whole)
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    # --- inside ---
+
+    def _call(
+        self, verb: str, what: str, headers: Mapping[str, str], body: memoryview | None = None
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        slash = "" if what.startswith("?") else "/"
+        path = f"{self._base}/v1/store/blocks{slash}{what}"
+        with self._connection() as connection:
+            connection.request(verb, path, body, {**self._headers, **headers})
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read(_MAX_NEWS_BYTES)
+
+    def _expect(self, status: int, body: bytes, wanted: int) -> None:
+        if status != wanted:
+            said = body[:200].decode(errors="replace")
+            raise Unreachable(f"the node at {self._host} answered {status}: {said}")
+
+    @contextmanager
+    def _connection(self) -> Iterator[http.client.HTTPConnection]:
+        """A connection of our own; an idle one may have died, so it gets back only when well."""
+        with self._lock:
+            connection = self._idle.pop() if self._idle else self._connect()
+        try:
+            yield connection
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            self.close()  # what else is idle is as old
+            raise Unreachable(
+                f"the node at {self._host} cannot be reached: {str(error) or type(error).__name__}"
+            ) from error
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            if len(self._idle) < _KEEP_CONNECTIONS:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if self._tls is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+        return http.client.HTTPSConnection(
+            self._host, self._port, timeout=self._timeout_s, context=self._tls
+        )
+
+
+def _trust(authority: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=authority)
+    except (OSError, ssl.SSLError) as error:
+        raise BadConfig(f"{authority} holds no certificates that can be read: {error}") from error

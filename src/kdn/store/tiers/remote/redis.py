@@ -1,0 +1,162 @@
+"""Blocks in Redis: one value a block, a hash of notes, and a stream that tells of changes.
+
+PREFIX:block:KEY   the encoded block
+PREFIX:notes       hash: key -> size and note
+PREFIX:changes     stream of (op, key), the last CHANGES of them
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kdn.core import BlockKey
+from kdn.errors import BadConfig, MissingExtra, Unreachable
+from kdn.store.tiers.remote.client import Listed, News, Remote
+
+__all__ = ["RedisRemote"]
+
+CHANGES = 10_000
+_SIZE_BYTES = 8
+
+
+class RedisRemote(Remote):
+    """Blocks under `prefix` in the Redis at `url` (`redis://`, `rediss://` for TLS, `unix://`).
+
+    Redis may evict values by itself; a block that it lost is a miss, and its note goes then.
+    """
+
+    name = "redis"
+
+    def __init__(self, url: str, *, prefix: str = "kdn", timeout_s: float = 2.0) -> None:
+        try:
+            import redis
+        except ImportError as error:
+            raise MissingExtra("a Redis tier needs: pip install 'kdn[redis]'") from error
+        self._errors = redis.RedisError
+        self._prefix = prefix
+        self._lock = threading.Lock()
+        self._seen: str | None = None
+        try:
+            # Retries are the line's business; here a call ends.
+            self._redis: Any = redis.Redis.from_url(
+                url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=None
+            )
+        except ValueError as error:
+            raise BadConfig(f"{url!r} is no address of a Redis: write redis://host:port") from error
+
+    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
+        name = self._block(key)
+        with self._gate("looking for a block"):
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.strlen(name)
+            pipe.getrange(name, 0, num_bytes - 1)
+            size_bytes, first = pipe.execute()
+            if size_bytes:
+                return first, size_bytes
+            if self._redis.hdel(self._notes, key):
+                self._tell(self._redis, "went", key)
+        return None
+
+    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
+        with self._gate("reading a block"):
+            data: bytes = self._redis.getrange(self._block(key), start, stop - 1)
+            return data
+
+    def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
+        sized = data.nbytes.to_bytes(_SIZE_BYTES, "little") + note
+        with self._gate("writing a block"):
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.set(self._block(key), data)
+            pipe.hset(self._notes, key, sized)
+            self._tell(pipe, "came", key)
+            pipe.execute()
+
+    def remove(self, key: BlockKey) -> bool:
+        with self._gate("dropping a block"):
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.delete(self._block(key))
+            pipe.hdel(self._notes, key)
+            self._tell(pipe, "went", key)
+            return any(pipe.execute()[:2])
+
+    def news(self) -> News:
+        with self._lock, self._gate("asking for news"):
+            stream = self._redis.xinfo_stream(self._stream) if self._has_stream() else None
+            last = "0-0" if stream is None else _text(stream["last-generated-id"])
+            if self._seen is None or not self._follows(stream):
+                news = self._everything()
+            else:
+                news = self._since(self._seen)
+            self._seen = last
+            return news
+
+    def close(self) -> None:
+        self._redis.close()
+
+    # --- inside ---
+
+    def _block(self, key: BlockKey) -> str:
+        return f"{self._prefix}:block:{key}"
+
+    @property
+    def _notes(self) -> str:
+        return f"{self._prefix}:notes"
+
+    @property
+    def _stream(self) -> str:
+        return f"{self._prefix}:changes"
+
+    def _tell(self, where: Any, what: str, key: BlockKey) -> None:
+        where.xadd(self._stream, {"op": what, "key": key}, maxlen=CHANGES, approximate=True)
+
+    def _has_stream(self) -> bool:
+        return bool(self._redis.exists(self._stream))
+
+    def _follows(self, stream: Any) -> bool:
+        """Does the stream still hold everything since what was seen?
+
+        Not when it was trimmed past that, nor when it was emptied and begun anew.
+        """
+        if stream is None or self._seen is None or not stream["first-entry"]:
+            return False
+        first = _text(stream["first-entry"][0])
+        return _order(first) <= _order(self._seen) <= _order(_text(stream["last-generated-id"]))
+
+    def _everything(self) -> News:
+        rows = self._redis.hscan_iter(self._notes, count=1000)
+        return News(tuple(_listed(key, sized) for key, sized in rows), whole=True)
+
+    def _since(self, seen: str) -> News:
+        rows = self._redis.xrange(self._stream, min=f"({seen}")
+        last = {_text(fields[b"key"]): fields[b"op"] for _, fields in rows}
+        came = [key for key, what in last.items() if what == b"came"]
+        notes = self._redis.hmget(self._notes, came) if came else []
+        pairs = zip(came, notes, strict=True)
+        added = tuple(_listed(key.encode(), sized) for key, sized in pairs if sized is not None)
+        gone = set(last) - {one.key for one in added}
+        return News(added, tuple(BlockKey(key) for key in gone))
+
+    @contextmanager
+    def _gate(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except (self._errors, OSError) as error:
+            raise Unreachable(f"{doing} in Redis failed: {error}") from error
+
+
+def _listed(key: bytes, sized: bytes) -> Listed:
+    size_bytes = int.from_bytes(sized[:_SIZE_BYTES], "little")
+    return Listed(BlockKey(key.decode()), sized[_SIZE_BYTES:], size_bytes)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _order(name: str) -> tuple[int, int]:
+    """The place of a stream entry in its stream."""
+    time_ms, _, number = name.partition("-")
+    return int(time_ms), int(number or 0)

@@ -1,0 +1,1 @@
+"""Lookups recorded, replayed, simulated."""

@@ -1,0 +1,73 @@
+"""Load or recompute, and which encoding by when: numbers one can check by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdn.reuse.load_or_compute import worth_loading
+from kdn.store import BlockHit, Match
+from kdn.store.stream.choose import Adaptation, Level
+from tests.store.helpers import block_id
+
+
+def hits(*tiers: str) -> Match:
+    """Blocks of 100 tokens each, in these tiers."""
+    ids = [block_id(range(100), range(100 * n)) for n in range(len(tiers))]
+    return Match(tuple(BlockHit(one, 100, tier) for one, tier in zip(ids, tiers, strict=True)))
+
+
+def seconds(new: int, cached: int) -> float:
+    """A prefill of 100 tokens a second."""
+    return new / 100
+
+
+SPEEDS = {"memory": 1e9, "redis": 2000.0, "far": 500.0}
+
+
+@pytest.mark.parametrize(
+    ("tiers", "loaded"),
+    [
+        # 400 tokens cost 4 s; a block of 1000 bytes takes 0.5 s from redis, 2 s from afar
+        (("memory", "memory"), 2),
+        (("redis", "redis", "redis"), 3),  # 1.5 s of loading beside 1 s of computing
+        (("far",), 1),  # 2 s beside 3 s
+        (("far", "far"), 1),  # two would take 4 s, longer than 3 s
+        (("far", "memory", "memory"), 3),  # 2 s for all
+        (("new", "new", "new"), 3),  # never read from: found out by reading
+        ((), 0),
+    ],
+)
+def test_the_choice_that_answers_soonest(tiers: tuple[str, ...], loaded: int) -> None:
+    chosen = worth_loading(hits(*tiers), 400, 10, SPEEDS.get, seconds)
+    assert len(chosen.hits) == loaded
+
+
+def test_a_quick_model_recomputes_what_a_slow_one_loads() -> None:
+    match = hits("far", "far", "far")
+    quick = worth_loading(match, 400, 10, SPEEDS.get, lambda new, _: new / 10_000)
+    slow = worth_loading(match, 400, 10, SPEEDS.get, lambda new, _: new / 10)
+    assert (len(quick.hits), len(slow.hits)) == (0, 3)
+
+
+PLAIN, HALF, EIGHTH = Level("none", 8, 0.0), Level("int8", 4, 0.01), Level("bits", 1, 0.2)
+
+
+def test_the_level_goes_down_when_the_link_slows_in_the_middle() -> None:
+    """4 blocks of 100 tokens in 40 s; the link gives 80 B/s, then 20 B/s from the third on."""
+    adaptation = Adaptation([EIGHTH, HALF, PLAIN], deadline_s=40, max_kl=1)
+    now, chosen = 0.0, []
+    for number, speed in enumerate([80.0, 80.0, 20.0, 20.0]):
+        level = adaptation.choose((4 - number) * 100, now, speed, prefill_tokens_per_s=1)
+        assert level is not None
+        chosen.append(level.codec)
+        now += 100 * level.token_bytes / speed
+    assert chosen == ["none", "none", "bits", "bits"]
+    assert now == 10 + 10 + 5 + 5, "int8 for both, or for the last alone, would have been too late"
+
+
+def test_without_leave_no_loss_is_chosen() -> None:
+    adaptation = Adaptation([EIGHTH, HALF, PLAIN], deadline_s=1)
+    level = adaptation.choose(100, 0.0, 10.0, prefill_tokens_per_s=1)
+    assert level == PLAIN, "too late in any case, and still quicker than computing"
+    assert adaptation.choose(100, 0.0, 10.0, prefill_tokens_per_s=100) is None
+    assert Adaptation([HALF], 1).choose(1, 0.0, 10.0, 1) is None
