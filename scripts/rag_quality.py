@@ -16,7 +16,7 @@ from typing import Any, get_args
 from tokenizers import Tokenizer
 
 from kdn.clock import SystemClock
-from kdn.rag import Document, Library, Paragraph, SearchMode, compose
+from kdn.rag import Library, Paragraph, ParsedDocument, SearchMode, compose
 from kdn.rag.minilm import MiniLm, find_minilm
 
 CONTEXT_TOKENS = 2000
@@ -55,7 +55,7 @@ def main() -> None:
         options.json.write_text(json.dumps(summary, indent=1))
 
 
-def document(article: dict[str, Any]) -> Document:
+def document(article: dict[str, Any]) -> ParsedDocument:
     """An article with its paragraphs, without headings."""
     blocks = [Paragraph(paragraph["context"]) for paragraph in article["paragraphs"]]
     return compose(article["title"], article["title"].replace("_", " "), blocks)

@@ -21,7 +21,7 @@ from pathlib import Path
 import kdn
 from kdn.api.answers import collect
 from kdn.config import Config, StoreConfig, home_folder
-from kdn.core import FinishReason, Keeping, Request, Sampling
+from kdn.core import FinishReason, Request, Retention, Sampling
 from kdn.corpus import corpus_files
 from kdn.model import Document, Message
 
@@ -73,7 +73,7 @@ class Soak:
         service.check()
 
     def _compare(self, service: kdn.Kdn, request: Request, token_ids: tuple[int, ...]) -> None:
-        cold = replace(request, id=f"{request.id}-cold", reuse=False, keeping=Keeping.NOTHING)
+        cold = replace(request, id=f"{request.id}-cold", reuse=False, retention=Retention.NOTHING)
         wanted = collect(service.submit(cold)).token_ids
         assert token_ids == wanted, f"an answer changed: {token_ids} is not {wanted}"
         self.counts["compared"] += 1
@@ -86,8 +86,10 @@ class Soak:
             documents.append(Document(None, text[at : at + 1500]))
         message = Message("user", self._random.choice(QUESTIONS))
         sampling = Sampling(max_tokens=self._random.randint(1, 24))
-        keeping = self._random.choice(list(Keeping))
-        return replace(service.request([message], documents, sampling=sampling), keeping=keeping)
+        retention = self._random.choice(list(Retention))
+        return replace(
+            service.request([message], documents, sampling=sampling), retention=retention
+        )
 
     def _damage(self) -> None:
         """Flip a bit of some stored file, as a bad disk would."""

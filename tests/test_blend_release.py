@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import kdn
+from kdn.api import Reuse
 from kdn.bench.blend.arms import NAIVE, OURS, chosen_arms
 from kdn.bench.blend.lab import Lab, kl
 from kdn.bench.blend.prompts import questions
 from kdn.bench.common.measure import interleave
 from kdn.clock import SystemClock
 from kdn.config import BlendConfig, Config, StoreConfig
-from kdn.core import Keeping, Prompt, Sampling
+from kdn.core import Prompt, Retention, Sampling
 from kdn.errors import BadInput
 from kdn.model import Document, Message
 from kdn.trace import Recorder
@@ -79,14 +80,14 @@ def test_a_blended_answer_begins_sooner_than_a_full_prefill(k: kdn.Kdn) -> None:
     for text in asked.documents:
         k.prefill(text)
 
-    def seconds(reuse: kdn.api.Reuse, salt: str) -> float:
+    def seconds(reuse: Reuse, salt: str) -> float:
         started = clock.now()
         k.generate(
             asked.question,
             asked.documents,
             sampling=ONE,
             salt=salt,
-            keeping=Keeping.NOTHING,
+            retention=Retention.NOTHING,
             reuse=reuse,
             ratio=0.15 if reuse == "blend" else None,
         )
@@ -109,10 +110,12 @@ def test_an_answer_says_what_was_exact_blended_and_recomputed(home: Path, tmp_pa
         first = k.generate("What is said?", documents, sampling=ONE, reuse="blend")
         assert (first.usage.exact, first.usage.blended) == (0, 0)
         k.catch_up()
-        exact = k.generate("What is said?", documents[::-1], sampling=ONE, keeping=Keeping.NOTHING)
+        exact = k.generate(
+            "What is said?", documents[::-1], sampling=ONE, retention=Retention.NOTHING
+        )
         assert exact.usage.blended == 0
         again = k.generate(
-            "What else?", documents[::-1], sampling=ONE, reuse="blend", keeping=Keeping.NOTHING
+            "What else?", documents[::-1], sampling=ONE, reuse="blend", retention=Retention.NOTHING
         )
     usage = again.usage
     assert usage.blended > 100
@@ -142,7 +145,7 @@ def test_the_ratio_setting_is_what_a_request_without_one_gets(home: Path, tmp_pa
             for text in documents:
                 k.prefill(text)
             usage = k.generate(
-                "What is said?", documents, sampling=ONE, reuse="blend", keeping=Keeping.NOTHING
+                "What is said?", documents, sampling=ONE, reuse="blend", retention=Retention.NOTHING
             ).usage
             reused.append(usage.blended)
     assert reused[1] == pytest.approx(reused[0] / 2, abs=1)

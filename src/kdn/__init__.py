@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdn.api import Answer, Kdn, Ranked, Ranking, Source, open  # noqa: A004 - kdn.open, as in gzip.open
+    from kdn.api import Answer, Kdn, RankedDocument, Ranking, Source, open  # noqa: A004 - kdn.open, as in gzip.open
     from kdn.api.rerank_once import rerank
     from kdn.config import Config, load_config
     from kdn.core import Sampling
@@ -46,7 +46,7 @@ __all__ = [
     "NoSpace",
     "PortInUse",
     "PromptTooLong",
-    "Ranked",
+    "RankedDocument",
     "Ranking",
     "Sampling",
     "Source",
@@ -63,7 +63,7 @@ _ELSEWHERE = {
     "Answer": "kdn.api",
     "Config": "kdn.config",
     "Kdn": "kdn.api",
-    "Ranked": "kdn.api",
+    "RankedDocument": "kdn.api",
     "Ranking": "kdn.api",
     "Sampling": "kdn.core",
     "Source": "kdn.api",

@@ -19,7 +19,7 @@ from kdn.bench.blend.quality import geometric, interval, rouge_l, word_f1
 from kdn.calibration.drift import drift_share
 from kdn.config import BlendConfig
 from kdn.errors import BadInput
-from kdn.model.attention import AttentionLane, TorchAttention
+from kdn.model.attention import AttentionSlice, TorchAttention
 
 EVERY_KEY = {
     "ttft_speedup",
@@ -108,7 +108,7 @@ def test_a_set_that_is_too_small_is_gone_through_in_another_order(tmp_path: Path
 def test_the_released_mask_lets_a_lone_early_row_see_what_comes_after_it() -> None:
     """Row 0 of three columns stands alone: rightly it sees itself; misaligned, it sees all three."""
     k, v = torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 4, 8)
-    lane = AttentionLane(0, 2, torch.tensor([0, 2]), k, v)
+    lane = AttentionSlice(0, 2, torch.tensor([0, 2]), k, v)
     tables = torch.ones(2, 4), torch.zeros(2, 4)
     fresh = torch.tensor([[1.0] * 4, [3.0] * 4]).unsqueeze(1)
     found = {}

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from kdn.bench.engine.contestants import Kdn, RivalProcess
+from kdn.bench.engine.contestants import KdnContestant, RivalProcess
 from kdn.clock import ManualClock
 from kdn.core import (
     Finish,
     FinishReason,
-    Keeping,
     Request,
+    Retention,
     Role,
     StreamEvent,
     Token,
@@ -55,7 +55,7 @@ class Abacus:
         exact = (
             len(self._stored) if request.reuse and ids[: len(self._stored)] == self._stored else 0
         )
-        if request.keeping is Keeping.SHARED:
+        if request.retention is Retention.SHARED:
             self._stored = request.prompt.segments[0].token_ids
         return AbacusStream(self._clock, len(ids) - exact, exact, request.sampling.max_tokens)
 
@@ -88,10 +88,10 @@ class AbacusStream:
 def test_our_first_token_is_cold_and_leaves_nothing() -> None:
     clock = ManualClock()
     abacus = Abacus(clock)
-    assert Kdn(abacus, clock).first_token_s((1, 2, 3)) == 3.0
+    assert KdnContestant(abacus, clock).first_token_s((1, 2, 3)) == 3.0
     [request] = abacus.requests
     assert not request.reuse
-    assert request.keeping is Keeping.NOTHING
+    assert request.retention is Retention.NOTHING
     assert request.sampling.ignore_eos
 
 
@@ -99,7 +99,7 @@ def test_a_hit_computes_only_the_rest() -> None:
     clock = ManualClock()
     abacus = Abacus(clock)
     settled: list[str] = []
-    ours = Kdn(abacus, clock, lambda: settled.append("written"))
+    ours = KdnContestant(abacus, clock, lambda: settled.append("written"))
     prefix = tuple(range(100))
     ours.keep(prefix)
     assert settled == ["written"]
@@ -110,14 +110,14 @@ def test_a_hit_computes_only_the_rest() -> None:
 
 def test_every_token_of_every_stream_has_its_time() -> None:
     clock = ManualClock()
-    arrivals = Kdn(Abacus(clock), clock).arrivals_s([(1,), (2,)], 3)
+    arrivals = KdnContestant(Abacus(clock), clock).arrivals_s([(1,), (2,)], 3)
     assert arrivals == [[1.0, 1.5, 2.0], [3.5, 4.0, 4.5]]
 
 
 def test_a_stream_that_fails_fails_the_benchmark() -> None:
     clock = ManualClock()
     with pytest.raises(EngineFailed, match="unlucky"):
-        Kdn(Abacus(clock), clock).arrivals_s([(1,)], 13)
+        KdnContestant(Abacus(clock), clock).arrivals_s([(1,)], 13)
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from kdn.bench import BenchOptions
-from kdn.bench.engine.engine import Scale, measure
+from kdn.bench.engine.engine import EngineScale, measure
 from kdn.bench.engine.lineup import REFERENCE, VLLM
 
-SCALE = Scale(
+SCALE = EngineScale(
     pairs={96: 1, 160: 1},
     batches=(1, 2),
     decode_tokens=4,

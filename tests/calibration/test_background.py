@@ -6,10 +6,10 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from kdn.calibration.background import Afterwards
+from kdn.calibration.background import BackgroundWork
 from kdn.core import Blend, Finish, FinishReason, Prompt, Request, Role, Segment, StreamEvent, Usage
 from kdn.errors import EngineFailed
-from kdn.reuse.blend import Controller, Guard
+from kdn.reuse.blend import Controller, QualityGuard
 from kdn.trace import NoTrace, Recorder
 
 ASKED = Request("asked", Prompt((Segment(Role.QUESTION, (1,)),)), blend=Blend(0.1))
@@ -48,12 +48,12 @@ def lessons(request: Request) -> list[Request]:
     return [replace(request, id=f"{request.id}, {part}") for part in ("one", "two")]
 
 
-def quiet() -> Guard:
-    return Guard(Controller(0.15), 0, 1.0, NoTrace())
+def quiet() -> QualityGuard:
+    return QualityGuard(Controller(0.15), 0, 1.0, NoTrace())
 
 
 def test_lessons_come_after_the_answer_and_once() -> None:
-    after, generator = Afterwards(lessons, quiet()), Noting()
+    after, generator = BackgroundWork(lessons, quiet()), Noting()
     after.note(ASKED)
     after.note(ASKED)  # planned again, for want of room
     after.event("engine.finish", request="another")
@@ -65,7 +65,7 @@ def test_lessons_come_after_the_answer_and_once() -> None:
 
 
 def test_a_failed_request_leaves_nothing_to_do() -> None:
-    after, generator = Afterwards(lessons, quiet()), Noting()
+    after, generator = BackgroundWork(lessons, quiet()), Noting()
     after.note(ASKED)
     after.event("engine.fail", request="asked")
     assert after.work(generator) == 0
@@ -73,7 +73,7 @@ def test_a_failed_request_leaves_nothing_to_do() -> None:
 
 def test_a_generator_that_refuses_is_an_event_not_an_error() -> None:
     trace = Recorder()
-    after = Afterwards(lessons, quiet(), trace)
+    after = BackgroundWork(lessons, quiet(), trace)
     after.note(ASKED)
     after.event("engine.finish", request="asked")
     assert after.work(Noting(broken=True)) == 1
@@ -82,7 +82,7 @@ def test_a_generator_that_refuses_is_an_event_not_an_error() -> None:
 
 def test_the_thread_works_when_the_engine_is_idle_and_ends_when_closed() -> None:
     idle, generator = threading.Event(), Noting()
-    after = Afterwards(lessons, quiet())
+    after = BackgroundWork(lessons, quiet())
     after.start(generator, idle.is_set)
     after.note(ASKED)
     after.event("engine.finish", request="asked")
@@ -104,7 +104,7 @@ def test_who_catches_up_does_not_overtake_the_thread() -> None:
         overtaken.append(caught_up.wait(0.2))
         return lessons(request)
 
-    after = Afterwards(slow, quiet())
+    after = BackgroundWork(slow, quiet())
     after.start(generator, lambda: True)
     after.note(ASKED)
     after.event("engine.finish", request="asked")

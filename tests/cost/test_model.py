@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.cost import (
-    Bytes,
     PairJct,
     Seconds,
+    SizeBytes,
     Speed,
     Workload,
     advise,
@@ -132,7 +132,7 @@ def test_more_uses_and_longer_contexts_pay_more_and_longer_answers_less(
 def test_keep_until_storage_has_cost_a_use() -> None:
     kept = keep_for(replace(TEN_K, overlap=1.0), V100, PAPER, IO2)
     assert kept is not None
-    assert IO2.storage.cost(Bytes(5.24288e9), kept).value == pytest.approx(7 * 3 / 3600)
+    assert IO2.storage.cost(SizeBytes(5.24288e9), kept).value == pytest.approx(7 * 3 / 3600)
     assert keep_for(TEN_K, V100, PAPER, FREE) is None
 
 
@@ -174,9 +174,9 @@ def test_impossible_workloads_are_refused(wrong: dict[str, int]) -> None:
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_impossible_amounts_are_refused(value: float) -> None:
     with pytest.raises(BadInput, match="finite and not negative"):
-        Bytes(value)
+        SizeBytes(value)
 
 
 def test_units_do_not_mix() -> None:
     with pytest.raises(TypeError, match="do not add up"):
-        Bytes(1) + Seconds(1)  # type: ignore[operator]  # that is the point
+        SizeBytes(1) + Seconds(1)  # type: ignore[operator]  # that is the point

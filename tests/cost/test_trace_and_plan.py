@@ -8,12 +8,12 @@ import pytest
 
 from kdn.core import Served
 from kdn.cost import (
-    Bytes,
     PairJct,
     Seconds,
+    SizeBytes,
     Speed,
     block_saving,
-    close_books,
+    compute_ledger,
     load_sheet,
     plan_fleet,
     price_trace,
@@ -39,7 +39,7 @@ def test_a_trace_in_dollars() -> None:
     assert found.hit_rate == pytest.approx(1 / 3)
     assert found.mean_delay.value == pytest.approx((1 + 2) / 2)
     rented = price_trace(
-        [served(0, 1000), served(3600, 1000)], SPEED, SHEET, TIER, rented=Bytes.gb(1)
+        [served(0, 1000), served(3600, 1000)], SPEED, SHEET, TIER, rented=SizeBytes.gb(1)
     )
     assert rented.storage.value == pytest.approx(0.00017)
 
@@ -61,7 +61,7 @@ def test_one_gpu_queues_and_two_do_not() -> None:
 
 
 def plan_gpus(requests: list[Served], slo: float, traffic: float = 1.0) -> int | None:
-    found = plan_fleet(requests, SPEED, SHEET, None, Bytes(0), Seconds(slo), traffic)
+    found = plan_fleet(requests, SPEED, SHEET, None, SizeBytes(0), Seconds(slo), traffic)
     return None if found is None else found.gpus
 
 
@@ -85,8 +85,8 @@ def test_hits_make_the_fleet_smaller() -> None:
     cold = [served(float(n), 3000) for n in range(100)]
     warm = [served(float(n), 3000, 2900) for n in range(100)]
     fast = replace(TIER, bandwidth=type(TIER.bandwidth)(1e9))
-    without = plan_fleet(cold, SPEED, SHEET, None, Bytes(0), Seconds(5.0))
-    with_it = plan_fleet(warm, SPEED, SHEET, fast, Bytes.gb(1), Seconds(5.0))
+    without = plan_fleet(cold, SPEED, SHEET, None, SizeBytes(0), Seconds(5.0))
+    with_it = plan_fleet(warm, SPEED, SHEET, fast, SizeBytes.gb(1), Seconds(5.0))
     assert without is not None
     assert with_it is not None
     assert with_it.gpus == 1 < without.gpus
@@ -104,9 +104,9 @@ def test_the_books_of_a_store() -> None:
     assert block_saving(SPEED, SHEET, 0, 501).value == pytest.approx(0.5e-3)
     blocks = [(0, 501, 1_000_000, 3600.0, 2), (501, 501, 1_000_000, 3600.0, 0)]
     sheet = replace(SHEET, tiers={"io2": TIER})
-    ledger = close_books({"memory": [], "io2": blocks}, SPEED, sheet)
+    ledger = compute_ledger({"memory": [], "io2": blocks}, SPEED, sheet)
     assert ledger.saved.value == pytest.approx(2 * 0.5e-3)
     assert ledger.spent.value == pytest.approx(2 * 0.00017e-3 + 2 * 1e-3)
     assert ledger.net < 0
     with pytest.raises(BadInput, match="no price for tier 'tape'"):
-        close_books({"tape": blocks}, SPEED, sheet)
+        compute_ledger({"tape": blocks}, SPEED, sheet)

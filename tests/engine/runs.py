@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdn.core import LayerKV, LayerView, Plan, TokenIds
-from kdn.engine import Capture, Head, Lane, Pass, SequenceKV, Tail
+from kdn.engine import Capture, Pass, PrefixKV, SequenceKV, SequenceSlice, SuffixKV
 from kdn.model import LoadedModel, LoraAdapter, load_model
 from kdn.model.attention import Attention, TorchAttention
 from kdn.model.kernels import Kernels
@@ -71,8 +71,8 @@ def shape_of(model: LoadedModel):  # type: ignore[no-untyped-def]  # noqa: ANN20
     return model.decoder.config.kv_shape(str(model.decoder.dtype).removeprefix("torch."))
 
 
-def new_kv(model: LoadedModel, num_tokens: int, head: Head | None = None) -> SequenceKV:
-    tail = Tail(shape_of(model), model.decoder.dtype, "cpu", num_tokens)
+def new_kv(model: LoadedModel, num_tokens: int, head: PrefixKV | None = None) -> SequenceKV:
+    tail = SuffixKV(shape_of(model), model.decoder.dtype, "cpu", num_tokens)
     return SequenceKV(tail, head, head.num_columns if head else 0)
 
 
@@ -90,14 +90,14 @@ def run(
     shape, dtype = shape_of(model), model.decoder.dtype
     head = None
     if plan.prefix is not None:
-        head = Head("head", plan.num_prefix, shape, dtype, "cpu")
+        head = PrefixKV("head", plan.num_prefix, shape, dtype, "cpu")
     kv = new_kv(model, plan.num_tokens - plan.num_prefix, head)
     capture = Capture(shape, dtype, 0, plan.num_tokens)
     edges = [plan.num_prefix, *cuts, plan.num_tokens]
     logits = torch.empty(0)
     for first, stop in pairwise(edges):
         new_head = head if first == plan.num_prefix else None
-        lane = Lane.prefill(
+        lane = SequenceSlice.prefill(
             plan, kv, first, stop, adapter=adapter, capture=capture, new_head=new_head
         )
         step = Pass(model.decoder, attention, [lane])
@@ -113,7 +113,7 @@ def run(
 
 def _go_on(model: LoadedModel, plan: Plan, kv: SequenceKV, attention: Attention) -> Ran:
     """The plan that waited for a look, over the columns that the look left."""
-    lane = Lane.prefill(plan, kv, plan.num_prefix, plan.num_tokens)
+    lane = SequenceSlice.prefill(plan, kv, plan.num_prefix, plan.num_tokens)
     step = Pass(model.decoder, attention, [lane])
     while not step.advance():
         pass
@@ -125,7 +125,7 @@ def decode(
     model: LoadedModel, lives: Sequence[tuple[SequenceKV, int]], attention: Attention | None = None
 ) -> list[Tensor]:
     """One token for each sequence, in one pass."""
-    lanes = [Lane.decode(kv, token) for kv, token in lives]
+    lanes = [SequenceSlice.decode(kv, token) for kv, token in lives]
     step = Pass(model.decoder, attention or TorchAttention(), lanes)
     while not step.advance():
         pass

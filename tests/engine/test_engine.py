@@ -13,13 +13,13 @@ from kdn.clock import ManualClock, SystemClock
 from kdn.core import (
     Finish,
     FinishReason,
-    Keeping,
-    KeptKV,
     LayerKV,
     Plan,
     Planned,
     Prompt,
     Request,
+    RetainedKV,
+    Retention,
     Role,
     Sampling,
     Segment,
@@ -27,7 +27,7 @@ from kdn.core import (
     Token,
     TokenIds,
 )
-from kdn.engine import Engine, Limits, LiveStream, plain
+from kdn.engine import Engine, EngineLimits, RunningStream, plain
 from kdn.errors import BadInput, CorruptBlock, EngineFailed, PromptTooLong, UnknownModel
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
@@ -35,14 +35,14 @@ from kdn.trace import Recorder
 from tests.engine.runs import HeldSource, load_tiny, run, some_tokens
 from tests.model.reference import forward
 
-ROOMY = Limits(kv_bytes=1 << 28)
+ROOMY = EngineLimits(kv_bytes=1 << 28)
 
 
 class NoReuse:
     """The dull planner: computes everything, remembers what it was handed."""
 
     def __init__(self) -> None:
-        self.kept: list[KeptKV] = []
+        self.kept: list[RetainedKV] = []
 
     def cached_tokens(self, request: Request) -> int:
         return 0
@@ -50,7 +50,7 @@ class NoReuse:
     def plan(self, request: Request) -> Planned:
         return plain(request)
 
-    def keep(self, request: Request, kept: KeptKV) -> None:
+    def keep(self, request: Request, kept: RetainedKV) -> None:
         self.kept.append(kept)
 
 
@@ -63,7 +63,7 @@ class Bench:
     """An engine that is stepped by hand."""
 
     def __init__(
-        self, model: LoadedModel, limits: Limits = ROOMY, planner: NoReuse | None = None
+        self, model: LoadedModel, limits: EngineLimits = ROOMY, planner: NoReuse | None = None
     ) -> None:
         self.clock = ManualClock()
         self.trace = Recorder()
@@ -80,7 +80,7 @@ class Bench:
 
     def submit(
         self, name: str, tokens: TokenIds, max_tokens: int = 5, **options: object
-    ) -> LiveStream:
+    ) -> RunningStream:
         sampling = options.pop("sampling", Sampling(max_tokens=max_tokens, ignore_eos=True))
         return self.engine.submit(Request(name, prompt_of(tokens), sampling, **options))  # type: ignore[arg-type]
 
@@ -96,11 +96,11 @@ def prompt_of(tokens: TokenIds, *shared: TokenIds) -> Prompt:
     return Prompt((*documents, Segment(Role.QUESTION, tokens)))
 
 
-def ids(stream: LiveStream) -> list[int]:
+def ids(stream: RunningStream) -> list[int]:
     return [event.token_id for event in stream if isinstance(event, Token)]
 
 
-def finish(events: Iterator[StreamEvent] | LiveStream) -> Finish:
+def finish(events: Iterator[StreamEvent] | RunningStream) -> Finish:
     *_, last = events
     assert isinstance(last, Finish)
     return last
@@ -124,7 +124,7 @@ def test_greedy_tokens_are_those_of_the_dull_loop(tiny: LoadedModel) -> None:
 def test_company_changes_nobodys_tokens(tiny: LoadedModel) -> None:
     """Ten requests of unlike length, in passes of at most 128 rows, alone and together."""
     prompts = [some_tokens(10 + 23 * n, 200, seed=n) for n in range(10)]
-    small = Limits(kv_bytes=1 << 28, max_batch_tokens=128)
+    small = EngineLimits(kv_bytes=1 << 28, max_batch_tokens=128)
     bench = Bench(tiny, small)
     streams = [bench.submit(str(n), tokens) for n, tokens in enumerate(prompts)]
     bench.drain()
@@ -138,7 +138,7 @@ def test_company_changes_nobodys_tokens(tiny: LoadedModel) -> None:
 
 def test_a_long_prefill_does_not_freeze_a_running_stream(tiny: LoadedModel) -> None:
     """Each step takes 40 ms here, a stream may wait 60: after at most two layers it gets its token."""
-    bench = Bench(tiny, Limits(kv_bytes=1 << 28, max_stall_ms=60.0, max_batch_tokens=128))
+    bench = Bench(tiny, EngineLimits(kv_bytes=1 << 28, max_stall_ms=60.0, max_batch_tokens=128))
     runs = bench.submit("runs", some_tokens(5, 200), max_tokens=30)
     while not bench.engine.stat().num_decoding:
         bench.engine.step()
@@ -157,9 +157,9 @@ def test_a_long_prefill_does_not_freeze_a_running_stream(tiny: LoadedModel) -> N
 
 def test_a_request_waits_for_room_and_then_runs(tiny: LoadedModel) -> None:
     """256 tokens of KV are 2 layers x 2 x 2 heads x 16 x 4 bytes x 256 = 131,072 bytes: room for one."""
-    bench = Bench(tiny, Limits(kv_bytes=140_000))
-    first = bench.submit("first", some_tokens(10, 200), keeping=Keeping.NOTHING)
-    second = bench.submit("second", some_tokens(11, 200), keeping=Keeping.NOTHING)
+    bench = Bench(tiny, EngineLimits(kv_bytes=140_000))
+    first = bench.submit("first", some_tokens(10, 200), retention=Retention.NOTHING)
+    second = bench.submit("second", some_tokens(11, 200), retention=Retention.NOTHING)
     bench.engine.step()
     assert (bench.engine.stat().num_waiting, bench.engine.stat().num_prefilling) == (1, 1)
     assert bench.engine.free_kv() == 140_000 - 131_072
@@ -173,7 +173,7 @@ def test_of_many_that_come_at_once_only_those_near_their_turn_are_planned(
     tiny: LoadedModel,
 ) -> None:
     """Passes of 128 rows: two prompts of 100 tokens fill one, so the third is planned after them."""
-    bench = Bench(tiny, Limits(kv_bytes=1 << 28, max_batch_tokens=128))
+    bench = Bench(tiny, EngineLimits(kv_bytes=1 << 28, max_batch_tokens=128))
     streams = [bench.submit(str(n), some_tokens(100, 200, seed=n)) for n in range(3)]
     bench.engine.step()
     assert (bench.engine.stat().num_prefilling, bench.engine.stat().num_waiting) == (2, 1)
@@ -182,7 +182,7 @@ def test_of_many_that_come_at_once_only_those_near_their_turn_are_planned(
 
 
 def test_a_prompt_that_never_fits_is_refused_in_words(tiny: LoadedModel) -> None:
-    bench = Bench(tiny, Limits(kv_bytes=140_000))
+    bench = Bench(tiny, EngineLimits(kv_bytes=140_000))
     with pytest.raises(PromptTooLong, match="budget is 0 MiB"):
         bench.submit("a", some_tokens(400, 200))
     with pytest.raises(PromptTooLong, match="holds 512 tokens and the model's context 512"):
@@ -268,7 +268,7 @@ def test_what_is_kept_is_the_shared_part_then_the_rest(tiny: LoadedModel) -> Non
     document, question = some_tokens(50, 200), some_tokens(9, 200, seed=1)
     bench = Bench(tiny)
     request = Request(
-        "a", prompt_of(question, document), Sampling(max_tokens=4), keeping=Keeping.ALL
+        "a", prompt_of(question, document), Sampling(max_tokens=4), retention=Retention.ALL
     )
     stream = bench.engine.submit(request)
     bench.drain()
@@ -281,11 +281,13 @@ def test_what_is_kept_is_the_shared_part_then_the_rest(tiny: LoadedModel) -> Non
     assert (both - whole).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("keeping", "pieces"), [(Keeping.NOTHING, 0), (Keeping.SHARED, 1)])
-def test_no_more_is_kept_than_was_asked(keeping: Keeping, pieces: int, tiny: LoadedModel) -> None:
+@pytest.mark.parametrize(("retention", "pieces"), [(Retention.NOTHING, 0), (Retention.SHARED, 1)])
+def test_no_more_is_kept_than_was_asked(
+    retention: Retention, pieces: int, tiny: LoadedModel
+) -> None:
     bench = Bench(tiny)
     bench.engine.submit(
-        Request("a", prompt_of((5, 6), (7, 8, 9)), Sampling(max_tokens=2), keeping=keeping)
+        Request("a", prompt_of((5, 6), (7, 8, 9)), Sampling(max_tokens=2), retention=retention)
     )
     bench.drain()
     assert len(bench.planner.kept) == pieces

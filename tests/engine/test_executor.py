@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdn.core import ALL_ROWS, Choose, ColumnScale, Enter, GivenRows, LayerView, Plan, StoredRun
-from kdn.engine import Lane, Pass
+from kdn.engine import Pass, SequenceSlice
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention, TorchAttention
 from kdn.model.kernels import KernelAttention
@@ -123,7 +123,7 @@ def test_in_bf16_decoding_gives_the_same_bits_alone_in_company_and_behind_a_head
 
 def test_sequences_in_one_pass_do_not_meet(tiny: LoadedModel) -> None:
     one, two = some_tokens(50, 200, seed=1), some_tokens(33, 200, seed=2)
-    lanes = [Lane.prefill(Plan(t), new_kv(tiny, len(t)), 0, len(t)) for t in (one, two)]
+    lanes = [SequenceSlice.prefill(Plan(t), new_kv(tiny, len(t)), 0, len(t)) for t in (one, two)]
     with torch.inference_mode():
         both = Pass(tiny.decoder, TorchAttention(), lanes)
         while not both.advance():
@@ -297,7 +297,7 @@ def test_a_sequence_whose_rows_all_leave_does_not_disturb_its_neighbour(tiny: Lo
     layers = tiny.decoder.config.num_layers
     leaves = Plan(one, rows=(ALL_ROWS, *(GivenRows(()) for _ in range(layers - 1))), logits=())
     plans = (leaves, Plan(two))
-    lanes = [Lane.prefill(p, new_kv(tiny, p.num_tokens), 0, p.num_tokens) for p in plans]
+    lanes = [SequenceSlice.prefill(p, new_kv(tiny, p.num_tokens), 0, p.num_tokens) for p in plans]
     with torch.inference_mode():
         both = Pass(tiny.decoder, TorchAttention(), lanes)
         while not both.advance():

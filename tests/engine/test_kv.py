@@ -7,20 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.core import KvShape
-from kdn.engine import Capture, Head, HeadPool, KvBudget, Tail
+from kdn.engine import Capture, KvBudget, PrefixKV, PrefixPool, SuffixKV
 
 SHAPE = KvShape(num_layers=2, num_kv_heads=1, head_dim=4, dtype="float32")
 
 
-def head(name: str, *, complete: bool = True) -> Head:
-    made = Head(name, 10, SHAPE, torch.float32, "cpu")
+def head(name: str, *, complete: bool = True) -> PrefixKV:
+    made = PrefixKV(name, 10, SHAPE, torch.float32, "cpu")
     for layer in range(SHAPE.num_layers if complete else 1):
         made.layer_done(layer)
     return made
 
 
 def test_a_head_is_found_by_its_name_from_the_moment_it_is_held() -> None:
-    pool = HeadPool(idle_bytes=1 << 20)
+    pool = PrefixPool(idle_bytes=1 << 20)
     whole, half = head("whole"), head("half", complete=False)
     pool.hold(whole)
     pool.hold(half)
@@ -36,7 +36,7 @@ def test_a_head_is_found_by_its_name_from_the_moment_it_is_held() -> None:
 
 def test_unused_heads_go_oldest_first_and_used_ones_stay() -> None:
     """Each head is 2 x 2 x (64 + 32) x 4 x 4 = 6,144 bytes; room for one idle head."""
-    pool = HeadPool(idle_bytes=8000)
+    pool = PrefixPool(idle_bytes=8000)
     a, b, c = head("a"), head("b"), head("c")
     assert a.size_bytes == 6144
     for one in (a, b, c):
@@ -50,7 +50,7 @@ def test_unused_heads_go_oldest_first_and_used_ones_stay() -> None:
 
 
 def test_a_tail_grows_by_extents_and_keeps_what_it_holds() -> None:
-    tail = Tail(SHAPE, torch.float32, "cpu", 1)
+    tail = SuffixKV(SHAPE, torch.float32, "cpu", 1)
     assert tail.capacity == 256
     tail.k[1, 0, 255] = 7.0
     tail.v[1, 0, :, 255] = 5.0

@@ -13,13 +13,13 @@ import torch
 from kdn.clock import ManualClock
 from kdn.core import (
     Finish,
-    Keeping,
-    KeptKV,
     LayerKV,
     Plan,
     Planned,
     Prompt,
     Request,
+    RetainedKV,
+    Retention,
     Role,
     Sampling,
     Segment,
@@ -27,7 +27,16 @@ from kdn.core import (
     Token,
     TokenIds,
 )
-from kdn.engine import Engine, JobMemory, Lane, Limits, Pass, SequenceKV, Tail, measured_memory
+from kdn.engine import (
+    Engine,
+    EngineLimits,
+    JobMemory,
+    Pass,
+    SequenceKV,
+    SequenceSlice,
+    SuffixKV,
+    measured_memory,
+)
 from kdn.errors import BadInput, PromptTooLong
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
@@ -50,7 +59,7 @@ class Shelf:
 
     def __init__(self, kv: torch.Tensor | None = None) -> None:
         self.kv = kv
-        self.kept: list[KeptKV] = []
+        self.kept: list[RetainedKV] = []
 
     def cached_tokens(self, request: Request) -> int:
         return 0 if self.kv is None else self.kv.shape[2]
@@ -61,14 +70,14 @@ class Shelf:
             return Planned(Plan(tokens))
         return Planned(Plan(tokens, prefix=HeldSource(self.kv)), exact=self.kv.shape[2])
 
-    def keep(self, request: Request, kept: KeptKV) -> None:
+    def keep(self, request: Request, kept: RetainedKV) -> None:
         self.kept.append(replace(kept, kv=kept.kv.clone()))
 
 
 def ask(
     model: LoadedModel,
     shelf: Shelf,
-    limits: Limits,
+    limits: EngineLimits,
     request: Request,
 ) -> list[StreamEvent]:
     """One request through an engine stepped by hand, with its books audited at the end."""
@@ -87,12 +96,12 @@ def ask(
 def question(
     tokens: TokenIds = TOKENS,
     allowed: tuple[int, ...] = (7, 99, 3),
-    keeping: Keeping = Keeping.NOTHING,
+    retention: Retention = Retention.NOTHING,
     cut: int = 290,
 ) -> Request:
     prompt = Prompt((Segment(Role.DOCUMENT, tokens[:cut]), Segment(Role.QUESTION, tokens[cut:])))
     sampling = Sampling(max_tokens=1, ignore_eos=True, allowed=allowed, logprobs=len(allowed))
-    return Request("one", prompt, sampling, keeping=keeping)
+    return Request("one", prompt, sampling, retention=retention)
 
 
 def probabilities(events: list[StreamEvent]) -> dict[int, float]:
@@ -103,19 +112,19 @@ def probabilities(events: list[StreamEvent]) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("num_stored", [0, 128, 200, 299])
-@pytest.mark.parametrize("keeping", list(Keeping))
+@pytest.mark.parametrize("retention", list(Retention))
 def test_probabilities_are_those_of_a_plain_forward(
-    tiny: LoadedModel, num_stored: int, keeping: Keeping
+    tiny: LoadedModel, num_stored: int, retention: Retention
 ) -> None:
     """With no, some and all but the last token of the prompt stored; nothing, some, all kept."""
     logits = forward(tiny.decoder, TOKENS)[-1, [7, 99, 3]]
     expected = torch.softmax(logits, dim=-1).tolist()
     whole = run(tiny, Plan(TOKENS)).captured
     shelf = Shelf(whole[:, :, :num_stored] if num_stored else None)
-    limits = Limits(kv_bytes=1 << 28, row_chunk=64)
-    found = probabilities(ask(tiny, shelf, limits, question(keeping=keeping)))
+    limits = EngineLimits(kv_bytes=1 << 28, row_chunk=64)
+    found = probabilities(ask(tiny, shelf, limits, question(retention=retention)))
     assert [found[t] for t in (7, 99, 3)] == pytest.approx(expected, abs=1e-5)
-    wanted = {Keeping.NOTHING: 0, Keeping.SHARED: 290, Keeping.ALL: 300}[keeping]
+    wanted = {Retention.NOTHING: 0, Retention.SHARED: 290, Retention.ALL: 300}[retention]
     kept = [(k.start, len(k.token_ids)) for k in shelf.kept if k.kv.shape[2]]
     assert sum(stop - start for start, stop in kept) == max(wanted - num_stored, 0)
     for part in shelf.kept:
@@ -132,10 +141,12 @@ def test_hybrid_logits_are_plain_logits_within_1e_4(
     source = HeldSource(whole.captured[:, :, :num_prefix]) if num_prefix else None
     shape, dtype = shape_of(tiny), tiny.decoder.dtype
     plan = Plan(TOKENS, prefix=source, row_chunk=row_chunk, one_layer=True)
-    tail = Tail(shape, dtype, "cpu", 300 - num_prefix, one_layer=True)
+    tail = SuffixKV(shape, dtype, "cpu", 300 - num_prefix, one_layer=True)
     plain = run(tiny, plan)
     if num_prefix == 0:
-        step = Pass(tiny.decoder, TorchAttention(), [Lane.prefill(plan, SequenceKV(tail), 0, 300)])
+        step = Pass(
+            tiny.decoder, TorchAttention(), [SequenceSlice.prefill(plan, SequenceKV(tail), 0, 300)]
+        )
         with torch.inference_mode():
             while not step.advance():
                 pass
@@ -151,8 +162,8 @@ def test_the_compiled_attention_gives_the_same_bits_from_one_layer_of_memory(
     plan = Plan(TOKENS, row_chunk=128, one_layer=True)
     found = []
     for one_layer in (False, True):
-        tail = Tail(shape_of(model), torch.bfloat16, "cpu", 300, one_layer=one_layer)
-        lane = Lane.prefill(plan, SequenceKV(tail), 0, 300)
+        tail = SuffixKV(shape_of(model), torch.bfloat16, "cpu", 300, one_layer=one_layer)
+        lane = SequenceSlice.prefill(plan, SequenceKV(tail), 0, 300)
         with torch.inference_mode():
             step = Pass(model.decoder, KernelAttention(kernels), [lane])
             while not step.advance():
@@ -166,22 +177,22 @@ def test_the_leading_part_is_kept_when_memory_is_short(tiny: LoadedModel) -> Non
     tokens = some_tokens(900, 200)
     shape = shape_of(tiny)
     memory = Engine(
-        tiny, TorchAttention(), Shelf(), Limits(1 << 28, row_chunk=64), ManualClock(),
+        tiny, TorchAttention(), Shelf(), EngineLimits(1 << 28, row_chunk=64), ManualClock(),
         threaded=False,
     ).memory  # fmt: skip
-    limits = Limits(memory.needed(900) + 520 * shape.token_bytes, row_chunk=64)
+    limits = EngineLimits(memory.needed(900) + 520 * shape.token_bytes, row_chunk=64)
     shelf = Shelf()
-    request = question(tokens[:500], keeping=Keeping.SHARED, cut=490)
+    request = question(tokens[:500], retention=Retention.SHARED, cut=490)
     ask(tiny, shelf, limits, request)
     assert [len(part.token_ids) for part in shelf.kept] == [490], "it all fits"
-    limits = Limits(memory.needed(500) + 300 * shape.token_bytes, row_chunk=64)
+    limits = EngineLimits(memory.needed(500) + 300 * shape.token_bytes, row_chunk=64)
     shelf = Shelf()
     ask(tiny, shelf, limits, request)
     assert [len(part.token_ids) for part in shelf.kept] == [256], "whole extents from the front"
 
 
 def test_what_cannot_fit_is_refused_with_the_number_that_would(tiny: LoadedModel) -> None:
-    limits = Limits(kv_bytes=600_000, row_chunk=16)
+    limits = EngineLimits(kv_bytes=600_000, row_chunk=16)
     engine = Engine(tiny, TorchAttention(), Shelf(), limits, ManualClock(), threaded=False)
     most = engine.most_tokens()
     assert 0 < most < 512
@@ -205,7 +216,7 @@ def test_memory_is_a_line_through_two_measured_peaks() -> None:
 
 
 def test_jobs_with_different_choices_run_in_one_pass(tiny: LoadedModel) -> None:
-    limits = Limits(kv_bytes=1 << 28)
+    limits = EngineLimits(kv_bytes=1 << 28)
     engine = Engine(tiny, TorchAttention(), Shelf(), limits, ManualClock(), threaded=False)
     short = TOKENS[:40]
     streams = [
@@ -223,7 +234,9 @@ def test_jobs_with_different_choices_run_in_one_pass(tiny: LoadedModel) -> None:
 
 
 def test_impossible_restrictions_are_refused(tiny: LoadedModel) -> None:
-    engine = Engine(tiny, TorchAttention(), Shelf(), Limits(1 << 28), ManualClock(), threaded=False)
+    engine = Engine(
+        tiny, TorchAttention(), Shelf(), EngineLimits(1 << 28), ManualClock(), threaded=False
+    )
     for sampling, why in (
         (Sampling(max_tokens=2, allowed=(1,)), "set max_tokens to 1"),
         (Sampling(max_tokens=1, allowed=(1, 1)), "twice"),
@@ -237,7 +250,7 @@ def test_impossible_restrictions_are_refused(tiny: LoadedModel) -> None:
 def test_a_bias_counts_among_the_allowed(tiny: LoadedModel) -> None:
     request = question()
     sampling = replace(request.sampling, logit_bias={99: 50.0, 4: 100.0})
-    events = ask(tiny, Shelf(), Limits(1 << 28), replace(request, sampling=sampling))
+    events = ask(tiny, Shelf(), EngineLimits(1 << 28), replace(request, sampling=sampling))
     assert isinstance(events[0], Token)
     assert events[0].token_id == 99
 
@@ -267,9 +280,9 @@ def test_a_prefix_that_a_pass_shares_is_brought_in_once(tiny: LoadedModel) -> No
     whole = run(tiny, Plan(TOKENS))
     shelf = SharingShelf(whole.captured[:, :, :200])
     asked = [question((*TOKENS[:280], *some_tokens(10, 200, n)), cut=200) for n in range(3)]
-    alone = [probabilities(ask(tiny, shelf, Limits(1 << 24), one)) for one in asked]
+    alone = [probabilities(ask(tiny, shelf, EngineLimits(1 << 24), one)) for one in asked]
     NamedSource.taken = 0
-    limits = Limits(1 << 24, pack_tokens=1000)
+    limits = EngineLimits(1 << 24, pack_tokens=1000)
     engine = Engine(tiny, TorchAttention(), shelf, limits, ManualClock(), threaded=False)
     streams = [engine.submit(replace(one, id=str(n))) for n, one in enumerate(asked)]
     while engine.step():
@@ -286,7 +299,7 @@ def test_a_shared_prefix_is_filled_by_whoever_is_left(tiny: LoadedModel) -> None
     """The only one in the pass is cancelled half way; the next in line begins at the first layer."""
     whole = run(tiny, Plan(TOKENS))
     shelf = SharingShelf(whole.captured[:, :, :200])
-    limits = Limits(1 << 24, max_batch_tokens=128, row_chunk=512)
+    limits = EngineLimits(1 << 24, max_batch_tokens=128, row_chunk=512)
     engine = Engine(tiny, TorchAttention(), shelf, limits, ManualClock(), threaded=False)
     first = engine.submit(replace(question(cut=200), id="first"))
     second = engine.submit(replace(question(cut=200), id="second"))
@@ -294,7 +307,7 @@ def test_a_shared_prefix_is_filled_by_whoever_is_left(tiny: LoadedModel) -> None
     first.cancel()
     while engine.step():
         pass
-    alone = probabilities(ask(tiny, shelf, Limits(1 << 24), question(cut=200)))
+    alone = probabilities(ask(tiny, shelf, EngineLimits(1 << 24), question(cut=200)))
     assert probabilities(list(second)) == pytest.approx(alone, abs=1e-5)
     engine.close()
     assert engine.free_kv() == limits.kv_bytes

@@ -44,10 +44,10 @@ def test_llamaindexs_postprocessor_keeps_the_best(k: kdn.Kdn) -> None:
     pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
     from llama_index.core.schema import NodeWithScore, TextNode
 
-    from kdn.integrations.llamaindex import KdnRerank
+    from kdn.integrations.llamaindex import KdnPostprocessor
 
     given = [NodeWithScore(node=TextNode(text=text), score=0.0) for text in TEXTS]
-    ranker = KdnRerank(kdn=k, top_n=2)
+    ranker = KdnPostprocessor(kdn=k, top_n=2)
     found = ranker.postprocess_nodes(given, query_str="Where is the cat?")
     expected = k.rerank("Where is the cat?", TEXTS, top_n=2)
     assert [node.get_content() for node in found] == [one.document for one in expected]

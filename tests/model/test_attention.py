@@ -14,7 +14,7 @@ from torch import Tensor
 from kdn.core import LayerKV
 from kdn.model.attention import (
     Attention,
-    AttentionLane,
+    AttentionSlice,
     FusedAttention,
     TorchAttention,
     Writing,
@@ -77,7 +77,7 @@ def attend(
         attention.write([LayerKV(k[head], v[head])], cos[head], sin[head], head_k[0], head_v[0], at)
     at = torch.arange(rows - num_head)
     attention.write([LayerKV(k[tail], v[tail])], cos[tail], sin[tail], tail_k[0], tail_v[0], at)
-    lane = AttentionLane(
+    lane = AttentionSlice(
         0, rows - start, torch.arange(start, rows), tail_k, tail_v, head_k, head_v, num_head
     )
     bound = attention.bind([lane], cos[start:], sin[start:])
@@ -147,7 +147,7 @@ def test_the_kernel_looks_at_columns_as_plain_torch_does(
     tail_k = torch.randn(1, shape.kv_heads, own, shape.dim, generator=generator).bfloat16()
     head_v, tail_v = (torch.zeros_like(k).transpose(2, 3).contiguous() for k in (head_k, tail_k))
     where = torch.arange(num_head, rows)
-    lane = AttentionLane(0, len(where), where, tail_k, tail_v, head_k, head_v, num_head)
+    lane = AttentionSlice(0, len(where), where, tail_k, tail_v, head_k, head_v, num_head)
     q = torch.randn(len(positions), shape.heads, shape.dim, generator=generator).bfloat16()
     found = kernel.mass(q, positions, lane, 0, window)
     expected = TorchAttention().mass(q.float(), positions, _wide(lane), 0, window)
@@ -156,7 +156,7 @@ def test_the_kernel_looks_at_columns_as_plain_torch_does(
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def _wide(lane: AttentionLane) -> AttentionLane:
+def _wide(lane: AttentionSlice) -> AttentionSlice:
     assert lane.head_k is not None
     return replace(lane, tail_k=lane.tail_k.float(), head_k=lane.head_k.float())
 
@@ -164,7 +164,7 @@ def _wide(lane: AttentionLane) -> AttentionLane:
 def test_where_nobody_looks_there_is_no_mass(kernel: KernelAttention) -> None:
     shape, where = SHAPES[0], torch.arange(5)
     tail_k = torch.ones(1, shape.kv_heads, 64, shape.dim, dtype=torch.bfloat16)
-    lane = AttentionLane(0, 5, where, tail_k, tail_k.transpose(2, 3).contiguous())
+    lane = AttentionSlice(0, 5, where, tail_k, tail_k.transpose(2, 3).contiguous())
     q = torch.empty(0, shape.heads, shape.dim, dtype=torch.bfloat16)
     for attention in (kernel, TorchAttention()):
         assert attention.mass(q, where[:0], lane, 0, None).tolist() == [0.0] * 5
@@ -207,13 +207,13 @@ def test_lanes_that_share_a_head_get_the_bits_they_get_alone(kernel: KernelAtten
     at = torch.arange(num_head)
     kernel.write([LayerKV(shared_k, shared_v)], *rope.tables(at), head_k[0], head_v[0], at)
 
-    def lane(number: int, start: int) -> AttentionLane:
+    def lane(number: int, start: int) -> AttentionSlice:
         generator = torch.Generator().manual_seed(number)
         size = (1, shape.kv_heads, 256, shape.dim)
         tail_k = torch.randn(size, generator=generator).bfloat16()
         tail_v = torch.randn(size, generator=generator).bfloat16().transpose(2, 3).contiguous()
         where = torch.tensor([num_head + 20 * number])
-        return AttentionLane(start, start + 1, where, tail_k, tail_v, head_k, head_v, num_head)
+        return AttentionSlice(start, start + 1, where, tail_k, tail_v, head_k, head_v, num_head)
 
     def run(numbers: list[int]) -> Tensor:
         lanes = [lane(number, row) for row, number in enumerate(numbers)]

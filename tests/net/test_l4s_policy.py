@@ -16,7 +16,18 @@ from kdn.net.l4s.policy import LastValue, PolicyConfig, SwiftQueue
 from kdn.net.l4s.scenarios import EVALUATION, training_scenario, with_adopters
 from kdn.net.l4s.stream import Forecast
 from kdn.net.l4s.tokens import new_track
-from kdn.net.world import CE, ECT0, ECT1, Flow, Hop, Question, Scenario, World, constant, steady
+from kdn.net.world import (
+    CE,
+    ECT0,
+    ECT1,
+    ChooserQuestion,
+    Flow,
+    Hop,
+    Scenario,
+    World,
+    constant,
+    steady,
+)
 from kdn.net.world.records import LOG, MS, SECOND
 
 
@@ -42,12 +53,12 @@ class Fixed:
         return Forecast(low, 0, low, low, low), Forecast(classic, 0, classic, classic, classic)
 
 
-def question(now_ms: float, mark: int = ECT1, ack_ms: float | None = None) -> Question:
+def question(now_ms: float, mark: int = ECT1, ack_ms: float | None = None) -> ChooserQuestion:
     acks = np.zeros(0 if ack_ms is None else 1, LOG)
     if ack_ms is not None:
         acks["t_send"], acks["t_ack"] = int((ack_ms - 20) * MS), int(ack_ms * MS)
         acks["sent_ecn"] = ECT1
-    return Question(0, int(now_ms * MS), acks, 1500, mark, 1500, 20.0 * MS)
+    return ChooserQuestion(0, int(now_ms * MS), acks, 1500, mark, 1500, 20.0 * MS)
 
 
 FORECASTS = PolicyConfig(ways=None)
@@ -96,7 +107,7 @@ def test_a_forecaster_worse_than_the_last_value_is_barred() -> None:
         acks = np.zeros(1, LOG)
         acks["t_send"], acks["t_ack"], acks["sent_ecn"] = (t - 2) * MS, t * MS, ECT1
         policy._forecaster.track["min_rtt"] = 2 * MS
-        policy.choose(Question(0, t * MS, acks, 1500, ECT1, 1500, 2.0 * MS))
+        policy.choose(ChooserQuestion(0, t * MS, acks, 1500, ECT1, 1500, 2.0 * MS))
     assert policy.fallbacks == 1
 
 
@@ -111,7 +122,9 @@ def test_a_bad_surprise_raises_that_queues_forecasts() -> None:
         acks["t_ack"] = [(t - 38) * MS, (t - 8) * MS]
         acks["sent_ecn"] = [marks[-1] if marks else ECT1, ECT1]
         mark = marks[-1] if marks else ECT1
-        marks.append(policy.choose(Question(0, t * MS, acks, 1500, mark, 1500, 80.0 * MS)).mark)
+        marks.append(
+            policy.choose(ChooserQuestion(0, t * MS, acks, 1500, mark, 1500, 80.0 * MS)).mark
+        )
     assert marks[0] == ECT0
     assert ECT1 in marks[1:]
 
@@ -126,7 +139,7 @@ def test_packets_that_were_overtaken_are_judged_too() -> None:
     late = np.zeros(1, LOG)
     late["t_send"], late["t_ack"], late["sent_ecn"] = 10_000 * MS, 10_062 * MS, ECT0
     assert policy._margins.raised(ECT0, 1.0 * MS) == 1.0 * MS
-    policy.choose(Question(0, 10_063 * MS, late, 1500, ECT0, 1500, 20.0 * MS))
+    policy.choose(ChooserQuestion(0, 10_063 * MS, late, 1500, ECT0, 1500, 20.0 * MS))
     assert policy._margins.raised(ECT0, 1.0 * MS) > 1.1 * MS
 
 
@@ -145,7 +158,7 @@ def test_forecasts_that_prove_wrong_are_overruled_by_what_packets_met() -> None:
             for row, (at, m) in zip(acks, arrived, strict=True):
                 row["t_send"], row["sent_ecn"] = at * MS, m
                 row["t_ack"] = (at + (82 if m == ECT0 else 7)) * MS
-            mark = policy.choose(Question(0, t * MS, acks, 1500, mark, 1500, 30.0 * MS)).mark
+            mark = policy.choose(ChooserQuestion(0, t * MS, acks, 1500, mark, 1500, 30.0 * MS)).mark
             sent.append((t, mark))
             marks.append(mark)
         return marks[500:].count(ECT0) / len(marks[500:])
@@ -183,10 +196,10 @@ def test_marks_on_classic_packets_get_the_classic_response() -> None:
     flow = Flow("prague", "ect1", steady(8.0), marking="ask", in_ms=10.0)
 
     class Classic:
-        def choose(self, question: Question) -> Any:
-            from kdn.net.world.world import Answer
+        def choose(self, question: ChooserQuestion) -> Any:
+            from kdn.net.world.world import ChooserAnswer
 
-            return Answer(ECT0)
+            return ChooserAnswer(ECT0)
 
     world = World(Scenario("classic", (hop,), (flow,), seconds=8.0), {0: Classic()})
     world.run()

@@ -17,7 +17,7 @@ from kdn.net.l4s.evaluate import errors, neural_guess
 from kdn.net.l4s.loss import loss_of, sharp_changes
 from kdn.net.l4s.online import AtOnce, OnlineConfig, OnlineStream, tune
 from kdn.net.l4s.scenarios import training_scenario
-from kdn.net.l4s.stream import Stream, num_weights, replay
+from kdn.net.l4s.stream import PacketStream, num_weights, replay
 from kdn.net.l4s.tokens import WINDOW, Samples, featurise, squash, unsquash
 from kdn.net.l4s.train import Training, train
 from kdn.net.l4s.transformer import Predictor, pack, unpack
@@ -116,7 +116,7 @@ def test_a_stream_answers_what_a_replay_answers() -> None:
     log = flow(seconds=2.0)
     samples, weights = featurise(log), random_weights()
     expected = replay(weights, samples)
-    stream, heard = Stream(weights), 0
+    stream, heard = PacketStream(weights), 0
     order = np.argsort(log["t_send"], kind="stable")
     for i in range(0, len(order), 7):
         row = log[order[i]]
@@ -133,7 +133,7 @@ def test_weights_pack_and_unpack_and_refuse_other_lengths() -> None:
     assert len(weights) == num_weights()
     assert 95_000 < num_weights() < 105_000
     with pytest.raises(ValueError, match="weights hold 5"):
-        Stream(weights[:5])
+        PacketStream(weights[:5])
     with pytest.raises(ValueError, match="weights hold 5"):
         unpack(weights[:5], Predictor())
 

@@ -13,9 +13,9 @@ from kdn.errors import BadConfig, BadInput
 from kdn.net.world import (
     ECT0,
     ECT1,
+    ChooserQuestion,
     Flow,
     Hop,
-    Question,
     Queue,
     RateTrace,
     Scenario,
@@ -33,7 +33,7 @@ from kdn.net.world.congestion import on_acked, on_marked
 from kdn.net.world.events import pop, push
 from kdn.net.world.records import MS, SECOND
 from kdn.net.world.spec import Control
-from kdn.net.world.world import Answer
+from kdn.net.world.world import ChooserAnswer
 
 
 def one_flow(control: Control = "cubic", mbps: float = 12.0, **flow: float) -> Scenario:
@@ -169,11 +169,11 @@ class _Curious:
     def __init__(self) -> None:
         self.foretold: list[float | None] = []
 
-    def choose(self, question: Question) -> Answer:
+    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
         assert question.world is not None
         low, classic = question.world.delay_of_each()
         self.foretold.append(low if question.mark == ECT1 else classic)
-        return Answer(question.mark)
+        return ChooserAnswer(question.mark)
 
 
 def test_what_a_copy_foretells_happens() -> None:
@@ -189,8 +189,8 @@ def test_what_a_copy_foretells_happens() -> None:
 
 
 class _Alternate:
-    def choose(self, question: Question) -> Answer:
-        return Answer(ECT0 if question.mark == ECT1 else ECT1)
+    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
+        return ChooserAnswer(ECT0 if question.mark == ECT1 else ECT1)
 
 
 def test_asking_happens_at_most_once_a_millisecond_and_costs_time() -> None:

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 from kdn.clock import ManualClock
-from kdn.rag import Cutting, Embedder, HashedWords, Library, LibraryConfig
+from kdn.rag import Cutting, Embedder, HashedWords, Library, LibrarySettings
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -25,7 +25,7 @@ def small_library(
     part_tokens: int = 60,
 ) -> Library:
     """Passages of 20 words in parts of 60, embedded by hashing words."""
-    config = LibraryConfig(Cutting(passage_tokens, part_tokens))
+    config = LibrarySettings(Cutting(passage_tokens, part_tokens))
     return Library.open(folder, embedder or HashedWords(), words, ManualClock(), config)
 
 

@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdn.rag import Cutting, Document, Heading, Paragraph, compose
+from kdn.rag import Cutting, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.cut import CutDocument, cut
 from tests.rag.helpers import words
 
@@ -26,7 +26,7 @@ def essay(seed: int, sections: int = 12, paragraphs: int = 6) -> list[list[str]]
     ]
 
 
-def laid_out(text: list[list[str]], *, headings: bool = True) -> Document:
+def laid_out(text: list[list[str]], *, headings: bool = True) -> ParsedDocument:
     blocks: list[Heading | Paragraph] = []
     for number, section in enumerate(text):
         blocks += [Heading(f"Section {number}", 1)] if headings else []

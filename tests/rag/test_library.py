@@ -19,7 +19,7 @@ from kdn.rag import (
     Cutting,
     HashedWords,
     Library,
-    LibraryConfig,
+    LibrarySettings,
     Paragraph,
     Progress,
     Vectors,
@@ -267,7 +267,7 @@ def test_a_library_made_with_other_parts_is_refused(library: Library, tmp_path: 
 
 
 def test_impossible_cutting_is_refused(tmp_path: Path) -> None:
-    config = LibraryConfig(Cutting(passage_tokens=100, part_tokens=50))
+    config = LibrarySettings(Cutting(passage_tokens=100, part_tokens=50))
     with pytest.raises(BadConfig, match="passages <= parts"):
         Library.open(tmp_path, HashedWords(), words, ManualClock(), config)
 

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdn.errors import DocumentError
-from kdn.rag import Document
+from kdn.rag import ParsedDocument
 from kdn.rag.parse import parse
 from tests.rag.helpers import pdf
 
 PEPS = Path(__file__).parents[2].parent / "shared" / "data" / "peps"
 
 
-def read(name: str, text: str | bytes) -> Document:
+def read(name: str, text: str | bytes) -> ParsedDocument:
     return parse(Path("/docs") / name, text.encode() if isinstance(text, str) else text)
 
 
-def bodies(document: Document) -> list[tuple[tuple[str, ...], str]]:
+def bodies(document: ParsedDocument) -> list[tuple[tuple[str, ...], str]]:
     return [(s.headings, document.text[s.start : s.stop]) for s in document.sections]
 
 

@@ -14,8 +14,8 @@ from kdn.core import Token, TokenProb, Usage
 from kdn.errors import BadInput
 from kdn.rank import (
     Choice,
-    Journal,
     LabelJob,
+    LabelJournal,
     RowTemplate,
     fit_temperature,
     glued,
@@ -110,19 +110,19 @@ def test_glued_tokens_are_shared_up_to_the_seam() -> None:
 
 def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "out.journal"
-    journal = Journal(path, "job")
+    journal = LabelJournal(path, "job")
     journal.add((-0.1, -2.0))
     journal.add((-0.2, -1.0))
     journal.close()
     path.write_text(path.read_text() + "[-0.3, -0")
-    again = Journal(path, "job")
+    again = LabelJournal(path, "job")
     assert again.verdicts == [(-0.1, -2.0), (-0.2, -1.0)]
     again.add((-0.5, -0.9))
     again.close()
-    third = Journal(path, "job")
+    third = LabelJournal(path, "job")
     assert len(third.verdicts) == 3
     third.close()
-    other = Journal(path, "another job")
+    other = LabelJournal(path, "another job")
     assert other.verdicts == [], "another question's answers are not ours"
     other.remove()
     assert not path.exists()

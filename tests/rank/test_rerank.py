@@ -11,7 +11,7 @@ import pytest
 
 import kdn
 from kdn.config import load_config
-from kdn.core import Keeping, Prompt, Request, Role, Usage
+from kdn.core import Prompt, Request, Retention, Role, Usage
 from kdn.errors import BadInput, PromptTooLong, UnknownModel
 from kdn.model import Document
 from kdn.rank import (
@@ -123,7 +123,7 @@ def full(k: kdn.Kdn, prompt: Prompt, words: tuple[str, str] = ("Yes", "No")) -> 
     """The log-odds of a prompt computed whole, alone, without the store."""
     choices = make_choices(words, k.model.tokenizer.encode)
     sampling = replace(wanted(choices), raw_logits=True)
-    request = Request("full", prompt, sampling, reuse=False, keeping=Keeping.NOTHING)
+    request = Request("full", prompt, sampling, reuse=False, retention=Retention.NOTHING)
     token, _ = one_token(k.submit(request))
     return odds_of(read_logits(choices, token))
 

@@ -11,7 +11,7 @@ import pytest
 
 import kdn
 from kdn.config import Config, EngineConfig, StoreConfig
-from kdn.core import Keeping, Request
+from kdn.core import Request, Retention
 from kdn.rank import Asking, odds_of, one_token, read_logits, wanted
 
 QUERY = "Which of these is about the harbour?"
@@ -48,7 +48,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
 def full(k: kdn.Kdn, asking: Asking, text: str) -> float:
     sampling = replace(wanted(asking.choices), raw_logits=True)
     request = Request(
-        f"full-{len(text)}", asking.prompt(text), sampling, reuse=False, keeping=Keeping.NOTHING
+        f"full-{len(text)}", asking.prompt(text), sampling, reuse=False, retention=Retention.NOTHING
     )
     token, _ = one_token(k.submit(request))
     return odds_of(read_logits(asking.choices, token))

@@ -12,19 +12,19 @@ from kdn.clock import ManualClock
 from kdn.core import (
     Finish,
     FinishReason,
-    Keeping,
     Prompt,
     Request,
+    Retention,
     Role,
     Sampling,
     Segment,
     Token,
 )
-from kdn.engine import Engine, Limits
+from kdn.engine import Engine, EngineLimits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse
-from kdn.schedule import Decision, WaitingRoom, make_policy
+from kdn.schedule import RequestQueue, ScheduleDecision, make_policy
 from kdn.store import open_store
 from tests.engine.runs import load_tiny, shape_of, some_tokens
 
@@ -45,14 +45,14 @@ class Shop:
         shape = shape_of(model)
         self.store = open_store(None, memory_bytes=round(prefixes * 256 * shape.token_bytes) + 4096)
         self.reuse = PrefixReuse(self.store, shape, lambda _: model.decoder.fingerprint)
-        self.made: list[Decision] = []
+        self.made: list[ScheduleDecision] = []
         self.engine = Engine(
             model,
             TorchAttention(),
             self.reuse,
-            Limits(1 << 26, pack_tokens=pack_tokens, idle_head_bytes=0),
+            EngineLimits(1 << 26, pack_tokens=pack_tokens, idle_head_bytes=0),
             ManualClock(),
-            WaitingRoom(make_policy(policy), self.made.append),
+            RequestQueue(make_policy(policy), self.made.append),
             threaded=False,
         )
 
@@ -92,7 +92,7 @@ def job(name: str) -> Request:
         Segment(Role.QUESTION, some_tokens(own, 200, seed=ord(name))),
     )
     sampling = Sampling(max_tokens=1, ignore_eos=True, allowed=(5, 6))
-    return Request(name, Prompt(segments), sampling, keeping=Keeping.SHARED)
+    return Request(name, Prompt(segments), sampling, retention=Retention.SHARED)
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,16 @@ from kdn.clock import SystemClock
 from kdn.core import (
     Fingerprint,
     Finish,
-    Keeping,
     Prompt,
     Request,
+    Retention,
     Role,
     Sampling,
     Segment,
     Token,
     Usage,
 )
-from kdn.engine import Engine, Limits
+from kdn.engine import Engine, EngineLimits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import LossRule, PrefixReuse, lossy_recipe
@@ -83,7 +83,7 @@ def test_who_names_a_codec_gets_it_and_a_limit_still_holds() -> None:
     assert allowed(rule, max_kl=0.02) == ("int8", ["int8"])
 
 
-class Desk:
+class RequestContext:
     """An engine over a store, stepped by hand."""
 
     def __init__(self, model: LoadedModel, store: Store, loss: LossRule) -> None:
@@ -91,7 +91,12 @@ class Desk:
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self.reuse = PrefixReuse(store, shape, lambda _: decoder.fingerprint, loss)
         self.engine = Engine(
-            model, TorchAttention(), self.reuse, Limits(1 << 28), SystemClock(), threaded=False
+            model,
+            TorchAttention(),
+            self.reuse,
+            EngineLimits(1 << 28),
+            SystemClock(),
+            threaded=False,
         )
         self.store = store
 
@@ -101,7 +106,9 @@ class Desk:
         question = Segment(Role.QUESTION, some_tokens(12, 200, seed=seed))
         sampling = Sampling(max_tokens=6, ignore_eos=True)
         prompt = Prompt((DOCUMENT, *before, question))
-        asked = Request(f"{seed}-{max_kl}", prompt, sampling, max_kl=max_kl, keeping=Keeping.SHARED)
+        asked = Request(
+            f"{seed}-{max_kl}", prompt, sampling, max_kl=max_kl, retention=Retention.SHARED
+        )
         stream = self.engine.submit(asked)
         while self.engine.step():
             pass
@@ -117,9 +124,9 @@ def tiny(tiny_model: Callable[..., Path], model_cache: Path) -> LoadedModel:
 
 
 @contextmanager
-def desk(model: LoadedModel, folder: Path | None, loss: LossRule) -> Iterator[Desk]:
+def desk(model: LoadedModel, folder: Path | None, loss: LossRule) -> Iterator[RequestContext]:
     with open_store(folder, memory_bytes=1 << 26, disk_bytes=1 << 27) as store:
-        made = Desk(model, store, loss)
+        made = RequestContext(model, store, loss)
         yield made
         store.check()
         made.reuse.close()

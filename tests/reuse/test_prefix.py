@@ -14,21 +14,21 @@ from kdn.core import (
     EXACT,
     BlockKey,
     Finish,
-    Keeping,
     Prompt,
     Request,
+    Retention,
     Role,
     Sampling,
     Segment,
     Token,
     Usage,
 )
-from kdn.engine import Engine, Limits
+from kdn.engine import Engine, EngineLimits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse
 from kdn.store import MemoryTier, Store, open_store
-from kdn.store.tiers.remote.calls import LineSettings
+from kdn.store.tiers.remote.calls import RemoteCallSettings
 from kdn.store.tiers.remote.client import DictRemote
 from kdn.store.tiers.remote.tier import RemoteSettings, RemoteTier
 from kdn.trace import NoTrace
@@ -45,7 +45,7 @@ def tiny(
     return load_tiny(tiny_model("llama"), model_cache, request.param)
 
 
-class Desk:
+class RequestContext:
     """An engine over a store, stepped by hand."""
 
     def __init__(self, model: LoadedModel, store: Store) -> None:
@@ -54,7 +54,12 @@ class Desk:
         self.store = store
         self.reuse = PrefixReuse(store, shape, lambda _: decoder.fingerprint)
         self.engine = Engine(
-            model, TorchAttention(), self.reuse, Limits(1 << 28), SystemClock(), threaded=False
+            model,
+            TorchAttention(),
+            self.reuse,
+            EngineLimits(1 << 28),
+            SystemClock(),
+            threaded=False,
         )
         self._count = 0
 
@@ -63,13 +68,13 @@ class Desk:
         *segments: Segment,
         salt: str = "",
         reuse: bool = True,
-        keeping: Keeping = Keeping.SHARED,
+        retention: Retention = Retention.SHARED,
     ) -> tuple[list[int], Usage]:
         self._count += 1
         sampling = Sampling(max_tokens=6, ignore_eos=True, logprobs=0)
         prompt = Prompt(segments)
         stream = self.engine.submit(
-            Request(str(self._count), prompt, sampling, salt=salt, reuse=reuse, keeping=keeping)
+            Request(str(self._count), prompt, sampling, salt=salt, reuse=reuse, retention=retention)
         )
         while self.engine.step():
             pass
@@ -84,9 +89,9 @@ class Desk:
 
 
 @contextmanager
-def desk(model: LoadedModel, folder: Path | None) -> Iterator[Desk]:
+def desk(model: LoadedModel, folder: Path | None) -> Iterator[RequestContext]:
     with open_store(folder, memory_bytes=1 << 26, disk_bytes=1 << 27) as store:
-        made = Desk(model, store)
+        made = RequestContext(model, store)
         yield made
         made.close()
 
@@ -130,19 +135,19 @@ class Meeting(DictRemote):
 
 def test_blocks_across_a_network_are_opened_together(tiny: LoadedModel) -> None:
     remote, clock, trace = Meeting(), SystemClock(), NoTrace()
-    settings = RemoteSettings(LineSettings(timeout_s=30, attempts=1))
+    settings = RemoteSettings(RemoteCallSettings(timeout_s=30, attempts=1))
 
     def afresh() -> Store:
         far = RemoteTier(remote, settings, clock, trace)
         return Store([MemoryTier(1 << 26, trace)], far=[far])
 
     with afresh() as store:
-        writer = Desk(tiny, store)
+        writer = RequestContext(tiny, store)
         before, _ = writer.ask(PRELUDE, DOCUMENT, question(1))
         assert store.flush(20)
         writer.close()
     with afresh() as store:
-        reader = Desk(tiny, store)
+        reader = RequestContext(tiny, store)
         after, usage = reader.ask(PRELUDE, DOCUMENT, question(1))
         reader.close()
     # the prelude's block and the document's two
@@ -163,9 +168,9 @@ def test_another_document_behind_the_same_prelude_reuses_the_prelude(
 def test_a_conversation_goes_on_where_it_ended(tiny: LoadedModel, tmp_path: Path) -> None:
     """20 + 12 tokens of prompt and 5 of the 6 answered ones come back; the last was never computed."""
     with desk(tiny, tmp_path / "store") as d:
-        said, _ = d.ask(PRELUDE, question(1), keeping=Keeping.ALL)
+        said, _ = d.ask(PRELUDE, question(1), retention=Retention.ALL)
         history = Segment(Role.HISTORY, (*question(1).token_ids, *said))
-        _, usage = d.ask(PRELUDE, history, question(2), keeping=Keeping.ALL)
+        _, usage = d.ask(PRELUDE, history, question(2), retention=Retention.ALL)
     assert usage.exact == 37
 
 
@@ -181,7 +186,7 @@ def test_a_prompt_that_is_stored_whole_still_computes_its_last_token(
     tiny: LoadedModel, tmp_path: Path
 ) -> None:
     with desk(tiny, tmp_path / "store") as d:
-        first, _ = d.ask(PRELUDE, DOCUMENT, keeping=Keeping.ALL)
+        first, _ = d.ask(PRELUDE, DOCUMENT, retention=Retention.ALL)
         again, usage = d.ask(PRELUDE, DOCUMENT)
     assert (usage.exact, usage.recomputed) == (319, 1)
     assert again == first

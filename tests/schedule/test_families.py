@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.core import JctModel, Job
-from kdn.schedule import Families, PrefixCache, PrefixJob, WaitingRoom, pack, simulate
+from kdn.schedule import Families, PrefixCache, PrefixJob, RequestQueue, pack, simulate
 
 SECOND = 10**9
 PER_TOKEN = JctModel(pass_s=0.0, token_s=0.001, pair_s=0.0, cached_s=0.0)
@@ -71,7 +71,7 @@ def test_a_flood_of_hits_cannot_starve_a_cold_job() -> None:
     cold = PrefixJob("cold", 5 * 10**7, "cold", 0, 100)
     cache = PrefixCache(4096)
     cache.keep("hot", 1024)
-    ended = simulate([*flood, cold], WaitingRoom(Families(PER_TOKEN)), PER_TOKEN, cache, 1)
+    ended = simulate([*flood, cold], RequestQueue(Families(PER_TOKEN)), PER_TOKEN, cache, 1)
     started_ns = next(one.start_ns for one in ended if one.id == "cold")
     assert started_ns <= 0.05 * SECOND + Families(PER_TOKEN).patience_ns(Job("c", 0, 100, 0, 1))
 
@@ -87,7 +87,7 @@ def test_siblings_wait_one_pass_for_what_they_share() -> None:
 
 
 def test_a_sibling_waits_once_whether_or_not_the_prefix_was_kept() -> None:
-    room = WaitingRoom(Families(PER_TOKEN))
+    room = RequestQueue(Families(PER_TOKEN))
     for c in "abc":
         room.add(member(c, "x", shared=100))
     assert names(room.admit(0, bool, 500)) == "a"
@@ -98,6 +98,6 @@ def test_a_sibling_waits_once_whether_or_not_the_prefix_was_kept() -> None:
 def test_a_burst_of_equal_cold_prompts_computes_the_prefix_once() -> None:
     """By hand: 110 ms for the first, then three of 10 ms in one pass."""
     jobs = [PrefixJob(c, 0, "x", 100, 110) for c in "abcd"]
-    ended = simulate(jobs, WaitingRoom(Families(PER_TOKEN)), PER_TOKEN, PrefixCache(1000), 500)
+    ended = simulate(jobs, RequestQueue(Families(PER_TOKEN)), PER_TOKEN, PrefixCache(1000), 500)
     assert [one.end_ns // 10**6 for one in ended] == [110, 140, 140, 140]
     assert [one.num_cached for one in ended] == [0, 100, 100, 100]

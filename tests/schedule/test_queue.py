@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.core import Job
-from kdn.schedule import POLICIES, Decision, Fcfs, Priority, WaitingRoom
+from kdn.schedule import POLICIES, Fcfs, Priority, RequestQueue, ScheduleDecision
 
 
 def job(
@@ -50,7 +50,7 @@ def test_priority_goes_before_arrival() -> None:
 
 def test_a_large_job_is_not_overtaken_by_small_ones() -> None:
     """20 tokens of room: the first takes 15, the second needs 10 and stops the third, which would fit."""
-    waiting, room = WaitingRoom(Fcfs()), Room(20)
+    waiting, room = RequestQueue(Fcfs()), Room(20)
     for one in (job("first", 1, 15), job("large", 2, 10), job("small", 3, 1)):
         waiting.add(one)
     assert names(waiting.admit(5, room.fits)) == ["first"]
@@ -60,7 +60,7 @@ def test_a_large_job_is_not_overtaken_by_small_ones() -> None:
 
 
 def test_a_group_goes_in_together_or_not_at_all() -> None:
-    waiting, room = WaitingRoom(Fcfs()), Room(25)
+    waiting, room = RequestQueue(Fcfs()), Room(25)
     waiting.add(job("g1", 1, 10, group="g"))
     assert waiting.admit(2, room.fits) == [], "half a group waits"
     waiting.add(job("other", 3, 5))
@@ -72,7 +72,7 @@ def test_a_group_goes_in_together_or_not_at_all() -> None:
 
 
 def test_a_removed_job_is_gone() -> None:
-    waiting = WaitingRoom(Fcfs())
+    waiting = RequestQueue(Fcfs())
     waiting.add(job("a", 1))
     waiting.remove("a")
     waiting.remove("a")
@@ -92,7 +92,7 @@ def test_a_removed_job_is_gone() -> None:
 def test_everyone_goes_in_once_and_never_beyond_the_room(
     arrivals: list[tuple[int, int, int]], tokens: int, policy: str
 ) -> None:
-    waiting = WaitingRoom(POLICIES[policy]())
+    waiting = RequestQueue(POLICIES[policy]())
     for number, (at, size, priority) in enumerate(arrivals):
         waiting.add(job(f"{number:02}", at, min(size, tokens), priority))
     seen: list[str] = []
@@ -108,8 +108,8 @@ def test_recorded_decisions_are_made_again() -> None:
     """A change of code that changes a decision must change the record, and say why."""
     recorded = json.loads((Path(__file__).parent / "decisions.json").read_text())
     for case in recorded:
-        made: list[Decision] = []
-        waiting = WaitingRoom(POLICIES[case["policy"]](), made.append)
+        made: list[ScheduleDecision] = []
+        waiting = RequestQueue(POLICIES[case["policy"]](), made.append)
         for step in case["steps"]:
             for one in step["arrive"]:
                 waiting.add(Job(**one))

@@ -13,15 +13,15 @@ from kdn.core import JctModel, Job
 from kdn.schedule import (
     POLICIES,
     Calibrated,
-    Decision,
     HighestRatio,
     LongestMatch,
-    Policy,
     PrefixCache,
     PrefixJob,
+    RequestQueue,
+    ScheduleDecision,
+    SchedulePolicy,
     ShortestMiss,
     StaticShortest,
-    WaitingRoom,
     make_policy,
     pack,
     replay,
@@ -41,9 +41,11 @@ def names(jobs: Sequence[Job]) -> str:
     return "".join(j.id for j in jobs)
 
 
-def run(jobs: Sequence[PrefixJob], policy: Policy, cache_tokens: int, pack_tokens: int = 1) -> str:
+def run(
+    jobs: Sequence[PrefixJob], policy: SchedulePolicy, cache_tokens: int, pack_tokens: int = 1
+) -> str:
     cache = PrefixCache(cache_tokens)
-    return names_of(simulate(jobs, WaitingRoom(policy), PER_TOKEN, cache, pack_tokens))
+    return names_of(simulate(jobs, RequestQueue(policy), PER_TOKEN, cache, pack_tokens))
 
 
 def names_of(ended: Sequence[object]) -> str:
@@ -63,15 +65,15 @@ PAPER = [
     ("policy", "order", "hits"),
     [(StaticShortest(), "ACBD", 1), (Calibrated(), "ADCB", 2), (ShortestMiss(), "ADCB", 2)],
 )
-def test_the_papers_four_jobs(policy: Policy, order: str, hits: int) -> None:
+def test_the_papers_four_jobs(policy: SchedulePolicy, order: str, hits: int) -> None:
     """Ordered once, the cache has lost A's prefix when D comes; counted anew, D follows A."""
-    ended = simulate(PAPER, WaitingRoom(policy), PER_TOKEN, PrefixCache(1024), 1)
+    ended = simulate(PAPER, RequestQueue(policy), PER_TOKEN, PrefixCache(1024), 1)
     assert names_of(ended) == order
     assert sum(one.num_cached == 1024 for one in ended) == hits
 
 
 def test_first_come_first_served_hits_when_neighbours_share() -> None:
-    ended = simulate(PAPER, WaitingRoom(make_policy("fcfs")), PER_TOKEN, PrefixCache(1024), 1)
+    ended = simulate(PAPER, RequestQueue(make_policy("fcfs")), PER_TOKEN, PrefixCache(1024), 1)
     assert names_of(ended) == "ABCD"
     assert [one.num_cached for one in ended] == [0, 0, 1024, 0]
     assert [one.end_ns // 10**6 for one in ended] == [1100, 2400, 2576, 3976]
@@ -145,10 +147,10 @@ def test_a_flood_of_hits_starves_a_cold_job_only_without_ageing() -> None:
     flood = [PrefixJob(f"{n:04}", n * 10**7, "hot", 1024, 1034) for n in range(6000)]
     cold = PrefixJob("cold", 5 * 10**7, "cold", 0, 1000)
 
-    def started_s(policy: Policy) -> float:
+    def started_s(policy: SchedulePolicy) -> float:
         cache = PrefixCache(4096)
         cache.keep("hot", 1024)
-        ended = simulate([*flood, cold], WaitingRoom(policy), PER_TOKEN, cache, 1)
+        ended = simulate([*flood, cold], RequestQueue(policy), PER_TOKEN, cache, 1)
         return next(one.start_ns for one in ended if one.id == "cold") / SECOND
 
     assert started_s(ShortestMiss(PER_TOKEN)) > 59, "the twin waits until the flood is over"
@@ -158,8 +160,8 @@ def test_a_flood_of_hits_starves_a_cold_job_only_without_ageing() -> None:
 
 
 def test_recorded_decisions_are_replayed() -> None:
-    made: list[Decision] = []
-    room = WaitingRoom(Calibrated(), made.append)
+    made: list[ScheduleDecision] = []
+    room = RequestQueue(Calibrated(), made.append)
     simulate(PAPER, room, PER_TOKEN, PrefixCache(1024), 1)
     assert [d.admitted for d in made] == [("A",), ("D",), ("C",), ("B",)]
     assert replay(made, Calibrated()) == []
@@ -183,7 +185,7 @@ def test_every_job_ends_once_and_no_two_passes_overlap(
     jobs = [
         PrefixJob(f"{n:02}", at, user, 600, 600 + own) for n, (at, user, own) in enumerate(arrivals)
     ]
-    room = WaitingRoom(make_policy(policy, PER_TOKEN))
+    room = RequestQueue(make_policy(policy, PER_TOKEN))
     ended = simulate(jobs, room, PER_TOKEN, PrefixCache(cache_tokens), pack_tokens)
     assert sorted(one.id for one in ended) == [j.id for j in jobs]
     passes = sorted({(one.start_ns, one.end_ns) for one in ended})

@@ -27,7 +27,7 @@ from kdn.core import (
 from kdn.errors import BadInput, EngineFailed, MissingExtra, PromptTooLong
 from kdn.model import Document, Message
 from kdn.rank import Asking
-from kdn.serve import Embedded, Load, StoreNumbers
+from kdn.serve import Embedded, ServiceLoad, StoreNumbers
 
 Pushed = StreamEvent | Exception | None
 ANSWER = "Paris is the capital of France. It lies on the Seine."
@@ -203,10 +203,10 @@ class ScriptedService:
             raise MissingExtra("no embedder here")
         return Embedded(tuple((float(len(text)), 0.5) for text in texts), len("".join(texts)))
 
-    def load(self) -> Load:
+    def load(self) -> ServiceLoad:
         if self.broken:
             raise EngineFailed("the engine has stopped") from self.broken
-        return Load(sum(not stream.ended for stream in self.streams), 0, 0.25)
+        return ServiceLoad(sum(not stream.ended for stream in self.streams), 0, 0.25)
 
     def store_numbers(self) -> StoreNumbers:
         return StoreNumbers({"memory": 3}, {"memory": 300}, {"hits": 2})

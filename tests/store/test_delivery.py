@@ -24,10 +24,10 @@ from kdn.store import (
     Block,
     Delivery,
     Handle,
-    LineSettings,
     Loss,
     MemoryTier,
     PeerRemote,
+    RemoteCallSettings,
     RemoteSettings,
     RemoteTier,
     Store,
@@ -112,7 +112,7 @@ def world(folder: Path, bytes_per_s: Callable[[int], float]) -> Iterator[World]:
         for number in range(4):
             node.put(kv_block(number))
         url = stack.enter_context(throttled(stack.enter_context(node_server(node)), link))
-        settings = RemoteSettings(LineSettings(timeout_s=1000), read_bytes=1, news_s=1e9)
+        settings = RemoteSettings(RemoteCallSettings(timeout_s=1000), read_bytes=1, news_s=1e9)
         peer = RemoteTier(PeerRemote(url, timeout_s=20), settings, clock, NoTrace(), Random(1))
         memory = MemoryTier(10**9, NoTrace())
         store = stack.enter_context(Store([memory], far=[peer], clock=clock, trace=trace))

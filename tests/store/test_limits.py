@@ -18,7 +18,7 @@ from kdn.serve import ServeSettings, create_app, listen, make_server, read_grant
 from kdn.serve.run import KdnService
 from kdn.serve.store.app import mount_store
 from kdn.store import Block, Quotas, Rules, open_store
-from kdn.store.tenants.limits import Limits, TenantLimits
+from kdn.store.tenants.limits import TenantLimits, TenantsLimits
 from tests.store.helpers import block_id, make_block
 from tests.store.remotes import node_server, running
 
@@ -30,7 +30,7 @@ def block(number: int, salt: str = "") -> Block:
 
 def test_a_decision_holds_for_every_process_within_a_second(tmp_path: Path) -> None:
     clock = ManualClock()
-    mine, theirs = Limits(tmp_path, clock), Limits(tmp_path, clock)
+    mine, theirs = TenantsLimits(tmp_path, clock), TenantsLimits(tmp_path, clock)
     assert theirs.of("bob") == TenantLimits()
     mine.decide("bob", TenantLimits(quota_bytes=5))
     mine.decide("bob", TenantLimits(priority=-1))

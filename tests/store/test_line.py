@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kdn.clock import ManualClock, SystemClock
 from kdn.errors import Unreachable
 from kdn.store.tiers.remote.breaker import Breaker, BreakerSettings, Phase
-from kdn.store.tiers.remote.calls import Line, LineSettings
+from kdn.store.tiers.remote.calls import RemoteCaller, RemoteCallSettings
 
 
 def failing() -> int:
@@ -74,7 +74,9 @@ def test_a_failed_call_is_made_again_and_its_end_counts() -> None:
         calls.append(1)
         return 7 if len(calls) == 2 else failing()
 
-    line = Line("t", LineSettings(attempts=2, pause_s=0.001), SystemClock(), Random(1))
+    line = RemoteCaller(
+        "t", RemoteCallSettings(attempts=2, pause_s=0.001), SystemClock(), Random(1)
+    )
     assert line.ask("asking", second_time) == 7
     with pytest.raises(Unreachable, match="down"):
         line.ask("asking", failing)
@@ -84,8 +86,8 @@ def test_a_failed_call_is_made_again_and_its_end_counts() -> None:
 
 def test_a_call_that_hangs_costs_no_more_than_the_deadline() -> None:
     clock, release = SystemClock(), threading.Event()
-    settings = LineSettings(timeout_s=0.05, attempts=3, breaker=BreakerSettings(failures=2))
-    line = Line("slow", settings, clock, Random(1))
+    settings = RemoteCallSettings(timeout_s=0.05, attempts=3, breaker=BreakerSettings(failures=2))
+    line = RemoteCaller("slow", settings, clock, Random(1))
     started = clock.now()
     for _ in range(10):
         with pytest.raises(Unreachable):
@@ -104,7 +106,9 @@ def test_attempts_is_how_often() -> None:
             calls.append(1)
             return failing()
 
-        line = Line("t", LineSettings(attempts=attempts, pause_s=0.0), SystemClock(), Random(1))
+        line = RemoteCaller(
+            "t", RemoteCallSettings(attempts=attempts, pause_s=0.0), SystemClock(), Random(1)
+        )
         with pytest.raises(Unreachable):
             line.ask("asking", count)
         assert len(calls) == attempts
@@ -112,7 +116,7 @@ def test_attempts_is_how_often() -> None:
 
 
 def test_a_closed_line_makes_no_calls() -> None:
-    line = Line("t", LineSettings(attempts=1), SystemClock(), Random(1))
+    line = RemoteCaller("t", RemoteCallSettings(attempts=1), SystemClock(), Random(1))
     line.close()
     with pytest.raises(Unreachable, match="closed"):
         line.ask("asking", failing)

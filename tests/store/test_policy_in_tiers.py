@@ -9,7 +9,7 @@ import pytest
 from kdn.clock import ManualClock
 from kdn.errors import NoSpace
 from kdn.store import DiskTier, EncodedBlock, MemoryTier, encode_block, open_store
-from kdn.store.policies import Fifo, Lru, Policy, Ruled, Rules, Use, Value
+from kdn.store.policies import EvictionPolicy, Fifo, Lru, Ruled, Rules, Use, Value
 from kdn.trace import NoTrace
 from tests.store.helpers import MODEL, block_id, make_block
 
@@ -25,7 +25,7 @@ def nobody(_: str) -> bool:
 
 
 def make(
-    kind: str, folder: Path, policy: Policy, clock: ManualClock, room: int
+    kind: str, folder: Path, policy: EvictionPolicy, clock: ManualClock, room: int
 ) -> MemoryTier | DiskTier:
     if kind == "memory":
         return MemoryTier(room * SIZE, NoTrace(), policy, clock)

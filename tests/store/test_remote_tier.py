@@ -15,12 +15,12 @@ from kdn.core import EXACT, BlockKey
 from kdn.errors import BadConfig, NoSpace, Unreachable
 from kdn.store import (
     DictRemote,
-    LineSettings,
     MemoryTier,
     ObjectRemote,
     PeerRemote,
     RedisRemote,
     Remote,
+    RemoteCallSettings,
     RemoteSettings,
     RemoteTier,
     Store,
@@ -34,7 +34,7 @@ from tests.store.remotes import node_server, redis_server, s3_server
 PROMPT = tuple(range(300))
 FIRST = block_id(PROMPT[:256])
 SECOND = block_id(PROMPT[256:], PROMPT[:256])
-EAGER = RemoteSettings(LineSettings(timeout_s=20), news_s=0)
+EAGER = RemoteSettings(RemoteCallSettings(timeout_s=20), news_s=0)
 Maker = Callable[[], Remote]
 
 
@@ -161,7 +161,7 @@ def test_a_note_that_lies_about_its_block_is_passed_over() -> None:
 def test_the_cap_of_a_far_tier_holds_and_the_oldest_goes() -> None:
     remote, trace = DictRemote(), Recorder()
     size = encode_block(make_block(FIRST)).size_bytes
-    settings = RemoteSettings(LineSettings(), capacity_bytes=2 * size, news_s=0)
+    settings = RemoteSettings(RemoteCallSettings(), capacity_bytes=2 * size, news_s=0)
     tier = RemoteTier(remote, settings, SystemClock(), trace)
     blocks = [make_block(block_id(range(n, n + 256))) for n in (0, 1000, 2000)]
     for block in blocks:
@@ -216,7 +216,7 @@ def test_prefixes_keep_two_users_of_one_redis_apart(tmp_path: Path) -> None:
 def test_a_server_killed_in_the_middle_of_a_load(tmp_path: Path) -> None:
     """The reader is told that the block is lost, soon; the block is not called damaged; from then
     on the tier is given a rest and costs nothing."""
-    line = LineSettings(timeout_s=1.0, attempts=1)
+    line = RemoteCallSettings(timeout_s=1.0, attempts=1)
     settings = RemoteSettings(line, read_bytes=1, news_s=0)
     with redis_server(tmp_path) as (url, server):
         with engine_with(RedisRemote(url)) as writer:
@@ -242,7 +242,7 @@ def test_a_load_broken_off_is_finished_for_the_next_reader() -> None:
     with engine_with(remote) as writer:
         writer.put(make_block(FIRST))
         assert writer.flush(20)
-    with engine_with(remote, RemoteSettings(LineSettings(), read_bytes=1, news_s=0)) as store:
+    with engine_with(remote, RemoteSettings(RemoteCallSettings(), read_bytes=1, news_s=0)) as store:
         reader = store.open(FIRST)
         assert reader is not None
         reader.layer(0)
@@ -274,7 +274,7 @@ def test_what_came_from_afar_is_on_the_disk_after_a_restart(tmp_path: Path) -> N
 
 def test_news_are_asked_for_when_they_are_old() -> None:
     clock, remote = ManualClock(), DictRemote()
-    settings = RemoteSettings(LineSettings(timeout_s=20), news_s=10)
+    settings = RemoteSettings(RemoteCallSettings(timeout_s=20), news_s=10)
     tier = RemoteTier(remote, settings, clock, NoTrace())
     assert tier.changes().added == ()
     with engine_with(remote) as writer:

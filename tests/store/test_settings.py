@@ -11,7 +11,7 @@ from kdn.calibration.times import jct_path
 from kdn.config import Config, StoreConfig
 from kdn.core import JctModel
 from kdn.cost import save_jct
-from kdn.store import LineSettings, RemoteSettings, RemoteTier
+from kdn.store import RemoteCallSettings, RemoteSettings, RemoteTier
 
 
 def test_every_far_setting_reaches_its_tier(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_every_far_setting_reaches_its_tier(tmp_path: Path) -> None:
     with open_configured_store(Config(home=tmp_path, store=config)) as store:
         tier = store.tier("objects")
         assert isinstance(tier, RemoteTier)
-        line = LineSettings(timeout_s=7.0, attempts=3)
+        line = RemoteCallSettings(timeout_s=7.0, attempts=3)
         assert tier._settings == RemoteSettings(line, 123_456, 4096, 11.0)
         assert tier.usage().capacity_bytes == 123_456
 

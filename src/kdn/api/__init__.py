@@ -5,7 +5,7 @@ joins every other room.  Start reading at `kdn.py`.
 """
 
 from kdn.api.answers import Answer, Source
-from kdn.api.kdn import Kdn, blending, open  # noqa: A004  kdn.open, as in gzip.open
-from kdn.rank import Ranked, Ranking
+from kdn.api.kdn import Kdn, Reuse, blending, open  # noqa: A004  kdn.open, as in gzip.open
+from kdn.rank import RankedDocument, Ranking
 
-__all__ = ["Answer", "Kdn", "Ranked", "Ranking", "Source", "blending", "open"]
+__all__ = ["Answer", "Kdn", "RankedDocument", "Ranking", "Reuse", "Source", "blending", "open"]

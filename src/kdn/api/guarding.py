@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdn.config import Config
 from kdn.core import Fingerprint
 from kdn.errors import BadConfig
-from kdn.reuse.blend import Controller, Guard
+from kdn.reuse.blend import Controller, QualityGuard
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.reuse.codec_quality import QualityRecord
 from kdn.store import CODECS
@@ -32,7 +32,9 @@ def refuse_unmeasured(config: Config, record: QualityRecord | None) -> None:
         )
 
 
-def make_guard(config: Config, controller: Controller, model: Fingerprint, trace: Trace) -> Guard:
+def make_guard(
+    config: Config, controller: Controller, model: Fingerprint, trace: Trace
+) -> QualityGuard:
     """A guard that goes on where the last run with this model ended."""
     file = config.guard_file
 
@@ -42,7 +44,7 @@ def make_guard(config: Config, controller: Controller, model: Fingerprint, trace
         except OSError as error:
             trace.event("blend.record", why=str(error))
 
-    return Guard(
+    return QualityGuard(
         controller,
         config.blend.guard_every,
         config.blend.guard_kl,

@@ -23,7 +23,7 @@ from kdn.api.answers import Answer, Source, collect, sources_of
 from kdn.api.choosing import choose_attention, choose_dtype, find_kernels, prefill_estimate
 from kdn.api.guarding import make_guard, refuse_unmeasured
 from kdn.api.store import open_configured_store
-from kdn.calibration.background import Afterwards
+from kdn.calibration.background import BackgroundWork
 from kdn.calibration.drift import DriftKeeper, drift_share, measure_drift
 from kdn.calibration.idle import IdleFit
 from kdn.calibration.times import JctMeter, jct_path, measure_jct, stored_jct
@@ -34,15 +34,15 @@ from kdn.core import (
     Blend,
     Fingerprint,
     JctModel,
-    Keeping,
     Prompt,
     Request,
+    Retention,
     Role,
     Sampling,
     Stream,
 )
-from kdn.cost import GRID, Ledger, close_books, load_sheet, load_speed, save_jct
-from kdn.engine import Engine, Limits
+from kdn.cost import GRID, Ledger, compute_ledger, load_sheet, load_speed, save_jct
+from kdn.engine import Engine, EngineLimits
 from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.machine.facts import free_memory_bytes
 from kdn.machine.memory import keep_freed
@@ -53,7 +53,7 @@ from kdn.rag import (
     Embedder,
     IngestReport,
     Library,
-    LibraryConfig,
+    LibrarySettings,
     Part,
     Progress,
     Survey,
@@ -63,13 +63,13 @@ from kdn.rag import (
 from kdn.rank import (
     YES_NO,
     Asking,
+    ChoiceProbabilities,
     Conversation,
     Judge,
     Layout,
-    Ranked,
+    RankedDocument,
     Ranking,
     Template,
-    Verdict,
     decision_question,
     find_template,
     frame_of,
@@ -81,11 +81,11 @@ from kdn.rank import (
 from kdn.reuse import LossRule, PrefixReuse
 from kdn.reuse.blend import BlendReuse, Controller, Drift
 from kdn.reuse.codec_quality import QualityRecord, load_record
-from kdn.schedule import WaitingRoom, make_policy
+from kdn.schedule import RequestQueue, make_policy
 from kdn.store import LookupRecorder, Match, Store
 from kdn.trace import Recorder, Tee, Trace
 
-__all__ = ["Answer", "Kdn", "Ranked", "Ranking", "Source", "blending", "open"]
+__all__ = ["Answer", "Kdn", "RankedDocument", "Ranking", "Source", "blending", "open"]
 
 Messages = str | Sequence[Message] | Sequence[Mapping[str, str]]
 Documents = Sequence[str] | Sequence[Document]
@@ -203,15 +203,17 @@ class Kdn:
             on_plan=lambda request: self._afterwards.note(request),  # noqa: PLW0108  it is made below
             trace=trace,
         )
-        self._afterwards = Afterwards(self._reuse.lessons, self.guard, trace, self._drift.when_idle)
-        limits = Limits(
+        self._afterwards = BackgroundWork(
+            self._reuse.lessons, self.guard, trace, self._drift.when_idle
+        )
+        limits = EngineLimits(
             kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
             max_batch_tokens=config.engine.max_batch_tokens,
             max_stall_ms=config.engine.max_stall_ms,
             pack_tokens=config.engine.pack_tokens,
             row_chunk=config.engine.row_chunk,
         )
-        room = WaitingRoom(make_policy(config.engine.policy, self.jct))
+        room = RequestQueue(make_policy(config.engine.policy, self.jct))
         heard = Tee(trace, controller, self._afterwards)
         self.engine = Engine(model, attention, self._reuse, limits, clock, room, heard)
         self._afterwards.start(self.engine, self._is_idle)
@@ -228,7 +230,7 @@ class Kdn:
         stream: Callable[[str], None] | None = None,
         salt: str = "",
         adapter: str | None = None,
-        keeping: Keeping = Keeping.ALL,
+        retention: Retention = Retention.ALL,
         reuse: Reuse = "exact",
         ratio: float | None = None,
         collection: str = "",
@@ -236,7 +238,7 @@ class Kdn:
         """Answer a message or a conversation, with documents in front if there are any.
 
         `stream` is given pieces of text as they come.  The KV of documents and of the conversation
-        is kept (see `keeping`), so that the next turn, and the next question about the same
+        is kept (see `retention`), so that the next turn, and the next question about the same
         documents, begin where this one ended.  With `reuse="blend"` documents that were computed
         anywhere before are reused and mended (see `blending`); the answer then approximates that of
         a full prefill, and the quality guard judges each `collection` of documents apart.  Raises
@@ -244,7 +246,7 @@ class Kdn:
         """
         messages = _messages(prompt)
         request = self.request(messages, documents, sampling=sampling, salt=salt, adapter=adapter)
-        request = replace(request, keeping=keeping, blend=blending(reuse, ratio, collection))
+        request = replace(request, retention=retention, blend=blending(reuse, ratio, collection))
         answer = collect(self.engine.submit(request), stream)
         self.remember(salt, answer.text, answer.token_ids)
         return answer
@@ -325,7 +327,7 @@ class Kdn:
         instruction: str | None = None,
         temperature: float = 1.0,
         salt: str = "",
-    ) -> list[Verdict]:
+    ) -> list[ChoiceProbabilities]:
         """For each text, how likely each of `choices` is as the answer about `query`.
 
         By default: does the text answer the query, Yes or No?  `instruction` says otherwise.  The KV
@@ -394,7 +396,9 @@ class Kdn:
             return len(names)
         return max(names.index(hit.tier) for hit in match.hits)
 
-    def decide(self, text: str, questions: Sequence[str], *, salt: str = "") -> list[Verdict]:
+    def decide(
+        self, text: str, questions: Sequence[str], *, salt: str = ""
+    ) -> list[ChoiceProbabilities]:
         """For each question about `text`, how likely Yes and No are. The text's KV is computed once."""
         found = make_choices(YES_NO, self.model.tokenizer.encode)
         asked = (self.question(decision_question(text, one), salt) for one in questions)
@@ -508,7 +512,7 @@ class Kdn:
             self.embedder,
             self.model.tokenizer.encode,
             self._clock,
-            LibraryConfig(Cutting(settings.passage_tokens, settings.part_tokens)),
+            LibrarySettings(Cutting(settings.passage_tokens, settings.part_tokens)),
         )
 
     def ledger(self) -> Ledger:
@@ -517,7 +521,7 @@ class Kdn:
         Blocks that are gone are not in it.  Raises BadInput for a tier without a price.
         """
         settings = self.config.cost
-        return close_books(
+        return compute_ledger(
             self.store.lives(), load_speed(settings.speed), load_sheet(settings.prices)
         )
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 
 from kdn.core import Generator, Request
 from kdn.errors import KdnError
-from kdn.reuse.blend.guard import Guard
+from kdn.reuse.blend.guard import QualityGuard
 from kdn.trace import NoTrace, Trace, Value
 
-__all__ = ["Afterwards"]
+__all__ = ["BackgroundWork"]
 
 _ENDINGS = ("engine.finish", "engine.fail")
 _END = object()
@@ -22,7 +22,7 @@ _MOST_READY = 64
 """More blended answers than this are forgotten, oldest first: lessons come round again."""
 
 
-class Afterwards:
+class BackgroundWork:
     """Listens to the trace for the ends of requests; works in a thread of its own.
 
     `lessons` gives the requests that store what a blended one lacked; `is_idle` says whether the
@@ -33,7 +33,7 @@ class Afterwards:
     def __init__(
         self,
         lessons: Callable[[Request], list[Request]],
-        guard: Guard,
+        guard: QualityGuard,
         trace: Trace | None = None,
         first: Callable[[], Iterator[None]] = lambda: iter(()),
     ) -> None:

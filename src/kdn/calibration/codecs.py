@@ -29,7 +29,7 @@ from kdn.core import (
     TokenIds,
     chain_hash,
 )
-from kdn.engine import Capture, Head, Lane, Pass, SequenceKV, Tail
+from kdn.engine import Capture, Pass, PrefixKV, SequenceKV, SequenceSlice, SuffixKV
 from kdn.errors import BadInput
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
@@ -202,11 +202,11 @@ def _run(
     wanted = tuple(range(num_tokens - count, num_tokens))
     plan = Plan(token_ids, prefix=prefix, logits=wanted)
     device, first = str(decoder.device), plan.num_prefix
-    head = Head("given", first, shape, decoder.dtype, device) if prefix is not None else None
-    tail = Tail(shape, decoder.dtype, device, num_tokens - first)
+    head = PrefixKV("given", first, shape, decoder.dtype, device) if prefix is not None else None
+    tail = SuffixKV(shape, decoder.dtype, device, num_tokens - first)
     capture = Capture(shape, decoder.dtype, 0, num_tokens) if keep else None
     sequence = SequenceKV(tail, head, first)
-    lane = Lane.prefill(plan, sequence, first, num_tokens, capture=capture, new_head=head)
+    lane = SequenceSlice.prefill(plan, sequence, first, num_tokens, capture=capture, new_head=head)
     step = Pass(decoder, TorchAttention(), [lane])
     while not step.advance():
         pass

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kdn.core import Fingerprint, LayerKV, Plan, Prompt, Role, TokenIds
 from kdn.corpus import corpus_files
-from kdn.engine import Capture, Head, Lane, Pass, SequenceKV, Tail
+from kdn.engine import Capture, Pass, PrefixKV, SequenceKV, SequenceSlice, SuffixKV
 from kdn.model import Document, LoadedModel
 from kdn.model.attention import Attention
 from kdn.reuse.blend import Drift
@@ -196,10 +196,12 @@ def _keys(
     device, plan = str(decoder.device), Plan(tokens, prefix=prefix, logits=())
     first = plan.num_prefix
     with torch.inference_mode():
-        head = Head("given", first, shape, decoder.dtype, device) if prefix is not None else None
-        tail = Tail(shape, decoder.dtype, device, len(tokens) - first)
+        head = (
+            PrefixKV("given", first, shape, decoder.dtype, device) if prefix is not None else None
+        )
+        tail = SuffixKV(shape, decoder.dtype, device, len(tokens) - first)
         capture = Capture(shape, decoder.dtype, 0, len(tokens))
-        lane = Lane.prefill(
+        lane = SequenceSlice.prefill(
             plan, SequenceKV(tail, head, first), first, len(tokens), capture=capture, new_head=head
         )
         step = Pass(decoder, attention, [lane])

@@ -16,17 +16,17 @@ from kdn.core import (
     EXACT,
     Finish,
     JctModel,
-    Keeping,
     KvShape,
     Prompt,
     Request,
+    Retention,
     Role,
     Sampling,
     Segment,
     TokenIds,
 )
 from kdn.cost import GRID, PACKED, JctSample, count_jct, fit_jct, jct_file, load_jct
-from kdn.engine import Engine, Limits
+from kdn.engine import Engine, EngineLimits
 from kdn.errors import EngineFailed
 from kdn.model import Decoder, LoadedModel
 from kdn.model.attention import Attention
@@ -130,7 +130,7 @@ class _Probe:
         self._decoder = decoder
         self._store = open_store(None, memory_bytes=_SCRATCH_BYTES)
         self._reuse = PrefixReuse(self._store, _shape(decoder), lambda _: decoder.fingerprint)
-        limits = Limits(kv_bytes=_SCRATCH_BYTES, idle_head_bytes=0)
+        limits = EngineLimits(kv_bytes=_SCRATCH_BYTES, idle_head_bytes=0)
         self._engine = Engine(model, attention, self._reuse, limits, clock, threaded=False)
         self._clock = clock
         self._random = random.Random(0)
@@ -146,9 +146,9 @@ class _Probe:
         if num_cached:
             prefix = self._stored(num_cached)
             tails = [self._tokens(num_new) for _ in range(num_prompts)]
-            return self._run(prefix, tails, Keeping.NOTHING)
+            return self._run(prefix, tails, Retention.NOTHING)
         own = min(num_new // 2, 16)
-        return self._run(self._tokens(num_new - own), [self._tokens(own)], Keeping.SHARED)
+        return self._run(self._tokens(num_new - own), [self._tokens(own)], Retention.SHARED)
 
     def close(self) -> None:
         self._engine.close()
@@ -159,14 +159,14 @@ class _Probe:
         prefix = self._prefixes.setdefault(num_tokens, self._tokens(num_tokens))
         name = self._decoder.fingerprint
         if self._store.match(name, EXACT, "", prefix).num_tokens < num_tokens:
-            self._run(prefix, [self._tokens(1)], Keeping.SHARED)
+            self._run(prefix, [self._tokens(1)], Retention.SHARED)
         return prefix
 
     def _tokens(self, count: int) -> TokenIds:
         return tuple(self._random.choices(self._vocabulary, k=count))
 
-    def _run(self, prefix: TokenIds, tails: Sequence[TokenIds], keeping: Keeping) -> float:
-        requests = [self._request(prefix, tail, keeping) for tail in tails]
+    def _run(self, prefix: TokenIds, tails: Sequence[TokenIds], retention: Retention) -> float:
+        requests = [self._request(prefix, tail, retention) for tail in tails]
         started = self._clock.now()
         streams = [self._engine.submit(request) for request in requests]
         while self._engine.step():
@@ -174,17 +174,17 @@ class _Probe:
         elapsed = self._clock.now() - started
         for stream in streams:
             finish = next(event for event in stream if isinstance(event, Finish))
-            if keeping is Keeping.NOTHING and finish.usage.exact < len(prefix):
+            if retention is Retention.NOTHING and finish.usage.exact < len(prefix):
                 raise EngineFailed(
                     f"{len(prefix)} tokens were stored, {finish.usage.exact} were found"
                 )
         return elapsed
 
-    def _request(self, prefix: TokenIds, tail: TokenIds, keeping: Keeping) -> Request:
+    def _request(self, prefix: TokenIds, tail: TokenIds, retention: Retention) -> Request:
         pieces = ((Role.DOCUMENT, prefix), (Role.QUESTION, tail))
         prompt = Prompt(tuple(Segment(role, ids) for role, ids in pieces if ids))
         sampling = Sampling(max_tokens=1, ignore_eos=True)
-        return Request(f"probe-{next(self._serial)}", prompt, sampling, keeping=keeping)
+        return Request(f"probe-{next(self._serial)}", prompt, sampling, retention=retention)
 
 
 def _shape(decoder: Decoder) -> KvShape:

@@ -309,9 +309,9 @@ def _priced(
     sheet: PriceSheet,
     tier: TierPrice,
 ) -> tuple[dict[str, Any], tuple[object, ...]]:
-    from kdn.cost import Bytes, price_trace
+    from kdn.cost import SizeBytes, price_trace
 
-    bill = price_trace(served, speed, sheet, tier, rented=Bytes(float(size_bytes)))
+    bill = price_trace(served, speed, sheet, tier, rented=SizeBytes(float(size_bytes)))
     rate = None if not any(one.num_blocks for one in served) else bill.hit_rate
     shape = _bill_shape(bill) | {"policy": name, "capacity_bytes": size_bytes, "hit_rate": rate}
     money = (bill.usd, bill.prefill, bill.decode, bill.load, bill.storage, bill.fees)
@@ -358,7 +358,7 @@ def plan(
     The trace's own traffic is simulated request by request; more is worked out on paper, for as
     many copies of the library.
     """
-    from kdn.cost import Bytes, Seconds, load_speed, plan_fleet
+    from kdn.cost import Seconds, SizeBytes, load_speed, plan_fleet
 
     sheet, how_fast = _prices(prices), load_speed(speed)
     tiers = [sheet.tier(tier)] if tier else list(sheet.tiers.values())
@@ -367,7 +367,7 @@ def plan(
     for size_bytes, _, served in _replays(file, sizes, [policy], how_fast.token_bytes):
         for times in traffic or (1.0, 10.0, 1000.0):
             for one in (None, *(t for t in tiers if _fits(t, size_bytes))):
-                held = Bytes(float(size_bytes if one is not None else 0))
+                held = SizeBytes(float(size_bytes if one is not None else 0))
                 option = plan_fleet(served, how_fast, sheet, one, held, Seconds(slo), times)
                 if option is not None and option not in found:
                     found.append(option)

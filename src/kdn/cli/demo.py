@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kdn.api import Answer, Kdn
     from kdn.config import Config
 
-__all__ = ["QUESTIONS", "Asked", "demo", "play"]
+__all__ = ["QUESTIONS", "DemoAnswer", "demo", "play"]
 
 QUESTIONS = (
     "What is the maximum line length in PEP 8?",
@@ -33,7 +33,7 @@ ROUNDS = ("cold", "warm", "restart")
 
 
 @dataclass
-class Asked:
+class DemoAnswer:
     """One question and its answers, by round: cold, warm, restart."""
 
     question: str
@@ -94,9 +94,9 @@ def play(
     max_tokens: int,
     *,
     quiet: bool,
-) -> list[Asked]:
+) -> list[DemoAnswer]:
     """Ingest `files`, ask everything cold and warm, open the store anew and ask once more."""
-    asked = [Asked(question) for question in questions]
+    asked = [DemoAnswer(question) for question in questions]
     with choice.open(config) as kdn:
         _ingest(kdn, files)
         _warm_up(kdn)
@@ -127,10 +127,10 @@ def _ingest(kdn: Kdn, files: Sequence[Path]) -> None:
 
 def _warm_up(kdn: Kdn) -> None:
     """A process's first pass also pays for its memory and threads: not what is compared here."""
-    from kdn.core import Keeping, Sampling
+    from kdn.core import Retention, Sampling
 
     words = "one two three four five six seven eight nine ten " * 20
-    kdn.generate(words, sampling=Sampling(max_tokens=2), keeping=Keeping.NOTHING)
+    kdn.generate(words, sampling=Sampling(max_tokens=2), retention=Retention.NOTHING)
 
 
 def _ask_aloud(kdn: Kdn, question: str, max_tokens: int, *, quiet: bool) -> Answer:
@@ -143,7 +143,7 @@ def _ask_aloud(kdn: Kdn, question: str, max_tokens: int, *, quiet: bool) -> Answ
     return answer
 
 
-def _print_times(asked: list[Asked]) -> None:
+def _print_times(asked: list[DemoAnswer]) -> None:
     rows: list[tuple[str, ...]] = [
         (
             one.question,
@@ -158,7 +158,7 @@ def _print_times(asked: list[Asked]) -> None:
     table("", columns, rows)
 
 
-def _shape(model: str, asked: list[Asked]) -> dict[str, Any]:
+def _shape(model: str, asked: list[DemoAnswer]) -> dict[str, Any]:
     return {
         "model": model,
         "questions": [

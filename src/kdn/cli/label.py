@@ -21,7 +21,7 @@ from kdn.cli.options import (
 from kdn.cli.show import emit, progress_bar, say
 
 if TYPE_CHECKING:
-    from kdn.rank import Table
+    from kdn.rank import LabelTable
 
 __all__ = ["label"]
 
@@ -60,8 +60,8 @@ def label(
 ) -> None:
     """Label every row of a table with one of a few choices; started again, it goes on where it was."""
     from kdn.rank import (
-        Journal,
         LabelJob,
+        LabelJournal,
         label_rows,
         make_choices,
         make_table,
@@ -82,7 +82,7 @@ def label(
             known=known,
             threshold=threshold,
         )
-        journal = Journal(out.with_name(out.name + ".journal"), job.name(rows))
+        journal = LabelJournal(out.with_name(out.name + ".journal"), job.name(rows))
         resumed = len(journal.verdicts)
         if resumed:
             say(f"going on after row {resumed} of {len(rows)}")
@@ -102,7 +102,7 @@ def label(
     _report(out, found, resumed, seconds, as_json=as_json)
 
 
-def _report(out: Path, found: Table, resumed: int, seconds: float, *, as_json: bool) -> None:
+def _report(out: Path, found: LabelTable, resumed: int, seconds: float, *, as_json: bool) -> None:
     computed = len(found.labelled) - resumed
     if as_json:
         emit(

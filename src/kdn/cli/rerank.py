@@ -25,7 +25,7 @@ from kdn.cli.show import emit, say, time_text
 from kdn.errors import BadInput
 
 if TYPE_CHECKING:
-    from kdn.rank import Ranked, Ranking
+    from kdn.rank import RankedDocument, Ranking
 
 __all__ = ["rerank"]
 
@@ -134,7 +134,7 @@ def _shape(query: str, found: Ranking, names: list[str], seconds: float) -> dict
     }
 
 
-def _result(one: Ranked, names: list[str]) -> dict[str, Any]:
+def _result(one: RankedDocument, names: list[str]) -> dict[str, Any]:
     odds = one.log_odds if math.isfinite(one.log_odds) else None
     name = names[one.index]
     return {"index": one.index, "name": name, "score": one.score, "log_odds": odds}

@@ -76,10 +76,10 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 def _ledger(found: Store, home: Path | None) -> Ledger:
-    from kdn.cost import close_books, load_sheet, load_speed
+    from kdn.cost import compute_ledger, load_sheet, load_speed
 
     settings = read_settings(home).cost
-    return close_books(found.lives(), load_speed(settings.speed), load_sheet(settings.prices))
+    return compute_ledger(found.lives(), load_speed(settings.speed), load_sheet(settings.prices))
 
 
 def _blends(home: Path | None) -> list[dict[str, Any]]:

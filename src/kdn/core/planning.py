@@ -14,7 +14,7 @@ from kdn.core.requests import Request
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["KeptKV", "Planned", "Planner"]
+__all__ = ["Planned", "Planner", "RetainedKV"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class KeptKV:
+class RetainedKV:
     """KV of positions [start, start + tokens) of a request, ready to be stored."""
 
     start: int
@@ -56,6 +56,6 @@ class Planner(Protocol):
         """What to compute. Called when the request is about to run, and again after a failed load."""
         ...
 
-    def keep(self, request: Request, kept: KeptKV) -> None:
+    def keep(self, request: Request, kept: RetainedKV) -> None:
         """Store KV. Must return quickly and never raise."""
         ...

@@ -20,12 +20,12 @@ __all__ = [
     "ColumnScale",
     "Enter",
     "GivenRows",
-    "Keep",
     "LayerKV",
     "LayerSource",
     "LayerView",
     "Observer",
     "Plan",
+    "RetainedPrefix",
     "RowRule",
     "Selector",
     "StoredRun",
@@ -181,7 +181,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetainedPrefix:
     """Which positions' KV outlive the pass, as unrotated blocks: the first `num_tokens` of them."""
 
     num_tokens: int
@@ -204,7 +204,7 @@ class Plan:
     enter: tuple[Enter, ...] = ()
     scale: tuple[ColumnScale, ...] = ()
     observers: tuple[Observer, ...] = ()
-    keep: Keep | None = None
+    keep: RetainedPrefix | None = None
     logits: tuple[int, ...] | None = None
     """None means the last position only."""
     allowed: tuple[int, ...] | None = None

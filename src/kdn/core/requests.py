@@ -14,8 +14,8 @@ __all__ = [
     "Finish",
     "FinishReason",
     "Generator",
-    "Keeping",
     "Request",
+    "Retention",
     "Sampling",
     "Stream",
     "StreamEvent",
@@ -52,7 +52,7 @@ class Sampling:
     """Report logits where log-probabilities would be reported."""
 
 
-class Keeping(StrEnum):
+class Retention(StrEnum):
     """Which KV of a request outlives it."""
 
     NOTHING = "nothing"
@@ -95,8 +95,8 @@ class Request:
     """By when stored KV is to be loaded; None: as set, or sooner than it would be computed."""
     blend: Blend | None = None
     """None: only where the answer is exactly that of a full prefill."""
-    keeping: Keeping = Keeping.SHARED
-    passing: bool = False
+    retention: Retention = Retention.SHARED
+    single_use: bool = False
     """Nobody else is about to begin with the same tokens: for an answer of one token, what is stored
     of the prompt comes a layer at a time, each into the memory of the one before."""
 

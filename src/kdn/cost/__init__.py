@@ -15,7 +15,7 @@ from kdn.cost.jct import (
     measure_grid,
     save_jct,
 )
-from kdn.cost.ledger import Ledger, block_saving, close_books, use_saving
+from kdn.cost.ledger import Ledger, block_saving, compute_ledger, use_saving
 from kdn.cost.model import Bill, StoredTerms, Workload, bill, exact_ratio, published_ratio
 from kdn.cost.place import Placing
 from kdn.cost.plan import FleetPlan, plan_fleet
@@ -23,13 +23,13 @@ from kdn.cost.sheet import PriceSheet, TierPrice, load_sheet, sheet_names
 from kdn.cost.speed import PairJct, Speed, load_speed, measured_prefill, speed_names
 from kdn.cost.trace import TraceBill, price_trace
 from kdn.cost.units import (
-    Bytes,
     BytesPerSecond,
     PerByte,
     PerByteHour,
     PerHour,
     PerRequest,
     Seconds,
+    SizeBytes,
     Usd,
 )
 
@@ -38,7 +38,6 @@ __all__ = [
     "PACKED",
     "Advice",
     "Bill",
-    "Bytes",
     "BytesPerSecond",
     "FleetPlan",
     "Hiding",
@@ -52,6 +51,7 @@ __all__ = [
     "Placing",
     "PriceSheet",
     "Seconds",
+    "SizeBytes",
     "Speed",
     "StoredTerms",
     "TierPrice",
@@ -63,7 +63,7 @@ __all__ = [
     "block_saving",
     "break_even_per_hour",
     "cheapest_hiding",
-    "close_books",
+    "compute_ledger",
     "count_jct",
     "exact_ratio",
     "fit_jct",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from kdn.cost.sheet import PriceSheet
 from kdn.cost.speed import Speed
-from kdn.cost.units import Bytes, Seconds, Usd, total
+from kdn.cost.units import Seconds, SizeBytes, Usd, total
 
-__all__ = ["Ledger", "block_saving", "close_books", "use_saving"]
+__all__ = ["Ledger", "block_saving", "compute_ledger", "use_saving"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def use_saving(speed: Speed, sheet: PriceSheet) -> Callable[[int, int], float]:
     return lambda start, num_tokens: block_saving(speed, sheet, start, num_tokens).value
 
 
-def close_books(
+def compute_ledger(
     lives: Mapping[str, Sequence[tuple[int, int, int, float, int]]],
     speed: Speed,
     sheet: PriceSheet,
@@ -62,7 +62,7 @@ def _tier_books(
     price = sheet.tier(tier)
     saved = spent = Usd(0)
     for start, num_tokens, size_bytes, kept_s, uses in blocks:
-        size = Bytes(size_bytes)
+        size = SizeBytes(size_bytes)
         saved += block_saving(speed, sheet, start, num_tokens) * uses
         fees = price.write.cost(size) + price.put.cost(1) + price.get.cost(uses)
         load = sheet.gpu.cost(price.bandwidth.time(size)) * uses

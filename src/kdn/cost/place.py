@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kdn.cost.ledger import block_saving
 from kdn.cost.sheet import PriceSheet, TierPrice
 from kdn.cost.speed import Speed
-from kdn.cost.units import Bytes, Seconds
+from kdn.cost.units import Seconds, SizeBytes
 
 __all__ = ["Placing"]
 
@@ -24,7 +24,7 @@ class Placing:
         price = self.sheet.tiers.get(tier)
         if price is None:
             return True
-        written = price.write.cost(Bytes(size_bytes)) + price.put.cost(1)
+        written = price.write.cost(SizeBytes(size_bytes)) + price.put.cost(1)
         return self._use_saves(price, start, num_tokens, size_bytes) > written.value
 
     def keep_for_s(self, tier: str, start: int, num_tokens: int, size_bytes: int) -> float | None:
@@ -40,7 +40,7 @@ class Placing:
 
     def _use_saves(self, price: TierPrice, start: int, num_tokens: int, size_bytes: int) -> float:
         """Dollars of prefill that a use saves, less what bringing the block in costs."""
-        size = Bytes(size_bytes)
+        size = SizeBytes(size_bytes)
         load = Seconds(price.latency_s) + price.bandwidth.time(size)
         fees = self.sheet.gpu.cost(load) + price.get.cost(1) + price.read.cost(size)
         return block_saving(self.speed, self.sheet, start, num_tokens).value - fees.value
@@ -48,4 +48,4 @@ class Placing:
     @staticmethod
     def _storage(price: TierPrice, size_bytes: int) -> float:
         """Dollars a second."""
-        return price.storage.cost(Bytes(size_bytes), Seconds(1.0)).value
+        return price.storage.cost(SizeBytes(size_bytes), Seconds(1.0)).value

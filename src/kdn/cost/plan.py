@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from kdn.core import Served
 from kdn.cost.sheet import PriceSheet, TierPrice
 from kdn.cost.speed import Speed
-from kdn.cost.units import Bytes, PerHour, Seconds, Usd
+from kdn.cost.units import PerHour, Seconds, SizeBytes, Usd
 from kdn.errors import BadInput
 
 __all__ = ["FleetPlan", "Jobs", "jobs_of", "plan_fleet", "simulated_p95", "waiting_p95"]
@@ -54,7 +54,7 @@ class FleetPlan:
     traffic: float
     """Times the trace's."""
     tier: str
-    capacity: Bytes
+    capacity: SizeBytes
     gpus: int
     p95: Seconds
     """To the first token, queueing included."""
@@ -74,7 +74,7 @@ def jobs_of(served: Sequence[Served], speed: Speed, tier: TierPrice | None) -> J
         hit = one.hit_tokens if tier is not None else 0
         seconds = speed.prefill.seconds(one.num_tokens - hit, hit)
         if tier is not None and one.read_bytes:
-            seconds += tier.latency_s + tier.bandwidth.time(Bytes(one.read_bytes)).value
+            seconds += tier.latency_s + tier.bandwidth.time(SizeBytes(one.read_bytes)).value
         decode = speed.decode(one.output_tokens, one.num_tokens).value / speed.decode_batch
         first.append(seconds)
         busy.append(seconds + decode)
@@ -113,7 +113,7 @@ def plan_fleet(
     speed: Speed,
     sheet: PriceSheet,
     tier: TierPrice | None,
-    capacity: Bytes,
+    capacity: SizeBytes,
     slo: Seconds,
     traffic: float = 1.0,
 ) -> FleetPlan | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdn.cost.tables import Table, read_table, shipped
+from kdn.cost.tables import PriceTable, read_table, shipped
 from kdn.cost.units import (
     MONTH_HOURS,
     BytesPerSecond,
@@ -104,7 +104,7 @@ def load_sheet(name: str | Path) -> PriceSheet:
     return sheet
 
 
-def _gpu_price(gpu: Table) -> PerHour:
+def _gpu_price(gpu: PriceTable) -> PerHour:
     """By the hour, or of hardware that is owned: bought, written off, and fed with power."""
     if "usd_per_hour" in gpu.values:
         return PerHour(gpu.number("usd_per_hour", most=10_000))
@@ -115,7 +115,7 @@ def _gpu_price(gpu: Table) -> PerHour:
     return PerHour(bought / hours / share + power)
 
 
-def _tier(name: str, table: Table) -> TierPrice:
+def _tier(name: str, table: PriceTable) -> TierPrice:
     found = TierPrice(
         name=name,
         storage=_storage(table),
@@ -135,7 +135,7 @@ def _tier(name: str, table: Table) -> TierPrice:
     return found
 
 
-def _storage(table: Table) -> PerByteHour:
+def _storage(table: PriceTable) -> PerByteHour:
     if table.values.get("already_paid_for") is True:
         table.take("already_paid_for")
         return PerByteHour(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdn.core import PrefillTime
 from kdn.cost.tables import read_table, shipped
-from kdn.cost.units import Bytes, Seconds
+from kdn.cost.units import Seconds, SizeBytes
 from kdn.errors import BadInput
 
 __all__ = ["PairJct", "Speed", "load_speed", "measured_prefill", "speed_names"]
@@ -68,8 +68,8 @@ class Speed:
         columns = steps * (context + steps / 2)
         return Seconds(self.decode_token_s * steps + self.decode_column_s * columns)
 
-    def size(self, tokens: int) -> Bytes:
-        return Bytes(float(tokens * self.token_bytes))
+    def size(self, tokens: int) -> SizeBytes:
+        return SizeBytes(float(tokens * self.token_bytes))
 
 
 def measured_prefill(tokens: int, seconds: float, quadratic_share: float = 0.0) -> PairJct:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdn.errors import BadInput
 
-__all__ = ["Table", "read_table", "shipped"]
+__all__ = ["PriceTable", "read_table", "shipped"]
 
 
 def shipped(folder: str) -> tuple[str, ...]:
@@ -20,7 +20,7 @@ def shipped(folder: str) -> tuple[str, ...]:
     return tuple(sorted(f.name[:-5] for f in found.iterdir() if f.name.endswith(".toml")))
 
 
-def read_table(folder: str, kind: str, name: str | Path) -> Table:
+def read_table(folder: str, kind: str, name: str | Path) -> PriceTable:
     """A shipped file by name, or a file of one's own. Raises BadInput where there is none."""
     if isinstance(name, str) and name in shipped(folder):
         text = (resources.files("kdn.cost") / folder / f"{name}.toml").read_text("utf-8")
@@ -35,14 +35,14 @@ def read_table(folder: str, kind: str, name: str | Path) -> Table:
         raise BadInput(f"{path}: the {kind} cannot be read: {error}") from error
 
 
-def _parse(sheet: str, text: str) -> Table:
+def _parse(sheet: str, text: str) -> PriceTable:
     try:
-        return Table(sheet, "", tomllib.loads(text))
+        return PriceTable(sheet, "", tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{sheet}: not a TOML file: {error}") from error
 
 
-class Table:
+class PriceTable:
     """A table of a sheet that knows its place, and at the end what nobody asked for."""
 
     def __init__(self, sheet: str, place: str, values: Mapping[str, Any]) -> None:
@@ -54,10 +54,10 @@ class Table:
         self._taken.add(key)
         return self.values[key]
 
-    def table(self, key: str) -> Table:
+    def table(self, key: str) -> PriceTable:
         if not isinstance(self.values.get(key), dict):
             raise self._bad(f"[{self._at(key)}] is missing")
-        return Table(self._sheet, self._at(key), self.take(key))
+        return PriceTable(self._sheet, self._at(key), self.take(key))
 
     def number(
         self, key: str, default: float | None = None, *, least: float = 0.0, most: float

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdn.core import Served
 from kdn.cost.sheet import PriceSheet, TierPrice
 from kdn.cost.speed import Speed
-from kdn.cost.units import Bytes, Seconds, Usd
+from kdn.cost.units import Seconds, SizeBytes, Usd
 from kdn.errors import BadInput
 
 __all__ = ["TraceBill", "price_trace"]
@@ -47,7 +47,7 @@ def price_trace(
     tier: TierPrice,
     *,
     overlap: float = 0.0,
-    rented: Bytes | None = None,
+    rented: SizeBytes | None = None,
 ) -> TraceBill:
     """Add up what each request costs. Raises BadInput for an empty trace.
 
@@ -74,13 +74,15 @@ def price_trace(
     period = Seconds(last.at_s)
     if rented is not None:
         kept_byte_s = rented.value * period.value
-    fees = tier.write.cost(Bytes(written)) + tier.read.cost(Bytes(read)) + tier.get.cost(gets)
+    fees = (
+        tier.write.cost(SizeBytes(written)) + tier.read.cost(SizeBytes(read)) + tier.get.cost(gets)
+    )
     return TraceBill(
         requests=requests,
         prefill=sheet.gpu.cost(Seconds(prefill_s)),
         decode=sheet.gpu.cost(Seconds(decode_s)),
         load=sheet.gpu.cost(Seconds(load_s)),
-        storage=tier.storage.cost(Bytes(kept_byte_s), Seconds(1.0)),
+        storage=tier.storage.cost(SizeBytes(kept_byte_s), Seconds(1.0)),
         fees=fees + tier.put.cost(puts) + tier.provisioned.cost(period),
         hit_tokens=hits,
         tokens=tokens,
@@ -91,4 +93,4 @@ def price_trace(
 def _load_s(one: Served, tier: TierPrice) -> float:
     if not one.read_bytes:
         return 0.0
-    return tier.latency_s + tier.bandwidth.time(Bytes(one.read_bytes)).value
+    return tier.latency_s + tier.bandwidth.time(SizeBytes(one.read_bytes)).value

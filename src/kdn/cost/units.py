@@ -15,13 +15,13 @@ from kdn.errors import BadInput
 
 __all__ = [
     "Amount",
-    "Bytes",
     "BytesPerSecond",
     "PerByte",
     "PerByteHour",
     "PerHour",
     "PerRequest",
     "Seconds",
+    "SizeBytes",
     "Usd",
     "total",
 ]
@@ -64,18 +64,18 @@ class Seconds(Amount):
     """Time on a clock."""
 
 
-class Bytes(Amount):
+class SizeBytes(Amount):
     """Bytes; a GB is 1e9 of them."""
 
     @staticmethod
-    def gb(value: float) -> Bytes:
-        return Bytes(value * 1e9)
+    def gb(value: float) -> SizeBytes:
+        return SizeBytes(value * 1e9)
 
 
 class BytesPerSecond(Amount):
     """How fast bytes come."""
 
-    def time(self, size: Bytes) -> Seconds:
+    def time(self, size: SizeBytes) -> Seconds:
         """How long `size` takes. Raises BadInput where nothing comes at all."""
         if not self.value:
             raise BadInput("a bandwidth of 0 bytes per second never delivers")
@@ -102,7 +102,7 @@ class PerByteHour(Amount):
         """From dollars per GB and hour."""
         return PerByteHour(usd / 1e9)
 
-    def cost(self, size: Bytes, time: Seconds) -> Usd:
+    def cost(self, size: SizeBytes, time: Seconds) -> Usd:
         return Usd(self.value * size.value * time.value / _HOUR_S)
 
 
@@ -114,7 +114,7 @@ class PerByte(Amount):
         """From dollars per GB."""
         return PerByte(usd / 1e9)
 
-    def cost(self, size: Bytes) -> Usd:
+    def cost(self, size: SizeBytes) -> Usd:
         return Usd(self.value * size.value)
 
 

@@ -6,29 +6,29 @@ from kdn.engine.admission import plain
 from kdn.engine.capture import Capture
 from kdn.engine.engine import Engine, EngineStat
 from kdn.engine.executor import Pass
-from kdn.engine.kv import Head, HeadPool, KvBudget, SequenceKV, Tail
-from kdn.engine.lane import Lane
-from kdn.engine.limits import JobMemory, Limits
+from kdn.engine.kv import KvBudget, PrefixKV, PrefixPool, SequenceKV, SuffixKV
+from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.onetoken import counted_memory, measured_memory
-from kdn.engine.sampling import Drawn, Sampler
-from kdn.engine.stream import LiveStream
+from kdn.engine.sampling import DrawnToken, Sampler
+from kdn.engine.slice import SequenceSlice
+from kdn.engine.stream import RunningStream
 
 __all__ = [
     "Capture",
-    "Drawn",
+    "DrawnToken",
     "Engine",
+    "EngineLimits",
     "EngineStat",
-    "Head",
-    "HeadPool",
     "JobMemory",
     "KvBudget",
-    "Lane",
-    "Limits",
-    "LiveStream",
     "Pass",
+    "PrefixKV",
+    "PrefixPool",
+    "RunningStream",
     "Sampler",
     "SequenceKV",
-    "Tail",
+    "SequenceSlice",
+    "SuffixKV",
     "counted_memory",
     "measured_memory",
     "plain",

@@ -9,11 +9,11 @@ import torch
 
 from kdn.core import Plan, Planned, Planner, Request
 from kdn.engine.capture import Capture
-from kdn.engine.keeping import wanted_capture
-from kdn.engine.kv import EXTENT, Head, HeadPool, KvBudget, SequenceKV, Tail, extents
-from kdn.engine.limits import Limits
-from kdn.engine.live import Live
+from kdn.engine.kv import EXTENT, KvBudget, PrefixKV, PrefixPool, SequenceKV, SuffixKV, extents
+from kdn.engine.limits import EngineLimits
 from kdn.engine.onetoken import counted_memory, one_token_plan
+from kdn.engine.request import RunningRequest
+from kdn.engine.retention import wanted_capture
 from kdn.errors import PromptTooLong
 from kdn.model import LoadedModel
 
@@ -29,9 +29,9 @@ class Admission:
         self,
         model: LoadedModel,
         planner: Planner,
-        limits: Limits,
+        limits: EngineLimits,
         budget: KvBudget,
-        heads: HeadPool,
+        heads: PrefixPool,
     ) -> None:
         decoder = model.decoder
         self._planner = planner
@@ -68,9 +68,9 @@ class Admission:
                 f"{self.memory.largest(total)} tokens: shorten it, or raise engine.kv_budget_bytes"
             )
 
-    def reserve(self, lives: Sequence[Live]) -> bool:
+    def reserve(self, lives: Sequence[RunningRequest]) -> bool:
         """Plan and set memory aside for all of them, or for none."""
-        done: list[Live] = []
+        done: list[RunningRequest] = []
         for live in lives:
             if not self._reserve_one(live):
                 for other in done:
@@ -79,7 +79,7 @@ class Admission:
             done.append(live)
         return True
 
-    def release(self, live: Live) -> None:
+    def release(self, live: RunningRequest) -> None:
         """Give back everything a request holds. Harmless when it holds nothing."""
         if live.kv is not None and live.kv.head is not None:
             head = live.kv.head
@@ -93,12 +93,12 @@ class Admission:
         live.capture = None
         live.num_computed = 0
 
-    def settle(self, live: Live) -> None:
+    def settle(self, live: RunningRequest) -> None:
         """The prompt is computed: stored blocks it was loaded from need not be pinned any longer."""
         if live.planned is not None:
             _close(live.planned.plan)
 
-    def _reserve_one(self, live: Live) -> bool:
+    def _reserve_one(self, live: RunningRequest) -> bool:
         """As planned if there is room; if it is alone and does not fit so, without keeping or reuse."""
         if self._shape.token_bytes * live.max_new_tokens > self._budget.free_bytes:
             return False
@@ -110,11 +110,13 @@ class Admission:
         _close(planned.plan)
         return alone and self._take(live, plain(live.request), None)
 
-    def _take(self, live: Live, planned: Planned, capture: tuple[int, int] | None) -> bool:
+    def _take(
+        self, live: RunningRequest, planned: Planned, capture: tuple[int, int] | None
+    ) -> bool:
         request, num_prefix = live.request, planned.plan.num_prefix
         own_tokens = request.prompt.num_tokens - num_prefix
         plan = one_token_plan(live, planned.plan, self._limits.row_chunk)
-        head = self._head(plan, passing=request.passing)
+        head = self._head(plan, single_use=request.single_use)
         if plan.one_layer:
             size_bytes = self.memory.needed(own_tokens)
             capture = self._leading_part(capture, size_bytes, head)
@@ -127,7 +129,7 @@ class Admission:
         live.planned = replace(planned, plan=plan)
         live.num_computed = num_prefix
         columns = own_tokens if plan.one_layer else own_tokens + 1
-        tail = Tail(self._shape, self._dtype, self._device, columns, one_layer=plan.one_layer)
+        tail = SuffixKV(self._shape, self._dtype, self._device, columns, one_layer=plan.one_layer)
         live.kv = SequenceKV(tail, head, num_prefix)
         if capture is not None:
             start, stop = capture
@@ -135,7 +137,7 @@ class Admission:
         return True
 
     def _leading_part(
-        self, capture: tuple[int, int] | None, size_bytes: int, head: Head | None
+        self, capture: tuple[int, int] | None, size_bytes: int, head: PrefixKV | None
     ) -> tuple[int, int] | None:
         """As much of what is to be kept, from the front, as there is memory for; the rest is dropped."""
         if capture is None:
@@ -150,26 +152,26 @@ class Admission:
         return (start, stop) if stop > start else None
 
     @staticmethod
-    def _may_reuse(live: Live) -> bool:
+    def _may_reuse(live: RunningRequest) -> bool:
         return live.request.reuse and live.num_replans <= _MAX_REPLANS
 
     def _own_bytes(self, num_tokens: int, max_new_tokens: int) -> int:
         return extents(num_tokens + max_new_tokens) * self._shape.token_bytes
 
-    def _head(self, plan: Plan, *, passing: bool) -> Head | None:
+    def _head(self, plan: Plan, *, single_use: bool) -> PrefixKV | None:
         if plan.prefix is None:
             return None
         known = self._heads.find(plan.prefix.name)
-        return known or Head(
+        return known or PrefixKV(
             plan.prefix.name,
             plan.num_prefix,
             self._shape,
             self._dtype,
             self._device,
-            one_layer=plan.one_layer and passing,
+            one_layer=plan.one_layer and single_use,
         )
 
-    def _set_aside(self, owner: str, size_bytes: int, head: Head | None) -> bool:
+    def _set_aside(self, owner: str, size_bytes: int, head: PrefixKV | None) -> bool:
         if not self._budget.reserve(owner, size_bytes):
             return False
         if head is None:
@@ -186,7 +188,7 @@ def plain(request: Request) -> Planned:
     return Planned(Plan(request.prompt.token_ids))
 
 
-def _head_owner(head: Head) -> str:
+def _head_owner(head: PrefixKV) -> str:
     return f"head {head.name} {id(head)}"
 
 

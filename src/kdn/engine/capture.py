@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdn.core import EXACT, KeptKV, KvShape, Recipe, TokenIds
+from kdn.core import EXACT, KvShape, Recipe, RetainedKV, TokenIds
 from kdn.engine.kv import extents, zeros
 
 __all__ = ["Capture"]
@@ -48,7 +48,7 @@ class Capture:
 
     def kept(
         self, token_ids: TokenIds, start: int, recipe: Recipe = EXACT, *, is_answer: bool = False
-    ) -> KeptKV:
+    ) -> RetainedKV:
         """What was noted for positions [start, len(token_ids)), as a view."""
         kv = self._kv[:, :, start - self.start : len(token_ids) - self.start]
-        return KeptKV(start, token_ids, kv, recipe, is_answer)
+        return RetainedKV(start, token_ids, kv, recipe, is_answer)

@@ -17,22 +17,22 @@ from dataclasses import dataclass, replace
 import torch
 
 from kdn.clock import Clock
-from kdn.core import FinishReason, Job, Keeping, KeptKV, Planner, Request, Sampling
+from kdn.core import FinishReason, Job, Planner, Request, RetainedKV, Retention, Sampling
 from kdn.engine.admission import Admission
 from kdn.engine.executor import Pass
-from kdn.engine.keeping import family_name, kept_answer, kept_prompt, shared_tokens
-from kdn.engine.kv import HeadPool, KvBudget
-from kdn.engine.lane import Lane
-from kdn.engine.limits import JobMemory, Limits
-from kdn.engine.live import Live
-from kdn.engine.prefill import PrefillLine
+from kdn.engine.kv import KvBudget, PrefixPool
+from kdn.engine.limits import EngineLimits, JobMemory
+from kdn.engine.prefill import PrefillQueue
+from kdn.engine.request import RunningRequest
+from kdn.engine.retention import family_name, retained_answer, retained_prompt, shared_tokens
 from kdn.engine.sampling import Sampler
-from kdn.engine.stream import LiveStream
+from kdn.engine.slice import SequenceSlice
+from kdn.engine.stream import RunningStream
 from kdn.errors import BadInput, CorruptBlock, EngineFailed, PromptTooLong, UnknownModel
 from kdn.machine.threads import give_up_workers
 from kdn.model import LoadedModel, LoraAdapter
 from kdn.model.attention import Attention
-from kdn.schedule import Fcfs, WaitingRoom
+from kdn.schedule import Fcfs, RequestQueue
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["Engine", "EngineStat"]
@@ -60,9 +60,9 @@ class Engine:
         model: LoadedModel,
         attention: Attention,
         planner: Planner,
-        limits: Limits,
+        limits: EngineLimits,
         clock: Clock,
-        room: WaitingRoom | None = None,
+        room: RequestQueue | None = None,
         trace: Trace | None = None,
         *,
         seed: int = 0,
@@ -74,15 +74,15 @@ class Engine:
         self._limits = limits
         self._clock = clock
         self._trace = trace or NoTrace()
-        self._room = room if room is not None else WaitingRoom(Fcfs())  # an empty room is falsy
+        self._room = room if room is not None else RequestQueue(Fcfs())  # an empty room is falsy
         self._seeds = itertools.count(seed)
-        self._inbox: queue.SimpleQueue[Live] = queue.SimpleQueue()
-        self._heads = HeadPool(limits.idle_head_bytes)
+        self._inbox: queue.SimpleQueue[RunningRequest] = queue.SimpleQueue()
+        self._heads = PrefixPool(limits.idle_head_bytes)
         self._budget = KvBudget(limits.kv_bytes)
         self._admission = Admission(model, planner, limits, self._budget, self._heads)
-        self._waiting: dict[str, Live] = {}
-        self._prefills = PrefillLine(model, attention, limits.max_batch_tokens)
-        self._decoding: list[Live] = []
+        self._waiting: dict[str, RunningRequest] = {}
+        self._prefills = PrefillQueue(model, attention, limits.max_batch_tokens)
+        self._decoding: list[RunningRequest] = []
         self._nothing_fits = False
         """Admission was refused, and nothing has come or gone since."""
         self._has_kept = False
@@ -99,7 +99,7 @@ class Engine:
 
     # --- the caller's side -------------------------------------------------------------------
 
-    def submit(self, request: Request) -> LiveStream:
+    def submit(self, request: Request) -> RunningStream:
         """Queue a request. Raises PromptTooLong, UnknownModel or BadInput before anything is computed."""
         if self._closing:
             raise EngineFailed(f"request {request.id}: the engine is closed; open a new one")
@@ -157,7 +157,7 @@ class Engine:
             "waiting room and list differ"
         )
 
-    def _live(self, request: Request) -> Live:
+    def _live(self, request: Request) -> RunningRequest:
         tokens, sampling = request.prompt.num_tokens, request.sampling
         room = self._model.decoder.config.max_position - tokens
         if tokens == 0:
@@ -183,9 +183,9 @@ class Engine:
         stop_ids = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             stop_ids |= set(self._model.tokenizer.eos_ids)
-        return Live(
+        return RunningRequest(
             request=request,
-            stream=LiveStream(self._wake.set),
+            stream=RunningStream(self._wake.set),
             sampler=Sampler(sampling, next(self._seeds)),
             detokenizer=self._model.tokenizer.detokenizer(),
             tokenizer=self._model.tokenizer,
@@ -238,19 +238,19 @@ class Engine:
         while not self._inbox.empty():
             self._wait(self._inbox.get())
 
-    def _wait(self, live: Live) -> None:
+    def _wait(self, live: RunningRequest) -> None:
         self._waiting[live.request.id] = live
         self._room.add(self._job(live))
         self._nothing_fits = False
 
-    def _release(self, live: Live) -> None:
+    def _release(self, live: RunningRequest) -> None:
         self._admission.release(live)
         self._nothing_fits = False
 
-    def _job(self, live: Live) -> Job:
+    def _job(self, live: RunningRequest) -> Job:
         request = live.request
         num_cached = self._planner.cached_tokens(request) if request.reuse else 0
-        if self._limits.pack_tokens is not None and request.keeping is not Keeping.NOTHING:
+        if self._limits.pack_tokens is not None and request.retention is not Retention.NOTHING:
             live.family = family_name(live)
         return Job(
             id=request.id,
@@ -313,7 +313,7 @@ class Engine:
         the first computes it.
         """
         # What passes leaves nothing to those behind it, so its turn may be prepared a pass ahead.
-        passes = 2 if all(self._waiting[job.id].request.passing for job in jobs) else 1
+        passes = 2 if all(self._waiting[job.id].request.single_use for job in jobs) else 1
         running = len(self._decoding) + len(self._prefills)
         if running and running + len(jobs) > passes * self._limits.max_sequences:
             return False
@@ -347,7 +347,7 @@ class Engine:
             for live, logits in finished:
                 self._first_token(live, logits)
 
-    def _replan(self, lives: Sequence[Live], error: CorruptBlock) -> None:
+    def _replan(self, lives: Sequence[RunningRequest], error: CorruptBlock) -> None:
         """A stored block could not be had: forget what was computed and plan again without it."""
         for live in lives:
             self._trace.event("engine.replan", request=live.request.id, why=str(error))
@@ -358,10 +358,10 @@ class Engine:
             else:
                 self._wait(live)
 
-    def _first_token(self, live: Live, logits: torch.Tensor) -> None:
+    def _first_token(self, live: RunningRequest, logits: torch.Tensor) -> None:
         self._decoded_s = self._clock.now()
         self._admission.settle(live)
-        self._take_token(live, logits, kept_prompt(live))
+        self._take_token(live, logits, retained_prompt(live))
 
     # --- decode ------------------------------------------------------------------------------
 
@@ -379,21 +379,25 @@ class Engine:
             self._decoding.remove(live)
             self._take_token(live, row[-1])
 
-    def _next_logits(self, lives: Sequence[Live]) -> list[torch.Tensor]:
+    def _next_logits(self, lives: Sequence[RunningRequest]) -> list[torch.Tensor]:
         lanes = []
         for live in lives:
             assert live.kv is not None, "a decoding request has KV"
             if live.capture is not None:
                 live.capture.grow(live.kv.num_columns + 1)
             lanes.append(
-                Lane.decode(live.kv, live.generated[-1], adapter=live.adapter, capture=live.capture)
+                SequenceSlice.decode(
+                    live.kv, live.generated[-1], adapter=live.adapter, capture=live.capture
+                )
             )
         step = Pass(self._model.decoder, self._attention, lanes)
         while not step.advance():
             pass
         return step.logits()
 
-    def _take_token(self, live: Live, logits: torch.Tensor, prompt: KeptKV | None = None) -> None:
+    def _take_token(
+        self, live: RunningRequest, logits: torch.Tensor, prompt: RetainedKV | None = None
+    ) -> None:
         """Draw, tell the caller, and either go on decoding or finish.
 
         A stream ends only when the store has been handed what its request leaves behind.
@@ -403,7 +407,7 @@ class Engine:
         if finish is None:
             self._decoding.append(live)
             return
-        kept = kept_answer(live) if live.request.keeping is Keeping.ALL else None
+        kept = retained_answer(live) if live.request.retention is Retention.ALL else None
         self._release(live)
         self._keep(live.request, kept)
         live.stream.push(finish)
@@ -419,20 +423,20 @@ class Engine:
             blended=finish.usage.blended,
         )
 
-    def _keep(self, request: Request, kept: KeptKV | None) -> None:
+    def _keep(self, request: Request, kept: RetainedKV | None) -> None:
         if kept is not None:
             self._planner.keep(request, kept)
             self._has_kept = True
 
     # --- endings -----------------------------------------------------------------------------
 
-    def _end(self, live: Live, reason: FinishReason) -> None:
+    def _end(self, live: RunningRequest, reason: FinishReason) -> None:
         self._release(live)
         live.stream.push(live.finish(reason, self._clock.now()))
         live.stream.push(None)
         self._trace.event("engine.finish", request=live.request.id, reason=reason.value)
 
-    def _fail(self, live: Live, error: Exception) -> None:
+    def _fail(self, live: RunningRequest, error: Exception) -> None:
         self._release(live)
         failure = EngineFailed(f"request {live.request.id} failed in the engine: {error!r}")
         failure.__cause__ = error

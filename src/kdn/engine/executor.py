@@ -20,11 +20,11 @@ from torch import Tensor
 
 from kdn.core import Choose, GivenRows, LayerKV, LayerView
 from kdn.engine.capture import Capture
-from kdn.engine.lane import Lane
+from kdn.engine.slice import SequenceSlice
 from kdn.model import AdapterRun, Decoder
 from kdn.model.attention import (
     Attention,
-    AttentionLane,
+    AttentionSlice,
     BoundAttention,
     TorchAttention,
     Writing,
@@ -39,7 +39,9 @@ _Loaded = Sequence[tuple[int, Sequence[LayerKV]]]
 class Pass:
     """Plans on their way through the layers together."""
 
-    def __init__(self, decoder: Decoder, attention: Attention, lanes: Sequence[Lane]) -> None:
+    def __init__(
+        self, decoder: Decoder, attention: Attention, lanes: Sequence[SequenceSlice]
+    ) -> None:
         assert lanes, "a pass needs a sequence"
         self._decoder = decoder
         self._attention = attention
@@ -154,9 +156,9 @@ class Pass:
             if lane.adapter is not None and start < stop
         ]
 
-    def _attention_lane(self, lane: Lane, span: tuple[int, int]) -> AttentionLane:
+    def _attention_lane(self, lane: SequenceSlice, span: tuple[int, int]) -> AttentionSlice:
         kv, head = lane.kv, lane.kv.head
-        return AttentionLane(
+        return AttentionSlice(
             start=span[0],
             stop=span[1],
             positions=lane.rows,
@@ -241,7 +243,7 @@ class Pass:
     def _view(
         self,
         layer: int,
-        lane: Lane,
+        lane: SequenceSlice,
         q: Tensor,
         fresh: LayerKV,
         stored: _Loaded,
@@ -294,7 +296,7 @@ class Pass:
                 writings.append(self._writing(runs, 0, head.k[layer], head.v[layer], 0))
         return writings
 
-    def _take_runs(self, layer: int, lane: Lane) -> _Loaded:
+    def _take_runs(self, layer: int, lane: SequenceSlice) -> _Loaded:
         """The lane's own stored runs of the layer."""
         loaded = [(run.start, run.source.take(layer)) for run in lane.plan.stored]
         if lane.capture is not None:
@@ -347,10 +349,10 @@ class Pass:
             layer, q, window, self._bound_lanes, [self._bias(lane, layer) for lane in self._alive()]
         )
 
-    def _alive(self) -> list[Lane]:
+    def _alive(self) -> list[SequenceSlice]:
         return [lane for lane in self.lanes if lane.rows.numel()]
 
-    def _bias(self, lane: Lane, layer: int) -> Tensor | None:
+    def _bias(self, lane: SequenceSlice, layer: int) -> Tensor | None:
         """log(factor) for the scaled columns, [heads, columns]."""
         scales = [scale for scale in lane.plan.scale if scale.layer == layer]
         if not scales:
@@ -429,7 +431,7 @@ class _Mass:
         self,
         attention: Attention,
         q: Tensor,
-        lane: AttentionLane,
+        lane: AttentionSlice,
         layer: int,
         window: int | None,
     ) -> None:

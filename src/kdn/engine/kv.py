@@ -21,7 +21,16 @@ from torch import Tensor
 from kdn.core import KvShape
 from kdn.machine.memory import allocate
 
-__all__ = ["EXTENT", "Head", "HeadPool", "KvBudget", "SequenceKV", "Tail", "extents", "zeros"]
+__all__ = [
+    "EXTENT",
+    "KvBudget",
+    "PrefixKV",
+    "PrefixPool",
+    "SequenceKV",
+    "SuffixKV",
+    "extents",
+    "zeros",
+]
 
 EXTENT = 256
 """Columns a tail grows by."""
@@ -45,7 +54,7 @@ def zeros(size: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Ten
     return torch.frombuffer(allocate(math.prod(size) * dtype.itemsize), dtype=dtype).view(size)
 
 
-class Head:
+class PrefixKV:
     """Rotated KV of the first `num_columns` positions of some prompt. Filled once, layer by layer."""
 
     def __init__(
@@ -90,14 +99,14 @@ class Head:
         self.num_layers_ready += 1
 
 
-class HeadPool:
+class PrefixPool:
     """Heads by name, so that sequences with equal prefixes read one copy. Unused ones go first."""
 
     def __init__(self, idle_bytes: int) -> None:
         self._idle_bytes = idle_bytes
-        self._heads: OrderedDict[str, Head] = OrderedDict()
+        self._heads: OrderedDict[str, PrefixKV] = OrderedDict()
 
-    def find(self, name: str) -> Head | None:
+    def find(self, name: str) -> PrefixKV | None:
         """The head of that name, or None. One that is not complete yet is filled by the first of its
         users whose pass begins."""
         head = self._heads.get(name)
@@ -105,12 +114,12 @@ class HeadPool:
             self._heads.move_to_end(name)
         return head
 
-    def hold(self, head: Head) -> None:
+    def hold(self, head: PrefixKV) -> None:
         """One more sequence uses the head."""
         self._heads.setdefault(head.name, head)
         head.users += 1
 
-    def release(self, head: Head) -> None:
+    def release(self, head: PrefixKV) -> None:
         """One sequence fewer. A head that was never completed is forgotten at once."""
         head.users -= 1
         unfinished = head.users == 0 and not head.is_complete
@@ -141,7 +150,7 @@ class HeadPool:
         assert all(head.users >= 0 for head in self._heads.values()), "a head was released twice"
 
 
-class Tail:
+class SuffixKV:
     """A sequence's own columns, and, when they are to be kept, K as it was before rotation."""
 
     def __init__(
@@ -191,8 +200,8 @@ class Tail:
 class SequenceKV:
     """All the KV a running sequence reads."""
 
-    tail: Tail
-    head: Head | None = None
+    tail: SuffixKV
+    head: PrefixKV | None = None
     num_head: int = 0
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kdn.engine.kv import extents
 
-__all__ = ["JobMemory", "Limits"]
+__all__ = ["EngineLimits", "JobMemory"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class JobMemory:
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineLimits:
     """Read-only limits of one engine."""
 
     kv_bytes: int

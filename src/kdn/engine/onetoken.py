@@ -13,8 +13,8 @@ from dataclasses import replace
 from kdn.core import Plan
 from kdn.engine.kv import extents
 from kdn.engine.limits import JobMemory
-from kdn.engine.live import Live
 from kdn.engine.prefill import computes_in_order
+from kdn.engine.request import RunningRequest
 from kdn.errors import BadInput
 from kdn.model import ModelConfig
 
@@ -48,7 +48,7 @@ def measured_memory(peak_bytes: Callable[[int], int], shorter: int, longer: int)
     return JobMemory(token_bytes, max(high - token_bytes * extents(longer), 0.0))
 
 
-def one_token_plan(live: Live, plan: Plan, row_chunk: int) -> Plan:
+def one_token_plan(live: RunningRequest, plan: Plan, row_chunk: int) -> Plan:
     """The plan as a prompt of one token runs it; any other prompt's, or a plan of another kind, as it is."""
     allowed = live.request.sampling.allowed or None
     if live.max_new_tokens > 1 or not computes_in_order(plan):

@@ -9,25 +9,25 @@ from torch import Tensor
 
 from kdn.core import ALL_ROWS, Plan
 from kdn.engine.executor import Pass
-from kdn.engine.kv import Head
-from kdn.engine.lane import Lane
-from kdn.engine.live import Live
+from kdn.engine.kv import PrefixKV
+from kdn.engine.request import RunningRequest
+from kdn.engine.slice import SequenceSlice
 from kdn.model import LoadedModel
 from kdn.model.attention import ROW_BLOCK, Attention
 
-__all__ = ["PrefillLine", "computes_in_order"]
+__all__ = ["PrefillQueue", "computes_in_order"]
 
 
-class PrefillLine:
+class PrefillQueue:
     """Requests that were admitted and have no first token yet, in order of admission."""
 
     def __init__(self, model: LoadedModel, attention: Attention, max_batch_tokens: int) -> None:
         self._decoder = model.decoder
         self._attention = attention
         self._max_batch_tokens = max(max_batch_tokens // ROW_BLOCK, 1) * ROW_BLOCK
-        self._lives: list[Live] = []
+        self._lives: list[RunningRequest] = []
         self._pass: Pass | None = None
-        self._in_pass: list[Live] = []
+        self._in_pass: list[RunningRequest] = []
 
     def __len__(self) -> int:
         return len(self._lives)
@@ -37,11 +37,11 @@ class PrefillLine:
         """Prompt tokens that those in line have still to compute."""
         return sum(live.request.prompt.num_tokens - live.num_computed for live in self._lives)
 
-    def add(self, live: Live) -> None:
+    def add(self, live: RunningRequest) -> None:
         """Put an admitted request at the end of the line."""
         self._lives.append(live)
 
-    def advance(self) -> list[tuple[Live, Tensor]]:
+    def advance(self) -> list[tuple[RunningRequest, Tensor]]:
         """One layer of the current pass. Gives back who is through, with the last position's logits."""
         if self._pass is None:
             self._begin()
@@ -65,19 +65,19 @@ class PrefillLine:
     def _read_ahead(self, layer: int) -> None:
         """Have the layer read for those of the next pass too, behind what this pass waits for."""
         for live in self._lives[len(self._in_pass) :]:
-            if live.request.passing and live.planned is not None and live.kv is not None:
+            if live.request.single_use and live.planned is not None and live.kv is not None:
                 prefix = live.planned.plan.prefix
                 if prefix is not None and _is_to_load(live.kv.head):
                     prefix.start(layer)
 
-    def abandon(self) -> list[Live]:
+    def abandon(self) -> list[RunningRequest]:
         """Give up the current pass and forget who was in it; without a pass, everyone in line."""
         gone = list(self._in_pass if self._pass is not None else self._lives)
         self._lives = [live for live in self._lives if live not in gone]
         self._pass, self._in_pass = None, []
         return gone
 
-    def drop_cancelled(self) -> list[Live]:
+    def drop_cancelled(self) -> list[RunningRequest]:
         """Let cancelled requests go. A pass with others in it goes on, and sheds them at its end."""
         if all(live.stream.is_cancelled for live in self._in_pass):
             self._pass, self._in_pass = None, []
@@ -87,8 +87,8 @@ class PrefillLine:
 
     def _begin(self) -> None:
         """Fill a pass: whole prompts while they fit, and the next part of one that does not."""
-        lanes: list[Lane] = []
-        filled: list[Head | None] = []
+        lanes: list[SequenceSlice] = []
+        filled: list[PrefixKV | None] = []
         room = self._max_batch_tokens
         for live in self._lives:
             lane = self._lane(live, room, filled)
@@ -102,7 +102,9 @@ class PrefillLine:
                 break
         self._pass = Pass(self._decoder, self._attention, lanes)
 
-    def _lane(self, live: Live, room: int, filled: Sequence[Head | None]) -> Lane | None:
+    def _lane(
+        self, live: RunningRequest, room: int, filled: Sequence[PrefixKV | None]
+    ) -> SequenceSlice | None:
         """The next part of a prompt, at most `room` rows; None if not even a block of rows fits.
 
         The first in a pass fills a head that is not complete, for all who share it.
@@ -119,7 +121,7 @@ class PrefillLine:
             new_head = None
         if new_head is not None:
             new_head.start_over()
-        return Lane.prefill(
+        return SequenceSlice.prefill(
             plan,
             live.kv,
             first,
@@ -130,11 +132,11 @@ class PrefillLine:
         )
 
 
-def _is_to_load(head: Head | None) -> bool:
+def _is_to_load(head: PrefixKV | None) -> bool:
     return head is not None and not head.is_complete
 
 
-def _look_is_over(live: Live, plan: Plan) -> None:
+def _look_is_over(live: RunningRequest, plan: Plan) -> None:
     """Go on with the plan that was waited for. What the first one loaded lies in its place."""
     assert live.planned is not None, "a look follows a plan"
     for run in live.planned.plan.stored:
@@ -153,6 +155,6 @@ def computes_in_order(plan: Plan) -> bool:
     return simple and not (plan.stored or plan.enter or plan.observers or plan.scale or plan.then)
 
 
-def _goes_with(lane: Lane, first: Lane, room: int) -> bool:
+def _goes_with(lane: SequenceSlice, first: SequenceSlice, room: int) -> bool:
     """May `lane` join a pass that begins with `first`? What cannot be cut must find room for all of it."""
     return lane.plan.row_chunk == first.plan.row_chunk and lane.rows.numel() <= room

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from kdn.core import Sampling
 
-__all__ = ["Drawn", "Sampler"]
+__all__ = ["DrawnToken", "Sampler"]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnToken:
     """A token and, where asked for, natural-log probabilities before temperature and truncation."""
 
     token_id: int
@@ -30,16 +30,16 @@ class Sampler:
             sampling.seed if sampling.seed is not None else seed
         )
 
-    def draw(self, logits: Tensor) -> Drawn:
+    def draw(self, logits: Tensor) -> DrawnToken:
         """From fp32 logits [vocabulary], or [allowed tokens] in their order. Does not change them."""
         wanted = self._biased(logits.cpu())
         chosen = int(wanted.argmax()) if self._sampling.temperature == 0 else self._random(wanted)
         if self._sampling.logprobs is None:
-            return Drawn(self._token(chosen))
+            return DrawnToken(self._token(chosen))
         raw = self._sampling.raw_logits
         logprobs = wanted if raw else torch.log_softmax(wanted, dim=-1)
         pairs = tuple(zip(*self._reported(logprobs), strict=True))
-        return Drawn(self._token(chosen), float(logprobs[chosen]), pairs)
+        return DrawnToken(self._token(chosen), float(logprobs[chosen]), pairs)
 
     def _reported(self, logprobs: Tensor) -> tuple[list[int], list[float]]:
         """Tokens and their log-probabilities: those asked for by name, or the likeliest."""

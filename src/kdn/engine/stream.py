@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 
 from kdn.core import StreamEvent
 
-__all__ = ["LiveStream"]
+__all__ = ["RunningStream"]
 
 Item = StreamEvent | Exception | None
 
 
-class LiveStream:
+class RunningStream:
     """Events come from the engine's thread; the caller iterates, or has them pushed."""
 
     def __init__(self, wake: Callable[[], None]) -> None:

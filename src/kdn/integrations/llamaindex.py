@@ -14,10 +14,10 @@ except ImportError as error:
         "this needs LlamaIndex's core package: pip install 'kdn[llamaindex]'"
     ) from error
 
-__all__ = ["KdnRerank"]
+__all__ = ["KdnPostprocessor"]
 
 
-class KdnRerank(BaseNodePostprocessor):
+class KdnPostprocessor(BaseNodePostprocessor):
     """Keeps the nodes that fit a query best, best first, with kdn's score in place of the retriever's.
 
     `kdn` is an open model, which stays the caller's to close; what else there is, is as in
@@ -37,7 +37,7 @@ class KdnRerank(BaseNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
-        return "KdnRerank"
+        return "KdnPostprocessor"
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None

@@ -26,7 +26,7 @@ from kdn.model.rope import rotate
 __all__ = [
     "ROW_BLOCK",
     "Attention",
-    "AttentionLane",
+    "AttentionSlice",
     "BoundAttention",
     "FusedAttention",
     "TorchAttention",
@@ -38,7 +38,7 @@ ROW_BLOCK = 128
 
 
 @dataclass(frozen=True)
-class AttentionLane:
+class AttentionSlice:
     """One sequence's rows in a ragged batch, and where its KV lies.
 
     Rows [start, stop) of the batch stand at `positions` (ascending).  Columns [0, num_head) are in
@@ -94,7 +94,7 @@ class Attention(ABC):
     """Makes bound attention for a batch, and writes columns that come from elsewhere."""
 
     @abstractmethod
-    def bind(self, lanes: Sequence[AttentionLane], cos: Tensor, sin: Tensor) -> BoundAttention:
+    def bind(self, lanes: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
         """`cos` and `sin` are fp32 [rows, dim]."""
 
     @abstractmethod
@@ -120,7 +120,7 @@ class Attention(ABC):
 
     @abstractmethod
     def mass(
-        self, q: Tensor, positions: Tensor, lane: AttentionLane, layer: int, window: int | None
+        self, q: Tensor, positions: Tensor, lane: AttentionSlice, layer: int, window: int | None
     ) -> Tensor:
         """[columns] fp32: weight that some rows put there, summed over rows and heads.
 
@@ -132,7 +132,7 @@ class Attention(ABC):
 class TorchAttention(Attention):
     """Plain torch: the reference, and what runs where there is no compiled kernel."""
 
-    def bind(self, lanes: Sequence[AttentionLane], cos: Tensor, sin: Tensor) -> BoundAttention:
+    def bind(self, lanes: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
         return _BoundTorch(tuple(lanes), cos, sin, attend_blocks)
 
     def write(
@@ -155,7 +155,7 @@ class TorchAttention(Attention):
         layer: int,
         q: Tensor,
         window: int | None,
-        lanes: Sequence[AttentionLane],
+        lanes: Sequence[AttentionSlice],
         biases: Sequence[Tensor | None],
     ) -> Tensor:
         """`BoundAttention.attend` with a bias [heads, columns] per lane added to the scores."""
@@ -167,7 +167,7 @@ class TorchAttention(Attention):
         return out.flatten(1)
 
     def mass(
-        self, q: Tensor, positions: Tensor, lane: AttentionLane, layer: int, window: int | None
+        self, q: Tensor, positions: Tensor, lane: AttentionSlice, layer: int, window: int | None
     ) -> Tensor:
         k = _gather_keys(lane, layer)
         num_rows, num_heads, dim = q.shape
@@ -184,7 +184,7 @@ class FusedAttention(TorchAttention):
     Equal to the blocks within rounding, not bitwise.  Not yet measured on a GPU.
     """
 
-    def bind(self, lanes: Sequence[AttentionLane], cos: Tensor, sin: Tensor) -> BoundAttention:
+    def bind(self, lanes: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
         return _BoundTorch(tuple(lanes), cos, sin, _attend_fused)
 
 
@@ -196,7 +196,7 @@ class _Attend(Protocol):
 
 class _BoundTorch(BoundAttention):
     def __init__(
-        self, lanes: tuple[AttentionLane, ...], cos: Tensor, sin: Tensor, attend: _Attend
+        self, lanes: tuple[AttentionSlice, ...], cos: Tensor, sin: Tensor, attend: _Attend
     ) -> None:
         self._attend_lane = attend
         self._lanes = lanes
@@ -221,7 +221,7 @@ class _BoundTorch(BoundAttention):
         return out.flatten(1)
 
 
-def gather_columns(lane: AttentionLane, layer: int) -> tuple[Tensor, Tensor]:
+def gather_columns(lane: AttentionSlice, layer: int) -> tuple[Tensor, Tensor]:
     """K [kv heads, columns, dim] and V [kv heads, dim, columns] up to the lane's last row."""
     own = int(lane.positions[-1]) + 1 - lane.num_head
     k, v = _gather_keys(lane, layer), lane.tail_v[layer][:, :, :own]
@@ -230,7 +230,7 @@ def gather_columns(lane: AttentionLane, layer: int) -> tuple[Tensor, Tensor]:
     return k, torch.cat((lane.head_v[layer][:, :, : lane.num_head], v), dim=2)
 
 
-def _gather_keys(lane: AttentionLane, layer: int) -> Tensor:
+def _gather_keys(lane: AttentionSlice, layer: int) -> Tensor:
     k = lane.tail_k[layer][:, : int(lane.positions[-1]) + 1 - lane.num_head]
     if lane.head_k is None or not lane.num_head:
         return k

@@ -1,20 +1,20 @@
 """The library room: documents in, passages and prompt parts out. It trades in text."""
 
 import kdn.rag._extra  # noqa: F401  must be first: it explains what is missing
-from kdn.rag.answering import Citation, Piece, answer_instruction, answer_pieces, cite
+from kdn.rag.answering import AnswerPiece, Citation, answer_instruction, answer_pieces, cite
 from kdn.rag.cut import Cutting, Encode, Passage
-from kdn.rag.documents import Document, Heading, Paragraph, Section, compose
+from kdn.rag.documents import Heading, Paragraph, ParsedDocument, Section, compose
 from kdn.rag.embed import Embedder, HashedWords, Vectors
 from kdn.rag.files import Refusal
 from kdn.rag.ingest import IngestReport, Progress
-from kdn.rag.library import Library, LibraryConfig, SearchMode
+from kdn.rag.library import Library, LibrarySettings, SearchMode
 from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo
 from kdn.rag.survey import Survey, survey
 
 __all__ = [
+    "AnswerPiece",
     "Citation",
     "Cutting",
-    "Document",
     "Embedder",
     "Encode",
     "HashedWords",
@@ -22,12 +22,12 @@ __all__ = [
     "Hit",
     "IngestReport",
     "Library",
-    "LibraryConfig",
+    "LibrarySettings",
     "LibraryStat",
     "Paragraph",
+    "ParsedDocument",
     "Part",
     "Passage",
-    "Piece",
     "Progress",
     "Refusal",
     "SearchMode",

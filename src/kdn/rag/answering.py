@@ -12,7 +12,7 @@ from kdn.core import Role
 from kdn.rag.cut import Passage
 from kdn.rag.results import Part
 
-__all__ = ["Citation", "Piece", "answer_instruction", "answer_pieces", "cite"]
+__all__ = ["AnswerPiece", "Citation", "answer_instruction", "answer_pieces", "cite"]
 
 _WORD = re.compile(r"[^\W_]+(?:\.\d+)?")
 _STOP_WORDS = """
@@ -27,7 +27,7 @@ _HIT_WEIGHT = 0.25
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerPiece:
     """A run of prompt text with its role; `source` is the key of the part it is, if it is one."""
 
     role: Role
@@ -51,16 +51,16 @@ def answer_instruction() -> str:
     )
 
 
-def answer_pieces(question: str, parts: Sequence[Part]) -> list[Piece]:
+def answer_pieces(question: str, parts: Sequence[Part]) -> list[AnswerPiece]:
     """The prompt in order: the documents as given, then the instruction, then the question.
 
     Nothing of the job stands before the documents, so that their KV serves every question.
     """
-    documents = [Piece(Role.DOCUMENT, part.text, part.key) for part in parts]
+    documents = [AnswerPiece(Role.DOCUMENT, part.text, part.key) for part in parts]
     return [
         *documents,
-        Piece(Role.INSTRUCTION, answer_instruction() + "\n\n"),
-        Piece(Role.QUESTION, f"Question: {question.strip()}"),
+        AnswerPiece(Role.INSTRUCTION, answer_instruction() + "\n\n"),
+        AnswerPiece(Role.QUESTION, f"Question: {question.strip()}"),
     ]
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from kdn.rag.tables import SourceRow
 
-__all__ = ["Catalogue", "catalogue_of"]
+__all__ = ["SourceCatalogue", "catalogue_of"]
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class SourceCatalogue:
     """All documents at one version of the sources table. A key not in here is not live."""
 
     version: int
@@ -23,7 +23,7 @@ class Catalogue:
     """Part key to the keys of its passages, in order."""
 
 
-def catalogue_of(version: int, rows: Sequence[SourceRow]) -> Catalogue:
+def catalogue_of(version: int, rows: Sequence[SourceRow]) -> SourceCatalogue:
     """Turn the rows round. Raises ValueError when a row's sizes do not add up to its passages."""
     passages_of: dict[str, tuple[str, ...]] = {}
     for row in rows:
@@ -34,4 +34,4 @@ def catalogue_of(version: int, rows: Sequence[SourceRow]) -> Catalogue:
         if start != len(row.passages):
             raise ValueError(f"{row.source}: {len(row.passages)} passages, its parts hold {start}")
     part_of = {passage: part for part, passages in passages_of.items() for passage in passages}
-    return Catalogue(version, {row.source: row for row in rows}, part_of, passages_of)
+    return SourceCatalogue(version, {row.source: row for row in rows}, part_of, passages_of)

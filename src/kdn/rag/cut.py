@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kdn.rag.documents import Document, Section
+from kdn.rag.documents import ParsedDocument, Section
 
 __all__ = ["CutDocument", "CutPart", "Cutting", "Encode", "Passage", "cut", "gather"]
 
@@ -111,7 +111,7 @@ def gather(units: Iterable[_Span], most: int, enough: int) -> Iterator[list[_Spa
         yield run
 
 
-def cut(document: Document, encode: Encode, cutting: Cutting) -> CutDocument:
+def cut(document: ParsedDocument, encode: Encode, cutting: Cutting) -> CutDocument:
     """All passages and parts of a document. Pure: the same document gives the same keys."""
     spans = [
         _joined(run)
@@ -169,7 +169,9 @@ def _joined(run: Sequence[_Span]) -> _Span:
     return _Span(first.section, first.start, run[-1].stop, sum(s.size for s in run), first.border)
 
 
-def _with_borders(document: Document, spans: Sequence[_Span], encode: Encode) -> Iterator[_Span]:
+def _with_borders(
+    document: ParsedDocument, spans: Sequence[_Span], encode: Encode
+) -> Iterator[_Span]:
     """Passages as units of parts: borders are first passages of sections, and one in four others.
 
     Which others is decided by a hash of the text, so that it does not depend on what stands before.
@@ -186,13 +188,15 @@ def _with_borders(document: Document, spans: Sequence[_Span], encode: Encode) ->
         last = span.section
 
 
-def _heading(document: Document, section: int) -> str:
+def _heading(document: ParsedDocument, section: int) -> str:
     """The line that a part prints above a section's text; nothing for text without headings."""
     headings = document.sections[section].headings
     return " > ".join(headings) + "\n" if headings else ""
 
 
-def _part(document: Document, run: Sequence[_Span], encode: Encode, seen: Counter[str]) -> CutPart:
+def _part(
+    document: ParsedDocument, run: Sequence[_Span], encode: Encode, seen: Counter[str]
+) -> CutPart:
     pieces = [document.title]
     for first, last in _by_section(run):
         pieces.append(_heading(document, first.section) + document.text[first.start : last.stop])
@@ -213,7 +217,7 @@ def _by_section(run: Sequence[_Span]) -> Iterator[tuple[_Span, _Span]]:
     yield first, last
 
 
-def _passage(document: Document, span: _Span, encode: Encode, seen: Counter[str]) -> Passage:
+def _passage(document: ParsedDocument, span: _Span, encode: Encode, seen: Counter[str]) -> Passage:
     text = document.text[span.start : span.stop]
     headings = document.sections[span.section].headings
     key = _key("passage", document.source, document.title, *headings, text, seen=seen)

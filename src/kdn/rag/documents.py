@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Block", "Document", "Heading", "Paragraph", "Section", "compose"]
+__all__ = ["Block", "Heading", "Paragraph", "ParsedDocument", "Section", "compose"]
 
 BLOCK_GAP = "\n\n"
 
@@ -41,7 +41,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Document:
+class ParsedDocument:
     """A file as text. `source` names it for good: the same file always has the same source."""
 
     source: str
@@ -50,7 +50,7 @@ class Document:
     sections: tuple[Section, ...]
 
 
-def compose(source: str, title: str, blocks: Iterable[Block]) -> Document:
+def compose(source: str, title: str, blocks: Iterable[Block]) -> ParsedDocument:
     """Lay blocks out as one text and note where each section's body begins and ends.
 
     Headings stand in the text on lines of their own; sections without a body are left out.
@@ -74,7 +74,7 @@ def compose(source: str, title: str, blocks: Iterable[Block]) -> Document:
         pieces.append(text)
         position += len(text) + len(BLOCK_GAP)
     _close(sections, path, start, position)
-    return Document(source, title, BLOCK_GAP.join(pieces), tuple(sections))
+    return ParsedDocument(source, title, BLOCK_GAP.join(pieces), tuple(sections))
 
 
 def _close(

@@ -15,9 +15,9 @@ import numpy as np
 
 from kdn.clock import Clock
 from kdn.errors import BadInput, Cancelled, DocumentError
-from kdn.rag.catalogue import Catalogue
+from kdn.rag.catalogue import SourceCatalogue
 from kdn.rag.cut import CutDocument, Cutting, Encode, Passage, cut
-from kdn.rag.documents import Document
+from kdn.rag.documents import ParsedDocument
 from kdn.rag.embed import Embedder, Vectors
 from kdn.rag.files import Found, Refusal, find_files, read_bytes, source_of
 from kdn.rag.parse import parse
@@ -109,7 +109,7 @@ class Ingestion:
     def __init__(
         self,
         tables: Tables,
-        catalogue: Catalogue,
+        catalogue: SourceCatalogue,
         *,
         embedder: Embedder,
         encode: Encode,
@@ -147,7 +147,7 @@ class Ingestion:
 
         return self._run(take)
 
-    def documents(self, documents: Iterable[Document]) -> IngestReport:
+    def documents(self, documents: Iterable[ParsedDocument]) -> IngestReport:
         """Take in documents that are not files."""
 
         def take() -> None:
@@ -195,7 +195,7 @@ class Ingestion:
         how = f"{_CUT_VERSION} {self._cutting.passage_tokens} {self._cutting.part_tokens} "
         return hashlib.blake2b(how.encode() + data, digest_size=16).hexdigest()
 
-    def _prepare(self, document: Document, digest: str, size_bytes: int) -> None:
+    def _prepare(self, document: ParsedDocument, digest: str, size_bytes: int) -> None:
         pieces = cut(document, self._encode, self._cutting)
         new = tuple(p for p in pieces.passages if p.key not in self._catalogue.part_of)
         vectors = self._embed(document.source, new)
@@ -296,7 +296,7 @@ class Ingestion:
             raise Cancelled("ingest was stopped; what was reported done is kept")
 
 
-def remove(tables: Tables, catalogue: Catalogue, sources: Iterable[str]) -> None:
+def remove(tables: Tables, catalogue: SourceCatalogue, sources: Iterable[str]) -> None:
     """Take documents out: of the list first, so that a kill in between leaves rows to sweep."""
     rows = [catalogue.rows[source] for source in sources]
     if rows:

@@ -10,9 +10,9 @@ from typing import Literal
 
 from kdn.clock import Clock
 from kdn.errors import BadConfig, BadInput, PromptTooLong, StoreError
-from kdn.rag.catalogue import Catalogue, catalogue_of
+from kdn.rag.catalogue import SourceCatalogue, catalogue_of
 from kdn.rag.cut import Cutting, Encode, Passage
-from kdn.rag.documents import Document
+from kdn.rag.documents import ParsedDocument
 from kdn.rag.embed import Embedder
 from kdn.rag.files import MAX_FILE_BYTES
 from kdn.rag.identity import identify
@@ -23,7 +23,7 @@ from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo
 from kdn.rag.survey import Survey, survey
 from kdn.rag.tables import Scored, StoredPart, Tables
 
-__all__ = ["Library", "LibraryConfig", "SearchMode"]
+__all__ = ["Library", "LibrarySettings", "SearchMode"]
 
 SearchMode = Literal["hybrid", "vector", "text"]
 
@@ -32,7 +32,7 @@ _DEPTH = 50
 
 
 @dataclass(frozen=True)
-class LibraryConfig:
+class LibrarySettings:
     """How documents are taken in."""
 
     cutting: Cutting = field(default_factory=Cutting)
@@ -50,7 +50,7 @@ class Library:
         embedder: Embedder,
         encode: Encode,
         clock: Clock,
-        config: LibraryConfig,
+        config: LibrarySettings,
     ) -> None:
         self._folder = folder
         self._tables = tables
@@ -58,7 +58,7 @@ class Library:
         self._encode = encode
         self._clock = clock
         self._config = config
-        self._seen: Catalogue | None = None
+        self._seen: SourceCatalogue | None = None
 
     @staticmethod
     def open(
@@ -66,7 +66,7 @@ class Library:
         embedder: Embedder,
         encode: Encode,
         clock: Clock,
-        config: LibraryConfig | None = None,
+        config: LibrarySettings | None = None,
     ) -> Library:
         """Open the library in `folder`, or begin one there; sweep out what a killed writer left.
 
@@ -74,7 +74,7 @@ class Library:
         Raises ForeignStore when the folder was made with another embedder or tokenizer, by a newer
         kdn, or holds something else.
         """
-        config = config or LibraryConfig()
+        config = config or LibrarySettings()
         if not 16 <= config.cutting.passage_tokens <= config.cutting.part_tokens:
             raise BadConfig(
                 f"passages of {config.cutting.passage_tokens} tokens in parts of"
@@ -125,7 +125,7 @@ class Library:
 
     def add(
         self,
-        documents: Iterable[Document],
+        documents: Iterable[ParsedDocument],
         *,
         on_progress: Callable[[Progress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -276,7 +276,7 @@ class Library:
 
     # --- inside ------------------------------------------------------------------------------
 
-    def _catalogue(self) -> Catalogue:
+    def _catalogue(self) -> SourceCatalogue:
         """The newest list of documents; read again only when it changed."""
         version = self._tables.version()
         seen = self._seen
@@ -321,15 +321,15 @@ class Library:
             sorted(set(parts) - set(catalogue.passages_of)),
         )
 
-    def _nearest(self, catalogue: Catalogue, query: str, depth: int) -> list[Scored]:
+    def _nearest(self, catalogue: SourceCatalogue, query: str, depth: int) -> list[Scored]:
         found = self._tables.nearest(self._embedder.embed([query])[0], depth)
         return [scored for scored in found if scored.passage.key in catalogue.part_of]
 
-    def _matching(self, catalogue: Catalogue, query: str, depth: int) -> list[Scored]:
+    def _matching(self, catalogue: SourceCatalogue, query: str, depth: int) -> list[Scored]:
         found = self._tables.matching(query, depth)
         return [scored for scored in found if scored.passage.key in catalogue.part_of]
 
-    def _load(self, catalogue: Catalogue, keys: Sequence[str]) -> Iterator[Part]:
+    def _load(self, catalogue: SourceCatalogue, keys: Sequence[str]) -> Iterator[Part]:
         """The parts of these keys, in this order, as far as they are still there."""
         stored = self._tables.parts(keys)
         wanted = [passage for key in keys for passage in catalogue.passages_of[key]]
@@ -369,7 +369,7 @@ def _fitting(parts: Sequence[Part], max_tokens: int, max_parts: int | None) -> l
     return chosen
 
 
-def _named(catalogue: Catalogue, source: str) -> list[str]:
+def _named(catalogue: SourceCatalogue, source: str) -> list[str]:
     """The documents of that name, or of the file at that path, or under that folder."""
     if source in catalogue.rows:
         return [source]

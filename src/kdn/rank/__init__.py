@@ -6,7 +6,7 @@ from kdn.rank.adapters import packaged_adapters
 from kdn.rank.calibrate import fit_temperature, surprise
 from kdn.rank.choices import (
     Choice,
-    Verdict,
+    ChoiceProbabilities,
     make_choices,
     read_logits,
     read_verdict,
@@ -16,10 +16,10 @@ from kdn.rank.choices import (
 from kdn.rank.frames import Asking, Frame, frame_of, yes_and_no
 from kdn.rank.judge import Judge, one_token
 from kdn.rank.label import (
-    Journal,
     LabelJob,
+    LabelJournal,
     Labelled,
-    Table,
+    LabelTable,
     label_rows,
     make_table,
     read_rows,
@@ -35,7 +35,7 @@ from kdn.rank.questions import (
     glued,
     pair_question,
 )
-from kdn.rank.rerank import Ranked, Ranking, odds_of, rank, rank_by, worth_asking
+from kdn.rank.rerank import RankedDocument, Ranking, odds_of, rank, rank_by, worth_asking
 from kdn.rank.templates import TEMPLATES, Template, find_template
 from kdn.rank.tree import Fork, fork_of
 
@@ -45,20 +45,20 @@ __all__ = [
     "YES_NO",
     "Asking",
     "Choice",
+    "ChoiceProbabilities",
     "Conversation",
     "Fork",
     "Frame",
-    "Journal",
     "Judge",
     "LabelJob",
+    "LabelJournal",
+    "LabelTable",
     "Labelled",
     "Layout",
-    "Ranked",
+    "RankedDocument",
     "Ranking",
     "RowTemplate",
-    "Table",
     "Template",
-    "Verdict",
     "classify_question",
     "decision_question",
     "find_template",

@@ -12,7 +12,7 @@ from kdn.errors import BadInput
 
 __all__ = [
     "Choice",
-    "Verdict",
+    "ChoiceProbabilities",
     "make_choices",
     "one_of",
     "read_logits",
@@ -37,7 +37,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ChoiceProbabilities:
     """How the model answers one question. Probabilities follow the choices, and sum to 1."""
 
     names: tuple[str, ...]
@@ -118,10 +118,12 @@ def one_of(ids: TokenIds) -> Sampling:
 
 def read_verdict(
     choices: Sequence[Choice], token: Token, usage: Usage, temperature: float = 1.0
-) -> Verdict:
+) -> ChoiceProbabilities:
     """The verdict in a token that was drawn as `wanted` says; see `share_out` for `temperature`."""
     ordered = read_logits(choices, token)
-    return Verdict(tuple(choice.name for choice in choices), share_out(ordered, temperature), usage)
+    return ChoiceProbabilities(
+        tuple(choice.name for choice in choices), share_out(ordered, temperature), usage
+    )
 
 
 def read_logits(choices: Sequence[Choice], token: Token) -> tuple[float, ...]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from kdn.core import (
     FinishReason,
     Generator,
-    Keeping,
     Prompt,
     Request,
+    Retention,
     Sampling,
     Segment,
     Stream,
@@ -21,7 +21,7 @@ from kdn.core import (
     Usage,
 )
 from kdn.errors import Cancelled
-from kdn.rank.choices import Choice, Verdict, one_of, read_logits, share_out, wanted
+from kdn.rank.choices import Choice, ChoiceProbabilities, one_of, read_logits, share_out, wanted
 from kdn.rank.tree import Fork, fork_of
 
 __all__ = ["Judge", "one_token"]
@@ -41,12 +41,12 @@ class Judge:
     new_id: Callable[[], str]
     salt: str = ""
     adapter: str | None = None
-    passing: bool = False
+    single_use: bool = False
     """Does each prompt begin with tokens of its own?"""
 
     def ask(
         self, prompts: Iterable[Prompt], choices: Sequence[Choice], temperature: float = 1.0
-    ) -> Iterator[Verdict]:
+    ) -> Iterator[ChoiceProbabilities]:
         """A verdict for each prompt, in order; prompts are drawn as there is room for more.
 
         Choices that begin alike are told apart by further passes, one for each place where they part
@@ -59,7 +59,7 @@ class Judge:
         for prompt, token, usage in self._answers(prompts, root.path, one_of(root.tokens)):
             found = self._shares(prompt, root, token)
             logprobs = [found[place] for place in range(len(choices))]
-            yield Verdict(names, share_out(logprobs, temperature), usage)
+            yield ChoiceProbabilities(names, share_out(logprobs, temperature), usage)
 
     def logits(
         self, prompts: Iterable[Prompt], choices: Sequence[Choice]
@@ -104,7 +104,7 @@ class Judge:
                 found |= dict.fromkeys(members, here - math.log(len(members)))
             else:
                 stream = self._submit(
-                    behind(prompt, deeper.path), one_of(deeper.tokens), Keeping.NOTHING
+                    behind(prompt, deeper.path), one_of(deeper.tokens), Retention.NOTHING
                 )
                 asked.append((deeper, here, stream))
         try:
@@ -116,7 +116,7 @@ class Judge:
         return found
 
     def _submit(
-        self, prompt: Prompt, sampling: Sampling, keeping: Keeping = Keeping.SHARED
+        self, prompt: Prompt, sampling: Sampling, retention: Retention = Retention.SHARED
     ) -> Stream:
         request = Request(
             id=self.new_id(),
@@ -124,8 +124,8 @@ class Judge:
             sampling=sampling,
             salt=self.salt,
             adapter=self.adapter,
-            keeping=keeping,
-            passing=self.passing,
+            retention=retention,
+            single_use=self.single_use,
         )
         return self.generator.submit(request)
 

@@ -23,10 +23,10 @@ from kdn.rank.judge import Judge
 from kdn.rank.questions import Conversation, RowTemplate
 
 __all__ = [
-    "Journal",
     "LabelJob",
+    "LabelJournal",
+    "LabelTable",
     "Labelled",
-    "Table",
     "label_rows",
     "make_table",
     "read_rows",
@@ -68,7 +68,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Table:
+class LabelTable:
     """All rows labelled, and how well the labels that were known were met."""
 
     labelled: tuple[Labelled, ...]
@@ -82,7 +82,7 @@ class Table:
         return sum(one.label is None for one in self.labelled)
 
 
-class Journal:
+class LabelJournal:
     """Verdicts on disk, a line each, in order of rows; a torn last line is not counted."""
 
     def __init__(self, path: Path, name: str) -> None:
@@ -127,7 +127,7 @@ class Journal:
 
 
 def label_rows(
-    job: LabelJob, rows: Sequence[Row], ask: Ask, judge: Judge, journal: Journal
+    job: LabelJob, rows: Sequence[Row], ask: Ask, judge: Judge, journal: LabelJournal
 ) -> Iterator[int]:
     """Ask what the journal lacks; yields the number of rows done after each."""
     template = RowTemplate(job.template)
@@ -138,7 +138,9 @@ def label_rows(
         yield number
 
 
-def make_table(job: LabelJob, rows: Sequence[Row], verdicts: Sequence[Sequence[float]]) -> Table:
+def make_table(
+    job: LabelJob, rows: Sequence[Row], verdicts: Sequence[Sequence[float]]
+) -> LabelTable:
     """Calibrate with the labels that are known, then label what is sure enough."""
     names = [choice.name for choice in job.choices]
     right = {
@@ -153,7 +155,7 @@ def make_table(job: LabelJob, rows: Sequence[Row], verdicts: Sequence[Sequence[f
     )
     labelled = tuple(_labelled(job, names, share_out(row, temperature)) for row in verdicts)
     met = [labelled[at].label == names[place] for at, place in right.items() if labelled[at].label]
-    return Table(labelled, temperature, len(right), sum(met) / len(met) if met else None)
+    return LabelTable(labelled, temperature, len(right), sum(met) / len(met) if met else None)
 
 
 def _labelled(job: LabelJob, names: Sequence[str], shares: tuple[float, ...]) -> Labelled:
@@ -181,14 +183,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [{str(k): "" if v is None else str(v) for k, v in row.items()} for row in found]
 
 
-def write_table(path: Path, rows: Sequence[Row], choices: Sequence[Choice], table: Table) -> None:
+def write_table(
+    path: Path, rows: Sequence[Row], choices: Sequence[Choice], table: LabelTable
+) -> None:
     """The rows with `label` and a `p_<choice>` column each; the suffix says in which form."""
     written = [_out(row, choices, one) for row, one in zip(rows, table.labelled, strict=True)]
     partial = path.with_name(path.name + ".new")
     if path.suffix == ".parquet":
         import pyarrow as pa
 
-        _parquet().write_table(pa.Table.from_pylist(written), partial)
+        _parquet().write_table(pa.LabelTable.from_pylist(written), partial)
     elif path.suffix in (".jsonl", ".ndjson"):
         partial.write_text("".join(json.dumps(row) + "\n" for row in written), "utf-8")
     else:

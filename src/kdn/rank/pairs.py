@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Group", "Pair", "Passage"]
+__all__ = ["Group", "Pair", "TrainingPassage"]
 
 
 @dataclass(frozen=True)
-class Passage:
+class TrainingPassage:
     """A text and what it is called; `title` may be empty."""
 
     name: str

@@ -17,11 +17,11 @@ from kdn.rank.frames import Asking
 from kdn.rank.judge import Judge
 from kdn.rank.layouts import Layout
 
-__all__ = ["Ranked", "Ranking", "odds_of", "rank", "rank_by", "worth_asking"]
+__all__ = ["RankedDocument", "Ranking", "odds_of", "rank", "rank_by", "worth_asking"]
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedDocument:
     """One document's place: the first of a ranking fits best."""
 
     index: int
@@ -37,19 +37,19 @@ class Ranked:
 class Ranking:
     """Documents, best first, and what it took."""
 
-    results: tuple[Ranked, ...]
+    results: tuple[RankedDocument, ...]
     prompt_tokens: int = 0
     """Of all prompts that were run; what was given twice was run once."""
     cached_tokens: int = 0
     """Of these, the tokens whose KV came from the store."""
 
-    def __iter__(self) -> Iterator[Ranked]:
+    def __iter__(self) -> Iterator[RankedDocument]:
         return iter(self.results)
 
     def __len__(self) -> int:
         return len(self.results)
 
-    def __getitem__(self, place: int) -> Ranked:
+    def __getitem__(self, place: int) -> RankedDocument:
         return self.results[place]
 
 
@@ -78,7 +78,7 @@ def rank_by(
     scores = [odds.get(text, -math.inf) for text in documents]
     order = sorted(range(len(documents)), key=lambda index: (-scores[index], index))
     results = tuple(
-        Ranked(index, _probability(scores[index]), scores[index], documents[index])
+        RankedDocument(index, _probability(scores[index]), scores[index], documents[index])
         for index in order[:top_n]
     )
     prompt_tokens = sum(usage.prompt_tokens for usage in usages)
@@ -103,7 +103,7 @@ def rank(
         near = {text: nearness(prompts[text]) for text in distinct}
         distinct.sort(key=near.__getitem__)
     # A document that stands first is all of a prompt's beginning, and each has its own.
-    judge = replace(judge, passing=asking.layout is Layout.DOCUMENT_FIRST)
+    judge = replace(judge, single_use=asking.layout is Layout.DOCUMENT_FIRST)
     asked = judge.logits((prompts[text] for text in distinct), asking.choices)
     found = dict(zip(distinct, asked, strict=True))
     odds = {text: odds_of(logits) for text, (logits, _) in found.items()}

@@ -27,11 +27,11 @@ from kdn.errors import MissingExtra
 from kdn.rank import Layout
 from kdn.rank.pairs import Group
 
-__all__ = ["RECIPE", "Recipe", "Step", "Trainer", "Tree", "group_loss", "make_trees"]
+__all__ = ["RECIPE", "Step", "Trainer", "TrainingRecipe", "Tree", "group_loss", "make_trees"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """Everything that decides what is learnt, but the groups."""
 
     rank: int = 16
@@ -47,7 +47,7 @@ class Recipe:
     modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-RECIPE = Recipe()
+RECIPE = TrainingRecipe()
 """What the packaged adapters were trained with."""
 
 
@@ -106,7 +106,7 @@ class Trainer:
         weights: Path,
         ask: Ask,
         yes_no: tuple[int, int],
-        recipe: Recipe,
+        recipe: TrainingRecipe,
         num_steps: int,
         seed: int,
         layouts: Sequence[Layout] = tuple(Layout),

@@ -18,13 +18,13 @@ from kdn.core import (
     EXACT,
     BlockId,
     Fingerprint,
-    Keep,
-    KeptKV,
     KvShape,
     Plan,
     Planned,
     Recipe,
     Request,
+    RetainedKV,
+    RetainedPrefix,
     chain_hash,
     chain_hashes,
 )
@@ -114,11 +114,11 @@ class PrefixReuse:
             plan = Plan(token_ids, prefix=source)
             return Planned(plan, exact=num_tokens, tiers=tiers, levels=levels)
         # What is computed behind tainted KV is tainted.
-        keep = Keep(len(token_ids), recipe)
+        keep = RetainedPrefix(len(token_ids), recipe)
         plan = Plan(token_ids, prefix=source, keep=keep)
         return Planned(plan, lossy=num_tokens, tiers=tiers, levels=levels)
 
-    def keep(self, request: Request, kept: KeptKV) -> None:
+    def keep(self, request: Request, kept: RetainedKV) -> None:
         fingerprint = self._fingerprint(request.adapter)
         recipe, codec = self._writing(request, kept, fingerprint)
         for block in self._blocks(request, kept, fingerprint, recipe):
@@ -175,7 +175,7 @@ class PrefixReuse:
         )
 
     def _writing(
-        self, request: Request, kept: KeptKV, fingerprint: Fingerprint
+        self, request: Request, kept: RetainedKV, fingerprint: Fingerprint
     ) -> tuple[Recipe, Codec]:
         """The recipe and the codec of what is kept. KV that is tainted already stays as it is."""
         codec = self._loss.writes(request, fingerprint)
@@ -203,7 +203,7 @@ class PrefixReuse:
         return list(zip(hits, opened, strict=False))
 
     def _blocks(
-        self, request: Request, kept: KeptKV, fingerprint: Fingerprint, recipe: Recipe
+        self, request: Request, kept: RetainedKV, fingerprint: Fingerprint, recipe: Recipe
     ) -> Iterator[Block]:
         cuts = _cuts(request, kept)
         behinds = chain_hashes(kept.token_ids, [start for start, _ in cuts])
@@ -226,7 +226,7 @@ def _from_node(readers: list[Reader]) -> bool:
     return any(reader.is_delivered for reader in readers)
 
 
-def _cuts(request: Request, kept: KeptKV) -> list[tuple[int, int]]:
+def _cuts(request: Request, kept: RetainedKV) -> list[tuple[int, int]]:
     """Block ranges of what is kept: a prompt is cut by its segments, an answer from its start."""
     stop = len(kept.token_ids)
     if kept.is_answer:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from kdn.schedule.families import Families
 from kdn.schedule.named import POLICIES, make_policy
 from kdn.schedule.packing import pack
-from kdn.schedule.policy import Fcfs, Policy, Priority
-from kdn.schedule.queue import Decision, WaitingRoom, replay
+from kdn.schedule.policy import Fcfs, Priority, SchedulePolicy
+from kdn.schedule.queue import RequestQueue, ScheduleDecision, replay
 from kdn.schedule.shortest import (
     Calibrated,
     HighestRatio,
@@ -19,19 +19,19 @@ from kdn.schedule.simulate import Ended, PrefixCache, PrefixJob, simulate
 __all__ = [
     "POLICIES",
     "Calibrated",
-    "Decision",
     "Ended",
     "Families",
     "Fcfs",
     "HighestRatio",
     "LongestMatch",
-    "Policy",
     "PrefixCache",
     "PrefixJob",
     "Priority",
+    "RequestQueue",
+    "ScheduleDecision",
+    "SchedulePolicy",
     "ShortestMiss",
     "StaticShortest",
-    "WaitingRoom",
     "make_policy",
     "pack",
     "replay",

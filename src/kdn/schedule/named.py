@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdn.core import JctModel
 from kdn.schedule.families import Families
-from kdn.schedule.policy import Fcfs, Policy, Priority
+from kdn.schedule.policy import Fcfs, Priority, SchedulePolicy
 from kdn.schedule.shortest import (
     Calibrated,
     Costed,
@@ -16,7 +16,7 @@ from kdn.schedule.shortest import (
 
 __all__ = ["POLICIES", "make_policy"]
 
-_ALL: tuple[type[Policy], ...] = (
+_ALL: tuple[type[SchedulePolicy], ...] = (
     Fcfs,
     Priority,
     LongestMatch,
@@ -26,10 +26,10 @@ _ALL: tuple[type[Policy], ...] = (
     Families,
     HighestRatio,
 )
-POLICIES: dict[str, type[Policy]] = {kind.name: kind for kind in _ALL}
+POLICIES: dict[str, type[SchedulePolicy]] = {kind.name: kind for kind in _ALL}
 
 
-def make_policy(name: str, model: JctModel | None = None) -> Policy:
+def make_policy(name: str, model: JctModel | None = None) -> SchedulePolicy:
     """The policy of that name, with a fitted model where it can use one."""
     kind = POLICIES[name]
     return kind(model) if issubclass(kind, Costed) else kind()

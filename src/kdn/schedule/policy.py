@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from kdn.core import Job
 
-__all__ = ["Fcfs", "Policy", "Priority"]
+__all__ = ["Fcfs", "Priority", "SchedulePolicy"]
 
 
-class Policy(ABC):
+class SchedulePolicy(ABC):
     """Puts waiting jobs in order. Equal input gives equal output, on every machine."""
 
     name: str
@@ -20,7 +20,7 @@ class Policy(ABC):
         """All of `jobs`, the first to be run first."""
 
 
-class Fcfs(Policy):
+class Fcfs(SchedulePolicy):
     """First come, first served: the dull twin that every other policy is measured against."""
 
     name = "fcfs"
@@ -29,7 +29,7 @@ class Fcfs(Policy):
         return sorted(jobs, key=lambda job: (job.arrival_ns, job.id))
 
 
-class Priority(Policy):
+class Priority(SchedulePolicy):
     """Lower priority numbers first, and first come, first served among equals."""
 
     name = "priority"

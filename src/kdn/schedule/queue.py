@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 from kdn.core import Job
 from kdn.schedule.packing import pack
-from kdn.schedule.policy import Policy
+from kdn.schedule.policy import SchedulePolicy
 
-__all__ = ["Decision", "WaitingRoom", "replay"]
+__all__ = ["RequestQueue", "ScheduleDecision", "replay"]
 
 
 @dataclass(frozen=True)
-class Decision:
+class ScheduleDecision:
     """What was decided at one moment: who waited, in which order, and who went in."""
 
     now_ns: int
@@ -27,10 +27,12 @@ class Decision:
     """Everyone who waited, as the policy saw them: enough to decide again."""
 
 
-class WaitingRoom:
+class RequestQueue:
     """Owns the queue. Every decision can be recorded, and replayed after a change of code."""
 
-    def __init__(self, policy: Policy, record: Callable[[Decision], None] | None = None) -> None:
+    def __init__(
+        self, policy: SchedulePolicy, record: Callable[[ScheduleDecision], None] | None = None
+    ) -> None:
         self._policy = policy
         self._record = record
         self._jobs: dict[str, Job] = {}
@@ -85,7 +87,7 @@ class WaitingRoom:
             admitted += members
         if self._record is not None:
             order, went = tuple(j.id for j in ordered), tuple(j.id for j in admitted)
-            self._record(Decision(now_ns, order, went, tuple(waiting)))
+            self._record(ScheduleDecision(now_ns, order, went, tuple(waiting)))
         return admitted
 
     def _patient(self, job: Job) -> bool:
@@ -111,7 +113,7 @@ class WaitingRoom:
         assert self._held_back <= self._jobs.keys(), "a job is held back that is not here"
 
 
-def replay(decisions: Sequence[Decision], policy: Policy) -> list[Decision]:
+def replay(decisions: Sequence[ScheduleDecision], policy: SchedulePolicy) -> list[ScheduleDecision]:
     """Those recorded decisions whose order `policy` would change, as it makes them now."""
     changed = []
     for decision in decisions:

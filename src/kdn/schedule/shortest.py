@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdn.core import JctModel, Job
-from kdn.schedule.policy import Policy
+from kdn.schedule.policy import SchedulePolicy
 
 __all__ = [
     "Calibrated",
@@ -29,7 +29,7 @@ _TOKENS_PER_S = 2000
 """The prefill rate that ageing assumes until one was measured."""
 
 
-class Costed(Policy):
+class Costed(SchedulePolicy):
     """Knows a job's cost: whole microseconds if there is a model, else tokens to compute."""
 
     def __init__(self, model: JctModel | None = None) -> None:
@@ -58,7 +58,7 @@ class StaticShortest(Costed):
         return self._order(jobs, {j.id: self.cost(j, j.num_cached_at_arrival) for j in jobs})
 
 
-class LongestMatch(Policy):
+class LongestMatch(SchedulePolicy):
     """The longest cached prefix first, however much is to be computed behind it."""
 
     name = "longest-match"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kdn.core import BLOCK_TOKENS, JctModel, Job
-from kdn.schedule.queue import WaitingRoom
+from kdn.schedule.queue import RequestQueue
 
 __all__ = ["Ended", "PrefixCache", "PrefixJob", "simulate"]
 
@@ -87,7 +87,7 @@ def _blocks(prefix: str, num_prefix: int) -> list[tuple[tuple[str, int], int]]:
 
 def simulate(
     jobs: Sequence[PrefixJob],
-    room: WaitingRoom,
+    room: RequestQueue,
     model: JctModel,
     cache: PrefixCache,
     pack_tokens: int,
@@ -140,7 +140,7 @@ def _arrived(job: PrefixJob, cache: PrefixCache) -> Job:
     )
 
 
-def _count_anew(room: WaitingRoom, known: dict[str, PrefixJob], cache: PrefixCache) -> None:
+def _count_anew(room: RequestQueue, known: dict[str, PrefixJob], cache: PrefixCache) -> None:
     """What is cached of each waiting job at this moment; one look per prefix."""
     looked: dict[tuple[str, int], int] = {}
     for job in room.jobs():

@@ -6,8 +6,8 @@ from kdn.serve.app import create_app
 from kdn.serve.listen import listen, make_server, url_of
 from kdn.serve.service import (
     Embedded,
-    Load,
     Service,
+    ServiceLoad,
     StoreNumbers,
     Vocabulary,
 )
@@ -18,9 +18,9 @@ from kdn.serve.store.grants import Grant, read_grants
 __all__ = [
     "Embedded",
     "Grant",
-    "Load",
     "ServeSettings",
     "Service",
+    "ServiceLoad",
     "StoreNumbers",
     "Vocabulary",
     "create_app",

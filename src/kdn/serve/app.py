@@ -12,12 +12,12 @@ from starlette.middleware import Middleware
 
 from kdn.clock import Clock, SystemClock
 from kdn.errors import KdnError
-from kdn.serve.auth import Guard
+from kdn.serve.auth import Auth
 from kdn.serve.errors import fault_of, http_fault, response, validation_fault
 from kdn.serve.metrics import Metrics
 from kdn.serve.openai.chat import chat_routes
 from kdn.serve.openai.completions import completion_routes
-from kdn.serve.openai.context import Desk
+from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.embeddings import embedding_routes
 from kdn.serve.openai.rerank import rerank_routes
 from kdn.serve.openai.score import one_token_routes
@@ -44,11 +44,11 @@ def create_app(
     The store's routes, if there are any, ask for keys of `own_keys` instead of the API key.
     """
     clock = clock or SystemClock()
-    desk = Desk(service, settings, Metrics(service, clock), clock, new_id)
+    desk = RequestContext(service, settings, Metrics(service, clock), clock, new_id)
     app = FastAPI(
         title="kdn",
         version=version,
-        middleware=[Middleware(Guard, settings=settings, own_keys=bool(own_keys))],
+        middleware=[Middleware(Auth, settings=settings, own_keys=bool(own_keys))],
         redoc_url=None,
     )
     for routes in (

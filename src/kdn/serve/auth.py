@@ -11,10 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kdn.serve.errors import Fault, Refused, response
 from kdn.serve.settings import LOOPBACK, ServeSettings
 
-__all__ = ["Guard"]
+__all__ = ["Auth"]
 
 
-class Guard:
+class Auth:
     """Checks the API key (everywhere but /health), the Host header and the size of the body.
 
     Plain ASGI: nothing stands between a route and its client's disconnect.

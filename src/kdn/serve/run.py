@@ -13,7 +13,7 @@ from kdn.model import Document, Message
 from kdn.rank import TEMPLATES, Asking
 from kdn.serve.app import create_app
 from kdn.serve.listen import make_server
-from kdn.serve.service import Embedded, Load, StoreNumbers, Vocabulary
+from kdn.serve.service import Embedded, ServiceLoad, StoreNumbers, Vocabulary
 from kdn.serve.settings import ServeSettings
 from kdn.serve.store.app import mount_store
 from kdn.serve.store.grants import Grant
@@ -91,13 +91,13 @@ class KdnService:
     def find_text(self, text: str, name: str | None, salt: str) -> tuple[Match, int]:
         return self._kdn.lookup(text, name, salt)
 
-    def load(self) -> Load:
+    def load(self) -> ServiceLoad:
         engine = self._kdn.engine
         if not engine.is_running:
             raise EngineFailed("the engine has stopped; restart the server")
         stat = engine.stat()
         used = stat.kv_total_bytes - stat.kv_free_bytes
-        return Load(
+        return ServiceLoad(
             running=stat.num_prefilling + stat.num_decoding,
             waiting=stat.num_waiting,
             kv_used_share=used / max(stat.kv_total_bytes, 1),

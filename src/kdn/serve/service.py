@@ -10,11 +10,11 @@ from kdn.core import Prompt, Request, Stream, TokenIds
 from kdn.model import Document, Message
 from kdn.rank import Asking
 
-__all__ = ["Embedded", "Load", "Service", "StoreNumbers", "Vocabulary"]
+__all__ = ["Embedded", "Service", "ServiceLoad", "StoreNumbers", "Vocabulary"]
 
 
 @dataclass(frozen=True)
-class Load:
+class ServiceLoad:
     """How busy the engine is at this moment."""
 
     running: int
@@ -114,7 +114,7 @@ class Service(Protocol):
         """Raises MissingExtra when there is no embedder."""
         ...
 
-    def load(self) -> Load:
+    def load(self) -> ServiceLoad:
         """Raises EngineFailed when the engine has stopped."""
         ...
 

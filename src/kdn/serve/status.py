@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from fastapi import APIRouter, Response
 
-from kdn.serve.openai.context import Desk
+from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.parse import adapter_of
 from kdn.serve.openai.responses import ModelCard, ModelList
 
@@ -14,7 +14,7 @@ __all__ = ["about_routes"]
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def about_routes(desk: Desk, version: str) -> APIRouter:
+def about_routes(desk: RequestContext, version: str) -> APIRouter:
     """The routes, bound to one server's parts."""
     router = APIRouter()
     cards = _cards(desk)
@@ -49,7 +49,7 @@ class _Version(msgspec.Struct):
     version: str
 
 
-def _cards(desk: Desk) -> dict[str, ModelCard]:
+def _cards(desk: RequestContext) -> dict[str, ModelCard]:
     service, created = desk.service, desk.created()
     cards = {service.name: ModelCard(service.name, created, service.max_context)}
     for name in service.adapters:

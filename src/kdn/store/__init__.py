@@ -9,15 +9,15 @@ from kdn.store.block.whole import check_whole, read_whole
 from kdn.store.codecs import CODECS, Codec, NoCodec
 from kdn.store.index.index import BlockHit, Match
 from kdn.store.open import FarSettings, open_store
-from kdn.store.policies import Policy, Rules, Use
+from kdn.store.policies import EvictionPolicy, Rules, Use
 from kdn.store.stat import ScrubReport, StoreStat
 from kdn.store.store import Store
 from kdn.store.stream.delivery import Delivery, Loss
 from kdn.store.tenants.quotas import Quotas
 from kdn.store.tiers.disk.disk import DiskTier
 from kdn.store.tiers.memory import MemoryTier
-from kdn.store.tiers.remote.calls import LineSettings
-from kdn.store.tiers.remote.client import DictRemote, Listed, News, Remote
+from kdn.store.tiers.remote.calls import RemoteCallSettings
+from kdn.store.tiers.remote.client import DictRemote, Listed, Remote, RemoteChanges
 from kdn.store.tiers.remote.entry_bytes import pack_note, read_note
 from kdn.store.tiers.remote.objects import ObjectRemote
 from kdn.store.tiers.remote.peer import PeerRemote
@@ -37,27 +37,27 @@ __all__ = [
     "DictRemote",
     "DiskTier",
     "EncodedBlock",
+    "EvictionPolicy",
     "FarSettings",
     "Handle",
     "Header",
     "KeyRing",
     "Life",
-    "LineSettings",
     "Listed",
     "LookupRecorder",
     "Loss",
     "Match",
     "MemoryTier",
-    "News",
     "NoCodec",
     "NoTier",
     "ObjectRemote",
     "PeerRemote",
-    "Policy",
     "Quotas",
     "Reader",
     "RedisRemote",
     "Remote",
+    "RemoteCallSettings",
+    "RemoteChanges",
     "RemoteSettings",
     "RemoteTier",
     "Rules",

@@ -10,7 +10,7 @@ from functools import partial
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, StoreError
 from kdn.store.block.format import EncodedBlock
-from kdn.store.block.reader import Load, read_header
+from kdn.store.block.reader import StoreLoad, read_header
 from kdn.store.stream.throughput import Links, TimedHandle
 from kdn.store.tiers.tier import Tier
 
@@ -40,7 +40,7 @@ class Loads:
         on_whole: Callable[[Tier, EncodedBlock], None],
         on_corrupt: Callable[[Tier, BlockKey, CorruptBlock], None],
         on_failed: Callable[[Tier, StoreError], None],
-        finish: Callable[[Load], bool],
+        finish: Callable[[StoreLoad], bool],
         links: Links,
     ) -> None:
         self._tiers = tuple(tiers)
@@ -52,9 +52,9 @@ class Loads:
         self._far = {tier.name for tier in tiers if tier.far}
         self._lock = threading.Lock()
         self._turns: dict[BlockKey, _Turn] = {}
-        self._open: dict[BlockKey, Load] = {}
+        self._open: dict[BlockKey, StoreLoad] = {}
 
-    def enter(self, key: BlockKey) -> Load | None:
+    def enter(self, key: BlockKey) -> StoreLoad | None:
         """The block's load, to be given back with `leave`; None when no tier has it."""
         with self._one_at_a_time(key):
             load = self._join(key)
@@ -67,7 +67,7 @@ class Loads:
                     self._open[key] = load
             return load
 
-    def _join(self, key: BlockKey) -> Load | None:
+    def _join(self, key: BlockKey) -> StoreLoad | None:
         with self._lock:
             load = self._open.get(key)
             if load is not None:
@@ -89,7 +89,7 @@ class Loads:
                 if not turn.wanted:
                     del self._turns[key]
 
-    def leave(self, key: BlockKey, load: Load) -> None:
+    def leave(self, key: BlockKey, load: StoreLoad) -> None:
         with self._lock:
             load.readers -= 1
             if load.readers:
@@ -110,7 +110,7 @@ class Loads:
                 return 0
             with closing(handle):
                 header = read_header(handle, key)
-                load = Load(header, handle, tier.name, trusted=False)
+                load = StoreLoad(header, handle, tier.name, trusted=False)
                 load.layers(0, header.shape.num_layers)
         except CorruptBlock as error:
             self._on_corrupt(tier, key, error)
@@ -123,7 +123,7 @@ class Loads:
             for key, load in self._open.items():
                 assert load.readers > 0, f"{key} is open and nobody reads it"
 
-    def _begin(self, key: BlockKey) -> Load | None:
+    def _begin(self, key: BlockKey) -> StoreLoad | None:
         for tier in self._tiers:
             if not tier.reachable():
                 continue
@@ -139,7 +139,7 @@ class Loads:
                 return load
         return None
 
-    def _load(self, tier: Tier, key: BlockKey) -> Load | None:
+    def _load(self, tier: Tier, key: BlockKey) -> StoreLoad | None:
         handle = tier.open(key)
         if handle is None:
             return None
@@ -149,7 +149,7 @@ class Loads:
             handle.close()
             raise
         tier.touch(key)
-        return Load(
+        return StoreLoad(
             header,
             TimedHandle(handle, tier.name, self._links),
             tier.name,

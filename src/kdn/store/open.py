@@ -10,12 +10,12 @@ from pathlib import Path
 from kdn.clock import Clock, SystemClock
 from kdn.store.policies import Rules, Use, make_policy
 from kdn.store.store import MEMORY_BYTES, Store
-from kdn.store.tenants.limits import Limits
+from kdn.store.tenants.limits import TenantsLimits
 from kdn.store.tenants.quotas import Quotas
-from kdn.store.tenants.shared_pins import LastingPins
+from kdn.store.tenants.shared_pins import PersistentPins
 from kdn.store.tiers.disk.disk import DiskTier
 from kdn.store.tiers.memory import MemoryTier
-from kdn.store.tiers.remote.calls import LineSettings
+from kdn.store.tiers.remote.calls import RemoteCallSettings
 from kdn.store.tiers.remote.objects import ObjectRemote
 from kdn.store.tiers.remote.peer import PeerRemote
 from kdn.store.tiers.remote.redis import RedisRemote
@@ -76,8 +76,8 @@ def open_store(
     on the disk.
     """
     clock, trace = clock or SystemClock(), trace or NoTrace()
-    limits = Limits(folder, clock)
-    lasting = LastingPins(folder, clock)
+    limits = TenantsLimits(folder, clock)
+    lasting = PersistentPins(folder, clock)
     rules = _with_decided(rules, limits)
     if rules is not None or ttl_of is not None:
         rules = replace(rules or Rules(), spared=lasting.__contains__)
@@ -110,7 +110,7 @@ def _own_rules(
     return rules if ttl_of is None else replace(rules or Rules(), ttl_of=partial(ttl_of, tier))
 
 
-def _with_decided(rules: Rules | None, limits: Limits) -> Rules | None:
+def _with_decided(rules: Rules | None, limits: TenantsLimits) -> Rules | None:
     """The rules with the priorities that operators gave."""
     decided = {salt: one.priority for salt, one in limits.all().items() if one.priority is not None}
     if not decided:
@@ -144,5 +144,5 @@ def _far_tiers(far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | Non
 
 
 def _settings(far: FarSettings, news_s: float) -> RemoteSettings:
-    line = LineSettings(timeout_s=far.timeout_s, attempts=far.attempts)
+    line = RemoteCallSettings(timeout_s=far.timeout_s, attempts=far.attempts)
     return RemoteSettings(line, far.capacity_bytes, far.read_bytes, news_s)

@@ -26,22 +26,22 @@ from kdn.core import PUBLIC_SALT, BlockId, BlockKey, ContentId, Fingerprint, Rec
 from kdn.errors import BadInput, CorruptBlock, LostBlock, StoreError
 from kdn.store.block.block import Block
 from kdn.store.block.format import EncodedBlock
-from kdn.store.block.reader import Load, Reader
+from kdn.store.block.reader import Reader, StoreLoad
 from kdn.store.codecs import Codec, NoCodec
+from kdn.store.failures import Failures
 from kdn.store.index.index import BlockHit, Entry, Family, Index, Match
-from kdn.store.index.journal import Journal, Pages
+from kdn.store.index.journal import IndexJournal, Pages
 from kdn.store.loads import Loads
-from kdn.store.mishaps import Mishaps
 from kdn.store.stat import Counts, ScrubReport, StoreStat
 from kdn.store.stream.delivery import DeliveredLoad, Delivery
 from kdn.store.stream.throughput import Links
-from kdn.store.tenants.limits import Limits
+from kdn.store.tenants.limits import TenantsLimits
 from kdn.store.tenants.pins import Pins
 from kdn.store.tenants.quotas import Quotas
-from kdn.store.tenants.shared_pins import LastingPins
+from kdn.store.tenants.shared_pins import PersistentPins
 from kdn.store.tenants.tenancy import Tenancy
 from kdn.store.tiers.tier import Handle, Life, Tier
-from kdn.store.writer import Intake, Pays
+from kdn.store.writer import Pays, Writer
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["MEMORY_BYTES", "Store"]
@@ -81,8 +81,8 @@ class Store:
         codec: Codec | None = None,
         behind_bytes: int = BEHIND_BYTES,
         quotas: Quotas | None = None,
-        lasting: LastingPins | None = None,
-        limits: Limits | None = None,
+        lasting: PersistentPins | None = None,
+        limits: TenantsLimits | None = None,
         pays: Pays | None = None,
     ) -> None:
         """`far` are the tiers across a network: read last, written behind, never waited for.
@@ -94,17 +94,17 @@ class Store:
         clock = clock or SystemClock()
         self.links = Links(clock)
         self.quotas = quotas or Quotas()
-        self.lasting = lasting or LastingPins(None, clock)
-        self.limits = limits or Limits(None, clock)
+        self.lasting = lasting or PersistentPins(None, clock)
+        self.limits = limits or TenantsLimits(None, clock)
         self._trace = trace or NoTrace()
         self._pins = Pins()
         self._counts = Counts()
-        self._mishaps = Mishaps(self._counts, self._trace)
+        self._mishaps = Failures(self._counts, self._trace)
         self._lock = threading.RLock()
         self._index = Index()
-        self._journal = Journal()
+        self._journal = IndexJournal()
         self._tenancy = Tenancy(self.quotas, self.limits, self._pins, self.lasting, self._trace)
-        self._intake = Intake(
+        self._intake = Writer(
             self._local,
             far,
             codec or NoCodec(),
@@ -187,7 +187,7 @@ class Store:
             "store.level", key=key, first=first, last=last, level=level, size_bytes=size
         )
 
-    def _leave(self, key: BlockKey, load: Load) -> None:
+    def _leave(self, key: BlockKey, load: StoreLoad) -> None:
         self._loads.leave(key, load)
         self._pins.release(key)
 

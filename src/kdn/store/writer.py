@@ -17,23 +17,23 @@ from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, NoSpace, StoreError
 from kdn.store.block.block import Block
 from kdn.store.block.format import EncodedBlock, encode_block
-from kdn.store.block.reader import Load
+from kdn.store.block.reader import StoreLoad
 from kdn.store.codecs import Codec
-from kdn.store.mishaps import Mishaps
+from kdn.store.failures import Failures
 from kdn.store.stat import Counts
 from kdn.store.tenants.tenancy import Tenancy
 from kdn.store.tiers.tier import Tier
 from kdn.store.write_behind import WriteBehind
 from kdn.trace import Trace
 
-__all__ = ["Intake", "Pays"]
+__all__ = ["Pays", "Writer"]
 
 Pays = Callable[[str, int, int, int], bool]
 """Is a block worth writing to the tier of that name, by its start, its tokens and its bytes?"""
 _FULL = "too much waits to be written"
 
 
-class Intake:
+class Writer:
     """Puts blocks into `local` tiers (fastest first, the last one lasts) and into `far` ones.
 
     `follow` is called whenever a tier may have changed; `on_corrupt` when the last tier's own copy
@@ -49,7 +49,7 @@ class Intake:
         tenancy: Tenancy,
         pays: Pays | None,
         counts: Counts,
-        mishaps: Mishaps,
+        mishaps: Failures,
         trace: Trace,
         *,
         follow: Callable[[], None],
@@ -120,7 +120,7 @@ class Intake:
         if tier.far and len(self._local) > 1:
             self.later(block.size_bytes, partial(self._settle, block))
 
-    def finish(self, load: Load) -> bool:
+    def finish(self, load: StoreLoad) -> bool:
         """Bring the rest of a load that was broken off, for the next one who asks. False: it is not
         taken over."""
         return self.later(load.header.size_bytes, partial(_finish_now, load))
@@ -261,7 +261,7 @@ class Intake:
             self._mishaps.failed(tier, error)
 
 
-def _finish_now(load: Load) -> None:
+def _finish_now(load: StoreLoad) -> None:
     with suppress(CorruptBlock):  # counted where it was met
         load.layers(0, load.header.shape.num_layers)
     load.close()

@@ -27,7 +27,7 @@ from kdn.core import (
     TokenProb,
     Usage,
 )
-from kdn.reuse.blend import Controller, Guard, Stopwatch, divergence
+from kdn.reuse.blend import Controller, QualityGuard, Stopwatch, divergence
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.trace import Recorder, Value
 
@@ -68,9 +68,11 @@ def blended(number: int, collection: str = "") -> Request:
     return Request(str(number), PROMPT, blend=Blend(collection=collection))
 
 
-def watched(generator: Scripted, *, limit: float, times: int) -> tuple[Controller, Guard, Recorder]:
+def watched(
+    generator: Scripted, *, limit: float, times: int
+) -> tuple[Controller, QualityGuard, Recorder]:
     controller, trace = Controller(0.15), Recorder()
-    guard = Guard(controller, 1, limit, trace)
+    guard = QualityGuard(controller, 1, limit, trace)
     for number in range(times):
         if guard.wants(blended(number)):
             guard.compare(blended(number), generator)
@@ -79,10 +81,10 @@ def watched(generator: Scripted, *, limit: float, times: int) -> tuple[Controlle
 
 
 def test_one_in_so_many_is_wanted_and_never_one_with_its_own_ratio() -> None:
-    guard = Guard(Controller(0.15), 3, 0.5, Recorder())
+    guard = QualityGuard(Controller(0.15), 3, 0.5, Recorder())
     assert [guard.wants(blended(i)) for i in range(6)] == [False, False, True] * 2
-    assert not Guard(Controller(0.15), 0, 0.5, Recorder()).wants(blended(0))
-    assert not Guard(Controller(0.15), 1, 0.5, Recorder()).wants(
+    assert not QualityGuard(Controller(0.15), 0, 0.5, Recorder()).wants(blended(0))
+    assert not QualityGuard(Controller(0.15), 1, 0.5, Recorder()).wants(
         Request("own", PROMPT, blend=Blend(0.3))
     )
 
@@ -119,7 +121,7 @@ def test_drift_stops_blending_when_more_rows_do_not_help() -> None:
 def test_collections_are_judged_apart() -> None:
     """Blending fails over the contracts and goes on over the notes, and over what nobody named."""
     controller, trace = Controller(0.15), Recorder()
-    guard = Guard(controller, 1, 0.5, trace)
+    guard = QualityGuard(controller, 1, 0.5, trace)
     for number in range(8):
         for collection, at_ratio in (("contracts", 0.2), ("notes", 0.85)):
             asked = blended(number, collection)
@@ -137,7 +139,7 @@ def test_collections_are_judged_apart() -> None:
 
 def test_more_collections_than_can_be_told_apart_are_judged_as_one() -> None:
     controller = Controller(0.15)
-    guard = Guard(controller, 2, 0.5, Recorder())
+    guard = QualityGuard(controller, 2, 0.5, Recorder())
     for number in range(300):
         guard.wants(blended(number, f"collection {number}"))
     assert len(guard.stats()) <= 257
@@ -148,7 +150,9 @@ def test_more_collections_than_can_be_told_apart_are_judged_as_one() -> None:
 
 def test_what_the_guard_found_outlives_it(tmp_path: Path) -> None:
     file, kept = tmp_path / "guard.json", list[tuple[str, GuardRecord]]()
-    guard = Guard(Controller(0.15), 1, 0.5, Recorder(), keep=lambda *found: kept.append(found))
+    guard = QualityGuard(
+        Controller(0.15), 1, 0.5, Recorder(), keep=lambda *found: kept.append(found)
+    )
     for number in range(8):
         assert guard.wants(blended(number, "notes"))
         guard.compare(blended(number, "notes"), Scripted({None: 0.9, 0.15: 0.2, 0.3: 0.1}))
@@ -156,7 +160,7 @@ def test_what_the_guard_found_outlives_it(tmp_path: Path) -> None:
     write_record(file, "model", "", GuardRecord(asked=2))
     write_record(file, "other", "", GuardRecord(asked=3))
     again, records = Controller(0.15), read_records(file)["model"]
-    found = Guard(again, 1, 0.5, Recorder(), records=records).stats()
+    found = QualityGuard(again, 1, 0.5, Recorder(), records=records).stats()
     assert found["notes"].samples == 8
     assert (again.floor("notes"), again.floor()) == (1.0, 0.15)
     assert read_records(file)["other"][""].asked == 3

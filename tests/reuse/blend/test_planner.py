@@ -13,16 +13,16 @@ from kdn.core import (
     EXACT,
     Blend,
     Finish,
-    Keeping,
     Prompt,
     Request,
+    Retention,
     Role,
     Sampling,
     Segment,
     Token,
     Usage,
 )
-from kdn.engine import Engine, Limits
+from kdn.engine import Engine, EngineLimits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse
@@ -45,7 +45,7 @@ def tiny(
     return load_tiny(tiny_model("llama", num_hidden_layers=4), model_cache, request.param)
 
 
-class Desk:
+class RequestContext:
     """An engine that blends over a store, stepped by hand."""
 
     def __init__(
@@ -74,7 +74,12 @@ class Desk:
             trace=self.trace,
         )
         self.engine = Engine(
-            model, TorchAttention(), self.reuse, Limits(1 << 28), SystemClock(), threaded=False
+            model,
+            TorchAttention(),
+            self.reuse,
+            EngineLimits(1 << 28),
+            SystemClock(),
+            threaded=False,
         )
         self._count = 0
 
@@ -107,9 +112,9 @@ def desk(
     *,
     movable: bool = True,
     drift: Drift | None = None,
-) -> Iterator[Desk]:
+) -> Iterator[RequestContext]:
     with open_store(folder, memory_bytes=1 << 26, disk_bytes=1 << 27) as store:
-        made = Desk(model, store, movable=movable, drift=drift)
+        made = RequestContext(model, store, movable=movable, drift=drift)
         yield made
         made.reuse.close()
         made.prefix.close()
@@ -200,9 +205,9 @@ def test_taint_leaves_no_trace(tiny: LoadedModel, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     with desk(tiny, folder) as d:
         d.learn(TWO, THREE)
-        said, _ = d.ask(*ALL, question(1), blend=Blend(0.1), keeping=Keeping.ALL)
+        said, _ = d.ask(*ALL, question(1), blend=Blend(0.1), retention=Retention.ALL)
         turn = Segment(Role.HISTORY, (*question(1).token_ids, *said))
-        d.ask(*ALL, turn, question(2), blend=Blend(0.1), keeping=Keeping.ALL)
+        d.ask(*ALL, turn, question(2), blend=Blend(0.1), retention=Retention.ALL)
     with desk(tiny, folder) as d:
         warm, usage = d.ask(*ALL, turn, question(2))
         assert usage.blended == 0
@@ -214,7 +219,7 @@ def test_a_chat_that_has_nothing_to_blend_is_kept_as_any_other(
 ) -> None:
     """20 + 12 tokens of the prompt and 5 of the 6 answered ones."""
     with desk(tiny, tmp_path / "store") as d:
-        said, _ = d.ask(PRELUDE, question(1), blend=Blend(), keeping=Keeping.ALL)
+        said, _ = d.ask(PRELUDE, question(1), blend=Blend(), retention=Retention.ALL)
         turn = Segment(Role.HISTORY, (*question(1).token_ids, *said))
         _, usage = d.ask(PRELUDE, turn, question(2), blend=Blend())
     assert usage.exact == 37

@@ -13,8 +13,8 @@ from kdn.errors import BadInput
 from kdn.store.policies import (
     POLICIES,
     Arc,
+    EvictionPolicy,
     Lru,
-    Policy,
     Ruled,
     Rules,
     S3Fifo,
@@ -29,11 +29,11 @@ def use(name: str, start: int = 0, at_s: float = 0.0) -> Use:
     return Use(BlockKey(name), start, 1, 1, at_s)
 
 
-def ranked(policy: Policy, now_s: float = 0.0) -> str:
+def ranked(policy: EvictionPolicy, now_s: float = 0.0) -> str:
     return "".join(policy.victims(now_s))
 
 
-def play(policy: Policy, asked: str, room: int) -> str:
+def play(policy: EvictionPolicy, asked: str, room: int) -> str:
     """One-block prompts through a tier of `room` blocks; which of them hit."""
     tier, hits = ReplayedTier(room, policy), []
     for second, name in enumerate(asked):

@@ -13,9 +13,18 @@ from kdn.bench.blend.lab import Case, Held, Lab, true_deviation
 from kdn.calibration.drift import drift_share
 from kdn.core import Plan, StoredRun
 from kdn.errors import BadInput
-from kdn.model.attention import Attention, AttentionLane, BoundAttention, TorchAttention
+from kdn.model.attention import Attention, AttentionSlice, BoundAttention, TorchAttention
 from kdn.model.rope import rotate
-from kdn.reuse.blend import Asked, Deviation, Drawn, Layout, Leading, Mass, Naive, Rule
+from kdn.reuse.blend import (
+    AskedRows,
+    BlendLayout,
+    Deviation,
+    Leading,
+    Mass,
+    Naive,
+    RandomRows,
+    Rule,
+)
 from kdn.reuse.blend.rules import chosen_rows
 
 __all__ = [
@@ -75,13 +84,13 @@ class Arm:
 LEAN = ("naive", "drift", "random", "hkvd", "attention", "ours")
 """The ways that a claim needs: what is compared with, and what is claimed."""
 _RULES: dict[str, tuple[str, Rule]] = {
-    "random": (RANDOM, Drawn()),
+    "random": (RANDOM, RandomRows()),
     "hkvd": (HKVD, Deviation("v")),
     "first": (FIRST, Leading()),
-    "attention": (ATTENTION, Asked()),
+    "attention": (ATTENTION, AskedRows()),
 }
 
-NOISE = Arm("all rows again", 1.0, Drawn())
+NOISE = Arm("all rows again", 1.0, RandomRows())
 """Every row behind the first chunk anew: what differs is the noise of the arithmetic."""
 
 
@@ -103,8 +112,8 @@ def chosen_arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
     found += [Arm(DRIFT, 0.0, Naive(), undrifted=1.0)] if "drift" in names else []
     for ratio in ratios:
         found += [_ruled(name, ratio) for name in names if name in _RULES]
-        found += [Arm(OURS, ratio, Asked(), undrifted=HALF)] if "ours" in names else []
-        found += [Arm(WHOLE, ratio, Asked(), undrifted=1.0)] if "whole" in names else []
+        found += [Arm(OURS, ratio, AskedRows(), undrifted=HALF)] if "ours" in names else []
+        found += [Arm(WHOLE, ratio, AskedRows(), undrifted=1.0)] if "whole" in names else []
     return found
 
 
@@ -117,15 +126,15 @@ def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list
     """The arms of a prompt: the main ones, with the noise floor, or all down to the rare ones."""
     main = [
         Arm(NAIVE, 0.0, Naive()),
-        Arm(RANDOM, RATIO, Drawn()),
+        Arm(RANDOM, RATIO, RandomRows()),
         Arm(HKVD, RATIO, Deviation("v")),
         Arm(FIRST, RATIO, Leading()),
         Arm(DRIFT, 0.0, Naive(), undrifted=1.0),
-        Arm(ATTENTION, RATIO, Asked()),
-        Arm(ATTENTION, 0.3, Asked()),
-        Arm(OURS, RATIO, Asked(), undrifted=HALF),
-        Arm(OURS, 0.3, Asked(), undrifted=HALF),
-        Arm(WHOLE, RATIO, Asked(), undrifted=1.0),
+        Arm(ATTENTION, RATIO, AskedRows()),
+        Arm(ATTENTION, 0.3, AskedRows()),
+        Arm(OURS, RATIO, AskedRows(), undrifted=HALF),
+        Arm(OURS, 0.3, AskedRows(), undrifted=HALF),
+        Arm(WHOLE, RATIO, AskedRows(), undrifted=1.0),
     ]
     if which != "every":
         return [*main, NOISE] if which == "noise" else main
@@ -135,10 +144,10 @@ def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list
         Arm(name, ratio, rule, undrifted=HALF * (name == OURS))
         for ratio in (0.05, 0.3, 0.5)
         for name, rule in (
-            (OURS, Asked()),
-            (ATTENTION, Asked()),
+            (OURS, AskedRows()),
+            (ATTENTION, AskedRows()),
             (HKVD, Deviation("v")),
-            (RANDOM, Drawn()),
+            (RANDOM, RandomRows()),
         )
         if ratio != 0.3 or name not in (OURS, ATTENTION)
     ]
@@ -149,7 +158,7 @@ def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list
         Arm("HKVD by K and V", RATIO, Deviation("kv")),
         Arm("HKVD by V, gradual", RATIO, Deviation("v", gradual=True)),
         Arm("HKVD by V, released mask", RATIO, Deviation("v"), attention=BottomRight()),
-        Arm("question's attention, all layers", RATIO, Asked(skip=0.0)),
+        Arm("question's attention, all layers", RATIO, AskedRows(skip=0.0)),
         Arm("oracle: V deviation", RATIO, Known(deviation)),
         Arm("oracle: attention", RATIO, Known(attended)),
         Arm("oracle: attention x V deviation", RATIO, Known(attended * deviation)),
@@ -163,7 +172,7 @@ class Known:
 
     worth: Tensor
 
-    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+    def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         best = torch.topk(self.worth[layout.reused], count).indices
         return chosen_rows(base, layout, layout.reused[best])
 
@@ -193,11 +202,11 @@ def _unmoved(lab: Lab, case: Case, base: Plan) -> Plan:
 class BottomRight(TorchAttention):
     """The mask of the released code: m rows see as if they were the prompt's last m positions."""
 
-    def bind(self, lanes: Sequence[AttentionLane], cos: Tensor, sin: Tensor) -> BoundAttention:
+    def bind(self, lanes: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
         return _Misaligned(super().bind(lanes, cos, sin), super().bind(_last(lanes), cos, sin))
 
 
-def _last(lanes: Sequence[AttentionLane]) -> list[AttentionLane]:
+def _last(lanes: Sequence[AttentionSlice]) -> list[AttentionSlice]:
     moved = []
     for lane in lanes:
         stop = int(lane.positions[-1]) + 1

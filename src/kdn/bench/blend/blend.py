@@ -33,7 +33,7 @@ from kdn.bench.blend.arms import (
     default_way,
 )
 from kdn.bench.blend.lab import Lab
-from kdn.bench.blend.prompts import Asked, questions
+from kdn.bench.blend.prompts import BlendPrompt, questions
 from kdn.bench.blend.quality import Judged, geometric, interval, judge, judged_before
 from kdn.bench.blend.timing import BLEND, DISK, FULL_TIME, Timed, longer, time_ways
 from kdn.bench.common.measure import median, ratio
@@ -110,7 +110,7 @@ def _page(options: BenchOptions) -> str:
 
 
 def _timed(
-    options: BenchOptions, service: api.Kdn, asked: list[Asked], folder: Path
+    options: BenchOptions, service: api.Kdn, asked: list[BlendPrompt], folder: Path
 ) -> dict[str, Timed]:
     rounds = options.pairs or (2 if options.quick else 6)
     store = folder / "store"

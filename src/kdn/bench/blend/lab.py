@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from kdn.core import ALL_ROWS, LayerKV, LayerSource, Plan, Prompt, Role, StoredRun, TokenIds
-from kdn.engine import Capture, Head, Lane, Pass, SequenceKV, Tail
+from kdn.engine import Capture, Pass, PrefixKV, SequenceKV, SequenceSlice, SuffixKV
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
-from kdn.reuse.blend import Drift, Layout, Rule, Undrifted
+from kdn.reuse.blend import BiasCorrected, BlendLayout, Drift, Rule
 
 __all__ = ["Case", "Held", "Lab", "Seen", "kl", "true_deviation"]
 
@@ -63,7 +63,7 @@ class Case:
     tokens: TokenIds
     home: int
     """The position that every chunk was computed at: right behind the prelude."""
-    layout: Layout
+    layout: BlendLayout
     stored: tuple[StoredRun, ...]
     prefix: LayerSource
     full: Seen
@@ -102,7 +102,7 @@ class Lab:
         first, *others = documents
         prefix = Held(torch.cat((self._prelude[prelude], kept[first]), dim=2), "first")
         runs = tuple(StoredRun(start, Held(kept[start, stop])) for start, stop in others)
-        layout = Layout(prompt.num_tokens, first[1], tuple(others), documents[-1][1])
+        layout = BlendLayout(prompt.num_tokens, first[1], tuple(others), documents[-1][1])
         kv, capture, logits, _ = self._pass(Plan(prompt.token_ids), capture=True)
         answer, logprobs = self._greedy(kv, prompt.num_tokens, logits)
         full = Seen(logprobs, prompt.num_tokens * self.num_layers, kv)
@@ -116,7 +116,7 @@ class Lab:
         stored = case.stored
         if undrifted:
             drift = self._drift.times(undrifted)
-            stored = tuple(StoredRun(run.start, Undrifted(run.source, drift)) for run in stored)
+            stored = tuple(StoredRun(run.start, BiasCorrected(run.source, drift)) for run in stored)
         return Plan(
             case.tokens,
             prefix=case.prefix,
@@ -146,7 +146,7 @@ class Lab:
         whole = (*case.tokens, *tokens)
         rows = tuple(range(start - 1, len(whole) - 1))
         plan = Plan(whole, logits=rows)
-        lane = Lane.prefill(plan, kv, start - 1, len(whole))
+        lane = SequenceSlice.prefill(plan, kv, start - 1, len(whole))
         logprobs = torch.log_softmax(self._finish(lane).float(), dim=-1)
         picked = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
         return float(-picked.mean())
@@ -161,7 +161,7 @@ class Lab:
         tokens = [int(seen.logprobs[0].argmax())]
         seen.kv.tail.num_columns = case.layout.num_tokens - seen.kv.num_head
         while len(tokens) < most and tokens[-1] not in stops:
-            tokens.append(int(self._finish(Lane.decode(seen.kv, tokens[-1]))[-1].argmax()))
+            tokens.append(int(self._finish(SequenceSlice.decode(seen.kv, tokens[-1]))[-1].argmax()))
         return self._model.tokenizer.decode([t for t in tokens if t not in stops])
 
     def _behind(self, prelude: TokenIds, tokens: TokenIds) -> Tensor:
@@ -182,14 +182,18 @@ class Lab:
         decoder, first = self._model.decoder, plan.num_prefix
         head = None
         if plan.prefix is not None:
-            head = Head("head", first, self._shape, decoder.dtype, str(decoder.device))
+            head = PrefixKV("head", first, self._shape, decoder.dtype, str(decoder.device))
         size = plan.num_tokens - first + _FORCED + 64
-        kv = SequenceKV(Tail(self._shape, decoder.dtype, str(decoder.device), size), head, first)
+        kv = SequenceKV(
+            SuffixKV(self._shape, decoder.dtype, str(decoder.device), size), head, first
+        )
         noted = Capture(self._shape, decoder.dtype, first, size) if capture else None
         rows = 0
         while True:
             fresh = head if head is not None and not head.is_complete else None
-            lane = Lane.prefill(plan, kv, first, plan.num_tokens, capture=noted, new_head=fresh)
+            lane = SequenceSlice.prefill(
+                plan, kv, first, plan.num_tokens, capture=noted, new_head=fresh
+            )
             step = Pass(decoder, attention or self._attention, [lane])
             while True:
                 done = step.advance()
@@ -200,7 +204,7 @@ class Lab:
                 return kv, noted, step.logits()[0], rows
             plan = plan.then()
 
-    def _finish(self, lane: Lane) -> Tensor:
+    def _finish(self, lane: SequenceSlice) -> Tensor:
         step = Pass(self._model.decoder, self._attention, [lane])
         while not step.advance():
             pass
@@ -210,7 +214,7 @@ class Lab:
         tokens, all_logits = list[int](), [logits[-1]]
         for _ in range(_FORCED):
             tokens.append(int(all_logits[-1].argmax()))
-            all_logits.append(self._finish(Lane.decode(kv, tokens[-1]))[-1])
+            all_logits.append(self._finish(SequenceSlice.decode(kv, tokens[-1]))[-1])
         return tuple(tokens), torch.log_softmax(torch.stack(all_logits).float(), dim=-1)
 
     def _forced(
@@ -218,7 +222,7 @@ class Lab:
     ) -> Tensor:
         whole = (*prompt, *answer)
         plan = Plan(whole, logits=tuple(range(len(prompt), len(whole))))
-        lane = Lane.prefill(plan, kv, len(prompt), len(whole))
+        lane = SequenceSlice.prefill(plan, kv, len(prompt), len(whole))
         behind = self._finish(lane)
         return torch.log_softmax(torch.cat((logits[-1:], behind)).float(), dim=-1)
 

@@ -24,7 +24,7 @@ from kdn.bench.blend.prompts import questions
 from kdn.bench.common.result import BenchOptions, Figure, Result, Row
 from kdn.bench.engine.contestants import Listener
 from kdn.bench.engine.lineup import opened
-from kdn.core import Blend, Keeping, Prompt, Request, Sampling
+from kdn.core import Blend, Prompt, Request, Retention, Sampling
 from kdn.machine.facts import describe_machine
 from kdn.model import Document, Message
 
@@ -147,7 +147,7 @@ def _request(side: str, prompt: Prompt, number: int) -> Request:
         sampling=Sampling(max_tokens=1, ignore_eos=True),
         reuse=side != FULL,
         blend=Blend(_RATIO) if side != FULL else None,
-        keeping=Keeping.NOTHING,
+        retention=Retention.NOTHING,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from kdn.corpus import corpus_files
 from kdn.errors import BadInput
 
-__all__ = ["Asked", "questions"]
+__all__ = ["BlendPrompt", "questions"]
 
 _SHORTLY = "Answer the question from the documents, in at most five words."
 _AT_LENGTH = "Answer from the meeting above, in two or three sentences."
@@ -23,7 +23,7 @@ _WORDS = 200
 
 
 @dataclass(frozen=True)
-class Asked:
+class BlendPrompt:
     """A question over documents, with the answers that count as right."""
 
     name: str
@@ -35,7 +35,7 @@ class Asked:
     """Is the answer a summary, to be compared by Rouge-L, or a few words, by F1?"""
 
 
-def questions(data: Path | None, seed: int, limit: int) -> list[Asked]:
+def questions(data: Path | None, seed: int, limit: int) -> list[BlendPrompt]:
     """At most `limit` questions of a set, or of the shipped documents when `data` is None.
 
     `data` is a folder with `public.jsonl` (or that file) of MuSiQue, HotpotQA, QMSum or RULER's
@@ -52,7 +52,7 @@ def questions(data: Path | None, seed: int, limit: int) -> list[Asked]:
     if shape is None:
         raise BadInput(f"{file}: records of a shape that is not known ({', '.join(_SHAPES)})")
     draw = random.Random(seed)
-    found: list[Asked] = []
+    found: list[BlendPrompt] = []
     while len(found) < limit:
         turn, number = divmod(len(found), len(records))
         name = f"{file.parent.name}/{number}" + (f"/{turn}" if turn else "")
@@ -68,11 +68,11 @@ def _cut(text: str) -> str:
     return " ".join(text.split()[:_WORDS])
 
 
-def _musique(name: str, record: dict[str, Any], draw: random.Random) -> Asked:
+def _musique(name: str, record: dict[str, Any], draw: random.Random) -> BlendPrompt:
     """Passages that hold the answer stay; others are left out at random down to eight."""
     answers = tuple(record["answers"])
     texts = [_around(context["text"], answers) for context in record["ctxs"]]
-    return Asked(name, _eight(texts, answers, draw), record["question"], answers)
+    return BlendPrompt(name, _eight(texts, answers, draw), record["question"], answers)
 
 
 def _around(text: str, answers: tuple[str, ...]) -> str:
@@ -89,25 +89,25 @@ def _eight(texts: list[str], answers: tuple[str, ...], draw: random.Random) -> t
     return tuple(text for i, text in enumerate(texts) if i not in gone)[:_CHUNKS]
 
 
-def _hotpot(name: str, record: dict[str, Any], draw: random.Random) -> Asked:
+def _hotpot(name: str, record: dict[str, Any], draw: random.Random) -> BlendPrompt:
     """Each paragraph under its title, two to a chunk where they are short."""
     context = record["context"]
     pairs = zip(context["title"], context["sentences"], strict=True)
     texts = [_cut(f"{title}\n{''.join(sentences)}") for title, sentences in pairs]
     answers = (record["answer"],)
-    return Asked(name, _eight(texts, answers, draw), record["question"], answers)
+    return BlendPrompt(name, _eight(texts, answers, draw), record["question"], answers)
 
 
-def _needles(name: str, record: dict[str, Any], _: random.Random) -> Asked:
+def _needles(name: str, record: dict[str, Any], _: random.Random) -> BlendPrompt:
     """The lines of one long text in eight equal parts; the last line asks."""
     *lines, asked = record["input"].splitlines()
     size = -(-len(lines) // _CHUNKS)
     texts = ["\n".join(lines[a : a + size]) for a in range(0, len(lines), size)]
     question = asked.split("?")[0] + "? Answer with it alone."
-    return Asked(name, tuple(texts), question, tuple(record["outputs"]))
+    return BlendPrompt(name, tuple(texts), question, tuple(record["outputs"]))
 
 
-def _meeting(name: str, record: dict[str, Any], draw: random.Random) -> Asked:
+def _meeting(name: str, record: dict[str, Any], draw: random.Random) -> BlendPrompt:
     """What was said where a topic was discussed, from its beginning on, and the query about it."""
     about = draw.choice(record["specific_query_list"])
     first = int(about["relevant_text_span"][0][0])
@@ -115,10 +115,12 @@ def _meeting(name: str, record: dict[str, Any], draw: random.Random) -> Asked:
     words = [word for turn in turns for word in f"{turn['speaker']}: {turn['content']}".split()]
     words = words[: _CHUNKS * _WORDS]
     texts = [" ".join(words[a : a + _WORDS]) for a in range(0, len(words), _WORDS)]
-    return Asked(name, tuple(texts), about["query"], (about["answer"],), _AT_LENGTH, at_length=True)
+    return BlendPrompt(
+        name, tuple(texts), about["query"], (about["answer"],), _AT_LENGTH, at_length=True
+    )
 
 
-_SHAPES: dict[str, Callable[[str, dict[str, Any], random.Random], Asked]] = {
+_SHAPES: dict[str, Callable[[str, dict[str, Any], random.Random], BlendPrompt]] = {
     "ctxs": _musique,
     "context": _hotpot,
     "outputs": _needles,
@@ -126,7 +128,7 @@ _SHAPES: dict[str, Callable[[str, dict[str, Any], random.Random], Asked]] = {
 }
 
 
-def _shipped(seed: int, limit: int) -> Iterator[Asked]:
+def _shipped(seed: int, limit: int) -> Iterator[BlendPrompt]:
     """Eight passages of the shipped documents, and a question after one of their sentences."""
     draw = random.Random(seed)
     words = [text for file in corpus_files() for text in _passages(file)]
@@ -135,7 +137,7 @@ def _shipped(seed: int, limit: int) -> Iterator[Asked]:
         told = draw.choice(documents).split(". ")
         answer = max(told[:-1] or told, key=len)
         start = " ".join(answer.split()[:6])
-        yield Asked(
+        yield BlendPrompt(
             f"shipped/{number}", documents, f'How goes the text on behind "{start}"?', (answer,)
         )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from kdn import api
 from kdn.bench.blend.arms import FULL, HKVD, NAIVE, OURS, RANDOM, RATIO, WHOLE, Arm, arms
 from kdn.bench.blend.lab import Case, Lab, Seen, kl, true_deviation
-from kdn.bench.blend.prompts import Asked
+from kdn.bench.blend.prompts import BlendPrompt
 from kdn.model import Document, Message
 
 __all__ = [
@@ -48,7 +48,7 @@ Judged = dict[str, Any]
 def judge(
     service: api.Kdn,
     lab: Lab,
-    questions: Sequence[Asked],
+    questions: Sequence[BlendPrompt],
     rows: Path | None,
     say: Callable[[str], None],
     *,
@@ -80,7 +80,7 @@ def judge(
     return found
 
 
-def judged_before(questions: Sequence[Asked], rows: Path | None) -> list[Judged]:
+def judged_before(questions: Sequence[BlendPrompt], rows: Path | None) -> list[Judged]:
     """What the file holds of these questions. Judges nothing."""
     known = _read(rows)
     return [known[question.name] for question in questions if question.name in known]
@@ -95,7 +95,9 @@ def _read(rows: Path | None) -> dict[str, Judged]:
     return {judged["name"]: judged for judged in map(json.loads, lines)}
 
 
-def _judge(service: api.Kdn, lab: Lab, question: Asked, which: Which | Sequence[Arm]) -> Judged:
+def _judge(
+    service: api.Kdn, lab: Lab, question: BlendPrompt, which: Which | Sequence[Arm]
+) -> Judged:
     """One full prefill and one set of stored chunks; every arm is a pass over them."""
     turns = [Message("system", question.instruction), Message("user", question.question)]
     prompt = service.prompt(turns, [Document(None, text) for text in question.documents])
@@ -115,7 +117,7 @@ def _judge(service: api.Kdn, lab: Lab, question: Asked, which: Which | Sequence[
     return judged
 
 
-def _score(lab: Lab, case: Case, arm: Arm, question: Asked) -> dict[str, float]:
+def _score(lab: Lab, case: Case, arm: Arm, question: BlendPrompt) -> dict[str, float]:
     with torch.inference_mode():
         plan = arm.rule(arm.base(lab, case), case.layout, case.layout.budget(arm.ratio))
     seen = lab.run(case, plan, arm.attention)
@@ -134,11 +136,11 @@ def _score(lab: Lab, case: Case, arm: Arm, question: Asked) -> dict[str, float]:
     return found
 
 
-def _gold(question: Asked) -> str:
+def _gold(question: BlendPrompt) -> str:
     return question.answers[0]
 
 
-def _worth(lab: Lab, case: Case, seen: Seen, question: Asked) -> float:
+def _worth(lab: Lab, case: Case, seen: Seen, question: BlendPrompt) -> float:
     """F1 of a short answer's words, Rouge-L of a summary."""
     most = _SUMMARY_TOKENS if question.at_length else _ANSWER_TOKENS
     answer = lab.answer(case, seen, most)

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from kdn import api
-from kdn.bench.blend.prompts import Asked
+from kdn.bench.blend.prompts import BlendPrompt
 from kdn.bench.common.measure import Samples, interleave
 from kdn.bench.common.result import BenchOptions
 from kdn.bench.engine.contestants import Listener
-from kdn.core import Blend, Keeping, Prompt, Request, Sampling, Usage
+from kdn.core import Blend, Prompt, Request, Retention, Sampling, Usage
 from kdn.model import Document, Message
 from kdn.store import open_store
 
@@ -49,7 +49,11 @@ class Timed:
 
 
 def time_ways(
-    options: BenchOptions, service: api.Kdn, questions: Sequence[Asked], rounds: int, folder: Path
+    options: BenchOptions,
+    service: api.Kdn,
+    questions: Sequence[BlendPrompt],
+    rounds: int,
+    folder: Path,
 ) -> Timed:
     """Interleaved rounds of every way, the first of them a warm-up that is not counted."""
     with _from_disk(options, service, folder) as cold:
@@ -90,7 +94,7 @@ class _Stand:
     options: BenchOptions
     warm: api.Kdn
     cold: api.Kdn
-    questions: Sequence[Asked]
+    questions: Sequence[BlendPrompt]
     prompts: dict[int, Prompt] = field(default_factory=dict)
     usages: dict[str, Usage] = field(default_factory=dict)
 
@@ -112,7 +116,7 @@ class _Stand:
             sampling=Sampling(max_tokens=1, ignore_eos=True),
             reuse=way != FULL_TIME,
             blend=Blend(ratio) if ratio is not None else None,
-            keeping=Keeping.NOTHING,
+            retention=Retention.NOTHING,
         )
 
     def _prepare(self, number: int) -> Prompt:
@@ -126,7 +130,7 @@ class _Stand:
         return self.prompts[number]
 
 
-def longer(questions: Sequence[Asked]) -> list[Asked]:
+def longer(questions: Sequence[BlendPrompt]) -> list[BlendPrompt]:
     """Questions over nearly twice the documents: their own and most of the next one's."""
     others = [*questions[1:], questions[0]]
     return [

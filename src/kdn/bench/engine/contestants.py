@@ -17,9 +17,9 @@ from kdn.clock import Clock
 from kdn.core import (
     Finish,
     Generator,
-    Keeping,
     Prompt,
     Request,
+    Retention,
     Role,
     Sampling,
     Segment,
@@ -30,7 +30,7 @@ from kdn.core import (
 )
 from kdn.errors import EngineFailed
 
-__all__ = ["Contestant", "Kdn", "Listener", "RivalProcess", "Transformers"]
+__all__ = ["Contestant", "KdnContestant", "Listener", "RivalProcess", "Transformers"]
 
 Arrivals = list[list[float]]
 
@@ -79,7 +79,7 @@ class Listener:
         return self.usage
 
 
-class Kdn:
+class KdnContestant:
     """Our engine, through the same door that everybody uses."""
 
     name = "kdn"
@@ -95,13 +95,13 @@ class Kdn:
 
     def first_token_s(self, prompt: TokenIds) -> float:
         started = self._clock.now()
-        listener = self._submit((prompt,), 1, reuse=False, keeping=Keeping.NOTHING)
+        listener = self._submit((prompt,), 1, reuse=False, retention=Retention.NOTHING)
         listener.wait()
         return listener.times_s[0] - started
 
     def arrivals_s(self, prompts: Sequence[TokenIds], num_tokens: int) -> Arrivals | None:
         running = [
-            self._submit((prompt,), num_tokens, reuse=False, keeping=Keeping.NOTHING)
+            self._submit((prompt,), num_tokens, reuse=False, retention=Retention.NOTHING)
             for prompt in prompts
         ]
         for listener in running:
@@ -110,18 +110,18 @@ class Kdn:
 
     def keep(self, prefix: TokenIds) -> None:
         """Have the KV of `prefix` stored, and settled."""
-        self._submit((prefix, prefix[:1]), 1, reuse=False, keeping=Keeping.SHARED).wait()
+        self._submit((prefix, prefix[:1]), 1, reuse=False, retention=Retention.SHARED).wait()
         self._settle()
 
     def hit_s(self, prefix: TokenIds, rest: TokenIds) -> tuple[float, Usage]:
         """Seconds to the first token of `rest` after a stored `prefix`, and where tokens came from."""
         started = self._clock.now()
-        listener = self._submit((prefix, rest), 1, reuse=True, keeping=Keeping.NOTHING)
+        listener = self._submit((prefix, rest), 1, reuse=True, retention=Retention.NOTHING)
         usage = listener.wait()
         return listener.times_s[0] - started, usage
 
     def _submit(
-        self, pieces: Sequence[TokenIds], num_tokens: int, *, reuse: bool, keeping: Keeping
+        self, pieces: Sequence[TokenIds], num_tokens: int, *, reuse: bool, retention: Retention
     ) -> Listener:
         self._serial += 1
         roles = [Role.DOCUMENT] * (len(pieces) - 1) + [Role.QUESTION]
@@ -131,7 +131,7 @@ class Kdn:
             prompt=Prompt(segments),
             sampling=Sampling(max_tokens=num_tokens, ignore_eos=True),
             reuse=reuse,
-            keeping=keeping,
+            retention=retention,
         )
         listener = Listener(self._clock)
         self._generator.submit(request).on_event(listener)

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from kdn.bench.common.measure import REST_S, Samples, decode_rate, interleave, median, ratio
 from kdn.bench.common.result import BenchOptions, Figure, Result, Row
-from kdn.bench.engine.contestants import Contestant, Kdn, RivalProcess
+from kdn.bench.engine.contestants import Contestant, KdnContestant, RivalProcess
 from kdn.bench.engine.lineup import LLAMA, OURS, REFERENCE, VLLM, Lineup, assemble, opened
 from kdn.bench.engine.work import decode_bytes, prefill_flops
 from kdn.core import TokenIds
 from kdn.errors import EngineFailed
 from kdn.machine.facts import describe_machine, matmul_gflops, memory_gb_per_s
 
-__all__ = ["FULL", "QUICK", "Scale", "measure", "run"]
+__all__ = ["FULL", "QUICK", "EngineScale", "measure", "run"]
 
 NEW_TOKENS = 32
 HIT, VLLM_HIT = "kdn hit", "vllm hit"
@@ -31,7 +31,7 @@ CEILING, SHARE = "ceiling", "share of ceiling"
 
 
 @dataclass(frozen=True)
-class Scale:
+class EngineScale:
     """How much is measured."""
 
     pairs: dict[int, int]
@@ -48,14 +48,14 @@ class Scale:
     """Where int8 decoding meets llama.cpp; None leaves it out."""
 
 
-FULL = Scale(
+FULL = EngineScale(
     pairs={512: 5, 1024: 5, 2048: 5, 4096: 5},
     batches=(1, 4, 16),
     decode_tokens=64,
     decode_pairs=5,
     rivals=(REFERENCE, VLLM, LLAMA),
 )
-QUICK = Scale(
+QUICK = EngineScale(
     pairs={512: 2, 1024: 1, 2048: 2, 4096: 1},
     batches=(1,),
     decode_tokens=17,
@@ -73,7 +73,7 @@ def run(options: BenchOptions) -> Result:
         return measure(options, scale, Path(folder))
 
 
-def measure(options: BenchOptions, scale: Scale, scratch: Path) -> Result:
+def measure(options: BenchOptions, scale: EngineScale, scratch: Path) -> Result:
     """Measure at a given scale, with files in `scratch`."""
     import torch
 
@@ -134,7 +134,7 @@ class _Measuring:
     """One benchmark run over a lineup."""
 
     options: BenchOptions
-    scale: Scale
+    scale: EngineScale
     lineup: Lineup
     found: _Findings
 
@@ -249,7 +249,7 @@ class _Measuring:
 
 
 def _int8(
-    options: BenchOptions, scale: Scale, lineup: Lineup, found: _Findings, scratch: Path
+    options: BenchOptions, scale: EngineScale, lineup: Lineup, found: _Findings, scratch: Path
 ) -> None:
     """Our int8 weights against llama.cpp's four bits, decoding after a long context."""
     options.say("decoding with int8 weights")
@@ -258,7 +258,7 @@ def _int8(
     prompt = tuple(source.randrange(100, lineup.config.vocab_size) for _ in range(context))
     with opened(options, scratch, int8=True) as service:
         contestants: dict[str, Contestant] = {
-            OURS: Kdn(service.engine, options.clock),
+            OURS: KdnContestant(service.engine, options.clock),
             LLAMA: lineup.others[LLAMA],
         }
         pairs = options.pairs or scale.decode_pairs

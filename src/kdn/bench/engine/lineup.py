@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdn import api
 from kdn.bench.common.result import BenchOptions
-from kdn.bench.engine.contestants import Contestant, Kdn, RivalProcess, Transformers
+from kdn.bench.engine.contestants import Contestant, KdnContestant, RivalProcess, Transformers
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.errors import EngineFailed
 from kdn.model import ModelConfig, resolve
@@ -37,7 +37,7 @@ _STORE_BYTES = 4 * 1024**3
 class Lineup:
     """The contestants, ready to run, and what is known of the model they all run."""
 
-    ours: Kdn
+    ours: KdnContestant
     config: ModelConfig
     device: str
     dtype: str
@@ -72,7 +72,7 @@ def assemble(options: BenchOptions, scratch: Path, rivals: Sequence[str]) -> Ite
         service = stack.enter_context(opened(options, scratch))
         decoder = service.model.decoder
         lineup = Lineup(
-            ours=Kdn(service.engine, options.clock, service.store.flush),
+            ours=KdnContestant(service.engine, options.clock, service.store.flush),
             config=decoder.config,
             device=str(decoder.device),
             dtype=str(decoder.dtype).removeprefix("torch."),

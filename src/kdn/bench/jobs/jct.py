@@ -31,11 +31,11 @@ from kdn.bench.jobs.jobs import (
     with_arrivals,
 )
 from kdn.calibration.times import JctMeter
-from kdn.core import JctModel, Keeping, Prompt, Request, Role, Sampling, Segment, TokenIds
-from kdn.engine import Engine, Limits
+from kdn.core import JctModel, Prompt, Request, Retention, Role, Sampling, Segment, TokenIds
+from kdn.engine import Engine, EngineLimits
 from kdn.machine.facts import describe_machine
 from kdn.reuse import PrefixReuse
-from kdn.schedule import Ended, PrefixCache, PrefixJob, WaitingRoom, make_policy, simulate
+from kdn.schedule import Ended, PrefixCache, PrefixJob, RequestQueue, make_policy, simulate
 from kdn.store import open_store
 
 __all__ = ["run"]
@@ -205,8 +205,8 @@ class _Stage:
         store = open_store(None, memory_bytes=self.cache_tokens * self._shape.token_bytes)
         fingerprint = service.model.decoder.fingerprint
         reuse = PrefixReuse(store, self._shape, lambda _: fingerprint)
-        room = WaitingRoom(make_policy(policy, self._jct))
-        limits = Limits(1 << 30, pack_tokens=PACK_TOKENS, idle_head_bytes=0)
+        room = RequestQueue(make_policy(policy, self._jct))
+        limits = EngineLimits(1 << 30, pack_tokens=PACK_TOKENS, idle_head_bytes=0)
         with closing(store), closing(reuse):
             engine = Engine(service.model, service.attention, reuse, limits, clock, room)
             with closing(engine):
@@ -220,7 +220,7 @@ class _Stage:
         ):  # a new engine is a new thread, and its first passes are slow
             listener = Listener(clock)
             warm = self._request(PrefixJob(f"warm{number}", 0, f"warm{number}", 100, 120))
-            engine.submit(replace(warm, keeping=Keeping.NOTHING)).on_event(listener)
+            engine.submit(replace(warm, retention=Retention.NOTHING)).on_event(listener)
             listener.wait()
         started, listeners = clock.now(), []
         for job, request in requests:
@@ -243,7 +243,7 @@ class _Stage:
         sampling = Sampling(
             max_tokens=1, ignore_eos=True, allowed=(5, 6), ranked=(5, 6), logprobs=0
         )
-        return Request(job.id, prompt, sampling, keeping=Keeping.SHARED)
+        return Request(job.id, prompt, sampling, retention=Retention.SHARED)
 
     def _tokens(self, name: str, count: int) -> TokenIds:
         rng = random.Random(name)
@@ -262,7 +262,7 @@ def _throughput(
 
 
 def _simulated(jobs: Sequence[PrefixJob], policy: str, model: JctModel, cache_tokens: int) -> _Cell:
-    room = WaitingRoom(make_policy(policy, model))
+    room = RequestQueue(make_policy(policy, model))
     return _cell(simulate(jobs, room, model, PrefixCache(cache_tokens), PACK_TOKENS))
 
 

@@ -24,12 +24,12 @@ from kdn.clock import Clock
 from kdn.core import Plan, Prompt, Request, Role, Sampling, Segment, TokenIds
 from kdn.engine import (
     Engine,
+    EngineLimits,
     JobMemory,
-    Lane,
-    Limits,
     Pass,
     SequenceKV,
-    Tail,
+    SequenceSlice,
+    SuffixKV,
     counted_memory,
     measured_memory,
     plain,
@@ -39,10 +39,10 @@ from kdn.machine.facts import describe_machine
 from kdn.model import LoadedModel, ModelConfig
 from kdn.model.attention import Attention
 
-__all__ = ["ARMS", "Arm", "Ward", "run"]
+__all__ = ["ARMS", "LengthArm", "Ward", "run"]
 
 BUDGET_BYTES = 40 * 2**20
-ROW_CHUNK = Limits(0).row_chunk
+ROW_CHUNK = EngineLimits(0).row_chunk
 """Rows of position-wise work at a time, in the arm that does so."""
 PREFILL_CHUNK = 512
 """Tokens of a chunk of chunked prefill: the fastest of 256, 512 and 1,024 here."""
@@ -53,7 +53,7 @@ _CHUNKS = (64, 128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
-class Arm:
+class LengthArm:
     """A way to prefill: which KV outlives its layer, and how much is computed at a time."""
 
     name: str
@@ -64,10 +64,10 @@ class Arm:
     """Tokens of a pass; None takes the prompt as one."""
 
 
-WHOLE = Arm("whole KV")
-CHUNKED = Arm("chunked prefill", pass_tokens=PREFILL_CHUNK)
-DROP = Arm("drop KV only", one_layer=True)
-HYBRID = Arm("hybrid", one_layer=True, row_chunk=ROW_CHUNK)
+WHOLE = LengthArm("whole KV")
+CHUNKED = LengthArm("chunked prefill", pass_tokens=PREFILL_CHUNK)
+DROP = LengthArm("drop KV only", one_layer=True)
+HYBRID = LengthArm("hybrid", one_layer=True, row_chunk=ROW_CHUNK)
 ARMS = (WHOLE, CHUNKED, DROP, HYBRID)
 
 
@@ -127,26 +127,26 @@ class Ward:
     def tokens(self, count: int) -> TokenIds:
         return tuple(self._random.choices(range(min(self.config.vocab_size, 30_000)), k=count))
 
-    def peak(self, arm: Arm, num_tokens: int) -> int:
+    def peak(self, arm: LengthArm, num_tokens: int) -> int:
         """Bytes at the worst moment of a prompt of so many tokens."""
         tokens, tail = self.tokens(num_tokens), self._tail(arm, num_tokens)
         device = str(self.model.decoder.device)
         # K and V lie outside of what the tensor library counts, or before it begins to.
         return peak_bytes(lambda: self.forward(arm, tokens, tail), device) + tail.size_bytes
 
-    def seconds(self, arm: Arm, num_tokens: int) -> float:
+    def seconds(self, arm: LengthArm, num_tokens: int) -> float:
         tokens = self.tokens(num_tokens)
         started = self._clock.now()
         self.forward(arm, tokens, self._tail(arm, num_tokens))
         return self._clock.now() - started
 
-    def _tail(self, arm: Arm, num_tokens: int) -> Tail:
+    def _tail(self, arm: LengthArm, num_tokens: int) -> SuffixKV:
         decoder = self.model.decoder
         device = str(decoder.device)
-        return Tail(self._shape, decoder.dtype, device, num_tokens, one_layer=arm.one_layer)
+        return SuffixKV(self._shape, decoder.dtype, device, num_tokens, one_layer=arm.one_layer)
 
     @torch.inference_mode()
-    def forward(self, arm: Arm, tokens: TokenIds, tail: Tail) -> torch.Tensor:
+    def forward(self, arm: LengthArm, tokens: TokenIds, tail: SuffixKV) -> torch.Tensor:
         """Logits of the last token."""
         decoder = self.model.decoder
         plan = Plan(tokens, row_chunk=arm.row_chunk, one_layer=arm.one_layer)
@@ -154,7 +154,7 @@ class Ward:
         logits = torch.empty(0)
         size = arm.pass_tokens or len(tokens)
         for first in range(0, len(tokens), size):
-            lane = Lane.prefill(plan, kv, first, min(first + size, len(tokens)))
+            lane = SequenceSlice.prefill(plan, kv, first, min(first + size, len(tokens)))
             step = Pass(decoder, self._attention, [lane])
             while not step.advance():
                 pass
@@ -163,7 +163,7 @@ class Ward:
 
     def refusal(self, memory: JobMemory) -> str:
         """What an engine with the budget says to a prompt just beyond its maximum."""
-        limits = Limits(BUDGET_BYTES, row_chunk=ROW_CHUNK, memory=memory)
+        limits = EngineLimits(BUDGET_BYTES, row_chunk=ROW_CHUNK, memory=memory)
         engine = Engine(
             self.model, self._attention, _NoReuse(), limits, self._clock, threaded=False
         )
@@ -189,7 +189,7 @@ class _NoReuse:
         return None
 
 
-def _row(ward: Ward, arm: Arm, memory: JobMemory) -> Row:
+def _row(ward: Ward, arm: LengthArm, memory: JobMemory) -> Row:
     most = memory.largest(BUDGET_BYTES)
     runs = min(most, ward.config.max_position)
     used = ward.peak(arm, runs)
@@ -207,7 +207,7 @@ def _row(ward: Ward, arm: Arm, memory: JobMemory) -> Row:
     }
 
 
-def _counted(config: ModelConfig, arm: Arm, value_bytes: int) -> float:
+def _counted(config: ModelConfig, arm: LengthArm, value_bytes: int) -> float:
     """Bytes a token that must coexist, from the shapes alone.
 
     Whole rows of the MLP while its result is multiplied down: hidden state, attention's output, the
@@ -238,7 +238,7 @@ def _chunk_times(options: BenchOptions, ward: Ward) -> tuple[dict[int, float], f
     sizes = [size for size in _CHUNKS if size <= length]
     sides: dict[str, Callable[[int], float]] = {
         str(size): lambda _, size=size: ward.seconds(  # type: ignore[misc]
-            Arm("hybrid", one_layer=True, row_chunk=size), length
+            LengthArm("hybrid", one_layer=True, row_chunk=size), length
         )
         for size in sizes
     }

@@ -23,7 +23,7 @@ from kdn.bench.common.result import BenchOptions, Figure, Result, Row
 from kdn.bench.knowledge.facts import Fact, document, invent, judge
 from kdn.bench.knowledge.finetune import Example, Trained, train_adapter
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
-from kdn.core import Keeping, Sampling
+from kdn.core import Retention, Sampling
 from kdn.errors import MissingExtra
 from kdn.machine.facts import describe_machine
 from kdn.model import Document, Message, resolve
@@ -171,7 +171,7 @@ def _ask(service: api.Kdn, name: str, fact: Fact, text: str, way: _Way) -> float
         sampling=_SAMPLING,
         adapter=_ADAPTER if name == TUNED else None,
     )
-    request = replace(request, reuse=name == STORED, keeping=Keeping.NOTHING)
+    request = replace(request, reuse=name == STORED, retention=Retention.NOTHING)
     answer = collect(service.submit(request), None)
     found, f1 = judge(answer.text, fact.answer)
     way.found.append(found)

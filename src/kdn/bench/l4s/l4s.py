@@ -22,7 +22,7 @@ from kdn.net.l4s.choosers import packaged_weights
 from kdn.net.l4s.evaluate import adopt, judge, policy_world
 from kdn.net.l4s.lab import Place, open_place, run_real
 from kdn.net.l4s.scenarios import EVALUATION, LISTS
-from kdn.net.l4s.stream import Stream
+from kdn.net.l4s.stream import PacketStream
 from kdn.net.world.records import ECT1, LOG, MS
 from kdn.net.world.spec import Scenario
 
@@ -140,7 +140,7 @@ def _prediction(
 
 def time_inference(weights: NDArray[np.float32], clock: Clock) -> float:
     """Median microseconds for a pair of questions on one thread, the newest ACK included."""
-    stream = Stream(weights)
+    stream = PacketStream(weights)
     acks = np.zeros(300, LOG)
     acks["t_send"] = np.arange(300) * MS
     acks["t_ack"], acks["sent_ecn"] = acks["t_send"] + 20 * MS, ECT1

@@ -20,14 +20,14 @@ from kdn.bench.blend.quality import interval, word_f1
 from kdn.bench.common.result import Row
 from kdn.bench.rank.pairs import held_out, read_lines
 from kdn.clock import Clock
-from kdn.core import Keeping, Sampling
+from kdn.core import Retention, Sampling
 from kdn.model import Message
 
 __all__ = [
     "WAYS",
     "Answered",
-    "Question",
-    "Way",
+    "RankQuestion",
+    "RankWay",
     "answer_rows",
     "answer_summary",
     "answered",
@@ -40,7 +40,7 @@ _SHORTLY = "Answer the question from the documents, in at most five words."
 
 
 @dataclass(frozen=True)
-class Question:
+class RankQuestion:
     """What is asked, what counts as right, and the passages that retrieval found, best first."""
 
     name: str
@@ -50,7 +50,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Way:
+class RankWay:
     """So many passages in the prompt, as retrieved or as reranked."""
 
     reranked: bool
@@ -60,7 +60,7 @@ class Way:
         return f"{'reranked' if self.reranked else 'retrieved'}, {self.passages} in the prompt"
 
 
-WAYS = (Way(False, 1), Way(False, 3), Way(False, 6), Way(True, 1), Way(True, 3))
+WAYS = (RankWay(False, 1), RankWay(False, 3), RankWay(False, 6), RankWay(True, 1), RankWay(True, 3))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ class Answered:
     delay_s: float
 
 
-def asked(data: Path, embed: Callable[[Sequence[str]], np.ndarray], quick: bool) -> list[Question]:
+def asked(
+    data: Path, embed: Callable[[Sequence[str]], np.ndarray], quick: bool
+) -> list[RankQuestion]:
     """Some of SQuAD's held-out questions, each on a paragraph of its own, and of HotpotQA's.
 
     Each set's passages are one library.  Raises BadInput without the files.
@@ -84,7 +86,9 @@ def asked(data: Path, embed: Callable[[Sequence[str]], np.ndarray], quick: bool)
         near = embed([text for text, _ in questions]) @ embed(texts).T
         for number, ((text, answers), scores) in enumerate(zip(questions, near, strict=True)):
             best = np.argsort(-scores)[:_CANDIDATES]
-            found.append(Question(f"{name}/{number}", text, answers, tuple(texts[i] for i in best)))
+            found.append(
+                RankQuestion(f"{name}/{number}", text, answers, tuple(texts[i] for i in best))
+            )
     return found
 
 
@@ -126,7 +130,7 @@ def _hotpot(data: Path) -> _Set:
 
 
 def answered(
-    ranker: api.Kdn, answerer: api.Kdn, clock: Clock, question: Question, adapter: str | None
+    ranker: api.Kdn, answerer: api.Kdn, clock: Clock, question: RankQuestion, adapter: str | None
 ) -> list[Answered]:
     """The question in each of the WAYS. The first ranking only stores the candidates' KV."""
     ranker.rerank(question.text, question.passages, adapter=adapter)
@@ -143,13 +147,13 @@ def answered(
     return found
 
 
-def _answer(kdn: api.Kdn, question: Question, passages: Sequence[str]) -> tuple[float, float]:
+def _answer(kdn: api.Kdn, question: RankQuestion, passages: Sequence[str]) -> tuple[float, float]:
     """F1 and seconds to the first token. Nothing is kept: no way finds what another computed."""
     answer = kdn.generate(
         [Message("system", _SHORTLY), Message("user", question.text)],
         passages,
         sampling=Sampling(max_tokens=_ANSWER_TOKENS),
-        keeping=Keeping.NOTHING,
+        retention=Retention.NOTHING,
     )
     return word_f1(answer.text, question.answers), answer.usage.ttft_ms / 1000
 
@@ -191,7 +195,7 @@ def _f1(row: Row) -> float:
     return float(str(row["F1"]))
 
 
-def _beside(way: Way, rows: Mapping[Way, Sequence[Answered]]) -> Row:
+def _beside(way: RankWay, rows: Mapping[RankWay, Sequence[Answered]]) -> Row:
     """The paired difference from retrieval alone in the same time: its best way not slower by 10 %."""
     allowed = 1.1 * _delay(rows[way])
     rivals = [w for w in rows if not w.reranked and _delay(rows[w]) <= allowed]

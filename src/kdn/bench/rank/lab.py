@@ -15,12 +15,12 @@ from typing import Any
 from kdn import api
 from kdn.bench.common.result import BenchOptions
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
-from kdn.core import Generator, Keeping, Prompt, Request, Role, Segment, Stream, TokenIds
+from kdn.core import Generator, Prompt, Request, Retention, Role, Segment, Stream, TokenIds
 from kdn.corpus import corpus_files
 from kdn.model import Document
 from kdn.rank import YES_NO, Layout, make_choices, odds_of, relevance_question
 
-__all__ = ["Arm", "Candidates", "Outcome", "opened_over"]
+__all__ = ["Candidates", "RankArm", "RankOutcome", "opened_over"]
 
 _BYTES = 8 * 1024**3
 _CUE = 7
@@ -43,7 +43,7 @@ def opened_over(
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RankOutcome:
     """One ranking: how long it took, and what became of its prompts."""
 
     seconds: float
@@ -100,7 +100,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Arm:
+class RankArm:
     """One way to rank on one service."""
 
     service: api.Kdn
@@ -108,11 +108,11 @@ class Arm:
     layout: Layout = Layout.DOCUMENT_FIRST
     reuse: bool = True
 
-    def rank(self, prompts: Sequence[Prompt]) -> Outcome:
+    def rank(self, prompts: Sequence[Prompt]) -> RankOutcome:
         """Score every prompt, wall clock."""
         judge = replace(
             self.service.judge(),
-            passing=self.layout is Layout.DOCUMENT_FIRST,
+            single_use=self.layout is Layout.DOCUMENT_FIRST,
             generator=self.service.engine if self.reuse else _Cold(self.service.engine),
         )
         choices = make_choices(YES_NO, self.service.model.tokenizer.encode)
@@ -120,7 +120,7 @@ class Arm:
         asked = list(judge.logits(prompts, choices))
         seconds = self.options.clock.now() - started_s
         usages = [usage for _, usage in asked]
-        return Outcome(
+        return RankOutcome(
             seconds,
             tuple(odds_of(logits) for logits, _ in asked),
             sum(usage.cached_tokens for usage in usages),
@@ -136,7 +136,7 @@ class _Cold:
     engine: Generator
 
     def submit(self, request: Request) -> Stream:
-        return self.engine.submit(replace(request, reuse=False, keeping=Keeping.NOTHING))
+        return self.engine.submit(replace(request, reuse=False, retention=Retention.NOTHING))
 
 
 def _passages(data: Path | None) -> list[str]:

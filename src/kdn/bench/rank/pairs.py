@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from kdn.errors import BadInput, MissingExtra
-from kdn.rank.pairs import Group, Pair, Passage
+from kdn.rank.pairs import Group, Pair, TrainingPassage
 
 __all__ = ["Bm25", "held_out", "labelled", "read_lines", "unlabelled"]
 
@@ -68,10 +68,10 @@ def read_lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def scifact(data: Path) -> list[Passage]:
+def scifact(data: Path) -> list[TrainingPassage]:
     """The abstracts of SciFact."""
     records = read_lines(data / "scifact" / "corpus.jsonl.gz")
-    return [Passage(r["_id"], r["title"], " ".join(r["sentences"])) for r in records]
+    return [TrainingPassage(r["_id"], r["title"], " ".join(r["sentences"])) for r in records]
 
 
 def unlabelled(data: Path, size: int, seed: int) -> list[Group]:
@@ -82,13 +82,15 @@ def unlabelled(data: Path, size: int, seed: int) -> list[Group]:
     """
     draw = random.Random(seed)
     wiki = read_lines(data / "2wiki" / "corpus.jsonl.gz")
-    sets = [scifact(data), [Passage(r["title"], r["title"], r["text"]) for r in wiki]]
+    sets = [scifact(data), [TrainingPassage(r["title"], r["title"], r["text"]) for r in wiki]]
     groups = [group for passages in sets for group in _neighbours(passages, size, draw)]
     draw.shuffle(groups)
     return groups
 
 
-def _neighbours(passages: Sequence[Passage], size: int, draw: random.Random) -> Iterator[Group]:
+def _neighbours(
+    passages: Sequence[TrainingPassage], size: int, draw: random.Random
+) -> Iterator[Group]:
     """Each passage with those nearest to it by words that are still free."""
     nearest = Bm25([p.whole for p in passages]).top([p.whole[:300] for p in passages], 12 * size)
     free = set(range(len(passages)))
@@ -102,7 +104,7 @@ def _neighbours(passages: Sequence[Passage], size: int, draw: random.Random) -> 
             yield tuple(_asked(passages[member], draw) for member in members)
 
 
-def _asked(passage: Passage, draw: random.Random) -> Pair:
+def _asked(passage: TrainingPassage, draw: random.Random) -> Pair:
     """The title asks for the text, or a sentence for the rest."""
     sentences = _SENTENCE.split(passage.text)
     if passage.title and (len(sentences) < 3 or draw.random() < 0.5):

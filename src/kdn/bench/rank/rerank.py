@@ -23,7 +23,7 @@ from kdn.bench.common.measure import Ratio, interleave, median, ratio
 from kdn.bench.common.result import BenchOptions, Figure, Result, Row
 from kdn.bench.engine.contestants import RivalProcess
 from kdn.bench.engine.lineup import VLLM, start_rival, weights
-from kdn.bench.rank.lab import Arm, Candidates, Outcome, opened_over
+from kdn.bench.rank.lab import Candidates, RankArm, RankOutcome, opened_over
 from kdn.bench.store.far import start_redis
 from kdn.core import Prompt
 from kdn.errors import EngineFailed
@@ -67,7 +67,7 @@ class _Bench:
     stack: ExitStack
     scratch: Path
     absent: dict[str, str] = field(default_factory=dict)
-    last: dict[str, Outcome] = field(default_factory=dict)
+    last: dict[str, RankOutcome] = field(default_factory=dict)
     services: list[api.Kdn] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -103,11 +103,11 @@ class _Bench:
         service = self.memory.service
         sides: dict[str, Callable[[int], float]] = {
             OURS: self.side(OURS, self.memory, whole),
-            FULL: self.side(FULL, Arm(service, self.options, reuse=False), few),
+            FULL: self.side(FULL, RankArm(service, self.options, reuse=False), few),
             QUERY: self.side(
-                QUERY, Arm(service, self.options, Layout.QUERY_FIRST, reuse=False), few
+                QUERY, RankArm(service, self.options, Layout.QUERY_FIRST, reuse=False), few
             ),
-            SHARED: self.side(SHARED, Arm(service, self.options, Layout.QUERY_FIRST), few),
+            SHARED: self.side(SHARED, RankArm(service, self.options, Layout.QUERY_FIRST), few),
             DISK: self.side(DISK, self._open(blocks, memory_bytes=0), whole, blocks),
             DIRECT: self.side(
                 DIRECT, self._open(blocks, memory_bytes=0, disk_direct=True), whole, blocks
@@ -125,7 +125,7 @@ class _Bench:
         return sides
 
     def side(
-        self, name: str, arm: Arm, count: int, forget: Path | None = None
+        self, name: str, arm: RankArm, count: int, forget: Path | None = None
     ) -> Callable[[int], float]:
         """A round's ranking; seconds for each document. `forget` drops the system's cached pages."""
 
@@ -145,10 +145,10 @@ class _Bench:
         _, document, question = prompt.segments
         return self.candidates.query_first(document.token_ids, question.token_ids)
 
-    def _open(self, folder: Path, **store: Any) -> Arm:
+    def _open(self, folder: Path, **store: Any) -> RankArm:
         service = self.stack.enter_context(opened_over(self.options, folder, **store))
         self.services.append(service)
-        return Arm(service, self.options)
+        return RankArm(service, self.options)
 
     def _redis(self) -> str | None:
         absent: dict[str, str] = {}
@@ -284,7 +284,7 @@ def _cell(
     lines: dict[str, list[tuple[float, float]]] | None,
 ) -> Row:
     few = max(bench.size.computed * bench.size.document // document, 4)
-    cold = Arm(bench.memory.service, bench.options, reuse=False)
+    cold = RankArm(bench.memory.service, bench.options, reuse=False)
     ours = bench.memory.rank(bench.prompts(document, question, 70))
     full = cold.rank(bench.prompts(document, question, 71, few))
     if lines is not None:
@@ -299,7 +299,7 @@ def _cell(
     }  # fmt: skip
 
 
-def _told(name: str, bench: _Bench, found: Outcome) -> Row:
+def _told(name: str, bench: _Bench, found: RankOutcome) -> Row:
     return {
         "side": f"{OURS}: {name}",
         "document": bench.size.document,
@@ -346,7 +346,7 @@ def _score_diff(options: BenchOptions, scratch: Path) -> float:
     """The largest difference of log-odds, cached against computed whole, in fp32."""
     options.say("parity in fp32")
     with opened_over(options, scratch / "fp32", dtype="float32") as service:
-        arm, cold = Arm(service, options), Arm(service, options, reuse=False)
+        arm, cold = RankArm(service, options), RankArm(service, options, reuse=False)
         cut = Candidates(service, options)
         prompts = [
             cut.document_first(cut.document(length, length), cut.question(32, asked))

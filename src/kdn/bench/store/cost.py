@@ -25,13 +25,13 @@ from kdn.bench.common.result import BenchOptions, Figure, Result, Row
 from kdn.bench.engine.contestants import Listener
 from kdn.bench.engine.lineup import opened
 from kdn.bench.store.policies import CAPACITIES, block_trace
-from kdn.core import Keeping, Prompt, Request, Role, Sampling, Segment
+from kdn.core import Prompt, Request, Retention, Role, Sampling, Segment
 from kdn.cost import (
-    Bytes,
     PerByteHour,
     PerHour,
     PriceSheet,
     Seconds,
+    SizeBytes,
     TierPrice,
     Workload,
     bill,
@@ -213,7 +213,7 @@ class _Workloads:
             prompt,
             Sampling(max_tokens=output, ignore_eos=True),
             reuse=reuse,
-            keeping=Keeping.SHARED if reuse else Keeping.NOTHING,
+            retention=Retention.SHARED if reuse else Retention.NOTHING,
         )
         listener = Listener(self._options.clock)
         started_s = self._options.clock.now()
@@ -293,7 +293,7 @@ def _trace_part(options: BenchOptions) -> tuple[list[Row], float, float]:
         for policy in ("none", "lru", "value", OPTIMUM):
             options.say(f"{name}: {policy} at {capacity} blocks")
             served = served_by(policy, requests, speed.token_bytes, size_bytes)
-            found = price_trace(served, speed, sheet, tier, rented=Bytes(float(size_bytes)))
+            found = price_trace(served, speed, sheet, tier, rented=SizeBytes(float(size_bytes)))
             usd[policy] = found.usd.value - found.decode.value
             rows.append(
                 {

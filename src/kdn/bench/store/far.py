@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kdn import api
 from kdn.bench.common.result import BenchOptions
-from kdn.bench.engine.contestants import Kdn
+from kdn.bench.engine.contestants import KdnContestant
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.core import EXACT, BlockId, Prompt, Role, Segment, TokenIds
 from kdn.errors import EngineFailed
@@ -95,7 +95,7 @@ class Hits:
                 self._forget_pages(block.key)
         store.refresh()
 
-    def hit_s(self, ours: Kdn, tier: str, length: int, number: int) -> float:
+    def hit_s(self, ours: KdnContestant, tier: str, length: int, number: int) -> float:
         """Seconds to the first token of a prompt whose prefix lies in `tier`."""
         prefix = self.prompt(f"prefix/{tier}", length - NEW_TOKENS, number)
         self.place(tier, prefix)
@@ -105,7 +105,7 @@ class Hits:
         self.forget(prefix)
         return seconds
 
-    def miss_s(self, ours: Kdn, prompt: TokenIds) -> float:
+    def miss_s(self, ours: KdnContestant, prompt: TokenIds) -> float:
         """Seconds to the first token of a prompt that is looked up and not found."""
         return ours.hit_s(prompt[:-NEW_TOKENS], prompt[-NEW_TOKENS:])[0]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdn.bench.common.result import BenchOptions
-from kdn.bench.engine.contestants import Kdn
+from kdn.bench.engine.contestants import KdnContestant
 from kdn.bench.store.far import NEW_TOKENS, Hits
 from kdn.clock import Clock
 from kdn.core import BLOCK_TOKENS, BlockKey, TokenIds
@@ -173,7 +173,7 @@ def overlap_excess(
     service = Service(
         engine.model, engine.attention, store, engine.config, options.clock, NoTrace()
     )
-    ours = Kdn(service.engine, options.clock, store.flush)
+    ours = KdnContestant(service.engine, options.clock, store.flush)
     try:
         rounds = [
             _one_round(hits, tier, store, ours, length, wanted, number) for number in range(pairs)
@@ -190,7 +190,7 @@ def _one_round(
     hits: Hits,
     tier: _SlowMemory,
     store: Store,
-    ours: Kdn,
+    ours: KdnContestant,
     length: int,
     wanted: float,
     number: int,

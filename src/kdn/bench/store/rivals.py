@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdn.bench.common.measure import Samples, interleave
 from kdn.bench.common.result import BenchOptions
-from kdn.bench.engine.contestants import Kdn, RivalProcess
+from kdn.bench.engine.contestants import KdnContestant, RivalProcess
 from kdn.bench.engine.lineup import weights
 from kdn.bench.store.far import NEW_TOKENS, Hits
 from kdn.errors import EngineFailed
@@ -27,7 +27,7 @@ def rival_hits(
     options: BenchOptions,
     name: str,
     hits: Hits,
-    ours: Kdn,
+    ours: KdnContestant,
     length: int,
     pairs: int,
     scratch: Path,

@@ -22,7 +22,7 @@ from kdn.bench.common.measure import Ratio, Samples, interleave, median, ratio
 from kdn.bench.common.result import BenchOptions, Figure, Result, Row
 from kdn.bench.engine.contestants import Listener
 from kdn.bench.engine.lineup import opened
-from kdn.core import Keeping, Sampling, TokenIds, Usage
+from kdn.core import Retention, Sampling, TokenIds, Usage
 from kdn.corpus import corpus_files
 from kdn.errors import EngineFailed
 from kdn.machine.facts import describe_machine
@@ -154,7 +154,7 @@ class _Stack:
         """Seconds to the first token of an answer given one way."""
         full = way not in _BASELINES
         request = service.request(messages, documents, sampling=_SAMPLING)
-        request = replace(request, reuse=not full, keeping=Keeping.NOTHING)
+        request = replace(request, reuse=not full, retention=Retention.NOTHING)
         listener = Listener(self.options.clock)
         started = self.options.clock.now()
         service.submit(request).on_event(listener)

@@ -17,14 +17,14 @@ from pathlib import Path
 from kdn.bench.common.findings import Findings, Part, go_on
 from kdn.bench.common.measure import interleave, median, ratio
 from kdn.bench.common.result import BenchOptions, Figure, Result, Row
-from kdn.bench.engine.contestants import Kdn
+from kdn.bench.engine.contestants import KdnContestant
 from kdn.bench.store.far import Hits, opened_with_tiers
 from kdn.bench.store.loading import DeviceReads, overlap_excess
 from kdn.bench.store.rivals import COLD, RIVALS, rival_hits
 from kdn.errors import EngineFailed
 from kdn.machine.facts import describe_machine
 
-__all__ = ["FULL", "QUICK", "Scale", "run"]
+__all__ = ["FULL", "QUICK", "StoreScale", "run"]
 
 RECOMPUTE = "recompute"
 LINKS_MB_S = (10, 30, 100, 300, 1000, 3000)
@@ -33,7 +33,7 @@ HIT_SHARES = {"always there": 1.0, "there every second time": 0.5, "there one ti
 
 
 @dataclass(frozen=True)
-class Scale:
+class StoreScale:
     """How much is measured."""
 
     pairs: dict[int, int]
@@ -47,8 +47,8 @@ class Scale:
     rival_pairs: int = 5
 
 
-FULL = Scale({1024: 5, 2048: 5, 4096: 5, 7500: 5}, 15, 40, 7, 2048, 5, 2048)
-QUICK = Scale({1024: 1}, 2, 8, 2, 512, 1, None)
+FULL = StoreScale({1024: 5, 2048: 5, 4096: 5, 7500: 5}, 15, 40, 7, 2048, 5, 2048)
+QUICK = StoreScale({1024: 1}, 2, 8, 2, 512, 1, None)
 
 
 SUMMARY = (
@@ -79,7 +79,7 @@ def run(options: BenchOptions) -> Result:
         options.say("starting kdn, Redis and a node")
         service, absent = opened_with_tiers(options, scratch, stack)
         hits = Hits(service, options.seed, scratch / "store")
-        ours = Kdn(service.engine, options.clock, service.store.flush)
+        ours = KdnContestant(service.engine, options.clock, service.store.flush)
         go_on(found, _parts(options, hits, ours, scratch, found), options.rows)
     notes = [f"{name} is absent: {why}" for name, why in absent.items()]
     if options.quick:
@@ -97,7 +97,7 @@ def run(options: BenchOptions) -> Result:
 
 
 def _parts(
-    options: BenchOptions, hits: Hits, ours: Kdn, scratch: Path, found: Findings
+    options: BenchOptions, hits: Hits, ours: KdnContestant, scratch: Path, found: Findings
 ) -> list[Part]:
     """What is measured, in order: what matters most first."""
     scale = QUICK if options.quick else FULL
@@ -121,7 +121,7 @@ def _parts(
 
 
 def _tiers(
-    options: BenchOptions, hits: Hits, ours: Kdn, length: int, pairs: int, found: Findings
+    options: BenchOptions, hits: Hits, ours: KdnContestant, length: int, pairs: int, found: Findings
 ) -> None:
     """A hit from each tier beside a cold prompt, in the same rounds."""
     options.say(f"hits of {length} tokens from {', '.join(hits.tiers)}")
@@ -150,7 +150,9 @@ def _tiers(
             found.summary[f"hit_speedup_{side}"] = speedup.median
 
 
-def _misses(options: BenchOptions, hits: Hits, ours: Kdn, scale: Scale, found: Findings) -> None:
+def _misses(
+    options: BenchOptions, hits: Hits, ours: KdnContestant, scale: StoreScale, found: Findings
+) -> None:
     """What asking costs when nothing is there: the same prompts with and without the store."""
     options.say("what a miss costs")
     length = min(scale.pairs)
@@ -204,7 +206,7 @@ def _miss_share(found: Findings) -> float:
     return max(found.summary["miss_cost"] or 0.0, 0.0)
 
 
-def _overlap(options: BenchOptions, hits: Hits, scale: Scale, found: Findings) -> None:
+def _overlap(options: BenchOptions, hits: Hits, scale: StoreScale, found: Findings) -> None:
     """A hit whose load takes half, as long as, and twice as long as its computing."""
     worst = 0.0
     for wanted in RATIOS:
@@ -225,7 +227,7 @@ def _overlap(options: BenchOptions, hits: Hits, scale: Scale, found: Findings) -
 
 
 def _device(
-    options: BenchOptions, hits: Hits, scale: Scale, scratch: Path, found: Findings
+    options: BenchOptions, hits: Hits, scale: StoreScale, scratch: Path, found: Findings
 ) -> None:
     """Blocks off the disk, verified and not, beside raw reads of as many bytes, all O_DIRECT."""
     options.say("the disk tier beside the device")
@@ -262,8 +264,8 @@ def _rival(
     options: BenchOptions,
     name: str,
     hits: Hits,
-    ours: Kdn,
-    scale: Scale,
+    ours: KdnContestant,
+    scale: StoreScale,
     scratch: Path,
     found: Findings,
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdn.core import LayerKV
-from kdn.model.attention import Attention, AttentionLane, BoundAttention, Writing
+from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Writing
 from kdn.model.kernels.build import Kernels
 
 __all__ = ["KernelAttention"]
@@ -102,7 +102,7 @@ class KernelAttention(Attention):
             and head_dim <= 256
         )
 
-    def bind(self, lanes: Sequence[AttentionLane], cos: Tensor, sin: Tensor) -> BoundAttention:
+    def bind(self, lanes: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
         return _BoundKernel(self._library, tuple(lanes), cos, sin)
 
     def write(
@@ -132,7 +132,7 @@ class KernelAttention(Attention):
         )
 
     def mass(
-        self, q: Tensor, positions: Tensor, lane: AttentionLane, layer: int, window: int | None
+        self, q: Tensor, positions: Tensor, lane: AttentionSlice, layer: int, window: int | None
     ) -> Tensor:
         q, width = _rows(q), int(lane.positions[-1]) + 1
         if not len(q):
@@ -186,7 +186,7 @@ class _BoundKernel(BoundAttention):
     """Keeps the tables that the kernel reads, and the tensors that the tables point into."""
 
     def __init__(
-        self, library: Kernels, lanes: tuple[AttentionLane, ...], cos: Tensor, sin: Tensor
+        self, library: Kernels, lanes: tuple[AttentionSlice, ...], cos: Tensor, sin: Tensor
     ) -> None:
         self._handle = library.handle
         self._flocks = _flocks(lanes)
@@ -232,10 +232,10 @@ class _BoundKernel(BoundAttention):
         return out
 
 
-def _flocks(lanes: Sequence[AttentionLane]) -> list[list[AttentionLane]]:
+def _flocks(lanes: Sequence[AttentionSlice]) -> list[list[AttentionSlice]]:
     """Lanes of one row each that share a head stand together; every other lane stands alone."""
-    alone: list[list[AttentionLane]] = []
-    together: dict[tuple[int, int], list[AttentionLane]] = {}
+    alone: list[list[AttentionSlice]] = []
+    together: dict[tuple[int, int], list[AttentionSlice]] = {}
     for lane in lanes:
         if lane.num_rows == 1 and lane.head_k is not None and lane.num_head:
             together.setdefault((lane.head_k.data_ptr(), lane.num_head), []).append(lane)
@@ -245,7 +245,7 @@ def _flocks(lanes: Sequence[AttentionLane]) -> list[list[AttentionLane]]:
 
 
 def _flock_table(
-    table: ctypes.Array[_Lane], flocks: Sequence[Sequence[AttentionLane]]
+    table: ctypes.Array[_Lane], flocks: Sequence[Sequence[AttentionSlice]]
 ) -> ctypes.Array[_Flock]:
     made, at = [], ctypes.addressof(table)
     for flock in flocks:
@@ -265,7 +265,7 @@ def _described_run(run: LayerKV) -> _Run:
     )
 
 
-def _described(lane: AttentionLane, positions: Tensor) -> _Lane:
+def _described(lane: AttentionSlice, positions: Tensor) -> _Lane:
     head_k, head_v = lane.head_k, lane.head_v
     return _Lane(
         start=lane.start,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kdn.net.l4s.tokens import ASKED, Samples, featurise
 from kdn.net.world.records import MS, SECOND
 from kdn.net.world.spec import Scenario
-from kdn.net.world.world import Answer, Chooser, Question, World
+from kdn.net.world.world import Chooser, ChooserAnswer, ChooserQuestion, World
 
 __all__ = ["Foreseen", "foresee"]
 
@@ -42,11 +42,11 @@ class _Stop(Chooser):
         self._t = t_ns
         self.delays: tuple[float | None, float | None] | None = None
 
-    def choose(self, question: Question) -> Answer:
+    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
         if self.delays is None and question.now_ns >= self._t:
             assert question.world is not None, "a copy of a world asks"
             self.delays = question.world.delay_of_each(_HORIZON_S)
-        return Answer(question.mark)
+        return ChooserAnswer(question.mark)
 
 
 def foresee(
@@ -109,7 +109,7 @@ class _Moments:
     def wait_for(self, t_ns: int) -> None:
         self._t, self.found = t_ns, None
 
-    def choose(self, question: Question) -> Answer:
+    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
         if self._t is not None and self.found is None and question.now_ns >= self._t:
             assert question.world is not None
             truth = question.world.delay_of_each(_HORIZON_S)

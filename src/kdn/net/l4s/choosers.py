@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdn.errors import BadInput, WeightsError
 from kdn.net.l4s.policy import LastValue, Oracle, PolicyConfig, SwiftQueue
-from kdn.net.l4s.stream import Stream, num_weights
+from kdn.net.l4s.stream import PacketStream, num_weights
 from kdn.net.l4s.tokens import Samples
 from kdn.net.world.spec import Marking
 from kdn.net.world.world import Chooser
@@ -104,7 +104,7 @@ def chooser(
         start = packaged_weights() if weights is None else weights
         return SwiftQueue(OnlineStream(start, executor=None if background else AtOnce()))
     if policy in {"swift", "by-forecast"}:
-        stream = Stream(packaged_weights() if weights is None else weights)
+        stream = PacketStream(packaged_weights() if weights is None else weights)
         return SwiftQueue(stream, PolicyConfig() if policy == "swift" else PolicyConfig(ways=None))
     if policy == "last-value":
         return SwiftQueue(LastValue(), PolicyConfig(ways=None))

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from kdn.net.l4s.policy import Oracle, SwiftQueue
 from kdn.net.l4s.scenarios import training_scenario
-from kdn.net.l4s.stream import Stream
+from kdn.net.l4s.stream import PacketStream
 from kdn.net.l4s.tokens import ASKED, WINDOW, Samples, featurise
 from kdn.net.world.records import ECT0, ECT1, SECOND
-from kdn.net.world.world import Answer, Chooser, Question, World
+from kdn.net.world.world import Chooser, ChooserAnswer, ChooserQuestion, World
 
 __all__ = ["Blocks", "Witness", "collect"]
 
@@ -31,12 +31,12 @@ class Blocks:
         self._until = 0
         self._mark = ECT1
 
-    def choose(self, question: Question) -> Answer:
+    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
         if question.now_ns >= self._until:
             stay_s = 10 ** self._random.uniform(-2.7, 0.3)
             self._until = question.now_ns + int(stay_s * SECOND)
             self._mark = ECT1 if self._random.random() < self._low_share else ECT0
-        return Answer(self._mark, probe=self._random.random() < 0.01)
+        return ChooserAnswer(self._mark, probe=self._random.random() < 0.01)
 
 
 class Witness:
@@ -46,7 +46,7 @@ class Witness:
         self._inner = inner
         self._rows: list[tuple[int, int, int, int]] = []
 
-    def choose(self, question: Question) -> Answer:
+    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
         assert question.world is not None, "a witness needs a world that can be copied"
         back = int(question.world.state.flows[question.flow]["delay_back"])
         for delay, low in zip(question.world.delay_of_each(1.0), (1, 0), strict=True):
@@ -66,7 +66,7 @@ def _decider(seed: int, weights: NDArray[np.float32] | None) -> Chooser:
         return Blocks(seed, float(random.choice([0.1, 0.3, 0.5, 0.7, 0.9])))
     if random.random() < 0.1:
         return Oracle()
-    return SwiftQueue(Stream(weights))
+    return SwiftQueue(PacketStream(weights))
 
 
 def collect(

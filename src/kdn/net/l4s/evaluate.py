@@ -18,7 +18,7 @@ from kdn.net.world.spec import Scenario
 from kdn.net.world.world import World
 
 __all__ = [
-    "Outcome",
+    "FlowOutcome",
     "adopt",
     "delays_ms",
     "errors",
@@ -69,7 +69,7 @@ def errors(
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FlowOutcome:
     """One policy in one scenario. Delays are one-way, above propagation, deciding included."""
 
     scenario: str
@@ -127,13 +127,13 @@ def policy_world(
     return World(replace(chosen, flows=tuple(flows)), {} if made is None else {0: made})
 
 
-def judge(world: World, policy: str, weight: str) -> Outcome:
+def judge(world: World, policy: str, weight: str) -> FlowOutcome:
     """What the finished world shows of flow 0 and of the others."""
     scenario, flow = world.scenario, world.totals(0)
     others = range(1, len(scenario.flows))
     share = [world.totals(i).goodput_mbps for i in range(len(scenario.flows))]
     p50, p95, p99, p999 = np.percentile(delays_ms(world, [0]), [50, 95, 99, 99.9])
-    return Outcome(
+    return FlowOutcome(
         scenario=scenario.name,
         family=scenario.tags[0] if scenario.tags else "",
         policy=policy,

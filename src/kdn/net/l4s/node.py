@@ -26,7 +26,7 @@ from kdn.net.real.wire import open_socket
 from kdn.net.world.records import ECT1, LOG, MS
 from kdn.net.world.spec import Flow, Hop, Queue, Scenario, frames, steady, web
 from kdn.net.world.traces import constant
-from kdn.net.world.world import Chooser, Question
+from kdn.net.world.world import Chooser, ChooserQuestion
 
 __all__ = ["NodeConfig", "main", "real_flows"]
 
@@ -123,7 +123,7 @@ def _warm(policy: str) -> None:
     acks["t_ack"] = acks["t_send"] + 10 * MS
     acks["sent_ecn"] = ECT1
     for _ in range(2):
-        made.choose(Question(0, 60 * MS, acks, 1500, ECT1, 1500, 20.0 * MS))
+        made.choose(ChooserQuestion(0, 60 * MS, acks, 1500, ECT1, 1500, 20.0 * MS))
 
 
 def _end_tuning(made: Chooser | None) -> list[int]:

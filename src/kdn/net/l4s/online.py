@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdn.net.l4s.loss import loss_of
-from kdn.net.l4s.stream import Forecast, Stream, replay
+from kdn.net.l4s.stream import Forecast, PacketStream, replay
 from kdn.net.l4s.tokens import Samples, featurise
 from kdn.net.l4s.train import Training, draw_batch, predict_batch
 from kdn.net.l4s.transformer import Predictor, pack, unpack
@@ -114,7 +114,7 @@ class AtOnce(Executor):
 
 
 class OnlineStream:
-    """A `Stream` that tunes its weights as ACKs come, on a thread of its own.
+    """A `PacketStream` that tunes its weights as ACKs come, on a thread of its own.
 
     Pass an executor that runs at once for repeatable simulations; `close` ends the thread.
     """
@@ -126,7 +126,7 @@ class OnlineStream:
         executor: Executor | None = None,
     ) -> None:
         self._weights, self._config = weights, config
-        self._stream = Stream(weights)
+        self._stream = PacketStream(weights)
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="kdn-l4s-tune")
         self._recent = np.zeros(0, LOG)
         self._since = 0
@@ -144,7 +144,7 @@ class OnlineStream:
         return self._stream.track
 
     def hear(self, acks: NDArray[Any]) -> None:
-        """As `Stream.hear`; takes over finished steps and starts new ones."""
+        """As `PacketStream.hear`; takes over finished steps and starts new ones."""
         self._stream.hear(acks)
         if len(acks):
             self._recent = np.concatenate((self._recent, acks))[-self._config.keep :]

@@ -20,7 +20,7 @@ from kdn.net.l4s.stream import Forecast, newest_delay
 from kdn.net.l4s.tokens import WINDOW, new_track, note_ack
 from kdn.net.l4s.ways import Way, WayConfig, Ways
 from kdn.net.world.records import ECT0, ECT1, MS, SECOND
-from kdn.net.world.world import Answer, Question
+from kdn.net.world.world import ChooserAnswer, ChooserQuestion
 
 __all__ = ["Forecaster", "LastValue", "Learner", "Oracle", "PolicyConfig", "SwiftQueue"]
 
@@ -157,13 +157,13 @@ class SwiftQueue:
         """Who is asked."""
         return self._forecaster
 
-    def choose(self, question: Question) -> Answer:
+    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
         """The queue of the way that is gone, or the one with the lower forecast on the way by packet;
         the flow's own one when there is no forecast to trust."""
         self._judge(question)
         self._forecaster.hear(question.acks)
         if not self._trusts(question):
-            return Answer(ECT1, self._should_probe(question, ECT1))
+            return ChooserAnswer(ECT1, self._should_probe(question, ECT1))
         low, classic = self._forecaster.ask(question.now_ns, question.inflight)
         low_ns = self._margins.raised(ECT1, self._config.score(low))
         classic_ns = self._margins.raised(ECT0, self._config.score(classic))
@@ -172,7 +172,7 @@ class SwiftQueue:
         chosen, tail = (low, low_ns) if mark == ECT1 else (classic, classic_ns)
         newest = newest_delay(self._forecaster.track, low=mark == ECT1)
         self._remember(question.now_ns, _Made(mark, chosen.median, newest, tail))
-        return Answer(mark, self._should_probe(question, mark))
+        return ChooserAnswer(mark, self._should_probe(question, mark))
 
     def _remember(self, now_ns: int, made: _Made) -> None:
         if len(self._decided) == 2 * _REMEMBERED:  # the older half has been acknowledged or lost
@@ -189,13 +189,13 @@ class SwiftQueue:
             return ECT0 if mark == ECT1 else ECT1
         return mark
 
-    def _trusts(self, question: Question) -> bool:
+    def _trusts(self, question: ChooserQuestion) -> bool:
         if self._forecaster.num_tokens < WINDOW // 2 or question.now_ns < self._barred_until:
             return False
         silence = question.now_ns - int(self._forecaster.track["t_ack"])
         return silence <= self._config.max_silence_rtts * question.srtt_ns
 
-    def _should_probe(self, question: Question, mark: int) -> bool:
+    def _should_probe(self, question: ChooserQuestion, mark: int) -> bool:
         """Is news of the other queue worth a packet?"""
         track, config = self._forecaster.track, self._config
         newest = int(track["sent_c"] if mark == ECT1 else track["sent_l"])
@@ -205,7 +205,7 @@ class SwiftQueue:
         self._probed_at = question.now_ns
         return True
 
-    def _judge(self, question: Question) -> None:
+    def _judge(self, question: ChooserQuestion) -> None:
         """Compare forecasts whose packets have been acknowledged with what happened."""
         least = float(self._forecaster.track["min_rtt"])
         for row in question.acks:
@@ -236,7 +236,7 @@ class SwiftQueue:
         self._naive_error += gain * (abs(newest - actual) - self._naive_error)
         self._judged += 1
 
-    def _bar_if_worse(self, question: Question) -> None:
+    def _bar_if_worse(self, question: ChooserQuestion) -> None:
         """Two round trips of being worse than the last value bar the forecaster for a while."""
         worse = self._error > self._config.health_slack * self._naive_error + 0.1 * MS
         if not worse or self._judged < 1 / self._config.health_gain:
@@ -258,10 +258,10 @@ class Oracle:
     def __init__(self, horizon_s: float = 1.0) -> None:
         self._horizon_s = horizon_s
 
-    def choose(self, question: Question) -> Answer:
+    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
         """The queue in which the next packet arrives sooner; a lost packet never does."""
         assert question.world is not None, "an oracle needs a world that can be copied"
         low, classic = question.world.delay_of_each(self._horizon_s)
         if classic is not None and (low is None or classic < low):
-            return Answer(ECT0)
-        return Answer(ECT1)
+            return ChooserAnswer(ECT0)
+        return ChooserAnswer(ECT1)

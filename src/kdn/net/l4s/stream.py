@@ -26,7 +26,16 @@ from kdn.net.l4s.tokens import (
 from kdn.net.world.compiled import compiled, compiled_fast
 from kdn.net.world.records import MS, Rows
 
-__all__ = ["DIM", "FEED", "OUTPUTS", "Forecast", "Stream", "newest_delay", "num_weights", "replay"]
+__all__ = [
+    "DIM",
+    "FEED",
+    "OUTPUTS",
+    "Forecast",
+    "PacketStream",
+    "newest_delay",
+    "num_weights",
+    "replay",
+]
 
 DIM = 64
 FEED = 256
@@ -306,7 +315,7 @@ class Forecast:
     p99: float
 
 
-class Stream:
+class PacketStream:
     """The predictor's running state for one flow. Weights may be exchanged at any time."""
 
     def __init__(self, weights: Floats) -> None:

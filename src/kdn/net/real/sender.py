@@ -17,7 +17,7 @@ from kdn.net.world.build import build
 from kdn.net.world.records import APP_GREEDY, LOG, MS, NOBODY, SECOND, copied
 from kdn.net.world.sender import feed_app
 from kdn.net.world.spec import Scenario
-from kdn.net.world.world import Answer, Chooser, Question
+from kdn.net.world.world import Chooser, ChooserAnswer, ChooserQuestion
 
 __all__ = ["Sender"]
 
@@ -130,7 +130,7 @@ class Sender:
     def _decide(self, flow: int) -> None:
         row = self._state.flows[flow]
         start = self._clock.now()
-        question = Question(
+        question = ChooserQuestion(
             flow=flow,
             now_ns=self._now(),
             acks=np.array(self._fresh[flow], LOG),
@@ -140,7 +140,7 @@ class Sender:
             srtt_ns=float(row["srtt"]),
         )
         self._fresh[flow] = []
-        answer: Answer = self._choosers[flow].choose(question)
+        answer: ChooserAnswer = self._choosers[flow].choose(question)
         if row["mark"] != answer.mark:
             row["switches"] += 1
         row["mark"], row["decided"] = answer.mark, question.now_ns

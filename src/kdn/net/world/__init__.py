@@ -13,21 +13,29 @@ from kdn.net.world.spec import (
     web,
 )
 from kdn.net.world.traces import RateTrace, constant, read_mahimahi, read_throughput
-from kdn.net.world.world import Answer, Chooser, FlowTotals, Keep, Question, World, WorldFull
+from kdn.net.world.world import (
+    Chooser,
+    ChooserAnswer,
+    ChooserQuestion,
+    FlowRetention,
+    FlowTotals,
+    World,
+    WorldFull,
+)
 
 __all__ = [
     "CE",
     "ECT0",
     "ECT1",
     "NOT_ECT",
-    "Answer",
     "App",
     "Chooser",
+    "ChooserAnswer",
+    "ChooserQuestion",
     "Flow",
+    "FlowRetention",
     "FlowTotals",
     "Hop",
-    "Keep",
-    "Question",
     "Queue",
     "RateTrace",
     "Scenario",

@@ -15,7 +15,15 @@ from kdn.net.world.build import build
 from kdn.net.world.records import ECT0, ECT1, LOG, NOBODY, SECOND, State, blank, copied
 from kdn.net.world.spec import Scenario
 
-__all__ = ["Answer", "Chooser", "FlowTotals", "Keep", "Question", "World", "WorldFull"]
+__all__ = [
+    "Chooser",
+    "ChooserAnswer",
+    "ChooserQuestion",
+    "FlowRetention",
+    "FlowTotals",
+    "World",
+    "WorldFull",
+]
 
 
 class WorldFull(KdnError):
@@ -23,7 +31,7 @@ class WorldFull(KdnError):
 
 
 @dataclass(frozen=True)
-class Question:
+class ChooserQuestion:
     """A flow has a packet to send and may choose its queue."""
 
     flow: int
@@ -40,7 +48,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ChooserAnswer:
     """`mark` holds for the flow until its next question; a probe sends one packet the other way."""
 
     mark: int
@@ -50,16 +58,16 @@ class Answer:
 class Chooser(Protocol):
     """Chooses a queue for the packets of a flow."""
 
-    def choose(self, question: Question) -> Answer:
+    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
         """The marking from now on: ECT1 for the low-latency queue, ECT0 for the classic one."""
         ...
 
 
-class Keep:
+class FlowRetention:
     """Never changes its mind: the flow's own class, the dull twin of every chooser."""
 
-    def choose(self, question: Question) -> Answer:
-        return Answer(question.mark)
+    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
+        return ChooserAnswer(question.mark)
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ class World:
         if chooser is None:
             loop.answer(self.state, int(row["mark"]), False, 0)
             return
-        question = Question(
+        question = ChooserQuestion(
             flow=flow,
             now_ns=self.now_ns,
             acks=self._new_acks(flow),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdn.errors import DocumentError
-from kdn.rag.documents import Document
+from kdn.rag.documents import ParsedDocument
 from kdn.rag.files import source_of
 from kdn.rag.parse.html import parse_html
 from kdn.rag.parse.markdown import parse_markdown
@@ -16,7 +16,7 @@ from kdn.rag.parse.text import parse_text
 
 __all__ = ["PARSERS", "parse", "parser_for"]
 
-Parser = Callable[[str, Path, bytes], Document]
+Parser = Callable[[str, Path, bytes], ParsedDocument]
 """(source, path, contents) to a document. Raises DocumentError when it cannot."""
 
 PARSERS: dict[str, Parser] = {
@@ -52,7 +52,7 @@ def parser_for(path: Path, data: bytes, *, named: bool) -> Parser:
     return parser
 
 
-def parse(path: Path, data: bytes, *, named: bool = True) -> Document:
+def parse(path: Path, data: bytes, *, named: bool = True) -> ParsedDocument:
     """The document in a file's contents. Raises DocumentError when there is none in it."""
     parser = parser_for(path, data, named=named)
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from kdn.rag.documents import Block, Document, Heading, Paragraph, compose
+from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.files import decode
 
 __all__ = ["html_blocks", "parse_html"]
@@ -26,7 +26,7 @@ _BLANKS = re.compile(r"\s+")
 _DECLARED = re.compile(rb"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
 
 
-def parse_html(source: str, path: Path, data: bytes) -> Document:
+def parse_html(source: str, path: Path, data: bytes) -> ParsedDocument:
     """Titled by its title element, else by its first top heading, else by the file's name."""
     declared = _DECLARED.search(data[:2048])
     text = decode(path, data, declared.group(1).decode("ascii") if declared else None)

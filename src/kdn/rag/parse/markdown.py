@@ -9,7 +9,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 
-from kdn.rag.documents import Block, Document, Heading, Paragraph, compose
+from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.files import decode
 from kdn.rag.parse.html import html_blocks
 
@@ -19,7 +19,7 @@ _FRONT_MATTER = re.compile(r"\A---[^\S\n]*\n(.*?\n)?(?:---|\.\.\.)[^\S\n]*(?:\n|
 _FRONT_TITLE = re.compile(r"^title:\s*[\"']?(.+?)[\"']?\s*$", re.MULTILINE | re.IGNORECASE)
 
 
-def parse_markdown(source: str, path: Path, data: bytes) -> Document:
+def parse_markdown(source: str, path: Path, data: bytes) -> ParsedDocument:
     """Titled by its front matter, else by its first top heading, else by the file's name."""
     text = decode(path, data)
     front = _FRONT_MATTER.match(text)

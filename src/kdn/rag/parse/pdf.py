@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdn.errors import DocumentError
-from kdn.rag.documents import Block, Document, Heading, Paragraph, compose
+from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 
 __all__ = ["parse_pdf"]
 
@@ -19,7 +19,7 @@ _MIN_LETTERS = 20
 _HYPHEN = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
 
 
-def parse_pdf(source: str, path: Path, data: bytes) -> Document:
+def parse_pdf(source: str, path: Path, data: bytes) -> ParsedDocument:
     """One section a page, titled by the file's own title, else by the file's name.
 
     Raises DocumentError for a file that needs a password, is damaged, or holds no text.

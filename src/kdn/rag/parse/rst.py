@@ -16,7 +16,7 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from docutils.parsers.rst import Parser
 
-from kdn.rag.documents import Block, Document, Heading, Paragraph, compose
+from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.files import decode
 
 __all__ = ["parse_rst"]
@@ -47,7 +47,7 @@ _SILENT = (
 )  # fmt: skip
 
 
-def parse_rst(source: str, path: Path, data: bytes) -> Document:
+def parse_rst(source: str, path: Path, data: bytes) -> ParsedDocument:
     """Titled by the header of a PEP, else by the first heading, else by the file's name."""
     text = decode(path, data)
     pep = _PEP.match(text)

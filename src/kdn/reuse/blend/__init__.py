@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from kdn.reuse.blend.asking import Asked, Mass
+from kdn.reuse.blend.asking import AskedRows, Mass
 from kdn.reuse.blend.chunks import Chunk, Shelf
 from kdn.reuse.blend.controller import Controller, Stopwatch
-from kdn.reuse.blend.drift import Drift, Undrifted
-from kdn.reuse.blend.guard import Guard, GuardStat, divergence
-from kdn.reuse.blend.layout import Layout
+from kdn.reuse.blend.drift import BiasCorrected, Drift
+from kdn.reuse.blend.guard import GuardStat, QualityGuard, divergence
+from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.planner import BLENDED, BlendReuse
-from kdn.reuse.blend.rules import Deviation, Drawn, Leading, Naive, Rule
+from kdn.reuse.blend.rules import Deviation, Leading, Naive, RandomRows, Rule
 
 __all__ = [
     "BLENDED",
-    "Asked",
+    "AskedRows",
+    "BiasCorrected",
+    "BlendLayout",
     "BlendReuse",
     "Chunk",
     "Controller",
     "Deviation",
-    "Drawn",
     "Drift",
-    "Guard",
     "GuardStat",
-    "Layout",
     "Leading",
     "Mass",
     "Naive",
+    "QualityGuard",
+    "RandomRows",
     "Rule",
     "Shelf",
     "Stopwatch",
-    "Undrifted",
     "divergence",
 ]

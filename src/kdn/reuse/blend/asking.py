@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from kdn.core import Choose, ColumnScale, GivenRows, LayerView, Plan, RowRule
-from kdn.reuse.blend.layout import Layout
+from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.rules import chosen_rows
 
-__all__ = ["Asked", "Mass"]
+__all__ = ["AskedRows", "Mass"]
 
 _NOTHING = 1e-30
 _MOST_ROWS = 32
@@ -24,7 +24,7 @@ _MOST_ROWS = 32
 class Mass:
     """Observer: adds up the attention that the asking rows put on every column."""
 
-    def __init__(self, layout: Layout, first: int, every: int) -> None:
+    def __init__(self, layout: BlendLayout, first: int, every: int) -> None:
         self._layout = layout
         self._first, self._every = first, every
         self.total = torch.zeros(layout.num_tokens)
@@ -38,7 +38,7 @@ class Mass:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedRows:
     """The rows that the question attends to most, over the chunks as stored."""
 
     skip: float = 1 / 2
@@ -46,7 +46,7 @@ class Asked:
     every: int = 2
     """Look at every so many of the others."""
 
-    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+    def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         if not count:
             return base
         if count >= layout.num_reused:
@@ -76,7 +76,7 @@ def _leading(view: LayerView, count: int) -> torch.Tensor:
     return torch.arange(view.rows.numel())[:count]
 
 
-def _asking_only(base: Plan, layout: Layout) -> Plan:
+def _asking_only(base: Plan, layout: BlendLayout) -> Plan:
     """Computes what asks, and nothing else; columns that nothing is known of yet are not seen."""
     unknown = tuple(layout.forced[layout.forced < layout.asking].tolist())
     if not unknown:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdn.core import LayerKV, LayerSource
 
-__all__ = ["Drift", "Undrifted"]
+__all__ = ["BiasCorrected", "Drift"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Drift:
         return LayerKV(kv.k, kv.v, shift[layer].to(kv.k.device, kv.k.dtype))
 
 
-class Undrifted:
+class BiasCorrected:
     """A layer source whose keys were computed behind the prelude, corrected for standing elsewhere."""
 
     def __init__(self, source: LayerSource, drift: Drift) -> None:

@@ -17,18 +17,18 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from kdn.core import Blend, Finish, Generator, Keeping, Request, Sampling, Token
+from kdn.core import Blend, Finish, Generator, Request, Retention, Sampling, Token
 from kdn.reuse.blend.controller import Controller
 from kdn.reuse.blend.record import GuardRecord
 from kdn.reuse.blend.watch import GuardStat, Watch, next_ratio
 from kdn.trace import Trace
 
-__all__ = ["Guard", "GuardStat", "divergence"]
+__all__ = ["GuardStat", "QualityGuard", "divergence"]
 
 _ALTERNATIVES = 64
 
 
-class Guard:
+class QualityGuard:
     """Samples, compares and moves the controller's floors. Safe from several threads."""
 
     def __init__(
@@ -138,7 +138,7 @@ def _first(generator: Generator, request: Request, blend: Blend | None) -> dict[
         id=f"guard-{uuid.uuid4().hex[:8]}",
         sampling=Sampling(max_tokens=1, logprobs=_ALTERNATIVES, ignore_eos=True),
         blend=blend,
-        keeping=Keeping.NOTHING,
+        retention=Retention.NOTHING,
     )
     for event in generator.submit(asked):
         if isinstance(event, Token):

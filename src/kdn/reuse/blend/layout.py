@@ -8,11 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Layout"]
+__all__ = ["BlendLayout"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlendLayout:
     """Positions of a prompt by what becomes of them.
 
     0 ..... num_prefix | chunks and what lies between ......... asking | num_tokens

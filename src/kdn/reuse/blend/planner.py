@@ -22,25 +22,25 @@ from kdn.core import (
     EXACT,
     Cause,
     Fingerprint,
-    Keep,
-    Keeping,
-    KeptKV,
     KvShape,
     Planned,
     Planner,
     Prompt,
     Recipe,
     Request,
+    RetainedKV,
+    RetainedPrefix,
+    Retention,
     Role,
     Sampling,
     Segment,
     StoredRun,
 )
-from kdn.reuse.blend.asking import Asked
+from kdn.reuse.blend.asking import AskedRows
 from kdn.reuse.blend.chunks import Chunk, Shelf
 from kdn.reuse.blend.controller import Controller, Stopwatch
-from kdn.reuse.blend.drift import Drift, Undrifted
-from kdn.reuse.blend.layout import Layout
+from kdn.reuse.blend.drift import BiasCorrected, Drift
+from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.rules import Rule
 from kdn.reuse.source import StoreSource, loaded_bytes
 from kdn.store import Store
@@ -83,7 +83,7 @@ class BlendReuse:
         self._controller = controller
         self._clock = clock
         self._movable = movable
-        self._rule = rule or Asked()
+        self._rule = rule or AskedRows()
         self._drift = drift
         self._loader = loader or ThreadPoolExecutor(1, thread_name_prefix="kdn-blend")
         self._on_plan = on_plan
@@ -107,12 +107,12 @@ class BlendReuse:
             return _plain(planned, request.prompt)
         return self._blended(request, planned, chunks, layout, ratio)
 
-    def keep(self, request: Request, kept: KeptKV) -> None:
+    def keep(self, request: Request, kept: RetainedKV) -> None:
         self._exact.keep(request, kept)
 
     def lessons(self, request: Request) -> list[Request]:
         """Requests that store what a blended one lacked: each document alone behind the prelude."""
-        if request.blend is None or request.keeping is Keeping.NOTHING:
+        if request.blend is None or request.retention is Retention.NOTHING:
             return []
         prompt = request.prompt
         head, tail = prompt.segments[0], prompt.segments[-1]
@@ -126,7 +126,7 @@ class BlendReuse:
                 prompt=Prompt((head, document, ask)),
                 sampling=Sampling(max_tokens=1),
                 blend=None,
-                keeping=Keeping.SHARED,
+                retention=Retention.SHARED,
             )
             for document in self._shelf(request).lacks(prompt)
         ]
@@ -138,7 +138,7 @@ class BlendReuse:
     def _shelf(self, request: Request) -> Shelf:
         return Shelf(self._store, self._fingerprint(request.adapter), request.salt)
 
-    def _ratio(self, request: Request, chunks: list[Chunk], layout: Layout) -> float:
+    def _ratio(self, request: Request, chunks: list[Chunk], layout: BlendLayout) -> float:
         assert request.blend is not None, "only blended requests have a ratio"
         if request.blend.ratio is not None:
             return request.blend.ratio
@@ -151,7 +151,7 @@ class BlendReuse:
         request: Request,
         planned: Planned,
         chunks: list[Chunk],
-        layout: Layout,
+        layout: BlendLayout,
         ratio: float,
     ) -> Planned:
         drift = self._drift(self._fingerprint(request.adapter))
@@ -159,7 +159,7 @@ class BlendReuse:
             planned.plan,
             rows=(ALL_ROWS,) * self._shape.num_layers,
             stored=tuple(self._run(chunk, drift) for chunk in chunks),
-            keep=Keep(0, BLENDED),
+            keep=RetainedPrefix(0, BLENDED),
         )
         count = layout.budget(ratio)
         tiers = dict(planned.tiers)
@@ -190,14 +190,14 @@ class BlendReuse:
         source = StoreSource(name, chunk.readers, self._shape, loader, self._clock)
         if drift is None or not chunk.alone:
             return StoredRun(chunk.start, source)
-        return StoredRun(chunk.start, Undrifted(source, drift))
+        return StoredRun(chunk.start, BiasCorrected(source, drift))
 
 
-def _layout(prompt: Prompt, num_exact: int, chunks: list[Chunk]) -> Layout:
+def _layout(prompt: Prompt, num_exact: int, chunks: list[Chunk]) -> BlendLayout:
     ends = [stop for segment, _, stop in prompt.spans() if segment.role is Role.DOCUMENT]
     asking = max([num_exact, *ends])
     spans = tuple((chunk.start, chunk.stop) for chunk in chunks)
-    return Layout(prompt.num_tokens, num_exact, spans, min(asking, prompt.num_tokens - 1))
+    return BlendLayout(prompt.num_tokens, num_exact, spans, min(asking, prompt.num_tokens - 1))
 
 
 def _plain(planned: Planned, prompt: Prompt) -> Planned:
@@ -209,7 +209,7 @@ def _plain(planned: Planned, prompt: Prompt) -> Planned:
     stops = [stop for segment, _, stop in prompt.spans() if segment.role is Role.DOCUMENT]
     if not stops or stops[-1] <= planned.exact:
         return planned
-    return replace(planned, plan=replace(planned.plan, keep=Keep(stops[0], EXACT)))
+    return replace(planned, plan=replace(planned.plan, keep=RetainedPrefix(stops[0], EXACT)))
 
 
 def _tiers(chunks: list[Chunk]) -> dict[str, int]:

@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from kdn.core import ALL_ROWS, Choose, GivenRows, LayerView, Plan, RowRule
-from kdn.reuse.blend.layout import Layout
+from kdn.reuse.blend.layout import BlendLayout
 
-__all__ = ["Deviation", "Drawn", "Leading", "Naive", "Rule", "chosen_rows"]
+__all__ = ["Deviation", "Leading", "Naive", "RandomRows", "Rule", "chosen_rows"]
 
 
 class Rule(Protocol):
     """Turns a base plan into one that also mends some of the chunks."""
 
-    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+    def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         """`base` with `count` of the layout's reused rows computed anew, as averaged over layers."""
         ...
 
 
-def chosen_rows(base: Plan, layout: Layout, chosen: Tensor) -> Plan:
+def chosen_rows(base: Plan, layout: BlendLayout, chosen: Tensor) -> Plan:
     """`base` computing the chosen positions at every layer, and all that must be computed."""
     return replace(base, rows=(GivenRows(layout.with_forced(chosen)), *_rest(base)))
 
@@ -42,17 +42,17 @@ def _rest(base: Plan) -> tuple[RowRule, ...]:
 class Naive:
     """Nothing is mended: reuse with position recovery only (PromptCache, 2311.04934)."""
 
-    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+    def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         return base
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RandomRows:
     """Rows drawn evenly at random: what any other rule must beat."""
 
     seed: int = 0
 
-    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+    def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         random = torch.Generator().manual_seed(self.seed)
         drawn = torch.randperm(layout.num_reused, generator=random)[:count]
         return chosen_rows(base, layout, layout.reused[drawn])
@@ -62,7 +62,7 @@ class Drawn:
 class Leading:
     """The first rows of every chunk, where it has not yet seen itself (EPIC, 2410.15332)."""
 
-    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+    def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         depth = torch.cat([torch.arange(stop - start) for start, stop in layout.chunks])
         first = torch.argsort(depth, stable=True)[:count]
         return chosen_rows(base, layout, layout.reused[first])
@@ -81,7 +81,7 @@ class Deviation:
     check: int = 1
     gradual: bool = False
 
-    def __call__(self, base: Plan, layout: Layout, count: int) -> Plan:
+    def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         num_layers = len(base.rows)
         if count >= layout.num_reused:
             return chosen_rows(base, layout, layout.reused)
@@ -108,7 +108,7 @@ class _Everyone:
 class _Differing:
     """The forced rows, and of the others those that differ most from what was stored."""
 
-    def __init__(self, of: Literal["v", "k", "kv"], layout: Layout) -> None:
+    def __init__(self, of: Literal["v", "k", "kv"], layout: BlendLayout) -> None:
         self._of = of
         self._forced = torch.ones(layout.num_tokens, dtype=torch.bool)
         self._forced[layout.reused] = False

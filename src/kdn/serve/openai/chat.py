@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from kdn.core import Finish, Token, Usage
 from kdn.serve.errors import Refused
-from kdn.serve.openai.context import Desk
+from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.encode import (
     chat_logprobs,
     finish_name,
@@ -31,13 +31,13 @@ from kdn.serve.openai.responses import (
     ChunkChoice,
 )
 from kdn.serve.openai.sse import DONE, event, failure
-from kdn.serve.openai.streams import EventStream, Flight, Gathered, gather, unless_gone
+from kdn.serve.openai.streams import EventStream, Gathered, ResponseStreams, gather, unless_gone
 from kdn.serve.openai.unsupported import refuse_unsupported
 
 __all__ = ["chat_routes"]
 
 
-def chat_routes(desk: Desk) -> APIRouter:
+def chat_routes(desk: RequestContext) -> APIRouter:
     """The route, bound to one server's parts."""
     router = APIRouter()
 
@@ -54,7 +54,7 @@ def chat_routes(desk: Desk) -> APIRouter:
     return router
 
 
-async def _begin(desk: Desk, body: ChatBody) -> _Call:
+async def _begin(desk: RequestContext, body: ChatBody) -> _Call:
     """Everything that can be refused is refused here, before a byte of the answer is sent."""
     refuse_unsupported(body.model_extra)
     adapter = adapter_of(desk.service, body.model)
@@ -90,9 +90,9 @@ def _logprobs(body: ChatBody) -> int | None:
 class _Call:
     """One chat under way: what its events become on the wire."""
 
-    desk: Desk
+    desk: RequestContext
     body: ChatBody
-    flight: Flight
+    flight: ResponseStreams
     answer_id: str
     created: int
     model: str

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from kdn.core import Finish, Prompt, Role, Segment, Token, TokenIds, Usage
 from kdn.serve.errors import Refused
-from kdn.serve.openai.context import Desk
+from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.encode import (
     completion_logprobs,
     finish_name,
@@ -24,14 +24,14 @@ from kdn.serve.openai.parse import adapter_of, answer_room, check_ids, sampling_
 from kdn.serve.openai.requests import CompletionBody
 from kdn.serve.openai.responses import Completion, CompletionChoice
 from kdn.serve.openai.sse import DONE, event, failure
-from kdn.serve.openai.streams import EventStream, Flight, Gathered, gather, unless_gone
+from kdn.serve.openai.streams import EventStream, Gathered, ResponseStreams, gather, unless_gone
 from kdn.serve.openai.unsupported import refuse_unsupported
 from kdn.serve.service import Vocabulary
 
 __all__ = ["completion_routes"]
 
 
-def completion_routes(desk: Desk) -> APIRouter:
+def completion_routes(desk: RequestContext) -> APIRouter:
     """The route, bound to one server's parts."""
     router = APIRouter()
 
@@ -48,7 +48,7 @@ def completion_routes(desk: Desk) -> APIRouter:
     return router
 
 
-async def _begin(desk: Desk, body: CompletionBody) -> _Call:
+async def _begin(desk: RequestContext, body: CompletionBody) -> _Call:
     """Everything that can be refused is refused here, before a byte of the answer is sent."""
     refuse_unsupported(body.model_extra)
     _refuse_combinations(body)
@@ -77,7 +77,7 @@ def _refuse_combinations(body: CompletionBody) -> None:
         )
 
 
-def _token_prompts(desk: Desk, body: CompletionBody) -> list[TokenIds]:
+def _token_prompts(desk: RequestContext, body: CompletionBody) -> list[TokenIds]:
     vocabulary = desk.service.vocabulary
     prompts = [
         _begun(vocabulary, text) if isinstance(text, str) else text for text in _prompts(body)
@@ -114,10 +114,10 @@ def _prompts(body: CompletionBody) -> list[str | TokenIds]:
 class _Call:
     """Completions under way; answer `i` belongs to prompt `i // n`."""
 
-    desk: Desk
+    desk: RequestContext
     body: CompletionBody
     prompts: list[TokenIds]
-    flight: Flight
+    flight: ResponseStreams
     answer_id: str
     created: int
     model: str

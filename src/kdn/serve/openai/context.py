@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kdn.clock import Clock
-from kdn.core import Blend, Keeping, Prompt, Request, Sampling
+from kdn.core import Blend, Prompt, Request, Retention, Sampling
 from kdn.serve.errors import Refused
 from kdn.serve.metrics import Metrics
 from kdn.serve.openai.requests import KdnOptions, SamplingBody
-from kdn.serve.openai.streams import Flight, depart
+from kdn.serve.openai.streams import ResponseStreams, depart
 from kdn.serve.service import Service
 from kdn.serve.settings import ServeSettings
 
-__all__ = ["Desk"]
+__all__ = ["RequestContext"]
 
 
 @dataclass(frozen=True)
-class Desk:
+class RequestContext:
     """The parts of one server, joined once in `create_app`."""
 
     service: Service
@@ -37,7 +37,7 @@ class Desk:
         prompts: Sequence[tuple[Prompt, Sampling]],
         body: SamplingBody,
         adapter: str | None,
-    ) -> Flight:
+    ) -> ResponseStreams:
         """Submit `n` requests a prompt, prompts in order. Raises what the engine refuses with."""
         options = body.kdn or KdnOptions()
         choices = body.n or 1
@@ -59,7 +59,7 @@ class Desk:
                 blend=_blend(options),
                 max_kl=options.max_kl,
                 load_within_s=options.load_within_s,
-                keeping=Keeping(options.keep),
+                retention=Retention(options.keep),
             )
             for index, (prompt, sampling) in enumerate(prompts)
             for choice in range(choices)

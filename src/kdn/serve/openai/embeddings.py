@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 from starlette.concurrency import run_in_threadpool
 
 from kdn.serve.errors import Refused
-from kdn.serve.openai.context import Desk
+from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.requests import EmbeddingBody
 from kdn.serve.openai.responses import Embedding, EmbeddingList, EmbeddingUsage
 from kdn.serve.openai.unsupported import refuse_unsupported
@@ -20,7 +20,7 @@ from kdn.serve.service import Embedded
 __all__ = ["embedding_routes"]
 
 
-def embedding_routes(desk: Desk) -> APIRouter:
+def embedding_routes(desk: RequestContext) -> APIRouter:
     """The route, bound to one server's parts."""
     router = APIRouter()
 

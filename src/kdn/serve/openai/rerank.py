@@ -16,11 +16,11 @@ from fastapi import Request as HttpRequest
 from msgspec import UNSET, Struct, UnsetType
 from starlette.concurrency import run_in_threadpool
 
-from kdn.core import Keeping, Prompt, Request, Usage
+from kdn.core import Prompt, Request, Retention, Usage
 from kdn.rank import (
     Asking,
     Layout,
-    Ranked,
+    RankedDocument,
     odds_of,
     rank_by,
     read_logits,
@@ -28,7 +28,7 @@ from kdn.rank import (
     worth_asking,
 )
 from kdn.serve.errors import Refused
-from kdn.serve.openai.context import Desk
+from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.encode import usage_report
 from kdn.serve.openai.parse import adapter_of
 from kdn.serve.openai.requests import RerankBody
@@ -82,7 +82,7 @@ class _Scored(Struct):
     text: str | UnsetType = UNSET
 
 
-def rerank_routes(desk: Desk) -> APIRouter:
+def rerank_routes(desk: RequestContext) -> APIRouter:
     """The routes, bound to one server's parts."""
     router = APIRouter()
 
@@ -98,7 +98,9 @@ def rerank_routes(desk: Desk) -> APIRouter:
     return router
 
 
-async def _rerank(desk: Desk, body: RerankBody, request: HttpRequest, version: str) -> Response:
+async def _rerank(
+    desk: RequestContext, body: RerankBody, request: HttpRequest, version: str
+) -> Response:
     refuse_unsupported(body.model_extra)
     texts = _texts(body)
     adapter = adapter_of(desk.service, body.model)
@@ -148,7 +150,7 @@ def _texts(body: RerankBody) -> list[str]:
 
 
 async def _odds(
-    desk: Desk,
+    desk: RequestContext,
     body: RerankBody,
     request: HttpRequest,
     asking: Asking,
@@ -194,25 +196,25 @@ def _requests(
             salt=body.cache_salt or "",
             adapter=adapter,
             priority=body.priority or 0,
-            keeping=Keeping.SHARED,
-            passing=asking.layout is Layout.DOCUMENT_FIRST,
+            retention=Retention.SHARED,
+            single_use=asking.layout is Layout.DOCUMENT_FIRST,
         )
         for number, prompt in enumerate(prompts, first)
     ]
 
 
-def _score(one: Ranked, body: RerankBody) -> float | None:
+def _score(one: RankedDocument, body: RerankBody) -> float | None:
     """The odds of an empty document are no number that JSON could hold."""
     if not body.raw_scores:
         return one.score
     return one.log_odds if math.isfinite(one.log_odds) else None
 
 
-def _result(one: Ranked, body: RerankBody, *, shown: bool) -> _Result:
+def _result(one: RankedDocument, body: RerankBody, *, shown: bool) -> _Result:
     return _Result(one.index, _score(one, body), _Text(one.document) if shown else UNSET)
 
 
-def _scored(one: Ranked, body: RerankBody) -> _Scored:
+def _scored(one: RankedDocument, body: RerankBody) -> _Scored:
     return _Scored(one.index, _score(one, body), one.document if body.return_text else UNSET)
 
 

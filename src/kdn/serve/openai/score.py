@@ -17,12 +17,12 @@ from fastapi import Request as HttpRequest
 from msgspec import Struct
 from starlette.concurrency import run_in_threadpool
 
-from kdn.core import Keeping, Prompt, Request, Sampling, TokenIds
+from kdn.core import Prompt, Request, Retention, Sampling, TokenIds
 from kdn.rank import (
     YES_NO,
     Choice,
+    ChoiceProbabilities,
     Conversation,
-    Verdict,
     classify_question,
     decision_question,
     glued,
@@ -32,7 +32,7 @@ from kdn.rank import (
     wanted,
 )
 from kdn.serve.errors import Refused
-from kdn.serve.openai.context import Desk
+from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.encode import usage_report
 from kdn.serve.openai.parse import adapter_of, check_ids
 from kdn.serve.openai.requests import ClassifyBody, DecisionBody, JobBody, ScoreBody
@@ -88,7 +88,7 @@ class ClassifiedList(Struct, kw_only=True):
     usage: UsageReport
 
 
-class Decision(Struct):
+class DecisionAnswer(Struct):
     index: int
     decision: bool
     probability: float
@@ -100,7 +100,7 @@ class DecisionList(Struct, kw_only=True):
     object: str = "list"
     created: int
     model: str
-    data: list[Decision]
+    data: list[DecisionAnswer]
     usage: UsageReport
 
 
@@ -118,11 +118,11 @@ class _Asked:
         usages = [answer.ended.usage for answer in self.answers]
         return usage_report(usages, usages)
 
-    def verdicts(self, choices: Sequence[Choice]) -> list[Verdict]:
+    def verdicts(self, choices: Sequence[Choice]) -> list[ChoiceProbabilities]:
         return [read_verdict(choices, a.tokens[0], a.ended.usage) for a in self.answers]
 
 
-def one_token_routes(desk: Desk) -> APIRouter:
+def one_token_routes(desk: RequestContext) -> APIRouter:
     """The routes, bound to one server's parts."""
     router = APIRouter()
 
@@ -180,7 +180,7 @@ def one_token_routes(desk: Desk) -> APIRouter:
         if asked is None:
             return Response(status_code=499)
         data = [
-            Decision(index, verdict.best == YES_NO[0], verdict.probabilities[0])
+            DecisionAnswer(index, verdict.best == YES_NO[0], verdict.probabilities[0])
             for index, verdict in enumerate(asked.verdicts(choices))
         ]
         return _json(
@@ -192,7 +192,7 @@ def one_token_routes(desk: Desk) -> APIRouter:
     return router
 
 
-async def _score_labels(desk: Desk, body: ScoreBody, request: HttpRequest) -> Response:
+async def _score_labels(desk: RequestContext, body: ScoreBody, request: HttpRequest) -> Response:
     """Label tokens after query and item; shares among the labels, or probabilities among all tokens."""
     labels, vocabulary = tuple(body.label_token_ids or ()), desk.service.vocabulary
     check_ids(labels, vocabulary.vocab_size, "label_token_ids")
@@ -221,7 +221,7 @@ def _raw(answer: Gathered, labels: TokenIds) -> list[float]:
     return [math.exp(found[label]) for label in labels]
 
 
-def _label_prompts(desk: Desk, body: ScoreBody) -> list[Prompt]:
+def _label_prompts(desk: RequestContext, body: ScoreBody) -> list[Prompt]:
     query, items = body.query, body.items
     if query is None or not items:
         raise Refused("label_token_ids go with a query and items", param="items")
@@ -278,12 +278,12 @@ def _texts_only(items: str | list[str | list[int]] | None) -> str | list[str] | 
     return texts
 
 
-def _choices(desk: Desk, words: Sequence[str]) -> tuple[Choice, ...]:
+def _choices(desk: RequestContext, words: Sequence[str]) -> tuple[Choice, ...]:
     return make_choices(words, desk.service.vocabulary.encode)
 
 
 async def _ask(
-    desk: Desk,
+    desk: RequestContext,
     body: JobBody,
     request: HttpRequest,
     questions: Sequence[Conversation],
@@ -299,7 +299,11 @@ async def _ask(
 
 
 async def _run(
-    desk: Desk, body: JobBody, request: HttpRequest, prompts: Sequence[Prompt], sampling: Sampling
+    desk: RequestContext,
+    body: JobBody,
+    request: HttpRequest,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
 ) -> _Asked | None:
     if not 1 <= len(prompts) <= MAX_QUESTIONS:
         raise Refused(f"{len(prompts)} questions; a request may hold 1 to {MAX_QUESTIONS}")
@@ -313,7 +317,7 @@ async def _run(
             salt=body.cache_salt or "",
             adapter=adapter,
             priority=body.priority or 0,
-            keeping=Keeping.SHARED,
+            retention=Retention.SHARED,
         )
         for index, prompt in enumerate(prompts)
     ]

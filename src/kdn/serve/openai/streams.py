@@ -19,13 +19,13 @@ from kdn.errors import Cancelled
 from kdn.serve.metrics import Metrics
 from kdn.serve.service import Service
 
-__all__ = ["EventStream", "Flight", "Gathered", "depart", "gather", "unless_gone"]
+__all__ = ["EventStream", "Gathered", "ResponseStreams", "depart", "gather", "unless_gone"]
 
 _Pushed = StreamEvent | Exception | None
 T = TypeVar("T")
 
 
-class Flight:
+class ResponseStreams:
     """Running streams whose events arrive, in order, at one place on the event loop."""
 
     def __init__(self, num_streams: int) -> None:
@@ -73,9 +73,9 @@ class Flight:
             stream.cancel()
 
 
-def depart(service: Service, metrics: Metrics, requests: Sequence[Request]) -> Flight:
+def depart(service: Service, metrics: Metrics, requests: Sequence[Request]) -> ResponseStreams:
     """Submit all requests, or none: what one refusal leaves behind is cancelled."""
-    flight = Flight(len(requests))
+    flight = ResponseStreams(len(requests))
     try:
         for request in requests:
             flight.attach(service.submit(request), metrics.listener(_remembering(service, request)))
@@ -123,7 +123,7 @@ class Gathered:
         return self.finish
 
 
-async def gather(flight: Flight, num_streams: int) -> list[Gathered]:
+async def gather(flight: ResponseStreams, num_streams: int) -> list[Gathered]:
     """Every stream to its end."""
     found = [Gathered() for _ in range(num_streams)]
     async for index, event in flight.events():
@@ -131,7 +131,9 @@ async def gather(flight: Flight, num_streams: int) -> list[Gathered]:
     return found
 
 
-async def unless_gone(request: HttpRequest, flight: Flight, work: Awaitable[T]) -> T | None:
+async def unless_gone(
+    request: HttpRequest, flight: ResponseStreams, work: Awaitable[T]
+) -> T | None:
     """The result of `work`, or None when the client left first. Nothing keeps running."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(request))
@@ -152,7 +154,7 @@ async def _disconnect(request: HttpRequest) -> None:
 class EventStream(StreamingResponse):
     """Server-sent events; the flight is cancelled however the response ends."""
 
-    def __init__(self, events: AsyncIterator[bytes], flight: Flight) -> None:
+    def __init__(self, events: AsyncIterator[bytes], flight: ResponseStreams) -> None:
         # Proxies must hand each event on at once.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(events, headers=headers, media_type="text/event-stream")

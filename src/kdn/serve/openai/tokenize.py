@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from kdn.core import TokenIds
 from kdn.serve.errors import Refused
-from kdn.serve.openai.context import Desk
+from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.parse import adapter_of, check_ids, conversation
 from kdn.serve.openai.requests import DetokenizeBody, TokenizeBody
 
@@ -26,7 +26,7 @@ class _Detokenized(msgspec.Struct):
     prompt: str
 
 
-def token_routes(desk: Desk) -> APIRouter:
+def token_routes(desk: RequestContext) -> APIRouter:
     """The routes, bound to one server's parts."""
     router = APIRouter()
     vocabulary = desk.service.vocabulary
@@ -50,7 +50,7 @@ def token_routes(desk: Desk) -> APIRouter:
     return router
 
 
-def _ids(desk: Desk, body: TokenizeBody) -> TokenIds:
+def _ids(desk: RequestContext, body: TokenizeBody) -> TokenIds:
     if (body.prompt is None) == (body.messages is None):
         raise Refused("give either prompt or messages", param="prompt")
     if body.messages is not None:

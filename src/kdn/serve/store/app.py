@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.middleware import Middleware
 
 from kdn.serve.app import speak_openai
-from kdn.serve.auth import Guard
+from kdn.serve.auth import Auth
 from kdn.serve.errors import Refused
 from kdn.serve.settings import ServeSettings
 from kdn.serve.store.blocks import block_routes
@@ -28,7 +28,7 @@ def create_node_app(
     app = FastAPI(
         title="kdn node",
         version=version,
-        middleware=[Middleware(Guard, settings=settings)],
+        middleware=[Middleware(Auth, settings=settings)],
         redoc_url=None,
     )
     mount_store(app, store, grants)

@@ -18,7 +18,7 @@ from kdn.store.block.format import (
 )
 from kdn.store.tiers.tier import Handle
 
-__all__ = ["Load", "Reader", "read_header"]
+__all__ = ["Reader", "StoreLoad", "read_header"]
 
 FIRST_READ_BYTES = 4096
 
@@ -36,7 +36,7 @@ def read_header(handle: Handle, key: BlockKey) -> Header:
     return decode_header(region, key, size_bytes)
 
 
-class Load:
+class StoreLoad:
     """A block on its way out of a tier, shared by all who read it meanwhile: each layer comes once.
 
     `on_whole` is told when every layer has come, `on_corrupt` when one was damaged (once).
@@ -138,7 +138,7 @@ class Reader:
     A run that was handed out stays valid after close.  Safe from several threads.
     """
 
-    def __init__(self, load: Load, num_tokens: int, on_close: Callable[[], None]) -> None:
+    def __init__(self, load: StoreLoad, num_tokens: int, on_close: Callable[[], None]) -> None:
         self._load = load
         self._on_close: Callable[[], None] | None = on_close
         self.num_tokens = num_tokens

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from kdn.core import BLOCK_TOKENS, BlockId, BlockKey, ChainHash, ContentId, Fingerprint, Recipe
 from kdn.store.index.tokens import TOKEN_BYTES, common_tokens, pack_tokens, unpack_tokens
 
-__all__ = ["BlockHit", "Entry", "Family", "Index", "Match", "Piece"]
+__all__ = ["BlockHit", "Entry", "Family", "Index", "IndexPiece", "Match"]
 
 
 class Family(NamedTuple):
@@ -95,7 +95,7 @@ class Match:
         return tuple(hit.id.key for hit in self.hits)
 
 
-class Piece(NamedTuple):
+class IndexPiece(NamedTuple):
     """A step of a match: an entry, and how many of its tokens fit."""
 
     entry: Entry
@@ -164,7 +164,7 @@ class Index:
             self._contents[entry.content] = rest
         return True
 
-    def match(self, families: Sequence[Family], token_ids: Sequence[int]) -> list[Piece]:
+    def match(self, families: Sequence[Family], token_ids: Sequence[int]) -> list[IndexPiece]:
         """The longest run from position 0 that blocks of these families (of one model and recipe)
         cover, in as few blocks as that takes. Between equal ones the family named first wins."""
         shelves = [self._shelves[one] for one in dict.fromkeys(families) if one in self._shelves]
@@ -234,7 +234,7 @@ class _Shelf:
         """Every position that a block starts at, ascending."""
         return self._ascending
 
-    def longest(self, behind: ChainHash, start: int, wanted: bytes) -> Piece | None:
+    def longest(self, behind: ChainHash, start: int, wanted: bytes) -> IndexPiece | None:
         """The entry there that shares most tokens with `wanted`."""
         place = self._places.get(behind)
         if place is None:
@@ -251,7 +251,7 @@ class _Shelf:
         assert starts == self._starts, "starts differ"
 
 
-def _match(shelves: Sequence[_Shelf], wanted: bytes) -> list[Piece]:
+def _match(shelves: Sequence[_Shelf], wanted: bytes) -> list[IndexPiece]:
     """Wherever the current piece could be left, look how far the next one would reach; take the
     one that reaches furthest."""
     num_wanted = len(wanted) // TOKEN_BYTES
@@ -275,11 +275,11 @@ def _starts(shelves: Sequence[_Shelf]) -> Iterable[int]:
     return dict.fromkeys(heapq.merge(*(shelf.starts for shelf in shelves)))
 
 
-def _longest(place: list[Entry], wanted: bytes) -> Piece:
+def _longest(place: list[Entry], wanted: bytes) -> IndexPiece:
     """The entry that shares most tokens with `wanted`, and how many."""
     at = bisect_left(place, wanted, key=_by_tokens)
     neighbours = place[max(at - 1, 0) : at + 1]
-    pieces = [Piece(entry, common_tokens(entry.tokens, wanted)) for entry in neighbours]
+    pieces = [IndexPiece(entry, common_tokens(entry.tokens, wanted)) for entry in neighbours]
     return max(pieces, key=attrgetter("num_tokens"))
 
 
@@ -287,9 +287,9 @@ class _Walk:
     """Covers as much as possible with as few pieces as possible, offered by ascending start."""
 
     def __init__(self) -> None:
-        self._taken: list[Piece] = []
+        self._taken: list[IndexPiece] = []
         self._end = 0
-        self._best: Piece | None = None
+        self._best: IndexPiece | None = None
 
     def can_leave_at(self, position: int) -> bool:
         """Is `position` covered, so that a piece may start there? Settles what lies before it."""
@@ -297,18 +297,18 @@ class _Walk:
             self._take(self._best)
         return position <= self._end
 
-    def offer(self, piece: Piece) -> None:
+    def offer(self, piece: IndexPiece) -> None:
         if piece.stop > (self._best.stop if self._best is not None else self._end):
             self._best = piece
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[IndexPiece]:
         if self._best is not None:
             self._take(self._best)
         return self._taken
 
-    def _take(self, piece: Piece) -> None:
+    def _take(self, piece: IndexPiece) -> None:
         if self._taken:
             last = self._taken[-1]
-            self._taken[-1] = Piece(last.entry, piece.entry.start - last.entry.start)
+            self._taken[-1] = IndexPiece(last.entry, piece.entry.start - last.entry.start)
         self._taken.append(piece)
         self._end, self._best = piece.stop, None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from kdn.core import BlockKey
 from kdn.store.index.index import Entry, Index
 
-__all__ = ["Journal", "Pages"]
+__all__ = ["IndexJournal", "Pages"]
 
 KEEP = 10_000
 
@@ -26,7 +26,7 @@ class Pages:
     whole: bool = False
 
 
-class Journal:
+class IndexJournal:
     """The last changes of one store since it was opened. Not safe from several threads by itself.
 
     A cursor is good for one opening of the store; any other one is answered with everything.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from kdn.errors import BadInput
 from kdn.store.policies.arc import Arc
 from kdn.store.policies.order import Fifo, Lru
-from kdn.store.policies.policy import Policy, Use
+from kdn.store.policies.policy import EvictionPolicy, Use
 from kdn.store.policies.rules import Ruled, Rules
 from kdn.store.policies.s3fifo import S3Fifo
 from kdn.store.policies.value import Value
@@ -15,9 +15,9 @@ from kdn.store.policies.value import Value
 __all__ = [
     "POLICIES",
     "Arc",
+    "EvictionPolicy",
     "Fifo",
     "Lru",
-    "Policy",
     "Ruled",
     "Rules",
     "S3Fifo",
@@ -26,7 +26,7 @@ __all__ = [
     "make_policy",
 ]
 
-POLICIES: dict[str, Callable[[], Policy]] = {
+POLICIES: dict[str, Callable[[], EvictionPolicy]] = {
     "fifo": Fifo,
     "lru": Lru,
     "s3fifo": S3Fifo,
@@ -37,7 +37,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 
 def make_policy(
     name: str, rules: Rules | None = None, saving: Callable[[Use], float] | None = None
-) -> Policy:
+) -> EvictionPolicy:
     """A policy by name, under rules if there are any; `saving` is for `value`.
 
     Raises BadInput, naming those there are.

@@ -10,14 +10,14 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from kdn.core import BlockKey
-from kdn.store.policies.policy import Policy, Use
+from kdn.store.policies.policy import EvictionPolicy, Use
 
 __all__ = ["Arc"]
 
 _Queue = OrderedDict[BlockKey, None]
 
 
-class Arc(Policy):
+class Arc(EvictionPolicy):
     """Recency and frequency in the proportion that lately would have hit more."""
 
     name = "arc"

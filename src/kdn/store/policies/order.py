@@ -6,12 +6,12 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from kdn.core import BlockKey
-from kdn.store.policies.policy import Policy, Use
+from kdn.store.policies.policy import EvictionPolicy, Use
 
 __all__ = ["Fifo", "Lru"]
 
 
-class Fifo(Policy):
+class Fifo(EvictionPolicy):
     """Whoever came first goes first, used or not."""
 
     name = "fifo"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kdn.core import BlockKey
 
-__all__ = ["Policy", "Use"]
+__all__ = ["EvictionPolicy", "Use"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Use:
         return self.start + self.num_tokens
 
 
-class Policy(ABC):
+class EvictionPolicy(ABC):
     """Orders the blocks of one tier. Holds keys, never bytes; its owner calls it under a lock.
 
     The owner says `keep` when a block came in, `use` when one that is here was wanted again, `gone`

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from kdn.core import BlockKey
 from kdn.errors import BadInput
-from kdn.store.policies.policy import Policy, Use
+from kdn.store.policies.policy import EvictionPolicy, Use
 
 __all__ = ["Ruled", "Rules"]
 
@@ -35,10 +35,10 @@ class Rules:
             raise BadInput(f"a time to live of {self.ttl_s} s: give one above zero, or none")
 
 
-class Ruled(Policy):
+class Ruled(EvictionPolicy):
     """Another policy under rules: it ranks, the rules decide who may go and who must."""
 
-    def __init__(self, inner: Policy, rules: Rules) -> None:
+    def __init__(self, inner: EvictionPolicy, rules: Rules) -> None:
         self.name = inner.name
         self._inner = inner
         self._rules = rules

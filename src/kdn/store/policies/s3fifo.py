@@ -11,14 +11,14 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from kdn.core import BlockKey
-from kdn.store.policies.policy import Policy, Use
+from kdn.store.policies.policy import EvictionPolicy, Use
 
 __all__ = ["S3Fifo"]
 
 _MOST_USES = 3
 
 
-class S3Fifo(Policy):
+class S3Fifo(EvictionPolicy):
     """Blocks used once or never while on probation leave early; what comes back goes to the main
     queue, where each use buys one more round."""
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import count, pairwise
 
 from kdn.core import BlockKey
-from kdn.store.policies.policy import Policy, Use
+from kdn.store.policies.policy import EvictionPolicy, Use
 from kdn.store.policies.risk import EDGES_S, NUM_AGES, Feature, Rate, ReuseRisk, age_of
 from kdn.store.policies.worth import worth_by_age
 
@@ -75,7 +75,7 @@ class _Link:
     is_here: bool
 
 
-class Value(Policy):
+class Value(EvictionPolicy):
     """Ranks by expected saving per byte and second, learned online.
 
     `saving(use)` says what one use of a block saves, in any unit: the cost model's dollars, or

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from kdn.core import BlockKey
 from kdn.errors import StoreError
-from kdn.store.block.reader import Load
+from kdn.store.block.reader import StoreLoad
 from kdn.store.codecs import CODECS
 from kdn.store.stream.choose import Adaptation, Level
 from kdn.store.stream.throughput import Links
@@ -110,7 +110,7 @@ class Delivery:
         self._on_read(key, *layers, level, moved)
 
 
-class DeliveredLoad(Load):
+class DeliveredLoad(StoreLoad):
     """A reader's own view of a shared load: its layers come at the level that the delivery chooses.
 
     What came with loss stays here; the shared load, and what it promotes, is always the block as
@@ -119,7 +119,7 @@ class DeliveredLoad(Load):
 
     may_recode = True
 
-    def __init__(self, shared: Load, tier: Tier, delivery: Delivery) -> None:
+    def __init__(self, shared: StoreLoad, tier: Tier, delivery: Delivery) -> None:
         self.header = shared.header
         self.tier = shared.tier
         self.shared = shared

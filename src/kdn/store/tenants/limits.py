@@ -16,7 +16,7 @@ from kdn.clock import Clock
 from kdn.errors import BadInput
 from kdn.store.tiers.disk.files import locked, system_errors
 
-__all__ = ["Limits", "TenantLimits"]
+__all__ = ["TenantLimits", "TenantsLimits"]
 
 LOOK_EVERY_S = 1.0
 
@@ -28,7 +28,7 @@ class TenantLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int | None = None
 
 
-class Limits:
+class TenantsLimits:
     """Decisions by salt, in the folder's `limits.json`. Safe from several threads and processes.
 
     Another process's decision holds here within a second.  Without a folder they last as long as

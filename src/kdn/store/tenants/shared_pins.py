@@ -14,12 +14,12 @@ from kdn.clock import Clock
 from kdn.core import BlockKey
 from kdn.store.tiers.disk.files import locked, system_errors
 
-__all__ = ["LastingPins"]
+__all__ = ["PersistentPins"]
 
 LOOK_EVERY_S = 1.0
 
 
-class LastingPins:
+class PersistentPins:
     """Keys with an expiry (seconds since the epoch; None: never), in a file of the store's folder.
 
     Safe from several threads and processes: another process's pin holds here within a second.

@@ -6,10 +6,10 @@ import threading
 
 from kdn.core import BlockKey
 from kdn.store.block.format import EncodedBlock
-from kdn.store.tenants.limits import Limits
+from kdn.store.tenants.limits import TenantsLimits
 from kdn.store.tenants.pins import Pins
 from kdn.store.tenants.quotas import Quotas, over_quota
-from kdn.store.tenants.shared_pins import LastingPins
+from kdn.store.tenants.shared_pins import PersistentPins
 from kdn.store.tiers.tier import Tier
 from kdn.trace import Trace
 
@@ -20,7 +20,12 @@ class Tenancy:
     """Who may hold how much in any one tier, and which blocks may not go. Safe from several threads."""
 
     def __init__(
-        self, quotas: Quotas, limits: Limits, pins: Pins, lasting: LastingPins, trace: Trace
+        self,
+        quotas: Quotas,
+        limits: TenantsLimits,
+        pins: Pins,
+        lasting: PersistentPins,
+        trace: Trace,
     ) -> None:
         """What `limits` decides stands before the settings in `quotas`."""
         self._quotas = quotas

@@ -10,7 +10,7 @@ from kdn.core import BlockKey
 from kdn.errors import NoSpace
 from kdn.store.block.format import EncodedBlock
 from kdn.store.index.index import Entry
-from kdn.store.policies import Lru, Policy, Use
+from kdn.store.policies import EvictionPolicy, Lru, Use
 from kdn.store.tenants.quotas import Holding
 from kdn.store.tiers.tier import Changes, Handle, Spare, Tier, TierUsage
 from kdn.trace import Trace
@@ -45,7 +45,7 @@ class MemoryTier(Tier):
         self,
         capacity_bytes: int,
         trace: Trace,
-        policy: Policy | None = None,
+        policy: EvictionPolicy | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`policy` None is least recently used; it belongs to the tier from now on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from kdn.core import BlockKey, Served
-from kdn.store.policies import Policy, Use
+from kdn.store.policies import EvictionPolicy, Use
 from kdn.store.traces.recording import TraceRequest
 
 __all__ = ["ReplayedTier", "replay"]
@@ -14,7 +14,7 @@ __all__ = ["ReplayedTier", "replay"]
 class ReplayedTier:
     """A tier without bytes: keys and sizes under a cap, and a policy that says who goes."""
 
-    def __init__(self, capacity_bytes: int, policy: Policy) -> None:
+    def __init__(self, capacity_bytes: int, policy: EvictionPolicy) -> None:
         self._capacity_bytes = capacity_bytes
         self._policy = policy
         self._sizes: dict[BlockKey, int] = {}
@@ -75,7 +75,7 @@ class ReplayedTier:
 
 
 def replay(
-    requests: Iterable[TraceRequest], token_bytes: int, capacity_bytes: int, policy: Policy
+    requests: Iterable[TraceRequest], token_bytes: int, capacity_bytes: int, policy: EvictionPolicy
 ) -> Iterator[Served]:
     """What becomes of each request: leading blocks that are here are read, the rest is computed
     and offered to the tier.  Blocks of the running request are not evicted for its later ones."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kdn.core import BlockKey, Served
-from kdn.store.policies import Policy, Use, make_policy
+from kdn.store.policies import EvictionPolicy, Use, make_policy
 from kdn.store.traces.recording import TraceRequest
 from kdn.store.traces.replay import replay
 
@@ -39,7 +39,7 @@ class SimulatedRun:
         return self.hit_blocks / max(1, self.blocks)
 
 
-class Belady(Policy):
+class Belady(EvictionPolicy):
     """Knows the whole trace: whoever is wanted last, or never, goes first, and what is wanted later
     than all that is here is not let in.
 

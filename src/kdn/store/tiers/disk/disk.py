@@ -16,12 +16,12 @@ from kdn.machine.memory import OWN_PAGES_FROM, allocate
 from kdn.store.block.format import ALIGN, MAX_BLOCK_BYTES, EncodedBlock
 from kdn.store.block.reader import read_header
 from kdn.store.index.index import Entry
-from kdn.store.policies import Policy, Use
+from kdn.store.policies import EvictionPolicy, Use
 from kdn.store.tenants.quotas import Holding
 from kdn.store.tiers.disk.catalogue import Catalogue, CatalogueDamaged, Victim, discard_catalogue
 from kdn.store.tiers.disk.files import Files, system_errors
 from kdn.store.tiers.disk.folder import StoreFolder
-from kdn.store.tiers.disk.ranked import Ranked
+from kdn.store.tiers.disk.ranked import RankedBlocks
 from kdn.store.tiers.seal import SEAL_BYTES, KeyRing, is_sealed
 from kdn.store.tiers.tier import Changes, Handle, Life, Spare, Tier, TierUsage
 from kdn.trace import Trace
@@ -109,7 +109,7 @@ class DiskTier(Tier):
         capacity_bytes: int | None,
         clock: Clock,
         trace: Trace,
-        policy: Policy | None = None,
+        policy: EvictionPolicy | None = None,
         ring: KeyRing | None = None,
         *,
         direct: bool = False,
@@ -132,7 +132,7 @@ class DiskTier(Tier):
             self._folder.sign_in()
             try:
                 self._catalogue = self._open_catalogue(living)
-                self._ranked = None if policy is None else Ranked(policy, clock)
+                self._ranked = None if policy is None else RankedBlocks(policy, clock)
                 if self._ranked is not None:
                     self._ranked.learn(self._catalogue.uses())
                     self._catalogue.rank_by(self._ranked.victims)

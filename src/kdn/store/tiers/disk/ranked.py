@@ -8,19 +8,19 @@ from dataclasses import replace
 
 from kdn.clock import Clock
 from kdn.core import BlockKey
-from kdn.store.policies import Policy, Use
+from kdn.store.policies import EvictionPolicy, Use
 
-__all__ = ["Ranked"]
+__all__ = ["RankedBlocks"]
 
 
-class Ranked:
+class RankedBlocks:
     """Feeds a policy from several threads, and asks it.
 
     Other processes on the folder have policies of their own; each ranks what it has seen, and the
     catalogue falls back on age for the rest.
     """
 
-    def __init__(self, policy: Policy, clock: Clock) -> None:
+    def __init__(self, policy: EvictionPolicy, clock: Clock) -> None:
         self._policy = policy
         self._clock = clock
         self._lock = threading.Lock()

@@ -14,13 +14,13 @@ from kdn.clock import Clock
 from kdn.errors import Unreachable
 from kdn.store.tiers.remote.breaker import Breaker, BreakerSettings
 
-__all__ = ["Line", "LineSettings"]
+__all__ = ["RemoteCallSettings", "RemoteCaller"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class LineSettings:
+class RemoteCallSettings:
     """How patient to be with a remote tier."""
 
     timeout_s: float = 2.0
@@ -34,13 +34,15 @@ class LineSettings:
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
 
 
-class Line:
+class RemoteCaller:
     """Makes calls in threads of its own and waits for them no longer than the deadline.
 
     A call that hangs is left behind, whatever it hangs in; its result is thrown away.
     """
 
-    def __init__(self, name: str, settings: LineSettings, clock: Clock, chance: Random) -> None:
+    def __init__(
+        self, name: str, settings: RemoteCallSettings, clock: Clock, chance: Random
+    ) -> None:
         self.name = name
         self.settings = settings
         self._clock = clock

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kdn.core import BlockKey
 
-__all__ = ["DictRemote", "Listed", "News", "Remote"]
+__all__ = ["DictRemote", "Listed", "Remote", "RemoteChanges"]
 
 
 class Listed(NamedTuple):
@@ -21,7 +21,7 @@ class Listed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class News:
+class RemoteChanges:
     """What came and went since the last time; `whole` says that `added` is all there is."""
 
     added: tuple[Listed, ...] = ()
@@ -60,7 +60,7 @@ class Remote(ABC):
         ...
 
     @abstractmethod
-    def news(self) -> News:
+    def news(self) -> RemoteChanges:
         """What changed since the last call, by whatever hand; the first call tells all."""
         ...
 
@@ -99,7 +99,7 @@ class DictRemote(Remote):
         with self._lock:
             return self._blocks.pop(key, None) is not None
 
-    def news(self) -> News:
+    def news(self) -> RemoteChanges:
         with self._lock:
             listed = [Listed(key, note, len(data)) for key, (note, data) in self._blocks.items()]
-        return News(tuple(listed), whole=True)
+        return RemoteChanges(tuple(listed), whole=True)

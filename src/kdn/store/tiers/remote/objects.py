@@ -15,7 +15,7 @@ from typing import Any
 
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, MissingExtra, Unreachable
-from kdn.store.tiers.remote.client import Listed, News, Remote
+from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
 
 __all__ = ["ObjectRemote"]
 
@@ -76,7 +76,7 @@ class ObjectRemote(Remote):
             there = self._drop(_note(key))
             return self._drop(_block(key)) or there
 
-    def news(self) -> News:
+    def news(self) -> RemoteChanges:
         with self._lock, self._gate("listing blocks"):
             keys = {
                 BlockKey(found["path"].rpartition("/")[2])
@@ -89,7 +89,7 @@ class ObjectRemote(Remote):
             removed = tuple(self._known - keys)
             self._known = keys
             whole, self._told = not self._told, True
-            return News(added, removed, whole=whole)
+            return RemoteChanges(added, removed, whole=whole)
 
     # --- inside ---
 

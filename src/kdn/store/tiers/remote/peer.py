@@ -21,7 +21,7 @@ import msgspec
 
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, Unreachable
-from kdn.store.tiers.remote.client import Listed, News, Remote
+from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
 
 __all__ = ["PeerRemote", "Told"]
 
@@ -102,7 +102,7 @@ class PeerRemote(Remote):
         self._expect(status, body, http.HTTPStatus.NO_CONTENT)
         return True
 
-    def news(self) -> News:
+    def news(self) -> RemoteChanges:
         with self._telling:
             status, _, body = self._call("GET", f"?since={quote(self._cursor)}", {})
             self._expect(status, body, http.HTTPStatus.OK)
@@ -112,7 +112,7 @@ class PeerRemote(Remote):
                 raise Unreachable(f"the node at {self._host} speaks otherwise: {error}") from error
             self._cursor = told.cursor
         added = tuple(Listed(BlockKey(key), note, 0) for key, note in told.added)
-        return News(added, tuple(map(BlockKey, told.removed)), told.whole)
+        return RemoteChanges(added, tuple(map(BlockKey, told.removed)), told.whole)
 
     def close(self) -> None:
         with self._lock:

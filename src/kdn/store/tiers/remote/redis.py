@@ -14,7 +14,7 @@ from typing import Any
 
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, MissingExtra, Unreachable
-from kdn.store.tiers.remote.client import Listed, News, Remote
+from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
 
 __all__ = ["RedisRemote"]
 
@@ -82,7 +82,7 @@ class RedisRemote(Remote):
             self._tell(pipe, "went", key)
             return any(pipe.execute()[:2])
 
-    def news(self) -> News:
+    def news(self) -> RemoteChanges:
         with self._lock, self._gate("asking for news"):
             stream = self._redis.xinfo_stream(self._stream) if self._has_stream() else None
             last = "0-0" if stream is None else _text(stream["last-generated-id"])
@@ -125,11 +125,11 @@ class RedisRemote(Remote):
         first = _text(stream["first-entry"][0])
         return _order(first) <= _order(self._seen) <= _order(_text(stream["last-generated-id"]))
 
-    def _everything(self) -> News:
+    def _everything(self) -> RemoteChanges:
         rows = self._redis.hscan_iter(self._notes, count=1000)
-        return News(tuple(_listed(key, sized) for key, sized in rows), whole=True)
+        return RemoteChanges(tuple(_listed(key, sized) for key, sized in rows), whole=True)
 
-    def _since(self, seen: str) -> News:
+    def _since(self, seen: str) -> RemoteChanges:
         rows = self._redis.xrange(self._stream, min=f"({seen}")
         last = {_text(fields[b"key"]): fields[b"op"] for _, fields in rows}
         came = [key for key, what in last.items() if what == b"came"]
@@ -137,7 +137,7 @@ class RedisRemote(Remote):
         pairs = zip(came, notes, strict=True)
         added = tuple(_listed(key.encode(), sized) for key, sized in pairs if sized is not None)
         gone = set(last) - {one.key for one in added}
-        return News(added, tuple(BlockKey(key) for key in gone))
+        return RemoteChanges(added, tuple(BlockKey(key) for key in gone))
 
     @contextmanager
     def _gate(self, doing: str) -> Iterator[None]:

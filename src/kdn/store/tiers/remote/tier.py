@@ -16,8 +16,8 @@ from kdn.machine.memory import allocate
 from kdn.store.block.format import MAX_BLOCK_BYTES, EncodedBlock
 from kdn.store.index.index import Entry
 from kdn.store.tenants.quotas import Holding
-from kdn.store.tiers.remote.calls import Line, LineSettings
-from kdn.store.tiers.remote.client import Listed, News, Remote
+from kdn.store.tiers.remote.calls import RemoteCaller, RemoteCallSettings
+from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
 from kdn.store.tiers.remote.entry_bytes import pack_note, read_note
 from kdn.store.tiers.seal import NOTE, KeyRing, is_sealed
 from kdn.store.tiers.tier import Changes, Handle, Spare, Tier, TierUsage
@@ -32,7 +32,7 @@ FIRST_BYTES = 16 << 10
 class RemoteSettings:
     """How a remote tier is used."""
 
-    line: LineSettings = field(default_factory=LineSettings)
+    line: RemoteCallSettings = field(default_factory=RemoteCallSettings)
     capacity_bytes: int | None = None
     """The most bytes to leave there; None means that the remote looks after itself."""
     read_bytes: int = 1 << 20
@@ -45,7 +45,13 @@ class _Fetched(Handle):
     """A block across the network: what was read stays, and reads reach ahead."""
 
     def __init__(
-        self, remote: Remote, line: Line, key: BlockKey, head: bytes, size: int, read_bytes: int
+        self,
+        remote: Remote,
+        line: RemoteCaller,
+        key: BlockKey,
+        head: bytes,
+        size: int,
+        read_bytes: int,
     ) -> None:
         if size > MAX_BLOCK_BYTES:
             raise CorruptBlock(f"{remote.name} holds {size} bytes as {key}: that is no block")
@@ -116,7 +122,7 @@ class RemoteTier(Tier):
         self._settings = settings
         self._clock = clock
         self._trace = trace
-        self._line = Line(self.name, settings.line, clock, chance or Random())
+        self._line = RemoteCaller(self.name, settings.line, clock, chance or Random())
         self._lock = threading.Lock()
         self._book: OrderedDict[BlockKey, tuple[Entry, int]] = OrderedDict()
         self._size_bytes = 0
@@ -124,7 +130,7 @@ class RemoteTier(Tier):
         self._added: list[Entry] = []
         self._removed: list[BlockKey] = []
         self._asked_s: float | None = None
-        self._asking: Future[News] | None = None
+        self._asking: Future[RemoteChanges] | None = None
 
     def open(self, key: BlockKey) -> Handle | None:
         if not self.holds(key):
@@ -234,7 +240,7 @@ class RemoteTier(Tier):
         asked_s = self._asked_s
         return asked_s is None or self._clock.now() - asked_s >= self._settings.news_s
 
-    def _take_in(self, news: News) -> None:
+    def _take_in(self, news: RemoteChanges) -> None:
         with self._lock:
             for key in news.removed:
                 self._forget(key)

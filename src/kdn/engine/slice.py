@@ -9,14 +9,14 @@ from torch import Tensor
 
 from kdn.core import Choose, GivenRows, LayerSource, Plan
 from kdn.engine.capture import Capture
-from kdn.engine.kv import Head, SequenceKV
+from kdn.engine.kv import PrefixKV, SequenceKV
 from kdn.model import LoraAdapter
 
-__all__ = ["Lane"]
+__all__ = ["SequenceSlice"]
 
 
 @dataclass
-class Lane:
+class SequenceSlice:
     """One sequence's part in a pass: what it computes and where its KV goes.
 
     `rows` are the positions alive at the current layer, ascending; `stop` is the position behind the
@@ -32,7 +32,7 @@ class Lane:
     logit_positions: tuple[int, ...]
     adapter: LoraAdapter | None = None
     capture: Capture | None = None
-    new_head: Head | None = None
+    new_head: PrefixKV | None = None
     loads: bool = False
     """True when the plan's sources are read in this pass."""
 
@@ -45,12 +45,12 @@ class Lane:
         *,
         adapter: LoraAdapter | None = None,
         capture: Capture | None = None,
-        new_head: Head | None = None,
-    ) -> Lane:
+        new_head: PrefixKV | None = None,
+    ) -> SequenceSlice:
         """Positions [first, stop) of a prompt. A long prompt may run as several such ranges."""
         rows = _initial_rows(plan, first, stop)
         wanted = plan.logits if plan.logits is not None else (plan.num_tokens - 1,)
-        return Lane(
+        return SequenceSlice(
             plan=plan,
             kv=kv,
             rows=rows,
@@ -70,10 +70,10 @@ class Lane:
         *,
         adapter: LoraAdapter | None = None,
         capture: Capture | None = None,
-    ) -> Lane:
+    ) -> SequenceSlice:
         """One more token behind everything the sequence has."""
         at = kv.num_columns
-        return Lane(
+        return SequenceSlice(
             plan=_NEXT_TOKEN,
             kv=kv,
             rows=torch.tensor([at]),

@@ -8,10 +8,10 @@ from kdn.store.stat import Counts
 from kdn.store.tiers.tier import Tier
 from kdn.trace import Trace
 
-__all__ = ["Mishaps"]
+__all__ = ["Failures"]
 
 
-class Mishaps:
+class Failures:
     """Nothing here raises: whoever calls goes on with a miss, or with a block that is not kept."""
 
     def __init__(self, counts: Counts, trace: Trace) -> None:

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from kdn.core import EXACT, Keep, Keeping, KeptKV, Recipe, TokenIds, chain_hash
-from kdn.engine.live import Live
+from kdn.core import EXACT, Recipe, RetainedKV, RetainedPrefix, Retention, TokenIds, chain_hash
+from kdn.engine.request import RunningRequest
 
-__all__ = ["family_name", "kept_answer", "kept_prompt", "shared_tokens", "wanted_capture"]
+__all__ = ["family_name", "retained_answer", "retained_prompt", "shared_tokens", "wanted_capture"]
 
 
-def shared_tokens(live: Live) -> int:
+def shared_tokens(live: RunningRequest) -> int:
     """Prompt tokens before the last segment: what other requests may have in common."""
     segments = live.request.prompt.segments
     return sum(segment.num_tokens for segment in segments[:-1]) if len(segments) > 1 else 0
 
 
-def family_name(live: Live) -> str:
+def family_name(live: RunningRequest) -> str:
     """Names the shared part of a prompt and whose KV may stand in for it."""
     request = live.request
     shared = chain_hash(request.prompt.token_ids[: shared_tokens(live)])
     return f"{request.adapter}/{request.salt}/{shared}"
 
 
-def wanted_capture(live: Live, num_reused: int, keep: Keep | None = None) -> tuple[int, int] | None:
+def wanted_capture(
+    live: RunningRequest, num_reused: int, keep: RetainedPrefix | None = None
+) -> tuple[int, int] | None:
     """The positions [start, stop) whose KV must be noted down as it is computed, or None.
 
     What the plan would `keep` is an upper limit to what the request asks for.
     """
-    keeping = live.request.keeping
-    if keeping is Keeping.NOTHING:
+    retention = live.request.retention
+    if retention is Retention.NOTHING:
         return None
-    stop = live.request.prompt.num_tokens if keeping is Keeping.ALL else shared_tokens(live)
+    stop = live.request.prompt.num_tokens if retention is Retention.ALL else shared_tokens(live)
     if keep is not None:
         stop = min(stop, keep.num_tokens)
     return (num_reused, stop) if stop > num_reused else None
 
 
-def kept_prompt(live: Live) -> KeptKV | None:
+def retained_prompt(live: RunningRequest) -> RetainedKV | None:
     """KV of the shared part, as soon as the prompt is done. None when all of it was stored already."""
     keep = _keep(live)
     if live.capture is None:
@@ -46,12 +48,12 @@ def kept_prompt(live: Live) -> KeptKV | None:
         return None
     token_ids = live.request.prompt.token_ids[:stop]
     kept = live.capture.kept(token_ids, live.capture.start, _recipe(live))
-    if live.request.keeping is Keeping.SHARED or keep is not None:
+    if live.request.retention is Retention.SHARED or keep is not None:
         live.capture = None
     return kept
 
 
-def kept_answer(live: Live) -> KeptKV | None:
+def retained_answer(live: RunningRequest) -> RetainedKV | None:
     """KV of the question and the answer. The last token drawn was never computed, so it is not in."""
     if live.capture is None:
         return None
@@ -63,10 +65,10 @@ def kept_answer(live: Live) -> KeptKV | None:
     return live.capture.kept(token_ids, start, _recipe(live), is_answer=True)
 
 
-def _keep(live: Live) -> Keep | None:
+def _keep(live: RunningRequest) -> RetainedPrefix | None:
     return live.planned.plan.keep if live.planned else None
 
 
-def _recipe(live: Live) -> Recipe:
+def _recipe(live: RunningRequest) -> Recipe:
     keep = _keep(live)
     return keep.recipe if keep is not None else EXACT

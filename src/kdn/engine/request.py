@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 from kdn.core import Finish, FinishReason, Planned, Request, Token, TokenProb, Usage
 from kdn.engine.capture import Capture
 from kdn.engine.kv import SequenceKV
-from kdn.engine.sampling import Drawn, Sampler
-from kdn.engine.stream import LiveStream
+from kdn.engine.sampling import DrawnToken, Sampler
+from kdn.engine.stream import RunningStream
 from kdn.engine.text import StopStrings
 from kdn.model import Incremental, LoraAdapter, Tokenizer
 
-__all__ = ["Live"]
+__all__ = ["RunningRequest"]
 
 
 @dataclass
-class Live:
+class RunningRequest:
     """Owned by the step loop's thread. Phases: waiting, prefilling (`planned`), decoding, gone."""
 
     request: Request
-    stream: LiveStream
+    stream: RunningStream
     sampler: Sampler
     detokenizer: Incremental
     tokenizer: Tokenizer
@@ -48,7 +48,7 @@ class Live:
     def is_prefilled(self) -> bool:
         return self.num_computed >= self.request.prompt.num_tokens
 
-    def accept(self, drawn: Drawn, now_s: float) -> Finish | None:
+    def accept(self, drawn: DrawnToken, now_s: float) -> Finish | None:
         """Take a drawn token, tell the caller, and say whether the request is finished."""
         if self.first_token_s is None:
             self.first_token_s = now_s
