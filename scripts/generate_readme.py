@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,52 +19,38 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULT = ROOT / "docs" / "benchmarks" / "engine.json"
-LONGEST = 72
 CONTESTANTS = ("kdn", "kdn hit", "transformers", "vllm", "vllm hit", "llama.cpp")
-# In the order of the drawing in docs/architecture.md, from the nouns to the doors.
-ROOMS = ("model", "engine", "schedule", "reuse", "store", "rag", "corpus", "serve", "cli", "bench")
+# In the order of the drawing in docs/architecture.md, from the nouns to the interfaces.
+ROOMS = ("core", "machine", "model", "engine", "schedule", "reuse", "store", "calibration", "cost", "rank",
+         "rag", "api", "serve", "scale", "net", "bench", "integrations", "corpus", "cli")  # fmt: skip
+GROUND = ("errors", "clock", "trace", "config", "testing")
 
 
 def tree() -> str:
-    """The package as an indented list, in one fenced block."""
+    """Rooms and their wings as an indented list with a caption each, in one fenced block."""
     package = ROOT / "src" / "kdn"
     lines = ["```", "src/kdn/"]
-    lines += _files(package, indent=2)
-    known = [package / room for room in ROOMS]
-    others = sorted(set(_rooms(package)) - set(known))
-    for room in [room for room in known if room.is_dir()] + others:
-        lines += list(_room(room, indent=2))
+    lines += [_line(f"{name}.py", package / f"{name}.py", 2) for name in GROUND]
+    for room in ROOMS:
+        if (package / room).is_dir():
+            lines += _room(package / room, indent=2)
     return "\n".join([*lines, "```", ""])
 
 
 def _room(folder: Path, indent: int) -> Iterator[str]:
     yield _line(f"{folder.name}/", folder / "__init__.py", indent)
-    yield from _files(folder, indent + 2)
-    for inner in sorted(_rooms(folder)):
+    for inner in sorted(init.parent for init in folder.glob("*/__init__.py")):
         yield from _room(inner, indent + 2)
 
 
-def _rooms(folder: Path) -> list[Path]:
-    return [init.parent for init in folder.glob("*/__init__.py")]
-
-
-def _files(folder: Path, indent: int) -> list[str]:
-    files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
-    return [_line(path.name, path, indent) for path in files]
-
-
 def _line(name: str, module: Path, indent: int) -> str:
-    return f"{' ' * indent}{name:<{26 - indent}} {_about(module)}".rstrip()
+    return f"{' ' * indent}{name:<{22 - indent}} {_caption(module)}".rstrip()
 
 
-def _about(module: Path) -> str:
-    """The first sentence of a module, or as many of its clauses as fit on the line."""
+def _caption(module: Path) -> str:
+    """The first paragraph of a module's docstring: one sentence that says what is in it."""
     text = ast.get_docstring(ast.parse(module.read_text("utf-8"))) or ""
-    sentence = re.split(r"(?<=[a-z\d)`'])[.?](?:\s|$)", " ".join(text.split()))[0]
-    clauses = re.split(r"(?<=[:;,]) ", sentence)
-    while len(clauses) > 1 and len(" ".join(clauses)) > LONGEST:
-        clauses.pop()
-    return " ".join(clauses).rstrip(":;,. ")
+    return " ".join(text.split("\n\n")[0].split()).rstrip(".")
 
 
 def measured() -> str:
