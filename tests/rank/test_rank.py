@@ -21,8 +21,8 @@ from kdn.rank import (
     glued,
     make_choices,
     make_table,
+    read_probabilities,
     read_rows,
-    read_verdict,
     share_out,
     surprise,
     wanted,
@@ -49,10 +49,10 @@ def test_a_verdict_follows_the_choices_whatever_the_engine_reports_first() -> No
     sampling = wanted((YES, NO))
     assert (sampling.max_tokens, sampling.allowed, sampling.ranked) == (1, (5, 9), (5, 9))
     told = (TokenProb(9, "no", math.log(0.8)), TokenProb(5, "yes", math.log(0.2)))
-    verdict = read_verdict((YES, NO), Token(9, "no", None, told), Usage(3, 1))
-    assert verdict.probabilities == pytest.approx((0.2, 0.8))
-    assert verdict.best == "no"
-    assert verdict.logprobs == pytest.approx((math.log(0.2), math.log(0.8)))
+    answer = read_probabilities((YES, NO), Token(9, "no", None, told), Usage(3, 1))
+    assert answer.probabilities == pytest.approx((0.2, 0.8))
+    assert answer.best == "no"
+    assert answer.logprobs == pytest.approx((math.log(0.2), math.log(0.8)))
 
 
 def test_temperature_halves_the_odds_in_logarithms() -> None:
@@ -116,14 +116,14 @@ def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     journal.close()
     path.write_text(path.read_text() + "[-0.3, -0")
     again = LabelJournal(path, "job")
-    assert again.verdicts == [(-0.1, -2.0), (-0.2, -1.0)]
+    assert again.answers == [(-0.1, -2.0), (-0.2, -1.0)]
     again.add((-0.5, -0.9))
     again.close()
     third = LabelJournal(path, "job")
-    assert len(third.verdicts) == 3
+    assert len(third.answers) == 3
     third.close()
     other = LabelJournal(path, "another job")
-    assert other.verdicts == [], "another question's answers are not ours"
+    assert other.answers == [], "another question's answers are not ours"
     other.remove()
     assert not path.exists()
 

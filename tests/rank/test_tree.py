@@ -55,8 +55,8 @@ def test_probabilities_are_products_along_the_tokens(model: Kdn) -> None:
     words = ["card arrival", "card linking", "card swallowed", "top up", "cash"]
     choices = make_choices(words, encode, whole=True)
     prompt = model.question(RowTemplate("Which topic? {t}").fill({"t": "Where is it?"}))
-    verdict = next(iter(model.judge().ask([prompt], choices)))
-    assert sum(verdict.probabilities) == pytest.approx(1)
+    answer = next(iter(model.judge().ask([prompt], choices)))
+    assert sum(answer.probabilities) == pytest.approx(1)
 
     def share(path: TokenIds, tokens: TokenIds) -> list[float]:
         asked = Prompt((*prompt.segments, Segment(Role.QUESTION, path))) if path else prompt
@@ -73,4 +73,4 @@ def test_probabilities_are_products_along_the_tokens(model: Kdn) -> None:
         return found
 
     by_hand = [product(word) for word in words]
-    assert verdict.probabilities == pytest.approx(by_hand, abs=2e-2)
+    assert answer.probabilities == pytest.approx(by_hand, abs=2e-2)

@@ -83,7 +83,7 @@ def label(
             threshold=threshold,
         )
         journal = LabelJournal(out.with_name(out.name + ".journal"), job.name(rows))
-        resumed = len(journal.verdicts)
+        resumed = len(journal.answers)
         if resumed:
             say(f"going on after row {resumed} of {len(rows)}")
         started = perf_counter()
@@ -96,7 +96,7 @@ def label(
             journal.close()
             raise
         seconds = perf_counter() - started
-    found = make_table(job, rows, journal.verdicts)
+    found = make_table(job, rows, journal.answers)
     write_table(out, rows, job.choices, found)
     journal.remove()
     _report(out, found, resumed, seconds, as_json=as_json)

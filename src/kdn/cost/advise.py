@@ -1,4 +1,4 @@
-"""Should this context's KV be stored, where, and for how long? A verdict per tier, with its reason."""
+"""Should this context's KV be stored, where, and for how long? A recommendation per tier, with its reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Advice", "advise", "break_even_per_hour", "keep_for", "net_saving"]
 
 @dataclass(frozen=True)
 class Advice:
-    """One tier's verdict."""
+    """The recommendation for one tier."""
 
     tier: str
     worth_it: bool
@@ -25,7 +25,7 @@ class Advice:
     break_even_per_hour: float | None = None
     """Uses per hour from which storing pays; None where no rate is enough."""
     keep_for: Seconds | None = None
-    """How long to keep KV that nobody uses; None is for ever, because keeping costs nothing."""
+    """How long to retain KV that nobody uses; None is for ever, because storage costs nothing."""
 
 
 def net_saving(work: Workload, speed: Speed, sheet: PriceSheet, tier: TierPrice) -> float:
@@ -49,7 +49,7 @@ def keep_for(work: Workload, speed: Speed, sheet: PriceSheet, tier: TierPrice) -
     """Until storage since the last use has cost what one more use would save.
 
     Whatever comes, that costs at most twice what knowing the future would (the ski-rental rule).
-    None when keeping costs nothing.
+    None when storage costs nothing.
     """
     hour = tier.storage.cost(speed.size(work.context_tokens), Seconds(3600.0))
     saving = max(0.0, net_saving(work, speed, sheet, tier))
@@ -59,7 +59,7 @@ def keep_for(work: Workload, speed: Speed, sheet: PriceSheet, tier: TierPrice) -
 def advise(
     work: Workload, speed: Speed, sheet: PriceSheet, slo: Seconds | None = None
 ) -> list[Advice]:
-    """A verdict for each tier of the sheet, the cheapest worthwhile one first."""
+    """A recommendation for each tier of the sheet, the cheapest worthwhile one first."""
     found = [_advise(work, speed, sheet, tier, slo) for tier in sheet.tiers.values()]
     return sorted(found, key=_order)
 

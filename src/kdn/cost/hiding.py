@@ -1,4 +1,4 @@
-"""Where to keep KV that will be blended: the cheapest tier whose load hides behind the mending.
+"""Where to store KV that will be blended: the cheapest tier whose load overlaps with the recompute.
 
 The loading controller's second question (CacheBlend, arXiv 2405.16444, section 5.1): the ratio is
 given by quality, the tier is to be chosen.  The first one, a ratio for a given tier, is answered
@@ -61,13 +61,13 @@ def _hiding(
         stored = bill(work, speed, sheet, tier).stored
     except BadInput:
         return None
-    mended = round(ratio * work.context_tokens)
+    recomputed = round(ratio * work.context_tokens)
     load = load_time(speed, tier, work.context_tokens)
     context = speed.context(work.context_tokens, work.prompt_tokens)
     return Hiding(
         tier.name,
         load,
-        speed.prompt(mended + work.prompt_tokens, work.context_tokens - mended),
+        speed.prompt(recomputed + work.prompt_tokens, work.context_tokens - recomputed),
         total((stored.storage, stored.write, stored.requests, stored.egress, stored.provisioned)),
         min(1.0, load.over(context)) if context.value else 1.0,
     )

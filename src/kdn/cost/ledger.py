@@ -14,19 +14,19 @@ __all__ = ["Ledger", "block_saving", "compute_ledger", "use_saving"]
 
 @dataclass(frozen=True)
 class Ledger:
-    """Over the blocks that are held now: what their uses saved, what keeping them cost."""
+    """Over the blocks that are held now: what their uses saved, what storing them cost."""
 
     saved: Usd
     spent: Usd
 
     @property
     def net(self) -> float:
-        """Dollars; negative while keeping has cost more than it saved."""
+        """Dollars; negative while storage has cost more than it saved."""
         return self.saved.value - self.spent.value
 
 
 def block_saving(speed: Speed, sheet: PriceSheet, start: int, num_tokens: int) -> Usd:
-    """Prefill of a block's tokens behind those before it: what one use of it saves.
+    """Prefill of a block's tokens after those before it: what one use of it saves.
 
     The fixed time of a prefill is not among it: it is paid once a request in any case.
     """

@@ -35,7 +35,7 @@ class Workload:
     found_share: float = 1.0
     """Of the uses after the first, those that find the KV neither evicted nor expired."""
     overlap: float = 0.0
-    """Share of the load time that is hidden behind computing."""
+    """Share of the load time that is that overlaps with computing."""
     contexts: int = 1
     """How many such contexts share what is provisioned."""
 

@@ -1,4 +1,4 @@
-"""Where a block is worth keeping, and for how long: the cost model as the store acts on it."""
+"""Where a block is worth storing, and for how long: the cost model as the store acts on it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Placing:
     def keep_for_s(self, tier: str, start: int, num_tokens: int, size_bytes: int) -> float | None:
         """Until storage since the last use has cost what one more use would save (ski rental).
 
-        That costs at most twice what knowing the future would.  None is for ever: keeping is free.
+        That costs at most twice what knowing the future would.  None is for ever: storage is free.
         """
         price = self.sheet.tiers.get(tier)
         second = 0.0 if price is None else self._storage(price, size_bytes)

@@ -30,7 +30,7 @@ _NO_FEE, _NO_BYTE_FEE, _NO_RENT = PerRequest(0), PerByte(0), PerHour(0)
 
 @dataclass(frozen=True)
 class TierPrice:
-    """What keeping bytes in one place costs, and how fast they come from it."""
+    """What storing bytes in one place costs, and how fast they come from it."""
 
     name: str
     storage: PerByteHour

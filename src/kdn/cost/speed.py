@@ -37,7 +37,7 @@ class Speed:
 
     prefill: PrefillTime
     decode_token_s: float
-    """Of one more token behind an empty context."""
+    """Of one more token after an empty context."""
     decode_column_s: float = 0.0
     """What each token of context adds to that."""
     token_bytes: int = 131_072

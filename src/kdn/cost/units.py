@@ -1,7 +1,7 @@
 """Money, bytes and time as types of their own, so that no two of them are added by mistake.
 
 A price is money per something: multiply it by that something and it becomes money.  Nothing else
-type-checks.  Values are finite and not negative; whoever makes one of a number that is not raises.
+type-checks.  Values are finite and not negative; making one from another number raises.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class PerHour(Amount):
 
 
 class PerByteHour(Amount):
-    """Dollars per byte kept for an hour."""
+    """Dollars per byte stored for an hour."""
 
     @staticmethod
     def gb_month(usd: float) -> PerByteHour:

@@ -1,4 +1,4 @@
-"""The room's door: without its libraries it says at once which extra brings them."""
+"""Without the room's libraries, importing it names the extra that brings them."""
 
 from __future__ import annotations
 

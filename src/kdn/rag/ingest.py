@@ -263,7 +263,7 @@ class Ingestion:
         self._tables.drop(passages, parts)
 
     def _gone(self, found: Found) -> list[str]:
-        """Documents under a given folder whose file is not met, though it was looked for."""
+        """Documents under a given folder whose file is no longer there."""
         met = {source_of(path) for path in found.files}
         roots = tuple(folder.as_posix().rstrip("/") + "/" for folder in found.folders)
         hidden = tuple(Path(refusal.path).as_posix() for refusal in found.refused)

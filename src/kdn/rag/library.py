@@ -114,7 +114,7 @@ class Library:
         on_progress: Callable[[Progress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> IngestReport:
-        """Take files and folders in, again or anew; only what changed is embedded and written.
+        """Take files and folders in, or take them in again; only what changed is embedded and written.
 
         A file that cannot be read is reported and never stops the others. A document whose file has
         left a given folder is removed. Raises StoreError when another writer is at work.

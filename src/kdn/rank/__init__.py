@@ -9,7 +9,7 @@ from kdn.rank.choices import (
     ChoiceProbabilities,
     make_choices,
     read_logits,
-    read_verdict,
+    read_probabilities,
     share_out,
     wanted,
 )
@@ -76,8 +76,8 @@ __all__ = [
     "rank",
     "rank_by",
     "read_logits",
+    "read_probabilities",
     "read_rows",
-    "read_verdict",
     "relevance_question",
     "share_out",
     "surprise",

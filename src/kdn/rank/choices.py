@@ -16,7 +16,7 @@ __all__ = [
     "make_choices",
     "one_of",
     "read_logits",
-    "read_verdict",
+    "read_probabilities",
     "share_out",
     "wanted",
 ]
@@ -29,7 +29,7 @@ class Choice:
     name: str
     token_id: int
     rest: TokenIds = ()
-    """The tokens behind the first, for answers that begin alike."""
+    """The tokens after the first, for answers that begin alike."""
 
     @property
     def tokens(self) -> TokenIds:
@@ -116,10 +116,10 @@ def one_of(ids: TokenIds) -> Sampling:
     return Sampling(max_tokens=1, ignore_eos=True, allowed=ids, ranked=ids, logprobs=0)
 
 
-def read_verdict(
+def read_probabilities(
     choices: Sequence[Choice], token: Token, usage: Usage, temperature: float = 1.0
 ) -> ChoiceProbabilities:
-    """The verdict in a token that was drawn as `wanted` says; see `share_out` for `temperature`."""
+    """The answer in a token that was drawn as `wanted` says; see `share_out` for `temperature`."""
     ordered = read_logits(choices, token)
     return ChoiceProbabilities(
         tuple(choice.name for choice in choices), share_out(ordered, temperature), usage

@@ -29,13 +29,13 @@ class Frame:
     role: Role
     """Of the segment that the document stands in: the last segment of a prompt is never kept."""
     encode: Callable[[str], TokenIds]
-    behind: TokenIds
+    following: TokenIds
     """Joined to the document's segment."""
     after: tuple[Segment, ...]
 
     def prompt(self, text: str) -> Prompt:
         """The prompt that asks about `text`."""
-        own = Segment(self.role, self.encode(text) + self.behind)
+        own = Segment(self.role, self.encode(text) + self.following)
         return Prompt((*self.before, own, *self.after))
 
     def shortened(self, text: str, most_tokens: int, tokenizer: Tokenizer) -> Prompt:
@@ -87,8 +87,8 @@ def frame_of(
     def encode(text: str) -> TokenIds:
         return chat.document(Document(None, text), tokenizer).token_ids
 
-    behind = document.token_ids[len(encode(_PROBE)) :]
-    return Frame((before,), Role.DOCUMENT, encode, behind, tuple(after))
+    following = document.token_ids[len(encode(_PROBE)) :]
+    return Frame((before,), Role.DOCUMENT, encode, following, tuple(after))
 
 
 def _query_first(query: str, said: str, chat: ChatTemplate, tokenizer: Tokenizer) -> Frame:

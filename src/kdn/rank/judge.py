@@ -1,4 +1,4 @@
-"""Puts one-token questions to an engine and gathers the verdicts, many at a time, in order."""
+"""Puts one-token questions to an engine and gathers the answers, many at a time, in order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MIN_REACH = 1e-4
 """Answers that are together less likely than this are not told apart."""
 _LEAST = math.log(MIN_REACH)
 IN_FLIGHT = 128
-"""Questions handed to the engine ahead of the verdict awaited: what a policy can choose among."""
+"""Questions handed to the engine ahead of the answer awaited: what a policy can choose among."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Judge:
     def ask(
         self, prompts: Iterable[Prompt], choices: Sequence[Choice], temperature: float = 1.0
     ) -> Iterator[ChoiceProbabilities]:
-        """A verdict for each prompt, in order; prompts are drawn as there is room for more.
+        """An answer for each prompt, in order; prompts are drawn as there is room for more.
 
         Choices that begin alike are told apart by further passes, one for each place where they part
         that is reached with more than `MIN_REACH`; an answer's probability is the product of the
@@ -78,7 +78,7 @@ class Judge:
         try:
             while True:
                 for prompt in coming:
-                    running.append((prompt, self._submit(behind(prompt, path), sampling)))
+                    running.append((prompt, self._submit(continued(prompt, path), sampling)))
                     if len(running) >= IN_FLIGHT:
                         break
                 if not running:
@@ -94,7 +94,7 @@ class Judge:
     def _shares(
         self, prompt: Prompt, fork: Fork, token: Token, reach: float = 0.0
     ) -> dict[int, float]:
-        """Log-probability of every answer behind a fork that was reached with log-probability `reach`."""
+        """Log-probability of every answer after a fork that was reached with log-probability `reach`."""
         known = {other.token_id: other.logprob for other in token.alternatives}
         found: dict[int, float] = {}
         asked: list[tuple[Fork, float, Stream]] = []
@@ -104,7 +104,7 @@ class Judge:
                 found |= dict.fromkeys(members, here - math.log(len(members)))
             else:
                 stream = self._submit(
-                    behind(prompt, deeper.path), one_of(deeper.tokens), Retention.NOTHING
+                    continued(prompt, deeper.path), one_of(deeper.tokens), Retention.NOTHING
                 )
                 asked.append((deeper, here, stream))
         try:
@@ -130,7 +130,7 @@ class Judge:
         return self.generator.submit(request)
 
 
-def behind(prompt: Prompt, path: TokenIds) -> Prompt:
+def continued(prompt: Prompt, path: TokenIds) -> Prompt:
     """The prompt with an answer begun: `path` belongs to its last segment, so that nothing new is kept."""
     if not path:
         return prompt

@@ -1,6 +1,6 @@
-"""Labelling a table: rows to verdicts, on disk as they come, so that a killed run goes on where it was.
+"""Labelling a table: rows to answers, on disk as they come, so that a killed run goes on where it was.
 
-rows  ->  questions  ->  verdicts  ->  journal (a line a row)  ->  calibration  ->  table
+rows  ->  questions  ->  answers  ->  journal (a line a row)  ->  calibration  ->  table
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LabelJob:
     """What is asked of every row. Two runs with equal jobs and rows give equal journals."""
 
     model: str
-    """The fingerprint, so that another model's verdicts are never taken over."""
+    """The fingerprint, so that another model's answers are never taken over."""
     template: str
     choices: tuple[Choice, ...]
     known: str | None = None
@@ -51,7 +51,7 @@ class LabelJob:
     """Below this probability a row gets no label."""
 
     def name(self, rows: Sequence[Row]) -> str:
-        """Names the questions; what is made of the verdicts afterwards is not part of it."""
+        """Names the questions; what is made of the answers afterwards is not part of it."""
         said = [self.model, self.template, [[c.name, *c.tokens] for c in self.choices]]
         state = hashlib.sha256(json.dumps(said).encode())
         for row in rows:
@@ -61,7 +61,7 @@ class LabelJob:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One row's verdict. `label` is None where no choice reached the threshold."""
+    """One row's answer. `label` is None where no choice reached the threshold."""
 
     probabilities: tuple[float, ...]
     label: str | None
@@ -86,10 +86,10 @@ class LabelJournal:
     """Verdicts on disk, a line each, in order of rows; a torn last line is not counted."""
 
     def __init__(self, path: Path, name: str) -> None:
-        """What was written under another name is begun anew."""
+        """A journal of another name is started again."""
         self._path = path
         self._name = name
-        self.verdicts: list[tuple[float, ...]] = self._read()
+        self.answers: list[tuple[float, ...]] = self._read()
         self._begin()
 
     def _read(self) -> list[tuple[float, ...]]:
@@ -105,14 +105,14 @@ class LabelJournal:
     def _begin(self) -> None:
         """Write what was read, whole lines only, and leave the file open for more."""
         partial = self._path.with_name(self._path.name + ".new")
-        lines = [self._name, *map(json.dumps, self.verdicts)]
+        lines = [self._name, *map(json.dumps, self.answers)]
         partial.write_text("\n".join(lines) + "\n", "utf-8")
         partial.replace(self._path)
         self._file = self._path.open("a", encoding="utf-8")
 
     def add(self, logprobs: Sequence[float]) -> None:
-        """One more verdict; it outlives the process from here on."""
-        self.verdicts.append(tuple(logprobs))
+        """One more answer; it outlives the process from here on."""
+        self.answers.append(tuple(logprobs))
         self._file.write(json.dumps(list(logprobs)) + "\n")
         self._file.flush()
 
@@ -131,15 +131,15 @@ def label_rows(
 ) -> Iterator[int]:
     """Ask what the journal lacks; yields the number of rows done after each."""
     template = RowTemplate(job.template)
-    done = len(journal.verdicts)
+    done = len(journal.answers)
     prompts = (ask(template.fill(row)) for row in islice(rows, done, None))
-    for number, verdict in enumerate(judge.ask(prompts, job.choices), done + 1):
-        journal.add(verdict.logprobs)
+    for number, answer in enumerate(judge.ask(prompts, job.choices), done + 1):
+        journal.add(answer.logprobs)
         yield number
 
 
 def make_table(
-    job: LabelJob, rows: Sequence[Row], verdicts: Sequence[Sequence[float]]
+    job: LabelJob, rows: Sequence[Row], answers: Sequence[Sequence[float]]
 ) -> LabelTable:
     """Calibrate with the labels that are known, then label what is sure enough."""
     names = [choice.name for choice in job.choices]
@@ -149,11 +149,9 @@ def make_table(
         if job.known is not None and row.get(job.known) in names
     }
     temperature = (
-        fit_temperature([verdicts[place] for place in right], list(right.values()))
-        if right
-        else 1.0
+        fit_temperature([answers[place] for place in right], list(right.values())) if right else 1.0
     )
-    labelled = tuple(_labelled(job, names, share_out(row, temperature)) for row in verdicts)
+    labelled = tuple(_labelled(job, names, share_out(row, temperature)) for row in answers)
     met = [labelled[at].label == names[place] for at, place in right.items() if labelled[at].label]
     return LabelTable(labelled, temperature, len(right), sum(met) / len(met) if met else None)
 

@@ -33,7 +33,7 @@ def relevance_question(
 ) -> Conversation:
     """Yes or No: does `document` belong to `query`?
 
-    Document first, the document stands behind the neutral prelude, as it does in an answer, so both
+    Document first, the document follows the neutral prelude, as it does in an answer, so both
     jobs name its blocks alike.  Raises BadInput for an empty query or document.
     """
     if not query.strip() or not document.text.strip():

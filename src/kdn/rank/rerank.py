@@ -2,7 +2,7 @@
 
     documents -> distinct ones -> in the order of where their KV lies -> logits -> ranking
 
-What memory holds is asked first: while it is computed, the disk reads for those behind.
+Documents that memory holds are asked about first: meanwhile the disk reads for the others.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How published rerankers want to be asked: texts with places, and the tokens that they answer with.
 
-A template that begins with words of its own has its documents computed behind them: such blocks
+A template that begins with words of its own has its documents computed after them: such blocks
 serve this template alone.  Only `instruct`, which has no words of its own but the model's chat
 template, shares its documents' blocks with answers.
 """
@@ -39,7 +39,7 @@ class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def has_own_prelude(self) -> bool:
-        """True when documents stand behind this template's words, so that its blocks are its own."""
+        """True when documents stand after this template's words, so that its blocks are its own."""
         return self.document_first is not None or self.query_first is not None
 
     def pieces(self, layout: Layout) -> list[str]:

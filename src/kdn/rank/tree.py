@@ -1,7 +1,7 @@
 """Answers of several tokens as a tree: only where answers part is there anything to ask.
 
-lost card    ->  lost -> card          one question at the root (lost? new?), one behind `lost`
-lost phone               phone         (card? phone?); behind `new` there is nothing to ask
+lost card    ->  lost -> card          one question at the root (lost? new?), one after `lost`
+lost phone               phone         (card? phone?); after `new` there is nothing to ask
 new card         new
 """
 
@@ -18,7 +18,7 @@ __all__ = ["Fork", "fork_of"]
 
 @dataclass(frozen=True)
 class Fork:
-    """A place where answers part: behind `path`, one of `tokens` follows."""
+    """A place where answers part: after `path`, one of `tokens` follows."""
 
     path: TokenIds
     """What all answers from here on have begun with."""

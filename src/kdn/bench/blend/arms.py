@@ -91,7 +91,7 @@ _RULES: dict[str, tuple[str, Rule]] = {
 }
 
 NOISE = Arm("all rows again", 1.0, RandomRows())
-"""Every row behind the first chunk anew: what differs is the noise of the arithmetic."""
+"""Every row after the first chunk anew: what differs is the noise of the arithmetic."""
 
 
 def default_way(model: str) -> str:
@@ -185,7 +185,7 @@ def _true_mass(lab: Lab, case: Case) -> Tensor:
 
 
 def _unmoved(lab: Lab, case: Case, base: Plan) -> Plan:
-    """Keys turned so that moving them puts them back where they were computed: behind the prelude."""
+    """Keys turned so that moving them puts them back where they were computed: after the prelude."""
     rope, home = lab.model.decoder.rope, case.home
     runs = []
     for run in base.stored:

@@ -1,6 +1,6 @@
 """What does blending save, and what does it cost in quality, beside every other way to choose rows?
 
-Quality (`--only quality`): prompts of eight documents, each computed alone behind the prelude; every
+Quality (`--only quality`): prompts of eight documents, each computed alone after the prelude; every
 arm's distribution against the full prefill's.  Timing (`--only timing`): time to the first token
 through the real engine, interleaved with full prefills.  With `--rows FILE` judged prompts are kept,
 and a later run goes on from them, so that the slow part may run anywhere, at any time; a run of the

@@ -1,7 +1,7 @@
 """One prompt, blended in any way, beside its full prefill: distributions, not timings.
 
 Plans run straight on the executor, so that every way starts from the same stored chunks: KV that was
-computed behind the neutral prelude, and nothing else.
+computed after the neutral prelude, and nothing else.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Seen:
     """What a way of computing the prompt leads to."""
 
     logprobs: Tensor
-    """[1 + forced, vocabulary] fp32: at the answer position, and behind each forced token."""
+    """[1 + forced, vocabulary] fp32: at the answer position, and after each forced token."""
     rows: int
     """Rows computed, summed over layers (attention and what follows it)."""
     kv: SequenceKV
@@ -62,7 +62,7 @@ class Case:
 
     tokens: TokenIds
     home: int
-    """The position that every chunk was computed at: right behind the prelude."""
+    """The position that every chunk was computed at: right after the prelude."""
     layout: BlendLayout
     stored: tuple[StoredRun, ...]
     prefix: LayerSource
@@ -94,7 +94,7 @@ class Lab:
 
     @torch.inference_mode()
     def case(self, prompt: Prompt) -> Case:
-        """Prefill everything once: each document behind the prelude, and the whole prompt."""
+        """Prefill everything once: each document after the prelude, and the whole prompt."""
         (_, _, head), *spans = prompt.spans()
         prelude = prompt.token_ids[:head]
         documents = [(a, b) for segment, a, b in spans if segment.role is Role.DOCUMENT]
@@ -134,7 +134,7 @@ class Lab:
 
     @torch.inference_mode()
     def run(self, case: Case, plan: Plan, attention: Attention | None = None) -> Seen:
-        """A plan for the case's prompt, then the full prefill's own answer forced behind it."""
+        """A plan for the case's prompt, then the full prefill's own answer forced after it."""
         kv, _, logits, rows = self._pass(plan, attention=attention)
         return Seen(self._forced(kv, case.tokens, case.answer, logits), rows, kv)
 
@@ -153,7 +153,7 @@ class Lab:
 
     @torch.inference_mode()
     def answer(self, case: Case, seen: Seen, most: int = 16) -> str:
-        """What is generated greedily behind the prompt, up to `most` tokens or the end."""
+        """What is generated greedily after the prompt, up to `most` tokens or the end."""
         stops = set(self._model.tokenizer.eos_ids)
         if seen is case.full and most <= len(case.answer):
             ends = (i for i, token in enumerate(case.answer) if token in stops)
@@ -165,7 +165,7 @@ class Lab:
         return self._model.tokenizer.decode([t for t in tokens if t not in stops])
 
     def _behind(self, prelude: TokenIds, tokens: TokenIds) -> Tensor:
-        """KV of `tokens` computed right behind the prelude."""
+        """KV of `tokens` computed right after the prelude."""
         if prelude not in self._prelude:
             _, capture, _, _ = self._pass(Plan(prelude, logits=()), capture=True)
             assert capture is not None, "asked for"
@@ -223,8 +223,8 @@ class Lab:
         whole = (*prompt, *answer)
         plan = Plan(whole, logits=tuple(range(len(prompt), len(whole))))
         lane = SequenceSlice.prefill(plan, kv, len(prompt), len(whole))
-        behind = self._finish(lane)
-        return torch.log_softmax(torch.cat((logits[-1:], behind)).float(), dim=-1)
+        forced = self._finish(lane)
+        return torch.log_softmax(torch.cat((logits[-1:], forced)).float(), dim=-1)
 
 
 def kl(full: Tensor, other: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What blending does to the answers: every arm against a full prefill, prompt by prompt.
 
 Nothing here is timed.  A finished prompt is a line of a file; a run that is begun again goes on
-behind the last line.
+after the last line.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Listener:
 
 
 class KdnContestant:
-    """Our engine, through the same door that everybody uses."""
+    """Our engine, through the public API."""
 
     name = "kdn"
 

@@ -311,7 +311,7 @@ class _Gains:
 def _grid(
     options: BenchOptions, model: JctModel, lengths: Sequence[int]
 ) -> tuple[list[_Gains], list[Row]]:
-    """Every cell, and the latencies behind those with a cache for five users."""
+    """Every cell, and the latencies of those with a cache for five users."""
     seeds = range(options.seed, options.seed + (1 if options.quick else 3))
     posts = Posts(posts=6) if options.quick else Posts()
     cells, details = [], list[Row]()

@@ -52,7 +52,7 @@ def post_jobs(size: Posts, seed: int) -> list[PrefixJob]:
 
 
 def credit_jobs(lengths: Sequence[int], instruction: int) -> list[PrefixJob]:
-    """One application each, behind the same instruction."""
+    """One application each, after the same instruction."""
     return [
         PrefixJob(f"c{number:02}", 0, "credit", instruction, instruction + tokens)
         for number, tokens in enumerate(lengths)

@@ -154,14 +154,14 @@ def _sides(
     task: _Task,
     shares: dict[str, Shares],
 ) -> dict[str, Callable[[int], float]]:
-    """Seconds of a round's batch; the shares of the last round stay behind in `shares`."""
+    """Seconds of a round's batch; the shares of the last round stay in `shares`."""
     judge, clock = service.judge(), options.clock
 
     def ours(number: int) -> float:
         started = clock.now()
-        verdicts = list(judge.ask(task.batch(number), task.choices))
+        answers = list(judge.ask(task.batch(number), task.choices))
         elapsed = clock.now() - started
-        shares[OURS] = [list(verdict.probabilities) for verdict in verdicts]
+        shares[OURS] = [list(answer.probabilities) for answer in answers]
         return elapsed
 
     def reference(number: int) -> float:
@@ -230,7 +230,7 @@ def _banking(data: Path | None) -> Sequence[str]:
 
 
 def _intents(data: Path | None) -> list[str]:
-    """The labels as words; none begins with all of another's tokens but for a full stop behind each."""
+    """The labels as words; none begins with all of another's tokens but for a full stop after each."""
     path = data / "banking77" / "test.csv" if data else None
     if path is None or not path.is_file():
         return list(_SHIPPED_INTENTS)

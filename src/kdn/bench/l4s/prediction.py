@@ -60,7 +60,7 @@ def _rows(on: str, guesses: Guesses, flows: Sequence[Samples]) -> list[dict[str,
 
 
 def _sent(count: int, seconds: float, first_seed: int) -> list[Samples]:
-    """Logs of flows that mark in random blocks: what a real exploration would leave behind."""
+    """Logs of flows that mark in random blocks: what a real exploration would leave."""
     found = []
     for i in range(count):
         world = World(training_scenario(first_seed + i, seconds))

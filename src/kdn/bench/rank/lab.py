@@ -81,7 +81,7 @@ class Candidates:
         return self._cut(length - _CUE, 31 * number + 5) + self._cue
 
     def document_first(self, document: TokenIds, question: TokenIds) -> Prompt:
-        """The document behind the neutral prelude, then what is asked."""
+        """The document after the neutral prelude, then what is asked."""
         segments = (Segment(Role.DOCUMENT, document), Segment(Role.QUESTION, question))
         return Prompt((self.prelude, *segments))
 

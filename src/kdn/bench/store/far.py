@@ -140,9 +140,9 @@ def start_redis(scratch: Path, stack: ExitStack, absent: dict[str, str]) -> str 
     if program is None:
         absent["redis"] = "redis-server is not installed"
         return None
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        port = door.getsockname()[1]
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     server = subprocess.Popen([*command, "--dir", str(scratch)], stdout=subprocess.DEVNULL)
     stack.callback(_end, server)

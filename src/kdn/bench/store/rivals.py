@@ -1,4 +1,4 @@
-"""vLLM with a store behind it, beside ours: the same prefix, out of both engines' own caches."""
+"""vLLM with a store after it, beside ours: the same prefix, out of both engines' own caches."""
 
 from __future__ import annotations
 

@@ -167,12 +167,12 @@ class _Stack:
         return listener.times_s[0] - started
 
 
-def _documents(number: int, behind: int = 0) -> list[Document]:
-    """Two pieces of the corpus that no other round uses; `behind` so many others."""
+def _documents(number: int, skip: int = 0) -> list[Document]:
+    """Two pieces of the corpus that no other round uses; after `skip` others."""
     texts = [path.read_text("utf-8") for path in corpus_files()]
     size = _DOCUMENT_CHARACTERS
     pieces = [text[at : at + size] for text in texts for at in range(0, len(text) - size, size)]
-    first = (2 * number + behind) % (len(pieces) - 1)
+    first = (2 * number + skip) % (len(pieces) - 1)
     return [Document(None, piece) for piece in pieces[first : first + 2]]
 
 

@@ -28,7 +28,7 @@ from kdn.rank import (
     glued,
     make_choices,
     pair_question,
-    read_verdict,
+    read_probabilities,
     wanted,
 )
 from kdn.serve.errors import Refused
@@ -119,7 +119,7 @@ class _Asked:
         return usage_report(usages, usages)
 
     def verdicts(self, choices: Sequence[Choice]) -> list[ChoiceProbabilities]:
-        return [read_verdict(choices, a.tokens[0], a.ended.usage) for a in self.answers]
+        return [read_probabilities(choices, a.tokens[0], a.ended.usage) for a in self.answers]
 
 
 def one_token_routes(desk: RequestContext) -> APIRouter:
