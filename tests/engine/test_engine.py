@@ -50,7 +50,7 @@ class NoReuse:
     def plan(self, request: Request) -> Planned:
         return plain(request)
 
-    def keep(self, request: Request, kept: RetainedKV) -> None:
+    def retain(self, request: Request, kept: RetainedKV) -> None:
         self.kept.append(kept)
 
 

@@ -70,7 +70,7 @@ class Shelf:
             return Planned(Plan(tokens))
         return Planned(Plan(tokens, prefix=HeldSource(self.kv)), exact=self.kv.shape[2])
 
-    def keep(self, request: Request, kept: RetainedKV) -> None:
+    def retain(self, request: Request, kept: RetainedKV) -> None:
         self.kept.append(replace(kept, kv=kept.kv.clone()))
 
 

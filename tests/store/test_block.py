@@ -41,7 +41,7 @@ def test_ids_name_each_block_by_what_stands_before_it() -> None:
     prompt = prompt_of(10, 300)
     ids = list(block_ids(prompt, 310, fingerprint=MODEL, recipe=EXACT, salt="s"))
     assert [(one.start, one.num_tokens) for one in ids] == [(0, 10), (10, 256), (266, 44)]
-    assert [one.behind for one in ids] == [chain_hash(range(cut)) for cut in (0, 10, 266)]
+    assert [one.after for one in ids] == [chain_hash(range(cut)) for cut in (0, 10, 266)]
     assert {one.salt for one in ids} == {"s"}
 
 

@@ -30,7 +30,7 @@ def linear_match(known: list[BlockId], family: Family, wanted: list[int]) -> int
         behind = chain_hash(wanted[:position])
         for block in known:
             same = (block.fingerprint, block.recipe, block.salt) == family
-            if same and block.behind == behind:
+            if same and block.after == behind:
                 reach = max(reach, position + common(block.token_ids, wanted[position:]))
         position += 1
     return reach

@@ -215,8 +215,8 @@ def _run(
 
 
 def _block(part: Tensor, shape: KvShape, token_ids: TokenIds, start: int, recipe: Recipe) -> Block:
-    behind = chain_hash(token_ids[:start])
-    name = BlockId(_NOBODY, recipe, "", behind, start, token_ids[start:])
+    after = chain_hash(token_ids[:start])
+    name = BlockId(_NOBODY, recipe, "", after, start, token_ids[start:])
     runs = (layer.contiguous().view(torch.uint8).reshape(-1).numpy().data for layer in part)
     return Block(name, shape, tuple(runs))
 

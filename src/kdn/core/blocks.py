@@ -106,7 +106,7 @@ class BlockId:
     fingerprint: Fingerprint
     recipe: Recipe
     salt: str
-    behind: ChainHash
+    after: ChainHash
     start: int
     """How many tokens stand before the block: the position its KV was computed at."""
     token_ids: TokenIds
@@ -124,7 +124,7 @@ class BlockId:
                 self.fingerprint,
                 self.recipe.name,
                 self.salt,
-                self.behind,
+                self.after,
                 _token_bytes(self.token_ids),
             )
         )

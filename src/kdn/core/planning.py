@@ -56,6 +56,6 @@ class Planner(Protocol):
         """What to compute. Called when the request is about to run, and again after a failed load."""
         ...
 
-    def keep(self, request: Request, kept: RetainedKV) -> None:
+    def retain(self, request: Request, kept: RetainedKV) -> None:
         """Store KV. Must return quickly and never raise."""
         ...

@@ -425,7 +425,7 @@ class Engine:
 
     def _keep(self, request: Request, kept: RetainedKV | None) -> None:
         if kept is not None:
-            self._planner.keep(request, kept)
+            self._planner.retain(request, kept)
             self._has_kept = True
 
     # --- endings -----------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class PrefixReuse:
         plan = Plan(token_ids, prefix=source, keep=keep)
         return Planned(plan, lossy=num_tokens, tiers=tiers, levels=levels)
 
-    def keep(self, request: Request, kept: RetainedKV) -> None:
+    def retain(self, request: Request, kept: RetainedKV) -> None:
         fingerprint = self._fingerprint(request.adapter)
         recipe, codec = self._writing(request, kept, fingerprint)
         for block in self._blocks(request, kept, fingerprint, recipe):
@@ -206,10 +206,10 @@ class PrefixReuse:
         self, request: Request, kept: RetainedKV, fingerprint: Fingerprint, recipe: Recipe
     ) -> Iterator[Block]:
         cuts = _cuts(request, kept)
-        behinds = chain_hashes(kept.token_ids, [start for start, _ in cuts])
-        for (start, stop), behind in zip(cuts, behinds, strict=True):
+        chains = chain_hashes(kept.token_ids, [start for start, _ in cuts])
+        for (start, stop), after in zip(cuts, chains, strict=True):
             tokens = kept.token_ids[start:stop]
-            block_id = BlockId(fingerprint, recipe, request.salt, behind, start, tokens)
+            block_id = BlockId(fingerprint, recipe, request.salt, after, start, tokens)
             runs = kept.kv[:, :, start - kept.start : stop - kept.start]
             yield Block(block_id, self._shape, tuple(map(_bytes_of, runs)))
 

@@ -185,7 +185,7 @@ class _NoReuse:
     def cached_tokens(self, request: Request) -> int:
         return 0
 
-    def keep(self, request: Request, kept: object) -> None:
+    def retain(self, request: Request, kept: object) -> None:
         return None
 
 

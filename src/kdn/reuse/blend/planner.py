@@ -107,8 +107,8 @@ class BlendReuse:
             return _plain(planned, request.prompt)
         return self._blended(request, planned, chunks, layout, ratio)
 
-    def keep(self, request: Request, kept: RetainedKV) -> None:
-        self._exact.keep(request, kept)
+    def retain(self, request: Request, kept: RetainedKV) -> None:
+        self._exact.retain(request, kept)
 
     def lessons(self, request: Request) -> list[Request]:
         """Requests that store what a blended one lacked: each document alone behind the prelude."""

@@ -78,7 +78,7 @@ def block_ids(
 ) -> Iterator[BlockId]:
     """The ids of `cut_blocks(prompt, upto)`, in order, hashed in one pass over the tokens."""
     cuts = cut_blocks(prompt, upto)
-    behinds = chain_hashes(prompt.token_ids, [start for start, _ in cuts])
-    for (start, stop), behind in zip(cuts, behinds, strict=True):
+    chains = chain_hashes(prompt.token_ids, [start for start, _ in cuts])
+    for (start, stop), after in zip(cuts, chains, strict=True):
         tokens = prompt.token_ids[start:stop]
-        yield BlockId(fingerprint, recipe, salt, behind, start, tokens)
+        yield BlockId(fingerprint, recipe, salt, after, start, tokens)

@@ -304,7 +304,7 @@ def _wire(block: Block, codec: Codec, layers: tuple[Run, ...]) -> _Wire:
         causes=block.id.recipe.causes,
         detail=block.id.recipe.detail,
         salt=block.id.salt,
-        behind=block.id.behind,
+        behind=block.id.after,
         start=block.id.start,
         tokens=pack_tokens(block.id.token_ids),
         num_layers=block.shape.num_layers,

@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 
     family: Family
     key: BlockKey
-    behind: ChainHash
+    after: ChainHash
     start: int
     tokens: bytes
     content: ContentId
@@ -53,7 +53,7 @@ class Entry(NamedTuple):
         return Entry(
             Family(block_id.fingerprint, block_id.recipe, block_id.salt),
             block_id.key,
-            block_id.behind,
+            block_id.after,
             block_id.start,
             pack_tokens(block_id.token_ids),
             block_id.content_id,
@@ -67,7 +67,7 @@ class Entry(NamedTuple):
         """The block's full name."""
         fingerprint, recipe, salt = self.family
         tokens = unpack_tokens(self.tokens)
-        return BlockId(fingerprint, recipe, salt, self.behind, self.start, tokens)
+        return BlockId(fingerprint, recipe, salt, self.after, self.start, tokens)
 
 
 @dataclass(frozen=True)
@@ -199,31 +199,31 @@ class _Shelf:
         return sum(map(len, self._places.values()))
 
     def __contains__(self, entry: Entry) -> bool:
-        return entry in self._places.get(entry.behind, ())
+        return entry in self._places.get(entry.after, ())
 
     def add(self, entry: Entry) -> None:
         """To be followed by `sort` before anything is looked up."""
-        behind, start = entry.behind, entry.start
-        place = self._places.get(behind)
+        after, start = entry.after, entry.start
+        place = self._places.get(after)
         if place is None:
-            self._places[behind] = [entry]
+            self._places[after] = [entry]
         else:
             place.append(entry)
-            self._disturbed[behind] = None
+            self._disturbed[after] = None
         self._starts[start] = self._starts.get(start, 0) + 1
 
     def sort(self) -> None:
-        for behind in self._disturbed:
-            self._places[behind].sort(key=_by_tokens)
+        for after in self._disturbed:
+            self._places[after].sort(key=_by_tokens)
         self._disturbed.clear()
         if len(self._starts) != len(self._ascending):
             self._ascending = sorted(self._starts)
 
     def remove(self, entry: Entry) -> None:
-        place = self._places[entry.behind]
+        place = self._places[entry.after]
         place.remove(entry)
         if not place:
-            del self._places[entry.behind]
+            del self._places[entry.after]
         self._starts[entry.start] -= 1
         if not self._starts[entry.start]:
             del self._starts[entry.start]
@@ -234,9 +234,9 @@ class _Shelf:
         """Every position that a block starts at, ascending."""
         return self._ascending
 
-    def longest(self, behind: ChainHash, start: int, wanted: bytes) -> IndexPiece | None:
+    def longest(self, after: ChainHash, start: int, wanted: bytes) -> IndexPiece | None:
         """The entry there that shares most tokens with `wanted`."""
-        place = self._places.get(behind)
+        place = self._places.get(after)
         if place is None:
             return None
         piece = _longest(place, wanted)
@@ -246,7 +246,7 @@ class _Shelf:
         assert self._ascending == sorted(self._starts), "starts are not sorted"
         for place in self._places.values():
             assert place, "a place without entries"
-            assert place == sorted(place, key=_by_tokens), f"behind {place[0].behind}: not sorted"
+            assert place == sorted(place, key=_by_tokens), f"after {place[0].after}: not sorted"
         starts = Counter(entry.start for place in self._places.values() for entry in place)
         assert starts == self._starts, "starts differ"
 
@@ -261,9 +261,9 @@ def _match(shelves: Sequence[_Shelf], wanted: bytes) -> list[IndexPiece]:
             break
         at = start * TOKEN_BYTES
         state.update(wanted[hashed:at])
-        hashed, behind = at, ChainHash(state.copy().hexdigest())
+        hashed, after = at, ChainHash(state.copy().hexdigest())
         for shelf in shelves:
-            piece = shelf.longest(behind, start, wanted[at : at + _BLOCK_BYTES])
+            piece = shelf.longest(after, start, wanted[at : at + _BLOCK_BYTES])
             if piece is not None:
                 walk.offer(piece)
     return walk.pieces()

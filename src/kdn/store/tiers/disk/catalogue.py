@@ -202,7 +202,7 @@ class Catalogue:
                 (
                     entry.key,
                     self._rows.family_id(self._writer, entry.family),
-                    entry.behind,
+                    entry.after,
                     entry.start,
                     self._rows.tokens_of(entry),
                     entry.content,

@@ -27,7 +27,7 @@ def pack_note(entry: Entry) -> bytes:
     """The entry as bytes."""
     fingerprint, recipe, salt = entry.family
     note = _Note(
-        fingerprint, recipe.causes, recipe.detail, salt, entry.behind, entry.start, entry.tokens
+        fingerprint, recipe.causes, recipe.detail, salt, entry.after, entry.start, entry.tokens
     )
     return msgspec.msgpack.encode(note)
 
