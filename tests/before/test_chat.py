@@ -1,0 +1,53 @@
+"""Every HTTP request gets the status, the fields and the values that it got before.
+
+Of errors the sentence may change; status, type, parameter and code may not.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kdn.errors import MissingExtra
+from tests.before import seams
+from tests.before.compare import alike
+from tests.before.http_cases import EMBEDDINGS, exchanges
+
+HERE = Path(__file__).parent
+
+
+def test_every_exchange_is_that_of_before(
+    tmp_path: Path, before_tiny: Path, before_lora: Path, before_home: Path
+) -> None:
+    expected = json.loads((HERE / "chat.json").read_text("utf-8"))
+    with (
+        seams.opened(
+            before_tiny, before_home, store=tmp_path / "store", adapters={"lora": before_lora}
+        ) as k,
+        seams.serving(k) as server,
+    ):
+        skipped = () if _embeds(k) else (EMBEDDINGS,)
+        for found, recorded in zip(exchanges(server.http), expected, strict=True):
+            if recorded["path"] not in skipped:
+                alike(_without_sentence(found), _without_sentence(recorded), 0.001, _name(recorded))
+
+
+def _name(recorded: dict[str, Any]) -> str:
+    return f"{recorded['path']} {recorded['sent']}"
+
+
+def _embeds(k: Any) -> bool:
+    try:
+        return bool(k.embedder.dimension)
+    except MissingExtra:
+        return False
+
+
+def _without_sentence(found: dict[str, Any]) -> dict[str, Any]:
+    body = found.get("body")
+    if not isinstance(body, dict) or "error" not in body:
+        return found
+    error = dict(body["error"])
+    assert error.pop("message")
+    return found | {"body": {"error": error}}
