@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import kdn
-from kdn.core import Keeping, Request, Sampling, Token, Usage
-from kdn.rank import Verdict, packaged_adapters
+from kdn.core import Request, Sampling, Token, Usage
+from kdn.rank import packaged_adapters
 from tests.before import seams
 
 HEN = "The hen sits in the yard and counts nine eggs before noon."
@@ -78,7 +78,7 @@ def tiny_outputs(model: Path, adapter: Path, home: Path, work: Path) -> dict[str
         found["rerank adapter"] = _ranking(lambda: k.rerank("A clock?", TEXTS, adapter="lora"))
         found["turns"] = _turns(k)
         drawn = Sampling(max_tokens=12, temperature=1.0, seed=5, ignore_eos=True)
-        found["drawn"] = list(k.generate("Tell.", sampling=drawn, keeping=_NOTHING).token_ids)
+        found["drawn"] = list(seams.said(k, "Tell.", drawn, "nothing").token_ids)
     with seams.opened(model, home, store=work / "a") as k:
         asked = seams.request(k, "Where is the hen?", TEXTS, max_tokens=12)
         found["hit after a restart"] = answer(*seams.run(k, asked)[0])
@@ -100,9 +100,6 @@ def tiny_outputs(model: Path, adapter: Path, home: Path, work: Path) -> dict[str
     return found
 
 
-_NOTHING = Keeping.NOTHING
-
-
 def _turns(k: kdn.Kdn) -> list[dict[str, Any]]:
     """A conversation of two turns: the second finds its own past."""
     greedy = Sampling(max_tokens=8, ignore_eos=True, logprobs=2)
@@ -116,7 +113,7 @@ def _turns(k: kdn.Kdn) -> list[dict[str, Any]]:
     return [answer(one.tokens, one.usage) for one in (said, then)]
 
 
-def _verdicts(ask: Callable[[], Sequence[Verdict]]) -> list[dict[str, Any]]:
+def _verdicts(ask: Callable[[], Sequence[Any]]) -> list[dict[str, Any]]:
     """Asked twice: the first time a question may or may not find what another one just stored."""
     first, then = ask(), ask()
     return [

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdn.core import Keeping, Sampling
+from kdn.core import Sampling
 from tests.before import cases, seams, stored
 from tests.before.http_cases import exchanges
 
@@ -53,7 +53,7 @@ def _write_stores(home: Path, work: Path) -> None:
             seams.run(k, request)
         stored.put_tainted_copy(k)
     with seams.opened(thin, home, store=HERE / "sealed", key_file=stored.key_file(work)) as k:
-        k.generate("Say a word.", sampling=Sampling(max_tokens=4), keeping=Keeping.ALL)
+        seams.said(k, "Say a word.", Sampling(max_tokens=4))
     for name in ("store", "sealed"):
         shutil.copytree(HERE / name, work / "copies" / name)
     _save("store.json", stored.seen(thin, home, work / "copies", work))

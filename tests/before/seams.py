@@ -24,16 +24,16 @@ from kdn.core import (
     Choose,
     Finish,
     GivenRows,
-    Keeping,
     Plan,
     Request,
+    Retention,
     RowRule,
     Sampling,
     Token,
     Usage,
 )
+from kdn.reuse.codec_quality import CodecQuality, QualityRecord, save_record
 from kdn.serve.run import KdnService
-from kdn.store import CodecQuality, QualityRecord, save_record
 from kdn.testing import write_tiny_model
 from kdn.trace import Recorder
 from tests.serve.running import Running, running
@@ -138,13 +138,23 @@ def request(
     made = k.request(question, tuple(documents), sampling=sampling, salt=salt, adapter=adapter)
     return replace(
         made,
-        keeping=Keeping(keep),
+        retention=Retention(keep),
         blend=blending("blend", ratio) if blend else None,
         max_kl=max_kl,
         reuse=reuse,
         group=group,
         group_size=group_size,
     )
+
+
+def forgotten(asked: Request) -> Request:
+    """The same request, of which nothing is stored."""
+    return replace(asked, retention=Retention.NOTHING)
+
+
+def said(k: kdn.Kdn, question: str, sampling: Sampling, keep: str = "all") -> kdn.Answer:
+    """An answer by the public verb."""
+    return k.generate(question, sampling=sampling, retention=Retention(keep))
 
 
 def run(k: kdn.Kdn, *requests: Request) -> list[tuple[list[Token], Usage]]:

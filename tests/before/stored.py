@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import kdn
-from kdn.core import EXACT, Cause, Keeping, Recipe, Request
+from kdn.core import EXACT, Cause, Recipe, Request
 from kdn.store import Block
 from kdn.testing import write_tiny_model
 from tests.before import seams
@@ -74,7 +74,7 @@ def seen(model: Path, home: Path, folders: Path, work: Path) -> dict[str, Any]:
     with seams.opened(model, home, store=folders / "store") as k:
         found["took"] = _took(k)
     with seams.opened(model, home, store=folders / "store", codec="int8") as k:
-        found["lossy"] = accounting(seams.run(k, replace(lossy_request(k), **_QUIET))[0][1])
+        found["lossy"] = accounting(seams.run(k, seams.forgotten(lossy_request(k)))[0][1])
     keys = key_file(work)
     with seams.opened(model, home, store=folders / "sealed", key_file=keys) as k:
         asked = seams.request(k, "Say a word.", keep="nothing")
@@ -87,9 +87,6 @@ def seen(model: Path, home: Path, folders: Path, work: Path) -> dict[str, Any]:
     with seams.opened(model, home, store=folders / "sealed", audit=False) as k:
         found["sealed, without the key"] = len(k.store.entries())
     return found
-
-
-_QUIET: dict[str, Any] = {"keeping": Keeping.NOTHING}
 
 
 def _found(k: kdn.Kdn) -> dict[str, list[list[Any]]]:
@@ -113,7 +110,7 @@ def _found(k: kdn.Kdn) -> dict[str, list[list[Any]]]:
 
 def _took(k: kdn.Kdn) -> list[dict[str, Any]]:
     """Where the tokens of the same prompts come from now."""
-    asked = [replace(request, **_QUIET) for request in exact_requests(k)]
+    asked = [seams.forgotten(request) for request in exact_requests(k)]
     found = [seams.run(k, one)[0] for one in asked]
     return [{"ids": [t.token_id for t in ts], **accounting(usage)} for ts, usage in found]
 
