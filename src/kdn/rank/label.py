@@ -190,7 +190,7 @@ def write_table(
     if path.suffix == ".parquet":
         import pyarrow as pa
 
-        _parquet().write_table(pa.LabelTable.from_pylist(written), partial)
+        _parquet().write_table(pa.Table.from_pylist(written), partial)
     elif path.suffix in (".jsonl", ".ndjson"):
         partial.write_text("".join(json.dumps(row) + "\n" for row in written), "utf-8")
     else:
