@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from kdn.store.tiers.disk.files import Files
+from kdn.machine.files import Files
 
 DATABASE = "catalogue.sqlite"
 _NAMING = {"create", "rename", "link", "unlink", "mkdir"}
@@ -53,8 +53,8 @@ class RecordingFiles(Files):
     def note(self, kind: str, key: str) -> None:
         self._log(Step(kind, Path(key)))
 
-    def write(self, path: Path, data: memoryview) -> None:
-        super().write(path, data)
+    def write(self, path: Path, data: memoryview, mode: int = 0o600) -> None:
+        super().write(path, data, mode)
         self._inodes[path] = inode = len(self.steps) + 1
         self._log(Step("create", path, inode=inode))
         self._log(Step("data", path, inode=inode, data=bytes(data)))

@@ -145,8 +145,8 @@ def test_the_recorder_would_see_a_file_without_its_sync(work: Path) -> None:
     """A file that is not synced may be torn: then it must not be served, and was not promised."""
 
     class Hasty(RecordingFiles):
-        def write(self, path: Path, data: memoryview) -> None:
-            super().write(path, data)
+        def write(self, path: Path, data: memoryview, mode: int = 0o600) -> None:
+            super().write(path, data, mode)
             self.steps.pop()
             self.moments.pop()
 

@@ -24,7 +24,7 @@ import os, signal, sys
 from pathlib import Path
 from kdn.clock import SystemClock
 from kdn.store import open_store, DiskTier, Store, encode_block
-from kdn.store.tiers.disk.files import Files
+from kdn.machine.files import Files
 from kdn.trace import NoTrace
 from tests.store.helpers import block_id, make_block, run_of
 folder = Path(sys.argv[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdn.config import Config
 from kdn.core import Fingerprint
-from kdn.errors import BadConfig
+from kdn.errors import BadConfig, StoreError
 from kdn.reuse.blend import Controller, QualityGuard
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.reuse.codec_quality import QualityRecord
@@ -41,7 +41,7 @@ def make_guard(
     def keep(collection: str, record: GuardRecord) -> None:
         try:
             write_record(file, model, collection, record)
-        except OSError as error:
+        except StoreError as error:
             trace.event("blend.record", why=str(error))
 
     return QualityGuard(

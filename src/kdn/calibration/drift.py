@@ -8,7 +8,6 @@ The texts that travel with kdn are enough: the drift hardly depends on what is r
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from torch import Tensor
 from kdn.core import Fingerprint, LayerKV, Plan, Prompt, Role, TokenIds
 from kdn.corpus import corpus_files
 from kdn.engine import Capture, Pass, PrefixKV, SequenceKV, SequenceSlice, SuffixKV
+from kdn.errors import StoreError
+from kdn.machine.files import publish_file
 from kdn.model import Document, LoadedModel
 from kdn.model.attention import Attention
 from kdn.reuse.blend import Drift
@@ -103,15 +104,13 @@ def load_drift(home: Path, fingerprint: Fingerprint) -> Drift | None:
 
 
 def save_drift(home: Path, fingerprint: Fingerprint, drift: Drift) -> Path:
-    """Write it down, whole or not at all. Raises OSError when that is impossible."""
+    """Write it down, whole or not at all. Raises StoreError when that is impossible."""
     layers, heads, dim = drift.shift.shape
     values = drift.shift.float().numpy().astype("<f4").tobytes()
     record = _Record(fingerprint=fingerprint, shape=(layers, heads, dim), values=values)
     path = _path(home, fingerprint)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    fresh.write_bytes(msgspec.msgpack.encode(record))
-    return fresh.replace(path)
+    publish_file(path, msgspec.msgpack.encode(record))
+    return path
 
 
 def _path(home: Path, fingerprint: Fingerprint) -> Path:
@@ -162,7 +161,7 @@ class DriftKeeper:
         self._drift = drift
         try:
             save_drift(self._home, self._fingerprint, drift)
-        except OSError as error:
+        except StoreError as error:
             self._trace.event("blend.drift", why=str(error))
 
 

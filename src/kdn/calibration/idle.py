@@ -83,7 +83,7 @@ class IdleFit:
                         meter.measure(point)
                 found = meter.fit()
             self._keep(found)
-        except (KdnError, OSError) as error:
+        except KdnError as error:
             self._trace.event("jct.fit", why=str(error))
             return
         self._trace.event("jct.fit", error=found.error)

@@ -209,8 +209,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write blocks to one portable file."""
+    from kdn.machine.files import system_errors
     from kdn.store.admin.bundle import export_blocks
-    from kdn.store.tiers.disk.files import system_errors
 
     with (
         picked(home, key, salt, fingerprint) as (found, keys),

@@ -17,6 +17,7 @@ import numpy as np
 
 from kdn.core import JctModel, KvShape
 from kdn.errors import BadInput
+from kdn.machine.files import publish_file
 
 __all__ = [
     "GRID",
@@ -121,11 +122,8 @@ def jct_file(home: Path, model: str, device: str, threads: int) -> Path:
 
 
 def save_jct(model: JctModel, path: Path) -> None:
-    """Write a fit, so that it is whole or not there at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(model), indent=1) + b"\n")
-    partial.replace(path)
+    """Write a fit, whole or not at all. Raises StoreError when that is impossible."""
+    publish_file(path, msgspec.json.format(msgspec.json.encode(model), indent=1) + b"\n")
 
 
 def load_jct(path: Path) -> JctModel | None:

@@ -25,6 +25,7 @@ from kdn.machine.facts import (
     matmul_gflops,
     memory_gb_per_s,
 )
+from kdn.machine.files import publish_file
 
 __all__ = [
     "Compute",
@@ -112,7 +113,7 @@ def examine(home: Path, clock: Clock) -> Diagnosis:
         servers={name: shutil.which(name) is not None for name in ("redis-server",)},
         seconds=clock.now() - started,
     )
-    _publish(home / _FILE_NAME, msgspec.json.encode(diagnosis))
+    publish_file(home / _FILE_NAME, msgspec.json.encode(diagnosis))
     return diagnosis
 
 
@@ -219,13 +220,6 @@ def _gpu_dtype() -> str:
 
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
-
-
-def _publish(path: Path, data: bytes) -> None:
-    """Write by rename, so that a reader never sees half a file."""
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def _gb(size_bytes: int) -> str:

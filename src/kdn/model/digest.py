@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,10 @@ import torch
 import xxhash
 from torch import Tensor
 
-__all__ = ["DigestCache", "digest_tensors", "write_atomically"]
+from kdn.errors import StoreError
+from kdn.machine.files import publish_file
+
+__all__ = ["DigestCache", "digest_tensors"]
 
 
 def digest_tensors(tensors: Mapping[str, Tensor], extra: str = "") -> str:
@@ -25,15 +26,6 @@ def digest_tensors(tensors: Mapping[str, Tensor], extra: str = "") -> str:
         data: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
         state.update(data)
     return state.hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """All of `data` at `path`, or nothing: written beside it, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    Path(temporary).replace(path)
 
 
 class DigestCache:
@@ -52,8 +44,8 @@ class DigestCache:
     def put(self, files: list[Path], digest: str) -> None:
         """Note the digest of these files as they are now, where the folder can be written."""
         try:
-            write_atomically(self._entry(files), json.dumps({"digest": digest}).encode())
-        except OSError:
+            publish_file(self._entry(files), json.dumps({"digest": digest}).encode())
+        except (OSError, StoreError):
             return  # the note only saves time
 
     def _entry(self, files: list[Path]) -> Path:

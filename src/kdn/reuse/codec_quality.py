@@ -7,14 +7,13 @@ numerics the measurement says nothing.
 from __future__ import annotations
 
 import re
-import secrets
 from pathlib import Path
 
 import msgspec
 
 from kdn.core import Fingerprint
 from kdn.errors import StoreError
-from kdn.store.tiers.disk.files import system_errors
+from kdn.machine.files import publish_file
 
 __all__ = ["CodecQuality", "QualityRecord", "load_record", "save_record"]
 
@@ -65,11 +64,7 @@ def save_record(home: Path, record: QualityRecord) -> Path:
     """Write a record down, whole or not at all. Raises StoreError when that is impossible."""
     path = _path(home, Fingerprint(record.fingerprint))
     text = msgspec.json.format(msgspec.json.encode(record), indent=2)
-    with system_errors(f"writing {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mine = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        mine.write_bytes(text + b"\n")
-        mine.replace(path)
+    publish_file(path, text + b"\n")
     return path
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
+
+from kdn.machine.files import publish_file
 
 __all__ = ["GuardRecord", "read_records", "write_record"]
 
@@ -34,10 +35,10 @@ def read_records(file: Path) -> dict[str, dict[str, GuardRecord]]:
 
 
 def write_record(file: Path, model: str, collection: str, record: GuardRecord) -> None:
-    """Put the record in place of its old one; readers see the old file or the new one."""
+    """Put the record in place of its old one; readers see the old file or the new one.
+
+    Raises StoreError when it cannot be written.
+    """
     records = read_records(file)
     records[model] = records.get(model, {}) | {collection: record}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(f".{os.getpid()}.tmp")
-    fresh.write_bytes(msgspec.json.encode(records))
-    fresh.replace(file)
+    publish_file(file, msgspec.json.encode(records))

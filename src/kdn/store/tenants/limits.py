@@ -14,7 +14,7 @@ import msgspec
 
 from kdn.clock import Clock
 from kdn.errors import BadInput
-from kdn.store.tiers.disk.files import locked, system_errors
+from kdn.machine.files import locked, system_errors
 
 __all__ = ["TenantLimits", "TenantsLimits"]
 

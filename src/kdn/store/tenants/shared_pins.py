@@ -12,7 +12,7 @@ import msgspec
 
 from kdn.clock import Clock
 from kdn.core import BlockKey
-from kdn.store.tiers.disk.files import locked, system_errors
+from kdn.machine.files import locked, system_errors
 
 __all__ = ["PersistentPins"]
 

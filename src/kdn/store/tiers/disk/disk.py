@@ -12,6 +12,7 @@ from pathlib import Path
 from kdn.clock import Clock
 from kdn.core import BlockId, BlockKey
 from kdn.errors import CorruptBlock, LostBlock, NoSpace, StoreError
+from kdn.machine.files import Files, system_errors
 from kdn.machine.memory import OWN_PAGES_FROM, allocate
 from kdn.store.block.format import ALIGN, MAX_BLOCK_BYTES, EncodedBlock
 from kdn.store.block.reader import read_header
@@ -19,7 +20,6 @@ from kdn.store.index.index import Entry
 from kdn.store.policies import EvictionPolicy, Use
 from kdn.store.tenants.quotas import Holding
 from kdn.store.tiers.disk.catalogue import Catalogue, CatalogueDamaged, Victim, discard_catalogue
-from kdn.store.tiers.disk.files import Files, system_errors
 from kdn.store.tiers.disk.folder import StoreFolder
 from kdn.store.tiers.disk.ranked import RankedBlocks
 from kdn.store.tiers.seal import SEAL_BYTES, KeyRing, is_sealed

@@ -22,8 +22,8 @@ import msgspec
 
 from kdn.core import BlockKey
 from kdn.errors import ForeignStore
+from kdn.machine.files import Files, system_errors
 from kdn.store.block.format import FORMAT_VERSION
-from kdn.store.tiers.disk.files import Files, system_errors
 
 __all__ = ["StoreFolder"]
 
@@ -52,7 +52,7 @@ class StoreFolder:
         self.path = path
         self._files = files or Files()
         with system_errors(f"opening the store {path}"):
-            _make_path(path, self._files)
+            self._files.make_folders(path)
             self.identity = _claim(path, self._files)
             for name in ("blocks", "writing", "quarantine", "owners"):
                 self._files.make_lasting(path / name)
@@ -125,13 +125,6 @@ class StoreFolder:
                 if path.name.partition("-")[0] not in living:
                     self._files.remove(path)
         return living
-
-
-def _make_path(path: Path, files: Files) -> None:
-    """The folder and those above it, for good."""
-    if not path.exists():
-        _make_path(path.parent, files)
-        files.make_lasting(path)
 
 
 def _claim(path: Path, files: Files) -> str:

@@ -1,7 +1,8 @@
-"""Files that are whole or absent, and the one gate through which the system's errors come.
+"""Files that are whole or absent, and the one place through which the system's errors come.
 
-The disk tier and its folder change the disk through `Files` only, so that a test can put another in
-its place and see every state in which a power cut may leave them.
+`publish_file` writes one file whole.  The disk tier keeps many and uses the sentences of `Files`.
+Everything changes the disk through the verbs of `Files`, so that a test can pass another in its place
+and see every state in which a power cut may leave a folder.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdn.errors import NoSpace, StoreError
 
-__all__ = ["Files", "locked", "system_errors"]
+__all__ = ["Files", "locked", "publish_file", "system_errors"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
 
 
 @contextmanager
@@ -35,7 +38,7 @@ def system_errors(doing: str) -> Iterator[None]:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Inside, no other process that asks for this file's lock is inside."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -43,10 +46,32 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def publish_file(
+    path: Path, data: bytes | memoryview, mode: int = _PRIVATE_FILE, files: Files | None = None
+) -> None:
+    """Write `path` whole: readers and power cuts leave the old file or all of the new one.
+
+    Folders that are missing are made. When it returns, the file is on the device.
+    Raises NoSpace when the device is full, StoreError when the file cannot be written.
+    """
+    files = files or Files()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with system_errors(f"writing {path}"):
+        files.make_folders(path.parent)
+        try:
+            files.write(temporary, memoryview(data), mode)
+            files.rename(temporary, path)
+        except BaseException:
+            files.remove(temporary)
+            raise
+        files.sync_folder(path.parent)
+
+
 class Files:
     """What changes the disk. Nothing counts as kept until it and its folder are synced.
 
     The verbs below are all that touches the disk; the sentences above them are made of these.
+    Files and folders are readable by their owner only, unless a mode says otherwise.
     """
 
     def __init__(self) -> None:
@@ -68,6 +93,12 @@ class Files:
             self.rename(temporary, final)
             self.sync_folder(final.parent)
 
+    def make_folders(self, path: Path) -> None:
+        """Make the folder and those above it that are missing; they outlive a power cut."""
+        if not path.exists():
+            self.make_folders(path.parent)
+            self.make_lasting(path)
+
     def make_lasting(self, folder: Path) -> None:
         """Make a folder that outlives a power cut; its parent is there.
 
@@ -85,9 +116,9 @@ class Files:
 
     # --- the verbs ---
 
-    def write(self, path: Path, data: memoryview) -> None:
-        """Make the file `path`, fill it and sync it."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    def write(self, path: Path, data: memoryview, mode: int = _PRIVATE_FILE) -> None:
+        """Make the file `path`, fill it and sync it. Raises FileExistsError when it is there."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
             rest = data
             while rest.nbytes:
@@ -109,7 +140,7 @@ class Files:
             path.unlink()
 
     def make_folder(self, path: Path) -> None:
-        path.mkdir(exist_ok=True)
+        path.mkdir(_PRIVATE_FOLDER, exist_ok=True)
 
     def sync_folder(self, path: Path) -> None:
         """Bring the folder's names on to the device."""
