@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdn.bench.blend.lab import Held, Lab
+from kdn.bench.blend.lab import Lab
 from kdn.calibration.drift import drift_share, load_drift, measure_drift, save_drift, shipped_texts
 from kdn.core import Blend, Fingerprint, Prompt
+from kdn.engine import HeldKV
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse.blend import BiasCorrected, Drift
@@ -30,7 +31,7 @@ def tiny(tiny_model: Callable[..., Path], model_cache: Path) -> LoadedModel:
 def test_the_layers_shift_is_added_to_keys_and_to_nothing_else(dtype: torch.dtype) -> None:
     """Two layers of three tokens, all ones: keys become (2, -1) in the first, (1.5, 1) in the other."""
     kv = torch.ones((2, 2, 3, 1, 2), dtype=dtype)
-    source = BiasCorrected(Held(kv), TWO_LAYERS)
+    source = BiasCorrected(HeldKV(kv), TWO_LAYERS)
     first, second = (source.take(layer)[0].settled() for layer in (0, 1))
     assert first.k.tolist() == [[[2.0, -1.0]]] * 3
     assert second.k.tolist() == [[[1.5, 1.0]]] * 3
@@ -59,7 +60,7 @@ def test_it_is_the_mean_difference_of_keys_behind_the_first_document(tiny: Loade
     errors = [
         case.true_kv[:, 0, run.start : run.stop] - run.source.kv[:, 0]
         for run in case.stored
-        if isinstance(run.source, Held)
+        if isinstance(run.source, HeldKV)
     ]
     assert torch.allclose(found.shift, torch.cat(errors, dim=1).mean(dim=1), atol=1e-5)
     assert found.shift[0].abs().max() < 1e-5, "keys of layer 0 know only their token"

@@ -23,13 +23,12 @@ from kdn.core import (
     BlockId,
     Fingerprint,
     KvShape,
-    LayerKV,
     Plan,
     Recipe,
     TokenIds,
     chain_hash,
 )
-from kdn.engine import Capture, Pass, PrefixKV, SequenceKV, SequenceSlice, SuffixKV
+from kdn.engine import AloneRun, HeldKV, run_alone
 from kdn.errors import BadInput
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
@@ -58,27 +57,6 @@ class Probe:
     @property
     def num_context(self) -> int:
         return self.kv.shape[2]
-
-
-@dataclass(frozen=True)
-class _Given:
-    """KV at hand, as a layer source."""
-
-    kv: Tensor
-    name: str = "given"
-
-    @property
-    def num_tokens(self) -> int:
-        return self.kv.shape[2]
-
-    def start(self, layer: int) -> None:
-        return None
-
-    def take(self, layer: int) -> tuple[LayerKV]:
-        return (LayerKV(self.kv[layer, 0], self.kv[layer, 1]),)
-
-    def close(self) -> None:
-        return None
 
 
 def calibrate(
@@ -181,37 +159,27 @@ def divergence(model: LoadedModel, probe: Probe, kv: Tensor | None) -> tuple[Ten
     start = probe.num_context
     token_ids = probe.token_ids if kv is not None else probe.token_ids[start:]
     count = len(probe.token_ids) - start
-    found, _ = _run(model, token_ids, count, kv, keep=0)
+    prefix = HeldKV(kv) if kv is not None else None
+    plan = Plan(token_ids, prefix=prefix, logits=_last(len(token_ids), count))
+    found = _logprobs(run_alone(model, TorchAttention(), plan))
     kl = (probe.expected.exp() * (probe.expected - found)).sum(-1).clamp_min(0)
     return kl, probe.expected.argmax(-1) != found.argmax(-1)
 
 
 def _probe(model: LoadedModel, token_ids: TokenIds) -> Probe:
-    expected, kv = _run(model, token_ids, POSITIONS, None, keep=CONTEXT_TOKENS)
-    assert kv is not None, "asked for"
-    return Probe(token_ids, kv, expected)
+    plan = Plan(token_ids, logits=_last(len(token_ids), POSITIONS))
+    ran = run_alone(model, TorchAttention(), plan, capture=True)
+    assert ran.captured is not None, "asked for"
+    return Probe(token_ids, ran.captured[:, :, :CONTEXT_TOKENS].clone(), _logprobs(ran))
 
 
-@torch.inference_mode()
-def _run(
-    model: LoadedModel, token_ids: TokenIds, count: int, kv: Tensor | None, *, keep: int
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities after each of the last `count` tokens; KV of the first `keep`."""
-    decoder, shape, num_tokens = model.decoder, _shape(model), len(token_ids)
-    prefix = _Given(kv) if kv is not None else None
-    wanted = tuple(range(num_tokens - count, num_tokens))
-    plan = Plan(token_ids, prefix=prefix, logits=wanted)
-    device, first = str(decoder.device), plan.num_prefix
-    head = PrefixKV("given", first, shape, decoder.dtype, device) if prefix is not None else None
-    tail = SuffixKV(shape, decoder.dtype, device, num_tokens - first)
-    capture = Capture(shape, decoder.dtype, 0, num_tokens) if keep else None
-    sequence = SequenceKV(tail, head, first)
-    lane = SequenceSlice.prefill(plan, sequence, first, num_tokens, capture=capture, new_head=head)
-    step = Pass(decoder, TorchAttention(), [lane])
-    while not step.advance():
-        pass
-    kept = capture.kept(token_ids[:keep], 0).kv.clone() if capture is not None else None
-    return torch.log_softmax(step.logits()[0].float().cpu(), -1), kept
+def _last(num_tokens: int, count: int) -> tuple[int, ...]:
+    return tuple(range(num_tokens - count, num_tokens))
+
+
+def _logprobs(ran: AloneRun) -> Tensor:
+    """[positions, vocabulary], on the CPU."""
+    return torch.log_softmax(ran.logits.cpu(), -1)
 
 
 def _block(part: Tensor, shape: KvShape, token_ids: TokenIds, start: int, recipe: Recipe) -> Block:

@@ -9,7 +9,6 @@ The texts that travel with kdn are enough: the drift hardly depends on what is r
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdn.core import Fingerprint, LayerKV, Plan, Prompt, Role, TokenIds
+from kdn.core import Fingerprint, Plan, Prompt, Role, TokenIds
 from kdn.corpus import corpus_files
-from kdn.engine import Capture, Pass, PrefixKV, SequenceKV, SequenceSlice, SuffixKV
+from kdn.engine import HeldKV, steps_alone
 from kdn.errors import StoreError
 from kdn.machine.files import publish_file
 from kdn.model import Document, LoadedModel
@@ -86,9 +85,9 @@ def measure_drift(
     total = torch.zeros(whole.shape[0], *whole.shape[3:])
     for start, stop in documents[1:]:
         alone = yield from _keys(
-            model, attention, (*prelude, *prompt.token_ids[start:stop]), _Given(lead)
+            model, attention, (*prelude, *prompt.token_ids[start:stop]), HeldKV(lead)
         )
-        error = whole[:, 0, start:stop].float() - alone[:, 0, home:].float()
+        error = whole[:, 0, start:stop].float() - alone[:, 0].float()
         total += error.sum(dim=1)
     return Drift(total / sum(stop - start for start, stop in documents[1:]))
 
@@ -165,47 +164,11 @@ class DriftKeeper:
             self._trace.event("blend.drift", why=str(error))
 
 
-@dataclass(frozen=True)
-class _Given:
-    """KV at hand, as a layer source."""
-
-    kv: Tensor
-    name: str = "given"
-
-    @property
-    def num_tokens(self) -> int:
-        return self.kv.shape[2]
-
-    def start(self, layer: int) -> None:
-        return None
-
-    def take(self, layer: int) -> tuple[LayerKV]:
-        return (LayerKV(self.kv[layer, 0], self.kv[layer, 1]),)
-
-    def close(self) -> None:
-        return None
-
-
 def _keys(
-    model: LoadedModel, attention: Attention, tokens: TokenIds, prefix: _Given | None
+    model: LoadedModel, attention: Attention, tokens: TokenIds, prefix: HeldKV | None
 ) -> Generator[None, None, Tensor]:
-    """[layers, 2, tokens, kv heads, dim]: KV of the tokens; zero where the prefix stands."""
-    decoder = model.decoder
-    shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
-    device, plan = str(decoder.device), Plan(tokens, prefix=prefix, logits=())
-    first = plan.num_prefix
-    with torch.inference_mode():
-        head = (
-            PrefixKV("given", first, shape, decoder.dtype, device) if prefix is not None else None
-        )
-        tail = SuffixKV(shape, decoder.dtype, device, len(tokens) - first)
-        capture = Capture(shape, decoder.dtype, 0, len(tokens))
-        lane = SequenceSlice.prefill(
-            plan, SequenceKV(tail, head, first), first, len(tokens), capture=capture, new_head=head
-        )
-        step = Pass(decoder, attention, [lane])
-    while True:
-        with torch.inference_mode():
-            if step.advance():
-                return capture.kept(tokens, 0).kv
-        yield
+    """[layers, 2, tokens, kv heads, dim]: KV of the tokens after the prefix."""
+    plan = Plan(tokens, prefix=prefix, logits=())
+    ran = yield from steps_alone(model, attention, plan, capture=True)
+    assert ran.captured is not None, "asked for"
+    return ran.captured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdn.engine.admission import plain
+from kdn.engine.alone import AloneRun, HeldKV, run_alone, steps_alone
 from kdn.engine.capture import Capture
 from kdn.engine.engine import Engine, EngineStat
 from kdn.engine.executor import Pass
@@ -14,11 +15,13 @@ from kdn.engine.slice import SequenceSlice
 from kdn.engine.stream import RunningStream
 
 __all__ = [
+    "AloneRun",
     "Capture",
     "DrawnToken",
     "Engine",
     "EngineLimits",
     "EngineStat",
+    "HeldKV",
     "JobMemory",
     "KvBudget",
     "Pass",
@@ -32,4 +35,6 @@ __all__ = [
     "counted_memory",
     "measured_memory",
     "plain",
+    "run_alone",
+    "steps_alone",
 ]

@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdn.bench.blend.lab import Case, Held, Lab, true_deviation
+from kdn.bench.blend.lab import Case, Lab, true_deviation
 from kdn.calibration.drift import drift_share
 from kdn.core import Plan, StoredRun
+from kdn.engine import HeldKV
 from kdn.errors import BadInput
 from kdn.model.attention import Attention, AttentionSlice, BoundAttention, TorchAttention
 from kdn.model.rope import rotate
@@ -189,13 +190,13 @@ def _unmoved(lab: Lab, case: Case, base: Plan) -> Plan:
     rope, home = lab.model.decoder.rope, case.home
     runs = []
     for run in base.stored:
-        assert isinstance(run.source, Held), "the lab holds its chunks in memory"
+        assert isinstance(run.source, HeldKV), "the lab holds its chunks in memory"
         kv = run.source.kv.clone()
         shift = torch.full((kv.shape[2],), home - run.start)
         cos, sin = rope.tables(shift)
         for layer in kv[:, 0]:
             layer.copy_(rotate(layer, cos, sin))
-        runs.append(StoredRun(run.start, Held(kv)))
+        runs.append(StoredRun(run.start, HeldKV(kv)))
     return replace(base, stored=tuple(runs))
 
 

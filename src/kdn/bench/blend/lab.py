@@ -12,37 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdn.core import ALL_ROWS, LayerKV, LayerSource, Plan, Prompt, Role, StoredRun, TokenIds
-from kdn.engine import Capture, Pass, PrefixKV, SequenceKV, SequenceSlice, SuffixKV
+from kdn.core import ALL_ROWS, LayerSource, Plan, Prompt, Role, StoredRun, TokenIds
+from kdn.engine import AloneRun, HeldKV, Pass, SequenceKV, SequenceSlice, run_alone
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 from kdn.reuse.blend import BiasCorrected, BlendLayout, Drift, Rule
 
-__all__ = ["Case", "Held", "Lab", "Seen", "kl", "true_deviation"]
+__all__ = ["Case", "Lab", "Seen", "kl", "true_deviation"]
 
 _FORCED = 32
 """Tokens of the full prefill's own answer that every way is made to continue with."""
-
-
-@dataclass
-class Held:
-    """A layer source over KV in memory: [layers, 2, tokens, kv heads, dim], K without position."""
-
-    kv: Tensor
-    name: str = "held"
-
-    @property
-    def num_tokens(self) -> int:
-        return self.kv.shape[2]
-
-    def start(self, layer: int) -> None:
-        return None
-
-    def take(self, layer: int) -> tuple[LayerKV]:
-        return (LayerKV(self.kv[layer, 0], self.kv[layer, 1]),)
-
-    def close(self) -> None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -100,15 +79,14 @@ class Lab:
         documents = [(a, b) for segment, a, b in spans if segment.role is Role.DOCUMENT]
         kept = {span: self._behind(prelude, prompt.token_ids[slice(*span)]) for span in documents}
         first, *others = documents
-        prefix = Held(torch.cat((self._prelude[prelude], kept[first]), dim=2), "first")
-        runs = tuple(StoredRun(start, Held(kept[start, stop])) for start, stop in others)
+        prefix = HeldKV(torch.cat((self._prelude[prelude], kept[first]), dim=2), "first")
+        runs = tuple(StoredRun(start, HeldKV(kept[start, stop])) for start, stop in others)
         layout = BlendLayout(prompt.num_tokens, first[1], tuple(others), documents[-1][1])
-        kv, capture, logits, _ = self._pass(Plan(prompt.token_ids), capture=True)
-        answer, logprobs = self._greedy(kv, prompt.num_tokens, logits)
-        full = Seen(logprobs, prompt.num_tokens * self.num_layers, kv)
-        assert capture is not None, "asked for"
-        true_kv = capture.kept(prompt.token_ids, 0).kv
-        return Case(prompt.token_ids, head, layout, runs, prefix, full, answer, true_kv)
+        ran = self._alone(Plan(prompt.token_ids), capture=True)
+        assert ran.captured is not None, "asked for"
+        answer, logprobs = self._greedy(ran.kv, prompt.num_tokens, ran.logits)
+        full = Seen(logprobs, prompt.num_tokens * self.num_layers, ran.kv)
+        return Case(prompt.token_ids, head, layout, runs, prefix, full, answer, ran.captured)
 
     def base(self, case: Case, *, undrifted: float = 0.0) -> Plan:
         """The plan that rules refine: first chunk exact, the others as stored with that share of
@@ -135,8 +113,9 @@ class Lab:
     @torch.inference_mode()
     def run(self, case: Case, plan: Plan, attention: Attention | None = None) -> Seen:
         """A plan for the case's prompt, then the full prefill's own answer forced after it."""
-        kv, _, logits, rows = self._pass(plan, attention=attention)
-        return Seen(self._forced(kv, case.tokens, case.answer, logits), rows, kv)
+        ran = self._alone(plan, attention=attention)
+        forced = self._forced(ran.kv, case.tokens, case.answer, ran.logits)
+        return Seen(forced, ran.num_rows, ran.kv)
 
     @torch.inference_mode()
     def gold_nll(self, case: Case, kv: SequenceKV, text: str) -> float:
@@ -167,42 +146,21 @@ class Lab:
     def _behind(self, prelude: TokenIds, tokens: TokenIds) -> Tensor:
         """KV of `tokens` computed right after the prelude."""
         if prelude not in self._prelude:
-            _, capture, _, _ = self._pass(Plan(prelude, logits=()), capture=True)
-            assert capture is not None, "asked for"
-            self._prelude[prelude] = capture.kept(prelude, 0).kv.clone()
-        whole = (*prelude, *tokens)
-        plan = Plan(whole, prefix=Held(self._prelude[prelude]), logits=())
-        _, capture, _, _ = self._pass(plan, capture=True)
-        assert capture is not None, "asked for"
-        return capture.kept(whole, len(prelude)).kv.clone()
+            self._prelude[prelude] = self._captured(Plan(prelude, logits=()))
+        held = HeldKV(self._prelude[prelude])
+        return self._captured(Plan((*prelude, *tokens), prefix=held, logits=()))
 
-    def _pass(
+    def _captured(self, plan: Plan) -> Tensor:
+        ran = self._alone(plan, capture=True)
+        assert ran.captured is not None, "asked for"
+        return ran.captured.clone()
+
+    def _alone(
         self, plan: Plan, *, capture: bool = False, attention: Attention | None = None
-    ) -> tuple[SequenceKV, Capture | None, Tensor, int]:
-        decoder, first = self._model.decoder, plan.num_prefix
-        head = None
-        if plan.prefix is not None:
-            head = PrefixKV("head", first, self._shape, decoder.dtype, str(decoder.device))
-        size = plan.num_tokens - first + _FORCED + 64
-        kv = SequenceKV(
-            SuffixKV(self._shape, decoder.dtype, str(decoder.device), size), head, first
-        )
-        noted = Capture(self._shape, decoder.dtype, first, size) if capture else None
-        rows = 0
-        while True:
-            fresh = head if head is not None and not head.is_complete else None
-            lane = SequenceSlice.prefill(
-                plan, kv, first, plan.num_tokens, capture=noted, new_head=fresh
-            )
-            step = Pass(decoder, attention or self._attention, [lane])
-            while True:
-                done = step.advance()
-                rows += step.num_rows
-                if done:
-                    break
-            if plan.then is None:
-                return kv, noted, step.logits()[0], rows
-            plan = plan.then()
+    ) -> AloneRun:
+        """The plan, with room for what is forced after it."""
+        chosen = attention or self._attention
+        return run_alone(self._model, chosen, plan, capture=capture, spare_columns=_FORCED + 64)
 
     def _finish(self, lane: SequenceSlice) -> Tensor:
         step = Pass(self._model.decoder, self._attention, [lane])
@@ -236,7 +194,7 @@ def true_deviation(case: Case, part: int) -> Tensor:
     """[layers, columns] fp32: squared error of the stored K (part 0) or V (part 1); 0 where exact."""
     found = torch.zeros((case.true_kv.shape[0], case.layout.num_tokens))
     for run in case.stored:
-        assert isinstance(run.source, Held), "the lab holds its chunks in memory"
+        assert isinstance(run.source, HeldKV), "the lab holds its chunks in memory"
         error = case.true_kv[:, part, run.start : run.stop].float() - run.source.kv[:, part].float()
         found[:, run.start : run.stop] = error.square().sum(dim=(2, 3))
     return found
