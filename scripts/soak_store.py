@@ -57,11 +57,11 @@ def flip(codec: str) -> int:
 
 def craft(seed: int) -> None:
     """Raises AssertionError, or whatever else a parser lets out."""
-    chance, refused = random.Random(seed), 0
+    rng, refused = random.Random(seed), 0
     blocks = [block_of(name) for name in CODECS]
     for _ in range(CRAFTED):
-        encoded = chance.choice(blocks)
-        refused += not survives(encoded, crafted(encoded, chance))
+        encoded = rng.choice(blocks)
+        refused += not survives(encoded, crafted(encoded, rng))
     row(f"crafted headers under a checksum that fits ({refused:,} refused)", CRAFTED, 0)
 
 

@@ -58,7 +58,7 @@ def test_pins_outlive_the_command_and_hold_against_eviction(home: Path) -> None:
     assert kdn(home, "store", "unpin", "--salt", "bob", "--json").json == {"blocks": 1}
     assert kdn(home, "store", "pin", "--salt", "bob", "--for", "0", "--json").json["blocks"] == 1
     with open_store(home / "store", disk_bytes=125_000) as store:
-        assert store.lasting.all() == {}, "expired"
+        assert store.persistent_pins.all() == {}, "expired"
 
 
 def test_some_blocks_are_cleared_and_others_stay(home: Path) -> None:

@@ -59,15 +59,15 @@ def test_each_block_goes_when_its_own_time_is_over() -> None:
         return Use(name, 0, int(name[1:]), 10, at_s, "")  # type: ignore[arg-type]
 
     policy = make_policy("lru", Rules(ttl_of=lambda one: float(one.num_tokens)))
-    policy.keep(use("a1", 0.0))
-    policy.keep(use("b5", 0.0))
-    assert policy.must_go(0.9) == []
+    policy.insert(use("a1", 0.0))
+    policy.insert(use("b5", 0.0))
+    assert policy.expired(0.9) == []
     policy.use(use("a1", 0.9))
-    assert policy.must_go(1.5) == []
-    assert policy.must_go(2.0) == ["a1"]
-    assert policy.must_go(2.0) == ["a1"], "until it is gone"
-    policy.gone("a1")  # type: ignore[arg-type]
-    assert policy.must_go(6.0) == ["b5"]
+    assert policy.expired(1.5) == []
+    assert policy.expired(2.0) == ["a1"]
+    assert policy.expired(2.0) == ["a1"], "until it is gone"
+    policy.remove("a1")  # type: ignore[arg-type]
+    assert policy.expired(6.0) == ["b5"]
     policy.check()
 
 
@@ -102,7 +102,7 @@ def test_the_store_writes_only_where_it_pays(tmp_path: Path, acts: str, on_disk:
         stat = service.store.stat()
         assert stat.tiers["memory"].blocks > 0
         assert (stat.tiers["disk"].blocks > 0) is on_disk
-        assert (stat.unpaid > 0) is not on_disk
+        assert (stat.not_worth_writing > 0) is not on_disk
         service.check()
 
 

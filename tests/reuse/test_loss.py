@@ -206,11 +206,11 @@ def test_a_queue_that_is_full_refuses_and_counts(tiny: LoadedModel) -> None:
     from kdn.trace import NoTrace
     from tests.store.helpers import block_id, make_block
 
-    with Store([MemoryTier(1 << 20, NoTrace())], behind_bytes=10) as store:
+    with Store([MemoryTier(1 << 20, NoTrace())], write_behind_bytes=10) as store:
         block = make_block(block_id([1, 2, 3]))
-        store.put_behind(block, CODECS["lossless"])
+        store.write_behind(block, CODECS["lossless"])
         assert store.stat().dropped == 1
         assert store.stat().blocks == 1, "memory has it all the same"
         lossy = replace(block, id=block_id([4, 5, 6], recipe=lossy_recipe("int8")))
-        store.put_behind(lossy, CODECS["int8"])
+        store.write_behind(lossy, CODECS["int8"])
         assert (store.stat().dropped, store.stat().blocks) == (2, 1)

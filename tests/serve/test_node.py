@@ -61,13 +61,13 @@ def test_a_stranger_gets_nothing(url: str) -> None:
 
 def test_a_tenant_sees_its_own_blocks_and_the_public_ones(url: str) -> None:
     remote = PeerRemote(url, token="a-key")
-    assert {one.key for one in remote.news().added} == {MINE.id.key, SHARED.id.key}
+    assert {one.key for one in remote.changes().added} == {MINE.id.key, SHARED.id.key}
     assert remote.head(MINE.id.key, 8) is not None
     assert remote.head(SHARED.id.key, 8) is not None
     assert remote.head(THEIRS.id.key, 8) is None
     remote.close()
     every = PeerRemote(url, token="peer-key")
-    assert len(every.news().added) == 3
+    assert len(every.changes().added) == 3
     every.close()
 
 
@@ -88,10 +88,10 @@ def test_what_one_may_not_see_is_answered_as_what_is_not_there(url: str) -> None
 def test_news_of_what_left_do_not_tell_of_others(url: str, store: Store) -> None:
     """A tenant that guesses another's text could compute its key, and must not see it go."""
     remote = PeerRemote(url, token="a-key")
-    remote.news()
+    remote.changes()
     store.drop(THEIRS.id.key)
     store.drop(MINE.id.key)
-    news = remote.news()
+    news = remote.changes()
     assert (news.added, news.removed, news.whole) == ((), (MINE.id.key,), False)
     remote.close()
 
@@ -192,10 +192,10 @@ def test_over_tls_with_a_certificate_of_our_own(tmp_path: Path) -> None:
         held.put(MINE)
         assert address.startswith("https://")
         remote = PeerRemote(address, authority=pem)
-        assert [one.key for one in remote.news().added] == [MINE.id.key]
+        assert [one.key for one in remote.changes().added] == [MINE.id.key]
         remote.close()
         with pytest.raises(Unreachable, match="certificate"):
-            PeerRemote(address).news()
+            PeerRemote(address).changes()
 
 
 def test_keys_that_make_no_sense_are_refused() -> None:

@@ -110,15 +110,15 @@ class State:
 
 def states(log: RecordingFiles, most: int, seed: int = 0) -> Iterator[State]:
     """For a cut after each step: all legal states, or `most` of them drawn at random."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     for stop in range(1, len(log.steps) + 1):
         steps = log.steps[:stop]
         sure = [n for n, step in enumerate(steps) if _naming_is_sure(step, steps[n:])]
         open_names = [n for n, s in enumerate(steps) if s.kind in _NAMING and n not in sure]
         unsynced = _unsynced(steps)
         promised = _promised(steps)
-        databases = _databases(log, stop - 1, chance)
-        everything = _combinations(open_names, unsynced, databases, most, chance)
+        databases = _databases(log, stop - 1, rng)
+        everything = _combinations(open_names, unsynced, databases, most, rng)
         for subset, torn, database in everything:
             happened = tuple(sorted((*sure, *subset)))
             yield State(stop, happened, torn, database, promised)
@@ -149,7 +149,7 @@ def _combinations(
     unsynced: dict[int, bytes],
     databases: list[Snapshot],
     most: int,
-    chance: random.Random,
+    rng: random.Random,
 ) -> Iterator[tuple[tuple[int, ...], dict[int, bytes], Snapshot]]:
     versions = [
         [(inode, data) for data in (b"", whole[: len(whole) // 2], bytes(len(whole)), whole)]
@@ -163,8 +163,8 @@ def _combinations(
                     yield _chosen(names, bits), dict(torn), database
         return
     for number in range(most):
-        some = tuple(chance.getrandbits(1) if number > 1 else number for _ in names)
-        yield _chosen(names, some), dict(map(chance.choice, versions)), chance.choice(databases)
+        some = tuple(rng.getrandbits(1) if number > 1 else number for _ in names)
+        yield _chosen(names, some), dict(map(rng.choice, versions)), rng.choice(databases)
 
 
 def _chosen(names: list[int], bits: tuple[int, ...]) -> tuple[int, ...]:
@@ -197,16 +197,16 @@ def _is_block(path: Path) -> bool:
     return path.parent.parent.name == "blocks"
 
 
-def _databases(log: RecordingFiles, step: int, chance: random.Random) -> list[Snapshot]:
+def _databases(log: RecordingFiles, step: int, rng: random.Random) -> list[Snapshot]:
     newest = log.moments[step]
     database, journal = log.snapshots[newest]
-    earlier = log.snapshots[chance.randrange(newest + 1)]
+    earlier = log.snapshots[rng.randrange(newest + 1)]
     found: list[Snapshot] = [(None, None), (database, journal), (database, None), earlier]
     if journal:
-        found.append((database, journal[: chance.randrange(len(journal))]))
+        found.append((database, journal[: rng.randrange(len(journal))]))
         found.append((database, journal[: len(journal) // 2] + bytes(len(journal) // 2)))
     if database:
-        found.append((database[: chance.randrange(len(database))], None))
+        found.append((database[: rng.randrange(len(database))], None))
     return found
 
 

@@ -23,19 +23,19 @@ def wanted(name: BlockId) -> Block:
     return make_block(name, SHAPE)
 
 
-def write(store: Store, chance: random.Random) -> bool:
+def write(store: Store, rng: random.Random) -> bool:
     """Put one, now and then drop one; True when something was put."""
-    name = chance.choice(NAMES)
-    if chance.random() < 0.1:
+    name = rng.choice(NAMES)
+    if rng.random() < 0.1:
         store.drop(name.key)
         return False
-    store.put(wanted(name), chance.choice(LOSSLESS))
+    store.put(wanted(name), rng.choice(LOSSLESS))
     return True
 
 
-def read(store: Store, chance: random.Random) -> bool:
+def read(store: Store, rng: random.Random) -> bool:
     """Open one; True when it was there. Asserts that it is what was put, byte by byte."""
-    name = chance.choice(NAMES)
+    name = rng.choice(NAMES)
     reader = store.open(name)
     if reader is None:
         return False
@@ -51,12 +51,12 @@ def read(store: Store, chance: random.Random) -> bool:
 
 def main(role: str, folder: str, seed: str, seconds: str) -> None:
     """Writes how often it did what it is for, and how many damaged blocks it met."""
-    act, chance, done = {"write": write, "read": read}[role], random.Random(int(seed)), 0
+    act, rng, done = {"write": write, "read": read}[role], random.Random(int(seed)), 0
     tier = DiskTier(Path(folder), CAP_BYTES, SystemClock(), NoTrace())
     with Store([tier]) as store:
         stop = time.monotonic() + float(seconds)
         while time.monotonic() < stop:
-            done += act(store, chance)
+            done += act(store, rng)
         sys.stdout.write(f"{done} {store.stat().corrupt}\n")
 
 

@@ -33,10 +33,10 @@ def block_of(codec: str, seed: int = 0) -> EncodedBlock:
     lossless = CODECS[codec].lossless
     recipe = Recipe() if lossless else Recipe((Cause.CODEC,), codec)
     name = block_id(range(seed, seed + TOKENS), recipe=recipe)
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     runs = []
     for layer in range(SHAPE.num_layers):
-        values = chance.normal(0, 1, (2, TOKENS, 16)).astype(np.float32)
+        values = rng.normal(0, 1, (2, TOKENS, 16)).astype(np.float32)
         runs.append(write_values(values, RunForm(SHAPE, layer, TOKENS)))
     return encode_block(Block(name, SHAPE, tuple(runs)), CODECS[codec])
 
@@ -65,11 +65,11 @@ def every_bit(encoded: EncodedBlock) -> Iterator[tuple[int, ...]]:
 
 def some_bits(encoded: EncodedBlock, count: int, seed: int = 0) -> Iterator[tuple[int, ...]]:
     """One to eight bits, scattered, or close together as a failing sector has them."""
-    chance, size = random.Random(seed), 8 * encoded.size_bytes
+    rng, size = random.Random(seed), 8 * encoded.size_bytes
     for number in range(count):
-        first, many = chance.randrange(size), chance.randint(1, 8)
+        first, many = rng.randrange(size), rng.randint(1, 8)
         reach = 256 if number % 2 else size
-        yield tuple({min(size - 1, first + chance.randrange(reach)) for _ in range(many)})
+        yield tuple({min(size - 1, first + rng.randrange(reach)) for _ in range(many)})
 
 
 def undetected(encoded: EncodedBlock, flips: Iterable[tuple[int, ...]]) -> tuple[int, int]:
@@ -95,16 +95,16 @@ def _flip(data: bytearray, bits: tuple[int, ...]) -> None:
         data[bit >> 3] ^= 1 << (bit & 7)
 
 
-def crafted(encoded: EncodedBlock, chance: random.Random) -> bytearray:
+def crafted(encoded: EncodedBlock, rng: random.Random) -> bytearray:
     """The block under a header that an attacker wrote: any claim, and the checksum fits it."""
     data = encoded.data
     length = int.from_bytes(data[12:16], "little")
     packed = bytearray(data[PREAMBLE_BYTES : PREAMBLE_BYTES + length])
-    if chance.random() < 0.5:
-        packed = bytearray(msgspec.msgpack.encode(_changed(bytes(packed), chance)))
+    if rng.random() < 0.5:
+        packed = bytearray(msgspec.msgpack.encode(_changed(bytes(packed), rng)))
     else:
-        for _ in range(chance.randint(1, 6)):
-            packed[chance.randrange(len(packed))] = chance.choice((0, 1, 0x7F, 0x80, 0xC1, 0xFF))
+        for _ in range(rng.randint(1, 6)):
+            packed[rng.randrange(len(packed))] = rng.choice((0, 1, 0x7F, 0x80, 0xC1, 0xFF))
     start = -(-(PREAMBLE_BYTES + len(packed)) // ALIGN) * ALIGN
     region = bytearray(start)
     region[:12] = data[:12]
@@ -120,10 +120,10 @@ _STRANGE: tuple[object, ...] = (
 )  # fmt: skip
 
 
-def _changed(packed: bytes, chance: random.Random) -> dict[str, object]:
+def _changed(packed: bytes, rng: random.Random) -> dict[str, object]:
     wire: dict[str, object] = msgspec.msgpack.decode(packed)
-    for _ in range(chance.randint(1, 3)):
-        wire[chance.choice(sorted(wire))] = chance.choice(_STRANGE)
+    for _ in range(rng.randint(1, 3)):
+        wire[rng.choice(sorted(wire))] = rng.choice(_STRANGE)
     return wire
 
 

@@ -41,15 +41,15 @@ def nobody(_: str) -> bool:
 
 def live(files: RecordingFiles, seed: int, steps: int, lives: int = 2) -> None:
     """Random puts, drops and quarantines under a cap of three blocks; what returned is noted."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     clock = ManualClock()
     for number in range(lives):
         cap = (3 - number % 2) * SIZE
         tier = DiskTier(files.root, cap, clock, NoTrace(), files=files)
         for _ in range(steps):
             clock.advance(1)
-            key = chance.choice(KEYS)
-            act(tier, chance.choice(["put", "put", "put", "drop", "quarantine"]), key, files)
+            key = rng.choice(KEYS)
+            act(tier, rng.choice(["put", "put", "put", "drop", "quarantine"]), key, files)
         tier.close()
 
 

@@ -182,7 +182,7 @@ _WRITE_ON = """
 store = open_store(folder, disk_bytes=10**9)
 print("ready", flush=True)
 for number in range(100_000):
-    store.put_behind(make_block(block_id([number])))
+    store.write_behind(make_block(block_id([number])))
 """
 
 

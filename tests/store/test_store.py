@@ -1,4 +1,4 @@
-"""The store as its callers see it: match, open, put, put_behind, stat."""
+"""The store as its callers see it: match, open, put, write_behind, stat."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def found(store: Store, tokens: tuple[int, ...] = PROMPT) -> list[tuple[int, str
 def test_what_was_put_is_found_and_equal_after_a_restart(tmp_path: Path) -> None:
     with open_store(tmp_path / "kv", disk_bytes=10**9) as store:
         store.put(make_block(FIRST))
-        store.put_behind(make_block(SECOND))
+        store.write_behind(make_block(SECOND))
         assert found(store) == [(256, "memory"), (44, "memory")]
         assert store.flush(10)
         store.check()
@@ -136,8 +136,8 @@ def test_an_evicted_memory_copy_is_still_on_disk(tmp_path: Path) -> None:
 def test_a_full_queue_leaves_the_block_in_memory_only_and_says_so(tmp_path: Path) -> None:
     trace = Recorder()
     disk = DiskTier(tmp_path / "kv", 10**6, ManualClock(), trace)
-    with Store([MemoryTier(10**6, trace), disk], trace=trace, behind_bytes=1000) as store:
-        store.put_behind(make_block(FIRST))
+    with Store([MemoryTier(10**6, trace), disk], trace=trace, write_behind_bytes=1000) as store:
+        store.write_behind(make_block(FIRST))
         assert found(store) == [(256, "memory")]
         assert store.stat().dropped == 1
         assert trace.events("store.refuse")[0].fields["tier"] == "queue"
@@ -149,7 +149,7 @@ def test_putting_twice_is_putting_once(tmp_path: Path) -> None:
     with open_store(tmp_path / "kv", disk_bytes=10**6) as store:
         for _ in range(3):
             store.put(make_block(FIRST))
-            store.put_behind(make_block(FIRST))
+            store.write_behind(make_block(FIRST))
         store.flush(10)
         assert store.stat().puts == 1
         assert store.stat().tiers["disk"].blocks == 1
@@ -164,7 +164,7 @@ def test_drop_and_clear_forget_everywhere(tmp_path: Path) -> None:
         assert not store.drop(FIRST.key)
         assert store.find_content(FIRST.content_id) == ()
         assert store.find_content(SECOND.content_id) == (SECOND,)
-        store.put_behind(make_block(FIRST))
+        store.write_behind(make_block(FIRST))
         store.clear()
         stat = store.stat()
         assert (stat.blocks, stat.queued_bytes) == (0, 0)
@@ -176,7 +176,7 @@ def test_a_block_that_is_dropped_while_it_waits_is_not_written(tmp_path: Path) -
     with open_store(tmp_path / "kv", disk_bytes=10**6) as store:
         gate = threading.Event()
         store._intake.later(0, lambda: gate.wait(10))
-        store.put_behind(make_block(FIRST))
+        store.write_behind(make_block(FIRST))
         assert store.drop(FIRST.key)
         gate.set()
         assert store.flush(10)
@@ -215,17 +215,17 @@ def test_readers_and_evictions_at_once_never_give_a_wrong_byte(tmp_path: Path) -
     with open_store(tmp_path / "kv", memory_bytes=4 * 16384, disk_bytes=8 * 16384) as store:
 
         def work(seed: int) -> int:
-            chance, good = random.Random(seed), 0
+            rng, good = random.Random(seed), 0
             for _ in range(60):
-                number = chance.randrange(12)
-                if chance.random() < 0.3:
-                    store.put_behind(blocks[number])
+                number = rng.randrange(12)
+                if rng.random() < 0.3:
+                    store.write_behind(blocks[number])
                     continue
                 reader = store.open(names[number])
                 if reader is None:
                     continue
                 with reader:
-                    for layer in chance.sample(range(3), 3):
+                    for layer in rng.sample(range(3), 3):
                         assert bytes(reader.layer(layer)) == run_of(names[number], layer)
                 good += 1
             return good
@@ -254,7 +254,7 @@ class Unusable(NoTier):
 def test_a_tier_that_cannot_be_used_costs_hits_only() -> None:
     trace = Recorder()
     with Store([MemoryTier(10**6, trace), Unusable()], trace=trace) as store:
-        store.put_behind(make_block(FIRST))
+        store.write_behind(make_block(FIRST))
         assert store.flush(10)
         assert found(store) == [(256, "memory")]
         with pytest.raises(StoreError):
@@ -266,7 +266,7 @@ def test_a_tier_that_cannot_be_used_costs_hits_only() -> None:
 def test_nothing_is_found_where_nothing_is_kept() -> None:
     with Store([NoTier()]) as store:
         store.put(make_block(FIRST))
-        store.put_behind(make_block(SECOND))
+        store.write_behind(make_block(SECOND))
         assert found(store) == []
         assert store.open(FIRST) is None
         store.check()

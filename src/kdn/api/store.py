@@ -30,8 +30,8 @@ def open_configured_store(
         attempts=settings.far_attempts,
         capacity_bytes=settings.far_bytes,
         read_bytes=settings.far_read_bytes,
-        news_s=settings.far_news_s,
-        objects_news_s=settings.objects_news_s,
+        poll_s=settings.far_news_s,
+        objects_poll_s=settings.objects_news_s,
     )
     placing = _placing(config) if config.cost.acts else None
     return open_store(
@@ -47,7 +47,7 @@ def open_configured_store(
         policy=settings.policy,
         saving=_saving(config) if settings.policy == "value" else None,
         rules=_rules(config),
-        pays=None if placing is None else placing.pays,
+        worth_writing=None if placing is None else placing.pays,
         ttl_of=None if placing is None else _time_to_live(placing),
     )
 

@@ -61,7 +61,7 @@ def pin(
     from kdn.clock import SystemClock
 
     with picked(home, key, salt, fingerprint) as (found, keys):
-        found.lasting.pin(keys, None if seconds is None else SystemClock().wall() + seconds)
+        found.persistent_pins.pin(keys, None if seconds is None else SystemClock().wall() + seconds)
     _count(len(keys), "pinned", as_json)
 
 
@@ -75,7 +75,7 @@ def unpin(
 ) -> None:
     """Let pinned blocks be evicted again."""
     with picked(home, key, salt, fingerprint) as (found, keys):
-        count = found.lasting.unpin(keys)
+        count = found.persistent_pins.unpin(keys)
     _count(count, "unpinned", as_json)
 
 

@@ -61,10 +61,10 @@ def _tier_books(
 ) -> Ledger:
     price = sheet.tier(tier)
     saved = spent = Usd(0)
-    for start, num_tokens, size_bytes, kept_s, uses in blocks:
+    for start, num_tokens, size_bytes, age_s, uses in blocks:
         size = SizeBytes(size_bytes)
         saved += block_saving(speed, sheet, start, num_tokens) * uses
         fees = price.write.cost(size) + price.put.cost(1) + price.get.cost(uses)
         load = sheet.gpu.cost(price.bandwidth.time(size)) * uses
-        spent += price.storage.cost(size, Seconds(max(0.0, kept_s))) + fees + load
+        spent += price.storage.cost(size, Seconds(max(0.0, age_s))) + fees + load
     return Ledger(saved, spent)

@@ -122,7 +122,7 @@ class PrefixReuse:
         fingerprint = self._fingerprint(request.adapter)
         recipe, codec = self._writing(request, kept, fingerprint)
         for block in self._blocks(request, kept, fingerprint, recipe):
-            self._store.put_behind(block, codec)
+            self._store.write_behind(block, codec)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -146,7 +146,7 @@ class PrefixReuse:
             return match
         losses = {} if recipe.tainted else self._loss.allowed(request, fingerprint)
         share = min((loss.share for loss in losses.values()), default=1.0)
-        encoding = {tier.name for tier in self._store.tiers if tier.encodes}
+        encoding = {tier.name for tier in self._store.tiers if tier.transcodes}
 
         def speed(tier: str) -> float | None:
             found = self._store.links.bytes_per_s(tier)
@@ -162,7 +162,7 @@ class PrefixReuse:
         within_s = request.load_within_s or self._load_within_s
         if within_s is None and self._estimate_s is not None:
             within_s = self._estimate_s(request.prompt.num_tokens, 0)
-        encoding = {tier.name for tier in self._store.tiers if tier.encodes}
+        encoding = {tier.name for tier in self._store.tiers if tier.transcodes}
         num_tokens = sum(hit.id.num_tokens for hit in match.hits if hit.tier in encoding)
         if within_s is None or not num_tokens:
             return None

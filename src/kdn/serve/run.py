@@ -127,7 +127,7 @@ class KdnService:
                 "put": stat.puts,
                 "evict": stat.evicted,
                 "drop": stat.dropped,
-                "unpaid": stat.unpaid,
+                "not_worth_writing": stat.not_worth_writing,
                 "fail": stat.failed,
             },
         )

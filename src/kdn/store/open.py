@@ -22,7 +22,7 @@ from kdn.store.tiers.remote.redis import RedisRemote
 from kdn.store.tiers.remote.tier import RemoteSettings, RemoteTier
 from kdn.store.tiers.seal import KeyRing
 from kdn.store.tiers.tier import Tier
-from kdn.store.writer import Pays
+from kdn.store.writer import WorthWriting
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["FarSettings", "open_store"]
@@ -42,8 +42,8 @@ class FarSettings:
     attempts: int = 2
     capacity_bytes: int | None = None
     read_bytes: int = 1 << 20
-    news_s: float = 1.0
-    objects_news_s: float = 30.0
+    poll_s: float = 1.0
+    objects_poll_s: float = 30.0
 
 
 def open_store(
@@ -60,7 +60,7 @@ def open_store(
     policy: str = "lru",
     rules: Rules | None = None,
     saving: Callable[[Use], float] | None = None,
-    pays: Pays | None = None,
+    worth_writing: WorthWriting | None = None,
     ttl_of: Callable[[str, Use], float | None] | None = None,
 ) -> Store:
     """A store of memory over the disk in `folder`, or of memory alone, with `far` tiers behind.
@@ -77,10 +77,10 @@ def open_store(
     """
     clock, trace = clock or SystemClock(), trace or NoTrace()
     limits = TenantsLimits(folder, clock)
-    lasting = PersistentPins(folder, clock)
+    persistent_pins = PersistentPins(folder, clock)
     rules = _with_decided(rules, limits)
     if rules is not None or ttl_of is not None:
-        rules = replace(rules or Rules(), spared=lasting.__contains__)
+        rules = replace(rules or Rules(), spared=persistent_pins.__contains__)
     distant = _far_tiers(far or FarSettings(), clock, trace, ring)
     own_rules = _own_rules(rules, ttl_of, MemoryTier.name)
     ranks = make_policy(policy, own_rules, saving)
@@ -97,9 +97,9 @@ def open_store(
         clock=clock,
         trace=trace,
         quotas=quotas,
-        lasting=lasting,
+        persistent_pins=persistent_pins,
         limits=limits,
-        pays=pays,
+        worth_writing=worth_writing,
     )
 
 
@@ -129,20 +129,20 @@ def _far_tiers(far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | Non
             authority=far.peer_authority,
             timeout_s=timeout_s,
         )
-        tiers.append(RemoteTier(peer, _settings(far, far.news_s), clock, trace))
+        tiers.append(RemoteTier(peer, _settings(far, far.poll_s), clock, trace))
     if far.redis_url is not None:
         redis = RedisRemote(far.redis_url, timeout_s=timeout_s)
-        tiers.append(RemoteTier(redis, _settings(far, far.news_s), clock, trace, ring=ring))
+        tiers.append(RemoteTier(redis, _settings(far, far.poll_s), clock, trace, ring=ring))
     if far.objects_url is not None:
         objects = ObjectRemote(
             far.objects_url, options=far.object_options, timeout_s=max(timeout_s, 1.0)
         )
         tiers.append(
-            RemoteTier(objects, _settings(far, far.objects_news_s), clock, trace, ring=ring)
+            RemoteTier(objects, _settings(far, far.objects_poll_s), clock, trace, ring=ring)
         )
     return tiers
 
 
-def _settings(far: FarSettings, news_s: float) -> RemoteSettings:
+def _settings(far: FarSettings, poll_s: float) -> RemoteSettings:
     line = RemoteCallSettings(timeout_s=far.timeout_s, attempts=far.attempts)
-    return RemoteSettings(line, far.capacity_bytes, far.read_bytes, news_s)
+    return RemoteSettings(line, far.capacity_bytes, far.read_bytes, poll_s)

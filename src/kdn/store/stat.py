@@ -46,7 +46,7 @@ class StoreStat:
     """Times a block found no room in a tier it was meant for, or in the queue to it."""
     failed: int
     """Times the store itself could not be used; each was survived as a miss or a block not kept."""
-    unpaid: int
+    not_worth_writing: int
     """Times a block was not written to a tier because no use would have repaid it there."""
     queued_bytes: int
     """Bytes that wait to be written behind."""
@@ -54,7 +54,7 @@ class StoreStat:
     """How fast each tier gave lately, of those that were read from."""
     delivered: Mapping[str, int] = field(default_factory=dict)
     """Bytes that were delivered against a deadline, by the codec they came in or were asked for."""
-    resting: tuple[str, ...] = ()
+    open_circuits: tuple[str, ...] = ()
     """Tiers that are not asked for a while, after failures."""
 
 

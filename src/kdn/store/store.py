@@ -4,7 +4,7 @@
     open  ──> fastest tier that holds it ──> Load ──> Reader, layer by layer, each verified
                                               └─ all came: the block moves up to the first tier
     put   ──> last tier of this machine, durable, then the faster ones
-    put_behind ──> first tier at once, last tier from the background
+    write_behind ──> first tier at once, last tier from the background
                    either way the tiers across the network follow, each from a queue of its own
 
 A lost, torn or damaged block is a counted miss.  The index follows the tiers: whatever came into or
@@ -41,13 +41,13 @@ from kdn.store.tenants.quotas import Quotas
 from kdn.store.tenants.shared_pins import PersistentPins
 from kdn.store.tenants.tenancy import Tenancy
 from kdn.store.tiers.tier import Handle, Life, Tier
-from kdn.store.writer import Pays, Writer
+from kdn.store.writer import WorthWriting, Writer
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["MEMORY_BYTES", "Store"]
 
 MEMORY_BYTES = 1 << 30
-BEHIND_BYTES = 256 << 20
+WRITE_BEHIND_BYTES = 256 << 20
 USES_PER_SAVE = 256
 _DELIVERED = "delivered "
 
@@ -79,11 +79,11 @@ class Store:
         clock: Clock | None = None,
         trace: Trace | None = None,
         codec: Codec | None = None,
-        behind_bytes: int = BEHIND_BYTES,
+        write_behind_bytes: int = WRITE_BEHIND_BYTES,
         quotas: Quotas | None = None,
-        lasting: PersistentPins | None = None,
+        persistent_pins: PersistentPins | None = None,
         limits: TenantsLimits | None = None,
-        pays: Pays | None = None,
+        worth_writing: WorthWriting | None = None,
     ) -> None:
         """`far` are the tiers across a network: read last, written behind, never waited for.
 
@@ -94,25 +94,27 @@ class Store:
         clock = clock or SystemClock()
         self.links = Links(clock)
         self.quotas = quotas or Quotas()
-        self.lasting = lasting or PersistentPins(None, clock)
+        self.persistent_pins = persistent_pins or PersistentPins(None, clock)
         self.limits = limits or TenantsLimits(None, clock)
         self._trace = trace or NoTrace()
         self._pins = Pins()
         self._counts = Counts()
-        self._mishaps = Failures(self._counts, self._trace)
+        self._failures = Failures(self._counts, self._trace)
         self._lock = threading.RLock()
         self._index = Index()
         self._journal = IndexJournal()
-        self._tenancy = Tenancy(self.quotas, self.limits, self._pins, self.lasting, self._trace)
+        self._tenancy = Tenancy(
+            self.quotas, self.limits, self._pins, self.persistent_pins, self._trace
+        )
         self._intake = Writer(
             self._local,
             far,
             codec or NoCodec(),
-            behind_bytes,
+            write_behind_bytes,
             self._tenancy,
-            pays,
+            worth_writing,
             self._counts,
-            self._mishaps,
+            self._failures,
             self._trace,
             follow=self._follow,
             on_corrupt=self._corrupt,
@@ -121,7 +123,7 @@ class Store:
             self._tiers,
             on_whole=self._intake.promote,
             on_corrupt=self._corrupt,
-            on_failed=self._mishaps.failed,
+            on_failed=self._failures.failed,
             finish=self._intake.finish,
             links=self.links,
         )
@@ -176,7 +178,7 @@ class Store:
         if self._counts["hits"] % USES_PER_SAVE == 0:
             self._intake.later(0, self._save_uses)
         leave, tier = partial(self._leave, key, load), self.tier(load.tier)
-        if delivery is not None and tier.encodes:
+        if delivery is not None and tier.transcodes:
             load = DeliveredLoad(load, tier, delivery)
         return Reader(load, hit.num_tokens, leave)
 
@@ -259,13 +261,13 @@ class Store:
         """Keep a block that comes in its stored form and was checked whole. Raises as `put`."""
         self._intake.put_encoded(encoded)
 
-    def put_behind(self, block: Block, codec: Codec | None = None) -> None:
+    def write_behind(self, block: Block, codec: Codec | None = None) -> None:
         """Keep `block` in the first tier at once, in the last one soon. Promises nothing.
 
         It can be matched when this returns.  When too much waits already it stays in the first tier
         only, and that is counted.
         """
-        self._intake.put_behind(block, codec)
+        self._intake.write_behind(block, codec)
 
     def put_into(self, tier: Tier, block: EncodedBlock) -> None:
         """Keep a block in one tier, within its tenant's quota. Raises NoSpace, StoreError."""
@@ -302,14 +304,14 @@ class Store:
         try:
             return tier.drop(key)
         except StoreError as error:
-            self._mishaps.failed(tier, error)
+            self._failures.failed(tier, error)
             return False
 
     def clear(self) -> None:
         """Forget every block, also those that wait to be written. Open readers read on."""
         self._intake.forget_all()
         for tier in self._tiers:
-            for key in tier.kept():
+            for key in tier.block_keys():
                 self._drop_from(tier, key)
         self._follow()
 
@@ -321,7 +323,7 @@ class Store:
         tiers = {tier.name: tier.usage() for tier in self._tiers}
         names = (
             "lookups", "lookup_tokens", "match_tokens", "hits", "hit_tokens", "misses", "corrupt",
-            "lost", "puts", "put_bytes", "dropped", "failed", "unpaid",
+            "lost", "puts", "put_bytes", "dropped", "failed", "not_worth_writing",
         )  # fmt: skip
         return StoreStat(
             tiers=tiers,
@@ -330,7 +332,7 @@ class Store:
             queued_bytes=self._intake.queued_bytes,
             bytes_per_s=self.links.all(),
             delivered=self._counts.beginning(_DELIVERED),
-            resting=tuple(tier.name for tier in self._tiers if not tier.reachable()),
+            open_circuits=tuple(tier.name for tier in self._tiers if not tier.reachable()),
             **{name: self._counts[name] for name in names},
         )
 
@@ -344,7 +346,7 @@ class Store:
         of use."""
         blocks, size_bytes, corrupt = 0, 0, list[BlockKey]()
         tier = self._local[-1]
-        for key in list(tier.kept()):
+        for key in list(tier.block_keys()):
             found = self._loads.scrub(tier, key)
             if found is None:
                 corrupt.append(key)
@@ -361,7 +363,7 @@ class Store:
             self._loads.check()
             for tier in self._tiers:
                 tier.check()
-                for key in tier.kept():
+                for key in tier.block_keys():
                     assert key in self._index, f"{tier.name} holds {key}, the index does not"
             for entry in self._index:
                 assert self._tier_of(entry.key), f"the index knows {entry.key}, no tier holds it"
@@ -393,7 +395,7 @@ class Store:
                 try:
                     changes = tier.changes()
                 except StoreError as error:
-                    self._mishaps.failed(tier, error)
+                    self._failures.failed(tier, error)
                     continue
                 holds, known = tier.holds, self._index
                 came = [e for e in changes.added if e.key not in known and holds(e.key)]
@@ -438,7 +440,7 @@ class Store:
         try:
             tier.quarantine(key)
         except StoreError as failure:
-            self._mishaps.failed(tier, failure)
+            self._failures.failed(tier, failure)
         self._follow()
 
     def _lost_its_way(self, entry: Entry) -> None:
@@ -452,4 +454,4 @@ class Store:
             try:
                 tier.save()
             except StoreError as error:
-                self._mishaps.failed(tier, error)
+                self._failures.failed(tier, error)

@@ -1,7 +1,7 @@
 """How blocks get into the tiers: durable at once, or gladly and behind.
 
 put         the last tier of this machine, for good; then the faster ones
-put_behind  the first tier at once, the last one from a queue
+write_behind  the first tier at once, the last one from a queue
 promote     what a reader brought whole: into the first tier, and from afar on to the disk
             in each case the tiers across the network follow, each from a queue of its own
 """
@@ -26,9 +26,9 @@ from kdn.store.tiers.tier import Tier
 from kdn.store.write_behind import WriteBehind
 from kdn.trace import Trace
 
-__all__ = ["Pays", "Writer"]
+__all__ = ["WorthWriting", "Writer"]
 
-Pays = Callable[[str, int, int, int], bool]
+WorthWriting = Callable[[str, int, int, int], bool]
 """Is a block worth writing to the tier of that name, by its start, its tokens and its bytes?"""
 _FULL = "too much waits to be written"
 
@@ -45,26 +45,26 @@ class Writer:
         local: Sequence[Tier],
         far: Sequence[Tier],
         codec: Codec,
-        behind_bytes: int,
+        write_behind_bytes: int,
         tenancy: Tenancy,
-        pays: Pays | None,
+        worth_writing: WorthWriting | None,
         counts: Counts,
-        mishaps: Failures,
+        failures: Failures,
         trace: Trace,
         *,
         follow: Callable[[], None],
         on_corrupt: Callable[[Tier, BlockKey, CorruptBlock], None],
     ) -> None:
-        """At most `behind_bytes` wait in each queue."""
+        """At most `write_behind_bytes` wait in each queue."""
         self._local = tuple(local)
         self._first = (*local, *far)[0]
-        self._beyond = tuple((tier, WriteBehind(behind_bytes)) for tier in far)
-        self._behind = WriteBehind(behind_bytes)
+        self._beyond = tuple((tier, WriteBehind(write_behind_bytes)) for tier in far)
+        self._behind = WriteBehind(write_behind_bytes)
         self._codec = codec
         self._tenancy = tenancy
-        self._pays = pays
+        self._worth_writing = worth_writing
         self._counts = counts
-        self._mishaps = mishaps
+        self._failures = failures
         self._trace = trace
         self._follow = follow
         self._on_corrupt = on_corrupt
@@ -97,7 +97,7 @@ class Writer:
 
     # --- behind ---
 
-    def put_behind(self, block: Block, codec: Codec | None) -> None:
+    def write_behind(self, block: Block, codec: Codec | None) -> None:
         """Keep `block` in the first tier at once, in the last one soon. Promises nothing."""
         key = block.id.key
         if self._is_lasting(key) or key in self._queued:
@@ -161,7 +161,7 @@ class Writer:
             self._queued.add(key)
         if not self.later(size_bytes, chore):
             self.forget(key)
-            self._mishaps.dropped(key, "queue", _FULL)
+            self._failures.dropped(key, "queue", _FULL)
 
     def _queue_encoding(self, block: Block, codec: Codec) -> None:
         """Codecs take longer than the caller may wait.
@@ -205,9 +205,9 @@ class Writer:
             if not self._is_worth_writing(tier, block):
                 continue
             if not tier.reachable():
-                self._mishaps.dropped(block.key, tier.name, "the tier is given a rest")
+                self._failures.dropped(block.key, tier.name, "the tier is given a rest")
             elif not queue.offer(block.size_bytes, partial(self._put_far, tier, block)):
-                self._mishaps.dropped(block.key, tier.name, _FULL)
+                self._failures.dropped(block.key, tier.name, _FULL)
 
     def _put_far(self, tier: Tier, block: EncodedBlock) -> None:
         self._put_gladly(tier, block)
@@ -216,12 +216,12 @@ class Writer:
     def _is_worth_writing(self, tier: Tier, block: EncodedBlock) -> bool:
         """Does it pay to keep the block there, as far as anybody says?"""
         name = block.header.id
-        if self._pays is None or self._pays(
+        if self._worth_writing is None or self._worth_writing(
             tier.name, name.start, name.num_tokens, block.size_bytes
         ):
             return True
-        self._counts.add(unpaid=1)
-        self._trace.event("store.unpaid", tier=tier.name, key=block.key)
+        self._counts.add(not_worth_writing=1)
+        self._trace.event("store.not_worth_writing", tier=tier.name, key=block.key)
         return False
 
     def _is_lasting(self, key: BlockKey) -> bool:
@@ -243,10 +243,10 @@ class Writer:
         try:
             self._tenancy.put_into(last, block)
         except NoSpace as error:
-            self._mishaps.dropped(block.key, last.name, str(error))
+            self._failures.dropped(block.key, last.name, str(error))
             raise
         except StoreError as error:
-            self._mishaps.failed(last, error)
+            self._failures.failed(last, error)
             raise
         self._counts.add(puts=1, put_bytes=block.size_bytes)
         self._trace.event("store.put", tier=last.name, key=block.key, size_bytes=block.size_bytes)
@@ -256,9 +256,9 @@ class Writer:
         try:
             self._tenancy.put_into(tier, block)
         except NoSpace as error:
-            self._mishaps.dropped(block.key, tier.name, str(error))
+            self._failures.dropped(block.key, tier.name, str(error))
         except StoreError as error:
-            self._mishaps.failed(tier, error)
+            self._failures.failed(tier, error)
 
 
 def _finish_now(load: StoreLoad) -> None:

@@ -41,7 +41,7 @@ def play(policy: EvictionPolicy, asked: str, room: int) -> str:
         if tier.ask([one]):
             hits.append(name)
         else:
-            tier.keep(one, set())
+            tier.insert(one, set())
         tier.check()
     return "".join(hits)
 
@@ -49,10 +49,10 @@ def play(policy: EvictionPolicy, asked: str, room: int) -> str:
 def test_lru_gives_up_what_was_not_used_for_longest() -> None:
     policy = Lru()
     for name in "abc":
-        policy.keep(use(name))
+        policy.insert(use(name))
     policy.use(use("a"))
     assert ranked(policy) == "bca"
-    policy.gone(BlockKey("c"))
+    policy.remove(BlockKey("c"))
     assert ranked(policy) == "ba"
 
 
@@ -70,10 +70,10 @@ def test_s3fifo_lets_a_scan_pass_by_what_was_used_twice() -> None:
 def test_s3fifo_takes_what_comes_back_soon_to_the_main_queue() -> None:
     policy = S3Fifo()
     for name in "abcde":
-        policy.keep(use(name))
+        policy.insert(use(name))
     assert ranked(policy)[0] == "a"
-    policy.gone(BlockKey("a"))
-    policy.keep(use("a"))  # its ghost was remembered: it outlives those on probation
+    policy.remove(BlockKey("a"))
+    policy.insert(use("a"))  # its ghost was remembered: it outlives those on probation
     assert ranked(policy)[-1] == "a"
 
 
@@ -86,13 +86,13 @@ def test_arc_keeps_what_was_used_again_through_a_scan() -> None:
 def test_arc_gives_recency_more_room_when_its_ghosts_are_asked_for() -> None:
     policy = Arc()
     for name in "ab":
-        policy.keep(use(name))
+        policy.insert(use(name))
         policy.use(use(name))
-    policy.keep(use("c"))
+    policy.insert(use("c"))
     assert ranked(policy) == "cab"
-    policy.gone(BlockKey("c"))
-    policy.keep(use("c"))
-    policy.keep(use("d"))
+    policy.remove(BlockKey("c"))
+    policy.insert(use("c"))
+    policy.insert(use("d"))
     assert ranked(policy) == "abcd"
 
 
@@ -103,11 +103,11 @@ def test_value_learns_that_short_tails_never_come_back() -> None:
         now_s = turn * 10.0
         for chain in range(3):
             full = Use(BlockKey(f"full{chain}"), 0, 4, 4, now_s)
-            (policy.use if turn else policy.keep)(full)
-            policy.keep(Use(BlockKey(f"tail{chain}-{turn}"), 4, 1, 4, now_s))
+            (policy.use if turn else policy.insert)(full)
+            policy.insert(Use(BlockKey(f"tail{chain}-{turn}"), 4, 1, 4, now_s))
             if turn > 2:
-                policy.gone(BlockKey(f"tail{chain}-{turn - 2}"))
-    policy.keep(use("another", at_s=2000.0))
+                policy.remove(BlockKey(f"tail{chain}-{turn - 2}"))
+    policy.insert(use("another", at_s=2000.0))
     order = list(policy.victims(2000.0))
     assert all(key.startswith("tail") for key in order[:4])
     policy.check()
@@ -116,17 +116,17 @@ def test_value_learns_that_short_tails_never_come_back() -> None:
 def test_value_gives_up_a_chain_from_its_end() -> None:
     policy = Value()
     for start, name in enumerate("abcd"):
-        policy.keep(use(name, start))
-    policy.keep(use("z"))
+        policy.insert(use(name, start))
+    policy.insert(use("z"))
     assert ranked(policy).replace("z", "") == "dcba"
 
 
 def test_value_prefers_what_saves_more_for_the_same_room() -> None:
     saving = {"dear": 8.0, "cheap": 1.0}
     policy = Value(lambda one: saving.get(one.key, 1.0))
-    policy.keep(use("dear", at_s=0.0))
-    policy.keep(use("cheap", at_s=1.0))
-    policy.keep(use("last", at_s=2.0))
+    policy.insert(use("dear", at_s=0.0))
+    policy.insert(use("cheap", at_s=1.0))
+    policy.insert(use("last", at_s=2.0))
     assert next(iter(policy.victims(3.0))) == "cheap"
 
 
@@ -144,7 +144,7 @@ def test_any_trace_keeps_the_books_of(name: str, asked: list[tuple[int, int]], r
         chain = [use(f"{root}.{n}", n, float(second)) for n in range(length)]
         hits = tier.ask(chain)
         own = {one.key for one in chain}
-        kept = [tier.keep(one, own) for one in chain[hits:]]
+        kept = [tier.insert(one, own) for one in chain[hits:]]
         tier.check()
         assert tier.ask(chain) == (length if all(kept) else hits + kept.index(False))
 
@@ -153,12 +153,12 @@ def test_blocks_past_their_time_go_unless_pinned() -> None:
     policy = make_policy("lru", Rules(ttl_s=10.0))
     assert isinstance(policy, Ruled)
     for second, name in enumerate("abc"):
-        policy.keep(use(name, at_s=float(second)))
+        policy.insert(use(name, at_s=float(second)))
     policy.pin(BlockKey("a"), until_s=20.0)
     policy.use(use("b", at_s=5.0))
-    assert policy.must_go(12.5) == ["c"]
-    assert policy.must_go(15.5) == ["c", "b"]
-    assert policy.must_go(20.0) == ["a", "c", "b"]  # the pin has run out
+    assert policy.expired(12.5) == ["c"]
+    assert policy.expired(15.5) == ["c", "b"]
+    assert policy.expired(20.0) == ["a", "c", "b"]  # the pin has run out
     assert "a" not in ranked(policy, 19.0)
     policy.unpin(BlockKey("a"))
     assert "a" in ranked(policy, 19.0)
@@ -167,7 +167,7 @@ def test_blocks_past_their_time_go_unless_pinned() -> None:
 def test_a_lower_priority_goes_first() -> None:
     policy = make_policy("lru", Rules(priority={"batch": -1, "vip": 5}))
     for name, salt in (("v", "vip"), ("n", ""), ("b", "batch")):
-        policy.keep(Use(BlockKey(name), 0, 1, 1, 0.0, salt))
+        policy.insert(Use(BlockKey(name), 0, 1, 1, 0.0, salt))
     assert ranked(policy) == "bnv"
 
 

@@ -207,7 +207,7 @@ def _one_round(
     load_s = wanted * before_s
     both_s = hit_s(1, length * hits.token_bytes / load_s)
     compute_s = (before_s + hit_s(2, _FREE)) / 2  # the machine's speed drifts
-    for key in list(tier.kept()):
+    for key in list(tier.block_keys()):
         store.drop(key)
     return compute_s, load_s, both_s
 

@@ -19,7 +19,7 @@ from kdn.serve.errors import Refused
 from kdn.serve.store.grants import Grant
 from kdn.store import Store, check_whole, pack_note
 from kdn.store.stream.transcode import encode_layers
-from kdn.store.tiers.remote.peer import Told
+from kdn.store.tiers.remote.peer import PeerChanges
 
 __all__ = ["block_routes"]
 
@@ -33,12 +33,12 @@ def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRoute
     router = APIRouter()
 
     @router.get("/v1/store/blocks")
-    def news(request: Request) -> Response:
+    def changes(request: Request) -> Response:
         grant = grant_of(request)
         pages = store.pages(request.query_params.get("since", ""))
         added = [(str(e.key), pack_note(e)) for e in pages.added if grant.reads(e.family.salt)]
         removed = [str(key) for key, salt in pages.removed if grant.reads(salt)]
-        told = Told(pages.cursor, pages.whole, added, removed)
+        told = PeerChanges(pages.cursor, pages.whole, added, removed)
         return Response(msgspec.msgpack.encode(told), media_type="application/msgpack")
 
     @router.get("/v1/store/blocks/{key}")

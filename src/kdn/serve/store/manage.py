@@ -147,14 +147,14 @@ def _pinning(router: APIRouter, store: Store, admin: Check, wall: Callable[[], f
     @router.get("/pins")
     def pins(request: Request) -> Response:
         admin(request)
-        return answer(store.lasting.all())
+        return answer(store.persistent_pins.all())
 
     @router.post("/pin")
     async def pin(request: Request) -> Response:
         admin(request)
         asked = await read_body(request, _Pin)
         keys = await run_in_threadpool(select, store, asked.which())
-        store.lasting.pin(keys, None if asked.seconds is None else wall() + asked.seconds)
+        store.persistent_pins.pin(keys, None if asked.seconds is None else wall() + asked.seconds)
         return answer({"blocks": len(keys)})
 
     @router.post("/unpin")
@@ -162,7 +162,7 @@ def _pinning(router: APIRouter, store: Store, admin: Check, wall: Callable[[], f
         admin(request)
         asked = await read_body(request, _Which)
         keys = await run_in_threadpool(select, store, asked.which())
-        return answer({"blocks": store.lasting.unpin(keys)})
+        return answer({"blocks": store.persistent_pins.unpin(keys)})
 
 
 def _acting(router: APIRouter, store: Store, admin: Check) -> None:

@@ -24,7 +24,7 @@ def stat_shape(stat: StoreStat) -> dict[str, Any]:
                 "size_bytes": tier.size_bytes,
                 "capacity_bytes": tier.capacity_bytes,
                 "bytes_per_s": stat.bytes_per_s.get(name),
-                "resting": name in stat.resting,
+                "open_circuits": name in stat.open_circuits,
             }
             for name, tier in stat.tiers.items()
         },

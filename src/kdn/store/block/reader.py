@@ -42,7 +42,7 @@ class StoreLoad:
     `on_whole` is told when every layer has come, `on_corrupt` when one was damaged (once).
     """
 
-    may_recode = False
+    may_transcode = False
     """May layers come in another encoding than the one they are kept in?"""
 
     def __init__(
@@ -160,7 +160,7 @@ class Reader:
     @property
     def is_delivered(self) -> bool:
         """May layers come in another encoding than the one they are kept in?"""
-        return self._load.may_recode
+        return self._load.may_transcode
 
     def layer(self, layer: int) -> memoryview:
         """The whole run of `layer`, read-only: K [id.num_tokens, kv heads, head dim], then V.

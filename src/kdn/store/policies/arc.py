@@ -30,7 +30,7 @@ class Arc(EvictionPolicy):
         self._target = 0.0
         """How many blocks the once-used queue should have (p in the paper)."""
 
-    def keep(self, use: Use) -> None:
+    def insert(self, use: Use) -> None:
         key = use.key
         if key in self._once_ghosts:
             step = max(1.0, len(self._again_ghosts) / len(self._once_ghosts))
@@ -50,7 +50,7 @@ class Arc(EvictionPolicy):
         self._again[use.key] = None
         self._again.move_to_end(use.key)
 
-    def gone(self, key: BlockKey) -> None:
+    def remove(self, key: BlockKey) -> None:
         if key in self._once:
             del self._once[key]
             self._once_ghosts[key] = None

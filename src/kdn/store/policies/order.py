@@ -19,13 +19,13 @@ class Fifo(EvictionPolicy):
     def __init__(self) -> None:
         self._order: OrderedDict[BlockKey, None] = OrderedDict()
 
-    def keep(self, use: Use) -> None:
+    def insert(self, use: Use) -> None:
         self._order[use.key] = None
 
     def use(self, use: Use) -> None:
         return
 
-    def gone(self, key: BlockKey) -> None:
+    def remove(self, key: BlockKey) -> None:
         self._order.pop(key, None)
 
     def victims(self, now_s: float) -> Iterator[BlockKey]:

@@ -47,12 +47,12 @@ class EvictionPolicy(ABC):
         """Is the block worth the room it takes? Asked only when something would have to go."""
         return True
 
-    def must_go(self, now_s: float) -> list[BlockKey]:
+    def expired(self, now_s: float) -> list[BlockKey]:
         """Blocks that have to go now, however much room there is: they are too old."""
         return []
 
     @abstractmethod
-    def keep(self, use: Use) -> None:
+    def insert(self, use: Use) -> None:
         """The block is here from now on."""
         ...
 
@@ -62,7 +62,7 @@ class EvictionPolicy(ABC):
         ...
 
     @abstractmethod
-    def gone(self, key: BlockKey) -> None:
+    def remove(self, key: BlockKey) -> None:
         """The block is here no more."""
         ...
 

@@ -60,14 +60,14 @@ class Ruled(EvictionPolicy):
     def admits(self, use: Use) -> bool:
         return self._inner.admits(use)
 
-    def must_go(self, now_s: float) -> list[BlockKey]:
+    def expired(self, now_s: float) -> list[BlockKey]:
         return list(dict.fromkeys([*self._ended(now_s), *self._stale(now_s)]))
 
-    def keep(self, use: Use) -> None:
+    def insert(self, use: Use) -> None:
         self._uses[use.key] = use
         self._held[use.salt] += use.size_bytes
         self._note_end(use)
-        self._inner.keep(use)
+        self._inner.insert(use)
 
     def use(self, use: Use) -> None:
         del self._uses[use.key]
@@ -75,11 +75,11 @@ class Ruled(EvictionPolicy):
         self._note_end(use)
         self._inner.use(use)
 
-    def gone(self, key: BlockKey) -> None:
+    def remove(self, key: BlockKey) -> None:
         use = self._uses.pop(key, None)
         if use is not None:
             self._held[use.salt] -= use.size_bytes
-            self._inner.gone(key)
+            self._inner.remove(key)
 
     def victims(self, now_s: float) -> Iterator[BlockKey]:
         """Those that may go, lowest priority first; pinned blocks are not among them."""

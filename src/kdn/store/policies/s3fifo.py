@@ -34,8 +34,8 @@ class S3Fifo(EvictionPolicy):
         self._small_bytes = 0
         self._bytes = 0
 
-    def keep(self, use: Use) -> None:
-        self.gone(use.key)
+    def insert(self, use: Use) -> None:
+        self.remove(use.key)
         self._uses[use.key] = 0
         self._bytes += use.size_bytes
         if use.key in self._ghosts:
@@ -48,7 +48,7 @@ class S3Fifo(EvictionPolicy):
     def use(self, use: Use) -> None:
         self._uses[use.key] = min(_MOST_USES, self._uses[use.key] + 1)
 
-    def gone(self, key: BlockKey) -> None:
+    def remove(self, key: BlockKey) -> None:
         if key in self._small:
             self._leave_small(key)
             if not self._uses[key]:

@@ -110,13 +110,13 @@ class Value(EvictionPolicy):
             return False
         return True
 
-    def keep(self, use: Use) -> None:
+    def insert(self, use: Use) -> None:
         self._link(use)
 
     def use(self, use: Use) -> None:
         self._link(use)
 
-    def gone(self, key: BlockKey) -> None:
+    def remove(self, key: BlockKey) -> None:
         self._leave_shelf(key)
         link = self._pending.pop(key, None)
         if link is not None:

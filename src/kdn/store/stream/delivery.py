@@ -23,9 +23,9 @@ from kdn.store.stream.throughput import Links
 from kdn.store.stream.transcode import decode_layers
 from kdn.store.tiers.tier import Tier
 
-__all__ = ["AS_KEPT", "DeliveredLoad", "Delivery", "Loss"]
+__all__ = ["AS_STORED", "DeliveredLoad", "Delivery", "Loss"]
 
-AS_KEPT = "as kept"
+AS_STORED = "as kept"
 """The level of a block that comes in the encoding it is stored in."""
 
 LOSSLESS = "lossless"
@@ -80,9 +80,9 @@ class Delivery:
         """The level of the next read from `tier`, of a block kept in that many bytes a token."""
         speed = self.links.last_bytes_per_s(tier)
         if speed is None:
-            return AS_KEPT  # reading is how it gets known
+            return AS_STORED  # reading is how it gets known
         with self._lock:
-            levels = [Level(AS_KEPT, kept_token_bytes, 0.0)]
+            levels = [Level(AS_STORED, kept_token_bytes, 0.0)]
             for codec, share in self._shares.items():
                 kl = 0.0 if codec == LOSSLESS else self._allowed[codec].kl
                 levels.append(Level(codec, raw_token_bytes * share, kl))
@@ -117,7 +117,7 @@ class DeliveredLoad(StoreLoad):
     it is kept.
     """
 
-    may_recode = True
+    may_transcode = True
 
     def __init__(self, shared: StoreLoad, tier: Tier, delivery: Delivery) -> None:
         self.header = shared.header
@@ -141,16 +141,16 @@ class DeliveredLoad(StoreLoad):
     def _runs(self, start: int, stop: int) -> list[memoryview]:
         header, token = self.header, self.header.shape.token_bytes
         kept = header.size_bytes / header.id.num_tokens
-        level = AS_KEPT
+        level = AS_STORED
         if not self.shared.is_at_hand(start, stop) and CODECS[header.codec].lossless:
             level = self._delivery.choose(self.tier, kept, token)
-        runs = self._encoded(start, stop, level) if level != AS_KEPT else None
+        runs = self._encoded(start, stop, level) if level != AS_STORED else None
         return self._kept(start, stop) if runs is None else runs
 
     def _kept(self, start: int, stop: int) -> list[memoryview]:
         ranges = [self.header.layer_range(layer) for layer in (start, stop - 1)]
         runs = self.shared.layers(start, stop)
-        self._tell(start, stop, AS_KEPT, ranges[1][1] - ranges[0][0])
+        self._tell(start, stop, AS_STORED, ranges[1][1] - ranges[0][0])
         return runs
 
     def _encoded(self, start: int, stop: int, level: str) -> list[memoryview] | None:
@@ -158,7 +158,7 @@ class DeliveredLoad(StoreLoad):
         links, key = self._delivery.links, self.header.id.key
         began_s = links.clock.now()
         try:
-            data = self._from.deliver(key, start, stop, level)
+            data = self._from.transcode(key, start, stop, level)
         except StoreError:
             return None
         if data is None:

@@ -24,20 +24,20 @@ class Tenancy:
         quotas: Quotas,
         limits: TenantsLimits,
         pins: Pins,
-        lasting: PersistentPins,
+        persistent_pins: PersistentPins,
         trace: Trace,
     ) -> None:
         """What `limits` decides stands before the settings in `quotas`."""
         self._quotas = quotas
         self._limits = limits
         self._pins = pins
-        self._lasting = lasting
+        self._persistent_pins = persistent_pins
         self._trace = trace
         self._lock = threading.Lock()
 
     def spares(self, key: BlockKey) -> bool:
         """Is the block being read, or pinned by whom it may concern?"""
-        return key in self._pins or key in self._lasting
+        return key in self._pins or key in self._persistent_pins
 
     def quota_of(self, salt: str) -> int | None:
         """The most bytes that tenant may hold in one tier: as decided, or else as set."""

@@ -78,7 +78,7 @@ class MemoryTier(Tier):
             self._size_bytes += block.size_bytes
             self._tokens += block.header.id.num_tokens
             self._added.append(Entry.of(block.header.id))
-            self._policy.keep(use)
+            self._policy.insert(use)
 
     def drop(self, key: BlockKey) -> bool:
         with self._lock:
@@ -92,7 +92,7 @@ class MemoryTier(Tier):
 
     def changes(self) -> Changes:
         with self._lock:
-            for key in self._policy.must_go(self._clock.now()):
+            for key in self._policy.expired(self._clock.now()):
                 self._evict(key)
             changes = Changes(tuple(self._added), tuple(self._removed))
             self._added.clear()
@@ -114,7 +114,7 @@ class MemoryTier(Tier):
             if key in self._blocks:
                 self._policy.use(self._use(self._blocks[key]))
 
-    def kept(self) -> Iterator[BlockKey]:
+    def block_keys(self) -> Iterator[BlockKey]:
         with self._lock:
             first = tuple(self._policy.victims(self._clock.now()))
             pinned = self._blocks.keys() - set(first)
@@ -146,7 +146,7 @@ class MemoryTier(Tier):
 
     def _victims(self, use: Use, spare: Spare) -> list[BlockKey]:
         """Who must go so that the block fits. Changes nothing."""
-        must = self._policy.must_go(use.at_s)
+        must = self._policy.expired(use.at_s)
         victims = [key for key in must if not spare(key)]
         excess = self._size_bytes + use.size_bytes - self._capacity_bytes
         excess -= sum(self._blocks[key].size_bytes for key in victims)
@@ -175,7 +175,7 @@ class MemoryTier(Tier):
 
     def _forget(self, key: BlockKey) -> None:
         block = self._blocks.pop(key)
-        self._policy.gone(key)
+        self._policy.remove(key)
         self._size_bytes -= block.size_bytes
         self._tokens -= block.header.id.num_tokens
         self._removed.append(key)

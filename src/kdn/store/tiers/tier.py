@@ -44,7 +44,7 @@ class Life(NamedTuple):
     start: int
     num_tokens: int
     size_bytes: int
-    kept_s: float
+    age_s: float
     """Since it was written."""
     uses: int
 
@@ -92,7 +92,7 @@ class Tier(ABC):
     far: bool = False
     """Is it across a network? Then it is written behind, and may fail while others are well."""
 
-    encodes: bool = False
+    transcodes: bool = False
     """Can it give layers in another encoding than the one they are kept in?"""
 
     @abstractmethod
@@ -136,7 +136,7 @@ class Tier(ABC):
         """How full the tier is."""
         ...
 
-    def deliver(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+    def transcode(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
         """Layers [start, stop) encoded anew, for `decode_layers`; None where that cannot be had.
 
         Raises StoreError when the tier cannot be asked.
@@ -155,7 +155,7 @@ class Tier(ABC):
         """Take a damaged block out of use; a tier that can keeps it aside for inspection."""
         self.drop(key)
 
-    def kept(self) -> Iterator[BlockKey]:
+    def block_keys(self) -> Iterator[BlockKey]:
         """Every key that is here."""
         return iter(())
 

@@ -26,19 +26,19 @@ class ReplayedTier:
 
     def ask(self, uses: Sequence[Use]) -> int:
         """How many leading blocks are here. All that are here count as used, in order."""
-        for key in self._policy.must_go(uses[0].at_s) if uses else ():
+        for key in self._policy.expired(uses[0].at_s) if uses else ():
             self._forget(key)
         hits = next((n for n, use in enumerate(uses) if use.key not in self._sizes), len(uses))
         for use in uses[:hits]:
             self._policy.use(use)
         return hits
 
-    def keep(self, use: Use, spare: set[BlockKey]) -> bool:
+    def insert(self, use: Use, spare: set[BlockKey]) -> bool:
         """Keep a block that was computed, evicting others but those in `spare`. False if refused."""
         if use.key in self._sizes:
             self._policy.use(use)
             return True
-        for key in self._policy.must_go(use.at_s):
+        for key in self._policy.expired(use.at_s):
             if key not in spare:
                 self._forget(key)
         excess = self._size_bytes + use.size_bytes - self._capacity_bytes
@@ -50,7 +50,7 @@ class ReplayedTier:
                 self._forget(key)
         self._sizes[use.key] = use.size_bytes
         self._size_bytes += use.size_bytes
-        self._policy.keep(use)
+        self._policy.insert(use)
         return True
 
     def check(self) -> None:
@@ -71,7 +71,7 @@ class ReplayedTier:
 
     def _forget(self, key: BlockKey) -> None:
         self._size_bytes -= self._sizes.pop(key)
-        self._policy.gone(key)
+        self._policy.remove(key)
 
 
 def replay(
@@ -84,7 +84,7 @@ def replay(
         uses = request.uses(token_bytes)
         hits = tier.ask(uses)
         own = {use.key for use in uses}
-        kept = [use for use in uses[hits:] if tier.keep(use, own)]
+        kept = [use for use in uses[hits:] if tier.insert(use, own)]
         yield Served(
             at_s=request.at_s,
             num_tokens=request.input_length,

@@ -65,7 +65,7 @@ class Belady(EvictionPolicy):
         coming.popleft()
         return False
 
-    def keep(self, use: Use) -> None:
+    def insert(self, use: Use) -> None:
         self.use(use)
 
     def use(self, use: Use) -> None:
@@ -75,7 +75,7 @@ class Belady(EvictionPolicy):
         self._here[use.key] = (-wanted, -use.start)
         heapq.heappush(self._latest, (-wanted, -use.start, use.key))
 
-    def gone(self, key: BlockKey) -> None:
+    def remove(self, key: BlockKey) -> None:
         self._here.pop(key, None)
 
     def victims(self, now_s: float) -> Iterator[BlockKey]:

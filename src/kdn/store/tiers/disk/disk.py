@@ -180,7 +180,7 @@ class DiskTier(Tier):
         self._judge(use)
         self.replace(block, spare)
         if self._ranked is not None:
-            self._ranked.keep(use)
+            self._ranked.insert(use)
 
     def drop(self, key: BlockKey) -> bool:
         self._unrank(key)
@@ -192,7 +192,7 @@ class DiskTier(Tier):
     def changes(self) -> Changes:
         if self._ranked is None:
             return self._catalogue.changes()
-        for key in self._ranked.must_go():
+        for key in self._ranked.expired():
             self.drop(key)
         changes = self._catalogue.changes()
         for key in changes.removed:
@@ -220,7 +220,7 @@ class DiskTier(Tier):
         self._unrank(key)
         self._catalogue.quarantine(key, lambda: self._set_aside(key))
 
-    def kept(self) -> Iterator[BlockKey]:
+    def block_keys(self) -> Iterator[BlockKey]:
         return iter(self._catalogue.keys())
 
     def holdings(self, salt: str) -> Sequence[Holding]:
@@ -343,7 +343,7 @@ class DiskTier(Tier):
         """Make the room that rules ask for, and raise NoSpace for what is not to be kept."""
         if self._ranked is None:
             return
-        for key in self._ranked.must_go():
+        for key in self._ranked.expired():
             self.drop(key)
         full = self._catalogue.totals().size_bytes + use.size_bytes > self._capacity_bytes
         if full and not self._ranked.admits(use):

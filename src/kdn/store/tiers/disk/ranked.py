@@ -32,12 +32,12 @@ class RankedBlocks:
         with self._lock:
             for use, used_s in rows:
                 if use.key not in self._known:
-                    self._keep(replace(use, at_s=now_s - max(0.0, wall_s - used_s)))
+                    self._insert(replace(use, at_s=now_s - max(0.0, wall_s - used_s)))
 
-    def keep(self, use: Use) -> None:
+    def insert(self, use: Use) -> None:
         """The block came in, by this process's hand."""
         with self._lock:
-            self._keep(replace(use, at_s=self._clock.now()))
+            self._insert(replace(use, at_s=self._clock.now()))
 
     def touch(self, key: BlockKey) -> None:
         """The block was used; one that is not known is passed over."""
@@ -50,17 +50,17 @@ class RankedBlocks:
         """The block left, by whatever hand."""
         with self._lock:
             if self._known.pop(key, None) is not None:
-                self._policy.gone(key)
+                self._policy.remove(key)
 
     def admits(self, use: Use) -> bool:
         """Is the block worth evicting others for?"""
         with self._lock:
             return self._policy.admits(replace(use, at_s=self._clock.now()))
 
-    def must_go(self) -> list[BlockKey]:
+    def expired(self) -> list[BlockKey]:
         """Blocks that have to go whatever room there is."""
         with self._lock:
-            return self._policy.must_go(self._clock.now())
+            return self._policy.expired(self._clock.now())
 
     def victims(self) -> list[BlockKey]:
         """All that is known and may go, the first to go in front."""
@@ -78,9 +78,9 @@ class RankedBlocks:
             assert len(self._policy) == len(self._known), "the policy's keys differ"
             self._policy.check()
 
-    def _keep(self, use: Use) -> None:
+    def _insert(self, use: Use) -> None:
         if use.key in self._known:
             self._policy.use(use)
         else:
             self._known[use.key] = use
-            self._policy.keep(use)
+            self._policy.insert(use)

@@ -38,9 +38,9 @@ class BreakerSettings:
 
     failures: int = 3
     """Failures in a row that open it."""
-    rest_s: float = 1.0
+    open_s: float = 1.0
     """The first rest; it doubles with every trial that fails."""
-    max_rest_s: float = 60.0
+    max_open_s: float = 60.0
 
 
 class Breaker:
@@ -49,14 +49,14 @@ class Breaker:
     A rest is stretched by up to a quarter at random, so that many engines do not come back at once.
     """
 
-    def __init__(self, settings: BreakerSettings, clock: Clock, chance: Random) -> None:
+    def __init__(self, settings: BreakerSettings, clock: Clock, rng: Random) -> None:
         self._settings = settings
         self._clock = clock
-        self._chance = chance
+        self._rng = rng
         self._lock = threading.Lock()
         self._phase = Phase.CLOSED
         self._failed = 0
-        self._rest_s = settings.rest_s
+        self._open_s = settings.open_s
         self._until = 0.0
 
     @property
@@ -76,7 +76,7 @@ class Breaker:
             if self._phase is Phase.OPEN:
                 self._move(Phase.TRYING)
                 self._until = (
-                    self._clock.now() + self._rest_s
+                    self._clock.now() + self._open_s
                 )  # a trial that never ends is a failure
             return True
 
@@ -85,13 +85,13 @@ class Breaker:
             self._failed = 0
             if self._phase is Phase.TRYING:
                 self._move(Phase.CLOSED)
-                self._rest_s = self._settings.rest_s
+                self._open_s = self._settings.open_s
 
     def failed(self) -> None:
         with self._lock:
             self._failed += 1
             if self._phase is Phase.TRYING:
-                self._rest_s = min(2 * self._rest_s, self._settings.max_rest_s)
+                self._open_s = min(2 * self._open_s, self._settings.max_open_s)
                 self._rest()
             elif self._phase is Phase.CLOSED and self._failed >= self._settings.failures:
                 self._rest()
@@ -101,7 +101,7 @@ class Breaker:
 
     def _rest(self) -> None:
         self._move(Phase.OPEN)
-        self._until = self._clock.now() + self._rest_s * (1 + self._chance.random() / 4)
+        self._until = self._clock.now() + self._open_s * (1 + self._rng.random() / 4)
 
     def _move(self, to: Phase) -> None:
         assert to in _MOVES[self._phase], f"a breaker cannot go from {self._phase} to {to}"

@@ -40,14 +40,12 @@ class RemoteCaller:
     A call that hangs is left behind, whatever it hangs in; its result is thrown away.
     """
 
-    def __init__(
-        self, name: str, settings: RemoteCallSettings, clock: Clock, chance: Random
-    ) -> None:
+    def __init__(self, name: str, settings: RemoteCallSettings, clock: Clock, rng: Random) -> None:
         self.name = name
         self.settings = settings
         self._clock = clock
-        self._chance = chance
-        self._breaker = Breaker(settings.breaker, clock, chance)
+        self._rng = rng
+        self._breaker = Breaker(settings.breaker, clock, rng)
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix=f"kdn-{name}")
         self._closed = threading.Event()
 
@@ -104,7 +102,7 @@ class RemoteCaller:
 
     def _paused(self, attempt: int, deadline: float) -> bool:
         """Wait before the next try; False when the deadline would pass meanwhile."""
-        pause_s = self._chance.random() * self.settings.pause_s * 2 ** (attempt - 1)
+        pause_s = self._rng.random() * self.settings.pause_s * 2 ** (attempt - 1)
         if self._clock.now() + pause_s >= deadline:
             return False
         return not self._closed.wait(pause_s)

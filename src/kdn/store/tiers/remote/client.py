@@ -36,7 +36,7 @@ class Remote(ABC):
     """
 
     name: str
-    encodes: bool = False
+    transcodes: bool = False
     """Can it give layers in another encoding than the one they are kept in?"""
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Remote(ABC):
         ...
 
     @abstractmethod
-    def news(self) -> RemoteChanges:
+    def changes(self) -> RemoteChanges:
         """What changed since the last call, by whatever hand; the first call tells all."""
         ...
 
@@ -99,7 +99,7 @@ class DictRemote(Remote):
         with self._lock:
             return self._blocks.pop(key, None) is not None
 
-    def news(self) -> RemoteChanges:
+    def changes(self) -> RemoteChanges:
         with self._lock:
             listed = [Listed(key, note, len(data)) for key, (note, data) in self._blocks.items()]
         return RemoteChanges(tuple(listed), whole=True)

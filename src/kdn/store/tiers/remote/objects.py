@@ -76,7 +76,7 @@ class ObjectRemote(Remote):
             there = self._drop(_note(key))
             return self._drop(_block(key)) or there
 
-    def news(self) -> RemoteChanges:
+    def changes(self) -> RemoteChanges:
         with self._lock, self._gate("listing blocks"):
             keys = {
                 BlockKey(found["path"].rpartition("/")[2])

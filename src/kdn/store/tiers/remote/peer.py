@@ -1,6 +1,6 @@
 """Blocks of another kdn, over HTTP: its node is a remote like any other.
 
-GET    /v1/store/blocks?since=CURSOR   what changed there (MessagePack, see `Told`)
+GET    /v1/store/blocks?since=CURSOR   what changed there (MessagePack, see `PeerChanges`)
 GET    /v1/store/blocks/KEY            bytes of a block; with Range, some of them
 GET    /v1/store/blocks/KEY/layers?start=A&stop=B&codec=C   layers encoded anew (see `levels`)
 PUT    /v1/store/blocks/KEY            keep a block; the node verifies all of it
@@ -23,13 +23,13 @@ from kdn.core import BlockKey
 from kdn.errors import BadConfig, Unreachable
 from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
 
-__all__ = ["PeerRemote", "Told"]
+__all__ = ["PeerChanges", "PeerRemote"]
 
 _MAX_NEWS_BYTES = 1 << 30
 _KEEP_CONNECTIONS = 16
 
 
-class Told(msgspec.Struct, frozen=True, array_like=True):
+class PeerChanges(msgspec.Struct, frozen=True, array_like=True):
     """A node's answer to what is new: (key, note) of blocks that came, keys that went."""
 
     cursor: str
@@ -46,7 +46,7 @@ class PeerRemote(Remote):
     """
 
     name = "peer"
-    encodes = True
+    transcodes = True
 
     def __init__(
         self,
@@ -102,12 +102,12 @@ class PeerRemote(Remote):
         self._expect(status, body, http.HTTPStatus.NO_CONTENT)
         return True
 
-    def news(self) -> RemoteChanges:
+    def changes(self) -> RemoteChanges:
         with self._telling:
             status, _, body = self._call("GET", f"?since={quote(self._cursor)}", {})
             self._expect(status, body, http.HTTPStatus.OK)
             try:
-                told = msgspec.msgpack.decode(body, type=Told)
+                told = msgspec.msgpack.decode(body, type=PeerChanges)
             except (msgspec.DecodeError, msgspec.ValidationError) as error:
                 raise Unreachable(f"the node at {self._host} speaks otherwise: {error}") from error
             self._cursor = told.cursor

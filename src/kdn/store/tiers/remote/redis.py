@@ -82,7 +82,7 @@ class RedisRemote(Remote):
             self._tell(pipe, "went", key)
             return any(pipe.execute()[:2])
 
-    def news(self) -> RemoteChanges:
+    def changes(self) -> RemoteChanges:
         with self._lock, self._gate("asking for news"):
             stream = self._redis.xinfo_stream(self._stream) if self._has_stream() else None
             last = "0-0" if stream is None else _text(stream["last-generated-id"])

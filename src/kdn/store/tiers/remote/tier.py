@@ -32,12 +32,12 @@ FIRST_BYTES = 16 << 10
 class RemoteSettings:
     """How a remote tier is used."""
 
-    line: RemoteCallSettings = field(default_factory=RemoteCallSettings)
+    calls: RemoteCallSettings = field(default_factory=RemoteCallSettings)
     capacity_bytes: int | None = None
     """The most bytes to leave there; None means that the remote looks after itself."""
     read_bytes: int = 1 << 20
     """Reads are at least this large, unless the block ends before: a round trip should pay."""
-    news_s: float = 1.0
+    poll_s: float = 1.0
     """How old the book may get before the remote is asked for news; 0 asks at every look."""
 
 
@@ -56,7 +56,7 @@ class _Fetched(Handle):
         if size > MAX_BLOCK_BYTES:
             raise CorruptBlock(f"{remote.name} holds {size} bytes as {key}: that is no block")
         self._remote = remote
-        self._line = line
+        self._caller = line
         self._key = key
         self._read_bytes = read_bytes
         self._lock = threading.Lock()
@@ -83,7 +83,7 @@ class _Fetched(Handle):
         stop = min(max(stop, start + self._read_bytes), self.buffer.nbytes)
         doing = f"reading block {self._key}"
         try:
-            data = self._line.ask(doing, lambda: self._remote.read(self._key, start, stop))
+            data = self._caller.ask(doing, lambda: self._remote.read(self._key, start, stop))
         except Unreachable as error:
             raise LostBlock(str(error)) from error
         if len(data) != stop - start:
@@ -96,7 +96,7 @@ class _Fetched(Handle):
 
 
 class RemoteTier(Tier):
-    """Blocks in a `remote`. What others put there is found after at most `news_s`, and one look.
+    """Blocks in a `remote`. What others put there is found after at most `poll_s`, and one look.
 
     Looking never waits for the remote, but for the first look, which waits `timeout_s` at most.
     Over `capacity_bytes`, what this process has not used for longest goes first.
@@ -111,20 +111,20 @@ class RemoteTier(Tier):
         settings: RemoteSettings,
         clock: Clock,
         trace: Trace,
-        chance: Random | None = None,
+        rng: Random | None = None,
         ring: KeyRing | None = None,
     ) -> None:
         """With a `ring` blocks and notes leave this machine sealed."""
         self.name = remote.name
-        self.encodes = remote.encodes
+        self.transcodes = remote.transcodes
         self._ring = ring
         self._remote = remote
         self._settings = settings
         self._clock = clock
         self._trace = trace
-        self._line = RemoteCaller(self.name, settings.line, clock, chance or Random())
+        self._caller = RemoteCaller(self.name, settings.calls, clock, rng or Random())
         self._lock = threading.Lock()
-        self._book: OrderedDict[BlockKey, tuple[Entry, int]] = OrderedDict()
+        self._catalogue: OrderedDict[BlockKey, tuple[Entry, int]] = OrderedDict()
         self._size_bytes = 0
         self._evicted = 0
         self._added: list[Entry] = []
@@ -135,22 +135,24 @@ class RemoteTier(Tier):
     def open(self, key: BlockKey) -> Handle | None:
         if not self.holds(key):
             return None
-        found = self._line.ask(f"opening block {key}", lambda: self._remote.head(key, FIRST_BYTES))
+        found = self._caller.ask(
+            f"opening block {key}", lambda: self._remote.head(key, FIRST_BYTES)
+        )
         if found is None:
             self._note_gone(key)
             return None
         head, size_bytes = found
         reach = self._settings.read_bytes
-        handle = _Fetched(self._remote, self._line, key, head, size_bytes, reach)
+        handle = _Fetched(self._remote, self._caller, key, head, size_bytes, reach)
         if not is_sealed(head):
             return handle
         if self._ring is None:
             raise LostBlock(f"block {key} in {self.name} is sealed: this store has no keys")
         return self._ring.open(key, handle)
 
-    def deliver(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+    def transcode(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
         doing = f"reading block {key} as {codec}"
-        return self._line.ask(doing, lambda: self._remote.layers(key, start, stop, codec))
+        return self._caller.ask(doing, lambda: self._remote.layers(key, start, stop, codec))
 
     def put(self, block: EncodedBlock, spare: Spare) -> None:
         if self.holds(block.key):
@@ -164,21 +166,21 @@ class RemoteTier(Tier):
             if self.drop(victim):
                 self._evicted += 1
                 self._trace.event("store.evict", tier=self.name, key=victim)
-        self._line.ask(
+        self._caller.ask(
             f"writing block {block.key}", lambda: self._remote.write(block.key, note, data)
         )
         with self._lock:
             self._note(Entry.of(block.header.id), data.nbytes)
 
     def drop(self, key: BlockKey) -> bool:
-        there = self._line.ask(f"dropping block {key}", lambda: self._remote.remove(key))
+        there = self._caller.ask(f"dropping block {key}", lambda: self._remote.remove(key))
         return self._note_gone(key) or there
 
     def holds(self, key: BlockKey) -> bool:
-        return key in self._book
+        return key in self._catalogue
 
     def reachable(self) -> bool:
-        return self._line.is_open
+        return self._caller.is_open
 
     def changes(self) -> Changes:
         self._ask_for_news()
@@ -190,31 +192,33 @@ class RemoteTier(Tier):
 
     def usage(self) -> TierUsage:
         with self._lock:
-            tokens = sum(entry.num_tokens for entry, _ in self._book.values())
+            tokens = sum(entry.num_tokens for entry, _ in self._catalogue.values())
             capacity = self._settings.capacity_bytes
-            return TierUsage(len(self._book), tokens, self._size_bytes, capacity, self._evicted)
+            return TierUsage(
+                len(self._catalogue), tokens, self._size_bytes, capacity, self._evicted
+            )
 
     def touch(self, key: BlockKey) -> None:
         with self._lock:
-            if key in self._book:
-                self._book.move_to_end(key)
+            if key in self._catalogue:
+                self._catalogue.move_to_end(key)
 
-    def kept(self) -> Iterator[BlockKey]:
+    def block_keys(self) -> Iterator[BlockKey]:
         with self._lock:
-            return iter(tuple(self._book))
+            return iter(tuple(self._catalogue))
 
     def holdings(self, salt: str) -> Sequence[Holding]:
         with self._lock:
-            book = [(k, size) for k, (e, size) in self._book.items() if e.family.salt == salt]
+            book = [(k, size) for k, (e, size) in self._catalogue.items() if e.family.salt == salt]
         return [Holding(key, size_bytes) for key, size_bytes in book]
 
     def check(self) -> None:
         with self._lock:
-            sizes = sum(size for _, size in self._book.values())
+            sizes = sum(size for _, size in self._catalogue.values())
             assert sizes == self._size_bytes, f"{self.name}: {sizes} bytes, not {self._size_bytes}"
 
     def close(self) -> None:
-        self._line.close()
+        self._caller.close()
         self._remote.close()
 
     # --- the book ---
@@ -225,20 +229,20 @@ class RemoteTier(Tier):
         if self._asking is None and self._is_due():
             first = self._asked_s is None
             self._asked_s = self._clock.now()
-            if not self._line.is_open:
+            if not self._caller.is_open:
                 return
-            self._asking = self._line.start(self._remote.news)
-            if first or settings.news_s == 0:
-                wait((self._asking,), settings.line.timeout_s)
+            self._asking = self._caller.start(self._remote.changes)
+            if first or settings.poll_s == 0:
+                wait((self._asking,), settings.calls.timeout_s)
         asking = self._asking
         if asking is not None and asking.done():
             self._asking = None
             if not asking.cancelled():
-                self._take_in(self._line.ask(f"news of {self.name}", asking.result))
+                self._take_in(self._caller.ask(f"news of {self.name}", asking.result))
 
     def _is_due(self) -> bool:
         asked_s = self._asked_s
-        return asked_s is None or self._clock.now() - asked_s >= self._settings.news_s
+        return asked_s is None or self._clock.now() - asked_s >= self._settings.poll_s
 
     def _take_in(self, news: RemoteChanges) -> None:
         with self._lock:
@@ -246,13 +250,13 @@ class RemoteTier(Tier):
                 self._forget(key)
             if news.whole:
                 listed = {one.key for one in news.added}
-                for key in [key for key in self._book if key not in listed]:
+                for key in [key for key in self._catalogue if key not in listed]:
                     self._forget(key)
             for one in news.added:
                 self._learn(one)
 
     def _learn(self, listed: Listed) -> None:
-        if listed.key in self._book:
+        if listed.key in self._catalogue:
             return
         entry = self._read(listed)
         if entry is None:
@@ -268,7 +272,7 @@ class RemoteTier(Tier):
 
     def _note(self, entry: Entry, size_bytes: int) -> None:
         self._forget(entry.key)
-        self._book[entry.key] = (entry, size_bytes)
+        self._catalogue[entry.key] = (entry, size_bytes)
         self._size_bytes += size_bytes
         self._added.append(entry)
 
@@ -277,7 +281,7 @@ class RemoteTier(Tier):
             return self._forget(key)
 
     def _forget(self, key: BlockKey) -> bool:
-        found = self._book.pop(key, None)
+        found = self._catalogue.pop(key, None)
         if found is None:
             return False
         self._size_bytes -= found[1]
@@ -291,7 +295,7 @@ class RemoteTier(Tier):
         with self._lock:
             excess = self._size_bytes + size_bytes - capacity
             victims = []
-            for key, (_, held_bytes) in self._book.items():
+            for key, (_, held_bytes) in self._catalogue.items():
                 if excess <= 0:
                     break
                 if not spare(key):

@@ -40,7 +40,7 @@ def open_tier(folder: Path, blocks: float = 100, clock: ManualClock | None = Non
 
 def kept(tier: DiskTier) -> set[int]:
     names = {encoded(number).key: number for number in NUMBERS}
-    return {names[key] for key in tier.kept()}
+    return {names[key] for key in tier.block_keys()}
 
 
 def file_of(folder: Path, key: BlockKey) -> Path:
@@ -169,7 +169,7 @@ store.close()
 
 
 def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[4]
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"},

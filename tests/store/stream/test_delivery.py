@@ -35,7 +35,7 @@ from kdn.store import (
     open_store,
 )
 from kdn.store.block.whole import Bytes
-from kdn.store.stream.delivery import AS_KEPT
+from kdn.store.stream.delivery import AS_STORED
 from kdn.store.stream.transcode import decode_layers, encode_layers
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import block_id
@@ -92,7 +92,7 @@ class World:
 
     def _check(self, got: bytes, number: int, layer: int, level: str) -> None:
         wanted = bytes(kv_block(number).layers[layer])
-        if level in (AS_KEPT, "lossless"):
+        if level in (AS_STORED, "lossless"):
             assert got == wanted
             return
         off = np.abs(_floats(got) - _floats(wanted))
@@ -112,7 +112,7 @@ def world(folder: Path, bytes_per_s: Callable[[int], float]) -> Iterator[World]:
         for number in range(4):
             node.put(kv_block(number))
         url = stack.enter_context(throttled(stack.enter_context(node_server(node)), link))
-        settings = RemoteSettings(RemoteCallSettings(timeout_s=1000), read_bytes=1, news_s=1e9)
+        settings = RemoteSettings(RemoteCallSettings(timeout_s=1000), read_bytes=1, poll_s=1e9)
         peer = RemoteTier(PeerRemote(url, timeout_s=20), settings, clock, NoTrace(), Random(1))
         memory = MemoryTier(10**9, NoTrace())
         store = stack.enter_context(Store([memory], far=[peer], clock=clock, trace=trace))
@@ -123,7 +123,7 @@ def world(folder: Path, bytes_per_s: Callable[[int], float]) -> Iterator[World]:
 @pytest.mark.parametrize(
     ("within_s", "losses", "first", "lowest"),
     [
-        (10.0, LOSSES, AS_KEPT, AS_KEPT),  # 4 MiB at 1 MB/s take 4.2 s
+        (10.0, LOSSES, AS_STORED, AS_STORED),  # 4 MiB at 1 MB/s take 4.2 s
         (2.5, LOSSES, "int8", "int8"),  # half of it takes 2.2 s
         (1.4, LOSSES, "int4", "int4"),  # a quarter of it 1.1 s
         (2.5, {}, "lossless", "lossless"),  # no leave to lose: late, and exact
@@ -133,7 +133,7 @@ def test_the_level_is_the_best_that_is_in_time(
     within_s: float, losses: dict[str, Loss], first: str, lowest: str, tmp_path: Path
 ) -> None:
     """Time that smaller reads leave over is spent on better ones towards the end."""
-    order = [AS_KEPT, "lossless", "int8", "int4"]
+    order = [AS_STORED, "lossless", "int8", "int4"]
     with world(tmp_path, lambda _: MB) as one:
         found, seconds = one.load(within_s, losses)
         assert (found[0], max(found, key=order.index)) == (first, lowest)
@@ -148,7 +148,7 @@ def test_the_level_goes_down_when_the_link_slows_midway(tmp_path: Path) -> None:
 
     with world(tmp_path / "with", slowing) as one:
         levels, seconds = one.load(2.5, LOSSES)
-        assert levels[0] == AS_KEPT
+        assert levels[0] == AS_STORED
         assert levels[-1] in LOSSES
         assert seconds <= 2.5
     with world(tmp_path / "without", slowing) as one:
@@ -201,10 +201,10 @@ def test_a_flipped_bit_of_an_answer_is_seen() -> None:
     sent = encode_layers(encoded.key, handle, 1, 3, "int8")
     whole = decode_layers(encoded.header, sent, 1, 3, "int8")
     assert [len(run) for run in whole] == [1 << 17] * 2
-    chance = Random(7)
+    rng = Random(7)
     for _ in range(300):
         torn = bytearray(sent)
-        torn[chance.randrange(len(torn))] ^= 1 << chance.randrange(8)
+        torn[rng.randrange(len(torn))] ^= 1 << rng.randrange(8)
         with pytest.raises(CorruptBlock):
             decode_layers(encoded.header, bytes(torn), 1, 3, "int8")
     with pytest.raises(CorruptBlock):
@@ -251,7 +251,7 @@ def test_a_request_over_a_slow_link_says_what_it_got(
         if max_kl is None:
             assert usage.lossy == 0
             assert answer.text == exact
-            assert set(usage.levels) <= {AS_KEPT, "lossless"}
+            assert set(usage.levels) <= {AS_STORED, "lossless"}
         else:
             assert usage.exact == 0
             assert usage.levels["int4"] > 0

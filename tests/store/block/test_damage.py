@@ -24,9 +24,9 @@ def test_every_flip_is_noticed(codec: str) -> None:
 @pytest.mark.parametrize("codec", CODECS)
 def test_crafted_headers_are_refused_or_harmless(codec: str) -> None:
     """The checksum fits, so that everything behind it is tried."""
-    encoded, chance = block_of(codec), random.Random(0)
+    encoded, rng = block_of(codec), random.Random(0)
     tracemalloc.start()
-    refused = sum(not survives(encoded, crafted(encoded, chance)) for _ in range(300))
+    refused = sum(not survives(encoded, crafted(encoded, rng)) for _ in range(300))
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert refused > 100

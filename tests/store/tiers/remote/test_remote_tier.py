@@ -34,7 +34,7 @@ from tests.store.remotes import node_server, redis_server, s3_server
 PROMPT = tuple(range(300))
 FIRST = block_id(PROMPT[:256])
 SECOND = block_id(PROMPT[256:], PROMPT[:256])
-EAGER = RemoteSettings(RemoteCallSettings(timeout_s=20), news_s=0)
+EAGER = RemoteSettings(RemoteCallSettings(timeout_s=20), poll_s=0)
 Maker = Callable[[], Remote]
 
 
@@ -79,7 +79,7 @@ def engine_with(remote: Remote, settings: RemoteSettings = EAGER) -> Store:
 def test_one_engine_reads_what_another_wrote(make_remote: Maker) -> None:
     with engine_with(make_remote()) as writer:
         writer.put(make_block(FIRST))
-        writer.put_behind(make_block(SECOND))
+        writer.write_behind(make_block(SECOND))
         assert writer.flush(20)
         assert writer.stat().failed == 0
         with engine_with(make_remote()) as reader:
@@ -131,7 +131,7 @@ def test_a_damaged_block_is_a_miss_that_is_counted(tmp_path: Path) -> None:
     with engine_with(remote) as store:
         store.put(make_block(FIRST))
         assert store.flush(20)
-    note = remote.news().added[0].note
+    note = remote.changes().added[0].note
     data = bytearray(block.data)
     data[-1] ^= 1
     remote.write(FIRST.key, note, memoryview(data))
@@ -151,7 +151,7 @@ def test_a_note_that_lies_about_its_block_is_passed_over() -> None:
     with engine_with(remote) as store:
         store.put(make_block(FIRST))
         assert store.flush(20)
-    note = remote.news().added[0].note
+    note = remote.changes().added[0].note
     remote.write(SECOND.key, note, memoryview(b"x"))
     remote.write(BlockKey("0" * 64), b"no note at all", memoryview(b"x"))
     with engine_with(remote) as store:
@@ -161,13 +161,13 @@ def test_a_note_that_lies_about_its_block_is_passed_over() -> None:
 def test_the_cap_of_a_far_tier_holds_and_the_oldest_goes() -> None:
     remote, trace = DictRemote(), Recorder()
     size = encode_block(make_block(FIRST)).size_bytes
-    settings = RemoteSettings(RemoteCallSettings(), capacity_bytes=2 * size, news_s=0)
+    settings = RemoteSettings(RemoteCallSettings(), capacity_bytes=2 * size, poll_s=0)
     tier = RemoteTier(remote, settings, SystemClock(), trace)
     blocks = [make_block(block_id(range(n, n + 256))) for n in (0, 1000, 2000)]
     for block in blocks:
         tier.put(encode_block(block), lambda _: False)
         tier.changes()
-    assert list(tier.kept()) == [blocks[1].id.key, blocks[2].id.key]
+    assert list(tier.block_keys()) == [blocks[1].id.key, blocks[2].id.key]
     assert (tier.usage().size_bytes, tier.usage().evicted) == (2 * size, 1)
     tier.touch(blocks[1].id.key)
     with pytest.raises(NoSpace):
@@ -217,7 +217,7 @@ def test_a_server_killed_in_the_middle_of_a_load(tmp_path: Path) -> None:
     """The reader is told that the block is lost, soon; the block is not called damaged; from then
     on the tier is given a rest and costs nothing."""
     line = RemoteCallSettings(timeout_s=1.0, attempts=1)
-    settings = RemoteSettings(line, read_bytes=1, news_s=0)
+    settings = RemoteSettings(line, read_bytes=1, poll_s=0)
     with redis_server(tmp_path) as (url, server):
         with engine_with(RedisRemote(url)) as writer:
             writer.put(make_block(FIRST))
@@ -233,7 +233,7 @@ def test_a_server_killed_in_the_middle_of_a_load(tmp_path: Path) -> None:
             assert (store.stat().lost, store.stat().corrupt) == (1, 0)
             assert store.open(FIRST) is None
             store.open(FIRST)
-            assert store.stat().resting == ("redis",)
+            assert store.stat().open_circuits == ("redis",)
             assert store.match(MODEL, EXACT, "", PROMPT).num_tokens == 0, "as good as not there"
 
 
@@ -242,7 +242,7 @@ def test_a_load_broken_off_is_finished_for_the_next_reader() -> None:
     with engine_with(remote) as writer:
         writer.put(make_block(FIRST))
         assert writer.flush(20)
-    with engine_with(remote, RemoteSettings(RemoteCallSettings(), read_bytes=1, news_s=0)) as store:
+    with engine_with(remote, RemoteSettings(RemoteCallSettings(), read_bytes=1, poll_s=0)) as store:
         reader = store.open(FIRST)
         assert reader is not None
         reader.layer(0)
@@ -274,7 +274,7 @@ def test_what_came_from_afar_is_on_the_disk_after_a_restart(tmp_path: Path) -> N
 
 def test_news_are_asked_for_when_they_are_old() -> None:
     clock, remote = ManualClock(), DictRemote()
-    settings = RemoteSettings(RemoteCallSettings(timeout_s=20), news_s=10)
+    settings = RemoteSettings(RemoteCallSettings(timeout_s=20), poll_s=10)
     tier = RemoteTier(remote, settings, clock, NoTrace())
     assert tier.changes().added == ()
     with engine_with(remote) as writer:
@@ -288,7 +288,7 @@ def test_news_are_asked_for_when_they_are_old() -> None:
         if added:
             break
         clock.advance(0.001)
-        tier._line._closed.wait(0.005)
+        tier._caller._closed.wait(0.005)
     assert [entry.key for entry in added] == [FIRST.key]
     tier.close()
 
@@ -309,7 +309,7 @@ def test_nobody_there_is_unreachable() -> None:
         RedisRemote("redis://127.0.0.1:9", timeout_s=1),
     ):
         with pytest.raises(Unreachable):
-            remote.news()
+            remote.changes()
         remote.close()
 
 

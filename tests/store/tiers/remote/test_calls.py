@@ -21,7 +21,7 @@ def failing() -> int:
 
 def test_the_breaker_opens_rests_tries_and_closes() -> None:
     clock = ManualClock()
-    breaker = Breaker(BreakerSettings(failures=2, rest_s=4, max_rest_s=10), clock, Random(1))
+    breaker = Breaker(BreakerSettings(failures=2, open_s=4, max_open_s=10), clock, Random(1))
     assert breaker.enter()
     breaker.failed()
     assert breaker.enter(), "one failure is none"
@@ -45,7 +45,7 @@ def test_the_breaker_opens_rests_tries_and_closes() -> None:
 
 def test_a_trial_that_never_ends_does_not_close_the_door_for_good() -> None:
     clock = ManualClock()
-    breaker = Breaker(BreakerSettings(failures=1, rest_s=1), clock, Random(1))
+    breaker = Breaker(BreakerSettings(failures=1, open_s=1), clock, Random(1))
     breaker.failed()
     clock.advance(2)
     assert breaker.enter()
@@ -57,7 +57,7 @@ def test_a_trial_that_never_ends_does_not_close_the_door_for_good() -> None:
 @given(st.lists(st.sampled_from(["ok", "bad", "wait"]), max_size=60))
 def test_the_breaker_never_makes_an_illegal_move(steps: list[str]) -> None:
     clock = ManualClock()
-    breaker = Breaker(BreakerSettings(failures=2, rest_s=1, max_rest_s=4), clock, Random(2))
+    breaker = Breaker(BreakerSettings(failures=2, open_s=1, max_open_s=4), clock, Random(2))
     for step in steps:
         if step == "wait":
             clock.advance(6)

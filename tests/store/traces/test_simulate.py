@@ -17,7 +17,7 @@ from kdn.store.traces.recording import LookupRecorder, TraceRequest, read_trace,
 from kdn.store.traces.replay import replay
 from kdn.store.traces.simulate import OPTIMUM, Belady, simulate
 
-TRACE = Path(__file__).parents[3] / "shared/data/mooncake_traces/conversation_trace.jsonl.gz"
+TRACE = Path(__file__).parents[4] / "shared/data/mooncake_traces/conversation_trace.jsonl.gz"
 
 
 def ask(*chains: str) -> list[TraceRequest]:

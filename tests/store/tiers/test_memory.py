@@ -28,7 +28,7 @@ def nobody(_: str) -> bool:
 def kept(tier: MemoryTier) -> list[int]:
     """The numbers of the blocks that are held, oldest use first."""
     names = {encoded(number).key: number for number in range(8)}
-    return [names[key] for key in tier.kept()]
+    return [names[key] for key in tier.block_keys()]
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -126,7 +126,7 @@ def test_the_dull_twin_keeps_nothing() -> None:
     assert not tier.drop(block.key)
     assert tier.usage().blocks == 0
     assert tier.changes().added == ()
-    assert list(tier.kept()) == []
+    assert list(tier.block_keys()) == []
     tier.touch(block.key)
     tier.quarantine(block.key)
     tier.save()

@@ -135,14 +135,14 @@ def test_what_leaves_for_a_remote_is_sealed_note_and_all() -> None:
     remote = DictRemote()
 
     def engine(ring: KeyRing | None) -> Store:
-        settings = RemoteSettings(news_s=0)
+        settings = RemoteSettings(poll_s=0)
         tier = RemoteTier(remote, settings, SystemClock(), NoTrace(), ring=ring)
         return Store([MemoryTier(10**9, NoTrace())], far=[tier])
 
     with engine(RING) as store:
         store.put(BLOCK)
         assert store.flush(10)
-    (listed,) = remote.news().added
+    (listed,) = remote.changes().added
     data = remote.read(KEY, 0, 10**9)
     assert pack_tokens(PROMPT)[:32] not in listed.note + data
     assert run_of(BLOCK.id, 0)[:32] not in data

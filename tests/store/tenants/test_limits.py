@@ -76,7 +76,7 @@ def test_a_pinned_block_outlives_its_age_limit_until_the_pin_ends(tmp_path: Path
     with open_store(tmp_path, disk_bytes=10**9, rules=Rules(ttl_s=10.0), clock=clock) as store:
         store.put(block(1))
         store.put(block(2))
-        store.lasting.pin([block(1).id.key], clock.wall() + 30.0)
+        store.persistent_pins.pin([block(1).id.key], clock.wall() + 30.0)
         clock.advance(20.0)
         store.refresh()
         assert [e.key for e in store.entries()] == [block(1).id.key]
