@@ -11,21 +11,35 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from kdn import api
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.contestants import Listener
 from kdn.bench.engine.lineup import opened
+from kdn.bench.jobs.grid import (
+    FCFS,
+    LIVE_CACHE,
+    OURS,
+    PACK_TOKENS,
+    RIVAL,
+    Cell,
+    cell_of,
+    geometric,
+    mean_latency_figure,
+    shown,
+    simulate_grid,
+    simulated,
+    throughput,
+)
 from kdn.bench.jobs.jobs import (
     ARRIVALS,
     Posts,
-    credit_jobs,
     credit_lengths,
     post_jobs,
     with_arrivals,
@@ -35,25 +49,16 @@ from kdn.core import JctModel, Prompt, Request, Retention, Role, Sampling, Segme
 from kdn.engine import Engine, EngineLimits
 from kdn.machine.facts import describe_machine
 from kdn.reuse import PrefixReuse
-from kdn.schedule import Ended, PrefixCache, PrefixJob, RequestQueue, make_policy, simulate
+from kdn.schedule import Ended, PrefixJob, RequestQueue, make_policy
 from kdn.store import open_store
 
 __all__ = ["run"]
 
-FCFS, RIVAL, PAPER, OURS = "fcfs", "shortest-miss", "calibrated", "families"
-PACK_TOKENS = 256
 LIVE = Posts(users=20, posts=4, profile_mean=500.0, profile_spread=100.0)
-LIVE_CACHE = 5
 _LIVE_LOADS = (0.5, 1.0, 2.0)
-_LOADS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
-_FINE = tuple(0.25 * 2 ** (k / 3) for k in range(19))
-"""Loads at which our policy is tried for equal latency: up to 16 times the throughput of FCFS."""
 _GRID = ((24, 0), (128, 0), (400, 0), (800, 0), (24, 400), (128, 400), (24, 800), (24, 1600))
 _PACKED = ((24, 400, 3), (24, 400, 8), (24, 800, 8), (24, 1600, 8))
-_CACHES = (2, 5, 10)
 _WARM_UPS = 4
-_EQUAL = 1.02
-"""Latencies this close count as equal."""
 _WAYS = (
     "`calibrated` is PrefillOnly's order, `families` ours. `shortest-miss` also recounts cached tokens "
     "before every pass, without ageing. All have the same cache and the same packing."
@@ -62,18 +67,6 @@ _LOADS_NOTE = (
     "Loads are multiples of what FCFS gets through with all requests there at once. Equal latency "
     "allows 2 %. Credit checks share nothing, so that bursts and caches mean nothing to them."
 )
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """What a policy made of one arrival of jobs."""
-
-    mean_s: float
-    p50_s: float
-    p99_s: float
-    per_s: float
-    hit_tokens: int
-    longest_wait_s: float
 
 
 def run(options: BenchOptions) -> Result:
@@ -92,7 +85,7 @@ def run(options: BenchOptions) -> Result:
             _credit_file(options.data), service.model.tokenizer.encode, 60, options.seed
         )
     options.say("simulating the grid")
-    cells, details = _grid(options, model, lengths)
+    cells, details = simulate_grid(options, model, lengths)
     gains = [gain for cell in cells for gain in cell.qps]
     return Result(
         bench="jct",
@@ -112,12 +105,12 @@ def run(options: BenchOptions) -> Result:
         },
         rows=[*live, *(cell.row() for cell in cells), *details],
         summary={
-            "qps_gain_fcfs": _geometric(gains),
+            "qps_gain_fcfs": geometric(gains),
             "qps_gain_best": max(gains),
             "qps_gain_worst": min(gains),
-            "qps_gain_paper": _geometric([gain for cell in cells for gain in cell.paper]),
-            "mean_gain_spf_batched": _geometric([g for cell in cells for g in cell.mean_rival]),
-            "p99_gain_fcfs": _geometric([g for cell in cells for g in cell.p99]),
+            "qps_gain_paper": geometric([gain for cell in cells for gain in cell.paper]),
+            "mean_gain_spf_batched": geometric([g for cell in cells for g in cell.mean_rival]),
+            "p99_gain_fcfs": geometric([g for cell in cells for g in cell.p99]),
             "jct_error": statistics.median(abs(float(str(row["sim error"]))) for row in live),
             "jct_error_worst": max(abs(float(str(row["sim error"]))) for row in live),
         },
@@ -125,7 +118,7 @@ def run(options: BenchOptions) -> Result:
             _WAYS,
             _LOADS_NOTE,
         ),
-        figures=(_figure(details),),
+        figures=(mean_latency_figure(details),),
     )
 
 
@@ -153,19 +146,19 @@ def _live_rows(
     stage = _Stage(service, options, first, round(users * size.profile_mean))
     jobs = post_jobs(size, options.seed)
     stage.live(jobs[: 2 * size.posts], FCFS)  # warms up
-    runs: list[tuple[Row, Sequence[PrefixJob], _Cell]] = []
+    runs: list[tuple[Row, Sequence[PrefixJob], Cell]] = []
     for pattern in ARRIVALS:
-        base = _throughput(jobs, pattern, first, stage.cache_tokens, options.seed)
+        base = throughput(jobs, pattern, first, stage.cache_tokens, options.seed)
         for load in loads:
             arrived = with_arrivals(jobs, pattern, load * base, options.seed)
             for policy in (FCFS, RIVAL, OURS):
                 options.say(f"live: {pattern} arrivals, load {load:g}, {policy}")
                 row: Row = {"what": "live", "arrivals": pattern, "load": load, "policy": policy}
-                runs.append((row, arrived, _cell(stage.live(arrived, policy))))
+                runs.append((row, arrived, cell_of(stage.live(arrived, policy))))
                 meter.round()
     model = meter.fit()
     expected = [
-        _simulated(arrived, str(row["policy"]), model, stage.cache_tokens)
+        simulated(arrived, str(row["policy"]), model, stage.cache_tokens)
         for row, arrived, _ in runs
     ]
     return [
@@ -173,10 +166,10 @@ def _live_rows(
     ], model
 
 
-def _compared(row: Row, found: _Cell, expected: _Cell) -> Row:
+def _compared(row: Row, found: Cell, expected: Cell) -> Row:
     return (
         row
-        | _shown(found)
+        | shown(found)
         | {
             "simulated mean, s": expected.mean_s,
             "sim error": expected.mean_s / found.mean_s - 1,
@@ -251,165 +244,3 @@ class _Stage:
 
 
 # --- on paper --------------------------------------------------------------------------------
-
-
-def _throughput(
-    jobs: Sequence[PrefixJob], pattern: str, model: JctModel, cache_tokens: int, seed: int
-) -> float:
-    """Jobs a second of first come, first served when all are there at once."""
-    at_once = with_arrivals(jobs, pattern, 1e9, seed)
-    return _simulated(at_once, FCFS, model, cache_tokens).per_s
-
-
-def _simulated(jobs: Sequence[PrefixJob], policy: str, model: JctModel, cache_tokens: int) -> _Cell:
-    room = RequestQueue(make_policy(policy, model))
-    return _cell(simulate(jobs, room, model, PrefixCache(cache_tokens), PACK_TOKENS))
-
-
-def _cell(ended: Sequence[Ended]) -> _Cell:
-    latencies = sorted(one.latency_ns / 1e9 for one in ended)
-    first = min(one.arrival_ns for one in ended)
-    span_s = (max(one.end_ns for one in ended) - first) / 1e9
-    return _Cell(
-        mean_s=statistics.fmean(latencies),
-        p50_s=latencies[len(latencies) // 2],
-        p99_s=latencies[min(int(len(latencies) * 0.99), len(latencies) - 1)],
-        per_s=len(ended) / span_s,
-        hit_tokens=sum(one.num_cached for one in ended),
-        longest_wait_s=max(one.wait_ns for one in ended) / 1e9,
-    )
-
-
-@dataclass(frozen=True)
-class _Gains:
-    """How many times better our policy is in one cell of the grid, load by load and seed by seed."""
-
-    workload: str
-    arrivals: str
-    cache_users: int
-    qps: tuple[float, ...]
-    paper: tuple[float, ...]
-    """The same of PrefillOnly's own order."""
-    mean_rival: tuple[float, ...]
-    p99: tuple[float, ...]
-
-    def row(self) -> Row:
-        return {
-            "what": "grid",
-            "workload": self.workload,
-            "arrivals": self.arrivals,
-            "cache, users": self.cache_users,
-            "qps gain": _geometric(self.qps),
-            "qps gain, best": max(self.qps),
-            "qps gain, worst": min(self.qps),
-            "qps gain, paper's order": _geometric(self.paper),
-            "mean gain, spf": _geometric(self.mean_rival),
-            "p99 gain": _geometric(self.p99),
-        }
-
-
-def _grid(
-    options: BenchOptions, model: JctModel, lengths: Sequence[int]
-) -> tuple[list[_Gains], list[Row]]:
-    """Every cell, and the latencies of those with a cache for five users."""
-    seeds = range(options.seed, options.seed + (1 if options.quick else 3))
-    posts = Posts(posts=6) if options.quick else Posts()
-    cells, details = [], list[Row]()
-    caches = (LIVE_CACHE,) if options.quick else _CACHES
-    places = [("posts", pattern, users) for pattern in ARRIVALS for users in caches]
-    for workload, pattern, users in [*places, ("credit", "spread", LIVE_CACHE)]:
-        runs = []
-        for seed in seeds:
-            jobs = post_jobs(posts, seed) if workload == "posts" else credit_jobs(lengths, 60)
-            cache_tokens = round(users * posts.profile_mean)
-            runs.append(_curves(jobs, pattern, model, cache_tokens, seed))
-        cells.append(_gains(workload, pattern, users, runs))
-        options.say(f"simulated: {workload}, {pattern}, cache for {users} users")
-        if users == LIVE_CACHE:
-            details += _details(workload, pattern, users, runs[0])
-    return cells, details
-
-
-Curves = dict[str, dict[float, _Cell]]
-
-
-def _curves(
-    jobs: Sequence[PrefixJob], pattern: str, model: JctModel, cache_tokens: int, seed: int
-) -> Curves:
-    """What each policy makes of each load."""
-    base = _throughput(jobs, pattern, model, cache_tokens, seed)
-
-    def at(policy: str, loads: Sequence[float]) -> dict[float, _Cell]:
-        return {
-            load: _simulated(
-                with_arrivals(jobs, pattern, load * base, seed), policy, model, cache_tokens
-            )
-            for load in loads
-        }
-
-    fine = sorted({*_LOADS, *_FINE})
-    found = {FCFS: at(FCFS, _LOADS), RIVAL: at(RIVAL, _LOADS)}
-    return found | {PAPER: at(PAPER, fine), OURS: at(OURS, fine)}
-
-
-def _gains(workload: str, pattern: str, users: int, runs: Sequence[Curves]) -> _Gains:
-    def ratios(other: str, value: Callable[[_Cell], float]) -> tuple[float, ...]:
-        return tuple(value(run[other][q]) / value(run[OURS][q]) for run in runs for q in _LOADS)
-
-    return _Gains(
-        workload,
-        pattern,
-        users,
-        qps=tuple(_qps_gain(run[FCFS][q], q, run[OURS]) for run in runs for q in _LOADS if q <= 2),
-        paper=tuple(
-            _qps_gain(run[FCFS][q], q, run[PAPER]) for run in runs for q in _LOADS if q <= 2
-        ),
-        mean_rival=ratios(RIVAL, lambda cell: cell.mean_s),
-        p99=ratios(FCFS, lambda cell: cell.p99_s),
-    )
-
-
-def _qps_gain(theirs: _Cell, load: float, ours: dict[float, _Cell]) -> float:
-    """The highest load up to which ours keeps both their mean and their P99, over their load."""
-    kept = 0.0
-    for other in sorted(ours):
-        mean_s, p99_s = ours[other].mean_s, ours[other].p99_s
-        if mean_s > _EQUAL * theirs.mean_s or p99_s > _EQUAL * theirs.p99_s:
-            break
-        kept = other
-    return (kept or min(ours)) / load
-
-
-def _details(workload: str, pattern: str, users: int, curves: Curves) -> list[Row]:
-    where: Row = {"what": "simulated", "workload": workload, "arrivals": pattern}
-    return [
-        where
-        | {"cache, users": users, "load": load, "policy": policy}
-        | _shown(curves[policy][load])
-        for load in _LOADS
-        for policy in (FCFS, RIVAL, PAPER, OURS)
-    ]
-
-
-def _shown(cell: _Cell) -> Row:
-    return {
-        "mean, s": cell.mean_s,
-        "p50, s": cell.p50_s,
-        "p99, s": cell.p99_s,
-        "jobs/s": cell.per_s,
-        "hit tokens": cell.hit_tokens,
-        "longest wait, s": cell.longest_wait_s,
-    }
-
-
-def _geometric(values: Sequence[float]) -> float:
-    return statistics.geometric_mean(values)
-
-
-def _figure(details: Sequence[Row]) -> Figure:
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in details:
-        if row["workload"] == "posts" and row["arrivals"] == "spread":
-            point = (float(str(row["load"])), float(str(row["mean, s"])))
-            lines.setdefault(str(row["policy"]), []).append(point)
-    return Figure("Post recommendation, spread arrivals", "load", "mean latency, s", lines)
