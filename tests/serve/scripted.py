@@ -48,6 +48,9 @@ class Characters:
     def token_text(self, token_id: int) -> str:
         return chr(token_id)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return chr(token_id).encode()
+
 
 class ScriptedStream:
     """Plays one answer. Events wait until somebody listens."""

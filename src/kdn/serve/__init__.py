@@ -1,9 +1,12 @@
-"""The HTTP door: OpenAI's API over anything that generates. The only async room."""
+"""Trades in HTTP: OpenAI's API over an open Kdn, and a node's blocks. The only asynchronous room.
+
+Only `kdn.cli` imports it. Read `app.py` first, then `openai/generate.py` along one request.
+"""
 
 from __future__ import annotations
 
 from kdn.serve.app import create_app
-from kdn.serve.listen import listen, make_server, url_of
+from kdn.serve.run import listen, make_server, url_of
 from kdn.serve.service import (
     Embedded,
     Service,

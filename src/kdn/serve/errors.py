@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from fastapi import Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -20,7 +20,7 @@ from kdn.errors import (
     UnknownModel,
 )
 
-__all__ = ["Fault", "Refused", "fault_of", "http_fault", "response", "validation_fault"]
+__all__ = ["Disconnected", "Fault", "Refused", "fault_of", "response", "speak_openai"]
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -45,13 +45,20 @@ class _Wire(msgspec.Struct):
 
 
 class Refused(BadInput):
-    """A request that the HTTP door turns away, with the status and the parameter at fault."""
+    """A request that the server turns away, with the status and the parameter at fault."""
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400
     ) -> None:
         super().__init__(message)
         self.fault = Fault(status, message, _type_of(status), param, code)
+
+
+class Disconnected(Exception):
+    """The client left before its answer was ready; nobody reads what is sent now."""
+
+
+_CLIENT_LEFT = 499  # as nginx writes it in its log
 
 
 def _type_of(status: int) -> str:
@@ -82,12 +89,12 @@ def fault_of(error: Exception) -> Fault:
     return Fault(500, "internal error; the server's log has the details", "server_error")
 
 
-def http_fault(error: HTTPException) -> Fault:
+def _http_fault(error: HTTPException) -> Fault:
     """The fault for an error of the router: no such path, wrong method, unreadable body."""
     return Fault(error.status_code, str(error.detail), _type_of(error.status_code))
 
 
-def validation_fault(error: RequestValidationError) -> Fault:
+def _validation_fault(error: RequestValidationError) -> Fault:
     """The fault for a body of the wrong shape: names the first parameter and what is wrong."""
     first: Mapping[str, object] = error.errors()[0]
     where = _path(first.get("loc", ()))
@@ -118,3 +125,28 @@ def response(fault: Fault) -> Response:
     """The HTTP response that carries `fault`."""
     headers = {"www-authenticate": "Bearer"} if fault.status == 401 else None
     return Response(fault.body(), fault.status, headers, media_type="application/json")
+
+
+def speak_openai(app: FastAPI) -> None:
+    """From now on every error of `app` leaves in OpenAI's shape."""
+
+    async def on_kdn(_request: Request, error: Exception) -> Response:
+        return response(fault_of(error))
+
+    async def on_http(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        cause = error.__cause__
+        return response(fault_of(cause) if isinstance(cause, KdnError) else _http_fault(error))
+
+    async def on_shape(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return response(_validation_fault(error))
+
+    async def on_disconnect(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=_CLIENT_LEFT)
+
+    app.add_exception_handler(Disconnected, on_disconnect)
+    app.add_exception_handler(KdnError, on_kdn)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_shape)
+    app.add_exception_handler(Exception, on_kdn)

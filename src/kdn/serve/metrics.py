@@ -140,12 +140,6 @@ class Metrics:
         with self._lock:
             self._ended += 1
 
-    @property
-    def in_flight(self) -> int:
-        """Streams that were submitted and have not ended."""
-        with self._lock:
-            return self._started - self._ended
-
     def check(self) -> None:
         """Raise AssertionError if more streams have ended than were started."""
         with self._lock:

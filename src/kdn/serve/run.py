@@ -1,29 +1,87 @@
-"""From an open Kdn to a running server: the one place where the two meet."""
+"""Opens the port, joins an open Kdn with the server, and serves until told to stop."""
 
 from __future__ import annotations
 
+import copy
+import errno
 import socket
 from collections.abc import Sequence
+from typing import Any
+
+import uvicorn
+import uvicorn.config
+from starlette.types import ASGIApp
 
 import kdn as package
 from kdn.api import Kdn
 from kdn.core import Prompt, Request, Stream, TokenIds
-from kdn.errors import BadInput, EngineFailed
+from kdn.errors import BadConfig, BadInput, EngineFailed, PortInUse
 from kdn.model import Document, Message
 from kdn.rank import TEMPLATES, Asking
 from kdn.serve.app import create_app
-from kdn.serve.listen import make_server
 from kdn.serve.service import Embedded, ServiceLoad, StoreNumbers, Vocabulary
 from kdn.serve.settings import ServeSettings
 from kdn.serve.store.app import mount_store
 from kdn.serve.store.grants import Grant
 from kdn.store import Match
 
-__all__ = ["KdnService", "run"]
+__all__ = ["KdnService", "listen", "make_server", "run", "url_of"]
+
+
+def listen(settings: ServeSettings) -> socket.socket:
+    """A listening socket: clients may connect from now on and are answered once the server runs.
+
+    Raises PortInUse when the port is taken, BadConfig for an address this machine does not have.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # With the protocol said, asyncio sends small pieces at once; without it the body of an answer
+    # waited 40 ms for the acknowledgement of its headers.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((settings.host, settings.port))
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        where = f"{settings.host}:{settings.port}"
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"{where} is in use by another program; stop it or choose another --port"
+            ) from error
+        raise BadConfig(f"cannot listen on {where}: {error.strerror or error}") from error
+    return listening
+
+
+def url_of(listening: socket.socket, scheme: str = "http") -> str:
+    """Where the socket can be reached, with the port that was truly taken."""
+    host, port = listening.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def make_server(app: ASGIApp, settings: ServeSettings, log_level: str = "info") -> uvicorn.Server:
+    """A server that stops gracefully; `.run(sockets=[listening])` blocks until then."""
+    config = uvicorn.Config(
+        app,
+        log_level=log_level,
+        log_config=_all_to_stderr(),
+        timeout_graceful_shutdown=settings.graceful_s,
+        server_header=False,
+        ws="none",
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.private_key,
+    )
+    return uvicorn.Server(config)
+
+
+def _all_to_stderr() -> dict[str, Any]:
+    """Standard output carries what a command says; it may be a pipe that nobody empties."""
+    config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    return config
 
 
 def run(
-    kdn: Kdn, door: socket.socket, settings: ServeSettings, grants: tuple[Grant, ...] = ()
+    kdn: Kdn, listening: socket.socket, settings: ServeSettings, grants: tuple[Grant, ...] = ()
 ) -> None:
     """Serve until the process is told to stop; answers under way may finish. Blocks.
 
@@ -33,11 +91,11 @@ def run(
     app = create_app(service, settings, version=package.__version__, own_keys=grants)
     if grants:
         mount_store(app, kdn.store, grants, service)
-    make_server(app, settings).run(sockets=[door])
+    make_server(app, settings).run(sockets=[listening])
 
 
 class KdnService:
-    """A Kdn as the HTTP door wants it. Does not own it."""
+    """A Kdn as the server wants it. Does not own it."""
 
     def __init__(self, kdn: Kdn) -> None:
         self._kdn = kdn

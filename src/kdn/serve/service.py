@@ -1,4 +1,4 @@
-"""What the HTTP door needs from the rest of kdn: one small interface."""
+"""What the server needs from the rest of kdn."""
 
 from __future__ import annotations
 
@@ -68,6 +68,10 @@ class Vocabulary(Protocol):
 
     def token_text(self, token_id: int) -> str:
         """One token as text; half a character reads as U+FFFD."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of UTF-8 that the token stands for; those of an answer's tokens join to it."""
         ...
 
 

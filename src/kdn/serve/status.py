@@ -6,41 +6,40 @@ import msgspec
 from fastapi import APIRouter, Response
 
 from kdn.serve.openai.context import RequestContext
-from kdn.serve.openai.parse import adapter_of
-from kdn.serve.openai.responses import ModelCard, ModelList
+from kdn.serve.openai.responses import ModelCard, ModelList, json_response
 
 __all__ = ["about_routes"]
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def about_routes(desk: RequestContext, version: str) -> APIRouter:
+def about_routes(context: RequestContext, version: str) -> APIRouter:
     """The routes, bound to one server's parts."""
     router = APIRouter()
-    cards = _cards(desk)
+    cards = _cards(context)
 
     @router.get("/v1/models")
     async def models() -> Response:
-        return _json(ModelList(list(cards.values())))
+        return json_response(ModelList(list(cards.values())))
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        adapter_of(desk.service, name)
-        return _json(cards[name])
+        context.adapter(name)
+        return json_response(cards[name])
 
     @router.get("/health")
     @router.get("/ping")
     async def health() -> Response:
-        desk.service.load()
+        context.service.load()
         return Response()
 
     @router.get("/version")
     async def tell_version() -> Response:
-        return _json(_Version(version))
+        return json_response(_Version(version))
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        return Response(desk.metrics.text(), media_type=_METRICS_TYPE)
+        return Response(context.metrics.text(), media_type=_METRICS_TYPE)
 
     return router
 
@@ -49,13 +48,9 @@ class _Version(msgspec.Struct):
     version: str
 
 
-def _cards(desk: RequestContext) -> dict[str, ModelCard]:
-    service, created = desk.service, desk.created()
+def _cards(context: RequestContext) -> dict[str, ModelCard]:
+    service, created = context.service, context.created()
     cards = {service.name: ModelCard(service.name, created, service.max_context)}
     for name in service.adapters:
         cards[name] = ModelCard(name, created, service.max_context, parent=service.name)
     return cards
-
-
-def _json(shape: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(shape), media_type="application/json")

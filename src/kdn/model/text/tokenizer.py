@@ -20,6 +20,23 @@ _BROKEN = "\ufffd"
 """What a decoder writes for bytes that are no character (yet)."""
 
 
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+"""How SentencePiece writes a byte that no piece of its vocabulary covers."""
+_SPACE = "\u2581"
+"""How SentencePiece writes a space."""
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters by which byte-level BPE writes the 256 bytes (GPT-2's `bytes_to_unicode`)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    spelt = {chr(byte): byte for byte in shown}
+    return spelt | {chr(256 + number): byte for number, byte in enumerate(hidden)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
 class Tokenizer:
     """One model's tokenizer. Safe to use from several threads: nothing in it changes."""
 
@@ -36,6 +53,9 @@ class Tokenizer:
         self._inner = tokenizers.Tokenizer.from_str(definition)
         self._inner.encode_special_tokens = True
         added = self._inner.get_added_tokens_decoder()
+        self._added = frozenset(added)
+        decoder = json.loads(definition).get("decoder")
+        self._byte_level = '"ByteLevel"' in json.dumps(decoder)
         self._special = {token.content: i for i, token in added.items() if token.special}
         self._cut = _special_cut(token for token in added.values() if token.special)
         self.bos_token = bos_token or ""
@@ -74,6 +94,17 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """One token as text, special ones too. Half a character reads as U+FFFD."""
         return self.decode((token_id,), special=True)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of UTF-8 that one token stands for, also where they are part of a character."""
+        piece = self._inner.id_to_token(token_id)
+        if piece is None or token_id in self._added:
+            return (piece or "").encode()
+        if byte := _BYTE_PIECE.fullmatch(piece):
+            return bytes.fromhex(byte[1])
+        if self._byte_level:
+            return bytes(_BYTE_OF[character] for character in piece)
+        return piece.replace(_SPACE, " ").encode()
 
     def is_special(self, token_id: int) -> bool:
         """Is it a control token, which `decode` leaves out?"""

@@ -1,20 +1,55 @@
-"""What every route has at hand, and the step they share: from requests to a running flight."""
+"""What every route has at hand, and the only place where an HTTP request becomes a `Request`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request as HttpRequest
 
 from kdn.clock import Clock
-from kdn.core import Blend, Prompt, Request, Retention, Sampling
+from kdn.core import Prompt, Request, Sampling
 from kdn.serve.errors import Refused
 from kdn.serve.metrics import Metrics
-from kdn.serve.openai.requests import KdnOptions, SamplingBody
-from kdn.serve.openai.streams import ResponseStreams, depart
+from kdn.serve.openai.requests import JobBody
+from kdn.serve.openai.streams import (
+    GatheredAnswer,
+    ResponseStreams,
+    gather,
+    submit_all,
+    until_disconnect,
+)
 from kdn.serve.service import Service
 from kdn.serve.settings import ServeSettings
 
-__all__ = ["RequestContext"]
+__all__ = ["HttpJob", "RequestContext"]
+
+
+@dataclass(frozen=True)
+class HttpJob:
+    """What all requests of one HTTP request share."""
+
+    id: str
+    created: int
+    """Seconds since 1970."""
+    model: str
+    """The name that the answer gives: the base model or the adapter."""
+    adapter: str | None
+    salt: str
+    priority: int
+
+    def request(self, number: int, prompt: Prompt, sampling: Sampling, **more: Any) -> Request:
+        """The request of this job with that number; `more` are fields of `Request`."""
+        return Request(
+            id=f"{self.id}-{number}",
+            prompt=prompt,
+            sampling=sampling,
+            salt=self.salt,
+            adapter=self.adapter,
+            priority=self.priority,
+            **more,
+        )
 
 
 @dataclass(frozen=True)
@@ -31,48 +66,38 @@ class RequestContext:
         """Now, in whole seconds since 1970."""
         return int(self.clock.wall())
 
-    def depart(
-        self,
-        answer_id: str,
-        prompts: Sequence[tuple[Prompt, Sampling]],
-        body: SamplingBody,
-        adapter: str | None,
-    ) -> ResponseStreams:
-        """Submit `n` requests a prompt, prompts in order. Raises what the engine refuses with."""
-        options = body.kdn or KdnOptions()
-        choices = body.n or 1
-        if len(prompts) * choices > self.settings.max_choices:
-            raise Refused(
-                f"{len(prompts)} prompts with n={choices} ask for more than "
-                f"{self.settings.max_choices} answers",
-                param="n",
-            )
-        requests = [
-            Request(
-                id=f"{answer_id}-{index * choices + choice}",
-                prompt=prompt,
-                sampling=_seeded(sampling, choice),
-                salt=body.cache_salt or "",
-                adapter=adapter,
-                priority=body.priority or 0,
-                reuse=options.reuse is not False,
-                blend=_blend(options),
-                max_kl=options.max_kl,
-                load_within_s=options.load_within_s,
-                retention=Retention(options.keep),
-            )
-            for index, (prompt, sampling) in enumerate(prompts)
-            for choice in range(choices)
-        ]
-        return depart(self.service, self.metrics, requests)
+    def job(self, kind: str, body: JobBody) -> HttpJob:
+        """A new job; `kind` begins its id. Raises Refused for a model that is not served."""
+        adapter = self.adapter(body.model)
+        return HttpJob(
+            id=f"{kind}-{self.new_id()}",
+            created=self.created(),
+            model=adapter or self.service.name,
+            adapter=adapter,
+            salt=body.cache_salt or "",
+            priority=body.priority or 0,
+        )
 
+    def adapter(self, model: str | None) -> str | None:
+        """The adapter that `model` names, None for the base. Raises Refused (404) for other names."""
+        service = self.service
+        if model is None or model == service.name:
+            return None
+        if model in service.adapters:
+            return model
+        served = ", ".join([service.name, *service.adapters])
+        raise Refused(
+            f"the model {model!r} is not served here; this server has {served}",
+            param="model",
+            code="model_not_found",
+            status=404,
+        )
 
-def _blend(options: KdnOptions) -> Blend | None:
-    if options.reuse != "blend":
-        return None
-    return Blend(None if options.ratio == "auto" else options.ratio, options.collection)
+    def submit_all(self, requests: Sequence[Request]) -> ResponseStreams:
+        """All of them running, or none. Raises what the engine refuses with."""
+        return submit_all(self.service, self.metrics, requests)
 
-
-def _seeded(sampling: Sampling, choice: int) -> Sampling:
-    """One seed must not give `n` equal answers."""
-    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)
+    async def answers(self, requests: Sequence[Request], http: HttpRequest) -> list[GatheredAnswer]:
+        """Every answer in order. Raises Disconnected when the client leaves first."""
+        streams = self.submit_all(requests)
+        return await until_disconnect(http, streams, gather(streams, len(requests)))

@@ -6,31 +6,30 @@ import base64
 import struct
 from collections.abc import Sequence
 
-import msgspec
 from fastapi import APIRouter, Response
 from starlette.concurrency import run_in_threadpool
 
 from kdn.serve.errors import Refused
 from kdn.serve.openai.context import RequestContext
+from kdn.serve.openai.parse import refuse_unsupported
 from kdn.serve.openai.requests import EmbeddingBody
-from kdn.serve.openai.responses import Embedding, EmbeddingList, EmbeddingUsage
-from kdn.serve.openai.unsupported import refuse_unsupported
+from kdn.serve.openai.responses import Embedding, EmbeddingList, EmbeddingUsage, json_response
 from kdn.serve.service import Embedded
 
 __all__ = ["embedding_routes"]
 
 
-def embedding_routes(desk: RequestContext) -> APIRouter:
+def embedding_routes(context: RequestContext) -> APIRouter:
     """The route, bound to one server's parts."""
     router = APIRouter()
 
     @router.post("/v1/embeddings")
     async def embed(body: EmbeddingBody) -> Response:
         refuse_unsupported(body.model_extra)
-        found = await run_in_threadpool(desk.service.embed, _texts(body))
+        found = await run_in_threadpool(context.service.embed, _texts(body))
         _check_dimensions(body, found)
         shape = _shape(body, found)
-        return Response(msgspec.json.encode(shape), media_type="application/json")
+        return json_response(shape)
 
     return router
 

@@ -1,8 +1,11 @@
-"""What a body means: its sampling, its conversation, the model it is for."""
+"""What a body means: its sampling, its conversation, and what of it kdn cannot honour.
+
+A parameter that would change the answer is never silently ignored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from kdn.core import Sampling
 from kdn.model import Document, Message
@@ -10,24 +13,9 @@ from kdn.serve.errors import Refused
 from kdn.serve.openai.requests import ContentPart, DocumentBody, MessageBody, SamplingBody
 from kdn.serve.service import Service
 
-__all__ = ["adapter_of", "answer_room", "check_ids", "conversation", "sampling_of"]
+__all__ = ["answer_room", "check_ids", "conversation", "refuse_unsupported", "sampling_of"]
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-
-
-def adapter_of(service: Service, model: str | None) -> str | None:
-    """The adapter that `model` names, None for the base. Raises Refused (404) for other names."""
-    if model is None or model == service.name:
-        return None
-    if model in service.adapters:
-        return model
-    served = ", ".join([service.name, *service.adapters])
-    raise Refused(
-        f"the model {model!r} is not served here; this server has {served}",
-        param="model",
-        code="model_not_found",
-        status=404,
-    )
 
 
 def answer_room(service: Service, num_prompt: int, asked: int | None, default: int) -> int:
@@ -141,3 +129,67 @@ def _parts(body: MessageBody, index: int) -> list[ContentPart]:
                 param=f"messages[{index}].content[{number}]",
             )
     return body.content
+
+
+_HARMLESS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",  # means something only with tools, which are refused
+        "prediction",  # a hint for speed
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "request_id",
+        "safety_identifier",
+        "service_tier",
+        "store",  # of OpenAI's own dashboard
+        "user",
+    }
+)
+"""Labels and hints: the answer is the same without them."""
+
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "audio": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "detokenize": (True,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "presence_penalty": (0,),
+    "prompt_logprobs": (),
+    "reasoning_effort": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+"""Known but without support here, with the values that ask for nothing (null always does)."""
+
+
+def refuse_unsupported(extra: Mapping[str, object] | None) -> None:
+    """Raise Refused for the first parameter that kdn cannot honour."""
+    for name, value in (extra or {}).items():
+        if name in _HARMLESS or (name in _NEUTRAL and (value is None or value in _NEUTRAL[name])):
+            continue
+        known = (
+            f"{name} is not supported by kdn" if name in _NEUTRAL else f"unknown parameter {name}"
+        )
+        raise Refused(f"{known}; leave it out", param=name, code="unsupported_parameter")

@@ -99,10 +99,17 @@ class MessageBody(_Open):
     name: str | None = None
 
 
-class SamplingBody(_Open):
-    """What chat and plain completions have in common."""
+class JobBody(_Open):
+    """What all bodies that ask the model have in common."""
 
     model: str | None = None
+    cache_salt: Text | None = None
+    priority: int | None = None
+
+
+class SamplingBody(JobBody):
+    """What chat and plain completions have in common."""
+
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -116,8 +123,6 @@ class SamplingBody(_Open):
     logit_bias: dict[str, float] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    cache_salt: Text | None = None
-    priority: int | None = None
     kdn: KdnOptions | None = None
 
 
@@ -141,14 +146,6 @@ class EmbeddingBody(_Open):
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
-
-
-class JobBody(_Open):
-    """What one-token questions have in common."""
-
-    model: str | None = None
-    cache_salt: Text | None = None
-    priority: int | None = None
 
 
 class ScoreBody(JobBody):

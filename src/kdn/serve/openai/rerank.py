@@ -1,4 +1,4 @@
-"""Doors to reranking: /rerank, /v1/rerank and /v2/rerank.
+"""Reranking: POST /rerank, /v1/rerank and /v2/rerank.
 
 Jina's and Cohere's clients send `documents` and get `results`; those of text-embeddings-inference
 send `texts` and get a plain list.
@@ -10,13 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import msgspec
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from msgspec import UNSET, Struct, UnsetType
 from starlette.concurrency import run_in_threadpool
 
-from kdn.core import Prompt, Request, Retention, Usage
+from kdn.core import Request, Usage
 from kdn.rank import (
     Asking,
     Layout,
@@ -28,19 +27,16 @@ from kdn.rank import (
     worth_asking,
 )
 from kdn.serve.errors import Refused
-from kdn.serve.openai.context import RequestContext
-from kdn.serve.openai.encode import usage_report
-from kdn.serve.openai.parse import adapter_of
+from kdn.serve.openai.context import HttpJob, RequestContext
+from kdn.serve.openai.parse import refuse_unsupported
 from kdn.serve.openai.requests import RerankBody
-from kdn.serve.openai.responses import UsageReport
-from kdn.serve.openai.streams import depart, gather, unless_gone
-from kdn.serve.openai.unsupported import refuse_unsupported
+from kdn.serve.openai.responses import JobAnswer, json_response, usage_report
 
 __all__ = ["rerank_routes"]
 
 MAX_DOCUMENTS = 10_000
 """Documents of one HTTP request."""
-AT_ONCE = 512
+_QUEUED_TOGETHER = 512
 """Of these, how many wait in the engine's queue together."""
 
 
@@ -64,13 +60,8 @@ class _Meta(Struct):
     api_version: _Version
 
 
-class _Results(Struct, kw_only=True):
-    id: str
-    object: str = "list"
-    created: int
-    model: str
+class _Results(JobAnswer, kw_only=True):
     results: list[_Result]
-    usage: UsageReport
     meta: _Meta
 
 
@@ -82,52 +73,47 @@ class _Scored(Struct):
     text: str | UnsetType = UNSET
 
 
-def rerank_routes(desk: RequestContext) -> APIRouter:
+def rerank_routes(context: RequestContext) -> APIRouter:
     """The routes, bound to one server's parts."""
     router = APIRouter()
 
     @router.post("/rerank")
     @router.post("/v1/rerank")
-    async def rerank(body: RerankBody, request: HttpRequest) -> Response:
-        return await _rerank(desk, body, request, version="1")
+    async def rerank(body: RerankBody, http: HttpRequest) -> Response:
+        return await _rerank(context, body, http, version="1")
 
     @router.post("/v2/rerank")
-    async def rerank_as_cohere(body: RerankBody, request: HttpRequest) -> Response:
-        return await _rerank(desk, body, request, version="2")
+    async def rerank_as_cohere(body: RerankBody, http: HttpRequest) -> Response:
+        return await _rerank(context, body, http, version="2")
 
     return router
 
 
 async def _rerank(
-    desk: RequestContext, body: RerankBody, request: HttpRequest, version: str
+    context: RequestContext, body: RerankBody, http: HttpRequest, version: str
 ) -> Response:
     refuse_unsupported(body.model_extra)
     texts = _texts(body)
-    adapter = adapter_of(desk.service, body.model)
+    job = context.job("rerank", body)
     asking = await run_in_threadpool(
-        desk.service.asking,
+        context.service.asking,
         body.query,
         body.layout,
         body.template,
         body.instruction,
         body.truncate or body.truncation,
     )
-    job_id = f"rerank-{desk.new_id()}"
-    asked = await _odds(desk, body, request, asking, texts, (job_id, adapter))
-    if asked is None:
-        return Response(status_code=499)
-    odds, usages = asked
+    odds, usages = await _odds(context, http, job, asking, worth_asking(texts))
     ranking = rank_by(texts, odds, usages, body.top_n)
     if body.texts is not None:
-        return _json([_scored(one, body) for one in ranking])
+        return json_response([_scored(one, body) for one in ranking])
     shown = version == "1" if body.return_documents is None else body.return_documents
-    results = [_result(one, body, shown=shown) for one in ranking]
-    return _json(
+    return json_response(
         _Results(
-            id=job_id,
-            created=desk.created(),
-            model=adapter or desk.service.name,
-            results=results,
+            id=job.id,
+            created=job.created,
+            model=job.model,
+            results=[_result(one, body, shown=shown) for one in ranking],
             usage=usage_report(usages, usages),
             meta=_Meta(_Version(version)),
         )
@@ -150,56 +136,27 @@ def _texts(body: RerankBody) -> list[str]:
 
 
 async def _odds(
-    desk: RequestContext,
-    body: RerankBody,
-    request: HttpRequest,
-    asking: Asking,
-    texts: Sequence[str],
-    job: tuple[str, str | None],
-) -> tuple[Mapping[str, float], list[Usage]] | None:
-    """Log-odds of each distinct text that is not empty, a part after the other; None when the
-    client left."""
+    context: RequestContext, http: HttpRequest, job: HttpJob, asking: Asking, texts: Sequence[str]
+) -> tuple[Mapping[str, float], list[Usage]]:
+    """Log-odds of each text, a part after the other."""
     odds: dict[str, float] = {}
     usages: list[Usage] = []
-    distinct = worth_asking(texts)
-    for first in range(0, len(distinct), AT_ONCE):
-        part = distinct[first : first + AT_ONCE]
-        prompts = await run_in_threadpool(_prompts, asking, part)
-        requests = _requests(body, asking, prompts, job, first)
-        flight = depart(desk.service, desk.metrics, requests)
-        answers = await unless_gone(request, flight, gather(flight, len(requests)))
-        if answers is None:
-            return None
+    for first in range(0, len(texts), _QUEUED_TOGETHER):
+        part = texts[first : first + _QUEUED_TOGETHER]
+        requests = await run_in_threadpool(_requests, job, asking, part, first)
+        answers = await context.answers(requests, http)
         for text, answer in zip(part, answers, strict=True):
             odds[text] = odds_of(read_logits(asking.choices, answer.tokens[0]))
             usages.append(answer.ended.usage)
     return odds, usages
 
 
-def _prompts(asking: Asking, texts: Sequence[str]) -> list[Prompt]:
-    return [asking.prompt(text) for text in texts]
-
-
-def _requests(
-    body: RerankBody,
-    asking: Asking,
-    prompts: Sequence[Prompt],
-    job: tuple[str, str | None],
-    first: int,
-) -> list[Request]:
-    job_id, adapter = job
+def _requests(job: HttpJob, asking: Asking, texts: Sequence[str], first: int) -> list[Request]:
+    sampling = replace(wanted(asking.choices), raw_logits=True)
+    single_use = asking.layout is Layout.DOCUMENT_FIRST
     return [
-        Request(
-            id=f"{job_id}-{number}",
-            prompt=prompt,
-            sampling=replace(wanted(asking.choices), raw_logits=True),
-            salt=body.cache_salt or "",
-            adapter=adapter,
-            priority=body.priority or 0,
-            retention=Retention.SHARED,
-            single_use=asking.layout is Layout.DOCUMENT_FIRST,
-        )
-        for number, prompt in enumerate(prompts, first)
+        job.request(number, asking.prompt(text), sampling, single_use=single_use)
+        for number, text in enumerate(texts, first)
     ]
 
 
@@ -216,7 +173,3 @@ def _result(one: RankedDocument, body: RerankBody, *, shown: bool) -> _Result:
 
 def _scored(one: RankedDocument, body: RerankBody) -> _Scored:
     return _Scored(one.index, _score(one, body), one.document if body.return_text else UNSET)
-
-
-def _json(shape: object) -> Response:
-    return Response(msgspec.json.encode(shape), media_type="application/json")

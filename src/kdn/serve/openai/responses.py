@@ -1,10 +1,19 @@
-"""The shapes of answers on the wire. Field order and explicit nulls are what OpenAI sends."""
+"""The shapes of answers, and how kdn's own results fill them.
+
+Field order and explicit nulls are what OpenAI sends.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import msgspec
+from fastapi import Response
 from msgspec import UNSET, Struct, UnsetType, field
+
+from kdn.core import FinishReason, Token, TokenProb, Usage
+from kdn.errors import Cancelled
+from kdn.serve.service import Vocabulary
 
 __all__ = [
     "CachedTokens",
@@ -22,11 +31,18 @@ __all__ = [
     "Embedding",
     "EmbeddingList",
     "EmbeddingUsage",
+    "JobAnswer",
     "KdnReport",
     "ModelCard",
     "ModelList",
     "TopLogprob",
     "UsageReport",
+    "chat_logprobs",
+    "completion_logprobs",
+    "finish_name",
+    "json_response",
+    "kdn_report",
+    "usage_report",
 ]
 
 
@@ -57,16 +73,26 @@ class KdnReport(Struct):
     levels: Mapping[str, int]
 
 
+class JobAnswer(Struct, kw_only=True):
+    """What every answer about many things begins with; `data` or its like follows."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    usage: UsageReport
+
+
 class TopLogprob(Struct):
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: list[int]
 
 
 class ChatLogprob(Struct):
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: list[int]
     top_logprobs: list[TopLogprob]
 
 
@@ -94,8 +120,8 @@ class ChatCompletion(Struct, kw_only=True):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: UsageReport
-    kdn: KdnReport
+    usage: UsageReport | UnsetType = UNSET
+    kdn: KdnReport | UnsetType = UNSET
     system_fingerprint: str | None = None
 
 
@@ -183,3 +209,92 @@ class ModelCard(Struct):
 class ModelList(Struct):
     data: list[ModelCard]
     object: str = "list"
+
+
+def json_response(shape: object) -> Response:
+    """`shape` as the JSON body of a response."""
+    return Response(msgspec.json.encode(shape), media_type="application/json")
+
+
+def finish_name(reason: FinishReason) -> str:
+    """`stop` or `length`. OpenAI has no word for an answer that was stopped from outside."""
+    if reason is FinishReason.CANCELLED:
+        raise Cancelled("the answer was stopped before its end")
+    return str(reason)
+
+
+def usage_report(usages: Sequence[Usage], prompts: Sequence[Usage]) -> UsageReport:
+    """All answers' tokens, and each prompt once however many answers it got."""
+    prompt = sum(usage.prompt_tokens for usage in prompts)
+    completion = sum(usage.completion_tokens for usage in usages)
+    cached = sum(usage.cached_tokens for usage in prompts)
+    return UsageReport(prompt, completion, prompt + completion, CachedTokens(cached))
+
+
+def kdn_report(prompts: Sequence[Usage]) -> KdnReport:
+    """What became of the prompts; times are the slowest one's."""
+    tiers: dict[str, int] = {}
+    levels: dict[str, int] = {}
+    for usage in prompts:
+        for tier, tokens in usage.tiers.items():
+            tiers[tier] = tiers.get(tier, 0) + tokens
+        for level, size_bytes in usage.levels.items():
+            levels[level] = levels.get(level, 0) + size_bytes
+    return KdnReport(
+        exact=sum(usage.exact for usage in prompts),
+        blended=sum(usage.blended for usage in prompts),
+        shared=sum(usage.shared for usage in prompts),
+        lossy=sum(usage.lossy for usage in prompts),
+        recomputed=sum(usage.recomputed for usage in prompts),
+        queue_ms=round(max(usage.queue_ms for usage in prompts), 3),
+        ttft_ms=round(max(usage.ttft_ms for usage in prompts), 3),
+        tiers=tiers,
+        levels=levels,
+    )
+
+
+def chat_logprobs(tokens: Sequence[Token], vocabulary: Vocabulary) -> ChatLogprobs:
+    """One entry a token, for tokens that carry a logprob."""
+    return ChatLogprobs([_chat_logprob(token, vocabulary) for token in tokens])
+
+
+def _chat_logprob(token: Token, vocabulary: Vocabulary) -> ChatLogprob:
+    """`bytes` join to the content, also where a token is a part of a character."""
+    text = vocabulary.token_text(token.token_id)
+    own = list(vocabulary.token_bytes(token.token_id))
+    top = [
+        TopLogprob(one.text, one.logprob, list(vocabulary.token_bytes(one.token_id)))
+        for one in token.alternatives
+    ]
+    return ChatLogprob(text, token.logprob or 0.0, own, top)
+
+
+def completion_logprobs(
+    tokens: Sequence[Token], vocabulary: Vocabulary, offset: int
+) -> CompletionLogprobs:
+    """The parallel lists of plain completions; `offset` characters stand before the first token."""
+    found = CompletionLogprobs()
+    for token in tokens:
+        found.tokens.append(_name(token.token_id, vocabulary, {}))
+        found.token_logprobs.append(token.logprob)
+        found.top_logprobs.append(_by_name(token.alternatives, vocabulary) or None)
+        found.text_offset.append(offset)
+        offset += len(token.text)
+    return found
+
+
+def _by_name(alternatives: Sequence[TokenProb], vocabulary: Vocabulary) -> dict[str, float]:
+    """As many entries as alternatives: tokens that read alike get names that differ."""
+    found: dict[str, float] = {}
+    for one in alternatives:
+        found[_name(one.token_id, vocabulary, found)] = one.logprob
+    return found
+
+
+def _name(token_id: int, vocabulary: Vocabulary, taken: Mapping[str, float]) -> str:
+    """The token's text; where that is half a character or taken, its bytes as OpenAI wrote them."""
+    text = vocabulary.token_text(token_id)
+    if "\ufffd" not in text and text not in taken:
+        return text
+    spelt = "bytes:" + "".join(f"\\x{byte:02x}" for byte in vocabulary.token_bytes(token_id))
+    return f"token_id:{token_id}" if spelt in taken else spelt

@@ -1,4 +1,4 @@
-"""From the engine's thread to the event loop: the streams of one HTTP request.
+"""From the engine's thread to the event loop: the streams of one HTTP request, and their events.
 
 The engine pushes each event to a listener, which hands it to the loop; no thread waits.
 """
@@ -10,17 +10,30 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import msgspec
 from fastapi import Request as HttpRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from kdn.core import Finish, FinishReason, Request, Stream, StreamEvent, Token
 from kdn.errors import Cancelled
+from kdn.serve.errors import Disconnected, fault_of
 from kdn.serve.metrics import Metrics
 from kdn.serve.service import Service
 
-__all__ = ["EventStream", "Gathered", "ResponseStreams", "depart", "gather", "unless_gone"]
+__all__ = [
+    "DONE",
+    "EventStream",
+    "GatheredAnswer",
+    "ResponseStreams",
+    "event",
+    "failure",
+    "gather",
+    "submit_all",
+    "until_disconnect",
+]
 
+DONE = b"data: [DONE]\n\n"
 _Pushed = StreamEvent | Exception | None
 T = TypeVar("T")
 
@@ -73,21 +86,22 @@ class ResponseStreams:
             stream.cancel()
 
 
-def depart(service: Service, metrics: Metrics, requests: Sequence[Request]) -> ResponseStreams:
+def submit_all(service: Service, metrics: Metrics, requests: Sequence[Request]) -> ResponseStreams:
     """Submit all requests, or none: what one refusal leaves behind is cancelled."""
-    flight = ResponseStreams(len(requests))
+    streams = ResponseStreams(len(requests))
     try:
         for request in requests:
-            flight.attach(service.submit(request), metrics.listener(_remembering(service, request)))
+            note = _remembering(service, request)
+            streams.attach(service.submit(request), metrics.listener(note))
     except Exception:
-        flight.cancel()
+        streams.cancel()
         raise
-    return flight
+    return streams
 
 
 def _remembering(service: Service, request: Request) -> Callable[[StreamEvent], None]:
     """Collects an answer as it passes and hands its ids to the service at a natural end."""
-    answer = Gathered()
+    answer = GatheredAnswer()
 
     def note(event: StreamEvent) -> None:
         answer.add(event)
@@ -99,7 +113,7 @@ def _remembering(service: Service, request: Request) -> Callable[[StreamEvent], 
 
 
 @dataclass
-class Gathered:
+class GatheredAnswer:
     """One stream's events put together."""
 
     tokens: list[Token] = field(default_factory=list)
@@ -123,27 +137,27 @@ class Gathered:
         return self.finish
 
 
-async def gather(flight: ResponseStreams, num_streams: int) -> list[Gathered]:
+async def gather(streams: ResponseStreams, num_streams: int) -> list[GatheredAnswer]:
     """Every stream to its end."""
-    found = [Gathered() for _ in range(num_streams)]
-    async for index, event in flight.events():
+    found = [GatheredAnswer() for _ in range(num_streams)]
+    async for index, event in streams.events():
         found[index].add(event)
     return found
 
 
-async def unless_gone(
-    request: HttpRequest, flight: ResponseStreams, work: Awaitable[T]
-) -> T | None:
-    """The result of `work`, or None when the client left first. Nothing keeps running."""
+async def until_disconnect(request: HttpRequest, streams: ResponseStreams, work: Awaitable[T]) -> T:
+    """The result of `work`. Raises Disconnected when the client leaves first; nothing keeps running."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
+        if not task.done():
+            raise Disconnected
+        return await task
     finally:
         gone.cancel()
         task.cancel()
-        flight.cancel()
+        streams.cancel()
 
 
 async def _disconnect(request: HttpRequest) -> None:
@@ -152,16 +166,37 @@ async def _disconnect(request: HttpRequest) -> None:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; the flight is cancelled however the response ends."""
+    """Server-sent events; the streams are cancelled however the response ends."""
 
-    def __init__(self, events: AsyncIterator[bytes], flight: ResponseStreams) -> None:
-        # Proxies must hand each event on at once.
+    def __init__(self, events: AsyncIterator[bytes], streams: ResponseStreams) -> None:
+        # Proxies must hand each event on immediately.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(events, headers=headers, media_type="text/event-stream")
-        self._flight = flight
+        self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._flight.cancel()
+            self._streams.cancel()
+
+
+def event(shape: msgspec.Struct) -> bytes:
+    """One server-sent event. JSON has no raw line breaks, so one line suffices."""
+    return b"data: " + _one_line(msgspec.json.encode(shape)) + b"\n\n"
+
+
+def failure(error: Exception) -> bytes:
+    """The event that OpenAI's clients turn into an exception."""
+    return b"data: " + _one_line(fault_of(error).body()) + b"\n\n"
+
+
+def _one_line(json: bytes) -> bytes:
+    """Some clients split lines where Unicode does: those three characters are escaped."""
+    for raw, escaped in _UNICODE_LINE_ENDS:
+        if raw in json:
+            json = json.replace(raw, escaped)
+    return json
+
+
+_UNICODE_LINE_ENDS = tuple((c.encode(), b"\\u%04x" % ord(c)) for c in "\x85\u2028\u2029")

@@ -9,8 +9,9 @@ from starlette.concurrency import run_in_threadpool
 from kdn.core import TokenIds
 from kdn.serve.errors import Refused
 from kdn.serve.openai.context import RequestContext
-from kdn.serve.openai.parse import adapter_of, check_ids, conversation
+from kdn.serve.openai.parse import check_ids, conversation
 from kdn.serve.openai.requests import DetokenizeBody, TokenizeBody
+from kdn.serve.openai.responses import json_response
 
 __all__ = ["token_routes"]
 
@@ -26,36 +27,36 @@ class _Detokenized(msgspec.Struct):
     prompt: str
 
 
-def token_routes(desk: RequestContext) -> APIRouter:
+def token_routes(context: RequestContext) -> APIRouter:
     """The routes, bound to one server's parts."""
     router = APIRouter()
-    vocabulary = desk.service.vocabulary
+    vocabulary = context.service.vocabulary
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> Response:
-        adapter_of(desk.service, body.model)
-        ids = await run_in_threadpool(_ids, desk, body)
-        found = _Tokenized(len(ids), desk.service.max_context, list(ids))
+        context.adapter(body.model)
+        ids = await run_in_threadpool(_ids, context, body)
+        found = _Tokenized(len(ids), context.service.max_context, list(ids))
         if body.return_token_strs:
             found.token_strs = [vocabulary.token_text(token_id) for token_id in ids]
-        return Response(msgspec.json.encode(found), media_type="application/json")
+        return json_response(found)
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> Response:
-        adapter_of(desk.service, body.model)
+        context.adapter(body.model)
         check_ids(body.tokens, vocabulary.vocab_size, "tokens")
         text = await run_in_threadpool(vocabulary.decode, body.tokens, special=True)
-        return Response(msgspec.json.encode(_Detokenized(text)), media_type="application/json")
+        return json_response(_Detokenized(text))
 
     return router
 
 
-def _ids(desk: RequestContext, body: TokenizeBody) -> TokenIds:
+def _ids(context: RequestContext, body: TokenizeBody) -> TokenIds:
     if (body.prompt is None) == (body.messages is None):
         raise Refused("give either prompt or messages", param="prompt")
     if body.messages is not None:
         messages, documents = conversation(body.messages, body.documents)
-        return desk.service.prompt(messages, documents, "").token_ids
-    vocabulary = desk.service.vocabulary
+        return context.service.prompt(messages, documents, "").token_ids
+    vocabulary = context.service.vocabulary
     begin = () if body.add_special_tokens is False else vocabulary.bos_ids
     return begin + vocabulary.encode(body.prompt or "", special=True)

@@ -1,13 +1,12 @@
-"""A node: a store and its door, without any model."""
+"""A node: a store over HTTP, without any model."""
 
 from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 from starlette.middleware import Middleware
 
-from kdn.serve.app import speak_openai
 from kdn.serve.auth import Auth
-from kdn.serve.errors import Refused
+from kdn.serve.errors import Refused, speak_openai
 from kdn.serve.settings import ServeSettings
 from kdn.serve.store.blocks import block_routes
 from kdn.serve.store.grants import Grant, grant_for

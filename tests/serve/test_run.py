@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from kdn.serve.listen import listen
+from kdn.serve.run import listen
 from kdn.serve.settings import ServeSettings
 
 

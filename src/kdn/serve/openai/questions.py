@@ -1,4 +1,4 @@
-"""Doors to one-token questions: /v1/score, /classify and /v1/decisions.
+"""One-token questions: /v1/score, /classify and /v1/decisions.
 
 Two shapes of score are in use: pairs of texts (`text_1`/`text_2`, `queries`/`documents` and the
 like), answered with how likely Yes is; and `query`, `items` and `label_token_ids`, answered with
@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from msgspec import Struct
 from starlette.concurrency import run_in_threadpool
 
-from kdn.core import Prompt, Request, Retention, Sampling, TokenIds
+from kdn.core import Prompt, Sampling, TokenIds
 from kdn.rank import (
     YES_NO,
     Choice,
@@ -32,200 +32,144 @@ from kdn.rank import (
     wanted,
 )
 from kdn.serve.errors import Refused
-from kdn.serve.openai.context import RequestContext
-from kdn.serve.openai.encode import usage_report
-from kdn.serve.openai.parse import adapter_of, check_ids
+from kdn.serve.openai.context import HttpJob, RequestContext
+from kdn.serve.openai.parse import check_ids, refuse_unsupported
 from kdn.serve.openai.requests import ClassifyBody, DecisionBody, JobBody, ScoreBody
-from kdn.serve.openai.responses import UsageReport
-from kdn.serve.openai.streams import Gathered, depart, gather, unless_gone
-from kdn.serve.openai.unsupported import refuse_unsupported
+from kdn.serve.openai.responses import JobAnswer, json_response, usage_report
+from kdn.serve.openai.streams import GatheredAnswer
 
-__all__ = ["one_token_routes"]
+__all__ = ["question_routes"]
 
 MAX_QUESTIONS = 1024
 """Questions of one HTTP request; each holds a place in the queue."""
 
 
-class Score(Struct):
+class _Score(Struct):
     index: int
     score: float
     object: str = "score"
 
 
-class ScoreList(Struct, kw_only=True):
-    id: str
-    object: str = "list"
-    created: int
-    model: str
-    data: list[Score]
-    usage: UsageReport
-
-
-class LabelScores(Struct, kw_only=True):
-    """`scores[item][label]` in the order of `items` and `label_token_ids`."""
-
-    id: str
-    object: str = "scoring"
-    created: int
-    model: str
-    scores: list[list[float]]
-    usage: UsageReport
-
-
-class Classified(Struct):
+class _Classified(Struct):
     index: int
     label: str
     probs: list[float]
     num_classes: int
 
 
-class ClassifiedList(Struct, kw_only=True):
-    id: str
-    object: str = "list"
-    created: int
-    model: str
-    data: list[Classified]
-    usage: UsageReport
-
-
-class DecisionAnswer(Struct):
+class _Decision(Struct):
     index: int
     decision: bool
     probability: float
     """Of yes."""
 
 
-class DecisionList(Struct, kw_only=True):
-    id: str
-    object: str = "list"
-    created: int
-    model: str
-    data: list[DecisionAnswer]
-    usage: UsageReport
+class _List(JobAnswer, kw_only=True):
+    data: Sequence[_Score | _Classified | _Decision]
+
+
+class _LabelScores(JobAnswer, kw_only=True):
+    """`scores[item][label]` in the order of `items` and `label_token_ids`."""
+
+    object: str = "scoring"
+    scores: list[list[float]]
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What came back for each prompt, and what every answer begins with."""
+    """What came back for each prompt."""
 
-    id: str
-    created: int
-    model: str
-    answers: list[Gathered]
-
-    @property
-    def usage(self) -> UsageReport:
-        usages = [answer.ended.usage for answer in self.answers]
-        return usage_report(usages, usages)
+    job: HttpJob
+    answers: list[GatheredAnswer]
 
     def verdicts(self, choices: Sequence[Choice]) -> list[ChoiceProbabilities]:
         return [read_probabilities(choices, a.tokens[0], a.ended.usage) for a in self.answers]
 
+    def response(self, kind: type[JobAnswer], **more: Any) -> Response:
+        """`kind` filled with what the job has in common, and `more`."""
+        usages = [answer.ended.usage for answer in self.answers]
+        usage, job = usage_report(usages, usages), self.job
+        return json_response(
+            kind(id=job.id, created=job.created, model=job.model, usage=usage, **more)
+        )
 
-def one_token_routes(desk: RequestContext) -> APIRouter:
+
+def question_routes(context: RequestContext) -> APIRouter:
     """The routes, bound to one server's parts."""
     router = APIRouter()
 
     @router.post("/score")
     @router.post("/v1/score")
-    async def score(body: ScoreBody, request: HttpRequest) -> Response:
+    async def score(body: ScoreBody, http: HttpRequest) -> Response:
         refuse_unsupported(body.model_extra)
         if body.label_token_ids is not None:
-            return await _score_labels(desk, body, request)
-        left, right = _pairs(body)
-        choices = _choices(desk, YES_NO)
-        asked = await _ask(
-            desk,
-            body,
-            request,
-            [pair_question(a, b, body.instruction) for a, b in zip(left, right, strict=True)],
-            wanted(choices),
-        )
-        if asked is None:
-            return Response(status_code=499)
-        data = [Score(i, v.probabilities[0]) for i, v in enumerate(asked.verdicts(choices))]
-        return _json(
-            ScoreList(
-                id=asked.id, created=asked.created, model=asked.model, data=data, usage=asked.usage
-            )
+            return await _score_labels(context, body, http)
+        pairs, choices = _pairs(body), _choices(context, YES_NO)
+        questions = [pair_question(a, b, body.instruction) for a, b in pairs]
+        asked = await _ask(context, body, http, questions, choices)
+        verdicts = asked.verdicts(choices)
+        return asked.response(
+            _List, data=[_Score(i, v.probabilities[0]) for i, v in enumerate(verdicts)]
         )
 
     @router.post("/classify")
     @router.post("/v1/classify")
-    async def classify(body: ClassifyBody, request: HttpRequest) -> Response:
+    async def classify(body: ClassifyBody, http: HttpRequest) -> Response:
         refuse_unsupported(body.model_extra)
         texts = [body.input] if isinstance(body.input, str) else body.input
-        choices = _choices(desk, body.labels)
+        choices = _choices(context, body.labels)
         names = [choice.name for choice in choices]
         questions = [classify_question(text, names, body.instruction) for text in texts]
-        asked = await _ask(desk, body, request, questions, wanted(choices))
-        if asked is None:
-            return Response(status_code=499)
+        asked = await _ask(context, body, http, questions, choices)
         data = [
-            Classified(index, verdict.best, list(verdict.probabilities), len(choices))
+            _Classified(index, verdict.best, list(verdict.probabilities), len(choices))
             for index, verdict in enumerate(asked.verdicts(choices))
         ]
-        return _json(
-            ClassifiedList(
-                id=asked.id, created=asked.created, model=asked.model, data=data, usage=asked.usage
-            )
-        )
+        return asked.response(_List, data=data)
 
     @router.post("/v1/decisions")
-    async def decide(body: DecisionBody, request: HttpRequest) -> Response:
+    async def decide(body: DecisionBody, http: HttpRequest) -> Response:
         refuse_unsupported(body.model_extra)
-        choices = _choices(desk, YES_NO)
+        choices = _choices(context, YES_NO)
         questions = [decision_question(body.input, one) for one in body.questions]
-        asked = await _ask(desk, body, request, questions, wanted(choices))
-        if asked is None:
-            return Response(status_code=499)
+        asked = await _ask(context, body, http, questions, choices)
         data = [
-            DecisionAnswer(index, verdict.best == YES_NO[0], verdict.probabilities[0])
+            _Decision(index, verdict.best == YES_NO[0], verdict.probabilities[0])
             for index, verdict in enumerate(asked.verdicts(choices))
         ]
-        return _json(
-            DecisionList(
-                id=asked.id, created=asked.created, model=asked.model, data=data, usage=asked.usage
-            )
-        )
+        return asked.response(_List, data=data)
 
     return router
 
 
-async def _score_labels(desk: RequestContext, body: ScoreBody, request: HttpRequest) -> Response:
+async def _score_labels(context: RequestContext, body: ScoreBody, http: HttpRequest) -> Response:
     """Label tokens after query and item; shares among the labels, or probabilities among all tokens."""
-    labels, vocabulary = tuple(body.label_token_ids or ()), desk.service.vocabulary
+    labels, vocabulary = tuple(body.label_token_ids or ()), context.service.vocabulary
     check_ids(labels, vocabulary.vocab_size, "label_token_ids")
     if not labels or len(set(labels)) < len(labels):
         raise Refused("label_token_ids must name tokens, each once", param="label_token_ids")
-    prompts = await run_in_threadpool(_label_prompts, desk, body)
+    prompts = await run_in_threadpool(_label_prompts, context, body)
     allowed = labels if body.apply_softmax else ()
     sampling = Sampling(max_tokens=1, ignore_eos=True, allowed=allowed, ranked=labels, logprobs=0)
-    asked = await _run(desk, body, request, prompts, sampling)
-    if asked is None:
-        return Response(status_code=499)
+    asked = await _run(context, body, http, prompts, sampling)
     choices = [Choice(str(token), token) for token in labels]
     if body.apply_softmax:
         scores = [list(verdict.probabilities) for verdict in asked.verdicts(choices)]
     else:
         scores = [_raw(answer, labels) for answer in asked.answers]
-    return _json(
-        LabelScores(
-            id=asked.id, created=asked.created, model=asked.model, scores=scores, usage=asked.usage
-        )
-    )
+    return asked.response(_LabelScores, scores=scores)
 
 
-def _raw(answer: Gathered, labels: TokenIds) -> list[float]:
+def _raw(answer: GatheredAnswer, labels: TokenIds) -> list[float]:
     found = {other.token_id: other.logprob for other in answer.tokens[0].alternatives}
     return [math.exp(found[label]) for label in labels]
 
 
-def _label_prompts(desk: RequestContext, body: ScoreBody) -> list[Prompt]:
+def _label_prompts(context: RequestContext, body: ScoreBody) -> list[Prompt]:
     query, items = body.query, body.items
     if query is None or not items:
         raise Refused("label_token_ids go with a query and items", param="items")
-    vocabulary = desk.service.vocabulary
+    vocabulary = context.service.vocabulary
     start = vocabulary.bos_ids
 
     def ids(given: str | list[int]) -> TokenIds:
@@ -244,7 +188,7 @@ def _label_prompts(desk: RequestContext, body: ScoreBody) -> list[Prompt]:
     return found
 
 
-def _pairs(body: ScoreBody) -> tuple[list[str], list[str]]:
+def _pairs(body: ScoreBody) -> list[tuple[str, str]]:
     """Queries and texts, one each; a single query is paired with every text."""
     lefts = (body.text_1, body.queries, body.data_1)
     rights = (body.text_2, body.documents, body.data_2, _texts_only(body.items))
@@ -266,7 +210,7 @@ def _pairs(body: ScoreBody) -> tuple[list[str], list[str]]:
             "give as many, or one and many",
             param="text_2",
         )
-    return queries, texts
+    return list(zip(queries, texts, strict=True))
 
 
 def _texts_only(items: str | list[str | list[int]] | None) -> str | list[str] | None:
@@ -278,55 +222,35 @@ def _texts_only(items: str | list[str | list[int]] | None) -> str | list[str] | 
     return texts
 
 
-def _choices(desk: RequestContext, words: Sequence[str]) -> tuple[Choice, ...]:
-    return make_choices(words, desk.service.vocabulary.encode)
+def _choices(context: RequestContext, words: Sequence[str]) -> tuple[Choice, ...]:
+    return make_choices(words, context.service.vocabulary.encode)
 
 
 async def _ask(
-    desk: RequestContext,
+    context: RequestContext,
     body: JobBody,
-    request: HttpRequest,
+    http: HttpRequest,
     questions: Sequence[Conversation],
-    sampling: Sampling,
-) -> _Asked | None:
-    """The answers to conversations; None when the client left."""
-    salt, service = body.cache_salt or "", desk.service
+    choices: Sequence[Choice],
+) -> _Asked:
+    """The answers to conversations, each one of `choices`."""
+    salt, service = body.cache_salt or "", context.service
 
-    def cut() -> list[Prompt]:
+    def prompts() -> list[Prompt]:
         return [service.prompt(list(q.messages), list(q.documents), salt) for q in questions]
 
-    return await _run(desk, body, request, await run_in_threadpool(cut), sampling)
+    return await _run(context, body, http, await run_in_threadpool(prompts), wanted(choices))
 
 
 async def _run(
-    desk: RequestContext,
+    context: RequestContext,
     body: JobBody,
-    request: HttpRequest,
+    http: HttpRequest,
     prompts: Sequence[Prompt],
     sampling: Sampling,
-) -> _Asked | None:
+) -> _Asked:
     if not 1 <= len(prompts) <= MAX_QUESTIONS:
         raise Refused(f"{len(prompts)} questions; a request may hold 1 to {MAX_QUESTIONS}")
-    adapter = adapter_of(desk.service, body.model)
-    job_id = f"job-{desk.new_id()}"
-    requests = [
-        Request(
-            id=f"{job_id}-{index}",
-            prompt=prompt,
-            sampling=sampling,
-            salt=body.cache_salt or "",
-            adapter=adapter,
-            priority=body.priority or 0,
-            retention=Retention.SHARED,
-        )
-        for index, prompt in enumerate(prompts)
-    ]
-    flight = depart(desk.service, desk.metrics, requests)
-    answers = await unless_gone(request, flight, gather(flight, len(requests)))
-    if answers is None:
-        return None
-    return _Asked(job_id, desk.created(), adapter or desk.service.name, answers)
-
-
-def _json(shape: Struct) -> Response:
-    return Response(msgspec.json.encode(shape), media_type="application/json")
+    job = context.job("job", body)
+    requests = [job.request(index, prompt, sampling) for index, prompt in enumerate(prompts)]
+    return _Asked(job, await context.answers(requests, http))
