@@ -20,7 +20,7 @@ from kdn.errors import PromptTooLong
 from kdn.store import RemoteTier, Store, open_store
 from kdn.trace import Recorder
 from tests.cli.program import finish, start
-from tests.serve.test_node import self_signed
+from tests.serve.store.test_node import self_signed
 from tests.store.helpers import MODEL, block_id, make_block
 from tests.store.remotes import node_server, s3_server
 
