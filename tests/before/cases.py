@@ -97,7 +97,37 @@ def tiny_outputs(model: Path, adapter: Path, home: Path, work: Path) -> dict[str
         for name in ("cold int8", "lossy hit"):
             asked = seams.request(k, "Where?", TEXTS, max_tokens=8)
             found[name] = answer(*seams.run(k, asked)[0])
-    return found
+    for codec in ("lossless", "fp8", "int4", "entropy-2"):
+        with seams.opened(model, home, store=work / codec, codec=codec) as k:
+            for _ in range(2):
+                asked = seams.request(k, "Where?", [HEN], max_tokens=4)
+                found[f"found as {codec}"] = answer(*seams.run(k, asked)[0])
+    with seams.opened(model, home, store=work / "e", int8=True) as k:
+        asked = seams.request(k, "Where is the hen?", TEXTS, max_tokens=6)
+        found["weights in int8"] = answer(*seams.run(k, asked)[0])
+    packed = {"policy": "families", "pack_tokens": 512}
+    with seams.opened(model, home, store=work / "f", engine=packed) as k:
+        found["score, packed"] = _verdicts(lambda: k.score("Where is the boat?", TEXTS))
+    for family in ("mistral", "qwen2", "qwen3"):
+        other = seams.tiny(work / family, family)
+        with seams.opened(other, home, store=work / f"of {family}") as k:
+            for name in ("cold", "hit"):
+                asked = seams.request(k, "Where is the hen?", TEXTS, max_tokens=6)
+                found[f"{family}, {name}"] = answer(*seams.run(k, asked)[0])
+    return found | _with_drift(model, work)
+
+
+def _with_drift(model: Path, work: Path) -> dict[str, Any]:
+    """A blend whose stored keys lose half of what they drift by, in a home of its own."""
+    with seams.opened(model, work / "home", store=work / "g", drift=0.5) as k:
+        shift = k.learn_drift().shift
+        for text in TEXTS:
+            k.prefill(text)
+        asked = seams.request(k, "Where?", TEXTS, max_tokens=6, blend=True, ratio=0.2)
+        return {
+            "drift": [[round(float(one), 4) for one in row[0, :6]] for row in shift],
+            "blended with drift": answer(*seams.run(k, asked)[0]),
+        }
 
 
 def _turns(k: kdn.Kdn) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ PARTS = [
     {"type": "text", "text": "Where is it?", "kdn": {"role": "question"}},
 ]
 DOCUMENTS = [{"text": HEN, "id": "hen"}, {"text": BOAT}]
+TURNED = [{"text": BOAT}, {"text": HEN, "id": "hen"}, {"text": TOWN}]
+BLEND = {"reuse": "blend", "keep": "nothing"}
 COUNTED = {"stream_options": {"include_usage": True}}
 EMBEDDINGS = "/v1/embeddings"
 
@@ -73,6 +75,12 @@ EXCHANGES: Exchanges = (
     *SEVERAL,
     # once more: now all that they share is stored
     *SEVERAL,
+    # a blend that leaves nothing to be done
+    (
+        CHAT,
+        {"messages": HELLO, "documents": TURNED, "max_tokens": 4, "kdn": BLEND | {"ratio": 0.2}},
+    ),
+    (CHAT, {"messages": HELLO, "documents": TURNED, "max_tokens": 2, "kdn": BLEND, "stream": True}),
     # tokens and embeddings
     ("/tokenize", {"prompt": "Hen<|end|>", "return_token_strs": True}),
     ("/tokenize", {"messages": HELLO}),

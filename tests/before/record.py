@@ -42,9 +42,9 @@ def main() -> None:
 
 
 def _write_stores(home: Path, work: Path) -> None:
-    """`store/` and `sealed/`: stored by the public verbs, but for one block of a blend's recipe."""
+    """Three folders, stored by the public verbs, but for one block of a blend's recipe."""
     thin = stored.thin(work / "thin")
-    for name in ("store", "sealed"):
+    for name in stored.FOLDERS:
         shutil.rmtree(HERE / name, ignore_errors=True)
     with seams.opened(thin, home, store=HERE / "store", codec="int8") as k:
         seams.run(k, stored.lossy_request(k))
@@ -54,7 +54,10 @@ def _write_stores(home: Path, work: Path) -> None:
         stored.put_tainted_copy(k)
     with seams.opened(thin, home, store=HERE / "sealed", key_file=stored.key_file(work)) as k:
         seams.said(k, "Say a word.", Sampling(max_tokens=4))
-    for name in ("store", "sealed"):
+    for codec in stored.CODECS:
+        with seams.opened(thin, home, store=HERE / "codecs", dtype="bfloat16", codec=codec) as k:
+            seams.run(k, seams.request(k, "Say.", max_tokens=2, keep="all", salt=codec))
+    for name in stored.FOLDERS:
         shutil.copytree(HERE / name, work / "copies" / name)
     _save("store.json", stored.seen(thin, home, work / "copies", work))
 

@@ -52,6 +52,8 @@ def opened(
     library: Path | None = None,
     engine: dict[str, Any] | None = None,
     audit: bool = True,
+    drift: float = 0.0,
+    int8: bool = False,
     **store_options: Any,
 ) -> Iterator[kdn.Kdn]:
     """A Kdn whose clock stands still: no decision depends on how fast the machine is."""
@@ -59,7 +61,7 @@ def opened(
         home=home,
         engine=EngineConfig(kv_budget_bytes=1 << 28, fit_idle_s=0, **(engine or {})),
         store=StoreConfig(folder=store, disk_bytes=1 << 28, memory_bytes=1 << 27, **store_options),
-        blend=BlendConfig(drift=0, guard_every=0),
+        blend=BlendConfig(drift=drift, guard_every=0),
         library=LibraryConfig(folder=library),
     )
     with kdn.open(
@@ -68,6 +70,7 @@ def opened(
         dtype=dtype,
         device="cpu",
         adapters=adapters,
+        int8=int8,
         clock=ManualClock(),
         trace=Recorder(keep=1 << 20),
     ) as k:
@@ -76,9 +79,9 @@ def opened(
             k.check()
 
 
-def tiny(folder: Path) -> Path:
-    """The tiny model that everything here was recorded with: 512 bytes of KV a token in fp32."""
-    return write_tiny_model(folder, "llama", seed=3, max_position_embeddings=4096)
+def tiny(folder: Path, family: str = "llama") -> Path:
+    """The tiny model that most was recorded with: 512 bytes of KV a token in fp32."""
+    return write_tiny_model(folder, family, seed=3, max_position_embeddings=4096)
 
 
 def tiny_adapter(folder: Path) -> Path:

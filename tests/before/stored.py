@@ -16,6 +16,8 @@ from tests.before.cases import BOAT, HEN, KEY, SECOND, accounting
 
 ROWS = " ".join(f"Row {number} holds {number * 7} seeds." for number in range(12))
 """More than 256 tokens: two blocks."""
+CODECS = ("none", "lossless", "fp8", "int8", "int4", "entropy-1", "entropy-4")
+FOLDERS = ("store", "sealed", "codecs")
 BLENDED = Recipe((Cause.BLEND,))
 
 
@@ -63,7 +65,7 @@ def put_tainted_copy(k: kdn.Kdn) -> None:
 
 
 def seen(model: Path, home: Path, folders: Path, work: Path) -> dict[str, Any]:
-    """All that can be seen of both folders by who opens them. Uses the folders: give copies."""
+    """All that can be seen of the folders by who opens them. Uses the folders: give copies."""
     with seams.opened(model, home, store=folders / "store") as k:
         found: dict[str, Any] = {
             "blocks": seams.blocks(k),
@@ -86,6 +88,12 @@ def seen(model: Path, home: Path, folders: Path, work: Path) -> dict[str, Any]:
         }
     with seams.opened(model, home, store=folders / "sealed", audit=False) as k:
         found["sealed, without the key"] = len(k.store.entries())
+    with seams.opened(model, home, store=folders / "codecs", dtype="bfloat16") as k:
+        found["codecs"] = {
+            "blocks": seams.blocks(k),
+            "checksums": checksums(k),
+            "damaged": list(k.store.verify().corrupt),
+        }
     return found
 
 

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 def test_every_block_is_found_and_holds_the_same_keys_and_values(
     tmp_path: Path, before_home: Path
 ) -> None:
-    for name in ("store", "sealed"):
+    for name in stored.FOLDERS:
         shutil.copytree(HERE / name, tmp_path / name)
     found = stored.seen(stored.thin(tmp_path / "thin"), before_home, tmp_path, tmp_path)
     expected = json.loads((HERE / "store.json").read_text("utf-8"))
