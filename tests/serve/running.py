@@ -37,13 +37,13 @@ class Running:
 def running(service: Service, settings: ServeSettings | None = None) -> Iterator[Running]:
     """Serve until the end of the block; then wait for the server to be gone."""
     settings = settings or ServeSettings(port=0, graceful_s=5)
-    door = listen(settings)
+    listening = listen(settings)
     app = create_app(service, settings, version="1.2.3", clock=ManualClock(wall_s=1_700_000_000))
     server = make_server(app, settings, log_level="warning")
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     key = settings.api_keys[0] if settings.api_keys else "unused"
-    url = url_of(door)
+    url = url_of(listening)
     headers = {"authorization": f"Bearer {key}"}
     try:
         with (
@@ -54,4 +54,4 @@ def running(service: Service, settings: ServeSettings | None = None) -> Iterator
     finally:
         server.should_exit = True
         thread.join()
-        door.close()
+        listening.close()

@@ -1,6 +1,6 @@
 """A stand-in for a model: answers from a script, one character a token, on a thread of its own.
 
-It keeps books of everything it did, so that a test can compare what the server reports with them.
+It records everything it did, so that a test can compare what the server reports with them.
 """
 
 from __future__ import annotations

@@ -52,10 +52,10 @@ def node(
         certificate=certificate or config.serve.certificate,
         private_key=private_key or config.serve.private_key,
     )
-    with listen(settings) as door, open_configured_store(config) as store:
-        url = url_of(door, settings.scheme)
+    with listen(settings) as listening, open_configured_store(config) as store:
+        url = url_of(listening, settings.scheme)
         if as_json:
             emit({"url": url, "blocks": store.stat().blocks})
         say(f"the store of {config.store_folder} at {url} (Ctrl-C stops)")
         app = create_node_app(store, settings, grants, version=kdn.__version__)
-        make_server(app, settings).run(sockets=[door])
+        make_server(app, settings).run(sockets=[listening])

@@ -59,15 +59,15 @@ def serve(
     )
     grants = read_grants(config.serve.store_key, config.serve.tenant_keys)
     # The port first: that it is taken must not come out only after a model was loaded.
-    with listen(settings) as door:
-        url = url_of(door, settings.scheme)
+    with listen(settings) as listening:
+        url = url_of(listening, settings.scheme)
         choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
         with choice.open(config) as kdn:
             if as_json:
                 emit({"url": url, "model": kdn.name, "adapters": sorted(kdn.model.adapters)})
             signal.signal(signal.SIGTERM, _leave)
             say(f"{kdn.name} at {url}/v1 (Ctrl-C stops)")
-            run(kdn, door, settings, grants)
+            run(kdn, listening, settings, grants)
 
 
 def _leave(_signal: int, _frame: object) -> None:

@@ -25,7 +25,7 @@ __all__ = ["KdnRerank"]
 class KdnRerank(BaseDocumentCompressor):
     """Keeps the documents that fit a query best, best first, with `relevance_score` in their metadata.
 
-    `kdn` is an open model, which stays the caller's to close; what else there is, is as in
+    `kdn` is an open model, which stays the caller's to close; the other fields are the arguments of
     `Kdn.rerank`.  The documents given are left as they are.
     """
 
@@ -59,5 +59,5 @@ class KdnRerank(BaseDocumentCompressor):
 
 
 def _scored(document: Document, score: float) -> Document:
-    told = {**document.metadata, "relevance_score": score}
-    return document.model_copy(update={"metadata": told})
+    metadata = {**document.metadata, "relevance_score": score}
+    return document.model_copy(update={"metadata": metadata})

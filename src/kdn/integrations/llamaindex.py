@@ -20,7 +20,7 @@ __all__ = ["KdnPostprocessor"]
 class KdnPostprocessor(BaseNodePostprocessor):
     """Keeps the nodes that fit a query best, best first, with kdn's score in place of the retriever's.
 
-    `kdn` is an open model, which stays the caller's to close; what else there is, is as in
+    `kdn` is an open model, which stays the caller's to close; the other fields are the arguments of
     `Kdn.rerank`.
     """
 

@@ -151,7 +151,7 @@ class Metrics:
 
 
 class _Now(Collector):
-    """Asks the service at each scrape: load of the engine, books of the store."""
+    """Asks the service at each scrape: load of the engine, numbers of the store."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -1,4 +1,4 @@
-"""Opens the port, joins an open Kdn with the server, and serves until told to stop."""
+"""Opens the port, joins an open Kdn with the server, and serves until a stop is asked for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def listen(settings: ServeSettings) -> socket.socket:
     Raises PortInUse when the port is taken, BadConfig for an address this machine does not have.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # With the protocol said, asyncio sends small pieces at once; without it the body of an answer
+    # With the protocol named, asyncio sends small pieces immediately; without it the body of an answer
     # waited 40 ms for the acknowledgement of its headers.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
@@ -83,9 +83,9 @@ def _all_to_stderr() -> dict[str, Any]:
 def run(
     kdn: Kdn, listening: socket.socket, settings: ServeSettings, grants: tuple[Grant, ...] = ()
 ) -> None:
-    """Serve until the process is told to stop; answers under way may finish. Blocks.
+    """Serve until the process is asked to stop; running answers may finish. Blocks.
 
-    With `grants` the store is served too, to those who hold one of their tokens.
+    With `grants` the store is served too, to callers that hold one of their tokens.
     """
     service = KdnService(kdn)
     app = create_app(service, settings, version=package.__version__, own_keys=grants)

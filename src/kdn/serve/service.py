@@ -25,7 +25,7 @@ class ServiceLoad:
 
 @dataclass(frozen=True)
 class StoreNumbers:
-    """The store's books, as far as an outsider wants them."""
+    """What the store counts and holds, as far as /metrics tells it."""
 
     blocks: Mapping[str, int] = field(default_factory=dict)
     """By tier."""

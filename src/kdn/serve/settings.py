@@ -1,4 +1,4 @@
-"""What a server may be told."""
+"""The settings of a server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ServeSettings:
     private_key: Path | None = None
     """The certificate's key (PEM); None when it stands in the same file."""
     graceful_s: int = 30
-    """How long running answers may go on after the server was told to stop."""
+    """How long running answers may go on after a stop was asked for."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65_536:

@@ -48,7 +48,9 @@ def test_pairs_of_texts_under_every_name(
     server: Running, opened: kdn.Kdn, names: tuple[str, str]
 ) -> None:
     found = post(server, "/v1/score", **{names[0]: "Where is the cat?", names[1]: TEXTS})
-    expected = [verdict.probabilities[0] for verdict in opened.score("Where is the cat?", TEXTS)]
+    expected = [
+        expected_one.probabilities[0] for expected_one in opened.score("Where is the cat?", TEXTS)
+    ]
     assert [one["score"] for one in found["data"]] == pytest.approx(expected, abs=1e-5)
     assert [one["index"] for one in found["data"]] == [0, 1]
     assert found["object"] == "list"
@@ -80,18 +82,18 @@ def test_classify(server: Running, opened: kdn.Kdn) -> None:
     found = post(server, "/classify", input=TEXTS, labels=labels)["data"]
     choices = make_choices(labels, opened.model.tokenizer.encode)
     asked = [opened.question(classify_question(text, labels)) for text in TEXTS]
-    for one, verdict in zip(found, opened.judge().ask(asked, choices), strict=True):
-        assert one["probs"] == pytest.approx(verdict.probabilities, abs=1e-5)
-        assert one["label"] == verdict.best
+    for one, expected_one in zip(found, opened.judge().ask(asked, choices), strict=True):
+        assert one["probs"] == pytest.approx(expected_one.probabilities, abs=1e-5)
+        assert one["label"] == expected_one.best
         assert one["num_classes"] == 3
 
 
 def test_decisions_about_one_text(server: Running, opened: kdn.Kdn) -> None:
     questions = ["Is there a cat?", "Does it rain?"]
     found = post(server, "/v1/decisions", input=TEXTS[0], questions=questions)["data"]
-    for one, verdict in zip(found, opened.decide(TEXTS[0], questions), strict=True):
-        assert one["probability"] == pytest.approx(verdict.probabilities[0], abs=1e-5)
-        assert one["decision"] == (verdict.best == "Yes")
+    for one, expected_one in zip(found, opened.decide(TEXTS[0], questions), strict=True):
+        assert one["probability"] == pytest.approx(expected_one.probabilities[0], abs=1e-5)
+        assert one["decision"] == (expected_one.best == "Yes")
 
 
 def test_a_chat_of_one_token_takes_no_kv_but_one_layers(server: Running, opened: kdn.Kdn) -> None:

@@ -237,20 +237,20 @@ def test_a_body_beyond_the_limit_is_refused_with_or_without_a_length() -> None:
     try:
         with running(service, settings) as server:
             headers = {"content-type": "application/json"}
-            told = server.http.post("/v1/completions", content=b"x" * 1001, headers=headers)
-            assert told.status_code == 413
+            stated = server.http.post("/v1/completions", content=b"x" * 1001, headers=headers)
+            assert stated.status_code == 413
             pieces = iter([b"x" * 600, b"x" * 600])
-            untold = server.http.post("/v1/completions", content=pieces, headers=headers)
-            assert (untold.status_code, "error" in untold.json()) == (413, True)
+            unstated = server.http.post("/v1/completions", content=pieces, headers=headers)
+            assert (unstated.status_code, "error" in unstated.json()) == (413, True)
     finally:
         service.close()
 
 
-def test_a_taken_port_and_an_open_door_are_refused_before_anything_runs() -> None:
-    door = listen(ServeSettings(port=0))
+def test_a_taken_port_and_an_open_interface_are_refused_before_anything_runs() -> None:
+    listening = listen(ServeSettings(port=0))
     with pytest.raises(PortInUse, match="choose another --port"):
-        listen(ServeSettings(port=door.getsockname()[1]))
-    door.close()
+        listen(ServeSettings(port=listening.getsockname()[1]))
+    listening.close()
     with pytest.raises(BadConfig, match="no API key"):
         ServeSettings(host="0.0.0.0")
     assert ServeSettings(host="0.0.0.0", allow_unauthenticated=True).loopback is False

@@ -91,8 +91,8 @@ def test_news_of_what_left_do_not_tell_of_others(url: str, store: Store) -> None
     remote.changes()
     store.drop(THEIRS.id.key)
     store.drop(MINE.id.key)
-    news = remote.changes()
-    assert (news.added, news.removed, news.whole) == ((), (MINE.id.key,), False)
+    changes = remote.changes()
+    assert (changes.added, changes.removed, changes.whole) == ((), (MINE.id.key,), False)
     remote.close()
 
 

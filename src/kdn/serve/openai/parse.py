@@ -56,7 +56,7 @@ def sampling_of(
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if "" in stops:
-        raise Refused("a stop string is empty: it would end every answer at once", param="stop")
+        raise Refused("a stop string is empty and would end every answer", param="stop")
     return stops
 
 

@@ -82,7 +82,7 @@ class _Asked:
     job: HttpJob
     answers: list[GatheredAnswer]
 
-    def verdicts(self, choices: Sequence[Choice]) -> list[ChoiceProbabilities]:
+    def probabilities_of(self, choices: Sequence[Choice]) -> list[ChoiceProbabilities]:
         return [read_probabilities(choices, a.tokens[0], a.ended.usage) for a in self.answers]
 
     def response(self, kind: type[JobAnswer], **more: Any) -> Response:
@@ -107,9 +107,9 @@ def question_routes(context: RequestContext) -> APIRouter:
         pairs, choices = _pairs(body), _choices(context, YES_NO)
         questions = [pair_question(a, b, body.instruction) for a, b in pairs]
         asked = await _ask(context, body, http, questions, choices)
-        verdicts = asked.verdicts(choices)
+        found = asked.probabilities_of(choices)
         return asked.response(
-            _List, data=[_Score(i, v.probabilities[0]) for i, v in enumerate(verdicts)]
+            _List, data=[_Score(i, v.probabilities[0]) for i, v in enumerate(found)]
         )
 
     @router.post("/classify")
@@ -122,8 +122,8 @@ def question_routes(context: RequestContext) -> APIRouter:
         questions = [classify_question(text, names, body.instruction) for text in texts]
         asked = await _ask(context, body, http, questions, choices)
         data = [
-            _Classified(index, verdict.best, list(verdict.probabilities), len(choices))
-            for index, verdict in enumerate(asked.verdicts(choices))
+            _Classified(index, one.best, list(one.probabilities), len(choices))
+            for index, one in enumerate(asked.probabilities_of(choices))
         ]
         return asked.response(_List, data=data)
 
@@ -134,8 +134,8 @@ def question_routes(context: RequestContext) -> APIRouter:
         questions = [decision_question(body.input, one) for one in body.questions]
         asked = await _ask(context, body, http, questions, choices)
         data = [
-            _Decision(index, verdict.best == YES_NO[0], verdict.probabilities[0])
-            for index, verdict in enumerate(asked.verdicts(choices))
+            _Decision(index, one.best == YES_NO[0], one.probabilities[0])
+            for index, one in enumerate(asked.probabilities_of(choices))
         ]
         return asked.response(_List, data=data)
 
@@ -154,7 +154,7 @@ async def _score_labels(context: RequestContext, body: ScoreBody, http: HttpRequ
     asked = await _run(context, body, http, prompts, sampling)
     choices = [Choice(str(token), token) for token in labels]
     if body.apply_softmax:
-        scores = [list(verdict.probabilities) for verdict in asked.verdicts(choices)]
+        scores = [list(one.probabilities) for one in asked.probabilities_of(choices)]
     else:
         scores = [_raw(answer, labels) for answer in asked.answers]
     return asked.response(_LabelScores, scores=scores)

@@ -87,7 +87,7 @@ class ResponseStreams:
 
 
 def submit_all(service: Service, metrics: Metrics, requests: Sequence[Request]) -> ResponseStreams:
-    """Submit all requests, or none: what one refusal leaves behind is cancelled."""
+    """Submit all requests, or none: what runs already when one is refused is cancelled."""
     streams = ResponseStreams(len(requests))
     try:
         for request in requests:

@@ -29,7 +29,7 @@ _NOT_HERE = "no such block"
 
 
 def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRouter:
-    """The routes over `store`; `grant_of` says who asks, and raises for strangers."""
+    """The routes over `store`; `grant_of` gives the grant of a caller, and raises for unknown ones."""
     router = APIRouter()
 
     @router.get("/v1/store/blocks")
@@ -38,8 +38,8 @@ def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRoute
         pages = store.pages(request.query_params.get("since", ""))
         added = [(str(e.key), pack_note(e)) for e in pages.added if grant.reads(e.family.salt)]
         removed = [str(key) for key, salt in pages.removed if grant.reads(salt)]
-        told = PeerChanges(pages.cursor, pages.whole, added, removed)
-        return Response(msgspec.msgpack.encode(told), media_type="application/msgpack")
+        changes = PeerChanges(pages.cursor, pages.whole, added, removed)
+        return Response(msgspec.msgpack.encode(changes), media_type="application/msgpack")
 
     @router.get("/v1/store/blocks/{key}")
     def read(request: Request, key: str) -> Response:

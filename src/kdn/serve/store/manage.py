@@ -88,7 +88,7 @@ class _Compress(_Which):
 def manage_routes(
     store: Store, grant_of: Callable[[Request], Grant], clock: Clock | None = None
 ) -> APIRouter:
-    """The routes over `store`; `grant_of` says who asks, and raises for strangers."""
+    """The routes over `store`; `grant_of` gives the grant of a caller, and raises for unknown ones."""
     router = APIRouter(prefix="/v1/store")
 
     def admin(request: Request) -> None:
