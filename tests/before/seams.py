@@ -25,6 +25,7 @@ from kdn.core import (
     Finish,
     GivenRows,
     Plan,
+    Prefix,
     Request,
     Retention,
     RowRule,
@@ -142,8 +143,7 @@ def request(
     return replace(
         made,
         retention=Retention(keep),
-        blend=blending("blend", ratio) if blend else None,
-        max_kl=max_kl,
+        techniques=(Prefix(max_kl), *(blending("blend", ratio) if blend else ())),
         reuse=reuse,
         group=group,
         group_size=group_size,

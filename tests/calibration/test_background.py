@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from kdn.calibration.background import BackgroundWork
 from kdn.core import Blend, Finish, FinishReason, Prompt, Request, Role, Segment, StreamEvent, Usage
 from kdn.errors import EngineFailed
-from kdn.reuse.blend import Controller, QualityGuard
+from kdn.reuse.blend import QualityGuard, RatioController
 from kdn.trace import NoTrace, Recorder
 
-ASKED = Request("asked", Prompt((Segment(Role.QUESTION, (1,)),)), blend=Blend(0.1))
+ASKED = Request("asked", Prompt((Segment(Role.QUESTION, (1,)),)), techniques=(Blend(0.1),))
 
 
 class Done:
@@ -49,7 +49,7 @@ def lessons(request: Request) -> list[Request]:
 
 
 def quiet() -> QualityGuard:
-    return QualityGuard(Controller(0.15), 0, 1.0, NoTrace())
+    return QualityGuard(RatioController(0.15), 0, 1.0, NoTrace())
 
 
 def test_lessons_come_after_the_answer_and_once() -> None:
@@ -77,7 +77,7 @@ def test_a_generator_that_refuses_is_an_event_not_an_error() -> None:
     after.note(ASKED)
     after.event("engine.finish", request="asked")
     assert after.work(Noting(broken=True)) == 1
-    assert trace.count("blend.afterwards") == 1
+    assert trace.count("background.failed") == 1
 
 
 def test_the_thread_works_when_the_engine_is_idle_and_ends_when_closed() -> None:

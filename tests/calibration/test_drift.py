@@ -88,7 +88,9 @@ def test_chunks_from_behind_the_prelude_are_corrected_and_others_are_not(
     with desk(tiny, tmp_path / "store", drift=drift) as d:
         d.learn(ONE, TWO)
         d.ask(PRELUDE, TWO, THREE, question(2))
-        plan = d.reuse.plan(d.request(PRELUDE, ONE, TWO, THREE, question(1), blend=Blend(0.1))).plan
+        plan = d.reuse.plan(
+            d.request(PRELUDE, ONE, TWO, THREE, question(1), techniques=(Blend(0.1),))
+        ).plan
         kinds = {run.start: isinstance(run.source, BiasCorrected) for run in plan.stored}
         for run in plan.stored:
             run.source.close()

@@ -23,7 +23,7 @@ from kdn.core import (
 from kdn.engine import Engine, EngineLimits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
-from kdn.reuse import PrefixReuse
+from kdn.reuse import PrefixReuse, Stack
 from kdn.schedule import RequestQueue, ScheduleDecision, make_policy
 from kdn.store import open_store
 from tests.engine.runs import load_tiny, shape_of, some_tokens
@@ -44,7 +44,7 @@ class Shop:
     def __init__(self, model: LoadedModel, policy: str, pack_tokens: int, prefixes: float) -> None:
         shape = shape_of(model)
         self.store = open_store(None, memory_bytes=round(prefixes * 256 * shape.token_bytes) + 4096)
-        self.reuse = PrefixReuse(self.store, shape, lambda _: model.decoder.fingerprint)
+        self.reuse = Stack([PrefixReuse(self.store, shape, lambda _: model.decoder.fingerprint)])
         self.made: list[ScheduleDecision] = []
         self.engine = Engine(
             model,

@@ -13,6 +13,7 @@ from kdn.clock import SystemClock
 from kdn.core import (
     Fingerprint,
     Finish,
+    Prefix,
     Prompt,
     Request,
     Retention,
@@ -25,7 +26,7 @@ from kdn.core import (
 from kdn.engine import Engine, EngineLimits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
-from kdn.reuse import LossRule, PrefixReuse, lossy_recipe
+from kdn.reuse import LossRule, PrefixReuse, Stack, lossy_recipe
 from kdn.reuse.codec_quality import CodecQuality, QualityRecord
 from kdn.store import Store, open_store
 from tests.engine.runs import load_tiny, some_tokens
@@ -49,7 +50,7 @@ def record(**kl: float) -> QualityRecord:
 
 
 def request(max_kl: float | None = None) -> Request:
-    return Request("r", Prompt((DOCUMENT,)), max_kl=max_kl)
+    return Request("r", Prompt((DOCUMENT,)), techniques=(Prefix(max_kl),))
 
 
 def allowed(rule: LossRule, max_kl: float | None = None) -> tuple[str, list[str]]:
@@ -89,7 +90,7 @@ class RequestContext:
     def __init__(self, model: LoadedModel, store: Store, loss: LossRule) -> None:
         decoder = model.decoder
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
-        self.reuse = PrefixReuse(store, shape, lambda _: decoder.fingerprint, loss)
+        self.reuse = Stack([PrefixReuse(store, shape, lambda _: decoder.fingerprint, loss)])
         self.engine = Engine(
             model,
             TorchAttention(),
@@ -107,7 +108,11 @@ class RequestContext:
         sampling = Sampling(max_tokens=6, ignore_eos=True)
         prompt = Prompt((DOCUMENT, *before, question))
         asked = Request(
-            f"{seed}-{max_kl}", prompt, sampling, max_kl=max_kl, retention=Retention.SHARED
+            f"{seed}-{max_kl}",
+            prompt,
+            sampling,
+            techniques=(Prefix(max_kl),),
+            retention=Retention.SHARED,
         )
         stream = self.engine.submit(asked)
         while self.engine.step():

@@ -26,7 +26,7 @@ from kdn.core import (
 from kdn.engine import Engine, EngineLimits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
-from kdn.reuse import PrefixReuse
+from kdn.reuse import PrefixReuse, Stack
 from kdn.store import MemoryTier, Store, open_store
 from kdn.store.tiers.remote.calls import RemoteCallSettings
 from kdn.store.tiers.remote.client import DictRemote
@@ -52,7 +52,7 @@ class RequestContext:
         decoder = model.decoder
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self.store = store
-        self.reuse = PrefixReuse(store, shape, lambda _: decoder.fingerprint)
+        self.reuse = Stack([PrefixReuse(store, shape, lambda _: decoder.fingerprint)])
         self.engine = Engine(
             model,
             TorchAttention(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdn.config import Config
 from kdn.core import Fingerprint
 from kdn.errors import BadConfig, StoreError
-from kdn.reuse.blend import Controller, QualityGuard
+from kdn.reuse.blend import QualityGuard, RatioController
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.reuse.codec_quality import QualityRecord
 from kdn.store import CODECS
@@ -33,7 +33,7 @@ def refuse_unmeasured(config: Config, record: QualityRecord | None) -> None:
 
 
 def make_guard(
-    config: Config, controller: Controller, model: Fingerprint, trace: Trace
+    config: Config, controller: RatioController, model: Fingerprint, trace: Trace
 ) -> QualityGuard:
     """A guard that goes on where the last run with this model ended."""
     file = config.guard_file

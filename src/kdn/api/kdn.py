@@ -78,9 +78,10 @@ from kdn.rank import (
     rank,
     yes_and_no,
 )
-from kdn.reuse import LossRule, PrefixReuse
-from kdn.reuse.blend import BlendReuse, Controller, Drift
+from kdn.reuse import LossRule, PrefixReuse, Stack
+from kdn.reuse.blend import BlendReuse, Drift, RatioController
 from kdn.reuse.codec_quality import QualityRecord, load_record
+from kdn.reuse.load_or_compute import MeasuredSpeeds
 from kdn.schedule import RequestQueue, make_policy
 from kdn.store import LookupRecorder, Match, Store
 from kdn.trace import Recorder, Tee, Trace
@@ -180,7 +181,10 @@ class Kdn:
         loss = LossRule(config.store.codec, config.store.max_kl, self.quality)
         record = config.store.record
         self._recorder = None if record is None else LookupRecorder(record, clock)
-        self._prefix = PrefixReuse(
+        speeds = MeasuredSpeeds()
+        controller = RatioController(config.blend.ratio, speeds)
+        self.guard = make_guard(config, controller, self._fingerprint(None), trace)
+        prefix = PrefixReuse(
             store,
             shape,
             self._fingerprint,
@@ -189,22 +193,23 @@ class Kdn:
             estimate_s=prefill_estimate(config, self.jct),
             load_within_s=config.store.load_within_s,
         )
-        controller = Controller(config.blend.ratio)
-        self.guard = make_guard(config, controller, self._fingerprint(None), trace)
-        self._reuse = BlendReuse(
-            self._prefix,
+        blend = BlendReuse(
             store,
             shape,
             self._fingerprint,
             controller,
             clock,
             movable=not decoder.rope.length_dependent,
-            drift=self._drift.known,
-            on_plan=lambda request: self._afterwards.note(request),  # noqa: PLW0108  it is made below
+            bias=self._drift.known,
             trace=trace,
         )
-        self._afterwards = BackgroundWork(
-            self._reuse.lessons, self.guard, trace, self._drift.when_idle
+        self._reuse = Stack(
+            [prefix, blend],
+            on_plan=lambda request: self._background.note(request),  # noqa: PLW0108  it is made below
+            trace=trace,
+        )
+        self._background = BackgroundWork(
+            self._reuse.background, self.guard, trace, self._drift.when_idle
         )
         limits = EngineLimits(
             kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
@@ -214,9 +219,9 @@ class Kdn:
             row_chunk=config.engine.row_chunk,
         )
         room = RequestQueue(make_policy(config.engine.policy, self.jct))
-        heard = Tee(trace, controller, self._afterwards)
+        heard = Tee(trace, speeds, self._background)
         self.engine = Engine(model, attention, self._reuse, limits, clock, room, heard)
-        self._afterwards.start(self.engine, self._is_idle)
+        self._background.start(self.engine, self._is_idle)
         self._idle_fit = self._fit_when_idle()
 
     # --- text in, text out -------------------------------------------------------------------
@@ -246,7 +251,8 @@ class Kdn:
         """
         messages = _messages(prompt)
         request = self.request(messages, documents, sampling=sampling, salt=salt, adapter=adapter)
-        request = replace(request, retention=retention, blend=blending(reuse, ratio, collection))
+        techniques = blending(reuse, ratio, collection)
+        request = replace(request, retention=retention, techniques=techniques)
         answer = collect(self.engine.submit(request), stream)
         self.remember(salt, answer.text, answer.token_ids)
         return answer
@@ -279,7 +285,7 @@ class Kdn:
         request = self.request(
             messages, documents, sampling=Sampling(max_tokens=max_tokens), salt=salt
         )
-        request = replace(request, blend=blending(reuse, ratio, "ingested"))
+        request = replace(request, techniques=blending(reuse, ratio, "ingested"))
         answer = collect(self.engine.submit(request), stream)
         return replace(answer, sources=sources_of(answer.text, parts))
 
@@ -546,12 +552,12 @@ class Kdn:
 
         The number of answers that were looked after.
         """
-        return self._afterwards.work(self.engine)
+        return self._background.work(self.engine)
 
     def check(self) -> None:
         """Audit the books of engine and store. Raises AssertionError. For tests, between requests."""
         self.guard.check()
-        self._afterwards.check()
+        self._background.check()
         self.engine.check()
         self.store.check()
 
@@ -559,10 +565,9 @@ class Kdn:
         """Stop the engine and write out what the store still holds back."""
         if self._idle_fit is not None:
             self._idle_fit.close()
-        self._afterwards.close()
+        self._background.close()
         self.engine.close()
         self._reuse.close()
-        self._prefix.close()
         self.store.close()
         if self._recorder is not None:
             self._recorder.close()
@@ -650,7 +655,7 @@ def _layout(given: str | Layout) -> Layout:
         raise BadInput(f"layout is {given!r}; it can be {names}") from error
 
 
-def blending(reuse: Reuse, ratio: float | None = None, collection: str = "") -> Blend | None:
+def blending(reuse: Reuse, ratio: float | None = None, collection: str = "") -> tuple[Blend, ...]:
     """How a request says which stored KV it may use.
 
     `"exact"`: only what equals a full prefill.  `"blend"`: also documents that stood elsewhere when
@@ -662,7 +667,7 @@ def blending(reuse: Reuse, ratio: float | None = None, collection: str = "") -> 
         raise BadInput(f"reuse is {reuse!r}; it can be 'exact' or 'blend'")
     if ratio is not None and not 0 <= ratio <= 1:
         raise BadInput(f"ratio is {ratio}; it is a share, 0 to 1, of the reused tokens")
-    return Blend(ratio, collection) if reuse == "blend" else None
+    return (Blend(ratio, collection),) if reuse == "blend" else ()
 
 
 _FRAME_TOKENS = 256

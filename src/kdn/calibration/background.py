@@ -1,4 +1,4 @@
-"""What blended answers leave to do, done when nobody waits: documents to learn, answers to compare.
+"""What blended answers leave to do, done when nobody waits: documents to prefill, answers to compare.
 
 planned ─> noted ─> its request ends ─> ready ─> the engine is idle ─> done, one at a time
 """
@@ -19,25 +19,25 @@ __all__ = ["BackgroundWork"]
 _ENDINGS = ("engine.finish", "engine.fail")
 _END = object()
 _MOST_READY = 64
-"""More blended answers than this are forgotten, oldest first: lessons come round again."""
+"""More blended answers than this are forgotten, oldest first: they come up again."""
 
 
 class BackgroundWork:
     """Listens to the trace for the ends of requests; works in a thread of its own.
 
-    `lessons` gives the requests that store what a blended one lacked; `is_idle` says whether the
+    `wished` gives the requests that store what a blended one lacked; `is_idle` says whether the
     generator has nothing to do.  `first` is begun when a blended answer has ended and goes on step by
     step, once, before anything else: what blending wants to know of the model.
     """
 
     def __init__(
         self,
-        lessons: Callable[[Request], list[Request]],
+        wished: Callable[[Request], list[Request]],
         guard: QualityGuard,
         trace: Trace | None = None,
         first: Callable[[], Iterator[None]] = lambda: iter(()),
     ) -> None:
-        self._lessons = lessons
+        self._wished = wished
         self._first: Callable[[], Iterator[None]] | None = first
         self._steps: Iterator[None] | None = None
         self._guard = guard
@@ -69,7 +69,7 @@ class BackgroundWork:
     def start(self, generator: Generator, is_idle: Callable[[], bool]) -> None:
         """Work through what is ready whenever `is_idle`, until closed."""
         self._thread = threading.Thread(
-            target=self._run, args=(generator, is_idle), name="kdn-afterwards", daemon=True
+            target=self._run, args=(generator, is_idle), name="kdn-background", daemon=True
         )
         self._thread.start()
 
@@ -133,10 +133,10 @@ class BackgroundWork:
 
     def _look_after(self, request: Request, generator: Generator) -> None:
         try:
-            for lesson in self._lessons(request):
-                for _ in generator.submit(lesson):
+            for one in self._wished(request):
+                for _ in generator.submit(one):
                     pass
             if self._guard.wants(request):
                 self._guard.compare(request, generator)
         except KdnError as error:
-            self._trace.event("blend.afterwards", request=request.id, why=str(error))
+            self._trace.event("background.failed", request=request.id, why=str(error))

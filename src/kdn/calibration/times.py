@@ -30,7 +30,7 @@ from kdn.engine import Engine, EngineLimits
 from kdn.errors import EngineFailed
 from kdn.model import Decoder, LoadedModel
 from kdn.model.attention import Attention
-from kdn.reuse import PrefixReuse
+from kdn.reuse import PrefixReuse, Stack
 from kdn.store import open_store
 
 __all__ = ["JctMeter", "jct_path", "measure_jct", "stored_jct"]
@@ -129,7 +129,8 @@ class _Probe:
         decoder = model.decoder
         self._decoder = decoder
         self._store = open_store(None, memory_bytes=_SCRATCH_BYTES)
-        self._reuse = PrefixReuse(self._store, _shape(decoder), lambda _: decoder.fingerprint)
+        prefix = PrefixReuse(self._store, _shape(decoder), lambda _: decoder.fingerprint)
+        self._reuse = Stack([prefix])
         limits = EngineLimits(kv_bytes=_SCRATCH_BYTES, idle_head_bytes=0)
         self._engine = Engine(model, attention, self._reuse, limits, clock, threaded=False)
         self._clock = clock

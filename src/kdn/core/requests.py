@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from kdn.core.prompts import Prompt
 
@@ -14,6 +14,7 @@ __all__ = [
     "Finish",
     "FinishReason",
     "Generator",
+    "Prefix",
     "Request",
     "Retention",
     "Sampling",
@@ -23,6 +24,8 @@ __all__ = [
     "TokenProb",
     "Usage",
 ]
+
+Option = TypeVar("Option")
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,18 @@ class Retention(StrEnum):
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """Option of prefix reuse: what a request accepts of stored KV that it begins with."""
+
+    max_kl: float | None = None
+    """How far (mean KL, nats) a codec may move answers by measurement; 0: not at all; None: as set."""
+    load_within_s: float | None = None
+    """By when stored KV is to be loaded; None: as set, or sooner than it would be computed."""
+
+
+@dataclass(frozen=True)
 class Blend:
-    """Stored documents may be reused anywhere in the prompt, and are mended, not recomputed.
+    """Option of blending: stored documents are reused anywhere in the prompt, and partly recomputed.
 
     `ratio` is the share of the reused tokens that is recomputed; None leaves it to kdn, which judges
     the answers over each named `collection` of documents apart.
@@ -89,16 +102,28 @@ class Request:
     """Lower is sooner, for policies that look at it."""
     reuse: bool = True
     """May stored KV be used for it?"""
-    max_kl: float | None = None
-    """How far (mean KL, nats) a codec may move answers by measurement; 0: not at all; None: as set."""
-    load_within_s: float | None = None
-    """By when stored KV is to be loaded; None: as set, or sooner than it would be computed."""
-    blend: Blend | None = None
-    """None: only where the answer is exactly that of a full prefill."""
+    techniques: tuple[object, ...] = ()
+    """Options of the techniques it asks for, one of a class at most, such as `Blend(0.15)`.  Without
+    any the answer is that of a full prefill, but for lossy codecs that the settings allow."""
     retention: Retention = Retention.SHARED
     single_use: bool = False
-    """Nobody else is about to begin with the same tokens: for an answer of one token, what is stored
-    of the prompt comes a layer at a time, each into the memory of the one before."""
+    """No other request is about to begin with the same tokens: for an answer of one token, what is
+    stored of the prompt comes a layer at a time, each into the memory of the one before."""
+
+    def option(self, kind: type[Option]) -> Option | None:
+        """The request's option of that class, if it has one."""
+        return next((one for one in self.techniques if isinstance(one, kind)), None)
+
+    def using(self, *options: object) -> Request:
+        """The request with these options in place of its own of the same classes."""
+        others = self.without(*map(type, options)).techniques
+        return replace(self, techniques=(*others, *options))
+
+    def without(self, *kinds: type) -> Request:
+        """The request without its options of these classes."""
+        return replace(
+            self, techniques=tuple(one for one in self.techniques if not isinstance(one, kinds))
+        )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,15 @@
-"""Techniques: small modules that turn a request and what is stored into a plan."""
+"""Techniques: how a request and what is stored become a plan.
+
+Trades in plans.  `calibration`, `api` and what stands above them import it; the engine never does.
+Start reading at `stack.py`.
+"""
 
 from __future__ import annotations
 
 from kdn.reuse.loss import LossRule, lossy_recipe
 from kdn.reuse.prefix import PrefixReuse
 from kdn.reuse.source import StoreSource
+from kdn.reuse.stack import Stack
+from kdn.reuse.technique import Technique
 
-__all__ = ["LossRule", "PrefixReuse", "StoreSource", "lossy_recipe"]
+__all__ = ["LossRule", "PrefixReuse", "Stack", "StoreSource", "Technique", "lossy_recipe"]

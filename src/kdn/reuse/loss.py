@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kdn.core import EXACT, Cause, Fingerprint, Recipe, Request
+from kdn.core import EXACT, Cause, Fingerprint, Prefix, Recipe, Request
 from kdn.reuse.codec_quality import QualityRecord
 from kdn.store import CODECS, Codec, Loss
 
@@ -63,7 +63,8 @@ class LossRule:
         return {name: Loss(record.codecs[name].kl, 1 / gain) for name, gain in within.items()}
 
     def _limit(self, request: Request) -> float | None:
-        return self.max_kl if request.max_kl is None else request.max_kl
+        asked = request.option(Prefix)
+        return self.max_kl if asked is None or asked.max_kl is None else asked.max_kl
 
     def _named_without_limit(self, request: Request) -> bool:
         named = self.codec != AUTO and not CODECS[self.codec].lossless

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,8 +20,8 @@ from kdn.core import (
     BlockId,
     Fingerprint,
     KvShape,
-    Plan,
     Planned,
+    Prefix,
     Recipe,
     Request,
     RetainedKV,
@@ -30,7 +31,8 @@ from kdn.core import (
 )
 from kdn.reuse.load_or_compute import EstimateS, worth_loading
 from kdn.reuse.loss import LossRule, lossy_recipe
-from kdn.reuse.source import StoreSource
+from kdn.reuse.source import StoreSource, tokens_by_tier
+from kdn.reuse.technique import Technique
 from kdn.store import (
     CODECS,
     Block,
@@ -50,7 +52,7 @@ _OPEN_AT_ONCE = 8
 """Blocks across a network that are opened together; as many calls as a tier makes at once."""
 
 
-class PrefixReuse:
+class PrefixReuse(Technique):
     """Plans with the longest stored prefix, and stores what is worth keeping.
 
     The last prompt token is always computed: its logits are the answer's beginning.
@@ -87,41 +89,40 @@ class PrefixReuse:
         _, match = self._best_match(request, self._fingerprint(request.adapter))
         return match.num_tokens
 
-    def plan(self, request: Request) -> Planned:
+    def refine(self, request: Request, planned: Planned) -> Planned:
         token_ids = request.prompt.token_ids
         if self._recorder is not None:
             self._recorder.note(token_ids, request.salt)
         fingerprint = self._fingerprint(request.adapter)
         recipe, match = self._best_match(request, fingerprint)
         delivery = None if recipe.tainted else self._delivery(request, match, fingerprint)
-        opened = self._open(match.hits, delivery)
-        if not opened:
-            return Planned(Plan(token_ids))
-        readers = [reader for _, reader in opened]
-        num_tokens = sum(reader.num_tokens for reader in readers)
-        chain = chain_hash(token_ids[:num_tokens])
+        readers = self._open(match.hits, delivery)
+        if not readers:
+            return planned
         if delivery is not None and delivery.worst is not None and _from_node(readers):
             # which levels will come is not known yet: as much loss as may be is what is promised
             recipe = lossy_recipe(delivery.worst)
+        num_tokens = sum(reader.num_tokens for reader in readers)
+        chain = chain_hash(token_ids[:num_tokens])
         name = f"{fingerprint}/{recipe.name}/{request.salt}/{chain}"
         clock = self._store.links.clock
         source = StoreSource(name, readers, self._shape, self._loader, clock)
-        tiers: dict[str, int] = {}
-        for reader in readers:
-            tiers[reader.tier] = tiers.get(reader.tier, 0) + reader.num_tokens
-        levels = {} if delivery is None else delivery.sizes
-        if not recipe.tainted:
-            plan = Plan(token_ids, prefix=source)
-            return Planned(plan, exact=num_tokens, tiers=tiers, levels=levels)
-        # What is computed behind tainted KV is tainted.
-        keep = RetainedPrefix(len(token_ids), recipe)
-        plan = Plan(token_ids, prefix=source, keep=keep)
-        return Planned(plan, lossy=num_tokens, tiers=tiers, levels=levels)
+        # What is computed after tainted KV is tainted.
+        keep = RetainedPrefix(len(token_ids), recipe) if recipe.tainted else None
+        return replace(
+            planned,
+            plan=replace(planned.plan, prefix=source, keep=keep),
+            exact=0 if recipe.tainted else num_tokens,
+            lossy=num_tokens if recipe.tainted else 0,
+            tiers=tokens_by_tier(readers),
+            levels={} if delivery is None else delivery.sizes,
+        )
 
-    def retain(self, request: Request, kept: RetainedKV) -> None:
+    def retain(self, request: Request, retained: RetainedKV) -> None:
+        """Store it: nothing is left for the techniques before."""
         fingerprint = self._fingerprint(request.adapter)
-        recipe, codec = self._writing(request, kept, fingerprint)
-        for block in self._blocks(request, kept, fingerprint, recipe):
+        recipe, codec = self._writing(request, retained, fingerprint)
+        for block in self._blocks(request, retained, fingerprint, recipe):
             self._store.write_behind(block, codec)
 
     def close(self) -> None:
@@ -159,7 +160,8 @@ class PrefixReuse:
         self, request: Request, match: Match, fingerprint: Fingerprint
     ) -> Delivery | None:
         """How a node is to send the match's blocks; None where nothing says by when."""
-        within_s = request.load_within_s or self._load_within_s
+        limits = request.option(Prefix)
+        within_s = (limits and limits.load_within_s) or self._load_within_s
         if within_s is None and self._estimate_s is not None:
             within_s = self._estimate_s(request.prompt.num_tokens, 0)
         encoding = {tier.name for tier in self._store.tiers if tier.transcodes}
@@ -175,20 +177,18 @@ class PrefixReuse:
         )
 
     def _writing(
-        self, request: Request, kept: RetainedKV, fingerprint: Fingerprint
+        self, request: Request, retained: RetainedKV, fingerprint: Fingerprint
     ) -> tuple[Recipe, Codec]:
-        """The recipe and the codec of what is kept. KV that is tainted already stays as it is."""
+        """The recipe and the codec of what is retained. KV that is tainted already stays as it is."""
         codec = self._loss.writes(request, fingerprint)
-        if not kept.recipe.tainted:
-            return (kept.recipe if codec.lossless else lossy_recipe(codec.name)), codec
-        behind = CODECS.get(kept.recipe.detail)
-        if behind is not None and kept.recipe == lossy_recipe(behind.name):
-            return kept.recipe, behind
-        return kept.recipe, codec if codec.lossless else CODECS["lossless"]
+        if not retained.recipe.tainted:
+            return (retained.recipe if codec.lossless else lossy_recipe(codec.name)), codec
+        behind = CODECS.get(retained.recipe.detail)
+        if behind is not None and retained.recipe == lossy_recipe(behind.name):
+            return retained.recipe, behind
+        return retained.recipe, codec if codec.lossless else CODECS["lossless"]
 
-    def _open(
-        self, hits: tuple[BlockHit, ...], delivery: Delivery | None = None
-    ) -> list[tuple[BlockHit, Reader]]:
+    def _open(self, hits: tuple[BlockHit, ...], delivery: Delivery | None = None) -> list[Reader]:
         """Readers for the leading run of blocks that can be opened."""
         far = {tier.name for tier in self._store.tiers if tier.far}
         open_one = partial(self._store.open, delivery=delivery)
@@ -200,17 +200,17 @@ class PrefixReuse:
         for reader in readers[len(opened) :]:
             if reader is not None:
                 reader.close()
-        return list(zip(hits, opened, strict=False))
+        return opened
 
     def _blocks(
-        self, request: Request, kept: RetainedKV, fingerprint: Fingerprint, recipe: Recipe
+        self, request: Request, retained: RetainedKV, fingerprint: Fingerprint, recipe: Recipe
     ) -> Iterator[Block]:
-        cuts = _cuts(request, kept)
-        chains = chain_hashes(kept.token_ids, [start for start, _ in cuts])
+        cuts = _cuts(request, retained)
+        chains = chain_hashes(retained.token_ids, [start for start, _ in cuts])
         for (start, stop), after in zip(cuts, chains, strict=True):
-            tokens = kept.token_ids[start:stop]
+            tokens = retained.token_ids[start:stop]
             block_id = BlockId(fingerprint, recipe, request.salt, after, start, tokens)
-            runs = kept.kv[:, :, start - kept.start : stop - kept.start]
+            runs = retained.kv[:, :, start - retained.start : stop - retained.start]
             yield Block(block_id, self._shape, tuple(map(_bytes_of, runs)))
 
 
@@ -226,13 +226,13 @@ def _from_node(readers: list[Reader]) -> bool:
     return any(reader.is_delivered for reader in readers)
 
 
-def _cuts(request: Request, kept: RetainedKV) -> list[tuple[int, int]]:
+def _cuts(request: Request, retained: RetainedKV) -> list[tuple[int, int]]:
     """Block ranges of what is kept: a prompt is cut by its segments, an answer from its start."""
-    stop = len(kept.token_ids)
-    if kept.is_answer:
-        return [(a, min(a + BLOCK_TOKENS, stop)) for a in range(kept.start, stop, BLOCK_TOKENS)]
+    stop = len(retained.token_ids)
+    if retained.is_answer:
+        return [(a, min(a + BLOCK_TOKENS, stop)) for a in range(retained.start, stop, BLOCK_TOKENS)]
     cuts = cut_blocks(request.prompt, stop)
-    return [(max(a, kept.start), b) for a, b in cuts if b > kept.start]
+    return [(max(a, retained.start), b) for a, b in cuts if b > retained.start]
 
 
 def _bytes_of(run: Tensor) -> memoryview:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, Future
 
 import numpy as np
@@ -16,7 +16,7 @@ from kdn.core import KvShape, LayerKV
 from kdn.reuse.pace import Pace
 from kdn.store import Reader
 
-__all__ = ["StoreSource", "loaded_bytes"]
+__all__ = ["StoreSource", "loaded_bytes", "tokens_by_tier"]
 
 _READ_BYTES = 1 << 20
 """The most that is read of a block at once is this, or a layer."""
@@ -101,6 +101,14 @@ class StoreSource:
         size = (2, reader.id.num_tokens, self._shape.num_kv_heads, self._shape.head_dim)
         k, v = _tensor(run, self._dtype).view(size)[:, : reader.num_tokens].unbind()
         return LayerKV(k, v)
+
+
+def tokens_by_tier(readers: Iterable[Reader]) -> dict[str, int]:
+    """How many tokens each tier supplies."""
+    tiers: dict[str, int] = {}
+    for reader in readers:
+        tiers[reader.tier] = tiers.get(reader.tier, 0) + reader.num_tokens
+    return tiers
 
 
 def loaded_bytes(blocks: list[list[LayerKV]]) -> int:

@@ -27,7 +27,7 @@ from kdn.core import (
     TokenProb,
     Usage,
 )
-from kdn.reuse.blend import Controller, QualityGuard, Stopwatch, divergence
+from kdn.reuse.blend import QualityGuard, RatioController, TimedLoader, divergence
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.trace import Recorder, Value
 
@@ -43,7 +43,7 @@ class Scripted:
     asked: list[float | None] = field(default_factory=list)
 
     def submit(self, request: Request) -> Answered:
-        ratio = request.blend.ratio if request.blend else None
+        ratio = blend.ratio if (blend := request.option(Blend)) else None
         self.asked.append(ratio)
         p = self.by_ratio[ratio]
         likely = (TokenProb(7, "", math.log(p)), TokenProb(8, "", math.log(1 - p)))
@@ -65,13 +65,13 @@ class Answered:
 
 
 def blended(number: int, collection: str = "") -> Request:
-    return Request(str(number), PROMPT, blend=Blend(collection=collection))
+    return Request(str(number), PROMPT, techniques=(Blend(collection=collection),))
 
 
 def watched(
     generator: Scripted, *, limit: float, times: int
-) -> tuple[Controller, QualityGuard, Recorder]:
-    controller, trace = Controller(0.15), Recorder()
+) -> tuple[RatioController, QualityGuard, Recorder]:
+    controller, trace = RatioController(0.15), Recorder()
     guard = QualityGuard(controller, 1, limit, trace)
     for number in range(times):
         if guard.wants(blended(number)):
@@ -81,11 +81,11 @@ def watched(
 
 
 def test_one_in_so_many_is_wanted_and_never_one_with_its_own_ratio() -> None:
-    guard = QualityGuard(Controller(0.15), 3, 0.5, Recorder())
+    guard = QualityGuard(RatioController(0.15), 3, 0.5, Recorder())
     assert [guard.wants(blended(i)) for i in range(6)] == [False, False, True] * 2
-    assert not QualityGuard(Controller(0.15), 0, 0.5, Recorder()).wants(blended(0))
-    assert not QualityGuard(Controller(0.15), 1, 0.5, Recorder()).wants(
-        Request("own", PROMPT, blend=Blend(0.3))
+    assert not QualityGuard(RatioController(0.15), 0, 0.5, Recorder()).wants(blended(0))
+    assert not QualityGuard(RatioController(0.15), 1, 0.5, Recorder()).wants(
+        Request("own", PROMPT, techniques=(Blend(0.3),))
     )
 
 
@@ -120,7 +120,7 @@ def test_drift_stops_blending_when_more_rows_do_not_help() -> None:
 
 def test_collections_are_judged_apart() -> None:
     """Blending fails over the contracts and goes on over the notes, and over what nobody named."""
-    controller, trace = Controller(0.15), Recorder()
+    controller, trace = RatioController(0.15), Recorder()
     guard = QualityGuard(controller, 1, 0.5, trace)
     for number in range(8):
         for collection, at_ratio in (("contracts", 0.2), ("notes", 0.85)):
@@ -138,7 +138,7 @@ def test_collections_are_judged_apart() -> None:
 
 
 def test_more_collections_than_can_be_told_apart_are_judged_as_one() -> None:
-    controller = Controller(0.15)
+    controller = RatioController(0.15)
     guard = QualityGuard(controller, 2, 0.5, Recorder())
     for number in range(300):
         guard.wants(blended(number, f"collection {number}"))
@@ -151,7 +151,7 @@ def test_more_collections_than_can_be_told_apart_are_judged_as_one() -> None:
 def test_what_the_guard_found_outlives_it(tmp_path: Path) -> None:
     file, kept = tmp_path / "guard.json", list[tuple[str, GuardRecord]]()
     guard = QualityGuard(
-        Controller(0.15), 1, 0.5, Recorder(), keep=lambda *found: kept.append(found)
+        RatioController(0.15), 1, 0.5, Recorder(), keep=lambda *found: kept.append(found)
     )
     for number in range(8):
         assert guard.wants(blended(number, "notes"))
@@ -159,7 +159,7 @@ def test_what_the_guard_found_outlives_it(tmp_path: Path) -> None:
     write_record(file, "model", *kept[-1])
     write_record(file, "model", "", GuardRecord(asked=2))
     write_record(file, "other", "", GuardRecord(asked=3))
-    again, records = Controller(0.15), read_records(file)["model"]
+    again, records = RatioController(0.15), read_records(file)["model"]
     found = QualityGuard(again, 1, 0.5, Recorder(), records=records).stats()
     assert found["notes"].samples == 8
     assert (again.floor("notes"), again.floor()) == (1.0, 0.15)
@@ -189,14 +189,14 @@ def test_divergence_is_never_negative_and_nothing_from_itself(
 
 
 def test_before_anything_was_measured_the_floor_decides() -> None:
-    assert Controller(0.15).ratio({"disk": 1000}, SHAPE, 1000) == 0.15
+    assert RatioController(0.15).ratio({"disk": 1000}, SHAPE, 1000) == 0.15
 
 
 def test_the_ratio_fills_the_time_of_the_load() -> None:
     """1,000 tokens prefill in 1 s; 1,000 tokens (400 kB) load in 0.4 s: 40 % is free."""
-    controller = Controller(0.15)
-    controller.prefilled(500, 0.5)
-    controller.loaded("disk", 400_000, 0.4)
+    controller = RatioController(0.15)
+    controller.speeds.prefilled(500, 0.5)
+    controller.speeds.loaded("disk", 400_000, 0.4)
     assert controller.ratio({"disk": 1000}, SHAPE, 1000) == pytest.approx(0.4)
     assert controller.ratio({"disk": 250}, SHAPE, 1000) == 0.15, "never below the floor"
     assert controller.ratio({"disk": 9000}, SHAPE, 1000) == 1.0, "computing it all is quicker"
@@ -205,33 +205,33 @@ def test_the_ratio_fills_the_time_of_the_load() -> None:
 @pytest.mark.parametrize("mb_per_s", [1, 10, 100, 1000])
 def test_a_throttled_loader_moves_the_ratio(mb_per_s: int) -> None:
     """First tokens come near the larger of load and recompute, whatever the rate."""
-    controller = Controller(0.15)
-    controller.prefilled(1000, 1.0)
-    controller.loaded("slow", 10**6, 1 / mb_per_s)
+    controller = RatioController(0.15)
+    controller.speeds.prefilled(1000, 1.0)
+    controller.speeds.loaded("slow", 10**6, 1 / mb_per_s)
     ratio = controller.ratio({"slow": 1000}, SHAPE, 1000)
     assert ratio == pytest.approx(min(max(0.15, 0.4 / mb_per_s), 1.0))
 
 
 def test_the_papers_own_numbers() -> None:
     """16 ms a layer to load, 3 ms to recompute 15 % (section 5.1): 80 % is free."""
-    controller = Controller(0.15)
-    controller.prefilled(1000, 20.0)
-    controller.loaded("nvme", 1000 * SHAPE.token_bytes, 16.0)
+    controller = RatioController(0.15)
+    controller.speeds.prefilled(1000, 20.0)
+    controller.speeds.loaded("nvme", 1000 * SHAPE.token_bytes, 16.0)
     assert controller.ratio({"nvme": 1000}, SHAPE, 1000) == pytest.approx(0.8)
 
 
 def test_plain_answers_teach_the_speed_of_a_prefill_and_blended_ones_do_not() -> None:
-    controller = Controller(0.15)
+    controller = RatioController(0.15)
     answer: dict[str, Value] = {"ttft_ms": 1000.0, "prompt_tokens": 1100, "exact": 100}
-    controller.event("engine.finish", **answer, blended=500)
-    assert controller.prefill_s(1000) == 0.0
-    controller.event("engine.finish", **answer, blended=0)
-    assert controller.prefill_s(1000) == pytest.approx(1.0)
+    controller.speeds.event("engine.finish", **answer, blended=500)
+    assert controller.speeds.prefill_s(1000) == 0.0
+    controller.speeds.event("engine.finish", **answer, blended=0)
+    assert controller.speeds.prefill_s(1000) == pytest.approx(1.0)
 
 
-def test_a_stopwatch_tells_what_a_load_took() -> None:
-    controller = Controller(0.15)
+def test_a_timed_loader_tells_what_a_load_took() -> None:
+    controller = RatioController(0.15)
     with ThreadPoolExecutor(1) as pool:
-        watch = Stopwatch(pool, SystemClock(), controller, "disk", lambda _: 100)
-        assert watch.submit(max, 3, 5).result() == 5
-    assert controller.load_s("disk", 100) > 0
+        loader = TimedLoader(pool, SystemClock(), controller.speeds, "disk", lambda _: 100)
+        assert loader.submit(max, 3, 5).result() == 5
+    assert controller.speeds.load_s("disk", 100) > 0

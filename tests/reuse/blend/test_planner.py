@@ -25,8 +25,8 @@ from kdn.core import (
 from kdn.engine import Engine, EngineLimits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
-from kdn.reuse import PrefixReuse
-from kdn.reuse.blend import BlendReuse, Controller, Drift
+from kdn.reuse import PrefixReuse, Stack
+from kdn.reuse.blend import BlendReuse, Drift, RatioController
 from kdn.store import Store, open_store
 from kdn.trace import Recorder
 from tests.engine.runs import load_tiny, some_tokens
@@ -61,18 +61,18 @@ class RequestContext:
         self.store = store
         self.trace = Recorder()
         self.prefix = PrefixReuse(store, shape, lambda _: decoder.fingerprint)
-        self.controller = Controller(0.25)
-        self.reuse = BlendReuse(
-            self.prefix,
+        self.controller = RatioController(0.25)
+        blend = BlendReuse(
             store,
             shape,
             lambda _: decoder.fingerprint,
             self.controller,
             SystemClock(),
             movable=movable,
-            drift=lambda _: drift,
+            bias=lambda _: drift,
             trace=self.trace,
         )
+        self.reuse = Stack([self.prefix, blend], trace=self.trace)
         self.engine = Engine(
             model,
             TorchAttention(),
@@ -117,7 +117,6 @@ def desk(
         made = RequestContext(model, store, movable=movable, drift=drift)
         yield made
         made.reuse.close()
-        made.prefix.close()
         made.engine.check()
         made.engine.close()
         store.check()
@@ -133,7 +132,7 @@ def test_documents_behind_the_first_are_blended_and_all_is_accounted_for(
     """20 + 300 exact; of 160 reused a quarter is recomputed; 12 tokens ask."""
     with desk(tiny, tmp_path / "store") as d:
         d.learn(ONE, TWO, THREE)
-        _, usage = d.ask(*ALL, question(1), blend=Blend(0.25))
+        _, usage = d.ask(*ALL, question(1), techniques=(Blend(0.25),))
         assert (usage.exact, usage.blended, usage.recomputed) == (320, 120, 52)
         assert usage.tiers == {"memory": 480}
         assert usage.cached_tokens == 440
@@ -153,7 +152,7 @@ def test_at_ratio_one_the_answer_is_that_of_a_full_prefill(
     with desk(tiny, tmp_path / "store") as d:
         d.learn(TWO, THREE)
         cold, _ = d.ask(PRELUDE, THREE, ONE, TWO, question(1), reuse=False)
-        ids, usage = d.ask(PRELUDE, THREE, ONE, TWO, question(1), blend=Blend(1.0))
+        ids, usage = d.ask(PRELUDE, THREE, ONE, TWO, question(1), techniques=(Blend(1.0),))
         assert ids == cold
         assert usage.blended == 0
 
@@ -161,9 +160,9 @@ def test_at_ratio_one_the_answer_is_that_of_a_full_prefill(
 def test_the_disk_serves_a_blend_after_a_restart(tiny: LoadedModel, tmp_path: Path) -> None:
     with desk(tiny, tmp_path / "store") as d:
         d.learn(ONE, TWO, THREE)
-        before, _ = d.ask(*ALL, question(1), blend=Blend(0.2))
+        before, _ = d.ask(*ALL, question(1), techniques=(Blend(0.2),))
     with desk(tiny, tmp_path / "store") as d:
-        after, usage = d.ask(*ALL, question(1), blend=Blend(0.2))
+        after, usage = d.ask(*ALL, question(1), techniques=(Blend(0.2),))
     assert after == before
     assert usage.tiers == {"disk": 480}
 
@@ -173,21 +172,21 @@ def test_a_document_never_met_is_computed_and_the_others_are_blended(
 ) -> None:
     with desk(tiny, tmp_path / "store") as d:
         d.learn(ONE, THREE)
-        _, usage = d.ask(*ALL, question(1), blend=Blend(0.0))
+        _, usage = d.ask(*ALL, question(1), techniques=(Blend(0.0),))
         assert (usage.exact, usage.blended, usage.recomputed) == (320, 60, 112)
 
 
 def test_lessons_bring_what_was_lacking(tiny: LoadedModel, tmp_path: Path) -> None:
     """Nothing is stored: the whole is computed, and what it leaves is good for any order."""
     with desk(tiny, tmp_path / "store") as d:
-        first = d.request(*ALL, question(1), blend=Blend(0.0))
+        first = d.request(*ALL, question(1), techniques=(Blend(0.0),))
         assert d.run(first)[1].blended == 0
-        lessons = d.reuse.lessons(first)
+        lessons = d.reuse.background(first)
         assert [lesson.prompt.segments[1] for lesson in lessons] == [TWO, THREE]
         for lesson in lessons:
             d.run(lesson)
-        assert d.reuse.lessons(first) == []
-        _, usage = d.ask(PRELUDE, THREE, TWO, ONE, question(2), blend=Blend(0.0))
+        assert d.reuse.background(first) == []
+        _, usage = d.ask(PRELUDE, THREE, TWO, ONE, question(2), techniques=(Blend(0.0),))
         assert (usage.exact, usage.blended, usage.recomputed) == (80, 400, 12)
 
 
@@ -196,7 +195,7 @@ def test_a_document_computed_behind_others_is_found_by_its_content(
 ) -> None:
     with desk(tiny, tmp_path / "store") as d:
         d.ask(*ALL, question(1))
-        _, usage = d.ask(PRELUDE, THREE, TWO, question(2), blend=Blend(0.0))
+        _, usage = d.ask(PRELUDE, THREE, TWO, question(2), techniques=(Blend(0.0),))
         assert (usage.exact, usage.blended) == (20, 160)
 
 
@@ -205,9 +204,9 @@ def test_taint_leaves_no_trace(tiny: LoadedModel, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     with desk(tiny, folder) as d:
         d.learn(TWO, THREE)
-        said, _ = d.ask(*ALL, question(1), blend=Blend(0.1), retention=Retention.ALL)
+        said, _ = d.ask(*ALL, question(1), techniques=(Blend(0.1),), retention=Retention.ALL)
         turn = Segment(Role.HISTORY, (*question(1).token_ids, *said))
-        d.ask(*ALL, turn, question(2), blend=Blend(0.1), retention=Retention.ALL)
+        d.ask(*ALL, turn, question(2), techniques=(Blend(0.1),), retention=Retention.ALL)
     with desk(tiny, folder) as d:
         warm, usage = d.ask(*ALL, turn, question(2))
         assert usage.blended == 0
@@ -219,9 +218,9 @@ def test_a_chat_that_has_nothing_to_blend_is_kept_as_any_other(
 ) -> None:
     """20 + 12 tokens of the prompt and 5 of the 6 answered ones."""
     with desk(tiny, tmp_path / "store") as d:
-        said, _ = d.ask(PRELUDE, question(1), blend=Blend(), retention=Retention.ALL)
+        said, _ = d.ask(PRELUDE, question(1), techniques=(Blend(),), retention=Retention.ALL)
         turn = Segment(Role.HISTORY, (*question(1).token_ids, *said))
-        _, usage = d.ask(PRELUDE, turn, question(2), blend=Blend())
+        _, usage = d.ask(PRELUDE, turn, question(2), techniques=(Blend(),))
     assert usage.exact == 37
 
 
@@ -229,9 +228,9 @@ def test_without_a_ratio_the_controller_has_its_say(tiny: LoadedModel, tmp_path:
     """Its floor is a quarter here; at a floor of one nothing is blended."""
     with desk(tiny, tmp_path / "store") as d:
         d.learn(ONE, TWO, THREE)
-        assert d.ask(*ALL, question(1), blend=Blend())[1].blended == 120
+        assert d.ask(*ALL, question(1), techniques=(Blend(),))[1].blended == 120
         d.controller.set_floor(1.0)
-        assert d.ask(*ALL, question(1), blend=Blend())[1].blended == 0
+        assert d.ask(*ALL, question(1), techniques=(Blend(),))[1].blended == 0
 
 
 def test_a_damaged_block_amid_a_blend_is_computed_instead(
@@ -249,7 +248,7 @@ def test_a_damaged_block_amid_a_blend_is_computed_instead(
     data[-100] ^= 0x10
     path.write_bytes(data)
     with desk(tiny, folder) as d:
-        _, usage = d.ask(*ALL, question(1), blend=Blend(0.0))
+        _, usage = d.ask(*ALL, question(1), techniques=(Blend(0.0),))
         assert (usage.exact, usage.blended, usage.recomputed) == (320, 60, 112)
         assert d.store.stat().corrupt == 1
 
@@ -257,14 +256,14 @@ def test_a_damaged_block_amid_a_blend_is_computed_instead(
 def test_tenants_do_not_blend_one_anothers_documents(tiny: LoadedModel, tmp_path: Path) -> None:
     with desk(tiny, tmp_path / "store") as d:
         d.learn(ONE, TWO, THREE)
-        _, usage = d.ask(*ALL, question(1), blend=Blend(0.0), salt="other")
+        _, usage = d.ask(*ALL, question(1), techniques=(Blend(0.0),), salt="other")
         assert (usage.exact, usage.blended) == (0, 0)
 
 
 def test_keys_that_cannot_be_moved_are_not_blended(tiny: LoadedModel, tmp_path: Path) -> None:
     with desk(tiny, tmp_path / "store", movable=False) as d:
         d.learn(ONE, TWO, THREE)
-        _, usage = d.ask(*ALL, question(1), blend=Blend(0.0))
+        _, usage = d.ask(*ALL, question(1), techniques=(Blend(0.0),))
         assert (usage.exact, usage.blended) == (320, 0)
 
 
@@ -275,7 +274,7 @@ def test_a_blended_request_that_the_engine_drops_is_waited_for_no_longer(
     with desk(tiny, tmp_path / "store") as d:
         heard = Recorder()
         d.engine._trace = heard
-        d.engine.submit(d.request(*ALL, question(1), blend=Blend()))
+        d.engine.submit(d.request(*ALL, question(1), techniques=(Blend(),)))
         d.engine.step()
         d.engine.close()
         assert [e.fields["request"] for e in heard.events("engine.fail")] == ["1"]
@@ -284,7 +283,7 @@ def test_a_blended_request_that_the_engine_drops_is_waited_for_no_longer(
 def test_several_blended_requests_run_side_by_side(tiny: LoadedModel, tmp_path: Path) -> None:
     with desk(tiny, tmp_path / "store") as d:
         d.learn(ONE, TWO, THREE)
-        requests = [d.request(*ALL, question(i), blend=Blend(0.25)) for i in range(3)]
+        requests = [d.request(*ALL, question(i), techniques=(Blend(0.25),)) for i in range(3)]
         alone = [d.run(request)[0] for request in requests]
         streams = [d.engine.submit(request) for request in requests]
         while d.engine.step():

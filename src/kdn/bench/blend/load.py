@@ -146,7 +146,7 @@ def _request(side: str, prompt: Prompt, number: int) -> Request:
         prompt=prompt,
         sampling=Sampling(max_tokens=1, ignore_eos=True),
         reuse=side != FULL,
-        blend=Blend(_RATIO) if side != FULL else None,
+        techniques=(Blend(_RATIO),) if side != FULL else (),
         retention=Retention.NOTHING,
     )
 

@@ -115,7 +115,7 @@ class _Stand:
             prompt=prompt,
             sampling=Sampling(max_tokens=1, ignore_eos=True),
             reuse=way != FULL_TIME,
-            blend=Blend(ratio) if ratio is not None else None,
+            techniques=(Blend(ratio),) if ratio is not None else (),
             retention=Retention.NOTHING,
         )
 

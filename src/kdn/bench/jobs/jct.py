@@ -48,7 +48,7 @@ from kdn.calibration.times import JctMeter
 from kdn.core import JctModel, Prompt, Request, Retention, Role, Sampling, Segment, TokenIds
 from kdn.engine import Engine, EngineLimits
 from kdn.machine.facts import describe_machine
-from kdn.reuse import PrefixReuse
+from kdn.reuse import PrefixReuse, Stack
 from kdn.schedule import Ended, PrefixJob, RequestQueue, make_policy
 from kdn.store import open_store
 
@@ -197,7 +197,7 @@ class _Stage:
         service, clock = self._service, self._options.clock
         store = open_store(None, memory_bytes=self.cache_tokens * self._shape.token_bytes)
         fingerprint = service.model.decoder.fingerprint
-        reuse = PrefixReuse(store, self._shape, lambda _: fingerprint)
+        reuse = Stack([PrefixReuse(store, self._shape, lambda _: fingerprint)])
         room = RequestQueue(make_policy(policy, self._jct))
         limits = EngineLimits(1 << 30, pack_tokens=PACK_TOKENS, idle_head_bytes=0)
         with closing(store), closing(reuse):

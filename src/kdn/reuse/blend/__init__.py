@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kdn.reuse.blend.asking import AskedRows, Mass
-from kdn.reuse.blend.chunks import Chunk, Shelf
-from kdn.reuse.blend.controller import Controller, Stopwatch
+from kdn.reuse.blend.chunks import Chunk, StoredDocuments
+from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.drift import BiasCorrected, Drift
 from kdn.reuse.blend.guard import GuardStat, QualityGuard, divergence
 from kdn.reuse.blend.layout import BlendLayout
@@ -18,7 +18,6 @@ __all__ = [
     "BlendLayout",
     "BlendReuse",
     "Chunk",
-    "Controller",
     "Deviation",
     "Drift",
     "GuardStat",
@@ -27,8 +26,9 @@ __all__ = [
     "Naive",
     "QualityGuard",
     "RandomRows",
+    "RatioController",
     "Rule",
-    "Shelf",
-    "Stopwatch",
+    "StoredDocuments",
+    "TimedLoader",
     "divergence",
 ]

@@ -18,7 +18,7 @@ from kdn.core import (
 )
 from kdn.store import Reader, Store
 
-__all__ = ["Chunk", "Shelf"]
+__all__ = ["Chunk", "StoredDocuments"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class StoredDocuments:
     """One model's exact blocks under one salt, looked at with a prompt in hand."""
 
     store: Store

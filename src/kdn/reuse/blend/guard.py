@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from kdn.core import Blend, Finish, Generator, Request, Retention, Sampling, Token
-from kdn.reuse.blend.controller import Controller
+from kdn.reuse.blend.controller import RatioController
 from kdn.reuse.blend.record import GuardRecord
 from kdn.reuse.blend.watch import GuardStat, Watch, next_ratio
 from kdn.trace import Trace
@@ -33,7 +33,7 @@ class QualityGuard:
 
     def __init__(
         self,
-        controller: Controller,
+        controller: RatioController,
         every: int,
         kl_limit: float,
         trace: Trace,
@@ -61,19 +61,21 @@ class QualityGuard:
 
     def wants(self, request: Request) -> bool:
         """Is this the one in so many? Requests with a ratio of their own are left alone."""
-        if not self._every or request.blend is None or request.blend.ratio is not None:
+        blend = request.option(Blend)
+        if not self._every or blend is None or blend.ratio is not None:
             return False
         with self._lock:
-            name = self._name(request.blend)
+            name = self._name(blend)
             due = self._watches[name].asked(self._every)
         self._remember(name)
         return due
 
     def compare(self, request: Request, generator: Generator) -> None:
         """Run the prompt blended and in full, and draw the conclusion. Costs a full prefill."""
-        assert request.blend is not None, "only blended requests are compared"
+        blend = request.option(Blend)
+        assert blend is not None, "only blended requests are compared"
         with self._lock:
-            name = self._name(request.blend)
+            name = self._name(blend)
             watch = self._watches[name]
             ratio, trial = watch.ratio, watch.trial
         full = _first(generator, request, None)
@@ -134,10 +136,9 @@ def divergence(full: Mapping[int, float], other: Mapping[int, float]) -> float:
 def _first(generator: Generator, request: Request, blend: Blend | None) -> dict[int, float]:
     """Log-probabilities of the likeliest first tokens."""
     asked = replace(
-        request,
+        request.without(Blend) if blend is None else request.using(blend),
         id=f"guard-{uuid.uuid4().hex[:8]}",
         sampling=Sampling(max_tokens=1, logprobs=_ALTERNATIVES, ignore_eos=True),
-        blend=blend,
         retention=Retention.NOTHING,
     )
     for event in generator.submit(asked):

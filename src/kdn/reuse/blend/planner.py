@@ -1,12 +1,12 @@
-"""Blending as a planner: exact reuse where that is asked or enough, mended chunks elsewhere.
+"""Blending: stored documents after the exact prefix are reused, and some of their rows recomputed.
 
-    prompt ─> exact prefix ─> stored documents behind it ─> ratio ─> rule ─> plan
+    prompt ─> exact prefix ─> stored documents after it ─> ratio ─> rule ─> plan
                                      │ lacking ones
-                                     └─> lessons: prefilled alone behind the prelude, later
+                                     └─> background prefills: each alone after the prelude
 
-Nothing that a blended pass computes is stored: every value behind the first mended chunk is tainted,
-and a tainted block would serve no other prompt.  What the store learns from a blended prompt are its
-documents, each computed alone behind the neutral prelude, so that the next prompt finds them.
+Nothing that a blended pass computes is stored: every value after the first reused chunk is tainted,
+and a tainted block would serve no other prompt.  What a blended prompt adds to the store are its
+documents, each computed alone after the neutral prelude, so that the next prompt finds them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from kdn.clock import Clock
 from kdn.core import (
     ALL_ROWS,
     EXACT,
+    Blend,
     Cause,
     Fingerprint,
     KvShape,
     Planned,
-    Planner,
     Prompt,
     Recipe,
     Request,
-    RetainedKV,
     RetainedPrefix,
     Retention,
     Role,
@@ -37,46 +36,46 @@ from kdn.core import (
     StoredRun,
 )
 from kdn.reuse.blend.asking import AskedRows
-from kdn.reuse.blend.chunks import Chunk, Shelf
-from kdn.reuse.blend.controller import Controller, Stopwatch
+from kdn.reuse.blend.chunks import Chunk, StoredDocuments
+from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.drift import BiasCorrected, Drift
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.rules import Rule
-from kdn.reuse.source import StoreSource, loaded_bytes
+from kdn.reuse.source import StoreSource, loaded_bytes, tokens_by_tier
+from kdn.reuse.technique import Technique
 from kdn.store import Store
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["BLENDED", "BlendReuse"]
 
 BLENDED = Recipe((Cause.BLEND,))
-"""The recipe of whatever is computed behind a mended chunk."""
+"""The recipe of all KV that is computed after a reused chunk."""
 
 
-class BlendReuse:
-    """Plans requests that ask for blending, and hands all others to `exact`.
+class BlendReuse(Technique):
+    """Adds stored documents to the plans of requests that ask for blending.
 
-    `on_plan` is told of every request that asks for blending, each time it is planned.
-    `drift` gives what is known of a model's drift, which is taken off chunks from behind the prelude.
-    `movable` False (RoPE whose angles depend on the prompt's length) turns blending off.
+    `bias` gives what is known of a model's key bias, which is added to chunks that were computed
+    after the prelude alone.  `movable` False (RoPE whose angles depend on the prompt's length) turns
+    blending off.
     """
+
+    option = Blend
 
     def __init__(
         self,
-        exact: Planner,
         store: Store,
         shape: KvShape,
         fingerprint: Callable[[str | None], Fingerprint],
-        controller: Controller,
+        controller: RatioController,
         clock: Clock,
         *,
         movable: bool = True,
         rule: Rule | None = None,
-        drift: Callable[[Fingerprint], Drift | None] = lambda _: None,
+        bias: Callable[[Fingerprint], Drift | None] = lambda _: None,
         loader: Executor | None = None,
-        on_plan: Callable[[Request], None] | None = None,
         trace: Trace | None = None,
     ) -> None:
-        self._exact = exact
         self._store = store
         self._shape = shape
         self._fingerprint = fingerprint
@@ -84,66 +83,59 @@ class BlendReuse:
         self._clock = clock
         self._movable = movable
         self._rule = rule or AskedRows()
-        self._drift = drift
+        self._bias = bias
         self._loader = loader or ThreadPoolExecutor(1, thread_name_prefix="kdn-blend")
-        self._on_plan = on_plan
         self._trace = trace or NoTrace()
 
-    def cached_tokens(self, request: Request) -> int:
-        """The exact prefix; what blending may spare besides is not promised."""
-        return self._exact.cached_tokens(request)
-
-    def plan(self, request: Request) -> Planned:
-        planned = self._exact.plan(request)
-        if request.blend is None or not self._movable:
+    def refine(self, request: Request, planned: Planned) -> Planned:
+        if not self._movable:
             return planned
-        if self._on_plan is not None:
-            self._on_plan(request)
-        chunks = self._shelf(request).chunks(request.prompt, planned.exact)
-        layout = _layout(request.prompt, planned.exact, chunks)
-        ratio = self._ratio(request, chunks, layout)
-        if layout.budget(ratio) >= layout.num_reused:
+        num_prefix = planned.plan.num_prefix
+        chunks = self._documents(request).chunks(request.prompt, num_prefix)
+        try:
+            layout = _layout(request.prompt, num_prefix, chunks)
+            ratio = self._ratio(request, chunks, layout)
+            if layout.budget(ratio) < layout.num_reused:
+                return self._blended(request, planned, chunks, layout, ratio)
+        except BaseException:
             _close(chunks)
-            return _plain(planned, request.prompt)
-        return self._blended(request, planned, chunks, layout, ratio)
+            raise
+        _close(chunks)
+        return _unblended(planned, request.prompt)
 
-    def retain(self, request: Request, kept: RetainedKV) -> None:
-        self._exact.retain(request, kept)
-
-    def lessons(self, request: Request) -> list[Request]:
-        """Requests that store what a blended one lacked: each document alone behind the prelude."""
-        if request.blend is None or request.retention is Retention.NOTHING:
+    def background(self, request: Request) -> list[Request]:
+        """Requests that store what a blended one lacked: each document alone after the prelude."""
+        if request.retention is Retention.NOTHING:
             return []
         prompt = request.prompt
-        head, tail = prompt.segments[0], prompt.segments[-1]
-        if head.role is not Role.PRELUDE:
+        prelude, question = prompt.segments[0], prompt.segments[-1]
+        if prelude.role is not Role.PRELUDE:
             return []
-        ask = Segment(Role.QUESTION, tail.token_ids[-1:])
+        ask = Segment(Role.QUESTION, question.token_ids[-1:])
         return [
             replace(
-                request,
-                id=f"learn-{uuid.uuid4().hex[:8]}",
-                prompt=Prompt((head, document, ask)),
+                request.without(Blend),
+                id=f"background-{uuid.uuid4().hex[:8]}",
+                prompt=Prompt((prelude, document, ask)),
                 sampling=Sampling(max_tokens=1),
-                blend=None,
                 retention=Retention.SHARED,
             )
-            for document in self._shelf(request).lacks(prompt)
+            for document in self._documents(request).lacks(prompt)
         ]
 
     def close(self) -> None:
         """Stop reading ahead."""
         self._loader.shutdown(wait=True, cancel_futures=True)
 
-    def _shelf(self, request: Request) -> Shelf:
-        return Shelf(self._store, self._fingerprint(request.adapter), request.salt)
+    def _documents(self, request: Request) -> StoredDocuments:
+        return StoredDocuments(self._store, self._fingerprint(request.adapter), request.salt)
 
     def _ratio(self, request: Request, chunks: list[Chunk], layout: BlendLayout) -> float:
-        assert request.blend is not None, "only blended requests have a ratio"
-        if request.blend.ratio is not None:
-            return request.blend.ratio
+        blend = request.option(Blend) or Blend()
+        if blend.ratio is not None:
+            return blend.ratio
         return self._controller.ratio(
-            _tiers(chunks), self._shape, layout.num_tokens, request.blend.collection
+            _tiers(chunks), self._shape, layout.num_tokens, blend.collection
         )
 
     def _blended(
@@ -154,11 +146,11 @@ class BlendReuse:
         layout: BlendLayout,
         ratio: float,
     ) -> Planned:
-        drift = self._drift(self._fingerprint(request.adapter))
+        bias = self._bias(self._fingerprint(request.adapter))
         base = replace(
             planned.plan,
             rows=(ALL_ROWS,) * self._shape.num_layers,
-            stored=tuple(self._run(chunk, drift) for chunk in chunks),
+            stored=tuple(self._run(chunk, bias) for chunk in chunks),
             keep=RetainedPrefix(0, BLENDED),
         )
         count = layout.budget(ratio)
@@ -173,24 +165,23 @@ class BlendReuse:
             recomputed=count,
             ratio=ratio,
         )
-        return Planned(
-            self._rule(base, layout, count),
-            exact=planned.exact,
-            lossy=planned.lossy,
-            levels=planned.levels,
+        return replace(
+            planned,
+            plan=self._rule(base, layout, count),
             blended=layout.num_reused - count,
             tiers=tiers,
         )
 
-    def _run(self, chunk: Chunk, drift: Drift | None) -> StoredRun:
+    def _run(self, chunk: Chunk, bias: Drift | None) -> StoredRun:
         """The chunk as a source, its loads timed in the name of its slowest tier."""
-        slowest = max(_tiers([chunk]), key=lambda t: self._controller.load_s(t, 1))
-        loader = Stopwatch(self._loader, self._clock, self._controller, slowest, loaded_bytes)
+        speeds = self._controller.speeds
+        slowest = max(_tiers([chunk]), key=lambda t: speeds.load_s(t, 1))
+        loader = TimedLoader(self._loader, self._clock, speeds, slowest, loaded_bytes)
         name = f"chunk at {chunk.start}"
         source = StoreSource(name, chunk.readers, self._shape, loader, self._clock)
-        if drift is None or not chunk.alone:
+        if bias is None or not chunk.alone:
             return StoredRun(chunk.start, source)
-        return StoredRun(chunk.start, BiasCorrected(source, drift))
+        return StoredRun(chunk.start, BiasCorrected(source, bias))
 
 
 def _layout(prompt: Prompt, num_exact: int, chunks: list[Chunk]) -> BlendLayout:
@@ -200,25 +191,22 @@ def _layout(prompt: Prompt, num_exact: int, chunks: list[Chunk]) -> BlendLayout:
     return BlendLayout(prompt.num_tokens, num_exact, spans, min(asking, prompt.num_tokens - 1))
 
 
-def _plain(planned: Planned, prompt: Prompt) -> Planned:
-    """No chunk is reused, so all is computed and exact, and kept as the request wishes.
+def _unblended(planned: Planned, prompt: Prompt) -> Planned:
+    """No chunk is reused, so all is computed as planned, and retained as the request wishes.
 
-    But documents that come only now are kept no further than the first: the others stand behind it
-    here, and will be learned behind the prelude.
+    But documents that are new here are retained no further than the first: the others follow it
+    here, and background prefills compute them after the prelude.
     """
     stops = [stop for segment, _, stop in prompt.spans() if segment.role is Role.DOCUMENT]
-    if not stops or stops[-1] <= planned.exact:
+    if not stops or stops[-1] <= planned.plan.num_prefix:
         return planned
-    return replace(planned, plan=replace(planned.plan, keep=RetainedPrefix(stops[0], EXACT)))
+    recipe = planned.plan.keep.recipe if planned.plan.keep else EXACT
+    return replace(planned, plan=replace(planned.plan, keep=RetainedPrefix(stops[0], recipe)))
 
 
 def _tiers(chunks: list[Chunk]) -> dict[str, int]:
     """Tokens by the tier that supplies them."""
-    tiers: dict[str, int] = {}
-    for chunk in chunks:
-        for reader in chunk.readers:
-            tiers[reader.tier] = tiers.get(reader.tier, 0) + reader.num_tokens
-    return tiers
+    return tokens_by_tier(reader for chunk in chunks for reader in chunk.readers)
 
 
 def _close(chunks: list[Chunk]) -> None:

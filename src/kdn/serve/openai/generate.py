@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from kdn.core import (
     Blend,
     Finish,
+    Prefix,
     Prompt,
     Request,
     Retention,
@@ -134,9 +135,7 @@ def _requests(
             prompt,
             _seeded(sampling, choice),
             reuse=options.reuse is not False,
-            blend=_blend(options),
-            max_kl=options.max_kl,
-            load_within_s=options.load_within_s,
+            techniques=_techniques(options),
             retention=Retention(options.keep),
         )
         for index, (prompt, sampling) in enumerate(prompts)
@@ -144,10 +143,14 @@ def _requests(
     ]
 
 
-def _blend(options: KdnOptions) -> Blend | None:
-    if options.reuse != "blend":
-        return None
-    return Blend(None if options.ratio == "auto" else options.ratio, options.collection)
+def _techniques(options: KdnOptions) -> tuple[object, ...]:
+    techniques: list[object] = []
+    if options.max_kl is not None or options.load_within_s is not None:
+        techniques.append(Prefix(options.max_kl, options.load_within_s))
+    if options.reuse == "blend":
+        ratio = None if options.ratio == "auto" else options.ratio
+        techniques.append(Blend(ratio, options.collection))
+    return tuple(techniques)
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:
