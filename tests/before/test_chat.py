@@ -1,6 +1,7 @@
 """Every HTTP request gets the status, the fields and the values that it got before.
 
-Of errors the sentence may change; status, type, parameter and code may not.
+Of errors the sentence may change; status, type, parameter and code may not.  One thing changed since on
+purpose: the `bytes` of a token that is part of a character were null, and are now told.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def test_every_exchange_is_that_of_before(
         skipped = () if _embeds(k) else (EMBEDDINGS,)
         for found, recorded in zip(exchanges(server.http), expected, strict=True):
             if recorded["path"] not in skipped:
-                alike(_without_sentence(found), _without_sentence(recorded), 0.001, _name(recorded))
+                now, then = _without_sentence(found), _without_sentence(recorded)
+                alike(_as_told_then(now, then), then, 0.001, _name(recorded))
 
 
 def _name(recorded: dict[str, Any]) -> str:
@@ -51,3 +53,17 @@ def _without_sentence(found: dict[str, Any]) -> dict[str, Any]:
     error = dict(body["error"])
     assert error.pop("message")
     return found | {"body": {"error": error}}
+
+
+def _as_told_then(found: Any, recorded: Any) -> Any:
+    """What was found, but without bytes that nobody could tell when it was recorded."""
+    if isinstance(found, dict) and isinstance(recorded, dict):
+        told = {name: _as_told_then(one, recorded.get(name)) for name, one in found.items()}
+        return told | {"bytes": None} if _is_newly_told(found, recorded) else told
+    if isinstance(found, list) and isinstance(recorded, list) and len(found) == len(recorded):
+        return [_as_told_then(one, then) for one, then in zip(found, recorded, strict=True)]
+    return found
+
+
+def _is_newly_told(found: dict[str, Any], recorded: dict[str, Any]) -> bool:
+    return "bytes" in recorded and recorded["bytes"] is None and bool(found.get("bytes"))
