@@ -32,7 +32,7 @@ def test_the_layers_shift_is_added_to_keys_and_to_nothing_else(dtype: torch.dtyp
     """Two layers of three tokens, all ones: keys become (2, -1) in the first, (1.5, 1) in the other."""
     kv = torch.ones((2, 2, 3, 1, 2), dtype=dtype)
     source = BiasCorrected(HeldKV(kv), TWO_LAYERS)
-    first, second = (source.take(layer)[0].settled() for layer in (0, 1))
+    first, second = (source.take(layer)[0].shifted() for layer in (0, 1))
     assert first.k.tolist() == [[[2.0, -1.0]]] * 3
     assert second.k.tolist() == [[[1.5, 1.0]]] * 3
     assert first.v.tolist() == [[[1.0, 1.0]]] * 3

@@ -191,7 +191,7 @@ def test_many_writes_at_once_are_those_made_one_by_one(kernel: KernelAttention) 
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one.to_k, other.to_k)
         assert torch.equal(one.to_v, other.to_v)
-        settled = [run.settled() for run in one.runs]
+        settled = [run.shifted() for run in one.runs]
         kernel.write(settled, one.cos, one.sin, other.to_k, other.to_v, one.at)
         assert torch.equal(one.to_k, other.to_k), "a shift is added and rounded before the rotation"
 

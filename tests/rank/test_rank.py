@@ -101,7 +101,7 @@ def test_broken_templates_are_refused(template: str) -> None:
         RowTemplate(template)
 
 
-def test_glued_tokens_are_shared_up_to_the_seam() -> None:
+def test_joined_tokens_are_shared_up_to_the_seam() -> None:
     prompt = glued((1, 2), (3,))
     assert prompt.token_ids == (1, 2, 3)
     assert [segment.num_tokens for segment in prompt.segments] == [2, 1]

@@ -16,7 +16,7 @@ class Job:
     arrival_ns: int
     num_tokens: int
     num_cached: int
-    """Prompt tokens that the store holds now, as of the last look."""
+    """Prompt tokens that the store holds now, as counted last."""
     max_new_tokens: int
     priority: int = 0
     group: str | None = None
@@ -44,7 +44,7 @@ class JctModel:
     """How long computing a prompt takes: seconds, from the tokens to compute and those reused.
 
     A quadratic form over (new, cached): a fixed part per pass, work per token, attention of new
-    tokens to what stands before them, and bringing the reused ones in.
+    tokens to those before them, and loading the reused ones.
     """
 
     pass_s: float
@@ -54,7 +54,7 @@ class JctModel:
     pair_s: float
     """Attention of one new token to one column."""
     cached_s: float
-    """Bringing in one reused token."""
+    """Loading one reused token."""
     error: float | None = None
     """Median relative error over the measured grid; None for a count of operations."""
     source: str = "flops"
@@ -72,7 +72,7 @@ class JctModel:
         return self.token_s * num_new + self.pair_s * pairs + self.cached_s * num_cached
 
     def beside(self, num_new: int, num_cached: int) -> float:
-        """What the prompt adds to a pass in which another one brings in the same reused tokens."""
+        """What the prompt adds to a pass in which another prompt loads the same reused tokens."""
         return self.prompt_s + self.share(num_new, num_cached) - self.cached_s * num_cached
 
     def microseconds(self, num_new: int, num_cached: int = 0) -> int:
@@ -84,5 +84,5 @@ class PrefillTime(Protocol):
     """How long a prefill takes."""
 
     def seconds(self, num_new: int, num_cached: int) -> float:
-        """Seconds to compute `num_new` tokens behind `num_cached` whose KV is at hand."""
+        """Seconds to compute `num_new` tokens after `num_cached` ones whose KV is at hand."""
         ...

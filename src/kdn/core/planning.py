@@ -1,4 +1,4 @@
-"""Between a request and its plan: who makes it, and what KV it leaves behind."""
+"""From a request to its plan, and from computed KV to the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Planned", "Planner", "RetainedKV"]
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, and how many prompt tokens it takes from where."""
+    """A plan, and the source of the prompt tokens that it reuses."""
 
     plan: Plan
     exact: int = 0
@@ -46,7 +46,7 @@ class RetainedKV:
 
 
 class Planner(Protocol):
-    """Turns requests into plans, and takes what they leave behind."""
+    """Makes plans of requests, and stores the KV that they retain."""
 
     def cached_tokens(self, request: Request) -> int:
         """How much of the prompt could be reused now. Moves no bytes."""

@@ -39,13 +39,13 @@ class LayerKV:
     k: Tensor
     v: Tensor
     shift: Tensor | None = None
-    """[heads, dim] of K's type, not yet added to K: whoever places or compares K adds it to every key."""
+    """[heads, dim] of K's type, not yet added to K: code that places or compares K adds it to every key."""
 
     @property
     def num_tokens(self) -> int:
         return int(self.k.shape[0])
 
-    def settled(self) -> LayerKV:
+    def shifted(self) -> LayerKV:
         """The same with the shift added, a copy if there is one."""
         return self if self.shift is None else LayerKV(self.k + self.shift, self.v)
 
@@ -66,14 +66,14 @@ class LayerSource(Protocol):
         ...
 
     def take(self, layer: int) -> Sequence[LayerKV]:
-        """The layer as neighbouring runs of tokens, first to last, waited for if need be.
+        """The layer as neighbouring runs of tokens, first to last, waiting for it if needed.
 
         Read-only, and valid until `close`.  Raises CorruptBlock when it cannot be had.
         """
         ...
 
     def close(self) -> None:
-        """Let go of what was pinned. Calling it twice is harmless."""
+        """Unpin what is open. Calling it twice is harmless."""
         ...
 
 
@@ -106,8 +106,8 @@ class LayerView:
     """[rows, heads, dim] rotated."""
     fresh: LayerKV
     """[rows, kv heads, dim]."""
-    glue: Callable[[], LayerKV | None]
-    """Puts `stored` together."""
+    join_stored: Callable[[], LayerKV | None]
+    """Joins the stored runs to one tensor; `stored` calls it."""
     attend: Callable[[Tensor, Tensor], Tensor]
     """attend(row indices into `rows`, columns) -> attention mass [columns] those rows put there."""
 
@@ -115,9 +115,9 @@ class LayerView:
     def stored(self) -> LayerKV | None:
         """[columns, kv heads, dim] what the store supplied (zero where it supplied nothing).
 
-        A copy, made when it is first looked at: valid while the layer is looked at.
+        A copy, made on first use: valid until the layer is done.
         """
-        return self.glue()
+        return self.join_stored()
 
 
 class Selector(Protocol):
@@ -175,7 +175,7 @@ class ColumnScale:
 
 
 class Observer(Protocol):
-    """Looks at layers as they are computed; must not change anything."""
+    """Reads layers as they are computed; must not change anything."""
 
     def __call__(self, view: LayerView) -> None: ...
 
@@ -209,14 +209,14 @@ class Plan:
     """None means the last position only."""
     allowed: tuple[int, ...] | None = None
     row_chunk: int | None = None
-    """Position-wise work runs this many rows at a time (PrefillOnly); None means all at once."""
+    """Position-wise work runs this many rows at a time (PrefillOnly); None means all together."""
     one_layer: bool = False
     """K and V live for one layer only; what is to outlive the pass must be kept as it goes by.
     Such a prompt runs as one pass, and nothing can be decoded after it."""
     then: Callable[[], Plan] | None = None
-    """This plan only looks: asked when it is through, `then` gives the plan to run in its place.
+    """This plan is a probe pass: when it is done, `then` gives the plan to run in its place.
 
-    The second finds the columns as the first left them, so it names no stored runs of its own.
+    The second plan finds the columns as the first left them, so it names no stored runs of its own.
     """
 
     @property
@@ -229,7 +229,7 @@ class Plan:
 
     @property
     def is_steady(self) -> bool:
-        """True when the rows of layer 0 are the rows of every layer, and nobody looks at them."""
+        """True when the rows of layer 0 are the rows of every layer, and nothing observes them."""
         return not (self.enter or self.observers) and all(rule is ALL_ROWS for rule in self.rows)
 
     def rule(self, layer: int) -> RowRule:

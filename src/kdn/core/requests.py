@@ -162,7 +162,7 @@ class Usage:
     blended: int = 0
     shared: int = 0
     lossy: int = 0
-    """Prompt tokens whose KV went through a lossy codec, or was computed behind such."""
+    """Prompt tokens whose KV went through a lossy codec, or was computed after such KV."""
     recomputed: int = 0
     """Prompt tokens computed for this request."""
     queue_ms: float = 0.0

@@ -1,4 +1,4 @@
-"""What a store did for a trace, for those who put a price on it."""
+"""What a store did for a trace, for code that puts a price on it."""
 
 from __future__ import annotations
 

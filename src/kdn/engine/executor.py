@@ -256,7 +256,7 @@ class Pass:
             hidden=self._hidden[rows],
             query=q,
             fresh=fresh,
-            glue=partial(_glued, lane.plan.num_tokens, stored),
+            join_stored=partial(_joined, lane.plan.num_tokens, stored),
             attend=_Mass(self._attention, q, where, layer, self._decoder.layers[layer].window),
         )
 
@@ -400,7 +400,7 @@ def _join(
     return everyone[order], states[order.to(states.device)]
 
 
-def _glued(num_tokens: int, loaded: _Loaded) -> LayerKV | None:
+def _joined(num_tokens: int, loaded: _Loaded) -> LayerKV | None:
     """A layer's stored runs at their columns, zero between them; None when there are none."""
     if not loaded:
         return None
@@ -409,14 +409,14 @@ def _glued(num_tokens: int, loaded: _Loaded) -> LayerKV | None:
     whole = LayerKV(like.k.new_zeros(size), like.v.new_zeros(size))
     for start, parts in loaded:
         for part, at in zip(parts, _places(start, parts), strict=True):
-            whole.k[at] = part.settled().k
+            whole.k[at] = part.shifted().k
             whole.v[at] = part.v
     return whole
 
 
 def _note_parts(capture: Capture, layer: int, start: int, parts: Sequence[LayerKV]) -> None:
     for part, at in zip(parts, _places(start, parts), strict=True):
-        capture.note(layer, torch.arange(at.start, at.stop), part.settled().k, part.v)
+        capture.note(layer, torch.arange(at.start, at.stop), part.shifted().k, part.v)
 
 
 def _places(start: int, parts: Sequence[LayerKV]) -> list[slice]:

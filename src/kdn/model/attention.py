@@ -145,7 +145,7 @@ class TorchAttention(Attention):
         at: Tensor,
     ) -> None:
         columns = at.to(to_k.device)
-        k = torch.cat([run.settled().k.to(to_k.device) for run in runs])
+        k = torch.cat([run.shifted().k.to(to_k.device) for run in runs])
         v = torch.cat([run.v.to(to_v.device) for run in runs])
         to_k.index_copy_(1, columns, rotate(k, cos, sin).transpose(0, 1))
         to_v.index_copy_(2, columns, v.permute(1, 2, 0))

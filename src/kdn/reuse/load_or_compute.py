@@ -18,7 +18,7 @@ _REMEMBERED = 16
 _FEWEST_TOKENS = 256
 """Shorter prefills say more about overheads than about speed."""
 EstimateS = Callable[[int, int], float]
-"""estimate_s(new, cached): seconds to prefill `new` tokens behind `cached` ones that are loaded."""
+"""estimate_s(new, cached): seconds to prefill `new` tokens after `cached` ones that are loaded."""
 
 
 def worth_loading(

@@ -2,7 +2,7 @@
 
     setting codec      max_kl      writes                              reads besides exact
     none, lossless     any         that                                what max_kl allows
-    int8, ...          none        that (somebody chose it by name)    that
+    int8, ...          none        that (it was chosen by name)    that
     int8, ...          a number    that if measured within, else       whatever was measured
                                    lossless                            within
     auto               a number    the smallest measured within, else  whatever was measured
@@ -27,7 +27,7 @@ AUTO = "auto"
 
 
 def lossy_recipe(codec: str) -> Recipe:
-    """How KV was made that went through a codec, and KV that was computed behind such."""
+    """How KV was made that went through a codec, and KV that was computed after such KV."""
     return Recipe((Cause.CODEC,), codec)
 
 

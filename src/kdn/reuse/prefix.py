@@ -1,4 +1,4 @@
-"""Prefix reuse: what a prompt begins with, if it was ever computed, is not computed again.
+"""Prefix reuse: the beginning of a prompt that was computed before is not computed again.
 
 Exact, unless settings or the request allow blocks that went through a lossy codec (`loss.py`).
 """
@@ -49,7 +49,7 @@ from kdn.store import (
 __all__ = ["PrefixReuse"]
 
 _OPEN_AT_ONCE = 8
-"""Blocks across a network that are opened together; as many calls as a tier makes at once."""
+"""Blocks across a network that are opened together: as many calls as a tier makes in parallel."""
 
 
 class PrefixReuse(Technique):
@@ -71,9 +71,9 @@ class PrefixReuse(Technique):
     ) -> None:
         """`fingerprint` names the model with an adapter (or None) on it.
 
-        `recorder` takes down what is looked up to be computed.  With `estimate_s` blocks that would
-        come too slowly are computed instead, and what a node can encode anew comes as small as it
-        must to be here by then, or in `load_within_s`.
+        `recorder` records every prompt that is planned.  With `estimate_s` blocks that would load too
+        slowly are computed instead, and a node that transcodes sends its blocks as small as the
+        deadline needs: that estimate, or `load_within_s`.
         """
         self._recorder = recorder
         self._estimate_s = estimate_s
@@ -183,16 +183,16 @@ class PrefixReuse(Technique):
         codec = self._loss.writes(request, fingerprint)
         if not retained.recipe.tainted:
             return (retained.recipe if codec.lossless else lossy_recipe(codec.name)), codec
-        behind = CODECS.get(retained.recipe.detail)
-        if behind is not None and retained.recipe == lossy_recipe(behind.name):
-            return retained.recipe, behind
+        taint = CODECS.get(retained.recipe.detail)
+        if taint is not None and retained.recipe == lossy_recipe(taint.name):
+            return retained.recipe, taint
         return retained.recipe, codec if codec.lossless else CODECS["lossless"]
 
     def _open(self, hits: tuple[BlockHit, ...], delivery: Delivery | None = None) -> list[Reader]:
         """Readers for the leading run of blocks that can be opened."""
         far = {tier.name for tier in self._store.tiers if tier.far}
         open_one = partial(self._store.open, delivery=delivery)
-        if any(hit.tier in far for hit in hits[1:]):  # a round trip each, so all at once
+        if any(hit.tier in far for hit in hits[1:]):  # a round trip each, so all in parallel
             readers = list(self._openers.map(open_one, hits))
         else:
             readers = list(_until_none(map(open_one, hits)))

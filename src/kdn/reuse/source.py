@@ -1,4 +1,4 @@
-"""Stored blocks as a layer source: read ahead by one thread, glued along the tokens."""
+"""Stored blocks as a layer source: read ahead by one thread, joined along the tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdn.store import Reader
 __all__ = ["StoreSource", "loaded_bytes", "tokens_by_tier"]
 
 _READ_BYTES = 1 << 20
-"""The most that is read of a block at once is this, or a layer."""
+"""One read of a block is at most this, or one layer."""
 
 
 class StoreSource:
@@ -57,7 +57,7 @@ class StoreSource:
         return sum(reader.num_tokens for reader in self._readers)
 
     def start(self, layer: int) -> None:
-        """The layer's group begins to come, and so does the one behind it."""
+        """Start to read the layer's group, and the one after it."""
         assert layer < self._shape.num_layers, "the model has no such layer"
         while self._edges[-1] <= layer:
             self._begin()
@@ -77,7 +77,7 @@ class StoreSource:
             reader.close()
 
     def _begin(self) -> None:
-        """The next group of layers begins to come, if any is left."""
+        """Start to read the next group of layers, if any is left."""
         start = self._edges[-1]
         if start < self._shape.num_layers:
             stop = min(start + self._pace.size, self._shape.num_layers)
@@ -112,13 +112,13 @@ def tokens_by_tier(readers: Iterable[Reader]) -> dict[str, int]:
 
 
 def loaded_bytes(blocks: list[list[LayerKV]]) -> int:
-    """The bytes of KV that one task of a source has brought."""
+    """The bytes of KV that one read of a source has loaded."""
     return sum(run.k.nbytes + run.v.nbytes for runs in blocks for run in runs)
 
 
 def _tensor(data: memoryview, dtype: torch.dtype) -> Tensor:
-    """The bytes as a flat tensor, uncopied. Torch knows no read-only memory: nobody may write to it."""
+    """The bytes as a flat tensor, uncopied. Torch has no read-only memory: callers must not write to it."""
     source = np.frombuffer(data, dtype=np.uint8)
     raw = (ctypes.c_char * data.nbytes).from_address(source.ctypes.data)
-    raw.source = source  # type: ignore[attr-defined]  # who holds the tensor holds the bytes
+    raw.source = source  # type: ignore[attr-defined]  # the tensor keeps the bytes alive
     return torch.frombuffer(raw, dtype=dtype)

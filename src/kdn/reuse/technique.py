@@ -1,4 +1,4 @@
-"""What a technique is: a say in the plans of requests, and in the KV that they leave behind."""
+"""The interface of a technique: its part in the plans of requests and in the KV that they retain."""
 
 from __future__ import annotations
 

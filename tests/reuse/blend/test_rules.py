@@ -12,12 +12,20 @@ from torch import Tensor
 
 from kdn.core import ALL_ROWS, LayerView, Plan, StoredRun, TokenIds
 from kdn.model import LoadedModel
-from kdn.reuse.blend import AskedRows, BlendLayout, Deviation, Leading, Naive, RandomRows, Rule
+from kdn.reuse.blend import (
+    AttendedRows,
+    BlendLayout,
+    BlendRule,
+    Deviation,
+    Leading,
+    Naive,
+    RandomRows,
+)
 from kdn.reuse.blend.rules import deviation
 from tests.engine.runs import HeldSource, Ran, load_tiny, run, some_tokens
 
-RULES: dict[str, Rule] = {
-    "asked": AskedRows(),
+RULES: dict[str, BlendRule] = {
+    "asked": AttendedRows(),
     "v": Deviation("v"),
     "k": Deviation("k"),
     "kv gradual": Deviation("kv", gradual=True),
@@ -71,12 +79,12 @@ class Blended:
         rows = (ALL_ROWS,) * self.model.decoder.config.num_layers
         return Plan(self.tokens, prefix=prefix, stored=tuple(runs), rows=rows)
 
-    def plan(self, rule: Rule, ratio: float, junk: float | None = None) -> Plan:
+    def plan(self, rule: BlendRule, ratio: float, junk: float | None = None) -> Plan:
         layout = self.layout()
         return rule(self.base(junk), layout, layout.budget(ratio))
 
 
-def blended_error(case: Blended, rule: Rule, ratio: float, junk: float | None = None) -> float:
+def blended_error(case: Blended, rule: BlendRule, ratio: float, junk: float | None = None) -> float:
     return float(
         (run(case.model, case.plan(rule, ratio, junk)).logits - case.full.logits).abs().max()
     )
@@ -121,7 +129,7 @@ def test_whatever_is_missing_ratio_one_is_exact_and_less_is_not_far(
 def test_duplicate_chunks_and_other_orders_are_prompts_like_any(tiny: LoadedModel) -> None:
     one, two = some_tokens(24, 200, seed=1), some_tokens(24, 200, seed=2)
     for chunks in ([one, two, two], [two, one, two], [one, one, one]):
-        assert blended_error(Blended(tiny, chunks), AskedRows(), 1.0, junk=5.0) < 1e-4
+        assert blended_error(Blended(tiny, chunks), AttendedRows(), 1.0, junk=5.0) < 1e-4
 
 
 def test_layer_zero_does_not_deviate_and_a_later_one_does(tiny: LoadedModel) -> None:
@@ -179,7 +187,7 @@ def test_leading_takes_the_same_depth_of_every_chunk(tiny: LoadedModel) -> None:
 def test_mending_what_the_question_reads_is_closer_than_mending_nothing(tiny: LoadedModel) -> None:
     case = three_chunks(tiny)
     naive = blended_error(case, Naive(), 0)
-    assert blended_error(case, AskedRows(), 0.5) < naive
+    assert blended_error(case, AttendedRows(), 0.5) < naive
 
 
 def test_a_budget_is_rounded_up_and_never_exceeds_the_chunks() -> None:
@@ -194,8 +202,8 @@ def test_a_look_that_ends_early_is_followed_by_the_same_mend_as_a_whole_one(
     """Looked at are layers 3 and 5, or 3 alone; the twin goes through all six layers."""
     case = three_chunks(tiny)
     for every in (1, 2, 3):
-        short = case.plan(AskedRows(every=every), 0.2)
-        whole = replace(case.plan(AskedRows(every=every), 0.2), rows=case.base().rows)
+        short = case.plan(AttendedRows(every=every), 0.2)
+        whole = replace(case.plan(AttendedRows(every=every), 0.2), rows=case.base().rows)
         assert short.rows != whole.rows
         ended, through = run(tiny, short), run(tiny, whole)
         assert torch.equal(ended.logits, through.logits)

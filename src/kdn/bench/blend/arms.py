@@ -17,16 +17,16 @@ from kdn.errors import BadInput
 from kdn.model.attention import Attention, AttentionSlice, BoundAttention, TorchAttention
 from kdn.model.rope import rotate
 from kdn.reuse.blend import (
-    AskedRows,
+    AttendedRows,
     BlendLayout,
+    BlendRule,
     Deviation,
     Leading,
-    Mass,
     Naive,
+    QuestionAttention,
     RandomRows,
-    Rule,
 )
-from kdn.reuse.blend.rules import chosen_rows
+from kdn.reuse.blend.rules import recompute_rows
 
 __all__ = [
     "ATTENTION",
@@ -64,7 +64,7 @@ class Arm:
 
     name: str
     ratio: float
-    rule: Rule
+    rule: BlendRule
     attention: Attention | None = None
     unmoved: bool = False
     """Leave the keys at the positions they were computed at."""
@@ -84,11 +84,11 @@ class Arm:
 
 LEAN = ("naive", "drift", "random", "hkvd", "attention", "ours")
 """The ways that a claim needs: what is compared with, and what is claimed."""
-_RULES: dict[str, tuple[str, Rule]] = {
+_RULES: dict[str, tuple[str, BlendRule]] = {
     "random": (RANDOM, RandomRows()),
     "hkvd": (HKVD, Deviation("v")),
     "first": (FIRST, Leading()),
-    "attention": (ATTENTION, AskedRows()),
+    "attention": (ATTENTION, AttendedRows()),
 }
 
 NOISE = Arm("all rows again", 1.0, RandomRows())
@@ -113,8 +113,8 @@ def chosen_arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
     found += [Arm(DRIFT, 0.0, Naive(), undrifted=1.0)] if "drift" in names else []
     for ratio in ratios:
         found += [_ruled(name, ratio) for name in names if name in _RULES]
-        found += [Arm(OURS, ratio, AskedRows(), undrifted=HALF)] if "ours" in names else []
-        found += [Arm(WHOLE, ratio, AskedRows(), undrifted=1.0)] if "whole" in names else []
+        found += [Arm(OURS, ratio, AttendedRows(), undrifted=HALF)] if "ours" in names else []
+        found += [Arm(WHOLE, ratio, AttendedRows(), undrifted=1.0)] if "whole" in names else []
     return found
 
 
@@ -131,11 +131,11 @@ def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list
         Arm(HKVD, RATIO, Deviation("v")),
         Arm(FIRST, RATIO, Leading()),
         Arm(DRIFT, 0.0, Naive(), undrifted=1.0),
-        Arm(ATTENTION, RATIO, AskedRows()),
-        Arm(ATTENTION, 0.3, AskedRows()),
-        Arm(OURS, RATIO, AskedRows(), undrifted=HALF),
-        Arm(OURS, 0.3, AskedRows(), undrifted=HALF),
-        Arm(WHOLE, RATIO, AskedRows(), undrifted=1.0),
+        Arm(ATTENTION, RATIO, AttendedRows()),
+        Arm(ATTENTION, 0.3, AttendedRows()),
+        Arm(OURS, RATIO, AttendedRows(), undrifted=HALF),
+        Arm(OURS, 0.3, AttendedRows(), undrifted=HALF),
+        Arm(WHOLE, RATIO, AttendedRows(), undrifted=1.0),
     ]
     if which != "every":
         return [*main, NOISE] if which == "noise" else main
@@ -145,8 +145,8 @@ def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list
         Arm(name, ratio, rule, undrifted=HALF * (name == OURS))
         for ratio in (0.05, 0.3, 0.5)
         for name, rule in (
-            (OURS, AskedRows()),
-            (ATTENTION, AskedRows()),
+            (OURS, AttendedRows()),
+            (ATTENTION, AttendedRows()),
             (HKVD, Deviation("v")),
             (RANDOM, RandomRows()),
         )
@@ -159,7 +159,7 @@ def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list
         Arm("HKVD by K and V", RATIO, Deviation("kv")),
         Arm("HKVD by V, gradual", RATIO, Deviation("v", gradual=True)),
         Arm("HKVD by V, released mask", RATIO, Deviation("v"), attention=BottomRight()),
-        Arm("question's attention, all layers", RATIO, AskedRows(skip=0.0)),
+        Arm("question's attention, all layers", RATIO, AttendedRows(skip=0.0)),
         Arm("oracle: V deviation", RATIO, Known(deviation)),
         Arm("oracle: attention", RATIO, Known(attended)),
         Arm("oracle: attention x V deviation", RATIO, Known(attended * deviation)),
@@ -175,12 +175,12 @@ class Known:
 
     def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         best = torch.topk(self.worth[layout.reused], count).indices
-        return chosen_rows(base, layout, layout.reused[best])
+        return recompute_rows(base, layout, layout.reused[best])
 
 
 def _true_mass(lab: Lab, case: Case) -> Tensor:
     """What the question attends to in a full prefill."""
-    seen = Mass(case.layout, first=lab.num_layers // 2, every=2)
+    seen = QuestionAttention(case.layout, first=lab.num_layers // 2, every=2)
     lab.run(case, Plan(case.tokens, observers=(seen,)))
     return seen.total
 

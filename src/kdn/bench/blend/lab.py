@@ -16,7 +16,7 @@ from kdn.core import ALL_ROWS, LayerSource, Plan, Prompt, Role, StoredRun, Token
 from kdn.engine import AloneRun, HeldKV, Pass, SequenceKV, SequenceSlice, run_alone
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
-from kdn.reuse.blend import BiasCorrected, BlendLayout, Drift, Rule
+from kdn.reuse.blend import BiasCorrected, BlendLayout, BlendRule, Drift
 
 __all__ = ["Case", "Lab", "Seen", "kl", "true_deviation"]
 
@@ -104,7 +104,7 @@ class Lab:
 
     @torch.inference_mode()
     def blend(
-        self, case: Case, rule: Rule, ratio: float, attention: Attention | None = None
+        self, case: Case, rule: BlendRule, ratio: float, attention: Attention | None = None
     ) -> Seen:
         """The prompt with its chunks mended by a rule."""
         plan = rule(self.base(case), case.layout, case.layout.budget(ratio))

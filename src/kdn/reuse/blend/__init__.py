@@ -1,33 +1,36 @@
-"""Blending: stored text is reused wherever it stands, and the rows that matter are mended."""
+"""Blending: stored documents are reused wherever they stand, and the rows that matter are recomputed.
+
+Trades in plans over stored chunks.  `calibration`, `api` and `bench` import it.  Start reading at
+`planner.py`."""
 
 from __future__ import annotations
 
-from kdn.reuse.blend.asking import AskedRows, Mass
+from kdn.reuse.blend.attended import AttendedRows, QuestionAttention
 from kdn.reuse.blend.chunks import Chunk, StoredDocuments
 from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.drift import BiasCorrected, Drift
 from kdn.reuse.blend.guard import GuardStat, QualityGuard, divergence
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.planner import BLENDED, BlendReuse
-from kdn.reuse.blend.rules import Deviation, Leading, Naive, RandomRows, Rule
+from kdn.reuse.blend.rules import BlendRule, Deviation, Leading, Naive, RandomRows
 
 __all__ = [
     "BLENDED",
-    "AskedRows",
+    "AttendedRows",
     "BiasCorrected",
     "BlendLayout",
     "BlendReuse",
+    "BlendRule",
     "Chunk",
     "Deviation",
     "Drift",
     "GuardStat",
     "Leading",
-    "Mass",
     "Naive",
     "QualityGuard",
+    "QuestionAttention",
     "RandomRows",
     "RatioController",
-    "Rule",
     "StoredDocuments",
     "TimedLoader",
     "divergence",

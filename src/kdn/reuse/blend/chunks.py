@@ -28,7 +28,7 @@ class Chunk:
     start: int
     readers: tuple[Reader, ...]
     alone: bool = True
-    """Was it computed right behind the prelude? Else behind other texts, as here."""
+    """Was it computed directly after the prelude? Else after other texts, as here."""
 
     @property
     def stop(self) -> int:
@@ -37,16 +37,16 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StoredDocuments:
-    """One model's exact blocks under one salt, looked at with a prompt in hand."""
+    """One model's exact blocks under one salt, as they can be used for prompts."""
 
     store: Store
     fingerprint: Fingerprint
     salt: str
 
     def chunks(self, prompt: Prompt, start: int) -> list[Chunk]:
-        """Every stored document behind position `start`, opened; neighbours are glued together.
+        """Every stored document after position `start`, opened; neighbours are joined.
 
-        A document counts as stored where it was computed right behind the prompt's own prelude, and
+        A document counts as stored where it was computed directly after the prompt's own prelude, and
         else block by block wherever it was computed exactly (content ids).
         """
         prelude = _prelude(prompt)
@@ -63,19 +63,19 @@ class StoredDocuments:
         return found
 
     def lacks(self, prompt: Prompt) -> list[Segment]:
-        """The documents that are not stored whole right behind the prelude. Opens nothing."""
+        """The documents that are not stored whole directly after the prelude. Opens nothing."""
         prelude = _prelude(prompt)
         documents = [s for s in prompt.segments if s.role is Role.DOCUMENT]
-        return [s for s in documents if self._num_behind(prelude, s) < s.num_tokens]
+        return [s for s in documents if self._num_after_prelude(prelude, s) < s.num_tokens]
 
-    def _num_behind(self, prelude: TokenIds, segment: Segment) -> int:
+    def _num_after_prelude(self, prelude: TokenIds, segment: Segment) -> int:
         wanted = (*prelude, *segment.token_ids)
         match = self.store.match(self.fingerprint, EXACT, self.salt, wanted)
         return max(match.num_tokens - len(prelude), 0)
 
     def _of_segment(self, prelude: TokenIds, segment: Segment, first: int) -> Iterator[Chunk]:
         at = 0
-        for reader in self._behind(prelude, segment):
+        for reader in self._after_prelude(prelude, segment):
             yield Chunk(first + at, (reader,))
             at += reader.num_tokens
         at = -(-at // BLOCK_TOKENS) * BLOCK_TOKENS
@@ -84,8 +84,8 @@ class StoredDocuments:
             if found is not None:
                 yield Chunk(first + cut, (found,), alone=False)
 
-    def _behind(self, prelude: TokenIds, segment: Segment) -> Iterator[Reader]:
-        """Readers for the leading run of the segment's blocks that stand behind the prelude."""
+    def _after_prelude(self, prelude: TokenIds, segment: Segment) -> Iterator[Reader]:
+        """Readers for the leading run of the segment's blocks that were computed after the prelude."""
         wanted = (*prelude, *segment.token_ids)
         at = len(prelude)
         for hit in self.store.match(self.fingerprint, EXACT, self.salt, wanted).hits:
@@ -107,6 +107,6 @@ class StoredDocuments:
 
 
 def _prelude(prompt: Prompt) -> TokenIds:
-    """What the prompt's documents are stored behind: its first segment, if that is a prelude."""
+    """The tokens that the prompt's documents are stored after: its first segment, if that is a prelude."""
     first = prompt.segments[0]
     return first.token_ids if first.role is Role.PRELUDE else ()

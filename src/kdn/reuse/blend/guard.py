@@ -1,4 +1,4 @@
-"""The quality guard: now and then a blended answer's beginning is compared with a full prefill's.
+"""The quality guard: some blended answers are compared with full prefills, by their first token.
 
     sampled ─> KL, same first token? ─> mean of the last few of that collection
         within the limit ─> nothing happens
@@ -19,8 +19,8 @@ from dataclasses import replace
 
 from kdn.core import Blend, Finish, Generator, Request, Retention, Sampling, Token
 from kdn.reuse.blend.controller import RatioController
+from kdn.reuse.blend.monitor import CollectionMonitor, GuardStat, next_ratio
 from kdn.reuse.blend.record import GuardRecord
-from kdn.reuse.blend.watch import GuardStat, Watch, next_ratio
 from kdn.trace import Trace
 
 __all__ = ["GuardStat", "QualityGuard", "divergence"]
@@ -43,8 +43,8 @@ class QualityGuard:
     ) -> None:
         """One in `every` requests of a collection is compared (0: none); `kl_limit` in nats.
 
-        `records`, by collection, are what an earlier run knew; `keep` is handed what this one knows,
-        now and then.
+        `records`, by collection, are what an earlier run measured; `keep` is given this run's after
+        every change.
         """
         self._controller = controller
         self._every = every
@@ -53,11 +53,12 @@ class QualityGuard:
         self._keep = keep
         self._lock = threading.Lock()
         self._default = controller.floor()
-        self._watches = {
-            name: Watch(self._default, record) for name, record in (records or {}).items()
+        self._monitors = {
+            name: CollectionMonitor(self._default, record)
+            for name, record in (records or {}).items()
         }
-        for name, watch in self._watches.items():
-            controller.set_floor(watch.ratio, name)
+        for name, monitor in self._monitors.items():
+            controller.set_floor(monitor.ratio, name)
 
     def wants(self, request: Request) -> bool:
         """Is this the one in so many? Requests with a ratio of their own are left alone."""
@@ -66,7 +67,7 @@ class QualityGuard:
             return False
         with self._lock:
             name = self._name(blend)
-            due = self._watches[name].asked(self._every)
+            due = self._monitors[name].asked(self._every)
         self._remember(name)
         return due
 
@@ -76,38 +77,40 @@ class QualityGuard:
         assert blend is not None, "only blended requests are compared"
         with self._lock:
             name = self._name(blend)
-            watch = self._watches[name]
-            ratio, trial = watch.ratio, watch.trial
+            monitor = self._monitors[name]
+            ratio, trial = monitor.ratio, monitor.trial
         full = _first(generator, request, None)
         now = _first(generator, request, Blend(ratio))
         tried = _first(generator, request, Blend(next_ratio(ratio))) if trial else None
         kl, agrees = divergence(full, now), _likeliest(full) == _likeliest(now)
         tried_kl = None if tried is None else divergence(full, tried)
         with self._lock:
-            changed = watch.saw(kl, agreed=agrees, tried_kl=tried_kl, limit=self._kl_limit)
-            self._controller.set_floor(watch.ratio, name)
+            changed = monitor.saw(kl, agreed=agrees, tried_kl=tried_kl, limit=self._kl_limit)
+            self._controller.set_floor(monitor.ratio, name)
         if changed is not None:
-            self._trace.event(f"blend.{changed}", ratio=watch.ratio, collection=name)
+            self._trace.event(f"blend.{changed}", ratio=monitor.ratio, collection=name)
         self._remember(name)
         self._trace.event("blend.guard", kl=kl, agrees=agrees, ratio=ratio, collection=name)
 
     def stats(self) -> dict[str, GuardStat]:
-        """A look at the counts, by collection; "" stands for requests that name none."""
+        """The counts so far, by collection; "" stands for requests that name none."""
         with self._lock:
-            return {name: watch.stat() for name, watch in self._watches.items()}
+            return {name: monitor.stat() for name, monitor in self._monitors.items()}
 
     def check(self) -> None:
-        """Audit the books. Raises AssertionError."""
+        """Check that monitors and floors agree. Raises AssertionError."""
         with self._lock:
-            for name, watch in self._watches.items():
-                watch.check()
-                assert self._controller.floor(name) == watch.ratio, "a floor that nobody set"
+            for name, monitor in self._monitors.items():
+                monitor.check()
+                assert self._controller.floor(name) == monitor.ratio, (
+                    "a floor differs from its monitor's"
+                )
 
     def _name(self, blend: Blend) -> str:
-        """The collection as it is judged; a watch for it from now on."""
+        """The collection as it is judged; it is monitored from now on."""
         name = self._controller.judged_as(blend.collection)
-        if name not in self._watches:
-            self._watches[name] = Watch(self._default)
+        if name not in self._monitors:
+            self._monitors[name] = CollectionMonitor(self._default)
             self._controller.set_floor(self._default, name)
         return name
 
@@ -115,7 +118,7 @@ class QualityGuard:
         if self._keep is None:
             return
         with self._lock:
-            record = self._watches[name].record()
+            record = self._monitors[name].record()
         self._keep(name, record)
 
 

@@ -1,4 +1,4 @@
-"""Where in a prompt the reused text lies: all that a rule for choosing rows needs to know."""
+"""Where the reused text lies in a prompt: the input of rules that choose rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["BlendLayout"]
 
 @dataclass(frozen=True)
 class BlendLayout:
-    """Positions of a prompt by what becomes of them.
+    """Positions of a prompt by how their KV is obtained.
 
     0 ..... num_prefix | chunks and what lies between ......... asking | num_tokens
-    exact, free        | stored chunks may be mended; the rest is computed
+    exact, free        | stored chunks, partly recomputed; the rest is computed
     """
 
     num_tokens: int
@@ -29,7 +29,7 @@ class BlendLayout:
 
     def __post_init__(self) -> None:
         edges = [self.num_prefix, *(edge for chunk in self.chunks for edge in chunk)]
-        assert edges == sorted(edges), "chunks ascend behind the prefix"
+        assert edges == sorted(edges), "chunks ascend after the prefix"
         assert edges[-1] <= self.asking < self.num_tokens, "the question is never reused"
 
     @cached_property
@@ -51,7 +51,7 @@ class BlendLayout:
         return sum(stop - start for start, stop in self.chunks)
 
     def budget(self, ratio: float) -> int:
-        """How many reused rows a ratio in 0..1 pays for, rounded up."""
+        """How many reused rows a ratio in 0..1 recomputes, rounded up."""
         return min(self.num_reused, -int(-ratio * self.num_reused // 1))
 
     def with_forced(self, chosen: Tensor) -> tuple[int, ...]:

@@ -35,12 +35,12 @@ from kdn.core import (
     Segment,
     StoredRun,
 )
-from kdn.reuse.blend.asking import AskedRows
+from kdn.reuse.blend.attended import AttendedRows
 from kdn.reuse.blend.chunks import Chunk, StoredDocuments
 from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.drift import BiasCorrected, Drift
 from kdn.reuse.blend.layout import BlendLayout
-from kdn.reuse.blend.rules import Rule
+from kdn.reuse.blend.rules import BlendRule
 from kdn.reuse.source import StoreSource, loaded_bytes, tokens_by_tier
 from kdn.reuse.technique import Technique
 from kdn.store import Store
@@ -71,7 +71,7 @@ class BlendReuse(Technique):
         clock: Clock,
         *,
         movable: bool = True,
-        rule: Rule | None = None,
+        rule: BlendRule | None = None,
         bias: Callable[[Fingerprint], Drift | None] = lambda _: None,
         loader: Executor | None = None,
         trace: Trace | None = None,
@@ -82,7 +82,7 @@ class BlendReuse(Technique):
         self._controller = controller
         self._clock = clock
         self._movable = movable
-        self._rule = rule or AskedRows()
+        self._rule = rule or AttendedRows()
         self._bias = bias
         self._loader = loader or ThreadPoolExecutor(1, thread_name_prefix="kdn-blend")
         self._trace = trace or NoTrace()

@@ -1,8 +1,8 @@
-"""Which of the reused rows are computed anew: one seam, and every published answer to it.
+"""Which of the reused rows are recomputed: one interface, and every published rule.
 
-A rule gets a base plan (tokens, prefix, stored chunks) and gives it rows.  Rules that need not look
-at the prompt's own values name the rows at once; `Deviation` narrows them down inside the pass;
-rules that ask the question first put a look before it (`Plan.then`).
+A rule gets a base plan (tokens, prefix, stored chunks) and gives it rows.  Rules that do
+not depend on the prompt's values name the rows beforehand; `Deviation` narrows them down inside the
+pass; rules that ask the question first add a probe pass (`Plan.then`).
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from torch import Tensor
 from kdn.core import ALL_ROWS, Choose, GivenRows, LayerView, Plan, RowRule
 from kdn.reuse.blend.layout import BlendLayout
 
-__all__ = ["Deviation", "Leading", "Naive", "RandomRows", "Rule", "chosen_rows"]
+__all__ = ["BlendRule", "Deviation", "Leading", "Naive", "RandomRows", "recompute_rows"]
 
 
-class Rule(Protocol):
-    """Turns a base plan into one that also mends some of the chunks."""
+class BlendRule(Protocol):
+    """Turns a base plan into one that also recomputes rows of the chunks."""
 
     def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
-        """`base` with `count` of the layout's reused rows computed anew, as averaged over layers."""
+        """`base` with `count` of the layout's reused rows recomputed, as averaged over layers."""
         ...
 
 
-def chosen_rows(base: Plan, layout: BlendLayout, chosen: Tensor) -> Plan:
+def recompute_rows(base: Plan, layout: BlendLayout, chosen: Tensor) -> Plan:
     """`base` computing the chosen positions at every layer, and all that must be computed."""
     return replace(base, rows=(GivenRows(layout.with_forced(chosen)), *_rest(base)))
 
 
 def _rest(base: Plan) -> tuple[RowRule, ...]:
-    """One rule a layer behind layer 0: go on with the rows that are there."""
+    """One rule for each layer after layer 0: go on with the same rows."""
     assert len(base.rows) > 1, "a base plan names its layers"
     return (ALL_ROWS,) * (len(base.rows) - 1)
 
 
 @dataclass(frozen=True)
 class Naive:
-    """Nothing is mended: reuse with position recovery only (PromptCache, 2311.04934)."""
+    """No row is recomputed: reuse with position recovery only (PromptCache, 2311.04934)."""
 
     def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         return base
@@ -55,7 +55,7 @@ class RandomRows:
     def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         random = torch.Generator().manual_seed(self.seed)
         drawn = torch.randperm(layout.num_reused, generator=random)[:count]
-        return chosen_rows(base, layout, layout.reused[drawn])
+        return recompute_rows(base, layout, layout.reused[drawn])
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Leading:
     def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         depth = torch.cat([torch.arange(stop - start) for start, stop in layout.chunks])
         first = torch.argsort(depth, stable=True)[:count]
-        return chosen_rows(base, layout, layout.reused[first])
+        return recompute_rows(base, layout, layout.reused[first])
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Deviation:
     def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         num_layers = len(base.rows)
         if count >= layout.num_reused:
-            return chosen_rows(base, layout, layout.reused)
+            return recompute_rows(base, layout, layout.reused)
         everyone = Choose(_Everyone(), layout.num_tokens - layout.num_prefix)
         select = _Differing(self.of, layout)
         forced = layout.forced.numel()
@@ -95,8 +95,8 @@ class Deviation:
                 continue
             place = (layer - self.check) / max(num_layers - 1 - self.check, 1)
             slack = int((0.03 - 0.06 * place) * layout.num_reused) if self.gradual else 0
-            mended = min(max(count + slack, 0), layout.num_reused)
-            rows.append(Choose(select, forced + mended))
+            recomputed = min(max(count + slack, 0), layout.num_reused)
+            rows.append(Choose(select, forced + recomputed))
         return replace(base, rows=tuple(rows))
 
 

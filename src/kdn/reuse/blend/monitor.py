@@ -1,4 +1,4 @@
-"""What the quality guard knows of one collection of documents, and what it concludes from it."""
+"""What the quality guard has measured of one collection of documents, and what it concludes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from kdn.reuse.blend.record import GuardRecord
 
-__all__ = ["GuardStat", "Watch", "next_ratio"]
+__all__ = ["CollectionMonitor", "GuardStat", "next_ratio"]
 
 _WINDOW = 4
 """Comparisons that a judgement is made from."""
@@ -30,11 +30,11 @@ class GuardStat:
     """The least ratio in use; 1 means that blending was stopped."""
 
 
-class Watch:
+class CollectionMonitor:
     """Counts and judges; knows no clock, no lock and no generator."""
 
     def __init__(self, floor: float, record: GuardRecord | None = None) -> None:
-        """`floor` holds until the watch has moved it; `record` is what an earlier run knew."""
+        """`floor` holds until the monitor has moved it; `record` is what an earlier run knew."""
         known = record or GuardRecord()
         self._floor = floor
         self._moved = known.ratio
@@ -76,7 +76,7 @@ class Watch:
         return "ratio" if better else "stop"
 
     def stat(self) -> GuardStat:
-        """A look at the counts."""
+        """The counts so far."""
         return GuardStat(self._samples, self._agreed, _mean(self._recent), self.ratio)
 
     def record(self) -> GuardRecord:
@@ -90,7 +90,7 @@ class Watch:
         )
 
     def check(self) -> None:
-        """Audit the books. Raises AssertionError."""
+        """Check that the counts agree. Raises AssertionError."""
         assert self._agreed <= self._samples <= self._asked, "more compared than asked"
 
     def _begin(self, *, trial: bool) -> None:

@@ -1,7 +1,7 @@
-"""Rows that the question looks at: the question reads the chunks as stored, before they are mended.
+"""Rows that the question attends to: a probe pass of the question over the chunks as stored.
 
-The look costs what computing the question alone costs, up to the last layer that is looked at.  It
-leaves every stored column in its place, so that the pass behind it loads nothing.
+The probe pass costs what computing the question alone costs, up to the last layer observed.  It
+leaves every stored column in its place, so that the pass after it loads nothing.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 
 from kdn.core import Choose, ColumnScale, GivenRows, LayerView, Plan, RowRule
 from kdn.reuse.blend.layout import BlendLayout
-from kdn.reuse.blend.rules import chosen_rows
+from kdn.reuse.blend.rules import recompute_rows
 
-__all__ = ["AskedRows", "Mass"]
+__all__ = ["AttendedRows", "QuestionAttention"]
 
 _NOTHING = 1e-30
 _MOST_ROWS = 32
-"""The question's last rows speak for it: they have seen all of it."""
+"""Only the question's last rows are observed: they have seen all of it."""
 
 
-class Mass:
-    """Observer: adds up the attention that the asking rows put on every column."""
+class QuestionAttention:
+    """Observer: sums the attention that the question's rows pay to every column."""
 
     def __init__(self, layout: BlendLayout, first: int, every: int) -> None:
         self._layout = layout
@@ -38,26 +38,26 @@ class Mass:
 
 
 @dataclass(frozen=True)
-class AskedRows:
+class AttendedRows:
     """The rows that the question attends to most, over the chunks as stored."""
 
     skip: float = 1 / 2
-    """The share of the layers, from the first on, that is not looked at: theirs is of another kind."""
+    """The share of the layers, from the first on, that is not observed: their attention says less."""
     every: int = 2
-    """Look at every so many of the others."""
+    """Observe one in so many of the others."""
 
     def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         if not count:
             return base
         if count >= layout.num_reused:
-            return chosen_rows(base, layout, layout.reused)
+            return recompute_rows(base, layout, layout.reused)
         first = int(self.skip * len(base.rows))
         last = range(first, len(base.rows), self.every)[-1]
-        seen = Mass(layout, first, self.every)
+        seen = QuestionAttention(layout, first, self.every)
 
         def then() -> Plan:
             best = torch.topk(seen.total[layout.reused], count).indices
-            return chosen_rows(replace(base, stored=()), layout, layout.reused[best])
+            return recompute_rows(replace(base, stored=()), layout, layout.reused[best])
 
         asking = _asking_only(base, layout)
         rows = _up_to(last, asking.rows)
@@ -65,8 +65,8 @@ class AskedRows:
 
 
 def _up_to(last: int, rows: tuple[RowRule, ...]) -> tuple[RowRule, ...]:
-    """Nobody goes on behind the last layer that is looked at; the store's columns are placed there
-    all the same."""
+    """No row goes on after the last observed layer; later layers' stored columns are placed all the
+    same."""
     if last == 0:  # layer 0 has no rows before it to choose from
         return rows
     return (*rows[:last], Choose(_leading, 0), *rows[last + 1 :])
@@ -77,7 +77,7 @@ def _leading(view: LayerView, count: int) -> torch.Tensor:
 
 
 def _asking_only(base: Plan, layout: BlendLayout) -> Plan:
-    """Computes what asks, and nothing else; columns that nothing is known of yet are not seen."""
+    """Computes the instruction and question alone; columns that have no KV yet are masked."""
     unknown = tuple(layout.forced[layout.forced < layout.asking].tolist())
     if not unknown:
         return base
