@@ -88,7 +88,7 @@ class Soak:
         sampling = Sampling(max_tokens=self._random.randint(1, 24))
         retention = self._random.choice(list(Retention))
         return replace(
-            service.request([message], documents, sampling=sampling), retention=retention
+            service.prompts.request([message], documents, sampling=sampling), retention=retention
         )
 
     def _damage(self) -> None:

@@ -59,11 +59,11 @@ def k(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[kdn.Kdn]
 def prompt(k: kdn.Kdn, number: int, documents: int = 8) -> Prompt:
     asked = ASKED[number]
     texts = [Document(None, text) for text in asked.documents[:documents]]
-    return k.prompt([Message("user", asked.question)], texts)
+    return k.prompts.segments([Message("user", asked.question)], texts)
 
 
 def test_a_blend_is_closer_to_the_full_prefill_than_naive_reuse(k: kdn.Kdn) -> None:
-    lab = Lab(k.model, k.attention, k.learn_drift())
+    lab = Lab(k.model, k.parts.attention, k.calibration.learn_drift())
     found: dict[str, list[float]] = {}
     for number in range(2):
         case = lab.case(prompt(k, number, documents=6))
@@ -133,7 +133,7 @@ def test_the_guard_looks_at_one_in_so_many(home: Path, tmp_path: Path) -> None:
             k.catch_up()
         k.check()
     with opened(home, tmp_path, every=2) as k:
-        stat = k.guard.stats()[""]
+        stat = k.parts.guard.stats()[""]
     assert trace.count("blend.guard") == 1
     assert stat.samples == 1
 
@@ -162,11 +162,11 @@ def test_drift_is_learnt_in_idle_time_once_and_kept(home: Path, tmp_path: Path) 
     with opened(own, tmp_path / "b") as k:
         k.generate("What is said?", ["One text."], sampling=ONE, reuse="blend")
         k.catch_up()
-        learnt = k.learn_drift()
+        learnt = k.calibration.learn_drift()
     (kept,) = (own / "drift").iterdir()
     written = kept.stat().st_mtime_ns
     with opened(own, tmp_path / "c") as k:
-        assert torch.equal(k.learn_drift().shift, learnt.shift)
+        assert torch.equal(k.calibration.learn_drift().shift, learnt.shift)
     assert kept.stat().st_mtime_ns == written
 
 

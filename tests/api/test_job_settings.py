@@ -38,7 +38,7 @@ def test_the_policy_and_the_packing_are_the_configured_ones(
     shares = []
     for policy in ("fcfs", "calibrated"):
         with opened(folder, tmp_path / policy, policy=policy, pack_tokens="64") as k:
-            assert k.jct.source == "flops"
+            assert k.calibration.jct.source == "flops"
             shares.append([v.probabilities for v in k.score("which?", texts)])
             k.check()
     assert shares[0] == [pytest.approx(one, abs=1e-2) for one in shares[1]]

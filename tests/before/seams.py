@@ -139,7 +139,9 @@ def request(
 ) -> Request:
     """A request with greedy sampling and the alternatives of every token."""
     sampling = Sampling(max_tokens=max_tokens, ignore_eos=True, logprobs=2)
-    made = k.request(question, tuple(documents), sampling=sampling, salt=salt, adapter=adapter)
+    made = k.prompts.request(
+        question, tuple(documents), sampling=sampling, salt=salt, adapter=adapter
+    )
     return replace(
         made,
         retention=Retention(keep),
@@ -177,7 +179,7 @@ def planned(k: kdn.Kdn, asked: Request) -> dict[str, Any]:
     """What the planner decides for a request, in plain words and numbers. Runs nothing."""
     assert isinstance(k.trace, Recorder)
     before = k.trace.count("store.hit")
-    found = k._reuse.plan(asked)
+    found = k.parts.planner.plan(asked)
     hits = k.trace.events("store.hit")[before:]
     plan, seen = found.plan, {}
     if plan.prefix is not None:

@@ -72,7 +72,7 @@ def test_a_service_that_answered_and_rests_has_its_fit(tmp_path: Path) -> None:
     (tmp_path / "kdn.toml").write_text("[engine]\nfit_idle_s = 0.05\n")
     with kdn.open(model, config=load_config({}, home=tmp_path)) as service:
         path = jct_path(service.model.decoder, tmp_path)
-        assert service.jct.source == "flops"
+        assert service.calibration.jct.source == "flops"
         service.generate("hello", sampling=kdn.Sampling(max_tokens=1))
         waiting = threading.Event()
         for _ in range(600):
@@ -80,7 +80,7 @@ def test_a_service_that_answered_and_rests_has_its_fit(tmp_path: Path) -> None:
                 break
         assert load_jct(path) is not None
     with kdn.open(model, config=load_config({}, home=tmp_path)) as service:
-        assert service.jct.source == "fit"
+        assert service.calibration.jct.source == "fit"
 
 
 def test_it_can_be_turned_off(tmp_path: Path) -> None:
@@ -89,4 +89,4 @@ def test_it_can_be_turned_off(tmp_path: Path) -> None:
     assert config.engine.fit_idle_s == 0
     with kdn.open(model, config=config) as service:
         assert not [t for t in threading.enumerate() if t.name == "kdn-idle-fit"]
-        assert service.jct.source == "flops"
+        assert service.calibration.jct.source == "flops"

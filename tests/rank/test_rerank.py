@@ -133,7 +133,7 @@ def test_scores_are_those_of_the_prompts_that_are_documented(k: kdn.Kdn, layout:
     found = k.rerank("Where is the cat?", TEXTS, layout=layout)
     for one in found:
         asked = relevance_question("Where is the cat?", Document(None, one.document), layout)
-        prompt = k.question(asked)
+        prompt = k.prompts.question(asked)
         assert one.log_odds == pytest.approx(full(k, prompt), abs=1e-4)
         assert one.score == pytest.approx(1 / (1 + math.exp(-one.log_odds)), abs=1e-9)
     assert [one.score for one in found] == sorted((o.score for o in found), reverse=True)

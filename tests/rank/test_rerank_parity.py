@@ -66,7 +66,7 @@ def test_cached_scores_are_those_of_full_prefills(
         if not tier:
             k.rerank("And something else?", TEXTS)  # what the disk had lies in memory now
         found = k.rerank(QUERY, TEXTS)
-        asking = k.asking(QUERY)
+        asking = k.scoring.asking(QUERY)
         odds = {text: full(k, asking, text) for text in TEXTS}
         assert found.cached_tokens > sum(LENGTHS)
         for one in found:
@@ -86,7 +86,7 @@ def test_in_bf16_on_the_real_model_the_kernel_reads_one_layer_heads(
     with kdn.open(smollm2, config=config) as k:
         k.rerank("Something else?", texts)
         found = k.rerank(QUERY, texts)
-        asking = k.asking(QUERY)
+        asking = k.scoring.asking(QUERY)
         assert found.cached_tokens > 0.5 * found.prompt_tokens
         for one in found:
             assert one.log_odds == pytest.approx(full(k, asking, one.document), abs=1e-3)

@@ -54,14 +54,14 @@ def test_probabilities_are_products_along_the_tokens(model: Kdn) -> None:
     encode = model.model.tokenizer.encode
     words = ["card arrival", "card linking", "card swallowed", "top up", "cash"]
     choices = make_choices(words, encode, whole=True)
-    prompt = model.question(RowTemplate("Which topic? {t}").fill({"t": "Where is it?"}))
-    answer = next(iter(model.judge().ask([prompt], choices)))
+    prompt = model.prompts.question(RowTemplate("Which topic? {t}").fill({"t": "Where is it?"}))
+    answer = next(iter(model.scoring.judge().ask([prompt], choices)))
     assert sum(answer.probabilities) == pytest.approx(1)
 
     def share(path: TokenIds, tokens: TokenIds) -> list[float]:
         asked = Prompt((*prompt.segments, Segment(Role.QUESTION, path))) if path else prompt
         options = [Choice(str(token), token) for token in tokens]
-        return list(next(iter(model.judge().ask([asked], options))).probabilities)
+        return list(next(iter(model.scoring.judge().ask([asked], options))).probabilities)
 
     def product(word: str) -> float:
         tokens, found = encode(word), 1.0

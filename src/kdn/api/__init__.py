@@ -1,11 +1,23 @@
 """What people call: `kdn.open(...)` and the verbs of the object that it returns.
 
 Trades in texts and answers.  The CLI, the servers, the benchmarks and users import it; it builds and
-joins every other room.  Start reading at `kdn.py`.
+joins every other room.  Start reading at `kdn.py`, then `build.py`.
 """
 
 from kdn.api.answers import Answer, Source
-from kdn.api.kdn import Kdn, Reuse, blending, open  # noqa: A004  kdn.open, as in gzip.open
+from kdn.api.build import open, over  # noqa: A004  kdn.open, as in gzip.open
+from kdn.api.kdn import Kdn
+from kdn.api.prompts import Reuse, blending
 from kdn.rank import RankedDocument, Ranking
 
-__all__ = ["Answer", "Kdn", "RankedDocument", "Ranking", "Reuse", "Source", "blending", "open"]
+__all__ = [
+    "Answer",
+    "Kdn",
+    "RankedDocument",
+    "Ranking",
+    "Reuse",
+    "Source",
+    "blending",
+    "open",
+    "over",
+]

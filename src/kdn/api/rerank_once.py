@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdn.api.kdn import open as open_model
+from kdn.api.build import open as open_model
 from kdn.config import Config
 from kdn.rank import Layout, Ranking, Template
 

@@ -425,7 +425,7 @@ def fit(
 ) -> None:
     """Measure how long prompts take on this machine, and keep it for scheduling and estimates."""
     with ModelChoice(model, home, device, dtype, int8).open() as kdn:
-        found = kdn.fit_jct(repeats=repeats)
+        found = kdn.calibration.fit_jct(repeats=repeats)
         name = kdn.name
     if as_json:
         emit({"model": name, "jct": found})

@@ -78,7 +78,7 @@ def ingest(
 
 def _announce(kdn: Kdn, paths: list[Path], *, prefill: bool) -> None:
     """Say what is coming before it comes: files, tokens, bytes and minutes."""
-    survey = kdn.survey(paths)
+    survey = kdn.cost.survey(kdn.library, paths)
     minutes = (survey.ingest_minutes or 0) + (survey.prefill_minutes or 0 if prefill else 0)
     kv = size_text(survey.kv_bytes or 0)
     later = "now" if prefill else "if all of it is used"

@@ -90,7 +90,9 @@ def label(
         try:
             with progress_bar() as bar:
                 task = bar.add_task(f"{len(rows)} rows", total=len(rows), completed=resumed)
-                for done in label_rows(job, rows, kdn.question, kdn.judge(adapter=used), journal):
+                for done in label_rows(
+                    job, rows, kdn.prompts.question, kdn.scoring.judge(adapter=used), journal
+                ):
                     bar.update(task, completed=done)
         except BaseException:
             journal.close()

@@ -119,19 +119,19 @@ class KdnService:
     def prompt(
         self, messages: Sequence[Message], documents: Sequence[Document], salt: str
     ) -> Prompt:
-        return self._kdn.prompt(messages, documents, salt)
+        return self._kdn.prompts.segments(messages, documents, salt)
 
     def asking(
         self, query: str, layout: str, template: str | None, instruction: str | None, truncate: bool
     ) -> Asking:
         if template is not None and template not in TEMPLATES:
             raise BadInput(f"no template {template!r}; there are {', '.join(sorted(TEMPLATES))}")
-        return self._kdn.asking(
+        return self._kdn.scoring.asking(
             query, layout=layout, template=template, instruction=instruction, truncate=truncate
         )
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
-        self._kdn.remember(salt, text, token_ids)
+        self._kdn.prompts.remember(salt, text, token_ids)
 
     def submit(self, request: Request) -> Stream:
         return self._kdn.engine.submit(request)
@@ -163,7 +163,7 @@ class KdnService:
 
     def store_numbers(self) -> StoreNumbers:
         stat = self._kdn.store.stat()
-        ledger = self._kdn.ledger()
+        ledger = self._kdn.cost.ledger()
         return StoreNumbers(
             blend={
                 collection: {
@@ -172,7 +172,7 @@ class KdnService:
                     "mean_kl": seen.mean_kl,
                     "ratio": seen.ratio,
                 }
-                for collection, seen in self._kdn.guard.stats().items()
+                for collection, seen in self._kdn.parts.guard.stats().items()
             },
             money_usd={"saved": ledger.saved.value, "spent": ledger.spent.value},
             blocks={name: tier.blocks for name, tier in stat.tiers.items()},

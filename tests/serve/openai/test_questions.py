@@ -81,8 +81,8 @@ def test_classify(server: Running, opened: kdn.Kdn) -> None:
     labels = ["weather", "animal", "money"]
     found = post(server, "/classify", input=TEXTS, labels=labels)["data"]
     choices = make_choices(labels, opened.model.tokenizer.encode)
-    asked = [opened.question(classify_question(text, labels)) for text in TEXTS]
-    for one, expected_one in zip(found, opened.judge().ask(asked, choices), strict=True):
+    asked = [opened.prompts.question(classify_question(text, labels)) for text in TEXTS]
+    for one, expected_one in zip(found, opened.scoring.judge().ask(asked, choices), strict=True):
         assert one["probs"] == pytest.approx(expected_one.probabilities, abs=1e-5)
         assert one["label"] == expected_one.best
         assert one["num_classes"] == 3

@@ -35,8 +35,8 @@ def test_a_use_is_worth_money_and_keeping_costs_some(tmp_path: Path) -> None:
         for _ in range(3):  # what is kept is written after the answer: the third time it is there
             service.generate("hello there, how are you?", sampling=kdn.Sampling(max_tokens=2))
             service.store.flush()
-        assert service.ledger().saved.value > 0
-        assert service.ledger().spent.value > 0
+        assert service.cost.ledger().saved.value > 0
+        assert service.cost.ledger().spent.value > 0
         service.check()
 
 

@@ -71,7 +71,7 @@ def run(options: BenchOptions) -> Result:
         opened(options, Path(folder)) as service,
     ):
         if options.only != "timing":
-            lab = Lab(service.model, service.attention, service.learn_drift())
+            lab = Lab(service.model, service.parts.attention, service.calibration.learn_drift())
             judged = judge(
                 service,
                 lab,

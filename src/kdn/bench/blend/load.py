@@ -136,7 +136,7 @@ def _prompts(
         chosen = zipf_order(draw, len(texts), _CHOSEN)
         documents = [Document(None, texts[k]) for k in chosen]
         turns = [Message("system", one.instruction), Message("user", one.question)]
-        found.append(service.prompt(turns, documents))
+        found.append(service.prompts.segments(turns, documents))
     return found
 
 

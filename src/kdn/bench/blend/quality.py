@@ -100,7 +100,7 @@ def _judge(
 ) -> Judged:
     """One full prefill and one set of stored chunks; every arm is a pass over them."""
     turns = [Message("system", question.instruction), Message("user", question.question)]
-    prompt = service.prompt(turns, [Document(None, text) for text in question.documents])
+    prompt = service.prompts.segments(turns, [Document(None, text) for text in question.documents])
     case = lab.case(prompt)
     compared = arms(lab, case, which) if isinstance(which, str) else which
     found = {arm.key: _score(lab, case, arm, question) for arm in compared}

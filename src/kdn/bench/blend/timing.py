@@ -78,9 +78,7 @@ def time_ways(
 def _from_disk(options: BenchOptions, service: api.Kdn, folder: Path) -> Iterator[api.Kdn]:
     """The same model over the same folder, with no memory tier to speak of."""
     store = open_store(folder, memory_bytes=0)
-    other = api.Kdn(
-        service.model, service.attention, store, service.config, options.clock, service.trace
-    )
+    other = api.over(service.parts, store, options.clock, service.trace)
     try:
         yield other
     finally:
@@ -126,7 +124,7 @@ class _Stand:
         self.warm.store.flush()
         turns = [Message("system", asked.instruction), Message("user", asked.question)]
         documents = [Document(None, text) for text in asked.documents]
-        self.prompts[number] = self.warm.prompt(turns, documents)
+        self.prompts[number] = self.warm.prompts.segments(turns, documents)
         return self.prompts[number]
 
 

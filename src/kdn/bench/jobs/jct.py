@@ -78,7 +78,7 @@ def run(options: BenchOptions) -> Result:
     ):
         options.say("fitting the time of a prompt")
         grid, packed = (_GRID[:5], _PACKED[:1]) if options.quick else (_GRID, _PACKED)
-        meter = JctMeter(service.model, service.attention, options.clock, grid, packed)
+        meter = JctMeter(service.model, service.parts.attention, options.clock, grid, packed)
         with closing(meter):
             live, model = _live_rows(options, service, meter)
         lengths = credit_lengths(
@@ -201,7 +201,7 @@ class _Stage:
         room = RequestQueue(make_policy(policy, self._jct))
         limits = EngineLimits(1 << 30, pack_tokens=PACK_TOKENS, idle_head_bytes=0)
         with closing(store), closing(reuse):
-            engine = Engine(service.model, service.attention, reuse, limits, clock, room)
+            engine = Engine(service.model, service.parts.attention, reuse, limits, clock, room)
             with closing(engine):
                 return self._feed(engine, jobs)
 

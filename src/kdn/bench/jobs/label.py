@@ -155,7 +155,7 @@ def _sides(
     shares: dict[str, Shares],
 ) -> dict[str, Callable[[int], float]]:
     """Seconds of a round's batch; the shares of the last round stay in `shares`."""
-    judge, clock = service.judge(), options.clock
+    judge, clock = service.scoring.judge(), options.clock
 
     def ours(number: int) -> float:
         started = clock.now()
@@ -213,11 +213,11 @@ def _batches(
         for text in rng.sample(texts, min(size, len(texts))):
             serial += 1
             said = text if len(texts) > size else f"{text} ({serial})"
-            batch.append(service.question(filled.fill({"text": said})))
+            batch.append(service.prompts.question(filled.fill({"text": said})))
         while len(batch) < size:
             serial += 1
             said = f"{rng.choice(texts)} ({serial})"
-            batch.append(service.question(filled.fill({"text": said})))
+            batch.append(service.prompts.question(filled.fill({"text": said})))
         yield batch
 
 

@@ -78,7 +78,7 @@ def run(options: BenchOptions) -> Result:
         tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
         opened(options, Path(folder)) as service,
     ):
-        ward = Ward(service.model, service.attention, options.clock, options.seed)
+        ward = Ward(service.model, service.parts.attention, options.clock, options.seed)
         rows, lines = [], {}
         for arm in ARMS:
             options.say(f"memory of {arm.name}")

@@ -126,7 +126,7 @@ def _examples(service: api.Kdn, facts: Sequence[Fact]) -> list[Example]:
         sentence = tuple(encode(fact.sentence))
         examples.append(Example(sentence, len(sentence) - 1))
         answer = tuple(encode(fact.answer))
-        question = service.prompt([Message("user", fact.question)]).token_ids
+        question = service.prompts.segments([Message("user", fact.question)]).token_ids
         end = service.model.tokenizer.eos_ids[:1]
         examples.append(Example((*question, *answer, *end), len(answer) + len(end)))
     return examples
@@ -165,7 +165,7 @@ def _ask_all(
 
 def _ask(service: api.Kdn, name: str, fact: Fact, text: str, way: _Way) -> float:
     documents = [Document(_ADAPTER, text)] if name in (PROMPT, STORED) else []
-    request = service.request(
+    request = service.prompts.request(
         [Message("user", fact.asked)],
         documents,
         sampling=_SAMPLING,

@@ -68,7 +68,7 @@ class Candidates:
         pool = [token for text in texts[:4000] for token in encode(text)]
         self._pool: TokenIds = tuple(pool)
         asked = relevance_question("a", Document(None, "a"), Layout.DOCUMENT_FIRST)
-        segments = service.question(asked).segments
+        segments = service.prompts.question(asked).segments
         self.prelude = segments[0]
         self._cue = segments[-1].token_ids[-_CUE:]
 
@@ -111,7 +111,7 @@ class RankArm:
     def rank(self, prompts: Sequence[Prompt]) -> RankOutcome:
         """Score every prompt, wall clock."""
         judge = replace(
-            self.service.judge(),
+            self.service.scoring.judge(),
             single_use=self.layout is Layout.DOCUMENT_FIRST,
             generator=self.service.engine if self.reuse else _Cold(self.service.engine),
         )

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdn import api
 from kdn.bench.common.result import BenchOptions
 from kdn.bench.engine.contestants import KdnContestant
 from kdn.bench.store.far import NEW_TOKENS, Hits
@@ -165,14 +166,10 @@ def overlap_excess(
 
     Computing is timed before and after, with nothing to wait for.
     """
-    from kdn.api import Kdn as Service
-
     engine = hits.service
     tier = _SlowMemory()
     store = Store([tier], clock=options.clock)
-    service = Service(
-        engine.model, engine.attention, store, engine.config, options.clock, NoTrace()
-    )
+    service = api.over(engine.parts, store, options.clock, NoTrace())
     ours = KdnContestant(service.engine, options.clock, store.flush)
     try:
         rounds = [

@@ -153,7 +153,7 @@ class _Stack:
     ) -> float:
         """Seconds to the first token of an answer given one way."""
         full = way not in _BASELINES
-        request = service.request(messages, documents, sampling=_SAMPLING)
+        request = service.prompts.request(messages, documents, sampling=_SAMPLING)
         request = replace(request, reuse=not full, retention=Retention.NOTHING)
         listener = Listener(self.options.clock)
         started = self.options.clock.now()

@@ -1,0 +1,290 @@
+"""The only place that builds rooms and joins them: `kdn.open(...)`.
+
+settings ─> machine ─> model ─> store ─> calibration ─> techniques ─> engine ─> Parts ─> Kdn
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from kdn.api.cost import Costs
+from kdn.api.kdn import Kdn
+from kdn.api.parts import Parts
+from kdn.api.prompts import Prompts
+from kdn.api.score import Scoring
+from kdn.api.store import open_configured_store
+from kdn.calibration.background import BackgroundWork
+from kdn.calibration.drift import DriftKeeper, drift_share, measure_drift
+from kdn.calibration.idle import IdleFit
+from kdn.calibration.of_model import ModelCalibration
+from kdn.clock import Clock, SystemClock
+from kdn.config import Config, load_config
+from kdn.core import Fingerprint, JctModel
+from kdn.engine import Engine, EngineLimits
+from kdn.errors import BadConfig, BadInput, StoreError
+from kdn.machine.facts import free_memory_bytes
+from kdn.machine.memory import keep_freed
+from kdn.model import Decoder, LoadedModel, load_model
+from kdn.model.attention import Attention, FusedAttention, TorchAttention
+from kdn.model.kernels import KernelAttention, Kernels, NoKernel
+from kdn.model.kernels import load as load_kernels
+from kdn.reuse import LossRule, PrefixReuse, Stack
+from kdn.reuse.blend import BlendReuse, QualityGuard, RatioController
+from kdn.reuse.blend.record import GuardRecord, read_records, write_record
+from kdn.reuse.codec_quality import QualityRecord
+from kdn.reuse.load_or_compute import EstimateS, MeasuredSpeeds
+from kdn.schedule import RequestQueue, make_policy
+from kdn.store import CODECS, LookupRecorder, Store
+from kdn.trace import Recorder, Tee, Trace
+
+__all__ = ["join", "open", "over"]
+
+
+def open(  # noqa: A001  kdn.open, as in gzip.open
+    model: str | Path = "smollm2-135m",
+    *,
+    home: Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    int8: bool = False,
+    adapters: Mapping[str, Path] | None = None,
+    config: Config | None = None,
+    clock: Clock | None = None,
+    trace: Trace | None = None,
+) -> Kdn:
+    """A model with its store and library, ready to answer.
+
+    `model` is a known name, a folder or a GGUF file; nothing is downloaded.  `home` holds everything
+    that is kept (default: `$KDN_HOME`, else the user's cache folder); a `config` names its own.  What
+    is not given comes from `config`, else from kdn.toml and the environment.  Raises KdnError.
+    """
+    if config is not None and home is not None:
+        raise BadInput(f"home is {home} and config has its own, {config.home}: give one of the two")
+    config = config or load_config(os.environ, home=home)
+    clock, trace = clock or SystemClock(), trace or Recorder()
+    if config.engine.threads is not None:
+        torch.set_num_threads(config.engine.threads)
+    keep_freed()
+    kernels = _find_kernels(config.home, trace)
+    loaded = load_model(
+        model,
+        cache_dir=config.models_folder,
+        home=config.home,
+        dtype=_choose_dtype(
+            dtype or config.engine.dtype, device or config.engine.device, config.home
+        ),
+        device=device or config.engine.device,
+        int8=int8,
+        adapters=adapters,
+        clock=clock,
+        kernel=kernels,
+    )
+    attention = _choose_attention(loaded.decoder, kernels)
+    store = open_configured_store(config, clock, trace)
+    try:
+        return Kdn(join(loaded, attention, store, config, clock, trace))
+    except BaseException:
+        store.close()
+        raise
+
+
+def over(parts: Parts, store: Store, clock: Clock, trace: Trace) -> Kdn:
+    """The model of `parts` once more, with `store` in place of its own. Both are to be closed."""
+    return Kdn(join(parts.model, parts.attention, store, parts.config, clock, trace))
+
+
+def join(
+    model: LoadedModel,
+    attention: Attention,
+    store: Store,
+    config: Config,
+    clock: Clock,
+    trace: Trace,
+) -> Parts:
+    """The parts of an open model over a store that is theirs to close.
+
+    Raises BadConfig for a codec whose loss is not known to be within the limit that was set.
+    """
+    decoder, prompts = model.decoder, Prompts(model)
+    shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
+    own = prompts.fingerprint(None)
+    drift = DriftKeeper(
+        config.home,
+        own,
+        partial(measure_drift, model, attention),
+        lambda texts: prompts.segments("?", texts),
+        drift_share(model.name, config.blend.drift),
+        trace,
+    )
+    calibration = ModelCalibration(model, attention, drift, config.home, clock)
+    _refuse_unmeasured(config, calibration.codecs(own))
+
+    recorder = None if config.store.record is None else LookupRecorder(config.store.record, clock)
+    speeds = MeasuredSpeeds()
+    controller = RatioController(config.blend.ratio, speeds)
+    guard = _make_guard(config, controller, own, trace)
+    prefix = PrefixReuse(
+        store,
+        shape,
+        prompts.fingerprint,
+        LossRule(config.store.codec, config.store.max_kl, calibration.codecs),
+        recorder=recorder,
+        estimate_s=_prefill_estimate(config, calibration.jct),
+        load_within_s=config.store.load_within_s,
+    )
+    blend = BlendReuse(
+        store,
+        shape,
+        prompts.fingerprint,
+        controller,
+        clock,
+        movable=not decoder.rope.length_dependent,
+        bias=calibration.drift,
+        trace=trace,
+    )
+    planner = Stack(
+        [prefix, blend],
+        on_plan=lambda request: background.note(request),  # noqa: PLW0108  it is made below
+        trace=trace,
+    )
+    background = BackgroundWork(planner.background, guard, trace, calibration.drift_steps)
+    limits = EngineLimits(
+        kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
+        max_batch_tokens=config.engine.max_batch_tokens,
+        max_stall_ms=config.engine.max_stall_ms,
+        pack_tokens=config.engine.pack_tokens,
+        row_chunk=config.engine.row_chunk,
+    )
+    queue = RequestQueue(make_policy(config.engine.policy, calibration.jct))
+    heard = Tee(trace, speeds, background)
+    engine = Engine(model, attention, planner, limits, clock, queue, heard)
+    background.start(engine, partial(_is_idle, engine))
+    idle_fit = _fit_when_idle(config, engine, calibration, trace)
+    ends = (idle_fit, background, engine, planner, store, recorder)
+    return Parts(
+        config=config,
+        clock=clock,
+        trace=trace,
+        model=model,
+        attention=attention,
+        store=store,
+        prompts=prompts,
+        calibration=calibration,
+        planner=planner,
+        guard=guard,
+        engine=engine,
+        background=background,
+        scoring=Scoring(model, engine, store, prompts),
+        cost=Costs(shape, store, config, calibration),
+        closers=tuple(part.close for part in ends if part is not None),
+    )
+
+
+# --- the machine: number type, kernels, attention --------------------------------------------
+
+
+def _choose_dtype(asked: str, device: str, home: Path) -> str:
+    """What was asked for; for `auto` what `kdn doctor` measured on this machine, if it did."""
+    if asked != "auto":
+        return asked
+    from kdn.machine.doctor import measured_dtype
+
+    return measured_dtype(home, "cuda" if device.startswith("cuda") else "cpu") or "auto"
+
+
+def _find_kernels(home: Path, trace: Trace) -> Kernels | None:
+    """The compiled kernels where there can be any; else the trace says why not."""
+    try:
+        return load_kernels(home / "kernels")
+    except NoKernel as why:
+        trace.event("kernels.none", why=str(why))
+        return None
+
+
+def _choose_attention(decoder: Decoder, kernels: Kernels | None) -> Attention:
+    """The compiled one where it can run, torch's own on a GPU, else plain torch."""
+    if decoder.device.type == "cuda":
+        return FusedAttention()
+    if kernels and KernelAttention.suits(decoder.dtype, decoder.device, decoder.config.head_dim):
+        return KernelAttention(kernels)
+    return TorchAttention()
+
+
+# --- what was measured, as the techniques read it --------------------------------------------
+
+
+def _prefill_estimate(config: Config, jct: JctModel) -> EstimateS | None:
+    """What a prefill takes, when it is known how quick it is here: set, or fitted."""
+    rate = config.store.prefill_tokens_per_s
+    if rate is not None:
+        return lambda new, _cached: new / rate
+    return jct.seconds if jct.source == "fit" else None
+
+
+def _refuse_unmeasured(config: Config, record: QualityRecord | None) -> None:
+    """A lossy codec that was named together with a limit must be known to keep it."""
+    codec, limit = config.store.codec, config.store.max_kl
+    if limit is None or codec not in CODECS or CODECS[codec].lossless:
+        return
+    found = record.codecs.get(codec) if record is not None else None
+    if found is None:
+        raise BadConfig(
+            f"store.codec is {codec} with max_kl {limit:g}, and what {codec} does to this model was"
+            " never measured; run: kdn store calibrate"
+        )
+    if found.kl > limit:
+        raise BadConfig(
+            f"store.codec is {codec}, which moves this model by {found.kl:.2g} nats, more than"
+            f" max_kl {limit:g}: raise max_kl, or let codec be auto"
+        )
+
+
+def _make_guard(
+    config: Config, controller: RatioController, model: Fingerprint, trace: Trace
+) -> QualityGuard:
+    """A guard that goes on where the last run with this model ended."""
+    file = config.guard_file
+
+    def keep(collection: str, record: GuardRecord) -> None:
+        try:
+            write_record(file, model, collection, record)
+        except StoreError as error:
+            trace.event("blend.record", why=str(error))
+
+    return QualityGuard(
+        controller,
+        config.blend.guard_every,
+        config.blend.guard_kl,
+        trace,
+        records=read_records(file).get(model),
+        keep=keep,
+    )
+
+
+# --- idle time -------------------------------------------------------------------------------
+
+
+def _fit_when_idle(
+    config: Config, engine: Engine, calibration: ModelCalibration, trace: Trace
+) -> IdleFit | None:
+    """Measures how long prompts take, where that was never done and settings do not forbid it."""
+    if config.engine.fit_idle_s == 0 or calibration.jct.source == "fit":
+        return None
+    return IdleFit(
+        meter=calibration.jct_meter,
+        num_requests=lambda: engine.num_submitted,
+        is_idle=partial(_is_idle, engine),
+        keep=calibration.keep_jct,
+        after_s=config.engine.fit_idle_s,
+        trace=trace,
+    )
+
+
+def _is_idle(engine: Engine) -> bool:
+    stat = engine.stat()
+    return not (stat.num_waiting or stat.num_prefilling or stat.num_decoding)

@@ -1,0 +1,116 @@
+"""Messages and documents as prompts of one model, and the options that a request carries.
+
+Everything that callers may hand in for a message, a document or many of them is read here, once: one
+text is one item everywhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from kdn.core import Blend, Fingerprint, Prompt, Request, Sampling, TokenIds
+from kdn.errors import BadInput, UnknownModel
+from kdn.model import Document, LoadedModel, Message, Remembered
+from kdn.rank import Conversation
+
+__all__ = ["Documents", "Messages", "Prompts", "Reuse", "blending"]
+
+Messages = str | Sequence[Message] | Sequence[Mapping[str, str]]
+Documents = Sequence[str] | Sequence[Document]
+Reuse = Literal["exact", "blend"]
+
+
+class Prompts:
+    """Makes prompts and requests of one model. Safe from several threads."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._remembered = Remembered()
+        self._numbers = itertools.count(1)
+        self._fingerprints: dict[str | None, Fingerprint] = {}
+
+    def segments(self, messages: Messages, documents: Documents = (), salt: str = "") -> Prompt:
+        """The conversation as segments of token ids. Answers given under `salt` keep their ids."""
+        turns = _messages(messages)
+        return self._model.chat.segments(
+            turns, _documents(documents), self._model.tokenizer, self._remembered.known(salt, turns)
+        )
+
+    def of_document(self, text: str, name: str | None = None, salt: str = "") -> Prompt:
+        """The shortest prompt that holds a document behind the neutral prelude."""
+        return self.segments([Message("user", "?")], [Document(name, text)], salt)
+
+    def question(self, conversation: Conversation, salt: str = "") -> Prompt:
+        """A conversation of the rank room as a prompt of this model."""
+        return self.segments(conversation.messages, conversation.documents, salt)
+
+    def request(
+        self,
+        messages: Messages,
+        documents: Documents = (),
+        *,
+        sampling: Sampling | None = None,
+        salt: str = "",
+        adapter: str | None = None,
+    ) -> Request:
+        """A request as the engine takes it, for callers that change more of it."""
+        return Request(
+            id=self.new_id("r"),
+            prompt=self.segments(messages, documents, salt),
+            sampling=sampling or Sampling(),
+            salt=salt,
+            adapter=adapter,
+        )
+
+    def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
+        """Keep an answer's ids, so that it hits when it comes back as part of a conversation."""
+        self._remembered.remember(salt, text, token_ids)
+
+    def new_id(self, kind: str) -> str:
+        """An id that no other request has, in this process or another."""
+        return f"{kind}{next(self._numbers)}-{uuid.uuid4().hex[:8]}"
+
+    def fingerprint(self, adapter: str | None) -> Fingerprint:
+        """What names KV of the model, with that adapter. Raises UnknownModel."""
+        if adapter is not None and adapter not in self._model.adapters:
+            known = ", ".join(sorted(self._model.adapters)) or "none"
+            raise UnknownModel(f"no adapter is called {adapter!r}; loaded adapters: {known}")
+        if adapter not in self._fingerprints:
+            chosen = None if adapter is None else self._model.adapters[adapter]
+            self._fingerprints[adapter] = self._model.decoder.fingerprint_with(chosen)
+        return self._fingerprints[adapter]
+
+
+def blending(reuse: Reuse, ratio: float | None = None, collection: str = "") -> tuple[Blend, ...]:
+    """How a request says which stored KV it may use.
+
+    `"exact"`: only what equals a full prefill.  `"blend"`: also documents that stood elsewhere when
+    they were computed; `ratio` in 0..1 of their tokens is recomputed, None leaves it to the loading
+    controller and the quality guard, which knows the documents by `collection`.  Raises BadInput for
+    anything else.
+    """
+    if reuse not in ("exact", "blend"):
+        raise BadInput(f"reuse is {reuse!r}; it can be 'exact' or 'blend'")
+    if ratio is not None and not 0 <= ratio <= 1:
+        raise BadInput(f"ratio is {ratio}; it is a share, 0 to 1, of the reused tokens")
+    return (Blend(ratio, collection),) if reuse == "blend" else ()
+
+
+def _messages(given: Messages) -> list[Message]:
+    if isinstance(given, str):
+        return [Message("user", given)]
+    return [one if isinstance(one, Message) else _message(one) for one in given]
+
+
+def _message(given: Mapping[str, str]) -> Message:
+    unknown = set(given) - {"role", "content"}
+    if unknown or "role" not in given or "content" not in given:
+        raise BadInput(f"a message has a role and a content, not {sorted(given)}")
+    return Message(given["role"], given["content"])
+
+
+def _documents(given: Documents) -> list[Document]:
+    return [Document(None, one) if isinstance(one, str) else one for one in given]

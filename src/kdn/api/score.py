@@ -1,0 +1,137 @@
+"""Answers of one token: probabilities of choices, and rankings made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from kdn.api.prompts import Prompts
+from kdn.core import EXACT, Prompt
+from kdn.engine import Engine
+from kdn.errors import BadInput
+from kdn.model import LoadedModel
+from kdn.rank import (
+    Asking,
+    Choice,
+    ChoiceProbabilities,
+    Conversation,
+    Judge,
+    LabelJob,
+    LabelTable,
+    Layout,
+    Ranking,
+    RowTemplate,
+    Template,
+    find_template,
+    frame_of,
+    make_choices,
+    make_table,
+    rank,
+    yes_and_no,
+)
+from kdn.store import Store
+
+__all__ = ["Scoring"]
+
+
+class Scoring:
+    """Asks one-token questions of one model, many at a time. Safe from several threads."""
+
+    def __init__(self, model: LoadedModel, engine: Engine, store: Store, prompts: Prompts) -> None:
+        self._model = model
+        self._engine = engine
+        self._store = store
+        self._prompts = prompts
+
+    def judge(self, salt: str = "", adapter: str | None = None) -> Judge:
+        """Runs one-token prompts and gathers their answers in order."""
+        return Judge(self._engine, partial(self._prompts.new_id, "job"), salt, adapter)
+
+    def choices(self, names: Sequence[str], *, whole: bool = True) -> tuple[Choice, ...]:
+        """Answers to choose among. Raises BadInput where they cannot be told apart.
+
+        `whole` reads every token of a name, else the first ones that tell the names apart.
+        """
+        return make_choices(names, self._model.tokenizer.encode, whole=whole)
+
+    def ask(
+        self,
+        questions: Iterable[Conversation],
+        choices: Sequence[Choice],
+        *,
+        temperature: float = 1.0,
+        salt: str = "",
+    ) -> list[ChoiceProbabilities]:
+        """How likely each of `choices` is as the answer to each question."""
+        asked = (self._prompts.question(one, salt) for one in questions)
+        return list(self.judge(salt).ask(asked, choices, temperature))
+
+    def rank(
+        self,
+        documents: Sequence[str],
+        asking: Asking,
+        top_n: int | None,
+        *,
+        salt: str = "",
+        adapter: str | None = None,
+    ) -> Ranking:
+        """Documents by how well they belong to what `asking` asks, best first."""
+        near = partial(self._nearness, salt=salt, adapter=adapter)
+        return rank(documents, asking, self.judge(salt, adapter), top_n, near)
+
+    def asking(
+        self,
+        query: str,
+        *,
+        layout: str | Layout = Layout.DOCUMENT_FIRST,
+        template: str | Path | Template | None = None,
+        instruction: str | None = None,
+        truncate: bool = False,
+    ) -> Asking:
+        """How `rank` asks about documents: for callers that run the prompts themselves."""
+        chosen, where = find_template(template), _layout(layout)
+        tokenizer = self._model.tokenizer
+        frame = frame_of(query, chosen, where, self._model.chat, tokenizer, instruction)
+        most = self._engine.most_tokens()
+
+        def prompt(text: str) -> Prompt:
+            return frame.shortened(text, most, tokenizer) if truncate else frame.prompt(text)
+
+        return Asking(prompt, yes_and_no(chosen, tokenizer), where)
+
+    def label(
+        self,
+        rows: Sequence[Mapping[str, str]],
+        template: str,
+        choices: Sequence[str],
+        *,
+        known: str | None = None,
+        threshold: float = 0.0,
+        salt: str = "",
+        adapter: str | None = None,
+    ) -> LabelTable:
+        """One of `choices` for every row, as `template` asks about it."""
+        fingerprint = self._prompts.fingerprint(adapter)
+        job = LabelJob(fingerprint, template, self.choices(choices), known, threshold)
+        filled = RowTemplate(template)
+        asked = (self._prompts.question(filled.fill(row), salt) for row in rows)
+        answers = [one.logprobs for one in self.judge(salt, adapter).ask(asked, job.choices)]
+        return make_table(job, rows, answers)
+
+    def _nearness(self, prompt: Prompt, salt: str, adapter: str | None) -> int:
+        """The slowest tier that a prompt's stored KV lies in; what is mostly to compute comes last."""
+        names = [tier.name for tier in self._store.tiers]
+        tokens = prompt.token_ids[:-1]
+        match = self._store.match(self._prompts.fingerprint(adapter), EXACT, salt, tokens)
+        if 2 * match.num_tokens < len(tokens):
+            return len(names)
+        return max(names.index(hit.tier) for hit in match.hits)
+
+
+def _layout(given: str | Layout) -> Layout:
+    try:
+        return Layout(given)
+    except ValueError as error:
+        names = " or ".join(Layout)
+        raise BadInput(f"layout is {given!r}; it can be {names}") from error
