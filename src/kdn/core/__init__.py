@@ -9,6 +9,7 @@ from kdn.core.blocks import EXACT, BlockId, Cause, KvShape, Recipe, chain_hash, 
 from kdn.core.jobs import JctModel, Job, PrefillTime
 from kdn.core.names import (
     BLOCK_TOKENS,
+    MAX_SALT,
     PUBLIC_SALT,
     BlockKey,
     ChainHash,
@@ -56,6 +57,7 @@ __all__ = [
     "ALL_ROWS",
     "BLOCK_TOKENS",
     "EXACT",
+    "MAX_SALT",
     "PUBLIC_SALT",
     "AllRows",
     "Blend",

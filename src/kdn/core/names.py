@@ -6,6 +6,7 @@ from typing import NewType
 
 __all__ = [
     "BLOCK_TOKENS",
+    "MAX_SALT",
     "PUBLIC_SALT",
     "BlockKey",
     "ChainHash",
@@ -29,3 +30,6 @@ PUBLIC_SALT = "public"
 
 BLOCK_TOKENS = 256
 """The most tokens one block holds."""
+
+MAX_SALT = 4096
+"""The most characters of a salt: what a stored block's header has room for."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
+from kdn.core.names import MAX_SALT
 from kdn.core.prompts import Prompt
+from kdn.errors import BadInput
 
 __all__ = [
     "Blend",
@@ -89,7 +91,10 @@ class Blend:
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to generate. `group` names requests that are admitted together or not at all."""
+    """One thing to generate. `group` names requests that are admitted together or not at all.
+
+    Raises BadInput for a salt that cannot be stored.
+    """
 
     id: str
     prompt: Prompt
@@ -109,6 +114,18 @@ class Request:
     single_use: bool = False
     """No other request is about to begin with the same tokens: for an answer of one token, what is
     stored of the prompt comes a layer at a time, each into the memory of the one before."""
+
+    def __post_init__(self) -> None:
+        if len(self.salt) > MAX_SALT:
+            raise BadInput(
+                f"the salt holds {len(self.salt)} characters; use one of {MAX_SALT} at most"
+            )
+        try:
+            self.salt.encode()
+        except UnicodeEncodeError:
+            raise BadInput(
+                f"the salt {self.salt!r:.80} holds half a surrogate pair; use valid Unicode text"
+            ) from None
 
     def option(self, kind: type[Option]) -> Option | None:
         """The request's option of that class, if it has one."""
