@@ -18,9 +18,14 @@ from kdn.api.parts import Parts
 from kdn.api.prompts import Prompts
 from kdn.api.score import Scoring
 from kdn.api.store import open_configured_store
-from kdn.calibration.background import BackgroundWork
+from kdn.calibration.background import (
+    EndedRequests,
+    bias_steps,
+    comparison_steps,
+    prefill_steps,
+)
 from kdn.calibration.drift import DriftKeeper, drift_share, measure_drift
-from kdn.calibration.idle import IdleFit
+from kdn.calibration.idle import Idle, IdleWork, jct_steps
 from kdn.calibration.of_model import ModelCalibration
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config, load_config
@@ -147,12 +152,8 @@ def join(
         bias=calibration.drift,
         trace=trace,
     )
-    planner = Stack(
-        [prefix, blend],
-        on_plan=lambda request: background.note(request),  # noqa: PLW0108  it is made below
-        trace=trace,
-    )
-    background = BackgroundWork(planner.background, guard, trace, calibration.drift_steps)
+    ended = EndedRequests()
+    planner = Stack([prefix, blend], on_plan=ended.note, trace=trace)
     limits = EngineLimits(
         kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
         max_batch_tokens=config.engine.max_batch_tokens,
@@ -161,11 +162,20 @@ def join(
         row_chunk=config.engine.row_chunk,
     )
     queue = RequestQueue(make_policy(config.engine.policy, calibration.jct))
-    heard = Tee(trace, speeds, background)
+    idle = Idle(clock, trace)
+    heard = Tee(trace, speeds, ended, idle)
     engine = Engine(model, attention, planner, limits, clock, queue, heard)
-    background.start(engine, partial(_is_idle, engine))
-    idle_fit = _fit_when_idle(config, engine, calibration, trace)
-    ends = (idle_fit, background, engine, planner, store, recorder)
+    idle.start(
+        engine,
+        partial(_is_idle, engine),
+        [
+            IdleWork("bias", bias_steps(ended.queue(), calibration.drift_steps)),
+            IdleWork("prefill", prefill_steps(ended.queue(), planner.background, idle, trace)),
+            IdleWork("compare", comparison_steps(ended.queue(), guard, idle, trace)),
+            *_jct_work(config, calibration, idle, trace),
+        ],
+    )
+    ends = (idle, ended, engine, planner, store, recorder)
     return Parts(
         config=config,
         clock=clock,
@@ -178,7 +188,8 @@ def join(
         planner=planner,
         guard=guard,
         engine=engine,
-        background=background,
+        ended=ended,
+        idle=idle,
         scoring=Scoring(model, engine, store, prompts),
         cost=Costs(shape, store, config, calibration),
         closers=tuple(part.close for part in ends if part is not None),
@@ -269,20 +280,15 @@ def _make_guard(
 # --- idle time -------------------------------------------------------------------------------
 
 
-def _fit_when_idle(
-    config: Config, engine: Engine, calibration: ModelCalibration, trace: Trace
-) -> IdleFit | None:
+def _jct_work(
+    config: Config, calibration: ModelCalibration, idle: Idle, trace: Trace
+) -> list[IdleWork]:
     """Measures how long prompts take, where that was never done and settings do not forbid it."""
-    if config.engine.fit_idle_s == 0 or calibration.jct.source == "fit":
-        return None
-    return IdleFit(
-        meter=calibration.jct_meter,
-        num_requests=lambda: engine.num_submitted,
-        is_idle=partial(_is_idle, engine),
-        keep=calibration.keep_jct,
-        after_s=config.engine.fit_idle_s,
-        trace=trace,
-    )
+    after_s = config.engine.fit_idle_s
+    if after_s == 0 or calibration.jct.source == "fit":
+        return []
+    meter, keep = calibration.jct_meter, calibration.keep_jct
+    return [IdleWork("jct", jct_steps(meter, idle.quiet_s, after_s, keep, trace))]
 
 
 def _is_idle(engine: Engine) -> bool:

@@ -286,17 +286,15 @@ class Kdn:
 
     # --- housekeeping ------------------------------------------------------------------------
 
-    def catch_up(self) -> int:
-        """Do now what blended answers left for idle time: store their documents, compare samples.
-
-        The number of answers that were looked after.
-        """
-        return self.parts.background.work(self.engine)
+    def catch_up(self) -> None:
+        """Do now what blended answers left for idle time: store their documents, compare samples."""
+        self.parts.ended.wait()
+        self.parts.idle.finish("bias", "prefill", "compare")
 
     def check(self) -> None:
         """Audit the books of engine and store. Raises AssertionError. For tests, between requests."""
         self.parts.guard.check()
-        self.parts.background.check()
+        self.parts.ended.check()
         self.engine.check()
         self.store.check()
 

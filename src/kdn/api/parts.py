@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from kdn.api.cost import Costs
 from kdn.api.prompts import Prompts
 from kdn.api.score import Scoring
-from kdn.calibration.background import BackgroundWork
+from kdn.calibration.background import EndedRequests
+from kdn.calibration.idle import Idle
 from kdn.calibration.of_model import ModelCalibration
 from kdn.clock import Clock
 from kdn.config import Config
@@ -38,7 +39,8 @@ class Parts:
     planner: Planner
     guard: QualityGuard
     engine: Engine
-    background: BackgroundWork
+    ended: EndedRequests
+    idle: Idle
     scoring: Scoring
     cost: Costs
     closers: tuple[Callable[[], None], ...]
