@@ -108,12 +108,12 @@ def test_a_set_that_is_too_small_is_gone_through_in_another_order(tmp_path: Path
 def test_the_released_mask_lets_a_lone_early_row_see_what_comes_after_it() -> None:
     """Row 0 of three columns stands alone: rightly it sees itself; misaligned, it sees all three."""
     k, v = torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 4, 8)
-    lane = AttentionSlice(0, 2, torch.tensor([0, 2]), k, v)
+    part = AttentionSlice(0, 2, torch.tensor([0, 2]), k, v)
     tables = torch.ones(2, 4), torch.zeros(2, 4)
     fresh = torch.tensor([[1.0] * 4, [3.0] * 4]).unsqueeze(1)
     found = {}
     for name, attention in (("right", TorchAttention()), ("released", BottomRight())):
-        bound = attention.bind([replace(lane, tail_k=k.clone(), tail_v=v.clone())], *tables)
+        bound = attention.bind([replace(part, suffix_k=k.clone(), suffix_v=v.clone())], *tables)
         q = bound.place(0, fresh.clone(), fresh.clone(), fresh.clone())
         found[name] = bound.attend(0, torch.zeros_like(q), None)[:, 0].tolist()
     assert found["right"] == pytest.approx([1.0, 4 / 3])

@@ -71,9 +71,9 @@ def shape_of(model: LoadedModel):  # type: ignore[no-untyped-def]  # noqa: ANN20
     return model.decoder.config.kv_shape(str(model.decoder.dtype).removeprefix("torch."))
 
 
-def new_kv(model: LoadedModel, num_tokens: int, head: PrefixKV | None = None) -> SequenceKV:
-    tail = SuffixKV(shape_of(model), model.decoder.dtype, "cpu", num_tokens)
-    return SequenceKV(tail, head, head.num_columns if head else 0)
+def new_kv(model: LoadedModel, num_tokens: int, prefix: PrefixKV | None = None) -> SequenceKV:
+    suffix = SuffixKV(shape_of(model), model.decoder.dtype, "cpu", num_tokens)
+    return SequenceKV(suffix, prefix, prefix.num_columns if prefix else 0)
 
 
 @torch.inference_mode()
@@ -88,19 +88,19 @@ def run(
     """A plan from start to end, as several passes if `cuts` are given. Captures all it computes."""
     attention = attention or TorchAttention()
     shape, dtype = shape_of(model), model.decoder.dtype
-    head = None
+    prefix = None
     if plan.prefix is not None:
-        head = PrefixKV("head", plan.num_prefix, shape, dtype, "cpu")
-    kv = new_kv(model, plan.num_tokens - plan.num_prefix, head)
+        prefix = PrefixKV("prefix", plan.num_prefix, shape, dtype, "cpu")
+    kv = new_kv(model, plan.num_tokens - plan.num_prefix, prefix)
     capture = Capture(shape, dtype, 0, plan.num_tokens)
     edges = [plan.num_prefix, *cuts, plan.num_tokens]
     logits = torch.empty(0)
     for first, stop in pairwise(edges):
-        new_head = head if first == plan.num_prefix else None
-        lane = SequenceSlice.prefill(
-            plan, kv, first, stop, adapter=adapter, capture=capture, new_head=new_head
+        new_prefix = prefix if first == plan.num_prefix else None
+        part = SequenceSlice.prefill(
+            plan, kv, first, stop, adapter=adapter, capture=capture, new_prefix=new_prefix
         )
-        step = Pass(model.decoder, attention, [lane])
+        step = Pass(model.decoder, attention, [part])
         while not step.advance():
             pass
         logits = step.logits()[0]
@@ -108,13 +108,13 @@ def run(
     tokens = plan.token_ids
     if plan.then is not None:
         return _go_on(model, plan.then(), kv, attention)
-    return Ran(logits, kv, capture.kept(tokens, start).kv)
+    return Ran(logits, kv, capture.retained(tokens, start).kv)
 
 
 def _go_on(model: LoadedModel, plan: Plan, kv: SequenceKV, attention: Attention) -> Ran:
     """The plan that waited for a look, over the columns that the look left."""
-    lane = SequenceSlice.prefill(plan, kv, plan.num_prefix, plan.num_tokens)
-    step = Pass(model.decoder, attention, [lane])
+    part = SequenceSlice.prefill(plan, kv, plan.num_prefix, plan.num_tokens)
+    step = Pass(model.decoder, attention, [part])
     while not step.advance():
         pass
     return Ran(step.logits()[0], kv, torch.empty(0))
@@ -122,11 +122,11 @@ def _go_on(model: LoadedModel, plan: Plan, kv: SequenceKV, attention: Attention)
 
 @torch.inference_mode()
 def decode(
-    model: LoadedModel, lives: Sequence[tuple[SequenceKV, int]], attention: Attention | None = None
+    model: LoadedModel, pairs: Sequence[tuple[SequenceKV, int]], attention: Attention | None = None
 ) -> list[Tensor]:
     """One token for each sequence, in one pass."""
-    lanes = [SequenceSlice.decode(kv, token) for kv, token in lives]
-    step = Pass(model.decoder, attention or TorchAttention(), lanes)
+    slices = [SequenceSlice.decode(kv, token) for kv, token in pairs]
+    step = Pass(model.decoder, attention or TorchAttention(), slices)
     while not step.advance():
         pass
     return step.logits()

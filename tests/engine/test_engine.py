@@ -333,7 +333,7 @@ def test_a_damaged_block_is_planned_around(tiny: LoadedModel) -> None:
 
 
 def test_sequences_with_one_prefix_share_one_copy(tiny: LoadedModel) -> None:
-    """The second request comes while the first decodes; the head is loaded once."""
+    """The second request comes while the first decodes; the prefix is loaded once."""
     shared = some_tokens(70, 200)
     kv = run(tiny, Plan(shared)).captured
     first, second = HeldSource(kv, name="same"), HeldSource(kv, name="same")

@@ -106,7 +106,7 @@ def test_decoding_a_token_gives_what_prefilling_it_gives(tiny: LoadedModel) -> N
     assert (torch.stack(logits) - expected).abs().max() < 1e-4
 
 
-def test_in_bf16_decoding_gives_the_same_bits_alone_in_company_and_behind_a_head(
+def test_in_bf16_decoding_gives_the_same_bits_alone_in_company_and_after_a_prefix(
     tiny_bf16: LoadedModel, attention: Attention
 ) -> None:
     if isinstance(attention, TorchAttention):
@@ -123,9 +123,9 @@ def test_in_bf16_decoding_gives_the_same_bits_alone_in_company_and_behind_a_head
 
 def test_sequences_in_one_pass_do_not_meet(tiny: LoadedModel) -> None:
     one, two = some_tokens(50, 200, seed=1), some_tokens(33, 200, seed=2)
-    lanes = [SequenceSlice.prefill(Plan(t), new_kv(tiny, len(t)), 0, len(t)) for t in (one, two)]
+    slices = [SequenceSlice.prefill(Plan(t), new_kv(tiny, len(t)), 0, len(t)) for t in (one, two)]
     with torch.inference_mode():
-        both = Pass(tiny.decoder, TorchAttention(), lanes)
+        both = Pass(tiny.decoder, TorchAttention(), slices)
         while not both.advance():
             pass
         first, second = both.logits()
@@ -166,9 +166,9 @@ def test_a_moved_chunk_is_rotated_to_its_new_place(tiny: LoadedModel) -> None:
         tiny, Plan(front + chunk + (5,), stored=(StoredRun(25, HeldSource(alone.captured)),))
     )
     at = slice(25, 65)
-    there = moved.kv.tail.k[0][:, at], fresh.kv.tail.k[0][:, at]
+    there = moved.kv.suffix.k[0][:, at], fresh.kv.suffix.k[0][:, at]
     assert (there[0] - there[1]).abs().max() < 1e-4
-    assert (moved.kv.tail.k[1][:, at] - fresh.kv.tail.k[1][:, at]).abs().max() > 1e-2
+    assert (moved.kv.suffix.k[1][:, at] - fresh.kv.suffix.k[1][:, at]).abs().max() > 1e-2
 
 
 def keep_last(view: LayerView, count: int) -> Tensor:
@@ -297,9 +297,9 @@ def test_a_sequence_whose_rows_all_leave_does_not_disturb_its_neighbour(tiny: Lo
     layers = tiny.decoder.config.num_layers
     leaves = Plan(one, rows=(ALL_ROWS, *(GivenRows(()) for _ in range(layers - 1))), logits=())
     plans = (leaves, Plan(two))
-    lanes = [SequenceSlice.prefill(p, new_kv(tiny, p.num_tokens), 0, p.num_tokens) for p in plans]
+    slices = [SequenceSlice.prefill(p, new_kv(tiny, p.num_tokens), 0, p.num_tokens) for p in plans]
     with torch.inference_mode():
-        both = Pass(tiny.decoder, TorchAttention(), lanes)
+        both = Pass(tiny.decoder, TorchAttention(), slices)
         while not both.advance():
             pass
         nothing, logits = both.logits()

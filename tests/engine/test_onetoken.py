@@ -141,11 +141,13 @@ def test_hybrid_logits_are_plain_logits_within_1e_4(
     source = HeldSource(whole.captured[:, :, :num_prefix]) if num_prefix else None
     shape, dtype = shape_of(tiny), tiny.decoder.dtype
     plan = Plan(TOKENS, prefix=source, row_chunk=row_chunk, one_layer=True)
-    tail = SuffixKV(shape, dtype, "cpu", 300 - num_prefix, one_layer=True)
+    suffix = SuffixKV(shape, dtype, "cpu", 300 - num_prefix, one_layer=True)
     plain = run(tiny, plan)
     if num_prefix == 0:
         step = Pass(
-            tiny.decoder, TorchAttention(), [SequenceSlice.prefill(plan, SequenceKV(tail), 0, 300)]
+            tiny.decoder,
+            TorchAttention(),
+            [SequenceSlice.prefill(plan, SequenceKV(suffix), 0, 300)],
         )
         with torch.inference_mode():
             while not step.advance():
@@ -162,10 +164,10 @@ def test_the_compiled_attention_gives_the_same_bits_from_one_layer_of_memory(
     plan = Plan(TOKENS, row_chunk=128, one_layer=True)
     found = []
     for one_layer in (False, True):
-        tail = SuffixKV(shape_of(model), torch.bfloat16, "cpu", 300, one_layer=one_layer)
-        lane = SequenceSlice.prefill(plan, SequenceKV(tail), 0, 300)
+        suffix = SuffixKV(shape_of(model), torch.bfloat16, "cpu", 300, one_layer=one_layer)
+        part = SequenceSlice.prefill(plan, SequenceKV(suffix), 0, 300)
         with torch.inference_mode():
-            step = Pass(model.decoder, KernelAttention(kernels), [lane])
+            step = Pass(model.decoder, KernelAttention(kernels), [part])
             while not step.advance():
                 pass
             found.append(step.logits()[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdn.engine.text import StopStrings
+from kdn.engine.sampling import StopStrings
 
 
 def test_text_that_may_begin_a_stop_string_waits() -> None:

@@ -58,29 +58,39 @@ def attend(
     k: Tensor,
     v: Tensor,
     *,
-    num_head: int = 0,
+    num_prefix: int = 0,
     window: int | None = None,
     start: int = 0,
 ) -> Tensor:
-    """Rows from `start` on, with the first `num_head` columns in a head. [rows, heads * dim]."""
+    """Rows from `start` on, with the first `num_prefix` columns in a head. [rows, heads * dim]."""
     rows, dim = k.shape[0], k.shape[2]
     cos, sin = Rope(RopeConfig(theta=10_000.0), dim).tables(torch.arange(rows))
-    own = -(-(rows - num_head) // 256) * 256
-    tail_k = torch.zeros(1, k.shape[1], own, dim, dtype=k.dtype)
-    tail_v = torch.zeros(1, k.shape[1], dim, own, dtype=k.dtype)
-    padded = -(-num_head // 64) * 64
-    head_k = torch.zeros(1, k.shape[1], padded, dim, dtype=k.dtype)
-    head_v = torch.zeros(1, k.shape[1], dim, padded, dtype=k.dtype)
-    head, tail = slice(0, num_head), slice(num_head, rows)
-    if num_head:
-        at = torch.arange(num_head)
-        attention.write([LayerKV(k[head], v[head])], cos[head], sin[head], head_k[0], head_v[0], at)
-    at = torch.arange(rows - num_head)
-    attention.write([LayerKV(k[tail], v[tail])], cos[tail], sin[tail], tail_k[0], tail_v[0], at)
-    lane = AttentionSlice(
-        0, rows - start, torch.arange(start, rows), tail_k, tail_v, head_k, head_v, num_head
+    own = -(-(rows - num_prefix) // 256) * 256
+    suffix_k = torch.zeros(1, k.shape[1], own, dim, dtype=k.dtype)
+    suffix_v = torch.zeros(1, k.shape[1], dim, own, dtype=k.dtype)
+    padded = -(-num_prefix // 64) * 64
+    prefix_k = torch.zeros(1, k.shape[1], padded, dim, dtype=k.dtype)
+    prefix_v = torch.zeros(1, k.shape[1], dim, padded, dtype=k.dtype)
+    before, after = slice(0, num_prefix), slice(num_prefix, rows)
+    if num_prefix:
+        at = torch.arange(num_prefix)
+        run = LayerKV(k[before], v[before])
+        attention.write([run], cos[before], sin[before], prefix_k[0], prefix_v[0], at)
+    at = torch.arange(rows - num_prefix)
+    attention.write(
+        [LayerKV(k[after], v[after])], cos[after], sin[after], suffix_k[0], suffix_v[0], at
     )
-    bound = attention.bind([lane], cos[start:], sin[start:])
+    part = AttentionSlice(
+        0,
+        rows - start,
+        torch.arange(start, rows),
+        suffix_k,
+        suffix_v,
+        prefix_k,
+        prefix_v,
+        num_prefix,
+    )
+    bound = attention.bind([part], cos[start:], sin[start:])
     turned = bound.place(0, q[start:], k[start:], v[start:])
     return bound.attend(0, turned, window)
 
@@ -116,14 +126,14 @@ def test_both_are_attention(shape: Shape, window: int | None, kernel: KernelAtte
     shape=st.sampled_from(SHAPES),
     window=st.sampled_from([None, 1, 77, 200]),
 )
-def test_the_kernel_gives_the_same_bits_however_head_and_rows_are_cut(
+def test_the_kernel_gives_the_same_bits_however_prefix_and_rows_are_cut(
     rows: int, data: st.DataObject, shape: Shape, window: int | None, kernel: KernelAttention
 ) -> None:
-    num_head = data.draw(st.integers(0, rows - 1), label="columns in the head")
-    start = data.draw(st.integers(num_head, rows - 1), label="first row")
+    num_prefix = data.draw(st.integers(0, rows - 1), label="columns in the prefix")
+    start = data.draw(st.integers(num_prefix, rows - 1), label="first row")
     q, k, v = qkv(rows, shape)
     whole = attend(kernel, q, k, v, window=window)
-    part = attend(kernel, q, k, v, window=window, num_head=num_head, start=start)
+    part = attend(kernel, q, k, v, window=window, num_prefix=num_prefix, start=start)
     assert torch.equal(part, whole[start:])
 
 
@@ -137,37 +147,39 @@ def test_the_kernel_gives_the_same_bits_however_head_and_rows_are_cut(
 def test_the_kernel_looks_at_columns_as_plain_torch_does(
     rows: int, data: st.DataObject, shape: Shape, window: int | None, kernel: KernelAttention
 ) -> None:
-    """Some rows of a lane, its columns cut anywhere: the same mass within rounding of the scores."""
-    num_head = data.draw(st.integers(0, rows - 1), label="columns in the head")
-    some = st.lists(st.integers(num_head, rows - 1), min_size=1, max_size=40, unique=True)
+    """Some rows of a part, its columns cut anywhere: the same mass within rounding of the scores."""
+    num_prefix = data.draw(st.integers(0, rows - 1), label="columns in the prefix")
+    some = st.lists(st.integers(num_prefix, rows - 1), min_size=1, max_size=40, unique=True)
     positions = torch.tensor(sorted(data.draw(some, label="who looks")))
     generator = torch.Generator().manual_seed(rows)
-    own = -(-(rows - num_head) // 256) * 256
-    head_k = torch.randn(1, shape.kv_heads, num_head, shape.dim, generator=generator).bfloat16()
-    tail_k = torch.randn(1, shape.kv_heads, own, shape.dim, generator=generator).bfloat16()
-    head_v, tail_v = (torch.zeros_like(k).transpose(2, 3).contiguous() for k in (head_k, tail_k))
-    where = torch.arange(num_head, rows)
-    lane = AttentionSlice(0, len(where), where, tail_k, tail_v, head_k, head_v, num_head)
+    own = -(-(rows - num_prefix) // 256) * 256
+    prefix_k = torch.randn(1, shape.kv_heads, num_prefix, shape.dim, generator=generator).bfloat16()
+    suffix_k = torch.randn(1, shape.kv_heads, own, shape.dim, generator=generator).bfloat16()
+    prefix_v, suffix_v = (
+        torch.zeros_like(k).transpose(2, 3).contiguous() for k in (prefix_k, suffix_k)
+    )
+    where = torch.arange(num_prefix, rows)
+    part = AttentionSlice(0, len(where), where, suffix_k, suffix_v, prefix_k, prefix_v, num_prefix)
     q = torch.randn(len(positions), shape.heads, shape.dim, generator=generator).bfloat16()
-    found = kernel.mass(q, positions, lane, 0, window)
-    expected = TorchAttention().mass(q.float(), positions, _wide(lane), 0, window)
+    found = kernel.mass(q, positions, part, 0, window)
+    expected = TorchAttention().mass(q.float(), positions, _wide(part), 0, window)
     assert found.shape == expected.shape == (rows,)
     assert found.sum() == pytest.approx(len(positions) * shape.heads, rel=1e-4)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def _wide(lane: AttentionSlice) -> AttentionSlice:
-    assert lane.head_k is not None
-    return replace(lane, tail_k=lane.tail_k.float(), head_k=lane.head_k.float())
+def _wide(part: AttentionSlice) -> AttentionSlice:
+    assert part.prefix_k is not None
+    return replace(part, suffix_k=part.suffix_k.float(), prefix_k=part.prefix_k.float())
 
 
 def test_where_nobody_looks_there_is_no_mass(kernel: KernelAttention) -> None:
     shape, where = SHAPES[0], torch.arange(5)
-    tail_k = torch.ones(1, shape.kv_heads, 64, shape.dim, dtype=torch.bfloat16)
-    lane = AttentionSlice(0, 5, where, tail_k, tail_k.transpose(2, 3).contiguous())
+    suffix_k = torch.ones(1, shape.kv_heads, 64, shape.dim, dtype=torch.bfloat16)
+    part = AttentionSlice(0, 5, where, suffix_k, suffix_k.transpose(2, 3).contiguous())
     q = torch.empty(0, shape.heads, shape.dim, dtype=torch.bfloat16)
     for attention in (kernel, TorchAttention()):
-        assert attention.mass(q, where[:0], lane, 0, None).tolist() == [0.0] * 5
+        assert attention.mass(q, where[:0], part, 0, None).tolist() == [0.0] * 5
 
 
 def test_many_writes_at_once_are_those_made_one_by_one(kernel: KernelAttention) -> None:
@@ -196,29 +208,31 @@ def test_many_writes_at_once_are_those_made_one_by_one(kernel: KernelAttention) 
         assert torch.equal(one.to_k, other.to_k), "a shift is added and rounded before the rotation"
 
 
-def test_lanes_that_share_a_head_get_the_bits_they_get_alone(kernel: KernelAttention) -> None:
-    """Seven sequences over one head of 300 columns, each one row further into its own tail."""
-    shape, num_head = SHAPES[0], 300
+def test_sequences_that_share_a_prefix_get_the_bits_they_get_alone(kernel: KernelAttention) -> None:
+    """Seven sequences over one prefix of 300 columns, each one row further into its own suffix."""
+    shape, num_prefix = SHAPES[0], 300
     q, k, v = qkv(7, shape, seed=3)
-    _, shared_k, shared_v = qkv(num_head, shape)
+    _, shared_k, shared_v = qkv(num_prefix, shape)
     rope = Rope(RopeConfig(theta=10_000.0), shape.dim)
-    head_k = torch.zeros(1, shape.kv_heads, 320, shape.dim, dtype=k.dtype)
-    head_v = torch.zeros(1, shape.kv_heads, shape.dim, 320, dtype=k.dtype)
-    at = torch.arange(num_head)
-    kernel.write([LayerKV(shared_k, shared_v)], *rope.tables(at), head_k[0], head_v[0], at)
+    prefix_k = torch.zeros(1, shape.kv_heads, 320, shape.dim, dtype=k.dtype)
+    prefix_v = torch.zeros(1, shape.kv_heads, shape.dim, 320, dtype=k.dtype)
+    at = torch.arange(num_prefix)
+    kernel.write([LayerKV(shared_k, shared_v)], *rope.tables(at), prefix_k[0], prefix_v[0], at)
 
-    def lane(number: int, start: int) -> AttentionSlice:
+    def part(number: int, start: int) -> AttentionSlice:
         generator = torch.Generator().manual_seed(number)
         size = (1, shape.kv_heads, 256, shape.dim)
-        tail_k = torch.randn(size, generator=generator).bfloat16()
-        tail_v = torch.randn(size, generator=generator).bfloat16().transpose(2, 3).contiguous()
-        where = torch.tensor([num_head + 20 * number])
-        return AttentionSlice(start, start + 1, where, tail_k, tail_v, head_k, head_v, num_head)
+        suffix_k = torch.randn(size, generator=generator).bfloat16()
+        suffix_v = torch.randn(size, generator=generator).bfloat16().transpose(2, 3).contiguous()
+        where = torch.tensor([num_prefix + 20 * number])
+        return AttentionSlice(
+            start, start + 1, where, suffix_k, suffix_v, prefix_k, prefix_v, num_prefix
+        )
 
     def run(numbers: list[int]) -> Tensor:
-        lanes = [lane(number, row) for row, number in enumerate(numbers)]
-        cos, sin = rope.tables(torch.cat([one.positions for one in lanes]))
-        bound = kernel.bind(lanes, cos, sin)
+        slices = [part(number, row) for row, number in enumerate(numbers)]
+        cos, sin = rope.tables(torch.cat([one.positions for one in slices]))
+        bound = kernel.bind(slices, cos, sin)
         turned = bound.place(0, q[numbers], k[numbers], v[numbers])
         return bound.attend(0, turned, None)
 
@@ -226,9 +240,9 @@ def test_lanes_that_share_a_head_get_the_bits_they_get_alone(kernel: KernelAtten
     for number in range(7):
         assert torch.equal(run([number])[0], together[number])
     plain = TorchAttention()
-    lanes = [lane(number, number) for number in range(7)]
-    cos, sin = rope.tables(torch.cat([one.positions for one in lanes]))
-    bound = plain.bind(lanes, cos, sin)
+    slices = [part(number, number) for number in range(7)]
+    cos, sin = rope.tables(torch.cat([one.positions for one in slices]))
+    bound = plain.bind(slices, cos, sin)
     expected = bound.attend(0, bound.place(0, q, k, v), None)
     assert (together.float() - expected.float()).abs().max() < 0.03
 
@@ -236,9 +250,9 @@ def test_lanes_that_share_a_head_get_the_bits_they_get_alone(kernel: KernelAtten
 def test_in_plain_torch_a_cut_anywhere_gives_the_same_bits() -> None:
     q, k, v = qkv(300, SHAPES[0])
     whole = attend(TorchAttention(), q, k, v)
-    for num_head in (1, 64, 127, 128, 200):
-        part = attend(TorchAttention(), q, k, v, num_head=num_head, start=num_head)
-        assert torch.equal(part, whole[num_head:])
+    for num_prefix in (1, 64, 127, 128, 200):
+        part = attend(TorchAttention(), q, k, v, num_prefix=num_prefix, start=num_prefix)
+        assert torch.equal(part, whole[num_prefix:])
 
 
 def test_rows_in_a_run_are_cut_at_multiples_of_128_and_others_by_count() -> None:

@@ -50,7 +50,7 @@ class Shop:
             model,
             TorchAttention(),
             self.reuse,
-            EngineLimits(1 << 26, pack_tokens=pack_tokens, idle_head_bytes=0),
+            EngineLimits(1 << 26, pack_tokens=pack_tokens, idle_prefix_bytes=0),
             ManualClock(),
             RequestQueue(make_policy(policy), self.made.append),
             threaded=False,

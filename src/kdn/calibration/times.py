@@ -131,7 +131,7 @@ class _Probe:
         self._store = open_store(None, memory_bytes=_SCRATCH_BYTES)
         prefix = PrefixReuse(self._store, _shape(decoder), lambda _: decoder.fingerprint)
         self._reuse = Stack([prefix])
-        limits = EngineLimits(kv_bytes=_SCRATCH_BYTES, idle_head_bytes=0)
+        limits = EngineLimits(kv_bytes=_SCRATCH_BYTES, idle_prefix_bytes=0)
         self._engine = Engine(model, attention, self._reuse, limits, clock, threaded=False)
         self._clock = clock
         self._random = random.Random(0)

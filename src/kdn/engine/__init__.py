@@ -1,20 +1,24 @@
-"""The executor that runs every plan, and the step loop that feeds it."""
+"""The executor that runs every plan, and the step loop that feeds it.
+
+It trades in requests and plans, in streams of tokens, and in KV while it runs.  The rooms above it may
+import it: reuse, calibration, api, serve, bench.  Start with `loop.py`, then `executor.py`.
+"""
 
 from __future__ import annotations
 
 from kdn.engine.admission import plain
 from kdn.engine.alone import AloneRun, HeldKV, run_alone, steps_alone
-from kdn.engine.capture import Capture
+from kdn.engine.batch import SequenceSlice
 from kdn.engine.engine import Engine, EngineStat
 from kdn.engine.executor import Pass
 from kdn.engine.kv import KvBudget, PrefixKV, PrefixPool, SequenceKV, SuffixKV
-from kdn.engine.limits import EngineLimits, JobMemory
-from kdn.engine.onetoken import counted_memory, measured_memory
+from kdn.engine.limits import EngineLimits, JobMemory, counted_memory, measured_memory
+from kdn.engine.request import MOVES, RequestState, RunningStream
+from kdn.engine.retention import Capture
 from kdn.engine.sampling import DrawnToken, Sampler
-from kdn.engine.slice import SequenceSlice
-from kdn.engine.stream import RunningStream
 
 __all__ = [
+    "MOVES",
     "AloneRun",
     "Capture",
     "DrawnToken",
@@ -27,6 +31,7 @@ __all__ = [
     "Pass",
     "PrefixKV",
     "PrefixPool",
+    "RequestState",
     "RunningStream",
     "Sampler",
     "SequenceKV",

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from kdn.core import LayerKV, Plan
-from kdn.engine.capture import Capture
+from kdn.engine.batch import SequenceSlice
 from kdn.engine.executor import Pass
 from kdn.engine.kv import PrefixKV, SequenceKV, SuffixKV
-from kdn.engine.slice import SequenceSlice
+from kdn.engine.retention import Capture
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 
@@ -98,7 +98,7 @@ def steps_alone(
         with torch.inference_mode():
             unfilled = prefix if prefix is not None and not prefix.is_complete else None
             one = SequenceSlice.prefill(
-                plan, kv, first, plan.num_tokens, capture=noted, new_head=unfilled
+                plan, kv, first, plan.num_tokens, capture=noted, new_prefix=unfilled
             )
             step = Pass(decoder, attention, [one])
         done = False
@@ -112,5 +112,5 @@ def steps_alone(
             break
         plan = plan.then()
     with torch.inference_mode():
-        captured = noted.kept(plan.token_ids, first).kv if noted is not None else None
+        captured = noted.retained(plan.token_ids, first).kv if noted is not None else None
         return AloneRun(step.logits()[0], kv, captured, num_rows)

@@ -1,9 +1,10 @@
-"""Where the KV of running sequences lives: shared heads, own tails, one budget.
+"""Where the KV of running sequences lives: shared prefixes, own suffixes, one budget.
 
-    columns   0 ......... num_head | num_head ............ num_head + num_tail
-              head, read-only,     | tail, grows in extents of 256 columns,
+    columns   0 ....... num_prefix | num_prefix ..... num_prefix + suffix columns
+              prefix, read-only,   | suffix, grows in extents of 256 columns,
               one copy for all     | owned by one sequence
-              who share it         |
+              sequences that       |
+              begin with it        |
 
 Layouts are those of `kdn.model.attention`: K [layers, kv heads, columns, dim], rotated;
 V [layers, kv heads, dim, columns].
@@ -33,10 +34,10 @@ __all__ = [
 ]
 
 EXTENT = 256
-"""Columns a tail grows by."""
+"""Columns a suffix grows by."""
 
 _SKEW = 32
-"""Columns that nobody uses, behind the last: rows of V whose distance is a power of two would crowd each
+"""Unused columns after the last: rows of V whose distance is a power of two would crowd each
 other out of the processor's caches."""
 _PAD = 64
 """Kernels read whole tiles of columns: buffers are padded with zeros to a multiple of this."""
@@ -67,7 +68,7 @@ class PrefixKV:
         *,
         one_layer: bool = False,
     ) -> None:
-        """With `one_layer` each layer overwrites the one before: such a head serves one pass and is
+        """With `one_layer` each layer overwrites the one before: such a prefix serves one pass and is
         never complete."""
         padded = -(-num_columns // _PAD) * _PAD + _SKEW
         self.name = name
@@ -89,69 +90,67 @@ class PrefixKV:
         return not self._one_layer and self.num_layers_ready == self.k.shape[0]
 
     def start_over(self) -> None:
-        """Whoever was to fill it did not get through: the next one begins at the first layer."""
-        assert not self.is_complete, "a complete head is read-only"
+        """The pass that filled it broke off: the next one begins at the first layer."""
+        assert not self.is_complete, "a complete prefix is read-only"
         self.num_layers_ready = 0
 
     def layer_done(self, layer: int) -> None:
         """Note that `layer` is written; layers come in order."""
-        assert layer == self.num_layers_ready, "a head is filled layer by layer"
+        assert layer == self.num_layers_ready, "a prefix is filled layer by layer"
         self.num_layers_ready += 1
 
 
 class PrefixPool:
-    """Heads by name, so that sequences with equal prefixes read one copy. Unused ones go first."""
+    """Prefixes by name, so that sequences that begin alike read one copy. Unused ones go first."""
 
     def __init__(self, idle_bytes: int) -> None:
         self._idle_bytes = idle_bytes
-        self._heads: OrderedDict[str, PrefixKV] = OrderedDict()
+        self._prefixes: OrderedDict[str, PrefixKV] = OrderedDict()
 
     def find(self, name: str) -> PrefixKV | None:
-        """The head of that name, or None. One that is not complete yet is filled by the first of its
+        """The prefix of that name, or None. One that is not complete yet is filled by the first of its
         users whose pass begins."""
-        head = self._heads.get(name)
-        if head is not None:
-            self._heads.move_to_end(name)
-        return head
+        prefix = self._prefixes.get(name)
+        if prefix is not None:
+            self._prefixes.move_to_end(name)
+        return prefix
 
-    def hold(self, head: PrefixKV) -> None:
-        """One more sequence uses the head."""
-        self._heads.setdefault(head.name, head)
-        head.users += 1
+    def hold(self, prefix: PrefixKV) -> None:
+        """One more sequence uses the prefix."""
+        self._prefixes.setdefault(prefix.name, prefix)
+        prefix.users += 1
 
-    def release(self, head: PrefixKV) -> None:
-        """One sequence fewer. A head that was never completed is forgotten at once."""
-        head.users -= 1
-        unfinished = head.users == 0 and not head.is_complete
-        if unfinished and self._heads.get(head.name) is head:
-            del self._heads[head.name]
+    def release(self, prefix: PrefixKV) -> None:
+        """One sequence fewer. A prefix that was never completed is forgotten immediately."""
+        prefix.users -= 1
+        unfinished = prefix.users == 0 and not prefix.is_complete
+        if unfinished and self._prefixes.get(prefix.name) is prefix:
+            del self._prefixes[prefix.name]
         self.shrink(self._idle_bytes)
 
     def shrink(self, idle_bytes: int) -> None:
-        """Drop unused heads, oldest first, until at most `idle_bytes` of them remain."""
-        idle = [head for head in self._heads.values() if head.users == 0]
-        excess = sum(head.size_bytes for head in idle) - idle_bytes
-        for head in idle:
+        """Drop unused prefixes, oldest first, until at most `idle_bytes` of them remain."""
+        idle = [prefix for prefix in self._prefixes.values() if prefix.users == 0]
+        excess = sum(prefix.size_bytes for prefix in idle) - idle_bytes
+        for prefix in idle:
             if excess <= 0:
                 return
-            del self._heads[head.name]
-            excess -= head.size_bytes
-
-    @property
-    def used_bytes(self) -> int:
-        return sum(head.size_bytes for head in self._heads.values() if head.users)
+            del self._prefixes[prefix.name]
+            excess -= prefix.size_bytes
 
     def clear(self) -> None:
-        """Forget every unused head."""
+        """Forget every unused prefix."""
         self.shrink(0)
 
     def check(self) -> None:
-        """Audit the books. Raises AssertionError."""
-        assert all(head.users >= 0 for head in self._heads.values()), "a head was released twice"
+        """Audit the accounts. Raises AssertionError."""
+        assert all(prefix.users >= 0 for prefix in self._prefixes.values()), (
+            "a prefix was released twice"
+        )
 
 
 class SuffixKV:
-    """A sequence's own columns, and, when they are to be kept, K as it was before rotation."""
+    """A sequence's own columns."""
 
     def __init__(
         self,
@@ -187,7 +186,7 @@ class SuffixKV:
         return self.k.untyped_storage().nbytes() + self.v.untyped_storage().nbytes()
 
     def grow(self, num_columns: int) -> None:
-        """Room for `num_columns` in all. Keeps what is written."""
+        """Memory for `num_columns` in all. What is written stays."""
         if num_columns <= self.capacity:
             return
         k, v = self._allocate(extents(num_columns))
@@ -200,13 +199,13 @@ class SuffixKV:
 class SequenceKV:
     """All the KV a running sequence reads."""
 
-    tail: SuffixKV
-    head: PrefixKV | None = None
-    num_head: int = 0
+    suffix: SuffixKV
+    prefix: PrefixKV | None = None
+    num_prefix: int = 0
 
     @property
     def num_columns(self) -> int:
-        return self.num_head + self.tail.num_columns
+        return self.num_prefix + self.suffix.num_columns
 
 
 class KvBudget:
@@ -233,5 +232,5 @@ class KvBudget:
         self._reserved.pop(owner, None)
 
     def check(self) -> None:
-        """Audit the books. Raises AssertionError."""
+        """Audit the accounts. Raises AssertionError."""
         assert self.free_bytes >= 0, "more is reserved than there is"

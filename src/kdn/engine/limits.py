@@ -1,12 +1,20 @@
-"""What the engine may use. A few dials; the rest is derived from the machine."""
+"""What the engine may use: a few settings, and the memory that a prompt of one token needs.
+
+No decode step follows such a prompt, so a layer's K and V can go as soon as the layer is done, and
+position-wise work can run in chunks of rows whose large temporaries exist once (PrefillOnly, arXiv
+2505.07203, sections 4 and 5).  What may be of use to others, the leading part, is noted as it goes by.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdn.engine.kv import extents
+from kdn.errors import BadInput
+from kdn.model import ModelConfig
 
-__all__ = ["EngineLimits", "JobMemory"]
+__all__ = ["EngineLimits", "JobMemory", "counted_memory", "measured_memory"]
 
 
 @dataclass(frozen=True)
@@ -47,5 +55,32 @@ class EngineLimits:
     """Rows of position-wise work at a time, for prompts that are asked for one token."""
     memory: JobMemory | None = None
     """What such a prompt was measured to need; None counts it from the model's shapes."""
-    idle_head_bytes: int = 256 << 20
+    idle_prefix_bytes: int = 256 << 20
     """Assembled prefixes kept for the next request that shares them."""
+
+
+def counted_memory(config: ModelConfig, value_bytes: int, row_chunk: int) -> JobMemory:
+    """What follows from the shapes, before anything is measured.
+
+    The most exists while queries are rotated: hidden state, fused q, k and v, rotated q, the layer's
+    own K and V, all for every row, with the rotary tables (fp32) and positions; and, for one chunk
+    of rows, the MLP with its input and output.
+    """
+    q, kv = config.q_size, config.kv_size
+    values = config.hidden_size + (q + 2 * kv) + q + 2 * kv
+    tables = 2 * config.head_dim * 4 + 2 * 8
+    inner = 3 * config.intermediate_size + 3 * config.hidden_size
+    chunk = row_chunk * (inner * value_bytes + 2 * config.hidden_size * 4)
+    return JobMemory(values * value_bytes + tables, chunk)
+
+
+def measured_memory(peak_bytes: Callable[[int], int], shorter: int, longer: int) -> JobMemory:
+    """The straight line through two measured peaks. Raises BadInput for lengths that give none.
+
+    A peak is the larger of two lines, a chunk's work and all rows': both lengths must be on the second.
+    """
+    if not 0 < shorter < longer:
+        raise BadInput(f"two lengths in ascending order are needed, not {shorter} and {longer}")
+    low, high = peak_bytes(shorter), peak_bytes(longer)
+    token_bytes = (high - low) / (extents(longer) - extents(shorter))
+    return JobMemory(token_bytes, max(high - token_bytes * extents(longer), 0.0))

@@ -1,4 +1,8 @@
-"""From logits to a token. Pure: the only randomness is the generator that is handed in."""
+"""From logits to a token, and from tokens to text that may be shown.
+
+Pure: the only randomness is the generator that is handed in.  Text is whole characters, and nothing of a
+stop string.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from torch import Tensor
 
 from kdn.core import Sampling
 
-__all__ = ["DrawnToken", "Sampler"]
+__all__ = ["DrawnToken", "Sampler", "Shown", "StopStrings"]
 
 
 @dataclass(frozen=True)
@@ -84,3 +88,43 @@ class Sampler:
             keep &= values >= self._sampling.min_p * values[0]
         keep[0] = True
         return keep
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Text that is final, and the stop string that was met, if one was."""
+
+    text: str
+    stop: str | None = None
+
+
+class StopStrings:
+    """Holds text back as long as it could be the beginning of a stop string."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+
+    def push(self, text: str) -> Shown:
+        """Add generated text; what can no longer belong to a stop string comes back."""
+        self._held += text
+        found = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
+        if found:
+            at, stop = min(found, key=lambda pair: (pair[0], -len(pair[1])))
+            shown, self._held = self._held[:at], ""
+            return Shown(shown, stop)
+        split = len(self._held) - self._held_back()
+        shown, self._held = self._held[:split], self._held[split:]
+        return Shown(shown)
+
+    def _held_back(self) -> int:
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        for size in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-size:]) for stop in self._stops):
+                return size
+        return 0
+
+    def flush(self) -> str:
+        """What is still held when generation ends without a stop string."""
+        held, self._held = self._held, ""
+        return held

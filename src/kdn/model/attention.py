@@ -1,7 +1,7 @@
-"""Attention with explicit positions over KV that lies in two pieces: a shared head and an own tail.
+"""Attention with explicit positions over KV that lies in two pieces: a shared prefix and an own suffix.
 
 Two verbs for each layer: `place` rotates queries and keys and writes K and V where the sequence keeps
-them; `attend` reads them.  `TorchAttention` is the dull twin: any device, any dtype, nothing clever
+them; `attend` reads them.  `TorchAttention` is the plain twin: any device, any dtype, nothing clever
 but the blocks of 128 rows.  The compiled twin lives in `kdn.model.kernels`.
 
 Layouts, chosen for the compiled twin: K [layers, kv heads, columns, dim] (rotated), V transposed to
@@ -41,19 +41,19 @@ ROW_BLOCK = 128
 class AttentionSlice:
     """One sequence's rows in a ragged batch, and where its KV lies.
 
-    Rows [start, stop) of the batch stand at `positions` (ascending).  Columns [0, num_head) are in
-    the head buffers, columns from num_head on in the tail buffers (at index column - num_head).
+    Rows [start, stop) of the batch stand at `positions` (ascending).  Columns [0, num_prefix) are in
+    the prefix buffers, columns from num_prefix on in the suffix buffers (at column - num_prefix).
     """
 
     start: int
     stop: int
     positions: Tensor
     """[stop - start] int64, on the CPU."""
-    tail_k: Tensor
-    tail_v: Tensor
-    head_k: Tensor | None = None
-    head_v: Tensor | None = None
-    num_head: int = 0
+    suffix_k: Tensor
+    suffix_v: Tensor
+    prefix_k: Tensor | None = None
+    prefix_v: Tensor | None = None
+    num_prefix: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -65,7 +65,7 @@ class BoundAttention(ABC):
 
     @abstractmethod
     def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Write the rows' K (rotated) and V into the tails; give back the rotated queries.
+        """Write the rows' K (rotated) and V into the suffixes; give back the rotated queries.
 
         q [rows, heads, dim]; k, v [rows, kv heads, dim], not rotated.  `q` may be overwritten.
         """
@@ -94,7 +94,7 @@ class Attention(ABC):
     """Makes bound attention for a batch, and writes columns that come from elsewhere."""
 
     @abstractmethod
-    def bind(self, lanes: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
+    def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
         """`cos` and `sin` are fp32 [rows, dim]."""
 
     @abstractmethod
@@ -120,11 +120,11 @@ class Attention(ABC):
 
     @abstractmethod
     def mass(
-        self, q: Tensor, positions: Tensor, lane: AttentionSlice, layer: int, window: int | None
+        self, q: Tensor, positions: Tensor, part: AttentionSlice, layer: int, window: int | None
     ) -> Tensor:
         """[columns] fp32: weight that some rows put there, summed over rows and heads.
 
-        q [rows, heads, dim] is rotated and stands at `positions`, ascending, none behind the lane's
+        q [rows, heads, dim] is rotated and stands at `positions`, ascending, none after the sequence's
         last row; the columns end with that row.
         """
 
@@ -132,8 +132,8 @@ class Attention(ABC):
 class TorchAttention(Attention):
     """Plain torch: the reference, and what runs where there is no compiled kernel."""
 
-    def bind(self, lanes: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
-        return _BoundTorch(tuple(lanes), cos, sin, attend_blocks)
+    def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
+        return _BoundTorch(tuple(slices), cos, sin, attend_blocks)
 
     def write(
         self,
@@ -155,21 +155,21 @@ class TorchAttention(Attention):
         layer: int,
         q: Tensor,
         window: int | None,
-        lanes: Sequence[AttentionSlice],
+        slices: Sequence[AttentionSlice],
         biases: Sequence[Tensor | None],
     ) -> Tensor:
-        """`BoundAttention.attend` with a bias [heads, columns] per lane added to the scores."""
+        """`BoundAttention.attend` with a bias [heads, columns] per sequence added to the scores."""
         out = torch.empty_like(q)
-        for lane, bias in zip(lanes, biases, strict=True):
-            k, v = gather_columns(lane, layer)
-            rows = slice(lane.start, lane.stop)
-            out[rows] = attend_blocks(q[rows], k, v, lane.positions, window, bias)
+        for part, bias in zip(slices, biases, strict=True):
+            k, v = gather_columns(part, layer)
+            rows = slice(part.start, part.stop)
+            out[rows] = attend_blocks(q[rows], k, v, part.positions, window, bias)
         return out.flatten(1)
 
     def mass(
-        self, q: Tensor, positions: Tensor, lane: AttentionSlice, layer: int, window: int | None
+        self, q: Tensor, positions: Tensor, part: AttentionSlice, layer: int, window: int | None
     ) -> Tensor:
-        k = _gather_keys(lane, layer)
+        k = _gather_keys(part, layer)
         num_rows, num_heads, dim = q.shape
         grouped = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
         scores = torch.bmm(grouped, k.transpose(1, 2)).float().mul_(dim**-0.5)
@@ -179,13 +179,13 @@ class TorchAttention(Attention):
 
 
 class FusedAttention(TorchAttention):
-    """torch's own fused kernel over all rows of a lane at once: what runs on a GPU.
+    """torch's own fused kernel over all rows of a sequence together: what runs on a GPU.
 
     Equal to the blocks within rounding, not bitwise.  Not yet measured on a GPU.
     """
 
-    def bind(self, lanes: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
-        return _BoundTorch(tuple(lanes), cos, sin, _attend_fused)
+    def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
+        return _BoundTorch(tuple(slices), cos, sin, _attend_fused)
 
 
 class _Attend(Protocol):
@@ -196,45 +196,45 @@ class _Attend(Protocol):
 
 class _BoundTorch(BoundAttention):
     def __init__(
-        self, lanes: tuple[AttentionSlice, ...], cos: Tensor, sin: Tensor, attend: _Attend
+        self, slices: tuple[AttentionSlice, ...], cos: Tensor, sin: Tensor, attend: _Attend
     ) -> None:
-        self._attend_lane = attend
-        self._lanes = lanes
+        self._attend_part = attend
+        self._slices = slices
         self._cos = cos
         self._sin = sin
 
     def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k = rotate(k, self._cos, self._sin)
-        for lane in self._lanes:
-            rows = slice(lane.start, lane.stop)
-            columns = (lane.positions - lane.num_head).to(k.device)
-            lane.tail_k[layer].index_copy_(1, columns, k[rows].transpose(0, 1))
-            lane.tail_v[layer].index_copy_(2, columns, v[rows].permute(1, 2, 0))
+        for part in self._slices:
+            rows = slice(part.start, part.stop)
+            columns = (part.positions - part.num_prefix).to(k.device)
+            part.suffix_k[layer].index_copy_(1, columns, k[rows].transpose(0, 1))
+            part.suffix_v[layer].index_copy_(2, columns, v[rows].permute(1, 2, 0))
         return rotate(q, self._cos, self._sin)
 
     def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
         out = torch.empty_like(q)
-        for lane in self._lanes:
-            k, v = gather_columns(lane, layer)
-            rows = slice(lane.start, lane.stop)
-            out[rows] = self._attend_lane(q[rows], k, v, lane.positions, window)
+        for part in self._slices:
+            k, v = gather_columns(part, layer)
+            rows = slice(part.start, part.stop)
+            out[rows] = self._attend_part(q[rows], k, v, part.positions, window)
         return out.flatten(1)
 
 
-def gather_columns(lane: AttentionSlice, layer: int) -> tuple[Tensor, Tensor]:
-    """K [kv heads, columns, dim] and V [kv heads, dim, columns] up to the lane's last row."""
-    own = int(lane.positions[-1]) + 1 - lane.num_head
-    k, v = _gather_keys(lane, layer), lane.tail_v[layer][:, :, :own]
-    if lane.head_v is None or not lane.num_head:
+def gather_columns(part: AttentionSlice, layer: int) -> tuple[Tensor, Tensor]:
+    """K [kv heads, columns, dim] and V [kv heads, dim, columns] up to the sequence's last row."""
+    own = int(part.positions[-1]) + 1 - part.num_prefix
+    k, v = _gather_keys(part, layer), part.suffix_v[layer][:, :, :own]
+    if part.prefix_v is None or not part.num_prefix:
         return k, v
-    return k, torch.cat((lane.head_v[layer][:, :, : lane.num_head], v), dim=2)
+    return k, torch.cat((part.prefix_v[layer][:, :, : part.num_prefix], v), dim=2)
 
 
-def _gather_keys(lane: AttentionSlice, layer: int) -> Tensor:
-    k = lane.tail_k[layer][:, : int(lane.positions[-1]) + 1 - lane.num_head]
-    if lane.head_k is None or not lane.num_head:
+def _gather_keys(part: AttentionSlice, layer: int) -> Tensor:
+    k = part.suffix_k[layer][:, : int(part.positions[-1]) + 1 - part.num_prefix]
+    if part.prefix_k is None or not part.num_prefix:
         return k
-    return torch.cat((lane.head_k[layer][:, : lane.num_head], k), dim=1)
+    return torch.cat((part.prefix_k[layer][:, : part.num_prefix], k), dim=1)
 
 
 def row_cuts(positions: Tensor) -> list[tuple[int, int]]:
@@ -292,7 +292,7 @@ def _mask(where: Tensor, low: int, high: int, window: int | None) -> Tensor:
 
 
 def _attend_block(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, bias: Tensor | None) -> Tensor:
-    """One block of rows. Padded to ROW_BLOCK, since a product may round a row by who stands beside it."""
+    """One block of rows. Padded to ROW_BLOCK, since a product may round a row by the rows beside it."""
     num_rows, num_heads, dim = q.shape
     num_kv, num_columns = k.shape[0], k.shape[1]
     height = 1 if num_rows == 1 else ROW_BLOCK

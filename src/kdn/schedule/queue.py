@@ -1,19 +1,22 @@
-"""The waiting room: jobs come in, the policy orders them, room in the budget lets them out.
+"""The request queue: jobs come in, the policy orders them, and those that fit the budget go out.
 
-Admission is strict: the first job in order that does not fit stops the others behind it, so that a
-large job cannot be overtaken for ever by small ones.  Jobs of one group are admitted together.
+Admission is strict: the first job in order that does not fit stops the others after it, so that small
+jobs cannot overtake a large one for ever.  Jobs of one group are admitted together.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kdn.core import Job
 from kdn.schedule.packing import pack
-from kdn.schedule.policy import SchedulePolicy
+from kdn.schedule.policy import Fcfs, SchedulePolicy
 
 __all__ = ["RequestQueue", "ScheduleDecision", "replay"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,11 @@ class ScheduleDecision:
 
 
 class RequestQueue:
-    """Owns the queue. Every decision can be recorded, and replayed after a change of code."""
+    """Owns the queue. Every decision can be recorded, and replayed after a change of code.
+
+    A policy or a recorder that raises is not asked again: the queue goes on as first come, first served,
+    or without a record.
+    """
 
     def __init__(
         self, policy: SchedulePolicy, record: Callable[[ScheduleDecision], None] | None = None
@@ -37,7 +44,7 @@ class RequestQueue:
         self._record = record
         self._jobs: dict[str, Job] = {}
         self._held_back: set[str] = set()
-        """Who let one of its family compute what they share. Once is enough: it may not be kept."""
+        """Jobs that let one of their family compute what they share, once: it may not be retained."""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -54,6 +61,11 @@ class RequestQueue:
         self._jobs.pop(job_id, None)
         self._held_back.discard(job_id)
 
+    def clear(self) -> None:
+        """Forget every job."""
+        self._jobs.clear()
+        self._held_back.clear()
+
     def jobs(self) -> list[Job]:
         """Everyone who waits, in order of coming in."""
         return list(self._jobs.values())
@@ -64,15 +76,15 @@ class RequestQueue:
         fits: Callable[[Sequence[Job]], bool],
         pack_tokens: int | None = None,
     ) -> list[Job]:
-        """Let in whoever is next as long as `fits` says yes, which also sets the room aside.
+        """Let jobs in, in order, as long as `fits` says yes, which also sets memory aside.
 
-        `fits` is asked with a whole group at once; a group that is not complete yet waits without
-        holding up others.  With `pack_tokens` only those are let in who share the next pass.
+        `fits` is asked with a whole group together; a group that is not complete yet waits without
+        holding up others.  With `pack_tokens` only jobs that share the next pass are let in.
         """
         if not self._jobs:
             return []
         waiting = self.jobs()
-        ordered = self._policy.order(waiting, now_ns)
+        ordered = self._ordered(waiting, now_ns)
         admitted: list[Job] = []
         for job in ordered if pack_tokens is None else pack(ordered, pack_tokens, self._patient):
             if job.id not in self._jobs:
@@ -85,10 +97,29 @@ class RequestQueue:
             for member in members:
                 self.remove(member.id)
             admitted += members
-        if self._record is not None:
-            order, went = tuple(j.id for j in ordered), tuple(j.id for j in admitted)
-            self._record(ScheduleDecision(now_ns, order, went, tuple(waiting)))
+        order, went = tuple(j.id for j in ordered), tuple(j.id for j in admitted)
+        self._note(ScheduleDecision(now_ns, order, went, tuple(waiting)))
         return admitted
+
+    def _ordered(self, waiting: Sequence[Job], now_ns: int) -> list[Job]:
+        try:
+            ordered = self._policy.order(waiting, now_ns)
+            if sorted(job.id for job in ordered) == sorted(self._jobs):
+                return ordered
+            _log.error("policy %s lost or invented jobs; first come, first served", self._policy)
+        except Exception:  # noqa: BLE001  a policy may fail in any way
+            _log.exception("policy %s failed; first come, first served", self._policy)
+        self._policy = Fcfs()
+        return self._policy.order(waiting, now_ns)
+
+    def _note(self, decision: ScheduleDecision) -> None:
+        if self._record is None:
+            return
+        try:
+            self._record(decision)
+        except Exception:  # noqa: BLE001  a recorder may fail in any way
+            _log.exception("decisions cannot be recorded; no more are")
+            self._record = None
 
     def _patient(self, job: Job) -> bool:
         """True the first time: jobs of a group never wait for others of their family."""
@@ -106,7 +137,7 @@ class RequestQueue:
         return members if len(members) >= job.group_size else None
 
     def check(self) -> None:
-        """Audit the books. Raises AssertionError."""
+        """Audit the accounts. Raises AssertionError."""
         assert all(key == job.id for key, job in self._jobs.items()), (
             "a job is filed under another's name"
         )

@@ -60,6 +60,7 @@ class RequestContext:
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self.store = store
         self.trace = Recorder()
+        self.heard = Recorder()
         self.prefix = PrefixReuse(store, shape, lambda _: decoder.fingerprint)
         self.controller = RatioController(0.25)
         blend = BlendReuse(
@@ -79,6 +80,7 @@ class RequestContext:
             self.reuse,
             EngineLimits(1 << 28),
             SystemClock(),
+            trace=self.heard,
             threaded=False,
         )
         self._count = 0
@@ -272,12 +274,10 @@ def test_a_blended_request_that_the_engine_drops_is_waited_for_no_longer(
 ) -> None:
     """Closing the engine tells the trace of every request that ends so."""
     with desk(tiny, tmp_path / "store") as d:
-        heard = Recorder()
-        d.engine._trace = heard
         d.engine.submit(d.request(*ALL, question(1), techniques=(Blend(),)))
         d.engine.step()
         d.engine.close()
-        assert [e.fields["request"] for e in heard.events("engine.fail")] == ["1"]
+        assert [e.fields["request"] for e in d.heard.events("engine.fail")] == ["1"]
 
 
 def test_several_blended_requests_run_side_by_side(tiny: LoadedModel, tmp_path: Path) -> None:

@@ -208,5 +208,5 @@ def test_a_look_that_ends_early_is_followed_by_the_same_mend_as_a_whole_one(
         ended, through = run(tiny, short), run(tiny, whole)
         assert torch.equal(ended.logits, through.logits)
         columns = case.layout().num_tokens - case.layout().num_prefix
-        assert torch.equal(ended.kv.tail.k[:, :, :columns], through.kv.tail.k[:, :, :columns])
-        assert torch.equal(ended.kv.tail.v[..., :columns], through.kv.tail.v[..., :columns])
+        assert torch.equal(ended.kv.suffix.k[:, :, :columns], through.kv.suffix.k[:, :, :columns])
+        assert torch.equal(ended.kv.suffix.v[..., :columns], through.kv.suffix.v[..., :columns])

@@ -203,15 +203,15 @@ def _unmoved(lab: Lab, case: Case, base: Plan) -> Plan:
 class BottomRight(TorchAttention):
     """The mask of the released code: m rows see as if they were the prompt's last m positions."""
 
-    def bind(self, lanes: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
-        return _Misaligned(super().bind(lanes, cos, sin), super().bind(_last(lanes), cos, sin))
+    def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
+        return _Misaligned(super().bind(slices, cos, sin), super().bind(_last(slices), cos, sin))
 
 
-def _last(lanes: Sequence[AttentionSlice]) -> list[AttentionSlice]:
+def _last(slices: Sequence[AttentionSlice]) -> list[AttentionSlice]:
     moved = []
-    for lane in lanes:
-        stop = int(lane.positions[-1]) + 1
-        moved.append(replace(lane, positions=torch.arange(stop - lane.num_rows, stop)))
+    for part in slices:
+        stop = int(part.positions[-1]) + 1
+        moved.append(replace(part, positions=torch.arange(stop - part.num_rows, stop)))
     return moved
 
 

@@ -125,8 +125,8 @@ class Lab:
         whole = (*case.tokens, *tokens)
         rows = tuple(range(start - 1, len(whole) - 1))
         plan = Plan(whole, logits=rows)
-        lane = SequenceSlice.prefill(plan, kv, start - 1, len(whole))
-        logprobs = torch.log_softmax(self._finish(lane).float(), dim=-1)
+        part = SequenceSlice.prefill(plan, kv, start - 1, len(whole))
+        logprobs = torch.log_softmax(self._finish(part).float(), dim=-1)
         picked = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
         return float(-picked.mean())
 
@@ -138,7 +138,7 @@ class Lab:
             ends = (i for i, token in enumerate(case.answer) if token in stops)
             return self._model.tokenizer.decode(case.answer[: min(next(ends, most), most)])
         tokens = [int(seen.logprobs[0].argmax())]
-        seen.kv.tail.num_columns = case.layout.num_tokens - seen.kv.num_head
+        seen.kv.suffix.num_columns = case.layout.num_tokens - seen.kv.num_prefix
         while len(tokens) < most and tokens[-1] not in stops:
             tokens.append(int(self._finish(SequenceSlice.decode(seen.kv, tokens[-1]))[-1].argmax()))
         return self._model.tokenizer.decode([t for t in tokens if t not in stops])
@@ -162,8 +162,8 @@ class Lab:
         chosen = attention or self._attention
         return run_alone(self._model, chosen, plan, capture=capture, spare_columns=_FORCED + 64)
 
-    def _finish(self, lane: SequenceSlice) -> Tensor:
-        step = Pass(self._model.decoder, self._attention, [lane])
+    def _finish(self, part: SequenceSlice) -> Tensor:
+        step = Pass(self._model.decoder, self._attention, [part])
         while not step.advance():
             pass
         return step.logits()[0]
@@ -180,8 +180,8 @@ class Lab:
     ) -> Tensor:
         whole = (*prompt, *answer)
         plan = Plan(whole, logits=tuple(range(len(prompt), len(whole))))
-        lane = SequenceSlice.prefill(plan, kv, len(prompt), len(whole))
-        forced = self._finish(lane)
+        part = SequenceSlice.prefill(plan, kv, len(prompt), len(whole))
+        forced = self._finish(part)
         return torch.log_softmax(torch.cat((logits[-1:], forced)).float(), dim=-1)
 
 

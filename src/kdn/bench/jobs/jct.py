@@ -199,7 +199,7 @@ class _Stage:
         fingerprint = service.model.decoder.fingerprint
         reuse = Stack([PrefixReuse(store, self._shape, lambda _: fingerprint)])
         room = RequestQueue(make_policy(policy, self._jct))
-        limits = EngineLimits(1 << 30, pack_tokens=PACK_TOKENS, idle_head_bytes=0)
+        limits = EngineLimits(1 << 30, pack_tokens=PACK_TOKENS, idle_prefix_bytes=0)
         with closing(store), closing(reuse):
             engine = Engine(service.model, service.parts.attention, reuse, limits, clock, room)
             with closing(engine):

@@ -129,33 +129,33 @@ class Ward:
 
     def peak(self, arm: LengthArm, num_tokens: int) -> int:
         """Bytes at the worst moment of a prompt of so many tokens."""
-        tokens, tail = self.tokens(num_tokens), self._tail(arm, num_tokens)
+        tokens, suffix = self.tokens(num_tokens), self._suffix(arm, num_tokens)
         device = str(self.model.decoder.device)
         # K and V lie outside of what the tensor library counts, or before it begins to.
-        return peak_bytes(lambda: self.forward(arm, tokens, tail), device) + tail.size_bytes
+        return peak_bytes(lambda: self.forward(arm, tokens, suffix), device) + suffix.size_bytes
 
     def seconds(self, arm: LengthArm, num_tokens: int) -> float:
         tokens = self.tokens(num_tokens)
         started = self._clock.now()
-        self.forward(arm, tokens, self._tail(arm, num_tokens))
+        self.forward(arm, tokens, self._suffix(arm, num_tokens))
         return self._clock.now() - started
 
-    def _tail(self, arm: LengthArm, num_tokens: int) -> SuffixKV:
+    def _suffix(self, arm: LengthArm, num_tokens: int) -> SuffixKV:
         decoder = self.model.decoder
         device = str(decoder.device)
         return SuffixKV(self._shape, decoder.dtype, device, num_tokens, one_layer=arm.one_layer)
 
     @torch.inference_mode()
-    def forward(self, arm: LengthArm, tokens: TokenIds, tail: SuffixKV) -> torch.Tensor:
+    def forward(self, arm: LengthArm, tokens: TokenIds, suffix: SuffixKV) -> torch.Tensor:
         """Logits of the last token."""
         decoder = self.model.decoder
         plan = Plan(tokens, row_chunk=arm.row_chunk, one_layer=arm.one_layer)
-        kv = SequenceKV(tail)
+        kv = SequenceKV(suffix)
         logits = torch.empty(0)
         size = arm.pass_tokens or len(tokens)
         for first in range(0, len(tokens), size):
-            lane = SequenceSlice.prefill(plan, kv, first, min(first + size, len(tokens)))
-            step = Pass(decoder, self._attention, [lane])
+            part = SequenceSlice.prefill(plan, kv, first, min(first + size, len(tokens)))
+            step = Pass(decoder, self._attention, [part])
             while not step.advance():
                 pass
             logits = step.logits()[0]

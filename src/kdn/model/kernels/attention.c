@@ -1,4 +1,4 @@
-/* Attention over KV in two pieces (a shared head, an own tail) for bf16 on x86-64 with AVX512-BF16,
+/* Attention over KV in two pieces (a shared prefix, an own suffix) for bf16 on x86-64 with AVX512-BF16,
  * and with AMX where the processor has it.
  *
  * The trick is to compute S^T = K Q^T and O^T = V^T P^T.  Then
@@ -7,8 +7,8 @@
  *   - P^T comes out of the exponential in exactly the pair-interleaved form the next product wants;
  *   - V is kept transposed, so that its tiles, too, are operands as they lie.
  *
- * Columns are walked in blocks cut at absolute multiples of BLOCK and queries never mix, so the bits
- * of a row depend neither on the rows beside it nor on where the head ends and the tail begins.
+ * Columns are read in blocks cut at absolute multiples of BLOCK and queries never mix, so the bits
+ * of a row depend neither on the rows beside it nor on where the prefix ends and the suffix begins.
  */
 
 #include <omp.h>
@@ -20,7 +20,7 @@
 #define BLOCK 64  /* columns a step; K and V of one step fit the first-level cache */
 #define STEP 64   /* columns, and dims, come in multiples of this */
 #define LANES 16  /* queries side by side */
-#define TILES 4   /* groups of LANES queries that share one walk over the columns */
+#define TILES 4   /* groups of LANES queries that read the columns together */
 #define MAX_DIM 256
 #define LOG2E 1.4426950408889634f
 #define FAR (-1e30f)    /* below every score */
@@ -29,21 +29,21 @@
 typedef struct {
     int64_t start, num_rows;
     const int64_t *positions;
-    bf16 *tail_k, *tail_v;
-    const bf16 *head_k, *head_v;
-    int64_t num_head, tail_columns, head_columns;
-    int64_t tail_step, head_step; /* values from one layer to the next; 0 where layers share the memory */
-} Lane;
+    bf16 *suffix_k, *suffix_v;
+    const bf16 *prefix_k, *prefix_v;
+    int64_t num_prefix, suffix_columns, prefix_columns;
+    int64_t suffix_step, prefix_step; /* values from one layer to the next; 0 where layers share the memory */
+} Sequence;
 
-/* Neighbouring lanes that are walked together: one lane with all its rows, or several of one row each
- * that share a head, so that the head is read once for all of them. */
+/* Neighbouring sequences that are computed together: one with all its rows, or several of one row each that
+ * share a prefix, so that the prefix is read once for all of them. */
 typedef struct {
-    const Lane *lanes;
-    int64_t num_lanes;
-} Flock;
+    const Sequence *sequences;
+    int64_t num_sequences;
+} PrefixGroup;
 
 typedef struct {
-    const Flock *flock;
+    const PrefixGroup *prefix_group;
     int64_t kv_head, first; /* first of up to TILES * LANES queries; query = row * group + member */
 } Task;
 
@@ -214,7 +214,7 @@ static inline __m512 highest(const Scratch *s, __m512 was, int64_t columns) {
     return max4(tops);
 }
 
-/* Scores to weights: move the running maximum, leave P^T behind. Sums run in four chains, too. */
+/* Scores to weights: move the running maximum, leave P^T there. Sums run in four chains, too. */
 static void weigh(Scratch *s, int t, int64_t first, int64_t columns, const Call *call) {
     if (must_hide(s, first, columns, call)) hide(s, first, columns, call);
     const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
@@ -240,41 +240,42 @@ static void weigh(Scratch *s, int t, int64_t first, int64_t columns, const Call 
             _mm512_store_ps(s->o[t][d], _mm512_mul_ps(_mm512_load_ps(s->o[t][d]), fade));
 }
 
-/* Where columns [first, first + columns) lie: in the head, in the tail, or brought together here. */
-static Columns find_columns(Scratch *s, const Lane *lane, const Call *call, int64_t h, int64_t first,
+/* Where columns [first, first + columns) lie: in the prefix, in the suffix, or brought together here. */
+static Columns find_columns(Scratch *s, const Sequence *sequence, const Call *call, int64_t h, int64_t first,
                             int64_t columns) {
     const int64_t dim = call->dim;
-    const int64_t head_at = call->layer * lane->head_step + h * lane->head_columns * dim;
-    const int64_t tail_at = call->layer * lane->tail_step + h * lane->tail_columns * dim;
-    const bf16 *head_k = lane->head_k + head_at, *head_v = lane->head_v + head_at;
-    const bf16 *tail_k = lane->tail_k + tail_at, *tail_v = lane->tail_v + tail_at;
-    const int64_t own = first - lane->num_head;
-    if (first + columns <= lane->num_head)
-        return (Columns){head_k + first * dim, head_v + first, dim, lane->head_columns};
-    if (own >= 0 && own + columns <= lane->tail_columns)
-        return (Columns){tail_k + own * dim, tail_v + own, dim, lane->tail_columns};
+    const int64_t prefix_at = call->layer * sequence->prefix_step + h * sequence->prefix_columns * dim;
+    const int64_t suffix_at = call->layer * sequence->suffix_step + h * sequence->suffix_columns * dim;
+    const bf16 *prefix_k = sequence->prefix_k + prefix_at, *prefix_v = sequence->prefix_v + prefix_at;
+    const bf16 *suffix_k = sequence->suffix_k + suffix_at, *suffix_v = sequence->suffix_v + suffix_at;
+    const int64_t own = first - sequence->num_prefix;
+    if (first + columns <= sequence->num_prefix)
+        return (Columns){prefix_k + first * dim, prefix_v + first, dim, sequence->prefix_columns};
+    if (own >= 0 && own + columns <= sequence->suffix_columns)
+        return (Columns){suffix_k + own * dim, suffix_v + own, dim, sequence->suffix_columns};
     for (int64_t c = 0; c < columns; c++) {
         const int64_t at = own + c;
-        if (at >= lane->tail_columns) { /* behind the buffer: weightless, but it must be a number */
+        if (at >= sequence->suffix_columns) { /* after the buffer: weightless, but it must be a number */
             memset(s->k[c], 0, 2 * dim);
             for (int64_t d = 0; d < dim; d++) s->v[d][c] = 0;
             continue;
         }
-        memcpy(s->k[c], at < 0 ? head_k + (first + c) * dim : tail_k + at * dim, 2 * dim);
+        memcpy(s->k[c], at < 0 ? prefix_k + (first + c) * dim : suffix_k + at * dim, 2 * dim);
         for (int64_t d = 0; d < dim; d++)
-            s->v[d][c] = at < 0 ? head_v[d * lane->head_columns + first + c] : tail_v[d * lane->tail_columns + at];
+            s->v[d][c] = at < 0 ? prefix_v[d * sequence->prefix_columns + first + c]
+                                : suffix_v[d * sequence->suffix_columns + at];
     }
     return (Columns){s->k[0], s->v[0], MAX_DIM, BLOCK};
 }
 
 /* ---- one task: some queries over all their columns ---------------------------------------------- */
 
-static int64_t num_rows(const Flock *flock) {
-    return flock->num_lanes > 1 ? flock->num_lanes : flock->lanes->num_rows;
+static int64_t num_rows(const PrefixGroup *prefix_group) {
+    return prefix_group->num_sequences > 1 ? prefix_group->num_sequences : prefix_group->sequences->num_rows;
 }
 
-static const Lane *lane_of(const Flock *flock, int64_t row) {
-    return flock->num_lanes > 1 ? flock->lanes + row : flock->lanes;
+static const Sequence *sequence_of(const PrefixGroup *prefix_group, int64_t row) {
+    return prefix_group->num_sequences > 1 ? prefix_group->sequences + row : prefix_group->sequences;
 }
 
 static void load_queries(Scratch *s, const Task *task, const Call *call, int tiles, int64_t total) {
@@ -284,11 +285,11 @@ static void load_queries(Scratch *s, const Task *task, const Call *call, int til
             int64_t query = task->first + t * LANES + i;
             if (query >= total) query = total - 1; /* a tile that is not full repeats the last one */
             const int64_t row = query / group, head = task->kv_head * group + query % group;
-            const Lane *lane = lane_of(task->flock, row);
-            const int64_t own = task->flock->num_lanes > 1 ? 0 : row;
-            const bf16 *q = call->q + (lane->start + own) * call->q_stride + head * call->dim;
+            const Sequence *sequence = sequence_of(task->prefix_group, row);
+            const int64_t own = task->prefix_group->num_sequences > 1 ? 0 : row;
+            const bf16 *q = call->q + (sequence->start + own) * call->q_stride + head * call->dim;
             for (int64_t d = 0; d < call->dim; d += 2) memcpy(s->q[t][d / 2][i], q + d, 4);
-            s->where[t][i] = (int32_t)lane->positions[own];
+            s->where[t][i] = (int32_t)sequence->positions[own];
             s->top[t][i] = FAR;
             s->sum[t][i] = 0;
         }
@@ -302,8 +303,8 @@ static void store_rows(Scratch *s, const Task *task, const Call *call, int tiles
             const int64_t query = task->first + t * LANES + i;
             if (query >= total) return;
             const int64_t row = query / group, head = task->kv_head * group + query % group;
-            const int64_t own = task->flock->num_lanes > 1 ? 0 : row;
-            const int64_t at = lane_of(task->flock, row)->start + own;
+            const int64_t own = task->prefix_group->num_sequences > 1 ? 0 : row;
+            const int64_t at = sequence_of(task->prefix_group, row)->start + own;
             bf16 *out = call->out + (at * call->heads + head) * call->dim;
             const float share = 1.0f / s->sum[t][i];
             for (int64_t d = 0; d < call->dim; d++) out[d] = float_to_bf16(s->o[t][d][i] * share);
@@ -322,14 +323,14 @@ static int64_t block_columns(int64_t first, int64_t last) {
 }
 
 /* Blocks from `first` on, up to `stop` (exclusive) or the last column that any query sees. */
-static void walk(Scratch *s, const Task *task, const Call *call, int tiles, int64_t first, int64_t stop) {
+static void attend_columns(Scratch *s, const Task *task, const Call *call, int tiles, int64_t first, int64_t stop) {
     int32_t highest = 0;
     for (int t = 0; t < tiles; t++)
         for (int i = 0; i < LANES; i++)
             if (s->where[t][i] > highest) highest = s->where[t][i];
     for (; first <= highest && first < stop; first += BLOCK) {
         const int64_t columns = block_columns(first, highest);
-        const Columns at = find_columns(s, task->flock->lanes, call, task->kv_head, first, columns);
+        const Columns at = find_columns(s, task->prefix_group->sequences, call, task->kv_head, first, columns);
         for (int t = 0; t < tiles; t++) {
             memcpy(s->seen, s->where[t], sizeof s->seen);
             one_block(s, t, at, first, columns, call);
@@ -337,13 +338,13 @@ static void walk(Scratch *s, const Task *task, const Call *call, int tiles, int6
     }
 }
 
-/* The columns that only `lane` has: its queries look, the others sit out. */
-static void walk_own(Scratch *s, const Task *task, const Call *call, int tiles, int64_t row, int64_t first) {
+/* The columns that only `sequence` has: its queries look, the others sit out. */
+static void attend_suffix(Scratch *s, const Task *task, const Call *call, int tiles, int64_t row, int64_t first) {
     const int64_t group = call->heads / call->kv_heads;
-    const Lane *lane = lane_of(task->flock, row);
-    for (; first <= lane->positions[0]; first += BLOCK) {
-        const int64_t columns = block_columns(first, lane->positions[0]);
-        const Columns at = find_columns(s, lane, call, task->kv_head, first, columns);
+    const Sequence *sequence = sequence_of(task->prefix_group, row);
+    for (; first <= sequence->positions[0]; first += BLOCK) {
+        const int64_t columns = block_columns(first, sequence->positions[0]);
+        const Columns at = find_columns(s, sequence, call, task->kv_head, first, columns);
         for (int t = 0; t < tiles; t++) {
             int looks = 0;
             for (int i = 0; i < LANES; i++) {
@@ -357,7 +358,7 @@ static void walk_own(Scratch *s, const Task *task, const Call *call, int tiles, 
 }
 
 static void run_task(Scratch *s, const Task *task, const Call *call) {
-    const int64_t group = call->heads / call->kv_heads, total = num_rows(task->flock) * group;
+    const int64_t group = call->heads / call->kv_heads, total = num_rows(task->prefix_group) * group;
     const int64_t left = total - task->first;
     const int tiles = left >= TILES * LANES ? TILES : (int)((left + LANES - 1) / LANES);
     load_queries(s, task, call, tiles, total);
@@ -366,35 +367,35 @@ static void run_task(Scratch *s, const Task *task, const Call *call) {
         for (int i = 0; i < LANES; i++)
             if (s->where[t][i] < lowest) lowest = s->where[t][i];
     if (call->window && lowest - call->window + 1 > 0) first = (lowest - call->window + 1) / BLOCK * BLOCK;
-    if (task->flock->num_lanes == 1) {
-        walk(s, task, call, tiles, first, INT64_MAX);
+    if (task->prefix_group->num_sequences == 1) {
+        attend_columns(s, task, call, tiles, first, INT64_MAX);
     } else {
-        const int64_t shared = task->flock->lanes->num_head / BLOCK * BLOCK;
-        walk(s, task, call, tiles, first, shared);
+        const int64_t shared = task->prefix_group->sequences->num_prefix / BLOCK * BLOCK;
+        attend_columns(s, task, call, tiles, first, shared);
         const int64_t last = (left < tiles * LANES ? total : task->first + tiles * LANES) - 1;
         for (int64_t row = task->first / group; row <= last / group; row++)
-            walk_own(s, task, call, tiles, row, first > shared ? first : shared);
+            attend_suffix(s, task, call, tiles, row, first > shared ? first : shared);
     }
     store_rows(s, task, call, tiles, total);
 }
 
-/* Every row of every lane over the columns at or before its position. Rows of a lane ascend.
+/* Every row of every sequence over the columns at or before its position. Rows of a sequence ascend.
  * `tasks` has room for as many as kdn_num_tasks says. */
-int64_t kdn_num_tasks(const Flock *flocks, int64_t num_flocks, const Call *call) {
+int64_t kdn_num_tasks(const PrefixGroup *prefix_groups, int64_t num_prefix_groups, const Call *call) {
     int64_t count = 0;
-    for (int64_t i = 0; i < num_flocks; i++) {
-        const int64_t queries = num_rows(&flocks[i]) * (call->heads / call->kv_heads);
+    for (int64_t i = 0; i < num_prefix_groups; i++) {
+        const int64_t queries = num_rows(&prefix_groups[i]) * (call->heads / call->kv_heads);
         count += (queries + TILES * LANES - 1) / (TILES * LANES) * call->kv_heads;
     }
     return count;
 }
 
-void kdn_attend(const Flock *flocks, int64_t num_flocks, const Call *call, Task *tasks) {
+void kdn_attend(const PrefixGroup *prefix_groups, int64_t num_prefix_groups, const Call *call, Task *tasks) {
     const int64_t group = call->heads / call->kv_heads;
     int64_t num_tasks = 0;
-    for (int64_t i = 0; i < num_flocks; i++)
-        for (int64_t first = 0; first < num_rows(&flocks[i]) * group; first += TILES * LANES)
-            for (int64_t h = 0; h < call->kv_heads; h++) tasks[num_tasks++] = (Task){&flocks[i], h, first};
+    for (int64_t i = 0; i < num_prefix_groups; i++)
+        for (int64_t first = 0; first < num_rows(&prefix_groups[i]) * group; first += TILES * LANES)
+            for (int64_t h = 0; h < call->kv_heads; h++) tasks[num_tasks++] = (Task){&prefix_groups[i], h, first};
 #pragma omp parallel num_threads(call->threads)
     {
         Scratch s __attribute__((aligned(64)));
@@ -410,7 +411,7 @@ void kdn_attend(const Flock *flocks, int64_t num_flocks, const Call *call, Task 
 /* ---- how much every column is looked at ----------------------------------------------------------- */
 
 /* The next columns' scores to the running maxima and sums; no weights are kept. */
-static void tally(Scratch *s, int t, int64_t first, int64_t columns, const Call *call) {
+static void update_sums(Scratch *s, int t, int64_t first, int64_t columns, const Call *call) {
     if (must_hide(s, first, columns, call)) hide(s, first, columns, call);
     const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
     const __m512 was = _mm512_load_ps(s->top[t]);
@@ -439,24 +440,25 @@ static void score(Scratch *s, int t, Columns at, int64_t columns, const Call *ca
     call->use_amx ? scores_amx(s, t, at, columns, call->dim) : scores_avx(s, t, at, columns, call->dim);
 }
 
-/* One task's weights to out[width]: a first walk finds each query's maximum and sum, a second the weights. */
+/* One task's weights to out[width]: the first round finds each query's maximum and sum, the second
+ * the weights. */
 static void weigh_columns(Scratch *s, const Task *task, const Call *call, int64_t width, float *out) {
-    const int64_t group = call->heads / call->kv_heads, total = num_rows(task->flock) * group;
+    const int64_t group = call->heads / call->kv_heads, total = num_rows(task->prefix_group) * group;
     const int64_t left = total - task->first;
     const int tiles = left >= TILES * LANES ? TILES : (int)((left + LANES - 1) / LANES);
     float mass[BLOCK][LANES] __attribute__((aligned(64)));
     load_queries(s, task, call, tiles, total);
     for (int64_t first = 0; first < width; first += BLOCK) {
         const int64_t columns = block_columns(first, width - 1);
-        const Columns at = find_columns(s, task->flock->lanes, call, task->kv_head, first, columns);
+        const Columns at = find_columns(s, task->prefix_group->sequences, call, task->kv_head, first, columns);
         for (int t = 0; t < tiles; t++) {
             score(s, t, at, columns, call);
-            tally(s, t, first, columns, call);
+            update_sums(s, t, first, columns, call);
         }
     }
     for (int64_t first = 0; first < width; first += BLOCK) {
         const int64_t columns = block_columns(first, width - 1);
-        const Columns at = find_columns(s, task->flock->lanes, call, task->kv_head, first, columns);
+        const Columns at = find_columns(s, task->prefix_group->sequences, call, task->kv_head, first, columns);
         memset(mass, 0, sizeof mass);
         for (int t = 0; t < tiles; t++) {
             const int64_t alive = left - t * LANES; /* a tile that is not full repeats its last query */
@@ -470,18 +472,18 @@ static void weigh_columns(Scratch *s, const Task *task, const Call *call, int64_
     }
 }
 
-/* What one lane's rows put on each of the first `width` columns: a row of out [tasks, width] for every
+/* What one sequence's rows put on each of the first `width` columns: a row of out [tasks, width] for every
  * task, to be added up. As many tasks as kdn_num_tasks says. */
-void kdn_mass(const Flock *flock, const Call *call, int64_t width, float *out) {
-    const int64_t group = call->heads / call->kv_heads, queries = num_rows(flock) * group;
-    const int64_t heaps = (queries + TILES * LANES - 1) / (TILES * LANES);
+void kdn_mass(const PrefixGroup *prefix_group, const Call *call, int64_t width, float *out) {
+    const int64_t group = call->heads / call->kv_heads, queries = num_rows(prefix_group) * group;
+    const int64_t head_tasks = (queries + TILES * LANES - 1) / (TILES * LANES);
 #pragma omp parallel num_threads(call->threads)
     {
         Scratch s __attribute__((aligned(64)));
         if (call->use_amx) tiles_on();
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < heaps * call->kv_heads; i++) {
-            const Task task = {flock, i % call->kv_heads, i / call->kv_heads * TILES * LANES};
+        for (int64_t i = 0; i < head_tasks * call->kv_heads; i++) {
+            const Task task = {prefix_group, i % call->kv_heads, i / call->kv_heads * TILES * LANES};
             weigh_columns(&s, &task, call, width, out + i * width);
         }
 #ifdef __AMX_BF16__
@@ -538,19 +540,19 @@ static inline void transpose_rows(const bf16 *v, int64_t stride, int64_t dim, bf
  * `cos` and `sin` theirs. */
 static void write_rows(const Call *call, const bf16 *k, const bf16 *v, int64_t k_stride, int64_t v_stride,
                        const bf16 *shift, const float *cos, const float *sin, int64_t rows, const int64_t *at,
-                       int64_t behind, bf16 *to_k, bf16 *to_v, int64_t columns) {
-    const int64_t dim = call->dim, first = at[0] - behind;
+                       int64_t before, bf16 *to_k, bf16 *to_v, int64_t columns) {
+    const int64_t dim = call->dim, first = at[0] - before;
     const int together = rows == ROWS && at[ROWS - 1] - at[0] == ROWS - 1;
     for (int64_t h = 0; h < call->kv_heads; h++) {
         for (int64_t r = 0; r < rows; r++)
             turn(k + r * k_stride + h * dim, shift ? shift + h * dim : 0, cos + r * dim, sin + r * dim, dim,
-                 to_k + (h * columns + at[r] - behind) * dim);
+                 to_k + (h * columns + at[r] - before) * dim);
         bf16 *to = to_v + h * dim * columns;
         if (together)
             transpose_rows(v + h * dim, v_stride, dim, to + first, columns);
         else
             for (int64_t d = 0; d < dim; d++)
-                for (int64_t r = 0; r < rows; r++) to[d * columns + at[r] - behind] = v[r * v_stride + h * dim + d];
+                for (int64_t r = 0; r < rows; r++) to[d * columns + at[r] - before] = v[r * v_stride + h * dim + d];
     }
 }
 
@@ -569,7 +571,7 @@ typedef struct {
     int64_t columns;
 } Write;
 
-/* Columns that come from elsewhere: runs of rows, one behind the other, to columns at[..] of their place.
+/* Columns that come from elsewhere: runs of rows, one after the other, to columns at[..] of their place.
  * All places together are cut in blocks of ROWS, which the threads take in turn. */
 void kdn_write(const Call *call, const Write *writes, int64_t num_writes) {
     const int64_t dim = call->dim;
@@ -590,19 +592,19 @@ void kdn_write(const Call *call, const Write *writes, int64_t num_writes) {
     }
 }
 
-/* All rows of a batch: K and V to their lanes' tails, queries rotated to call->out [rows, heads, dim]. */
-void kdn_place(const Lane *lanes, int64_t num_lanes, const Call *call) {
+/* All rows of a batch: K and V to their sequences' suffixes, queries rotated to call->out [rows, heads, dim]. */
+void kdn_place(const Sequence *sequences, int64_t num_sequences, const Call *call) {
     const int64_t dim = call->dim;
-    for (int64_t i = 0; i < num_lanes; i++) {
-        const Lane *lane = &lanes[i];
-        const int64_t slot = call->layer * lane->tail_step;
-#pragma omp parallel for num_threads(call->threads) if (lane->num_rows > LANES)
-        for (int64_t r0 = 0; r0 < lane->num_rows; r0 += ROWS) {
-            const int64_t row = lane->start + r0, rows = r0 + ROWS < lane->num_rows ? ROWS : lane->num_rows - r0;
+    for (int64_t i = 0; i < num_sequences; i++) {
+        const Sequence *sequence = &sequences[i];
+        const int64_t slot = call->layer * sequence->suffix_step;
+#pragma omp parallel for num_threads(call->threads) if (sequence->num_rows > LANES)
+        for (int64_t r0 = 0; r0 < sequence->num_rows; r0 += ROWS) {
+            const int64_t row = sequence->start + r0, left = sequence->num_rows - r0, rows = left > ROWS ? ROWS : left;
             const float *cos = call->cos + row * dim, *sin = call->sin + row * dim;
             write_rows(call, call->k + row * call->k_stride, call->v + row * call->v_stride, call->k_stride,
-                       call->v_stride, 0, cos, sin, rows, lane->positions + r0, lane->num_head, lane->tail_k + slot,
-                       lane->tail_v + slot, lane->tail_columns);
+                       call->v_stride, 0, cos, sin, rows, sequence->positions + r0, sequence->num_prefix,
+                       sequence->suffix_k + slot, sequence->suffix_v + slot, sequence->suffix_columns);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t h = 0; h < call->heads; h++)
                     turn(call->q + (row + r) * call->q_stride + h * dim, 0, cos + r * dim, sin + r * dim, dim,

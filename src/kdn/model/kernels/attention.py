@@ -16,16 +16,16 @@ from kdn.model.kernels.build import Kernels
 __all__ = ["KernelAttention"]
 
 
-class _Lane(ctypes.Structure):
+class _Sequence(ctypes.Structure):
     _fields_ = (
         ("start", ctypes.c_int64),
         ("num_rows", ctypes.c_int64),
         ("positions", ctypes.c_void_p),
-        ("tail_k", ctypes.c_void_p),
-        ("tail_v", ctypes.c_void_p),
-        ("head_k", ctypes.c_void_p),
-        ("head_v", ctypes.c_void_p),
-        ("num_head", ctypes.c_int64),
+        ("suffix_k", ctypes.c_void_p),
+        ("suffix_v", ctypes.c_void_p),
+        ("prefix_k", ctypes.c_void_p),
+        ("prefix_v", ctypes.c_void_p),
+        ("num_prefix", ctypes.c_int64),
         ("tail_columns", ctypes.c_int64),
         ("head_columns", ctypes.c_int64),
         ("tail_step", ctypes.c_int64),
@@ -33,12 +33,16 @@ class _Lane(ctypes.Structure):
     )
 
 
-class _Flock(ctypes.Structure):
-    _fields_ = (("lanes", ctypes.c_void_p), ("num_lanes", ctypes.c_int64))
+class _PrefixGroup(ctypes.Structure):
+    _fields_ = (("slices", ctypes.c_void_p), ("num_sequences", ctypes.c_int64))
 
 
 class _Task(ctypes.Structure):
-    _fields_ = (("flock", ctypes.c_void_p), ("kv_head", ctypes.c_int64), ("first", ctypes.c_int64))
+    _fields_ = (
+        ("prefix_group", ctypes.c_void_p),
+        ("kv_head", ctypes.c_int64),
+        ("first", ctypes.c_int64),
+    )
 
 
 class _Run(ctypes.Structure):
@@ -102,8 +106,8 @@ class KernelAttention(Attention):
             and head_dim <= 256
         )
 
-    def bind(self, lanes: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
-        return _BoundKernel(self._library, tuple(lanes), cos, sin)
+    def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
+        return _BoundKernel(self._library, tuple(slices), cos, sin)
 
     def write(
         self,
@@ -132,18 +136,18 @@ class KernelAttention(Attention):
         )
 
     def mass(
-        self, q: Tensor, positions: Tensor, lane: AttentionSlice, layer: int, window: int | None
+        self, q: Tensor, positions: Tensor, part: AttentionSlice, layer: int, window: int | None
     ) -> Tensor:
-        q, width = _rows(q), int(lane.positions[-1]) + 1
+        q, width = _rows(q), int(part.positions[-1]) + 1
         if not len(q):
             return torch.zeros(width)
-        asking = replace(lane, start=0, stop=len(q), positions=positions.contiguous())
-        table = (_Lane * 1)(_described(asking, asking.positions))
-        flock = _flock_table(table, [[asking]])
+        asking = replace(part, start=0, stop=len(q), positions=positions.contiguous())
+        table = (_Sequence * 1)(_described(asking, asking.positions))
+        prefix_group = _group_table(table, [[asking]])
         call = _Call(
             layer=layer,
             heads=q.shape[1],
-            kv_heads=lane.tail_k.shape[1],
+            kv_heads=part.suffix_k.shape[1],
             dim=q.shape[2],
             window=window or 0,
             q=q.data_ptr(),
@@ -151,10 +155,12 @@ class KernelAttention(Attention):
             use_amx=self._library.has_amx,
             threads=torch.get_num_threads(),
         )
-        tasks = self._library.handle.kdn_num_tasks(flock, ctypes.c_int64(1), ctypes.byref(call))
+        tasks = self._library.handle.kdn_num_tasks(
+            prefix_group, ctypes.c_int64(1), ctypes.byref(call)
+        )
         out = torch.empty((tasks, width))
         self._library.handle.kdn_mass(
-            flock, ctypes.byref(call), ctypes.c_int64(width), ctypes.c_void_p(out.data_ptr())
+            prefix_group, ctypes.byref(call), ctypes.c_int64(width), ctypes.c_void_p(out.data_ptr())
         )
         return out.sum(dim=0)
 
@@ -183,22 +189,22 @@ def _rows(x: Tensor) -> Tensor:
 
 
 class _BoundKernel(BoundAttention):
-    """Keeps the tables that the kernel reads, and the tensors that the tables point into."""
+    """Holds the tables that the kernel reads, and the tensors that the tables point into."""
 
     def __init__(
-        self, library: Kernels, lanes: tuple[AttentionSlice, ...], cos: Tensor, sin: Tensor
+        self, library: Kernels, slices: tuple[AttentionSlice, ...], cos: Tensor, sin: Tensor
     ) -> None:
         self._handle = library.handle
-        self._flocks = _flocks(lanes)
-        lanes = tuple(lane for flock in self._flocks for lane in flock)
-        self._lanes = lanes
-        self._positions = [lane.positions.contiguous() for lane in lanes]
+        self._prefix_groups = _prefix_groups(slices)
+        slices = tuple(part for prefix_group in self._prefix_groups for part in prefix_group)
+        self._slices = slices
+        self._positions = [part.positions.contiguous() for part in slices]
         self._cos, self._sin = cos.contiguous(), sin.contiguous()
-        self._table = (_Lane * len(lanes))(*map(_described, lanes, self._positions))
-        self._flock_table = _flock_table(self._table, self._flocks)
+        self._table = (_Sequence * len(slices))(*map(_described, slices, self._positions))
+        self._group_table = _group_table(self._table, self._prefix_groups)
         self._call = _Call(
-            kv_heads=lanes[0].tail_k.shape[1],
-            dim=lanes[0].tail_k.shape[3],
+            kv_heads=slices[0].suffix_k.shape[1],
+            dim=slices[0].suffix_k.shape[3],
             cos=self._cos.data_ptr(),
             sin=self._sin.data_ptr(),
             use_amx=library.has_amx,
@@ -215,43 +221,47 @@ class _BoundKernel(BoundAttention):
         call.k, call.k_stride = k.data_ptr(), k.stride(0)
         call.v, call.v_stride = v.data_ptr(), v.stride(0)
         call.out = out.data_ptr()
-        self._handle.kdn_place(self._table, ctypes.c_int64(len(self._lanes)), ctypes.byref(call))
+        self._handle.kdn_place(self._table, ctypes.c_int64(len(self._slices)), ctypes.byref(call))
         return out
 
     def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
         q = _rows(q)
         num_rows, heads, dim = q.shape
         out = torch.empty((num_rows, heads * dim), dtype=q.dtype)
-        call, num_flocks = self._call, ctypes.c_int64(len(self._flocks))
+        call, num_prefix_groups = self._call, ctypes.c_int64(len(self._prefix_groups))
         call.layer, call.heads, call.window = layer, heads, window or 0
         call.q, call.q_stride, call.out = q.data_ptr(), q.stride(0), out.data_ptr()
         if self._tasks is None:
-            size = self._handle.kdn_num_tasks(self._flock_table, num_flocks, ctypes.byref(call))
+            size = self._handle.kdn_num_tasks(
+                self._group_table, num_prefix_groups, ctypes.byref(call)
+            )
             self._tasks = (_Task * size)()
-        self._handle.kdn_attend(self._flock_table, num_flocks, ctypes.byref(call), self._tasks)
+        self._handle.kdn_attend(
+            self._group_table, num_prefix_groups, ctypes.byref(call), self._tasks
+        )
         return out
 
 
-def _flocks(lanes: Sequence[AttentionSlice]) -> list[list[AttentionSlice]]:
-    """Lanes of one row each that share a head stand together; every other lane stands alone."""
+def _prefix_groups(slices: Sequence[AttentionSlice]) -> list[list[AttentionSlice]]:
+    """Sequences of one row each that share a prefix stand together; every other one stands alone."""
     alone: list[list[AttentionSlice]] = []
     together: dict[tuple[int, int], list[AttentionSlice]] = {}
-    for lane in lanes:
-        if lane.num_rows == 1 and lane.head_k is not None and lane.num_head:
-            together.setdefault((lane.head_k.data_ptr(), lane.num_head), []).append(lane)
+    for part in slices:
+        if part.num_rows == 1 and part.prefix_k is not None and part.num_prefix:
+            together.setdefault((part.prefix_k.data_ptr(), part.num_prefix), []).append(part)
         else:
-            alone.append([lane])
+            alone.append([part])
     return [*alone, *together.values()]
 
 
-def _flock_table(
-    table: ctypes.Array[_Lane], flocks: Sequence[Sequence[AttentionSlice]]
-) -> ctypes.Array[_Flock]:
+def _group_table(
+    table: ctypes.Array[_Sequence], prefix_groups: Sequence[Sequence[AttentionSlice]]
+) -> ctypes.Array[_PrefixGroup]:
     made, at = [], ctypes.addressof(table)
-    for flock in flocks:
-        made.append(_Flock(at, len(flock)))
-        at += len(flock) * ctypes.sizeof(_Lane)
-    return (_Flock * len(made))(*made)
+    for prefix_group in prefix_groups:
+        made.append(_PrefixGroup(at, len(prefix_group)))
+        at += len(prefix_group) * ctypes.sizeof(_Sequence)
+    return (_PrefixGroup * len(made))(*made)
 
 
 def _described_run(run: LayerKV) -> _Run:
@@ -265,19 +275,19 @@ def _described_run(run: LayerKV) -> _Run:
     )
 
 
-def _described(lane: AttentionSlice, positions: Tensor) -> _Lane:
-    head_k, head_v = lane.head_k, lane.head_v
-    return _Lane(
-        start=lane.start,
-        num_rows=lane.num_rows,
+def _described(part: AttentionSlice, positions: Tensor) -> _Sequence:
+    prefix_k, prefix_v = part.prefix_k, part.prefix_v
+    return _Sequence(
+        start=part.start,
+        num_rows=part.num_rows,
         positions=positions.data_ptr(),
-        tail_k=lane.tail_k.data_ptr(),
-        tail_v=lane.tail_v.data_ptr(),
-        head_k=head_k.data_ptr() if head_k is not None else None,
-        head_v=head_v.data_ptr() if head_v is not None else None,
-        num_head=lane.num_head,
-        tail_columns=lane.tail_k.shape[2],
-        head_columns=head_k.shape[2] if head_k is not None else 0,
-        tail_step=lane.tail_k.stride(0),
-        head_step=head_k.stride(0) if head_k is not None else 0,
+        suffix_k=part.suffix_k.data_ptr(),
+        suffix_v=part.suffix_v.data_ptr(),
+        prefix_k=prefix_k.data_ptr() if prefix_k is not None else None,
+        prefix_v=prefix_v.data_ptr() if prefix_v is not None else None,
+        num_prefix=part.num_prefix,
+        tail_columns=part.suffix_k.shape[2],
+        head_columns=prefix_k.shape[2] if prefix_k is not None else 0,
+        tail_step=part.suffix_k.stride(0),
+        head_step=prefix_k.stride(0) if prefix_k is not None else 0,
     )

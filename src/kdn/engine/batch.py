@@ -1,0 +1,328 @@
+"""The sequences of one pass: what each computes, which of their rows go on, and what is loaded for them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdn.core import Choose, GivenRows, LayerKV, LayerSource, Plan
+from kdn.engine.kv import PrefixKV, SequenceKV
+from kdn.engine.retention import Capture
+from kdn.model import AdapterRun, Decoder, LoraAdapter
+from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Writing
+
+__all__ = ["Batch", "LoadedRuns", "SequenceSlice", "StoredColumns", "places"]
+
+LoadedRuns = Sequence[tuple[int, Sequence[LayerKV]]]
+"""A layer's stored runs, as (first column, parts)."""
+
+
+@dataclass
+class SequenceSlice:
+    """One sequence's part in a pass: what it computes and where its KV goes.
+
+    `rows` are the positions alive at the current layer, ascending; `stop` is the position after the
+    last one computed.  `new_prefix` is filled from the plan's prefix as the pass goes along.
+    """
+
+    plan: Plan
+    kv: SequenceKV
+    rows: Tensor
+    token_ids: list[int]
+    """The tokens of `rows` at layer 0."""
+    stop: int
+    logit_positions: tuple[int, ...]
+    adapter: LoraAdapter | None = None
+    capture: Capture | None = None
+    new_prefix: PrefixKV | None = None
+    loads: bool = False
+    """True when the plan's sources are read in this pass."""
+
+    @staticmethod
+    def prefill(
+        plan: Plan,
+        kv: SequenceKV,
+        first: int,
+        stop: int,
+        *,
+        adapter: LoraAdapter | None = None,
+        capture: Capture | None = None,
+        new_prefix: PrefixKV | None = None,
+    ) -> SequenceSlice:
+        """Positions [first, stop) of a prompt. A long prompt may run as several such ranges."""
+        rows = _initial_rows(plan, first, stop)
+        wanted = plan.logits if plan.logits is not None else (plan.num_tokens - 1,)
+        return SequenceSlice(
+            plan=plan,
+            kv=kv,
+            rows=rows,
+            token_ids=[plan.token_ids[p] for p in rows.tolist()],
+            stop=stop,
+            logit_positions=tuple(p for p in wanted if first <= p < stop),
+            adapter=adapter,
+            capture=capture,
+            new_prefix=new_prefix,
+            loads=first == plan.num_prefix,
+        )
+
+    @staticmethod
+    def decode(
+        kv: SequenceKV,
+        token_id: int,
+        *,
+        adapter: LoraAdapter | None = None,
+        capture: Capture | None = None,
+    ) -> SequenceSlice:
+        """One more token after everything the sequence has."""
+        at = kv.num_columns
+        return SequenceSlice(
+            plan=_NEXT_TOKEN,
+            kv=kv,
+            rows=torch.tensor([at]),
+            token_ids=[token_id],
+            stop=at + 1,
+            logit_positions=(at,),
+            adapter=adapter,
+            capture=capture,
+        )
+
+    def sources(self) -> list[LayerSource]:
+        """Everything that is loaded during the pass."""
+        if not self.loads:
+            return []
+        stored = [run.source for run in self.plan.stored]
+        if self.new_prefix is not None and self.plan.prefix is not None:
+            stored.insert(0, self.plan.prefix)
+        return stored
+
+    def attention_slice(self, start: int, stop: int) -> AttentionSlice:
+        """The sequence's KV, for rows [start, stop) of the batch."""
+        kv, prefix = self.kv, self.kv.prefix
+        return AttentionSlice(
+            start=start,
+            stop=stop,
+            positions=self.rows,
+            suffix_k=kv.suffix.k,
+            suffix_v=kv.suffix.v,
+            prefix_k=prefix.k if prefix is not None else None,
+            prefix_v=prefix.v if prefix is not None else None,
+            num_prefix=kv.num_prefix,
+        )
+
+
+_NEXT_TOKEN = Plan(token_ids=())
+
+
+def _initial_rows(plan: Plan, first: int, stop: int) -> Tensor:
+    """Positions computed at layer 0: given ones, or all in range that no stored run covers."""
+    rule = plan.rule(0)
+    if isinstance(rule, GivenRows):
+        return torch.tensor([p for p in rule.positions if first <= p < stop], dtype=torch.int64)
+    if isinstance(rule, Choose) or not plan.stored:
+        return torch.arange(first, stop)
+    wanted = torch.ones(stop - first, dtype=torch.bool)
+    for run in plan.stored:
+        wanted[max(run.start - first, 0) : max(run.stop - first, 0)] = False
+    return torch.nonzero(wanted).flatten() + first
+
+
+class Batch:
+    """The rows of several sequences, one after the other, with all that follows from which rows they are."""
+
+    def __init__(
+        self, decoder: Decoder, attention: Attention, slices: Sequence[SequenceSlice]
+    ) -> None:
+        self.slices = list(slices)
+        for one in self.slices:
+            one.kv.suffix.grow(one.stop - one.kv.num_prefix)
+        self._decoder = decoder
+        self._attention = attention
+        tokens = [token for one in self.slices for token in one.token_ids]
+        self.hidden = decoder.embed(torch.tensor(tokens, device=decoder.device))
+        """[rows, hidden] the input of the layer at hand."""
+        self.spans: list[tuple[int, int]] = []
+        """By sequence, its rows [start, stop) of the batch."""
+        self.adapters: list[AdapterRun] = []
+        self.bound_slices: list[AttentionSlice] = []
+        """Those that have rows."""
+        self._rebind()
+
+    def __len__(self) -> int:
+        return self.hidden.shape[0]
+
+    def _rebind(self) -> None:
+        """Work out spans, positions and attention again after rows came or went."""
+        counts = [one.rows.numel() for one in self.slices]
+        edges = torch.tensor([0, *counts]).cumsum(0).tolist()
+        self.spans = list(itertools.pairwise(edges))
+        self.bound_slices = [one.attention_slice(a, b) for one, (a, b) in self.parts() if a < b]
+        if self.bound_slices:  # else nothing is attended until rows come in
+            positions = torch.cat([one.rows for one in self.slices]).to(self._decoder.device)
+            cos, sin = self._decoder.rope.tables(positions)
+            self.bound: BoundAttention = self._attention.bind(self.bound_slices, cos, sin)
+        self.adapters = [
+            AdapterRun(start, stop, one.adapter)
+            for one, (start, stop) in self.parts()
+            if one.adapter is not None and start < stop
+        ]
+
+    def parts(self) -> list[tuple[SequenceSlice, tuple[int, int]]]:
+        """Each sequence with its rows [start, stop) of the batch."""
+        return list(zip(self.slices, self.spans, strict=True))
+
+    def change_rows(self, layer: int) -> None:
+        """Rows that the plans give or let in at this layer."""
+        changed = False
+        pieces = []
+        for one, (start, stop) in self.parts():
+            rows, hidden = one.rows, self.hidden[start:stop]
+            rule = one.plan.rule(layer)
+            if layer > 0:
+                for enter in one.plan.enter:
+                    if enter.layer == layer:
+                        new = torch.tensor(enter.positions)
+                        rows, hidden = _join(rows, hidden, new, enter.hidden)
+                if isinstance(rule, GivenRows):
+                    stay = torch.isin(rows, torch.tensor(rule.positions))
+                    rows, hidden = rows[stay], hidden[stay.to(hidden.device)]
+            changed |= rows is not one.rows
+            one.rows = rows
+            pieces.append(hidden)
+        if changed:
+            self.hidden = torch.cat(pieces)
+            self._rebind()
+
+    def narrow(self, chosen: Sequence[Tensor], q: Tensor) -> Tensor:
+        """Go on with these rows, by their places in each sequence. Gives back their queries."""
+        places = [rows + start for rows, (start, _) in zip(chosen, self.spans, strict=True)]
+        together = torch.cat(places)
+        if together.numel() == q.shape[0]:
+            return q
+        for one, rows in zip(self.slices, chosen, strict=True):
+            one.rows = one.rows[rows]
+        at = together.to(q.device)
+        self.hidden = self.hidden[at]
+        self._rebind()
+        return q[at]
+
+    def narrow_to_wanted(self, q: Tensor) -> Tensor:
+        """After the last layer's K and V only rows whose logits are wanted matter."""
+        chosen = []
+        for one, (start, stop) in self.parts():
+            wanted = torch.tensor(one.logit_positions, dtype=torch.int64)
+            all_wanted = stop - start == wanted.numel()
+            chosen.append(
+                torch.arange(stop - start)
+                if all_wanted
+                else torch.nonzero(torch.isin(one.rows, wanted)).flatten()
+            )
+        return self.narrow(chosen, q)
+
+    def logits(self) -> list[Tensor]:
+        """For each sequence fp32 [wanted positions, vocabulary or allowed]; no rows if its prompt goes on."""
+        found: dict[int, Tensor] = {}
+        for allowed in dict.fromkeys(one.plan.allowed for one in self.slices):
+            members = [i for i, one in enumerate(self.slices) if one.plan.allowed == allowed]
+            choice = None if allowed is None else torch.tensor(allowed, device=self._decoder.device)
+            rows = [self._logit_rows(i) for i in members]
+            at = torch.cat(rows)
+            if not at.numel():  # prompts that go on, and probe passes
+                found |= {i: self.hidden.new_empty((0, 0), dtype=torch.float32) for i in members}
+                continue
+            logits = self._decoder.logits(self.hidden[at], choice)
+            found |= zip(members, torch.split(logits, [len(r) for r in rows]), strict=True)
+        return [found[i] for i in range(len(self.slices))]
+
+    def _logit_rows(self, index: int) -> Tensor:
+        one, (start, _) = self.slices[index], self.spans[index]
+        wanted = torch.tensor(one.logit_positions, dtype=torch.int64)
+        return (torch.searchsorted(one.rows, wanted) + start).to(self.hidden.device)
+
+
+def _join(
+    rows: Tensor, hidden: Tensor, new_rows: Tensor, new_hidden: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both sets of rows in ascending order; an entering row replaces one already there."""
+    stay = ~torch.isin(rows, new_rows)
+    together = torch.cat((rows[stay], new_rows))
+    states = torch.cat((hidden[stay.to(hidden.device)], new_hidden.to(hidden)))
+    order = torch.argsort(together)
+    return together[order], states[order.to(states.device)]
+
+
+class StoredColumns:
+    """Stored KV of a pass: fetched a layer ahead, rotated, and written where the sequences read it."""
+
+    def __init__(
+        self, decoder: Decoder, attention: Attention, slices: Sequence[SequenceSlice]
+    ) -> None:
+        self._decoder = decoder
+        self._attention = attention
+        self._slices = slices
+        self._sources = [source for one in slices for source in one.sources()]
+        self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._columns: dict[tuple[int, int], Tensor] = {}
+
+    def start(self, layer: int) -> None:
+        """Begin to fetch a layer; a layer beyond the last is none."""
+        if layer < self._decoder.config.num_layers:
+            for source in self._sources:
+                source.start(layer)
+
+    def place(self, layer: int) -> list[LoadedRuns]:
+        """Bring the layer's stored KV to its place. Gives back what selectors may compare with."""
+        writings = self._prefix_writings(layer)
+        loaded = [self._take_runs(layer, one) if one.loads else () for one in self._slices]
+        for one, runs in zip(self._slices, loaded, strict=True):
+            suffix, before = one.kv.suffix, one.kv.num_prefix
+            to_k, to_v = suffix.k[layer], suffix.v[layer]
+            writings += [
+                self._writing(parts, start, to_k, to_v, start - before) for start, parts in runs
+            ]
+        self._attention.write_all(writings)
+        for one in self._slices:
+            if one.loads and one.new_prefix is not None:
+                one.new_prefix.layer_done(layer)
+        return loaded
+
+    def _prefix_writings(self, layer: int) -> list[Writing]:
+        writings = []
+        for one in self._slices:
+            to, source = one.new_prefix, one.plan.prefix
+            if one.loads and to is not None and source is not None:
+                runs = source.take(layer)
+                writings.append(self._writing(runs, 0, to.k[layer], to.v[layer], 0))
+        return writings
+
+    def _take_runs(self, layer: int, one: SequenceSlice) -> LoadedRuns:
+        """The sequence's own stored runs of the layer."""
+        loaded = [(run.start, run.source.take(layer)) for run in one.plan.stored]
+        if one.capture is not None:
+            for start, parts in loaded:
+                for part, at in zip(parts, places(start, parts), strict=True):
+                    positions = torch.arange(at.start, at.stop)
+                    one.capture.note(layer, positions, part.shifted().k, part.v)
+        return loaded
+
+    def _writing(
+        self, parts: Sequence[LayerKV], position: int, to_k: Tensor, to_v: Tensor, column: int
+    ) -> Writing:
+        """Stored K, to be rotated to its position, and V, to be written from `column` on."""
+        num_tokens = sum(part.num_tokens for part in parts)
+        span = (position, position + num_tokens)
+        if span not in self._tables:
+            self._tables[span] = self._decoder.rope.tables(torch.arange(*span, device=to_k.device))
+        columns = (column, column + num_tokens)
+        if columns not in self._columns:
+            self._columns[columns] = torch.arange(*columns)
+        return Writing(parts, *self._tables[span], to_k, to_v, self._columns[columns])
+
+
+def places(start: int, parts: Sequence[LayerKV]) -> list[slice]:
+    """The columns of neighbouring runs that begin at `start`."""
+    edges = itertools.accumulate((part.num_tokens for part in parts), initial=start)
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]

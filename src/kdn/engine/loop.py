@@ -1,0 +1,304 @@
+"""The step loop: take in, admit, one layer of prefill or one token for all that decode, hand over.
+
+    step()  =  take in  ->  drop cancelled  ->  admit  ->  prefill a layer | decode a token
+
+A prefill moves one layer at a time, so that running streams are served in between: none waits longer
+than `max_stall_ms` and the layer under way.
+
+A fault in one request ends that request with its reason.  A pass of several that fails is run again,
+each request alone, to find out whose fault it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from kdn.clock import Clock
+from kdn.core import Finish, FinishReason, Planner, Request, RetainedKV
+from kdn.engine.admission import Admission
+from kdn.engine.limits import EngineLimits, JobMemory
+from kdn.engine.passes import PrefillQueue, next_logits
+from kdn.engine.request import RequestState, RunningRequest
+from kdn.engine.retention import retained_answer, retained_prompt, retains_answer
+from kdn.engine.waiting import WaitingRequests
+from kdn.errors import CorruptBlock, EngineFailed, KdnError
+from kdn.model import LoadedModel
+from kdn.model.attention import Attention
+from kdn.schedule import RequestQueue
+from kdn.trace import Trace
+
+__all__ = ["StepLoop"]
+
+_log = logging.getLogger(__name__)
+
+
+class StepLoop:
+    """All that changes while requests run. Only one thread may call it."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        attention: Attention,
+        planner: Planner,
+        limits: EngineLimits,
+        memory: JobMemory,
+        clock: Clock,
+        waiting: RequestQueue,
+        inbox: queue.SimpleQueue[RunningRequest],
+        trace: Trace,
+        ended: Callable[[RunningRequest], None],
+    ) -> None:
+        """`waiting` is an empty request queue; `ended` is told of every request that has ended."""
+        self._model = model
+        self._attention = attention
+        self._planner = planner
+        self._limits = limits
+        self._clock = clock
+        self._trace = trace
+        self._inbox = inbox
+        self._ended = ended
+        self._admission = Admission(model, planner, limits, memory)
+        self._waiting = WaitingRequests(waiting, planner, limits.pack_tokens)
+        self._prefills = PrefillQueue(model, attention, limits.max_batch_tokens)
+        self._decoding: list[RunningRequest] = []
+        self._decoded_s = clock.now()
+
+    def step(self) -> bool:
+        """One unit of work. False when there was nothing to do."""
+        self._take_in()
+        self._drop_cancelled()
+        now_ns = int(self._clock.now() * 1e9)
+        self._waiting.admit(now_ns, self._enter, is_busy=bool(self._prefills))
+        if self._prefills and not self._decode_is_due():
+            self._prefill_layer()
+            return True
+        if self._decoding:
+            self._decode()
+            return True
+        return bool(self._prefills)
+
+    def counts(self) -> tuple[int, int, int]:
+        """Requests that wait, that are in the prefill queue, and that decode."""
+        waiting = len(self._waiting) + self._inbox.qsize()
+        return waiting, len(self._prefills), len(self._decoding)
+
+    def free_kv(self) -> int:
+        """Bytes of KV that could be reserved now."""
+        return self._admission.budget.free_bytes
+
+    def check(self) -> None:
+        """Audit the accounts. Raises AssertionError. Only meaningful between steps."""
+        self._admission.check()
+        self._waiting.check()
+
+    def _take_in(self) -> None:
+        while not self._inbox.empty():
+            self._wait(self._inbox.get())
+
+    def _wait(self, running: RunningRequest) -> None:
+        try:
+            self._waiting.add(running)
+        except Exception as error:  # noqa: BLE001  its own fault, whatever it is
+            self.fail(running, error)
+
+    def _drop_cancelled(self) -> None:
+        for running in (*self._waiting.drop_cancelled(), *self._prefills.drop_cancelled()):
+            self._cancel(running)
+        for running in [one for one in self._decoding if one.stream.is_cancelled]:
+            self._decoding.remove(running)
+            self._cancel(running)
+
+    def _enter(self, members: Sequence[RunningRequest]) -> bool:
+        """Put them into the prefill queue if there is memory for all; True when they wait no longer.
+
+        A request is planned when its turn is near: what runs before it may leave KV that it can use.
+        Of ten questions about one new document, the first computes it.
+        """
+        # A single use leaves nothing to those after it, so its turn may be prepared a pass ahead.
+        passes = 2 if all(running.request.single_use for running in members) else 1
+        num_running = len(self._decoding) + len(self._prefills)
+        if num_running and num_running + len(members) > passes * self._limits.max_sequences:
+            return False
+        if self._prefills.num_tokens_left >= passes * self._limits.max_batch_tokens:
+            return False
+        try:
+            if not self._admission.reserve(members):
+                return False
+        except Exception as error:  # noqa: BLE001  a group that cannot be planned ends, nothing else
+            for running in members:
+                self.fail(running, error)
+            return True
+        for running in members:
+            running.started_s = self._clock.now()
+            running.move(RequestState.ADMITTED)
+            self._prefills.add(running)
+            num_tokens = running.request.prompt.num_tokens
+            self._trace.event("engine.admit", request=running.id, tokens=num_tokens)
+        return True
+
+    def _decode_is_due(self) -> bool:
+        waited_ms = 1e3 * (self._clock.now() - self._decoded_s)
+        return bool(self._decoding) and waited_ms >= self._limits.max_stall_ms
+
+    # --- prefill -----------------------------------------------------------------------------
+
+    def _prefill_layer(self) -> None:
+        try:
+            finished = self._prefills.advance()
+        except CorruptBlock as error:
+            for running in self._prefills.abandon():
+                running.num_replans += 1
+                self._plan_again(running, error)
+        except Exception as error:  # noqa: BLE001  a failed pass ends its request, not the engine
+            self._pass_failed(self._prefills.abandon(), error)
+        else:
+            if finished:
+                self._waiting.something_changed()
+            for running, logits in finished:
+                self._first_token(running, logits)
+
+    def _pass_failed(self, members: Sequence[RunningRequest], error: Exception) -> None:
+        """A request that was alone failed by its own fault; of several, each is tried alone."""
+        if len(members) == 1:
+            self.fail(members[0], error)
+            return
+        for running in members:
+            running.runs_alone = True
+            self._plan_again(running, error)
+
+    def _plan_again(self, running: RunningRequest, error: Exception) -> None:
+        """Forget what was computed and plan again: without a stored block that could not be had."""
+        self._trace.event("engine.replan", request=running.id, why=str(error))
+        try:
+            self._release(running)
+            if self._admission.reserve([running]):
+                running.move(RequestState.ADMITTED)
+                self._prefills.add(running)
+            else:
+                running.move(RequestState.WAITING)
+                self._wait(running)
+        except Exception as failure:  # noqa: BLE001  its own fault, whatever it is
+            self.fail(running, failure)
+
+    def _first_token(self, running: RunningRequest, logits: Tensor) -> None:
+        self._decoded_s = self._clock.now()
+        try:
+            self._admission.settle(running)
+            prompt = retained_prompt(running)
+            if prompt is not None and not retains_answer(running):
+                running.capture = None  # the answer needs none; `prompt` is a view that lives on
+        except Exception as error:  # noqa: BLE001  its own fault, whatever it is
+            self.fail(running, error)
+        else:
+            self._take_token(running, logits, prompt)
+
+    # --- decode ------------------------------------------------------------------------------
+
+    def _decode(self) -> None:
+        members, self._decoding = self._decoding, []
+        try:
+            all_logits = next_logits(self._model, self._attention, members)
+        except Exception as error:  # noqa: BLE001  a failed step ends its request, not the engine
+            self._decode_apart(members, error)
+            return
+        self._decoded_s = self._clock.now()
+        for running, logits in zip(members, all_logits, strict=True):
+            self._take_token(running, logits)
+
+    def _decode_apart(self, members: Sequence[RunningRequest], error: Exception) -> None:
+        """The step again, each request alone: a position that was written is written over."""
+        if len(members) == 1:
+            self.fail(members[0], error)
+            return
+        for running in members:
+            try:
+                (logits,) = next_logits(self._model, self._attention, [running])
+            except Exception as failure:  # noqa: BLE001  its own fault, whatever it is
+                self.fail(running, failure)
+            else:
+                self._take_token(running, logits)
+        self._decoded_s = self._clock.now()
+
+    def _take_token(
+        self, running: RunningRequest, logits: Tensor, prompt: RetainedKV | None = None
+    ) -> None:
+        """Draw, tell the caller, and either go on decoding or finish.
+
+        A stream ends only when the store has been handed what its request leaves to it.
+        """
+        try:
+            finish = running.accept(running.sampler.draw(logits), self._clock.now())
+            self._retain(running.request, prompt)
+            if finish is None:
+                if running.state is RequestState.PREFILLING:
+                    running.move(RequestState.DECODING)
+                self._decoding.append(running)
+                return
+            answer = retained_answer(running)
+            self._release(running)
+            self._retain(running.request, answer)
+        except Exception as error:  # noqa: BLE001  its own fault, whatever it is
+            self.fail(running, error)
+            return
+        self._end(running, RequestState.FINISHED, finish)
+        self._trace.event(
+            "engine.finish",
+            request=running.id,
+            reason=finish.reason.value,
+            ttft_ms=finish.usage.ttft_ms,
+            prompt_tokens=finish.usage.prompt_tokens,
+            completion_tokens=finish.usage.completion_tokens,
+            exact=finish.usage.exact,
+            blended=finish.usage.blended,
+        )
+
+    def _retain(self, request: Request, kv: RetainedKV | None) -> None:
+        """Hand KV to the store. A store that fails costs the reuse, not the answer."""
+        if kv is None:
+            return
+        try:
+            self._planner.retain(request, kv)
+        except Exception as error:  # noqa: BLE001  a store may fail in any way
+            _log.exception("KV of request %s cannot be stored", request.id)
+            self._trace.event("engine.retain_failed", request=request.id, why=repr(error))
+        self._waiting.something_was_retained()
+
+    # --- endings -----------------------------------------------------------------------------
+
+    def _release(self, running: RunningRequest) -> None:
+        self._admission.release(running)
+        self._waiting.something_changed()
+
+    def _end(self, running: RunningRequest, state: RequestState, item: Finish | Exception) -> None:
+        running.end(state, item)
+        self._ended(running)
+
+    def _cancel(self, running: RunningRequest) -> None:
+        try:
+            self._release(running)
+            finish = running.finish(FinishReason.CANCELLED, self._clock.now())
+        except Exception as error:  # noqa: BLE001  its own fault, whatever it is
+            self.fail(running, error)
+            return
+        self._end(running, RequestState.CANCELLED, finish)
+        self._trace.event("engine.finish", request=running.id, reason=finish.reason.value)
+
+    def fail(self, running: RunningRequest, error: Exception) -> None:
+        """End a request with its reason; one that has ended stays as it is. Never raises."""
+        try:
+            self._release(running)
+        except Exception:  # noqa: BLE001  the caller must hear of the end in any case
+            _log.exception("what request %s held cannot all be given back", running.id)
+        if running.has_ended:
+            return
+        failure = error
+        if not isinstance(error, KdnError) or isinstance(error, CorruptBlock):
+            failure = EngineFailed(f"request {running.id} failed in the engine: {error!r}")
+            failure.__cause__ = error
+            _log.error("request %s failed", running.id, exc_info=error)
+        self._end(running, RequestState.FAILED, failure)
+        self._trace.event("engine.fail", request=running.id, why=repr(error))

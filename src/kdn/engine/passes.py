@@ -1,0 +1,196 @@
+"""Which requests share a pass: prompts, cut and packed, a layer at a time; one token for all that decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from kdn.core import ALL_ROWS, Plan
+from kdn.engine.batch import SequenceSlice
+from kdn.engine.executor import Pass
+from kdn.engine.kv import PrefixKV
+from kdn.engine.request import RequestState, RunningRequest
+from kdn.model import LoadedModel
+from kdn.model.attention import ROW_BLOCK, Attention
+
+__all__ = ["PrefillQueue", "computes_in_order", "next_logits"]
+
+
+class PrefillQueue:
+    """Requests that were admitted and have no first token yet, in order of admission."""
+
+    def __init__(self, model: LoadedModel, attention: Attention, max_batch_tokens: int) -> None:
+        self._decoder = model.decoder
+        self._attention = attention
+        self._max_batch_tokens = max(max_batch_tokens // ROW_BLOCK, 1) * ROW_BLOCK
+        self._requests: list[RunningRequest] = []
+        self._pass: Pass | None = None
+        self._in_pass: list[RunningRequest] = []
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def num_tokens_left(self) -> int:
+        """Prompt tokens that those in the queue have still to compute."""
+        return sum(one.request.prompt.num_tokens - one.num_computed for one in self._requests)
+
+    def add(self, running: RunningRequest) -> None:
+        """Put an admitted request at the end of the queue."""
+        self._requests.append(running)
+
+    def advance(self) -> list[tuple[RunningRequest, Tensor]]:
+        """One layer of the current pass. Gives back who is through, with the last position's logits."""
+        current = self._pass or self._begin()
+        self._read_ahead(current.layer)
+        return self._end(current) if current.advance() else []
+
+    def _end(self, done: Pass) -> list[tuple[RunningRequest, Tensor]]:
+        all_logits = done.logits()
+        thens = [one.plan.then() if one.plan.then is not None else None for one in done.slices]
+        finished = []
+        for running, one, logits, then in zip(
+            self._in_pass, done.slices, all_logits, thens, strict=True
+        ):
+            if then is not None:
+                _end_probe(running, then)
+                continue
+            running.num_computed = one.stop
+            if running.is_prefilled:
+                self._requests.remove(running)
+                finished.append((running, logits[-1]))
+        self._pass, self._in_pass = None, []
+        return finished
+
+    def _read_ahead(self, layer: int) -> None:
+        """Have the layer read for those of the next pass too, after what this pass waits for."""
+        for running in self._requests[len(self._in_pass) :]:
+            if running.request.single_use and running.planned is not None:
+                prefix = running.planned.plan.prefix
+                if prefix is not None and running.kv is not None and _is_to_load(running.kv.prefix):
+                    prefix.start(layer)
+
+    def abandon(self) -> list[RunningRequest]:
+        """Give up the current pass and forget who was in it; without a pass, everyone in the queue."""
+        gone = list(self._in_pass or self._requests)
+        self._requests = [one for one in self._requests if one not in gone]
+        self._pass, self._in_pass = None, []
+        return gone
+
+    def drop_cancelled(self) -> list[RunningRequest]:
+        """Let cancelled requests go. A pass with others in it goes on, and sheds them at its end."""
+        if all(one.stream.is_cancelled for one in self._in_pass):
+            self._pass, self._in_pass = None, []
+        gone = [
+            one for one in self._requests if one.stream.is_cancelled and one not in self._in_pass
+        ]
+        self._requests = [one for one in self._requests if one not in gone]
+        return gone
+
+    def _begin(self) -> Pass:
+        """Fill a pass: whole prompts while they fit, and the next part of one that does not."""
+        assert self._requests, "there is a pass when somebody is in the queue"
+        slices: list[SequenceSlice] = []
+        filled: list[PrefixKV | None] = []
+        rows_left = self._max_batch_tokens
+        for running in self._requests:
+            if slices and (running.runs_alone or self._in_pass[0].runs_alone):
+                break
+            self._in_pass.append(running)
+            one = self._slice(running, rows_left, filled)
+            if one is None or (slices and not _goes_with(one, slices[0], rows_left)):
+                self._in_pass.pop()
+                break
+            filled.append(one.new_prefix)
+            slices.append(one)
+            rows_left -= one.rows.numel()
+            if rows_left <= 0:
+                break
+        self._pass = Pass(self._decoder, self._attention, slices)
+        for running in self._in_pass:
+            if running.state is RequestState.ADMITTED:
+                running.move(RequestState.PREFILLING)
+        return self._pass
+
+    def _slice(
+        self, running: RunningRequest, num_rows: int, filled: Sequence[PrefixKV | None]
+    ) -> SequenceSlice | None:
+        """The next part of a prompt, at most `num_rows` rows; None if not even a block of rows fits.
+
+        The first in a pass fills a prefix that is not complete, for all who share it.
+        """
+        planned, kv, first = running.planned, running.kv, running.num_computed
+        assert planned is not None, "admitted requests have a plan"
+        assert kv is not None, "admitted requests have KV"
+        plan, stop = planned.plan, running.request.prompt.num_tokens
+        if _can_be_cut(plan) and stop - first > num_rows:
+            stop = (first + num_rows) // ROW_BLOCK * ROW_BLOCK
+            if stop <= first:
+                return None
+        new_prefix = kv.prefix if _is_to_load(kv.prefix) else None
+        if new_prefix is not None and any(new_prefix is one for one in filled):
+            new_prefix = None
+        if new_prefix is not None:
+            new_prefix.start_over()
+        return SequenceSlice.prefill(
+            plan,
+            kv,
+            first,
+            stop,
+            adapter=running.adapter,
+            capture=running.capture,
+            new_prefix=new_prefix,
+        )
+
+
+def next_logits(
+    model: LoadedModel, attention: Attention, requests: Sequence[RunningRequest]
+) -> list[Tensor]:
+    """A decode step: each request's last token in one pass; fp32 [vocabulary] for each."""
+    slices = []
+    for running in requests:
+        assert running.kv is not None, "a decoding request has KV"
+        if running.capture is not None:
+            running.capture.grow(running.kv.num_columns + 1)
+        slices.append(
+            SequenceSlice.decode(
+                running.kv,
+                running.generated[-1],
+                adapter=running.adapter,
+                capture=running.capture,
+            )
+        )
+    step = Pass(model.decoder, attention, slices)
+    while not step.advance():
+        pass
+    return [logits[-1] for logits in step.logits()]
+
+
+def _is_to_load(prefix: PrefixKV | None) -> bool:
+    return prefix is not None and not prefix.is_complete
+
+
+def _end_probe(running: RunningRequest, plan: Plan) -> None:
+    """Go on with the plan that was waited for. What the first one loaded lies in its place."""
+    assert running.planned is not None, "a probe pass follows a plan"
+    for run in running.planned.plan.stored:
+        run.source.close()
+    running.planned = replace(running.planned, plan=plan)
+
+
+def _can_be_cut(plan: Plan) -> bool:
+    """Plans that only compute rows in order may run in parts; others see all their rows together."""
+    return not plan.one_layer and computes_in_order(plan)
+
+
+def computes_in_order(plan: Plan) -> bool:
+    """True for plans whose rows are all computed, each from what stands before it."""
+    simple = all(rule is ALL_ROWS for rule in plan.rows)
+    return simple and not (plan.stored or plan.enter or plan.observers or plan.scale or plan.then)
+
+
+def _goes_with(one: SequenceSlice, first: SequenceSlice, rows_left: int) -> bool:
+    """May it join a pass that begins with `first`? What cannot be cut must find rows for all of it."""
+    return one.plan.row_chunk == first.plan.row_chunk and one.rows.numel() <= rows_left
