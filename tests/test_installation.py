@@ -1,0 +1,70 @@
+"""An installation stands still: every version is written down, and both ends of the ranges work."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from scripts.install import CONSTRAINTS, ROOT, constrained, floors, install, normalized, requirements
+
+# A torch for GPUs brings these, each in the one version that it asks for.
+BROUGHT_BY_TORCH = ("nvidia-", "cuda-", "triton")
+# What works at the floors, in seconds each: every file format, the server, the command line.
+FLOOR_TESTS = (
+    "tests/rag",
+    "tests/serve",
+)
+
+
+def test_constraints_are_names_and_versions_and_nothing_else() -> None:
+    lines = CONSTRAINTS.read_text("utf-8").splitlines()
+    wrong = [
+        line
+        for line in lines
+        if not line.startswith("#") and not re.fullmatch(r"[\w.-]+==[\w.]+", line)
+    ]
+    assert wrong == [], "no address of an index, no local version such as +cpu, no range"
+
+
+def test_constraints_name_every_installed_distribution() -> None:
+    marker = Path(sys.prefix) / ".installed"
+    made_of = marker.read_text("utf-8") if marker.exists() else "something else"
+    if made_of != "constraints" and "CI" not in os.environ:
+        pytest.skip(f"this environment is made of {made_of}; `make install` makes one of constraints")
+    installed = {normalized(found.name): found.version for found in distributions()}
+    del installed["kdn"]
+    listed = constrained()
+    wrong = [
+        f"{name}=={version.partition('+')[0]} is installed, constraints.txt has {listed.get(name)}"
+        for name, version in sorted(installed.items())
+        if version.partition("+")[0] != listed.get(name) and not name.startswith(BROUGHT_BY_TORCH)
+    ]
+    assert wrong == [], "write these into constraints.txt, or `rm -rf .venv && make install`"
+
+
+def test_constraints_lie_within_the_ranges() -> None:
+    listed = constrained()
+    for requirement in map(Requirement, requirements()):
+        assert listed[normalized(requirement.name)] in requirement.specifier, requirement
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "why"),
+    [
+        ("pypdf", "6.7.1", "a cross-reference table that names itself is read for ever"),
+        ("pypdf", "6.14.0", "an inline image without an end is read for ever"),
+        ("pypdf", "6.16.0", "many forms on a page take minutes and memory to extract"),
+        ("selectolax", "0.4.8", "some option elements end the process"),
+        ("gguf", "0.17.0", "its import needs sentencepiece, which it does not ask for"),
+    ],
+)
+def test_a_version_known_to_fail_is_excluded(name: str, bad: str, why: str) -> None:
+    assert Version(bad) < Version(floors()[name]), why
