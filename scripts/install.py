@@ -34,13 +34,17 @@ def constrained() -> dict[str, str]:
     return {normalized(name): version for name, _, version in pairs}
 
 
-def floors() -> dict[str, str]:
-    """The lowest version of every direct requirement in pyproject.toml, by its normalized name."""
+def requirements() -> list[str]:
+    """What pyproject.toml asks for, in every extra, without kdn itself."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    asked = list(project["dependencies"])
-    for extra in project["optional-dependencies"].values():
-        asked += extra
-    found = (re.match(r"([\w.-]+)(?:\[\w+\])?>=([\w.]+)", line) for line in asked)
+    extras = project["optional-dependencies"].values()
+    asked = [*project["dependencies"], *(line for extra in extras for line in extra)]
+    return [line for line in asked if not line.startswith("kdn[")]
+
+
+def floors() -> dict[str, str]:
+    """The lowest version that each requirement admits, by its normalized name."""
+    found = (re.match(r"([\w.-]+)(?:\[\w+\])?>=([\w.]+)", line) for line in requirements())
     return {normalized(match[1]): match[2] for match in found if match}
 
 
@@ -61,8 +65,9 @@ def install(folder: Path, versions: str, extras: Sequence[str] = ("dev",)) -> No
     listed.write_text("".join(f"{name}=={version}\n" for name, version in wanted.items()), "utf-8")
 
     def pip(*arguments: str) -> None:
-        command = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
-        subprocess.run([*command, "--constraint", listed, *arguments], check=True)
+        python = str(folder / "bin" / "python")
+        command = [python, "-m", "pip", "install", "--quiet", "--constraint", str(listed)]
+        subprocess.run([*command, *arguments], check=True)
 
     pip("--upgrade", "pip", "setuptools")
     pip("--upgrade", "--editable", f"{ROOT}[{','.join(extras)}]")

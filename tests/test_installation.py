@@ -12,16 +12,39 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
-
-from scripts.install import CONSTRAINTS, ROOT, constrained, floors, install, normalized, requirements
+from scripts.install import (
+    CONSTRAINTS,
+    ROOT,
+    constrained,
+    floors,
+    install,
+    normalized,
+    requirements,
+)
 
 # A torch for GPUs brings these, each in the one version that it asks for.
 BROUGHT_BY_TORCH = ("nvidia-", "cuda-", "triton")
-# What works at the floors, in seconds each: every file format, the server, the command line.
+# Tests of rooms that are mostly other people's libraries, a minute in all.
 FLOOR_TESTS = (
-    "tests/rag",
+    "tests/bench/test_engine.py",
+    "tests/bench/test_report.py",
+    "tests/integrations",
+    "tests/model/test_chat.py",
+    "tests/model/test_gguf.py",
+    "tests/model/test_lora.py",
+    "tests/model/test_tokenizer.py",
+    "tests/rag/test_library.py",
+    "tests/rag/test_parse.py",
+    "tests/rag/test_tables.py",
     "tests/serve",
+    "tests/store/codecs",
 )
+IMPORT_EVERYTHING = """
+import importlib, pkgutil, kdn
+for module in pkgutil.walk_packages(kdn.__path__, "kdn."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
 
 
 def test_constraints_are_names_and_versions_and_nothing_else() -> None:
@@ -38,7 +61,9 @@ def test_constraints_name_every_installed_distribution() -> None:
     marker = Path(sys.prefix) / ".installed"
     made_of = marker.read_text("utf-8") if marker.exists() else "something else"
     if made_of != "constraints" and "CI" not in os.environ:
-        pytest.skip(f"this environment is made of {made_of}; `make install` makes one of constraints")
+        pytest.skip(
+            f"this environment is made of {made_of}; `make install` makes one of constraints"
+        )
     installed = {normalized(found.name): found.version for found in distributions()}
     del installed["kdn"]
     listed = constrained()
@@ -68,3 +93,35 @@ def test_constraints_lie_within_the_ranges() -> None:
 )
 def test_a_version_known_to_fail_is_excluded(name: str, bad: str, why: str) -> None:
     assert Version(bad) < Version(floors()[name]), why
+
+
+def index_answers() -> bool:
+    """Whether pip finds a package that it does not have, within some seconds."""
+    asked = ["index", "versions", "pip", "--retries", "0", "--timeout", "10"]
+    command = [sys.executable, "-m", "pip", *asked]
+    return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="floors are those of Python 3.11")
+def test_the_lowest_versions_work(tmp_path: Path) -> None:
+    """All but torch, which stays as constrained: each of its versions is gigabytes to download."""
+    if "CI" not in os.environ and not index_answers():
+        pytest.skip("no package index answers")
+    folder = tmp_path / "environment"
+    install(folder, "floors")
+    for arguments in (
+        ["-c", IMPORT_EVERYTHING],
+        ["-m", "pytest", "-q", "-W", "default", *FLOOR_TESTS],
+    ):
+        done = subprocess.run(
+            [folder / "bin" / "python", *arguments],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
