@@ -17,7 +17,6 @@ from scripts.install import (
     ROOT,
     constrained,
     floors,
-    install,
     normalized,
     requirements,
 )
@@ -31,13 +30,10 @@ FLOOR_TESTS = (
     "tests/integrations",
     "tests/model/test_chat.py",
     "tests/model/test_gguf.py",
-    "tests/model/test_lora.py",
     "tests/model/test_tokenizer.py",
-    "tests/rag/test_library.py",
     "tests/rag/test_parse.py",
     "tests/rag/test_tables.py",
-    "tests/serve",
-    "tests/store/codecs",
+    "tests/serve/test_openai_client.py",
 )
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, kdn
@@ -89,6 +85,10 @@ def test_constraints_lie_within_the_ranges() -> None:
         ("pypdf", "6.16.0", "many forms on a page take minutes and memory to extract"),
         ("selectolax", "0.4.8", "some option elements end the process"),
         ("gguf", "0.17.0", "its import needs sentencepiece, which it does not ask for"),
+        ("jinja2", "3.1.5", "a template gets out of its sandbox"),
+        ("lancedb", "0.33.0", "create_index takes no config"),
+        ("typer", "0.15.0", "its help fails with the newest click"),
+        ("transformers", "4.57.1", "it does not know rope_parameters, which models now come with"),
     ],
 )
 def test_a_version_known_to_fail_is_excluded(name: str, bad: str, why: str) -> None:
@@ -103,25 +103,26 @@ def index_answers() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="floors are those of Python 3.11")
 def test_the_lowest_versions_work(tmp_path: Path) -> None:
     """All but torch, which stays as constrained: each of its versions is gigabytes to download."""
     if "CI" not in os.environ and not index_answers():
         pytest.skip("no package index answers")
     folder = tmp_path / "environment"
-    install(folder, "floors")
-    for arguments in (
-        ["-c", IMPORT_EVERYTHING],
-        ["-m", "pytest", "-q", "-W", "default", *FLOOR_TESTS],
+    python = folder / "bin" / "python"
+    for command in (
+        [sys.executable, ROOT / "scripts" / "install.py", folder, "floors"],
+        [python, "-c", IMPORT_EVERYTHING],
+        [python, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", *FLOOR_TESTS],
     ):
         done = subprocess.run(
-            [folder / "bin" / "python", *arguments],
+            command,
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "PIP_NO_COMPILE": "1"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=400,
             check=False,
         )
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]

@@ -199,7 +199,7 @@ class Transformers:
         times_s: list[float] = []
         with self._torch.inference_mode():
             for _ in range(num_tokens):
-                # By position, both ways: before 5.24 the cache is called past_key_values.
+                # By position, in and out: the name of the cache differs between versions.
                 output = self._model(tokens, None, None, cache, use_cache=True, logits_to_keep=1)
                 tokens, cache = output[0][:, -1].argmax(-1, keepdim=True), output[1]
                 tokens.tolist()  # waits for a GPU too
