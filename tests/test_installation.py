@@ -110,9 +110,9 @@ def test_the_lowest_versions_work(tmp_path: Path) -> None:
     if "CI" not in os.environ and not index_answers():
         pytest.skip("no package index answers")
     folder = tmp_path / "environment"
-    python = folder / "bin" / "python"
+    python = str(folder / "bin" / "python")
     for command in (
-        [sys.executable, ROOT / "scripts" / "install.py", folder, "floors"],
+        [sys.executable, "scripts/install.py", str(folder), "floors"],
         [python, "-c", IMPORT_EVERYTHING],
         [python, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", *FLOOR_TESTS],
     ):
