@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from kdn.serve import ServeSettings, create_node_app, listen, make_server, read_grants, url_of
+from kdn.serve import (
+    Limits,
+    ServeSettings,
+    create_node_app,
+    listen,
+    make_server,
+    read_grants,
+    url_of,
+)
 from kdn.store import Store
 
 
@@ -93,7 +101,11 @@ def node_server(
     grants = read_grants(admin_key, tenant_keys)
     tokens = tuple(grant.token for grant in grants)
     settings = ServeSettings(
-        port=0, api_keys=tokens, certificate=certificate, max_body_bytes=1 << 30, graceful_s=1
+        port=0,
+        api_keys=tokens,
+        certificate=certificate,
+        limits=Limits(body_bytes=1 << 30),
+        graceful_s=1,
     )
     door = listen(settings)
     server = make_server(create_node_app(store, settings, grants), settings, log_level="warning")

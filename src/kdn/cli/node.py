@@ -38,7 +38,15 @@ def node(
     need_serve_extra()
     import kdn
     from kdn.api.store import open_configured_store
-    from kdn.serve import ServeSettings, create_node_app, listen, make_server, read_grants, url_of
+    from kdn.serve import (
+        Limits,
+        ServeSettings,
+        create_node_app,
+        listen,
+        make_server,
+        read_grants,
+        url_of,
+    )
 
     config = read_settings(home)
     grants = read_grants(
@@ -48,7 +56,7 @@ def node(
         host=host or config.serve.host,
         port=port,
         api_keys=tuple(grant.token for grant in grants),
-        max_body_bytes=1 << 30,
+        limits=Limits(body_bytes=1 << 30, all_bytes=1 << 32),
         certificate=certificate or config.serve.certificate,
         private_key=private_key or config.serve.private_key,
     )

@@ -6,6 +6,7 @@ Only `kdn.cli` imports it. Read `app.py` first, then `openai/generate.py` along 
 from __future__ import annotations
 
 from kdn.serve.app import create_app
+from kdn.serve.limits import Limits
 from kdn.serve.run import listen, make_server, url_of
 from kdn.serve.service import (
     Embedded,
@@ -21,6 +22,7 @@ from kdn.serve.store.grants import Grant, read_grants
 __all__ = [
     "Embedded",
     "Grant",
+    "Limits",
     "ServeSettings",
     "Service",
     "ServiceLoad",

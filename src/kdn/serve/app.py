@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 
 from kdn.clock import Clock, SystemClock
 from kdn.serve.auth import Auth
+from kdn.serve.backpressure import Backpressure
 from kdn.serve.errors import speak_openai
 from kdn.serve.metrics import Metrics
 from kdn.serve.openai.context import RequestContext
@@ -20,6 +21,7 @@ from kdn.serve.openai.rerank import rerank_routes
 from kdn.serve.openai.tokenize import token_routes
 from kdn.serve.service import Service
 from kdn.serve.settings import ServeSettings
+from kdn.serve.shutdown import Shutdown
 from kdn.serve.status import about_routes
 from kdn.serve.store.grants import Grant
 
@@ -40,13 +42,19 @@ def create_app(
     The store's routes, if there are any, ask for keys of `own_keys` instead of the API key.
     """
     clock = clock or SystemClock()
-    context = RequestContext(service, settings, Metrics(service, clock), clock, new_id)
+    backpressure, shutdown = Backpressure(settings.limits), Shutdown(settings.graceful_s, clock)
+    metrics = Metrics(service, clock)
+    context = RequestContext(service, settings, metrics, backpressure, shutdown, clock, new_id)
     app = FastAPI(
         title="kdn",
         version=version,
-        middleware=[Middleware(Auth, settings=settings, own_keys=bool(own_keys))],
+        middleware=[
+            Middleware(Auth, settings, backpressure, shutdown, own_keys=bool(own_keys)),
+        ],
         redoc_url=None,
     )
+    app.state.shutdown = shutdown
+    app.state.backpressure = backpressure
     for routes in (
         generate_routes,
         embedding_routes,

@@ -31,6 +31,7 @@ class Fault(msgspec.Struct, frozen=True):
     type: str
     param: str | None = None
     code: str | None = None
+    retry_after_s: int | None = None
 
     def body(self) -> bytes:
         """The JSON text of `{"error": {...}}`."""
@@ -48,10 +49,16 @@ class Refused(BadInput):
     """A request that the server turns away, with the status and the parameter at fault."""
 
     def __init__(
-        self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.fault = Fault(status, message, _type_of(status), param, code)
+        self.fault = Fault(status, message, _type_of(status), param, code, retry_after_s)
 
 
 class Disconnected(Exception):
@@ -62,7 +69,12 @@ _CLIENT_LEFT = 499  # as nginx writes it in its log
 
 
 def _type_of(status: int) -> str:
-    named = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    named = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+    }
     return named.get(status, "invalid_request_error" if status < 500 else "server_error")
 
 
@@ -73,7 +85,7 @@ _STATUS: tuple[tuple[type[KdnError], int, str | None], ...] = (
     (BadInput, 400, None),
     (MissingExtra, 501, "not_installed"),
     (Cancelled, 503, "cancelled"),
-    (EngineFailed, 500, "engine_failed"),
+    (EngineFailed, 503, "engine_failed"),
     (NoSpace, 507, "no_space"),
     (KdnError, 500, None),
 )
@@ -123,7 +135,13 @@ _UNION_BRANCHES = frozenset({"str", "int", "float", "bool", "ContentPart"})
 
 def response(fault: Fault) -> Response:
     """The HTTP response that carries `fault`."""
-    headers = {"www-authenticate": "Bearer"} if fault.status == 401 else None
+    headers = {}
+    if fault.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if fault.retry_after_s is not None:
+        headers["retry-after"] = str(fault.retry_after_s)
+    if fault.status in (413, 503):
+        headers["connection"] = "close"
     return Response(fault.body(), fault.status, headers, media_type="application/json")
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import errno
+import signal
 import socket
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import uvicorn
 import uvicorn.config
-from starlette.types import ASGIApp
+from fastapi import FastAPI
 
 import kdn as package
 from kdn.api import Kdn
@@ -19,8 +21,10 @@ from kdn.errors import BadConfig, BadInput, EngineFailed, PortInUse
 from kdn.model import Document, Message
 from kdn.rank import TEMPLATES, Asking
 from kdn.serve.app import create_app
+from kdn.serve.limits import MAX_HEADER_BYTES
 from kdn.serve.service import Embedded, ServiceLoad, StoreNumbers, Vocabulary
 from kdn.serve.settings import ServeSettings
+from kdn.serve.shutdown import Shutdown
 from kdn.serve.store.app import mount_store
 from kdn.serve.store.grants import Grant
 from kdn.store import Match
@@ -58,19 +62,45 @@ def url_of(listening: socket.socket, scheme: str = "http") -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def make_server(app: ASGIApp, settings: ServeSettings, log_level: str = "info") -> uvicorn.Server:
+def make_server(app: FastAPI, settings: ServeSettings, log_level: str = "info") -> Server:
     """A server that stops gracefully; `.run(sockets=[listening])` blocks until then."""
     config = uvicorn.Config(
         app,
         log_level=log_level,
         log_config=_all_to_stderr(),
-        timeout_graceful_shutdown=settings.graceful_s,
+        timeout_graceful_shutdown=_LAST_WORDS_S,
         server_header=False,
+        http="h11",  # the parser that bounds the size of a head
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.private_key,
     )
-    return uvicorn.Server(config)
+    return Server(config, app.state.shutdown)
+
+
+_LAST_WORDS_S = 1
+"""For the last events, once all answers have ended."""
+
+
+class Server(uvicorn.Server):
+    """The first signal begins the stop, which lasts no longer than the grace; the second one ends
+    the process."""
+
+    def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
+        super().__init__(config)
+        self._shutdown = shutdown
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._shutdown.has_begun:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        self._captured_signals.append(sig)  # raised again by uvicorn once the server has ended
+        self._shutdown.begin()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: is it time to end?"""
+        return await super().on_tick(counter) or self._shutdown.is_over()
 
 
 def _all_to_stderr() -> dict[str, Any]:

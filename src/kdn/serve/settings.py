@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ipaddress
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from kdn.errors import BadConfig
+from kdn.serve.keys import ApiKey, read_key_file, read_salted_keys
+from kdn.serve.limits import Limits
 
-__all__ = ["LOOPBACK", "ServeSettings"]
+__all__ = ["ServeSettings", "is_loopback"]
 
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+def is_loopback(host: str) -> bool:
+    """Is `host` `localhost`, or an address that only this machine can reach? Other names are not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -20,13 +32,17 @@ class ServeSettings:
     port: int = 8000
     """0 takes any free port."""
     api_keys: tuple[str, ...] = ()
-    """Callers must send one of these; empty means that nobody is asked."""
+    """Callers must send one of these."""
+    salted_keys: tuple[str, ...] = ()
+    """More keys, each with the salts that it may name: `SALT=KEY`, `SALT,SALT=KEY`."""
+    key_file: Path | None = None
+    """More keys by their digests (see `read_key_file`). Without any key nobody is asked for one."""
     allow_unauthenticated: bool = False
     """Must be said to listen beyond loopback without a key."""
     default_max_tokens: int = 512
-    max_choices: int = 128
-    """The most answers (prompts times `n`) one HTTP request may ask for."""
-    max_body_bytes: int = 32 * 2**20
+    limits: Limits = field(default_factory=Limits)
+    check_host: bool | None = None
+    """Answer only requests to a name of this machine; None: on loopback without a key of the user."""
     certificate: Path | None = None
     """Serve over TLS with this certificate chain (PEM); None speaks plain HTTP."""
     private_key: Path | None = None
@@ -39,7 +55,7 @@ class ServeSettings:
             raise BadConfig(f"port {self.port} is not in 0..65535")
         if any(not key for key in self.api_keys):
             raise BadConfig("an API key is empty; leave the option out to serve without one")
-        if not (self.loopback or self.api_keys or self.allow_unauthenticated):
+        if not (self.loopback or self.keys or self.allow_unauthenticated):
             raise BadConfig(
                 f"{self.host} can be reached from other machines and no API key is set: "
                 "give --api-key, or --allow-unauthenticated if everyone there may use it"
@@ -53,13 +69,22 @@ class ServeSettings:
     @property
     def loopback(self) -> bool:
         """Is the address one that only this machine can reach?"""
-        return self.host in LOOPBACK or self.host.startswith("127.")
+        return is_loopback(self.host)
+
+    @cached_property
+    def keys(self) -> tuple[ApiKey, ...]:
+        """All API keys. Raises BadConfig for a key file that cannot be read."""
+        plain = tuple(map(ApiKey.of, self.api_keys))
+        file = () if self.key_file is None else read_key_file(self.key_file)
+        return (*plain, *read_salted_keys(self.salted_keys), *file)
 
     @property
     def guards_host(self) -> bool:
         """Is the Host header checked?
 
-        A server without keys trusts whoever reaches loopback; a web page that points its own name
-        at 127.0.0.1 must not count as that.
+        A server without keys trusts every program on this machine; a web page that points its own
+        name at 127.0.0.1 is not one.
         """
-        return not (self.api_keys or self.allow_unauthenticated)
+        if self.check_host is not None:
+            return self.check_host
+        return not (self.keys or self.allow_unauthenticated)

@@ -262,6 +262,6 @@ def test_a_stopped_engine_is_seen_in_health(
     with running(KdnService(opened)) as server:
         assert server.http.get("/health").status_code == 200
         opened.close()
-        assert server.http.get("/health").status_code == 500
+        assert server.http.get("/health").status_code == 503
         with pytest.raises(openai.InternalServerError):
             server.openai.chat.completions.create(model=opened.name, messages=FRANCE)

@@ -11,7 +11,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from kdn.errors import BadConfig, PortInUse
-from kdn.serve import ServeSettings, listen
+from kdn.serve import Limits, ServeSettings, listen
 from tests.serve.running import Running, running
 from tests.serve.scripted import ScriptedService
 
@@ -200,7 +200,7 @@ def test_an_engine_that_fails_is_an_error_whole_streamed_and_in_health() -> None
             )
             with pytest.raises(openai.APIError, match="engine has stopped"):
                 list(stream)
-            assert server.http.get("/health").status_code == 500
+            assert server.http.get("/health").status_code == 503
             assert server.metric("kdn_requests_failed_total") == 2
     finally:
         service.close()
@@ -233,7 +233,7 @@ def test_without_a_key_only_this_machine_is_answered(server: Running) -> None:
 
 def test_a_body_beyond_the_limit_is_refused_with_or_without_a_length() -> None:
     service = ScriptedService()
-    settings = ServeSettings(port=0, max_body_bytes=1000)
+    settings = ServeSettings(port=0, limits=Limits(body_bytes=1000))
     try:
         with running(service, settings) as server:
             headers = {"content-type": "application/json"}

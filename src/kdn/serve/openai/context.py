@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,10 @@ from fastapi import Request as HttpRequest
 
 from kdn.clock import Clock
 from kdn.core import Prompt, Request, Sampling
+from kdn.serve.auth import caller_of
+from kdn.serve.backpressure import Backpressure, Held
 from kdn.serve.errors import Refused
+from kdn.serve.keys import Caller
 from kdn.serve.metrics import Metrics
 from kdn.serve.openai.requests import JobBody
 from kdn.serve.openai.streams import (
@@ -22,6 +26,7 @@ from kdn.serve.openai.streams import (
 )
 from kdn.serve.service import Service
 from kdn.serve.settings import ServeSettings
+from kdn.serve.shutdown import Shutdown
 
 __all__ = ["HttpJob", "RequestContext"]
 
@@ -36,6 +41,7 @@ class HttpJob:
     model: str
     """The name that the answer gives: the base model or the adapter."""
     adapter: str | None
+    caller: Caller
     salt: str
     priority: int
 
@@ -59,6 +65,8 @@ class RequestContext:
     service: Service
     settings: ServeSettings
     metrics: Metrics
+    backpressure: Backpressure
+    shutdown: Shutdown
     clock: Clock
     new_id: Callable[[], str]
 
@@ -66,15 +74,19 @@ class RequestContext:
         """Now, in whole seconds since 1970."""
         return int(self.clock.wall())
 
-    def job(self, kind: str, body: JobBody) -> HttpJob:
-        """A new job; `kind` begins its id. Raises Refused for a model that is not served."""
-        adapter = self.adapter(body.model)
+    def job(self, kind: str, body: JobBody, http: HttpRequest) -> HttpJob:
+        """A new job; `kind` begins its id.
+
+        Raises Refused for a model that is not served, and for a salt that the caller may not name.
+        """
+        adapter, caller = self.adapter(body.model), caller_of(http.scope)
         return HttpJob(
             id=f"{kind}-{self.new_id()}",
             created=self.created(),
             model=adapter or self.service.name,
             adapter=adapter,
-            salt=body.cache_salt or "",
+            caller=caller,
+            salt=caller.salt(body.cache_salt),
             priority=body.priority or 0,
         )
 
@@ -93,11 +105,30 @@ class RequestContext:
             status=404,
         )
 
-    def submit_all(self, requests: Sequence[Request]) -> ResponseStreams:
-        """All of them running, or none. Raises what the engine refuses with."""
-        return submit_all(self.service, self.metrics, requests)
+    @contextmanager
+    def hold(self, job: HttpJob, requests: int, tokens: int) -> Iterator[None]:
+        """So much is in work for the job's caller inside. Raises Refused beyond the limits."""
+        with self.backpressure.hold(job.caller.name, Held(requests, tokens)):
+            yield
 
-    async def answers(self, requests: Sequence[Request], http: HttpRequest) -> list[GatheredAnswer]:
+    def submit_all(
+        self, job: HttpJob, requests: Sequence[Request], *, held: bool = False
+    ) -> ResponseStreams:
+        """All of them running, or none. Raises what the engine refuses with, and Refused beyond
+        the limits, unless the caller has `held` what they need."""
+        ended = ExitStack()
+        if not held:
+            tokens = sum(request.prompt.num_tokens for request in requests)
+            ended.enter_context(self.hold(job, len(requests), tokens))
+        max_events = self.settings.limits.stream_events
+        streams = submit_all(self.service, self.metrics, requests, max_events, ended)
+        self.shutdown.follow(streams)
+        ended.callback(self.shutdown.forget, streams)
+        return streams
+
+    async def answers(
+        self, job: HttpJob, requests: Sequence[Request], http: HttpRequest, *, held: bool = False
+    ) -> list[GatheredAnswer]:
         """Every answer in order. Raises Disconnected when the client leaves first."""
-        streams = self.submit_all(requests)
+        streams = self.submit_all(job, requests, held=held)
         return await until_disconnect(http, streams, gather(streams, len(requests)))

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Response
 from starlette.concurrency import run_in_threadpool
 
 from kdn.serve.errors import Refused
+from kdn.serve.limits import bounded_router
 from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.parse import refuse_unsupported
 from kdn.serve.openai.requests import EmbeddingBody
@@ -21,7 +22,7 @@ __all__ = ["embedding_routes"]
 
 def embedding_routes(context: RequestContext) -> APIRouter:
     """The route, bound to one server's parts."""
-    router = APIRouter()
+    router = bounded_router()
 
     @router.post("/v1/embeddings")
     async def embed(body: EmbeddingBody) -> Response:

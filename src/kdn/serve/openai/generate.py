@@ -29,9 +29,11 @@ from kdn.core import (
     Usage,
 )
 from kdn.serve.errors import Refused
+from kdn.serve.limits import MAX_SEED, bounded_router, check_length
 from kdn.serve.openai.context import HttpJob, RequestContext
 from kdn.serve.openai.parse import (
     answer_room,
+    chat_prompt,
     check_ids,
     conversation,
     refuse_unsupported,
@@ -64,22 +66,22 @@ from kdn.serve.openai.streams import (
     gather,
     until_disconnect,
 )
-from kdn.serve.service import Vocabulary
+from kdn.serve.service import Service, Vocabulary
 
 __all__ = ["generate_routes"]
 
 
 def generate_routes(context: RequestContext) -> APIRouter:
     """The two routes, bound to one server's parts."""
-    router = APIRouter()
+    router = bounded_router()
 
     @router.post("/v1/chat/completions")
     async def chat(body: ChatBody, http: HttpRequest) -> Response:
-        return await (await _begin_chat(context, body)).response(http)
+        return await (await _begin_chat(context, body, http)).response(http)
 
     @router.post("/v1/completions")
     async def complete(body: CompletionBody, http: HttpRequest) -> Response:
-        return await (await _begin_completion(context, body)).response(http)
+        return await (await _begin_completion(context, body, http)).response(http)
 
     return router
 
@@ -87,23 +89,25 @@ def generate_routes(context: RequestContext) -> APIRouter:
 # Everything that can be refused is refused before a byte of the answer is sent.
 
 
-async def _begin_chat(context: RequestContext, body: ChatBody) -> _Chat:
+async def _begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest) -> _Chat:
     refuse_unsupported(body.model_extra)
-    job, service = context.job("chatcmpl", body), context.service
+    job, service = context.job("chatcmpl", body, http), context.service
     asked = _max_tokens(body)
     messages, documents = conversation(body.messages, body.documents)
-    prompt = await run_in_threadpool(service.prompt, messages, documents, job.salt)
+    prompt = await run_in_threadpool(chat_prompt, service, messages, documents, job.salt)
     room = answer_room(service, prompt.num_tokens, asked, context.settings.default_max_tokens)
     sampling = sampling_of(body, service.vocabulary.vocab_size, room, _logprobs(body))
-    streams = context.submit_all(_requests(context, job, body, [(prompt, sampling)]))
+    streams = context.submit_all(job, _requests(context, job, body, [(prompt, sampling)]))
     return _Chat(job, body, service.vocabulary, streams, [prompt])
 
 
-async def _begin_completion(context: RequestContext, body: CompletionBody) -> _Completion:
+async def _begin_completion(
+    context: RequestContext, body: CompletionBody, http: HttpRequest
+) -> _Completion:
     refuse_unsupported(body.model_extra)
     _refuse_combinations(body)
-    job, service = context.job("cmpl", body), context.service
-    prompts = await run_in_threadpool(_token_prompts, service.vocabulary, body)
+    job, service = context.job("cmpl", body, http), context.service
+    prompts = await run_in_threadpool(_token_prompts, service, body)
     vocab_size = service.vocabulary.vocab_size
     wanted = []
     for prompt in prompts:
@@ -111,7 +115,7 @@ async def _begin_completion(context: RequestContext, body: CompletionBody) -> _C
             service, prompt.num_tokens, body.max_tokens, context.settings.default_max_tokens
         )
         wanted.append((prompt, sampling_of(body, vocab_size, room, body.logprobs)))
-    streams = context.submit_all(_requests(context, job, body, wanted))
+    streams = context.submit_all(job, _requests(context, job, body, wanted))
     return _Completion(job, body, service.vocabulary, streams, prompts)
 
 
@@ -123,10 +127,10 @@ def _requests(
 ) -> list[Request]:
     """`n` requests a prompt, prompts in order."""
     options, choices = body.kdn or KdnOptions(), body.n or 1
-    if len(prompts) * choices > context.settings.max_choices:
+    if len(prompts) * choices > context.settings.limits.choices:
         raise Refused(
             f"{len(prompts)} prompts with n={choices} ask for more than "
-            f"{context.settings.max_choices} answers",
+            f"{context.settings.limits.choices} answers",
             param="n",
         )
     return [
@@ -155,7 +159,9 @@ def _techniques(options: KdnOptions) -> tuple[object, ...]:
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:
     """One seed must not give `n` equal answers."""
-    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)
+    if sampling.seed is None or choice == 0:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + choice) % (MAX_SEED + 1))
 
 
 def _max_tokens(body: ChatBody) -> int | None:
@@ -185,8 +191,12 @@ def _refuse_combinations(body: CompletionBody) -> None:
         )
 
 
-def _token_prompts(vocabulary: Vocabulary, body: CompletionBody) -> list[Prompt]:
-    prompts = [_ids(vocabulary, given) for given in _given_prompts(body)]
+def _token_prompts(service: Service, body: CompletionBody) -> list[Prompt]:
+    vocabulary, prompts = service.vocabulary, []
+    for given in _given_prompts(body):
+        if isinstance(given, str):
+            check_length([given], vocabulary, service.max_context, "prompt")
+        prompts.append(_ids(vocabulary, given))
     if not prompts or not all(prompts):
         raise Refused("a prompt is empty: there is nothing to go on from", param="prompt")
     for ids in prompts:

@@ -5,16 +5,26 @@ A parameter that would change the answer is never silently ignored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from kdn.core import Sampling
+from kdn.core import Prompt, Sampling
 from kdn.model import Document, Message
 from kdn.serve.errors import Refused
+from kdn.serve.limits import check_length
 from kdn.serve.openai.requests import ContentPart, DocumentBody, MessageBody, SamplingBody
 from kdn.serve.service import Service
 
-__all__ = ["answer_room", "check_ids", "conversation", "refuse_unsupported", "sampling_of"]
+__all__ = [
+    "answer_room",
+    "chat_prompt",
+    "check_ids",
+    "conversation",
+    "refuse_unsupported",
+    "sampling_of",
+]
 
+_TOKEN_ID = re.compile(r"[0-9]{1,9}")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -63,15 +73,24 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
 def _biases(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
     found: dict[int, float] = {}
     for name, bias in biases.items():
-        if not name.isdecimal() or int(name) >= vocab_size:
+        if not _TOKEN_ID.fullmatch(name) or int(name) >= vocab_size:
             raise Refused(
-                f"logit_bias names token {name!r}; token ids here are 0..{vocab_size - 1}",
+                f"logit_bias names token {name[:20]!r}; token ids here are 0..{vocab_size - 1}",
                 param="logit_bias",
             )
         if not -100 <= bias <= 100:
             raise Refused(f"logit_bias {bias} is not in -100..100", param="logit_bias")
         found[int(name)] = bias
     return found
+
+
+def chat_prompt(
+    service: Service, messages: Sequence[Message], documents: Sequence[Document], salt: str
+) -> Prompt:
+    """The prompt of a conversation. Raises Refused for one that is far too long, before it is cut."""
+    texts = [*(message.content for message in messages), *(one.text for one in documents)]
+    check_length(texts, service.vocabulary, service.max_context, "messages")
+    return service.prompt(messages, documents, salt)
 
 
 def check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:

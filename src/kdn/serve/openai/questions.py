@@ -8,8 +8,9 @@ the probability of each label token after query and item as they are, without a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -32,16 +33,14 @@ from kdn.rank import (
     wanted,
 )
 from kdn.serve.errors import Refused
+from kdn.serve.limits import MAX_QUESTIONS, bounded_router, check_length
 from kdn.serve.openai.context import HttpJob, RequestContext
-from kdn.serve.openai.parse import check_ids, refuse_unsupported
+from kdn.serve.openai.parse import chat_prompt, check_ids, refuse_unsupported
 from kdn.serve.openai.requests import ClassifyBody, DecisionBody, JobBody, ScoreBody
 from kdn.serve.openai.responses import JobAnswer, json_response, usage_report
 from kdn.serve.openai.streams import GatheredAnswer
 
 __all__ = ["question_routes"]
-
-MAX_QUESTIONS = 1024
-"""Questions of one HTTP request; each holds a place in the queue."""
 
 
 class _Score(Struct):
@@ -96,7 +95,7 @@ class _Asked:
 
 def question_routes(context: RequestContext) -> APIRouter:
     """The routes, bound to one server's parts."""
-    router = APIRouter()
+    router = bounded_router()
 
     @router.post("/score")
     @router.post("/v1/score")
@@ -148,10 +147,12 @@ async def _score_labels(context: RequestContext, body: ScoreBody, http: HttpRequ
     check_ids(labels, vocabulary.vocab_size, "label_token_ids")
     if not labels or len(set(labels)) < len(labels):
         raise Refused("label_token_ids must name tokens, each once", param="label_token_ids")
-    prompts = await run_in_threadpool(_label_prompts, context, body)
     allowed = labels if body.apply_softmax else ()
     sampling = Sampling(max_tokens=1, ignore_eos=True, allowed=allowed, ranked=labels, logprobs=0)
-    asked = await _run(context, body, http, prompts, sampling)
+    job, items = context.job("job", body, http), body.items or ()
+    num_items = 1 if isinstance(items, str) else max(len(items), 1)
+    prompts = partial(_label_prompts, context, body)
+    asked = await _run(context, job, http, prompts, num_items, sampling)
     choices = [Choice(str(token), token) for token in labels]
     if body.apply_softmax:
         scores = [list(one.probabilities) for one in asked.probabilities_of(choices)]
@@ -173,6 +174,8 @@ def _label_prompts(context: RequestContext, body: ScoreBody) -> list[Prompt]:
     start = vocabulary.bos_ids
 
     def ids(given: str | list[int]) -> TokenIds:
+        if isinstance(given, str):
+            check_length([given], vocabulary, context.service.max_context, "items")
         found = vocabulary.encode(given) if isinstance(given, str) else tuple(given)
         check_ids(found, vocabulary.vocab_size, "items")
         return found
@@ -234,23 +237,26 @@ async def _ask(
     choices: Sequence[Choice],
 ) -> _Asked:
     """The answers to conversations, each one of `choices`."""
-    salt, service = body.cache_salt or "", context.service
+    job = context.job("job", body, http)
 
     def prompts() -> list[Prompt]:
-        return [service.prompt(list(q.messages), list(q.documents), salt) for q in questions]
+        return [
+            chat_prompt(context.service, one.messages, one.documents, job.salt) for one in questions
+        ]
 
-    return await _run(context, body, http, await run_in_threadpool(prompts), wanted(choices))
+    return await _run(context, job, http, prompts, len(questions), wanted(choices))
 
 
 async def _run(
     context: RequestContext,
-    body: JobBody,
+    job: HttpJob,
     http: HttpRequest,
-    prompts: Sequence[Prompt],
+    prompts: Callable[[], list[Prompt]],
+    num_questions: int,
     sampling: Sampling,
 ) -> _Asked:
-    if not 1 <= len(prompts) <= MAX_QUESTIONS:
-        raise Refused(f"{len(prompts)} questions; a request may hold 1 to {MAX_QUESTIONS}")
-    job = context.job("job", body)
-    requests = [job.request(index, prompt, sampling) for index, prompt in enumerate(prompts)]
-    return _Asked(job, await context.answers(requests, http))
+    if not 1 <= num_questions <= MAX_QUESTIONS:
+        raise Refused(f"{num_questions} questions; a request may hold 1 to {MAX_QUESTIONS}")
+    found = await run_in_threadpool(prompts)
+    requests = [job.request(index, prompt, sampling) for index, prompt in enumerate(found)]
+    return _Asked(job, await context.answers(job, requests, http))

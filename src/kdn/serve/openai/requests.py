@@ -6,6 +6,24 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from kdn.serve.limits import (
+    MAX_BIASES,
+    MAX_COUNT,
+    MAX_DOCUMENTS,
+    MAX_INPUTS,
+    MAX_LABELS,
+    MAX_MESSAGES,
+    MAX_NAME_CHARS,
+    MAX_PARTS,
+    MAX_PROMPTS,
+    MAX_QUESTIONS,
+    MAX_SEED,
+    MAX_STOP_CHARS,
+    MAX_STOPS,
+    MAX_TOKEN_IDS,
+    MIN_SEED,
+)
+
 __all__ = [
     "ChatBody",
     "ClassifyBody",
@@ -38,7 +56,14 @@ def _encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
-TokenId = Annotated[int, Field(ge=0)]
+Name = Annotated[Text, Field(max_length=MAX_NAME_CHARS)]
+StopText = Annotated[Text, Field(max_length=MAX_STOP_CHARS)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+TokenIdList = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS)]
+Prompts = Annotated[list[Text], Field(max_length=MAX_PROMPTS)]
+Inputs = Annotated[list[Text], Field(max_length=MAX_INPUTS)]
+Questions = Annotated[list[Text], Field(max_length=MAX_QUESTIONS)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
 class _Strict(BaseModel):
@@ -62,7 +87,7 @@ class KdnOptions(_Strict):
     """`blend` also reuses documents that stood elsewhere when computed; true means `exact`."""
     ratio: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """The share of blended documents' tokens that is recomputed."""
-    collection: Annotated[str, Field(max_length=128)] = ""
+    collection: Annotated[Text, Field(max_length=128)] = ""
     """Which documents these are: blended answers over each collection are judged apart."""
     keep: Literal["nothing", "shared", "all"] = "all"
     """`shared` leaves out the last message and the answer, which only a next turn would use."""
@@ -76,98 +101,100 @@ class DocumentBody(_Strict):
     """A document that stands before the conversation."""
 
     text: Text
-    id: Text | None = None
+    id: Name | None = None
 
 
 class PartRole(_Strict):
     """What a content part is for, when it is not simply part of the message."""
 
     role: Literal["document", "instruction", "question"]
-    id: Text | None = None
+    id: Name | None = None
 
 
 class ContentPart(_Strict):
-    type: str
+    type: Name
     text: Text | None = None
     kdn: PartRole | None = None
     model_config = ConfigDict(extra="allow", strict=True)
 
 
 class MessageBody(_Open):
-    role: str
-    content: Text | list[ContentPart] | None = None
-    name: str | None = None
+    role: Name
+    content: Text | Annotated[list[ContentPart], Field(max_length=MAX_PARTS)] | None = None
+    name: Name | None = None
 
 
 class JobBody(_Open):
     """What all bodies that ask the model have in common."""
 
-    model: str | None = None
-    cache_salt: Text | None = None
-    priority: int | None = None
+    model: Name | None = None
+    cache_salt: Name | None = None
+    priority: int | None = Field(None, ge=-MAX_COUNT, le=MAX_COUNT)
 
 
 class SamplingBody(JobBody):
     """What chat and plain completions have in common."""
 
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: Count | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_COUNT)
     min_p: float | None = Field(None, ge=0, le=1)
-    n: int | None = Field(None, ge=1)
-    seed: int | None = None
-    stop: Text | list[Text] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    n: Count | None = None
+    seed: int | None = Field(None, ge=MIN_SEED, le=MAX_SEED)
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=MAX_STOPS)
     ignore_eos: bool | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=MAX_BIASES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     kdn: KdnOptions | None = None
 
 
 class ChatBody(SamplingBody):
-    messages: list[MessageBody] = Field(min_length=1)
-    documents: list[DocumentBody] | None = None
-    max_completion_tokens: int | None = Field(None, ge=1)
+    messages: list[MessageBody] = Field(min_length=1, max_length=MAX_MESSAGES)
+    documents: list[DocumentBody] | None = Field(None, max_length=MAX_DOCUMENTS)
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
 
 class CompletionBody(SamplingBody):
-    prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
+    prompt: (
+        Text | Prompts | TokenIdList | Annotated[list[TokenIdList], Field(max_length=MAX_PROMPTS)]
+    )
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
-    best_of: int | None = Field(None, ge=1)
+    best_of: Count | None = None
 
 
 class EmbeddingBody(_Open):
-    input: Text | list[Text] | list[int] | list[list[int]]
-    model: str | None = None
+    input: Text | Inputs | TokenIdList | Annotated[list[TokenIdList], Field(max_length=MAX_INPUTS)]
+    model: Name | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: Count | None = None
 
 
 class ScoreBody(JobBody):
     """Pairs of texts under any of the names in use; or a query, items and label tokens."""
 
-    text_1: Text | list[Text] | None = None
-    text_2: Text | list[Text] | None = None
-    queries: Text | list[Text] | None = None
-    documents: Text | list[Text] | None = None
-    data_1: Text | list[Text] | None = None
-    data_2: Text | list[Text] | None = None
+    text_1: Text | Questions | None = None
+    text_2: Text | Questions | None = None
+    queries: Text | Questions | None = None
+    documents: Text | Questions | None = None
+    data_1: Text | Questions | None = None
+    data_2: Text | Questions | None = None
     instruction: Text | None = None
-    query: Text | list[TokenId] | None = None
-    items: Text | list[Text | list[TokenId]] | None = None
-    label_token_ids: list[TokenId] | None = None
+    query: Text | TokenIdList | None = None
+    items: Text | list[Text | TokenIdList] | None = Field(None, max_length=MAX_QUESTIONS)
+    label_token_ids: list[TokenId] | None = Field(None, max_length=MAX_LABELS)
     apply_softmax: bool = False
     item_first: bool = False
 
 
 class ClassifyBody(JobBody):
-    input: Text | list[Text]
-    labels: list[Text] = Field(min_length=2)
+    input: Text | Questions
+    labels: list[Text] = Field(min_length=2, max_length=MAX_LABELS)
     instruction: Text | None = None
 
 
@@ -175,7 +202,7 @@ class DecisionBody(JobBody):
     """Yes/no questions about one text."""
 
     input: Text
-    questions: list[Text] = Field(min_length=1)
+    questions: list[Text] = Field(min_length=1, max_length=MAX_QUESTIONS)
 
 
 class TextBody(_Open):
@@ -190,29 +217,29 @@ class RerankBody(JobBody):
     query: Text
     documents: list[Text | TextBody] | None = None
     texts: list[Text] | None = None
-    top_n: int | None = Field(None, ge=1)
+    top_n: Count | None = None
     return_documents: bool | None = None
     return_text: bool = False
     raw_scores: bool = False
     """Log-odds in place of probabilities."""
     truncate: bool = False
     truncation: bool = False
-    layout: str = "document-first"
-    template: str | None = None
+    layout: Name = "document-first"
+    template: Name | None = None
     instruction: Text | None = None
 
 
 class TokenizeBody(_Strict):
     """Either `prompt`, or `messages` with their documents as a chat would be cut."""
 
-    model: str | None = None
+    model: Name | None = None
     prompt: Text | None = None
-    messages: list[MessageBody] | None = None
-    documents: list[DocumentBody] | None = None
+    messages: list[MessageBody] | None = Field(None, max_length=MAX_MESSAGES)
+    documents: list[DocumentBody] | None = Field(None, max_length=MAX_DOCUMENTS)
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
 
 class DetokenizeBody(_Strict):
-    model: str | None = None
-    tokens: list[TokenId]
+    model: Name | None = None
+    tokens: TokenIdList

@@ -7,7 +7,7 @@ send `texts` and get a plain list.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from fastapi import APIRouter, Response
@@ -27,17 +27,17 @@ from kdn.rank import (
     worth_asking,
 )
 from kdn.serve.errors import Refused
+from kdn.serve.limits import MAX_RANKED, bounded_router, check_length, prefix_of
 from kdn.serve.openai.context import HttpJob, RequestContext
 from kdn.serve.openai.parse import refuse_unsupported
 from kdn.serve.openai.requests import RerankBody
 from kdn.serve.openai.responses import JobAnswer, json_response, usage_report
+from kdn.serve.service import Service
 
 __all__ = ["rerank_routes"]
 
-MAX_DOCUMENTS = 10_000
-"""Documents of one HTTP request."""
-_QUEUED_TOGETHER = 512
-"""Of these, how many wait in the engine's queue together."""
+_PART_DOCUMENTS, _PART_CHARS = 512, 1 << 18
+"""How much of one ranking is tokenised, and waits in the engine's queue, at one time."""
 
 
 class _Text(Struct):
@@ -75,7 +75,7 @@ class _Scored(Struct):
 
 def rerank_routes(context: RequestContext) -> APIRouter:
     """The routes, bound to one server's parts."""
-    router = APIRouter()
+    router = bounded_router()
 
     @router.post("/rerank")
     @router.post("/v1/rerank")
@@ -94,16 +94,10 @@ async def _rerank(
 ) -> Response:
     refuse_unsupported(body.model_extra)
     texts = _texts(body)
-    job = context.job("rerank", body)
-    asking = await run_in_threadpool(
-        context.service.asking,
-        body.query,
-        body.layout,
-        body.template,
-        body.instruction,
-        body.truncate or body.truncation,
-    )
-    odds, usages = await _odds(context, http, job, asking, worth_asking(texts))
+    job = context.job("rerank", body, http)
+    truncate = body.truncate or body.truncation
+    asking = await run_in_threadpool(_asking, context.service, body, truncate=truncate)
+    odds, usages = await _odds(context, http, job, asking, worth_asking(texts), truncate=truncate)
     ranking = rank_by(texts, odds, usages, body.top_n)
     if body.texts is not None:
         return json_response([_scored(one, body) for one in ranking])
@@ -120,6 +114,12 @@ async def _rerank(
     )
 
 
+def _asking(service: Service, body: RerankBody, *, truncate: bool) -> Asking:
+    fixed = [body.query, body.instruction or ""]
+    check_length(fixed, service.vocabulary, service.max_context, "query")
+    return service.asking(body.query, body.layout, body.template, body.instruction, truncate)
+
+
 def _texts(body: RerankBody) -> list[str]:
     if (body.documents is None) == (body.texts is None):
         raise Refused("give the candidates as documents, or as texts", param="documents")
@@ -127,37 +127,73 @@ def _texts(body: RerankBody) -> list[str]:
         texts = body.texts
     else:
         texts = [one if isinstance(one, str) else one.text for one in body.documents or ()]
-    if len(texts) > MAX_DOCUMENTS:
+    if len(texts) > MAX_RANKED:
         raise Refused(
-            f"{len(texts)} documents; a request may hold {MAX_DOCUMENTS}: send several",
+            f"{len(texts)} documents; a request may hold {MAX_RANKED}: send several",
             param="documents",
         )
     return texts
 
 
 async def _odds(
-    context: RequestContext, http: HttpRequest, job: HttpJob, asking: Asking, texts: Sequence[str]
+    context: RequestContext,
+    http: HttpRequest,
+    job: HttpJob,
+    asking: Asking,
+    texts: Sequence[str],
+    *,
+    truncate: bool,
 ) -> tuple[Mapping[str, float], list[Usage]]:
     """Log-odds of each text, a part after the other."""
     odds: dict[str, float] = {}
     usages: list[Usage] = []
-    for first in range(0, len(texts), _QUEUED_TOGETHER):
-        part = texts[first : first + _QUEUED_TOGETHER]
-        requests = await run_in_threadpool(_requests, job, asking, part, first)
-        answers = await context.answers(requests, http)
-        for text, answer in zip(part, answers, strict=True):
-            odds[text] = odds_of(read_logits(asking.choices, answer.tokens[0]))
-            usages.append(answer.ended.usage)
+    requests = min(len(texts), _PART_DOCUMENTS)
+    with context.hold(job, requests, min(sum(map(len, texts)), _PART_CHARS)):
+        for part in _parts(texts):
+            asked = await run_in_threadpool(
+                _requests, context.service, job, asking, part, len(usages), truncate=truncate
+            )
+            answers = await context.answers(job, asked, http, held=True)
+            for text, answer in zip(part, answers, strict=True):
+                odds[text] = odds_of(read_logits(asking.choices, answer.tokens[0]))
+                usages.append(answer.ended.usage)
     return odds, usages
 
 
-def _requests(job: HttpJob, asking: Asking, texts: Sequence[str], first: int) -> list[Request]:
+def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in order, so many together as may wait together."""
+    part: list[str] = []
+    for text in texts:
+        size = sum(map(len, part)) + len(text)
+        if part and (len(part) == _PART_DOCUMENTS or size > _PART_CHARS):
+            yield part
+            part = []
+        part.append(text)
+    if part:
+        yield part
+
+
+def _requests(
+    service: Service,
+    job: HttpJob,
+    asking: Asking,
+    texts: Sequence[str],
+    first: int,
+    *,
+    truncate: bool,
+) -> list[Request]:
+    """One request a text. A text beyond the context is cut short, or refused, before it is read."""
     sampling = replace(wanted(asking.choices), raw_logits=True)
     single_use = asking.layout is Layout.DOCUMENT_FIRST
-    return [
-        job.request(number, asking.prompt(text), sampling, single_use=single_use)
-        for number, text in enumerate(texts, first)
-    ]
+    found = []
+    for number, text in enumerate(texts, first):
+        if truncate:
+            prompt = asking.prompt(prefix_of(text, service.vocabulary, service.max_context))
+        else:
+            check_length([text], service.vocabulary, service.max_context, "documents")
+            prompt = asking.prompt(text)
+        found.append(job.request(number, prompt, sampling, single_use=single_use))
+    return found
 
 
 def _score(one: RankedDocument, body: RerankBody) -> float | None:

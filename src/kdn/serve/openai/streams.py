@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -41,11 +42,16 @@ T = TypeVar("T")
 class ResponseStreams:
     """Running streams whose events arrive, in order, at one place on the event loop."""
 
-    def __init__(self, num_streams: int) -> None:
+    def __init__(self, num_streams: int, max_events: int, ended: ExitStack) -> None:
+        """`ended` is closed with the streams; more than `max_events` waiting events end them."""
         self._streams: list[Stream] = []
         self._num_streams = num_streams
+        self._max_events = max_events
+        self._num_waiting = 0
+        self._aborted = False
         self._arrived: asyncio.Queue[tuple[int, _Pushed]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
+        self._ended = ended
 
     def attach(self, stream: Stream, tell: Callable[[_Pushed], None]) -> None:
         """Follow one more stream. `tell` hears every event too, even after the client has left."""
@@ -55,9 +61,23 @@ class ResponseStreams:
         def hear(event: _Pushed) -> None:
             tell(event)
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, event))
+                self._loop.call_soon_threadsafe(self._put, index, event)
 
         stream.on_event(hear)
+
+    def _put(self, index: int, event: _Pushed) -> None:
+        if self._aborted:
+            return
+        self._num_waiting += _weight(event)
+        if self._num_waiting > self._max_events:
+            self.abort(
+                Cancelled(
+                    f"more than {self._max_events} events wait to be read: the answer was ended; "
+                    "read the stream faster, or ask for fewer answers or log-probabilities"
+                )
+            )
+        else:
+            self._arrived.put_nowait((index, event))
 
     async def events(self) -> AsyncIterator[tuple[int, StreamEvent]]:
         """Every event with the number of its stream, until all streams have ended.
@@ -69,34 +89,56 @@ class ResponseStreams:
             # A backlog must not keep the loop from other requests, or from a client's leaving.
             await asyncio.sleep(0)
             index, event = await self._arrived.get()
+            self._num_waiting -= _weight(event)
             if isinstance(event, Exception):
                 raise event
             if event is None:
                 running -= 1
                 continue
             if isinstance(event, Finish) and event.reason is FinishReason.CANCELLED:
-                raise Cancelled(
-                    "the answer was stopped before its end; the server is shutting down"
-                )
+                raise Cancelled("the answer was stopped before its end")
             yield index, event
 
-    def cancel(self) -> None:
-        """Stop what still runs. Harmless after the end."""
+    def abort(self, error: Exception) -> None:
+        """End all streams now: what waits is dropped, and `error` is the next and last event."""
+        if self._aborted:
+            return
+        self._aborted = True
+        while not self._arrived.empty():
+            self._arrived.get_nowait()
+        self._arrived.put_nowait((0, error))
         for stream in self._streams:
             stream.cancel()
 
+    def close(self) -> None:
+        """Stop what still runs. Harmless after the end, and when called again."""
+        for stream in self._streams:
+            stream.cancel()
+        self._ended.close()
 
-def submit_all(service: Service, metrics: Metrics, requests: Sequence[Request]) -> ResponseStreams:
+
+def submit_all(
+    service: Service,
+    metrics: Metrics,
+    requests: Sequence[Request],
+    max_events: int,
+    ended: ExitStack,
+) -> ResponseStreams:
     """Submit all requests, or none: what runs already when one is refused is cancelled."""
-    streams = ResponseStreams(len(requests))
+    streams = ResponseStreams(len(requests), max_events, ended)
     try:
         for request in requests:
             note = _remembering(service, request)
             streams.attach(service.submit(request), metrics.listener(note))
     except Exception:
-        streams.cancel()
+        streams.close()
         raise
     return streams
+
+
+def _weight(event: _Pushed) -> int:
+    """What an event costs while it waits."""
+    return 1 + len(event.alternatives) if isinstance(event, Token) else 1
 
 
 def _remembering(service: Service, request: Request) -> Callable[[StreamEvent], None]:
@@ -157,7 +199,7 @@ async def until_disconnect(request: HttpRequest, streams: ResponseStreams, work:
     finally:
         gone.cancel()
         task.cancel()
-        streams.cancel()
+        streams.close()
 
 
 async def _disconnect(request: HttpRequest) -> None:
@@ -166,7 +208,7 @@ async def _disconnect(request: HttpRequest) -> None:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; the streams are cancelled however the response ends."""
+    """Server-sent events; the streams are closed however the response ends."""
 
     def __init__(self, events: AsyncIterator[bytes], streams: ResponseStreams) -> None:
         # Proxies must hand each event on immediately.
@@ -178,7 +220,7 @@ class EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._streams.cancel()
+            self._streams.close()
 
 
 def event(shape: msgspec.Struct) -> bytes:

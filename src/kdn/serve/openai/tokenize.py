@@ -8,12 +8,16 @@ from starlette.concurrency import run_in_threadpool
 
 from kdn.core import TokenIds
 from kdn.serve.errors import Refused
+from kdn.serve.limits import bounded_router, check_length
 from kdn.serve.openai.context import RequestContext
-from kdn.serve.openai.parse import check_ids, conversation
+from kdn.serve.openai.parse import chat_prompt, check_ids, conversation
 from kdn.serve.openai.requests import DetokenizeBody, TokenizeBody
 from kdn.serve.openai.responses import json_response
 
 __all__ = ["token_routes"]
+
+_MOST_TOKENS = 1 << 17
+"""A text may be counted that is longer than the context."""
 
 
 class _Tokenized(msgspec.Struct, omit_defaults=True):
@@ -29,7 +33,7 @@ class _Detokenized(msgspec.Struct):
 
 def token_routes(context: RequestContext) -> APIRouter:
     """The routes, bound to one server's parts."""
-    router = APIRouter()
+    router = bounded_router()
     vocabulary = context.service.vocabulary
 
     @router.post("/tokenize")
@@ -56,7 +60,8 @@ def _ids(context: RequestContext, body: TokenizeBody) -> TokenIds:
         raise Refused("give either prompt or messages", param="prompt")
     if body.messages is not None:
         messages, documents = conversation(body.messages, body.documents)
-        return context.service.prompt(messages, documents, "").token_ids
-    vocabulary = context.service.vocabulary
+        return chat_prompt(context.service, messages, documents, "").token_ids
+    vocabulary, most = context.service.vocabulary, max(context.service.max_context, _MOST_TOKENS)
+    check_length([body.prompt or ""], vocabulary, most, "prompt")
     begin = () if body.add_special_tokens is False else vocabulary.bos_ids
     return begin + vocabulary.encode(body.prompt or "", special=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 from starlette.middleware import Middleware
 
+from kdn.clock import SystemClock
 from kdn.serve.auth import Auth
+from kdn.serve.backpressure import Backpressure
 from kdn.serve.errors import Refused, speak_openai
 from kdn.serve.settings import ServeSettings
+from kdn.serve.shutdown import Shutdown
 from kdn.serve.store.blocks import block_routes
 from kdn.serve.store.grants import Grant, grant_for
 from kdn.serve.store.manage import manage_routes
@@ -24,12 +27,14 @@ def create_node_app(
 
     The store stays the caller's to close.
     """
+    shutdown = Shutdown(settings.graceful_s, SystemClock())
     app = FastAPI(
         title="kdn node",
         version=version,
-        middleware=[Middleware(Auth, settings=settings)],
+        middleware=[Middleware(Auth, settings, Backpressure(settings.limits), shutdown)],
         redoc_url=None,
     )
+    app.state.shutdown = shutdown
     mount_store(app, store, grants)
 
     @app.get("/health")
