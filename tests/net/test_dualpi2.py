@@ -10,8 +10,8 @@ import pytest
 from kdn.net.world import Flow, Hop, Queue, Scenario, World, constant
 from kdn.net.world.bare import admit, next_to_forward
 from kdn.net.world.build import empty_hop
-from kdn.net.world.dualpi2 import pi_update, ramp
-from kdn.net.world.records import CE, ECT0, ECT1, MS, NOBODY, NOT_ECT, US, State
+from kdn.net.world.queue.dualpi2 import pi_update, ramp
+from kdn.net.world.records import CE, ECT0, ECT1, MS, NIL, NOT_ECT, US, State
 from kdn.net.world.spec import steady
 
 
@@ -63,7 +63,7 @@ def test_the_last_ecn_bit_chooses_the_queue() -> None:
 
 def drain(state: State, now: int = 0) -> list[Any]:
     seen = []
-    while (packet := next_to_forward(state, now)) != NOBODY:
+    while (packet := next_to_forward(state, now)) != NIL:
         seen.append(int(state.packets[packet]["ecn"]))
     return seen
 
@@ -121,7 +121,7 @@ def test_overload_drops_even_what_could_be_marked() -> None:
 def test_a_full_buffer_refuses_and_counts() -> None:
     state = router(Queue(limit_ms=10.0), mbps=12.0)  # 15,000 bytes: ten packets
     rows = fill(state, 12, ECT1)
-    assert [row == NOBODY for row in rows] == [False] * 10 + [True] * 2
+    assert [row == NIL for row in rows] == [False] * 10 + [True] * 2
     assert state.hops[0]["overflowed"] == 2
 
 

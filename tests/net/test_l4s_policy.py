@@ -61,7 +61,7 @@ def question(now_ms: float, mark: int = ECT1, ack_ms: float | None = None) -> Ch
     return ChooserQuestion(0, int(now_ms * MS), acks, 1500, mark, 1500, 20.0 * MS)
 
 
-FORECASTS = PolicyConfig(ways=None)
+FORECASTS = PolicyConfig(strategies=None)
 
 
 def pick(low_ms: float, classic_ms: float, mark: int) -> int:
@@ -113,7 +113,7 @@ def test_a_forecaster_worse_than_the_last_value_is_barred() -> None:
 
 def test_a_bad_surprise_raises_that_queues_forecasts() -> None:
     """A classic packet meets 60 ms where 1 ms was foretold, again and again: the flow goes home."""
-    policy = SwiftQueue(Fixed(8.0, 1.0), PolicyConfig(health_slack=1e9, ways=None))
+    policy = SwiftQueue(Fixed(8.0, 1.0), PolicyConfig(health_slack=1e9, strategies=None))
     policy._forecaster.track["min_rtt"] = 2 * MS
     marks: list[int] = []
     for t in range(10_000, 11_200, 100):
@@ -163,7 +163,7 @@ def test_forecasts_that_prove_wrong_are_overruled_by_what_packets_met() -> None:
             marks.append(mark)
         return marks[500:].count(ECT0) / len(marks[500:])
 
-    assert classic_share(PolicyConfig(health_slack=1e9, miss_gain=0.0, ways=None)) == 1.0
+    assert classic_share(PolicyConfig(health_slack=1e9, miss_gain=0.0, strategies=None)) == 1.0
     assert classic_share(PolicyConfig(health_slack=1e9, miss_gain=0.0)) < 0.02
 
 

@@ -23,20 +23,20 @@ from kdn.net.world import (
     bulk,
     constant,
     frames,
+    read_link,
     read_mahimahi,
     read_throughput,
     steady,
     web,
 )
 from kdn.net.world.build import build
-from kdn.net.world.congestion import on_acked, on_marked
+from kdn.net.world.control import on_acked, on_marked
 from kdn.net.world.events import pop, push
 from kdn.net.world.records import MS, SECOND
-from kdn.net.world.spec import Control
 from kdn.net.world.world import ChooserAnswer
 
 
-def one_flow(control: Control = "cubic", mbps: float = 12.0, **flow: float) -> Scenario:
+def one_flow(control: str = "cubic", mbps: float = 12.0, **flow: float) -> Scenario:
     own = Flow(control, "ect0", logged=True, **flow)  # type: ignore[arg-type]
     return Scenario("one", (Hop(constant(mbps * 1e6)),), (own,), seconds=5.0)
 
@@ -90,6 +90,18 @@ def test_opportunities_carry_a_packet_each() -> None:
     assert set(np.diff(world.log()["t_deliver"])) == {5 * MS}
 
 
+def test_opportunities_of_one_moment_carry_a_packet_each() -> None:
+    """Three packets every 6 ms, as recorded cellular links have them: 6 Mbit/s."""
+    times = np.repeat(np.arange(0, 96, 6), 3) * MS
+    trace = RateTrace(times, np.zeros(len(times)), 96 * MS, opportunities=True)
+    flow = Flow("unresponsive", "ect1", steady(30.0), logged=True)
+    world = World(Scenario("bundles", (Hop(trace, Queue("droptail")),), (flow,), seconds=2.0))
+    world.run()
+    moments, counts = np.unique(world.log()["t_deliver"], return_counts=True)
+    assert set(counts[1:-1]) == {3}
+    assert set(np.diff(moments)) == {6 * MS}
+
+
 def test_loss_is_found_by_time_and_counted_once() -> None:
     flow = Flow("reno", "ect0", in_ms=10.0)
     hop = Hop(constant(20e6), loss=0.01)
@@ -110,7 +122,7 @@ def test_jitter_delays_but_keeps_order() -> None:
 
 
 @pytest.mark.parametrize("control", ["reno", "cubic", "dctcp", "prague", "bbr"])
-def test_every_control_fills_an_idle_link(control: Control) -> None:
+def test_every_control_fills_an_idle_link(control: str) -> None:
     ecn = "ect1" if control in {"dctcp", "prague"} else "ect0"
     flow = Flow(control, ecn, in_ms=10.0)  # type: ignore[arg-type]
     world = World(Scenario("idle", (Hop(constant(20e6)),), (flow,), seconds=15.0))
@@ -152,7 +164,7 @@ def test_a_clone_lives_the_same_life(tenths: int, aqm: str, seed: int) -> None:
         Flow("cubic", "not-ect", web(8.0, 40e3), in_ms=9.0, logged=True),
         Flow("unresponsive", "ect1", frames(5.0), logged=True),
     )
-    hop = Hop(constant(20e6), Queue(aqm), jitter_ms=0.5, loss=0.001)  # type: ignore[arg-type]
+    hop = Hop(constant(20e6), Queue(aqm), jitter_ms=0.5, loss=0.001)
     world = World(Scenario("twins", (hop,), flows, 6.0, seed))
     world.run(tenths / 10)
     world.check()
@@ -227,7 +239,7 @@ def test_traces_are_read_and_refused_in_words(tmp_path: Path) -> None:
 
 def test_a_mark_that_opens_a_round_counts_the_bytes_it_came_with() -> None:
     """Two marked packets a round apart: each round is marked whole, and the share stays at 1."""
-    state = build(Scenario.single("one", 10.0, (Flow("prague", "ect1"),)))
+    state = build(Scenario("one", (Hop(constant(10e6)),), (Flow("prague", "ect1"),)))
     flow = state.flows[0]
     flow["srtt"], flow["ssthresh"] = 30.0 * MS, 1.0
     for now in (SECOND, 2 * SECOND):
@@ -235,3 +247,13 @@ def test_a_mark_that_opens_a_round_counts_the_bytes_it_came_with() -> None:
         on_acked(flow, 1500, 0, 30.0 * MS, 0.0, 0, now)
     assert float(flow["mark_share"]) == 1.0
     assert np.isfinite(float(flow["cwnd"]))
+
+
+def test_a_recorded_link_of_either_kind_is_told_by_its_columns(tmp_path: Path) -> None:
+    chances, rates = tmp_path / "chances.txt", tmp_path / "rates.txt"
+    chances.write_text("0\n4\n9\n")
+    rates.write_text("0 8\n1 16\n")
+    assert read_link(chances).opportunities
+    assert read_link(rates, scale=0.5).mean_bps == pytest.approx(6e6)
+    with pytest.raises(BadInput, match="no rate to scale"):
+        read_link(chances, scale=2.0)

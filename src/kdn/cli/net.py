@@ -30,16 +30,53 @@ Policy = Annotated[
 Seconds = Annotated[float, typer.Option(min=2.0, help="Length of the run in seconds.")]
 
 
+_NARROW = 6
+"""Up to so many rows are shown as columns beside one another, which fits 80 characters."""
+
+_WORDS = {
+    "p50_ms": "median delay, ms",
+    "p95_ms": "95th percentile of delay, ms",
+    "p99_ms": "99th percentile of delay, ms",
+    "p999_ms": "99.9th percentile of delay, ms",
+    "goodput_mbps": "goodput, Mbit/s",
+    "loss": "share of packets lost",
+    "others_mbps": "goodput of the others, Mbit/s",
+    "others_p99_ms": "99th percentile of the others, ms",
+    "fairness": "fairness (Jain's index)",
+    "late_share": "share that came out of order",
+    "extent": "farthest out of order, packets",
+    "classic_share": "share sent in the classic queue",
+    "switches_per_s": "changes of queue per second",
+    "decision_us": "time of a decision, us",
+    "steps_kept": "learning steps kept",
+    "steps_undone": "learning steps undone",
+    "weight": "classic queue's share of turns",
+}
+
+
 def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
+    """One JSON object, or a table: few rows stand side by side, many below one another."""
     if as_json:
         print(msgspec.json.encode({"rows": rows}).decode())
         return
     table = Table(title=title)
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
+    if len(rows) <= _NARROW:
+        table.add_column("")
+        for _ in rows:
+            table.add_column("", justify="right", overflow="fold")
+        table.show_header = False
+        for name in rows[0]:
+            table.add_row(_WORDS.get(name, name.replace("_", " ")), *(_cell(r[name]) for r in rows))
+    else:
+        for name in rows[0]:
+            table.add_column(name.replace("_", " "), overflow="fold")
+        for row in rows:
+            table.add_row(*(_cell(value) for value in row.values()))
     Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _scenario(name: str) -> Any:
@@ -60,13 +97,21 @@ def simulate(
     seconds: Seconds = 10.0,
     seed: int = 1,
     share: Annotated[str, typer.Option(help="Classic queue's WRR share: 1/16 or 10%.")] = "1/16",
+    link: Annotated[
+        Path | None,
+        typer.Option(help="Play this recorded link: mahimahi, or lines of seconds and Mbit/s."),
+    ] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for two pictures.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run one scenario under a policy, beside the flow that stays in the low-latency queue."""
     from kdn.net.l4s.evaluate import judge, policy_world
+    from kdn.net.l4s.scenarios import over_link
+    from kdn.net.world.traces import read_link
 
     chosen = _scenario(scenario)
+    if link is not None:
+        chosen = over_link(chosen, read_link(link), link.name)
     worlds = {}
     with Progress(disable=as_json, transient=True) as progress:
         for name in dict.fromkeys(("all-L", policy)):
@@ -76,7 +121,10 @@ def simulate(
             worlds[name] = world
     if plots is not None:
         _draw(worlds, policy, plots)
-    _print([asdict(judge(w, name, share)) for name, w in worlds.items()], as_json, chosen.name)
+    rows = [asdict(judge(w, name, share)) for name, w in worlds.items()]
+    if not as_json:  # the title has the scenario, which all columns share
+        rows = [{k: v for k, v in row.items() if k not in {"scenario", "family"}} for row in rows]
+    _print(rows, as_json, chosen.name)
 
 
 def _draw(worlds: dict[str, Any], policy: str, folder: Path) -> None:

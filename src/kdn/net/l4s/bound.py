@@ -4,7 +4,7 @@ The best a sender can know when it asks is the router's state at the moment the 
 left it.  So a copy of the *whole* world is kept from that long ago (more than any sender sees:
 every queue, every packet on its way), its random numbers are redrawn several times, and each copy
 runs to the question.  The median over the copies is the best guess under absolute error of one who
-knew everything but the future; what it misses is news that no history contains.
+knew everything but the future; what it misses stands in no history.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def foresee(
     own = _Moments(inner)
     world = World(scenario, {0: own})
     row = world.state.flows[0]
-    behind = int(row["delay_back"]) + int(scenario.flows[0].out_ms * MS)
+    since = int(row["delay_back"]) + int(scenario.flows[0].out_ms * MS)
     asked, guesses = [], []
     for t in np.linspace(0.2 * scenario.seconds, 0.95 * scenario.seconds, times):
         t_ns = int(t * SECOND)
-        world.run((t_ns - behind) / SECOND)
+        world.run((t_ns - since) / SECOND)
         early = world.clone()
         own.wait_for(t_ns)
         while own.found is None and world.now_ns < scenario.seconds * SECOND:

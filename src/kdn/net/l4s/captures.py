@@ -1,4 +1,4 @@
-"""The packaged-by-others captures as logs: real ACK latencies behind real queues.
+"""Captures that others recorded, as logs: real ACK latencies through real queues.
 
 One queue per flow, so they test prediction only.
 """

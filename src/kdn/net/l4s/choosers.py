@@ -105,7 +105,9 @@ def chooser(
         return SwiftQueue(OnlineStream(start, executor=None if background else AtOnce()))
     if policy in {"swift", "by-forecast"}:
         stream = PacketStream(packaged_weights() if weights is None else weights)
-        return SwiftQueue(stream, PolicyConfig() if policy == "swift" else PolicyConfig(ways=None))
+        return SwiftQueue(
+            stream, PolicyConfig() if policy == "swift" else PolicyConfig(strategies=None)
+        )
     if policy == "last-value":
-        return SwiftQueue(LastValue(), PolicyConfig(ways=None))
+        return SwiftQueue(LastValue(), PolicyConfig(strategies=None))
     return Oracle() if policy == "oracle" else None

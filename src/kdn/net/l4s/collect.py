@@ -2,7 +2,7 @@
 
 A log holds only the queue that was chosen.  A simulated world can be copied, so at each decision
 both queues' delays are found, whichever is then taken; and the flow decides by an earlier
-predictor as often as by chance, so that the examples are those a running policy meets.
+predictor as often as at random, so that the examples are those a running policy meets.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def collect(
 ) -> list[Samples]:
     """Flows of training worlds; those with fewer than four windows of tokens are left out.
 
-    With `weights` most of them decide by that predictor, otherwise all by chance.
+    With `weights` most of them decide by that predictor, otherwise all at random.
     """
     found = []
     for i in range(num_flows):

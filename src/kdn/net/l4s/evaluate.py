@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdn.errors import BadInput
 from kdn.net.l4s.choosers import chooser, marking_of
 from kdn.net.l4s.scenarios import evaluation, with_adopters
 from kdn.net.l4s.stream import replay
@@ -97,14 +98,23 @@ class FlowOutcome:
 def delays_ms(
     world: World, flows: Sequence[int], warm_up_s: float = _WARM_UP_S
 ) -> NDArray[np.float64]:
-    """One-way delays above propagation of the flows' packets, from ready to delivered."""
+    """One-way delays above propagation of the flows' packets, from ready to delivered.
+
+    Raises BadInput when there are none.
+    """
     log = world.log()
     log = log[log["t_send"] > warm_up_s * SECOND]
     parts = []
     for flow in flows:
         own = log[log["flow"] == flow]
         parts.append((own["t_deliver"] - own["t_ready"] - world.state.flows[flow]["base"]) / MS)
-    return np.concatenate(parts)
+    delays = np.concatenate(parts)
+    if not len(delays):
+        raise BadInput(
+            f"no packet of the flows to be judged was acknowledged after {warm_up_s:g} s of "
+            f"{world.scenario.name!r}: the link is too slow for what is sent, or the run too short"
+        )
+    return delays
 
 
 def policy_world(

@@ -1,7 +1,7 @@
 """Which queue for the next packet: the lower forecast, where forecasts have served the flow well.
 
 RFC 9331 expects a Scalable sender to keep its codepoint; choosing per packet is outside standard
-practice.  The duties that remain are kept per packet by the sender (`world.congestion`): CE on an
+practice.  The duties that remain are kept per packet by the sender (`world.control`): CE on an
 ECT(1) packet gets the scalable response, CE on an ECT(0) packet the classic one.
 """
 
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdn.net.l4s.margins import Margins
+from kdn.net.l4s.strategies import MarkingStrategies, Strategy, StrategyConfig
 from kdn.net.l4s.stream import Forecast, newest_delay
 from kdn.net.l4s.tokens import WINDOW, new_track, note_ack
-from kdn.net.l4s.ways import Way, WayConfig, Ways
-from kdn.net.world.records import ECT0, ECT1, MS, SECOND
+from kdn.net.world.records import ECT0, ECT1, MS, NIL, SECOND
 from kdn.net.world.world import ChooserAnswer, ChooserQuestion
 
 __all__ = ["Forecaster", "LastValue", "Learner", "Oracle", "PolicyConfig", "SwiftQueue"]
@@ -28,7 +28,7 @@ _REMEMBERED = 2048
 """Decisions whose outcome is waited for."""
 
 
-_PLAIN = {Way.LOW: ECT1, Way.CLASSIC: ECT0}
+_PLAIN = {Strategy.LOW: ECT1, Strategy.CLASSIC: ECT0}
 
 
 class _Made(NamedTuple):
@@ -75,7 +75,7 @@ class Learner(Forecaster, Protocol):
 
 
 class LastValue:
-    """Each queue will do what it did last: the dull twin of the Transformer."""
+    """Each queue will do what it did last: the plain twin of the Transformer."""
 
     def __init__(self) -> None:
         self._track = new_track()
@@ -117,7 +117,7 @@ class PolicyConfig:
     max_silence_rtts: float = 3.0
     """No ACK for so long means no forecast is worth anything."""
     probe_ms: float = 2000.0
-    """Send one packet into the other queue when its newest news is older than this.
+    """Send one packet into the other queue when what was last learned of it is older than this.
 
     One packet in 32, as first drawn, is three per cent of packets in what is usually the worse
     queue: it makes the 99th percentile by itself.
@@ -130,7 +130,7 @@ class PolicyConfig:
     """How much a packet above its 99th percentile raises the queue's forecasts (squashed scale)."""
     margin_s: float = 8.0
     """A queue that is not used is forgiven in about this time, and then looked at again."""
-    ways: WayConfig | None = field(default_factory=WayConfig)
+    strategies: StrategyConfig | None = field(default_factory=StrategyConfig)
     """When the plain account of what packets met overrules forecasts; None: never."""
 
 
@@ -149,7 +149,9 @@ class SwiftQueue:
         self._worse_since: int | None = None
         self._barred_until = 0
         self._probed_at = -SECOND
-        self._ways = None if config.ways is None else Ways(config.ways)
+        self._strategies = (
+            None if config.strategies is None else MarkingStrategies(config.strategies)
+        )
         self.fallbacks = 0
 
     @property
@@ -158,8 +160,8 @@ class SwiftQueue:
         return self._forecaster
 
     def choose(self, question: ChooserQuestion) -> ChooserAnswer:
-        """The queue of the way that is gone, or the one with the lower forecast on the way by packet;
-        the flow's own one when there is no forecast to trust."""
+        """The strategy's queue, or by packet the one with the lower forecast; the flow's own queue when
+        there is no forecast to trust."""
         self._judge(question)
         self._forecaster.hear(question.acks)
         if not self._trusts(question):
@@ -167,8 +169,10 @@ class SwiftQueue:
         low, classic = self._forecaster.ask(question.now_ns, question.inflight)
         low_ns = self._margins.raised(ECT1, self._config.score(low))
         classic_ns = self._margins.raised(ECT0, self._config.score(classic))
-        way = Way.BY_PACKET if self._ways is None else self._ways.now(question.now_ns)
-        mark = _PLAIN.get(way) or self._pick(question.mark, low_ns, classic_ns)
+        strategy = Strategy.BY_PACKET
+        if self._strategies is not None:
+            strategy = self._strategies.now(question.now_ns)
+        mark = _PLAIN.get(strategy) or self._pick(question.mark, low_ns, classic_ns)
         chosen, tail = (low, low_ns) if mark == ECT1 else (classic, classic_ns)
         newest = newest_delay(self._forecaster.track, low=mark == ECT1)
         self._remember(question.now_ns, _Made(mark, chosen.median, newest, tail))
@@ -196,7 +200,7 @@ class SwiftQueue:
         return silence <= self._config.max_silence_rtts * question.srtt_ns
 
     def _should_probe(self, question: ChooserQuestion, mark: int) -> bool:
-        """Is news of the other queue worth a packet?"""
+        """Is it worth a packet to learn of the other queue?"""
         track, config = self._forecaster.track, self._config
         newest = int(track["sent_c"] if mark == ECT1 else track["sent_l"])
         age = question.now_ns - max(newest, self._probed_at)
@@ -211,8 +215,8 @@ class SwiftQueue:
         for row in question.acks:
             t_send, sent_as = int(row["t_send"]), int(row["sent_ecn"])
             actual = max(float(row["t_ack"] - t_send) - least, 0.0)
-            if self._ways is not None:
-                self._ways.note(t_send, sent_as == ECT1, actual)
+            if self._strategies is not None:
+                self._strategies.note(t_send, sent_as == ECT1, actual)
             made = self._pending.pop(self._decided_for(t_send), None)
             if made is None:
                 continue
@@ -222,13 +226,13 @@ class SwiftQueue:
         self._bar_if_worse(question)
 
     def _decided_for(self, t_send: int) -> int:
-        """When it was decided how a packet should go; -1 when no decision is near.
+        """When it was decided how a packet should go; NIL when no decision is near.
 
         Packets of the classic queue are overtaken by later ones of the other, and those that wait
         longest by most: they must be counted, in whatever order their ACKs come.
         """
         at = bisect_right(self._decided, t_send) - 1
-        return self._decided[at] if at >= 0 and t_send - self._decided[at] <= MS else -1
+        return self._decided[at] if at >= 0 and t_send - self._decided[at] <= MS else NIL
 
     def _compare(self, actual: float, forecast: float, newest: float) -> None:
         gain = self._config.health_gain

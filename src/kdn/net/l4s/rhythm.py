@@ -4,7 +4,7 @@ Video in the low-latency queue comes in bursts at a frame rate.  A flow with a p
 milliseconds hits each burst rarely, so its newest delays say little; delays of the same phase,
 many frames ago, say much.  Periods are tried a few per token, on the share of variance that their
 phases explain (an epoch-folding search); packets in the classic queue help, since they wait
-behind the same bursts.
+after the same bursts.
 """
 
 from __future__ import annotations

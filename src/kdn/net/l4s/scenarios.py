@@ -32,6 +32,7 @@ __all__ = [
     "TRANSIENT",
     "WEIGHTS",
     "evaluation",
+    "over_link",
     "radio",
     "training_scenario",
     "with_adopters",
@@ -188,7 +189,7 @@ TRANSIENT: tuple[Scenario, ...] = _grid(2.0)
 """The published premise, as a full grid: congestion that hits only some packets of the L queue."""
 
 LIGHT: tuple[Scenario, ...] = (*_grid(0.0), *_grid(0.5))
-"""The same bursts where hardly anybody is left in the classic queue: no pages, or 0.5 Mbit/s."""
+"""The same bursts where the classic queue is nearly empty: no pages, or 0.5 Mbit/s."""
 
 LISTS: dict[str, tuple[Scenario, ...]] = {
     "frozen": EVALUATION,
@@ -223,10 +224,17 @@ def evaluation(
     )
 
 
+def over_link(scenario: Scenario, link: RateTrace, name: str) -> Scenario:
+    """The scenario with its first hop's rate replaced by a recorded link."""
+    first, *rest = scenario.hops
+    hops = (replace(first, rate=link), *rest)
+    return replace(scenario, name=f"{scenario.name}, over {name}", hops=hops)
+
+
 def with_adopters(
     scenario: Scenario, count: int, marking: Marking, cost_us: float = 0.0
 ) -> Scenario:
-    """`count` flows like flow 0 in its place, all marking so: what if everybody did it?"""
+    """`count` flows like flow 0 in its place, all marking so: what if all flows did it?"""
     own = replace(scenario.flows[0], marking=marking, decision_cost_us=cost_us, logged=True)
     adopters = tuple(
         replace(own, in_ms=own.in_ms + 1.7 * i, start_s=0.003 * i) for i in range(count)

@@ -1,4 +1,7 @@
-"""The same queues and senders over real sockets: a user-space router, a sender, a reflector."""
+"""The same queues and senders over real sockets: a user-space router, a sender, a reflector.
+
+May be imported by `l4s`, `rtc` and `bench`.  Start reading at `router.py`.
+"""
 
 from kdn.net.real.namespaces import Namespaces, namespaces_work
 from kdn.net.real.reflector import Reflector

@@ -16,9 +16,9 @@ from kdn.errors import BadInput
 from kdn.net.real import wire
 from kdn.net.world.bare import admit, next_to_forward
 from kdn.net.world.build import empty_hop
-from kdn.net.world.dualpi2 import pi_update
 from kdn.net.world.packets import release
-from kdn.net.world.records import NOBODY, SECOND
+from kdn.net.world.queue import update
+from kdn.net.world.records import NIL, SECOND
 from kdn.net.world.spec import Hop
 
 __all__ = ["Router"]
@@ -70,7 +70,7 @@ class Router:
         packet = admit(self._state, 100, 1, 0)
         assert next_to_forward(self._state, 0) == packet
         self._forget(packet)
-        pi_update(self._state, 0, 0)
+        update(self._state, 0, 0)
         self._zero = self._clock.now()
 
     def step(self) -> None:
@@ -103,7 +103,7 @@ class Router:
 
     def _update(self, now: int) -> None:
         if now >= self._next_update:
-            pi_update(self._state, 0, now)
+            update(self._state, 0, now)
             self._next_update = max(self._next_update + int(self._row["t_update"]), now)
 
     def _forward(self, now: int) -> None:
@@ -129,7 +129,7 @@ class Router:
         packet = next_to_forward(self._state, now)
         if int(self._row["dropped"]) != dropped:
             self._forget_dropped()
-        if packet == NOBODY:
+        if packet == NIL:
             self._sending = None
             return False
         size = int(self._state.packets[packet]["size"])
@@ -169,7 +169,7 @@ class Router:
                 continue
             self._sources[flow] = source
             packet = admit(self._state, len(data), ecn, self._now())
-            if packet != NOBODY:
+            if packet != NIL:
                 self._data[packet] = data
 
     def _pass_back(self) -> None:

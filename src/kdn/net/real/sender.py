@@ -12,9 +12,16 @@ from numpy.typing import NDArray
 from kdn.clock import Clock
 from kdn.errors import BadInput
 from kdn.net.real import wire
-from kdn.net.world.bare import WAIT, check_timer, next_packet, packet_acked
+from kdn.net.world.bare import (
+    MUST_ASK,
+    MUST_WAIT,
+    book_packet,
+    check_timer,
+    packet_acked,
+    readiness,
+)
 from kdn.net.world.build import build
-from kdn.net.world.records import APP_GREEDY, LOG, MS, NOBODY, SECOND, copied
+from kdn.net.world.records import APP_GREEDY, LOG, MS, NIL, SECOND, copied
 from kdn.net.world.sender import feed_app
 from kdn.net.world.spec import Scenario
 from kdn.net.world.world import Chooser, ChooserAnswer, ChooserQuestion
@@ -84,9 +91,9 @@ class Sender:
         spare = copied(state)
         spare.flows["app_bytes"] = APP_GREEDY
         for flow in self._flows:
-            packet = next_packet(spare, flow, int(spare.flows[flow]["start"]))
-            if packet >= 0:
-                packet_acked(spare, packet, True, 10 * MS)
+            now = int(spare.flows[flow]["start"])
+            readiness(spare, flow, now)
+            packet_acked(spare, book_packet(spare, flow, now), True, now + 10 * MS)
             check_timer(spare, flow, 20 * MS)
         feed_app(spare.clock, spare.flows[0], 0)
 
@@ -115,11 +122,14 @@ class Sender:
         if self._now() < int(self._state.flows[flow]["start"]):
             return
         for _ in range(_BURST):
-            packet = next_packet(self._state, flow, self._now())
-            if packet == WAIT:
+            ready = readiness(self._state, flow, self._now())
+            if ready == MUST_WAIT:
+                return
+            if ready == MUST_ASK:
                 self._decide(flow)
                 continue
-            if packet == NOBODY:
+            packet = book_packet(self._state, flow, self._now())
+            if packet == NIL:
                 return
             p = self._state.packets[packet]
             seq, ecn, size = int(p["seq"]), int(p["sent_ecn"]), int(p["size"])

@@ -1,4 +1,8 @@
-"""A packet-level world: links, queues, senders and time, as rows of numbers and compiled rules."""
+"""A packet-level world: links, queues, senders and time, as rows of numbers and compiled rules.
+
+May be imported by `net` and by benchmarks.  Start reading at `spec.py` (a world in words), `loop.py` (the
+events), then `control/` and `queue/`, where a congestion rule and a queue are one file each.
+"""
 
 from kdn.net.world.records import CE, ECT0, ECT1, NOT_ECT
 from kdn.net.world.spec import (
@@ -12,7 +16,7 @@ from kdn.net.world.spec import (
     steady,
     web,
 )
-from kdn.net.world.traces import RateTrace, constant, read_mahimahi, read_throughput
+from kdn.net.world.traces import RateTrace, constant, read_link, read_mahimahi, read_throughput
 from kdn.net.world.world import (
     Chooser,
     ChooserAnswer,
@@ -44,6 +48,7 @@ __all__ = [
     "bulk",
     "constant",
     "frames",
+    "read_link",
     "read_mahimahi",
     "read_throughput",
     "steady",

@@ -6,9 +6,9 @@ The same rules as in `loop`, minus the simulated links: bytes and time come from
 from __future__ import annotations
 
 from kdn.net.world.compiled import compiled
-from kdn.net.world.loop import dequeue, enqueue
 from kdn.net.world.packets import release, take
-from kdn.net.world.records import ASK, CE, NOBODY, State
+from kdn.net.world.queue import dequeue, enqueue
+from kdn.net.world.records import ASK, CE, NIL, State
 from kdn.net.world.sender import (
     acknowledge,
     choose_mark,
@@ -19,27 +19,47 @@ from kdn.net.world.sender import (
     timeout_at,
 )
 
-__all__ = ["WAIT", "admit", "check_timer", "next_packet", "next_to_forward", "packet_acked"]
+__all__ = [
+    "MUST_ASK",
+    "MUST_WAIT",
+    "READY",
+    "admit",
+    "book_packet",
+    "check_timer",
+    "next_to_forward",
+    "packet_acked",
+    "readiness",
+]
 
-WAIT = -2
-"""The flow may send, but first wants to be asked for its marking."""
+MUST_WAIT = 0
+"""Window, pacing, application or the flow's end forbid a packet now."""
+MUST_ASK = 1
+"""The flow may send, but its marking has to be chosen first."""
+READY = 2
 
 
 @compiled
-def next_packet(state: State, flow_id: int, now: int) -> int:
-    """Book the flow's next packet as sent now; its row, NOBODY when it must wait, WAIT to ask."""
+def readiness(state: State, flow_id: int, now: int) -> int:
+    """May the flow send a packet now? MUST_WAIT, MUST_ASK or READY."""
     flow = state.flows[flow_id]
     if not may_send(flow) or flow.next_send > now or now >= flow.stop:
-        return NOBODY
+        return MUST_WAIT
     if flow.marking == ASK and now - flow.decided >= flow.decision_gap:
-        return WAIT
+        return MUST_ASK
+    return READY
+
+
+@compiled
+def book_packet(state: State, flow_id: int, now: int) -> int:
+    """Book the flow's next packet as sent now; its row, or NIL when every row is in use."""
+    flow = state.flows[flow_id]
     packet = take(state)
-    if packet == NOBODY:
-        return NOBODY
+    if packet == NIL:
+        return NIL
     p = state.packets[packet]
     ecn = choose_mark(state, flow_id)
     p.flow, p.seq, p.size, p.sent_ecn, p.ecn = flow_id, flow.seq, flow.size, ecn, ecn
-    p.t_ready, p.t_deliver, p.travelling = now, NOBODY, 0
+    p.t_ready, p.t_deliver, p.travelling = now, NIL, 0
     flow.seq += 1
     note_sent(state, packet, now)
     return packet
@@ -59,17 +79,17 @@ def check_timer(state: State, flow_id: int, now: int) -> None:
     """Look for losses, and time out when nothing has come back for too long."""
     find_lost(state, flow_id, now)
     flow = state.flows[flow_id]
-    if flow.oldest != NOBODY and now >= timeout_at(flow):
+    if flow.oldest != NIL and now >= timeout_at(flow):
         give_up_all(state, flow_id, now)
 
 
 @compiled
 def admit(state: State, size: int, ecn: int, now: int) -> int:
-    """Queue a packet that came from a socket at hop 0: its row, or NOBODY when it was dropped."""
+    """Queue a packet that came from a socket at hop 0: its row, or NIL when it was dropped."""
     packet = take(state)
-    if packet == NOBODY:
+    if packet == NIL:
         state.clock[0].full = 0
-        return NOBODY
+        return NIL
     p = state.packets[packet]
     p.flow, p.size, p.sent_ecn, p.ecn = 0, size, ecn, ecn
     p.outstanding, p.travelling = 0, 1
@@ -77,10 +97,10 @@ def admit(state: State, size: int, ecn: int, now: int) -> int:
         return packet
     p.travelling = 0
     release(state, packet)
-    return NOBODY
+    return NIL
 
 
 @compiled
 def next_to_forward(state: State, now: int) -> int:
-    """The packet hop 0 sends now, or NOBODY. Its row is still taken; `release` it after use."""
+    """The packet hop 0 sends now, or NIL. Its row is still taken; `release` it after use."""
     return dequeue(state, 0, now)

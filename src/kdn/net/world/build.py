@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from kdn.errors import BadConfig
-from kdn.net.world import congestion, loop
+from kdn.net.world.control import RULES, Rule
+from kdn.net.world.control.rule import settings
 from kdn.net.world.events import APP, SEND, UPDATE, push
+from kdn.net.world.queue import QUEUES, Discipline
 from kdn.net.world.records import (
     APP_GREEDY,
     ASK,
@@ -24,7 +26,7 @@ from kdn.net.world.records import (
     HOP,
     LOG,
     MS,
-    NOBODY,
+    NIL,
     NOT_ECT,
     PACKET,
     RANDOM,
@@ -34,17 +36,8 @@ from kdn.net.world.records import (
 )
 from kdn.net.world.spec import Flow, Hop, Scenario
 
-__all__ = ["CONTROLS", "ECNS", "build", "empty_hop"]
+__all__ = ["build", "empty_hop"]
 
-AQMS = {"droptail": loop.DROPTAIL, "fq_codel": loop.FQ_CODEL, "dualpi2": loop.DUALPI2}
-CONTROLS = {
-    "reno": congestion.RENO,
-    "cubic": congestion.CUBIC,
-    "dctcp": congestion.DCTCP,
-    "prague": congestion.PRAGUE,
-    "bbr": congestion.BBR,
-    "unresponsive": congestion.UNRESPONSIVE,
-}
 ECNS = {"not-ect": NOT_ECT, "ect0": ECT0, "ect1": ECT1}
 MARKINGS = {"fixed": FIXED, "random": RANDOM, "blocks": BLOCKS, "by-type": BY_TYPE, "ask": ASK}
 
@@ -61,7 +54,7 @@ def build(scenario: Scenario, num_packets: int = 1 << 16, num_log: int = 1 << 14
     if not num_hops or not num_flows:
         raise BadConfig(f"scenario {scenario.name!r} needs at least one hop and one flow")
     fq = np.zeros((num_hops, num_flows), FQ)
-    fq["head"] = NOBODY
+    fq["head"] = NIL
     tables = [hop.rate for hop in scenario.hops]
     state = State(
         clock=_clock(scenario.seed),
@@ -79,7 +72,7 @@ def build(scenario: Scenario, num_packets: int = 1 << 16, num_log: int = 1 << 14
         fill_hop(state.hops[index], hop, start)
         state.hops[index]["next_hop"] = index + 1
         start += len(hop.rate.times_ns)
-        if hop.queue.aqm == "dualpi2":
+        if _queue(hop.queue.aqm).has_timer:
             push(state, int(state.hops[index]["t_update"]), UPDATE, index)
     for index, flow in enumerate(scenario.flows):
         _fill_flow(state.flows[index], flow, scenario)
@@ -89,15 +82,29 @@ def build(scenario: Scenario, num_packets: int = 1 << 16, num_log: int = 1 << 14
     return state
 
 
+def _rule(name: str) -> Rule:
+    for rule in RULES:
+        if rule.name == name:
+            return rule
+    raise BadConfig(f"no congestion rule {name!r}; there are {', '.join(r.name for r in RULES)}")
+
+
+def _queue(name: str) -> Discipline:
+    for queue in QUEUES:
+        if queue.name == name:
+            return queue
+    raise BadConfig(f"no queue {name!r}; there are {', '.join(q.name for q in QUEUES)}")
+
+
 def _clock(seed: int) -> np.ndarray[Any, Any]:
     clock = np.zeros(1, CLOCK)
-    clock["free"] = clock["asking"] = clock["watched"] = NOBODY
+    clock["free"] = clock["asking"] = clock["watched"] = NIL
     clock["random"] = np.uint64(seed * 2_654_435_761 + 12_345)
     return clock
 
 
 def empty_hop(hop: Hop, num_packets: int, num_flows: int = 1) -> State:
-    """A world of one hop and flows that nobody starts: what a router over real sockets keeps."""
+    """A world of one hop and flows that never start: what a router over real sockets keeps."""
     flows = tuple(Flow("unresponsive", "not-ect") for _ in range(num_flows))
     state = build(Scenario("router", (hop,), flows), num_packets, num_log=1)
     state.clock["num_events"] = 0
@@ -107,7 +114,7 @@ def empty_hop(hop: Hop, num_packets: int, num_flows: int = 1) -> State:
 def fill_hop(row: Any, hop: Hop, rates_at: int) -> None:
     """Write the hop's settings into its row."""
     queue, rate = hop.queue, hop.rate
-    row["aqm"] = AQMS[queue.aqm]
+    row["aqm"] = QUEUES.index(_queue(queue.aqm))
     row["mtu"] = _MTU
     row["limit"] = max(int(queue.limit_ms * 1e-3 * rate.mean_bps / 8), 4 * _MTU)
     row["limit_packets"] = 10_000 if queue.linux else 1 << 40
@@ -115,6 +122,7 @@ def fill_hop(row: Any, hop: Hop, rates_at: int) -> None:
     row["loss"] = hop.loss
     row["rates_at"], row["rates_len"] = rates_at, len(rate.times_ns)
     row["rates_period"], row["opportunities"] = rate.period_ns, int(rate.opportunities)
+    row["rate_index"] = NIL if rate.opportunities else 0
     row["linux"] = int(queue.linux)
     row["alpha"], row["beta"] = queue.alpha_hz, queue.beta_hz
     row["target"], row["t_update"] = int(queue.target_ms * MS), int(queue.update_ms * MS)
@@ -126,9 +134,9 @@ def fill_hop(row: Any, hop: Hop, rates_at: int) -> None:
     row["weight_c"], row["weight_l"] = queue.weights
     row["credit"] = _MTU * (queue.weights[0] - queue.weights[1])
     for end in ("head_l", "tail_l", "head_c", "tail_c"):
-        row[end] = NOBODY
+        row[end] = NIL
     for end in ("new_head", "new_tail", "old_head", "old_tail"):
-        row[end] = NOBODY
+        row[end] = NIL
 
 
 def _fill_flow(row: Any, flow: Flow, scenario: Scenario) -> None:
@@ -137,7 +145,10 @@ def _fill_flow(row: Any, flow: Flow, scenario: Scenario) -> None:
     path = scenario.hops[flow.first_hop : last + 1]
     there = flow.in_ms + flow.out_ms + sum(hop.delay_ms for hop in path)
     back = there if flow.back_ms is None else flow.back_ms
-    row["cc"], row["ect"], row["mark"] = CONTROLS[flow.control], ECNS[flow.ecn], ECNS[flow.ecn]
+    rule = _rule(flow.control)
+    row["cc"], row["ect"], row["mark"] = RULES.index(rule), ECNS[flow.ecn], ECNS[flow.ecn]
+    for name, value in settings(rule).items():
+        row[name] = value
     row["size"], row["first_hop"], row["last_hop"] = flow.packet, flow.first_hop, last
     row["delay_in"], row["delay_out"] = int(flow.in_ms * MS), int(flow.out_ms * MS)
     row["delay_back"], row["base"] = int(back * MS), int(there * MS)
@@ -150,9 +161,8 @@ def _fill_flow(row: Any, flow: Flow, scenario: Scenario) -> None:
     _fill_app(row, flow)
     row["rwnd"] = flow.max_window_packets * flow.packet
     row["cwnd"], row["ssthresh"] = _INITIAL_WINDOW * flow.packet, 1e15
-    row["oldest"] = row["newest"] = row["highest"] = NOBODY
+    row["oldest"] = row["newest"] = row["highest"] = NIL
     row["min_rtt"], row["reduced"] = 1e18, -SECOND
-    row["mark_share"] = 1.0 if flow.control in {"dctcp", "prague"} else 0.0
 
 
 def _fill_app(row: Any, flow: Flow) -> None:

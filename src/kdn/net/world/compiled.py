@@ -2,12 +2,12 @@
 
 Numba keeps compiled functions beside their source, and forgets one when *its* file changes; a
 function inlined from another file would stay as it was.  So the stamp here covers every file of
-this folder.
+this folder and of the folders in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,7 +21,7 @@ except ImportError as error:
         "the packet world is compiled by numba, which is not installed: pip install 'kdn[net]'"
     ) from error
 
-__all__ = ["compiled", "compiled_fast"]
+__all__ = ["by_code", "compiled", "compiled_fast"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -37,9 +37,27 @@ def compiled_fast(function: Function) -> Function:
     return cast("Function", _stamped(decorate(function)))
 
 
+def by_code(
+    name: str, code: str, parameters: str, functions: Sequence[Function], file: str
+) -> Function:
+    """One compiled function that calls `functions[i]` where the expression `code` is i.
+
+    `file` is the module that keeps the list: machine code is kept beside it.  Compiled code cannot call
+    through a table and be kept on disk, so the choice is written out as a chain of comparisons.
+    """
+    names: dict[str, Any] = {f"function_{i}": function for i, function in enumerate(functions)}
+    names["__name__"] = __name__
+    lines = [f"def {name}({parameters}):"]
+    for i in range(len(functions) - 1):
+        lines += [f"    if {code} == {i}:", f"        return function_{i}({parameters})"]
+    lines.append(f"    return function_{len(functions) - 1}({parameters})")
+    exec(compile("\n".join(lines), file, "exec"), names)  # noqa: S102 (written above, nobody's input)
+    return compiled(cast("Function", names[name]))
+
+
 @cache
 def _room_stamp() -> tuple[float, int]:
-    stats = [path.stat() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    stats = [path.stat() for path in sorted(Path(__file__).parent.rglob("*.py"))]
     return max(stat.st_mtime for stat in stats), sum(stat.st_size for stat in stats)
 
 

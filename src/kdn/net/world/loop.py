@@ -6,14 +6,12 @@ is full, or when a watched packet's fate is known.
 
 from __future__ import annotations
 
-from kdn.net.world.chance import exponential, uniform
 from kdn.net.world.compiled import compiled
-from kdn.net.world.dualpi2 import dualpi2_dequeue, dualpi2_enqueue, pi_update
 from kdn.net.world.events import ACK, APP, ARRIVE, LINK, SEND, TIMER, UPDATE, pop, push
-from kdn.net.world.fifo import droptail_dequeue, droptail_enqueue
-from kdn.net.world.fqcodel import fqcodel_dequeue, fqcodel_enqueue
 from kdn.net.world.packets import release, take
-from kdn.net.world.records import ASK, NOBODY, SECOND, State
+from kdn.net.world.queue import dequeue, enqueue, update
+from kdn.net.world.records import ASK, NIL, SECOND, WATCH_NEXT, WATCH_PACKET, State
+from kdn.net.world.rng import exponential, uniform
 from kdn.net.world.sender import (
     acknowledge,
     choose_mark,
@@ -28,51 +26,20 @@ from kdn.net.world.sender import (
 __all__ = [
     "ASKED",
     "DONE",
-    "DROPTAIL",
-    "DUALPI2",
-    "FQ_CODEL",
     "FULL",
     "LOG_FULL",
     "SEEN",
     "advance",
     "answer",
     "copy_into",
-    "dequeue",
-    "enqueue",
     "fate",
 ]
-
-DROPTAIL = 0
-FQ_CODEL = 1
-DUALPI2 = 2
 
 DONE = 0
 ASKED = 1
 LOG_FULL = 2
 SEEN = 3
 FULL = 4
-
-
-@compiled
-def enqueue(state: State, hop: int, packet: int, now: int) -> bool:
-    """Hand the packet to the hop's queue; False when there was no room for it."""
-    aqm = state.hops[hop].aqm
-    if aqm == DUALPI2:
-        return dualpi2_enqueue(state, hop, packet, now)
-    if aqm == FQ_CODEL:
-        return fqcodel_enqueue(state, hop, packet, now)
-    return droptail_enqueue(state, hop, packet, now)
-
-
-@compiled
-def dequeue(state: State, hop: int, now: int) -> int:
-    """The hop's next packet, or NOBODY."""
-    aqm = state.hops[hop].aqm
-    if aqm == DUALPI2:
-        return dualpi2_dequeue(state, hop, now)
-    if aqm == FQ_CODEL:
-        return fqcodel_dequeue(state, hop, now)
-    return droptail_dequeue(state, hop)
 
 
 @compiled
@@ -99,6 +66,18 @@ def _rate_index(state: State, hop: int, now: int) -> int:
 
 
 @compiled
+def _next_opportunity(state: State, hop: int, now: int) -> int:
+    """Take the first opportunity that is not over; several may share a moment. Returns when it is."""
+    row = state.hops[hop]
+    i, t = row.rate_index, -1
+    while t < now:
+        i += 1
+        t = state.rate_t[row.rates_at + i % row.rates_len] + (i // row.rates_len) * row.rates_period
+    row.rate_index = i
+    return int(t)
+
+
+@compiled
 def _start_link(state: State, hop: int, now: int) -> None:
     """If the link is idle and something waits, begin to send it (or wait for an opportunity)."""
     row = state.hops[hop]
@@ -107,12 +86,10 @@ def _start_link(state: State, hop: int, now: int) -> None:
     if row.opportunities:
         if row.len_l + row.len_c > 0:
             row.busy = 1
-            _rate_index(state, hop, now)
-            lap, place = (row.rate_index + 1) // row.rates_len, (row.rate_index + 1) % row.rates_len
-            push(state, state.rate_t[row.rates_at + place] + lap * row.rates_period, LINK, hop)
+            push(state, _next_opportunity(state, hop, now), LINK, hop)
         return
     packet = dequeue(state, hop, now)
-    if packet == NOBODY:
+    if packet == NIL:
         return
     rate = (
         state.rate[_rate_index(state, hop, now)] if row.rates_len > 1 else state.rate[row.rates_at]
@@ -160,20 +137,20 @@ def _arrive(state: State, packet: int, now: int) -> None:
 def _emit(state: State, flow_id: int, ecn: int, now: int) -> bool:
     """Send one packet of the flow; False when the world has no row left for it."""
     packet = take(state)
-    if packet == NOBODY:
+    if packet == NIL:
         return False
     flow, p = state.flows[flow_id], state.packets[packet]
     p.flow, p.seq, p.size = flow_id, flow.seq, flow.size
     p.sent_ecn, p.ecn = ecn, ecn
-    p.hop, p.travelling, p.t_deliver = flow.first_hop, 1, NOBODY
+    p.hop, p.travelling, p.t_deliver = flow.first_hop, 1, NIL
     p.t_ready = max(flow.t_ready, 0)
     flow.seq += 1
     note_sent(state, packet, now)
     if flow.timer_armed == 0:
         flow.timer_armed = 1
         push(state, timeout_at(flow), TIMER, flow_id)
-    if state.clock[0].watched == NOBODY - 1:
-        state.clock[0].watched = packet  # the world is a copy made to see this packet's fate
+    if state.clock[0].watch == WATCH_NEXT:  # the world is a copy made to see this packet's fate
+        state.clock[0].watch, state.clock[0].watched = WATCH_PACKET, packet
     if flow.delay_in > 0:
         push(state, now + flow.delay_in, ARRIVE, packet)
     else:
@@ -219,10 +196,10 @@ def _timer(state: State, flow_id: int, now: int) -> None:
     flow = state.flows[flow_id]
     flow.timer_armed = 0
     find_lost(state, flow_id, now)
-    if flow.oldest != NOBODY and now >= timeout_at(flow):
+    if flow.oldest != NIL and now >= timeout_at(flow):
         give_up_all(state, flow_id, now)
         _send_all(state, flow_id, now)
-    elif flow.oldest != NOBODY:
+    elif flow.oldest != NIL:
         flow.timer_armed = 1
         push(state, max(timeout_at(flow), now + 1), TIMER, flow_id)
 
@@ -266,7 +243,7 @@ def _handle(state: State, kind: int, arg: int, now: int) -> None:
         state.hops[arg].busy = 0
         if state.hops[arg].opportunities:
             packet = dequeue(state, arg, now)
-            if packet != NOBODY:
+            if packet != NIL:
                 _leave(state, arg, packet, now)
         _start_link(state, arg, now)
     elif kind == ACK:
@@ -281,20 +258,20 @@ def _handle(state: State, kind: int, arg: int, now: int) -> None:
     elif kind == TIMER:
         _timer(state, arg, now)
     elif kind == UPDATE:
-        pi_update(state, arg, now)
+        update(state, arg, now)
         push(state, now + state.hops[arg].t_update, UPDATE, arg)
 
 
 @compiled
-def _watch(state: State) -> bool:
-    """Is the watched packet's fate known? Writes its delay, or NOBODY for a loss."""
+def _fate_is_known(state: State) -> bool:
+    """Has the watched packet arrived or been lost? Writes which, and its delay."""
     clock = state.clock[0]
     p = state.packets[clock.watched]
     if p.travelling == 0:
-        clock.watched_delay = NOBODY
+        clock.watched_lost = 1
         return True
-    if p.t_deliver != NOBODY:
-        clock.watched_delay = p.t_deliver - p.t_send
+    if p.t_deliver != NIL:
+        clock.watched_lost, clock.watched_delay = 0, p.t_deliver - p.t_send
         return True
     return False
 
@@ -310,9 +287,9 @@ def advance(state: State, until: int) -> int:
         _handle(state, kind, arg, t)
         if clock.full:
             return FULL
-        if clock.asking != NOBODY:
+        if clock.asking != NIL:
             return ASKED
-        if clock.watched >= 0 and _watch(state):
+        if clock.watch == WATCH_PACKET and _fate_is_known(state):
             return SEEN
         if clock.num_log >= len(state.log):
             return LOG_FULL
@@ -325,7 +302,7 @@ def answer(state: State, mark: int, probe: bool, cost: int) -> None:
     """Tell the asking flow its mark. Its packet leaves after `cost`, what deciding took."""
     clock = state.clock[0]
     flow_id, now = clock.asking, clock.now
-    clock.asking = NOBODY
+    clock.asking = NIL
     flow = state.flows[flow_id]
     if flow.mark != mark:
         flow.switches += 1
@@ -350,14 +327,15 @@ def copy_into(target: State, source: State) -> None:
 
 
 @compiled
-def fate(scratch: State, world: State, mark: int, horizon: int) -> int:
-    """What would become of the asking flow's next packet under `mark`: its delay, or NOBODY.
+def fate(scratch: State, world: State, mark: int, horizon: int) -> tuple[bool, int]:
+    """What would become of the asking flow's next packet under `mark`: (it arrives, its delay).
 
-    Runs a copy in which nobody decides anything new; `world` is not changed.
+    Runs a copy in which nothing new is decided; `world` is not changed.  A packet that has not
+    arrived within `horizon` counts as lost.
     """
     copy_into(scratch, world)
     clock = scratch.clock[0]
-    clock.frozen, clock.watched = 1, NOBODY - 1
+    clock.frozen, clock.watch = 1, WATCH_NEXT
     now = clock.now
     answer(scratch, mark, False, 0)
     reason = DONE
@@ -366,4 +344,5 @@ def fate(scratch: State, world: State, mark: int, horizon: int) -> int:
         if reason != LOG_FULL:
             break
         clock.num_log = 0
-    return int(clock.watched_delay) if reason == SEEN else NOBODY
+    arrives = reason == SEEN and clock.watched_lost == 0
+    return bool(arrives), int(clock.watched_delay)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from kdn.net.world.compiled import compiled
-from kdn.net.world.records import NOBODY, State
+from kdn.net.world.records import NIL, State
 
 __all__ = ["release", "take"]
 
 
 @compiled
 def take(state: State) -> int:
-    """A free row, or NOBODY (and `clock.full`) when every row is in use."""
+    """A free row, or NIL (and `clock.full`) when every row is in use."""
     clock = state.clock[0]
-    if clock.free != NOBODY:
+    if clock.free != NIL:
         packet = clock.free
         clock.free = state.packets[packet].next
         return int(packet)
     if clock.used >= len(state.packets):
         clock.full = 1
-        return NOBODY
+        return NIL
     clock.used += 1
     return int(clock.used - 1)
 

@@ -1,7 +1,7 @@
 """The world's memory: rows of numbers, so that one copy of the arrays is a copy of the world.
 
 Times are integer nanoseconds, sizes bytes, rates bits per second, packets are row numbers and
-`NOBODY` is the row that does not exist.  A field's comment names who writes it when that is not
+`NIL` is the row that does not exist.  A field's comment names who writes it when that is not
 plain.
 """
 
@@ -28,12 +28,15 @@ __all__ = [
     "HOP",
     "LOG",
     "MS",
-    "NOBODY",
+    "NIL",
     "NOT_ECT",
     "PACKET",
     "RANDOM",
     "SECOND",
     "US",
+    "WATCH_NEXT",
+    "WATCH_NONE",
+    "WATCH_PACKET",
     "State",
     "blank",
     "copied",
@@ -42,7 +45,7 @@ __all__ = [
 US = 1_000
 MS = 1_000_000
 SECOND = 1_000_000_000
-NOBODY = -1
+NIL = -1
 
 # The ECN field (RFC 3168).
 NOT_ECT = 0
@@ -56,6 +59,11 @@ RANDOM = 1
 BLOCKS = 2
 BY_TYPE = 3
 ASK = 4
+
+# Whether a copied world waits to learn a packet's fate.
+WATCH_NONE = 0
+WATCH_NEXT = 1
+WATCH_PACKET = 2
 
 APP_GREEDY = 1e18
 """Bytes waiting at a sender that always has more."""
@@ -75,7 +83,7 @@ PACKET = np.dtype(
         ("t_queue", "i8"),  # when it joined the queue it is in
         ("t_deliver", "i8"),
         ("long_queue", "i8"),  # Linux DualPI2's step flag, set on joining
-        ("next", "i8"),  # the queue behind it, or the free list
+        ("next", "i8"),  # the packet after it in its queue, or in the free list
         ("newer", "i8"),  # the sender's list of packets in flight, in send order
         ("older", "i8"),
         ("outstanding", "i8"),  # 1 while the sender waits for its ACK
@@ -137,7 +145,7 @@ HOP = np.dtype(
         ("old_tail", "i8"),
         # the link
         ("busy", "i8"),
-        ("rate_index", "i8"),
+        ("rate_index", "i8"),  # the rate in force, or the opportunity that was taken last
         ("last_out", "i8"),
         # what happened
         ("joined", "i8"),
@@ -171,6 +179,10 @@ FLOW = np.dtype(
     [
         # what it is
         ("cc", "i8"),
+        ("has_window", "i8"),  # the facts of its congestion rule
+        ("grows_on_marks", "i8"),
+        ("restarts_after_idle", "i8"),
+        ("keeps_min_rtt", "i8"),
         ("ect", "i8"),  # its own class: NOT_ECT, ECT0 or ECT1
         ("size", "i8"),
         ("first_hop", "i8"),
@@ -287,8 +299,10 @@ CLOCK = np.dtype(
         ("random", "u8"),
         ("asking", "i8"),  # the flow whose marking is asked for
         ("frozen", "i8"),  # 1: flows keep their mark and ask nobody
-        ("watched", "i8"),  # a packet whose fate ends the run
-        ("watched_delay", "i8"),  # its one-way delay, NOBODY when it was lost
+        ("watch", "i8"),  # WATCH_NONE, WATCH_NEXT (the next packet that is sent) or WATCH_PACKET
+        ("watched", "i8"),  # the packet whose fate ends the run
+        ("watched_lost", "i8"),  # 1: it was lost
+        ("watched_delay", "i8"),  # its one-way delay, where it was not
         ("handled", "i8"),
         ("full", "i8"),
     ]

@@ -9,18 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdn.net.world.chance import exponential, uniform
 from kdn.net.world.compiled import compiled
-from kdn.net.world.congestion import (
-    BBR,
-    PRAGUE,
-    UNRESPONSIVE,
-    on_acked,
-    on_lost,
-    on_marked,
-    on_timeout,
-    pacing_rate,
-)
+from kdn.net.world.control import on_acked, on_lost, on_marked, on_timeout, pacing_rate
 from kdn.net.world.packets import release
 from kdn.net.world.records import (
     APP_GREEDY,
@@ -32,12 +22,13 @@ from kdn.net.world.records import (
     ECT1,
     FIXED,
     MS,
-    NOBODY,
+    NIL,
     RANDOM,
     SECOND,
     Rows,
     State,
 )
+from kdn.net.world.rng import exponential, uniform
 
 __all__ = [
     "acknowledge",
@@ -60,12 +51,12 @@ def may_send(flow: Rows) -> bool:
     """Do the application and the window allow one more packet (pacing aside)?"""
     if flow.app_bytes < flow.size:
         return False
-    return bool(flow.cc == UNRESPONSIVE or flow.inflight + flow.size <= flow.cwnd)
+    return bool(flow.has_window == 0 or flow.inflight + flow.size <= flow.cwnd)
 
 
 @compiled
 def choose_mark(state: State, flow_id: int) -> int:
-    """The ECN codepoint of the next packet. The flow's mark only moves; nobody is asked here."""
+    """The ECN codepoint of the next packet. The flow's mark only moves; no chooser is asked here."""
     flow = state.flows[flow_id]
     marking = flow.marking
     if marking == FIXED or state.clock[0].frozen == 1:
@@ -96,7 +87,7 @@ def _next_block(clock: Rows, flow: Rows) -> None:
 
 @compiled
 def note_sent(state: State, packet: int, now: int) -> None:
-    """Enter a filled packet row into its flow's books, and set when the next may follow."""
+    """Enter a filled packet row into its flow's counts, and set when the next may follow."""
     p = state.packets[packet]
     flow = state.flows[p.flow]
     p.outstanding, p.t_send = 1, now
@@ -104,8 +95,8 @@ def note_sent(state: State, packet: int, now: int) -> None:
     p.delivered_t = flow.delivered_t if flow.inflight > 0 else now
     if flow.inflight == 0:
         flow.last_progress = now
-    p.older, p.newer = flow.newest, NOBODY
-    if flow.newest == NOBODY:
+    p.older, p.newer = flow.newest, NIL
+    if flow.newest == NIL:
         flow.oldest = packet
     else:
         state.packets[flow.newest].newer = packet
@@ -129,11 +120,11 @@ def _unlink(state: State, packet: int) -> None:
     """Take a packet out of the sender's list; it is no longer in flight."""
     p = state.packets[packet]
     flow = state.flows[p.flow]
-    if p.older == NOBODY:
+    if p.older == NIL:
         flow.oldest = p.newer
     else:
         state.packets[p.older].newer = p.newer
-    if p.newer == NOBODY:
+    if p.newer == NIL:
         flow.newest = p.older
     else:
         state.packets[p.newer].older = p.older
@@ -148,7 +139,7 @@ def _measure_rtt(flow: Rows, rtt: float, now: int) -> None:
     else:
         flow.rttvar += 0.25 * (abs(flow.srtt - rtt) - flow.rttvar)
         flow.srtt += 0.125 * (rtt - flow.srtt)
-    if flow.cc != BBR and rtt < flow.min_rtt:  # BBR keeps its own, which expires
+    if flow.keeps_min_rtt == 0 and rtt < flow.min_rtt:
         flow.min_rtt, flow.min_rtt_t = rtt, now
 
 
@@ -175,14 +166,14 @@ def acknowledge(state: State, packet: int, now: int) -> None:
     if p.ecn == CE:
         flow.ce += 1
         on_marked(flow, p.sent_ecn, p.size, p.t_send, now)
-    grown = 0 if p.ecn == CE and flow.cc == PRAGUE else p.size
+    grown = 0 if p.ecn == CE and flow.grows_on_marks == 0 else p.size
     on_acked(flow, p.size, grown, rtt, rate, p.delivered, now)
     find_lost(state, p.flow, now)
 
 
 @compiled
 def _note_order(flow: Rows, seq: int) -> None:
-    """Reordering as RFC 4737 counts it: arrivals behind a higher number, and how far behind."""
+    """Reordering as RFC 4737 counts it: arrivals after a higher number, and by how far."""
     if seq > flow.highest:
         flow.highest = seq
     else:
@@ -196,7 +187,7 @@ def _give_up(state: State, packet: int, now: int) -> None:
     flow = state.flows[p.flow]
     _unlink(state, packet)
     flow.lost += 1
-    if flow.app_bytes < APP_GREEDY / 2 and flow.cc != UNRESPONSIVE:
+    if flow.app_bytes < APP_GREEDY / 2 and flow.has_window == 1:
         flow.app_bytes += p.size  # to be sent again
     on_lost(flow, p.t_send, now)
     release(state, packet)
@@ -207,7 +198,7 @@ def find_lost(state: State, flow_id: int, now: int) -> None:
     """Give up packets that one sent later has overtaken for longer than reordering explains."""
     flow = state.flows[flow_id]
     patience = flow.rack_rtt + max(0.25 * flow.min_rtt, 4.0 * flow.rttvar)
-    while flow.oldest != NOBODY:
+    while flow.oldest != NIL:
         t_send = state.packets[flow.oldest].t_send
         if t_send >= flow.rack_t or now - t_send < patience:
             break
@@ -225,7 +216,7 @@ def timeout_at(flow: Rows) -> int:
 def give_up_all(state: State, flow_id: int, now: int) -> None:
     """A timeout: everything in flight is lost, and the window begins again."""
     flow = state.flows[flow_id]
-    while flow.oldest != NOBODY:
+    while flow.oldest != NIL:
         _give_up(state, flow.oldest, now)
     on_timeout(flow, now)
     flow.backoff = min(flow.backoff + 1, 6)
@@ -260,6 +251,6 @@ def _slow_start_after_idle(flow: Rows, now: int) -> None:
     idle = flow.inflight == 0 and now - flow.last_sent > max(
         flow.srtt + 4.0 * flow.rttvar, _MIN_RTO
     )
-    if idle and flow.cc < BBR:
+    if idle and flow.restarts_after_idle == 1:
         flow.cwnd = min(flow.cwnd, 10.0 * flow.size)
         flow.epoch = 0

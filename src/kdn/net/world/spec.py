@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kdn.errors import BadConfig
-from kdn.net.world.traces import RateTrace, constant
+from kdn.net.world.traces import RateTrace
 
 __all__ = [
     "App",
-    "Aqm",
-    "Control",
     "Ecn",
     "Flow",
     "Hop",
@@ -24,8 +22,6 @@ __all__ = [
     "web",
 ]
 
-Aqm = Literal["droptail", "fq_codel", "dualpi2"]
-Control = Literal["reno", "cubic", "dctcp", "prague", "bbr", "unresponsive"]
 Ecn = Literal["not-ect", "ect0", "ect1"]
 Marking = Literal["fixed", "random", "blocks", "by-type", "ask"]
 
@@ -34,7 +30,8 @@ Marking = Literal["fixed", "random", "blocks", "by-type", "ask"]
 class Queue:
     """A hop's queue. The numbers are RFC 9332's defaults; other kinds read only `limit_ms`."""
 
-    aqm: Aqm = "dualpi2"
+    aqm: str = "dualpi2"
+    """One of `queue.QUEUES`."""
     linux: bool = False
     limit_ms: float = 250.0
     """Buffer, in milliseconds at the link's mean rate."""
@@ -69,7 +66,7 @@ class Queue:
 
 @dataclass(frozen=True)
 class Hop:
-    """A queue and the link behind it. `jitter_ms` is the mean of an exponential extra delay."""
+    """A queue and the link after it. `jitter_ms` is the mean of an exponential extra delay."""
 
     rate: RateTrace
     queue: Queue = Queue()
@@ -121,7 +118,8 @@ def web(mbps: float, object_bytes: float) -> App:
 class Flow:
     """One sender and its receiver. Delays are one way; `back_ms` defaults to the way there."""
 
-    control: Control
+    control: str
+    """One of `control.RULES`."""
     ecn: Ecn
     app: App = App()
     marking: Marking = "fixed"
@@ -154,8 +152,3 @@ class Scenario:
     seconds: float = 10.0
     seed: int = 1
     tags: tuple[str, ...] = field(default=())
-
-    @staticmethod
-    def single(name: str, mbps: float, flows: tuple[Flow, ...], **hop: float) -> Scenario:
-        """One DualPI2 bottleneck of constant rate with default settings."""
-        return Scenario(name, (Hop(constant(mbps * 1e6), **hop),), flows)  # type: ignore[arg-type]

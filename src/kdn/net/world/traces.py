@@ -7,6 +7,7 @@ cannot read with the line at fault.
 from __future__ import annotations
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from kdn.errors import BadInput
 from kdn.net.world.records import MS, SECOND
 
-__all__ = ["RateTrace", "constant", "read_mahimahi", "read_throughput"]
+__all__ = ["RateTrace", "constant", "read_link", "read_mahimahi", "read_throughput"]
 
 _LEAST_BPS = 10_000.0
 
@@ -48,14 +49,29 @@ def constant(bits_per_s: float) -> RateTrace:
     return RateTrace(np.zeros(1, np.int64), np.array([bits_per_s]), SECOND)
 
 
+def read_link(path: Path, scale: float = 1.0) -> RateTrace:
+    """A recorded link of either kind: one number a line is mahimahi, two are seconds and Mbit/s.
+
+    `scale` multiplies rates; a mahimahi file has none to multiply. Raises BadInput as the readers do.
+    """
+    first = next((line for line in _lines(path) if line.strip()), "")
+    if len(first.replace(",", " ").split()) == 1:
+        if scale != 1.0:
+            raise BadInput(
+                f"{path} lists opportunities, which have no rate to scale; scale must be 1"
+            )
+        return read_mahimahi(path)
+    return read_throughput(path, scale)
+
+
 def read_mahimahi(path: Path) -> RateTrace:
-    """A mahimahi file: each line the millisecond of a chance to send 1500 bytes.
+    """A mahimahi file: each line the millisecond of an opportunity to send 1500 bytes.
 
     Raises BadInput for a missing file, a line that is no number, or times that go back.
     """
     ms = _numbers(path, columns=1)[:, 0]
-    if np.any(np.diff(ms) < 0):
-        raise BadInput(f"{path}: times of a mahimahi trace must not go back; sort the file")
+    if ms[0] < 0 or np.any(np.diff(ms) < 0):
+        raise BadInput(f"{path}: times of a mahimahi trace start at 0 or later and never go back")
     times = (ms * MS).astype(np.int64)
     period = int(times[-1]) + MS
     return RateTrace(times, np.zeros(len(times)), period, opportunities=True)
@@ -87,6 +103,8 @@ def _numbers(path: Path, columns: int) -> NDArray[np.float64]:
             raise BadInput(f"{path}, line {number}: {line.strip()!r} is not a number") from error
         if len(row) < columns:
             raise BadInput(f"{path}, line {number}: wanted {columns} numbers, found {len(row)}")
+        if not np.all(np.isfinite(row)):
+            raise BadInput(f"{path}, line {number}: {line.strip()!r} is not a finite number")
         rows.append(row)
     if not rows:
         raise BadInput(f"{path} holds no line; a trace needs at least one")
@@ -97,5 +115,5 @@ def _lines(path: Path) -> list[str]:
     try:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise BadInput(f"cannot read {path} as a trace: {error}") from error

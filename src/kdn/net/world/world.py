@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from kdn.errors import KdnError
 from kdn.net.world import loop
 from kdn.net.world.build import build
-from kdn.net.world.records import ECT0, ECT1, LOG, NOBODY, SECOND, State, blank, copied
+from kdn.net.world.queue import QUEUES
+from kdn.net.world.records import ECT0, ECT1, LOG, NIL, SECOND, State, blank, copied
 from kdn.net.world.spec import Scenario
 
 __all__ = [
@@ -64,7 +65,7 @@ class Chooser(Protocol):
 
 
 class FlowRetention:
-    """Never changes its mind: the flow's own class, the dull twin of every chooser."""
+    """Never changes its mind: the flow's own class, the plain twin of every chooser."""
 
     def choose(self, question: ChooserQuestion) -> ChooserAnswer:
         return ChooserAnswer(question.mark)
@@ -83,9 +84,9 @@ class FlowTotals:
     ce: int
     switches: int
     late: int
-    """Arrivals behind a higher sequence number."""
+    """Arrivals after a higher sequence number."""
     extent: int
-    """The farthest any came behind, in packets."""
+    """The farthest that any came after it, in packets."""
 
 
 class World:
@@ -192,12 +193,12 @@ class World:
         if self._scratch is None:
             self._scratch = blank(self.state)
         horizon = int(horizon_s * SECOND)
-        low = loop.fate(self._scratch, self.state, ECT1, horizon)
-        classic = loop.fate(self._scratch, self.state, ECT0, horizon)
-        return (
-            None if low == NOBODY else low / SECOND,
-            None if classic == NOBODY else classic / SECOND,
-        )
+        return self._fate(ECT1, horizon), self._fate(ECT0, horizon)
+
+    def _fate(self, mark: int, horizon: int) -> float | None:
+        assert self._scratch is not None
+        arrives, delay = loop.fate(self._scratch, self.state, mark, horizon)
+        return delay / SECOND if arrives else None
 
     def log(self) -> NDArray[Any]:
         """A LOG row per ACK of the logged flows, in order of arrival."""
@@ -235,12 +236,12 @@ class World:
         return twin
 
     def check(self) -> None:
-        """Audit the books: rows, queues and flows agree. Raises AssertionError when they do not."""
+        """Audit the counts: rows, queues and flows agree. Raises AssertionError when they do not."""
         state = self.state
         used = state.packets[: int(state.clock[0]["used"])]
         alive = (used["outstanding"] == 1) | (used["travelling"] == 1)
         free, row = 0, int(state.clock[0]["free"])
-        while row != NOBODY:
+        while row != NIL:
             assert not alive[row], f"packet row {row} is both free and in use"
             free, row = free + 1, int(used[row]["next"])
         assert free + int(alive.sum()) == len(used), "a packet row has leaked"
@@ -253,7 +254,7 @@ class World:
             assert counted == int(flow["sent"]), f"flow {index}: packets sent"
             assert 0.0 < float(flow["cwnd"]) < np.inf, f"flow {index}: window"
         for hop in state.hops:
-            if hop["aqm"] != loop.FQ_CODEL:
+            if QUEUES[int(hop["aqm"])].uses_lists:
                 assert self._chain(int(hop["head_l"]), int(hop["len_l"])) == int(hop["bytes_l"])
                 assert self._chain(int(hop["head_c"]), int(hop["len_c"])) == int(hop["bytes_c"])
 

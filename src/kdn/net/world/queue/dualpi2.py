@@ -7,13 +7,14 @@ time; the simulator and the router over real sockets call the same ones.
 
 from __future__ import annotations
 
-from kdn.net.world.chance import uniform
 from kdn.net.world.compiled import compiled
-from kdn.net.world.fifo import append_c, append_l, sojourn_c, sojourn_l, take_c, take_l
 from kdn.net.world.packets import release
-from kdn.net.world.records import CE, NOBODY, NOT_ECT, Rows, State
+from kdn.net.world.queue.discipline import Discipline
+from kdn.net.world.queue.lists import append_c, append_l, sojourn_c, sojourn_l, take_c, take_l
+from kdn.net.world.records import CE, NIL, NOT_ECT, Rows, State
+from kdn.net.world.rng import uniform
 
-__all__ = ["dualpi2_dequeue", "dualpi2_enqueue", "pi_update", "ramp"]
+__all__ = ["DUALPI2", "pi_update", "ramp"]
 
 
 @compiled
@@ -38,7 +39,7 @@ def pi_update(state: State, hop: int, now: int) -> None:
 
 
 @compiled
-def dualpi2_enqueue(state: State, hop: int, packet: int, now: int) -> bool:
+def _enqueue(state: State, hop: int, packet: int, now: int) -> bool:
     """Classify by the ECN field's last bit and append; False when the shared buffer is full."""
     row, p = state.hops[hop], state.packets[packet]
     backlog = row.bytes_l + row.bytes_c
@@ -54,8 +55,8 @@ def dualpi2_enqueue(state: State, hop: int, packet: int, now: int) -> bool:
 
 
 @compiled
-def dualpi2_dequeue(state: State, hop: int, now: int) -> int:
-    """The next packet, marked where it must be, or NOBODY. Packets dropped on the way are freed."""
+def _dequeue(state: State, hop: int, now: int) -> int:
+    """The next packet, marked where it must be, or NIL. Packets dropped on the way are freed."""
     row = state.hops[hop]
     while row.len_l + row.len_c > 0:
         before = row.credit
@@ -77,7 +78,7 @@ def dualpi2_dequeue(state: State, hop: int, now: int) -> int:
         row.dropped += 1
         p.travelling = 0
         release(state, packet)
-    return NOBODY
+    return NIL
 
 
 @compiled
@@ -176,3 +177,6 @@ def _act_linux(clock: Rows, row: Rows, p: Rows, low: bool, now: int) -> bool:
     if low and p.long_queue and now - p.t_queue > row.min_th:
         _mark_l(row, p)
     return False
+
+
+DUALPI2 = Discipline("dualpi2", _enqueue, _dequeue, pi_update, has_timer=True)

@@ -9,21 +9,22 @@ import numpy as np
 
 from kdn.net.world.compiled import compiled
 from kdn.net.world.packets import release
-from kdn.net.world.records import CE, MS, NOBODY, NOT_ECT, Rows, State
+from kdn.net.world.queue.discipline import Discipline
+from kdn.net.world.records import CE, MS, NIL, NOT_ECT, Rows, State
 
-__all__ = ["fqcodel_dequeue", "fqcodel_enqueue"]
+__all__ = ["FQ_CODEL"]
 
 _TARGET = 5 * MS
 _INTERVAL = 100 * MS
 
 
 @compiled
-def fqcodel_enqueue(state: State, hop: int, packet: int, now: int) -> bool:
+def _enqueue(state: State, hop: int, packet: int, now: int) -> bool:
     """Append to the flow's own queue; when the buffer is full the fattest queue pays."""
     row, p = state.hops[hop], state.packets[packet]
     queue = state.fq[hop, p.flow]
-    p.t_queue, p.next = now, NOBODY
-    if queue.head == NOBODY:
+    p.t_queue, p.next = now, NIL
+    if queue.head == NIL:
         queue.head = packet
     else:
         state.packets[queue.tail].next = packet
@@ -42,14 +43,14 @@ def fqcodel_enqueue(state: State, hop: int, packet: int, now: int) -> bool:
 
 
 @compiled
-def fqcodel_dequeue(state: State, hop: int, now: int) -> int:
-    """The next packet in turn, or NOBODY."""
+def _dequeue(state: State, hop: int, now: int) -> int:
+    """The next packet in turn, or NIL."""
     row = state.hops[hop]
     while True:
-        new = row.new_head != NOBODY
+        new = row.new_head != NIL
         flow = row.new_head if new else row.old_head
-        if flow == NOBODY:
-            return NOBODY
+        if flow == NIL:
+            return NIL
         queue = state.fq[hop, flow]
         if queue.deficit <= 0:
             queue.deficit += row.mtu
@@ -57,9 +58,9 @@ def fqcodel_dequeue(state: State, hop: int, now: int) -> int:
             _list_old(state, hop, flow)
             continue
         packet = _codel(state, hop, flow, now)
-        if packet == NOBODY:
+        if packet == NIL:
             _unlist_first(row, queue, new)
-            if new and row.old_head != NOBODY:
+            if new and row.old_head != NIL:
                 _list_old(state, hop, flow)
             else:
                 queue.listed = 0
@@ -71,8 +72,8 @@ def fqcodel_dequeue(state: State, hop: int, now: int) -> int:
 @compiled
 def _list_new(state: State, hop: int, flow: int) -> None:
     row = state.hops[hop]
-    state.fq[hop, flow].next = NOBODY
-    if row.new_head == NOBODY:
+    state.fq[hop, flow].next = NIL
+    if row.new_head == NIL:
         row.new_head = flow
     else:
         state.fq[hop, row.new_tail].next = flow
@@ -82,8 +83,8 @@ def _list_new(state: State, hop: int, flow: int) -> None:
 @compiled
 def _list_old(state: State, hop: int, flow: int) -> None:
     row = state.hops[hop]
-    state.fq[hop, flow].next = NOBODY
-    if row.old_head == NOBODY:
+    state.fq[hop, flow].next = NIL
+    if row.old_head == NIL:
         row.old_head = flow
     else:
         state.fq[hop, row.old_tail].next = flow
@@ -151,9 +152,9 @@ def _punish(state: State, hop: int, packet: int) -> bool:
 
 @compiled
 def _codel(state: State, hop: int, flow: int, now: int) -> int:
-    """The queue's next packet after CoDel's marks and drops, or NOBODY."""
+    """The queue's next packet after CoDel's marks and drops, or NIL."""
     queue = state.fq[hop, flow]
-    while queue.head != NOBODY:
+    while queue.head != NIL:
         packet = _take(state, hop, flow)
         if not _should_drop(state, hop, flow, packet, now):
             queue.dropping = 0
@@ -168,7 +169,7 @@ def _codel(state: State, hop: int, flow: int, now: int) -> int:
         if not _punish(state, hop, packet):
             return packet
     queue.dropping = 0
-    return NOBODY
+    return NIL
 
 
 @compiled
@@ -180,3 +181,6 @@ def _start_dropping(queue: Rows, now: int) -> None:
     queue.count = delta if recent and delta > 1 else 1
     queue.last_count = queue.count
     queue.drop_next = now + int(_INTERVAL / np.sqrt(queue.count))
+
+
+FQ_CODEL = Discipline("fq_codel", _enqueue, _dequeue, uses_lists=False)

@@ -1,15 +1,13 @@
-"""The two first-in-first-out lists every hop has, and DropTail, which uses one of them."""
+"""The two first-in-first-out lists that every hop has: low-latency and classic."""
 
 from __future__ import annotations
 
 from kdn.net.world.compiled import compiled
-from kdn.net.world.records import NOBODY, State
+from kdn.net.world.records import NIL, State
 
 __all__ = [
     "append_c",
     "append_l",
-    "droptail_dequeue",
-    "droptail_enqueue",
     "sojourn_c",
     "sojourn_l",
     "take_c",
@@ -21,7 +19,7 @@ __all__ = [
 def append_l(state: State, hop: int, packet: int, now: int) -> None:
     """Put `packet` at the end of the low-latency queue."""
     row, p = state.hops[hop], state.packets[packet]
-    p.t_queue, p.next = now, NOBODY
+    p.t_queue, p.next = now, NIL
     if row.len_l == 0:
         row.head_l = packet
     else:
@@ -36,7 +34,7 @@ def append_l(state: State, hop: int, packet: int, now: int) -> None:
 def append_c(state: State, hop: int, packet: int, now: int) -> None:
     """Put `packet` at the end of the classic queue."""
     row, p = state.hops[hop], state.packets[packet]
-    p.t_queue, p.next = now, NOBODY
+    p.t_queue, p.next = now, NIL
     if row.len_c == 0:
         row.head_c = packet
     else:
@@ -81,22 +79,3 @@ def sojourn_c(state: State, hop: int, now: int) -> int:
     """How long the head of the classic queue has waited; 0 when it is empty."""
     row = state.hops[hop]
     return int(now - state.packets[row.head_c].t_queue) if row.len_c > 0 else 0
-
-
-@compiled
-def droptail_enqueue(state: State, hop: int, packet: int, now: int) -> bool:
-    """Whether the packet found room in the one queue."""
-    row = state.hops[hop]
-    if row.bytes_c + state.packets[packet].size > row.limit:
-        row.overflowed += 1
-        return False
-    append_c(state, hop, packet, now)
-    return True
-
-
-@compiled
-def droptail_dequeue(state: State, hop: int) -> int:
-    """The next packet, or NOBODY."""
-    if state.hops[hop].len_c == 0:
-        return NOBODY
-    return take_c(state, hop)
