@@ -49,6 +49,14 @@ def test_a_quick_model_recomputes_what_a_slow_one_loads() -> None:
     assert (len(quick.hits), len(slow.hits)) == (0, 3)
 
 
+@pytest.mark.parametrize("speed", [0.0, -5.0, float("nan"), float("inf")])
+def test_a_speed_that_is_none_counts_as_not_known(speed: float) -> None:
+    """And an estimate that is no number loads nothing: there is nothing to compare."""
+    match = hits("odd", "odd")
+    assert worth_loading(match, 400, 10, lambda _: speed, seconds) == match
+    assert not worth_loading(match, 400, 10, lambda _: speed, lambda *_: float("nan")).hits
+
+
 PLAIN, HALF, EIGHTH = Level("none", 8, 0.0), Level("int8", 4, 0.01), Level("bits", 1, 0.2)
 
 

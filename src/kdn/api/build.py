@@ -38,7 +38,7 @@ from kdn.model import Decoder, LoadedModel, load_model
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel
 from kdn.model.kernels import load as load_kernels
-from kdn.reuse import LossRule, PrefixReuse, Stack
+from kdn.reuse import LossRule, PrefixReuse, RecordLookups, Stack
 from kdn.reuse.blend import BlendReuse, QualityGuard, RatioController
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.reuse.codec_quality import QualityRecord
@@ -138,9 +138,9 @@ def join(
         shape,
         prompts.fingerprint,
         LossRule(config.store.codec, config.store.max_kl, calibration.codecs),
-        recorder=recorder,
         estimate_s=_prefill_estimate(config, calibration.jct),
         load_within_s=config.store.load_within_s,
+        trace=trace,
     )
     blend = BlendReuse(
         store,
@@ -153,7 +153,8 @@ def join(
         trace=trace,
     )
     ended = EndedRequests()
-    planner = Stack([prefix, blend], on_plan=ended.note, trace=trace)
+    recording = [] if recorder is None else [RecordLookups(recorder)]
+    planner = Stack([*recording, prefix, blend], on_plan=ended.note, trace=trace)
     limits = EngineLimits(
         kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
         max_batch_tokens=config.engine.max_batch_tokens,

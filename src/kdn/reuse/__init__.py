@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from kdn.reuse.loss import LossRule, lossy_recipe
 from kdn.reuse.prefix import PrefixReuse
+from kdn.reuse.recording import RecordLookups
 from kdn.reuse.source import StoreSource
 from kdn.reuse.stack import Stack
 from kdn.reuse.technique import Technique
 
-__all__ = ["LossRule", "PrefixReuse", "Stack", "StoreSource", "Technique", "lossy_recipe"]
+__all__ = [
+    "LossRule",
+    "PrefixReuse",
+    "RecordLookups",
+    "Stack",
+    "StoreSource",
+    "Technique",
+    "lossy_recipe",
+]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -17,19 +18,20 @@ from kdn.machine.files import publish_file
 
 __all__ = ["CodecQuality", "QualityRecord", "load_record", "save_record"]
 
+_Nats = Annotated[float, msgspec.Meta(ge=0)]
 _FINGERPRINT = re.compile(r"[0-9a-zA-Z_-]{1,128}")
 
 
 class CodecQuality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One codec on one model."""
 
-    kl: float
+    kl: _Nats
     """Mean over the positions, in nats, of KL(uncompressed || with the context through the codec)."""
-    kl_p99: float
+    kl_p99: _Nats
     """What 99 of 100 positions stay under."""
-    changed_share: float
+    changed_share: Annotated[float, msgspec.Meta(ge=0, le=1)]
     """Positions whose most likely token became another."""
-    gain: float
+    gain: Annotated[float, msgspec.Meta(gt=0)]
     """How many times smaller blocks become, headers and padding included."""
 
 
@@ -55,7 +57,7 @@ def load_record(home: Path, fingerprint: Fingerprint) -> QualityRecord | None:
     try:
         data = _path(home, fingerprint).read_bytes()
         record = msgspec.json.decode(data, type=QualityRecord)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, RecursionError, msgspec.MsgspecError):
         return None
     return record if record.fingerprint == fingerprint else None
 

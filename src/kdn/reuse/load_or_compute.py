@@ -6,6 +6,7 @@ import statistics
 import threading
 from collections import deque
 from collections.abc import Callable
+from math import inf
 
 from kdn.store.index.index import Match
 from kdn.trace import Value
@@ -38,7 +39,8 @@ def worth_loading(
     load_s, cached = 0.0, 0
     for count, hit in enumerate(match.hits, start=1):
         speed = bytes_per_s(hit.tier)
-        load_s += hit.id.num_tokens * token_bytes / speed if speed else 0.0
+        is_known = speed is not None and 0 < speed < inf
+        load_s += hit.id.num_tokens * token_bytes / speed if speed and is_known else 0.0
         cached += hit.num_tokens
         takes_s = max(load_s, estimate_s(num_tokens - cached, cached))
         if takes_s <= best_s * NEARLY:
@@ -91,4 +93,4 @@ class MeasuredSpeeds:
 
 def _is_time(seconds: float) -> bool:
     """Is it a duration? A clock that was set back, or a number that is none, measures nothing."""
-    return 0 <= seconds < float("inf")
+    return 0 <= seconds < inf

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -31,7 +32,7 @@ from kdn.core import (
 )
 from kdn.reuse.load_or_compute import EstimateS, worth_loading
 from kdn.reuse.loss import LossRule, lossy_recipe
-from kdn.reuse.source import StoreSource, tokens_by_tier
+from kdn.reuse.source import StoreSource, close_all, tokens_by_tier
 from kdn.reuse.technique import Technique
 from kdn.store import (
     CODECS,
@@ -39,12 +40,12 @@ from kdn.store import (
     BlockHit,
     Codec,
     Delivery,
-    LookupRecorder,
     Match,
     Reader,
     Store,
     cut_blocks,
 )
+from kdn.trace import NoTrace, Trace
 
 __all__ = ["PrefixReuse"]
 
@@ -65,19 +66,19 @@ class PrefixReuse(Technique):
         fingerprint: Callable[[str | None], Fingerprint],
         loss: LossRule | None = None,
         *,
-        recorder: LookupRecorder | None = None,
         estimate_s: EstimateS | None = None,
         load_within_s: float | None = None,
+        trace: Trace | None = None,
     ) -> None:
         """`fingerprint` names the model with an adapter (or None) on it.
 
-        `recorder` records every prompt that is planned.  With `estimate_s` blocks that would load too
+        With `estimate_s` blocks that would load too
         slowly are computed instead, and a node that transcodes sends its blocks as small as the
         deadline needs: that estimate, or `load_within_s`.
         """
-        self._recorder = recorder
         self._estimate_s = estimate_s
         self._load_within_s = load_within_s
+        self._trace = trace or NoTrace()
         self._store = store
         self._shape = shape
         self._fingerprint = fingerprint
@@ -91,8 +92,6 @@ class PrefixReuse(Technique):
 
     def refine(self, request: Request, planned: Planned) -> Planned:
         token_ids = request.prompt.token_ids
-        if self._recorder is not None:
-            self._recorder.note(token_ids, request.salt)
         fingerprint = self._fingerprint(request.adapter)
         recipe, match = self._best_match(request, fingerprint)
         delivery = None if recipe.tainted else self._delivery(request, match, fingerprint)
@@ -191,16 +190,23 @@ class PrefixReuse(Technique):
     def _open(self, hits: tuple[BlockHit, ...], delivery: Delivery | None = None) -> list[Reader]:
         """Readers for the leading run of blocks that can be opened."""
         far = {tier.name for tier in self._store.tiers if tier.far}
-        open_one = partial(self._store.open, delivery=delivery)
+        open_one = partial(self._open_one, delivery)
         if any(hit.tier in far for hit in hits[1:]):  # a round trip each, so all in parallel
             readers = list(self._openers.map(open_one, hits))
         else:
             readers = list(_until_none(map(open_one, hits)))
         opened = list(_until_none(readers))
-        for reader in readers[len(opened) :]:
-            if reader is not None:
-                reader.close()
+        close_all(reader for reader in readers[len(opened) :] if reader is not None)
         return opened
+
+    def _open_one(self, delivery: Delivery | None, hit: BlockHit) -> Reader | None:
+        """A reader of the block; None, and an event, where the store fails."""
+        try:
+            return self._store.open(hit, delivery=delivery)
+        except Exception as error:  # noqa: BLE001  a block that cannot be opened is computed
+            with suppress(Exception):
+                self._trace.event("reuse.failed", technique="open", key=hit.id.key, why=repr(error))
+            return None
 
     def _blocks(
         self, request: Request, retained: RetainedKV, fingerprint: Fingerprint, recipe: Recipe

@@ -6,6 +6,7 @@ import ctypes
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from kdn.clock import Clock
 from kdn.core import KvShape, LayerKV
+from kdn.errors import CorruptBlock
 from kdn.reuse.pace import Pace
 from kdn.store import Reader
 
-__all__ = ["StoreSource", "loaded_bytes", "tokens_by_tier"]
+__all__ = ["StoreSource", "close_all", "loaded_bytes", "tokens_by_tier"]
 
 _READ_BYTES = 1 << 20
 """One read of a block is at most this, or one layer."""
@@ -25,8 +27,8 @@ _READ_BYTES = 1 << 20
 class StoreSource:
     """KV of neighbouring blocks, a layer at a time. Holds the blocks pinned until closed.
 
-    `start` never waits: a thread reads and verifies.  `take` raises CorruptBlock when a block turns
-    out to be damaged; the store has put it out of use by then.
+    `start` never waits: a thread reads and verifies.  `take` raises CorruptBlock when a block is
+    damaged, which the store has put out of use by then, or cannot be read.
     """
 
     def __init__(
@@ -68,13 +70,17 @@ class StoreSource:
         self.start(layer)
         group = self._group(layer)
         at = layer - self._edges[group]
-        return [runs[at] for runs in self._loads[group].result()]
+        try:
+            return [runs[at] for runs in self._loads[group].result()]
+        except CorruptBlock:
+            raise
+        except Exception as error:
+            raise CorruptBlock(f"stored KV {self._name} could not be read: {error!r}") from error
 
     def close(self) -> None:
         for load in self._loads:
             load.cancel()
-        for reader in self._readers:
-            reader.close()
+        close_all(self._readers)
 
     def _begin(self) -> None:
         """Start to read the next group of layers, if any is left."""
@@ -82,7 +88,16 @@ class StoreSource:
         if start < self._shape.num_layers:
             stop = min(start + self._pace.size, self._shape.num_layers)
             self._edges.append(stop)
-            self._loads.append(self._loader.submit(self._load, start, stop))
+            self._loads.append(self._submit(start, stop))
+
+    def _submit(self, start: int, stop: int) -> Future[list[list[LayerKV]]]:
+        """The read under way; where none can be started, one that has failed."""
+        try:
+            return self._loader.submit(self._load, start, stop)
+        except RuntimeError as error:  # the loader is shut down, or has no thread to give
+            failed: Future[list[list[LayerKV]]] = Future()
+            failed.set_exception(error)
+            return failed
 
     def _group(self, layer: int) -> int:
         return bisect_right(self._edges, layer) - 1
@@ -101,6 +116,13 @@ class StoreSource:
         size = (2, reader.id.num_tokens, self._shape.num_kv_heads, self._shape.head_dim)
         k, v = _tensor(run, self._dtype).view(size)[:, : reader.num_tokens].unbind()
         return LayerKV(k, v)
+
+
+def close_all(readers: Iterable[Reader]) -> None:
+    """Close every reader, also where closing one fails."""
+    for reader in readers:
+        with suppress(Exception):
+            reader.close()
 
 
 def tokens_by_tier(readers: Iterable[Reader]) -> dict[str, int]:

@@ -55,7 +55,8 @@ class Stack:
             with self._surviving(technique, request):
                 planned = technique.refine(request, planned)
         if request.techniques and self._on_plan is not None:
-            self._on_plan(request)
+            with self._surviving("on_plan", request):
+                self._on_plan(request)
         return planned
 
     def retain(self, request: Request, retained: RetainedKV) -> None:
@@ -86,8 +87,8 @@ class Stack:
         return [one for one in self._techniques if one.option is None or one.option in asked]
 
     @contextmanager
-    def _surviving(self, technique: Technique, request: Request) -> Iterator[None]:
-        """Counts an error of the technique and goes on."""
+    def _surviving(self, part: object, request: Request) -> Iterator[None]:
+        """Counts an error of a technique, or of another part by name, and goes on."""
         try:
             yield
         except BadInput:
@@ -97,7 +98,7 @@ class Stack:
             with suppress(Exception):
                 self._trace.event(
                     "reuse.failed",
-                    technique=type(technique).__name__,
+                    technique=part if isinstance(part, str) else type(part).__name__,
                     request=request.id,
                     why=repr(error),
                 )

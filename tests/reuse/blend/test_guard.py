@@ -27,6 +27,7 @@ from kdn.core import (
     TokenProb,
     Usage,
 )
+from kdn.errors import EngineFailed
 from kdn.reuse.blend import QualityGuard, RatioController, TimedLoader, divergence
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.trace import Recorder, Value
@@ -235,3 +236,86 @@ def test_a_timed_loader_tells_what_a_load_took() -> None:
         loader = TimedLoader(pool, SystemClock(), controller.speeds, "disk", lambda _: 100)
         assert loader.submit(max, 3, 5).result() == 5
     assert controller.speeds.load_s("disk", 100) > 0
+
+
+@pytest.mark.parametrize(
+    ("full", "other"),
+    [
+        ({7: math.nan}, {7: 0.0}),
+        ({7: 0.0}, {7: math.nan}),
+    ],
+)
+def test_numbers_that_are_none_are_no_divergence(
+    full: dict[int, float], other: dict[int, float]
+) -> None:
+    assert math.isnan(divergence(full, other))
+
+
+def test_impossible_tokens_count_for_a_large_but_finite_divergence() -> None:
+    """A certain token that the other calls impossible: 100 nats. Impossible ones of our own: nothing."""
+    assert divergence({7: 0.0}, {7: -math.inf}) == pytest.approx(100, abs=0.1)
+    assert divergence({7: 0.0, 8: -math.inf}, {7: 0.0, 8: -1.0}) == pytest.approx(0, abs=1e-6)
+    assert math.isfinite(divergence({7: 0.0}, {}))
+
+
+def test_a_comparison_without_numbers_concludes_nothing() -> None:
+    generator = Scripted({None: 0.9, 0.15: math.nan})
+    guard = QualityGuard(RatioController(0.15), 1, 0.1, Recorder())
+    assert guard.wants(blended(0))
+    with pytest.raises(EngineFailed, match="no numbers"):
+        guard.compare(blended(0), generator)
+    guard.check()
+    assert guard.stats()[""].samples == 0
+
+
+def test_an_answer_that_ends_without_a_token_concludes_nothing() -> None:
+    class Cancelled(Scripted):
+        def submit(self, request: Request) -> Answered:
+            return Answered([Finish(FinishReason.CANCELLED, Usage(3, 0))])
+
+    guard = QualityGuard(RatioController(0.15), 1, 0.1, Recorder())
+    with pytest.raises(EngineFailed, match="ended without a token"):
+        guard.compare(blended(0), Cancelled({}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        "[" * 100_000,
+        '{"m": {"": {"ratio": -3}}}',
+        '{"m": {"": {"ratio": 1e400}}}',
+        '{"m": {"": {"asked": -1}}}',
+        '{"m": {"": {"recent_kl": [null]}}}',
+        '{"m": {"": {"more": ' + "[" * 100_000 + "}}}",
+    ],
+)
+def test_a_damaged_file_of_records_is_no_record(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "guard.json"
+    file.write_text(text)
+    assert read_records(file) == {}
+    write_record(file, "m", "", GuardRecord(asked=3))
+    assert read_records(file)["m"][""].asked == 3
+
+
+def test_counts_that_contradict_each_other_begin_again_and_the_ratio_stays() -> None:
+    records = {"": GuardRecord(asked=1, samples=5, agreed=9, ratio=0.3)}
+    guard = QualityGuard(RatioController(0.15), 1, 0.1, Recorder(), records=records)
+    guard.check()
+    assert (guard.stats()[""].samples, guard.stats()[""].ratio) == (0, 0.3)
+
+
+@pytest.mark.parametrize("floor", [math.nan, math.inf, 7.0])
+def test_a_floor_that_is_none_stops_blending(floor: float) -> None:
+    controller = RatioController(0.15)
+    controller.set_floor(floor)
+    assert controller.ratio({}, SHAPE, 100) == 1.0
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0])
+def test_times_that_are_none_measure_nothing(seconds: float) -> None:
+    speeds = RatioController(0.15).speeds
+    speeds.prefilled(1000, seconds)
+    speeds.loaded("disk", 100, seconds)
+    assert (speeds.prefill_s(1000), speeds.load_s("disk", 100)) == (0.0, 0.0)

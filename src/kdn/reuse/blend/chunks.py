@@ -16,6 +16,7 @@ from kdn.core import (
     Segment,
     TokenIds,
 )
+from kdn.reuse.source import close_all
 from kdn.store import Reader, Store
 
 __all__ = ["Chunk", "StoredDocuments"]
@@ -49,18 +50,25 @@ class StoredDocuments:
         A document counts as stored where it was computed directly after the prompt's own prelude, and
         else block by block wherever it was computed exactly (content ids).
         """
-        prelude = _prelude(prompt)
         found: list[Chunk] = []
-        for segment, first, _ in prompt.spans():
-            if segment.role is not Role.DOCUMENT or first < start:
-                continue
-            for chunk in self._of_segment(prelude, segment, first):
+        try:
+            for chunk in self._opened(prompt, start):
                 last = found[-1] if found else None
                 if last and (last.stop, last.alone) == (chunk.start, chunk.alone):
                     found[-1] = Chunk(last.start, (*last.readers, *chunk.readers), last.alone)
                 else:
                     found.append(chunk)
+        except BaseException:
+            close_all(reader for chunk in found for reader in chunk.readers)
+            raise
         return found
+
+    def _opened(self, prompt: Prompt, start: int) -> Iterator[Chunk]:
+        """Chunks of one block each."""
+        prelude = _prelude(prompt)
+        for segment, first, _ in prompt.spans():
+            if segment.role is Role.DOCUMENT and first >= start:
+                yield from self._of_segment(prelude, segment, first)
 
     def lacks(self, prompt: Prompt) -> list[Segment]:
         """The documents that are not stored whole directly after the prelude. Opens nothing."""

@@ -17,7 +17,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from kdn.core import Blend, Finish, Generator, Request, Retention, Sampling, Token
+from kdn.core import Blend, Generator, Request, Retention, Sampling, Token
+from kdn.errors import EngineFailed
 from kdn.reuse.blend.controller import RatioController
 from kdn.reuse.blend.monitor import CollectionMonitor, GuardStat, next_ratio
 from kdn.reuse.blend.record import GuardRecord
@@ -26,6 +27,8 @@ from kdn.trace import Trace
 __all__ = ["GuardStat", "QualityGuard", "divergence"]
 
 _ALTERNATIVES = 64
+_LEAST = -100.0
+"""The least log-probability that is counted: one impossible token must not make a mean infinite."""
 
 
 class QualityGuard:
@@ -72,7 +75,10 @@ class QualityGuard:
         return due
 
     def compare(self, request: Request, generator: Generator) -> None:
-        """Run the prompt blended and in full, and draw the conclusion. Costs a full prefill."""
+        """Run the prompt blended and in full, and draw the conclusion. Costs a full prefill.
+
+        Raises KdnError, and concludes nothing, when an answer fails or holds no numbers.
+        """
         blend = request.option(Blend)
         assert blend is not None, "only blended requests are compared"
         with self._lock:
@@ -84,6 +90,8 @@ class QualityGuard:
         tried = _first(generator, request, Blend(next_ratio(ratio))) if trial else None
         kl, agrees = divergence(full, now), _likeliest(full) == _likeliest(now)
         tried_kl = None if tried is None else divergence(full, tried)
+        if math.isnan(kl) or (tried_kl is not None and math.isnan(tried_kl)):
+            raise EngineFailed(f"{request.id}: the model's probabilities are no numbers")
         with self._lock:
             changed = monitor.saw(kl, agreed=agrees, tried_kl=tried_kl, limit=self._kl_limit)
             self._controller.set_floor(monitor.ratio, name)
@@ -128,8 +136,9 @@ def divergence(full: Mapping[int, float], other: Mapping[int, float]) -> float:
     Both map token ids to log-probabilities.  A token that `other` does not list has at most its
     least listed one.  A lower bound of the KL over the whole vocabulary.
     """
-    least = min(other.values())
-    pairs = [(p, other.get(token, least)) for token, p in full.items()]
+    least = min(other.values(), default=_LEAST)
+    listed = [(token, p) for token, p in full.items() if p != -math.inf]
+    pairs = [(p, max(other.get(token, least), _LEAST)) for token, p in listed]
     inside = sum(math.exp(p) * (p - q) for p, q in pairs)
     rest_p = max(1.0 - sum(math.exp(p) for p, _ in pairs), 1e-9)
     rest_q = max(1.0 - sum(math.exp(q) for _, q in pairs), 1e-9)
@@ -147,8 +156,7 @@ def _first(generator: Generator, request: Request, blend: Blend | None) -> dict[
     for event in generator.submit(asked):
         if isinstance(event, Token):
             return {one.token_id: one.logprob for one in event.alternatives}
-        assert isinstance(event, Finish), "a stream holds tokens and a finish"
-    raise AssertionError("one token was asked for")
+    raise EngineFailed(f"{asked.id} ended without a token")
 
 
 def _likeliest(logprobs: Mapping[int, float]) -> int:

@@ -36,6 +36,8 @@ class CollectionMonitor:
     def __init__(self, floor: float, record: GuardRecord | None = None) -> None:
         """`floor` holds until the monitor has moved it; `record` is what an earlier run knew."""
         known = record or GuardRecord()
+        if not known.agreed <= known.samples <= known.asked:  # damaged: begin again
+            known = GuardRecord(ratio=known.ratio)
         self._floor = floor
         self._moved = known.ratio
         self._asked, self._samples, self._agreed = known.asked, known.samples, known.agreed

@@ -41,7 +41,7 @@ from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.drift import BiasCorrected, Drift
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.rules import BlendRule
-from kdn.reuse.source import StoreSource, loaded_bytes, tokens_by_tier
+from kdn.reuse.source import StoreSource, close_all, loaded_bytes, tokens_by_tier
 from kdn.reuse.technique import Technique
 from kdn.store import Store
 from kdn.trace import NoTrace, Trace
@@ -210,6 +210,4 @@ def _tiers(chunks: list[Chunk]) -> dict[str, int]:
 
 
 def _close(chunks: list[Chunk]) -> None:
-    for chunk in chunks:
-        for reader in chunk.readers:
-            reader.close()
+    close_all(reader for chunk in chunks for reader in chunk.readers)
