@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdn.model import AdapterRun, Decoder, LoraAdapter
+from kdn.model.rope import rotate
 
 
 @torch.inference_mode()
@@ -21,7 +22,7 @@ def forward(
     cos, sin = decoder.rope.tables(torch.arange(n))
     for layer in decoder.layers:
         q, k, v = layer.qkv(hidden, runs)
-        q, k = decoder.rope.apply(q, cos, sin), decoder.rope.apply(k, cos, sin)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         hidden = layer.finish(hidden, attend(q, k, v, layer.window).flatten(1), runs)
     return decoder.logits(hidden)
 

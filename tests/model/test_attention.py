@@ -22,7 +22,7 @@ from kdn.model.attention import (
 )
 from kdn.model.config import RopeConfig
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load
-from kdn.model.rope import Rope
+from kdn.model.rope import Rope, rotate
 
 
 @pytest.fixture(scope="module", params=["amx", "avx512"])
@@ -100,7 +100,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> T
     rows, heads, dim = q.shape
     rope = Rope(RopeConfig(theta=10_000.0), dim)
     cos, sin = rope.tables(torch.arange(rows))
-    q, k = rope.apply(q, cos, sin).float(), rope.apply(k, cos, sin).float()
+    q, k = rotate(q, cos, sin).float(), rotate(k, cos, sin).float()
     group = heads // k.shape[1]
     k, wide_v = k.repeat_interleave(group, 1), v.float().repeat_interleave(group, 1)
     scores = torch.einsum("qhd,khd->hqk", q, k) * dim**-0.5

@@ -10,6 +10,7 @@ import torch
 from kdn.errors import WeightsError
 from kdn.model import Rope, RopeConfig
 from kdn.model.config import ModelConfig, parse_config
+from kdn.model.rope import rotate
 from kdn.testing import tiny_config
 
 
@@ -74,14 +75,14 @@ def test_a_missing_key_is_named() -> None:
 def test_position_zero_changes_nothing() -> None:
     rope = Rope(RopeConfig(), 16)
     x = torch.randn(3, 2, 16)
-    assert torch.equal(rope.apply(x, *rope.tables(torch.zeros(3, dtype=torch.int64))), x)
+    assert torch.equal(rotate(x, *rope.tables(torch.zeros(3, dtype=torch.int64))), x)
 
 
 def test_a_quarter_turn() -> None:
     """With two numbers a head the angle is the position in radians."""
     rope = Rope(RopeConfig(), 2)
     cos, sin = rope.tables(torch.tensor([1]))
-    turned = rope.apply(torch.tensor([[[1.0, 0.0]]]), cos, sin)
+    turned = rotate(torch.tensor([[[1.0, 0.0]]]), cos, sin)
     assert torch.allclose(turned, torch.tensor([[[0.5403, 0.8415]]]), atol=1e-4)
 
 
@@ -90,8 +91,8 @@ def test_only_the_distance_between_query_and_key_counts() -> None:
     q, k = torch.randn(1, 1, 64), torch.randn(1, 1, 64)
 
     def score(q_at: int, k_at: int) -> float:
-        q_turned = rope.apply(q, *rope.tables(torch.tensor([q_at])))
-        k_turned = rope.apply(k, *rope.tables(torch.tensor([k_at])))
+        q_turned = rotate(q, *rope.tables(torch.tensor([q_at])))
+        k_turned = rotate(k, *rope.tables(torch.tensor([k_at])))
         return float((q_turned * k_turned).sum())
 
     assert score(7, 3) == pytest.approx(score(1007, 1003), abs=1e-3)
@@ -101,7 +102,7 @@ def test_rotation_keeps_the_dtype_and_the_input() -> None:
     rope = Rope(RopeConfig(), 16)
     x = torch.randn(4, 3, 16).bfloat16()
     before = x.clone()
-    turned = rope.apply(x, *rope.tables(torch.arange(4)))
+    turned = rotate(x, *rope.tables(torch.arange(4)))
     assert turned.dtype == torch.bfloat16
     assert torch.equal(x, before)
 

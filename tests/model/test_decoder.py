@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdn.model import Decoder, load_model
+from kdn.model.rope import rotate
 
 Tiny = Callable[..., Path]
 
@@ -19,7 +20,7 @@ def through(decoder: Decoder, hidden: Tensor, attended: Tensor) -> list[Tensor]:
     layer = decoder.layers[0]
     cos, sin = decoder.rope.tables(torch.full((len(hidden),), 77))
     q, k, v = layer.qkv(hidden)
-    turned = [decoder.rope.apply(part, cos, sin) for part in (q, k)]
+    turned = [rotate(part, cos, sin) for part in (q, k)]
     out = layer.finish(hidden, attended)
     return [*turned, v, out, decoder.logits(out)]
 

@@ -1,106 +1,33 @@
-"""Which requests may come in, and what each holds while it runs: its plan, its memory, its buffers."""
+"""Who waits, who is let in, and what each request holds while it runs: its plan, its memory, its buffers."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
-from kdn.clock import Clock
-from kdn.core import KvShape, Plan, Planned, Planner, Request, Sampling
-from kdn.engine.kv import EXTENT, KvBudget, PrefixKV, PrefixPool, SequenceKV, SuffixKV, extents
-from kdn.engine.limits import EngineLimits, JobMemory, counted_memory
+from kdn.core import Job, Plan, Planned, Planner, Request, Retention
+from kdn.engine.kv import (
+    EXTENT,
+    KvBudget,
+    PrefixKV,
+    PrefixPool,
+    SequenceKV,
+    SuffixKV,
+    extents,
+    kv_shape,
+)
+from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import computes_in_order
-from kdn.engine.request import RunningRequest, RunningStream
-from kdn.engine.retention import Capture, wanted_capture
-from kdn.engine.sampling import Sampler
-from kdn.errors import BadInput, PromptTooLong, UnknownModel
-from kdn.model import LoadedModel, LoraAdapter
+from kdn.engine.request import RunningRequest
+from kdn.engine.retention import Capture, family_name, shared_tokens, wanted_capture
+from kdn.model import LoadedModel
+from kdn.schedule import RequestQueue
 
-__all__ = ["Admission", "Intake", "plain"]
+__all__ = ["Admission", "WaitingRequests", "plain"]
 
 _MAX_REPLANS = 3
-
-
-class Intake:
-    """Turns requests into running requests, and refuses those that can never run."""
-
-    def __init__(self, model: LoadedModel, limits: EngineLimits, clock: Clock, seed: int) -> None:
-        self._model = model
-        self._config = model.decoder.config
-        self._limits = limits
-        self._clock = clock
-        self._seeds = itertools.count(seed)
-        self._shape = kv_shape(model)
-        self.memory: JobMemory = limits.memory or counted_memory(
-            self._config, self._shape.value_bytes, limits.row_chunk
-        )
-        """What a prompt that is asked for one token needs."""
-
-    def take(self, request: Request, wake: Callable[[], None]) -> RunningRequest:
-        """The request with all that it needs to run. Raises PromptTooLong, UnknownModel or BadInput."""
-        sampling = request.sampling
-        max_new_tokens = self._check_length(request)
-        _check_tokens(sampling, self._config.vocab_size)
-        stop_ids = set(sampling.stop_token_ids)
-        if not sampling.ignore_eos:
-            stop_ids |= set(self._model.tokenizer.eos_ids)
-        return RunningRequest(
-            request=request,
-            stream=RunningStream(wake),
-            sampler=Sampler(sampling, next(self._seeds)),
-            detokenizer=self._model.tokenizer.detokenizer(),
-            tokenizer=self._model.tokenizer,
-            stop_ids=frozenset(stop_ids),
-            max_new_tokens=max_new_tokens,
-            arrived_s=self._clock.now(),
-            adapter=self._adapter(request.adapter),
-        )
-
-    def _check_length(self, request: Request) -> int:
-        """The most tokens that the request may generate."""
-        num_tokens, context = request.prompt.num_tokens, self._config.max_position
-        if num_tokens == 0:
-            raise BadInput(f"request {request.id}: the prompt is empty; give it at least one token")
-        if num_tokens >= context:
-            raise PromptTooLong(
-                f"the prompt holds {num_tokens} tokens and the model's context {context}; "
-                "shorten the prompt or use fewer documents"
-            )
-        if request.sampling.max_tokens < 1:
-            raise BadInput(f"max_tokens must be at least 1, not {request.sampling.max_tokens}")
-        max_new_tokens = min(request.sampling.max_tokens, context - num_tokens)
-        self._check_memory(num_tokens, max_new_tokens)
-        return max_new_tokens
-
-    def _check_memory(self, num_tokens: int, max_new_tokens: int) -> None:
-        """Raises PromptTooLong when the whole budget could not hold the request."""
-        total = self._limits.kv_bytes
-        if max_new_tokens == 1 and self.memory.needed(num_tokens) > total:
-            raise PromptTooLong(
-                f"the prompt holds {num_tokens} tokens; for one answer token that takes "
-                f"{self.memory.needed(num_tokens) / 2**20:.1f} MiB and the budget is "
-                f"{total / 2**20:.1f} MiB, which fits {self.memory.largest(total)} tokens: "
-                "shorten it, or raise engine.kv_budget_bytes"
-            )
-        needed = extents(num_tokens + max_new_tokens) * self._shape.token_bytes
-        if max_new_tokens > 1 and needed > total:
-            raise PromptTooLong(
-                f"the prompt ({num_tokens} tokens) and its answer (up to {max_new_tokens}) "
-                f"need {needed >> 20} MiB of KV; the budget is {total >> 20} MiB, "
-                f"about {total // self._shape.token_bytes} tokens: shorten it, lower max_tokens, "
-                "or raise engine.kv_budget_bytes"
-            )
-
-    def _adapter(self, name: str | None) -> LoraAdapter | None:
-        if name is None:
-            return None
-        if name not in self._model.adapters:
-            known = ", ".join(sorted(self._model.adapters)) or "none"
-            raise UnknownModel(f"no adapter is called {name!r}; loaded adapters: {known}")
-        return self._model.adapters[name]
 
 
 class Admission:
@@ -258,10 +185,116 @@ class Admission:
                 self.budget.release(_prefix_owner(prefix))
 
 
-def kv_shape(model: LoadedModel) -> KvShape:
-    """The shape of the model's KV in the type that it computes in."""
-    decoder = model.decoder
-    return decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
+class WaitingRequests:
+    """Owns the requests that wait, and asks for a look at them only when it could change something."""
+
+    def __init__(self, queue: RequestQueue, planner: Planner, pack_tokens: int | None) -> None:
+        self._queue = queue
+        self._planner = planner
+        self._pack_tokens = pack_tokens
+        self._requests: dict[str, RunningRequest] = {}
+        self._nothing_fits = False
+        """Admission was refused, and nothing has come or gone since."""
+        self._has_retained = False
+        """KV was handed out to be stored since the waiting were last looked up."""
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __bool__(self) -> bool:
+        return bool(self._requests)
+
+    def add(self, running: RunningRequest) -> None:
+        """Take a request in. Raises what the planner raises."""
+        self._queue.add(self._job(running))
+        self._requests[running.id] = running
+        self._nothing_fits = False
+
+    def drop_cancelled(self) -> list[RunningRequest]:
+        """Let those go that their callers withdrew."""
+        gone = [running for running in self._requests.values() if running.stream.is_cancelled]
+        for running in gone:
+            del self._requests[running.id]
+            self._queue.remove(running.id)
+        return gone
+
+    def something_changed(self) -> None:
+        """A request ended or gave memory back: somebody may fit now."""
+        self._nothing_fits = False
+
+    def something_was_retained(self) -> None:
+        """More may be stored of those that wait than they were filed with."""
+        self._has_retained = True
+
+    def admit(
+        self, now_ns: int, enter: Callable[[Sequence[RunningRequest]], bool], *, is_busy: bool
+    ) -> None:
+        """Offer those that are next to `enter`, group by group, until it says no.
+
+        With a pass under way (`is_busy`) and packing, nobody is offered: what the pass leaves in the
+        store may change who is next.
+        """
+        if not self._requests or self._nothing_fits:
+            return
+        if self._pack_tokens is not None:
+            if is_busy:
+                return
+            self._look_up_again()
+
+        def fits(jobs: Sequence[Job]) -> bool:
+            members = [self._requests[job.id] for job in jobs]
+            if not enter(members):
+                return False
+            for running in members:
+                del self._requests[running.id]
+            return True
+
+        self._queue.admit(now_ns, fits, self._pack_tokens)
+        self._nothing_fits = bool(self._requests)
+
+    def check(self) -> None:
+        """Audit the accounts. Raises AssertionError."""
+        self._queue.check()
+        assert set(self._requests) == {job.id for job in self._queue.jobs()}, (
+            "the queue and the requests that wait differ"
+        )
+
+    def _job(self, running: RunningRequest) -> Job:
+        request = running.request
+        num_cached = self._planner.cached_tokens(request) if request.reuse else 0
+        if self._pack_tokens is not None and request.retention is not Retention.NOTHING:
+            running.family = family_name(request)
+        return Job(
+            id=request.id,
+            arrival_ns=int(running.arrived_s * 1e9),
+            num_tokens=request.prompt.num_tokens,
+            num_cached=num_cached,
+            max_new_tokens=running.max_new_tokens,
+            priority=request.priority,
+            group=request.group,
+            group_size=request.group_size,
+            num_cached_at_arrival=num_cached,
+            family=running.family,
+            num_shared=shared_tokens(request),
+        )
+
+    def _look_up_again(self) -> None:
+        """How much of each waiting prompt is stored now, if anything was stored since the last look.
+
+        Requests with the same shared part are looked up once.
+        """
+        if not self._has_retained:
+            return
+        self._has_retained = False
+        looked: dict[str, int] = {}
+        for job in self._queue.jobs():
+            running = self._requests[job.id]
+            family = running.family or job.id
+            if running.request.reuse and family not in looked:
+                looked[family] = self._planner.cached_tokens(running.request)
+            num_cached = min(looked.get(family, 0), job.num_tokens - 1)
+            if num_cached != job.num_cached:
+                self._queue.add(replace(job, num_cached=num_cached))
 
 
 def plain(request: Request) -> Planned:
@@ -278,23 +311,3 @@ def _close(plan: Plan) -> None:
         plan.prefix.close()
     for run in plan.stored:
         run.source.close()
-
-
-def _check_tokens(sampling: Sampling, vocab_size: int) -> None:
-    """Raises BadInput for a token that the vocabulary lacks, and for a restriction that cannot be kept to."""
-    allowed = sampling.allowed
-    biased = [token for token in sampling.logit_bias if not 0 <= token < vocab_size]
-    if biased:
-        raise BadInput(f"logit_bias names token {biased[0]}, which the vocabulary does not have")
-    if allowed and sampling.max_tokens != 1:
-        raise BadInput(
-            f"{len(allowed)} tokens are allowed in an answer of {sampling.max_tokens}: "
-            "a restriction holds for answers of one token; set max_tokens to 1"
-        )
-    if len(set(allowed)) < len(allowed):
-        raise BadInput("a token is allowed twice; name each once")
-    outside = [t for t in (*allowed, *sampling.ranked) if not 0 <= t < vocab_size]
-    if outside:
-        raise BadInput(f"token {outside[0]} is asked for, which the vocabulary does not have")
-    if allowed and not set(sampling.ranked) <= set(allowed):
-        raise BadInput("a token that is not allowed has no probability to report")

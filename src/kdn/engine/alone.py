@@ -11,7 +11,7 @@ from torch import Tensor
 from kdn.core import LayerKV, Plan
 from kdn.engine.batch import SequenceSlice
 from kdn.engine.executor import Pass
-from kdn.engine.kv import PrefixKV, SequenceKV, SuffixKV
+from kdn.engine.kv import PrefixKV, SequenceKV, SuffixKV, kv_shape
 from kdn.engine.retention import Capture
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
@@ -85,7 +85,7 @@ def steps_alone(
 ) -> Generator[None, None, AloneRun]:
     """As `run_alone`, with a pause after every layer, so that the driver may let others go first."""
     decoder, first = model.decoder, plan.num_prefix
-    shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
+    shape = kv_shape(model)
     device, size = str(decoder.device), plan.num_tokens - first + spare_columns
     num_rows = 0
     with torch.inference_mode():

@@ -18,10 +18,9 @@ import torch
 
 from kdn.clock import Clock
 from kdn.core import Planner, Request
-from kdn.engine.admission import Intake
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.loop import StepLoop
-from kdn.engine.request import RunningRequest, RunningStream
+from kdn.engine.request import Intake, RunningRequest, RunningStream
 from kdn.errors import BadInput, EngineFailed
 from kdn.machine.threads import give_up_workers
 from kdn.model import LoadedModel

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kdn.core import KvShape
 from kdn.machine.memory import allocate
+from kdn.model import LoadedModel
 
 __all__ = [
     "EXTENT",
@@ -30,6 +31,7 @@ __all__ = [
     "SequenceKV",
     "SuffixKV",
     "extents",
+    "kv_shape",
     "zeros",
 ]
 
@@ -53,6 +55,12 @@ def zeros(size: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Ten
     if device != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
     return torch.frombuffer(allocate(math.prod(size) * dtype.itemsize), dtype=dtype).view(size)
+
+
+def kv_shape(model: LoadedModel) -> KvShape:
+    """The shape of the model's KV in the type that it computes in."""
+    decoder = model.decoder
+    return decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
 
 
 class PrefixKV:

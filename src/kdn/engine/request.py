@@ -1,7 +1,8 @@
-"""A request inside the engine: the table of its states, what it holds, and the stream its caller reads."""
+"""A request inside the engine: how it comes in, the table of its states, and the stream its caller reads."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
@@ -9,13 +10,26 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from kdn.core import Finish, FinishReason, Planned, Request, StreamEvent, Token, TokenProb, Usage
-from kdn.engine.kv import SequenceKV
+from kdn.clock import Clock
+from kdn.core import (
+    Finish,
+    FinishReason,
+    Planned,
+    Request,
+    Sampling,
+    StreamEvent,
+    Token,
+    TokenProb,
+    Usage,
+)
+from kdn.engine.kv import SequenceKV, extents, kv_shape
+from kdn.engine.limits import EngineLimits, JobMemory, counted_memory
 from kdn.engine.retention import Capture
 from kdn.engine.sampling import DrawnToken, Sampler, StopStrings
-from kdn.model import Incremental, LoraAdapter, Tokenizer
+from kdn.errors import BadInput, PromptTooLong, UnknownModel
+from kdn.model import Incremental, LoadedModel, LoraAdapter, Tokenizer
 
-__all__ = ["MOVES", "RequestState", "RunningRequest", "RunningStream"]
+__all__ = ["MOVES", "Intake", "RequestState", "RunningRequest", "RunningStream"]
 
 _log = logging.getLogger(__name__)
 
@@ -229,3 +243,102 @@ class RunningRequest:
             tiers=planned.tiers,
             levels=dict(planned.levels),
         )
+
+
+class Intake:
+    """Turns requests into running requests, and refuses those that can never run."""
+
+    def __init__(self, model: LoadedModel, limits: EngineLimits, clock: Clock, seed: int) -> None:
+        self._model = model
+        self._config = model.decoder.config
+        self._limits = limits
+        self._clock = clock
+        self._seeds = itertools.count(seed)
+        self._shape = kv_shape(model)
+        self.memory: JobMemory = limits.memory or counted_memory(
+            self._config, self._shape.value_bytes, limits.row_chunk
+        )
+        """What a prompt that is asked for one token needs."""
+
+    def take(self, request: Request, wake: Callable[[], None]) -> RunningRequest:
+        """The request with all that it needs to run. Raises PromptTooLong, UnknownModel or BadInput."""
+        sampling = request.sampling
+        max_new_tokens = self._check_length(request)
+        _check_tokens(sampling, self._config.vocab_size)
+        stop_ids = set(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            stop_ids |= set(self._model.tokenizer.eos_ids)
+        return RunningRequest(
+            request=request,
+            stream=RunningStream(wake),
+            sampler=Sampler(sampling, next(self._seeds)),
+            detokenizer=self._model.tokenizer.detokenizer(),
+            tokenizer=self._model.tokenizer,
+            stop_ids=frozenset(stop_ids),
+            max_new_tokens=max_new_tokens,
+            arrived_s=self._clock.now(),
+            adapter=self._adapter(request.adapter),
+        )
+
+    def _check_length(self, request: Request) -> int:
+        """The most tokens that the request may generate."""
+        num_tokens, context = request.prompt.num_tokens, self._config.max_position
+        if num_tokens == 0:
+            raise BadInput(f"request {request.id}: the prompt is empty; give it at least one token")
+        if num_tokens >= context:
+            raise PromptTooLong(
+                f"the prompt holds {num_tokens} tokens and the model's context {context}; "
+                "shorten the prompt or use fewer documents"
+            )
+        if request.sampling.max_tokens < 1:
+            raise BadInput(f"max_tokens must be at least 1, not {request.sampling.max_tokens}")
+        max_new_tokens = min(request.sampling.max_tokens, context - num_tokens)
+        self._check_memory(num_tokens, max_new_tokens)
+        return max_new_tokens
+
+    def _check_memory(self, num_tokens: int, max_new_tokens: int) -> None:
+        """Raises PromptTooLong when the whole budget could not hold the request."""
+        total = self._limits.kv_bytes
+        if max_new_tokens == 1 and self.memory.needed(num_tokens) > total:
+            raise PromptTooLong(
+                f"the prompt holds {num_tokens} tokens; for one answer token that takes "
+                f"{self.memory.needed(num_tokens) / 2**20:.1f} MiB and the budget is "
+                f"{total / 2**20:.1f} MiB, which fits {self.memory.largest(total)} tokens: "
+                "shorten it, or raise engine.kv_budget_bytes"
+            )
+        needed = extents(num_tokens + max_new_tokens) * self._shape.token_bytes
+        if max_new_tokens > 1 and needed > total:
+            raise PromptTooLong(
+                f"the prompt ({num_tokens} tokens) and its answer (up to {max_new_tokens}) "
+                f"need {needed >> 20} MiB of KV; the budget is {total >> 20} MiB, "
+                f"about {total // self._shape.token_bytes} tokens: shorten it, lower max_tokens, "
+                "or raise engine.kv_budget_bytes"
+            )
+
+    def _adapter(self, name: str | None) -> LoraAdapter | None:
+        if name is None:
+            return None
+        if name not in self._model.adapters:
+            known = ", ".join(sorted(self._model.adapters)) or "none"
+            raise UnknownModel(f"no adapter is called {name!r}; loaded adapters: {known}")
+        return self._model.adapters[name]
+
+
+def _check_tokens(sampling: Sampling, vocab_size: int) -> None:
+    """Raises BadInput for a token that the vocabulary lacks, and for a restriction that cannot be kept to."""
+    allowed = sampling.allowed
+    biased = [token for token in sampling.logit_bias if not 0 <= token < vocab_size]
+    if biased:
+        raise BadInput(f"logit_bias names token {biased[0]}, which the vocabulary does not have")
+    if allowed and sampling.max_tokens != 1:
+        raise BadInput(
+            f"{len(allowed)} tokens are allowed in an answer of {sampling.max_tokens}: "
+            "a restriction holds for answers of one token; set max_tokens to 1"
+        )
+    if len(set(allowed)) < len(allowed):
+        raise BadInput("a token is allowed twice; name each once")
+    outside = [t for t in (*allowed, *sampling.ranked) if not 0 <= t < vocab_size]
+    if outside:
+        raise BadInput(f"token {outside[0]} is asked for, which the vocabulary does not have")
+    if allowed and not set(sampling.ranked) <= set(allowed):
+        raise BadInput("a token that is not allowed has no probability to report")

@@ -1,4 +1,9 @@
-"""The tensors: configurations, weights, tokenizers, and one decoder that is cut at attention."""
+"""A model's files turned into tensors, a tokenizer, and one decoder that is cut at attention.
+
+It trades in folders and GGUF files, token ids, and rows of hidden states.  The engine and the rooms above it
+may import it.  Start with `load.py`, then `decoder.py`; foreign files are judged in `folder.py`, `gguf/`,
+`lora.py` and `text/`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,7 @@ from kdn.model.decoder import Decoder, DecoderLayer
 from kdn.model.load import LoadedModel, load_model, pick_device, pick_dtype
 from kdn.model.lora import AdapterRun, LoraAdapter, load_adapter
 from kdn.model.rope import Rope
-from kdn.model.text.chat import NEUTRAL_SYSTEM, ChatTemplate, Document, Message
-from kdn.model.text.remembered import Remembered
+from kdn.model.text.chat import NEUTRAL_SYSTEM, ChatTemplate, Document, Message, Remembered
 from kdn.model.text.tokenizer import Incremental, Tokenizer
 
 __all__ = [

@@ -45,10 +45,6 @@ class Rope:
         cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
-    def apply(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x[n, heads, head_dim] rotated to the rows' positions, in x's dtype. x is left as it was."""
-        return rotate(x, cos, sin)
-
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x[n, heads, head_dim] turned by `Rope.tables`' cos and sin, in fp32, rounded once."""

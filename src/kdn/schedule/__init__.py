@@ -1,12 +1,22 @@
-"""Integers only: who waits, who is next, who goes in."""
+"""Integers only: which jobs wait, which is next, which are let in.
+
+It trades in jobs (`kdn.core.Job`) and orders of them; the engine, api and bench import it.  Start with
+`queue.py`.  A new policy is one file and its line in `named.py`.
+"""
 
 from __future__ import annotations
 
 from kdn.schedule.families import Families
 from kdn.schedule.named import POLICIES, make_policy
 from kdn.schedule.packing import pack
-from kdn.schedule.policy import Fcfs, Priority, SchedulePolicy
-from kdn.schedule.queue import RequestQueue, ScheduleDecision, replay
+from kdn.schedule.queue import (
+    Fcfs,
+    Priority,
+    RequestQueue,
+    ScheduleDecision,
+    SchedulePolicy,
+    replay,
+)
 from kdn.schedule.shortest import (
     Calibrated,
     HighestRatio,

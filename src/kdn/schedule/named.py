@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdn.core import JctModel
 from kdn.schedule.families import Families
-from kdn.schedule.policy import Fcfs, Priority, SchedulePolicy
+from kdn.schedule.queue import Fcfs, Priority, SchedulePolicy
 from kdn.schedule.shortest import (
     Calibrated,
     Costed,

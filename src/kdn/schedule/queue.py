@@ -2,21 +2,51 @@
 
 Admission is strict: the first job in order that does not fit stops the others after it, so that small
 jobs cannot overtake a large one for ever.  Jobs of one group are admitted together.
+
+A policy sees integers, reads no clock and has no state of its own.
 """
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kdn.core import Job
 from kdn.schedule.packing import pack
-from kdn.schedule.policy import Fcfs, SchedulePolicy
 
-__all__ = ["RequestQueue", "ScheduleDecision", "replay"]
+__all__ = ["Fcfs", "Priority", "RequestQueue", "ScheduleDecision", "SchedulePolicy", "replay"]
 
 _log = logging.getLogger(__name__)
+
+
+class SchedulePolicy(ABC):
+    """Puts waiting jobs in order. Equal input gives equal output, on every machine."""
+
+    name: str
+
+    @abstractmethod
+    def order(self, jobs: Sequence[Job], now_ns: int) -> list[Job]:
+        """All of `jobs`, the first to be run first."""
+
+
+class Fcfs(SchedulePolicy):
+    """First come, first served: the plain twin that every other policy is measured against."""
+
+    name = "fcfs"
+
+    def order(self, jobs: Sequence[Job], now_ns: int) -> list[Job]:
+        return sorted(jobs, key=lambda job: (job.arrival_ns, job.id))
+
+
+class Priority(SchedulePolicy):
+    """Lower priority numbers first, and first come, first served among equals."""
+
+    name = "priority"
+
+    def order(self, jobs: Sequence[Job], now_ns: int) -> list[Job]:
+        return sorted(jobs, key=lambda job: (job.priority, job.arrival_ns, job.id))
 
 
 @dataclass(frozen=True)

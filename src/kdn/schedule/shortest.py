@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdn.core import JctModel, Job
-from kdn.schedule.policy import SchedulePolicy
+from kdn.schedule.queue import SchedulePolicy
 
 __all__ = [
     "Calibrated",

@@ -8,6 +8,8 @@ tokenised alone, so that a document has the same tokens wherever it stands.
 from __future__ import annotations
 
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,13 +19,13 @@ from kdn.errors import BadInput
 from kdn.model.text.template import Turn, TurnRenderer
 from kdn.model.text.tokenizer import Tokenizer
 
-__all__ = ["NEUTRAL_SYSTEM", "ChatTemplate", "Document", "Message"]
+__all__ = ["NEUTRAL_SYSTEM", "ChatTemplate", "Document", "Message", "Remembered"]
 
 NEUTRAL_SYSTEM = "You are a careful assistant. Read the documents, then do what is asked."
 """The system text in front of documents. No job changes it, so that all jobs share their KV."""
 
 _BETWEEN = "\n\n"
-"""Stands behind every document and instruction inside the first user turn."""
+"""Stands after every document and instruction inside the first user turn."""
 _MARK = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -72,7 +74,7 @@ class ChatTemplate:
         With documents: PRELUDE (neutral, the same for every job), each DOCUMENT, the caller's
         system text as INSTRUCTION, earlier turns as HISTORY, the last as QUESTION.  Without: the
         system text is the INSTRUCTION, in front.  `known` maps the text of earlier assistant turns
-        to the ids that were generated then, so that a conversation sent again hits what was kept.
+        to the ids that were generated then, so that a conversation sent again hits what was retained.
         Raises BadInput for a conversation that the template refuses.
         """
         if not messages:
@@ -103,7 +105,7 @@ class ChatTemplate:
         return _join(self._led_pieces(turns), turns, encode, with_prelude=True)
 
     def _led_pieces(self, turns: Sequence[_Turn]) -> list[str]:
-        """The pieces behind the neutral text, which opens the user turn if need be."""
+        """The pieces after the neutral text, which opens the user turn if need be."""
         try:
             return self._pieces(turns, before=({"role": "system", "content": NEUTRAL_SYSTEM},))
         except BadInput:
@@ -112,7 +114,7 @@ class ChatTemplate:
     def _pieces(
         self, turns: Sequence[_Turn], before: Sequence[Turn] = (), opening: str = ""
     ) -> list[str]:
-        """The template's own text before, between and behind the parts of all turns, in order."""
+        """The template's own text before, between and after the parts of all turns, in order."""
         rendered, num_marks = list(before), 0
         for turn in turns:
             marks = range(num_marks, num_marks + len(turn.parts))
@@ -131,16 +133,16 @@ class ChatTemplate:
 def _join(
     pieces: Sequence[str], turns: Sequence[_Turn], encode: _Encoder, *, with_prelude: bool
 ) -> Prompt:
-    """Template text joins the part before it; its head is the prelude, or joins the first part.
+    """Template text joins the part before it; what opens the prompt is the prelude, or joins the first part.
 
     So the last turn's segment ends with the opening of the assistant's turn, and ends at the same
     token when the conversation is sent again with that turn in it.
     """
-    head = encode.template(pieces[0])
-    segments = [Segment(Role.PRELUDE, head)] if with_prelude else []
+    opening = encode.template(pieces[0])
+    segments = [Segment(Role.PRELUDE, opening)] if with_prelude else []
     parts = [part for turn in turns for part in turn.parts]
     for i, (part, piece) in enumerate(zip(parts, pieces[1:], strict=True)):
-        lead = head if i == 0 and not with_prelude else ()
+        lead = opening if i == 0 and not with_prelude else ()
         token_ids = lead + part.token_ids + encode.template(piece)
         segments.append(Segment(part.role, token_ids, part.source))
     return Prompt(tuple(segment for segment in segments if segment.token_ids))
@@ -175,3 +177,29 @@ class _Encoder:
 
     def _own(self, text: str) -> TokenIds:
         return self._tokenizer.encode(text.strip() if self._strips else text)
+
+
+class Remembered:
+    """The last answers' ids by salt and text: a turn that a client sends back must hit, token for token.
+
+    Safe from several threads; about 1 KB an answer.
+    """
+
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most
+        self._answers: OrderedDict[tuple[str, str], TokenIds] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
+        """Keep an answer's ids; the oldest goes when there are too many."""
+        with self._lock:
+            self._answers[salt, text] = token_ids
+            self._answers.move_to_end((salt, text))
+            while len(self._answers) > self._most:
+                self._answers.popitem(last=False)
+
+    def known(self, salt: str, messages: Sequence[Message]) -> dict[str, TokenIds]:
+        """Text to ids for the assistant's turns among `messages`, as far as they are remembered."""
+        with self._lock:
+            turns = [(salt, message.content) for message in messages if message.role == "assistant"]
+            return {turn[1]: self._answers[turn] for turn in turns if turn in self._answers}

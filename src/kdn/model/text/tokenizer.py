@@ -66,7 +66,6 @@ class Tokenizer:
         self.eos_ids: TokenIds = tuple(dict.fromkeys((*eos_ids, *(() if own is None else (own,)))))
         self.vocab_size: int = self._inner.get_vocab_size()
         self.digest: str = xxhash.xxh3_128_hexdigest(definition.encode())
-        self._special_ids = frozenset(self._special.values())
 
     def encode(self, text: str, *, special: bool = False) -> TokenIds:
         """The ids of `text`, nothing added.
@@ -105,10 +104,6 @@ class Tokenizer:
         if self._byte_level:
             return bytes(_BYTE_OF[character] for character in piece)
         return piece.replace(_SPACE, " ").encode()
-
-    def is_special(self, token_id: int) -> bool:
-        """Is it a control token, which `decode` leaves out?"""
-        return token_id in self._special_ids
 
     def detokenizer(self) -> Incremental:
         """Decodes one sequence as it is generated."""
