@@ -1,4 +1,4 @@
-"""Who waits, who is let in, and what each request holds while it runs: its plan, its memory, its buffers."""
+"""Which requests wait, which are let in, and what each holds while it runs: plan, memory, buffers."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ class WaitingRequests:
         return gone
 
     def something_changed(self) -> None:
-        """A request ended or gave memory back: somebody may fit now."""
+        """A request ended or gave memory back: another may fit now."""
         self._nothing_fits = False
 
     def something_was_retained(self) -> None:
@@ -231,8 +231,8 @@ class WaitingRequests:
     ) -> None:
         """Offer those that are next to `enter`, group by group, until it says no.
 
-        With a pass under way (`is_busy`) and packing, nobody is offered: what the pass leaves in the
-        store may change who is next.
+        With a pass under way (`is_busy`) and packing, none is offered: what the pass leaves in the
+        store may change which is next.
         """
         if not self._requests or self._nothing_fits:
             return

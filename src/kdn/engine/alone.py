@@ -63,7 +63,7 @@ def run_alone(
 ) -> AloneRun:
     """The plan from start to end, in one pass; a probe pass is followed by its second plan.
 
-    With `capture` its KV comes back as it would be stored.  `spare_columns` leaves room for tokens that
+    With `capture` its KV comes back as it would be stored.  `spare_columns` leaves memory for tokens that
     are decoded later.  Raises CorruptBlock when a source fails.
     """
     steps = steps_alone(model, attention, plan, capture=capture, spare_columns=spare_columns)

@@ -2,7 +2,7 @@
 
 One thread runs the step loop.  What still ends the loop, past its own care, ends the requests at hand
 with EngineFailed; the loop begins again with empty accounts.  After a few such failures in a short time
-the engine stops for good: everyone who waits is told, and `failure` says why.
+the engine stops for good: all callers that wait are told, and `failure` says why.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class Engine:
             self._stopped = self._stopped or reason
 
     def _fail_all(self, error: EngineFailed) -> None:
-        """End every request that was taken, wherever it is, so that nobody waits for ever."""
+        """End every request that was taken, wherever it is, so that no caller waits for ever."""
         with self._lock:
             members = list(self._open.values())
             self._open.clear()

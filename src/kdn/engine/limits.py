@@ -19,7 +19,7 @@ __all__ = ["EngineLimits", "JobMemory", "counted_memory", "measured_memory"]
 
 @dataclass(frozen=True)
 class JobMemory:
-    """Bytes a one-token prompt needs beside weights and whatever is kept of it."""
+    """Bytes a one-token prompt needs beside weights and what is retained of it."""
 
     token_bytes: float
     """For each row that is computed."""
@@ -56,7 +56,7 @@ class EngineLimits:
     memory: JobMemory | None = None
     """What such a prompt was measured to need; None counts it from the model's shapes."""
     idle_prefix_bytes: int = 256 << 20
-    """Assembled prefixes kept for the next request that shares them."""
+    """Assembled prefixes that stay for the next request that shares them."""
 
 
 def counted_memory(config: ModelConfig, value_bytes: int, row_chunk: int) -> JobMemory:

@@ -42,7 +42,7 @@ class PrefillQueue:
         self._requests.append(running)
 
     def advance(self) -> list[tuple[RunningRequest, Tensor]]:
-        """One layer of the current pass. Gives back who is through, with the last position's logits."""
+        """One layer of the current pass. Gives back the requests that are through, with the last position's logits."""
         current = self._pass or self._begin()
         self._read_ahead(current.layer)
         return self._end(current) if current.advance() else []
@@ -73,7 +73,7 @@ class PrefillQueue:
                     prefix.start(layer)
 
     def abandon(self) -> list[RunningRequest]:
-        """Give up the current pass and forget who was in it; without a pass, everyone in the queue."""
+        """Give up the current pass and forget the requests in it; without a pass, all in the queue."""
         gone = list(self._in_pass or self._requests)
         self._requests = [one for one in self._requests if one not in gone]
         self._pass, self._in_pass = None, []
@@ -91,7 +91,7 @@ class PrefillQueue:
 
     def _begin(self) -> Pass:
         """Fill a pass: whole prompts while they fit, and the next part of one that does not."""
-        assert self._requests, "there is a pass when somebody is in the queue"
+        assert self._requests, "there is a pass when a request is in the queue"
         slices: list[SequenceSlice] = []
         filled: list[PrefixKV | None] = []
         rows_left = self._max_batch_tokens

@@ -1,7 +1,7 @@
 """Attention with explicit positions over KV that lies in two pieces: a shared prefix and an own suffix.
 
-Two verbs for each layer: `place` rotates queries and keys and writes K and V where the sequence keeps
-them; `attend` reads them.  `TorchAttention` is the plain twin: any device, any dtype, nothing clever
+Two verbs for each layer: `place` rotates queries and keys and writes K and V where the sequence
+holds them; `attend` reads them.  `TorchAttention` is the plain twin: any device, any dtype, nothing clever
 but the blocks of 128 rows.  The compiled twin lives in `kdn.model.kernels`.
 
 Layouts, chosen for the compiled twin: K [layers, kv heads, columns, dim] (rotated), V transposed to

@@ -2,7 +2,7 @@
 
 Attention is not here: the caller takes q, k and v from a layer, attends as its plan says, and
 hands the attended rows back.  Every tensor is [rows, ...]; which sequence a row belongs to is the
-caller's business.  Nothing here keeps state between calls, and no weight asks for a gradient.
+caller's business.  No state is held between calls, and no weight asks for a gradient.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Ends:
-    """What stands before and behind the layers."""
+    """What stands before and after the layers."""
 
     embedding: Tensor
     """[V, H]."""
@@ -137,7 +137,7 @@ class Ends:
 
 
 class Decoder:
-    """The layers with the embedding before and the head behind them."""
+    """The layers with the embedding before them and the head after them."""
 
     def __init__(
         self, config: ModelConfig, layers: list[DecoderLayer], ends: Ends, identity: Identity

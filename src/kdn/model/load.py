@@ -1,4 +1,4 @@
-"""A model ready to use, from a name or a path: the one door of this room."""
+"""A model ready to use, from a name or a path: the only way in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that begin alike go together: what they share is computed once for all who wait.
+"""Jobs that begin alike go together: what they share is computed once for all that wait.
 
 A family's turn comes by the squares of its members' waits over the time that all of them take now:
 one setup, the prefill of what they share, and each member's own part.  Dividing what waits by what it
@@ -19,7 +19,7 @@ __all__ = ["Families"]
 STORED_FACTOR = 3
 """How much more it weighs that a family's shared part is stored now: it may be gone later."""
 PATIENCE = 64
-"""A job that has waited this many times its full cost goes before all who came later."""
+"""A job that has waited this many times its full cost goes before all that came later."""
 
 
 class Families(Costed):
@@ -43,7 +43,7 @@ class Families(Costed):
         return (not overdue, rank, job.arrival_ns, job.id)
 
     def patience_ns(self, job: Job) -> int:
-        """How much later another job must come to be sure of its place behind this one."""
+        """How much later another job must come to be sure of its place after this one."""
         return PATIENCE * self.cost(job, 0) * self.unit_ns
 
     def _weight(self, members: Sequence[Job], now_ns: int) -> int:

@@ -1,4 +1,4 @@
-"""Which of those in order share a pass: a prompt of few missing tokens costs little beside another."""
+"""Which jobs, in order, share a pass: a prompt of few missing tokens costs little beside another."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["pack"]
 def pack(
     ordered: Sequence[Job], budget_tokens: int, patient: Callable[[Job], bool] = lambda _: True
 ) -> list[Job]:
-    """The first job, and behind it, in order, those whose missing tokens fit the budget with it.
+    """The first job, and after it, in order, those whose missing tokens fit the budget with it.
 
-    A first job beyond the budget runs alone.  Jobs that do not fit wait for the next pass: nobody's
+    A first job beyond the budget runs alone.  Jobs that do not fit wait for the next pass: no job's
     place changes, and no pass is longer than the first job or the budget, whichever is more.  A
     `patient` job waits as well while one of its family in the pass computes most of what it misses.
     """

@@ -51,13 +51,13 @@ class Priority(SchedulePolicy):
 
 @dataclass(frozen=True)
 class ScheduleDecision:
-    """What was decided at one moment: who waited, in which order, and who went in."""
+    """What was decided at one moment: which jobs waited, in which order, and which went in."""
 
     now_ns: int
     order: tuple[str, ...]
     admitted: tuple[str, ...]
     jobs: tuple[Job, ...] = ()
-    """Everyone who waited, as the policy saw them: enough to decide again."""
+    """All that waited, as the policy saw them: enough to decide again."""
 
 
 class RequestQueue:
@@ -97,7 +97,7 @@ class RequestQueue:
         self._held_back.clear()
 
     def jobs(self) -> list[Job]:
-        """Everyone who waits, in order of coming in."""
+        """All that wait, in order of coming in."""
         return list(self._jobs.values())
 
     def admit(

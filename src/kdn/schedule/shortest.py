@@ -2,7 +2,7 @@
 
 A cost is what is left to do: microseconds by a fitted model, or the tokens that no cache holds.
 PrefillOnly (arXiv 2505.07203, section 6) orders by cost less what waiting has earned, with the
-cached tokens counted anew before every step.
+cached tokens counted again before every step.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class StaticShortest(Costed):
 
 
 class LongestMatch(SchedulePolicy):
-    """The longest cached prefix first, however much is to be computed behind it."""
+    """The longest cached prefix first, however much is to be computed after it."""
 
     name = "longest-match"
 
@@ -99,7 +99,7 @@ class Calibrated(Costed):
         return cost * _SECOND_NS - self._ageing_per_s * (now_ns - job.arrival_ns)
 
     def patience_ns(self, job: Job) -> int:
-        """How much later another job must come to be sure of its place behind this one."""
+        """How much later another job must come to be sure of its place after this one."""
         return -(-self.cost(job, 0) * _SECOND_NS // self._ageing_per_s)
 
 

@@ -1,6 +1,6 @@
-"""Jobs through a policy on paper: the same decisions as live, with a model in place of the machine.
+"""Jobs through a policy on paper: the same decisions as in the engine, with a model in place of the machine.
 
-arrive  ->  count what is cached now  ->  order  ->  pack  ->  one pass  ->  keep prefixes  ->  ...
+arrive  ->  count what is cached now  ->  order  ->  pack  ->  one pass  ->  retain prefixes  ->  ...
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PrefixCache:
                 break
             self._blocks.move_to_end(block)
 
-    def keep(self, prefix: str, num_prefix: int) -> None:
+    def retain(self, prefix: str, num_prefix: int) -> None:
         """All of it was computed and is put in."""
         for block, size in _blocks(prefix, num_prefix):
             if size > self._capacity:
@@ -87,30 +87,30 @@ def _blocks(prefix: str, num_prefix: int) -> list[tuple[tuple[str, int], int]]:
 
 def simulate(
     jobs: Sequence[PrefixJob],
-    room: RequestQueue,
+    waiting: RequestQueue,
     model: JctModel,
     cache: PrefixCache,
     pack_tokens: int,
 ) -> list[Ended]:
-    """Every job to its end, in order of ending. `room` must be empty and carries the policy."""
+    """Every job to its end, in order of ending. `waiting` must be empty and carries the policy."""
     coming = sorted(jobs, key=lambda job: (job.arrival_ns, job.id))
     known = {job.id: job for job in coming}
     now, at, ended = 0, 0, list[Ended]()
-    while at < len(coming) or len(room):
-        if not len(room):
+    while at < len(coming) or len(waiting):
+        if not len(waiting):
             now = max(now, coming[at].arrival_ns)
         while at < len(coming) and coming[at].arrival_ns <= now:
-            room.add(_arrived(coming[at], cache))
+            waiting.add(_arrived(coming[at], cache))
             at += 1
-        _count_anew(room, known, cache)
-        members = room.admit(now, bool, pack_tokens)  # memory is not simulated
+        _count_again(waiting, known, cache)
+        members = waiting.admit(now, bool, pack_tokens)  # memory is not simulated
         start, now = now, now + _pass_ns(members, known, model)
         for member in members:
             job = known[member.id]
             cache.use(job.prefix, job.num_prefix)
             ended.append(Ended(job.id, job.arrival_ns, start, now, member.num_cached))
         for member in members:
-            cache.keep(known[member.id].prefix, known[member.id].num_prefix)
+            cache.retain(known[member.id].prefix, known[member.id].num_prefix)
     return ended
 
 
@@ -140,13 +140,13 @@ def _arrived(job: PrefixJob, cache: PrefixCache) -> Job:
     )
 
 
-def _count_anew(room: RequestQueue, known: dict[str, PrefixJob], cache: PrefixCache) -> None:
+def _count_again(waiting: RequestQueue, known: dict[str, PrefixJob], cache: PrefixCache) -> None:
     """What is cached of each waiting job at this moment; one look per prefix."""
     looked: dict[tuple[str, int], int] = {}
-    for job in room.jobs():
+    for job in waiting.jobs():
         one = known[job.id]
         name = (one.prefix, one.num_prefix)
         if name not in looked:
             looked[name] = cache.match(*name)
         if looked[name] != job.num_cached:
-            room.add(replace(job, num_cached=looked[name]))
+            waiting.add(replace(job, num_cached=looked[name]))

@@ -196,7 +196,7 @@ def _config(fields: _Fields, tensors: Mapping[str, StoredTensor]) -> dict[str, A
 
 def _rope_scaling(fields: _Fields, tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     if "rope_freqs.weight" in tensors:
-        # The converter keeps the finished llama3 factors, not the numbers they came from; those
+        # The converter stores the finished llama3 factors, not the numbers they came from; those
         # that Llama 3.1 and 3.2 were published with are told apart by the largest factor.
         scale = {
             "rope_type": "llama3",

@@ -1,7 +1,7 @@
 /* Rows times a matrix that was laid out once for AMX, in bf16 with fp32 sums.
  *
  * Layout ("panels"): 32 output columns at a time, and of those, for every 32 inputs, two tiles of
- * [16 input pairs][16 outputs][2], one behind the other.  So a panel is read from front to back, which is
+ * [16 input pairs][16 outputs][2], one after the other.  So a panel is read from front to back, which is
  * all that a single row needs, and each tile is an operand as it lies.
  *
  * A row is summed in the same order whatever rows stand beside it: its bits depend on nothing else.
@@ -25,7 +25,7 @@ void kdn_pack(const bf16 *w, int64_t out, int64_t in, int64_t kind, bf16 *packed
             }
 }
 
-/* Rows [first, first + 32) as tiles, one behind the other in the order of their use: [in / 32][2][16][32].
+/* Rows [first, first + 32) as tiles, one after the other in the order of their use: [in / 32][2][16][32].
  * Rows that are not there are zero. */
 static void line_up(const Linear *call, int64_t first, bf16 *tiles) {
     for (int64_t k = 0; k < call->in; k += 32)

@@ -66,7 +66,7 @@ class TurnRenderer:
         try:
             return " probe " not in self.render([{"role": "user", "content": " probe "}])
         except BadInput:
-            return False  # it wants more than one turn: whoever renders a conversation will be told
+            return False  # it wants more than one turn; rendering a conversation will say so
 
 
 def _to_json(value: Any, **options: Any) -> str:
