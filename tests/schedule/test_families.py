@@ -70,7 +70,7 @@ def test_a_flood_of_hits_cannot_starve_a_cold_job() -> None:
     flood = [PrefixJob(f"{n:05}", n * 10**7, "hot", 1024, 1034) for n in range(3000)]
     cold = PrefixJob("cold", 5 * 10**7, "cold", 0, 100)
     cache = PrefixCache(4096)
-    cache.keep("hot", 1024)
+    cache.retain("hot", 1024)
     ended = simulate([*flood, cold], RequestQueue(Families(PER_TOKEN)), PER_TOKEN, cache, 1)
     started_ns = next(one.start_ns for one in ended if one.id == "cold")
     assert started_ns <= 0.05 * SECOND + Families(PER_TOKEN).patience_ns(Job("c", 0, 100, 0, 1))

@@ -149,7 +149,7 @@ def test_a_flood_of_hits_starves_a_cold_job_only_without_ageing() -> None:
 
     def started_s(policy: SchedulePolicy) -> float:
         cache = PrefixCache(4096)
-        cache.keep("hot", 1024)
+        cache.retain("hot", 1024)
         ended = simulate([*flood, cold], RequestQueue(policy), PER_TOKEN, cache, 1)
         return next(one.start_ns for one in ended if one.id == "cold") / SECOND
 

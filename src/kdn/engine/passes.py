@@ -42,7 +42,7 @@ class PrefillQueue:
         self._requests.append(running)
 
     def advance(self) -> list[tuple[RunningRequest, Tensor]]:
-        """One layer of the current pass. Gives back the requests that are through, with the last position's logits."""
+        """One layer of the current pass. Gives back those that are through, with their last logits."""
         current = self._pass or self._begin()
         self._read_ahead(current.layer)
         return self._end(current) if current.advance() else []
