@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdn.config import home_folder, load_config, parse_bytes
+from kdn.config import Config, home_folder, load_config, parse_bytes
 from kdn.errors import BadConfig
 
 
@@ -38,7 +38,17 @@ def test_home_comes_from_the_environment(tmp_path: Path) -> None:
         ("[engin]\n", r"no section \[engin\]; did you mean engine\?"),
         ("[store]\ndisk_byte = 1\n", "no setting 'disk_byte' in .store.; did you mean disk_bytes"),
         ("[serve]\nport = 70000\n", "<= 65535"),
-        ('[engine]\ndtype = "bf17"\n', "bf17"),
+        ('[engine]\ndtype = "bf17"\n', "engine.dtype is 'bf17'; it can be auto, bfloat16, float16"),
+        ('[engine]\npolicy = "lol"\n', "engine.policy is 'lol'; it can be fcfs, priority, .*ratio"),
+        (
+            '[store]\npolicy = "lol"\n',
+            "store.policy is 'lol'; it can be fifo, lru, s3fifo, arc, value",
+        ),
+        ('[store]\ncodec = "zip"\n', "store.codec is 'zip'; it can be auto, none, lossless, fp8"),
+        ("[store]\nmemory_bytes = -1\n", "store.memory_bytes is -1; expected `int` >= 0"),
+        ("[store]\nquotas = 3\n", "store.quotas is 3; expected `object`"),
+        ("[cost]\nacts = true\n", "no setting 'acts' in .cost.; it is now enforce_prices"),
+        ("[serve]\napi_key = 3\n", "serve.api_key is .not shown.; expected `str"),
         ('[store]\ndisk_bytes = "much"\n', "'much' is no size"),
         ("[engine\n", "not a TOML file"),
         ("engine = 3\n", r"no section \[engine\]"),
@@ -55,6 +65,49 @@ def test_wrong_variables_are_refused(tmp_path: Path) -> None:
         load_config({"KDN_ENGINE_DTIPE": "float32"}, home=tmp_path)
     with pytest.raises(BadConfig, match="threads"):
         load_config({"KDN_ENGINE_THREADS": "none"}, home=tmp_path)
+
+
+def test_lists_and_tables_come_from_the_environment(tmp_path: Path) -> None:
+    environ = {
+        "KDN_SERVE_TENANT_KEYS": "a=k1, b=k2",
+        "KDN_STORE_QUOTAS": "a=1 GB,b=7",
+        "KDN_STORE_PRIORITIES": '{"a": 2}',
+        "KDN_STORE_OBJECT_OPTIONS": "endpoint=http://host:9000/?x=1",
+    }
+    config = load_config(environ, home=tmp_path)
+    assert config.serve.tenant_keys == ("a=k1", "b=k2")
+    assert config.store.quotas == {"a": 10**9, "b": 7}
+    assert config.store.priorities == {"a": 2}
+    assert config.store.object_options == {"endpoint": "http://host:9000/?x=1"}
+    same = load_config({"KDN_SERVE_TENANT_KEYS": '["a=k1", "b=k2"]'}, home=tmp_path)
+    assert same.serve == config.serve
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("KDN_STORE_QUOTAS", "a", "KDN_STORE_QUOTAS is no table; write NAME=VALUE"),
+        ("KDN_STORE_QUOTAS", "{a", "KDN_STORE_QUOTAS is not JSON"),
+        ("KDN_STORE_QUOTAS", "a=much", "'much' is no size"),
+    ],
+)
+def test_a_wrong_table_is_refused_in_words(
+    tmp_path: Path, variable: str, text: str, message: str
+) -> None:
+    with pytest.raises(BadConfig, match=message):
+        load_config({variable: text}, home=tmp_path)
+
+
+def test_every_setting_can_be_set_by_the_environment(tmp_path: Path) -> None:
+    """The default of each, written as a variable, is the default again."""
+    for room in ("engine", "store", "library", "serve", "blend", "cost"):
+        default = getattr(Config(home=tmp_path), room)
+        for field in default.__struct_fields__:
+            value = getattr(default, field)
+            if value is None or field in ("object_options", "priorities", "quotas", "tenant_keys"):
+                continue
+            found = load_config({f"KDN_{room}_{field}".upper(): str(value)}, home=tmp_path)
+            assert getattr(found, room) == default, field
 
 
 def test_a_cluster_that_has_a_service_called_kdn_is_no_mistake(tmp_path: Path) -> None:

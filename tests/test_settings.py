@@ -113,7 +113,7 @@ def test_news_of_a_peer_are_as_old_as_the_setting_allows(tmp_path: Path) -> None
     with open_store(None) as held, node_server(held, tenant_keys=("*=t",)) as url:
         stores: list[Store] = []
         for late in (0.0, 3600.0):
-            settings = StoreConfig(peer_url=url, peer_token="t", far_news_s=late, far_timeout_s=20)
+            settings = StoreConfig(peer_url=url, peer_token="t", far_poll_s=late, far_timeout_s=20)
             config = Config(home=tmp_path / str(late), store=settings)
             stores.append(open_configured_store(config))
         before = [one.match(MODEL, EXACT, "", PROMPT).num_tokens for one in stores]

@@ -1,8 +1,13 @@
 """Settings: one frozen struct per room, composed here, read once, never written.
 
+A room that can be imported quickly has its struct beside the code that reads it.  Those of the others
+stand here, so that commands without a model load neither torch nor a web framework; these rooms take
+their defaults from here.
+
 A setting is found in this order: the call's own argument, the environment (`KDN_STORE_DISK_BYTES`
-for `disk_bytes` of `[store]`), the file `kdn.toml`, the default below.  Unknown names are refused.
-Byte counts may be written `"8 GiB"`.
+for `disk_bytes` of `[store]`), the file `kdn.toml`, the default of its struct.  Unknown names are
+refused.  Byte counts may be written `"8 GiB"`.  In the environment a list is written `a,b` and a table
+`a=1,b=2`, or either as JSON.
 """
 
 from __future__ import annotations
@@ -12,12 +17,16 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
+from kdn.cost.settings import CostConfig
 from kdn.errors import BadConfig
+from kdn.machine.files import home_folder
+from kdn.schedule import POLICIES
+from kdn.store.settings import StoreConfig
 
 __all__ = [
     "BlendConfig",
@@ -33,10 +42,6 @@ __all__ = [
 ]
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-CodecName = Literal[
-    "auto", "none", "lossless", "fp8", "int8", "int4",
-    "entropy-1", "entropy-2", "entropy-3", "entropy-4",
-]  # fmt: skip
 _Bytes = Annotated[int, Meta(ge=0)]
 _Positive = Annotated[int, Meta(ge=1)]
 _Room = TypeVar("_Room", bound=msgspec.Struct)
@@ -55,17 +60,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """What is computed in; auto follows `kdn doctor`, else the processor's flags."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; auto takes the first GPU there is."""
-    policy: Literal[
-        "fcfs",
-        "priority",
-        "static",
-        "longest-match",
-        "shortest-miss",
-        "calibrated",
-        "families",
-        "ratio",
-    ] = "fcfs"
-    """Who of those waiting is next; `families` and `calibrated` suit one-token jobs that share prefixes."""
+    policy: str = "fcfs"
+    """Which waiting request is next; `families` and `calibrated` suit one-token jobs that share prefixes."""
     pack_tokens: _Positive | None = None
     """With a number, decide anew before every pass, and let short prompts share one up to so many tokens."""
     row_chunk: _Positive = 512
@@ -76,66 +72,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     threads: _Positive | None = None
     """CPU threads of tensor operations; None leaves torch's own choice."""
 
-
-class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where KV is kept, and how much of it."""
-
-    folder: Path | None = None
-    """The disk tier's folder; None is `store` in the home folder."""
-    disk_bytes: _Bytes | None = None
-    """Hard cap of the disk tier; None is the smaller of 20 GB and a tenth of what is free."""
-    memory_bytes: _Bytes = 2 * 1024**3
-    """Hard cap of the memory tier."""
-    codec: CodecName = "none"
-    """How blocks are written; lossy ones taint them; auto takes the smallest within `max_kl`."""
-    max_kl: Annotated[float, Meta(ge=0)] | None = None
-    """Mean KL (nats), by `kdn store calibrate`, up to which a lossy codec may be used; 0: none may."""
-    policy: Literal["fifo", "lru", "s3fifo", "arc", "value"] = "lru"
-    """Which blocks go when room is short."""
-    ttl_s: Annotated[float, Meta(gt=0)] | None = None
-    """A block goes this long after its last use, room or not; None keeps it while there is room."""
-    load_within_s: Annotated[float, Meta(gt=0)] | None = None
-    """By when stored KV is to be loaded: over a slow link a node then sends it smaller, with loss only
-    within `max_kl`. None is before it would be computed, where that is known."""
-    priorities: dict[str, int] = {}
-    """By salt: blocks of a lower priority (0 where none is said) go before those of a higher one."""
-    record: Path | None = None
-    """Write every lookup to this file, for `kdn store simulate`; None writes nothing."""
-    peer_url: str | None = None
-    """A node whose blocks are read and that ours are sent to, as `https://host:8100`."""
-    peer_token: str | None = None
-    """What that node wants as a bearer token."""
-    peer_authority: Path | None = None
-    """Certificates (PEM) to trust that node by; None trusts what the system trusts."""
-    redis_url: str | None = None
-    """A Redis to keep blocks in, as `redis://:password@host:6379/0`."""
-    objects_url: str | None = None
-    """An object store to keep blocks in, as `s3://bucket/prefix`, `gs://...` or `file:///folder`."""
-    object_options: dict[str, str] = {}
-    """The object store's own settings (`endpoint`, `region`, ...); else its usual environment."""
-    far_bytes: _Bytes | None = None
-    """The most bytes to leave in each tier across the network; None leaves that to them."""
-    far_timeout_s: Annotated[float, Meta(gt=0)] = 2.0
-    """The most that one call across the network may take before it counts as failed."""
-    far_attempts: _Positive = 2
-    """How often such a call is tried in all, within that time."""
-    far_read_bytes: _Positive = 1024**2
-    """The least that is read across the network at once."""
-    far_news_s: Annotated[float, Meta(ge=0)] = 1.0
-    """How late we may learn of blocks that others put there; 0 asks at every look."""
-    objects_news_s: Annotated[float, Meta(ge=0)] = 30.0
-    """The same for an object store, where asking means a listing."""
-    prefill_tokens_per_s: Annotated[float, Meta(gt=0)] | None = None
-    """How quick a prefill is here: blocks that load more slowly are computed.
-    None takes what `kdn cost fit` found; where that was never run, what is stored is always loaded."""
-    disk_direct: bool = False
-    """Read blocks past the operating system's cache (O_DIRECT); pays where memory is short."""
-    key_file: Path | None = None
-    """Keys to seal blocks with at rest (AES-GCM), as TOML: `master = HEX`; None seals nothing."""
-    quota_bytes: _Bytes | None = None
-    """The most that one tenant (salt) may hold in any one tier; None sets no limit."""
-    quotas: dict[str, int] = {}
-    """Quotas in bytes of tenants for whom `quota_bytes` is not right, by salt."""
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise BadConfig(f"engine.policy is {self.policy!r}; it can be {', '.join(POLICIES)}")
 
 
 class LibraryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -180,17 +119,6 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Serve over TLS with this certificate chain (PEM)."""
     private_key: Path | None = None
     """The certificate's key (PEM), if it is not in the same file."""
-
-
-class CostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What money saved and spent is worked out from, and what `value` ranks blocks by."""
-
-    prices: str = "laptop"
-    """A price sheet that comes with kdn, or a .toml file."""
-    speed: str = "smollm2-135m-cpu"
-    """A model on a machine that comes with kdn, or a .toml file."""
-    acts: bool = False
-    """Blocks are written only to tiers where a use repays it, and go when keeping cost what a use saves."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -248,18 +176,17 @@ _ROOMS: dict[str, type[msgspec.Struct]] = {
     "blend": BlendConfig,
     "cost": CostConfig,
 }
+_RENAMED = {
+    ("store", "far_news_s"): "far_poll_s",
+    ("store", "objects_news_s"): "objects_poll_s",
+    ("cost", "acts"): "enforce_prices",
+}
 # Read elsewhere, so known here: the home folder and the place of the settings file.
 _OTHER_VARIABLES = ("KDN_HOME", "KDN_CONFIG")
 # Kubernetes gives every container such variables for each service; one may be called kdn.
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT\w*)$|_PORT(_\d+_\w+)?$")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY_UNITS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
-
-def home_folder(environ: Mapping[str, str]) -> Path:
-    """`$KDN_HOME`, or the user's cache folder for kdn."""
-    chosen = environ.get("KDN_HOME")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "kdn"
 
 
 def load_config(
@@ -310,12 +237,13 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, dict[str, Any]]:
             raise BadConfig(f"{path}: no section [{room}]{_nearest(room, _ROOMS)}")
         for field in table:
             if field not in _fields(room):
-                hint = _nearest(field, _fields(room))
+                new = _RENAMED.get((room, field))
+                hint = f"; it is now {new}" if new else _nearest(field, _fields(room))
                 raise BadConfig(f"{path}: no setting {field!r} in [{room}]{hint}")
     return tables
 
 
-def _read_environment(environ: Mapping[str, str]) -> dict[tuple[str, str], str]:
+def _read_environment(environ: Mapping[str, str]) -> dict[tuple[str, str], Any]:
     """The variables that are settings, by room and field."""
     names = {
         f"KDN_{room}_{field}".upper(): (room, field) for room in _ROOMS for field in _fields(room)
@@ -323,11 +251,30 @@ def _read_environment(environ: Mapping[str, str]) -> dict[tuple[str, str], str]:
     found = {}
     for variable, text in environ.items():
         if variable in names:
-            found[names[variable]] = text
+            found[names[variable]] = _read_variable(variable, text, *names[variable])
         elif _looks_like_ours(variable):
             hint = _nearest(variable, [*names, *_OTHER_VARIABLES])
             raise BadConfig(f"environment: no setting {variable}{hint}")
     return found
+
+
+def _read_variable(variable: str, text: str, room: str, field: str) -> Any:
+    """A variable as its setting wants it: lists `a,b`, tables `a=1,b=2`, or either as JSON."""
+    kind = get_origin(get_type_hints(_ROOMS[room])[field])
+    if kind not in (tuple, dict):
+        return text
+    if text.lstrip()[:1] in ("[", "{"):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise BadConfig(f"environment: {variable} is not JSON: {error}") from error
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if kind is tuple:
+        return items
+    pairs = [item.partition("=") for item in items]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise BadConfig(f"environment: {variable} is no table; write NAME=VALUE,NAME=VALUE")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _looks_like_ours(variable: str) -> bool:
@@ -336,15 +283,37 @@ def _looks_like_ours(variable: str) -> bool:
 
 
 def _build(kind: type[_Room], room: str, tables: Mapping[str, Mapping[str, Any]]) -> _Room:
-    values = dict(tables.get(room, {}))
+    values = {field: _sized(room, field, value) for field, value in tables.get(room, {}).items()}
     try:
-        for field, value in values.items():
-            if field.endswith("_bytes") and isinstance(value, str):
-                values[field] = parse_bytes(value)
         # not strict: the environment has only texts
         return msgspec.convert(values, kind, strict=False, dec_hook=_decode)
     except (msgspec.ValidationError, ValueError) as error:
-        raise BadConfig(f"settings of [{room}]: {error}") from error
+        raise BadConfig(_explained(room, kind, values, str(error))) from error
+
+
+def _sized(room: str, field: str, value: Any) -> Any:
+    """Sizes such as `8 GiB` as numbers; what is no text stays as it is."""
+    if isinstance(value, dict) and field == "quotas":
+        return {name: _sized(room, "quota_bytes", size) for name, size in value.items()}
+    if not field.endswith("_bytes") or not isinstance(value, str):
+        return value
+    try:
+        return parse_bytes(value)
+    except ValueError as error:
+        raise BadConfig(f"{room}.{field}: {error}") from error
+
+
+def _explained(room: str, kind: type[_Room], values: Mapping[str, Any], said: str) -> str:
+    """What is wrong with a setting, its name and value first, and what it can be."""
+    reason, _, place = said.partition(" - at `$.")
+    field = re.split(r"[\[`.]", place)[0]
+    if field not in values:
+        return f"settings of [{room}]: {said}"
+    allowed = get_type_hints(kind)[field]
+    choices = get_args(allowed) if get_origin(allowed) is Literal else ()
+    wanted = f"it can be {', '.join(choices)}" if choices else reason[:1].lower() + reason[1:]
+    shown = "(not shown)" if (room, field) in _SECRETS else repr(values[field])
+    return f"{room}.{field} is {shown}; {wanted}"
 
 
 def _decode(kind: type[Any], value: object) -> object:

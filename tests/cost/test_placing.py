@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import kdn
-from kdn.api.store import acting_outlook
+from kdn.api.store import price_outlook
 from kdn.config import load_config
 from kdn.cost import PairJct, Placing, PriceSheet, Speed
 from kdn.cost.sheet import TierPrice
@@ -93,7 +93,7 @@ source = "by hand"
 def test_the_store_writes_only_where_it_pays(tmp_path: Path, acts: str, on_disk: bool) -> None:
     """Ten cents for each write to the disk are never repaid by a tiny prompt."""
     (tmp_path / "prices.toml").write_text(PRICES)
-    settings = f'[cost]\nprices = "{tmp_path / "prices.toml"}"\nacts = {acts}\n'
+    settings = f'[cost]\nprices = "{tmp_path / "prices.toml"}"\nenforce_prices = {acts}\n'
     (tmp_path / "kdn.toml").write_text(settings)
     model = write_tiny_model(tmp_path / "model", "llama")
     with kdn.open(model, config=load_config({}, home=tmp_path)) as service:
@@ -110,10 +110,10 @@ def test_what_acting_means_can_be_asked(tmp_path: Path) -> None:
     """Ten cents a write pay nowhere on this disk; memory is paid for, and keeps for ever."""
     (tmp_path / "prices.toml").write_text(PRICES)
     prices = f'[cost]\nprices = "{tmp_path / "prices.toml"}"\n'
-    (tmp_path / "kdn.toml").write_text(prices + "acts = true\n")
-    found = acting_outlook(load_config({}, home=tmp_path), ("memory", "disk"))
+    (tmp_path / "kdn.toml").write_text(prices + "enforce_prices = true\n")
+    found = price_outlook(load_config({}, home=tmp_path), ("memory", "disk"))
     assert found["memory"] == {"pays": True, "keep_s": None}
     assert found["disk"]["pays"] is False
     assert invoke(tmp_path, "store", "stat", "--json").json["acts"] == found
     (tmp_path / "kdn.toml").write_text(prices)
-    assert acting_outlook(load_config({}, home=tmp_path), ("memory", "disk")) == {}
+    assert price_outlook(load_config({}, home=tmp_path), ("memory", "disk")) == {}

@@ -21,7 +21,7 @@ def test_every_far_setting_reaches_its_tier(tmp_path: Path) -> None:
         far_timeout_s=7.0,
         far_attempts=3,
         far_read_bytes=4096,
-        objects_news_s=11.0,
+        objects_poll_s=11.0,
     )
     with open_configured_store(Config(home=tmp_path, store=config)) as store:
         tier = store.tier("objects")

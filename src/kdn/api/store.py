@@ -1,4 +1,4 @@
-"""The store that the settings describe, for who wants it without a model."""
+"""The store that the settings describe, for callers that need no model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from kdn.clock import Clock, SystemClock
 from kdn.config import Config
 from kdn.core import BLOCK_TOKENS
 from kdn.cost import Placing, load_sheet, load_speed, use_saving
-from kdn.store import FarSettings, Quotas, Rules, Store, Use, open_store, read_key_file
+from kdn.store import Quotas, Rules, Store, Use, open_store, read_key_file
 from kdn.trace import Trace
 
-__all__ = ["acting_outlook", "open_configured_store"]
+__all__ = ["open_configured_store", "price_outlook"]
 
 
 def open_configured_store(
@@ -19,27 +19,13 @@ def open_configured_store(
 ) -> Store:
     """The tiers of `[store]`, open. Raises BadConfig, MissingExtra, ForeignStore, StoreError."""
     settings = config.store
-    far = FarSettings(
-        peer_url=settings.peer_url,
-        peer_token=settings.peer_token,
-        peer_authority=settings.peer_authority,
-        redis_url=settings.redis_url,
-        objects_url=settings.objects_url,
-        object_options=settings.object_options,
-        timeout_s=settings.far_timeout_s,
-        attempts=settings.far_attempts,
-        capacity_bytes=settings.far_bytes,
-        read_bytes=settings.far_read_bytes,
-        poll_s=settings.far_news_s,
-        objects_poll_s=settings.objects_news_s,
-    )
-    placing = _placing(config) if config.cost.acts else None
+    placing = _placing(config) if config.cost.enforce_prices else None
     return open_store(
         config.store_folder,
         memory_bytes=settings.memory_bytes,
         disk_bytes=settings.disk_bytes,
         disk_direct=settings.disk_direct,
-        far=far,
+        far=settings,
         ring=None if settings.key_file is None else read_key_file(settings.key_file),
         quotas=Quotas(settings.quota_bytes, settings.quotas),
         clock=clock or SystemClock(),
@@ -56,11 +42,11 @@ def _placing(config: Config) -> Placing:
     return Placing(load_speed(config.cost.speed), load_sheet(config.cost.prices))
 
 
-def acting_outlook(
+def price_outlook(
     config: Config, tiers: Iterable[str]
 ) -> dict[str, dict[str, bool | float | None]]:
-    """What acting on prices means for the first block of a prompt, tier by tier; empty where it is off."""
-    if not config.cost.acts:
+    """What enforcing prices means for the first block of a prompt, tier by tier; empty where it is off."""
+    if not config.cost.enforce_prices:
         return {}
     placing = _placing(config)
     block = (0, BLOCK_TOKENS, BLOCK_TOKENS * placing.speed.token_bytes)

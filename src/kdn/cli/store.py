@@ -35,14 +35,14 @@ store.command()(simulate)
 @store.command("stat")
 def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show how much is stored, and where."""
-    from kdn.api.store import acting_outlook
+    from kdn.api.store import price_outlook
     from kdn.store.admin.shapes import stat_shape
 
     with opened(home) as found:
         stat, ledger = found.stat(), _ledger(found, home)
     records = records_of(read_settings(home).home)
     blends = _blends(home)
-    outlook = acting_outlook(read_settings(home), stat.tiers)
+    outlook = price_outlook(read_settings(home), stat.tiers)
     if as_json:
         money = {"saved_usd": ledger.saved.value, "spent_usd": ledger.spent.value}
         rest = {"quality": records, "blend": blends, "money": money, "acts": outlook}

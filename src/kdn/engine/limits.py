@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kdn.config import EngineConfig
 from kdn.engine.kv import extents
 from kdn.errors import BadInput
 from kdn.model import ModelConfig
 
 __all__ = ["EngineLimits", "JobMemory", "counted_memory", "measured_memory"]
+
+_DEFAULTS = EngineConfig()
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,16 @@ class EngineLimits:
 
     kv_bytes: int
     """KV of all running sequences together."""
-    max_batch_tokens: int = 2048
+    max_batch_tokens: int = _DEFAULTS.max_batch_tokens
     """Rows in one prefill pass; longer prompts run as several."""
     max_sequences: int = 64
     """Sequences that decode side by side."""
-    max_stall_ms: float = 60.0
+    max_stall_ms: float = _DEFAULTS.max_stall_ms
     """A running stream waits at most about this long (plus one layer) for a prefill."""
-    pack_tokens: int | None = None
+    pack_tokens: int | None = _DEFAULTS.pack_tokens
     """With a number, requests are admitted a pass at a time: the first in order, and those whose missing
     tokens fit with it into so many. None admits ahead, up to `max_batch_tokens`."""
-    row_chunk: int = 512
+    row_chunk: int = _DEFAULTS.row_chunk
     """Rows of position-wise work at a time, for prompts that are asked for one token."""
     memory: JobMemory | None = None
     """What such a prompt was measured to need; None counts it from the model's shapes."""

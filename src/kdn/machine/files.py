@@ -11,16 +11,22 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdn.errors import NoSpace, StoreError
 
-__all__ = ["Files", "locked", "publish_file", "system_errors"]
+__all__ = ["Files", "home_folder", "locked", "publish_file", "system_errors"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
+
+
+def home_folder(environ: Mapping[str, str]) -> Path:
+    """`$KDN_HOME`, or the user's cache folder for kdn."""
+    chosen = environ.get("KDN_HOME")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "kdn"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from kdn.config import LibraryConfig
 from kdn.rag.documents import ParsedDocument, Section
 
 __all__ = ["CutDocument", "CutPart", "Cutting", "Encode", "Passage", "cut", "gather"]
@@ -21,6 +22,7 @@ __all__ = ["CutDocument", "CutPart", "Cutting", "Encode", "Passage", "cut", "gat
 Encode = Callable[[str], Sequence[int]]
 """Text to token ids, by the tokenizer of the model that will read it."""
 
+_DEFAULTS = LibraryConfig()
 _PARAGRAPHS = re.compile(r"\n[^\S\n]*\n\s*")
 _LINES = re.compile(r"\n+")
 _SENTENCES = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=\S)")
@@ -32,8 +34,8 @@ _BORDERS = (_PARAGRAPHS, _LINES, _SENTENCES, _WORDS)
 class Cutting:
     """How large the pieces are, in tokens of the generator model."""
 
-    passage_tokens: int = 200
-    part_tokens: int = 1000
+    passage_tokens: int = _DEFAULTS.passage_tokens
+    part_tokens: int = _DEFAULTS.part_tokens
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from kdn.config import ServeConfig
 from kdn.errors import BadConfig
 from kdn.serve.keys import ApiKey, read_key_file, read_salted_keys
 from kdn.serve.limits import Limits
@@ -24,12 +25,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+_DEFAULTS = ServeConfig()
+
+
 @dataclass(frozen=True)
 class ServeSettings:
     """Where to listen and what to allow. Raises BadConfig for a combination that is not safe."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
+    host: str = _DEFAULTS.host
+    port: int = _DEFAULTS.port
     """0 takes any free port."""
     api_keys: tuple[str, ...] = ()
     """Callers must send one of these."""

@@ -10,6 +10,7 @@ from kdn.store.codecs import CODECS, Codec, NoCodec
 from kdn.store.index.index import BlockHit, Match
 from kdn.store.open import FarSettings, open_store
 from kdn.store.policies import EvictionPolicy, Rules, Use
+from kdn.store.settings import StoreConfig
 from kdn.store.stat import ScrubReport, StoreStat
 from kdn.store.store import Store
 from kdn.store.stream.delivery import Delivery, Loss
@@ -63,6 +64,7 @@ __all__ = [
     "Rules",
     "ScrubReport",
     "Store",
+    "StoreConfig",
     "StoreStat",
     "Tier",
     "TierUsage",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from kdn.clock import Clock, SystemClock
 from kdn.store.policies import Rules, Use, make_policy
-from kdn.store.store import MEMORY_BYTES, Store
+from kdn.store.settings import FarSettings, StoreConfig
+from kdn.store.store import Store
 from kdn.store.tenants.limits import TenantsLimits
 from kdn.store.tenants.quotas import Quotas
 from kdn.store.tenants.shared_pins import PersistentPins
@@ -27,29 +28,13 @@ from kdn.trace import NoTrace, Trace
 
 __all__ = ["FarSettings", "open_store"]
 
-
-@dataclass(frozen=True)
-class FarSettings:
-    """Which tiers there are across the network, and how to use them; None: not that one."""
-
-    peer_url: str | None = None
-    peer_token: str | None = None
-    peer_authority: Path | None = None
-    redis_url: str | None = None
-    objects_url: str | None = None
-    object_options: Mapping[str, str] = field(default_factory=dict)
-    timeout_s: float = 2.0
-    attempts: int = 2
-    capacity_bytes: int | None = None
-    read_bytes: int = 1 << 20
-    poll_s: float = 1.0
-    objects_poll_s: float = 30.0
+_DEFAULTS = StoreConfig()
 
 
 def open_store(
     folder: Path | None,
     *,
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: int = _DEFAULTS.memory_bytes,
     disk_bytes: int | None = None,
     disk_direct: bool = False,
     far: FarSettings | None = None,
@@ -57,7 +42,7 @@ def open_store(
     ring: KeyRing | None = None,
     clock: Clock | None = None,
     trace: Trace | None = None,
-    policy: str = "lru",
+    policy: str = _DEFAULTS.policy,
     rules: Rules | None = None,
     saving: Callable[[Use], float] | None = None,
     worth_writing: WorthWriting | None = None,
@@ -121,7 +106,7 @@ def _with_decided(rules: Rules | None, limits: TenantsLimits) -> Rules | None:
 
 def _far_tiers(far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | None) -> list[Tier]:
     """Nearest first: a peer, Redis, then objects."""
-    timeout_s, tiers = far.timeout_s, list[Tier]()
+    timeout_s, tiers = far.far_timeout_s, list[Tier]()
     if far.peer_url is not None:
         peer = PeerRemote(
             far.peer_url,
@@ -129,10 +114,10 @@ def _far_tiers(far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | Non
             authority=far.peer_authority,
             timeout_s=timeout_s,
         )
-        tiers.append(RemoteTier(peer, _settings(far, far.poll_s), clock, trace))
+        tiers.append(RemoteTier(peer, _settings(far, far.far_poll_s), clock, trace))
     if far.redis_url is not None:
         redis = RedisRemote(far.redis_url, timeout_s=timeout_s)
-        tiers.append(RemoteTier(redis, _settings(far, far.poll_s), clock, trace, ring=ring))
+        tiers.append(RemoteTier(redis, _settings(far, far.far_poll_s), clock, trace, ring=ring))
     if far.objects_url is not None:
         objects = ObjectRemote(
             far.objects_url, options=far.object_options, timeout_s=max(timeout_s, 1.0)
@@ -144,5 +129,5 @@ def _far_tiers(far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | Non
 
 
 def _settings(far: FarSettings, poll_s: float) -> RemoteSettings:
-    line = RemoteCallSettings(timeout_s=far.timeout_s, attempts=far.attempts)
-    return RemoteSettings(line, far.capacity_bytes, far.read_bytes, poll_s)
+    line = RemoteCallSettings(timeout_s=far.far_timeout_s, attempts=far.far_attempts)
+    return RemoteSettings(line, far.far_bytes, far.far_read_bytes, poll_s)

@@ -51,8 +51,8 @@ def opened_with_tiers(
             redis_url=redis_url,
             objects_url=f"file://{scratch / 'objects'}",
             far_timeout_s=30.0,
-            far_news_s=3600.0,
-            objects_news_s=3600.0,
+            far_poll_s=3600.0,
+            objects_poll_s=3600.0,
         ),
     )
     return stack.enter_context(api.open(options.model, config=config)), absent

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from kdn.config import home_folder
 from kdn.errors import CorruptBlock
 from kdn.machine.compiler import NoCompiler, compile_shared, source_name
+from kdn.machine.files import home_folder
 from kdn.store.codecs.codec import RunForm
 from kdn.store.codecs.coder import LANES, Bytes, Coder, Ints, NumpyCoder, Restoring, Symbols, Words
 from kdn.store.codecs.shapes import shapes
