@@ -34,7 +34,7 @@ from kdn.core import (
     Usage,
 )
 from kdn.reuse.codec_quality import CodecQuality, QualityRecord, save_record
-from kdn.serve.run import KdnService
+from kdn.serve import served
 from kdn.testing import write_tiny_model
 from kdn.trace import Recorder
 from tests.serve.running import Running, running
@@ -240,4 +240,4 @@ def blocks(k: kdn.Kdn) -> list[dict[str, Any]]:
 
 def serving(k: kdn.Kdn) -> AbstractContextManager[Running]:
     """A real server over `k` on a free port of loopback."""
-    return running(KdnService(k))
+    return running(served(k))

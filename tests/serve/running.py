@@ -11,7 +11,8 @@ import httpx
 from openai import OpenAI
 
 from kdn.clock import ManualClock
-from kdn.serve import ServeSettings, Service, create_app, listen, make_server, url_of
+from kdn.serve import ServedModel, ServeSettings, create_app, listen, make_server, url_of
+from tests.serve.scripted import ScriptedService
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,14 @@ class Running:
 
 
 @contextmanager
-def running(service: Service, settings: ServeSettings | None = None) -> Iterator[Running]:
+def running(
+    model: ServedModel | ScriptedService, settings: ServeSettings | None = None
+) -> Iterator[Running]:
     """Serve until the end of the block; then wait for the server to be gone."""
+    model = model.served() if isinstance(model, ScriptedService) else model
     settings = settings or ServeSettings(port=0, graceful_s=5)
     listening = listen(settings)
-    app = create_app(service, settings, version="1.2.3", clock=ManualClock(wall_s=1_700_000_000))
+    app = create_app(model, settings, version="1.2.3", clock=ManualClock(wall_s=1_700_000_000))
     server = make_server(app, settings, log_level="warning")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

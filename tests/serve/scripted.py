@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
+import numpy as np
+
 from kdn.core import (
     Finish,
     FinishReason,
@@ -24,10 +26,12 @@ from kdn.core import (
     TokenProb,
     Usage,
 )
+from kdn.engine import EngineStat
 from kdn.errors import BadInput, EngineFailed, MissingExtra, PromptTooLong
 from kdn.model import Document, Message
+from kdn.rag.embed import Vectors
 from kdn.rank import Asking
-from kdn.serve import Embedded, ServiceLoad, StoreNumbers
+from kdn.serve import ServedModel, StoreNumbers
 
 Pushed = StreamEvent | Exception | None
 ANSWER = "Paris is the capital of France. It lies on the Seine."
@@ -50,6 +54,19 @@ class Characters:
 
     def token_bytes(self, token_id: int) -> bytes:
         return chr(token_id).encode()
+
+
+class Lengths:
+    """An embedder whose vectors say how long a text is."""
+
+    name = "lengths"
+    dimension = 2
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        return np.array([(len(text), 0.5) for text in texts], dtype=np.float32)
+
+    def count(self, texts: Sequence[str]) -> int:
+        return len("".join(texts))
 
 
 class ScriptedStream:
@@ -167,8 +184,8 @@ class ScriptedService:
         self._thread = threading.Thread(target=self._run, name="scripted")
         self._thread.start()
 
-    def prompt(
-        self, messages: Sequence[Message], documents: Sequence[Document], salt: str
+    def segments(
+        self, messages: Sequence[Message], documents: Sequence[Document] = (), salt: str = ""
     ) -> Prompt:
         cut = [Segment(Role.DOCUMENT, self.vocabulary.encode(d.text), d.id) for d in documents]
         turns = [f"<{message.role}>{message.content}" for message in messages]
@@ -176,9 +193,7 @@ class ScriptedService:
         cut.append(Segment(Role.QUESTION, self.vocabulary.encode(turns[-1])))
         return Prompt(tuple(cut))
 
-    def asking(
-        self, query: str, layout: str, template: str | None, instruction: str | None, truncate: bool
-    ) -> Asking:
+    def asking(self, query: str, **options: object) -> Asking:
         raise BadInput("the script has no ranking in it")
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
@@ -201,15 +216,31 @@ class ScriptedService:
         common = max((_common(ids, other) for other in earlier), default=0)
         return min(common, len(ids) - 1) if request.reuse else 0
 
-    def embed(self, texts: Sequence[str]) -> Embedded:
+    def served(self) -> ServedModel:
+        """As the server takes it."""
+        return ServedModel(
+            name=self.name,
+            adapters=self.adapters,
+            max_context=self.max_context,
+            vocabulary=self.vocabulary,
+            prompts=self,
+            engine=self,
+            asking=self.asking,
+            embedder=self.embedder,
+            store_numbers=self.store_numbers,
+        )
+
+    def embedder(self) -> Lengths:
         if not self.with_embedder:
             raise MissingExtra("no embedder here")
-        return Embedded(tuple((float(len(text)), 0.5) for text in texts), len("".join(texts)))
+        return Lengths()
 
-    def load(self) -> ServiceLoad:
-        if self.broken:
-            raise EngineFailed("the engine has stopped") from self.broken
-        return ServiceLoad(sum(not stream.ended for stream in self.streams), 0, 0.25)
+    @property
+    def is_running(self) -> bool:
+        return self.broken is None
+
+    def stat(self) -> EngineStat:
+        return EngineStat(0, 0, sum(not stream.ended for stream in self.streams), 100, 75)
 
     def store_numbers(self) -> StoreNumbers:
         return StoreNumbers({"memory": 3}, {"memory": 300}, {"hits": 2})

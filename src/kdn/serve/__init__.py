@@ -7,25 +7,18 @@ from __future__ import annotations
 
 from kdn.serve.app import create_app
 from kdn.serve.limits import Limits
-from kdn.serve.run import listen, make_server, url_of
-from kdn.serve.service import (
-    Embedded,
-    Service,
-    ServiceLoad,
-    StoreNumbers,
-    Vocabulary,
-)
+from kdn.serve.run import Server, listen, make_server, served, url_of
+from kdn.serve.service import ServedModel, StoreNumbers, Vocabulary
 from kdn.serve.settings import ServeSettings
 from kdn.serve.store.app import create_node_app, mount_store
 from kdn.serve.store.grants import Grant, read_grants
 
 __all__ = [
-    "Embedded",
     "Grant",
     "Limits",
     "ServeSettings",
-    "Service",
-    "ServiceLoad",
+    "ServedModel",
+    "Server",
     "StoreNumbers",
     "Vocabulary",
     "create_app",
@@ -34,5 +27,6 @@ __all__ = [
     "make_server",
     "mount_store",
     "read_grants",
+    "served",
     "url_of",
 ]

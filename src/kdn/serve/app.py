@@ -19,7 +19,7 @@ from kdn.serve.openai.generate import generate_routes
 from kdn.serve.openai.questions import question_routes
 from kdn.serve.openai.rerank import rerank_routes
 from kdn.serve.openai.tokenize import token_routes
-from kdn.serve.service import Service
+from kdn.serve.service import ServedModel
 from kdn.serve.settings import ServeSettings
 from kdn.serve.shutdown import Shutdown
 from kdn.serve.status import about_routes
@@ -29,7 +29,7 @@ __all__ = ["create_app"]
 
 
 def create_app(
-    service: Service,
+    model: ServedModel,
     settings: ServeSettings,
     *,
     version: str = "",
@@ -37,14 +37,14 @@ def create_app(
     own_keys: tuple[Grant, ...] = (),
     new_id: Callable[[], str] = lambda: secrets.token_hex(12),
 ) -> FastAPI:
-    """The server's application. The service stays the caller's to close.
+    """The server's application. The model stays the caller's to close.
 
     The store's routes, if there are any, ask for keys of `own_keys` instead of the API key.
     """
     clock = clock or SystemClock()
     backpressure, shutdown = Backpressure(settings.limits), Shutdown(settings.graceful_s, clock)
-    metrics = Metrics(service, clock)
-    context = RequestContext(service, settings, metrics, backpressure, shutdown, clock, new_id)
+    metrics = Metrics(model, clock)
+    context = RequestContext(model, settings, metrics, backpressure, shutdown, clock, new_id)
     app = FastAPI(
         title="kdn",
         version=version,

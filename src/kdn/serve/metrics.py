@@ -5,8 +5,10 @@ Counted from each stream's own Finish, so that the counters equal the sum of all
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -17,21 +19,22 @@ from prometheus_client.registry import Collector
 from kdn.clock import Clock
 from kdn.core import Finish, FinishReason, StreamEvent, Usage
 from kdn.errors import KdnError
-from kdn.serve.service import Service
+from kdn.serve.service import ServedModel, StoreNumbers
 
 __all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 _LONG_SECONDS = (0.1, 0.3, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 240, 480)
+_STORE_WAIT_S = 0.5
 _REASONS = {FinishReason.CANCELLED: "abort"}
 
 
 class Metrics:
     """Counts what passes. Owns its registry, so two servers in one process do not mix."""
 
-    def __init__(self, service: Service, clock: Clock) -> None:
+    def __init__(self, model: ServedModel, clock: Clock) -> None:
         self._clock = clock
-        self._model = service.name
+        self._model = model.name
         self._lock = threading.Lock()
         self._started = 0
         self._ended = 0
@@ -39,7 +42,8 @@ class Metrics:
         self._make_counters()
         self._make_histograms()
         self._show_zeros()
-        self.registry.register(_Now(service))
+        self._numbers = _Snapshot(model.store_numbers, clock)
+        self.registry.register(_Now(model, self._numbers))
 
     def _make_counters(self) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -145,57 +149,99 @@ class Metrics:
         with self._lock:
             assert 0 <= self._ended <= self._started, f"{self._ended} of {self._started} ended"
 
-    def text(self) -> bytes:
-        """Everything in Prometheus' text format."""
+    async def text(self) -> bytes:
+        """Everything in Prometheus' text format, from memory: a store that does not answer within
+        half a second is told of by its last numbers, and their age."""
+        await self._numbers.refresh(_STORE_WAIT_S)
         return generate_latest(self.registry)
 
 
-class _Now(Collector):
-    """Asks the service at each scrape: load of the engine, numbers of the store."""
+class _Snapshot:
+    """The store's last numbers, read on a thread of its own, one reading at a time."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, read: Callable[[], StoreNumbers], clock: Clock) -> None:
+        self._read = read
+        self._clock = clock
+        self._reading: Future[None] | None = None
+        self.last: StoreNumbers | None = None
+        self._read_s = clock.now()
+
+    @property
+    def age_s(self) -> float:
+        """Since the numbers were read, or since the start."""
+        return self._clock.now() - self._read_s
+
+    async def refresh(self, within_s: float) -> None:
+        """Read again, or go on waiting for the reading under way; return after `within_s` anyway."""
+        if self._reading is None or self._reading.done():
+            self._reading = Future()
+            threading.Thread(
+                target=self._renew, args=(self._reading,), name="kdn-numbers", daemon=True
+            ).start()
+        await asyncio.wait([asyncio.wrap_future(self._reading)], timeout=within_s)
+
+    def _renew(self, reading: Future[None]) -> None:
+        try:
+            self.last = self._read()
+            self._read_s = self._clock.now()
+        except KdnError:
+            pass  # as with a store that does not answer: the age tells
+        finally:
+            reading.set_result(None)
+
+
+class _Now(Collector):
+    """What is so at each scrape: load of the engine, numbers of the store."""
+
+    def __init__(self, model: ServedModel, numbers: _Snapshot) -> None:
+        self._model = model
+        self._numbers = numbers
 
     def collect(self) -> Iterator[Metric]:
-        model = self._service.name
-        try:
-            load = self._service.load()
-        except KdnError:
-            # A stopped engine has no load; /health says that it stopped.
-            pass
-        else:
-            yield _gauge("vllm:num_requests_running", "Being computed.", model, load.running)
-            yield _gauge("vllm:num_requests_waiting", "In the queue.", model, load.waiting)
-            yield _gauge("vllm:kv_cache_usage_perc", "0 to 1.", model, load.kv_used_share)
-        yield from self._store()
+        name, engine = self._model.name, self._model.engine
+        if engine.is_running:  # a stopped engine has no load; /health says that it stopped
+            stat = engine.stat()
+            running = stat.num_prefilling + stat.num_decoding
+            used = stat.kv_total_bytes - stat.kv_free_bytes
+            share = used / max(stat.kv_total_bytes, 1)
+            yield _gauge("vllm:num_requests_running", "Being computed.", name, running)
+            yield _gauge("vllm:num_requests_waiting", "In the queue.", name, stat.num_waiting)
+            yield _gauge("vllm:kv_cache_usage_perc", "0 to 1.", name, share)
+        age = GaugeMetricFamily(
+            "kdn_store_numbers_age_seconds", "Since the store's numbers were read."
+        )
+        age.add_metric([], self._numbers.age_s)
+        yield age
+        if self._numbers.last is not None:
+            yield from _store(self._numbers.last)
 
     def describe(self) -> Iterator[Metric]:
         """Nothing beforehand: names are known only when the store has been asked."""
         return iter(())
 
-    def _store(self) -> Iterator[Metric]:
-        numbers = self._service.store_numbers()
-        blocks = GaugeMetricFamily("kdn_store_blocks", "Blocks held.", labels=["tier"])
-        for tier, count in numbers.blocks.items():
-            blocks.add_metric([tier], count)
-        size = GaugeMetricFamily("kdn_store_bytes", "Bytes held.", labels=["tier"])
-        for tier, size_bytes in numbers.size_bytes.items():
-            size.add_metric([tier], size_bytes)
-        events = CounterMetricFamily("kdn_store_events", "Since opening.", labels=["event"])
-        for event, count in numbers.counts.items():
-            events.add_metric([event], count)
-        blend = GaugeMetricFamily(
-            "kdn_blend", "Blended against full prefills.", labels=["what", "collection"]
-        )
-        for collection, seen in numbers.blend.items():
-            for what, value in seen.items():
-                blend.add_metric([what, collection], value)
-        money = GaugeMetricFamily(
-            "kdn_store_money_usd", "Of the blocks held, by the price sheet.", labels=["way"]
-        )
-        for way, usd in numbers.money_usd.items():
-            money.add_metric([way], usd)
-        yield from (blocks, size, events, blend, money)
+
+def _store(numbers: StoreNumbers) -> Iterator[Metric]:
+    blocks = GaugeMetricFamily("kdn_store_blocks", "Blocks held.", labels=["tier"])
+    for tier, count in numbers.blocks.items():
+        blocks.add_metric([tier], count)
+    size = GaugeMetricFamily("kdn_store_bytes", "Bytes held.", labels=["tier"])
+    for tier, size_bytes in numbers.size_bytes.items():
+        size.add_metric([tier], size_bytes)
+    events = CounterMetricFamily("kdn_store_events", "Since opening.", labels=["event"])
+    for event, count in numbers.counts.items():
+        events.add_metric([event], count)
+    blend = GaugeMetricFamily(
+        "kdn_blend", "Blended against full prefills.", labels=["what", "collection"]
+    )
+    for collection, seen in numbers.blend.items():
+        for what, value in seen.items():
+            blend.add_metric([what, collection], value)
+    money = GaugeMetricFamily(
+        "kdn_store_money_usd", "Of the blocks held, by the price sheet.", labels=["way"]
+    )
+    for way, usd in numbers.money_usd.items():
+        money.add_metric([way], usd)
+    yield from (blocks, size, events, blend, money)
 
 
 def _gauge(name: str, text: str, model: str, value: float) -> GaugeMetricFamily:

@@ -6,7 +6,7 @@ import copy
 import errno
 import signal
 import socket
-from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -16,20 +16,16 @@ from fastapi import FastAPI
 
 import kdn as package
 from kdn.api import Kdn
-from kdn.core import Prompt, Request, Stream, TokenIds
-from kdn.errors import BadConfig, BadInput, EngineFailed, PortInUse
-from kdn.model import Document, Message
-from kdn.rank import TEMPLATES, Asking
+from kdn.errors import BadConfig, PortInUse
 from kdn.serve.app import create_app
 from kdn.serve.limits import MAX_HEADER_BYTES
-from kdn.serve.service import Embedded, ServiceLoad, StoreNumbers, Vocabulary
+from kdn.serve.service import ServedModel, StoreNumbers
 from kdn.serve.settings import ServeSettings
 from kdn.serve.shutdown import Shutdown
 from kdn.serve.store.app import mount_store
 from kdn.serve.store.grants import Grant
-from kdn.store import Match
 
-__all__ = ["KdnService", "listen", "make_server", "run", "url_of"]
+__all__ = ["Server", "listen", "make_server", "run", "served", "url_of"]
 
 
 def listen(settings: ServeSettings) -> socket.socket:
@@ -117,105 +113,51 @@ def run(
 
     With `grants` the store is served too, to callers that hold one of their tokens.
     """
-    service = KdnService(kdn)
-    app = create_app(service, settings, version=package.__version__, own_keys=grants)
+    app = create_app(served(kdn), settings, version=package.__version__, own_keys=grants)
     if grants:
-        mount_store(app, kdn.store, grants, service)
+        mount_store(app, kdn.store, grants, kdn)
     make_server(app, settings).run(sockets=[listening])
 
 
-class KdnService:
-    """A Kdn as the server wants it. Does not own it."""
+def served(kdn: Kdn) -> ServedModel:
+    """The parts of an open Kdn that HTTP needs."""
+    return ServedModel(
+        name=kdn.name,
+        adapters=tuple(kdn.model.adapters),
+        max_context=kdn.model.decoder.config.max_position,
+        vocabulary=kdn.model.tokenizer,
+        prompts=kdn.prompts,
+        engine=kdn.engine,
+        asking=kdn.scoring.asking,
+        embedder=lambda: kdn.embedder,
+        store_numbers=partial(_store_numbers, kdn),
+    )
 
-    def __init__(self, kdn: Kdn) -> None:
-        self._kdn = kdn
 
-    @property
-    def name(self) -> str:
-        return self._kdn.name
-
-    @property
-    def adapters(self) -> Sequence[str]:
-        return tuple(self._kdn.model.adapters)
-
-    @property
-    def max_context(self) -> int:
-        return self._kdn.model.decoder.config.max_position
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self._kdn.model.tokenizer
-
-    def prompt(
-        self, messages: Sequence[Message], documents: Sequence[Document], salt: str
-    ) -> Prompt:
-        return self._kdn.prompts.segments(messages, documents, salt)
-
-    def asking(
-        self, query: str, layout: str, template: str | None, instruction: str | None, truncate: bool
-    ) -> Asking:
-        if template is not None and template not in TEMPLATES:
-            raise BadInput(f"no template {template!r}; there are {', '.join(sorted(TEMPLATES))}")
-        return self._kdn.scoring.asking(
-            query, layout=layout, template=template, instruction=instruction, truncate=truncate
-        )
-
-    def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
-        self._kdn.prompts.remember(salt, text, token_ids)
-
-    def submit(self, request: Request) -> Stream:
-        return self._kdn.engine.submit(request)
-
-    def embed(self, texts: Sequence[str]) -> Embedded:
-        embedder = self._kdn.embedder
-        vectors = embedder.embed(texts)
-        return Embedded(tuple(tuple(map(float, row)) for row in vectors), embedder.count(texts))
-
-    def put_text(self, text: str, name: str | None, salt: str) -> int:
-        tokens = self._kdn.prefill(text, name, salt)
-        self._kdn.store.flush()
-        return tokens
-
-    def find_text(self, text: str, name: str | None, salt: str) -> tuple[Match, int]:
-        return self._kdn.lookup(text, name, salt)
-
-    def load(self) -> ServiceLoad:
-        engine = self._kdn.engine
-        if not engine.is_running:
-            raise EngineFailed("the engine has stopped; restart the server")
-        stat = engine.stat()
-        used = stat.kv_total_bytes - stat.kv_free_bytes
-        return ServiceLoad(
-            running=stat.num_prefilling + stat.num_decoding,
-            waiting=stat.num_waiting,
-            kv_used_share=used / max(stat.kv_total_bytes, 1),
-        )
-
-    def store_numbers(self) -> StoreNumbers:
-        stat = self._kdn.store.stat()
-        ledger = self._kdn.cost.ledger()
-        return StoreNumbers(
-            blend={
-                collection: {
-                    "compared": seen.samples,
-                    "agreed": seen.agreed,
-                    "mean_kl": seen.mean_kl,
-                    "ratio": seen.ratio,
-                }
-                for collection, seen in self._kdn.parts.guard.stats().items()
-            },
-            money_usd={"saved": ledger.saved.value, "spent": ledger.spent.value},
-            blocks={name: tier.blocks for name, tier in stat.tiers.items()},
-            size_bytes={name: tier.size_bytes for name, tier in stat.tiers.items()},
-            counts={
-                "lookup": stat.lookups,
-                "hit": stat.hits,
-                "miss": stat.misses,
-                "corrupt": stat.corrupt,
-                "put": stat.puts,
-                "evict": stat.evicted,
-                "drop": stat.dropped,
-                "not_worth_writing": stat.not_worth_writing,
-                "fail": stat.failed,
-            },
-        )
+def _store_numbers(kdn: Kdn) -> StoreNumbers:
+    stat, ledger = kdn.store.stat(), kdn.cost.ledger()
+    return StoreNumbers(
+        blend={
+            collection: {
+                "compared": seen.samples,
+                "agreed": seen.agreed,
+                "mean_kl": seen.mean_kl,
+                "ratio": seen.ratio,
+            }
+            for collection, seen in kdn.parts.guard.stats().items()
+        },
+        money_usd={"saved": ledger.saved.value, "spent": ledger.spent.value},
+        blocks={name: tier.blocks for name, tier in stat.tiers.items()},
+        size_bytes={name: tier.size_bytes for name, tier in stat.tiers.items()},
+        counts={
+            "lookup": stat.lookups,
+            "hit": stat.hits,
+            "miss": stat.misses,
+            "corrupt": stat.corrupt,
+            "put": stat.puts,
+            "evict": stat.evicted,
+            "drop": stat.dropped,
+            "not_worth_writing": stat.not_worth_writing,
+            "fail": stat.failed,
+        },
+    )

@@ -1,26 +1,85 @@
-"""What the server needs from the rest of kdn."""
+"""The parts of an open model that HTTP needs, so that a test can join them with a scripted engine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kdn.core import Prompt, Request, Stream, TokenIds
+from kdn.core import Generator, Prompt, TokenIds
+from kdn.engine import EngineStat
 from kdn.model import Document, Message
+from kdn.rag import Embedder
 from kdn.rank import Asking
 
-__all__ = ["Embedded", "Service", "ServiceLoad", "StoreNumbers", "Vocabulary"]
+__all__ = ["PromptMaker", "ServedEngine", "ServedModel", "StoreNumbers", "Vocabulary"]
 
 
-@dataclass(frozen=True)
-class ServiceLoad:
-    """How busy the engine is at this moment."""
+class Vocabulary(Protocol):
+    """Text to token ids and back."""
 
-    running: int
-    waiting: int
-    kv_used_share: float
-    """Of the KV budget, 0 to 1."""
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def bos_ids(self) -> TokenIds:
+        """What a prompt that follows no template begins with; often nothing."""
+        ...
+
+    def encode(self, text: str, *, special: bool = False) -> TokenIds:
+        """With `special`, names of special tokens in the text become those tokens."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """Special tokens are left out unless `special`."""
+        ...
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text; half a character reads as U+FFFD."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of UTF-8 that the token stands for; those of an answer's tokens join to it."""
+        ...
+
+
+class PromptMaker(Protocol):
+    """Conversations as prompts. Safe from several threads."""
+
+    def segments(
+        self, messages: Sequence[Message], documents: Sequence[Document] = (), salt: str = ""
+    ) -> Prompt:
+        """The conversation as segments, ready for an answer. Turns remembered under `salt` hit."""
+        ...
+
+    def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
+        """Keep the ids of an answer, so that it hits when a client sends it back as history."""
+        ...
+
+
+class ServedEngine(Generator, Protocol):
+    """Runs requests, and says how it is. Safe from several threads."""
+
+    @property
+    def is_running(self) -> bool:
+        """False once it has stopped for good."""
+        ...
+
+    def stat(self) -> EngineStat: ...
+
+
+class MakeAsking(Protocol):
+    """How documents are asked about a query. Raises BadInput for a name that is not known."""
+
+    def __call__(
+        self,
+        query: str,
+        *,
+        layout: str,
+        template: str | None,
+        instruction: str | None,
+        truncate: bool,
+    ) -> Asking: ...
 
 
 @dataclass(frozen=True)
@@ -40,86 +99,19 @@ class StoreNumbers:
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """One unit vector a text, in order."""
+class ServedModel:
+    """A model that is answered for over HTTP. What it is made of stays its owner's to close."""
 
-    vectors: tuple[tuple[float, ...], ...]
-    num_tokens: int
-
-
-class Vocabulary(Protocol):
-    """Text to token ids and back."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def encode(self, text: str, *, special: bool = False) -> TokenIds:
-        """With `special`, names of special tokens in the text become those tokens."""
-        ...
-
-    @property
-    def bos_ids(self) -> TokenIds:
-        """What a prompt that follows no template begins with; often nothing."""
-        ...
-
-    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
-        """Special tokens are left out unless `special`."""
-        ...
-
-    def token_text(self, token_id: int) -> str:
-        """One token as text; half a character reads as U+FFFD."""
-        ...
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of UTF-8 that the token stands for; those of an answer's tokens join to it."""
-        ...
-
-
-class Service(Protocol):
-    """A model that can be talked to. Every method may be called from any thread."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def adapters(self) -> Sequence[str]:
-        """Names that may stand in place of `name` in a request."""
-        ...
-
-    @property
-    def max_context(self) -> int:
-        """The most tokens of prompt and answer together."""
-        ...
-
-    @property
-    def vocabulary(self) -> Vocabulary: ...
-
-    def prompt(
-        self, messages: Sequence[Message], documents: Sequence[Document], salt: str
-    ) -> Prompt:
-        """The conversation as segments, ready for an answer. Turns remembered under `salt` hit."""
-        ...
-
-    def asking(
-        self, query: str, layout: str, template: str | None, instruction: str | None, truncate: bool
-    ) -> Asking:
-        """How documents are asked about a query. Raises BadInput for a name that is not known."""
-        ...
-
-    def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
-        """Keep the ids of an answer, so that it hits when a client sends it back as history."""
-        ...
-
-    def submit(self, request: Request) -> Stream:
-        """Queue a request. Raises PromptTooLong before anything is computed."""
-        ...
-
-    def embed(self, texts: Sequence[str]) -> Embedded:
-        """Raises MissingExtra when there is no embedder."""
-        ...
-
-    def load(self) -> ServiceLoad:
-        """Raises EngineFailed when the engine has stopped."""
-        ...
-
-    def store_numbers(self) -> StoreNumbers: ...
+    name: str
+    adapters: Sequence[str]
+    """Names that may stand in place of `name` in a request."""
+    max_context: int
+    """The most tokens of prompt and answer together."""
+    vocabulary: Vocabulary
+    prompts: PromptMaker
+    engine: ServedEngine
+    asking: MakeAsking
+    embedder: Callable[[], Embedder]
+    """Raises MissingExtra when there is none."""
+    store_numbers: Callable[[], StoreNumbers]
+    """May wait for the store; never called on the event loop."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from fastapi import APIRouter, Response
 
+from kdn.errors import EngineFailed
 from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.responses import ModelCard, ModelList, json_response
 
@@ -30,7 +31,8 @@ def about_routes(context: RequestContext, version: str) -> APIRouter:
     @router.get("/health")
     @router.get("/ping")
     async def health() -> Response:
-        context.service.load()
+        if not context.model.engine.is_running:
+            raise EngineFailed("the engine has stopped; restart the server")
         return Response()
 
     @router.get("/version")
@@ -39,7 +41,7 @@ def about_routes(context: RequestContext, version: str) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        return Response(context.metrics.text(), media_type=_METRICS_TYPE)
+        return Response(await context.metrics.text(), media_type=_METRICS_TYPE)
 
     return router
 
@@ -49,8 +51,8 @@ class _Version(msgspec.Struct):
 
 
 def _cards(context: RequestContext) -> dict[str, ModelCard]:
-    service, created = context.service, context.created()
-    cards = {service.name: ModelCard(service.name, created, service.max_context)}
-    for name in service.adapters:
-        cards[name] = ModelCard(name, created, service.max_context, parent=service.name)
+    served, created = context.model, context.created()
+    cards = {served.name: ModelCard(served.name, created, served.max_context)}
+    for name in served.adapters:
+        cards[name] = ModelCard(name, created, served.max_context, parent=served.name)
     return cards

@@ -11,7 +11,7 @@ import pytest
 import kdn
 from kdn.config import load_config
 from kdn.rank import classify_question, make_choices
-from kdn.serve.run import KdnService
+from kdn.serve import served
 from tests.serve.running import Running, running
 
 
@@ -28,7 +28,7 @@ def opened(
 
 @pytest.fixture(scope="module")
 def server(opened: kdn.Kdn) -> Iterator[Running]:
-    with running(KdnService(opened)) as server:
+    with running(served(opened)) as server:
         yield server
 
 

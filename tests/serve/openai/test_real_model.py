@@ -16,7 +16,7 @@ import kdn
 from kdn.config import load_config
 from kdn.errors import UnknownModel
 from kdn.model import resolve
-from kdn.serve.run import KdnService
+from kdn.serve import served
 from tests.serve.running import Running, running
 
 pytestmark = pytest.mark.model
@@ -42,7 +42,7 @@ def opened(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def server(opened: kdn.Kdn) -> Iterator[Running]:
-    with running(KdnService(opened)) as server:
+    with running(served(opened)) as server:
         yield server
 
 
@@ -259,7 +259,7 @@ def test_a_stopped_engine_is_seen_in_health(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     opened = kdn.open(tiny_model("llama"), config=load_config({}, home=tmp_path))
-    with running(KdnService(opened)) as server:
+    with running(served(opened)) as server:
         assert server.http.get("/health").status_code == 200
         opened.close()
         assert server.http.get("/health").status_code == 503

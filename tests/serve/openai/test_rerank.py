@@ -10,7 +10,7 @@ import pytest
 
 import kdn
 from kdn.config import load_config
-from kdn.serve.run import KdnService
+from kdn.serve import served
 from tests.serve.running import Running, running
 
 QUERY = "Where is the cat?"
@@ -30,7 +30,7 @@ def opened(
 
 @pytest.fixture(scope="module")
 def server(opened: kdn.Kdn) -> Iterator[Running]:
-    with running(KdnService(opened)) as server:
+    with running(served(opened)) as server:
         yield server
 
 

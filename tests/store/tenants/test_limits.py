@@ -14,8 +14,7 @@ from kdn.api.store import open_configured_store
 from kdn.clock import ManualClock
 from kdn.config import Config, StoreConfig
 from kdn.errors import BadInput, NoSpace
-from kdn.serve import ServeSettings, create_app, listen, make_server, read_grants, url_of
-from kdn.serve.run import KdnService
+from kdn.serve import ServeSettings, create_app, listen, make_server, read_grants, served, url_of
 from kdn.serve.store.app import mount_store
 from kdn.store import Block, Quotas, Rules, open_store
 from kdn.store.tenants.limits import TenantLimits, TenantsLimits
@@ -108,9 +107,8 @@ def test_a_text_is_put_and_found_over_http(tiny_model: Callable[..., Path], tmp_
     settings = ServeSettings(port=0, graceful_s=1)
     with ExitStack() as stack:
         one = stack.enter_context(kdn.open(tiny_model(), config=Config(home=tmp_path)))
-        service = KdnService(one)
-        app = create_app(service, settings, version="1", own_keys=grants)
-        mount_store(app, one.store, grants, service)
+        app = create_app(served(one), settings, version="1", own_keys=grants)
+        mount_store(app, one.store, grants, one)
         door = stack.enter_context(listen(settings))
         stack.enter_context(running(make_server(app, settings, log_level="warning"), door))
         http = stack.enter_context(httpx.Client(base_url=url_of(door, "http") + "/v1/store"))

@@ -24,7 +24,7 @@ from kdn.serve.openai.streams import (
     submit_all,
     until_disconnect,
 )
-from kdn.serve.service import Service
+from kdn.serve.service import ServedModel
 from kdn.serve.settings import ServeSettings
 from kdn.serve.shutdown import Shutdown
 
@@ -62,7 +62,7 @@ class HttpJob:
 class RequestContext:
     """The parts of one server, joined once in `create_app`."""
 
-    service: Service
+    model: ServedModel
     settings: ServeSettings
     metrics: Metrics
     backpressure: Backpressure
@@ -83,7 +83,7 @@ class RequestContext:
         return HttpJob(
             id=f"{kind}-{self.new_id()}",
             created=self.created(),
-            model=adapter or self.service.name,
+            model=adapter or self.model.name,
             adapter=adapter,
             caller=caller,
             salt=caller.salt(body.cache_salt),
@@ -92,14 +92,14 @@ class RequestContext:
 
     def adapter(self, model: str | None) -> str | None:
         """The adapter that `model` names, None for the base. Raises Refused (404) for other names."""
-        service = self.service
-        if model is None or model == service.name:
+        served = self.model
+        if model is None or model == served.name:
             return None
-        if model in service.adapters:
+        if model in served.adapters:
             return model
-        served = ", ".join([service.name, *service.adapters])
+        names = ", ".join([served.name, *served.adapters])
         raise Refused(
-            f"the model {model!r} is not served here; this server has {served}",
+            f"the model {model!r} is not served here; this server has {names}",
             param="model",
             code="model_not_found",
             status=404,
@@ -121,7 +121,7 @@ class RequestContext:
             tokens = sum(request.prompt.num_tokens for request in requests)
             ended.enter_context(self.hold(job, len(requests), tokens))
         max_events = self.settings.limits.stream_events
-        streams = submit_all(self.service, self.metrics, requests, max_events, ended)
+        streams = submit_all(self.model, self.metrics, requests, max_events, ended)
         self.shutdown.follow(streams)
         ended.callback(self.shutdown.forget, streams)
         return streams

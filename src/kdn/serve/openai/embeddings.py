@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fastapi import APIRouter, Response
 from starlette.concurrency import run_in_threadpool
@@ -15,7 +16,7 @@ from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.parse import refuse_unsupported
 from kdn.serve.openai.requests import EmbeddingBody
 from kdn.serve.openai.responses import Embedding, EmbeddingList, EmbeddingUsage, json_response
-from kdn.serve.service import Embedded
+from kdn.serve.service import ServedModel
 
 __all__ = ["embedding_routes"]
 
@@ -27,7 +28,7 @@ def embedding_routes(context: RequestContext) -> APIRouter:
     @router.post("/v1/embeddings")
     async def embed(body: EmbeddingBody) -> Response:
         refuse_unsupported(body.model_extra)
-        found = await run_in_threadpool(context.service.embed, _texts(body))
+        found = await run_in_threadpool(_embed, context.model, _texts(body))
         _check_dimensions(body, found)
         shape = _shape(body, found)
         return json_response(shape)
@@ -45,6 +46,20 @@ def _texts(body: EmbeddingBody) -> list[str]:
     if not texts or not all(texts):
         raise Refused("an input is empty: there is nothing to embed", param="input")
     return texts
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One unit vector a text, in order."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    num_tokens: int
+
+
+def _embed(model: ServedModel, texts: list[str]) -> Embedded:
+    embedder = model.embedder()
+    vectors = embedder.embed(texts)
+    return Embedded(tuple(tuple(map(float, row)) for row in vectors), embedder.count(texts))
 
 
 def _check_dimensions(body: EmbeddingBody, found: Embedded) -> None:

@@ -66,7 +66,7 @@ from kdn.serve.openai.streams import (
     gather,
     until_disconnect,
 )
-from kdn.serve.service import Service, Vocabulary
+from kdn.serve.service import ServedModel, Vocabulary
 
 __all__ = ["generate_routes"]
 
@@ -91,14 +91,14 @@ def generate_routes(context: RequestContext) -> APIRouter:
 
 async def _begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest) -> _Chat:
     refuse_unsupported(body.model_extra)
-    job, service = context.job("chatcmpl", body, http), context.service
+    job, model = context.job("chatcmpl", body, http), context.model
     asked = _max_tokens(body)
     messages, documents = conversation(body.messages, body.documents)
-    prompt = await run_in_threadpool(chat_prompt, service, messages, documents, job.salt)
-    room = answer_room(service, prompt.num_tokens, asked, context.settings.default_max_tokens)
-    sampling = sampling_of(body, service.vocabulary.vocab_size, room, _logprobs(body))
+    prompt = await run_in_threadpool(chat_prompt, model, messages, documents, job.salt)
+    room = answer_room(model, prompt.num_tokens, asked, context.settings.default_max_tokens)
+    sampling = sampling_of(body, model.vocabulary.vocab_size, room, _logprobs(body))
     streams = context.submit_all(job, _requests(context, job, body, [(prompt, sampling)]))
-    return _Chat(job, body, service.vocabulary, streams, [prompt])
+    return _Chat(job, body, model.vocabulary, streams, [prompt])
 
 
 async def _begin_completion(
@@ -106,17 +106,17 @@ async def _begin_completion(
 ) -> _Completion:
     refuse_unsupported(body.model_extra)
     _refuse_combinations(body)
-    job, service = context.job("cmpl", body, http), context.service
-    prompts = await run_in_threadpool(_token_prompts, service, body)
-    vocab_size = service.vocabulary.vocab_size
+    job, model = context.job("cmpl", body, http), context.model
+    prompts = await run_in_threadpool(_token_prompts, model, body)
+    vocab_size = model.vocabulary.vocab_size
     wanted = []
     for prompt in prompts:
         room = answer_room(
-            service, prompt.num_tokens, body.max_tokens, context.settings.default_max_tokens
+            model, prompt.num_tokens, body.max_tokens, context.settings.default_max_tokens
         )
         wanted.append((prompt, sampling_of(body, vocab_size, room, body.logprobs)))
     streams = context.submit_all(job, _requests(context, job, body, wanted))
-    return _Completion(job, body, service.vocabulary, streams, prompts)
+    return _Completion(job, body, model.vocabulary, streams, prompts)
 
 
 def _requests(
@@ -191,11 +191,11 @@ def _refuse_combinations(body: CompletionBody) -> None:
         )
 
 
-def _token_prompts(service: Service, body: CompletionBody) -> list[Prompt]:
-    vocabulary, prompts = service.vocabulary, []
+def _token_prompts(model: ServedModel, body: CompletionBody) -> list[Prompt]:
+    vocabulary, prompts = model.vocabulary, []
     for given in _given_prompts(body):
         if isinstance(given, str):
-            check_length([given], vocabulary, service.max_context, "prompt")
+            check_length([given], vocabulary, model.max_context, "prompt")
         prompts.append(_ids(vocabulary, given))
     if not prompts or not all(prompts):
         raise Refused("a prompt is empty: there is nothing to go on from", param="prompt")

@@ -13,7 +13,7 @@ from kdn.model import Document, Message
 from kdn.serve.errors import Refused
 from kdn.serve.limits import check_length
 from kdn.serve.openai.requests import ContentPart, DocumentBody, MessageBody, SamplingBody
-from kdn.serve.service import Service
+from kdn.serve.service import ServedModel
 
 __all__ = [
     "answer_room",
@@ -28,16 +28,16 @@ _TOKEN_ID = re.compile(r"[0-9]{1,9}")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-def answer_room(service: Service, num_prompt: int, asked: int | None, default: int) -> int:
+def answer_room(model: ServedModel, num_prompt: int, asked: int | None, default: int) -> int:
     """How many tokens the answer may have.
 
     An explicit wish that does not fit is refused; the default shrinks to the room that is left.
     """
-    left = service.max_context - num_prompt
+    left = model.max_context - num_prompt
     if left >= (asked or 1):
         return asked or min(default, left)
     raise Refused(
-        f"the context holds {service.max_context} tokens; the prompt has {num_prompt} and "
+        f"the context holds {model.max_context} tokens; the prompt has {num_prompt} and "
         f"{asked or 1} were asked for the answer: shorten one of them",
         param="messages",
         code="context_length_exceeded",
@@ -85,12 +85,12 @@ def _biases(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
 
 
 def chat_prompt(
-    service: Service, messages: Sequence[Message], documents: Sequence[Document], salt: str
+    model: ServedModel, messages: Sequence[Message], documents: Sequence[Document], salt: str
 ) -> Prompt:
     """The prompt of a conversation. Raises Refused for one that is far too long, before it is cut."""
     texts = [*(message.content for message in messages), *(one.text for one in documents)]
-    check_length(texts, service.vocabulary, service.max_context, "messages")
-    return service.prompt(messages, documents, salt)
+    check_length(texts, model.vocabulary, model.max_context, "messages")
+    return model.prompts.segments(messages, documents, salt)
 
 
 def check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:

@@ -143,7 +143,7 @@ def question_routes(context: RequestContext) -> APIRouter:
 
 async def _score_labels(context: RequestContext, body: ScoreBody, http: HttpRequest) -> Response:
     """Label tokens after query and item; shares among the labels, or probabilities among all tokens."""
-    labels, vocabulary = tuple(body.label_token_ids or ()), context.service.vocabulary
+    labels, vocabulary = tuple(body.label_token_ids or ()), context.model.vocabulary
     check_ids(labels, vocabulary.vocab_size, "label_token_ids")
     if not labels or len(set(labels)) < len(labels):
         raise Refused("label_token_ids must name tokens, each once", param="label_token_ids")
@@ -170,12 +170,12 @@ def _label_prompts(context: RequestContext, body: ScoreBody) -> list[Prompt]:
     query, items = body.query, body.items
     if query is None or not items:
         raise Refused("label_token_ids go with a query and items", param="items")
-    vocabulary = context.service.vocabulary
+    vocabulary = context.model.vocabulary
     start = vocabulary.bos_ids
 
     def ids(given: str | list[int]) -> TokenIds:
         if isinstance(given, str):
-            check_length([given], vocabulary, context.service.max_context, "items")
+            check_length([given], vocabulary, context.model.max_context, "items")
         found = vocabulary.encode(given) if isinstance(given, str) else tuple(given)
         check_ids(found, vocabulary.vocab_size, "items")
         return found
@@ -226,7 +226,7 @@ def _texts_only(items: str | list[str | list[int]] | None) -> str | list[str] | 
 
 
 def _choices(context: RequestContext, words: Sequence[str]) -> tuple[Choice, ...]:
-    return make_choices(words, context.service.vocabulary.encode)
+    return make_choices(words, context.model.vocabulary.encode)
 
 
 async def _ask(
@@ -241,7 +241,7 @@ async def _ask(
 
     def prompts() -> list[Prompt]:
         return [
-            chat_prompt(context.service, one.messages, one.documents, job.salt) for one in questions
+            chat_prompt(context.model, one.messages, one.documents, job.salt) for one in questions
         ]
 
     return await _run(context, job, http, prompts, len(questions), wanted(choices))

@@ -16,7 +16,9 @@ from msgspec import UNSET, Struct, UnsetType
 from starlette.concurrency import run_in_threadpool
 
 from kdn.core import Request, Usage
+from kdn.errors import BadInput
 from kdn.rank import (
+    TEMPLATES,
     Asking,
     Layout,
     RankedDocument,
@@ -32,7 +34,7 @@ from kdn.serve.openai.context import HttpJob, RequestContext
 from kdn.serve.openai.parse import refuse_unsupported
 from kdn.serve.openai.requests import RerankBody
 from kdn.serve.openai.responses import JobAnswer, json_response, usage_report
-from kdn.serve.service import Service
+from kdn.serve.service import ServedModel
 
 __all__ = ["rerank_routes"]
 
@@ -96,7 +98,7 @@ async def _rerank(
     texts = _texts(body)
     job = context.job("rerank", body, http)
     truncate = body.truncate or body.truncation
-    asking = await run_in_threadpool(_asking, context.service, body, truncate=truncate)
+    asking = await run_in_threadpool(_asking, context.model, body, truncate=truncate)
     odds, usages = await _odds(context, http, job, asking, worth_asking(texts), truncate=truncate)
     ranking = rank_by(texts, odds, usages, body.top_n)
     if body.texts is not None:
@@ -114,10 +116,20 @@ async def _rerank(
     )
 
 
-def _asking(service: Service, body: RerankBody, *, truncate: bool) -> Asking:
+def _asking(model: ServedModel, body: RerankBody, *, truncate: bool) -> Asking:
+    """Raises BadInput for a template that is none of kdn's own: over HTTP no file is read."""
+    if body.template is not None and body.template not in TEMPLATES:
+        names = ", ".join(sorted(TEMPLATES))
+        raise BadInput(f"no template {body.template!r}; there are {names}")
     fixed = [body.query, body.instruction or ""]
-    check_length(fixed, service.vocabulary, service.max_context, "query")
-    return service.asking(body.query, body.layout, body.template, body.instruction, truncate)
+    check_length(fixed, model.vocabulary, model.max_context, "query")
+    return model.asking(
+        body.query,
+        layout=body.layout,
+        template=body.template,
+        instruction=body.instruction,
+        truncate=truncate,
+    )
 
 
 def _texts(body: RerankBody) -> list[str]:
@@ -151,7 +163,7 @@ async def _odds(
     with context.hold(job, requests, min(sum(map(len, texts)), _PART_CHARS)):
         for part in _parts(texts):
             asked = await run_in_threadpool(
-                _requests, context.service, job, asking, part, len(usages), truncate=truncate
+                _requests, context.model, job, asking, part, len(usages), truncate=truncate
             )
             answers = await context.answers(job, asked, http, held=True)
             for text, answer in zip(part, answers, strict=True):
@@ -174,7 +186,7 @@ def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _requests(
-    service: Service,
+    model: ServedModel,
     job: HttpJob,
     asking: Asking,
     texts: Sequence[str],
@@ -188,9 +200,9 @@ def _requests(
     found = []
     for number, text in enumerate(texts, first):
         if truncate:
-            prompt = asking.prompt(prefix_of(text, service.vocabulary, service.max_context))
+            prompt = asking.prompt(prefix_of(text, model.vocabulary, model.max_context))
         else:
-            check_length([text], service.vocabulary, service.max_context, "documents")
+            check_length([text], model.vocabulary, model.max_context, "documents")
             prompt = asking.prompt(text)
         found.append(job.request(number, prompt, sampling, single_use=single_use))
     return found

@@ -20,7 +20,7 @@ from kdn.core import Finish, FinishReason, Request, Stream, StreamEvent, Token
 from kdn.errors import Cancelled
 from kdn.serve.errors import Disconnected, fault_of
 from kdn.serve.metrics import Metrics
-from kdn.serve.service import Service
+from kdn.serve.service import ServedModel
 
 __all__ = [
     "DONE",
@@ -118,7 +118,7 @@ class ResponseStreams:
 
 
 def submit_all(
-    service: Service,
+    model: ServedModel,
     metrics: Metrics,
     requests: Sequence[Request],
     max_events: int,
@@ -128,8 +128,8 @@ def submit_all(
     streams = ResponseStreams(len(requests), max_events, ended)
     try:
         for request in requests:
-            note = _remembering(service, request)
-            streams.attach(service.submit(request), metrics.listener(note))
+            note = _remembering(model, request)
+            streams.attach(model.engine.submit(request), metrics.listener(note))
     except Exception:
         streams.close()
         raise
@@ -141,15 +141,15 @@ def _weight(event: _Pushed) -> int:
     return 1 + len(event.alternatives) if isinstance(event, Token) else 1
 
 
-def _remembering(service: Service, request: Request) -> Callable[[StreamEvent], None]:
-    """Collects an answer as it passes and hands its ids to the service at a natural end."""
+def _remembering(model: ServedModel, request: Request) -> Callable[[StreamEvent], None]:
+    """Collects an answer as it passes and hands its ids to the prompt maker at a natural end."""
     answer = GatheredAnswer()
 
     def note(event: StreamEvent) -> None:
         answer.add(event)
         if isinstance(event, Finish) and event.reason is FinishReason.STOP and event.stop is None:
             ids = tuple(token.token_id for token in answer.tokens)
-            service.remember(request.salt, answer.text, ids)
+            model.prompts.remember(request.salt, answer.text, ids)
 
     return note
 

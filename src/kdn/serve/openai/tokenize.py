@@ -34,13 +34,13 @@ class _Detokenized(msgspec.Struct):
 def token_routes(context: RequestContext) -> APIRouter:
     """The routes, bound to one server's parts."""
     router = bounded_router()
-    vocabulary = context.service.vocabulary
+    vocabulary = context.model.vocabulary
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> Response:
         context.adapter(body.model)
         ids = await run_in_threadpool(_ids, context, body)
-        found = _Tokenized(len(ids), context.service.max_context, list(ids))
+        found = _Tokenized(len(ids), context.model.max_context, list(ids))
         if body.return_token_strs:
             found.token_strs = [vocabulary.token_text(token_id) for token_id in ids]
         return json_response(found)
@@ -60,8 +60,8 @@ def _ids(context: RequestContext, body: TokenizeBody) -> TokenIds:
         raise Refused("give either prompt or messages", param="prompt")
     if body.messages is not None:
         messages, documents = conversation(body.messages, body.documents)
-        return chat_prompt(context.service, messages, documents, "").token_ids
-    vocabulary, most = context.service.vocabulary, max(context.service.max_context, _MOST_TOKENS)
+        return chat_prompt(context.model, messages, documents, "").token_ids
+    vocabulary, most = context.model.vocabulary, max(context.model.max_context, _MOST_TOKENS)
     check_length([body.prompt or ""], vocabulary, most, "prompt")
     begin = () if body.add_special_tokens is False else vocabulary.bos_ids
     return begin + vocabulary.encode(body.prompt or "", special=True)

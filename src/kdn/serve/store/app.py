@@ -59,4 +59,4 @@ def mount_store(
     app.include_router(block_routes(store, grant_of))
     app.include_router(manage_routes(store, grant_of))
     if model is not None:
-        app.include_router(text_routes(model, grant_of))
+        app.include_router(text_routes(model, store, grant_of))

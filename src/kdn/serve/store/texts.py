@@ -12,20 +12,20 @@ from starlette.concurrency import run_in_threadpool
 from kdn.serve.errors import Refused
 from kdn.serve.store.grants import Grant
 from kdn.serve.store.manage import answer, read_body
-from kdn.store import Match
+from kdn.store import Match, Store
 from kdn.store.admin.shapes import lookup_shape
 
 __all__ = ["Prefiller", "text_routes"]
 
 
 class Prefiller(Protocol):
-    """Computes and stores what documents are made of. Safe from several threads."""
+    """Computes and stores the KV of documents: an open Kdn. Safe from several threads."""
 
-    def put_text(self, text: str, name: str | None, salt: str) -> int:
-        """The number of tokens whose KV is stored for good when this returns."""
+    def prefill(self, text: str, name: str | None = None, salt: str = "") -> int:
+        """The number of the document's tokens, whose KV is computed and given to the store."""
         ...
 
-    def find_text(self, text: str, name: str | None, salt: str) -> tuple[Match, int]:
+    def lookup(self, text: str, name: str | None = None, salt: str = "") -> tuple[Match, int]:
         """What of the document is stored, and how many tokens it has."""
         ...
 
@@ -36,16 +36,22 @@ class _Text(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     salt: str = ""
 
 
-def text_routes(model: Prefiller, grant_of: Callable[[Request], Grant]) -> APIRouter:
+def text_routes(model: Prefiller, store: Store, grant_of: Callable[[Request], Grant]) -> APIRouter:
     """The routes over `model`; a tenant puts for itself, and for all only the admin does."""
     router = APIRouter(prefix="/v1/store")
 
     @router.post("/put")
-    async def put(request: Request) -> Response:
+    async def put_text(request: Request) -> Response:
         grant, asked = grant_of(request), await read_body(request, _Text)
         if not grant.sees(asked.salt):
             raise Refused("this key may not write for that tenant", status=403)
-        tokens = await run_in_threadpool(model.put_text, asked.text, asked.name, asked.salt)
+
+        def put() -> int:
+            tokens = model.prefill(asked.text, asked.name, asked.salt)
+            store.flush()  # it is stored for good when this is answered
+            return tokens
+
+        tokens = await run_in_threadpool(put)
         return answer({"salt": asked.salt, "tokens": tokens})
 
     @router.post("/lookup-text")
@@ -53,7 +59,7 @@ def text_routes(model: Prefiller, grant_of: Callable[[Request], Grant]) -> APIRo
         grant, asked = grant_of(request), await read_body(request, _Text)
         if not grant.reads(asked.salt):
             raise Refused("this key may not look up blocks of that tenant", status=403)
-        found = await run_in_threadpool(model.find_text, asked.text, asked.name, asked.salt)
+        found = await run_in_threadpool(model.lookup, asked.text, asked.name, asked.salt)
         return answer(lookup_shape(*found))
 
     return router
