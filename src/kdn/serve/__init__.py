@@ -6,8 +6,9 @@ Only `kdn.cli` imports it. Read `app.py` first, then `openai/generate.py` along 
 from __future__ import annotations
 
 from kdn.serve.app import create_app
+from kdn.serve.inflight import Server
 from kdn.serve.limits import Limits
-from kdn.serve.run import Server, listen, make_server, served, url_of
+from kdn.serve.run import listen, make_server, served, url_of
 from kdn.serve.service import ServedModel, StoreNumbers, Vocabulary
 from kdn.serve.settings import ServeSettings
 from kdn.serve.store.app import create_node_app, mount_store

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from kdn.clock import Clock, SystemClock
 from kdn.serve.auth import Auth
-from kdn.serve.backpressure import Backpressure
 from kdn.serve.errors import speak_openai
+from kdn.serve.inflight import Backpressure, Shutdown
 from kdn.serve.metrics import Metrics
 from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.embeddings import embedding_routes
@@ -21,11 +22,12 @@ from kdn.serve.openai.rerank import rerank_routes
 from kdn.serve.openai.tokenize import token_routes
 from kdn.serve.service import ServedModel
 from kdn.serve.settings import ServeSettings
-from kdn.serve.shutdown import Shutdown
 from kdn.serve.status import about_routes
 from kdn.serve.store.grants import Grant
 
 __all__ = ["create_app"]
+
+_random_id = partial(secrets.token_hex, 12)
 
 
 def create_app(
@@ -35,7 +37,7 @@ def create_app(
     version: str = "",
     clock: Clock | None = None,
     own_keys: tuple[Grant, ...] = (),
-    new_id: Callable[[], str] = lambda: secrets.token_hex(12),
+    new_id: Callable[[], str] = _random_id,
 ) -> FastAPI:
     """The server's application. The model stays the caller's to close.
 

@@ -1,20 +1,144 @@
-"""The first thing every HTTP request meets: may it come from there, whose is it, how large is it."""
+"""The first thing every HTTP request meets: may it come from there, whose is it, how large is it.
+
+Keys are compared by their SHA-256 digests, all of them each time, so that neither a stored list nor
+the time of a refusal tells about a key.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import re
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kdn.serve.backpressure import Backpressure, Held
+from kdn.core import PUBLIC_SALT
+from kdn.errors import BadConfig
 from kdn.serve.errors import Refused, response
-from kdn.serve.keys import LOCAL, Caller, find_caller
+from kdn.serve.inflight import Backpressure, Held, Shutdown
 from kdn.serve.settings import ServeSettings, is_loopback
-from kdn.serve.shutdown import Shutdown
 
-__all__ = ["Auth", "caller_of"]
+__all__ = ["LOCAL", "ApiKey", "Auth", "Caller", "caller_of", "find_caller", "read_keys"]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+ANY = "*"
+"""In a key's list of salts: it may name every salt but the public one."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The remote side of one request. `name` tells callers apart and reveals no key."""
+
+    name: str
+    salts: tuple[str, ...] = ()
+    keyed: bool = True
+    """False for a server without keys, where salts are taken as they are named."""
+
+    def salt(self, named: str | None) -> str:
+        """The salt under which blocks of this caller's request are stored and found.
+
+        A salt that is granted to the key stays as it is.  Any other one is joined with the key's
+        name: two keys that name it share nothing.  Without a name it is the key's first salt, or,
+        for a key without salts, the one that all such keys share.  Raises Refused for `public`
+        without a grant: what is stored there answers every caller.
+        """
+        if not named:
+            return self.salts[0] if self.salts and self.salts[0] != ANY else ""
+        if named in self.salts:
+            return named
+        if named == PUBLIC_SALT:
+            raise Refused(
+                f"this key may not name the salt {PUBLIC_SALT!r}, which every caller reads: "
+                "leave cache_salt out, or grant it to the key",
+                param="cache_salt",
+                status=403,
+            )
+        if not self.keyed or ANY in self.salts:
+            return named
+        return f"{self.name}/{named}"
+
+
+LOCAL = Caller("local", keyed=False)
+"""Every caller of a server without keys."""
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key by its digest, and the salts that it may name."""
+
+    digest: str
+    """SHA-256, 64 hexadecimal digits."""
+    salts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, key: str, salts: tuple[str, ...] = ()) -> ApiKey:
+        return cls(hashlib.sha256(key.encode()).hexdigest(), salts)
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(f"key-{self.digest[:16]}", self.salts)
+
+
+def find_caller(authorization: str, keys: Sequence[ApiKey]) -> Caller | None:
+    """The caller of a bearer key; None for a wrong one. Takes the same time for each."""
+    scheme, _, given = authorization.partition(" ")
+    digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).hexdigest()
+    found = None
+    for key in keys:
+        if hmac.compare_digest(digest, key.digest):
+            found = key
+    return found.caller if found is not None and scheme.lower() == "bearer" else None
+
+
+def read_keys(settings: ServeSettings) -> tuple[ApiKey, ...]:
+    """All keys of the settings. Raises BadConfig for one, or a key file, that cannot be read."""
+    plain = tuple(map(ApiKey.of, settings.api_keys))
+    file = () if settings.key_file is None else _read_key_file(settings.key_file)
+    return (*plain, *map(_salted, settings.salted_keys), *file)
+
+
+def _salted(given: str) -> ApiKey:
+    salts, _, key = given.partition("=")
+    if not (salts and key):
+        raise BadConfig(f"a salted key of {salts!r}: write SALT=KEY, or SALT,SALT=KEY")
+    return ApiKey.of(key, _salts(salts))
+
+
+def _read_key_file(path: Path) -> tuple[ApiKey, ...]:
+    """Keys of a file: on each line the SHA-256 of a key and, after a space, its salts by commas.
+
+    Lines that begin with `#` are comments.  Raises BadConfig with the line at fault.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadConfig(f"the key file {path} cannot be read: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        digest, _, salts = line.strip().partition(" ")
+        if not digest or digest.startswith("#"):
+            continue
+        if not _DIGEST.fullmatch(digest):
+            raise BadConfig(
+                f"{path}, line {number}: write the SHA-256 of a key (64 hexadecimal digits, as "
+                "sha256sum prints it), then a space and its salts"
+            )
+        found.append(ApiKey(digest, _salts(salts.strip()) if salts.strip() else ()))
+    return tuple(found)
+
+
+def _salts(given: str) -> tuple[str, ...]:
+    salts = tuple(one.strip() for one in given.split(","))
+    if not all(salts):
+        raise BadConfig(f"the salts {given!r} hold an empty one; write them as alice,team")
+    return salts
+
 
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _OF_FORMS = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
@@ -46,7 +170,10 @@ class Auth:
     ) -> None:
         """With `own_keys` the routes of the store check their callers themselves."""
         self._app = app
-        self._settings = settings
+        self._keys = read_keys(settings)
+        self._guards_host = settings.guards_host
+        self._trusts_loopback = settings.loopback
+        self._body_bytes = settings.limits.body_bytes
         self._backpressure = backpressure
         self._shutdown = shutdown
         self._elsewhere = "/v1/store/" if own_keys else None
@@ -77,7 +204,7 @@ class Auth:
     def _check_site(self, method: str, headers: Headers) -> None:
         """A web page of another site must not act through the browser of somebody near."""
         host = headers.get("host", "")
-        if self._settings.guards_host and not _is_own(host):
+        if self._guards_host and not _is_own(host):
             raise Refused(
                 "this server answers only to localhost; set an API key to open it", status=403
             )
@@ -98,10 +225,10 @@ class Auth:
     def _is_same(self, origin: str, host: str) -> bool:
         """Is the page of this server's own address, or of this machine where that is trusted?"""
         netloc = origin.partition("://")[2]
-        return netloc == host or (self._settings.loopback and _is_own(netloc))
+        return netloc == host or (self._trusts_loopback and _is_own(netloc))
 
     def _caller(self, path: str, authorization: str) -> Caller:
-        keys = self._settings.keys
+        keys = self._keys
         elsewhere = self._elsewhere is not None and path.startswith(self._elsewhere)
         if not keys or path in _WITHOUT_KEY or elsewhere:
             return LOCAL
@@ -115,12 +242,12 @@ class Auth:
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdecimal()):
             raise Refused("the header content-length is no number")
-        if len(length) > _LONGEST_NUMBER or int(length) > self._settings.limits.body_bytes:
+        if len(length) > _LONGEST_NUMBER or int(length) > self._body_bytes:
             raise self._too_big()
         return int(length)
 
     def _too_big(self) -> Refused:
-        most = self._settings.limits.body_bytes
+        most = self._body_bytes
         return Refused(f"the body is larger than {most} bytes", status=413)
 
     def _counted(
@@ -136,7 +263,7 @@ class Auth:
             message = await receive()
             size_bytes = len(message.get("body", b""))
             seen += size_bytes
-            if seen > self._settings.limits.body_bytes:
+            if seen > self._body_bytes:
                 raise self._too_big()
             held.enter_context(self._backpressure.hold(caller.name, Held(size_bytes=size_bytes)))
             return message

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import AfterValidator, Field
 
 from kdn.errors import BadConfig
 from kdn.serve.errors import Refused
@@ -54,6 +55,26 @@ MAX_HEADER_BYTES = 1 << 16
 MAX_JSON_VALUES = 1 << 21
 """Commas and brackets of one body: what it costs as Python objects, some 100 bytes each."""
 MAX_JSON_DEPTH = 100
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell half a surrogate pair, which is no text and would fail in the tokenizer."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds a lone surrogate, which is not valid Unicode") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Name = Annotated[Text, Field(max_length=MAX_NAME_CHARS)]
+StopText = Annotated[Text, Field(max_length=MAX_STOP_CHARS)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+TokenIdList = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS)]
+Prompts = Annotated[list[Text], Field(max_length=MAX_PROMPTS)]
+Inputs = Annotated[list[Text], Field(max_length=MAX_INPUTS)]
+Questions = Annotated[list[Text], Field(max_length=MAX_QUESTIONS)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 _PIECE_CHARS = 1 << 16
 _CHARS_PER_TOKEN = 8

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import errno
-import signal
 import socket
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -18,14 +16,14 @@ import kdn as package
 from kdn.api import Kdn
 from kdn.errors import BadConfig, PortInUse
 from kdn.serve.app import create_app
+from kdn.serve.inflight import Server
 from kdn.serve.limits import MAX_HEADER_BYTES
 from kdn.serve.service import ServedModel, StoreNumbers
 from kdn.serve.settings import ServeSettings
-from kdn.serve.shutdown import Shutdown
 from kdn.serve.store.app import mount_store
 from kdn.serve.store.grants import Grant
 
-__all__ = ["Server", "listen", "make_server", "run", "served", "url_of"]
+__all__ = ["listen", "make_server", "run", "served", "url_of"]
 
 
 def listen(settings: ServeSettings) -> socket.socket:
@@ -58,6 +56,10 @@ def url_of(listening: socket.socket, scheme: str = "http") -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
+_LAST_WORDS_S = 1
+"""For the last events, once all answers have ended."""
+
+
 def make_server(app: FastAPI, settings: ServeSettings, log_level: str = "info") -> Server:
     """A server that stops gracefully; `.run(sockets=[listening])` blocks until then."""
     config = uvicorn.Config(
@@ -73,30 +75,6 @@ def make_server(app: FastAPI, settings: ServeSettings, log_level: str = "info") 
         ssl_keyfile=settings.private_key,
     )
     return Server(config, app.state.shutdown)
-
-
-_LAST_WORDS_S = 1
-"""For the last events, once all answers have ended."""
-
-
-class Server(uvicorn.Server):
-    """The first signal begins the stop, which lasts no longer than the grace; the second one ends
-    the process."""
-
-    def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
-        super().__init__(config)
-        self._shutdown = shutdown
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._shutdown.has_begun:
-            signal.signal(sig, signal.SIG_DFL)
-            signal.raise_signal(sig)
-        self._captured_signals.append(sig)  # raised again by uvicorn once the server has ended
-        self._shutdown.begin()
-
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: is it time to end?"""
-        return await super().on_tick(counter) or self._shutdown.is_over()
 
 
 def _all_to_stderr() -> dict[str, Any]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 from kdn.config import ServeConfig
 from kdn.errors import BadConfig
-from kdn.serve.keys import ApiKey, read_key_file, read_salted_keys
 from kdn.serve.limits import Limits
 
 __all__ = ["ServeSettings", "is_loopback"]
@@ -40,7 +38,8 @@ class ServeSettings:
     salted_keys: tuple[str, ...] = ()
     """More keys, each with the salts that it may name: `SALT=KEY`, `SALT,SALT=KEY`."""
     key_file: Path | None = None
-    """More keys by their digests (see `read_key_file`). Without any key nobody is asked for one."""
+    """More keys, by their digests: a line each, the SHA-256 of the key, a space, its salts by commas.
+    Without any key callers are not asked for one."""
     allow_unauthenticated: bool = False
     """Must be said to listen beyond loopback without a key."""
     default_max_tokens: int = 512
@@ -59,7 +58,7 @@ class ServeSettings:
             raise BadConfig(f"port {self.port} is not in 0..65535")
         if any(not key for key in self.api_keys):
             raise BadConfig("an API key is empty; leave the option out to serve without one")
-        if not (self.loopback or self.keys or self.allow_unauthenticated):
+        if not (self.loopback or self.has_keys or self.allow_unauthenticated):
             raise BadConfig(
                 f"{self.host} can be reached from other machines and no API key is set: "
                 "give --api-key, or --allow-unauthenticated if everyone there may use it"
@@ -75,12 +74,10 @@ class ServeSettings:
         """Is the address one that only this machine can reach?"""
         return is_loopback(self.host)
 
-    @cached_property
-    def keys(self) -> tuple[ApiKey, ...]:
-        """All API keys. Raises BadConfig for a key file that cannot be read."""
-        plain = tuple(map(ApiKey.of, self.api_keys))
-        file = () if self.key_file is None else read_key_file(self.key_file)
-        return (*plain, *read_salted_keys(self.salted_keys), *file)
+    @property
+    def has_keys(self) -> bool:
+        """Are callers asked for a key?"""
+        return bool(self.api_keys or self.salted_keys or self.key_file)
 
     @property
     def guards_host(self) -> bool:
@@ -91,4 +88,4 @@ class ServeSettings:
         """
         if self.check_host is not None:
             return self.check_host
-        return not (self.keys or self.allow_unauthenticated)
+        return not (self.has_keys or self.allow_unauthenticated)

@@ -11,10 +11,9 @@ from fastapi import Request as HttpRequest
 
 from kdn.clock import Clock
 from kdn.core import Prompt, Request, Sampling
-from kdn.serve.auth import caller_of
-from kdn.serve.backpressure import Backpressure, Held
+from kdn.serve.auth import Caller, caller_of
 from kdn.serve.errors import Refused
-from kdn.serve.keys import Caller
+from kdn.serve.inflight import Backpressure, Held, Shutdown
 from kdn.serve.metrics import Metrics
 from kdn.serve.openai.requests import JobBody
 from kdn.serve.openai.streams import (
@@ -26,7 +25,6 @@ from kdn.serve.openai.streams import (
 )
 from kdn.serve.service import ServedModel
 from kdn.serve.settings import ServeSettings
-from kdn.serve.shutdown import Shutdown
 
 __all__ = ["HttpJob", "RequestContext"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdn.serve.limits import (
     MAX_BIASES,
@@ -13,15 +13,21 @@ from kdn.serve.limits import (
     MAX_INPUTS,
     MAX_LABELS,
     MAX_MESSAGES,
-    MAX_NAME_CHARS,
     MAX_PARTS,
     MAX_PROMPTS,
     MAX_QUESTIONS,
     MAX_SEED,
-    MAX_STOP_CHARS,
     MAX_STOPS,
-    MAX_TOKEN_IDS,
     MIN_SEED,
+    Count,
+    Inputs,
+    Name,
+    Prompts,
+    Questions,
+    StopText,
+    Text,
+    TokenId,
+    TokenIdList,
 )
 
 __all__ = [
@@ -44,26 +50,6 @@ __all__ = [
     "TextBody",
     "TokenizeBody",
 ]
-
-
-def _encodable(text: str) -> str:
-    """JSON can spell half a surrogate pair, which is no text and would fail in the tokenizer."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("holds a lone surrogate, which is not valid Unicode") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-Name = Annotated[Text, Field(max_length=MAX_NAME_CHARS)]
-StopText = Annotated[Text, Field(max_length=MAX_STOP_CHARS)]
-TokenId = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-TokenIdList = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS)]
-Prompts = Annotated[list[Text], Field(max_length=MAX_PROMPTS)]
-Inputs = Annotated[list[Text], Field(max_length=MAX_INPUTS)]
-Questions = Annotated[list[Text], Field(max_length=MAX_QUESTIONS)]
-Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
 class _Strict(BaseModel):

@@ -7,10 +7,9 @@ from starlette.middleware import Middleware
 
 from kdn.clock import SystemClock
 from kdn.serve.auth import Auth
-from kdn.serve.backpressure import Backpressure
 from kdn.serve.errors import Refused, speak_openai
+from kdn.serve.inflight import Backpressure, Shutdown
 from kdn.serve.settings import ServeSettings
-from kdn.serve.shutdown import Shutdown
 from kdn.serve.store.blocks import block_routes
 from kdn.serve.store.grants import Grant, grant_for
 from kdn.serve.store.manage import manage_routes

@@ -1,16 +1,23 @@
-"""What may wait: requests, tokens and bytes, of one caller and in all; and how a server stops."""
+"""What a server has in work: how much of it callers may hold, and how it ends when the server stops."""
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
+from typing import Protocol
 
+import uvicorn
+
+from kdn.clock import Clock
+from kdn.errors import Cancelled
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Limits
 
-__all__ = ["Backpressure", "Held"]
+__all__ = ["Abortable", "Backpressure", "Held", "Server", "Shutdown"]
 
 _TOKENS_PER_S = 2000
 """For `Retry-After`: how fast prompts are computed, a laptop's order of magnitude."""
@@ -96,3 +103,79 @@ class Backpressure:
             code="overloaded",
             retry_after_s=wait_s,
         )
+
+
+class Abortable(Protocol):
+    """An answer under way that can be ended with an error, which its client is told."""
+
+    def abort(self, error: Exception) -> None: ...
+
+
+class Shutdown:
+    """The state of one server's stop. Used on the event loop; `begin` also in a signal handler."""
+
+    def __init__(self, grace_s: float, clock: Clock) -> None:
+        self._grace_s = grace_s
+        self._clock = clock
+        self._deadline_s: float | None = None
+        self._num_active = 0
+        self._running: set[Abortable] = set()
+
+    @property
+    def has_begun(self) -> bool:
+        """Are new requests refused?"""
+        return self._deadline_s is not None
+
+    def begin(self, grace_s: float | None = None) -> None:
+        """Refuse new requests from now on. Calling it again changes nothing."""
+        if self._deadline_s is None:
+            grace_s = self._grace_s if grace_s is None else grace_s
+            self._deadline_s = self._clock.now() + grace_s
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """One HTTP request is being answered inside."""
+        self._num_active += 1
+        try:
+            yield
+        finally:
+            self._num_active -= 1
+
+    def follow(self, answer: Abortable) -> None:
+        """`answer` has begun."""
+        self._running.add(answer)
+
+    def forget(self, answer: Abortable) -> None:
+        """`answer` has ended. Harmless for one that is not followed."""
+        self._running.discard(answer)
+
+    def is_over(self) -> bool:
+        """May the server end? True when all is answered; at the deadline what runs is aborted."""
+        if self._deadline_s is None:
+            return False
+        if self._num_active and self._clock.now() < self._deadline_s:
+            return False
+        error = Cancelled("the server is stopping and ended this answer before its end")
+        for answer in list(self._running):
+            answer.abort(error)
+        return True
+
+
+class Server(uvicorn.Server):
+    """The first signal begins the stop, which lasts no longer than the grace; the second one ends
+    the process."""
+
+    def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
+        super().__init__(config)
+        self._shutdown = shutdown
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._shutdown.has_begun:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        self._captured_signals.append(sig)  # raised again by uvicorn once the server has ended
+        self._shutdown.begin()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: is it time to end?"""
+        return await super().on_tick(counter) or self._shutdown.is_over()
