@@ -63,7 +63,7 @@ def prompt(k: kdn.Kdn, number: int, documents: int = 8) -> Prompt:
 
 
 def test_a_blend_is_closer_to_the_full_prefill_than_naive_reuse(k: kdn.Kdn) -> None:
-    lab = Lab(k.model, k.parts.attention, k.calibration.learn_drift())
+    lab = Lab(k.model, k.parts.attention, k.calibration.learn_key_bias())
     found: dict[str, list[float]] = {}
     for number in range(2):
         case = lab.case(prompt(k, number, documents=6))
@@ -162,11 +162,11 @@ def test_drift_is_learnt_in_idle_time_once_and_kept(home: Path, tmp_path: Path) 
     with opened(own, tmp_path / "b") as k:
         k.generate("What is said?", ["One text."], sampling=ONE, reuse="blend")
         k.catch_up()
-        learnt = k.calibration.learn_drift()
+        learnt = k.calibration.learn_key_bias()
     (kept,) = (own / "drift").iterdir()
     written = kept.stat().st_mtime_ns
     with opened(own, tmp_path / "c") as k:
-        assert torch.equal(k.calibration.learn_drift().shift, learnt.shift)
+        assert torch.equal(k.calibration.learn_key_bias().shift, learnt.shift)
     assert kept.stat().st_mtime_ns == written
 
 

@@ -120,7 +120,7 @@ def tiny_outputs(model: Path, adapter: Path, home: Path, work: Path) -> dict[str
 def _with_drift(model: Path, work: Path) -> dict[str, Any]:
     """A blend whose stored keys lose half of what they drift by, in a home of its own."""
     with seams.opened(model, work / "home", store=work / "g", drift=0.5) as k:
-        shift = k.calibration.learn_drift().shift
+        shift = k.calibration.learn_key_bias().shift
         for text in TEXTS:
             k.prefill(text)
         asked = seams.request(k, "Where?", TEXTS, max_tokens=6, blend=True, ratio=0.2)

@@ -16,7 +16,7 @@ from kdn.bench.blend.arms import HALF, LEAN, OURS, WHOLE, BottomRight, chosen_ar
 from kdn.bench.blend.load import Point, rate_at, zipf_order
 from kdn.bench.blend.prompts import questions
 from kdn.bench.blend.quality import geometric, interval, rouge_l, word_f1
-from kdn.calibration.drift import drift_share
+from kdn.calibration.key_bias import key_bias_share
 from kdn.config import BlendConfig
 from kdn.errors import BadInput
 from kdn.model.attention import AttentionSlice, TorchAttention
@@ -51,7 +51,7 @@ def test_summaries_are_compared_by_what_comes_in_the_same_order() -> None:
 def test_ways_are_chosen_by_name_and_ratio_and_naive_reuse_comes_once() -> None:
     found = chosen_arms(("naive", "hkvd", "ours"), (0.15, 0.3))
     assert [arm.key.rpartition("@")[2] for arm in found] == ["0.0", "0.15", "0.15", "0.3", "0.3"]
-    assert [arm.undrifted for arm in found] == [0.0, 0.0, HALF, 0.0, HALF]
+    assert [arm.bias_share for arm in found] == [0.0, 0.0, HALF, 0.0, HALF]
     assert len({arm.key for arm in chosen_arms(LEAN, (0.15,))}) == len(LEAN)
     with pytest.raises(BadInput, match="no way of blending 'best'"):
         chosen_arms(("best",), (0.15,))
@@ -62,7 +62,7 @@ def test_the_default_way_is_judged_as_the_settings_have_it() -> None:
         (arm,) = (
             a for a in chosen_arms(("ours", "whole"), (0.15,)) if a.name == default_way(model)
         )
-        assert (arm.name, arm.undrifted) == (way, drift_share(model, BlendConfig().drift))
+        assert (arm.name, arm.bias_share) == (way, key_bias_share(model, BlendConfig().drift))
 
 
 def test_gains_are_geometric_and_held_above_the_floor() -> None:

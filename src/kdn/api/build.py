@@ -24,8 +24,8 @@ from kdn.calibration.background import (
     comparison_steps,
     prefill_steps,
 )
-from kdn.calibration.drift import DriftKeeper, drift_share, measure_drift
 from kdn.calibration.idle import Idle, IdleWork, jct_steps
+from kdn.calibration.key_bias import KeyBiasKeeper, key_bias_share, measure_key_bias
 from kdn.calibration.of_model import ModelCalibration
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config, load_config
@@ -118,15 +118,15 @@ def join(
     decoder, prompts = model.decoder, Prompts(model)
     shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
     own = prompts.fingerprint(None)
-    drift = DriftKeeper(
+    bias = KeyBiasKeeper(
         config.home,
         own,
-        partial(measure_drift, model, attention),
+        partial(measure_key_bias, model, attention),
         lambda texts: prompts.segments("?", texts),
-        drift_share(model.name, config.blend.drift),
+        key_bias_share(model.name, config.blend.drift),
         trace,
     )
-    calibration = ModelCalibration(model, attention, drift, config.home, clock)
+    calibration = ModelCalibration(model, attention, bias, config.home, clock)
     _refuse_unmeasured(config, calibration.codecs(own))
 
     recorder = None if config.store.record is None else LookupRecorder(config.store.record, clock)
@@ -149,7 +149,7 @@ def join(
         controller,
         clock,
         movable=not decoder.rope.length_dependent,
-        bias=calibration.drift,
+        bias=calibration.key_bias,
         trace=trace,
     )
     ended = EndedRequests()
@@ -170,7 +170,7 @@ def join(
         engine,
         partial(_is_idle, engine),
         [
-            IdleWork("bias", bias_steps(ended.queue(), calibration.drift_steps)),
+            IdleWork("bias", bias_steps(ended.queue(), calibration.key_bias_steps)),
             IdleWork("prefill", prefill_steps(ended.queue(), planner.background, idle, trace)),
             IdleWork("compare", comparison_steps(ended.queue(), guard, idle, trace)),
             *_jct_work(config, calibration, idle, trace),

@@ -1,7 +1,7 @@
 """What was measured of an open model on this machine: read once, measured when it is asked for, kept.
 
 codecs  how far each codec moves its answers   kdn store calibrate
-drift   how far keys drift behind other texts  `learn_drift`, or idle time
+bias    how keys change after other texts      `learn_key_bias`, or idle time
 jct     how long a prompt takes                kdn cost fit, or idle time
 """
 
@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kdn.calibration.drift import DriftKeeper
+from kdn.calibration.key_bias import KeyBiasKeeper
 from kdn.calibration.times import JctMeter, jct_path, measure_jct, stored_jct
 from kdn.clock import Clock
 from kdn.core import Fingerprint, JctModel
 from kdn.cost import GRID, save_jct
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
-from kdn.reuse.blend import Drift
+from kdn.reuse.blend import KeyBias
 from kdn.reuse.codec_quality import QualityRecord, load_record
 
 __all__ = ["ModelCalibration"]
@@ -30,12 +30,12 @@ class ModelCalibration:
         self,
         model: LoadedModel,
         attention: Attention,
-        drift: DriftKeeper,
+        bias: KeyBiasKeeper,
         home: Path,
         clock: Clock,
     ) -> None:
         self._model, self._attention, self._clock = model, attention, clock
-        self._drift = drift
+        self._bias = bias
         self._home = home
         self._codecs: dict[Fingerprint, QualityRecord | None] = {}
         self.jct = stored_jct(model.decoder, home)
@@ -47,21 +47,21 @@ class ModelCalibration:
             self._codecs[fingerprint] = load_record(self._home, fingerprint)
         return self._codecs[fingerprint]
 
-    def drift(self, fingerprint: Fingerprint) -> Drift | None:
+    def key_bias(self, fingerprint: Fingerprint) -> KeyBias | None:
         """What blends of that model correct keys by; None where it is not known."""
-        return self._drift.known(fingerprint)
+        return self._bias.known(fingerprint)
 
-    def learn_drift(self) -> Drift:
-        """How far keys drift behind other texts, which blending corrects (see docs/blend.md).
+    def learn_key_bias(self) -> KeyBias:
+        """The mean change of keys after other texts, which blending corrects (see docs/blend.md).
 
         Measured when it is not known: two prefills of some 2,000 tokens, once a model; the home
         folder keeps it.  Idle time does this by itself after the first blended answer.
         """
-        return self._drift.learn()
+        return self._bias.learn()
 
-    def drift_steps(self) -> Iterator[None]:
-        """The measurement of the drift in steps; none when it is known or is not used."""
-        return self._drift.when_idle()
+    def key_bias_steps(self) -> Iterator[None]:
+        """The measurement of the key bias in steps; none when it is known or is not used."""
+        return self._bias.when_idle()
 
     def fit_jct(self, grid: Sequence[tuple[int, int]] = GRID, repeats: int = 3) -> JctModel:
         """Measure how long prompts take here, keep the fit, and use it from the next opening on.

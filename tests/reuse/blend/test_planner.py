@@ -26,7 +26,7 @@ from kdn.engine import Engine, EngineLimits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse, Stack
-from kdn.reuse.blend import BlendReuse, Drift, RatioController
+from kdn.reuse.blend import BlendReuse, KeyBias, RatioController
 from kdn.store import Store, open_store
 from kdn.trace import Recorder
 from tests.engine.runs import load_tiny, some_tokens
@@ -54,7 +54,7 @@ class RequestContext:
         store: Store,
         *,
         movable: bool = True,
-        drift: Drift | None = None,
+        drift: KeyBias | None = None,
     ) -> None:
         decoder = model.decoder
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
@@ -113,7 +113,7 @@ def desk(
     folder: Path | None,
     *,
     movable: bool = True,
-    drift: Drift | None = None,
+    drift: KeyBias | None = None,
 ) -> Iterator[RequestContext]:
     with open_store(folder, memory_bytes=1 << 26, disk_bytes=1 << 27) as store:
         made = RequestContext(model, store, movable=movable, drift=drift)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdn.bench.blend.lab import Case, Lab, true_deviation
-from kdn.calibration.drift import drift_share
+from kdn.calibration.key_bias import key_bias_share
 from kdn.core import Plan, StoredRun
 from kdn.engine import HeldKV
 from kdn.errors import BadInput
@@ -54,7 +54,7 @@ OURS, HKVD, RANDOM = "half the drift and question's attention", "HKVD by V", "ra
 ATTENTION, DRIFT = "question's attention", "drift alone"
 WHOLE = "drift and question's attention"
 HALF = 0.5
-"""The share of the drift that kdn takes off a model that it knows nothing of."""
+"""The share of the key bias that kdn corrects for a model that was never measured."""
 FIRST = "first of each chunk"
 
 
@@ -68,8 +68,8 @@ class Arm:
     attention: Attention | None = None
     unmoved: bool = False
     """Leave the keys at the positions they were computed at."""
-    undrifted: float = 0.0
-    """The share of the model's drift that is taken off the stored keys."""
+    bias_share: float = 0.0
+    """The share of the model's key bias that is added to the stored keys."""
 
     @property
     def key(self) -> str:
@@ -78,7 +78,7 @@ class Arm:
 
     def base(self, lab: Lab, case: Case) -> Plan:
         """The plan that the rule refines."""
-        base = lab.base(case, undrifted=self.undrifted)
+        base = lab.base(case, bias_share=self.bias_share)
         return _unmoved(lab, case, base) if self.unmoved else base
 
 
@@ -97,7 +97,7 @@ NOISE = Arm("all rows again", 1.0, RandomRows())
 
 def default_way(model: str) -> str:
     """What kdn does with that model unless told otherwise."""
-    return WHOLE if drift_share(model) == 1 else OURS
+    return WHOLE if key_bias_share(model) == 1 else OURS
 
 
 def chosen_arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
@@ -110,11 +110,11 @@ def chosen_arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
         if name not in known:
             raise BadInput(f"no way of blending {name!r} to compare; there are {', '.join(known)}")
     found = [Arm(NAIVE, 0.0, Naive())] if "naive" in names else []
-    found += [Arm(DRIFT, 0.0, Naive(), undrifted=1.0)] if "drift" in names else []
+    found += [Arm(DRIFT, 0.0, Naive(), bias_share=1.0)] if "drift" in names else []
     for ratio in ratios:
         found += [_ruled(name, ratio) for name in names if name in _RULES]
-        found += [Arm(OURS, ratio, AttendedRows(), undrifted=HALF)] if "ours" in names else []
-        found += [Arm(WHOLE, ratio, AttendedRows(), undrifted=1.0)] if "whole" in names else []
+        found += [Arm(OURS, ratio, AttendedRows(), bias_share=HALF)] if "ours" in names else []
+        found += [Arm(WHOLE, ratio, AttendedRows(), bias_share=1.0)] if "whole" in names else []
     return found
 
 
@@ -130,19 +130,19 @@ def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list
         Arm(RANDOM, RATIO, RandomRows()),
         Arm(HKVD, RATIO, Deviation("v")),
         Arm(FIRST, RATIO, Leading()),
-        Arm(DRIFT, 0.0, Naive(), undrifted=1.0),
+        Arm(DRIFT, 0.0, Naive(), bias_share=1.0),
         Arm(ATTENTION, RATIO, AttendedRows()),
         Arm(ATTENTION, 0.3, AttendedRows()),
-        Arm(OURS, RATIO, AttendedRows(), undrifted=HALF),
-        Arm(OURS, 0.3, AttendedRows(), undrifted=HALF),
-        Arm(WHOLE, RATIO, AttendedRows(), undrifted=1.0),
+        Arm(OURS, RATIO, AttendedRows(), bias_share=HALF),
+        Arm(OURS, 0.3, AttendedRows(), bias_share=HALF),
+        Arm(WHOLE, RATIO, AttendedRows(), bias_share=1.0),
     ]
     if which != "every":
         return [*main, NOISE] if which == "noise" else main
     deviation = true_deviation(case, 1).mean(dim=0)
     attended = _true_mass(lab, case)
     curve = [
-        Arm(name, ratio, rule, undrifted=HALF * (name == OURS))
+        Arm(name, ratio, rule, bias_share=HALF * (name == OURS))
         for ratio in (0.05, 0.3, 0.5)
         for name, rule in (
             (OURS, AttendedRows()),

@@ -54,7 +54,7 @@ _COMPARED = {
     _NAIVE: "naive reuse",
     _HKVD: "HKVD",
     _RANDOM: "random rows",
-    _ATTENTION: "the question's attention with no drift taken off",
+    _ATTENTION: "the question's attention without key-bias correction",
 }
 
 
@@ -71,7 +71,7 @@ def run(options: BenchOptions) -> Result:
         opened(options, Path(folder)) as service,
     ):
         if options.only != "timing":
-            lab = Lab(service.model, service.parts.attention, service.calibration.learn_drift())
+            lab = Lab(service.model, service.parts.attention, service.calibration.learn_key_bias())
             judged = judge(
                 service,
                 lab,

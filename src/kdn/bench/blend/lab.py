@@ -16,7 +16,7 @@ from kdn.core import ALL_ROWS, LayerSource, Plan, Prompt, Role, StoredRun, Token
 from kdn.engine import AloneRun, HeldKV, Pass, SequenceKV, SequenceSlice, run_alone
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
-from kdn.reuse.blend import BiasCorrected, BlendLayout, BlendRule, Drift
+from kdn.reuse.blend import BiasCorrected, BlendLayout, BlendRule, KeyBias
 
 __all__ = ["Case", "Lab", "Seen", "kl", "true_deviation"]
 
@@ -55,9 +55,9 @@ class Case:
 class Lab:
     """Runs plans on one model."""
 
-    def __init__(self, model: LoadedModel, attention: Attention, drift: Drift) -> None:
+    def __init__(self, model: LoadedModel, attention: Attention, bias: KeyBias) -> None:
         self._model = model
-        self._drift = drift
+        self._bias = bias
         self._attention = attention
         decoder = model.decoder
         self._shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
@@ -88,13 +88,13 @@ class Lab:
         full = Seen(logprobs, prompt.num_tokens * self.num_layers, ran.kv)
         return Case(prompt.token_ids, head, layout, runs, prefix, full, answer, ran.captured)
 
-    def base(self, case: Case, *, undrifted: float = 0.0) -> Plan:
-        """The plan that rules refine: first chunk exact, the others as stored with that share of
-        the drift taken off."""
+    def base(self, case: Case, *, bias_share: float = 0.0) -> Plan:
+        """The plan that rules refine: first chunk exact, the others as stored with that share
+        of the key bias added."""
         stored = case.stored
-        if undrifted:
-            drift = self._drift.times(undrifted)
-            stored = tuple(StoredRun(run.start, BiasCorrected(run.source, drift)) for run in stored)
+        if bias_share:
+            bias = self._bias.times(bias_share)
+            stored = tuple(StoredRun(run.start, BiasCorrected(run.source, bias)) for run in stored)
         return Plan(
             case.tokens,
             prefix=case.prefix,

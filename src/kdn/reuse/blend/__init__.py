@@ -8,8 +8,8 @@ from __future__ import annotations
 from kdn.reuse.blend.attended import AttendedRows, QuestionAttention
 from kdn.reuse.blend.chunks import Chunk, StoredDocuments
 from kdn.reuse.blend.controller import RatioController, TimedLoader
-from kdn.reuse.blend.drift import BiasCorrected, Drift
 from kdn.reuse.blend.guard import GuardStat, QualityGuard, divergence
+from kdn.reuse.blend.key_bias import BiasCorrected, KeyBias
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.planner import BLENDED, BlendReuse
 from kdn.reuse.blend.rules import BlendRule, Deviation, Leading, Naive, RandomRows
@@ -23,8 +23,8 @@ __all__ = [
     "BlendRule",
     "Chunk",
     "Deviation",
-    "Drift",
     "GuardStat",
+    "KeyBias",
     "Leading",
     "Naive",
     "QualityGuard",

@@ -38,7 +38,7 @@ from kdn.core import (
 from kdn.reuse.blend.attended import AttendedRows
 from kdn.reuse.blend.chunks import Chunk, StoredDocuments
 from kdn.reuse.blend.controller import RatioController, TimedLoader
-from kdn.reuse.blend.drift import BiasCorrected, Drift
+from kdn.reuse.blend.key_bias import BiasCorrected, KeyBias
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.rules import BlendRule
 from kdn.reuse.source import StoreSource, close_all, loaded_bytes, tokens_by_tier
@@ -72,7 +72,7 @@ class BlendReuse(Technique):
         *,
         movable: bool = True,
         rule: BlendRule | None = None,
-        bias: Callable[[Fingerprint], Drift | None] = lambda _: None,
+        bias: Callable[[Fingerprint], KeyBias | None] = lambda _: None,
         loader: Executor | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -172,7 +172,7 @@ class BlendReuse(Technique):
             tiers=tiers,
         )
 
-    def _run(self, chunk: Chunk, bias: Drift | None) -> StoredRun:
+    def _run(self, chunk: Chunk, bias: KeyBias | None) -> StoredRun:
         """The chunk as a source, its loads timed in the name of its slowest tier."""
         speeds = self._controller.speeds
         slowest = max(_tiers([chunk]), key=lambda t: speeds.load_s(t, 1))

@@ -1,9 +1,9 @@
 """The part of a chunk's error that all chunks share: a constant shift of its keys, layer by layer.
 
-A document that is computed right behind the prelude has nothing to look at but the prelude and
-itself.  Its keys then differ from those that it has behind other documents, and a third to two
-thirds of that difference (squared) is one and the same vector for every token of a layer and head,
-whatever the text.  It makes stored columns louder or fainter than computed ones.  Adding the vector
+A document that is computed directly after the prelude attends to the prelude and itself alone.  Its
+keys then differ from those that it has after other documents, and a third to two thirds of that
+difference (squared) is one and the same vector for every token of a layer and head, whatever the
+text.  It makes stored columns attract more or less attention than computed ones.  Adding the vector
 costs nothing: it is done where keys are rotated to their place.  Values share little of their
 error, so they stay as they are.
 """
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from kdn.core import LayerKV, LayerSource
 
-__all__ = ["BiasCorrected", "Drift"]
+__all__ = ["BiasCorrected", "KeyBias"]
 
 
 @dataclass(frozen=True)
-class Drift:
-    """What the keys of a text gain, on average, by standing behind other texts."""
+class KeyBias:
+    """The mean change of a text's keys when it stands after other texts."""
 
     shift: Tensor
     """[layers, kv heads, dim] fp32, for keys without rotary position."""
@@ -34,26 +34,26 @@ class Drift:
         """The shift in bf16, as it is added to stored keys of that type."""
         return self.shift.to(torch.bfloat16)
 
-    def times(self, share: float) -> Drift:
+    def times(self, share: float) -> KeyBias:
         """A part of it, 0 to 1."""
-        return Drift(self.shift * share)
+        return KeyBias(self.shift * share)
 
-    def moved(self, layer: int, kv: LayerKV) -> LayerKV:
-        """The layer's KV as it would be behind other texts; its keys are yet to be shifted."""
+    def corrected(self, layer: int, kv: LayerKV) -> LayerKV:
+        """The layer's KV as it would be after other texts; keys are shifted where they are placed."""
         shift = self.rounded if kv.k.dtype == torch.bfloat16 else self.shift
         return LayerKV(kv.k, kv.v, shift[layer].to(kv.k.device, kv.k.dtype))
 
 
 class BiasCorrected:
-    """A layer source whose keys were computed behind the prelude, corrected for standing elsewhere."""
+    """A layer source whose keys were computed after the prelude, corrected for standing elsewhere."""
 
-    def __init__(self, source: LayerSource, drift: Drift) -> None:
+    def __init__(self, source: LayerSource, bias: KeyBias) -> None:
         self._source = source
-        self._drift = drift
+        self._bias = bias
 
     @property
     def name(self) -> str:
-        return f"{self._source.name}, drift taken off"
+        return f"{self._source.name}, key bias corrected"
 
     @property
     def num_tokens(self) -> int:
@@ -63,7 +63,7 @@ class BiasCorrected:
         self._source.start(layer)
 
     def take(self, layer: int) -> Sequence[LayerKV]:
-        return [self._drift.moved(layer, part) for part in self._source.take(layer)]
+        return [self._bias.corrected(layer, part) for part in self._source.take(layer)]
 
     def close(self) -> None:
         self._source.close()

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from kdn.bench.blend.lab import Lab
-from kdn.calibration.drift import drift_share, load_drift, measure_drift, save_drift, shipped_texts
+from kdn.calibration.key_bias import (
+    key_bias_share,
+    load_key_bias,
+    measure_key_bias,
+    save_key_bias,
+    shipped_texts,
+)
 from kdn.core import Blend, Fingerprint, Prompt
 from kdn.engine import HeldKV
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
-from kdn.reuse.blend import BiasCorrected, Drift
+from kdn.reuse.blend import BiasCorrected, KeyBias
 from tests.engine.runs import load_tiny
 from tests.reuse.blend.test_planner import ALL, ONE, PRELUDE, THREE, TWO, desk, question
 
-TWO_LAYERS = Drift(torch.tensor([[[1.0, -2.0]], [[0.5, 0.0]]]))
+TWO_LAYERS = KeyBias(torch.tensor([[[1.0, -2.0]], [[0.5, 0.0]]]))
 FINGERPRINT = Fingerprint("0" * 32)
 
 
@@ -49,7 +56,7 @@ def test_it_is_the_mean_difference_of_keys_behind_the_first_document(tiny: Loade
     """The dull twin: the laboratory's full prefill less its chunks, over 100 and 60 tokens."""
     prompt = Prompt((*ALL, question(1)))
     found, steps = None, 0
-    measuring = measure_drift(tiny, TorchAttention(), prompt)
+    measuring = measure_key_bias(tiny, TorchAttention(), prompt)
     while found is None:
         try:
             next(measuring)
@@ -68,15 +75,42 @@ def test_it_is_the_mean_difference_of_keys_behind_the_first_document(tiny: Loade
 
 
 def test_it_comes_back_from_disk_for_the_same_model_alone(tmp_path: Path) -> None:
-    path = save_drift(tmp_path, FINGERPRINT, TWO_LAYERS)
-    found = load_drift(tmp_path, FINGERPRINT)
+    path = save_key_bias(tmp_path, FINGERPRINT, TWO_LAYERS)
+    found = load_key_bias(tmp_path, FINGERPRINT)
     assert found is not None
     assert torch.equal(found.shift, TWO_LAYERS.shift)
     other = Fingerprint("1" * 32)
     path.with_name(f"{other}.msgpack").write_bytes(path.read_bytes())
-    assert load_drift(tmp_path, other) is None, "it is about another model"
+    assert load_key_bias(tmp_path, other) is None, "it is about another model"
     path.write_bytes(path.read_bytes()[:-4])
-    assert load_drift(tmp_path, FINGERPRINT) is None, "it is cut short"
+    assert load_key_bias(tmp_path, FINGERPRINT) is None, "it is cut short"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"values": b"\xff" * 16},
+        {"values": b"\x01" * 16},
+        {"shape": (-1, 1, 2)},
+        {"shape": (2, 1, 3)},
+        {"digest": "0"},
+    ],
+)
+def test_damaged_values_are_measured_again(tmp_path: Path, change: dict[str, object]) -> None:
+    """Not a number, one bit off, another shape: none of them may reach stored keys."""
+    path = save_key_bias(tmp_path, FINGERPRINT, TWO_LAYERS)
+    path.write_bytes(msgspec.msgpack.encode(msgspec.msgpack.decode(path.read_bytes()) | change))
+    assert load_key_bias(tmp_path, FINGERPRINT) is None
+
+
+def test_files_of_earlier_releases_have_no_digest_and_are_read(tmp_path: Path) -> None:
+    path = save_key_bias(tmp_path, FINGERPRINT, TWO_LAYERS)
+    content = msgspec.msgpack.decode(path.read_bytes())
+    del content["digest"]
+    path.write_bytes(msgspec.msgpack.encode(content))
+    found = load_key_bias(tmp_path, FINGERPRINT)
+    assert found is not None
+    assert torch.equal(found.shift, TWO_LAYERS.shift)
 
 
 def test_chunks_from_behind_the_prelude_are_corrected_and_others_are_not(
@@ -84,7 +118,7 @@ def test_chunks_from_behind_the_prelude_are_corrected_and_others_are_not(
 ) -> None:
     """One and two were learnt alone; three stood behind two, where nothing has drifted."""
     shape = (tiny.decoder.config.num_layers, tiny.decoder.config.num_kv_heads)
-    drift = Drift(torch.zeros(*shape, tiny.decoder.config.head_dim))
+    drift = KeyBias(torch.zeros(*shape, tiny.decoder.config.head_dim))
     with desk(tiny, tmp_path / "store", drift=drift) as d:
         d.learn(ONE, TWO)
         d.ask(PRELUDE, TWO, THREE, question(2))
@@ -106,6 +140,6 @@ def test_the_shipped_texts_are_all_different_and_long_enough() -> None:
 
 
 def test_the_share_is_as_wished_else_as_measured_else_half() -> None:
-    assert drift_share("smollm2-135m") == 1.0
-    assert drift_share("never heard of") == 0.5
-    assert drift_share("smollm2-135m", 0.25) == 0.25
+    assert key_bias_share("smollm2-135m") == 1.0
+    assert key_bias_share("never heard of") == 0.5
+    assert key_bias_share("smollm2-135m", 0.25) == 0.25
