@@ -133,7 +133,7 @@ def test_the_object_stores_own_options_are_handed_on(tmp_path: Path) -> None:
             far_timeout_s=20,
         )
         with open_configured_store(Config(home=tmp_path, store=config)) as store:
-            tier = store.tier("objects")
+            tier = store.tiers.named("objects")
             assert isinstance(tier, RemoteTier)
             store.put(BLOCK)
             store.flush()

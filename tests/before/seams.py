@@ -231,9 +231,9 @@ def blocks(k: kdn.Kdn) -> list[dict[str, Any]]:
             "recipe": one.family.recipe.name,
             "start": one.start,
             "num_tokens": one.num_tokens,
-            "tiers": list(k.store.where(one.key)),
+            "tiers": list(k.store.tiers.where(one.key)),
         }
-        for one in k.store.entries()
+        for one in k.store.index.entries()
     ]
     return sorted(listed, key=lambda one: (one["salt"], one["recipe"], one["start"], one["key"]))
 

@@ -52,7 +52,7 @@ def lossy_request(k: kdn.Kdn) -> Request:
 
 def put_tainted_copy(k: kdn.Kdn) -> None:
     """The turn of the second tenant as if a blend had left it: of another recipe, under no salt."""
-    for entry in k.store.entries():
+    for entry in k.store.index.entries():
         if entry.family.salt != SECOND:
             continue
         copied = replace(entry.block_id(), recipe=BLENDED, salt="")
@@ -126,7 +126,7 @@ def _took(k: kdn.Kdn) -> list[dict[str, Any]]:
 def checksums(k: kdn.Kdn) -> dict[str, dict[str, str]]:
     """By block key the SHA-256 of all its keys and of all its values, as they are decoded."""
     found: dict[str, dict[str, str]] = {}
-    for entry in k.store.entries():
+    for entry in k.store.index.entries():
         keys, values = hashlib.sha256(), hashlib.sha256()
         reader = k.store.open(entry.block_id())
         assert reader is not None, f"{entry.key} is listed and cannot be opened"

@@ -53,12 +53,12 @@ def test_pins_outlive_the_command_and_hold_against_eviction(home: Path) -> None:
     with open_store(home / "store", memory_bytes=0, disk_bytes=125_000) as store:
         for number in range(5):
             store.put(make_block(block_id([number, *range(2, 200)])))
-        assert store.entry(SECOND.id.key) is not None
-        assert store.entry(FIRST.id.key) is None
+        assert store.index.get(SECOND.id.key) is not None
+        assert store.index.get(FIRST.id.key) is None
     assert kdn(home, "store", "unpin", "--salt", "bob", "--json").json == {"blocks": 1}
     assert kdn(home, "store", "pin", "--salt", "bob", "--for", "0", "--json").json["blocks"] == 1
     with open_store(home / "store", disk_bytes=125_000) as store:
-        assert store.persistent_pins.all() == {}, "expired"
+        assert store.tenancy.persistent_pins.all() == {}, "expired"
 
 
 def test_some_blocks_are_cleared_and_others_stay(home: Path) -> None:
@@ -158,7 +158,7 @@ def test_quota_and_key_file_in_the_settings(tmp_path: Path) -> None:
         with open_configured_store(Config(home=home, store=config)) as store:
             for number in range(2):
                 store.put(make_block(block_id([number, *range(1, 256)])))
-            assert len(store.entries()) == kept
+            assert len(store.index.entries()) == kept
             store.check()
         sealed = [p.read_bytes()[:8] == b"\x89KDNSEAL" for p in (home / "store").rglob("*.kdn")]
         assert all(sealed) is (config.key_file is not None)

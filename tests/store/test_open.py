@@ -24,7 +24,7 @@ def test_every_far_setting_reaches_its_tier(tmp_path: Path) -> None:
         objects_poll_s=11.0,
     )
     with open_configured_store(Config(home=tmp_path, store=config)) as store:
-        tier = store.tier("objects")
+        tier = store.tiers.named("objects")
         assert isinstance(tier, RemoteTier)
         line = RemoteCallSettings(timeout_s=7.0, attempts=3)
         assert tier._settings == RemoteSettings(line, 123_456, 4096, 11.0)

@@ -107,7 +107,7 @@ store = Store([tier])
 for step in range(60):
     name = block_id([(step * 7 + seed * 3) % 50])
     store.put(make_block(name))
-    with tier._catalogue._transaction():  # nobody evicts or begins to write meanwhile
+    with tier._catalogue.writer._transaction():  # nobody evicts or begins to write meanwhile
         files = list(tier._folder.files())  # those being written last: none is seen twice
     assert len(files) <= 20, len(files)
     reader = store.open(block_id([(step * 11 + seed) % 50]))
@@ -133,24 +133,24 @@ def test_the_cap_holds_for_processes_together(tmp_path: Path) -> None:
 
 _DIE = {
     "with room reserved": """
-tier._catalogue.reserve(block.size_bytes, 10**9, lambda _: False, lambda _: None)
+tier._catalogue.writer.reserve(block.size_bytes, 10**9, lambda _: False, lambda _: None)
 """,
     "half-way through the file": """
-number = tier._catalogue.reserve(block.size_bytes, 10**9, lambda _: False, lambda _: None)
+number = tier._catalogue.writer.reserve(block.size_bytes, 10**9, lambda _: False, lambda _: None)
 tier._folder.temporary(number).write_bytes(block.data[:7000])
 """,
     "before the file has its name": """
-number = tier._catalogue.reserve(block.size_bytes, 10**9, lambda _: False, lambda _: None)
+number = tier._catalogue.writer.reserve(block.size_bytes, 10**9, lambda _: False, lambda _: None)
 Files().write_temporary(tier._folder.temporary(number), block.data)
 """,
     "before the catalogue knows": """
-number = tier._catalogue.reserve(block.size_bytes, 10**9, lambda _: False, lambda _: None)
+number = tier._catalogue.writer.reserve(block.size_bytes, 10**9, lambda _: False, lambda _: None)
 Files().write_temporary(tier._folder.temporary(number), block.data)
 Files().publish(tier._folder.temporary(number), tier._folder.block(block.key))
 """,
     "inside a transaction": """
-tier._catalogue._writer.execute("BEGIN IMMEDIATE")
-tier._catalogue._writer.execute("DELETE FROM blocks")
+tier._catalogue.writer._connection.execute("BEGIN IMMEDIATE")
+tier._catalogue.writer._connection.execute("DELETE FROM blocks")
 """,
 }
 
@@ -160,7 +160,7 @@ def test_a_process_killed_at_any_moment_leaves_a_sound_store(tmp_path: Path, mom
     code = f"""
 store = Store([DiskTier(folder, 10**9, SystemClock(), NoTrace())])
 store.put(make_block(block_id([1])))
-(tier,) = store._tiers
+(tier,) = store.tiers
 block = encode_block(make_block(block_id([2])))
 {_DIE[moment]}
 os.kill(os.getpid(), signal.SIGKILL)
@@ -204,7 +204,7 @@ def test_a_writer_killed_in_full_swing_leaves_a_sound_store(tmp_path: Path) -> N
 def test_a_living_process_keeps_what_it_is_writing(tmp_path: Path) -> None:
     code = """
 tier = DiskTier(folder, 10**9, SystemClock(), NoTrace())
-number = tier._catalogue.reserve(16384, 10**9, lambda _: False, lambda _: None)
+number = tier._catalogue.writer.reserve(16384, 10**9, lambda _: False, lambda _: None)
 tier._folder.temporary(number).write_bytes(bytes(100))
 print("ready", flush=True)
 sys.stdin.read()

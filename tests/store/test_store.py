@@ -81,7 +81,7 @@ def test_a_tainted_block_never_answers_an_exact_lookup() -> None:
         store.put(make_block(tainted))
         assert found(store) == []
         assert store.match(MODEL, blended, "", PROMPT).num_tokens == 256
-        assert store.find_content(FIRST.content_id) == (tainted,)
+        assert store.index.find_content(FIRST.content_id) == (tainted,)
 
 
 def test_salts_and_models_do_not_mix() -> None:
@@ -162,8 +162,8 @@ def test_drop_and_clear_forget_everywhere(tmp_path: Path) -> None:
         store.put(make_block(SECOND))
         assert store.drop(FIRST.key)
         assert not store.drop(FIRST.key)
-        assert store.find_content(FIRST.content_id) == ()
-        assert store.find_content(SECOND.content_id) == (SECOND,)
+        assert store.index.find_content(FIRST.content_id) == ()
+        assert store.index.find_content(SECOND.content_id) == (SECOND,)
         store.write_behind(make_block(FIRST))
         store.clear()
         stat = store.stat()
@@ -175,7 +175,7 @@ def test_drop_and_clear_forget_everywhere(tmp_path: Path) -> None:
 def test_a_block_that_is_dropped_while_it_waits_is_not_written(tmp_path: Path) -> None:
     with open_store(tmp_path / "kv", disk_bytes=10**6) as store:
         gate = threading.Event()
-        store._intake.later(0, lambda: gate.wait(10))
+        store._queues.later(0, lambda: gate.wait(10))
         store.write_behind(make_block(FIRST))
         assert store.drop(FIRST.key)
         gate.set()

@@ -43,7 +43,7 @@ def test_chores_that_have_not_begun_can_be_forgotten() -> None:
     behind.offer(10, slow)
     assert begun.wait(10)
     behind.offer(10, lambda: done.append("never"))
-    assert behind.forget() == 1
+    assert behind.cancel() == 1
     gate.set()
     assert behind.flush(10)
     assert done == ["ran"]

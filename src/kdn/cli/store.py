@@ -79,7 +79,9 @@ def _ledger(found: Store, home: Path | None) -> Ledger:
     from kdn.cost import compute_ledger, load_sheet, load_speed
 
     settings = read_settings(home).cost
-    return compute_ledger(found.lives(), load_speed(settings.speed), load_sheet(settings.prices))
+    return compute_ledger(
+        found.tiers.lives(), load_speed(settings.speed), load_sheet(settings.prices)
+    )
 
 
 def _blends(home: Path | None) -> list[dict[str, Any]]:
@@ -125,15 +127,15 @@ def quota(
     """Show what each tenant holds in each tier and may hold, or decide about one."""
     from kdn.errors import BadInput
     from kdn.store.admin.shapes import quota_shape
-    from kdn.store.tenants.limits import TenantLimits
+    from kdn.store.tenants.decisions import TenantLimits
 
     if salt is None and (forget or limit is not None or priority is not None):
         raise BadInput("say about which tenant: --salt NAME")
     with opened(home) as found:
         if salt is not None and forget:
-            found.limits.forget(salt)
+            found.tenancy.limits.forget(salt)
         elif salt is not None:
-            found.limits.decide(salt, TenantLimits(limit, priority))
+            found.tenancy.limits.decide(salt, TenantLimits(limit, priority))
         shape = quota_shape(found)
     if as_json:
         emit(shape)
@@ -184,7 +186,7 @@ def clear(
     with picked(home, key, salt, fingerprint, tier) as (found, keys):
         if not yes:
             typer.confirm(f"Forget {len(keys)} blocks?", abort=True, err=True)
-        if tier is None and len(keys) == len(found.entries()):
+        if tier is None and len(keys) == len(found.index.entries()):
             found.clear()
         else:
             forget(found, keys, tier)

@@ -61,7 +61,9 @@ def pin(
     from kdn.clock import SystemClock
 
     with picked(home, key, salt, fingerprint) as (found, keys):
-        found.persistent_pins.pin(keys, None if seconds is None else SystemClock().wall() + seconds)
+        found.tenancy.persistent_pins.pin(
+            keys, None if seconds is None else SystemClock().wall() + seconds
+        )
     _count(len(keys), "pinned", as_json)
 
 
@@ -75,7 +77,7 @@ def unpin(
 ) -> None:
     """Let pinned blocks be evicted again."""
     with picked(home, key, salt, fingerprint) as (found, keys):
-        count = found.persistent_pins.unpin(keys)
+        count = found.tenancy.persistent_pins.unpin(keys)
     _count(count, "unpinned", as_json)
 
 

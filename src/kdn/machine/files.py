@@ -81,7 +81,7 @@ class Files:
     """
 
     def __init__(self) -> None:
-        self._persistent_pins: set[Path] = set()
+        self._lasting: set[Path] = set()
 
     def write_temporary(self, path: Path, data: memoryview) -> None:
         """Write all of `data` to `path` and on to the device. Nothing is left of it when that fails."""
@@ -110,10 +110,10 @@ class Files:
 
         One that is there may be another process's that has not synced it yet, so each syncs it once.
         """
-        if folder not in self._persistent_pins or not folder.exists():
+        if folder not in self._lasting or not folder.exists():
             self.make_folder(folder)
             self.sync_folder(folder.parent)
-            self._persistent_pins.add(folder)
+            self._lasting.add(folder)
 
     def move(self, path: Path, to: Path) -> int:
         """Move a file, without waiting for the device; its size."""

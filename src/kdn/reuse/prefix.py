@@ -146,7 +146,7 @@ class PrefixReuse(Technique):
             return match
         losses = {} if recipe.tainted else self._loss.allowed(request, fingerprint)
         share = min((loss.share for loss in losses.values()), default=1.0)
-        encoding = {tier.name for tier in self._store.tiers if tier.transcodes}
+        encoding = {tier.name for tier in self._store.tiers if tier.transcoder is not None}
 
         def speed(tier: str) -> float | None:
             found = self._store.links.bytes_per_s(tier)
@@ -163,7 +163,7 @@ class PrefixReuse(Technique):
         within_s = (limits and limits.load_within_s) or self._load_within_s
         if within_s is None and self._estimate_s is not None:
             within_s = self._estimate_s(request.prompt.num_tokens, 0)
-        encoding = {tier.name for tier in self._store.tiers if tier.transcodes}
+        encoding = {tier.name for tier in self._store.tiers if tier.transcoder is not None}
         num_tokens = sum(hit.id.num_tokens for hit in match.hits if hit.tier in encoding)
         if within_s is None or not num_tokens:
             return None

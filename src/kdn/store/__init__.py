@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kdn.store.block.block import Block, block_ids, cut_blocks
 from kdn.store.block.format import EncodedBlock, Header, encode_block
-from kdn.store.block.reader import Reader
-from kdn.store.block.whole import check_whole, read_whole
+from kdn.store.block.handle import Handle
+from kdn.store.block.reader import Reader, check_whole, read_whole
 from kdn.store.codecs import CODECS, Codec, NoCodec
 from kdn.store.index.index import BlockHit, Match
 from kdn.store.open import FarSettings, open_store
@@ -14,7 +14,7 @@ from kdn.store.settings import StoreConfig
 from kdn.store.stat import ScrubReport, StoreStat
 from kdn.store.store import Store
 from kdn.store.stream.delivery import Delivery, Loss
-from kdn.store.tenants.quotas import Quotas
+from kdn.store.tenants.tenancy import Quotas
 from kdn.store.tiers.disk.disk import DiskTier
 from kdn.store.tiers.memory import MemoryTier
 from kdn.store.tiers.remote.calls import RemoteCallSettings
@@ -25,13 +25,14 @@ from kdn.store.tiers.remote.peer import PeerRemote
 from kdn.store.tiers.remote.redis import RedisRemote
 from kdn.store.tiers.remote.tier import RemoteSettings, RemoteTier
 from kdn.store.tiers.seal import KeyRing, read_key_file
-from kdn.store.tiers.tier import Changes, Handle, Life, NoTier, Tier, TierUsage
+from kdn.store.tiers.tier import BlockLife, Changes, ManagedTier, NoTier, Tier, TierUsage
 from kdn.store.traces.recording import LookupRecorder
 
 __all__ = [
     "CODECS",
     "Block",
     "BlockHit",
+    "BlockLife",
     "Changes",
     "Codec",
     "Delivery",
@@ -43,10 +44,10 @@ __all__ = [
     "Handle",
     "Header",
     "KeyRing",
-    "Life",
     "Listed",
     "LookupRecorder",
     "Loss",
+    "ManagedTier",
     "Match",
     "MemoryTier",
     "NoCodec",

@@ -1,9 +1,9 @@
-"""Blocks that are being read: however many want one at a time, it comes out of its tier once."""
+"""Blocks that are being read: however many readers a block has, it comes out of its tier once."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 
@@ -11,14 +11,16 @@ from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, StoreError
 from kdn.store.block.format import EncodedBlock
 from kdn.store.block.reader import StoreLoad, read_header
+from kdn.store.index.followed import FollowedIndex
+from kdn.store.stat import Outcomes
 from kdn.store.stream.throughput import Links, TimedHandle
-from kdn.store.tiers.tier import Tier
+from kdn.store.tiers.tier import Tier, Tiers
 
 __all__ = ["Loads"]
 
 
 class _Turn:
-    """Whose turn it is to open a block, and how many want it."""
+    """The lock under which one block is opened, and how many callers want it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -26,30 +28,29 @@ class _Turn:
 
 
 class Loads:
-    """Opens blocks from the fastest tier that has them sound, and shares what is open.
+    """Opens blocks from the fastest tier that has them whole, and shares what is open.
 
-    `on_whole` is told of every block that came whole out of any tier but the first; `on_corrupt` of
-    every damaged or lost one, `on_failed` of a tier that could not be asked.  `finish` may take over
-    a load from afar that nobody reads any more before all of it came: True says that it will close
+    `on_whole` is told of every block that came whole out of any tier but the fastest.  `finish` may take
+    over a load from far that nobody reads any more before all of it came: True says that it will close
     it.
     """
 
     def __init__(
         self,
-        tiers: Sequence[Tier],
-        on_whole: Callable[[Tier, EncodedBlock], None],
-        on_corrupt: Callable[[Tier, BlockKey, CorruptBlock], None],
-        on_failed: Callable[[Tier, StoreError], None],
-        finish: Callable[[StoreLoad], bool],
+        tiers: Tiers,
+        index: FollowedIndex,
+        outcomes: Outcomes,
         links: Links,
+        on_whole: Callable[[Tier, EncodedBlock], None],
+        finish: Callable[[StoreLoad], bool],
     ) -> None:
-        self._tiers = tuple(tiers)
-        self._on_whole = on_whole
-        self._on_corrupt = on_corrupt
-        self._on_failed = on_failed
-        self._finish = finish
+        self._tiers = tiers
+        self._index = index
+        self._outcomes = outcomes
         self._links = links
-        self._far = {tier.name for tier in tiers if tier.far}
+        self._on_whole = on_whole
+        self._finish = finish
+        self._far = {tier.name for tier in tiers.far}
         self._lock = threading.Lock()
         self._turns: dict[BlockKey, _Turn] = {}
         self._open: dict[BlockKey, StoreLoad] = {}
@@ -76,7 +77,7 @@ class Loads:
 
     @contextmanager
     def _one_at_a_time(self, key: BlockKey) -> Iterator[None]:
-        """Whoever wants the same block meanwhile waits, and then finds it open."""
+        """Another caller for the same block waits meanwhile, and then finds it open."""
         with self._lock:
             turn = self._turns.setdefault(key, _Turn())
             turn.wanted += 1
@@ -90,6 +91,7 @@ class Loads:
                     del self._turns[key]
 
     def leave(self, key: BlockKey, load: StoreLoad) -> None:
+        """A reader is done with the load that `enter` gave."""
         with self._lock:
             load.readers -= 1
             if load.readers:
@@ -113,27 +115,27 @@ class Loads:
                 load = StoreLoad(header, handle, tier.name, trusted=False)
                 load.layers(0, header.shape.num_layers)
         except CorruptBlock as error:
-            self._on_corrupt(tier, key, error)
+            self._index.quarantine(tier, key, error)
             return None
         return header.size_bytes
 
     def check(self) -> None:
-        """Audit the books. Raises AssertionError saying what does not add up."""
+        """Audit what is open. Raises AssertionError saying what does not add up."""
         with self._lock:
             for key, load in self._open.items():
                 assert load.readers > 0, f"{key} is open and nobody reads it"
 
     def _begin(self, key: BlockKey) -> StoreLoad | None:
         for tier in self._tiers:
-            if not tier.reachable():
+            if not tier.is_reachable():
                 continue
             try:
                 load = self._load(tier, key)
             except CorruptBlock as error:
-                self._on_corrupt(tier, key, error)
+                self._index.quarantine(tier, key, error)
                 continue
             except StoreError as error:
-                self._on_failed(tier, error)
+                self._outcomes.failed(tier, error)
                 continue
             if load is not None:
                 return load
@@ -154,12 +156,12 @@ class Loads:
             TimedHandle(handle, tier.name, self._links),
             tier.name,
             trusted=tier.trusted,
-            on_whole=None if tier is self._tiers[0] else partial(self._on_whole, tier),
-            on_corrupt=lambda error: self._spoiled(tier, key, error),
+            on_whole=None if tier is self._tiers.fastest else partial(self._on_whole, tier),
+            on_corrupt=partial(self._spoiled, tier, key),
         )
 
     def _spoiled(self, tier: Tier, key: BlockKey, error: CorruptBlock) -> None:
-        """Whoever opens the block from now on is not to share the damaged load."""
+        """Readers that open the block from now on do not share the damaged load."""
         with self._lock:
             self._open.pop(key, None)
-        self._on_corrupt(tier, key, error)
+        self._index.quarantine(tier, key, error)

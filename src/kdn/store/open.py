@@ -11,9 +11,8 @@ from kdn.clock import Clock, SystemClock
 from kdn.store.policies import Rules, Use, make_policy
 from kdn.store.settings import FarSettings, StoreConfig
 from kdn.store.store import Store
-from kdn.store.tenants.limits import TenantsLimits
-from kdn.store.tenants.quotas import Quotas
-from kdn.store.tenants.shared_pins import PersistentPins
+from kdn.store.tenants.decisions import PersistentPins, TenantsLimits
+from kdn.store.tenants.tenancy import Quotas
 from kdn.store.tiers.disk.disk import DiskTier
 from kdn.store.tiers.memory import MemoryTier
 from kdn.store.tiers.remote.calls import RemoteCallSettings
@@ -22,7 +21,7 @@ from kdn.store.tiers.remote.peer import PeerRemote
 from kdn.store.tiers.remote.redis import RedisRemote
 from kdn.store.tiers.remote.tier import RemoteSettings, RemoteTier
 from kdn.store.tiers.seal import KeyRing
-from kdn.store.tiers.tier import Tier
+from kdn.store.tiers.tier import ManagedTier
 from kdn.store.writer import WorthWriting
 from kdn.trace import NoTrace, Trace
 
@@ -69,7 +68,7 @@ def open_store(
     distant = _far_tiers(far or FarSettings(), clock, trace, ring)
     own_rules = _own_rules(rules, ttl_of, MemoryTier.name)
     ranks = make_policy(policy, own_rules, saving)
-    tiers: list[Tier] = [MemoryTier(memory_bytes, trace, ranks, clock)]
+    tiers: list[ManagedTier] = [MemoryTier(memory_bytes, trace, ranks, clock)]
     if folder is not None:
         # without a policy of its own, processes on one folder share the catalogue's order of use
         own_rules = _own_rules(rules, ttl_of, DiskTier.name)
@@ -104,9 +103,11 @@ def _with_decided(rules: Rules | None, limits: TenantsLimits) -> Rules | None:
     return replace(rules, priority={**rules.priority, **decided})
 
 
-def _far_tiers(far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | None) -> list[Tier]:
+def _far_tiers(
+    far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | None
+) -> list[ManagedTier]:
     """Nearest first: a peer, Redis, then objects."""
-    timeout_s, tiers = far.far_timeout_s, list[Tier]()
+    timeout_s, tiers = far.far_timeout_s, list[ManagedTier]()
     if far.peer_url is not None:
         peer = PeerRemote(
             far.peer_url,

@@ -104,7 +104,7 @@ def test_a_tenant_cannot_write_for_another_or_for_all(url: str, store: Store) ->
             remote.write(block.id.key, note_of(block), encode_block(block).data)
     own = make_block(block_id([1, 2, 3], salt="alice"))
     remote.write(own.id.key, note_of(own), encode_block(own).data)
-    assert store.entry(own.id.key) is not None
+    assert store.index.get(own.id.key) is not None
     remote.close()
 
 
@@ -123,7 +123,7 @@ def test_a_block_that_is_not_what_its_name_says_is_refused(url: str, store: Stor
             ("..%2f..%2fetc", good),
         ]:
             assert http.put(f"/blocks/{key}", content=body).status_code in {400, 404}
-    assert len(store.entries()) == 3
+    assert len(store.index.entries()) == 3
     assert store.verify().corrupt == ()
 
 
@@ -169,9 +169,9 @@ def test_the_admin_does_everything_the_commands_do(url: str, store: Store) -> No
         assert http.post("/unpin", json={"salt": "alice"}).json() == {"blocks": 1}
         moved = http.post("/move", json={"salt": "bob", "to": "memory", "source": "disk"}).json()
         assert moved["blocks"] == 1
-        assert store.where(THEIRS.id.key) == ("memory",)
+        assert store.tiers.where(THEIRS.id.key) == ("memory",)
         copied = http.post("/copy", json={"salt": "bob", "to": "disk"}).json()
-        assert (copied["blocks"], store.where(THEIRS.id.key)) == (1, ("memory", "disk"))
+        assert (copied["blocks"], store.tiers.where(THEIRS.id.key)) == (1, ("memory", "disk"))
         assert http.post("/warm", json={"all": True}).json()["blocks"] == 3
         assert http.post("/compress", json={"all": True, "codec": "none"}).json()["blocks"] == 3
         assert http.post("/compress", json={"all": True, "codec": "zip"}).status_code == 400
@@ -181,7 +181,7 @@ def test_the_admin_does_everything_the_commands_do(url: str, store: Store) -> No
         assert http.post("/clear", json={"tier": "cellar"}).status_code == 400
         assert http.post("/import", content=bundle).json()["blocks"] == 3
         assert http.post("/import", content=b"no bundle").status_code == 400
-        assert len(store.entries()) == 3
+        assert len(store.index.entries()) == 3
     with tarfile.open(fileobj=io.BytesIO(bundle)) as archive:
         assert len(archive.getnames()) == 3
 

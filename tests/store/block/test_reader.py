@@ -13,9 +13,9 @@ from kdn.store import (
     Changes,
     EncodedBlock,
     Handle,
+    ManagedTier,
     MemoryTier,
     Store,
-    Tier,
     TierUsage,
     encode_block,
 )
@@ -46,7 +46,7 @@ class Slow(Handle):
         self.closed = True
 
 
-class SlowTier(Tier):
+class SlowTier(ManagedTier):
     """A dict that pretends to be far away."""
 
     name = "slow"

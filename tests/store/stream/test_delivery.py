@@ -34,7 +34,7 @@ from kdn.store import (
     encode_block,
     open_store,
 )
-from kdn.store.block.whole import Bytes
+from kdn.store.block.handle import BytesHandle
 from kdn.store.stream.delivery import AS_STORED
 from kdn.store.stream.transcode import decode_layers, encode_layers
 from kdn.trace import NoTrace, Recorder
@@ -197,7 +197,7 @@ def test_a_neighbour_cannot_tell_the_block_from_none(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_of_an_answer_is_seen() -> None:
     encoded = encode_block(kv_block(0))
-    handle: Handle = Bytes(encoded.data)
+    handle: Handle = BytesHandle(encoded.data)
     sent = encode_layers(encoded.key, handle, 1, 3, "int8")
     whole = decode_layers(encoded.header, sent, 1, 3, "int8")
     assert [len(run) for run in whole] == [1 << 17] * 2

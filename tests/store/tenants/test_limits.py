@@ -17,7 +17,7 @@ from kdn.errors import BadInput, NoSpace
 from kdn.serve import ServeSettings, create_app, listen, make_server, read_grants, served, url_of
 from kdn.serve.store.app import mount_store
 from kdn.store import Block, Quotas, Rules, open_store
-from kdn.store.tenants.limits import TenantLimits, TenantsLimits
+from kdn.store.tenants.decisions import TenantLimits, TenantsLimits
 from tests.store.helpers import block_id, make_block
 from tests.store.remotes import node_server, running
 
@@ -45,11 +45,11 @@ def test_a_decision_holds_for_every_process_within_a_second(tmp_path: Path) -> N
 def test_a_decided_quota_stands_before_the_setting(tmp_path: Path) -> None:
     with open_store(tmp_path, disk_bytes=10**9, quotas=Quotas(10**9)) as store:
         store.put(block(1, "bob"))
-        store.limits.decide("bob", TenantLimits(quota_bytes=0))
+        store.tenancy.limits.decide("bob", TenantLimits(quota_bytes=0))
         with pytest.raises(NoSpace, match="quota of 0 bytes"):
             store.put(block(2, "bob"))
         store.put(block(2, "alice"))
-        assert len(store.entries()) == 2
+        assert len(store.index.entries()) == 2
 
 
 def test_a_lower_priority_goes_first_whatever_its_age(tmp_path: Path) -> None:
@@ -60,14 +60,16 @@ def test_a_lower_priority_goes_first_whatever_its_age(tmp_path: Path) -> None:
         with open_configured_store(Config(home=tmp_path / str(left), store=settings)) as store:
             for salt in ("vip", "batch", "new"):
                 store.put(block(1, salt))
-            kept = {e.family.salt for e in store.entries() if "disk" in store.where(e.key)}
+            kept = {
+                e.family.salt for e in store.index.entries() if "disk" in store.tiers.where(e.key)
+            }
             assert kept == left
 
 
 def _size(folder: Path) -> int:
     with open_store(folder, disk_bytes=10**9) as store:
         store.put(block(1, "batch"))
-        return store.tier("disk").usage().size_bytes
+        return store.tiers.named("disk").usage().size_bytes
 
 
 def test_a_pinned_block_outlives_its_age_limit_until_the_pin_ends(tmp_path: Path) -> None:
@@ -75,13 +77,13 @@ def test_a_pinned_block_outlives_its_age_limit_until_the_pin_ends(tmp_path: Path
     with open_store(tmp_path, disk_bytes=10**9, rules=Rules(ttl_s=10.0), clock=clock) as store:
         store.put(block(1))
         store.put(block(2))
-        store.persistent_pins.pin([block(1).id.key], clock.wall() + 30.0)
+        store.tenancy.persistent_pins.pin([block(1).id.key], clock.wall() + 30.0)
         clock.advance(20.0)
-        store.refresh()
-        assert [e.key for e in store.entries()] == [block(1).id.key]
+        store.index.refresh()
+        assert [e.key for e in store.index.entries()] == [block(1).id.key]
         clock.advance(20.0)
-        store.refresh()
-        assert store.entries() == ()
+        store.index.refresh()
+        assert store.index.entries() == ()
 
 
 def test_the_admin_decides_over_http_and_nobody_else(tmp_path: Path) -> None:

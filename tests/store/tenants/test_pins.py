@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdn.core import BlockKey
-from kdn.store.tenants.pins import Pins
+from kdn.store.tenants.tenancy import Pins
 
 KEY, OTHER = BlockKey("a"), BlockKey("b")
 

@@ -20,7 +20,7 @@ from kdn.store import (
     read_key_file,
     read_whole,
 )
-from kdn.store.block.whole import Bytes
+from kdn.store.block.handle import BytesHandle
 from kdn.store.index.tokens import pack_tokens
 from kdn.store.tiers.seal import KeyRing, is_sealed
 from kdn.trace import NoTrace
@@ -93,7 +93,7 @@ def test_open_and_sealed_blocks_live_in_one_store(tmp_path: Path) -> None:
         store.put(BLOCK)
         assert tokens_found(store) == 256
         assert store.match(MODEL, EXACT, "", [1, 2, 3]).num_tokens == 3
-        assert {salt: len(store.tier("disk").holdings(salt)) for salt in ("", "alice")} == {
+        assert {salt: len(store.tiers.named("disk").holdings(salt)) for salt in ("", "alice")} == {
             "": 1,
             "alice": 1,
         }
@@ -104,31 +104,33 @@ def test_every_flipped_byte_of_a_sealed_file_is_noticed() -> None:
     small = make_block(block_id([1, 2, 3], salt="alice"))
     sealed = RING.seal(small.id.key, "alice", encode_block(small).data)
     assert is_sealed(sealed)
-    assert read_whole(small.id.key, RING.open(small.id.key, Bytes(sealed))).key == small.id.key
+    assert (
+        read_whole(small.id.key, RING.open(small.id.key, BytesHandle(sealed))).key == small.id.key
+    )
     name_end = 40 + 5 + 16
     for at in [*range(8, name_end), *range(4096, sealed.nbytes, 97), sealed.nbytes - 1]:
         damaged = bytearray(sealed)
         damaged[at] ^= 1
         with pytest.raises(CorruptBlock):
-            read_whole(small.id.key, RING.open(small.id.key, Bytes(memoryview(damaged))))
+            read_whole(small.id.key, RING.open(small.id.key, BytesHandle(memoryview(damaged))))
     for cut in (0, 100, 4096, sealed.nbytes - 1):
         with pytest.raises(CorruptBlock):
-            RING.open(small.id.key, Bytes(sealed[:cut]))
+            RING.open(small.id.key, BytesHandle(sealed[:cut]))
 
 
 def test_a_sealed_block_under_anothers_name_does_not_open() -> None:
     sealed = RING.seal(KEY, "alice", encode_block(BLOCK).data)
     stranger = block_id([7]).key
     with pytest.raises(CorruptBlock):
-        RING.open(stranger, Bytes(sealed))
+        RING.open(stranger, BytesHandle(sealed))
 
 
 def test_a_tenant_may_have_a_key_of_its_own_and_take_it_away() -> None:
     owned = KeyRing(RING.master, {"alice": b"k" * 32})
     sealed = owned.seal(KEY, "alice", encode_block(BLOCK).data)
-    assert read_whole(KEY, owned.open(KEY, Bytes(sealed))).key == KEY
+    assert read_whole(KEY, owned.open(KEY, BytesHandle(sealed))).key == KEY
     with pytest.raises(CorruptBlock, match="does not open"):
-        read_whole(KEY, RING.open(KEY, Bytes(sealed)))
+        read_whole(KEY, RING.open(KEY, BytesHandle(sealed)))
 
 
 def test_what_leaves_for_a_remote_is_sealed_note_and_all() -> None:

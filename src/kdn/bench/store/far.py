@@ -90,10 +90,10 @@ class Hits:
         """Have `prefix` in `tier` alone, and out of the system's cache of files."""
         store = self.service.store
         for block in self.blocks(prefix):
-            store.put_into(store.tier(tier), block)
+            store.tenancy.put_into(store.tiers.named(tier), block)
             if tier == "disk":
                 self._forget_pages(block.key)
-        store.refresh()
+        store.index.refresh()
 
     def hit_s(self, ours: KdnContestant, tier: str, length: int, number: int) -> float:
         """Seconds to the first token of a prompt whose prefix lies in `tier`."""

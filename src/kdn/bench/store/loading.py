@@ -212,6 +212,6 @@ def _one_round(
 def _placed(hits: Hits, tier: _SlowMemory, store: Store, length: int, number: int) -> TokenIds:
     prefix = hits.prompt("overlap", length, number)
     for block in hits.blocks(prefix):
-        store.put_into(tier, block)
-    store.refresh()
+        store.tenancy.put_into(tier, block)
+    store.index.refresh()
     return prefix

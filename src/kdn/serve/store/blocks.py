@@ -35,7 +35,7 @@ def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRoute
     @router.get("/v1/store/blocks")
     def changes(request: Request) -> Response:
         grant = grant_of(request)
-        pages = store.pages(request.query_params.get("since", ""))
+        pages = store.index.pages(request.query_params.get("since", ""))
         added = [(str(e.key), pack_note(e)) for e in pages.added if grant.reads(e.family.salt)]
         removed = [str(key) for key, salt in pages.removed if grant.reads(salt)]
         changes = PeerChanges(pages.cursor, pages.whole, added, removed)
@@ -45,7 +45,7 @@ def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRoute
     def read(request: Request, key: str) -> Response:
         grant = grant_of(request)
         wanted = _seen(store, grant, key, reading=True)
-        handle = store.handle(wanted)
+        handle = store.tiers.open_local(wanted)
         if handle is None:
             raise Refused(_NOT_HERE, status=404)
         try:
@@ -57,7 +57,7 @@ def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRoute
     def layers(request: Request, key: str, start: int, stop: int, codec: str) -> Response:
         """Some layers in another encoding: what a reader on a slow link asks for."""
         wanted = _seen(store, grant_of(request), key, reading=True)
-        handle = store.handle(wanted)
+        handle = store.tiers.open_local(wanted)
         if handle is None:
             raise Refused(_NOT_HERE, status=404)
         with closing(handle):
@@ -90,7 +90,7 @@ def _key(given: str) -> BlockKey:
 
 def _seen(store: Store, grant: Grant, given: str, *, reading: bool) -> BlockKey:
     """The key of a block that the caller may know of."""
-    entry = store.entry(_key(given))
+    entry = store.index.get(_key(given))
     allowed = grant.reads if reading else grant.sees
     if entry is None or not allowed(entry.family.salt):
         raise Refused(_NOT_HERE, status=404)

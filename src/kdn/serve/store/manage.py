@@ -33,7 +33,7 @@ from kdn.store.admin.manage import (
     warm,
 )
 from kdn.store.admin.shapes import lookup_shape, quota_shape, stat_shape
-from kdn.store.tenants.limits import TenantLimits
+from kdn.store.tenants.decisions import TenantLimits
 
 __all__ = ["answer", "manage_routes", "read_body"]
 
@@ -129,10 +129,10 @@ def _looking(router: APIRouter, store: Store, grant_of: GrantOf, admin: Check) -
         admin(request)
         asked = await read_body(request, _Limit)
         if asked.forget:
-            await run_in_threadpool(store.limits.forget, asked.salt)
+            await run_in_threadpool(store.tenancy.limits.forget, asked.salt)
         else:
             change = TenantLimits(asked.limit_bytes, asked.priority)
-            await run_in_threadpool(store.limits.decide, asked.salt, change)
+            await run_in_threadpool(store.tenancy.limits.decide, asked.salt, change)
         return answer(quota_shape(store))
 
     @router.post("/verify")
@@ -147,14 +147,16 @@ def _pinning(router: APIRouter, store: Store, admin: Check, wall: Callable[[], f
     @router.get("/pins")
     def pins(request: Request) -> Response:
         admin(request)
-        return answer(store.persistent_pins.all())
+        return answer(store.tenancy.persistent_pins.all())
 
     @router.post("/pin")
     async def pin(request: Request) -> Response:
         admin(request)
         asked = await read_body(request, _Pin)
         keys = await run_in_threadpool(select, store, asked.which())
-        store.persistent_pins.pin(keys, None if asked.seconds is None else wall() + asked.seconds)
+        store.tenancy.persistent_pins.pin(
+            keys, None if asked.seconds is None else wall() + asked.seconds
+        )
         return answer({"blocks": len(keys)})
 
     @router.post("/unpin")
@@ -162,7 +164,7 @@ def _pinning(router: APIRouter, store: Store, admin: Check, wall: Callable[[], f
         admin(request)
         asked = await read_body(request, _Which)
         keys = await run_in_threadpool(select, store, asked.which())
-        return answer({"blocks": store.persistent_pins.unpin(keys)})
+        return answer({"blocks": store.tenancy.persistent_pins.unpin(keys)})
 
 
 def _acting(router: APIRouter, store: Store, admin: Check) -> None:

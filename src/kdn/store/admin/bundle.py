@@ -17,7 +17,7 @@ from kdn.core import BlockKey
 from kdn.errors import BadInput, CorruptBlock
 from kdn.store.admin.manage import Done
 from kdn.store.block.format import MAX_BLOCK_BYTES, EncodedBlock
-from kdn.store.block.whole import check_whole, read_whole
+from kdn.store.block.reader import check_whole, read_whole
 from kdn.store.store import Store
 
 __all__ = ["export_blocks", "import_blocks", "read_bundle"]

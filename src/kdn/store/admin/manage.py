@@ -10,7 +10,7 @@ from kdn.core import BlockKey
 from kdn.errors import BadInput, CorruptBlock
 from kdn.store.block.block import Block
 from kdn.store.block.format import EncodedBlock, encode_block
-from kdn.store.block.whole import read_whole
+from kdn.store.block.reader import read_whole
 from kdn.store.codecs import CODECS
 from kdn.store.store import Store
 from kdn.store.tiers.tier import Tier
@@ -41,8 +41,8 @@ class Done:
 def select(store: Store, which: Which) -> list[BlockKey]:
     """The keys of the blocks meant. Raises BadInput for a key or tier that is not there."""
     if which.tier is not None:
-        store.tier(which.tier)
-    known = {entry.key: entry for entry in store.entries()}
+        store.tiers.named(which.tier)
+    known = {entry.key: entry for entry in store.index.entries()}
     for key in which.keys:
         if key not in known:
             raise BadInput(f"no block {key} is stored; `kdn store lookup` tells what is")
@@ -52,7 +52,7 @@ def select(store: Store, which: Which) -> list[BlockKey]:
         if (not which.keys or key in which.keys)
         and which.salt in (None, entry.family.salt)
         and which.fingerprint in (None, entry.family.fingerprint)
-        and (which.tier is None or which.tier in store.where(key))
+        and (which.tier is None or which.tier in store.tiers.where(key))
     ]
 
 
@@ -60,7 +60,7 @@ def warm(store: Store, keys: Iterable[BlockKey]) -> Done:
     """Bring blocks into the fastest tier, and those from afar onto the disk too."""
     done: list[int | None] = []
     for key in keys:
-        entry = store.entry(key)
+        entry = store.index.get(key)
         reader = None if entry is None else store.open(entry.block_id())
         if reader is None:
             done.append(None)
@@ -77,14 +77,14 @@ def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None
 
     Returns when they are kept there. Raises BadInput for an unknown tier, NoSpace, Unreachable.
     """
-    tier = store.tier(target)
+    tier = store.tiers.named(target)
     done: list[int | None] = []
     for key in keys:
         block = _whole(store, key, source)
         if block is not None:
-            store.put_into(tier, block)
+            store.tenancy.put_into(tier, block)
         done.append(None if block is None else block.size_bytes)
-    store.refresh()
+    store.index.refresh()
     return _sum(done)
 
 
@@ -92,7 +92,7 @@ def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Do
     """Copy blocks to `target`, each dropped from `source` once it is kept there."""
     if target == source:
         raise BadInput(f"blocks cannot move from {source} to itself")
-    origin = store.tier(source)
+    origin = store.tiers.named(source)
     done = Done()
     for key in keys:
         one = copy(store, [key], target, source)
@@ -103,7 +103,7 @@ def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Do
             done.size_bytes + one.size_bytes,
             done.missing + one.missing,
         )
-    store.refresh()
+    store.index.refresh()
     return done
 
 
@@ -111,8 +111,8 @@ def forget(store: Store, keys: Iterable[BlockKey], tier: str | None = None) -> D
     """Drop blocks from every tier, or from one."""
     if tier is None:
         return Done(sum(store.drop(key) for key in keys))
-    dropped = sum(store.tier(tier).drop(key) for key in keys)
-    store.refresh()
+    dropped = sum(store.tiers.named(tier).drop(key) for key in keys)
+    store.index.refresh()
     return Done(dropped)
 
 
@@ -140,7 +140,7 @@ def compress(store: Store, keys: Iterable[BlockKey], codec: str) -> Done:
 
 def usage_by_salt(store: Store) -> dict[str, dict[str, int]]:
     """Bytes held, by tenant and tier."""
-    salts = {entry.family.salt for entry in store.entries()}
+    salts = {entry.family.salt for entry in store.index.entries()}
     return {
         salt: {
             tier.name: sum(one.size_bytes for one in tier.holdings(salt)) for tier in store.tiers
@@ -150,7 +150,7 @@ def usage_by_salt(store: Store) -> dict[str, dict[str, int]]:
 
 
 def _whole(store: Store, key: BlockKey, source: str | None) -> EncodedBlock | None:
-    tiers: Iterable[Tier] = store.tiers if source is None else (store.tier(source),)
+    tiers: Iterable[Tier] = store.tiers if source is None else (store.tiers.named(source),)
     for tier in tiers:
         handle = tier.open(key)
         if handle is not None:

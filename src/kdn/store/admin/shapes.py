@@ -34,11 +34,11 @@ def stat_shape(stat: StoreStat) -> dict[str, Any]:
 def quota_shape(store: Store) -> dict[str, Any]:
     """What each tenant holds in each tier, and may hold."""
     held = usage_by_salt(store)
-    limited = dict.fromkeys([*held, *store.quotas.by_salt, *store.limits.all()])
+    limited = dict.fromkeys([*held, *store.tenancy.quotas.by_salt, *store.tenancy.limits.all()])
     return {
         salt: {
-            "limit_bytes": store.quota_of(salt),
-            "priority": store.limits.of(salt).priority,
+            "limit_bytes": store.tenancy.quota_of(salt),
+            "priority": store.tenancy.limits.of(salt).priority,
             "held_bytes": held.get(salt, {}),
         }
         for salt in limited

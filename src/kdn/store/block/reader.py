@@ -1,24 +1,25 @@
-"""Reading one block, a layer at a time, each layer verified before anybody sees it."""
+"""Reading one block: a layer at a time, each verified before a caller sees it, or all of it together."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from kdn.core import BlockId, BlockKey, KvShape
 from kdn.errors import CorruptBlock
 from kdn.store.block.format import (
+    MAX_BLOCK_BYTES,
     PREAMBLE_BYTES,
     EncodedBlock,
     Header,
     decode_header,
     header_bytes,
 )
-from kdn.store.tiers.tier import Handle
+from kdn.store.block.handle import BytesHandle, Handle
 
-__all__ = ["Reader", "StoreLoad", "read_header"]
+__all__ = ["Load", "Reader", "StoreLoad", "check_whole", "read_header", "read_whole"]
 
 FIRST_READ_BYTES = 4096
 
@@ -36,14 +37,46 @@ def read_header(handle: Handle, key: BlockKey) -> Header:
     return decode_header(region, key, size_bytes)
 
 
+def check_whole(key: BlockKey, data: memoryview) -> EncodedBlock:
+    """The block called `key` that `data` is. Raises CorruptBlock when it is anything else."""
+    return read_whole(key, BytesHandle(data))
+
+
+def read_whole(key: BlockKey, handle: Handle) -> EncodedBlock:
+    """All of the block that was opened as `key`, verified. Raises CorruptBlock."""
+    if handle.buffer.nbytes > MAX_BLOCK_BYTES:
+        raise CorruptBlock(f"block {key}: {handle.buffer.nbytes} bytes are no block")
+    header = read_header(handle, key)
+    data = handle.read(0, header.size_bytes).toreadonly()
+    for layer in range(header.shape.num_layers):
+        start, stop = header.layer_range(layer)
+        header.layer(layer, data[start:stop])
+    if header.sections_start < header.size_bytes:
+        header.check_sections(data[header.sections_start :])
+    return EncodedBlock(header, data)
+
+
+class Load(Protocol):
+    """A block on its way to a reader: its layers, from wherever and in whichever encoding they come."""
+
+    header: Header
+    tier: str
+    """The name of the tier that the bytes come from."""
+    may_transcode: bool
+    """May layers come in another encoding than the stored one?"""
+
+    def layers(self, start: int, stop: int) -> list[memoryview]:
+        """The decoded runs of layers [start, stop). Raises CorruptBlock."""
+        ...
+
+
 class StoreLoad:
-    """A block on its way out of a tier, shared by all who read it meanwhile: each layer comes once.
+    """A block on its way out of a tier, shared by all that read it meanwhile: each layer comes once.
 
     `on_whole` is told when every layer has come, `on_corrupt` when one was damaged (once).
     """
 
     may_transcode = False
-    """May layers come in another encoding than the one they are kept in?"""
 
     def __init__(
         self,
@@ -67,10 +100,10 @@ class StoreLoad:
         self._came: dict[int, memoryview] = {}
         self._damage: CorruptBlock | None = None
         self.is_left_out = False
-        """Did somebody prefer a smaller encoding? Then what is missing is not worth fetching now."""
+        """Did a reader take a smaller encoding? Then what is missing is not worth fetching now."""
 
     def layers(self, start: int, stop: int) -> list[memoryview]:
-        """The runs of layers [start, stop). Neighbours that have not come yet are read at once.
+        """The runs of layers [start, stop). Neighbours that have not come yet are read together.
 
         Raises CorruptBlock, then and ever after, when one is not what was written.
         """
@@ -85,10 +118,10 @@ class StoreLoad:
         some = 0 < len(self._came) < self.header.shape.num_layers
         return some and self._damage is None and not self.is_left_out
 
-    def is_at_hand(self, start: int, stop: int) -> bool:
-        """Would layers [start, stop) come without reading anything?"""
+    def is_read(self, start: int, stop: int) -> bool:
+        """Would layers [start, stop) come without reading anything more?"""
         missing = [layer for layer in range(start, stop) if layer not in self._came]
-        return all(self._handle.is_at_hand(*self.header.layer_range(n)) for n in missing)
+        return all(self._handle.is_read(*self.header.layer_range(n)) for n in missing)
 
     def close(self) -> None:
         """No reader is left."""
@@ -138,7 +171,7 @@ class Reader:
     A run that was handed out stays valid after close.  Safe from several threads.
     """
 
-    def __init__(self, load: StoreLoad, num_tokens: int, on_close: Callable[[], None]) -> None:
+    def __init__(self, load: Load, num_tokens: int, on_close: Callable[[], None]) -> None:
         self._load = load
         self._on_close: Callable[[], None] | None = on_close
         self.num_tokens = num_tokens
@@ -159,7 +192,7 @@ class Reader:
 
     @property
     def is_delivered(self) -> bool:
-        """May layers come in another encoding than the one they are kept in?"""
+        """May layers come in another encoding than the stored one?"""
         return self._load.may_transcode
 
     def layer(self, layer: int) -> memoryview:
@@ -170,7 +203,7 @@ class Reader:
         return self.layers(layer, layer + 1)[0]
 
     def layers(self, start: int, stop: int) -> list[memoryview]:
-        """The runs of layers [start, stop), in one read where they are not at hand."""
+        """The runs of layers [start, stop), in one read where they are not in memory."""
         assert self._on_close is not None, "this reader was closed"
         return self._load.layers(start, stop)
 

@@ -1,36 +1,58 @@
 """One request's stored KV, delivered by a deadline: each read in the best encoding that is in time.
 
     read    1    2    3    4 ...        the link gave, at the read before
-    level  kept kept int8 int4          fast fast slow slower
+    level  stored stored int8 int4      fast fast slow slower
 
-What lies across a network where a node can encode it anew comes at any level; the rest comes as it
-is kept.  The choice is `Adaptation`'s; here are the clock, the speed and the reads.
+What lies across a network where a node can transcode it comes at any level; the rest comes as it
+is stored.
+
+The choice is the streaming half of CacheGen (Liu et al., SIGCOMM 2024, section 5.3): before every read, take
+the best quality with which everything that is left still arrives in time at the speed measured last.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdn.core import BlockKey
 from kdn.errors import StoreError
 from kdn.store.block.reader import StoreLoad
 from kdn.store.codecs import CODECS
-from kdn.store.stream.choose import Adaptation, Level
 from kdn.store.stream.throughput import Links
 from kdn.store.stream.transcode import decode_layers
-from kdn.store.tiers.tier import Tier
+from kdn.store.tiers.tier import Transcoder
 
-__all__ = ["AS_STORED", "DeliveredLoad", "Delivery", "Loss"]
+__all__ = ["AS_STORED", "DeliveredLoad", "Delivery", "Level", "Loss", "choose_level"]
 
-AS_STORED = "as kept"
+AS_STORED = "as stored"
 """The level of a block that comes in the encoding it is stored in."""
 
 LOSSLESS = "lossless"
 LOSSLESS_SHARE = 0.8
 """What the lossless codec leaves of KV until a read has shown it: bf16 KV of small models."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """An encoding that a block can be had in; a lossless one has a `kl` of 0."""
+
+    codec: str
+    token_bytes: float
+    kl: float
+
+
+def choose_level(levels: Sequence[Level], tokens_left: float, within_bytes: float) -> Level:
+    """The level of least loss with which `tokens_left` take no more than `within_bytes`, else the smallest.
+
+    Of levels that lose the same the one named first is preferred.
+    """
+    for level in sorted(levels, key=lambda level: level.kl):
+        if tokens_left * level.token_bytes <= within_bytes:
+            return level
+    return min(levels, key=lambda level: level.token_bytes)
 
 
 @dataclass(frozen=True)
@@ -73,23 +95,21 @@ class Delivery:
 
     @property
     def worst(self) -> str | None:
-        """The codec of most loss that may be used; None: whatever comes is exact."""
+        """The codec of most loss that may be used; None: all that comes is exact."""
         return max(self._allowed, key=lambda codec: self._allowed[codec].kl, default=None)
 
-    def choose(self, tier: str, kept_token_bytes: float, raw_token_bytes: float) -> str:
-        """The level of the next read from `tier`, of a block kept in that many bytes a token."""
+    def choose(self, tier: str, stored_token_bytes: float, raw_token_bytes: float) -> str:
+        """The level of the next read from `tier`, of a block stored in that many bytes a token."""
         speed = self.links.last_bytes_per_s(tier)
         if speed is None:
             return AS_STORED  # reading is how it gets known
         with self._lock:
-            levels = [Level(AS_STORED, kept_token_bytes, 0.0)]
+            levels = [Level(AS_STORED, stored_token_bytes, 0.0)]
             for codec, share in self._shares.items():
                 kl = 0.0 if codec == LOSSLESS else self._allowed[codec].kl
                 levels.append(Level(codec, raw_token_bytes * share, kl))
-            adaptation = Adaptation(levels, self._deadline_s, max_kl=float("inf"))
-            level = adaptation.choose(self._left, self.links.clock.now(), speed, None)
-        assert level is not None, "without a prefill to compare with there is always one"
-        return level.codec
+            left_s = max(self._deadline_s - self.links.clock.now(), 0.0)
+            return choose_level(levels, self._left, left_s * speed).codec
 
     def came(
         self,
@@ -110,20 +130,20 @@ class Delivery:
         self._on_read(key, *layers, level, moved)
 
 
-class DeliveredLoad(StoreLoad):
+class DeliveredLoad:
     """A reader's own view of a shared load: its layers come at the level that the delivery chooses.
 
     What came with loss stays here; the shared load, and what it promotes, is always the block as
-    it is kept.
+    it is stored.
     """
 
     may_transcode = True
 
-    def __init__(self, shared: StoreLoad, tier: Tier, delivery: Delivery) -> None:
+    def __init__(self, shared: StoreLoad, transcoder: Transcoder, delivery: Delivery) -> None:
         self.header = shared.header
         self.tier = shared.tier
-        self.shared = shared
-        self._from = tier
+        self._shared = shared
+        self._transcoder = transcoder
         self._delivery = delivery
         self._mine: dict[int, memoryview] = {}
         self._turn = threading.Lock()
@@ -135,37 +155,34 @@ class DeliveredLoad(StoreLoad):
                 self._mine.update(zip(range(start, stop), runs, strict=True))
             return [self._mine[layer] for layer in range(start, stop)]
 
-    def close(self) -> None:
-        self.shared.close()
-
     def _runs(self, start: int, stop: int) -> list[memoryview]:
         header, token = self.header, self.header.shape.token_bytes
-        kept = header.size_bytes / header.id.num_tokens
+        stored = header.size_bytes / header.id.num_tokens
         level = AS_STORED
-        if not self.shared.is_at_hand(start, stop) and CODECS[header.codec].lossless:
-            level = self._delivery.choose(self.tier, kept, token)
+        if not self._shared.is_read(start, stop) and CODECS[header.codec].lossless:
+            level = self._delivery.choose(self.tier, stored, token)
         runs = self._encoded(start, stop, level) if level != AS_STORED else None
-        return self._kept(start, stop) if runs is None else runs
+        return self._as_stored(start, stop) if runs is None else runs
 
-    def _kept(self, start: int, stop: int) -> list[memoryview]:
+    def _as_stored(self, start: int, stop: int) -> list[memoryview]:
         ranges = [self.header.layer_range(layer) for layer in (start, stop - 1)]
-        runs = self.shared.layers(start, stop)
+        runs = self._shared.layers(start, stop)
         self._tell(start, stop, AS_STORED, ranges[1][1] - ranges[0][0])
         return runs
 
     def _encoded(self, start: int, stop: int, level: str) -> list[memoryview] | None:
-        """None where the node cannot do it: the block then comes as it is kept."""
+        """None where the node cannot do it: the block then comes as it is stored."""
         links, key = self._delivery.links, self.header.id.key
         began_s = links.clock.now()
         try:
-            data = self._from.transcode(key, start, stop, level)
+            data = self._transcoder.transcode(key, start, stop, level)
         except StoreError:
             return None
         if data is None:
             return None
         links.note(self.tier, len(data), links.clock.now() - began_s)
         runs = decode_layers(self.header, data, start, stop, level)
-        self.shared.is_left_out = True
+        self._shared.is_left_out = True
         self._tell(start, stop, level, len(data))
         return runs
 

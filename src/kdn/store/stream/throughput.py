@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from kdn.clock import Clock
-from kdn.store.tiers.tier import Handle
+from kdn.store.block.handle import Handle
 
 __all__ = ["Links", "TimedHandle"]
 
@@ -37,7 +37,7 @@ class Links:
         return num_bytes / seconds if seconds > 0 else None
 
     def last_bytes_per_s(self, tier: str) -> float | None:
-        """What the tier's last read gave: what a change shows in at once."""
+        """What the tier's last read gave: it shows a change immediately."""
         with self._lock:
             return self._last.get(tier)
 
@@ -67,8 +67,8 @@ class TimedHandle(Handle):
             self._links.note(self._tier, moved, self._links.clock.now() - started_s)
         return data
 
-    def is_at_hand(self, start: int, stop: int) -> bool:
-        return self._handle.is_at_hand(start, stop)
+    def is_read(self, start: int, stop: int) -> bool:
+        return self._handle.is_read(start, stop)
 
     def close(self) -> None:
         self._handle.close()

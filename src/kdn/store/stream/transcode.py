@@ -1,4 +1,4 @@
-"""Layers of a stored block, encoded anew on their way: what a node sends when it is asked for a level.
+"""Layers of a stored block, transcoded: what a node sends when it is asked for a level.
 
 One MessagePack array: the codec, then for every layer its bytes and a checksum that binds block,
 layer, codec and bytes, as those of a stored block do.
@@ -12,9 +12,9 @@ import xxhash
 from kdn.core import BlockKey
 from kdn.errors import BadInput, CorruptBlock
 from kdn.store.block.format import Header
+from kdn.store.block.handle import Handle
 from kdn.store.block.reader import read_header
 from kdn.store.codecs import CODECS, RunForm
-from kdn.store.tiers.tier import Handle
 
 __all__ = ["decode_layers", "encode_layers"]
 
@@ -74,7 +74,7 @@ def _check_asked(header: Header, start: int, stop: int, codec: str) -> None:
     if not 0 <= start < stop <= header.shape.num_layers:
         raise BadInput(f"layers {start} to {stop} of {header.shape.num_layers} were asked for")
     if not (CODECS[codec].lossless or CODECS[header.codec].lossless):
-        raise BadInput(f"the block is kept as {header.codec} and loses no more precision")
+        raise BadInput(f"the block is stored as {header.codec} and loses no more precision")
 
 
 def _checksum(key: BlockKey, layer: int, codec: str, payload: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The memory tier: encoded blocks in a dict, and a policy that says who goes first."""
+"""The memory tier: encoded blocks in a dict, and a policy that says which go first."""
 
 from __future__ import annotations
 
@@ -9,31 +9,17 @@ from kdn.clock import Clock, SystemClock
 from kdn.core import BlockKey
 from kdn.errors import NoSpace
 from kdn.store.block.format import EncodedBlock
+from kdn.store.block.handle import BytesHandle, Handle
 from kdn.store.index.index import Entry
 from kdn.store.policies import EvictionPolicy, Lru, Use
-from kdn.store.tenants.quotas import Holding
-from kdn.store.tiers.tier import Changes, Handle, Spare, Tier, TierUsage
+from kdn.store.tiers.tier import Changes, Holding, ManagedTier, Spare, TierUsage
 from kdn.trace import Trace
 
 __all__ = ["MemoryTier"]
 
 
-class _Held(Handle):
-    """A block in memory: nothing to fetch, nothing to give back."""
-
-    def __init__(self, block: EncodedBlock) -> None:
-        self.buffer = block.data
-        self.header = block.header
-
-    def read(self, start: int, stop: int) -> memoryview:
-        return self.buffer[start:stop]
-
-    def close(self) -> None:
-        return
-
-
-class MemoryTier(Tier):
-    """At most `capacity_bytes` of blocks. Whoever puts a block has verified it.
+class MemoryTier(ManagedTier):
+    """At most `capacity_bytes` of blocks. The caller of `put` has verified the block.
 
     A reader keeps a block's bytes alive after eviction for as long as it reads them.
     """
@@ -64,7 +50,7 @@ class MemoryTier(Tier):
     def open(self, key: BlockKey) -> Handle | None:
         with self._lock:
             block = self._blocks.get(key)
-            return None if block is None else _Held(block)
+            return None if block is None else BytesHandle(block.data, block.header)
 
     def put(self, block: EncodedBlock, spare: Spare) -> None:
         with self._lock:
@@ -145,7 +131,7 @@ class MemoryTier(Tier):
         return Use(block.key, name.start, name.num_tokens, block.size_bytes, now_s, name.salt)
 
     def _victims(self, use: Use, spare: Spare) -> list[BlockKey]:
-        """Who must go so that the block fits. Changes nothing."""
+        """Which blocks go so that the block fits. Changes nothing."""
         must = self._policy.expired(use.at_s)
         victims = [key for key in must if not spare(key)]
         excess = self._size_bytes + use.size_bytes - self._capacity_bytes

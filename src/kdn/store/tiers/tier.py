@@ -1,18 +1,34 @@
-"""The seam "where are the bytes": a tier keeps encoded blocks by key."""
+"""The seam "where are the bytes": a tier stores encoded blocks by key.
+
+`Tier` is what every request uses, `ManagedTier` adds what operators do, and a `Transcoder` gives layers in
+another encoding than the stored one.  `Tiers` are those of one store, fastest first.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from kdn.core import BlockKey
-from kdn.store.block.format import EncodedBlock, Header
+from kdn.errors import BadInput
+from kdn.store.block.format import EncodedBlock
+from kdn.store.block.handle import Handle
 from kdn.store.index.index import Entry
-from kdn.store.tenants.quotas import Holding
 
-__all__ = ["Changes", "Handle", "Life", "NoTier", "Spare", "Tier", "TierUsage"]
+__all__ = [
+    "BlockLife",
+    "Changes",
+    "Holding",
+    "ManagedTier",
+    "NoTier",
+    "Spare",
+    "Tier",
+    "TierUsage",
+    "Tiers",
+    "Transcoder",
+]
 
 Spare = Callable[[BlockKey], bool]
 """Says which blocks may not be evicted just now."""
@@ -38,7 +54,14 @@ class Changes:
     removed: tuple[BlockKey, ...] = ()
 
 
-class Life(NamedTuple):
+class Holding(NamedTuple):
+    """A tenant's block in a tier."""
+
+    key: BlockKey
+    size_bytes: int
+
+
+class BlockLife(NamedTuple):
     """What a tier remembers of a block it holds: enough to say what it cost and saved."""
 
     start: int
@@ -49,39 +72,19 @@ class Life(NamedTuple):
     uses: int
 
 
-class Handle(ABC):
-    """One encoded block, held open.
+class Transcoder(Protocol):
+    """Gives layers of stored blocks in another encoding than the stored one."""
 
-    `buffer` has the block's length; only what was read is filled.  `header` is there where the tier
-    has it at hand, checked.
-    """
+    def transcode(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+        """Layers [start, stop) in `codec`, for `decode_layers`; None where that cannot be had.
 
-    buffer: memoryview
-    header: Header | None = None
-    moved_bytes: int | None = None
-    """What was moved for all reads so far, where that is not what was asked for."""
-
-    @abstractmethod
-    def read(self, start: int, stop: int) -> memoryview:
-        """Bytes [start, stop) of the block: a view into `buffer`, valid after close.
-
-        Raises CorruptBlock when the tier cannot give them, LostBlock when it is the tier that
-        failed and not the block. Safe from several threads.
+        Raises StoreError when the tier cannot be asked.
         """
-        ...
-
-    def is_at_hand(self, start: int, stop: int) -> bool:
-        """Were these bytes read already, as part of something larger?"""
-        return False
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give back what the handle holds. May be called twice."""
         ...
 
 
 class Tier(ABC):
-    """Keeps encoded blocks. Not finding one is an answer (None), not an error.
+    """Stores encoded blocks. Not finding one is an answer (None), not an error.
 
     All calls are safe from several threads.
     """
@@ -91,9 +94,8 @@ class Tier(ABC):
     """Were the bytes verified on the way in, in a place where they cannot change since?"""
     far: bool = False
     """Is it across a network? Then it is written behind, and may fail while others are well."""
-
-    transcodes: bool = False
-    """Can it give layers in another encoding than the one they are kept in?"""
+    transcoder: Transcoder | None = None
+    """What gives layers in other encodings; None: blocks come as they are stored."""
 
     @abstractmethod
     def open(self, key: BlockKey) -> Handle | None:
@@ -106,8 +108,8 @@ class Tier(ABC):
 
     @abstractmethod
     def put(self, block: EncodedBlock, spare: Spare) -> None:
-        """Keep `block`, evicting others except those that `spare` names. Returns once it is kept
-        as durably as the tier can; keeping a block twice is the same as once.
+        """Store `block`, evicting others except those that `spare` names. Returns once it is stored
+        as durably as the tier can; storing a block twice is the same as once.
 
         Raises NoSpace, having evicted nothing, when it does not fit.
         """
@@ -115,17 +117,17 @@ class Tier(ABC):
 
     @abstractmethod
     def drop(self, key: BlockKey) -> bool:
-        """Forget a block; False when it was not here."""
+        """Remove a block; False when it was not here."""
         ...
 
     @abstractmethod
     def holds(self, key: BlockKey) -> bool:
-        """Is the block here, as far as is known without asking anybody?"""
+        """Is the block here, as far as memory says? Waits for nothing."""
         ...
 
     @abstractmethod
     def changes(self) -> Changes:
-        """What came and went since the last call, by whatever hand; the first call tells all.
+        """What came and went since the last call, by any process; the first call tells all.
 
         A key may be told of more than once, and may be gone again: `holds` decides.
         """
@@ -133,18 +135,11 @@ class Tier(ABC):
 
     @abstractmethod
     def usage(self) -> TierUsage:
-        """How full the tier is."""
+        """How full the tier was when it last looked. Waits for no disk, network or other process."""
         ...
 
-    def transcode(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
-        """Layers [start, stop) encoded anew, for `decode_layers`; None where that cannot be had.
-
-        Raises StoreError when the tier cannot be asked.
-        """
-        return None
-
-    def reachable(self) -> bool:
-        """Would the tier be asked just now? False while it is given a rest after failures."""
+    def is_reachable(self) -> bool:
+        """Would the tier be asked just now? False while its circuit is open after failures."""
         return True
 
     def touch(self, key: BlockKey) -> None:
@@ -152,8 +147,20 @@ class Tier(ABC):
         return
 
     def quarantine(self, key: BlockKey) -> None:
-        """Take a damaged block out of use; a tier that can keeps it aside for inspection."""
+        """Take a damaged block out of use; a tier that can moves it aside for inspection."""
         self.drop(key)
+
+    def save(self) -> None:
+        """Write down what is only in memory (when blocks were used)."""
+        return
+
+    def close(self) -> None:
+        """Give back what the tier holds of the machine. Its blocks stay where they are durable."""
+        return
+
+
+class ManagedTier(Tier):
+    """A tier that operators can list, count, rewrite and audit."""
 
     def block_keys(self) -> Iterator[BlockKey]:
         """Every key that is here."""
@@ -164,29 +171,21 @@ class Tier(ABC):
         return ()
 
     def replace(self, block: EncodedBlock, spare: Spare) -> None:
-        """Keep `block` in place of the one of the same key. Raises as `put`."""
+        """Store `block` in place of the one of the same key. Raises as `put`."""
         self.drop(block.key)
         self.put(block, spare)
 
-    def lives(self) -> list[Life]:
-        """How long each block has been here and how often it was used, where that is written down."""
+    def lives(self) -> list[BlockLife]:
+        """How long each block has been here and how often it was used, where that is recorded."""
         return []
 
-    def save(self) -> None:
-        """Write down what is only remembered (when blocks were used)."""
-        return
-
     def check(self) -> None:
-        """Audit the books. Raises AssertionError saying what does not add up."""
-        return
-
-    def close(self) -> None:
-        """Give back what the tier holds of the machine. Its blocks stay where they last."""
+        """Audit the tier. Raises AssertionError saying what does not add up."""
         return
 
 
-class NoTier(Tier):
-    """Keeps nothing: the baseline every hit rate is measured against."""
+class NoTier(ManagedTier):
+    """Stores nothing: the baseline every hit rate is measured against."""
 
     name = "none"
     trusted = True
@@ -208,3 +207,63 @@ class NoTier(Tier):
 
     def usage(self) -> TierUsage:
         return TierUsage(0, 0, 0, 0)
+
+
+class Tiers:
+    """The tiers of one store, fastest first: `local` ones, the last of which is durable, then `far` ones."""
+
+    def __init__(self, local: Sequence[ManagedTier], far: Sequence[ManagedTier] = ()) -> None:
+        self.local = tuple(local)
+        self.far = tuple(far)
+        self._all = (*self.local, *self.far)
+
+    def __iter__(self) -> Iterator[ManagedTier]:
+        return iter(self._all)
+
+    @property
+    def fastest(self) -> ManagedTier:
+        """The first that is asked."""
+        return self._all[0]
+
+    @property
+    def durable(self) -> ManagedTier:
+        """The last tier of this machine: a block that is put is safe once it is there."""
+        return self.local[-1]
+
+    def named(self, name: str) -> ManagedTier:
+        """The tier of that name. Raises BadInput, naming those there are."""
+        for tier in self._all:
+            if tier.name == name:
+                return tier
+        names = ", ".join(tier.name for tier in self._all)
+        raise BadInput(f"this store has no tier {name!r}; it has {names}")
+
+    def holder(self, key: BlockKey) -> ManagedTier | None:
+        """The fastest tier that holds a block, reachable ones before others; None when none does."""
+        first = None
+        for tier in self._all:
+            if tier.holds(key):
+                if tier.is_reachable():
+                    return tier
+                first = first or tier
+        return first
+
+    def where(self, key: BlockKey) -> tuple[str, ...]:
+        """The names of the tiers that hold a block, fastest first."""
+        return tuple(tier.name for tier in self._all if tier.holds(key))
+
+    def open_local(self, key: BlockKey) -> Handle | None:
+        """A block's encoded bytes as this machine holds them, for callers that verify them.
+
+        Raises CorruptBlock, StoreError.
+        """
+        for tier in self.local:
+            handle = tier.open(key)
+            if handle is not None:
+                tier.touch(key)
+                return handle
+        return None
+
+    def lives(self) -> dict[str, list[BlockLife]]:
+        """By tier, how long each block has been stored and how often it was used."""
+        return {tier.name: tier.lives() for tier in self._all}

@@ -84,7 +84,7 @@ def test_one_engine_reads_what_another_wrote(make_remote: Maker) -> None:
         assert writer.stat().failed == 0
         with engine_with(make_remote()) as reader:
             match = reader.match(MODEL, EXACT, "", PROMPT)
-            far = reader.tiers[-1].name
+            far = reader.tiers.far[-1].name
             assert [(hit.num_tokens, hit.tier) for hit in match.hits] == [(256, far), (44, far)]
             for hit in match.hits:
                 found = reader.open(hit)
@@ -155,7 +155,7 @@ def test_a_note_that_lies_about_its_block_is_passed_over() -> None:
     remote.write(SECOND.key, note, memoryview(b"x"))
     remote.write(BlockKey("0" * 64), b"no note at all", memoryview(b"x"))
     with engine_with(remote) as store:
-        assert [entry.key for entry in store.entries()] == [FIRST.key]
+        assert [entry.key for entry in store.index.entries()] == [FIRST.key]
 
 
 def test_the_cap_of_a_far_tier_holds_and_the_oldest_goes() -> None:

@@ -1,14 +1,33 @@
-"""The catalogue's tables: how they are made, opened and looked over."""
+"""The catalogue's tables: how they are made, opened and checked, and how SQLite's errors become ours."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["QUARANTINED", "READY", "connect", "prepare"]
+from kdn.errors import NoSpace, StoreError
+
+__all__ = [
+    "QUARANTINED",
+    "READY",
+    "READ_BUSY_S",
+    "WRITE_BUSY_S",
+    "CatalogueDamaged",
+    "Totals",
+    "catalogue_errors",
+    "connect",
+    "prepare",
+    "read_totals",
+]
 
 VERSION = 1
-BUSY_S = 30.0
+WRITE_BUSY_S = 30.0
+"""How long a change waits for another process's; readers do not wait for writers."""
+READ_BUSY_S = 1.0
+"""How long a look waits while another process locks readers out, as it may to recover the catalogue."""
 READY, QUARANTINED = 0, 1
 
 # The triggers' 0 is READY.  `totals` counts ready blocks and their tokens, and the bytes of all.
@@ -44,10 +63,49 @@ PRAGMA user_version = 1;
 """
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A way to the database at `path`, usable from any thread (one at a time)."""
+class CatalogueDamaged(StoreError):
+    """The catalogue's contents make no sense; it may be discarded and rebuilt."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Ready blocks and their tokens; bytes of all files, those being written included."""
+
+    blocks: int
+    tokens: int
+    size_bytes: int
+
+
+def read_totals(connection: sqlite3.Connection) -> Totals:
+    """The totals that the triggers keep."""
+    blocks, tokens, size = connection.execute("SELECT blocks, tokens, size FROM totals").fetchone()
+    (writing,) = connection.execute("SELECT coalesce(sum(size), 0) FROM writing").fetchone()
+    return Totals(blocks, tokens, size + writing)
+
+
+@contextmanager
+def catalogue_errors(path: Path) -> Iterator[None]:
+    """The only place where SQLite's errors become ours."""
+    try:
+        yield
+    except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise NoSpace(f"{path}: {error}; free some space") from error
+        raise StoreError(
+            f"the catalogue {path} cannot be used ({error}): check that its folder can be"
+            " written and that no other program holds it"
+        ) from error
+    except sqlite3.Error as error:
+        raise CatalogueDamaged(
+            f"the catalogue {path} is damaged ({error}): stop every kdn on this store and"
+            " start again, then it is rebuilt from the blocks"
+        ) from error
+
+
+def connect(path: Path, busy_s: float) -> sqlite3.Connection:
+    """A connection to the database at `path`, usable from any thread (one at a time)."""
     connection = sqlite3.connect(
-        path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+        path, timeout=busy_s, isolation_level=None, check_same_thread=False
     )
     # A lost commit costs nothing that the blocks do not say again, so no fsync per commit.
     connection.execute("PRAGMA synchronous = NORMAL")
@@ -55,7 +113,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Make the tables if they are not there, and look over what is: damage is to show now."""
+    """Make the tables if they are not there, and check what is: damage is to show now."""
     connection.execute("PRAGMA journal_mode = WAL")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == 0:

@@ -1,8 +1,8 @@
-"""A breaker: after failures a tier is left alone for a while, so that it costs nothing meanwhile.
+"""A circuit breaker: after failures a tier is not asked for a while, so that it costs nothing meanwhile.
 
-closed ──failures──> open ──rest is over──> trying ──success──> closed
+closed ──failures──> open ──time is over──> trying ──success──> closed
                       ^                        │
-                      └────────failure─────────┘ (the rest doubles)
+                      └────────failure─────────┘ (the time doubles)
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class BreakerSettings:
     failures: int = 3
     """Failures in a row that open it."""
     open_s: float = 1.0
-    """The first rest; it doubles with every trial that fails."""
+    """How long it is open at first; that doubles with every trial that fails."""
     max_open_s: float = 60.0
 
 
 class Breaker:
     """Says whether to ask. Safe from several threads.
 
-    A rest is stretched by up to a quarter at random, so that many engines do not come back at once.
+    That time is stretched by up to a quarter at random, so that many engines do not come back together.
     """
 
     def __init__(self, settings: BreakerSettings, clock: Clock, rng: Random) -> None:
@@ -69,7 +69,7 @@ class Breaker:
             return self._refuses()
 
     def enter(self) -> bool:
-        """May the tier be asked now? After a rest, the first to ask makes the trial."""
+        """May the tier be asked now? Once it was open long enough, the first caller makes the trial."""
         with self._lock:
             if self._refuses():
                 return False
@@ -92,14 +92,14 @@ class Breaker:
             self._failed += 1
             if self._phase is Phase.TRYING:
                 self._open_s = min(2 * self._open_s, self._settings.max_open_s)
-                self._rest()
+                self._open()
             elif self._phase is Phase.CLOSED and self._failed >= self._settings.failures:
-                self._rest()
+                self._open()
 
     def _refuses(self) -> bool:
         return self._phase is not Phase.CLOSED and self._clock.now() < self._until
 
-    def _rest(self) -> None:
+    def _open(self) -> None:
         self._move(Phase.OPEN)
         self._until = self._clock.now() + self._open_s * (1 + self._rng.random() / 4)
 

@@ -1,4 +1,4 @@
-"""The line to a remote tier: every call ends by a deadline, is tried again, and may be refused."""
+"""Calls to a remote tier: each ends by a deadline, is tried again, and may be refused."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class RemoteCallSettings:
     pause_s: float = 0.05
     """The longest pause before the second try; it doubles with each, and its length is random."""
     workers: int = 8
-    """Calls that may be under way at once."""
+    """Calls that may be under way together."""
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
 
 
 class RemoteCaller:
     """Makes calls in threads of its own and waits for them no longer than the deadline.
 
-    A call that hangs is left behind, whatever it hangs in; its result is thrown away.
+    A call that hangs is abandoned, whatever it hangs in; its result is thrown away.
     """
 
     def __init__(self, name: str, settings: RemoteCallSettings, clock: Clock, rng: Random) -> None:
@@ -67,7 +67,7 @@ class RemoteCaller:
         deadline = self._clock.now() + (timeout_s or self.settings.timeout_s)
         for attempt in range(1, self.settings.attempts + 1):
             if not self._breaker.enter():
-                raise Unreachable(f"{doing}: {self.name} failed lately and is given a rest")
+                raise Unreachable(f"{doing}: {self.name} failed lately, its circuit is open")
             try:
                 found = self._within(doing, call, deadline)
             except Unreachable:
@@ -80,7 +80,7 @@ class RemoteCaller:
         raise AssertionError("unreachable")
 
     def start(self, call: Callable[[], T]) -> Future[T]:
-        """Begin something that nobody waits for."""
+        """Begin something that no caller waits for."""
         return self._pool.submit(call)
 
     def close(self) -> None:

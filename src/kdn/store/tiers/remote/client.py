@@ -1,4 +1,4 @@
-"""The seam "a place across a network": bytes and a note by key, range reads, news of what changed."""
+"""The seam "a place across a network": bytes and a note by key, range reads, what changed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Remote(ABC):
 
     name: str
     transcodes: bool = False
-    """Can it give layers in another encoding than the one they are kept in?"""
+    """Can it give layers in another encoding than the stored one?"""
 
     @abstractmethod
     def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
@@ -51,21 +51,21 @@ class Remote(ABC):
 
     @abstractmethod
     def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
-        """Keep a block: all of it or nothing is seen by others. Keeping it twice is harmless."""
+        """Store a block: all of it or nothing is seen by others. Storing it twice is harmless."""
         ...
 
     @abstractmethod
     def remove(self, key: BlockKey) -> bool:
-        """Forget a block; False when it was not there."""
+        """Remove a block; False when it was not there."""
         ...
 
     @abstractmethod
     def changes(self) -> RemoteChanges:
-        """What changed since the last call, by whatever hand; the first call tells all."""
+        """What changed since the last call, by any process; the first call tells all."""
         ...
 
-    def layers(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
-        """Layers [start, stop) encoded anew; None when they cannot be had so."""
+    def transcode(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+        """Layers [start, stop) in another encoding; None when they cannot be had so."""
         return None
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class Remote(ABC):
 
 
 class DictRemote(Remote):
-    """A dict that plays the network: the dull twin, shared by as many tiers as a test wants."""
+    """A dict in place of the network: the plain twin, shared by as many tiers as a test wants."""
 
     name = "dict"
 

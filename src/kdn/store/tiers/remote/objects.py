@@ -1,7 +1,7 @@
 """Blocks in an object store: S3, Google Cloud Storage, Azure, a shared folder, memory.
 
 blocks/ab/KEY.kdn  the encoded block
-notes/ab/KEY       its note, written after it: whoever lists notes finds only whole blocks
+notes/ab/KEY       its note, written after it: a listing of notes finds only whole blocks
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
 
 __all__ = ["ObjectRemote"]
 
-_AT_ONCE = 16
+_PARALLEL_READS = 16
 _SIZE_BYTES = 8
 
 
@@ -27,7 +27,7 @@ class ObjectRemote(Remote):
     """Blocks under `url`: `s3://bucket/prefix`, `gs://`, `az://`, `file:///folder`, `memory:///`.
 
     `options` are the object store's own (`endpoint`, `region`, `access_key_id`, ...); what is not
-    given comes from the environment, as usual for each.  News costs a listing: ask seldom.
+    given comes from the environment, as usual for each.  Asking for changes costs a listing: ask seldom.
     """
 
     name = "objects"
@@ -83,7 +83,7 @@ class ObjectRemote(Remote):
                 for page in self._obstore.list(self._store, prefix="notes")
                 for found in page
             }
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
+            with ThreadPoolExecutor(_PARALLEL_READS) as pool:
                 listed = pool.map(self._read_note, keys - self._known)
                 added = tuple(one for one in listed if one is not None)
             removed = tuple(self._known - keys)
@@ -122,7 +122,7 @@ class ObjectRemote(Remote):
 
 
 def _open(url: str, options: dict[str, str], timeout_s: float) -> Any:
-    """The store at `url`; time-outs are ours, retries the line's business."""
+    """The store at `url`; time-outs are ours, retries the remote caller's business."""
     import obstore.store
 
     # Its overloads know each store's options by name; ours are whatever the settings say.

@@ -2,9 +2,9 @@
 
 GET    /v1/store/blocks?since=CURSOR   what changed there (MessagePack, see `PeerChanges`)
 GET    /v1/store/blocks/KEY            bytes of a block; with Range, some of them
-GET    /v1/store/blocks/KEY/layers?start=A&stop=B&codec=C   layers encoded anew (see `levels`)
-PUT    /v1/store/blocks/KEY            keep a block; the node verifies all of it
-DELETE /v1/store/blocks/KEY            forget it
+GET    /v1/store/blocks/KEY/layers?start=A&stop=B&codec=C   layers transcoded (see `stream.transcode`)
+PUT    /v1/store/blocks/KEY            store a block; the node verifies all of it
+DELETE /v1/store/blocks/KEY            remove it
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
 
 __all__ = ["PeerChanges", "PeerRemote"]
 
-_MAX_NEWS_BYTES = 1 << 30
-_KEEP_CONNECTIONS = 16
+_MAX_ANSWER_BYTES = 1 << 30
+_IDLE_CONNECTIONS = 16
 
 
 class PeerChanges(msgspec.Struct, frozen=True, array_like=True):
@@ -86,7 +86,7 @@ class PeerRemote(Remote):
         self._expect(status, body, http.HTTPStatus.PARTIAL_CONTENT)
         return body
 
-    def layers(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+    def transcode(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
         asked = f"{key}/layers?start={start}&stop={stop}&codec={quote(codec)}"
         status, _, body = self._call("GET", asked, {})
         return body if status == http.HTTPStatus.OK else None
@@ -109,7 +109,9 @@ class PeerRemote(Remote):
             try:
                 told = msgspec.msgpack.decode(body, type=PeerChanges)
             except (msgspec.DecodeError, msgspec.ValidationError) as error:
-                raise Unreachable(f"the node at {self._host} speaks otherwise: {error}") from error
+                raise Unreachable(
+                    f"the node at {self._host} gave another kind of answer: {error}"
+                ) from error
             self._cursor = told.cursor
         added = tuple(Listed(BlockKey(key), note, 0) for key, note in told.added)
         return RemoteChanges(added, tuple(map(BlockKey, told.removed)), told.whole)
@@ -130,7 +132,7 @@ class PeerRemote(Remote):
         with self._connection() as connection:
             connection.request(verb, path, body, {**self._headers, **headers})
             answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read(_MAX_NEWS_BYTES)
+            return answer.status, answer.headers, answer.read(_MAX_ANSWER_BYTES)
 
     def _expect(self, status: int, body: bytes, wanted: int) -> None:
         if status != wanted:
@@ -154,7 +156,7 @@ class PeerRemote(Remote):
             connection.close()
             raise
         with self._lock:
-            if len(self._idle) < _KEEP_CONNECTIONS:
+            if len(self._idle) < _IDLE_CONNECTIONS:
                 self._idle.append(connection)
                 return
         connection.close()

@@ -40,7 +40,7 @@ class RedisRemote(Remote):
         self._lock = threading.Lock()
         self._seen: str | None = None
         try:
-            # Retries are the line's business; here a call ends.
+            # The remote caller tries again; here a call ends.
             self._redis: Any = redis.Redis.from_url(
                 url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=None
             )
@@ -57,7 +57,7 @@ class RedisRemote(Remote):
             if size_bytes:
                 return first, size_bytes
             if self._redis.hdel(self._notes, key):
-                self._tell(self._redis, "went", key)
+                self._announce(self._redis, "went", key)
         return None
 
     def read(self, key: BlockKey, start: int, stop: int) -> bytes:
@@ -71,7 +71,7 @@ class RedisRemote(Remote):
             pipe = self._redis.pipeline(transaction=True)
             pipe.set(self._block(key), data)
             pipe.hset(self._notes, key, sized)
-            self._tell(pipe, "came", key)
+            self._announce(pipe, "came", key)
             pipe.execute()
 
     def remove(self, key: BlockKey) -> bool:
@@ -79,19 +79,19 @@ class RedisRemote(Remote):
             pipe = self._redis.pipeline(transaction=True)
             pipe.delete(self._block(key))
             pipe.hdel(self._notes, key)
-            self._tell(pipe, "went", key)
+            self._announce(pipe, "went", key)
             return any(pipe.execute()[:2])
 
     def changes(self) -> RemoteChanges:
-        with self._lock, self._gate("asking for news"):
+        with self._lock, self._gate("asking for changes"):
             stream = self._redis.xinfo_stream(self._stream) if self._has_stream() else None
             last = "0-0" if stream is None else _text(stream["last-generated-id"])
             if self._seen is None or not self._follows(stream):
-                news = self._everything()
+                changes = self._everything()
             else:
-                news = self._since(self._seen)
+                changes = self._since(self._seen)
             self._seen = last
-            return news
+            return changes
 
     def close(self) -> None:
         self._redis.close()
@@ -109,7 +109,7 @@ class RedisRemote(Remote):
     def _stream(self) -> str:
         return f"{self._prefix}:changes"
 
-    def _tell(self, where: Any, what: str, key: BlockKey) -> None:
+    def _announce(self, where: Any, what: str, key: BlockKey) -> None:
         where.xadd(self._stream, {"op": what, "key": key}, maxlen=CHANGES, approximate=True)
 
     def _has_stream(self) -> bool:
@@ -118,7 +118,7 @@ class RedisRemote(Remote):
     def _follows(self, stream: Any) -> bool:
         """Does the stream still hold everything since what was seen?
 
-        Not when it was trimmed past that, nor when it was emptied and begun anew.
+        Not when it was trimmed past that, nor when it was emptied and begun again.
         """
         if stream is None or self._seen is None or not stream["first-entry"]:
             return False

@@ -1,0 +1,104 @@
+"""Opening a catalogue: what it says and what files are there are made to agree."""
+
+from __future__ import annotations
+
+from kdn.clock import Clock
+from kdn.core import BlockKey
+from kdn.errors import CorruptBlock, StoreError
+from kdn.store.block.reader import read_header
+from kdn.store.index.index import Entry
+from kdn.store.tiers.disk.block_files import BlockFiles
+from kdn.store.tiers.disk.catalogue import Catalogue, discard_catalogue
+from kdn.store.tiers.disk.catalogue_reader import Veil
+from kdn.store.tiers.disk.folder import StoreFolder
+from kdn.store.tiers.disk.schema import CatalogueDamaged
+from kdn.trace import Trace
+
+__all__ = ["forget_vanished", "open_catalogue"]
+
+
+def open_catalogue(
+    folder: StoreFolder,
+    blocks: BlockFiles,
+    living: list[str],
+    clock: Clock,
+    trace: Trace,
+    veil: Veil | None,
+) -> Catalogue:
+    """The folder's catalogue, agreeing with its files; a damaged one is rebuilt from them.
+
+    `living` are the owners at work. Raises CatalogueDamaged while there are any, StoreError.
+    """
+    try:
+        return _agreeing(folder, blocks, living, clock, trace, veil)
+    except CatalogueDamaged as error:
+        if living:
+            raise
+        trace.event("store.rebuild", reason=str(error))
+        discard_catalogue(folder.catalogue)
+        return _agreeing(folder, blocks, living, clock, trace, veil)
+
+
+def forget_vanished(catalogue: Catalogue, blocks: BlockFiles, key: BlockKey, trace: Trace) -> None:
+    """The file is gone: the row goes too, unless the file is back by then."""
+    try:
+        catalogue.writer.remove(key, lambda: not blocks.exists(key))
+    except StoreError as error:
+        trace.event("store.unreadable", key=key, reason=str(error))
+
+
+def _agreeing(
+    folder: StoreFolder,
+    blocks: BlockFiles,
+    living: list[str],
+    clock: Clock,
+    trace: Trace,
+    veil: Veil | None,
+) -> Catalogue:
+    catalogue = Catalogue(folder.catalogue, folder.owner, clock.wall, veil)
+    try:
+        catalogue.writer.release_dead([*living, folder.owner])
+        _reconcile(catalogue, blocks, trace)
+        _reconcile_quarantine(catalogue, blocks)
+    except BaseException:
+        catalogue.close()
+        raise
+    return catalogue
+
+
+def _reconcile(catalogue: Catalogue, blocks: BlockFiles, trace: Trace) -> None:
+    """Rows for files that have none, and no rows for files that are gone."""
+    files, rows = set(blocks.keys()), set(catalogue.reader.keys())
+    for key in files - rows:
+        _adopt(catalogue, blocks, key, trace)
+    blocks.sync_names(files - rows)
+    for key in rows - files:
+        forget_vanished(catalogue, blocks, key, trace)
+
+
+def _reconcile_quarantine(catalogue: Catalogue, blocks: BlockFiles) -> None:
+    files, rows = set(blocks.quarantined_keys()), set(catalogue.reader.quarantined())
+    for key in files - rows:
+        blocks.remove_quarantined(key)
+    for key in rows - files:
+        catalogue.writer.remove(key, lambda: True)
+
+
+def _adopt(catalogue: Catalogue, blocks: BlockFiles, key: BlockKey, trace: Trace) -> None:
+    """A row for a file that has none; a file that is no block goes."""
+    try:
+        handle = blocks.open(key)
+        if handle is None:
+            return  # sealed: it stays for the process that has its key
+        try:
+            header = read_header(handle, key)
+        finally:
+            handle.close()
+        size_bytes, written_s = blocks.size_and_time(key)
+    except FileNotFoundError:
+        return  # evicted by another process meanwhile
+    except CorruptBlock as error:
+        trace.event("store.corrupt", tier="disk", key=key, reason=str(error))
+        blocks.remove(key)
+        return
+    catalogue.writer.publish(None, Entry.of(header.id), size_bytes, written_s)
