@@ -87,7 +87,7 @@ def seen(model: Path, home: Path, folders: Path, work: Path) -> dict[str, Any]:
             "took": accounting(seams.run(k, asked)[0][1]),
         }
     with seams.opened(model, home, store=folders / "sealed", audit=False) as k:
-        found["sealed, without the key"] = len(k.store.entries())
+        found["sealed, without the key"] = len(k.store.index.entries())
     with seams.opened(model, home, store=folders / "codecs", dtype="bfloat16") as k:
         found["codecs"] = {
             "blocks": seams.blocks(k),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from kdn.store.stream.choose import Adaptation, Level
 
 from kdn.reuse.load_or_compute import worth_loading
 from kdn.store import BlockHit, Match
-from kdn.store.stream.choose import Adaptation, Level
 from tests.store.helpers import block_id
 
 

@@ -81,7 +81,7 @@ def test_a_tainted_block_never_answers_an_exact_lookup() -> None:
         store.put(make_block(tainted))
         assert found(store) == []
         assert store.match(MODEL, blended, "", PROMPT).num_tokens == 256
-        assert store.index.find_content(FIRST.content_id) == (tainted,)
+        assert store.find_content(FIRST.content_id) == (tainted,)
 
 
 def test_salts_and_models_do_not_mix() -> None:
@@ -119,7 +119,7 @@ def test_pinned_keys_stay_while_the_block_lasts() -> None:
     with open_store(None, memory_bytes=53248) as store:
         store.put(make_block(FIRST))
         match = store.match(MODEL, EXACT, "", PROMPT)
-        with store.pinned(match.keys), pytest.raises(NoSpace):
+        with store.tenancy.pins.held(match.keys), pytest.raises(NoSpace):
             store.put(make_block(SECOND))
         store.put(make_block(SECOND))
         assert store.open(FIRST) is None
@@ -162,8 +162,8 @@ def test_drop_and_clear_forget_everywhere(tmp_path: Path) -> None:
         store.put(make_block(SECOND))
         assert store.drop(FIRST.key)
         assert not store.drop(FIRST.key)
-        assert store.index.find_content(FIRST.content_id) == ()
-        assert store.index.find_content(SECOND.content_id) == (SECOND,)
+        assert store.find_content(FIRST.content_id) == ()
+        assert store.find_content(SECOND.content_id) == (SECOND,)
         store.write_behind(make_block(FIRST))
         store.clear()
         stat = store.stat()

@@ -46,7 +46,7 @@ class Costs:
         """
         settings = self._config.cost
         return compute_ledger(
-            self._store.lives(), load_speed(settings.speed), load_sheet(settings.prices)
+            self._store.tiers.lives(), load_speed(settings.speed), load_sheet(settings.prices)
         )
 
     def _prefill_rate(self) -> float:

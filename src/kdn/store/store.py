@@ -12,14 +12,13 @@ A lost, torn or damaged block is a counted miss.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self
 
 from kdn.clock import Clock, SystemClock
-from kdn.core import PUBLIC_SALT, BlockId, BlockKey, Fingerprint, Recipe
+from kdn.core import PUBLIC_SALT, BlockId, BlockKey, ContentId, Fingerprint, Recipe
 from kdn.store.block.block import Block
 from kdn.store.block.format import EncodedBlock
 from kdn.store.block.reader import Load, Reader, StoreLoad
@@ -115,6 +114,10 @@ class Store:
         self._outcomes.count(lookups=1, **tokens)
         return match
 
+    def find_content(self, content_id: ContentId) -> tuple[BlockId, ...]:
+        """Every stored block of that text: each model, recipe and place it was computed at."""
+        return self.index.find_content(content_id)
+
     def open(self, what: BlockHit | BlockId, delivery: Delivery | None = None) -> Reader | None:
         """The block, pinned and open for reading, or None: a counted miss.
 
@@ -145,10 +148,6 @@ class Store:
     def note_delivered(self, key: BlockKey, first: int, last: int, level: str, size: int) -> None:
         """Layers came, or were sent, at a level: counted, and in the trace."""
         self._outcomes.delivered(key, first, last, level, size)
-
-    def pinned(self, keys: Iterable[BlockKey]) -> AbstractContextManager[None]:
-        """Inside, this process does not evict these blocks."""
-        return self.tenancy.pins.held(keys)
 
     # --- writing ---
 

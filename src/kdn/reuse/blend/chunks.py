@@ -108,7 +108,7 @@ class StoredDocuments:
     def _anywhere(self, tokens: TokenIds) -> Reader | None:
         """A reader of an exact block with these very tokens."""
         here = BlockId(self.fingerprint, EXACT, self.salt, ChainHash(""), 0, tokens)
-        for found in self.store.index.find_content(here.content_id):
+        for found in self.store.find_content(here.content_id):
             if found.fingerprint == self.fingerprint and not found.recipe.tainted:
                 return self.store.open(found)
         return None
