@@ -22,6 +22,7 @@ from kdn.bench import (
     write_page,
 )
 from kdn.bench.common.result import commit_name
+from kdn.config import Config, StoreConfig
 from kdn.errors import BadInput
 from kdn.machine.facts import Machine
 
@@ -91,3 +92,17 @@ def test_every_benchmark_can_be_loaded() -> None:
 
 def test_a_result_says_where_it_comes_from() -> None:
     assert commit_name()
+
+
+def test_a_result_tells_the_settings_in_force_and_no_folder_of_this_machine(tmp_path: Path) -> None:
+    options = BenchOptions()
+    store = StoreConfig(memory_bytes=7, folder=Path("/scratch/store"))
+    for _ in range(2):
+        options.note(Config(home=tmp_path, store=store))
+    (shown,) = options.settings
+    assert shown["store"]["memory_bytes"] == 7
+    assert shown["engine"]["max_batch_tokens"] == 2048
+    assert (shown["library"]["folder"], shown["store"]["folder"]) == ("(home)/library", "(scratch)")
+    assert str(tmp_path) not in json.dumps(
+        replace(RESULT, settings=(shown,)).as_json(), default=str
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 
 from kdn.bench.common.report import print_result, write_json, write_page
 from kdn.bench.common.result import BenchOptions, Figure, Result, Row
@@ -42,8 +43,11 @@ BENCHES: dict[str, str] = {
 
 
 def load_bench(name: str) -> Callable[[BenchOptions], Result]:
-    """The `run` of a benchmark. Raises BadInput, naming those there are, for an unknown name."""
+    """The `run` of a benchmark, whose result tells all settings in force.
+
+    Raises BadInput, naming those there are, for an unknown name.
+    """
     if name not in BENCHES:
         raise BadInput(f"no benchmark {name!r}; there are {', '.join(sorted(BENCHES))}")
     run: Callable[[BenchOptions], Result] = importlib.import_module(BENCHES[name]).run
-    return run
+    return lambda options: replace(run(options), settings=tuple(options.settings))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdn.clock import Clock, SystemClock
+from kdn.config import Config
 from kdn.machine.facts import Machine
 
 __all__ = ["BenchOptions", "Figure", "Result", "Row", "Scalar", "commit_name", "say_nothing"]
@@ -51,6 +52,21 @@ class BenchOptions:
     clock: Clock = field(default_factory=SystemClock)
     say: Callable[[str], None] = say_nothing
     """Told in a line what is being measured."""
+
+    settings: list[dict[str, Any]] = field(default_factory=list)
+    """Those that kdn was opened with, each different set once; `note` adds to it."""
+
+    def note(self, config: Config) -> Config:
+        """Keep settings that are in force, for the result; no folder of this machine is named."""
+        shown = config.effective()
+        shown["home"], home = "(home)", str(config.home)
+        for room in ("store", "library"):
+            folder = shown[room]["folder"]
+            within = folder.startswith(home)
+            shown[room]["folder"] = f"(home){folder[len(home) :]}" if within else "(scratch)"
+        if shown not in self.settings:
+            self.settings.append(shown)
+        return config
 
     def describe(self) -> dict[str, Scalar]:
         """The options that a result depends on."""
@@ -103,6 +119,8 @@ class Result:
     notes: tuple[str, ...] = ()
     """What a reader must know beside the numbers, such as rivals that were not there."""
     figures: tuple[Figure, ...] = ()
+    settings: tuple[dict[str, Any], ...] = ()
+    """All settings of every kdn that was opened for it."""
     page: str | None = None
     """The report's file name without suffix, where one benchmark has several pages; None: `bench`."""
     commit: str = field(default_factory=commit_name)
@@ -120,6 +138,7 @@ class Result:
             "machine": self.machine,
             "model": self.model_name,
             "config": self.config,
+            "settings": self.settings,
             "rows": self.rows,
             "summary": self.summary,
             "notes": self.notes,

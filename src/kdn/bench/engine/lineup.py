@@ -60,7 +60,7 @@ def opened(options: BenchOptions, scratch: Path, *, int8: bool = False) -> Itera
             memory_bytes=_STORE_BYTES,
         ),
     )
-    with api.open(options.model, config=config, int8=int8) as service:
+    with api.open(options.model, config=options.note(config), int8=int8) as service:
         yield service
 
 

@@ -144,7 +144,7 @@ def _opened(options: BenchOptions, folder: Path, tuned: bool) -> api.Kdn:
         home=home, engine=EngineConfig(threads=options.threads, fit_idle_s=0), store=store
     )
     adapters = {_ADAPTER: folder / _ADAPTER} if tuned else None
-    return api.open(options.model, config=config, adapters=adapters)
+    return api.open(options.model, config=options.note(config), adapters=adapters)
 
 
 def _ask_all(

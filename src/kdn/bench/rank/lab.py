@@ -38,7 +38,7 @@ def opened_over(
         engine=EngineConfig(threads=options.threads),
         store=StoreConfig(folder=folder, **settings),
     )
-    with api.open(options.model, config=config, dtype=dtype) as service:
+    with api.open(options.model, config=options.note(config), dtype=dtype) as service:
         yield service
 
 

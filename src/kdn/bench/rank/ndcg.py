@@ -181,7 +181,7 @@ def _opened(options: BenchOptions, model: str, codec: str) -> api.Kdn:
         {"KDN_STORE_CODEC": codec, "KDN_STORE_DISK_BYTES": "0", "KDN_STORE_MEMORY_BYTES": "2 GiB"},
         home=options.home,
     )
-    return api.open(model, config=config, adapters=packaged_adapters(model))
+    return api.open(model, config=options.note(config), adapters=packaged_adapters(model))
 
 
 def _small(options: BenchOptions) -> api.Kdn:

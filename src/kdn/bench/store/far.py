@@ -55,7 +55,7 @@ def opened_with_tiers(
             objects_poll_s=3600.0,
         ),
     )
-    return stack.enter_context(api.open(options.model, config=config)), absent
+    return stack.enter_context(api.open(options.model, config=options.note(config))), absent
 
 
 class Hits:
