@@ -45,7 +45,8 @@ RESULT = Result(
 def test_json_has_every_key_and_null_for_the_absent(tmp_path: Path) -> None:
     write_json(RESULT, tmp_path / "new" / "beads.json")
     read = json.loads((tmp_path / "new" / "beads.json").read_text())
-    assert list(read)[:7] == ["bench", "commit", "machine", "model", "config", "rows", "summary"]
+    keys = ["bench", "commit", "machine", "model", "config", "settings", "rows", "summary"]
+    assert list(read)[:8] == keys
     assert read["summary"] == {"ttft_speedup": 2.0, "ttft_speedup_other": None}
     assert read["machine"]["cpu"] == "Abacus"
     assert read["config"]["quick"] is True

@@ -29,7 +29,7 @@ def chats(tmp_path: Path) -> Path:
 def test_advise_names_the_cheapest_tier_first(tmp_path: Path) -> None:
     first, *others = answer(
         tmp_path, "cost", "advise", "--context", "8000", "--reuses-per-hour", "9"
-    )
+    )["tiers"]
     assert first["tier"] == "memory"
     assert first["store"]
     assert first["ratio"] < first["exact_ratio"] < 10
@@ -38,14 +38,15 @@ def test_advise_names_the_cheapest_tier_first(tmp_path: Path) -> None:
 
 
 def test_one_use_is_not_worth_it(tmp_path: Path) -> None:
-    assert not any(
-        one["store"] for one in answer(tmp_path, "cost", "advise", "--reuses-per-hour", "0")
-    )
+    advice = answer(tmp_path, "cost", "advise", "--reuses-per-hour", "0")
+    assert not any(one["store"] for one in advice["tiers"])
 
 
 def test_sweep_draws_and_tells(tmp_path: Path) -> None:
     plot = tmp_path / "sweep.svg"
-    points = answer(tmp_path, "cost", "sweep", "--over", "uses", "--tier", "nvme", "--plot", plot)
+    points = answer(tmp_path, "cost", "sweep", "--over", "uses", "--tier", "nvme", "--plot", plot)[
+        "points"
+    ]
     assert [point["value"] for point in points] == [1, 2, 5, 10, 50]
     ratios = [point["ratio"] for point in points]
     assert ratios == sorted(ratios)
@@ -72,7 +73,7 @@ def test_a_plan_for_ten_times_the_traffic(tmp_path: Path, chats: Path) -> None:
     plans = answer(
         tmp_path, "cost", "plan", "--trace", chats, "--slo", "5", "--capacity", "100",
         "--traffic", "1", "--traffic", "10", "--tier", "nvme",
-    )  # fmt: skip
+    )["plans"]  # fmt: skip
     assert {one["traffic"] for one in plans} == {1.0, 10.0}
     assert {one["tier"] for one in plans} == {"none", "nvme"}
     assert all(one["gpus"] >= 1 and one["p95_s"] <= 5 for one in plans)

@@ -40,7 +40,6 @@ def build_app() -> typer.Typer:
     app.add_typer(models, name="models")
     app.add_typer(store, name="store")
     app.add_typer(net, name="net")
-    app.add_typer(cost, name="cost")
     return app
 
 
