@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from kdn.errors import DocumentError
+from kdn.rag import survey
 from kdn.rag.files import find_files, read_bytes
-from kdn.rag.survey import survey
+from tests.rag.helpers import small_library
 
 
 def write(folder: Path, *names: str) -> None:
@@ -60,22 +61,41 @@ def test_empty_huge_and_vanished_files_are_refused(tmp_path: Path) -> None:
         read_bytes(tmp_path / "gone.txt")
 
 
-def test_a_survey_counts_without_parsing(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("abc " * 1050)  # 4,200 bytes, about 1,000 tokens
-    (tmp_path / "b.png").write_bytes(b"\x89PNG\0")
-    (tmp_path / "c.txt").write_bytes(b"\0\1\2")
-    (tmp_path / "d.txt").write_text("")
-    (tmp_path / "e.txt").write_text("y" * 9000)
-    found = survey(
-        [tmp_path],
-        max_file_bytes=5000,
-        kv_bytes_per_token=10,
-        embed_tokens_per_s=100,
-        prefill_tokens_per_s=50,
-    )
-    assert [path.name for path in found.files] == ["a.txt"]
-    assert (found.num_bytes, found.num_tokens, found.kv_bytes) == (4200, 1000, 10_000)
-    assert found.ingest_minutes == pytest.approx(1000 / 100 / 60)
-    assert found.prefill_minutes == pytest.approx(1000 / 50 / 60)
-    assert {Path(r.path).name for r in found.refused} == {"b.png", "c.txt", "d.txt", "e.txt"}
-    assert survey([tmp_path]).kv_bytes is None
+# --- survey ----------------------------------------------------------------------------------
+
+
+def test_a_survey_says_what_an_ingest_then_does(tmp_path: Path) -> None:
+    """One word is one token: 50 in text, 3 in Markdown of which 1 is a heading; b.pdf is broken."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.txt").write_text("word " * 50)
+    (folder / "m.md").write_text("# Head\n\ntwo words\n")
+    (folder / "b.pdf").write_bytes(b"%PDF-1.4 broken")
+    (folder / "c.txt").write_bytes(b"\0\1\2")
+    (folder / "d.txt").write_text("")
+    library = small_library(tmp_path / "library")
+    found = library.survey([folder], kv_bytes_per_token=10, embed_tokens_per_s=100)
+    report = library.ingest([folder])
+    assert [path.name for path in found.files] == ["a.txt", "m.md"]
+    assert len(found.files) == len(report.added)
+    assert found.num_tokens == found.num_new_tokens == report.num_tokens == 52
+    assert (found.num_bytes, found.kv_bytes) == (268, 520)
+    assert found.ingest_minutes == pytest.approx(52 / 100 / 60)
+    assert found.refused == report.refused, "for the same reasons, in the same order"
+    again = library.survey([folder], embed_tokens_per_s=100)
+    assert (again.num_new_tokens, again.ingest_minutes) == (0, 0.0)
+    assert again.num_tokens == sum(info.num_tokens for info in library.sources())
+
+
+def test_of_very_many_files_a_survey_parses_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 files of one kind: the estimate is within a tenth of what an ingest counts."""
+    monkeypatch.setattr(survey, "SAMPLE_BYTES", 20_000)
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for number in range(300):
+        (folder / f"{number:03}.txt").write_text(f"word{number} and more " * (20 + number % 7))
+    library = small_library(tmp_path / "library")
+    estimate = library.survey([folder]).num_tokens
+    assert estimate == pytest.approx(library.ingest([folder]).num_tokens, rel=0.1)

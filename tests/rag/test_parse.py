@@ -178,7 +178,7 @@ def test_rst_reads_nothing_but_the_text_and_keeps_unknown_directives(tmp_path: P
         (
             ("Title",),
             (
-                "foo(x)\n\nDoes `bar` with `code` [1].\n\n3.8\n\nNested.\n\nNote: Mind this.\n\n"
+                "t\n\nfoo(x)\n\nDoes `bar` with `code` [1].\n\n3.8\n\nNested.\n\nNote: Mind this.\n\n"
                 "a | b\n1 | 2\n\nterm: meaning\n\n- one\n  1. inner\n\n"
                 "Broken `link and *emphasis"
             ),
@@ -225,7 +225,7 @@ def test_html_is_what_a_reader_sees() -> None:
     assert document.title == "A title"
     assert bodies(document) == [
         (("Top",), "One bold line\nbroken\n\nTwo\n\n- first\n- second\n\ntail"),
-        (("Top", "Sub"), "a | b\n\n1 | 2\n\nx = 1\n  y"),
+        (("Top", "Sub"), "a | b\n1 | 2\n\nx = 1\n  y"),
     ]
 
 
@@ -244,6 +244,161 @@ def test_html_nested_a_thousand_deep_is_read() -> None:
 def test_html_without_text_is_refused() -> None:
     with pytest.raises(DocumentError, match="no text found"):
         read("a.html", "<script>x</script>")
+
+
+# --- nothing is lost in silence --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tag", ["br", "br/", "br /", "hr", "/p><p", "div", "/li><li"])
+def test_html_inside_markdown_keeps_words_apart(tag: str) -> None:
+    text = read(
+        "a.md", f"First step<{tag}>Second step\n\n| a | b |\n|---|---|\n| one<{tag}>two | x |\n"
+    ).text
+    assert text.split("\n\n")[0].split() == ["First", "step", "Second", "step"]
+    assert text.split("\n\n")[1] == "a | b\none two | x"
+
+
+def test_marks_inside_a_word_do_not_part_it() -> None:
+    assert read("a.md", "<b>bo</b>ld and w<wbr>or<!-- x -->d").text == "bold and word"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("---\n\n# Intro\n\nFirst: it matters.\n\n---\n\nSecond.\n", "First: it matters."),
+        ("---\nJust a line of words\n---\nmore\n", "Just a line of words"),
+        ("---\n> quoted\n---\nmore\n", "quoted"),
+    ],
+)
+def test_a_rule_at_the_beginning_opens_no_front_matter(text: str, kept: str) -> None:
+    assert kept in read("a.md", text).text
+
+
+@pytest.mark.parametrize(
+    "matter", ["title: T\ntags:\n  - a\n\n# note\n- b", "'title': T", "title: T\nx: [1,\n  2\n]"]
+)
+def test_front_matter_is_not_text(matter: str) -> None:
+    assert read("a.md", f"---\n{matter}\n---\nbody\n").text == "body"
+
+
+@given(st.integers(1, 130), st.sampled_from(["- ", "> ", "1. "]))
+@settings(deadline=None, max_examples=30)
+def test_deep_markdown_is_kept_or_refused(depth: int, mark: str) -> None:
+    lines = [
+        (mark * number if mark == "> " else " " * len(mark) * (number - 1) + mark) + f"h{number}."
+        for number in range(1, depth + 1)
+    ]
+    try:
+        text = read("a.md", "\n".join(lines)).text
+    except DocumentError:
+        assert depth > 40
+    else:
+        assert all(f"h{number}." in text for number in range(1, depth + 1))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "+-------------+-----+\n| re\u0301structured | yes |\n+-------------+-----+",
+        "+----+\n| restructured | yes |\n+----+",
+        "==== ===\nrestructured too wide\nyes x\n==== ===",
+    ],
+)
+def test_a_table_that_docutils_refuses_keeps_its_words(table: str) -> None:
+    text = read("a.rst", f"T\n=\n\n{table}\n\nAfter.\n").text
+    assert "structured" in text
+    assert "yes" in text
+    assert text.endswith("After.")
+
+
+def test_directives_nested_too_deep_are_kept_as_they_stand() -> None:
+    nested = "\n".join(f"{'   ' * depth}.. unknown::\n" for depth in range(20))
+    assert "deep" in read("a.rst", f"{nested}\n{'   ' * 20}deep\n").text
+
+
+@pytest.mark.parametrize(
+    ("label", "data", "text"),
+    [
+        ("iso-8859-1", b"\x93Q\x94 \x96 5 \x80", "“Q” – 5 €"),  # noqa: RUF001  as typeset
+        ("latin1", b"\x85\x81", "…\x81"),
+        ("US-ASCII", b"caf\xe9", "café"),
+        ("windows-1251", "привет".encode("cp1251"), "привет"),
+        ("gb2312", "中文镕".encode("gbk"), "中文镕"),
+        ("shift_jis", "①".encode("cp932"), "①"),
+        ("iso-2022-jp", "日本".encode("iso2022_jp"), "日本"),
+        ("iso-8859-9", b"\x80", "€"),
+        ("utf-16", "naïve".encode(), "naïve"),
+        ("iso-8859-1", "naïve".encode(), "naïve"),
+    ],
+)
+def test_a_page_is_decoded_as_browsers_do(label: str, data: bytes, text: str) -> None:
+    assert read("a.html", b"<meta charset=%s><p>%s</p>" % (label.encode(), data)).text == text
+    http = b'<meta http-equiv="Content-Type" content="text/html; charset=%s"><p>%s</p>'
+    assert read("a.html", http % (label.encode(), data)).text == text
+
+
+def test_an_xml_declaration_counts_and_a_comment_does_not() -> None:
+    assert (
+        read("a.xhtml", b'<?xml version="1.0" encoding="ISO-8859-1"?><p>caf\xe9</p>').text == "café"
+    )
+    commented = b"<!-- <meta charset=utf-7> --><meta charset=latin1><p>caf\xe9</p>"
+    assert read("a.html", commented).text == "café"
+
+
+def test_the_text_of_a_form_is_kept() -> None:
+    page = "<title>V</title><form><h1>Reset</h1><label>Name</label><p>Hold the button.</p></form>"
+    assert read("a.html", page).text == "Reset\n\nName\n\nHold the button."
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ("<tr><th>H1<th><th>H3<tr><td>1<td>2<td>3", "H1 |  | H3\n1 | 2 | 3"),
+        ("<tr><td>a<td><tr><td>1<td>2", "a |\n1 | 2"),
+        ("<tr><td>a<td>b<tr><td><td>2", "a | b\n | 2"),
+        ("<tr><td colspan=2>a<td>c<tr><td>1<td>2<td>3", "a |  | c\n1 | 2 | 3"),
+        ("<tr><td rowspan=2>a<td>b<tr><td>2", "a | b\n | 2"),
+        ("<tr><td><p>1</p><td><td><p>3<br>4</p><tr><td>a<td>b<td>c", "1 |  | 3 4\na | b | c"),
+        ("<tr><td>a<td>&nbsp;<td>c<tr><td>1<td> <td>3", "a | c\n1 | 3"),
+    ],
+)
+def test_an_empty_cell_keeps_its_place(rows: str, text: str) -> None:
+    assert read("a.html", f"<table>{rows}</table>").text == text
+
+
+def test_a_table_that_arranges_a_page_is_read_as_a_page() -> None:
+    inner = "<table><tr><td>1<td>2</table>"
+    page = f"<table><tr><td><h1>Left</h1>words<td>{inner}</table>"
+    assert bodies(read("a.html", page)) == [(("Left",), "words\n\n1 | 2")]
+
+
+def test_markdown_and_rst_keep_empty_cells_too() -> None:
+    assert read("a.md", "|a||c|\n|-|-|-|\n|1|2|3|\n").text == "a |  | c\n1 | 2 | 3"
+    grid = "+---+---+---+\n| a |   | c |\n+---+---+---+\n|   | 2 | 3 |\n+---+---+---+\n"
+    assert read("a.rst", grid).text == "a |  | c\n | 2 | 3"
+    tall = "+---+---+\n| a | b |\n|   +---+\n|   | 2 |\n+---+---+\n"
+    assert read("a.rst", tall).text == "a | b\n | 2"
+
+
+def test_a_very_long_heading_is_a_paragraph() -> None:
+    """It would be repeated in each passage under it."""
+    document = read("a.md", f"# {'word ' * 300}\n\n## Short\n\nbody\n")
+    assert [headings for headings, _ in bodies(document)] == [(), ("Short",)]
+    assert len(document.title) <= 1000
+
+
+@pytest.mark.parametrize("line", ["test example", "x", "1"])
+def test_a_short_pdf_is_taken_in(line: str) -> None:
+    assert read("a.pdf", pdf(line)).text.rstrip() == f"Page 1\n\n{line}"
+
+
+def test_a_pdf_in_aes_with_an_empty_password_is_read(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    writer = pypdf.PdfWriter(clone_from=io.BytesIO(pdf("A secret of no weight.")))
+    writer.encrypt("", "owner", algorithm="AES-256")
+    data = io.BytesIO()
+    writer.write(data)
+    assert "A secret of no weight." in read("a.pdf", data.getvalue()).text
 
 
 # --- anything at all -------------------------------------------------------------------------

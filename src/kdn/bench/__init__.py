@@ -1,4 +1,8 @@
-"""Benchmarks: one question a file, the same options and the same kind of answer for all."""
+"""Benchmarks: one question a file, the same options and the same kind of answer for all.
+
+Trades in figures and pages of results.  Only `kdn.cli` may import it.  Start reading at
+`common/result.py`, then any benchmark: its docstring is the question that it answers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The demo corpus: a few public-domain documents that travel with the package."""
+"""The demo corpus: a few public-domain documents that travel with the package.
+
+Trades in paths of files.  Every room above may import it.  Start reading at `README.md`, which says
+where the documents come from.
+"""
 
 from __future__ import annotations
 

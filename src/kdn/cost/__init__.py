@@ -1,4 +1,8 @@
-"""Economics: what storing KV costs and saves, in money. No tensors, no store: times and bytes in."""
+"""What storing KV costs and saves, in money.
+
+Trades in times, bytes and prices; no tensors, no store.  `reuse` and the rooms above may import it.
+Start reading at `model.py`, which prices one request, then `units.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The library room: documents in, passages and prompt parts out. It trades in text."""
+"""The library: documents in, passages and parts of prompts out.
+
+Trades in text: files to documents, documents to passages and parts, questions to the parts that
+answer them.  `calibration`, `api` and the rooms above may import it.  Start reading at `library.py`,
+then `ingest.py` along one file; `bounds.py` says what a file may cost.
+"""
 
 import kdn.rag._extra  # noqa: F401  must be first: it explains what is missing
 from kdn.rag.answering import AnswerPiece, Citation, answer_instruction, answer_pieces, cite
@@ -9,7 +14,7 @@ from kdn.rag.files import Refusal
 from kdn.rag.ingest import IngestReport, Progress
 from kdn.rag.library import Library, LibrarySettings, SearchMode
 from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo
-from kdn.rag.survey import Survey, survey
+from kdn.rag.survey import Survey
 
 __all__ = [
     "AnswerPiece",
@@ -39,5 +44,4 @@ __all__ = [
     "answer_pieces",
     "cite",
     "compose",
-    "survey",
 ]

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Block", "Heading", "Paragraph", "ParsedDocument", "Section", "compose"]
+from kdn.errors import DocumentError
+from kdn.rag.bounds import MAX_HEADING_CHARS, MAX_TEXT_CHARS
+
+__all__ = [
+    "Block",
+    "Heading",
+    "Paragraph",
+    "ParsedDocument",
+    "Section",
+    "compose",
+    "too_much_text",
+]
 
 BLOCK_GAP = "\n\n"
 
@@ -53,8 +64,11 @@ class ParsedDocument:
 def compose(source: str, title: str, blocks: Iterable[Block]) -> ParsedDocument:
     """Lay blocks out as one text and note where each section's body begins and ends.
 
-    Headings stand in the text on lines of their own; sections without a body are left out.
+    Headings stand in the text on lines of their own; sections without a body are left out.  A
+    heading of more than `MAX_HEADING_CHARS` is a paragraph, and a title ends there.  Raises
+    DocumentError for more than `MAX_TEXT_CHARS`.
     """
+    title = title[:MAX_HEADING_CHARS]
     pieces: list[str] = []
     sections: list[Section] = []
     path: list[Heading] = []
@@ -64,7 +78,7 @@ def compose(source: str, title: str, blocks: Iterable[Block]) -> ParsedDocument:
         text = block.text.strip() if isinstance(block, Heading) else block.text.strip("\n")
         if not text.strip():
             continue
-        if isinstance(block, Heading):
+        if isinstance(block, Heading) and len(text) <= MAX_HEADING_CHARS:
             _close(sections, path, start, position)
             start = None
             path = [outer for outer in path if outer.level < block.level]
@@ -73,8 +87,17 @@ def compose(source: str, title: str, blocks: Iterable[Block]) -> ParsedDocument:
             start = position
         pieces.append(text)
         position += len(text) + len(BLOCK_GAP)
+        if position > MAX_TEXT_CHARS:
+            raise too_much_text(source)
     _close(sections, path, start, position)
     return ParsedDocument(source, title, BLOCK_GAP.join(pieces), tuple(sections))
+
+
+def too_much_text(name: object) -> DocumentError:
+    """The refusal of a file whose text is over the bound."""
+    return DocumentError(
+        f"{name}: it holds more than {MAX_TEXT_CHARS:,} characters of text; split it"
+    )
 
 
 def _close(

@@ -5,7 +5,6 @@ A file is refused with a reason that says what to do; nothing is decoded by gues
 
 from __future__ import annotations
 
-import codecs
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -13,18 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdn.errors import DocumentError
+from kdn.machine.text import decode_unicode, has_mark, normal_lines
+from kdn.rag.encodings import decode_declared, hides_in_ascii
 
 __all__ = ["MAX_FILE_BYTES", "Found", "Refusal", "decode", "find_files", "read_bytes", "source_of"]
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
-_BOMS = (  # UTF-32 first: its little-endian mark begins with UTF-16's
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 _ODD_CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b\b"))
 _SNIFF_BYTES = 8192
 
@@ -159,14 +153,17 @@ def decode(path: Path, data: bytes, declared: str | None = None) -> str:
 
     Line ends become newlines. Raises DocumentError for binary data and for any other encoding.
     """
-    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None)
-    if encoding is None and looks_binary(data):
+    marked = has_mark(data)
+    if not marked and looks_binary(data):
         raise DocumentError(f"{path}: binary data, not text; convert it to text or PDF first")
     try:
-        text = data.decode(encoding or "utf-8")
+        if declared is not None and hides_in_ascii(declared) and not marked:
+            text = decode_declared(data, declared)
+        else:
+            text = decode_unicode(data)
     except UnicodeDecodeError as error:
         text = _decode_declared(path, data, declared, error)
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = normal_lines(text)
     if not text.strip():
         raise DocumentError(f"{path}: the file holds only blanks; there is nothing to take in")
     return text
@@ -174,8 +171,8 @@ def decode(path: Path, data: bytes, declared: str | None = None) -> str:
 
 def _decode_declared(path: Path, data: bytes, declared: str | None, cause: Exception) -> str:
     try:
-        if declared:
-            return data.decode(declared)
+        if declared and not has_mark(data):
+            return decode_declared(data, declared)
     except (LookupError, UnicodeDecodeError):
         pass  # what it declares is wrong: refuse as if it had declared nothing
     raise DocumentError(

@@ -6,7 +6,6 @@ killed leaves the groups before it whole and nothing of the one it was in.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +18,12 @@ from kdn.rag.catalogue import SourceCatalogue
 from kdn.rag.cut import CutDocument, Cutting, Encode, Passage, cut
 from kdn.rag.documents import ParsedDocument
 from kdn.rag.embed import Embedder, Vectors
-from kdn.rag.files import Found, Refusal, find_files, read_bytes, source_of
-from kdn.rag.parse import parse
+from kdn.rag.files import Found, Refusal, find_files, source_of
+from kdn.rag.reading import FileReader, digest_of
 from kdn.rag.tables import SourceRow, Tables
 
 __all__ = ["IngestReport", "Ingestion", "Progress"]
 
-_CUT_VERSION = "1"
-"""Raised when parsing or cutting changes, so that unchanged files are taken in anew."""
 _GROUP_PASSAGES = 512
 _EMBED_AT_ONCE = 128
 
@@ -65,7 +62,7 @@ class IngestReport:
 
 
 @dataclass
-class _Tally:
+class _Outcome:
     """The report while it grows."""
 
     added: list[str] = field(default_factory=list)
@@ -127,20 +124,20 @@ class Ingestion:
         self._on_progress = on_progress or (lambda _: None)
         self._cancelled = cancelled or (lambda: False)
         self._waiting: list[_Prepared] = []
-        self._tally = _Tally()
+        self._outcome = _Outcome()
         self._progress = Progress("", 0, 0, 0, 0, 0)
 
-    def files(self, paths: Iterable[Path | str], max_file_bytes: int) -> IngestReport:
+    def files(self, paths: Iterable[Path | str], reader: FileReader) -> IngestReport:
         """Take files and folders in; documents whose file has left a given folder are removed."""
         found = find_files(paths)
-        self._tally.refused.extend(found.refused)
+        self._outcome.refused.extend(found.refused)
         sizes = [_size(path) for path in found.files]
         self._progress = Progress("", 0, len(sizes), 0, sum(sizes), 0)
 
         def take() -> None:
             for path, size in zip(found.files, sizes, strict=True):
                 self._stop_if_cancelled()
-                self._file(path, path in found.named, max_file_bytes)
+                self._file(path, path in found.named, reader)
                 self._advance(source_of(path), 1, size)
             self._write()
             self._remove(self._gone(found))
@@ -158,7 +155,7 @@ class Ingestion:
                     raise BadInput(f"two documents are called {document.source!r}; rename one")
                 met.add(document.source)
                 data = repr((document.title, document.text, document.sections)).encode()
-                if self._is_news(document.source, digest := self._digest(data)):
+                if self._is_new(document.source, digest := digest_of(data, self._cutting)):
                     self._prepare(document, digest, len(document.text.encode()))
                 self._advance(document.source, 1, 0)
             self._write()
@@ -173,27 +170,22 @@ class Ingestion:
             cancelled = True
             self._write()  # what is ready is whole, and its work need not be lost
         self._tables.refresh_index()
-        return self._tally.report(self._clock.now() - started, cancelled=cancelled)
+        return self._outcome.report(self._clock.now() - started, cancelled=cancelled)
 
-    def _file(self, path: Path, named: bool, max_file_bytes: int) -> None:
+    def _file(self, path: Path, named: bool, reader: FileReader) -> None:
         try:
-            data = read_bytes(path, max_file_bytes)
-            digest = self._digest(data)
-            if self._is_news(source_of(path), digest):
-                self._prepare(parse(path, data, named=named), digest, len(data))
+            file = reader.read(path, named=named)
+            if self._is_new(source_of(path), file.digest):
+                self._prepare(reader.parse(file), file.digest, len(file.data))
         except DocumentError as error:
-            self._tally.refused.append(Refusal(str(path), str(error)))
+            self._outcome.refused.append(Refusal(str(path), str(error)))
 
-    def _is_news(self, source: str, digest: str) -> bool:
+    def _is_new(self, source: str, digest: str) -> bool:
         row = self._catalogue.rows.get(source)
         if row is None or row.digest != digest:
             return True
-        self._tally.unchanged.append(source)
+        self._outcome.unchanged.append(source)
         return False
-
-    def _digest(self, data: bytes) -> str:
-        how = f"{_CUT_VERSION} {self._cutting.passage_tokens} {self._cutting.part_tokens} "
-        return hashlib.blake2b(how.encode() + data, digest_size=16).hexdigest()
 
     def _prepare(self, document: ParsedDocument, digest: str, size_bytes: int) -> None:
         pieces = cut(document, self._encode, self._cutting)
@@ -222,7 +214,7 @@ class Ingestion:
             self._tables.add_passages(new, np.concatenate([p.vectors for p in group]))
         for prepared in group:
             parts = [p for p in prepared.cut.parts if p.key not in self._catalogue.passages_of]
-            self._tally.num_parts += len(parts)
+            self._outcome.num_parts += len(parts)
             if parts:
                 self._tables.add_parts(prepared.cut.source, prepared.cut.title, parts)
         rows = [self._row(prepared) for prepared in group]
@@ -247,10 +239,10 @@ class Ingestion:
     def _note(self, rows: Iterable[SourceRow], new: Iterable[Passage]) -> None:
         for row in rows:
             known = row.source in self._catalogue.rows
-            (self._tally.updated if known else self._tally.added).append(row.source)
+            (self._outcome.updated if known else self._outcome.added).append(row.source)
         for passage in new:
-            self._tally.num_passages += 1
-            self._tally.num_tokens += passage.num_tokens
+            self._outcome.num_passages += 1
+            self._outcome.num_tokens += passage.num_tokens
 
     def _drop_stale(self, rows: Iterable[SourceRow]) -> None:
         passages: list[str] = []
@@ -277,7 +269,7 @@ class Ingestion:
 
     def _remove(self, sources: list[str]) -> None:
         remove(self._tables, self._catalogue, sources)
-        self._tally.removed.extend(sources)
+        self._outcome.removed.extend(sources)
 
     def _advance(self, source: str, files: int = 0, size: int = 0, tokens: int = 0) -> None:
         now = self._progress

@@ -11,7 +11,7 @@ from typing import Literal
 from kdn.clock import Clock
 from kdn.errors import BadConfig, BadInput, PromptTooLong, StoreError
 from kdn.rag.catalogue import SourceCatalogue, catalogue_of
-from kdn.rag.cut import Cutting, Encode, Passage
+from kdn.rag.cut import Cutting, Encode, Passage, cut
 from kdn.rag.documents import ParsedDocument
 from kdn.rag.embed import Embedder
 from kdn.rag.files import MAX_FILE_BYTES
@@ -19,6 +19,7 @@ from kdn.rag.identity import identify
 from kdn.rag.ingest import Ingestion, IngestReport, Progress, remove
 from kdn.rag.lock import writing
 from kdn.rag.ranking import fuse, parts_in_order
+from kdn.rag.reading import FileReader, ParsedLately
 from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo
 from kdn.rag.survey import Survey, survey
 from kdn.rag.tables import Scored, StoredPart, Tables
@@ -59,6 +60,7 @@ class Library:
         self._clock = clock
         self._config = config
         self._seen: SourceCatalogue | None = None
+        self._lately = ParsedLately()
 
     @staticmethod
     def open(
@@ -98,14 +100,22 @@ class Library:
         embed_tokens_per_s: float | None = None,
         prefill_tokens_per_s: float | None = None,
     ) -> Survey:
-        """What `ingest` would take, from file sizes alone. Changes nothing."""
-        return survey(
-            paths,
-            max_file_bytes=self._config.max_file_bytes,
-            kv_bytes_per_token=kv_bytes_per_token,
-            embed_tokens_per_s=embed_tokens_per_s,
-            prefill_tokens_per_s=prefill_tokens_per_s,
-        )
+        """What `ingest` would take. Changes nothing; an ingest that follows need not parse again."""
+
+        def tokens_of(document: ParsedDocument) -> int:
+            pieces = cut(document, self._encode, self._config.cutting)
+            return sum(passage.num_tokens for passage in pieces.passages)
+
+        with self._reader() as reader:
+            return survey(
+                paths,
+                reader,
+                tokens_of,
+                known=self._catalogue().rows,
+                kv_bytes_per_token=kv_bytes_per_token,
+                embed_tokens_per_s=embed_tokens_per_s,
+                prefill_tokens_per_s=prefill_tokens_per_s,
+            )
 
     def ingest(
         self,
@@ -119,9 +129,8 @@ class Library:
         A file that cannot be read is reported and never stops the others. A document whose file has
         left a given folder is removed. Raises StoreError when another writer is at work.
         """
-        with writing(self._folder):
-            run = self._ingestion(on_progress, cancelled)
-            return run.files(paths, self._config.max_file_bytes)
+        with writing(self._folder), self._reader() as reader:
+            return self._ingestion(on_progress, cancelled).files(paths, reader)
 
     def add(
         self,
@@ -235,7 +244,7 @@ class Library:
             )
         return [_with_hits(part, hits, scores[part.key]) for part in chosen]
 
-    # --- books -------------------------------------------------------------------------------
+    # --- audit -------------------------------------------------------------------------------
 
     @property
     def num_sources(self) -> int:
@@ -284,6 +293,9 @@ class Library:
             seen = self._seen = catalogue_of(version, self._tables.sources())
         return seen
 
+    def _reader(self) -> FileReader:
+        return FileReader(self._config.cutting, self._lately, self._config.max_file_bytes)
+
     def _ingestion(
         self,
         on_progress: Callable[[Progress], None] | None,
@@ -302,7 +314,7 @@ class Library:
         )
 
     def _sweep_if_needed(self) -> None:
-        """Sweep unless the books balance, or another writer is at work and will do it itself."""
+        """Sweep unless the counts agree, or another writer is at work and will do it itself."""
         catalogue = self._catalogue()
         if self._tables.counts() == (len(catalogue.part_of), len(catalogue.passages_of)):
             return

@@ -1,4 +1,8 @@
-"""Text to scores: questions that one token answers."""
+"""Text to scores: questions that one token answers, for ranking, deciding and labelling.
+
+Trades in conversations, choices and their probabilities.  `calibration`, `api` and the rooms above
+may import it.  Start reading at `rerank.py` along one query, then `judge.py`, which asks the engine.
+"""
 
 from __future__ import annotations
 

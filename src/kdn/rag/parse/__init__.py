@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdn.errors import DocumentError
+from kdn.rag.bounds import LONG_TEXT_CHARS, MIB, MIN_LETTERS_SHARE, Cost
 from kdn.rag.documents import ParsedDocument
 from kdn.rag.files import source_of
 from kdn.rag.parse.html import parse_html
@@ -14,7 +15,7 @@ from kdn.rag.parse.pdf import parse_pdf
 from kdn.rag.parse.rst import parse_rst
 from kdn.rag.parse.text import parse_text
 
-__all__ = ["PARSERS", "parse", "parser_for"]
+__all__ = ["COSTS", "PARSERS", "cost_of", "parse", "parser_for"]
 
 Parser = Callable[[str, Path, bytes], ParsedDocument]
 """(source, path, contents) to a document. Raises DocumentError when it cannot."""
@@ -33,6 +34,21 @@ PARSERS: dict[str, Parser] = {
     ".xhtml": parse_html,
     ".pdf": parse_pdf,
 }
+
+
+_PLAIN = Cost(64 * MIB)
+COSTS: dict[Parser, Cost] = {
+    parse_text: _PLAIN,
+    parse_html: Cost(64 * MIB, seconds_a_mib=1.5),
+    parse_markdown: Cost(16 * MIB),
+    parse_rst: Cost(4 * MIB, seconds_a_mib=10.0),
+    parse_pdf: Cost(64 * MIB, seconds=30.0),
+}
+
+
+def cost_of(parser: Parser) -> Cost:
+    """What a parser may take."""
+    return COSTS[parser]
 
 
 def parser_for(path: Path, data: bytes, *, named: bool) -> Parser:
@@ -57,8 +73,12 @@ def parse(path: Path, data: bytes, *, named: bool = True) -> ParsedDocument:
     parser = parser_for(path, data, named=named)
     try:
         document = parser(source_of(path), path, data)
-    except DocumentError:
+    except (DocumentError, MemoryError):
         raise
+    except RecursionError as error:
+        raise DocumentError(
+            f"{path}: its parts are nested too deep to be read; save it as plain text"
+        ) from error
     except Exception as error:  # a parsing library raises whatever a strange file leads it into
         raise DocumentError(
             f"{path}: cannot be read as {path.suffix or 'text'} ({type(error).__name__}: {error});"
@@ -66,4 +86,17 @@ def parse(path: Path, data: bytes, *, named: bool = True) -> ParsedDocument:
         ) from error
     if not document.sections:
         raise DocumentError(f"{path}: no text found in it; there is nothing to take in")
+    _refuse_signs(path, document.text)
     return document
+
+
+def _refuse_signs(path: Path, text: str) -> None:
+    """A long text without words keeps an embedder busy for minutes, and nothing finds it."""
+    if len(text) < LONG_TEXT_CHARS:
+        return
+    signs = len(text) - sum(map(str.isspace, text))
+    if sum(map(str.isalnum, text)) < MIN_LETTERS_SHARE * signs:
+        raise DocumentError(
+            f"{path}: of its {signs:,} characters fewer than {MIN_LETTERS_SHARE:.0%} are letters or"
+            " digits; there are no words to find in it"
+        )

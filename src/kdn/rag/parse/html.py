@@ -8,28 +8,56 @@ from pathlib import Path
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from kdn.errors import DocumentError
+from kdn.rag.bounds import MAX_NESTING
 from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
+from kdn.rag.encodings import declared_encoding
 from kdn.rag.files import decode
+from kdn.rag.parse.grid import Cell, grid_lines
 
-__all__ = ["html_blocks", "parse_html"]
+__all__ = ["BLOCKS", "html_blocks", "parse_html"]
 
 _DROPPED = [
-    "script", "style", "nav", "noscript", "template", "svg", "iframe", "object", "form", "head",
+    "script", "style", "nav", "noscript", "template", "svg", "iframe", "object", "head", "datalist",
 ]  # fmt: skip
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
-_BLOCKS = {
-    "address", "article", "aside", "blockquote", "body", "caption", "dd", "details", "div", "dl",
-    "dt", "fieldset", "figcaption", "figure", "footer", "header", "html", "li", "main", "ol", "p",
-    "pre", "section", "summary", "table", "tbody", "tfoot", "thead", "tr", "ul", *_HEADINGS,
+BLOCKS = {
+    "address", "article", "aside", "blockquote", "body", "caption", "dd", "details", "dialog", "div",
+    "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "header", "html", "legend",
+    "li", "main", "ol", "option", "p", "pre", "section", "summary", "table", "tbody", "tfoot",
+    "thead", "tr", "ul", *_HEADINGS,
 }  # fmt: skip
+"""Elements whose text stands apart from what is around them."""
+_CELLS = {"td", "th"}
+_LAYOUT = {"table", "pre", *_HEADINGS}
+"""What a table holds only where it arranges a page, not data."""
+_GIVING = BLOCKS | {"-text", "br"}
+"""Nodes that give text to a cell, or keep words of it apart."""
+_LARGE_CELL_CHARS = 2000
+_UNNESTED = {
+    # These have no contents, or end by themselves, or end with the block around them.
+    "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track",
+    "wbr", "p", "li", "td", "th", "tr", "dt", "dd", "option", "optgroup", "thead", "tbody", "tfoot",
+    "colgroup", "rt", "rp", "html", "head", "body", "a", "b", "big", "code", "em", "font", "i",
+    "nobr", "s", "small", "strike", "strong", "tt", "u",
+}  # fmt: skip
+_TAG = re.compile(r"<(?:!--|(/?)([A-Za-z][^\s/>]*))")
+_COMMENT_END = re.compile("-->")
+_CODE_END = re.compile("</(?:script|style)", re.IGNORECASE)
 _BLANKS = re.compile(r"\s+")
-_DECLARED = re.compile(rb"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
 
 
 def parse_html(source: str, path: Path, data: bytes) -> ParsedDocument:
-    """Titled by its title element, else by its first top heading, else by the file's name."""
-    declared = _DECLARED.search(data[:2048])
-    text = decode(path, data, declared.group(1).decode("ascii") if declared else None)
+    """Titled by its title element, else by its first top heading, else by the file's name.
+
+    Raises DocumentError for elements nested deeper than `MAX_NESTING`, before they are parsed.
+    """
+    text = decode(path, data, declared_encoding(data))
+    if (depth := nesting(text)) > MAX_NESTING:
+        raise DocumentError(
+            f"{path}: its elements are nested {depth:,} deep and {MAX_NESTING} are read;"
+            " save it as plain text"
+        )
     tree = LexborHTMLParser(text)
     element = tree.css_first("title")
     named = " ".join(element.text().split()) if element is not None else ""
@@ -43,12 +71,35 @@ def html_blocks(text: str) -> Iterator[Block]:
     yield from _blocks(LexborHTMLParser(text))
 
 
+def nesting(text: str) -> int:
+    """How deep elements stand in one another, counted from tags alone in one pass."""
+    depth = deepest = at = 0
+    while match := _TAG.search(text, at):
+        at = match.end()
+        name = (match.group(2) or "").lower()
+        if not name:
+            at = _after(text, _COMMENT_END, at)
+        elif match.group(1):
+            depth -= name not in _UNNESTED and depth > 0
+        elif name in ("script", "style"):
+            at = _after(text, _CODE_END, at)
+        elif name not in _UNNESTED:
+            depth += 1
+            deepest = max(deepest, depth)
+    return deepest
+
+
+def _after(text: str, end: re.Pattern[str], at: int) -> int:
+    found = end.search(text, at)
+    return found.end() if found else len(text)
+
+
 def _blocks(tree: LexborHTMLParser) -> Iterator[Block]:
     """Runs of text under the same nearest block element; list items next to each other are one."""
     tree.strip_tags(_DROPPED)
     items: list[str] = []
-    for owner, text in _runs(tree):
-        if owner == "li":
+    for owner, text in _runs(tree.root):
+        if owner in ("li", "option"):
             items.append(f"- {text}")
             continue
         if items:
@@ -60,36 +111,81 @@ def _blocks(tree: LexborHTMLParser) -> Iterator[Block]:
         yield Paragraph("\n".join(items))
 
 
-def _runs(tree: LexborHTMLParser) -> Iterator[tuple[str, str]]:
+def _runs(root: LexborNode | None) -> Iterator[tuple[str, str]]:
     """(tag of the nearest block element, text), in document order. Deep nesting costs no stack."""
     pieces: list[str] = []
-    owner, cell, tag = -1, -1, ""
-    root = tree.root
-    for node in root.traverse(include_text=True) if root is not None else ():
-        if node.tag == "br":
-            pieces.append("\n")
-        if node.tag != "-text":
+    run = (-1, "")  # of the block element that the pieces stand under
+    between = ""  # what is to stand before the next text of the same run
+    waiting = [(iter([root] if root is not None else []), run)]
+    while waiting:
+        children, block = waiting[-1]
+        node = next(children, None)
+        if node is None:
+            waiting.pop()
             continue
-        block, its_cell = _owner(node)
-        if block.mem_id != owner:
-            yield from _run(tag, pieces)
-            pieces, owner, tag = [], block.mem_id, block.tag or ""
-        elif its_cell != cell:
-            pieces.append(" | ")
-        cell = its_cell
-        text = node.text(deep=False) or ""
-        pieces.append(text if block.tag == "pre" else _BLANKS.sub(" ", text))
-    yield from _run(tag, pieces)
+        tag = node.tag or ""
+        if tag == "-text":
+            if block != run:
+                yield from _run(run[1], pieces)
+                pieces, run, between = [], block, ""
+            text = node.text(deep=False) or ""
+            pieces.append(between + (text if block[1] == "pre" else _BLANKS.sub(" ", text)))
+            between = ""
+        elif tag == "br":
+            between += "\n"
+        elif tag == "table" and (lines := _table(node)) is not None:
+            yield from _run(run[1], pieces)
+            pieces, run, between = [], (-1, ""), ""
+            yield from lines
+        else:
+            if tag in _CELLS and _follows_cell(node):
+                between += " | "
+            inner = (node.mem_id, tag) if tag in BLOCKS else block
+            waiting.append((node.iter(include_text=True), inner))
+    yield from _run(run[1], pieces)
 
 
-def _owner(node: LexborNode) -> tuple[LexborNode, int]:
-    """The nearest block element above a text, and the table cell in between (0 for none)."""
-    cell, parent = 0, node.parent
-    while parent is not None and parent.tag not in _BLOCKS:
-        if parent.tag in {"td", "th"}:
-            cell = parent.mem_id
-        node, parent = parent, parent.parent
-    return (parent if parent is not None else node), cell
+def _follows_cell(node: LexborNode) -> bool:
+    before = node.prev
+    while before is not None and before.tag not in _CELLS:
+        before = before.prev
+    return before is not None
+
+
+def _table(table: LexborNode) -> list[tuple[str, str]] | None:
+    """The caption and the rows of a table of data; None for one that arranges a page."""
+    caption: list[str] = []
+    rows: list[list[tuple[LexborNode, list[str]]]] = []
+    for node in table.traverse(include_text=True):
+        tag = node.tag or ""
+        if tag in _LAYOUT and node.mem_id != table.mem_id:
+            return None
+        if tag == "tr":
+            rows.append([])
+        elif tag in _CELLS and rows:
+            rows[-1].append((node, []))
+        elif tag in _GIVING:
+            pieces = rows[-1][-1][1] if rows and rows[-1] else caption
+            pieces.append((node.text(deep=False) or "") if tag == "-text" else " ")
+    cells = [[_cell(node, pieces) for node, pieces in row] for row in rows]
+    sizes = [len(cell.text) for row in cells for cell in row]
+    if max(map(len, cells), default=0) < 2 or max(sizes) > _LARGE_CELL_CHARS:
+        return None
+    texts = (_flat(caption), "\n".join(grid_lines(cells)))
+    return [("table", text) for text in texts if text]
+
+
+def _cell(node: LexborNode, pieces: list[str]) -> Cell:
+    return Cell(_flat(pieces), _span(node, "colspan"), _span(node, "rowspan"))
+
+
+def _span(node: LexborNode, name: str) -> int:
+    value = node.attributes.get(name) or ""
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 5 else 1
+
+
+def _flat(pieces: list[str]) -> str:
+    return " ".join("".join(pieces).split())
 
 
 def _run(tag: str, pieces: list[str]) -> Iterator[tuple[str, str]]:

@@ -9,38 +9,60 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 
+from kdn.errors import DocumentError
+from kdn.rag.bounds import MAX_LEVELS
 from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.files import decode
-from kdn.rag.parse.html import html_blocks
+from kdn.rag.parse.grid import Cell, grid_lines
+from kdn.rag.parse.html import BLOCKS, html_blocks
 
 __all__ = ["parse_markdown"]
 
 _FRONT_MATTER = re.compile(r"\A---[^\S\n]*\n(.*?\n)?(?:---|\.\.\.)[^\S\n]*(?:\n|\Z)", re.DOTALL)
+_YAML_LINE = re.compile(r"[\w\"'][^\n]*?:(?:\s|\Z)|\s|[-#\]}]|\Z")
+_BREAKING = BLOCKS | {"br", "hr", "td", "th"}
+"""HTML between words that keeps them apart."""
+_BREAKING_TAG = re.compile(r"</?([A-Za-z][A-Za-z0-9]*)")
 _FRONT_TITLE = re.compile(r"^title:\s*[\"']?(.+?)[\"']?\s*$", re.MULTILINE | re.IGNORECASE)
 
 
 def parse_markdown(source: str, path: Path, data: bytes) -> ParsedDocument:
-    """Titled by its front matter, else by its first top heading, else by the file's name."""
+    """Titled by its front matter, else by its first top heading, else by the file's name.
+
+    Raises DocumentError for lists and quotations nested deeper than `MAX_LEVELS`.
+    """
     text = decode(path, data)
-    front = _FRONT_MATTER.match(text)
-    tree = SyntaxTreeNode(MarkdownIt("commonmark").enable("table").parse(_behind(text, front)))
-    blocks = [block for child in tree.children for block in _blocks(child)]
-    declared = _FRONT_TITLE.search(front.group(0)) if front else None
+    front = _front_matter(text)
+    parser = MarkdownIt("commonmark", {"maxNesting": MAX_LEVELS}).enable("table")
+    tokens = parser.parse(text[len(front) :])
+    if max((token.level for token in tokens), default=0) >= MAX_LEVELS - 1:
+        raise DocumentError(
+            f"{path}: its lists or quotations are nested deeper than {MAX_LEVELS // 2};"
+            " what stands inside would be lost; save it as plain text"
+        )
+    blocks = [block for child in SyntaxTreeNode(tokens).children for block in _blocks(child)]
+    declared = _FRONT_TITLE.search(front)
     headings = (b.text for b in blocks if isinstance(b, Heading) and b.level == 1)
     title = declared.group(1) if declared else next(headings, path.name)
     return compose(source, title, blocks)
 
 
-def _behind(text: str, front: re.Match[str] | None) -> str:
-    return text[front.end() :] if front else text
+def _front_matter(text: str) -> str:
+    """What stands between two rules at the very beginning, if each of its lines looks like YAML."""
+    found = _FRONT_MATTER.match(text)
+    inside = (found.group(1) or "").split("\n") if found else [""]
+    if found is None or not inside[0].strip():
+        return ""
+    return found.group(0) if all(map(_YAML_LINE.match, inside)) else ""
 
 
 def _blocks(node: SyntaxTreeNode) -> Iterator[Block]:
     match node.type:
         case "heading":
-            yield Heading(_inline(node), int(node.tag[1:]))
+            yield Heading(" ".join(_inline(node).split()), int(node.tag[1:]))
         case "paragraph":
-            yield Paragraph(_inline(node))
+            lines = (line.strip() for line in _inline(node).split("\n"))
+            yield Paragraph("\n".join(line for line in lines if line))
         case "fence" | "code_block":
             yield Paragraph(node.content.rstrip())
         case "html_block":
@@ -48,12 +70,17 @@ def _blocks(node: SyntaxTreeNode) -> Iterator[Block]:
         case "bullet_list" | "ordered_list":
             yield Paragraph("\n".join(_list_lines(node)))
         case "table":
-            yield Paragraph("\n".join(_rows(node)))
+            rows = (row for part in node.children for row in part.children)
+            yield Paragraph("\n".join(grid_lines([_cell(c) for c in row.children] for row in rows)))
         case "blockquote":
             for child in node.children:
                 yield from _blocks(child)
         case _:
             return  # rules and the like hold no text
+
+
+def _cell(node: SyntaxTreeNode) -> Cell:
+    return Cell(" ".join(_inline(node).split()))
 
 
 def _list_lines(node: SyntaxTreeNode) -> Iterator[str]:
@@ -63,12 +90,6 @@ def _list_lines(node: SyntaxTreeNode) -> Iterator[str]:
         texts = [block.text for child in item.children for block in _blocks(child)]
         body = "\n".join(texts).replace("\n", "\n" + " " * len(mark))
         yield mark + body
-
-
-def _rows(table: SyntaxTreeNode) -> Iterator[str]:
-    for part in table.children:
-        for row in part.children:
-            yield " | ".join(_inline(cell) for cell in row.children)
 
 
 def _inline(node: SyntaxTreeNode) -> str:
@@ -83,7 +104,8 @@ def _inline(node: SyntaxTreeNode) -> str:
         case "hardbreak":
             return "\n"
         case "html_inline":
-            return ""
+            tag = _BREAKING_TAG.match(node.content)
+            return "\n" if tag and tag.group(1).lower() in _BREAKING else ""
         case "image":
             return node.content
         case _:

@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from kdn.errors import DocumentError
-from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
+from kdn.rag.bounds import MAX_PAGES, MAX_TEXT_CHARS
+from kdn.rag.documents import (
+    Block,
+    Heading,
+    Paragraph,
+    ParsedDocument,
+    compose,
+    too_much_text,
+)
 
 __all__ = ["parse_pdf"]
 
-_MIN_LETTERS = 20
-"""Fewer letters than this in a whole file means its pages are pictures."""
 _HYPHEN = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
 
 
@@ -25,31 +31,46 @@ def parse_pdf(source: str, path: Path, data: bytes) -> ParsedDocument:
     Raises DocumentError for a file that needs a password, is damaged, or holds no text.
     """
     import pypdf
+    from pypdf.errors import DependencyError
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it reports every oddity of a file
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
         locked = reader.is_encrypted and not reader.decrypt("")
-        blocks = [] if locked else list(_pages(reader))
+        num_pages = 0 if locked else len(reader.pages)
+        blocks = [] if locked else list(_pages(path, reader))
         title = str(reader.metadata.title or "") if not locked and reader.metadata else ""
+    except (DocumentError, MemoryError):
+        raise
+    except DependencyError as error:
+        raise DocumentError(
+            f"{path}: encrypted with AES, which takes another package; run: pip install 'kdn[rag]'"
+        ) from error
     except Exception as error:  # pypdf raises whatever a damaged file leads it into
         raise DocumentError(
             f"{path}: cannot be read as PDF ({error}); print it to a new PDF"
         ) from error
     if locked:
         raise DocumentError(f"{path}: needs a password; save it without one and ingest it again")
-    letters = sum(ch.isalnum() for b in blocks if isinstance(b, Paragraph) for ch in b.text)
-    if letters < _MIN_LETTERS:
+    if not any(ch.isalnum() for b in blocks if isinstance(b, Paragraph) for ch in b.text):
         raise DocumentError(
-            f"{path}: no text in its {len(reader.pages)} pages, probably a scan;"
+            f"{path}: no text in its {num_pages} pages, probably a scan;"
             " run text recognition (OCR) on it first"
         )
     return compose(source, title.strip() or path.name, blocks)
 
 
-def _pages(reader: Any) -> Iterator[Block]:
+def _pages(path: Path, reader: Any) -> Iterator[Block]:
+    num_chars = 0
+    if len(reader.pages) > MAX_PAGES:
+        raise DocumentError(
+            f"{path}: {len(reader.pages):,} pages, and {MAX_PAGES:,} are read; split it"
+        )
     for number, page in enumerate(reader.pages, start=1):
         text = _clean(page.extract_text())
+        num_chars += len(text)
+        if num_chars > MAX_TEXT_CHARS:  # before a file that unpacks without end fills the memory
+            raise too_much_text(path)
         if text.strip():
             yield Heading(f"Page {number}", 1)
             yield from map(Paragraph, _paragraphs(text))

@@ -18,6 +18,7 @@ from docutils.parsers.rst import Parser
 
 from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.files import decode
+from kdn.rag.parse.grid import Cell, grid_lines
 
 __all__ = ["parse_rst"]
 
@@ -41,6 +42,8 @@ _ROLE = re.compile(r":[\w:+.-]+:`([^`]*)`")
 _NOTE = re.compile(r"(\[[^\]]+\])_")
 _TARGET = re.compile(r"\s*<[^>]*>\Z")
 _MAX_NESTING = 8
+_REFUSED = {"include", "raw", "image", "figure", "toctree"}
+"""Directives that would read other files, and those without words of their own."""
 _SILENT = (
     nodes.comment, nodes.target, nodes.substitution_definition, nodes.pending, nodes.raw,
     nodes.image, nodes.meta, nodes.decoration, nodes.label, nodes.title,
@@ -131,29 +134,46 @@ class _Walk:
             yield f"{terms}: {body}" if terms else body
 
     def _table(self, node: Any) -> Iterator[Block]:
-        rows = (
-            " | ".join(" ".join(entry.astext().split()) for entry in row.children)
-            for row in node.findall(nodes.row)
-        )
-        yield Paragraph("\n".join(rows))
+        rows = ([_cell(entry) for entry in row.children] for row in node.findall(nodes.row))
+        yield Paragraph("\n".join(grid_lines(rows)))
 
     def _unknown(self, node: Any, level: int) -> Iterator[Block]:
-        """The contents of a directive that docutils could not run."""
+        """What docutils could not read or run: its words are kept."""
         literal = node.next_node(nodes.literal_block)
-        found = _DIRECTIVE.match(literal.astext()) if literal is not None else None
-        if found is None or self._nesting >= _MAX_NESTING:
+        if literal is None:
             return
-        if found.group(1) in {"include", "raw", "csv-table", "image", "figure", "math", "toctree"}:
-            return  # refused on purpose, or nothing to read in it
+        source = literal.astext()
+        found = _DIRECTIVE.match(source)
+        if found is None:
+            yield Paragraph(_without_rules(source))
+            return
+        if found.group(1) in _REFUSED:
+            return
+        if self._nesting >= _MAX_NESTING:
+            yield Paragraph(source)
+            return
         if found.group(2).strip():
             yield Paragraph(found.group(2))
-        body = textwrap.dedent(literal.astext()[found.end() :]).strip("\n").split("\n")
+        body = textwrap.dedent(source[found.end() :]).strip("\n").split("\n")
         while body and _OPTION.match(body[0]):
             body.pop(0)
         text = "\n".join(body)
         if text.strip():
             nesting = self._nesting + 1
             yield from _read(text, level=level, nesting=nesting, headers=False)
+
+
+def _cell(entry: Any) -> Cell:
+    """docutils counts the columns and rows that a cell covers beyond its first."""
+    text = " ".join(entry.astext().split())
+    return Cell(text, 1 + entry.get("morecols", 0), 1 + entry.get("morerows", 0))
+
+
+def _without_rules(source: str) -> str:
+    """The words of a table whose lines do not meet, a line a row."""
+    lines = (line.strip() for line in source.split("\n"))
+    rows = (line for line in lines if line.strip("+-=| "))
+    return "\n".join(" | ".join(p.strip() for p in row.strip("|").split("|")) for row in rows)
 
 
 def _flow(node: Any) -> str:

@@ -1,0 +1,65 @@
+"""Bytes of a file as text: the one place that knows byte-order marks and ends of lines.
+
+A text has the same characters, and so the same blocks, whichever command reads it.
+"""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+from kdn.errors import BadInput
+
+__all__ = ["MAX_TEXT_BYTES", "decode_unicode", "has_mark", "lines_of", "normal_lines", "read_text"]
+
+MAX_TEXT_BYTES = 64 * 1024 * 1024
+"""The largest file that is read whole as one text."""
+
+_MARKS = (  # UTF-32 first: its little-endian mark begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def has_mark(data: bytes) -> bool:
+    """Does the data begin with the byte-order mark of UTF-8, UTF-16 or UTF-32?"""
+    return any(data.startswith(mark) for mark, _ in _MARKS)
+
+
+def decode_unicode(data: bytes) -> str:
+    """Text from UTF-8, or from what a byte-order mark says; the mark is not part of the text.
+
+    Raises UnicodeDecodeError.
+    """
+    return data.decode(next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8"))
+
+
+def normal_lines(text: str) -> str:
+    """The text with a newline at each end of a line, as every reader of documents sees it."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines_of(text: str) -> list[str]:
+    r"""The lines between ``\n`` or ``\r\n``, and nothing else: U+2028 stands within a line of JSON."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """A whole text file, with newlines at the ends of lines.
+
+    Raises BadInput for a file that is missing, larger than `max_bytes`, or not Unicode.
+    """
+    try:
+        if (size := path.stat().st_size) > max_bytes:
+            raise BadInput(f"{path}: {size:,} bytes is over the limit of {max_bytes:,}; split it")
+        return normal_lines(decode_unicode(path.read_bytes()))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{path}: not UTF-8 text ({error}); save it as UTF-8, e.g. iconv -f latin1 -t utf-8"
+        ) from error
