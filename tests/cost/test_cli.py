@@ -10,8 +10,8 @@ import pytest
 
 from kdn.bench import BenchOptions, load_bench
 from kdn.bench.store.policies import made_up_chats
-from kdn.store.traces.recording import write_trace
 from tests.cli.program import kdn as invoke
+from tests.store.traces.written import write_trace
 
 
 def answer(home: Path, *arguments: str | Path) -> Any:

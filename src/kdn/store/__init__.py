@@ -1,4 +1,8 @@
-"""The store: KV blocks by the tokens they were computed for, in tiers, verified on every read."""
+"""The store trades in KV blocks by the tokens they were computed for, in tiers, verified on every read.
+
+Reuse, serving, the API and commands import it; it imports no model and no torch.
+Start reading at `store.py`, then `tiers/tier.py` and `block/format.py`.
+"""
 
 from __future__ import annotations
 

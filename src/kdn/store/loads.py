@@ -31,7 +31,7 @@ class Loads:
     """Opens blocks from the fastest tier that has them whole, and shares what is open.
 
     `on_whole` is told of every block that came whole out of any tier but the fastest.  `finish` may take
-    over a load from far that nobody reads any more before all of it came: True says that it will close
+    over a load from far that no reader has any more before all of it came: True says that it will close
     it.
     """
 
@@ -123,7 +123,7 @@ class Loads:
         """Audit what is open. Raises AssertionError saying what does not add up."""
         with self._lock:
             for key, load in self._open.items():
-                assert load.readers > 0, f"{key} is open and nobody reads it"
+                assert load.readers > 0, f"{key} is open and has no reader"
 
     def _begin(self, key: BlockKey) -> StoreLoad | None:
         for tier in self._tiers:

@@ -15,10 +15,8 @@ from kdn.store.tenants.decisions import PersistentPins, TenantsLimits
 from kdn.store.tenants.tenancy import Quotas
 from kdn.store.tiers.disk.disk import DiskTier
 from kdn.store.tiers.memory import MemoryTier
+from kdn.store.tiers.remote import REMOTES
 from kdn.store.tiers.remote.calls import RemoteCallSettings
-from kdn.store.tiers.remote.objects import ObjectRemote
-from kdn.store.tiers.remote.peer import PeerRemote
-from kdn.store.tiers.remote.redis import RedisRemote
 from kdn.store.tiers.remote.tier import RemoteSettings, RemoteTier
 from kdn.store.tiers.seal import KeyRing
 from kdn.store.tiers.tier import ManagedTier
@@ -47,7 +45,7 @@ def open_store(
     worth_writing: WorthWriting | None = None,
     ttl_of: Callable[[str, Use], float | None] | None = None,
 ) -> Store:
-    """A store of memory over the disk in `folder`, or of memory alone, with `far` tiers behind.
+    """A store of memory over the disk in `folder`, or of memory alone, with `far` tiers across a network.
 
     `disk_bytes` None means the cap last given for this folder, or else 20 GB or a tenth of what is
     free, whichever is less.  Raises ForeignStore for a folder that belongs to something else,
@@ -55,9 +53,9 @@ def open_store(
     set up.  One that does not answer is no error: it is asked again later.  With a `ring` blocks
     are sealed on the disk, in Redis and in object stores; a peer node seals its own.  `policy` says
     which blocks go when room is short, `rules` what people decide over it, `saving` what a use of a
-    block saves (for `value`); BadInput for an unknown one.  `pays` says whether a block is worth
-    writing behind to the tier of a name, `ttl_of` how long one is worth keeping unused in memory or
-    on the disk.
+    block saves (for `value`); BadInput for an unknown one.  `worth_writing` says whether a block
+    is worth writing behind to the tier of a name, `ttl_of` how long one is worth retaining unused in memory
+    or on the disk.
     """
     clock, trace = clock or SystemClock(), trace or NoTrace()
     limits = TenantsLimits(folder, clock)
@@ -106,29 +104,15 @@ def _with_decided(rules: Rules | None, limits: TenantsLimits) -> Rules | None:
 def _far_tiers(
     far: FarSettings, clock: Clock, trace: Trace, ring: KeyRing | None
 ) -> list[ManagedTier]:
-    """Nearest first: a peer, Redis, then objects."""
-    timeout_s, tiers = far.far_timeout_s, list[ManagedTier]()
-    if far.peer_url is not None:
-        peer = PeerRemote(
-            far.peer_url,
-            token=far.peer_token,
-            authority=far.peer_authority,
-            timeout_s=timeout_s,
-        )
-        tiers.append(RemoteTier(peer, _settings(far, far.far_poll_s), clock, trace))
-    if far.redis_url is not None:
-        redis = RedisRemote(far.redis_url, timeout_s=timeout_s)
-        tiers.append(RemoteTier(redis, _settings(far, far.far_poll_s), clock, trace, ring=ring))
-    if far.objects_url is not None:
-        objects = ObjectRemote(
-            far.objects_url, options=far.object_options, timeout_s=max(timeout_s, 1.0)
-        )
-        tiers.append(
-            RemoteTier(objects, _settings(far, far.objects_poll_s), clock, trace, ring=ring)
-        )
+    """A tier for each remote that the settings name, nearest first."""
+    calls = RemoteCallSettings(timeout_s=far.far_timeout_s, attempts=far.far_attempts)
+    tiers = list[ManagedTier]()
+    for kind in REMOTES.values():
+        remote = kind.from_settings(far)
+        if remote is None:
+            continue
+        poll_s = far.objects_poll_s if remote.lists_all else far.far_poll_s
+        settings = RemoteSettings(calls, far.far_bytes, far.far_read_bytes, poll_s)
+        sealing = None if remote.seals_itself else ring
+        tiers.append(RemoteTier(remote, settings, clock, trace, ring=sealing))
     return tiers
-
-
-def _settings(far: FarSettings, poll_s: float) -> RemoteSettings:
-    line = RemoteCallSettings(timeout_s=far.far_timeout_s, attempts=far.far_attempts)
-    return RemoteSettings(line, far.far_bytes, far.far_read_bytes, poll_s)

@@ -1,4 +1,4 @@
-"""The settings `[store]`: where KV is kept, and how much of it."""
+"""The settings `[store]`: where KV is stored, and how much of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from msgspec import Meta
 from kdn.errors import BadConfig
 from kdn.store.codecs import CODECS
 from kdn.store.policies import POLICIES
+from kdn.store.tiers.remote import REMOTES
 
 __all__ = ["AUTO_CODEC", "FarSettings", "StoreConfig"]
 
@@ -33,11 +34,13 @@ class FarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     peer_authority: Path | None = None
     """Certificates (PEM) to trust that node by; None trusts what the system trusts."""
     redis_url: str | None = None
-    """A Redis to keep blocks in, as `redis://:password@host:6379/0`."""
+    """A Redis to store blocks in, as `redis://:password@host:6379/0`."""
     objects_url: str | None = None
-    """An object store to keep blocks in, as `s3://bucket/prefix`, `gs://...` or `file:///folder`."""
+    """An object store to store blocks in, as `s3://bucket/prefix`, `gs://...` or `file:///folder`."""
     object_options: dict[str, str] = {}
     """The object store's own settings (`endpoint`, `region`, ...); else its usual environment."""
+    remotes: dict[str, dict[str, str]] = {}
+    """Settings of further kinds of remote, by the kind's name."""
     far_bytes: _Bytes | None = None
     """The most bytes to leave in each tier across the network; None leaves that to them."""
     far_timeout_s: _Seconds = 2.0
@@ -53,7 +56,7 @@ class FarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class StoreConfig(FarSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where KV is kept, and how much of it. Raises BadConfig for a codec or policy that there is not."""
+    """Where KV is stored, and how much of it. Raises BadConfig for a codec or policy that there is not."""
 
     folder: Path | None = None
     """The disk tier's folder; None is `store` in the home folder."""
@@ -91,6 +94,8 @@ class StoreConfig(FarSettings, frozen=True, forbid_unknown_fields=True, kw_only=
     def __post_init__(self) -> None:
         _known("store.codec", self.codec, (AUTO_CODEC, *CODECS))
         _known("store.policy", self.policy, POLICIES)
+        for name in self.remotes:
+            _known("store.remotes", name, REMOTES)
 
 
 def _known(setting: str, name: str, names: Iterable[str]) -> None:

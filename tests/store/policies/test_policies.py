@@ -15,7 +15,6 @@ from kdn.store.policies import (
     Arc,
     EvictionPolicy,
     Lru,
-    Ruled,
     Rules,
     S3Fifo,
     Use,
@@ -150,18 +149,17 @@ def test_any_trace_keeps_the_books_of(name: str, asked: list[tuple[int, int]], r
 
 
 def test_blocks_past_their_time_go_unless_pinned() -> None:
-    policy = make_policy("lru", Rules(ttl_s=10.0))
-    assert isinstance(policy, Ruled)
+    pinned = {"a"}
+    policy = make_policy("lru", Rules(ttl_s=10.0, spared=pinned.__contains__))
     for second, name in enumerate("abc"):
         policy.insert(use(name, at_s=float(second)))
-    policy.pin(BlockKey("a"), until_s=20.0)
     policy.use(use("b", at_s=5.0))
     assert policy.expired(12.5) == ["c"]
     assert policy.expired(15.5) == ["c", "b"]
-    assert policy.expired(20.0) == ["a", "c", "b"]  # the pin has run out
-    assert "a" not in ranked(policy, 19.0)
-    policy.unpin(BlockKey("a"))
-    assert "a" in ranked(policy, 19.0)
+    assert ranked(policy, 19.0) == "cb"
+    pinned.clear()
+    assert policy.expired(20.0) == ["a", "c", "b"]
+    assert ranked(policy, 19.0) == "acb"
 
 
 def test_a_lower_priority_goes_first() -> None:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from kdn.clock import ManualClock
 from kdn.errors import BadInput
 from kdn.store.policies import POLICIES
-from kdn.store.traces.recording import LookupRecorder, TraceRequest, read_trace, write_trace
+from kdn.store.traces.recording import LookupRecorder, TraceRequest, read_trace
 from kdn.store.traces.replay import replay
 from kdn.store.traces.simulate import OPTIMUM, Belady, simulate
+from tests.store.traces.written import write_trace
 
 TRACE = Path(__file__).parents[4] / "shared/data/mooncake_traces/conversation_trace.jsonl.gz"
 

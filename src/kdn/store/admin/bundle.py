@@ -1,7 +1,7 @@
 """Blocks in one portable file: a tar archive of encoded blocks, readable by any machine's kdn.
 
 The names inside are only names: nothing is unpacked to a path, and every block is checked whole
-before it is kept.
+before it is stored.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def export_blocks(store: Store, keys: Iterable[BlockKey], to: IO[bytes]) -> Done
 
 
 def import_blocks(store: Store, source: IO[bytes], salt: str | None = None) -> Done:
-    """Keep every block of a bundle, or those of one tenant; damaged ones are counted missing.
+    """Store every block of a bundle, or those of one tenant; damaged ones are counted missing.
 
     Raises BadInput for what is no bundle, NoSpace when the store is full.
     """

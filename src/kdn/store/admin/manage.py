@@ -1,4 +1,4 @@
-"""What an operator does with stored blocks: find, warm, pin, copy, move, compress, clear, count."""
+"""What an operator does with stored blocks: find, warm, copy, move, compress, drop, count."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def select(store: Store, which: Which) -> list[BlockKey]:
 
 
 def warm(store: Store, keys: Iterable[BlockKey]) -> Done:
-    """Bring blocks into the fastest tier, and those from afar onto the disk too."""
+    """Bring blocks into the fastest tier, and those from far tiers onto the disk too."""
     done: list[int | None] = []
     for key in keys:
         entry = store.index.get(key)
@@ -75,7 +75,7 @@ def warm(store: Store, keys: Iterable[BlockKey]) -> Done:
 def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None = None) -> Done:
     """Put blocks into tier `target` too, from `source` or the fastest that has them.
 
-    Returns when they are kept there. Raises BadInput for an unknown tier, NoSpace, Unreachable.
+    Returns when they are stored there. Raises BadInput for an unknown tier, NoSpace, Unreachable.
     """
     tier = store.tiers.named(target)
     done: list[int | None] = []
@@ -89,7 +89,7 @@ def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None
 
 
 def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Done:
-    """Copy blocks to `target`, each dropped from `source` once it is kept there."""
+    """Copy blocks to `target`, each dropped from `source` once it is stored there."""
     if target == source:
         raise BadInput(f"blocks cannot move from {source} to itself")
     origin = store.tiers.named(source)
@@ -117,7 +117,7 @@ def forget(store: Store, keys: Iterable[BlockKey], tier: str | None = None) -> D
 
 
 def compress(store: Store, keys: Iterable[BlockKey], codec: str) -> Done:
-    """Write blocks anew with a lossless codec, each replaced whole; `size_bytes` is what they take.
+    """Write blocks again with a lossless codec, each replaced whole; `size_bytes` is what they take.
 
     Raises BadInput for an unknown codec, and for a lossy one: what loses precision has another key.
     """
@@ -172,5 +172,5 @@ def _runs(block: EncodedBlock) -> Iterator[memoryview]:
 
 def _sum(sizes: Iterable[int | None]) -> Done:
     known = list(sizes)
-    kept = [size for size in known if size is not None]
-    return Done(len(kept), sum(kept), len(known) - len(kept))
+    stored = [size for size in known if size is not None]
+    return Done(len(stored), sum(stored), len(known) - len(stored))

@@ -1,1 +1,4 @@
-"""One stored block: its name, its bytes on disk and on the wire, its reader."""
+"""One stored block: its name, its bytes on disk and on the wire, its reader.
+
+Everything in the store imports it; start reading at `format.py`.
+"""

@@ -2,7 +2,7 @@
 
 Keys have channels that are large for every token, so a channel shares one scale over `key_tokens`
 tokens; V has no such channels, so a token's head shares one.  Codes are evenly spaced from the
-smallest value of a group to its largest; the smallest and the spacing are kept as float16, and
+smallest value of a group to its largest; the smallest and the spacing are stored as float16, and
 codes are chosen by what those have become by rounding.
 """
 

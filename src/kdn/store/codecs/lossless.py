@@ -1,7 +1,7 @@
 """Bytes out equal bytes in: exponents apart from mantissas, each through zstd where that helps.
 
 Neighbouring values of one channel have nearly the same exponent and random mantissas.  So every
-value is turned by one bit (the sign goes behind the mantissa), values are put channel by channel,
+value is turned by one bit (the sign goes after the mantissa), values are put channel by channel,
 and byte planes are written one after another: zstd finds what there is in the exponents' plane, and
 planes that do not shrink are stored as they are, which makes reading them a copy.
 """

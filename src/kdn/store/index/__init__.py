@@ -1,1 +1,4 @@
-"""Which blocks there are, by key and by content."""
+"""Finding blocks by tokens and by content, without I/O.
+
+The store and its tiers import it; start reading at `index.py`, then `followed.py`.
+"""

@@ -1,14 +1,14 @@
 """The two indexes: by exact place, and by content. No bytes of KV, no I/O.
 
-Blocks of one family (fingerprint, recipe, salt) behind the same tokens are kept sorted by their
+Blocks of one family (fingerprint, recipe, salt) after the same tokens are kept sorted by their
 own tokens.  The longest common prefix with any run of tokens is then found at one of the two
-neighbours of the place where that run would stand, so ten thousand documents behind one prelude
+neighbours of the place where that run would stand, so ten thousand documents after one prelude
 cost one bisection.
 
-A match may leave a block before its end: another one may stand behind just a part of it.
+A match may leave a block before its end: another one may follow just a part of it.
 
     wanted   1 2 3 4 5 6 7 8          greedy would take all that fits of a (5) and be stuck at 5,
-    a        1 2 3 4 5 9              because nothing stands behind 1 2 3 4 5
+    a        1 2 3 4 5 9              because nothing follows 1 2 3 4 5
     b              4 5 6 7 8          so: a to 3, then b to 8
 """
 
@@ -173,11 +173,11 @@ class Index:
         return pieces
 
     def find_content(self, content_id: ContentId) -> list[Entry]:
-        """Every entry with this text, however and behind whatever it was computed."""
+        """Every entry with this text, however and after whatever it was computed."""
         return [self._entries[key] for key in self._contents.get(content_id, ())]
 
     def check(self) -> None:
-        """Audit the books. Raises AssertionError saying what does not add up."""
+        """Audit the index. Raises AssertionError saying what does not add up."""
         assert sum(map(len, self._contents.values())) == len(self._entries), "contents differ"
         assert sum(map(len, self._shelves.values())) == len(self._entries), "places differ"
         for shelf in self._shelves.values():
@@ -187,7 +187,7 @@ class Index:
 
 
 class _Shelf:
-    """The entries of one family, by what they stand behind."""
+    """The entries of one family, by the tokens before them."""
 
     def __init__(self) -> None:
         self._places: dict[ChainHash, list[Entry]] = {}

@@ -1,19 +1,23 @@
-"""The seam "who goes first when room is short": a policy is told what happens, and puts it in order."""
+"""The seam "which blocks go first when room is short": a policy is told what happens, and ranks blocks.
+
+Here are also first in first out, the plain twin of all policies, and least recently used, the default.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kdn.core import BlockKey
 
-__all__ = ["EvictionPolicy", "Use"]
+__all__ = ["EvictionPolicy", "Fifo", "Lru", "Use"]
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One block, used or to be kept, as a policy sees it.
+    """One block, used or to be stored, as a policy sees it.
 
     The blocks of one prompt are told of in order of `start`, without others between them where that
     can be had: a block that starts where the one before it stopped is taken to follow it.
@@ -37,8 +41,8 @@ class Use:
 class EvictionPolicy(ABC):
     """Orders the blocks of one tier. Holds keys, never bytes; its owner calls it under a lock.
 
-    The owner says `keep` when a block came in, `use` when one that is here was wanted again, `gone`
-    when one left, for whatever reason; then `victims` ranks exactly the keys that are here.
+    The owner calls `insert` when a block came in, `use` when one that is here was wanted again, `remove`
+    when one left, for any reason; then `victims` ranks exactly the keys that are here.
     """
 
     name: str
@@ -80,6 +84,39 @@ class EvictionPolicy(ABC):
         ...
 
     def check(self) -> None:
-        """Audit the books. Raises AssertionError saying what does not add up."""
+        """Audit the order. Raises AssertionError saying what does not add up."""
         keys = list(self.victims(float("inf")))
         assert len(keys) == len(set(keys)) == len(self), f"{self.name}: keys are ranked twice"
+
+
+class Fifo(EvictionPolicy):
+    """What came first goes first, used or not."""
+
+    name = "fifo"
+
+    def __init__(self) -> None:
+        self._order: OrderedDict[BlockKey, None] = OrderedDict()
+
+    def insert(self, use: Use) -> None:
+        self._order[use.key] = None
+
+    def use(self, use: Use) -> None:
+        return
+
+    def remove(self, key: BlockKey) -> None:
+        self._order.pop(key, None)
+
+    def victims(self, now_s: float) -> Iterator[BlockKey]:
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+
+class Lru(Fifo):
+    """What was not used for longest goes first."""
+
+    name = "lru"
+
+    def use(self, use: Use) -> None:
+        self._order.move_to_end(use.key)

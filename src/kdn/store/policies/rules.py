@@ -1,6 +1,6 @@
 """What people decide, over what a policy would: age limits, pins, priorities.
 
-Quotas are the store's own (`kdn.store.quotas`): they hold whatever the policy is.
+Quotas are the store's own (`kdn.store.tenants`): they hold under every policy.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ __all__ = ["Ruled", "Rules"]
 
 @dataclass(frozen=True)
 class Rules:
-    """Nothing said means nothing changed. Raises BadInput for what makes no sense."""
+    """The defaults change nothing. Raises BadInput for what makes no sense."""
 
     ttl_s: float | None = None
     """A block goes this long after it was last used, room or not."""
     ttl_of: Callable[[Use], float | None] | None = None
-    """The same in seconds for each block by itself; None as an answer is for ever."""
+    """The same in seconds for each block by itself; None is for ever."""
     spared: Callable[[BlockKey], bool] | None = None
     """Says which blocks stay past any age limit: those that are pinned."""
     priority: Mapping[str, int] = field(default_factory=dict)
-    """By salt; blocks of a lower priority (0 where none is said) go before those of a higher one."""
+    """By salt; blocks of a lower priority (0 where none is given) go before those of a higher one."""
 
     def __post_init__(self) -> None:
         if self.ttl_s is not None and self.ttl_s <= 0:
@@ -36,7 +36,7 @@ class Rules:
 
 
 class Ruled(EvictionPolicy):
-    """Another policy under rules: it ranks, the rules decide who may go and who must."""
+    """Another policy under rules: it ranks, the rules decide which blocks may go and which must."""
 
     def __init__(self, inner: EvictionPolicy, rules: Rules) -> None:
         self.name = inner.name
@@ -45,17 +45,8 @@ class Ruled(EvictionPolicy):
         self._uses: dict[BlockKey, Use] = {}
         """By age of the last use."""
         self._held: Counter[str] = Counter()
-        self._pins: dict[BlockKey, float] = {}
         self._ends: list[tuple[float, BlockKey, float]] = []
         """A heap of (when it goes, block, the use that says so); older uses are passed over."""
-
-    def pin(self, key: BlockKey, until_s: float) -> None:
-        """The block stays until then, past any age limit, here now or not."""
-        self._pins[key] = until_s
-
-    def unpin(self, key: BlockKey) -> None:
-        """The block may go; one that was not pinned may already."""
-        self._pins.pop(key, None)
 
     def admits(self, use: Use) -> bool:
         return self._inner.admits(use)
@@ -88,7 +79,7 @@ class Ruled(EvictionPolicy):
         )
         for level in levels:
             for key in self._inner.victims(now_s):
-                if self._priority(self._uses[key].salt) == level and not self._pinned(key, now_s):
+                if self._priority(self._uses[key].salt) == level and not self._is_pinned(key):
                     yield key
 
     def __len__(self) -> int:
@@ -109,7 +100,7 @@ class Ruled(EvictionPolicy):
         for key, use in self._uses.items():
             if now_s - use.at_s < self._rules.ttl_s:
                 break
-            if not self._pinned(key, now_s):
+            if not self._is_pinned(key):
                 found.append(key)
         return found
 
@@ -128,13 +119,10 @@ class Ruled(EvictionPolicy):
                 over.append(end)
         for end in over:
             heapq.heappush(self._ends, end)
-        return [key for _, key, _ in over if not self._pinned(key, now_s)]
+        return [key for _, key, _ in over if not self._is_pinned(key)]
 
-    def _pinned(self, key: BlockKey, now_s: float) -> bool:
-        if self._rules.spared is not None and self._rules.spared(key):
-            return True
-        until_s = self._pins.get(key)
-        return until_s is not None and now_s < until_s
+    def _is_pinned(self, key: BlockKey) -> bool:
+        return self._rules.spared is not None and self._rules.spared(key)
 
     def _priority(self, salt: str) -> int:
         return self._rules.priority.get(salt, 0)

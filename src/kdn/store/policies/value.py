@@ -1,4 +1,4 @@
-"""Keep what pays: blocks go in the order of what they are expected to save per byte and second.
+"""Retain what pays: blocks go in the order of what they are expected to save per byte and second.
 
 How likely a block is used again is learned while it runs, from nothing but what has happened: no
 workload is known beforehand.  What is learned from is the chain, the blocks of one prompt, because
@@ -6,34 +6,33 @@ its blocks are used again together or not at all.  What distinguishes chains: ho
 before, how long it is, how long the last turn took to come, how much of it is new, and whether a
 block is the short last one or one that many different chains go through.
 
-Within a chain the last block goes first: one behind a gap can never be used.
+Within a chain the last block goes first: one after a gap can never be used.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 
 from kdn.core import BlockKey
 from kdn.store.policies.policy import EvictionPolicy, Use
+from kdn.store.policies.ranking import Ranking, density_level, level_of
 from kdn.store.policies.risk import EDGES_S, NUM_AGES, Feature, Rate, ReuseRisk, age_of
-from kdn.store.policies.worth import worth_by_age
 
-__all__ = ["Value", "same_saving"]
+__all__ = ["Saving", "Value", "same_saving"]
+
+Saving = Callable[[Use], float]
+"""What one use of a block saves, in any unit."""
 
 _SHARED_BY = 3
-"""A block that so many different blocks have followed belongs to nobody's chain."""
-_LEVELS_PER_DOUBLING = 4
-_CHAINS_PER_LESSON = 100
+"""A block that so many different blocks have followed belongs to no one chain."""
+_CHAINS_PER_UPDATE = 100
 _MOST_REMEMBERED = 400_000
 """Keys that are remembered after they went, so that what was given up too early is learned too."""
 
-Shelf = tuple[str, int, int]
-"""Blocks of a shelf differ in age only: their kind, the levels of their chance and their saving."""
 _KINDS = ("body", "tail", "shared")
 """The kinds have little to do with one another, so each has a model of its own."""
 
@@ -41,9 +40,6 @@ _KINDS = ("body", "tail", "shared")
 def same_saving(use: Use) -> float:
     """A use saves the same for every byte, whatever the block."""
     return float(use.size_bytes)
-
-
-_Head = tuple[float, int, BlockKey, Shelf, Iterator[tuple[BlockKey, float]]]
 
 
 @dataclass(slots=True)
@@ -84,24 +80,22 @@ class Value(EvictionPolicy):
 
     name = "value"
 
-    def __init__(self, saving: Callable[[Use], float] = same_saving) -> None:
+    def __init__(self, saving: Saving = same_saving) -> None:
         self._saving = saving
         self._risks = {kind: ReuseRisk() for kind in _KINDS}
         self._marks: dict[BlockKey, _Mark] = {}
-        self._shelves: defaultdict[Shelf, OrderedDict[BlockKey, float]] = defaultdict(OrderedDict)
-        self._shelf_of: dict[BlockKey, Shelf] = {}
+        self._ranking = Ranking(self._risks)
         self._chain: list[_Link] = []
         self._pending: dict[BlockKey, _Link] = {}
         self._prospects: dict[int, float] = {}
         self._waiting: list[OrderedDict[int, _Group]] = [OrderedDict() for _ in range(NUM_AGES)]
         self._numbers = count()
-        self._worth: dict[tuple[str, int], list[float]] = {}
         self._chains = 0
 
     # --- what happens ---
 
     def admits(self, use: Use) -> bool:
-        """Is it worth more than what would go first? What stands behind a refused block is not."""
+        """Is it worth more than what would go first? What follows a refused block is not."""
         if self._chain and not _follows(self._chain[-1].use, use):
             self._settle()
         refused = bool(self._chain) and not self._chain[-1].is_here
@@ -117,38 +111,18 @@ class Value(EvictionPolicy):
         self._link(use)
 
     def remove(self, key: BlockKey) -> None:
-        self._leave_shelf(key)
+        self._ranking.discard(key)
         link = self._pending.pop(key, None)
         if link is not None:
             link.is_here = False
 
     def victims(self, now_s: float) -> Iterator[BlockKey]:
-        heads = self._heads(now_s)
-        heapq.heapify(heads)
-        while heads:
-            _, number, key, shelf, rest = heads[0]
-            yield key
-            for following, at_s in rest:
-                rank = self._rank(shelf, now_s - at_s)
-                heapq.heapreplace(heads, (rank, number, following, shelf, rest))
-                break
-            else:
-                heapq.heappop(heads)
+        yield from self._ranking.victims(now_s)
         yield from reversed(list(self._pending))
-
-    def _heads(self, now_s: float) -> list[_Head]:
-        """Of each shelf the oldest block, with what it is worth."""
-        heads: list[_Head] = []
-        for number, (shelf, blocks) in enumerate(self._shelves.items()):
-            if blocks:
-                rest = iter(blocks.items())
-                key, at_s = next(rest)
-                heads.append((self._rank(shelf, now_s - at_s), number, key, shelf, rest))
-        return heads
 
     def _least(self, now_s: float) -> float:
         """What the first block to go is worth."""
-        return min((head[0] for head in self._heads(now_s)), default=0.0)
+        return self._ranking.least(now_s)
 
     def _prospect(self, use: Use) -> float:
         """What a block that would follow the running chain is worth, as far as it is known yet.
@@ -164,19 +138,19 @@ class Value(EvictionPolicy):
             last = next((mark for mark in reversed(marks) if mark is not None), None)
             turn = 0 if last is None else last.turn + 1
             features = _features(uses, num_shared, last, turn, use.at_s)
-            density = _density_level(self._saving(use), use.size_bytes)
-            level = _level(self._risks["body"].rate(features).multiple)
-            found = self._prospects[length] = self._rank(("body", level, density), 0.0)
+            density = density_level(self._saving(use), use.size_bytes)
+            level = level_of(self._risks["body"].rate(features).multiple)
+            found = self._prospects[length] = self._ranking.worth(("body", level, density), 0.0)
         return found
 
     def __len__(self) -> int:
-        return len(self._shelf_of) + len(self._pending)
+        return len(self._ranking) + len(self._pending)
 
     def check(self) -> None:
         super().check()
-        for key, shelf in self._shelf_of.items():
-            assert key in self._shelves[shelf], f"{key} is not on its shelf"
-        assert not self._pending.keys() & self._shelf_of.keys(), "on a shelf and in a chain"
+        self._ranking.check()
+        ranked = [key for key in self._pending if key in self._ranking]
+        assert not ranked, "ranked and in the running chain"
 
     # --- chains ---
 
@@ -184,13 +158,13 @@ class Value(EvictionPolicy):
         """Add to the running chain, or settle that and begin another."""
         if self._chain and not _follows(self._chain[-1].use, use):
             self._settle()
-        self._leave_shelf(use.key)
+        self._ranking.discard(use.key)
         link = _Link(use, is_here=True)
         self._chain.append(link)
         self._pending[use.key] = link
 
     def _settle(self) -> None:
-        """The chain is complete: learn from it, and put its blocks on their shelves."""
+        """The chain is complete: learn from it, and rank its blocks."""
         chain, uses = self._chain, [link.use for link in self._chain]
         now_s = uses[-1].at_s
         self._age(now_s)
@@ -201,15 +175,16 @@ class Value(EvictionPolicy):
             if mark is not None:
                 self._count_use(mark, now_s)
         groups = self._groups(uses, before, num_shared, now_s)
-        density = _density_level(sum(map(self._saving, uses)), sum(u.size_bytes for u in uses))
+        density = density_level(sum(map(self._saving, uses)), sum(u.size_bytes for u in uses))
         for link, (group, turn) in zip(reversed(chain), reversed(groups), strict=True):
             self._remember(link.use, group, turn)
             if link.is_here:
-                self._put_on_shelf(link.use, group, density)
+                place = (group.kind, level_of(group.rate.multiple), density)
+                self._ranking.add(link.use.key, link.use.at_s, place)
         self._chain, self._pending, self._prospects = [], {}, {}
         self._chains += 1
-        if self._chains % _CHAINS_PER_LESSON == 0:
-            self._worth.clear()
+        if self._chains % _CHAINS_PER_UPDATE == 0:
+            self._ranking.learned()
             self._forget_oldest()
 
     def _groups(
@@ -279,32 +254,10 @@ class Value(EvictionPolicy):
         """Of blocks that are gone, forget the older half when too many are remembered."""
         if len(self._marks) <= max(_MOST_REMEMBERED, 2 * len(self)):
             return
-        gone = [key for key in self._marks if key not in self._shelf_of]
+        gone = [key for key in self._marks if key not in self._ranking]
         gone.sort(key=lambda key: self._marks[key].group.at_s)
         for key in gone[: len(gone) // 2]:
             del self._marks[key]
-
-    # --- shelves ---
-
-    def _put_on_shelf(self, use: Use, group: _Group, density: int) -> None:
-        shelf = (group.kind, _level(group.rate.multiple), density)
-        self._shelves[shelf][use.key] = use.at_s
-        self._shelf_of[use.key] = shelf
-
-    def _leave_shelf(self, key: BlockKey) -> None:
-        shelf = self._shelf_of.pop(key, None)
-        if shelf is not None:
-            del self._shelves[shelf][key]
-
-    def _rank(self, shelf: Shelf, age_s: float) -> float:
-        """Expected saving per byte and second."""
-        kind, level, density = shelf
-        worth = self._worth.get((kind, level))
-        if worth is None:
-            chances = [self._risks[kind].chance(age) for age in range(NUM_AGES)]
-            worth = worth_by_age(chances, 2 ** (level / _LEVELS_PER_DOUBLING))
-            self._worth[kind, level] = worth
-        return float(worth[age_of(max(age_s, 0.0))] * 2 ** (density / _LEVELS_PER_DOUBLING))
 
 
 def _follows(before: Use, use: Use) -> bool:
@@ -320,9 +273,9 @@ def _features(
 ) -> tuple[Feature, ...]:
     """What is known of a chain that may tell how likely it goes on."""
     stop = uses[-1].stop
-    behind = last.stop if last is not None else uses[max(num_shared - 1, 0)].stop
+    known = last.stop if last is not None else uses[max(num_shared - 1, 0)].stop
     gap = -1 if last is None else _doublings((now_s - last.group.at_s) / 10, 1.5, most=8)
-    new = -1 if last is None else _doublings((stop - behind) / 512, 1, most=7)
+    new = -1 if last is None else _doublings((stop - known) / 512, 1, most=7)
     return (("turn", min(turn, 6)), ("length", _length_level(stop)), ("gap", gap), ("new", new))
 
 
@@ -332,11 +285,3 @@ def _length_level(tokens: int) -> int:
 
 def _doublings(ratio: float, per_doubling: float, most: int) -> int:
     return min(int(per_doubling * math.log2(ratio + 1)), most)
-
-
-def _level(multiple: float) -> int:
-    return round(_LEVELS_PER_DOUBLING * math.log2(min(max(multiple, 2**-6), 2**9)))
-
-
-def _density_level(saving: float, size_bytes: int) -> int:
-    return round(_LEVELS_PER_DOUBLING * math.log2(max(saving, 1e-30) / size_bytes))

@@ -3,8 +3,8 @@
     read    1    2    3    4 ...        the link gave, at the read before
     level  stored stored int8 int4      fast fast slow slower
 
-What lies across a network where a node can transcode it comes at any level; the rest comes as it
-is stored.
+What lies across a network where a node can transcode it comes at any level; the others come as they
+are stored.
 
 The choice is the streaming half of CacheGen (Liu et al., SIGCOMM 2024, section 5.3): before every read, take
 the best quality with which everything that is left still arrives in time at the speed measured last.

@@ -1,1 +1,4 @@
-"""Who may keep how much: salts, quotas, limits, pins."""
+"""How much each tenant may hold: salts, quotas, decisions, pins.
+
+The store imports it; start reading at `tenancy.py`.
+"""

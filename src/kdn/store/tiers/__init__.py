@@ -1,1 +1,4 @@
-"""Where blocks lie: memory, disk, remote."""
+"""Where blocks are stored: memory, disk, remote.
+
+The store imports it; start reading at `tier.py`, then `memory.py`.
+"""

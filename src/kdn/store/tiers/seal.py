@@ -104,7 +104,7 @@ class KeyRing:
         return cipher.encryptor().update(tokens)
 
     def seal_note(self, key: BlockKey, note: bytes) -> bytes:
-        """A note for a remote, readable by who has the master key."""
+        """A note for a remote, readable with the master key."""
         nonce = self.random(12)
         return NOTE + nonce + self._envelope().encrypt(nonce, note, b"note/" + key.encode())
 

@@ -1,1 +1,4 @@
-"""Lookups recorded, replayed, simulated."""
+"""Recorded lookups, played against eviction policies.
+
+Commands and benchmarks import it; start reading at `recording.py`.
+"""

@@ -16,7 +16,7 @@ import datetime as dt
 import gzip
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -28,7 +28,7 @@ from kdn.core import BLOCK_TOKENS, BlockKey, chain_hashes
 from kdn.errors import BadInput
 from kdn.store.policies import Use
 
-__all__ = ["LookupRecorder", "TraceRequest", "read_trace", "write_trace"]
+__all__ = ["LookupRecorder", "TraceRequest", "read_trace"]
 
 MOONCAKE_BLOCK_TOKENS = 512
 
@@ -89,14 +89,6 @@ def read_trace(path: Path) -> list[TraceRequest]:
     return sorted(found, key=lambda request: request.timestamp)
 
 
-def write_trace(path: Path, requests: Iterable[TraceRequest]) -> None:
-    """Write requests one a line; a name that ends in `.gz` is compressed."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "wb") as file:
-        for request in requests:
-            file.write(msgspec.json.encode(request) + b"\n")
-
-
 def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]  # a GzipFile reads like a file
@@ -112,7 +104,7 @@ def _decode(path: Path, lines: IO[bytes]) -> Iterator[TraceRequest]:
             request = decoder.decode(line)
         except msgspec.DecodeError as error:
             raise BadInput(f"{_Place(path, number)}: no request of a trace: {error}") from error
-        _look_over(request, _Place(path, number))
+        _validate(request, _Place(path, number))
         yield request
 
 
@@ -129,11 +121,11 @@ def _decode_csv(path: Path, lines: IO[bytes]) -> Iterator[TraceRequest]:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{_Place(path, number)}: no request of a trace: {error!r}") from error
-        _look_over(request, _Place(path, number))
+        _validate(request, _Place(path, number))
         yield request
 
 
-def _look_over(request: TraceRequest, place: _Place) -> None:
+def _validate(request: TraceRequest, place: _Place) -> None:
     lengths = (request.timestamp, request.input_length, request.output_length)
     if min(lengths) < 0 or request.block_tokens < 1:
         raise BadInput(f"{place}: times and lengths cannot be negative, nor a block empty")

@@ -12,7 +12,7 @@ __all__ = ["ReplayedTier", "replay"]
 
 
 class ReplayedTier:
-    """A tier without bytes: keys and sizes under a cap, and a policy that says who goes."""
+    """A tier without bytes: keys and sizes under a cap, and a policy that says which go."""
 
     def __init__(self, capacity_bytes: int, policy: EvictionPolicy) -> None:
         self._capacity_bytes = capacity_bytes
@@ -54,7 +54,7 @@ class ReplayedTier:
         return True
 
     def check(self) -> None:
-        """Audit the books. Raises AssertionError saying what does not add up."""
+        """Audit the sums. Raises AssertionError saying what does not add up."""
         assert self._size_bytes == sum(self._sizes.values()) <= self._capacity_bytes, "bytes differ"
         assert set(self._policy.victims(float("inf"))) == self._sizes.keys(), "keys differ"
         self._policy.check()
@@ -77,21 +77,21 @@ class ReplayedTier:
 def replay(
     requests: Iterable[TraceRequest], token_bytes: int, capacity_bytes: int, policy: EvictionPolicy
 ) -> Iterator[Served]:
-    """What becomes of each request: leading blocks that are here are read, the rest is computed
+    """What becomes of each request: leading blocks that are here are read, the others are computed
     and offered to the tier.  Blocks of the running request are not evicted for its later ones."""
     tier = ReplayedTier(capacity_bytes, policy)
     for request in requests:
         uses = request.uses(token_bytes)
         hits = tier.ask(uses)
         own = {use.key for use in uses}
-        kept = [use for use in uses[hits:] if tier.insert(use, own)]
+        stored = [use for use in uses[hits:] if tier.insert(use, own)]
         yield Served(
             at_s=request.at_s,
             num_tokens=request.input_length,
             output_tokens=request.output_length,
             hit_tokens=sum(use.num_tokens for use in uses[:hits]),
             read_bytes=sum(use.size_bytes for use in uses[:hits]),
-            written_bytes=sum(use.size_bytes for use in kept),
+            written_bytes=sum(use.size_bytes for use in stored),
             held_bytes=tier.size_bytes,
             num_blocks=len(uses),
             hit_blocks=hits,

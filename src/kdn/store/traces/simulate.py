@@ -40,7 +40,7 @@ class SimulatedRun:
 
 
 class Belady(EvictionPolicy):
-    """Knows the whole trace: whoever is wanted last, or never, goes first, and what is wanted later
+    """Knows the whole trace: what is wanted last, or never, goes first, and what is wanted later
     than all that is here is not let in.
 
     Belady, A study of replacement algorithms for a virtual-storage computer (IBM Systems Journal,

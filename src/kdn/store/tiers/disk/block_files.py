@@ -117,11 +117,12 @@ class BlockFiles:
         self._files.remove(self._folder.temporary(number))
         self._files.remove(self._folder.block(key))
 
-    def remove(self, key: BlockKey) -> None:
-        """Remove a block's file, and the one in quarantine. Raises StoreError."""
+    def remove(self, key: BlockKey) -> bool:
+        """Remove a block's file, and the one in quarantine: True once they are gone. Raises StoreError."""
         with system_errors(f"dropping block {key}"):
             self._files.remove(self._folder.block(key))
             self._files.remove(self._folder.quarantined(key))
+        return True
 
     def remove_quarantined(self, key: BlockKey) -> None:
         """Remove a damaged block's file. Raises StoreError."""

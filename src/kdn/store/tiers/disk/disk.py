@@ -118,7 +118,7 @@ class DiskTier(ManagedTier):
 
     def drop(self, key: BlockKey) -> bool:
         self._unrank(key)
-        return self._catalogue.writer.remove(key, lambda: self._remove_file(key))
+        return self._catalogue.writer.remove(key, lambda: self._blocks.remove(key))
 
     def holds(self, key: BlockKey) -> bool:
         return self._catalogue.reader.knows(key)
@@ -237,10 +237,6 @@ class DiskTier(ManagedTier):
     def _unrank(self, key: BlockKey) -> None:
         if self._ranked is not None:
             self._ranked.forget(key)
-
-    def _remove_file(self, key: BlockKey) -> bool:
-        self._blocks.remove(key)
-        return True
 
     def _evict(self, victim: Victim) -> None:
         if victim.quarantined:

@@ -1,4 +1,4 @@
-"""The store's folder: whose it is, where things lie in it, and who is at work in it.
+"""The store's folder: its identity, where things lie in it, and which processes are at work in it.
 
 kdn-store.json    says that this is a store, of which format, and its identity
 catalogue.sqlite  what is known of every block (rebuilt from the blocks when lost)
@@ -116,7 +116,7 @@ class StoreFolder:
     def sweep(self) -> list[str]:
         """Remove what dead processes left half-written; returns the living owners.
 
-        To be called inside `opening`, when nobody can be between signing in and locking.
+        To be called inside `opening`, when no process can be between signing in and locking.
         """
         with system_errors(f"sweeping the store {self.path}"):
             owners = self.path / "owners"

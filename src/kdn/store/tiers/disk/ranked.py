@@ -1,4 +1,4 @@
-"""A policy beside the shared catalogue: what this process knows of who should go first."""
+"""A policy beside the shared catalogue: what this process knows of which blocks should go first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RankedBlocks:
     """Feeds a policy from several threads, and asks it.
 
     Other processes on the folder have policies of their own; each ranks what it has seen, and the
-    catalogue falls back on age for the rest.
+    catalogue falls back on age for the others.
     """
 
     def __init__(self, policy: EvictionPolicy, clock: Clock) -> None:
@@ -47,7 +47,7 @@ class RankedBlocks:
                 self._policy.use(replace(use, at_s=self._clock.now()))
 
     def forget(self, key: BlockKey) -> None:
-        """The block left, by whatever hand."""
+        """The block left, by any process."""
         with self._lock:
             if self._known.pop(key, None) is not None:
                 self._policy.remove(key)
@@ -73,7 +73,7 @@ class RankedBlocks:
             return {key for key in keys if key not in self._known}
 
     def check(self) -> None:
-        """Audit the books. Raises AssertionError saying what does not add up."""
+        """Audit what is known. Raises AssertionError saying what does not add up."""
         with self._lock:
             assert len(self._policy) == len(self._known), "the policy's keys differ"
             self._policy.check()

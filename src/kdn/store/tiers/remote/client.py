@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from kdn.core import BlockKey
+
+if TYPE_CHECKING:
+    from kdn.store.settings import FarSettings
 
 __all__ = ["DictRemote", "Listed", "Remote", "RemoteChanges"]
 
@@ -38,6 +41,19 @@ class Remote(ABC):
     name: str
     transcodes: bool = False
     """Can it give layers in another encoding than the stored one?"""
+    seals_itself: bool = False
+    """Does the other side seal blocks at rest, so that they are sent as they are?"""
+    lists_all: bool = False
+    """Does asking for changes cost a listing of everything? Then it is asked seldom."""
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: FarSettings) -> Self | None:
+        """The remote that the settings describe; None where they name none.
+
+        Raises BadConfig, MissingExtra.
+        """
+        ...
 
     @abstractmethod
     def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
@@ -77,6 +93,10 @@ class DictRemote(Remote):
     """A dict in place of the network: the plain twin, shared by as many tiers as a test wants."""
 
     name = "dict"
+
+    @classmethod
+    def from_settings(cls, settings: FarSettings) -> Self | None:
+        return cls() if cls.name in settings.remotes else None
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -11,11 +11,14 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, MissingExtra, Unreachable
 from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
+
+if TYPE_CHECKING:
+    from kdn.store.settings import FarSettings
 
 __all__ = ["ObjectRemote"]
 
@@ -31,6 +34,14 @@ class ObjectRemote(Remote):
     """
 
     name = "objects"
+    lists_all = True
+
+    @classmethod
+    def from_settings(cls, settings: FarSettings) -> Self | None:
+        if settings.objects_url is None:
+            return None
+        timeout_s = max(settings.far_timeout_s, 1.0)
+        return cls(settings.objects_url, options=settings.object_options, timeout_s=timeout_s)
 
     def __init__(
         self, url: str, *, options: Mapping[str, str] | None = None, timeout_s: float = 5.0

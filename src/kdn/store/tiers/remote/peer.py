@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -22,6 +23,9 @@ import msgspec
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, Unreachable
 from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
+
+if TYPE_CHECKING:
+    from kdn.store.settings import FarSettings
 
 __all__ = ["PeerChanges", "PeerRemote"]
 
@@ -42,11 +46,23 @@ class PeerRemote(Remote):
     """The node at `url` (http or https), seen with `token`'s rights.
 
     `authority` is a file of certificates to trust instead of the system's.  A node does not list
-    sizes, so a tier over it books none.
+    sizes, so a tier over it counts none.
     """
 
     name = "peer"
     transcodes = True
+    seals_itself = True
+
+    @classmethod
+    def from_settings(cls, settings: FarSettings) -> Self | None:
+        if settings.peer_url is None:
+            return None
+        return cls(
+            settings.peer_url,
+            token=settings.peer_token,
+            authority=settings.peer_authority,
+            timeout_s=settings.far_timeout_s,
+        )
 
     def __init__(
         self,

@@ -10,11 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, MissingExtra, Unreachable
 from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
+
+if TYPE_CHECKING:
+    from kdn.store.settings import FarSettings
 
 __all__ = ["RedisRemote"]
 
@@ -29,6 +32,12 @@ class RedisRemote(Remote):
     """
 
     name = "redis"
+
+    @classmethod
+    def from_settings(cls, settings: FarSettings) -> Self | None:
+        if settings.redis_url is None:
+            return None
+        return cls(settings.redis_url, timeout_s=settings.far_timeout_s)
 
     def __init__(self, url: str, *, prefix: str = "kdn", timeout_s: float = 2.0) -> None:
         try:

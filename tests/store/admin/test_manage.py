@@ -1,0 +1,116 @@
+"""What operators do with stored blocks, on tiers of memory and disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kdn.clock import ManualClock
+from kdn.core import BlockKey
+from kdn.errors import BadInput
+from kdn.store import (
+    CODECS,
+    DictRemote,
+    RemoteSettings,
+    RemoteTier,
+    Store,
+    encode_block,
+    open_store,
+)
+from kdn.store.admin.manage import (
+    Done,
+    Which,
+    compress,
+    copy,
+    forget,
+    move,
+    select,
+    usage_by_salt,
+    warm,
+)
+from kdn.store.tiers.memory import MemoryTier
+from kdn.trace import NoTrace
+from tests.store.helpers import MODEL, block_id, make_block
+
+IDS = [block_id([number] * 64, salt=salt) for number, salt in enumerate(("alice", "alice", "bob"))]
+KEYS = [one.key for one in IDS]
+SIZE = encode_block(make_block(IDS[0])).size_bytes
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path / "kv", disk_bytes=10**6) as store:
+        for one in IDS:
+            store.put(make_block(one))
+        yield store
+        store.check()
+
+
+def test_selecting_by_tenant_model_tier_and_name(store: Store) -> None:
+    assert set(select(store, Which(salt="alice"))) == set(KEYS[:2])
+    assert set(select(store, Which(fingerprint=MODEL))) == set(KEYS)
+    assert select(store, Which(fingerprint="another")) == []
+    assert select(store, Which((KEYS[0], KEYS[2]), salt="bob")) == [KEYS[2]]
+    store.tiers.named("memory").drop(KEYS[0])
+    assert set(select(store, Which(tier="memory"))) == set(KEYS[1:])
+    with pytest.raises(BadInput, match="no block feed is stored"):
+        select(store, Which((BlockKey("feed"),)))
+    with pytest.raises(BadInput, match="no tier 'tape'; it has memory, disk"):
+        select(store, Which(tier="tape"))
+
+
+def test_copies_and_moves_count_what_was_done_and_what_was_missing(store: Store) -> None:
+    store.drop(KEYS[2])
+    assert forget(store, KEYS[:2], "memory") == Done(2)
+    assert copy(store, KEYS, "memory") == Done(2, 2 * SIZE, 1)
+    assert store.tiers.where(KEYS[0]) == ("memory", "disk")
+    assert forget(store, KEYS[:2], "memory") == Done(2)
+    assert move(store, KEYS[:2], "memory", "disk") == Done(2, 2 * SIZE)
+    assert store.tiers.where(KEYS[1]) == ("memory",)
+    with pytest.raises(BadInput, match="from disk to itself"):
+        move(store, KEYS, "disk", "disk")
+
+
+def test_compressing_replaces_whole_blocks_and_refuses_what_loses(store: Store) -> None:
+    done = compress(store, [*KEYS, BlockKey("0" * 64)], "lossless")
+    assert (done.blocks, done.missing) == (3, 1)
+    assert done.size_bytes != 3 * SIZE
+    store.tiers.named("memory").drop(KEYS[0])
+    reader = store.open(IDS[0])
+    assert reader is not None
+    with reader:
+        assert list(map(bytes, reader.layers(0, 3))) == list(make_block(IDS[0]).layers)
+    again = compress(store, KEYS, "lossless")
+    assert (again.blocks, again.size_bytes) == (3, done.size_bytes)
+    with pytest.raises(BadInput, match="int8 loses precision"):
+        compress(store, KEYS, "int8")
+    with pytest.raises(BadInput, match=f"no codec 'zip'; there are {min(CODECS)}"):
+        compress(store, KEYS, "zip")
+
+
+def test_use_by_tenant_and_tier(store: Store) -> None:
+    store.tiers.named("memory").drop(KEYS[1])
+    assert usage_by_salt(store) == {
+        "alice": {"memory": SIZE, "disk": 2 * SIZE},
+        "bob": {"memory": SIZE, "disk": SIZE},
+    }
+
+
+def test_warming_brings_far_blocks_here() -> None:
+    clock, trace, remote = ManualClock(), NoTrace(), DictRemote()
+
+    def opened() -> Store:
+        far = RemoteTier(remote, RemoteSettings(poll_s=0), clock, trace)
+        return Store([MemoryTier(10**6, trace)], far=[far], clock=clock)
+
+    with opened() as writer:
+        writer.put(make_block(IDS[0]))
+        assert writer.flush(10)
+    with opened() as reader:
+        assert reader.index.get(KEYS[0]) is not None
+        assert reader.tiers.where(KEYS[0]) == ("dict",)
+        done = warm(reader, [KEYS[0], KEYS[1]])
+        assert (done.blocks, done.missing) == (1, 1)
+        assert reader.tiers.where(KEYS[0]) == ("memory", "dict")

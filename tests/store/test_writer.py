@@ -1,0 +1,151 @@
+"""Where a written block ends up, when, and what is counted when it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from threading import Event
+
+import pytest
+
+from kdn.clock import ManualClock
+from kdn.core import Cause, Recipe
+from kdn.errors import NoSpace, StoreError
+from kdn.store import (
+    CODECS,
+    DictRemote,
+    EncodedBlock,
+    RemoteSettings,
+    RemoteTier,
+    Store,
+    encode_block,
+)
+from kdn.store.tiers.memory import MemoryTier
+from kdn.store.tiers.tier import Spare
+from kdn.trace import NoTrace, Recorder
+from tests.store.helpers import block_id, make_block
+
+LOSSY = Recipe((Cause.CODEC,), "int8")
+IDS = [block_id([number] * 64) for number in range(4)]
+BLOCKS = [make_block(one) for one in IDS]
+SIZE = encode_block(BLOCKS[0]).size_bytes
+
+
+class Durable(MemoryTier):
+    """A memory tier that stands for the disk: it can be made to fail, or to wait."""
+
+    name = "durable"
+
+    def __init__(self, capacity_bytes: int = 10**6) -> None:
+        super().__init__(capacity_bytes, NoTrace())
+        self.fails = False
+        self.gate = Event()
+        self.gate.set()
+
+    def put(self, block: EncodedBlock, spare: Spare) -> None:
+        assert self.gate.wait(10)
+        if self.fails:
+            raise StoreError("the device is gone")
+        super().put(block, spare)
+
+
+def opened(durable: Durable, **options: object) -> Store:
+    fast = MemoryTier(10**6, NoTrace())
+    return Store([fast, durable], clock=ManualClock(), **options)  # type: ignore[arg-type]
+
+
+def test_a_put_that_fails_raises_and_reaches_no_tier() -> None:
+    durable = Durable()
+    with opened(durable) as store:
+        durable.fails = True
+        with pytest.raises(StoreError, match="the device is gone"):
+            store.put(BLOCKS[0])
+        assert store.tiers.where(IDS[0].key) == ()
+        assert (store.stat().failed, store.stat().puts) == (1, 0)
+
+
+def test_without_room_the_put_is_refused_and_counted() -> None:
+    with opened(Durable(SIZE - 1)) as store:
+        with pytest.raises(NoSpace, match=f"a block of {SIZE} bytes does not fit"):
+            store.put(BLOCKS[0])
+        assert store.stat().dropped == 1
+        assert len(store.index) == 0
+
+
+def test_written_behind_a_block_is_found_before_it_is_durable() -> None:
+    durable = Durable()
+    with opened(durable) as store:
+        durable.gate.clear()
+        store.write_behind(BLOCKS[0])
+        store.write_behind(BLOCKS[0])
+        assert store.tiers.where(IDS[0].key) == ("memory",)
+        assert store.stat().queued_bytes == SIZE, "twice is once"
+        durable.gate.set()
+        assert store.flush(10)
+        assert store.tiers.where(IDS[0].key) == ("memory", "durable")
+        assert (store.stat().puts, store.stat().put_bytes) == (1, SIZE)
+
+
+def test_what_finds_no_room_in_the_queue_stays_in_memory_and_is_counted() -> None:
+    durable, trace = Durable(), Recorder()
+    with opened(durable, write_behind_bytes=2 * SIZE, trace=trace) as store:
+        durable.gate.clear()
+        for block in BLOCKS[:3]:
+            store.write_behind(block)
+        assert store.stat().dropped == 1
+        assert [event.fields["tier"] for event in trace.events("store.refuse")] == ["queue"]
+        durable.gate.set()
+        assert store.flush(10)
+        where = [store.tiers.where(one.key) for one in IDS[:3]]
+        assert where == [("memory", "durable")] * 2 + [("memory",)]
+
+
+def test_a_lossy_block_is_in_no_tier_before_it_went_through_its_codec() -> None:
+    """A lossless one is in memory as it is meanwhile, and durable in its packed form."""
+    lossy = make_block(block_id([9] * 64, recipe=LOSSY))
+    for block, codec, at_first in [(lossy, "int8", ()), (BLOCKS[0], "lossless", ("memory",))]:
+        durable = Durable()
+        with opened(durable) as store:
+            held = Event()
+            store._queues.later(0, partial(held.wait, 10))
+            store.write_behind(block, CODECS[codec])
+            assert store.tiers.where(block.id.key) == at_first
+            held.set()
+            assert store.flush(10)
+            assert store.tiers.where(block.id.key) == ("memory", "durable")
+            handle = durable.open(block.id.key)
+            assert handle is not None
+            assert handle.header is not None
+            assert handle.header.codec == codec
+
+
+@pytest.mark.parametrize("act", [Store.put, Store.write_behind])
+def test_far_tiers_take_what_is_worth_it(act: Callable[..., None]) -> None:
+    """A price by tier: "dict" takes blocks of at most 32 tokens, the disk takes all."""
+    remote, clock = DictRemote(), ManualClock()
+    far = RemoteTier(remote, RemoteSettings(poll_s=0), clock, NoTrace())
+    small = make_block(block_id([7] * 32))
+
+    def worth_writing(tier: str, start: int, num_tokens: int, size_bytes: int) -> bool:
+        assert start == 0
+        assert size_bytes >= 8192
+        return tier != "dict" or num_tokens <= 32
+
+    with opened(Durable(), far=[far], worth_writing=worth_writing) as store:
+        for block in (BLOCKS[0], small):
+            act(store, block)
+        assert store.flush(10)
+        assert store.tiers.where(IDS[0].key) == ("memory", "durable")
+        assert store.tiers.where(small.id.key) == ("memory", "durable", "dict")
+        assert store.stat().not_worth_writing == 1
+
+
+def test_a_damaged_durable_copy_is_written_again() -> None:
+    durable = Durable()
+    with opened(durable) as store:
+        store.put(BLOCKS[0])
+        assert durable.drop(IDS[0].key)
+        store.put(BLOCKS[0])
+        assert store.stat().puts == 2
+        store.put(BLOCKS[0])
+        assert store.stat().puts == 2, "it is durable: nothing to do"
