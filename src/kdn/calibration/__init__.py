@@ -1,4 +1,4 @@
-"""What was measured of this model on this machine: codecs, key bias, times; and the idle work that measures.
+"""What was measured of a model on this machine, and the idle work that measures.
 
-Trades in measurements.  Only `api`, `bench` and `cli` import it.  Start reading at `times.py`.
+Trades in measurements.  `api`, `bench` and `cli` import it.  Start reading at `of_model.py`.
 """

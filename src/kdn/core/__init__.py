@@ -1,6 +1,7 @@
-"""The nouns every room speaks: prompts, blocks and their keys, plans, requests and what becomes of them.
+"""The nouns of every room: prompts, blocks and their keys, plans, requests and their results.
 
-Nothing here computes.  Importing the nouns does not import torch.
+Trades in frozen values: nothing here computes, and importing it does not import torch.  Every room may
+import it.  Start reading at `plans.py`.
 """
 
 from __future__ import annotations

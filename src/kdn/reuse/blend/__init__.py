@@ -1,4 +1,4 @@
-"""Blending: stored documents are reused wherever they stand, and the rows that matter are recomputed.
+"""Blending: stored documents are reused anywhere, and the rows that matter are recomputed.
 
 Trades in plans over stored chunks.  `calibration`, `api` and `bench` import it.  Start reading at
 `planner.py`."""
