@@ -75,12 +75,14 @@ class SlowReader:
     begin_s: float
     layer_s: float
     sizes: list[int] = field(default_factory=list)
+    ranges: list[range] = field(default_factory=list)
     num_tokens: int = TOKENS
     id: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(num_tokens=TOKENS))
 
     def layers(self, start: int, stop: int) -> list[memoryview]:
         self.clock.advance(self.begin_s + (stop - start) * self.layer_s)
         self.sizes.append(stop - start)
+        self.ranges.append(range(start, stop))
         return [RUN] * (stop - start)
 
 
@@ -144,3 +146,23 @@ def test_no_read_is_empty_or_too_large(most: int, reads: list[float]) -> None:
     for seconds in reads:
         assert 1 <= pace.size <= max(most, 1)
         pace.took(pace.size, seconds)
+
+
+@given(
+    cuts=st.sets(st.integers(0, LAYERS), min_size=2, max_size=6).map(sorted),
+    layer_s=st.sampled_from([1e-5, 0.01]),
+)
+def test_only_the_layers_that_will_be_taken_are_read(cuts: list[int], layer_s: float) -> None:
+    """Reads are larger and larger, but never reach into a gap, nor over it."""
+    layers = [range(a, b) for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
+    pipeline = Pipeline()
+    reader = SlowReader(pipeline.loader, 0.0, layer_s)
+    readers = cast("list[Reader]", [reader])
+    source = StoreSource("", readers, SHAPE, pipeline, pipeline.loader, layers=layers)
+    for layer in (layer for part in layers for layer in part):
+        source.start(layer)
+        assert len(source.take(layer)) == 1
+    assert [layer for read in reader.ranges for layer in read] == [
+        layer for part in layers for layer in part
+    ]
+    assert all(any(set(read) <= set(part) for part in layers) for read in reader.ranges)

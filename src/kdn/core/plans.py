@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ __all__ = [
     "ColumnScale",
     "Enter",
     "GivenRows",
+    "HiddenSource",
     "LayerKV",
     "LayerSource",
     "LayerView",
@@ -83,10 +85,16 @@ class StoredRun:
 
     start: int
     source: LayerSource
+    layers: tuple[range, ...] | None = None
+    """The layers that it supplies; None: all.  At the others nothing is fetched: rows compute the columns."""
 
     @property
     def stop(self) -> int:
         return self.start + self.source.num_tokens
+
+    def supplies(self, layer: int) -> bool:
+        """Do the columns come from the source at `layer`?"""
+        return self.layers is None or any(layer in one for one in self.layers)
 
 
 @dataclass(frozen=True)
@@ -152,13 +160,45 @@ RowRule = AllRows | GivenRows | Choose
 ALL_ROWS = AllRows()
 
 
+class HiddenSource(Protocol):
+    """Stored inputs of one layer, for rows that enter there."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def start(self) -> None:
+        """Begin to fetch; called before any stored KV is asked for. Never blocks; twice is harmless."""
+        ...
+
+    def take(self, start: int, stop: int) -> Tensor:
+        """[stop - start, hidden] of these rows, counted from the first one, waiting for them if needed.
+
+        Raises CorruptBlock when they cannot be had.
+        """
+        ...
+
+    def close(self) -> None:
+        """Unpin what is open. Calling it twice is harmless."""
+        ...
+
+
 @dataclass(frozen=True)
 class Enter:
-    """Rows that join at `layer` with a supplied hidden state [len(positions), hidden]."""
+    """Rows at `positions`, ascending, that join at `layer` with the layer's input as it is given."""
 
     layer: int
     positions: tuple[int, ...]
-    hidden: Tensor
+    hidden: Tensor | None = None
+    """[len(positions), hidden], or None where `source` supplies it."""
+    source: HiddenSource | None = None
+
+    def states(self, first: int, stop: int) -> tuple[tuple[int, ...], Tensor]:
+        """The positions in [first, stop) and their inputs. Raises CorruptBlock like the source."""
+        low, high = bisect_left(self.positions, first), bisect_left(self.positions, stop)
+        if self.source is not None:
+            return self.positions[low:high], self.source.take(low, high)
+        assert self.hidden is not None, "rows enter with a tensor or a source"
+        return self.positions[low:high], self.hidden[low:high]
 
 
 @dataclass(frozen=True)
@@ -175,7 +215,10 @@ class ColumnScale:
 
 
 class Observer(Protocol):
-    """Reads layers as they are computed; must not change anything."""
+    """Reads layers as they are computed; must not change anything.
+
+    A long prompt may be cut in passes: each shows the rows that it computes.
+    """
 
     def __call__(self, view: LayerView) -> None: ...
 

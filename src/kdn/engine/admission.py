@@ -311,3 +311,6 @@ def _close(plan: Plan) -> None:
         plan.prefix.close()
     for run in plan.stored:
         run.source.close()
+    for enter in plan.enter:
+        if enter.source is not None:
+            enter.source.close()

@@ -15,7 +15,7 @@ from kdn.engine.retention import Capture
 from kdn.model import AdapterRun, Decoder, LoraAdapter
 from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Writing
 
-__all__ = ["Batch", "LoadedRuns", "SequenceSlice", "StoredColumns", "places"]
+__all__ = ["Batch", "LoadedRuns", "SequenceSlice", "StoredColumns", "most_rows", "places"]
 
 LoadedRuns = Sequence[tuple[int, Sequence[LayerKV]]]
 """A layer's stored runs, as (first column, parts)."""
@@ -25,8 +25,8 @@ LoadedRuns = Sequence[tuple[int, Sequence[LayerKV]]]
 class SequenceSlice:
     """One sequence's part in a pass: what it computes and where its KV goes.
 
-    `rows` are the positions alive at the current layer, ascending; `stop` is the position after the
-    last one computed.  `new_prefix` is filled from the plan's prefix as the pass goes along.
+    `rows` are the positions alive at the current layer, ascending.  `new_prefix` is filled from the
+    plan's prefix as the pass goes along.
     """
 
     plan: Plan
@@ -34,7 +34,9 @@ class SequenceSlice:
     rows: Tensor
     token_ids: list[int]
     """The tokens of `rows` at layer 0."""
+    first: int
     stop: int
+    """The pass is about positions [first, stop)."""
     logit_positions: tuple[int, ...]
     adapter: LoraAdapter | None = None
     capture: Capture | None = None
@@ -61,6 +63,7 @@ class SequenceSlice:
             kv=kv,
             rows=rows,
             token_ids=[plan.token_ids[p] for p in rows.tolist()],
+            first=first,
             stop=stop,
             logit_positions=tuple(p for p in wanted if first <= p < stop),
             adapter=adapter,
@@ -84,17 +87,29 @@ class SequenceSlice:
             kv=kv,
             rows=torch.tensor([at]),
             token_ids=[token_id],
+            first=at,
             stop=at + 1,
             logit_positions=(at,),
             adapter=adapter,
             capture=capture,
         )
 
-    def sources(self) -> list[LayerSource]:
-        """Everything that is loaded during the pass."""
+    @property
+    def num_columns(self) -> int:
+        """Columns of the suffix that the pass writes to, from its first one on."""
+        stored = [run.stop for run in self.plan.stored] if self.loads else []
+        return max([self.stop, *stored]) - self.kv.num_prefix
+
+    @property
+    def most_rows(self) -> int:
+        """The rows of the layer that has most of them. To be asked before the pass."""
+        return most_rows(self.plan, self.first, self.stop) if self.plan.enter else len(self.rows)
+
+    def sources(self, layer: int) -> list[LayerSource]:
+        """Everything that is loaded for a layer."""
         if not self.loads:
             return []
-        stored = [run.source for run in self.plan.stored]
+        stored = [run.source for run in self.plan.stored if run.supplies(layer)]
         if self.new_prefix is not None and self.plan.prefix is not None:
             stored.insert(0, self.plan.prefix)
         return stored
@@ -130,6 +145,21 @@ def _initial_rows(plan: Plan, first: int, stop: int) -> Tensor:
     return torch.nonzero(wanted).flatten() + first
 
 
+def most_rows(plan: Plan, first: int, stop: int) -> int:
+    """How many rows of [first, stop) the plan computes at the layer where it computes most."""
+    alive = set(_initial_rows(plan, first, stop).tolist())
+    most = len(alive)
+    for layer in range(max((enter.layer for enter in plan.enter), default=-1) + 1):
+        for enter in plan.enter:
+            if enter.layer == layer:
+                alive.update(p for p in enter.positions if first <= p < stop)
+        rule = plan.rule(layer)
+        if isinstance(rule, GivenRows):
+            alive &= set(rule.positions)
+        most = max(most, len(alive))
+    return most
+
+
 class Batch:
     """The rows of several sequences, one after the other, with all that follows from which rows they are."""
 
@@ -138,11 +168,12 @@ class Batch:
     ) -> None:
         self.slices = list(slices)
         for one in self.slices:
-            one.kv.suffix.grow(one.stop - one.kv.num_prefix)
+            one.kv.suffix.grow(one.num_columns)
         self._decoder = decoder
         self._attention = attention
         tokens = [token for one in self.slices for token in one.token_ids]
-        self.hidden = decoder.embed(torch.tensor(tokens, device=decoder.device))
+        ids = torch.tensor(tokens, dtype=torch.int64, device=decoder.device)
+        self.hidden = decoder.embed(ids)
         """[rows, hidden] the input of the layer at hand."""
         self.spans: list[tuple[int, int]] = []
         """By sequence, its rows [start, stop) of the batch."""
@@ -181,14 +212,12 @@ class Batch:
         for one, (start, stop) in self.parts():
             rows, hidden = one.rows, self.hidden[start:stop]
             rule = one.plan.rule(layer)
-            if layer > 0:
-                for enter in one.plan.enter:
-                    if enter.layer == layer:
-                        new = torch.tensor(enter.positions)
-                        rows, hidden = _join(rows, hidden, new, enter.hidden)
-                if isinstance(rule, GivenRows):
-                    stay = torch.isin(rows, torch.tensor(rule.positions))
-                    rows, hidden = rows[stay], hidden[stay.to(hidden.device)]
+            for enter in one.plan.enter:
+                if enter.layer == layer:
+                    rows, hidden = _join(rows, hidden, *enter.states(one.first, one.stop))
+            if layer > 0 and isinstance(rule, GivenRows):
+                stay = torch.isin(rows, torch.tensor(rule.positions, dtype=torch.int64))
+                rows, hidden = rows[stay], hidden[stay.to(hidden.device)]
             changed |= rows is not one.rows
             one.rows = rows
             pieces.append(hidden)
@@ -244,9 +273,10 @@ class Batch:
 
 
 def _join(
-    rows: Tensor, hidden: Tensor, new_rows: Tensor, new_hidden: Tensor
+    rows: Tensor, hidden: Tensor, positions: Sequence[int], new_hidden: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Both sets of rows in ascending order; an entering row replaces one already there."""
+    new_rows = torch.tensor(positions, dtype=torch.int64)
     stay = ~torch.isin(rows, new_rows)
     together = torch.cat((rows[stay], new_rows))
     states = torch.cat((hidden[stay.to(hidden.device)], new_hidden.to(hidden)))
@@ -263,15 +293,19 @@ class StoredColumns:
         self._decoder = decoder
         self._attention = attention
         self._slices = slices
-        self._sources = [source for one in slices for source in one.sources()]
+        for one in slices:  # layer inputs come first: rows wait for all of them
+            for enter in one.plan.enter:
+                if enter.source is not None:
+                    enter.source.start()
         self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._columns: dict[tuple[int, int], Tensor] = {}
 
     def start(self, layer: int) -> None:
         """Begin to fetch a layer; a layer beyond the last is none."""
         if layer < self._decoder.config.num_layers:
-            for source in self._sources:
-                source.start(layer)
+            for one in self._slices:
+                for source in one.sources(layer):
+                    source.start(layer)
 
     def place(self, layer: int) -> list[LoadedRuns]:
         """Bring the layer's stored KV to its place. Gives back what selectors may compare with."""
@@ -300,7 +334,9 @@ class StoredColumns:
 
     def _take_runs(self, layer: int, one: SequenceSlice) -> LoadedRuns:
         """The sequence's own stored runs of the layer."""
-        loaded = [(run.start, run.source.take(layer)) for run in one.plan.stored]
+        loaded = [
+            (run.start, run.source.take(layer)) for run in one.plan.stored if run.supplies(layer)
+        ]
         if one.capture is not None:
             for start, parts in loaded:
                 for part, at in zip(parts, places(start, parts), strict=True):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
-from kdn.core import ALL_ROWS, Plan
-from kdn.engine.batch import SequenceSlice
+from kdn.core import ALL_ROWS, Choose, Plan
+from kdn.engine.batch import SequenceSlice, most_rows
 from kdn.engine.executor import Pass
 from kdn.engine.kv import PrefixKV
 from kdn.engine.request import RequestState, RunningRequest
@@ -105,7 +106,7 @@ class PrefillQueue:
                 break
             filled.append(one.new_prefix)
             slices.append(one)
-            rows_left -= one.rows.numel()
+            rows_left -= one.most_rows
             if rows_left <= 0:
                 break
         self._pass = Pass(self._decoder, self._attention, slices)
@@ -126,7 +127,7 @@ class PrefillQueue:
         assert kv is not None, "admitted requests have KV"
         plan, stop = planned.plan, running.request.prompt.num_tokens
         if _can_be_cut(plan) and stop - first > num_rows:
-            stop = (first + num_rows) // ROW_BLOCK * ROW_BLOCK
+            stop = _cut(plan, first, stop, num_rows)
             if stop <= first:
                 return None
         new_prefix = kv.prefix if _is_to_load(kv.prefix) else None
@@ -181,8 +182,18 @@ def _end_probe(running: RunningRequest, plan: Plan) -> None:
 
 
 def _can_be_cut(plan: Plan) -> bool:
-    """Plans that only compute rows in order may run in parts; others see all their rows together."""
-    return not plan.one_layer and computes_in_order(plan)
+    """Plans whose rows are known beforehand may run in parts; others see all their rows together."""
+    chooses = any(isinstance(rule, Choose) for rule in plan.rows)
+    return not (plan.one_layer or chooses or plan.then or (plan.observers and plan.stored))
+
+
+def _cut(plan: Plan, first: int, stop: int, num_rows: int) -> int:
+    """The furthest end of a part that computes at most `num_rows` at any layer; `first` if none does."""
+    if computes_in_order(plan):
+        return (first + num_rows) // ROW_BLOCK * ROW_BLOCK
+    edges = [*range((first // ROW_BLOCK + 1) * ROW_BLOCK, stop, ROW_BLOCK), stop]
+    fitting = bisect_right(edges, num_rows, key=lambda edge: most_rows(plan, first, edge))
+    return edges[fitting - 1] if fitting else first
 
 
 def computes_in_order(plan: Plan) -> bool:
@@ -193,4 +204,4 @@ def computes_in_order(plan: Plan) -> bool:
 
 def _goes_with(one: SequenceSlice, first: SequenceSlice, rows_left: int) -> bool:
     """May it join a pass that begins with `first`? What cannot be cut must find rows for all of it."""
-    return one.plan.row_chunk == first.plan.row_chunk and one.rows.numel() <= rows_left
+    return one.plan.row_chunk == first.plan.row_chunk and one.most_rows <= rows_left

@@ -38,7 +38,10 @@ class StoreSource:
         shape: KvShape,
         loader: Executor,
         clock: Clock,
+        *,
+        layers: Sequence[range] | None = None,
     ) -> None:
+        """`layers`, ascending, are those that will be taken; None: all. Nothing else is read."""
         self._name = name
         self._readers = tuple(readers)
         self._shape = shape
@@ -47,7 +50,9 @@ class StoreSource:
         largest = max(reader.id.num_tokens for reader in readers)
         self._clock = clock
         self._pace = Pace(-(-_READ_BYTES // (largest * shape.layer_token_bytes)))
-        self._edges = [0]
+        self._left = list(layers if layers is not None else (range(shape.num_layers),))
+        """Layers that no group has been begun of."""
+        self._groups: list[range] = []
         self._loads: list[Future[list[list[LayerKV]]]] = []
 
     @property
@@ -60,8 +65,7 @@ class StoreSource:
 
     def start(self, layer: int) -> None:
         """Start to read the layer's group, and the one after it."""
-        assert layer < self._shape.num_layers, "the model has no such layer"
-        while self._edges[-1] <= layer:
+        while self._left and not (self._groups and layer < self._groups[-1].stop):
             self._begin()
         if self._group(layer) == len(self._loads) - 1:
             self._begin()
@@ -69,7 +73,7 @@ class StoreSource:
     def take(self, layer: int) -> list[LayerKV]:
         self.start(layer)
         group = self._group(layer)
-        at = layer - self._edges[group]
+        at = layer - self._groups[group].start
         try:
             return [runs[at] for runs in self._loads[group].result()]
         except CorruptBlock:
@@ -84,11 +88,13 @@ class StoreSource:
 
     def _begin(self) -> None:
         """Start to read the next group of layers, if any is left."""
-        start = self._edges[-1]
-        if start < self._shape.num_layers:
-            stop = min(start + self._pace.size, self._shape.num_layers)
-            self._edges.append(stop)
-            self._loads.append(self._submit(start, stop))
+        if not self._left:
+            return
+        group = self._left[0][: self._pace.size]
+        rest = self._left[0][len(group) :]
+        self._left[:1] = [rest] if rest else []
+        self._groups.append(group)
+        self._loads.append(self._submit(group.start, group.stop))
 
     def _submit(self, start: int, stop: int) -> Future[list[list[LayerKV]]]:
         """The read under way; where none can be started, one that has failed."""
@@ -100,7 +106,10 @@ class StoreSource:
             return failed
 
     def _group(self, layer: int) -> int:
-        return bisect_right(self._edges, layer) - 1
+        found = bisect_right(self._groups, layer, key=lambda group: group.start) - 1
+        assert found >= 0, "no such layer was to be read"
+        assert layer in self._groups[found], "no such layer was to be read"
+        return found
 
     def _load(self, start: int, stop: int) -> list[list[LayerKV]]:
         """Of every block the runs of layers [start, stop)."""
