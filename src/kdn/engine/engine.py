@@ -175,7 +175,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001  the engine outlives it, whatever it is
             _log.exception("the engine's loop failed")
             self._begin_again(error)
-            return self.is_running
+            return False
 
     def _run(self) -> None:
         while self.is_running:
@@ -185,27 +185,36 @@ class Engine:
 
     def _begin_again(self, error: Exception) -> None:
         """Fail all requests and start an empty loop, or stop for good when it failed too often."""
-        now_s = self._clock.now()
-        self._failures.append(now_s)
-        while now_s - self._failures[0] > _FAILURES_WITHIN_S:
-            self._failures.popleft()
+        self._note_failure()
         failure = EngineFailed(f"the engine failed and begins again: {error!r}; ask again")
-        if len(self._failures) > _MAX_FAILURES:
+        begins_again = len(self._failures) <= _MAX_FAILURES
+        if not begins_again:
             failure = EngineFailed(
                 f"the engine stopped after {len(self._failures)} failures in "
                 f"{_FAILURES_WITHIN_S:.0f} s, the last was {error!r}; restart the program"
             )
-        failure.__cause__ = error
-        if len(self._failures) > _MAX_FAILURES:
             self._stop(failure)
-            self.failure = failure
-        self._trace.event("engine.restart" if self.is_running else "engine.stop", why=repr(error))
+        failure.__cause__ = error
+        self._trace.event("engine.restart" if begins_again else "engine.stop", why=repr(error))
         self._fail_all(failure)
-        if self.is_running:
+        if begins_again:
             self._loop = self._new_loop()
             return
+        self.failure = failure
         for listener in self._when_stopped:
-            listener(failure)
+            try:
+                listener(failure)
+            except Exception:  # noqa: BLE001  the others must hear of it too
+                _log.exception("a listener of the engine's stop failed")
+
+    def _note_failure(self) -> None:
+        try:
+            now_s = self._clock.now()
+        except Exception:  # noqa: BLE001  it may be the clock that failed
+            now_s = self._failures[-1] if self._failures else 0.0
+        self._failures.append(now_s)
+        while now_s - self._failures[0] > _FAILURES_WITHIN_S:
+            self._failures.popleft()
 
     def _stop(self, reason: EngineFailed) -> None:
         with self._lock:

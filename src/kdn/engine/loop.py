@@ -64,10 +64,15 @@ class StepLoop:
         self._waiting = WaitingRequests(waiting, planner, limits.pack_tokens)
         self._prefills = PrefillQueue(model, attention, limits.max_batch_tokens)
         self._decoding: list[RunningRequest] = []
-        self._decoded_s = clock.now()
+        self._decoded_s = 0.0
+        self._suspicious = False
+        """A fault may have left memory reserved for nobody."""
 
     def step(self) -> bool:
-        """One unit of work. False when there was nothing to do."""
+        """One unit of work. False when there was nothing to do.
+
+        Raises what ends the loop, EngineFailed among it when faults have left the accounts in disorder.
+        """
         self._take_in()
         self._drop_cancelled()
         now_ns = int(self._clock.now() * 1e9)
@@ -78,6 +83,10 @@ class StepLoop:
         if self._decoding:
             self._decode()
             return True
+        if self._suspicious and not (self._waiting or self._prefills):
+            self._suspicious = False
+            if self.free_kv() != self._limits.kv_bytes:
+                raise EngineFailed("a fault left KV memory reserved for no request")
         return bool(self._prefills)
 
     def counts(self) -> tuple[int, int, int]:
@@ -288,6 +297,7 @@ class StepLoop:
 
     def fail(self, running: RunningRequest, error: Exception) -> None:
         """End a request with its reason; one that has ended stays as it is. Never raises."""
+        self._suspicious = True
         try:
             self._release(running)
         except Exception:  # noqa: BLE001  the caller must hear of the end in any case

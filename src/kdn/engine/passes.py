@@ -149,7 +149,10 @@ class PrefillQueue:
 def next_logits(
     model: LoadedModel, attention: Attention, requests: Sequence[RunningRequest]
 ) -> list[Tensor]:
-    """A decode step: each request's last token in one pass; fp32 [vocabulary] for each."""
+    """A decode step: each request's last token in one pass; fp32 [vocabulary] for each.
+
+    When it raises, the sequences are as long as they were: the step may be tried again.
+    """
     slices = []
     for running in requests:
         assert running.kv is not None, "a decoding request has KV"
@@ -163,10 +166,16 @@ def next_logits(
                 capture=running.capture,
             )
         )
-    step = Pass(model.decoder, attention, slices)
-    while not step.advance():
-        pass
-    return [logits[-1] for logits in step.logits()]
+    before = [one.kv.suffix.num_columns for one in slices]
+    try:
+        step = Pass(model.decoder, attention, slices)
+        while not step.advance():
+            pass
+        return [logits[-1] for logits in step.logits()]
+    except Exception:
+        for one, num_columns in zip(slices, before, strict=True):
+            one.kv.suffix.num_columns = num_columns
+        raise
 
 
 def _is_to_load(prefix: PrefixKV | None) -> bool:

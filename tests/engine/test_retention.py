@@ -1,0 +1,148 @@
+"""Which KV outlives a request: ten shared tokens, three of a question, an answer of four."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdn.clock import ManualClock
+from kdn.core import (
+    Cause,
+    KvShape,
+    Plan,
+    Planned,
+    Prompt,
+    Recipe,
+    Request,
+    RetainedPrefix,
+    Retention,
+    Role,
+    Segment,
+)
+from kdn.engine import Capture, EngineLimits
+from kdn.engine.request import Intake, RunningRequest
+from kdn.engine.retention import (
+    family_name,
+    retained_answer,
+    retained_prompt,
+    retains_answer,
+    shared_tokens,
+    wanted_capture,
+)
+from kdn.model import LoadedModel
+from tests.engine.runs import HeldSource, load_tiny
+
+SHAPE = KvShape(num_layers=1, num_kv_heads=1, head_dim=2, dtype="float32")
+DOCUMENT, QUESTION = tuple(range(10, 20)), (5, 6, 7)
+PROMPT = Prompt((Segment(Role.DOCUMENT, DOCUMENT), Segment(Role.QUESTION, QUESTION)))
+LOSSY = Recipe((Cause.CODEC,), "lossy")
+
+
+def request(retention: Retention = Retention.SHARED, **options: object) -> Request:
+    return Request("a", PROMPT, retention=retention, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Callable[..., Path], model_cache: Path) -> LoadedModel:
+    return load_tiny(tiny_model("llama"), model_cache)
+
+
+def running(model: LoadedModel, asked: Request, plan: Plan | None = None) -> RunningRequest:
+    """A prompt whose KV was noted: K of position p is p."""
+    intake = Intake(model, EngineLimits(kv_bytes=1 << 28), ManualClock(), seed=0)
+    made = intake.take(asked, lambda: None)
+    plan = plan or Plan(PROMPT.token_ids)
+    made.planned = Planned(plan)
+    wanted = wanted_capture(asked, plan)
+    if wanted is not None:
+        made.capture = Capture(SHAPE, torch.float32, wanted[0], wanted[1] - wanted[0])
+        at = torch.arange(wanted[0], 17)
+        k = at[:, None, None].expand(-1, 1, 2).float()
+        made.capture.note(0, at, k, -k)
+    made.generated = [30, 31, 32, 33]
+    return made
+
+
+def test_the_last_segment_is_not_shared() -> None:
+    assert shared_tokens(request()) == 10
+    alone = Request("a", Prompt((Segment(Role.QUESTION, QUESTION),)))
+    assert shared_tokens(alone) == 0
+
+
+def test_a_family_is_a_beginning_a_tenant_and_an_adapter() -> None:
+    other_question = Prompt((PROMPT.segments[0], Segment(Role.QUESTION, (9,))))
+    assert family_name(request()) == family_name(replace(request(), prompt=other_question))
+    assert family_name(request()) != family_name(request(salt="t"))
+    assert family_name(request()) != family_name(request(adapter="x"))
+
+
+@pytest.mark.parametrize(
+    ("retention", "num_prefix", "limit", "noted"),
+    [
+        (Retention.NOTHING, 0, None, None),
+        (Retention.SHARED, 0, None, (0, 10)),
+        (Retention.SHARED, 4, None, (4, 10)),
+        (Retention.SHARED, 10, None, None),
+        (Retention.ALL, 10, None, (10, 13)),
+        (Retention.ALL, 0, 6, (0, 6)),
+        (Retention.SHARED, 0, 0, None),
+    ],
+)
+def test_only_what_is_not_stored_and_may_be_is_noted(
+    retention: Retention, num_prefix: int, limit: int | None, noted: tuple[int, int] | None
+) -> None:
+    source = HeldSource(torch.zeros(1, 2, num_prefix, 1, 2)) if num_prefix else None
+    keep = RetainedPrefix(limit) if limit is not None else None
+    plan = Plan(PROMPT.token_ids, prefix=source, keep=keep)
+    assert wanted_capture(request(retention), plan) == noted
+
+
+def test_asking_twice_gives_the_same_and_changes_nothing(tiny: LoadedModel) -> None:
+    made = running(tiny, request(Retention.ALL))
+    first, second = retained_prompt(made), retained_prompt(made)
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first.kv, second.kv)
+    assert made.capture is not None
+    assert retained_answer(made) is not None
+
+
+def test_the_prompt_is_its_shared_part_and_the_answer_the_rest(tiny: LoadedModel) -> None:
+    """The last token drawn was never computed: of four, three have KV."""
+    made = running(tiny, request(Retention.ALL))
+    prompt, answer = retained_prompt(made), retained_answer(made)
+    assert prompt is not None
+    assert answer is not None
+    assert (prompt.start, prompt.token_ids, prompt.is_answer) == (0, DOCUMENT, False)
+    assert prompt.kv[0, 0, :, 0, 0].tolist() == list(range(10))
+    assert (answer.start, answer.token_ids) == (10, (*DOCUMENT, *QUESTION, 30, 31, 32))
+    assert answer.is_answer
+    assert answer.kv[0, 1, :, 0, 0].tolist() == [-10, -11, -12, -13, -14, -15]
+
+
+def test_an_answer_that_nobody_asked_to_retain_is_none(tiny: LoadedModel) -> None:
+    made = running(tiny, request(Retention.SHARED))
+    assert not retains_answer(made)
+    assert retained_prompt(made) is not None
+    assert retained_answer(made) is None
+
+
+def test_a_plan_limits_what_outlives_it_and_names_its_recipe(tiny: LoadedModel) -> None:
+    plan = Plan(PROMPT.token_ids, keep=RetainedPrefix(6, LOSSY))
+    made = running(tiny, request(Retention.ALL), plan)
+    prompt = retained_prompt(made)
+    assert prompt is not None
+    assert (len(prompt.token_ids), prompt.recipe) == (6, LOSSY)
+    assert not retains_answer(made)
+
+
+def test_nothing_is_retained_of_what_was_stored_already(tiny: LoadedModel) -> None:
+    stored = HeldSource(torch.zeros(1, 2, 10, 1, 2))
+    made = running(tiny, request(), Plan(PROMPT.token_ids, prefix=stored))
+    assert made.capture is None
+    assert retained_prompt(made) is None
+    assert retained_answer(made) is None
