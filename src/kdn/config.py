@@ -111,6 +111,10 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """The TCP port; 0 takes a free one."""
     api_key: str | None = None
     """What clients must send as a bearer token; None asks for nothing."""
+    salted_keys: tuple[str, ...] = ()
+    """More keys, each with the salts that it may name: `SALT=KEY`, or `SALT+SALT=KEY`."""
+    key_file: Path | None = None
+    """More keys by their digests: on each line the SHA-256 of a key, then its salts."""
     store_key: str | None = None
     """The admin's bearer token for the store over HTTP; None: only a node on loopback opens it."""
     tenant_keys: tuple[str, ...] = ()
@@ -119,6 +123,14 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Serve over TLS with this certificate chain (PEM)."""
     private_key: Path | None = None
     """The certificate's key (PEM), if it is not in the same file."""
+    grace_s: Annotated[int, Meta(ge=0)] = 30
+    """How long running answers may go on after a stop was asked for."""
+    max_body_bytes: _Positive = 32 << 20
+    """The largest body of one HTTP request."""
+    max_requests: _Positive = 4096
+    """Requests that have not ended, of all callers; one caller has half of it."""
+    max_tokens: _Positive = 1 << 21
+    """Prompt tokens of requests that have not ended, of all callers; one caller has half of it."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -164,6 +176,7 @@ _SECRETS = (
     ("serve", "api_key"),
     ("serve", "store_key"),
     ("serve", "tenant_keys"),
+    ("serve", "salted_keys"),
     ("store", "peer_token"),
     ("store", "redis_url"),
     ("store", "object_options"),

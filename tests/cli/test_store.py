@@ -109,7 +109,7 @@ def test_a_node_serves_what_the_home_holds(home: Path, tmp_path: Path) -> None:
     assert rest.out == "", "what is logged would fill a pipe that nobody empties"
     assert "GET /v1/store/stat" in rest.err
     open_to_all = finish(start(home, "node", "--host", "0.0.0.0", "--port", "0"))
-    assert (open_to_all.code, "no API key" in open_to_all.err) == (2, True)
+    assert (open_to_all.code, "--tenant NAME=KEY" in open_to_all.err) == (2, True)
 
 
 def test_put_and_lookup_from_text(tiny_model: Callable[..., Path], tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def running(
 ) -> Iterator[Running]:
     """Serve until the end of the block; then wait for the server to be gone."""
     model = model.served() if isinstance(model, ScriptedService) else model
-    settings = settings or ServeSettings(port=0, graceful_s=5)
+    settings = settings or ServeSettings(port=0, grace_s=5)
     listening = listen(settings)
     app = create_app(model, settings, version="1.2.3", clock=ManualClock(wall_s=1_700_000_000))
     server = make_server(app, settings, log_level="warning")

@@ -168,6 +168,7 @@ class ScriptedService:
     name: str = "scripted"
     adapters: Sequence[str] = ("scripted-tuned",)
     with_embedder: bool = True
+    sampling: Sampling = field(default_factory=Sampling)
     requests: list[Request] = field(default_factory=list)
     streams: list[ScriptedStream] = field(default_factory=list)
     remembered: dict[tuple[str, str], TokenIds] = field(default_factory=dict)
@@ -223,6 +224,7 @@ class ScriptedService:
             adapters=self.adapters,
             max_context=self.max_context,
             vocabulary=self.vocabulary,
+            sampling=self.sampling,
             prompts=self,
             engine=self,
             asking=self.asking,

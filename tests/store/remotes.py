@@ -105,7 +105,7 @@ def node_server(
         api_keys=tokens,
         certificate=certificate,
         limits=Limits(body_bytes=1 << 30),
-        graceful_s=1,
+        grace_s=1,
     )
     door = listen(settings)
     server = make_server(create_node_app(store, settings, grants), settings, log_level="warning")

@@ -60,7 +60,7 @@ class Prompts:
         return Request(
             id=self.new_id("r"),
             prompt=self.segments(messages, documents, salt),
-            sampling=sampling or Sampling(),
+            sampling=sampling or self._model.sampling,
             salt=salt,
             adapter=adapter,
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
+import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kdn.cli.options import HomeOption, JsonOption, read_settings
-from kdn.cli.serve import need_serve_extra
+from kdn.cli.serve import leave, need_serve_extra
 from kdn.cli.show import emit, say
 
 __all__ = ["node"]
@@ -32,16 +34,22 @@ def node(
     private_key: Annotated[
         Path | None, typer.Option(help="The certificate's key (PEM).", dir_okay=False)
     ] = None,
+    allow_unauthenticated: Annotated[
+        bool,
+        typer.Option("--allow-unauthenticated", help="Whoever reaches the port may do everything."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Serve this machine's stored KV to other engines until Ctrl-C. Needs no model."""
     need_serve_extra()
     import kdn
     from kdn.api.store import open_configured_store
+    from kdn.errors import BadConfig
     from kdn.serve import (
         Limits,
         ServeSettings,
         create_node_app,
+        is_loopback,
         listen,
         make_server,
         read_grants,
@@ -49,13 +57,24 @@ def node(
     )
 
     config = read_settings(home)
-    grants = read_grants(
-        admin_key or config.serve.store_key, tuple(tenant or config.serve.tenant_keys)
-    )
+    admin_key, host = admin_key or config.serve.store_key, host or config.serve.host
+    tenants = tuple(tenant or config.serve.tenant_keys)
+    has_key = bool(admin_key or tenants)
+    if not has_key and not allow_unauthenticated:
+        if not is_loopback(host):
+            raise BadConfig(
+                f"{host} can be reached from other machines and no key is set: give --admin-key or "
+                "--tenant NAME=KEY, or --allow-unauthenticated if everyone there may use the store"
+            )
+        admin_key = secrets.token_urlsafe(24)
+    grants = read_grants(admin_key, tenants)
     settings = ServeSettings(
-        host=host or config.serve.host,
+        host=host,
         port=port,
         api_keys=tuple(grant.token for grant in grants),
+        allow_unauthenticated=allow_unauthenticated,
+        check_host=None if has_key or not is_loopback(host) else True,
+        grace_s=config.serve.grace_s,
         limits=Limits(body_bytes=1 << 30, all_bytes=1 << 32),
         certificate=certificate or config.serve.certificate,
         private_key=private_key or config.serve.private_key,
@@ -63,7 +82,11 @@ def node(
     with listen(settings) as listening, open_configured_store(config) as store:
         url = url_of(listening, settings.scheme)
         if as_json:
-            emit({"url": url, "blocks": store.stat().blocks})
+            made = {} if has_key or admin_key is None else {"admin_key": admin_key}
+            emit({"url": url, "blocks": store.stat().blocks, **made})
         say(f"the store of {config.store_folder} at {url} (Ctrl-C stops)")
+        if not has_key and admin_key is not None:
+            say(f"no key is set; for this run the admin's is {admin_key}")
+        signal.signal(signal.SIGTERM, leave)
         app = create_node_app(store, settings, grants, version=kdn.__version__)
         make_server(app, settings).run(sockets=[listening])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +21,7 @@ from kdn.cli.options import (
 )
 from kdn.cli.show import emit, say
 
-__all__ = ["need_serve_extra", "serve"]
+__all__ = ["leave", "need_serve_extra", "serve"]
 
 
 def serve(
@@ -36,6 +37,10 @@ def serve(
     allow_unauthenticated: Annotated[
         bool, typer.Option("--allow-unauthenticated", help="Serve other machines without a key.")
     ] = False,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="Keys by their SHA-256, each with its salts.", dir_okay=False),
+    ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     int8: Int8Option = False,
@@ -44,7 +49,7 @@ def serve(
 ) -> None:
     """Serve the model with OpenAI's API until Ctrl-C."""
     need_serve_extra()
-    from kdn.serve import ServeSettings, listen, read_grants, url_of
+    from kdn.serve import Limits, ServeSettings, listen, read_grants, url_of
     from kdn.serve.run import run
 
     config = read_settings(home)
@@ -53,7 +58,11 @@ def serve(
         host=host or config.serve.host,
         port=config.serve.port if port is None else port,
         api_keys=tuple(api_key or configured),
+        salted_keys=config.serve.salted_keys,
+        key_file=key_file or config.serve.key_file,
         allow_unauthenticated=allow_unauthenticated,
+        limits=Limits.of(config.serve),
+        grace_s=config.serve.grace_s,
         certificate=config.serve.certificate,
         private_key=config.serve.private_key,
     )
@@ -65,13 +74,13 @@ def serve(
         with choice.open(config) as kdn:
             if as_json:
                 emit({"url": url, "model": kdn.name, "adapters": sorted(kdn.model.adapters)})
-            signal.signal(signal.SIGTERM, _leave)
+            signal.signal(signal.SIGTERM, leave)
             say(f"{kdn.name} at {url}/v1 (Ctrl-C stops)")
             run(kdn, listening, settings, grants)
 
 
-def _leave(_signal: int, _frame: object) -> None:
-    """The server has ended gracefully; what the store holds back must still be written."""
+def leave(_signal: int, _frame: object) -> None:
+    """The server has ended in good order; what the store holds back must still be written."""
     raise typer.Exit
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdn.core import Sampling
 from kdn.errors import WeightsError
 from kdn.model.config import ModelConfig, parse_config
 from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeights
@@ -18,7 +20,7 @@ from kdn.model.linear import Linear, build_linear
 from kdn.model.norm import RmsNorm
 from kdn.model.weights import Tensors, open_folder, weight_files
 
-__all__ = ["build_decoder", "read_config", "read_json"]
+__all__ = ["build_decoder", "read_config", "read_json", "read_sampling"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -41,6 +43,27 @@ def read_config(folder: Path) -> ModelConfig:
     return parse_config(
         read_json(folder / "config.json"), read_json(generation) if generation.exists() else None
     )
+
+
+def read_sampling(folder: Path) -> Sampling:
+    """How the model's publisher has tokens drawn (generation_config.json); greedy where that is not
+    said.  Values that no sampler takes are left out."""
+    path = folder / "generation_config.json"
+    said = read_json(path) if path.exists() else {}
+    if said.get("do_sample") is not True:
+        return Sampling()
+    return Sampling(
+        temperature=_within(said, "temperature", 0, 2, 1.0),
+        top_p=_within(said, "top_p", 1e-6, 1, 1.0),
+        top_k=int(_within(said, "top_k", 0, 1 << 30, 0)),
+        min_p=_within(said, "min_p", 0, 1, 0.0),
+    )
+
+
+def _within(said: Mapping[str, Any], name: str, low: float, high: float, otherwise: float) -> float:
+    value = said.get(name)
+    usable = isinstance(value, int | float) and low <= value <= high
+    return value if usable and value is not None else otherwise
 
 
 def build_decoder(

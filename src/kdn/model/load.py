@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from kdn.clock import Clock, SystemClock
+from kdn.core import Sampling
 from kdn.errors import BadConfig
 from kdn.model.catalogue import resolve
 from kdn.model.decoder import Decoder
 from kdn.model.digest import DigestCache
-from kdn.model.folder import build_decoder, read_config
+from kdn.model.folder import build_decoder, read_config, read_sampling
 from kdn.model.gguf.file import unpack_gguf
 from kdn.model.kernels import Kernels
 from kdn.model.lora import LoraAdapter, load_adapter
@@ -34,6 +35,8 @@ class LoadedModel:
     tokenizer: Tokenizer
     chat: ChatTemplate
     adapters: Mapping[str, LoraAdapter] = field(default_factory=dict)
+    sampling: Sampling = field(default_factory=Sampling)
+    """How tokens are drawn where a request says nothing."""
 
 
 def load_model(
@@ -79,6 +82,7 @@ def load_model(
             name: load_adapter(path, name, config, kind, place)
             for name, path in (adapters or {}).items()
         },
+        sampling=read_sampling(folder),
     )
 
 

@@ -10,7 +10,7 @@ from kdn.serve.inflight import Server
 from kdn.serve.limits import Limits
 from kdn.serve.run import listen, make_server, served, url_of
 from kdn.serve.service import ServedModel, StoreNumbers, Vocabulary
-from kdn.serve.settings import ServeSettings
+from kdn.serve.settings import ServeSettings, is_loopback
 from kdn.serve.store.app import create_node_app, mount_store
 from kdn.serve.store.grants import Grant, read_grants
 
@@ -24,6 +24,7 @@ __all__ = [
     "Vocabulary",
     "create_app",
     "create_node_app",
+    "is_loopback",
     "listen",
     "make_server",
     "mount_store",

@@ -44,7 +44,7 @@ def create_app(
     The store's routes, if there are any, ask for keys of `own_keys` instead of the API key.
     """
     clock = clock or SystemClock()
-    backpressure, shutdown = Backpressure(settings.limits), Shutdown(settings.graceful_s, clock)
+    backpressure, shutdown = Backpressure(settings.limits), Shutdown(settings.grace_s, clock)
     metrics = Metrics(model, clock)
     context = RequestContext(model, settings, metrics, backpressure, shutdown, clock, new_id)
     app = FastAPI(

@@ -22,6 +22,7 @@ from kdn.core import PUBLIC_SALT
 from kdn.errors import BadConfig
 from kdn.serve.errors import Refused, response
 from kdn.serve.inflight import Backpressure, Held, Shutdown
+from kdn.serve.limits import MAX_HEADER_BYTES
 from kdn.serve.settings import ServeSettings, is_loopback
 
 __all__ = ["LOCAL", "ApiKey", "Auth", "Caller", "caller_of", "find_caller", "read_keys"]
@@ -105,39 +106,31 @@ def read_keys(settings: ServeSettings) -> tuple[ApiKey, ...]:
 
 def _salted(given: str) -> ApiKey:
     salts, _, key = given.partition("=")
-    if not (salts and key):
-        raise BadConfig(f"a salted key of {salts!r}: write SALT=KEY, or SALT,SALT=KEY")
-    return ApiKey.of(key, _salts(salts))
+    if not (salts and key and all(salts.split("+"))):
+        raise BadConfig(f"a salted key of {salts!r}: write SALT=KEY, or SALT+SALT=KEY")
+    return ApiKey.of(key, tuple(salts.split("+")))
 
 
 def _read_key_file(path: Path) -> tuple[ApiKey, ...]:
-    """Keys of a file: on each line the SHA-256 of a key and, after a space, its salts by commas.
-
-    Lines that begin with `#` are comments.  Raises BadConfig with the line at fault.
-    """
+    """Keys of a file: on each line the SHA-256 of a key, then its salts. `#` begins a comment."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfig(f"the key file {path} cannot be read: {error}") from error
     found = []
     for number, line in enumerate(lines, 1):
-        digest, _, salts = line.strip().partition(" ")
-        if not digest or digest.startswith("#"):
+        words = line.partition("#")[0].split()
+        if not words:
             continue
-        if not _DIGEST.fullmatch(digest):
+        if not _DIGEST.fullmatch(words[0]):
             raise BadConfig(
                 f"{path}, line {number}: write the SHA-256 of a key (64 hexadecimal digits, as "
-                "sha256sum prints it), then a space and its salts"
+                "sha256sum prints it), then its salts"
             )
-        found.append(ApiKey(digest, _salts(salts.strip()) if salts.strip() else ()))
+        found.append(ApiKey(words[0], tuple(words[1:])))
+    if not found:
+        raise BadConfig(f"the key file {path} holds no key: every caller would be refused")
     return tuple(found)
-
-
-def _salts(given: str) -> tuple[str, ...]:
-    salts = tuple(one.strip() for one in given.split(","))
-    if not all(salts):
-        raise BadConfig(f"the salts {given!r} hold an empty one; write them as alice,team")
-    return salts
 
 
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -185,6 +178,7 @@ class Auth:
         headers, held = Headers(scope=scope), ExitStack()
         try:
             self._check_stopping(scope["path"])
+            _check_head(scope)
             self._check_site(scope["method"], headers)
             caller = self._caller(scope["path"], headers.get("authorization", ""))
             scope[_CALLER] = caller
@@ -272,6 +266,17 @@ class Auth:
 
 
 _LONGEST_NUMBER = 18
+
+
+def _check_head(scope: Scope) -> None:
+    size_bytes = len(scope["raw_path"]) + len(scope["query_string"])
+    size_bytes += sum(len(name) + len(value) for name, value in scope["headers"])
+    if size_bytes > MAX_HEADER_BYTES:
+        raise Refused(
+            f"the request's line and headers hold {size_bytes} bytes; at most {MAX_HEADER_BYTES} "
+            "are read",
+            status=431,
+        )
 
 
 def _is_own(host: str) -> bool:

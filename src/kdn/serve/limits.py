@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, Field
 
+from kdn.config import ServeConfig
 from kdn.errors import BadConfig
 from kdn.serve.errors import Refused
 from kdn.serve.service import Vocabulary
@@ -82,6 +83,8 @@ _CHARS_PER_TOKEN = 8
 _LOST_AT_CUTS = 256
 """By how many tokens, at most, a piece of text may count more than inside the whole."""
 
+_DEFAULTS = ServeConfig()
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -90,21 +93,32 @@ class Limits:
     Raises BadConfig for a bound below 1.
     """
 
-    body_bytes: int = 32 << 20
+    body_bytes: int = _DEFAULTS.max_body_bytes
     """Of one HTTP request."""
     choices: int = 128
     """Answers (prompts times `n`) of one HTTP request."""
-    caller_requests: int = 2048
+    caller_requests: int = _DEFAULTS.max_requests // 2
     """Requests that have not ended, of one caller. Each document of a ranking is one."""
-    all_requests: int = 4096
-    caller_tokens: int = 1 << 20
+    all_requests: int = _DEFAULTS.max_requests
+    caller_tokens: int = _DEFAULTS.max_tokens // 2
     """Prompt tokens of requests that have not ended, of one caller. One request always fits."""
-    all_tokens: int = 1 << 21
+    all_tokens: int = _DEFAULTS.max_tokens
     caller_bytes: int = 256 << 20
     """Bodies of HTTP requests that have not been answered, of one caller."""
     all_bytes: int = 512 << 20
     stream_events: int = 1 << 13
     """Events that wait for a client that reads slowly; an alternative of a token counts as one."""
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> Limits:
+        """As the settings say."""
+        return cls(
+            body_bytes=config.max_body_bytes,
+            caller_requests=max(config.max_requests // 2, 1),
+            all_requests=config.max_requests,
+            caller_tokens=max(config.max_tokens // 2, 1),
+            all_tokens=config.max_tokens,
+        )
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -89,12 +89,22 @@ def run(
 ) -> None:
     """Serve until the process is asked to stop; running answers may finish. Blocks.
 
+    Raises EngineFailed when the engine has stopped by itself.
+
     With `grants` the store is served too, to callers that hold one of their tokens.
     """
     app = create_app(served(kdn), settings, version=package.__version__, own_keys=grants)
     if grants:
         mount_store(app, kdn.store, grants, kdn)
+    # Nothing can be answered any more: the process ends, so that what watches it begins another.
+    kdn.engine.when_stopped(lambda _failure: app.state.shutdown.begin(_AFTER_FAILURE_S))
     make_server(app, settings).run(sockets=[listening])
+    if kdn.engine.failure is not None:
+        raise kdn.engine.failure
+
+
+_AFTER_FAILURE_S = 1.0
+"""Time to tell clients of the failure."""
 
 
 def served(kdn: Kdn) -> ServedModel:
@@ -104,6 +114,7 @@ def served(kdn: Kdn) -> ServedModel:
         adapters=tuple(kdn.model.adapters),
         max_context=kdn.model.decoder.config.max_position,
         vocabulary=kdn.model.tokenizer,
+        sampling=kdn.model.sampling,
         prompts=kdn.prompts,
         engine=kdn.engine,
         asking=kdn.scoring.asking,

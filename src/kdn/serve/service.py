@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kdn.core import Generator, Prompt, TokenIds
+from kdn.core import Generator, Prompt, Sampling, TokenIds
 from kdn.engine import EngineStat
 from kdn.model import Document, Message
 from kdn.rag import Embedder
@@ -108,6 +108,8 @@ class ServedModel:
     max_context: int
     """The most tokens of prompt and answer together."""
     vocabulary: Vocabulary
+    sampling: Sampling
+    """How tokens are drawn where a request says nothing."""
     prompts: PromptMaker
     engine: ServedEngine
     asking: MakeAsking

@@ -36,9 +36,9 @@ class ServeSettings:
     api_keys: tuple[str, ...] = ()
     """Callers must send one of these."""
     salted_keys: tuple[str, ...] = ()
-    """More keys, each with the salts that it may name: `SALT=KEY`, `SALT,SALT=KEY`."""
+    """More keys, each with the salts that it may name: `SALT=KEY`, `SALT+SALT=KEY`."""
     key_file: Path | None = None
-    """More keys, by their digests: a line each, the SHA-256 of the key, a space, its salts by commas.
+    """More keys, by their digests: on each line the SHA-256 of a key, then its salts.
     Without any key callers are not asked for one."""
     allow_unauthenticated: bool = False
     """Must be said to listen beyond loopback without a key."""
@@ -50,7 +50,7 @@ class ServeSettings:
     """Serve over TLS with this certificate chain (PEM); None speaks plain HTTP."""
     private_key: Path | None = None
     """The certificate's key (PEM); None when it stands in the same file."""
-    graceful_s: int = 30
+    grace_s: int = _DEFAULTS.grace_s
     """How long running answers may go on after a stop was asked for."""
 
     def __post_init__(self) -> None:
@@ -61,7 +61,8 @@ class ServeSettings:
         if not (self.loopback or self.has_keys or self.allow_unauthenticated):
             raise BadConfig(
                 f"{self.host} can be reached from other machines and no API key is set: "
-                "give --api-key, or --allow-unauthenticated if everyone there may use it"
+                "set one (--api-key, KDN_SERVE_API_KEY, a key file), or give --allow-unauthenticated "
+                "if everyone there may use it"
             )
 
     @property

@@ -124,12 +124,12 @@ def test_several_choices_have_seeds_of_their_own(server: Running, service: Scrip
     assert answer.usage.prompt_tokens == len("<user>Capital of France?")
 
 
-def test_openais_defaults_hold_where_nothing_is_said(
+def test_the_models_own_sampling_holds_where_nothing_is_said(
     server: Running, service: ScriptedService
 ) -> None:
     server.openai.chat.completions.create(model=MODEL, messages=ASK)
     sampling = service.requests[-1].sampling
-    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.0, 1.0, 0)
     assert (sampling.max_tokens, sampling.logprobs) == (512, None)
 
 

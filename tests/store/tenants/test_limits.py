@@ -106,7 +106,7 @@ def test_the_admin_decides_over_http_and_nobody_else(tmp_path: Path) -> None:
 
 def test_a_text_is_put_and_found_over_http(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     grants = read_grants("root", ("bob=B",))
-    settings = ServeSettings(port=0, graceful_s=1)
+    settings = ServeSettings(port=0, grace_s=1)
     with ExitStack() as stack:
         one = stack.enter_context(kdn.open(tiny_model(), config=Config(home=tmp_path)))
         app = create_app(served(one), settings, version="1", own_keys=grants)

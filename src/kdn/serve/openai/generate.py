@@ -96,7 +96,7 @@ async def _begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest
     messages, documents = conversation(body.messages, body.documents)
     prompt = await run_in_threadpool(chat_prompt, model, messages, documents, job.salt)
     room = answer_room(model, prompt.num_tokens, asked, context.settings.default_max_tokens)
-    sampling = sampling_of(body, model.vocabulary.vocab_size, room, _logprobs(body))
+    sampling = sampling_of(body, model, room, _logprobs(body))
     streams = context.submit_all(job, _requests(context, job, body, [(prompt, sampling)]))
     return _Chat(job, body, model.vocabulary, streams, [prompt])
 
@@ -108,13 +108,12 @@ async def _begin_completion(
     _refuse_combinations(body)
     job, model = context.job("cmpl", body, http), context.model
     prompts = await run_in_threadpool(_token_prompts, model, body)
-    vocab_size = model.vocabulary.vocab_size
     wanted = []
     for prompt in prompts:
         room = answer_room(
             model, prompt.num_tokens, body.max_tokens, context.settings.default_max_tokens
         )
-        wanted.append((prompt, sampling_of(body, vocab_size, room, body.logprobs)))
+        wanted.append((prompt, sampling_of(body, model, room, body.logprobs)))
     streams = context.submit_all(job, _requests(context, job, body, wanted))
     return _Completion(job, body, model.vocabulary, streams, prompts)
 

@@ -45,20 +45,21 @@ def answer_room(model: ServedModel, num_prompt: int, asked: int | None, default:
 
 
 def sampling_of(
-    body: SamplingBody, vocab_size: int, max_tokens: int, logprobs: int | None
+    body: SamplingBody, model: ServedModel, max_tokens: int, logprobs: int | None
 ) -> Sampling:
-    """OpenAI's defaults where nothing was said: temperature 1."""
+    """The model's own sampling where the body says nothing."""
+    own = model.sampling
     return Sampling(
         max_tokens=max_tokens,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=max(body.top_k or 0, 0),  # vLLM's clients say -1 for no limit
-        min_p=body.min_p or 0.0,
+        temperature=own.temperature if body.temperature is None else body.temperature,
+        top_p=own.top_p if body.top_p is None else body.top_p,
+        top_k=own.top_k if body.top_k is None else max(body.top_k, 0),  # vLLM's clients say -1
+        min_p=own.min_p if body.min_p is None else body.min_p,
         seed=body.seed,
         stop=_stops(body.stop),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
-        logit_bias=_biases(body.logit_bias or {}, vocab_size),
+        logit_bias=_biases(body.logit_bias or {}, model.vocabulary.vocab_size),
         logprobs=logprobs,
     )
 

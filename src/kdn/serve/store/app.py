@@ -26,7 +26,7 @@ def create_node_app(
 
     The store stays the caller's to close.
     """
-    shutdown = Shutdown(settings.graceful_s, SystemClock())
+    shutdown = Shutdown(settings.grace_s, SystemClock())
     app = FastAPI(
         title="kdn node",
         version=version,
