@@ -63,7 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     policy: str = "fcfs"
     """Which waiting request is next; `families` and `calibrated` suit one-token jobs that share prefixes."""
     pack_tokens: _Positive | None = None
-    """With a number, decide anew before every pass, and let short prompts share one up to so many tokens."""
+    """With a number, decide again before every pass, and let short prompts share one up to so many tokens."""
     row_chunk: _Positive = 512
     """Rows of position-wise work at a time for one-token jobs: fewer take less memory."""
     fit_idle_s: Annotated[float, Meta(ge=0)] = 60.0
@@ -97,7 +97,7 @@ class BlendConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """The share of the keys' common drift that is taken off stored ones; 0: it is not even learnt;
     None: what was measured to be best for the model, else half."""
     guard_every: Annotated[int, Meta(ge=0)] = 50
-    """One in so many blended answers is compared with a full prefill afterwards; 0 never."""
+    """One in so many blended answers is compared with a full prefill later; 0 never."""
     guard_kl: Annotated[float, Meta(gt=0)] = 0.5
     """Mean KL divergence (nats, first token) beyond which more is recomputed, or blending stops."""
 

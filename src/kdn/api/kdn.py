@@ -79,7 +79,7 @@ class Kdn:
         `stream` is given pieces of text as they come.  The KV of documents and of the conversation
         is kept (see `retention`), so that the next turn, and the next question about the same
         documents, begin where this one ended.  With `reuse="blend"` documents that were computed
-        anywhere before are reused and mended (see `blending`); the answer then approximates that of
+        anywhere before are reused, and some of their rows recomputed (see `blending`); the answer then approximates that of
         a full prefill, and the quality guard judges each `collection` of documents apart.  Raises
         PromptTooLong, UnknownModel, BadInput.
         """

@@ -24,8 +24,8 @@ def rerank(
 ) -> Ranking:
     """Open `model`, rank once as `Kdn.rerank` does, and close it again.
 
-    For a single ranking; what was computed stays in the store.  Whoever ranks often keeps a model
-    open and asks that.
+    For a single ranking; what was computed stays in the store.  Callers that rank often keep a
+    model open and ask that.
     """
     with open_model(model, config=config) as opened:
         return opened.rerank(query, documents, top_n, template=template, layout=layout)

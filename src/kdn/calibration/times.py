@@ -76,7 +76,7 @@ class JctMeter:
     """Measures passes of one-token prompts, one after the other, and fits the time of a prompt.
 
     Prompts run through an engine of their own, over a store that is thrown away.  Points beyond the
-    model's context are left out.  Reused tokens come from the memory tier, and are put together anew
+    model's context are left out.  Reused tokens come from the memory tier, and are put together again
     for every pass, as for a request that shares its prefix with no running one.
     """
 

@@ -28,7 +28,7 @@ def bench(
     ] = None,
     ratio: Annotated[
         list[float] | None,
-        typer.Option(min=0, max=1, help="Of blend: a share of rows to mend; may be repeated."),
+        typer.Option(min=0, max=1, help="Of blend: a share of rows to recompute; may be repeated."),
     ] = None,
     rows: Annotated[
         Path | None, typer.Option(help="Keep finished rows in this file, and go on from there.")

@@ -18,7 +18,7 @@ INTERRUPTED = 130
 
 
 class Commands(TyperGroup):
-    """A group whose commands may raise KdnError: 2 for what the caller can mend, otherwise 1."""
+    """A group whose commands may raise KdnError: 2 for what the caller can put right, otherwise 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -58,7 +58,7 @@ def advise(
     prices: PricesOption = "aws-h100",
     as_json: JsonOption = False,
 ) -> None:
-    """Should this context's KV be stored, where, and for how long? A verdict for each tier.
+    """Should this context's KV be stored, where, and for how long? An answer for each tier.
 
     With --blend also: the cheapest tier whose load hides behind the recompute of the blend.
     """

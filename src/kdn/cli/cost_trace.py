@@ -63,7 +63,7 @@ def _replays(file: Path, capacity: list[str] | None, policies: list[str], token_
     requests = read_trace(file)
     block_bytes = requests[0].block_tokens * token_bytes
     if not any(request.hash_ids for request in requests):
-        say(f"note: {file} names no blocks: nobody can say what would have hit")
+        say(f"note: {file} names no blocks, so it does not tell what would have hit")
         yield 0, "none", served_by("none", requests, token_bytes, 0)
         return
     for text in capacity or ("8000",):

@@ -95,7 +95,7 @@ def play(
     *,
     quiet: bool,
 ) -> list[DemoAnswer]:
-    """Ingest `files`, ask everything cold and warm, open the store anew and ask once more."""
+    """Ingest `files`, ask everything cold and warm, open the store again and ask once more."""
     asked = [DemoAnswer(question) for question in questions]
     with choice.open(config) as kdn:
         _ingest(kdn, files)

@@ -121,7 +121,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         nonlocal stopped
         stopped = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        say("\nstopping after the current document (Ctrl-C again stops at once)")
+        say("\nstopping after the current document (Ctrl-C again stops immediately)")
 
     before = signal.signal(signal.SIGINT, stop)
     try:

@@ -41,7 +41,7 @@ SloOption = Annotated[float | None, typer.Option(min=0, help="Seconds to the fir
 
 
 def read_prices(name: str) -> PriceSheet:
-    """The sheet; what is wrong with its age or basis is said on stderr."""
+    """The sheet; what is wrong with its age or basis is a note on stderr."""
     from kdn.cost import load_sheet
 
     sheet = load_sheet(name)

@@ -58,7 +58,7 @@ def say(text: str) -> None:
 
 
 def write_piece(text: str) -> None:
-    """A piece of a streamed answer on stdout, at once."""
+    """A piece of a streamed answer on stdout, immediately."""
     sys.stdout.write(text)
     sys.stdout.flush()
 

@@ -49,7 +49,9 @@ def simulate(
     block_bytes = requests[0].block_tokens * token_bytes
     sizes = [capacity_bytes(text, block_bytes) for text in capacity or ("2000", "8000", "30000")]
     if not any(request.hash_ids for request in requests):
-        raise BadInput(f"{trace}: the trace names no blocks, so nobody can say what would have hit")
+        raise BadInput(
+            f"{trace}: the trace names no blocks, so it does not tell what would have hit"
+        )
     found = run(
         requests,
         policy or [*POLICIES, OPTIMUM],

@@ -124,7 +124,7 @@ def compress(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write blocks anew with another codec."""
+    """Write blocks again with another codec."""
     from kdn.store.admin.manage import compress as rewrite
 
     with picked(home, key, salt, fingerprint) as (found, keys):

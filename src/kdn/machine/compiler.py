@@ -1,6 +1,6 @@
 """The machine's own C compiler, for what must be fast: once per source, compiler and processor.
 
-Nothing is downloaded.  Whoever compiles something has a slower twin for machines without a compiler.
+Nothing is downloaded.  Code that compiles something has a slower twin for machines without a compiler.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def source_name(files: Sequence[Path]) -> str:
 def compile_shared(sources: Sequence[Path], flags: Sequence[str], path: Path) -> None:
     """Compile to the shared library `path`. Raises NoCompiler with the compiler's own words.
 
-    Written under a temporary name, then renamed: two processes may compile at once.
+    Written under a temporary name, then renamed: two processes may compile together.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

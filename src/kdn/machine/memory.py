@@ -34,7 +34,7 @@ _KEPT_BYTES = 1 << 30
 def keep_freed() -> None:
     """Have the C allocator keep what is freed for the next layer, in place of returning it.
 
-    Without this, a prefill of 4,096 tokens made some 130,000 pages anew, an eighth of its time.
+    Without this, a prefill of 4,096 tokens made some 130,000 pages again, an eighth of its time.
     Nothing happens where the allocator is not glibc's.
     """
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
