@@ -25,7 +25,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Answer:
-    """Generated text and what became of the request."""
+    """Generated text and what became of the request. As a text it is the answer itself."""
 
     text: str
     finish_reason: FinishReason
@@ -34,6 +34,18 @@ class Answer:
     tokens: tuple[Token, ...] = ()
     """Every token with its log-probabilities, when those were asked for."""
     sources: tuple[Source, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        """How a notebook shows it: the answer, then the passages it rests on."""
+        quotes = [
+            f"> **{one.title}**{f' ({one.heading})' if one.heading else ''}: "
+            + " ".join(one.text.split())
+            for one in self.sources
+        ]
+        return "\n\n".join([self.text, *quotes])
 
 
 def collect(stream: Stream, show: Callable[[str], None] | None = None) -> Answer:

@@ -34,7 +34,7 @@ from kdn.engine import Engine, EngineLimits
 from kdn.errors import BadConfig, BadInput, StoreError
 from kdn.machine.facts import free_memory_bytes
 from kdn.machine.memory import keep_freed
-from kdn.model import Decoder, LoadedModel, load_model
+from kdn.model import Decoder, LoadedModel, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel
 from kdn.model.kernels import load as load_kernels
@@ -53,11 +53,11 @@ __all__ = ["join", "open", "over"]
 def open(  # noqa: A001  kdn.open, as in gzip.open
     model: str | Path = "smollm2-135m",
     *,
-    home: Path | None = None,
+    home: Path | str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     int8: bool = False,
-    adapters: Mapping[str, Path] | None = None,
+    adapters: Mapping[str, Path | str] | None = None,
     config: Config | None = None,
     clock: Clock | None = None,
     trace: Trace | None = None,
@@ -68,13 +68,14 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     that is kept (default: `$KDN_HOME`, else the user's cache folder); a `config` names its own.  What
     is not given comes from `config`, else from kdn.toml and the environment.  Raises KdnError.
     """
-    if config is not None and home is not None:
-        raise BadInput(f"home is {home} and config has its own, {config.home}: give one of the two")
-    config = config or load_config(os.environ, home=home)
+    config = _settings(home, config)
+    if not isinstance(model, str | os.PathLike):
+        raise BadInput(f"model is a {type(model).__name__}; it must be a name or a path")
     clock, trace = clock or SystemClock(), trace or Recorder()
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
     keep_freed()
+    resolve(model, config.home)  # a wrong name must not wait for a compiler
     kernels = _find_kernels(config.home, trace)
     loaded = load_model(
         model,
@@ -85,7 +86,7 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
         ),
         device=device or config.engine.device,
         int8=int8,
-        adapters=adapters,
+        adapters={name: Path(path).expanduser() for name, path in (adapters or {}).items()},
         clock=clock,
         kernel=kernels,
     )
@@ -195,6 +196,17 @@ def join(
         cost=Costs(shape, store, config, calibration),
         closers=tuple(part.close for part in ends if part is not None),
     )
+
+
+def _settings(home: Path | str | None, config: Config | None) -> Config:
+    """What was given, of the right types, else kdn.toml and the environment."""
+    if config is not None and not isinstance(config, Config):
+        raise BadInput(f"config is a {type(config).__name__}; make one with kdn.load_config(...)")
+    if config is not None and home is not None:
+        raise BadInput(f"home is {home} and config has its own, {config.home}: give one of the two")
+    if home is not None and not isinstance(home, str | os.PathLike):
+        raise BadInput(f"home is a {type(home).__name__}; it must be the path of a folder")
+    return config or load_config(os.environ, home=None if home is None else Path(home).expanduser())
 
 
 # --- the machine: number type, kernels, attention --------------------------------------------

@@ -18,7 +18,16 @@ from kdn.api.answers import Answer, collect, sources_of
 from kdn.api.ask import FRAME_TOKENS, find_parts, put_question
 from kdn.api.parts import Parts
 from kdn.api.prompts import Documents, Messages, Reuse, blending
-from kdn.core import EXACT, Request, Retention, Role, Sampling, Stream
+from kdn.core import (
+    EXACT,
+    Request,
+    Retention,
+    Role,
+    Sampling,
+    Stream,
+    text_of,
+    texts_of,
+)
 from kdn.errors import MissingExtra, UnknownModel
 from kdn.model import resolve
 from kdn.rag import Cutting, Embedder, IngestReport, Library, LibrarySettings, Progress
@@ -65,6 +74,8 @@ class Kdn:
         prompt: Messages,
         documents: Documents = (),
         *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
         sampling: Sampling | None = None,
         stream: Callable[[str], None] | None = None,
         salt: str = "",
@@ -79,12 +90,18 @@ class Kdn:
         `stream` is given pieces of text as they come.  The KV of documents and of the conversation
         is kept (see `retention`), so that the next turn, and the next question about the same
         documents, begin where this one ended.  With `reuse="blend"` documents that were computed
-        anywhere before are reused, and some of their rows recomputed (see `blending`); the answer then approximates that of
-        a full prefill, and the quality guard judges each `collection` of documents apart.  Raises
-        PromptTooLong, UnknownModel, BadInput.
+        anywhere before are reused, and some of their rows recomputed (see `blending`); the answer
+        then approximates that of a full prefill, and the quality guard judges each `collection` of
+        documents apart.  `max_tokens` and `temperature` stand above `sampling`; what neither gives is
+        as the model's publisher recommends, else greedy.  Raises PromptTooLong, UnknownModel, BadInput.
         """
+        drawn = sampling or self.model.sampling
+        if max_tokens is not None:
+            drawn = replace(drawn, max_tokens=max_tokens)
+        if temperature is not None:
+            drawn = replace(drawn, temperature=temperature)
         request = self.prompts.request(
-            prompt, documents, sampling=sampling, salt=salt, adapter=adapter
+            prompt, documents, sampling=drawn, salt=salt, adapter=adapter
         )
         techniques = blending(reuse, ratio, collection)
         request = replace(request, retention=retention, techniques=techniques)
@@ -111,6 +128,7 @@ class Kdn:
         With `rerank` so many parts are retrieved, and the model itself says which of them fit best;
         their KV is that of the answer.  Raises BadInput when nothing was ingested.
         """
+        question = text_of(question, "question")
         room = self.model.decoder.config.max_position - max_tokens - FRAME_TOKENS
         parts = find_parts(
             self.library,
@@ -137,9 +155,9 @@ class Kdn:
     def score(
         self,
         query: str,
-        texts: Sequence[str],
+        texts: str | Sequence[str],
         *,
-        choices: Sequence[str] = YES_NO,
+        choices: str | Sequence[str] = YES_NO,
         instruction: str | None = None,
         temperature: float = 1.0,
         salt: str = "",
@@ -150,14 +168,17 @@ class Kdn:
         of the query is computed once.  Choices that begin alike take a pass more where they part.
         Raises BadInput for choices that cannot be told apart.
         """
-        asked = (pair_question(query, text, instruction) for text in texts)
+        asked = [
+            pair_question(text_of(query, "query"), text, instruction)
+            for text in texts_of(texts, "texts")
+        ]
         found = self.scoring.choices(choices)
         return self.scoring.ask(asked, found, temperature=temperature, salt=salt)
 
     def rerank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: str | Sequence[str],
         top_n: int | None = None,
         *,
         layout: str | Layout = Layout.DOCUMENT_FIRST,
@@ -178,22 +199,31 @@ class Kdn:
         one whose tokens this model lacks.
         """
         asking = self.scoring.asking(
-            query, layout=layout, template=template, instruction=instruction, truncate=truncate
+            text_of(query, "query"),
+            layout=layout,
+            template=template,
+            instruction=instruction,
+            truncate=truncate,
         )
-        return self.scoring.rank(documents, asking, top_n, salt=salt, adapter=adapter)
+        return self.scoring.rank(
+            texts_of(documents, "documents"), asking, top_n, salt=salt, adapter=adapter
+        )
 
     def decide(
-        self, text: str, questions: Sequence[str], *, salt: str = ""
+        self, text: str, questions: str | Sequence[str], *, salt: str = ""
     ) -> list[ChoiceProbabilities]:
         """For each question about `text`, how likely Yes and No are. The text's KV is computed once."""
-        asked = (decision_question(text, one) for one in questions)
+        asked = [
+            decision_question(text_of(text, "text"), one)
+            for one in texts_of(questions, "questions")
+        ]
         return self.scoring.ask(asked, self.scoring.choices(YES_NO, whole=False), salt=salt)
 
     def label(
         self,
-        rows: Sequence[Mapping[str, str]],
+        rows: Mapping[str, str] | Sequence[Mapping[str, str]],
         template: str,
-        choices: Sequence[str],
+        choices: str | Sequence[str],
         *,
         known: str | None = None,
         threshold: float = 0.0,
@@ -214,7 +244,7 @@ class Kdn:
 
     def ingest(
         self,
-        paths: Iterable[Path | str],
+        paths: Path | str | Iterable[Path | str],
         *,
         prefill: bool = False,
         on_progress: Callable[[Progress], None] | None = None,

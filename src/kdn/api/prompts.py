@@ -11,15 +11,22 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from kdn.core import Blend, Fingerprint, Prompt, Request, Sampling, TokenIds
+from kdn.core import Blend, Fingerprint, Prompt, Request, Sampling, TokenIds, as_many, text_of
 from kdn.errors import BadInput, UnknownModel
 from kdn.model import Document, LoadedModel, Message, Remembered
 from kdn.rank import Conversation
 
 __all__ = ["Documents", "Messages", "Prompts", "Reuse", "blending"]
 
-Messages = str | Sequence[Message] | Sequence[Mapping[str, str]]
-Documents = Sequence[str] | Sequence[Document]
+Messages = str | Message | Mapping[str, str] | Sequence[Message] | Sequence[Mapping[str, str]]
+Documents = (
+    str
+    | Document
+    | Mapping[str, str]
+    | Sequence[str]
+    | Sequence[Document]
+    | Sequence[Mapping[str, str]]
+)
 Reuse = Literal["exact", "blend"]
 
 
@@ -41,7 +48,7 @@ class Prompts:
 
     def of_document(self, text: str, name: str | None = None, salt: str = "") -> Prompt:
         """The shortest prompt that holds a document behind the neutral prelude."""
-        return self.segments([Message("user", "?")], [Document(name, text)], salt)
+        return self.segments([Message("user", "?")], [Document(name, text_of(text, "text"))], salt)
 
     def question(self, conversation: Conversation, salt: str = "") -> Prompt:
         """A conversation of the rank room as a prompt of this model."""
@@ -99,18 +106,44 @@ def blending(reuse: Reuse, ratio: float | None = None, collection: str = "") -> 
     return (Blend(ratio, collection),) if reuse == "blend" else ()
 
 
-def _messages(given: Messages) -> list[Message]:
+def _messages(given: object) -> list[Message]:
     if isinstance(given, str):
         return [Message("user", given)]
-    return [one if isinstance(one, Message) else _message(one) for one in given]
+    if given is None or isinstance(given, bytes):
+        raise BadInput(f"a prompt is a text or a list of messages, not {type(given).__name__}")
+    messages = [_message(one) for one in as_many(given, "messages", Message)]
+    if not messages:
+        raise BadInput("a prompt without messages; give at least one")
+    return messages
 
 
-def _message(given: Mapping[str, str]) -> Message:
-    unknown = set(given) - {"role", "content"}
-    if unknown or "role" not in given or "content" not in given:
-        raise BadInput(f"a message has a role and a content, not {sorted(given)}")
-    return Message(given["role"], given["content"])
+def _message(given: object) -> Message:
+    if isinstance(given, Message):
+        return given
+    if not isinstance(given, Mapping) or set(given) != {"role", "content"}:
+        found = sorted(map(str, given)) if isinstance(given, Mapping) else repr(given)[:60]
+        raise BadInput(f"a message has a role and a content, not {found}")
+    role, content = given["role"], given["content"]
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise BadInput("role and content of a message are texts")
+    return Message(role, content)
 
 
-def _documents(given: Documents) -> list[Document]:
-    return [Document(None, one) if isinstance(one, str) else one for one in given]
+def _documents(given: object) -> list[Document]:
+    return [_document(one) for one in as_many(given, "documents", Document)]
+
+
+def _document(given: object) -> Document:
+    """A text, a Document, or a mapping with a `text` and perhaps an `id` or `title`."""
+    if isinstance(given, str):
+        return Document(None, given)
+    if isinstance(given, Document):
+        return given
+    if isinstance(given, Mapping) and set(given) <= {"text", "id", "title"}:
+        name, text = given.get("id", given.get("title")), given.get("text")
+        if isinstance(text, str) and (name is None or isinstance(name, str)):
+            return Document(name, text)
+    raise BadInput(
+        f"a document is a text, a kdn.model.Document, or a mapping with `text` and perhaps `id`,"
+        f" not {given!r:.60}"
+    )

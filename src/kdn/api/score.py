@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from kdn.api.prompts import Prompts
-from kdn.core import EXACT, Prompt
+from kdn.core import EXACT, Prompt, as_many, texts_of
 from kdn.engine import Engine
 from kdn.errors import BadInput
 from kdn.model import LoadedModel
@@ -48,12 +48,12 @@ class Scoring:
         """Runs one-token prompts and gathers their answers in order."""
         return Judge(self._engine, partial(self._prompts.new_id, "job"), salt, adapter)
 
-    def choices(self, names: Sequence[str], *, whole: bool = True) -> tuple[Choice, ...]:
+    def choices(self, names: str | Sequence[str], *, whole: bool = True) -> tuple[Choice, ...]:
         """Answers to choose among. Raises BadInput where they cannot be told apart.
 
         `whole` reads every token of a name, else the first ones that tell the names apart.
         """
-        return make_choices(names, self._model.tokenizer.encode, whole=whole)
+        return make_choices(texts_of(names, "choices"), self._model.tokenizer.encode, whole=whole)
 
     def ask(
         self,
@@ -102,9 +102,9 @@ class Scoring:
 
     def label(
         self,
-        rows: Sequence[Mapping[str, str]],
+        rows: Mapping[str, str] | Sequence[Mapping[str, str]],
         template: str,
-        choices: Sequence[str],
+        choices: str | Sequence[str],
         *,
         known: str | None = None,
         threshold: float = 0.0,
@@ -114,7 +114,7 @@ class Scoring:
         """One of `choices` for every row, as `template` asks about it."""
         fingerprint = self._prompts.fingerprint(adapter)
         job = LabelJob(fingerprint, template, self.choices(choices), known, threshold)
-        filled = RowTemplate(template)
+        filled, rows = RowTemplate(template), _rows(rows)
         asked = (self._prompts.question(filled.fill(row), salt) for row in rows)
         answers = [one.logprobs for one in self.judge(salt, adapter).ask(asked, job.choices)]
         return make_table(job, rows, answers)
@@ -127,6 +127,14 @@ class Scoring:
         if 2 * match.num_tokens < len(tokens):
             return len(names)
         return max(names.index(hit.tier) for hit in match.hits)
+
+
+def _rows(given: Mapping[str, str] | Sequence[Mapping[str, str]]) -> tuple[Mapping[str, str], ...]:
+    rows = as_many(given, "rows")
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise BadInput(f"rows: item {number} is {row!r:.60}; it must map columns to texts")
+    return rows
 
 
 def _layout(given: str | Layout) -> Layout:

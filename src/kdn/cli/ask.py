@@ -31,7 +31,12 @@ _FAST_PARTS = 3
 """Parts cost little to read once they are stored."""
 
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
-TemperatureOption = Annotated[float, typer.Option(min=0, help="0 always takes the likeliest.")]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="0 always takes the likeliest; by default as the model's publisher says."
+    ),
+]
 
 
 def ask(
@@ -150,7 +155,7 @@ def chat(
         typer.Option("--document", "-d", exists=True, dir_okay=False, help="A text to talk about."),
     ] = None,
     max_tokens: MaxTokensOption = 512,
-    temperature: TemperatureOption = 0.0,
+    temperature: TemperatureOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     int8: Int8Option = False,
@@ -158,9 +163,6 @@ def chat(
     as_json: JsonOption = False,
 ) -> None:
     """Talk with the model; what was said before is reused. /new begins again, /quit ends."""
-    from kdn.core import Sampling
-
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     documents = [path.read_text(encoding="utf-8") for path in document or ()]
     choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
     opening = [{"role": "system", "content": system}] if system else []
@@ -174,7 +176,8 @@ def chat(
             answer = kdn.generate(
                 history,
                 documents,
-                sampling=sampling,
+                max_tokens=max_tokens,
+                temperature=temperature,
                 adapter=adapter[0].partition("=")[0] if adapter else None,
                 stream=None if as_json else write_piece,
             )

@@ -72,7 +72,7 @@ class ModelChoice:
 
         return kdn.open(
             self.model,
-            home=self.home,
+            home=self.home if config is None else None,
             device=self.device,
             dtype=self.dtype,
             int8=self.int8,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from kdn.core.blocks import EXACT, BlockId, Cause, KvShape, Recipe, chain_hash, chain_hashes
 from kdn.core.jobs import JctModel, Job, PrefillTime
+from kdn.core.many import as_many, paths_of, text_of, texts_of
 from kdn.core.names import (
     BLOCK_TOKENS,
     MAX_SALT,
@@ -108,6 +109,10 @@ __all__ = [
     "TokenIds",
     "TokenProb",
     "Usage",
+    "as_many",
     "chain_hash",
     "chain_hashes",
+    "paths_of",
+    "text_of",
+    "texts_of",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdn.core import paths_of
 from kdn.errors import DocumentError
 from kdn.machine.text import decode_unicode, has_mark, normal_lines
 from kdn.rag.encodings import decode_declared, hides_in_ascii
@@ -48,13 +49,13 @@ def source_of(path: Path) -> str:
     return path.resolve().as_posix()
 
 
-def find_files(paths: Iterable[Path | str]) -> Found:
+def find_files(paths: Path | str | Iterable[Path | str]) -> Found:
     """Every regular file named or under a named folder, each once, whatever links lead to it.
 
     Hidden files and folders inside a folder are passed over. Never raises for a bad path.
     """
     found, seen = Found(), set[Path]()
-    for path in map(Path, paths):
+    for path in paths_of(paths, "paths"):
         try:
             resolved = path.resolve(strict=True)
         except (OSError, RuntimeError) as error:

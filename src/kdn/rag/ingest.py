@@ -127,7 +127,7 @@ class Ingestion:
         self._outcome = _Outcome()
         self._progress = Progress("", 0, 0, 0, 0, 0)
 
-    def files(self, paths: Iterable[Path | str], reader: FileReader) -> IngestReport:
+    def files(self, paths: Path | str | Iterable[Path | str], reader: FileReader) -> IngestReport:
         """Take files and folders in; documents whose file has left a given folder are removed."""
         found = find_files(paths)
         self._outcome.refused.extend(found.refused)

@@ -94,7 +94,7 @@ class Library:
 
     def survey(
         self,
-        paths: Iterable[Path | str],
+        paths: Path | str | Iterable[Path | str],
         *,
         kv_bytes_per_token: int | None = None,
         embed_tokens_per_s: float | None = None,
@@ -119,7 +119,7 @@ class Library:
 
     def ingest(
         self,
-        paths: Iterable[Path | str],
+        paths: Path | str | Iterable[Path | str],
         *,
         on_progress: Callable[[Progress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,

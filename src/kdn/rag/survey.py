@@ -72,7 +72,7 @@ class _Kind:
 
 
 def survey(
-    paths: Iterable[Path | str],
+    paths: Path | str | Iterable[Path | str],
     reader: FileReader,
     tokens_of: Callable[[ParsedDocument], int],
     *,
