@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from kdn.core import (
@@ -18,9 +19,19 @@ from kdn.core import (
     StoredRun,
 )
 from kdn.engine.alone import HeldKV
+from kdn.errors import BadInput
 
 KV = HeldKV(torch.zeros(2, 2, 3, 1, 4))
 PLAN = Plan((1, 2, 3, 4, 5))
+
+
+class Unasked:
+    """Attention sums that nothing asks for."""
+
+    def __call__(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("computed on demand only")
+
+    by_head = __call__
 
 
 def leading(view: LayerView, count: int) -> torch.Tensor:
@@ -49,6 +60,27 @@ def test_a_plan_is_steady_while_no_layer_changes_or_observes_its_rows() -> None:
     assert not replace(PLAN, enter=(Enter(1, (0,), torch.zeros(1, 8)),)).is_steady
 
 
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_factor_without_a_logarithm_is_refused(factor: float) -> None:
+    with pytest.raises(BadInput, match="give a number above 0"):
+        ColumnScale(0, (1,), factor)
+
+
+def test_a_stored_run_supplies_all_layers_or_those_it_names() -> None:
+    assert all(StoredRun(0, KV).supplies(layer) for layer in range(9))
+    partly = StoredRun(0, KV, layers=(range(2), range(5, 7)))
+    assert [layer for layer in range(9) if partly.supplies(layer)] == [0, 1, 5, 6]
+
+
+def test_rows_that_enter_are_cut_to_a_range_with_their_states() -> None:
+    states = torch.arange(8.0).view(4, 2)
+    enter = Enter(1, (3, 5, 6, 9), states)
+    positions, found = enter.states(5, 9)
+    assert positions == (5, 6)
+    assert torch.equal(found, states[1:3])
+    assert enter.states(20, 30)[0] == ()
+
+
 def test_a_shift_is_added_to_keys_alone_and_to_a_copy() -> None:
     k, v = torch.ones(3, 1, 2), torch.ones(3, 1, 2)
     shifted = LayerKV(k, v, torch.tensor([[1.0, -2.0]])).shifted()
@@ -75,7 +107,7 @@ def test_stored_columns_are_joined_once_and_only_when_read() -> None:
         query=torch.zeros(5, 2, 2),
         fresh=LayerKV(torch.zeros(5, 1, 2), torch.zeros(5, 1, 2)),
         join_stored=join,
-        attend=lambda _, columns: torch.zeros(columns.numel()),
+        attend=Unasked(),
     )
     assert not joined
     assert view.stored is view.stored

@@ -231,6 +231,91 @@ def test_a_column_scaled_to_nothing_is_as_if_it_were_not_there(tiny: LoadedModel
     assert (seen - longer).abs().max() < 1e-5, "what stands first no longer matters"
 
 
+def test_a_scale_belongs_to_the_sequence_and_holds_for_decoded_rows(tiny: LoadedModel) -> None:
+    """Prefilling 41 tokens, or 40 and then one: the same logits, scaled in both."""
+    tokens = some_tokens(41, 200)
+    layers = range(tiny.decoder.config.num_layers)
+    scale = tuple(ColumnScale(layer, (3, 7), 6.0, heads=(0, 2)) for layer in layers)
+    whole = run(tiny, Plan(tokens, scale=scale)).logits
+    part = run(tiny, Plan(tokens[:40], scale=scale))
+    (after,) = decode(tiny, [(part.kv, tokens[40])])
+    assert (after - whole).abs().max() < 1e-4
+    unscaled = run(tiny, Plan(tokens)).logits
+    assert (whole - unscaled).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("cuts", [(128,), (128, 256)])
+def test_a_scaled_prompt_cut_in_passes_gives_the_same(
+    tiny: LoadedModel, cuts: tuple[int, ...]
+) -> None:
+    layers = range(tiny.decoder.config.num_layers)
+    scale = tuple(ColumnScale(layer, (3, 200), 4.0) for layer in layers)
+    plan = Plan(some_tokens(300, 200), scale=scale)
+    assert (run(tiny, plan, cuts=cuts).logits - run(tiny, plan).logits).abs().max() < 1e-4
+
+
+def test_a_neighbours_scale_and_a_factor_of_one_leave_every_bit(tiny: LoadedModel) -> None:
+    """Three sequences in one pass: plain, scaled, and scaled by 1."""
+    tokens = some_tokens(30, 200)
+    layers = range(tiny.decoder.config.num_layers)
+    scales = [
+        (),
+        tuple(ColumnScale(layer, (3,), 8.0) for layer in layers),
+        tuple(ColumnScale(layer, (3,), 1.0) for layer in layers),
+    ]
+    kvs = [new_kv(tiny, 30) for _ in scales]
+    parts = [
+        SequenceSlice.prefill(Plan(tokens, scale=scale), kv, 0, 30)
+        for scale, kv in zip(scales, kvs, strict=True)
+    ]
+    with torch.inference_mode():
+        step = Pass(tiny.decoder, TorchAttention(), parts)
+        while not step.advance():
+            pass
+        plain, scaled, by_one = step.logits()
+    assert torch.equal(by_one, plain)
+    assert torch.equal(kvs[2].suffix.k, kvs[0].suffix.k)
+    assert not torch.allclose(scaled, plain)
+
+
+def test_the_literal_form_counts_values_several_times(tiny: LoadedModel) -> None:
+    """The same as a prefill over stored V that was multiplied beforehand; nothing is renormalised."""
+    tokens = some_tokens(40, 200)
+    full = run(tiny, Plan(tokens))
+    layers = range(tiny.decoder.config.num_layers)
+    scale = tuple(ColumnScale(layer, (3, 4), 1.5, literal=True) for layer in layers)
+    stored = full.captured[:, :, :39].clone()
+    stored[:, 1, 3:5] *= 1.5
+    last = (GivenRows((39,)),)
+    baked = run(tiny, Plan(tokens, rows=last, stored=(StoredRun(0, HeldSource(stored)),)))
+    whole = HeldSource(full.captured[:, :, :39])
+    scaled = run(tiny, Plan(tokens, rows=last, stored=(StoredRun(0, whole),), scale=scale))
+    assert (scaled.logits - baked.logits).abs().max() < 1e-4
+    assert (scaled.logits - full.logits).abs().max() > 1e-3
+
+
+def test_factors_of_one_column_multiply(tiny: LoadedModel) -> None:
+    tokens = some_tokens(20, 200)
+    twice = run(tiny, Plan(tokens, scale=(ColumnScale(0, (3,), 2.0), ColumnScale(0, (3, 5), 3.0))))
+    once = run(tiny, Plan(tokens, scale=(ColumnScale(0, (3,), 6.0), ColumnScale(0, (5,), 3.0))))
+    assert (twice.logits - once.logits).abs().max() < 1e-5
+
+
+def test_sums_by_head_add_up_to_the_sums_over_heads(tiny: LoadedModel) -> None:
+    """Each head's row puts 1 on all columns together."""
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def watch(view: LayerView) -> None:
+        rows, columns = torch.tensor([10, 20]), torch.arange(40)
+        found.append((view.attend.by_head(rows, columns), view.attend(rows, columns)))
+
+    run(tiny, Plan(some_tokens(40, 200), observers=(watch,)))
+    for by_head, together in found:
+        assert by_head.shape == (tiny.decoder.config.num_heads, 40)
+        assert torch.allclose(by_head.sum(dim=1), torch.full((len(by_head),), 2.0))
+        assert torch.allclose(by_head.sum(dim=0), together, atol=1e-5)
+
+
 def test_attention_mass_adds_up_to_rows_times_heads(tiny: LoadedModel) -> None:
     sums: list[float] = []
 

@@ -23,6 +23,7 @@ from kdn.core.planning import Planned, Planner, RetainedKV
 from kdn.core.plans import (
     ALL_ROWS,
     AllRows,
+    AttentionSums,
     Choose,
     ColumnScale,
     Enter,
@@ -63,6 +64,7 @@ __all__ = [
     "MAX_SALT",
     "PUBLIC_SALT",
     "AllRows",
+    "AttentionSums",
     "Blend",
     "BlockId",
     "BlockKey",

@@ -6,10 +6,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from kdn.core.blocks import EXACT, Recipe
 from kdn.core.names import TokenIds
+from kdn.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALL_ROWS",
     "AllRows",
+    "AttentionSums",
     "Choose",
     "ColumnScale",
     "Enter",
@@ -97,6 +100,18 @@ class StoredRun:
         return self.layers is None or any(layer in one for one in self.layers)
 
 
+class AttentionSums(Protocol):
+    """The attention that rows of a layer put on columns, computed on demand. Column scales are not in it."""
+
+    def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """[columns] fp32, summed over heads and over `rows`, which are indices into the view's rows."""
+        ...
+
+    def by_head(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """[query heads, columns] fp32, summed over `rows`."""
+        ...
+
+
 @dataclass(frozen=True)
 class LayerView:
     """What a selector or observer may see of one layer of one sequence, read-only.
@@ -116,8 +131,7 @@ class LayerView:
     """[rows, kv heads, dim]."""
     join_stored: Callable[[], LayerKV | None]
     """Joins the stored runs to one tensor; `stored` calls it."""
-    attend: Callable[[Tensor, Tensor], Tensor]
-    """attend(row indices into `rows`, columns) -> attention mass [columns] those rows put there."""
+    attend: AttentionSums
 
     @cached_property
     def stored(self) -> LayerKV | None:
@@ -206,12 +220,21 @@ class ColumnScale:
     """At `layer`, attention to `columns` is scaled by `factor` before it is renormalised.
 
     `heads` limits it to some query heads; None means all.  Equals adding log(factor) to the scores.
+    The `literal` form scales what the softmax gave, and renormalises nothing: the values of the columns
+    count `factor` times (LLMSteer, 2411.13009, section 3).
+    It belongs to the sequence: rows that are decoded after the prompt attend in the same way.  Raises
+    BadInput for a factor that has no logarithm.
     """
 
     layer: int
     columns: tuple[int, ...]
     factor: float
     heads: tuple[int, ...] | None = None
+    literal: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < inf:
+            raise BadInput(f"a column's factor is {self.factor}; give a number above 0")
 
 
 class Observer(Protocol):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdn.core import Choose, GivenRows, LayerKV, LayerSource, Plan
+from kdn.engine.bias import ColumnBias
 from kdn.engine.kv import PrefixKV, SequenceKV
 from kdn.engine.retention import Capture
 from kdn.model import AdapterRun, Decoder, LoraAdapter
@@ -169,6 +170,9 @@ class Batch:
         self.slices = list(slices)
         for one in self.slices:
             one.kv.suffix.grow(one.num_columns)
+            if one.loads:  # later parts and decoded rows find the bias with the KV
+                scale, heads = one.plan.scale, decoder.config.num_heads
+                one.kv.bias = ColumnBias(scale, heads, decoder.device) if scale else None
         self._decoder = decoder
         self._attention = attention
         tokens = [token for one in self.slices for token in one.token_ids]

@@ -20,7 +20,7 @@ from torch import Tensor
 from kdn.core import Choose, LayerKV, LayerView
 from kdn.engine.batch import Batch, LoadedRuns, SequenceSlice, StoredColumns, places
 from kdn.model import AdapterRun, Decoder
-from kdn.model.attention import Attention, AttentionSlice, TorchAttention
+from kdn.model.attention import Attention, AttentionSlice, attend_scaled
 
 __all__ = ["Pass"]
 
@@ -34,7 +34,6 @@ class Pass:
         assert slices, "a pass needs a sequence"
         self._decoder = decoder
         self._attention = attention
-        self._plain = TorchAttention()
         self.layer = 0
         self._batch = Batch(decoder, attention, slices)
         self._stored = StoredColumns(decoder, attention, self._batch.slices)
@@ -169,24 +168,15 @@ class Pass:
 
     def _attend(self, layer: int, q: Tensor) -> Tensor:
         window, batch = self._decoder.layers[layer].window, self._batch
-        if not any(scale.layer == layer for one in self.slices for scale in one.plan.scale):
-            return batch.bound.attend(layer, q, window)
-        biases = [self._bias(one, layer) for one in self.slices if one.rows.numel()]
-        return self._plain.attend_scaled(layer, q, window, batch.bound_slices, biases)
-
-    def _bias(self, one: SequenceSlice, layer: int) -> Tensor | None:
-        """log(factor) for the scaled columns, [heads, columns]."""
-        scales = [scale for scale in one.plan.scale if scale.layer == layer]
-        if not scales:
-            return None
-        num_heads = self._decoder.config.num_heads
-        bias = torch.zeros((num_heads, one.plan.num_tokens), device=self._decoder.device)
-        for scale in scales:
-            heads = range(num_heads) if scale.heads is None else scale.heads
-            at = torch.tensor(scale.columns, device=bias.device)
-            for head in heads:
-                bias[head, at] += torch.log(torch.tensor(scale.factor, device=bias.device))
-        return bias
+        attended = batch.bound.attend(layer, q, window)
+        for one, (start, stop) in batch.parts():
+            if one.kv.bias is None or start == stop:
+                continue
+            scaling = one.kv.bias.at(layer, int(one.rows[-1]) + 1)
+            if scaling is not None:  # only its own rows take the plain path: others keep their bits
+                where = one.attention_slice(start, stop)
+                attended[start:stop] = attend_scaled(layer, q[start:stop], window, where, scaling)
+        return attended
 
     def _finish(self, layer: int, attended: Tensor) -> None:
         chunks, batch = self._chunks(), self._batch
@@ -240,3 +230,8 @@ class _Mass:
         q, positions = self._q[rows], self._where.positions[rows]
         mass = self._attention.mass(q, positions, self._where, self._layer, self._window)
         return mass[columns]
+
+    def by_head(self, rows: Tensor, columns: Tensor) -> Tensor:
+        q, positions = self._q[rows], self._where.positions[rows]
+        mass = self._attention.mass_by_head(q, positions, self._where, self._layer, self._window)
+        return mass[:, columns]

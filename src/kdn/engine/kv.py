@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from kdn.core import KvShape
+from kdn.engine.bias import ColumnBias
 from kdn.machine.memory import allocate
 from kdn.model import LoadedModel
 
@@ -210,6 +211,8 @@ class SequenceKV:
     suffix: SuffixKV
     prefix: PrefixKV | None = None
     num_prefix: int = 0
+    bias: ColumnBias | None = None
+    """What the plan adds to the scores of columns; decoded rows see it too."""
 
     @property
     def num_columns(self) -> int:

@@ -29,8 +29,10 @@ __all__ = [
     "AttentionSlice",
     "BoundAttention",
     "FusedAttention",
+    "Scaling",
     "TorchAttention",
     "Writing",
+    "attend_scaled",
 ]
 
 ROW_BLOCK = 128
@@ -58,6 +60,21 @@ class AttentionSlice:
     @property
     def num_rows(self) -> int:
         return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What is done to the attention of one sequence at one layer, fp32 [heads, columns] each."""
+
+    bias: Tensor | None = None
+    """Added to the scores."""
+    gain: Tensor | None = None
+    """Multiplies what the softmax gives."""
+
+    def cut(self, low: int, high: int) -> Scaling:
+        """The same for columns [low, high)."""
+        bias, gain = (t if t is None else t[:, low:high] for t in (self.bias, self.gain))
+        return Scaling(bias, gain)
 
 
 class BoundAttention(ABC):
@@ -128,6 +145,12 @@ class Attention(ABC):
         last row; the columns end with that row.
         """
 
+    def mass_by_head(
+        self, q: Tensor, positions: Tensor, part: AttentionSlice, layer: int, window: int | None
+    ) -> Tensor:
+        """[heads, columns] fp32: the same, summed over rows only. In plain torch."""
+        return _weights(q, positions, part, layer, window).sum(dim=1)
+
 
 class TorchAttention(Attention):
     """Plain torch: the reference, and what runs where there is no compiled kernel."""
@@ -150,32 +173,10 @@ class TorchAttention(Attention):
         to_k.index_copy_(1, columns, rotate(k, cos, sin).transpose(0, 1))
         to_v.index_copy_(2, columns, v.permute(1, 2, 0))
 
-    @staticmethod
-    def attend_scaled(
-        layer: int,
-        q: Tensor,
-        window: int | None,
-        slices: Sequence[AttentionSlice],
-        biases: Sequence[Tensor | None],
-    ) -> Tensor:
-        """`BoundAttention.attend` with a bias [heads, columns] per sequence added to the scores."""
-        out = torch.empty_like(q)
-        for part, bias in zip(slices, biases, strict=True):
-            k, v = gather_columns(part, layer)
-            rows = slice(part.start, part.stop)
-            out[rows] = attend_blocks(q[rows], k, v, part.positions, window, bias)
-        return out.flatten(1)
-
     def mass(
         self, q: Tensor, positions: Tensor, part: AttentionSlice, layer: int, window: int | None
     ) -> Tensor:
-        k = _gather_keys(part, layer)
-        num_rows, num_heads, dim = q.shape
-        grouped = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
-        scores = torch.bmm(grouped, k.transpose(1, 2)).float().mul_(dim**-0.5)
-        hidden = _mask(positions.to(q.device), 0, k.shape[1], window)
-        scores.view(num_heads, num_rows, k.shape[1]).masked_fill_(hidden[None], float("-inf"))
-        return torch.softmax(scores, dim=-1).sum(dim=(0, 1))
+        return _weights(q, positions, part, layer, window).sum(dim=(0, 1))
 
 
 class FusedAttention(TorchAttention):
@@ -221,6 +222,27 @@ class _BoundTorch(BoundAttention):
         return out.flatten(1)
 
 
+def attend_scaled(
+    layer: int, q: Tensor, window: int | None, part: AttentionSlice, scaling: Scaling
+) -> Tensor:
+    """[rows, heads * dim] of one sequence whose columns are scaled."""
+    k, v = gather_columns(part, layer)
+    return attend_blocks(q, k, v, part.positions, window, scaling).flatten(1)
+
+
+def _weights(
+    q: Tensor, positions: Tensor, part: AttentionSlice, layer: int, window: int | None
+) -> Tensor:
+    """[heads, rows, columns] fp32 attention weights of some rows of a sequence."""
+    k = _gather_keys(part, layer)
+    num_rows, num_heads, dim = q.shape
+    grouped = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
+    scores = torch.bmm(grouped, k.transpose(1, 2)).float().mul_(dim**-0.5)
+    scores = scores.view(num_heads, num_rows, k.shape[1])
+    hidden = _mask(positions.to(q.device), 0, k.shape[1], window)
+    return torch.softmax(scores.masked_fill_(hidden[None], float("-inf")), dim=-1)
+
+
 def gather_columns(part: AttentionSlice, layer: int) -> tuple[Tensor, Tensor]:
     """K [kv heads, columns, dim] and V [kv heads, dim, columns] up to the sequence's last row."""
     own = int(part.positions[-1]) + 1 - part.num_prefix
@@ -254,11 +276,11 @@ def attend_blocks(
     v: Tensor,
     positions: Tensor,
     window: int | None,
-    bias: Tensor | None = None,
+    scaling: Scaling | None = None,
 ) -> Tensor:
     """[rows, heads, dim] from q [rows, heads, dim], k [kv heads, columns, dim], v [kv heads, dim, columns].
 
-    A row sees the columns at or before its position.  `bias` [heads, columns] is added to the scores.
+    A row sees the columns at or before its position.
     """
     out = torch.empty_like(q)
     for start, stop in row_cuts(positions):
@@ -269,7 +291,7 @@ def attend_blocks(
             k[:, low:high],
             v[:, :, low:high],
             _mask(where.to(q.device), low, high, window),
-            None if bias is None else bias[:, low:high],
+            Scaling() if scaling is None else scaling.cut(low, high),
         )
     return out
 
@@ -291,7 +313,7 @@ def _mask(where: Tensor, low: int, high: int, window: int | None) -> Tensor:
     return hidden
 
 
-def _attend_block(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, bias: Tensor | None) -> Tensor:
+def _attend_block(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scaling: Scaling) -> Tensor:
     """One block of rows. Padded to ROW_BLOCK, since a product may round a row by the rows beside it."""
     num_rows, num_heads, dim = q.shape
     num_kv, num_columns = k.shape[0], k.shape[1]
@@ -302,10 +324,11 @@ def _attend_block(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, bias: Tensor 
         num_heads, height, num_columns
     )
     wide = scores[:, :num_rows].float() * dim**-0.5
-    if bias is not None:
-        wide += bias[:, None]
+    if scaling.bias is not None:
+        wide += scaling.bias[:, None]
     weights = q.new_zeros((num_heads, height, num_columns))
-    weights[:, :num_rows] = torch.softmax(wide.masked_fill_(hidden[None], float("-inf")), dim=-1)
+    shares = torch.softmax(wide.masked_fill_(hidden[None], float("-inf")), dim=-1)
+    weights[:, :num_rows] = shares if scaling.gain is None else shares * scaling.gain[:, None]
     mixed = torch.bmm(weights.view(num_kv, -1, num_columns), v.transpose(1, 2))
     return mixed.view(num_heads, height, dim)[:, :num_rows].transpose(0, 1)
 
