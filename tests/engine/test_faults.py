@@ -280,14 +280,25 @@ def test_after_four_failures_in_a_minute_the_engine_stops_and_says_so(
     engine.close()
 
 
+class BrokenQueue(RequestQueue):
+    """A request queue that raises while it is broken."""
+
+    is_broken = False
+
+    def admit(self, now_ns: int, fits: object, pack_tokens: int | None = None) -> list[Job]:
+        if self.is_broken:
+            raise OSError("the queue is torn")
+        return super().admit(now_ns, fits, pack_tokens)  # type: ignore[arg-type]
+
+
 def test_failures_that_are_far_apart_do_not_add_up(tiny: LoadedModel) -> None:
-    clock = BrokenClock()
-    engine = Engine(tiny, TorchAttention(), Computes(), EngineLimits(KV_BYTES), clock)
+    clock, waiting = ManualClock(), BrokenQueue(Fcfs())
+    engine = Engine(tiny, TorchAttention(), Computes(), EngineLimits(KV_BYTES), clock, waiting)
     for number in range(6):
-        clock.is_broken = True
+        waiting.is_broken = True
         with pytest.raises(EngineFailed, match="begins again"):
             list(ask(engine, f"failing{number}"))
-        clock.is_broken = False
+        waiting.is_broken = False
         clock.advance(61.0)
         assert list(ask(engine, f"well{number}"))
     assert engine.failure is None
