@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import pytest
 
@@ -59,3 +60,52 @@ def test_a_salt_may_be_as_long_as_a_header_has_room_for() -> None:
     assert Request("r", PROMPT, salt="é" * 4096).salt[0] == "é"
     with pytest.raises(BadInput, match="the salt holds 4097 characters; use one of 4096 at most"):
         Request("r", PROMPT, salt="x" * 4097)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"temperature": float("nan")},
+            "temperature must be a finite number of at least 0, not nan",
+        ),
+        ({"temperature": float("inf")}, "temperature must be a finite"),
+        ({"temperature": -0.1}, "temperature must be a finite"),
+        ({"temperature": "0.5"}, "temperature must be a finite number of at least 0, not '0.5'"),
+        ({"temperature": True}, "temperature must be a finite"),
+        ({"temperature": 10**400}, "not a number of more than 128 bits"),
+        ({"top_p": 1.5}, "top_p must be a finite number from 0 to 1, not 1.5"),
+        ({"min_p": -1}, "min_p must be"),
+        ({"top_k": 2.5}, "top_k must be a whole number of at least 0, not 2.5"),
+        ({"max_tokens": 0}, "max_tokens must be a whole number of at least 1, not 0"),
+        ({"max_tokens": None}, "max_tokens must be"),
+        ({"seed": 1 << 64}, "seed must be a whole number from -9223372036854775808"),
+        ({"seed": -(1 << 63) - 1}, "seed must be"),
+        ({"seed": 10**5000}, "seed must be"),
+        ({"logprobs": -1}, "logprobs must be"),
+        ({"stop": ("a", 5)}, "stop takes strings"),
+        ({"stop": 5}, "stop takes a sequence, not 5"),
+        ({"stop_token_ids": ("a",)}, "stop_token_ids must be a whole number"),
+        ({"allowed": 5}, "allowed takes a sequence"),
+        ({"logit_bias": {"a": 1.0}}, "a token of logit_bias must be"),
+        (
+            {"logit_bias": {1: float("nan")}},
+            "a value of logit_bias must be a finite number, not nan",
+        ),
+        ({"logit_bias": [1]}, "logit_bias takes a mapping"),
+    ],
+)
+def test_sampling_that_nobody_can_draw_by_is_refused_by_its_field(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(BadInput, match=words):
+        Sampling(**options)
+
+
+def test_one_string_is_one_stop_string() -> None:
+    assert Sampling(stop="END").stop == ("END",)  # type: ignore[arg-type]
+
+
+def test_seeds_are_64_bits_with_and_without_a_sign() -> None:
+    assert Sampling(seed=(1 << 64) - 1).seed == 18446744073709551615
+    assert Sampling(seed=-(1 << 63)).seed == -9223372036854775808

@@ -193,7 +193,6 @@ def test_a_prompt_that_never_fits_is_refused_in_words(tiny: LoadedModel) -> None
     ("options", "words"),
     [
         ({"tokens": ()}, "empty"),
-        ({"sampling": Sampling(max_tokens=0)}, "at least 1"),
         ({"sampling": Sampling(logit_bias={100_000: 1.0})}, "token 100000"),
     ],
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdn.core import Sampling
 from kdn.engine import Sampler
+from kdn.errors import EngineFailed
 
 LOGITS = torch.log(torch.tensor([0.125, 0.5, 0.25, 0.125]))
 
@@ -64,3 +68,38 @@ def test_logprobs_are_natural_logs_of_the_probabilities() -> None:
     assert [token for token, _ in found.alternatives] == [1, 2]
     assert found.alternatives[1][1] == pytest.approx(-1.3863, abs=1e-3)
     assert Sampler(Sampling(), seed=0).draw(LOGITS).logprob is None
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-40, 1e-39, 1e-12, 1e-6])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    assert drawn(Sampling(temperature=temperature), 20) == {1: 20}
+
+
+@given(
+    st.lists(st.floats(-1e30, 1e30, allow_subnormal=False), min_size=1, max_size=12),
+    st.floats(0, 1e300, allow_subnormal=False),
+    st.floats(0, 1, allow_subnormal=False),
+    st.floats(0, 1, allow_subnormal=False),
+    st.dictionaries(
+        st.integers(0, 11), st.floats(-1e300, 1e300, allow_subnormal=False), max_size=3
+    ),
+)
+def test_whatever_is_finite_can_be_drawn_from(
+    logits: list[float], temperature: float, top_p: float, min_p: float, bias: dict[int, float]
+) -> None:
+    bias = {token: value for token, value in bias.items() if token < len(logits)}
+    sampling = Sampling(
+        temperature=temperature, top_p=top_p, min_p=min_p, logit_bias=bias, logprobs=1
+    )
+    found = Sampler(sampling, seed=0).draw(torch.tensor(logits))
+    assert 0 <= found.token_id < len(logits)
+    assert found.logprob is not None
+    assert found.logprob <= 1e-3
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_are_an_error_of_the_model(wrong: float) -> None:
+    logits = LOGITS.clone()
+    logits[2] = wrong
+    with pytest.raises(EngineFailed, match="logits that are not finite"):
+        Sampler(Sampling(), seed=0).draw(logits)

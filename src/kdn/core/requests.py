@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from numbers import Integral, Real
+from typing import Any, Protocol, TypeVar
 
 from kdn.core.names import MAX_SALT
 from kdn.core.prompts import Prompt
@@ -28,6 +31,9 @@ __all__ = [
 ]
 
 Option = TypeVar("Option")
+
+MIN_SEED, MAX_SEED = -(1 << 63), (1 << 64) - 1
+"""Seeds are 64 bits, signed or not."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,72 @@ class Sampling:
     """Report exactly these tokens, in this order, where `logprobs` would report the likeliest."""
     raw_logits: bool = False
     """Report logits where log-probabilities would be reported."""
+
+    def __post_init__(self) -> None:
+        """A single `str` for `stop` is one stop string. Raises BadInput that names the field."""
+        stop: object = self.stop
+        if isinstance(stop, str):
+            object.__setattr__(self, "stop", (stop,))
+        _check_number("temperature", self.temperature, 0, math.inf)
+        _check_number("top_p", self.top_p, 0, 1)
+        _check_number("min_p", self.min_p, 0, 1)
+        _check_whole("max_tokens", self.max_tokens, 1)
+        _check_whole("top_k", self.top_k, 0)
+        if self.seed is not None:
+            _check_whole("seed", self.seed, MIN_SEED, MAX_SEED)
+        if self.logprobs is not None:
+            _check_whole("logprobs", self.logprobs, 0)
+        for name in ("stop_token_ids", "allowed", "ranked"):
+            for token_id in _items(name, getattr(self, name)):
+                _check_whole(name, token_id, 0)
+        if not all(isinstance(text, str) for text in _items("stop", self.stop)):
+            raise BadInput(f"stop takes strings, not {_short(self.stop)}")
+        _check_bias(self.logit_bias)
+
+
+def _check_bias(bias: object) -> None:
+    if not isinstance(bias, Mapping):
+        raise BadInput(f"logit_bias takes a mapping of token ids to numbers, not {_short(bias)}")
+    for token_id, value in bias.items():
+        _check_whole("a token of logit_bias", token_id, 0)
+        _check_number("a value of logit_bias", value, -math.inf, math.inf)
+
+
+def _items(name: str, value: object) -> Sequence[object]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise BadInput(f"{name} takes a sequence, not {_short(value)}")
+    return value
+
+
+def _as_number(value: object, kind: type) -> Any:
+    """The value if it is a number of the kind; else NaN, which is within no bounds."""
+    return value if isinstance(value, kind) and not isinstance(value, bool) else math.nan
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    """Raises BadInput for what is no finite number from `low` to `high`."""
+    number = _as_number(value, Real)
+    if low <= number <= high and abs(number) <= sys.float_info.max:
+        return
+    bounds = f" from {low} to {high}" if math.isfinite(high) else f" of at least {low}"
+    wanted = "a finite number" + (bounds if math.isfinite(low) else "")
+    raise BadInput(f"{name} must be {wanted}, not {_short(value)}")
+
+
+def _check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raises BadInput for what is no whole number from `low` to `high`."""
+    number = _as_number(value, Integral)
+    if low <= number and (high is None or number <= high):
+        return
+    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+    raise BadInput(f"{name} must be a whole number {bounds}, not {_short(value)}")
+
+
+def _short(value: object) -> str:
+    """A value as a message may show it; a number of thousands of digits is only called large."""
+    if isinstance(value, Integral) and abs(int(value)) >= 1 << 128:
+        return "a number of more than 128 bits"
+    return repr(value)[:80]
 
 
 class Retention(StrEnum):

@@ -290,8 +290,6 @@ class Intake:
                 f"the prompt holds {num_tokens} tokens and the model's context {context}; "
                 "shorten the prompt or use fewer documents"
             )
-        if request.sampling.max_tokens < 1:
-            raise BadInput(f"max_tokens must be at least 1, not {request.sampling.max_tokens}")
         max_new_tokens = min(request.sampling.max_tokens, context - num_tokens)
         self._check_memory(num_tokens, max_new_tokens)
         return max_new_tokens

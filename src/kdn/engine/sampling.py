@@ -12,8 +12,14 @@ import torch
 from torch import Tensor
 
 from kdn.core import Sampling
+from kdn.errors import EngineFailed
 
 __all__ = ["DrawnToken", "Sampler", "Shown", "StopStrings"]
+
+_GREEDY_BELOW = 1e-5
+"""Temperatures below it are greedy: logits divided by them would leave fp32."""
+_LARGEST_BIAS = 1e30
+"""A larger bias does the same, and would leave fp32."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,19 @@ class Sampler:
         )
 
     def draw(self, logits: Tensor) -> DrawnToken:
-        """From fp32 logits [vocabulary], or [allowed tokens] in their order. Does not change them."""
-        wanted = self._biased(logits.cpu())
-        chosen = int(wanted.argmax()) if self._sampling.temperature == 0 else self._random(wanted)
+        """From fp32 logits [vocabulary], or [allowed tokens] in their order. Does not change them.
+
+        Raises EngineFailed for logits that are not finite.
+        """
+        logits = logits.cpu()
+        if not bool(torch.isfinite(logits).all()):
+            raise EngineFailed(
+                "the model computed logits that are not finite: its weights are damaged or its "
+                "numbers outgrow the dtype; fetch the model again, or give dtype float32"
+            )
+        wanted = self._biased(logits)
+        is_greedy = self._sampling.temperature < _GREEDY_BELOW
+        chosen = int(wanted.argmax()) if is_greedy else self._random(wanted)
         if self._sampling.logprobs is None:
             return DrawnToken(self._token(chosen))
         raw = self._sampling.raw_logits
@@ -63,7 +79,8 @@ class Sampler:
             return logits
         logits = logits.clone()
         allowed = self._sampling.allowed
-        for token_id, bias in self._sampling.logit_bias.items():
+        for token_id, wished in self._sampling.logit_bias.items():
+            bias = min(max(wished, -_LARGEST_BIAS), _LARGEST_BIAS)
             if not allowed:
                 logits[token_id] += bias
             elif token_id in allowed:
@@ -71,7 +88,10 @@ class Sampler:
         return logits
 
     def _random(self, logits: Tensor) -> int:
-        probs = torch.softmax(logits / self._sampling.temperature, dim=-1)
+        scaled = logits / self._sampling.temperature
+        if not bool(torch.isfinite(scaled).all()):
+            scaled = (logits - logits.max()) / self._sampling.temperature
+        probs = torch.softmax(scaled, dim=-1)
         values, order = torch.sort(probs, descending=True, stable=True)
         values = values * self._allowed(values)
         place = torch.multinomial(values / values.sum(), 1, generator=self._generator)

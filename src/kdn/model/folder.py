@@ -62,8 +62,9 @@ def read_sampling(folder: Path) -> Sampling:
 
 def _within(said: Mapping[str, Any], name: str, low: float, high: float, otherwise: float) -> float:
     value = said.get(name)
-    usable = isinstance(value, int | float) and low <= value <= high
-    return value if usable and value is not None else otherwise
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return otherwise
+    return value if low <= value <= high else otherwise
 
 
 def build_decoder(
