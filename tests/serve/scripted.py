@@ -27,11 +27,11 @@ from kdn.core import (
     Usage,
 )
 from kdn.engine import EngineStat
-from kdn.errors import BadInput, EngineFailed, MissingExtra, PromptTooLong
+from kdn.errors import BadInput, EngineFailed, PromptTooLong
 from kdn.model import Document, Message
-from kdn.rag.embed import Vectors
+from kdn.rag import Vectors
 from kdn.rank import Asking
-from kdn.serve import ServedModel, StoreNumbers
+from kdn.serve import ServedEmbedder, ServedModel, StoreNumbers
 
 Pushed = StreamEvent | Exception | None
 ANSWER = "Paris is the capital of France. It lies on the Seine."
@@ -57,16 +57,16 @@ class Characters:
 
 
 class Lengths:
-    """An embedder whose vectors say how long a text is."""
+    """An embedder whose vectors say how many tokens a text has; its marks are 0 and 1."""
 
-    name = "lengths"
     dimension = 2
+    vocab_size = 0x110000
 
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        return np.array([(len(text), 0.5) for text in texts], dtype=np.float32)
+    def token_ids(self, text: str) -> list[int]:
+        return [0, *map(ord, text), 1]
 
-    def count(self, texts: Sequence[str]) -> int:
-        return len("".join(texts))
+    def embed_ids(self, ids: Sequence[Sequence[int]]) -> Vectors:
+        return np.array([(len(row), 0.5) for row in ids], dtype=np.float32)
 
 
 class ScriptedStream:
@@ -228,14 +228,9 @@ class ScriptedService:
             prompts=self,
             engine=self,
             asking=self.asking,
-            embedder=self.embedder,
+            embedder=ServedEmbedder("lengths", 20, Lengths) if self.with_embedder else None,
             store_numbers=self.store_numbers,
         )
-
-    def embedder(self) -> Lengths:
-        if not self.with_embedder:
-            raise MissingExtra("no embedder here")
-        return Lengths()
 
     @property
     def is_running(self) -> bool:

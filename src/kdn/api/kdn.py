@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from kdn.api.answers import Answer, collect, sources_of
 from kdn.api.ask import FRAME_TOKENS, find_parts, put_question
@@ -30,7 +30,7 @@ from kdn.core import (
 )
 from kdn.errors import MissingExtra, UnknownModel
 from kdn.model import resolve
-from kdn.rag import Cutting, Embedder, IngestReport, Library, LibrarySettings, Progress
+from kdn.rag import Cutting, IngestReport, Library, LibrarySettings, Progress
 from kdn.rank import (
     YES_NO,
     ChoiceProbabilities,
@@ -43,7 +43,13 @@ from kdn.rank import (
 )
 from kdn.store import Match
 
+if TYPE_CHECKING:
+    from kdn.rag.minilm import MiniLm
+
 __all__ = ["Kdn"]
+
+EMBEDDER = "minilm-l6"
+"""The sentence embedder's name among models."""
 
 
 class Kdn:
@@ -291,12 +297,12 @@ class Kdn:
         return self.store.match(self.prompts.fingerprint(None), EXACT, salt, tokens), len(tokens)
 
     @cached_property
-    def embedder(self) -> Embedder:
+    def embedder(self) -> MiniLm:
         """The sentence embedder. Raises MissingExtra when its weights are not here."""
         from kdn.rag.minilm import MiniLm
 
         try:
-            return MiniLm(resolve("minilm-l6", self.config.home))
+            return MiniLm(resolve(EMBEDDER, self.config.home))
         except UnknownModel as error:
             raise MissingExtra(
                 "the sentence embedder is not installed; run: kdn models get minilm-l6"

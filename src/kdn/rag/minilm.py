@@ -70,6 +70,9 @@ def find_minilm() -> Path:
 class MiniLm:
     """An Embedder over a BERT folder. Raises WeightsError when the folder is not one."""
 
+    max_tokens = _MAX_TOKENS
+    """What `embed` reads of a text, its two marks included."""
+
     def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """`dtype` None computes in bfloat16 where the processor has instructions for it.
 
@@ -79,7 +82,8 @@ class MiniLm:
             described = (folder / "config.json").read_bytes()
             config = msgspec.json.decode(described, type=_Config)
             weights = load_file(folder / "model.safetensors")
-            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            definition = (folder / "tokenizer.json").read_text("utf-8")
+            self._tokenizer, self._whole = (Tokenizer.from_str(definition) for _ in range(2))
         except Exception as error:  # safetensors and tokenizers raise errors of their own
             raise WeightsError(
                 f"{folder}: not a BERT folder kdn can read ({error}); it needs config.json,"
@@ -89,6 +93,8 @@ class MiniLm:
             raise WeightsError(
                 f"{folder}: a {config.model_type} model with {config.hidden_act}, not BERT"
             )
+        self._whole.no_padding()
+        self._whole.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(_MAX_TOKENS)
         self._config = config
@@ -104,13 +110,26 @@ class MiniLm:
     def dimension(self) -> int:
         return self._config.hidden_size
 
+    @property
+    def vocab_size(self) -> int:
+        return int(self._whole.get_vocab_size())
+
+    def token_ids(self, text: str) -> list[int]:
+        """All tokens of a text, however long, between the marks that begin and end it."""
+        return list(self._whole.encode(text).ids)
+
     def count(self, texts: Sequence[str]) -> int:
         return sum(len(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts)))
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Texts of like length share a batch, so that little padding is computed."""
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        found = torch.zeros(len(texts), self.dimension)
+        return self.embed_ids([one.ids for one in self._tokenizer.encode_batch(list(texts))])
+
+    def embed_ids(self, ids: Sequence[Sequence[int]]) -> Vectors:
+        """As `embed`, for texts that are tokens already; of each at most `max_tokens`, at least one.
+
+        Texts of like length share a batch, so that little padding is computed.
+        """
+        found = torch.zeros(len(ids), self.dimension)
         with torch.inference_mode():
             for batch in _batches(ids):
                 found[batch] = self._forward([ids[row] for row in batch])

@@ -9,7 +9,7 @@ from kdn.serve.app import create_app
 from kdn.serve.inflight import Server
 from kdn.serve.limits import Limits
 from kdn.serve.run import listen, make_server, served, url_of
-from kdn.serve.service import ServedModel, StoreNumbers, Vocabulary
+from kdn.serve.service import ServedEmbedder, ServedModel, StoreNumbers, Vocabulary
 from kdn.serve.settings import ServeSettings, is_loopback
 from kdn.serve.store.app import create_node_app, mount_store
 from kdn.serve.store.grants import Grant, read_grants
@@ -18,6 +18,7 @@ __all__ = [
     "Grant",
     "Limits",
     "ServeSettings",
+    "ServedEmbedder",
     "ServedModel",
     "Server",
     "StoreNumbers",

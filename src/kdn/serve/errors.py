@@ -130,7 +130,7 @@ def _path(location: object) -> str:
     return path
 
 
-_UNION_BRANCHES = frozenset({"str", "int", "float", "bool", "ContentPart"})
+_UNION_BRANCHES = frozenset({"str", "int", "float", "bool", "ContentPart", "DocumentBody"})
 
 
 def response(fault: Fault) -> Response:

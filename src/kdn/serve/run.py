@@ -14,11 +14,13 @@ from fastapi import FastAPI
 
 import kdn as package
 from kdn.api import Kdn
-from kdn.errors import BadConfig, PortInUse
+from kdn.api.kdn import EMBEDDER
+from kdn.errors import BadConfig, PortInUse, UnknownModel
+from kdn.model import resolve
 from kdn.serve.app import create_app
 from kdn.serve.inflight import Server
 from kdn.serve.limits import MAX_HEADER_BYTES
-from kdn.serve.service import ServedModel, StoreNumbers
+from kdn.serve.service import ServedEmbedder, ServedModel, StoreNumbers
 from kdn.serve.settings import ServeSettings
 from kdn.serve.store.app import mount_store
 from kdn.serve.store.grants import Grant
@@ -118,9 +120,19 @@ def served(kdn: Kdn) -> ServedModel:
         prompts=kdn.prompts,
         engine=kdn.engine,
         asking=kdn.scoring.asking,
-        embedder=lambda: kdn.embedder,
+        embedder=_embedder(kdn),
         store_numbers=partial(_store_numbers, kdn),
     )
+
+
+def _embedder(kdn: Kdn) -> ServedEmbedder | None:
+    from kdn.rag.minilm import MiniLm
+
+    try:
+        resolve(EMBEDDER, kdn.config.home)
+    except UnknownModel:
+        return None
+    return ServedEmbedder(EMBEDDER, MiniLm.max_tokens, lambda: kdn.embedder)
 
 
 def _store_numbers(kdn: Kdn) -> StoreNumbers:

@@ -9,10 +9,18 @@ from typing import Protocol
 from kdn.core import Generator, Prompt, Sampling, TokenIds
 from kdn.engine import EngineStat
 from kdn.model import Document, Message
-from kdn.rag import Embedder
+from kdn.rag import Vectors
 from kdn.rank import Asking
 
-__all__ = ["PromptMaker", "ServedEngine", "ServedModel", "StoreNumbers", "Vocabulary"]
+__all__ = [
+    "PromptMaker",
+    "ServedEmbedder",
+    "ServedEngine",
+    "ServedModel",
+    "StoreNumbers",
+    "TextEmbedder",
+    "Vocabulary",
+]
 
 
 class Vocabulary(Protocol):
@@ -68,6 +76,34 @@ class ServedEngine(Generator, Protocol):
     def stat(self) -> EngineStat: ...
 
 
+class TextEmbedder(Protocol):
+    """Token ids of texts, and unit vectors of token ids. Safe from several threads."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def token_ids(self, text: str) -> list[int]:
+        """All tokens of a text, between the mark that begins it and the one that ends it."""
+        ...
+
+    def embed_ids(self, ids: Sequence[Sequence[int]]) -> Vectors:
+        """[texts, dimension]"""
+        ...
+
+
+@dataclass(frozen=True)
+class ServedEmbedder:
+    """An embedder that is installed, and opened on first use."""
+
+    name: str
+    max_tokens: int
+    """Of one text, its two marks included."""
+    open: Callable[[], TextEmbedder]
+
+
 class MakeAsking(Protocol):
     """How documents are asked about a query. Raises BadInput for a name that is not known."""
 
@@ -113,7 +149,6 @@ class ServedModel:
     prompts: PromptMaker
     engine: ServedEngine
     asking: MakeAsking
-    embedder: Callable[[], Embedder]
-    """Raises MissingExtra when there is none."""
+    embedder: ServedEmbedder | None
     store_numbers: Callable[[], StoreNumbers]
     """May wait for the store; never called on the event loop."""

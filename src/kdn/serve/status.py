@@ -25,7 +25,8 @@ def about_routes(context: RequestContext, version: str) -> APIRouter:
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        context.adapter(name)
+        if name not in cards:
+            context.adapter(name)  # which refuses it
         return json_response(cards[name])
 
     @router.get("/health")
@@ -55,4 +56,7 @@ def _cards(context: RequestContext) -> dict[str, ModelCard]:
     cards = {served.name: ModelCard(served.name, created, served.max_context)}
     for name in served.adapters:
         cards[name] = ModelCard(name, created, served.max_context, parent=served.name)
+    if served.embedder is not None:
+        name = served.embedder.name
+        cards[name] = ModelCard(name, created, served.embedder.max_tokens)
     return cards

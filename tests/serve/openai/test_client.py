@@ -163,7 +163,11 @@ def test_an_adapter_is_a_model_of_its_own(server: Running, service: ScriptedServ
     answer = server.openai.chat.completions.create(model="scripted-tuned", messages=ASK)
     assert answer.model == "scripted-tuned"
     assert service.requests[-1].adapter == "scripted-tuned"
-    assert [model.id for model in server.openai.models.list()] == ["scripted", "scripted-tuned"]
+    assert [model.id for model in server.openai.models.list()] == [
+        "scripted",
+        "scripted-tuned",
+        "lengths",
+    ]
     assert server.openai.models.retrieve("scripted").id == "scripted"
 
 
@@ -194,14 +198,6 @@ def test_plain_completions_stream_with_logprobs_and_offsets(server: Running) -> 
         for offset in chunk.choices[0].logprobs.text_offset or []
     ]
     assert offsets == [0, 1, 2]
-
-
-def test_embeddings_arrive_as_floats_and_packed(server: Running) -> None:
-    packed = server.openai.embeddings.create(model="minilm-l6", input=["abc", "de"])
-    assert [item.embedding for item in packed.data] == [[3.0, 0.5], [2.0, 0.5]]
-    plain = server.openai.embeddings.create(model="m", input="abc", encoding_format="float")
-    assert plain.data[0].embedding == [3.0, 0.5]
-    assert plain.usage.prompt_tokens == 3
 
 
 def test_leaving_a_stream_cancels_the_work(server: Running, service: ScriptedService) -> None:

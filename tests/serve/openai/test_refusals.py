@@ -169,24 +169,6 @@ def test_unknown_paths_and_methods_have_the_shape_too(server: Running) -> None:
     assert "error" in server.http.get("/v1/completions").json()
 
 
-def test_embeddings_refuse_ids_emptiness_and_other_sizes(server: Running) -> None:
-    wrong: list[dict[str, Any]] = [
-        {"input": [1, 2]},
-        {"input": ""},
-        {"input": []},
-        {"input": "x", "dimensions": 7},
-    ]
-    for body in wrong:
-        assert server.http.post("/v1/embeddings", json=body).status_code == 400, body
-
-
-def test_a_missing_embedder_is_said(server: Running, service: ScriptedService) -> None:
-    service.with_embedder = False
-    answer = server.http.post("/v1/embeddings", json={"input": "x"})
-    service.with_embedder = True
-    assert (answer.status_code, answer.json()["error"]["code"]) == (501, "not_installed")
-
-
 def test_an_engine_that_fails_is_an_error_whole_streamed_and_in_health() -> None:
     service = ScriptedService()
     try:

@@ -20,6 +20,7 @@ __all__ = [
     "chat_prompt",
     "check_ids",
     "conversation",
+    "document_of",
     "refuse_unsupported",
     "sampling_of",
 ]
@@ -102,10 +103,10 @@ def check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
 
 
 def conversation(
-    bodies: Sequence[MessageBody], documents: Sequence[DocumentBody] | None
+    bodies: Sequence[MessageBody], documents: Sequence[DocumentBody | str] | None
 ) -> tuple[list[Message], list[Document]]:
     """Turns and documents. A part marked as a document or an instruction leaves its message."""
-    found = [Document(document.id, document.text) for document in documents or ()]
+    found = [document_of(one, index) for index, one in enumerate(documents or ())]
     instructions: list[Message] = []
     turns: list[Message] = []
     for index, body in enumerate(bodies):
@@ -124,6 +125,21 @@ def conversation(
     if not turns:
         raise Refused("there is no message left beside the documents", param="messages")
     return instructions + turns, found
+
+
+def document_of(given: DocumentBody | str, index: int) -> Document:
+    """A document in whichever way it came. Raises Refused for one without a text."""
+    if isinstance(given, str):
+        return Document(None, given)
+    text = given.page_content if given.text is None else given.text
+    if text is None:
+        raise Refused(
+            f"documents[{index}] has no text; send a string, or text with a title or an id",
+            param=f"documents[{index}].text",
+        )
+    source = (given.metadata or {}).get("source")
+    name = given.id or given.title or (source if isinstance(source, str) else None)
+    return Document(name, f"{given.title}\n\n{text}" if given.title else text)
 
 
 def _role(body: MessageBody, index: int) -> str:

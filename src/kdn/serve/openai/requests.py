@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -47,7 +47,6 @@ __all__ = [
     "SamplingBody",
     "ScoreBody",
     "StreamOptions",
-    "TextBody",
     "TokenizeBody",
 ]
 
@@ -84,9 +83,13 @@ class KdnOptions(_Strict):
 
 
 class DocumentBody(_Strict):
-    """A document that stands before the conversation."""
+    """A document, as people write it, or as LangChain does (`page_content`, `metadata`)."""
 
-    text: Text
+    text: Text | None = None
+    title: Text | None = None
+    page_content: Text | None = None
+    metadata: dict[str, Any] | None = None
+    type: Literal["Document"] | None = None
     id: Name | None = None
 
 
@@ -139,7 +142,7 @@ class SamplingBody(JobBody):
 
 class ChatBody(SamplingBody):
     messages: list[MessageBody] = Field(min_length=1, max_length=MAX_MESSAGES)
-    documents: list[DocumentBody] | None = Field(None, max_length=MAX_DOCUMENTS)
+    documents: list[DocumentBody | Text] | None = Field(None, max_length=MAX_DOCUMENTS)
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -159,6 +162,8 @@ class EmbeddingBody(_Open):
     model: Name | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
+    truncate_prompt_tokens: Literal[-1] | None = None
+    """-1: of a text that is too long for the embedder only the beginning is read."""
 
 
 class ScoreBody(JobBody):
@@ -191,17 +196,11 @@ class DecisionBody(JobBody):
     questions: list[Text] = Field(min_length=1, max_length=MAX_QUESTIONS)
 
 
-class TextBody(_Open):
-    """A document of a ranking, as some clients wrap it."""
-
-    text: Text
-
-
 class RerankBody(JobBody):
     """A query, and documents in Jina's, Cohere's or (`texts`) TEI's way."""
 
     query: Text
-    documents: list[Text | TextBody] | None = None
+    documents: list[DocumentBody | Text] | None = None
     texts: list[Text] | None = None
     top_n: Count | None = None
     return_documents: bool | None = None
@@ -210,6 +209,8 @@ class RerankBody(JobBody):
     """Log-odds in place of probabilities."""
     truncate: bool = False
     truncation: bool = False
+    max_tokens_per_doc: Count | None = None
+    """Cohere's: of a longer document only the beginning is read."""
     layout: Name = "document-first"
     template: Name | None = None
     instruction: Text | None = None
@@ -221,7 +222,7 @@ class TokenizeBody(_Strict):
     model: Name | None = None
     prompt: Text | None = None
     messages: list[MessageBody] | None = Field(None, max_length=MAX_MESSAGES)
-    documents: list[DocumentBody] | None = Field(None, max_length=MAX_DOCUMENTS)
+    documents: list[DocumentBody | Text] | None = Field(None, max_length=MAX_DOCUMENTS)
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 

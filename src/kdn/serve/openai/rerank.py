@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
@@ -31,7 +31,7 @@ from kdn.rank import (
 from kdn.serve.errors import Refused
 from kdn.serve.limits import MAX_RANKED, bounded_router, check_length, prefix_of
 from kdn.serve.openai.context import HttpJob, RequestContext
-from kdn.serve.openai.parse import refuse_unsupported
+from kdn.serve.openai.parse import document_of, refuse_unsupported
 from kdn.serve.openai.requests import RerankBody
 from kdn.serve.openai.responses import JobAnswer, json_response, usage_report
 from kdn.serve.service import ServedModel
@@ -98,8 +98,9 @@ async def _rerank(
     texts = _texts(body)
     job = context.job("rerank", body, http)
     truncate = body.truncate or body.truncation
+    shorten = _Shorten(context.model, truncate, body.max_tokens_per_doc)
     asking = await run_in_threadpool(_asking, context.model, body, truncate=truncate)
-    odds, usages = await _odds(context, http, job, asking, worth_asking(texts), truncate=truncate)
+    odds, usages = await _odds(context, http, job, asking, worth_asking(texts), shorten)
     ranking = rank_by(texts, odds, usages, body.top_n)
     if body.texts is not None:
         return json_response([_scored(one, body) for one in ranking])
@@ -138,7 +139,7 @@ def _texts(body: RerankBody) -> list[str]:
     if body.texts is not None:
         texts = body.texts
     else:
-        texts = [one if isinstance(one, str) else one.text for one in body.documents or ()]
+        texts = [document_of(one, i).text for i, one in enumerate(body.documents or ())]
     if len(texts) > MAX_RANKED:
         raise Refused(
             f"{len(texts)} documents; a request may hold {MAX_RANKED}: send several",
@@ -153,8 +154,7 @@ async def _odds(
     job: HttpJob,
     asking: Asking,
     texts: Sequence[str],
-    *,
-    truncate: bool,
+    shorten: _Shorten,
 ) -> tuple[Mapping[str, float], list[Usage]]:
     """Log-odds of each text, a part after the other."""
     odds: dict[str, float] = {}
@@ -162,9 +162,7 @@ async def _odds(
     requests = min(len(texts), _PART_DOCUMENTS)
     with context.hold(job, requests, min(sum(map(len, texts)), _PART_CHARS)):
         for part in _parts(texts):
-            asked = await run_in_threadpool(
-                _requests, context.model, job, asking, part, len(usages), truncate=truncate
-            )
+            asked = await run_in_threadpool(_requests, job, asking, shorten, part, len(usages))
             answers = await context.answers(job, asked, http, held=True)
             for text, answer in zip(part, answers, strict=True):
                 odds[text] = odds_of(read_logits(asking.choices, answer.tokens[0]))
@@ -185,27 +183,37 @@ def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
         yield part
 
 
+@dataclass(frozen=True)
+class _Shorten:
+    """What is read of a document, decided before it is tokenised whole."""
+
+    model: ServedModel
+    truncate: bool
+    """Cut what is beyond the context, where it would be refused."""
+    max_tokens: int | None
+
+    def __call__(self, text: str) -> str:
+        vocabulary, most = self.model.vocabulary, self.model.max_context
+        if self.max_tokens is not None:
+            ids = vocabulary.encode(prefix_of(text, vocabulary, self.max_tokens))
+            if len(ids) > self.max_tokens:
+                return vocabulary.decode(ids[: self.max_tokens]).rstrip("\ufffd")
+        if self.truncate:
+            return prefix_of(text, vocabulary, most)
+        check_length([text], vocabulary, most, "documents")
+        return text
+
+
 def _requests(
-    model: ServedModel,
-    job: HttpJob,
-    asking: Asking,
-    texts: Sequence[str],
-    first: int,
-    *,
-    truncate: bool,
+    job: HttpJob, asking: Asking, shorten: _Shorten, texts: Sequence[str], first: int
 ) -> list[Request]:
-    """One request a text. A text beyond the context is cut short, or refused, before it is read."""
+    """One request a text."""
     sampling = replace(wanted(asking.choices), raw_logits=True)
     single_use = asking.layout is Layout.DOCUMENT_FIRST
-    found = []
-    for number, text in enumerate(texts, first):
-        if truncate:
-            prompt = asking.prompt(prefix_of(text, model.vocabulary, model.max_context))
-        else:
-            check_length([text], model.vocabulary, model.max_context, "documents")
-            prompt = asking.prompt(text)
-        found.append(job.request(number, prompt, sampling, single_use=single_use))
-    return found
+    return [
+        job.request(number, asking.prompt(shorten(text)), sampling, single_use=single_use)
+        for number, text in enumerate(texts, first)
+    ]
 
 
 def _score(one: RankedDocument, body: RerankBody) -> float | None:
