@@ -49,7 +49,11 @@ def test_every_row_gets_its_probabilities(tmp_path: Path, rows: Path, tiny: Path
         assert float(row["p_yes"]) + float(row["p_no"]) == pytest.approx(1)
         assert row["label"] == ("yes" if row["p_yes"] >= row["p_no"] else "no")
     assert list(tmp_path.glob("*.journal")) == []
-    nobody = kdn(tmp_path, *label(tmp_path, rows, out, tiny, "--threshold", "1"))
+    again = kdn(tmp_path, *label(tmp_path, rows, out, tiny, "--threshold", "1"))
+    assert again.code == 2
+    assert "is there already; --force" in again.err
+    assert table(out) == found
+    nobody = kdn(tmp_path, *label(tmp_path, rows, out, tiny, "--threshold", "1", "--force"))
     assert nobody.json["abstained"] == 12
 
 
@@ -87,6 +91,64 @@ def test_wrong_wishes_end_in_one_sentence(tmp_path: Path, rows: Path, tiny: Path
     done = kdn(tmp_path, "label", rows, "-t", "{text}", "-c", "yes,yes", "-o", out, "--model", tiny)
     assert done.code == 2
     assert "begins with all of" in done.err
+
+
+def test_a_row_that_is_too_long_is_refused_and_the_others_are_labelled(
+    tmp_path: Path, tiny: Path
+) -> None:
+    """A token a byte: 5,000 do not fit into 4,096."""
+    path = tmp_path / "rows.csv"
+    path.write_text(f"text\nshort\n{'x' * 5000}\nlast\n")
+    out = tmp_path / "out.csv"
+    done = kdn(tmp_path, *label(tmp_path, path, out, tiny))
+    assert done.code == 0, done.err
+    assert [one["row"] for one in done.json["refused"]] == [2]
+    assert "row 2 has no label: the prompt holds" in done.err
+    assert [bool(row["label"]) for row in table(out)] == [True, False, True]
+
+
+def test_wrong_places_and_templates_end_before_the_model_is_opened(
+    tmp_path: Path, rows: Path
+) -> None:
+    """The model that is named does not exist, and no message says so."""
+    nowhere = tmp_path / "no-model"
+    for out, template, says in (
+        (tmp_path / "no" / "o.csv", "{text}", "there is no folder"),
+        (tmp_path / "o.xlsx", "{text}", "a table is one of"),
+        (tmp_path / "o.csv", f"@{tmp_path / 'none'}", "No such file"),
+        (tmp_path / "o.csv", "{nope}", "the columns are text, truth"),
+    ):
+        asked = ("label", rows, "-t", template, "-c", "a,b", "-o", out, "--model", nowhere)
+        done = kdn(tmp_path, *asked)
+        assert done.code == 2
+        assert says in done.err
+    known = ("label", rows, "-t", "{text}", "-c", "a,b", "-o", tmp_path / "o.csv")
+    done = kdn(tmp_path, *known, "--known", "truht", "--model", nowhere)
+    assert "no column is called 'truht'" in done.err
+
+
+def test_answers_to_another_template_are_not_taken_over(
+    tmp_path: Path, rows: Path, tiny: Path
+) -> None:
+    out = tmp_path / "out.csv"
+    (tmp_path / "out.csv.journal").write_text("another job\n[-0.1, -2.3]\n")
+    done = kdn(tmp_path, *label(tmp_path, rows, out, tiny))
+    assert done.code == 2
+    assert "1 answers to other questions" in done.err
+    assert kdn(tmp_path, *label(tmp_path, rows, out, tiny, "--force")).json["resumed"] == 0
+
+
+def test_labels_no_better_than_chance_are_said_to_be(
+    tmp_path: Path, rows: Path, tiny: Path
+) -> None:
+    """A model of random weights cannot do better, and 8 of 12 rows are `yes`."""
+    done = kdn(tmp_path, *label(tmp_path, rows, tmp_path / "o.csv", tiny, "--known", "truth"))
+    assert done.json["chance"] == pytest.approx(8 / 12)
+    assert "no better than always answering" in done.err
+    other = tmp_path / "cased.csv"
+    other.write_text("text,truth\na,YES\n")
+    done = kdn(tmp_path, *label(tmp_path, other, tmp_path / "p.csv", tiny, "--known", "truth"))
+    assert "nothing in the column 'truth' is one of the choices" in done.err
 
 
 def test_a_fit_is_kept_and_used(tmp_path: Path, tiny: Path) -> None:

@@ -102,3 +102,21 @@ def test_the_reranker_that_comes_with_kdn_goes_by_its_name(smollm2: Path, tmp_pa
     assert [Path(one["name"]).name for one in found["results"]] == ["b", "a"]
     wrong = kdn(tmp_path / "home", *asked, "--adapter", "documents-first")
     assert (wrong.code, "document-first" in wrong.err) == (2, True)
+
+
+def test_a_text_is_the_same_with_and_without_a_mark(tmp_path: Path, tiny: Path) -> None:
+    """Also from standard input, and a line of JSON may hold U+2028."""
+    (tmp_path / "plain.txt").write_bytes(b"one\ntwo")
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    (tmp_path / "lines.jsonl").write_text('{"text":"one\u2028two"}\n', "utf-8")
+    files = (tmp_path / "plain.txt", tmp_path / "marked.txt")
+    done = kdn(
+        tmp_path, "rerank", "why", *files, "-d", tmp_path / "lines.jsonl", "--model", tiny, "--json"
+    )
+    scores = {one["index"]: one["score"] for one in done.json["results"]}
+    assert len(scores) == 3
+    assert scores[0] == scores[1]
+    typed = kdn(
+        tmp_path, "rerank", "why", "-d", "-", "--model", tiny, "--json", typed="\ufeffa\r\nb\r\n"
+    )
+    assert [one["name"] for one in typed.json["results"]] in (["-:1", "-:2"], ["-:2", "-:1"])

@@ -23,6 +23,8 @@ from kdn.rank import (
     Ranking,
     RowTemplate,
     Template,
+    answer_of,
+    check_rows,
     find_template,
     frame_of,
     make_choices,
@@ -115,8 +117,10 @@ class Scoring:
         fingerprint = self._prompts.fingerprint(adapter)
         job = LabelJob(fingerprint, template, self.choices(choices), known, threshold)
         filled, rows = RowTemplate(template), _rows(rows)
+        check_rows(rows, template, known)
         asked = (self._prompts.question(filled.fill(row), salt) for row in rows)
-        answers = [one.logprobs for one in self.judge(salt, adapter).ask(asked, job.choices)]
+        judge = self.judge(salt, adapter)
+        answers = [answer_of(one) for one in judge.ask_each(asked, job.choices)]
         return make_table(job, rows, answers)
 
     def _nearness(self, prompt: Prompt, salt: str, adapter: str | None) -> int:

@@ -20,6 +20,7 @@ from kdn.cli.options import (
     ModelOption,
 )
 from kdn.cli.show import emit, say, time_text, write_piece
+from kdn.machine.text import read_text
 
 if TYPE_CHECKING:
     from kdn.api import Answer, Source
@@ -97,7 +98,13 @@ def answer_shape(answer: Answer) -> dict[str, Any]:
         "answer": answer.text,
         "finish_reason": str(answer.finish_reason),
         "sources": [
-            {"title": s.title, "heading": s.heading, "text": s.text, "score": s.score}
+            {
+                "source": s.source,
+                "title": s.title,
+                "heading": s.heading,
+                "text": s.text,
+                "score": s.score,
+            }
             for s in answer.sources
         ],
         "usage": usage_shape(answer.usage),
@@ -122,10 +129,10 @@ def usage_shape(usage: Usage) -> dict[str, Any]:
 
 
 def print_sources(sources: Sequence[Source]) -> None:
-    """Each source with its passage, indented."""
+    """Each source with its path and its passage, indented."""
     for number, source in enumerate(sources, 1):
         where = " > ".join(part for part in (source.title, source.heading) if part)
-        write_piece(f"\n[{number}] {where}\n")
+        write_piece(f"\n[{number}] {where}\n    {source.source}\n")
         for line in source.text.strip().splitlines():
             write_piece(f"    {line}\n")
 
@@ -163,7 +170,7 @@ def chat(
     as_json: JsonOption = False,
 ) -> None:
     """Talk with the model; what was said before is reused. /new begins again, /quit ends."""
-    documents = [path.read_text(encoding="utf-8") for path in document or ()]
+    documents = [read_text(path) for path in document or ()]
     choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
     opening = [{"role": "system", "content": system}] if system else []
     history = list(opening)

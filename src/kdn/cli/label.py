@@ -19,16 +19,20 @@ from kdn.cli.options import (
     ModelOption,
 )
 from kdn.cli.show import emit, progress_bar, say
+from kdn.machine.text import read_text
 
 if TYPE_CHECKING:
     from kdn.rank import LabelTable
 
 __all__ = ["label"]
 
+_SHOWN_REFUSALS = 10
+
 
 def label(
     data: Annotated[
-        Path, typer.Argument(help="A .csv, .jsonl or .parquet file.", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(help="A .csv, .tsv, .jsonl or .parquet file.", exists=True, dir_okay=False),
     ],
     *,
     template: Annotated[
@@ -42,7 +46,9 @@ def label(
     choices: Annotated[
         str, typer.Option("--choices", "-c", help="Answers, e.g. yes,no or spam=A,ham=B.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A .parquet, .csv or .jsonl file.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A .csv, .tsv, .jsonl or .parquet file.")
+    ],
     known: Annotated[
         str | None,
         typer.Option(help="The column of right labels, where known: to calibrate and to count."),
@@ -50,6 +56,10 @@ def label(
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="No label below this probability.")
     ] = 0.0,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Write over a table, or discard answers to other questions."),
+    ] = False,
     model: ModelOption = "smollm2-135m",
     home: HomeOption = None,
     device: DeviceOption = None,
@@ -62,15 +72,20 @@ def label(
     from kdn.rank import (
         LabelJob,
         LabelJournal,
+        check_out,
+        check_rows,
         label_rows,
         make_choices,
         make_table,
+        own_columns,
         read_rows,
         write_table,
     )
 
+    check_out(out, data, force=force)
     rows = read_rows(data)
-    asked = Path(template[1:]).read_text("utf-8") if template.startswith("@") else template
+    asked = read_text(Path(template[1:])) if template.startswith("@") else template
+    check_rows(rows, asked, known)
     choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
     with choice.open() as kdn:
         used = adapter[0].partition("=")[0] if adapter else None
@@ -82,7 +97,8 @@ def label(
             known=known,
             threshold=threshold,
         )
-        journal = LabelJournal(out.with_name(out.name + ".journal"), job.name(rows))
+        journal = LabelJournal(out.with_name(out.name + ".journal"), job.name(rows), force=force)
+        judge = kdn.scoring.judge(adapter=used)
         resumed = len(journal.answers)
         if resumed:
             say(f"going on after row {resumed} of {len(rows)}")
@@ -90,9 +106,7 @@ def label(
         try:
             with progress_bar() as bar:
                 task = bar.add_task(f"{len(rows)} rows", total=len(rows), completed=resumed)
-                for done in label_rows(
-                    job, rows, kdn.prompts.question, kdn.scoring.judge(adapter=used), journal
-                ):
+                for done in label_rows(job, rows, kdn.prompts.question, judge, journal):
                     bar.update(task, completed=done)
         except BaseException:
             journal.close()
@@ -101,28 +115,52 @@ def label(
     found = make_table(job, rows, journal.answers)
     write_table(out, rows, job.choices, found)
     journal.remove()
-    _report(out, found, resumed, seconds, as_json=as_json)
+    column = own_columns(rows, job.choices)[0]
+    _report(out, found, column, resumed, seconds, as_json=as_json)
+    _warn(found, known)
 
 
-def _report(out: Path, found: LabelTable, resumed: int, seconds: float, *, as_json: bool) -> None:
+def _warn(found: LabelTable, known: str | None) -> None:
+    """Say what a number alone does not: rows left out, and labels that mean nothing."""
+    for number, reason in list(found.refused.items())[:_SHOWN_REFUSALS]:
+        say(f"row {number} has no label: {reason}")
+    if len(found.refused) > _SHOWN_REFUSALS:
+        say(f"and {len(found.refused) - _SHOWN_REFUSALS} more rows; --json lists them all")
+    if known is not None and not found.num_known:
+        say(
+            f"warning: nothing in the column {known!r} is one of the choices: nothing was calibrated"
+        )
+    if found.is_at_chance:
+        say(
+            f"warning: {found.accuracy:.3f} is no better than always answering the commonest label"
+            f" ({found.chance:.3f}): these labels say nothing; try a larger model, or another template"
+        )
+
+
+def _report(
+    out: Path, found: LabelTable, column: str, resumed: int, seconds: float, *, as_json: bool
+) -> None:
     computed = len(found.labelled) - resumed
     if as_json:
         emit(
             {
                 "out": out,
+                "label_column": column,
                 "rows": len(found.labelled),
                 "resumed": resumed,
                 "abstained": found.num_abstained,
+                "refused": [{"row": n, "reason": why} for n, why in found.refused.items()],
                 "known": found.num_known,
                 "accuracy": found.accuracy,
+                "chance": found.chance,
                 "temperature": found.temperature,
                 "seconds": seconds,
             }
         )
         return
     typer.echo(
-        f"{out}: {len(found.labelled)} rows, {found.num_abstained} without a label; "
-        f"{computed / seconds if seconds else 0:.1f} rows/s"
+        f"{out}: {len(found.labelled)} rows, labels in the column {column!r}, "
+        f"{found.num_abstained} rows without one; {computed / seconds if seconds else 0:.1f} rows/s"
     )
     if found.accuracy is not None:
         typer.echo(

@@ -23,6 +23,7 @@ from kdn.cli.options import (
 )
 from kdn.cli.show import emit, say, time_text
 from kdn.errors import BadInput
+from kdn.machine.text import decode_unicode, lines_of, normal_lines, read_text
 
 if TYPE_CHECKING:
     from kdn.rank import RankedDocument, Ranking
@@ -91,10 +92,10 @@ def rerank(
 
 def _read(files: list[Path], documents: str | None) -> tuple[list[str], list[str]]:
     """Names and texts. Raises BadInput when there are none, or what is there is no document."""
-    names, texts = [str(path) for path in files], [_text(path) for path in files]
+    names, texts = [str(path) for path in files], [read_text(path) for path in files]
     if documents is not None:
-        source = sys.stdin.read() if documents == "-" else _text(Path(documents))
-        for number, line in enumerate(source.splitlines(), 1):
+        source = _typed() if documents == "-" else read_text(Path(documents))
+        for number, line in enumerate(lines_of(source), 1):
             if line.strip():
                 name, text = _document(line, f"{documents}:{number}")
                 names.append(name)
@@ -104,11 +105,12 @@ def _read(files: list[Path], documents: str | None) -> tuple[list[str], list[str
     return names, texts
 
 
-def _text(path: Path) -> str:
+def _typed() -> str:
+    """Standard input by the same rules as files."""
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read as text: {error}") from error
+        return normal_lines(decode_unicode(sys.stdin.buffer.read()))
+    except UnicodeDecodeError as error:
+        raise BadInput(f"standard input is no UTF-8 text: {error}") from error
 
 
 def _document(line: str, where: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from kdn.cli.options import (
 )
 from kdn.cli.show import emit, tell_failures
 from kdn.cli.store import store
+from kdn.machine.text import read_text
 
 __all__ = ["lookup", "put", "store"]
 
@@ -55,7 +56,7 @@ def put(
     rows = []
     with ModelChoice(model, home, device, dtype).open() as kdn:
         for file in files:
-            tokens = kdn.prefill(_read(file), file.name, owner)
+            tokens = kdn.prefill(read_text(file), file.name, owner)
             rows.append({"file": str(file), "tokens": tokens})
             if not as_json:
                 typer.echo(f"{file}: {tokens:,} tokens")
@@ -83,7 +84,7 @@ def lookup(
     shown = []
     with ModelChoice(model, home, device, dtype).open() as kdn:
         for file in files:
-            match, wanted = kdn.lookup(_read(file), file.name, owner)
+            match, wanted = kdn.lookup(read_text(file), file.name, owner)
             shape = lookup_shape(match, wanted)
             shown.append({"file": str(file), **shape})
             if not as_json:
@@ -92,12 +93,3 @@ def lookup(
         tell_failures(kdn.trace)
     if as_json:
         emit({"salt": owner, "files": shown})
-
-
-def _read(file: Path) -> str:
-    from kdn.errors import DocumentError
-
-    try:
-        return file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DocumentError(f"{file} cannot be read as text: {error}") from error

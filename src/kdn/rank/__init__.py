@@ -18,15 +18,17 @@ from kdn.rank.choices import (
     wanted,
 )
 from kdn.rank.frames import Asking, Frame, frame_of, yes_and_no
+from kdn.rank.journal import LabelAnswer, LabelJournal
 from kdn.rank.judge import Judge, one_token
 from kdn.rank.label import (
     LabelJob,
-    LabelJournal,
     Labelled,
     LabelTable,
+    answer_of,
+    check_rows,
     label_rows,
     make_table,
-    read_rows,
+    own_columns,
     write_table,
 )
 from kdn.rank.layouts import RELEVANCE, Layout, relevance_question
@@ -40,6 +42,7 @@ from kdn.rank.questions import (
     pair_question,
 )
 from kdn.rank.rerank import RankedDocument, Ranking, odds_of, rank, rank_by, worth_asking
+from kdn.rank.rows import check_out, columns_of, read_rows
 from kdn.rank.templates import TEMPLATES, Template, find_template
 from kdn.rank.tree import Fork, fork_of
 
@@ -54,6 +57,7 @@ __all__ = [
     "Fork",
     "Frame",
     "Judge",
+    "LabelAnswer",
     "LabelJob",
     "LabelJournal",
     "LabelTable",
@@ -63,7 +67,11 @@ __all__ = [
     "Ranking",
     "RowTemplate",
     "Template",
+    "answer_of",
+    "check_out",
+    "check_rows",
     "classify_question",
+    "columns_of",
     "decision_question",
     "find_template",
     "fit_temperature",
@@ -75,6 +83,7 @@ __all__ = [
     "make_table",
     "odds_of",
     "one_token",
+    "own_columns",
     "packaged_adapters",
     "pair_question",
     "rank",

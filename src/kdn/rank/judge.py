@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from kdn.core import (
     FinishReason,
@@ -20,7 +21,7 @@ from kdn.core import (
     TokenIds,
     Usage,
 )
-from kdn.errors import Cancelled
+from kdn.errors import Cancelled, PromptTooLong
 from kdn.rank.choices import Choice, ChoiceProbabilities, one_of, read_logits, share_out, wanted
 from kdn.rank.tree import Fork, fork_of
 
@@ -53,11 +54,27 @@ class Judge:
         that is reached with more than `MIN_REACH`; an answer's probability is the product of the
         shares along its tokens, and below that the rest is shared evenly.  What is still under way
         when the caller stops listening is cancelled.
+        Raises PromptTooLong at the first prompt that is longer than the model or its budget bears.
         """
+        for answer in self.ask_each(prompts, choices, temperature):
+            yield _whole(answer)
+
+    def ask_each(
+        self, prompts: Iterable[Prompt], choices: Sequence[Choice], temperature: float = 1.0
+    ) -> Iterator[ChoiceProbabilities | PromptTooLong]:
+        """As `ask`; a prompt that is too long has its error in the answer's place."""
         root = fork_of(choices)
         names = tuple(choice.name for choice in choices)
-        for prompt, token, usage in self._answers(prompts, root.path, one_of(root.tokens)):
-            found = self._shares(prompt, root, token)
+        for prompt, answer in self._answers(prompts, root.path, one_of(root.tokens)):
+            if isinstance(answer, PromptTooLong):
+                yield answer
+                continue
+            token, usage = answer
+            try:
+                found = self._shares(prompt, root, token)
+            except PromptTooLong as error:  # it fitted, but not with the answer begun
+                yield error
+                continue
             logprobs = [found[place] for place in range(len(choices))]
             yield ChoiceProbabilities(names, share_out(logprobs, temperature), usage)
 
@@ -66,30 +83,38 @@ class Judge:
     ) -> Iterator[tuple[tuple[float, ...], Usage]]:
         """For each prompt, in order, the logits of the choices, and where its tokens came from."""
         sampling = replace(wanted(choices), raw_logits=True)
-        for _, token, usage in self._answers(prompts, (), sampling):
+        for _, answer in self._answers(prompts, (), sampling):
+            token, usage = _whole(answer)
             yield read_logits(choices, token), usage
 
     def _answers(
         self, prompts: Iterable[Prompt], path: TokenIds, sampling: Sampling
-    ) -> Iterator[tuple[Prompt, Token, Usage]]:
+    ) -> Iterator[tuple[Prompt, tuple[Token, Usage] | PromptTooLong]]:
         """The token that follows each prompt and `path`, in order."""
-        running: deque[tuple[Prompt, Stream]] = deque()
+        running: deque[tuple[Prompt, Stream | PromptTooLong]] = deque()
         coming = iter(prompts)
         try:
             while True:
                 for prompt in coming:
-                    running.append((prompt, self._submit(continued(prompt, path), sampling)))
+                    running.append((prompt, self._begun(continued(prompt, path), sampling)))
                     if len(running) >= IN_FLIGHT:
                         break
                 if not running:
                     return
                 prompt, stream = running[0]
-                token, usage = one_token(stream)
+                answer = stream if isinstance(stream, PromptTooLong) else one_token(stream)
                 running.popleft()
-                yield prompt, token, usage
+                yield prompt, answer
         finally:
             for _, stream in running:
-                stream.cancel()
+                if not isinstance(stream, PromptTooLong):
+                    stream.cancel()
+
+    def _begun(self, prompt: Prompt, sampling: Sampling) -> Stream | PromptTooLong:
+        try:
+            return self._submit(prompt, sampling)
+        except PromptTooLong as error:
+            return error
 
     def _shares(
         self, prompt: Prompt, fork: Fork, token: Token, reach: float = 0.0
@@ -128,6 +153,15 @@ class Judge:
             single_use=self.single_use,
         )
         return self.generator.submit(request)
+
+
+A = TypeVar("A")
+
+
+def _whole(answer: A | PromptTooLong) -> A:
+    if isinstance(answer, PromptTooLong):
+        raise answer
+    return answer
 
 
 def continued(prompt: Prompt, path: TokenIds) -> Prompt:

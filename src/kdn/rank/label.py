@@ -5,35 +5,37 @@ rows  ->  questions  ->  answers  ->  journal (a line a row)  ->  calibration  -
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from kdn.core import Prompt
-from kdn.errors import BadInput, MissingExtra
+from kdn.errors import BadInput, PromptTooLong
 from kdn.rank.calibrate import fit_temperature
-from kdn.rank.choices import Choice, share_out
+from kdn.rank.choices import Choice, ChoiceProbabilities, share_out
+from kdn.rank.journal import LabelAnswer, LabelJournal
 from kdn.rank.judge import Judge
 from kdn.rank.questions import Conversation, RowTemplate
+from kdn.rank.rows import Row, columns_of, write_rows
 
 __all__ = [
     "LabelJob",
-    "LabelJournal",
     "LabelTable",
     "Labelled",
+    "answer_of",
+    "check_rows",
     "label_rows",
     "make_table",
-    "read_rows",
+    "own_columns",
     "write_table",
 ]
 
-Row = Mapping[str, str]
 Ask = Callable[[Conversation], Prompt]
 
 
@@ -64,7 +66,10 @@ class Labelled:
     """One row's answer. `label` is None where no choice reached the threshold."""
 
     probabilities: tuple[float, ...]
+    """Of the choices; none where the row was refused."""
     label: str | None
+    refusal: str = ""
+    """Why the row could not be asked about."""
 
 
 @dataclass(frozen=True)
@@ -76,84 +81,93 @@ class LabelTable:
     num_known: int
     accuracy: float | None
     """Among rows of known label that got one; None without such rows."""
+    chance: float | None = None
+    """The share of the commonest known label: the accuracy of an answer that is always the same."""
 
     @property
     def num_abstained(self) -> int:
+        """Rows without a label: none was likely enough, or the row was refused."""
         return sum(one.label is None for one in self.labelled)
 
+    @property
+    def refused(self) -> dict[int, str]:
+        """Number of the row, from 1, to the reason."""
+        return {number: one.refusal for number, one in enumerate(self.labelled, 1) if one.refusal}
 
-class LabelJournal:
-    """Verdicts on disk, a line each, in order of rows; a torn last line is not counted."""
+    @property
+    def is_at_chance(self) -> bool:
+        """Are ten known labels or more met no better than by always naming the commonest?
 
-    def __init__(self, path: Path, name: str) -> None:
-        """A journal of another name is started again."""
-        self._path = path
-        self._name = name
-        self.answers: list[tuple[float, ...]] = self._read()
-        self._begin()
+        By less than two standard errors of that share, that is.
+        """
+        if self.accuracy is None or self.chance is None or self.num_known < 10:
+            return False
+        error = math.sqrt(self.chance * (1 - self.chance) / self.num_known)
+        return self.accuracy < self.chance + 2 * error
 
-    def _read(self) -> list[tuple[float, ...]]:
-        try:
-            lines = self._path.read_text("utf-8").split("\n")
-        except (OSError, UnicodeDecodeError):
-            return []
-        if not lines or lines[0] != self._name:
-            return []
-        whole = lines[1:-1]  # what follows the last line's end was being written
-        return [tuple(json.loads(line)) for line in whole]
 
-    def _begin(self) -> None:
-        """Write what was read, whole lines only, and leave the file open for more."""
-        partial = self._path.with_name(self._path.name + ".new")
-        lines = [self._name, *map(json.dumps, self.answers)]
-        partial.write_text("\n".join(lines) + "\n", "utf-8")
-        partial.replace(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
-
-    def add(self, logprobs: Sequence[float]) -> None:
-        """One more answer; it outlives the process from here on."""
-        self.answers.append(tuple(logprobs))
-        self._file.write(json.dumps(list(logprobs)) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Leave the file for a later run."""
-        self._file.close()
-
-    def remove(self) -> None:
-        """The table is written: the journal has done its work."""
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+def check_rows(rows: Sequence[Row], template: str, known: str | None = None) -> None:
+    """Raises BadInput for a column that the template or `known` names and a row does not have."""
+    asked, columns = RowTemplate(template).columns, columns_of(rows)
+    if not rows:
+        return
+    for name in asked:
+        if name not in columns:
+            raise BadInput(f"the template asks for {name!r}; the columns are {', '.join(columns)}")
+    if known is not None and known not in columns:
+        raise BadInput(f"no column is called {known!r}; the columns are {', '.join(columns)}")
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in asked if name not in row]
+        if missing:
+            raise BadInput(f"row {number} has no {missing[0]!r}, which the template asks for")
 
 
 def label_rows(
     job: LabelJob, rows: Sequence[Row], ask: Ask, judge: Judge, journal: LabelJournal
 ) -> Iterator[int]:
-    """Ask what the journal lacks; yields the number of rows done after each."""
+    """Ask what the journal lacks; yields the number of rows done after each.
+
+    A row that is too long for the model is written down as refused; the others are asked about.
+    """
     template = RowTemplate(job.template)
     done = len(journal.answers)
     prompts = (ask(template.fill(row)) for row in islice(rows, done, None))
-    for number, answer in enumerate(judge.ask(prompts, job.choices), done + 1):
-        journal.add(answer.logprobs)
+    for number, answer in enumerate(judge.ask_each(prompts, job.choices), done + 1):
+        journal.add(answer_of(answer))
         yield number
 
 
-def make_table(
-    job: LabelJob, rows: Sequence[Row], answers: Sequence[Sequence[float]]
-) -> LabelTable:
+def answer_of(answer: ChoiceProbabilities | PromptTooLong) -> LabelAnswer:
+    """What is written down of one row."""
+    return str(answer) if isinstance(answer, PromptTooLong) else answer.logprobs
+
+
+def make_table(job: LabelJob, rows: Sequence[Row], answers: Sequence[LabelAnswer]) -> LabelTable:
     """Calibrate with the labels that are known, then label what is sure enough."""
     names = [choice.name for choice in job.choices]
+    found = {place: one for place, one in enumerate(answers) if not isinstance(one, str)}
     right = {
-        place: names.index(row[job.known])
-        for place, row in enumerate(rows)
-        if job.known is not None and row.get(job.known) in names
+        place: names.index(rows[place][job.known])
+        for place in found
+        if job.known is not None and rows[place].get(job.known) in names
     }
     temperature = (
-        fit_temperature([answers[place] for place in right], list(right.values())) if right else 1.0
+        fit_temperature([found[place] for place in right], list(right.values())) if right else 1.0
     )
-    labelled = tuple(_labelled(job, names, share_out(row, temperature)) for row in answers)
+    labelled = tuple(
+        Labelled((), None, one)
+        if isinstance(one, str)
+        else _labelled(job, names, share_out(one, temperature))
+        for one in answers
+    )
     met = [labelled[at].label == names[place] for at, place in right.items() if labelled[at].label]
-    return LabelTable(labelled, temperature, len(right), sum(met) / len(met) if met else None)
+    accuracy = sum(met) / len(met) if met else None
+    return LabelTable(labelled, temperature, len(right), accuracy, _chance(list(right.values())))
+
+
+def _chance(right: Sequence[int]) -> float | None:
+    """How often the commonest known label is right: what knowing nothing of a row gives."""
+    return max(Counter(right).values()) / len(right) if right else None
 
 
 def _labelled(job: LabelJob, names: Sequence[str], shares: tuple[float, ...]) -> Labelled:
@@ -161,58 +175,30 @@ def _labelled(job: LabelJob, names: Sequence[str], shares: tuple[float, ...]) ->
     return Labelled(shares, names[shares.index(best)] if best >= job.threshold else None)
 
 
-# --- tables on disk --------------------------------------------------------------------------
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a .csv (with a header), .jsonl or .parquet file, every value as text."""
-    try:
-        if path.suffix == ".parquet":
-            found = _parquet().read_table(path).to_pylist()
-        elif path.suffix in (".jsonl", ".ndjson"):
-            found = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
-        else:
-            with path.open(encoding="utf-8", newline="") as file:
-                found = list(csv.DictReader(file, strict=True))
-    except (OSError, ValueError, csv.Error) as error:
-        raise BadInput(f"{path}: the rows cannot be read: {error}") from error
-    if not found:
-        raise BadInput(f"{path}: there is no row in it; the first line names the columns")
-    return [{str(k): "" if v is None else str(v) for k, v in row.items()} for row in found]
-
-
 def write_table(
     path: Path, rows: Sequence[Row], choices: Sequence[Choice], table: LabelTable
 ) -> None:
-    """The rows with `label` and a `p_<choice>` column each; the suffix says in which form."""
-    written = [_out(row, choices, one) for row, one in zip(rows, table.labelled, strict=True)]
-    partial = path.with_name(path.name + ".new")
-    if path.suffix == ".parquet":
-        import pyarrow as pa
+    """The rows with `label` and a `p_<choice>` column each; the suffix says in which form.
 
-        _parquet().write_table(pa.Table.from_pylist(written), partial)
-    elif path.suffix in (".jsonl", ".ndjson"):
-        partial.write_text("".join(json.dumps(row) + "\n" for row in written), "utf-8")
-    else:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(written[0]))
-            writer.writeheader()
-            writer.writerows(written)
-    partial.replace(path)
+    Where the rows have a column of such a name, theirs is kept and ours is `kdn_label`.
+    """
+    names = own_columns(rows, choices)
+    write_rows(path, [_out(row, names, one) for row, one in zip(rows, table.labelled, strict=True)])
 
 
-def _out(row: Row, choices: Sequence[Choice], one: Labelled) -> dict[str, Any]:
-    shares = zip(choices, one.probabilities, strict=True)
-    return {**row, "label": one.label} | {
-        f"p_{choice.name}": share if math.isfinite(share) else None for choice, share in shares
-    }
+def own_columns(rows: Sequence[Row], choices: Sequence[Choice]) -> list[str]:
+    """The names of the columns that labelling adds: that of the label, then one a choice."""
+    theirs = set(columns_of(rows))
+    names = []
+    for wanted in ("label", *(f"p_{choice.name}" for choice in choices)):
+        name = wanted
+        while name in theirs:
+            name = f"kdn_{name}"
+        names.append(name)
+    return names
 
 
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtra(
-            "Parquet files need pyarrow: pip install 'kdn[label]', or write .csv or .jsonl"
-        ) from error
-    return pyarrow.parquet
+def _out(row: Row, names: Sequence[str], one: Labelled) -> dict[str, Any]:
+    shares = [share if math.isfinite(share) else None for share in one.probabilities]
+    values = (one.label, *(shares or [None] * (len(names) - 1)))
+    return {**row, **dict(zip(names, values, strict=True))}

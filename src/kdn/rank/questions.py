@@ -7,7 +7,6 @@ decisions, the instruction of several rows, the query of several items.
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,25 +65,22 @@ def glued(first: TokenIds, second: TokenIds) -> Prompt:
 
 
 class RowTemplate:
-    """A text with `{column}` places, filled from rows.
+    """A text with `{column}` places, filled from rows; `{{` and `}}` stand for braces.
 
-    The lines before that of the first place (or, on one line, the words before it) are said once, as
-    the system message; all rows share its KV.
+    A column may have any name without braces: what stands between them is the name, as it is.  The
+    lines before that of the first place (or, on one line, the words before it) are said once, as the
+    system message; all rows share its KV.
     """
 
     def __init__(self, template: str) -> None:
         """Raises BadInput for a template without a place, or with a broken one."""
-        try:
-            parts = list(string.Formatter().parse(template))
-        except ValueError as error:
-            raise BadInput(f"the template cannot be read: {error}; write {{column}}") from error
-        self.columns = tuple(dict.fromkeys(name for _, name, _, _ in parts if name is not None))
-        broken = [name for name in self.columns if not re.fullmatch(r"[^{}\[\].!:]+", name)]
-        if not self.columns or broken:
+        self._pieces = _pieces(template)
+        self.columns = tuple(dict.fromkeys(self._pieces[1::2]))
+        if not self.columns or "" in self.columns:
             raise BadInput(f"the template {template!r} names no column: write e.g. {{text}}")
-        place = template.index("{" + self.columns[0])
-        first = template.rfind("\n", 0, place) + 1 or place
-        self._head, self._rest = template[:first].strip(), template[first:]
+        lead = self._pieces[0]
+        first = lead.rfind("\n") + 1 or len(lead)
+        self._head, self._pieces[0] = lead[:first].strip(), lead[first:]
 
     def fill(self, row: Mapping[str, str]) -> Conversation:
         """The conversation of one row. Raises BadInput when a column is not there."""
@@ -93,5 +89,27 @@ class RowTemplate:
             raise BadInput(
                 f"the template asks for {missing[0]!r}; the columns are {', '.join(row)}"
             )
-        asked = Message("user", self._rest.format_map(dict(row)))
+        said = [row[piece] if place % 2 else piece for place, piece in enumerate(self._pieces)]
+        asked = Message("user", "".join(said))
         return Conversation((Message("system", self._head), asked) if self._head else (asked,))
+
+
+_PLACE = re.compile(r"(\{\{|\}\}|\{[^{}]*\}|[{}])")
+
+
+def _pieces(template: str) -> list[str]:
+    """Text, column, text, column, ..., text. Raises BadInput for a brace without its other half."""
+    pieces = [""]
+    for place, found in enumerate(_PLACE.split(template)):
+        if place % 2 == 0:
+            pieces[-1] += found
+        elif found in ("{{", "}}"):
+            pieces[-1] += found[0]
+        elif len(found) == 1:
+            raise BadInput(
+                f"the template cannot be read: a lone {found!r}; write {{column}} for a place,"
+                " and {{ or }} for a brace"
+            )
+        else:
+            pieces += [found[1:-1], ""]
+    return pieces

@@ -11,9 +11,11 @@ published them.  They do not say which text is the same, so their requests name 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import datetime as dt
 import gzip
+import math
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -31,6 +33,7 @@ from kdn.store.policies import Use
 __all__ = ["LookupRecorder", "TraceRequest", "read_trace"]
 
 MOONCAKE_BLOCK_TOKENS = 512
+_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
 class TraceRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,8 +83,8 @@ def read_trace(path: Path) -> list[TraceRequest]:
     """
     try:
         with _open(path) as lines:
-            is_csv = ".csv" in path.suffixes
-            found = list(_decode_csv(path, lines) if is_csv else _decode(path, lines))
+            is_csv = ".csv" in map(str.lower, path.suffixes)
+            found = _decode_csv(path, lines) if is_csv else list(_decode(path, lines))
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise BadInput(f"{path}: the trace cannot be read: {error}") from error
     if not found:
@@ -90,7 +93,7 @@ def read_trace(path: Path) -> list[TraceRequest]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]  # a GzipFile reads like a file
     return path.open("rb")
 
@@ -98,31 +101,76 @@ def _open(path: Path) -> IO[bytes]:
 def _decode(path: Path, lines: IO[bytes]) -> Iterator[TraceRequest]:
     decoder = msgspec.json.Decoder(TraceRequest)
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if not text.strip():
             continue
         try:
-            request = decoder.decode(line)
+            request = decoder.decode(text)
         except msgspec.DecodeError as error:
             raise BadInput(f"{_Place(path, number)}: no request of a trace: {error}") from error
         _validate(request, _Place(path, number))
         yield request
 
 
-def _decode_csv(path: Path, lines: IO[bytes]) -> Iterator[TraceRequest]:
-    started: dt.datetime | None = None
-    for number, row in enumerate(csv.DictReader(line.decode() for line in lines), 2):
+def _decode_csv(path: Path, lines: IO[bytes]) -> list[TraceRequest]:
+    """The requests of a table, in its order; time begins at the earliest of them."""
+    reader = csv.reader(
+        line.decode("utf-8-sig" if not n else "utf-8") for n, line in enumerate(lines)
+    )
+    columns = _columns(path, next(reader, []))
+    found: list[tuple[_Place, float, int, int]] = []
+    for cells in reader:
+        place = _Place(path, reader.line_num)
+        if not cells:
+            continue
         try:
-            at = dt.datetime.fromisoformat(row["TIMESTAMP"][:26])
-            started = started or at
-            request = TraceRequest(
-                timestamp=(at - started).total_seconds() * 1000,
-                input_length=int(row["ContextTokens"]),
-                output_length=int(row["GeneratedTokens"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadInput(f"{_Place(path, number)}: no request of a trace: {error!r}") from error
-        _validate(request, _Place(path, number))
-        yield request
+            at, asked, answered = (cells[column].strip() for column in columns)
+            found.append((place, _seconds(at), _whole(asked), _whole(answered)))
+        except (IndexError, ValueError) as error:
+            raise BadInput(f"{place}: no request of a trace: {error}") from error
+    started_s = min((at_s for _, at_s, _, _ in found), default=0.0)
+    requests = []
+    for place, at_s, asked_tokens, answered_tokens in found:
+        request = TraceRequest(
+            timestamp=round((at_s - started_s) * 1000, 3),
+            input_length=asked_tokens,
+            output_length=answered_tokens,
+        )
+        _validate(request, place)
+        requests.append(request)
+    return requests
+
+
+def _columns(path: Path, header: Sequence[str]) -> list[int]:
+    """Where the three columns stand, whatever the case of their names."""
+    names = [name.strip().lower() for name in header]
+    missing = [wanted for wanted in _COLUMNS if wanted.lower() not in names]
+    if missing:
+        raise BadInput(
+            f"{path}, line 1: a trace has the columns {', '.join(_COLUMNS)}; {missing[0]} is not"
+            f" among {', '.join(header) or 'none'}"
+        )
+    return [names.index(wanted.lower()) for wanted in _COLUMNS]
+
+
+def _seconds(text: str) -> float:
+    """A date with a time of day (UTC unless it says otherwise), or plain seconds."""
+    try:
+        at_s = float(text)
+    except ValueError:
+        at = dt.datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=dt.UTC)).timestamp()
+    if not math.isfinite(at_s):
+        raise ValueError(f"{text!r} is no time")
+    return at_s
+
+
+def _whole(text: str) -> int:
+    """A number of tokens; spreadsheets write 374 as 374.0."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(f"{text!r} is no whole number of tokens")
+    return int(number)
 
 
 def _validate(request: TraceRequest, place: _Place) -> None:

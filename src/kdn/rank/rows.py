@@ -1,0 +1,198 @@
+"""Tables on disk: rows of text in, the same rows with labels out; the suffix says in which form."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdn.errors import BadInput, MissingExtra
+from kdn.machine.files import publish_file
+from kdn.machine.text import MAX_TEXT_BYTES, decode_unicode, lines_of
+
+__all__ = ["Row", "check_out", "columns_of", "read_rows", "write_rows"]
+
+Row = Mapping[str, str]
+
+_TABS = {".tsv", ".tab"}
+_LINES = {".jsonl", ".ndjson"}
+_PARQUET = ".parquet"
+SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", _PARQUET)
+_READABLE = 0o644
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """The columns that any row has, in the order in which they first appear."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a .csv or .tsv (with a header), .jsonl or .parquet file, every value as text.
+
+    Raises BadInput, with the line, for a row that does not fit its header or is no JSON object.
+    """
+    suffix = _suffix(path)
+    try:
+        if suffix == _PARQUET:
+            found = [_texts(row) for row in _parquet().read_table(path).to_pylist()]
+        else:
+            if (size := path.stat().st_size) > MAX_TEXT_BYTES:
+                raise BadInput(
+                    f"{path}: {size:,} bytes, and tables of {MAX_TEXT_BYTES:,} are read;"
+                    " split it, or write it as Parquet"
+                )
+            text = decode_unicode(path.read_bytes())
+            rows = _json_rows(path, text) if suffix in _LINES else _csv_rows(path, text, suffix)
+            found = list(rows)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise BadInput(f"{path}: the rows cannot be read: {error}") from error
+    if not found:
+        raise BadInput(f"{path}: there is no row in it; the first line names the columns")
+    return found
+
+
+def _csv_rows(path: Path, text: str, suffix: str) -> Iterator[dict[str, str]]:
+    csv.field_size_limit(MAX_TEXT_BYTES)  # a cell may be as long as the file
+    delimiter = "\t" if suffix in _TABS else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header = next(reader, [])
+    twice = [name for place, name in enumerate(header) if name in header[:place]]
+    if twice:
+        raise BadInput(f"{path}: two columns are called {twice[0]!r}; rename one")
+    line = reader.line_num + 1
+    for cells in reader:
+        if cells and len(cells) != len(header):
+            raise BadInput(
+                f"{path}, line {line}: {len(cells)} cells under {len(header)} columns"
+                f" ({', '.join(header)}); quote cells that hold {delimiter!r}"
+            )
+        if cells:
+            yield dict(zip(header, cells, strict=True))
+        line = reader.line_num + 1
+
+
+def _json_rows(path: Path, text: str) -> Iterator[dict[str, str]]:
+    for number, line in enumerate(lines_of(text), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{path}, line {number}: no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise BadInput(
+                f"{path}, line {number}: a row is an object with a value for each column;"
+                f" this is {line[:40]!r}"
+            )
+        try:
+            yield _texts(row)
+        except UnicodeEncodeError as error:
+            raise BadInput(f"{path}, line {number}: half of a character: {error}") from error
+
+
+def _texts(row: Mapping[Any, Any]) -> dict[str, str]:
+    found = {str(name): _text(value) for name, value in row.items()}
+    for name, text in found.items():
+        (name + text).encode()  # what could not be written again is refused now
+    return found
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)
+
+
+# --- out -------------------------------------------------------------------------------------
+
+
+def check_out(path: Path, source: Path, *, force: bool = False) -> None:
+    """Raises BadInput when a table cannot be written to `path`, before any work is done for it.
+
+    One that is there is not written over without `force`, and the rows themselves never.
+    """
+    if _suffix(path) == _PARQUET:
+        _parquet()
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; name a file in it, such as {path / 'labels.csv'}")
+    if not path.parent.is_dir():
+        raise BadInput(f"{path}: there is no folder {path.parent}; make it, or choose another")
+    if not os.access(path.parent, os.W_OK):
+        raise BadInput(f"{path}: nothing can be written in {path.parent}; choose another folder")
+    if path.exists() and source.exists() and path.samefile(source):
+        raise BadInput(f"{path}: these are the rows themselves; choose another file for the labels")
+    if path.exists() and not force:
+        raise BadInput(
+            f"{path} is there already; --force labels again and writes over it,"
+            " or choose another file"
+        )
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows whole; a row that lacks a column has an empty cell there.
+
+    Raises BadInput for a suffix that no table has, StoreError when it cannot be written.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    suffix = _suffix(path)
+    if suffix == _PARQUET:
+        data = _as_parquet(columns, rows)
+    elif suffix in _LINES:
+        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    else:
+        data = _as_csv(columns, rows, tabs=suffix in _TABS)
+    publish_file(path, data, _READABLE)
+
+
+def _as_parquet(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    import pyarrow as pa
+
+    parquet = _parquet()
+    arrays = {
+        name: pa.array([row.get(name) for row in rows], _type(name, rows)) for name in columns
+    }
+    sink = io.BytesIO()
+    parquet.write_table(pa.table(arrays), sink)
+    return sink.getvalue()
+
+
+def _type(name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Numbers stay numbers; a column without any value is one of texts."""
+    import pyarrow as pa
+
+    is_number = any(isinstance(row.get(name), float) for row in rows)
+    return pa.float64() if is_number else pa.string()
+
+
+def _as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, tabs: bool) -> bytes:
+    sink = io.StringIO(newline="")
+    writer = csv.DictWriter(sink, columns, restval="", delimiter="\t" if tabs else ",")
+    writer.writeheader()
+    writer.writerows(rows)
+    return sink.getvalue().encode()
+
+
+def _suffix(path: Path) -> str:
+    """Its suffix, whatever its case. Raises BadInput for one that no table has."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise BadInput(
+            f"{path}: a table is one of {', '.join(SUFFIXES)}, not {path.suffix or 'without a suffix'}"
+        )
+    return suffix
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtra(
+            "Parquet files need pyarrow: pip install 'kdn[label]', or write .csv or .jsonl"
+        ) from error
+    return pyarrow.parquet
