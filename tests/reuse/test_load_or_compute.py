@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from kdn.store.stream.choose import Adaptation, Level
 
 from kdn.reuse.load_or_compute import worth_loading
 from kdn.store import BlockHit, Match
+from kdn.store.stream.delivery import Level, choose_level
 from tests.store.helpers import block_id
 
 
@@ -58,24 +58,15 @@ def test_a_speed_that_is_none_counts_as_not_known(speed: float) -> None:
 
 
 PLAIN, HALF, EIGHTH = Level("none", 8, 0.0), Level("int8", 4, 0.01), Level("bits", 1, 0.2)
+LEVELS = [EIGHTH, HALF, PLAIN]
 
 
 def test_the_level_goes_down_when_the_link_slows_in_the_middle() -> None:
     """4 blocks of 100 tokens in 40 s; the link gives 80 B/s, then 20 B/s from the third on."""
-    adaptation = Adaptation([EIGHTH, HALF, PLAIN], deadline_s=40, max_kl=1)
     now, chosen = 0.0, []
     for number, speed in enumerate([80.0, 80.0, 20.0, 20.0]):
-        level = adaptation.choose((4 - number) * 100, now, speed, prefill_tokens_per_s=1)
-        assert level is not None
+        level = choose_level(LEVELS, (4 - number) * 100, (40 - now) * speed)
         chosen.append(level.codec)
         now += 100 * level.token_bytes / speed
     assert chosen == ["none", "none", "bits", "bits"]
     assert now == 10 + 10 + 5 + 5, "int8 for both, or for the last alone, would have been too late"
-
-
-def test_without_leave_no_loss_is_chosen() -> None:
-    adaptation = Adaptation([EIGHTH, HALF, PLAIN], deadline_s=1)
-    level = adaptation.choose(100, 0.0, 10.0, prefill_tokens_per_s=1)
-    assert level == PLAIN, "too late in any case, and still quicker than computing"
-    assert adaptation.choose(100, 0.0, 10.0, prefill_tokens_per_s=100) is None
-    assert Adaptation([HALF], 1).choose(1, 0.0, 10.0, 1) is None
