@@ -47,3 +47,26 @@ def test_computing_two_parts_in_order_is_the_arithmetic_of_the_whole(new: int, c
     work = JctModel(0, 0.01, 0.001, 0)
     parts = work.share(new, cached) + work.share(1, cached + new)
     assert parts == pytest.approx(work.share(new + 1, cached))
+
+
+@given(st.integers(1, 4000), st.integers(0, 4000), st.integers(1, 500))
+def test_more_to_compute_takes_longer_and_more_reuse_of_a_prompt_never_does(
+    new: int, cached: int, more: int
+) -> None:
+    """With loading cheaper than computing, as in the model above."""
+    assert MODEL.seconds(new + more, cached) > MODEL.seconds(new, cached)
+    assert MODEL.seconds(new, cached + more) < MODEL.seconds(new + more, cached)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
+def test_missing_tokens_are_never_negative(total: int, cached: int, shared: int) -> None:
+    cached = min(cached, total)
+    one = job(num_tokens=total, num_cached=cached, family="f", num_shared=min(shared, total))
+    assert 0 <= one.num_shared_missing <= one.num_missing
+
+
+def test_a_fit_says_so_and_a_count_has_no_error() -> None:
+    """Schedulers trust a fit and refuse to estimate loads from a count."""
+    counted = JctModel(0, 1, 0, 0)
+    assert (counted.source, counted.error) == ("flops", None)
+    assert JctModel(0, 1, 0, 0, error=0.04, source="fit").source == "fit"

@@ -58,3 +58,13 @@ def test_served_requests_are_equal_by_value() -> None:
     one = Served(1.5, 100, 8, 64, 512, 128, 4096, 3, 2)
     assert one == Served(1.5, 100, 8, 64, 512, 128, 4096, 3, 2)
     assert one.hit_blocks <= one.num_blocks
+
+
+@given(SEGMENTS, SEGMENTS)
+def test_prompts_that_begin_alike_have_tokens_that_begin_alike(
+    first: list[Segment], then: list[Segment]
+) -> None:
+    """What prefix reuse rests on: a longer conversation extends the tokens of a shorter one."""
+    short, long = Prompt(tuple(first)), Prompt((*first, *then))
+    assert long.token_ids[: short.num_tokens] == short.token_ids
+    assert long.num_tokens == short.num_tokens + Prompt(tuple(then)).num_tokens

@@ -7,7 +7,20 @@ from typing import Any
 
 import pytest
 
-from kdn.core import Blend, Planned, Prefix, Prompt, Request, Role, Sampling, Segment, Usage
+from kdn.core import (
+    Blend,
+    Finish,
+    FinishReason,
+    Planned,
+    Prefix,
+    Prompt,
+    Request,
+    Retention,
+    Role,
+    Sampling,
+    Segment,
+    Usage,
+)
 from kdn.core.plans import Plan
 from kdn.errors import BadInput
 
@@ -109,3 +122,41 @@ def test_one_string_is_one_stop_string() -> None:
 def test_seeds_are_64_bits_with_and_without_a_sign() -> None:
     assert Sampling(seed=(1 << 64) - 1).seed == 18446744073709551615
     assert Sampling(seed=-(1 << 63)).seed == -9223372036854775808
+
+
+def test_options_of_a_subclass_answer_for_their_class() -> None:
+    """A site may hand over an option of its own that a technique takes for its own."""
+
+    class SiteBlend(Blend):
+        pass
+
+    request = Request("r", PROMPT, techniques=(SiteBlend(0.2),))
+    found = request.option(Blend)
+    assert found is not None
+    assert found.ratio == 0.2
+    assert request.without(Blend).techniques == ()
+
+
+def test_requests_made_of_one_another_share_the_prompt() -> None:
+    """Guards and background prefills change a request; its tokens are never copied."""
+    request = Request("r", PROMPT, adapter="a", salt="s", priority=3)
+    changed = request.using(Blend(0.2))
+    assert changed.prompt is request.prompt
+    assert (changed.adapter, changed.salt, changed.priority) == ("a", "s", 3)
+    assert changed == request.using(Blend(0.2)), "requests are values"
+    assert changed != request
+
+
+def test_a_finish_carries_held_back_text_and_the_stop_that_was_met() -> None:
+    finish = Finish(FinishReason.STOP, Usage(3, 2), tail="ab", stop="\n")
+    assert (finish.reason.value, finish.tail, finish.stop) == ("stop", "ab", "\n")
+    assert [reason.value for reason in FinishReason] == ["stop", "length", "cancelled"]
+
+
+def test_retention_is_named_as_the_settings_name_it() -> None:
+    assert [Retention(name).name for name in ("nothing", "shared", "all")] == [
+        "NOTHING",
+        "SHARED",
+        "ALL",
+    ]
+    assert Request("r", PROMPT).retention is Retention.SHARED

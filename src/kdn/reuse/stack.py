@@ -83,8 +83,11 @@ class Stack:
 
     def _serving(self, request: Request) -> list[Technique]:
         """The techniques that have a say in the request."""
-        asked = {type(option) for option in request.techniques}
-        return [one for one in self._techniques if one.option is None or one.option in asked]
+        return [
+            technique
+            for technique in self._techniques
+            if technique.option is None or request.option(technique.option) is not None
+        ]
 
     @contextmanager
     def _surviving(self, part: object, request: Request) -> Iterator[None]:
