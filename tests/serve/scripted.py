@@ -155,6 +155,9 @@ def _script(request: Request) -> tuple[str, FinishReason, str | None]:
 def _token(character: str, sampling: Sampling) -> Token:
     if sampling.logprobs is None:
         return Token(ord(character), character)
+    if sampling.ranked:
+        ranked = tuple(TokenProb(one, chr(one), -0.5) for one in sampling.ranked)
+        return Token(ord(character), character, -0.25, ranked)
     others = [(character, -0.25), ("x", -2.0), ("y", -3.0)][: sampling.logprobs]
     alternatives = tuple(TokenProb(ord(text), text, logprob) for text, logprob in others)
     return Token(ord(character), character, -0.25, alternatives)

@@ -34,7 +34,7 @@ def create_app(
     model: ServedModel,
     settings: ServeSettings,
     *,
-    version: str = "",
+    version: str = "0",
     clock: Clock | None = None,
     own_keys: tuple[Grant, ...] = (),
     new_id: Callable[[], str] = _random_id,
