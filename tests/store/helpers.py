@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from kdn.clock import ManualClock
 from kdn.core import EXACT, BlockId, ChainHash, Fingerprint, KvShape, Recipe, chain_hash
 from kdn.store import Block
 
@@ -35,3 +36,10 @@ def run_of(block: BlockId, layer: int, shape: KvShape = SHAPE) -> bytes:
 def make_block(block: BlockId, shape: KvShape = SHAPE) -> Block:
     layers = tuple(run_of(block, layer, shape) for layer in range(shape.num_layers))
     return Block(block, shape, layers)
+
+
+class JumpingClock(ManualClock):
+    """A clock whose wall time can be set, as people and daemons do."""
+
+    def jump(self, seconds: float) -> None:
+        self._wall_s += seconds

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from kdn.clock import SystemClock
 from kdn.core import EXACT
-from kdn.errors import BadConfig, CorruptBlock, KdnError
+from kdn.errors import BadConfig, CorruptBlock, ForeignStore, KdnError
 from kdn.store import (
     DictRemote,
     MemoryTier,
@@ -64,40 +65,91 @@ def test_nothing_of_the_text_or_the_kv_lies_open_on_the_disk(tmp_path: Path) -> 
         assert run_of(BLOCK.id, layer)[:32] not in bytes_on_disk
 
 
-def test_without_the_key_blocks_are_not_found_and_not_harmed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("catalogue", ["whole", "lost"])
+@pytest.mark.parametrize("age", ["new", "old"])
+@pytest.mark.parametrize(("ring", "words"), [(None, "is sealed: give"), (OTHER, "another key")])
+def test_a_process_without_the_key_is_refused_and_harms_nothing(
+    tmp_path: Path, ring: KeyRing | None, words: str, age: str, catalogue: str
+) -> None:
+    """A folder of an older kdn does not say that it is sealed: its blocks do."""
     with open_store(tmp_path / "kv", ring=RING) as store:
         store.put(BLOCK)
-    for stranger in (None, OTHER):
-        with open_store(tmp_path / "kv", ring=stranger) as store:
-            assert tokens_found(store) == 0
+    if age == "old":
+        (tmp_path / "kv/seal.json").unlink()
+    if catalogue == "lost":
+        for path in (tmp_path / "kv").glob("catalogue.sqlite*"):
+            path.unlink()
+    before = {path: path.read_bytes() for path in (tmp_path / "kv/blocks").rglob("*.kdn")}
+    for _ in range(2):
+        with pytest.raises(ForeignStore, match=words):
+            open_store(tmp_path / "kv", ring=ring)
+    assert {path: path.read_bytes() for path in (tmp_path / "kv/blocks").rglob("*.kdn")} == before
     with open_store(tmp_path / "kv", ring=RING) as store:
         assert tokens_found(store) == 256
-
-
-def test_without_the_key_a_lost_catalogue_costs_no_block(tmp_path: Path) -> None:
-    with open_store(tmp_path / "kv", ring=RING) as store:
-        store.put(BLOCK)
-    for path in (tmp_path / "kv").glob("catalogue.sqlite*"):
-        path.unlink()
-    with open_store(tmp_path / "kv") as store:
-        assert tokens_found(store) == 0
-    with open_store(tmp_path / "kv", ring=RING) as store:
-        assert tokens_found(store) == 256, "recovered from the sealed header"
-
-
-def test_open_and_sealed_blocks_live_in_one_store(tmp_path: Path) -> None:
-    plain = make_block(block_id([1, 2, 3]))
-    with open_store(tmp_path / "kv") as store:
-        store.put(plain)
-    with open_store(tmp_path / "kv", ring=RING) as store:
-        store.put(BLOCK)
-        assert tokens_found(store) == 256
-        assert store.match(MODEL, EXACT, "", [1, 2, 3]).num_tokens == 3
-        assert {salt: len(store.tiers.named("disk").holdings(salt)) for salt in ("", "alice")} == {
-            "": 1,
-            "alice": 1,
-        }
         store.check()
+
+
+@pytest.mark.parametrize("age", ["new", "old"])
+def test_a_folder_of_plain_blocks_takes_no_sealed_ones(tmp_path: Path, age: str) -> None:
+    with open_store(tmp_path / "kv") as store:
+        store.put(BLOCK)
+    if age == "old":
+        (tmp_path / "kv/seal.json").unlink()
+    with pytest.raises(ForeignStore, match="not sealed: seal blocks in another folder"):
+        open_store(tmp_path / "kv", ring=RING)
+    with open_store(tmp_path / "kv") as store:
+        assert tokens_found(store) == 256
+
+
+def test_an_empty_folder_is_what_its_first_process_makes_of_it(tmp_path: Path) -> None:
+    open_store(tmp_path / "kv", ring=RING).close()
+    with pytest.raises(ForeignStore, match="is sealed"):
+        open_store(tmp_path / "kv")
+
+
+def test_a_plain_block_in_a_sealed_store_is_damage(tmp_path: Path) -> None:
+    """Somebody overwrites a sealed file with the same block unsealed: it would be read as ours."""
+    with open_store(tmp_path / "kv", ring=RING) as store:
+        store.put(BLOCK)
+        store.tiers.named("memory").drop(KEY)
+        (file,) = (tmp_path / "kv/blocks").rglob("*.kdn")
+        file.write_bytes(encode_block(BLOCK).data)
+        assert store.open(BLOCK.id) is None
+        assert (store.stat().corrupt, store.stat().misses) == (1, 1)
+        store.put(BLOCK)
+        assert is_sealed(file.read_bytes())
+        store.check()
+    with open_store(tmp_path / "other", ring=RING):
+        pass
+    shutil.copytree(tmp_path / "kv/blocks", tmp_path / "other/blocks", dirs_exist_ok=True)
+    (copy,) = (tmp_path / "other/blocks").rglob("*.kdn")
+    copy.write_bytes(encode_block(BLOCK).data)
+    with open_store(tmp_path / "other", ring=RING) as store:
+        assert tokens_found(store) == 0, "nor is it taken in at opening"
+
+
+def test_one_damaged_seal_does_not_shut_an_old_folder(tmp_path: Path) -> None:
+    second = make_block(block_id([1, 2, 3], salt="alice"))
+    with open_store(tmp_path / "kv", ring=RING) as store:
+        store.put(BLOCK)
+        store.put(second)
+    (tmp_path / "kv/seal.json").unlink()
+    file = tmp_path / "kv/blocks" / KEY[:2] / f"{KEY}.kdn"
+    data = bytearray(file.read_bytes())
+    data[42] ^= 1
+    file.write_bytes(data)
+    with open_store(tmp_path / "kv", ring=RING) as store:
+        assert store.open(BLOCK.id) is None
+        assert store.stat().corrupt == 1
+        assert store.open(second.id) is not None
+
+
+def test_a_seal_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    open_store(tmp_path / "kv", ring=RING).close()
+    for text in ("", "null", '{"kdn_seal": "yes"}', "[" * 5000):
+        (tmp_path / "kv/seal.json").write_text(text)
+        with pytest.raises(ForeignStore, match="remove it, then the blocks say"):
+            open_store(tmp_path / "kv", ring=RING)
 
 
 def test_every_flipped_byte_of_a_sealed_file_is_noticed() -> None:

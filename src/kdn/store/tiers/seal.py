@@ -33,7 +33,16 @@ from kdn.store.block.handle import Handle
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-__all__ = ["NOTE", "SEAL_BYTES", "KeyRing", "SealedHandle", "is_sealed", "read_key_file"]
+__all__ = [
+    "BODY",
+    "MAX_SEALED_BYTES",
+    "NOTE",
+    "SEAL_BYTES",
+    "KeyRing",
+    "SealedHandle",
+    "is_sealed",
+    "read_key_file",
+]
 
 MAGIC = b"\x89KDNSEAL"
 NOTE = b"\x00sealed\x00"
@@ -42,6 +51,7 @@ TAG = 16
 BODY = 4096
 SEAL_BYTES = len(MAGIC)
 """How much of a file tells whether it is sealed."""
+MAX_SEALED_BYTES = BODY + MAX_BLOCK_BYTES + TAG * -(-MAX_BLOCK_BYTES // PAGE)
 _FRONT = struct.Struct("<8sIQ12s8s")
 _MAX_NAME = 2048
 KEY_BYTES = 32
@@ -135,6 +145,10 @@ class KeyRing:
                 " written with"
             ) from error
         return name.decode(), size_bytes, prefix
+
+    def check_value(self, identity: str) -> str:
+        """Tells this master key from others without giving it away, for one store."""
+        return self._derived(f"check/{identity}").hex()
 
     def cipher_of(self, salt: str) -> AESGCM:
         """What opens and closes that tenant's pages."""

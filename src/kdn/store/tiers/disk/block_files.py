@@ -13,13 +13,17 @@ from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, LostBlock
 from kdn.machine.files import Files, system_errors
 from kdn.machine.memory import OWN_PAGES_FROM, allocate
-from kdn.store.block.format import ALIGN, MAX_BLOCK_BYTES, EncodedBlock
+from kdn.store.block.format import ALIGN, EncodedBlock
 from kdn.store.block.handle import Handle
 from kdn.store.tiers.disk.folder import StoreFolder
-from kdn.store.tiers.seal import SEAL_BYTES, KeyRing, is_sealed
+from kdn.store.tiers.seal import MAX_SEALED_BYTES, SEAL_BYTES, KeyRing, is_sealed
 from kdn.trace import Trace
 
 __all__ = ["BlockFiles"]
+
+
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
+"""A pipe in a block's place does not wait for a writer, and a link is not followed."""
 
 
 class _FileHandle(Handle):
@@ -33,10 +37,14 @@ class _FileHandle(Handle):
         self._descriptor: int | None = descriptor
         self._closing = threading.Lock()
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BLOCK_BYTES:
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_SEALED_BYTES:
             self.close()
-            raise CorruptBlock(f"a file of {found.st_size} bytes is no block")
-        self.buffer = allocate(found.st_size)
+            raise CorruptBlock(f"what lies there, of {found.st_size} bytes, is no block's file")
+        try:
+            self.buffer = allocate(found.st_size)
+        except (MemoryError, OSError) as error:
+            self.close()
+            raise LostBlock(f"no memory for a block of {found.st_size} bytes") from error
 
     def read(self, start: int, stop: int) -> memoryview:
         size, wanted = self.buffer.nbytes, slice(start, stop)
@@ -80,11 +88,14 @@ class BlockFiles:
         self._direct = direct
 
     def exists(self, key: BlockKey) -> bool:
-        """Is there a file in the block's place?"""
-        return self._folder.block(key).exists()
+        """Is there a regular file in the block's place?"""
+        try:
+            return stat.S_ISREG(self._folder.block(key).lstat().st_mode)
+        except OSError:
+            return False
 
     def open(self, key: BlockKey) -> Handle | None:
-        """The block's file, unsealed on the way if need be; None when it cannot be read or has no key here.
+        """The block's file, unsealed on the way if need be; None when it cannot be read.
 
         Raises FileNotFoundError when there is none, CorruptBlock when it is no block.
         """
@@ -93,6 +104,8 @@ class BlockFiles:
         except FileNotFoundError:
             raise
         except OSError as error:
+            if not self.exists(key):
+                raise CorruptBlock(f"what lies in the place of block {key} is no file") from error
             self._trace.event("store.unreadable", key=key, reason=str(error))
             return None
         return self._unsealed(key, file)
@@ -160,20 +173,29 @@ class BlockFiles:
             with suppress(OSError):
                 size_bytes = path.stat().st_size
                 if size_bytes >= OWN_PAGES_FROM and size_bytes % ALIGN == 0:
-                    return os.open(path, os.O_RDONLY | os.O_DIRECT)
-        return os.open(path, os.O_RDONLY)
+                    return os.open(path, _READ | os.O_DIRECT)
+        return os.open(path, _READ)
 
     def _unsealed(self, key: BlockKey, file: _FileHandle) -> Handle | None:
         try:
-            if not is_sealed(file.read(0, min(SEAL_BYTES, file.buffer.nbytes))):
+            sealed = is_sealed(file.read(0, min(SEAL_BYTES, file.buffer.nbytes)))
+            if not sealed and self._ring is None:
                 return file
             if self._ring is not None:
-                return self._ring.open(key, file)
-            self._trace.event("store.unreadable", key=key, reason="sealed, and no key is given")
-        except LostBlock as error:
-            self._trace.event("store.unreadable", key=key, reason=str(error))
+                return self._opened(key, file, self._ring, sealed=sealed)
         except BaseException:
             file.close()
             raise
         file.close()
+        self._trace.event("store.unreadable", key=key, reason="sealed, and this store is not")
         return None
+
+    @staticmethod
+    def _opened(key: BlockKey, file: _FileHandle, ring: KeyRing, *, sealed: bool) -> Handle:
+        """The block in a sealed file. The folder is sealed with this key, so all else is damage."""
+        if not sealed:
+            raise CorruptBlock(f"block {key} is not sealed, and this store is")
+        try:
+            return ring.open(key, file)
+        except LostBlock as error:
+            raise CorruptBlock(f"block {key}: its seal does not open") from error

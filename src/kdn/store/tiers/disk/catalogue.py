@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from kdn.machine.files import system_errors
 from kdn.store.tiers.disk.catalogue_reader import CatalogueReader, Rows, Veil
 from kdn.store.tiers.disk.catalogue_writer import CatalogueWriter
 from kdn.store.tiers.disk.schema import Totals, catalogue_errors
@@ -30,7 +31,8 @@ class Catalogue:
         """With `veil` tokens are written veiled; rows that another key veiled, or any without it, are
         passed over as if they were not there."""
         rows = Rows(veil)
-        with catalogue_errors(path), ExitStack() as undo:
+        doing = f"opening the catalogue {path}"
+        with system_errors(doing), catalogue_errors(path), ExitStack() as undo:
             self.writer = CatalogueWriter(path, owner, now, rows, self._committed)
             undo.callback(self.writer.close)
             self.reader = CatalogueReader(path, rows)

@@ -95,6 +95,10 @@ class Rows:
         ).fetchone()
         return int(number)
 
+    def check_family(self, reader: sqlite3.Connection, number: int) -> None:
+        """Raises sqlite3.DatabaseError when that family makes no sense."""
+        self._read_family(reader, number)
+
     def _read_family(self, reader: sqlite3.Connection, number: int) -> Family:
         row = reader.execute(
             "SELECT fingerprint, causes, detail, salt FROM families WHERE id = ?", (number,)
@@ -158,7 +162,7 @@ class CatalogueReader:
     def lives(self, wall_s: float, unsaved: Mapping[BlockKey, int]) -> list[BlockLife]:
         """How long each ready block has been here, and how often it was used, `unsaved` uses included."""
         rows = self._select(
-            "SELECT key, start, length(tokens) / 4, size, ? - created, hits FROM blocks"
+            "SELECT key, start, length(tokens) / 4, size, max(0.0, ? - created), hits FROM blocks"
             " WHERE state = ?",
             wall_s,
             READY,
@@ -182,6 +186,17 @@ class CatalogueReader:
         """The cap that was last set, by any process; None when none ever was."""
         ((capacity_bytes,),) = self._select("SELECT capacity FROM totals")
         return None if capacity_bytes is None else int(capacity_bytes)
+
+    def newest_use_s(self) -> float:
+        """The wall time of the last use of any block; 0 without one."""
+        ((newest,),) = self._select("SELECT coalesce(max(used), 0.0) FROM blocks")
+        return float(newest)
+
+    def check_families(self) -> None:
+        """Read every family. Raises CatalogueDamaged when one makes no sense."""
+        with self._lock, catalogue_errors(self._path):
+            for (number,) in self._connection.execute("SELECT id FROM families").fetchall():
+                self._rows.check_family(self._connection, number)
 
     def changes(self) -> Changes:
         """What any process changed since the last call; the first call tells of every block."""

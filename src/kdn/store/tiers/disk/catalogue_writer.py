@@ -31,6 +31,8 @@ from kdn.store.tiers.tier import Spare
 __all__ = ["CatalogueWriter", "Victim"]
 
 CHANGES_LIMIT = 10_000
+TICK_S = 1e-5
+"""Between two uses, at least: a double tells them apart for the next centuries."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class CatalogueWriter:
         self._rows = rows
         self._owner = owner
         self._now = now
+        self._newest_s = 0.0
         self._on_commit = on_commit
         self._lock = threading.RLock()
         self._noting = threading.Lock()
@@ -69,6 +72,10 @@ class CatalogueWriter:
         except BaseException:
             self._connection.close()
             raise
+
+    def begin_after(self, newest_s: float) -> None:
+        """Uses from now on are later than this one, whatever the clock says."""
+        self._newest_s = newest_s
 
     def rank_by(self, ranking: Callable[[], Iterable[BlockKey]]) -> None:
         """Give up blocks in this order; those it leaves out follow by age."""
@@ -97,16 +104,19 @@ class CatalogueWriter:
         reservation: int | None,
         entry: Entry,
         size_bytes: int,
-        wall_s: float,
+        written_s: float | None = None,
         place: Callable[[], None] = lambda: None,
     ) -> None:
         """Have the block's file put in its place, and turn the reservation into a row.
+
+        `written_s` None is now.
 
         Both in one transaction: two processes may put the same block in different codecs, and the
         row has to tell the size of the file that came last.
         """
         with self._transaction():
             place()
+            wall_s = self._now_s() if written_s is None else written_s
             self._connection.execute("DELETE FROM writing WHERE id = ?", (reservation,))
             self._connection.execute(
                 """INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (key)
@@ -160,7 +170,7 @@ class CatalogueWriter:
         """Note a use in memory. Written down with the next change, or by `save`."""
         with self._noting:
             _, hits = self._used.get(key, (0.0, 0))
-            self._used[key] = (self._now(), hits + 1)
+            self._used[key] = (self._now_s(), hits + 1)
 
     def save(self) -> None:
         """Write down the uses that are only in memory."""
@@ -212,6 +222,12 @@ class CatalogueWriter:
         for victim in _victims(turn, excess, size_bytes, capacity_bytes, spare):
             unlink(victim)
             self._connection.execute("DELETE FROM blocks WHERE key = ?", (victim.key,))
+
+    def _now_s(self) -> float:
+        """The wall time, but later than every use before it: a clock that was set back does not make new
+        blocks look old."""
+        self._newest_s = max(self._now(), self._newest_s + TICK_S)
+        return self._newest_s
 
     def _save_uses(self) -> None:
         with self._noting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from kdn.clock import Clock
@@ -20,6 +21,7 @@ from kdn.store.tiers.disk.catalogue_writer import Victim
 from kdn.store.tiers.disk.folder import StoreFolder
 from kdn.store.tiers.disk.ranked import RankedBlocks
 from kdn.store.tiers.disk.reconcile import forget_vanished, open_catalogue
+from kdn.store.tiers.disk.sealing import check_seal
 from kdn.store.tiers.seal import KeyRing
 from kdn.store.tiers.tier import BlockLife, Changes, Holding, ManagedTier, Spare, TierUsage
 from kdn.trace import Trace
@@ -71,7 +73,8 @@ class DiskTier(ManagedTier):
     ) -> None:
         """`policy` None is least recently used, over all processes; it belongs to the tier.
 
-        With a `ring` files are sealed, and the catalogue's tokens veiled.  `direct` reads past the
+        With a `ring` files are sealed, and the catalogue's tokens veiled: a folder is sealed with one key
+        from its first block on, or not at all, and is refused with any other.  `direct` reads past the
         operating system's cache, where the file system can.
         """
         files = files or Files()
@@ -82,6 +85,7 @@ class DiskTier(ManagedTier):
         self._evicted = 0
         veil = None if ring is None else ring.veil
         with self._folder.opening():
+            check_seal(self._folder, files, ring)
             living = self._folder.sweep()
             self._folder.sign_in()
             try:
@@ -152,6 +156,11 @@ class DiskTier(ManagedTier):
 
     def quarantine(self, key: BlockKey) -> None:
         self._unrank(key)
+        if not self._blocks.exists(
+            key
+        ):  # a folder, a pipe or a link in its place is not ours to move
+            forget_vanished(self._catalogue, self._blocks, key, self._trace)
+            return
         self._catalogue.writer.quarantine(key, lambda: self._blocks.set_aside(key))
 
     def save(self) -> None:
@@ -184,9 +193,8 @@ class DiskTier(ManagedTier):
         try:
             self._blocks.write(data, number)
             try:
-                now_s = self._clock.wall()
-                place = lambda: self._blocks.publish(block.key, number)  # noqa: E731  run inside
-                writer.publish(number, entry, data.nbytes, now_s, place)
+                place = partial(self._blocks.publish, block.key, number)
+                writer.publish(number, entry, data.nbytes, place=place)
             except BaseException:
                 self._blocks.withdraw(block.key, number)
                 raise

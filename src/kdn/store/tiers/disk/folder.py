@@ -1,6 +1,7 @@
 """The store's folder: its identity, where things lie in it, and which processes are at work in it.
 
 kdn-store.json    says that this is a store, of which format, and its identity
+seal.json         says whether blocks are sealed here, and checks the key
 catalogue.sqlite  what is known of every block (rebuilt from the blocks when lost)
 blocks/ab/KEY.kdn one file a block, spread over 256 folders by the key's first two digits
 writing/          blocks that are being written, named OWNER-NUMBER
@@ -53,6 +54,8 @@ class StoreFolder:
         self._files = files or Files()
         with system_errors(f"opening the store {path}"):
             self._files.make_folders(path)
+            if path.stat().st_mode & 0o077 and path.stat().st_uid == os.geteuid():
+                path.chmod(0o700)  # a folder that an older kdn made
             self.identity = _claim(path, self._files)
             for name in ("blocks", "writing", "quarantine", "owners"):
                 self._files.make_lasting(path / name)
@@ -76,7 +79,7 @@ class StoreFolder:
     def blocks(self) -> Iterator[BlockKey]:
         """The key of every block file that is there."""
         with os.scandir(self.path / "blocks") as shards:
-            folders = [shard.path for shard in shards if shard.is_dir()]
+            folders = [shard.path for shard in shards if shard.is_dir(follow_symlinks=False)]
         for folder in folders:
             yield from _keys(folder)
 
@@ -87,13 +90,14 @@ class StoreFolder:
     def files(self) -> Iterator[Path]:
         """Every file that counts against the cap."""
         for room in ("blocks", "quarantine", "writing"):
-            yield from (path for path in (self.path / room).rglob("*") if path.is_file())
+            found = (self.path / room).rglob("*")
+            yield from (path for path in found if path.is_file() and not path.is_symlink())
 
     @contextmanager
     def opening(self) -> Iterator[None]:
         """Keeps other processes from opening the store meanwhile."""
         with system_errors(f"locking the store {self.path}"):
-            descriptor = os.open(self.path / "opening", os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self.path / "opening", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         try:
             yield
@@ -104,7 +108,7 @@ class StoreFolder:
         """Be known as at work here until `sign_out` or death. To be called inside `opening`."""
         with system_errors(f"signing in to the store {self.path}"):
             path = self.path / "owners" / self.owner
-            self._owner_lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._owner_lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._owner_lock, fcntl.LOCK_EX)
 
     def sign_out(self) -> None:
@@ -191,7 +195,7 @@ def _buried(owner: Path, files: Files) -> bool:
 
 def _keys(folder: str | Path) -> Iterator[BlockKey]:
     with os.scandir(folder) as files:
-        names = [file.name for file in files]
+        names = [file.name for file in files if file.is_file(follow_symlinks=False)]
     for name in names:
         # The length first: it rules out nearly all that is no block, and a hundred thousand
         # names are looked at when a large store opens.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdn.core import BLOCK_TOKENS
 from kdn.errors import NoSpace, StoreError
+from kdn.store.block.format import MAX_BLOCK_BYTES, MAX_POSITION
 
 __all__ = [
     "QUARANTINED",
@@ -24,6 +27,8 @@ __all__ = [
 ]
 
 VERSION = 1
+WAL_BYTES = 1 << 20
+"""About how large the write-ahead log gets before it is written back, and is cut to afterwards."""
 WRITE_BUSY_S = 30.0
 """How long a change waits for another process's; readers do not wait for writers."""
 READ_BUSY_S = 1.0
@@ -78,7 +83,10 @@ class Totals:
 
 def read_totals(connection: sqlite3.Connection) -> Totals:
     """The totals that the triggers keep."""
-    blocks, tokens, size = connection.execute("SELECT blocks, tokens, size FROM totals").fetchone()
+    row = connection.execute("SELECT blocks, tokens, size FROM totals").fetchone()
+    if row is None:
+        raise sqlite3.DatabaseError("it has no totals")
+    blocks, tokens, size = row
     (writing,) = connection.execute("SELECT coalesce(sum(size), 0) FROM writing").fetchone()
     return Totals(blocks, tokens, size + writing)
 
@@ -88,22 +96,44 @@ def catalogue_errors(path: Path) -> Iterator[None]:
     """The only place where SQLite's errors become ours."""
     try:
         yield
-    except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+    except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
+        # of an extended code the lower byte says the kind; without one Python refused a value or a text
+        code = getattr(error, "sqlite_errorcode", None)
+        kind = None if code is None else code & 0xFF
+        if kind == sqlite3.SQLITE_FULL:
             raise NoSpace(f"{path}: {error}; free some space") from error
-        raise StoreError(
-            f"the catalogue {path} cannot be used ({error}): check that its folder can be"
-            " written and that no other program holds it"
-        ) from error
-    except sqlite3.Error as error:
+        if kind in _UNUSABLE or isinstance(error, sqlite3.ProgrammingError):
+            raise StoreError(
+                f"the catalogue {path} cannot be used ({error}): check that its folder can be"
+                " written and that no other program holds it"
+            ) from error
         raise CatalogueDamaged(
             f"the catalogue {path} is damaged ({error}): stop every kdn on this store and"
             " start again, then it is rebuilt from the blocks"
         ) from error
 
 
+_UNUSABLE = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_AUTH,
+}
+"""It is the machine or another process; any other error means that the contents make no sense."""
+
+
 def connect(path: Path, busy_s: float) -> sqlite3.Connection:
-    """A connection to the database at `path`, usable from any thread (one at a time)."""
+    """A connection to the database at `path`, usable from any thread (one at a time).
+
+    Its files are their owner's alone. Raises OSError when it is no file that can be written.
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600))
     connection = sqlite3.connect(
         path, timeout=busy_s, isolation_level=None, check_same_thread=False
     )
@@ -113,13 +143,68 @@ def connect(path: Path, busy_s: float) -> sqlite3.Connection:
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Make the tables if they are not there, and check what is: damage is to show now."""
+    """Make the tables if they are not there, and check what is: damage is to show now.
+
+    Raises sqlite3.DatabaseError for anything that this code could not have written.
+    """
     connection.execute("PRAGMA journal_mode = WAL")
+    # The log beside the database stays this small, whatever the traffic.
+    connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_BYTES // 8192}")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
     elif version != VERSION:
         raise sqlite3.DatabaseError(f"version {version}, this kdn reads {VERSION}")
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(verdict)
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
+    connection.execute("BEGIN")
+    try:
+        _check_tables(connection)
+        _check_rows(connection)
+    finally:
+        connection.execute("COMMIT")
+
+
+def _check_tables(connection: sqlite3.Connection) -> None:
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        fresh.executescript(_SCHEMA)
+        if _tables(connection) != _tables(fresh):
+            raise sqlite3.DatabaseError("its tables are not those of this version")
+
+
+def _tables(connection: sqlite3.Connection) -> dict[str, str]:
+    rows = connection.execute(
+        "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
+    )
+    return {name: " ".join(sql.split()) for name, sql in rows}
+
+
+def _check_rows(connection: sqlite3.Connection) -> None:
+    """SQLite has checked the types; here is what the types do not say."""
+    bounds = {"position": MAX_POSITION, "tokens": 4 * BLOCK_TOKENS, "size": 2 * MAX_BLOCK_BYTES}
+    (wrong,) = connection.execute(_WRONG_ROWS, bounds).fetchone()
+    if wrong:
+        raise sqlite3.DatabaseError(f"{wrong} rows hold impossible values")
+    totals = connection.execute("SELECT blocks, tokens, size FROM totals").fetchall()
+    counted = connection.execute(
+        """SELECT total(state = 0), total((state = 0) * (length(tokens) / 4)), total(size)
+        FROM blocks"""
+    ).fetchone()
+    if totals != [tuple(map(int, counted))]:
+        raise sqlite3.DatabaseError(f"its totals are {totals}, its blocks say {counted}")
+
+
+_WRONG_ROWS = """
+SELECT (SELECT count(*) FROM blocks LEFT JOIN families ON families.id = family WHERE
+        key IS NULL OR length(key) != 64 OR key GLOB '*[^0-9a-f]*' OR families.id IS NULL OR start < 0
+        OR start > :position OR length(tokens) % 4
+        OR NOT length(tokens) BETWEEN 4 AND :tokens
+        OR size < 0 OR size > :size OR state NOT IN (0, 1) OR hits < 0
+        OR NOT abs(created) < 1e300 OR NOT abs(used) < 1e300)
+    + (SELECT count(*) FROM families WHERE fingerprint IS NULL OR causes IS NULL OR detail IS NULL
+        OR salt IS NULL)
+    + (SELECT count(*) FROM writing WHERE size < 0 OR size > :size)
+    + (SELECT count(*) FROM totals WHERE capacity < 0)
+"""
