@@ -179,6 +179,7 @@ class Batch:
         ids = torch.tensor(tokens, dtype=torch.int64, device=decoder.device)
         self.hidden = decoder.embed(ids)
         """[rows, hidden] the input of the layer at hand."""
+        self.num_rows = 0
         self.spans: list[tuple[int, int]] = []
         """By sequence, its rows [start, stop) of the batch."""
         self.adapters: list[AdapterRun] = []
@@ -186,13 +187,11 @@ class Batch:
         """Those that have rows."""
         self._rebind()
 
-    def __len__(self) -> int:
-        return self.hidden.shape[0]
-
     def _rebind(self) -> None:
         """Work out spans, positions and attention again after rows came or went."""
         counts = [one.rows.numel() for one in self.slices]
         edges = torch.tensor([0, *counts]).cumsum(0).tolist()
+        self.num_rows = edges[-1]
         self.spans = list(itertools.pairwise(edges))
         self.bound_slices = [one.attention_slice(a, b) for one, (a, b) in self.parts() if a < b]
         if self.bound_slices:  # else nothing is attended until rows come in
@@ -297,6 +296,7 @@ class StoredColumns:
         self._decoder = decoder
         self._attention = attention
         self._slices = slices
+        self._loading = any(one.loads for one in slices)
         for one in slices:  # layer inputs come first: rows wait for all of them
             for enter in one.plan.enter:
                 if enter.source is not None:
@@ -306,13 +306,15 @@ class StoredColumns:
 
     def start(self, layer: int) -> None:
         """Begin to fetch a layer; a layer beyond the last is none."""
-        if layer < self._decoder.config.num_layers:
+        if self._loading and layer < self._decoder.config.num_layers:
             for one in self._slices:
                 for source in one.sources(layer):
                     source.start(layer)
 
     def place(self, layer: int) -> list[LoadedRuns]:
         """Bring the layer's stored KV to its place. Gives back what selectors may compare with."""
+        if not self._loading:
+            return [()] * len(self._slices)
         writings = self._prefix_writings(layer)
         loaded = [self._take_runs(layer, one) if one.loads else () for one in self._slices]
         for one, runs in zip(self._slices, loaded, strict=True):

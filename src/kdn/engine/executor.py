@@ -37,7 +37,7 @@ class Pass:
         self.layer = 0
         self._batch = Batch(decoder, attention, slices)
         self._stored = StoredColumns(decoder, attention, self._batch.slices)
-        self.num_rows = len(self._batch)
+        self.num_rows = self._batch.num_rows
         """Rows that the plans have at the layer computed last, whether or not it finished them all."""
         self._row_chunk = min((one.plan.row_chunk or 0 for one in self.slices), default=0)
         self._steady = all(one.plan.is_steady for one in self.slices)
@@ -58,16 +58,17 @@ class Pass:
         self._stored.start(layer + 1)
         if not self._steady:
             self._batch.change_rows(layer)
-        if len(self._batch):
+        if self._batch.num_rows:
             self._compute(layer)
         else:  # no row goes on, but what is stored is for a later pass
             self._stored.place(layer)
         self.layer += 1
-        if self.done:
+        done = self.done
+        if done:
             for one in self.slices:
                 suffix = one.kv.suffix
                 suffix.num_columns = max(suffix.num_columns, one.stop - one.kv.num_prefix)
-        return self.done
+        return done
 
     def logits(self) -> list[Tensor]:
         """For each sequence fp32 [wanted positions, vocabulary or allowed]; no rows if its prompt goes on."""
@@ -78,10 +79,10 @@ class Pass:
 
     def _compute(self, layer: int) -> None:
         queries = self._queries(layer)
-        self.num_rows = len(self._batch)
+        self.num_rows = self._batch.num_rows
         if layer == self._decoder.config.num_layers - 1:
             queries = self._batch.narrow_to_wanted(queries)
-        if len(self._batch):
+        if self._batch.num_rows:
             self._finish(layer, self._attend(layer, queries))
 
     def _queries(self, layer: int) -> Tensor:
@@ -143,21 +144,20 @@ class Pass:
     # --- arithmetic --------------------------------------------------------------------------
 
     def _chunks(self) -> list[tuple[int, int]]:
-        """Row ranges for position-wise work: everything, or as small as a plan asks for."""
-        num_rows = len(self._batch)
-        size = self._row_chunk or num_rows
-        return [(a, min(a + size, num_rows)) for a in range(0, num_rows, max(size, 1))]
+        """Row ranges for position-wise work, as small as a plan asks for; none when all rows are one."""
+        num_rows, size = self._batch.num_rows, self._row_chunk
+        if not size or num_rows <= size:
+            return []
+        return [(a, min(a + size, num_rows)) for a in range(0, num_rows, size)]
 
     def _project(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         chunks, batch = self._chunks(), self._batch
-        if len(chunks) == 1:
+        if not chunks:
             return self._decoder.layers[layer].qkv(batch.hidden, batch.adapters)
         config = self._decoder.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        size = (len(batch), heads + 2 * kv_heads, config.head_dim)
-        fused = batch.hidden.new_empty(
-            size
-        )  # written in place: joining chunks would hold all twice
+        size = (batch.num_rows, heads + 2 * kv_heads, config.head_dim)
+        fused = batch.hidden.new_empty(size)  # in place: joining chunks would hold all twice
         q, k, v = torch.split(fused, [heads, kv_heads, kv_heads], dim=1)
         for a, b in chunks:
             runs = cut_runs(batch.adapters, a, b)
@@ -181,7 +181,7 @@ class Pass:
     def _finish(self, layer: int, attended: Tensor) -> None:
         chunks, batch = self._chunks(), self._batch
         finish = self._decoder.layers[layer].finish
-        if len(chunks) == 1:
+        if not chunks:
             batch.hidden = finish(batch.hidden, attended, batch.adapters)
             return
         for a, b in chunks:
