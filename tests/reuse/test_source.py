@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from kdn.clock import ManualClock
 from kdn.core import KvShape
-from kdn.reuse.pace import Pace
-from kdn.reuse.source import StoreSource
+from kdn.reuse.source import Pace, StoreSource
 from kdn.store import Reader
 
 LAYERS, TOKENS, BLOCKS = 30, 256, 8

@@ -36,6 +36,8 @@ from kdn.store import open_store
 __all__ = ["JctMeter", "jct_path", "measure_jct", "stored_jct"]
 
 _SCRATCH_BYTES = 1 << 30
+_MOST_S = 1000.0
+"""No pass, and nothing of one, takes longer."""
 Point = tuple[int, int]
 """New and cached tokens of a prompt."""
 
@@ -48,7 +50,7 @@ def jct_path(decoder: Decoder, home: Path) -> Path:
 def stored_jct(decoder: Decoder, home: Path) -> JctModel:
     """The fit that was kept for this model here, or else a count of operations."""
     fitted = load_jct(jct_path(decoder, home))
-    if fitted is not None:
+    if fitted is not None and _is_plausible(fitted):
         return fitted
     config, shape = decoder.config, _shape(decoder)
     layer = sum(
@@ -56,6 +58,12 @@ def stored_jct(decoder: Decoder, home: Path) -> JctModel:
         for width in (2 * config.q_size, 2 * config.kv_size, 3 * config.intermediate_size)
     )
     return count_jct(layer * config.num_layers, config.q_size, shape)
+
+
+def _is_plausible(model: JctModel) -> bool:
+    """False for coefficients that no fit gives: a damaged file must not steer the queue."""
+    parts = (model.pass_s, model.token_s, model.pair_s, model.cached_s, model.prompt_s)
+    return all(0 <= part < _MOST_S for part in parts) and any(parts)
 
 
 def measure_jct(
@@ -98,7 +106,7 @@ class JctMeter:
     def measure(self, point: tuple[int, int, int]) -> None:
         """One pass of the kind (new, cached, prompts); the first of each kind only warms up."""
         seconds = self._probe.seconds(*point)
-        if point in self._warm:
+        if point in self._warm and 0 < seconds < _MOST_S:  # else a clock was set
             self._seconds[point].append(seconds)
         self._warm.add(point)
 
