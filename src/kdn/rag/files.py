@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdn.core import paths_of
 from kdn.errors import DocumentError
-from kdn.machine.text import decode_unicode, has_mark, normal_lines
+from kdn.machine.text import decode_unicode, has_mark, lines_of, normal_lines
 from kdn.rag.encodings import decode_declared, hides_in_ascii
+from kdn.rag.ignore import Ignored
 
 __all__ = ["MAX_FILE_BYTES", "Found", "Refusal", "decode", "find_files", "read_bytes", "source_of"]
 
@@ -49,13 +50,16 @@ def source_of(path: Path) -> str:
     return path.resolve().as_posix()
 
 
-def find_files(paths: Path | str | Iterable[Path | str]) -> Found:
+def find_files(paths: Iterable[Path | str], exclude: Iterable[str] = ()) -> Found:
     """Every regular file named or under a named folder, each once, whatever links lead to it.
 
-    Hidden files and folders inside a folder are passed over. Never raises for a bad path.
+    Inside a folder these are passed over: what is hidden, what a `.gitignore` in it or `exclude`
+    (patterns of the same form) names, and links that lead out of it, which are refused.  A file that
+    is named itself is always taken.  Never raises for a bad path.
     """
     found, seen = Found(), set[Path]()
-    for path in paths_of(paths, "paths"):
+    excluded = Ignored(exclude)
+    for path in map(Path, paths):
         try:
             resolved = path.resolve(strict=True)
         except (OSError, RuntimeError) as error:
@@ -63,7 +67,7 @@ def find_files(paths: Path | str | Iterable[Path | str]) -> Found:
             continue
         if resolved.is_dir():
             before = len(found.refused)
-            _walk(resolved, found, seen)
+            _walk(resolved, found, seen, excluded)
             if not any(refusal.path == str(resolved) for refusal in found.refused[before:]):
                 found.folders.append(resolved)
         else:
@@ -82,14 +86,16 @@ def _unresolved(path: Path, error: Exception) -> Refusal:
     return Refusal(str(path), f"{path}: {reason}")
 
 
-def _walk(folder: Path, found: Found, seen: set[Path]) -> None:
+def _walk(folder: Path, found: Found, seen: set[Path], excluded: Ignored) -> None:
     """Depth first in the order of names. A folder met again, as in a loop, is not entered."""
-    waiting = [folder]
+    waiting = [(folder, ((folder, excluded),))]
     while waiting:
-        here = waiting.pop()
+        here, lists = waiting.pop()
         if here in seen:
             continue
         seen.add(here)
+        if (own := _ignore_list(here)) is not None:
+            lists = (*lists, (here, own))
         inner: list[Path] = []
         for path in _entries(here, found):
             try:
@@ -97,11 +103,36 @@ def _walk(folder: Path, found: Found, seen: set[Path]) -> None:
             except (OSError, RuntimeError) as error:
                 found.refused.append(_unresolved(path, error))
                 continue
-            if resolved.is_dir():
+            is_folder = resolved.is_dir()
+            if _is_ignored(path, lists, is_folder=is_folder):
+                continue
+            if not resolved.is_relative_to(folder):
+                reason = f"{path}: a link out of the folder; to take its target in, name that"
+                found.refused.append(Refusal(str(path), reason))
+            elif is_folder:
                 inner.append(resolved)
             else:
                 _take(resolved, found, seen)
-        waiting.extend(reversed(inner))
+        waiting.extend((path, lists) for path in reversed(inner))
+
+
+def _ignore_list(folder: Path) -> Ignored | None:
+    """The folder's `.gitignore`, if it has one that can be read."""
+    try:
+        return Ignored(lines_of(decode_unicode((folder / ".gitignore").read_bytes())))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _is_ignored(
+    path: Path, lists: Sequence[tuple[Path, Ignored]], *, is_folder: bool
+) -> bool:
+    """What is asked for on the command line decides first, then the list nearest to the path."""
+    for folder, ignored in (lists[0], *reversed(lists[1:])):
+        judged = ignored.judges(path.relative_to(folder).as_posix(), is_folder=is_folder)
+        if judged is not None:
+            return judged
+    return False
 
 
 def _entries(folder: Path, found: Found) -> Iterator[Path]:

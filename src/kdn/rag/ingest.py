@@ -129,7 +129,7 @@ class Ingestion:
 
     def files(self, paths: Path | str | Iterable[Path | str], reader: FileReader) -> IngestReport:
         """Take files and folders in; documents whose file has left a given folder are removed."""
-        found = find_files(paths)
+        found = find_files(paths, exclude)
         self._outcome.refused.extend(found.refused)
         sizes = [_size(path) for path in found.files]
         self._progress = Progress("", 0, len(sizes), 0, sum(sizes), 0)

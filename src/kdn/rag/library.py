@@ -111,6 +111,7 @@ class Library:
                 paths,
                 reader,
                 tokens_of,
+                exclude=exclude,
                 known=self._catalogue().rows,
                 kv_bytes_per_token=kv_bytes_per_token,
                 embed_tokens_per_s=embed_tokens_per_s,
@@ -127,10 +128,11 @@ class Library:
         """Take files and folders in, or take them in again; only what changed is embedded and written.
 
         A file that cannot be read is reported and never stops the others. A document whose file has
-        left a given folder is removed. Raises StoreError when another writer is at work.
+        left a given folder is removed. `exclude` names what to pass over inside folders, in the form
+        of a `.gitignore`, which is kept to as well. Raises StoreError when another writer is at work.
         """
         with writing(self._folder), self._reader() as reader:
-            return self._ingestion(on_progress, cancelled).files(paths, reader)
+            return self._ingestion(on_progress, cancelled).files(paths, reader, exclude)
 
     def add(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +76,7 @@ def survey(
     reader: FileReader,
     tokens_of: Callable[[ParsedDocument], int],
     *,
+    exclude: Sequence[str] = (),
     known: Mapping[str, SourceRow] | None = None,
     kv_bytes_per_token: int | None = None,
     embed_tokens_per_s: float | None = None,
@@ -85,7 +86,7 @@ def survey(
 
     `known` are the rows of the library: unchanged files are not parsed again.
     """
-    found = find_files(paths)
+    found = find_files(paths, exclude)
     kinds: dict[str, _Kind] = defaultdict(_Kind)
     for path in found.files:
         kinds[path.suffix.lower()].waiting.append(path)
