@@ -175,3 +175,27 @@ def test_the_demo_asks_cold_warm_and_after_a_restart(
         assert one.answers["warm"].usage.recomputed < one.answers["cold"].usage.recomputed
         assert one.answers["restart"].usage.recomputed == one.answers["warm"].usage.recomputed
         assert one.answers["cold"].text == one.answers["warm"].text == one.answers["restart"].text
+
+
+def test_an_ingest_that_takes_nothing_in_has_failed(
+    tmp_path: Path, tiny: Path, embedder: None
+) -> None:
+    """The broken file is named once, with one reason."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    done = kdn(tmp_path, "ingest", folder, "--model", tiny)
+    assert done.code == 2
+    assert "there are no files in it that kdn reads" in done.err
+    (folder / "b.pdf").write_bytes(b"%PDF-1.4 broken")
+    done = kdn(tmp_path, "ingest", folder, "--model", tiny)
+    assert done.code == 2
+    assert "none of 1 files could be read" in done.err
+    assert done.err.count("cannot be read as PDF") == 1
+    (folder / "a.txt").write_text("Words.")
+    (folder / "b.log").write_text("Noise.")
+    options = ("--exclude", "*.log", "--model", tiny, "--json")
+    done = kdn(tmp_path, "ingest", folder, *options)
+    assert done.code == 0, done.err
+    assert "1 files, " in done.err
+    assert [Path(one).name for one in done.json["added"]] == ["a.txt"]
+    assert kdn(tmp_path, "ingest", folder, *options).code == 0, "nothing new is no failure"

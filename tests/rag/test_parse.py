@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 
 import pypdf
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from kdn.errors import DocumentError
 from kdn.rag import ParsedDocument
+from kdn.rag.parse import docx as word
 from kdn.rag.parse import parse
 from tests.rag.helpers import pdf
 
@@ -56,7 +58,7 @@ def test_what_is_not_text_is_refused_with_advice(data: bytes, says: str) -> None
 
 
 def test_an_unknown_ending_is_text_only_when_asked_for_by_name() -> None:
-    path = Path("/docs/script.py")
+    path = Path("/docs/script.odd")
     assert parse(path, b"x = 1", named=True).text == "x = 1"
     with pytest.raises(DocumentError, match="by its own name"):
         parse(path, b"x = 1", named=False)
@@ -456,3 +458,86 @@ def test_a_scan_a_locked_and_a_torn_pdf_are_refused() -> None:
         read("locked.pdf", locked.getvalue())
     with pytest.raises(DocumentError, match="cannot be read as PDF"):
         read("torn.pdf", b"%PDF-1.4\n" + b"garbage " * 50)
+
+
+# --- Word documents and tables ---------------------------------------------------------------
+
+WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+STYLES = (
+    f'<w:styles xmlns:w="{WORD}"><w:style w:styleId="berschrift1"><w:name w:val="heading 1"/>'
+    '</w:style><w:style w:styleId="T"><w:name w:val="Title"/></w:style></w:styles>'
+)
+
+
+def docx(body: str, **parts: str) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "word/document.xml",
+            f'<w:document xmlns:w="{WORD}"><w:body>{body}</w:body></w:document>',
+        )
+        archive.writestr("word/styles.xml", STYLES)
+        for name, text in parts.items():
+            archive.writestr(f"word/{name}.xml", text)
+    return data.getvalue()
+
+
+def para(text: str, properties: str = "") -> str:
+    return f"<w:p><w:pPr>{properties}</w:pPr><w:r><w:t>{text}</w:t></w:r></w:p>"
+
+
+def test_a_word_document_has_headings_lists_and_tables() -> None:
+    style = '<w:pStyle w:val="berschrift1"/>'
+    wide = '<w:tc><w:tcPr><w:gridSpan w:val="2"/></w:tcPr>' + para("wide") + "</w:tc>"
+    cell = "<w:tc>" + para("{}") + "</w:tc>"
+    row = "<w:tr>{}</w:tr>"
+    body = (
+        para("Top", style)
+        + "<w:p><w:r><w:t>one</w:t><w:br/><w:t>two</w:t><w:delText>gone</w:delText></w:r></w:p>"
+        + para("item", '<w:numPr><w:ilvl w:val="0"/></w:numPr>')
+        + "<w:tbl>"
+        + row.format(wide + cell.format("c"))
+        + row.format(cell.format("1") + cell.format("2") + cell.format(""))
+        + "</w:tbl>"
+    )
+    note = f'<w:footnotes xmlns:w="{WORD}"><w:footnote>{para("a note")}</w:footnote></w:footnotes>'
+    document = read("a.docx", docx(body, footnotes=note))
+    assert document.title == "Top"
+    assert bodies(document) == [
+        (("Top",), "one\ntwo\n\n- item\n\nwide |  | c\n1 | 2 |\n\na note"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"PK no archive", "cannot be read as a Word document"),
+        (docx("<w:p>")[:-30], "cannot be read as a Word document"),
+        (docx("<w:p>"), "cannot be read as a Word document"),
+        (docx(""), "no text found"),
+    ],
+)
+def test_what_is_no_word_document_is_refused(data: bytes, says: str) -> None:
+    with pytest.raises(DocumentError, match=says):
+        read("a.docx", data)
+
+
+def test_a_word_document_that_unpacks_without_end_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(word, "MAX_TEXT_CHARS", 100)
+    with pytest.raises(DocumentError, match="characters of text"):
+        read("a.docx", docx(para("x" * 5000)))
+
+
+def test_a_row_of_a_table_is_understood_by_itself() -> None:
+    text = read("a.csv", '\ufeffname,city,\nAda,"London,\n UK",x\n\nBob,,\n').text
+    assert text == "name: Ada; city: London, UK; x\nname: Bob"
+    assert read("a.tsv", "a\tb\n1\t2\n").text == "a: 1; b: 2"
+    assert read("a.csv", "only,a,header\n").text == "only, a, header"
+    with pytest.raises(DocumentError, match="row 3: 3 cells under 2 columns"):
+        read("a.csv", "a,b\n1,2\n1,2,3\n")
+
+
+def test_code_is_taken_from_folders_as_it_stands() -> None:
+    assert parse(Path("/d/a.py"), b"def f():\n    return 1\n", named=False).text.startswith("def")

@@ -30,10 +30,16 @@ class Costs:
         self._config = config
         self._calibration = calibration
 
-    def survey(self, library: Library, paths: Iterable[Path | str]) -> Survey:
+    def survey(
+        self,
+        library: Library,
+        paths: Path | str | Iterable[Path | str],
+        exclude: str | Iterable[str] = (),
+    ) -> Survey:
         """What `ingest` would take: files, tokens, bytes of KV, minutes. Changes nothing."""
         return library.survey(
             paths,
+            exclude=exclude,
             kv_bytes_per_token=self._shape.token_bytes,
             embed_tokens_per_s=_EMBED_TOKENS_PER_S,
             prefill_tokens_per_s=self._prefill_rate(),

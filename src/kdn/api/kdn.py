@@ -253,6 +253,7 @@ class Kdn:
         paths: Path | str | Iterable[Path | str],
         *,
         prefill: bool = False,
+        exclude: str | Iterable[str] = (),
         on_progress: Callable[[Progress], None] | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -260,9 +261,12 @@ class Kdn:
         """Take files and folders into the library; again: only what changed is done.
 
         With `prefill` the KV of every part of them is computed and stored now, not on first use;
-        `on_prefill` is told how many tokens of how many are done.
+        `on_prefill` is told how many tokens of how many are done. `exclude` names what to pass over
+        in folders, in the form of a `.gitignore`.
         """
-        report = self.library.ingest(paths, on_progress=on_progress, cancelled=cancelled)
+        report = self.library.ingest(
+            paths, exclude=exclude, on_progress=on_progress, cancelled=cancelled
+        )
         if prefill and not report.cancelled:
             sources = (*report.added, *report.updated, *report.unchanged)
             parts = [part for source in sources for part in self.library.parts(source)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ from kdn.cli.options import (
     ModelOption,
 )
 from kdn.cli.show import emit, progress_bar, say, size_text, time_text
+from kdn.errors import BadInput
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -46,6 +47,13 @@ def ingest(
             "--rerank", help="Compute now what reranking reuses: the same KV as --prefill."
         ),
     ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Pass over such files in folders, as a .gitignore writes them; may be repeated.",
+        ),
+    ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     int8: Int8Option = False,
@@ -56,12 +64,13 @@ def ingest(
         ModelChoice(model, home, device, dtype, int8).open() as kdn,
         stop_on_interrupt() as stopped,
     ):
-        _announce(kdn, paths, prefill=prefill or rerank)
+        _announce(kdn, paths, exclude or (), prefill=prefill or rerank)
         if rerank:
             say("documents stand first when they are ranked: answers use the same KV")
         with _bars() as (on_progress, on_prefill):
             report = kdn.ingest(
                 paths,
+                exclude=exclude or (),
                 prefill=prefill or rerank,
                 on_progress=on_progress,
                 on_prefill=on_prefill,
@@ -74,11 +83,26 @@ def ingest(
     if report.cancelled:
         say("kdn: stopped; the documents listed above are in, whole; ingest again for the rest")
         raise typer.Exit(INTERRUPTED)
+    _refuse_nothing(report)
 
 
-def _announce(kdn: Kdn, paths: list[Path], *, prefill: bool) -> None:
+def _refuse_nothing(report: IngestReport) -> None:
+    """A run that took nothing in, and had nothing in there already, has failed.
+
+    Raises BadInput.
+    """
+    if not (report.added or report.updated or report.unchanged or report.removed):
+        what = (
+            f"none of {len(report.refused)} files could be read"
+            if report.refused
+            else "there are no files in it that kdn reads"
+        )
+        raise BadInput(f"nothing was taken in: {what}")
+
+
+def _announce(kdn: Kdn, paths: list[Path], exclude: Sequence[str], *, prefill: bool) -> None:
     """Say what is coming before it comes: files, tokens, bytes and minutes."""
-    survey = kdn.cost.survey(kdn.library, paths)
+    survey = kdn.cost.survey(kdn.library, paths, exclude)
     minutes = (survey.ingest_minutes or 0) + (survey.prefill_minutes or 0 if prefill else 0)
     kv = size_text(survey.kv_bytes or 0)
     later = "now" if prefill else "if all of it is used"
@@ -86,8 +110,6 @@ def _announce(kdn: Kdn, paths: list[Path], *, prefill: bool) -> None:
         f"{len(survey.files)} files, {size_text(survey.num_bytes)}, about {survey.num_tokens:,} "
         f"tokens; {kv} of KV {later}; about {time_text(60 * minutes)}"
     )
-    for refusal in survey.refused:
-        say(f"  left out: {refusal.reason}")
 
 
 @contextmanager

@@ -50,7 +50,9 @@ def source_of(path: Path) -> str:
     return path.resolve().as_posix()
 
 
-def find_files(paths: Iterable[Path | str], exclude: Iterable[str] = ()) -> Found:
+def find_files(
+    paths: Path | str | Iterable[Path | str], exclude: str | Iterable[str] = ()
+) -> Found:
     """Every regular file named or under a named folder, each once, whatever links lead to it.
 
     Inside a folder these are passed over: what is hidden, what a `.gitignore` in it or `exclude`
@@ -58,8 +60,8 @@ def find_files(paths: Iterable[Path | str], exclude: Iterable[str] = ()) -> Foun
     is named itself is always taken.  Never raises for a bad path.
     """
     found, seen = Found(), set[Path]()
-    excluded = Ignored(exclude)
-    for path in map(Path, paths):
+    excluded = Ignored([exclude] if isinstance(exclude, str) else exclude)
+    for path in paths_of(paths, "paths"):
         try:
             resolved = path.resolve(strict=True)
         except (OSError, RuntimeError) as error:
@@ -124,9 +126,7 @@ def _ignore_list(folder: Path) -> Ignored | None:
         return None
 
 
-def _is_ignored(
-    path: Path, lists: Sequence[tuple[Path, Ignored]], *, is_folder: bool
-) -> bool:
+def _is_ignored(path: Path, lists: Sequence[tuple[Path, Ignored]], *, is_folder: bool) -> bool:
     """What is asked for on the command line decides first, then the list nearest to the path."""
     for folder, ignored in (lists[0], *reversed(lists[1:])):
         judged = ignored.judges(path.relative_to(folder).as_posix(), is_folder=is_folder)

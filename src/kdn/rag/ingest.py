@@ -127,7 +127,12 @@ class Ingestion:
         self._outcome = _Outcome()
         self._progress = Progress("", 0, 0, 0, 0, 0)
 
-    def files(self, paths: Path | str | Iterable[Path | str], reader: FileReader) -> IngestReport:
+    def files(
+        self,
+        paths: Path | str | Iterable[Path | str],
+        reader: FileReader,
+        exclude: str | Iterable[str] = (),
+    ) -> IngestReport:
         """Take files and folders in; documents whose file has left a given folder are removed."""
         found = find_files(paths, exclude)
         self._outcome.refused.extend(found.refused)

@@ -96,6 +96,7 @@ class Library:
         self,
         paths: Path | str | Iterable[Path | str],
         *,
+        exclude: str | Iterable[str] = (),
         kv_bytes_per_token: int | None = None,
         embed_tokens_per_s: float | None = None,
         prefill_tokens_per_s: float | None = None,
@@ -122,6 +123,7 @@ class Library:
         self,
         paths: Path | str | Iterable[Path | str],
         *,
+        exclude: str | Iterable[str] = (),
         on_progress: Callable[[Progress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> IngestReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def survey(
     reader: FileReader,
     tokens_of: Callable[[ParsedDocument], int],
     *,
-    exclude: Sequence[str] = (),
+    exclude: str | Iterable[str] = (),
     known: Mapping[str, SourceRow] | None = None,
     kv_bytes_per_token: int | None = None,
     embed_tokens_per_s: float | None = None,

@@ -9,10 +9,12 @@ from kdn.errors import DocumentError
 from kdn.rag.bounds import LONG_TEXT_CHARS, MIB, MIN_LETTERS_SHARE, Cost
 from kdn.rag.documents import ParsedDocument
 from kdn.rag.files import source_of
+from kdn.rag.parse.docx import parse_docx
 from kdn.rag.parse.html import parse_html
 from kdn.rag.parse.markdown import parse_markdown
 from kdn.rag.parse.pdf import parse_pdf
 from kdn.rag.parse.rst import parse_rst
+from kdn.rag.parse.table import parse_csv
 from kdn.rag.parse.text import parse_text
 
 __all__ = ["COSTS", "PARSERS", "cost_of", "parse", "parser_for"]
@@ -20,11 +22,19 @@ __all__ = ["COSTS", "PARSERS", "cost_of", "parse", "parser_for"]
 Parser = Callable[[str, Path, bytes], ParsedDocument]
 """(source, path, contents) to a document. Raises DocumentError when it cannot."""
 
+_AS_THEY_STAND = """
+    .txt .text .log .org .adoc .tex .json .jsonl .ndjson .yaml .yml .toml .ini .cfg .conf .xml .css
+    .py .pyi .js .jsx .mjs .ts .tsx .java .kt .scala .c .h .cc .cpp .cxx .hh .hpp .cs .go .rs .swift
+    .rb .php .pl .lua .r .jl .hs .ml .ex .exs .erl .clj .dart .sh .bash .zsh .ps1 .sql .proto .tf
+"""
+
 PARSERS: dict[str, Parser] = {
     "": parse_text,
-    ".txt": parse_text,
-    ".text": parse_text,
-    ".log": parse_text,
+    **dict.fromkeys(_AS_THEY_STAND.split(), parse_text),
+    ".csv": parse_csv,
+    ".tsv": parse_csv,
+    ".tab": parse_csv,
+    ".docx": parse_docx,
     ".md": parse_markdown,
     ".markdown": parse_markdown,
     ".rst": parse_rst,
@@ -42,6 +52,8 @@ COSTS: dict[Parser, Cost] = {
     parse_html: Cost(64 * MIB, seconds_a_mib=1.5),
     parse_markdown: Cost(16 * MIB),
     parse_rst: Cost(4 * MIB, seconds_a_mib=10.0),
+    parse_csv: Cost(64 * MIB),
+    parse_docx: Cost(64 * MIB),
     parse_pdf: Cost(64 * MIB, seconds=30.0),
 }
 
