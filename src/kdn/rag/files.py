@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,9 +88,13 @@ def _unresolved(path: Path, error: Exception) -> Refusal:
     return Refusal(str(path), f"{path}: {reason}")
 
 
+_Lists = tuple[tuple[Path, Ignored], ...]
+"""The lists that count in a folder, each with the folder it stands in."""
+
+
 def _walk(folder: Path, found: Found, seen: set[Path], excluded: Ignored) -> None:
     """Depth first in the order of names. A folder met again, as in a loop, is not entered."""
-    waiting = [(folder, ((folder, excluded),))]
+    waiting: list[tuple[Path, _Lists]] = [(folder, ((folder, excluded),))]
     while waiting:
         here, lists = waiting.pop()
         if here in seen:
@@ -126,7 +130,7 @@ def _ignore_list(folder: Path) -> Ignored | None:
         return None
 
 
-def _is_ignored(path: Path, lists: Sequence[tuple[Path, Ignored]], *, is_folder: bool) -> bool:
+def _is_ignored(path: Path, lists: _Lists, *, is_folder: bool) -> bool:
     """What is asked for on the command line decides first, then the list nearest to the path."""
     for folder, ignored in (lists[0], *reversed(lists[1:])):
         judged = ignored.judges(path.relative_to(folder).as_posix(), is_folder=is_folder)
