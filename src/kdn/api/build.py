@@ -33,7 +33,7 @@ from kdn.core import Fingerprint, JctModel
 from kdn.engine import Engine, EngineLimits
 from kdn.errors import BadConfig, BadInput, StoreError
 from kdn.machine.facts import free_memory_bytes
-from kdn.machine.memory import keep_freed
+from kdn.machine.process import keep_freed
 from kdn.model import Decoder, LoadedModel, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel
@@ -169,7 +169,7 @@ def join(
     engine = Engine(model, attention, planner, limits, clock, queue, heard)
     idle.start(
         engine,
-        partial(_is_idle, engine),
+        engine.is_idle,
         [
             IdleWork("bias", bias_steps(ended.queue(), calibration.key_bias_steps)),
             IdleWork("prefill", prefill_steps(ended.queue(), planner.background, idle, trace)),
@@ -302,8 +302,3 @@ def _jct_work(
         return []
     meter, keep = calibration.jct_meter, calibration.keep_jct
     return [IdleWork("jct", jct_steps(meter, idle.quiet_s, after_s, keep, trace))]
-
-
-def _is_idle(engine: Engine) -> bool:
-    stat = engine.stat()
-    return not (stat.num_waiting or stat.num_prefilling or stat.num_decoding)

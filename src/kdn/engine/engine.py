@@ -22,7 +22,7 @@ from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.loop import StepLoop
 from kdn.engine.request import Intake, RunningRequest, RunningStream
 from kdn.errors import BadInput, EngineFailed
-from kdn.machine.threads import give_up_workers
+from kdn.machine.process import give_up_workers
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 from kdn.schedule import Fcfs, RequestQueue
@@ -154,6 +154,11 @@ class Engine:
     def stat(self) -> EngineStat:
         """Counts as of now; may be a step old when asked from another thread."""
         return EngineStat(*self._loop.counts(), self._limits.kv_bytes, self._loop.free_kv())
+
+    def is_idle(self) -> bool:
+        """Is there no request that waits or runs?"""
+        stat = self.stat()
+        return not (stat.num_waiting or stat.num_prefilling or stat.num_decoding)
 
     def close(self) -> None:
         """End the loop; requests still running end with an error. Calling it twice is harmless."""

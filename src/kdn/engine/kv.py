@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kdn.core import KvShape
 from kdn.engine.bias import ColumnBias
-from kdn.machine.memory import allocate
+from kdn.machine.process import allocate
 from kdn.model import LoadedModel
 
 __all__ = [

@@ -57,10 +57,6 @@ class AttentionSlice:
     prefix_v: Tensor | None = None
     num_prefix: int = 0
 
-    @property
-    def num_rows(self) -> int:
-        return self.stop - self.start
-
 
 @dataclass(frozen=True)
 class Scaling:

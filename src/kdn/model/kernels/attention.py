@@ -247,7 +247,7 @@ def _prefix_groups(slices: Sequence[AttentionSlice]) -> list[list[AttentionSlice
     alone: list[list[AttentionSlice]] = []
     together: dict[tuple[int, int], list[AttentionSlice]] = {}
     for part in slices:
-        if part.num_rows == 1 and part.prefix_k is not None and part.num_prefix:
+        if part.stop - part.start == 1 and part.prefix_k is not None and part.num_prefix:
             together.setdefault((part.prefix_k.data_ptr(), part.num_prefix), []).append(part)
         else:
             alone.append([part])
@@ -279,7 +279,7 @@ def _described(part: AttentionSlice, positions: Tensor) -> _Sequence:
     prefix_k, prefix_v = part.prefix_k, part.prefix_v
     return _Sequence(
         start=part.start,
-        num_rows=part.num_rows,
+        num_rows=part.stop - part.start,
         positions=positions.data_ptr(),
         suffix_k=part.suffix_k.data_ptr(),
         suffix_v=part.suffix_v.data_ptr(),

@@ -34,7 +34,7 @@ from kdn.core import (
     Recipe,
 )
 from kdn.errors import BadInput, CorruptBlock
-from kdn.machine.memory import allocate
+from kdn.machine.process import allocate
 from kdn.store.block.block import Block
 from kdn.store.codecs import CODECS, Codec, NoCodec, RunForm
 from kdn.store.index.tokens import TOKEN_BYTES, pack_tokens, unpack_tokens

@@ -12,7 +12,7 @@ from pathlib import Path
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, LostBlock
 from kdn.machine.files import Files, system_errors
-from kdn.machine.memory import OWN_PAGES_FROM, allocate
+from kdn.machine.process import OWN_PAGES_FROM, allocate
 from kdn.store.block.format import ALIGN, EncodedBlock
 from kdn.store.block.handle import Handle
 from kdn.store.tiers.disk.folder import StoreFolder
