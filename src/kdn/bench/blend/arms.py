@@ -211,7 +211,7 @@ def _last(slices: Sequence[AttentionSlice]) -> list[AttentionSlice]:
     moved = []
     for part in slices:
         stop = int(part.positions[-1]) + 1
-        moved.append(replace(part, positions=torch.arange(stop - part.num_rows, stop)))
+        moved.append(replace(part, positions=torch.arange(stop - (part.stop - part.start), stop)))
     return moved
 
 
