@@ -11,12 +11,10 @@ from kdn.clock import ManualClock
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, StoreError
 from kdn.store import EncodedBlock, Handle, encode_block
-from kdn.store.block.handle import BytesHandle
-from kdn.store.block.reader import StoreLoad
+from kdn.store.block.reader import BytesHandle, StoreLoad
 from kdn.store.index.followed import FollowedIndex
-from kdn.store.loads import Loads
+from kdn.store.loads import Links, Loads
 from kdn.store.stat import Outcomes
-from kdn.store.stream.throughput import Links
 from kdn.store.tiers.memory import MemoryTier
 from kdn.store.tiers.tier import Tiers
 from kdn.trace import NoTrace, Recorder

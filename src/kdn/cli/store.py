@@ -127,7 +127,7 @@ def quota(
     """Show what each tenant holds in each tier and may hold, or decide about one."""
     from kdn.errors import BadInput
     from kdn.store.admin.shapes import quota_shape
-    from kdn.store.tenants.decisions import TenantLimits
+    from kdn.store.tenants.tenancy import TenantLimits
 
     if salt is None and (forget or limit is not None or priority is not None):
         raise BadInput("say about which tenant: --salt NAME")

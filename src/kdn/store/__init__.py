@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from kdn.store.block.block import Block, block_ids, cut_blocks
 from kdn.store.block.format import EncodedBlock, Header, encode_block
-from kdn.store.block.handle import Handle
-from kdn.store.block.reader import Reader, check_whole, read_whole
+from kdn.store.block.reader import Handle, Reader, check_whole, read_whole
 from kdn.store.codecs import CODECS, Codec, NoCodec
 from kdn.store.index.index import BlockHit, Match
 from kdn.store.open import FarSettings, open_store

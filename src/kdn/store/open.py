@@ -11,8 +11,7 @@ from kdn.clock import Clock, SystemClock
 from kdn.store.policies import Rules, Use, make_policy
 from kdn.store.settings import FarSettings, StoreConfig
 from kdn.store.store import Store
-from kdn.store.tenants.decisions import PersistentPins, TenantsLimits
-from kdn.store.tenants.tenancy import Quotas
+from kdn.store.tenants.tenancy import PersistentPins, Quotas, TenantsLimits
 from kdn.store.tiers.disk.disk import DiskTier
 from kdn.store.tiers.memory import MemoryTier
 from kdn.store.tiers.remote import REMOTES

@@ -25,12 +25,10 @@ from kdn.store.block.reader import Load, Reader, StoreLoad
 from kdn.store.codecs import Codec, NoCodec
 from kdn.store.index.followed import FollowedIndex
 from kdn.store.index.index import BlockHit, Family, Match
-from kdn.store.loads import Loads
+from kdn.store.loads import Links, Loads
 from kdn.store.stat import Outcomes, ScrubReport, StoreStat
 from kdn.store.stream.delivery import DeliveredLoad, Delivery
-from kdn.store.stream.throughput import Links
-from kdn.store.tenants.decisions import PersistentPins, TenantsLimits
-from kdn.store.tenants.tenancy import Quotas, Tenancy
+from kdn.store.tenants.tenancy import PersistentPins, Quotas, Tenancy, TenantsLimits
 from kdn.store.tiers.tier import ManagedTier, Tiers
 from kdn.store.write_behind import WriteQueues
 from kdn.store.writer import WorthWriting, Writer

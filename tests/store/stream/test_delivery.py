@@ -34,7 +34,7 @@ from kdn.store import (
     encode_block,
     open_store,
 )
-from kdn.store.block.handle import BytesHandle
+from kdn.store.block.reader import BytesHandle
 from kdn.store.stream.delivery import AS_STORED
 from kdn.store.stream.transcode import decode_layers, encode_layers
 from kdn.trace import NoTrace, Recorder

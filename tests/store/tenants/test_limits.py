@@ -17,7 +17,7 @@ from kdn.errors import BadInput, NoSpace
 from kdn.serve import ServeSettings, create_app, listen, make_server, read_grants, served, url_of
 from kdn.serve.store.app import mount_store
 from kdn.store import Block, Quotas, Rules, open_store
-from kdn.store.tenants.decisions import TenantLimits, TenantsLimits
+from kdn.store.tenants.tenancy import TenantLimits, TenantsLimits
 from tests.store.helpers import block_id, make_block
 from tests.store.remotes import node_server, running
 

@@ -21,7 +21,7 @@ from kdn.store import (
     read_key_file,
     read_whole,
 )
-from kdn.store.block.handle import BytesHandle
+from kdn.store.block.reader import BytesHandle
 from kdn.store.index.tokens import pack_tokens
 from kdn.store.tiers.seal import KeyRing, is_sealed
 from kdn.trace import NoTrace

@@ -33,7 +33,7 @@ from kdn.store.admin.manage import (
     warm,
 )
 from kdn.store.admin.shapes import lookup_shape, quota_shape, stat_shape
-from kdn.store.tenants.decisions import TenantLimits
+from kdn.store.tenants.tenancy import TenantLimits
 
 __all__ = ["answer", "manage_routes", "read_body"]
 

@@ -21,7 +21,7 @@ from kdn.core import BlockKey
 from kdn.errors import StoreError
 from kdn.store.block.reader import StoreLoad
 from kdn.store.codecs import CODECS
-from kdn.store.stream.throughput import Links
+from kdn.store.loads import Links
 from kdn.store.stream.transcode import decode_layers
 from kdn.store.tiers.tier import Transcoder
 

@@ -12,8 +12,7 @@ import xxhash
 from kdn.core import BlockKey
 from kdn.errors import BadInput, CorruptBlock
 from kdn.store.block.format import Header
-from kdn.store.block.handle import Handle
-from kdn.store.block.reader import read_header
+from kdn.store.block.reader import Handle, read_header
 from kdn.store.codecs import CODECS, RunForm
 
 __all__ = ["decode_layers", "encode_layers"]

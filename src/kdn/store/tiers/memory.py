@@ -9,7 +9,7 @@ from kdn.clock import Clock, SystemClock
 from kdn.core import BlockKey
 from kdn.errors import NoSpace
 from kdn.store.block.format import EncodedBlock
-from kdn.store.block.handle import BytesHandle, Handle
+from kdn.store.block.reader import BytesHandle, Handle
 from kdn.store.index.index import Entry
 from kdn.store.policies import EvictionPolicy, Lru, Use
 from kdn.store.tiers.tier import Changes, Holding, ManagedTier, Spare, TierUsage

@@ -28,7 +28,7 @@ from kdn.core import BlockKey
 from kdn.errors import BadConfig, CorruptBlock, LostBlock, MissingExtra
 from kdn.machine.process import allocate
 from kdn.store.block.format import MAX_BLOCK_BYTES
-from kdn.store.block.handle import Handle
+from kdn.store.block.reader import Handle
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

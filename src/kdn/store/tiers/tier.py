@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from kdn.core import BlockKey
 from kdn.errors import BadInput
 from kdn.store.block.format import EncodedBlock
-from kdn.store.block.handle import Handle
+from kdn.store.block.reader import Handle
 from kdn.store.index.index import Entry
 
 __all__ = [

@@ -11,8 +11,7 @@ import pytest
 from kdn.core import BlockKey
 from kdn.errors import NoSpace, StoreError
 from kdn.store.index.index import Entry
-from kdn.store.tiers.disk.catalogue import Catalogue
-from kdn.store.tiers.disk.catalogue_writer import Victim
+from kdn.store.tiers.disk.catalogue import Catalogue, Victim
 from kdn.store.tiers.disk.schema import Totals
 from tests.store.helpers import block_id
 

@@ -13,12 +13,11 @@ from kdn.core import BlockKey
 from kdn.errors import NoSpace, StoreError
 from kdn.machine.files import Files, system_errors
 from kdn.store.block.format import EncodedBlock
-from kdn.store.block.handle import Handle
+from kdn.store.block.reader import Handle
 from kdn.store.index.index import Entry
 from kdn.store.policies import EvictionPolicy, Use
-from kdn.store.tiers.disk.block_files import BlockFiles
-from kdn.store.tiers.disk.catalogue_writer import Victim
-from kdn.store.tiers.disk.folder import StoreFolder
+from kdn.store.tiers.disk.block_files import BlockFiles, StoreFolder
+from kdn.store.tiers.disk.catalogue import Victim
 from kdn.store.tiers.disk.ranked import RankedBlocks
 from kdn.store.tiers.disk.reconcile import forget_vanished, open_catalogue
 from kdn.store.tiers.disk.sealing import check_seal

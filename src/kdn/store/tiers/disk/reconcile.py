@@ -7,10 +7,9 @@ from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, StoreError
 from kdn.store.block.reader import read_header
 from kdn.store.index.index import Entry
-from kdn.store.tiers.disk.block_files import BlockFiles
+from kdn.store.tiers.disk.block_files import BlockFiles, StoreFolder
 from kdn.store.tiers.disk.catalogue import Catalogue, discard_catalogue
 from kdn.store.tiers.disk.catalogue_reader import Veil
-from kdn.store.tiers.disk.folder import StoreFolder
 from kdn.store.tiers.disk.schema import CatalogueDamaged
 from kdn.trace import Trace
 

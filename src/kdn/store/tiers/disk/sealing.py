@@ -7,7 +7,7 @@ import msgspec
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, ForeignStore
 from kdn.machine.files import Files, publish_file, system_errors
-from kdn.store.tiers.disk.folder import StoreFolder
+from kdn.store.tiers.disk.block_files import StoreFolder
 from kdn.store.tiers.seal import BODY, KeyRing, is_sealed
 
 __all__ = ["check_seal"]

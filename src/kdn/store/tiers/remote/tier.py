@@ -13,7 +13,7 @@ from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, LostBlock, Unreachable
 from kdn.machine.process import allocate
 from kdn.store.block.format import MAX_BLOCK_BYTES, EncodedBlock
-from kdn.store.block.handle import Handle
+from kdn.store.block.reader import Handle
 from kdn.store.index.index import Entry
 from kdn.store.tiers.remote.calls import RemoteCaller, RemoteCallSettings
 from kdn.store.tiers.remote.catalogue import RemoteCatalogue
