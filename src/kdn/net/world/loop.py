@@ -32,6 +32,7 @@ __all__ = [
     "advance",
     "answer",
     "copy_into",
+    "emit",
     "fate",
 ]
 
@@ -134,13 +135,13 @@ def _arrive(state: State, packet: int, now: int) -> None:
 
 
 @compiled
-def _emit(state: State, flow_id: int, ecn: int, now: int) -> bool:
+def emit(state: State, flow_id: int, size: int, ecn: int, now: int) -> bool:
     """Send one packet of the flow; False when the world has no row left for it."""
     packet = take(state)
     if packet == NIL:
         return False
     flow, p = state.flows[flow_id], state.packets[packet]
-    p.flow, p.seq, p.size = flow_id, flow.seq, flow.size
+    p.flow, p.seq, p.size = flow_id, flow.seq, size
     p.sent_ecn, p.ecn = ecn, ecn
     p.hop, p.travelling, p.t_deliver = flow.first_hop, 1, NIL
     p.t_ready = max(flow.t_ready, 0)
@@ -186,7 +187,7 @@ def _send_all(state: State, flow_id: int, now: int) -> None:
         if _must_ask(state, flow_id, now):
             return
         flow.t_ready = min(now, flow.decided) if flow.decided + flow.decision_cost >= now else now
-        if not _emit(state, flow_id, choose_mark(state, flow_id), now):
+        if not emit(state, flow_id, flow.size, choose_mark(state, flow_id), now):
             return
 
 

@@ -1,0 +1,64 @@
+"""Weights and tables of the package from training checkpoints.
+
+`python scripts/rtc/make_tables.py MASKED.pt TWIN.pt [--pictures N]` writes codec.npz, twin.npz and tables.npz
+into src/kdn/net/rtc/weights.  Tables of `bikes` and `generated-91` are for tests, the others for training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from kdn.net.rtc.clips import Clip, generated, packaged
+from kdn.net.rtc.codec.classical import h264_table
+from kdn.net.rtc.codec.fit import fit_tables
+from kdn.net.rtc.codec.measure import measure_codec
+from kdn.net.rtc.codec.network import CodecNetwork
+from kdn.net.rtc.codec.neural import NeuralCodec, save_codec
+from kdn.net.rtc.tables import write_tables
+
+WEIGHTS = Path(__file__).parents[2] / "src" / "kdn" / "net" / "rtc" / "weights"
+
+
+def trained(checkpoint: Path, masked: bool) -> NeuralCodec:
+    network = CodecNetwork(masked)
+    network.load_state_dict(torch.load(checkpoint, weights_only=True)["network"])
+    clips = [packaged("bigbuckbunny", 240, 60), packaged("carphone_pristine")]
+    return fit_tables(network.eval(), clips, every=12)
+
+
+def table_clips(pictures: int) -> list[Clip]:
+    return [
+        packaged("bigbuckbunny", 208, pictures),
+        generated(3, pictures, 208, 320),
+        packaged("bikes", 208, pictures),
+        generated(91, pictures, 208, 320),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("masked", type=Path)
+    parser.add_argument("twin", type=Path)
+    parser.add_argument("--pictures", type=int, default=80)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    WEIGHTS.mkdir(exist_ok=True)
+    codecs = {"masked": trained(given.masked, True), "unmasked": trained(given.twin, False)}
+    save_codec(codecs["masked"], WEIGHTS / "codec.npz")
+    save_codec(codecs["unmasked"], WEIGHTS / "twin.npz")
+    tables = []
+    for clip in table_clips(given.pictures):
+        tables.append(h264_table(clip))
+        for name, codec in codecs.items():
+            began = time.monotonic()
+            tables.append(measure_codec(codec, name, clip))
+            print(f"{name} {clip.name}: {time.monotonic() - began:.0f} s", flush=True)
+        write_tables(tables, WEIGHTS / "tables.npz")
+
+
+if __name__ == "__main__":
+    main()

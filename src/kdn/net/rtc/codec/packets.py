@@ -1,0 +1,272 @@
+"""A coded picture as packets of which any subset decodes.
+
+The latents' units and the motion vectors are dealt out to the packets by a pseudo-random map that both
+ends know.  A packet says all that is needed to read it: its picture's number and size, the level, the
+tables, and the middle of its vectors.  Everything is little-endian; a checksum ends the header.
+"""
+
+from __future__ import annotations
+
+import binascii
+import struct
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdn.errors import BadInput
+from kdn.net.rtc.codec.entropy import NUM_SCALES, Reader, cost_bits, encode, frequencies
+
+__all__ = [
+    "CLASSES",
+    "HEADER_BYTES",
+    "LEAST_PACKETS",
+    "MIXES",
+    "MOST_PAYLOAD",
+    "Coded",
+    "Dealt",
+    "Header",
+    "Tables",
+    "classes_of",
+    "deal",
+    "gather",
+    "picture_bytes",
+    "read_header",
+]
+
+CLASSES = 8
+"""Activity classes of a unit; class 0 has zeros only."""
+MIXES = 16
+"""Tables of how often each class occurs, from still to busy."""
+LEAST_PACKETS = 5
+"""A picture goes into at least so many packets, so that one loss is a small share of it."""
+MOST_PAYLOAD = 1200
+
+_LIMITS = np.array([1e-9, 0.15, 0.3, 0.55, 1.0, 2.0, 4.5])
+"""Mean magnitudes from which the next class begins."""
+_HEADER = struct.Struct("<IBBBBBbbBBBH")
+HEADER_BYTES = _HEADER.size
+_INTRA = 1
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the coder knows of the latents: measured after training, kept with the weights."""
+
+    scales: NDArray[np.uint8]
+    """Scale of each channel in a unit of each class: [2 (inter, intra), CLASSES, groups, channels]."""
+    mixes: NDArray[np.float64]
+    """Likelihoods of the classes: [2, MIXES, CLASSES]."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A picture after quantisation. `vectors` is [rows, columns, 2], all zero for an intra picture."""
+
+    number: int
+    intra: bool
+    level: int
+    units: NDArray[np.int32]
+    """[groups * height * width, channels of a group]"""
+    grid: tuple[int, int, int]
+    """(groups, height, width) of the units."""
+    vectors: NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first bytes of a packet say. `rows` and `columns` count blocks of 16 luma samples."""
+
+    number: int
+    index: int
+    count: int
+    intra: bool
+    level: int
+    mix: int
+    middle: tuple[int, int]
+    vector_scale: int
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """What arrived of a picture; what did not is zero and not `present`."""
+
+    header: Header
+    units: NDArray[np.int32]
+    present: NDArray[np.bool_]
+    vectors: NDArray[np.int8]
+    vectors_present: NDArray[np.bool_]
+
+
+def classes_of(units: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The activity class of each unit, by the mean magnitude of its numbers."""
+    return np.asarray(np.searchsorted(_LIMITS, np.abs(units).mean(1), side="right"), np.int32)
+
+
+def picture_bytes(coded: Coded, tables: Tables) -> int:
+    """About how long the picture's packets are together; within a few per cent of `deal`."""
+    classes = classes_of(coded.units)
+    half = int(coded.intra)
+    mix = _best_mix(classes, tables.mixes[half])
+    bits = float(-np.log2(tables.mixes[half, mix])[classes].sum())
+    busy = classes > 0
+    scales = _scales(tables, half, coded.grid, np.nonzero(busy)[0], classes)
+    bits += cost_bits(coded.units[busy].reshape(-1), scales)
+    if not coded.intra:
+        middle, scale = _vector_model(coded.vectors.reshape(-1, 2))
+        numbers = (coded.vectors.reshape(-1, 2) - np.array(middle)).astype(np.int32).reshape(-1)
+        bits += cost_bits(numbers, np.full(len(numbers), scale, np.uint8))
+    return int(bits / 8) + LEAST_PACKETS * (HEADER_BYTES + 3)
+
+
+def deal(coded: Coded, tables: Tables) -> list[bytes]:
+    """The picture's packets, at least LEAST_PACKETS, each at most MOST_PAYLOAD bytes.
+
+    Raises BadInput for a picture that more than 255 packets would not hold.
+    """
+    count = max(-(-picture_bytes(coded, tables) // (MOST_PAYLOAD - 120)), LEAST_PACKETS)
+    while count <= 255:
+        packets = [_pack(coded, tables, index, count) for index in range(count)]
+        if max(len(packet) for packet in packets) <= MOST_PAYLOAD:
+            return packets
+        count += 1
+    raise BadInput(f"picture {coded.number} needs over 255 packets; scale the video down")
+
+
+def read_header(packet: bytes) -> Header:
+    """The header of a packet. Raises BadInput when it is cut off, damaged or contradicts itself."""
+    if len(packet) < HEADER_BYTES:
+        raise BadInput(f"a video packet has at least {HEADER_BYTES} bytes, this one {len(packet)}")
+    *fields, check = _HEADER.unpack_from(packet)
+    number, index, count, flags, level, mix, down, right, scale, rows, columns = fields
+    if check != _check(packet):
+        raise BadInput(f"packet {index} of picture {number} is damaged: its checksum is wrong")
+    bad = index >= count or mix >= MIXES or scale >= NUM_SCALES or not rows or not columns
+    if bad or flags > _INTRA:
+        raise BadInput(f"packet {index} of picture {number} contradicts itself")
+    return Header(
+        number, index, count, flags == _INTRA, level, mix, (down, right), scale, rows, columns
+    )
+
+
+def gather(packets: list[bytes], tables: Tables, groups: int, per_block: int) -> Dealt:
+    """Read the packets of one picture that have arrived; `per_block` units lie along a block's side.
+
+    Raises BadInput for no packet, for a damaged one, or for packets of different pictures.
+    """
+    if not packets:
+        raise BadInput("there is no packet to decode a picture from")
+    headers = [read_header(packet) for packet in packets]
+    first = headers[0]
+    if any(
+        replace(h, index=0, mix=0, middle=(0, 0), vector_scale=0) != _shared(first) for h in headers
+    ):
+        raise BadInput(f"packets of picture {first.number} do not belong together")
+    grid = (groups, first.rows * per_block, first.columns * per_block)
+    num_units = int(np.prod(grid))
+    channels = tables.scales.shape[3]
+    units, present = np.zeros((num_units, channels), np.int32), np.zeros(num_units, np.bool_)
+    num_blocks = first.rows * first.columns
+    vectors, there = np.zeros((num_blocks, 2), np.int8), np.zeros(num_blocks, np.bool_)
+    for header, packet in zip(headers, packets, strict=True):
+        own = np.nonzero(_owners(header.number, num_units, header.count) == header.index)[0]
+        reader = Reader(packet[HEADER_BYTES:])
+        half = int(header.intra)
+        classes = reader.heads(len(own), frequencies(tables.mixes[half, header.mix]))
+        busy = own[classes > 0]
+        units[busy] = reader.numbers(
+            _scales(tables, half, grid, busy, _spread(classes, own, num_units))
+        ).reshape(-1, channels)
+        present[own] = True
+        if not header.intra:
+            blocks = np.nonzero(_owners(~header.number, num_blocks, header.count) == header.index)[
+                0
+            ]
+            scales = np.full(2 * len(blocks), header.vector_scale, np.uint8)
+            read = reader.numbers(scales).reshape(-1, 2) + np.array(header.middle)
+            vectors[blocks] = np.clip(read, -127, 127)
+            there[blocks] = True
+    shape = (first.rows, first.columns)
+    return Dealt(first, units, present, vectors.reshape(*shape, 2), there.reshape(shape))
+
+
+def _shared(header: Header) -> Header:
+    return replace(header, index=0, mix=0, middle=(0, 0), vector_scale=0)
+
+
+def _spread(
+    classes: NDArray[np.int32], own: NDArray[np.int64], num_units: int
+) -> NDArray[np.int32]:
+    every = np.zeros(num_units, np.int32)
+    every[own] = classes
+    return every
+
+
+def _pack(coded: Coded, tables: Tables, index: int, count: int) -> bytes:
+    half = int(coded.intra)
+    own = np.nonzero(_owners(coded.number, len(coded.units), count) == index)[0]
+    classes = classes_of(coded.units)
+    mix = _best_mix(classes[own], tables.mixes[half])
+    busy = own[classes[own] > 0]
+    numbers = coded.units[busy].reshape(-1)
+    scales = _scales(tables, half, coded.grid, busy, classes)
+    middle, vector_scale = (0, 0), 0
+    rows, columns = coded.vectors.shape[:2]
+    if not coded.intra:
+        flat = coded.vectors.reshape(-1, 2)
+        blocks = np.nonzero(_owners(~coded.number, len(flat), count) == index)[0]
+        middle, vector_scale = _vector_model(flat[blocks])
+        moved = (flat[blocks] - np.array(middle)).astype(np.int32).reshape(-1)
+        numbers = np.concatenate((numbers, moved))
+        scales = np.concatenate((scales, np.full(len(moved), vector_scale, np.uint8)))
+    body = encode(classes[own], frequencies(tables.mixes[half, mix]), numbers, scales)
+    fields = (coded.number, index, count, half, coded.level, mix, *middle, vector_scale)
+    blank = _HEADER.pack(*fields, rows, columns, 0) + body
+    return _HEADER.pack(*fields, rows, columns, _check(blank)) + body
+
+
+def _check(packet: bytes) -> int:
+    """A checksum over everything but itself."""
+    return binascii.crc_hqx(packet[HEADER_BYTES:], binascii.crc_hqx(packet[: HEADER_BYTES - 2], 0))
+
+
+def _scales(
+    tables: Tables,
+    half: int,
+    grid: tuple[int, int, int],
+    which: NDArray[np.int64],
+    classes: NDArray[np.int32],
+) -> NDArray[np.uint8]:
+    """The scale of every number of the units `which`, in order."""
+    group = which // (grid[1] * grid[2])
+    return np.asarray(tables.scales[half, classes[which], group].reshape(-1))
+
+
+def _best_mix(classes: NDArray[np.int32], mixes: NDArray[np.float64]) -> int:
+    counts = np.bincount(classes, minlength=CLASSES)
+    return int(np.argmin(-np.log2(mixes) @ counts))
+
+
+def _vector_model(vectors: NDArray[np.int8]) -> tuple[tuple[int, int], int]:
+    """The middle of the vectors, and the scale whose table takes the fewest bits for the rest."""
+    if not len(vectors):
+        return (0, 0), 0
+    down, right = (int(v) for v in np.median(vectors, axis=0))
+    rest = (vectors - np.array((down, right))).astype(np.int32).reshape(-1)
+    costs = [cost_bits(rest, np.full(len(rest), s, np.uint8)) for s in range(NUM_SCALES)]
+    return (down, right), int(np.argmin(costs))
+
+
+@lru_cache(maxsize=64)
+def _owners(number: int, num: int, count: int) -> NDArray[np.int64]:
+    """Which packet each of `num` things goes into: a SplitMix64 hash of its place and the number."""
+    step = np.uint64(0x9E3779B97F4A7C15)
+    z = (np.arange(num, dtype=np.uint64) + np.uint64(1)) * step + np.uint64(
+        (number & 0xFFFFFFFFFFFF) * 0xD1342543DE82EF95 & 0xFFFFFFFFFFFFFFFF
+    )
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) % np.uint64(count)).astype(np.int64)

@@ -1,0 +1,92 @@
+"""GCC as its first paper has it (Carlucci et al., MMSys 2016): a Kalman filter of the delay gradient."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from kdn.net.rtc.call import MAX_RATE_BPS, MIN_RATE_BPS, START_RATE_BPS, Decision, Feedback
+from kdn.net.rtc.control.delay import InterArrival, Usage
+from kdn.net.rtc.control.window import Measured
+from kdn.net.world.records import MS
+
+__all__ = ["ArrivalFilter", "KalmanGcc", "PaperDetector"]
+
+_Q, _CHI, _SPAN = 1e-3, 0.1, 5
+_K_UP, _K_DOWN = 0.01, 0.00018
+_OVERUSE_MS = 100.0
+_ETA, _ALPHA = 1.05, 0.85
+
+
+@dataclass
+class ArrivalFilter:
+    """Section 3.1: the delay gradient in ms, from one group of packets to the next."""
+
+    gradient: float = 0.0
+    error: float = 0.1
+    noise: float = 1.0
+    _gaps: deque[float] = field(default_factory=lambda: deque(maxlen=_SPAN))
+
+    def add(self, measured_ms: float, send_ms: float) -> float:
+        """Take in one difference of arrival and sending gaps."""
+        self._gaps.append(max(send_ms, 1.0))
+        rest = measured_ms - self.gradient
+        weight = (1.0 - _CHI) ** (30.0 / (1000.0 * (1.0 / min(self._gaps))))
+        self.noise = max(weight * self.noise + (1.0 - weight) * rest * rest, 1.0)
+        gain = (self.error + _Q) / (self.noise + self.error + _Q)
+        self.gradient += gain * rest
+        self.error = (1.0 - gain) * (self.error + _Q)
+        return self.gradient
+
+
+@dataclass
+class PaperDetector:
+    """Section 3.2: overuse after 100 ms above a threshold that follows the gradient."""
+
+    threshold: float = 5.0
+    _over_ms: float = 0.0
+
+    def add(self, gradient: float, passed_ms: float) -> Usage:
+        """One gradient, and the time since the last."""
+        size = abs(gradient)
+        gain = _K_DOWN if size < self.threshold else _K_UP
+        self.threshold = max(self.threshold + gain * passed_ms * (size - self.threshold), 0.5)
+        if gradient > self.threshold:
+            self._over_ms += passed_ms
+            return Usage.OVER if self._over_ms > _OVERUSE_MS else Usage.NORMAL
+        self._over_ms = 0.0
+        return Usage.UNDER if gradient < -self.threshold else Usage.NORMAL
+
+
+@dataclass
+class KalmanGcc:
+    """The controller: x 1.05 a second, x 0.85 of what is received, at most 1.5 times that."""
+
+    bps: float = START_RATE_BPS
+    _arrivals: InterArrival = field(default_factory=InterArrival)
+    _filter: ArrivalFilter = field(default_factory=ArrivalFilter)
+    _detector: PaperDetector = field(default_factory=PaperDetector)
+    _seen: Measured = field(default_factory=Measured)
+    _hold: bool = False
+    _cut_ms: float = -1e9
+
+    def decide(self, feedback: Feedback) -> Decision:
+        """Delay decides, then loss."""
+        interval = self._seen.add(feedback)
+        usage = Usage.NORMAL
+        for ack in feedback.acks:
+            step = self._arrivals.add(float(ack["t_send"]) / MS, float(ack["t_deliver"]) / MS)
+            if step is not None:
+                gradient = self._filter.add(step.arrival_ms - step.send_ms, step.send_ms)
+                usage = self._detector.add(gradient, step.send_ms)
+        received = self._seen.goodput_bps
+        if usage is Usage.OVER and interval.now_ms - self._cut_ms > 200.0:
+            self.bps, self._cut_ms = _ALPHA * received, interval.now_ms
+        elif usage is Usage.NORMAL and interval.acked:
+            self.bps = min(self.bps * _ETA**0.05 if received else self.bps, 1.5 * received + 10e3)
+            self.bps *= 1.0 if self._seen.loss > 0.02 else 1.05**0.05
+        if self._seen.loss > 0.10 and interval.now_ms - self._cut_ms > 500.0:
+            self.bps *= 1.0 - 0.5 * self._seen.loss
+            self._cut_ms = interval.now_ms
+        self.bps = min(max(self.bps, MIN_RATE_BPS), MAX_RATE_BPS)
+        return Decision(self.bps)

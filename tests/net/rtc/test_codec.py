@@ -1,0 +1,147 @@
+"""The neural codec: any subset decodes, sizes are kept, and both ends agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.net.rtc.clip import codec, moving
+
+from kdn.errors import BadInput
+from kdn.net.rtc.codec.neural import NeuralDecoder, NeuralEncoder, load_codec, save_codec
+from kdn.net.rtc.codec.packets import HEADER_BYTES, LEAST_PACKETS, MOST_PAYLOAD, read_header
+from kdn.net.rtc.codec.picture import Picture, psnr_db
+
+
+def same(a: Picture | None, b: Picture | None) -> bool:
+    assert a is not None
+    assert b is not None
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def at(level: int) -> Callable[[Callable[[int], int]], int]:
+    return lambda _sizes: level
+
+
+def test_without_loss_both_ends_have_the_same_picture_bit_for_bit() -> None:
+    encoder, decoder = NeuralEncoder(codec()), NeuralDecoder(codec())
+    for picture in moving().pictures:
+        shown = decoder.decode(encoder.encode_at(picture, at(4)))
+        assert same(shown, encoder.reference)
+
+
+def test_higher_levels_cost_more_and_look_better() -> None:
+    sizes, quality = [], []
+    for level in (0, 3, 7):
+        encoder, decoder = NeuralEncoder(codec()), NeuralDecoder(codec())
+        for picture in moving().pictures:
+            packets = encoder.encode_at(picture, at(level))
+            shown = decoder.decode(packets)
+        assert shown is not None
+        sizes.append(sum(len(packet) for packet in packets))
+        quality.append(psnr_db(shown, picture))
+    assert sizes == sorted(sizes)
+    assert quality[0] + 2.0 < quality[1] < quality[2]
+
+
+def test_a_budget_is_kept_where_a_level_fits() -> None:
+    encoder = NeuralEncoder(codec())
+    encoder.encode(moving().pictures[0], 4000)
+    for picture in moving().pictures[1:]:
+        packets = encoder.encode(picture, 1500)
+        assert len(packets) >= LEAST_PACKETS
+        assert max(len(packet) for packet in packets) <= MOST_PAYLOAD
+        assert encoder.newest[1] == 0 or sum(map(len, packets)) <= 1500 * 1.08
+
+
+@pytest.mark.parametrize("kept", [[0], [1, 4], [0, 2, 3], [4]])
+def test_any_subset_of_packets_decodes(kept: list[int]) -> None:
+    encoder, decoder = NeuralEncoder(codec()), NeuralDecoder(codec())
+    first, second = moving().pictures[:2]
+    decoder.decode(encoder.encode_at(first, at(5)))
+    packets = encoder.encode_at(second, at(3))
+    shown = decoder.decode([packets[i] for i in kept if i < len(packets)])
+    assert shown is not None
+    assert psnr_db(shown, second) > 15.0
+
+
+def test_more_packets_are_better_in_the_mean() -> None:
+    first, second = moving().pictures[:2]
+    means = []
+    for num in (1, 3, 5):
+        found = []
+        for start in range(5):
+            encoder, decoder = NeuralEncoder(codec()), NeuralDecoder(codec())
+            decoder.decode(encoder.encode_at(first, at(5)))
+            packets = encoder.encode_at(second, at(2))
+            count = len(packets)
+            some = [packets[(start + i) % count] for i in range(max(num * count // 5, 1))]
+            shown = decoder.decode(some)
+            assert shown is not None
+            found.append(psnr_db(shown, second))
+        means.append(float(np.mean(found)))
+    assert means == sorted(means)
+
+
+def test_after_a_loss_the_encoder_replays_what_the_decoder_did() -> None:
+    """Picture 1 arrives in part, 2 is lost whole, the sender hears of both after 4: they agree again."""
+    encoder, decoder = NeuralEncoder(codec()), NeuralDecoder(codec())
+    for number, picture in enumerate(moving().pictures[:5]):
+        packets = encoder.encode_at(picture, at(3))
+        kept = {1: packets[:2], 2: []}.get(number, packets)
+        decoder.decode(kept)
+    assert not same(decoder.shown, encoder.reference)
+    encoder.learn(1, {0, 1})
+    encoder.learn(2, set())
+    assert same(decoder.shown, encoder.reference)
+    shown = decoder.decode(encoder.encode_at(moving().pictures[5], at(3)))
+    assert same(shown, encoder.reference)
+
+
+def test_the_first_picture_needs_all_its_packets() -> None:
+    encoder, decoder = NeuralEncoder(codec()), NeuralDecoder(codec())
+    packets = encoder.encode_at(moving().pictures[0], at(3))
+    assert decoder.decode(packets[1:]) is None
+    assert decoder.decode(packets) is not None
+
+
+def test_damaged_packets_are_refused_and_counted() -> None:
+    encoder, decoder = NeuralEncoder(codec()), NeuralDecoder(codec())
+    decoder.decode(encoder.encode_at(moving().pictures[0], at(3)))
+    packets = encoder.encode_at(moving().pictures[1], at(3))
+    harmed = bytearray(packets[0])
+    harmed[HEADER_BYTES + 3] ^= 16
+    with pytest.raises(BadInput, match="checksum"):
+        read_header(bytes(harmed))
+    assert decoder.decode([bytes(harmed), *packets[1:], b"short"]) is not None
+    assert decoder.damaged == 2
+
+
+def test_weights_are_kept_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "again.npz"
+    save_codec(codec(), path)
+    encoder, other = NeuralEncoder(codec()), NeuralEncoder(load_codec(path=path))
+    for picture in moving().pictures[:2]:
+        assert encoder.encode_at(picture, at(3)) == other.encode_at(picture, at(3))
+    with pytest.raises(BadInput, match="train them"):
+        load_codec(path=tmp_path / "absent.npz")
+
+
+def test_masking_pays_where_packets_are_lost() -> None:
+    """A third of the packets of every picture lost, the sender told a picture later: which decoder copes?"""
+    quality = {}
+    for masked in (True, False):
+        encoder, decoder = NeuralEncoder(codec(masked)), NeuralDecoder(codec(masked))
+        random, found = np.random.default_rng(3), []
+        for number, picture in enumerate(moving().pictures):
+            packets = encoder.encode_at(picture, at(4))
+            kept = [p for p in packets if number == 0 or random.random() > 0.33]
+            shown = decoder.decode(kept)
+            arrived = {read_header(p).index for p in kept}
+            encoder.learn(number, arrived)
+            if shown is not None and number:
+                found.append(psnr_db(shown, picture))
+        quality[masked] = float(np.mean(found))
+    assert quality[True] > quality[False]
