@@ -30,7 +30,7 @@ from kdn.engine import EngineStat
 from kdn.errors import BadInput, EngineFailed, PromptTooLong
 from kdn.model import Document, Message
 from kdn.rag import Vectors
-from kdn.rank import Asking
+from kdn.rank import Asking, Choice, Layout
 from kdn.serve import ServedEmbedder, ServedModel, StoreNumbers
 
 Pushed = StreamEvent | Exception | None
@@ -163,6 +163,20 @@ def _token(character: str, sampling: Sampling) -> Token:
     return Token(ord(character), character, -0.25, alternatives)
 
 
+def no_ranking(query: str, **options: object) -> Asking:
+    raise BadInput("the script has no ranking in it")
+
+
+def rank_by_length(query: str, **options: object) -> Asking:
+    """Asks about a document by itself, for one of two tokens; all documents are alike."""
+    choices = (Choice("Yes", ord("y")), Choice("No", ord("n")))
+
+    def prompt(text: str) -> Prompt:
+        return Prompt((Segment(Role.QUESTION, tuple(map(ord, text))),))
+
+    return Asking(prompt, choices, Layout.DOCUMENT_FIRST)
+
+
 @dataclass
 class ScriptedService:
     """Serves ANSWER to everybody. `gate` cleared stops time; `broken` fails what runs."""
@@ -172,6 +186,7 @@ class ScriptedService:
     adapters: Sequence[str] = ("scripted-tuned",)
     with_embedder: bool = True
     sampling: Sampling = field(default_factory=Sampling)
+    asking: Callable[..., Asking] = field(default_factory=lambda: no_ranking)
     requests: list[Request] = field(default_factory=list)
     streams: list[ScriptedStream] = field(default_factory=list)
     remembered: dict[tuple[str, str], TokenIds] = field(default_factory=dict)
@@ -196,9 +211,6 @@ class ScriptedService:
         cut += [Segment(Role.HISTORY, self.vocabulary.encode(turn)) for turn in turns[:-1]]
         cut.append(Segment(Role.QUESTION, self.vocabulary.encode(turns[-1])))
         return Prompt(tuple(cut))
-
-    def asking(self, query: str, **options: object) -> Asking:
-        raise BadInput("the script has no ranking in it")
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
         self.remembered[salt, text] = token_ids

@@ -64,6 +64,7 @@ class StepLoop:
         self._waiting = WaitingRequests(waiting, planner, limits.pack_tokens)
         self._prefills = PrefillQueue(model, attention, limits.max_batch_tokens)
         self._decoding: list[RunningRequest] = []
+        self._num_in_step = 0
         self._decoded_s = 0.0
         self._suspicious = False
         """A fault may have left memory reserved for nobody."""
@@ -92,7 +93,7 @@ class StepLoop:
     def counts(self) -> tuple[int, int, int]:
         """Requests that wait, that are in the prefill queue, and that decode."""
         waiting = len(self._waiting) + self._inbox.qsize()
-        return waiting, len(self._prefills), len(self._decoding)
+        return waiting, len(self._prefills), max(len(self._decoding), self._num_in_step)
 
     def free_kv(self) -> int:
         """Bytes of KV that could be reserved now."""
@@ -208,6 +209,13 @@ class StepLoop:
 
     def _decode(self) -> None:
         members, self._decoding = self._decoding, []
+        self._num_in_step = len(members)  # for `counts`, which other threads ask during the step
+        try:
+            self._step(members)
+        finally:
+            self._num_in_step = 0
+
+    def _step(self, members: Sequence[RunningRequest]) -> None:
         try:
             all_logits = next_logits(self._model, self._attention, members)
         except Exception as error:  # noqa: BLE001  a failed step ends its request, not the engine

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
@@ -27,6 +28,8 @@ from kdn.serve.store.grants import Grant
 
 __all__ = ["create_app"]
 
+_THREADS = 16
+"""That make prompts at one time."""
 _random_id = partial(secrets.token_hex, 12)
 
 
@@ -46,7 +49,9 @@ def create_app(
     clock = clock or SystemClock()
     backpressure, shutdown = Backpressure(settings.limits), Shutdown(settings.grace_s, clock)
     metrics = Metrics(model, clock)
-    context = RequestContext(model, settings, metrics, backpressure, shutdown, clock, new_id)
+    context = RequestContext(
+        model, settings, metrics, backpressure, shutdown, CapacityLimiter(_THREADS), clock, new_id
+    )
     app = FastAPI(
         title="kdn",
         version=version,

@@ -108,7 +108,7 @@ def _http_fault(error: HTTPException) -> Fault:
 
 def _validation_fault(error: RequestValidationError) -> Fault:
     """The fault for a body of the wrong shape: names the first parameter and what is wrong."""
-    first: Mapping[str, object] = error.errors()[0]
+    first: Mapping[str, object] = min(error.errors(), key=_vagueness)
     where = _path(first.get("loc", ()))
     if first.get("type") == "json_invalid":
         why = first.get("ctx", {})
@@ -116,6 +116,14 @@ def _validation_fault(error: RequestValidationError) -> Fault:
         return Fault(400, f"the body is not valid JSON: {detail}", _type_of(400))
     message = f"{where}: {first.get('msg')}" if where else f"{first.get('msg')}"
     return Fault(400, message, _type_of(400), where or None, "invalid_value")
+
+
+def _vagueness(error: Mapping[str, object]) -> tuple[bool, int]:
+    """Of a text or a list of texts both forms are tried: the error of the form that was meant says
+    more than that the other one was not."""
+    location = error.get("loc", ())
+    depth = len(location) if isinstance(location, Sequence) else 0
+    return str(error.get("type")).endswith("_type"), -depth
 
 
 def _path(location: object) -> str:

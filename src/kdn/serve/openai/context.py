@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import Request as HttpRequest
 
 from kdn.clock import Clock
@@ -27,6 +30,8 @@ from kdn.serve.service import ServedModel
 from kdn.serve.settings import ServeSettings
 
 __all__ = ["HttpJob", "RequestContext"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class RequestContext:
     metrics: Metrics
     backpressure: Backpressure
     shutdown: Shutdown
+    threads: CapacityLimiter
+    """For prompts: routes that wait for the store have others."""
     clock: Clock
     new_id: Callable[[], str]
 
@@ -102,6 +109,10 @@ class RequestContext:
             code="model_not_found",
             status=404,
         )
+
+    async def in_thread(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """What `work` returns, worked out beside the event loop."""
+        return await run_sync(partial(work, *arguments, **named), limiter=self.threads)
 
     @contextmanager
     def hold(self, job: HttpJob, requests: int, tokens: int) -> Iterator[None]:

@@ -7,7 +7,6 @@ import struct
 from collections.abc import Sequence
 
 from fastapi import APIRouter, Response
-from starlette.concurrency import run_in_threadpool
 
 from kdn.errors import MissingExtra
 from kdn.serve.errors import Refused
@@ -32,7 +31,7 @@ def embedding_routes(context: RequestContext) -> APIRouter:
     async def embed(body: EmbeddingBody) -> Response:
         refuse_unsupported(body.model_extra)
         served = _embedder(context, body.model)
-        return json_response(await run_in_threadpool(_embed, served, body))
+        return json_response(await context.in_thread(_embed, served, body))
 
     return router
 

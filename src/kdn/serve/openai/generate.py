@@ -12,7 +12,6 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
-from starlette.concurrency import run_in_threadpool
 
 from kdn.core import (
     Blend,
@@ -94,7 +93,7 @@ async def _begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest
     job, model = context.job("chatcmpl", body, http), context.model
     asked = _max_tokens(body)
     messages, documents = conversation(body.messages, body.documents)
-    prompt = await run_in_threadpool(chat_prompt, model, messages, documents, job.salt)
+    prompt = await context.in_thread(chat_prompt, model, messages, documents, job.salt)
     room = answer_room(model, prompt.num_tokens, asked, context.settings.default_max_tokens)
     sampling = sampling_of(body, model, room, _logprobs(body))
     streams = context.submit_all(job, _requests(context, job, body, [(prompt, sampling)]))
@@ -107,7 +106,7 @@ async def _begin_completion(
     refuse_unsupported(body.model_extra)
     _refuse_combinations(body)
     job, model = context.job("cmpl", body, http), context.model
-    prompts = await run_in_threadpool(_token_prompts, model, body)
+    prompts = await context.in_thread(_token_prompts, model, body)
     wanted = []
     for prompt in prompts:
         room = answer_room(

@@ -16,7 +16,6 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from msgspec import Struct
-from starlette.concurrency import run_in_threadpool
 
 from kdn.core import Prompt, Sampling, TokenIds
 from kdn.rank import (
@@ -257,6 +256,6 @@ async def _run(
 ) -> _Asked:
     if not 1 <= num_questions <= MAX_QUESTIONS:
         raise Refused(f"{num_questions} questions; a request may hold 1 to {MAX_QUESTIONS}")
-    found = await run_in_threadpool(prompts)
+    found = await context.in_thread(prompts)
     requests = [job.request(index, prompt, sampling) for index, prompt in enumerate(found)]
     return _Asked(job, await context.answers(job, requests, http))

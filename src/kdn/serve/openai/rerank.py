@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from msgspec import UNSET, Struct, UnsetType
-from starlette.concurrency import run_in_threadpool
 
 from kdn.core import Request, Usage
 from kdn.errors import BadInput
@@ -99,7 +98,7 @@ async def _rerank(
     job = context.job("rerank", body, http)
     truncate = body.truncate or body.truncation
     shorten = _Shorten(context.model, truncate, body.max_tokens_per_doc)
-    asking = await run_in_threadpool(_asking, context.model, body, truncate=truncate)
+    asking = await context.in_thread(_asking, context.model, body, truncate=truncate)
     odds, usages = await _odds(context, http, job, asking, worth_asking(texts), shorten)
     ranking = rank_by(texts, odds, usages, body.top_n)
     if body.texts is not None:
@@ -162,7 +161,7 @@ async def _odds(
     requests = min(len(texts), _PART_DOCUMENTS)
     with context.hold(job, requests, min(sum(map(len, texts)), _PART_CHARS)):
         for part in _parts(texts):
-            asked = await run_in_threadpool(_requests, job, asking, shorten, part, len(usages))
+            asked = await context.in_thread(_requests, job, asking, shorten, part, len(usages))
             answers = await context.answers(job, asked, http, held=True)
             for text, answer in zip(part, answers, strict=True):
                 odds[text] = odds_of(read_logits(asking.choices, answer.tokens[0]))

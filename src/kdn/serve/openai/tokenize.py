@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 from fastapi import APIRouter, Response
-from starlette.concurrency import run_in_threadpool
 
 from kdn.core import TokenIds
 from kdn.serve.errors import Refused
@@ -39,7 +38,7 @@ def token_routes(context: RequestContext) -> APIRouter:
     @router.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> Response:
         context.adapter(body.model)
-        ids = await run_in_threadpool(_ids, context, body)
+        ids = await context.in_thread(_ids, context, body)
         found = _Tokenized(len(ids), context.model.max_context, list(ids))
         if body.return_token_strs:
             found.token_strs = [vocabulary.token_text(token_id) for token_id in ids]
@@ -49,7 +48,7 @@ def token_routes(context: RequestContext) -> APIRouter:
     async def detokenize(body: DetokenizeBody) -> Response:
         context.adapter(body.model)
         check_ids(body.tokens, vocabulary.vocab_size, "tokens")
-        text = await run_in_threadpool(vocabulary.decode, body.tokens, special=True)
+        text = await context.in_thread(vocabulary.decode, body.tokens, special=True)
         return json_response(_Detokenized(text))
 
     return router

@@ -23,7 +23,6 @@ from kdn.serve.store.grants import Grant
 from kdn.store import Store
 from kdn.store.admin.bundle import export_blocks, import_blocks
 from kdn.store.admin.manage import (
-    Done,
     Which,
     compress,
     copy,
@@ -123,17 +122,16 @@ def _looking(router: APIRouter, store: Store, grant_of: GrantOf, admin: Check) -
         grant = grant_of(request)
         return answer({s: held for s, held in quota_shape(store).items() if grant.sees(s)})
 
-    @router.post("/quota")
-    async def limit(request: Request) -> Response:
+    def limit(asked: _Limit) -> object:
         """A tenant's quota or priority, from now on, for every process on this store."""
-        admin(request)
-        asked = await read_body(request, _Limit)
+        limits = store.tenancy.limits
         if asked.forget:
-            await run_in_threadpool(store.tenancy.limits.forget, asked.salt)
+            limits.forget(asked.salt)
         else:
-            change = TenantLimits(asked.limit_bytes, asked.priority)
-            await run_in_threadpool(store.tenancy.limits.decide, asked.salt, change)
-        return answer(quota_shape(store))
+            limits.decide(asked.salt, TenantLimits(asked.limit_bytes, asked.priority))
+        return quota_shape(store)
+
+    _post(router, admin, "/quota", _Limit, limit)
 
     @router.post("/verify")
     def verify(request: Request) -> Response:
@@ -144,46 +142,65 @@ def _looking(router: APIRouter, store: Store, grant_of: GrantOf, admin: Check) -
 
 
 def _pinning(router: APIRouter, store: Store, admin: Check, wall: Callable[[], float]) -> None:
+    pinned = store.tenancy.persistent_pins
+
     @router.get("/pins")
     def pins(request: Request) -> Response:
         admin(request)
-        return answer(store.tenancy.persistent_pins.all())
+        return answer(pinned.all())
 
-    @router.post("/pin")
-    async def pin(request: Request) -> Response:
-        admin(request)
-        asked = await read_body(request, _Pin)
-        keys = await run_in_threadpool(select, store, asked.which())
-        store.tenancy.persistent_pins.pin(
-            keys, None if asked.seconds is None else wall() + asked.seconds
-        )
-        return answer({"blocks": len(keys)})
+    def pin(asked: _Pin) -> object:
+        keys = select(store, asked.which())
+        pinned.pin(keys, None if asked.seconds is None else wall() + asked.seconds)
+        return {"blocks": len(keys)}
 
-    @router.post("/unpin")
-    async def unpin(request: Request) -> Response:
-        admin(request)
-        asked = await read_body(request, _Which)
-        keys = await run_in_threadpool(select, store, asked.which())
-        return answer({"blocks": store.tenancy.persistent_pins.unpin(keys)})
+    def unpin(asked: _Which) -> object:
+        return {"blocks": pinned.unpin(select(store, asked.which()))}
+
+    _post(router, admin, "/pin", _Pin, pin)
+    _post(router, admin, "/unpin", _Which, unpin)
 
 
 def _acting(router: APIRouter, store: Store, admin: Check) -> None:
-    def acting(path: str, kind: type[_Body], act: Callable[[_Body], Done]) -> None:
-        async def route(request: Request) -> Response:
-            admin(request)
-            asked = await read_body(request, kind)
-            return answer(await run_in_threadpool(act, asked))
-
-        router.add_api_route(path, route, methods=["POST"], name=path.strip("/"))
-
     def chosen(asked: _Which) -> list[BlockKey]:
         return select(store, asked.which())
 
-    acting("/warm", _Which, lambda asked: warm(store, chosen(asked)))
-    acting("/clear", _Which, lambda asked: forget(store, chosen(asked), asked.tier))
-    acting("/copy", _Carry, lambda asked: copy(store, chosen(asked), asked.to, asked.source))
-    acting("/move", _Carry, lambda asked: move(store, chosen(asked), asked.to, _source(asked)))
-    acting("/compress", _Compress, lambda asked: compress(store, chosen(asked), asked.codec))
+    _post(router, admin, "/warm", _Which, lambda asked: warm(store, chosen(asked)))
+    _post(router, admin, "/clear", _Which, lambda asked: forget(store, chosen(asked), asked.tier))
+    _post(
+        router,
+        admin,
+        "/copy",
+        _Carry,
+        lambda asked: copy(store, chosen(asked), asked.to, asked.source),
+    )
+    _post(
+        router,
+        admin,
+        "/move",
+        _Carry,
+        lambda asked: move(store, chosen(asked), asked.to, _source(asked)),
+    )
+    _post(
+        router,
+        admin,
+        "/compress",
+        _Compress,
+        lambda asked: compress(store, chosen(asked), asked.codec),
+    )
+
+
+def _post(
+    router: APIRouter, admin: Check, path: str, kind: type[_Body], act: Callable[[_Body], object]
+) -> None:
+    """A route of the admin: what `act` answers to a body of that kind, worked out on a thread."""
+
+    async def route(request: Request) -> Response:
+        admin(request)
+        asked = await read_body(request, kind)
+        return answer(await run_in_threadpool(act, asked))
+
+    router.add_api_route(path, route, methods=["POST"], name=path.strip("/"))
 
 
 def _bundling(router: APIRouter, store: Store, admin: Check) -> None:
