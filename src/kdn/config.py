@@ -243,7 +243,7 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, dict[str, Any]]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadConfig(f"{path}: settings cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadConfig(f"{path}: not a TOML file: {error}") from error
     for room, table in tables.items():
         if room not in _ROOMS or not isinstance(table, dict):
@@ -279,7 +279,7 @@ def _read_variable(variable: str, text: str, room: str, field: str) -> Any:
     if text.lstrip()[:1] in ("[", "{"):
         try:
             return msgspec.json.decode(text)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise BadConfig(f"environment: {variable} is not JSON: {error}") from error
     items = [item.strip() for item in text.split(",") if item.strip()]
     if kind is tuple:
@@ -300,7 +300,7 @@ def _build(kind: type[_Room], room: str, tables: Mapping[str, Mapping[str, Any]]
     try:
         # not strict: the environment has only texts
         return msgspec.convert(values, kind, strict=False, dec_hook=_decode)
-    except (msgspec.ValidationError, ValueError) as error:
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
         raise BadConfig(_explained(room, kind, values, str(error))) from error
 
 

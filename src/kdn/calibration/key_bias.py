@@ -104,7 +104,7 @@ def load_key_bias(home: Path, fingerprint: Fingerprint) -> KeyBias | None:
     try:
         record = msgspec.msgpack.decode(_path(home, fingerprint).read_bytes(), type=_Record)
         values = np.frombuffer(record.values, dtype="<f4").reshape(record.shape)
-    except (OSError, ValueError, msgspec.MsgspecError):
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
         return None
     if record.fingerprint != fingerprint or not np.isfinite(values).all():
         return None

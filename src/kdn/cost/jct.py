@@ -130,5 +130,5 @@ def load_jct(path: Path) -> JctModel | None:
     """A fit that was kept; None when there is none, or none that can be read."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=JctModel)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, RecursionError):
         return None

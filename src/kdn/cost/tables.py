@@ -38,7 +38,7 @@ def read_table(folder: str, kind: str, name: str | Path) -> PriceTable:
 def _parse(sheet: str, text: str) -> PriceTable:
     try:
         return PriceTable(sheet, "", tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadInput(f"{sheet}: not a TOML file: {error}") from error
 
 

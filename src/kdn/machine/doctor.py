@@ -121,7 +121,7 @@ def last_diagnosis(home: Path) -> Diagnosis | None:
     """What `examine` last left in `home`; None when there is nothing readable."""
     try:
         return msgspec.json.decode((home / _FILE_NAME).read_bytes(), type=Diagnosis)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, RecursionError):
         return None
 
 

@@ -39,7 +39,7 @@ def identify(folder: Path, embedder: Embedder, encode: Encode) -> None:
         return
     try:
         theirs = msgspec.json.decode(file.read_bytes(), type=_Identity)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise ForeignStore(f"{file}: not a library of kdn ({error}); use another folder") from error
     if theirs.format != mine.format:
         raise ForeignStore(

@@ -112,7 +112,7 @@ def find_template(given: str | Path | Template | None) -> Template:
     try:
         told = tomllib.loads(path.read_text("utf-8"))
         template = msgspec.convert({"name": path.stem, **told}, Template)
-    except (OSError, ValueError, msgspec.ValidationError) as error:
+    except (OSError, ValueError, msgspec.ValidationError, RecursionError) as error:
         raise BadInput(f"{path}: not a reranking template: {error}") from error
     _refuse_broken(template, path)
     return template

@@ -40,7 +40,7 @@ class Findings(msgspec.Struct):
             return cls(config, summary)
         try:
             found = msgspec.json.decode(file.read_bytes(), type=cls)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise BadInput(f"{file} holds no findings ({error}): name another file") from error
         if found.config != config:
             raise BadInput(f"{file} is of a run with {found.config}, not {config}: name another")

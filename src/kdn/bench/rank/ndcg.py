@@ -291,7 +291,7 @@ def _read(rows: Path | None) -> list[dict[str, Any]]:
         return []
     try:
         lines = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise BadInput(f"{rows}: no rows of this benchmark; give another file") from error
     if not all(isinstance(line, dict) and "query" in line for line in lines):
         raise BadInput(f"{rows}: no rows of this benchmark; give another file")

@@ -222,7 +222,7 @@ async def read_body(request: Request, kind: type[_Body]) -> _Body:
     """The body as that shape. Raises BadInput."""
     try:
         return msgspec.json.decode(await request.body() or b"{}", type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
         raise BadInput(f"the body does not fit: {error}") from error
 
 

@@ -252,7 +252,12 @@ def decode_header(region: memoryview, key: BlockKey, size_bytes: int) -> Header:
     try:
         body = region[PREAMBLE_BYTES : PREAMBLE_BYTES + length]
         wire = msgspec.msgpack.decode(body, type=_Wire)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (
+        msgspec.DecodeError,
+        msgspec.ValidationError,
+        UnicodeDecodeError,
+        RecursionError,
+    ) as error:
         raise CorruptBlock(f"block {key}: the header cannot be read: {error}") from error
     _check_bounds(wire, key)
     block_id = BlockId(

@@ -106,7 +106,7 @@ def _decode(path: Path, lines: IO[bytes]) -> Iterator[TraceRequest]:
             continue
         try:
             request = decoder.decode(text)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise BadInput(f"{_Place(path, number)}: no request of a trace: {error}") from error
         _validate(request, _Place(path, number))
         yield request

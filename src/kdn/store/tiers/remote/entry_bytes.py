@@ -39,7 +39,7 @@ def read_note(key: BlockKey, packed: bytes) -> Entry | None:
     try:
         note = msgspec.msgpack.decode(packed, type=_Note)
         tokens = unpack_tokens(note.tokens)
-    except (msgspec.DecodeError, msgspec.ValidationError, ValueError):
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError):
         return None
     recipe = Recipe(note.causes, note.detail)
     block_id = BlockId(

@@ -124,7 +124,7 @@ class PeerRemote(Remote):
             self._expect(status, body, http.HTTPStatus.OK)
             try:
                 told = msgspec.msgpack.decode(body, type=PeerChanges)
-            except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
                 raise Unreachable(
                     f"the node at {self._host} gave another kind of answer: {error}"
                 ) from error
