@@ -12,7 +12,10 @@ import torch
 
 from kdn.errors import WeightsError
 from kdn.model import AdapterRun, load_model
+from kdn.model.decoder import DecoderLayer, LayerWeights
+from kdn.model.linear import PlainLinear
 from kdn.model.lora import MODULES
+from kdn.model.norm import RmsNorm
 from tests.model.reference import forward
 
 # PEFT asks transformers a question that transformers has renamed.
@@ -117,3 +120,36 @@ def test_a_folder_without_an_adapter_is_refused(
 ) -> None:
     with pytest.raises(WeightsError, match=r"adapter_config\.json"):
         load_model(tiny_model("llama"), cache_dir=model_cache, adapters={"a": tmp_path})
+
+
+class FusedGate(PlainLinear):
+    """A gate on top of an up projection that rounds less in one pass, as the compiled one does."""
+
+    def gated(self, x: torch.Tensor) -> torch.Tensor:
+        return super().gated(x) + 1
+
+
+def test_rows_of_the_base_go_the_way_they_go_alone_beside_an_adapter(
+    tiny_model: Tiny, model_cache: Path, tmp_path: Path
+) -> None:
+    base = tiny_model("llama")
+    folder = write_adapter(base, tmp_path / "a", target_modules=list(MODULES))
+    model = load_model(base, cache_dir=model_cache, dtype="float32", adapters={"a": folder})
+    adapter = model.adapters["a"]
+    random = torch.Generator().manual_seed(0)
+
+    def matrix(out: int, size: int) -> torch.Tensor:
+        return torch.randn((out, size), generator=random) / 8
+
+    norm = RmsNorm(torch.ones(64), 1e-6)
+    qkv, down = PlainLinear(matrix(128, 64)), PlainLinear(matrix(64, 96))
+    o, gate_up = PlainLinear(matrix(64, 64)), FusedGate(matrix(192, 64))
+    weights = LayerWeights(norm, qkv, None, None, o, norm, gate_up, down)
+    layer = DecoderLayer(0, model.decoder.config, weights)
+    hidden, attended = matrix(5, 64), matrix(5, 64)
+    beside = layer.finish(hidden, attended, [AdapterRun(2, 4, adapter)])
+    alone = layer.finish(hidden, attended)
+    assert torch.equal(beside[[0, 1, 4]], alone[[0, 1, 4]])
+    own = layer.finish(hidden[2:4], attended[2:4], [AdapterRun(0, 2, adapter)])
+    assert torch.equal(beside[2:4], own)
+    assert not torch.equal(beside[2:4], alone[2:4])

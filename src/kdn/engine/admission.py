@@ -34,9 +34,17 @@ class Admission:
     """Sets memory aside for requests before they run, for the worst case, so that none runs out."""
 
     def __init__(
-        self, model: LoadedModel, planner: Planner, limits: EngineLimits, memory: JobMemory
+        self,
+        model: LoadedModel,
+        planner: Planner,
+        limits: EngineLimits,
+        memory: JobMemory,
+        *,
+        may_retain: bool = True,
     ) -> None:
+        """With `may_retain` False no KV outlives its request, whatever requests ask for."""
         decoder = model.decoder
+        self._may_retain = may_retain
         self._planner = planner
         self._limits = limits
         self._memory = memory
@@ -90,7 +98,8 @@ class Admission:
         planned = self._planner.plan(request) if may_reuse else plain(request)
         taken = False
         try:
-            taken = self._take(running, planned, wanted_capture(request, planned.plan))
+            wanted = wanted_capture(request, planned.plan) if self._may_retain else None
+            taken = self._take(running, planned, wanted)
         finally:
             if not taken:
                 _close(planned.plan)

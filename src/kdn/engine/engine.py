@@ -24,7 +24,7 @@ from kdn.engine.request import Intake, RunningRequest, RunningStream
 from kdn.errors import BadInput, EngineFailed
 from kdn.machine.process import give_up_workers
 from kdn.model import LoadedModel
-from kdn.model.attention import Attention
+from kdn.model.attention import Attention, holds_bits
 from kdn.schedule import Fcfs, RequestQueue
 from kdn.trace import NoTrace, Trace, Value
 
@@ -76,6 +76,9 @@ class Engine:
         self._inbox: queue.SimpleQueue[RunningRequest] = queue.SimpleQueue()
         self._queue = waiting if waiting is not None else RequestQueue(Fcfs())  # empty is falsy
 
+        self.may_retain = _bits_hold(model, attention)
+        """False where KV would depend on what shares a pass: then none is stored."""
+
         def new_loop() -> StepLoop:
             return StepLoop(
                 model,
@@ -88,6 +91,7 @@ class Engine:
                 self._inbox,
                 self._trace,
                 self._forget,
+                may_retain=self.may_retain,
             )
 
         self._new_loop = new_loop
@@ -240,6 +244,26 @@ class Engine:
         with self._lock:
             if self._open.get(running.id) is running:
                 del self._open[running.id]
+
+
+def _bits_hold(model: LoadedModel, attention: Attention) -> bool:
+    """On a GPU rows are equal within rounding, and stored so; on a CPU they must be equal."""
+    decoder, config = model.decoder, model.decoder.config
+    if decoder.device.type != "cpu":
+        return True
+    like = torch.empty(0, dtype=decoder.dtype)
+    with torch.inference_mode():
+        holds = holds_bits(attention, decoder.rope, config.num_heads, config.num_kv_heads, like)
+    if not holds:
+        _log.warning(
+            "%s: on this processor a row's bits depend on the rows beside it (%d heads of %d values in "
+            "%s), so its KV is not stored; another dtype may hold them",
+            model.name,
+            config.num_heads,
+            config.head_dim,
+            decoder.dtype,
+        )
+    return holds
 
 
 class _GuardedTrace:

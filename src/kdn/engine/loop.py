@@ -50,8 +50,13 @@ class StepLoop:
         inbox: queue.SimpleQueue[RunningRequest],
         trace: Trace,
         ended: Callable[[RunningRequest], None],
+        *,
+        may_retain: bool = True,
     ) -> None:
-        """`waiting` is an empty request queue; `ended` is told of every request that has ended."""
+        """`waiting` is an empty request queue; `ended` is told of every request that has ended.
+
+        With `may_retain` False no KV is handed to the planner to be stored.
+        """
         self._model = model
         self._attention = attention
         self._planner = planner
@@ -60,7 +65,7 @@ class StepLoop:
         self._trace = trace
         self._inbox = inbox
         self._ended = ended
-        self._admission = Admission(model, planner, limits, memory)
+        self._admission = Admission(model, planner, limits, memory, may_retain=may_retain)
         self._waiting = WaitingRequests(waiting, planner, limits.pack_tokens)
         self._prefills = PrefillQueue(model, attention, limits.max_batch_tokens)
         self._decoding: list[RunningRequest] = []

@@ -58,6 +58,8 @@ class Capture:
 
     def note(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> None:
         """Rows [rows, kv heads, dim] at `positions`; those outside the buffer are passed over."""
+        if not positions.numel():
+            return
         first, last = int(positions[0]), int(positions[-1])
         if last - first + 1 == positions.numel() and first >= self.start and last < self.stop:
             at = slice(first - self.start, last + 1 - self.start)

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
 from kdn.core import LayerKV
-from kdn.model.rope import rotate
+from kdn.model.rope import Rope, rotate
 
 __all__ = [
     "ROW_BLOCK",
@@ -33,10 +34,15 @@ __all__ = [
     "TorchAttention",
     "Writing",
     "attend_scaled",
+    "holds_bits",
 ]
 
 ROW_BLOCK = 128
-"""Rows are cut at absolute multiples of this, so that a row's result does not depend on the cut."""
+"""Rows and columns are cut at absolute multiples of this: a row's result does not depend on the cut."""
+_FEW = 16
+"""Rows that a product has at least: libraries compute fewer than four in another order."""
+_MIN_DIM = 32
+"""Smaller heads are filled up with zeros: for so few values libraries choose by the number of rows."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,16 @@ class Scaling:
         """The same for columns [low, high)."""
         bias, gain = (t if t is None else t[:, low:high] for t in (self.bias, self.gain))
         return Scaling(bias, gain)
+
+    def widened(self, num_columns: int) -> Scaling:
+        """The same, with columns after the last that are not scaled."""
+        bias, gain = self.bias, self.gain
+        return Scaling(
+            bias if bias is None else functional.pad(bias, (0, num_columns - bias.shape[1])),
+            gain
+            if gain is None
+            else functional.pad(gain, (0, num_columns - gain.shape[1]), value=1),
+        )
 
 
 class BoundAttention(ABC):
@@ -152,7 +168,7 @@ class TorchAttention(Attention):
     """Plain torch: the reference, and what runs where there is no compiled kernel."""
 
     def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
-        return _BoundTorch(tuple(slices), cos, sin, attend_blocks)
+        return _BoundTorch(tuple(slices), cos, sin, gather_blocks, attend_blocks)
 
     def write(
         self,
@@ -182,7 +198,7 @@ class FusedAttention(TorchAttention):
     """
 
     def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
-        return _BoundTorch(tuple(slices), cos, sin, _attend_fused)
+        return _BoundTorch(tuple(slices), cos, sin, gather_columns, _attend_fused)
 
 
 class _Attend(Protocol):
@@ -193,8 +209,14 @@ class _Attend(Protocol):
 
 class _BoundTorch(BoundAttention):
     def __init__(
-        self, slices: tuple[AttentionSlice, ...], cos: Tensor, sin: Tensor, attend: _Attend
+        self,
+        slices: tuple[AttentionSlice, ...],
+        cos: Tensor,
+        sin: Tensor,
+        gather: Callable[[AttentionSlice, int], tuple[Tensor, Tensor]],
+        attend: _Attend,
     ) -> None:
+        self._gather = gather
         self._attend_part = attend
         self._slices = slices
         self._cos = cos
@@ -212,7 +234,7 @@ class _BoundTorch(BoundAttention):
     def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
         out = torch.empty_like(q)
         for part in self._slices:
-            k, v = gather_columns(part, layer)
+            k, v = self._gather(part, layer)
             rows = slice(part.start, part.stop)
             out[rows] = self._attend_part(q[rows], k, v, part.positions, window)
         return out.flatten(1)
@@ -222,8 +244,8 @@ def attend_scaled(
     layer: int, q: Tensor, window: int | None, part: AttentionSlice, scaling: Scaling
 ) -> Tensor:
     """[rows, heads * dim] of one sequence whose columns are scaled."""
-    k, v = gather_columns(part, layer)
-    return attend_blocks(q, k, v, part.positions, window, scaling).flatten(1)
+    k, v = gather_blocks(part, layer)
+    return attend_blocks(q, k, v, part.positions, window, scaling.widened(k.shape[1])).flatten(1)
 
 
 def _weights(
@@ -253,6 +275,17 @@ def _gather_keys(part: AttentionSlice, layer: int) -> Tensor:
     if part.prefix_k is None or not part.num_prefix:
         return k
     return torch.cat((part.prefix_k[layer][:, : part.num_prefix], k), dim=1)
+
+
+def gather_blocks(part: AttentionSlice, layer: int) -> tuple[Tensor, Tensor]:
+    """As `gather_columns`, with zero columns after the last row's up to a multiple of ROW_BLOCK."""
+    num_columns = (int(part.positions[-1]) // ROW_BLOCK + 1) * ROW_BLOCK
+    own = num_columns - part.num_prefix
+    if not part.num_prefix and own <= part.suffix_k.shape[2]:  # unused columns are zero already
+        return part.suffix_k[layer][:, :own], part.suffix_v[layer][:, :, :own]
+    k, v = gather_columns(part, layer)
+    missing = num_columns - k.shape[1]
+    return functional.pad(k, (0, 0, 0, missing)), functional.pad(v, (0, missing))
 
 
 def row_cuts(positions: Tensor) -> list[tuple[int, int]]:
@@ -296,8 +329,7 @@ def _columns_seen(where: Tensor, window: int | None, num_columns: int) -> tuple[
     """Column range a block of rows reads, cut on multiples of ROW_BLOCK whichever rows are in it."""
     first, last = int(where[0]), int(where[-1])
     low = 0 if window is None else max(0, first - window + 1) // ROW_BLOCK * ROW_BLOCK
-    high = last + 1 if where.numel() == 1 else (last // ROW_BLOCK + 1) * ROW_BLOCK
-    return low, min(high, num_columns)
+    return low, min((last // ROW_BLOCK + 1) * ROW_BLOCK, num_columns)
 
 
 def _mask(where: Tensor, low: int, high: int, window: int | None) -> Tensor:
@@ -310,13 +342,16 @@ def _mask(where: Tensor, low: int, high: int, window: int | None) -> Tensor:
 
 
 def _attend_block(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scaling: Scaling) -> Tensor:
-    """One block of rows. Padded to ROW_BLOCK, since a product may round a row by the rows beside it."""
+    """One block of rows. Padded, since a product may round a row by the number of rows beside it."""
     num_rows, num_heads, dim = q.shape
     num_kv, num_columns = k.shape[0], k.shape[1]
-    height = 1 if num_rows == 1 else ROW_BLOCK
-    rows = q.new_zeros((num_heads, height, dim))
-    rows[:, :num_rows] = q.transpose(0, 1)
-    scores = torch.bmm(rows.view(num_kv, -1, dim), k.transpose(1, 2)).view(
+    height = -(-_FEW * num_kv // num_heads) if num_rows == 1 else ROW_BLOCK
+    width = max(dim, _MIN_DIM)
+    if width > dim:
+        k, v = functional.pad(k, (0, width - dim)), functional.pad(v, (0, 0, 0, width - dim))
+    rows = q.new_zeros((num_heads, height, width))
+    rows[:, :num_rows, :dim] = q.transpose(0, 1)
+    scores = torch.bmm(rows.view(num_kv, -1, width), k.transpose(1, 2)).view(
         num_heads, height, num_columns
     )
     wide = scores[:, :num_rows].float() * dim**-0.5
@@ -326,7 +361,7 @@ def _attend_block(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scaling: Scal
     shares = torch.softmax(wide.masked_fill_(hidden[None], float("-inf")), dim=-1)
     weights[:, :num_rows] = shares if scaling.gain is None else shares * scaling.gain[:, None]
     mixed = torch.bmm(weights.view(num_kv, -1, num_columns), v.transpose(1, 2))
-    return mixed.view(num_heads, height, dim)[:, :num_rows].transpose(0, 1)
+    return mixed.view(num_heads, height, width)[:, :num_rows, :dim].transpose(0, 1)
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int | None) -> Tensor:
@@ -343,3 +378,35 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: in
         enable_gqa=True,
     )
     return mixed[0].transpose(0, 1)
+
+
+def holds_bits(attention: Attention, rope: Rope, num_heads: int, num_kv: int, like: Tensor) -> bool:
+    """Does a row get the same bits alone, among others and in another cut, on this processor?
+
+    Tried with random numbers of the model's shape; `like` gives dtype and device.  Libraries choose their
+    order of sums by shape and processor, so it is asked where it matters.
+    """
+    dim, rows = rope.head_dim, 130
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn((rows, heads, dim), generator=random).to(like)
+        for heads in (num_heads, num_kv, num_kv)
+    )
+
+    def attended(*cuts: int) -> Tensor:
+        """The rows in passes that end at `cuts`."""
+        shape = (1, num_kv, 2 * ROW_BLOCK, dim)
+        to_k, to_v = like.new_zeros(shape), like.new_zeros(shape).transpose(2, 3).contiguous()
+        out = []
+        for start, stop in itertools.pairwise((0, *cuts)):
+            at = torch.arange(start, stop)
+            part = AttentionSlice(0, stop - start, at, to_k, to_v)
+            bound = attention.bind([part], *rope.tables(at.to(like.device)))
+            turned = bound.place(0, q[start:stop].clone(), k[start:stop], v[start:stop])
+            out.append(bound.attend(0, turned, None))
+        return torch.cat(out)
+
+    whole = attended(rows)
+    return all(
+        torch.equal(whole, attended(*cuts, rows)) for cuts in ((1, 2, 5, 129), (128,), (77,))
+    )

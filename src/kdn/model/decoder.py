@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from kdn.core import Fingerprint
 from kdn.model.config import ModelConfig
-from kdn.model.linear import Linear
+from kdn.model.linear import Linear, silu_product
 from kdn.model.lora import AdapterRun, LoraAdapter, deltas
 from kdn.model.norm import RmsNorm
 from kdn.model.rope import Rope
@@ -87,17 +87,31 @@ class DecoderLayer:
         if adapters:
             self._add(adapters, ("o_proj",), attended, (out,))
         x = weights.post_norm(out)
-        inner = self._adapted(x, adapters) if adapters else weights.gate_up.gated(x)
+        inner = self._inner(x, adapters)
         out = weights.down.onto(out, inner)
         if adapters:
             self._add(adapters, ("down_proj",), inner, (out,))
         return out
 
-    def _adapted(self, x: Tensor, adapters: Sequence[AdapterRun]) -> Tensor:
-        """silu(gate) * up with what the adapters add to each."""
-        gate, up = self._weights.gate_up(x).chunk(2, dim=-1)
-        self._add(adapters, ("gate_proj", "up_proj"), x, (gate, up))
-        return functional.silu(gate).mul_(up)
+    def _inner(self, x: Tensor, adapters: Sequence[AdapterRun]) -> Tensor:
+        """silu(gate) * up, with what the adapters add to each on their own rows.
+
+        Rows without an adapter go the way that they go alone: their bits are those of the base.
+        """
+        gate_up = self._weights.gate_up
+        num_adapted = sum(run.stop - run.start for run in adapters)
+        inner = gate_up.gated(x) if num_adapted < len(x) else None
+        for run in adapters:
+            rows = x[run.start : run.stop]
+            gate, up = gate_up(rows).chunk(2, dim=-1)
+            own = AdapterRun(0, len(rows), run.adapter)
+            self._add([own], ("gate_proj", "up_proj"), rows, (gate, up))
+            adapted = silu_product(gate, up)
+            if inner is None:
+                inner = x.new_empty((len(x), adapted.shape[1]))
+            inner[run.start : run.stop] = adapted
+        assert inner is not None, "a layer has rows"
+        return inner
 
     def _add(
         self,

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Int8Linear", "Linear", "PackedLinear", "PlainLinear", "build_linear", "quantized"]
+__all__ = [
+    "Int8Linear",
+    "Linear",
+    "PackedLinear",
+    "PlainLinear",
+    "build_linear",
+    "quantized",
+    "silu_product",
+]
 
 _PACK_ROWS = {torch.bfloat16: 1, torch.float32: 2048}
 """The row count that oneDNN is told when it lays the weights out.
@@ -22,6 +30,8 @@ Any hint gives right products; these two let the order of sums depend on the num
 _WIDE = 1024
 """Beyond this many columns oneDNN sums some row counts in another order, so wider bf16 matrices are
 cut. Up to it, no row count from 1 to 2048 was found to differ, on 1, 2 or 4 threads."""
+_GRAIN = 32_768
+"""Elements that torch gives a thread at least (at::internal::GRAIN_SIZE)."""
 _INT8_ROWS = 16
 """Up to this many rows the int8 kernel wins over widening the matrix for the call."""
 
@@ -46,8 +56,7 @@ class Linear(ABC):
 
     def gated(self, x: Tensor) -> Tensor:
         """silu(gate) * up, [n, out / 2], of a matrix that is a gate on top of an up projection."""
-        gate, up = self(x).chunk(2, dim=-1)
-        return functional.silu(gate).mul_(up)
+        return silu_product(*self(x).chunk(2, dim=-1))
 
 
 class PlainLinear(Linear):
@@ -141,6 +150,33 @@ class Int8Linear(Linear):
         else:
             product = functional.linear(x, self._weight.to(x.dtype)).mul_(self._scale)
         return product if self._bias is None else product.add_(self._bias)
+
+
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up for [n, width] each, in a fresh tensor; a row's bits do not depend on n.
+
+    torch shares the elements out among threads wherever the count falls, and computes the last few of
+    each part in other steps.  So parts are made to end where rows end.
+    """
+    num_rows, width = gate.shape
+    if gate.device.type != "cpu" or num_rows <= 1:
+        return functional.silu(gate).mul_(up)
+    out = torch.empty_like(up, memory_format=torch.contiguous_format)
+    start = 0
+    while start < num_rows:
+        stop = start + _rows_shared_evenly(num_rows - start, width)
+        torch.mul(functional.silu(gate[start:stop]), up[start:stop], out=out[start:stop])
+        start = stop
+    return out
+
+
+def _rows_shared_evenly(num_rows: int, width: int) -> int:
+    """The most rows, up to `num_rows`, that as many threads as torch uses for them divide evenly."""
+    for count in range(num_rows, 1, -1):
+        threads = min(torch.get_num_threads(), -(-count * width // _GRAIN))
+        if count % threads == 0:
+            return count
+    return 1
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,268 @@
+"""Exactness does not depend on who shares the pass: every kind of request gets the bits it gets alone.
+
+Passes are drawn at random: cold prompts, hits, parts of long prompts, decoded tokens, adapters' rows,
+scaled columns, blended columns, prompts of one token; each is compared in its logits and in the KV that
+would be stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kdn.core import ALL_ROWS, Choose, ColumnScale, LayerView, Plan, StoredRun
+from kdn.engine import Capture, HeldKV, Pass, PrefixKV, SequenceKV, SequenceSlice, SuffixKV
+from kdn.model import LoadedModel, load_model
+from kdn.model.attention import Attention, TorchAttention, holds_bits
+from kdn.model.kernels import KernelAttention, Kernels, NoKernel
+from kdn.model.kernels import load as load_kernels
+from tests.engine.runs import shape_of, some_tokens
+
+KINDS = ("cold", "hit", "part", "decoded", "scaled", "blended")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with two adapters, and the attention that it runs on."""
+
+    model: LoadedModel
+    attention: Attention
+
+
+@dataclass(frozen=True)
+class Member:
+    """One request of a pass, and how it reached this pass."""
+
+    kind: str
+    num_tokens: int
+    seed: int
+    adapter: str | None = None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return some_tokens(self.num_tokens, 200, seed=self.seed)
+
+
+def write_adapter(folder: Path, seed: int, modules: Sequence[str]) -> Path:
+    """A random LoRA on the tiny model, of rank 3."""
+    sizes = {"q_proj": (64, 64), "v_proj": (64, 32), "gate_proj": (64, 96), "down_proj": (96, 64)}
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(2):
+        for module in modules:
+            place = "mlp" if module in ("gate_proj", "down_proj") else "self_attn"
+            name = f"base_model.model.model.layers.{layer}.{place}.{module}.lora_"
+            rows, out = sizes[module]
+            tensors[f"{name}A.weight"] = torch.randn((3, rows), generator=generator)
+            tensors[f"{name}B.weight"] = torch.randn((out, 3), generator=generator)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": list(modules)}
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    return folder
+
+
+SHAPES = {
+    "bf16, heads of 16": ("bfloat16", {}),
+    "fp32, heads of 16": ("float32", {}),
+    "bf16, one head of 64": ("bfloat16", {"num_attention_heads": 1, "num_key_value_heads": 1}),
+    "fp32, eight heads of 8": ("float32", {"num_attention_heads": 8, "num_key_value_heads": 4}),
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def case(
+    request: pytest.FixtureRequest,
+    tiny_model: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    model_cache: Path,
+) -> Case:
+    dtype, options = SHAPES[request.param]
+    folder = tmp_path_factory.mktemp("adapters")
+    all_modules = ("q_proj", "v_proj", "gate_proj", "down_proj")
+    if options.get("num_attention_heads", 4) == 4:
+        adapters = {
+            "much": write_adapter(folder / "much", 1, all_modules),
+            "little": write_adapter(folder / "little", 2, ("q_proj",)),
+        }
+    else:
+        adapters = {"much": write_adapter(folder / "much", 1, ("gate_proj", "down_proj"))}
+    kernels: Kernels | None = None
+    if dtype == "bfloat16":
+        try:
+            kernels = load_kernels(tmp_path_factory.mktemp("kernels"))
+        except NoKernel:
+            kernels = None
+    model = load_model(
+        tiny_model("llama", **options),
+        cache_dir=model_cache,
+        dtype=dtype,
+        device="cpu",
+        adapters=adapters,
+        kernel=kernels,
+    )
+    decoder = model.decoder
+    suits = KernelAttention.suits(decoder.dtype, "cpu", decoder.config.head_dim)
+    attention = KernelAttention(kernels) if kernels is not None and suits else TorchAttention()
+    like, config = torch.empty(0, dtype=decoder.dtype), decoder.config
+    if not holds_bits(attention, decoder.rope, config.num_heads, config.num_kv_heads, like):
+        pytest.skip("on this processor no KV of this shape is stored")
+    return Case(model, attention)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_they_were() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def first_rows(view: LayerView, count: int) -> Tensor:
+    return torch.arange(view.rows.numel() - count, view.rows.numel())
+
+
+def plan_of(case: Case, member: Member, prefix: Tensor) -> Plan:
+    """The plan of a member, whose whole prompt has the KV `prefix` when it is computed alone."""
+    plan, size = Plan(member.tokens), member.num_tokens
+    if member.kind == "hit" and size > 1:
+        return replace(plan, prefix=HeldKV(prefix[:, :, : max(size * 2 // 3, 1)], f"p{member}"))
+    if member.kind == "scaled":
+        return replace(plan, scale=(ColumnScale(1, tuple(range(0, size, 3)), 2.0, (0,)),))
+    if member.kind == "blended" and size > 8:
+        stored = HeldKV(prefix[:, :, 2:6].flip(2).contiguous(), f"s{member}")
+        layers = case.model.decoder.config.num_layers
+        rows = (Choose(first_rows, size - 2),) + (ALL_ROWS,) * (layers - 1)
+        return replace(plan, stored=(StoredRun(2, stored),), rows=rows)
+    return plan
+
+
+def slice_of(case: Case, member: Member) -> tuple[SequenceSlice, Capture]:
+    """The member on its way into a pass: what comes before that pass is done alone."""
+    model, size = case.model, member.num_tokens
+    adapter = model.adapters[member.adapter] if member.adapter else None
+    shape, dtype = shape_of(model), model.decoder.dtype
+    whole = Capture(shape, dtype, 0, size)
+    alone = SequenceKV(SuffixKV(shape, dtype, "cpu", size + 1))
+    plan = Plan(member.tokens)
+    run(case, [SequenceSlice.prefill(plan, alone, 0, size, adapter=adapter, capture=whole)])
+    noted = Capture(shape, dtype, 0, size + 1)
+    if member.kind == "decoded":
+        return SequenceSlice.decode(alone, 7, adapter=adapter, capture=noted), noted
+    plan = plan_of(case, member, whole.retained(member.tokens, 0).kv)
+    first = plan.num_prefix
+    prefix = PrefixKV("p", first, shape, dtype, "cpu") if plan.prefix is not None else None
+    kv = SequenceKV(SuffixKV(shape, dtype, "cpu", size - first), prefix, first)
+    if member.kind == "part" and size > 128:
+        run(case, [SequenceSlice.prefill(plan, kv, 0, 128, adapter=adapter)])
+        first = 128
+    one = SequenceSlice.prefill(
+        plan, kv, first, size, adapter=adapter, capture=noted, new_prefix=prefix
+    )
+    return one, noted
+
+
+@torch.inference_mode()
+def run(case: Case, slices: Sequence[SequenceSlice]) -> list[Tensor]:
+    step = Pass(case.model.decoder, case.attention, slices)
+    while not step.advance():
+        pass
+    return step.logits()
+
+
+def outcome(case: Case, members: Sequence[Member]) -> list[tuple[Tensor, Tensor]]:
+    """Logits and noted KV of each member of one pass."""
+    pairs = [slice_of(case, member) for member in members]
+    logits = run(case, [one for one, _ in pairs])
+    tokens = [(*member.tokens, 7) for member in members]
+    return [
+        (own, noted.retained(ids, 0).kv)
+        for own, (_, noted), ids in zip(logits, pairs, tokens, strict=True)
+    ]
+
+
+@st.composite
+def members(draw: st.DrawFn) -> list[Member]:
+    sizes = st.one_of(st.integers(1, 40), st.sampled_from([64, 127, 128, 129, 200, 257, 300]))
+    names = st.sampled_from([None, None, "much", "little"])
+    made = st.builds(Member, st.sampled_from(KINDS), sizes, st.integers(0, 10_000), names)
+    return draw(st.lists(made, min_size=2, max_size=6, unique_by=lambda member: member.seed))
+
+
+@given(members(), st.integers(1, 3))
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_company_changes_no_bit(case: Case, drawn: list[Member], threads: int) -> None:
+    torch.set_num_threads(threads)
+    known = [m if m.adapter in case.model.adapters else replace(m, adapter=None) for m in drawn]
+    for member, (logits, kv) in zip(known, outcome(case, known), strict=True):
+        ((own_logits, own_kv),) = outcome(case, [member])
+        assert torch.equal(logits, own_logits), f"logits of {member}"
+        assert torch.equal(kv, own_kv), f"KV of {member}"
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 999)), min_size=2, max_size=5))
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_prompts_of_one_token_do_not_feel_each_other(
+    case: Case, drawn: list[tuple[int, int]]
+) -> None:
+    """They run in chunks of 128 rows, in the memory of one layer."""
+
+    def ran(prompts: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+        model, pairs = case.model, []
+        shape, dtype = shape_of(model), model.decoder.dtype
+        for size, seed in prompts:
+            plan = Plan(some_tokens(size, 200, seed=seed), one_layer=True, row_chunk=128)
+            kv = SequenceKV(SuffixKV(shape, dtype, "cpu", size, one_layer=True))
+            noted = Capture(shape, dtype, 0, size)
+            pairs.append((SequenceSlice.prefill(plan, kv, 0, size, capture=noted), noted, plan))
+        logits = run(case, [one for one, _, _ in pairs])
+        return [
+            (own, noted.retained(plan.token_ids, 0).kv)
+            for own, (_, noted, plan) in zip(logits, pairs, strict=True)
+        ]
+
+    for prompt, (logits, kv) in zip(drawn, ran(drawn), strict=True):
+        ((own_logits, own_kv),) = ran([prompt])
+        assert torch.equal(logits, own_logits)
+        assert torch.equal(kv, own_kv)
+
+
+@given(st.integers(1, 300), st.integers(0, 999), st.data())
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_hit_a_part_and_a_decoded_token_have_the_bits_of_a_full_prefill(
+    case: Case, size: int, seed: int, data: st.DataObject
+) -> None:
+    tokens = some_tokens(size + 1, 200, seed=seed)
+    member = Member("cold", size, seed)
+    ((logits, whole),) = outcome(case, [member])
+    for kind in ("hit", "part"):
+        ((own, kv),) = outcome(case, [Member(kind, size, seed)])
+        assert torch.equal(own, logits)
+        at = max(size * 2 // 3, size > 1) if kind == "hit" else 128 if size > 128 else 0
+        assert torch.equal(kv[:, :, at:size], whole[:, :, at:size])
+    ((decoded, kv),) = outcome(case, [Member("decoded", size, seed)])
+    model = case.model
+    noted = Capture(shape_of(model), model.decoder.dtype, 0, size + 1)
+    plan = Plan((*tokens[:size], 7))
+    longer = SequenceKV(SuffixKV(shape_of(model), model.decoder.dtype, "cpu", size + 1))
+    (full,) = run(case, [SequenceSlice.prefill(plan, longer, 0, size + 1, capture=noted)])
+    assert torch.equal(decoded, full)
+    assert torch.equal(kv[:, :, size], noted.retained(plan.token_ids, 0).kv[:, :, size])
