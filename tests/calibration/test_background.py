@@ -6,12 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from kdn.calibration.background import (
-    EndedRequests,
-    bias_steps,
-    comparison_steps,
-    prefill_steps,
-)
+from kdn.calibration.background import bias_steps, comparison_steps, prefill_steps
+from kdn.calibration.idle import EndedRequests
 from kdn.core import (
     Blend,
     Finish,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import kdn
-from kdn.calibration.idle import Idle, IdleSteps, IdleWork, jct_steps
+from kdn.calibration.background import jct_steps
+from kdn.calibration.idle import Idle, IdleSteps, IdleWork
 from kdn.calibration.times import jct_path
 from kdn.clock import ManualClock
 from kdn.config import load_config

@@ -18,13 +18,8 @@ from kdn.api.parts import Parts
 from kdn.api.prompts import Prompts
 from kdn.api.score import Scoring
 from kdn.api.store import open_configured_store
-from kdn.calibration.background import (
-    EndedRequests,
-    bias_steps,
-    comparison_steps,
-    prefill_steps,
-)
-from kdn.calibration.idle import Idle, IdleWork, jct_steps
+from kdn.calibration.background import bias_steps, comparison_steps, jct_steps, prefill_steps
+from kdn.calibration.idle import EndedRequests, Idle, IdleWork
 from kdn.calibration.key_bias import KeyBiasKeeper, key_bias_share, measure_key_bias
 from kdn.calibration.of_model import ModelCalibration
 from kdn.clock import Clock, SystemClock

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from kdn.api.cost import Costs
 from kdn.api.prompts import Prompts
 from kdn.api.score import Scoring
-from kdn.calibration.background import EndedRequests
-from kdn.calibration.idle import Idle
+from kdn.calibration.idle import EndedRequests, Idle
 from kdn.calibration.of_model import ModelCalibration
 from kdn.clock import Clock
 from kdn.config import Config

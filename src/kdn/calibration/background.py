@@ -1,75 +1,25 @@
-"""What blended answers leave to do: learn the model's key bias, prefill documents, compare answers.
+"""The works of idle time: measure key bias and the time of prompts, prefill documents, compare answers.
 
-planned ─> noted ─> its request ends ─> in every queue ─> a step of idle time each
+a request that asks for a technique ends ─> in the queue of every work ─> a step of idle time each
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from math import inf
+from typing import Protocol
 
 from kdn.calibration.idle import IdleSteps
-from kdn.core import Generator, Request
+from kdn.core import Generator, JctModel, Request
 from kdn.errors import KdnError
 from kdn.reuse.blend.guard import QualityGuard
-from kdn.trace import Trace, Value
+from kdn.trace import Trace
 
-__all__ = ["EndedRequests", "bias_steps", "comparison_steps", "prefill_steps"]
+__all__ = ["JctMeasuring", "bias_steps", "comparison_steps", "jct_steps", "prefill_steps"]
 
-_ENDINGS = ("engine.finish", "engine.fail")
-_MOST_READY = 64
-"""More blended answers than this are forgotten, oldest first: they come up again."""
-
-
-class EndedRequests:
-    """Requests that techniques had a say in, from their planning to their end, for several readers."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._noted: dict[str, Request] = {}
-        self._queues: list[deque[Request]] = []
-        self._closing = False
-
-    def queue(self) -> deque[Request]:
-        """Requests that have ended well from now on, oldest first; the reader takes them out."""
-        queue = deque[Request](maxlen=_MOST_READY)
-        self._queues.append(queue)
-        return queue
-
-    def note(self, request: Request) -> None:
-        """A request was planned, perhaps once more."""
-        with self._changed:
-            self._noted[request.id] = request
-
-    def event(self, name: str, **fields: Value) -> None:
-        """As a trace: the end of a noted request."""
-        if name not in _ENDINGS:
-            return
-        with self._changed:
-            request = self._noted.pop(str(fields.get("request")), None)
-            if request is not None and name == "engine.finish":
-                for queue in self._queues:
-                    queue.append(request)
-            self._changed.notify_all()
-
-    def wait(self) -> None:
-        """Until no request is noted that has not ended, or this is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closing or not self._noted)
-
-    def close(self) -> None:
-        """Let go of callers that wait. Calling it twice is harmless."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-
-    def check(self) -> None:
-        """Audit the books. Raises AssertionError."""
-        with self._changed:
-            for queue in self._queues:
-                assert not {r.id for r in queue} & set(self._noted), "ready before its end"
+_ROUNDS = 3
 
 
 def bias_steps(ended: deque[Request], measure: Callable[[], Iterator[None]]) -> IdleSteps:
@@ -115,3 +65,50 @@ def comparison_steps(
         except KdnError as error:
             trace.event("background.failed", request=request.id, why=str(error))
         yield 0.0
+
+
+class JctMeasuring(Protocol):
+    """What measures: `JctMeter` of `times.py`, or a stand-in for tests."""
+
+    points: list[tuple[int, int, int]]
+
+    def measure(self, point: tuple[int, int, int]) -> None:
+        """One pass; the first of each kind only warms up."""
+        ...
+
+    def fit(self) -> JctModel:
+        """The model of what was measured."""
+        ...
+
+    def close(self) -> None:
+        """Throw everything away."""
+        ...
+
+
+def jct_steps(
+    meter: Callable[[], JctMeasuring],
+    quiet_s: Callable[[], float | None],
+    after_s: float,
+    keep: Callable[[JctModel], None],
+    trace: Trace,
+) -> IdleSteps:
+    """Measure how long prompts take, once: after requests have come, and none for `after_s`.
+
+    A request that comes meanwhile starts the wait again; nothing is kept of a fit that was not
+    finished.
+    """
+    yield from _until_quiet(quiet_s, after_s)
+    with closing(meter()) as measuring:
+        for _ in range(_ROUNDS + 1):
+            for point in measuring.points:
+                yield from _until_quiet(quiet_s, after_s)
+                measuring.measure(point)
+                yield 0.0
+        found = measuring.fit()
+    keep(found)
+    trace.event("jct.fit", error=found.error)
+
+
+def _until_quiet(quiet_s: Callable[[], float | None], after_s: float) -> IdleSteps:
+    while (quiet := quiet_s()) is None or quiet < after_s:
+        yield inf if quiet is None else after_s - quiet

@@ -10,19 +10,18 @@ A request that comes meanwhile waits for one step at most.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from collections.abc import Generator as Steps
-from contextlib import closing
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
 
 from kdn.clock import Clock
-from kdn.core import Generator, JctModel, Request, Stream
+from kdn.core import Generator, Request, Stream
 from kdn.errors import Cancelled
 from kdn.trace import Trace, Value
 
-__all__ = ["Idle", "IdleSteps", "IdleWork", "JctMeasuring", "jct_steps"]
+__all__ = ["EndedRequests", "Idle", "IdleSteps", "IdleWork"]
 
 IdleSteps = Steps[float, None, None]
 """Work in steps. Each yields 0 when it has done something, else the seconds after which to ask again;
@@ -30,8 +29,9 @@ IdleSteps = Steps[float, None, None]
 
 _ENDINGS = ("engine.finish", "engine.fail")
 _BUSY_S = 0.25
-"""How long until a busy engine is looked at again."""
-_ROUNDS = 3
+"""How long until a busy engine is asked again."""
+_MOST_READY = 64
+"""More blended answers than this are forgotten, oldest first: they come up again."""
 
 
 @dataclass(frozen=True)
@@ -153,51 +153,50 @@ class Idle:
             return inf
 
 
-# --- the time of a prompt --------------------------------------------------------------------
+class EndedRequests:
+    """Requests that techniques had a say in, from their planning to their end, for several readers."""
 
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._noted: dict[str, Request] = {}
+        self._queues: list[deque[Request]] = []
+        self._closing = False
 
-class JctMeasuring(Protocol):
-    """What measures: `JctMeter` of `times.py`, or a stand-in for tests."""
+    def queue(self) -> deque[Request]:
+        """Requests that have ended well from now on, oldest first; the reader takes them out."""
+        queue = deque[Request](maxlen=_MOST_READY)
+        self._queues.append(queue)
+        return queue
 
-    points: list[tuple[int, int, int]]
+    def note(self, request: Request) -> None:
+        """A request was planned, perhaps once more."""
+        with self._changed:
+            self._noted[request.id] = request
 
-    def measure(self, point: tuple[int, int, int]) -> None:
-        """One pass; the first of each kind only warms up."""
-        ...
+    def event(self, name: str, **fields: Value) -> None:
+        """As a trace: the end of a noted request."""
+        if name not in _ENDINGS:
+            return
+        with self._changed:
+            request = self._noted.pop(str(fields.get("request")), None)
+            if request is not None and name == "engine.finish":
+                for queue in self._queues:
+                    queue.append(request)
+            self._changed.notify_all()
 
-    def fit(self) -> JctModel:
-        """The model of what was measured."""
-        ...
+    def wait(self) -> None:
+        """Until no request is noted that has not ended, or this is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or not self._noted)
 
     def close(self) -> None:
-        """Throw everything away."""
-        ...
+        """Let go of callers that wait. Calling it twice is harmless."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
 
-
-def jct_steps(
-    meter: Callable[[], JctMeasuring],
-    quiet_s: Callable[[], float | None],
-    after_s: float,
-    keep: Callable[[JctModel], None],
-    trace: Trace,
-) -> IdleSteps:
-    """Measure how long prompts take, once: after requests have come, and none for `after_s`.
-
-    A request that comes meanwhile starts the wait again; nothing is kept of a fit that was not
-    finished.
-    """
-    yield from _until_quiet(quiet_s, after_s)
-    with closing(meter()) as measuring:
-        for _ in range(_ROUNDS + 1):
-            for point in measuring.points:
-                yield from _until_quiet(quiet_s, after_s)
-                measuring.measure(point)
-                yield 0.0
-        found = measuring.fit()
-    keep(found)
-    trace.event("jct.fit", error=found.error)
-
-
-def _until_quiet(quiet_s: Callable[[], float | None], after_s: float) -> IdleSteps:
-    while (quiet := quiet_s()) is None or quiet < after_s:
-        yield inf if quiet is None else after_s - quiet
+    def check(self) -> None:
+        """Check that no request is both under way and over. Raises AssertionError."""
+        with self._changed:
+            for queue in self._queues:
+                assert not {r.id for r in queue} & set(self._noted), "ready before its end"

@@ -163,7 +163,7 @@ def _write_marker(marker: Path, files: Files) -> None:
 def _read_marker(marker: Path) -> str:
     try:
         found = msgspec.json.decode(marker.read_bytes(), type=_Marker)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
         raise ForeignStore(
             f"{marker} cannot be read as a store's marker ({error}): choose another folder for the"
             " store, or remove this one if its blocks may go"
