@@ -1,0 +1,433 @@
+"""`KdnConnector`: kdn's store inside vLLM, loaded with `kv_connector_module_path`.
+
+    vllm serve MODEL --kv-transfer-config "$(kdn scale vllm-args --folder DIR --json)"
+
+This file only translates: vLLM's scheduler asks `Planner`, its worker drives `Transfers`.  It is the
+one file that imports vLLM, and it refuses a version that it was not tried with.
+
+Loads are asynchronous: a request waits for its KV while the engine computes others, and what did not
+come is computed (`kv_load_failure_policy` must be `recompute`).  Saves copy within the step, so blocks
+are never held back from vLLM, whether a request ends, is cancelled or is preempted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import vllm
+from huggingface_hub import snapshot_download
+from torch import Tensor
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+    KVConnectorPromMetrics,
+    KVConnectorStats,
+)
+from vllm.platforms import current_platform
+from vllm.v1.kv_cache_interface import MLAAttentionSpec
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+from kdn.errors import BadConfig, BadInput, KdnError
+from kdn.scale.counts import METRICS, TransferCounts
+from kdn.scale.identity import Adapters, EngineIdentity, digest_config, digest_weights
+from kdn.scale.paged import RUN_LAYOUT, PagedKv, PagedShape
+from kdn.scale.planner import Planner, PromptFacts, ScheduledRequest, StepPlan
+from kdn.scale.settings import ConnectorSettings, SharedStores, read_settings
+from kdn.scale.transfers import Transfers
+from kdn.store import Store
+
+__all__ = ["VERSIONS", "KdnConnector", "KdnConnectorStats", "KdnStepMetadata", "KdnVllmMetrics"]
+
+logger = logging.getLogger("vllm.kdn")
+
+VERSIONS = ("0.32",)
+"""The minor versions of vLLM whose interface this file was tried with."""
+IDLE_WAIT_S = 0.005
+"""How long an engine without work waits for a load before it looks again."""
+HINTS = {"kdn_salt", "kdn_load", "kdn_save"}
+"""What `kv_transfer_params` may hold for kdn."""
+HIT_SOURCES = {
+    "memory": CacheHitSource.HOST,
+    "disk": CacheHitSource.DISK,
+    "peer": CacheHitSource.P2P,
+}
+"""vLLM's names of our tiers; the others have none."""
+STORES = SharedStores()
+
+
+@dataclass
+class KdnStepMetadata(KVConnectorMetadata):  # type: ignore[misc]
+    """What the scheduler's side tells the worker's side with a step."""
+
+    plan: StepPlan = field(default_factory=StepPlan)
+
+
+class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
+    """vLLM's KV from and to kdn's store. vLLM makes one for its scheduler and one for each worker.
+
+    It has more than twenty methods because vLLM's interface has.
+    """
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        """Raises BadConfig or BadInput with one sentence that says what to change."""
+        check_version(installed_version())
+        super().__init__(vllm_config, role, kv_cache_config)
+        transfer = self._kv_transfer_config
+        settings = read_settings(transfer.kv_connector_extra_config)
+        check_engine(vllm_config, kv_cache_config, settings)
+        self.counts = TransferCounts()
+        self._settings = settings
+        self._identity = identify(vllm_config)
+        self._spec = kv_cache_config.kv_cache_groups[0].kv_cache_spec
+        self._adapters = Adapters()
+        self.store: Store = STORES.enter(settings)
+        for name in self.store.stat().open_circuits:
+            logger.warning(
+                "kdn: the tier %s does not answer; it is asked again later, and what it holds is"
+                " computed meanwhile. Check its address.",
+                name,
+            )
+        ranks = self._identity.tensor_ranks * self._identity.pipeline_ranks
+        self.planner = Planner(
+            self.store,
+            self._spec.block_size,
+            lambda adapter: [self._identity.fingerprint(adapter, rank) for rank in range(ranks)],
+            self.counts,
+            settings.least_tokens,
+        )
+        self.transfers: Transfers | None = None
+        self._failed_blocks: set[int] = set()
+        logger.info("kdn: KV is stored in %s", settings.tiers())
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """No: a load or a save that fails is a miss."""
+        return False
+
+    # --- scheduler ---
+
+    def on_new_request(self, request: Any) -> None:
+        """A request came: note whose KV it would use."""
+        facts = self._facts(request)
+        if facts is None:
+            self.counts.add(unnamed_requests=1)
+        else:
+            self.planner.follow(facts, request.all_token_ids)
+
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        """How many tokens the store has beyond vLLM's own; they come asynchronously."""
+        found = self.planner.matched(request.request_id, num_computed_tokens)
+        return found, found > 0
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """vLLM has room for what was matched."""
+        if num_external_tokens:
+            table = blocks.get_block_ids()[0]
+            self.planner.allocated(request.request_id, num_external_tokens, table)
+
+    def build_connector_meta(self, scheduler_output: Any) -> KdnStepMetadata:
+        """The loads that begin with this step, and what to save after it."""
+        cached = scheduler_output.scheduled_cached_reqs
+        computed = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        for new in scheduler_output.scheduled_new_reqs:
+            computed[new.req_id] = new.num_computed_tokens
+        state = scheduler_output.kv_connector_block_state
+        scheduled = [
+            ScheduledRequest(
+                request_id, computed[request_id], num_tokens, partial(_table, state, request_id)
+            )
+            for request_id, num_tokens in scheduler_output.num_scheduled_tokens.items()
+        ]
+        return KdnStepMetadata(self.planner.step(scheduled))
+
+    def request_finished(
+        self, request: Any, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """A request ended. Its blocks may go: saves were copied within their step."""
+        self.planner.forget(request.request_id)
+        return False, None
+
+    def reset_cache(self) -> bool | None:
+        """Refused: others use the store. `kdn store clear` empties it."""
+        logger.warning("kdn: others use the store too; empty it with `kdn store clear`")
+        return False
+
+    def get_external_cache_hit_sources(
+        self, request: Any, num_external_tokens: int
+    ) -> dict[CacheHitSource, int]:
+        """All under the tier that most of the load comes from."""
+        if num_external_tokens == 0:
+            return {}
+        source = HIT_SOURCES.get(self.planner.tier_of(request.request_id))
+        return {source or CacheHitSource.EXTERNAL_UNSPECIFIED: num_external_tokens}
+
+    def _facts(self, request: Any) -> PromptFacts | None:
+        """Whose KV the request would use, or None when its KV has no name that others could find."""
+        if request.mm_features or request.prompt_embeds is not None:
+            return None
+        params = request.kv_transfer_params or {}
+        unknown = {name for name in params if name.startswith("kdn_")} - HINTS
+        if unknown:
+            logger.warning("kdn: kv_transfer_params may hold %s, not %s", sorted(HINTS), unknown)
+        adapter = None
+        if request.lora_request is not None:
+            adapter = self._adapter(request.lora_request)
+            if adapter is None:
+                return None
+        return PromptFacts(
+            request.request_id,
+            request.num_prompt_tokens,
+            salt=salt_of(request.cache_salt, params.get("kdn_salt")),
+            adapter=adapter,
+            load=bool(params.get("kdn_load", True)) and not request.skip_reading_prefix_cache,
+            save=bool(params.get("kdn_save", True)) and self._settings.save,
+        )
+
+    def _adapter(self, lora: Any) -> str | None:
+        try:
+            found = self._adapters.digest(
+                lora.lora_int_id, Path(lora.lora_path), reloaded=lora.load_inplace
+            )
+        except (KdnError, OSError) as error:
+            logger.warning("kdn: the adapter %s cannot be read: %s", lora.lora_name, error)
+            return None
+        if found is None:
+            logger.warning(
+                "kdn: the weights of adapter %s are not (or no more) those in %s; its KV is neither"
+                " stored nor loaded. Give a folder with the files, and reload it after training.",
+                lora.lora_name,
+                lora.lora_path,
+            )
+        return found
+
+    # --- worker ---
+
+    def register_kv_caches(self, kv_caches: dict[str, Tensor]) -> None:
+        """vLLM's cache is there. Raises BadInput for a layout that kdn does not know."""
+        rank = self._vllm_config.parallel_config.rank
+        shape = paged_shape(self._spec, self._kv_cache_config.num_blocks)
+        self.transfers = Transfers(
+            self.store,
+            PagedKv(kv_caches, shape),
+            lambda adapter: self._identity.fingerprint(adapter, rank),
+            self.counts,
+            queue_bytes=self._settings.save_queue_bytes,
+            load_threads=self._settings.load_threads,
+        )
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Start this step's loads; they end in later steps."""
+        assert self.transfers is not None
+        for task in self._step().loads:
+            self.transfers.load(task)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing: a request is computed after its load ended."""
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: Tensor, attn_metadata: Any, **kwargs: Any
+    ) -> None:
+        """Nothing: blocks are copied once, after the step."""
+
+    def wait_for_save(self) -> None:
+        """Copy what this step completed; it is stored from a thread."""
+        assert self.transfers is not None
+        for task in self._step().saves:
+            self.transfers.save(task)
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        """Requests whose loads ended; with them what failed, for `get_block_ids_with_load_errors`."""
+        assert self.transfers is not None
+        self.transfers.cancel(finished_req_ids)
+        ended = self.transfers.take_finished(IDLE_WAIT_S if self._step().idle else 0.0)
+        self._failed_blocks |= ended.failed_blocks
+        return None, set(ended.request_ids) or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """vLLM's blocks that did not come, in the very pass that tells of their request."""
+        failed, self._failed_blocks = self._failed_blocks, set()
+        return failed
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        """Nothing: what was saved is copied already, and a load's blocks are not preempted."""
+
+    def shutdown(self) -> None:
+        """Store what waits and leave the store; may be called twice."""
+        if self.transfers is not None:
+            self.transfers.close()
+            self.transfers = None
+        STORES.leave(self.store)
+
+    def _step(self) -> StepPlan:
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, KdnStepMetadata)
+        return metadata.plan
+
+    # --- statistics ---
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        """Counters since the last call."""
+        taken = self.counts.take()
+        return KdnConnectorStats(data=taken) if taken else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats:
+        """vLLM hands the counters over as they crossed processes."""
+        return KdnConnectorStats(data=dict(data or {}))
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KdnVllmMetrics:
+        """The counters for vLLM's /metrics."""
+        return KdnVllmMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+
+class KdnConnectorStats(KVConnectorStats):  # type: ignore[misc]
+    """Counters of `METRICS`, by name."""
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.data: dict[str, int] = {}
+
+    def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
+        """The sums of both."""
+        total = Counter(self.data)
+        total.update(other.data)
+        self.data = dict(total)
+        return self
+
+    def reduce(self) -> dict[str, int | float]:
+        """What vLLM's log shows of an interval."""
+        return dict(self.data)
+
+    def is_empty(self) -> bool:
+        """Did nothing happen?"""
+        return not self.data
+
+
+class KdnVllmMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
+    """`vllm:kdn_*_total`, one counter for each of `METRICS`."""
+
+    def __init__(
+        self,
+        vllm_config: Any,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        self._counters = {
+            name: self._counter_cls(
+                name=f"vllm:kdn_{name}", documentation=text, labelnames=labelnames
+            )
+            for name, text in METRICS.items()
+        }
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        """Add an interval's counters to those of an engine."""
+        labels = self.per_engine_labelvalues[engine_idx]
+        for name, count in transfer_stats_data.items():
+            self._counters[name].labels(*labels).inc(count)
+
+
+def check_version(found: str) -> None:
+    """Raises BadConfig for a vLLM that this file was not tried with."""
+    if not found.startswith(tuple(f"{one}." for one in VERSIONS)):
+        raise BadConfig(
+            f"vLLM {found} is installed, kdn's connector was tried with {', '.join(VERSIONS)};"
+            " install such a version or a newer kdn"
+        )
+
+
+def installed_version() -> str:
+    """vLLM's version as its distribution says it."""
+    return str(vllm.__version__).partition("+")[0]
+
+
+def check_engine(vllm_config: Any, kv_cache_config: Any, settings: ConnectorSettings) -> None:
+    """Raises BadConfig or BadInput for what would fail requests later."""
+    if vllm_config.kv_transfer_config.kv_load_failure_policy != "recompute":
+        raise BadConfig(
+            "kv_load_failure_policy is 'fail', with which a lost block fails its request; set it to"
+            " 'recompute' in --kv-transfer-config (in a MultiConnector, in this connector's own part)"
+        )
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) != 1:
+        raise BadInput(
+            f"the model has {len(groups)} kinds of KV cache; kdn's connector stores those with one:"
+            " run it with --disable-hybrid-kv-cache-manager or without the connector"
+        )
+    parallel = vllm_config.parallel_config
+    if parallel.world_size > 1 and not settings.is_shared:
+        raise BadConfig(
+            f"{parallel.world_size} workers cannot share a store in memory; name a folder or a far"
+            " tier in kv_connector_extra_config"
+        )
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        raise BadConfig("kdn's connector does not know context parallelism; set its sizes to 1")
+
+
+def identify(vllm_config: Any) -> EngineIdentity:
+    """What the KV of this engine depends on. Raises WeightsError without weight files."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    backend = vllm_config.attention_config.backend
+    return EngineIdentity(
+        engine=f"vllm-{installed_version()}",
+        weights=digest_weights(model_folder(model.model, model.revision)),
+        config=digest_config(model.hf_config.to_dict()),
+        dtype=str(model.dtype),
+        kv_dtype=str(vllm_config.cache_config.cache_dtype),
+        quantization=str(model.quantization),
+        device=current_platform.device_type,
+        attention="auto" if backend is None else backend.name,
+        layout=RUN_LAYOUT,
+        tensor_ranks=parallel.tensor_parallel_size,
+        pipeline_ranks=parallel.pipeline_parallel_size,
+    )
+
+
+def model_folder(name: str, revision: str | None) -> Path:
+    """Where the weights of a folder, a file or a hub id lie on this machine."""
+    if Path(name).exists():
+        return Path(name)
+    return Path(snapshot_download(name, revision=revision, local_files_only=True))
+
+
+def paged_shape(spec: Any, num_blocks: int) -> PagedShape:
+    """Blocks, heads and dims of a layer's cache; a latent that all heads share counts as one head."""
+    if isinstance(spec, MLAAttentionSpec):
+        return PagedShape(num_blocks, spec.block_size, 1, spec.head_size // 2)
+    return PagedShape(num_blocks, spec.block_size, spec.num_kv_heads, spec.head_size)
+
+
+def salt_of(cache_salt: str | None, kdn_salt: object) -> str:
+    """vLLM's own salt and the one for kdn alone, in one that no other pair gives."""
+    if not isinstance(kdn_salt, str | None):
+        raise BadInput(f"kdn_salt is a {type(kdn_salt).__name__}; it must be a text")
+    if not kdn_salt:
+        return cache_salt or ""
+    if not cache_salt:
+        return kdn_salt
+    return f"{len(cache_salt)}:{cache_salt}:{kdn_salt}"
+
+
+def _table(state: Any, request_id: str) -> Sequence[int]:
+    """A request's blocks, of the only group there is."""
+    blocks: tuple[list[int], ...] = state.get_block_ids(request_id)
+    return blocks[0]
