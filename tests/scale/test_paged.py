@@ -1,0 +1,89 @@
+"""Layouts are read from the tensors: every known one gives the same K and V, any other is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdn.errors import BadInput
+from kdn.scale.paged import PagedKv, PagedLayer, PagedShape
+
+BLOCKS, HEADS, SIZE, DIM = 5, 2, 8, 4
+SHAPE = PagedShape(BLOCKS, SIZE, HEADS, DIM)
+
+
+def packed() -> Tensor:
+    return torch.arange(BLOCKS * HEADS * SIZE * 2 * DIM, dtype=torch.float32).view(
+        BLOCKS, HEADS, SIZE, 2 * DIM
+    )
+
+
+def layouts() -> dict[str, Tensor]:
+    """The same K and V in each layout that vLLM has had."""
+    k, v = packed()[..., :DIM], packed()[..., DIM:]
+    both = torch.stack([k.transpose(1, 2), v.transpose(1, 2)])
+    return {"packed": packed(), "pair first": both, "pair second": both.transpose(0, 1)}
+
+
+@pytest.mark.parametrize("name", layouts())
+def test_every_known_layout_gives_the_same_k_and_v(name: str) -> None:
+    layer = PagedLayer.read("0", layouts()[name], SHAPE)
+    assert torch.equal(layer.k, packed()[..., :DIM])
+    assert torch.equal(layer.v, packed()[..., DIM:])
+
+
+def test_a_latent_that_all_heads_share_is_one_head() -> None:
+    latent = torch.arange(BLOCKS * SIZE * 6, dtype=torch.float32).view(BLOCKS, SIZE, 6)
+    layer = PagedLayer.read("0", latent, PagedShape(BLOCKS, SIZE, 1, 3))
+    assert torch.equal(layer.k[:, 0], latent[..., :3])
+    assert torch.equal(layer.v[:, 0], latent[..., 3:])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "found"),
+    [
+        (torch.zeros(BLOCKS, SIZE, HEADS, 2 * DIM), "fits no layout"),
+        (torch.zeros(3, BLOCKS, SIZE, HEADS, DIM), "fits no layout"),
+        (torch.zeros(()), "fits no layout"),
+        (torch.zeros(BLOCKS, HEADS, SIZE, 2 * DIM, dtype=torch.uint8), "caches uint8"),
+    ],
+)
+def test_anything_else_is_refused_with_what_was_found(tensor: Tensor, found: str) -> None:
+    with pytest.raises(BadInput, match=found):
+        PagedLayer.read("model.layers.0", tensor, SHAPE)
+
+
+def test_no_tensors_at_all_are_refused() -> None:
+    with pytest.raises(BadInput, match="no KV cache tensors"):
+        PagedKv({}, SHAPE)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 8), (0, 24), (3, 21), (8, 16), (9, 10)])
+def test_a_run_is_k_then_v_by_tokens_and_writing_it_puts_it_back(start: int, stop: int) -> None:
+    """Tokens 3 to 21 lie in blocks 4, 0 and 2, in that order."""
+    cache = PagedKv({"0": packed()}, SHAPE)
+    table = (4, 0, 2)
+    copied = cache.copy_blocks(table)
+    data = torch.frombuffer(bytearray(copied.run(0, start, stop)), dtype=torch.float32)
+    k, v = data.view(2, stop - start, HEADS, DIM)
+    for number, position in enumerate(range(start, stop)):
+        block, offset = divmod(position, SIZE)
+        assert torch.equal(k[number], packed()[table[block], :, offset, :DIM])
+        assert torch.equal(v[number], packed()[table[block], :, offset, DIM:])
+
+    empty = PagedKv({"0": torch.zeros_like(packed())}, SHAPE)
+    empty.write(0, table, start, k, v)
+    again = empty.copy_blocks(table).run(0, start, stop)
+    assert bytes(again) == bytes(copied.run(0, start, stop))
+    written = (stop - start) * HEADS * 2 * DIM
+    assert int((empty.layers[0].k != 0).sum() + (empty.layers[0].v != 0).sum()) <= written
+
+
+def test_a_copy_does_not_follow_what_the_engine_writes_later() -> None:
+    cache = PagedKv({"0": packed()}, SHAPE)
+    copied = cache.copy_blocks([1])
+    before = bytes(copied.run(0, 0, SIZE))
+    cache.layers[0].k.zero_()
+    assert bytes(copied.run(0, 0, SIZE)) == before
+    assert copied.size_bytes == HEADS * SIZE * 2 * DIM * 4
