@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdn.core import BlockKey
 from kdn.errors import BadInput
@@ -114,3 +117,77 @@ def test_a_bundle_that_was_cut_short_is_refused_after_what_came_whole() -> None:
         with pytest.raises(BadInput, match="cut short"):
             import_blocks(store, cut)
         assert [entry.key for entry in store.index.entries()] == [KEYS[0]]
+
+
+# --- hostile archives ---
+
+
+def number(value: int, length: int) -> bytes:
+    """As tar writes numbers: octal, or base 256 where they are too large for it."""
+    if value < 8 ** (length - 1):
+        return b"%0*o" % (length - 1, value) + b"\0"
+    return b"\x80" + value.to_bytes(length - 1, "big")
+
+
+def header(name: str, size: int, kind: bytes = b"0", sparse: int | None = None) -> bytes:
+    found = tarfile.TarInfo(name)
+    found.size = min(size, 512)
+    raw = bytearray(found.tobuf(tarfile.GNU_FORMAT))
+    raw[124:136], raw[156:157] = number(size, 12), kind
+    if sparse is not None:
+        raw[386:398], raw[398:410] = number(0, 12), number(512, 12)
+        raw[410:482], raw[482:483] = bytes(72), b"\0"
+        raw[483:495] = number(sparse, 12)
+    raw[148:156] = b" " * 8
+    raw[148:156] = b"%06o\0 " % sum(raw)
+    return bytes(raw)
+
+
+NAME = f"blocks/{KEYS[0]}.kdn"
+FRONT = bytes(BLOCKS[0].data[:4096])
+BOMBS = {
+    "a sparse member of 3 GiB": header(NAME, 512, b"S", 3 << 30) + b"A" * 512,
+    "a member of 4 GiB that is not there": header(NAME, 1 << 32) + FRONT,
+    "a member of 8 EiB": header(NAME, 1 << 62) + FRONT,
+    "a pax header of 3 GiB": header("x", 3 << 30, b"x") + b"A" * 512,
+    "a long name of 3 GiB": header("x", 3 << 30, b"L") + b"A" * 512,
+    "a pax header that says sparse": header("x", 512, b"x")
+    + b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n30 GNU.sparse.realsize=9999999\n".ljust(
+        512, b"\0"
+    )
+    + header(NAME, 512)
+    + b"1\n0\n0\n".ljust(512, b"\0"),
+    "a negative size": header(NAME, 0)[:124] + b"\xff" * 12 + header(NAME, 0)[136:],
+}
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_declared_sizes_take_no_memory(what: str) -> None:
+    """Some two kilobytes each: refused, or counted as damaged, for less than 30 MB."""
+    tracemalloc.start()
+    with suppress(BadInput), open_store(None) as store:
+        done = import_blocks(store, io.BytesIO(BOMBS[what] + bytes(1024)))
+        assert (done.blocks, done.missing) == (0, 1)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 30 << 20
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 60_000), st.binary(min_size=1, max_size=20)), max_size=3),
+    st.integers(0, 60_000),
+)
+def test_a_changed_bundle_gives_whole_blocks_or_none(
+    changes: list[tuple[int, bytes]], cut: int
+) -> None:
+    file = bundle(*(member(f"blocks/{one.key}.kdn", bytes(one.data)) for one in BLOCKS))
+    data = bytearray(file.getvalue())
+    for at, new in changes:
+        data[at : at + len(new)] = new
+    try:
+        found = list(read_bundle(io.BytesIO(bytes(data[: max(cut, 20_000)]))))
+    except BadInput:
+        return
+    for block in found:
+        assert block is None or bytes(block.data) in [bytes(one.data) for one in BLOCKS]

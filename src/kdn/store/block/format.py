@@ -43,12 +43,16 @@ __all__ = [
     "ALIGN",
     "FORMAT_VERSION",
     "MAX_BLOCK_BYTES",
+    "MAX_POSITION",
+    "MAX_SALT_BYTES",
+    "MAX_TEXT",
     "PREAMBLE_BYTES",
     "ColumnSection",
     "EncodedBlock",
     "Header",
     "HiddenSection",
     "Run",
+    "check_salt",
     "decode_header",
     "encode_block",
     "header_bytes",
@@ -70,6 +74,8 @@ MAX_RUN_BYTES = 1 << 28
 MAX_BLOCK_BYTES = 1 << 32
 MAX_TEXT = 4096
 MAX_POSITION = 1 << 40
+MAX_SALT_BYTES = 1024
+"""Of a tenant's name in UTF-8, so that it also fits where it is sealed."""
 VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -195,9 +201,28 @@ class EncodedBlock:
         return self.data.nbytes
 
 
+def check_salt(salt: str) -> None:
+    """Raises BadInput for a tenant's name that no block can carry."""
+    try:
+        size_bytes = len(salt.encode())
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            "a cache salt is a text of Unicode characters; this one has half a pair"
+        ) from error
+    if size_bytes > MAX_SALT_BYTES:
+        raise BadInput(
+            f"a cache salt has at most {MAX_SALT_BYTES} bytes, this one has {size_bytes}"
+        )
+
+
 def encode_block(block: Block, codec: Codec | None = None) -> EncodedBlock:
-    """The stored form of `block`. Raises BadInput for a lossy codec its recipe does not name."""
+    """The stored form of `block`.
+
+    Raises BadInput for a lossy codec its recipe does not name, and for a block that no reader would take:
+    what is written is never called damaged later.
+    """
     codec = codec or NoCodec()
+    check_salt(block.id.salt)
     if not codec.lossless and Cause.CODEC not in block.id.recipe.causes:
         raise BadInput(f"codec {codec.name} loses precision: the block's recipe must name it")
     forms = [RunForm(block.shape, n, block.id.num_tokens) for n in range(len(block.layers))]
@@ -207,6 +232,9 @@ def encode_block(block: Block, codec: Codec | None = None) -> EncodedBlock:
     ]
     align = _align(codec)
     wire = _wire(block, codec, _layout([run.nbytes for run in stored], align))
+    complaint = _complaint(wire)
+    if complaint is not None:
+        raise BadInput(f"block {block.id.key} cannot be stored: {complaint}")
     # Checksums have one length, so a header without them tells where the body starts.
     body_start = _aligned(PREAMBLE_BYTES + len(msgspec.msgpack.encode(wire)))
     data = allocate(body_start + wire.layers[-1].stop(align))

@@ -30,6 +30,8 @@ __all__ = ["AS_STORED", "DeliveredLoad", "Delivery", "Level", "Loss", "choose_le
 AS_STORED = "as stored"
 """The level of a block that comes in the encoding it is stored in."""
 
+_PER_LAYER_BYTES = 256
+"""What an encoding may add to a layer's bytes, and an answer to its layers."""
 LOSSLESS = "lossless"
 LOSSLESS_SHARE = 0.8
 """What the lossless codec leaves of KV until a read has shown it: bf16 KV of small models."""
@@ -175,7 +177,8 @@ class DeliveredLoad:
         links, key = self._delivery.links, self.header.id.key
         began_s = links.clock.now()
         try:
-            data = self._transcoder.transcode(key, start, stop, level)
+            most = (stop - start) * (self.header.run_bytes + _PER_LAYER_BYTES) + _PER_LAYER_BYTES
+            data = self._transcoder.transcode(key, start, stop, level, most)
         except StoreError:
             return None
         if data is None:

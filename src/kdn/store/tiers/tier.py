@@ -75,8 +75,12 @@ class BlockLife(NamedTuple):
 class Transcoder(Protocol):
     """Gives layers of stored blocks in another encoding than the stored one."""
 
-    def transcode(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+    def transcode(
+        self, key: BlockKey, start: int, stop: int, codec: str, max_bytes: int
+    ) -> bytes | None:
         """Layers [start, stop) in `codec`, for `decode_layers`; None where that cannot be had.
+
+        No more than `max_bytes` are taken.
 
         Raises StoreError when the tier cannot be asked.
         """

@@ -11,7 +11,7 @@ from random import Random
 from typing import TypeVar
 
 from kdn.clock import Clock
-from kdn.errors import Unreachable
+from kdn.errors import KdnError, Unreachable
 from kdn.store.tiers.remote.breaker import Breaker, BreakerSettings
 
 __all__ = ["RemoteCallSettings", "RemoteCaller"]
@@ -62,7 +62,8 @@ class RemoteCaller:
     def ask(self, doing: str, call: Callable[[], T], timeout_s: float | None = None) -> T:
         """What `call` returns. Raises Unreachable when it fails, is refused or takes too long.
 
-        Only Unreachable counts as a failure of the tier, and only then is it tried again.
+        Only that counts as a failure of the tier, and only then is it tried again; an error that is no
+        KdnError is one, too.
         """
         deadline = self._clock.now() + (timeout_s or self.settings.timeout_s)
         for attempt in range(1, self.settings.attempts + 1):
@@ -99,6 +100,12 @@ class RemoteCaller:
         except TookTooLong as error:
             future.cancel()
             raise Unreachable(f"{doing}: no answer from {self.name} in time") from error
+        except KdnError:
+            raise
+        except Exception as error:
+            raise Unreachable(
+                f"{doing}: {self.name} gave what cannot be read: {error!r}"
+            ) from error
 
     def _paused(self, attempt: int, deadline: float) -> bool:
         """Wait before the next try; False when the deadline would pass meanwhile."""

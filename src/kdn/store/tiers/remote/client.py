@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from kdn.core import BlockKey
+from kdn.store.tiers.seal import MAX_SEALED_BYTES
 
 if TYPE_CHECKING:
     from kdn.store.settings import FarSettings
 
-__all__ = ["DictRemote", "Listed", "Remote", "RemoteChanges"]
+__all__ = ["MAX_LISTED", "DictRemote", "Listed", "Remote", "RemoteChanges", "block_key", "listed"]
+
+
+MAX_LISTED = 2_000_000
+"""More blocks than this are not followed: a listing that never ends ends here."""
+MAX_NOTE_BYTES = (1 << 16) + 64
+"""Sealed, it is a little longer than it is open."""
+_KEY = re.compile("[0-9a-f]{64}")
+
+
+def block_key(given: str | bytes) -> BlockKey | None:
+    """The key that others wrote, or None when it is none: any program may write where we do."""
+    try:
+        text = given if isinstance(given, str) else given.decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    return BlockKey(text) if _KEY.fullmatch(text) else None
 
 
 class Listed(NamedTuple):
@@ -23,18 +41,32 @@ class Listed(NamedTuple):
     size_bytes: int
 
 
+def listed(given: str | bytes, sized: bytes) -> Listed | None:
+    """A block from its key, and its size in eight bytes before its note; None for anything else."""
+    key = block_key(given)
+    if key is None or not 8 < len(sized) <= 8 + MAX_NOTE_BYTES:
+        return None
+    size_bytes = int.from_bytes(sized[:8], "little")
+    return Listed(key, sized[8:], size_bytes) if size_bytes <= MAX_SEALED_BYTES else None
+
+
 @dataclass(frozen=True)
 class RemoteChanges:
-    """What came and went since the last time; `whole` says that `added` is all there is."""
+    """What came and went since the last time; `whole` says that `added` is all there is.
+
+    `foreign` counts what lies among ours and is not ours: it was passed over.
+    """
 
     added: tuple[Listed, ...] = ()
     removed: tuple[BlockKey, ...] = ()
     whole: bool = False
+    foreign: int = 0
 
 
 class Remote(ABC):
-    """Blocks on the other side of a network. Raises Unreachable, and no library's own error.
+    """Blocks on the other side of a network. Raises Unreachable; any other error counts as that, too.
 
+    What it gives is believed by nobody: keys, sizes and bytes may be anything.
     Safe from several threads. Every call ends by itself, within a time-out of the remote's own.
     """
 
@@ -80,8 +112,10 @@ class Remote(ABC):
         """What changed since the last call, by any process; the first call tells all."""
         ...
 
-    def transcode(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
-        """Layers [start, stop) in another encoding; None when they cannot be had so."""
+    def transcode(
+        self, key: BlockKey, start: int, stop: int, codec: str, max_bytes: int
+    ) -> bytes | None:
+        """Layers [start, stop) in another encoding, `max_bytes` at most; None when they cannot be had so."""
         return None
 
     def close(self) -> None:

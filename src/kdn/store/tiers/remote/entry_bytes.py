@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from kdn.core import BlockId, BlockKey, Cause, ChainHash, Fingerprint, Recipe
+from kdn.core import BLOCK_TOKENS, BlockId, BlockKey, Cause, ChainHash, Fingerprint, Recipe
+from kdn.store.block.format import MAX_POSITION, MAX_TEXT
 from kdn.store.index.index import Entry
 from kdn.store.index.tokens import unpack_tokens
 
@@ -40,6 +41,13 @@ def read_note(key: BlockKey, packed: bytes) -> Entry | None:
         note = msgspec.msgpack.decode(packed, type=_Note)
         tokens = unpack_tokens(note.tokens)
     except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError):
+        return None
+    texts = (note.fingerprint, note.detail, note.salt, note.behind)
+    if (
+        not 1 <= len(tokens) <= BLOCK_TOKENS
+        or not 0 <= note.start <= MAX_POSITION
+        or max(map(len, texts)) > MAX_TEXT
+    ):
         return None
     recipe = Recipe(note.causes, note.detail)
     block_id = BlockId(

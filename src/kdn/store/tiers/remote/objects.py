@@ -11,11 +11,20 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, MissingExtra, Unreachable
-from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
+from kdn.store.tiers.remote.client import (
+    MAX_LISTED,
+    MAX_NOTE_BYTES,
+    Listed,
+    Remote,
+    RemoteChanges,
+    block_key,
+    listed,
+)
 
 if TYPE_CHECKING:
     from kdn.store.settings import FarSettings
@@ -89,28 +98,33 @@ class ObjectRemote(Remote):
 
     def changes(self) -> RemoteChanges:
         with self._lock, self._gate("listing blocks"):
-            keys = {
-                BlockKey(found["path"].rpartition("/")[2])
-                for page in self._obstore.list(self._store, prefix="notes")
-                for found in page
-            }
+            names = islice(self._names(), MAX_LISTED)
+            found = [block_key(name) for name in names]
+            keys = {key for key in found if key is not None}
             with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-                listed = pool.map(self._read_note, keys - self._known)
-                added = tuple(one for one in listed if one is not None)
+                notes = list(pool.map(self._read_note, keys - self._known))
+            added = tuple(one for one in notes if one is not None)
+            foreign = sum(key is None for key in found) + len(notes) - len(added)
             removed = tuple(self._known - keys)
             self._known = keys
             whole, self._told = not self._told, True
-            return RemoteChanges(added, removed, whole=whole)
+            return RemoteChanges(added, removed, whole=whole, foreign=foreign)
 
     # --- inside ---
 
+    def _names(self) -> Iterator[str]:
+        for page in self._obstore.list(self._store, prefix="notes"):
+            for found in page:
+                yield found["path"].rpartition("/")[2]
+
     def _read_note(self, key: BlockKey) -> Listed | None:
         try:
-            sized = bytes(self._obstore.get(self._store, _note(key)).bytes())
+            found = self._obstore.get(self._store, _note(key))
+            if found.meta["size"] > _SIZE_BYTES + MAX_NOTE_BYTES:
+                return None
+            return listed(key, bytes(found.bytes()))
         except FileNotFoundError:
             return None
-        size_bytes = int.from_bytes(sized[:_SIZE_BYTES], "little")
-        return Listed(key, sized[_SIZE_BYTES:], size_bytes)
 
     def _drop(self, path: str) -> bool:
         """Object stores say nothing of what was not there, so ask first."""

@@ -20,16 +20,21 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from kdn.clock import Clock, SystemClock
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, Unreachable
-from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
+from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges, block_key
 
 if TYPE_CHECKING:
     from kdn.store.settings import FarSettings
 
 __all__ = ["PeerChanges", "PeerRemote"]
 
-_MAX_ANSWER_BYTES = 1 << 30
+_MAX_CHANGES_BYTES = 1 << 30
+_MAX_WORDS_BYTES = 1 << 16
+_MAX_CURSOR = 200
+_MAX_DIGITS = 15
+_PIECE_BYTES = 1 << 16
 _IDLE_CONNECTIONS = 16
 
 
@@ -71,6 +76,7 @@ class PeerRemote(Remote):
         token: str | None = None,
         authority: Path | None = None,
         timeout_s: float = 2.0,
+        clock: Clock | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -78,6 +84,7 @@ class PeerRemote(Remote):
         self._host, self._port = parts.hostname, parts.port
         self._base = parts.path.rstrip("/")
         self._timeout_s = timeout_s
+        self._clock = clock or SystemClock()
         self._tls = _trust(authority) if parts.scheme == "https" else None
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._lock = threading.Lock()
@@ -86,29 +93,33 @@ class PeerRemote(Remote):
         self._cursor = ""
 
     def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
-        status, headers, body = self._call("GET", key, {"range": f"bytes=0-{num_bytes - 1}"})
+        asked = {"range": f"bytes=0-{num_bytes - 1}"}
+        status, headers, body = self._call("GET", key, asked, max_bytes=num_bytes)
         if status == http.HTTPStatus.NOT_FOUND:
             return None
         self._expect(status, body, http.HTTPStatus.PARTIAL_CONTENT)
         size = headers.get("content-range", "").rpartition("/")[2]
-        if not size.isdecimal():
+        if not size.isdecimal() or len(size) > _MAX_DIGITS:
             raise Unreachable(f"the node at {self._host} does not say how large a block is")
         return body, int(size)
 
     def read(self, key: BlockKey, start: int, stop: int) -> bytes:
-        status, _, body = self._call("GET", key, {"range": f"bytes={start}-{stop - 1}"})
+        asked = {"range": f"bytes={start}-{stop - 1}"}
+        status, _, body = self._call("GET", key, asked, max_bytes=stop - start)
         if status == http.HTTPStatus.NOT_FOUND:
             return b""
         self._expect(status, body, http.HTTPStatus.PARTIAL_CONTENT)
         return body
 
-    def transcode(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+    def transcode(
+        self, key: BlockKey, start: int, stop: int, codec: str, max_bytes: int
+    ) -> bytes | None:
         asked = f"{key}/layers?start={start}&stop={stop}&codec={quote(codec)}"
-        status, _, body = self._call("GET", asked, {})
+        status, _, body = self._call("GET", asked, {}, max_bytes=max_bytes)
         return body if status == http.HTTPStatus.OK else None
 
     def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
-        status, _, body = self._call("PUT", key, {}, data)
+        status, _, body = self._call("PUT", key, {}, body=data)
         self._expect(status, body, http.HTTPStatus.NO_CONTENT)
 
     def remove(self, key: BlockKey) -> bool:
@@ -120,17 +131,23 @@ class PeerRemote(Remote):
 
     def changes(self) -> RemoteChanges:
         with self._telling:
-            status, _, body = self._call("GET", f"?since={quote(self._cursor)}", {})
+            asked = f"?since={quote(self._cursor)}"
+            status, _, body = self._call("GET", asked, {}, max_bytes=_MAX_CHANGES_BYTES)
             self._expect(status, body, http.HTTPStatus.OK)
             try:
                 told = msgspec.msgpack.decode(body, type=PeerChanges)
-            except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise Unreachable(
                     f"the node at {self._host} gave another kind of answer: {error}"
                 ) from error
+            if len(told.cursor) > _MAX_CURSOR:
+                raise Unreachable(f"the node at {self._host} gave a cursor that is too long")
             self._cursor = told.cursor
-        added = tuple(Listed(BlockKey(key), note, 0) for key, note in told.added)
-        return RemoteChanges(added, tuple(map(BlockKey, told.removed)), told.whole)
+        keys = [(block_key(key), note) for key, note in told.added]
+        added = tuple(Listed(key, note, 0) for key, note in keys if key is not None)
+        removed = tuple(key for key in map(block_key, told.removed) if key is not None)
+        foreign = len(told.added) - len(added) + len(told.removed) - len(removed)
+        return RemoteChanges(added, removed, told.whole, foreign)
 
     def close(self) -> None:
         with self._lock:
@@ -141,14 +158,36 @@ class PeerRemote(Remote):
     # --- inside ---
 
     def _call(
-        self, verb: str, what: str, headers: Mapping[str, str], body: memoryview | None = None
+        self,
+        verb: str,
+        what: str,
+        headers: Mapping[str, str],
+        *,
+        body: memoryview | None = None,
+        max_bytes: int = _MAX_WORDS_BYTES,
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        """Raises Unreachable for an answer of more than `max_bytes`, or one that does not end in time."""
         slash = "" if what.startswith("?") else "/"
         path = f"{self._base}/v1/store/blocks{slash}{what}"
+        deadline_s = self._clock.now() + self._timeout_s
         with self._connection() as connection:
             connection.request(verb, path, body, {**self._headers, **headers})
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read(_MAX_ANSWER_BYTES)
+            with connection.getresponse() as answer:
+                is_right = answer.status < http.HTTPStatus.BAD_REQUEST
+                limit = max_bytes if is_right else _MAX_WORDS_BYTES
+                return answer.status, answer.headers, self._body(answer, limit, deadline_s)
+
+    def _body(self, answer: http.client.HTTPResponse, limit: int, deadline_s: float) -> bytes:
+        """Read piece by piece: a socket's time-out alone would let one that drips go on for ever."""
+        data = bytearray()
+        while piece := answer.read1(_PIECE_BYTES):
+            data += piece
+            if len(data) > limit:
+                raise http.client.HTTPException(f"it answers with more than {limit} bytes")
+            if self._clock.now() > deadline_s:
+                raise http.client.HTTPException("its answer did not end in time")
+        answer.read()  # nothing is left; this tells the connection so
+        return bytes(data)
 
     def _expect(self, status: int, body: bytes, wanted: int) -> None:
         if status != wanted:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, MissingExtra, Unreachable
-from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
+from kdn.store.tiers.remote.client import MAX_LISTED, Remote, RemoteChanges, block_key, listed
 
 if TYPE_CHECKING:
     from kdn.store.settings import FarSettings
@@ -135,18 +136,22 @@ class RedisRemote(Remote):
         return _order(first) <= _order(self._seen) <= _order(_text(stream["last-generated-id"]))
 
     def _everything(self) -> RemoteChanges:
-        rows = self._redis.hscan_iter(self._notes, count=1000)
-        return RemoteChanges(tuple(_listed(key, sized) for key, sized in rows), whole=True)
+        rows = islice(self._redis.hscan_iter(self._notes, count=1000), MAX_LISTED)
+        found = [listed(key, sized) for key, sized in rows]
+        added = tuple(one for one in found if one is not None)
+        return RemoteChanges(added, whole=True, foreign=len(found) - len(added))
 
     def _since(self, seen: str) -> RemoteChanges:
-        rows = self._redis.xrange(self._stream, min=f"({seen}")
-        last = {_text(fields[b"key"]): fields[b"op"] for _, fields in rows}
+        rows = self._redis.xrange(self._stream, min=f"({seen}", count=2 * CHANGES)
+        told = [(block_key(fields.get(b"key", b"")), fields.get(b"op")) for _, fields in rows]
+        last = {key: what for key, what in told if key is not None}
         came = [key for key, what in last.items() if what == b"came"]
         notes = self._redis.hmget(self._notes, came) if came else []
-        pairs = zip(came, notes, strict=True)
-        added = tuple(_listed(key.encode(), sized) for key, sized in pairs if sized is not None)
+        pairs = [(key, sized) for key, sized in zip(came, notes, strict=True) if sized is not None]
+        added = [one for one in (listed(key, sized) for key, sized in pairs) if one is not None]
         gone = set(last) - {one.key for one in added}
-        return RemoteChanges(added, tuple(BlockKey(key) for key in gone))
+        foreign = sum(key is None for key, _ in told) + len(pairs) - len(added)
+        return RemoteChanges(tuple(added), tuple(gone), foreign=foreign)
 
     @contextmanager
     def _gate(self, doing: str) -> Iterator[None]:
@@ -154,11 +159,6 @@ class RedisRemote(Remote):
             yield
         except (self._errors, OSError) as error:
             raise Unreachable(f"{doing} in Redis failed: {error}") from error
-
-
-def _listed(key: bytes, sized: bytes) -> Listed:
-    size_bytes = int.from_bytes(sized[:_SIZE_BYTES], "little")
-    return Listed(BlockKey(key.decode()), sized[_SIZE_BYTES:], size_bytes)
 
 
 def _text(value: bytes | str) -> str:

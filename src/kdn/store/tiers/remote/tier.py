@@ -12,14 +12,14 @@ from kdn.clock import Clock
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, LostBlock, Unreachable
 from kdn.machine.process import allocate
-from kdn.store.block.format import MAX_BLOCK_BYTES, EncodedBlock
+from kdn.store.block.format import EncodedBlock
 from kdn.store.block.reader import Handle
 from kdn.store.index.index import Entry
 from kdn.store.tiers.remote.calls import RemoteCaller, RemoteCallSettings
 from kdn.store.tiers.remote.catalogue import RemoteCatalogue
 from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
 from kdn.store.tiers.remote.entry_bytes import pack_note, read_note
-from kdn.store.tiers.seal import NOTE, KeyRing, is_sealed
+from kdn.store.tiers.seal import MAX_SEALED_BYTES, NOTE, KeyRing, is_sealed
 from kdn.store.tiers.tier import Changes, Holding, ManagedTier, Spare, TierUsage
 from kdn.trace import Trace
 
@@ -53,14 +53,19 @@ class _Fetched(Handle):
         size: int,
         read_bytes: int,
     ) -> None:
-        if size > MAX_BLOCK_BYTES:
+        if not 0 < size <= MAX_SEALED_BYTES:
             raise CorruptBlock(f"{remote.name} holds {size} bytes as {key}: that is no block")
+        if len(head) != min(FIRST_BYTES, size):
+            raise LostBlock(f"{remote.name} gave {len(head)} bytes as the first of {size} of {key}")
         self._remote = remote
         self._caller = caller
         self._key = key
         self._read_bytes = read_bytes
         self._lock = threading.Lock()
-        self.buffer = allocate(size)
+        try:
+            self.buffer = allocate(size)
+        except (MemoryError, OSError) as error:
+            raise LostBlock(f"no memory for a block of {size} bytes") from error
         self.buffer[: len(head)] = head
         self._have = [(0, len(head))]
         self.moved_bytes = 0
@@ -140,15 +145,20 @@ class RemoteTier(ManagedTier):
         head, size_bytes = found
         reach = self._settings.read_bytes
         handle = _Fetched(self._remote, self._caller, key, head, size_bytes, reach)
-        if not is_sealed(head):
-            return handle
-        if self._ring is None:
-            raise LostBlock(f"block {key} in {self.name} is sealed: this store has no keys")
-        return self._ring.open(key, handle)
+        if is_sealed(head) != (self._ring is not None):
+            self._catalogue.remove(
+                key
+            )  # written by a process with other keys: ours may be put again
+            raise LostBlock(f"block {key} in {self.name} is not sealed as this store seals blocks")
+        return handle if self._ring is None else self._ring.open(key, handle)
 
-    def transcode(self, key: BlockKey, start: int, stop: int, codec: str) -> bytes | None:
+    def transcode(
+        self, key: BlockKey, start: int, stop: int, codec: str, max_bytes: int
+    ) -> bytes | None:
         doing = f"reading block {key} as {codec}"
-        return self._caller.ask(doing, lambda: self._remote.transcode(key, start, stop, codec))
+        return self._caller.ask(
+            doing, lambda: self._remote.transcode(key, start, stop, codec, max_bytes)
+        )
 
     def put(self, block: EncodedBlock, spare: Spare) -> None:
         if self.holds(block.key):
@@ -228,6 +238,8 @@ class RemoteTier(ManagedTier):
             self._catalogue.remove(key)
         if changes.whole:
             self._catalogue.retain(one.key for one in changes.added)
+        if changes.foreign:
+            self._trace.event("store.foreign", tier=self.name, count=changes.foreign)
         for one in changes.added:
             if one.key in self._catalogue:
                 continue
@@ -239,9 +251,11 @@ class RemoteTier(ManagedTier):
                 self._catalogue.add(entry, one.size_bytes)
 
     def _read(self, listed: Listed) -> Entry | None:
-        note: bytes | None = listed.note
-        if listed.note.startswith(NOTE):
-            note = None if self._ring is None else self._ring.open_note(listed.key, listed.note)
+        if listed.note.startswith(NOTE) != (self._ring is not None):
+            return None
+        if self._ring is None:
+            return read_note(listed.key, listed.note)
+        note = self._ring.open_note(listed.key, listed.note)
         return None if note is None else read_note(listed.key, note)
 
 

@@ -1,0 +1,388 @@
+"""Remotes whose answers are anything: endless, slow, of wrong length or absurd size, foreign or garbled.
+
+Each costs a counted miss or the tier; none costs an answer, a wait beyond the time-out, or memory.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdn.clock import ManualClock
+from kdn.core import EXACT, BlockKey
+from kdn.errors import CorruptBlock, LostBlock, Unreachable
+from kdn.store import (
+    DictRemote,
+    KeyRing,
+    PeerRemote,
+    RedisRemote,
+    Remote,
+    RemoteCallSettings,
+    RemoteSettings,
+    RemoteTier,
+    Store,
+    encode_block,
+    pack_note,
+    read_note,
+)
+from kdn.store.index.index import Entry
+from kdn.store.tiers.memory import MemoryTier
+from kdn.store.tiers.remote.client import Listed, RemoteChanges
+from kdn.trace import NoTrace, Recorder
+from tests.store.helpers import MODEL, block_id, make_block, run_of
+from tests.store.remotes import redis_server
+
+PROMPT = tuple(range(256))
+FIRST = block_id(PROMPT)
+ENCODED = encode_block(make_block(FIRST))
+NOTE = pack_note(Entry.of(FIRST))
+
+
+def engine(remote: Remote, trace: Recorder | None = None, ring: KeyRing | None = None) -> Store:
+    calls = RemoteCallSettings(timeout_s=5.0, attempts=1)
+    trace = trace or Recorder()
+    far = RemoteTier(remote, RemoteSettings(calls, poll_s=0), ManualClock(), trace, ring=ring)
+    return Store([MemoryTier(10**9, NoTrace())], far=[far], trace=trace)
+
+
+def found(store: Store) -> int:
+    return store.match(MODEL, EXACT, "", PROMPT).num_tokens
+
+
+# --- Redis, where any program may write under our names ---
+
+FOREIGN: dict[str, Callable[[Any], object]] = {
+    "a stream entry of other fields": lambda r: r.xadd("kdn:changes", {"foo": "bar"}),
+    "a key that is no UTF-8": lambda r: r.xadd("kdn:changes", {"op": "came", "key": b"\xff\xfe"}),
+    "a key that is a path": lambda r: r.xadd("kdn:changes", {"op": "came", "key": "../../x"}),
+    "an operation that is none": lambda r: r.xadd("kdn:changes", {"op": b"\x00", "key": FIRST.key}),
+    "a note's key that is no UTF-8": lambda r: (
+        r.delete("kdn:changes"),
+        r.hset("kdn:notes", b"\xff", "x"),
+    ),
+    "an empty note": lambda r: r.hset("kdn:notes", "0" * 64, b""),
+    "a note of noise": lambda r: r.hset("kdn:notes", "0" * 64, bytes(range(256)) * 4),
+    "a note of absurd size": lambda r: r.hset("kdn:notes", "0" * 64, b"\xff" * 8 + NOTE),
+    "a huge note": lambda r: r.hset("kdn:notes", "0" * 64, b"\0" * (1 << 20)),
+    "notes that are a list": lambda r: (r.delete("kdn:notes"), r.lpush("kdn:notes", "x")),
+    "changes that are a text": lambda r: r.set("kdn:changes", "x"),
+    "a block that is a list": lambda r: (
+        r.delete(f"kdn:block:{FIRST.key}"),
+        r.lpush(f"kdn:block:{FIRST.key}", "x"),
+    ),
+    "a block of noise": lambda r: r.set(f"kdn:block:{FIRST.key}", b"\x07" * 20_000),
+    "an empty block": lambda r: r.set(f"kdn:block:{FIRST.key}", b""),
+    "a block that is cut": lambda r: r.set(f"kdn:block:{FIRST.key}", bytes(ENCODED.data[:5000])),
+}
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    pytest.importorskip("redis")
+    with redis_server(tmp_path_factory.mktemp("redis")) as (url, _):
+        yield url
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_what_others_write_into_redis_costs_the_tier_at_most(
+    redis_url: str, what: str, when: str
+) -> None:
+    import redis
+
+    client = redis.Redis.from_url(redis_url)
+    client.flushall()
+    with engine(RedisRemote(redis_url)) as writer:
+        writer.put(make_block(FIRST))
+        assert writer.flush(10)
+    if when == "before":
+        FOREIGN[what](client)
+    with engine(RedisRemote(redis_url)) as store:
+        assert found(store) in (0, 256)
+        FOREIGN[what](client)
+        for _ in range(3):
+            for hit in store.match(MODEL, EXACT, "", PROMPT).hits:
+                reader = store.open(hit)
+                if reader is not None:
+                    with reader, suppress(CorruptBlock, LostBlock):
+                        assert bytes(reader.layer(0)) == run_of(FIRST, 0)
+        store.put(make_block(FIRST))
+        assert found(store) == 256, "memory has it"
+        store.flush(10)
+        store.check()
+    client.close()
+
+
+def test_a_foreign_entry_does_not_hide_ours(redis_url: str) -> None:
+    import redis
+
+    client = redis.Redis.from_url(redis_url)
+    client.flushall()
+    client.xadd("kdn:changes", {"op": "went", "key": "0" * 64})
+    trace = Recorder()
+    with engine(RedisRemote(redis_url)) as writer, engine(RedisRemote(redis_url), trace) as store:
+        assert found(store) == 0
+        client.xadd("kdn:changes", {"foo": "bar"})
+        writer.put(make_block(FIRST))
+        assert writer.flush(10)
+        client.xadd("kdn:changes", {"op": "came", "key": b"\xff"})
+        assert found(store) == 256
+        assert [event.fields["count"] for event in trace.events("store.foreign")] == [2]
+        assert store.stat().failed == 0
+    client.close()
+
+
+# --- a node that answers with any bytes ---
+
+HEAD = b"HTTP/1.1 206 Partial Content\r\n"
+
+
+def told(added: list[Any] | None = None, **others: Any) -> bytes:
+    fields = {"cursor": "c.1", "whole": True, "added": added or [], "removed": []} | others
+    body = msgspec.msgpack.encode(list(fields.values()))
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+
+
+CHANGES = told([(FIRST.key, NOTE)])
+
+
+@contextmanager
+def node(answer: Callable[[str, socket.socket], None]) -> Iterator[str]:
+    """Gives each request's line to `answer`, with the socket to write to."""
+    ended = threading.Event()
+
+    def serve_one(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            while not ended.is_set():
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    piece = connection.recv(4096)
+                    if not piece:
+                        return
+                    request += piece
+                line = request.split(b"\r\n", 1)[0].decode()
+                if "since" in line:
+                    connection.sendall(CHANGES)
+                else:
+                    answer(line, connection)
+
+    def serve(listening: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                threading.Thread(target=serve_one, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        ended.set()
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def _endless(_: str, connection: socket.socket) -> None:
+    connection.sendall(HEAD + b"content-range: bytes 0-9/20000\r\n\r\n")
+    while True:
+        connection.sendall(b"\0" * 65536)
+
+
+def _dripping(_: str, connection: socket.socket) -> None:
+    connection.sendall(HEAD + b"content-length: 16384\r\ncontent-range: bytes 0-9/20000\r\n\r\n")
+    while True:
+        connection.sendall(b"\0")
+        time.sleep(0.02)
+
+
+def _endless_head(_: str, connection: socket.socket) -> None:
+    connection.sendall(HEAD)
+    while True:
+        connection.sendall(b"x-more: " + b"y" * 1000 + b"\r\n")
+
+
+def _fixed(head: bytes, body: bytes = b"") -> Callable[[str, socket.socket], None]:
+    length = b"content-length: %d\r\n\r\n" % len(body)
+    return lambda _, connection: connection.sendall(head + length + body)
+
+
+FRONT = bytes(ENCODED.data[: 16 << 10])
+HOSTILE: dict[str, Callable[[str, socket.socket], None]] = {
+    "endless": _endless,
+    "dripping": _dripping,
+    "an endless head": _endless_head,
+    "no size": _fixed(HEAD, FRONT),
+    "a size of no digits": _fixed(HEAD + b"content-range: bytes 0-9/many\r\n", FRONT),
+    "a size of 4,000 digits": _fixed(
+        HEAD + b"content-range: bytes 0-9/" + b"9" * 4000 + b"\r\n", FRONT
+    ),
+    "an absurd size": _fixed(HEAD + b"content-range: bytes 0-9/99999999999999\r\n", FRONT),
+    "four gigabytes": _fixed(HEAD + b"content-range: bytes 0-9/4294967296\r\n", FRONT),
+    "a size of none": _fixed(HEAD + b"content-range: bytes 0-9/0\r\n", FRONT),
+    "less than asked": _fixed(HEAD + b"content-range: bytes 0-9/50000\r\n", FRONT[:100]),
+    "more than the size": _fixed(HEAD + b"content-range: bytes 0-9/100\r\n", FRONT),
+    "noise": _fixed(HEAD + b"content-range: bytes 0-9/16384\r\n", b"\x07" * 16384),
+    "another status": _fixed(b"HTTP/1.1 500 No\r\n", b"x" * 100_000),
+    "no HTTP": lambda _, connection: connection.sendall(b"SSH-2.0-OpenSSH\r\n\r\n"),
+    "nothing": lambda _, connection: connection.shutdown(socket.SHUT_RDWR),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_node_that_answers_anything_costs_a_miss(how: str) -> None:
+    with node(HOSTILE[how]) as url, engine(PeerRemote(url, timeout_s=0.3)) as store:
+        assert found(store) == 256
+        tracemalloc.start()
+        began_s = time.monotonic()
+        reader = store.open(FIRST)
+        if reader is not None:
+            with reader, pytest.raises((CorruptBlock, LostBlock)):
+                reader.layers(0, 3)
+        assert time.monotonic() - began_s < 5
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+        tracemalloc.stop()
+        stat = store.stat()
+        assert stat.failed + stat.corrupt + stat.lost >= 1
+        store.put(make_block(FIRST))
+        assert found(store) == 256
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        told(cursor="x" * 10_000),
+        told([("../../etc/passwd", NOTE), (FIRST.key, b"\xff" * 70_000), (FIRST.key, b"")]),
+        told([("0" * 64, NOTE)]),
+        told(removed=["\0", "x" * 100]),
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n\x94\xa1c\xc2\x90",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n\xdd\xff\xff\xff\xff\x90",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n",
+    ],
+)
+def test_changes_of_a_node_may_be_anything(answer: bytes) -> None:
+    def say(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(4096)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        peer = PeerRemote(url, timeout_s=0.5)
+        threading.Thread(target=lambda: say(listening.accept()[0]), daemon=True).start()
+        with suppress(Unreachable):
+            changes = peer.changes()
+            assert changes.foreign + len(changes.added) >= 1
+            for one in changes.added:
+                assert read_note(one.key, one.note) is None
+        peer.close()
+
+
+# --- a remote of ours with other bytes ---
+
+
+class Odd(DictRemote):
+    """Gives what it is told to."""
+
+    def __init__(self, head: tuple[bytes, int] | Exception) -> None:
+        super().__init__()
+        self.first = head
+
+    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
+        if isinstance(self.first, Exception):
+            raise self.first
+        return self.first
+
+    def changes(self) -> RemoteChanges:
+        return RemoteChanges((Listed(FIRST.key, NOTE, ENCODED.size_bytes),), whole=True)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        (b"", 0),
+        (b"", -1),
+        (FRONT, 100),
+        (FRONT + FRONT, 60_000),
+        (FRONT, 1 << 40),
+        (FRONT[:10], 60_000),
+        (b"\x89KDNSEAL" + bytes(16376), 60_000),
+        ValueError("a library's own error"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"),
+        MemoryError(),
+        RecursionError(),
+    ],
+)
+def test_any_head_is_a_counted_miss(head: tuple[bytes, int] | Exception) -> None:
+    for ring in (None, KeyRing(bytes(range(32)))):
+        with engine(Odd(head), ring=ring) as store:
+            store.index.refresh()
+            assert store.open(FIRST) is None
+            assert store.stat().misses == 1
+
+
+def test_a_library_that_raises_while_listing_costs_the_tier() -> None:
+    class Raising(DictRemote):
+        def changes(self) -> RemoteChanges:
+            raise KeyError("no such field")
+
+    with engine(Raising()) as store:
+        store.put(make_block(FIRST))
+        assert found(store) == 256
+        assert store.stat().failed > 0
+
+
+def test_a_plain_block_among_sealed_ones_is_lost_and_sealed_again() -> None:
+    """A process without the key overwrites ours in Redis: we do not read it, and may put ours again."""
+    remote, ring = DictRemote(), KeyRing(bytes(range(32)))
+    with engine(remote, ring=ring) as store:
+        store.put(make_block(FIRST))
+        assert store.flush(10)
+        with engine(remote) as stranger:
+            assert found(stranger) == 0
+            stranger.put(make_block(FIRST))
+            assert stranger.flush(10)
+        store.tiers.fastest.drop(FIRST.key)
+        assert store.open(FIRST) is None
+        assert store.stat().lost == 1
+        store.put(make_block(FIRST))
+        assert store.flush(10)
+        assert remote.read(FIRST.key, 0, 8) == b"\x89KDNSEAL"
+
+
+# --- notes ---
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300))
+def test_noise_is_no_note(noise: bytes) -> None:
+    assert read_note(FIRST.key, noise) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, len(NOTE) - 1), st.binary(min_size=1, max_size=4))
+def test_a_changed_note_is_the_same_or_none(at: int, new: bytes) -> None:
+    """But for where it starts, which the key does not name: such a block is not found there."""
+    changed = read_note(FIRST.key, NOTE[:at] + new + NOTE[at + len(new) :])
+    assert changed is None or changed._replace(start=0) == Entry.of(FIRST)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["m", [], "", "", "x", -5, b"\0" * 4],
+        ["m", [], "", "", "x", 1 << 62, b"\0" * 4],
+        ["m", [], "", "", "x", 0, b""],
+        ["m", [], "", "", "x", 0, b"\0" * 4096],
+        ["m", ["witchcraft"], "", "", "x", 0, b"\0" * 4],
+        ["m" * 5000, [], "", "", "x", 0, b"\0" * 4],
+    ],
+)
+def test_a_note_of_impossible_values_is_none(values: list[object]) -> None:
+    assert read_note(FIRST.key, msgspec.msgpack.encode(values)) is None
