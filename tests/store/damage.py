@@ -13,13 +13,13 @@ from kdn.errors import CorruptBlock
 from kdn.store import CODECS, Block, EncodedBlock, encode_block
 from kdn.store.block.format import (
     ALIGN,
-    MAX_RUN_BYTES,
     PREAMBLE_BYTES,
     Header,
     _header_checksum,
     decode_header,
     header_bytes,
 )
+from kdn.store.block.wire import MAX_RUN_BYTES
 from kdn.store.codecs import RunForm
 from kdn.store.codecs.values import write_values
 from tests.store.helpers import block_id

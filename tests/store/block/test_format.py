@@ -23,11 +23,11 @@ from kdn.store.block.format import (
     Run,
     _header_checksum,
     _run_checksum,
-    _Wire,
     _write_header,
     decode_header,
     header_bytes,
 )
+from kdn.store.block.wire import WireHeader
 from kdn.store.codecs import RunForm
 from tests.store.helpers import SHAPE, block_id, make_block, run_of
 
@@ -56,7 +56,7 @@ def rewritten(encoded: EncodedBlock, **changes: object) -> bytearray:
     """The block with a header that claims something else, under a checksum that fits."""
     data = bytearray(encoded.data)
     length = int.from_bytes(data[12:16], "little")
-    wire = msgspec.msgpack.decode(data[PREAMBLE_BYTES : PREAMBLE_BYTES + length], type=_Wire)
+    wire = msgspec.msgpack.decode(data[PREAMBLE_BYTES : PREAMBLE_BYTES + length], type=WireHeader)
     claims = msgspec.structs.replace(wire, **changes)
     packed = msgspec.msgpack.encode(claims)
     start = -(-(PREAMBLE_BYTES + len(packed)) // ALIGN) * ALIGN

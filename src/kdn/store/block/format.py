@@ -24,7 +24,6 @@ import msgspec
 import xxhash
 
 from kdn.core import (
-    BLOCK_TOKENS,
     BlockId,
     BlockKey,
     Cause,
@@ -36,8 +35,27 @@ from kdn.core import (
 from kdn.errors import BadInput, CorruptBlock
 from kdn.machine.process import allocate
 from kdn.store.block.block import Block
+from kdn.store.block.wire import (
+    ALIGN,
+    MAX_BLOCK_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_POSITION,
+    MAX_SALT_BYTES,
+    MAX_TEXT,
+    ColumnSection,
+    HiddenSection,
+    Run,
+    WireHeader,
+    align_of,
+    aligned,
+    check_salt,
+    complaint_of,
+    lay_out,
+    runs_of,
+    sections_of,
+)
 from kdn.store.codecs import CODECS, Codec, NoCodec, RunForm
-from kdn.store.index.tokens import TOKEN_BYTES, pack_tokens, unpack_tokens
+from kdn.store.index.tokens import pack_tokens, unpack_tokens
 
 __all__ = [
     "ALIGN",
@@ -60,69 +78,9 @@ __all__ = [
 
 MAGIC = b"\x89KDN\r\n\x1a\n"
 FORMAT_VERSION = 1
-ALIGN = 4096
-PACKED_ALIGN = 64
 PREAMBLE = struct.Struct("<8sII16s")
 PREAMBLE_BYTES = PREAMBLE.size
 CHECKED_PREAMBLE_BYTES = PREAMBLE_BYTES - 16
-
-# Bounds on what a header may claim, far above any real model, so that a crafted one cannot make
-# the reader allocate without limit.
-MAX_HEADER_BYTES = 1 << 20
-MAX_LAYERS = 4096
-MAX_RUN_BYTES = 1 << 28
-MAX_BLOCK_BYTES = 1 << 32
-MAX_TEXT = 4096
-MAX_POSITION = 1 << 40
-MAX_SALT_BYTES = 1024
-"""Of a tenant's name in UTF-8, so that it also fits where it is sealed."""
-VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-
-class Run(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Where stored bytes lie: `offset` from the body's start, how many, and their checksum."""
-
-    offset: int
-    stored_bytes: int
-    checksum: bytes
-
-    def stop(self, align: int) -> int:
-        """Where the zeros after the run end."""
-        return _aligned(self.offset + self.stored_bytes, align)
-
-
-class HiddenSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Hidden states that enter `layer`: [tokens, width] in `dtype`. No writer yet."""
-
-    layer: int
-    width: int
-    dtype: str
-    run: Run
-
-
-class ColumnSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Columns steered at `layer`: u32 each, counted from the block's first token. No writer yet."""
-
-    layer: int
-    run: Run
-
-
-class _Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    fingerprint: str
-    causes: tuple[Cause, ...]
-    detail: str
-    salt: str
-    behind: str
-    start: int
-    tokens: bytes
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: str
-    codec: str
-    layers: tuple[Run, ...]
-    hidden: tuple[HiddenSection, ...] = ()
-    columns: tuple[ColumnSection, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +101,7 @@ class Header:
     @cached_property
     def size_bytes(self) -> int:
         """Length of the whole encoded block."""
-        return self.body_start + max(run.stop(self.align) for run in _runs(self))
+        return self.body_start + max(run.stop(self.align) for run in runs_of(self))
 
     @property
     def run_bytes(self) -> int:
@@ -167,7 +125,7 @@ class Header:
 
     def check_sections(self, data: memoryview) -> None:
         """Verify `data`, all bytes from `sections_start` on. Raises CorruptBlock."""
-        for kind, number, run in _sections(self):
+        for kind, number, run in sections_of(self):
             start = self.body_start + run.offset - self.sections_start
             padded = data[start : self.body_start + run.stop(self.align) - self.sections_start]
             if _run_checksum(self.id.key, kind, number, padded) != run.checksum:
@@ -201,20 +159,6 @@ class EncodedBlock:
         return self.data.nbytes
 
 
-def check_salt(salt: str) -> None:
-    """Raises BadInput for a tenant's name that no block can carry."""
-    try:
-        size_bytes = len(salt.encode())
-    except UnicodeEncodeError as error:
-        raise BadInput(
-            "a cache salt is a text of Unicode characters; this one has half a pair"
-        ) from error
-    if size_bytes > MAX_SALT_BYTES:
-        raise BadInput(
-            f"a cache salt has at most {MAX_SALT_BYTES} bytes, this one has {size_bytes}"
-        )
-
-
 def encode_block(block: Block, codec: Codec | None = None) -> EncodedBlock:
     """The stored form of `block`.
 
@@ -230,13 +174,13 @@ def encode_block(block: Block, codec: Codec | None = None) -> EncodedBlock:
         codec.encode(memoryview(run).cast("B"), form)
         for run, form in zip(block.layers, forms, strict=True)
     ]
-    align = _align(codec)
-    wire = _wire(block, codec, _layout([run.nbytes for run in stored], align))
-    complaint = _complaint(wire)
+    align = align_of(codec)
+    wire = _wire(block, codec, lay_out([run.nbytes for run in stored], align))
+    complaint = complaint_of(wire)
     if complaint is not None:
         raise BadInput(f"block {block.id.key} cannot be stored: {complaint}")
     # Checksums have one length, so a header without them tells where the body starts.
-    body_start = _aligned(PREAMBLE_BYTES + len(msgspec.msgpack.encode(wire)))
+    body_start = aligned(PREAMBLE_BYTES + len(msgspec.msgpack.encode(wire)))
     data = allocate(body_start + wire.layers[-1].stop(align))
     signed = []
     for number, (run, payload) in enumerate(zip(wire.layers, stored, strict=True)):
@@ -266,7 +210,7 @@ def header_bytes(preamble: memoryview) -> int:
         raise CorruptBlock(f"block format {version}, this kdn reads {FORMAT_VERSION}")
     if not 0 < length <= MAX_HEADER_BYTES:
         raise CorruptBlock(f"a header of {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
-    return _aligned(PREAMBLE_BYTES + length)
+    return aligned(PREAMBLE_BYTES + length)
 
 
 def decode_header(region: memoryview, key: BlockKey, size_bytes: int) -> Header:
@@ -279,7 +223,7 @@ def decode_header(region: memoryview, key: BlockKey, size_bytes: int) -> Header:
         raise CorruptBlock(f"block {key}: the header fails its checksum")
     try:
         body = region[PREAMBLE_BYTES : PREAMBLE_BYTES + length]
-        wire = msgspec.msgpack.decode(body, type=_Wire)
+        wire = msgspec.msgpack.decode(body, type=WireHeader)
     except (
         msgspec.DecodeError,
         msgspec.ValidationError,
@@ -296,7 +240,7 @@ def decode_header(region: memoryview, key: BlockKey, size_bytes: int) -> Header:
         wire.start,
         unpack_tokens(wire.tokens),
     )
-    header = _header(wire, block_id, region.nbytes, _align(CODECS[wire.codec]))
+    header = _header(wire, block_id, region.nbytes, align_of(CODECS[wire.codec]))
     if block_id.key != key:
         raise CorruptBlock(f"asked for block {key}, found block {block_id.key} under that name")
     if header.size_bytes != size_bytes:
@@ -304,35 +248,8 @@ def decode_header(region: memoryview, key: BlockKey, size_bytes: int) -> Header:
     return header
 
 
-def _aligned(size: int, align: int = ALIGN) -> int:
-    return -(-size // align) * align
-
-
-def _align(codec: Codec) -> int:
-    return PACKED_ALIGN if codec.compresses else ALIGN
-
-
-def _layout(sizes: list[int], align: int) -> tuple[Run, ...]:
-    """The only places runs of these sizes may lie at."""
-    runs, offset = [], 0
-    for size in sizes:
-        runs.append(Run(offset, size, bytes(16)))
-        offset = runs[-1].stop(align)
-    return tuple(runs)
-
-
-def _runs(header: Header | _Wire) -> list[Run]:
-    return [*header.layers, *(run for _, _, run in _sections(header))]
-
-
-def _sections(header: Header | _Wire) -> list[tuple[str, int, Run]]:
-    hidden = [("hidden", number, section.run) for number, section in enumerate(header.hidden)]
-    columns = [("columns", number, section.run) for number, section in enumerate(header.columns)]
-    return hidden + columns
-
-
-def _wire(block: Block, codec: Codec, layers: tuple[Run, ...]) -> _Wire:
-    return _Wire(
+def _wire(block: Block, codec: Codec, layers: tuple[Run, ...]) -> WireHeader:
+    return WireHeader(
         fingerprint=block.id.fingerprint,
         causes=block.id.recipe.causes,
         detail=block.id.recipe.detail,
@@ -349,14 +266,14 @@ def _wire(block: Block, codec: Codec, layers: tuple[Run, ...]) -> _Wire:
     )
 
 
-def _header(wire: _Wire, block_id: BlockId, body_start: int, align: int) -> Header:
+def _header(wire: WireHeader, block_id: BlockId, body_start: int, align: int) -> Header:
     shape = KvShape(wire.num_layers, wire.num_kv_heads, wire.head_dim, wire.dtype)
     return Header(
         block_id, shape, wire.codec, wire.layers, wire.hidden, wire.columns, body_start, align
     )
 
 
-def _write_header(region: memoryview, wire: _Wire, key: BlockKey) -> None:
+def _write_header(region: memoryview, wire: WireHeader, key: BlockKey) -> None:
     packed = msgspec.msgpack.encode(wire)
     PREAMBLE.pack_into(region, 0, MAGIC, FORMAT_VERSION, len(packed), bytes(16))
     region[PREAMBLE_BYTES : PREAMBLE_BYTES + len(packed)] = packed
@@ -376,50 +293,8 @@ def _run_checksum(key: BlockKey, kind: str, number: int, padded: memoryview) -> 
     return state.digest()
 
 
-def _check_bounds(wire: _Wire, key: BlockKey) -> None:
+def _check_bounds(wire: WireHeader, key: BlockKey) -> None:
     """Raises CorruptBlock for a header that no writer of this format makes."""
-    complaint = _complaint(wire)
+    complaint = complaint_of(wire)
     if complaint is not None:
         raise CorruptBlock(f"block {key}: {complaint}")
-
-
-def _complaint(wire: _Wire) -> str | None:
-    num_tokens, rest = divmod(len(wire.tokens), TOKEN_BYTES)
-    sound = {
-        "tokens": rest == 0 and 1 <= num_tokens <= BLOCK_TOKENS,
-        "dtype": wire.dtype in VALUE_BYTES,
-        "codec": wire.codec in CODECS,
-        "recipe": wire.codec in CODECS
-        and (CODECS[wire.codec].lossless or Cause.CODEC in wire.causes),
-        "layer count": 1 <= wire.num_layers <= MAX_LAYERS,
-        "number of runs": len(wire.layers) == wire.num_layers,
-        "number of sections": len(wire.hidden) + len(wire.columns) <= 2 * wire.num_layers,
-        "texts": max(map(len, (wire.fingerprint, wire.detail, wire.salt, wire.behind))) <= MAX_TEXT,
-        "start": 0 <= wire.start <= MAX_POSITION,
-        "shape": min(wire.num_kv_heads, wire.head_dim) >= 1,
-        "checksums": all(len(run.checksum) == 16 for run in _runs(wire)),
-        "run sizes": all(0 < run.stored_bytes <= MAX_RUN_BYTES for run in _runs(wire)),
-    }
-    for name, fine in sound.items():
-        if not fine:
-            return f"its header has an impossible {name}"
-    values = num_tokens * 2 * wire.num_kv_heads * wire.head_dim
-    if values * VALUE_BYTES[wire.dtype] > MAX_RUN_BYTES:
-        return f"its layers would take over {MAX_RUN_BYTES} bytes each"
-    runs = _runs(wire)
-    places = _layout([run.stored_bytes for run in runs], _align(CODECS[wire.codec]))
-    if any(run.offset != place.offset for run, place in zip(runs, places, strict=True)):
-        return "its runs do not follow each other"
-    return _section_complaint(wire, num_tokens)
-
-
-def _section_complaint(wire: _Wire, num_tokens: int) -> str | None:
-    for section in wire.hidden:
-        if not 0 <= section.layer <= wire.num_layers or section.dtype not in VALUE_BYTES:
-            return "its hidden states name an impossible layer or dtype"
-        if section.run.stored_bytes != num_tokens * section.width * VALUE_BYTES[section.dtype]:
-            return "its hidden states do not fit their width"
-    for columns in wire.columns:
-        if not 0 <= columns.layer < wire.num_layers or columns.run.stored_bytes % TOKEN_BYTES:
-            return "its columns name an impossible layer or size"
-    return None
