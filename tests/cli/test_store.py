@@ -65,8 +65,8 @@ def test_some_blocks_are_cleared_and_others_stay(home: Path) -> None:
     assert kdn(home, "store", "clear", "--salt", "bob", "--yes", "--json").json == {"forgotten": 1}
     assert kdn(home, "store", "stat", "--json").json["blocks"] == 1
     assert kdn(home, "store", "quota", "--json").json[""]["held_bytes"]["disk"] > 50_000
-    assert kdn(home, "store", "compress", "none", "--json").json["blocks"] == 1
-    assert kdn(home, "store", "compress", "gold").code == 2
+    assert kdn(home, "store", "compress", "none", "--all", "--json").json["blocks"] == 1
+    assert kdn(home, "store", "compress", "gold", "--all").code == 2
     assert kdn(home, "store", "clear", "--key", "f" * 64, "--yes").code == 2
     assert kdn(home, "store", "clear", "--tier", "cellar", "--yes").code == 2
 
@@ -82,7 +82,7 @@ def test_blocks_move_to_redis_and_are_warmed_back(
         assert (tiers["disk"]["blocks"], tiers["redis"]["blocks"]) == (0, 2)
         assert kdn(home, "store", "warm", "--json").json["blocks"] == 2
         assert kdn(home, "store", "stat", "--json").json["tiers"]["disk"]["blocks"] == 2
-        assert kdn(home, "store", "copy", "--to", "redis", "--json").json["blocks"] == 2
+        assert kdn(home, "store", "copy", "--to", "redis", "--all", "--json").json["blocks"] == 2
 
 
 def test_a_node_serves_what_the_home_holds(home: Path, tmp_path: Path) -> None:

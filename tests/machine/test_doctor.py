@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -9,7 +11,14 @@ import pytest
 
 from kdn.clock import ManualClock, SystemClock
 from kdn.errors import StoreError
-from kdn.machine.doctor import Diagnosis, examine, format_diagnosis, last_diagnosis, measured_dtype
+from kdn.machine.doctor import (
+    Diagnosis,
+    examine,
+    format_diagnosis,
+    installed_extras,
+    last_diagnosis,
+    measured_dtype,
+)
 from kdn.machine.facts import matmul_gflops
 
 
@@ -76,3 +85,11 @@ def test_a_rate_is_work_over_time() -> None:
             return super().now()
 
     assert matmul_gflops("cpu", "float32", Steps(), side=10) == pytest.approx(2e-6)
+
+
+def test_every_extra_of_the_package_is_listed() -> None:
+    """Against pyproject.toml, so that a new extra cannot be forgotten."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    named = set(project["project"]["optional-dependencies"]) - {"all", "dev"}
+    assert set(installed_extras()) == named
+    assert installed_extras()["net"] is (find_spec("numba") is not None)

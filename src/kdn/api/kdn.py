@@ -28,7 +28,7 @@ from kdn.core import (
     text_of,
     texts_of,
 )
-from kdn.errors import MissingExtra, UnknownModel
+from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.model import resolve
 from kdn.rag import Cutting, IngestReport, Library, LibrarySettings, Progress
 from kdn.rank import (
@@ -134,7 +134,8 @@ class Kdn:
         With `rerank` so many parts are retrieved, and the model itself says which of them fit best;
         their KV is that of the answer.  Raises BadInput when nothing was ingested.
         """
-        question = text_of(question, "question")
+        if not text_of(question, "question").strip():
+            raise BadInput("the question is empty; ask something")
         room = self.model.decoder.config.max_position - max_tokens - FRAME_TOKENS
         parts = find_parts(
             self.library,
@@ -283,8 +284,10 @@ class Kdn:
     def prefill(self, text: str, name: str | None = None, salt: str = "") -> int:
         """Compute and store the KV of a document behind the neutral prelude; its number of tokens.
 
-        What is stored already is not computed again.
+        What is stored already is not computed again.  Raises BadInput for an empty text.
         """
+        if not text_of(text, "text").strip():
+            raise BadInput(f"{name or 'the text'} is empty; there is nothing to store")
         prompt = self.prompts.of_document(text, name, salt)
         name = self.prompts.new_id("prefill")
         collect(self.engine.submit(Request(name, prompt, Sampling(max_tokens=1), salt=salt)))

@@ -173,7 +173,7 @@ def chat(
     documents = [read_text(path) for path in document or ()]
     choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
     opening = [{"role": "system", "content": system}] if system else []
-    history = list(opening)
+    history, turns = list(opening), list[dict[str, Any]]()
     with choice.open() as kdn:
         for text in _lines("" if as_json else "> "):
             if text == "/new":
@@ -190,10 +190,12 @@ def chat(
             )
             history.append({"role": "assistant", "content": answer.text})
             if as_json:
-                emit({"question": text, **answer_shape(answer)})
+                turns.append({"question": text, **answer_shape(answer)})
             else:
                 write_piece("\n")
                 say(usage_line(answer.usage) + "\n")
+    if as_json:
+        emit({"turns": turns})
 
 
 def _lines(prompt: str) -> Iterator[str]:

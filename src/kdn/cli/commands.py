@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from kdn.cli.show import say
 from kdn.errors import BadInput, KdnError
 
 __all__ = ["INTERRUPTED", "Commands"]
@@ -24,12 +26,26 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KdnError as error:
-            sys.stderr.write(f"kdn: {error}\n")
+            say(f"kdn: {error}")
             raise typer.Exit(2 if isinstance(error, BadInput) else 1) from error
         except KeyboardInterrupt as stop:
-            sys.stderr.write("\nkdn: stopped; what was finished before is kept\n")
+            say("\nkdn: stopped; what was finished before is kept")
             raise typer.Exit(INTERRUPTED) from stop
         except BrokenPipeError as gone:
             # The reader of our output has left; Python must not complain when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from gone
+        except OSError as error:
+            say(f"kdn: {_explained(error)}")
+            raise typer.Exit(1) from error
+
+
+def _explained(error: OSError) -> str:
+    """An error of the system as a sentence: what it was about, what happened, what to do."""
+    about = f"{error.filename}: " if error.filename is not None else ""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{about}{reason}; free some space, or choose another folder"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{about}{reason}; check its rights, or choose another folder with --home"
+    return f"{about}{reason}"

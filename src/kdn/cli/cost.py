@@ -25,7 +25,7 @@ from kdn.cli.prices import (
     TierOption,
     read_prices,
 )
-from kdn.cli.show import emit, table, time_text
+from kdn.cli.show import emit, table, tell, time_text
 from kdn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -81,15 +81,15 @@ def advise(
     if as_json:
         emit({"tiers": [_advice_shape(one) | _hiding_shape(one.tier, hiding) for one in advice]})
         return
-    print(f"{work.uses} uses of {context:,} tokens in {hours:g} h; USD over that time")
+    tell(f"{work.uses} uses of {context:,} tokens in {hours:g} h; USD over that time")
     bill = next((one.bill for one in advice if one.bill is not None), None)
     if bill is not None:
         text_usd, delay_s = bill.text.value, bill.text_delay.value
-        print(f"computed every time: {text_usd:.3g} USD, {delay_s:.3g} s to the first token")
+        tell(f"computed every time: {text_usd:.3g} USD, {delay_s:.3g} s to the first token")
     columns = ("tier", "store", "USD", "saves", "exact", "paper", "delay", "even/h", "keep")
     table("", columns, [_advice_row(one) for one in advice])
     for one in advice:
-        print(f"{one.tier}: {one.reason}")
+        tell(f"{one.tier}: {one.reason}")
     if blend is not None:
         _say_hiding(blend, hiding)
 
@@ -99,7 +99,7 @@ def _say_hiding(ratio: float, found: Sequence[Hiding]) -> None:
     from kdn.cost import cheapest_hiding
 
     for one in found:
-        print(
+        tell(
             f"{one.tier}: loads in {one.load.value:.2g} s, recomputing {ratio:.0%} takes"
             f" {one.mending.value:.2g} s: {'hidden' if one.hides else 'waited for'};"
             f" up to {one.free_ratio:.0%} is free"
@@ -107,7 +107,7 @@ def _say_hiding(ratio: float, found: Sequence[Hiding]) -> None:
     chosen = cheapest_hiding(found)
     if chosen is not None:
         why = "the cheapest that hides" if chosen.hides else "none hides; the fastest"
-        print(f"for blends at {ratio:.0%}: {chosen.tier} ({why})")
+        tell(f"for blends at {ratio:.0%}: {chosen.tier} ({why})")
 
 
 def _hiding_shape(tier: str, found: Sequence[Hiding]) -> dict[str, Any]:
@@ -248,4 +248,4 @@ def fit(
     points = ((32, 0), (1000, 0), (32, 1000), (4000, 0), (32, 4000))
     rows = [(new, cached, time_text(found.seconds(new, cached))) for new, cached in points]
     table("", ("to compute", "reused", "takes"), rows)
-    print(f"median error over the measured grid: {100 * (found.error or 0):.1f} %")
+    tell(f"median error over the measured grid: {100 * (found.error or 0):.1f} %")

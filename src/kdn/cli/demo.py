@@ -13,7 +13,7 @@ import typer
 
 from kdn.cli.ask import answer_shape, print_sources
 from kdn.cli.options import HomeOption, JsonOption, ModelChoice, ModelOption, read_settings
-from kdn.cli.show import emit, progress_bar, say, table, time_text, to_json, write_piece
+from kdn.cli.show import emit, progress_bar, say, table, tell, time_text, to_json, write_piece
 
 if TYPE_CHECKING:
     from kdn.api import Answer, Kdn
@@ -66,8 +66,8 @@ def demo(
         emit(shape)
         return
     _print_times(asked)
-    typer.echo(f"written to {output}")
-    typer.echo(
+    tell(f"written to {output}")
+    tell(
         f"A better model, once: kdn models get {BETTER_MODEL}   "
         f"then: kdn demo --model {BETTER_MODEL}"
     )
@@ -153,7 +153,7 @@ def _print_times(asked: list[DemoAnswer]) -> None:
         )
         for one in asked
     ]
-    typer.echo("")
+    tell("")
     columns = ("time to first token", "cold", "warm", "restarted", "warm is", "tokens reused")
     table("", columns, rows)
 

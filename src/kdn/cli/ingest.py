@@ -20,7 +20,7 @@ from kdn.cli.options import (
     ModelChoice,
     ModelOption,
 )
-from kdn.cli.show import emit, progress_bar, say, size_text, time_text
+from kdn.cli.show import emit, printable, progress_bar, say, size_text, tell, time_text
 from kdn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _bars() -> Iterator[tuple[Callable[[IngestProgress], None], Callable[[int, i
         task = bar.add_task("reading", total=None)
 
         def show(progress: IngestProgress) -> None:
-            name = Path(progress.source).name[:40]
+            name = printable(Path(progress.source).name[:40])
             bar.update(
                 task, total=progress.num_bytes, completed=progress.bytes_done, description=name
             )
@@ -175,10 +175,9 @@ def _print(report: IngestReport) -> None:
         "removed": len(report.removed),
         "refused": len(report.refused),
     }
-    typer.echo(
-        ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing to do"
-    )
-    typer.echo(
+    done = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    tell(done or "there is no document in what was named")
+    tell(
         f"{report.num_tokens:,} new tokens in {report.num_parts} parts, {time_text(report.seconds)}"
     )
     for refusal in report.refused:

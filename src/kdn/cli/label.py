@@ -18,7 +18,7 @@ from kdn.cli.options import (
     ModelChoice,
     ModelOption,
 )
-from kdn.cli.show import emit, progress_bar, say
+from kdn.cli.show import emit, progress_bar, say, tell
 from kdn.machine.text import read_text
 
 if TYPE_CHECKING:
@@ -158,12 +158,12 @@ def _report(
             }
         )
         return
-    typer.echo(
+    tell(
         f"{out}: {len(found.labelled)} rows, labels in the column {column!r}, "
         f"{found.num_abstained} rows without one; {computed / seconds if seconds else 0:.1f} rows/s"
     )
     if found.accuracy is not None:
-        typer.echo(
+        tell(
             f"accuracy {found.accuracy:.3f} over {found.num_known} known labels, "
             f"temperature {found.temperature:.2f} fitted on them"
         )

@@ -19,6 +19,7 @@ from kdn.cli.net import app as net
 from kdn.cli.node import node
 from kdn.cli.rerank import rerank
 from kdn.cli.serve import serve
+from kdn.cli.show import tell
 from kdn.cli.store_text import store
 
 __all__ = ["app", "main"]
@@ -47,7 +48,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         import kdn
 
-        typer.echo(f"kdn {kdn.__version__}")
+        tell(f"kdn {kdn.__version__}")
         raise typer.Exit
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kdn.cli.options import HomeOption, JsonOption, read_settings
-from kdn.cli.show import emit, say, size_text, table
+from kdn.cli.show import emit, say, size_text, table, tell
 
 __all__ = ["models"]
 
@@ -71,4 +71,4 @@ def get_model(
     if as_json:
         emit({"name": name, "path": path})
     else:
-        typer.echo(path)
+        tell(str(path))

@@ -21,7 +21,7 @@ from kdn.cli.options import (
     ModelChoice,
     ModelOption,
 )
-from kdn.cli.show import emit, say, time_text
+from kdn.cli.show import emit, say, tell, time_text
 from kdn.errors import BadInput
 from kdn.machine.text import decode_unicode, lines_of, normal_lines, read_text
 
@@ -69,7 +69,8 @@ def rerank(
 ) -> None:
     """Order texts by how well each belongs to a query; their KV is kept for the next query."""
     names, texts = _read(files or [], documents)
-    choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
+    given = _adapters(adapter, model, layout, template)
+    choice = ModelChoice(model, home, device, dtype, int8, given)
     with choice.open() as kdn:
         started = perf_counter()
         found = kdn.rerank(
@@ -80,7 +81,7 @@ def rerank(
             template=template,
             instruction=instruction,
             truncate=truncate,
-            adapter=adapter[0].partition("=")[0] if adapter else None,
+            adapter=given[0].partition("=")[0] if given else None,
         )
         seconds = perf_counter() - started
     if as_json:
@@ -88,6 +89,20 @@ def rerank(
     else:
         _print(found, names, seconds)
         _say_whose_blocks(template)
+
+
+def _adapters(
+    given: list[str] | None, model: str, layout: str, template: str | None
+) -> tuple[str, ...]:
+    """Those that were named, else the one that was trained to rank with this model."""
+    from kdn.api.rerank_once import trained_reranker
+
+    if given == ["none"]:
+        return ()
+    own = tuple(given or trained_reranker(model, layout, template))
+    if own and not given:
+        say(f"ranked by the adapter {own[0]} of {model}; --adapter none takes the model alone")
+    return own
 
 
 def _read(files: list[Path], documents: str | None) -> tuple[list[str], list[str]]:
@@ -145,7 +160,7 @@ def _result(one: RankedDocument, names: list[str]) -> dict[str, Any]:
 def _print(found: Ranking, names: list[str], seconds: float) -> None:
     for one in found:
         opening = " ".join(one.document.split())[:_SHOWN]
-        typer.echo(f"{one.score:.4f}  {names[one.index]}  {opening}")
+        tell(f"{one.score:.4f}  {names[one.index]}  {opening}")
     share = found.cached_tokens / found.prompt_tokens if found.prompt_tokens else 0.0
     say(
         f"\n{len(names)} documents in {time_text(seconds)}; {found.prompt_tokens:,} prompt tokens, "

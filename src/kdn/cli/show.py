@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,24 +17,37 @@ import msgspec
 from kdn.trace import Recorder, Trace
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
 
 __all__ = [
     "emit",
+    "printable",
     "progress_bar",
     "say",
     "size_text",
     "table",
+    "tell",
     "tell_failures",
     "time_text",
     "write_piece",
 ]
 
 
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What steers a terminal, or the direction of its text."""
+
+
+def printable(text: str) -> str:
+    """`text` with what would steer a terminal shown as an escape: file names and answers are foreign."""
+    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def emit(shape: object) -> None:
-    """One line of JSON on stdout: the machine-readable result of a command."""
-    sys.stdout.write(to_json(shape).decode() + "\n")
+    """One JSON object in one line on stdout: the machine-readable result of a command."""
+    line = to_json(shape).decode()
+    assert line.startswith("{"), "--json promises an object"
+    # below U+0020 JSON escapes by itself
+    sys.stdout.write(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) + "\n")
     sys.stdout.flush()
 
 
@@ -53,32 +69,67 @@ def _plain(value: object) -> Any:
 
 def say(text: str) -> None:
     """One line for people, on stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")
     sys.stderr.flush()
+
+
+def tell(text: str) -> None:
+    """One line of a result, on stdout."""
+    write_piece(text + "\n")
 
 
 def write_piece(text: str) -> None:
     """A piece of a streamed answer on stdout, immediately."""
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text))
     sys.stdout.flush()
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A small table on stdout; the first column is text, the others are numbers."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    """A small table on stdout; the first column is text, the others are numbers.
 
-    found = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        found.add_column(column, justify="right" if index else "left", overflow="fold")
+    Where it is wider than the terminal, each row is written as lines instead: no word is broken.
+    """
+    head = [printable(column) for column in columns]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    if title:
+        tell(title)
+    if sum(widths) + 2 * (len(widths) - 1) > _terminal_columns():
+        _tell_records(head, cells)
+        return
+    tell(_line(head, widths))
+    tell("  ".join("-" * width for width in widths))
+    for row in cells:
+        tell(_line(row, widths))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = (
+        cell.rjust(width) if place else cell.ljust(width)
+        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    return "  ".join((first, *others)).rstrip()
+
+
+def _tell_records(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    width = max(map(len, head))
     for row in rows:
-        found.add_row(*map(str, row))
-    _console(error=False).print(found)
+        for name, cell in zip(head, row, strict=True):
+            tell(f"{name.ljust(width)}  {cell}".rstrip())
+        tell("")
+
+
+def _terminal_columns() -> int:
+    """The width of the terminal; of a file or pipe, as wide as it takes."""
+    if not (sys.stdout.isatty() or "COLUMNS" in os.environ):
+        return sys.maxsize
+    return shutil.get_terminal_size().columns
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """A bar on stderr that removes itself; silent where stderr is no terminal."""
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -87,17 +138,11 @@ def progress_bar() -> Iterator[Progress]:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),
     )
-    console = _console(error=True)
+    console = Console(stderr=True, highlight=False)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         yield bar
-
-
-def _console(*, error: bool) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=error, highlight=False)
 
 
 def size_text(size_bytes: float) -> str:

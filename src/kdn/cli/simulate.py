@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdn.cli.options import JsonOption
-from kdn.cli.show import emit, say, size_text, table
+from kdn.cli.show import emit, say, size_text, table, tell
 from kdn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def simulate(
     if as_json:
         emit({"trace": str(trace.name), "runs": [_shape(one, block_bytes) for one in found]})
         return
-    print(_title(requests))
+    tell(_title(requests))
     table(
         "",
         ("policy", "capacity", "blocks", "hit rate", "read", "written"),

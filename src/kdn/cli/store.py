@@ -9,9 +9,9 @@ import typer
 
 from kdn.cli.calibrate import calibrate, records_of, show_record
 from kdn.cli.options import HomeOption, JsonOption, read_settings
-from kdn.cli.show import emit, say, size_text, table
+from kdn.cli.show import emit, say, size_text, table, tell
 from kdn.cli.simulate import simulate
-from kdn.cli.store_blocks import compress, copy, move, pin, tell, unpin, warm
+from kdn.cli.store_blocks import compress, copy, move, pin, tell_done, unpin, warm
 from kdn.cli.which import (
     FingerprintOption,
     KeyOption,
@@ -72,7 +72,7 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
         paying = [(name, *map(str, one.values())) for name, one in outlook.items()]
         table("acting on prices, a first block of 256 tokens", columns, paying)
     saved, spent = ledger.saved.value, ledger.spent.value
-    print(f"these blocks have saved {saved:.3g} USD of computing and cost {spent:.3g} USD")
+    tell(f"these blocks have saved {saved:.3g} USD of computing and cost {spent:.3g} USD")
 
 
 def _ledger(found: Store, home: Path | None) -> Ledger:
@@ -161,7 +161,7 @@ def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
         }
         emit(shape)
     else:
-        typer.echo(
+        tell(
             f"{report.blocks} blocks, {size_text(report.size_bytes)}: {len(report.corrupt)} damaged"
         )
     if report.corrupt:
@@ -193,7 +193,7 @@ def clear(
     if as_json:
         emit({"forgotten": len(keys)})
     else:
-        typer.echo(f"forgot {len(keys)} blocks")
+        tell(f"forgot {len(keys)} blocks")
 
 
 for command in (warm, pin, unpin, copy, move, compress):
@@ -220,7 +220,7 @@ def export(
         file.open("wb") as bundle,
     ):
         done = export_blocks(found, keys, bundle)
-    tell(done, "exported", as_json)
+    tell_done(done, "exported", as_json)
 
 
 @store.command("import")
@@ -236,4 +236,4 @@ def take_in(
 
     with opened(home) as found, file.open("rb") as bundle:
         done = import_blocks(found, bundle, salt)
-    tell(done, "imported", as_json)
+    tell_done(done, "imported", as_json)

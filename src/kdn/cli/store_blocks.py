@@ -8,27 +8,34 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdn.cli.options import HomeOption, JsonOption
-from kdn.cli.show import emit, say, size_text
-from kdn.cli.which import FingerprintOption, KeyOption, SaltOption, picked
+from kdn.cli.show import emit, say, size_text, tell
+from kdn.cli.which import (
+    AllOption,
+    FingerprintOption,
+    KeyOption,
+    SaltOption,
+    picked,
+    refuse_all,
+)
 
 if TYPE_CHECKING:
     from kdn.store.admin.manage import Done
 
-__all__ = ["compress", "copy", "move", "pin", "tell", "unpin", "warm"]
+__all__ = ["compress", "copy", "move", "pin", "tell_done", "unpin", "warm"]
 
 
-def tell(done: Done, what: str, as_json: bool) -> None:
+def tell_done(done: Done, what: str, as_json: bool) -> None:
     """What was done to how many blocks, and how many were missing."""
     if as_json:
         emit(asdict(done))
         return
-    typer.echo(f"{what} {done.blocks} blocks, {size_text(done.size_bytes)}")
+    tell(f"{what} {done.blocks} blocks, {size_text(done.size_bytes)}")
     if done.missing:
         say(f"kdn: {done.missing} blocks were not there any more, or not whole")
 
 
 def _count(blocks: int, what: str, as_json: bool) -> None:
-    emit({"blocks": blocks}) if as_json else typer.echo(f"{what} {blocks} blocks")
+    emit({"blocks": blocks}) if as_json else tell(f"{what} {blocks} blocks")
 
 
 def warm(
@@ -43,7 +50,7 @@ def warm(
     from kdn.store.admin.manage import warm as bring
 
     with picked(home, key, salt, fingerprint) as (found, keys):
-        tell(bring(found, keys), "warmed", as_json)
+        tell_done(bring(found, keys), "warmed", as_json)
 
 
 def pin(
@@ -51,6 +58,7 @@ def pin(
     key: KeyOption = None,
     salt: SaltOption = None,
     fingerprint: FingerprintOption = None,
+    everything: AllOption = False,
     seconds: Annotated[
         float | None, typer.Option("--for", min=0, help="Seconds; without it until unpinned.")
     ] = None,
@@ -60,6 +68,7 @@ def pin(
     """Keep blocks from being evicted, by any kdn on this store."""
     from kdn.clock import SystemClock
 
+    refuse_all(key, salt is not None, fingerprint, everything=everything)
     with picked(home, key, salt, fingerprint) as (found, keys):
         found.tenancy.persistent_pins.pin(
             keys, None if seconds is None else SystemClock().wall() + seconds
@@ -72,10 +81,12 @@ def unpin(
     key: KeyOption = None,
     salt: SaltOption = None,
     fingerprint: FingerprintOption = None,
+    everything: AllOption = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Let pinned blocks be evicted again."""
+    refuse_all(key, salt is not None, fingerprint, everything=everything)
     with picked(home, key, salt, fingerprint) as (found, keys):
         count = found.tenancy.persistent_pins.unpin(keys)
     _count(count, "unpinned", as_json)
@@ -88,14 +99,16 @@ def copy(
     key: KeyOption = None,
     salt: SaltOption = None,
     fingerprint: FingerprintOption = None,
+    everything: AllOption = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put blocks into another tier too."""
     from kdn.store.admin.manage import copy as carry
 
+    refuse_all(key, salt is not None, fingerprint, source, everything=everything)
     with picked(home, key, salt, fingerprint, source) as (found, keys):
-        tell(carry(found, keys, to, source), "copied", as_json)
+        tell_done(carry(found, keys, to, source), "copied", as_json)
 
 
 def move(
@@ -105,14 +118,16 @@ def move(
     key: KeyOption = None,
     salt: SaltOption = None,
     fingerprint: FingerprintOption = None,
+    everything: AllOption = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put blocks into another tier, and out of the one they are in."""
     from kdn.store.admin.manage import move as carry
 
+    refuse_all(key, salt is not None, fingerprint, source, everything=everything)
     with picked(home, key, salt, fingerprint, source) as (found, keys):
-        tell(carry(found, keys, to, source), "moved", as_json)
+        tell_done(carry(found, keys, to, source), "moved", as_json)
 
 
 def compress(
@@ -121,11 +136,13 @@ def compress(
     key: KeyOption = None,
     salt: SaltOption = None,
     fingerprint: FingerprintOption = None,
+    everything: AllOption = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write blocks again with another codec."""
     from kdn.store.admin.manage import compress as rewrite
 
+    refuse_all(key, salt is not None, fingerprint, everything=everything)
     with picked(home, key, salt, fingerprint) as (found, keys):
-        tell(rewrite(found, keys, codec), "rewrote", as_json)
+        tell_done(rewrite(found, keys, codec), "rewrote", as_json)

@@ -15,7 +15,7 @@ from kdn.cli.options import (
     ModelChoice,
     ModelOption,
 )
-from kdn.cli.show import emit, tell_failures
+from kdn.cli.show import emit, tell, tell_failures
 from kdn.cli.store import store
 from kdn.machine.text import read_text
 
@@ -59,7 +59,7 @@ def put(
             tokens = kdn.prefill(read_text(file), file.name, owner)
             rows.append({"file": str(file), "tokens": tokens})
             if not as_json:
-                typer.echo(f"{file}: {tokens:,} tokens")
+                tell(f"{file}: {tokens:,} tokens")
         kdn.store.flush()
     if as_json:
         emit({"salt": owner, "files": rows})
@@ -89,7 +89,7 @@ def lookup(
             shown.append({"file": str(file), **shape})
             if not as_json:
                 tiers = ", ".join(dict.fromkeys(hit.tier for hit in match.hits)) or "nowhere"
-                typer.echo(f"{file}: {match.num_tokens:,} of {wanted:,} tokens ({tiers})")
+                tell(f"{file}: {match.num_tokens:,} of {wanted:,} tokens ({tiers})")
         tell_failures(kdn.trace)
     if as_json:
         emit({"salt": owner, "files": shown})

