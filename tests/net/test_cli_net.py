@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from kdn.cli.main import app
+from kdn.cli.program import app
 
 
 def test_simulate_prints_one_json_object() -> None:

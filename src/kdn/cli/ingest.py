@@ -20,7 +20,16 @@ from kdn.cli.options import (
     ModelChoice,
     ModelOption,
 )
-from kdn.cli.show import emit, printable, progress_bar, say, size_text, tell, time_text
+from kdn.cli.show import (
+    emit,
+    printable,
+    progress_bar,
+    say,
+    size_text,
+    tell,
+    tell_failures,
+    time_text,
+)
 from kdn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -76,6 +85,8 @@ def ingest(
                 on_prefill=on_prefill,
                 cancelled=stopped,
             )
+        kdn.store.flush()
+        failed = tell_failures(kdn.trace)
     if as_json:
         emit(_shape(report))
     else:
@@ -84,6 +95,8 @@ def ingest(
         say("kdn: stopped; the documents listed above are in, whole; ingest again for the rest")
         raise typer.Exit(INTERRUPTED)
     _refuse_nothing(report)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _refuse_nothing(report: IngestReport) -> None:

@@ -85,30 +85,34 @@ def write_piece(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A small table on stdout; the first column is text, the others are numbers.
+    """A small table on stdout: text to the left, numbers to the right.
 
     Where it is wider than the terminal, each row is written as lines instead: no word is broken.
     """
     head = [printable(column) for column in columns]
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    numeric = [all(map(_is_number, column)) for column in zip(*cells, strict=True)]
+    numeric = numeric or [False] * len(head)
     if title:
         tell(title)
     if sum(widths) + 2 * (len(widths) - 1) > _terminal_columns():
         _tell_records(head, cells)
         return
-    tell(_line(head, widths))
+    tell(_line(head, widths, numeric))
     tell("  ".join("-" * width for width in widths))
     for row in cells:
-        tell(_line(row, widths))
+        tell(_line(row, widths, numeric))
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = (
-        cell.rjust(width) if place else cell.ljust(width)
-        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return "  ".join((first, *others)).rstrip()
+def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    places = zip(cells, widths, numeric, strict=True)
+    shown = (cell.rjust(width) if right else cell.ljust(width) for cell, width, right in places)
+    return "  ".join(shown).rstrip()
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1] in "+-.0123456789" or not cell
 
 
 def _tell_records(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -161,8 +165,18 @@ def time_text(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-def tell_failures(trace: Trace) -> None:
-    """Of every tier that failed meanwhile, say why it last did: an empty answer is not to look sound."""
-    failed = trace.events("store.failed") if isinstance(trace, Recorder) else []
+def tell_failures(trace: Trace) -> bool:
+    """Of every tier that failed or refused blocks meanwhile, say why it last did; False for none.
+
+    An empty answer must not look sound, nor blocks that were not written as if they were.
+    """
+    if not isinstance(trace, Recorder):
+        return False
+    failed = trace.events("store.failed")
     for tier, reason in {event.fields["tier"]: event.fields["reason"] for event in failed}.items():
         say(f"note: the {tier} tier could not be asked: {reason}")
+    refused = trace.events("store.refuse")
+    for tier, reason in {event.fields["tier"]: event.fields["reason"] for event in refused}.items():
+        count = sum(event.fields["tier"] == tier for event in refused)
+        say(f"note: {count} blocks could not be written to the {tier} tier: {reason}")
+    return bool(failed or refused)

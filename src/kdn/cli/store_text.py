@@ -61,8 +61,11 @@ def put(
             if not as_json:
                 tell(f"{file}: {tokens:,} tokens")
         kdn.store.flush()
+        failed = tell_failures(kdn.trace)
     if as_json:
         emit({"salt": owner, "files": rows})
+    if failed:
+        raise typer.Exit(1)
 
 
 @store.command()

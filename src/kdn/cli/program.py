@@ -22,7 +22,7 @@ from kdn.cli.serve import serve
 from kdn.cli.show import tell
 from kdn.cli.store_text import store
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 
 def build_app() -> typer.Typer:
@@ -62,8 +62,3 @@ def describe(
 
 
 app = build_app()
-
-
-def main() -> None:
-    """The `kdn` program: exits with 0, 1 (it failed), 2 (it was asked wrongly) or 130 (Ctrl-C)."""
-    app(prog_name="kdn")
