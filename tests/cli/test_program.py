@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from kdn.cli.commands import explained
 from tests.cli.program import environment, finish, kdn, start
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -139,3 +144,80 @@ def test_public_names_load_on_first_use(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["ingest", "ask", "store put", "store stat", "store clear --yes", "doctor", "cost fit"],
+)
+def test_a_home_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, tiny_model: Callable[..., Path], command: str
+) -> None:
+    (tmp_path / "taken").write_text("a file where the home folder should be")
+    (tmp_path / "text.txt").write_text("words")
+    arguments: list[str | Path] = list(command.split())
+    if command in ("ingest", "store put"):
+        arguments.append(tmp_path / "text.txt")
+    if command == "ask":
+        arguments.append("why?")
+    if command in ("ingest", "ask", "store put", "cost fit"):
+        arguments += ["--model", tiny_model()]
+    done = kdn(tmp_path / "taken" / "home", *arguments)
+    assert done.code == 1
+    (line,) = [line for line in done.err.splitlines() if line.startswith("kdn: ")]
+    assert "taken" in line
+    assert "Traceback" not in done.err
+
+
+def test_errors_of_the_system_say_what_to_do() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/home/a")
+    assert explained(full) == (
+        "/home/a: No space left on device; free some space, or choose another folder"
+    )
+    shut = PermissionError(errno.EACCES, "Permission denied", "/home/a")
+    assert "check its rights" in explained(shut)
+    assert explained(OSError("odd")) == "odd"
+
+
+def test_ctrl_c_is_130_from_the_first_import_on(tmp_path: Path) -> None:
+    program = (
+        "import builtins, kdn.cli\n"
+        "real = builtins.__import__\n"
+        "def stopped(name, *rest):\n"
+        "    if name == 'kdn.cli.program': raise KeyboardInterrupt\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = stopped\n"
+        "kdn.cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "\nkdn: stopped\n")
+
+
+def test_no_name_steers_the_terminal(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
+    name = "\x1b]0;PWNED\x07.txt"
+    (tmp_path / name).write_text("words and more words")
+    done = kdn(tmp_path / "home", "store", "put", tmp_path / name, "--model", tiny_model())
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out + done.err
+    assert r"\x1b]0;PWNED\x07.txt" in done.out
+
+
+def test_an_empty_text_is_not_stored(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    done = kdn(tmp_path, "store", "put", tmp_path / "empty.txt", "--model", tiny_model())
+    assert done.code == 2
+    assert "empty.txt is empty; there is nothing to store" in done.err
+
+
+@pytest.mark.parametrize("command", ["pin", "unpin", "compress none", "copy --to disk"])
+def test_all_blocks_are_changed_only_when_that_is_said(tmp_path: Path, command: str) -> None:
+    done = kdn(tmp_path, "store", *command.split())
+    assert done.code == 2
+    assert "which blocks? pick some with --key, --salt or --fingerprint, or say --all" in done.err
+    assert kdn(tmp_path, "store", *command.split(), "--all").code == 0

@@ -92,14 +92,20 @@ def test_documents_ingested_for_ranking_are_not_computed_by_the_answer(
     assert usage["exact"] > len("The red door opens")
 
 
-def test_the_reranker_that_comes_with_kdn_goes_by_its_name(smollm2: Path, tmp_path: Path) -> None:
-    """Zero-shot, the small model prefers the wrong capital; trained, it does not."""
+def test_the_reranker_that_comes_with_kdn_ranks_by_default(smollm2: Path, tmp_path: Path) -> None:
+    """It is the default for its model, in the layout that it was trained for."""
     for name, text in (("a", "Paris is the capital of France."), ("b", "Berlin is a capital.")):
         (tmp_path / name).write_text(text)
     files = (tmp_path / "a", tmp_path / "b")
     asked = ("rerank", "Which city does Germany have as its capital?", *files, "--json")
-    found = kdn(tmp_path / "home", *asked, "--adapter", "document-first").json
-    assert [Path(one["name"]).name for one in found["results"]] == ["b", "a"]
+    found = kdn(tmp_path / "home", *asked)
+    assert [Path(one["name"]).name for one in found.json["results"]] == ["b", "a"]
+    assert "ranked by the adapter document-first of smollm2-135m" in found.err
+    named = kdn(tmp_path / "home", *asked, "--adapter", "document-first").json
+    assert named["results"] == found.json["results"]
+    plain = kdn(tmp_path / "home", *asked, "--adapter", "none")
+    assert plain.json["results"][0]["log_odds"] != found.json["results"][0]["log_odds"]
+    assert "ranked by" not in plain.err
     wrong = kdn(tmp_path / "home", *asked, "--adapter", "documents-first")
     assert (wrong.code, "document-first" in wrong.err) == (2, True)
 

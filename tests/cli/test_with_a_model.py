@@ -125,7 +125,7 @@ def test_ctrl_c_stops_an_ingest_that_can_be_taken_up_again(
 def test_a_chat_goes_on_from_what_it_kept(tmp_path: Path, tiny: Path) -> None:
     chat = ("chat", "--model", tiny, "--max-tokens", "8", "--json")
     done = kdn(tmp_path, *chat, typed="Hello there\nAnd now?\n/new\nHello there\n/quit\nunheard\n")
-    turns = [json.loads(line) for line in done.out.splitlines()]
+    turns = done.json["turns"]
     assert [turn["question"] for turn in turns] == ["Hello there", "And now?", "Hello there"]
     first, second, anew = (turn["usage"] for turn in turns)
     assert first["exact"] == 0

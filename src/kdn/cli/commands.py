@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from kdn.cli.show import say
 from kdn.errors import BadInput, KdnError
 
-__all__ = ["INTERRUPTED", "Commands"]
+__all__ = ["INTERRUPTED", "Commands", "explained"]
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended, as shells have it."""
@@ -36,11 +36,11 @@ class Commands(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from gone
         except OSError as error:
-            say(f"kdn: {_explained(error)}")
+            say(f"kdn: {explained(error)}")
             raise typer.Exit(1) from error
 
 
-def _explained(error: OSError) -> str:
+def explained(error: OSError) -> str:
     """An error of the system as a sentence: what it was about, what happened, what to do."""
     about = f"{error.filename}: " if error.filename is not None else ""
     reason = error.strerror or str(error)

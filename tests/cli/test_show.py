@@ -1,0 +1,102 @@
+"""What commands print: nothing steers a terminal, no word is broken, --json is one object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kdn.cli.show import emit, printable, say, size_text, table, tell, tell_failures, time_text
+from kdn.trace import NoTrace, Recorder
+
+EVIL = "\x1b]0;PWNED\x07\x1b[31m.pdf"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, ünïcode\tand\nlines", "plain, ünïcode\tand\nlines"),
+        (EVIL, r"\x1b]0;PWNED\x07\x1b[31m.pdf"),
+        ("\x9b31m", r"\x9b31m"),
+        ("a\rb\x08c", r"a\rb\x08c"),
+        ("exe.\u202efdp", r"exe.\u202efdp"),
+    ],
+)
+def test_what_steers_a_terminal_is_shown_as_an_escape(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_every_way_out_is_safe(capsys: pytest.CaptureFixture[str]) -> None:
+    say(EVIL)
+    tell(EVIL)
+    table(EVIL, [EVIL], [[EVIL]])
+    emit({EVIL: EVIL, "c1": "\x9b"})
+    written = capsys.readouterr()
+    assert "\x1b" not in written.out + written.err
+    assert "\x9b" not in written.out
+
+
+def test_json_is_one_object_that_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({"name": EVIL, "path": Path("/a"), "odd": "\x9b\u202e\u2028"})
+    line = capsys.readouterr().out
+    assert json.loads(line) == {"name": EVIL, "path": "/a", "odd": "\x9b\u202e\u2028"}
+    with pytest.raises(AssertionError):
+        emit([1, 2])
+
+
+def test_a_table_has_text_to_the_left_and_numbers_to_the_right(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table("sizes", ("tier", "blocks", "about"), [("memory", 7, "quick"), ("disk", 1200, "large")])
+    assert capsys.readouterr().out.splitlines() == [
+        "sizes",
+        "tier    blocks  about",
+        "------  ------  -----",
+        "memory       7  quick",
+        "disk      1200  large",
+    ]
+
+
+def test_a_wide_table_becomes_lines_and_breaks_no_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seventeen columns of ten letters need 202 places; 80 are there."""
+    monkeypatch.setenv("COLUMNS", "80")
+    columns = [f"column{number:04}" for number in range(17)]
+    rows = [[f"cell {row} {number}" for number in range(17)] for row in range(2)]
+    table("", columns, rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[:2] == ["column0000  cell 0 0", "column0001  cell 0 1"]
+    assert sum(line.startswith("column0016") for line in lines) == 2
+    monkeypatch.setenv("COLUMNS", "300")
+    table("", columns, rows)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_an_empty_table_is_its_head(capsys: pytest.CaptureFixture[str]) -> None:
+    table("", ("tier", "blocks"), [])
+    assert capsys.readouterr().out == "tier  blocks\n----  ------\n"
+
+
+def test_sizes_and_times() -> None:
+    assert [size_text(n) for n in (0, 999, 1500, 2.5e9, 3e12)] == [
+        "0 B", "999 B", "1.5 kB", "2.5 GB", "3 TB",
+    ]  # fmt: skip
+    assert [time_text(s) for s in (0.0071, 12.34, 240)] == ["7 ms", "12.3 s", "4.0 min"]
+
+
+def test_failures_of_tiers_are_told_once_each(capsys: pytest.CaptureFixture[str]) -> None:
+    trace = Recorder()
+    assert not tell_failures(trace)
+    assert not tell_failures(NoTrace())
+    for reason in ("refused", "timed out"):
+        trace.event("store.failed", tier="redis", reason=reason)
+    for _ in range(3):
+        trace.event("store.refuse", tier="disk", key="k", reason="the disk is full")
+    assert tell_failures(trace)
+    assert capsys.readouterr().err.splitlines() == [
+        "note: the redis tier could not be asked: timed out",
+        "note: 3 blocks could not be written to the disk tier: the disk is full",
+    ]
