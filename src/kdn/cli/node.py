@@ -36,7 +36,9 @@ def node(
     ] = None,
     allow_unauthenticated: Annotated[
         bool,
-        typer.Option("--allow-unauthenticated", help="Whoever reaches the port may do everything."),
+        typer.Option(
+            "--allow-unauthenticated", help="Serve everyone that reaches the port, without a key."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -1,6 +1,7 @@
-"""Trades in HTTP: OpenAI's API over an open Kdn, and a node's blocks. The only asynchronous room.
+"""The server: OpenAI's API over an open Kdn, and a node's blocks.
 
-Only `kdn.cli` imports it. Read `app.py` first, then `openai/generate.py` along one request.
+Trades in HTTP requests and responses; the only asynchronous room. Only `cli` may import it.
+Start reading at `app.py`, then follow one request through `openai/generate.py`.
 """
 
 from __future__ import annotations

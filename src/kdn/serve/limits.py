@@ -88,7 +88,7 @@ _DEFAULTS = ServeConfig()
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server holds at one time. A caller is whoever has one API key.
+    """What a server holds at one time. A caller is known by its API key.
 
     Raises BadConfig for a bound below 1.
     """

@@ -73,6 +73,7 @@ def make_server(app: FastAPI, settings: ServeSettings, log_level: str = "info") 
         http="h11",  # the parser that bounds the size of a head
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
+        proxy_headers=False,  # what a proxy says of its client decides nothing here
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.private_key,
     )

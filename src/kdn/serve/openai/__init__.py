@@ -1,1 +1,1 @@
-"""The OpenAI-compatible API."""
+"""The OpenAI-compatible API: bodies to requests, events to answers."""

@@ -30,7 +30,7 @@ class Grant:
 
 
 OPEN = Grant("anybody", "", admin=True)
-"""Loopback without any key: whoever is on this machine owns the store's files anyway."""
+"""A node that was started with --allow-unauthenticated."""
 
 
 def read_grants(admin_key: str | None, tenant_keys: tuple[str, ...]) -> tuple[Grant, ...]:

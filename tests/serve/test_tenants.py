@@ -1,0 +1,92 @@
+"""What one key's requests store is nothing to another key, in counts and in time: a tiny model, real KV."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdn
+from kdn.config import load_config
+from kdn.serve import ServeSettings, served
+from tests.serve.running import Running, running
+
+SETTINGS = ServeSettings(
+    port=0, api_keys=("ONE", "TWO"), salted_keys=("alice=ALICE", "carol+public=CAROL")
+)
+
+
+@pytest.fixture(scope="module")
+def server(
+    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    config = load_config({"KDN_ENGINE_FIT_IDLE_S": "0"}, home=tmp_path_factory.mktemp("home"))
+    folder = tiny_model("llama", max_position_embeddings=4096)
+    with (
+        kdn.open(folder, config=config, dtype="float32") as opened,
+        running(served(opened), SETTINGS) as server,
+    ):
+        yield server
+        opened.check()
+
+
+def ask(server: Running, key: str, text: str, salt: str | None = None) -> tuple[int, float]:
+    """How many prompt tokens were reused, and the seconds that it took."""
+    body: dict[str, Any] = {"prompt": text, "max_tokens": 1}
+    if salt is not None:
+        body["cache_salt"] = salt
+    begun = time.perf_counter()
+    answer = server.http.post(
+        "/v1/completions", json=body, headers={"authorization": f"Bearer {key}"}
+    )
+    took_s = time.perf_counter() - begun
+    assert answer.status_code == 200, answer.text
+    return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"], took_s
+
+
+def test_a_salt_is_worth_something_only_with_its_key(server: Running) -> None:
+    secret = "the salary of Odalys is 4711. " * 20
+    assert ask(server, "ALICE", secret, "alice")[0] == 0
+    assert ask(server, "ALICE", secret)[0] > 500, "her own, with and without its name"
+    for key in ("ONE", "TWO", "CAROL"):
+        assert ask(server, key, secret, "alice")[0] == 0, key
+    # each found only what itself has stored just now
+    for key in ("ONE", "TWO", "CAROL"):
+        assert ask(server, key, secret, "alice")[0] > 500, key
+
+
+def test_what_is_public_answers_everybody_and_is_written_by_grant(server: Running) -> None:
+    text = "written for all of them. " * 20
+    ask(server, "CAROL", text, "public")
+    for key, salt in (("ONE", None), ("TWO", "mine"), ("ALICE", None)):
+        assert ask(server, key, text, salt)[0] > 400, key
+
+
+def test_keys_without_salts_share_what_they_store_without_one(server: Running) -> None:
+    text = "one handbook for two teams. " * 20
+    ask(server, "ONE", text)
+    assert ask(server, "TWO", text)[0] > 400
+    assert ask(server, "ALICE", text)[0] == 0
+
+
+def test_time_does_not_tell_what_another_key_has_stored(server: Running) -> None:
+    """Twenty prompts that ALICE stored and twenty that nobody did, asked by TWO in turn."""
+    stored = [f"{number} is stored by somebody else. " * 40 for number in range(20)]
+    fresh = [f"{number} was never asked by anybody. " * 40 for number in range(20)]
+    for text in stored:
+        ask(server, "ALICE", text, "alice")
+    times: dict[str, list[float]] = {"stored": [], "fresh": []}
+    for left, right in zip(stored, fresh, strict=True):
+        times["stored"].append(ask(server, "TWO", left, "alice")[1])
+        times["fresh"].append(ask(server, "TWO", right, "alice")[1])
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    quartiles = statistics.quantiles(times["stored"] + times["fresh"], n=4)
+    gap, spread = abs(medians["stored"] - medians["fresh"]), quartiles[2] - quartiles[0]
+    assert gap <= max(spread, 0.25 * medians["fresh"]), (medians, spread)
+    # the same comparison sees what is really reused: it is not blind
+    own = statistics.median(ask(server, "TWO", text, "alice")[1] for text in stored)
+    assert own < medians["fresh"]
