@@ -37,7 +37,8 @@ from kdn.reuse import LossRule, PrefixReuse, RecordLookups, Stack
 from kdn.reuse.blend import BlendReuse, QualityGuard, RatioController
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.reuse.codec_quality import QualityRecord
-from kdn.reuse.load_or_compute import EstimateS, MeasuredSpeeds
+from kdn.reuse.load_or_compute import EstimateS
+from kdn.reuse.source import MeasuredSpeeds
 from kdn.schedule import RequestQueue, make_policy
 from kdn.store import CODECS, LookupRecorder, Store
 from kdn.trace import Recorder, Tee, Trace

@@ -14,10 +14,14 @@ faster.
 from __future__ import annotations
 
 import ctypes
+import statistics
+import threading
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from math import inf
 
 import numpy as np
 import torch
@@ -27,8 +31,9 @@ from kdn.clock import Clock
 from kdn.core import KvShape, LayerKV
 from kdn.errors import CorruptBlock
 from kdn.store import Reader
+from kdn.trace import Value
 
-__all__ = ["Pace", "StoreSource", "close_all", "loaded_bytes", "tokens_by_tier"]
+__all__ = ["MeasuredSpeeds", "Pace", "StoreSource", "close_all", "loaded_bytes", "tokens_by_tier"]
 
 _READ_BYTES = 1 << 20
 """One read of a block is at most this, or one layer."""
@@ -212,3 +217,57 @@ def _tensor(data: memoryview, dtype: torch.dtype) -> Tensor:
     raw = (ctypes.c_char * data.nbytes).from_address(source.ctypes.data)
     raw.source = source  # type: ignore[attr-defined]  # the tensor keeps the bytes alive
     return torch.frombuffer(raw, dtype=dtype)
+
+
+_REMEMBERED = 16
+"""Measurements that count; older ones may be of another load on the machine."""
+_FEWEST_TOKENS = 256
+"""Shorter prefills say more about overheads than about speed."""
+
+
+class MeasuredSpeeds:
+    """How quick loads and prefills have been in this process. Safe from several threads.
+
+    As a trace listener it takes the speed of a prefill from answers that nothing was blended for.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._token_s: deque[float] = deque(maxlen=_REMEMBERED)
+        self._byte_s: dict[str, deque[float]] = {}
+
+    def load_s(self, tier: str, size_bytes: int) -> float:
+        """Seconds to load so many bytes, as measured; 0 when nothing was."""
+        with self._lock:
+            known = self._byte_s.get(tier)
+            return statistics.median(known) * size_bytes if known else 0.0
+
+    def prefill_s(self, num_tokens: int) -> float:
+        """Seconds to compute so many tokens, as measured; 0 when nothing was."""
+        with self._lock:
+            return statistics.median(self._token_s) * num_tokens if self._token_s else 0.0
+
+    def loaded(self, tier: str, size_bytes: int, seconds: float) -> None:
+        """Take note of a load."""
+        if _is_time(seconds):
+            with self._lock:
+                known = self._byte_s.setdefault(tier, deque(maxlen=_REMEMBERED))
+                known.append(seconds / max(size_bytes, 1))
+
+    def prefilled(self, num_tokens: int, seconds: float) -> None:
+        """Take note of a prefill that reused nothing."""
+        if num_tokens >= _FEWEST_TOKENS and _is_time(seconds) and seconds > 0:
+            with self._lock:
+                self._token_s.append(seconds / num_tokens)
+
+    def event(self, name: str, **fields: Value) -> None:
+        """As a trace: answers that began with a plain prefill are measurements of it."""
+        if name != "engine.finish" or "ttft_ms" not in fields or fields.get("blended"):
+            return
+        computed = float(fields["prompt_tokens"] or 0) - float(fields["exact"] or 0)
+        self.prefilled(int(computed), float(fields["ttft_ms"] or 0) / 1000)
+
+
+def _is_time(seconds: float) -> bool:
+    """Is it a duration? A clock that was set back, or a number that is none, measures nothing."""
+    return 0 <= seconds < inf

@@ -15,7 +15,7 @@ from typing import Any
 
 from kdn.clock import Clock
 from kdn.core import KvShape
-from kdn.reuse.load_or_compute import MeasuredSpeeds
+from kdn.reuse.source import MeasuredSpeeds
 
 __all__ = ["RatioController", "TimedLoader"]
 
