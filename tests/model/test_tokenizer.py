@@ -42,6 +42,23 @@ def test_control_tokens_are_text_unless_asked_for(bytes_tokenizer: Tokenizer) ->
     assert bytes_tokenizer.decode((104, 256), special=True) == "h<|end|>"
 
 
+def test_the_bytes_of_tokens_join_to_the_text(bytes_tokenizer: Tokenizer) -> None:
+    for text in SPECIMENS:
+        pieces = [bytes_tokenizer.token_bytes(one) for one in bytes_tokenizer.encode(text)]
+        assert b"".join(pieces) == text.encode()
+    assert bytes_tokenizer.token_bytes(0xC3) == b"\xc3"
+    assert bytes_tokenizer.token_bytes(256) == b"<|end|>"
+    assert bytes_tokenizer.token_bytes(10**6) == b""
+
+
+@pytest.mark.model
+def test_the_bytes_of_published_tokens_join_to_the_text(smollm2: Path, model_cache: Path) -> None:
+    tokenizer = load_model(smollm2, cache_dir=model_cache, dtype="float32").tokenizer
+    for text in SPECIMENS:
+        pieces = [tokenizer.token_bytes(one) for one in tokenizer.encode(text)]
+        assert b"".join(pieces) == text.encode()
+
+
 def test_half_a_character_is_held_back(bytes_tokenizer: Tokenizer) -> None:
     stream = bytes_tokenizer.detokenizer()
     euro = "€".encode()  # three bytes

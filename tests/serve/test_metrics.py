@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import kdn
+from kdn.config import load_config
+from kdn.errors import StoreError
+from kdn.serve import StoreNumbers, served
 from tests.serve.running import Running, running
 from tests.serve.scripted import ANSWER, ScriptedService
 
@@ -103,3 +111,61 @@ def test_a_raw_prompt_begins_as_the_model_wants_it(
     assert server.http.post("/tokenize", json={"prompt": "hi"}).json()["count"] == 3
     plain = {"prompt": "hi", "add_special_tokens": False}
     assert server.http.post("/tokenize", json=plain).json()["count"] == 2
+
+
+def test_a_store_that_does_not_answer_freezes_nothing(service: ScriptedService) -> None:
+    """A scrape gives the last numbers with their age; the next one waits for the same reading."""
+    answers, readings = threading.Event(), list[int]()
+
+    def read() -> StoreNumbers:
+        readings.append(len(readings))
+        if len(readings) > 1:
+            answers.wait()
+        return StoreNumbers(blocks={"memory": len(readings)})
+
+    model = replace(service.served(), store_numbers=read)
+    with running(model) as server:
+        assert server.metric("kdn_store_blocks", tier="memory") == 1
+        for _ in range(2):
+            begun = time.perf_counter()
+            assert server.metric("kdn_store_blocks", tier="memory") == 1
+            assert time.perf_counter() - begun < 5
+        assert server.http.get("/version", timeout=2).status_code == 200
+        assert readings == [0, 1]
+        answers.set()
+        assert server.metric("kdn_store_blocks", tier="memory") >= 2
+
+
+def test_the_catalogue_held_by_another_process_freezes_no_route(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = load_config({"KDN_ENGINE_FIT_IDLE_S": "0"}, home=tmp_path)
+    with kdn.open(tiny_model("llama"), config=config, dtype="float32") as opened:
+        opened.generate("hello " * 40)
+        with running(served(opened)) as server:
+            assert server.metric("kdn_store_blocks", tier="disk") >= 1
+            other = sqlite3.connect(tmp_path / "store" / "catalogue.sqlite", isolation_level=None)
+            other.execute("BEGIN EXCLUSIVE")
+            try:
+                scrape = threading.Thread(target=server.http.get, args=("/metrics",))
+                scrape.start()
+                begun = time.perf_counter()
+                for path in ("/version", "/health", "/v1/models"):
+                    assert server.http.get(path).status_code == 200
+                assert time.perf_counter() - begun < 5
+                scrape.join(30)
+                assert not scrape.is_alive()
+            finally:
+                other.execute("ROLLBACK")
+                other.close()
+
+
+def test_numbers_of_a_store_that_fails_keep_their_age(service: ScriptedService) -> None:
+    def read() -> StoreNumbers:
+        raise StoreError("the disk is gone")
+
+    with running(replace(service.served(), store_numbers=read)) as server:
+        assert server.metric("vllm:num_requests_running") == 0
+        assert server.metric("kdn_store_numbers_age_seconds") == 0  # of a clock that stands still
+        with pytest.raises(KeyError):
+            server.metric("kdn_store_blocks")

@@ -150,6 +150,35 @@ def test_documents_stand_first_however_they_arrive(
     assert texts == ["FIRST", "SECOND", "<user>Why?"]
 
 
+@pytest.mark.parametrize(
+    ("given", "name", "text"),
+    [
+        ("plain", None, "plain"),
+        ({"text": "body"}, None, "body"),
+        ({"text": "body", "id": "a"}, "a", "body"),
+        ({"title": "Boats", "text": "body"}, "Boats", "Boats\n\nbody"),
+        ({"title": "Boats", "text": "body", "id": "a"}, "a", "Boats\n\nbody"),
+        ({"page_content": "body", "metadata": {"source": "b.md", "page": 3}}, "b.md", "body"),
+        ({"page_content": "body", "metadata": {}, "type": "Document", "id": None}, None, "body"),
+    ],
+)
+def test_documents_come_as_text_with_titles_or_as_langchain_writes_them(
+    server: Running, service: ScriptedService, given: Any, name: str | None, text: str
+) -> None:
+    body = {"messages": ASK, "documents": [given], "max_tokens": 1}
+    assert server.http.post("/v1/chat/completions", json=body).status_code == 200
+    segment = service.requests[-1].prompt.segments[0]
+    assert (segment.source, service.vocabulary.decode(segment.token_ids)) == (name, text)
+
+
+def test_a_document_needs_a_text(server: Running) -> None:
+    for given in ({"title": "x"}, {"id": "x"}, {}, {"text": 5}, {"text": "x", "pages": 3}, 7):
+        body = {"messages": ASK, "documents": ["good", given]}
+        answer = server.http.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 400, given
+        assert answer.json()["error"]["param"].startswith("documents[1]")
+
+
 def test_the_ids_of_an_answer_are_remembered_for_the_next_turn(
     server: Running, service: ScriptedService
 ) -> None:

@@ -135,3 +135,32 @@ def test_refusals_say_what_to_do(
     answer = server.http.post(path, json=body)
     assert answer.status_code in (400, 404)
     assert why in answer.json()["error"]["message"]
+
+
+def test_half_characters_are_told_by_their_bytes(server: Running) -> None:
+    """Bytes are tokens here; after the first of a character many alternatives read alike."""
+    ids = list("ab\N{GRINNING FACE}".encode())[:-1]
+    body = {"prompt": ids, "max_tokens": 1, "logprobs": 20, "temperature": 0}
+    logprobs = server.http.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
+    top = logprobs["top_logprobs"][0]
+    assert len(top) == 20
+    assert max(top.values()) == pytest.approx(logprobs["token_logprobs"][0])
+    assert all("\ufffd" not in name for name in top)
+    assert any(name.startswith("bytes:\\x") for name in top)
+
+
+def test_bytes_of_a_chat_join_to_its_content(server: Running) -> None:
+    """The answer is made to be one character of two bytes, again and again."""
+    first, second = "\N{LATIN SMALL LETTER N WITH TILDE}".encode()
+    for wanted in (first, second):
+        body = {
+            "messages": [{"role": "user", "content": "x"}],
+            "max_tokens": 2,
+            "logprobs": True,
+            "top_logprobs": 3,
+            "logit_bias": {str(wanted): 100},
+        }
+        answer = server.http.post("/v1/chat/completions", json=body).json()["choices"][0]
+        entries = answer["logprobs"]["content"]
+        assert [entry["bytes"] for entry in entries] == [[wanted]] * 2
+        assert all(len(one["bytes"]) >= 1 for entry in entries for one in entry["top_logprobs"])

@@ -125,6 +125,25 @@ def test_bad_requests_are_refused_with_the_reason(
     assert why in answer.text
 
 
+def test_coheres_bound_on_a_document_is_kept(server: Running) -> None:
+    """Of two documents that begin alike the same is read, so they score alike."""
+    long = ["The mat has a cat. " + tail * 40 for tail in ("It rains. ", "Stones. ")]
+    body = {"query": QUERY, "documents": long, "max_tokens_per_doc": 18}
+    cut = server.http.post("/v2/rerank", json=body).json()["results"]
+    assert cut[0]["relevance_score"] == pytest.approx(cut[1]["relevance_score"], abs=1e-6)
+    whole = server.http.post("/v2/rerank", json={"query": QUERY, "documents": long}).json()
+    first, second = (one["relevance_score"] for one in whole["results"])
+    assert first != second
+    assert server.http.post("/v2/rerank", json={**body, "max_tokens_per_doc": 0}).status_code == 400
+
+
+def test_documents_have_titles_or_come_from_langchain(server: Running) -> None:
+    texts = [{"title": "Cats", "text": "On mats."}, {"page_content": "It rains.", "metadata": {}}]
+    found = post(server, "/v1/rerank", documents=texts)["results"]
+    shown = {one["document"]["text"] for one in found}
+    assert shown == {"Cats\n\nOn mats.", "It rains."}
+
+
 def test_a_long_document_is_cut_when_asked(server: Running) -> None:
     found = post(server, "/rerank", texts=["word " * 999, "a"], truncate=True)
     assert len(found) == 2
