@@ -12,13 +12,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from kdn.cli import rtc
 from kdn.errors import BadInput
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Packets: pick the right L4S queue for each.", no_args_is_help=True)
+app = typer.Typer(
+    help="Packets: the right L4S queue for each, and real-time video.", no_args_is_help=True
+)
 l4s = typer.Typer(help="Predict the next packet's delay, mark accordingly.", no_args_is_help=True)
 app.add_typer(l4s, name="l4s")
+app.add_typer(rtc.app, name="rtc")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Policy = Annotated[

@@ -191,13 +191,16 @@ class Call:
             num_lost=lost - self._lost,
             num_sent_bytes=sent - self._sent,
             waiting_bytes=int(row["waiting_bytes"]),
-            in_flight_bytes=int(self.world.flows[0]["inflight"]),
+            in_flight_bytes=self._in_flight(),
             rate_bps=float(row["rate"]),
             frames=self.state.frames[self._seen : decided],
             first_frame=self._seen,
         )
         self._lost, self._sent, self._seen = lost, sent, decided
         return heard
+
+    def _in_flight(self) -> int:
+        return int(self.world.flows[0]["inflight"])
 
     def outcome(self, warm_up_s: float = 1.0) -> CallOutcome:
         """The metrics of the call so far; pictures of the first seconds are left out."""

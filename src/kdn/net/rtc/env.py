@@ -57,6 +57,8 @@ class CallEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             raise BadConfig(f"no reward {reward!r}; there are {', '.join(REWARDS)}")
         self._tables, self._link, self._seconds = list(tables), link, seconds
         self._reward, self._safeguard = REWARDS[reward], safeguard
+        self.num_steps = 0
+        """Steps of 50 ms since the environment was made, those that GCC drove included."""
         self.observation_space = gymnasium.spaces.Box(-10.0, 10.0, (3 * HISTORY + 1,), np.float32)
         self.action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float32)
 
@@ -91,6 +93,7 @@ class CallEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         paid = Paid(feedback, interval, self._scales, self._base_rtt_ms(), link_bps, before)
         reward = self._reward(paid)
         steps = 1 + self._let_gcc_drive()
+        self.num_steps += steps
         observation = self._history.observation(self._rate)
         return observation, reward, False, self._call.done, {"steps": steps}
 

@@ -85,7 +85,7 @@ def learn_online(
         done = int(ppo.num_timesteps)
         policy = _exported(ppo, learning.reward)
         quality = validate(tables, lambda policy=policy: Learned(policy))  # type: ignore[misc]
-        curve.points.append((done, quality))
+        curve.points.append((env.num_steps, quality))
         if quality > best:
             best, kept = quality, policy
         tick(done, quality)

@@ -27,13 +27,16 @@ __all__ = [
     "TIME",
     "add_packet",
     "advance",
+    "arrived",
     "book",
     "budget_bytes",
     "capture",
     "holds_enough",
+    "pad",
     "place_of",
     "quality_of",
     "settle",
+    "take_packet",
 ]
 
 TIME = 0
@@ -82,7 +85,7 @@ def _pace(call: CallState, world: State, now: int, until: int) -> bool:
         _send_one(call, world, now)
         return True
     if c.probe > 0.0 and now < until:
-        _pad(call)
+        pad(call)
         return True
     return False
 
@@ -172,7 +175,7 @@ def add_packet(call: CallState, frame: int, index: int, payload: int) -> None:
 
 
 @compiled
-def _pad(call: CallState) -> None:
+def pad(call: CallState) -> None:
     """One packet of padding, which waits for nothing."""
     c = call.call[0]
     row = call.sent[c.num_packets]
@@ -182,10 +185,12 @@ def _pad(call: CallState) -> None:
 
 
 @compiled
-def _send_one(call: CallState, world: State, now: int) -> None:
+def take_packet(call: CallState, now: int) -> int:
+    """The row of the pacer's next packet, booked as sent now. There must be one."""
     c = call.call[0]
-    p = call.sent[c.next_packet]
-    call.by_number[c.num_sent] = c.next_packet
+    at = c.next_packet
+    p = call.sent[at]
+    call.by_number[c.num_sent] = at
     c.next_packet += 1
     c.num_sent += 1
     c.waiting_bytes -= p.size
@@ -193,7 +198,13 @@ def _send_one(call: CallState, world: State, now: int) -> None:
     p.status, p.t_send = PACKET_SENT, now
     rate = max(c.rate * c.pace, c.pace_floor, c.probe)
     c.next_send = max(now, c.next_send) + int(p.size * 8.0 * SECOND / rate)
-    world_loop.emit(world, _FLOW, p.size, NOT_ECT, now)
+    return int(at)
+
+
+@compiled
+def _send_one(call: CallState, world: State, now: int) -> None:
+    at = take_packet(call, now)
+    world_loop.emit(world, _FLOW, call.sent[at].size, NOT_ECT, now)
 
 
 @compiled
@@ -204,25 +215,26 @@ def _hear(call: CallState, world: State) -> None:
         row = world.log[i]
         if row.flow != _FLOW:
             continue
-        _arrived(call, row)
+        arrived(call, row.seq, row.t_deliver, row.t_ack)
     clock.num_log = 0
 
 
 @compiled
-def _arrived(call: CallState, row: Rows) -> None:
+def arrived(call: CallState, seq: int, t_deliver: int, t_ack: int) -> None:
+    """Transmission `seq` arrived then, which its sender hears now; earlier ones not heard of are lost."""
     c = call.call[0]
-    for number in range(c.highest_acked + 1, row.seq):
+    for number in range(c.highest_acked + 1, seq):
         _lost(call, call.by_number[number])
-    c.highest_acked = max(c.highest_acked, row.seq)
-    at = call.by_number[row.seq]
+    c.highest_acked = max(c.highest_acked, seq)
+    at = call.by_number[seq]
     p = call.sent[at]
-    p.status, p.t_deliver, p.t_ack = PACKET_ACKED, row.t_deliver, row.t_ack
+    p.status, p.t_deliver, p.t_ack = PACKET_ACKED, t_deliver, t_ack
     c.acked_bytes += p.size
     c.num_acked += 1
     if call.num_acks[0] < len(call.acks):
         ack = call.acks[call.num_acks[0]]
-        ack.seq, ack.size, ack.t_send = row.seq, p.size, row.t_send
-        ack.t_deliver, ack.t_ack = row.t_deliver, row.t_ack
+        ack.seq, ack.size, ack.t_send = seq, p.size, p.t_send
+        ack.t_deliver, ack.t_ack = t_deliver, t_ack
         call.num_acks[0] += 1
     if p.frame == PADDING:
         return
@@ -230,7 +242,7 @@ def _arrived(call: CallState, row: Rows) -> None:
     frame.arrived += 1
     frame.arrived_bytes += p.size
     c.newest = max(c.newest, p.frame)
-    _decode_ready(call, c.newest, row.t_deliver)
+    _decode_ready(call, c.newest, t_deliver)
     c.known_frames = max(c.known_frames, min(c.next_decode, p.frame))
 
 

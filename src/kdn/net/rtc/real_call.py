@@ -51,6 +51,10 @@ class RealCall(Call):
         """The picture that was captured."""
         return self.clip.pictures[loop.place_of(number, len(self.clip.pictures))]
 
+    def coded_number(self, number: int) -> int:
+        """The number that the codec gave the call's picture: pictures that were not coded have none."""
+        return self._coded[number]
+
     def _advance(self, until: int) -> None:
         while True:
             reason = loop.advance(self.state, self.world, until, False)

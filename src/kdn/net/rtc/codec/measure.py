@@ -18,7 +18,7 @@ from kdn.net.rtc.tables import LOSSES, RateTable
 
 __all__ = ["measure_codec"]
 
-_MEASURED = (0, 1, 3, 5, 7, 9)
+_MEASURED = (0, 3, 6, 9)
 """Tenths of loss that are decoded; the table's others lie on lines between them."""
 _CARRY_LOSS = 0.3
 _CARRY_EVERY = 5

@@ -1,0 +1,1 @@
+"""Real-time video: learning, controllers, codecs, and calls with real pictures."""

@@ -1,0 +1,307 @@
+"""Does a controller that knows its codec survives loss learn sooner and call better?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from kdn.bench.common.findings import Findings, Part, go_on
+from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.clock import Clock
+from kdn.errors import BadInput
+from kdn.machine.facts import describe_machine
+from kdn.net.rtc.call import Call, CallOutcome, Link, run_call
+from kdn.net.rtc.choose import CONTROLLERS, controller
+from kdn.net.rtc.clips import packaged
+from kdn.net.rtc.codec.neural import NeuralDecoder, NeuralEncoder, load_codec
+from kdn.net.rtc.env import CallEnv
+from kdn.net.rtc.judge import CODECS, held_out_tables, judged, training_tables
+from kdn.net.rtc.learn import Learning, learn_online, steps_to_plateau
+from kdn.net.rtc.policy import load_policies
+from kdn.net.rtc.real_call import RealCall
+from kdn.net.rtc.tables import RateTable
+from kdn.net.rtc.worlds import held_out_links, recorded_links
+
+__all__ = ["PARTS", "run"]
+
+PARTS = ("codec", "calls", "learning", "real")
+"""What `only` may name."""
+_LEARNERS = {
+    "codec-aware": Learning("codec-aware"),
+    "codec-aware, safeguarded": Learning("codec-aware", safeguard=True),
+    "network-only": Learning("network-only"),
+}
+_SEEDS, _STEPS = 5, 40_960
+_CALL_S, _REAL_S = 30.0, 6.0
+_REAL = ("ours", "gcc")
+_SPEED_S = 2.0
+
+
+def run(options: BenchOptions) -> Result:
+    """Every part; `options.data` is a folder whose `net` has recorded links, or None.
+
+    Raises BadInput when `options.only` names no part.
+    """
+    if options.only is not None and options.only not in PARTS:
+        raise BadInput(f"rtc has no part {options.only!r}; there are {', '.join(PARTS)}")
+    config = options.describe() | {"seeds": _SEEDS, "steps": _STEPS, "call_s": _CALL_S}
+    found = Findings.open(options.rows, config, {})
+    go_on(found, _parts(options, found), options.rows)
+    return Result(
+        bench="rtc",
+        model="kdn's own video codec",
+        machine=describe_machine(),
+        config=config,
+        rows=found.rows,
+        summary=_summary(found.rows),
+        notes=(*_NOTES, *found.notes),
+        figures=_figures(found.rows),
+    )
+
+
+_NOTES = (
+    (
+        "Links are random as in the published training world (bandwidth redrawn every few seconds, any "
+        "delay, queue and loss), with bandwidths of 0.2 to 3 Mbit/s because our pictures are small. Links "
+        "and clips of the evaluation were used for no training. `ssim_diff_db`, `p95_delay_diff_ms` and "
+        "`stall_cut` compare ours with the better of the two other learners, `aurora` (network-only) and "
+        "`onrl` (with its fallback to GCC), masked codec, held-out links."
+    ),
+    (
+        "`training_time_cut` is 1 less the ratio of environment steps until validation reaches 95 % of its "
+        "own plateau, ours to the safeguarded learner's, medians over seeds. Steps in which GCC drives count."
+    ),
+    (
+        "`table_error` is the mean difference in SSIM dB between a call by table and the same call with "
+        "pictures really coded, sent and decoded."
+    ),
+)
+
+
+def _parts(options: BenchOptions, found: Findings) -> list[Part]:
+    """What is to be measured, in pieces of a minute or so."""
+
+    def measured(name: str, rows: Callable[[], Sequence[Row]]) -> Part:
+        def measure() -> None:
+            options.say(name)
+            found.rows += rows()
+
+        return name, measure
+
+    work: list[tuple[str, Callable[[], Sequence[Row]]]] = [
+        ("codec: rates and qualities", _codec_rows),
+        ("codec: speed", lambda: _speed_rows(options.clock, options.quick)),
+        *_call_work(options),
+        *_learning_work(options.quick),
+        ("real: pictures", lambda: _real_rows(options.quick)),
+    ]
+    only = options.only or ""
+    return [measured(name, rows) for name, rows in work if name.startswith(only)]
+
+
+def _call_work(options: BenchOptions) -> list[tuple[str, Callable[[], Sequence[Row]]]]:
+    return [
+        (f"calls: {where}, {codec}, {name}", _calls(where, links, codec, name, options))
+        for where, links in _links(options).items()
+        for codec in CODECS
+        for name in _controllers(options.quick)
+    ]
+
+
+def _learning_work(quick: bool) -> list[tuple[str, Callable[[], Sequence[Row]]]]:
+    return [
+        (f"learning: {name}, seed {seed}", _learning(name, learning, seed, quick))
+        for seed in range(1, 2 if quick else _SEEDS + 1)
+        for name, learning in _LEARNERS.items()
+    ]
+
+
+def _links(options: BenchOptions) -> dict[str, list[Link]]:
+    links = {"held-out": held_out_links(3 if options.quick else 12)}
+    if options.data is not None and not options.quick:
+        links["recorded"] = recorded_links(options.data / "net", 12)
+    return {where: found for where, found in links.items() if found}
+
+
+def _controllers(quick: bool) -> tuple[str, ...]:
+    return ("ours", "aurora", "onrl", "gcc") if quick else tuple(CONTROLLERS)
+
+
+def _codec_rows() -> list[Row]:
+    """Each codec's levels on each held-out clip: rate, and quality at three losses."""
+    rows: list[Row] = []
+    for codec in CODECS:
+        for table in held_out_tables(codec):
+            for level, kbps in enumerate(table.rates_kbps):
+                row: Row = {"part": "codec", "codec": codec, "clip": table.name, "level": level}
+                row["kbps"] = float(kbps)
+                for tenth in (0, 3, 5) if table.survives else (0,):
+                    row[f"psnr at {tenth}0 %"] = float(table.psnr_db[1:, level, tenth].mean())
+                    row[f"ssim at {tenth}0 %"] = float(table.ssim[1:, level, tenth].mean())
+                rows.append(row)
+    return rows
+
+
+def _speed_rows(clock: Clock, quick: bool) -> list[Row]:
+    """Pictures a second, and environment steps a second, on one core."""
+    clip = packaged("bikes", 208, 10)
+    encoder, decoder = NeuralEncoder(load_codec()), NeuralDecoder(load_codec())
+    start = clock.now()
+    coded = [encoder.encode(picture, 2500) for picture in clip.pictures]
+    encoding = (clock.now() - start) / len(clip.pictures)
+    start = clock.now()
+    for packets in coded:
+        decoder.decode(packets)
+    decoding = (clock.now() - start) / len(coded)
+    env, steps = CallEnv(training_tables()), 0
+    env.reset(seed=1)
+    still = np.zeros(1, np.float32)
+    env.step(still)
+    start = clock.now()
+    while clock.now() - start < (0.5 if quick else _SPEED_S):
+        for _ in range(100):
+            if env.step(still)[3]:
+                env.reset()
+        steps += 100
+    speed = steps / (clock.now() - start)
+    size = f"{clip.pictures[0].y.shape[1]} x {clip.pictures[0].y.shape[0]}"
+    return [
+        {
+            "part": "speed",
+            "size": size,
+            "encoded per s": 1.0 / encoding,
+            "decoded per s": 1.0 / decoding,
+            "steps per s": speed,
+        }
+    ]
+
+
+def _calls(
+    where: str, links: list[Link], codec: str, name: str, options: BenchOptions
+) -> Callable[[], list[Row]]:
+    def rows() -> list[Row]:
+        seconds = 10.0 if options.quick else _CALL_S
+        outcome = judged(name, held_out_tables(codec), links, load_policies(), seconds)
+        labels = {"part": "calls", "links": where, "codec": codec, "controller": name}
+        return [labels | asdict(outcome)]
+
+    return rows
+
+
+def _learning(name: str, learning: Learning, seed: int, quick: bool) -> Callable[[], list[Row]]:
+    def rows() -> list[Row]:
+        asked = Learning(
+            learning.reward,
+            learning.safeguard,
+            4096 if quick else _STEPS,
+            seed,
+            check_every=2048,
+        )
+        _, curve = learn_online(training_tables(), asked)
+        found: list[Row] = [
+            {"part": "curve", "learner": name, "seed": seed, "steps": steps, "quality": quality}
+            for steps, quality in curve.points
+        ]
+        best = max(quality for _, quality in curve.points)
+        row: Row = {"part": "learning", "learner": name, "seed": seed, "best quality": best}
+        return [*found, row | {"steps to 95 %": steps_to_plateau(curve)}]
+
+    return rows
+
+
+def _real_rows(quick: bool) -> list[Row]:
+    """The same calls by table and with real pictures, of a held-out clip."""
+    clip = packaged("bikes", 208, 80)
+    (table,) = [t for t in held_out_tables() if t.name == "bikes"]
+    policies, codec, rows = load_policies(), load_codec(), list[Row]()
+    for link in held_out_links(1 if quick else 4):
+        for name in _REAL:
+            by_table = _table_call(table, link, name)
+            real = RealCall.over(link, clip, codec, _REAL_S)
+            outcome = run_call(real, controller(name, link, policies))
+            labels: Row = {"part": "real", "link": link.name, "controller": name}
+            rows.append(labels | {"mode": "real pictures"} | asdict(outcome))
+            rows.append(labels | {"mode": "table"} | asdict(by_table))
+    return rows
+
+
+def _table_call(table: RateTable, link: Link, name: str) -> CallOutcome:
+    return run_call(Call(table, link, _REAL_S), controller(name, link))
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    calls = {
+        row["controller"]: row
+        for row in rows
+        if row["part"] == "calls" and (row["links"], row["codec"]) == ("held-out", "masked")
+    }
+    found: dict[str, float | None] = dict.fromkeys(
+        (
+            "training_time_cut",
+            "ssim_diff_db",
+            "p95_delay_diff_ms",
+            "stall_cut",
+            "ssim_diff_db_gcc",
+            "p95_delay_diff_ms_gcc",
+            "stall_cut_gcc",
+            "steps_per_s",
+            "table_error",
+        )
+    )
+    if {"ours", "gcc", "aurora", "onrl"} <= set(calls):
+        ours = calls["ours"]
+        rival = max((calls["aurora"], calls["onrl"]), key=lambda row: row["ssim_db"])
+        for other, suffix in ((rival, ""), (calls["gcc"], "_gcc")):
+            found[f"ssim_diff_db{suffix}"] = ours["ssim_db"] - other["ssim_db"]
+            found[f"p95_delay_diff_ms{suffix}"] = ours["p95_delay_ms"] - other["p95_delay_ms"]
+            if other["stall_share"] > 0:
+                found[f"stall_cut{suffix}"] = 1.0 - ours["stall_share"] / other["stall_share"]
+    found["training_time_cut"] = _time_cut(rows)
+    found["steps_per_s"] = next((r["steps per s"] for r in rows if r["part"] == "speed"), None)
+    found["table_error"] = _table_error(rows)
+    return found
+
+
+def _time_cut(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    taken: dict[str, list[int]] = {}
+    for row in rows:
+        if row["part"] == "learning":
+            taken.setdefault(row["learner"], []).append(row["steps to 95 %"])
+    ours, safe = taken.get("codec-aware"), taken.get("codec-aware, safeguarded")
+    return 1.0 - float(np.median(ours) / np.median(safe)) if ours and safe else None
+
+
+def _table_error(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    real = [row for row in rows if row["part"] == "real"]
+    pairs: dict[tuple[str, str], dict[str, float]] = {}
+    for row in real:
+        pairs.setdefault((row["link"], row["controller"]), {})[row["mode"]] = row["ssim_db"]
+    off = [abs(pair["real pictures"] - pair["table"]) for pair in pairs.values() if len(pair) == 2]
+    return float(np.mean(off)) if off else None
+
+
+def _figures(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, ...]:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name in _LEARNERS:
+        by_step: dict[int, list[float]] = {}
+        for row in rows:
+            if row["part"] == "curve" and row["learner"] == name:
+                by_step.setdefault(row["steps"] // 2048, []).append(row["quality"])
+        if by_step:
+            curves[name] = [(2.048 * k, float(np.median(v))) for k, v in sorted(by_step.items())]
+    rates: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["part"] == "codec" and row["clip"] == "bikes":
+            rates.setdefault(row["codec"], []).append((row["kbps"], row["psnr at 00 %"]))
+            if "psnr at 30 %" in row:
+                label = f"{row['codec']}, 30 % lost"
+                rates.setdefault(label, []).append((row["kbps"], row["psnr at 30 %"]))
+    figures = []
+    if curves:
+        figures.append(Figure("Learning", "thousand steps", "validation quality", curves))
+    if rates:
+        figures.append(Figure("Codecs on bikes", "kbit/s", "PSNR of luma, dB", rates))
+    return tuple(figures)

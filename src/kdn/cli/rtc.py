@@ -1,0 +1,204 @@
+"""`kdn net rtc train | eval | call`: real-time video and what controls its rate."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.progress import Progress
+from rich.table import Table
+
+from kdn.errors import BadInput
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Real-time video whose codec survives loss.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Controllers = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated: ours, ours-safe, aurora, onrl, offline, gcc, gcc-kalman, salsify, "
+        "copa, bbr-like, fbra, oracle."
+    ),
+]
+Policies = Annotated[
+    Path | None,
+    typer.Option(help="A file of policies that `train` wrote; the packaged ones without."),
+]
+
+_SHOWN = {
+    "ssim_db": "SSIM dB",
+    "p95_delay_ms": "P95 ms",
+    "stalls_per_minute": "stalls/min",
+    "stall_share": "stalled",
+    "undecoded_share": "not shown",
+    "sent_mbps": "Mbit/s",
+    "loss": "loss",
+}
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Where the policy goes.")] = Path("policies.npz"),
+    reward: Annotated[
+        str, typer.Option(help="codec-aware, network-only or onrl; or offline: from GCC's logs.")
+    ] = "codec-aware",
+    steps: Annotated[int, typer.Option(min=1, help="Environment steps of 50 ms.")] = 60_000,
+    seed: int = 1,
+    safeguard: Annotated[bool, typer.Option(help="GCC drives while loss is high.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Teach a controller by simulated calls; the file keeps the policies that it has already."""
+    from kdn.net.rtc.judge import training_tables
+    from kdn.net.rtc.learn import Learning, learn_offline, learn_online, steps_to_plateau
+    from kdn.net.rtc.policy import load_policies, save_policies
+    from kdn.net.rtc.reward import REWARDS
+
+    if reward != "offline" and reward not in REWARDS:
+        raise BadInput(f"no reward {reward!r}; there are {', '.join(REWARDS)} and offline")
+    kept = load_policies(out) if out.exists() else {}
+    row: dict[str, Any] = {"reward": reward, "seed": seed}
+    with Progress(disable=as_json, transient=True) as progress:
+        bar = progress.add_task(f"learning: {reward}", total=steps)
+        if reward == "offline":
+            policy = learn_offline(training_tables(), seed=seed)
+        else:
+
+            def tick(done: int, quality: float) -> None:
+                text = f"learning: {reward}, quality {quality:.2f}"
+                progress.update(bar, completed=done, description=text)
+
+            learning = Learning(reward, safeguard, steps, seed)
+            policy, curve = learn_online(training_tables(), learning, tick)
+            row |= {"best_quality": max(q for _, q in curve.points)}
+            row |= {"steps_to_95_per_cent": steps_to_plateau(curve)}
+    save_policies([*(p for n, p in kept.items() if n != policy.name), policy], out)
+    _print([row | {"policies": str(out)}], as_json, "trained")
+
+
+@app.command("eval")
+def evaluate(
+    controllers: Controllers = "ours,aurora,gcc,copa,oracle",
+    codec: Annotated[str, typer.Option(help="masked, unmasked or h264+fec30.")] = "masked",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of recorded links (cellular/, puffer/).")
+    ] = None,
+    num_links: Annotated[int, typer.Option("--links", min=1, help="How many links.")] = 12,
+    seconds: Annotated[float, typer.Option(min=3.0, help="Length of a call.")] = 30.0,
+    policies: Policies = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every controller over held-out links (or recorded ones) with clips that nothing was trained on."""
+    from kdn.net.rtc.choose import controller
+    from kdn.net.rtc.judge import held_out_tables, judged
+    from kdn.net.rtc.policy import load_policies
+    from kdn.net.rtc.worlds import held_out_links, recorded_links
+
+    links = held_out_links(num_links) if data is None else recorded_links(data, num_links)
+    if not links:
+        raise BadInput(f"{data} holds no cellular/*.gz or puffer/*.gz; give the folder above them")
+    learned, tables, rows = load_policies(policies), held_out_tables(codec), []
+    names = controllers.split(",")
+    for name in names:
+        controller(name, links[0], learned)  # a wrong name is refused before anything is run
+    with Progress(disable=as_json, transient=True) as progress:
+        bar = progress.add_task("calls", total=len(names) * len(links) * len(tables))
+        for name in names:
+            progress.update(bar, description=f"calls: {name}")
+            found = judged(name, tables, links, learned, seconds, lambda: progress.advance(bar))
+            rows.append({"controller": name} | asdict(found))
+    if not as_json:
+        rows = [{n: row[n] for n in ("controller", *_SHOWN)} for row in rows]
+    _print(rows, as_json, f"{len(links)} links, {len(tables)} clips, codec {codec}")
+
+
+@app.command()
+def call(
+    file: Annotated[Path, typer.Argument(help="A video file.")],
+    controllers: Controllers = "ours,gcc",
+    mbps: Annotated[float, typer.Option(min=0.05, help="The link's rate.")] = 1.0,
+    link: Annotated[Path | None, typer.Option(help="Play this recorded link instead.")] = None,
+    loss: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of packets lost.")] = 0.01,
+    delay_ms: Annotated[float, typer.Option(min=0.0, help="One-way delay.")] = 30.0,
+    queue: Annotated[int, typer.Option(min=1, help="Packets that the bottleneck holds.")] = 40,
+    height: Annotated[int, typer.Option(min=16, help="Rows that the video is scaled to.")] = 208,
+    seconds: Annotated[float, typer.Option(min=2.0, help="Length of the call.")] = 8.0,
+    out: Annotated[Path, typer.Option(help="Folder for pictures and videos.")] = Path("call"),
+    unmasked: Annotated[bool, typer.Option(help="Use the codec's unmasked twin.")] = False,
+    policies: Policies = None,
+    as_json: AsJson = False,
+) -> None:
+    """Call with a real video: code, send, lose, decode; a strip of what the viewer saw, and a video each."""
+    from kdn.net.rtc.call import STEP_MS, Link
+    from kdn.net.rtc.choose import controller
+    from kdn.net.rtc.clips import Clip, read_clip, write_clip
+    from kdn.net.rtc.codec.neural import load_codec
+    from kdn.net.rtc.policy import load_policies
+    from kdn.net.rtc.real_call import RealCall
+    from kdn.net.rtc.strips import draw_rates, draw_strip
+    from kdn.net.world.traces import constant, read_link
+
+    names = controllers.split(",")
+    rate = constant(mbps * 1e6) if link is None else read_link(link)
+    path = Link(link.name if link else f"{mbps:g} Mbit/s", rate, delay_ms, queue, loss)
+    learned = load_policies(policies)
+    made = {name: controller(name, path, learned) for name in names}
+    clip = read_clip(file, height, most=int(seconds * 60))
+    codec = load_codec(masked=not unmasked)
+    calls, rates, rows = {}, {}, []
+    out.mkdir(parents=True, exist_ok=True)
+    for name, one in made.items():
+        running = RealCall.over(path, clip, codec, seconds)
+        rates[name] = _run(running, one, name, quiet=as_json)
+        calls[name] = running
+        shown = [running.shown[n] for n in sorted(running.shown)]
+        write_clip(out / f"{name}.mp4", Clip(name, clip.fps, tuple(shown)))
+        rows.append({"controller": name} | asdict(running.outcome()))
+    times = [seconds * share for share in (0.2, 0.4, 0.6, 0.8, 0.95)]
+    draw_strip(calls, times, out / "strip.png")
+    draw_rates(rates, STEP_MS / 1000.0, f"{file.name} over {path.name}", out / "rates.png")
+    if not as_json:
+        rows = [{n: row[n] for n in ("controller", *_SHOWN)} for row in rows]
+    _print(rows, as_json, f"{file.name} over {path.name}; pictures and videos are in {out}")
+
+
+def _run(running: Any, one: Any, name: str, *, quiet: bool) -> list[float]:
+    """The call to its end, with a line that shows how it goes; Mbit/s of every step."""
+    from kdn.net.rtc.call import START_RATE_BPS, Decision
+
+    decision, rates = Decision(START_RATE_BPS), []
+    with Live(console=Console(quiet=quiet), transient=True, auto_refresh=False) as live:
+        while not running.done:
+            feedback = running.step(decision.rate_bps, decision.probe_bps)
+            decision = one.decide(feedback)
+            rates.append(decision.rate_bps / 1e6)
+            live.update(_view(running, feedback, name, rates), refresh=True)
+    return rates
+
+
+def _view(running: Any, feedback: Any, name: str, rates: list[float]) -> str:
+    """One line: time, rate as a sparkline, quality and age of the newest picture."""
+    bars = "▁▂▃▄▅▆▇█"
+    most = max(*rates[-30:], 1e-6)
+    line = "".join(bars[min(int(rate / most * 7.99), 7)] for rate in rates[-30:])
+    newest = feedback.frames[-1] if len(feedback.frames) else None
+    quality = "" if newest is None else f"SSIM {float(newest['quality']):.3f}"
+    return f"{name:>10} {running.now_ns / 1e9:5.1f} s {line:<30} {rates[-1]:5.2f} Mbit/s {quality}"
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
+    if as_json:
+        print(msgspec.json.encode({"rows": rows}).decode())
+        return
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(_SHOWN.get(name, name.replace("_", " ")), overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)

@@ -1,0 +1,41 @@
+"""Controllers by name: one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kdn.errors import BadInput
+from kdn.net.rtc.call import Controller, Link
+from kdn.net.rtc.control.gcc import Gcc
+from kdn.net.rtc.control.kalman import KalmanGcc
+from kdn.net.rtc.control.oracle import Oracle
+from kdn.net.rtc.control.rivals import BbrLike, Copa, Fbra, Salsify
+from kdn.net.rtc.policy import Learned, Policy, Safeguarded, load_policies
+
+__all__ = ["CONTROLLERS", "controller"]
+
+Make = Callable[[Link, dict[str, Policy]], Controller]
+
+CONTROLLERS: dict[str, Make] = {
+    "ours": lambda _link, policies: Learned(policies["codec-aware"]),
+    "ours-safe": lambda _link, policies: Safeguarded(Learned(policies["codec-aware"])),
+    "aurora": lambda _link, policies: Learned(policies["network-only"]),
+    "onrl": lambda _link, policies: Safeguarded(Learned(policies["onrl"])),
+    "offline": lambda _link, policies: Learned(policies["offline"]),
+    "gcc": lambda _link, _policies: Gcc(),
+    "gcc-kalman": lambda _link, _policies: KalmanGcc(),
+    "salsify": lambda _link, _policies: Salsify(),
+    "copa": lambda _link, _policies: Copa(),
+    "bbr-like": lambda _link, _policies: BbrLike(),
+    "fbra": lambda _link, _policies: Fbra(),
+    "oracle": lambda link, _policies: Oracle(link),
+}
+"""What each is: learned with the codec-aware reward (and GCC as a safeguard), PPO with rewards that know only
+the network, learned from GCC's logs, and the classical rules.  The oracle needs a simulated link."""
+
+
+def controller(name: str, link: Link, policies: dict[str, Policy] | None = None) -> Controller:
+    """A fresh controller for one call. Raises BadInput for a name that is not known."""
+    if name not in CONTROLLERS:
+        raise BadInput(f"no controller {name!r}; there are {', '.join(CONTROLLERS)}")
+    return CONTROLLERS[name](link, load_policies() if policies is None else policies)

@@ -1,0 +1,197 @@
+"""A call over real UDP sockets: the same loop, pacer, codec and decode rule, with real time and real bytes.
+
+The caller sends to a router (`net.real.Router`), which forwards to the viewer; the viewer answers each packet
+with when it came, and decodes.  Sender and viewer run on one machine or agree on `time.monotonic`.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kdn.clock import Clock
+from kdn.errors import BadInput
+from kdn.net.real import wire
+from kdn.net.rtc import loop
+from kdn.net.rtc.codec.neural import NeuralCodec, NeuralDecoder, NeuralEncoder
+from kdn.net.rtc.codec.packets import read_header
+from kdn.net.rtc.codec.picture import Picture
+from kdn.net.rtc.real_call import RealCall
+from kdn.net.rtc.rows import PACKET_SENT, PADDING
+from kdn.net.world.records import SECOND
+
+__all__ = ["Seen", "UdpCall", "Viewer", "fingerprint"]
+
+_FLOW = 0
+_TIME = struct.Struct("!d")
+_NAP_S = 0.005
+
+
+def fingerprint(picture: Picture) -> int:
+    """A checksum of the picture's bytes: equal at both ends, or the ends differ."""
+    return zlib.crc32(
+        picture.v.tobytes(), zlib.crc32(picture.u.tobytes(), zlib.crc32(picture.y.tobytes()))
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture that the viewer showed. `number` counts the pictures that were coded."""
+
+    number: int
+    at_s: float
+    checksum: int
+
+
+@dataclass
+class Viewer:
+    """Receives, answers and decodes. A picture waits until it is whole or a later one has begun."""
+
+    udp: socket.socket
+    codec: NeuralCodec
+    clock: Clock
+    seen: list[Seen] = field(default_factory=list)
+    refused: int = 0
+    _packets: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    _sizes: dict[int, int] = field(default_factory=dict)
+    _next: int = 0
+
+    def __post_init__(self) -> None:
+        self._decoder = NeuralDecoder(self.codec)
+
+    def step(self, wait_s: float = 0.02) -> None:
+        """Take what has come, waiting at most `wait_s` for it."""
+        ready, _, _ = select.select([self.udp], [], [], wait_s)
+        if not ready:
+            return
+        while (found := wire.receive(self.udp)) is not None:
+            data, _, source = found
+            now = self.clock.now()
+            try:
+                said = wire.read(data)
+            except BadInput:
+                self.refused += 1
+                continue
+            answer = wire.write(wire.Datagram(True, said.flow, said.seq, 0, 0)) + _TIME.pack(now)
+            wire.send(self.udp, answer, source, 0)
+            self._take(data[wire.HEADER_BYTES :], now)
+
+    def _take(self, packet: bytes, now: float) -> None:
+        try:
+            header = read_header(packet)
+        except BadInput:
+            self.refused += int(packet.strip(b"\0") != b"")  # padding is all zeros
+            return
+        if header.number >= self._next:
+            self._packets.setdefault(header.number, {})[header.index] = packet
+            self._sizes[header.number] = header.count
+        self._show(max(self._packets, default=0), now)
+
+    def _show(self, newest: int, now: float) -> None:
+        """As the call's loop decides: in order, whole or followed, with a tenth of the packets."""
+        while self._next <= newest:
+            have = self._packets.get(self._next, {})
+            count = self._sizes.get(self._next, 0)
+            if self._next == newest and len(have) < count:
+                return
+            if have and read_header(next(iter(have.values()))).intra and len(have) < count:
+                return
+            if have:
+                shown = self._decoder.decode([have[i] for i in sorted(have)])
+                if shown is not None:
+                    self.seen.append(Seen(self._next, now, fingerprint(shown)))
+            elif self._next == 0:
+                return
+            self._packets.pop(self._next, None)
+            self._next += 1
+
+
+@dataclass
+class UdpCall(RealCall):
+    """The caller. Steps take real time; the link is what stands between the sockets."""
+
+    udp: socket.socket = field(kw_only=True)
+    to: tuple[str, int] = field(kw_only=True)
+    clock: Clock = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._zero = self.clock.now()
+
+    @property
+    def now_ns(self) -> int:
+        return int((self.clock.now() - self._zero) * SECOND)
+
+    def begin(self) -> None:
+        """Call every compiled rule and the codec once, on copies; then time begins."""
+        spare = self.state._replace(
+            **{name: getattr(self.state, name).copy() for name in ("call", "frames", "sent")}
+        )
+        NeuralDecoder(self.codec).decode(NeuralEncoder(self.codec).encode(self.original(0), 1000))
+        loop.holds_enough(spare)
+        loop.budget_bytes(spare)
+        frame = loop.book(spare, 0, 0, 1, True)
+        loop.add_packet(spare, frame, 0, 100)
+        loop.settle(spare, frame)
+        loop.pad(spare)
+        loop.take_packet(spare, 0)
+        loop.arrived(spare, 0, 0, 0)
+        self.state.num_acks[0] = 0
+        self._zero = self.clock.now()
+
+    def _advance(self, until: int) -> None:
+        row = self.state.call[0]
+        while (now := self.now_ns) < until:
+            if now >= int(row["next_capture"]):
+                self._capture()
+                continue
+            if int(row["next_packet"]) < int(row["num_packets"]) and int(row["next_send"]) <= now:
+                self._send(now)
+                continue
+            if float(row["probe"]) > 0 and int(row["next_send"]) <= now:
+                loop.pad(self.state)
+                continue
+            self._hear(max(min((self._due(until) - now) / SECOND, _NAP_S), 0.0))
+            self._decode_new()
+            self._teach()
+
+    def _due(self, until: int) -> int:
+        row = self.state.call[0]
+        due = min(until, int(row["next_capture"]))
+        if int(row["next_packet"]) < int(row["num_packets"]):
+            due = min(due, int(row["next_send"]))
+        return due
+
+    def _send(self, now: int) -> None:
+        seq = int(self.state.call[0]["num_sent"])
+        packet = self.state.sent[loop.take_packet(self.state, now)]
+        frame = int(packet["frame"])
+        body = bytes(int(packet["size"]) - 28)
+        if frame != PADDING:
+            body = self._packets[frame][int(packet["index"])]
+        data = wire.write(wire.Datagram(False, _FLOW, seq, 0, 0)) + body
+        wire.send(self.udp, data, self.to, 0)
+
+    def _hear(self, wait_s: float) -> None:
+        ready, _, _ = select.select([self.udp], [], [], wait_s)
+        if not ready:
+            return
+        while (found := wire.receive(self.udp)) is not None:
+            try:
+                said = wire.read(found[0])
+            except BadInput:
+                continue
+            if not said.feedback or len(found[0]) < wire.HEADER_BYTES + _TIME.size:
+                continue
+            (at,) = _TIME.unpack_from(found[0], wire.HEADER_BYTES)
+            if said.seq < int(self.state.call[0]["num_sent"]):
+                loop.arrived(self.state, said.seq, int((at - self._zero) * SECOND), self.now_ns)
+
+    def _in_flight(self) -> int:
+        sent = self.state.sent[: int(self.state.call[0]["next_packet"])]
+        return int(np.sum(sent["size"][sent["status"] == PACKET_SENT]))

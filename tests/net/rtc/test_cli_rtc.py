@@ -1,0 +1,72 @@
+"""`kdn net rtc`: one JSON object, or a table of 80 columns, or one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.net.rtc.clip import moving
+from typer.testing import CliRunner, Result
+
+from kdn.cli.program import app
+from kdn.net.rtc.clips import write_clip
+
+
+def invoke(*args: str) -> Result:
+    return CliRunner().invoke(app, ["net", "rtc", *args], env={"COLUMNS": "80"})
+
+
+def test_eval_compares_controllers() -> None:
+    done = invoke("eval", "--controllers", "gcc,oracle", "--links", "2", "--seconds", "5", "--json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["controller"] for row in rows] == ["gcc", "oracle"]
+    table = invoke("eval", "--controllers", "gcc,copa", "--links", "1", "--seconds", "4")
+    assert max(len(line) for line in table.stdout.splitlines()) <= 80
+    assert "SSIM dB" in table.stdout
+
+
+def test_wrong_names_are_refused_with_the_right_ones() -> None:
+    wrong = invoke("eval", "--controllers", "tcp")
+    assert wrong.exit_code == 2
+    assert "there are ours" in " ".join(wrong.output.split())
+    wrong = invoke("eval", "--codec", "vp9")
+    assert wrong.exit_code == 2
+    assert "masked, unmasked" in " ".join(wrong.output.split())
+    wrong = invoke("train", "--reward", "joy")
+    assert wrong.exit_code == 2
+    assert "codec-aware" in wrong.output
+
+
+def test_a_call_leaves_a_strip_and_a_video_for_each(tmp_path: Path) -> None:
+    film, out = tmp_path / "film.mp4", tmp_path / "out"
+    write_clip(film, moving())
+    args = ("call", str(film), "--controllers", "gcc,copa", "--seconds", "2.5", "--height", "96")
+    done = invoke(*args, "--out", str(out), "--mbps", "0.5", "--json")
+    assert done.exit_code == 0, done.output
+    assert {row["controller"] for row in json.loads(done.stdout)["rows"]} == {"gcc", "copa"}
+    assert {path.name for path in out.iterdir()} == {
+        "strip.png",
+        "rates.png",
+        "gcc.mp4",
+        "copa.mp4",
+    }
+
+
+def test_a_file_that_is_no_video_is_one_sentence(tmp_path: Path) -> None:
+    done = invoke("call", str(tmp_path / "absent.mp4"))
+    assert done.exit_code == 2
+    assert done.output.startswith("kdn: there is no video file")
+
+
+@pytest.mark.slow
+def test_a_policy_is_trained_and_used(tmp_path: Path) -> None:
+    policies = tmp_path / "mine.npz"
+    done = invoke("train", "--out", str(policies), "--steps", "4096", "--json")
+    assert done.exit_code == 0, done.output
+    used = invoke(
+        *("eval", "--controllers", "ours", "--links", "1", "--seconds", "4", "--json"),
+        *("--policies", str(policies)),
+    )
+    assert used.exit_code == 0, used.output

@@ -1,0 +1,66 @@
+"""A call over real sockets on loopback, through the user-space router."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from tests.net.rtc.clip import codec, moving
+
+from kdn.clock import SystemClock
+from kdn.net.real.router import Router
+from kdn.net.real.wire import open_socket
+from kdn.net.rtc.call import Decision, Link
+from kdn.net.rtc.real_call import blind_table
+from kdn.net.rtc.rows import DECODED
+from kdn.net.rtc.udp import UdpCall, Viewer, fingerprint
+from kdn.net.world import Hop, Queue, constant
+
+
+@pytest.mark.slow
+def test_what_the_viewer_shows_is_what_the_sender_believes() -> None:
+    """3 s over a router of 1 Mbit/s: every picture that both know has the same bytes at both ends."""
+    clock = SystemClock()
+    sender, front, back, receiver = (open_socket("127.0.0.1") for _ in range(4))
+    hop = Hop(constant(1e6), Queue("droptail", limit_ms=300.0), delay_ms=10.0)
+    router = Router(hop, front, back, receiver.getsockname(), clock)
+    viewer = Viewer(receiver, codec(), clock)
+    over = threading.Event()
+
+    def serve() -> None:
+        while not over.is_set():
+            router.step()
+
+    def watch() -> None:
+        while not over.is_set():
+            viewer.step()
+
+    link = Link("loopback", constant(1e6), 10.0)
+    call = UdpCall(
+        blind_table(15.0),
+        link,
+        3.0,
+        clip=moving(),
+        codec=codec(),
+        udp=sender,
+        to=front.getsockname(),
+        clock=clock,
+    )
+    threads = [threading.Thread(target=target, daemon=True) for target in (serve, watch)]
+    for thread in threads:
+        thread.start()
+    call.begin()
+    decision = Decision(300e3)
+    while not call.done:
+        call.step(decision.rate_bps)
+    over.set()
+    for thread in threads:
+        thread.join()
+    for udp in (sender, front, back, receiver):
+        udp.close()
+    believed = {call.coded_number(number): picture for number, picture in call.shown.items()}
+    both = [seen for seen in viewer.seen if seen.number in believed]
+    assert len(both) >= 10
+    assert all(fingerprint(believed[seen.number]) == seen.checksum for seen in both)
+    assert (call.frames["fate"] == DECODED).sum() >= 10
+    assert viewer.refused == 0
