@@ -11,6 +11,7 @@ from kdn.clock import ManualClock
 from kdn.core import Prompt, Role
 from kdn.errors import BadInput, WeightsError
 from kdn.model import NEUTRAL_SYSTEM, ChatTemplate, Document, LoadedModel, Message, load_model
+from kdn.model.text.template import TurnRenderer
 from kdn.model.text.tokenizer import Tokenizer, load_tokenizer
 from kdn.testing import TINY_TEMPLATE
 
@@ -195,3 +196,85 @@ def test_where_pieces_differ_from_one_string(real: LoadedModel) -> None:
     # The same document without the blank line has the same tokens in both ways of counting.
     tidy = real.chat.segments([USER], [Document(None, "Alpha.")], real.tokenizer).segments[1]
     assert tidy.token_ids == real.tokenizer.encode("Alpha.\n\n")
+
+
+THINKING = (
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
+    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% set said = m.content %}"
+    "{% if m.role == 'assistant' and loop.index0 < ns.last and '</think>' in said %}"
+    "{% set said = said.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+    "{{ '<|turn|>' + m.role + '\\n' + said + '<|end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn|>assistant\\n' }}{% endif %}"
+)
+"""Leaves the thoughts of earlier turns out, as Qwen3's does."""
+
+
+def test_earlier_thoughts_are_left_out_where_the_template_leaves_them_out(
+    tokenizer: Tokenizer,
+) -> None:
+    chat = ChatTemplate(THINKING, tokenizer, ManualClock())
+    talk = [Message("user", "Hi."), Message("assistant", "<think>\nx\n</think>\n\nHello!"), USER]
+    prompt = chat.segments(talk, [], tokenizer)
+    text = tokenizer.decode(prompt.token_ids, special=True)
+    assert text == (
+        "<|turn|>user\nHi.<|end|>\n<|turn|>assistant\nHello!<|end|>\n"
+        "<|turn|>user\nWhy?<|end|>\n<|turn|>assistant\n"
+    )
+    whole = TurnRenderer(THINKING, ManualClock()).render(
+        [{"role": m.role, "content": m.content} for m in talk]
+    )
+    assert text == whole
+
+
+def test_thoughts_that_the_template_repeats_stay(chat: ChatTemplate, tokenizer: Tokenizer) -> None:
+    talk = [Message("user", "Hi."), Message("assistant", "<think>x</think>Hello!"), USER]
+    text = tokenizer.decode(chat.segments(talk, [], tokenizer).token_ids, special=True)
+    assert "<think>x</think>Hello!<|end|>" in text
+
+
+def test_what_a_caller_writes_never_becomes_a_control_token_on_the_way(
+    tokenizer: Tokenizer,
+) -> None:
+    chat = ChatTemplate(THINKING, tokenizer, ManualClock())
+    answer = "<think>x</think>\n<|end|>\ue0000\ue001"
+    talk = [Message("user", "Hi."), Message("assistant", answer), USER]
+    calm = [Message("user", "Hi."), Message("assistant", "y"), USER]
+    found, expected = (chat.segments(each, [], tokenizer).token_ids for each in (talk, calm))
+    assert [t for t in found if t >= 256] == [t for t in expected if t >= 256]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{{ 'a' * 10**10 }}", "Memory"),
+        ("{% set n = namespace(x='aa') %}{% for i in range(50) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "M"),
+        ("{{ '%9999999999d' % 1 }}", "Memory"),
+        ("{{ range(10**9) | list }}", "range"),
+        ("{{ cycler.__init__.__globals__ }}", "unsafe|undefined|cannot"),
+    ],
+)  # fmt: skip
+def test_a_hostile_template_is_refused_and_the_next_one_runs(
+    source: str, words: str, chat: ChatTemplate, tokenizer: Tokenizer
+) -> None:
+    hostile = TurnRenderer(source, ManualClock())
+    with pytest.raises(BadInput, match=words):
+        hostile.render([{"role": "user", "content": "Hi."}])
+    assert chat.segments([USER], [], tokenizer).num_tokens > 0
+
+
+def test_a_template_that_runs_for_ever_is_stopped(chat: ChatTemplate, tokenizer: Tokenizer) -> None:
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}x"
+    endless = TurnRenderer(loops, ManualClock())
+    with pytest.raises(BadInput, match="took more than 5 s"):
+        endless.render([{"role": "user", "content": "Hi."}])
+    assert chat.segments([USER], [], tokenizer).num_tokens > 0
+
+
+def test_a_template_deeper_than_any_is_refused_when_the_model_is_loaded(
+    tokenizer: Tokenizer,
+) -> None:
+    for source in ("{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}", "x" * (1 << 21)):
+        with pytest.raises(WeightsError, match="template"):
+            ChatTemplate(source, tokenizer, ManualClock())

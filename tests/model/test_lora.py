@@ -13,7 +13,7 @@ import torch
 from kdn.errors import WeightsError
 from kdn.model import AdapterRun, load_model
 from kdn.model.decoder import DecoderLayer, LayerWeights
-from kdn.model.linear import PlainLinear
+from kdn.model.linear import PackedLinear
 from kdn.model.lora import MODULES
 from kdn.model.norm import RmsNorm
 from tests.model.reference import forward
@@ -122,7 +122,7 @@ def test_a_folder_without_an_adapter_is_refused(
         load_model(tiny_model("llama"), cache_dir=model_cache, adapters={"a": tmp_path})
 
 
-class FusedGate(PlainLinear):
+class FusedGate(PackedLinear):
     """A gate on top of an up projection that rounds less in one pass, as the compiled one does."""
 
     def gated(self, x: torch.Tensor) -> torch.Tensor:
@@ -142,8 +142,8 @@ def test_rows_of_the_base_go_the_way_they_go_alone_beside_an_adapter(
         return torch.randn((out, size), generator=random) / 8
 
     norm = RmsNorm(torch.ones(64), 1e-6)
-    qkv, down = PlainLinear(matrix(128, 64)), PlainLinear(matrix(64, 96))
-    o, gate_up = PlainLinear(matrix(64, 64)), FusedGate(matrix(192, 64))
+    qkv, down = PackedLinear(matrix(128, 64)), PackedLinear(matrix(64, 96))
+    o, gate_up = PackedLinear(matrix(64, 64)), FusedGate(matrix(192, 64))
     weights = LayerWeights(norm, qkv, None, None, o, norm, gate_up, down)
     layer = DecoderLayer(0, model.decoder.config, weights)
     hidden, attended = matrix(5, 64), matrix(5, 64)

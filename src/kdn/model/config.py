@@ -7,6 +7,7 @@ Anything the decoder cannot compute is refused here, before a weight is read.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,18 @@ __all__ = ["FAMILIES", "ModelConfig", "RopeConfig", "parse_config"]
 
 FAMILIES = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"}
 """`model_type` in config.json -> the family kdn computes it as."""
+
+_MOST = {
+    "num_layers": 4096,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "num_heads": 1 << 14,
+    "num_kv_heads": 1 << 14,
+    "head_dim": 1 << 14,
+    "vocab_size": 1 << 24,
+    "max_position": 1 << 30,
+}
+"""What a config may say at most. Larger numbers are damage, and would take the memory first."""
 
 _ROPE_KINDS = ("default", "linear", "llama3", "yarn", "dynamic")
 
@@ -69,6 +82,23 @@ class ModelConfig:
     bos_token_id: int | None = None
 
     def __post_init__(self) -> None:
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise WeightsError(
+                    f"the config's {name} is {str(getattr(self, name))[:40]}, which no model has; the "
+                    "config.json is damaged: fetch it again"
+                )
+        if self.head_dim % 2 or not 0 < self.rms_eps < 1:
+            raise WeightsError(
+                f"the config asks for heads of {self.head_dim} values and an epsilon of {self.rms_eps}; "
+                "the config.json is damaged: fetch it again"
+            )
+        beyond = [token for token in self.eos_token_ids if not 0 <= token < self.vocab_size]
+        if beyond:
+            raise WeightsError(
+                f"the model's end token is {str(beyond[0])[:40]} and its vocabulary holds {self.vocab_size}: "
+                "it is damaged; fetch it again"
+            )
         if self.num_heads % self.num_kv_heads:
             raise WeightsError(
                 f"the config asks for {self.num_heads} heads over {self.num_kv_heads} KV heads, "
@@ -113,7 +143,7 @@ def parse_config(
         raise WeightsError(
             f"config.json of a {family} model lacks {error}; fetch the model again"
         ) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise WeightsError(f"config.json of a {family} model is damaged: {error}") from error
 
 
@@ -136,6 +166,8 @@ def _family(raw: Mapping[str, Any]) -> str:
 def _build(family: str, raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
     num_heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
     num_layers = int(raw["num_hidden_layers"])
+    if not 1 <= num_layers <= _MOST["num_layers"] or num_heads < 1:
+        raise ValueError(f"it asks for {num_layers} layers of {num_heads} heads")
     max_position = int(raw.get("max_position_embeddings", 32_768))
     head_dim = raw.get("head_dim") or (128 if family == "qwen3" else hidden // num_heads)
     bias = bool(raw.get("attention_bias", False))
@@ -203,6 +235,8 @@ def _rope(raw: Mapping[str, Any], max_position: int) -> RopeConfig:
         )
     if float(given.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))) != 1.0:
         raise WeightsError("partial rotary position is not computed by kdn")
+    if not (math.isfinite(theta) and theta > 0):
+        raise ValueError(f"rope_theta is {theta}")
     if kind == "default":
         return RopeConfig(theta=theta)
     original = int(
@@ -210,14 +244,17 @@ def _rope(raw: Mapping[str, Any], max_position: int) -> RopeConfig:
         or raw.get("original_max_position_embeddings")
         or max_position
     )
-    factor = given.get("factor")
+    factor = max_position / original if given.get("factor") is None else float(given["factor"])
+    low, high = float(given.get("low_freq_factor", 1.0)), float(given.get("high_freq_factor", 4.0))
+    if not (math.isfinite(factor) and factor > 0 and low < high):
+        raise ValueError(f"RoPE is stretched by {factor} between {low} and {high}")
     return RopeConfig(
         kind=kind,
         theta=theta,
-        factor=max_position / original if factor is None else float(factor),
+        factor=factor,
         original_max_position=original,
-        low_freq_factor=float(given.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(given.get("high_freq_factor", 4.0)),
+        low_freq_factor=low,
+        high_freq_factor=high,
         beta_fast=float(given.get("beta_fast") or 32.0),
         beta_slow=float(given.get("beta_slow") or 1.0),
         attention_factor=given.get("attention_factor"),

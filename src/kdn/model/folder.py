@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises WeightsError when it is absent or torn."""
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path} cannot be read ({error}); a model folder holds config.json, tokenizer.json "
             "and safetensors weights: fetch the model again"

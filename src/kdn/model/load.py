@@ -20,6 +20,7 @@ from kdn.model.kernels import Kernels
 from kdn.model.lora import LoraAdapter, load_adapter
 from kdn.model.text.chat import ChatTemplate
 from kdn.model.text.tokenizer import Tokenizer, load_tokenizer
+from kdn.model.weights import weights_gate
 
 __all__ = ["DTYPES", "LoadedModel", "load_model", "pick_device", "pick_dtype"]
 
@@ -61,28 +62,31 @@ def load_model(
     source = resolve(name_or_path, home or cache_dir)
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
-    folder = source if source.is_dir() else unpack_gguf(source, cache_dir / "unpacked", kind)
-    config = read_config(folder)
-    tokenizer, template = load_tokenizer(folder, config.eos_token_ids)
-    decoder = build_decoder(
-        folder,
-        dtype=kind,
-        device=place,
-        int8=int8,
-        tokenizer_digest=tokenizer.digest,
-        digests=DigestCache(cache_dir / "digests"),
-        kernel=kernel if place.type == "cpu" and kind == torch.bfloat16 else None,
-    )
+    with weights_gate(source):
+        folder = source if source.is_dir() else unpack_gguf(source, cache_dir / "unpacked", kind)
+        config = read_config(folder)
+        tokenizer, template = load_tokenizer(folder, config.eos_token_ids)
+        decoder = build_decoder(
+            folder,
+            dtype=kind,
+            device=place,
+            int8=int8,
+            tokenizer_digest=tokenizer.digest,
+            digests=DigestCache(cache_dir / "digests"),
+            kernel=kernel if place.type == "cpu" and kind == torch.bfloat16 else None,
+        )
+        chat = ChatTemplate(template, tokenizer, clock or SystemClock())
+        sampling = read_sampling(folder)
     return LoadedModel(
         name=source.stem if Path(name_or_path).exists() else str(name_or_path),
         decoder=decoder,
         tokenizer=tokenizer,
-        chat=ChatTemplate(template, tokenizer, clock or SystemClock()),
+        chat=chat,
         adapters={
             name: load_adapter(path, name, config, kind, place)
             for name, path in (adapters or {}).items()
         },
-        sampling=read_sampling(folder),
+        sampling=sampling,
     )
 
 

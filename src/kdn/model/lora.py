@@ -17,14 +17,31 @@ from kdn.errors import WeightsError
 from kdn.model.config import ModelConfig
 from kdn.model.digest import digest_tensors
 from kdn.model.linear import Linear, build_linear
-from kdn.model.weights import open_tensors
+from kdn.model.weights import open_tensors, weights_gate
 
 __all__ = ["MODULES", "AdapterRun", "LoraAdapter", "LoraPair", "deltas", "load_adapter"]
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The matrices an adapter may add to."""
 
-_NAME = re.compile(r"\.layers\.(\d+)\.\w+\.(\w+)\.lora_(A|B)(?:\.\w+)?\.weight$")
+_NAME = re.compile(
+    r"^(?:base_model\.model\.)?((?:[\w.]+\.)?layers\.(\d{1,6})\.\w+\.(\w+))\.lora_(A|B)(?:\.\w+)?\.weight$"
+)
+_NOT_COMPUTED = (
+    "use_dora",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+"""Options of PEFT that change what an adapter computes."""
+_MAX_PATTERN, _MAX_REPEATS = 200, 3
+"""Patterns of strangers are matched: longer ones, or more repetitions, could take for ever."""
 
 
 @dataclass(frozen=True)
@@ -73,33 +90,43 @@ def load_adapter(
 
     Raises WeightsError when the folder is not a LoRA adapter, or not one for this model.
     """
+    with weights_gate(folder):
+        return _load(folder, name, config, dtype, device)
+
+
+def _load(
+    folder: Path, name: str, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> LoraAdapter:
     settings = _settings(folder)
     with open_tensors(folder / "adapter_model.safetensors") as tensors:
         found = {key: tensors.get(key) for key in tensors.keys()}  # noqa: SIM118 not a dict
-    halves = _halves(folder, found)
     pairs = {}
-    for (layer, module), half in halves.items():
-        _check(folder, config, layer, module, half)
-        scale = _scale(settings, module, half["A"].shape[0])
+    halves = _halves(folder, found)
+    for path, half in halves.items():
+        layer, module = path.layer, path.module
+        _check(folder, config, path, half)
+        scale = _scale(folder, settings, path.name, half["A"].shape[0])
         down = half["A"].to(device, dtype)
         up = (half["B"].float() * scale).to(device, dtype)
         pairs[layer, module] = LoraPair(build_linear(down), build_linear(up))
     digest = digest_tensors(found, extra=json.dumps(_meaning(settings), sort_keys=True))
-    return LoraAdapter(name, digest, int(settings.get("r", 0)), pairs)
+    return LoraAdapter(name, digest, max(half["A"].shape[0] for half in halves.values()), pairs)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "adapter_config.json"
     try:
-        settings: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        settings = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path} cannot be read ({error}); an adapter is a PEFT folder with "
             "adapter_config.json and adapter_model.safetensors"
         ) from error
+    if not isinstance(settings, dict):
+        raise WeightsError(f"{path} holds no JSON object; fetch the adapter again")
     if settings.get("peft_type") != "LORA":
         raise WeightsError(f"{folder} holds a {settings.get('peft_type')} adapter; kdn runs LORA")
-    for option in ("use_dora", "fan_in_fan_out", "modules_to_save"):
+    for option in _NOT_COMPUTED:
         if settings.get(option):
             raise WeightsError(f"{folder}: the adapter uses {option}, which kdn does not compute")
     if settings.get("bias", "none") != "none":
@@ -113,14 +140,24 @@ def _meaning(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings.get(name) for name in names}
 
 
-def _halves(folder: Path, found: Mapping[str, Tensor]) -> dict[tuple[int, str], dict[str, Tensor]]:
-    halves: dict[tuple[int, str], dict[str, Tensor]] = {}
+@dataclass(frozen=True)
+class _Place:
+    """A matrix of the base model, by its path there."""
+
+    name: str
+    layer: int
+    module: str
+
+
+def _halves(folder: Path, found: Mapping[str, Tensor]) -> dict[_Place, dict[str, Tensor]]:
+    halves: dict[_Place, dict[str, Tensor]] = {}
     for key, tensor in found.items():
-        match = _NAME.search(key)
-        if match is None or match[2] not in MODULES:
+        match = _NAME.match(key)
+        if match is None or match[3] not in MODULES:
             raise WeightsError(f"{folder}: kdn does not know what the adapter's {key!r} adds to")
-        halves.setdefault((int(match[1]), match[2]), {})[match[3]] = tensor
-    torn = [place for place, half in halves.items() if len(half) != 2]
+        place = _Place(match[1], int(match[2]), match[3])
+        halves.setdefault(place, {})[match[4]] = tensor
+    torn = [place.name for place, half in halves.items() if len(half) != 2]
     if torn or not halves:
         raise WeightsError(f"{folder}: the adapter lacks halves of {torn or 'everything'}")
     return halves
@@ -140,19 +177,43 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def _check(
-    folder: Path, config: ModelConfig, layer: int, module: str, half: Mapping[str, Tensor]
-) -> None:
-    out_size, in_size = _shapes(config)[module]
-    fits = half["A"].shape[1] == in_size and half["B"].shape[0] == out_size
-    if layer >= config.num_layers or not fits or half["A"].shape[0] != half["B"].shape[1]:
+def _check(folder: Path, config: ModelConfig, place: _Place, half: Mapping[str, Tensor]) -> None:
+    out_size, in_size = _shapes(config)[place.module]
+    down, up = tuple(half["A"].shape), tuple(half["B"].shape)
+    fits = (
+        len(down) == 2 and down[0] > 0 and (down, up) == ((down[0], in_size), (out_size, down[0]))
+    )
+    if place.layer >= config.num_layers or not fits:
         raise WeightsError(
-            f"{folder}: layer {layer} {module} has shapes {tuple(half['A'].shape)} and "
-            f"{tuple(half['B'].shape)}, the base model wants {in_size} in and {out_size} out over "
+            f"{folder}: layer {place.layer} {place.module} has shapes {down} and "
+            f"{up}, the base model wants {in_size} in and {out_size} out over "
             f"{config.num_layers} layers; the adapter belongs to another model"
         )
 
 
-def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    alpha = float((settings.get("alpha_pattern") or {}).get(module, settings.get("lora_alpha", 8)))
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+def _scale(folder: Path, settings: Mapping[str, Any], path: str, rank: int) -> float:
+    """What the addition to the matrix at `path` is multiplied by, as PEFT has it."""
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise WeightsError(f"{folder}: alpha_pattern is no mapping; fetch the adapter again")
+    alpha = settings.get("lora_alpha", 8)
+    for pattern, own in patterns.items():
+        if _names(folder, pattern, path):
+            alpha = own
+            break
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise WeightsError(f"{folder}: lora_alpha of {path} is {alpha!r}, no number")
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _names(folder: Path, pattern: str, path: str) -> bool:
+    """Does PEFT's key mean the matrix? It is a pattern that must match whole steps at the path's end."""
+    repeats = len(re.findall(r"[*+{]", pattern))
+    if len(pattern) > _MAX_PATTERN or repeats > _MAX_REPEATS or re.search(r"\)[*+?{]", pattern):
+        raise WeightsError(
+            f"{folder}: kdn does not match the pattern {pattern[:80]!r}; it is too intricate"
+        )
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", path) is not None
+    except re.error as error:
+        raise WeightsError(f"{folder}: {pattern!r} is no pattern ({error})") from error

@@ -11,9 +11,25 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdn.errors import WeightsError
+from kdn.errors import KdnError, WeightsError
 
-__all__ = ["Tensors", "open_folder", "open_tensors", "weight_files"]
+__all__ = ["Tensors", "open_folder", "open_tensors", "weight_files", "weights_gate"]
+
+
+@contextmanager
+def weights_gate(where: Path) -> Iterator[None]:
+    """Whatever else a stranger's files raise inside becomes one WeightsError that names them."""
+    try:
+        yield
+    except KdnError:
+        raise
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # libraries in Rust raise panics that are no Exception
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise WeightsError(
+            f"{where} cannot be loaded ({why}); it is damaged: fetch it again"
+        ) from error
 
 
 class Tensors:
@@ -53,8 +69,13 @@ def weight_files(folder: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            foreign = [name for name in names if Path(name).name != name]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise WeightsError(f"{index} is damaged ({error}); fetch the model again") from error
+        if foreign:
+            raise WeightsError(
+                f"{index} names {foreign[0]!r}, outside of its folder; fetch it again"
+            )
         files = [folder / name for name in names]
     else:
         files = [folder / "model.safetensors"]

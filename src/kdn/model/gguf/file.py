@@ -27,8 +27,11 @@ from kdn.model.gguf.tokenizer import tokenizer_files
 
 __all__ = ["unpack_gguf"]
 
-_FORMAT = "kdn-unpacked-2"
+_FORMAT = "kdn-unpacked-3"
 """Changes when what is written changes, so that older folders are not used."""
+
+_ENDS = ("eos", "eot", "eom")
+"""End of text, of a turn and of a message: each ends an answer, as in llama.cpp."""
 
 _STALE_S = 3600.0
 
@@ -116,6 +119,7 @@ def _tokenizer_beside(file: Path) -> list[Path]:
 def _write(file: Path, folder: Path, dtype: torch.dtype) -> None:
     stored = read_gguf(file)
     fields = _Fields(file, stored.metadata)
+    _check_ends(file, fields, stored.tensors)
     try:
         config = _config(fields, stored.tensors)
     except (KeyError, TypeError, ValueError) as error:
@@ -133,6 +137,19 @@ def _write(file: Path, folder: Path, dtype: torch.dtype) -> None:
             _write_json(folder / name, content)
 
 
+def _check_ends(file: Path, fields: _Fields, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raises WeightsError when a token that begins or ends text is none of the vocabulary."""
+    table = tensors.get("token_embd.weight")
+    for name in ("bos", *_ENDS):
+        token_id = fields.get(f"tokenizer.ggml.{name}_token_id")
+        known = isinstance(token_id, int) and (table is None or 0 <= token_id < table.shape[0])
+        if token_id is not None and not known:
+            raise WeightsError(
+                f"{file} is damaged: its {name} token is {str(token_id)[:40]}, which the vocabulary does not "
+                "have; fetch it again"
+            )
+
+
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
 
@@ -146,6 +163,11 @@ class _Fields:
 
     def get(self, name: str, default: Any = None) -> Any:
         return self._fields.get(name, default)
+
+    def ends(self) -> list[int]:
+        """Ids of the tokens that end an answer."""
+        found = (self.get(f"tokenizer.ggml.{name}_token_id") for name in _ENDS)
+        return [int(token_id) for token_id in found if token_id is not None]
 
     def own(self, name: str, default: Any = None) -> Any:
         """A value under the architecture's own prefix."""
@@ -187,7 +209,7 @@ def _config(fields: _Fields, tensors: Mapping[str, StoredTensor]) -> dict[str, A
         "sliding_window": fields.own("attention.sliding_window"),
         "use_sliding_window": False,
         "tie_word_embeddings": "output.weight" not in tensors,
-        "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": list(dict.fromkeys(fields.ends())) or None,
         "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
         "rope_theta": float(fields.own("rope.freq_base", 10_000.0)),
     }
@@ -222,7 +244,7 @@ def _tensors(
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     found = {}
     for stored in whole.tensors.values():
-        name = _published_name(stored.name)
+        name = _published_name(stored.name, int(config["num_hidden_layers"]))
         if name is None:
             continue
         tensor = _dequantise(file, stored)
@@ -233,16 +255,17 @@ def _tensors(
     return found
 
 
-def _published_name(name: str) -> str | None:
+def _published_name(name: str, num_layers: int) -> str | None:
     """llama.cpp's name -> the published one; None for what is not a weight."""
     if name in _GLOBAL:
         return _GLOBAL[name]
     if name == "rope_freqs.weight":
         return None
     parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _LAYER:
+    is_layer = len(parts) == 4 and parts[0] == "blk" and parts[1] in map(str, range(num_layers))
+    if is_layer and parts[2] in _LAYER:
         return f"model.layers.{parts[1]}.{_LAYER[parts[2]]}.{parts[3]}"
-    raise WeightsError(f"the GGUF file holds a tensor {name!r} that kdn has no place for")
+    raise WeightsError(f"the GGUF file holds a tensor {name[:80]!r} that kdn has no place for")
 
 
 def _dequantise(file: Path, stored: StoredTensor) -> Tensor:

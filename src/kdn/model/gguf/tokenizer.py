@@ -63,10 +63,10 @@ def tokenizer_files(get: Callable[..., Any]) -> dict[str, Any]:
             f"the GGUF file's tokenizer is of kind {kind!r}/{cut!r}, which kdn cannot rebuild; put "
             "the model's published tokenizer.json and tokenizer_config.json beside the file"
         )
-    tokens = list(get("tokenizer.ggml.tokens", []))
-    types = list(get("tokenizer.ggml.token_type", [1] * len(tokens)))
-    merges = [tuple(merge.split(" ", 1)) for merge in get("tokenizer.ggml.merges", [])]
     try:
+        tokens = [str(token) for token in get("tokenizer.ggml.tokens", [])]
+        types = list(get("tokenizer.ggml.token_type", [1] * len(tokens)))
+        merges = [tuple(merge.split(" ", 1)) for merge in get("tokenizer.ggml.merges", [])]
         tokenizer = _build(tokens, types, merges, cut)
     except Exception as error:  # the library raises bare Exception for a vocabulary it refuses
         raise WeightsError(
@@ -99,7 +99,14 @@ def _build(tokens: list[str], types: list[int], merges: list[Any], cut: str) -> 
 def _settings(get: Callable[..., Any], tokens: list[str]) -> dict[str, Any]:
     def token(name: str) -> str | None:
         index = get(f"tokenizer.ggml.{name}_token_id")
-        return None if index is None else tokens[int(index)]
+        if index is None:
+            return None
+        if not 0 <= int(index) < len(tokens):
+            raise WeightsError(
+                f"the GGUF file is damaged: its {name} token is {index} and its tokenizer knows "
+                f"{len(tokens)} tokens; fetch it again"
+            )
+        return tokens[int(index)]
 
     return {
         "add_bos_token": bool(get("tokenizer.ggml.add_bos_token", False)),

@@ -80,10 +80,39 @@ class ChatTemplate:
         if not messages:
             raise BadInput("the conversation is empty; give at least one user message")
         encode = _Encoder(tokenizer, known or {}, strips=self._renderer.strips)
+        messages = self._as_rendered(messages)
         if documents:
             return self._with_documents(messages, documents, encode)
         turns = [_Turn(m.role, (encode.turn(messages, i),)) for i, m in enumerate(messages)]
         return _join(self._pieces(turns), turns, encode, with_prelude=False)
+
+    def _as_rendered(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages, with earlier answers as the template repeats them.
+
+        Some templates leave the thoughts of earlier turns out.  What a template makes of an answer is
+        what then stands between its own text before and after it.
+        """
+        spoken = [message.role == "assistant" for message in messages]
+        if not any(spoken):
+            return messages
+        marked = [_marked(m.role, i) for i, m in enumerate(messages)]
+        pieces = _MARK.split(self._renderer.render(marked))[0::2]
+        real = [
+            {"role": m.role, "content": m.content}
+            if answers and "\ue000" not in m.content
+            else mark
+            for m, answers, mark in zip(messages, spoken, marked, strict=True)
+        ]
+        found = _MARK.split(self._renderer.render(real))
+        between = dict(zip([-1, *map(int, found[1::2])], found[0::2], strict=True))
+        if len(pieces) != len(messages) + 1:
+            return messages  # the template drops or reorders turns: told when they are joined
+        return [
+            _repeated(message, between.get(i - 1), pieces[i], pieces[i + 1])
+            if spoken[i]
+            else message
+            for i, message in enumerate(messages)
+        ]
 
     def document(self, document: Document, tokenizer: Tokenizer) -> Segment:
         """The segment that `segments` makes of a document."""
@@ -128,6 +157,19 @@ class ChatTemplate:
                 "order user, assistant, user, with at most one system message in front"
             )
         return found[0::2]
+
+
+def _marked(role: str, number: int) -> Turn:
+    return {"role": role, "content": f"\ue000{number}\ue001"}
+
+
+def _repeated(message: Message, found: str | None, before: str, after: str) -> Message:
+    """The message with the text that stands between the template's own; as it is where that is not told."""
+    if found is None or not (found.startswith(before) and found.endswith(after)):
+        return message
+    text = found[len(before) : len(found) - len(after)]
+    same = len(before) + len(after) > len(found) or text.strip() == message.content.strip()
+    return message if same else Message(message.role, text)
 
 
 def _join(

@@ -1,22 +1,26 @@
-"""Published chat templates: Jinja programs, run in a sandbox, with the helpers they expect."""
+"""Published chat templates: programs of strangers, run with a deadline and a bound on memory."""
 
 from __future__ import annotations
 
-import datetime as dt
+import atexit
 import json
+import selectors
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from pathlib import Path
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from kdn.clock import Clock
 from kdn.errors import BadInput, WeightsError
+from kdn.model.text import render
+from kdn.model.text.render import new_environment
 
-__all__ = ["PLAIN_TEMPLATE", "Turn", "TurnRenderer"]
+__all__ = ["PLAIN_TEMPLATE", "RENDER_DEADLINE_S", "Turn", "TurnRenderer"]
 
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -25,70 +29,127 @@ PLAIN_TEMPLATE = (
 )
 """For base models, which have no template: turns as `User: ...`, and `Assistant:` at the end."""
 
+RENDER_DEADLINE_S = 5.0
+"""A template that takes longer for one conversation is stopped."""
+_MAX_SOURCE = 1 << 20
+"""Characters of a template; published ones have some thousands."""
+
 Turn = dict[str, str]
 """`role` and `content`, as templates want them."""
 
 
 class TurnRenderer:
-    """A compiled template. What it runs cannot touch the process."""
+    """A chat template. What it runs cannot touch this process, its time or its memory."""
 
     def __init__(
         self, source: str | None, clock: Clock, *, bos_token: str = "", eos_token: str = ""
     ) -> None:
         """`source` None means a base model. Raises WeightsError for what is no template."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals |= {
-            "raise_exception": _refuse,
-            "strftime_now": lambda form: _date(clock, form),
-            "bos_token": bos_token,
-            "eos_token": eos_token,
-        }
+        self._source = source or PLAIN_TEMPLATE
+        self._clock = clock
+        self._bos_token, self._eos_token = bos_token, eos_token
+        if len(self._source) > _MAX_SOURCE:
+            raise WeightsError(
+                f"the model's chat template holds {len(self._source)} characters; it is damaged: fetch "
+                "the model again"
+            )
         try:
-            self._template = environment.from_string(source or PLAIN_TEMPLATE)
-        except jinja2.TemplateError as error:
+            _check(self._source)
+        except (jinja2.TemplateError, RecursionError) as error:
             raise WeightsError(f"the model's chat template cannot be read: {error}") from error
-        self.strips = self._strips()
+
+    @cached_property
+    def strips(self) -> bool:
         """Does the template cut white space off both ends of what users say?"""
-
-    def render(self, turns: Sequence[Turn]) -> str:
-        """The conversation up to where the assistant begins. Raises BadInput when it is refused."""
-        try:
-            return self._template.render(messages=list(turns), add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise BadInput(
-                f"the model's chat template refuses the conversation: {error}"
-            ) from error
-
-    def _strips(self) -> bool:
         try:
             return " probe " not in self.render([{"role": "user", "content": " probe "}])
         except BadInput:
             return False  # it wants more than one turn; rendering a conversation will say so
 
+    def render(self, turns: Sequence[Turn]) -> str:
+        """The conversation up to where the assistant begins. Raises BadInput when it is refused."""
+        asked = {
+            "source": self._source,
+            "messages": list(turns),
+            "bos_token": self._bos_token,
+            "eos_token": self._eos_token,
+            "wall_s": self._clock.wall(),
+        }
+        answer = _PROCESS.ask(json.dumps(asked))
+        if "text" not in answer:
+            raise BadInput(
+                f"the model's chat template refuses the conversation: {answer.get('error')}"
+            )
+        return answer["text"]
 
-def _to_json(value: Any, **options: Any) -> str:
-    """Templates expect plain JSON, where Jinja's own filter escapes for HTML."""
-    options.setdefault("ensure_ascii", False)
-    return json.dumps(value, **options)
+
+def _check(source: str) -> None:
+    """Raises TemplateError for what is no template. Reads only: running it is for the other process."""
+    environment = new_environment()
+    parsed = environment.parse(source)
+    for kind, known in ((nodes.Filter, environment.filters), (nodes.Test, environment.tests)):
+        for node in parsed.find_all(kind):
+            if node.name not in known:
+                raise jinja2.TemplateError(f"it calls {node.name!r}, which is unknown")
 
 
-def _refuse(reason: str) -> None:
-    raise jinja2.TemplateError(reason)
+class _RenderProcess:
+    """The process that runs templates: started when first needed, and again after it was stopped."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, line: str) -> dict[str, str]:
+        """Its answer to a line of JSON; `error` in place of `text` when the template failed."""
+        with self._lock:
+            try:
+                return self._asked(line.encode())
+            except OSError as error:
+                self._stop()
+                return {"error": f"it cannot be run ({error})"}
+
+    def _asked(self, line: bytes) -> dict[str, str]:
+        if self._process is None or self._process.poll() is not None:
+            self._process = self._started()
+        process = self._process
+        assert process.stdin is not None, "a pipe was asked for"
+        assert process.stdout is not None, "a pipe was asked for"
+        process.stdin.write(line + b"\n")
+        process.stdin.flush()
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            if not selector.select(RENDER_DEADLINE_S):
+                self._stop()
+                return {"error": f"it took more than {RENDER_DEADLINE_S:.0f} s and was stopped"}
+        answer = process.stdout.readline()
+        if not answer.endswith(b"\n"):
+            self._stop()
+            return {"error": f"it needs more than {render.MEMORY_BYTES >> 20} MiB, or broke off"}
+        found: dict[str, str] = json.loads(answer)
+        return found
+
+    @staticmethod
+    def _started() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", str(Path(render.__file__))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.communicate()
+
+    def close(self) -> None:
+        """End the process; the next question starts another."""
+        with self._lock:
+            self._stop()
 
 
-def _date(clock: Clock, form: str) -> str:
-    moment = dt.datetime.fromtimestamp(clock.wall(), tz=dt.UTC)
-    return moment.astimezone().strftime(form)
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks what an assistant said, for training; here it changes nothing."""
-
-    tags = {"generation"}  # noqa: RUF012 the base class declares it so
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+_PROCESS = _RenderProcess()
+atexit.register(_PROCESS.close)

@@ -184,7 +184,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         return {}
     try:
         settings = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read ({error}); fetch the model again") from error
     return settings if isinstance(settings, dict) else {}
 
@@ -206,10 +206,16 @@ def _adds_bos(definition: str, settings: dict[str, Any]) -> bool:
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     beside = folder / "chat_template.jinja"
-    if beside.exists():
-        return beside.read_text("utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    return template or None
+    try:
+        found = beside.read_text("utf-8") if beside.exists() else settings.get("chat_template")
+        if isinstance(found, list):  # several named ones
+            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"the chat template in {folder} cannot be read ({error!r}); fetch the model again"
+        ) from error
+    if found is not None and not isinstance(found, str):
+        raise WeightsError(
+            f"the chat template in {folder} is a {type(found).__name__}, not a text; fetch the model again"
+        )
+    return found or None
