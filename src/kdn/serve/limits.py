@@ -20,7 +20,7 @@ from kdn.errors import BadConfig
 from kdn.serve.errors import Refused
 from kdn.serve.service import Vocabulary
 
-__all__ = ["Limits", "bounded_router", "check_length", "prefix_of", "read_json"]
+__all__ = ["Limits", "bounded_router", "check_length", "check_values", "prefix_of", "read_json"]
 
 MAX_MESSAGES = 4096
 """Turns of one conversation."""
@@ -38,6 +38,8 @@ MAX_PROMPTS = 2048
 """Prompts of one request for completions; `Limits.choices` bounds the answers."""
 MAX_LABELS = 4096
 """Labels or label tokens that one question chooses among."""
+MAX_SCORES = 1 << 16
+"""Probabilities of one answer: items times label tokens."""
 MAX_STOPS = 64
 """Stop strings, or stop tokens, of one request."""
 MAX_STOP_CHARS = 1024
@@ -194,8 +196,8 @@ class _BoundedRoute(APIRoute):
         return bounded
 
 
-def read_json(body: bytes) -> Any:
-    """The value of a JSON text. Raises Refused, or JSONDecodeError for what is no JSON."""
+def check_values(body: bytes) -> None:
+    """Raise Refused (413) for a JSON text that would take far more memory than it has bytes."""
     num_values = sum(map(body.count, (b",", b"[", b"{")))
     if num_values > MAX_JSON_VALUES:
         raise Refused(
@@ -203,6 +205,11 @@ def read_json(body: bytes) -> Any:
             "send several requests",
             status=413,
         )
+
+
+def read_json(body: bytes) -> Any:
+    """The value of a JSON text. Raises Refused, or JSONDecodeError for what is no JSON."""
+    check_values(body)
     try:
         found = json.loads(body)
     except json.JSONDecodeError:

@@ -24,6 +24,7 @@ from kdn.serve.service import ServedEmbedder, ServedModel, StoreNumbers
 from kdn.serve.settings import ServeSettings
 from kdn.serve.store.app import mount_store
 from kdn.serve.store.grants import Grant
+from kdn.serve.store.texts import TextStore
 
 __all__ = ["listen", "make_server", "run", "served", "url_of"]
 
@@ -96,9 +97,10 @@ def run(
 
     With `grants` the store is served too, to callers that hold one of their tokens.
     """
-    app = create_app(served(kdn), settings, version=package.__version__, own_keys=grants)
+    model = served(kdn)
+    app = create_app(model, settings, version=package.__version__, own_keys=grants)
     if grants:
-        mount_store(app, kdn.store, grants, kdn)
+        mount_store(app, kdn.store, grants, TextStore(kdn, model))
     # Nothing can be answered any more: the process ends, so that what watches it begins another.
     kdn.engine.when_stopped(lambda _failure: app.state.shutdown.begin(_AFTER_FAILURE_S))
     make_server(app, settings).run(sockets=[listening])

@@ -16,6 +16,7 @@ from kdn.config import Config, StoreConfig
 from kdn.errors import BadInput, NoSpace
 from kdn.serve import ServeSettings, create_app, listen, make_server, read_grants, served, url_of
 from kdn.serve.store.app import mount_store
+from kdn.serve.store.texts import TextStore
 from kdn.store import Block, Quotas, Rules, open_store
 from kdn.store.tenants.tenancy import TenantLimits, TenantsLimits
 from tests.store.helpers import block_id, make_block
@@ -110,7 +111,7 @@ def test_a_text_is_put_and_found_over_http(tiny_model: Callable[..., Path], tmp_
     with ExitStack() as stack:
         one = stack.enter_context(kdn.open(tiny_model(), config=Config(home=tmp_path)))
         app = create_app(served(one), settings, version="1", own_keys=grants)
-        mount_store(app, one.store, grants, one)
+        mount_store(app, one.store, grants, TextStore(one, served(one)))
         door = stack.enter_context(listen(settings))
         stack.enter_context(running(make_server(app, settings, log_level="warning"), door))
         http = stack.enter_context(httpx.Client(base_url=url_of(door, "http") + "/v1/store"))
@@ -127,3 +128,8 @@ def test_a_text_is_put_and_found_over_http(tiny_model: Callable[..., Path], tmp_
         http.headers["authorization"] = "Bearer root"
         assert http.post("/put", json={**document, "salt": "public"}).status_code == 200
         assert http.post("/put", json={"words": "?"}).status_code == 400
+        for path in ("/put", "/lookup-text"):
+            far_too_long = http.post(path, json={"text": "a" * 3_000_000})
+            assert far_too_long.json()["error"]["code"] == "context_length_exceeded"
+        many = b'{"fingerprint": "x", "tokens": [' + b"1," * (1 << 21) + b"1]}"
+        assert http.post("/lookup", content=many).status_code == 413

@@ -32,7 +32,7 @@ from kdn.rank import (
     wanted,
 )
 from kdn.serve.errors import Refused
-from kdn.serve.limits import MAX_QUESTIONS, bounded_router, check_length
+from kdn.serve.limits import MAX_QUESTIONS, MAX_SCORES, bounded_router, check_length
 from kdn.serve.openai.context import HttpJob, RequestContext
 from kdn.serve.openai.parse import chat_prompt, check_ids, refuse_unsupported
 from kdn.serve.openai.requests import ClassifyBody, DecisionBody, JobBody, ScoreBody
@@ -115,7 +115,7 @@ def question_routes(context: RequestContext) -> APIRouter:
     async def classify(body: ClassifyBody, http: HttpRequest) -> Response:
         refuse_unsupported(body.model_extra)
         texts = [body.input] if isinstance(body.input, str) else body.input
-        choices = _choices(context, body.labels)
+        choices = await context.in_thread(_choices, context, body.labels)
         names = [choice.name for choice in choices]
         questions = [classify_question(text, names, body.instruction) for text in texts]
         asked = await _ask(context, body, http, questions, choices)
@@ -150,6 +150,12 @@ async def _score_labels(context: RequestContext, body: ScoreBody, http: HttpRequ
     sampling = Sampling(max_tokens=1, ignore_eos=True, allowed=allowed, ranked=labels, logprobs=0)
     job, items = context.job("job", body, http), body.items or ()
     num_items = 1 if isinstance(items, str) else max(len(items), 1)
+    if num_items * len(labels) > MAX_SCORES:
+        raise Refused(
+            f"{num_items} items with {len(labels)} labels each; a request may ask for "
+            f"{MAX_SCORES} scores: send several",
+            param="items",
+        )
     prompts = partial(_label_prompts, context, body)
     asked = await _run(context, job, http, prompts, num_items, sampling)
     choices = [Choice(str(token), token) for token in labels]

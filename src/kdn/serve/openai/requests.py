@@ -185,7 +185,7 @@ class ScoreBody(JobBody):
 
 class ClassifyBody(JobBody):
     input: Text | Questions
-    labels: list[Text] = Field(min_length=2, max_length=MAX_LABELS)
+    labels: list[Name] = Field(min_length=2, max_length=MAX_LABELS)
     instruction: Text | None = None
 
 

@@ -13,7 +13,7 @@ from kdn.serve.settings import ServeSettings
 from kdn.serve.store.blocks import block_routes
 from kdn.serve.store.grants import Grant, grant_for
 from kdn.serve.store.manage import manage_routes
-from kdn.serve.store.texts import Prefiller, text_routes
+from kdn.serve.store.texts import TextStore, text_routes
 from kdn.store import Store
 
 __all__ = ["create_node_app", "mount_store"]
@@ -45,9 +45,9 @@ def create_node_app(
 
 
 def mount_store(
-    app: FastAPI, store: Store, grants: tuple[Grant, ...], model: Prefiller | None = None
+    app: FastAPI, store: Store, grants: tuple[Grant, ...], texts: TextStore | None = None
 ) -> None:
-    """The store's routes, each within the caller's grant; with a `model` those for text too."""
+    """The store's routes, each within the caller's grant; with `texts` those for documents too."""
 
     def grant_of(request: Request) -> Grant:
         grant = grant_for(request.headers.get("authorization", ""), grants)
@@ -57,5 +57,5 @@ def mount_store(
 
     app.include_router(block_routes(store, grant_of))
     app.include_router(manage_routes(store, grant_of))
-    if model is not None:
-        app.include_router(text_routes(model, store, grant_of))
+    if texts is not None:
+        app.include_router(text_routes(texts, store, grant_of))

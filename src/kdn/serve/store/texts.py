@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -10,12 +11,26 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from kdn.serve.errors import Refused
+from kdn.serve.limits import check_length
+from kdn.serve.service import ServedModel
 from kdn.serve.store.grants import Grant
 from kdn.serve.store.manage import answer, read_body
 from kdn.store import Match, Store
 from kdn.store.admin.shapes import lookup_shape
 
-__all__ = ["Prefiller", "text_routes"]
+__all__ = ["Prefiller", "TextStore", "text_routes"]
+
+
+@dataclass(frozen=True)
+class TextStore:
+    """Documents of one model over HTTP."""
+
+    model: Prefiller
+    served: ServedModel
+
+    def check(self, text: str) -> None:
+        """Raise Refused for a text that no context holds, before it is tokenised whole."""
+        check_length([text], self.served.vocabulary, self.served.max_context, "text")
 
 
 class Prefiller(Protocol):
@@ -36,8 +51,8 @@ class _Text(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     salt: str = ""
 
 
-def text_routes(model: Prefiller, store: Store, grant_of: Callable[[Request], Grant]) -> APIRouter:
-    """The routes over `model`; a tenant puts for itself, and for all only the admin does."""
+def text_routes(texts: TextStore, store: Store, grant_of: Callable[[Request], Grant]) -> APIRouter:
+    """The routes over `texts`; a tenant puts for itself, and for all only the admin does."""
     router = APIRouter(prefix="/v1/store")
 
     @router.post("/put")
@@ -47,7 +62,8 @@ def text_routes(model: Prefiller, store: Store, grant_of: Callable[[Request], Gr
             raise Refused("this key may not write for that tenant", status=403)
 
         def put() -> int:
-            tokens = model.prefill(asked.text, asked.name, asked.salt)
+            texts.check(asked.text)
+            tokens = texts.model.prefill(asked.text, asked.name, asked.salt)
             store.flush()  # it is stored for good when this is answered
             return tokens
 
@@ -59,7 +75,11 @@ def text_routes(model: Prefiller, store: Store, grant_of: Callable[[Request], Gr
         grant, asked = grant_of(request), await read_body(request, _Text)
         if not grant.reads(asked.salt):
             raise Refused("this key may not look up blocks of that tenant", status=403)
-        found = await run_in_threadpool(model.lookup, asked.text, asked.name, asked.salt)
-        return answer(lookup_shape(*found))
+
+        def find() -> tuple[Match, int]:
+            texts.check(asked.text)
+            return texts.model.lookup(asked.text, asked.name, asked.salt)
+
+        return answer(lookup_shape(*await run_in_threadpool(find)))
 
     return router
