@@ -11,7 +11,7 @@ from kdn.core.jobs import JctModel, Job, PrefillTime
 from kdn.core.many import as_many, paths_of, text_of, texts_of
 from kdn.core.names import (
     BLOCK_TOKENS,
-    MAX_SALT,
+    MAX_SALT_BYTES,
     PUBLIC_SALT,
     BlockKey,
     ChainHash,
@@ -61,7 +61,7 @@ __all__ = [
     "ALL_ROWS",
     "BLOCK_TOKENS",
     "EXACT",
-    "MAX_SALT",
+    "MAX_SALT_BYTES",
     "PUBLIC_SALT",
     "AllRows",
     "AttentionSums",

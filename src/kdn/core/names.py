@@ -6,7 +6,7 @@ from typing import NewType
 
 __all__ = [
     "BLOCK_TOKENS",
-    "MAX_SALT",
+    "MAX_SALT_BYTES",
     "PUBLIC_SALT",
     "BlockKey",
     "ChainHash",
@@ -31,5 +31,5 @@ PUBLIC_SALT = "public"
 BLOCK_TOKENS = 256
 """The most tokens one block holds."""
 
-MAX_SALT = 4096
-"""The most characters of a salt: what a stored block's header has room for."""
+MAX_SALT_BYTES = 1024
+"""The most bytes of a salt in UTF-8: what a stored block has room for, sealed or not."""

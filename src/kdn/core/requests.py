@@ -10,7 +10,7 @@ from enum import StrEnum
 from numbers import Integral, Real
 from typing import Any, Protocol, TypeVar
 
-from kdn.core.names import MAX_SALT
+from kdn.core.names import MAX_SALT_BYTES
 from kdn.core.prompts import Prompt
 from kdn.errors import BadInput
 
@@ -188,16 +188,14 @@ class Request:
     stored of the prompt comes a layer at a time, each into the memory of the one before."""
 
     def __post_init__(self) -> None:
-        if len(self.salt) > MAX_SALT:
-            raise BadInput(
-                f"the salt holds {len(self.salt)} characters; use one of {MAX_SALT} at most"
-            )
         try:
-            self.salt.encode()
+            size_bytes = len(self.salt.encode())
         except UnicodeEncodeError:
             raise BadInput(
                 f"the salt {self.salt!r:.80} holds half a surrogate pair; use valid Unicode text"
             ) from None
+        if size_bytes > MAX_SALT_BYTES:
+            raise BadInput(f"the salt has {size_bytes} bytes; use one of {MAX_SALT_BYTES} at most")
 
     def option(self, kind: type[Option]) -> Option | None:
         """The request's option of that class, if it has one."""

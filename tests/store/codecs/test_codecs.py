@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -129,11 +130,21 @@ def test_stored_bytes_that_no_encoder_makes_are_a_corrupt_block(name: str) -> No
             CODECS[name].decode(memoryview(data), form)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data(), st.sampled_from(list(CODECS)))
-def test_damage_gives_a_run_of_the_right_length_or_a_corrupt_block(data: Any, name: str) -> None:
-    """No checksum stands before the codec here: it must not crash, hang or allocate by itself."""
-    form = form_of(24, 1, 32)
+LOSSY = [name for name, codec in CODECS.items() if not codec.lossless]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.data(), st.sampled_from(list(CODECS)), st.sampled_from(["bfloat16", "float16", "float32"])
+)
+def test_damage_gives_a_run_of_the_right_length_or_a_corrupt_block(
+    data: Any, name: str, dtype: str
+) -> None:
+    """No checksum stands before the codec here: it must not crash, hang or allocate by itself.
+
+    What a lossy codec gives is finite: it packs nothing else.
+    """
+    form = form_of(24, 1, 32, dtype)
     stored = bytearray(CODECS[name].encode(noise(form), form))
     for _ in range(data.draw(st.integers(1, 4))):
         stored[data.draw(st.integers(0, len(stored) - 1))] ^= data.draw(st.integers(1, 255))
@@ -142,6 +153,38 @@ def test_damage_gives_a_run_of_the_right_length_or_a_corrupt_block(data: Any, na
     except CorruptBlock:
         return
     assert run.nbytes == form.run_bytes
+    if name in LOSSY and stored[0] == 1:
+        assert np.isfinite(read_values(run, form)).all()
+
+
+@pytest.mark.parametrize("name", LOSSY)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("scale", [b"\x00\x7c", b"\xff\x7f", b"\xff\xff", b"\x00\x80"])
+def test_scales_that_are_huge_or_no_number_are_a_corrupt_block_or_finite(
+    name: str, dtype: str, scale: bytes
+) -> None:
+    """Every two bytes of the head in turn become infinity, NaN, -NaN or minus zero."""
+    form = form_of(24, 1, 32, dtype)
+    stored = bytes(CODECS[name].encode(noise(form), form))
+    for at in range(16, min(len(stored) - 2, 300), 2):
+        damaged = stored[:at] + scale + stored[at + 2 :]
+        with suppress(CorruptBlock):
+            assert np.isfinite(
+                read_values(CODECS[name].decode(memoryview(damaged), form), form)
+            ).all()
+
+
+@pytest.mark.parametrize("name", LOSSY)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("largest", [60_000.0, 65_504.0, 3e38])
+def test_the_largest_values_of_a_dtype_come_back(name: str, dtype: str, largest: float) -> None:
+    """Stored as they are where rounding could make them infinite."""
+    form = form_of(24, 1, 32, dtype)
+    values = np.random.default_rng(0).normal(0, 1, (2, 24, 32)).astype(np.float32)
+    values[:, ::3, 5] = largest if dtype != "float16" else min(largest, 65_504.0)
+    found = read_values(through(CODECS[name], write_values(values, form), form), form)
+    assert np.isfinite(found).all()
+    assert np.abs(found[:, ::3, 5] / values[:, ::3, 5] - 1).max() < 0.5
 
 
 def test_a_plane_that_claims_a_gigabyte_is_refused_before_it_is_unpacked() -> None:

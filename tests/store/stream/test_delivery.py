@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,8 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import kdn
 from kdn.clock import ManualClock
@@ -257,3 +259,19 @@ def test_a_request_over_a_slow_link_says_what_it_got(
             assert usage.levels["int4"] > 0
             assert reader.store.stat().delivered["int4"] == usage.levels["int4"]
         msgspec.json.encode(dict(usage.levels))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_what_a_node_sends_is_the_layers_or_a_corrupt_block(data: st.DataObject) -> None:
+    encoded = encode_block(kv_block(0))
+    sent = encode_layers(encoded.key, BytesHandle(encoded.data), 0, 2, "int8")
+    wanted = [bytes(run) for run in decode_layers(encoded.header, sent, 0, 2, "int8")]
+    changed = bytearray(sent)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, 200) | st.integers(0, len(sent) - 1))
+        changed[at] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.sampled_from([len(sent), 0, 5, 100]))
+    with suppress(CorruptBlock):
+        runs = decode_layers(encoded.header, bytes(changed[:cut]), 0, 2, "int8")
+        assert [bytes(run) for run in runs] == wanted

@@ -115,6 +115,7 @@ def _looking(router: APIRouter, store: Store, grant_of: GrantOf, admin: Check) -
     @router.get("/stat")
     def stat(request: Request) -> Response:
         admin(request)
+        store.index.refresh()
         return answer(stat_shape(store.stat()))
 
     @router.get("/quota")

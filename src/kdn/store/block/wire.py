@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from kdn.core import BLOCK_TOKENS, Cause
+from kdn.core import BLOCK_TOKENS, MAX_SALT_BYTES, Cause
 from kdn.errors import BadInput
 from kdn.store.codecs import CODECS, Codec
 from kdn.store.index.tokens import TOKEN_BYTES
@@ -17,7 +17,6 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_POSITION",
     "MAX_RUN_BYTES",
-    "MAX_SALT_BYTES",
     "MAX_TEXT",
     "ColumnSection",
     "HiddenSection",
@@ -43,8 +42,6 @@ MAX_RUN_BYTES = 1 << 28
 MAX_BLOCK_BYTES = 1 << 32
 MAX_TEXT = 4096
 MAX_POSITION = 1 << 40
-MAX_SALT_BYTES = 1024
-"""Of a tenant's name in UTF-8, so that it also fits where it is sealed."""
 VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import numpy as np
+
 from kdn.errors import CorruptBlock
 from kdn.store.codecs.codec import Codec, RunForm
 
@@ -34,7 +36,8 @@ class FramedCodec(Codec):
         if bytes(frame) != _frame(_PACKED):
             raise CorruptBlock(f"a run of codec {self.name} begins with an impossible frame")
         try:
-            run = self._unpack(body, form)
+            with np.errstate(all="ignore"):  # of damaged scales; the values are checked
+                run = self._unpack(body, form)
         except (ValueError, OverflowError) as error:  # numpy's, when lengths do not fit
             raise CorruptBlock(f"a run of codec {self.name} cannot be unpacked: {error}") from error
         if run.nbytes != form.run_bytes:

@@ -16,7 +16,7 @@ from kdn.machine.files import home_folder
 from kdn.store.codecs.codec import RunForm
 from kdn.store.codecs.coder import LANES, Bytes, Coder, Ints, NumpyCoder, Restoring, Symbols, Words
 from kdn.store.codecs.shapes import shapes
-from kdn.store.codecs.values import write_values
+from kdn.store.codecs.values import check_finite, write_values
 
 __all__ = ["NativeCoder", "fastest_coder"]
 
@@ -78,7 +78,10 @@ class NativeCoder(Coder):
         )  # fmt: skip
         if failed:
             raise CorruptBlock("the escapes are not as many as the symbols ask for")
-        return values.reshape(-1).view(np.uint8).data if half_width else write_values(values, form)
+        if not half_width:
+            return write_values(values, form)
+        check_finite(values)
+        return values.reshape(-1).view(np.uint8).data
 
 
 def _at(array: np.ndarray[Any, Any]) -> ctypes.c_void_p:

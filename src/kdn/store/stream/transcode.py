@@ -50,7 +50,7 @@ def decode_layers(
     key = header.id.key
     try:
         sent = msgspec.msgpack.decode(data, type=_Sent)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptBlock(f"block {key}: what came for {codec} is no such answer") from error
     if sent.codec != codec or len(sent.runs) != stop - start:
         raise CorruptBlock(f"block {key}: {len(sent.runs)} layers of {sent.codec} came instead")
