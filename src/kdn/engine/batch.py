@@ -173,6 +173,8 @@ class Batch:
             if one.loads:  # later parts and decoded rows find the bias with the KV
                 scale, heads = one.plan.scale, decoder.config.num_heads
                 one.kv.bias = ColumnBias(scale, heads, decoder.device) if scale else None
+        self.is_scaled = any(one.kv.bias is not None for one in self.slices)
+        """Has any sequence columns that are scaled?"""
         self._decoder = decoder
         self._attention = attention
         tokens = [token for one in self.slices for token in one.token_ids]

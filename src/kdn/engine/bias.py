@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from kdn.core import ColumnScale
 from kdn.model.attention import Scaling
@@ -23,33 +22,29 @@ class ColumnBias:
 
     def __init__(self, scales: Sequence[ColumnScale], num_heads: int, device: torch.device) -> None:
         used = [scale for scale in scales if scale.factor != 1 and scale.columns]
-        self._layers: dict[int, Scaling] = {}
-        for layer in dict.fromkeys(scale.layer for scale in used):
-            logs = [
-                _summed([s for s in used if (s.layer, s.literal) == (layer, literal)], num_heads)
-                for literal in (False, True)
-            ]
-            bias, gain = (log if log is None else log.to(device) for log in logs)
-            self._layers[layer] = Scaling(bias, None if gain is None else gain.exp())
+        self._layers = {
+            layer: _scaling([one for one in used if one.layer == layer], num_heads, device)
+            for layer in dict.fromkeys(scale.layer for scale in used)
+        }
 
-    def at(self, layer: int, num_columns: int) -> Scaling | None:
-        """The layer's scaling over the first `num_columns` columns; None where nothing is scaled."""
-        found = self._layers.get(layer)
-        if found is None:
-            return None
-        bias, gain = found.bias, found.gain
-        return Scaling(
-            bias if bias is None else pad(bias, (0, num_columns - bias.shape[1])),
-            gain if gain is None else pad(gain, (0, num_columns - gain.shape[1]), value=1.0),
-        )
+    def at(self, layer: int) -> Scaling | None:
+        """How the layer's columns are scaled; None where none is."""
+        return self._layers.get(layer)
 
 
-def _summed(scales: Sequence[ColumnScale], num_heads: int) -> Tensor | None:
-    """[heads, columns] logarithms of the factors up to the last scaled column; None for no scale."""
-    if not scales:
-        return None
-    logs = torch.zeros((num_heads, 1 + max(max(scale.columns) for scale in scales)))
+def _scaling(scales: Sequence[ColumnScale], num_heads: int, device: torch.device) -> Scaling:
+    columns = torch.tensor(sorted({column for scale in scales for column in scale.columns}))
+    bias = _summed([one for one in scales if not one.literal], columns, num_heads)
+    literal = [one for one in scales if one.literal]
+    gain = _summed(literal, columns, num_heads).exp().to(device) if literal else None
+    return Scaling(columns.to(device), bias.to(device), gain)
+
+
+def _summed(scales: Sequence[ColumnScale], columns: Tensor, num_heads: int) -> Tensor:
+    """[columns, heads] logarithms of the factors."""
+    logs = torch.zeros((columns.numel(), num_heads))
     for scale in scales:
+        rows = torch.searchsorted(columns, torch.tensor(sorted(set(scale.columns))))
         heads = torch.tensor(range(num_heads) if scale.heads is None else scale.heads)
-        logs[heads[:, None], torch.tensor(scale.columns)[None]] += math.log(scale.factor)
+        logs[rows[:, None], heads[None]] += math.log(scale.factor)
     return logs

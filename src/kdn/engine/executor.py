@@ -20,7 +20,7 @@ from torch import Tensor
 from kdn.core import Choose, LayerKV, LayerView
 from kdn.engine.batch import Batch, LoadedRuns, SequenceSlice, StoredColumns, places
 from kdn.model import AdapterRun, Decoder
-from kdn.model.attention import Attention, AttentionSlice, attend_scaled
+from kdn.model.attention import Attention, AttentionSlice
 
 __all__ = ["Pass"]
 
@@ -168,15 +168,11 @@ class Pass:
 
     def _attend(self, layer: int, q: Tensor) -> Tensor:
         window, batch = self._decoder.layers[layer].window, self._batch
-        attended = batch.bound.attend(layer, q, window)
-        for one, (start, stop) in batch.parts():
-            if one.kv.bias is None or start == stop:
-                continue
-            scaling = one.kv.bias.at(layer, int(one.rows[-1]) + 1)
-            if scaling is not None:  # only its own rows take the plain path: others keep their bits
-                where = one.attention_slice(start, stop)
-                attended[start:stop] = attend_scaled(layer, q[start:stop], window, where, scaling)
-        return attended
+        if not batch.is_scaled:
+            return batch.bound.attend(layer, q, window)
+        alive = [one.kv for one in self.slices if one.rows.numel()]
+        scalings = [None if kv.bias is None else kv.bias.at(layer) for kv in alive]
+        return batch.bound.attend(layer, q, window, scalings if any(scalings) else ())
 
     def _finish(self, layer: int, attended: Tensor) -> None:
         chunks, batch = self._chunks(), self._batch

@@ -66,27 +66,21 @@ class AttentionSlice:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What is done to the attention of one sequence at one layer, fp32 [heads, columns] each."""
+    """How some columns of one sequence are scaled at one layer, by query head."""
 
-    bias: Tensor | None = None
-    """Added to the scores."""
+    columns: Tensor
+    """[scaled] int64, ascending."""
+    bias: Tensor
+    """[scaled, heads] fp32, added to the scores."""
     gain: Tensor | None = None
-    """Multiplies what the softmax gives."""
+    """[scaled, heads] fp32, multiplies what the softmax gives."""
 
-    def cut(self, low: int, high: int) -> Scaling:
-        """The same for columns [low, high)."""
-        bias, gain = (t if t is None else t[:, low:high] for t in (self.bias, self.gain))
-        return Scaling(bias, gain)
-
-    def widened(self, num_columns: int) -> Scaling:
-        """The same, with columns after the last that are not scaled."""
-        bias, gain = self.bias, self.gain
-        return Scaling(
-            bias if bias is None else functional.pad(bias, (0, num_columns - bias.shape[1])),
-            gain
-            if gain is None
-            else functional.pad(gain, (0, num_columns - gain.shape[1]), value=1),
-        )
+    def within(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of columns [low, high): which, counted from `low`, and their bias and gain [heads, 1, scaled]."""
+        inside = (self.columns >= low) & (self.columns < high)
+        bias, gain = (x if x is None else x[inside].T[:, None] for x in (self.bias, self.gain))
+        assert bias is not None, "there is always a bias"
+        return self.columns[inside] - low, bias, gain
 
 
 class BoundAttention(ABC):
@@ -100,10 +94,17 @@ class BoundAttention(ABC):
         """
 
     @abstractmethod
-    def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        window: int | None,
+        scalings: Sequence[Scaling | None] = (),
+    ) -> Tensor:
         """[rows, heads * dim]: each row over the columns at or before its position.
 
-        `window` limits a row to the last `window` columns, itself included.
+        `window` limits a row to the last `window` columns, itself included.  `scalings`, one for each
+        slice or none at all, scale columns; slices without one keep their bits.
         """
 
 
@@ -231,11 +232,20 @@ class _BoundTorch(BoundAttention):
             part.suffix_v[layer].index_copy_(2, columns, v[rows].permute(1, 2, 0))
         return rotate(q, self._cos, self._sin)
 
-    def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        window: int | None,
+        scalings: Sequence[Scaling | None] = (),
+    ) -> Tensor:
         out = torch.empty_like(q)
-        for part in self._slices:
-            k, v = self._gather(part, layer)
+        for part, scaling in itertools.zip_longest(self._slices, scalings):
             rows = slice(part.start, part.stop)
+            if scaling is not None:
+                out[rows] = attend_scaled(layer, q[rows], window, part, scaling).view(q[rows].shape)
+                continue
+            k, v = self._gather(part, layer)
             out[rows] = self._attend_part(q[rows], k, v, part.positions, window)
         return out.flatten(1)
 
@@ -245,7 +255,7 @@ def attend_scaled(
 ) -> Tensor:
     """[rows, heads * dim] of one sequence whose columns are scaled."""
     k, v = gather_blocks(part, layer)
-    return attend_blocks(q, k, v, part.positions, window, scaling.widened(k.shape[1])).flatten(1)
+    return attend_blocks(q, k, v, part.positions, window, scaling).flatten(1)
 
 
 def _weights(
@@ -320,7 +330,7 @@ def attend_blocks(
             k[:, low:high],
             v[:, :, low:high],
             _mask(where.to(q.device), low, high, window),
-            Scaling() if scaling is None else scaling.cut(low, high),
+            None if scaling is None else scaling.within(low, high),
         )
     return out
 
@@ -341,7 +351,13 @@ def _mask(where: Tensor, low: int, high: int, window: int | None) -> Tensor:
     return hidden
 
 
-def _attend_block(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scaling: Scaling) -> Tensor:
+def _attend_block(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    hidden: Tensor,
+    scaled: tuple[Tensor, Tensor, Tensor | None] | None,
+) -> Tensor:
     """One block of rows. Padded, since a product may round a row by the number of rows beside it."""
     num_rows, num_heads, dim = q.shape
     num_kv, num_columns = k.shape[0], k.shape[1]
@@ -355,11 +371,14 @@ def _attend_block(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scaling: Scal
         num_heads, height, num_columns
     )
     wide = scores[:, :num_rows].float() * dim**-0.5
-    if scaling.bias is not None:
-        wide += scaling.bias[:, None]
+    columns, bias, gain = scaled or (None, None, None)
+    if bias is not None:
+        wide[:, :, columns] += bias
     weights = q.new_zeros((num_heads, height, num_columns))
     shares = torch.softmax(wide.masked_fill_(hidden[None], float("-inf")), dim=-1)
-    weights[:, :num_rows] = shares if scaling.gain is None else shares * scaling.gain[:, None]
+    if gain is not None:
+        shares[:, :, columns] *= gain
+    weights[:, :num_rows] = shares
     mixed = torch.bmm(weights.view(num_kv, -1, num_columns), v.transpose(1, 2))
     return mixed.view(num_heads, height, width)[:, :num_rows, :dim].transpose(0, 1)
 

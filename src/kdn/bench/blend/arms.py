@@ -14,7 +14,7 @@ from kdn.calibration.key_bias import key_bias_share
 from kdn.core import Plan, StoredRun
 from kdn.engine import HeldKV
 from kdn.errors import BadInput
-from kdn.model.attention import Attention, AttentionSlice, BoundAttention, TorchAttention
+from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Scaling, TorchAttention
 from kdn.model.rope import rotate
 from kdn.reuse.blend import (
     AttendedRows,
@@ -224,5 +224,11 @@ class _Misaligned(BoundAttention):
     def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self._placing.place(layer, q, k, v)
 
-    def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
-        return self._reading.attend(layer, q, window)
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        window: int | None,
+        scalings: Sequence[Scaling | None] = (),
+    ) -> Tensor:
+        return self._reading.attend(layer, q, window, scalings)

@@ -33,6 +33,9 @@ typedef struct {
     const bf16 *prefix_k, *prefix_v;
     int64_t num_prefix, suffix_columns, prefix_columns;
     int64_t suffix_step, prefix_step; /* values from one layer to the next; 0 where layers share the memory */
+    int64_t num_biased;               /* columns whose scores are shifted at this layer */
+    const int64_t *bias_at;           /* which they are, ascending */
+    const float *bias_of;             /* [num_biased][heads], in units of raw scores */
 } Sequence;
 
 /* Neighbouring sequences that are computed together: one with all its rows, or several of one row each that
@@ -65,7 +68,9 @@ typedef struct {
     bf16 v[MAX_DIM][BLOCK];
     int32_t where[TILES][LANES]; /* a query's position */
     int32_t seen[LANES];         /* the same, or -1 for queries that sit a block out */
+    int32_t head[TILES][LANES];  /* a query's head */
     float top[TILES][LANES], sum[TILES][LANES];
+    int biased; /* has any sequence of the task a bias? */
 } Scratch;
 
 /* Two rows of sixteen values to sixteen pairs. */
@@ -290,6 +295,7 @@ static void load_queries(Scratch *s, const Task *task, const Call *call, int til
             const bf16 *q = call->q + (sequence->start + own) * call->q_stride + head * call->dim;
             for (int64_t d = 0; d < call->dim; d += 2) memcpy(s->q[t][d / 2][i], q + d, 4);
             s->where[t][i] = (int32_t)sequence->positions[own];
+            s->head[t][i] = (int32_t)head;
             s->top[t][i] = FAR;
             s->sum[t][i] = 0;
         }
@@ -311,8 +317,60 @@ static void store_rows(Scratch *s, const Task *task, const Call *call, int tiles
         }
 }
 
-static void one_block(Scratch *s, int t, Columns at, int64_t first, int64_t columns, const Call *call) {
+/* The lanes of tile `t` whose queries belong to row `row` of the group. */
+static __mmask16 lanes_of(const Task *task, int t, int64_t row, int64_t group, int64_t total) {
+    __mmask16 lanes = 0;
+    for (int i = 0; i < LANES; i++) {
+        int64_t query = task->first + t * LANES + i;
+        if (query >= total) query = total - 1;
+        if (query / group == row) lanes |= (__mmask16)(1u << i);
+    }
+    return lanes;
+}
+
+static int64_t first_biased(const Sequence *sequence, int64_t column) {
+    int64_t low = 0, high = sequence->num_biased;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (sequence->bias_at[middle] < column) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* Shift the scores of `sequence`'s columns [first, first + columns); other lanes keep their bits. */
+static void shift_scores(Scratch *s, int t, const Sequence *sequence, __mmask16 lanes, int64_t first,
+                         int64_t columns, const Call *call) {
+    const __m512i head = _mm512_loadu_si512(s->head[t]);
+    for (int64_t j = first_biased(sequence, first); j < sequence->num_biased; j++) {
+        const int64_t c = sequence->bias_at[j] - first;
+        if (c >= columns) return;
+        const __m512 was = _mm512_load_ps(s->scores[c]);
+        const float *bias = sequence->bias_of + j * call->heads;
+        const __m512 by = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), lanes, head, bias, 4);
+        _mm512_store_ps(s->scores[c], _mm512_mask_add_ps(was, lanes, was, by));
+    }
+}
+
+static void add_bias(Scratch *s, const Task *task, int t, int64_t first, int64_t columns, const Call *call) {
+    const PrefixGroup *prefix_group = task->prefix_group;
+    if (prefix_group->num_sequences == 1) {
+        shift_scores(s, t, prefix_group->sequences, 0xffff, first, columns, call);
+        return;
+    }
+    const int64_t group = call->heads / call->kv_heads, total = prefix_group->num_sequences * group;
+    const int64_t query = task->first + t * LANES;
+    const int64_t last = query + LANES < total ? query + LANES - 1 : total - 1;
+    for (int64_t row = query / group; row <= last / group; row++)
+        if (prefix_group->sequences[row].num_biased)
+            shift_scores(s, t, prefix_group->sequences + row, lanes_of(task, t, row, group, total), first, columns,
+                         call);
+}
+
+static void one_block(Scratch *s, const Task *task, int t, Columns at, int64_t first, int64_t columns,
+                      const Call *call) {
     call->use_amx ? scores_amx(s, t, at, columns, call->dim) : scores_avx(s, t, at, columns, call->dim);
+    if (s->biased) add_bias(s, task, t, first, columns, call);
     weigh(s, t, first, columns, call);
     call->use_amx ? mix_amx(s, t, at, columns, call->dim) : mix_avx(s, t, at, columns, call->dim);
 }
@@ -333,7 +391,7 @@ static void attend_columns(Scratch *s, const Task *task, const Call *call, int t
         const Columns at = find_columns(s, task->prefix_group->sequences, call, task->kv_head, first, columns);
         for (int t = 0; t < tiles; t++) {
             memcpy(s->seen, s->where[t], sizeof s->seen);
-            one_block(s, t, at, first, columns, call);
+            one_block(s, task, t, at, first, columns, call);
         }
     }
 }
@@ -352,7 +410,7 @@ static void attend_suffix(Scratch *s, const Task *task, const Call *call, int ti
                 s->seen[i] = own ? s->where[t][i] : -1;
                 looks |= own;
             }
-            if (looks) one_block(s, t, at, first, columns, call);
+            if (looks) one_block(s, task, t, at, first, columns, call);
         }
     }
 }
@@ -362,6 +420,9 @@ static void run_task(Scratch *s, const Task *task, const Call *call) {
     const int64_t left = total - task->first;
     const int tiles = left >= TILES * LANES ? TILES : (int)((left + LANES - 1) / LANES);
     load_queries(s, task, call, tiles, total);
+    s->biased = 0;
+    for (int64_t i = 0; i < task->prefix_group->num_sequences; i++)
+        s->biased |= task->prefix_group->sequences[i].num_biased > 0;
     int64_t lowest = s->where[0][0], first = 0;
     for (int t = 0; t < tiles; t++)
         for (int i = 0; i < LANES; i++)

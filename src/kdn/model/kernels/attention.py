@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from kdn.core import LayerKV
-from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Writing
+from kdn.model.attention import (
+    Attention,
+    AttentionSlice,
+    BoundAttention,
+    Scaling,
+    Writing,
+    attend_scaled,
+)
 from kdn.model.kernels.build import Kernels
 
 __all__ = ["KernelAttention"]
@@ -30,6 +37,9 @@ class _Sequence(ctypes.Structure):
         ("head_columns", ctypes.c_int64),
         ("tail_step", ctypes.c_int64),
         ("head_step", ctypes.c_int64),
+        ("num_biased", ctypes.c_int64),
+        ("bias_at", ctypes.c_void_p),
+        ("bias_of", ctypes.c_void_p),
     )
 
 
@@ -196,8 +206,11 @@ class _BoundKernel(BoundAttention):
     ) -> None:
         self._handle = library.handle
         self._prefix_groups = _prefix_groups(slices)
+        given = {id(part): number for number, part in enumerate(slices)}
         slices = tuple(part for prefix_group in self._prefix_groups for part in prefix_group)
         self._slices = slices
+        self._given = [given[id(part)] for part in slices]
+        """By slice, its number among those that were bound."""
         self._positions = [part.positions.contiguous() for part in slices]
         self._cos, self._sin = cos.contiguous(), sin.contiguous()
         self._table = (_Sequence * len(slices))(*map(_described, slices, self._positions))
@@ -224,8 +237,15 @@ class _BoundKernel(BoundAttention):
         self._handle.kdn_place(self._table, ctypes.c_int64(len(self._slices)), ctypes.byref(call))
         return out
 
-    def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        window: int | None,
+        scalings: Sequence[Scaling | None] = (),
+    ) -> Tensor:
         q = _rows(q)
+        biases = self._set_biases(scalings, q.shape[2]) if scalings else []
         num_rows, heads, dim = q.shape
         out = torch.empty((num_rows, heads * dim), dtype=q.dtype)
         call, num_prefix_groups = self._call, ctypes.c_int64(len(self._prefix_groups))
@@ -239,7 +259,30 @@ class _BoundKernel(BoundAttention):
         self._handle.kdn_attend(
             self._group_table, num_prefix_groups, ctypes.byref(call), self._tasks
         )
+        if biases:
+            self._clear_biases()
+        for part, number in zip(self._slices, self._given, strict=True):
+            scaling = scalings[number] if scalings else None
+            if scaling is not None and scaling.gain is not None:  # in plain torch
+                rows = slice(part.start, part.stop)
+                out[rows] = attend_scaled(layer, q[rows], window, part, scaling)
         return out
+
+    def _set_biases(self, scalings: Sequence[Scaling | None], dim: int) -> list[Tensor]:
+        """Enter the layer's biases into the table. Gives back the tensors that it points into."""
+        held: list[Tensor] = []
+        for row, number in zip(self._table, self._given, strict=True):
+            scaling = scalings[number]
+            if scaling is not None:
+                bias = (scaling.bias * dim**0.5).contiguous()  # the kernel scales scores last
+                row.num_biased = scaling.columns.numel()
+                row.bias_at, row.bias_of = scaling.columns.data_ptr(), bias.data_ptr()
+                held += [scaling.columns, bias]
+        return held
+
+    def _clear_biases(self) -> None:
+        for row in self._table:
+            row.num_biased = 0
 
 
 def _prefix_groups(slices: Sequence[AttentionSlice]) -> list[list[AttentionSlice]]:
