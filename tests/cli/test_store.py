@@ -91,6 +91,8 @@ def test_a_node_serves_what_the_home_holds(home: Path, tmp_path: Path) -> None:
         assert program.stdout is not None
         said = json.loads(program.stdout.readline())
         assert said["blocks"] == 2
+        listed = Path(f"/proc/{program.pid}/cmdline")
+        assert not listed.exists() or "root" not in listed.read_text().split("\0")
         request = urllib.request.Request(f"{said['url']}/v1/store/stat")
         request.add_header("authorization", "Bearer root")
         with urllib.request.urlopen(request) as answer:

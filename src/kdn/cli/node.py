@@ -12,6 +12,7 @@ import typer
 from kdn.cli.options import HomeOption, JsonOption, read_settings
 from kdn.cli.serve import leave, need_serve_extra
 from kdn.cli.show import emit, say
+from kdn.machine.process import hide_arguments
 
 __all__ = ["node"]
 
@@ -58,6 +59,7 @@ def node(
         url_of,
     )
 
+    hide_arguments([admin_key or "", *(one.partition("=")[2] for one in tenant or ())])
     config = read_settings(home)
     admin_key, host = admin_key or config.serve.store_key, host or config.serve.host
     tenants = tuple(tenant or config.serve.tenant_keys)

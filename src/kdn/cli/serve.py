@@ -20,6 +20,7 @@ from kdn.cli.options import (
     read_settings,
 )
 from kdn.cli.show import emit, say
+from kdn.machine.process import hide_arguments
 
 __all__ = ["leave", "need_serve_extra", "serve"]
 
@@ -52,6 +53,7 @@ def serve(
     from kdn.serve import Limits, ServeSettings, listen, read_grants, url_of
     from kdn.serve.run import run
 
+    hide_arguments(api_key or ())
     config = read_settings(home)
     configured = (config.serve.api_key,) if config.serve.api_key else ()
     settings = ServeSettings(

@@ -53,7 +53,7 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
             name,
             tier.blocks,
             f"{tier.tokens:,}",
-            size_text(tier.size_bytes),
+            size_text(tier.size_bytes) if tier.size_bytes or not tier.blocks else "not told",
             _cap(tier.capacity_bytes),
         )
         for name, tier in stat.tiers.items()

@@ -1,4 +1,4 @@
-"""What this process takes of the machine: pages for large buffers, and OpenMP's idle workers.
+"""This process: pages for large buffers, OpenMP's idle workers, and what others see of its arguments.
 
 GNU's OpenMP keeps a team of workers for every thread that ever ran a parallel loop.  With more teams
 than processors it lets waiting workers sleep instead of spin, and then every loop begins with waking
@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["OWN_PAGES_FROM", "allocate", "give_up_workers", "keep_freed"]
+__all__ = ["OWN_PAGES_FROM", "allocate", "give_up_workers", "hide_arguments", "keep_freed"]
 
 OWN_PAGES_FROM = 1 << 20
 """Buffers from here on get pages of their own; for smaller ones a mapping each would be waste."""
@@ -74,3 +76,28 @@ def _libraries() -> tuple[ctypes.CDLL, ...]:
     paths = {line.split(maxsplit=5)[-1] for line in lines if "libgomp" in line}
     found = (ctypes.CDLL(path) for path in sorted(paths) if Path(path).is_file())
     return tuple(library for library in found if hasattr(library, "omp_pause_resource_all"))
+
+
+def hide_arguments(secrets: Sequence[str]) -> bool:
+    """Overwrite secrets among this process's arguments, which every user of the machine can list.
+
+    For a moment after the start they could be read.  False where the system does not say where the
+    arguments lie (only Linux does).
+    """
+    try:
+        fields = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()
+    except OSError:
+        return False
+    start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
+    if not 0 < start < end:
+        return False
+    arguments = bytearray(ctypes.string_at(start, end - start))
+    for secret in filter(None, secrets):
+        encoded = os.fsencode(secret)
+        arguments = arguments.replace(encoded, b"*" * len(encoded))
+    ctypes.memmove(start, bytes(arguments), end - start)
+    return True
+
+
+_ARG_START, _ARG_END = 45, 46
+"""Fields 48 and 49 of proc(5), after the name and from 0."""
