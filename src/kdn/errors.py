@@ -10,7 +10,7 @@ KdnError
 ├── StoreError          the store as a whole cannot be used
 │   ├── ForeignStore    the folder belongs to something else, or to a newer format
 │   ├── NoSpace         the device, the cap or a tenant's quota is full
-│   └── Unreachable     a remote tier did not answer in time, or is given a rest after failures
+│   └── Unreachable     a remote tier did not answer in time, or its circuit is open after failures
 ├── CorruptBlock        one block is damaged; always handled inside: a counted miss, never an answer
 │   └── LostBlock       its tier could not hand over the rest; nothing says that it is damaged
 ├── Cancelled           the caller withdrew the request
@@ -86,7 +86,7 @@ class NoSpace(StoreError):
 
 
 class Unreachable(StoreError):
-    """A remote tier did not answer in time, refused, or is given a rest after failures."""
+    """A remote tier did not answer in time, refused, or its circuit is open after failures."""
 
 
 class CorruptBlock(KdnError):

@@ -221,3 +221,23 @@ def test_all_blocks_are_changed_only_when_that_is_said(tmp_path: Path, command: 
     assert done.code == 2
     assert "which blocks? pick some with --key, --salt or --fingerprint, or say --all" in done.err
     assert kdn(tmp_path, "store", *command.split(), "--all").code == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "store export {}",
+        "cost sweep --plot {}",
+        "demo --model no-such-model --output {}",
+        "store simulate --trace /dev/null --plot {}",
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, command: str
+) -> None:
+    """Neither a model nor a trace is looked at: their faults would be told otherwise."""
+    for path, why in ((tmp_path / "no" / "x.svg", "there is no folder"), (tmp_path, "is a folder")):
+        done = kdn(tmp_path / "home", *command.format(path).split())
+        assert done.code == 2
+        assert why in done.err
+        assert not (tmp_path / "home").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdn.errors import NoSpace, StoreError
-from kdn.machine.files import Files, locked, publish_file
+from kdn.machine.files import Files, locked, publish_file, publishing
 from tests.store.crashes import RecordingFiles, build, states
 
 VERBS = ("write", "rename", "sync_folder", "make_folder")
@@ -140,3 +140,17 @@ def test_the_lock_lets_one_in_at_a_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert count.read_text() == "16"
+
+
+def test_what_is_written_in_pieces_is_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "bundle"
+    with publishing(path) as file:
+        file.write(b"one ")
+        assert not path.exists()
+        file.write(b"two")
+    assert path.read_bytes() == b"one two"
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ZeroDivisionError), publishing(path) as file:
+        file.write(bytes([1 // (file.write(b"half") - 4)]))
+    assert path.read_bytes() == b"one two"
+    assert list(path.parent.iterdir()) == [path]

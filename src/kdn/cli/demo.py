@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdn.cli.ask import answer_shape, print_sources
-from kdn.cli.options import HomeOption, JsonOption, ModelChoice, ModelOption, read_settings
+from kdn.cli.options import (
+    HomeOption,
+    JsonOption,
+    ModelChoice,
+    ModelOption,
+    output_file,
+    read_settings,
+)
 from kdn.cli.show import emit, progress_bar, say, table, tell, time_text, to_json, write_piece
+from kdn.machine.files import publish_file
 
 if TYPE_CHECKING:
     from kdn.api import Answer, Kdn
@@ -49,7 +57,9 @@ class DemoAnswer:
 def demo(
     model: ModelOption = "smollm2-135m",
     home: HomeOption = None,
-    output: Annotated[Path, typer.Option(help="Where the result goes.")] = Path("demo.json"),
+    output: Annotated[
+        Path, typer.Option(help="Where the result goes.", callback=output_file)
+    ] = Path("demo.json"),
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 64,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,7 +71,7 @@ def demo(
         ModelChoice(model, home), config, corpus_files(), QUESTIONS, max_tokens, quiet=as_json
     )
     shape = _shape(model, asked)
-    output.write_bytes(to_json(shape, indent=2) + b"\n")
+    publish_file(output, to_json(shape, indent=2) + b"\n")
     if as_json:
         emit(shape)
         return

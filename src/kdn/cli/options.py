@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdn.errors import BadConfig
+from kdn.errors import BadConfig, BadInput
 
 if TYPE_CHECKING:
     from kdn.api import Kdn
@@ -24,6 +24,7 @@ __all__ = [
     "JsonOption",
     "ModelChoice",
     "ModelOption",
+    "output_file",
     "read_settings",
 ]
 
@@ -53,6 +54,22 @@ def read_settings(home: Path | None) -> Config:
     from kdn.config import load_config
 
     return load_config(os.environ, home=home)
+
+
+def output_file(path: Path | None) -> Path | None:
+    """As a callback of an option: that the file can be written is known before any work is done.
+
+    Raises BadInput.
+    """
+    if path is None:
+        return None
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise BadInput(f"{path}: there is no folder {path.parent}; make it, or choose another")
+    if not os.access(path.parent, os.W_OK):
+        raise BadInput(f"{path}: nothing can be written in {path.parent}; choose another folder")
+    return path
 
 
 @dataclass(frozen=True)

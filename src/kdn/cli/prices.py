@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdn.cli.options import output_file
 from kdn.cli.show import say
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ TraceOption = Annotated[
     ),
 ]
 TierOption = Annotated[str | None, typer.Option(help="A tier of the sheet; all by default.")]
-PlotOption = Annotated[Path | None, typer.Option(help="Draw it into this file.")]
+PlotOption = Annotated[
+    Path | None, typer.Option(help="Draw it into this file.", callback=output_file)
+]
 SloOption = Annotated[float | None, typer.Option(min=0, help="Seconds to the first token.")]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdn.cli.options import JsonOption
+from kdn.cli.options import JsonOption, output_file
 from kdn.cli.show import emit, say, size_text, table, tell
 from kdn.errors import BadInput
 
@@ -33,7 +33,9 @@ def simulate(
     token_bytes: Annotated[
         int, typer.Option(min=1, help="KV bytes of a token; the default is Llama-3.1-8B in bf16.")
     ] = 131_072,
-    plot: Annotated[Path | None, typer.Option(help="Draw hit rate over capacity here.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw hit rate over capacity here.", callback=output_file)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the real eviction policies, and the optimum that knows the future, over a trace.

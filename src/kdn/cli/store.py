@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdn.cli.calibrate import calibrate, records_of, show_record
-from kdn.cli.options import HomeOption, JsonOption, read_settings
+from kdn.cli.options import HomeOption, JsonOption, output_file, read_settings
 from kdn.cli.show import emit, say, size_text, table, tell
 from kdn.cli.simulate import simulate
 from kdn.cli.store_blocks import compress, copy, move, pin, tell_done, unpin, warm
@@ -20,6 +20,7 @@ from kdn.cli.which import (
     opened,
     picked,
 )
+from kdn.machine.files import publishing
 
 if TYPE_CHECKING:
     from kdn.cost import Ledger
@@ -202,7 +203,7 @@ for command in (warm, pin, unpin, copy, move, compress):
 
 @store.command()
 def export(
-    file: Annotated[Path, typer.Argument(help="The bundle to write.", dir_okay=False)],
+    file: Annotated[Path, typer.Argument(help="The bundle to write.", callback=output_file)],
     *,
     key: KeyOption = None,
     salt: SaltOption = None,
@@ -211,14 +212,9 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write blocks to one portable file."""
-    from kdn.machine.files import system_errors
     from kdn.store.admin.bundle import export_blocks
 
-    with (
-        picked(home, key, salt, fingerprint) as (found, keys),
-        system_errors(f"writing {file}"),
-        file.open("wb") as bundle,
-    ):
+    with picked(home, key, salt, fingerprint) as (found, keys), publishing(file) as bundle:
         done = export_blocks(found, keys, bundle)
     tell_done(done, "exported", as_json)
 

@@ -13,11 +13,13 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from kdn.errors import NoSpace, StoreError
 
-__all__ = ["Files", "home_folder", "locked", "publish_file", "system_errors"]
+__all__ = ["Files", "home_folder", "locked", "publish_file", "publishing", "system_errors"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
@@ -66,6 +68,25 @@ def publish_file(
         files.make_folders(path.parent)
         try:
             files.write(temporary, memoryview(data), mode)
+            files.rename(temporary, path)
+        except BaseException:
+            files.remove(temporary)
+            raise
+        files.sync_folder(path.parent)
+
+
+@contextmanager
+def publishing(path: Path, mode: int = _PRIVATE_FILE) -> Iterator[IO[bytes]]:
+    """As `publish_file`, for what is written piece by piece: nothing is there unless the block ends well."""
+    files = Files()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with system_errors(f"writing {path}"):
+        files.make_folders(path.parent)
+        try:
+            with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             files.rename(temporary, path)
         except BaseException:
             files.remove(temporary)
