@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
@@ -54,7 +54,12 @@ def permute(tensor: Tensor, heads: int) -> Tensor:
 
 
 def write_gguf(
-    folder: Path, path: Path, *, leave_out: str = "nothing", tokenizer: str = "gpt2"
+    folder: Path,
+    path: Path,
+    *,
+    leave_out: str = "nothing",
+    tokenizer: str = "gpt2",
+    ends: Mapping[str, int] | None = None,
 ) -> Path:
     """The tiny model of `folder` as llama.cpp's converter would write it, in fp32."""
     config = json.loads((folder / "config.json").read_text())
@@ -71,6 +76,8 @@ def write_gguf(
     if "head_dim" in config:
         writer.add_key_length(config["head_dim"])
     _add_tokenizer(writer, folder, tokenizer)
+    for name, token_id in (ends or {}).items():
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token_id)
     for name, tensor in load_file(folder / "model.safetensors").items():
         stored = tensor
         if family == "llama" and name.endswith("q_proj.weight"):
@@ -213,3 +220,23 @@ def test_smollm2_is_described_as_published(smollm2: Path, model_cache: Path) -> 
     assert config.rms_eps == 1e-5
     assert config.tied_head
     assert config.kv_shape("bfloat16").token_bytes == 23_040
+
+
+def test_a_turns_end_and_a_messages_end_stop_an_answer_too(
+    tiny_model: Tiny, tmp_path: Path
+) -> None:
+    """llama.cpp's converter names the end of text, of a turn and of a message apart."""
+    folder = tiny_model("llama")
+    file = write_gguf(folder, tmp_path / "a.gguf", ends={"eot": 257, "eom": 12})
+    loaded = load_model(file, cache_dir=tmp_path / "cache")
+    assert loaded.tokenizer.eos_ids == (256, 257, 12)
+    assert loaded.decoder.config.eos_token_ids == (256, 257, 12)
+
+
+@pytest.mark.parametrize("ends", [{"eot": 999}, {"bos": 4_294_967_295}])
+def test_an_end_beyond_the_vocabulary_is_damage(
+    ends: dict[str, int], tiny_model: Tiny, tmp_path: Path
+) -> None:
+    file = write_gguf(tiny_model("llama"), tmp_path / "a.gguf", ends=ends)
+    with pytest.raises(WeightsError, match=r"damaged.*fetch it again"):
+        load_model(file, cache_dir=tmp_path)

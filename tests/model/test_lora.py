@@ -153,3 +153,25 @@ def test_rows_of_the_base_go_the_way_they_go_alone_beside_an_adapter(
     own = layer.finish(hidden[2:4], attended[2:4], [AdapterRun(0, 2, adapter)])
     assert torch.equal(beside[2:4], own)
     assert not torch.equal(beside[2:4], alone[2:4])
+
+
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys:RuntimeWarning")
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"alpha_pattern": {"layers.0.self_attn.q_proj": 64}},
+        {"alpha_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 40}},
+        {"alpha_pattern": {"layers\\.\\d+\\.mlp\\..*": 32}, "rank_pattern": {"down_proj": 2}},
+        {"alpha_pattern": {"proj": 64}, "rank_pattern": {"layers.0.self_attn.v_proj": 7}},
+    ],
+)
+def test_alphas_and_ranks_go_by_pattern_as_pefts_do(
+    patterns: dict[str, Any], tiny_model: Tiny, model_cache: Path, tmp_path: Path
+) -> None:
+    """A key is a pattern for whole steps at the end of a matrix's path; `proj` means none."""
+    base = tiny_model("llama")
+    modules = ["q_proj", "v_proj", "down_proj"]
+    folder = write_adapter(base, tmp_path / "a", target_modules=modules, **patterns)
+    model = load_model(base, cache_dir=model_cache, dtype="float32", adapters={"a": folder})
+    ours = forward(model.decoder, TOKENS, model.adapters["a"])
+    assert (ours - peft_logits(base, folder)).abs().max() < 1e-3
