@@ -274,6 +274,8 @@ class Plan:
     logits: tuple[int, ...] | None = None
     """None means the last position only."""
     allowed: tuple[int, ...] | None = None
+    adapter_from: int = 0
+    """Rows at positions before it are computed without the request's adapter: by the base model."""
     row_chunk: int | None = None
     """Position-wise work runs this many rows at a time (PrefillOnly); None means all together."""
     one_layer: bool = False

@@ -115,6 +115,14 @@ class SequenceSlice:
             stored.insert(0, self.plan.prefix)
         return stored
 
+    def adapter_run(self, start: int, stop: int) -> AdapterRun | None:
+        """Those of rows [start, stop) of the batch that the adapter is for."""
+        if self.adapter is None:
+            return None
+        if self.plan.adapter_from:
+            start += int(torch.searchsorted(self.rows, self.plan.adapter_from))
+        return AdapterRun(start, stop, self.adapter) if start < stop else None
+
     def attention_slice(self, start: int, stop: int) -> AttentionSlice:
         """The sequence's KV, for rows [start, stop) of the batch."""
         kv, prefix = self.kv, self.kv.prefix
@@ -200,11 +208,8 @@ class Batch:
             positions = torch.cat([one.rows for one in self.slices]).to(self._decoder.device)
             cos, sin = self._decoder.rope.tables(positions)
             self.bound: BoundAttention = self._attention.bind(self.bound_slices, cos, sin)
-        self.adapters = [
-            AdapterRun(start, stop, one.adapter)
-            for one, (start, stop) in self.parts()
-            if one.adapter is not None and start < stop
-        ]
+        runs = [one.adapter_run(start, stop) for one, (start, stop) in self.parts()]
+        self.adapters = [run for run in runs if run is not None]
 
     def parts(self) -> list[tuple[SequenceSlice, tuple[int, int]]]:
         """Each sequence with its rows [start, stop) of the batch."""
