@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import struct
+import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,7 +12,19 @@ from functools import cached_property
 
 from kdn.core.names import BlockKey, ChainHash, ContentId, Fingerprint, TokenIds
 
-__all__ = ["EXACT", "BlockId", "Cause", "KvShape", "Recipe", "chain_hash", "chain_hashes"]
+__all__ = [
+    "EXACT",
+    "TOKEN_BYTES",
+    "BlockId",
+    "Cause",
+    "KvShape",
+    "Recipe",
+    "chain_hash",
+    "chain_hashes",
+    "common_tokens",
+    "pack_tokens",
+    "unpack_tokens",
+]
 
 
 class Cause(StrEnum):
@@ -78,13 +91,9 @@ def _digest(*parts: str | bytes) -> str:
     return state.hexdigest()
 
 
-def _token_bytes(token_ids: Sequence[int]) -> bytes:
-    return struct.pack(f"<{len(token_ids)}I", *token_ids)
-
-
 def chain_hash(token_ids: Sequence[int]) -> ChainHash:
     """Hash of all tokens from the start of a prompt. Says nothing of how they were cut in blocks."""
-    return ChainHash(hashlib.sha256(_token_bytes(token_ids)).hexdigest())
+    return ChainHash(hashlib.sha256(pack_tokens(token_ids)).hexdigest())
 
 
 def chain_hashes(token_ids: Sequence[int], cuts: Sequence[int]) -> list[ChainHash]:
@@ -93,7 +102,7 @@ def chain_hashes(token_ids: Sequence[int], cuts: Sequence[int]) -> list[ChainHas
     for cut in cuts:
         if cut < start:
             raise ValueError(f"cuts must ascend: {cut} after {start}")
-        state.update(_token_bytes(token_ids[start:cut]))
+        state.update(pack_tokens(token_ids[start:cut]))
         found.append(ChainHash(state.copy().hexdigest()))
         start = cut
     return found
@@ -125,10 +134,42 @@ class BlockId:
                 self.recipe.name,
                 self.salt,
                 self.after,
-                _token_bytes(self.token_ids),
+                pack_tokens(self.token_ids),
             )
         )
 
     @cached_property
     def content_id(self) -> ContentId:
-        return ContentId(_digest("kdn-content-1", self.salt, _token_bytes(self.token_ids)))
+        return ContentId(_digest("kdn-content-1", self.salt, pack_tokens(self.token_ids)))
+
+
+TOKEN_BYTES = 4
+
+
+def pack_tokens(token_ids: Sequence[int]) -> bytes:
+    """The ids as bytes. Raises OverflowError for an id that is negative or needs over 32 bits."""
+    return _swapped(array("I", token_ids)).tobytes()
+
+
+def unpack_tokens(data: bytes) -> TokenIds:
+    """The ids in `data`, whose length is a multiple of TOKEN_BYTES."""
+    return tuple(_swapped(array("I", data)))
+
+
+def common_tokens(left: bytes, right: bytes) -> int:
+    """How many leading tokens two packed runs share."""
+    shorter = min(len(left), len(right))
+    left, right = left[:shorter], right[:shorter]
+    if left == right:
+        return shorter // TOKEN_BYTES
+    # Read as little-endian numbers, the first byte that differs holds the lowest bit that does.
+    differing = int.from_bytes(left, "little") ^ int.from_bytes(right, "little")
+    lowest_bit = (differing & -differing).bit_length() - 1
+    return lowest_bit // (8 * TOKEN_BYTES)
+
+
+def _swapped(ids: array[int]) -> array[int]:
+    assert ids.itemsize == TOKEN_BYTES
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from kdn.config import ServeConfig
@@ -13,6 +14,7 @@ from kdn.serve.limits import Limits
 __all__ = ["ServeSettings", "is_loopback"]
 
 
+@lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Is `host` `localhost`, or an address that only this machine can reach? Other names are not."""
     if host == "localhost":

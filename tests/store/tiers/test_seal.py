@@ -9,6 +9,7 @@ import pytest
 
 from kdn.clock import SystemClock
 from kdn.core import EXACT
+from kdn.core.blocks import pack_tokens
 from kdn.errors import BadConfig, CorruptBlock, ForeignStore, KdnError
 from kdn.store import (
     DictRemote,
@@ -22,7 +23,6 @@ from kdn.store import (
     read_whole,
 )
 from kdn.store.block.reader import BytesHandle
-from kdn.store.index.tokens import pack_tokens
 from kdn.store.tiers.seal import KeyRing, is_sealed
 from kdn.trace import NoTrace
 from tests.store.helpers import MODEL, block_id, make_block, run_of

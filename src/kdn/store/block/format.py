@@ -32,6 +32,7 @@ from kdn.core import (
     KvShape,
     Recipe,
 )
+from kdn.core.blocks import pack_tokens, unpack_tokens
 from kdn.errors import BadInput, CorruptBlock
 from kdn.machine.process import allocate
 from kdn.store.block.block import Block
@@ -54,7 +55,6 @@ from kdn.store.block.wire import (
     sections_of,
 )
 from kdn.store.codecs import CODECS, Codec, NoCodec, RunForm
-from kdn.store.index.tokens import pack_tokens, unpack_tokens
 
 __all__ = [
     "ALIGN",

@@ -7,9 +7,9 @@ from typing import Protocol
 import msgspec
 
 from kdn.core import BLOCK_TOKENS, MAX_SALT_BYTES, Cause
+from kdn.core.blocks import TOKEN_BYTES
 from kdn.errors import BadInput
 from kdn.store.codecs import CODECS, Codec
-from kdn.store.index.tokens import TOKEN_BYTES
 
 __all__ = [
     "ALIGN",

@@ -24,7 +24,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from kdn.core import BLOCK_TOKENS, BlockId, BlockKey, ChainHash, ContentId, Fingerprint, Recipe
-from kdn.store.index.tokens import TOKEN_BYTES, common_tokens, pack_tokens, unpack_tokens
+from kdn.core.blocks import TOKEN_BYTES, common_tokens, pack_tokens, unpack_tokens
 
 __all__ = ["BlockHit", "Entry", "Family", "Index", "IndexPiece", "Match"]
 

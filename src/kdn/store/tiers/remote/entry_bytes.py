@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from kdn.core import BLOCK_TOKENS, BlockId, BlockKey, Cause, ChainHash, Fingerprint, Recipe
+from kdn.core.blocks import unpack_tokens
 from kdn.store.block.format import MAX_POSITION, MAX_TEXT
 from kdn.store.index.index import Entry
-from kdn.store.index.tokens import unpack_tokens
 
 __all__ = ["pack_note", "read_note"]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.core import chain_hash
-from kdn.store.index.tokens import common_tokens, pack_tokens, unpack_tokens
+from kdn.core.blocks import common_tokens, pack_tokens, unpack_tokens
 
 few = st.lists(st.integers(0, 3), max_size=6)
 ids = st.lists(st.integers(0, 2**32 - 1), max_size=20)
