@@ -1,0 +1,74 @@
+"""Options that commands share: models, adapters, files to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdn.cli.options import ModelChoice, output_file, read_settings
+from kdn.config import load_config
+from kdn.errors import BadConfig, BadInput
+from tests.cli.program import kdn
+
+
+def test_a_model_is_opened_as_chosen(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    choice = ModelChoice(str(tiny_model()), tmp_path, device="cpu", dtype="float32", int8=True)
+    with choice.open() as opened:
+        assert opened.config.home == tmp_path
+        assert str(opened.model.decoder.dtype) == "torch.float32"
+    settings = load_config({"KDN_ENGINE_POLICY": "priority"}, home=tmp_path)
+    with choice.open(settings) as opened:
+        assert opened.config is settings
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("nameless", "write NAME=FOLDER"),
+        ("=folder", "write NAME=FOLDER"),
+        ("name=", "write NAME=FOLDER"),
+    ],
+)
+def test_an_adapter_needs_a_name_and_a_folder(
+    tiny_model: Callable[..., Path], tmp_path: Path, given: str, why: str
+) -> None:
+    with pytest.raises(BadConfig, match=why):
+        ModelChoice(str(tiny_model()), tmp_path, adapters=(given,)).open()
+
+
+def test_packaged_adapters_are_named_where_there_are_some(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="or one of document-first"):
+        ModelChoice("smollm2-135m", tmp_path, adapters=("document",)).open()
+
+
+def test_the_home_of_the_option_wins(tmp_path: Path) -> None:
+    (tmp_path / "kdn.toml").write_text("[serve]\nport = 7\n")
+    assert read_settings(tmp_path).serve.port == 7
+
+
+def test_a_file_to_write_is_looked_at_first(tmp_path: Path) -> None:
+    assert output_file(None) is None
+    assert output_file(tmp_path / "new.json") == tmp_path / "new.json"
+    (tmp_path / "old.json").write_text("")
+    assert output_file(tmp_path / "old.json") == tmp_path / "old.json"
+    with pytest.raises(BadInput, match="is a folder; name a file in it"):
+        output_file(tmp_path)
+    with pytest.raises(BadInput, match=r"there is no folder .*missing; make it"):
+        output_file(tmp_path / "missing" / "new.json")
+
+
+def test_an_unknown_model_is_told_with_those_there_are(tmp_path: Path) -> None:
+    done = kdn(tmp_path, "models", "get", "no-such-model")
+    assert done.code == 2
+    assert "no-such-model" in done.err
+    assert "smollm2-135m" in done.err
+
+
+def test_models_are_told_with_size_and_place(tmp_path: Path) -> None:
+    models = kdn(tmp_path, "models", "list", "--json").json["models"]
+    assert {"name", "purpose", "size_bytes", "path", "about"} <= set(models[0])
+    assert all(model["size_bytes"] > 10**7 for model in models)
+    shown = kdn(tmp_path, "models", "list").out.splitlines()
+    assert len(shown) >= len(models) + 2
