@@ -160,3 +160,33 @@ def test_retention_is_named_as_the_settings_name_it() -> None:
         "ALL",
     ]
     assert Request("r", PROMPT).retention is Retention.SHARED
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan"), float("inf"), "half", True, 10**400])
+def test_a_ratio_is_a_share(ratio: object) -> None:
+    with pytest.raises(BadInput, match="it is a share, 0 to 1, of the reused tokens"):
+        Blend(ratio)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_kl": -1.0},
+        {"max_kl": float("nan")},
+        {"max_kl": "none"},
+        {"load_within_s": 0},
+        {"load_within_s": -3},
+        {"load_within_s": float("inf")},
+    ],
+)
+def test_limits_of_prefix_reuse_are_numbers_that_mean_something(limits: dict[str, object]) -> None:
+    (name,) = limits
+    with pytest.raises(BadInput, match=f"^{name} must be a finite number"):
+        Prefix(**limits)  # type: ignore[arg-type]
+
+
+def test_names_are_texts() -> None:
+    with pytest.raises(BadInput, match="collection must be a text, not 3"):
+        Blend(collection=3)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="the salt must be a text, not b'x'"):
+        Request("r", PROMPT, salt=b"x")  # type: ignore[arg-type]

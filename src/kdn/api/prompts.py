@@ -101,9 +101,8 @@ def blending(reuse: Reuse, ratio: float | None = None, collection: str = "") -> 
     """
     if reuse not in ("exact", "blend"):
         raise BadInput(f"reuse is {reuse!r}; it can be 'exact' or 'blend'")
-    if ratio is not None and not 0 <= ratio <= 1:
-        raise BadInput(f"ratio is {ratio}; it is a share, 0 to 1, of the reused tokens")
-    return (Blend(ratio, collection),) if reuse == "blend" else ()
+    blend = Blend(ratio, collection)
+    return (blend,) if reuse == "blend" else ()
 
 
 def _messages(given: object) -> list[Message]:

@@ -141,12 +141,21 @@ class Retention(StrEnum):
 
 @dataclass(frozen=True)
 class Prefix:
-    """Option of prefix reuse: what a request accepts of stored KV that it begins with."""
+    """Option of prefix reuse: what a request accepts of stored KV that it begins with.
+
+    Raises BadInput for limits that are no numbers, or below 0.
+    """
 
     max_kl: float | None = None
     """How far (mean KL, nats) a codec may move answers by measurement; 0: not at all; None: as set."""
     load_within_s: float | None = None
     """By when stored KV is to be loaded; None: as set, or sooner than it would be computed."""
+
+    def __post_init__(self) -> None:
+        if self.max_kl is not None:
+            _check_number("max_kl", self.max_kl, 0, math.inf)
+        if self.load_within_s is not None:
+            _check_number("load_within_s", self.load_within_s, 1e-6, math.inf)
 
 
 @dataclass(frozen=True)
@@ -154,11 +163,21 @@ class Blend:
     """Option of blending: stored documents are reused anywhere in the prompt, and partly recomputed.
 
     `ratio` is the share of the reused tokens that is recomputed; None leaves it to kdn, which judges
-    the answers over each named `collection` of documents apart.
+    the answers over each named `collection` of documents apart.  Raises BadInput for a ratio outside
+    of 0..1 or a collection that is no text.
     """
 
     ratio: float | None = None
     collection: str = ""
+
+    def __post_init__(self) -> None:
+        number = 0.0 if self.ratio is None else _as_number(self.ratio, Real)
+        if not 0 <= number <= 1:
+            raise BadInput(
+                f"ratio is {_short(self.ratio)}; it is a share, 0 to 1, of the reused tokens"
+            )
+        if not isinstance(self.collection, str):
+            raise BadInput(f"collection must be a text, not {_short(self.collection)}")
 
 
 @dataclass(frozen=True)
@@ -188,6 +207,8 @@ class Request:
     stored of the prompt comes a layer at a time, each into the memory of the one before."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.salt, str):
+            raise BadInput(f"the salt must be a text, not {_short(self.salt)}")
         try:
             size_bytes = len(self.salt.encode())
         except UnicodeEncodeError:
