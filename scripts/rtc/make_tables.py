@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -17,8 +19,8 @@ from kdn.net.rtc.codec.classical import h264_table
 from kdn.net.rtc.codec.fit import fit_tables
 from kdn.net.rtc.codec.measure import measure_codec
 from kdn.net.rtc.codec.network import CodecNetwork
-from kdn.net.rtc.codec.neural import NeuralCodec, save_codec
-from kdn.net.rtc.tables import write_tables
+from kdn.net.rtc.codec.neural import NeuralCodec, load_codec, save_codec
+from kdn.net.rtc.tables import RateTable, write_tables
 
 WEIGHTS = Path(__file__).parents[2] / "src" / "kdn" / "net" / "rtc" / "weights"
 
@@ -39,25 +41,35 @@ def table_clips(pictures: int) -> list[Clip]:
     ]
 
 
+def measured(work: tuple[str, int, int]) -> RateTable:
+    """One table: the codec named, on one of the clips."""
+    torch.set_num_threads(1)
+    name, index, pictures = work
+    clip = table_clips(pictures)[index]
+    if name == "h264":
+        return h264_table(clip)
+    began = time.monotonic()
+    table = measure_codec(load_codec(masked=name == "masked"), name, clip)
+    print(f"{name} {clip.name}: {time.monotonic() - began:.0f} s", flush=True)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("masked", type=Path)
     parser.add_argument("twin", type=Path)
-    parser.add_argument("--pictures", type=int, default=80)
+    parser.add_argument("--pictures", type=int, default=24)
     given = parser.parse_args()
-    torch.set_num_threads(1)
     WEIGHTS.mkdir(exist_ok=True)
-    codecs = {"masked": trained(given.masked, True), "unmasked": trained(given.twin, False)}
-    save_codec(codecs["masked"], WEIGHTS / "codec.npz")
-    save_codec(codecs["unmasked"], WEIGHTS / "twin.npz")
-    tables = []
-    for clip in table_clips(given.pictures):
-        tables.append(h264_table(clip))
-        for name, codec in codecs.items():
-            began = time.monotonic()
-            tables.append(measure_codec(codec, name, clip))
-            print(f"{name} {clip.name}: {time.monotonic() - began:.0f} s", flush=True)
-        write_tables(tables, WEIGHTS / "tables.npz")
+    save_codec(trained(given.masked, masked=True), WEIGHTS / "codec.npz")
+    save_codec(trained(given.twin, masked=False), WEIGHTS / "twin.npz")
+    work = [
+        (name, index, given.pictures)
+        for index in range(4)
+        for name in ("h264", "masked", "unmasked")
+    ]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        write_tables(list(pool.map(measured, work)), WEIGHTS / "tables.npz")
 
 
 if __name__ == "__main__":

