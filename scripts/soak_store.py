@@ -1,4 +1,4 @@
-"""The store against power cuts, flipped bits, crafted headers and neighbours, by the hundred thousand.
+"""The store against power cuts, flipped bits, crafted headers, neighbours and faults, many times over.
 
 Prints a Markdown table of what was tried and what came of it; docs/reliability.md shows one.  Exit code
 1 when anything was torn, lost, wrong or unnoticed.
@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -21,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.store.damage import block_of, crafted, every_bit, some_bits, survives, undetected
+from tests.store.faults import Simulation
 from tests.store.test_crashes import survive_all
 from tests.store.test_crowd import run_crowd
 
@@ -39,7 +41,8 @@ def main() -> None:
     missed = sum(flip(name) for name in CODECS)
     craft(options.seed)
     crowd(min(60.0, 15 * options.minutes))
-    cut(options.seed, 45 * options.minutes)
+    cut(options.seed, 30 * options.minutes)
+    hurt(options.seed, 15 * options.minutes)
     sys.exit(1 if missed else 0)
 
 
@@ -79,6 +82,19 @@ def cut(seed: int, seconds: float) -> None:
             more = survive_all(folder, seed=seed + histories, steps=12, most=24)
         steps, states, histories = steps + more[0], states + more[1], histories + 1
     row(f"states after a power cut ({histories} histories, {steps:,} steps)", states, 0)
+
+
+def hurt(seed: int, seconds: float) -> None:
+    """Random work under seeded faults of device, network, clock and process, held to a dict."""
+    stop, faults, reads, runs = time.monotonic() + seconds, Counter[str](), 0, 0
+    while time.monotonic() < stop:
+        with work_folder() as folder:
+            simulation = Simulation(folder / "kv", seed + runs)
+            simulation.run(steps=60)
+        faults, reads, runs = faults + simulation.counts, reads + simulation.reads, runs + 1
+    row(f"blocks read in {runs:,} simulated lives under the faults below", reads, 0)
+    for what, count in faults.most_common():
+        row(f"... {what}", count, 0)
 
 
 @contextmanager

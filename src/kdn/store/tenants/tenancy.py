@@ -89,7 +89,7 @@ class SharedFile(Generic[T]):
             if stamp != self._stamp:
                 self._values = self._decoder.decode(self._path.read_bytes())
                 self._stamp = stamp
-        except (OSError, msgspec.MsgspecError, RecursionError):
+        except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
             self._values, self._stamp = {}, None
 
     @staticmethod

@@ -110,7 +110,8 @@ class StoreFolder:
 
     def sign_out(self) -> None:
         if self._owner_lock is not None:
-            self._files.remove(self.path / "owners" / self.owner)
+            with suppress(OSError):  # the lock goes all the same, and then the name says nothing
+                self._files.remove(self.path / "owners" / self.owner)
             os.close(self._owner_lock)
             self._owner_lock = None
 
@@ -163,7 +164,7 @@ def _write_marker(marker: Path, files: Files) -> None:
 def _read_marker(marker: Path) -> str:
     try:
         found = msgspec.json.decode(marker.read_bytes(), type=_Marker)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ForeignStore(
             f"{marker} cannot be read as a store's marker ({error}): choose another folder for the"
             " store, or remove this one if its blocks may go"
@@ -301,13 +302,18 @@ class BlockFiles:
 
     def publish(self, key: BlockKey, number: int) -> None:
         """Give the temporary file the block's name, for good. Raises StoreError."""
-        self._files.remove(self._folder.quarantined(key))
+        with system_errors(f"publishing block {key}"):
+            self._files.remove(self._folder.quarantined(key))
         self._files.publish(self._folder.temporary(number), self._folder.block(key))
 
     def withdraw(self, key: BlockKey, number: int) -> None:
-        """Bytes that no row counts would escape the cap, so a file does not outlive its row."""
-        self._files.remove(self._folder.temporary(number))
-        self._files.remove(self._folder.block(key))
+        """Bytes that no row counts would escape the cap, so a file does not outlive its row.
+
+        What a failing device does not let go is counted again at the next opening.
+        """
+        for path in (self._folder.temporary(number), self._folder.block(key)):
+            with suppress(OSError):
+                self._files.remove(path)
 
     def remove(self, key: BlockKey) -> bool:
         """Remove a block's file, and the one in quarantine: True once they are gone. Raises StoreError."""
@@ -335,8 +341,9 @@ class BlockFiles:
 
     def sync_names(self, keys: set[BlockKey]) -> None:
         """Bring the names of these files on to the device: their writer may have died before it did."""
-        for folder in {self._folder.block(key).parent for key in keys}:
-            self._files.sync_folder(folder)
+        with system_errors(f"opening the store {self._folder.path}"):
+            for folder in {self._folder.block(key).parent for key in keys}:
+                self._files.sync_folder(folder)
 
     def keys(self) -> Iterator[BlockKey]:
         """The key of every block file that is there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -83,22 +83,19 @@ class DiskTier(ManagedTier):
         self._trace = trace
         self._evicted = 0
         veil = None if ring is None else ring.veil
-        with self._folder.opening():
+        with self._folder.opening(), ExitStack() as undo:
             check_seal(self._folder, files, ring)
             living = self._folder.sweep()
             self._folder.sign_in()
-            try:
-                self._catalogue = open_catalogue(
-                    self._folder, self._blocks, living, clock, trace, veil
-                )
-                self._ranked = None if policy is None else RankedBlocks(policy, clock)
-                if self._ranked is not None:
-                    self._ranked.learn(self._catalogue.reader.uses())
-                    self._catalogue.writer.rank_by(self._ranked.victims)
-                self._capacity_bytes = self._fit(capacity_bytes)
-            except BaseException:
-                self._folder.sign_out()
-                raise
+            undo.callback(self._folder.sign_out)
+            self._catalogue = open_catalogue(self._folder, self._blocks, living, clock, trace, veil)
+            undo.callback(self._catalogue.close)
+            self._ranked = None if policy is None else RankedBlocks(policy, clock)
+            if self._ranked is not None:
+                self._ranked.learn(self._catalogue.reader.uses())
+                self._catalogue.writer.rank_by(self._ranked.victims)
+            self._capacity_bytes = self._fit(capacity_bytes)
+            undo.pop_all()
 
     def open(self, key: BlockKey) -> Handle | None:
         if not self.holds(key):

@@ -34,7 +34,7 @@ def check_seal(folder: StoreFolder, files: Files, ring: KeyRing | None) -> None:
             _check_blocks(folder, ring)
             publish_file(path, msgspec.json.encode(_Seal(1, check)), files=files)
             return
-        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ForeignStore(
                 f"{path} cannot be read ({error}): remove it, then the blocks say whether they are sealed"
             ) from error
