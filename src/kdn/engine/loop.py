@@ -79,6 +79,7 @@ class StepLoop:
 
         Raises what ends the loop, EngineFailed among it when faults have left the accounts in disorder.
         """
+        self._num_in_step = 0
         self._take_in()
         self._drop_cancelled()
         now_ns = int(self._clock.now() * 1e9)
@@ -215,12 +216,6 @@ class StepLoop:
     def _decode(self) -> None:
         members, self._decoding = self._decoding, []
         self._num_in_step = len(members)  # for `counts`, which other threads ask during the step
-        try:
-            self._step(members)
-        finally:
-            self._num_in_step = 0
-
-    def _step(self, members: Sequence[RunningRequest]) -> None:
         try:
             all_logits = next_logits(self._model, self._attention, members)
         except Exception as error:  # noqa: BLE001  a failed step ends its request, not the engine

@@ -62,7 +62,7 @@ class Refused(BadInput):
 
 
 class Disconnected(Exception):
-    """The client left before its answer was ready; nobody reads what is sent now."""
+    """The client left before its answer was ready: what is sent now is not read."""
 
 
 _CLIENT_LEFT = 499  # as nginx writes it in its log

@@ -82,7 +82,7 @@ def make_server(app: FastAPI, settings: ServeSettings, log_level: str = "info") 
 
 
 def _all_to_stderr() -> dict[str, Any]:
-    """Standard output carries what a command says; it may be a pipe that nobody empties."""
+    """Standard output carries what a command says; it may be a pipe that is never emptied."""
     config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     config["handlers"]["access"]["stream"] = "ext://sys.stderr"
     return config
