@@ -1,6 +1,7 @@
-"""Writes docs/cli.md and docs/api.md from the code. Run it after changing a command or a public name.
+"""Writes docs/cli.md, docs/api.md and docs/http.md from the code. Run it after changing a command, a public
+name or a body of the server.
 
-python scripts/generate_docs.py           writes both pages
+python scripts/generate_docs.py           writes the pages
 python scripts/generate_docs.py --check   writes nothing; exit code 1 if a page is not current
 """
 
@@ -15,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from http_page import http_page
 from typer.main import get_command
 
 from kdn.cli import app
@@ -117,7 +119,7 @@ def _paragraph(text: str) -> str:
     return " ".join(text.split())
 
 
-PAGES = {"cli.md": cli_page, "api.md": api_page}
+PAGES = {"cli.md": cli_page, "api.md": api_page, "http.md": http_page}
 
 
 def main() -> int:

@@ -138,7 +138,9 @@ def _path(location: object) -> str:
     return path
 
 
-_UNION_BRANCHES = frozenset({"str", "int", "float", "bool", "ContentPart", "DocumentBody"})
+_UNION_BRANCHES = frozenset(
+    {"str", "int", "float", "bool", "ContentPart", "DocumentBody", "RankedBody"}
+)
 
 
 def response(fault: Fault) -> Response:

@@ -43,6 +43,7 @@ __all__ = [
     "KdnOptions",
     "MessageBody",
     "PartRole",
+    "RankedBody",
     "RerankBody",
     "SamplingBody",
     "ScoreBody",
@@ -52,17 +53,22 @@ __all__ = [
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class _Open(BaseModel):
-    """Unknown fields are kept aside, to be judged by name (see unsupported.py)."""
+    """Unknown fields are kept aside, to be judged by name (see `parse.py`)."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="allow", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class StreamOptions(_Open):
     include_usage: bool = False
+    """The last event tells the usage of the whole request."""
 
 
 class KdnOptions(_Strict):
@@ -86,82 +92,128 @@ class DocumentBody(_Strict):
     """A document, as people write it, or as LangChain does (`page_content`, `metadata`)."""
 
     text: Text | None = None
+    """The document; or `page_content`."""
     title: Text | None = None
+    """Stands before the text, and names the document where `id` is not given."""
     page_content: Text | None = None
+    """The document, as LangChain writes it."""
     metadata: dict[str, Any] | None = None
+    """Not read, but for `source`, which names the document where nothing else does."""
     type: Literal["Document"] | None = None
+    """LangChain's mark of a document."""
     id: Name | None = None
+    """A name, which blending and traces tell."""
 
 
 class PartRole(_Strict):
     """What a content part is for, when it is not simply part of the message."""
 
     role: Literal["document", "instruction", "question"]
+    """A document leaves its message and stands before the conversation; an instruction becomes a
+    system message."""
     id: Name | None = None
+    """The document's name."""
 
 
 class ContentPart(_Strict):
     type: Name
+    """`text`; other kinds are refused."""
     text: Text | None = None
+    """The part's text."""
     kdn: PartRole | None = None
-    model_config = ConfigDict(extra="allow", strict=True)
+    """What the part is for."""
+    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
 
 
 class MessageBody(_Open):
     role: Name
+    """`system`, `developer` (read as `system`), `user` or `assistant`."""
     content: Text | Annotated[list[ContentPart], Field(max_length=MAX_PARTS)] | None = None
+    """A text, or parts that are texts."""
     name: Name | None = None
+    """Not read."""
 
 
 class JobBody(_Open):
     """What all bodies that ask the model have in common."""
 
     model: Name | None = None
+    """The served model (the default) or one of its adapters; other names are refused (404)."""
     cache_salt: Name | None = None
+    """Whose KV this is: stored KV answers only requests of its salt (see security.md)."""
     priority: int | None = Field(None, ge=-MAX_COUNT, le=MAX_COUNT)
+    """Lower is sooner, for the policies that look at it."""
 
 
 class SamplingBody(JobBody):
     """What chat and plain completions have in common."""
 
     max_tokens: Count | None = None
+    """The most tokens of an answer; 512, or what the context leaves, where nothing is said."""
     temperature: float | None = Field(None, ge=0, le=2)
+    """0 is greedy. The default of this and the next three is the model's own
+    (generation_config.json), else greedy."""
     top_p: float | None = Field(None, gt=0, le=1)
+    """Draw among the likeliest tokens that hold this share together."""
     top_k: int | None = Field(None, ge=-1, le=MAX_COUNT)
+    """Draw among so many tokens; 0 or -1: all."""
     min_p: float | None = Field(None, ge=0, le=1)
+    """Leave out tokens that are less likely than this share of the likeliest one."""
     n: Count | None = None
+    """Answers to each prompt."""
     seed: int | None = Field(None, ge=MIN_SEED, le=MAX_SEED)
+    """The same seed repeats an answer; choice `i` of `n` is drawn with `seed + i`."""
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
+    """Texts that end an answer, and are left out of it."""
     stop_token_ids: list[TokenId] | None = Field(None, max_length=MAX_STOPS)
+    """Tokens that end an answer."""
     ignore_eos: bool | None = None
+    """Go on to `max_tokens`."""
     logit_bias: dict[str, float] | None = Field(None, max_length=MAX_BIASES)
+    """Token id to what is added to its logit, -100 to 100."""
     stream: bool | None = None
+    """Server-sent events in place of one body."""
     stream_options: StreamOptions | None = None
+    """What a stream tells at its end."""
     kdn: KdnOptions | None = None
+    """What may be reused, and what is kept."""
 
 
 class ChatBody(SamplingBody):
     messages: list[MessageBody] = Field(min_length=1, max_length=MAX_MESSAGES)
+    """The conversation, oldest first."""
     documents: list[DocumentBody | Text] | None = Field(None, max_length=MAX_DOCUMENTS)
+    """Stand before the conversation, each reused wherever it was computed before."""
     max_completion_tokens: Count | None = None
+    """The newer name of `max_tokens`."""
     logprobs: bool | None = None
+    """Tell the log-probability of each token."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    """And those of so many alternatives."""
 
 
 class CompletionBody(SamplingBody):
     prompt: (
         Text | Prompts | TokenIdList | Annotated[list[TokenIdList], Field(max_length=MAX_PROMPTS)]
     )
+    """A text, token ids, or a list of either. Names of special tokens in a text become those tokens."""
     echo: bool | None = None
+    """Begin each answer with its prompt."""
     logprobs: int | None = Field(None, ge=0, le=20)
+    """Tell log-probabilities, with so many alternatives."""
     best_of: Count | None = None
+    """Only as much as `n`."""
 
 
 class EmbeddingBody(_Open):
     input: Text | Inputs | TokenIdList | Annotated[list[TokenIdList], Field(max_length=MAX_INPUTS)]
+    """A text, the embedder's own token ids, or a list of either."""
     model: Name | None = None
+    """The embedder's name (see `/v1/models`)."""
     encoding_format: Literal["float", "base64"] | None = None
+    """`base64`: float32, little-endian."""
     dimensions: Count | None = None
+    """Only the embedder's own number."""
     truncate_prompt_tokens: Literal[-1] | None = None
     """-1: of a text that is too long for the embedder only the beginning is read."""
 
@@ -170,63 +222,106 @@ class ScoreBody(JobBody):
     """Pairs of texts under any of the names in use; or a query, items and label tokens."""
 
     text_1: Text | Questions | None = None
+    """One text, or as many as `text_2`."""
     text_2: Text | Questions | None = None
+    """What is paired with `text_1`."""
     queries: Text | Questions | None = None
+    """Another name of `text_1`."""
     documents: Text | Questions | None = None
+    """Another name of `text_2`."""
     data_1: Text | Questions | None = None
+    """Another name of `text_1`."""
     data_2: Text | Questions | None = None
+    """Another name of `text_2`."""
     instruction: Text | None = None
+    """What makes a pair belong together."""
     query: Text | TokenIdList | None = None
+    """With `items` and `label_token_ids`: what stands before each item, without a chat template."""
     items: Text | list[Text | TokenIdList] | None = Field(None, max_length=MAX_QUESTIONS)
+    """Texts or token ids."""
     label_token_ids: list[TokenId] | None = Field(None, max_length=MAX_LABELS)
+    """The tokens whose probabilities are told."""
     apply_softmax: bool = False
+    """Shares among the labels, in place of probabilities among all tokens."""
     item_first: bool = False
+    """The item stands before the query."""
 
 
 class ClassifyBody(JobBody):
     input: Text | Questions
+    """One text or many."""
     labels: list[Name] = Field(min_length=2, max_length=MAX_LABELS)
+    """What a text may be; each must begin with a token of its own."""
     instruction: Text | None = None
+    """What is asked."""
 
 
 class DecisionBody(JobBody):
     """Yes/no questions about one text."""
 
     input: Text
+    """The text."""
     questions: list[Text] = Field(min_length=1, max_length=MAX_QUESTIONS)
+    """Each is answered with yes or no, and how likely yes is."""
+
+
+class RankedBody(DocumentBody):
+    """A document of a ranking, as some clients wrap it; what else it holds is not read."""
+
+    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
 
 
 class RerankBody(JobBody):
     """A query, and documents in Jina's, Cohere's or (`texts`) TEI's way."""
 
     query: Text
-    documents: list[DocumentBody | Text] | None = None
+    """What is looked for."""
+    documents: list[RankedBody | Text] | None = None
+    """The candidates, in Jina's and Cohere's way."""
     texts: list[Text] | None = None
+    """The candidates, in the way of text-embeddings-inference, which gets a plain list back."""
     top_n: Count | None = None
+    """So many of the best; all where nothing is said."""
     return_documents: bool | None = None
+    """The texts come back; so they do at `/v1/rerank` where nothing is said."""
     return_text: bool = False
+    """The same for `texts`."""
     raw_scores: bool = False
     """Log-odds in place of probabilities."""
     truncate: bool = False
+    """Cut documents that are too long, which are refused otherwise."""
     truncation: bool = False
+    """Another name of `truncate`."""
     max_tokens_per_doc: Count | None = None
     """Cohere's: of a longer document only the beginning is read."""
     layout: Name = "document-first"
+    """`document-first` reuses a document's KV for every query; `query-first` asks as most published
+    rerankers were trained."""
     template: Name | None = None
+    """One of kdn's own (see rerank.md)."""
     instruction: Text | None = None
+    """What makes a document fit."""
 
 
 class TokenizeBody(_Strict):
     """Either `prompt`, or `messages` with their documents as a chat would be cut."""
 
     model: Name | None = None
+    """The served model or one of its adapters."""
     prompt: Text | None = None
+    """A text."""
     messages: list[MessageBody] | None = Field(None, max_length=MAX_MESSAGES)
+    """A conversation."""
     documents: list[DocumentBody | Text] | None = Field(None, max_length=MAX_DOCUMENTS)
+    """Documents before the conversation."""
     add_special_tokens: bool | None = None
+    """False leaves out what a prompt begins with."""
     return_token_strs: bool | None = None
+    """Tell each token's text too."""
 
 
 class DetokenizeBody(_Strict):
     model: Name | None = None
+    """The served model or one of its adapters."""
     tokens: TokenIdList
+    """Token ids."""

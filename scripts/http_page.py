@@ -1,0 +1,122 @@
+"""docs/http.md: every route of the server with its parameters, from the shapes that check them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from kdn.serve.openai.requests import (
+    ChatBody,
+    ClassifyBody,
+    CompletionBody,
+    DecisionBody,
+    DetokenizeBody,
+    DocumentBody,
+    EmbeddingBody,
+    JobBody,
+    KdnOptions,
+    MessageBody,
+    RerankBody,
+    SamplingBody,
+    ScoreBody,
+    TokenizeBody,
+)
+
+INTRODUCTION = """# The HTTP API
+
+Made from the program by `scripts/generate_docs.py`. `kdn serve` speaks OpenAI's API, so that its clients
+work as they are; what differs is said here. `/openapi.json` and `/docs` of a running server have the same
+in full.
+
+- **Unknown parameters are refused** (400), and so are known ones that kdn cannot honour: nothing that
+  would change an answer is ignored. `user`, `metadata` and other labels are let through.
+- **Sampling that is not said** is the model's own (generation_config.json), as in Python and on the
+  command line; greedy where the model says nothing.
+- **Documents** come as a string, `{"text", "title", "id"}` or LangChain's `{"page_content", "metadata"}`.
+- **Errors** have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`. 400: the request;
+  401, 403: the key; 404: no such model; 413, 431: too large; 429, 503: too much at one time, with
+  `Retry-After`; 501: an optional part is not installed. An error after a stream has begun is the last
+  event before `[DONE]`. Bounds, keys and salts: [security.md](security.md).
+- **Every answer** has `usage.prompt_tokens_details.cached_tokens` and, beside it, `kdn`: prompt tokens by
+  kind of reuse, tiers that supplied them, times.
+- **Embeddings** are the installed sentence embedder's. Token ids are its own: LangChain's
+  `OpenAIEmbeddings` sends those of another tokenizer unless it is made with
+  `check_embedding_ctx_length=False`. A text that is too long is refused unless `truncate_prompt_tokens`
+  is -1.
+
+| route | what it does |
+|---|---|
+| `GET /v1/models`, `/v1/models/NAME` | the model, its adapters, the embedder |
+| `GET /health`, `/ping` | 200 while the engine runs, else 503 |
+| `GET /metrics` | Prometheus: vLLM's names for what is measured, and kdn's own |
+| `GET /version` | the version |
+| `/v1/store/...` | blocks and management, for keys of the store (see [store.md](store.md)) |
+
+"""
+ROUTES: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("POST /v1/chat/completions", ChatBody),
+    ("POST /v1/completions", CompletionBody),
+    ("POST /v1/embeddings", EmbeddingBody),
+    ("POST /rerank, /v1/rerank, /v2/rerank", RerankBody),
+    ("POST /score, /v1/score", ScoreBody),
+    ("POST /classify, /v1/classify", ClassifyBody),
+    ("POST /v1/decisions", DecisionBody),
+    ("POST /tokenize", TokenizeBody),
+    ("POST /detokenize", DetokenizeBody),
+)
+PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("All that ask the model", JobBody),
+    ("Chat and completions", SamplingBody),
+    ("A message", MessageBody),
+    ("A document", DocumentBody),
+    ("`kdn`", KdnOptions),
+)
+
+
+def http_page() -> str:
+    """Shared parameters first, then those of each route."""
+    lines = [INTRODUCTION]
+    for title, body in (*PARTS, *ROUTES):
+        lines += [f"## {title}", "", *_table(body), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(body: type[BaseModel]) -> Iterator[str]:
+    inherited = {name for base in body.__mro__[1:] for name in getattr(base, "model_fields", ())}
+    yield "| parameter | values | meaning |"
+    yield "|---|---|---|"
+    shown = body.model_json_schema()["properties"]
+    for name in body.model_fields:
+        if name not in inherited:
+            meaning = " ".join(shown[name].get("description", "").split()).replace("|", "\\|")
+            needed = ", needed" if body.model_fields[name].is_required() else ""
+            yield f"| `{name}` | {_values(shown[name])}{needed} | {meaning} |"
+
+
+def _values(shape: dict[str, Any]) -> str:
+    """A JSON schema in a few words."""
+    if "anyOf" in shape:
+        found = dict.fromkeys(_values(one) for one in shape["anyOf"] if one.get("type") != "null")
+        return " or ".join(found)
+    if "$ref" in shape:
+        return "object"
+    if "enum" in shape:
+        return ", ".join(f"`{one}`" for one in shape["enum"])
+    if "const" in shape:
+        return f"`{shape['const']}`"
+    if shape.get("type") == "array":
+        most = f", at most {shape['maxItems']:,}" if "maxItems" in shape else ""
+        return f"list of {_values(shape['items'])}{most}"
+    kind = {"integer": "integer", "number": "number", "boolean": "true, false"}.get(
+        shape.get("type", ""), "text" if shape.get("type") == "string" else "object"
+    )
+    return kind + _bounds(shape)
+
+
+def _bounds(shape: dict[str, Any]) -> str:
+    low, high = shape.get("minimum", shape.get("exclusiveMinimum")), shape.get("maximum")
+    if low is not None and high is not None and abs(high) < 2**31 - 1:
+        return f" {low:g} to {high:g}"
+    return f" from {low:g}" if low is not None and abs(low) < 2**31 - 1 else ""
