@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from kdn.bench import BenchOptions, load_bench
+from kdn.bench import Result
 from kdn.bench.knowledge.facts import document, invent, judge
 
 
@@ -31,11 +30,9 @@ def test_answers_are_judged_by_their_words() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*")  # peft asks it the old way
-def test_every_way_has_its_row(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_way_has_its_row(benched: Callable[[str], Result]) -> None:
     pytest.importorskip("peft")
-    folder = tiny_model("llama", max_position_embeddings=4096)
-    options = BenchOptions(model=str(folder), home=tmp_path, quick=True, threads=1)
-    result = load_bench("kdn")(options)
+    result = benched("kdn")
     ways = {str(row["way"]): row for row in result.rows}
     assert set(ways) == {"nothing added", "fine-tuning", "in the prompt", "stored KV"}
     assert ways["in the prompt"]["F1"] == ways["stored KV"]["F1"], "reuse is exact"

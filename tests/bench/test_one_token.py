@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdn.bench import BenchOptions, load_bench
+from kdn.bench import Result
 from kdn.bench.common.memory import peak_bytes
 from kdn.bench.jobs.jobs import Posts, credit_jobs, credit_lengths, post_jobs, with_arrivals
 from kdn.bench.jobs.mil import ARMS, Ward
@@ -78,10 +78,9 @@ def test_the_hybrid_holds_less_than_every_other_way(tiny_model: Callable[..., Pa
     assert "which fits" in ward.refusal(JobMemory(memory.token_bytes * 1000, 0.0))
 
 
-def test_jobs_on_a_tiny_model(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    folder = tiny_model("llama", max_position_embeddings=4096, vocab_size=30_000)
-    options = BenchOptions(model=str(folder), home=tmp_path, quick=True, pairs=1, threads=1)
-    result = load_bench("jct")(options)
+@pytest.mark.slow
+def test_jobs_on_a_tiny_model(benched: Callable[[str], Result]) -> None:
+    result = benched("jct")
     assert all(value is not None for value in result.summary.values())
     assert {row["policy"] for row in result.rows if row["what"] == "live"} == {
         "fcfs",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from kdn.bench import BenchOptions, load_bench
+from kdn.bench import Result
 from kdn.bench.rank.rerank import agreement
 
 EVERY_KEY = {
@@ -23,10 +22,9 @@ def test_agreement_is_a_share_of_pairs() -> None:
     assert agreement((3.0, 2.0), (30.0, 20.0)) == 1.0
 
 
-def test_every_side_has_its_row(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    folder = tiny_model("llama", max_position_embeddings=1024)
-    options = BenchOptions(str(folder), quick=True, threads=1, home=tmp_path)
-    found = load_bench("rerank")(options)
+@pytest.mark.slow
+def test_every_side_has_its_row(benched: Callable[[str], Result]) -> None:
+    found = benched("rerank")
     assert set(found.summary) == EVERY_KEY
     assert found.summary["vllm_apc_speedup"] is None
     assert found.summary["redis_speedup"] is None

@@ -239,8 +239,9 @@ class _Stage:
         return Request(job.id, prompt, sampling, retention=Retention.SHARED)
 
     def _tokens(self, name: str, count: int) -> TokenIds:
-        rng = random.Random(name)
-        return tuple(rng.choices(range(1000, 30_000), k=count))
+        rng, vocabulary = random.Random(name), self._service.model.decoder.config.vocab_size
+        ids = range(min(1000, vocabulary // 2), min(30_000, vocabulary))
+        return tuple(rng.choices(ids, k=count))
 
 
 # --- on paper --------------------------------------------------------------------------------

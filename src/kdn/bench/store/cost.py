@@ -193,12 +193,13 @@ class _Workloads:
         self._names = count()
         decoder = service.model.decoder
         self._vocabulary = decoder.config.vocab_size
+        self._lowest = min(1000, self._vocabulary // 2)  # special tokens come first in most
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self._token_bytes = shape.token_bytes
 
     def text(self, tokens: int) -> tuple[int, ...]:
         """Token ids that no other text shares."""
-        return tuple(self._random.randrange(1000, self._vocabulary) for _ in range(tokens))
+        return tuple(self._random.randrange(self._lowest, self._vocabulary) for _ in range(tokens))
 
     def once(self, context: tuple[int, ...], output: int, *, reuse: bool) -> TimedRun:
         """One request over a context with a question of its own."""
