@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from kdn.core import Finish, FinishReason, Stream, Token, TokenIds, Usage
 from kdn.rag import Part, cite
 
-__all__ = ["Answer", "Source", "collect", "sources_of"]
+__all__ = ["NOT_IN_DOCUMENTS", "Answer", "Source", "collect", "not_in_documents", "sources_of"]
+
+NOT_IN_DOCUMENTS = "This is not in your documents."
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Answer:
     tokens: tuple[Token, ...] = ()
     """Every token with its log-probabilities, when those were asked for."""
     sources: tuple[Source, ...] = ()
+    in_documents: bool = True
+    """False where `ask` found nothing in the documents that would answer: `text` says so."""
 
     def __str__(self) -> str:
         return self.text
@@ -87,3 +91,10 @@ def sources_of(answer: str, parts: Sequence[Part]) -> tuple[Source, ...]:
         )
         for citation in cite(answer, parts)
     )
+
+
+def not_in_documents(show: Callable[[str], None] | None = None) -> Answer:
+    """The answer where the documents hold none: nothing was computed for it."""
+    if show is not None:
+        show(NOT_IN_DOCUMENTS)
+    return Answer(NOT_IN_DOCUMENTS, FinishReason.STOP, Usage(0, 0), (), in_documents=False)

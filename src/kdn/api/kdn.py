@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from kdn.api.answers import Answer, collect, sources_of
+from kdn.api.answers import Answer, collect, not_in_documents, sources_of
 from kdn.api.ask import FRAME_TOKENS, find_parts, put_question
 from kdn.api.parts import Parts
 from kdn.api.prompts import Documents, Messages, Reuse, blending
@@ -126,13 +126,16 @@ class Kdn:
         salt: str = "",
         reuse: Reuse = "exact",
         ratio: float | None = None,
+        always: bool = False,
     ) -> Answer:
         """Answer a question from the ingested documents, and name the passages that say so.
 
         The prompt holds the `max_parts` parts that fit best, best first: with stored KV the first one
         is never computed twice, and with `reuse="blend"` (see `blending`) none is, as a whole.
         With `rerank` so many parts are retrieved, and the model itself says which of them fit best;
-        their KV is that of the answer.  Raises BadInput when nothing was ingested.
+        their KV is that of the answer.  Where retrieval finds too little that speaks for an answer
+        (`kdn.rag.Support`), none is generated unless `always`: the text is then `NOT_IN_DOCUMENTS`
+        and `in_documents` is False.  Raises BadInput when nothing was ingested.
         """
         if not text_of(question, "question").strip():
             raise BadInput("the question is empty; ask something")
@@ -145,6 +148,9 @@ class Kdn:
             candidates=rerank,
             rank=partial(self.rerank, question, salt=salt),
         )
+        support = None if always else self.library.support(question, parts)
+        if support is not None and not support.is_enough:
+            return not_in_documents(stream)
         messages, documents = put_question(question, parts)
         request = self.prompts.request(
             messages, documents, sampling=Sampling(max_tokens=max_tokens), salt=salt
@@ -255,6 +261,7 @@ class Kdn:
         *,
         prefill: bool = False,
         exclude: str | Iterable[str] = (),
+        adapter: str | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -263,7 +270,7 @@ class Kdn:
 
         With `prefill` the KV of every part of them is computed and stored now, not on first use;
         `on_prefill` is told how many tokens of how many are done. `exclude` names what to pass over
-        in folders, in the form of a `.gitignore`.
+        in folders, in the form of a `.gitignore`. The KV is that of `adapter`, if one is named.
         """
         report = self.library.ingest(
             paths, exclude=exclude, on_progress=on_progress, cancelled=cancelled
@@ -275,13 +282,15 @@ class Kdn:
             for part in parts:
                 if cancelled is not None and cancelled():
                     return replace(report, cancelled=True)
-                self.prefill(part.text, part.key)
+                self.prefill(part.text, part.key, adapter=adapter)
                 done += part.num_tokens
                 if on_prefill is not None:
                     on_prefill(done, total)
         return report
 
-    def prefill(self, text: str, name: str | None = None, salt: str = "") -> int:
+    def prefill(
+        self, text: str, name: str | None = None, salt: str = "", adapter: str | None = None
+    ) -> int:
         """Compute and store the KV of a document behind the neutral prelude; its number of tokens.
 
         What is stored already is not computed again.  Raises BadInput for an empty text.
@@ -290,7 +299,8 @@ class Kdn:
             raise BadInput(f"{name or 'the text'} is empty; there is nothing to store")
         prompt = self.prompts.of_document(text, name, salt)
         name = self.prompts.new_id("prefill")
-        collect(self.engine.submit(Request(name, prompt, Sampling(max_tokens=1), salt=salt)))
+        sampling = Sampling(max_tokens=1)
+        collect(self.engine.submit(Request(name, prompt, sampling, salt=salt, adapter=adapter)))
         return sum(s.num_tokens for s in prompt.segments if s.role is Role.DOCUMENT)
 
     def lookup(self, text: str, name: str | None = None, salt: str = "") -> tuple[Match, int]:

@@ -62,6 +62,10 @@ def ask(
             min=0, help="Retrieve so many parts and let the model choose among them; 0: do not."
         ),
     ] = 0,
+    always: Annotated[
+        bool,
+        typer.Option("--always", help="Answer even where the documents do not seem to say it."),
+    ] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     int8: Int8Option = False,
@@ -77,6 +81,7 @@ def ask(
             rerank=rerank,
             stream=None if as_json else write_piece,
             reuse="blend" if fast else "exact",
+            always=always,
         )
         _show(question, answer, as_json=as_json)
         if fast:
@@ -88,6 +93,9 @@ def _show(question: str, answer: Answer, *, as_json: bool) -> None:
         emit({"question": question, **answer_shape(answer)})
         return
     write_piece("\n")
+    if not answer.in_documents:
+        say("\nnothing in the documents speaks for an answer; --always asks the model nevertheless")
+        return
     print_sources(answer.sources)
     say(usage_line(answer.usage))
 
@@ -97,6 +105,7 @@ def answer_shape(answer: Answer) -> dict[str, Any]:
     return {
         "answer": answer.text,
         "finish_reason": str(answer.finish_reason),
+        "in_documents": answer.in_documents,
         "sources": [
             {
                 "source": s.source,

@@ -53,7 +53,9 @@ def ingest(
     rerank: Annotated[
         bool,
         typer.Option(
-            "--rerank", help="Compute now what reranking reuses: the same KV as --prefill."
+            "--rerank",
+            help="Compute now what `kdn rerank` reuses: the KV of --prefill, or that of the "
+            "adapter that kdn brings for this model.",
         ),
     ] = False,
     exclude: Annotated[
@@ -69,17 +71,20 @@ def ingest(
     as_json: JsonOption = False,
 ) -> None:
     """Take documents into the library. Again: only what changed is done."""
+    adapter = _ranking_adapter(model) if rerank else None
+    adapters = (adapter,) if adapter is not None else ()
     with (
-        ModelChoice(model, home, device, dtype, int8).open() as kdn,
+        ModelChoice(model, home, device, dtype, int8, adapters).open() as kdn,
         stop_on_interrupt() as stopped,
     ):
         _announce(kdn, paths, exclude or (), prefill=prefill or rerank)
-        if rerank:
+        if rerank and adapter is None:
             say("documents stand first when they are ranked: answers use the same KV")
         with _bars() as (on_progress, on_prefill):
             report = kdn.ingest(
                 paths,
                 exclude=exclude or (),
+                adapter=adapter,
                 prefill=prefill or rerank,
                 on_progress=on_progress,
                 on_prefill=on_prefill,
@@ -97,6 +102,14 @@ def ingest(
     _refuse_nothing(report)
     if failed:
         raise typer.Exit(1)
+
+
+def _ranking_adapter(model: str) -> str | None:
+    """The adapter by which `kdn rerank` ranks with this model, unless it is told otherwise."""
+    from kdn.rank import Layout, packaged_adapters
+
+    name = str(Layout.DOCUMENT_FIRST)
+    return name if name in packaged_adapters(model) else None
 
 
 def _refuse_nothing(report: IngestReport) -> None:

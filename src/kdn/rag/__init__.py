@@ -14,6 +14,7 @@ from kdn.rag.files import Refusal
 from kdn.rag.ingest import IngestReport, Progress
 from kdn.rag.library import Library, LibrarySettings, SearchMode
 from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo
+from kdn.rag.support import Support
 from kdn.rag.survey import Survey
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "SearchMode",
     "Section",
     "SourceInfo",
+    "Support",
     "Survey",
     "Vectors",
     "answer_instruction",

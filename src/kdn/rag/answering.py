@@ -12,7 +12,7 @@ from kdn.core import Role
 from kdn.rag.cut import Passage
 from kdn.rag.results import Part
 
-__all__ = ["AnswerPiece", "Citation", "answer_instruction", "answer_pieces", "cite"]
+__all__ = ["AnswerPiece", "Citation", "answer_instruction", "answer_pieces", "cite", "words_of"]
 
 _WORD = re.compile(r"[^\W_]+(?:\.\d+)?")
 _STOP_WORDS = """
@@ -74,12 +74,12 @@ def cite(answer: str, parts: Sequence[Part], most: int = 3) -> list[Citation]:
     if _UNKNOWN.search(answer):
         return []
     passages = list({passage.key: passage for part in parts for passage in part.passages}.values())
-    asked = _words(answer)
-    weights = _weights(asked, [_words(passage.index_text) for passage in passages])
+    asked = words_of(answer)
+    weights = _weights(asked, [words_of(passage.index_text) for passage in passages])
     found = _hit_scores(parts)
     cited: list[Citation] = []
     for passage in passages:
-        shared = asked & _words(passage.index_text)
+        shared = asked & words_of(passage.index_text)
         overlap = sum(weights[word] for word in shared) / (sum(weights.values()) or 1.0)
         if overlap > 0:
             score = (1 - _HIT_WEIGHT) * overlap + _HIT_WEIGHT * found.get(passage.key, 0.0)
@@ -88,7 +88,7 @@ def cite(answer: str, parts: Sequence[Part], most: int = 3) -> list[Citation]:
     return [c for c in cited[:most] if c.score >= 0.5 * cited[0].score]
 
 
-def _words(text: str) -> frozenset[str]:
+def words_of(text: str) -> frozenset[str]:
     """Words that carry meaning, in lower case, without a plural's s."""
     words = (word.lower() for word in _WORD.findall(text))
     return frozenset(_singular(word) for word in words if word not in _STOP)

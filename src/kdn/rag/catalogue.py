@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kdn.rag.tables import SourceRow
 
-__all__ = ["SourceCatalogue", "catalogue_of"]
+__all__ = ["SourceCatalogue", "catalogue_of", "named"]
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,11 @@ def catalogue_of(version: int, rows: Sequence[SourceRow]) -> SourceCatalogue:
             raise ValueError(f"{row.source}: {len(row.passages)} passages, its parts hold {start}")
     part_of = {passage: part for part, passages in passages_of.items() for passage in passages}
     return SourceCatalogue(version, {row.source: row for row in rows}, part_of, passages_of)
+
+
+def named(catalogue: SourceCatalogue, source: str) -> list[str]:
+    """The documents of that name, or of the file at that path, or under that folder."""
+    if source in catalogue.rows:
+        return [source]
+    path = Path(source).expanduser().resolve().as_posix()
+    return [name for name in catalogue.rows if name == path or name.startswith(f"{path}/")]

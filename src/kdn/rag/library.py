@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from kdn.clock import Clock
 from kdn.errors import BadConfig, BadInput, PromptTooLong, StoreError
-from kdn.rag.catalogue import SourceCatalogue, catalogue_of
+from kdn.rag.catalogue import SourceCatalogue, catalogue_of, named
 from kdn.rag.cut import Cutting, Encode, Passage, cut
 from kdn.rag.documents import ParsedDocument
 from kdn.rag.embed import Embedder
@@ -20,7 +20,8 @@ from kdn.rag.ingest import Ingestion, IngestReport, Progress, remove
 from kdn.rag.lock import writing
 from kdn.rag.ranking import fuse, parts_in_order
 from kdn.rag.reading import FileReader, ParsedLately
-from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo
+from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo, fitting, with_hits
+from kdn.rag.support import Support, coverage, support_of
 from kdn.rag.survey import Survey, survey
 from kdn.rag.tables import Scored, StoredPart, Tables
 
@@ -154,7 +155,7 @@ class Library:
         """
         with writing(self._folder):
             catalogue = self._catalogue()
-            found = _named(catalogue, source)
+            found = named(catalogue, source)
             if not found:
                 raise BadInput(
                     f"no document {source!r} in the library of {len(catalogue.rows)} documents;"
@@ -184,7 +185,7 @@ class Library:
         Raises BadInput when no document goes by that name.
         """
         catalogue = self._catalogue()
-        names = list(catalogue.rows) if source is None else _named(catalogue, source)
+        names = list(catalogue.rows) if source is None else named(catalogue, source)
         if source is not None and not names:
             raise BadInput(f"no document {source!r} in the library")
         for name in names:
@@ -240,13 +241,25 @@ class Library:
             found = list(self._load(catalogue, tuple(scores)))
             if len(found) == len(scores):
                 break
-        chosen = _fitting(found, max_tokens, max_parts)
+        chosen = fitting(found, max_tokens, max_parts)
         if found and not chosen:
             raise PromptTooLong(
                 f"no part fits in {max_tokens} tokens: the smallest found has"
                 f" {min(part.num_tokens for part in found)}; allow more, or use a longer context"
             )
-        return [_with_hits(part, hits, scores[part.key]) for part in chosen]
+        return [with_hits(part, hits, scores[part.key]) for part in chosen]
+
+    def support(self, question: str, parts: Sequence[Part]) -> Support | None:
+        """What speaks for an answer to `question` in the documents, given the parts found for it.
+
+        None when there are no parts, or with an embedder that was not measured.
+        """
+        if not parts:
+            return None
+        nearest = self._nearest(self._catalogue(), question, _DEPTH)
+        covered = coverage(question, (passage.index_text for passage in parts[0].passages))
+        similarity = nearest[0].score if nearest else 0.0
+        return support_of(self._embedder.name, similarity, covered)
 
     # --- audit -------------------------------------------------------------------------------
 
@@ -366,31 +379,6 @@ def _part(stored: StoredPart, passages: tuple[Passage, ...]) -> Part:
     return Part(
         stored.key, stored.source, stored.title, stored.text, stored.num_tokens, passages=passages
     )
-
-
-def _with_hits(part: Part, hits: Sequence[Hit], score: float) -> Part:
-    inside = {passage.key for passage in part.passages}
-    matched = tuple(hit for hit in hits if hit.passage.key in inside)
-    return replace(part, hits=matched, score=score)
-
-
-def _fitting(parts: Sequence[Part], max_tokens: int, max_parts: int | None) -> list[Part]:
-    """Best first, each that still fits."""
-    chosen: list[Part] = []
-    room = max_tokens
-    for part in parts:
-        if part.num_tokens <= room and (max_parts is None or len(chosen) < max_parts):
-            chosen.append(part)
-            room -= part.num_tokens
-    return chosen
-
-
-def _named(catalogue: SourceCatalogue, source: str) -> list[str]:
-    """The documents of that name, or of the file at that path, or under that folder."""
-    if source in catalogue.rows:
-        return [source]
-    path = Path(source).expanduser().resolve().as_posix()
-    return [name for name in catalogue.rows if name == path or name.startswith(f"{path}/")]
 
 
 def _size_on_disk(folder: Path) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from kdn.rag.cut import Passage
 
-__all__ = ["Hit", "LibraryStat", "Part", "SourceInfo"]
+__all__ = ["Hit", "LibraryStat", "Part", "SourceInfo", "fitting", "with_hits"]
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,21 @@ class LibraryStat:
     size_bytes: int
     """On disk."""
     embedder: str
+
+
+def with_hits(part: Part, hits: Sequence[Hit], score: float) -> Part:
+    """The part with those hits that lie in it, and its score."""
+    inside = {passage.key for passage in part.passages}
+    matched = tuple(hit for hit in hits if hit.passage.key in inside)
+    return replace(part, hits=matched, score=score)
+
+
+def fitting(parts: Sequence[Part], max_tokens: int, max_parts: int | None) -> list[Part]:
+    """Best first, each that still fits."""
+    chosen: list[Part] = []
+    room = max_tokens
+    for part in parts:
+        if part.num_tokens <= room and (max_parts is None or len(chosen) < max_parts):
+            chosen.append(part)
+            room -= part.num_tokens
+    return chosen

@@ -255,7 +255,9 @@ def _int8(
     options.say("decoding with int8 weights")
     context = scale.long_context or 0
     source = random.Random(f"{options.seed}/int8")
-    prompt = tuple(source.randrange(min(100, lineup.config.vocab_size // 2), lineup.config.vocab_size) for _ in range(context))
+    vocabulary = lineup.config.vocab_size
+    lowest = min(100, vocabulary // 2)
+    prompt = tuple(source.randrange(lowest, vocabulary) for _ in range(context))
     with opened(options, scratch, int8=True) as service:
         contestants: dict[str, Contestant] = {
             OURS: KdnContestant(service.engine, options.clock),

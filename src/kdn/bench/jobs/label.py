@@ -194,7 +194,10 @@ def _apart(ours: Shares, theirs: Shares) -> float:
 def _tasks(options: BenchOptions, service: api.Kdn, size: int) -> list[_Task]:
     encode = service.model.tokenizer.encode
     banking, clinc = _banking(options.data), _clinc(options.data)
-    yes_no, domains = make_choices(("Yes", "No"), encode), make_choices(_DOMAINS, encode, whole=True)
+    yes_no, domains = (
+        make_choices(("Yes", "No"), encode),
+        make_choices(_DOMAINS, encode, whole=True),
+    )
     intents = make_choices(_intents(options.data), encode, whole=True)
     return [
         _Task("intents", intents, _batches(service, _INTENT, banking, min(size, 16), options.seed)),

@@ -78,7 +78,8 @@ class Hits:
     def prompt(self, purpose: str, length: int, number: int) -> TokenIds:
         """Random tokens that depend on the seed and on what they are for, and never repeat."""
         source = random.Random(f"{self._seed}/{purpose}/{length}/{number}")
-        return tuple(source.randrange(min(100, self._vocabulary // 2), self._vocabulary) for _ in range(length))
+        lowest = min(100, self._vocabulary // 2)
+        return tuple(source.randrange(lowest, self._vocabulary) for _ in range(length))
 
     def blocks(self, prefix: TokenIds) -> list[EncodedBlock]:
         """The prefix as stored blocks, of small random values: what they are costs no time."""
