@@ -106,7 +106,7 @@ def _put(name: str, library: Library, questions: dict[str, list[str]]) -> Iterat
     for about, texts in questions.items():
         for text in texts:
             nearest = library.search(text, 1, "vector")
-            parts = library.context(text, max_tokens=2000, max_parts=1)
+            parts = library.context(text, max_tokens=1_000_000, max_parts=1)
             inside = [passage.index_text for part in parts for passage in part.passages]
             yield Asked(name, about, nearest[0].score, coverage(text, inside))
 

@@ -37,9 +37,8 @@ def test_a_library_without_measured_similarities_never_abstains(tmp_path: Path) 
     (tmp_path / "a.txt").write_text("The key hangs behind the clock.")
     library = small_library(tmp_path / "library")
     library.ingest(tmp_path / "a.txt")
-    parts = library.context("Where is the key?", max_tokens=100)
-    assert library.support("Where is the key?", parts) is None
-    assert library.support("Where is the key?", []) is None
+    assert library.support("Where is the key?") is None
+    assert small_library(tmp_path / "empty").support("Where is the key?") is None
 
 
 @pytest.mark.slow
@@ -52,7 +51,7 @@ def test_questions_about_other_things_find_no_support(tmp_path: Path) -> None:
     library.ingest([path for path in corpus_files() if path.stem in ("pep-0020", "pep-0257")])
 
     def is_enough(question: str) -> bool:
-        support = library.support(question, library.context(question, max_tokens=4000))
+        support = library.support(question)
         assert support is not None
         return support.is_enough
 

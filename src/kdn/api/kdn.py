@@ -148,7 +148,7 @@ class Kdn:
             candidates=rerank,
             rank=partial(self.rerank, question, salt=salt),
         )
-        support = None if always else self.library.support(question, parts)
+        support = None if always else self.library.support(question)
         if support is not None and not support.is_enough:
             return not_in_documents(stream)
         messages, documents = put_question(question, parts)

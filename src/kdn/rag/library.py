@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -249,17 +250,17 @@ class Library:
             )
         return [with_hits(part, hits, scores[part.key]) for part in chosen]
 
-    def support(self, question: str, parts: Sequence[Part]) -> Support | None:
-        """What speaks for an answer to `question` in the documents, given the parts found for it.
+    def support(self, question: str) -> Support | None:
+        """What speaks for an answer to `question` in the documents.
 
-        None when there are no parts, or with an embedder that was not measured.
+        None when nothing is found at all, or with an embedder that was not measured.
         """
-        if not parts:
+        nearest = self.search(question, 1, "vector")
+        best = self.context(question, max_tokens=sys.maxsize, max_parts=1)
+        if not nearest or not best:
             return None
-        nearest = self._nearest(self._catalogue(), question, _DEPTH)
-        covered = coverage(question, (passage.index_text for passage in parts[0].passages))
-        similarity = nearest[0].score if nearest else 0.0
-        return support_of(self._embedder.name, similarity, covered)
+        covered = coverage(question, (passage.index_text for passage in best[0].passages))
+        return support_of(self._embedder.name, nearest[0].score, covered)
 
     # --- audit -------------------------------------------------------------------------------
 
