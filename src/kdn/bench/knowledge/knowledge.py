@@ -1,7 +1,7 @@
 """What does knowledge cost, and how well is it used: fine-tuned in, in the prompt, or as stored KV?
 
-The table of the KDN paper, with quality.
-The same invented facts are brought to the same model in three ways; then the same questions are asked, in
+The table of the KDN paper, with quality: the
+same invented facts are brought to the same model in three ways; then the same questions are asked, in
 a wording that was not trained on.  The paper (arXiv 2409.13761, table 1) compares the time to add
 knowledge, the cost of a request and its delay; whether the answers are right it leaves out.
 """
