@@ -71,7 +71,9 @@ def ingest(
     as_json: JsonOption = False,
 ) -> None:
     """Take documents into the library. Again: only what changed is done."""
-    adapter = _ranking_adapter(model) if rerank else None
+    from kdn.api.rerank_once import trained_reranker
+
+    adapter = next(iter(trained_reranker(model, "document-first")), None) if rerank else None
     adapters = (adapter,) if adapter is not None else ()
     with (
         ModelChoice(model, home, device, dtype, int8, adapters).open() as kdn,
@@ -102,14 +104,6 @@ def ingest(
     _refuse_nothing(report)
     if failed:
         raise typer.Exit(1)
-
-
-def _ranking_adapter(model: str) -> str | None:
-    """The adapter by which `kdn rerank` ranks with this model, unless it is told otherwise."""
-    from kdn.rank import Layout, packaged_adapters
-
-    name = str(Layout.DOCUMENT_FIRST)
-    return name if name in packaged_adapters(model) else None
 
 
 def _refuse_nothing(report: IngestReport) -> None:
