@@ -1,5 +1,7 @@
 """Writes what README.md takes from elsewhere: the tree of the package and the table of times.
 
+The tree stands in docs/architecture.md too.
+
 The tree has the first words that every file says of itself; the table comes from the result that is
 committed under docs/benchmarks, with its machine, commit and command.
 
@@ -18,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+DRAWING = ROOT / "docs" / "architecture.md"
 RESULT = ROOT / "docs" / "benchmarks" / "engine.json"
 CONTESTANTS = ("kdn", "kdn hit", "transformers", "vllm", "vllm hit", "llama.cpp")
 # In the order of the drawing in docs/architecture.md, from the nouns to the interfaces.
@@ -101,12 +104,15 @@ def _filled(page: str, mark: str, text: str) -> str:
 
 
 def main() -> None:
-    found = README.read_text("utf-8")
-    page = _filled(_filled(found, "measured", measured()), "tree", tree())
-    if "--check" not in sys.argv:
-        README.write_text(page, "utf-8")
-    elif page != found:
-        sys.exit("README.md is not current: run python scripts/generate_readme.py")
+    pages = {
+        README: _filled(_filled(README.read_text("utf-8"), "measured", measured()), "tree", tree()),
+        DRAWING: _filled(DRAWING.read_text("utf-8"), "tree", tree()),
+    }
+    for path, page in pages.items():
+        if "--check" not in sys.argv:
+            path.write_text(page, "utf-8")
+        elif page != path.read_text("utf-8"):
+            sys.exit(f"{path.name} is not current: run python scripts/generate_readme.py")
 
 
 if __name__ == "__main__":

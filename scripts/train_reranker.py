@@ -24,7 +24,7 @@ from kdn.core import Prompt
 from kdn.model import Document
 from kdn.rank import YES_NO, Layout, make_choices, relevance_question
 from kdn.rank.pairs import Group
-from kdn.rank.train import RECIPE, Step, Trainer, progress
+from kdn.rank.train import RECIPE, Trainer, TrainStep, progress
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     size, clock, steps = (
         RECIPE.group_size,
         SystemClock(),
-        {layout: list[Step]() for layout in options.layout},
+        {layout: list[TrainStep]() for layout in options.layout},
     )
     phases = (("unlabelled", unlabelled, options.steps), ("all", labelled, options.labelled_steps))
     for name, make, count in phases:

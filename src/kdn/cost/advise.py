@@ -25,7 +25,7 @@ class Advice:
     break_even_per_hour: float | None = None
     """Uses per hour from which storing pays; None where no rate is enough."""
     keep_for: Seconds | None = None
-    """How long to retain KV that nobody uses; None is for ever, because storage costs nothing."""
+    """How long to retain KV that is not used; None is for ever, because storage costs nothing."""
 
 
 def net_saving(work: Workload, speed: Speed, sheet: PriceSheet, tier: TierPrice) -> float:

@@ -43,7 +43,7 @@ def _parse(sheet: str, text: str) -> PriceTable:
 
 
 class PriceTable:
-    """A table of a sheet that knows its place, and at the end what nobody asked for."""
+    """A table of a sheet that knows its place, and at the end what was not asked for."""
 
     def __init__(self, sheet: str, place: str, values: Mapping[str, Any]) -> None:
         self._sheet, self._place = sheet, place

@@ -29,7 +29,7 @@ class RankedDocument:
     score: float
     """0 to 1: how likely the answer is yes, among yes and no."""
     log_odds: float
-    """Logit of yes less that of no; -inf for an empty document, which nobody was asked about."""
+    """Logit of yes less that of no; -inf for an empty document, which is not asked about."""
     document: str
 
 

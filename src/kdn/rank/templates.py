@@ -26,7 +26,7 @@ class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     name: str = "own"
     document_first: str | None = None
-    """The prompt with the document before the query; None where nobody should ask so."""
+    """The prompt with the document before the query; None where this order is not supported."""
     query_first: str | None = None
     yes: str = "Yes"
     """The word whose token means that the document belongs to the query."""

@@ -27,7 +27,7 @@ from kdn.errors import MissingExtra
 from kdn.rank import Layout
 from kdn.rank.pairs import Group
 
-__all__ = ["RECIPE", "Step", "Trainer", "TrainingRecipe", "Tree", "group_loss", "make_trees"]
+__all__ = ["RECIPE", "TrainStep", "Trainer", "TrainingRecipe", "Tree", "group_loss", "make_trees"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainStep:
     """One step of one layout: its loss, and the share of queries whose own text came first."""
 
     layout: Layout
@@ -143,7 +143,7 @@ class Trainer:
         self._optimizers = {layout: self._optimizer(layout) for layout in layouts}
         self.steps = 0
 
-    def step(self, groups: Sequence[Group]) -> list[Step]:
+    def step(self, groups: Sequence[Group]) -> list[TrainStep]:
         """Every layout learns from these groups."""
         self.steps += 1
         return [self._learn(layout, groups) for layout in self._optimizers]
@@ -176,7 +176,7 @@ class Trainer:
         odds: Tensor = hidden[rows, ends].float() @ self._direction
         return odds
 
-    def _learn(self, layout: Layout, groups: Sequence[Group]) -> Step:
+    def _learn(self, layout: Layout, groups: Sequence[Group]) -> TrainStep:
         optimizer = self._optimizers[layout]
         for wheel in optimizer.param_groups:
             wheel["lr"] = self._recipe.learning_rate * self._pace()
@@ -195,7 +195,7 @@ class Trainer:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         asked = sum(map(len, groups))
-        return Step(layout, sum(losses) / len(losses), right / asked, num_tokens)
+        return TrainStep(layout, sum(losses) / len(losses), right / asked, num_tokens)
 
     def _pace(self) -> float:
         """Up to 1 over the warm-up, then down to nothing in a straight line."""
@@ -253,7 +253,7 @@ def _batch(trees: Sequence[Tree]) -> tuple[Tensor, Tensor, Tensor | None, Tensor
     return token_ids, positions, None if ends.shape[1] == 1 else mask[:, None], ends
 
 
-def progress(clock: Clock, steps: Mapping[Layout, Sequence[Step]]) -> str:
+def progress(clock: Clock, steps: Mapping[Layout, Sequence[TrainStep]]) -> str:
     """The last fifty steps of each layout in a line."""
     said = [f"{clock.now():.0f} s"]
     for layout, some in steps.items():

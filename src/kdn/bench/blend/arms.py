@@ -92,7 +92,7 @@ _RULES: dict[str, tuple[str, BlendRule]] = {
 }
 
 NOISE = Arm("all rows again", 1.0, RandomRows())
-"""Every row after the first chunk anew: what differs is the noise of the arithmetic."""
+"""Every row after the first chunk again: what differs is the noise of the arithmetic."""
 
 
 def default_way(model: str) -> str:

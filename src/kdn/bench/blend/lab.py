@@ -18,14 +18,14 @@ from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 from kdn.reuse.blend import BiasCorrected, BlendLayout, BlendRule, KeyBias
 
-__all__ = ["Case", "Lab", "Seen", "kl", "true_deviation"]
+__all__ = ["Case", "Lab", "SeenAttention", "kl", "true_deviation"]
 
 _FORCED = 32
 """Tokens of the full prefill's own answer that every way is made to continue with."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenAttention:
     """What a way of computing the prompt leads to."""
 
     logprobs: Tensor
@@ -45,7 +45,7 @@ class Case:
     layout: BlendLayout
     stored: tuple[StoredRun, ...]
     prefix: LayerSource
-    full: Seen
+    full: SeenAttention
     answer: TokenIds
     """What the full prefill goes on with, greedily."""
     true_kv: Tensor
@@ -85,7 +85,7 @@ class Lab:
         ran = self._alone(Plan(prompt.token_ids), capture=True)
         assert ran.captured is not None, "asked for"
         answer, logprobs = self._greedy(ran.kv, prompt.num_tokens, ran.logits)
-        full = Seen(logprobs, prompt.num_tokens * self.num_layers, ran.kv)
+        full = SeenAttention(logprobs, prompt.num_tokens * self.num_layers, ran.kv)
         return Case(prompt.token_ids, head, layout, runs, prefix, full, answer, ran.captured)
 
     def base(self, case: Case, *, bias_share: float = 0.0) -> Plan:
@@ -105,17 +105,17 @@ class Lab:
     @torch.inference_mode()
     def blend(
         self, case: Case, rule: BlendRule, ratio: float, attention: Attention | None = None
-    ) -> Seen:
+    ) -> SeenAttention:
         """The prompt with its chunks mended by a rule."""
         plan = rule(self.base(case), case.layout, case.layout.budget(ratio))
         return self.run(case, plan, attention)
 
     @torch.inference_mode()
-    def run(self, case: Case, plan: Plan, attention: Attention | None = None) -> Seen:
+    def run(self, case: Case, plan: Plan, attention: Attention | None = None) -> SeenAttention:
         """A plan for the case's prompt, then the full prefill's own answer forced after it."""
         ran = self._alone(plan, attention=attention)
         forced = self._forced(ran.kv, case.tokens, case.answer, ran.logits)
-        return Seen(forced, ran.num_rows, ran.kv)
+        return SeenAttention(forced, ran.num_rows, ran.kv)
 
     @torch.inference_mode()
     def gold_nll(self, case: Case, kv: SequenceKV, text: str) -> float:
@@ -131,7 +131,7 @@ class Lab:
         return float(-picked.mean())
 
     @torch.inference_mode()
-    def answer(self, case: Case, seen: Seen, most: int = 16) -> str:
+    def answer(self, case: Case, seen: SeenAttention, most: int = 16) -> str:
         """What is generated greedily after the prompt, up to `most` tokens or the end."""
         stops = set(self._model.tokenizer.eos_ids)
         if seen is case.full and most <= len(case.answer):

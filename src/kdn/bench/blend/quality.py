@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kdn import api
 from kdn.bench.blend.arms import FULL, HKVD, NAIVE, OURS, RANDOM, RATIO, WHOLE, Arm, arms
-from kdn.bench.blend.lab import Case, Lab, Seen, kl, true_deviation
+from kdn.bench.blend.lab import Case, Lab, SeenAttention, kl, true_deviation
 from kdn.bench.blend.prompts import BlendPrompt
 from kdn.model import Document, Message
 
@@ -140,7 +140,7 @@ def _gold(question: BlendPrompt) -> str:
     return question.answers[0]
 
 
-def _worth(lab: Lab, case: Case, seen: Seen, question: BlendPrompt) -> float:
+def _worth(lab: Lab, case: Case, seen: SeenAttention, question: BlendPrompt) -> float:
     """F1 of a short answer's words, Rouge-L of a summary."""
     most = _SUMMARY_TOKENS if question.at_length else _ANSWER_TOKENS
     answer = lab.answer(case, seen, most)

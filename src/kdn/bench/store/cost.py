@@ -61,7 +61,7 @@ _HELD_OUT = (
 )  # fmt: skip
 """(context, uses, output)."""
 _TEXT_TOKENS = 12_000
-"""Workloads of more context tokens in all are only run with stored KV: nobody would wait for them."""
+"""Workloads of more context tokens in all are only run with stored KV: they take too long otherwise."""
 _QUICK_FIT = ((300, 1), (700, 12), (1100, 12))
 _QUICK_HELD_OUT = ((500, 2, 4), (900, 3, 8))
 _SECOND = PriceSheet(

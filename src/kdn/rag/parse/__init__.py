@@ -1,4 +1,4 @@
-"""One parser a kind of file. All choices stand in `PARSERS`."""
+"""Parsers: one a kind of file, all of them in `PARSERS`, each with what it may cost in `COSTS`."""
 
 from __future__ import annotations
 

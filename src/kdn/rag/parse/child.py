@@ -44,7 +44,7 @@ class ParseReply(msgspec.Struct, frozen=True):
 
 
 def write_message(file: BinaryIO, message: msgspec.Struct) -> None:
-    """One message after its length. Raises OSError when nobody reads."""
+    """One message after its length. Raises OSError when the reader has gone."""
     data = msgspec.msgpack.encode(message)
     file.write(len(data).to_bytes(_LENGTH_BYTES, "little"))
     file.write(data)

@@ -22,7 +22,7 @@ from kdn.rag.documents import (
     compose,
     too_much_text,
 )
-from kdn.rag.parse.grid import Cell, grid_lines
+from kdn.rag.parse.grid import GridCell, grid_lines
 
 __all__ = ["parse_docx"]
 
@@ -115,14 +115,14 @@ def _paragraph(node: ET.Element, styles: dict[str, int]) -> Iterator[Block]:
         yield Paragraph(text)
 
 
-def _cells(row: ET.Element) -> list[Cell]:
+def _cells(row: ET.Element) -> list[GridCell]:
     cells = []
     for cell in row.findall(f"{_W}tc"):
         span = cell.find(f"{_W}tcPr/{_W}gridSpan")
         told = span.get(f"{_W}val", "1") if span is not None else "1"
         paragraphs = (_text(paragraph) for paragraph in cell.iter(f"{_W}p"))
         cells.append(
-            Cell(" ".join(" ".join(paragraphs).split()), int(told) if told.isdigit() else 1)
+            GridCell(" ".join(" ".join(paragraphs).split()), int(told) if told.isdigit() else 1)
         )
     return cells
 

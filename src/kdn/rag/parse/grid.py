@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from kdn.rag.bounds import TABLE_COLUMNS
 
-__all__ = ["Cell", "grid_lines"]
+__all__ = ["GridCell", "grid_lines"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """The text of one cell, and how many columns and rows it covers."""
 
     text: str
@@ -19,7 +19,7 @@ class Cell:
     rows: int = 1
 
 
-def grid_lines(rows: Iterable[Sequence[Cell]]) -> list[str]:
+def grid_lines(rows: Iterable[Sequence[GridCell]]) -> list[str]:
     """`a | b | c` for each row that holds text; an empty cell keeps its place between two bars.
 
     A cell that covers several places stands in the first of them.  Columns without any text are
@@ -31,7 +31,7 @@ def grid_lines(rows: Iterable[Sequence[Cell]]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _places(rows: Iterable[Sequence[Cell]]) -> Iterable[dict[int, str]]:
+def _places(rows: Iterable[Sequence[GridCell]]) -> Iterable[dict[int, str]]:
     """Column to text of each row, where cells of rows above push those below to the right."""
     covered: dict[int, int] = {}
     for row in rows:

@@ -13,7 +13,7 @@ from kdn.rag.bounds import MAX_NESTING
 from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.encodings import declared_encoding
 from kdn.rag.files import decode
-from kdn.rag.parse.grid import Cell, grid_lines
+from kdn.rag.parse.grid import GridCell, grid_lines
 
 __all__ = ["BLOCKS", "html_blocks", "parse_html"]
 
@@ -175,8 +175,8 @@ def _table(table: LexborNode) -> list[tuple[str, str]] | None:
     return [("table", text) for text in texts if text]
 
 
-def _cell(node: LexborNode, pieces: list[str]) -> Cell:
-    return Cell(_flat(pieces), _span(node, "colspan"), _span(node, "rowspan"))
+def _cell(node: LexborNode, pieces: list[str]) -> GridCell:
+    return GridCell(_flat(pieces), _span(node, "colspan"), _span(node, "rowspan"))
 
 
 def _span(node: LexborNode, name: str) -> int:

@@ -13,7 +13,7 @@ from kdn.errors import DocumentError
 from kdn.rag.bounds import MAX_LEVELS
 from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.files import decode
-from kdn.rag.parse.grid import Cell, grid_lines
+from kdn.rag.parse.grid import GridCell, grid_lines
 from kdn.rag.parse.html import BLOCKS, html_blocks
 
 __all__ = ["parse_markdown"]
@@ -79,8 +79,8 @@ def _blocks(node: SyntaxTreeNode) -> Iterator[Block]:
             return  # rules and the like hold no text
 
 
-def _cell(node: SyntaxTreeNode) -> Cell:
-    return Cell(" ".join(_inline(node).split()))
+def _cell(node: SyntaxTreeNode) -> GridCell:
+    return GridCell(" ".join(_inline(node).split()))
 
 
 def _list_lines(node: SyntaxTreeNode) -> Iterator[str]:

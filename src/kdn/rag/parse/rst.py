@@ -18,7 +18,7 @@ from docutils.parsers.rst import Parser
 
 from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.files import decode
-from kdn.rag.parse.grid import Cell, grid_lines
+from kdn.rag.parse.grid import GridCell, grid_lines
 
 __all__ = ["parse_rst"]
 
@@ -163,10 +163,10 @@ class _Walk:
             yield from _read(text, level=level, nesting=nesting, headers=False)
 
 
-def _cell(entry: Any) -> Cell:
+def _cell(entry: Any) -> GridCell:
     """docutils counts the columns and rows that a cell covers beyond its first."""
     text = " ".join(entry.astext().split())
-    return Cell(text, 1 + entry.get("morecols", 0), 1 + entry.get("morerows", 0))
+    return GridCell(text, 1 + entry.get("morecols", 0), 1 + entry.get("morerows", 0))
 
 
 def _without_rules(source: str) -> str:
