@@ -62,7 +62,6 @@ class CatalogueWriter:
         self._rows = rows
         self._owner = owner
         self._now = now
-        self._newest_s = 0.0
         self._on_commit = on_commit
         self._lock = threading.RLock()
         self._noting = threading.Lock()
@@ -70,14 +69,10 @@ class CatalogueWriter:
         self._ranking: Callable[[], Iterable[BlockKey]] = tuple
         self._connection = connect(path, WRITE_BUSY_S)
         try:
-            prepare(self._connection)
+            self._newest_s = prepare(self._connection)
         except BaseException:
             self._connection.close()
             raise
-
-    def begin_after(self, newest_s: float) -> None:
-        """Uses from now on are later than this one, whatever the clock says."""
-        self._newest_s = newest_s
 
     def rank_by(self, ranking: Callable[[], Iterable[BlockKey]]) -> None:
         """Give up blocks in this order; those it leaves out follow by age."""

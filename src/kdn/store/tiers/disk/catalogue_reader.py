@@ -187,11 +187,6 @@ class CatalogueReader:
         ((capacity_bytes,),) = self._select("SELECT capacity FROM totals")
         return None if capacity_bytes is None else int(capacity_bytes)
 
-    def newest_use_s(self) -> float:
-        """The wall time of the last use of any block; 0 without one."""
-        ((newest,),) = self._select("SELECT coalesce(max(used), 0.0) FROM blocks")
-        return float(newest)
-
     def check_families(self) -> None:
         """Read every family. Raises CatalogueDamaged when one makes no sense."""
         with self._lock, catalogue_errors(self._path):

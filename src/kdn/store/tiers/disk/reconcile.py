@@ -57,7 +57,6 @@ def _agreeing(
     catalogue = Catalogue(folder.catalogue, folder.owner, clock.wall, veil)
     try:
         catalogue.reader.check_families()
-        catalogue.writer.begin_after(catalogue.reader.newest_use_s())
         catalogue.writer.release_dead([*living, folder.owner])
         _reconcile(catalogue, blocks, trace)
         _reconcile_quarantine(catalogue, blocks)

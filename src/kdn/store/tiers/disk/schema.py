@@ -142,10 +142,11 @@ def connect(path: Path, busy_s: float) -> sqlite3.Connection:
     return connection
 
 
-def prepare(connection: sqlite3.Connection) -> None:
+def prepare(connection: sqlite3.Connection) -> float:
     """Make the tables if they are not there, and check what is: damage is to show now.
 
-    Raises sqlite3.DatabaseError for anything that this code could not have written.
+    Returns the wall time of the newest use of a block, 0 without one.  Raises sqlite3.DatabaseError for
+    anything that this code could not have written.
     """
     connection.execute("PRAGMA journal_mode = WAL")
     # The log beside the database stays this small, whatever the traffic.
@@ -162,7 +163,7 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN")
     try:
         _check_tables(connection)
-        _check_rows(connection)
+        return _check_rows(connection)
     finally:
         connection.execute("COMMIT")
 
@@ -181,29 +182,31 @@ def _tables(connection: sqlite3.Connection) -> dict[str, str]:
     return {name: " ".join(sql.split()) for name, sql in rows}
 
 
-def _check_rows(connection: sqlite3.Connection) -> None:
-    """SQLite has checked the types; here is what the types do not say."""
+def _check_rows(connection: sqlite3.Connection) -> float:
+    """SQLite has checked the types; here is what the types do not say. Returns the newest use."""
     bounds = {"position": MAX_POSITION, "tokens": 4 * BLOCK_TOKENS, "size": 2 * MAX_BLOCK_BYTES}
-    (wrong,) = connection.execute(_WRONG_ROWS, bounds).fetchone()
-    if wrong:
-        raise sqlite3.DatabaseError(f"{wrong} rows hold impossible values")
+    wrong, newest_s, *counted = connection.execute(_SURVEY, bounds).fetchone()
+    (others,) = connection.execute(_WRONG_OTHERS, bounds).fetchone()
+    if wrong or others:
+        raise sqlite3.DatabaseError(f"{int(wrong + others)} rows hold impossible values")
     totals = connection.execute("SELECT blocks, tokens, size FROM totals").fetchall()
-    counted = connection.execute(
-        """SELECT total(state = 0), total((state = 0) * (length(tokens) / 4)), total(size)
-        FROM blocks"""
-    ).fetchone()
     if totals != [tuple(map(int, counted))]:
         raise sqlite3.DatabaseError(f"its totals are {totals}, its blocks say {counted}")
+    return float(newest_s)
 
 
-_WRONG_ROWS = """
-SELECT (SELECT count(*) FROM blocks LEFT JOIN families ON families.id = family WHERE
-        key IS NULL OR length(key) != 64 OR key GLOB '*[^0-9a-f]*' OR families.id IS NULL OR start < 0
-        OR start > :position OR length(tokens) % 4
+# one pass over the blocks: a large store is opened by every command
+_SURVEY = """
+SELECT total(key IS NULL OR length(key) != 64 OR instr(key, '/') OR family NOT IN (SELECT id FROM families)
+        OR start < 0 OR start > :position OR length(tokens) % 4
         OR NOT length(tokens) BETWEEN 4 AND :tokens
         OR size < 0 OR size > :size OR state NOT IN (0, 1) OR hits < 0
-        OR NOT abs(created) < 1e300 OR NOT abs(used) < 1e300)
-    + (SELECT count(*) FROM families WHERE fingerprint IS NULL OR causes IS NULL OR detail IS NULL
+        OR NOT abs(created) < 1e300 OR NOT abs(used) < 1e300),
+    coalesce(max(used), 0.0), total(state = 0), total((state = 0) * (length(tokens) / 4)), total(size)
+FROM blocks
+"""
+_WRONG_OTHERS = """
+SELECT (SELECT count(*) FROM families WHERE fingerprint IS NULL OR causes IS NULL OR detail IS NULL
         OR salt IS NULL)
     + (SELECT count(*) FROM writing WHERE size < 0 OR size > :size)
     + (SELECT count(*) FROM totals WHERE capacity < 0)
