@@ -103,6 +103,28 @@ def test_a_load_that_came_in_part_has_the_rest_saved_again() -> None:
     assert (save.start, len(save.token_ids)) == (256, 640)
 
 
+def test_a_load_that_failed_as_a_whole_is_not_tried_again() -> None:
+    """vLLM then asks again; a block that is listed but never comes must not hold a request for ever."""
+    rig = Rig()
+    rig.prefill("a", PROMPT, range(6))
+    rig.planner.follow(PromptFacts("b", 700), PROMPT)
+    rig.planner.allocated("b", rig.planner.matched("b", 0), range(6))
+    rig.planner.step([])
+    assert rig.planner.matched("b", 0) == 0
+    (save,) = planned(rig.planner, "b", 0, 700).saves
+    assert (save.start, len(save.token_ids)) == (0, 640)
+
+
+def test_a_preempted_request_is_loaded_again() -> None:
+    rig = Rig()
+    rig.prefill("a", PROMPT, range(6))
+    rig.planner.follow(PromptFacts("b", 700), PROMPT)
+    for _ in range(2):
+        rig.planner.allocated("b", rig.planner.matched("b", 0), range(6))
+        assert len(rig.planner.step([]).loads) == 1
+        assert planned(rig.planner, "b", 640, 60).saves == ()
+
+
 def test_another_salt_or_adapter_finds_nothing_but_what_is_its_own() -> None:
     store = Store([MemoryTier(1 << 26, NoTrace())])
     rig = Rig(store)

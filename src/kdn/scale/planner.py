@@ -97,6 +97,8 @@ class _Followed:
     stored: int = 0
     """How many leading tokens the store has or was given."""
     loading_to: int = 0
+    gave_up: bool = False
+    """Did a load fail as a whole? Another would again, and the request would wait for ever."""
     tier: str = ""
     """Which tier has most of what the last lookup found."""
 
@@ -132,6 +134,11 @@ class Planner:
         """
         one = self._followed.get(request_id)
         if one is None or not (one.facts.load or one.facts.save):
+            return 0
+        if one.loading_to:
+            one.gave_up = True  # all of it failed, or the engine would not ask: it is computed
+        if one.gave_up:
+            one.stored = one.loading_to = 0
             return 0
         one.start = num_computed
         stored = self._match(one)

@@ -1,9 +1,4 @@
-"""`KdnConnector`: kdn's store inside vLLM, loaded with `kv_connector_module_path`.
-
-    vllm serve MODEL --kv-transfer-config "$(kdn scale vllm-args --folder DIR --json)"
-
-This file only translates: vLLM's scheduler asks `Planner`, its worker drives `Transfers`.  It is the
-one file that imports vLLM, and it refuses a version that it was not tried with.
+"""The connector itself: vLLM's scheduler asks `Planner`, its worker drives `Transfers`.
 
 Loads are asynchronous: a request waits for its KV while the engine computes others, and what did not
 come is computed (`kv_load_failure_policy` must be `recompute`).  Saves copy within the step, so blocks
@@ -13,44 +8,42 @@ are never held back from vLLM, whether a request ends, is cancelled or is preemp
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import vllm
-from huggingface_hub import snapshot_download
 from torch import Tensor
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
     KVConnectorRole,
 )
-from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
-    KVConnectorPromMetrics,
-    KVConnectorStats,
-)
-from vllm.platforms import current_platform
-from vllm.v1.kv_cache_interface import MLAAttentionSpec
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from kdn.errors import BadConfig, BadInput, KdnError
-from kdn.scale.counts import METRICS, TransferCounts
-from kdn.scale.identity import Adapters, EngineIdentity, digest_config, digest_weights
-from kdn.scale.paged import RUN_LAYOUT, PagedKv, PagedShape
+from kdn.errors import BadInput, KdnError
+from kdn.scale.counts import TransferCounts
+from kdn.scale.identity import Adapters
+from kdn.scale.paged import PagedKv
 from kdn.scale.planner import Planner, PromptFacts, ScheduledRequest, StepPlan
-from kdn.scale.settings import ConnectorSettings, SharedStores, read_settings
+from kdn.scale.settings import SharedStores, read_settings
 from kdn.scale.transfers import Transfers
+from kdn.scale.vllm.engine import (
+    check_engine,
+    check_version,
+    identify,
+    installed_version,
+    paged_shape,
+)
+from kdn.scale.vllm.metrics import KdnConnectorStats, KdnVllmMetrics
 from kdn.store import Store
 
-__all__ = ["VERSIONS", "KdnConnector", "KdnConnectorStats", "KdnStepMetadata", "KdnVllmMetrics"]
+__all__ = ["KdnConnector", "KdnStepMetadata", "salt_of"]
 
 logger = logging.getLogger("vllm.kdn")
 
-VERSIONS = ("0.32",)
-"""The minor versions of vLLM whose interface this file was tried with."""
 IDLE_WAIT_S = 0.005
 """How long an engine without work waits for a load before it looks again."""
 HINTS = {"kdn_salt", "kdn_load", "kdn_save"}
@@ -74,7 +67,7 @@ class KdnStepMetadata(KVConnectorMetadata):  # type: ignore[misc]
 class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
     """vLLM's KV from and to kdn's store. vLLM makes one for its scheduler and one for each worker.
 
-    It has more than twenty methods because vLLM's interface has.
+    It has over twenty methods because vLLM's interface has.
     """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
@@ -296,124 +289,6 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
     ) -> KdnVllmMetrics:
         """The counters for vLLM's /metrics."""
         return KdnVllmMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
-
-
-class KdnConnectorStats(KVConnectorStats):  # type: ignore[misc]
-    """Counters of `METRICS`, by name."""
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.data: dict[str, int] = {}
-
-    def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
-        """The sums of both."""
-        total = Counter(self.data)
-        total.update(other.data)
-        self.data = dict(total)
-        return self
-
-    def reduce(self) -> dict[str, int | float]:
-        """What vLLM's log shows of an interval."""
-        return dict(self.data)
-
-    def is_empty(self) -> bool:
-        """Did nothing happen?"""
-        return not self.data
-
-
-class KdnVllmMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
-    """`vllm:kdn_*_total`, one counter for each of `METRICS`."""
-
-    def __init__(
-        self,
-        vllm_config: Any,
-        metric_types: dict[Any, Any],
-        labelnames: list[str],
-        per_engine_labelvalues: dict[int, list[object]],
-    ) -> None:
-        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
-        self._counters = {
-            name: self._counter_cls(
-                name=f"vllm:kdn_{name}", documentation=text, labelnames=labelnames
-            )
-            for name, text in METRICS.items()
-        }
-
-    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
-        """Add an interval's counters to those of an engine."""
-        labels = self.per_engine_labelvalues[engine_idx]
-        for name, count in transfer_stats_data.items():
-            self._counters[name].labels(*labels).inc(count)
-
-
-def check_version(found: str) -> None:
-    """Raises BadConfig for a vLLM that this file was not tried with."""
-    if not found.startswith(tuple(f"{one}." for one in VERSIONS)):
-        raise BadConfig(
-            f"vLLM {found} is installed, kdn's connector was tried with {', '.join(VERSIONS)};"
-            " install such a version or a newer kdn"
-        )
-
-
-def installed_version() -> str:
-    """vLLM's version as its distribution says it."""
-    return str(vllm.__version__).partition("+")[0]
-
-
-def check_engine(vllm_config: Any, kv_cache_config: Any, settings: ConnectorSettings) -> None:
-    """Raises BadConfig or BadInput for what would fail requests later."""
-    if vllm_config.kv_transfer_config.kv_load_failure_policy != "recompute":
-        raise BadConfig(
-            "kv_load_failure_policy is 'fail', with which a lost block fails its request; set it to"
-            " 'recompute' in --kv-transfer-config (in a MultiConnector, in this connector's own part)"
-        )
-    groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1:
-        raise BadInput(
-            f"the model has {len(groups)} kinds of KV cache; kdn's connector stores those with one:"
-            " run it with --disable-hybrid-kv-cache-manager or without the connector"
-        )
-    parallel = vllm_config.parallel_config
-    if parallel.world_size > 1 and not settings.is_shared:
-        raise BadConfig(
-            f"{parallel.world_size} workers cannot share a store in memory; name a folder or a far"
-            " tier in kv_connector_extra_config"
-        )
-    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
-        raise BadConfig("kdn's connector does not know context parallelism; set its sizes to 1")
-
-
-def identify(vllm_config: Any) -> EngineIdentity:
-    """What the KV of this engine depends on. Raises WeightsError without weight files."""
-    model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    backend = vllm_config.attention_config.backend
-    return EngineIdentity(
-        engine=f"vllm-{installed_version()}",
-        weights=digest_weights(model_folder(model.model, model.revision)),
-        config=digest_config(model.hf_config.to_dict()),
-        dtype=str(model.dtype),
-        kv_dtype=str(vllm_config.cache_config.cache_dtype),
-        quantization=str(model.quantization),
-        device=current_platform.device_type,
-        attention="auto" if backend is None else backend.name,
-        layout=RUN_LAYOUT,
-        tensor_ranks=parallel.tensor_parallel_size,
-        pipeline_ranks=parallel.pipeline_parallel_size,
-    )
-
-
-def model_folder(name: str, revision: str | None) -> Path:
-    """Where the weights of a folder, a file or a hub id lie on this machine."""
-    if Path(name).exists():
-        return Path(name)
-    return Path(snapshot_download(name, revision=revision, local_files_only=True))
-
-
-def paged_shape(spec: Any, num_blocks: int) -> PagedShape:
-    """Blocks, heads and dims of a layer's cache; a latent that all heads share counts as one head."""
-    if isinstance(spec, MLAAttentionSpec):
-        return PagedShape(num_blocks, spec.block_size, 1, spec.head_size // 2)
-    return PagedShape(num_blocks, spec.block_size, spec.num_kv_heads, spec.head_size)
 
 
 def salt_of(cache_salt: str | None, kdn_salt: object) -> str:

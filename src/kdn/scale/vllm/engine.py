@@ -1,0 +1,98 @@
+"""What is read from vLLM's configuration: is it one that kdn can serve, and whose KV is it?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import vllm
+from huggingface_hub import snapshot_download
+from vllm.platforms import current_platform
+from vllm.v1.kv_cache_interface import MLAAttentionSpec
+
+from kdn.errors import BadConfig, BadInput
+from kdn.scale.identity import EngineIdentity, digest_config, digest_weights
+from kdn.scale.paged import RUN_LAYOUT, PagedShape
+from kdn.scale.settings import ConnectorSettings
+
+__all__ = [
+    "VERSIONS",
+    "check_engine",
+    "check_version",
+    "identify",
+    "installed_version",
+    "paged_shape",
+]
+
+VERSIONS = ("0.32",)
+"""The minor versions of vLLM whose interface the connector was tried with."""
+
+
+def check_version(found: str) -> None:
+    """Raises BadConfig for a vLLM that this file was not tried with."""
+    if not found.startswith(tuple(f"{one}." for one in VERSIONS)):
+        raise BadConfig(
+            f"vLLM {found} is installed, kdn's connector was tried with {', '.join(VERSIONS)};"
+            " install such a version or a newer kdn"
+        )
+
+
+def installed_version() -> str:
+    """vLLM's version as its distribution says it."""
+    return str(vllm.__version__).partition("+")[0]
+
+
+def check_engine(vllm_config: Any, kv_cache_config: Any, settings: ConnectorSettings) -> None:
+    """Raises BadConfig or BadInput for what would fail requests later."""
+    if vllm_config.kv_transfer_config.kv_load_failure_policy != "recompute":
+        raise BadConfig(
+            "kv_load_failure_policy is 'fail', with which a lost block fails its request; set it to"
+            " 'recompute' in --kv-transfer-config (in a MultiConnector, in this connector's own part)"
+        )
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) != 1:
+        raise BadInput(
+            f"the model has {len(groups)} kinds of KV cache; kdn's connector stores those with one:"
+            " run it with --disable-hybrid-kv-cache-manager or without the connector"
+        )
+    parallel = vllm_config.parallel_config
+    if parallel.world_size > 1 and not settings.is_shared:
+        raise BadConfig(
+            f"{parallel.world_size} workers cannot share a store in memory; name a folder or a far"
+            " tier in kv_connector_extra_config"
+        )
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        raise BadConfig("kdn's connector does not know context parallelism; set its sizes to 1")
+
+
+def identify(vllm_config: Any) -> EngineIdentity:
+    """What the KV of this engine depends on. Raises WeightsError without weight files."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    backend = vllm_config.attention_config.backend
+    return EngineIdentity(
+        engine=f"vllm-{installed_version()}",
+        weights=digest_weights(model_folder(model.model, model.revision)),
+        config=digest_config(model.hf_config.to_dict()),
+        dtype=str(model.dtype),
+        kv_dtype=str(vllm_config.cache_config.cache_dtype),
+        quantization=str(model.quantization),
+        device=current_platform.device_type,
+        attention="auto" if backend is None else backend.name,
+        layout=RUN_LAYOUT,
+        tensor_ranks=parallel.tensor_parallel_size,
+        pipeline_ranks=parallel.pipeline_parallel_size,
+    )
+
+
+def model_folder(name: str, revision: str | None) -> Path:
+    """Where the weights of a folder, a file or a hub id lie on this machine."""
+    if Path(name).exists():
+        return Path(name)
+    return Path(snapshot_download(name, revision=revision, local_files_only=True))
+
+
+def paged_shape(spec: Any, num_blocks: int) -> PagedShape:
+    """Blocks, heads and dims of a layer's cache; a latent that all heads share counts as one head."""
+    if isinstance(spec, MLAAttentionSpec):
+        return PagedShape(num_blocks, spec.block_size, 1, spec.head_size // 2)
+    return PagedShape(num_blocks, spec.block_size, spec.num_kv_heads, spec.head_size)

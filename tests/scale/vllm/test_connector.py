@@ -1,0 +1,293 @@
+"""kdn inside a real vLLM on the CPU: what it loads is what it would have computed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kdn.scale.counts import METRICS
+from tests.scale.vllm.running import Vllm, VllmFailed, text, tiny, vllm
+from tests.store.remotes import node_server, redis_server
+
+PROMPT = text("a", 700)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kv") / "store"
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path, folder: Path) -> Iterator[Vllm]:
+    """One vLLM for all tests that need no other; each uses texts of its own."""
+    with vllm(model, {"folder": str(folder)}, enable_lora=True, max_lora_rank=8) as started:
+        yield started
+
+
+def test_every_overridden_method_has_vllm_s_own_signature(engine: Vllm) -> None:
+    found = engine.do("signatures")
+    assert len(found) >= 18
+    for name, (own, base) in found.items():
+        assert own == base, name
+
+
+def test_a_hit_is_the_longest_run_of_whole_blocks_and_gives_the_same_answer(engine: Vllm) -> None:
+    """700 tokens are five whole blocks of 128; vLLM's own cache would give the same 640."""
+    cold = engine.one(PROMPT)
+    own = engine.one(PROMPT)
+    engine.settle()
+    hit = engine.one(PROMPT)
+    assert (cold.cached, own.cached, hit.cached) == (0, 640, 640)
+    assert hit == own, "bit for bit what vLLM's own prefix hit gives"
+    assert hit.tokens == cold.tokens
+
+
+def test_a_partial_prefix_is_loaded(engine: Vllm) -> None:
+    document = text("partial", 700)
+    engine.one(document)
+    other = document[:300] + text("question", 90)
+    engine.settle()
+    found = engine.one(other)
+    assert found.cached == 256
+    engine.settle()
+    without = engine.one(other, params={"kdn_load": False})
+    assert (without.cached, without.tokens) == (0, found.tokens)
+
+
+def test_what_vllm_has_is_not_loaded_again(engine: Vllm) -> None:
+    prompt = text("both", 1000)
+    engine.one(prompt)
+    engine.settle()
+    engine.one(prompt[:400])
+    before = engine.counts()["loaded_tokens"]
+    assert engine.one(prompt).cached == 896
+    assert engine.counts()["loaded_tokens"] - before == 896 - 384
+
+
+def test_two_tenants_share_nothing(engine: Vllm) -> None:
+    prompt = text("tenants", 600)
+    engine.one(prompt, salt="red")
+    engine.one(prompt, params={"kdn_salt": "blue"})
+    engine.settle()
+    assert engine.one(prompt, salt="green").cached == 0
+    assert engine.one(prompt).cached == 0
+    engine.settle()
+    assert engine.one(prompt, salt="red").cached == 512
+    assert engine.one(prompt, params={"kdn_salt": "blue"}).cached == 512
+
+
+def test_a_request_may_ask_not_to_be_stored(engine: Vllm) -> None:
+    prompt = text("secret", 600)
+    engine.one(prompt, params={"kdn_save": False})
+    engine.settle()
+    assert engine.one(prompt).cached == 0
+
+
+def test_many_requests_together_get_what_each_gets_alone(engine: Vllm) -> None:
+    prompts = [text("many", 400 + 40 * number) for number in range(8)]
+    alone = [engine.one(prompt).tokens for prompt in prompts]
+    engine.settle()
+    together = engine.generate(*prompts)
+    assert [one.tokens for one in together] == alone
+    assert min(one.cached for one in together) >= 384
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_cancelled_request_leaves_the_engine_at_rest(engine: Vllm, steps: int) -> None:
+    """After one step the load runs, after five the answer does."""
+    prompt = text(f"cancelled {steps}", 700)
+    cold = engine.one(prompt)
+    engine.settle()
+    assert engine.do("cancel", prompt=prompt, steps=steps)
+    engine.settle()
+    again = engine.one(prompt)
+    assert (again.cached, again.tokens) == (640, cold.tokens)
+
+
+def lora(folder: Path, seed: int) -> Path:
+    """An adapter of rank 4 on the query projections, as peft writes it."""
+    random = torch.Generator().manual_seed(seed)
+    weights = {
+        f"base_model.model.model.layers.{layer}.self_attn.{part}_proj.lora_{side}.weight": (
+            torch.randn(shape, generator=random) / 4
+        )
+        for layer in range(4)
+        for part, out in (("q", 128), ("v", 64))
+        for side, shape in (("A", (4, 128)), ("B", (out, 4)))
+    }
+    folder.mkdir(exist_ok=True)
+    save_file(weights, folder / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "v_proj"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_lora_retrained_under_its_old_name_finds_nothing_of_the_old_one(
+    engine: Vllm, tmp_path: Path
+) -> None:
+    prompt, place = text("adapted", 700), lora(tmp_path / "style", 1)
+    plain = engine.one(prompt)
+    old = engine.one(prompt, lora=["style", 1, str(place), False])
+    engine.settle()
+    assert engine.one(prompt, lora=["style", 1, str(place), False]).cached == 640
+    assert engine.one(prompt).cached == 640
+    lora(place, 2)
+    engine.settle()
+    stale = engine.one(prompt, lora=["style", 1, str(place), False])
+    assert (stale.cached, stale.tokens) == (0, old.tokens), "vLLM computes with what it loaded"
+    engine.settle()
+    new = engine.one(prompt, lora=["style", 1, str(place), True])
+    assert new.cached == 0
+    engine.settle()
+    again = engine.one(prompt, lora=["style", 1, str(place), False])
+    assert (again.cached, again.tokens) == (640, new.tokens)
+    assert len({tuple(one.tokens) for one in (plain, old, new)}) == 3
+
+
+def test_counters_reach_vllm_s_metrics(engine: Vllm) -> None:
+    engine.one(text("metrics", 300))
+    found = engine.do("metrics")
+    assert {f"vllm:kdn_{name}_total" for name in METRICS} <= found.keys()
+    assert found["vllm:kdn_lookups_total"] > 0
+    assert found["vllm:kdn_saved_tokens_total"] > 0
+
+
+def test_after_a_restart_and_beside_a_first_vllm_the_disk_gives_the_same(
+    model: Path, folder: Path, engine: Vllm
+) -> None:
+    """A second vLLM on the same folder, while the first runs; then kdn's own engine finds nothing."""
+    prompt = text("restart", 700)
+    engine.one(prompt)
+    own = engine.one(prompt)
+    engine.settle()
+    with vllm(model, {"folder": str(folder)}) as second:
+        found = second.one(prompt)
+        assert found == own
+        more = text("the second's", 700)
+        answer = second.one(more)
+        second.do("flush")
+    engine.do("reset")
+    back = engine.one(more)
+    assert (back.cached, back.tokens) == (640, answer.tokens)
+
+
+def test_a_damaged_file_is_computed_again(model: Path, tmp_path: Path) -> None:
+    """The first of three blocks damaged: nothing loads. The second: 256 tokens do."""
+    settings = {"folder": str(tmp_path / "store"), "memory_bytes": 0}
+    with vllm(model, settings) as engine:
+        cold = engine.one(PROMPT)
+        engine.settle()
+        for number, path in enumerate(blocks(tmp_path / "store")[:2]):
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 4
+            path.write_bytes(data)
+            found = engine.one(PROMPT)
+            assert found.tokens == cold.tokens
+            assert found.cached < 640
+            assert found.reason == "length"
+            assert engine.do("stored")["corrupt"] == number + 1
+            engine.settle()
+        assert engine.one(PROMPT).cached == 640, "what was damaged is stored again"
+        for path in blocks(tmp_path / "store"):
+            path.unlink()
+        engine.do("reset")
+        assert engine.one(PROMPT).tokens == cold.tokens
+
+
+def blocks(store: Path) -> list[Path]:
+    """The files of blocks, the oldest first."""
+    found = [path for path in store.rglob("*") if path.is_file() and path.stat().st_size > 100_000]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_a_redis_shared_by_two_dies_in_the_middle(model: Path, tmp_path: Path) -> None:
+    with redis_server(tmp_path) as (url, server):
+        settings = {"redis_url": url, "far_poll_s": 0, "far_timeout_s": 0.5}
+        prompts = [text(f"redis {number}", 600) for number in range(3)]
+        with vllm(model, settings) as first:
+            cold = [first.one(prompt) for prompt in prompts]
+            first.do("flush")
+        with vllm(model, settings) as second:
+            hit = second.one(prompts[0])
+            assert (hit.cached, hit.tokens) == (512, cold[0].tokens)
+            server.kill()
+            server.wait()
+            for prompt, wanted in zip(prompts, cold, strict=True):
+                second.do("reset")
+                found = second.one(prompt)
+                assert (found.tokens, found.reason) == (wanted.tokens, "length")
+
+
+def test_a_node_serves_a_second_vllm(model: Path, tmp_path: Path) -> None:
+    from kdn.store import open_store
+
+    with (
+        open_store(tmp_path / "node") as store,
+        node_server(store, admin_key="k" * 32) as url,
+    ):
+        settings = {"peer_url": url, "peer_token": "k" * 32, "far_poll_s": 0}
+        with vllm(model, settings) as first:
+            cold = first.one(PROMPT)
+            first.do("flush")
+        with vllm(model, settings) as second:
+            hit = second.one(PROMPT)
+            assert (hit.cached, hit.tokens) == (640, cold.tokens)
+
+
+def test_preempted_requests_answer_as_ever(model: Path, tmp_path: Path) -> None:
+    """Room for 14 blocks: three prompts of 500 that grow past 640 do not fit together."""
+    prompts = [text(f"preempted {number}", 500) for number in range(3)]
+    with vllm(model, None) as plain:
+        wanted = [one.tokens for one in plain.generate(*prompts, max_tokens=200)]
+    settings = {"folder": str(tmp_path / "store")}
+    with vllm(model, settings, num_gpu_blocks_override=14) as engine:
+        for _ in range(2):
+            found = engine.generate(*prompts, max_tokens=200)
+            assert [one.tokens for one in found] == wanted
+            engine.settle()
+
+
+@pytest.mark.parametrize(
+    ("transfer", "sentence"),
+    [
+        ({"kv_load_failure_policy": "fail"}, "kv_load_failure_policy is 'fail'"),
+        ({"kv_connector_extra_config": {"foldr": "x"}}, "foldr"),
+        ({"kv_connector_extra_config": {"redis_url": "http://x"}}, "redis_url"),
+    ],
+)
+def test_wrong_settings_stop_vllm_with_one_sentence(
+    model: Path, transfer: dict[str, object], sentence: str
+) -> None:
+    with (
+        pytest.raises(VllmFailed, match=f"(?s)BadConfig.*{sentence}"),
+        vllm(model, {}, transfer=transfer),
+    ):
+        pass
+
+
+def test_an_unknown_version_is_refused_with_what_to_do(engine: Vllm) -> None:
+    assert engine.do("refusal", version="") == ""
+    refusal = engine.do("refusal", version="0.99.1")
+    assert "vLLM 0.99.1 is installed, kdn's connector was tried with 0.32" in refusal
+
+
+def test_salts_of_both_kinds_never_run_together(engine: Vllm) -> None:
+    pairs = [(None, None), ("a", None), (None, "b"), ("a", "b"), ("a:b", None), ("1:a", "b")]
+    assert len(set(engine.do("salts", pairs=pairs))) == len(pairs)
+    with pytest.raises(VllmFailed, match="kdn_salt is a int"):
+        engine.do("salts", pairs=[(None, 5)])
