@@ -7,6 +7,8 @@ Replies go to a pipe of their own: vLLM writes its log to the usual ones.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 import json
 import os
@@ -15,7 +17,8 @@ from typing import Any
 
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 from vllm.lora.request import LoRARequest
 
 from kdn.errors import BadConfig
@@ -117,6 +120,16 @@ class Program:
             if all(map(inspect.isroutine, pair)):
                 found[name] = [list(inspect.signature(one).parameters) for one in pair]
         return found
+
+    def connect(self, **transfer: Any) -> bool:
+        """Make another connector of this engine with other settings, as vLLM would at its start."""
+        scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        config = copy.copy(scheduler.vllm_config)
+        config.kv_transfer_config = dataclasses.replace(config.kv_transfer_config, **transfer)
+        KVConnectorFactory.create_connector(
+            config, KVConnectorRole.SCHEDULER, scheduler.kv_cache_config
+        ).shutdown()
+        return True
 
     def refusal(self, version: str) -> str:
         """What is said to a version of vLLM; empty for one that is known."""
