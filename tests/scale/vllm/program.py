@@ -116,7 +116,9 @@ class Program:
 
         found = {}
         for name in vars(KdnConnector):
-            pair = [getattr(one, name, None) for one in (KdnConnector, KVConnectorBase_V1)]
+            pair: list[Any] = [
+                getattr(one, name, None) for one in (KdnConnector, KVConnectorBase_V1)
+            ]
             if all(map(inspect.isroutine, pair)):
                 found[name] = [list(inspect.signature(one).parameters) for one in pair]
         return found
@@ -171,7 +173,7 @@ def main() -> None:
                     program, answer = Program(options), True
                 else:
                     answer = getattr(program, name)(**options)
-                reply = {"answer": answer}
+                reply: dict[str, Any] = {"answer": answer}
             except Exception as error:  # noqa: BLE001 the test is to see it
                 reply = {"error": f"{type(error).__name__}: {error}"}
             replies.write(json.dumps(reply) + "\n")

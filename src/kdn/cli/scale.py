@@ -1,0 +1,76 @@
+"""kdn scale: the configuration of other engines, ready to paste."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from kdn.cli.commands import Commands
+from kdn.cli.options import JsonOption
+from kdn.cli.show import say
+
+__all__ = ["app"]
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="kdn's store inside other engines.")
+
+
+@app.callback()
+def scale() -> None:
+    """kdn's store inside other engines."""
+
+
+@app.command("vllm-args")
+def vllm_args(
+    *,
+    folder: Annotated[
+        Path | None, typer.Option(help="The disk tier's folder; none without it.", file_okay=False)
+    ] = None,
+    memory_bytes: Annotated[int, typer.Option(help="The memory tier of each vLLM process.")] = 2
+    << 30,
+    redis_url: Annotated[str | None, typer.Option(help="A Redis, as redis://host:6379/0.")] = None,
+    peer_url: Annotated[str | None, typer.Option(help="A `kdn node`.")] = None,
+    peer_token: Annotated[str | None, typer.Option(help="The node's token.")] = None,
+    objects_url: Annotated[str | None, typer.Option(help="As s3://bucket/prefix.")] = None,
+    save: Annotated[bool, typer.Option(help="Store the KV of prompts, or only load.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what `vllm serve` needs to keep its KV in kdn's store.
+
+    The address of every tier is checked in form, not for an answer.
+    """
+    from kdn.errors import BadInput
+    from kdn.scale.settings import SharedStores, read_settings
+
+    given: dict[str, Any] = {
+        "folder": None if folder is None else str(folder.expanduser().absolute()),
+        "memory_bytes": memory_bytes,
+        "redis_url": redis_url,
+        "peer_url": peer_url,
+        "peer_token": peer_token,
+        "objects_url": objects_url,
+        "save": None if save else False,
+    }
+    told = {name: value for name, value in given.items() if value is not None}
+    settings = read_settings(told)
+    if not settings.is_shared:
+        raise BadInput(
+            "no tier outlives vLLM; give --folder, --redis-url, --peer-url or --objects-url"
+        )
+    stores = SharedStores()
+    # far addresses are refused here, in words; the folder is vLLM's to make
+    stores.leave(stores.enter(msgspec.structs.replace(settings, folder=None)))
+    transfer = {
+        "kv_connector": "KdnConnector",
+        "kv_connector_module_path": "kdn.scale.vllm",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": told,
+    }
+    text = msgspec.json.encode(transfer).decode()
+    print(text if as_json else f"--kv-transfer-config {shlex.quote(text)}")
+    if not as_json:
+        say("kdn must be importable by vLLM: pip install kdn in vLLM's environment")
