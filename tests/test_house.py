@@ -15,9 +15,8 @@ SOURCE = ROOT / "src" / "kdn"
 TESTS = ROOT / "tests"
 GROUND = {"__init__", "__main__", "clock", "config", "errors", "testing", "trace"}
 OLD_WORDS = re.compile(
-    r"\b(gladly|mishaps?|whoever|undrifted|lasting ?pins|given a rest|close_books|unpaid|flock|anew"
-    r"|waiting room|NOBODY|unless_gone|walk_own)\b",
-    re.IGNORECASE,
+    r"\b(?i:gladly|mishaps?|whoever|undrifted|lasting ?pins|given a rest|close_books|unpaid|anew"
+    r"|waiting room|unless_gone|walk_own|flock(?!\())\b|\bNOBODY\b"
 )
 
 

@@ -19,7 +19,7 @@ from kdn.net.l4s.tokens import NUM_ASKED, NUM_FEATURES, WINDOW, Samples
 from kdn.net.l4s.transformer import OUTPUTS, Predictor, pack, unpack
 from kdn.net.world.records import MS
 
-__all__ = ["Batch", "Training", "draw_batch", "make", "train"]
+__all__ = ["Training", "TrainingBatch", "draw_batch", "make", "train"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Chunks of flows as tensors: [B, T, ...] tokens and [B, Q, ...] questions."""
 
     tokens: Tensor
@@ -50,7 +50,9 @@ class Batch:
     valid: Tensor
 
 
-def draw_batch(flows: Sequence[Samples], config: Training, random: np.random.Generator) -> Batch:
+def draw_batch(
+    flows: Sequence[Samples], config: Training, random: np.random.Generator
+) -> TrainingBatch:
     """Random chunks, each with random questions whose whole visible history lies in the chunk."""
     size, asked = config.tokens, config.questions
     tokens = np.zeros((config.batch, size, NUM_FEATURES), np.float32)
@@ -75,7 +77,7 @@ def draw_batch(flows: Sequence[Samples], config: Training, random: np.random.Gen
         numbers[4, b, : len(rows)] = 1.0
         numbers[1, b, len(rows) :] = WINDOW
     t = torch.from_numpy
-    return Batch(
+    return TrainingBatch(
         tokens=t(tokens),
         token_ms=t(token_ms),
         questions=t(questions),
@@ -93,7 +95,7 @@ def _sample(first: int, last: int, count: int, random: np.random.Generator) -> N
     return np.sort(random.choice(np.arange(first, last), count, replace=False))
 
 
-def predict_batch(model: Predictor | Lstm, batch: Batch) -> Tensor:
+def predict_batch(model: Predictor | Lstm, batch: TrainingBatch) -> Tensor:
     """The model's answers [B, Q, 5]."""
     out: Tensor = model(batch.tokens, batch.token_ms, batch.questions, batch.asked_ms, batch.known)
     assert out.shape[-1] == OUTPUTS

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from kdn.core import BlockKey
 from kdn.store.policies.risk import EDGES_S, NUM_AGES, ReuseRisk, age_of
 
-__all__ = ["Place", "Ranking", "density_level", "level_of", "worth_by_age"]
+__all__ = ["EvictionRanking", "Place", "density_level", "level_of", "worth_by_age"]
 
 _LEVELS_PER_DOUBLING = 4
 
@@ -27,7 +27,7 @@ Place = tuple[str, int, int]
 _Head = tuple[float, int, BlockKey, Place, Iterator[tuple[BlockKey, float]]]
 
 
-class Ranking:
+class EvictionRanking:
     """Blocks by place, each place in the order of last use, merged by worth when asked."""
 
     def __init__(self, risks: Mapping[str, ReuseRisk]) -> None:

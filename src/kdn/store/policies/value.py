@@ -19,7 +19,7 @@ from itertools import count, pairwise
 
 from kdn.core import BlockKey
 from kdn.store.policies.policy import EvictionPolicy, Use
-from kdn.store.policies.ranking import Ranking, density_level, level_of
+from kdn.store.policies.ranking import EvictionRanking, density_level, level_of
 from kdn.store.policies.risk import EDGES_S, NUM_AGES, Feature, Rate, ReuseRisk, age_of
 
 __all__ = ["Saving", "Value", "same_saving"]
@@ -84,7 +84,7 @@ class Value(EvictionPolicy):
         self._saving = saving
         self._risks = {kind: ReuseRisk() for kind in _KINDS}
         self._marks: dict[BlockKey, _Mark] = {}
-        self._ranking = Ranking(self._risks)
+        self._ranking = EvictionRanking(self._risks)
         self._chain: list[_Link] = []
         self._pending: dict[BlockKey, _Link] = {}
         self._prospects: dict[int, float] = {}
