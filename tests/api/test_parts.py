@@ -1,0 +1,120 @@
+"""The named parts of an open model: prompts, one-token answers, calibration, cost, and the end of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import kdn
+from kdn.api import blending, over
+from kdn.clock import ManualClock
+from kdn.config import load_config
+from kdn.core import Blend, JctModel, Role
+from kdn.store import open_store
+from kdn.trace import Recorder
+
+TEXT = "The lamp is lit at dusk. " * 8
+
+
+@pytest.fixture
+def k(tiny_model: Callable[..., Path], tmp_path: Path) -> Iterator[kdn.Kdn]:
+    config = load_config({"KDN_ENGINE_FIT_IDLE_S": "0"}, home=tmp_path)
+    with kdn.open(tiny_model(max_position_embeddings=2048), config=config, dtype="float32") as made:
+        yield made
+        made.check()
+
+
+def test_a_document_stands_behind_the_neutral_prelude(k: kdn.Kdn) -> None:
+    prompt = k.prompts.of_document(TEXT, "lamp.txt")
+    roles = [segment.role for segment in prompt.segments]
+    assert roles == [Role.PRELUDE, Role.DOCUMENT, Role.QUESTION]
+    assert prompt.segments[1].source == "lamp.txt"
+
+
+def test_ids_are_never_given_twice(k: kdn.Kdn) -> None:
+    ids = {k.prompts.request("?").id for _ in range(50)} | {k.prompts.new_id("r")}
+    assert len(ids) == 51
+
+
+def test_prefill_stores_what_lookup_finds(k: kdn.Kdn) -> None:
+    assert k.lookup(TEXT)[0].num_tokens == 0
+    tokens = k.prefill(TEXT)
+    match, wanted = k.lookup(TEXT)
+    assert 0 < tokens < wanted
+    assert match.num_tokens == wanted
+    with pytest.raises(kdn.BadInput, match=r"empty\.txt is empty"):
+        k.prefill(" \n", "empty.txt")
+
+
+def test_an_adapter_that_is_not_loaded_is_named(k: kdn.Kdn) -> None:
+    with pytest.raises(kdn.UnknownModel, match="no adapter is called 'x'; loaded adapters: none"):
+        k.generate("?", adapter="x", max_tokens=1)
+
+
+def test_rows_are_labelled_with_probabilities(k: kdn.Kdn) -> None:
+    rows = [{"text": "a cat"}, {"text": "a stone"}, {"text": "a dog"}]
+    table = k.label(rows, "Is it alive? {text}", ["yes", "no"])
+    assert len(table.labelled) == 3
+    for one in table.labelled:
+        assert sum(one.probabilities) == pytest.approx(1)
+        assert one.label in ("yes", "no")
+    none = k.label(rows, "Is it alive? {text}", ["yes", "no"], threshold=1.0)
+    assert none.num_abstained == 3
+    known = [{**row, "right": "yes"} for row in rows]
+    assert k.label(known, "{text}", ["yes", "no"], known="right").num_known == 3
+    with pytest.raises(kdn.BadInput, match="item 1 is 'b'"):
+        k.label([rows[0], "b"], "{text}", ["yes", "no"])  # type: ignore[list-item]
+
+
+def test_scores_and_decisions_are_those_of_their_questions(k: kdn.Kdn) -> None:
+    both = k.score("Which?", ["a", "b"], choices=["x", "y", "z"])
+    alone = k.score("Which?", "b", choices=["x", "y", "z"])
+    assert both[1].probabilities == pytest.approx(alone[0].probabilities, abs=1e-6)
+    yes, no = k.decide(TEXT, "Is it dark?")[0].probabilities
+    assert yes + no == pytest.approx(1)
+
+
+def test_a_fit_changes_what_an_ingest_is_thought_to_take(k: kdn.Kdn) -> None:
+    assert k.cost._prefill_rate() == 2000
+    k.calibration.keep_jct(JctModel(0.5, 0.0005, 0.0, 0.0, 0.1, "fit"))
+    assert k.cost._prefill_rate() == pytest.approx(1000)  # 1,000 tokens in a second
+    assert k.cost.ledger().saved.value >= 0
+
+
+@pytest.mark.parametrize(
+    ("reuse", "ratio", "why"), [("all", None, "reuse is 'all'"), ("blend", 1.5, "ratio is 1.5")]
+)
+def test_reuse_is_checked(reuse: kdn.api.Reuse, ratio: float | None, why: str) -> None:
+    with pytest.raises(kdn.BadInput, match=why):
+        blending(reuse, ratio)
+
+
+def test_reuse_becomes_an_option_of_the_request() -> None:
+    assert blending("exact") == ()
+    assert blending("blend", 0.5, "papers") == (Blend(0.5, "papers"),)
+
+
+def test_the_same_model_over_another_store_shares_no_blocks(k: kdn.Kdn) -> None:
+    k.prefill(TEXT)
+    other = over(k.parts, open_store(None), ManualClock(), Recorder())
+    try:
+        assert other.lookup(TEXT)[0].num_tokens == 0
+        assert other.generate("?", [TEXT], max_tokens=4).text == (
+            k.generate("?", [TEXT], max_tokens=4).text
+        )
+    finally:
+        other.close()
+
+
+def test_a_closed_model_says_so_and_may_be_closed_again(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    k = kdn.open(tiny_model(), home=tmp_path)
+    k.close()
+    with pytest.raises(kdn.EngineFailed, match="closed"):
+        k.generate("?", max_tokens=1)
+    with pytest.raises(kdn.EngineFailed, match="closed"):
+        k.score("?", "a")
+    k.close()
