@@ -170,11 +170,11 @@ def test_a_home_that_cannot_be_written_is_one_sentence(
 
 
 def test_errors_of_the_system_say_what_to_do() -> None:
-    full = OSError(errno.ENOSPC, "No space left on device", "/home/a")
+    full = OSError(errno.ENOSPC, "No space left on device", "/srv/a")
     assert explained(full) == (
-        "/home/a: No space left on device; free some space, or choose another folder"
+        "/srv/a: No space left on device; free some space, or choose another folder"
     )
-    shut = PermissionError(errno.EACCES, "Permission denied", "/home/a")
+    shut = PermissionError(errno.EACCES, "Permission denied", "/srv/a")
     assert "check its rights" in explained(shut)
     assert explained(OSError("odd")) == "odd"
 
