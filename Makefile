@@ -10,7 +10,7 @@ VLLM := .venv-vllm
 BENCHES ?= engine stack store codecs kdn policies cost blend blend-load mil jct label l4s
 BENCH_OPTIONS ?=
 
-.PHONY: help install demo test test-vllm latest floors fmt bench rivals soak docs clean
+.PHONY: help install demo test test-vllm latest floors fmt bench rivals soak sanitize docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -65,6 +65,9 @@ rivals: ## the programs that kdn is compared with, in an environment of their ow
 soak: $(INSTALLED) ## twenty minutes of random requests, power cuts, flipped bits and audits
 	$(BIN)/python scripts/soak.py --minutes 10
 	$(BIN)/python scripts/soak_store.py --minutes 10
+
+sanitize: $(INSTALLED) ## the tests of the C code, compiled with gcc's sanitizers
+	$(BIN)/python scripts/sanitize.py
 
 docs: $(INSTALLED) ## the generated pages of docs/
 	$(BIN)/python scripts/generate_docs.py

@@ -19,8 +19,36 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdn.core import ALL_ROWS, Choose, ColumnScale, LayerView, Plan, StoredRun
-from kdn.engine import Capture, HeldKV, Pass, PrefixKV, SequenceKV, SequenceSlice, SuffixKV
+from kdn.clock import ManualClock
+from kdn.core import (
+    ALL_ROWS,
+    Choose,
+    ColumnScale,
+    LayerView,
+    Plan,
+    Planned,
+    Prompt,
+    Request,
+    RetainedKV,
+    Retention,
+    Role,
+    Sampling,
+    Segment,
+    StoredRun,
+    Token,
+)
+from kdn.engine import (
+    Capture,
+    Engine,
+    EngineLimits,
+    HeldKV,
+    Pass,
+    PrefixKV,
+    SequenceKV,
+    SequenceSlice,
+    SuffixKV,
+    plain,
+)
 from kdn.model import LoadedModel, load_model
 from kdn.model.attention import Attention, TorchAttention, holds_bits
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel
@@ -266,3 +294,106 @@ def test_a_hit_a_part_and_a_decoded_token_have_the_bits_of_a_full_prefill(
     (full,) = run(case, [SequenceSlice.prefill(plan, longer, 0, size + 1, capture=noted)])
     assert torch.equal(decoded, full)
     assert torch.equal(kv[:, :, size], noted.retained(plan.token_ids, 0).kv[:, :, size])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request to an engine."""
+
+    document: int
+    question: int
+    seed: int
+    max_tokens: int
+    adapter: str | None
+    is_warm: bool
+    """KV of its document is stored."""
+
+    def request(self, name: str) -> Request:
+        parts = (
+            Segment(Role.DOCUMENT, some_tokens(self.document, 200, seed=self.seed)),
+            Segment(Role.QUESTION, some_tokens(self.question, 200, seed=self.seed + 1)),
+        )
+        sampling = Sampling(max_tokens=self.max_tokens, ignore_eos=True, logprobs=2)
+        return Request(name, Prompt(parts), sampling, adapter=self.adapter, retention=Retention.ALL)
+
+
+class Shelf:
+    """A planner that offers what it was given for a document, and notes what it is handed."""
+
+    def __init__(self, stored: dict[tuple[int, ...], Tensor]) -> None:
+        self.stored = stored
+        self.retained: dict[str, list[tuple[int, Tensor]]] = {}
+
+    def _found(self, request: Request) -> tuple[int, ...]:
+        document = request.prompt.segments[0].token_ids
+        return document if document in self.stored else ()
+
+    def cached_tokens(self, request: Request) -> int:
+        return len(self._found(request))
+
+    def plan(self, request: Request) -> Planned:
+        document = self._found(request)
+        if not document:
+            return plain(request)
+        held = HeldKV(self.stored[document], f"{hash(document)}")
+        return Planned(Plan(request.prompt.token_ids, prefix=held), exact=len(document))
+
+    def retain(self, request: Request, kept: RetainedKV) -> None:
+        self.retained.setdefault(request.id, []).append((kept.start, kept.kv.clone()))
+
+
+def served(
+    case: Case, asked: Sequence[Asked], shelf: Shelf, limits: EngineLimits
+) -> list[tuple[list[Token], list[tuple[int, Tensor]]]]:
+    """Each request's tokens with their log-probabilities, and the KV that it leaves."""
+    engine = Engine(case.model, case.attention, shelf, limits, ManualClock(), threaded=False)
+    streams = [engine.submit(one.request(str(i))) for i, one in enumerate(asked)]
+    while engine.step():
+        pass
+    engine.check()
+    engine.close()
+    return [
+        ([e for e in stream if isinstance(e, Token)], shelf.retained.get(str(i), []))
+        for i, stream in enumerate(streams)
+    ]
+
+
+ASKED = st.builds(
+    Asked,
+    st.sampled_from([1, 30, 127, 128, 200]),
+    st.integers(1, 60),
+    st.integers(0, 10_000),
+    st.integers(1, 5),
+    st.sampled_from([None, None, "much"]),
+    st.booleans(),
+)
+
+
+@given(
+    st.lists(ASKED, min_size=2, max_size=6, unique_by=lambda one: one.seed),
+    st.sampled_from([128, 256, 2048]),
+    st.sampled_from([None, 300]),
+)
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_an_engine_gives_each_request_what_it_gets_alone(
+    case: Case, asked: list[Asked], batch: int, pack: int | None
+) -> None:
+    """Cold and warm, of one token and of several, cut and packed, with and without an adapter."""
+    roomy = EngineLimits(kv_bytes=1 << 28)
+    stored: dict[tuple[int, ...], Tensor] = {}
+    for one in asked:
+        if one.is_warm:
+            _, ((_, kv), *_) = served(case, [one], Shelf({}), roomy)[0]
+            stored[one.request("").prompt.segments[0].token_ids] = kv
+    limits = EngineLimits(kv_bytes=1 << 28, max_batch_tokens=batch, pack_tokens=pack)
+    together = served(case, asked, Shelf(stored), limits)
+    for one, (tokens, kept) in zip(asked, together, strict=True):
+        ((own_tokens, own_kept),) = served(case, [one], Shelf({}), roomy)
+        assert tokens == own_tokens, f"{one}"
+        whole = torch.cat([kv for _, kv in own_kept], dim=2)
+        for start, kv in kept:
+            assert torch.equal(kv, whole[:, :, start : start + kv.shape[2]]), f"{one}"
