@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from kdn.errors import DocumentError
-from kdn.rag import survey
+from kdn.rag import Cutting, survey
 from kdn.rag.files import find_files, read_bytes
+from kdn.rag.reading import FileReader, ParsedLately, RawFile
 from tests.rag.helpers import small_library
 
 
@@ -99,3 +100,29 @@ def test_of_very_many_files_a_survey_parses_a_sample(
     library = small_library(tmp_path / "library")
     estimate = library.survey([folder]).num_tokens
     assert estimate == pytest.approx(library.ingest([folder]).num_tokens, rel=0.1)
+
+
+def test_what_a_survey_parsed_an_ingest_does_not_parse_again(tmp_path: Path) -> None:
+    """Documents are handed over once, refusals too, and only for the same bytes."""
+    lately, path = ParsedLately(max_chars=10), tmp_path / "a.md"
+    path.write_text("words")
+    broken = tmp_path / "b.pdf"
+    broken.write_bytes(b"%PDF-1.4 broken")
+    with FileReader(Cutting(), lately, 1000) as reader:
+        file, bad = (reader.read(one, named=True) for one in (path, broken))
+        first = reader.parse(file, hold=True)
+        with pytest.raises(DocumentError) as why:
+            reader.parse(bad, hold=True)
+        reader._parsers.close()
+        assert reader.parse(file) is first
+        with pytest.raises(DocumentError) as again:
+            reader.parse(bad)
+        assert reader._parsers._child is None, "no process was begun again"
+    assert str(again.value) == str(why.value)
+    path.write_text("other words")
+    assert reader.read(path, named=True).digest != file.digest
+    for name in ("c", "d"):
+        lately.add(RawFile(Path(name), True, b"", name), first)
+    lately.add(RawFile(Path("e"), True, b"", "e"), first)
+    assert lately.take(RawFile(Path("c"), True, b"", "c")) is None, "10 characters hold two of five"
+    assert lately.take(RawFile(Path("e"), True, b"", "e")) is first

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from kdn.errors import DocumentError
 from kdn.rag.cut import Cutting
 from kdn.rag.documents import ParsedDocument
 from kdn.rag.files import read_bytes
@@ -44,6 +45,8 @@ class ParsedLately:
         self._max_chars = max_chars
         self._num_chars = 0
         self._documents: OrderedDict[tuple[Path, str], ParsedDocument] = OrderedDict()
+        self.refusals: dict[tuple[Path, str], str] = {}
+        """Why files could not be parsed; each is asked for once."""
 
     def add(self, file: RawFile, document: ParsedDocument) -> None:
         """Hold a document; the oldest go when there are too many characters."""
@@ -94,11 +97,19 @@ class FileReader:
 
     def parse(self, file: RawFile, *, hold: bool = False) -> ParsedDocument:
         """The document in a file; `hold` it where it is parsed again soon. Raises DocumentError."""
-        document = self._lately.take(file) or self._parsers.parse(
-            file.path, file.data, named=file.named
-        )
+        lately, key = self._lately, (file.path, file.digest)
+        if (refusal := lately.refusals.pop(key, None)) is not None:
+            raise DocumentError(refusal)
+        try:
+            document = lately.take(file) or self._parsers.parse(
+                file.path, file.data, named=file.named
+            )
+        except DocumentError as error:
+            if hold:
+                lately.refusals[key] = str(error)
+            raise
         if hold:
-            self._lately.add(file, document)
+            lately.add(file, document)
         return document
 
 
