@@ -34,7 +34,7 @@ _LEARNERS = {
     "codec-aware, safeguarded": Learning("codec-aware", safeguard=True),
     "network-only": Learning("network-only"),
 }
-_SEEDS, _STEPS = 5, 40_960
+_SEEDS, _STEPS = 5, 24_576
 _CALL_S, _REAL_S = 30.0, 6.0
 _REAL = ("ours", "gcc")
 _SPEED_S = 2.0
