@@ -44,7 +44,7 @@ def opened(
 ) -> kdn.Kdn:
     store = StoreConfig(folder=work / "store", disk_bytes=1 << 29, memory_bytes=1 << 29)
     config = Config(
-        home=home, store=store, blend=BlendConfig(guard_every=every, ratio=ratio, drift=drift)
+        home=home, store=store, blend=BlendConfig(guard_every=every, ratio=ratio, key_bias=drift)
     )
     return kdn.open(config=config, trace=trace)
 

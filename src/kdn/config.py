@@ -93,8 +93,8 @@ class BlendConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     ratio: Annotated[float, Meta(ge=0, le=1)] = 0.15
     """The least share of the reused tokens that is recomputed, however fast they load."""
-    drift: Annotated[float, Meta(ge=0, le=1)] | None = None
-    """The share of the keys' common drift that is taken off stored ones; 0: it is not even learnt;
+    key_bias: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """The share of the model's key bias that is added to stored keys; 0: it is not measured either;
     None: what was measured to be best for the model, else half."""
     guard_every: Annotated[int, Meta(ge=0)] = 50
     """One in so many blended answers is compared with a full prefill later; 0 never."""
@@ -193,6 +193,7 @@ _RENAMED = {
     ("store", "far_news_s"): "far_poll_s",
     ("store", "objects_news_s"): "objects_poll_s",
     ("cost", "acts"): "enforce_prices",
+    ("blend", "drift"): "key_bias",
 }
 # Read elsewhere, so known here: the home folder and the place of the settings file.
 _OTHER_VARIABLES = ("KDN_HOME", "KDN_CONFIG")

@@ -62,7 +62,7 @@ def opened(
         home=home,
         engine=EngineConfig(kv_budget_bytes=1 << 28, fit_idle_s=0, **(engine or {})),
         store=StoreConfig(folder=store, disk_bytes=1 << 28, memory_bytes=1 << 27, **store_options),
-        blend=BlendConfig(drift=drift, guard_every=0),
+        blend=BlendConfig(key_bias=drift, guard_every=0),
         library=LibraryConfig(folder=library),
     )
     with kdn.open(

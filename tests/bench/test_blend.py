@@ -62,7 +62,7 @@ def test_the_default_way_is_judged_as_the_settings_have_it() -> None:
         (arm,) = (
             a for a in chosen_arms(("ours", "whole"), (0.15,)) if a.name == default_way(model)
         )
-        assert (arm.name, arm.bias_share) == (way, key_bias_share(model, BlendConfig().drift))
+        assert (arm.name, arm.bias_share) == (way, key_bias_share(model, BlendConfig().key_bias))
 
 
 def test_gains_are_geometric_and_held_above_the_floor() -> None:

@@ -120,7 +120,7 @@ def join(
         own,
         partial(measure_key_bias, model, attention),
         lambda texts: prompts.segments("?", texts),
-        key_bias_share(model.name, config.blend.drift),
+        key_bias_share(model.name, config.blend.key_bias),
         trace,
     )
     calibration = ModelCalibration(model, attention, bias, config.home, clock)
