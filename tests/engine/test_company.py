@@ -50,9 +50,10 @@ from kdn.engine import (
     plain,
 )
 from kdn.model import LoadedModel, load_model
-from kdn.model.attention import Attention, TorchAttention, holds_bits
+from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Scaling, TorchAttention
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel
 from kdn.model.kernels import load as load_kernels
+from kdn.model.probe import holds_bits
 from tests.engine.runs import shape_of, some_tokens
 
 KINDS = ("cold", "hit", "part", "decoded", "scaled", "blended")
@@ -141,8 +142,7 @@ def case(
     decoder = model.decoder
     suits = KernelAttention.suits(decoder.dtype, "cpu", decoder.config.head_dim)
     attention = KernelAttention(kernels) if kernels is not None and suits else TorchAttention()
-    like, config = torch.empty(0, dtype=decoder.dtype), decoder.config
-    if not holds_bits(attention, decoder.rope, config.num_heads, config.num_kv_heads, like):
+    if not holds_bits(decoder, attention):
         pytest.skip("on this processor no KV of this shape is stored")
     return Case(model, attention)
 
@@ -397,3 +397,37 @@ def test_an_engine_gives_each_request_what_it_gets_alone(
         whole = torch.cat([kv for _, kv in own_kept], dim=2)
         for start, kv in kept:
             assert torch.equal(kv, whole[:, :, start : start + kv.shape[2]]), f"{one}"
+
+
+class Careless(TorchAttention):
+    """Rounds a row by the rows beside it, as a library may."""
+
+    def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
+        inner = super().bind(slices, cos, sin)
+
+        class Bound(BoundAttention):
+            def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                return inner.place(layer, q, k, v)
+
+            def attend(
+                self,
+                layer: int,
+                q: Tensor,
+                window: int | None,
+                scalings: Sequence[Scaling | None] = (),
+            ) -> Tensor:
+                return inner.attend(layer, q, window, scalings) * (1 + 0.01 * q.shape[0])
+
+        return Bound()
+
+
+def test_what_does_not_hold_its_bits_is_not_stored(
+    case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf, limits = Shelf({}), EngineLimits(kv_bytes=1 << 28)
+    assert not holds_bits(case.model.decoder, Careless())
+    careless = replace(case, attention=Careless())
+    ((tokens, kept),) = served(careless, [Asked(30, 9, 1, 3, None, is_warm=False)], shelf, limits)
+    assert len(tokens) == 3
+    assert kept == []
+    assert "its KV is not stored" in caplog.text

@@ -24,7 +24,8 @@ from kdn.engine.request import Intake, RunningRequest, RunningStream
 from kdn.errors import BadInput, EngineFailed
 from kdn.machine.process import give_up_workers
 from kdn.model import LoadedModel
-from kdn.model.attention import Attention, holds_bits
+from kdn.model.attention import Attention
+from kdn.model.probe import holds_bits
 from kdn.schedule import Fcfs, RequestQueue
 from kdn.trace import NoTrace, Trace, Value
 
@@ -251,9 +252,7 @@ def _bits_hold(model: LoadedModel, attention: Attention) -> bool:
     decoder, config = model.decoder, model.decoder.config
     if decoder.device.type != "cpu":
         return True
-    like = torch.empty(0, dtype=decoder.dtype)
-    with torch.inference_mode():
-        holds = holds_bits(attention, decoder.rope, config.num_heads, config.num_kv_heads, like)
+    holds = holds_bits(decoder, attention)
     if not holds:
         _log.warning(
             "%s: on this processor a row's bits depend on the rows beside it (%d heads of %d values in "

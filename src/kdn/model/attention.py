@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
 from kdn.core import LayerKV
-from kdn.model.rope import Rope, rotate
+from kdn.model.rope import rotate
 
 __all__ = [
     "ROW_BLOCK",
@@ -34,7 +34,6 @@ __all__ = [
     "TorchAttention",
     "Writing",
     "attend_scaled",
-    "holds_bits",
 ]
 
 ROW_BLOCK = 128
@@ -397,35 +396,3 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: in
         enable_gqa=True,
     )
     return mixed[0].transpose(0, 1)
-
-
-def holds_bits(attention: Attention, rope: Rope, num_heads: int, num_kv: int, like: Tensor) -> bool:
-    """Does a row get the same bits alone, among others and in another cut, on this processor?
-
-    Tried with random numbers of the model's shape; `like` gives dtype and device.  Libraries choose their
-    order of sums by shape and processor, so it is asked where it matters.
-    """
-    dim, rows = rope.head_dim, 130
-    random = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn((rows, heads, dim), generator=random).to(like)
-        for heads in (num_heads, num_kv, num_kv)
-    )
-
-    def attended(*cuts: int) -> Tensor:
-        """The rows in passes that end at `cuts`."""
-        shape = (1, num_kv, 2 * ROW_BLOCK, dim)
-        to_k, to_v = like.new_zeros(shape), like.new_zeros(shape).transpose(2, 3).contiguous()
-        out = []
-        for start, stop in itertools.pairwise((0, *cuts)):
-            at = torch.arange(start, stop)
-            part = AttentionSlice(0, stop - start, at, to_k, to_v)
-            bound = attention.bind([part], *rope.tables(at.to(like.device)))
-            turned = bound.place(0, q[start:stop].clone(), k[start:stop], v[start:stop])
-            out.append(bound.attend(0, turned, None))
-        return torch.cat(out)
-
-    whole = attended(rows)
-    return all(
-        torch.equal(whole, attended(*cuts, rows)) for cuts in ((1, 2, 5, 129), (128,), (77,))
-    )
