@@ -10,7 +10,7 @@ from torch import Tensor
 from kdn.core import Fingerprint
 from kdn.scale.counts import TransferCounts
 from kdn.scale.paged import PagedKv, PagedShape
-from kdn.scale.planner import Planner, PromptFacts, ScheduledRequest
+from kdn.scale.planner import TransferPlanner, PromptFacts, ScheduledRequest
 from kdn.scale.transfers import Transfers
 from kdn.store import MemoryTier, Store
 from kdn.trace import NoTrace
@@ -67,7 +67,7 @@ class Rig:
         self.store = store or Store([MemoryTier(1 << 26, NoTrace())])
         self.counts = TransferCounts()
         self.cache = paged()
-        self.planner = Planner(self.store, SIZE, lambda _: [PRINT], self.counts)
+        self.planner = TransferPlanner(self.store, SIZE, lambda _: [PRINT], self.counts)
         self.transfers = Transfers(
             self.store, self.cache, lambda _: PRINT, self.counts, queue_bytes=queue_bytes
         )

@@ -7,7 +7,7 @@ import pytest
 from kdn.core import EXACT, Fingerprint
 from kdn.errors import StoreError
 from kdn.scale.counts import TransferCounts
-from kdn.scale.planner import Planner, PromptFacts, ScheduledRequest, StepPlan
+from kdn.scale.planner import TransferPlanner, PromptFacts, ScheduledRequest, StepPlan
 from kdn.store import MemoryTier, Store
 from kdn.trace import NoTrace
 from tests.scale.engine import PRINT, SIZE, Rig
@@ -15,13 +15,13 @@ from tests.scale.engine import PRINT, SIZE, Rig
 PROMPT = tuple(range(1, 701))
 
 
-def planned(planner: Planner, name: str, computed: int, scheduled: int) -> StepPlan:
+def planned(planner: TransferPlanner, name: str, computed: int, scheduled: int) -> StepPlan:
     table = range(10, 20)
     return planner.step([ScheduledRequest(name, computed, scheduled, lambda: table)])
 
 
-def new_planner() -> Planner:
-    planner = Planner(
+def new_planner() -> TransferPlanner:
+    planner = TransferPlanner(
         Store([MemoryTier(1 << 20, NoTrace())]), SIZE, lambda _: [PRINT], TransferCounts()
     )
     planner.follow(PromptFacts("a", len(PROMPT)), PROMPT)
@@ -138,7 +138,7 @@ def test_tokens_count_when_every_rank_has_its_part() -> None:
     rig = Rig()
     rig.prefill("a", PROMPT, range(6))
     ranks = [PRINT, Fingerprint("rank 1")]
-    planner = Planner(rig.store, SIZE, lambda _: ranks, rig.counts)
+    planner = TransferPlanner(rig.store, SIZE, lambda _: ranks, rig.counts)
     planner.follow(PromptFacts("b", 700), PROMPT)
     assert planner.matched("b", 0) == 0
 
@@ -167,7 +167,7 @@ def test_a_store_that_fails_is_a_miss() -> None:
         def match(self, *_: object) -> None:  # type: ignore[override]
             raise StoreError("the disk is gone")
 
-    planner = Planner(
+    planner = TransferPlanner(
         Failing([MemoryTier(1 << 20, NoTrace())]), SIZE, lambda _: [PRINT], TransferCounts()
     )
     planner.follow(PromptFacts("a", 700), PROMPT)

@@ -18,7 +18,7 @@ from kdn.errors import KdnError
 from kdn.scale.counts import TransferCounts
 from kdn.store import Store
 
-__all__ = ["LoadTask", "Planner", "PromptFacts", "SaveTask", "ScheduledRequest", "StepPlan"]
+__all__ = ["LoadTask", "TransferPlanner", "PromptFacts", "SaveTask", "ScheduledRequest", "StepPlan"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class _Followed:
 
 
 @dataclass
-class Planner:
+class TransferPlanner:
     """Plans for one scheduler. Not safe from several threads: the engine's loop calls it.
 
     `fingerprints` gives the fingerprint of every rank for an adapter: tokens count as stored when

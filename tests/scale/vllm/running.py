@@ -20,7 +20,7 @@ import pytest
 from kdn.testing import write_tiny_model
 
 ROOT = Path(__file__).parents[3]
-PYTHON = Path(os.environ.get("KDN_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
+PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 PROGRAM = Path(__file__).parent / "program.py"
 MODEL: dict[str, Any] = {
     "num_hidden_layers": 4,

@@ -1,4 +1,4 @@
-"""The connector itself: vLLM's scheduler asks `Planner`, its worker drives `Transfers`.
+"""The connector itself: vLLM's scheduler asks `TransferPlanner`, its worker drives `Transfers`.
 
 Loads are asynchronous: a request waits for its KV while the engine computes others, and what did not
 come is computed (`kv_load_failure_policy` must be `recompute`).  Saves copy within the step, so blocks
@@ -27,7 +27,7 @@ from kdn.errors import BadInput, KdnError
 from kdn.scale.counts import TransferCounts
 from kdn.scale.identity import Adapters
 from kdn.scale.paged import PagedKv
-from kdn.scale.planner import Planner, PromptFacts, ScheduledRequest, StepPlan
+from kdn.scale.planner import TransferPlanner, PromptFacts, ScheduledRequest, StepPlan
 from kdn.scale.settings import SharedStores, read_settings
 from kdn.scale.transfers import Transfers
 from kdn.scale.vllm.engine import (
@@ -90,7 +90,7 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
                 name,
             )
         ranks = self._identity.tensor_ranks * self._identity.pipeline_ranks
-        self.planner = Planner(
+        self.planner = TransferPlanner(
             self.store,
             self._spec.block_size,
             lambda adapter: [self._identity.fingerprint(adapter, rank) for rank in range(ranks)],
