@@ -10,7 +10,7 @@ from torch import Tensor
 from kdn.core import Fingerprint
 from kdn.scale.counts import TransferCounts
 from kdn.scale.paged import PagedKv, PagedShape
-from kdn.scale.planner import TransferPlanner, PromptFacts, ScheduledRequest
+from kdn.scale.planner import PromptFacts, ScheduledRequest, TransferPlanner
 from kdn.scale.transfers import Transfers
 from kdn.store import MemoryTier, Store
 from kdn.trace import NoTrace

@@ -7,7 +7,7 @@ import pytest
 from kdn.core import EXACT, Fingerprint
 from kdn.errors import StoreError
 from kdn.scale.counts import TransferCounts
-from kdn.scale.planner import TransferPlanner, PromptFacts, ScheduledRequest, StepPlan
+from kdn.scale.planner import PromptFacts, ScheduledRequest, StepPlan, TransferPlanner
 from kdn.store import MemoryTier, Store
 from kdn.trace import NoTrace
 from tests.scale.engine import PRINT, SIZE, Rig

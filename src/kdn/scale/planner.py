@@ -18,7 +18,7 @@ from kdn.errors import KdnError
 from kdn.scale.counts import TransferCounts
 from kdn.store import Store
 
-__all__ = ["LoadTask", "TransferPlanner", "PromptFacts", "SaveTask", "ScheduledRequest", "StepPlan"]
+__all__ = ["LoadTask", "PromptFacts", "SaveTask", "ScheduledRequest", "StepPlan", "TransferPlanner"]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from kdn.errors import BadInput, KdnError
 from kdn.scale.counts import TransferCounts
 from kdn.scale.identity import Adapters
 from kdn.scale.paged import PagedKv
-from kdn.scale.planner import TransferPlanner, PromptFacts, ScheduledRequest, StepPlan
+from kdn.scale.planner import PromptFacts, ScheduledRequest, StepPlan, TransferPlanner
 from kdn.scale.settings import SharedStores, read_settings
 from kdn.scale.transfers import Transfers
 from kdn.scale.vllm.engine import (
