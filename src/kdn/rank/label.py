@@ -183,7 +183,8 @@ def write_table(
     Where the rows have a column of such a name, theirs is kept and ours is `kdn_label`.
     """
     names = own_columns(rows, choices)
-    write_rows(path, [_out(row, names, one) for row, one in zip(rows, table.labelled, strict=True)])
+    written = [_out(row, names, one) for row, one in zip(rows, table.labelled, strict=True)]
+    write_rows(path, written, (*columns_of(rows), *names))
 
 
 def own_columns(rows: Sequence[Row], choices: Sequence[Choice]) -> list[str]:

@@ -134,12 +134,12 @@ def check_out(path: Path, source: Path, *, force: bool = False) -> None:
         )
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows whole; a row that lacks a column has an empty cell there.
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write rows whole, `columns` first; a row that lacks a column has an empty cell there.
 
     Raises BadInput for a suffix that no table has, StoreError when it cannot be written.
     """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = list(dict.fromkeys((*columns, *(name for row in rows for name in row))))
     suffix = _suffix(path)
     if suffix == _PARQUET:
         data = _as_parquet(columns, rows)
