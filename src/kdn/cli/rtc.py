@@ -35,7 +35,7 @@ Policies = Annotated[
 _SHOWN = {
     "ssim_db": "SSIM dB",
     "p95_delay_ms": "P95 ms",
-    "stalls_per_minute": "stalls/min",
+    "stalls_per_minute": "stalls a min",
     "stall_share": "stalled",
     "undecoded_share": "not shown",
     "sent_mbps": "Mbit/s",
@@ -198,7 +198,8 @@ def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
         return
     table = Table(title=title)
     for name in rows[0]:
-        table.add_column(_SHOWN.get(name, name.replace("_", " ")), overflow="fold")
+        label = _SHOWN.get(name, name.replace("_", " "))
+        table.add_column(label, overflow="fold", no_wrap=name == "controller", min_width=5)
     for row in rows:
         table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
     Console().print(table)
