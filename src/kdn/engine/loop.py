@@ -21,7 +21,7 @@ from kdn.clock import Clock
 from kdn.core import Finish, FinishReason, Planner, Request, RetainedKV
 from kdn.engine.admission import Admission, WaitingRequests
 from kdn.engine.limits import EngineLimits, JobMemory
-from kdn.engine.passes import PrefillQueue, next_logits
+from kdn.engine.passes import DecodeBatch, PrefillQueue
 from kdn.engine.request import RequestState, RunningRequest
 from kdn.engine.retention import retained_answer, retained_prompt, retains_answer
 from kdn.errors import CorruptBlock, EngineFailed, KdnError
@@ -57,8 +57,6 @@ class StepLoop:
 
         With `may_retain` False no KV is handed to the planner to be stored.
         """
-        self._model = model
-        self._attention = attention
         self._planner = planner
         self._limits = limits
         self._clock = clock
@@ -68,8 +66,7 @@ class StepLoop:
         self._admission = Admission(model, planner, limits, memory, may_retain=may_retain)
         self._waiting = WaitingRequests(waiting, planner, limits.pack_tokens)
         self._prefills = PrefillQueue(model, attention, limits.max_batch_tokens)
-        self._decoding: list[RunningRequest] = []
-        self._num_in_step = 0
+        self._decodes = DecodeBatch(model, attention)
         self._decoded_s = 0.0
         self._suspicious = False
         """A fault may have left memory reserved for nobody."""
@@ -79,7 +76,7 @@ class StepLoop:
 
         Raises what ends the loop, EngineFailed among it when faults have left the accounts in disorder.
         """
-        self._num_in_step = 0
+        self._decodes.num_in_step = 0
         self._take_in()
         self._drop_cancelled()
         now_ns = int(self._clock.now() * 1e9)
@@ -87,7 +84,7 @@ class StepLoop:
         if self._prefills and not self._decode_is_due():
             self._prefill_layer()
             return True
-        if self._decoding:
+        if self._decodes:
             self._decode()
             return True
         if self._suspicious and not (self._waiting or self._prefills):
@@ -99,7 +96,7 @@ class StepLoop:
     def counts(self) -> tuple[int, int, int]:
         """Requests that wait, that are in the prefill queue, and that decode."""
         waiting = len(self._waiting) + self._inbox.qsize()
-        return waiting, len(self._prefills), max(len(self._decoding), self._num_in_step)
+        return waiting, len(self._prefills), max(len(self._decodes), self._decodes.num_in_step)
 
     def free_kv(self) -> int:
         """Bytes of KV that could be reserved now."""
@@ -112,20 +109,16 @@ class StepLoop:
 
     def _take_in(self) -> None:
         while not self._inbox.empty():
-            self._wait(self._inbox.get())
-
-    def _wait(self, running: RunningRequest) -> None:
-        try:
-            self._waiting.add(running)
-        except Exception as error:  # noqa: BLE001  its own fault, whatever it is
-            self.fail(running, error)
+            running = self._inbox.get()
+            try:
+                self._waiting.add(running)
+            except Exception as error:  # noqa: BLE001  its own fault, whatever it is
+                self.fail(running, error)
 
     def _drop_cancelled(self) -> None:
-        for running in (*self._waiting.drop_cancelled(), *self._prefills.drop_cancelled()):
-            self._cancel(running)
-        for running in [one for one in self._decoding if one.stream.is_cancelled]:
-            self._decoding.remove(running)
-            self._cancel(running)
+        for part in (self._waiting, self._prefills, self._decodes):
+            for running in part.drop_cancelled():
+                self._cancel(running)
 
     def _enter(self, members: Sequence[RunningRequest]) -> bool:
         """Put them into the prefill queue if there is memory for all; True when they wait no longer.
@@ -135,7 +128,7 @@ class StepLoop:
         """
         # A single use leaves nothing to those after it, so its turn may be prepared a pass ahead.
         passes = 2 if all(running.request.single_use for running in members) else 1
-        num_running = len(self._decoding) + len(self._prefills)
+        num_running = len(self._decodes) + len(self._prefills)
         if num_running and num_running + len(members) > passes * self._limits.max_sequences:
             return False
         if self._prefills.num_tokens_left >= passes * self._limits.max_batch_tokens:
@@ -157,7 +150,7 @@ class StepLoop:
 
     def _decode_is_due(self) -> bool:
         waited_ms = 1e3 * (self._clock.now() - self._decoded_s)
-        return bool(self._decoding) and waited_ms >= self._limits.max_stall_ms
+        return bool(self._decodes) and waited_ms >= self._limits.max_stall_ms
 
     # --- prefill -----------------------------------------------------------------------------
 
@@ -195,7 +188,7 @@ class StepLoop:
                 self._prefills.add(running)
             else:
                 running.move(RequestState.WAITING)
-                self._wait(running)
+                self._waiting.add(running)
         except Exception as failure:  # noqa: BLE001  its own fault, whatever it is
             self.fail(running, failure)
 
@@ -214,30 +207,13 @@ class StepLoop:
     # --- decode ------------------------------------------------------------------------------
 
     def _decode(self) -> None:
-        members, self._decoding = self._decoding, []
-        self._num_in_step = len(members)  # for `counts`, which other threads ask during the step
-        try:
-            all_logits = next_logits(self._model, self._attention, members)
-        except Exception as error:  # noqa: BLE001  a failed step ends its request, not the engine
-            self._decode_apart(members, error)
-            return
+        outcomes = self._decodes.step()
         self._decoded_s = self._clock.now()
-        for running, logits in zip(members, all_logits, strict=True):
-            self._take_token(running, logits)
-
-    def _decode_apart(self, members: Sequence[RunningRequest], error: Exception) -> None:
-        """The step again, each request alone: a position that was written is written over."""
-        if len(members) == 1:
-            self.fail(members[0], error)
-            return
-        for running in members:
-            try:
-                (logits,) = next_logits(self._model, self._attention, [running])
-            except Exception as failure:  # noqa: BLE001  its own fault, whatever it is
-                self.fail(running, failure)
+        for running, outcome in outcomes:
+            if isinstance(outcome, Exception):
+                self.fail(running, outcome)
             else:
-                self._take_token(running, logits)
-        self._decoded_s = self._clock.now()
+                self._take_token(running, outcome)
 
     def _take_token(
         self, running: RunningRequest, logits: Tensor, prompt: RetainedKV | None = None
@@ -252,7 +228,7 @@ class StepLoop:
             if finish is None:
                 if running.state is RequestState.PREFILLING:
                     running.move(RequestState.DECODING)
-                self._decoding.append(running)
+                self._decodes.add(running)
                 return
             answer = retained_answer(running)
             self._release(running)

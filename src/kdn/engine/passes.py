@@ -16,7 +16,7 @@ from kdn.engine.request import RequestState, RunningRequest
 from kdn.model import LoadedModel
 from kdn.model.attention import ROW_BLOCK, Attention
 
-__all__ = ["PrefillQueue", "computes_in_order", "next_logits"]
+__all__ = ["DecodeBatch", "PrefillQueue", "computes_in_order"]
 
 
 class PrefillQueue:
@@ -146,36 +146,75 @@ class PrefillQueue:
         )
 
 
-def next_logits(
-    model: LoadedModel, attention: Attention, requests: Sequence[RunningRequest]
-) -> list[Tensor]:
-    """A decode step: each request's last token in one pass; fp32 [vocabulary] for each.
+class DecodeBatch:
+    """Requests that get one token a step."""
 
-    When it raises, the sequences are as long as they were: the step may be tried again.
-    """
-    slices = []
-    for running in requests:
-        assert running.kv is not None, "a decoding request has KV"
-        if running.capture is not None:
-            running.capture.grow(running.kv.num_columns + 1)
-        slices.append(
-            SequenceSlice.decode(
-                running.kv,
-                running.generated[-1],
-                adapter=running.adapter,
-                capture=running.capture,
+    def __init__(self, model: LoadedModel, attention: Attention) -> None:
+        self._decoder = model.decoder
+        self._attention = attention
+        self._requests: list[RunningRequest] = []
+        self.num_in_step = 0
+        """Requests of the step under way, for other threads that count."""
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def add(self, running: RunningRequest) -> None:
+        """The request takes part in the next step."""
+        self._requests.append(running)
+
+    def drop_cancelled(self) -> list[RunningRequest]:
+        """Let cancelled requests go."""
+        gone = [one for one in self._requests if one.stream.is_cancelled]
+        self._requests = [one for one in self._requests if one not in gone]
+        return gone
+
+    def step(self) -> list[tuple[RunningRequest, Tensor | Exception]]:
+        """Each request with fp32 logits [vocabulary] after its last token, or why there are none.
+
+        A step that fails is tried again for each request alone.  All leave the batch; those that go on
+        are added again.
+        """
+        members, self._requests = self._requests, []
+        self.num_in_step = len(members)
+        try:
+            return list(zip(members, self._logits(members), strict=True))
+        except Exception as error:  # noqa: BLE001  it ends requests, not the engine
+            if len(members) == 1:
+                return [(members[0], error)]
+        return [(running, self._alone(running)) for running in members]
+
+    def _alone(self, running: RunningRequest) -> Tensor | Exception:
+        try:
+            return self._logits([running])[0]
+        except Exception as error:  # noqa: BLE001  it ends the request, not the engine
+            return error
+
+    def _logits(self, members: Sequence[RunningRequest]) -> list[Tensor]:
+        """When it raises, the sequences are as long as they were; what was written is written over."""
+        slices = []
+        for running in members:
+            assert running.kv is not None, "a decoding request has KV"
+            if running.capture is not None:
+                running.capture.grow(running.kv.num_columns + 1)
+            slices.append(
+                SequenceSlice.decode(
+                    running.kv,
+                    running.generated[-1],
+                    adapter=running.adapter,
+                    capture=running.capture,
+                )
             )
-        )
-    before = [one.kv.suffix.num_columns for one in slices]
-    try:
-        step = Pass(model.decoder, attention, slices)
-        while not step.advance():
-            pass
-        return [logits[-1] for logits in step.logits()]
-    except Exception:
-        for one, num_columns in zip(slices, before, strict=True):
-            one.kv.suffix.num_columns = num_columns
-        raise
+        before = [one.kv.suffix.num_columns for one in slices]
+        try:
+            step = Pass(self._decoder, self._attention, slices)
+            while not step.advance():
+                pass
+            return [logits[-1] for logits in step.logits()]
+        except Exception:
+            for one, num_columns in zip(slices, before, strict=True):
+                one.kv.suffix.num_columns = num_columns
+            raise
 
 
 def _is_to_load(prefix: PrefixKV | None) -> bool:
