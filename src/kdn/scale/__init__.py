@@ -1,6 +1,5 @@
-"""kdn's store behind engines and clusters that exist: vLLM, Ray, a router.
+"""kdn's store inside engines of others: vLLM keeps its KV here.
 
-Trades in KV blocks of other engines and in requests on their way to one; commands import it, and it
-imports the rooms below but no engine of ours. Start reading at `planner.py`, then `transfers.py`
-and `vllm.py`.
+Trades in KV blocks that another engine computes; commands import it, and it imports the store and
+the nouns, but no engine of ours. Start reading at `planner.py`, then `transfers.py` and `vllm/`.
 """
