@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import chain
 
 from kdn.core.names import TokenIds
 
@@ -43,7 +44,7 @@ class Prompt:
 
     @cached_property
     def token_ids(self) -> TokenIds:
-        return tuple(token for segment in self.segments for token in segment.token_ids)
+        return tuple(chain.from_iterable(segment.token_ids for segment in self.segments))
 
     @property
     def num_tokens(self) -> int:
