@@ -104,7 +104,7 @@ def test_every_setting_can_be_set_by_the_environment(tmp_path: Path) -> None:
         default = getattr(Config(home=tmp_path), room)
         for field in default.__struct_fields__:
             value = getattr(default, field)
-            if value is None or field in ("object_options", "priorities", "quotas", "tenant_keys"):
+            if value is None or value in ((), {}):  # lists and tables have tests of their own
                 continue
             found = load_config({f"KDN_{room}_{field}".upper(): str(value)}, home=tmp_path)
             assert getattr(found, room) == default, field
