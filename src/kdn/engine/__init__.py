@@ -1,7 +1,7 @@
 """The executor that runs every plan, and the step loop that feeds it.
 
 It trades in requests and plans, in streams of tokens, and in KV while it runs.  The rooms above it may
-import it: reuse, calibration, api, serve, bench.  Start with `loop.py`, then `executor.py`.
+import it: reuse, calibration, api, serve, bench.  Start reading at `loop.py`, then `executor.py`.
 """
 
 from __future__ import annotations

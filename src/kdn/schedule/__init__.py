@@ -1,6 +1,6 @@
 """Integers only: which jobs wait, which is next, which are let in.
 
-It trades in jobs (`kdn.core.Job`) and orders of them; the engine, api and bench import it.  Start with
+It trades in jobs (`kdn.core.Job`) and orders of them; the engine, api and bench import it.  Start reading at
 `queue.py`.  A new policy is one file and its line in `named.py`.
 """
 

@@ -1,6 +1,6 @@
-"""The store trades in KV blocks by the tokens they were computed for, in tiers, verified on every read.
+"""KV blocks by the tokens they were computed for, in tiers, verified on every read.
 
-Reuse, serving, the API and commands import it; it imports no model and no torch.
+Trades in bytes of KV.  Reuse, serving, the API and commands import it; it imports no model and no torch.
 Start reading at `store.py`, then `tiers/tier.py` and `block/format.py`.
 """
 

@@ -1,4 +1,4 @@
-"""Attention, matrices and norms compiled for the processor at hand, where there is a compiler; optional.
+"""Attention, matrices and norms compiled for this processor, where there is a compiler.
 
 It trades in tensors, as the plain twins in `kdn.model` do, which are the reference.  Only `kdn.model` and
 the room that builds it (`kdn.api`) import it.  Start with `build.py`, then `attention.c`.
