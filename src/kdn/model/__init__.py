@@ -1,8 +1,8 @@
 """A model's files turned into tensors, a tokenizer, and one decoder that is cut at attention.
 
 It trades in folders and GGUF files, token ids, and rows of hidden states.  The engine and the rooms above it
-may import it.  Start reading at `load.py`, then `decoder.py`; foreign files are judged in `folder.py`, `gguf/`,
-`lora.py` and `text/`.
+may import it.  Start reading at `load.py`, then `decoder.py`; foreign files are judged in `folder.py`,
+`gguf/`, `lora.py` and `text/`.
 """
 
 from __future__ import annotations
