@@ -22,6 +22,7 @@ from kdn.testing import write_tiny_model
 TEXT = "abcabc"
 Case = tuple[Callable[[kdn.Kdn, Any], Any], Any]
 ROW = {"text": TEXT}
+FOLDER = Path(__file__).parent
 TURN = {"role": "user", "content": TEXT}
 
 CASES: dict[str, Case] = {
@@ -43,6 +44,8 @@ CASES: dict[str, Case] = {
     "Scoring.label(choices)": (lambda k, one: k.scoring.label([ROW], "{text}", one), TEXT),
     "Scoring.rank(documents)": (lambda k, one: k.rerank("?", one).prompt_tokens, TEXT),
     "Costs.survey(paths)": (lambda k, one: k.cost.survey(k.library, one).refused, "/nowhere/at/all"),
+    "Kdn.ingest(exclude)": (lambda k, one: len(k.ingest(FOLDER, exclude=one).refused), "*.py"),
+    "Costs.survey(exclude)": (lambda k, one: k.cost.survey(k.library, FOLDER, one).files, "*.py"),
 }  # fmt: skip
 """For each parameter a call that uses it, and one item."""
 _NO_TEXTS = {"Scoring.ask(questions)", "Scoring.ask(choices)"}

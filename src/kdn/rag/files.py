@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdn.core import paths_of
+from kdn.core import paths_of, texts_of
 from kdn.errors import DocumentError
 from kdn.machine.text import decode_unicode, has_mark, lines_of, normal_lines
 from kdn.rag.encodings import decode_declared, hides_in_ascii
@@ -60,7 +60,7 @@ def find_files(
     is named itself is always taken.  Never raises for a bad path.
     """
     found, seen = Found(), set[Path]()
-    excluded = Ignored([exclude] if isinstance(exclude, str) else exclude)
+    excluded = Ignored(texts_of(exclude, "exclude"))
     for path in paths_of(paths, "paths"):
         try:
             resolved = path.resolve(strict=True)
