@@ -47,7 +47,10 @@ def test_home_comes_from_the_environment(tmp_path: Path) -> None:
         ('[store]\ncodec = "zip"\n', "store.codec is 'zip'; it can be auto, none, lossless, fp8"),
         ("[store]\nmemory_bytes = -1\n", "store.memory_bytes is -1; expected `int` >= 0"),
         ("[store]\nquotas = 3\n", "store.quotas is 3; expected `object`"),
-        ("[cost]\nacts = true\n", "no setting 'acts' in .cost.; it is now enforce_prices"),
+        (
+            "[cost]\nacts = true\nenforce_prices = true\n",
+            "has enforce_prices and its earlier name acts: keep enforce_prices",
+        ),
         ("[serve]\napi_key = 3\n", "serve.api_key is .not shown.; expected `str"),
         ('[store]\ndisk_bytes = "much"\n', "'much' is no size"),
         ("[engine\n", "not a TOML file"),
@@ -136,3 +139,13 @@ def test_sizes() -> None:
     assert parse_bytes("7") == 7
     with pytest.raises(ValueError, match="no size"):
         parse_bytes("-1")
+
+
+def test_earlier_names_of_settings_are_read(tmp_path: Path) -> None:
+    """In a file and in the environment; a variable of the present name wins over an earlier one."""
+    (tmp_path / "kdn.toml").write_text("[cost]\nacts = true\n[blend]\ndrift = 0.25\n")
+    environ = {"KDN_STORE_FAR_NEWS_S": "2.5", "KDN_BLEND_KEY_BIAS": "0.75", "KDN_BLEND_DRIFT": "0"}
+    found = load_config(environ, home=tmp_path)
+    assert found.cost.enforce_prices
+    assert found.store.far_poll_s == 2.5
+    assert found.blend.key_bias == 0.75

@@ -189,6 +189,7 @@ _ROOMS: dict[str, type[msgspec.Struct]] = {
     "blend": BlendConfig,
     "cost": CostConfig,
 }
+# Earlier names of settings, which are read as the present ones.
 _RENAMED = {
     ("store", "far_news_s"): "far_poll_s",
     ("store", "objects_news_s"): "objects_poll_s",
@@ -250,10 +251,19 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, dict[str, Any]]:
         if room not in _ROOMS or not isinstance(table, dict):
             raise BadConfig(f"{path}: no section [{room}]{_nearest(room, _ROOMS)}")
         for field in table:
-            if field not in _fields(room):
-                new = _RENAMED.get((room, field))
-                hint = f"; it is now {new}" if new else _nearest(field, _fields(room))
+            if field not in _fields(room) and (room, field) not in _RENAMED:
+                hint = _nearest(field, _fields(room))
                 raise BadConfig(f"{path}: no setting {field!r} in [{room}]{hint}")
+    return _with_present_names(path, tables)
+
+
+def _with_present_names(path: Path, tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    for (room, old), new in _RENAMED.items():
+        table = tables.get(room, {})
+        if old in table and new in table:
+            raise BadConfig(f"{path}: [{room}] has {new} and its earlier name {old}: keep {new}")
+        if old in table:
+            table[new] = table.pop(old)
     return tables
 
 
@@ -262,11 +272,14 @@ def _read_environment(environ: Mapping[str, str]) -> dict[tuple[str, str], Any]:
     names = {
         f"KDN_{room}_{field}".upper(): (room, field) for room in _ROOMS for field in _fields(room)
     }
-    found = {}
-    for variable, text in environ.items():
-        if variable in names:
-            found[names[variable]] = _read_variable(variable, text, *names[variable])
-        elif _looks_like_ours(variable):
+    earlier = {f"KDN_{r}_{old}".upper(): (r, new) for (r, old), new in _RENAMED.items()}
+    found = {
+        place: _read_variable(variable, environ[variable], *place)
+        for variable, place in (earlier | names).items()  # a present name wins
+        if variable in environ
+    }
+    for variable in environ.keys() - names.keys() - earlier.keys():
+        if _looks_like_ours(variable):
             hint = _nearest(variable, [*names, *_OTHER_VARIABLES])
             raise BadConfig(f"environment: no setting {variable}{hint}")
     return found
