@@ -216,6 +216,36 @@ def test_a_group_runs_together(tiny: LoadedModel) -> None:
     assert len(ids(one)) == len(ids(two)) == 5
 
 
+def test_a_group_does_not_wait_for_a_member_that_was_withdrawn(tiny: LoadedModel) -> None:
+    bench = Bench(tiny)
+    one = bench.submit("one", (5, 6, 7), group="g", group_size=3)
+    two = bench.submit("two", (8, 9), group="g", group_size=3)
+    assert not bench.engine.step(), "the third is missing"
+    two.cancel()
+    assert not bench.engine.step(), "one of two that are left is missing"
+    three = bench.submit("three", (5,), group="g", group_size=3)
+    bench.drain()
+    assert finish(two).reason is FinishReason.CANCELLED
+    assert len(ids(one)) == len(ids(three)) == 5
+
+
+class RefusesOne(NoReuse):
+    def cached_tokens(self, request: Request) -> int:
+        if request.id == "odd":
+            raise OSError("the index is torn")
+        return 0
+
+
+def test_a_group_does_not_wait_for_a_member_that_failed(tiny: LoadedModel) -> None:
+    bench = Bench(tiny, planner=RefusesOne())
+    one = bench.submit("one", (5, 6, 7), group="g", group_size=2)
+    odd = bench.submit("odd", (8, 9), group="g", group_size=2)
+    bench.drain()
+    with pytest.raises(EngineFailed, match="the index is torn"):
+        list(odd)
+    assert len(ids(one)) == 5
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 4])
 def test_a_cancelled_request_gives_everything_back(steps: int, tiny: LoadedModel) -> None:
     bench = Bench(tiny)

@@ -215,7 +215,11 @@ class WaitingRequests:
 
     def add(self, running: RunningRequest) -> None:
         """Take a request in. Raises what the planner raises."""
-        self._queue.add(self._job(running))
+        try:
+            self._queue.add(self._job(running))
+        except Exception:
+            self._withdraw(running)
+            raise
         self._requests[running.id] = running
         self._nothing_fits = False
 
@@ -224,8 +228,13 @@ class WaitingRequests:
         gone = [running for running in self._requests.values() if running.stream.is_cancelled]
         for running in gone:
             del self._requests[running.id]
-            self._queue.remove(running.id)
+            self._withdraw(running)
         return gone
+
+    def _withdraw(self, running: RunningRequest) -> None:
+        request = running.request
+        self._queue.withdraw(request.id, request.group, request.group_size)
+        self._nothing_fits = False
 
     def something_changed(self) -> None:
         """A request ended or gave memory back: another may fit now."""

@@ -73,6 +73,8 @@ class RequestQueue:
         self._policy = policy
         self._record = record
         self._jobs: dict[str, Job] = {}
+        self._gone: dict[str, int] = {}
+        """How many of a group will never come."""
         self._held_back: set[str] = set()
         """Jobs that let one of their family compute what they share, once: it may not be retained."""
 
@@ -91,8 +93,17 @@ class RequestQueue:
         self._jobs.pop(job_id, None)
         self._held_back.discard(job_id)
 
+    def withdraw(self, job_id: str, group: str | None, group_size: int) -> None:
+        """Forget a job that will never run. The rest of its group waits for it no longer."""
+        self.remove(job_id)
+        if group is not None:
+            self._gone[group] = self._gone.get(group, 0) + 1
+            if self._gone[group] >= group_size:
+                del self._gone[group]
+
     def clear(self) -> None:
         """Forget every job."""
+        self._gone.clear()
         self._jobs.clear()
         self._held_back.clear()
 
@@ -126,6 +137,8 @@ class RequestQueue:
                 break
             for member in members:
                 self.remove(member.id)
+            if job.group is not None:
+                self._gone.pop(job.group, None)
             admitted += members
         order, went = tuple(j.id for j in ordered), tuple(j.id for j in admitted)
         self._note(ScheduleDecision(now_ns, order, went, tuple(waiting)))
@@ -164,7 +177,8 @@ class RequestQueue:
         members = [
             other for other in ordered if other.group == job.group and other.id in self._jobs
         ]
-        return members if len(members) >= job.group_size else None
+        complete = len(members) + self._gone.get(job.group, 0) >= job.group_size
+        return members if complete else None
 
     def check(self) -> None:
         """Audit the accounts. Raises AssertionError."""
