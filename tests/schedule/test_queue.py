@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.core import Job
-from kdn.schedule import POLICIES, Fcfs, Priority, RequestQueue, ScheduleDecision
+from kdn.schedule import POLICIES, Fcfs, Priority, RequestQueue, ScheduleDecision, make_policy
 
 
 def job(
@@ -115,3 +116,20 @@ def test_recorded_decisions_are_made_again() -> None:
                 waiting.add(Job(**one))
             waiting.admit(step["now_ns"], Room(step["room"]).fits)
         assert [[list(d.order), list(d.admitted)] for d in made] == case["decisions"]
+
+
+def test_every_policy_goes_by_its_name() -> None:
+    names = {"fcfs", "priority", "longest-match", "static", "shortest-miss", "calibrated", "ratio"}
+    assert set(POLICIES) == names | {"families"}
+    assert all(make_policy(name).name == name for name in POLICIES)
+
+
+def test_a_group_is_complete_without_those_that_will_never_come() -> None:
+    waiting = RequestQueue(Fcfs())
+    for name in ("a", "b"):
+        waiting.add(replace(job(name, 1, group="g"), group_size=3))
+    assert waiting.admit(1, bool) == []
+    waiting.withdraw("c", "g", 3)
+    assert [one.id for one in waiting.admit(2, bool)] == ["a", "b"]
+    waiting.add(job("d", 1, group="g"))
+    assert waiting.admit(3, bool) == [], "another group of that name is whole only when it is"
