@@ -132,7 +132,7 @@ class _RenderProcess:
     @staticmethod
     def _started() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-I", str(Path(render.__file__))],
+            [sys.executable or "python3", "-I", str(Path(render.__file__))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
