@@ -17,7 +17,7 @@ from kdn.net.rtc.clips import Clip
 from kdn.net.rtc.codec.measure import measure_codec
 from kdn.net.rtc.control.gcc import Gcc
 from kdn.net.rtc.control.kalman import KalmanGcc
-from kdn.net.rtc.control.oracle import Oracle, capacity_bps
+from kdn.net.rtc.control.oracle import RateOracle, capacity_bps
 from kdn.net.rtc.control.rivals import BbrLike, Copa, Fbra, Salsify
 from kdn.net.rtc.loop import place_of, quality_of
 from kdn.net.rtc.real_call import RealCall
@@ -142,7 +142,7 @@ def test_the_oracle_knows_the_link() -> None:
     times = np.arange(0, 100, 10) * MS
     chances = RateTrace(times, np.zeros(10), 100 * MS, opportunities=True)
     assert capacity_bps(Link("chances", chances), 0, SECOND) == pytest.approx(100 * 12_000)
-    oracle = run_call(Call(made_table(), link, seconds=20.0), Oracle(link))
+    oracle = run_call(Call(made_table(), link, seconds=20.0), RateOracle(link))
     gcc = run_call(Call(made_table(), link, seconds=20.0), Gcc())
     assert oracle.p95_delay_ms < gcc.p95_delay_ms
     assert oracle.stalls_per_minute == 0

@@ -12,7 +12,7 @@ from kdn.net.rtc.codec.entropy import (
     LARGEST,
     NUM_SCALES,
     SCALES,
-    Reader,
+    BitReader,
     cost_bits,
     encode,
     frequencies,
@@ -30,7 +30,7 @@ def test_what_is_written_is_read(heads: list[int], pairs: list[tuple[int, int]])
     numbers = np.array([p[0] for p in pairs], np.int32)
     scales = np.array([p[1] for p in pairs], np.uint8)
     data = encode(np.array(heads, np.int32), HEADS, numbers, scales)
-    reader = Reader(data)
+    reader = BitReader(data)
     assert reader.heads(len(heads), HEADS).tolist() == heads
     assert reader.numbers(scales).tolist() == numbers.tolist()
 
@@ -62,6 +62,6 @@ def test_a_packet_that_is_cut_off_is_refused() -> None:
     numbers, scales = np.full(300, 20, np.int32), np.zeros(300, np.uint8)
     data = encode(np.zeros(0, np.int32), HEADS, numbers, scales)
     with pytest.raises(BadInput, match="cut off"):
-        Reader(data[: len(data) // 2]).numbers(scales)
+        BitReader(data[: len(data) // 2]).numbers(scales)
     with pytest.raises(BadInput, match="cut off"):
-        Reader(b"ab")
+        BitReader(b"ab")

@@ -7,8 +7,8 @@ import pytest
 from tests.net.rtc.table import made_table
 
 from kdn.net.rtc.call import Call, Link, run_call
-from kdn.net.rtc.control.aimd import AckedBitrate, Aimd, Capacity, LossController, Phase
-from kdn.net.rtc.control.delay import Detector, InterArrival, Step, Trendline, Usage
+from kdn.net.rtc.control.aimd import AckedBitrate, Aimd, Capacity, LossController, RatePhase
+from kdn.net.rtc.control.delay import DelayStep, Detector, InterArrival, LinkUsage, Trendline
 from kdn.net.rtc.control.gcc import Gcc
 from kdn.net.rtc.control.kalman import ArrivalFilter, PaperDetector
 from kdn.net.world import RateTrace, constant
@@ -20,7 +20,7 @@ def test_packets_of_five_milliseconds_are_a_group() -> None:
     groups = InterArrival()
     sent = [(0, 10), (2, 12), (4, 14), (20, 31), (22, 33)]
     assert [groups.add(*pair) for pair in sent] == [None] * 5
-    assert groups.add(40, 52) == Step(send_ms=18, arrival_ms=19, at_ms=33)
+    assert groups.add(40, 52) == DelayStep(send_ms=18, arrival_ms=19, at_ms=33)
 
 
 def test_a_burst_that_caught_up_belongs_to_its_group() -> None:
@@ -29,13 +29,13 @@ def test_a_burst_that_caught_up_belongs_to_its_group() -> None:
     groups.add(0, 50)
     groups.add(8, 51)
     groups.add(30, 80)
-    assert groups.add(60, 110) == Step(send_ms=22, arrival_ms=29, at_ms=80)
+    assert groups.add(60, 110) == DelayStep(send_ms=22, arrival_ms=29, at_ms=80)
 
 
 def test_the_trend_is_the_slope_of_the_smoothed_sum() -> None:
     """One ms more each step of 20: smooth(n) = n - 9 + 9 * 0.9^n, against a fit of our own."""
     line = Trendline()
-    slopes = [line.add(Step(20.0, 21.0, 21.0 * n)) for n in range(1, 41)]
+    slopes = [line.add(DelayStep(20.0, 21.0, 21.0 * n)) for n in range(1, 41)]
     assert slopes[:19] == [0.0] * 19
     for last in (20, 40):
         n = np.arange(last - 19, last + 1)
@@ -50,10 +50,12 @@ def test_overuse_needs_ten_milliseconds_and_a_trend_that_does_not_fall() -> None
     """Steps of 5 ms above the threshold: 2.5, 7.5, 12.5 ms; the third tells."""
     detector = Detector()
     seen = [detector.add(20.0, 0.1, 5.0, 5.0 * i) for i in range(3)]
-    assert seen == [Usage.NORMAL, Usage.NORMAL, Usage.OVER]
+    assert seen == [LinkUsage.NORMAL, LinkUsage.NORMAL, LinkUsage.OVER]
     falling = Detector()
     slopes = (0.3, 0.2, 0.1)
-    assert [falling.add(20.0, s, 5.0, 5.0 * i) for i, s in enumerate(slopes)][-1] is Usage.NORMAL
+    assert [falling.add(20.0, s, 5.0, 5.0 * i) for i, s in enumerate(slopes)][
+        -1
+    ] is LinkUsage.NORMAL
 
 
 def test_the_threshold_follows_the_trend() -> None:
@@ -76,37 +78,37 @@ def test_the_threshold_follows_the_trend() -> None:
 
 
 def test_a_falling_trend_is_underuse() -> None:
-    assert Detector().add(-20.0, -0.1, 5.0, 0.0) is Usage.UNDER
+    assert Detector().add(-20.0, -0.1, 5.0, 0.0) is LinkUsage.UNDER
 
 
 def test_the_rate_grows_by_eight_per_cent_a_second_up_to_what_arrives() -> None:
     """50 ms of 1.08 a second: x 1.003855; at most 1.5 times what is acknowledged and 10 kbit/s."""
     aimd = Aimd(300e3)
-    aimd.update(Usage.NORMAL, 300e3, 100.0, 0.0)
+    aimd.update(LinkUsage.NORMAL, 300e3, 100.0, 0.0)
     before = aimd.bps
-    aimd.update(Usage.NORMAL, 300e3, 100.0, 50.0)
+    aimd.update(LinkUsage.NORMAL, 300e3, 100.0, 50.0)
     assert aimd.bps == pytest.approx(before * 1.08**0.05)
-    aimd.update(Usage.NORMAL, 150e3, 100.0, 100.0)
+    aimd.update(LinkUsage.NORMAL, 150e3, 100.0, 100.0)
     assert aimd.bps == pytest.approx(before * 1.08**0.05)  # above 1.5 * 150 + 10 already
 
 
 def test_overuse_cuts_to_85_per_cent_of_what_arrives_and_holds() -> None:
     aimd = Aimd(300e3)
-    aimd.update(Usage.OVER, 200e3, 100.0, 1000.0)
+    aimd.update(LinkUsage.OVER, 200e3, 100.0, 1000.0)
     assert aimd.bps == pytest.approx(170e3)
-    assert aimd.phase is Phase.HOLD
-    aimd.update(Usage.OVER, 190e3, 100.0, 1050.0)  # sooner than a round trip
+    assert aimd.phase is RatePhase.HOLD
+    aimd.update(LinkUsage.OVER, 190e3, 100.0, 1050.0)  # sooner than a round trip
     assert aimd.bps == pytest.approx(170e3)
-    aimd.update(Usage.OVER, 80e3, 100.0, 1060.0)  # but half the rate is gone
+    aimd.update(LinkUsage.OVER, 80e3, 100.0, 1060.0)  # but half the rate is gone
     assert aimd.bps == pytest.approx(68e3)
 
 
 def test_near_the_known_capacity_growth_is_additive() -> None:
     """170 kbit/s: 5,667 bits a picture in one packet; half of it per 200 ms: 14.2 kbit/s each second."""
     aimd = Aimd(300e3)
-    aimd.update(Usage.OVER, 200e3, 100.0, 1000.0)
+    aimd.update(LinkUsage.OVER, 200e3, 100.0, 1000.0)
     assert aimd.gain_per_s(100.0) == pytest.approx(170e3 / 30 / 0.4)
-    aimd.update(Usage.NORMAL, 200e3, 100.0, 1050.0)
+    aimd.update(LinkUsage.NORMAL, 200e3, 100.0, 1050.0)
     assert aimd.bps == pytest.approx(170e3 + 170e3 / 30 / 0.4 * 0.05)
 
 
@@ -158,7 +160,7 @@ def test_the_papers_filter_starts_as_its_equations_say() -> None:
 def test_the_papers_detector_waits_for_100_ms() -> None:
     detector = PaperDetector()
     seen = [detector.add(30.0, 40.0) for _ in range(4)]
-    assert seen.count(Usage.OVER) == 2
+    assert seen.count(LinkUsage.OVER) == 2
     assert detector.threshold > 5.0
 
 

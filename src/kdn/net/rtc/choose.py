@@ -8,7 +8,7 @@ from kdn.errors import BadInput
 from kdn.net.rtc.call import Controller, Link
 from kdn.net.rtc.control.gcc import Gcc
 from kdn.net.rtc.control.kalman import KalmanGcc
-from kdn.net.rtc.control.oracle import Oracle
+from kdn.net.rtc.control.oracle import RateOracle
 from kdn.net.rtc.control.rivals import BbrLike, Copa, Fbra, Salsify
 from kdn.net.rtc.policy import Learned, Policy, Safeguarded, load_policies
 
@@ -28,7 +28,7 @@ CONTROLLERS: dict[str, Make] = {
     "copa": lambda _link, _policies: Copa(),
     "bbr-like": lambda _link, _policies: BbrLike(),
     "fbra": lambda _link, _policies: Fbra(),
-    "oracle": lambda link, _policies: Oracle(link),
+    "oracle": lambda link, _policies: RateOracle(link),
 }
 """What each is: learned with the codec-aware reward (and GCC as a safeguard), PPO with rewards that know only
 the network, learned from GCC's logs, and the classical rules.  The oracle needs a simulated link."""

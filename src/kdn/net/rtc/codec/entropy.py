@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdn.errors import BadInput
 from kdn.net.world.compiled import compiled
 
-__all__ = ["LARGEST", "NUM_SCALES", "SCALES", "Reader", "cost_bits", "encode", "frequencies"]
+__all__ = ["LARGEST", "NUM_SCALES", "SCALES", "BitReader", "cost_bits", "encode", "frequencies"]
 
 LARGEST = 24
 """Numbers from -LARGEST to LARGEST have a symbol of their own."""
@@ -69,7 +69,7 @@ def encode(
     return _encode(heads, head_table, clipped, scales, _TABLES).tobytes()
 
 
-class Reader:
+class BitReader:
     """Reads what `encode` wrote, in the same order. Raises BadInput when the bytes run out."""
 
     def __init__(self, data: bytes) -> None:

@@ -12,7 +12,7 @@ from kdn.net.rtc.codec.entropy import SCALES
 from kdn.net.rtc.codec.motion import estimate, moved
 from kdn.net.rtc.codec.network import GROUPS, LATENTS, LEVELS, CodecNetwork
 from kdn.net.rtc.codec.neural import NeuralCodec
-from kdn.net.rtc.codec.packets import CLASSES, MIXES, Tables, classes_of
+from kdn.net.rtc.codec.packets import CLASSES, MIXES, CodecTables, classes_of
 from kdn.net.rtc.codec.picture import Picture, blank, padded
 
 __all__ = ["fit_tables"]
@@ -22,7 +22,7 @@ _PER_GROUP = LATENTS // GROUPS
 
 def fit_tables(network: CodecNetwork, clips: Sequence[Clip], every: int = 6) -> NeuralCodec:
     """The network with tables that fit its latents on the clips, every so many pictures of them."""
-    flat = Tables(
+    flat = CodecTables(
         np.zeros((2, CLASSES, GROUPS, _PER_GROUP), np.uint8), np.full((2, MIXES, CLASSES), 1.0)
     )
     codec = NeuralCodec(network, flat)
@@ -31,7 +31,7 @@ def fit_tables(network: CodecNetwork, clips: Sequence[Clip], every: int = 6) -> 
         seen = [units for clip in clips for units in _samples(codec, clip, every, intra)]
         halves.append((_scales(seen), _mixes(seen)))
     scales = np.stack([scales for scales, _ in halves])
-    return NeuralCodec(network, Tables(scales, np.stack([mixes for _, mixes in halves])))
+    return NeuralCodec(network, CodecTables(scales, np.stack([mixes for _, mixes in halves])))
 
 
 def _samples(codec: NeuralCodec, clip: Clip, every: int, intra: bool) -> list[NDArray[np.int32]]:

@@ -12,7 +12,7 @@ from kdn.net.rtc.clips import Clip
 from kdn.net.rtc.codec.motion import estimate, moved
 from kdn.net.rtc.codec.network import GROUPS, LEVELS
 from kdn.net.rtc.codec.neural import NeuralCodec
-from kdn.net.rtc.codec.packets import Coded, Dealt, Header, deal
+from kdn.net.rtc.codec.packets import Coded, Dealt, PacketHeader, deal
 from kdn.net.rtc.codec.picture import BLOCK, Picture, blank, padded, psnr_db, ssim
 from kdn.net.rtc.tables import LOSSES, RateTable
 
@@ -113,7 +113,7 @@ def _size(codec: NeuralCodec, coded: Coded) -> int:
 
 def _whole(coded: Coded) -> Dealt:
     rows, columns = coded.vectors.shape[:2]
-    header = Header(0, 0, 1, coded.intra, coded.level, 0, (0, 0), 0, rows, columns)
+    header = PacketHeader(0, 0, 1, coded.intra, coded.level, 0, (0, 0), 0, rows, columns)
     units = np.ones(len(coded.units), np.bool_)
     return Dealt(header, coded.units, units, coded.vectors, np.ones((rows, columns), np.bool_))
 

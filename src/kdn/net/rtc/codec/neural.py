@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from kdn.errors import BadInput
 from kdn.net.rtc.codec.motion import concealed, estimate, moved
 from kdn.net.rtc.codec.network import GROUPS, LATENTS, LEVELS, SHRINK, CodecNetwork
-from kdn.net.rtc.codec.packets import Coded, Dealt, Tables, deal, gather, picture_bytes, read_header
+from kdn.net.rtc.codec.packets import (
+    CodecTables,
+    Coded,
+    Dealt,
+    deal,
+    gather,
+    picture_bytes,
+    read_header,
+)
 from kdn.net.rtc.codec.picture import BLOCK, Picture, blank, packed, padded, unpacked
 
 __all__ = ["NeuralCodec", "NeuralDecoder", "NeuralEncoder", "load_codec", "save_codec"]
@@ -34,7 +42,7 @@ class NeuralCodec:
     """The trained network and its tables. Holds no picture; any number of calls may share it."""
 
     network: CodecNetwork
-    tables: Tables
+    tables: CodecTables
 
     def latents(self, picture: Picture, predicted: Picture, intra: bool) -> NDArray[np.float32]:
         """What the picture is beyond its prediction, before any level's quantisation."""
@@ -201,7 +209,7 @@ def load_codec(masked: bool = True, path: Path | None = None) -> NeuralCodec:
             f"there are no codec weights at {where}; train them by scripts/rtc/train_codec.py"
         )
     with np.load(where, allow_pickle=False) as stored:
-        tables = Tables(stored["tables.scales"], stored["tables.mixes"].astype(np.float64))
+        tables = CodecTables(stored["tables.scales"], stored["tables.mixes"].astype(np.float64))
         network = CodecNetwork(bool(stored["masked"]))
         state = {
             name: torch.from_numpy(stored[name].astype(np.float32)) for name in network.state_dict()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdn.errors import BadInput
-from kdn.net.rtc.codec.entropy import NUM_SCALES, Reader, cost_bits, encode, frequencies
+from kdn.net.rtc.codec.entropy import NUM_SCALES, BitReader, cost_bits, encode, frequencies
 
 __all__ = [
     "CLASSES",
@@ -24,10 +24,10 @@ __all__ = [
     "LEAST_PACKETS",
     "MIXES",
     "MOST_PAYLOAD",
+    "CodecTables",
     "Coded",
     "Dealt",
-    "Header",
-    "Tables",
+    "PacketHeader",
     "classes_of",
     "deal",
     "gather",
@@ -51,7 +51,7 @@ _INTRA = 1
 
 
 @dataclass(frozen=True)
-class Tables:
+class CodecTables:
     """What the coder knows of the latents: measured after training, kept with the weights."""
 
     scales: NDArray[np.uint8]
@@ -75,7 +75,7 @@ class Coded:
 
 
 @dataclass(frozen=True)
-class Header:
+class PacketHeader:
     """What the first bytes of a packet say. `rows` and `columns` count blocks of 16 luma samples."""
 
     number: int
@@ -94,7 +94,7 @@ class Header:
 class Dealt:
     """What arrived of a picture; what did not is zero and not `present`."""
 
-    header: Header
+    header: PacketHeader
     units: NDArray[np.int32]
     present: NDArray[np.bool_]
     vectors: NDArray[np.int8]
@@ -106,7 +106,7 @@ def classes_of(units: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.asarray(np.searchsorted(_LIMITS, np.abs(units).mean(1), side="right"), np.int32)
 
 
-def picture_bytes(coded: Coded, tables: Tables) -> int:
+def picture_bytes(coded: Coded, tables: CodecTables) -> int:
     """About how long the picture's packets are together; within a few per cent of `deal`."""
     classes = classes_of(coded.units)
     half = int(coded.intra)
@@ -122,7 +122,7 @@ def picture_bytes(coded: Coded, tables: Tables) -> int:
     return int(bits / 8) + LEAST_PACKETS * (HEADER_BYTES + 3)
 
 
-def deal(coded: Coded, tables: Tables) -> list[bytes]:
+def deal(coded: Coded, tables: CodecTables) -> list[bytes]:
     """The picture's packets, at least LEAST_PACKETS, each at most MOST_PAYLOAD bytes.
 
     Raises BadInput for a picture that more than 255 packets would not hold.
@@ -136,7 +136,7 @@ def deal(coded: Coded, tables: Tables) -> list[bytes]:
     raise BadInput(f"picture {coded.number} needs over 255 packets; scale the video down")
 
 
-def read_header(packet: bytes) -> Header:
+def read_header(packet: bytes) -> PacketHeader:
     """The header of a packet. Raises BadInput when it is cut off, damaged or contradicts itself."""
     if len(packet) < HEADER_BYTES:
         raise BadInput(f"a video packet has at least {HEADER_BYTES} bytes, this one {len(packet)}")
@@ -147,12 +147,12 @@ def read_header(packet: bytes) -> Header:
     bad = index >= count or mix >= MIXES or scale >= NUM_SCALES or not rows or not columns
     if bad or flags > _INTRA:
         raise BadInput(f"packet {index} of picture {number} contradicts itself")
-    return Header(
+    return PacketHeader(
         number, index, count, flags == _INTRA, level, mix, (down, right), scale, rows, columns
     )
 
 
-def gather(packets: list[bytes], tables: Tables, groups: int, per_block: int) -> Dealt:
+def gather(packets: list[bytes], tables: CodecTables, groups: int, per_block: int) -> Dealt:
     """Read the packets of one picture that have arrived; `per_block` units lie along a block's side.
 
     Raises BadInput for no packet, for a damaged one, or for packets of different pictures.
@@ -173,7 +173,7 @@ def gather(packets: list[bytes], tables: Tables, groups: int, per_block: int) ->
     vectors, there = np.zeros((num_blocks, 2), np.int8), np.zeros(num_blocks, np.bool_)
     for header, packet in zip(headers, packets, strict=True):
         own = np.nonzero(_owners(header.number, num_units, header.count) == header.index)[0]
-        reader = Reader(packet[HEADER_BYTES:])
+        reader = BitReader(packet[HEADER_BYTES:])
         half = int(header.intra)
         classes = reader.heads(len(own), frequencies(tables.mixes[half, header.mix]))
         busy = own[classes > 0]
@@ -193,7 +193,7 @@ def gather(packets: list[bytes], tables: Tables, groups: int, per_block: int) ->
     return Dealt(first, units, present, vectors.reshape(*shape, 2), there.reshape(shape))
 
 
-def _shared(header: Header) -> Header:
+def _shared(header: PacketHeader) -> PacketHeader:
     return replace(header, index=0, mix=0, middle=(0, 0), vector_scale=0)
 
 
@@ -205,7 +205,7 @@ def _spread(
     return every
 
 
-def _pack(coded: Coded, tables: Tables, index: int, count: int) -> bytes:
+def _pack(coded: Coded, tables: CodecTables, index: int, count: int) -> bytes:
     half = int(coded.intra)
     own = np.nonzero(_owners(coded.number, len(coded.units), count) == index)[0]
     classes = classes_of(coded.units)
@@ -234,7 +234,7 @@ def _check(packet: bytes) -> int:
 
 
 def _scales(
-    tables: Tables,
+    tables: CodecTables,
     half: int,
     grid: tuple[int, int, int],
     which: NDArray[np.int64],

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from math import sqrt
 
-from kdn.net.rtc.control.delay import Usage
+from kdn.net.rtc.control.delay import LinkUsage
 
-__all__ = ["AckedBitrate", "Aimd", "Capacity", "LossController", "Phase"]
+__all__ = ["AckedBitrate", "Aimd", "Capacity", "LossController", "RatePhase"]
 
 _BETA = 0.85
 _PER_S = 1.08
@@ -91,7 +91,7 @@ class Capacity:
         return 1000.0 * max(self.kbps - reach, 0.0), 1000.0 * (self.kbps + reach)
 
 
-class Phase(Enum):
+class RatePhase(Enum):
     """What the rate does."""
 
     HOLD = "hold"
@@ -104,32 +104,34 @@ class Aimd:
     """Additive or multiplicative increase, multiplicative decrease."""
 
     bps: float
-    phase: Phase = Phase.HOLD
+    phase: RatePhase = RatePhase.HOLD
     capacity: Capacity = field(default_factory=Capacity)
     _changed: float | None = None
     _decreased: float = -1e9
 
-    def update(self, usage: Usage, acked_bps: float | None, rtt_ms: float, now_ms: float) -> float:
+    def update(
+        self, usage: LinkUsage, acked_bps: float | None, rtt_ms: float, now_ms: float
+    ) -> float:
         """The rate after one report."""
         self._move(usage)
         acked = acked_bps if acked_bps is not None else self.bps
-        if self.phase is Phase.INCREASE:
+        if self.phase is RatePhase.INCREASE:
             self._increase(acked, rtt_ms, now_ms)
-        elif self.phase is Phase.DECREASE:
+        elif self.phase is RatePhase.DECREASE:
             if self._may_decrease(acked, rtt_ms, now_ms):
                 self._decrease(acked)
                 self._decreased = now_ms
-            self.phase = Phase.HOLD
+            self.phase = RatePhase.HOLD
         self._changed = now_ms
         return self.bps
 
-    def _move(self, usage: Usage) -> None:
-        if usage is Usage.OVER:
-            self.phase = Phase.DECREASE
-        elif usage is Usage.UNDER:
-            self.phase = Phase.HOLD
-        elif self.phase is Phase.HOLD:
-            self.phase = Phase.INCREASE
+    def _move(self, usage: LinkUsage) -> None:
+        if usage is LinkUsage.OVER:
+            self.phase = RatePhase.DECREASE
+        elif usage is LinkUsage.UNDER:
+            self.phase = RatePhase.HOLD
+        elif self.phase is RatePhase.HOLD:
+            self.phase = RatePhase.INCREASE
 
     def _increase(self, acked: float, rtt_ms: float, now_ms: float) -> None:
         _, high = self.capacity.bounds_bps()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["Detector", "InterArrival", "Step", "Trendline", "Usage"]
+__all__ = ["DelayStep", "Detector", "InterArrival", "LinkUsage", "Trendline"]
 
 _GROUP_MS = 5.0
 _JUMP_MS = 3000.0
@@ -24,7 +24,7 @@ _FAR = 15.0
 _LEAST, _MOST = 6.0, 600.0
 
 
-class Usage(Enum):
+class LinkUsage(Enum):
     """What the delay says of the link."""
 
     NORMAL = "normal"
@@ -32,7 +32,7 @@ class Usage(Enum):
     UNDER = "underuse"
 
 
-class Step(NamedTuple):
+class DelayStep(NamedTuple):
     """From one group of packets to the next."""
 
     send_ms: float
@@ -56,7 +56,7 @@ class InterArrival:
     _before: _Group | None = None
     _reordered: int = 0
 
-    def add(self, send_ms: float, arrival_ms: float) -> Step | None:
+    def add(self, send_ms: float, arrival_ms: float) -> DelayStep | None:
         """A packet; the step between the two last whole groups when it begins a new one."""
         now = self._current
         if now is None:
@@ -76,7 +76,7 @@ class InterArrival:
             if gap - sent > _JUMP_MS or gap < 0:
                 self.__init__()  # type: ignore[misc]
                 return None
-            step = Step(sent, gap, now.last_arrival)
+            step = DelayStep(sent, gap, now.last_arrival)
         self._reordered = 0
         self._before, self._current = now, _Group(send_ms, send_ms, arrival_ms)
         return step
@@ -104,7 +104,7 @@ class Trendline:
     _first: float | None = None
     _points: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
-    def add(self, step: Step) -> float:
+    def add(self, step: DelayStep) -> float:
         """The slope after this step, in ms per ms; 0 until twenty are known."""
         if self._first is None:
             self._first = step.at_ms
@@ -130,19 +130,19 @@ class Detector:
     """Tells overuse by a threshold that adapts to what the trend usually does."""
 
     threshold: float = 12.5
-    usage: Usage = Usage.NORMAL
+    usage: LinkUsage = LinkUsage.NORMAL
     _over_ms: float | None = None
     _count: int = 0
     _slope: float = 0.0
     _at: float | None = None
 
-    def add(self, trend: float, slope: float, send_ms: float, now_ms: float) -> Usage:
+    def add(self, trend: float, slope: float, send_ms: float, now_ms: float) -> LinkUsage:
         """One trend (on the detector's scale), over a step of `send_ms`."""
         if trend > self.threshold:
             self._over(slope, send_ms)
         else:
             self._over_ms, self._count = None, 0
-            self.usage = Usage.UNDER if trend < -self.threshold else Usage.NORMAL
+            self.usage = LinkUsage.UNDER if trend < -self.threshold else LinkUsage.NORMAL
         self._slope = slope
         self._adapt(trend, now_ms)
         return self.usage
@@ -152,7 +152,7 @@ class Detector:
         self._count += 1
         if self._over_ms > _OVERUSE_MS and self._count > 1 and slope >= self._slope:
             self._over_ms, self._count = 0.0, 0
-            self.usage = Usage.OVER
+            self.usage = LinkUsage.OVER
 
     def _adapt(self, trend: float, now_ms: float) -> None:
         """The threshold follows the trend, slowly up and faster down; far outliers are not followed."""

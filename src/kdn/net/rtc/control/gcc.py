@@ -8,7 +8,7 @@ import numpy as np
 
 from kdn.net.rtc.call import MAX_RATE_BPS, MIN_RATE_BPS, START_RATE_BPS, Decision, Feedback
 from kdn.net.rtc.control.aimd import AckedBitrate, Aimd, LossController
-from kdn.net.rtc.control.delay import Detector, InterArrival, Trendline, Usage
+from kdn.net.rtc.control.delay import Detector, InterArrival, LinkUsage, Trendline
 from kdn.net.world.records import MS
 
 __all__ = ["Gcc"]
@@ -59,7 +59,7 @@ class Gcc:
             self._loss.bps = min(max(self._loss.bps, self.bps), MAX_RATE_BPS)
         return Decision(self.bps, self._next_probe(feedback, now_ms))
 
-    def _hear(self, feedback: Feedback, now_ms: float) -> Usage:
+    def _hear(self, feedback: Feedback, now_ms: float) -> LinkUsage:
         if len(feedback.acks) and now_ms - self._heard_ms > _SILENCE_MS:
             self._arrivals, self._trend = InterArrival(), Trendline()
             self._detector = Detector()
@@ -75,9 +75,9 @@ class Gcc:
                 slope = self._trend.add(step)
                 trend = self._trend.modified(slope)
                 seen = self._detector.add(trend, slope, step.send_ms, step.at_ms)
-                usage = Usage.OVER if Usage.OVER in {usage, seen} else seen
+                usage = LinkUsage.OVER if LinkUsage.OVER in {usage, seen} else seen
             self._heard_ms = now_ms
-        self._detector.usage = Usage.NORMAL if usage is Usage.OVER else self._detector.usage
+        self._detector.usage = LinkUsage.NORMAL if usage is LinkUsage.OVER else self._detector.usage
         return usage
 
     def _next_probe(self, feedback: Feedback, now_ms: float) -> float:

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from kdn.net.rtc.call import MAX_RATE_BPS, MIN_RATE_BPS, START_RATE_BPS, Decision, Feedback
-from kdn.net.rtc.control.delay import InterArrival, Usage
+from kdn.net.rtc.control.delay import InterArrival, LinkUsage
 from kdn.net.rtc.control.window import Measured
 from kdn.net.world.records import MS
 
@@ -46,16 +46,16 @@ class PaperDetector:
     threshold: float = 5.0
     _over_ms: float = 0.0
 
-    def add(self, gradient: float, passed_ms: float) -> Usage:
+    def add(self, gradient: float, passed_ms: float) -> LinkUsage:
         """One gradient, and the time since the last."""
         size = abs(gradient)
         gain = _K_DOWN if size < self.threshold else _K_UP
         self.threshold = max(self.threshold + gain * passed_ms * (size - self.threshold), 0.5)
         if gradient > self.threshold:
             self._over_ms += passed_ms
-            return Usage.OVER if self._over_ms > _OVERUSE_MS else Usage.NORMAL
+            return LinkUsage.OVER if self._over_ms > _OVERUSE_MS else LinkUsage.NORMAL
         self._over_ms = 0.0
-        return Usage.UNDER if gradient < -self.threshold else Usage.NORMAL
+        return LinkUsage.UNDER if gradient < -self.threshold else LinkUsage.NORMAL
 
 
 @dataclass
@@ -73,16 +73,16 @@ class KalmanGcc:
     def decide(self, feedback: Feedback) -> Decision:
         """Delay decides, then loss."""
         interval = self._seen.add(feedback)
-        usage = Usage.NORMAL
+        usage = LinkUsage.NORMAL
         for ack in feedback.acks:
             step = self._arrivals.add(float(ack["t_send"]) / MS, float(ack["t_deliver"]) / MS)
             if step is not None:
                 gradient = self._filter.add(step.arrival_ms - step.send_ms, step.send_ms)
                 usage = self._detector.add(gradient, step.send_ms)
         received = self._seen.goodput_bps
-        if usage is Usage.OVER and interval.now_ms - self._cut_ms > 200.0:
+        if usage is LinkUsage.OVER and interval.now_ms - self._cut_ms > 200.0:
             self.bps, self._cut_ms = _ALPHA * received, interval.now_ms
-        elif usage is Usage.NORMAL and interval.acked:
+        elif usage is LinkUsage.NORMAL and interval.acked:
             self.bps = min(self.bps * _ETA**0.05 if received else self.bps, 1.5 * received + 10e3)
             self.bps *= 1.0 if self._seen.loss > 0.02 else 1.05**0.05
         if self._seen.loss > 0.10 and interval.now_ms - self._cut_ms > 500.0:

@@ -9,11 +9,11 @@ import numpy as np
 from kdn.net.rtc.call import MAX_RATE_BPS, MIN_RATE_BPS, STEP_MS, Decision, Feedback, Link
 from kdn.net.world.records import MS, SECOND
 
-__all__ = ["Oracle", "capacity_bps"]
+__all__ = ["RateOracle", "capacity_bps"]
 
 
 @dataclass
-class Oracle:
+class RateOracle:
     """Sends `share` of what the link carries over the next `ahead_ms`, less what stands in its queue."""
 
     link: Link
