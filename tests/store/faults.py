@@ -24,7 +24,7 @@ from kdn.core import EXACT, BlockKey
 from kdn.errors import CorruptBlock, StoreError, Unreachable
 from kdn.machine.files import Files
 from kdn.store import CODECS, DictRemote, DiskTier, RemoteChanges, RemoteSettings, RemoteTier, Store
-from kdn.store.block.block import Block
+from kdn.store.block.format import Block
 from kdn.store.policies import Rules, make_policy
 from kdn.store.tiers.memory import MemoryTier
 from kdn.store.tiers.remote.calls import RemoteCallSettings

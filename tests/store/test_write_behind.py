@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kdn.store.write_behind import WriteBehind
+from kdn.store.writer import WriteBehind
 
 
 def test_chores_run_in_order() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from kdn.core.blocks import EXACT, BlockId, Cause, KvShape, Recipe, chain_hash, chain_hashes
 from kdn.core.jobs import JctModel, Job, PrefillTime
-from kdn.core.many import as_many, paths_of, text_of, texts_of
 from kdn.core.names import (
     BLOCK_TOKENS,
     MAX_SALT_BYTES,
@@ -39,7 +38,7 @@ from kdn.core.plans import (
     Selector,
     StoredRun,
 )
-from kdn.core.prompts import Prompt, Role, Segment
+from kdn.core.prompts import Prompt, Role, Segment, as_many, paths_of, text_of, texts_of
 from kdn.core.requests import (
     Blend,
     Finish,

@@ -19,8 +19,7 @@ from typing import Self
 
 from kdn.clock import Clock, SystemClock
 from kdn.core import PUBLIC_SALT, BlockId, BlockKey, ContentId, Fingerprint, Recipe
-from kdn.store.block.block import Block
-from kdn.store.block.format import EncodedBlock
+from kdn.store.block.format import Block, EncodedBlock
 from kdn.store.block.reader import Load, Reader, StoreLoad
 from kdn.store.codecs import Codec, NoCodec
 from kdn.store.index.followed import FollowedIndex
@@ -30,8 +29,7 @@ from kdn.store.stat import Outcomes, ScrubReport, StoreStat
 from kdn.store.stream.delivery import DeliveredLoad, Delivery
 from kdn.store.tenants.tenancy import PersistentPins, Quotas, Tenancy, TenantsLimits
 from kdn.store.tiers.tier import ManagedTier, Tiers
-from kdn.store.write_behind import WriteQueues
-from kdn.store.writer import WorthWriting, Writer
+from kdn.store.writer import WorthWriting, WriteQueues, Writer
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["MEMORY_BYTES", "Store"]

@@ -1,8 +1,9 @@
-"""What every route has at hand, and the only place where an HTTP request becomes a `Request`."""
+"""From the bodies of HTTP requests to a `Request`: the parts that every route has at hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +15,13 @@ from fastapi import Request as HttpRequest
 
 from kdn.clock import Clock
 from kdn.core import Prompt, Request, Sampling
+from kdn.model import Document, Message
 from kdn.serve.auth import Caller, caller_of
 from kdn.serve.errors import Refused
 from kdn.serve.inflight import Backpressure, Held, Shutdown
+from kdn.serve.limits import check_length
 from kdn.serve.metrics import Metrics
-from kdn.serve.openai.requests import JobBody
+from kdn.serve.openai.requests import ContentPart, DocumentBody, JobBody, MessageBody, SamplingBody
 from kdn.serve.openai.streams import (
     GatheredAnswer,
     ResponseStreams,
@@ -29,7 +32,224 @@ from kdn.serve.openai.streams import (
 from kdn.serve.service import ServedModel
 from kdn.serve.settings import ServeSettings
 
-__all__ = ["HttpJob", "RequestContext"]
+__all__ = [
+    "HttpJob",
+    "RequestContext",
+    "answer_room",
+    "chat_prompt",
+    "check_ids",
+    "conversation",
+    "document_of",
+    "refuse_unsupported",
+    "sampling_of",
+]
+
+
+_TOKEN_ID = re.compile(r"[0-9]{1,9}")
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+def answer_room(model: ServedModel, num_prompt: int, asked: int | None, default: int) -> int:
+    """How many tokens the answer may have.
+
+    An explicit wish that does not fit is refused; the default shrinks to the room that is left.
+    """
+    left = model.max_context - num_prompt
+    if left >= (asked or 1):
+        return asked or min(default, left)
+    raise Refused(
+        f"the context holds {model.max_context} tokens; the prompt has {num_prompt} and "
+        f"{asked or 1} were asked for the answer: shorten one of them",
+        param="messages",
+        code="context_length_exceeded",
+    )
+
+
+def sampling_of(
+    body: SamplingBody, model: ServedModel, max_tokens: int, logprobs: int | None
+) -> Sampling:
+    """The model's own sampling where the body says nothing."""
+    own = model.sampling
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=own.temperature if body.temperature is None else body.temperature,
+        top_p=own.top_p if body.top_p is None else body.top_p,
+        top_k=own.top_k if body.top_k is None else max(body.top_k, 0),  # vLLM's clients say -1
+        min_p=own.min_p if body.min_p is None else body.min_p,
+        seed=body.seed,
+        stop=_stops(body.stop),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        logit_bias=_biases(body.logit_bias or {}, model.vocabulary.vocab_size),
+        logprobs=logprobs,
+    )
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if "" in stops:
+        raise Refused("a stop string is empty and would end every answer", param="stop")
+    return stops
+
+
+def _biases(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for name, bias in biases.items():
+        if not _TOKEN_ID.fullmatch(name) or int(name) >= vocab_size:
+            raise Refused(
+                f"logit_bias names token {name[:20]!r}; token ids here are 0..{vocab_size - 1}",
+                param="logit_bias",
+            )
+        if not -100 <= bias <= 100:
+            raise Refused(f"logit_bias {bias} is not in -100..100", param="logit_bias")
+        found[int(name)] = bias
+    return found
+
+
+def chat_prompt(
+    model: ServedModel, messages: Sequence[Message], documents: Sequence[Document], salt: str
+) -> Prompt:
+    """The prompt of a conversation. Raises Refused for one that is far too long, before it is cut."""
+    texts = [*(message.content for message in messages), *(one.text for one in documents)]
+    check_length(texts, model.vocabulary, model.max_context, "messages")
+    return model.prompts.segments(messages, documents, salt)
+
+
+def check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
+    """Raise Refused for a token id that the vocabulary does not have."""
+    for token_id in token_ids:
+        if token_id >= vocab_size:
+            raise Refused(f"token id {token_id}: ids here are 0..{vocab_size - 1}", param=param)
+
+
+def conversation(
+    bodies: Sequence[MessageBody], documents: Sequence[DocumentBody | str] | None
+) -> tuple[list[Message], list[Document]]:
+    """Turns and documents. A part marked as a document or an instruction leaves its message."""
+    found = [document_of(one, index) for index, one in enumerate(documents or ())]
+    instructions: list[Message] = []
+    turns: list[Message] = []
+    for index, body in enumerate(bodies):
+        role = _role(body, index)
+        own: list[str] = []
+        for part in _parts(body, index):
+            text, use = part.text or "", part.kdn.role if part.kdn else None
+            if use == "document":
+                found.append(Document(part.kdn.id if part.kdn else None, text))
+            elif use == "instruction":
+                instructions.append(Message("system", text))
+            else:
+                own.append(text)
+        if own or not _parts(body, index):
+            turns.append(Message(role, "\n".join(own)))
+    if not turns:
+        raise Refused("there is no message left beside the documents", param="messages")
+    return instructions + turns, found
+
+
+def document_of(given: DocumentBody | str, index: int) -> Document:
+    """A document in whichever way it came. Raises Refused for one without a text."""
+    if isinstance(given, str):
+        return Document(None, given)
+    text = given.page_content if given.text is None else given.text
+    if text is None:
+        raise Refused(
+            f"documents[{index}] has no text; send a string, or text with a title or an id",
+            param=f"documents[{index}].text",
+        )
+    source = (given.metadata or {}).get("source")
+    name = given.id or given.title or (source if isinstance(source, str) else None)
+    return Document(name, f"{given.title}\n\n{text}" if given.title else text)
+
+
+def _role(body: MessageBody, index: int) -> str:
+    where = f"messages[{index}]"
+    if body.role not in _ROLES:
+        raise Refused(
+            f"{where}.role is {body.role!r}; kdn knows system, developer, user and assistant",
+            param=f"{where}.role",
+        )
+    for name, value in (body.model_extra or {}).items():
+        if value:
+            raise Refused(f"{where}.{name} is not supported", param=f"{where}.{name}")
+    return _ROLES[body.role]
+
+
+def _parts(body: MessageBody, index: int) -> list[ContentPart]:
+    if body.content is None or isinstance(body.content, str):
+        return [ContentPart(type="text", text=body.content or "")]
+    for number, part in enumerate(body.content):
+        if part.type != "text" or part.text is None:
+            raise Refused(
+                f"content of type {part.type!r} cannot be read; kdn takes text",
+                param=f"messages[{index}].content[{number}]",
+            )
+    return body.content
+
+
+_HARMLESS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",  # means something only with tools, which are refused
+        "prediction",  # a hint for speed
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "request_id",
+        "safety_identifier",
+        "service_tier",
+        "store",  # of OpenAI's own dashboard
+        "user",
+    }
+)
+"""Labels and hints: the answer is the same without them."""
+
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "audio": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "detokenize": (True,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "presence_penalty": (0,),
+    "prompt_logprobs": (),
+    "reasoning_effort": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+"""Known but without support here, with the values that ask for nothing (null always does)."""
+
+
+def refuse_unsupported(extra: Mapping[str, object] | None) -> None:
+    """Raise Refused for the first parameter that kdn cannot honour."""
+    for name, value in (extra or {}).items():
+        if name in _HARMLESS or (name in _NEUTRAL and (value is None or value in _NEUTRAL[name])):
+            continue
+        known = (
+            f"{name} is not supported by kdn" if name in _NEUTRAL else f"unknown parameter {name}"
+        )
+        raise Refused(f"{known}; leave it out", param=name, code="unsupported_parameter")
+
 
 T = TypeVar("T")
 

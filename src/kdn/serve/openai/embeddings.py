@@ -11,8 +11,7 @@ from fastapi import APIRouter, Response
 from kdn.errors import MissingExtra
 from kdn.serve.errors import Refused
 from kdn.serve.limits import bounded_router
-from kdn.serve.openai.context import RequestContext
-from kdn.serve.openai.parse import check_ids, refuse_unsupported
+from kdn.serve.openai.context import RequestContext, check_ids, refuse_unsupported
 from kdn.serve.openai.requests import EmbeddingBody
 from kdn.serve.openai.responses import Embedding, EmbeddingList, EmbeddingUsage, json_response
 from kdn.serve.service import ServedEmbedder, TextEmbedder

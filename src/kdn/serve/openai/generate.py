@@ -29,8 +29,9 @@ from kdn.core import (
 )
 from kdn.serve.errors import Refused
 from kdn.serve.limits import MAX_SEED, bounded_router, check_length
-from kdn.serve.openai.context import HttpJob, RequestContext
-from kdn.serve.openai.parse import (
+from kdn.serve.openai.context import (
+    HttpJob,
+    RequestContext,
     answer_room,
     chat_prompt,
     check_ids,

@@ -8,8 +8,7 @@ from fastapi import APIRouter, Response
 from kdn.core import TokenIds
 from kdn.serve.errors import Refused
 from kdn.serve.limits import bounded_router, check_length
-from kdn.serve.openai.context import RequestContext
-from kdn.serve.openai.parse import chat_prompt, check_ids, conversation
+from kdn.serve.openai.context import RequestContext, chat_prompt, check_ids, conversation
 from kdn.serve.openai.requests import DetokenizeBody, TokenizeBody
 from kdn.serve.openai.responses import json_response
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from kdn.core import BlockKey
 from kdn.errors import BadInput, CorruptBlock
-from kdn.store.block.block import Block
-from kdn.store.block.format import EncodedBlock, encode_block
+from kdn.store.block.format import Block, EncodedBlock, encode_block
 from kdn.store.block.reader import read_whole
 from kdn.store.codecs import CODECS
 from kdn.store.store import Store

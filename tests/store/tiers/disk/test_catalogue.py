@@ -12,7 +12,7 @@ from kdn.core import BlockKey
 from kdn.errors import NoSpace, StoreError
 from kdn.store.index.index import Entry
 from kdn.store.tiers.disk.catalogue import Catalogue, Victim
-from kdn.store.tiers.disk.schema import Totals
+from kdn.store.tiers.disk.catalogue_reader import Totals
 from tests.store.helpers import block_id
 
 ENTRIES = [Entry.of(block_id([number] * 10, salt=f"tenant-{number % 2}")) for number in range(6)]

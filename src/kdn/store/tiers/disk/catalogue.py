@@ -8,25 +8,23 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdn.core import BlockKey
-from kdn.errors import NoSpace
+from kdn.errors import NoSpace, StoreError
 from kdn.machine.files import system_errors
 from kdn.store.index.index import Entry
-from kdn.store.tiers.disk.catalogue_reader import CatalogueReader, Rows, Veil
-from kdn.store.tiers.disk.schema import (
-    QUARANTINED,
-    READY,
-    WRITE_BUSY_S,
+from kdn.store.tiers.disk.catalogue_reader import (
+    CatalogueReader,
+    Rows,
     Totals,
+    Veil,
     catalogue_errors,
-    connect,
-    prepare,
     read_totals,
 )
+from kdn.store.tiers.disk.schema import QUARANTINED, READY, WRITE_BUSY_S, connect, prepare
 from kdn.store.tiers.tier import Spare
 
 __all__ = ["Catalogue", "CatalogueWriter", "Victim", "discard_catalogue"]
@@ -204,8 +202,10 @@ class CatalogueWriter:
             assert tuple(map(int, counted)) == recorded, f"counted {counted}, recorded {recorded}"
 
     def close(self) -> None:
+        """Write down the uses, best effort: they only order evictions. Damage shows at the next opening."""
         try:
-            self.save()
+            with suppress(StoreError):
+                self.save()
         finally:
             self._connection.close()
 

@@ -1,28 +1,92 @@
-"""Reading the catalogue: rows as entries, and what any process changed."""
+"""Reading the catalogue: rows as entries, totals, what any process changed, and SQLite's errors as ours."""
 
 from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdn.core import BlockKey, Cause, ChainHash, ContentId, Fingerprint, Recipe
+from kdn.errors import NoSpace, StoreError
 from kdn.store.index.index import Entry, Family
 from kdn.store.policies import Use
-from kdn.store.tiers.disk.schema import (
-    QUARANTINED,
-    READ_BUSY_S,
-    READY,
-    Totals,
-    catalogue_errors,
-    connect,
-    read_totals,
-)
+from kdn.store.tiers.disk.schema import QUARANTINED, READ_BUSY_S, READY, connect
 from kdn.store.tiers.tier import BlockLife, Changes, Holding
 
-__all__ = ["CatalogueReader", "Rows", "Veil"]
+__all__ = [
+    "CatalogueDamaged",
+    "CatalogueReader",
+    "Rows",
+    "Totals",
+    "Veil",
+    "catalogue_errors",
+    "read_totals",
+]
+
+
+class CatalogueDamaged(StoreError):
+    """The catalogue's contents make no sense; it may be discarded and rebuilt."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Ready blocks and their tokens; bytes of all files, those being written included."""
+
+    blocks: int
+    tokens: int
+    size_bytes: int
+
+
+def read_totals(connection: sqlite3.Connection) -> Totals:
+    """The totals that the triggers keep."""
+    row = connection.execute("SELECT blocks, tokens, size FROM totals").fetchone()
+    if row is None:
+        raise sqlite3.DatabaseError("it has no totals")
+    blocks, tokens, size = row
+    (writing,) = connection.execute("SELECT coalesce(sum(size), 0) FROM writing").fetchone()
+    return Totals(blocks, tokens, size + writing)
+
+
+@contextmanager
+def catalogue_errors(path: Path) -> Iterator[None]:
+    """The only place where SQLite's errors become ours."""
+    try:
+        yield
+    except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
+        # of an extended code the lower byte says the kind; without one Python refused a value or a text
+        code = getattr(error, "sqlite_errorcode", None)
+        kind = None if code is None else code & 0xFF
+        if kind == sqlite3.SQLITE_FULL:
+            raise NoSpace(f"{path}: {error}; free some space") from error
+        if kind in _UNUSABLE or isinstance(error, sqlite3.ProgrammingError):
+            raise StoreError(
+                f"the catalogue {path} cannot be used ({error}): check that its folder can be"
+                " written and that no other program holds it"
+            ) from error
+        raise CatalogueDamaged(
+            f"the catalogue {path} is damaged ({error}): stop every kdn on this store and"
+            " start again, then it is rebuilt from the blocks"
+        ) from error
+
+
+_UNUSABLE = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_AUTH,
+}
+"""It is the machine or another process; any other error means that the contents make no sense."""
+
 
 SELECT_ENTRY = "SELECT family, key, behind, start, tokens, content FROM blocks"
 EntryRow = tuple[int, BlockKey, ChainHash, int, bytes, ContentId]

@@ -9,8 +9,7 @@ from kdn.store.block.reader import read_header
 from kdn.store.index.index import Entry
 from kdn.store.tiers.disk.block_files import BlockFiles, StoreFolder
 from kdn.store.tiers.disk.catalogue import Catalogue, discard_catalogue
-from kdn.store.tiers.disk.catalogue_reader import Veil
-from kdn.store.tiers.disk.schema import CatalogueDamaged
+from kdn.store.tiers.disk.catalogue_reader import CatalogueDamaged, Veil
 from kdn.trace import Trace
 
 __all__ = ["forget_vanished", "open_catalogue"]

@@ -1,16 +1,13 @@
-"""The catalogue's tables: how they are made, opened and checked, and how SQLite's errors become ours."""
+"""The catalogue's tables: how they are made, opened and checked."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 
 from kdn.core import BLOCK_TOKENS
-from kdn.errors import NoSpace, StoreError
 from kdn.store.block.format import MAX_BLOCK_BYTES, MAX_POSITION
 
 __all__ = [
@@ -18,12 +15,8 @@ __all__ = [
     "READY",
     "READ_BUSY_S",
     "WRITE_BUSY_S",
-    "CatalogueDamaged",
-    "Totals",
-    "catalogue_errors",
     "connect",
     "prepare",
-    "read_totals",
 ]
 
 VERSION = 1
@@ -66,66 +59,6 @@ CREATE TRIGGER turned AFTER UPDATE OF state, size ON blocks BEGIN
     INSERT INTO changes (key) VALUES (NEW.key); END;
 PRAGMA user_version = 1;
 """
-
-
-class CatalogueDamaged(StoreError):
-    """The catalogue's contents make no sense; it may be discarded and rebuilt."""
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Ready blocks and their tokens; bytes of all files, those being written included."""
-
-    blocks: int
-    tokens: int
-    size_bytes: int
-
-
-def read_totals(connection: sqlite3.Connection) -> Totals:
-    """The totals that the triggers keep."""
-    row = connection.execute("SELECT blocks, tokens, size FROM totals").fetchone()
-    if row is None:
-        raise sqlite3.DatabaseError("it has no totals")
-    blocks, tokens, size = row
-    (writing,) = connection.execute("SELECT coalesce(sum(size), 0) FROM writing").fetchone()
-    return Totals(blocks, tokens, size + writing)
-
-
-@contextmanager
-def catalogue_errors(path: Path) -> Iterator[None]:
-    """The only place where SQLite's errors become ours."""
-    try:
-        yield
-    except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
-        # of an extended code the lower byte says the kind; without one Python refused a value or a text
-        code = getattr(error, "sqlite_errorcode", None)
-        kind = None if code is None else code & 0xFF
-        if kind == sqlite3.SQLITE_FULL:
-            raise NoSpace(f"{path}: {error}; free some space") from error
-        if kind in _UNUSABLE or isinstance(error, sqlite3.ProgrammingError):
-            raise StoreError(
-                f"the catalogue {path} cannot be used ({error}): check that its folder can be"
-                " written and that no other program holds it"
-            ) from error
-        raise CatalogueDamaged(
-            f"the catalogue {path} is damaged ({error}): stop every kdn on this store and"
-            " start again, then it is rebuilt from the blocks"
-        ) from error
-
-
-_UNUSABLE = {
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_INTERRUPT,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_PROTOCOL,
-    sqlite3.SQLITE_AUTH,
-}
-"""It is the machine or another process; any other error means that the contents make no sense."""
 
 
 def connect(path: Path, busy_s: float) -> sqlite3.Connection:
