@@ -21,7 +21,7 @@ from kdn.bench import (
     write_json,
     write_page,
 )
-from kdn.bench.common.result import commit_name
+from kdn.bench.common.result import Scalar, commit_name
 from kdn.config import Config, StoreConfig
 from kdn.errors import BadInput
 from kdn.machine.facts import Machine
@@ -69,6 +69,34 @@ def test_parts_have_tables_of_their_own() -> None:
     assert "red" in shown
     assert shown.index("red") < shown.index("length_m")
     assert "-  " not in shown.split("summary")[0]
+
+
+def test_brackets_are_shown_as_they_stand() -> None:
+    """`[plot]` and `[red]` are words here, not colours."""
+    note = "a report has plots: pip install 'kdn[plot]'"
+    rows: list[Row] = [{"part": "[red]", "side[0]": "vllm [cpu]"}]
+    paper = io.StringIO()
+    print_result(replace(RESULT, rows=rows, notes=(note,)), Console(file=paper))
+    for piece in (note, "[red]", "side[0]", "vllm [cpu]"):
+        assert piece in paper.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (0.12345, "0.123"), (-1234.5, "-1,234"), (True, "True"), (7, "7"), ("a", "a")],
+)
+def test_a_number_has_three_digits_and_the_absent_a_dash(value: Scalar, shown: str) -> None:
+    paper = io.StringIO()
+    print_result(replace(RESULT, rows=[{"x": value}], summary={}), Console(file=paper))
+    assert f" {shown} " in paper.getvalue()
+
+
+def test_a_page_of_its_own_and_a_model_without_its_place(tmp_path: Path) -> None:
+    found = replace(RESULT, page="beads-long", model="/home/anna/models/tiny.gguf", figures=())
+    page = write_page(found, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"beads-long.md", "beads-long.json"}
+    assert "Model `tiny`;" in page.read_text()
+    assert "anna" not in page.read_text() + (tmp_path / "beads-long.json").read_text()
 
 
 def test_page_is_reproducible_and_names_its_command(tmp_path: Path) -> None:

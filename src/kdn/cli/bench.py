@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdn.cli.options import HomeOption, ModelOption
 from kdn.cli.show import emit, say
+from kdn.errors import BadInput
+
+if TYPE_CHECKING:
+    from kdn.bench import BenchOptions
 
 __all__ = ["bench"]
+
+_USED_BY = {
+    "only": ("blend", "l4s", "ndcg", "rtc"),
+    "arms": ("blend",),
+    "ratios": ("blend",),
+    "rows": ("blend", "l4s", "ndcg", "rtc", "store"),
+}
+"""Options that only some benchmarks look at."""
 
 
 def bench(
@@ -31,15 +43,20 @@ def bench(
         typer.Option(min=0, max=1, help="Of blend: a share of rows to recompute; may be repeated."),
     ] = None,
     rows: Annotated[
-        Path | None, typer.Option(help="Keep finished rows in this file, and go on from there.")
+        Path | None,
+        typer.Option(dir_okay=False, help="Keep finished rows in this file, and go on from there."),
     ] = None,
     seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for both sides.")] = 2,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the result to a file; - for stdout.")
+        Path | None,
+        typer.Option("--json", dir_okay=False, help="Write the result to a file; - for stdout."),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Write a page with a plot into this folder.")
+        Path | None,
+        typer.Option(
+            "--report", file_okay=False, help="Write a page with a plot into this folder."
+        ),
     ] = None,
 ) -> None:
     """Run one benchmark and print its table."""
@@ -60,7 +77,9 @@ def bench(
         home=home,
         say=say,
     )
-    result = load_bench(name)(options)
+    run = load_bench(name)
+    _refuse_unused(name, options)
+    result = run(options)
     if json_file == Path("-"):
         emit(result.as_json())
         return
@@ -69,3 +88,11 @@ def bench(
         write_json(result, json_file)
     if report is not None:
         say(f"wrote {write_page(result, report)}")
+
+
+def _refuse_unused(name: str, options: BenchOptions) -> None:
+    """Raises BadInput for an option that this benchmark would not look at."""
+    for field, users in _USED_BY.items():
+        if getattr(options, field) is not None and name not in users:
+            option = field.removesuffix("s") if field == "ratios" else field
+            raise BadInput(f"{name} has no use for --{option}; it is for {', '.join(users)}")

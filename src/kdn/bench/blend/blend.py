@@ -62,6 +62,7 @@ def run(options: BenchOptions) -> Result:
     """Judge, time, and say both together."""
     if options.only not in _PARTS:
         raise BadInput(f"blend has the parts quality and timing, not {options.only!r}")
+    lean = _lean(options)
     torch.set_num_threads(options.threads)
     asked = questions(options.data, options.seed, _QUICK_PROMPTS if options.quick else _PROMPTS)
     judged = judged_before(asked, options.rows)
@@ -79,7 +80,7 @@ def run(options: BenchOptions) -> Result:
                 options.rows,
                 options.say,
                 quick=options.quick,
-                lean=_lean(options),
+                lean=lean,
             )
         if options.only != "quality":
             timed = _timed(options, service, asked, Path(folder))

@@ -47,7 +47,7 @@ def questions(data: Path | None, seed: int, limit: int) -> list[BlendPrompt]:
     file = data / "public.jsonl" if data.is_dir() else data
     if not file.is_file():
         raise BadInput(f"{data}: no public.jsonl in it; give a folder of a question set")
-    records = [json.loads(line) for line in file.read_text("utf-8").splitlines()[:limit]]
+    records = _records(file, limit)
     shape = next((reader for key, reader in _SHAPES.items() if records and key in records[0]), None)
     if shape is None:
         raise BadInput(f"{file}: records of a shape that is not known ({', '.join(_SHAPES)})")
@@ -62,6 +62,14 @@ def questions(data: Path | None, seed: int, limit: int) -> list[BlendPrompt]:
             draw.shuffle(documents)
         found.append(replace(asked, documents=tuple(documents)))
     return found
+
+
+def _records(file: Path, limit: int) -> list[dict[str, Any]]:
+    try:
+        found = [json.loads(line) for line in file.read_text("utf-8").splitlines()[:limit]]
+    except ValueError as error:
+        raise BadInput(f"{file}: not a JSON object a line ({error}); give another file") from error
+    return [record for record in found if isinstance(record, dict)]
 
 
 def _cut(text: str) -> str:

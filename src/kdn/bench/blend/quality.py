@@ -22,6 +22,7 @@ from kdn import api
 from kdn.bench.blend.arms import FULL, HKVD, NAIVE, OURS, RANDOM, RATIO, WHOLE, Arm, arms
 from kdn.bench.blend.lab import Case, Lab, SeenAttention, kl, true_deviation
 from kdn.bench.blend.prompts import BlendPrompt
+from kdn.errors import BadInput
 from kdn.model import Document, Message
 
 __all__ = [
@@ -81,7 +82,7 @@ def judge(
 
 
 def judged_before(questions: Sequence[BlendPrompt], rows: Path | None) -> list[Judged]:
-    """What the file holds of these questions. Judges nothing."""
+    """What the file holds of these questions. Judges nothing. Raises BadInput for another file."""
     known = _read(rows)
     return [known[question.name] for question in questions if question.name in known]
 
@@ -91,8 +92,11 @@ def _read(rows: Path | None) -> dict[str, Judged]:
         return {}
     rows.parent.mkdir(parents=True, exist_ok=True)
     rows.touch()
-    lines = rows.read_text("utf-8").splitlines()
-    return {judged["name"]: judged for judged in map(json.loads, lines)}
+    try:
+        lines = map(json.loads, rows.read_text("utf-8").splitlines())
+        return {judged["name"]: judged for judged in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{rows}: no rows of this benchmark; give another file") from error
 
 
 def _judge(

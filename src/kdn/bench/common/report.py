@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kdn.bench.common.result import Figure, Result, Row, Scalar
@@ -19,19 +20,19 @@ def print_result(result: Result, console: Console) -> None:
     """The rows, the summary and the notes, for people."""
     if not console.is_terminal:  # a file has no width of its own; narrow cells would be unreadable
         console.width = max(console.width, 160)
-    console.print(f"{result.bench}: {result.model_name}, {_machine_line(result)}")
+    console.print(f"{result.bench}: {result.model_name}, {_machine_line(result)}", markup=False)
     for part, rows in _parts(result.rows):
         columns = _columns(rows)
-        table = Table(*columns, title=part)
+        table = Table(*map(escape, columns), title=escape(part) if part else None)
         for row in rows:
-            table.add_row(*(_cell(row.get(column)) for column in columns))
+            table.add_row(*(escape(_cell(row.get(column))) for column in columns))
         console.print(table)
     summary = Table("summary", "value")
     for name, value in result.summary.items():
         summary.add_row(name, _cell(value))
     console.print(summary)
     for note in result.notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, markup=False)
 
 
 def write_json(result: Result, path: Path) -> None:

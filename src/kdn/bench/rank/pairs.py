@@ -60,12 +60,15 @@ def held_out(name: str) -> bool:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The records of a .jsonl file, packed or not. Raises BadInput when it is not there."""
+    """The records of a .jsonl file, packed or not. Raises BadInput when it is not there or is none."""
     if not path.is_file():
         raise BadInput(f"{path}: no such file; give the folder of the shared question sets")
     data = path.read_bytes()
-    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    return [json.loads(line) for line in text.splitlines()]
+    try:
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        return [json.loads(line) for line in text.splitlines()]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise BadInput(f"{path}: not a JSON object a line ({error}); fetch it again") from error
 
 
 def scifact(data: Path) -> list[TrainingPassage]:

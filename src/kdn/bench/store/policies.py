@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kdn.bench.common.result import BenchOptions, Figure, Result, Row
 from kdn.core import Served
+from kdn.errors import BadInput
 from kdn.machine.facts import describe_machine
 from kdn.store.policies import POLICIES
 from kdn.store.traces.recording import TraceRequest, read_trace
@@ -61,13 +62,18 @@ def run(options: BenchOptions) -> Result:
 
 
 def block_trace(options: BenchOptions) -> tuple[list[TraceRequest], str]:
-    """The trace that was asked for, or lies beside the checkout, or else is made up; its name."""
+    """The trace that was asked for, or lies beside the checkout, or else is made up; its name.
+
+    Raises BadInput for a trace that names no blocks.
+    """
     given = options.data or _BESIDE
     path = given / _TRACE if given.is_dir() else given
     if not path.is_file():
         return made_up_chats(options.seed), "made up"
     requests = read_trace(path)
-    return (requests[: len(requests) // 4] if options.quick else requests), path.name
+    if not any(request.hash_ids for request in requests):
+        raise BadInput(f"{path}: the trace names no blocks, so no policy can hit; give another")
+    return (requests[: -(-len(requests) // 4)] if options.quick else requests), path.name
 
 
 def made_up_chats(seed: int, chats: int = 600) -> list[TraceRequest]:
@@ -102,7 +108,8 @@ def _measure(
     late = [one for one in served if one.at_s >= middle_s]
     blocks = sum(one.num_blocks for one in served)
     written = sum(one.written_bytes for one in served) / block
-    return _Run(policy, capacity, _rate(served), _rate(late), written / blocks, seconds)
+    share = written / max(1, blocks)
+    return _Run(policy, capacity, _rate(served), _rate(late), share, seconds)
 
 
 def _rate(served: Sequence[Served]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,10 +93,10 @@ def load_policies(path: Path | None = None) -> dict[str, Policy]:
     """The packaged policies, or those of a file. Raises BadInput when it is not one."""
     where = path or _PACKAGED
     try:
-        with np.load(where, allow_pickle=False) as stored:
+        with where.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             names = dict.fromkeys(key.split("/")[0] for key in stored.files)
             return {name: _read_policy(stored, name) for name in names}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise BadInput(f"cannot read {where} as policies: {error}") from error
 
 

@@ -9,6 +9,7 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,10 +75,10 @@ def write_tables(tables: list[RateTable], path: Path) -> None:
 def read_tables(path: Path) -> list[RateTable]:
     """The tables of a file. Raises BadInput for a file that is not one."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             keys = dict.fromkeys(name.rpartition("/")[0] for name in stored.files)
             return [_read_one(stored, key) for key in keys]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise BadInput(f"cannot read {path} as rate tables: {error}") from error
 
 
