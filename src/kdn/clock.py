@@ -1,4 +1,4 @@
-"""Time as an argument. Nothing in kdn but this file and the serving door reads the machine's clock."""
+"""Time as an argument. Only this file and the server read the machine's clock."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Library:
             pieces = cut(document, self._encode, self._config.cutting)
             return sum(passage.num_tokens for passage in pieces.passages)
 
-        with self._reader() as reader:
+        with _reader(self._config, self._lately) as reader:
             return survey(
                 paths,
                 reader,
@@ -135,7 +135,7 @@ class Library:
         left a given folder is removed. `exclude` names what to pass over inside folders, in the form
         of a `.gitignore`, which is kept to as well. Raises StoreError when another writer is at work.
         """
-        with writing(self._folder), self._reader() as reader:
+        with writing(self._folder), _reader(self._config, self._lately) as reader:
             return self._ingestion(on_progress, cancelled).files(paths, reader, exclude)
 
     def add(
@@ -190,7 +190,7 @@ class Library:
         if source is not None and not names:
             raise BadInput(f"no document {source!r} in the library")
         for name in names:
-            yield from self._load(catalogue, catalogue.rows[name].parts)
+            yield from _parts_of(self._tables, catalogue, catalogue.rows[name].parts)
 
     # --- questions ---------------------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class Library:
             scores = parts_in_order(
                 ((hit.passage.key, hit.score) for hit in hits), catalogue.part_of
             )
-            found = list(self._load(catalogue, tuple(scores)))
+            found = list(_parts_of(self._tables, catalogue, tuple(scores)))
             if len(found) == len(scores):
                 break
         chosen = fitting(found, max_tokens, max_parts)
@@ -311,9 +311,6 @@ class Library:
             seen = self._seen = catalogue_of(version, self._tables.sources())
         return seen
 
-    def _reader(self) -> FileReader:
-        return FileReader(self._config.cutting, self._lately, self._config.max_file_bytes)
-
     def _ingestion(
         self,
         on_progress: Callable[[Progress], None] | None,
@@ -359,15 +356,20 @@ class Library:
         found = self._tables.matching(query, depth)
         return [scored for scored in found if scored.passage.key in catalogue.part_of]
 
-    def _load(self, catalogue: SourceCatalogue, keys: Sequence[str]) -> Iterator[Part]:
-        """The parts of these keys, in this order, as far as they are still there."""
-        stored = self._tables.parts(keys)
-        wanted = [passage for key in keys for passage in catalogue.passages_of[key]]
-        passages = self._tables.passages(wanted)
-        for key in keys:
-            inside = catalogue.passages_of[key]
-            if key in stored and all(passage in passages for passage in inside):
-                yield _part(stored[key], tuple(passages[passage] for passage in inside))
+
+def _reader(config: LibrarySettings, lately: ParsedLately) -> FileReader:
+    return FileReader(config.cutting, lately, config.max_file_bytes)
+
+
+def _parts_of(tables: Tables, catalogue: SourceCatalogue, keys: Sequence[str]) -> Iterator[Part]:
+    """The parts of these keys, in this order, as far as they are still there."""
+    stored = tables.parts(keys)
+    wanted = [passage for key in keys for passage in catalogue.passages_of[key]]
+    passages = tables.passages(wanted)
+    for key in keys:
+        inside = catalogue.passages_of[key]
+        if key in stored and all(passage in passages for passage in inside):
+            yield _part(stored[key], tuple(passages[passage] for passage in inside))
 
 
 def _fused(nearest: Sequence[Scored], matching: Sequence[Scored]) -> list[Hit]:
