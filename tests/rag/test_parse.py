@@ -260,6 +260,19 @@ def test_html_inside_markdown_keeps_words_apart(tag: str) -> None:
     assert text.split("\n\n")[1] == "a | b\none two | x"
 
 
+@pytest.mark.parametrize(
+    "between",
+    ["<hr>", "<input>", "<center>x</center>", "<button>x</button>", "<textarea>x</textarea>"],
+)
+def test_what_stands_between_words_of_html_keeps_them_apart(between: str) -> None:
+    words = read("a.html", f"<body><form>First{between}second</form>").text.split()
+    assert [word for word in words if word != "x"] == ["First", "second"]
+
+
+def test_a_button_in_a_sentence_stays_in_its_line() -> None:
+    assert read("a.html", "<p>Press <button>OK</button> now").text == "Press OK now"
+
+
 def test_marks_inside_a_word_do_not_part_it() -> None:
     assert read("a.md", "<b>bo</b>ld and w<wbr>or<!-- x -->d").text == "bold and word"
 
@@ -270,6 +283,9 @@ def test_marks_inside_a_word_do_not_part_it() -> None:
         ("---\n\n# Intro\n\nFirst: it matters.\n\n---\n\nSecond.\n", "First: it matters."),
         ("---\nJust a line of words\n---\nmore\n", "Just a line of words"),
         ("---\n> quoted\n---\nmore\n", "quoted"),
+        ("---\n- one\n- two\n---\nmore\n", "- two"),
+        ("---\n# Intro\nFirst: it matters.\n---\nmore\n", "First: it matters."),
+        ("---\nFirst part: it matters.\n---\nmore\n", "First part: it matters."),
     ],
 )
 def test_a_rule_at_the_beginning_opens_no_front_matter(text: str, kept: str) -> None:

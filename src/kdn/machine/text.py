@@ -61,5 +61,5 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
         raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise BadInput(
-            f"{path}: not UTF-8 text ({error}); save it as UTF-8, e.g. iconv -f latin1 -t utf-8"
+            f"{path}: not UTF-8 text ({error}); save it as UTF-8, e.g. iconv -f windows-1252 -t utf-8"
         ) from error

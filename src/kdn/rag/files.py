@@ -213,7 +213,7 @@ def _decode_declared(path: Path, data: bytes, declared: str | None, cause: Excep
         pass  # what it declares is wrong: refuse as if it had declared nothing
     raise DocumentError(
         f"{path}: not UTF-8 text ({cause}); save it as UTF-8 and ingest it again,"
-        " e.g. iconv -f latin1 -t utf-8"
+        " e.g. iconv -f windows-1252 -t utf-8"
     ) from cause
 
 

@@ -15,23 +15,27 @@ from kdn.rag.encodings import declared_encoding
 from kdn.rag.files import decode
 from kdn.rag.parse.grid import GridCell, grid_lines
 
-__all__ = ["BLOCKS", "html_blocks", "parse_html"]
+__all__ = ["APART", "BLOCKS", "html_blocks", "parse_html"]
 
 _DROPPED = [
     "script", "style", "nav", "noscript", "template", "svg", "iframe", "object", "head", "datalist",
 ]  # fmt: skip
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 BLOCKS = {
-    "address", "article", "aside", "blockquote", "body", "caption", "dd", "details", "dialog", "div",
-    "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "header", "html", "legend",
-    "li", "main", "ol", "option", "p", "pre", "section", "summary", "table", "tbody", "tfoot",
-    "thead", "tr", "ul", *_HEADINGS,
+    "address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details",
+    "dialog", "div", "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "header",
+    "hgroup", "html", "legend", "li", "main", "menu", "ol", "option", "p", "pre", "search",
+    "section", "summary", "table", "tbody", "textarea", "tfoot", "thead", "tr", "ul", *_HEADINGS,
 }  # fmt: skip
 """Elements whose text stands apart from what is around them."""
 _CELLS = {"td", "th"}
 _LAYOUT = {"table", "pre", *_HEADINGS}
 """What a table holds only where it arranges a page, not data."""
-_GIVING = BLOCKS | {"-text", "br"}
+APART = dict.fromkeys(("br", "hr"), "\n") | dict.fromkeys(
+    ("audio", "button", "input", "meter", "progress", "select", "video"), " "
+)
+"""Elements in a line, and what keeps the words before, inside and after them apart."""
+_GIVING = BLOCKS | {"-text", *APART}
 """Nodes that give text to a cell, or keep words of it apart."""
 _LARGE_CELL_CHARS = 2000
 _UNNESTED = {
@@ -116,12 +120,12 @@ def _runs(root: LexborNode | None) -> Iterator[tuple[str, str]]:
     pieces: list[str] = []
     run = (-1, "")  # of the block element that the pieces stand under
     between = ""  # what is to stand before the next text of the same run
-    waiting = [(iter([root] if root is not None else []), run)]
+    waiting = [(iter([root] if root is not None else []), run, "")]
     while waiting:
-        children, block = waiting[-1]
+        children, block, _ = waiting[-1]
         node = next(children, None)
         if node is None:
-            waiting.pop()
+            between += waiting.pop()[2]
             continue
         tag = node.tag or ""
         if tag == "-text":
@@ -131,8 +135,6 @@ def _runs(root: LexborNode | None) -> Iterator[tuple[str, str]]:
             text = node.text(deep=False) or ""
             pieces.append(between + (text if block[1] == "pre" else _BLANKS.sub(" ", text)))
             between = ""
-        elif tag == "br":
-            between += "\n"
         elif tag == "table" and (lines := _table(node)) is not None:
             yield from _run(run[1], pieces)
             pieces, run, between = [], (-1, ""), ""
@@ -140,8 +142,9 @@ def _runs(root: LexborNode | None) -> Iterator[tuple[str, str]]:
         else:
             if tag in _CELLS and _follows_cell(node):
                 between += " | "
+            between += APART.get(tag, "")
             inner = (node.mem_id, tag) if tag in BLOCKS else block
-            waiting.append((node.iter(include_text=True), inner))
+            waiting.append((node.iter(include_text=True), inner, " " if tag in APART else ""))
     yield from _run(run[1], pieces)
 
 
@@ -188,9 +191,14 @@ def _flat(pieces: list[str]) -> str:
     return " ".join("".join(pieces).split())
 
 
+def _plain(line: str) -> str:
+    return " ".join(line.split())
+
+
 def _run(tag: str, pieces: list[str]) -> Iterator[tuple[str, str]]:
     joined = "".join(pieces)
-    lines = joined.split("\n") if tag == "pre" else [line.strip() for line in joined.split("\n")]
-    text = "\n".join(line.rstrip() for line in lines).strip("\n")
+    lines = joined.split("\n")
+    kept = map(str.rstrip if tag == "pre" else _plain, lines)
+    text = "\n".join(kept).strip("\n")
     if text.strip(" |\n"):
         yield tag, text

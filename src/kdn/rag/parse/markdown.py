@@ -14,13 +14,14 @@ from kdn.rag.bounds import MAX_LEVELS
 from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.files import decode
 from kdn.rag.parse.grid import GridCell, grid_lines
-from kdn.rag.parse.html import BLOCKS, html_blocks
+from kdn.rag.parse.html import APART, BLOCKS, html_blocks
 
 __all__ = ["parse_markdown"]
 
 _FRONT_MATTER = re.compile(r"\A---[^\S\n]*\n(.*?\n)?(?:---|\.\.\.)[^\S\n]*(?:\n|\Z)", re.DOTALL)
+_FIRST_KEY = re.compile(r"(?:\"[^\"\n]+\"|'[^'\n]+'|[\w.-]+)[^\S\n]*:(?:\s|\Z)")
 _YAML_LINE = re.compile(r"[\w\"'][^\n]*?:(?:\s|\Z)|\s|[-#\]}]|\Z")
-_BREAKING = BLOCKS | {"br", "hr", "td", "th"}
+_BREAKING = BLOCKS | {*APART, "td", "th"}
 """HTML between words that keeps them apart."""
 _BREAKING_TAG = re.compile(r"</?([A-Za-z][A-Za-z0-9]*)")
 _FRONT_TITLE = re.compile(r"^title:\s*[\"']?(.+?)[\"']?\s*$", re.MULTILINE | re.IGNORECASE)
@@ -48,10 +49,13 @@ def parse_markdown(source: str, path: Path, data: bytes) -> ParsedDocument:
 
 
 def _front_matter(text: str) -> str:
-    """What stands between two rules at the very beginning, if each of its lines looks like YAML."""
+    """What stands between two rules at the very beginning, if it reads as YAML that names values.
+
+    Its first line is a key of one word: a heading, a list or a sentence with a colon is text.
+    """
     found = _FRONT_MATTER.match(text)
     inside = (found.group(1) or "").split("\n") if found else [""]
-    if found is None or not inside[0].strip():
+    if found is None or not _FIRST_KEY.match(inside[0]):
         return ""
     return found.group(0) if all(map(_YAML_LINE.match, inside)) else ""
 
