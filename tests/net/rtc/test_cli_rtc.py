@@ -70,3 +70,11 @@ def test_a_policy_is_trained_and_used(tmp_path: Path) -> None:
         *("--policies", str(policies)),
     )
     assert used.exit_code == 0, used.output
+
+
+def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    empty = invoke("eval", "--data", str(tmp_path), "--controllers", "gcc")
+    assert empty.exit_code == 2
+    assert "give the folder above them" in " ".join(empty.output.split())
+    for wrong in (("--seconds", "2"), ("--links", "0"), ("--links", "many")):
+        assert invoke("eval", "--controllers", "gcc", *wrong).exit_code == 2

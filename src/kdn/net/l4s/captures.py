@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,28 @@ _LEAST_SHARE = 0.25
 def read_capture(path: Path) -> NDArray[Any]:
     """A capture as LOG rows in order of ACK arrival; lost probes and local answers are left out.
 
-    Raises BadInput when the file is missing or has other columns.
+    Raises BadInput when the file is missing, has other columns, a field that is no number, or no answer.
     """
     try:
         with gzip.open(path, "rt", newline="") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise BadInput(f"cannot read {path} as a capture: {error}") from error
     if not rows or not {"t_send_s", "rtt_s"} <= set(rows[0]):
         raise BadInput(f"{path}: a capture needs columns t_send_s and rtt_s")
     rows = [row for row in rows if row.get("lost", "0") == "0" and row["rtt_s"]]
-    low = path.name.startswith("up_dualpi2_l")
+    if not rows:
+        raise BadInput(f"{path}: every probe was lost; a capture needs at least one answer")
+    try:
+        return _log(rows, low=path.name.startswith("up_dualpi2_l"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInput(
+            f"{path}: a row has a field that is missing or no number: {error}"
+        ) from error
+
+
+def _log(rows: list[dict[str, str]], low: bool) -> NDArray[Any]:
+    """The rows as a log; `low` tells the queue where no row does."""
     log = np.zeros(len(rows), LOG)
     log["t_send"] = [float(row["t_send_s"]) * SECOND for row in rows]
     log["t_ack"] = log["t_send"] + np.array(

@@ -136,7 +136,7 @@ class MarkingStrategies:
         """The strategy's tail; None while there is too little to tell, and nothing against it."""
         account, config = self._accounts[strategy], self._config
         delays = sorted(account.delays_ns)
-        few = config.learned // 5
+        few = max(config.learned // 5, 1)
         patient = strategy == Strategy.LOW or account.followed_ns >= config.patience_ms * MS
         failed = default_ns is not None and sum(d > default_ns for d in delays) >= config.failed
         if failed or len(delays) >= (few if patient else config.learned):

@@ -18,7 +18,8 @@ __all__ = ["HEADER_BYTES", "Datagram", "open_socket", "read", "receive", "remark
 _HEADER = struct.Struct("!BHQBB")
 HEADER_BYTES = _HEADER.size
 _DATA, _FEEDBACK = 0, 1
-_MARK_AT = HEADER_BYTES - 1
+_SENT_AT, _MARK_AT = HEADER_BYTES - 2, HEADER_BYTES - 1
+_CE = 3
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def write(datagram: Datagram, size: int = HEADER_BYTES) -> bytes:
 
 def read(data: bytes) -> Datagram:
     """What the bytes say. Raises BadInput for anything that is not one of our packets."""
-    if len(data) < HEADER_BYTES or data[0] > _FEEDBACK:
+    if len(data) < HEADER_BYTES or data[0] > _FEEDBACK or max(data[_SENT_AT], data[_MARK_AT]) > _CE:
         raise BadInput(f"a datagram of {len(data)} bytes is not one of ours; is the port shared?")
     kind, flow, seq, sent_ecn, ecn = _HEADER.unpack_from(data)
     return Datagram(kind == _FEEDBACK, flow, seq, sent_ecn, ecn)

@@ -206,11 +206,11 @@ class Call:
         """The metrics of the call so far; pictures of the first seconds are left out."""
         frames = self.frames[self.frames["t"] >= warm_up_s * SECOND]
         ripe = frames[frames["t"] < self.now_ns - SECOND]  # younger ones may still be under way
-        shown = frames[frames["fate"] == DECODED]
-        if not len(shown):
-            shown = self.frames[:1]
+        seen = frames[frames["fate"] == DECODED]
+        shown = seen if len(seen) else self._first_frame()
         delays = (shown["t_decode"] - shown["t"]) / MS
-        edges = np.concatenate((shown["t_decode"], [self.now_ns])) / MS
+        begin = min(warm_up_s * SECOND, self.now_ns)  # a freeze may have begun before
+        edges = np.concatenate(([begin], seen["t_decode"], [self.now_ns])) / MS
         gaps = np.diff(edges)
         stalls = gaps[gaps > STALL_MS]
         span_s = max(self.now_ns / SECOND - warm_up_s, 1e-3)
@@ -228,6 +228,12 @@ class Call:
             loss=float(row["num_lost"]) / max(int(row["num_sent"]), 1),
             link_mbps=self.link.rate.mean_bps / 1e6,
         )
+
+    def _first_frame(self) -> NDArray[Any]:
+        """The first picture alone; whoever never saw it has waited for it until now."""
+        first = self.frames[:1].copy()
+        first["t_decode"][first["fate"] != DECODED] = self.now_ns
+        return first
 
 
 def run_call(call: Call, controller: Controller) -> CallOutcome:

@@ -35,7 +35,13 @@ the network, learned from GCC's logs, and the classical rules.  The oracle needs
 
 
 def controller(name: str, link: Link, policies: dict[str, Policy] | None = None) -> Controller:
-    """A fresh controller for one call. Raises BadInput for a name that is not known."""
+    """A fresh controller for one call. Raises BadInput for an unknown name or a policy that is not there."""
     if name not in CONTROLLERS:
         raise BadInput(f"no controller {name!r}; there are {', '.join(CONTROLLERS)}")
-    return CONTROLLERS[name](link, load_policies() if policies is None else policies)
+    try:
+        return CONTROLLERS[name](link, load_policies() if policies is None else policies)
+    except KeyError as missing:
+        raise BadInput(
+            f"controller {name!r} follows the policy {missing}, which is not among those given; "
+            "make it: kdn net rtc train"
+        ) from missing

@@ -66,14 +66,14 @@ def codec_aware(paid: Paid) -> float:
 
 
 def network_only(paid: Paid) -> float:
-    """Aurora's, as net-rl scales it, over 100: throughput for the link's mean, round trip, loss."""
+    """Aurora's, as net-rl scales it, over 500: throughput for the link's mean, round trip, loss."""
     throughput = paid.interval.acked_bytes * 160.0 / paid.link_bps
     rtt_s = paid.interval.mean_rtt / 1000.0 if paid.interval.acked else 1.0
     return (500.0 * throughput - 1000.0 * rtt_s - 2000.0 * paid.interval.loss) / 500.0
 
 
 def onrl(paid: Paid) -> float:
-    """OnRL's: throughput, loss, delay and steadiness, over 100."""
+    """OnRL's: throughput, loss, delay and steadiness, over 50."""
     mbps = paid.interval.acked_bytes * 160.0 / 1e6
     change = abs(mbps - paid.previous_bps / 1e6)
     delay = paid.interval.one_way

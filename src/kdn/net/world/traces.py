@@ -20,6 +20,8 @@ from kdn.net.world.records import MS, SECOND
 __all__ = ["RateTrace", "constant", "read_link", "read_mahimahi", "read_throughput"]
 
 _LEAST_BPS = 10_000.0
+_YEAR_S = 366 * 86_400.0
+_LATEST_S = 2.2e9  # seconds may count from 1970
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def read_mahimahi(path: Path) -> RateTrace:
 
     Raises BadInput for a missing file, a line that is no number, or times that go back.
     """
-    ms = _numbers(path, columns=1)[:, 0]
+    ms = _numbers(path, 1, _YEAR_S * 1e3)[:, 0]
     if ms[0] < 0 or np.any(np.diff(ms) < 0):
         raise BadInput(f"{path}: times of a mahimahi trace start at 0 or later and never go back")
     times = (ms * MS).astype(np.int64)
@@ -83,7 +85,7 @@ def read_throughput(path: Path, scale: float = 1.0) -> RateTrace:
     Rates below 10 kbit/s count as 10 kbit/s: a link that is down for good would stop the world.
     Raises BadInput as `read_mahimahi` does.
     """
-    rows = _numbers(path, columns=2)
+    rows = _numbers(path, 2, _LATEST_S)
     times = ((rows[:, 0] - rows[0, 0]) * SECOND).astype(np.int64)
     if len(times) < 2 or np.any(np.diff(times) <= 0):
         raise BadInput(f"{path}: a throughput trace needs two or more rising times")
@@ -91,8 +93,8 @@ def read_throughput(path: Path, scale: float = 1.0) -> RateTrace:
     return RateTrace(times, rates, int(times[-1] + np.median(np.diff(times))))
 
 
-def _numbers(path: Path, columns: int) -> NDArray[np.float64]:
-    """The first `columns` numbers of every line, [lines, columns]."""
+def _numbers(path: Path, columns: int, latest: float) -> NDArray[np.float64]:
+    """The first `columns` numbers of every line, [lines, columns]; `latest` bounds the first, a time."""
     rows = []
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
@@ -105,6 +107,8 @@ def _numbers(path: Path, columns: int) -> NDArray[np.float64]:
             raise BadInput(f"{path}, line {number}: wanted {columns} numbers, found {len(row)}")
         if not np.all(np.isfinite(row)):
             raise BadInput(f"{path}, line {number}: {line.strip()!r} is not a finite number")
+        if abs(row[0]) > latest:
+            raise BadInput(f"{path}, line {number}: {line.strip()!r} is too late a time")
         rows.append(row)
     if not rows:
         raise BadInput(f"{path} holds no line; a trace needs at least one")
