@@ -114,6 +114,8 @@ def test_what_acting_means_can_be_asked(tmp_path: Path) -> None:
     found = price_outlook(load_config({}, home=tmp_path), ("memory", "disk"))
     assert found["memory"] == {"pays": True, "keep_s": None}
     assert found["disk"]["pays"] is False
-    assert invoke(tmp_path, "store", "stat", "--json").json["acts"] == found
+    assert invoke(tmp_path, "store", "stat", "--json").json["prices"] == found
+    told = invoke(tmp_path, "store", "stat").out
+    assert "memory  yes           ever" in told
     (tmp_path / "kdn.toml").write_text(prices)
     assert price_outlook(load_config({}, home=tmp_path), ("memory", "disk")) == {}

@@ -130,6 +130,15 @@ def test_a_torn_file_is_refused_and_leaves_nothing(tiny_model: Tiny, tmp_path: P
     assert list((cache / "unpacked").iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_is_not_called_a_damaged_file(
+    tiny_model: Tiny, tmp_path: Path
+) -> None:
+    file = write_gguf(tiny_model("llama"), tmp_path / "tiny.gguf")
+    (tmp_path / "cache").touch()
+    with pytest.raises(WeightsError, match=r"cache/unpacked cannot be written .*set KDN_HOME"):
+        load_model(file, cache_dir=tmp_path / "cache", dtype="float32")
+
+
 def test_garbage_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "noise.gguf"
     file.write_bytes(np.random.default_rng(0).bytes(5000))

@@ -9,7 +9,7 @@ import typer
 
 from kdn.cli.calibrate import calibrate, records_of, show_record
 from kdn.cli.options import HomeOption, JsonOption, output_file, read_settings
-from kdn.cli.show import emit, say, size_text, table, tell
+from kdn.cli.show import emit, say, size_text, table, tell, time_text
 from kdn.cli.simulate import simulate
 from kdn.cli.store_blocks import compress, copy, move, pin, tell_done, unpin, warm
 from kdn.cli.which import (
@@ -46,7 +46,7 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     outlook = price_outlook(read_settings(home), stat.tiers)
     if as_json:
         money = {"saved_usd": ledger.saved.value, "spent_usd": ledger.spent.value}
-        rest = {"quality": records, "blend": blends, "money": money, "acts": outlook}
+        rest = {"quality": records, "blend": blends, "money": money, "prices": outlook}
         emit(stat_shape(stat) | rest)
         return
     rows = [
@@ -69,11 +69,18 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
             [tuple(str(value) for value in one.values()) for one in blends],
         )
     if outlook:
-        columns = ("tier", "a block pays", "kept unused, s")
-        paying = [(name, *map(str, one.values())) for name, one in outlook.items()]
+        columns = ("tier", "a block pays", "kept unused for")
+        paying = [
+            (name, "yes" if one["pays"] else "no", _kept(one["keep_s"]))
+            for name, one in outlook.items()
+        ]
         table("acting on prices, a first block of 256 tokens", columns, paying)
     saved, spent = ledger.saved.value, ledger.spent.value
     tell(f"these blocks have saved {saved:.3g} USD of computing and cost {spent:.3g} USD")
+
+
+def _kept(seconds: float | None) -> str:
+    return "ever" if seconds is None else time_text(seconds)
 
 
 def _ledger(found: Store, home: Path | None) -> Ledger:

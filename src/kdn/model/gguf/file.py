@@ -68,8 +68,14 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
     folder = cache_dir / f"{file.stem}-{_state(file, dtype)}"
     if folder.is_dir():
         return folder
-    make_private(cache_dir)
-    building = Path(tempfile.mkdtemp(dir=cache_dir, prefix=f".{folder.name}."))
+    try:
+        make_private(cache_dir)
+        building = Path(tempfile.mkdtemp(dir=cache_dir, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise WeightsError(
+            f"{file} must be unpacked, and {cache_dir} cannot be written ({error.strerror}); set "
+            "KDN_HOME, or the cache folder, to one that you may write"
+        ) from error
     _sweep(building, cache_dir.glob(f".{folder.name}.*"))
     try:
         _write(file, building, dtype)
