@@ -179,7 +179,7 @@ def test_a_clip_is_played_forth_and_back() -> None:
     assert [loop.place_of(number, 1) for number in range(3)] == [0, 0, 0]
 
 
-def watched(shown: list[int]) -> CallOutcome:
+def watched(shown: list[int], delay_ms: int = 100) -> CallOutcome:
     """Three seconds at 25 a second; these pictures are shown 100 ms after they were captured."""
     call = made()
     frames = call.state.frames
@@ -188,7 +188,7 @@ def watched(shown: list[int]) -> CallOutcome:
     frames["t"][:75] = np.arange(75) * 40 * MS
     for number in shown:
         row = frames[number]
-        row["fate"], row["t_decode"] = DECODED, row["t"] + 100 * MS
+        row["fate"], row["t_decode"] = DECODED, row["t"] + delay_ms * MS
         row["quality"], row["psnr"] = 0.9, 30.0
     return call.outcome()
 
@@ -208,6 +208,13 @@ def test_gaps_of_200_ms_are_no_stalls_and_longer_ones_are() -> None:
     assert watched(every_fifth).stalls_per_minute == 0.0
     one_less = [number for number in every_fifth if number != 50]
     assert watched(one_less).stall_share == pytest.approx(0.2)
+
+
+def test_pictures_that_come_late_but_steadily_are_no_stall() -> None:
+    """Each is half a second late: until 1.5 s the viewer sees those that were captured in the warm-up."""
+    outcome = watched([*range(62)], delay_ms=500)
+    assert outcome.stalls_per_minute == 0.0
+    assert outcome.p95_delay_ms == pytest.approx(500.0)
 
 
 def test_a_call_that_shows_nothing_is_all_stall_and_no_quality() -> None:

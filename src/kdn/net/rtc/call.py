@@ -210,7 +210,9 @@ class Call:
         shown = seen if len(seen) else self._first_frame()
         delays = (shown["t_decode"] - shown["t"]) / MS
         begin = min(warm_up_s * SECOND, self.now_ns)  # a freeze may have begun before
-        edges = np.concatenate(([begin], seen["t_decode"], [self.now_ns])) / MS
+        moments = self.frames["t_decode"][self.frames["fate"] == DECODED]
+        moments = moments[moments > begin]  # older pictures that come late are no freeze
+        edges = np.concatenate(([begin], moments, [self.now_ns])) / MS
         gaps = np.diff(edges)
         stalls = gaps[gaps > STALL_MS]
         span_s = max(self.now_ns / SECOND - warm_up_s, 1e-3)
