@@ -22,7 +22,8 @@ def through(decoder: Decoder, hidden: Tensor, attended: Tensor) -> list[Tensor]:
     q, k, v = layer.qkv(hidden)
     turned = [rotate(part, cos, sin) for part in (q, k)]
     out = layer.finish(hidden, attended)
-    return [*turned, v, out, decoder.logits(out)]
+    some = torch.tensor([7, 99])
+    return [*turned, v, out, decoder.logits(out), decoder.logits(out, some)]
 
 
 def same_in_parts(decoder: Decoder, num_rows: int) -> None:
@@ -33,7 +34,8 @@ def same_in_parts(decoder: Decoder, num_rows: int) -> None:
     whole = through(decoder, hidden, attended)
     for start, stop in ((0, 1), (5, 6), (3, 5), (0, 33), (num_rows - 129, num_rows)):
         part = through(decoder, hidden[start:stop], attended[start:stop])
-        for name, ours, theirs in zip(("q", "k", "v", "out", "logits"), part, whole, strict=True):
+        names = ("q", "k", "v", "out", "logits", "some logits")
+        for name, ours, theirs in zip(names, part, whole, strict=True):
             assert torch.equal(ours, theirs[start:stop]), (name, start, stop)
 
 

@@ -176,7 +176,10 @@ class Decoder:
         x = self._ends.final_norm(hidden)
         if allowed is None:
             return self._ends.head.wide(x)
-        return functional.linear(x.float(), self._ends.head_rows.index_select(0, allowed).float())
+        rows = self._ends.head_rows.index_select(0, allowed).float()
+        # A library sums one row in another order than several: on a CPU each row is asked for alone.
+        parts = x.float().chunk(max(len(x), 1) if x.device.type == "cpu" else 1)
+        return torch.cat([functional.linear(part, rows) for part in parts])
 
     def fingerprint_with(self, adapter: LoraAdapter | None) -> Fingerprint:
         """Names everything that KV computed by this decoder (with `adapter`) depends on."""
