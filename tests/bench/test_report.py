@@ -92,7 +92,7 @@ def test_a_number_has_three_digits_and_the_absent_a_dash(value: Scalar, shown: s
 
 
 def test_a_page_of_its_own_and_a_model_without_its_place(tmp_path: Path) -> None:
-    found = replace(RESULT, page="beads-long", model="/home/anna/models/tiny.gguf", figures=())
+    found = replace(RESULT, page="beads-long", model="/full/anna/models/tiny.gguf", figures=())
     page = write_page(found, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"beads-long.md", "beads-long.json"}
     assert "Model `tiny`;" in page.read_text()

@@ -232,7 +232,7 @@ class Call:
         )
 
     def _first_frame(self) -> NDArray[Any]:
-        """The first picture alone; whoever never saw it has waited for it until now."""
+        """The first picture alone; a viewer that never saw it has waited until now."""
         first = self.frames[:1].copy()
         first["t_decode"][first["fate"] != DECODED] = self.now_ns
         return first
