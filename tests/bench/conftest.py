@@ -13,9 +13,9 @@ from kdn.bench import BenchOptions, Result, load_bench
 
 SMALLER: dict[str, dict[str, Any]] = {
     "blend": {"only": "quality"},  # its timing is that of the engine's benchmark, eight times
-    "l4s": {
-        "only": "prediction"
-    },  # its other parts simulate minutes of traffic, whatever the model
+    # their other parts simulate minutes of traffic, or learn from it, whatever the model
+    "l4s": {"only": "prediction"},
+    "rtc": {"only": "calls"},
 }
 """What a tiny model does not make shorter is asked for in part."""
 
