@@ -109,7 +109,7 @@ for step in range(60):
     store.put(make_block(name))
     with tier._catalogue.writer._transaction():  # nobody evicts or begins to write meanwhile
         files = list(tier._folder.files())  # those being written last: none is seen twice
-    assert len(files) <= 20, len(files)
+    assert len(files) <= int(sys.argv[3]), len(files)
     reader = store.open(block_id([(step * 11 + seed) % 50]))
     if reader is not None:
         with reader:
@@ -122,17 +122,24 @@ print("fine")
 """
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="about one run in twenty on a busy machine counts 22 files for 20; the cause is not found yet",
-)
-def test_the_cap_holds_for_processes_together(tmp_path: Path) -> None:
-    crowd = [start(_CROWD, tmp_path / "kv", seed) for seed in range(3)]
-    assert [process.communicate(timeout=60)[0] for process in crowd] == ["fine\n"] * 3
+def crowd_ends(folder: Path, most_files: int) -> list[str]:
+    crowd = [start(_CROWD, folder, seed, most_files) for seed in range(3)]
+    return [process.communicate(timeout=60)[0] for process in crowd]
+
+
+def test_processes_together_read_what_was_written(tmp_path: Path) -> None:
+    assert crowd_ends(tmp_path / "kv", 1000) == ["fine\n"] * 3
     with disk_only(tmp_path / "kv", 20) as store:
         assert 0 < store.stat().blocks <= 20
         assert store.verify().corrupt == ()
-        store.check()
+
+
+@pytest.mark.xfail(
+    strict=False,
+    reason="two runs beside an installation counted 22 files for 20; the cause is not found yet",
+)
+def test_the_cap_holds_for_processes_together(tmp_path: Path) -> None:
+    assert crowd_ends(tmp_path / "kv", 20) == ["fine\n"] * 3
 
 
 _DIE = {
