@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import stat
 from contextlib import closing
 from pathlib import Path
 
@@ -66,13 +68,30 @@ def connect(path: Path, busy_s: float) -> sqlite3.Connection:
 
     Its files are their owner's alone. Raises OSError when it is no file that can be written.
     """
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600))
+    _make_file(path)
     connection = sqlite3.connect(
         path, timeout=busy_s, isolation_level=None, check_same_thread=False
     )
     # A lost commit costs nothing that the blocks do not say again, so no fsync per commit.
     connection.execute("PRAGMA synchronous = NORMAL")
     return connection
+
+
+def _make_file(path: Path) -> None:
+    """An empty file of its owner's, unless one is there.
+
+    A file that is there is not opened here: POSIX takes all locks of a process off a file when any
+    descriptor of it is closed.  SQLite's lock says that the catalogue is in use; without it the next
+    process that closes removes the write-ahead log under those that stay, and they and later ones
+    then write two logs.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+    except FileExistsError:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise OSError(errno.EINVAL, "something that is not a file lies there") from None
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
 
 
 def prepare(connection: sqlite3.Connection) -> float:
