@@ -67,6 +67,11 @@ class FaultyFiles(Files):
         self._fail("EIO while writing")
         super().write(path, data, mode)
 
+    def read(self, descriptor: int, into: memoryview, start: int) -> int:
+        self._fail("EIO while reading")
+        some = into[: into.nbytes // 2] if self._faults.strike("a short read") else into
+        return super().read(descriptor, some, start)
+
     def rename(self, path: Path, to: Path) -> None:
         self._fail("EIO while renaming")
         super().rename(path, to)

@@ -108,7 +108,7 @@ def publishing(path: Path, mode: int = _PRIVATE_FILE) -> Iterator[IO[bytes]]:
 
 
 class Files:
-    """What changes the disk. Nothing counts as kept until it and its folder are synced.
+    """What touches the disk. Nothing counts as kept until it and its folder are synced.
 
     The verbs below are all that touches the disk; the sentences above them are made of these.
     Files and folders are readable by their owner only, unless a mode says otherwise.
@@ -166,6 +166,10 @@ class Files:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def read(self, descriptor: int, into: memoryview, start: int) -> int:
+        """Fill `into` from `start` of a file on; how many bytes came, 0 at its end."""
+        return os.preadv(descriptor, [into], start)
 
     def rename(self, path: Path, to: Path) -> None:
         path.replace(to)

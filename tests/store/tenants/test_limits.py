@@ -133,3 +133,21 @@ def test_a_text_is_put_and_found_over_http(tiny_model: Callable[..., Path], tmp_
             assert far_too_long.json()["error"]["code"] == "context_length_exceeded"
         many = b'{"fingerprint": "x", "tokens": [' + b"1," * (1 << 21) + b"1]}"
         assert http.post("/lookup", content=many).status_code == 413
+
+
+def test_a_text_that_the_disk_refuses_is_not_acknowledged(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Memory holds it, and would lose it: 507 with the reason, where it was 200."""
+    grants, settings = read_grants("root", ()), ServeSettings(port=0, grace_s=1)
+    with ExitStack() as stack:
+        config = Config(home=tmp_path, store=StoreConfig(disk_bytes=1000))
+        one = stack.enter_context(kdn.open(tiny_model(), config=config))
+        app = create_app(served(one), settings, version="1", own_keys=grants)
+        mount_store(app, one.store, grants, TextStore(one, served(one)))
+        door = stack.enter_context(listen(settings))
+        stack.enter_context(running(make_server(app, settings, log_level="warning"), door))
+        http = stack.enter_context(httpx.Client(base_url=url_of(door, "http") + "/v1/store"))
+        http.headers["authorization"] = "Bearer root"
+        answer = http.post("/put", json={"text": "The lamp is lit at dusk. " * 4})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (507, "no_space")

@@ -16,6 +16,7 @@ from kdn.serve.service import ServedModel
 from kdn.serve.store.grants import Grant
 from kdn.serve.store.manage import answer, read_body
 from kdn.store import Match, Store
+from kdn.store.admin.manage import copy
 from kdn.store.admin.shapes import lookup_shape
 
 __all__ = ["Prefiller", "TextStore", "text_routes"]
@@ -64,7 +65,8 @@ def text_routes(texts: TextStore, store: Store, grant_of: Callable[[Request], Gr
         def put() -> int:
             texts.check(asked.text)
             tokens = texts.model.prefill(asked.text, asked.name, asked.salt)
-            store.flush()  # it is stored for good when this is answered
+            store.flush()
+            _make_durable(store, *texts.model.lookup(asked.text, asked.name, asked.salt))
             return tokens
 
         tokens = await run_in_threadpool(put)
@@ -83,3 +85,21 @@ def text_routes(texts: TextStore, store: Store, grant_of: Callable[[Request], Gr
         return answer(lookup_shape(*await run_in_threadpool(find)))
 
     return router
+
+
+def _make_durable(store: Store, found: Match, num_tokens: int) -> None:
+    """What is answered is stored for good: writing behind promises nothing.
+
+    Raises StoreError or NoSpace of the tier that refuses, Refused when part of the text is nowhere.
+    """
+    durable = store.tiers.durable
+    missing = [hit.id.key for hit in found.hits if not durable.holds(hit.id.key)]
+    copied = copy(store, missing, durable.name)
+    if copied.missing or found.num_tokens < num_tokens:
+        raise Refused(
+            f"only {found.num_tokens} of {num_tokens} tokens could be stored: look at /metrics for"
+            " what the store refuses, and send it again",
+            status=503,
+            code="not_stored",
+            retry_after_s=5,
+        )

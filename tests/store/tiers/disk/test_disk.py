@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -15,7 +16,9 @@ import pytest
 from kdn.clock import ManualClock
 from kdn.core import BlockId, BlockKey
 from kdn.errors import ForeignStore, NoSpace, StoreError
+from kdn.machine.files import Files
 from kdn.store import Block, DiskTier, EncodedBlock, Store, encode_block
+from kdn.store.tiers.seal import KeyRing
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import block_id, make_block, run_of
 
@@ -257,6 +260,46 @@ def test_a_torn_file_is_a_counted_miss_and_is_computed_again(tmp_path: Path) -> 
         assert reads(store, first)
         assert not (tmp_path / "kv" / "quarantine" / path.name).exists()
         store.check()
+
+
+class _BadReads(Files):
+    """A device whose reads fail, or give less than was asked for, as POSIX lets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = self.short = False
+
+    def read(self, descriptor: int, into: memoryview, start: int) -> int:
+        if self.fails:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(descriptor, into[:1000] if self.short else into, start)
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_a_read_that_fails_or_is_short_damages_no_block(tmp_path: Path, is_sealed: bool) -> None:
+    if is_sealed:
+        pytest.importorskip("cryptography")
+    ring, files = KeyRing(bytes(32)) if is_sealed else None, _BadReads()
+    disk = DiskTier(tmp_path / "kv", 10**9, ManualClock(), NoTrace(), ring=ring, files=files)
+    name = block_id([1])
+    with Store([disk]) as store:
+        store.put(make_block(name))
+        files.fails = True
+        assert not reads(store, name)
+        files.fails, files.short = False, True
+        assert reads(store, name)
+        assert (store.stat().corrupt, store.stat().blocks) == (0, 1)
+        store.check()
+
+
+def test_a_file_that_cannot_be_read_at_an_opening_is_kept(tmp_path: Path) -> None:
+    (name,) = filled(tmp_path / "kv", 1)
+    (tmp_path / "kv" / "catalogue.sqlite").unlink()
+    files = _BadReads()
+    files.fails = True
+    DiskTier(tmp_path / "kv", 10**9, ManualClock(), NoTrace(), files=files).close()
+    with reopened(tmp_path / "kv", Recorder()) as store:
+        assert reads(store, name)
 
 
 def test_a_renamed_file_is_not_taken_for_another_block(tmp_path: Path) -> None:

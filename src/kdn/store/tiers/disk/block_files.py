@@ -212,9 +212,10 @@ class _FileHandle(Handle):
     Reads cover whole pages, as O_DIRECT wants it; so do the parts of a block.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, files: Files) -> None:
         """Takes the descriptor over. Raises CorruptBlock for what is no file of a block's size."""
         self._descriptor: int | None = descriptor
+        self._files = files
         self._closing = threading.Lock()
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_SEALED_BYTES:
@@ -229,15 +230,20 @@ class _FileHandle(Handle):
     def read(self, start: int, stop: int) -> memoryview:
         size, wanted = self.buffer.nbytes, slice(start, stop)
         start, stop = start // ALIGN * ALIGN, min(-(-stop // ALIGN) * ALIGN, size)
-        view = self.buffer[start:stop]
+        got = start
+        while got < stop and (more := self._read_some(got, stop)):
+            got += more
+        if got != stop:
+            raise CorruptBlock(f"bytes {start} to {stop} were asked for, {got - start} are there")
+        return self.buffer[wanted]
+
+    def _read_some(self, start: int, stop: int) -> int:
+        """How many bytes came: less than all is no end of the file, and an error is no damage to it."""
         assert self._descriptor is not None
         try:
-            got = os.preadv(self._descriptor, [view], start)
+            return self._files.read(self._descriptor, self.buffer[start:stop], start)
         except OSError as error:
-            raise CorruptBlock(f"bytes {start} to {stop} cannot be read: {error}") from error
-        if got != stop - start:
-            raise CorruptBlock(f"bytes {start} to {stop} were asked for, {got} are there")
-        return self.buffer[wanted]
+            raise LostBlock(f"bytes {start} to {stop} cannot be read: {error}") from error
 
     def close(self) -> None:
         with self._closing:
@@ -280,7 +286,7 @@ class BlockFiles:
         Raises FileNotFoundError when there is none, CorruptBlock when it is no block.
         """
         try:
-            file = _FileHandle(self._descriptor(self._folder.block(key)))
+            file = _FileHandle(self._descriptor(self._folder.block(key)), self._files)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -384,4 +390,6 @@ class BlockFiles:
         try:
             return ring.open(key, file)
         except LostBlock as error:
+            if isinstance(error.__cause__, OSError):
+                raise  # not read
             raise CorruptBlock(f"block {key}: its seal does not open") from error

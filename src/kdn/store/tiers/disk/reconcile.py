@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdn.clock import Clock
 from kdn.core import BlockKey
-from kdn.errors import CorruptBlock, StoreError
+from kdn.errors import CorruptBlock, LostBlock, StoreError
 from kdn.store.block.reader import read_header
 from kdn.store.index.index import Entry
 from kdn.store.tiers.disk.block_files import BlockFiles, StoreFolder
@@ -96,6 +96,9 @@ def _adopt(catalogue: Catalogue, blocks: BlockFiles, key: BlockKey, trace: Trace
         size_bytes, written_s = blocks.size_and_time(key)
     except FileNotFoundError:
         return  # evicted by another process meanwhile
+    except LostBlock as error:
+        trace.event("store.unreadable", key=key, reason=str(error))
+        return  # it is adopted once it can be read
     except CorruptBlock as error:
         trace.event("store.corrupt", tier="disk", key=key, reason=str(error))
         blocks.remove(key)
