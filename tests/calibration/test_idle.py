@@ -196,38 +196,35 @@ class CountingMeter:
         self.closed = True
 
 
-@dataclass
-class Quiet:
-    """How long it has been quiet, as a test decides."""
-
-    seconds: float | None = None
-
-    def __call__(self) -> float | None:
-        return self.seconds
-
-
-def test_two_points_are_measured_four_times_once_it_is_quiet() -> None:
+def test_two_points_are_measured_four_times() -> None:
     """One round to warm up and three that count."""
-    meter, kept, quiet = CountingMeter(), list[JctModel](), Quiet()
-    steps = jct_steps(lambda: meter, quiet, 60, kept.append, NoTrace())
-    assert next(steps) == inf, "no request has come yet"
-    quiet.seconds = 20
-    assert next(steps) == 40
-    quiet.seconds = 60
+    meter, kept = CountingMeter(), list[JctModel]()
+    steps = jct_steps(lambda: meter, kept.append, NoTrace())
     assert list(steps) == [0] * 8
     assert (meter.measured, kept, meter.closed) == (8, [FOUND], True)
 
 
-def test_a_request_starts_the_wait_again_and_closing_keeps_nothing() -> None:
-    meter, kept, quiet = CountingMeter(), list[JctModel](), Quiet(60)
-    steps = jct_steps(lambda: meter, quiet, 60, kept.append, NoTrace())
-    assert next(steps) == 0
-    quiet.seconds = 0
-    assert next(steps) == 60
-    quiet.seconds = 61
-    assert next(steps) == 0
+def test_closing_a_fit_keeps_nothing() -> None:
+    meter, kept = CountingMeter(), list[JctModel]()
+    steps = jct_steps(lambda: meter, kept.append, NoTrace())
+    assert [next(steps), next(steps)] == [0, 0]
     steps.close()
     assert (meter.measured, kept, meter.closed) == (2, [], True)
+
+
+def test_a_work_waits_until_no_request_has_ended_for_its_time() -> None:
+    work = IdleWork("jct", noting(list[int]().clear, 1), after_s=60)
+    assert [work.waits_s(quiet) for quiet in (None, 0, 20, 60, 61)] == [inf, 60, 40, 0, 0]
+
+
+def test_a_work_without_anything_to_do_is_not_asked_while_its_queue_is_empty() -> None:
+    queue: list[Request] = []
+    work = IdleWork("prefill", noting(list[int]().clear, 1), queue)
+    assert work.waits_s(None) == 0, "it was never asked"
+    work.is_waiting = True
+    assert work.waits_s(None) == inf
+    queue.append(REQUEST)
+    assert work.waits_s(None) == 0
 
 
 def test_quiet_is_counted_from_the_last_end() -> None:

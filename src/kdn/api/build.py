@@ -161,16 +161,19 @@ def join(
     )
     queue = RequestQueue(make_policy(config.engine.policy, calibration.jct))
     idle = Idle(clock, trace)
+    queues = [ended.queue() for _ in range(3)]
     heard = Tee(trace, speeds, ended, idle)
     engine = Engine(model, attention, planner, limits, clock, queue, heard)
     idle.start(
         engine,
         engine.is_idle,
         [
-            IdleWork("bias", bias_steps(ended.queue(), calibration.key_bias_steps)),
-            IdleWork("prefill", prefill_steps(ended.queue(), planner.background, idle, trace)),
-            IdleWork("compare", comparison_steps(ended.queue(), guard, idle, trace)),
-            *_jct_work(config, calibration, idle, trace),
+            IdleWork("bias", bias_steps(queues[0], calibration.key_bias_steps), queues[0]),
+            IdleWork(
+                "prefill", prefill_steps(queues[1], planner.background, idle, trace), queues[1]
+            ),
+            IdleWork("compare", comparison_steps(queues[2], guard, idle, trace), queues[2]),
+            *_jct_work(config, calibration, trace),
         ],
     )
     ends = (idle, ended, engine, planner, store, recorder)
@@ -289,12 +292,10 @@ def _make_guard(
 # --- idle time -------------------------------------------------------------------------------
 
 
-def _jct_work(
-    config: Config, calibration: ModelCalibration, idle: Idle, trace: Trace
-) -> list[IdleWork]:
+def _jct_work(config: Config, calibration: ModelCalibration, trace: Trace) -> list[IdleWork]:
     """Measures how long prompts take, where that was never done and settings do not forbid it."""
     after_s = config.engine.fit_idle_s
     if after_s == 0 or calibration.jct.source == "fit":
         return []
-    meter, keep = calibration.jct_meter, calibration.keep_jct
-    return [IdleWork("jct", jct_steps(meter, idle.quiet_s, after_s, keep, trace))]
+    steps = jct_steps(calibration.jct_meter, calibration.keep_jct, trace)
+    return [IdleWork("jct", steps, after_s=after_s)]

@@ -86,29 +86,14 @@ class JctMeasuring(Protocol):
 
 
 def jct_steps(
-    meter: Callable[[], JctMeasuring],
-    quiet_s: Callable[[], float | None],
-    after_s: float,
-    keep: Callable[[JctModel], None],
-    trace: Trace,
+    meter: Callable[[], JctMeasuring], keep: Callable[[JctModel], None], trace: Trace
 ) -> IdleSteps:
-    """Measure how long prompts take, once: after requests have come, and none for `after_s`.
-
-    A request that comes meanwhile starts the wait again; nothing is kept of a fit that was not
-    finished.
-    """
-    yield from _until_quiet(quiet_s, after_s)
+    """Measure how long prompts take, once. Nothing is kept of a fit that was not finished."""
     with closing(meter()) as measuring:
         for _ in range(_ROUNDS + 1):
             for point in measuring.points:
-                yield from _until_quiet(quiet_s, after_s)
                 measuring.measure(point)
                 yield 0.0
         found = measuring.fit()
     keep(found)
     trace.event("jct.fit", error=found.error)
-
-
-def _until_quiet(quiet_s: Callable[[], float | None], after_s: float) -> IdleSteps:
-    while (quiet := quiet_s()) is None or quiet < after_s:
-        yield inf if quiet is None else after_s - quiet

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from collections.abc import Generator as Steps
 from dataclasses import dataclass
 from math import inf
@@ -34,12 +34,26 @@ _MOST_READY = 64
 """More blended answers than this are forgotten, oldest first: they come up again."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class IdleWork:
-    """Steps with the name that a failure is reported under."""
+    """Steps with the name that a failure is reported under, and what says that there are any."""
 
     name: str
     steps: IdleSteps
+    queue: Collection[Request] | None = None
+    """What it works off. A work that had nothing to do is not asked again while this is empty."""
+    after_s: float = 0.0
+    """For how long no request must have ended before each step."""
+    is_waiting: bool = False
+    """It had nothing to do when it was last asked."""
+
+    def waits_s(self, quiet_s: float | None) -> float:
+        """How long until it is to be asked, after `quiet_s` seconds without the end of a request."""
+        if self.is_waiting and self.queue is not None and not self.queue:
+            return inf
+        if not self.after_s:
+            return 0.0
+        return inf if quiet_s is None else max(self.after_s - quiet_s, 0.0)
 
 
 class Idle:
@@ -139,8 +153,12 @@ class Idle:
         with self._at_work:
             if self._closing.is_set() or work not in self._works:
                 return inf
+            if wait_s := work.waits_s(self.quiet_s()):
+                return wait_s
             try:
-                return next(work.steps)
+                wait_s = next(work.steps)
+                work.is_waiting = wait_s > 0
+                return wait_s
             except StopIteration:
                 self._works.remove(work)
             except Exception as error:  # noqa: BLE001  a fault in one work costs that work alone
