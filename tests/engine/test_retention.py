@@ -24,8 +24,7 @@ from kdn.core import (
     Segment,
 )
 from kdn.engine import Capture, EngineLimits
-from kdn.engine.request import Intake, RunningRequest
-from kdn.engine.retention import (
+from kdn.engine.kv import (
     family_name,
     retained_answer,
     retained_prompt,
@@ -33,6 +32,7 @@ from kdn.engine.retention import (
     shared_tokens,
     wanted_capture,
 )
+from kdn.engine.request import Intake, RunningRequest
 from kdn.model import LoadedModel
 from tests.engine.runs import HeldSource, load_tiny
 

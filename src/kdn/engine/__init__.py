@@ -11,10 +11,9 @@ from kdn.engine.alone import AloneRun, HeldKV, run_alone, steps_alone
 from kdn.engine.batch import SequenceSlice
 from kdn.engine.engine import Engine, EngineStat
 from kdn.engine.executor import Pass
-from kdn.engine.kv import KvBudget, PrefixKV, PrefixPool, SequenceKV, SuffixKV
+from kdn.engine.kv import Capture, KvBudget, PrefixKV, PrefixPool, SequenceKV, SuffixKV
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory, measured_memory
 from kdn.engine.request import MOVES, RequestState, RunningStream
-from kdn.engine.retention import Capture
 from kdn.engine.sampling import DrawnToken, Sampler
 
 __all__ = [

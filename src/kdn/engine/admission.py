@@ -10,18 +10,21 @@ import torch
 from kdn.core import Job, Plan, Planned, Planner, Request, Retention
 from kdn.engine.kv import (
     EXTENT,
+    Capture,
     KvBudget,
     PrefixKV,
     PrefixPool,
     SequenceKV,
     SuffixKV,
     extents,
+    family_name,
     kv_shape,
+    shared_tokens,
+    wanted_capture,
 )
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import computes_in_order
 from kdn.engine.request import RunningRequest
-from kdn.engine.retention import Capture, family_name, shared_tokens, wanted_capture
 from kdn.model import LoadedModel
 from kdn.schedule import RequestQueue
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from kdn.clock import Clock
 from kdn.core import Finish, FinishReason, Planner, Request, RetainedKV
 from kdn.engine.admission import Admission, WaitingRequests
+from kdn.engine.kv import retained_answer, retained_prompt, retains_answer
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import DecodeBatch, PrefillQueue
 from kdn.engine.request import RequestState, RunningRequest
-from kdn.engine.retention import retained_answer, retained_prompt, retains_answer
 from kdn.errors import CorruptBlock, EngineFailed, KdnError
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention

@@ -22,9 +22,8 @@ from kdn.core import (
     TokenProb,
     Usage,
 )
-from kdn.engine.kv import SequenceKV, extents, kv_shape
+from kdn.engine.kv import Capture, SequenceKV, extents, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory
-from kdn.engine.retention import Capture
 from kdn.engine.sampling import DrawnToken, Sampler, StopStrings
 from kdn.errors import BadInput, PromptTooLong, UnknownModel
 from kdn.model import Incremental, LoadedModel, LoraAdapter, Tokenizer

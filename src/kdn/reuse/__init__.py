@@ -6,8 +6,7 @@ Start reading at `stack.py`.
 
 from __future__ import annotations
 
-from kdn.reuse.loss import LossRule, lossy_recipe
-from kdn.reuse.prefix import PrefixReuse
+from kdn.reuse.prefix import LossRule, PrefixReuse, lossy_recipe
 from kdn.reuse.recording import RecordLookups
 from kdn.reuse.source import StoreSource
 from kdn.reuse.stack import Stack

@@ -7,11 +7,10 @@ Start reading at `app.py`, then follow one request through `openai/generate.py`.
 from __future__ import annotations
 
 from kdn.serve.app import create_app
-from kdn.serve.inflight import Server
-from kdn.serve.limits import Limits
+from kdn.serve.limits import Server
 from kdn.serve.run import listen, make_server, served, url_of
 from kdn.serve.service import ServedEmbedder, ServedModel, StoreNumbers, Vocabulary
-from kdn.serve.settings import ServeSettings, is_loopback
+from kdn.serve.settings import Limits, ServeSettings, is_loopback
 from kdn.serve.store.app import create_node_app, mount_store
 from kdn.serve.store.grants import Grant, read_grants
 

@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from kdn.clock import Clock, SystemClock
 from kdn.serve.auth import Auth
 from kdn.serve.errors import speak_openai
-from kdn.serve.inflight import Backpressure, Shutdown
+from kdn.serve.limits import Backpressure, Shutdown
 from kdn.serve.metrics import Metrics
 from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.embeddings import embedding_routes

@@ -21,8 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kdn.core import PUBLIC_SALT
 from kdn.errors import BadConfig
 from kdn.serve.errors import Refused, response
-from kdn.serve.inflight import Backpressure, Held, Shutdown
-from kdn.serve.limits import MAX_HEADER_BYTES
+from kdn.serve.limits import MAX_HEADER_BYTES, Backpressure, Held, Shutdown
 from kdn.serve.settings import ServeSettings, is_loopback
 
 __all__ = ["LOCAL", "ApiKey", "Auth", "Caller", "caller_of", "find_caller", "read_keys"]

@@ -1,4 +1,4 @@
-"""Every bound of the server, each enforced before the work it bounds.
+"""Every bound of the server, each enforced before the work it bounds, and how that work ends when it stops.
 
 The constants bound the shape of one request; `Limits` bounds what may be held at one time, and is a
 matter of the machine.
@@ -7,20 +7,38 @@ matter of the machine.
 from __future__ import annotations
 
 import json
+import signal
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Annotated, Any, Protocol
 
+import uvicorn
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, Field
 
-from kdn.config import ServeConfig
-from kdn.errors import BadConfig
+from kdn.clock import Clock
+from kdn.errors import Cancelled
 from kdn.serve.errors import Refused
 from kdn.serve.service import Vocabulary
+from kdn.serve.settings import Limits
 
-__all__ = ["Limits", "bounded_router", "check_length", "check_values", "prefix_of", "read_json"]
+__all__ = [
+    "Abortable",
+    "Backpressure",
+    "Held",
+    "Server",
+    "Shutdown",
+    "bounded_router",
+    "check_length",
+    "check_values",
+    "prefix_of",
+    "read_json",
+]
+
 
 MAX_MESSAGES = 4096
 """Turns of one conversation."""
@@ -84,48 +102,6 @@ _CHARS_PER_TOKEN = 8
 """A text that is not longer than this many characters a token of context is counted whole."""
 _LOST_AT_CUTS = 256
 """By how many tokens, at most, a piece of text may count more than inside the whole."""
-
-_DEFAULTS = ServeConfig()
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server holds at one time. A caller is known by its API key.
-
-    Raises BadConfig for a bound below 1.
-    """
-
-    body_bytes: int = _DEFAULTS.max_body_bytes
-    """Of one HTTP request."""
-    choices: int = 128
-    """Answers (prompts times `n`) of one HTTP request."""
-    caller_requests: int = _DEFAULTS.max_requests // 2
-    """Requests that have not ended, of one caller. Each document of a ranking is one."""
-    all_requests: int = _DEFAULTS.max_requests
-    caller_tokens: int = _DEFAULTS.max_tokens // 2
-    """Prompt tokens of requests that have not ended, of one caller. One request always fits."""
-    all_tokens: int = _DEFAULTS.max_tokens
-    caller_bytes: int = 256 << 20
-    """Bodies of HTTP requests that have not been answered, of one caller."""
-    all_bytes: int = 512 << 20
-    stream_events: int = 1 << 13
-    """Events that wait for a client that reads slowly; an alternative of a token counts as one."""
-
-    @classmethod
-    def of(cls, config: ServeConfig) -> Limits:
-        """As the settings say."""
-        return cls(
-            body_bytes=config.max_body_bytes,
-            caller_requests=max(config.max_requests // 2, 1),
-            all_requests=config.max_requests,
-            caller_tokens=max(config.max_tokens // 2, 1),
-            all_tokens=config.max_tokens,
-        )
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise BadConfig(f"the limit {name} is {value}; it must be at least 1")
 
 
 def check_length(texts: Iterable[str], vocabulary: Vocabulary, max_tokens: int, param: str) -> None:
@@ -234,3 +210,165 @@ def _check_depth(found: Any) -> None:
 
 def _too_deep() -> Refused:
     return Refused(f"the body is nested deeper than {MAX_JSON_DEPTH} levels; send it flatter")
+
+
+_TOKENS_PER_S = 2000
+"""For `Retry-After`: how fast prompts are computed, a laptop's order of magnitude."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one HTTP request holds until it has ended."""
+
+    requests: int = 0
+    tokens: int = 0
+    size_bytes: int = 0
+
+
+@dataclass
+class _Sum:
+    """What is held together."""
+
+    held: Counter[str] = field(default_factory=Counter)
+
+    def add(self, more: Held, sign: int = 1) -> None:
+        for name, value in vars(more).items():
+            self.held[name] += sign * value
+
+    def beyond(self, more: Held, bounds: Held) -> str | None:
+        """The name of the bound that `more` would break. What is alone always fits."""
+        for name, value in vars(more).items():
+            now, most = self.held[name], getattr(bounds, name)
+            if value and now and now + value > most:
+                return name
+        return None
+
+
+class Backpressure:
+    """Counts what callers hold, and refuses what is more than the limits. Used on the event loop."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._of_one = Held(limits.caller_requests, limits.caller_tokens, limits.caller_bytes)
+        self._of_all = Held(limits.all_requests, limits.all_tokens, limits.all_bytes)
+        self._all = _Sum()
+        self._callers: dict[str, _Sum] = {}
+
+    @contextmanager
+    def hold(self, caller: str, held: Held) -> Iterator[None]:
+        """Hold as long as the `with` lasts. Raises Refused: 429 for the caller's bound, 503 for all's."""
+        self.take(caller, held)
+        try:
+            yield
+        finally:
+            self.give_back(caller, held)
+
+    def take(self, caller: str, held: Held) -> None:
+        """Hold until `give_back` with the same. Raises Refused, and holds nothing then."""
+        own = self._callers.get(caller, _Sum())
+        if broken := own.beyond(held, self._of_one):
+            raise self._refused(429, broken, "this key's", own, self._of_one)
+        if broken := self._all.beyond(held, self._of_all):
+            raise self._refused(503, broken, "the server's", self._all, self._of_all)
+        self._callers.setdefault(caller, own).add(held)
+        self._all.add(held)
+
+    def give_back(self, caller: str, held: Held) -> None:
+        """End what was taken."""
+        own = self._callers.setdefault(caller, _Sum())  # what holds nothing may have ended before
+        own.add(held, -1)
+        self._all.add(held, -1)
+        if not any(own.held.values()):
+            del self._callers[caller]
+
+    def check(self) -> None:
+        """Raise AssertionError unless the sums of callers are the sum of all. For tests."""
+        for name in vars(self._of_all):
+            total = sum(own.held[name] for own in self._callers.values())
+            assert total == self._all.held[name] >= 0, f"{name}: {total}, {self._all.held[name]}"
+
+    def _refused(self, status: int, name: str, whose: str, held: _Sum, bounds: Held) -> Refused:
+        wait_s = max(1, min(60, held.held["tokens"] // _TOKENS_PER_S))
+        what = {"size_bytes": "bytes of bodies"}.get(name, name)
+        return Refused(
+            f"{held.held[name]} {what} are being worked on, and {whose} limit is "
+            f"{getattr(bounds, name)}: send again in {wait_s} s",
+            status=status,
+            code="overloaded",
+            retry_after_s=wait_s,
+        )
+
+
+class Abortable(Protocol):
+    """An answer under way that can be ended with an error, which its client is told."""
+
+    def abort(self, error: Exception) -> None: ...
+
+
+class Shutdown:
+    """The state of one server's stop. Used on the event loop; `begin` also in a signal handler."""
+
+    def __init__(self, grace_s: float, clock: Clock) -> None:
+        self._grace_s = grace_s
+        self._clock = clock
+        self._deadline_s: float | None = None
+        self._num_active = 0
+        self._running: set[Abortable] = set()
+
+    @property
+    def has_begun(self) -> bool:
+        """Are new requests refused?"""
+        return self._deadline_s is not None
+
+    def begin(self, grace_s: float | None = None) -> None:
+        """Refuse new requests from now on. Calling it again changes nothing."""
+        if self._deadline_s is None:
+            grace_s = self._grace_s if grace_s is None else grace_s
+            self._deadline_s = self._clock.now() + grace_s
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """One HTTP request is being answered inside."""
+        self._num_active += 1
+        try:
+            yield
+        finally:
+            self._num_active -= 1
+
+    def follow(self, answer: Abortable) -> None:
+        """`answer` has begun."""
+        self._running.add(answer)
+
+    def forget(self, answer: Abortable) -> None:
+        """`answer` has ended. Harmless for one that is not followed."""
+        self._running.discard(answer)
+
+    def is_over(self) -> bool:
+        """May the server end? True when all is answered; at the deadline what runs is aborted."""
+        if self._deadline_s is None:
+            return False
+        if self._num_active and self._clock.now() < self._deadline_s:
+            return False
+        error = Cancelled("the server is stopping and ended this answer before its end")
+        for answer in list(self._running):
+            answer.abort(error)
+        return True
+
+
+class Server(uvicorn.Server):
+    """The first signal begins the stop, which lasts no longer than the grace; the second one ends
+    the process."""
+
+    def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
+        super().__init__(config)
+        self._shutdown = shutdown
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._shutdown.has_begun:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        self._captured_signals.append(sig)  # raised again by uvicorn once the server has ended
+        self._shutdown.begin()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: is it time to end?"""
+        return await super().on_tick(counter) or self._shutdown.is_over()

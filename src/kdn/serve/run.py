@@ -18,8 +18,7 @@ from kdn.api.kdn import EMBEDDER
 from kdn.errors import BadConfig, PortInUse, UnknownModel
 from kdn.model import resolve
 from kdn.serve.app import create_app
-from kdn.serve.inflight import Server
-from kdn.serve.limits import MAX_HEADER_BYTES
+from kdn.serve.limits import MAX_HEADER_BYTES, Server
 from kdn.serve.service import ServedEmbedder, ServedModel, StoreNumbers
 from kdn.serve.settings import ServeSettings
 from kdn.serve.store.app import mount_store

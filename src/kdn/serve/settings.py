@@ -1,4 +1,4 @@
-"""The settings of a server."""
+"""The settings of a server, and the bounds on what it holds at one time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 
 from kdn.config import ServeConfig
 from kdn.errors import BadConfig
-from kdn.serve.limits import Limits
 
-__all__ = ["ServeSettings", "is_loopback"]
+__all__ = ["Limits", "ServeSettings", "is_loopback"]
 
 
 @lru_cache(maxsize=64)
@@ -26,6 +25,46 @@ def is_loopback(host: str) -> bool:
 
 
 _DEFAULTS = ServeConfig()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server holds at one time. A caller is known by its API key.
+
+    Raises BadConfig for a bound below 1.
+    """
+
+    body_bytes: int = _DEFAULTS.max_body_bytes
+    """Of one HTTP request."""
+    choices: int = 128
+    """Answers (prompts times `n`) of one HTTP request."""
+    caller_requests: int = _DEFAULTS.max_requests // 2
+    """Requests that have not ended, of one caller. Each document of a ranking is one."""
+    all_requests: int = _DEFAULTS.max_requests
+    caller_tokens: int = _DEFAULTS.max_tokens // 2
+    """Prompt tokens of requests that have not ended, of one caller. One request always fits."""
+    all_tokens: int = _DEFAULTS.max_tokens
+    caller_bytes: int = 256 << 20
+    """Bodies of HTTP requests that have not been answered, of one caller."""
+    all_bytes: int = 512 << 20
+    stream_events: int = 1 << 13
+    """Events that wait for a client that reads slowly; an alternative of a token counts as one."""
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> Limits:
+        """As the settings say."""
+        return cls(
+            body_bytes=config.max_body_bytes,
+            caller_requests=max(config.max_requests // 2, 1),
+            all_requests=config.max_requests,
+            caller_tokens=max(config.max_tokens // 2, 1),
+            all_tokens=config.max_tokens,
+        )
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise BadConfig(f"the limit {name} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)

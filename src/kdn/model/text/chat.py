@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kdn.clock import Clock
 from kdn.core import Prompt, Role, Segment, TokenIds
@@ -27,6 +28,9 @@ NEUTRAL_SYSTEM = "You are a careful assistant. Read the documents, then do what 
 _BETWEEN = "\n\n"
 """Stands after every document and instruction inside the first user turn."""
 _MARK = re.compile("\ue000(\\d+)\ue001")
+_LONG_CONVERSATION = 16
+_KEPT_SHAPES = 64
+"""Shapes of conversations, up to 15 turns, whose template text is kept."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class ChatTemplate:
         self._renderer = TurnRenderer(
             source, clock, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token
         )
+        self._cut_known = lru_cache(_KEPT_SHAPES)(self._cut)
 
     def segments(
         self,
@@ -96,7 +101,7 @@ class ChatTemplate:
         if not any(spoken):
             return messages
         marked = [_marked(m.role, i) for i, m in enumerate(messages)]
-        pieces = _MARK.split(self._renderer.render(marked))[0::2]
+        pieces = self._cut_between(marked)[0::2]
         real = [
             {"role": m.role, "content": m.content}
             if answers and "\ue000" not in m.content
@@ -150,13 +155,27 @@ class ChatTemplate:
             content = "".join(f"\ue000{mark}\ue001" for mark in marks)
             rendered.append({"role": turn.role, "content": opening + content})
             num_marks, opening = marks.stop, ""
-        found = _MARK.split(self._renderer.render(rendered))
+        found = self._cut_between(rendered)
         if found[1::2] != [str(mark) for mark in range(num_marks)]:
             raise BadInput(
                 "the model's chat template drops or reorders these messages; send the turns in the "
                 "order user, assistant, user, with at most one system message in front"
             )
         return found[0::2]
+
+    def _cut_between(self, marked: Sequence[Turn]) -> list[str]:
+        """The rendered conversation, cut at its marks: texts at even places, numbers at odd ones.
+
+        Turns of marks are the same for every conversation of that shape, so a short one is rendered once,
+        unless the template asks what time it is.
+        """
+        shape = tuple((turn["role"], turn["content"]) for turn in marked)
+        is_known = len(shape) < _LONG_CONVERSATION and not self._renderer.reads_clock
+        return list((self._cut_known if is_known else self._cut)(shape))
+
+    def _cut(self, shape: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+        turns = [{"role": role, "content": content} for role, content in shape]
+        return tuple(_MARK.split(self._renderer.render(turns)))
 
 
 def _marked(role: str, number: int) -> Turn:

@@ -47,6 +47,8 @@ class TurnRenderer:
         """`source` None means a base model. Raises WeightsError for what is no template."""
         self._source = source or PLAIN_TEMPLATE
         self._clock = clock
+        self.reads_clock = "strftime_now" in self._source
+        """May it render the same conversation differently at another time?"""
         self._bos_token, self._eos_token = bos_token, eos_token
         if len(self._source) > _MAX_SOURCE:
             raise WeightsError(

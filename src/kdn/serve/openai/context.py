@@ -18,8 +18,7 @@ from kdn.core import Prompt, Request, Sampling
 from kdn.model import Document, Message
 from kdn.serve.auth import Caller, caller_of
 from kdn.serve.errors import Refused
-from kdn.serve.inflight import Backpressure, Held, Shutdown
-from kdn.serve.limits import check_length
+from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
 from kdn.serve.metrics import Metrics
 from kdn.serve.openai.requests import ContentPart, DocumentBody, JobBody, MessageBody, SamplingBody
 from kdn.serve.openai.streams import (

@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 from kdn.clock import SystemClock
 from kdn.serve.auth import Auth
 from kdn.serve.errors import Refused, speak_openai
-from kdn.serve.inflight import Backpressure, Shutdown
+from kdn.serve.limits import Backpressure, Shutdown
 from kdn.serve.settings import ServeSettings
 from kdn.serve.store.blocks import block_routes
 from kdn.serve.store.grants import Grant, grant_for

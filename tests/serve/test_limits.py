@@ -12,7 +12,7 @@ from kdn.clock import ManualClock
 from kdn.errors import Cancelled
 from kdn.serve import Limits
 from kdn.serve.errors import Refused
-from kdn.serve.inflight import Backpressure, Held, Shutdown
+from kdn.serve.limits import Backpressure, Held, Shutdown
 
 LIMITS = Limits(
     caller_requests=4,
@@ -46,6 +46,15 @@ def test_what_is_alone_fits_however_large_it_is() -> None:
         load.take("alice", Held(requests=1, tokens=1))
     assert caught.value.fault.retry_after_s == 4  # 9000 tokens at 2000 a second
     load.give_back("alice", Held(requests=1, tokens=9000))
+    load.check()
+
+
+def test_two_that_hold_nothing_end_one_after_the_other() -> None:
+    load = Backpressure(LIMITS)
+    for _ in range(2):
+        load.take("alice", Held())
+    for _ in range(2):
+        load.give_back("alice", Held())
     load.check()
 
 
