@@ -133,16 +133,17 @@ def join(
     prefix = PrefixReuse(
         store,
         shape,
-        prompts.fingerprint,
+        prompts.context_fingerprint,
         LossRule(config.store.codec, config.store.max_kl, calibration.codecs),
         estimate_s=_prefill_estimate(config, calibration.jct),
         load_within_s=config.store.load_within_s,
+        invoked=prompts.invoked,
         trace=trace,
     )
     blend = BlendReuse(
         store,
         shape,
-        prompts.fingerprint,
+        prompts.context_fingerprint,
         controller,
         clock,
         movable=not decoder.rope.length_dependent,

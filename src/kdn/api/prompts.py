@@ -11,7 +11,17 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from kdn.core import Blend, Fingerprint, Prompt, Request, Sampling, TokenIds, as_many, text_of
+from kdn.core import (
+    Blend,
+    Fingerprint,
+    Invoked,
+    Prompt,
+    Request,
+    Sampling,
+    TokenIds,
+    as_many,
+    text_of,
+)
 from kdn.errors import BadInput, UnknownModel
 from kdn.model import Document, LoadedModel, Message, Remembered
 from kdn.rank import Conversation
@@ -89,6 +99,24 @@ class Prompts:
             chosen = None if adapter is None else self._model.adapters[adapter]
             self._fingerprints[adapter] = self._model.decoder.fingerprint_with(chosen)
         return self._fingerprints[adapter]
+
+    def context_fingerprint(self, adapter: str | None) -> Fingerprint:
+        """What names KV of rows before anything invokes the adapter: for an aLoRA, the model's own.
+
+        Raises UnknownModel.
+        """
+        chosen = self._model.adapters.get(adapter or "")
+        return self.fingerprint(None if chosen is not None and chosen.invocation else adapter)
+
+    def invoked(self, request: Request) -> Invoked | None:
+        """Where in the request its aLoRA begins, and what names KV from there on; None without one."""
+        adapter = self._model.adapters.get(request.adapter or "")
+        if adapter is None or not adapter.invocation:
+            return None
+        start = adapter.begins(request.prompt.token_ids)
+        if start is None:
+            return Invoked(request.prompt.num_tokens, self.fingerprint(None))
+        return Invoked(start, self._model.decoder.fingerprint_with(adapter, start))
 
 
 def blending(reuse: Reuse, ratio: float | None = None, collection: str = "") -> tuple[Blend, ...]:

@@ -127,7 +127,8 @@ class Scoring:
         """The slowest tier that a prompt's stored KV lies in; what is mostly to compute comes last."""
         names = [tier.name for tier in self._store.tiers]
         tokens = prompt.token_ids[:-1]
-        match = self._store.match(self._prompts.fingerprint(adapter), EXACT, salt, tokens)
+        context = self._prompts.context_fingerprint(adapter)
+        match = self._store.match(context, EXACT, salt, tokens)
         if 2 * match.num_tokens < len(tokens):
             return len(names)
         return max(names.index(hit.tier) for hit in match.hits)

@@ -18,7 +18,7 @@ from kdn.core.names import (
     Fingerprint,
     TokenIds,
 )
-from kdn.core.planning import Planned, Planner, RetainedKV
+from kdn.core.planning import Invoked, Planned, Planner, RetainedKV
 from kdn.core.plans import (
     ALL_ROWS,
     AllRows,
@@ -79,6 +79,7 @@ __all__ = [
     "Generator",
     "GivenRows",
     "HiddenSource",
+    "Invoked",
     "JctModel",
     "Job",
     "KvShape",

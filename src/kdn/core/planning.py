@@ -7,14 +7,25 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from kdn.core.blocks import Recipe
-from kdn.core.names import TokenIds
+from kdn.core.names import Fingerprint, TokenIds
 from kdn.core.plans import Plan
 from kdn.core.requests import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Planned", "Planner", "RetainedKV"]
+__all__ = ["Invoked", "Planned", "Planner", "RetainedKV"]
+
+
+@dataclass(frozen=True)
+class Invoked:
+    """An adapter that begins within a prompt: rows from `start` on are named by `fingerprint`.
+
+    Those before it are computed, and named, as without the adapter.
+    """
+
+    start: int
+    fingerprint: Fingerprint
 
 
 @dataclass(frozen=True)

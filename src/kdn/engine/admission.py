@@ -144,6 +144,7 @@ class Admission:
 
     def _one_token_plan(self, running: RunningRequest, plan: Plan) -> Plan:
         """The plan as a prompt of one token runs it; other prompts' and other kinds of plans as they are."""
+        plan = running.adapted(plan)
         if running.max_new_tokens > 1 or not computes_in_order(plan):
             return plan
         allowed = running.request.sampling.allowed or None
@@ -284,7 +285,7 @@ class WaitingRequests:
         request = running.request
         num_cached = self._planner.cached_tokens(request) if request.reuse else 0
         if self._pack_tokens is not None and request.retention is not Retention.NOTHING:
-            running.family = family_name(request)
+            running.family = family_name(request, running.adapter_from)
         return Job(
             id=request.id,
             arrival_ns=int(running.arrived_s * 1e9),

@@ -12,7 +12,7 @@ from kdn.core import LayerKV, Plan
 from kdn.engine.batch import SequenceSlice
 from kdn.engine.executor import Pass
 from kdn.engine.kv import Capture, PrefixKV, SequenceKV, SuffixKV, kv_shape
-from kdn.model import LoadedModel
+from kdn.model import LoadedModel, LoraAdapter
 from kdn.model.attention import Attention
 
 __all__ = ["AloneRun", "HeldKV", "run_alone", "steps_alone"]
@@ -59,13 +59,16 @@ def run_alone(
     *,
     capture: bool = False,
     spare_columns: int = 0,
+    adapter: LoraAdapter | None = None,
 ) -> AloneRun:
     """The plan from start to end, in one pass; a probe pass is followed by its second plan.
 
     With `capture` its KV comes back as it would be stored.  `spare_columns` leaves memory for tokens that
     are decoded later.  Raises CorruptBlock when a source fails.
     """
-    steps = steps_alone(model, attention, plan, capture=capture, spare_columns=spare_columns)
+    steps = steps_alone(
+        model, attention, plan, capture=capture, spare_columns=spare_columns, adapter=adapter
+    )
     while True:
         try:
             next(steps)
@@ -81,6 +84,7 @@ def steps_alone(
     *,
     capture: bool = False,
     spare_columns: int = 0,
+    adapter: LoraAdapter | None = None,
 ) -> Generator[None, None, AloneRun]:
     """As `run_alone`, with a pause after every layer, so that the driver may let others go first."""
     decoder, first = model.decoder, plan.num_prefix
@@ -97,7 +101,13 @@ def steps_alone(
         with torch.inference_mode():
             unfilled = prefix if prefix is not None and not prefix.is_complete else None
             one = SequenceSlice.prefill(
-                plan, kv, first, plan.num_tokens, capture=noted, new_prefix=unfilled
+                plan,
+                kv,
+                first,
+                plan.num_tokens,
+                adapter=adapter,
+                capture=noted,
+                new_prefix=unfilled,
             )
             step = Pass(decoder, attention, [one])
         done = False

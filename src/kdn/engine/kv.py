@@ -320,10 +320,12 @@ def shared_tokens(request: Request) -> int:
     return sum(segment.num_tokens for segment in segments[:-1]) if len(segments) > 1 else 0
 
 
-def family_name(request: Request) -> str:
+def family_name(request: Request, adapter_from: int = 0) -> str:
     """Names the shared part of a prompt and whose KV may stand in for it."""
-    shared = chain_hash(request.prompt.token_ids[: shared_tokens(request)])
-    return f"{request.adapter}/{request.salt}/{shared}"
+    num_shared = shared_tokens(request)
+    shared = chain_hash(request.prompt.token_ids[:num_shared])
+    adapter = request.adapter if adapter_from < num_shared else None
+    return f"{adapter}/{request.salt}/{shared}"
 
 
 def wanted_capture(request: Request, plan: Plan) -> tuple[int, int] | None:

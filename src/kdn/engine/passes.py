@@ -226,7 +226,7 @@ def _end_probe(running: RunningRequest, plan: Plan) -> None:
     assert running.planned is not None, "a probe pass follows a plan"
     for run in running.planned.plan.stored:
         run.source.close()
-    running.planned = replace(running.planned, plan=plan)
+    running.planned = replace(running.planned, plan=running.adapted(plan))
 
 
 def _can_be_cut(plan: Plan) -> bool:

@@ -7,13 +7,14 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from kdn.clock import Clock
 from kdn.core import (
     Finish,
     FinishReason,
+    Plan,
     Planned,
     Request,
     Sampling,
@@ -137,6 +138,9 @@ class RunningRequest:
     max_new_tokens: int
     arrived_s: float
     adapter: LoraAdapter | None = None
+    """None also for an aLoRA that nothing in the prompt invokes."""
+    adapter_from: int = 0
+    """The first position that the adapter acts on."""
     started_s: float = 0.0
     first_token_s: float | None = None
     planned: Planned | None = None
@@ -171,6 +175,12 @@ class RunningRequest:
     @property
     def is_prefilled(self) -> bool:
         return self.num_computed >= self.request.prompt.num_tokens
+
+    def adapted(self, plan: Plan) -> Plan:
+        """The plan, with the request's adapter acting from where it begins."""
+        if plan.adapter_from == self.adapter_from:
+            return plan
+        return replace(plan, adapter_from=self.adapter_from)
 
     def move(self, to: RequestState) -> None:
         """Go over to another state. Raises AssertionError for a move that the table does not have."""
@@ -264,6 +274,8 @@ class Intake:
         sampling = request.sampling
         max_new_tokens = self._check_length(request)
         _check_tokens(sampling, self._config.vocab_size)
+        adapter = self._adapter(request.adapter)
+        begins = 0 if adapter is None else adapter.begins(request.prompt.token_ids)
         stop_ids = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             stop_ids |= set(self._model.tokenizer.eos_ids)
@@ -276,7 +288,8 @@ class Intake:
             stop_ids=frozenset(stop_ids),
             max_new_tokens=max_new_tokens,
             arrived_s=self._clock.now(),
-            adapter=self._adapter(request.adapter),
+            adapter=None if begins is None else adapter,
+            adapter_from=begins or 0,
         )
 
     def _check_length(self, request: Request) -> int:

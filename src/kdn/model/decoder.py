@@ -181,8 +181,13 @@ class Decoder:
         parts = x.float().chunk(max(len(x), 1) if x.device.type == "cpu" else 1)
         return torch.cat([functional.linear(part, rows) for part in parts])
 
-    def fingerprint_with(self, adapter: LoraAdapter | None) -> Fingerprint:
-        """Names everything that KV computed by this decoder (with `adapter`) depends on."""
+    def fingerprint_with(
+        self, adapter: LoraAdapter | None, invoked_at: int | None = None
+    ) -> Fingerprint:
+        """Names everything that KV computed by this decoder (with `adapter`) depends on.
+
+        Rows of an aLoRA depend on where in their sequence it was invoked, too.
+        """
         identity = self._identity
         said = {
             "numerics": NUMERICS,
@@ -194,4 +199,6 @@ class Decoder:
             "kernel": identity.kernel,
             "adapter": adapter.digest if adapter is not None else None,
         }
+        if invoked_at is not None:
+            said["invoked_at"] = invoked_at
         return Fingerprint(hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())

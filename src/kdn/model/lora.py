@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdn.core import TokenIds
 from kdn.errors import WeightsError
 from kdn.model.config import ModelConfig
 from kdn.model.digest import digest_tensors
@@ -31,7 +32,6 @@ _NOT_COMPUTED = (
     "use_dora",
     "fan_in_fan_out",
     "modules_to_save",
-    "alora_invocation_tokens",
     "layer_replication",
     "use_qalora",
     "use_bdlora",
@@ -40,6 +40,7 @@ _NOT_COMPUTED = (
     "monteclora_config",
 )
 """Options of PEFT that change what an adapter computes."""
+_INVOCATION = "alora_invocation_tokens"
 _MAX_PATTERN, _MAX_REPEATS = 200, 3
 """Patterns of strangers are matched: longer ones, or more repetitions, could take for ever."""
 
@@ -61,6 +62,17 @@ class LoraAdapter:
     rank: int
     pairs: Mapping[tuple[int, str], LoraPair]
     """By (layer, module)."""
+    invocation: TokenIds = ()
+    """An aLoRA (2504.12397) acts from the last place on where a prompt holds these tokens; empty: it
+    acts on all rows."""
+
+    def begins(self, token_ids: TokenIds) -> int | None:
+        """The first position of a prompt that it acts on; None where nothing invokes it."""
+        size = len(self.invocation)
+        if not size:
+            return 0
+        starts = range(len(token_ids) - size, -1, -1)
+        return next((at for at in starts if token_ids[at : at + size] == self.invocation), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +122,8 @@ def _load(
         up = (half["B"].float() * scale).to(device, dtype)
         pairs[layer, module] = LoraPair(build_linear(down), build_linear(up))
     digest = digest_tensors(found, extra=json.dumps(_meaning(settings), sort_keys=True))
-    return LoraAdapter(name, digest, max(half["A"].shape[0] for half in halves.values()), pairs)
+    rank = max(half["A"].shape[0] for half in halves.values())
+    return LoraAdapter(name, digest, rank, pairs, _invocation(folder, settings, config))
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -137,7 +150,27 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _meaning(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that change what the tensors mean."""
     names = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
-    return {name: settings.get(name) for name in names}
+    found = {name: settings.get(name) for name in names}
+    if settings.get(_INVOCATION) is not None:
+        found[_INVOCATION] = settings[_INVOCATION]
+    return found
+
+
+def _invocation(folder: Path, settings: Mapping[str, Any], config: ModelConfig) -> TokenIds:
+    """The tokens that invoke an aLoRA; none for an ordinary adapter."""
+    found = settings.get(_INVOCATION)
+    if found is None:
+        return ()
+    size = config.vocab_size
+    if not isinstance(found, list) or not found or not all(_is_token(one, size) for one in found):
+        raise WeightsError(
+            f"{folder}: {_INVOCATION} is {found!r:.80}; it must list token ids below {size}"
+        )
+    return tuple(found)
+
+
+def _is_token(found: object, vocab_size: int) -> bool:
+    return isinstance(found, int) and not isinstance(found, bool) and 0 <= found < vocab_size
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,17 @@ from kdn.errors import MissingExtra
 from kdn.rank import Layout
 from kdn.rank.pairs import Group
 
-__all__ = ["RECIPE", "TrainStep", "Trainer", "TrainingRecipe", "Tree", "group_loss", "make_trees"]
+__all__ = [
+    "RECIPE",
+    "TrainStep",
+    "Trainer",
+    "TrainingRecipe",
+    "Tree",
+    "batch_trees",
+    "group_loss",
+    "make_trees",
+    "wide_attention",
+]
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,7 @@ class Trainer:
         torch.manual_seed(seed)
         self._name = weights.name
         base = AutoModelForCausalLM.from_pretrained(
-            weights, dtype=torch.bfloat16, attn_implementation=_wide_attention()
+            weights, dtype=torch.bfloat16, attn_implementation=wide_attention()
         )
         layers = base.config.num_hidden_layers
         lora = LoraConfig(
@@ -163,7 +173,7 @@ class Trainer:
 
     def odds(self, layout: Layout, trees: Sequence[Tree]) -> Tensor:
         """Log-odds of Yes over No at the end of each branch: [tree, branch]."""
-        token_ids, positions, mask, ends = _batch(trees)
+        token_ids, positions, mask, ends = batch_trees(trees)
         self._model.set_adapter(layout.value)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self._model.base_model.model.model(
@@ -211,7 +221,7 @@ class Trainer:
         return torch.optim.AdamW(mine, lr=self._recipe.learning_rate, weight_decay=0.0)
 
 
-def _wide_attention() -> str:
+def wide_attention() -> str:
     """The name of an attention for transformers that is as quick backwards as forwards.
 
     In bf16, torch's on CPU takes up to nine times as long backwards.
@@ -230,7 +240,7 @@ def _wide_attention() -> str:
     return "kdn-wide"
 
 
-def _batch(trees: Sequence[Tree]) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+def batch_trees(trees: Sequence[Tree]) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Ids and positions [tree, longest], what rows see (None: all before), branch ends."""
     lengths = [len(t.trunk) + sum(map(len, t.branches)) for t in trees]
     longest = max(lengths)

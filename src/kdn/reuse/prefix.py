@@ -17,11 +17,12 @@ A request's own max_kl stands before the setting's; 0 means exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from kdn.core import (
     BlockId,
     Cause,
     Fingerprint,
+    Invoked,
     KvShape,
     Planned,
     Prefix,
@@ -149,9 +151,11 @@ class PrefixReuse(Technique):
         *,
         estimate_s: EstimateS | None = None,
         load_within_s: float | None = None,
+        invoked: Callable[[Request], Invoked | None] = lambda _: None,
         trace: Trace | None = None,
     ) -> None:
-        """`fingerprint` names the model with an adapter (or None) on it.
+        """`fingerprint` names the model with an adapter (or None) on it; `invoked` says where in a
+        prompt an adapter begins: what stands before it is the model's own, and found as that.
 
         With `estimate_s` blocks that would load too
         slowly are computed instead, and a node that transcodes sends its blocks as small as the
@@ -163,6 +167,7 @@ class PrefixReuse(Technique):
         self._store = store
         self._shape = shape
         self._fingerprint = fingerprint
+        self._invoked = invoked
         self._loss = loss or LossRule()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdn-load")
         self._openers = ThreadPoolExecutor(_OPEN_AT_ONCE, thread_name_prefix="kdn-open")
@@ -183,8 +188,8 @@ class PrefixReuse(Technique):
             # which levels will come is not known yet: as much loss as may be is what is promised
             recipe = lossy_recipe(delivery.worst)
         num_tokens = sum(reader.num_tokens for reader in readers)
-        chain = chain_hash(token_ids[:num_tokens])
-        name = f"{fingerprint}/{recipe.name}/{request.salt}/{chain}"
+        owners = "+".join(dict.fromkeys(reader.id.fingerprint for reader in readers))
+        name = f"{owners}/{recipe.name}/{request.salt}/{chain_hash(token_ids[:num_tokens])}"
         clock = self._store.links.clock
         source = StoreSource(name, readers, self._shape, self._loader, clock)
         # What is computed after tainted KV is tainted.
@@ -200,9 +205,9 @@ class PrefixReuse(Technique):
 
     def retain(self, request: Request, retained: RetainedKV) -> None:
         """Store it: nothing is left for the techniques before."""
-        fingerprint = self._fingerprint(request.adapter)
+        fingerprint, invoked = self._fingerprint(request.adapter), self._invoked(request)
         recipe, codec = self._writing(request, retained, fingerprint)
-        for block in self._blocks(request, retained, fingerprint, recipe):
+        for block in self._blocks(request, retained, fingerprint, recipe, invoked):
             self._store.write_behind(block, codec)
 
     def close(self) -> None:
@@ -212,12 +217,22 @@ class PrefixReuse(Technique):
 
     def _best_match(self, request: Request, fingerprint: Fingerprint) -> tuple[Recipe, Match]:
         """The longest run there is of one recipe that the request allows; exact where equal."""
-        token_ids, best = request.prompt.token_ids[:-1], (EXACT, Match())
+        best = (EXACT, Match())
         for recipe in self._loss.reads(request, fingerprint):
-            match = self._store.match(fingerprint, recipe, request.salt, token_ids)
+            match = self._match(request, fingerprint, recipe)
             if match.num_tokens > best[1].num_tokens:
                 best = recipe, match
         return best[0], self._worth_loading(best[1], request, fingerprint, best[0])
+
+    def _match(self, request: Request, fingerprint: Fingerprint, recipe: Recipe) -> Match:
+        """The longest run of that recipe; where it reaches an adapter's first row, on with the adapter's."""
+        token_ids, invoked = request.prompt.token_ids[:-1], self._invoked(request)
+        stop = len(token_ids) if invoked is None else invoked.start
+        found = self._store.match(fingerprint, recipe, request.salt, token_ids[:stop])
+        if invoked is None or found.num_tokens < stop or stop >= len(token_ids):
+            return found
+        more = self._store.match(invoked.fingerprint, recipe, request.salt, token_ids, stop)
+        return Match((*found.hits, *more.hits))
 
     def _worth_loading(
         self, match: Match, request: Request, fingerprint: Fingerprint, recipe: Recipe
@@ -290,13 +305,20 @@ class PrefixReuse(Technique):
             return None
 
     def _blocks(
-        self, request: Request, retained: RetainedKV, fingerprint: Fingerprint, recipe: Recipe
+        self,
+        request: Request,
+        retained: RetainedKV,
+        fingerprint: Fingerprint,
+        recipe: Recipe,
+        invoked: Invoked | None,
     ) -> Iterator[Block]:
-        cuts = _cuts(request, retained)
+        first = len(retained.token_ids) if invoked is None else invoked.start
+        cuts = _cut_at(first, _cuts(request, retained))
         chains = chain_hashes(retained.token_ids, [start for start, _ in cuts])
         for (start, stop), after in zip(cuts, chains, strict=True):
             tokens = retained.token_ids[start:stop]
-            block_id = BlockId(fingerprint, recipe, request.salt, after, start, tokens)
+            owner = fingerprint if invoked is None or start < first else invoked.fingerprint
+            block_id = BlockId(owner, recipe, request.salt, after, start, tokens)
             runs = retained.kv[:, :, start - retained.start : stop - retained.start]
             yield Block(block_id, self._shape, tuple(map(_bytes_of, runs)))
 
@@ -320,6 +342,12 @@ def _cuts(request: Request, retained: RetainedKV) -> list[tuple[int, int]]:
         return [(a, min(a + BLOCK_TOKENS, stop)) for a in range(retained.start, stop, BLOCK_TOKENS)]
     cuts = cut_blocks(request.prompt, stop)
     return [(max(a, retained.start), b) for a, b in cuts if b > retained.start]
+
+
+def _cut_at(position: int, cuts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ranges, with the one that holds `position` inside cut in two there."""
+    edges = [(a, position, b) if a < position < b else (a, b) for a, b in cuts]
+    return [pair for edge in edges for pair in pairwise(edge)]
 
 
 def _bytes_of(run: Tensor) -> memoryview:

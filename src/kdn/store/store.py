@@ -97,16 +97,21 @@ class Store:
     # --- reading ---
 
     def match(
-        self, fingerprint: Fingerprint, recipe: Recipe, salt: str, token_ids: Sequence[int]
+        self,
+        fingerprint: Fingerprint,
+        recipe: Recipe,
+        salt: str,
+        token_ids: Sequence[int],
+        start: int = 0,
     ) -> Match:
-        """The longest leading run of `token_ids` that is stored for that model and recipe, under
-        that salt or the public one.
+        """The longest run of `token_ids` from position `start` on that is stored for that model and
+        recipe, under that salt or the public one.
 
         Moves no bytes. A block may be gone by the time it is opened, unless it is pinned.
         """
         families = [Family(fingerprint, recipe, own) for own in (salt, PUBLIC_SALT)]
-        match = self.index.match(families, token_ids)
-        tokens = {"lookup_tokens": len(token_ids), "match_tokens": match.num_tokens}
+        match = self.index.match(families, token_ids, start)
+        tokens = {"lookup_tokens": len(token_ids) - start, "match_tokens": match.num_tokens}
         self._outcomes.count(lookups=1, **tokens)
         return match
 

@@ -99,12 +99,12 @@ class FollowedIndex:
                 with self._outcomes.survived(tier):
                     self._follow(tier)
 
-    def match(self, families: Sequence[Family], token_ids: Sequence[int]) -> Match:
+    def match(self, families: Sequence[Family], token_ids: Sequence[int], start: int = 0) -> Match:
         """The longest leading run of tokens that reachable tiers hold, as `Index.match`."""
         self.refresh()
         hits = []
         with self._lock:
-            for entry, num_tokens in self._index.match(families, token_ids):
+            for entry, num_tokens in self._index.match(families, token_ids, start):
                 block_id, tier = entry.block_id(), self._tiers.holder(entry.key)
                 if tier is None or block_id.key != entry.key:
                     self._quarantine_misnamed(entry)

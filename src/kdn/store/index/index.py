@@ -164,11 +164,13 @@ class Index:
             self._contents[entry.content] = rest
         return True
 
-    def match(self, families: Sequence[Family], token_ids: Sequence[int]) -> list[IndexPiece]:
-        """The longest run from position 0 that blocks of these families (of one model and recipe)
+    def match(
+        self, families: Sequence[Family], token_ids: Sequence[int], start: int = 0
+    ) -> list[IndexPiece]:
+        """The longest run from position `start` that blocks of these families (of one model and recipe)
         cover, in as few blocks as that takes. Between equal ones the family named first wins."""
         shelves = [self._shelves[one] for one in dict.fromkeys(families) if one in self._shelves]
-        pieces = _match(shelves, pack_tokens(token_ids)) if shelves else []
+        pieces = _match(shelves, pack_tokens(token_ids), start) if shelves else []
         assert all(p.entry.family in families for p in pieces), "a block of a stranger"
         return pieces
 
@@ -251,12 +253,14 @@ class _Shelf:
         assert starts == self._starts, "starts differ"
 
 
-def _match(shelves: Sequence[_Shelf], wanted: bytes) -> list[IndexPiece]:
+def _match(shelves: Sequence[_Shelf], wanted: bytes, first: int) -> list[IndexPiece]:
     """Wherever the current piece could be left, look how far the next one would reach; take the
     one that reaches furthest."""
     num_wanted = len(wanted) // TOKEN_BYTES
-    state, hashed, walk = hashlib.sha256(), 0, _Walk()
+    state, hashed, walk = hashlib.sha256(), 0, _Walk(first)
     for start in _starts(shelves):
+        if start < first:
+            continue
         if start >= num_wanted or not walk.can_leave_at(start):
             break
         at = start * TOKEN_BYTES
@@ -286,9 +290,9 @@ def _longest(place: list[Entry], wanted: bytes) -> IndexPiece:
 class _Walk:
     """Covers as much as possible with as few pieces as possible, offered by ascending start."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int) -> None:
         self._taken: list[IndexPiece] = []
-        self._end = 0
+        self._end = first
         self._best: IndexPiece | None = None
 
     def can_leave_at(self, position: int) -> bool:
