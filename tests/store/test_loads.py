@@ -14,9 +14,8 @@ from kdn.store import EncodedBlock, Handle, encode_block
 from kdn.store.block.reader import BytesHandle, StoreLoad
 from kdn.store.index.followed import FollowedIndex
 from kdn.store.loads import Links, Loads
-from kdn.store.stat import Outcomes
 from kdn.store.tiers.memory import MemoryTier
-from kdn.store.tiers.tier import Tiers
+from kdn.store.tiers.tier import Outcomes, Tiers
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import block_id, make_block, run_of
 

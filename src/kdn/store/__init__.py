@@ -13,8 +13,7 @@ from kdn.store.index.index import BlockHit, Match
 from kdn.store.open import FarSettings, open_store
 from kdn.store.policies import EvictionPolicy, Rules, Use
 from kdn.store.settings import StoreConfig
-from kdn.store.stat import ScrubReport, StoreStat
-from kdn.store.store import Store
+from kdn.store.store import ScrubReport, Store, StoreStat
 from kdn.store.stream.delivery import Delivery, Loss
 from kdn.store.tenants.tenancy import Quotas
 from kdn.store.tiers.disk.disk import DiskTier

@@ -13,8 +13,7 @@ from kdn.errors import CorruptBlock, StoreError
 from kdn.store.block.format import EncodedBlock
 from kdn.store.block.reader import Handle, StoreLoad, read_header
 from kdn.store.index.followed import FollowedIndex
-from kdn.store.stat import Outcomes
-from kdn.store.tiers.tier import Tier, Tiers
+from kdn.store.tiers.tier import Outcomes, Tier, Tiers
 
 __all__ = ["Links", "Loads", "TimedHandle"]
 

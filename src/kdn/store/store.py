@@ -12,7 +12,8 @@ A lost, torn or damaged block is a counted miss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -25,18 +26,72 @@ from kdn.store.codecs import Codec, NoCodec
 from kdn.store.index.followed import FollowedIndex
 from kdn.store.index.index import BlockHit, Family, Match
 from kdn.store.loads import Links, Loads
-from kdn.store.stat import Outcomes, ScrubReport, StoreStat
 from kdn.store.stream.delivery import DeliveredLoad, Delivery
 from kdn.store.tenants.tenancy import PersistentPins, Quotas, Tenancy, TenantsLimits
-from kdn.store.tiers.tier import ManagedTier, Tiers
+from kdn.store.tiers.tier import ManagedTier, Outcomes, Tiers, TierUsage
 from kdn.store.writer import WorthWriting, WriteQueues, Writer
 from kdn.trace import NoTrace, Trace
 
-__all__ = ["MEMORY_BYTES", "Store"]
+__all__ = ["MEMORY_BYTES", "ScrubReport", "Store", "StoreStat"]
 
 MEMORY_BYTES = 1 << 30
 WRITE_BEHIND_BYTES = 256 << 20
 USES_PER_SAVE = 256
+
+
+@dataclass(frozen=True)
+class StoreStat:
+    """Counts since the store was opened, and what the tiers held when they last looked."""
+
+    tiers: Mapping[str, TierUsage]
+    """By name, fastest first."""
+    blocks: int
+    """Different blocks that can be found."""
+    lookups: int
+    """How often `match` was asked."""
+    lookup_tokens: int
+    """Tokens that `match` was asked for."""
+    match_tokens: int
+    """Tokens that `match` found."""
+    hits: int
+    """Blocks that were opened."""
+    hit_tokens: int
+    """Tokens that were wanted of them."""
+    misses: int
+    """Blocks that were asked for and could not be had."""
+    corrupt: int
+    """Damaged blocks that were met and put out of use."""
+    lost: int
+    """Blocks whose tier broke off before their end; they were computed again."""
+    puts: int
+    """Blocks that became durable in the last local tier, written synchronously or behind."""
+    put_bytes: int
+    evicted: int
+    """Blocks that tiers gave up for room."""
+    dropped: int
+    """Times a block found no room in a tier it was meant for, or in the queue to it."""
+    failed: int
+    """Times a tier could not be used; each was survived as a miss or a block that is not stored."""
+    not_worth_writing: int
+    """Times a block was not written to a tier because no use would have repaid it there."""
+    queued_bytes: int
+    """Bytes that wait to be written behind."""
+    bytes_per_s: Mapping[str, float] = field(default_factory=dict)
+    """How fast each tier gave lately, of those that were read from."""
+    delivered: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that were delivered against a deadline, by the codec they came in or were asked for."""
+    open_circuits: tuple[str, ...] = ()
+    """Tiers that are not asked for a while, after failures."""
+
+
+@dataclass(frozen=True)
+class ScrubReport:
+    """What reading everything found."""
+
+    blocks: int
+    size_bytes: int
+    corrupt: tuple[BlockKey, ...]
+    """Damaged blocks, now out of use."""
 
 
 class Store:

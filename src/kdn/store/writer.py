@@ -20,9 +20,8 @@ from kdn.store.block.format import Block, EncodedBlock, encode_block
 from kdn.store.block.reader import StoreLoad
 from kdn.store.codecs import Codec
 from kdn.store.index.followed import FollowedIndex
-from kdn.store.stat import Outcomes
 from kdn.store.tenants.tenancy import Tenancy
-from kdn.store.tiers.tier import ManagedTier, Tier, Tiers
+from kdn.store.tiers.tier import ManagedTier, Outcomes, Tier, Tiers
 
 __all__ = ["WorthWriting", "WriteBehind", "WriteQueues", "Writer"]
 

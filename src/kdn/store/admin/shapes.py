@@ -6,8 +6,7 @@ from typing import Any
 
 from kdn.store.admin.manage import usage_by_salt
 from kdn.store.index.index import Match
-from kdn.store.stat import StoreStat
-from kdn.store.store import Store
+from kdn.store.store import Store, StoreStat
 
 __all__ = ["lookup_shape", "quota_shape", "stat_shape"]
 

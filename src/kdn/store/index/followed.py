@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from kdn.core import BlockId, BlockKey, ContentId
 from kdn.errors import CorruptBlock
 from kdn.store.index.index import BlockHit, Entry, Family, Index, Match
-from kdn.store.stat import Outcomes
-from kdn.store.tiers.tier import Tier, Tiers
+from kdn.store.tiers.tier import Outcomes, Tier, Tiers
 
 __all__ = ["FollowedIndex", "IndexJournal", "Pages"]
 

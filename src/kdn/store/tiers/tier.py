@@ -1,21 +1,26 @@
 """The seam "where are the bytes": a tier stores encoded blocks by key.
 
 `Tier` is what every request uses, `ManagedTier` adds what operators do, and a `Transcoder` gives layers in
-another encoding than the stored one.  `Tiers` are those of one store, fastest first.
+another encoding than the stored one.  `Tiers` are those of one store, fastest first; `Outcomes` counts what
+becomes of blocks in them.
 """
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from kdn.core import BlockKey
-from kdn.errors import BadInput
+from kdn.errors import BadInput, CorruptBlock, LostBlock, StoreError
 from kdn.store.block.format import EncodedBlock
 from kdn.store.block.reader import Handle
 from kdn.store.index.index import Entry
+from kdn.trace import Trace
 
 __all__ = [
     "BlockLife",
@@ -23,6 +28,7 @@ __all__ = [
     "Holding",
     "ManagedTier",
     "NoTier",
+    "Outcomes",
     "Spare",
     "Tier",
     "TierUsage",
@@ -271,3 +277,100 @@ class Tiers:
     def lives(self) -> dict[str, list[BlockLife]]:
         """By tier, how long each block has been stored and how often it was used."""
         return {tier.name: tier.lives() for tier in self._all}
+
+
+_COUNTED = (
+    "lookups", "lookup_tokens", "match_tokens", "hits", "hit_tokens", "misses", "corrupt", "lost", "puts",
+    "put_bytes", "dropped", "failed", "not_worth_writing",
+)  # fmt: skip
+"""The counts that only grow."""
+
+
+class Outcomes:
+    """Counts what becomes of blocks, and tells the trace. Safe from several threads.
+
+    Nothing here raises: the caller goes on with a miss, or with a block that is not stored.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._delivered: Counter[str] = Counter()
+
+    def count(self, **amounts: int) -> int:
+        """Add to counts; the new value of the first."""
+        with self._lock:
+            self._counts.update(amounts)
+            return self._counts[next(iter(amounts))]
+
+    def counts(self) -> dict[str, int]:
+        """Every count that only grows, by its name in `StoreStat`."""
+        with self._lock:
+            return {name: self._counts[name] for name in _COUNTED}
+
+    def delivered_bytes(self) -> dict[str, int]:
+        """Bytes delivered, by level."""
+        with self._lock:
+            return dict(sorted(self._delivered.items()))
+
+    def hit(self, key: BlockKey, num_tokens: int, tier: str) -> int:
+        """A block was opened; how many were by now."""
+        self._trace.event("store.hit", key=key, tokens=num_tokens, tier=tier)
+        return self.count(hits=1, hit_tokens=num_tokens)
+
+    def missed(self, key: BlockKey, num_tokens: int) -> None:
+        """A block was wanted and no tier could give it."""
+        self.count(misses=1)
+        self._trace.event("store.miss", key=key, tokens=num_tokens)
+
+    def put(self, tier: Tier, key: BlockKey, size_bytes: int) -> None:
+        """A block is durable."""
+        self.count(puts=1, put_bytes=size_bytes)
+        self._trace.event("store.put", tier=tier.name, key=key, size_bytes=size_bytes)
+
+    def removed(self, key: BlockKey) -> None:
+        """A block was dropped on request."""
+        self._trace.event("store.drop", key=key)
+
+    def dropped(self, key: BlockKey, where: str, reason: str) -> None:
+        """A block found no room in a tier or in the queue to it."""
+        self.count(dropped=1)
+        self._trace.event("store.refuse", tier=where, key=key, reason=reason)
+
+    def not_worth_writing(self, tier: Tier, key: BlockKey) -> None:
+        """No use would repay writing the block to that tier."""
+        self.count(not_worth_writing=1)
+        self._trace.event("store.not_worth_writing", tier=tier.name, key=key)
+
+    def delivered(self, key: BlockKey, first: int, last: int, level: str, size_bytes: int) -> None:
+        """Layers came, or were sent, at a level."""
+        with self._lock:
+            self._delivered[level] += size_bytes
+        self._trace.event(
+            "store.level", key=key, first=first, last=last, level=level, size_bytes=size_bytes
+        )
+
+    def failed(self, tier: Tier, error: StoreError) -> None:
+        """A tier could not be used."""
+        self.count(failed=1)
+        self._trace.event("store.failed", tier=tier.name, reason=str(error))
+
+    def corrupt(self, tier: Tier, key: BlockKey, error: CorruptBlock) -> None:
+        """Damaged: put out of use, and to be computed again. Lost on the way: only counted."""
+        if isinstance(error, LostBlock):
+            self.count(lost=1)
+            self._trace.event("store.lost", tier=tier.name, key=key, reason=str(error))
+            return
+        self.count(corrupt=1)
+        self._trace.event("store.corrupt", tier=tier.name, key=key, reason=str(error))
+        with self.survived(tier):
+            tier.quarantine(key)
+
+    @contextmanager
+    def survived(self, tier: Tier) -> Iterator[None]:
+        """Inside, a StoreError of the tier is counted and goes no further."""
+        try:
+            yield
+        except StoreError as error:
+            self.failed(tier, error)
