@@ -40,6 +40,7 @@ BENCHES: dict[str, str] = {
     "ndcg": "kdn.bench.rank.ndcg",
     "policies": "kdn.bench.store.policies",
     "rerank": "kdn.bench.rank.rerank",
+    "router": "kdn.bench.scale.router",
     "rtc": "kdn.bench.rtc.rtc",
     "stack": "kdn.bench.store.stack",
     "store": "kdn.bench.store.store",

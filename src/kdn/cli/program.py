@@ -18,6 +18,7 @@ from kdn.cli.models import models
 from kdn.cli.net import app as net
 from kdn.cli.node import node
 from kdn.cli.rerank import rerank
+from kdn.cli.router import router
 from kdn.cli.scale import app as scale
 from kdn.cli.serve import serve
 from kdn.cli.show import tell
@@ -36,7 +37,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(describe)
-    for command in (ask, bench, chat, demo, doctor, ingest, label, node, rerank, serve):
+    for command in (ask, bench, chat, demo, doctor, ingest, label, node, rerank, router, serve):
         app.command()(command)
     app.add_typer(cost, name="cost")
     app.add_typer(models, name="models")

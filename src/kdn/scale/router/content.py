@@ -1,0 +1,52 @@
+"""From the body of a request to the names of its chunks, without a tokenizer.
+
+Prompts that begin with the same text begin with the same names. The text is the body's own, not the
+model's template; what stands equally in front of every prompt of a model changes no comparison.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import xxhash
+
+from kdn.scale.router.fleet import RoutedPrompt
+
+__all__ = ["CHUNK_CHARS", "CHUNK_TOKENS", "prompt_of"]
+
+CHUNK_CHARS = 512
+_CHARS_PER_TOKEN = 4
+"""English text. A wrong guess scales all predictions alike, and the measured slowdown undoes it."""
+CHUNK_TOKENS = CHUNK_CHARS // _CHARS_PER_TOKEN
+_FIRST = ("tools", "documents", "system")
+"""Parts that stand before the messages in a model's prompt."""
+_AFTER = ("messages", "prompt", "input", "text_1", "text_2", "query")
+
+
+def prompt_of(body: Mapping[str, Any]) -> RoutedPrompt:
+    """The prompt of a body of any of OpenAI's, Jina's or Cohere's routes.
+
+    The model and the salt are part of every name: nothing is shared across them.
+    """
+    text = "\n".join(piece for part in (*_FIRST, *_AFTER) for piece in _texts(body.get(part)))
+    state = xxhash.xxh3_128(repr((body.get("model"), body.get("cache_salt"))).encode())
+    names = list[str]()
+    for start in range(0, len(text) - CHUNK_CHARS + 1, CHUNK_CHARS):
+        state.update(text[start : start + CHUNK_CHARS].encode("utf-8", "surrogatepass"))
+        names.append(state.hexdigest())
+    return RoutedPrompt(tuple(names), max(1, len(text) // _CHARS_PER_TOKEN), CHUNK_TOKENS)
+
+
+def _texts(part: Any) -> Iterator[str]:
+    """The part's texts in order. Each item stands alone, so that one more item changes none before."""
+    if part is None:
+        return
+    if isinstance(part, str):
+        yield part
+    elif isinstance(part, Sequence):
+        for one in part:
+            yield one if isinstance(one, str) else json.dumps(one, sort_keys=True)
+    else:
+        yield json.dumps(part, sort_keys=True)

@@ -1,0 +1,176 @@
+"""What a router knows of its servers: what each has stored, how much waits there, whether it answers.
+
+All of it is the router's own record of what it sent and of what came back; a server is asked for
+nothing but its health.  Time comes in as an argument, so a simulation uses the same record.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from kdn.core import PrefillTime
+from kdn.errors import BadInput
+
+__all__ = ["Fleet", "FleetServer", "RoutedPrompt", "StoredChunks"]
+
+_MEMORY_S = 2.0
+"""An observation weighs by its predicted seconds beside these, so that tiny prompts teach little."""
+_SLOWDOWNS = (0.01, 1000.0)
+"""How far a server may be from the prefill model before the router no longer follows."""
+
+
+@dataclass(frozen=True)
+class RoutedPrompt:
+    """A prompt as a router sees it: names of its chunks, each standing for the chunk and all before."""
+
+    chunks: tuple[Hashable, ...]
+    num_tokens: int
+    chunk_tokens: int
+
+    def tokens_of(self, num_chunks: int) -> int:
+        """The tokens of the first `num_chunks` chunks; at least one token is always computed."""
+        return max(0, min(num_chunks * self.chunk_tokens, self.num_tokens - 1))
+
+
+class StoredChunks:
+    """Names of chunks under a cap; the least recently used go first."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._names: OrderedDict[Hashable, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def match(self, chunks: Sequence[Hashable]) -> int:
+        """How many leading chunks are here. Not a use."""
+        return next((n for n, name in enumerate(chunks) if name not in self._names), len(chunks))
+
+    def store(self, chunks: Sequence[Hashable]) -> None:
+        """All of these were computed or read: the beginning of a prompt is used last."""
+        for name in reversed(chunks):
+            self._names[name] = None
+            self._names.move_to_end(name)
+        while len(self._names) > self._capacity:
+            self._names.popitem(last=False)
+
+    def forget(self) -> None:
+        """Forget everything."""
+        self._names.clear()
+
+    def forget_older_half(self) -> None:
+        """Forget what was used least recently, half of all."""
+        for _ in range(len(self._names) // 2):
+            self._names.popitem(last=False)
+
+
+@dataclass
+class _Waiting:
+    """A prompt that a server has not begun to answer."""
+
+    sent_s: float
+    predicted_s: float
+    """By the prefill model, before the server's slowdown."""
+
+
+@dataclass
+class FleetServer:
+    """One server."""
+
+    name: str
+    stored: StoredChunks
+    is_up: bool = True
+    slowdown: float = 1.0
+    """Measured prefill time over the model's."""
+    num_running: int = 0
+    """Requests that were sent and have not ended."""
+    _waiting: dict[int, _Waiting] = field(default_factory=dict)
+    _free_s: float = 0.0
+    """When the last first token came: the oldest prefill runs since then."""
+
+    def wait_s(self, now_s: float) -> float:
+        """How long a new prompt would wait for those before it."""
+        backlog_s = sum(one.predicted_s for one in self._waiting.values()) * self.slowdown
+        if not self._waiting:
+            return 0.0
+        oldest = next(iter(self._waiting.values()))
+        running_s = now_s - max(self._free_s, oldest.sent_s)
+        return backlog_s - min(running_s, oldest.predicted_s * self.slowdown)
+
+    def sent(self, number: int, predicted_s: float, now_s: float) -> None:
+        """A prompt was sent to it."""
+        self.num_running += 1
+        self._waiting[number] = _Waiting(now_s, predicted_s)
+
+    def began(self, number: int, now_s: float) -> None:
+        """The first token of an answer came: learn from how long it took."""
+        one = self._waiting.pop(number, None)
+        if one is None:
+            return
+        took_s = now_s - max(self._free_s, one.sent_s)
+        self._free_s = now_s
+        if one.predicted_s > 0:
+            ratio = min(max(took_s / one.predicted_s, _SLOWDOWNS[0]), _SLOWDOWNS[1])
+            weight = one.predicted_s / (one.predicted_s + _MEMORY_S)
+            self.slowdown += weight * (ratio - self.slowdown)
+
+    def ended(self, number: int) -> None:
+        """An answer ended, however it did."""
+        self.num_running -= 1
+        self._waiting.pop(number, None)
+
+
+class Fleet:
+    """All servers of a router. Not safe from several threads: the event loop calls it."""
+
+    def __init__(
+        self, names: Sequence[str], prefill: PrefillTime, capacity_chunks: int = 1 << 18
+    ) -> None:
+        """`capacity_chunks` is how many chunks each server is believed to hold.
+
+        Raises BadInput without servers, or for one that is named twice.
+        """
+        if not names or len(set(names)) < len(names):
+            raise BadInput(
+                f"the servers are {', '.join(names) or 'none'}; name one or more, each once"
+            )
+        self._prefill = prefill
+        self._number = 0
+        self.servers = {name: FleetServer(name, StoredChunks(capacity_chunks)) for name in names}
+
+    def up(self) -> list[FleetServer]:
+        """Servers that answer, in the order they were named."""
+        return [server for server in self.servers.values() if server.is_up]
+
+    def first_token_s(self, server: FleetServer, prompt: RoutedPrompt, now_s: float) -> float:
+        """When `server` would begin to answer: its queue, then what it must compute and load."""
+        return server.wait_s(now_s) + self._own_s(server, prompt) * server.slowdown
+
+    def begin(self, name: str, prompt: RoutedPrompt, now_s: float) -> int:
+        """A prompt is sent to a server, which is believed to store it. Returns its number."""
+        server = self.servers[name]
+        self._number += 1
+        server.sent(self._number, self._own_s(server, prompt), now_s)
+        server.stored.store(prompt.chunks)
+        return self._number
+
+    def correct(self, name: str, prompt: RoutedPrompt, believed: int, cached_tokens: int) -> None:
+        """A server told how many tokens of a prompt it had stored, of `believed` chunks.
+
+        When it had less, it holds less than the router thinks: the older half is forgotten, so that a
+        server that restarted is known for empty after a few answers.
+        """
+        if prompt.tokens_of(believed) - cached_tokens > prompt.chunk_tokens:
+            self.servers[name].stored.forget_older_half()
+
+    def down(self, name: str) -> None:
+        """A server does not answer. What it had stored is not counted on when it comes back."""
+        server = self.servers[name]
+        server.is_up = False
+        server.stored.forget()
+
+    def _own_s(self, server: FleetServer, prompt: RoutedPrompt) -> float:
+        cached = prompt.tokens_of(server.stored.match(prompt.chunks))
+        return self._prefill.seconds(prompt.num_tokens - cached, cached)

@@ -1,0 +1,289 @@
+"""Sends a request to a server, and to the next one while nothing of an answer has been passed on.
+
+    order of servers ─> send ─> begun? ─ yes ─> pass on as it comes
+           ^                      │ no
+           └── refused, dead ─────┘
+
+An answer that is not streamed begins when all of it is here; a stream begins with its first token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import httpx
+from fastapi import Request as HttpRequest
+from fastapi import Response
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from kdn.clock import Clock
+from kdn.errors import EngineFailed, Unreachable
+from kdn.scale.router.content import prompt_of
+from kdn.scale.router.events import begins_answer, cached_tokens_of, events_of
+from kdn.scale.router.fleet import Fleet, FleetServer, RoutedPrompt
+from kdn.scale.router.numbers import RouterNumbers
+from kdn.scale.router.rules import RoutingRule
+from kdn.serve.errors import Disconnected, Refused, fault_of
+
+__all__ = ["Forwarder"]
+
+_TRY_ANOTHER = (429, 502, 503, 504)
+"""The server is too busy, stopping, or not the one that failed."""
+_NOT_PASSED_ON = frozenset(
+    ("host", "content-length", "connection", "transfer-encoding", "accept-encoding", "keep-alive")
+)
+_PASSED_BACK = ("content-type", "retry-after", "x-request-id", "cache-control", "x-accel-buffering")
+_TAIL_BYTES = 8192
+"""How much of a stream's end is kept, to read its usage."""
+T = TypeVar("T")
+
+
+@dataclass
+class _Sent:
+    """A request that was sent to one server."""
+
+    server: FleetServer
+    number: int
+    prompt: RoutedPrompt
+    believed: int
+
+
+@dataclass
+class _Begun:
+    """An answer that has begun: its head, what came of it, and what is to come."""
+
+    status: int
+    headers: dict[str, str]
+    came: bytes
+    rest: AsyncGenerator[bytes] | None = None
+
+
+class _Dead(Exception):
+    """A server failed before its answer began; it says how."""
+
+
+_GONE = (httpx.ConnectError, httpx.ConnectTimeout)
+"""Nobody listens there. Any other failure may be that of one connection."""
+
+
+@dataclass
+class Forwarder:
+    """Answers requests out of a fleet. Used on the event loop."""
+
+    fleet: Fleet
+    rule: RoutingRule
+    client: httpx.AsyncClient
+    clock: Clock
+    numbers: RouterNumbers
+    server_key: str | None = None
+    """Sent to the servers in place of what the caller sent."""
+    _lost: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    async def answer(self, request: HttpRequest, body: Mapping[str, Any], raw: bytes) -> Response:
+        """The answer of the first server, in the rule's order, that begins one.
+
+        Raises Unreachable when none does, and Disconnected when the client leaves first.
+        """
+        prompt, tried, refused = prompt_of(body), list[str](), None
+        while (server := self._next(prompt, tried)) is not None:
+            tried.append(server.name)
+            sent = self._send(server, prompt)
+            work = self._try(sent, request, raw, is_stream=bool(body.get("stream")))
+            try:
+                begun = await _unless_gone(request, work)
+            except _Dead as dead:
+                self._end(sent)
+                self.numbers.retries.labels(server.name).inc()
+                if isinstance(dead.__cause__, _GONE):
+                    self.lose(server.name)
+                refused = str(dead)
+                continue
+            except BaseException:
+                self._end(sent)
+                raise
+            if begun.status in _TRY_ANOTHER and self._next(prompt, tried) is not None:
+                self._end(sent)
+                self.numbers.retries.labels(server.name).inc()
+                continue
+            return self._respond(sent, begun)
+        raise Unreachable(
+            f"no server answers ({len(self.fleet.servers)} are known"
+            f"{', the last one: ' + refused if refused else ''}); send again in a moment"
+        )
+
+    def lose(self, name: str) -> None:
+        """A server does not answer: what waits for it is sent to others."""
+        self.fleet.down(name)
+        self._lost.pop(name, asyncio.Event()).set()
+
+    def _next(self, prompt: RoutedPrompt, tried: list[str]) -> FleetServer | None:
+        order = self.rule.order(prompt, self.fleet, self.clock.now())
+        return next((server for server in order if server.name not in tried), None)
+
+    def _send(self, server: FleetServer, prompt: RoutedPrompt) -> _Sent:
+        believed = server.stored.match(prompt.chunks)
+        number = self.fleet.begin(server.name, prompt, self.clock.now())
+        self.numbers.sent(server.name, prompt.num_tokens, prompt.tokens_of(believed))
+        return _Sent(server, number, prompt, believed)
+
+    def _end(self, sent: _Sent) -> None:
+        sent.server.ended(sent.number)
+
+    async def _try(
+        self, sent: _Sent, request: HttpRequest, raw: bytes, *, is_stream: bool
+    ) -> _Begun:
+        """The beginning of a server's answer. Raises _Dead, also when it dies while it is waited for."""
+        lost = self._lost.setdefault(sent.server.name, asyncio.Event())
+        begun = asyncio.ensure_future(self._begin(sent, request, raw, is_stream=is_stream))
+        died = asyncio.ensure_future(lost.wait())
+        try:
+            await asyncio.wait({begun, died}, return_when=asyncio.FIRST_COMPLETED)
+            if not begun.done():
+                raise _Dead("it stopped answering")
+            return await begun
+        except httpx.HTTPError as error:
+            raise _Dead(str(error) or type(error).__name__) from error
+        finally:
+            died.cancel()
+            begun.cancel()
+
+    async def _begin(
+        self, sent: _Sent, request: HttpRequest, raw: bytes, *, is_stream: bool
+    ) -> _Begun:
+        asked = self.client.build_request(
+            request.method,
+            sent.server.name + request.url.path,
+            content=raw,
+            headers=self._headers(request),
+        )
+        response = await self.client.send(asked, stream=True)
+        begun = _Begun(response.status_code, _back(response.headers), b"")
+        if not is_stream or response.status_code != httpx.codes.OK:
+            try:
+                begun.came = await response.aread()
+            finally:
+                await response.aclose()
+            return begun
+        begun.rest = _pieces(response)
+        try:
+            begun.came = await _until_token(begun.rest)
+        except BaseException:
+            await begun.rest.aclose()
+            raise
+        return begun
+
+    def _headers(self, request: HttpRequest) -> dict[str, str]:
+        passed = {
+            name: value for name, value in request.headers.items() if name not in _NOT_PASSED_ON
+        }
+        if self.server_key is not None:
+            passed["authorization"] = f"Bearer {self.server_key}"
+        return passed | {"accept-encoding": "identity"}
+
+    def _respond(self, sent: _Sent, begun: _Begun) -> Response:
+        sent.server.began(sent.number, self.clock.now())
+        if begun.rest is None:
+            self._end(sent)
+            self._learn(sent, begun.came)
+            return Response(begun.came, begun.status, begun.headers)
+        return _PassedStream(self._pass_on(sent, begun), headers=begun.headers)
+
+    async def _pass_on(self, sent: _Sent, begun: _Begun) -> AsyncGenerator[bytes]:
+        assert begun.rest is not None
+        tail = begun.came
+        try:
+            yield begun.came
+            async for piece in begun.rest:
+                tail = (tail + piece)[-_TAIL_BYTES:]
+                yield piece
+            for told in events_of(tail):
+                self._learn(sent, told)
+        except httpx.HTTPError:
+            self.numbers.cut.labels(sent.server.name).inc()
+            cut = EngineFailed("the server ended in the middle of this answer; send it again")
+            yield b"data: " + fault_of(cut).body() + b"\n\n"
+        finally:
+            self._end(sent)
+            with suppress(httpx.HTTPError):
+                await begun.rest.aclose()
+
+    def _learn(self, sent: _Sent, told: bytes) -> None:
+        """Believe a server's own word of what it had stored."""
+        cached = cached_tokens_of(told)
+        if cached is not None:
+            self.fleet.correct(sent.server.name, sent.prompt, sent.believed, cached)
+
+
+class _PassedStream(StreamingResponse):
+    """A stream that is passed on; its source is closed however it ends."""
+
+    def __init__(self, pieces: AsyncGenerator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(pieces, headers=headers)
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._pieces.aclose()
+
+
+async def _until_token(pieces: AsyncGenerator[bytes]) -> bytes:
+    """What came of a stream up to its first token. Raises _Dead when none comes."""
+    came = b""
+    async for piece in pieces:
+        came += piece
+        parts = [begins_answer(one) for one in events_of(came)]
+        if None in parts:
+            break
+        if True in parts:
+            return came
+    raise _Dead("it ended the stream before a token")
+
+
+async def _pieces(response: httpx.Response) -> AsyncGenerator[bytes]:
+    try:
+        async for piece in response.aiter_raw():
+            yield piece
+    finally:
+        await response.aclose()
+
+
+def _back(headers: httpx.Headers) -> dict[str, str]:
+    return {name: headers[name] for name in _PASSED_BACK if name in headers}
+
+
+async def _unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
+    """The result of `work`. Raises Disconnected when the client leaves first; the work is cancelled."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Disconnected
+        return await task
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _gone(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def read_body(raw: bytes) -> dict[str, Any]:
+    """The body as an object. Raises Refused for any other text."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"the body is not valid JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise Refused("the body must be a JSON object")
+    return body
