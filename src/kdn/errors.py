@@ -15,6 +15,8 @@ KdnError
 │   └── LostBlock       its tier could not hand over the rest; nothing says that it is damaged
 ├── Cancelled           the caller withdrew the request
 ├── EngineFailed        the engine stopped; the message carries the cause
+├── EndpointFailed      a model behind an address answered nonsense, or not in time
+├── ProfileFailed       no profile of a question; always handled inside: another profiler stands in
 ├── PortInUse           the address to serve on is taken
 └── MissingExtra        an optional part of kdn is not installed
 
@@ -30,6 +32,7 @@ __all__ = [
     "Cancelled",
     "CorruptBlock",
     "DocumentError",
+    "EndpointFailed",
     "EngineFailed",
     "ForeignStore",
     "KdnError",
@@ -37,6 +40,7 @@ __all__ = [
     "MissingExtra",
     "NoSpace",
     "PortInUse",
+    "ProfileFailed",
     "PromptTooLong",
     "StoreError",
     "UnknownModel",
@@ -103,6 +107,14 @@ class Cancelled(KdnError):
 
 class EngineFailed(KdnError):
     """The engine stopped while the request was running."""
+
+
+class EndpointFailed(KdnError):
+    """A model behind an address answered nonsense, refused, or did not answer in time."""
+
+
+class ProfileFailed(KdnError):
+    """A profiler gave no profile of a question: it answered nonsense, took too long, or is down."""
 
 
 class PortInUse(KdnError):

@@ -12,7 +12,15 @@ from kdn.core import Role
 from kdn.rag.cut import Passage
 from kdn.rag.results import Part
 
-__all__ = ["AnswerPiece", "Citation", "answer_instruction", "answer_pieces", "cite", "words_of"]
+__all__ = [
+    "AnswerPiece",
+    "Citation",
+    "answer_instruction",
+    "answer_pieces",
+    "cite",
+    "is_unknown",
+    "words_of",
+]
 
 _WORD = re.compile(r"[^\W_]+(?:\.\d+)?")
 _STOP_WORDS = """
@@ -71,7 +79,7 @@ def cite(answer: str, parts: Sequence[Part], most: int = 3) -> list[Citation]:
     something if the question had found it.  Nothing is cited for "I do not know", nor for an answer
     that shares no word with any passage.
     """
-    if _UNKNOWN.search(answer):
+    if is_unknown(answer):
         return []
     passages = list({passage.key: passage for part in parts for passage in part.passages}.values())
     asked = words_of(answer)
@@ -86,6 +94,11 @@ def cite(answer: str, parts: Sequence[Part], most: int = 3) -> list[Citation]:
             cited.append(Citation(passage, score))
     cited.sort(key=lambda citation: -citation.score)
     return [c for c in cited[:most] if c.score >= 0.5 * cited[0].score]
+
+
+def is_unknown(answer: str) -> bool:
+    """Does the answer say that it is not known?"""
+    return _UNKNOWN.search(answer) is not None
 
 
 def words_of(text: str) -> frozenset[str]:

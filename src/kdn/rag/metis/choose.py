@@ -1,0 +1,278 @@
+"""The one configuration that a question is answered with, and why.
+
+`best_fit` is METIS as published (arXiv 2412.10543 v3, section 4.3): of the configurations of the pruned
+space that fit into free memory, the one that needs most; where none fits, one that is shrunk to fit.
+`choose` goes beyond it: it counts what is stored, foresees the delay, keeps deadlines, and holds memory
+and time back for the queries that are about to come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from kdn.errors import BadInput
+from kdn.rag.metis.configuration import ConfigurationSpace, Method, RagConfiguration
+from kdn.rag.metis.demand import ChunkState, Demand, DemandModel
+
+__all__ = [
+    "ChosenConfiguration",
+    "EngineLoad",
+    "Preference",
+    "best_fit",
+    "choose",
+    "preference_of",
+]
+
+PATIENCE = 2.0
+"""`balanced` takes at most so many times as long as the least configuration over documents that are
+not stored: what is stored buys more chunks in the same time."""
+BUSY_SHARE = 0.8
+"""No query may take more of the time between arrivals, unless the least configuration does."""
+HELD_BACK = 0.5
+"""At most this share of free memory is held back for the queries that are about to come."""
+
+DemandOf = Callable[[RagConfiguration], Demand]
+
+
+class Preference(StrEnum):
+    """What a request would rather have, within its deadline and the memory there is."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    BEST = "best"
+
+
+def preference_of(name: str) -> Preference:
+    """The preference of that name. Raises BadInput that lists them."""
+    try:
+        return Preference(name)
+    except ValueError:
+        raise BadInput(f"quality is {name!r}; it can be {', '.join(Preference)}") from None
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """What the engine has left, and what is about to be asked of it."""
+
+    free_bytes: int
+    """KV that may be reserved now, less what waiting requests and running queries will still take."""
+    ahead_s: float = 0.0
+    """Foreseen seconds of work before the query's own."""
+    arrivals_per_s: float = 0.0
+    """Queries that came lately; each of them is held a reserve."""
+    mean_bytes: int = 0
+    """What a query took lately."""
+
+
+@dataclass(frozen=True)
+class ChosenConfiguration:
+    """A configuration, what it needs, and the reasons in the order they were met."""
+
+    configuration: RagConfiguration
+    demand: Demand
+    predicted_s: float
+    """Until the last token: the work before it, and its own."""
+    reasons: tuple[str, ...]
+    num_considered: int
+    num_fitting: int
+    is_shrunk: bool = False
+    """Nothing of the space fitted; it lies outside."""
+
+
+def best_fit(
+    space: ConfigurationSpace, demand_of: DemandOf, free_bytes: int, *, is_joint: bool
+) -> ChosenConfiguration:
+    """The largest configuration that fits into `free_bytes`, else the fallback, as published.
+
+    One chunk is read at least: where not even that fits, the query waits for memory.
+    """
+    found = [(one, demand_of(one)) for one in space.configurations()]
+    fitting = [(one, demand) for one, demand in found if demand.start_bytes <= free_bytes]
+    if fitting:
+        chosen, demand = max(fitting, key=lambda pair: pair[1].total_bytes)
+        why = f"it needs most of the {len(fitting)} that fit into {_mib(free_bytes)}"
+        return ChosenConfiguration(chosen, demand, demand.seconds, (why,), len(found), len(fitting))
+    return _shrunk(space, demand_of, free_bytes, len(found), is_joint=is_joint)
+
+
+def _shrunk(
+    space: ConfigurationSpace,
+    demand_of: DemandOf,
+    free_bytes: int,
+    num_considered: int,
+    *,
+    is_joint: bool,
+) -> ChosenConfiguration:
+    """As many chunks as fit: stuffed where they must be read together, else one by one."""
+    method = Method.STUFF if is_joint else Method.MAP_RERANK
+    sizes = [RagConfiguration(method, k) for k in range(space.max_chunks, 0, -1)]
+    fitting = [one for one in sizes if demand_of(one).total_bytes <= free_bytes]
+    chosen = fitting[0] if fitting else sizes[-1]
+    why = (
+        f"nothing of the space fits into {_mib(free_bytes)}: as many chunks as do"
+        if fitting
+        else f"not even one chunk fits into {_mib(free_bytes)}: it waits for memory"
+    )
+    demand = demand_of(chosen)
+    return ChosenConfiguration(
+        chosen, demand, demand.seconds, (why,), num_considered, len(fitting), is_shrunk=True
+    )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    configuration: RagConfiguration
+    demand: Demand
+    size: int
+    """Bytes it would need if nothing were stored: the paper's sign of quality."""
+
+
+def choose(
+    space: ConfigurationSpace,
+    chunks: Sequence[ChunkState],
+    model: DemandModel,
+    load: EngineLoad,
+    *,
+    is_joint: bool,
+    max_context: int,
+    preference: Preference = Preference.BALANCED,
+    deadline_s: float | None = None,
+    may_quote: bool = True,
+) -> ChosenConfiguration:
+    """The configuration for these chunks, best first, with what is stored of them.
+
+    Configurations whose prompts exceed `max_context` are left out.  A deadline goes before the
+    preference; where none is foreseen to keep it, the best passage is quoted if that `may_quote`,
+    else the quickest is taken.
+    """
+    space = space.within(len(chunks))
+    cold = [replace(chunk, num_stored=0, load_s=0.0) for chunk in chunks]
+    found = [
+        _Candidate(one, model.demand(one, chunks), model.demand(one, cold).total_bytes)
+        for one in space.configurations()
+        if model.largest_call(one, chunks) <= max_context
+    ]
+    fitting = [one for one in found if one.demand.start_bytes <= _free_for(one.demand, load)]
+    if not fitting:
+        return _fallback(space, chunks, model, load, len(found), max_context, is_joint=is_joint)
+    reasons = [f"{len(fitting)} of {len(found)} fit into {_mib(load.free_bytes)} of free memory"]
+    kept = _in_time(fitting, load, deadline_s, reasons)
+    if not kept and may_quote:
+        return _quoted(model, chunks, reasons, len(found), len(fitting))
+    kept = kept or [_quickest(fitting)]
+    chosen = _preferred(kept, space, cold, model, load, preference, reasons)
+    stored = sum(chunk.num_stored for chunk in chunks[: chosen.configuration.num_chunks])
+    if stored:
+        reasons.append(f"{stored} tokens of its chunks are stored")
+    return ChosenConfiguration(
+        chosen.configuration,
+        chosen.demand,
+        load.ahead_s + chosen.demand.seconds,
+        tuple(reasons),
+        len(found),
+        len(fitting),
+    )
+
+
+def _free_for(demand: Demand, load: EngineLoad) -> int:
+    """Free memory less a reserve for those who will come while the query runs."""
+    coming = load.arrivals_per_s * demand.seconds
+    reserve = min(coming * load.mean_bytes, HELD_BACK * load.free_bytes)
+    return int(load.free_bytes - reserve)
+
+
+def _fallback(
+    space: ConfigurationSpace,
+    chunks: Sequence[ChunkState],
+    model: DemandModel,
+    load: EngineLoad,
+    num_considered: int,
+    max_context: int,
+    *,
+    is_joint: bool,
+) -> ChosenConfiguration:
+    """As published, within the context, and with the delay foreseen."""
+    most = space.max_chunks
+    method = Method.STUFF if is_joint else Method.MAP_RERANK
+    while most > 1 and model.largest_call(RagConfiguration(method, most), chunks) > max_context:
+        most -= 1
+    shrunk = _shrunk(
+        space.within(most),
+        lambda one: model.demand(one, chunks),
+        load.free_bytes,
+        num_considered,
+        is_joint=is_joint,
+    )
+    return replace(shrunk, predicted_s=load.ahead_s + shrunk.demand.seconds)
+
+
+def _in_time(
+    fitting: Sequence[_Candidate],
+    load: EngineLoad,
+    deadline_s: float | None,
+    reasons: list[str],
+) -> Sequence[_Candidate]:
+    """Those that are foreseen to keep the deadline."""
+    if deadline_s is None:
+        return fitting
+    kept = [one for one in fitting if load.ahead_s + one.demand.seconds <= deadline_s]
+    reasons.append(f"{len(kept)} of them are foreseen within {deadline_s:g} s")
+    return kept
+
+
+def _quoted(
+    model: DemandModel,
+    chunks: Sequence[ChunkState],
+    reasons: list[str],
+    num_considered: int,
+    num_fitting: int,
+) -> ChosenConfiguration:
+    quote = RagConfiguration(Method.EXTRACT, 1)
+    reasons.append("none is quick enough: the best passage is quoted")
+    demand = model.demand(quote, chunks)
+    return ChosenConfiguration(
+        quote, demand, 0.0, tuple(reasons), num_considered, num_fitting, is_shrunk=True
+    )
+
+
+def _preferred(
+    kept: Sequence[_Candidate],
+    space: ConfigurationSpace,
+    cold: Sequence[ChunkState],
+    model: DemandModel,
+    load: EngineLoad,
+    preference: Preference,
+    reasons: list[str],
+) -> _Candidate:
+    if preference is Preference.FAST:
+        reasons.append("fast: the quickest of them")
+        return _quickest(kept)
+    if preference is Preference.BALANCED:
+        allowed_s = _patience(space, cold, model, load)
+        quick = [one for one in kept if one.demand.seconds <= allowed_s]
+        reasons.append(f"balanced: the largest of {len(quick)} that take {allowed_s:.2g} s at most")
+        kept = quick or [_quickest(kept)]
+    else:
+        reasons.append("best: the largest of them")
+    return max(kept, key=lambda one: (one.size, -one.demand.seconds))
+
+
+def _patience(
+    space: ConfigurationSpace, cold: Sequence[ChunkState], model: DemandModel, load: EngineLoad
+) -> float:
+    """Seconds that a balanced query may take; less where others are about to come."""
+    least = min(model.demand(one, cold).seconds for one in space.configurations())
+    allowed_s = PATIENCE * least
+    if load.arrivals_per_s > 0:
+        allowed_s = min(allowed_s, BUSY_SHARE / load.arrivals_per_s)
+    return allowed_s
+
+
+def _quickest(candidates: Sequence[_Candidate]) -> _Candidate:
+    return min(candidates, key=lambda one: (one.demand.seconds, -one.size))
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.1f} MiB"

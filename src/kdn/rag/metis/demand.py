@@ -1,0 +1,180 @@
+"""What a configuration needs: KV memory at its start and at most, and seconds.
+
+The token counts are those of the reference's formula (METIS, arXiv 2412.10543 v3, section 4.3, which
+gives the idea but no formula): with k chunks of C tokens, q tokens around them and an answer of o,
+
+    stuff        one call of kC + q + o
+    map_rerank   k calls of C + q + o each; one must fit to begin
+    map_reduce   k calls of C + q + l each; one must fit to begin; then one of kl + q + o
+
+What is stored changes them: a stored chunk that a call begins with is loaded, not computed, and no
+memory is set aside to note its KV down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdn.core import JctModel
+from kdn.rag.metis.configuration import Method, RagConfiguration
+
+__all__ = ["BUFFER_PERCENT", "CallSize", "ChunkState", "Demand", "DemandModel", "stages_of"]
+
+BUFFER_PERCENT = 2
+"""The paper sets so much more aside than it counts."""
+
+
+@dataclass(frozen=True)
+class ChunkState:
+    """A chunk as the store knows it."""
+
+    num_tokens: int
+    num_stored: int = 0
+    """Its leading tokens whose KV is stored behind the prelude."""
+    load_s: float = 0.0
+    """Seconds to bring them from their tiers, beyond what a quick tier takes."""
+
+
+@dataclass(frozen=True)
+class CallSize:
+    """Tokens of one call: to compute, to reuse exactly, and to answer with at most."""
+
+    num_new: int
+    num_cached: int
+    num_answer: int
+    num_noted: int = 0
+    """New tokens whose KV is noted down to be stored: they take memory twice."""
+    load_s: float = 0.0
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of KV that the engine sets aside for the call, for the worst case."""
+        return self.num_new + self.num_cached + self.num_answer + self.num_noted
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a configuration needs. Bytes are of KV, with the 2 % buffer."""
+
+    start_bytes: int
+    """Free memory with which its first call can begin."""
+    total_bytes: int
+    """The most that all its calls hold at one time when nothing holds them up."""
+    last_bytes: int
+    """What its last step takes when the step before is over; 0 for methods of one step."""
+    seconds: float
+    """From submitting it to its last token, on an engine that does nothing else."""
+
+
+@dataclass(frozen=True)
+class DemandModel:
+    """Counts demands for one model on one machine."""
+
+    token_bytes: int
+    """KV of one token, all layers."""
+    prelude_tokens: int
+    """The neutral text before every document; stored after the first answer."""
+    frame_tokens: int
+    """Instruction, template and question beside the chunks, the prelude left out."""
+    max_answer_tokens: int
+    answer_tokens: float
+    """How long answers have been; what the time is foreseen with."""
+    jct: JctModel
+    step_s: float
+    """Seconds of one decode step of one sequence."""
+    pass_tokens: int = 2048
+    """Rows of one prefill pass."""
+    blend_ratio: float | None = None
+    """The share of a blended document that is recomputed; None: documents are not blended."""
+    slowdown: float = 1.0
+    """How much longer calls have taken than the time model says."""
+    noted: bool = True
+    """Is new KV noted down to be stored? The paper's system stores nothing."""
+
+    def demand(self, configuration: RagConfiguration, chunks: Sequence[ChunkState]) -> Demand:
+        """What the configuration needs over the first `num_chunks` of `chunks`."""
+        stages = stages_of(configuration, chunks, self)
+        sizes = [[self._bytes(call.kv_tokens) for call in stage] for stage in stages]
+        return Demand(
+            start_bytes=max(sizes[0], default=0),
+            total_bytes=max((sum(stage) for stage in sizes), default=0),
+            last_bytes=sum(sizes[-1]) if len(sizes) > 1 else 0,
+            seconds=self.slowdown * sum(map(self._seconds, stages)),
+        )
+
+    def largest_call(self, configuration: RagConfiguration, chunks: Sequence[ChunkState]) -> int:
+        """Positions of the longest prompt with its answer: what the model's context must hold."""
+        stages = stages_of(configuration, chunks, self)
+        return max(
+            (
+                call.num_new + call.num_cached + call.num_answer
+                for stage in stages
+                for call in stage
+            ),
+            default=0,
+        )
+
+    def _bytes(self, num_tokens: int) -> int:
+        return -(-num_tokens * self.token_bytes * (100 + BUFFER_PERCENT) // 100)
+
+    def _seconds(self, stage: Sequence[CallSize]) -> float:
+        """The stage's prefills, one pass after the other, then its decode steps side by side."""
+        if not stage:
+            return 0.0
+        new = sum(call.num_new for call in stage)
+        passes = max(math.ceil(new / self.pass_tokens), 1)
+        prefill_s = passes * self.jct.pass_s + (len(stage) - 1) * self.jct.prompt_s
+        decode_s = 0.0
+        for call in stage:
+            prefill_s += self.jct.share(call.num_new, call.num_cached) + call.load_s
+            # What another sequence adds to a step: its row, and its columns.
+            context = call.num_new + call.num_cached
+            decode_s += self.jct.token_s + self.jct.pair_s * context
+        steps = max(min(self.answer_tokens, call.num_answer) for call in stage)
+        first = self.jct.token_s + self.jct.pair_s * (stage[0].num_new + stage[0].num_cached)
+        return prefill_s + steps * (self.step_s + max(decode_s - first, 0.0))
+
+
+def stages_of(
+    configuration: RagConfiguration, chunks: Sequence[ChunkState], model: DemandModel
+) -> list[list[CallSize]]:
+    """The calls of each step, in the order of `chunks`; a step begins when the one before is over."""
+    chosen = chunks[: configuration.num_chunks]
+    answer = model.max_answer_tokens
+    match configuration.method:
+        case Method.EXTRACT:
+            return [[]]
+        case Method.STUFF:
+            return [[_stuffed(chosen, model, answer)]]
+        case Method.MAP_RERANK:
+            return [[_stuffed([chunk], model, answer) for chunk in chosen]]
+        case Method.MAP_REDUCE:
+            length = configuration.summary_tokens
+            notes = ChunkState(len(chosen) * length)
+            mapped = [_stuffed([chunk], model, length) for chunk in chosen]
+            return [mapped, [_stuffed([notes], model, answer)]]
+
+
+def _stuffed(chunks: Sequence[ChunkState], model: DemandModel, answer: int) -> CallSize:
+    """One prompt of these chunks: the first is reused as far as it is stored, others as they blend."""
+    first, *others = chunks
+    noted = computed = first.num_tokens - first.num_stored
+    cached, load_s = model.prelude_tokens + first.num_stored, first.load_s
+    for chunk in others:
+        blended = 0
+        if model.blend_ratio is not None:
+            blended = math.floor(chunk.num_stored * (1 - model.blend_ratio))
+            load_s += chunk.load_s
+        else:
+            noted += chunk.num_tokens
+        cached += blended
+        computed += chunk.num_tokens - blended
+    return CallSize(
+        num_new=computed + model.frame_tokens,
+        num_cached=cached,
+        num_answer=answer,
+        num_noted=noted if model.noted else 0,
+        load_s=load_s,
+    )
