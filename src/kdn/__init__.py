@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kdn.api import Answer, Kdn, RankedDocument, Ranking, Source, open  # noqa: A004 - kdn.open, as in gzip.open
     from kdn.api.rerank_once import rerank
     from kdn.config import Config, load_config
-    from kdn.core import Sampling
+    from kdn.core import Constraint, Sampling
     from kdn.errors import (
         BadConfig,
         BadInput,
@@ -37,6 +37,7 @@ __all__ = [
     "BadInput",
     "Cancelled",
     "Config",
+    "Constraint",
     "DocumentError",
     "EngineFailed",
     "ForeignStore",
@@ -62,6 +63,7 @@ __all__ = [
 _ELSEWHERE = {
     "Answer": "kdn.api",
     "Config": "kdn.config",
+    "Constraint": "kdn.core",
     "Kdn": "kdn.api",
     "RankedDocument": "kdn.api",
     "Ranking": "kdn.api",

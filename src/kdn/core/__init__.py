@@ -7,6 +7,7 @@ import it.  Start reading at `plans.py`.
 from __future__ import annotations
 
 from kdn.core.blocks import EXACT, BlockId, Cause, KvShape, Recipe, chain_hash, chain_hashes
+from kdn.core.constraints import Constraint, ConstraintKind
 from kdn.core.jobs import JctModel, Job, PrefillTime
 from kdn.core.names import (
     BLOCK_TOKENS,
@@ -71,6 +72,8 @@ __all__ = [
     "ChainHash",
     "Choose",
     "ColumnScale",
+    "Constraint",
+    "ConstraintKind",
     "ContentId",
     "Enter",
     "Fingerprint",

@@ -10,6 +10,7 @@ from enum import StrEnum
 from numbers import Integral, Real
 from typing import Any, Protocol, TypeVar
 
+from kdn.core.constraints import Constraint
 from kdn.core.names import MAX_SALT_BYTES
 from kdn.core.prompts import Prompt
 from kdn.errors import BadInput
@@ -61,6 +62,8 @@ class Sampling:
     """Report exactly these tokens, in this order, where `logprobs` would report the likeliest."""
     raw_logits: bool = False
     """Report logits where log-probabilities would be reported."""
+    constraint: Constraint | None = None
+    """What the answer must be. Ends of text are drawn only where it is fulfilled."""
 
     def __post_init__(self) -> None:
         """A single `str` for `stop` is one stop string. Raises BadInput that names the field."""
@@ -82,6 +85,21 @@ class Sampling:
         if not all(isinstance(text, str) for text in _items("stop", self.stop)):
             raise BadInput(f"stop takes strings, not {_short(self.stop)}")
         _check_bias(self.logit_bias)
+        self._check_constraint()
+
+    def _check_constraint(self) -> None:
+        if self.constraint is None:
+            return
+        if not isinstance(self.constraint, Constraint):
+            raise BadInput(f"constraint takes a kdn.Constraint, not {_short(self.constraint)}")
+        if self.ignore_eos:
+            raise BadInput(
+                "ignore_eos goes on past the end that a constraint asks for; leave one out"
+            )
+        if self.allowed:
+            raise BadInput(
+                "`allowed` and a constraint both say what may be drawn; give one of them"
+            )
 
 
 def _check_bias(bias: object) -> None:

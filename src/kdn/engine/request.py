@@ -27,7 +27,7 @@ from kdn.engine.kv import Capture, SequenceKV, extents, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory
 from kdn.engine.sampling import DrawnToken, Sampler, StopStrings
 from kdn.errors import BadInput, PromptTooLong, UnknownModel
-from kdn.model import Incremental, LoadedModel, LoraAdapter, Tokenizer
+from kdn.model import GrammarMatcher, Incremental, LoadedModel, LoraAdapter, Tokenizer
 
 __all__ = ["MOVES", "Intake", "RequestState", "RunningRequest", "RunningStream"]
 
@@ -211,6 +211,8 @@ class RunningRequest:
         )
         if shown.stop is not None:
             return self.finish(FinishReason.STOP, now_s, stop=shown.stop)
+        if drawn.is_last:
+            return self.finish(FinishReason.STOP, now_s, self._rest())
         if len(self.generated) >= self.max_new_tokens:
             return self.finish(FinishReason.LENGTH, now_s, self._rest())
         return None
@@ -270,7 +272,10 @@ class Intake:
         """What a prompt that is asked for one token needs."""
 
     def take(self, request: Request, wake: Callable[[], None]) -> RunningRequest:
-        """The request with all that it needs to run. Raises PromptTooLong, UnknownModel or BadInput."""
+        """The request with all that it needs to run. Raises PromptTooLong, UnknownModel or BadInput.
+
+        A constraint that was not compiled before is compiled now, while the caller waits.
+        """
         sampling = request.sampling
         max_new_tokens = self._check_length(request)
         _check_tokens(sampling, self._config.vocab_size)
@@ -282,7 +287,7 @@ class Intake:
         return RunningRequest(
             request=request,
             stream=RunningStream(wake),
-            sampler=Sampler(sampling, next(self._seeds)),
+            sampler=Sampler(sampling, next(self._seeds), self._matcher(sampling)),
             detokenizer=self._model.tokenizer.detokenizer(),
             tokenizer=self._model.tokenizer,
             stop_ids=frozenset(stop_ids),
@@ -291,6 +296,11 @@ class Intake:
             adapter=None if begins is None else adapter,
             adapter_from=begins or 0,
         )
+
+    def _matcher(self, sampling: Sampling) -> GrammarMatcher | None:
+        if sampling.constraint is None:
+            return None
+        return self._model.grammars.compile(sampling.constraint).matcher()
 
     def _check_length(self, request: Request) -> int:
         """The most tokens that the request may generate."""

@@ -6,13 +6,15 @@ stop string.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kdn.core import Sampling
 from kdn.errors import EngineFailed
+from kdn.model import GrammarMatcher
 
 __all__ = ["DrawnToken", "Sampler", "Shown", "StopStrings"]
 
@@ -29,13 +31,19 @@ class DrawnToken:
     token_id: int
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
+    is_last: bool = False
+    """The constraint is fulfilled, and nothing can follow."""
 
 
 class Sampler:
     """Draws one request's tokens. Equal seeds give equal draws, whatever else is in the batch."""
 
-    def __init__(self, sampling: Sampling, seed: int) -> None:
+    def __init__(
+        self, sampling: Sampling, seed: int, constraint: GrammarMatcher | None = None
+    ) -> None:
+        """`constraint` is the compiled one of `sampling`, at its beginning."""
         self._sampling = sampling
+        self._constraint = constraint
         self._generator = torch.Generator().manual_seed(
             sampling.seed if sampling.seed is not None else seed
         )
@@ -43,7 +51,7 @@ class Sampler:
     def draw(self, logits: Tensor) -> DrawnToken:
         """From fp32 logits [vocabulary], or [allowed tokens] in their order. Does not change them.
 
-        Raises EngineFailed for logits that are not finite.
+        Raises EngineFailed for logits that are not finite, BadInput for a constraint that is too complex.
         """
         logits = logits.cpu()
         if not bool(torch.isfinite(logits).all()):
@@ -51,28 +59,35 @@ class Sampler:
                 "the model computed logits that are not finite: its weights are damaged or its "
                 "numbers outgrow the dtype; fetch the model again, or give dtype float32"
             )
-        wanted = self._biased(logits)
+        if self._constraint is None:
+            return self._drawn(self._biased(logits), self._sampling.allowed)
+        tokens = self._constraint.allowed()
+        drawn = self._drawn(self._biased(logits)[tokens], tokens.tolist())
+        self._constraint.take(drawn.token_id)
+        return replace(drawn, is_last=self._constraint.is_complete)
+
+    def _drawn(self, wanted: Tensor, tokens: Sequence[int]) -> DrawnToken:
+        """From the logits of `tokens`, or of all when there are none."""
         is_greedy = self._sampling.temperature < _GREEDY_BELOW
         chosen = int(wanted.argmax()) if is_greedy else self._random(wanted)
+        token_id = tokens[chosen] if tokens else chosen
         if self._sampling.logprobs is None:
-            return DrawnToken(self._token(chosen))
+            return DrawnToken(token_id)
         raw = self._sampling.raw_logits
         logprobs = wanted if raw else torch.log_softmax(wanted, dim=-1)
-        pairs = tuple(zip(*self._reported(logprobs), strict=True))
-        return DrawnToken(self._token(chosen), float(logprobs[chosen]), pairs)
+        pairs = tuple(self._reported(logprobs, tokens))
+        return DrawnToken(token_id, float(logprobs[chosen]), pairs)
 
-    def _reported(self, logprobs: Tensor) -> tuple[list[int], list[float]]:
+    def _reported(self, logprobs: Tensor, tokens: Sequence[int]) -> Iterable[tuple[int, float]]:
         """Tokens and their log-probabilities: those asked for by name, or the likeliest."""
-        ranked, allowed = self._sampling.ranked, self._sampling.allowed
+        ranked = self._sampling.ranked
         if ranked:
-            places = [allowed.index(token) for token in ranked] if allowed else list(ranked)
-            return list(ranked), logprobs[places].tolist()
+            places = [tokens.index(token) for token in ranked] if tokens else list(ranked)
+            return zip(ranked, logprobs[places].tolist(), strict=True)
         top = torch.topk(logprobs, min(self._sampling.logprobs or 0, logprobs.numel()))
-        return list(map(self._token, top.indices.tolist())), top.values.tolist()
-
-    def _token(self, place: int) -> int:
-        """The token whose logit stands at `place`."""
-        return self._sampling.allowed[place] if self._sampling.allowed else place
+        places = top.indices.tolist()
+        named = [tokens[place] for place in places] if tokens else places
+        return zip(named, top.values.tolist(), strict=True)
 
     def _biased(self, logits: Tensor) -> Tensor:
         if not self._sampling.logit_bias:

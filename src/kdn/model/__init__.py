@@ -14,6 +14,7 @@ from kdn.model.load import LoadedModel, load_model, pick_device, pick_dtype
 from kdn.model.lora import AdapterRun, LoraAdapter, load_adapter
 from kdn.model.rope import Rope
 from kdn.model.text.chat import NEUTRAL_SYSTEM, ChatTemplate, Document, Message, Remembered
+from kdn.model.text.grammar import Grammar, GrammarMatcher, Grammars
 from kdn.model.text.tokenizer import Incremental, Tokenizer
 
 __all__ = [
@@ -23,6 +24,9 @@ __all__ = [
     "Decoder",
     "DecoderLayer",
     "Document",
+    "Grammar",
+    "GrammarMatcher",
+    "Grammars",
     "Incremental",
     "KnownModel",
     "LoadedModel",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from kdn.model.gguf.file import unpack_gguf
 from kdn.model.kernels import Kernels
 from kdn.model.lora import LoraAdapter, load_adapter
 from kdn.model.text.chat import ChatTemplate
+from kdn.model.text.grammar import Grammars
 from kdn.model.text.tokenizer import Tokenizer, load_tokenizer
 from kdn.model.weights import weights_gate
 
@@ -38,6 +40,11 @@ class LoadedModel:
     adapters: Mapping[str, LoraAdapter] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
     """How tokens are drawn where a request says nothing."""
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Constraints on answers, compiled for the model's tokens."""
+        return Grammars(self.tokenizer, self.decoder.config.vocab_size)
 
 
 def load_model(

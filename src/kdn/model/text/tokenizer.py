@@ -67,6 +67,11 @@ class Tokenizer:
         self.vocab_size: int = self._inner.get_vocab_size()
         self.digest: str = xxhash.xxh3_128_hexdigest(definition.encode())
 
+    @property
+    def definition(self) -> str:
+        """The text of a tokenizer.json, for libraries that read one."""
+        return self._inner.to_str()
+
     def encode(self, text: str, *, special: bool = False) -> TokenIds:
         """The ids of `text`, nothing added.
 

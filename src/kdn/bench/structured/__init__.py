@@ -1,0 +1,1 @@
+"""Constrained answers: whether they keep to their schemas, and what that costs."""
