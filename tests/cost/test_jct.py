@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.core import JctModel, KvShape
-from kdn.cost import GRID, JctSample, count_jct, fit_jct, jct_file, load_jct, measure_grid, save_jct
+from kdn.cost import GRID, JctSample, count_jct, fit_jct, jct_file, load_jct, save_jct
 from kdn.errors import BadInput
 
 TRUE = JctModel(pass_s=0.02, token_s=0.001, pair_s=1e-7, cached_s=2e-6)
@@ -24,7 +24,7 @@ def test_seconds_by_hand() -> None:
 
 
 def test_a_fit_finds_what_made_the_numbers() -> None:
-    found = fit_jct(measure_grid(TRUE.seconds, repeats=1))
+    found = fit_jct([JctSample(new, cached, TRUE.seconds(new, cached)) for new, cached in GRID])
     assert found.source == "fit"
     assert found.error == pytest.approx(0, abs=1e-9)
     for new, cached in [(1, 0), (700, 300), (5000, 4000)]:
@@ -41,12 +41,6 @@ def test_noise_never_makes_work_take_negative_time(noise: list[float]) -> None:
     assert min(found.pass_s, found.token_s, found.pair_s, found.cached_s) >= 0
     assert found.error is not None
     assert found.error < 0.5
-
-
-def test_a_grid_takes_the_median_of_rounds() -> None:
-    times = iter([1.0, 5.0, 9.0, 6.0, 2.0, 4.0])
-    samples = measure_grid(lambda *_: next(times), [(1, 0), (2, 0)], repeats=3)
-    assert [sample.seconds for sample in samples] == [2.0, 5.0]
 
 
 def test_three_measurements_are_too_few() -> None:

@@ -16,7 +16,6 @@ from kdn.cost.jct import (
     fit_jct,
     jct_file,
     load_jct,
-    measure_grid,
     save_jct,
 )
 from kdn.cost.ledger import Ledger, block_saving, compute_ledger, use_saving
@@ -77,7 +76,6 @@ __all__ = [
     "load_jct",
     "load_sheet",
     "load_speed",
-    "measure_grid",
     "measured_prefill",
     "net_saving",
     "plan_fleet",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,6 @@ __all__ = [
     "fit_jct",
     "jct_file",
     "load_jct",
-    "measure_grid",
     "save_jct",
 ]
 
@@ -67,20 +66,6 @@ def count_jct(
         pair_s=4 * q_size * kv.num_layers / flops_per_s,
         cached_s=kv.token_bytes / _COPY_BYTES_PER_S,
     )
-
-
-def measure_grid(
-    measure: Callable[[int, int], float],
-    grid: Iterable[tuple[int, int]] = GRID,
-    repeats: int = 3,
-) -> list[JctSample]:
-    """Each point of the grid `repeats` times, the median kept; the rounds go over the whole grid."""
-    points = list(grid)
-    rounds = [[measure(new, cached) for new, cached in points] for _ in range(repeats)]
-    return [
-        JctSample(new, cached, statistics.median(seconds))
-        for (new, cached), seconds in zip(points, zip(*rounds, strict=True), strict=True)
-    ]
 
 
 def fit_jct(samples: Sequence[JctSample]) -> JctModel:

@@ -106,7 +106,6 @@ class Engine:
         self._when_stopped: list[Callable[[EngineFailed], None]] = []
         self.failure: EngineFailed | None = None
         """Why the engine stopped by itself; None while it runs and after `close`."""
-        self.num_submitted = 0
         """Requests taken so far."""
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -128,7 +127,6 @@ class Engine:
             if request.id in self._open:
                 raise BadInput(f"a request called {request.id!r} is running; give each its own id")
             self._open[request.id] = running
-            self.num_submitted += 1
             self._inbox.put(running)
         self._wake.set()
         return running.stream

@@ -23,7 +23,6 @@ from kdn.store.traces.simulate import OPTIMUM, served_by
 __all__ = ["block_trace", "made_up_chats", "run"]
 
 CAPACITIES = (2000, 8000, 30_000)
-_GAP_AT = 8000
 _TRACE = Path("mooncake_traces") / "conversation_trace.jsonl.gz"
 _BESIDE = Path(__file__).parents[5] / "shared" / "data"
 

@@ -53,7 +53,6 @@ class Router:
         self._next_update = int(self._row["t_update"])
         self.forwarded = 0
         self.foreign = 0
-        self.unsent = 0
         self.warm()
 
     @property
@@ -120,8 +119,6 @@ class Router:
             _, data, ecn = self._on_wire.popleft()
             if wire.send(self._back, data, self._receiver, ecn):
                 self.forwarded += 1
-            else:
-                self.unsent += 1
 
     def _start(self, now: int) -> bool:
         """Put the next packet on the link; False when the queues are empty."""

@@ -5,8 +5,6 @@ A table is measured once with a real codec, and replayed as often as a controlle
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 
 from kdn.errors import BadInput
 
-__all__ = ["LOSSES", "RateTable", "read_tables", "write_csv", "write_tables"]
+__all__ = ["LOSSES", "RateTable", "read_tables", "write_tables"]
 
 LOSSES = tuple(i / 10 for i in range(10))
 """The losses of a table's last axis."""
@@ -97,23 +95,3 @@ def _read_one(stored: np.lib.npyio.NpzFile, key: str) -> RateTable:
         spare,
         carry,
     )
-
-
-def write_csv(table: RateTable, path: Path) -> None:
-    """The table as net-rl's columns: size, psnr, ssim, loss, frame_id, nframes, model_id, video."""
-    with path.open("w", newline="") as out:
-        writer = csv.writer(out)
-        writer.writerow(
-            ("size", "psnr", "ssim", "loss", "frame_id", "nframes", "model_id", "video")
-        )
-        writer.writerows(_csv_rows(table))
-
-
-def _csv_rows(table: RateTable) -> Iterator[tuple[object, ...]]:
-    num, levels = table.sizes.shape
-    for frame in range(num):
-        for level in range(levels):
-            for i, loss in enumerate(LOSSES):
-                psnr, ssim = table.psnr_db[frame, level, i], table.ssim[frame, level, i]
-                size = int(table.sizes[frame, level])
-                yield (size, f"{psnr:.3f}", f"{ssim:.5f}", loss, frame, num, level, table.name)

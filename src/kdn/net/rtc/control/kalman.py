@@ -67,7 +67,6 @@ class KalmanGcc:
     _filter: ArrivalFilter = field(default_factory=ArrivalFilter)
     _detector: PaperDetector = field(default_factory=PaperDetector)
     _seen: Measured = field(default_factory=Measured)
-    _hold: bool = False
     _cut_ms: float = -1e9
 
     def decide(self, feedback: Feedback) -> Decision:
