@@ -11,7 +11,7 @@ import torch
 from kdn.bench import Result
 from kdn.bench.common.memory import peak_bytes
 from kdn.bench.jobs.jobs import Posts, credit_jobs, credit_lengths, post_jobs, with_arrivals
-from kdn.bench.jobs.mil import ARMS, Ward
+from kdn.bench.jobs.mil import ARMS, LengthProbe
 from kdn.clock import SystemClock
 from kdn.engine import JobMemory, measured_memory
 from kdn.model import load_model
@@ -71,11 +71,11 @@ def test_the_hybrid_holds_less_than_every_other_way(tiny_model: Callable[..., Pa
     """16 layers of KV against one, and an inner width of 1,024 that only a chunk of rows ever has."""
     folder = tiny_model("llama", num_hidden_layers=16, intermediate_size=1024)
     model = load_model(folder, cache_dir=folder, dtype="float32", device="cpu")
-    ward = Ward(model, TorchAttention(), SystemClock(), 0)
-    peaks = {arm.name: ward.peak(arm, 1024) for arm in ARMS}
+    probe = LengthProbe(model, TorchAttention(), SystemClock(), 0)
+    peaks = {arm.name: probe.peak(arm, 1024) for arm in ARMS}
     assert peaks["hybrid"] < min(peaks[n] for n in ("whole KV", "chunked prefill", "drop KV only"))
     memory = measured_memory(lambda rows: 100 * rows, 256, 512)
-    assert "which fits" in ward.refusal(JobMemory(memory.token_bytes * 1000, 0.0))
+    assert "which fits" in probe.refusal(JobMemory(memory.token_bytes * 1000, 0.0))
 
 
 @pytest.mark.slow

@@ -46,9 +46,9 @@ WORK = Workload(context_tokens=1000, uses=2, prompt_tokens=50)
 
 
 def test_the_cheapest_tier_that_hides() -> None:
-    """1,000,000 bytes: 0.01 s, 1 s, 5 s. 15 % of 1,000 tokens and a prompt of 50 are 2 s of mending."""
+    """1,000,000 bytes: 0.01 s, 1 s, 5 s. 15 % of 1,000 tokens and a prompt of 50 are recomputed in 2 s."""
     found = {one.tier: one for one in hidings(WORK, SPEED, SHEET, 0.15)}
-    assert found["disk"].mending == Seconds(2.0)
+    assert found["disk"].recompute == Seconds(2.0)
     assert [one.load.value for one in found.values()] == pytest.approx([0.01, 1.0, 5.0])
     assert [one.hides for one in found.values()] == [True, True, False]
     assert found["disk"].usd.value == pytest.approx(2.0), "a million bytes for an hour"

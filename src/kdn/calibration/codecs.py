@@ -184,7 +184,7 @@ def _logprobs(ran: AloneRun) -> Tensor:
 
 def _block(part: Tensor, shape: KvShape, token_ids: TokenIds, start: int, recipe: Recipe) -> Block:
     after = chain_hash(token_ids[:start])
-    name = BlockId(_NOBODY, recipe, "", after, start, token_ids[start:])
+    name = BlockId(_CALIBRATION, recipe, "", after, start, token_ids[start:])
     runs = (layer.contiguous().view(torch.uint8).reshape(-1).numpy().data for layer in part)
     return Block(name, shape, tuple(runs))
 
@@ -193,4 +193,4 @@ def _shape(model: LoadedModel) -> KvShape:
     return model.decoder.config.kv_shape(str(model.decoder.dtype).removeprefix("torch."))
 
 
-_NOBODY = Fingerprint("calibration")
+_CALIBRATION = Fingerprint("calibration")

@@ -101,7 +101,7 @@ def _say_hiding(ratio: float, found: Sequence[Hiding]) -> None:
     for one in found:
         tell(
             f"{one.tier}: loads in {one.load.value:.2g} s, recomputing {ratio:.0%} takes"
-            f" {one.mending.value:.2g} s: {'hidden' if one.hides else 'waited for'};"
+            f" {one.recompute.value:.2g} s: {'hidden' if one.hides else 'waited for'};"
             f" up to {one.free_ratio:.0%} is free"
         )
     chosen = cheapest_hiding(found)
@@ -117,7 +117,7 @@ def _hiding_shape(tier: str, found: Sequence[Hiding]) -> dict[str, Any]:
     shapes = [
         {
             "load_s": one.load.value,
-            "mending_s": one.mending.value,
+            "recompute_s": one.recompute.value,
             "hides": one.hides,
             "free_ratio": one.free_ratio,
             "chosen": one is chosen,

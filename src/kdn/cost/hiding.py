@@ -25,7 +25,7 @@ class Hiding:
 
     tier: str
     load: Seconds
-    mending: Seconds
+    recompute: Seconds
     """Computing the ratio's share of the context, and the prompt."""
     usd: Usd
     """Storage, writing, requests and egress over the period; no GPU time."""
@@ -35,7 +35,7 @@ class Hiding:
     @property
     def hides(self) -> bool:
         """Is all loaded by the time that the recompute needs?"""
-        return self.load <= self.mending
+        return self.load <= self.recompute
 
 
 def hidings(work: Workload, speed: Speed, sheet: PriceSheet, ratio: float) -> list[Hiding]:

@@ -115,7 +115,7 @@ def load_time(speed: Speed, tier: TierPrice, context: int) -> Seconds:
 
 def bill(work: Workload, speed: Speed, sheet: PriceSheet, tier: TierPrice) -> Bill:
     """What `work` costs both ways. Raises BadInput when the context does not fit the tier."""
-    _look_over(work, speed, tier)
+    _validate(work, speed, tier)
     context = speed.context(work.context_tokens, work.prompt_tokens)
     prompt = speed.prompt(work.prompt_tokens, work.context_tokens)
     decode = speed.decode(work.output_tokens, work.context_tokens + work.prompt_tokens)
@@ -163,7 +163,7 @@ def _shown(load: Seconds, work: Workload) -> Seconds:
     return load * (1 - work.overlap)
 
 
-def _look_over(work: Workload, speed: Speed, tier: TierPrice) -> None:
+def _validate(work: Workload, speed: Speed, tier: TierPrice) -> None:
     needed_gb = speed.size(work.context_tokens).value * work.contexts / 1e9
     if tier.capacity_gb is not None and needed_gb > tier.capacity_gb:
         raise BadInput(

@@ -14,7 +14,7 @@ __all__ = ["writing"]
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Hold the folder's writer lock. Raises StoreError at once when another writer has it.
+    """Hold the folder's writer lock. Raises StoreError immediately when another writer has it.
 
     The system lets go of it when the process ends, however it ends.
     """

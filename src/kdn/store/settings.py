@@ -48,7 +48,7 @@ class FarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     far_attempts: _Positive = 2
     """How often such a call is tried in all, within that time."""
     far_read_bytes: _Positive = 1024**2
-    """The least that is read across the network at once."""
+    """The least that one read across the network asks for."""
     far_poll_s: Annotated[float, Meta(ge=0)] = 1.0
     """How late we may learn of blocks that others put there; 0 asks at every lookup."""
     objects_poll_s: Annotated[float, Meta(ge=0)] = 30.0

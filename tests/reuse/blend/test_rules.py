@@ -184,7 +184,9 @@ def test_leading_takes_the_same_depth_of_every_chunk(tiny: LoadedModel) -> None:
     assert first.positions[:8] == (50, 51, 52, 53, 90, 91, 92, 93)  # type: ignore[union-attr]
 
 
-def test_mending_what_the_question_reads_is_closer_than_mending_nothing(tiny: LoadedModel) -> None:
+def test_recomputing_what_the_question_reads_is_closer_than_recomputing_nothing(
+    tiny: LoadedModel,
+) -> None:
     case = three_chunks(tiny)
     naive = blended_error(case, Naive(), 0)
     assert blended_error(case, AttendedRows(), 0.5) < naive

@@ -101,7 +101,7 @@ def default_way(model: str) -> str:
 
 
 def chosen_arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
-    """The ways of these names at each of these ratios; naive reuse, which mends nothing, once.
+    """The arms of these names at each of these ratios; naive reuse, which recomputes nothing, once.
 
     Raises BadInput, naming those there are, for an unknown name.
     """

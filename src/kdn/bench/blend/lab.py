@@ -106,7 +106,7 @@ class Lab:
     def blend(
         self, case: Case, rule: BlendRule, ratio: float, attention: Attention | None = None
     ) -> SeenAttention:
-        """The prompt with its chunks mended by a rule."""
+        """The prompt with the rows of its chunks recomputed that a rule chooses."""
         plan = rule(self.base(case), case.layout, case.layout.budget(ratio))
         return self.run(case, plan, attention)
 

@@ -39,7 +39,7 @@ from kdn.machine.facts import describe_machine
 from kdn.model import LoadedModel, ModelConfig
 from kdn.model.attention import Attention
 
-__all__ = ["ARMS", "LengthArm", "Ward", "run"]
+__all__ = ["ARMS", "LengthArm", "LengthProbe", "run"]
 
 BUDGET_BYTES = 40 * 2**20
 ROW_CHUNK = EngineLimits(0).row_chunk
@@ -78,15 +78,15 @@ def run(options: BenchOptions) -> Result:
         tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
         opened(options, Path(folder)) as service,
     ):
-        ward = Ward(service.model, service.parts.attention, options.clock, options.seed)
+        probe = LengthProbe(service.model, service.parts.attention, options.clock, options.seed)
         rows, lines = [], {}
         for arm in ARMS:
             options.say(f"memory of {arm.name}")
-            memory = measured_memory(partial(ward.peak, arm), *_LENGTHS)
+            memory = measured_memory(partial(probe.peak, arm), *_LENGTHS)
             lines[arm.name] = memory
-            rows.append(_row(ward, arm, memory))
-        refused = ward.refusal(lines[HYBRID.name])
-        times, cost = _chunk_times(options, ward)
+            rows.append(_row(probe, arm, memory))
+        refused = probe.refusal(lines[HYBRID.name])
+        times, cost = _chunk_times(options, probe)
     rows += [{"way": f"hybrid, {size} rows a chunk", "seconds": s} for size, s in times.items()]
     largest = {name: memory.largest(BUDGET_BYTES) for name, memory in lines.items()}
     return Result(
@@ -111,7 +111,7 @@ def run(options: BenchOptions) -> Result:
     )
 
 
-class Ward:
+class LengthProbe:
     """One model, and prompts of random tokens put through it in different ways."""
 
     def __init__(self, model: LoadedModel, attention: Attention, clock: Clock, seed: int) -> None:
@@ -189,11 +189,11 @@ class _NoReuse:
         return None
 
 
-def _row(ward: Ward, arm: LengthArm, memory: JobMemory) -> Row:
+def _row(probe: LengthProbe, arm: LengthArm, memory: JobMemory) -> Row:
     most = memory.largest(BUDGET_BYTES)
-    runs = min(most, ward.config.max_position)
-    used = ward.peak(arm, runs)
-    counted = _counted(ward.config, arm, ward.value_bytes)
+    runs = min(most, probe.config.max_position)
+    used = probe.peak(arm, runs)
+    counted = _counted(probe.config, arm, probe.value_bytes)
     return {
         "way": arm.name,
         "KiB a token": memory.token_bytes / 1024,
@@ -228,7 +228,7 @@ def _counted(config: ModelConfig, arm: LengthArm, value_bytes: int) -> float:
     return kept + max(rows + tables, hybrid - kv_layer)
 
 
-def _chunk_times(options: BenchOptions, ward: Ward) -> tuple[dict[int, float], float]:
+def _chunk_times(options: BenchOptions, probe: LengthProbe) -> tuple[dict[int, float], float]:
     """Median seconds of one length by rows a chunk, and what our size costs against the best one.
 
     Rounds go over all sizes; the cost is the median over rounds of our time over another size's in the
@@ -237,7 +237,7 @@ def _chunk_times(options: BenchOptions, ward: Ward) -> tuple[dict[int, float], f
     length = 1024 if options.quick else 4096
     sizes = [size for size in _CHUNKS if size <= length]
     sides: dict[str, Callable[[int], float]] = {
-        str(size): lambda _, size=size: ward.seconds(  # type: ignore[misc]
+        str(size): lambda _, size=size: probe.seconds(  # type: ignore[misc]
             LengthArm("hybrid", one_layer=True, row_chunk=size), length
         )
         for size in sizes

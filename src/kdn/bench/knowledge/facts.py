@@ -39,9 +39,9 @@ class Fact:
 
 def invent(count: int, seed: int) -> list[Fact]:
     """Facts about as many different places."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     places = [first + last for first in _FIRST for last in _LAST]
-    return [_fact(place, n, chance) for n, place in enumerate(chance.sample(places, count))]
+    return [_fact(place, n, rng) for n, place in enumerate(rng.sample(places, count))]
 
 
 def document(facts: list[Fact]) -> str:
@@ -59,9 +59,9 @@ def judge(answer: str, gold: str) -> tuple[float, float]:
     return float(found), f1
 
 
-def _fact(place: str, number: int, chance: random.Random) -> Fact:
+def _fact(place: str, number: int, rng: random.Random) -> Fact:
     kind = number % len(_KINDS)
-    values = (chance.choice(_PEOPLE), str(chance.randint(1801, 1999)), str(chance.randint(2, 98)))
+    values = (rng.choice(_PEOPLE), str(rng.randint(1801, 1999)), str(rng.randint(2, 98)))
     sentence, question, asked = (
         text.format(place=place, value=values[kind]) for text in _KINDS[kind]
     )

@@ -68,10 +68,10 @@ def train_adapter(
     model = get_peft_model(base, lora)
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=_LEARNING_RATE, weight_decay=0.0)
-    chance, started = random.Random(seed), clock.now()
+    rng, started = random.Random(seed), clock.now()
     steps, loss, smooth = 0, 0.0, 10.0
     while steps < most_steps and clock.now() - started < most_s and smooth > 0.05:
-        batch = chance.sample(list(examples), min(_BATCH, len(examples)))
+        batch = rng.sample(list(examples), min(_BATCH, len(examples)))
         token_ids, labels, mask = _padded(batch)
         found = model(input_ids=token_ids, attention_mask=mask, labels=labels).loss
         found.backward()

@@ -194,7 +194,7 @@ def _break_even(token_bytes: int, found: Findings) -> list[Row]:
 
 
 def _slowest_mb_s(size_mb: float, prefill_s: float, share: float, miss: float) -> float | None:
-    """Where asking takes as long as computing at once, on average; None: no link is quick enough.
+    """Where asking takes as long as computing immediately, on average; None: no link is quick enough.
 
     share * load + (1 - share) * (1 + miss) * prefill = prefill
     """

@@ -116,7 +116,7 @@ class AtOnce(Executor):
 class OnlineStream:
     """A `PacketStream` that tunes its weights as ACKs come, on a thread of its own.
 
-    Pass an executor that runs at once for repeatable simulations; `close` ends the thread.
+    Pass an executor that runs immediately for repeatable simulations; `close` ends the thread.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ __all__ = ["Reflector"]
 
 
 class Reflector:
-    """Answers every data packet at once, to where it came from."""
+    """Answers every data packet immediately, to where it came from."""
 
     def __init__(self, udp: socket.socket) -> None:
         self._udp = udp

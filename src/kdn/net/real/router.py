@@ -1,7 +1,7 @@
 """A router in user space: datagrams in, through a DualPI2 of the simulator's own code, out.
 
 Senders talk to the front socket, the reflector to the back one.  Data wait in the queues and
-leave at the link's rate; feedback passes at once.  The link keeps its own time: when the process
+leave at the link's rate; feedback passes immediately.  The link keeps its own time: when the process
 wakes late, packets leave late but the rate holds.
 """
 

@@ -66,7 +66,7 @@ CALL = np.dtype(
         ("highest_acked", "i8"),  # transmission number
         ("known_frames", "i8"),  # pictures below this have a fate that the sender knows
         ("key_due", "i8"),  # 1: the next picture must stand alone
-        ("key_asked", "i8"),  # the newest intra picture; damage before it is mended by it
+        ("key_asked", "i8"),  # the newest intra picture; it repairs the damage before it
         # state of the receiver
         ("newest", "i8"),  # the newest picture of which anything has arrived
         ("next_decode", "i8"),

@@ -1,7 +1,7 @@
 """The classical rival: H.264 by PyAV (x264, no delay, one intra picture), with repair packets.
 
 A picture's packets are protected by as many repair packets as `spare` says; any loss within that number
-is mended (as an ideal code mends it), any beyond it loses the picture and all that are predicted from it.
+is repaired (as by an ideal code), any beyond it loses the picture and all that are predicted from it.
 """
 
 from __future__ import annotations
