@@ -42,8 +42,8 @@ def tree() -> str:
 
 def _room(folder: Path, indent: int) -> Iterator[str]:
     yield _line(f"{folder.name}/", folder / "__init__.py", indent)
-    for inner in sorted(init.parent for init in folder.glob("*/__init__.py")):
-        yield from _room(inner, indent + 2)
+    for wing in sorted(folder.glob("*/__init__.py")):
+        yield _line(f"{wing.parent.name}/", wing, indent + 2)
 
 
 def _line(name: str, module: Path, indent: int) -> str:
