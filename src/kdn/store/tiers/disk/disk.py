@@ -1,4 +1,11 @@
-"""The disk tier: one file a block, under a cap that holds for every process on the folder."""
+"""The disk tier: one file a block, under a cap that holds for every process on the folder.
+
+    put ─> the policy may refuse the block ─> room is reserved under the cap; others go for it
+        ─> the file is written ─> it gets its name, and its row in the catalogue
+
+A full folder evicts; where nothing more may go, and where the device itself is full, `put` raises NoSpace:
+the reservation is given back, nothing half-written is left, and the block is not stored.
+"""
 
 from __future__ import annotations
 
