@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -12,17 +14,23 @@ from kdn.cli.options import (
     AdapterOption,
     DeviceOption,
     DtypeOption,
+    EngineKeyOption,
+    EngineModelOption,
+    EngineOption,
     HomeOption,
     Int8Option,
     JsonOption,
     ModelChoice,
     ModelOption,
+    open_engine,
 )
 from kdn.cli.show import emit, progress_bar, say, tell
 from kdn.machine.text import read_text
 
 if TYPE_CHECKING:
-    from kdn.rank import LabelTable
+    from kdn.api import Kdn
+    from kdn.rank import AskEach, Choice, LabelTable
+    from kdn.scale.remote import RemoteEngine
 
 __all__ = ["label"]
 
@@ -66,6 +74,9 @@ def label(
     dtype: DtypeOption = None,
     int8: Int8Option = False,
     adapter: AdapterOption = None,
+    engine: EngineOption = None,
+    engine_model: EngineModelOption = None,
+    engine_key: EngineKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Label every row of a table with one of a few choices; started again, it goes on where it was."""
@@ -75,7 +86,6 @@ def label(
         check_out,
         check_rows,
         label_rows,
-        make_choices,
         make_table,
         own_columns,
         read_rows,
@@ -86,19 +96,24 @@ def label(
     rows = read_rows(data)
     asked = read_text(Path(template[1:])) if template.startswith("@") else template
     check_rows(rows, asked, known)
-    choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
-    with choice.open() as kdn:
-        used = adapter[0].partition("=")[0] if adapter else None
-        words = [word.strip() for word in choices.split(",") if word.strip()]
+    words = [word.strip() for word in choices.split(",") if word.strip()]
+    with ExitStack() as opened:
+        if engine is not None:
+            unused = {"device": device, "dtype": dtype, "int8": int8, "adapter": adapter}
+            server = opened.enter_context(open_engine(engine, engine_model, engine_key, unused))
+            asker = _remote(server, words)
+        else:
+            chosen = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
+            used = adapter[0].partition("=")[0] if adapter else None
+            asker = _local(opened.enter_context(chosen.open()), words, used)
         job = LabelJob(
-            model=f"{kdn.model.decoder.fingerprint}/{used}",
+            model=asker.fingerprint,
             template=asked,
-            choices=make_choices(words, kdn.model.tokenizer.encode, whole=True),
+            choices=asker.choices,
             known=known,
             threshold=threshold,
         )
         journal = LabelJournal(out.with_name(out.name + ".journal"), job.name(rows), force=force)
-        judge = kdn.scoring.judge(adapter=used)
         resumed = len(journal.answers)
         if resumed:
             say(f"going on after row {resumed} of {len(rows)}")
@@ -106,7 +121,7 @@ def label(
         try:
             with progress_bar() as bar:
                 task = bar.add_task(f"{len(rows)} rows", total=len(rows), completed=resumed)
-                for done in label_rows(job, rows, kdn.prompts.question, judge, journal):
+                for done in label_rows(job, rows, asker.ask_each, journal):
                     bar.update(task, completed=done)
         except BaseException:
             journal.close()
@@ -118,6 +133,30 @@ def label(
     column = own_columns(rows, job.choices)[0]
     _report(out, found, column, resumed, seconds, as_json=as_json)
     _warn(found, known)
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """Who is asked, and how the choices are spelled there."""
+
+    fingerprint: str
+    choices: tuple[Choice, ...]
+    ask_each: AskEach
+
+
+def _local(kdn: Kdn, words: list[str], adapter: str | None) -> _Asker:
+    from kdn.rank import make_choices
+
+    judge = kdn.scoring.judge(adapter=adapter)
+    return _Asker(
+        f"{kdn.model.decoder.fingerprint}/{adapter}",
+        make_choices(words, kdn.model.tokenizer.encode, whole=True),
+        lambda questions, choices: judge.ask_each(map(kdn.prompts.question, questions), choices),
+    )
+
+
+def _remote(engine: RemoteEngine, words: list[str]) -> _Asker:
+    return _Asker(engine.fingerprint, engine.choices(words), engine.ask_each)
 
 
 def _warn(found: LabelTable, known: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,16 +15,21 @@ from kdn.errors import BadConfig, BadInput
 if TYPE_CHECKING:
     from kdn.api import Kdn
     from kdn.config import Config
+    from kdn.scale.remote import RemoteEngine
 
 __all__ = [
     "AdapterOption",
     "DeviceOption",
     "DtypeOption",
+    "EngineKeyOption",
+    "EngineModelOption",
+    "EngineOption",
     "HomeOption",
     "Int8Option",
     "JsonOption",
     "ModelChoice",
     "ModelOption",
+    "open_engine",
     "output_file",
     "read_settings",
 ]
@@ -44,6 +50,17 @@ AdapterOption = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="NAME=FOLDER", help="A LoRA adapter; may be repeated."),
 ]
+EngineOption = Annotated[
+    str | None,
+    typer.Option("--engine", help="Ask a server with OpenAI's API instead, as http://HOST:PORT."),
+]
+EngineModelOption = Annotated[
+    str | None, typer.Option("--engine-model", help="Its model; the first one by default.")
+]
+EngineKeyOption = Annotated[
+    str | None,
+    typer.Option("--engine-key", envvar="KDN_ENGINE_KEY", help="Its key. Better: KDN_ENGINE_KEY."),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
 ]
@@ -54,6 +71,23 @@ def read_settings(home: Path | None) -> Config:
     from kdn.config import load_config
 
     return load_config(os.environ, home=home)
+
+
+def open_engine(
+    url: str, model: str | None, key: str | None, unused: Mapping[str, object]
+) -> RemoteEngine:
+    """The server that is asked in place of a model of ours.
+
+    Raises BadInput for options of a model of ours, which a server would ignore.
+    """
+    from kdn.machine.process import hide_arguments
+    from kdn.scale.remote import JsonClient, RemoteEngine
+
+    hide_arguments([key or ""])
+    given = [name for name, value in unused.items() if value]
+    if given:
+        raise BadInput(f"--{given[0]} is for a model of this machine; leave it out with --engine")
+    return RemoteEngine(JsonClient(url, key), model)
 
 
 def output_file(path: Path | None) -> Path | None:

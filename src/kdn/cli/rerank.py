@@ -15,11 +15,15 @@ from kdn.cli.options import (
     AdapterOption,
     DeviceOption,
     DtypeOption,
+    EngineKeyOption,
+    EngineModelOption,
+    EngineOption,
     HomeOption,
     Int8Option,
     JsonOption,
     ModelChoice,
     ModelOption,
+    open_engine,
 )
 from kdn.cli.show import emit, say, tell, time_text
 from kdn.errors import BadInput
@@ -65,10 +69,28 @@ def rerank(
     dtype: DtypeOption = None,
     int8: Int8Option = False,
     adapter: AdapterOption = None,
+    engine: EngineOption = None,
+    engine_model: EngineModelOption = None,
+    engine_key: EngineKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Order texts by how well each belongs to a query; their KV is kept for the next query."""
     names, texts = _read(files or [], documents)
+    if engine is not None:
+        unused = {
+            "device": device,
+            "dtype": dtype,
+            "int8": int8,
+            "adapter": adapter,
+            "truncate": truncate,
+        }
+        started = perf_counter()
+        with open_engine(engine, engine_model, engine_key, unused) as server:
+            found = server.rerank(
+                query, texts, top_n, layout=layout, template=template, instruction=instruction
+            )
+        _tell(query, found, names, perf_counter() - started, as_json=as_json)
+        return
     given = _adapters(adapter, model, layout, template)
     choice = ModelChoice(model, home, device, dtype, int8, given)
     with choice.open() as kdn:
@@ -84,11 +106,16 @@ def rerank(
             adapter=given[0].partition("=")[0] if given else None,
         )
         seconds = perf_counter() - started
+    _tell(query, found, names, seconds, as_json=as_json)
+    if not as_json:
+        _say_whose_blocks(template)
+
+
+def _tell(query: str, found: Ranking, names: list[str], seconds: float, *, as_json: bool) -> None:
     if as_json:
         emit(_shape(query, found, names, seconds))
     else:
         _print(found, names, seconds)
-        _say_whose_blocks(template)
 
 
 def _adapters(

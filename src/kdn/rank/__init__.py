@@ -21,6 +21,7 @@ from kdn.rank.frames import Asking, Frame, frame_of, yes_and_no
 from kdn.rank.journal import LabelAnswer, LabelJournal
 from kdn.rank.judge import Judge, one_token
 from kdn.rank.label import (
+    AskEach,
     LabelJob,
     Labelled,
     LabelTable,
@@ -50,6 +51,7 @@ __all__ = [
     "RELEVANCE",
     "TEMPLATES",
     "YES_NO",
+    "AskEach",
     "Asking",
     "Choice",
     "ChoiceProbabilities",

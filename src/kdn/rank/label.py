@@ -15,12 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from kdn.core import Prompt
 from kdn.errors import BadInput, PromptTooLong
 from kdn.rank.calibrate import fit_temperature
 from kdn.rank.choices import Choice, ChoiceProbabilities, share_out
 from kdn.rank.journal import LabelAnswer, LabelJournal
-from kdn.rank.judge import Judge
 from kdn.rank.questions import Conversation, RowTemplate
 from kdn.rank.rows import Row, columns_of, write_rows
 
@@ -36,7 +34,10 @@ __all__ = [
     "write_table",
 ]
 
-Ask = Callable[[Conversation], Prompt]
+AskEach = Callable[
+    [Iterator[Conversation], Sequence[Choice]], Iterator[ChoiceProbabilities | PromptTooLong]
+]
+"""Answers to questions, in order: of an engine of ours, or of a server's."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def check_rows(rows: Sequence[Row], template: str, known: str | None = None) -> 
 
 
 def label_rows(
-    job: LabelJob, rows: Sequence[Row], ask: Ask, judge: Judge, journal: LabelJournal
+    job: LabelJob, rows: Sequence[Row], ask_each: AskEach, journal: LabelJournal
 ) -> Iterator[int]:
     """Ask what the journal lacks; yields the number of rows done after each.
 
@@ -131,8 +132,8 @@ def label_rows(
     """
     template = RowTemplate(job.template)
     done = len(journal.answers)
-    prompts = (ask(template.fill(row)) for row in islice(rows, done, None))
-    for number, answer in enumerate(judge.ask_each(prompts, job.choices), done + 1):
+    questions = (template.fill(row) for row in islice(rows, done, None))
+    for number, answer in enumerate(ask_each(questions, job.choices), done + 1):
         journal.add(answer_of(answer))
         yield number
 

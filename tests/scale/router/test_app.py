@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,34 +16,11 @@ import pytest
 from kdn.errors import BadConfig
 from kdn.scale.router.app import RouterSettings, create_router_app
 from kdn.serve import ServeSettings, listen, make_server, url_of
-from tests.cli.program import finish, start
+from tests.scale.served import served
 
 pytestmark = pytest.mark.slow
 
 TIDES = "The tide at the northern harbour comes twice a day and nobody waits for it. " * 20
-
-
-Served = list[tuple[str, subprocess.Popen[str]]]
-
-
-@contextmanager
-def served(folder: Path, model: Path, num_servers: int = 1) -> Iterator[Served]:
-    """`kdn serve`, each in a process of its own; their addresses."""
-    programs = [
-        start(folder / str(number), "serve", "--model", model, "--port", "0", "--json")
-        for number in range(num_servers)
-    ]
-    try:
-        yield [(_url(program), program) for program in programs]
-    finally:
-        for program in programs:
-            program.kill()
-            finish(program)
-
-
-def _url(program: subprocess.Popen[str]) -> str:
-    assert program.stdout is not None
-    return str(json.loads(program.stdout.readline())["url"])
 
 
 @contextmanager

@@ -8,13 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from kdn.testing import write_tiny_model
@@ -144,6 +148,53 @@ def vllm(
                 engine.do("close")
         finally:
             process.kill()
+
+
+@contextmanager
+def vllm_server(model: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`vllm serve` on a free port of loopback; its address, once it answers."""
+    if not PYTHON.exists():
+        pytest.skip("vLLM is not installed (make test-vllm builds .venv-vllm)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
+        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"),
+        *("--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"),
+        *options,
+    ]
+    environment = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+    }
+    with (model / "vllm-server.log").open("a") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(retries=3)) as client:
+            waited = threading.Event()
+            while not _is_well(client, url):
+                if process.poll() is not None:
+                    raise VllmFailed((model / "vllm-server.log").read_text()[-2000:])
+                waited.wait(0.5)
+        yield url, process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _is_well(client: httpx.Client, url: str) -> bool:
+    try:
+        return client.get(f"{url}/health").is_success
+    except httpx.HTTPError:
+        return False
 
 
 def tiny(folder: Path, seed: int = 0) -> Path:
