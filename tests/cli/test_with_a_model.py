@@ -85,6 +85,26 @@ def test_a_fast_answer_blends_what_an_earlier_one_learned(
     assert kdn(tmp_path, "store", "stat", "--json").json["blend"][0]["answers"] == 3
 
 
+def test_words_are_stressed_and_what_that_did_is_told(
+    tmp_path: Path, tiny: Path, papers: Path, embedder: None
+) -> None:
+    kdn(tmp_path, "ingest", papers, "--model", tiny)
+    ask = ("ask", "Where is the brass key?", "--model", tiny, "--max-tokens", "4")
+    plain = kdn(tmp_path, *ask, "--json").json
+    marked = (*ask, "--stress", "brass key", "--mute", "the clock", "--steer-report")
+    told = kdn(tmp_path, *marked, "--json").json["steering"]
+    assert told["plain_text"] == plain["answer"]
+    assert told["kl"] > 0
+    assert "without steering" in kdn(tmp_path, *marked).err
+    assert plain["steering"] is None
+    for word in ("look", "retrieved"):
+        assert kdn(tmp_path, *ask, "--steer", word, "--json").code == 0
+    wrong = kdn(tmp_path, *ask, "--stress", "silver key")
+    assert (wrong.code, "'silver key' is not in any" in wrong.err) == (2, True)
+    assert "leave out --stress" in kdn(tmp_path, *marked, "--steer", "look").err
+    assert "can be look or retrieved" in kdn(tmp_path, *ask, "--steer", "loud").err
+
+
 def test_prefill_leaves_nothing_to_compute_but_the_question(
     tmp_path: Path, tiny: Path, papers: Path, embedder: None
 ) -> None:

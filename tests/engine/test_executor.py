@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,26 @@ def test_a_scaled_prompt_cut_in_passes_gives_the_same(
     scale = tuple(ColumnScale(layer, (3, 200), 4.0) for layer in layers)
     plan = Plan(some_tokens(300, 200), scale=scale)
     assert (run(tiny, plan, cuts=cuts).logits - run(tiny, plan).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("since", [20, 128, 200])
+def test_rows_before_a_scale_begins_are_those_of_a_plain_prefill(
+    tiny_bf16: LoadedModel, attention: Attention, since: int
+) -> None:
+    """Bit for bit; and the rows after it are those of a prompt whose beginning was stored plain."""
+    tokens = some_tokens(300, 200)
+    layers = range(tiny_bf16.decoder.config.num_layers)
+    scale = tuple(ColumnScale(layer, (3, 150), 4.0) for layer in layers)
+    plain = run(tiny_bf16, Plan(tokens), attention=attention)
+    late = Plan(tokens, scale=scale, scale_from=since)
+    found = run(tiny_bf16, late, attention=attention)
+    assert torch.equal(found.captured[:, :, :since], plain.captured[:, :, :since])
+    assert not torch.equal(found.captured[:, :, since:], plain.captured[:, :, since:])
+    stored = HeldSource(plain.captured[:, :, :since])
+    behind = run(tiny_bf16, replace(late, prefix=stored), attention=attention)
+    assert torch.equal(behind.logits, found.logits)
+    cut = run(tiny_bf16, late, cuts=(256,), attention=attention)
+    assert torch.equal(cut.logits, found.logits)
 
 
 def test_a_neighbours_scale_and_a_factor_of_one_leave_every_bit(tiny: LoadedModel) -> None:

@@ -28,7 +28,7 @@ from kdn.core import (
 )
 from kdn.engine import EngineStat
 from kdn.errors import BadInput, EngineFailed, PromptTooLong
-from kdn.model import Document, Message
+from kdn.model import Document, Message, PlacedText
 from kdn.rag import Vectors
 from kdn.rank import Asking, Choice, Layout
 from kdn.serve import ServedEmbedder, ServedModel, StoreNumbers
@@ -211,6 +211,17 @@ class ScriptedService:
         cut += [Segment(Role.HISTORY, self.vocabulary.encode(turn)) for turn in turns[:-1]]
         cut.append(Segment(Role.QUESTION, self.vocabulary.encode(turns[-1])))
         return Prompt(tuple(cut))
+
+    def places(
+        self, prompt: Prompt, messages: Sequence[Message], documents: Sequence[Document] = ()
+    ) -> list[PlacedText]:
+        """Of documents only: their characters are the prompt's first tokens."""
+        found, start = list[PlacedText](), 0
+        for number, one in enumerate(documents):
+            edges = [(i, i + 1) for i in range(len(one.text))]
+            found.append(PlacedText(one.text, start, edges, number, one.id))
+            start += len(one.text)
+        return found
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
         self.remembered[salt, text] = token_ids

@@ -4,19 +4,23 @@ Trades in texts and answers.  The CLI, the servers, the benchmarks and users imp
 joins every other room.  Start reading at `kdn.py`, then `build.py`.
 """
 
-from kdn.api.answers import Answer, Source
+from kdn.api.answers import Answer, Source, SteerReport
 from kdn.api.build import open, over  # noqa: A004  kdn.open, as in gzip.open
 from kdn.api.kdn import Kdn
 from kdn.api.prompts import Reuse, blending
+from kdn.api.steering import AskSteering, Steering
 from kdn.rank import RankedDocument, Ranking
 
 __all__ = [
     "Answer",
+    "AskSteering",
     "Kdn",
     "RankedDocument",
     "Ranking",
     "Reuse",
     "Source",
+    "SteerReport",
+    "Steering",
     "blending",
     "open",
     "over",

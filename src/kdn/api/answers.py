@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from kdn.core import Finish, FinishReason, Stream, Token, TokenIds, Usage
 from kdn.rag import Part, cite
 
-__all__ = ["NOT_IN_DOCUMENTS", "Answer", "Source", "collect", "not_in_documents", "sources_of"]
+__all__ = [
+    "NOT_IN_DOCUMENTS",
+    "Answer",
+    "Source",
+    "SteerReport",
+    "collect",
+    "not_in_documents",
+    "sources_of",
+]
 
 NOT_IN_DOCUMENTS = "This is not in your documents."
 
@@ -26,6 +34,18 @@ class Source:
 
 
 @dataclass(frozen=True)
+class SteerReport:
+    """An answer beside the one that would have been given without steering."""
+
+    kl: float
+    """KL of the first token's distribution, plain to steered, in nats; a lower bound, from 64 tokens."""
+    plain_text: str
+    """The answer without steering, drawn as the steered one was."""
+    num_columns: int
+    """Tokens that were marked; of a look, those of all its sentences."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """Generated text and what became of the request. As a text it is the answer itself."""
 
@@ -38,6 +58,8 @@ class Answer:
     sources: tuple[Source, ...] = ()
     in_documents: bool = True
     """False where `ask` found nothing in the documents that would answer: `text` says so."""
+    steering: SteerReport | None = None
+    """What steering did, when that was asked."""
 
     def __str__(self) -> str:
         return self.text

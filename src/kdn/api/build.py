@@ -39,6 +39,7 @@ from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.reuse.codec_quality import QualityRecord
 from kdn.reuse.load_or_compute import EstimateS
 from kdn.reuse.source import MeasuredSpeeds
+from kdn.reuse.steer import SteerReuse
 from kdn.schedule import RequestQueue, make_policy
 from kdn.store import CODECS, LookupRecorder, Store
 from kdn.trace import Recorder, Tee, Trace
@@ -152,7 +153,8 @@ def join(
     )
     ended = EndedRequests()
     recording = [] if recorder is None else [RecordLookups(recorder)]
-    planner = Stack([*recording, prefix, blend], on_plan=ended.note, trace=trace)
+    steer = SteerReuse(shape.num_layers, trace=trace)
+    planner = Stack([*recording, prefix, blend, steer], on_plan=ended.note, trace=trace)
     limits = EngineLimits(
         kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
         max_batch_tokens=config.engine.max_batch_tokens,

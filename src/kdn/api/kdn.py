@@ -17,6 +17,8 @@ from kdn.api.answers import Answer, collect, not_in_documents, sources_of
 from kdn.api.ask import FRAME_TOKENS, find_parts, put_question
 from kdn.api.parts import Parts
 from kdn.api.prompts import Documents, Messages, Reuse, blending
+from kdn.api.steering import AskSteering, Steering, retrieved_spans
+from kdn.api.steering import steer_report as report_steering
 from kdn.core import (
     EXACT,
     Request,
@@ -40,6 +42,7 @@ from kdn.rank import (
     decision_question,
     pair_question,
 )
+from kdn.reuse.steer import steer_of
 from kdn.store import Match
 
 if TYPE_CHECKING:
@@ -89,6 +92,8 @@ class Kdn:
         reuse: Reuse = "exact",
         ratio: float | None = None,
         collection: str = "",
+        steer: Steering = (),
+        steer_report: bool = False,
     ) -> Answer:
         """Answer a message or a conversation, with documents in front if there are any.
 
@@ -97,8 +102,11 @@ class Kdn:
         documents, begin where this one ended.  With `reuse="blend"` documents that were computed
         anywhere before are reused, and some of their rows recomputed (see `blending`); the answer
         then approximates that of a full prefill, and the quality guard judges each `collection` of
-        documents apart.  `max_tokens` and `temperature` stand above `sampling`; what neither gives is
-        as the model's publisher recommends, else greedy.  Raises PromptTooLong, UnknownModel, BadInput.
+        documents apart.  `steer` stresses or mutes marked spans, or `"look"`s for the sentence to
+        stress (see `Steering`); with `steer_report` the answer says what that did.
+
+        `max_tokens` and `temperature` stand above `sampling`; what neither gives is as the model's
+        publisher recommends, else greedy.  Raises PromptTooLong, UnknownModel, BadInput.
         """
         drawn = sampling or self.model.sampling
         if max_tokens is not None:
@@ -110,7 +118,8 @@ class Kdn:
         )
         techniques = blending(reuse, ratio, collection)
         request = replace(request, retention=retention, techniques=techniques)
-        answer = collect(self.engine.submit(request), stream)
+        request = self._steered(request, steer, prompt, documents)
+        answer = self._collected(request, stream, steer_report=steer_report)
         self.prompts.remember(salt, answer.text, answer.token_ids)
         return answer
 
@@ -125,6 +134,8 @@ class Kdn:
         salt: str = "",
         reuse: Reuse = "exact",
         ratio: float | None = None,
+        steer: AskSteering = (),
+        steer_report: bool = False,
         always: bool = False,
     ) -> Answer:
         """Answer a question from the ingested documents, and name the passages that say so.
@@ -134,7 +145,8 @@ class Kdn:
         With `rerank` so many parts are retrieved, and the model itself says which of them fit best;
         their KV is that of the answer.  Where retrieval finds too little that speaks for an answer
         (`kdn.rag.Support`), none is generated unless `always`: the text is then `NOT_IN_DOCUMENTS`
-        and `in_documents` is False.  Raises BadInput when nothing was ingested.
+        and `in_documents` is False.  `steer` is as in `generate`, or `"retrieved"`: the passage that
+        retrieval put first is stressed.  Raises BadInput when nothing was ingested.
         """
         if not text_of(question, "question").strip():
             raise BadInput("the question is empty; ask something")
@@ -155,12 +167,30 @@ class Kdn:
             messages, documents, sampling=Sampling(max_tokens=max_tokens), salt=salt
         )
         request = replace(request, techniques=blending(reuse, ratio, "ingested"))
-        answer = collect(self.engine.submit(request), stream)
+        spans = retrieved_spans(parts) if steer == "retrieved" else steer
+        request = self._steered(request, spans, messages, documents)
+        answer = self._collected(request, stream, steer_report=steer_report)
         return replace(answer, sources=sources_of(answer.text, parts))
 
     def submit(self, request: Request) -> Stream:
         """Queue a request and hand out its stream of tokens."""
         return self.engine.submit(request)
+
+    def _steered(
+        self, request: Request, steer: object, messages: Messages, documents: Documents
+    ) -> Request:
+        if not steer:
+            return request
+        places = self.prompts.places(request.prompt, messages, documents)
+        return request.using(steer_of(steer, places))
+
+    def _collected(
+        self, request: Request, stream: Callable[[str], None] | None, *, steer_report: bool
+    ) -> Answer:
+        answer = collect(self.engine.submit(request), stream)
+        if not steer_report:
+            return answer
+        return replace(answer, steering=report_steering(self.engine.submit, request))
 
     # --- one token ---------------------------------------------------------------------------
 

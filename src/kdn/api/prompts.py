@@ -23,7 +23,7 @@ from kdn.core import (
     text_of,
 )
 from kdn.errors import BadInput, UnknownModel
-from kdn.model import Document, LoadedModel, Message, Remembered
+from kdn.model import Document, LoadedModel, Message, PlacedText, Remembered
 from kdn.rank import Conversation
 
 __all__ = ["Documents", "Messages", "Prompts", "Reuse", "blending"]
@@ -80,6 +80,14 @@ class Prompts:
             sampling=sampling or self._model.sampling,
             salt=salt,
             adapter=adapter,
+        )
+
+    def places(
+        self, prompt: Prompt, messages: Messages, documents: Documents = ()
+    ) -> list[PlacedText]:
+        """Where the texts stand in the prompt that `segments` made of them, documents first."""
+        return self._model.chat.places(
+            prompt, _messages(messages), _documents(documents), self._model.tokenizer
         )
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from kdn.cli.options import (
     ModelOption,
 )
 from kdn.cli.show import emit, say, time_text, write_piece
+from kdn.errors import BadInput
 from kdn.machine.text import read_text
 
 if TYPE_CHECKING:
@@ -28,10 +30,20 @@ if TYPE_CHECKING:
 
 __all__ = ["answer_shape", "ask", "chat", "print_sources"]
 
+_STRESSED, _MUTED = 3.0, 0.1
+"""Weights of --stress and --mute."""
 _FAST_PARTS = 3
 """Parts cost little to read once they are stored."""
 
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
+StressOption = Annotated[
+    list[str] | None,
+    typer.Option("--stress", metavar="TEXT", help="Words to attend to more; may be repeated."),
+]
+MuteOption = Annotated[
+    list[str] | None,
+    typer.Option("--mute", metavar="TEXT", help="Words to attend to less; may be repeated."),
+]
 TemperatureOption = Annotated[
     float | None,
     typer.Option(
@@ -62,6 +74,19 @@ def ask(
             min=0, help="Retrieve so many parts and let the model choose among them; 0: do not."
         ),
     ] = 0,
+    stress: StressOption = None,
+    mute: MuteOption = None,
+    steer: Annotated[
+        str | None,
+        typer.Option(
+            help="Stress the sentence that the question looks at (look), or the passage that was"
+            " found first (retrieved)."
+        ),
+    ] = None,
+    steer_report: Annotated[
+        bool,
+        typer.Option("--steer-report", help="Say what steering did: the answer without it, too."),
+    ] = False,
     always: Annotated[
         bool,
         typer.Option("--always", help="Answer even where the documents do not seem to say it."),
@@ -81,11 +106,26 @@ def ask(
             rerank=rerank,
             stream=None if as_json else write_piece,
             reuse="blend" if fast else "exact",
+            steer=_steering(steer, stress, mute),
+            steer_report=steer_report,
             always=always,
         )
         _show(question, answer, as_json=as_json)
         if fast:
             kdn.catch_up()
+
+
+def _steering(word: str | None, stress: list[str] | None, mute: list[str] | None) -> Any:
+    """What --steer, --stress and --mute say together. Raises BadInput for a word and spans."""
+    weights = ((stress or (), _STRESSED), (mute or (), _MUTED))
+    spans = [{"text": text, "weight": weight} for texts, weight in weights for text in texts]
+    if word is None:
+        return spans
+    if spans:
+        raise BadInput(f"--steer {word} chooses what to stress: leave out --stress and --mute")
+    if word not in ("look", "retrieved"):
+        raise BadInput(f"--steer is {word!r}; it can be look or retrieved")
+    return word
 
 
 def _show(question: str, answer: Answer, *, as_json: bool) -> None:
@@ -97,6 +137,11 @@ def _show(question: str, answer: Answer, *, as_json: bool) -> None:
         say("\nnothing in the documents speaks for an answer; --always asks the model nevertheless")
         return
     print_sources(answer.sources)
+    if answer.steering is not None:
+        say(
+            f"\nwithout steering (KL of the first token {answer.steering.kl:.3f} nats):"
+            f" {answer.steering.plain_text}"
+        )
     say(usage_line(answer.usage))
 
 
@@ -116,6 +161,7 @@ def answer_shape(answer: Answer) -> dict[str, Any]:
             }
             for s in answer.sources
         ],
+        "steering": None if answer.steering is None else asdict(answer.steering),
         "usage": usage_shape(answer.usage),
     }
 
@@ -176,6 +222,8 @@ def chat(
     dtype: DtypeOption = None,
     int8: Int8Option = False,
     adapter: AdapterOption = None,
+    stress: StressOption = None,
+    mute: MuteOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Talk with the model; what was said before is reused. /new begins again, /quit ends."""
@@ -195,6 +243,7 @@ def chat(
                 max_tokens=max_tokens,
                 temperature=temperature,
                 adapter=adapter[0].partition("=")[0] if adapter else None,
+                steer=_steering(None, stress, mute),
                 stream=None if as_json else write_piece,
             )
             history.append({"role": "assistant", "content": answer.text})

@@ -269,6 +269,8 @@ class Plan:
     stored: tuple[StoredRun, ...] = ()
     enter: tuple[Enter, ...] = ()
     scale: tuple[ColumnScale, ...] = ()
+    scale_from: int = 0
+    """Rows at positions before it attend as if nothing were scaled: their KV is that of a plain prefill."""
     observers: tuple[Observer, ...] = ()
     keep: RetainedPrefix | None = None
     logits: tuple[int, ...] | None = None

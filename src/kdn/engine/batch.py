@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from kdn.core import Choose, GivenRows, LayerKV, LayerSource, Plan
 from kdn.engine.bias import ColumnBias
 from kdn.engine.kv import Capture, PrefixKV, SequenceKV
 from kdn.model import AdapterRun, Decoder, LoraAdapter
-from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Writing
+from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Scaling, Writing
 
 __all__ = ["Batch", "LoadedRuns", "SequenceSlice", "StoredColumns", "most_rows", "places"]
 
@@ -136,8 +136,31 @@ class SequenceSlice:
             num_prefix=kv.num_prefix,
         )
 
+    def biased_slices(
+        self, start: int, stop: int
+    ) -> list[tuple[AttentionSlice, ColumnBias | None]]:
+        """The rows before those that see scaled columns, and those, as far as there are any."""
+        whole, bias = self.attention_slice(start, stop), self.kv.bias
+        if bias is None:
+            return [(whole, None)]
+        num_plain = int(torch.searchsorted(self.rows, bias.since))
+        if not 0 < num_plain < stop - start:
+            return [(whole, None if num_plain else bias)]
+        middle = start + num_plain
+        plain = replace(whole, stop=middle, positions=self.rows[:num_plain])
+        return [
+            (plain, None),
+            (replace(whole, start=middle, positions=self.rows[num_plain:]), bias),
+        ]
+
 
 _NEXT_TOKEN = Plan(token_ids=())
+
+
+def _bias(plan: Plan, decoder: Decoder) -> ColumnBias | None:
+    if not plan.scale:
+        return None
+    return ColumnBias(plan.scale, decoder.config.num_heads, decoder.device, plan.scale_from)
 
 
 def _initial_rows(plan: Plan, first: int, stop: int) -> Tensor:
@@ -178,10 +201,7 @@ class Batch:
         for one in self.slices:
             one.kv.suffix.grow(one.num_columns)
             if one.loads:  # later parts and decoded rows find the bias with the KV
-                scale, heads = one.plan.scale, decoder.config.num_heads
-                one.kv.bias = ColumnBias(scale, heads, decoder.device) if scale else None
-        self.is_scaled = any(one.kv.bias is not None for one in self.slices)
-        """Has any sequence columns that are scaled?"""
+                one.kv.bias = _bias(one.plan, decoder)
         self._decoder = decoder
         self._attention = attention
         tokens = [token for one in self.slices for token in one.token_ids]
@@ -193,7 +213,9 @@ class Batch:
         """By sequence, its rows [start, stop) of the batch."""
         self.adapters: list[AdapterRun] = []
         self.bound_slices: list[AttentionSlice] = []
-        """Those that have rows."""
+        """Those that have rows; two of a sequence whose columns are scaled for its later rows only."""
+        self._biases: list[ColumnBias | None] = []
+        """By bound slice."""
         self._rebind()
 
     def _rebind(self) -> None:
@@ -202,13 +224,20 @@ class Batch:
         edges = torch.tensor([0, *counts]).cumsum(0).tolist()
         self.num_rows = edges[-1]
         self.spans = list(itertools.pairwise(edges))
-        self.bound_slices = [one.attention_slice(a, b) for one, (a, b) in self.parts() if a < b]
+        bound = [pair for one, (a, b) in self.parts() if a < b for pair in one.biased_slices(a, b)]
+        self.bound_slices = [part for part, _ in bound]
+        self._biases = [bias for _, bias in bound]
         if self.bound_slices:  # else nothing is attended until rows come in
             positions = torch.cat([one.rows for one in self.slices]).to(self._decoder.device)
             cos, sin = self._decoder.rope.tables(positions)
             self.bound: BoundAttention = self._attention.bind(self.bound_slices, cos, sin)
         runs = [one.adapter_run(start, stop) for one, (start, stop) in self.parts()]
         self.adapters = [run for run in runs if run is not None]
+
+    def scalings(self, layer: int) -> Sequence[Scaling | None]:
+        """By bound slice, how its columns are scaled at the layer; empty where none is."""
+        found = [None if bias is None else bias.at(layer) for bias in self._biases]
+        return found if any(found) else ()
 
     def parts(self) -> list[tuple[SequenceSlice, tuple[int, int]]]:
         """Each sequence with its rows [start, stop) of the batch."""

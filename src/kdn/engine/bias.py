@@ -15,12 +15,19 @@ __all__ = ["ColumnBias"]
 
 
 class ColumnBias:
-    """The scaled columns of one sequence, for prompt rows and decoded rows alike.
+    """The scaled columns of one sequence, for prompt rows from `since` on and decoded rows alike.
 
     Factors of one column multiply.  A layer whose factors are all 1 is not scaled.
     """
 
-    def __init__(self, scales: Sequence[ColumnScale], num_heads: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        scales: Sequence[ColumnScale],
+        num_heads: int,
+        device: torch.device,
+        since: int = 0,
+    ) -> None:
+        self.since = since
         used = [scale for scale in scales if scale.factor != 1 and scale.columns]
         self._layers = {
             layer: _scaling([one for one in used if one.layer == layer], num_heads, device)

@@ -168,11 +168,7 @@ class Pass:
 
     def _attend(self, layer: int, q: Tensor) -> Tensor:
         window, batch = self._decoder.layers[layer].window, self._batch
-        if not batch.is_scaled:
-            return batch.bound.attend(layer, q, window)
-        alive = [one.kv for one in self.slices if one.rows.numel()]
-        scalings = [None if kv.bias is None else kv.bias.at(layer) for kv in alive]
-        return batch.bound.attend(layer, q, window, scalings if any(scalings) else ())
+        return batch.bound.attend(layer, q, window, batch.scalings(layer))
 
     def _finish(self, layer: int, attended: Tensor) -> None:
         chunks, batch = self._chunks(), self._batch

@@ -367,7 +367,9 @@ def retained_answer(running: RunningRequest) -> RetainedKV | None:
     if capture is None or request.retention is not Retention.ALL:
         return None
     token_ids: TokenIds = (*request.prompt.token_ids, *running.generated[:-1])
-    token_ids = token_ids[: capture.stop]
+    limit = running.planned.plan.keep if running.planned is not None else None
+    stop = capture.stop if limit is None else min(capture.stop, limit.num_tokens)
+    token_ids = token_ids[:stop]
     start = max(shared_tokens(request), capture.start)
     if len(token_ids) <= start:
         return None

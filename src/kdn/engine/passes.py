@@ -50,8 +50,8 @@ class PrefillQueue:
 
     def _end(self, done: Pass) -> list[tuple[RunningRequest, Tensor]]:
         all_logits = done.logits()
-        thens = [one.plan.then() if one.plan.then is not None else None for one in done.slices]
         finished = []
+        thens = [_after_probe(one) for one in done.slices]
         for running, one, logits, then in zip(
             self._in_pass, done.slices, all_logits, thens, strict=True
         ):
@@ -221,8 +221,15 @@ def _is_to_load(prefix: PrefixKV | None) -> bool:
     return prefix is not None and not prefix.is_complete
 
 
+def _after_probe(one: SequenceSlice) -> Plan | None:
+    """The plan to run after a probe pass, when all of that is done; None after any other."""
+    then = one.plan.then
+    return then() if then is not None and one.stop == one.plan.num_tokens else None
+
+
 def _end_probe(running: RunningRequest, plan: Plan) -> None:
     """Go on with the plan that was waited for. What the first one loaded lies in its place."""
+    running.num_computed = plan.num_prefix
     assert running.planned is not None, "a probe pass follows a plan"
     for run in running.planned.plan.stored:
         run.source.close()
@@ -232,7 +239,7 @@ def _end_probe(running: RunningRequest, plan: Plan) -> None:
 def _can_be_cut(plan: Plan) -> bool:
     """Plans whose rows are known beforehand may run in parts; others see all their rows together."""
     chooses = any(isinstance(rule, Choose) for rule in plan.rows)
-    return not (plan.one_layer or chooses or plan.then or (plan.observers and plan.stored))
+    return not (plan.one_layer or chooses or (plan.observers and plan.stored))
 
 
 def _cut(plan: Plan, first: int, stop: int, num_rows: int) -> int:

@@ -15,6 +15,7 @@ from kdn.model.lora import AdapterRun, LoraAdapter, load_adapter
 from kdn.model.rope import Rope
 from kdn.model.text.chat import NEUTRAL_SYSTEM, ChatTemplate, Document, Message, Remembered
 from kdn.model.text.grammar import Grammar, GrammarMatcher, Grammars
+from kdn.model.text.places import PlacedText
 from kdn.model.text.tokenizer import Incremental, Tokenizer
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "LoraAdapter",
     "Message",
     "ModelConfig",
+    "PlacedText",
     "Remembered",
     "Rope",
     "RopeConfig",

@@ -58,6 +58,8 @@ MAX_LABELS = 4096
 """Labels or label tokens that one question chooses among."""
 MAX_SCORES = 1 << 16
 """Probabilities of one answer: items times label tokens."""
+MAX_SPANS = 256
+"""Spans of one conversation that are stressed or muted."""
 MAX_STOPS = 64
 """Stop strings, or stop tokens, of one request."""
 MAX_STOP_CHARS = 1024

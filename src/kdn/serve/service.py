@@ -8,7 +8,7 @@ from typing import Protocol
 
 from kdn.core import Generator, Prompt, Sampling, TokenIds
 from kdn.engine import EngineStat
-from kdn.model import Document, Message
+from kdn.model import Document, Message, PlacedText
 from kdn.rag import Vectors
 from kdn.rank import Asking
 
@@ -58,6 +58,12 @@ class PromptMaker(Protocol):
         self, messages: Sequence[Message], documents: Sequence[Document] = (), salt: str = ""
     ) -> Prompt:
         """The conversation as segments, ready for an answer. Turns remembered under `salt` hit."""
+        ...
+
+    def places(
+        self, prompt: Prompt, messages: Sequence[Message], documents: Sequence[Document] = ()
+    ) -> list[PlacedText]:
+        """Where the texts stand in the prompt that `segments` made of them, documents first."""
         ...
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:

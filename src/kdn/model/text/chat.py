@@ -17,6 +17,7 @@ from functools import lru_cache
 from kdn.clock import Clock
 from kdn.core import Prompt, Role, Segment, TokenIds
 from kdn.errors import BadInput
+from kdn.model.text.places import PlacedText, find_run, stripped_edges, text_segments
 from kdn.model.text.template import Turn, TurnRenderer
 from kdn.model.text.tokenizer import Tokenizer
 
@@ -118,6 +119,33 @@ class ChatTemplate:
             else message
             for i, message in enumerate(messages)
         ]
+
+    def places(
+        self,
+        prompt: Prompt,
+        messages: Sequence[Message],
+        documents: Sequence[Document],
+        tokenizer: Tokenizer,
+    ) -> list[PlacedText]:
+        """Where the texts stand in the prompt that `segments` made of them, documents first.
+
+        Left out is what cannot be placed: an earlier answer that the template repeats in other words.
+        """
+        strips = self._renderer.strips
+        texts = [*(one.text for one in documents), *(one.content for one in messages)]
+        found = []
+        for number, (text, (segment, first)) in enumerate(
+            zip(texts, text_segments(prompt, len(texts)), strict=False)
+        ):
+            own = text.strip() if strips else text
+            at = find_run(tokenizer.encode(own), segment.token_ids)
+            if at is not None:
+                edges = stripped_edges(text, tokenizer.edges(own), strips=strips)
+                is_document = number < len(documents)
+                name = documents[number].id if is_document else None
+                place = number if is_document else None
+                found.append(PlacedText(text, first + at, edges, place, name))
+        return found
 
     def document(self, document: Document, tokenizer: Tokenizer) -> Segment:
         """The segment that `segments` makes of a document."""

@@ -90,6 +90,11 @@ class Tokenizer:
             start = match.end()
         return (*token_ids, *self.encode(text[start:]))
 
+    def edges(self, text: str) -> list[tuple[int, int]]:
+        """By token of `encode(text)`, the half-open range of characters that it stands for."""
+        found: list[tuple[int, int]] = self._inner.encode(text, add_special_tokens=False).offsets
+        return found
+
     def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """The text of ids; special tokens are left out unless `special`."""
         text: str = self._inner.decode(list(token_ids), skip_special_tokens=not special)

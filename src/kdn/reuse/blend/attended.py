@@ -83,4 +83,4 @@ def _asking_only(base: Plan, layout: BlendLayout) -> Plan:
         return base
     asking = GivenRows(tuple(range(layout.asking, layout.num_tokens)))
     scale = tuple(ColumnScale(layer, unknown, _NOTHING) for layer in range(len(base.rows)))
-    return replace(base, rows=(asking, *base.rows[1:]), scale=scale)
+    return replace(base, rows=(asking, *base.rows[1:]), scale=scale, scale_from=0)

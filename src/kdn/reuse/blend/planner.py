@@ -114,9 +114,10 @@ class BlendReuse(Technique):
         ask = Segment(Role.QUESTION, question.token_ids[-1:])
         return [
             replace(
-                request.without(Blend),
+                request,
                 id=f"background-{uuid.uuid4().hex[:8]}",
                 prompt=Prompt((prelude, document, ask)),
+                techniques=(),
                 sampling=Sampling(max_tokens=1),
                 retention=Retention.SHARED,
             )

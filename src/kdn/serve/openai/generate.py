@@ -14,9 +14,7 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from kdn.core import (
-    Blend,
     Finish,
-    Prefix,
     Prompt,
     Request,
     Retention,
@@ -66,6 +64,7 @@ from kdn.serve.openai.streams import (
     gather,
     until_disconnect,
 )
+from kdn.serve.openai.techniques import chat_techniques, text_techniques
 from kdn.serve.service import ServedModel, Vocabulary
 
 __all__ = ["generate_routes"]
@@ -97,7 +96,12 @@ async def _begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest
     prompt = await context.in_thread(chat_prompt, model, messages, documents, job.salt)
     room = answer_room(model, prompt.num_tokens, asked, context.settings.default_max_tokens)
     sampling = sampling_of(body, model, room, _logprobs(body))
-    streams = context.submit_all(job, _requests(context, job, body, [(prompt, sampling)]))
+    options = body.kdn or KdnOptions()
+    techniques = await context.in_thread(
+        chat_techniques, options, model, prompt, messages, documents
+    )
+    asked_for = _requests(context, job, body, [(prompt, sampling)], techniques)
+    streams = context.submit_all(job, asked_for)
     return _Chat(job, body, model.vocabulary, streams, [prompt])
 
 
@@ -114,7 +118,8 @@ async def _begin_completion(
             model, prompt.num_tokens, body.max_tokens, context.settings.default_max_tokens
         )
         wanted.append((prompt, sampling_of(body, model, room, body.logprobs)))
-    streams = context.submit_all(job, _requests(context, job, body, wanted))
+    techniques = text_techniques(body.kdn or KdnOptions())
+    streams = context.submit_all(job, _requests(context, job, body, wanted, techniques))
     return _Completion(job, body, model.vocabulary, streams, prompts)
 
 
@@ -123,6 +128,7 @@ def _requests(
     job: HttpJob,
     body: SamplingBody,
     prompts: Sequence[tuple[Prompt, Sampling]],
+    techniques: tuple[object, ...],
 ) -> list[Request]:
     """`n` requests a prompt, prompts in order."""
     options, choices = body.kdn or KdnOptions(), body.n or 1
@@ -138,22 +144,12 @@ def _requests(
             prompt,
             _seeded(sampling, choice),
             reuse=options.reuse is not False,
-            techniques=_techniques(options),
+            techniques=techniques,
             retention=Retention(options.keep),
         )
         for index, (prompt, sampling) in enumerate(prompts)
         for choice in range(choices)
     ]
-
-
-def _techniques(options: KdnOptions) -> tuple[object, ...]:
-    techniques: list[object] = []
-    if options.max_kl is not None or options.load_within_s is not None:
-        techniques.append(Prefix(options.max_kl, options.load_within_s))
-    if options.reuse == "blend":
-        ratio = None if options.ratio == "auto" else options.ratio
-        techniques.append(Blend(ratio, options.collection))
-    return tuple(techniques)
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:

@@ -17,6 +17,7 @@ from kdn.serve.limits import (
     MAX_PROMPTS,
     MAX_QUESTIONS,
     MAX_SEED,
+    MAX_SPANS,
     MAX_STOPS,
     MIN_SEED,
     Count,
@@ -47,6 +48,7 @@ __all__ = [
     "RerankBody",
     "SamplingBody",
     "ScoreBody",
+    "SpanBody",
     "StreamOptions",
     "TokenizeBody",
 ]
@@ -71,6 +73,21 @@ class StreamOptions(_Open):
     """The last event tells the usage of the whole request."""
 
 
+class SpanBody(_Strict):
+    """A run of characters that the answer is to attend to more, or less: its text, or its offsets."""
+
+    weight: float
+    """From 0 to 1000, clipped to 0.01 to 10: above 1 stresses, below 1 mutes."""
+    text: Text | None = None
+    """Marked wherever it stands in documents and messages, or in `document` alone."""
+    document: int | Name | None = None
+    """A document's number, from 0, or its id."""
+    start: int | None = None
+    """The first character in the document."""
+    stop: int | None = None
+    """The character after the last."""
+
+
 class KdnOptions(_Strict):
     """May stored KV be used for this request, and which of its KV is kept?"""
 
@@ -80,6 +97,8 @@ class KdnOptions(_Strict):
     """The share of blended documents' tokens that is recomputed."""
     collection: Annotated[Text, Field(max_length=128)] = ""
     """Which documents these are: blended answers over each collection are judged apart."""
+    steer: Annotated[list[SpanBody], Field(max_length=MAX_SPANS)] | Name | None = None
+    """Spans to stress or mute; `look`: stress the sentence that the question attends to."""
     keep: Literal["nothing", "shared", "all"] = "all"
     """`shared` leaves out the last message and the answer, which only a next turn would use."""
     max_kl: Annotated[float, Field(ge=0)] | None = None

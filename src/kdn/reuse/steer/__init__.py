@@ -1,0 +1,33 @@
+"""Steering: rows that answer attend more, or less, to columns of the prompt that are marked.
+
+Trades in factors of columns.  `api` and `bench` import it.  Start reading at `technique.py`."""
+
+from __future__ import annotations
+
+from kdn.reuse.steer.look import SentenceLook
+from kdn.reuse.steer.option import AFTER, LOOK, LOOK_WEIGHT, Steer, steer_of, steered_from
+from kdn.reuse.steer.sentences import sentence_positions, sentence_spans
+from kdn.reuse.steer.sources import LeadingTokens
+from kdn.reuse.steer.spans import LEAST, MOST, ColumnFactors, MarkedSpan, column_factors, spans_of
+from kdn.reuse.steer.technique import SteerReuse, scales_of
+
+__all__ = [
+    "AFTER",
+    "LEAST",
+    "LOOK",
+    "LOOK_WEIGHT",
+    "MOST",
+    "ColumnFactors",
+    "LeadingTokens",
+    "MarkedSpan",
+    "SentenceLook",
+    "Steer",
+    "SteerReuse",
+    "column_factors",
+    "scales_of",
+    "sentence_positions",
+    "sentence_spans",
+    "spans_of",
+    "steer_of",
+    "steered_from",
+]

@@ -1,0 +1,63 @@
+"""What a request says to be steered: columns of its prompt, or sentences to look at first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdn.core import Prompt
+from kdn.errors import BadInput
+from kdn.model import PlacedText
+from kdn.reuse.steer.sentences import sentence_positions
+from kdn.reuse.steer.spans import ColumnFactors, column_factors, spans_of
+
+__all__ = ["AFTER", "LOOK", "LOOK_WEIGHT", "Steer", "steer_of", "steered_from"]
+
+LOOK = "look"
+"""The word for: stress the sentence that the question looks at."""
+
+AFTER = 2 / 3
+"""Steering holds in the layers from this share on: those before move answers as random columns do."""
+LOOK_WEIGHT = 3.0
+"""How much louder the sentence is made that a look has found."""
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Option of steering: attention of the last message and of the answer is scaled by column.
+
+    `factors` are known beforehand; of `sentences`, runs of positions in documents, the one that the
+    question attends to most, token for token, is scaled by `weight`.  What stands before the last
+    message is computed, or taken from the store, as if nothing were steered.
+    """
+
+    factors: ColumnFactors = ()
+    sentences: tuple[range, ...] = ()
+    weight: float = LOOK_WEIGHT
+    after: float = AFTER
+
+
+def steer_of(given: object, places: Sequence[PlacedText]) -> Steer:
+    """What a caller asks for, `"look"` or marked spans, as an option of a request.
+
+    Raises BadInput for what is neither, for a look without documents, and for spans as `column_factors`.
+    """
+    if isinstance(given, str):
+        if given != LOOK:
+            raise BadInput(f"steer is {given!r:.60}; it can be {LOOK!r} or a list of spans")
+        sentences = sentence_positions(places)
+        if not sentences:
+            raise BadInput("a look needs documents to look at; give some, or mark spans")
+        return Steer(sentences=sentences)
+    return Steer(column_factors(spans_of(given), places))
+
+
+def steered_from(prompt: Prompt, factors: ColumnFactors) -> int:
+    """The first position whose row sees scaled columns.
+
+    It is where the last message begins or, if marks reach into that message, the position after the
+    last mark; the prompt's last row always is one of them.
+    """
+    last = prompt.num_tokens - prompt.segments[-1].num_tokens
+    marked = max((column + 1 for column, _ in factors), default=0)
+    return min(max(last, marked), prompt.num_tokens - 1)

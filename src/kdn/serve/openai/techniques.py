@@ -1,0 +1,61 @@
+"""From the `kdn` object of a body to the options that a request carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdn.core import Blend, Prefix, Prompt
+from kdn.errors import BadInput
+from kdn.model import Document, Message
+from kdn.reuse.steer import Steer, steer_of
+from kdn.serve.errors import Refused
+from kdn.serve.openai.requests import KdnOptions
+from kdn.serve.service import ServedModel
+
+__all__ = ["chat_techniques", "text_techniques"]
+
+
+def chat_techniques(
+    options: KdnOptions,
+    model: ServedModel,
+    prompt: Prompt,
+    messages: Sequence[Message],
+    documents: Sequence[Document],
+) -> tuple[object, ...]:
+    """Of a conversation. Raises Refused for spans that are not in it."""
+    return (*_reuse(options), *_steering(options, model, prompt, messages, documents))
+
+
+def text_techniques(options: KdnOptions) -> tuple[object, ...]:
+    """Of a plain completion. Raises Refused for spans: there is no message or document to mark."""
+    if options.steer:
+        raise Refused("steer marks messages and documents: use chat/completions", param="kdn.steer")
+    return _reuse(options)
+
+
+def _reuse(options: KdnOptions) -> tuple[object, ...]:
+    techniques: list[object] = []
+    if options.max_kl is not None or options.load_within_s is not None:
+        techniques.append(Prefix(options.max_kl, options.load_within_s))
+    if options.reuse == "blend":
+        ratio = None if options.ratio == "auto" else options.ratio
+        techniques.append(Blend(ratio, options.collection))
+    return tuple(techniques)
+
+
+def _steering(
+    options: KdnOptions,
+    model: ServedModel,
+    prompt: Prompt,
+    messages: Sequence[Message],
+    documents: Sequence[Document],
+) -> tuple[Steer, ...]:
+    if not options.steer:
+        return ()
+    given: object = options.steer
+    if not isinstance(options.steer, str):
+        given = [span.model_dump(exclude_none=True) for span in options.steer]
+    try:
+        return (steer_of(given, model.prompts.places(prompt, messages, documents)),)
+    except BadInput as error:
+        raise Refused(str(error), param="kdn.steer") from error

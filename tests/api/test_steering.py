@@ -1,0 +1,77 @@
+"""Steering through the Python API, with a tiny model: what is marked, and what the answer says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import kdn
+from kdn.core import Retention
+from kdn.reuse.steer import MarkedSpan
+
+DOCUMENTS = [
+    {"id": "door", "text": "The lock of the red door opens with the brass key. It hangs up high."},
+    {
+        "id": "boat",
+        "text": "The boat leaves at nine. A ticket costs four crowns, and dogs ride free.",
+    },
+]
+ASKED = "Where is the key?"
+
+
+@pytest.fixture
+def k(tiny_model: Callable[..., Path], tmp_path: Path) -> Iterator[kdn.Kdn]:
+    with kdn.open(tiny_model(), home=tmp_path, dtype="float32") as made:
+        yield made
+        made.check()
+
+
+def say(k: kdn.Kdn, **options: object) -> kdn.api.Answer:
+    return k.generate(
+        ASKED,
+        DOCUMENTS,
+        max_tokens=6,
+        retention=Retention.NOTHING,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_what_steering_did_is_reported_beside_the_plain_answer(k: kdn.Kdn) -> None:
+    plain = say(k)
+    assert plain.steering is None
+    spans = [{"text": "brass key", "weight": 10}, {"text": "crowns", "weight": 0}]
+    steered = say(k, steer=spans, steer_report=True)
+    assert steered.steering is not None
+    assert steered.steering.plain_text == plain.text
+    assert steered.steering.kl > 0
+    assert steered.steering.num_columns >= 3
+    idle = say(k, steer=[{"text": "brass key", "weight": 1}], steer_report=True)
+    assert idle.steering is not None
+    assert idle.text == plain.text
+    assert idle.steering.kl == pytest.approx(0, abs=1e-9)
+
+
+def test_spans_may_be_objects_and_stand_in_a_message(k: kdn.Kdn) -> None:
+    span = MarkedSpan(5, document="door", start=4, stop=8)
+    assert say(k, steer=span, steer_report=True).steering is not None
+    with_message = say(k, steer=[{"text": "the key", "weight": 5}], steer_report=True).steering
+    assert with_message is not None
+    assert with_message.kl > 0
+
+
+def test_a_look_is_an_option_of_requests_with_documents(k: kdn.Kdn) -> None:
+    for reuse in ("exact", "blend"):
+        looked = say(k, steer="look", reuse=reuse, steer_report=True).steering
+        assert looked is not None
+        assert looked.kl > 0
+    with pytest.raises(kdn.BadInput, match="needs documents"):
+        k.generate(ASKED, steer="look", max_tokens=2)
+
+
+def test_a_span_that_is_not_there_is_refused_before_anything_runs(k: kdn.Kdn) -> None:
+    with pytest.raises(kdn.BadInput, match="'silver' is not in any document or message"):
+        say(k, steer=[{"text": "silver", "weight": 3}])
+    with pytest.raises(kdn.BadInput, match="it can be 'look'"):
+        say(k, steer="retrieved")

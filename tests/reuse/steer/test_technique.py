@@ -1,0 +1,244 @@
+"""Steering in an engine over a real store: what it changes, what it leaves, what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdn.clock import SystemClock
+from kdn.core import (
+    EXACT,
+    Blend,
+    Finish,
+    LayerView,
+    Plan,
+    Planned,
+    Prompt,
+    Request,
+    RetainedPrefix,
+    Retention,
+    Role,
+    Sampling,
+    Segment,
+    Token,
+    Usage,
+)
+from kdn.engine import Engine, EngineLimits
+from kdn.model import LoadedModel
+from kdn.model.attention import TorchAttention
+from kdn.reuse import PrefixReuse, Stack
+from kdn.reuse.blend import BlendReuse, RatioController
+from kdn.reuse.steer import (
+    LeadingTokens,
+    SentenceLook,
+    Steer,
+    SteerReuse,
+    scales_of,
+    steered_from,
+)
+from kdn.store import Store, open_store
+from kdn.trace import Recorder
+from tests.engine.runs import HeldSource, load_tiny, run, some_tokens
+
+PRELUDE = Segment(Role.PRELUDE, some_tokens(20, 200, seed=9))
+ONE = Segment(Role.DOCUMENT, some_tokens(300, 200, seed=1))
+TWO = Segment(Role.DOCUMENT, some_tokens(100, 200, seed=2))
+ASK = Segment(Role.QUESTION, some_tokens(12, 200, seed=3))
+TOLD = Segment(Role.INSTRUCTION, some_tokens(9, 200, seed=4))
+STRESS = Steer(((30, 8.0), (31, 8.0), (350, 8.0)), after=0.0)
+SENTENCES = (range(20, 110), range(110, 320), range(320, 420))
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Callable[..., Path], model_cache: Path) -> LoadedModel:
+    return load_tiny(tiny_model("llama", num_hidden_layers=4), model_cache)
+
+
+class Desk:
+    """An engine with prefix reuse, blending and steering, stepped by hand."""
+
+    def __init__(self, model: LoadedModel, store: Store, max_batch_tokens: int = 2048) -> None:
+        decoder = model.decoder
+        shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
+        self.store, self.trace, self._count = store, Recorder(), 0
+        self.fingerprint = decoder.fingerprint
+        techniques = [
+            PrefixReuse(store, shape, lambda _: decoder.fingerprint),
+            BlendReuse(
+                store, shape, lambda _: decoder.fingerprint, RatioController(0.25), SystemClock()
+            ),
+            SteerReuse(shape.num_layers, trace=self.trace),
+        ]
+        self.stack = Stack(techniques, trace=self.trace)
+        limits = EngineLimits(1 << 28, max_batch_tokens=max_batch_tokens)
+        self.engine = Engine(
+            model, TorchAttention(), self.stack, limits, SystemClock(), threaded=False
+        )
+
+    def ask(
+        self,
+        *options: object,
+        segments: tuple[Segment, ...] = (PRELUDE, ONE, TWO, TOLD, ASK),
+        **more: object,
+    ) -> tuple[list[float], Usage]:
+        """The log-probabilities of six greedy tokens, which no two different computations share."""
+        self._count += 1
+        sampling = Sampling(max_tokens=6, ignore_eos=True, logprobs=0)
+        asked = Request(
+            str(self._count),
+            Prompt(segments),
+            sampling,
+            techniques=options,
+            **more,  # type: ignore[arg-type]
+        )
+        stream = self.engine.submit(asked)
+        while self.engine.step():
+            pass
+        *tokens, last = stream
+        assert isinstance(last, Finish)
+        return [t.logprob for t in tokens if isinstance(t, Token) and t.logprob], last.usage
+
+    def num_stored(self, *segments: Segment) -> int:
+        """Tokens of them that are stored as exact, from the first on."""
+        ids = Prompt(segments).token_ids
+        return self.store.match(self.fingerprint, EXACT, "", ids).num_tokens
+
+
+@pytest.fixture
+def desk(tiny: LoadedModel) -> Iterator[Desk]:
+    with open_store(None, memory_bytes=1 << 26) as store:
+        made = Desk(tiny, store)
+        yield made
+        assert made.stack.num_failures == 0
+        made.stack.close()
+        made.engine.check()
+        made.engine.close()
+
+
+def test_stressed_columns_change_the_answer_and_a_weight_of_one_does_not(desk: Desk) -> None:
+    plain, _ = desk.ask(retention=Retention.NOTHING)
+    by_one, _ = desk.ask(Steer(((30, 1.0),)), retention=Retention.NOTHING)
+    stressed, _ = desk.ask(STRESS, retention=Retention.NOTHING)
+    assert by_one == plain, "bit for bit"
+    assert stressed != pytest.approx(plain, abs=1e-4)
+
+
+def test_a_steered_answer_is_the_same_over_fresh_and_over_stored_kv(desk: Desk) -> None:
+    """First nothing is stored, then all before the question, then the question too."""
+    fresh, first = desk.ask(STRESS)
+    stored, second = desk.ask(STRESS)
+    desk.ask(retention=Retention.ALL)
+    again, third = desk.ask(STRESS)
+    assert stored == pytest.approx(fresh, abs=1e-4)
+    assert again == pytest.approx(fresh, abs=1e-4)
+    assert (first.exact, second.exact, third.exact) == (0, 429, 429)
+
+
+def test_what_steering_computes_is_not_stored_and_the_rest_is(desk: Desk) -> None:
+    plain, _ = desk.ask(retention=Retention.NOTHING)
+    desk.ask(STRESS, retention=Retention.ALL)
+    assert desk.num_stored(PRELUDE, ONE, TWO, TOLD, ASK) == 429, "all before the question"
+    after, usage = desk.ask(retention=Retention.ALL)
+    assert after == pytest.approx(plain, abs=1e-4)
+    assert usage.exact == 429
+
+
+def test_blended_documents_are_steered_without_another_pass(desk: Desk) -> None:
+    for document in (ONE, TWO):
+        desk.ask(segments=(PRELUDE, document, ASK))
+    plain, before = desk.ask(Blend(0.2))
+    stressed, after = desk.ask(Blend(0.2), STRESS)
+    looked, _ = desk.ask(Blend(0.2), Steer(sentences=SENTENCES, after=0.0))
+    assert before.blended == after.blended > 0
+    assert before.recomputed == after.recomputed
+    assert stressed != pytest.approx(plain, abs=1e-4)
+    assert looked != pytest.approx(plain, abs=1e-4)
+    assert next(e.fields["columns"] for e in desk.trace.events("steer.plan")) == 3
+
+
+@pytest.mark.parametrize("max_batch_tokens", [128, 2048])
+def test_a_look_stresses_the_sentence_that_it_found(
+    tiny: LoadedModel, max_batch_tokens: int
+) -> None:
+    """The answer is that of a request that names this sentence beforehand; also cut in passes."""
+    with open_store(None, memory_bytes=1 << 26) as store:
+        desk = Desk(tiny, store, max_batch_tokens)
+        looked, _ = desk.ask(Steer(sentences=SENTENCES, after=0.0), retention=Retention.NOTHING)
+        (told,) = desk.trace.events("steer.plan")
+        (best,) = (one for one in SENTENCES if len(one) == told.fields["columns"])
+        factors = tuple((column, 3.0) for column in best)
+        named, _ = desk.ask(Steer(factors, after=0.0), retention=Retention.SHARED)
+        again, usage = desk.ask(Steer(sentences=SENTENCES, after=0.0))
+        desk.engine.close()
+    assert looked == pytest.approx(named, abs=1e-4)
+    assert again == pytest.approx(looked, abs=1e-4)
+    assert usage.exact == 429
+
+
+def test_the_look_is_the_questions_attention_by_token(tiny: LoadedModel) -> None:
+    """Written out: of four layers, layer 2 alone (every other one of the upper half)."""
+    sentences = (range(5, 15), range(15, 40))
+    look = SentenceLook(sentences, question_from=50, num_layers=4)
+    by_token: list[float] = []
+
+    def by_hand(view: LayerView) -> None:
+        if view.layer == 2:
+            seen = view.attend(torch.arange(50, 60), torch.arange(40))
+            by_token.extend(float(seen[one.start : one.stop].mean()) for one in sentences)
+
+    run(tiny, Plan(some_tokens(60, 200), observers=(look, by_hand)))
+    assert (look.asked / torch.tensor([10, 25])).tolist() == pytest.approx(by_token)
+    assert look.best() == sentences[by_token.index(max(by_token))]
+
+
+def test_a_look_that_saw_nothing_finds_nothing() -> None:
+    assert SentenceLook((range(3),), question_from=5, num_layers=4).best() is None
+
+
+def test_rows_that_see_scales_are_those_of_the_last_message_after_the_marks() -> None:
+    prompt = Prompt((PRELUDE, ONE, TOLD, ASK))
+    assert steered_from(prompt, ()) == 329
+    assert steered_from(prompt, ((25, 3.0),)) == 329
+    assert steered_from(prompt, ((25, 3.0), (334, 3.0))) == 335, "a mark in the question"
+    assert steered_from(prompt, ((340, 3.0),)) == 340, "the last row always"
+
+
+def test_scales_hold_from_a_share_of_the_layers_on() -> None:
+    scales = scales_of(((3, 2.0), (5, 4.0), (6, 2.0)), 2 / 3, 6)
+    assert [(s.layer, s.columns, s.factor) for s in scales] == [
+        (4, (3, 6), 2.0),
+        (4, (5,), 4.0),
+        (5, (3, 6), 2.0),
+        (5, (5,), 4.0),
+    ]
+
+
+def test_the_first_tokens_of_a_source() -> None:
+    kv = torch.arange(2 * 2 * 6 * 1 * 2.0).view(2, 2, 6, 1, 2)
+    source = HeldSource(kv)
+    for num_tokens, sizes in ((2, [2]), (4, [3, 1]), (6, [3, 3])):
+        leading = LeadingTokens(source, num_tokens)
+        leading.start(1)
+        runs = leading.take(1)
+        assert [one.num_tokens for one in runs] == sizes
+        assert torch.equal(torch.cat([one.k for one in runs]), kv[1, 0, :num_tokens])
+    assert leading.name == "held[:6]"
+    leading.close()
+    assert source.closed == 1
+
+
+def test_lossy_kv_that_reaches_into_the_question_is_cut_like_any_other() -> None:
+    prompt = Prompt((PRELUDE, ONE, ASK))
+    source = HeldSource(torch.zeros(4, 2, 331, 1, 2))
+    plan = Plan(prompt.token_ids, prefix=source, keep=RetainedPrefix(332))
+    request = Request("1", prompt, techniques=(STRESS,))
+    found = SteerReuse(4).refine(
+        replace(request, techniques=(Steer(((30, 2.0),)),)), Planned(plan, lossy=331)
+    )
+    assert (found.plan.num_prefix, found.lossy, found.exact) == (320, 320, 0)
+    assert found.plan.keep == RetainedPrefix(320)
+    assert found.plan.scale_from == 320
