@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kdn.core import Choose, GivenRows, LayerKV, LayerSource, Plan
-from kdn.engine.bias import ColumnBias
+from kdn.engine.bias import ColumnBias, split_rows
 from kdn.engine.kv import Capture, PrefixKV, SequenceKV
 from kdn.model import AdapterRun, Decoder, LoraAdapter
 from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Scaling, Writing
@@ -136,31 +136,8 @@ class SequenceSlice:
             num_prefix=kv.num_prefix,
         )
 
-    def biased_slices(
-        self, start: int, stop: int
-    ) -> list[tuple[AttentionSlice, ColumnBias | None]]:
-        """The rows before those that see scaled columns, and those, as far as there are any."""
-        whole, bias = self.attention_slice(start, stop), self.kv.bias
-        if bias is None:
-            return [(whole, None)]
-        num_plain = int(torch.searchsorted(self.rows, bias.since))
-        if not 0 < num_plain < stop - start:
-            return [(whole, None if num_plain else bias)]
-        middle = start + num_plain
-        plain = replace(whole, stop=middle, positions=self.rows[:num_plain])
-        return [
-            (plain, None),
-            (replace(whole, start=middle, positions=self.rows[num_plain:]), bias),
-        ]
-
 
 _NEXT_TOKEN = Plan(token_ids=())
-
-
-def _bias(plan: Plan, decoder: Decoder) -> ColumnBias | None:
-    if not plan.scale:
-        return None
-    return ColumnBias(plan.scale, decoder.config.num_heads, decoder.device, plan.scale_from)
 
 
 def _initial_rows(plan: Plan, first: int, stop: int) -> Tensor:
@@ -201,7 +178,7 @@ class Batch:
         for one in self.slices:
             one.kv.suffix.grow(one.num_columns)
             if one.loads:  # later parts and decoded rows find the bias with the KV
-                one.kv.bias = _bias(one.plan, decoder)
+                one.kv.bias = ColumnBias.of(one.plan, decoder.config.num_heads, decoder.device)
         self._decoder = decoder
         self._attention = attention
         tokens = [token for one in self.slices for token in one.token_ids]
@@ -224,7 +201,8 @@ class Batch:
         edges = torch.tensor([0, *counts]).cumsum(0).tolist()
         self.num_rows = edges[-1]
         self.spans = list(itertools.pairwise(edges))
-        bound = [pair for one, (a, b) in self.parts() if a < b for pair in one.biased_slices(a, b)]
+        whole = [(one.attention_slice(a, b), one.kv.bias) for one, (a, b) in self.parts() if a < b]
+        bound = [pair for part, bias in whole for pair in split_rows(part, bias)]
         self.bound_slices = [part for part, _ in bound]
         self._biases = [bias for _, bias in bound]
         if self.bound_slices:  # else nothing is attended until rows come in

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from kdn.core import ColumnScale
-from kdn.model.attention import Scaling
+from kdn.core import ColumnScale, Plan
+from kdn.model.attention import AttentionSlice, Scaling
 
-__all__ = ["ColumnBias"]
+__all__ = ["ColumnBias", "split_rows"]
 
 
 class ColumnBias:
@@ -34,9 +35,28 @@ class ColumnBias:
             for layer in dict.fromkeys(scale.layer for scale in used)
         }
 
+    @classmethod
+    def of(cls, plan: Plan, num_heads: int, device: torch.device) -> ColumnBias | None:
+        """What a plan says, or None."""
+        return cls(plan.scale, num_heads, device, plan.scale_from) if plan.scale else None
+
     def at(self, layer: int) -> Scaling | None:
         """How the layer's columns are scaled; None where none is."""
         return self._layers.get(layer)
+
+
+def split_rows(
+    whole: AttentionSlice, bias: ColumnBias | None
+) -> list[tuple[AttentionSlice, ColumnBias | None]]:
+    """The rows before those that see scaled columns, and those, as far as there are any."""
+    if bias is None:
+        return [(whole, None)]
+    num_plain = int(torch.searchsorted(whole.positions, bias.since))
+    if not 0 < num_plain < whole.stop - whole.start:
+        return [(whole, None if num_plain else bias)]
+    middle, positions = whole.start + num_plain, whole.positions
+    plain = replace(whole, stop=middle, positions=positions[:num_plain])
+    return [(plain, None), (replace(whole, start=middle, positions=positions[num_plain:]), bias)]
 
 
 def _scaling(scales: Sequence[ColumnScale], num_heads: int, device: torch.device) -> Scaling:
