@@ -20,7 +20,7 @@ from kdn.engine import AloneRun, HeldKV, Pass, SequenceSlice, run_alone
 from kdn.model import Document, Message, PlacedText
 from kdn.reuse.steer import sentence_positions, steered_from
 
-__all__ = ["ColumnSums", "Scored", "SteerContext", "SteerLab"]
+__all__ = ["ColumnSums", "GoldScore", "SteerContext", "SteerLab"]
 
 _MOST_TOKENS = 12
 """Of a generated answer."""
@@ -74,7 +74,7 @@ class SteerContext:
 
 
 @dataclass(frozen=True)
-class Scored:
+class GoldScore:
     """How likely the right answer is, token by token."""
 
     nll: float
@@ -129,7 +129,7 @@ class SteerLab:
         held: LayerSource,
         answer: str,
         scale: Sequence[ColumnScale] = (),
-    ) -> Scored:
+    ) -> GoldScore:
         """The answer's tokens after the prompt, whose beginning is stored."""
         wanted = self.service.model.tokenizer.encode(answer)
         whole = (*prompt.token_ids, *wanted)
@@ -137,7 +137,7 @@ class SteerLab:
         plan = Plan(whole, prefix=held, scale=tuple(scale), scale_from=held.num_tokens, logits=rows)
         logprobs = torch.log_softmax(self._run(plan).logits.float(), dim=-1)
         picked = logprobs[torch.arange(len(wanted)), torch.tensor(wanted)]
-        return Scored(float(-picked.mean()), logprobs)
+        return GoldScore(float(-picked.mean()), logprobs)
 
     @torch.inference_mode()
     def answer(
