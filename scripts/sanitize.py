@@ -2,8 +2,9 @@
 
     python scripts/sanitize.py [more arguments for pytest]
 
-`attention.c`, `linear.c`, `linear8.c`, `norm.c` and `rans.c` are compiled with checks by a compiler that
-only this run sees; hypothesis draws shapes and damaged words. Needs gcc with its sanitizers, on Linux.
+`attention.c`, `linear.c`, `linear4.c`, `linear8.c`, `norm.c` and `rans.c` are compiled with checks by
+a compiler that only this run sees; hypothesis draws shapes and damaged words. Needs gcc
+with its sanitizers, on Linux.
 Exits 0 when nothing was reported, 1 when something was, 2 when the sanitizers are not here.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TESTS = (
     "tests/model/test_attention.py",
+    "tests/model/test_grouped.py",
     "tests/model/test_kernel_linear.py",
     "tests/store/codecs/test_coder.py",
 )

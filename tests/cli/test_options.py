@@ -14,7 +14,9 @@ from tests.cli.program import kdn
 
 
 def test_a_model_is_opened_as_chosen(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    choice = ModelChoice(str(tiny_model()), tmp_path, device="cpu", dtype="float32", int8=True)
+    choice = ModelChoice(
+        str(tiny_model()), tmp_path, device="cpu", dtype="float32", quantization="int8"
+    )
     with choice.open() as opened:
         assert opened.config.home == tmp_path
         assert str(opened.model.decoder.dtype) == "torch.float32"
@@ -72,3 +74,12 @@ def test_models_are_told_with_size_and_place(tmp_path: Path) -> None:
     assert all(model["size_bytes"] > 10**7 for model in models)
     shown = kdn(tmp_path, "models", "list").out.splitlines()
     assert len(shown) >= len(models) + 2
+
+
+def test_the_earlier_spelling_of_a_quantization_is_taken(tmp_path: Path) -> None:
+    """The model is unknown, and is asked for with int8 all the same: the option was read."""
+    for given in (["--int8"], ["--quantization", "int8"]):
+        done = kdn(tmp_path, "ask", "-m", "nobody", *given, "Where?")
+        assert done.code == 2
+        assert "nobody" in done.err
+        assert "No such option" not in done.err

@@ -67,8 +67,8 @@ def test_inputs_are_left_as_they_were(tiny_model: Tiny, model_cache: Path) -> No
 def test_the_fingerprint_names_what_kv_depends_on(tiny_model: Tiny, model_cache: Path) -> None:
     folder = tiny_model("llama")
 
-    def fingerprint(folder: Path, dtype: str = "float32", *, int8: bool = False) -> str:
-        loaded = load_model(folder, cache_dir=model_cache, dtype=dtype, int8=int8)
+    def fingerprint(folder: Path, dtype: str = "float32", quantization: str = "none") -> str:
+        loaded = load_model(folder, cache_dir=model_cache, dtype=dtype, quantization=quantization)
         return loaded.decoder.fingerprint
 
     ours = fingerprint(folder)
@@ -76,12 +76,13 @@ def test_the_fingerprint_names_what_kv_depends_on(tiny_model: Tiny, model_cache:
     assert fingerprint(tiny_model("llama")) == ours, "the same weights at another place"
     others = {
         fingerprint(folder, "bfloat16"),
-        fingerprint(folder, int8=True),
+        fingerprint(folder, quantization="int8"),
+        fingerprint(folder, quantization="int4"),
         fingerprint(tiny_model("llama", seed=1)),
         fingerprint(tiny_model("llama", rope_theta=20_000.0)),
         fingerprint(tiny_model("mistral")),
     }
-    assert len(others | {ours}) == 6
+    assert len(others | {ours}) == 7
 
 
 def test_where_generation_ends_is_no_part_of_the_fingerprint(

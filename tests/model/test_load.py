@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from kdn.errors import BadConfig, WeightsError
 from kdn.model import Decoder, load_model, pick_device, pick_dtype
 from kdn.model.digest import DigestCache, digest_tensors
+from kdn.model.kernels import Kernels
+from kdn.model.load import pick_quantization
 from tests.model.reference import forward
 
 Tiny = Callable[..., Path]
@@ -81,23 +83,33 @@ def test_half_a_config_is_refused(tiny_model: Tiny, model_cache: Path) -> None:
         load_model(folder, cache_dir=model_cache)
 
 
-def test_int8_stays_close(tiny_model: Tiny, model_cache: Path) -> None:
+@pytest.mark.parametrize(("kind", "cosine", "share"), [("int8", 0.995, 3), ("int4", 0.95, 5)])
+def test_quantized_weights_stay_close(
+    kind: str, cosine: float, share: float, tiny_model: Tiny, model_cache: Path
+) -> None:
     folder = tiny_model("qwen2")
     exact, small = (
-        load_model(folder, cache_dir=model_cache, dtype="float32", int8=i).decoder
-        for i in (False, True)
+        load_model(folder, cache_dir=model_cache, dtype="float32", quantization=one).decoder
+        for one in ("none", kind)
     )
     a, b = forward(exact, TOKENS), forward(small, TOKENS)
-    assert torch.nn.functional.cosine_similarity(a, b, dim=1).min() > 0.995
-    assert small.weight_bytes < exact.weight_bytes / 3
+    assert torch.nn.functional.cosine_similarity(a, b, dim=1).min() > cosine
+    assert small.weight_bytes < exact.weight_bytes / share
 
 
 @pytest.mark.model
-def test_int8_smollm2_says_nearly_the_same(smollm2: Path, model_cache: Path) -> None:
+def test_quantized_smollm2_says_nearly_the_same(
+    smollm2: Path, model_cache: Path, kernels: Kernels
+) -> None:
     """Mean KL to the fp32 model over a sentence, beside that of plain bf16."""
-    exact, plain, small = (
-        load_model(smollm2, cache_dir=model_cache, dtype=dtype, int8=int8)
-        for dtype, int8 in (("float32", False), ("bfloat16", False), ("bfloat16", True))
+    exact, plain, eight, four = (
+        load_model(smollm2, cache_dir=model_cache, dtype=dtype, quantization=kind, kernel=kernels)
+        for dtype, kind in (
+            ("float32", "none"),
+            ("bfloat16", "none"),
+            ("bfloat16", "int8"),
+            ("bfloat16", "int4"),
+        )
     )
     tokens = exact.tokenizer.encode("The capital of France is Paris, and that of Italy is Rome.")
     wanted = forward(exact.decoder, tokens).log_softmax(-1)
@@ -107,10 +119,13 @@ def test_int8_smollm2_says_nearly_the_same(smollm2: Path, model_cache: Path) -> 
         return float((wanted.exp() * (wanted - found)).sum(-1).mean())
 
     assert divergence(plain.decoder) < 0.005
-    assert divergence(small.decoder) < 0.02
+    assert divergence(eight.decoder) < 0.02
+    assert divergence(four.decoder) < 0.02, "the packaged model is four bits wide already"
 
 
 def test_impossible_choices_are_refused() -> None:
+    with pytest.raises(BadConfig, match="'int5' is unknown; give one of none, int8, int4"):
+        pick_quantization("int5")
     cpu = torch.device("cpu")
     for dtype in ("float16", "int4"):
         with pytest.raises(BadConfig, match=dtype):

@@ -53,6 +53,7 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     home: Path | str | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    quantization: str = "none",
     int8: bool = False,
     adapters: Mapping[str, Path | str] | None = None,
     config: Config | None = None,
@@ -61,7 +62,8 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
 ) -> Kdn:
     """A model with its store and library, ready to answer.
 
-    `model` is a known name, a folder or a GGUF file; nothing is downloaded.  `home` holds everything
+    `model` is a known name, a folder or a GGUF file; nothing is downloaded.  `quantization` keeps its
+    matrices as int8 or int4 (`int8=True` is the earlier spelling of the former).  `home` holds everything
     that is kept (default: `$KDN_HOME`, else the user's cache folder); a `config` names its own.  What
     is not given comes from `config`, else from kdn.toml and the environment.  Raises KdnError.
     """
@@ -82,7 +84,7 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
             dtype or config.engine.dtype, device or config.engine.device, config.home
         ),
         device=device or config.engine.device,
-        int8=int8,
+        quantization="int8" if int8 else quantization,
         adapters={name: Path(path).expanduser() for name, path in (adapters or {}).items()},
         clock=clock,
         kernel=kernels,

@@ -15,10 +15,10 @@ from kdn.cli.options import (
     DeviceOption,
     DtypeOption,
     HomeOption,
-    Int8Option,
     JsonOption,
     ModelChoice,
     ModelOption,
+    QuantizationOption,
 )
 from kdn.cli.show import emit, say, time_text, write_piece
 from kdn.errors import BadInput
@@ -93,12 +93,12 @@ def ask(
     ] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    int8: Int8Option = False,
+    quantization: QuantizationOption = "none",
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from the ingested documents, and show where the answer stands."""
     question = sys.stdin.read() if question == "-" else question
-    with ModelChoice(model, home, device, dtype, int8).open() as kdn:
+    with ModelChoice(model, home, device, dtype, quantization).open() as kdn:
         answer = kdn.ask(
             question,
             max_tokens=max_tokens,
@@ -220,7 +220,7 @@ def chat(
     temperature: TemperatureOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    int8: Int8Option = False,
+    quantization: QuantizationOption = "none",
     adapter: AdapterOption = None,
     stress: StressOption = None,
     mute: MuteOption = None,
@@ -228,7 +228,7 @@ def chat(
 ) -> None:
     """Talk with the model; what was said before is reused. /new begins again, /quit ends."""
     documents = [read_text(path) for path in document or ()]
-    choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
+    choice = ModelChoice(model, home, device, dtype, quantization, tuple(adapter or ()))
     opening = [{"role": "system", "content": system}] if system else []
     history, turns = list(opening), list[dict[str, Any]]()
     with choice.open() as kdn:

@@ -22,6 +22,12 @@ INTERRUPTED = 130
 class Commands(TyperGroup):
     """A group whose commands may raise KdnError: 2 for what the caller can put right, otherwise 1."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Takes `--int8`, which was an option once, for `--quantization int8`."""
+        return super().parse_args(
+            ctx, ["--quantization=int8" if a == "--int8" else a for a in args]
+        )
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

@@ -12,10 +12,10 @@ from kdn.cli.options import (
     DeviceOption,
     DtypeOption,
     HomeOption,
-    Int8Option,
     JsonOption,
     ModelChoice,
     ModelOption,
+    QuantizationOption,
 )
 from kdn.cli.prices import (
     PlotOption,
@@ -235,11 +235,11 @@ def fit(
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each point.")] = 3,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    int8: Int8Option = False,
+    quantization: QuantizationOption = "none",
     as_json: JsonOption = False,
 ) -> None:
     """Measure how long prompts take on this machine, and keep it for scheduling and estimates."""
-    with ModelChoice(model, home, device, dtype, int8).open() as kdn:
+    with ModelChoice(model, home, device, dtype, quantization).open() as kdn:
         found = kdn.calibration.fit_jct(repeats=repeats)
         name = kdn.name
     if as_json:

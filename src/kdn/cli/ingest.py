@@ -15,10 +15,10 @@ from kdn.cli.options import (
     DeviceOption,
     DtypeOption,
     HomeOption,
-    Int8Option,
     JsonOption,
     ModelChoice,
     ModelOption,
+    QuantizationOption,
 )
 from kdn.cli.show import (
     emit,
@@ -67,7 +67,7 @@ def ingest(
     ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    int8: Int8Option = False,
+    quantization: QuantizationOption = "none",
     as_json: JsonOption = False,
 ) -> None:
     """Take documents into the library. Again: only what changed is done."""
@@ -76,7 +76,7 @@ def ingest(
     adapter = next(iter(trained_reranker(model, "document-first")), None) if rerank else None
     adapters = (adapter,) if adapter is not None else ()
     with (
-        ModelChoice(model, home, device, dtype, int8, adapters).open() as kdn,
+        ModelChoice(model, home, device, dtype, quantization, adapters).open() as kdn,
         stop_on_interrupt() as stopped,
     ):
         _announce(kdn, paths, exclude or (), prefill=prefill or rerank)

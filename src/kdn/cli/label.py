@@ -18,10 +18,10 @@ from kdn.cli.options import (
     EngineModelOption,
     EngineOption,
     HomeOption,
-    Int8Option,
     JsonOption,
     ModelChoice,
     ModelOption,
+    QuantizationOption,
     open_engine,
 )
 from kdn.cli.show import emit, progress_bar, say, tell
@@ -72,7 +72,7 @@ def label(
     home: HomeOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    int8: Int8Option = False,
+    quantization: QuantizationOption = "none",
     adapter: AdapterOption = None,
     engine: EngineOption = None,
     engine_model: EngineModelOption = None,
@@ -99,11 +99,16 @@ def label(
     words = [word.strip() for word in choices.split(",") if word.strip()]
     with ExitStack() as opened:
         if engine is not None:
-            unused = {"device": device, "dtype": dtype, "int8": int8, "adapter": adapter}
+            unused = {
+                "device": device,
+                "dtype": dtype,
+                "quantization": quantization != "none",
+                "adapter": adapter,
+            }
             server = opened.enter_context(open_engine(engine, engine_model, engine_key, unused))
             asker = _remote(server, words)
         else:
-            chosen = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
+            chosen = ModelChoice(model, home, device, dtype, quantization, tuple(adapter or ()))
             used = adapter[0].partition("=")[0] if adapter else None
             asker = _local(opened.enter_context(chosen.open()), words, used)
         job = LabelJob(

@@ -25,10 +25,10 @@ __all__ = [
     "EngineModelOption",
     "EngineOption",
     "HomeOption",
-    "Int8Option",
     "JsonOption",
     "ModelChoice",
     "ModelOption",
+    "QuantizationOption",
     "open_engine",
     "output_file",
     "read_settings",
@@ -45,7 +45,9 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; aut
 DtypeOption = Annotated[
     str | None, typer.Option(help="bfloat16, float16 or float32; auto by default.")
 ]
-Int8Option = Annotated[bool, typer.Option("--int8", help="Keep weights as 8-bit integers.")]
+QuantizationOption = Annotated[
+    str, typer.Option(help="Keep weights as int8 or int4; none keeps them as stored.")
+]
 AdapterOption = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="NAME=FOLDER", help="A LoRA adapter; may be repeated."),
@@ -114,7 +116,7 @@ class ModelChoice:
     home: Path | None = None
     device: str | None = None
     dtype: str | None = None
-    int8: bool = False
+    quantization: str = "none"
     adapters: tuple[str, ...] = ()
 
     def open(self, config: Config | None = None) -> Kdn:
@@ -126,7 +128,7 @@ class ModelChoice:
             home=self.home if config is None else None,
             device=self.device,
             dtype=self.dtype,
-            int8=self.int8,
+            quantization=self.quantization,
             adapters=dict(_adapter(one, self.model) for one in self.adapters),
             config=config,
         )

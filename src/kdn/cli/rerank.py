@@ -19,10 +19,10 @@ from kdn.cli.options import (
     EngineModelOption,
     EngineOption,
     HomeOption,
-    Int8Option,
     JsonOption,
     ModelChoice,
     ModelOption,
+    QuantizationOption,
     open_engine,
 )
 from kdn.cli.show import emit, say, tell, time_text
@@ -67,7 +67,7 @@ def rerank(
     home: HomeOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    int8: Int8Option = False,
+    quantization: QuantizationOption = "none",
     adapter: AdapterOption = None,
     engine: EngineOption = None,
     engine_model: EngineModelOption = None,
@@ -80,7 +80,7 @@ def rerank(
         unused = {
             "device": device,
             "dtype": dtype,
-            "int8": int8,
+            "quantization": quantization != "none",
             "adapter": adapter,
             "truncate": truncate,
         }
@@ -92,7 +92,7 @@ def rerank(
         _tell(query, found, names, perf_counter() - started, as_json=as_json)
         return
     given = _adapters(adapter, model, layout, template)
-    choice = ModelChoice(model, home, device, dtype, int8, given)
+    choice = ModelChoice(model, home, device, dtype, quantization, given)
     with choice.open() as kdn:
         started = perf_counter()
         found = kdn.rerank(

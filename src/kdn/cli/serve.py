@@ -13,10 +13,10 @@ from kdn.cli.options import (
     DeviceOption,
     DtypeOption,
     HomeOption,
-    Int8Option,
     JsonOption,
     ModelChoice,
     ModelOption,
+    QuantizationOption,
     read_settings,
 )
 from kdn.cli.show import emit, say
@@ -44,7 +44,7 @@ def serve(
     ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    int8: Int8Option = False,
+    quantization: QuantizationOption = "none",
     adapter: AdapterOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,7 +72,7 @@ def serve(
     # The port first: that it is taken must not come out only after a model was loaded.
     with listen(settings) as listening:
         url = url_of(listening, settings.scheme)
-        choice = ModelChoice(model, home, device, dtype, int8, tuple(adapter or ()))
+        choice = ModelChoice(model, home, device, dtype, quantization, tuple(adapter or ()))
         with choice.open(config) as kdn:
             if as_json:
                 emit({"url": url, "model": kdn.name, "adapters": sorted(kdn.model.adapters)})

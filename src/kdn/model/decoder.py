@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +24,20 @@ from kdn.model.lora import AdapterRun, LoraAdapter, deltas
 from kdn.model.norm import RmsNorm
 from kdn.model.rope import Rope
 
-__all__ = ["NUMERICS", "Decoder", "DecoderLayer", "Ends", "Identity", "LayerWeights"]
+__all__ = [
+    "NUMERICS",
+    "QUANTIZATIONS",
+    "Decoder",
+    "DecoderLayer",
+    "Ends",
+    "Identity",
+    "LayerWeights",
+    "Quantization",
+]
+
+Quantization = Literal["none", "int8", "int4"]
+"""As what the matrices are kept: as stored, 8 bits with a scale an output, or 4 bits in groups of 32."""
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
 NUMERICS = "kdn-numerics-1"
 """Changes whenever the same weights would give other bits, so that old blocks are not found."""
@@ -133,7 +147,7 @@ class Identity:
     """Digest of the weights as stored."""
     tokenizer: str
     dtype: str
-    int8: bool
+    quantization: Quantization
     kernel: str
     """Which compiled kernels it is computed with; empty for torch's own."""
 
@@ -195,10 +209,12 @@ class Decoder:
             "weights": identity.weights,
             "tokenizer": identity.tokenizer,
             "dtype": identity.dtype,
-            "int8": identity.int8,
+            "int8": identity.quantization == "int8",
             "kernel": identity.kernel,
             "adapter": adapter.digest if adapter is not None else None,
         }
         if invoked_at is not None:
             said["invoked_at"] = invoked_at
+        if identity.quantization == "int4":
+            said["quantization"] = "int4"
         return Fingerprint(hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())

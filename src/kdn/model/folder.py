@@ -13,14 +13,18 @@ from torch import Tensor
 from kdn.core import Sampling
 from kdn.errors import WeightsError
 from kdn.model.config import ModelConfig, parse_config
-from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeights
+from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeights, Quantization
 from kdn.model.digest import DigestCache, digest_tensors
-from kdn.model.kernels import KernelLinear, KernelNorm, Kernels
+from kdn.model.grouped import GROUP, GroupedLinear, group_weights
+from kdn.model.kernels import KernelGroupedLinear, KernelLinear, KernelNorm, Kernels
 from kdn.model.linear import Linear, build_linear
 from kdn.model.norm import RmsNorm
 from kdn.model.weights import Tensors, open_folder, weight_files
 
 __all__ = ["build_decoder", "read_config", "read_json", "read_sampling"]
+
+_HEAD_BITS = 8
+"""The head decides between tokens: its weights are kept in 8 bits where the layers' are in 4."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def build_decoder(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    int8: bool,
+    quantization: Quantization,
     tokenizer_digest: str,
     digests: DigestCache,
     kernel: Kernels | None = None,
@@ -84,10 +88,10 @@ def build_decoder(
             weights=_weights_digest(folder, tensors, digests),
             tokenizer=tokenizer_digest,
             dtype=str(dtype).removeprefix("torch."),
-            int8=int8,
+            quantization=quantization,
             kernel=kernel.name if kernel is not None else "",
         )
-        return _Builder(config, tensors, dtype, device, int8, kernel).decoder(identity)
+        return _Builder(config, tensors, dtype, device, quantization, kernel).decoder(identity)
 
 
 def _weights_digest(folder: Path, tensors: Tensors, digests: DigestCache) -> str:
@@ -109,11 +113,12 @@ class _Builder:
         tensors: Tensors,
         dtype: torch.dtype,
         device: torch.device,
-        int8: bool,
+        quantization: Quantization,
         kernel: Kernels | None,
     ) -> None:
         self.config, self.tensors = config, tensors
-        self.dtype, self.device, self.int8, self.kernel = dtype, device, int8, kernel
+        self.dtype, self.device = dtype, device
+        self.quantization, self.kernel = quantization, kernel
 
     def decoder(self, identity: Identity) -> Decoder:
         config = self.config
@@ -123,7 +128,7 @@ class _Builder:
         ends = Ends(
             embedding=embedding,
             final_norm=self.norm("model.norm.weight", config.hidden_size),
-            head=self.build(head_rows),
+            head=self.build(head_rows, bits=_HEAD_BITS),
             head_rows=head_rows,
         )
         layers = [
@@ -158,12 +163,19 @@ class _Builder:
         paired = tuple(sizes) == ("gate_proj", "up_proj")
         return self.build(fused, torch.cat(biases) if biases else None, paired=paired)
 
-    def build(self, weight: Tensor, bias: Tensor | None = None, *, paired: bool = False) -> Linear:
-        """A matrix of the compiled kind where that can be, else of torch's."""
-        kernel = self.kernel
-        if kernel is not None and KernelLinear.suits(kernel, weight, paired=paired, int8=self.int8):
-            return KernelLinear(kernel, weight, bias, paired=paired, int8=self.int8)
-        return build_linear(weight, bias, int8=self.int8)
+    def build(
+        self, weight: Tensor, bias: Tensor | None = None, *, paired: bool = False, bits: int = 4
+    ) -> Linear:
+        """A matrix of the compiled kind where that can be, else of torch's; `bits` if in groups."""
+        kernel, int8 = self.kernel, self.quantization == "int8"
+        if self.quantization == "int4" and weight.shape[1] % GROUP == 0:
+            groups = group_weights(weight, bits)
+            if kernel is not None and KernelGroupedLinear.suits(weight, paired=paired):
+                return KernelGroupedLinear(kernel, groups, bias, paired=paired)
+            return GroupedLinear(groups, bias)
+        if kernel is not None and KernelLinear.suits(kernel, weight, paired=paired, int8=int8):
+            return KernelLinear(kernel, weight, bias, paired=paired, int8=int8)
+        return build_linear(weight, bias, int8=int8)
 
     def norm(self, name: str, size: int) -> RmsNorm:
         weight = self.tensor(name, size)

@@ -13,7 +13,7 @@ from kdn.clock import Clock, SystemClock
 from kdn.core import Sampling
 from kdn.errors import BadConfig
 from kdn.model.catalogue import resolve
-from kdn.model.decoder import Decoder
+from kdn.model.decoder import QUANTIZATIONS, Decoder, Quantization
 from kdn.model.digest import DigestCache
 from kdn.model.folder import build_decoder, read_config, read_sampling
 from kdn.model.gguf.file import unpack_gguf
@@ -24,7 +24,7 @@ from kdn.model.text.grammar import Grammars
 from kdn.model.text.tokenizer import Tokenizer, load_tokenizer
 from kdn.model.weights import weights_gate
 
-__all__ = ["DTYPES", "LoadedModel", "load_model", "pick_device", "pick_dtype"]
+__all__ = ["DTYPES", "LoadedModel", "load_model", "pick_device", "pick_dtype", "pick_quantization"]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -53,7 +53,7 @@ def load_model(
     cache_dir: Path,
     dtype: str = "auto",
     device: str = "auto",
-    int8: bool = False,
+    quantization: str = "none",
     adapters: Mapping[str, Path] | None = None,
     home: Path | None = None,
     clock: Clock | None = None,
@@ -62,9 +62,9 @@ def load_model(
     """The model that goes by a name, or lies at a path (a published folder or a GGUF file).
 
     `cache_dir` keeps unpacked GGUF files and digests between runs; `home` is where `kdn models get`
-    puts models (default: `cache_dir`).  `int8` keeps the matrices as 8-bit integers; `kernel` computes
-    what it can where it is given.  Nothing is
-    downloaded.  Raises UnknownModel, WeightsError, BadConfig.
+    puts models (default: `cache_dir`).  `quantization` keeps the matrices in 8 or 4 bits; `kernel`
+    computes what it can where it is given.  Nothing is downloaded.  Raises UnknownModel, WeightsError,
+    BadConfig.
     """
     source = resolve(name_or_path, home or cache_dir)
     place = pick_device(device)
@@ -77,7 +77,7 @@ def load_model(
             folder,
             dtype=kind,
             device=place,
-            int8=int8,
+            quantization=pick_quantization(quantization),
             tokenizer_digest=tokenizer.digest,
             digests=DigestCache(cache_dir / "digests"),
             kernel=kernel if place.type == "cpu" and kind == torch.bfloat16 else None,
@@ -124,3 +124,11 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "float16" and device.type == "cpu":
         raise BadConfig("float16 is for GPUs; on a CPU give bfloat16 or float32")
     return DTYPES[dtype]
+
+
+def pick_quantization(name: str) -> Quantization:
+    """As what the matrices are kept. Raises BadConfig for a name that is unknown."""
+    for one in QUANTIZATIONS:
+        if one == name:
+            return one
+    raise BadConfig(f"quantization {name!r} is unknown; give one of {', '.join(QUANTIZATIONS)}")

@@ -45,7 +45,7 @@ class EngineScale:
     warm: bool = True
     """Run every length once before it counts; else only the shortest."""
     long_context: int | None = 2048
-    """Where int8 decoding meets llama.cpp; None leaves it out."""
+    """Where decoding with int8 and int4 meets llama.cpp; None leaves it out."""
 
 
 FULL = EngineScale(
@@ -83,7 +83,8 @@ def measure(options: BenchOptions, scale: EngineScale, scratch: Path) -> Result:
         found.notes += [f"{name} is absent: {why}" for name, why in lineup.absent.items()]
         _Measuring(options, scale, lineup, found).everything()
         if scale.long_context is not None and LLAMA in lineup.others:
-            _int8(options, scale, lineup, found, scratch)
+            for quantization in ("int8", "int4"):
+                _quantized(options, scale, lineup, found, scratch, quantization)
         lengths = list(scale.pairs)
         names = (OURS, HIT, REFERENCE, VLLM, VLLM_HIT, LLAMA)
         device, dtype = lineup.device, lineup.dtype
@@ -118,6 +119,7 @@ class _Findings:
                 "decode_speedup_vllm",
                 "decode_speedup_vllm_4",
                 "decode_speedup_int8_llama",
+                "decode_speedup_int4_llama",
                 "hit_speedup_4096",
                 "hit_speedup_vllm_4096",
                 "matmul_share_2048",
@@ -248,27 +250,32 @@ class _Measuring:
         return tuple(source.randrange(lowest, vocabulary) for _ in range(length))
 
 
-def _int8(
-    options: BenchOptions, scale: EngineScale, lineup: Lineup, found: _Findings, scratch: Path
+def _quantized(
+    options: BenchOptions,
+    scale: EngineScale,
+    lineup: Lineup,
+    found: _Findings,
+    scratch: Path,
+    quantization: str,
 ) -> None:
-    """Our int8 weights against llama.cpp's four bits, decoding after a long context."""
-    options.say("decoding with int8 weights")
+    """Our quantized weights against llama.cpp's four bits, decoding after a long context."""
+    options.say(f"decoding with {quantization} weights")
     context = scale.long_context or 0
-    source = random.Random(f"{options.seed}/int8")
+    source = random.Random(f"{options.seed}/{quantization}")
     vocabulary = lineup.config.vocab_size
     lowest = min(100, vocabulary // 2)
     prompt = tuple(source.randrange(lowest, vocabulary) for _ in range(context))
-    with opened(options, scratch, int8=True) as service:
+    with opened(options, scratch, quantization=quantization) as service:
         contestants: dict[str, Contestant] = {
             OURS: KdnContestant(service.engine, options.clock),
             LLAMA: lineup.others[LLAMA],
         }
         pairs = options.pairs or scale.decode_pairs
         samples = _decode(contestants, [prompt], scale.decode_tokens, pairs, scale.rest_s)
-    row: Row = {"measure": "decoding with int8, tokens/s", "tokens": context, "batch": 1}
+    row: Row = {"measure": f"decoding with {quantization}, tokens/s", "tokens": context, "batch": 1}
     row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
     found.rows.append(row | _ratio_cells(samples, OURS, LLAMA))
-    found.summary["decode_speedup_int8_llama"] = _median_ratio(samples, OURS, LLAMA)
+    found.summary[f"decode_speedup_{quantization}_llama"] = _median_ratio(samples, OURS, LLAMA)
 
 
 def _decode(

@@ -48,19 +48,21 @@ class Lineup:
 
 
 @contextmanager
-def opened(options: BenchOptions, scratch: Path, *, int8: bool = False) -> Iterator[api.Kdn]:
+def opened(
+    options: BenchOptions, scratch: Path, *, quantization: str = "none"
+) -> Iterator[api.Kdn]:
     """kdn with a fresh store in `scratch`; models come from the usual home."""
     home = options.home or home_folder(os.environ)
     config = Config(
         home=home,
         engine=EngineConfig(threads=options.threads),
         store=StoreConfig(
-            folder=scratch / ("store-int8" if int8 else "store"),
+            folder=scratch / f"store-{quantization}",
             disk_bytes=_STORE_BYTES,
             memory_bytes=_STORE_BYTES,
         ),
     )
-    with api.open(options.model, config=options.note(config), int8=int8) as service:
+    with api.open(options.model, config=options.note(config), quantization=quantization) as service:
         yield service
 
 

@@ -17,7 +17,9 @@ from kdn.machine.compiler import NoCompiler, compile_shared, cpu_flags, source_n
 __all__ = ["Kernels", "NoKernel", "load"]
 
 _FOLDER = Path(__file__).parent
-_SOURCES = tuple(_FOLDER / name for name in ("attention.c", "linear.c", "linear8.c", "norm.c"))
+_SOURCES = tuple(
+    _FOLDER / name for name in ("attention.c", "linear.c", "linear4.c", "linear8.c", "norm.c")
+)
 _HEADERS = tuple(_FOLDER / name for name in ("common.h", "linear.h"))
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 

@@ -1,17 +1,19 @@
-"""The compiled twin of `PackedLinear` and `Int8Linear`: bf16 on a processor with AMX."""
+"""The compiled twins of `PackedLinear`, `Int8Linear` (both with AMX) and `GroupedLinear`: bf16 rows."""
 
 from __future__ import annotations
 
 import ctypes
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from kdn.model.grouped import GROUP, GroupedWeight
 from kdn.model.kernels.build import Kernels
 from kdn.model.linear import Linear, quantized
 
-__all__ = ["KernelLinear"]
+__all__ = ["KernelGroupedLinear", "KernelLinear"]
 
 _SIDE = 32
 _PLAIN, _PAIRED, _GATED = 0, 1, 2
@@ -40,7 +42,62 @@ class _Call(ctypes.Structure):
     )
 
 
-class KernelLinear(Linear):
+class _Compiled(Linear):
+    """What the compiled matrices have in common: how a call is made."""
+
+    _in_features: int
+    _kind: int
+    _bias: Tensor | None
+    """fp32."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._run(x, self._kind)
+
+    def onto(self, base: Tensor, x: Tensor) -> Tensor:
+        """As the twin's, in one pass: the sum is rounded once."""
+        return self._run(x, self._kind, base)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """As the twin's, in one pass: neither gate nor up is rounded on the way."""
+        return self._run(x, _GATED)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """As the twin's, but never rounded to bf16."""
+        return self._run(x, self._kind, dtype=torch.float32)
+
+    def _run(
+        self, x: Tensor, kind: int, onto: Tensor | None = None, dtype: torch.dtype = torch.bfloat16
+    ) -> Tensor:
+        x = x if x.stride(1) == 1 else x.contiguous()
+        rows = x.shape[0]
+        width = self.out_features // 2 if kind == _GATED else self.out_features
+        y = torch.empty((rows, width), dtype=dtype)
+        call = _Call(
+            x=x.data_ptr(),
+            y=y.data_ptr(),
+            wide=y.data_ptr() if dtype == torch.float32 else None,
+            rows=rows,
+            in_features=self._in_features,
+            out_features=self.out_features,
+            x_stride=x.stride(0),
+            y_stride=width,
+            kind=kind,
+            threads=torch.get_num_threads(),
+        )
+        if self._bias is not None:
+            call.bias = self._bias.data_ptr()
+        if onto is not None:
+            onto = onto if onto.stride(1) == 1 else onto.contiguous()
+            call.onto, call.onto_stride = onto.data_ptr(), onto.stride(0)
+        self._multiply(call, x)
+        return y
+
+    @abstractmethod
+    def _multiply(self, call: _Call, x: Tensor) -> None:
+        """Add the weights and what room they need to the call, and make it."""
+
+
+class KernelLinear(_Compiled):
     """The matrix in the kernel's own layout. Bits of a row do not depend on the other rows.
 
     With `paired` the matrix is a gate on top of an up projection, and `gated` is one pass.  With
@@ -83,64 +140,69 @@ class KernelLinear(Linear):
     @staticmethod
     def suits(library: Kernels, weight: Tensor, *, paired: bool, int8: bool = False) -> bool:
         """True for what the kernel can run: whole tiles of bf16 on a processor that has them."""
-        out_features, in_features = weight.shape
         step = 2 * _SIDE if int8 else _SIDE
-        whole = in_features % step == 0 and out_features % (2 * _SIDE if paired else _SIDE) == 0
-        return (
-            library.has_amx
-            and weight.dtype == torch.bfloat16
-            and weight.device.type == "cpu"
-            and whole
-        )
+        return library.has_amx and _is_whole(weight, step, paired=paired)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._run(x, self._kind)
-
-    def onto(self, base: Tensor, x: Tensor) -> Tensor:
-        """As the twin's, in one pass: the sum is rounded once."""
-        return self._run(x, self._kind, base)
-
-    def gated(self, x: Tensor) -> Tensor:
-        """As the twin's, in one pass: neither gate nor up is rounded on the way."""
-        return self._run(x, _GATED)
-
-    def wide(self, x: Tensor) -> Tensor:
-        """As the twin's, but never rounded to bf16."""
-        return self._run(x, self._kind, dtype=torch.float32)
-
-    def _run(
-        self, x: Tensor, kind: int, onto: Tensor | None = None, dtype: torch.dtype = torch.bfloat16
-    ) -> Tensor:
-        x = x if x.stride(1) == 1 else x.contiguous()
-        rows = x.shape[0]
-        width = self.out_features // 2 if kind == _GATED else self.out_features
-        y = torch.empty((rows, width), dtype=dtype)
-        tiles = torch.empty(-(-rows // _SIDE) * _SIDE * self._in_features, dtype=x.dtype)
-        call = _Call(
-            x=x.data_ptr(),
-            y=y.data_ptr(),
-            wide=y.data_ptr() if dtype == torch.float32 else None,
-            tiles=tiles.data_ptr(),
-            rows=rows,
-            in_features=self._in_features,
-            out_features=self.out_features,
-            x_stride=x.stride(0),
-            y_stride=width,
-            kind=kind,
-            threads=torch.get_num_threads(),
-        )
-        multiply = self._handle.kdn_linear
+    def _multiply(self, call: _Call, x: Tensor) -> None:
+        tiles = torch.empty(-(-x.shape[0] // _SIDE) * _SIDE * self._in_features, dtype=x.dtype)
+        call.tiles = tiles.data_ptr()
         if self._scale is None:
             call.w = self._packed.data_ptr()
-        else:
-            multiply = self._handle.kdn_linear8
-            call.w8, call.scale = self._packed.data_ptr(), self._scale.data_ptr()
-            row_scale = torch.empty(rows)
-            call.row_scale = row_scale.data_ptr()
-        if self._bias is not None:
-            call.bias = self._bias.data_ptr()
-        if onto is not None:
-            onto = onto if onto.stride(1) == 1 else onto.contiguous()
-            call.onto, call.onto_stride = onto.data_ptr(), onto.stride(0)
-        multiply(ctypes.byref(call))
-        return y
+            self._handle.kdn_linear(ctypes.byref(call))
+            return
+        call.w8, call.scale = self._packed.data_ptr(), self._scale.data_ptr()
+        row_scale = torch.empty(x.shape[0])
+        call.row_scale = row_scale.data_ptr()
+        self._handle.kdn_linear8(ctypes.byref(call))
+
+
+class KernelGroupedLinear(_Compiled):
+    """4- or 8-bit weights, multiplied as they lie. Bits of a row do not depend on the other rows."""
+
+    def __init__(
+        self,
+        library: Kernels,
+        weight: GroupedWeight,
+        bias: Tensor | None = None,
+        *,
+        paired: bool = False,
+    ) -> None:
+        self.out_features, self._in_features = weight.q.shape
+        self._handle = library.handle
+        self._bias = None if bias is None else bias.float().contiguous()
+        self._kind = _PAIRED if paired else _PLAIN
+        self._nibbles = ctypes.c_int64(weight.bits // 4)
+        q, scale, low = weight.q.contiguous(), weight.scale.contiguous(), weight.low.contiguous()
+        self.weight_bytes = weight.size_bytes
+        self._packed = torch.empty(self.weight_bytes, dtype=torch.uint8)
+        self._handle.kdn_pack4(
+            ctypes.c_void_p(q.data_ptr()),
+            ctypes.c_void_p(scale.data_ptr()),
+            ctypes.c_void_p(low.data_ptr()),
+            ctypes.c_int64(self.out_features),
+            ctypes.c_int64(self._in_features),
+            ctypes.c_int64(self._kind),
+            self._nibbles,
+            ctypes.c_void_p(self._packed.data_ptr()),
+        )
+
+    @staticmethod
+    def suits(weight: Tensor, *, paired: bool) -> bool:
+        """True for what the kernel can run: whole panels of bf16 on the CPU."""
+        return _is_whole(weight, GROUP, paired=paired)
+
+    def _multiply(self, call: _Call, x: Tensor) -> None:
+        sums = torch.empty(x.shape[0] * (self._in_features // GROUP))
+        call.w8, call.row_scale = self._packed.data_ptr(), sums.data_ptr()
+        self._handle.kdn_linear4(ctypes.byref(call), self._nibbles)
+
+
+def _is_whole(weight: Tensor, step: int, *, paired: bool) -> bool:
+    """True for bf16 on the CPU whose sides are whole panels and steps."""
+    out_features, in_features = weight.shape
+    return (
+        weight.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and in_features % step == 0
+        and out_features % (2 * _SIDE if paired else _SIDE) == 0
+    )

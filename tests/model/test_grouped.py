@@ -1,0 +1,96 @@
+"""4- and 8-bit weights in groups: what they keep, and the compiled product against torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kdn.model.grouped import GROUP, GroupedLinear, group_weights
+from kdn.model.kernels import KernelGroupedLinear, Kernels
+
+SHAPES = [(64, 32), (64, 96), (960, 576), (576, 1536)]
+
+
+def matrix(out_size: int, in_size: int) -> Tensor:
+    random = torch.Generator().manual_seed(out_size + in_size)
+    return torch.randn(out_size, in_size, generator=random).div_(in_size**0.5).bfloat16()
+
+
+def some_rows(count: int, size: int, seed: int = 1) -> Tensor:
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def test_a_matrix_that_fits_the_grid_is_kept_exactly() -> None:
+    """Sixteen steps of 0.25 reach from -2 to 1.75: 0.25 is the ninth of them, 0 the eighth."""
+    group = torch.tensor([-2.0, 1.75, 0.25, 0.0] * (GROUP // 4))
+    kept = group_weights(group.repeat(3, 2), bits=4)
+    assert kept.scale.tolist() == [[0.25, 0.25]] * 3
+    assert kept.low.tolist() == [[-2.0, -2.0]] * 3
+    assert kept.q[0, :4].tolist() == [0, 15, 9, 8]
+    assert torch.equal(kept.widened(torch.float32), group.repeat(3, 2))
+
+
+def test_a_group_of_one_value_keeps_it() -> None:
+    for value in (0.0, -3.5):
+        group = torch.full((2, GROUP), value)
+        assert torch.equal(group_weights(group, bits=4).widened(torch.float32), group)
+
+
+@pytest.mark.parametrize(("bits", "error"), [(4, 0.083), (8, 0.0055)])
+def test_the_error_of_gaussian_weights_is_that_of_their_grid(bits: int, error: float) -> None:
+    """Root-mean-square against the weights' own; a search over scales beats reaching the largest."""
+    weight = matrix(960, 576).float()
+    kept = group_weights(weight, bits).widened(torch.float32)
+    share = float((kept - weight).norm() / weight.norm())
+    assert share < error
+    half = 1 << (bits - 1)
+    step = weight.view(960, -1, GROUP).abs().amax(-1, keepdim=True) / (half - 1)
+    plain = (weight.view(960, -1, GROUP) / step).round() * step
+    assert share < float((plain.view_as(weight) - weight).norm() / weight.norm())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 33, 600])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_compiled_product_is_the_twins(
+    shape: tuple[int, int], count: int, bits: int, kernels: Kernels
+) -> None:
+    weight, x = group_weights(matrix(*shape), bits), some_rows(count, shape[1])
+    bias, base = some_rows(1, shape[0], seed=2)[0], some_rows(count, shape[0], seed=3)
+    linear = KernelGroupedLinear(kernels, weight, bias)
+    exact = torch.nn.functional.linear(x.float(), weight.widened(torch.float32), bias.float())
+    assert (linear.wide(x) - exact).abs().max() < 1e-4, "sums are fp32 throughout"
+    near = 2**-8 * exact.abs() + 1e-2
+    assert ((linear(x).float() - exact).abs() <= near).all()
+    assert ((linear.onto(base, x).float() - exact - base.float()).abs() <= 2 * near).all()
+    twin = GroupedLinear(weight, bias)
+    assert ((twin(x).float() - exact).abs() <= 4 * near).all()
+    assert twin.weight_bytes == linear.weight_bytes
+
+
+def test_a_paired_matrix_gates_and_also_gives_both_halves(kernels: Kernels) -> None:
+    weight, x = group_weights(matrix(192, 64), 4), some_rows(45, 64)
+    gate, up = (x.float() @ weight.widened(torch.float32).T).chunk(2, dim=-1)
+    paired = KernelGroupedLinear(kernels, weight, paired=True)
+    assert (paired(x).float() - torch.cat((gate, up), dim=-1)).abs().max() < 0.03
+    assert (paired.gated(x).float() - torch.nn.functional.silu(gate) * up).abs().max() < 0.03
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.sampled_from(SHAPES),
+    bits=st.sampled_from((4, 8)),
+    count=st.integers(1, 600),
+    data=st.data(),
+)
+def test_any_cut_of_the_rows_gives_the_same_bits(
+    shape: tuple[int, int], bits: int, count: int, data: st.DataObject, kernels: Kernels
+) -> None:
+    start = data.draw(st.integers(0, count - 1))
+    stop = data.draw(st.integers(start + 1, count))
+    linear = KernelGroupedLinear(kernels, group_weights(matrix(*shape), bits))
+    x = some_rows(count, shape[1])
+    assert torch.equal(linear(x[start:stop]), linear(x)[start:stop])
