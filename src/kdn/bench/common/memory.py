@@ -11,7 +11,7 @@ __all__ = ["peak_bytes"]
 
 
 def peak_bytes(work: Callable[[], object], device: str = "cpu") -> int:
-    """The most bytes of tensors that existed at once while `work` ran, beyond those before it.
+    """The most bytes of tensors that existed together while `work` ran, beyond those before it.
 
     On a CPU every allocation and release is recorded; memory that a compiled kernel takes for itself is
     not seen (ours work in place, on a few KiB of stack).  On a GPU it is the allocator's own peak.

@@ -56,7 +56,7 @@ class Cell:
 def throughput(
     jobs: Sequence[PrefixJob], pattern: str, model: JctModel, cache_tokens: int, seed: int
 ) -> float:
-    """Jobs a second of first come, first served when all are there at once."""
+    """Jobs a second of first come, first served when all are there from the start."""
     at_once = with_arrivals(jobs, pattern, 1e9, seed)
     return simulated(at_once, FCFS, model, cache_tokens).per_s
 

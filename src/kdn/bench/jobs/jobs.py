@@ -17,7 +17,7 @@ from kdn.schedule import PrefixJob
 __all__ = ["ARRIVALS", "Posts", "credit_jobs", "credit_lengths", "post_jobs", "with_arrivals"]
 
 ARRIVALS = ("spread", "bursty")
-"""Every request of its own Poisson process, or users of one with all their requests at once."""
+"""Every request of its own Poisson process, or users of one with all their requests together."""
 _FIELDS = (
     "checking account", "months", "credit history", "purpose", "amount", "savings",
     "employed since", "instalment rate", "personal status", "guarantors", "resident since",

@@ -1,7 +1,7 @@
 """How long may a prompt be under a fixed memory budget, if one token is all that is asked for?
 
 Four ways to prefill the same prompt, the logits of the last token only in every one of them, so that
-what differs is what they hold: KV of all layers, all rows of the MLP at once, both or neither.
+what differs is what they hold: KV of all layers, all rows of the MLP together, both or neither.
 """
 
 from __future__ import annotations

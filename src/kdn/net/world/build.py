@@ -48,7 +48,7 @@ _MTU = 1500
 def build(scenario: Scenario, num_packets: int = 1 << 16, num_log: int = 1 << 14) -> State:
     """A world at time 0 with every first event in its heap.
 
-    `num_packets` bounds packets in existence at once, `num_log` the rows between two flushes.
+    `num_packets` bounds packets that exist together, `num_log` the rows between two flushes.
     """
     num_hops, num_flows = len(scenario.hops), len(scenario.flows)
     if not num_hops or not num_flows:

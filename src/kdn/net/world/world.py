@@ -28,7 +28,7 @@ __all__ = [
 
 
 class WorldFull(KdnError):
-    """More packets exist at once than the world was built for."""
+    """More packets exist together than the world was built for."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class World:
             if reason == loop.FULL:
                 raise WorldFull(
                     f"scenario {self.scenario.name!r} holds over {len(self.state.packets)} packets "
-                    "at once; shorten its buffers or windows"
+                    "together; shorten its buffers or windows"
                 )
             if reason == loop.LOG_FULL:
                 self._flush()
