@@ -40,6 +40,7 @@ from kdn.reuse.codec_quality import QualityRecord
 from kdn.reuse.load_or_compute import EstimateS
 from kdn.reuse.source import MeasuredSpeeds
 from kdn.reuse.steer import SteerReuse
+from kdn.reuse.why import Explainer
 from kdn.schedule import RequestQueue, make_policy
 from kdn.store import CODECS, LookupRecorder, Store
 from kdn.trace import Recorder, Tee, Trace
@@ -133,11 +134,12 @@ def join(
     speeds = MeasuredSpeeds()
     controller = RatioController(config.blend.ratio, speeds)
     guard = _make_guard(config, controller, own, trace)
+    loss = LossRule(config.store.codec, config.store.max_kl, calibration.codecs)
     prefix = PrefixReuse(
         store,
         shape,
         prompts.context_fingerprint,
-        LossRule(config.store.codec, config.store.max_kl, calibration.codecs),
+        loss,
         estimate_s=_prefill_estimate(config, calibration.jct),
         load_within_s=config.store.load_within_s,
         invoked=prompts.invoked,
@@ -198,6 +200,14 @@ def join(
         idle=idle,
         scoring=Scoring(model, engine, store, prompts),
         cost=Costs(shape, store, config, calibration),
+        why=Explainer(
+            store,
+            lambda: {name: prompts.fingerprint(name) for name in (None, *model.adapters)},
+            shape.dtype,
+            loss,
+            partial(model.tokenizer.decode, special=True),
+            show_text=config.store.key_file is None,
+        ),
         closers=tuple(part.close for part in ends if part is not None),
     )
 

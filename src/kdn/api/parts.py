@@ -17,6 +17,7 @@ from kdn.engine import Engine
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 from kdn.reuse.blend import QualityGuard
+from kdn.reuse.why import Explainer
 from kdn.store import Store
 from kdn.trace import Trace
 
@@ -42,5 +43,7 @@ class Parts:
     idle: Idle
     scoring: Scoring
     cost: Costs
+    why: Explainer
+    """Says why a prompt was not reused further."""
     closers: tuple[Callable[[], None], ...]
     """What ends the parts, in this order."""

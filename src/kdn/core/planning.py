@@ -37,6 +37,10 @@ class Planned:
     blended: int = 0
     shared: int = 0
     lossy: int = 0
+    stored: int = 0
+    """Tokens at the prompt's beginning that the store held, loaded or not."""
+    declined: int = 0
+    """Of those, the ones left aside because computing them is sooner."""
     tiers: Mapping[str, int] = field(default_factory=dict)
     levels: Mapping[str, int] = field(default_factory=dict)
     """Bytes that came against a deadline, by encoding; grows while they come."""

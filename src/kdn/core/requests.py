@@ -291,6 +291,10 @@ class Usage:
     """Prompt tokens whose KV went through a lossy codec, or was computed after such KV."""
     recomputed: int = 0
     """Prompt tokens computed for this request."""
+    stored: int = 0
+    """Tokens at the prompt's beginning that the store held when it was planned, loaded or not."""
+    declined: int = 0
+    """Of `stored`, the ones that were computed because that is sooner than loading them."""
     queue_ms: float = 0.0
     ttft_ms: float = 0.0
     total_ms: float = 0.0

@@ -248,6 +248,8 @@ class RunningRequest:
             shared=planned.shared,
             lossy=planned.lossy,
             recomputed=num_tokens - reused,
+            stored=planned.stored,
+            declined=planned.declined,
             queue_ms=1e3 * (self.started_s - self.arrived_s),
             ttft_ms=1e3 * (first - self.arrived_s),
             total_ms=1e3 * waited_s,

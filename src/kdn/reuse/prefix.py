@@ -173,13 +173,17 @@ class PrefixReuse(Technique):
         self._openers = ThreadPoolExecutor(_OPEN_AT_ONCE, thread_name_prefix="kdn-open")
 
     def cached_tokens(self, request: Request) -> int:
-        _, match = self._best_match(request, self._fingerprint(request.adapter))
-        return match.num_tokens
+        fingerprint = self._fingerprint(request.adapter)
+        recipe, match = self._best_match(request, fingerprint)
+        return self._worth_loading(match, request, fingerprint, recipe).num_tokens
 
     def refine(self, request: Request, planned: Planned) -> Planned:
         token_ids = request.prompt.token_ids
         fingerprint = self._fingerprint(request.adapter)
-        recipe, match = self._best_match(request, fingerprint)
+        recipe, found = self._best_match(request, fingerprint)
+        match = self._worth_loading(found, request, fingerprint, recipe)
+        stored = found.num_tokens
+        planned = replace(planned, stored=stored, declined=stored - match.num_tokens)
         delivery = None if recipe.tainted else self._delivery(request, match, fingerprint)
         readers = self._open(match.hits, delivery)
         if not readers:
@@ -222,7 +226,7 @@ class PrefixReuse(Technique):
             match = self._match(request, fingerprint, recipe)
             if match.num_tokens > best[1].num_tokens:
                 best = recipe, match
-        return best[0], self._worth_loading(best[1], request, fingerprint, best[0])
+        return best
 
     def _match(self, request: Request, fingerprint: Fingerprint, recipe: Recipe) -> Match:
         """The longest run of that recipe; where it reaches an adapter's first row, on with the adapter's."""

@@ -129,7 +129,7 @@ class Store:
         )
         self._outcomes = Outcomes(trace)
         self._queues = WriteQueues(far, write_behind_bytes)
-        self.index = FollowedIndex(self.tiers, self._outcomes)
+        self.index = FollowedIndex(self.tiers, self._outcomes, clock)
         self._writer = Writer(
             self.tiers,
             codec or NoCodec(),

@@ -13,14 +13,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from kdn.clock import Clock, SystemClock
 from kdn.core import BlockId, BlockKey, ContentId
 from kdn.errors import CorruptBlock
 from kdn.store.index.index import BlockHit, Entry, Family, Index, Match
 from kdn.store.tiers.tier import Outcomes, Tier, Tiers
 
-__all__ = ["FollowedIndex", "IndexJournal", "Pages"]
+__all__ = ["FollowedIndex", "IndexJournal", "Leaver", "Pages"]
 
 KEPT_CHANGES = 10_000
+KEPT_LEAVERS = 1_000
+"""Blocks that left, remembered whole: about 1 KB each."""
+
+
+@dataclass(frozen=True)
+class Leaver:
+    """A block that no tier holds any more, and when that was noticed (the clock's seconds)."""
+
+    entry: Entry
+    left_s: float
 
 
 @dataclass(frozen=True)
@@ -78,9 +89,11 @@ class FollowedIndex:
     A tier that cannot tell its changes is passed over, and counted.
     """
 
-    def __init__(self, tiers: Tiers, outcomes: Outcomes) -> None:
+    def __init__(self, tiers: Tiers, outcomes: Outcomes, clock: Clock | None = None) -> None:
         self._tiers = tiers
         self._outcomes = outcomes
+        self._clock = clock or SystemClock()
+        self._leavers: deque[Leaver] = deque(maxlen=KEPT_LEAVERS)
         self._lock = threading.RLock()
         self._index = Index()
         self._journal = IndexJournal()
@@ -131,6 +144,12 @@ class FollowedIndex:
         with self._lock:
             return tuple(self._index)
 
+    def leavers(self) -> tuple[Leaver, ...]:
+        """The last blocks that left since the store was opened, oldest first."""
+        self.refresh()
+        with self._lock:
+            return tuple(self._leavers)
+
     def pages(self, cursor: str) -> Pages:
         """What came and went since `cursor`; an empty or foreign one is told of every block."""
         self.refresh()
@@ -161,7 +180,11 @@ class FollowedIndex:
         self._index.add(came)
         self._journal.note(came)
         gone = [key for key in changes.removed if not self._tiers.where(key)]
-        self._journal.note(entry for key in gone if (entry := self._index.get(key)))
+        left = [entry for key in gone if (entry := self._index.get(key))]
+        self._journal.note(left)
+        if left:
+            now_s = self._clock.now()
+            self._leavers.extend(Leaver(entry, now_s) for entry in left[-KEPT_LEAVERS:])
         for key in gone:
             self._index.remove(key)
 

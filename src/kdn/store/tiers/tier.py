@@ -189,6 +189,10 @@ class ManagedTier(Tier):
         """How long each block has been here and how often it was used, where that is recorded."""
         return []
 
+    def left_keys(self) -> frozenset[BlockKey]:
+        """Blocks that were here lately and are not now, where that is recorded: by any process."""
+        return frozenset()
+
     def check(self) -> None:
         """Audit the tier. Raises AssertionError saying what does not add up."""
         return

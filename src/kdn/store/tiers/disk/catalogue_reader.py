@@ -272,6 +272,14 @@ class CatalogueReader:
             self._seen_version = version
             return changes
 
+    def left_keys(self) -> frozenset[BlockKey]:
+        """The keys of the log of changes that no ready block has."""
+        rows = self._select(
+            "SELECT DISTINCT key FROM changes WHERE key NOT IN (SELECT key FROM blocks WHERE state = ?)",
+            READY,
+        )
+        return frozenset(BlockKey(key) for (key,) in rows)
+
     def refresh_totals(self) -> Totals:
         """The totals now."""
         with self._lock, catalogue_errors(self._path):

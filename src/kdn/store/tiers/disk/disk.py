@@ -188,6 +188,9 @@ class DiskTier(ManagedTier):
         unsaved = self._catalogue.writer.unsaved_uses()
         return self._catalogue.reader.lives(self._clock.wall(), unsaved)
 
+    def left_keys(self) -> frozenset[BlockKey]:
+        return self._catalogue.reader.left_keys()
+
     def replace(self, block: EncodedBlock, spare: Spare) -> None:
         """One file takes the other's place: a reader finds either of them, whole."""
         entry, data = Entry.of(block.header.id), self._blocks.stored_form(block)
