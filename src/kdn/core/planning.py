@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,6 +41,8 @@ class Planned:
     """Tokens at the prompt's beginning that the store held, loaded or not."""
     declined: int = 0
     """Of those, the ones left aside because computing them is sooner."""
+    load_s: Callable[[], float] = lambda: 0.0
+    """Seconds spent reading so far."""
     tiers: Mapping[str, int] = field(default_factory=dict)
     levels: Mapping[str, int] = field(default_factory=dict)
     """Bytes that came against a deadline, by encoding; grows while they come."""

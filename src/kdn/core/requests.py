@@ -297,11 +297,16 @@ class Usage:
     """Of `stored`, the ones that were computed because that is sooner than loading them."""
     queue_ms: float = 0.0
     ttft_ms: float = 0.0
+    load_ms: float = 0.0
+    """Reading stored KV; most of it passes while other layers are computed."""
     total_ms: float = 0.0
     tiers: Mapping[str, int] = field(default_factory=dict)
     """Reused tokens by the tier that supplied them."""
     levels: Mapping[str, int] = field(default_factory=dict)
     """Bytes that a node delivered against a deadline, by the encoding they came in."""
+    moved: tuple[tuple[int, int], ...] = ()
+    """Ranges of positions that took KV which was computed at another place; some tokens of them were
+    computed again."""
 
     @property
     def cached_tokens(self) -> int:

@@ -252,9 +252,11 @@ class RunningRequest:
             declined=planned.declined,
             queue_ms=1e3 * (self.started_s - self.arrived_s),
             ttft_ms=1e3 * (first - self.arrived_s),
+            load_ms=1e3 * planned.load_s(),
             total_ms=1e3 * waited_s,
             tiers=planned.tiers,
             levels=dict(planned.levels),
+            moved=tuple((run.start, run.stop) for run in planned.plan.stored),
         )
 
 

@@ -203,6 +203,7 @@ class PrefixReuse(Technique):
             plan=replace(planned.plan, prefix=source, keep=keep),
             exact=0 if recipe.tainted else num_tokens,
             lossy=num_tokens if recipe.tainted else 0,
+            load_s=lambda: source.load_s,
             tiers=tokens_by_tier(readers),
             levels={} if delivery is None else delivery.sizes,
         )

@@ -113,6 +113,8 @@ class StoreSource:
         self._dtype = getattr(torch, shape.dtype)
         largest = max(reader.id.num_tokens for reader in readers)
         self._clock = clock
+        self.load_s = 0.0
+        """Seconds spent reading so far, most of them while other layers are computed."""
         self._pace = Pace(-(-_READ_BYTES // (largest * shape.layer_token_bytes)))
         self._left = list(layers if layers is not None else (range(shape.num_layers),))
         """Layers that no group has been begun of."""
@@ -182,7 +184,9 @@ class StoreSource:
             [self._run(reader, run) for run in reader.layers(start, stop)]
             for reader in self._readers
         ]
-        self._pace.took(stop - start, self._clock.now() - began_s)
+        took_s = self._clock.now() - began_s
+        self.load_s += took_s
+        self._pace.took(stop - start, took_s)
         return loaded
 
     def _run(self, reader: Reader, run: memoryview) -> LayerKV:

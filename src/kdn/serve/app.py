@@ -21,6 +21,8 @@ from kdn.serve.openai.generate import generate_routes
 from kdn.serve.openai.questions import question_routes
 from kdn.serve.openai.rerank import rerank_routes
 from kdn.serve.openai.tokenize import token_routes
+from kdn.serve.openai.why import why_routes
+from kdn.serve.recent import RecentRequests
 from kdn.serve.service import ServedModel
 from kdn.serve.settings import ServeSettings
 from kdn.serve.status import about_routes
@@ -50,17 +52,26 @@ def create_app(
     backpressure, shutdown = Backpressure(settings.limits), Shutdown(settings.grace_s, clock)
     metrics = Metrics(model, clock)
     context = RequestContext(
-        model, settings, metrics, backpressure, shutdown, CapacityLimiter(_THREADS), clock, new_id
+        model,
+        settings,
+        metrics,
+        backpressure,
+        shutdown,
+        CapacityLimiter(_THREADS),
+        clock,
+        new_id,
+        RecentRequests(clock),
     )
     app = FastAPI(
         title="kdn",
         version=version,
         middleware=[
-            Middleware(Auth, settings, backpressure, shutdown, own_keys=bool(own_keys)),
+            Middleware(Auth, settings, backpressure, shutdown, own_keys=own_keys),
         ],
         redoc_url=None,
     )
     app.state.shutdown = shutdown
+    app.state.recent = context.recent
     app.state.backpressure = backpressure
     for routes in (
         generate_routes,
@@ -68,6 +79,7 @@ def create_app(
         question_routes,
         rerank_routes,
         token_routes,
+        why_routes,
     ):
         app.include_router(routes(context))
     app.include_router(about_routes(context, version))

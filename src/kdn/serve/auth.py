@@ -23,8 +23,9 @@ from kdn.errors import BadConfig
 from kdn.serve.errors import Refused, response
 from kdn.serve.limits import MAX_HEADER_BYTES, Backpressure, Held, Shutdown
 from kdn.serve.settings import ServeSettings, is_loopback
+from kdn.serve.store.grants import Grant, grant_for
 
-__all__ = ["LOCAL", "ApiKey", "Auth", "Caller", "caller_of", "find_caller", "read_keys"]
+__all__ = ["ADMIN", "LOCAL", "ApiKey", "Auth", "Caller", "caller_of", "find_caller", "read_keys"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 ANY = "*"
@@ -64,6 +65,8 @@ class Caller:
         return f"{self.name}/{named}"
 
 
+ADMIN = Caller("admin", (ANY,))
+"""The holder of the store's admin key, at the routes for operators."""
 LOCAL = Caller("local", keyed=False)
 """Every caller of a server without keys."""
 
@@ -135,7 +138,9 @@ def _read_key_file(path: Path) -> tuple[ApiKey, ...]:
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _OF_FORMS = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
 """What a page of any site may send here without asking: no client of this server does."""
-_WITHOUT_KEY = ("/health", "/ping")
+_WITHOUT_KEY = ("/health", "/ping", "/", "/console.js", "/console.css", "/console.svg")
+"""Of the console the page itself, which holds nothing; what it shows is asked for with a key."""
+_FOR_OPERATORS = "/v1/kdn/"
 _CALLER = "kdn.caller"
 
 
@@ -158,9 +163,10 @@ class Auth:
         backpressure: Backpressure,
         shutdown: Shutdown,
         *,
-        own_keys: bool = False,
+        own_keys: tuple[Grant, ...] = (),
     ) -> None:
-        """With `own_keys` the routes of the store check their callers themselves."""
+        """With `own_keys` the routes of the store check their callers themselves, and the admin's key
+        opens those for operators."""
         self._app = app
         self._keys = read_keys(settings)
         self._guards_host = settings.guards_host
@@ -168,6 +174,7 @@ class Auth:
         self._body_bytes = settings.limits.body_bytes
         self._backpressure = backpressure
         self._shutdown = shutdown
+        self._own_keys = own_keys
         self._elsewhere = "/v1/store/" if own_keys else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -222,6 +229,10 @@ class Auth:
 
     def _caller(self, path: str, authorization: str) -> Caller:
         keys = self._keys
+        if self._own_keys and path.startswith(_FOR_OPERATORS):
+            grant = grant_for(authorization, self._own_keys)
+            if grant is not None and grant.admin:
+                return ADMIN
         elsewhere = self._elsewhere is not None and path.startswith(self._elsewhere)
         if not keys or path in _WITHOUT_KEY or elsewhere:
             return LOCAL

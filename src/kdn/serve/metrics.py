@@ -85,9 +85,12 @@ class Metrics:
             self._reused.labels(self._model, kind)
 
     def listener(
-        self, note: Callable[[StreamEvent], None]
+        self,
+        note: Callable[[StreamEvent], None],
+        note_end: Callable[[Finish | Exception], None],
     ) -> Callable[[StreamEvent | Exception | None], None]:
-        """A listener that counts one stream and passes its events on to `note`."""
+        """A listener that counts one stream, and passes its events on to `note` and its end to
+        `note_end`."""
         last_s: float | None = None
         with self._lock:
             self._started += 1
@@ -98,9 +101,11 @@ class Metrics:
                 self._end()
             elif isinstance(event, Exception):
                 self._failed.labels(self._model).inc()
+                note_end(event)
             else:
                 if isinstance(event, Finish):
                     self._finish(event)
+                    note_end(event)
                 else:
                     last_s = self._token(last_s)
                 note(event)

@@ -124,6 +124,7 @@ def served(kdn: Kdn) -> ServedModel:
         asking=kdn.scoring.asking,
         embedder=_embedder(kdn),
         store_numbers=partial(_store_numbers, kdn),
+        why=kdn.parts.why,
     )
 
 

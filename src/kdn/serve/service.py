@@ -11,6 +11,7 @@ from kdn.engine import EngineStat
 from kdn.model import Document, Message, PlacedText
 from kdn.rag import Vectors
 from kdn.rank import Asking
+from kdn.reuse.why import Explainer
 
 __all__ = [
     "PromptMaker",
@@ -158,3 +159,5 @@ class ServedModel:
     embedder: ServedEmbedder | None
     store_numbers: Callable[[], StoreNumbers]
     """May wait for the store; never called on the event loop."""
+    why: Explainer | None = None
+    """Says why prompts were not reused further; None where nothing is stored."""

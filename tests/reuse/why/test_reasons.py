@@ -320,7 +320,7 @@ def test_a_sealed_store_tells_the_place_alone(
     models: dict[int, Path], adapter: Path, tmp_path: Path
 ) -> None:
     key_file = tmp_path / "key"
-    key_file.write_text(f"master = \"{"11" * 32}\"\n")
+    key_file.write_text('master = "' + "11" * 32 + '"\n')
     key_file.chmod(0o600)
     with opened(tmp_path / "home", models[0], adapter, key_file=key_file) as k:
         spent(k, Turn(system=dated("2026-11-27")))

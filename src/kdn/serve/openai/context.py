@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,15 +12,17 @@ from typing import Any, TypeVar
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Request as HttpRequest
+from msgspec import UNSET, UnsetType
 
 from kdn.clock import Clock
-from kdn.core import Prompt, Request, Sampling
+from kdn.core import Finish, Prompt, Request, Sampling
 from kdn.model import Document, Message
 from kdn.serve.auth import Caller, caller_of
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
 from kdn.serve.metrics import Metrics
 from kdn.serve.openai.requests import ContentPart, DocumentBody, JobBody, MessageBody, SamplingBody
+from kdn.serve.openai.responses import WhyReport, why_report
 from kdn.serve.openai.streams import (
     GatheredAnswer,
     ResponseStreams,
@@ -28,6 +30,7 @@ from kdn.serve.openai.streams import (
     submit_all,
     until_disconnect,
 )
+from kdn.serve.recent import RecentRequests
 from kdn.serve.service import ServedModel
 from kdn.serve.settings import ServeSettings
 
@@ -266,6 +269,8 @@ class HttpJob:
     caller: Caller
     salt: str
     priority: int
+    explain: Callable[[str], Awaitable[WhyReport | UnsetType]]
+    """Why the job's request of that id was not reused further."""
 
     def request(self, number: int, prompt: Prompt, sampling: Sampling, **more: Any) -> Request:
         """The request of this job with that number; `more` are fields of `Request`."""
@@ -293,6 +298,7 @@ class RequestContext:
     """For prompts: routes that wait for the store have others."""
     clock: Clock
     new_id: Callable[[], str]
+    recent: RecentRequests
 
     def created(self) -> int:
         """Now, in whole seconds since 1970."""
@@ -312,7 +318,18 @@ class RequestContext:
             caller=caller,
             salt=caller.salt(body.cache_salt),
             priority=body.priority or 0,
+            explain=self.explain,
         )
+
+    async def explain(self, request_id: str) -> WhyReport | UnsetType:
+        """Why the request was not reused further, for its own caller; UNSET where nobody can say."""
+        record = self.recent.get(request_id)
+        if record is None or record.finish is None or self.model.why is None:
+            return UNSET
+        told = await self.in_thread(
+            self.model.why.explain, record.request, record.finish.usage, ended_s=record.ended_s
+        )
+        return why_report(told)
 
     def adapter(self, model: str | None) -> str | None:
         """The adapter that `model` names, None for the base. Raises Refused (404) for other names."""
@@ -349,10 +366,16 @@ class RequestContext:
             tokens = sum(request.prompt.num_tokens for request in requests)
             ended.enter_context(self.hold(job, len(requests), tokens))
         max_events = self.settings.limits.stream_events
-        streams = submit_all(self.model, self.metrics, requests, max_events, ended)
+        streams = submit_all(
+            self.model, self.metrics, requests, max_events, ended, partial(self._begin, job)
+        )
         self.shutdown.follow(streams)
         ended.callback(self.shutdown.forget, streams)
         return streams
+
+    def _begin(self, job: HttpJob, request: Request) -> Callable[[Finish | Exception], None]:
+        """Keeps a record of the request; the result is told of its end."""
+        return partial(self.recent.end, self.recent.begin(request, job.caller.name))
 
     async def answers(
         self, job: HttpJob, requests: Sequence[Request], http: HttpRequest, *, held: bool = False

@@ -244,8 +244,8 @@ class _Answers(ABC):
         num_answers = len(self.prompts) * self.per_prompt
         answers = await until_disconnect(http, self.streams, gather(self.streams, num_answers))
         whole = self.chunk([self.choice(index, one) for index, one in enumerate(answers)])
-        self._account(whole, [answer.ended.usage for answer in answers])
-        return json_response(whole)
+        usages = [answer.ended.usage for answer in answers]
+        return json_response(await self._account(whole, usages))
 
     async def _events(self) -> AsyncIterator[bytes]:
         """Server-sent events; an error after the start is told by the last event but [DONE]."""
@@ -269,16 +269,24 @@ class _Answers(ABC):
         except Exception as error:  # noqa: BLE001 - the headers are sent: the error must travel as an event
             yield failure(error)
         else:
-            if self.body.stream_options and self.body.stream_options.include_usage:
-                closing = self.chunk([], streamed=True)
-                self._account(closing, [usages[index] for index in sorted(usages)])
-                yield event(closing)
+            options = self.body.stream_options
+            if self._wants_why or (options and options.include_usage):
+                ended = [usages[index] for index in sorted(usages)]
+                yield event(await self._account(self.chunk([], streamed=True), ended))
         yield DONE
 
-    def _account(self, chunk: Any, usages: list[Usage]) -> None:
+    @property
+    def _wants_why(self) -> bool:
+        return self.body.kdn is not None and self.body.kdn.why
+
+    async def _account(self, chunk: Any, usages: list[Usage]) -> Any:
+        """The shape with what was used, and why no more was reused where that was asked for."""
         first_of_each = usages[:: self.per_prompt]
         chunk.usage = usage_report(usages, first_of_each)
         chunk.kdn = kdn_report(first_of_each)
+        if self._wants_why:
+            chunk.kdn.why = await self.job.explain(self.job.id)
+        return chunk
 
     @property
     @abstractmethod

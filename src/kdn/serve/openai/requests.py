@@ -105,6 +105,8 @@ class KdnOptions(_Strict):
     """How far lossy codecs may move the answer by measurement (mean KL, nats); 0: not at all."""
     load_within_s: Annotated[float, Field(gt=0)] | None = None
     """By when stored KV is to be loaded; over a slow link a node then sends it smaller."""
+    why: bool = False
+    """Tell at which token the prompt left what is stored, and the likely reason."""
 
 
 class DocumentBody(_Strict):

@@ -6,6 +6,7 @@ Field order and explicit nulls are what OpenAI sends.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 from fastapi import Response
@@ -13,6 +14,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 
 from kdn.core import FinishReason, Token, TokenProb, Usage
 from kdn.errors import Cancelled
+from kdn.reuse.why import Explanation
 from kdn.serve.service import Vocabulary
 
 __all__ = [
@@ -37,12 +39,14 @@ __all__ = [
     "ModelList",
     "TopLogprob",
     "UsageReport",
+    "WhyReport",
     "chat_logprobs",
     "completion_logprobs",
     "finish_name",
     "json_response",
     "kdn_report",
     "usage_report",
+    "why_report",
 ]
 
 
@@ -59,6 +63,21 @@ class UsageReport(Struct):
     prompt_tokens_details: CachedTokens
 
 
+class WhyReport(Struct):
+    """Where a prompt left what is stored, and the likely reason (`docs/why-not.md`)."""
+
+    reason: str
+    sentence: str
+    place: int
+    role: str
+    stored: int
+    before: str
+    text: str
+    stored_text: str
+    detail: str
+    advice: str
+
+
 class KdnReport(Struct):
     """What kdn did for the prompt: tokens reused and computed, times, tiers that supplied."""
 
@@ -71,6 +90,7 @@ class KdnReport(Struct):
     ttft_ms: float
     tiers: Mapping[str, int]
     levels: Mapping[str, int]
+    why: WhyReport | UnsetType = UNSET
 
 
 class JobAnswer(Struct, kw_only=True):
@@ -250,6 +270,22 @@ def kdn_report(prompts: Sequence[Usage]) -> KdnReport:
         ttft_ms=round(max(usage.ttft_ms for usage in prompts), 3),
         tiers=tiers,
         levels=levels,
+    )
+
+
+def why_report(found: Explanation, *, with_text: bool = True) -> WhyReport:
+    """An explanation's shape; without text for those whose text it is not."""
+    return WhyReport(
+        reason=str(found.reason),
+        sentence=found.sentence if with_text else replace(found, detail="").sentence,
+        place=found.place,
+        role=found.role,
+        stored=found.stored,
+        before=found.before if with_text else "",
+        text=found.text if with_text else "",
+        stored_text=found.stored_text if with_text else "",
+        detail=found.detail if with_text else "",
+        advice=found.reason.advice,
     )
 
 

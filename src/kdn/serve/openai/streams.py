@@ -123,13 +123,18 @@ def submit_all(
     requests: Sequence[Request],
     max_events: int,
     ended: ExitStack,
+    note_end: Callable[[Request], Callable[[Finish | Exception], None]],
 ) -> ResponseStreams:
-    """Submit all requests, or none: what runs already when one is refused is cancelled."""
+    """Submit all requests, or none: what runs already when one is refused is cancelled.
+
+    `note_end` is told of each one that was submitted, and what it returns of how that one ends.
+    """
     streams = ResponseStreams(len(requests), max_events, ended)
     try:
         for request in requests:
             note = _remembering(model, request)
-            streams.attach(model.engine.submit(request), metrics.listener(note))
+            stream = model.engine.submit(request)
+            streams.attach(stream, metrics.listener(note, note_end(request)))
     except Exception:
         streams.close()
         raise

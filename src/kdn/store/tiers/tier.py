@@ -187,7 +187,11 @@ class ManagedTier(Tier):
 
     def lives(self) -> list[BlockLife]:
         """How long each block has been here and how often it was used, where that is recorded."""
-        return []
+        return list(self.lives_by_key().values())
+
+    def lives_by_key(self) -> dict[BlockKey, BlockLife]:
+        """The same by block."""
+        return {}
 
     def left_keys(self) -> frozenset[BlockKey]:
         """Blocks that were here lately and are not now, where that is recorded: by any process."""

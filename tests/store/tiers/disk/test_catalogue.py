@@ -118,11 +118,11 @@ def test_a_tenants_blocks_oldest_use_first_and_their_lives(opened: Open) -> None
     catalogue.writer.touch(KEYS[0])
     catalogue.writer.touch(KEYS[0])
     unsaved = catalogue.writer.unsaved_uses()
-    lives = catalogue.reader.lives(10.0, unsaved)
+    lives = list(catalogue.reader.lives_by_key(10.0, unsaved).values())
     assert [(life.age_s, life.uses) for life in lives] == [(10.0, 2), (9.0, 0), (8.0, 0), (7.0, 0)]
     catalogue.writer.save()
     assert [one.key for one in catalogue.reader.holdings("tenant-0")] == [KEYS[2], KEYS[0]]
-    assert sorted(catalogue.reader.lives(10.0, {})) == sorted(lives)
+    assert sorted(catalogue.reader.lives_by_key(10.0, {}).values()) == sorted(lives)
 
 
 def test_what_memory_says_waits_for_no_other_process(opened: Open, tmp_path: Path) -> None:

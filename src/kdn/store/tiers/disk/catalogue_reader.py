@@ -223,7 +223,9 @@ class CatalogueReader:
             for key, start, tokens, size, salt, used in rows
         ]
 
-    def lives(self, wall_s: float, unsaved: Mapping[BlockKey, int]) -> list[BlockLife]:
+    def lives_by_key(
+        self, wall_s: float, unsaved: Mapping[BlockKey, int]
+    ) -> dict[BlockKey, BlockLife]:
         """How long each ready block has been here, and how often it was used, `unsaved` uses included."""
         rows = self._select(
             "SELECT key, start, length(tokens) / 4, size, max(0.0, ? - created), hits FROM blocks"
@@ -231,10 +233,10 @@ class CatalogueReader:
             wall_s,
             READY,
         )
-        return [
-            BlockLife(start, tokens, size, age_s, hits + unsaved.get(key, 0))
+        return {
+            BlockKey(key): BlockLife(start, tokens, size, age_s, hits + unsaved.get(key, 0))
             for key, start, tokens, size, age_s, hits in rows
-        ]
+        }
 
     def holdings(self, salt: str) -> list[Holding]:
         """A tenant's ready blocks, least recently used first."""

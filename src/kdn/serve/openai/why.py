@@ -1,0 +1,154 @@
+"""GET /v1/kdn/requests: what became of the last requests, and why their prompts were not reused further."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+from msgspec import UNSET, Struct, UnsetType
+
+from kdn.serve.auth import ADMIN, Caller, caller_of
+from kdn.serve.errors import Refused
+from kdn.serve.recent import RequestRecord
+from kdn.serve.openai.context import RequestContext
+from kdn.serve.openai.responses import WhyReport, json_response, why_report
+
+__all__ = ["RequestReport", "request_report", "why_routes"]
+
+
+class PromptPiece(Struct):
+    """A run of a prompt's tokens that were obtained in the same way."""
+
+    text: str
+    role: str
+    origin: str
+    """`exact`, `lossy`, `moved` (stored elsewhere, partly recomputed) or `computed`."""
+    tokens: int
+
+
+class RequestReport(Struct, kw_only=True):
+    """What became of one request."""
+
+    id: str
+    object: str = "kdn.request"
+    created: float
+    model: str
+    state: str
+    """`running`, `ended` or `failed`."""
+    prompt_tokens: int
+    completion_tokens: int = 0
+    exact: int = 0
+    blended: int = 0
+    shared: int = 0
+    lossy: int = 0
+    recomputed: int = 0
+    stored: int = 0
+    queue_ms: float = 0.0
+    load_ms: float = 0.0
+    ttft_ms: float = 0.0
+    total_ms: float = 0.0
+    finish_reason: str | None = None
+    failure: str = ""
+    tiers: dict[str, int] = {}
+    why: WhyReport | UnsetType = UNSET
+    prompt: list[PromptPiece] | UnsetType = UNSET
+
+
+class RequestReports(Struct):
+    """The last requests of a caller, newest first."""
+
+    data: list[RequestReport]
+    object: str = "list"
+
+
+def why_routes(context: RequestContext) -> APIRouter:
+    """The two routes, bound to one server's parts. A request of somebody else is answered as one that
+    never was; the admin sees all of them, without their texts."""
+    router = APIRouter()
+
+    @router.get("/v1/kdn/requests")
+    async def requests(http: HttpRequest, limit: int = 100) -> Response:
+        caller = caller_of(http.scope)
+        seen = [one for one in context.recent.all() if _may_see(caller, one)]
+        newest = seen[::-1][: max(1, min(limit, 1000))]
+        return json_response(RequestReports([request_report(context, one) for one in newest]))
+
+    @router.get("/v1/kdn/requests/{request_id}")
+    async def request(http: HttpRequest, request_id: str, *, prompt: bool = False) -> Response:
+        caller, record = caller_of(http.scope), context.recent.get(request_id)
+        if record is None or not _may_see(caller, record):
+            raise Refused(
+                f"no request {request_id[:80]!r} is remembered; the last ones are at /v1/kdn/requests",
+                status=404,
+            )
+        report = request_report(context, record)
+        own = record.caller == caller.name
+        if record.finish is not None and context.model.why is not None:
+            found = await context.in_thread(
+                context.model.why.explain,
+                record.request,
+                record.finish.usage,
+                ended_s=record.ended_s,
+            )
+            report.why = why_report(found, with_text=own)
+        if prompt and own:
+            report.prompt = await context.in_thread(lambda: list(_pieces(context, record)))
+        return json_response(report)
+
+    return router
+
+
+def _may_see(caller: Caller, record: RequestRecord) -> bool:
+    return caller is ADMIN or caller.name == record.caller
+
+
+def request_report(context: RequestContext, record: RequestRecord) -> RequestReport:
+    """The numbers of a request. Of one that runs only what is known."""
+    request, finish = record.request, record.finish
+    report = RequestReport(
+        id=request.id,
+        created=round(record.began_wall_s, 3),
+        model=request.adapter or context.model.name,
+        state="failed" if record.failure else "running" if finish is None else "ended",
+        prompt_tokens=request.prompt.num_tokens,
+        failure=record.failure,
+    )
+    if finish is not None:
+        usage: Any = finish.usage
+        for name in (
+            "completion_tokens",
+            "exact",
+            "blended",
+            "shared",
+            "lossy",
+            "recomputed",
+            "stored",
+        ):
+            setattr(report, name, getattr(usage, name))
+        for name in ("queue_ms", "load_ms", "ttft_ms", "total_ms"):
+            setattr(report, name, round(getattr(usage, name), 3))
+        report.tiers = dict(usage.tiers)
+        report.finish_reason = str(finish.reason)
+    return report
+
+
+def _pieces(context: RequestContext, record: RequestRecord) -> Iterator[PromptPiece]:
+    """The prompt cut wherever the part or the origin changes."""
+    assert record.finish is not None
+    usage, prompt = record.finish.usage, record.request.prompt
+    prefix = usage.exact + usage.lossy
+    edges = {0, prefix, prompt.num_tokens, *(edge for run in usage.moved for edge in run)}
+    for _, start, stop in prompt.spans():
+        edges |= {start, stop}
+    for start, stop in pairwise(sorted(edges)):
+        role = next(str(s.role) for s, a, b in prompt.spans() if a <= start < b)
+        if stop <= prefix:
+            origin = "lossy" if usage.lossy else "exact"
+        else:
+            moved = any(a <= start and stop <= b for a, b in usage.moved)
+            origin = "moved" if moved else "computed"
+        text = context.model.vocabulary.decode(prompt.token_ids[start:stop], special=True)
+        yield PromptPiece(text, role, origin, stop - start)
