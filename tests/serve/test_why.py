@@ -14,7 +14,7 @@ from kdn.clock import ManualClock
 from kdn.config import load_config
 from kdn.core import Finish, FinishReason, Prompt, Request, Role, Segment, Usage
 from kdn.serve import ServeSettings, served
-from kdn.serve.recent import RecentRequests
+from kdn.serve.metrics import RecentRequests
 from tests.serve.running import Running, running
 from tests.serve.scripted import ScriptedService
 

@@ -202,9 +202,7 @@ def join(
         cost=Costs(shape, store, config, calibration),
         why=Explainer(
             store,
-            lambda: {
-                name: prompts.context_fingerprint(name) for name in (None, *model.adapters)
-            },
+            lambda: {name: prompts.context_fingerprint(name) for name in (None, *model.adapters)},
             shape.dtype,
             loss,
             partial(model.tokenizer.decode, special=True),

@@ -14,7 +14,7 @@ from kdn.clock import Clock, SystemClock
 from kdn.serve.auth import Auth
 from kdn.serve.errors import speak_openai
 from kdn.serve.limits import Backpressure, Shutdown
-from kdn.serve.metrics import Metrics
+from kdn.serve.metrics import Metrics, RecentRequests
 from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.embeddings import embedding_routes
 from kdn.serve.openai.generate import generate_routes
@@ -22,7 +22,6 @@ from kdn.serve.openai.questions import question_routes
 from kdn.serve.openai.rerank import rerank_routes
 from kdn.serve.openai.tokenize import token_routes
 from kdn.serve.openai.why import why_routes
-from kdn.serve.recent import RecentRequests
 from kdn.serve.service import ServedModel
 from kdn.serve.settings import ServeSettings
 from kdn.serve.status import about_routes

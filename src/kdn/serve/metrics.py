@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -17,11 +19,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from kdn.clock import Clock
-from kdn.core import Finish, FinishReason, StreamEvent, Usage
+from kdn.core import Finish, FinishReason, Request, StreamEvent, Usage
 from kdn.errors import KdnError
 from kdn.serve.service import ServedModel, StoreNumbers
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "RecentRequests", "RequestRecord"]
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 _LONG_SECONDS = (0.1, 0.3, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 240, 480)
@@ -159,6 +161,68 @@ class Metrics:
         half a second is told of by its last numbers, and their age."""
         await self._numbers.refresh(_STORE_WAIT_S)
         return generate_latest(self.registry)
+
+
+@dataclass
+class RequestRecord:
+    """One request of a caller, while it runs and for a while after."""
+
+    request: Request
+    caller: str
+    began_s: float
+    """The clock's seconds."""
+    began_wall_s: float
+    """Seconds since 1970."""
+    finish: Finish | None = None
+    failure: str = ""
+    """What it ended with in place of a Finish."""
+    ended_s: float | None = None
+
+
+class RecentRequests:
+    """The last requests, for callers that ask what became of theirs. Safe from several threads.
+
+    Holds at most `most` requests of `most_tokens` prompt tokens together, but always the last one.
+    """
+
+    def __init__(self, clock: Clock, most: int = 1000, most_tokens: int = 500_000) -> None:
+        self._clock = clock
+        self._most = most
+        self._most_tokens = most_tokens
+        self._num_tokens = 0
+        self._lock = threading.Lock()
+        self._records: OrderedDict[str, RequestRecord] = OrderedDict()
+
+    def begin(self, request: Request, caller: str) -> RequestRecord:
+        """The request has been submitted."""
+        record = RequestRecord(request, caller, self._clock.now(), self._clock.wall())
+        with self._lock:
+            self._records[request.id] = record
+            self._num_tokens += request.prompt.num_tokens
+            while len(self._records) > 1 and (
+                len(self._records) > self._most or self._num_tokens > self._most_tokens
+            ):
+                _, oldest = self._records.popitem(last=False)
+                self._num_tokens -= oldest.request.prompt.num_tokens
+        return record
+
+    def end(self, record: RequestRecord, finish: Finish | Exception) -> None:
+        """It has ended, one way or the other."""
+        record.ended_s = self._clock.now()
+        if isinstance(finish, Finish):
+            record.finish = finish
+        else:
+            record.failure = str(finish)
+
+    def get(self, request_id: str) -> RequestRecord | None:
+        """By its own id, or by that of the HTTP request whose first answer it is."""
+        with self._lock:
+            return self._records.get(request_id) or self._records.get(f"{request_id}-0")
+
+    def all(self) -> list[RequestRecord]:
+        """Every record, oldest first."""
+        with self._lock:
+            return list(self._records.values())
 
 
 class _Snapshot:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from kdn.core import PUBLIC_SALT, Fingerprint, Request, Role, TokenIds, Usage
 from kdn.errors import KdnError
-from kdn.reuse.loss import LossRule
+from kdn.reuse.prefix import LossRule
 from kdn.reuse.why.branches import StoredBranch, agreement, most_similar, stored_branches
 from kdn.reuse.why.reasons import Explanation, MissReason
 from kdn.reuse.why.texts import Parting, judge

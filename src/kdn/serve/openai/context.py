@@ -20,7 +20,7 @@ from kdn.model import Document, Message
 from kdn.serve.auth import Caller, caller_of
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
-from kdn.serve.metrics import Metrics
+from kdn.serve.metrics import Metrics, RecentRequests
 from kdn.serve.openai.requests import ContentPart, DocumentBody, JobBody, MessageBody, SamplingBody
 from kdn.serve.openai.responses import WhyReport, why_report
 from kdn.serve.openai.streams import (
@@ -30,7 +30,6 @@ from kdn.serve.openai.streams import (
     submit_all,
     until_disconnect,
 )
-from kdn.serve.recent import RecentRequests
 from kdn.serve.service import ServedModel
 from kdn.serve.settings import ServeSettings
 

@@ -12,7 +12,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from kdn.serve.auth import ADMIN, Caller, caller_of
 from kdn.serve.errors import Refused
-from kdn.serve.recent import RequestRecord
+from kdn.serve.metrics import RequestRecord
 from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.responses import WhyReport, json_response, why_report
 
