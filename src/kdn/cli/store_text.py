@@ -1,9 +1,10 @@
-"""kdn store put and lookup: from text to stored KV, and what of a text is stored. These need the model."""
+"""kdn store put, lookup and why: from text to stored KV, and what of a text is stored. These need the
+model, but for a request that a server remembers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +20,7 @@ from kdn.cli.show import emit, tell, tell_failures
 from kdn.cli.store import store
 from kdn.machine.text import read_text
 
-__all__ = ["lookup", "put", "store"]
+__all__ = ["lookup", "put", "store", "why"]
 
 FilesArgument = Annotated[
     list[Path], typer.Argument(help="Text files.", exists=True, dir_okay=False)
@@ -96,3 +97,113 @@ def lookup(
         tell_failures(kdn.trace)
     if as_json:
         emit({"salt": owner, "files": shown})
+
+
+@store.command()
+def why(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A text file, or a JSON file with `messages` and perhaps `documents`.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    *,
+    request: Annotated[
+        str | None, typer.Option(help="In place of a file: the id of a server's answer.")
+    ] = None,
+    url: Annotated[str, typer.Option(help="That server.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None, typer.Option(envvar="KDN_SERVE_API_KEY", help="Its key, if it asks for one.")
+    ] = None,
+    model: ModelOption = "smollm2-135m",
+    salt: TenantOption = "",
+    home: HomeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show at which token a prompt leaves what is stored, and the likely reason. Computes nothing."""
+    from kdn.errors import BadInput
+
+    if (file is None) == (request is None):
+        raise BadInput("give a file, or the id of an answer with --request")
+    if file is None:
+        found = _why_of_request(url, str(request), api_key)
+    else:
+        with ModelChoice(model, home, device, dtype).open() as kdn:
+            messages, documents = _conversation(file)
+            asked = kdn.prompts.request(messages, documents, salt=salt)
+            found = _as_shown(kdn.parts.why.foresee(asked, lambda _: True))
+    if as_json:
+        emit(found)
+    else:
+        _show_why(found)
+
+
+def _conversation(file: Path) -> tuple[Any, Any]:
+    """Messages and documents of a JSON body, or the text as one document."""
+    import json
+
+    from kdn.errors import BadInput
+
+    text = read_text(file)
+    if file.suffix != ".json":
+        return "?", [{"id": file.name, "text": text}]
+    try:
+        body = json.loads(text)
+    except ValueError as error:
+        raise BadInput(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(body, dict) or "messages" not in body:
+        raise BadInput(f"{file} holds no `messages`; give the body of a chat, or a text file")
+    return body["messages"], body.get("documents", ())
+
+
+def _as_shown(found: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(found) | {"sentence": found.sentence, "advice": found.reason.advice}
+
+
+def _why_of_request(url: str, request: str, api_key: str | None) -> dict[str, Any]:
+    """What a running server says of one of its last requests. Raises BadInput, StoreError."""
+    import json
+    from urllib.error import HTTPError, URLError
+    from urllib.parse import quote, urlsplit
+    from urllib.request import Request, urlopen
+
+    from kdn.errors import BadInput, Unreachable
+
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise BadInput(f"--url is {url!r}; write http://HOST:PORT")
+    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+    asked = Request(f"{url.rstrip('/')}/v1/kdn/requests/{quote(request, safe='')}", headers=headers)  # noqa: S310  http or https, as checked
+    try:
+        with urlopen(asked, timeout=60) as answer:  # noqa: S310
+            report = json.load(answer)
+    except HTTPError as error:
+        said = json.loads(error.read() or b"{}").get("error", {}).get("message", error.reason)
+        raise BadInput(f"{url}: {said}") from error
+    except (URLError, OSError) as error:
+        raise Unreachable(f"{url} does not answer: {error}; is `kdn serve` running?") from error
+    if "why" not in report:
+        raise BadInput(f"{request} has not ended yet; ask again when it has")
+    kept = {"num_tokens": report["prompt_tokens"], "reused": report["exact"] + report["lossy"]}
+    return kept | report["why"]
+
+
+def _show_why(found: dict[str, Any]) -> None:
+    tell(f"{found['sentence']} [{found['reason']}]")
+    tell(f"{found['reused']:,} of {found['num_tokens']:,} tokens come from the store")
+    if found["text"] or found["before"]:
+        tell(f"before:   …{_line(found['before'])}")
+        tell(f"here:     {_line(found['text'])}…")
+    if found["stored_text"]:
+        tell(f"stored:   {_line(found['stored_text'])}…")
+    tell(f"advice:   {found['advice']}")
+
+
+def _line(text: str) -> str:
+    """Line breaks shown as such, on one line."""
+    return text.replace("\n", "⏎")
