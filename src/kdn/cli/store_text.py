@@ -190,7 +190,7 @@ def _why_of_request(url: str, request: str, api_key: str | None) -> dict[str, An
     if "why" not in report:
         raise BadInput(f"{request} has not ended yet; ask again when it has")
     kept = {"num_tokens": report["prompt_tokens"], "reused": report["exact"] + report["lossy"]}
-    return kept | report["why"]
+    return {**kept, **report["why"]}
 
 
 def _show_why(found: dict[str, Any]) -> None:
