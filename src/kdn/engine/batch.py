@@ -178,7 +178,8 @@ class Batch:
         for one in self.slices:
             one.kv.suffix.grow(one.num_columns)
             if one.loads:  # later parts and decoded rows find the bias with the KV
-                one.kv.bias = ColumnBias.of(one.plan, decoder.config.num_heads, decoder.device)
+                is_scaled = bool(one.plan.scale)
+                one.kv.bias = ColumnBias.of(one.plan, decoder) if is_scaled else None
         self._decoder = decoder
         self._attention = attention
         tokens = [token for one in self.slices for token in one.token_ids]
@@ -192,7 +193,7 @@ class Batch:
         self.bound_slices: list[AttentionSlice] = []
         """Those that have rows; two of a sequence whose columns are scaled for its later rows only."""
         self._biases: list[ColumnBias | None] = []
-        """By bound slice."""
+        """By bound slice; empty where no column is scaled."""
         self._rebind()
 
     def _rebind(self) -> None:
@@ -202,9 +203,11 @@ class Batch:
         self.num_rows = edges[-1]
         self.spans = list(itertools.pairwise(edges))
         whole = [(one.attention_slice(a, b), one.kv.bias) for one, (a, b) in self.parts() if a < b]
-        bound = [pair for part, bias in whole for pair in split_rows(part, bias)]
-        self.bound_slices = [part for part, _ in bound]
-        self._biases = [bias for _, bias in bound]
+        self.bound_slices, self._biases = [part for part, _ in whole], []
+        if any(bias is not None for _, bias in whole):
+            bound = [pair for part, bias in whole for pair in split_rows(part, bias)]
+            self.bound_slices = [part for part, _ in bound]
+            self._biases = [bias for _, bias in bound]
         if self.bound_slices:  # else nothing is attended until rows come in
             positions = torch.cat([one.rows for one in self.slices]).to(self._decoder.device)
             cos, sin = self._decoder.rope.tables(positions)
@@ -214,6 +217,8 @@ class Batch:
 
     def scalings(self, layer: int) -> Sequence[Scaling | None]:
         """By bound slice, how its columns are scaled at the layer; empty where none is."""
+        if not self._biases:
+            return ()
         found = [None if bias is None else bias.at(layer) for bias in self._biases]
         return found if any(found) else ()
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdn.core import ColumnScale, Plan
+from kdn.model import Decoder
 from kdn.model.attention import AttentionSlice, Scaling
 
 __all__ = ["ColumnBias", "split_rows"]
@@ -36,9 +37,9 @@ class ColumnBias:
         }
 
     @classmethod
-    def of(cls, plan: Plan, num_heads: int, device: torch.device) -> ColumnBias | None:
-        """What a plan says, or None."""
-        return cls(plan.scale, num_heads, device, plan.scale_from) if plan.scale else None
+    def of(cls, plan: Plan, decoder: Decoder) -> ColumnBias:
+        """What a plan says of columns."""
+        return cls(plan.scale, decoder.config.num_heads, decoder.device, plan.scale_from)
 
     def at(self, layer: int) -> Scaling | None:
         """How the layer's columns are scaled; None where none is."""

@@ -96,10 +96,11 @@ async def _begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest
     prompt = await context.in_thread(chat_prompt, model, messages, documents, job.salt)
     room = answer_room(model, prompt.num_tokens, asked, context.settings.default_max_tokens)
     sampling = sampling_of(body, model, room, _logprobs(body))
-    options = body.kdn or KdnOptions()
-    techniques = await context.in_thread(
-        chat_techniques, options, model, prompt, messages, documents
-    )
+    techniques: tuple[object, ...] = ()
+    if body.kdn is not None:
+        techniques = await context.in_thread(
+            chat_techniques, body.kdn, model, prompt, messages, documents
+        )
     asked_for = _requests(context, job, body, [(prompt, sampling)], techniques)
     streams = context.submit_all(job, asked_for)
     return _Chat(job, body, model.vocabulary, streams, [prompt])
@@ -118,7 +119,7 @@ async def _begin_completion(
             model, prompt.num_tokens, body.max_tokens, context.settings.default_max_tokens
         )
         wanted.append((prompt, sampling_of(body, model, room, body.logprobs)))
-    techniques = text_techniques(body.kdn or KdnOptions())
+    techniques = text_techniques(body.kdn) if body.kdn is not None else ()
     streams = context.submit_all(job, _requests(context, job, body, wanted, techniques))
     return _Completion(job, body, model.vocabulary, streams, prompts)
 
