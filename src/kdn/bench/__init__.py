@@ -43,6 +43,7 @@ BENCHES: dict[str, str] = {
     "router": "kdn.bench.scale.router",
     "rtc": "kdn.bench.rtc.rtc",
     "stack": "kdn.bench.store.stack",
+    "steer": "kdn.bench.steer.steer",
     "store": "kdn.bench.store.store",
 }
 """Name to module; each module has `run(options) -> Result` and opens with its question."""

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 _USED_BY = {
-    "only": ("blend", "l4s", "ndcg", "rtc"),
-    "arms": ("blend",),
+    "only": ("blend", "l4s", "ndcg", "rtc", "steer"),
+    "arms": (
+        "blend",
+        "steer",
+    ),
     "ratios": ("blend",),
-    "rows": ("blend", "l4s", "ndcg", "rtc", "store"),
+    "rows": ("blend", "l4s", "ndcg", "rtc", "steer", "store"),
 }
 """Options that only some benchmarks look at."""
 
@@ -36,7 +39,8 @@ def bench(
         str | None, typer.Option(help="A part of it, where it has parts: quality, timing.")
     ] = None,
     arms: Annotated[
-        str | None, typer.Option(help="Of blend: the ways to compare, comma between: ours,hkvd.")
+        str | None,
+        typer.Option(help="Of blend and steer: the ways to compare, comma between: ours,hkvd."),
     ] = None,
     ratio: Annotated[
         list[float] | None,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from kdn.reuse.steer.look import SentenceLook
 from kdn.reuse.steer.option import AFTER, LOOK, LOOK_WEIGHT, Steer, steer_of, steered_from
+from kdn.reuse.steer.recipe import SteerRecipe, recipe_scales, top_columns
 from kdn.reuse.steer.sentences import sentence_positions, sentence_spans
 from kdn.reuse.steer.sources import LeadingTokens
 from kdn.reuse.steer.spans import LEAST, MOST, ColumnFactors, MarkedSpan, column_factors, spans_of
@@ -22,12 +23,15 @@ __all__ = [
     "MarkedSpan",
     "SentenceLook",
     "Steer",
+    "SteerRecipe",
     "SteerReuse",
     "column_factors",
+    "recipe_scales",
     "scales_of",
     "sentence_positions",
     "sentence_spans",
     "spans_of",
     "steer_of",
     "steered_from",
+    "top_columns",
 ]

@@ -1,0 +1,304 @@
+"""Ways to steer: which KV the question runs over, and which columns it attends to more.
+
+`published` and its twins steer the context beforehand, all others at read time.  Each selection has a
+twin of random columns, or a random sentence, of the same size; oracles know the answer's sentence.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kdn.bench.steer.items import SteerItem
+from kdn.bench.steer.lab import ColumnSums, SteerContext, SteerLab
+from kdn.core import ColumnScale, Plan, Prompt
+from kdn.engine import HeldKV, run_alone
+from kdn.model import Message
+from kdn.rag.answering import words_of
+from kdn.reuse.steer import (
+    AFTER,
+    LOOK_WEIGHT,
+    SentenceLook,
+    SteerRecipe,
+    recipe_scales,
+    scales_of,
+    top_columns,
+)
+
+if TYPE_CHECKING:
+    from kdn.rag.minilm import MiniLm
+
+__all__ = ["ANSWERED", "ARMS", "SteerCase", "Steered", "random_like"]
+
+
+@dataclass(frozen=True)
+class Steered:
+    """What an arm makes of a case."""
+
+    held: HeldKV
+    scale: tuple[ColumnScale, ...] = ()
+    prompt: Prompt | None = None
+    """In place of the case's own."""
+    columns: frozenset[int] = frozenset()
+    """Those that are stressed anywhere."""
+
+
+@dataclass
+class SteerCase:
+    """One item over its context."""
+
+    lab: SteerLab
+    item: SteerItem
+    embedder: MiniLm | None
+    seed: int
+
+    @cached_property
+    def context(self) -> SteerContext:
+        return self.lab.context(self.item)
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        return self.lab.prompt(self.item)
+
+    @cached_property
+    def oracle(self) -> frozenset[int]:
+        """The columns of the answer's sentences."""
+        places = self.context.places
+        return frozenset(
+            position
+            for document, start, stop in self.item.spans
+            for position, _ in places[document].shares(start, stop)
+        )
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The sentences as texts."""
+        decode, ids = self.lab.service.model.tokenizer.decode, self.context.prompt.token_ids
+        return [decode(ids[one.start : one.stop]) for one in self.context.sentences]
+
+    def draw(self) -> random.Random:
+        """The same for every run, another for every item."""
+        return random.Random(f"{self.seed} {self.item.name}")
+
+    def stressed(self, columns: Sequence[int], weight: float = LOOK_WEIGHT) -> Steered:
+        """These columns at read time, as a request would have them."""
+        factors = tuple((column, weight) for column in sorted(columns))
+        scale = scales_of(factors, AFTER, self.lab.num_layers)
+        return Steered(self.context.held, scale, columns=frozenset(columns))
+
+    def recipe(self, **settings: object) -> SteerRecipe:
+        return SteerRecipe(self.lab.service.prompts.fingerprint(None), **settings)  # type: ignore[arg-type]
+
+
+def _plain(case: SteerCase) -> Steered:
+    return Steered(case.context.held)
+
+
+def _other_prompt(case: SteerCase) -> Steered:
+    return Steered(case.lab.context(case.item, 1).held, prompt=case.lab.prompt(case.item, 1))
+
+
+def _oracle(case: SteerCase, weight: float = LOOK_WEIGHT) -> Steered:
+    return case.stressed(sorted(case.oracle), weight)
+
+
+def _random_sentence(case: SteerCase) -> Steered:
+    return case.stressed(case.draw().choice(case.context.sentences))
+
+
+def _look(case: SteerCase) -> Steered:
+    """As `steer="look"`: the product's own observer, over the context as it is stored."""
+    context = case.context
+    look = SentenceLook(context.sentences, context.since, case.lab.num_layers)
+    plan = Plan(case.prompt.token_ids, prefix=context.held, observers=(look,), logits=())
+    with torch.inference_mode():
+        run_alone(case.lab.service.model, case.lab.service.parts.attention, plan)
+    return case.stressed(look.best() or ())
+
+
+def _retrieved(case: SteerCase) -> Steered:
+    """The sentence nearest to the question by embedding; without an embedder, by rare words."""
+    if case.embedder is None:
+        return _by_words(case)
+    vectors = torch.tensor(case.embedder.embed([case.item.question, *case.texts]))
+    return case.stressed(case.context.sentences[int((vectors[1:] @ vectors[0]).argmax())])
+
+
+def _by_words(case: SteerCase) -> Steered:
+    """The sentence that shares most of the question's words, rare ones counting more."""
+    own = [words_of(text) for text in case.texts]
+    counts = Counter(word for words in own for word in words)
+    asked = words_of(case.item.question)
+    worth = [sum(math.log(1 + len(own) / counts[w]) for w in asked & words) for words in own]
+    return case.stressed(case.context.sentences[worth.index(max(worth))])
+
+
+def _asked_for(case: SteerCase) -> Steered:
+    """AutoPASTA-like: a first call names the key sentence, which the second stresses."""
+    question = (
+        f"{case.item.question}\n\nDo not answer. Copy the one sentence from the passages that holds"
+        " the answer, word for word."
+    )
+    prompt = case.lab.prompt(case.item, question=question)
+    said = words_of(case.lab.answer(prompt, case.context.held, most=32))
+    shared = [len(said & words_of(text)) / (1 + len(words_of(text))) ** 0.5 for text in case.texts]
+    return case.stressed(case.context.sentences[shared.index(max(shared))])
+
+
+# --- without the question ------------------------------------------------------------------------
+
+
+def _two_passes(case: SteerCase, recipe: SteerRecipe) -> list[Tensor]:
+    """Column sums of the context's documents behind either prompt."""
+    context, service = case.context, case.lab.service
+    own = context.prompt.token_ids[context.columns.start : context.columns.stop]
+    found = []
+    for text in recipe.prompts:
+        before = service.prompts.segments([Message("system", text), Message("user", "")])
+        head = before.token_ids[: before.segments[0].num_tokens]
+        size = len(head) + len(own)
+        sums = ColumnSums(case.lab.num_layers, size, 0, size)
+        plan = Plan((*head, *own), observers=(sums,), logits=())
+        with torch.inference_mode():
+            run_alone(service.model, service.parts.attention, plan)
+        found.append(sums.total[:, len(head) :])
+    return found
+
+
+def random_like(
+    columns: Sequence[Sequence[int]], num_columns: int, sinks: int, draw: random.Random
+) -> list[tuple[int, ...]]:
+    """As many columns a layer, each drawn from the same tenth of the text as the one it stands for."""
+    found = []
+    for own in columns:
+        taken: set[int] = set()
+        for column in own:
+            tenth = column * 10 // num_columns
+            low = max(-(-tenth * num_columns // 10), sinks)
+            high = max(-(-(tenth + 1) * num_columns // 10), low + 1)
+            free = [c for c in range(low, min(high, num_columns)) if c not in taken] or [column]
+            taken.add(draw.choice(free))
+        found.append(tuple(sorted(taken)))
+    return found
+
+
+_edited: dict[tuple[object, ...], tuple[HeldKV, tuple[ColumnScale, ...]]] = {}
+"""The last context's steered KV, by arm."""
+
+
+def _edit(
+    case: SteerCase,
+    name: str,
+    recipe: SteerRecipe,
+    choose: Callable[[list[Tensor]], Sequence[Sequence[int]]],
+) -> Steered:
+    """The context computed with its chosen columns scaled, and the question over it likewise."""
+    key = (case.item.documents, name)
+    if key not in _edited:
+        for old in [one for one in _edited if one[0] != case.item.documents]:
+            del _edited[old]
+        passes = (case.item.documents, "passes")
+        if passes not in _sums:
+            _sums.clear()
+            _sums[passes] = _two_passes(case, recipe)
+        columns = choose(_sums[passes])
+        scale = recipe_scales(columns, recipe, case.context.columns.start)
+        tokens = case.context.prompt.token_ids[: case.context.since]
+        _edited[key] = case.lab.store(tokens, scale, case.context.columns.start), scale
+    held, scale = _edited[key]
+    stressed = frozenset(column for one in scale for column in one.columns)
+    return Steered(held, scale, columns=stressed)
+
+
+_sums: dict[tuple[object, ...], list[Tensor]] = {}
+
+
+def _published(case: SteerCase, **settings: object) -> Steered:
+    recipe = case.recipe(**settings)
+    name = f"published {sorted(settings.items())}"
+    return _edit(case, name, recipe, lambda sums: top_columns(sums, recipe))
+
+
+def _published_random(case: SteerCase) -> Steered:
+    """Random columns, as many as the published selection has at each layer and where it has them."""
+    recipe = case.recipe()
+    draw = random.Random(f"{case.seed} {case.item.documents}")
+
+    def choose(sums: list[Tensor]) -> list[tuple[int, ...]]:
+        return random_like(top_columns(sums, recipe), sums[0].shape[1], recipe.sinks, draw)
+
+    return _edit(case, "random", recipe, choose)
+
+
+def _sinks(case: SteerCase) -> Steered:
+    """The text's first columns alone, which sums favour."""
+    recipe = case.recipe()
+    first = tuple(range(recipe.sinks))
+    return _edit(case, "sinks", recipe, lambda sums: [first] * len(sums[0]))
+
+
+def _rare_tokens(case: SteerCase) -> Steered:
+    """TF-IDF: tokens that this text has often and the other sentences rarely, as many as published."""
+    recipe = case.recipe()
+    span = case.context.columns
+    ids = case.context.prompt.token_ids[span.start : span.stop]
+    own = [set(ids[s.start - span.start : s.stop - span.start]) for s in case.context.sentences]
+    spread = Counter(token for one in own for token in one)
+    often = Counter(ids)
+    worth = torch.tensor([often[t] * math.log(len(own) / max(spread[t], 1)) for t in ids])
+
+    def choose(sums: list[Tensor]) -> list[tuple[int, ...]]:
+        sizes = [len(one) for one in top_columns(sums, recipe)]
+        order = worth.argsort(descending=True, stable=True).tolist()
+        return [tuple(sorted(order[:size])) for size in sizes]
+
+    return _edit(case, "rare", recipe, choose)
+
+
+def _loud_keys(case: SteerCase) -> Steered:
+    """Columns whose keys are long, by layer: the norm that spectral key edits amplify."""
+    recipe, span = case.recipe(), case.context.columns
+    norms = case.context.held.kv[:, 0, span.start : span.stop].float().norm(dim=-1).sum(dim=-1)
+
+    half = case.recipe(share=recipe.share / 2)
+    return _edit(case, "keys", recipe, lambda _: top_columns([norms], half))
+
+
+ARMS: dict[str, Callable[[SteerCase], Steered]] = {
+    "plain": _plain,
+    "other-prompt": _other_prompt,
+    "oracle": _oracle,
+    "oracle-10": partial(_oracle, weight=10.0),
+    "random-sentence": _random_sentence,
+    "look": _look,
+    "retrieved": _retrieved,
+    "rare-words": _by_words,
+    "two-calls": _asked_for,
+    "published": _published,
+    "published-random": _published_random,
+    "published-literal": partial(_published, literal=True),
+    "published-union": partial(_published, combine="union"),
+    "published-one-pass": partial(_published, combine="first"),
+    "published-3": partial(_published, weight=3.0),
+    "sinks": _sinks,
+    "rare-tokens": _rare_tokens,
+    "loud-keys": _loud_keys,
+}
+"""Every way, by name."""
+ANSWERED = (
+    "plain",
+    "oracle",
+    "random-sentence",
+    "look",
+    "retrieved",
+    "published",
+)
+"""Those whose answers are generated too."""

@@ -1,0 +1,140 @@
+"""Steering without a question: which columns of a text two scoring passes agree on (LLMSteer, 2411.13009).
+
+What the paper leaves open is a named setting here, with its reason; docs/steer.md has the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch import Tensor
+
+from kdn.core import Cause, ColumnScale, Fingerprint, Recipe
+from kdn.errors import BadInput
+
+__all__ = ["PASSAGES_FOLLOW", "TEXTS_FOLLOW", "SteerRecipe", "recipe_scales", "top_columns"]
+
+PASSAGES_FOLLOW = (
+    "Answer the question by the given passages. Give the answer alone and nothing else."
+    " The passages follow."
+)
+TEXTS_FOLLOW = (
+    "Respond to the query with nothing but what the supplied texts say. Return ONLY the answer, not"
+    " one word more. The texts follow."
+)
+"""Two prompts with the structure of the paper's (appendix A.1), in our words: theirs are not published
+with the method's settings, and nothing says how far the wording matters."""
+
+
+@dataclass(frozen=True)
+class SteerRecipe:
+    """How texts of one model are steered. Equal recipes give equal KV.
+
+    Raises BadInput for values that make no sense.
+    """
+
+    model: str
+    """The fingerprint of the model that it was made for."""
+    weight: float = 1.5
+    """Attention to a chosen column is multiplied by it. The paper gives none; 1 is the identity."""
+    share: float = 0.1
+    """Of a text's columns, so many are the top of each pass, per layer. The paper gives none."""
+    literal: bool = False
+    """As the paper's formula: weights are scaled after the softmax and rows not renormalised.  Off by
+    default: rows of more than 1 let the residual stream grow with the weight."""
+    combine: Literal["intersection", "union", "first"] = "intersection"
+    """What the two passes' tops make together; `first` is a single pass."""
+    sinks: int = 4
+    """So many first columns of a text are never chosen: later rows all see them, so sums favour them."""
+    layers: tuple[int, ...] | None = None
+    """None: all layers. The paper's list comes from a profile that is not published."""
+    heads: tuple[int, ...] | None = None
+    """Query heads of these layers; None: all."""
+    prompts: tuple[str, str] = (PASSAGES_FOLLOW, TEXTS_FOLLOW)
+
+    def __post_init__(self) -> None:
+        checks = {
+            f"weight is {self.weight}; give a number above 0": 0 < self.weight < math.inf,
+            f"share is {self.share}; give a share from 0 to 1": 0 <= self.share <= 1,
+            f"sinks is {self.sinks}; give 0 or more": self.sinks >= 0,
+        }
+        for complaint, is_right in checks.items():
+            if not is_right:
+                raise BadInput(f"a steering recipe's {complaint}")
+
+    @property
+    def taint(self) -> Recipe:
+        """What names KV made by it in the store."""
+        text = msgspec.json.encode(asdict(self), order="sorted")
+        return Recipe((Cause.STEER,), hashlib.sha256(text).hexdigest()[:16])
+
+    def check_model(self, fingerprint: Fingerprint) -> None:
+        """Raises BadInput where the model is another one."""
+        if self.model != fingerprint:
+            raise BadInput(
+                f"the steering recipe was made for the model {self.model[:12]} and this one is"
+                f" {fingerprint[:12]}: make one with kdn steer fit"
+            )
+
+    def encode(self) -> bytes:
+        """The recipe as a file."""
+        return msgspec.json.format(msgspec.json.encode(asdict(self)), indent=2) + b"\n"
+
+    @staticmethod
+    def decode(data: bytes, name: str) -> SteerRecipe:
+        """A recipe file. Raises BadInput, naming it, for what is none."""
+        try:
+            found: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
+            return msgspec.convert(found, SteerRecipe)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise BadInput(f"{name} is no steering recipe: {error}") from error
+
+
+def top_columns(sums: Sequence[Tensor], recipe: SteerRecipe) -> tuple[tuple[int, ...], ...]:
+    """By layer, the chosen columns of a text, counted from its first, ascending.
+
+    `sums`, one for each pass, are fp32 [layers, columns]: attention that every row of the pass puts on
+    the text's columns, over all heads.
+    """
+    num_layers, num_columns = sums[0].shape
+    layers = range(num_layers) if recipe.layers is None else recipe.layers
+    size = min(round(recipe.share * num_columns), max(num_columns - recipe.sinks, 0))
+    chosen: list[tuple[int, ...]] = []
+    for layer in range(num_layers):
+        tops = [_top(one[layer], recipe.sinks, size) for one in sums]
+        if layer not in layers or not size:
+            chosen.append(())
+        elif recipe.combine == "first":
+            chosen.append(tuple(sorted(tops[0])))
+        elif recipe.combine == "union":
+            chosen.append(tuple(sorted(set.union(*tops))))
+        else:
+            chosen.append(tuple(sorted(set.intersection(*tops))))
+    return tuple(chosen)
+
+
+def recipe_scales(
+    columns: Sequence[Sequence[int]], recipe: SteerRecipe, start: int
+) -> tuple[ColumnScale, ...]:
+    """The chosen columns of a text that begins at position `start`, as scales of a plan."""
+    return tuple(
+        ColumnScale(
+            layer,
+            tuple(start + column for column in own),
+            recipe.weight,
+            recipe.heads,
+            literal=recipe.literal,
+        )
+        for layer, own in enumerate(columns)
+        if own
+    )
+
+
+def _top(sums: Tensor, sinks: int, size: int) -> set[int]:
+    return {int(i) + sinks for i in torch.topk(sums[sinks:], size).indices} if size else set()
