@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import zipfile
 from pathlib import Path
@@ -557,3 +558,10 @@ def test_a_row_of_a_table_is_understood_by_itself() -> None:
 
 def test_code_is_taken_from_folders_as_it_stands() -> None:
     assert parse(Path("/d/a.py"), b"def f():\n    return 1\n", named=False).text.startswith("def")
+
+
+def test_a_short_table_leaves_longer_cells_to_others() -> None:
+    """The limit of a cell is the whole process's."""
+    limit = csv.field_size_limit()
+    assert read("a.csv", "a,b\n1,2\n").text
+    assert csv.field_size_limit() >= limit

@@ -22,7 +22,8 @@ def parse_csv(source: str, path: Path, data: bytes) -> ParsedDocument:
     Raises DocumentError for a table whose rows are longer than its header.
     """
     text = decode(path, data)
-    csv.field_size_limit(len(text) + 1)
+    # the limit is the whole process's: a cell may be as long as the file, other files keep what they have
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     delimiter = "," if path.suffix.lower() == ".csv" else "\t"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     header = [name.strip() for name in next(reader, [])]
