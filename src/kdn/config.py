@@ -29,6 +29,7 @@ from kdn.schedule import POLICIES
 from kdn.store.settings import StoreConfig
 
 __all__ = [
+    "AskConfig",
     "BlendConfig",
     "Config",
     "CostConfig",
@@ -86,6 +87,41 @@ class LibraryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """The most tokens of a part: what enters a prompt, and is reused, as one piece."""
     passage_tokens: _Positive = 200
     """The size of a passage: what is searched for and shown as a source."""
+    embedder: str = "minilm-l6"
+    """What finds passages: a known model's name, the folder of a BERT as sentence-transformers writes it,
+    or the address where OpenAI's API begins. Another embedder needs another library folder."""
+    embedder_model: str = ""
+    """Of an address: the embedding model's name there."""
+    embedder_key: str | None = None
+    """Of an address: the bearer token, if it asks for one."""
+
+    def __post_init__(self) -> None:
+        if self.embedder.startswith(("http://", "https://")) and not self.embedder_model:
+            raise BadConfig("library.embedder is an address; set library.embedder_model too")
+
+
+class AskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How questions about documents are profiled, where the way of answering is chosen for each."""
+
+    profiler: Literal["classifier", "rules", "model", "endpoint"] = "classifier"
+    """Who says what a question needs: trained weights, the question's words, the open model, or a model
+    behind an address."""
+    endpoint_url: str | None = None
+    """Of `endpoint`: where OpenAI's API begins, such as `http://localhost:8001/v1`."""
+    endpoint_model: str = ""
+    """Of `endpoint`: the model's name there."""
+    endpoint_key: str | None = None
+    """Of `endpoint`: the bearer token, if it asks for one."""
+    profile_timeout_s: Annotated[float, Meta(gt=0)] = 10.0
+    """A profile that takes longer is not waited for: the question's words are read."""
+    about: str = "They are texts that their owner took in."
+    """One sentence on the documents, for profilers that are models."""
+
+    def __post_init__(self) -> None:
+        if self.profiler == "endpoint" and not (self.endpoint_url and self.endpoint_model):
+            raise BadConfig(
+                "ask.profiler is endpoint; set ask.endpoint_url and ask.endpoint_model too"
+            )
 
 
 class BlendConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -140,6 +176,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     engine: EngineConfig = EngineConfig()
     store: StoreConfig = StoreConfig()
     library: LibraryConfig = LibraryConfig()
+    ask: AskConfig = AskConfig()
     serve: ServeConfig = ServeConfig()
     blend: BlendConfig = BlendConfig()
     cost: CostConfig = CostConfig()
@@ -173,6 +210,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 _SECRETS = (
+    ("ask", "endpoint_key"),
+    ("library", "embedder_key"),
     ("serve", "api_key"),
     ("serve", "store_key"),
     ("serve", "tenant_keys"),
@@ -185,6 +224,7 @@ _ROOMS: dict[str, type[msgspec.Struct]] = {
     "engine": EngineConfig,
     "store": StoreConfig,
     "library": LibraryConfig,
+    "ask": AskConfig,
     "serve": ServeConfig,
     "blend": BlendConfig,
     "cost": CostConfig,

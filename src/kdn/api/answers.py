@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdn.core import Finish, FinishReason, Stream, Token, TokenIds, Usage
-from kdn.rag import Part, cite
+from kdn.rag import Citation, Part, cite
+from kdn.rag.metis import QueryReport
 
 __all__ = [
     "NOT_IN_DOCUMENTS",
@@ -15,6 +16,7 @@ __all__ = [
     "SteerReport",
     "collect",
     "not_in_documents",
+    "source_of",
     "sources_of",
 ]
 
@@ -60,6 +62,8 @@ class Answer:
     """False where `ask` found nothing in the documents that would answer: `text` says so."""
     steering: SteerReport | None = None
     """What steering did, when that was asked."""
+    report: QueryReport | None = None
+    """How a question about documents was answered, and why so."""
 
     def __str__(self) -> str:
         return self.text
@@ -103,15 +107,17 @@ def collect(stream: Stream, show: Callable[[str], None] | None = None) -> Answer
 
 def sources_of(answer: str, parts: Sequence[Part]) -> tuple[Source, ...]:
     """The passages of `parts` that an answer rests on, best first."""
-    return tuple(
-        Source(
-            title=citation.passage.title,
-            heading=" > ".join(citation.passage.headings),
-            text=citation.passage.text,
-            score=citation.score,
-            source=citation.passage.source,
-        )
-        for citation in cite(answer, parts)
+    return tuple(map(source_of, cite(answer, parts)))
+
+
+def source_of(citation: Citation) -> Source:
+    """A passage as an answer names it."""
+    return Source(
+        title=citation.passage.title,
+        heading=" > ".join(citation.passage.headings),
+        text=citation.passage.text,
+        score=citation.score,
+        source=citation.passage.source,
     )
 
 

@@ -195,6 +195,7 @@ def join(
         calibration=calibration,
         planner=planner,
         guard=guard,
+        speeds=speeds,
         engine=engine,
         ended=ended,
         idle=idle,

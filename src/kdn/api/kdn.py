@@ -13,9 +13,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from kdn.api.answering import Answering
 from kdn.api.answers import Answer, collect, not_in_documents, sources_of
 from kdn.api.ask import FRAME_TOKENS, find_parts, put_question
+from kdn.api.embedders import EMBEDDER, open_bert, open_embedder
 from kdn.api.parts import Parts
+from kdn.api.profilers import make_profiler
 from kdn.api.prompts import Documents, Messages, Reuse, blending
 from kdn.api.steering import AskSteering, Steering, retrieved_spans
 from kdn.api.steering import steer_report as report_steering
@@ -32,6 +35,7 @@ from kdn.core import (
 from kdn.errors import BadInput, MissingExtra, UnknownModel
 from kdn.model import resolve
 from kdn.rag import Cutting, IngestReport, Library, LibrarySettings, Progress
+from kdn.rag.metis import MAX_CHUNKS, Method, QueryReport, RagConfiguration
 from kdn.rank import (
     YES_NO,
     ChoiceProbabilities,
@@ -49,9 +53,6 @@ if TYPE_CHECKING:
     from kdn.rag.minilm import MiniLm
 
 __all__ = ["Kdn"]
-
-EMBEDDER = "minilm-l6"
-"""The sentence embedder's name among models."""
 
 
 class Kdn:
@@ -170,7 +171,14 @@ class Kdn:
         spans = retrieved_spans(parts) if steer == "retrieved" else steer
         request = self._steered(request, spans, messages, documents)
         answer = self._collected(request, stream, steer_report=steer_report)
-        return replace(answer, sources=sources_of(answer.text, parts))
+        report = QueryReport(
+            RagConfiguration(Method.STUFF, min(max_parts, MAX_CHUNKS)),
+            reasons=("the request names it",),
+            num_chunks=len(parts),
+            num_calls=1,
+            took_ms=answer.usage.total_ms,
+        )
+        return replace(answer, sources=sources_of(answer.text, parts), report=report)
 
     def submit(self, request: Request) -> Stream:
         """Queue a request and hand out its stream of tokens."""
@@ -344,15 +352,8 @@ class Kdn:
 
     @cached_property
     def embedder(self) -> MiniLm:
-        """The sentence embedder. Raises MissingExtra when its weights are not here."""
-        from kdn.rag.minilm import MiniLm
-
-        try:
-            return MiniLm(resolve(EMBEDDER, self.config.home))
-        except UnknownModel as error:
-            raise MissingExtra(
-                "the sentence embedder is not installed; run: kdn models get minilm-l6"
-            ) from error
+        """The packaged sentence embedder. Raises MissingExtra when its weights are not here."""
+        return open_bert(EMBEDDER, self.config.home)
 
     @cached_property
     def library(self) -> Library:
@@ -360,11 +361,18 @@ class Kdn:
         settings = self.config.library
         return Library.open(
             self.config.library_folder,
-            self.embedder,
+            self.embedder
+            if settings.embedder == EMBEDDER
+            else open_embedder(settings, self.config.home),
             self.model.tokenizer.encode,
             self.parts.clock,
             LibrarySettings(Cutting(settings.passage_tokens, settings.part_tokens)),
         )
+
+    @cached_property
+    def answering(self) -> Answering:
+        """Answers questions as suits each: see `Answering.answer`. Raises BadConfig for its settings."""
+        return Answering(self.parts, lambda: self.library, make_profiler(self.parts))
 
     # --- housekeeping ------------------------------------------------------------------------
 
@@ -382,6 +390,8 @@ class Kdn:
 
     def close(self) -> None:
         """Stop the engine and write out what the store still holds back."""
+        if "answering" in self.__dict__:  # a cached property that was never asked for is not made
+            self.answering.close()
         for close in self.parts.closers:
             close()
 

@@ -18,6 +18,7 @@ from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 from kdn.reuse.blend import QualityGuard
 from kdn.reuse.why import Explainer
+from kdn.reuse.source import MeasuredSpeeds
 from kdn.store import Store
 from kdn.trace import Trace
 
@@ -38,6 +39,7 @@ class Parts:
     calibration: ModelCalibration
     planner: Planner
     guard: QualityGuard
+    speeds: MeasuredSpeeds
     engine: Engine
     ended: EndedRequests
     idle: Idle

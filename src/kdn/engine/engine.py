@@ -18,6 +18,7 @@ import torch
 
 from kdn.clock import Clock
 from kdn.core import Planner, Request
+from kdn.engine.kv import extents
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.loop import StepLoop
 from kdn.engine.request import Intake, RunningRequest, RunningStream
@@ -143,6 +144,15 @@ class Engine:
     def free_kv(self) -> int:
         """Bytes of KV that could be reserved now."""
         return self._loop.free_kv()
+
+    def waiting_kv(self) -> int:
+        """Bytes of KV that requests which wait will take when they are let in, for the worst case."""
+        config = self._model.decoder.config
+        token_bytes = config.kv_shape(str(self._model.decoder.dtype).removeprefix("torch.")).token_bytes
+        with self._lock:
+            waiting = [one for one in self._open.values() if one.kv is None]
+        tokens = (one.request.prompt.num_tokens + one.max_new_tokens for one in waiting)
+        return token_bytes * sum(map(extents, tokens))
 
     @property
     def memory(self) -> JobMemory:

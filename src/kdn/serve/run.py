@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 import kdn as package
 from kdn.api import Kdn
-from kdn.api.kdn import EMBEDDER
+from kdn.api.embedders import EMBEDDER
 from kdn.errors import BadConfig, PortInUse, UnknownModel
 from kdn.model import resolve
 from kdn.serve.app import create_app
@@ -135,7 +135,7 @@ def _embedder(kdn: Kdn) -> ServedEmbedder | None:
         resolve(EMBEDDER, kdn.config.home)
     except UnknownModel:
         return None
-    return ServedEmbedder(EMBEDDER, MiniLm.max_tokens, lambda: kdn.embedder)
+    return ServedEmbedder(EMBEDDER, MINILM_TOKENS, lambda: kdn.embedder)
 
 
 def _store_numbers(kdn: Kdn) -> StoreNumbers:

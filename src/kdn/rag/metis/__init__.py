@@ -33,6 +33,7 @@ from kdn.rag.metis.model_profile import (
     ProfileModel,
     SpokenToken,
 )
+from kdn.rag.metis.level import RIGHT_ENOUGH, AnswerLevel, answer_level
 from kdn.rag.metis.observed import Observed, RunningQueries
 from kdn.rag.metis.profile import (
     LibraryNote,
@@ -42,11 +43,14 @@ from kdn.rag.metis.profile import (
     RuleProfiler,
 )
 from kdn.rag.metis.prune import RecentSpaces, prune
+from kdn.rag.metis.report import QueryReport
 from kdn.rag.metis.synthesis import Synthesis, best_passage, synthesize
 
 __all__ = [
     "GOLDEN",
     "MAX_CHUNKS",
+    "RIGHT_ENOUGH",
+    "AnswerLevel",
     "ChosenConfiguration",
     "ChunkState",
     "ClassifierProfiler",
@@ -68,6 +72,7 @@ __all__ = [
     "ProfileModel",
     "Profiler",
     "QueryCalls",
+    "QueryReport",
     "QuestionProfile",
     "RagCall",
     "RagConfiguration",
@@ -77,6 +82,7 @@ __all__ = [
     "Show",
     "SpokenToken",
     "Synthesis",
+    "answer_level",
     "best_fit",
     "best_passage",
     "choose",
