@@ -263,6 +263,7 @@ def load_config(
         engine=_build(EngineConfig, "engine", tables),
         store=_build(StoreConfig, "store", tables),
         library=_build(LibraryConfig, "library", tables),
+        ask=_build(AskConfig, "ask", tables),
         serve=_build(ServeConfig, "serve", tables),
         blend=_build(BlendConfig, "blend", tables),
         cost=_build(CostConfig, "cost", tables),

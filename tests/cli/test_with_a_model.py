@@ -71,6 +71,27 @@ def test_ingest_then_ask_twice(tmp_path: Path, tiny: Path, papers: Path, embedde
     assert "first token after" in said.err
 
 
+def test_the_choice_is_explained(tmp_path: Path, tiny: Path, papers: Path, embedder: None) -> None:
+    kdn(tmp_path, "ingest", papers, "--model", tiny)
+    ask = ("ask", "Where is the brass key?", "--model", tiny, "--max-tokens", "3")
+    chosen = kdn(tmp_path, *ask, "--json").json["configuration"]
+    assert chosen["method"] in ("stuff", "map_rerank", "map_reduce")
+    assert chosen["profile"]["source"] == "classifier"
+    told = kdn(tmp_path, *ask, "--explain")
+    assert told.code == 0
+    assert "profile: " in told.err
+    assert "choice: " in told.err
+    assert "because: " in told.err
+    quoted = kdn(tmp_path, *ask, "--method", "extract")
+    assert "brass key" in quoted.out
+    assert "no model was asked" in quoted.err
+    plain = kdn(tmp_path, *ask, "--no-auto", "--json").json["configuration"]
+    assert (plain["method"], plain["num_chunks"], plain["profile"]) == ("stuff", 1, None)
+    wrong = kdn(tmp_path, *ask, "--quality", "cheap")
+    assert wrong.code == 2
+    assert "fast, balanced, best" in wrong.err
+
+
 def test_a_fast_answer_blends_what_an_earlier_one_learned(
     tmp_path: Path, tiny: Path, papers: Path, embedder: None
 ) -> None:

@@ -4,17 +4,22 @@ Trades in texts and answers.  The CLI, the servers, the benchmarks and users imp
 joins every other room.  Start reading at `kdn.py`, then `build.py`.
 """
 
+from kdn.api.answering import Answering
 from kdn.api.answers import Answer, Source, SteerReport
 from kdn.api.build import open, over  # noqa: A004  kdn.open, as in gzip.open
 from kdn.api.kdn import Kdn
 from kdn.api.prompts import Reuse, blending
+from kdn.api.queries import Query, QueryOptions
 from kdn.api.steering import AskSteering, Steering
 from kdn.rank import RankedDocument, Ranking
 
 __all__ = [
     "Answer",
+    "Answering",
     "AskSteering",
     "Kdn",
+    "Query",
+    "QueryOptions",
     "RankedDocument",
     "Ranking",
     "Reuse",

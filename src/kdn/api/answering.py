@@ -12,12 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from kdn.api.answers import Answer, not_in_documents, source_of
-from kdn.api.parts import Parts
 from kdn.api.foresight import Foresight
+from kdn.api.parts import Parts
 from kdn.api.prompts import blending
 from kdn.api.queries import Query, QueryOptions
 from kdn.core import Request, Sampling
-from kdn.errors import BadInput, KdnError, ProfileFailed
+from kdn.errors import BadInput, KdnError, ProfileFailed, PromptTooLong
 from kdn.model import Document, Message
 from kdn.rag import Library, Part
 from kdn.rag.metis import (
@@ -44,7 +44,6 @@ from kdn.rag.metis import (
     synthesize,
 )
 from kdn.rag.metis.configuration import ConfigurationSpace
-from kdn.rag.metis.synthesis import answer_call
 
 __all__ = ["Answering"]
 
@@ -66,7 +65,11 @@ class Answering:
     """Answers questions from a library. Safe from several threads."""
 
     def __init__(
-        self, parts: Parts, library: Callable[[], Library], profiler: Profiler | None = None
+        self,
+        parts: Parts,
+        library: Callable[[], Library],
+        profiler: Profiler | None = None,
+        feedback: FeedbackSchedule | None = None,
     ) -> None:
         """`library` opens the documents when they are needed first; None profiles by the rules."""
         self._parts = parts
@@ -74,7 +77,7 @@ class Answering:
         self._rules = RuleProfiler()
         self._profiler = profiler or self._rules
         self._recent = RecentSpaces()
-        self._feedback = FeedbackSchedule()
+        self._feedback = feedback or FeedbackSchedule()
         self._lock = threading.Lock()
         """Of the recent spaces and the feedback's count."""
         self._foresight = Foresight(parts)
@@ -150,7 +153,13 @@ class Answering:
             most = min(options.max_chunks or profiled.space.max_chunks, profiled.space.max_chunks)
         room = self._foresight.max_context - options.max_tokens
         parts = library.context(question, max_tokens=sys.maxsize, max_parts=most)
-        return [part for part in parts if part.num_tokens < room]
+        fitting = [part for part in parts if part.num_tokens < room]
+        if parts and not fitting:
+            raise PromptTooLong(
+                f"an answer of {options.max_tokens} tokens leaves no room for a part in a context of"
+                f" {self._foresight.max_context}: lower max_tokens"
+            )
+        return fitting
 
     # --- the choice --------------------------------------------------------------------------
 
@@ -259,7 +268,12 @@ class Answering:
         )
         sources = tuple(map(source_of, made.citations))
         return Answer(
-            made.text, made.finish_reason, made.usage, made.token_ids, sources=sources, report=report
+            made.text,
+            made.finish_reason,
+            made.usage,
+            made.token_ids,
+            sources=sources,
+            report=report,
         )
 
     def _calls(self, name: str, options: QueryOptions) -> QueryCalls:
@@ -286,9 +300,7 @@ class Answering:
             foreseen_s = chosen.demand.seconds / self._foresight.observed.slowdown()
             self._foresight.observed.took(foreseen_s, took_s, chosen.demand.total_bytes)
 
-    def _nothing(
-        self, note: str, show: Show | None, profiled: _Profiled | None = None
-    ) -> Answer:
+    def _nothing(self, note: str, show: Show | None, profiled: _Profiled | None = None) -> Answer:
         notes = (*(profiled.notes if profiled is not None else ()), note)
         report = QueryReport(None, notes=notes)
         if profiled is not None:
@@ -297,9 +309,7 @@ class Answering:
 
     # --- feedback ----------------------------------------------------------------------------
 
-    def _feed_back(
-        self, question: str, options: QueryOptions, profiled: _Profiled | None
-    ) -> None:
+    def _feed_back(self, question: str, options: QueryOptions, profiled: _Profiled | None) -> None:
         """Every 30th question, where the profiler can learn: the golden answer, in the background."""
         if profiled is None or not isinstance(self._profiler, LearningProfiler):
             return
@@ -328,6 +338,4 @@ class Answering:
         query.runs(calls.cancel)
         golden = replace(GOLDEN, num_chunks=count)
         clock = self._parts.clock
-        return synthesize(
-            golden, question, parts, calls, clock, max_tokens=options.max_tokens
-        ).text
+        return synthesize(golden, question, parts, calls, clock, max_tokens=options.max_tokens).text

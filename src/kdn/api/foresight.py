@@ -43,7 +43,7 @@ class Foresight:
         """What counts demands for the question, whose prompts hold `first` or parts like it."""
         call = answer_call(question, [first], options.max_tokens)
         prompt = self._parts.prompts.segments(call.messages, call.documents, options.salt)
-        sizes = {role: 0 for role in Role}
+        sizes = dict.fromkeys(Role, 0)
         for segment in prompt.segments:
             sizes[segment.role] += segment.num_tokens
         blends = options.reuse == "blend"

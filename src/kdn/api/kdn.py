@@ -32,8 +32,7 @@ from kdn.core import (
     text_of,
     texts_of,
 )
-from kdn.errors import BadInput, MissingExtra, UnknownModel
-from kdn.model import resolve
+from kdn.errors import BadInput
 from kdn.rag import Cutting, IngestReport, Library, LibrarySettings, Progress
 from kdn.rag.metis import MAX_CHUNKS, Method, QueryReport, RagConfiguration
 from kdn.rank import (

@@ -25,13 +25,14 @@ from kdn.errors import BadInput
 from kdn.machine.text import read_text
 
 if TYPE_CHECKING:
-    from kdn.api import Answer, Source
+    from kdn.api import Answer, Kdn, QueryOptions, Source
     from kdn.core import Usage
 
 __all__ = ["answer_shape", "ask", "chat", "print_sources"]
 
 _STRESSED, _MUTED = 3.0, 0.1
 """Weights of --stress and --mute."""
+_QUOTED = "quoted from your documents, no model was asked; --method stuff has the model answer"
 _FAST_PARTS = 3
 """Parts cost little to read once they are stored."""
 
@@ -91,6 +92,27 @@ def ask(
         bool,
         typer.Option("--always", help="Answer even where the documents do not seem to say it."),
     ] = False,
+    auto: Annotated[
+        bool | None,
+        typer.Option(
+            "--auto/--no-auto",
+            help="Choose for the question how many parts are read and how the answer is made of them;"
+            " so it is unless --max-parts, --fast, --rerank or steering say it.",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Of --auto: extract, stuff, map_rerank or map_reduce, not chosen."),
+    ] = None,
+    quality: Annotated[
+        str, typer.Option(help="Of --auto: fast, balanced or best, among what is good enough.")
+    ] = "balanced",
+    deadline_ms: Annotated[
+        float | None, typer.Option(min=1, help="Of --auto: when the answer is wanted.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print the profile, the choice and its reasons.")
+    ] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantization: QuantizationOption = "none",
@@ -98,19 +120,28 @@ def ask(
 ) -> None:
     """Answer a question from the ingested documents, and show where the answer stands."""
     question = sys.stdin.read() if question == "-" else question
+    given = max_parts is not None and method is None
+    steered = steer is not None or stress or mute or steer_report
+    choosing = auto if auto is not None else not (given or fast or rerank or steered)
+    show = None if as_json else write_piece
     with ModelChoice(model, home, device, dtype, quantization).open() as kdn:
-        answer = kdn.ask(
-            question,
-            max_tokens=max_tokens,
-            max_parts=max_parts or (_FAST_PARTS if fast else 1),
-            rerank=rerank,
-            stream=None if as_json else write_piece,
-            reuse="blend" if fast else "exact",
-            steer=_steering(steer, stress, mute),
-            steer_report=steer_report,
-            always=always,
-        )
-        _show(question, answer, as_json=as_json)
+        if choosing:
+            options = _options(max_tokens, max_parts, method, quality, deadline_ms, always, fast)
+            _refuse_empty(kdn)
+            answer = kdn.answering.answer(question, options, show)
+        else:
+            answer = kdn.ask(
+                question,
+                max_tokens=max_tokens,
+                max_parts=max_parts or (_FAST_PARTS if fast else 1),
+                rerank=rerank,
+                stream=show,
+                reuse="blend" if fast else "exact",
+                steer=_steering(steer, stress, mute),
+                steer_report=steer_report,
+                always=always,
+            )
+        _show(question, answer, as_json=as_json, explain=explain)
         if fast:
             kdn.catch_up()
 
@@ -128,11 +159,45 @@ def _steering(word: str | None, stress: list[str] | None, mute: list[str] | None
     return word
 
 
-def _show(question: str, answer: Answer, *, as_json: bool) -> None:
+def _options(
+    max_tokens: int,
+    max_parts: int | None,
+    method: str | None,
+    quality: str,
+    deadline_ms: float | None,
+    always: bool,
+    fast: bool,
+) -> QueryOptions:
+    from kdn.api import QueryOptions
+    from kdn.rag.metis import method_of, preference_of
+
+    return QueryOptions(
+        max_tokens=max_tokens,
+        method=None if method is None else method_of(method),
+        max_chunks=max_parts,
+        quality=preference_of(quality),
+        deadline_ms=deadline_ms,
+        reuse="blend" if fast else "exact",
+        always=always,
+    )
+
+
+def _refuse_empty(kdn: Kdn) -> None:
+    """At a terminal nothing ingested is a mistake to be told by the exit code."""
+    if not kdn.library.num_sources:
+        raise BadInput("the library is empty; take documents in first: kdn ingest PATH")
+
+
+def _show(question: str, answer: Answer, *, as_json: bool, explain: bool) -> None:
+    report = answer.report
     if as_json:
-        emit({"question": question, **answer_shape(answer)})
+        configuration = None if report is None else report.as_json()
+        emit({"question": question, **answer_shape(answer), "configuration": configuration})
         return
     write_piece("\n")
+    if report is not None:
+        for line in report.lines() if explain else report.notes:
+            say(line)
     if not answer.in_documents:
         say("\nnothing in the documents speaks for an answer; --always asks the model nevertheless")
         return
@@ -142,7 +207,7 @@ def _show(question: str, answer: Answer, *, as_json: bool) -> None:
             f"\nwithout steering (KL of the first token {answer.steering.kl:.3f} nats):"
             f" {answer.steering.plain_text}"
         )
-    say(usage_line(answer.usage))
+    say(usage_line(answer.usage) if answer.usage.prompt_tokens else f"\n{_QUOTED}")
 
 
 def answer_shape(answer: Answer) -> dict[str, Any]:

@@ -148,7 +148,9 @@ class Engine:
     def waiting_kv(self) -> int:
         """Bytes of KV that requests which wait will take when they are let in, for the worst case."""
         config = self._model.decoder.config
-        token_bytes = config.kv_shape(str(self._model.decoder.dtype).removeprefix("torch.")).token_bytes
+        token_bytes = config.kv_shape(
+            str(self._model.decoder.dtype).removeprefix("torch.")
+        ).token_bytes
         with self._lock:
             waiting = [one for one in self._open.values() if one.kv is None]
         tokens = (one.request.prompt.num_tokens + one.max_new_tokens for one in waiting)

@@ -24,7 +24,7 @@ class EndpointEmbedder:
     def __init__(self, endpoint: OpenAiEndpoint) -> None:
         """Raises EndpointFailed when the endpoint does not embed."""
         self._endpoint = endpoint
-        self._dimension = self._call(["dimension"]).shape[1]
+        self._dimension: int = self._call(["dimension"]).shape[1]
 
     @property
     def name(self) -> str:

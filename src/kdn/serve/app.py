@@ -19,6 +19,7 @@ from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.embeddings import embedding_routes
 from kdn.serve.openai.generate import generate_routes
 from kdn.serve.openai.questions import question_routes
+from kdn.serve.openai.rag import rag_routes
 from kdn.serve.openai.rerank import rerank_routes
 from kdn.serve.openai.tokenize import token_routes
 from kdn.serve.openai.why import why_routes
@@ -76,6 +77,7 @@ def create_app(
         generate_routes,
         embedding_routes,
         question_routes,
+        rag_routes,
         rerank_routes,
         token_routes,
         why_routes,

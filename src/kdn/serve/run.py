@@ -124,18 +124,22 @@ def served(kdn: Kdn) -> ServedModel:
         asking=kdn.scoring.asking,
         embedder=_embedder(kdn),
         store_numbers=partial(_store_numbers, kdn),
+<<<<<<< HEAD
         why=kdn.parts.why,
+=======
+        ask=kdn.answering.answer,
+>>>>>>> 2044c04 (Every question about documents is answered as suits it, over Python, the command line and HTTP)
     )
 
 
 def _embedder(kdn: Kdn) -> ServedEmbedder | None:
-    from kdn.rag.minilm import MiniLm
+    from kdn.rag.minilm import MAX_TOKENS
 
     try:
         resolve(EMBEDDER, kdn.config.home)
     except UnknownModel:
         return None
-    return ServedEmbedder(EMBEDDER, MINILM_TOKENS, lambda: kdn.embedder)
+    return ServedEmbedder(EMBEDDER, MAX_TOKENS, lambda: kdn.embedder)
 
 
 def _store_numbers(kdn: Kdn) -> StoreNumbers:

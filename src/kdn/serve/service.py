@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from kdn.api import Answer, Query, QueryOptions
 from kdn.core import Generator, Prompt, Sampling, TokenIds
 from kdn.engine import EngineStat
 from kdn.model import Document, Message, PlacedText
@@ -14,6 +15,7 @@ from kdn.rank import Asking
 from kdn.reuse.why import Explainer
 
 __all__ = [
+    "AskLibrary",
     "PromptMaker",
     "ServedEmbedder",
     "ServedEngine",
@@ -125,6 +127,14 @@ class MakeAsking(Protocol):
     ) -> Asking: ...
 
 
+class AskLibrary(Protocol):
+    """Answers a question from documents. Safe from several threads; raises KdnError."""
+
+    def __call__(
+        self, question: str, options: QueryOptions, show: Callable[[str], None], query: Query
+    ) -> Answer: ...
+
+
 @dataclass(frozen=True)
 class StoreNumbers:
     """What the store counts and holds, as far as /metrics tells it."""
@@ -159,5 +169,10 @@ class ServedModel:
     embedder: ServedEmbedder | None
     store_numbers: Callable[[], StoreNumbers]
     """May wait for the store; never called on the event loop."""
+<<<<<<< HEAD
     why: Explainer | None = None
     """Says why prompts were not reused further; None where nothing is stored."""
+=======
+    ask: AskLibrary | None = None
+    """None: there are no documents to ask about."""
+>>>>>>> 2044c04 (Every question about documents is answered as suits it, over Python, the command line and HTTP)

@@ -27,13 +27,13 @@ from kdn.rag.metis.configuration import (
 )
 from kdn.rag.metis.demand import ChunkState, Demand, DemandModel
 from kdn.rag.metis.feedback import FeedbackSchedule, LearningProfiler, ProfileLesson
+from kdn.rag.metis.level import RIGHT_ENOUGH, AnswerLevel, answer_level
 from kdn.rag.metis.model_profile import (
     EndpointProfileModel,
     ModelProfiler,
     ProfileModel,
     SpokenToken,
 )
-from kdn.rag.metis.level import RIGHT_ENOUGH, AnswerLevel, answer_level
 from kdn.rag.metis.observed import Observed, RunningQueries
 from kdn.rag.metis.profile import (
     LibraryNote,
