@@ -16,10 +16,12 @@ from kdn.rank import RankedDocument, Ranking
 __all__ = [
     "Answer",
     "Answering",
+    "AskLibrary",
     "AskSteering",
     "Kdn",
     "Query",
     "QueryOptions",
+    "QueryStream",
     "RankedDocument",
     "Ranking",
     "Reuse",

@@ -34,7 +34,7 @@ from kdn.core import (
 )
 from kdn.errors import BadInput
 from kdn.rag import Cutting, IngestReport, Library, LibrarySettings, Progress
-from kdn.rag.metis import MAX_CHUNKS, Method, QueryReport, RagConfiguration
+from kdn.rag.metis import QueryReport
 from kdn.rank import (
     YES_NO,
     ChoiceProbabilities,
@@ -170,13 +170,7 @@ class Kdn:
         spans = retrieved_spans(parts) if steer == "retrieved" else steer
         request = self._steered(request, spans, messages, documents)
         answer = self._collected(request, stream, steer_report=steer_report)
-        report = QueryReport(
-            RagConfiguration(Method.STUFF, min(max_parts, MAX_CHUNKS)),
-            reasons=("the request names it",),
-            num_chunks=len(parts),
-            num_calls=1,
-            took_ms=answer.usage.total_ms,
-        )
+        report = QueryReport.of_stuffed(max_parts, len(parts), answer.usage.total_ms)
         return replace(answer, sources=sources_of(answer.text, parts), report=report)
 
     def submit(self, request: Request) -> Stream:

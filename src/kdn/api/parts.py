@@ -17,8 +17,8 @@ from kdn.engine import Engine
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 from kdn.reuse.blend import QualityGuard
-from kdn.reuse.why import Explainer
 from kdn.reuse.source import MeasuredSpeeds
+from kdn.reuse.why import Explainer
 from kdn.store import Store
 from kdn.trace import Trace
 

@@ -1,20 +1,35 @@
-"""kdn as a node postprocessor of LlamaIndex: what a retriever found, ranked, the best kept."""
+"""kdn in LlamaIndex: its library as a retriever, its rankings as a postprocessor, answers as an engine."""
 
 from __future__ import annotations
 
-from kdn.api import Kdn
+import asyncio
+import sys
+from collections.abc import Generator
+
+from kdn.api import Kdn, QueryOptions, QueryStream
+from kdn.core import Token
 from kdn.errors import BadInput, MissingExtra
+from kdn.rag import Part
 
 try:
+    from llama_index.core.base.base_query_engine import BaseQueryEngine
+    from llama_index.core.base.base_retriever import BaseRetriever
+    from llama_index.core.base.response.schema import (
+        RESPONSE_TYPE,
+        Response,
+        StreamingResponse,
+    )
+    from llama_index.core.callbacks.base import CallbackManager
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
-    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+    from llama_index.core.prompts.mixin import PromptMixinType
+    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
     from pydantic import ConfigDict
 except ImportError as error:
     raise MissingExtra(
         "this needs LlamaIndex's core package: pip install 'kdn[llamaindex]'"
     ) from error
 
-__all__ = ["KdnPostprocessor"]
+__all__ = ["KdnIndexRetriever", "KdnPostprocessor", "KdnQueryEngine"]
 
 
 class KdnPostprocessor(BaseNodePostprocessor):
@@ -57,3 +72,73 @@ class KdnPostprocessor(BaseNodePostprocessor):
             salt=self.salt,
         )
         return [NodeWithScore(node=nodes[one.index].node, score=one.score) for one in found]
+
+
+class KdnIndexRetriever(BaseRetriever):
+    """The parts of kdn's library that fit a query best, best first, as nodes."""
+
+    def __init__(self, kdn: Kdn, k: int = 4) -> None:
+        """`kdn` is an open model, which stays the caller's to close."""
+        self._kdn, self._k = kdn, k
+        super().__init__(callback_manager=CallbackManager([]))
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """At most `k` parts. Raises KdnError."""
+        parts = self._kdn.library.context(
+            query_bundle.query_str, max_tokens=sys.maxsize, max_parts=self._k
+        )
+        return [_node(part) for part in parts]
+
+
+class KdnQueryEngine(BaseQueryEngine):
+    """Answers from kdn's library, each question as suits it (`Kdn.answering`).
+
+    The response's metadata are the answer's configuration, its nodes the passages it rests on.
+    """
+
+    def __init__(
+        self, kdn: Kdn, options: QueryOptions | None = None, *, streaming: bool = False
+    ) -> None:
+        """`kdn` is an open model, which stays the caller's to close."""
+        self._kdn, self._options = kdn, options or QueryOptions()
+        self._streaming = streaming
+        super().__init__(callback_manager=CallbackManager([]))
+
+    def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        if self._streaming:
+            return StreamingResponse(self._pieces(query_bundle.query_str))
+        answer = self._kdn.answering.answer(query_bundle.query_str, self._options)
+        nodes = [
+            NodeWithScore(
+                node=TextNode(text=one.text, metadata={"source": one.source, "title": one.title}),
+                score=one.score,
+            )
+            for one in answer.sources
+        ]
+        metadata = answer.report.as_json() if answer.report is not None else {}
+        return Response(answer.text, source_nodes=nodes, metadata=metadata)
+
+    async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        """As `_query`, on a thread of the loop."""
+        return await asyncio.to_thread(self._query, query_bundle)
+
+    def _get_prompt_modules(self) -> PromptMixinType:
+        """None: the prompts are kdn's."""
+        return {}
+
+    def _pieces(self, question: str) -> Generator[str, None, None]:
+        stream = QueryStream(self._kdn.answering.answer, question, self._options)
+        stream.start()
+        try:
+            for event in stream:
+                if isinstance(event, Token):
+                    yield event.text
+        finally:
+            stream.cancel()
+
+
+def _node(part: Part) -> NodeWithScore:
+    metadata = {"source": part.source, "title": part.title}
+    return NodeWithScore(
+        node=TextNode(id_=part.key, text=part.text, metadata=metadata), score=part.score
+    )

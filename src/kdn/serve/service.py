@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kdn.api import Answer, Query, QueryOptions
+from kdn.api import AskLibrary
 from kdn.core import Generator, Prompt, Sampling, TokenIds
 from kdn.engine import EngineStat
 from kdn.model import Document, Message, PlacedText
@@ -15,7 +15,6 @@ from kdn.rank import Asking
 from kdn.reuse.why import Explainer
 
 __all__ = [
-    "AskLibrary",
     "PromptMaker",
     "ServedEmbedder",
     "ServedEngine",
@@ -125,14 +124,6 @@ class MakeAsking(Protocol):
         instruction: str | None,
         truncate: bool,
     ) -> Asking: ...
-
-
-class AskLibrary(Protocol):
-    """Answers a question from documents. Safe from several threads; raises KdnError."""
-
-    def __call__(
-        self, question: str, options: QueryOptions, show: Callable[[str], None], query: Query
-    ) -> Answer: ...
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kdn.rag.metis.configuration import ConfigurationSpace, RagConfiguration
+from kdn.rag.metis.configuration import (
+    MAX_CHUNKS,
+    ConfigurationSpace,
+    Method,
+    RagConfiguration,
+)
 from kdn.rag.metis.profile import QuestionProfile
 
 __all__ = ["QueryReport"]
@@ -34,6 +39,18 @@ class QueryReport:
     """From the choice to the last token."""
     predicted_bytes: int = 0
     """KV that was counted on, at most."""
+
+    @staticmethod
+    def of_stuffed(asked: int, num_chunks: int, took_ms: float) -> QueryReport:
+        """Of an answer by one prompt, for which `asked` chunks were asked and `num_chunks` found."""
+        configuration = RagConfiguration(Method.STUFF, min(asked, MAX_CHUNKS))
+        return QueryReport(
+            configuration,
+            reasons=("the request names it",),
+            num_chunks=num_chunks,
+            num_calls=1,
+            took_ms=took_ms,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """As `--json` and HTTP show it."""

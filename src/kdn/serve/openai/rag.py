@@ -6,11 +6,9 @@ as the events of one stream, so that streaming, a client's leaving and a stop ar
 
 from __future__ import annotations
 
-import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from queue import SimpleQueue
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
@@ -18,8 +16,8 @@ from fastapi import Request as HttpRequest
 from msgspec import Struct
 from pydantic import Field
 
-from kdn.api import Answer, Query, QueryOptions
-from kdn.core import Finish, StreamEvent, Token
+from kdn.api import QueryOptions, QueryStream
+from kdn.core import Token
 from kdn.errors import MissingExtra
 from kdn.rag.metis import MAX_CHUNKS, Method, Preference
 from kdn.serve.errors import Refused
@@ -42,14 +40,12 @@ from kdn.serve.openai.streams import (
     failure,
     until_disconnect,
 )
-from kdn.serve.service import AskLibrary
 
 __all__ = ["RagQueryBody", "rag_routes"]
 
 _THREADS = 64
 """Queries that run at one time; more wait for one of them to end."""
 _MAX_TOKENS = 256
-_Pushed = StreamEvent | Exception | None
 
 
 class RagQueryBody(JobBody):
@@ -109,56 +105,6 @@ class _RagDelta(Struct, kw_only=True):
     delta: str
 
 
-class _QueryStream:
-    """One query as a stream: its pieces of text as tokens, then its end."""
-
-    def __init__(self, ask: AskLibrary, question: str, options: QueryOptions) -> None:
-        self._ask, self._question, self._options = ask, question, options
-        self._query = Query()
-        self._lock = threading.Lock()
-        self._early: list[_Pushed] = []
-        self._listener: Callable[[_Pushed], None] | None = None
-        self.answer: Answer | None = None
-        """What came of it, once the stream has ended."""
-
-    def run(self) -> None:
-        """Answer; every outcome is an event. For a thread of its own."""
-        try:
-            self.answer = self._ask(self._question, self._options, self._show, self._query)
-        except Exception as error:  # noqa: BLE001 - it goes on on the event loop
-            self._push(error)
-        else:
-            self._push(Finish(self.answer.finish_reason, self.answer.usage))
-        self._push(None)
-
-    def cancel(self) -> None:
-        self._query.cancel()
-
-    def on_event(self, listener: Callable[[_Pushed], None]) -> None:
-        with self._lock:
-            for pushed in self._early:
-                listener(pushed)
-            self._listener = listener
-
-    def __iter__(self) -> Any:
-        arrived: SimpleQueue[_Pushed] = SimpleQueue()
-        self.on_event(arrived.put)
-        while (pushed := arrived.get()) is not None:
-            if isinstance(pushed, Exception):
-                raise pushed
-            yield pushed
-
-    def _show(self, text: str) -> None:
-        self._push(Token(0, text))
-
-    def _push(self, pushed: _Pushed) -> None:
-        with self._lock:
-            if self._listener is None:
-                self._early.append(pushed)
-            else:
-                self._listener(pushed)
-
-
 def rag_routes(context: RequestContext) -> APIRouter:
     """The route, bound to one server's parts."""
     router = bounded_router()
@@ -190,7 +136,7 @@ class _RagQuery:
                 "questions about documents are answered by the base model, not by an adapter",
                 param="model",
             )
-        self._stream = _QueryStream(ask, body.question, _options(body, self._job.salt))
+        self._stream = QueryStream(ask, body.question, _options(body, self._job.salt))
         self._num_tokens = len(body.question)
 
     def begin(self, threads: ThreadPoolExecutor) -> ResponseStreams:
