@@ -10,6 +10,7 @@ from kdn.api.build import open, over  # noqa: A004  kdn.open, as in gzip.open
 from kdn.api.kdn import Kdn
 from kdn.api.prompts import Reuse, blending
 from kdn.api.queries import Query, QueryOptions
+from kdn.api.query_stream import AskLibrary, QueryStream
 from kdn.api.steering import AskSteering, Steering
 from kdn.rank import RankedDocument, Ranking
 

@@ -124,11 +124,8 @@ def served(kdn: Kdn) -> ServedModel:
         asking=kdn.scoring.asking,
         embedder=_embedder(kdn),
         store_numbers=partial(_store_numbers, kdn),
-<<<<<<< HEAD
         why=kdn.parts.why,
-=======
         ask=kdn.answering.answer,
->>>>>>> 2044c04 (Every question about documents is answered as suits it, over Python, the command line and HTTP)
     )
 
 

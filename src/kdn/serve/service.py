@@ -160,10 +160,7 @@ class ServedModel:
     embedder: ServedEmbedder | None
     store_numbers: Callable[[], StoreNumbers]
     """May wait for the store; never called on the event loop."""
-<<<<<<< HEAD
     why: Explainer | None = None
     """Says why prompts were not reused further; None where nothing is stored."""
-=======
     ask: AskLibrary | None = None
     """None: there are no documents to ask about."""
->>>>>>> 2044c04 (Every question about documents is answered as suits it, over Python, the command line and HTTP)

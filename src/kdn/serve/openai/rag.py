@@ -144,7 +144,7 @@ class _RagQuery:
         context, ended = self._context, ExitStack()
         ended.enter_context(context.hold(self._job, 1, self._num_tokens))
         streams = ResponseStreams(1, context.settings.limits.stream_events, ended)
-        streams.attach(self._stream, context.metrics.listener(lambda _: None))
+        streams.attach(self._stream, context.metrics.listener(lambda _: None, lambda _: None))
         context.shutdown.follow(streams)
         ended.callback(context.shutdown.forget, streams)
         threads.submit(self._stream.run)
