@@ -58,7 +58,7 @@ class Kdn:
     """One model, one store, one library. Use it in a `with`, or `close` it.
 
     Its parts are named for callers that go deeper: `prompts` makes requests, `scoring` one-token
-    questions, `store` holds KV, `library` documents, `calibration` what was measured, `cost` accounts.
+    questions, `store` holds KV, `library` documents, `calibration` what was measured, `cost` accounts, `answering` questions, each as suits it.
     Safe from several threads; requests that run at the same time share the model.
     """
 
@@ -74,6 +74,7 @@ class Kdn:
         self.scoring = parts.scoring
         self.calibration = parts.calibration
         self.cost = parts.cost
+        self.answering = Answering(parts, lambda: self.library, make_profiler(parts))
 
     # --- text in, text out -------------------------------------------------------------------
 
@@ -362,11 +363,6 @@ class Kdn:
             LibrarySettings(Cutting(settings.passage_tokens, settings.part_tokens)),
         )
 
-    @cached_property
-    def answering(self) -> Answering:
-        """Answers questions as suits each: see `Answering.answer`. Raises BadConfig for its settings."""
-        return Answering(self.parts, lambda: self.library, make_profiler(self.parts))
-
     # --- housekeeping ------------------------------------------------------------------------
 
     def catch_up(self) -> None:
@@ -383,8 +379,7 @@ class Kdn:
 
     def close(self) -> None:
         """Stop the engine and write out what the store still holds back."""
-        if "answering" in self.__dict__:  # a cached property that was never asked for is not made
-            self.answering.close()
+        self.answering.close()
         for close in self.parts.closers:
             close()
 
