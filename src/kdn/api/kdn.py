@@ -58,7 +58,8 @@ class Kdn:
     """One model, one store, one library. Use it in a `with`, or `close` it.
 
     Its parts are named for callers that go deeper: `prompts` makes requests, `scoring` one-token
-    questions, `store` holds KV, `library` documents, `calibration` what was measured, `cost` accounts, `answering` questions, each as suits it.
+    questions, `store` holds KV, `library` documents, `calibration` what was measured, `cost` accounts,
+    `answering` answers questions as suits each.
     Safe from several threads; requests that run at the same time share the model.
     """
 
