@@ -33,6 +33,7 @@ __all__ = [
 
 Option = TypeVar("Option")
 
+
 MIN_SEED, MAX_SEED = -(1 << 63), (1 << 64) - 1
 """Seeds are 64 bits, signed or not."""
 
@@ -64,6 +65,21 @@ class Sampling:
     """Report logits where log-probabilities would be reported."""
     constraint: Constraint | None = None
     """What the answer must be. Ends of text are drawn only where it is fulfilled."""
+    frequency_penalty: float = 0.0
+    """Is taken off a token's logit for every time that the answer has it."""
+    presence_penalty: float = 0.0
+    """Is taken off the logit of every token that the answer has."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits, and multiplies the others, of tokens of prompt and answer
+    (CTRL, arXiv 1909.05858, section 4.1)."""
+    min_tokens: int = 0
+    """No end of text is drawn before so many tokens, unless a constraint allows nothing else."""
+    include_stop: bool = False
+    """The stop string that was met, or the text of one of `stop_token_ids`, ends the text."""
+    show_special: bool = False
+    """Special tokens are part of the text."""
+    prompt_logprobs: int | None = None
+    """Report the prompt's tokens too, each with so many alternatives; all of the prompt is computed."""
 
     def __post_init__(self) -> None:
         """A single `str` for `stop` is one stop string. Raises BadInput that names the field."""
@@ -85,7 +101,29 @@ class Sampling:
         if not all(isinstance(text, str) for text in _items("stop", self.stop)):
             raise BadInput(f"stop takes strings, not {_short(self.stop)}")
         _check_bias(self.logit_bias)
+        self._check_penalties()
         self._check_constraint()
+
+    def _check_penalties(self) -> None:
+        for name in ("frequency_penalty", "presence_penalty"):
+            _check_number(name, getattr(self, name), -1e6, 1e6)
+        _check_number("repetition_penalty", self.repetition_penalty, 1e-6, 1e6)
+        _check_whole("min_tokens", self.min_tokens, 0)
+        if self.min_tokens > self.max_tokens:
+            raise BadInput(
+                f"min_tokens is {self.min_tokens} and max_tokens {self.max_tokens}: lower the first"
+            )
+        if self.prompt_logprobs is not None:
+            _check_whole("prompt_logprobs", self.prompt_logprobs, 0)
+        if self.allowed and (self.is_penalising or self.prompt_logprobs is not None):
+            raise BadInput(
+                "`allowed` is for answers of one token, without penalties or prompt_logprobs"
+            )
+
+    @property
+    def is_penalising(self) -> bool:
+        """Do the tokens so far change what is drawn?"""
+        return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1)
 
     def _check_constraint(self) -> None:
         if self.constraint is None:
@@ -322,6 +360,8 @@ class Finish:
     tail: str = ""
     stop: str | None = None
     """The stop string that was met, if one was."""
+    prompt: tuple[Token, ...] = ()
+    """The prompt's tokens with their log-probabilities, where they were asked for; the first has none."""
 
 
 StreamEvent = Token | Finish

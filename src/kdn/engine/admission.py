@@ -145,7 +145,7 @@ class Admission:
     def _one_token_plan(self, running: RunningRequest, plan: Plan) -> Plan:
         """The plan as a prompt of one token runs it; other prompts' and other kinds of plans as they are."""
         plan = running.adapted(plan)
-        if running.max_new_tokens > 1 or not computes_in_order(plan):
+        if not running.is_one_token or not computes_in_order(plan):
             return plan
         allowed = running.request.sampling.allowed or None
         return replace(plan, one_layer=True, row_chunk=self._limits.row_chunk, allowed=allowed)
@@ -321,7 +321,9 @@ class WaitingRequests:
 
 def plain(request: Request) -> Planned:
     """Compute everything: what is done without a store."""
-    return Planned(Plan(request.prompt.token_ids))
+    token_ids = request.prompt.token_ids
+    scored = request.sampling.prompt_logprobs is not None
+    return Planned(Plan(token_ids, logits=tuple(range(len(token_ids))) if scored else None))
 
 
 def _prefix_owner(prefix: PrefixKV) -> str:

@@ -12,6 +12,7 @@ from kdn.core import ALL_ROWS, Choose, Plan
 from kdn.engine.batch import SequenceSlice, most_rows
 from kdn.engine.executor import Pass
 from kdn.engine.kv import PrefixKV
+from kdn.engine.prompt_scores import SCORED_ROWS
 from kdn.engine.request import RequestState, RunningRequest
 from kdn.model import LoadedModel
 from kdn.model.attention import ROW_BLOCK, Attention
@@ -58,6 +59,8 @@ class PrefillQueue:
             if then is not None:
                 _end_probe(running, then)
                 continue
+            if running.scores is not None:
+                running.scores.note(one.first, logits)
             running.num_computed = one.stop
             if running.is_prefilled:
                 self._requests.remove(running)
@@ -126,6 +129,8 @@ class PrefillQueue:
         assert planned is not None, "admitted requests have a plan"
         assert kv is not None, "admitted requests have KV"
         plan, stop = planned.plan, running.request.prompt.num_tokens
+        if running.scores is not None:
+            num_rows = min(num_rows, SCORED_ROWS)
         if _can_be_cut(plan) and stop - first > num_rows:
             stop = _cut(plan, first, stop, num_rows)
             if stop <= first:

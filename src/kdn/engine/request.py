@@ -25,6 +25,7 @@ from kdn.core import (
 )
 from kdn.engine.kv import Capture, SequenceKV, extents, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory
+from kdn.engine.prompt_scores import PromptScores
 from kdn.engine.sampling import DrawnToken, Sampler, StopStrings
 from kdn.errors import BadInput, PromptTooLong, UnknownModel
 from kdn.model import GrammarMatcher, Incremental, LoadedModel, LoraAdapter, Tokenizer
@@ -151,6 +152,8 @@ class RunningRequest:
     num_replans: int = 0
     runs_alone: bool = False
     """A pass with others in it failed: the next holds this request only, to find out whose fault it is."""
+    scores: PromptScores | None = None
+    """Where the prompt's tokens are reported too."""
     family: str = ""
     """Equal for requests that begin with the same shared tokens."""
     generated: list[int] = field(default_factory=list)
@@ -198,13 +201,14 @@ class RunningRequest:
         if self.first_token_s is None:
             self.first_token_s = now_s
         if drawn.token_id in self.stop_ids:
-            return self.finish(FinishReason.STOP, now_s, self._rest())
+            return self.finish(FinishReason.STOP, now_s, self._rest() + self._stop_text(drawn))
         self.generated.append(drawn.token_id)
         shown = self.stops.push(self.detokenizer.push(drawn.token_id))
+        ending = shown.stop if shown.stop and self.request.sampling.include_stop else ""
         self.stream.push(
             Token(
                 drawn.token_id,
-                shown.text,
+                shown.text + ending,
                 drawn.logprob,
                 tuple(map(self._named, drawn.alternatives)),
             )
@@ -216,6 +220,17 @@ class RunningRequest:
         if len(self.generated) >= self.max_new_tokens:
             return self.finish(FinishReason.LENGTH, now_s, self._rest())
         return None
+
+    def _stop_text(self, drawn: DrawnToken) -> str:
+        """What a stop token that was asked for adds to the text: nothing, unless that was asked for too."""
+        sampling = self.request.sampling
+        wanted = sampling.include_stop and drawn.token_id in sampling.stop_token_ids
+        return self.tokenizer.token_text(drawn.token_id) if wanted else ""
+
+    @property
+    def is_one_token(self) -> bool:
+        """Is nothing wanted but one token after the prompt?"""
+        return self.max_new_tokens == 1 and self.scores is None
 
     def _named(self, pair: tuple[int, float]) -> TokenProb:
         token_id, logprob = pair
@@ -230,7 +245,8 @@ class RunningRequest:
         self, reason: FinishReason, now_s: float, rest: str = "", stop: str | None = None
     ) -> Finish:
         """The closing event, with the account of where the prompt's tokens came from."""
-        return Finish(reason, self._usage(now_s), rest, stop)
+        prompt = self.scores.tokens(self.tokenizer) if self.scores is not None else ()
+        return Finish(reason, self._usage(now_s), rest, stop, prompt)
 
     def _usage(self, now_s: float) -> Usage:
         planned, num_tokens = self.planned, self.request.prompt.num_tokens
@@ -288,11 +304,22 @@ class Intake:
         stop_ids = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             stop_ids |= set(self._model.tokenizer.eos_ids)
+        scores = None
+        if sampling.prompt_logprobs is not None:
+            scores = PromptScores(request.prompt.token_ids, sampling.prompt_logprobs)
+            request = replace(request, reuse=False, techniques=())
         return RunningRequest(
             request=request,
             stream=RunningStream(wake),
-            sampler=Sampler(sampling, next(self._seeds), self._matcher(sampling)),
-            detokenizer=self._model.tokenizer.detokenizer(),
+            sampler=Sampler(
+                sampling,
+                next(self._seeds),
+                self._matcher(sampling),
+                prompt_ids=request.prompt.token_ids,
+                end_ids=stop_ids,
+            ),
+            detokenizer=self._model.tokenizer.detokenizer(special=sampling.show_special),
+            scores=scores,
             tokenizer=self._model.tokenizer,
             stop_ids=frozenset(stop_ids),
             max_new_tokens=max_new_tokens,
@@ -317,13 +344,14 @@ class Intake:
                 "shorten the prompt or use fewer documents"
             )
         max_new_tokens = min(request.sampling.max_tokens, context - num_tokens)
-        self._check_memory(num_tokens, max_new_tokens)
+        scored = request.sampling.prompt_logprobs is not None
+        self._check_memory(num_tokens, max_new_tokens, in_layers=max_new_tokens == 1 and not scored)
         return max_new_tokens
 
-    def _check_memory(self, num_tokens: int, max_new_tokens: int) -> None:
+    def _check_memory(self, num_tokens: int, max_new_tokens: int, *, in_layers: bool) -> None:
         """Raises PromptTooLong when the whole budget could not hold the request."""
         total = self._limits.kv_bytes
-        if max_new_tokens == 1 and self.memory.needed(num_tokens) > total:
+        if in_layers and self.memory.needed(num_tokens) > total:
             raise PromptTooLong(
                 f"the prompt holds {num_tokens} tokens; for one answer token that takes "
                 f"{self.memory.needed(num_tokens) / 2**20:.1f} MiB and the budget is "
@@ -331,7 +359,7 @@ class Intake:
                 "shorten it, or raise engine.kv_budget_bytes"
             )
         needed = extents(num_tokens + max_new_tokens) * self._shape.token_bytes
-        if max_new_tokens > 1 and needed > total:
+        if not in_layers and needed > total:
             raise PromptTooLong(
                 f"the prompt ({num_tokens} tokens) and its answer (up to {max_new_tokens}) "
                 f"need {needed >> 20} MiB of KV; the budget is {total >> 20} MiB, "

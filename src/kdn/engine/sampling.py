@@ -6,6 +6,8 @@ stop string.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -39,11 +41,21 @@ class Sampler:
     """Draws one request's tokens. Equal seeds give equal draws, whatever else is in the batch."""
 
     def __init__(
-        self, sampling: Sampling, seed: int, constraint: GrammarMatcher | None = None
+        self,
+        sampling: Sampling,
+        seed: int,
+        constraint: GrammarMatcher | None = None,
+        *,
+        prompt_ids: Sequence[int] = (),
+        end_ids: Iterable[int] = (),
     ) -> None:
-        """`constraint` is the compiled one of `sampling`, at its beginning."""
+        """`constraint` is the compiled one of `sampling`, at its beginning; `end_ids` end an answer."""
         self._sampling = sampling
         self._constraint = constraint
+        self._prompt_ids = prompt_ids
+        self._end_ids = frozenset(end_ids)
+        self._counts: Counter[int] = Counter()
+        """How often each token was drawn."""
         self._generator = torch.Generator().manual_seed(
             sampling.seed if sampling.seed is not None else seed
         )
@@ -59,12 +71,28 @@ class Sampler:
                 "the model computed logits that are not finite: its weights are damaged or its "
                 "numbers outgrow the dtype; fetch the model again, or give dtype float32"
             )
+        wanted = self._penalised(self._biased(logits))
+        too_soon = self._counts.total() < self._sampling.min_tokens
         if self._constraint is None:
-            return self._drawn(self._biased(logits), self._sampling.allowed)
-        tokens = self._constraint.allowed()
-        drawn = self._drawn(self._biased(logits)[tokens], tokens.tolist())
-        self._constraint.take(drawn.token_id)
-        return replace(drawn, is_last=self._constraint.is_complete)
+            if too_soon:
+                wanted = _without(wanted, sorted(self._end_ids))
+            drawn = self._drawn(wanted, self._sampling.allowed)
+        else:
+            drawn = self._constrained(wanted, self._constraint, too_soon=too_soon)
+        self._counts[drawn.token_id] += 1
+        return drawn
+
+    def _constrained(
+        self, wanted: Tensor, constraint: GrammarMatcher, *, too_soon: bool
+    ) -> DrawnToken:
+        tokens = constraint.allowed()
+        if too_soon:
+            ends = torch.tensor(sorted(self._end_ids), dtype=torch.int64)
+            others = tokens[~torch.isin(tokens, ends)]
+            tokens = others if others.numel() else tokens
+        drawn = self._drawn(wanted[tokens], tokens.tolist())
+        constraint.take(drawn.token_id)
+        return replace(drawn, is_last=constraint.is_complete)
 
     def _drawn(self, wanted: Tensor, tokens: Sequence[int]) -> DrawnToken:
         """From the logits of `tokens`, or of all when there are none."""
@@ -87,7 +115,8 @@ class Sampler:
         top = torch.topk(logprobs, min(self._sampling.logprobs or 0, logprobs.numel()))
         places = top.indices.tolist()
         named = [tokens[place] for place in places] if tokens else places
-        return zip(named, top.values.tolist(), strict=True)
+        pairs = zip(named, top.values.tolist(), strict=True)
+        return (pair for pair in pairs if pair[1] > -math.inf)  # those that `min_tokens` bars
 
     def _biased(self, logits: Tensor) -> Tensor:
         if not self._sampling.logit_bias:
@@ -102,9 +131,25 @@ class Sampler:
                 logits[allowed.index(token_id)] += bias
         return logits
 
+    def _penalised(self, logits: Tensor) -> Tensor:
+        """Penalties for what was said: by division for prompt and answer, by subtraction for the answer."""
+        sampling = self._sampling
+        if not sampling.is_penalising:
+            return logits
+        logits = logits.clone()
+        if sampling.repetition_penalty != 1:
+            seen = torch.tensor(sorted({*self._prompt_ids, *self._counts}), dtype=torch.int64)
+            found, by = logits[seen], sampling.repetition_penalty
+            logits[seen] = torch.where(found > 0, found / by, found * by)
+        if self._counts:
+            said = torch.tensor(list(self._counts), dtype=torch.int64)
+            times = torch.tensor(list(self._counts.values()), dtype=logits.dtype)
+            logits[said] -= sampling.frequency_penalty * times + sampling.presence_penalty
+        return logits
+
     def _random(self, logits: Tensor) -> int:
         scaled = logits / self._sampling.temperature
-        if not bool(torch.isfinite(scaled).all()):
+        if not bool(torch.isfinite(scaled.max())):
             scaled = (logits - logits.max()) / self._sampling.temperature
         probs = torch.softmax(scaled, dim=-1)
         values, order = torch.sort(probs, descending=True, stable=True)
@@ -123,6 +168,13 @@ class Sampler:
             keep &= values >= self._sampling.min_p * values[0]
         keep[0] = True
         return keep
+
+
+def _without(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """The logits, with no chance for these tokens."""
+    logits = logits.clone()
+    logits[list(tokens)] = -math.inf
+    return logits
 
 
 @dataclass(frozen=True)

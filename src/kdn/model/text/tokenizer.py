@@ -115,9 +115,9 @@ class Tokenizer:
             return bytes(_BYTE_OF[character] for character in piece)
         return piece.replace(_SPACE, " ").encode()
 
-    def detokenizer(self) -> Incremental:
-        """Decodes one sequence as it is generated."""
-        return Incremental(self)
+    def detokenizer(self, *, special: bool = False) -> Incremental:
+        """Decodes one sequence as it is generated; special tokens are left out unless `special`."""
+        return Incremental(self, special=special)
 
 
 def _special_cut(special: Iterable[tokenizers.AddedToken]) -> re.Pattern[str] | None:
@@ -136,8 +136,9 @@ def _special_cut(special: Iterable[tokenizers.AddedToken]) -> re.Pattern[str] | 
 class Incremental:
     """Turns ids into text as they come, holding back what is not yet a whole character."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._special = special
         self._ids: list[int] = []
         self._shown = ""
         """What the ids in `_ids` already gave out: decoding again with it keeps spaces right."""
@@ -145,20 +146,22 @@ class Incremental:
     def push(self, token_id: int) -> str:
         """The text that became printable with this token; empty while a character is incomplete."""
         self._ids.append(token_id)
-        text = self._tokenizer.decode(self._ids)
+        text = self._tokenizer.decode(self._ids, special=self._special)
         if text.endswith(_BROKEN):
             return ""
         fresh = text[len(self._shown) :]
         # The last token stays as context: some decoders strip the space of a first word.
         self._ids = [token_id]
-        self._shown = self._tokenizer.decode(self._ids)
+        self._shown = self._tokenizer.decode(self._ids, special=self._special)
         if self._shown.endswith(_BROKEN):
             self._ids, self._shown = [], ""
         return fresh
 
     def flush(self) -> str:
         """At the end of generation: what was held back, less a character that never came whole."""
-        text = self._tokenizer.decode(self._ids)[len(self._shown) :].rstrip(_BROKEN)
+        text = self._tokenizer.decode(self._ids, special=self._special)[len(self._shown) :].rstrip(
+            _BROKEN
+        )
         self._ids, self._shown = [], ""
         return text
 
