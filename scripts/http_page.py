@@ -23,6 +23,7 @@ from kdn.serve.openai.requests import (
     ScoreBody,
     TokenizeBody,
 )
+from kdn.serve.openai.structured import ConstrainedBody
 
 INTRODUCTION = """# The HTTP API
 
@@ -34,6 +35,10 @@ in full.
   would change an answer is ignored. `user`, `metadata` and other labels are let through.
 - **Sampling that is not said** is the model's own (generation_config.json), as in Python and on the
   command line; greedy where the model says nothing.
+- **Log-probabilities** are those of what is drawn from, before temperature and truncation: after biases and
+  penalties, and among the tokens that a constraint allows ([structured.md](structured.md)).
+- **Evaluation harnesses** ask `echo` with `logprobs` and `max_tokens: 0`; `prompt_logprobs` has vLLM's shape,
+  with a rank for alternatives only. The prompt is computed again as a whole for them.
 - **Documents** come as a string, `{"text", "title", "id"}` or LangChain's `{"page_content", "metadata"}`.
 - **Errors** have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`. 400: the request;
   401, 403: the key; 404: no such model; 413, 431: too large; 429, 503: too much at one time, with
@@ -69,6 +74,7 @@ ROUTES: tuple[tuple[str, type[BaseModel]], ...] = (
 PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("All that ask the model", JobBody),
     ("Chat and completions", SamplingBody),
+    ("What an answer must be", ConstrainedBody),
     ("A message", MessageBody),
     ("A document", DocumentBody),
     ("`kdn`", KdnOptions),

@@ -100,7 +100,7 @@ EXCHANGES: Exchanges = (
     (CHAT, {"messages": HELLO, "unheard_of": 1}),
     (PLAIN, {"prompt": [5] * 5000, "max_tokens": 1}),
     (PLAIN, {"prompt": [9999], "max_tokens": 1}),
-    (PLAIN, {"prompt": "x", "echo": True, "logprobs": 1}),
+    (PLAIN, {"prompt": "x", "echo": True, "logprobs": 1, "stream": True}),
     ("/v1/score", {"text_1": "a"}),
     ("/v1/classify", {"input": "a", "labels": ["one"]}),
     ("/rerank", {"query": " ", "documents": ["a"]}),

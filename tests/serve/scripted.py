@@ -13,6 +13,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from kdn.core import (
+    Constraint,
     Finish,
     FinishReason,
     Prompt,
@@ -189,6 +190,7 @@ class ScriptedService:
     asking: Callable[..., Asking] = field(default_factory=lambda: no_ranking)
     requests: list[Request] = field(default_factory=list)
     streams: list[ScriptedStream] = field(default_factory=list)
+    compiled: list[Constraint] = field(default_factory=list)
     remembered: dict[tuple[str, str], TokenIds] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -253,6 +255,7 @@ class ScriptedService:
             sampling=self.sampling,
             prompts=self,
             engine=self,
+            compile=self.compiled.append,
             asking=self.asking,
             embedder=ServedEmbedder("lengths", 20, Lengths) if self.with_embedder else None,
             store_numbers=self.store_numbers,

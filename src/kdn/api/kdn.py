@@ -19,7 +19,7 @@ from kdn.api.ask import FRAME_TOKENS, find_parts, put_question
 from kdn.api.embedders import EMBEDDER, open_bert, open_embedder
 from kdn.api.parts import Parts
 from kdn.api.profilers import make_profiler
-from kdn.api.prompts import Documents, Messages, Reuse, blending
+from kdn.api.prompts import AnswerSchema, Documents, Messages, Reuse, blending, constraint_of
 from kdn.api.steering import AskSteering, Steering, retrieved_spans
 from kdn.api.steering import steer_report as report_steering
 from kdn.core import (
@@ -87,6 +87,7 @@ class Kdn:
         max_tokens: int | None = None,
         temperature: float | None = None,
         sampling: Sampling | None = None,
+        schema: AnswerSchema | None = None,
         stream: Callable[[str], None] | None = None,
         salt: str = "",
         adapter: str | None = None,
@@ -107,14 +108,17 @@ class Kdn:
         documents apart.  `steer` stresses or mutes marked spans, or `"look"`s for the sentence to
         stress (see `Steering`); with `steer_report` the answer says what that did.
 
-        `max_tokens` and `temperature` stand above `sampling`; what neither gives is as the model's
-        publisher recommends, else greedy.  Raises PromptTooLong, UnknownModel, BadInput.
+        With `schema` the answer is JSON that it allows (or fulfils a `Constraint`), unless `max_tokens`
+        cuts it off.  `max_tokens` and `temperature` stand above `sampling`; what neither gives is as the
+        model's publisher recommends, else greedy.  Raises PromptTooLong, UnknownModel, BadInput.
         """
         drawn = sampling or self.model.sampling
         if max_tokens is not None:
             drawn = replace(drawn, max_tokens=max_tokens)
         if temperature is not None:
             drawn = replace(drawn, temperature=temperature)
+        if schema is not None:
+            drawn = replace(drawn, constraint=constraint_of(schema))
         request = self.prompts.request(
             prompt, documents, sampling=drawn, salt=salt, adapter=adapter
         )

@@ -13,6 +13,7 @@ from typing import Literal
 
 from kdn.core import (
     Blend,
+    Constraint,
     Fingerprint,
     Invoked,
     Prompt,
@@ -26,7 +27,7 @@ from kdn.errors import BadInput, UnknownModel
 from kdn.model import Document, LoadedModel, Message, PlacedText, Remembered
 from kdn.rank import Conversation
 
-__all__ = ["Documents", "Messages", "Prompts", "Reuse", "blending"]
+__all__ = ["AnswerSchema", "Documents", "Messages", "Prompts", "Reuse", "blending", "constraint_of"]
 
 Messages = str | Message | Mapping[str, str] | Sequence[Message] | Sequence[Mapping[str, str]]
 Documents = (
@@ -38,6 +39,8 @@ Documents = (
     | Sequence[Mapping[str, str]]
 )
 Reuse = Literal["exact", "blend"]
+AnswerSchema = Constraint | Mapping[str, object] | str | type
+"""A constraint, a JSON schema (a mapping, or JSON text), or a Pydantic model."""
 
 
 class Prompts:
@@ -139,6 +142,24 @@ def blending(reuse: Reuse, ratio: float | None = None, collection: str = "") -> 
         raise BadInput(f"reuse is {reuse!r}; it can be 'exact' or 'blend'")
     blend = Blend(ratio, collection)
     return (blend,) if reuse == "blend" else ()
+
+
+def constraint_of(schema: AnswerSchema) -> Constraint:
+    """What an answer must be: a constraint as it is, a JSON schema, or a Pydantic model's own.
+
+    Raises BadInput for what is none of these.
+    """
+    if isinstance(schema, Constraint):
+        return schema
+    own = getattr(schema, "model_json_schema", None)
+    if callable(own):
+        return Constraint.json_schema(own())
+    if isinstance(schema, Mapping | str):
+        return Constraint.json_schema(schema)
+    raise BadInput(
+        "schema takes a JSON schema, a Pydantic model or a kdn.Constraint, "
+        f"not {type(schema).__name__}"
+    )
 
 
 def _messages(given: object) -> list[Message]:

@@ -283,6 +283,12 @@ def chat(
     ] = None,
     max_tokens: MaxTokensOption = 512,
     temperature: TemperatureOption = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Answers are JSON of the schema in this file."
+        ),
+    ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantization: QuantizationOption = "none",
@@ -293,6 +299,7 @@ def chat(
 ) -> None:
     """Talk with the model; what was said before is reused. /new begins again, /quit ends."""
     documents = [read_text(path) for path in document or ()]
+    schema = None if json_schema is None else read_text(json_schema)
     choice = ModelChoice(model, home, device, dtype, quantization, tuple(adapter or ()))
     opening = [{"role": "system", "content": system}] if system else []
     history, turns = list(opening), list[dict[str, Any]]()
@@ -307,6 +314,7 @@ def chat(
                 documents,
                 max_tokens=max_tokens,
                 temperature=temperature,
+                schema=schema,
                 adapter=adapter[0].partition("=")[0] if adapter else None,
                 steer=_steering(None, stress, mute),
                 stream=None if as_json else write_piece,

@@ -15,9 +15,10 @@ from kdn.serve.auth import Auth
 from kdn.serve.errors import speak_openai
 from kdn.serve.limits import Backpressure, Shutdown
 from kdn.serve.metrics import Metrics, RecentRequests
+from kdn.serve.openai.completions import completion_routes
 from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.embeddings import embedding_routes
-from kdn.serve.openai.generate import generate_routes
+from kdn.serve.openai.generate import chat_routes
 from kdn.serve.openai.questions import question_routes
 from kdn.serve.openai.rag import rag_routes
 from kdn.serve.openai.rerank import rerank_routes
@@ -57,10 +58,11 @@ def create_app(
         metrics,
         backpressure,
         shutdown,
-        CapacityLimiter(_THREADS),
-        clock,
-        new_id,
-        RecentRequests(clock),
+        threads=CapacityLimiter(_THREADS),
+        compiling=CapacityLimiter(_THREADS),
+        clock=clock,
+        new_id=new_id,
+        recent=RecentRequests(clock),
     )
     app = FastAPI(
         title="kdn",
@@ -74,7 +76,8 @@ def create_app(
     app.state.recent = context.recent
     app.state.backpressure = backpressure
     for routes in (
-        generate_routes,
+        chat_routes,
+        completion_routes,
         embedding_routes,
         question_routes,
         rag_routes,

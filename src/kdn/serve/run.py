@@ -121,6 +121,7 @@ def served(kdn: Kdn) -> ServedModel:
         sampling=kdn.model.sampling,
         prompts=kdn.prompts,
         engine=kdn.engine,
+        compile=kdn.model.grammars.compile,
         asking=kdn.scoring.asking,
         embedder=_embedder(kdn),
         store_numbers=partial(_store_numbers, kdn),

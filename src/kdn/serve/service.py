@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kdn.api import AskLibrary
-from kdn.core import Generator, Prompt, Sampling, TokenIds
+from kdn.core import Constraint, Generator, Prompt, Sampling, TokenIds
 from kdn.engine import EngineStat
 from kdn.model import Document, Message, PlacedText
 from kdn.rag import Vectors
@@ -156,6 +156,8 @@ class ServedModel:
     """How tokens are drawn where a request says nothing."""
     prompts: PromptMaker
     engine: ServedEngine
+    compile: Callable[[Constraint], object]
+    """Makes a constraint ready for requests. Waits; raises BadInput for one that cannot be honoured."""
     asking: MakeAsking
     embedder: ServedEmbedder | None
     store_numbers: Callable[[], StoreNumbers]

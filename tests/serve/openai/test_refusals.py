@@ -108,9 +108,8 @@ def test_an_impossible_value_is_refused_with_its_name(
     ("name", "value"),
     [
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("response_format", {"type": "json_object"}),
-        ("presence_penalty", 0.5),
-        ("repetition_penalty", 1.2),
+        ("guided_decoding_backend", "xgrammar"),
+        ("use_beam_search", True),
         ("reasoning_effort", "high"),
         ("temprature", 0.5),
     ],
@@ -150,9 +149,11 @@ def test_pictures_and_tool_calls_are_refused_by_place(server: Running) -> None:
 
 def test_completions_refuse_what_they_cannot_do(server: Running) -> None:
     wrong: list[dict[str, Any]] = [
-        {"prompt": "x", "echo": True, "logprobs": 1},
-        {"prompt": "x", "best_of": 3},
+        {"prompt": "x", "echo": True, "logprobs": 1, "stream": True},
+        {"prompt": "x", "best_of": 3, "stream": True},
+        {"prompt": "x", "best_of": 1, "n": 2},
         {"prompt": "x", "suffix": "y"},
+        {"prompt": "x", "max_tokens": 0},
         {"prompt": ""},
         {"prompt": []},
         {"prompt": [0x110000]},

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,13 +14,14 @@ from fastapi import Request as HttpRequest
 from msgspec import UNSET, UnsetType
 
 from kdn.clock import Clock
-from kdn.core import Finish, Prompt, Request, Sampling
+from kdn.core import Constraint, Finish, Prompt, Request, Sampling
+from kdn.errors import BadInput
 from kdn.model import Document, Message
 from kdn.serve.auth import Caller, caller_of
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
 from kdn.serve.metrics import Metrics, RecentRequests
-from kdn.serve.openai.requests import ContentPart, DocumentBody, JobBody, MessageBody, SamplingBody
+from kdn.serve.openai.requests import ContentPart, DocumentBody, JobBody, MessageBody
 from kdn.serve.openai.responses import WhyReport, why_report
 from kdn.serve.openai.streams import (
     GatheredAnswer,
@@ -42,11 +42,10 @@ __all__ = [
     "conversation",
     "document_of",
     "refuse_unsupported",
-    "sampling_of",
+    "truncated",
 ]
 
 
-_TOKEN_ID = re.compile(r"[0-9]{1,9}")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -57,7 +56,7 @@ def answer_room(model: ServedModel, num_prompt: int, asked: int | None, default:
     """
     left = model.max_context - num_prompt
     if left >= (asked or 1):
-        return asked or min(default, left)
+        return min(default, left) if asked is None else max(asked, 1)
     raise Refused(
         f"the context holds {model.max_context} tokens; the prompt has {num_prompt} and "
         f"{asked or 1} were asked for the answer: shorten one of them",
@@ -66,45 +65,18 @@ def answer_room(model: ServedModel, num_prompt: int, asked: int | None, default:
     )
 
 
-def sampling_of(
-    body: SamplingBody, model: ServedModel, max_tokens: int, logprobs: int | None
-) -> Sampling:
-    """The model's own sampling where the body says nothing."""
-    own = model.sampling
-    return Sampling(
-        max_tokens=max_tokens,
-        temperature=own.temperature if body.temperature is None else body.temperature,
-        top_p=own.top_p if body.top_p is None else body.top_p,
-        top_k=own.top_k if body.top_k is None else max(body.top_k, 0),  # vLLM's clients say -1
-        min_p=own.min_p if body.min_p is None else body.min_p,
-        seed=body.seed,
-        stop=_stops(body.stop),
-        stop_token_ids=tuple(body.stop_token_ids or ()),
-        ignore_eos=bool(body.ignore_eos),
-        logit_bias=_biases(body.logit_bias or {}, model.vocabulary.vocab_size),
-        logprobs=logprobs,
+def truncated(prompt: Prompt, asked: int | None, room: int) -> Prompt:
+    """The last `asked` tokens of a prompt; -1 means as many as there is room for."""
+    left = prompt.num_tokens - (
+        room if asked == -1 else prompt.num_tokens if asked is None else asked
     )
-
-
-def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if "" in stops:
-        raise Refused("a stop string is empty and would end every answer", param="stop")
-    return stops
-
-
-def _biases(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
-    found: dict[int, float] = {}
-    for name, bias in biases.items():
-        if not _TOKEN_ID.fullmatch(name) or int(name) >= vocab_size:
-            raise Refused(
-                f"logit_bias names token {name[:20]!r}; token ids here are 0..{vocab_size - 1}",
-                param="logit_bias",
-            )
-        if not -100 <= bias <= 100:
-            raise Refused(f"logit_bias {bias} is not in -100..100", param="logit_bias")
-        found[int(name)] = bias
-    return found
+    segments = []
+    for segment in prompt.segments:
+        gone = min(max(left, 0), segment.num_tokens)
+        left -= gone
+        if gone < segment.num_tokens:
+            segments.append(replace(segment, token_ids=segment.token_ids[gone:]))
+    return replace(prompt, segments=tuple(segments)) if asked is not None else prompt
 
 
 def chat_prompt(
@@ -212,28 +184,17 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "detokenize": (True,),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
-    "guided_json": (),
-    "guided_regex": (),
-    "include_stop_str_in_output": (False,),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
     "length_penalty": (1,),
-    "min_tokens": (0,),
     "modalities": (["text"],),
-    "presence_penalty": (0,),
-    "prompt_logprobs": (),
     "reasoning_effort": (),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
-    "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "verbosity": (),
     "web_search_options": (),
@@ -295,9 +256,18 @@ class RequestContext:
     shutdown: Shutdown
     threads: CapacityLimiter
     """For prompts: routes that wait for the store have others."""
+    compiling: CapacityLimiter
+    """For constraints: what takes long there delays nothing else."""
     clock: Clock
     new_id: Callable[[], str]
     recent: RecentRequests
+
+    async def compiled(self, constraint: Constraint, param: str) -> None:
+        """Have a constraint ready. Raises Refused, which names `param`, for one that cannot be honoured."""
+        try:
+            await run_sync(self.model.compile, constraint, limiter=self.compiling)
+        except BadInput as error:
+            raise Refused(str(error), param=param, code="invalid_constraint") from error
 
     def created(self) -> int:
         """Now, in whole seconds since 1970."""

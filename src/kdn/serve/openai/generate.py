@@ -1,10 +1,11 @@
-"""POST /v1/chat/completions and /v1/completions: a conversation, or text or token ids, go on.
+"""POST /v1/chat/completions: a conversation goes on.
 
-Both are the same work in two shapes: `_Answers` runs and streams, `_Chat` and `_Completion` word it.
+`Answers` runs and streams, and `_Chat` words it; `completions.py` words the same work for plain texts.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,30 +15,27 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from kdn.core import (
+    Constraint,
     Finish,
     Prompt,
     Request,
     Retention,
-    Role,
     Sampling,
-    Segment,
     Token,
-    TokenIds,
     Usage,
 )
 from kdn.serve.errors import Refused
-from kdn.serve.limits import MAX_SEED, bounded_router, check_length
+from kdn.serve.limits import MAX_SEED, bounded_router
 from kdn.serve.openai.context import (
     HttpJob,
     RequestContext,
     answer_room,
     chat_prompt,
-    check_ids,
     conversation,
     refuse_unsupported,
-    sampling_of,
+    truncated,
 )
-from kdn.serve.openai.requests import ChatBody, CompletionBody, KdnOptions, SamplingBody
+from kdn.serve.openai.requests import ChatBody, KdnOptions, SamplingBody
 from kdn.serve.openai.responses import (
     ChatChoice,
     ChatChunk,
@@ -45,13 +43,11 @@ from kdn.serve.openai.responses import (
     ChatDelta,
     ChatMessage,
     ChunkChoice,
-    Completion,
-    CompletionChoice,
     chat_logprobs,
-    completion_logprobs,
     finish_name,
     json_response,
     kdn_report,
+    prompt_logprobs,
     usage_report,
 )
 from kdn.serve.openai.streams import (
@@ -64,23 +60,22 @@ from kdn.serve.openai.streams import (
     gather,
     until_disconnect,
 )
-from kdn.serve.openai.techniques import chat_techniques, text_techniques
+from kdn.serve.openai.structured import constraint_of
+from kdn.serve.openai.techniques import chat_techniques
 from kdn.serve.service import ServedModel, Vocabulary
 
-__all__ = ["generate_routes"]
+__all__ = ["Answers", "chat_routes", "constrained", "requests_of", "sampling_of"]
+
+_TOKEN_ID = re.compile(r"[0-9]{1,9}")
 
 
-def generate_routes(context: RequestContext) -> APIRouter:
-    """The two routes, bound to one server's parts."""
+def chat_routes(context: RequestContext) -> APIRouter:
+    """The route, bound to one server's parts."""
     router = bounded_router()
 
     @router.post("/v1/chat/completions")
     async def chat(body: ChatBody, http: HttpRequest) -> Response:
         return await (await _begin_chat(context, body, http)).response(http)
-
-    @router.post("/v1/completions")
-    async def complete(body: CompletionBody, http: HttpRequest) -> Response:
-        return await (await _begin_completion(context, body, http)).response(http)
 
     return router
 
@@ -88,51 +83,111 @@ def generate_routes(context: RequestContext) -> APIRouter:
 # Everything that can be refused is refused before a byte of the answer is sent.
 
 
+def _refuse_combinations(body: SamplingBody) -> None:
+    if body.stream and body.prompt_logprobs is not None:
+        raise Refused(
+            "prompt_logprobs are told with the whole answer; leave out stream",
+            param="prompt_logprobs",
+        )
+    if body.kdn and body.kdn.steer and body.prompt_logprobs is not None:
+        raise Refused(
+            "prompt_logprobs are those of a prompt that is not steered", param="kdn.steer"
+        )
+
+
+async def constrained(context: RequestContext, body: SamplingBody) -> Constraint | None:
+    """What the answers must be, compiled. Raises Refused for what cannot be honoured."""
+    asked = constraint_of(body)
+    if asked is None:
+        return None
+    param, constraint = asked
+    await context.compiled(constraint, param)
+    return constraint
+
+
 async def _begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest) -> _Chat:
     refuse_unsupported(body.model_extra)
+    _refuse_combinations(body)
     job, model = context.job("chatcmpl", body, http), context.model
     asked = _max_tokens(body)
     messages, documents = conversation(body.messages, body.documents)
     prompt = await context.in_thread(chat_prompt, model, messages, documents, job.salt)
+    prompt = truncated(prompt, body.truncate_prompt_tokens, model.max_context - (asked or 1))
     room = answer_room(model, prompt.num_tokens, asked, context.settings.default_max_tokens)
-    sampling = sampling_of(body, model, room, _logprobs(body))
-    techniques: tuple[object, ...] = ()
-    if body.kdn is not None:
-        techniques = await context.in_thread(
-            chat_techniques, body.kdn, model, prompt, messages, documents
-        )
-    asked_for = _requests(context, job, body, [(prompt, sampling)], techniques)
+    constraint = await constrained(context, body)
+    sampling = sampling_of(body, model, room, _logprobs(body), constraint)
+    options = body.kdn or KdnOptions()
+    techniques = await context.in_thread(
+        chat_techniques, options, model, prompt, messages, documents
+    )
+    asked_for = requests_of(context, job, body, [(prompt, sampling)], body.n or 1, techniques)
     streams = context.submit_all(job, asked_for)
     return _Chat(job, body, model.vocabulary, streams, [prompt])
 
 
-async def _begin_completion(
-    context: RequestContext, body: CompletionBody, http: HttpRequest
-) -> _Completion:
-    refuse_unsupported(body.model_extra)
-    _refuse_combinations(body)
-    job, model = context.job("cmpl", body, http), context.model
-    prompts = await context.in_thread(_token_prompts, model, body)
-    wanted = []
-    for prompt in prompts:
-        room = answer_room(
-            model, prompt.num_tokens, body.max_tokens, context.settings.default_max_tokens
-        )
-        wanted.append((prompt, sampling_of(body, model, room, body.logprobs)))
-    techniques = text_techniques(body.kdn) if body.kdn is not None else ()
-    streams = context.submit_all(job, _requests(context, job, body, wanted, techniques))
-    return _Completion(job, body, model.vocabulary, streams, prompts)
+def sampling_of(
+    body: SamplingBody,
+    model: ServedModel,
+    max_tokens: int,
+    logprobs: int | None,
+    constraint: Constraint | None,
+) -> Sampling:
+    """The model's own sampling where the body says nothing."""
+    own = model.sampling
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=own.temperature if body.temperature is None else body.temperature,
+        top_p=own.top_p if body.top_p is None else body.top_p,
+        top_k=own.top_k if body.top_k is None else max(body.top_k, 0),  # vLLM's clients say -1
+        min_p=own.min_p if body.min_p is None else body.min_p,
+        seed=body.seed,
+        stop=_stops(body.stop),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        logit_bias=_biases(body.logit_bias or {}, model.vocabulary.vocab_size),
+        logprobs=logprobs,
+        constraint=constraint,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        min_tokens=body.min_tokens or 0,
+        include_stop=bool(body.include_stop_str_in_output),
+        show_special=body.skip_special_tokens is False,
+        prompt_logprobs=body.prompt_logprobs,
+    )
 
 
-def _requests(
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if "" in stops:
+        raise Refused("a stop string is empty and would end every answer", param="stop")
+    return stops
+
+
+def _biases(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for name, bias in biases.items():
+        if not _TOKEN_ID.fullmatch(name) or int(name) >= vocab_size:
+            raise Refused(
+                f"logit_bias names token {name[:20]!r}; token ids here are 0..{vocab_size - 1}",
+                param="logit_bias",
+            )
+        if not -100 <= bias <= 100:
+            raise Refused(f"logit_bias {bias} is not in -100..100", param="logit_bias")
+        found[int(name)] = bias
+    return found
+
+
+def requests_of(
     context: RequestContext,
     job: HttpJob,
     body: SamplingBody,
     prompts: Sequence[tuple[Prompt, Sampling]],
+    choices: int,
     techniques: tuple[object, ...],
 ) -> list[Request]:
-    """`n` requests a prompt, prompts in order."""
-    options, choices = body.kdn or KdnOptions(), body.n or 1
+    """`choices` requests a prompt, prompts in order."""
+    options = body.kdn or KdnOptions()
     if len(prompts) * choices > context.settings.limits.choices:
         raise Refused(
             f"{len(prompts)} prompts with n={choices} ask for more than "
@@ -176,56 +231,9 @@ def _logprobs(body: ChatBody) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-def _refuse_combinations(body: CompletionBody) -> None:
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise Refused("best_of is supported only when it equals n", param="best_of")
-    if body.echo and body.logprobs is not None:
-        raise Refused(
-            "echo with logprobs asks for logprobs of the prompt, which are not computed here",
-            param="echo",
-            code="unsupported_parameter",
-        )
-
-
-def _token_prompts(model: ServedModel, body: CompletionBody) -> list[Prompt]:
-    vocabulary, prompts = model.vocabulary, []
-    for given in _given_prompts(body):
-        if isinstance(given, str):
-            check_length([given], vocabulary, model.max_context, "prompt")
-        prompts.append(_ids(vocabulary, given))
-    if not prompts or not all(prompts):
-        raise Refused("a prompt is empty: there is nothing to go on from", param="prompt")
-    for ids in prompts:
-        check_ids(ids, vocabulary.vocab_size, "prompt")
-    return [Prompt((Segment(Role.QUESTION, ids),)) for ids in prompts]
-
-
-def _ids(vocabulary: Vocabulary, given: str | TokenIds) -> TokenIds:
-    """Raw text is the caller's whole prompt: special tokens in it count, and it begins as one."""
-    if not isinstance(given, str):
-        return given
-    ids = vocabulary.encode(given, special=True)
-    begin = vocabulary.bos_ids
-    return ids if not ids or ids[: len(begin)] == begin else begin + ids
-
-
-def _given_prompts(body: CompletionBody) -> list[str | TokenIds]:
-    """A string, strings, ids or lists of ids, all as a list of prompts."""
-    if isinstance(body.prompt, str):
-        return [body.prompt]
-    ids = [item for item in body.prompt if isinstance(item, int)]
-    if ids:
-        return [tuple(ids)]
-    return [
-        item if isinstance(item, str) else tuple(item)
-        for item in body.prompt
-        if not isinstance(item, int)
-    ]
-
-
 @dataclass(frozen=True)
-class _Answers(ABC):
-    """Answers under way; answer `i` belongs to prompt `i // n`. Subclasses give them a shape."""
+class Answers(ABC):
+    """Answers under way; answer `i` belongs to prompt `i // per_prompt`. Subclasses give them a shape."""
 
     job: HttpJob
     body: Any
@@ -244,9 +252,19 @@ class _Answers(ABC):
             return EventStream(self._events(), self.streams)
         num_answers = len(self.prompts) * self.per_prompt
         answers = await until_disconnect(http, self.streams, gather(self.streams, num_answers))
-        whole = self.chunk([self.choice(index, one) for index, one in enumerate(answers)])
-        usages = [answer.ended.usage for answer in answers]
-        return json_response(await self._account(whole, usages))
+        shown = self.shown(answers)
+        whole = self.chunk([self.choice(index, one) for index, one in enumerate(shown)])
+        whole = await self._account(whole, [answer.ended.usage for answer in answers])
+        self.tell_prompts(whole, shown)
+        return json_response(whole)
+
+    def shown(self, answers: list[GatheredAnswer]) -> list[GatheredAnswer]:
+        """Those that are given out, in order."""
+        return answers
+
+    @abstractmethod
+    def tell_prompts(self, whole: Any, answers: list[GatheredAnswer]) -> None:
+        """Add what was asked for of the prompts' own tokens."""
 
     async def _events(self) -> AsyncIterator[bytes]:
         """Server-sent events; an error after the start is told by the last event but [DONE]."""
@@ -314,7 +332,7 @@ class _Answers(ABC):
         """The last events of an answer."""
 
 
-class _Chat(_Answers):
+class _Chat(Answers):
     """In the shape of chat."""
 
     @property
@@ -329,6 +347,10 @@ class _Chat(_Answers):
         logprobs = self._logprobs(answer.tokens)
         finish = finish_name(answer.ended.reason)
         return ChatChoice(index, ChatMessage(answer.text), finish, logprobs)
+
+    def tell_prompts(self, whole: Any, answers: list[GatheredAnswer]) -> None:
+        if self.body.prompt_logprobs is not None:
+            whole.prompt_logprobs = prompt_logprobs(answers[0].ended.prompt)
 
     def opening(self, index: int) -> Iterator[ChunkChoice]:
         """The role, not sooner: load generators take the first event for the first token."""
@@ -350,47 +372,3 @@ class _Chat(_Answers):
 
     def _logprobs(self, tokens: Sequence[Token]) -> Any:
         return chat_logprobs(tokens, self.vocabulary) if self.logprobs_wanted else None
-
-
-class _Completion(_Answers):
-    """In the shape of plain completions."""
-
-    @property
-    def logprobs_wanted(self) -> bool:
-        return self.body.logprobs is not None
-
-    def chunk(self, choices: list[Any], *, streamed: bool = False) -> Any:
-        return Completion(
-            id=self.job.id, created=self.job.created, model=self.job.model, choices=choices
-        )
-
-    def choice(self, index: int, answer: GatheredAnswer) -> CompletionChoice:
-        finish = finish_name(answer.ended.reason)
-        text = self._echo(index) + answer.text
-        return CompletionChoice(index, text, finish, self._logprobs(answer.tokens, 0))
-
-    def opening(self, index: int) -> Iterator[CompletionChoice]:
-        if self.body.echo:
-            yield CompletionChoice(index, self._echo(index))
-
-    def delta(self, index: int, token: Token, offset: int) -> CompletionChoice:
-        return CompletionChoice(index, token.text, logprobs=self._logprobs([token], offset))
-
-    def ending(self, index: int, finish: Finish) -> Iterator[Completion]:
-        choice = CompletionChoice(index, finish.tail, finish_name(finish.reason))
-        yield self.chunk([choice], streamed=True)
-
-    def _echo(self, index: int) -> str:
-        """The prompt as it was given; of ids, with the special tokens among them."""
-        if not self.body.echo:
-            return ""
-        number = index // self.per_prompt
-        given = _given_prompts(self.body)[number]
-        if isinstance(given, str):
-            return given
-        return self.vocabulary.decode(given, special=True)
-
-    def _logprobs(self, tokens: Sequence[Token], offset: int) -> Any:
-        if not self.logprobs_wanted:
-            return None
-        return completion_logprobs(tokens, self.vocabulary, offset)

@@ -30,6 +30,7 @@ from kdn.serve.limits import (
     TokenId,
     TokenIdList,
 )
+from kdn.serve.openai.structured import ConstrainedBody
 
 __all__ = [
     "ChatBody",
@@ -166,7 +167,7 @@ class JobBody(_Open):
     """Lower is sooner, for the policies that look at it."""
 
 
-class SamplingBody(JobBody):
+class SamplingBody(JobBody, ConstrainedBody):
     """What chat and plain completions have in common."""
 
     max_tokens: Count | None = None
@@ -192,6 +193,22 @@ class SamplingBody(JobBody):
     """Go on to `max_tokens`."""
     logit_bias: dict[str, float] | None = Field(None, max_length=MAX_BIASES)
     """Token id to what is added to its logit, -100 to 100."""
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    """Is taken off a token's logit for every time that the answer has it."""
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    """Is taken off the logit of every token that the answer has."""
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    """Above 1 tokens of prompt and answer become less likely, as in transformers."""
+    min_tokens: int | None = Field(None, ge=0, le=MAX_COUNT)
+    """The answer does not end before so many tokens."""
+    include_stop_str_in_output: bool | None = None
+    """The stop text that was met, or the text of one of `stop_token_ids`, ends the answer."""
+    skip_special_tokens: bool | None = None
+    """False: special tokens are part of the text."""
+    truncate_prompt_tokens: Count | Literal[-1] | None = None
+    """Keep so many tokens of a longer prompt, the last ones; -1: as many as the context holds."""
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)
+    """Tell the log-probabilities of the prompt's tokens, with so many alternatives; not in a stream."""
     stream: bool | None = None
     """Server-sent events in place of one body."""
     stream_options: StreamOptions | None = None
@@ -219,11 +236,15 @@ class CompletionBody(SamplingBody):
     )
     """A text, token ids, or a list of either. Names of special tokens in a text become those tokens."""
     echo: bool | None = None
-    """Begin each answer with its prompt."""
+    """Begin each answer with its prompt; with `logprobs`, those of the prompt's tokens come too."""
+    max_tokens: int | None = Field(None, ge=0, le=MAX_COUNT)
+    """As for chat; 0 with `echo`: only the prompt, for its log-probabilities."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Tell log-probabilities, with so many alternatives."""
     best_of: Count | None = None
-    """Only as much as `n`."""
+    """So many answers are made to a prompt, and the `n` likeliest per token come back; not in a stream."""
+    suffix: Text | None = None
+    """What stands after the answer; only for models with tokens that fill in the middle."""
 
 
 class EmbeddingBody(_Open):

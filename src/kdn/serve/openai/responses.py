@@ -37,6 +37,8 @@ __all__ = [
     "KdnReport",
     "ModelCard",
     "ModelList",
+    "PromptLogprob",
+    "PromptLogprobs",
     "TopLogprob",
     "UsageReport",
     "WhyReport",
@@ -45,6 +47,7 @@ __all__ = [
     "finish_name",
     "json_response",
     "kdn_report",
+    "prompt_logprobs",
     "usage_report",
     "why_report",
 ]
@@ -134,6 +137,19 @@ class ChatChoice(Struct):
     logprobs: ChatLogprobs | None = None
 
 
+class PromptLogprob(Struct):
+    """One token of the prompt, or an alternative to it, as vLLM tells it."""
+
+    logprob: float
+    rank: int | None
+    """1 is the likeliest; None for one that is not among the alternatives."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By token id, in the order of the prompt; None for the first token, which follows nothing."""
+
+
 class ChatCompletion(Struct, kw_only=True):
     id: str
     object: str = "chat.completion"
@@ -143,6 +159,7 @@ class ChatCompletion(Struct, kw_only=True):
     usage: UsageReport | UnsetType = UNSET
     kdn: KdnReport | UnsetType = UNSET
     system_fingerprint: str | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class ChatDelta(Struct):
@@ -184,6 +201,7 @@ class CompletionChoice(Struct):
     text: str
     finish_reason: str | None = None
     logprobs: CompletionLogprobs | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Completion(Struct, kw_only=True):
@@ -303,6 +321,21 @@ def _chat_logprob(token: Token, vocabulary: Vocabulary) -> ChatLogprob:
         for one in token.alternatives
     ]
     return ChatLogprob(text, token.logprob or 0.0, own, top)
+
+
+def prompt_logprobs(tokens: Sequence[Token]) -> PromptLogprobs:
+    """Each token of a prompt and its alternatives."""
+    return [_prompt_logprob(token) for token in tokens]
+
+
+def _prompt_logprob(token: Token) -> dict[str, PromptLogprob] | None:
+    if token.logprob is None:
+        return None
+    own = PromptLogprob(token.logprob, None, token.text)
+    others = enumerate(token.alternatives, 1)
+    return {str(token.token_id): own} | {
+        str(one.token_id): PromptLogprob(one.logprob, rank, one.text) for rank, one in others
+    }
 
 
 def completion_logprobs(
