@@ -60,7 +60,7 @@ from kdn.serve.openai.streams import (
     gather,
     until_disconnect,
 )
-from kdn.serve.openai.structured import constraint_of
+from kdn.serve.openai.structured import ConstrainedBody, constraint_of
 from kdn.serve.openai.techniques import chat_techniques
 from kdn.serve.service import ServedModel, Vocabulary
 
@@ -97,6 +97,8 @@ def _refuse_combinations(body: SamplingBody) -> None:
 
 async def constrained(context: RequestContext, body: SamplingBody) -> Constraint | None:
     """What the answers must be, compiled. Raises Refused for what cannot be honoured."""
+    if not body.model_fields_set & ConstrainedBody.model_fields.keys():
+        return None
     asked = constraint_of(body)
     if asked is None:
         return None
@@ -116,10 +118,11 @@ async def _begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest
     room = answer_room(model, prompt.num_tokens, asked, context.settings.default_max_tokens)
     constraint = await constrained(context, body)
     sampling = sampling_of(body, model, room, _logprobs(body), constraint)
-    options = body.kdn or KdnOptions()
-    techniques = await context.in_thread(
-        chat_techniques, options, model, prompt, messages, documents
-    )
+    techniques: tuple[object, ...] = ()
+    if body.kdn is not None:
+        techniques = await context.in_thread(
+            chat_techniques, body.kdn, model, prompt, messages, documents
+        )
     asked_for = requests_of(context, job, body, [(prompt, sampling)], body.n or 1, techniques)
     streams = context.submit_all(job, asked_for)
     return _Chat(job, body, model.vocabulary, streams, [prompt])
