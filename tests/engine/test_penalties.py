@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdn.core import FinishReason, Sampling, Token
+from kdn.core import Finish, FinishReason, Sampling, Token
 from kdn.engine import EngineLimits, Sampler
 from kdn.errors import BadInput
 from kdn.model import LoadedModel
@@ -123,6 +123,7 @@ def test_the_stop_string_is_part_of_the_text_where_that_is_asked_for(tiny: Loade
         stream = bench.submit(f"s{include}", tuple(range(65, 80)), sampling=asked)
         bench.drain()
         *tokens, last = stream
+        assert isinstance(last, Finish)
         assert last.reason is FinishReason.STOP
         found = "".join(one.text for one in tokens if isinstance(one, Token))
         assert found == text[: text.index(stop)] + stop * include

@@ -106,11 +106,13 @@ _Asked = list[tuple[str, Callable[[], Constraint]]]
 
 
 def _asked(body: ConstrainedBody) -> _Asked:
-    older = StructuredOutputs(
-        json=body.guided_json,
-        regex=body.guided_regex,
-        choice=body.guided_choice,
-        grammar=body.guided_grammar,
+    older = StructuredOutputs.model_validate(
+        {
+            "json": body.guided_json,
+            "regex": body.guided_regex,
+            "choice": body.guided_choice,
+            "grammar": body.guided_grammar,
+        }
     )
     found = _by_openai(body.response_format) if body.response_format else []
     found += _by_vllm(body.structured_outputs or StructuredOutputs(), "structured_outputs.")
