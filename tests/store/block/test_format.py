@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdn.core import BlockKey, Cause, Fingerprint, KvShape, Recipe
+from kdn.core import BlockKey, Cause, ColumnScale, Fingerprint, KvShape, Recipe
 from kdn.errors import BadInput, CorruptBlock
 from kdn.store import Codec, encode_block
 from kdn.store.block.format import (
@@ -27,8 +28,8 @@ from kdn.store.block.format import (
     decode_header,
     header_bytes,
 )
-from kdn.store.block.wire import WireHeader
-from kdn.store.codecs import RunForm
+from kdn.store.block.wire import WireHeader, scales_within
+from kdn.store.codecs import CODECS, RunForm
 from tests.store.helpers import SHAPE, block_id, make_block, run_of
 
 TINY = KvShape(num_layers=2, num_kv_heads=1, head_dim=2, dtype="bfloat16")
@@ -199,7 +200,11 @@ def test_a_block_under_another_name_is_noticed() -> None:
         {"layers": (Run(0, 24, b""), Run(4096, 24, b""))},
         {"hidden": (HiddenSection(9, 4, "bfloat16", Run(8192, 24, bytes(16))),)},
         {"hidden": (HiddenSection(1, 5, "bfloat16", Run(8192, 24, bytes(16))),)},
-        {"columns": (ColumnSection(1, Run(8192, 3, bytes(16))),)},
+        {"columns": (ColumnSection(9, bytes(4), 2.0),)},
+        {"columns": (ColumnSection(1, bytes(3), 2.0),)},
+        {"columns": (ColumnSection(1, bytes(8), 2.0),)},
+        {"columns": (ColumnSection(1, b"\3\0\0\0", 2.0),)},
+        {"columns": (ColumnSection(1, bytes(4), 0.0),)},
     ],
 )
 def test_impossible_claims_are_refused_before_anything_is_allocated(
@@ -219,14 +224,27 @@ def test_a_key_that_does_not_follow_from_the_header_is_refused() -> None:
 def test_reserved_sections_are_understood() -> None:
     encoded = encode_block(make_block(block_id([5, 6, 7]), TINY))
     hidden = HiddenSection(1, 4, "bfloat16", Run(8192, 24, bytes(16)))
-    columns = ColumnSection(1, Run(12288, 8, bytes(16)))
-    data = rewritten(encoded, hidden=(hidden,), columns=(columns,)) + bytes(2 * ALIGN)
+    data = rewritten(encoded, hidden=(hidden,)) + bytes(ALIGN)
     header = decode(data, encoded.key)
-    assert (header.hidden, header.columns) == ((hidden,), (columns,))
-    assert header.sections_start == len(data) - 2 * ALIGN
+    assert header.hidden == (hidden,)
+    assert header.sections_start == len(data) - ALIGN
     assert read_all(data, encoded.key) == read_all(encoded.data, encoded.key)
     with pytest.raises(CorruptBlock, match="hidden 0"):
         header.check_sections(memoryview(data)[header.sections_start :])
+
+
+def test_steered_columns_are_stored_with_their_factors_and_heads() -> None:
+    scales = (ColumnScale(0, (2, 0), 1.5, (0, 3)), ColumnScale(1, (1,), 0.5, literal=True))
+    block = replace(make_block(block_id([5, 6, 7]), TINY), columns=scales)
+    for codec in (None, CODECS["lossless"]):
+        encoded = encode_block(block, codec)
+        header = decode(encoded.data, encoded.key)
+        assert scales_within(header.columns, 10) == (
+            ColumnScale(0, (10, 12), 1.5, (0, 3)),
+            ColumnScale(1, (11,), 0.5, literal=True),
+        )
+    plain = encode_block(make_block(block_id([5, 6, 7]), TINY))
+    assert decode(plain.data, plain.key).columns == ()
 
 
 def test_sections_stand_under_checksums_of_their_own() -> None:

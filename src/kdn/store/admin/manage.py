@@ -10,6 +10,7 @@ from kdn.core import BlockKey
 from kdn.errors import BadInput, CorruptBlock
 from kdn.store.block.format import Block, EncodedBlock, encode_block
 from kdn.store.block.reader import read_whole
+from kdn.store.block.wire import scales_within
 from kdn.store.codecs import CODECS
 from kdn.store.store import Store
 from kdn.store.tiers.tier import Tier
@@ -160,7 +161,8 @@ def _whole(store: Store, key: BlockKey, source: str | None) -> EncodedBlock | No
 
 def _plain(block: EncodedBlock) -> Block:
     header = block.header
-    return Block(header.id, header.shape, tuple(_runs(block)))
+    columns = scales_within(header.columns, 0)
+    return Block(header.id, header.shape, tuple(_runs(block)), columns=columns)
 
 
 def _runs(block: EncodedBlock) -> Iterator[memoryview]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import msgspec
@@ -30,6 +30,7 @@ from kdn.core import (
     BlockKey,
     Cause,
     ChainHash,
+    ColumnScale,
     Fingerprint,
     KvShape,
     Prompt,
@@ -52,6 +53,7 @@ from kdn.store.block.wire import (
     align_of,
     aligned,
     check_salt,
+    column_sections,
     complaint_of,
     lay_out,
     runs_of,
@@ -268,6 +270,7 @@ def _wire(block: Block, codec: Codec, layers: tuple[Run, ...]) -> WireHeader:
         dtype=block.shape.dtype,
         codec=codec.name,
         layers=layers,
+        columns=column_sections(block.columns),
     )
 
 
@@ -317,6 +320,8 @@ class Block:
     id: BlockId
     shape: KvShape
     layers: tuple[memoryview | bytes, ...]
+    columns: tuple[ColumnScale, ...] = ()
+    """Columns that were steered when it was made, counted from its first token: readers steer them too."""
 
     @property
     def raw_bytes(self) -> int:
@@ -325,7 +330,7 @@ class Block:
 
     def copy(self) -> Block:
         """The same block over bytes of its own."""
-        return Block(self.id, self.shape, tuple(map(bytes, self.layers)))
+        return replace(self, layers=tuple(map(bytes, self.layers)))
 
     def __post_init__(self) -> None:
         if not 1 <= self.id.num_tokens <= BLOCK_TOKENS:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, Self
 
-from kdn.core import BlockId, BlockKey, KvShape
+from kdn.core import BlockId, BlockKey, ColumnScale, KvShape
 from kdn.errors import CorruptBlock
 from kdn.store.block.format import (
     MAX_BLOCK_BYTES,
@@ -17,6 +17,7 @@ from kdn.store.block.format import (
     decode_header,
     header_bytes,
 )
+from kdn.store.block.wire import scales_within
 
 if TYPE_CHECKING:
     from kdn.store.block.format import Header
@@ -246,6 +247,11 @@ class Reader:
     def tier(self) -> str:
         """Where the bytes come from."""
         return self._load.tier
+
+    @property
+    def scales(self) -> tuple[ColumnScale, ...]:
+        """Columns that were steered when the block was made, at their positions. Moves no bytes."""
+        return scales_within(self._load.header.columns, self.id.start)
 
     @property
     def is_delivered(self) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import msgspec
 
-from kdn.core import BLOCK_TOKENS, MAX_SALT_BYTES, Cause
-from kdn.core.blocks import TOKEN_BYTES
+from kdn.core import BLOCK_TOKENS, MAX_SALT_BYTES, Cause, ColumnScale
+from kdn.core.blocks import TOKEN_BYTES, pack_tokens, unpack_tokens
 from kdn.errors import BadInput
 from kdn.store.codecs import CODECS, Codec
 
@@ -25,9 +28,11 @@ __all__ = [
     "align_of",
     "aligned",
     "check_salt",
+    "column_sections",
     "complaint_of",
     "lay_out",
     "runs_of",
+    "scales_within",
     "sections_of",
 ]
 
@@ -67,10 +72,16 @@ class HiddenSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
 
 class ColumnSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Columns steered at `layer`: u32 each, counted from the block's first token. No writer yet."""
+    """Columns steered at `layer`, u32 each, counted from the block's first token, ascending.
+
+    It lies in the header, so that a plan knows them before any layer is read.
+    """
 
     layer: int
-    run: Run
+    columns: bytes
+    factor: float
+    heads: tuple[int, ...] | None = None
+    literal: bool = False
 
 
 class WireHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -100,8 +111,28 @@ class _Laid(Protocol):
     def layers(self) -> tuple[Run, ...]: ...
     @property
     def hidden(self) -> tuple[HiddenSection, ...]: ...
-    @property
-    def columns(self) -> tuple[ColumnSection, ...]: ...
+
+
+def column_sections(scales: Sequence[ColumnScale]) -> tuple[ColumnSection, ...]:
+    """The scales of a block, whose columns count from its first token, as they are stored."""
+    return tuple(
+        ColumnSection(s.layer, pack_tokens(sorted(s.columns)), s.factor, s.heads, s.literal)
+        for s in scales
+    )
+
+
+def scales_within(sections: Sequence[ColumnSection], start: int) -> tuple[ColumnScale, ...]:
+    """Stored columns of a block that begins at position `start`, as scales of a plan."""
+    return tuple(
+        ColumnScale(
+            one.layer,
+            tuple(start + column for column in unpack_tokens(one.columns)),
+            one.factor,
+            one.heads,
+            one.literal,
+        )
+        for one in sections
+    )
 
 
 def check_salt(salt: str) -> None:
@@ -144,9 +175,7 @@ def runs_of(header: _Laid) -> list[Run]:
 
 def sections_of(header: _Laid) -> list[tuple[str, int, Run]]:
     """Every section's kind, number and run."""
-    hidden = [("hidden", number, section.run) for number, section in enumerate(header.hidden)]
-    columns = [("columns", number, section.run) for number, section in enumerate(header.columns)]
-    return hidden + columns
+    return [("hidden", number, section.run) for number, section in enumerate(header.hidden)]
 
 
 def complaint_of(wire: WireHeader) -> str | None:
@@ -186,7 +215,11 @@ def _section_complaint(wire: WireHeader, num_tokens: int) -> str | None:
             return "its hidden states name an impossible layer or dtype"
         if section.run.stored_bytes != num_tokens * section.width * VALUE_BYTES[section.dtype]:
             return "its hidden states do not fit their width"
-    for columns in wire.columns:
-        if not 0 <= columns.layer < wire.num_layers or columns.run.stored_bytes % TOKEN_BYTES:
-            return "its columns name an impossible layer or size"
+    for steered in wire.columns:
+        whole, factor = len(steered.columns) % TOKEN_BYTES == 0, steered.factor
+        if not (0 <= steered.layer < wire.num_layers and whole and 0 < factor < math.inf):
+            return "its columns name an impossible layer, size or factor"
+        columns = unpack_tokens(steered.columns)
+        if any(a >= b for a, b in pairwise(columns)) or max(columns, default=0) >= num_tokens:
+            return "its columns do not ascend within its tokens"
     return None
