@@ -18,6 +18,8 @@ from kdn.api.embedders import EMBEDDER
 from kdn.errors import BadConfig, PortInUse, UnknownModel
 from kdn.model import resolve
 from kdn.serve.app import create_app
+from kdn.serve.console.data import ConsoleData
+from kdn.serve.console.routes import mount_console
 from kdn.serve.limits import MAX_HEADER_BYTES, Server
 from kdn.serve.service import ServedEmbedder, ServedModel, StoreNumbers
 from kdn.serve.settings import ServeSettings
@@ -100,6 +102,8 @@ def run(
     app = create_app(model, settings, version=package.__version__, own_keys=grants)
     if grants:
         mount_store(app, kdn.store, grants, TextStore(kdn, model))
+    data = ConsoleData(kdn, app.state.recent, kdn.parts.clock)
+    mount_console(app, data, settings, has_admin=any(grant.admin for grant in grants))
     # Nothing can be answered any more: the process ends, so that what watches it begins another.
     kdn.engine.when_stopped(lambda _failure: app.state.shutdown.begin(_AFTER_FAILURE_S))
     make_server(app, settings).run(sockets=[listening])

@@ -79,6 +79,8 @@ class StoreStat:
     """How fast each tier gave lately, of those that were read from."""
     delivered: Mapping[str, int] = field(default_factory=dict)
     """Bytes that were delivered against a deadline, by the codec they came in or were asked for."""
+    errors: Mapping[str, int] = field(default_factory=dict)
+    """By tier: times that it could not be used, and damaged or lost blocks that it gave."""
     open_circuits: tuple[str, ...] = ()
     """Tiers that are not asked for a while, after failures."""
 
@@ -256,6 +258,7 @@ class Store:
             queued_bytes=self._queues.size_bytes,
             bytes_per_s=self.links.all(),
             delivered=self._outcomes.delivered_bytes(),
+            errors=dict(self._outcomes.errors),
             open_circuits=tuple(tier.name for tier in self.tiers if not tier.is_reachable()),
             **self._outcomes.counts(),
         )

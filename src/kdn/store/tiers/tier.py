@@ -305,6 +305,8 @@ class Outcomes:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._delivered: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        """By tier: times that it could not be used, and damaged or lost blocks that it gave."""
 
     def count(self, **amounts: int) -> int:
         """Add to counts; the new value of the first."""
@@ -361,11 +363,13 @@ class Outcomes:
 
     def failed(self, tier: Tier, error: StoreError) -> None:
         """A tier could not be used."""
+        self.errors[tier.name] += 1
         self.count(failed=1)
         self._trace.event("store.failed", tier=tier.name, reason=str(error))
 
     def corrupt(self, tier: Tier, key: BlockKey, error: CorruptBlock) -> None:
         """Damaged: put out of use, and to be computed again. Lost on the way: only counted."""
+        self.errors[tier.name] += 1
         if isinstance(error, LostBlock):
             self.count(lost=1)
             self._trace.event("store.lost", tier=tier.name, key=key, reason=str(error))

@@ -1,0 +1,186 @@
+"""What the console shows, read from an open model. All of it may wait for the store."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict
+from typing import Any
+
+from kdn.api import Kdn
+from kdn.clock import Clock
+from kdn.core import BlockKey, KvShape
+from kdn.cost import load_sheet, load_speed, use_saving
+from kdn.errors import BadInput
+from kdn.serve.console.texts import StoredText, TextRow, stored_texts, text_rows
+from kdn.serve.metrics import RecentRequests, RequestRecord
+from kdn.store.admin.manage import Which, copy, forget, move, select, warm
+
+__all__ = ["ACTIONS", "ConsoleData"]
+
+ACTIONS = ("pin", "unpin", "warm", "copy", "move", "clear")
+SORTS = ("tokens", "size_bytes", "age_s", "uses", "saved_usd", "value_usd", "start")
+
+
+class ConsoleData:
+    """The numbers and the acts of one open model. Safe from several threads."""
+
+    def __init__(self, kdn: Kdn, recent: RecentRequests, clock: Clock) -> None:
+        self._kdn = kdn
+        self._recent = recent
+        self._clock = clock
+        self._began_s = clock.now()
+        self._lock = threading.Lock()
+        self._cursor = ""
+        self._texts: list[StoredText] = []
+
+    def overview(self) -> dict[str, Any]:
+        """One look at everything: tiers, counts, load, quality, money."""
+        kdn = self._kdn
+        stat, ledger = kdn.store.stat(), kdn.cost.ledger()
+        engine = kdn.engine.stat()
+        supplied = self._supplied()
+        return {
+            "model": kdn.name,
+            "adapters": sorted(kdn.model.adapters),
+            "uptime_s": round(self._clock.now() - self._began_s, 1),
+            "may_act": True,
+            "tiers": [
+                {
+                    "name": name,
+                    "blocks": usage.blocks,
+                    "tokens": usage.tokens,
+                    "size_bytes": usage.size_bytes,
+                    "capacity_bytes": usage.capacity_bytes,
+                    "evicted": usage.evicted,
+                    "bytes_per_s": stat.bytes_per_s.get(name),
+                    "errors": stat.errors.get(name, 0),
+                    "is_open": name not in stat.open_circuits,
+                    "supplied_tokens": supplied.get(name, 0),
+                }
+                for name, usage in stat.tiers.items()
+            ],
+            "counts": {
+                "lookups": stat.lookups,
+                "hits": stat.hits,
+                "misses": stat.misses,
+                "corrupt": stat.corrupt,
+                "evicted": stat.evicted,
+                "written": stat.puts,
+            },
+            "engine": {
+                "waiting": engine.num_waiting,
+                "prefilling": engine.num_prefilling,
+                "decoding": engine.num_decoding,
+                "kv_total_bytes": engine.kv_total_bytes,
+                "kv_free_bytes": engine.kv_free_bytes,
+            },
+            "guard": [
+                {"collection": name or "(none)"} | asdict(seen)
+                for name, seen in kdn.parts.guard.stats().items()
+            ],
+            "money": {"saved_usd": ledger.saved.value, "spent_usd": ledger.spent.value},
+            "time_model": {
+                "source": kdn.calibration.jct.source,
+                "error": kdn.calibration.jct.error,
+            },
+        }
+
+    def _supplied(self) -> dict[str, int]:
+        """Tokens that each tier gave to the requests that are remembered."""
+        found: dict[str, int] = {}
+        for record in self._recent.all():
+            if record.finish is not None:
+                for tier, tokens in record.finish.usage.tiers.items():
+                    found[tier] = found.get(tier, 0) + tokens
+        return found
+
+    def predicted_ms(self, record: RequestRecord) -> float | None:
+        """What the time model says of a request's prompt, as it was reused; None while it runs."""
+        if record.finish is None:
+            return None
+        usage = record.finish.usage
+        seconds = self._kdn.calibration.jct.seconds(usage.recomputed, usage.cached_tokens)
+        return round(1e3 * seconds, 3)
+
+    def rows(self, wanted: str = "", sort: str = "size_bytes") -> list[TextRow]:
+        """Every stored text that has `wanted` in its title, model, tenant or tier; largest first.
+
+        Raises BadInput for an order that there is none of.
+        """
+        if sort not in SORTS:
+            raise BadInput(f"texts are sorted by one of {', '.join(SORTS)}, not {sort!r}")
+        kdn, settings = self._kdn, self._kdn.config.cost
+        shows = kdn.config.store.key_file is None
+        rows = text_rows(
+            self._current(),
+            lives={tier.name: tier.lives_by_key() for tier in kdn.store.tiers},
+            where=kdn.store.tiers.where,
+            pinned=kdn.store.tenancy.persistent_pins.all(),
+            saving=use_saving(load_speed(settings.speed), load_sheet(settings.prices)),
+            token_bytes=self._shape().token_bytes,
+            decode=kdn.model.tokenizer.decode if shows else None,
+            model_name=self._model_name,
+        )
+        wanted = wanted.lower()
+        found = [row for row in rows if not wanted or wanted in _searched(row)]
+        found.sort(key=lambda row: getattr(row, sort), reverse=True)
+        return found
+
+    def act(self, action: str, ids: list[str], to: str = "", source: str = "") -> dict[str, int]:
+        """Do something with the texts of these ids. Raises BadInput for what is not there."""
+        if action not in ACTIONS:
+            raise BadInput(f"the console can {', '.join(ACTIONS)}, not {action!r}")
+        store, keys = self._kdn.store, self._keys(ids)
+        pins = store.tenancy.persistent_pins
+        if action == "pin":
+            pins.pin(keys, None)
+        elif action == "unpin":
+            pins.unpin(keys)
+        elif action == "warm":
+            done = warm(store, keys)
+            return {"blocks": done.blocks, "missing": done.missing}
+        elif action == "clear":
+            return {"blocks": forget(store, keys).blocks, "missing": 0}
+        elif action == "copy":
+            return {"blocks": copy(store, keys, to).blocks, "missing": 0}
+        else:
+            return {"blocks": move(store, keys, to, source).blocks, "missing": 0}
+        return {"blocks": len(keys), "missing": 0}
+
+    def _keys(self, ids: list[str]) -> list[BlockKey]:
+        wanted = set(ids)
+        keys = [
+            block.key
+            for text in self._current()
+            if text.head.key in wanted
+            for block in text.blocks
+        ]
+        if not keys:
+            raise BadInput("none of these texts is stored any more; look again")
+        return select(self._kdn.store, Which(tuple(keys)))
+
+    def _current(self) -> list[StoredText]:
+        """The texts as they are now, put together again only where blocks came or went."""
+        with self._lock:
+            index = self._kdn.store.index
+            pages = index.pages(self._cursor)
+            if pages.whole or pages.added or pages.removed:
+                self._texts = stored_texts(index.entries())
+            self._cursor = pages.cursor
+            return self._texts
+
+    def _shape(self) -> KvShape:
+        decoder = self._kdn.model.decoder
+        return decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
+
+    def _model_name(self, fingerprint: str) -> str:
+        """The name of a model that is open here; the beginning of the fingerprint of another one."""
+        kdn = self._kdn
+        names = {
+            kdn.prompts.fingerprint(name): name or kdn.name for name in (None, *kdn.model.adapters)
+        }
+        return next((name for own, name in names.items() if own == fingerprint), fingerprint[:8])
+
+
+def _searched(row: TextRow) -> str:
+    return " ".join((row.title, row.model, row.tenant, row.kind, *row.tiers)).lower()
