@@ -230,7 +230,7 @@ def test_texts_are_pinned_moved_and_cleared_after_a_question_by_keyboard(
     press("clear", ("Tab", 9), ("Enter", 13))
     page.until("byId('notice').textContent.startsWith('Clear')")
     assert page.run("state.total") == before - 1
-    assert site.kdn.store.index.get(first) is None  # type: ignore[arg-type]
+    assert site.kdn.store.index.get(first) is None
 
 
 def test_a_phone_and_the_dark_show_everything(site: Served, page: Page) -> None:
