@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 from msgspec import Meta
 
+from kdn.core.share import ShareConfig
 from kdn.cost.settings import CostConfig
 from kdn.errors import BadConfig
 from kdn.machine.files import home_folder
@@ -36,6 +37,7 @@ __all__ = [
     "EngineConfig",
     "LibraryConfig",
     "ServeConfig",
+    "ShareConfig",
     "StoreConfig",
     "home_folder",
     "load_config",
@@ -179,6 +181,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ask: AskConfig = AskConfig()
     serve: ServeConfig = ServeConfig()
     blend: BlendConfig = BlendConfig()
+    share: ShareConfig = ShareConfig()
     cost: CostConfig = CostConfig()
 
     @property
@@ -225,6 +228,7 @@ _ROOMS: dict[str, type[msgspec.Struct]] = {
     "store": StoreConfig,
     "library": LibraryConfig,
     "ask": AskConfig,
+    "share": ShareConfig,
     "serve": ServeConfig,
     "blend": BlendConfig,
     "cost": CostConfig,
@@ -258,16 +262,8 @@ def load_config(
     tables = _read_file(named or home / "kdn.toml", must_exist=named is not None)
     for (room, field), text in _read_environment(environ).items():
         tables.setdefault(room, {})[field] = text
-    return Config(
-        home=home,
-        engine=_build(EngineConfig, "engine", tables),
-        store=_build(StoreConfig, "store", tables),
-        library=_build(LibraryConfig, "library", tables),
-        ask=_build(AskConfig, "ask", tables),
-        serve=_build(ServeConfig, "serve", tables),
-        blend=_build(BlendConfig, "blend", tables),
-        cost=_build(CostConfig, "cost", tables),
-    )
+    rooms: dict[str, Any] = {room: _build(kind, room, tables) for room, kind in _ROOMS.items()}
+    return Config(home=home, **rooms)
 
 
 def parse_bytes(text: str) -> int:

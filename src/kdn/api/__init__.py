@@ -8,7 +8,7 @@ from kdn.api.answering import Answering
 from kdn.api.answers import Answer, Source, SteerReport
 from kdn.api.build import open, over  # noqa: A004  kdn.open, as in gzip.open
 from kdn.api.kdn import Kdn
-from kdn.api.prompts import Reuse, blending
+from kdn.api.prompts import Reuse, ShareMode, blending, sharing
 from kdn.api.queries import Query, QueryOptions
 from kdn.api.query_stream import AskLibrary, QueryStream
 from kdn.api.steering import AskSteering, Steering
@@ -26,10 +26,12 @@ __all__ = [
     "RankedDocument",
     "Ranking",
     "Reuse",
+    "ShareMode",
     "Source",
     "SteerReport",
     "Steering",
     "blending",
     "open",
     "over",
+    "sharing",
 ]

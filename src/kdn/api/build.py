@@ -24,7 +24,7 @@ from kdn.calibration.key_bias import KeyBiasKeeper, key_bias_share, measure_key_
 from kdn.calibration.of_model import ModelCalibration
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config, load_config
-from kdn.core import Fingerprint, JctModel
+from kdn.core import Fingerprint, JctModel, Share
 from kdn.engine import Engine, EngineLimits
 from kdn.errors import BadConfig, BadInput, StoreError
 from kdn.machine.facts import free_memory_bytes
@@ -38,6 +38,7 @@ from kdn.reuse.blend import BlendReuse, QualityGuard, RatioController
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.reuse.codec_quality import QualityRecord
 from kdn.reuse.load_or_compute import EstimateS
+from kdn.reuse.share import ShareGuard, ShareReuse
 from kdn.reuse.source import MeasuredSpeeds
 from kdn.reuse.steer import SteerReuse
 from kdn.reuse.why import Explainer
@@ -156,9 +157,26 @@ def join(
         trace=trace,
     )
     ended = EndedRequests()
+    queue = RequestQueue(make_policy(config.engine.policy, calibration.jct))
+    share_guard = ShareGuard(
+        config.share.guard_every, config.share.guard_kl, prompts.context_fingerprint, trace
+    )
+    share = ShareReuse(
+        store,
+        shape,
+        prompts.context_fingerprint,
+        calibration.shares,
+        clock,
+        siblings=prompts.siblings,
+        default=Share(config.share.mode, config.share.max_kl, config.share.within_s),
+        guard=share_guard,
+        speeds=speeds,
+        is_waiting=lambda: len(queue) > 1,  # the one that is planned is in it
+        trace=trace,
+    )
     recording = [] if recorder is None else [RecordLookups(recorder)]
     steer = SteerReuse(shape.num_layers, trace=trace)
-    planner = Stack([*recording, prefix, blend, steer], on_plan=ended.note, trace=trace)
+    planner = Stack([*recording, prefix, share, blend, steer], on_plan=ended.note, trace=trace)
     limits = EngineLimits(
         kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
         max_batch_tokens=config.engine.max_batch_tokens,
@@ -166,9 +184,8 @@ def join(
         pack_tokens=config.engine.pack_tokens,
         row_chunk=config.engine.row_chunk,
     )
-    queue = RequestQueue(make_policy(config.engine.policy, calibration.jct))
     idle = Idle(clock, trace)
-    queues = [ended.queue() for _ in range(3)]
+    queues = [ended.queue() for _ in range(4)]
     heard = Tee(trace, speeds, ended, idle)
     engine = Engine(model, attention, planner, limits, clock, queue, heard)
     idle.start(
@@ -180,6 +197,7 @@ def join(
                 "prefill", prefill_steps(queues[1], planner.background, idle, trace), queues[1]
             ),
             IdleWork("compare", comparison_steps(queues[2], guard, idle, trace), queues[2]),
+            IdleWork("shares", comparison_steps(queues[3], share_guard, idle, trace), queues[3]),
             *_jct_work(config, calibration, trace),
         ],
     )

@@ -19,19 +19,19 @@ from kdn.api.ask import FRAME_TOKENS, find_parts, put_question
 from kdn.api.embedders import EMBEDDER, open_bert, open_embedder
 from kdn.api.parts import Parts
 from kdn.api.profilers import make_profiler
-from kdn.api.prompts import AnswerSchema, Documents, Messages, Reuse, blending, constraint_of
+from kdn.api.prompts import (
+    AnswerSchema,
+    Documents,
+    Messages,
+    Reuse,
+    ShareMode,
+    blending,
+    constraint_of,
+    sharing,
+)
 from kdn.api.steering import AskSteering, Steering, retrieved_spans
 from kdn.api.steering import steer_report as report_steering
-from kdn.core import (
-    EXACT,
-    Request,
-    Retention,
-    Role,
-    Sampling,
-    Stream,
-    text_of,
-    texts_of,
-)
+from kdn.core import EXACT, Request, Retention, Role, Sampling, Stream, text_of, texts_of
 from kdn.errors import BadInput
 from kdn.rag import Cutting, IngestReport, Library, LibrarySettings, Progress
 from kdn.rag.metis import QueryReport
@@ -97,6 +97,7 @@ class Kdn:
         collection: str = "",
         steer: Steering = (),
         steer_report: bool = False,
+        share: ShareMode | None = None,
     ) -> Answer:
         """Answer a message or a conversation, with documents in front if there are any.
 
@@ -106,7 +107,8 @@ class Kdn:
         anywhere before are reused, and some of their rows recomputed (see `blending`); the answer
         then approximates that of a full prefill, and the quality guard judges each `collection` of
         documents apart.  `steer` stresses or mutes marked spans, or `"look"`s for the sentence to
-        stress (see `Steering`); with `steer_report` the answer says what that did.
+        stress (see `Steering`); with `steer_report` the answer says what that did.  `share` says whether KV
+        of a sibling may stand in (see `sharing`).
 
         With `schema` the answer is JSON that it allows (or fulfils a `Constraint`), unless `max_tokens`
         cuts it off.  `max_tokens` and `temperature` stand above `sampling`; what neither gives is as the
@@ -122,7 +124,7 @@ class Kdn:
         request = self.prompts.request(
             prompt, documents, sampling=drawn, salt=salt, adapter=adapter
         )
-        techniques = blending(reuse, ratio, collection)
+        techniques = (*blending(reuse, ratio, collection), *sharing(share))
         request = replace(request, retention=retention, techniques=techniques)
         request = self._steered(request, steer, prompt, documents)
         answer = self._collected(request, stream, steer_report=steer_report)
@@ -373,7 +375,7 @@ class Kdn:
     def catch_up(self) -> None:
         """Do now what blended answers left for idle time: store their documents, compare samples."""
         self.parts.ended.wait()
-        self.parts.idle.finish("bias", "prefill", "compare")
+        self.parts.idle.finish("bias", "prefill", "compare", "shares")
 
     def check(self) -> None:
         """Audit the books of engine and store. Raises AssertionError. For tests, between requests."""

@@ -19,6 +19,7 @@ from kdn.core import (
     Prompt,
     Request,
     Sampling,
+    Share,
     TokenIds,
     as_many,
     text_of,
@@ -26,8 +27,19 @@ from kdn.core import (
 from kdn.errors import BadInput, UnknownModel
 from kdn.model import Document, LoadedModel, Message, PlacedText, Remembered
 from kdn.rank import Conversation
+from kdn.reuse.share import Sibling
 
-__all__ = ["AnswerSchema", "Documents", "Messages", "Prompts", "Reuse", "blending", "constraint_of"]
+__all__ = [
+    "AnswerSchema",
+    "Documents",
+    "Messages",
+    "Prompts",
+    "Reuse",
+    "ShareMode",
+    "blending",
+    "constraint_of",
+    "sharing",
+]
 
 Messages = str | Message | Mapping[str, str] | Sequence[Message] | Sequence[Mapping[str, str]]
 Documents = (
@@ -39,6 +51,7 @@ Documents = (
     | Sequence[Mapping[str, str]]
 )
 Reuse = Literal["exact", "blend"]
+ShareMode = Literal["exact", "published", "best"]
 AnswerSchema = Constraint | Mapping[str, object] | str | type
 """A constraint, a JSON schema (a mapping, or JSON text), or a Pydantic model."""
 
@@ -119,6 +132,13 @@ class Prompts:
         chosen = self._model.adapters.get(adapter or "")
         return self.fingerprint(None if chosen is not None and chosen.invocation else adapter)
 
+    def siblings(self) -> list[Sibling]:
+        """The model without an adapter, and with each that acts on whole prompts."""
+        names = [name for name, one in self._model.adapters.items() if not one.invocation]
+        return [
+            Sibling(name or self._model.name, self.fingerprint(name)) for name in (None, *names)
+        ]
+
     def invoked(self, request: Request) -> Invoked | None:
         """Where in the request its aLoRA begins, and what names KV from there on; None without one."""
         adapter = self._model.adapters.get(request.adapter or "")
@@ -128,6 +148,15 @@ class Prompts:
         if start is None:
             return Invoked(request.prompt.num_tokens, self.fingerprint(None))
         return Invoked(start, self._model.decoder.fingerprint_with(adapter, start))
+
+
+def sharing(share: ShareMode | None) -> tuple[Share, ...]:
+    """How a request says whose KV it may use.
+
+    `"exact"`: its own model's, bit for bit; `"published"` and `"best"`: also a sibling's, as the pair's
+    profile says (`kdn share profile`); None: as the settings say.  Raises BadInput for anything else.
+    """
+    return () if share is None else (Share(share),)
 
 
 def blending(reuse: Reuse, ratio: float | None = None, collection: str = "") -> tuple[Blend, ...]:

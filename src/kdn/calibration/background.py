@@ -14,10 +14,16 @@ from typing import Protocol
 from kdn.calibration.idle import IdleSteps
 from kdn.core import Generator, JctModel, Request
 from kdn.errors import KdnError
-from kdn.reuse.blend.guard import QualityGuard
 from kdn.trace import Trace
 
-__all__ = ["JctMeasuring", "bias_steps", "comparison_steps", "jct_steps", "prefill_steps"]
+__all__ = [
+    "Comparing",
+    "JctMeasuring",
+    "bias_steps",
+    "comparison_steps",
+    "jct_steps",
+    "prefill_steps",
+]
 
 _ROUNDS = 3
 
@@ -52,9 +58,9 @@ def prefill_steps(
 
 
 def comparison_steps(
-    ended: deque[Request], guard: QualityGuard, generator: Generator, trace: Trace
+    ended: deque[Request], guard: Comparing, generator: Generator, trace: Trace
 ) -> IdleSteps:
-    """Compare the ended requests that the quality guard wants compared with full prefills."""
+    """Compare the ended requests that a guard wants compared with full prefills."""
     while True:
         while not ended:
             yield inf
@@ -65,6 +71,18 @@ def comparison_steps(
         except KdnError as error:
             trace.event("background.failed", request=request.id, why=str(error))
         yield 0.0
+
+
+class Comparing(Protocol):
+    """What compares answers: the guard of blending, or that of sharing."""
+
+    def wants(self, request: Request) -> bool:
+        """Is this one to be compared?"""
+        ...
+
+    def compare(self, request: Request, generator: Generator) -> None:
+        """Compare it, and draw the conclusion. Raises KdnError."""
+        ...
 
 
 class JctMeasuring(Protocol):

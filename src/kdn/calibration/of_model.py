@@ -19,6 +19,7 @@ from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 from kdn.reuse.blend import KeyBias
 from kdn.reuse.codec_quality import QualityRecord, load_record
+from kdn.reuse.share import ShareRecords
 
 __all__ = ["ModelCalibration"]
 
@@ -37,6 +38,8 @@ class ModelCalibration:
         self._model, self._attention, self._clock = model, attention, clock
         self._bias = bias
         self._home = home
+        self.shares = ShareRecords(home)
+        """What was measured of pairs of models (`kdn share profile`)."""
         self._codecs: dict[Fingerprint, QualityRecord | None] = {}
         self.jct = stored_jct(model.decoder, home)
         """How long prompts take here: fitted by `kdn cost fit`, else counted from shapes."""

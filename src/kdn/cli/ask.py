@@ -19,6 +19,7 @@ from kdn.cli.options import (
     ModelChoice,
     ModelOption,
     QuantizationOption,
+    ShareOption,
 )
 from kdn.cli.show import emit, say, time_text, write_piece
 from kdn.errors import BadInput
@@ -267,9 +268,11 @@ def usage_line(usage: Usage) -> str:
 
 
 def _reused(usage: Usage) -> str:
-    if not usage.blended:
+    if not (usage.blended or usage.shared):
         return f"{usage.cached_tokens} reused"
-    return f"{usage.exact} reused exactly, {usage.blended} blended"
+    kinds = {"blended": usage.blended, "shared": usage.shared}
+    others = ", ".join(f"{tokens} {kind}" for kind, tokens in kinds.items() if tokens)
+    return f"{usage.exact} reused exactly, {others}"
 
 
 def chat(
@@ -295,6 +298,7 @@ def chat(
     adapter: AdapterOption = None,
     stress: StressOption = None,
     mute: MuteOption = None,
+    share: ShareOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Talk with the model; what was said before is reused. /new begins again, /quit ends."""
@@ -317,6 +321,7 @@ def chat(
                 schema=schema,
                 adapter=adapter[0].partition("=")[0] if adapter else None,
                 steer=_steering(None, stress, mute),
+                share=share,
                 stream=None if as_json else write_piece,
             )
             history.append({"role": "assistant", "content": answer.text})

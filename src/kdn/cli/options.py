@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +29,7 @@ __all__ = [
     "ModelChoice",
     "ModelOption",
     "QuantizationOption",
+    "ShareOption",
     "open_engine",
     "output_file",
     "read_settings",
@@ -62,6 +63,12 @@ EngineModelOption = Annotated[
 EngineKeyOption = Annotated[
     str | None,
     typer.Option("--engine-key", envvar="KDN_ENGINE_KEY", help="Its key. Better: KDN_ENGINE_KEY."),
+]
+ShareOption = Annotated[
+    Literal["exact", "published", "best"] | None,
+    typer.Option(
+        help="May KV that a sibling of the model has computed stand in? As set, by default."
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")

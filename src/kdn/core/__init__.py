@@ -56,6 +56,7 @@ from kdn.core.requests import (
     Usage,
 )
 from kdn.core.served import Served
+from kdn.core.share import Share, ShareConfig
 
 __all__ = [
     "ALL_ROWS",
@@ -107,6 +108,8 @@ __all__ = [
     "Segment",
     "Selector",
     "Served",
+    "Share",
+    "ShareConfig",
     "StoredRun",
     "Stream",
     "StreamEvent",

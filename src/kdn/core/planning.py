@@ -60,6 +60,8 @@ class RetainedKV:
     recipe: Recipe
     is_answer: bool
     """True for the question and the generated tokens, False for the prompt before them."""
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    """Inputs of some layers for the same positions, by layer: [tokens, hidden]."""
 
 
 class Planner(Protocol):

@@ -325,7 +325,9 @@ class PrefixReuse(Technique):
             owner = fingerprint if invoked is None or start < first else invoked.fingerprint
             block_id = BlockId(owner, recipe, request.salt, after, start, tokens)
             runs = retained.kv[:, :, start - retained.start : stop - retained.start]
-            yield Block(block_id, self._shape, tuple(map(_bytes_of, runs)))
+            at = slice(start - retained.start, stop - retained.start)
+            states = {layer: _bytes_of(rows[at]) for layer, rows in retained.hidden.items()}
+            yield Block(block_id, self._shape, tuple(map(_bytes_of, runs)), hidden=states)
 
 
 def _until_none(readers: Iterable[Reader | None]) -> Iterator[Reader]:
@@ -356,7 +358,7 @@ def _cut_at(position: int, cuts: Sequence[tuple[int, int]]) -> list[tuple[int, i
 
 
 def _bytes_of(run: Tensor) -> memoryview:
-    """One layer's run [2, tokens, kv heads, dim] as bytes: K, then V."""
+    """A tensor's bytes; of one layer's run [2, tokens, kv heads, dim] K, then V."""
     flat: np.ndarray[tuple[int], np.dtype[np.uint8]] = (
         run.contiguous().view(torch.uint8).reshape(-1).numpy()
     )

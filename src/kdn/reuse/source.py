@@ -33,7 +33,15 @@ from kdn.errors import CorruptBlock
 from kdn.store import Reader
 from kdn.trace import Value
 
-__all__ = ["MeasuredSpeeds", "Pace", "StoreSource", "close_all", "loaded_bytes", "tokens_by_tier"]
+__all__ = [
+    "MeasuredSpeeds",
+    "Pace",
+    "StoreSource",
+    "close_all",
+    "loaded_bytes",
+    "tensor_over",
+    "tokens_by_tier",
+]
 
 _READ_BYTES = 1 << 20
 """One read of a block is at most this, or one layer."""
@@ -191,7 +199,7 @@ class StoreSource:
 
     def _run(self, reader: Reader, run: memoryview) -> LayerKV:
         size = (2, reader.id.num_tokens, self._shape.num_kv_heads, self._shape.head_dim)
-        k, v = _tensor(run, self._dtype).view(size)[:, : reader.num_tokens].unbind()
+        k, v = tensor_over(run, self._dtype).view(size)[:, : reader.num_tokens].unbind()
         return LayerKV(k, v)
 
 
@@ -215,7 +223,7 @@ def loaded_bytes(blocks: list[list[LayerKV]]) -> int:
     return sum(run.k.nbytes + run.v.nbytes for runs in blocks for run in runs)
 
 
-def _tensor(data: memoryview, dtype: torch.dtype) -> Tensor:
+def tensor_over(data: memoryview, dtype: torch.dtype) -> Tensor:
     """The bytes as a flat tensor, uncopied. Torch has no read-only memory: callers must not write to it."""
     source = np.frombuffer(data, dtype=np.uint8)
     raw = (ctypes.c_char * data.nbytes).from_address(source.ctypes.data)

@@ -33,7 +33,7 @@ class Stack:
         on_plan: Callable[[Request], None] | None = None,
         trace: Trace | None = None,
     ) -> None:
-        """`on_plan` is told of requests that carry an option, each time they are planned."""
+        """`on_plan` is told of requests that carry an option or share, each time they are planned."""
         self._techniques = tuple(techniques)
         self._on_plan = on_plan
         self._trace = trace or NoTrace()
@@ -54,7 +54,7 @@ class Stack:
         for technique in self._serving(request):
             with self._surviving(technique, request):
                 planned = technique.refine(request, planned)
-        if request.techniques and self._on_plan is not None:
+        if (request.techniques or planned.shared) and self._on_plan is not None:
             with self._surviving("on_plan", request):
                 self._on_plan(request)
         return planned

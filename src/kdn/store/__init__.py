@@ -6,7 +6,8 @@ Start reading at `store.py`, then `tiers/tier.py` and `block/format.py`.
 
 from __future__ import annotations
 
-from kdn.store.block.format import Block, EncodedBlock, Header, block_ids, cut_blocks, encode_block
+from kdn.store.block.cuts import block_ids, cut_blocks
+from kdn.store.block.format import Block, EncodedBlock, Header, encode_block
 from kdn.store.block.reader import Handle, Reader, check_whole, read_whole
 from kdn.store.codecs import CODECS, Codec, NoCodec
 from kdn.store.index.index import BlockHit, Match

@@ -100,6 +100,8 @@ class KdnOptions(_Strict):
     """Which documents these are: blended answers over each collection are judged apart."""
     steer: Annotated[list[SpanBody], Field(max_length=MAX_SPANS)] | Name | None = None
     """Spans to stress or mute; `look`: stress the sentence that the question attends to."""
+    share: Literal["exact", "published", "best"] | None = None
+    """May KV that a sibling of the model has computed stand in? Without it: as the settings say."""
     keep: Literal["nothing", "shared", "all"] = "all"
     """`shared` leaves out the last message and the answer, which only a next turn would use."""
     max_kl: Annotated[float, Field(ge=0)] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdn.core import Blend, Prefix, Prompt
+from kdn.core import Blend, Prefix, Prompt, Share
 from kdn.errors import BadInput
 from kdn.model import Document, Message
 from kdn.reuse.steer import Steer, steer_of
@@ -40,6 +40,8 @@ def _reuse(options: KdnOptions) -> tuple[object, ...]:
     if options.reuse == "blend":
         ratio = None if options.ratio == "auto" else options.ratio
         techniques.append(Blend(ratio, options.collection))
+    if options.share is not None:
+        techniques.append(Share(options.share))
     return tuple(techniques)
 
 

@@ -162,7 +162,12 @@ def _whole(store: Store, key: BlockKey, source: str | None) -> EncodedBlock | No
 def _plain(block: EncodedBlock) -> Block:
     header = block.header
     columns = scales_within(header.columns, 0)
-    return Block(header.id, header.shape, tuple(_runs(block)), columns=columns)
+    hidden = {
+        one.layer: header.hidden_states(one.layer, lambda start, stop: block.data[start:stop])
+        for one in header.hidden
+    }
+    held = {layer: run for layer, run in hidden.items() if run is not None}
+    return Block(header.id, header.shape, tuple(_runs(block)), columns, held)
 
 
 def _runs(block: EncodedBlock) -> Iterator[memoryview]:

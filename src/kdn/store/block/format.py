@@ -17,8 +17,8 @@ by one checksum.  Offsets are not free: they must be the ones that follow from t
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import msgspec
@@ -33,9 +33,7 @@ from kdn.core import (
     ColumnScale,
     Fingerprint,
     KvShape,
-    Prompt,
     Recipe,
-    chain_hashes,
 )
 from kdn.core.blocks import pack_tokens, unpack_tokens
 from kdn.errors import BadInput, CorruptBlock
@@ -74,9 +72,7 @@ __all__ = [
     "Header",
     "HiddenSection",
     "Run",
-    "block_ids",
     "check_salt",
-    "cut_blocks",
     "decode_header",
     "encode_block",
     "header_bytes",
@@ -138,6 +134,30 @@ class Header:
             if _run_checksum(self.id.key, kind, number, padded) != run.checksum:
                 raise CorruptBlock(f"block {self.id.key}: {kind} {number} fails its checksum")
 
+    def hidden_section(self, layer: int) -> tuple[int, HiddenSection] | None:
+        """The section that holds the layer's inputs, with its number; None where there is none."""
+        for number, section in enumerate(self.hidden):
+            if section.layer == layer:
+                return number, section
+        return None
+
+    def hidden_states(
+        self, layer: int, read: Callable[[int, int], memoryview]
+    ) -> memoryview | None:
+        """The layer's inputs [tokens, width], read by ranges of the file; None: they are not stored.
+
+        Raises CorruptBlock when they are not what was written there.
+        """
+        found = self.hidden_section(layer)
+        if found is None:
+            return None
+        number, section = found
+        run = section.run
+        padded = read(self.body_start + run.offset, self.body_start + run.stop(self.align))
+        if _run_checksum(self.id.key, "hidden", number, padded) != run.checksum:
+            raise CorruptBlock(f"block {self.id.key}: hidden {number} fails its checksum")
+        return padded[: run.stored_bytes].toreadonly()
+
     def layer(self, layer: int, padded: memoryview, *, verify: bool = True) -> memoryview:
         """The run in `padded`, the bytes of `layer_range`, decoded.
 
@@ -182,21 +202,32 @@ def encode_block(block: Block, codec: Codec | None = None) -> EncodedBlock:
         for run, form in zip(block.layers, forms, strict=True)
     ]
     align = align_of(codec)
-    wire = _wire(block, codec, lay_out([run.nbytes for run in stored], align))
+    states = [memoryview(run).cast("B") for run in block.hidden.values()]
+    wire = _wire(block, codec, lay_out([run.nbytes for run in (*stored, *states)], align))
     complaint = complaint_of(wire)
     if complaint is not None:
         raise BadInput(f"block {block.id.key} cannot be stored: {complaint}")
     # Checksums have one length, so a header without them tells where the body starts.
     body_start = aligned(PREAMBLE_BYTES + len(msgspec.msgpack.encode(wire)))
-    data = allocate(body_start + wire.layers[-1].stop(align))
-    signed = []
-    for number, (run, payload) in enumerate(zip(wire.layers, stored, strict=True)):
+    data = allocate(body_start + max(run.stop(align) for run in runs_of(wire)))
+
+    def written(kind: str, number: int, run: Run, payload: memoryview) -> Run:
         at = body_start + run.offset
         data[at : at + payload.nbytes] = payload
         padded = data[at : body_start + run.stop(align)]
-        checksum = _run_checksum(block.id.key, "layer", number, padded)
-        signed.append(msgspec.structs.replace(run, checksum=checksum))
-    wire = msgspec.structs.replace(wire, layers=tuple(signed))
+        checksum = _run_checksum(block.id.key, kind, number, padded)
+        return msgspec.structs.replace(run, checksum=checksum)
+
+    layers = zip(wire.layers, stored, strict=True)
+    hidden = zip(wire.hidden, states, strict=True)
+    wire = msgspec.structs.replace(
+        wire,
+        layers=tuple(written("layer", n, run, bits) for n, (run, bits) in enumerate(layers)),
+        hidden=tuple(
+            msgspec.structs.replace(section, run=written("hidden", n, section.run, bits))
+            for n, (section, bits) in enumerate(hidden)
+        ),
+    )
     _write_header(data[:body_start], wire, block.id.key)
     return EncodedBlock(_header(wire, block.id, body_start, align), data.toreadonly())
 
@@ -255,7 +286,9 @@ def decode_header(region: memoryview, key: BlockKey, size_bytes: int) -> Header:
     return header
 
 
-def _wire(block: Block, codec: Codec, layers: tuple[Run, ...]) -> WireHeader:
+def _wire(block: Block, codec: Codec, runs: tuple[Run, ...]) -> WireHeader:
+    layers, rest = runs[: block.shape.num_layers], runs[block.shape.num_layers :]
+    token_values = block.id.num_tokens * block.shape.value_bytes
     return WireHeader(
         fingerprint=block.id.fingerprint,
         causes=block.id.recipe.causes,
@@ -271,6 +304,10 @@ def _wire(block: Block, codec: Codec, layers: tuple[Run, ...]) -> WireHeader:
         codec=codec.name,
         layers=layers,
         columns=column_sections(block.columns),
+        hidden=tuple(
+            HiddenSection(layer, run.stored_bytes // token_values, block.shape.dtype, run)
+            for layer, run in zip(block.hidden, rest, strict=True)
+        ),
     )
 
 
@@ -314,7 +351,8 @@ class Block:
 
     `layers[l]` is one run: K [tokens, kv heads, head dim] without rotary position, then V of the
     same shape, both in `shape.dtype`, C order.  The bytes are copied when the block is stored, so
-    the caller may reuse them afterwards.  Raises BadInput when the runs do not fit the shape.
+    the caller may reuse them afterwards.  `hidden` holds inputs of some layers, by layer: [tokens,
+    width] in the same type.  Raises BadInput when the runs do not fit the shape.
     """
 
     id: BlockId
@@ -322,15 +360,18 @@ class Block:
     layers: tuple[memoryview | bytes, ...]
     columns: tuple[ColumnScale, ...] = ()
     """Columns that were steered when it was made, counted from its first token: readers steer them too."""
+    hidden: Mapping[int, memoryview | bytes] = field(default_factory=dict)
 
     @property
     def raw_bytes(self) -> int:
-        """Bytes of all runs."""
-        return self.id.num_tokens * self.shape.token_bytes
+        """Bytes of all runs, and of layer inputs."""
+        states = sum(memoryview(run).nbytes for run in self.hidden.values())
+        return self.id.num_tokens * self.shape.token_bytes + states
 
     def copy(self) -> Block:
         """The same block over bytes of its own."""
-        return replace(self, layers=tuple(map(bytes, self.layers)))
+        hidden = {layer: bytes(run) for layer, run in self.hidden.items()}
+        return replace(self, layers=tuple(map(bytes, self.layers)), hidden=hidden)
 
     def __post_init__(self) -> None:
         if not 1 <= self.id.num_tokens <= BLOCK_TOKENS:
@@ -349,27 +390,10 @@ class Block:
                     f"layer {number} of a block of {self.id.num_tokens} tokens has"
                     f" {memoryview(run).nbytes} bytes, not {wanted}: give K then V of every token"
                 )
-
-
-def cut_blocks(prompt: Prompt, upto: int) -> list[tuple[int, int]]:
-    """Half-open ranges of the blocks that the first `upto` tokens of `prompt` are stored as.
-
-    A segment's border ends a block; inside a segment cuts stand at multiples of BLOCK_TOKENS from
-    the segment's start, so the same segment is cut alike wherever it stands.
-    """
-    return [
-        (cut, min(cut + BLOCK_TOKENS, stop, upto))
-        for _, start, stop in prompt.spans()
-        for cut in range(start, min(stop, upto), BLOCK_TOKENS)
-    ]
-
-
-def block_ids(
-    prompt: Prompt, upto: int, *, fingerprint: Fingerprint, recipe: Recipe, salt: str
-) -> Iterator[BlockId]:
-    """The ids of `cut_blocks(prompt, upto)`, in order, hashed in one pass over the tokens."""
-    cuts = cut_blocks(prompt, upto)
-    chains = chain_hashes(prompt.token_ids, [start for start, _ in cuts])
-    for (start, stop), after in zip(cuts, chains, strict=True):
-        tokens = prompt.token_ids[start:stop]
-        yield BlockId(fingerprint, recipe, salt, after, start, tokens)
+        for layer, run in self.hidden.items():
+            size = memoryview(run).nbytes
+            if not size or size % (self.id.num_tokens * self.shape.value_bytes):
+                raise BadInput(
+                    f"the inputs of layer {layer} have {size} bytes, which {self.id.num_tokens}"
+                    " tokens do not share evenly: give one row for each token"
+                )

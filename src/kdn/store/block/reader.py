@@ -127,6 +127,10 @@ class Load(Protocol):
         """The decoded runs of layers [start, stop). Raises CorruptBlock."""
         ...
 
+    def hidden(self, layer: int) -> memoryview | None:
+        """The layer's inputs [tokens, width]; None where they are not stored. Raises CorruptBlock."""
+        ...
+
 
 class StoreLoad:
     """A block on its way out of a tier, shared by all that read it meanwhile: each layer comes once.
@@ -169,6 +173,22 @@ class StoreLoad:
             with self._lock:
                 self._bring(start, stop)
         return [self._came[layer] for layer in range(start, stop)]
+
+    def hidden(self, layer: int) -> memoryview | None:
+        """The layer's inputs, each time read and verified; None where they are not stored.
+
+        Raises CorruptBlock, then and ever after, when they are not what was written.
+        """
+        with self._lock:
+            if self._damage is not None:
+                raise self._damage
+            try:
+                return self.header.hidden_states(layer, self._section)
+            except CorruptBlock as error:
+                self._damage = error
+                if self._on_corrupt is not None:
+                    self._on_corrupt(error)
+                raise
 
     @property
     def is_half_way(self) -> bool:
@@ -213,6 +233,12 @@ class StoreLoad:
             begin, end = self.header.layer_range(layer)
             padded = data[begin - start : end - start]
             self._came[layer] = self.header.layer(layer, padded, verify=not self._trusted)
+
+    def _section(self, start: int, stop: int) -> memoryview:
+        """Bytes of a section; those of a block that came whole are here."""
+        if len(self._came) == self.header.shape.num_layers:
+            return self._handle.buffer[start:stop]
+        return self._handle.read(start, stop)
 
     def _read_sections(self) -> None:
         """What moves to another tier moves whole."""
@@ -269,6 +295,19 @@ class Reader:
         """The runs of layers [start, stop), in one read where they are not in memory."""
         assert self._on_close is not None, "this reader was closed"
         return self._load.layers(start, stop)
+
+    def holds_hidden(self, layer: int) -> bool:
+        """Are the inputs of `layer` stored? Moves no bytes."""
+        return self._load.header.hidden_section(layer) is not None
+
+    def hidden(self, layer: int) -> memoryview | None:
+        """The inputs of `layer` for the first `num_tokens` tokens, [tokens, width]; None: not stored.
+
+        Raises CorruptBlock as `layer` does.
+        """
+        assert self._on_close is not None, "this reader was closed"
+        run = self._load.hidden(layer)
+        return None if run is None else run[: run.nbytes // self.id.num_tokens * self.num_tokens]
 
     def parts(self, layer: int) -> tuple[memoryview, memoryview]:
         """K and V of the first `num_tokens` tokens at `layer`: each [tokens, kv heads, dim]."""

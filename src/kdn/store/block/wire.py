@@ -63,7 +63,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 
 
 class HiddenSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Hidden states that enter `layer`: [tokens, width] in `dtype`. No writer yet."""
+    """Hidden states that enter `layer`: [tokens, width] in `dtype`, never through a codec."""
 
     layer: int
     width: int

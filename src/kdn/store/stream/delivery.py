@@ -157,6 +157,10 @@ class DeliveredLoad:
                 self._mine.update(zip(range(start, stop), runs, strict=True))
             return [self._mine[layer] for layer in range(start, stop)]
 
+    def hidden(self, layer: int) -> memoryview | None:
+        """As it is stored: rows that are computed from it must be the sender's."""
+        return self._shared.hidden(layer)
+
     def _runs(self, start: int, stop: int) -> list[memoryview]:
         header, token = self.header, self.header.shape.token_bytes
         stored = header.size_bytes / header.id.num_tokens

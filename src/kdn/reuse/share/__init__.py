@@ -1,0 +1,29 @@
+"""Sharing: a model reuses the KV that a sibling of it has computed for the same context.
+
+Start reading at `technique.py`; `plans.py` has the ways to share, `pairs.py` what was measured of them.
+"""
+
+from __future__ import annotations
+
+from kdn.reuse.share.guard import ShareGuard
+from kdn.reuse.share.linear_map import LinearMap, MapFit, MappedSource
+from kdn.reuse.share.pairs import PairRecord, ShareRecords
+from kdn.reuse.share.plans import ShareChoice, share_plan
+from kdn.reuse.share.states import StatesCapture, StoredStates
+from kdn.reuse.share.technique import SHARED, ShareReuse, Sibling
+
+__all__ = [
+    "SHARED",
+    "LinearMap",
+    "MapFit",
+    "MappedSource",
+    "PairRecord",
+    "ShareChoice",
+    "ShareGuard",
+    "ShareRecords",
+    "ShareReuse",
+    "Sibling",
+    "StatesCapture",
+    "StoredStates",
+    "share_plan",
+]

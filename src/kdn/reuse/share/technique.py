@@ -1,0 +1,341 @@
+"""Sharing as a technique: where the store lacks a model's KV of a context, a sibling's stands in.
+
+    prompt ─> own exact prefix ─> own shared prefix (tainted) ─> a sibling's blocks after it
+                                                                  └─> the pair's profile ─> plan
+
+A sender's layer inputs are stored with its blocks, at the layers that receivers begin from.  What is
+computed over a sibling's KV is tainted: it is kept under a recipe of its own, which this model's later
+requests find if they share too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
+
+import torch
+
+from kdn.clock import Clock
+from kdn.core import (
+    EXACT,
+    Blend,
+    Cause,
+    Fingerprint,
+    KvShape,
+    LayerSource,
+    Planned,
+    Recipe,
+    Request,
+    RetainedKV,
+    RetainedPrefix,
+    Share,
+    chain_hash,
+)
+from kdn.reuse.share.guard import ShareGuard
+from kdn.reuse.share.linear_map import MappedSource
+from kdn.reuse.share.pairs import SharePoint, ShareRecords, choose_point
+from kdn.reuse.share.plans import SharedSpan, share_plan
+from kdn.reuse.share.states import StatesCapture, StoredStates
+from kdn.reuse.source import MeasuredSpeeds, StoreSource, close_all, tokens_by_tier
+from kdn.reuse.technique import Technique
+from kdn.store import BlockHit, Match, Reader, Store
+from kdn.trace import NoTrace, Trace
+
+__all__ = ["SHARED", "ShareReuse", "Sibling"]
+
+SHARED = Recipe((Cause.SHARE,))
+"""The recipe of KV that came from a sibling, or was computed after such KV."""
+WORTH_TOKENS = 64
+"""A sibling must have read so many tokens more than the model itself."""
+
+
+@dataclass(frozen=True)
+class Sibling:
+    """A model of the same shape and tokenizer, by what names its KV."""
+
+    name: str
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a sibling has of a prompt, and how it is used."""
+
+    sibling: Sibling
+    hits: tuple[BlockHit, ...]
+    point: SharePoint
+
+    @property
+    def start(self) -> int:
+        return self.hits[0].id.start
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(hit.num_tokens for hit in self.hits)
+
+
+class ShareReuse(Technique):
+    """Adds siblings' KV to the plans of requests that ask for it, by what was measured of each pair."""
+
+    def __init__(
+        self,
+        store: Store,
+        shape: KvShape,
+        fingerprint: Callable[[str | None], Fingerprint],
+        records: ShareRecords,
+        clock: Clock,
+        *,
+        siblings: Callable[[], Sequence[Sibling]] = tuple,
+        default: Share | None = None,
+        guard: ShareGuard | None = None,
+        speeds: MeasuredSpeeds | None = None,
+        is_waiting: Callable[[], bool] = lambda: True,
+        trace: Trace | None = None,
+    ) -> None:
+        """`siblings` are the models that share this store now; those of the profiles join them.
+
+        `default` is for requests that do not say how they share.
+        `is_waiting` says whether other requests wait to be planned.
+        """
+        self._store, self._shape, self._fingerprint = store, shape, fingerprint
+        self._records, self._clock, self._siblings = records, clock, siblings
+        self._default, self._guard = default, guard
+        self._speeds = speeds or MeasuredSpeeds()
+        self._is_waiting = is_waiting
+        self._trace = trace or NoTrace()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="kdn-share")
+        self._dtype: torch.dtype = getattr(torch, shape.dtype)
+        self._captures: WeakValueDictionary[str, StatesCapture] = WeakValueDictionary()
+
+    def cached_tokens(self, request: Request) -> int:
+        share = self._share(request)
+        if share is None:
+            return 0
+        found = self._find(request, share, 0)
+        return max(
+            self._own(request).num_tokens, 0 if found is None else found.start + found.num_tokens
+        )
+
+    def refine(self, request: Request, planned: Planned) -> Planned:
+        share = self._share(request)
+        if share is None or planned.lossy:
+            return self._capturing(request, planned)
+        exact = planned.plan.num_prefix
+        own, found = self._own(request), self._find(request, share, exact)
+        reach = 0 if found is None else found.start + found.num_tokens
+        if own.num_tokens >= max(exact + WORTH_TOKENS, reach):
+            return self._again(request, planned, own)
+        if found is None:
+            return self._capturing(request, planned)
+        return self._shared(request, planned, found)
+
+    def retain(self, request: Request, retained: RetainedKV) -> RetainedKV:
+        """Add the layer inputs that were noted for receivers."""
+        capture = self._captures.get(request.id)
+        if capture is None or retained.recipe.tainted:
+            return retained
+        states = capture.states(retained.start, len(retained.token_ids))
+        return replace(retained, hidden=states)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._loader.shutdown(wait=True, cancel_futures=True)
+
+    # --- what there is -----------------------------------------------------------------------
+
+    def _share(self, request: Request) -> Share | None:
+        """How the request shares; None: not at all, as one that is blended."""
+        share = request.option(Share) or self._default
+        is_off = share is None or share.mode == "exact" or request.option(Blend) is not None
+        return None if is_off else share
+
+    def _own(self, request: Request) -> Match:
+        """What earlier requests of this model left that shared the same context."""
+        receiver = self._fingerprint(request.adapter)
+        return self._store.match(receiver, SHARED, request.salt, request.prompt.token_ids[:-1])
+
+    def _find(self, request: Request, share: Share, exact: int) -> _Found | None:
+        """The sibling that has read most of the context after the first `exact` tokens."""
+        receiver = self._fingerprint(request.adapter)
+        context = request.prompt.token_ids[: context_tokens(request)]
+        best: _Found | None = None
+        for sibling in self._senders(receiver):
+            match = self._store.match(sibling.fingerprint, EXACT, request.salt, context)
+            hits = tuple(hit for hit in match.hits if hit.id.start >= exact)
+            gained = sum(hit.num_tokens for hit in hits)
+            if gained < WORTH_TOKENS or (best is not None and gained <= best.num_tokens):
+                continue
+            point = self._choose(share, sibling, receiver, hits, len(context))
+            if point is not None:
+                best = _Found(sibling, hits, point)
+        return best
+
+    def _senders(self, receiver: Fingerprint) -> list[Sibling]:
+        """Siblings of which a profile with this receiver is known, and whom the guard trusts."""
+        known = [
+            Sibling(one.sender_name, Fingerprint(one.sender))
+            for one in self._records.senders(receiver)
+        ]
+        named = {one.fingerprint: one for one in (*known, *self._siblings())}
+        return [
+            one
+            for one in named.values()
+            if one.fingerprint != receiver
+            and self._records.get(one.fingerprint, receiver) is not None
+            and (self._guard is None or self._guard.trusts(receiver))
+        ]
+
+    def _choose(
+        self,
+        share: Share,
+        sibling: Sibling,
+        receiver: Fingerprint,
+        hits: Sequence[BlockHit],
+        num_tokens: int,
+    ) -> SharePoint | None:
+        """The point of the pair's profile that fits the request and what is stored."""
+        record = self._records.get(sibling.fingerprint, receiver)
+        assert record is not None, "senders have a profile"
+        assert share.mode != "exact", "an exact request asks no sibling"
+        has_map = self._records.map(sibling.fingerprint, receiver, self._shape) is not None
+        stored = self._stored_states(hits, [one.choice.needs_states for one in record.points])
+        points = [
+            one
+            for one in record.usable(share.mode)
+            if (has_map or not one.mapped) and one.work < 1 and one.choice.needs_states in stored
+        ]
+        size_bytes = sum(hit.num_tokens for hit in hits) * self._shape.token_bytes
+        load_s = max((self._speeds.load_s(hit.tier, size_bytes) for hit in hits), default=0.0)
+        prefill_s = self._speeds.prefill_s(num_tokens)
+        return choose_point(
+            points,
+            max_kl=share.max_kl,
+            is_waiting=self._is_waiting(),
+            seconds=lambda one: max(load_s, prefill_s * one.work),
+            within_s=share.within_s,
+        )
+
+    def _stored_states(
+        self, hits: Sequence[BlockHit], layers: Iterable[int | None]
+    ) -> set[int | None]:
+        """Those of the layers whose inputs all hits hold; None, which needs none, is always there."""
+        found = set(layers) | {None}
+        for hit in hits:
+            if found == {None}:
+                break
+            reader = self._store.open(hit)
+            if reader is None:
+                return {None}
+            with reader:
+                found = {one for one in found if one is None or reader.holds_hidden(one)}
+        return found
+
+    # --- plans -------------------------------------------------------------------------------
+
+    def _capturing(self, request: Request, planned: Planned) -> Planned:
+        """The plan, noting the layer inputs that receivers of this model begin from."""
+        layers = self._records.start_layers(self._fingerprint(request.adapter))
+        if not layers or planned.lossy or planned.blended:
+            return planned
+        capture = StatesCapture(layers)
+        self._captures[request.id] = capture
+        observers = (*planned.plan.observers, capture)
+        return replace(planned, plan=replace(planned.plan, observers=observers))
+
+    def _again(self, request: Request, planned: Planned, own: Match) -> Planned:
+        """The plan over what an earlier request shared; what follows is tainted as well."""
+        readers = self._open(own.hits)
+        num_tokens = sum(reader.num_tokens for reader in readers)
+        if num_tokens <= planned.plan.num_prefix:
+            close_all(readers)
+            return planned
+        if planned.plan.prefix is not None:
+            planned.plan.prefix.close()
+        token_ids = request.prompt.token_ids
+        owner, chain = self._fingerprint(request.adapter), chain_hash(token_ids[:num_tokens])
+        name = f"{owner}/{SHARED.name}/{request.salt}/{chain}"
+        source = StoreSource(name, readers, self._shape, self._loader, self._clock)
+        keep = RetainedPrefix(len(token_ids), SHARED)
+        return replace(
+            planned,
+            plan=replace(planned.plan, prefix=source, keep=keep),
+            exact=0,
+            shared=num_tokens,
+            tiers=tokens_by_tier(readers),
+        )
+
+    def _shared(self, request: Request, planned: Planned, found: _Found) -> Planned:
+        """The plan over the sibling's KV."""
+        readers = self._open(found.hits)
+        num_tokens = sum(reader.num_tokens for reader in readers)
+        if num_tokens < WORTH_TOKENS:
+            close_all(readers)
+            return planned
+        try:
+            span = self._span(request, found, readers)
+            plan = share_plan(planned.plan, found.point.choice, span, self._shape.num_layers)
+        except BaseException:
+            close_all(readers)
+            raise
+        # Rows were chosen for this question: the next one would look elsewhere.
+        kept = span.start if found.point.ratio else len(request.prompt.token_ids)
+        recipe = EXACT if found.point.ratio else SHARED
+        recomputed = round(found.point.ratio * num_tokens)
+        tiers = dict(planned.tiers)
+        for tier, tokens in tokens_by_tier(readers).items():
+            tiers[tier] = tiers.get(tier, 0) + tokens
+        self._trace.event(
+            "share.plan",
+            request=request.id,
+            sender=found.sibling.name,
+            how=found.point.choice.name,
+            tokens=num_tokens,
+        )
+        return replace(
+            planned,
+            plan=replace(plan, keep=RetainedPrefix(kept, recipe)),
+            shared=num_tokens - recomputed,
+            tiers=tiers,
+        )
+
+    def _span(self, request: Request, found: _Found, readers: Sequence[Reader]) -> SharedSpan:
+        receiver, choice = self._fingerprint(request.adapter), found.point.choice
+        layers = None
+        if choice.group is not None:
+            first, last = choice.group
+            outside = (range(first), range(last + 1, self._shape.num_layers))
+            layers = [one for one in outside if one]
+        source: LayerSource = StoreSource(
+            f"{found.sibling.fingerprint} at {found.start}",
+            readers,
+            self._shape,
+            self._loader,
+            self._clock,
+            layers=layers,
+        )
+        if choice.mapped:
+            through = self._records.map(found.sibling.fingerprint, receiver, self._shape)
+            assert through is not None, "points with a map are chosen where there is one"
+            source = MappedSource(source, through)
+        layer = choice.needs_states
+        states = None if layer is None else StoredStates(readers, layer, self._dtype, self._loader)
+        return SharedSpan(found.start, source, states)
+
+    def _open(self, hits: Sequence[BlockHit]) -> list[Reader]:
+        """Readers for the leading run of blocks that can be opened."""
+        readers: list[Reader] = []
+        for hit in hits:
+            reader = self._store.open(hit)
+            if reader is None:
+                break
+            readers.append(reader)
+        return readers
+
+
+def context_tokens(request: Request) -> int:
+    """The tokens before the last segment: what several models may have read alike."""
+    segments = request.prompt.segments
+    before = sum(segment.num_tokens for segment in segments[:-1])
+    return before or request.prompt.num_tokens - 1

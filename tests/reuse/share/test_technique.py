@@ -1,0 +1,215 @@
+"""Sharing through the engine: a sibling's KV from the store, as the pair's profile says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import kdn
+from kdn.core import EXACT, Blend, Retention, Role, Segment, Share
+from kdn.reuse.share import SHARED, LinearMap
+from kdn.trace import Recorder
+from tests.engine.test_company import write_adapter
+from tests.reuse.share.pairs import (
+    CONTEXT,
+    DOCUMENT,
+    LAYERS,
+    PRELUDE,
+    ask,
+    point,
+    question,
+    settings,
+    tell,
+)
+
+BEST, PUBLISHED, EXACTLY = Share("best"), Share("published"), Share("exact")
+MODULES = ("q_proj", "v_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def folders(
+    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Path]]:
+    """A base of four layers with two adapters, a and b."""
+    base = tiny_model("llama", num_hidden_layers=LAYERS, max_position_embeddings=1024)
+    place = tmp_path_factory.mktemp("adapters")
+    adapters = {name: write_adapter(place / name, n, MODULES) for n, name in enumerate("ab")}
+    return base, adapters
+
+
+@pytest.fixture
+def k(folders: tuple[Path, dict[str, Path]], tmp_path: Path) -> Iterator[kdn.Kdn]:
+    base, adapters = folders
+    with kdn.open(base, config=settings(tmp_path), dtype="bfloat16", adapters=adapters) as made:
+        yield made
+        made.check()
+
+
+def test_without_a_profile_nothing_is_shared(k: kdn.Kdn) -> None:
+    ask(k)
+    found, _, usage = ask(k, adapter="a", share=BEST)
+    assert (usage.shared, usage.recomputed) == (0, 332)
+    assert found == ask(k, adapter="a", reuse=False, salt="x")[0]
+
+
+def test_plain_reuse_takes_the_whole_context(k: kdn.Kdn) -> None:
+    tell(k, [point(work=0.0)], None, "a")
+    ask(k)
+    shared, _, usage = ask(k, adapter="a", share=BEST)
+    assert (usage.exact, usage.shared, usage.recomputed) == (0, CONTEXT, 12)
+    assert usage.tiers == {"memory": CONTEXT}
+    assert len(shared) == 6
+
+
+def test_it_is_not_for_requests_that_do_not_ask(k: kdn.Kdn) -> None:
+    """The default is exact; a blended request keeps to blending."""
+    tell(k, [point(work=0.0)], None, "a")
+    ask(k)
+    own = ask(k, adapter="a", reuse=False, salt="own")[0]
+    for share in (None, EXACTLY):
+        found, _, usage = ask(k, adapter="a", share=share, retention=Retention.NOTHING)
+        assert (usage.shared, found) == (0, own)
+    request = k.prompts.request("?").using(BEST, Blend())
+    assert request.option(Share) is not None
+    for _ in k.submit(request):
+        pass
+
+
+@pytest.mark.parametrize("group", [(a, b) for a in range(LAYERS) for b in range(a, LAYERS)])
+def test_a_sender_of_equal_weights_loses_nothing_for_any_group(
+    folders: tuple[Path, dict[str, Path]], tmp_path: Path, group: tuple[int, int]
+) -> None:
+    """Bit for bit: `twin` has the weights of a, and settings that only its fingerprint knows."""
+    base, adapters = folders
+    twin = write_adapter(tmp_path / "twin", 0, MODULES)
+    said = json.loads((twin / "adapter_config.json").read_text("utf-8"))
+    (twin / "adapter_config.json").write_text(json.dumps(said | {"rank_pattern": {"x": 4}}))
+    both = {"a": adapters["a"], "twin": twin}
+    with kdn.open(base, config=settings(tmp_path), dtype="float32", adapters=both) as k:
+        assert k.prompts.fingerprint("a") != k.prompts.fingerprint("twin")
+        whole = group == (0, LAYERS - 1)
+        tell(k, [point(group, work=1.0 if whole else 0.5)], "a", "twin")
+        ask(k, adapter="a")
+        own = ask(k, adapter="twin", reuse=False, salt="own")
+        found = ask(k, adapter="twin", share=PUBLISHED)
+        assert found[2].shared == (0 if whole else CONTEXT)
+        assert found[:2] == own[:2]
+
+
+def test_the_senders_inputs_are_stored_for_those_who_begin_there(k: kdn.Kdn) -> None:
+    """A profile that begins at layer 2 makes the base store what enters layer 2, and nothing else."""
+    tell(k, [point((2, 3), work=0.5)], None, "a")
+    ask(k)
+    match = k.store.match(
+        k.prompts.fingerprint(None), EXACT, "", (*PRELUDE.token_ids, *DOCUMENT.token_ids)
+    )
+    assert match.num_tokens == CONTEXT
+    for hit in match.hits:
+        reader = k.store.open(hit)
+        assert reader is not None
+        with reader:
+            assert [layer for layer in range(LAYERS) if reader.holds_hidden(layer)] == [2]
+    _, _, usage = ask(k, adapter="a", share=PUBLISHED)
+    assert (usage.shared, usage.recomputed) == (CONTEXT, 12)
+
+
+def test_blocks_without_inputs_are_shared_only_where_none_are_needed(k: kdn.Kdn) -> None:
+    ask(k)  # before the profile is known: no layer inputs
+    tell(k, [point((2, 3), work=0.5), point((0, 1), work=0.6, kl=0.005)], None, "a")
+    trace = k.trace
+    assert isinstance(trace, Recorder)
+    _, _, usage = ask(k, adapter="a", share=PUBLISHED)
+    assert usage.shared == CONTEXT
+    assert [event.fields["how"] for event in trace.events("share.plan")] == ["layers 0-1"]
+
+
+def test_rows_are_computed_where_the_question_looks(k: kdn.Kdn) -> None:
+    """A quarter of 320 rows; all of them would be the model's own answer."""
+    tell(k, [point(ratio=0.25, work=0.35)], None, "a")
+    ask(k)
+    _, _, usage = ask(k, adapter="a", share=BEST)
+    assert (usage.shared, usage.recomputed) == (240, 92)
+
+
+def test_a_map_of_nothing_changes_no_bit_and_one_of_something_does(k: kdn.Kdn) -> None:
+    width = 2 * 2 * 16
+    nothing = LinearMap(torch.zeros(LAYERS, width, width), torch.zeros(LAYERS, width))
+    tell(k, [point(work=0.0)], None, "a")
+    ask(k)
+    plain = ask(k, adapter="a", share=BEST, retention=Retention.NOTHING)
+    tell(k, [point(mapped=True, work=0.05)], None, "a", nothing)
+    same = ask(k, adapter="a", share=BEST, retention=Retention.NOTHING)
+    assert same[2].shared == CONTEXT
+    assert same[:2] == plain[:2]
+    strong = LinearMap(torch.zeros(LAYERS, width, width), torch.ones(LAYERS, width))
+    tell(k, [point(mapped=True, work=0.05)], None, "a", strong)
+    other = ask(k, adapter="a", share=BEST, retention=Retention.NOTHING)
+    assert other[1] != plain[1]
+
+
+def test_what_was_shared_is_tainted_and_serves_the_next_turn(k: kdn.Kdn) -> None:
+    """No exact block of the receiver comes into being; a later turn shares its own tainted ones."""
+    tell(k, [point(work=0.0)], None, "a")
+    ask(k)
+    ask(k, adapter="a", share=BEST, retention=Retention.ALL)
+    receiver, tokens = k.prompts.fingerprint("a"), (*PRELUDE.token_ids, *DOCUMENT.token_ids)
+    assert k.store.match(receiver, EXACT, "", tokens).num_tokens == 0
+    assert k.store.match(receiver, SHARED, "", tokens).num_tokens == CONTEXT
+    talk = (PRELUDE, DOCUMENT, Segment(Role.HISTORY, question().token_ids), question(2))
+    _, _, usage = ask(k, *talk, adapter="a", share=BEST)
+    assert (usage.shared, usage.recomputed) == (CONTEXT, 24)
+    assert ask(k, *talk, adapter="a", share=EXACTLY)[2].exact == 0
+
+
+def test_the_own_exact_prefix_comes_first(k: kdn.Kdn) -> None:
+    """The receiver has read the prelude and document one; the sibling both documents."""
+    second = Segment(Role.DOCUMENT, tuple(reversed(DOCUMENT.token_ids)))
+    tell(k, [point(work=0.0)], None, "a")
+    ask(k, PRELUDE, DOCUMENT, second, question())
+    ask(k, PRELUDE, DOCUMENT, question(), adapter="a", share=EXACTLY)
+    _, _, usage = ask(k, PRELUDE, DOCUMENT, second, question(), adapter="a", share=BEST)
+    assert (usage.exact, usage.shared, usage.recomputed) == (CONTEXT, 300, 12)
+
+
+def test_salts_stay_apart(k: kdn.Kdn) -> None:
+    tell(k, [point(work=0.0)], None, "a")
+    ask(k, salt="one")
+    assert ask(k, adapter="a", share=BEST, salt="two")[2].shared == 0
+    assert ask(k, adapter="a", share=BEST, salt="one")[2].shared == CONTEXT
+
+
+def test_a_setting_shares_for_requests_that_do_not_say(
+    folders: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    """The store finds the sibling's entry by itself; idle time compares the first shared answer."""
+    base, adapters = folders
+    trace = Recorder()
+    chosen = settings(tmp_path, mode="best", guard_every="1")
+    with kdn.open(base, config=chosen, dtype="float32", adapters=adapters, trace=trace) as k:
+        tell(k, [point(work=0.0)], None, "a")
+        ask(k)
+        assert ask(k, adapter="a")[2].shared == CONTEXT
+        k.catch_up()
+        assert trace.count("share.guard") >= 1
+
+
+def test_a_receiver_whose_answers_are_too_far_off_stops(
+    folders: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    """A map that adds 3 to every key and value: after four comparisons the model computes itself."""
+    base, adapters = folders
+    width = 2 * 2 * 16
+    wrong = LinearMap(torch.zeros(LAYERS, width, width), torch.full((LAYERS, width), 3.0))
+    chosen = settings(tmp_path, mode="best", guard_every="1", guard_kl="0.0001")
+    with kdn.open(base, config=chosen, dtype="float32", adapters=adapters) as k:
+        tell(k, [point(mapped=True, work=0.1)], None, "a", wrong)
+        ask(k, retention=Retention.SHARED)
+        for seed in range(4):
+            asked = (PRELUDE, DOCUMENT, question(seed))
+            assert ask(k, *asked, adapter="a", retention=Retention.NOTHING)[2].shared == CONTEXT
+            k.catch_up()
+        assert ask(k, adapter="a", retention=Retention.NOTHING)[2].shared == 0
