@@ -53,5 +53,6 @@ class Share:
 
 
 def _is_above_0(limit: object) -> bool:
-    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
-    return is_number and 0 < limit < math.inf
+    if isinstance(limit, bool) or not isinstance(limit, int | float):
+        return False
+    return 0 < limit < math.inf
