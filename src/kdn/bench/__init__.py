@@ -45,6 +45,7 @@ BENCHES: dict[str, str] = {
     "stack": "kdn.bench.store.stack",
     "steer": "kdn.bench.steer.steer",
     "store": "kdn.bench.store.store",
+    "structured": "kdn.bench.structured.structured",
 }
 """Name to module; each module has `run(options) -> Result` and opens with its question."""
 

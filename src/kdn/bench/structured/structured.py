@@ -1,0 +1,194 @@
+"""Does every constrained answer keep to its schema, and what do constraints cost a batch of eight?
+
+500 random schemas are answered at temperature 1, and judged by jsonschema; an answer that `max_tokens`
+cuts off is counted apart.  The cost is that of whole answers of equal length, eight at a time, with and
+without a schema, in interleaved rounds; drawn at random and greedily.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdn import api
+from kdn.bench.common.measure import Ratio, interleave, ratio
+from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.engine.lineup import opened
+from kdn.bench.structured.schemas import random_schema
+from kdn.core import Constraint, Finish, FinishReason, Sampling, Token
+from kdn.errors import MissingExtra
+from kdn.machine.facts import describe_machine
+
+__all__ = ["run"]
+
+_BATCH = 8
+_JUDGED_AT_ONCE = 50
+_ANSWER_TOKENS = 48
+_MOST_TOKENS = 400
+_LONG = Constraint.json_schema(
+    {
+        "type": "array",
+        "minItems": 1000,
+        "items": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "count": {"type": "integer"}},
+            "required": ["name", "count"],
+            "additionalProperties": False,
+        },
+    }
+)
+"""No answer of the measured length comes to its end."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What became of one schema's answer."""
+
+    compile_s: float
+    reason: FinishReason
+    is_valid: bool
+    num_tokens: int
+
+
+def run(options: BenchOptions) -> Result:
+    """Judge the answers, then time them."""
+    torch.set_num_threads(options.threads)
+    with (
+        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
+        opened(options, Path(folder)) as kdn,
+    ):
+        judged = _judge(kdn, options)
+        rounds = options.pairs or (3 if options.quick else 15)
+        ways = (("drawn at temperature 1", 1.0), ("greedy", 0.0))
+        costs = {name: _cost(kdn, rounds, warmth, options) for name, warmth in ways}
+        name = kdn.name
+    ended = [one for one in judged if one.reason is FinishReason.STOP]
+    valid = sum(one.is_valid for one in ended)
+    rows: list[Row] = [
+        {"schemas": len(judged), "ended": len(ended), "valid": valid, **_compile_ms(judged)},
+        *({"batch of 8": way, "time over unconstrained": str(one)} for way, one in costs.items()),
+    ]
+    return Result(
+        bench="structured",
+        model=name,
+        machine=describe_machine(),
+        config=options.describe(),
+        rows=rows,
+        summary={
+            "valid_share": valid / len(ended) if ended else None,
+            "ended_share": len(ended) / len(judged),
+            "overhead_sampled": costs["drawn at temperature 1"].median - 1,
+            "overhead_greedy": costs["greedy"].median - 1,
+        },
+        notes=(
+            f"Answers that {_MOST_TOKENS} tokens cut off are not ended, and not JSON yet.",
+            "A constrained draw sorts the allowed tokens only, an unconstrained one the whole vocabulary.",
+        ),
+    )
+
+
+def _compile_ms(judged: Sequence[_Judged]) -> Row:
+    ordered = sorted(1e3 * one.compile_s for one in judged)
+    return {
+        "compile_p50_ms": round(statistics.median(ordered), 2),
+        "compile_max_ms": round(ordered[-1], 2),
+    }
+
+
+def _judge(kdn: api.Kdn, options: BenchOptions) -> list[_Judged]:
+    try:
+        import jsonschema
+    except ImportError as error:
+        raise MissingExtra("answers are judged by jsonschema: pip install jsonschema") from error
+    rng = random.Random(options.seed)
+    schemas = [random_schema(rng) for _ in range(20 if options.quick else 500)]
+    found: list[_Judged] = []
+    for start in range(0, len(schemas), _JUDGED_AT_ONCE):
+        options.say(f"{start} of {len(schemas)} schemas")
+        some = schemas[start : start + _JUDGED_AT_ONCE]
+        found += _judged(kdn, some, start, jsonschema.validate)
+    return found
+
+
+def _judged(
+    kdn: api.Kdn, schemas: Sequence[dict[str, Any]], first: int, validate: Any
+) -> list[_Judged]:
+    constraints = [Constraint.json_schema(schema) for schema in schemas]
+    compile_s = []
+    for constraint in constraints:
+        began = time.perf_counter()
+        kdn.model.grammars.compile(constraint)
+        compile_s.append(time.perf_counter() - began)
+    answers = _answers(kdn, constraints, 1.0, _MOST_TOKENS, first)
+    return [
+        _Judged(spent, finish.reason, _is_valid(text, schema, validate), num_tokens)
+        for spent, (text, num_tokens, finish), schema in zip(
+            compile_s, answers, schemas, strict=True
+        )
+    ]
+
+
+def _is_valid(text: str, schema: dict[str, Any], validate: Any) -> bool:
+    try:
+        validate(json.loads(text), schema)
+    except Exception:  # noqa: BLE001  jsonschema is not typed, and every way to fail counts
+        return False
+    return True
+
+
+def _answers(
+    kdn: api.Kdn,
+    constraints: Sequence[Constraint | None],
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+) -> list[tuple[str, int, Finish]]:
+    """Texts with their numbers of tokens, all at one time."""
+    streams = []
+    for number, constraint in enumerate(constraints):
+        sampling = Sampling(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed + number,
+            constraint=constraint,
+            ignore_eos=constraint is None,
+        )
+        asked = f"Write item {seed + number} of the list as JSON."
+        request = kdn.prompts.request(asked, sampling=sampling)
+        streams.append(kdn.submit(request))
+    found = []
+    for stream in streams:
+        *tokens, finish = list(stream)
+        assert isinstance(finish, Finish)
+        texts = [token.text for token in tokens if isinstance(token, Token)]
+        found.append(("".join(texts) + finish.tail, len(texts), finish))
+    return found
+
+
+def _cost(kdn: api.Kdn, rounds: int, temperature: float, options: BenchOptions) -> Ratio:
+    """How many times longer constrained answers take, token for token."""
+    options.say(f"timing {rounds} pairs at temperature {temperature:g}")
+
+    def side(constraint: Constraint | None, number: int) -> float:
+        began = time.perf_counter()
+        wanted: list[Constraint | None] = [constraint] * _BATCH
+        found = _answers(kdn, wanted, temperature, _ANSWER_TOKENS, 1000 * (number + 1))
+        spent = time.perf_counter() - began
+        assert all(num_tokens == _ANSWER_TOKENS for _, num_tokens, _ in found)
+        return spent
+
+    sides = {"free": partial(side, None), "constrained": partial(side, _LONG)}
+    interleave(sides, 1)  # what is computed once is not counted
+    found = ratio(interleave(sides, rounds, first=1), "free", "constrained")
+    assert found is not None, "both sides ran"
+    return found
