@@ -24,6 +24,7 @@ from kdn.serve.openai.requests import (
     TokenizeBody,
 )
 from kdn.serve.openai.structured import ConstrainedBody
+from kdn.serve.openai.tools import TemplateBody
 
 INTRODUCTION = """# The HTTP API
 
@@ -75,6 +76,7 @@ PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("All that ask the model", JobBody),
     ("Chat and completions", SamplingBody),
     ("What an answer must be", ConstrainedBody),
+    ("Tools and the template", TemplateBody),
     ("A message", MessageBody),
     ("A document", DocumentBody),
     ("`kdn`", KdnOptions),

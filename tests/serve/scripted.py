@@ -29,7 +29,8 @@ from kdn.core import (
 )
 from kdn.engine import EngineStat
 from kdn.errors import BadInput, EngineFailed, PromptTooLong
-from kdn.model import Document, Message, PlacedText
+from kdn.model import ChatOptions, Document, Message, PlacedText, ToolFormat
+from kdn.model.text.tools.hermes import Hermes
 from kdn.rag import Vectors
 from kdn.rank import Asking, Choice, Layout
 from kdn.serve import ServedEmbedder, ServedModel, StoreNumbers
@@ -191,6 +192,7 @@ class ScriptedService:
     requests: list[Request] = field(default_factory=list)
     streams: list[ScriptedStream] = field(default_factory=list)
     compiled: list[Constraint] = field(default_factory=list)
+    tool_format: ToolFormat = field(default_factory=Hermes)
     remembered: dict[tuple[str, str], TokenIds] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -205,8 +207,15 @@ class ScriptedService:
         self._thread = threading.Thread(target=self._run, name="scripted")
         self._thread.start()
 
+    def reads(self, name: str) -> bool:
+        return False
+
     def segments(
-        self, messages: Sequence[Message], documents: Sequence[Document] = (), salt: str = ""
+        self,
+        messages: Sequence[Message],
+        documents: Sequence[Document] = (),
+        salt: str = "",
+        options: ChatOptions | None = None,
     ) -> Prompt:
         cut = [Segment(Role.DOCUMENT, self.vocabulary.encode(d.text), d.id) for d in documents]
         turns = [f"<{message.role}>{message.content}" for message in messages]

@@ -25,7 +25,15 @@ from kdn.core import (
     text_of,
 )
 from kdn.errors import BadInput, UnknownModel
-from kdn.model import Document, LoadedModel, Message, PlacedText, Remembered
+from kdn.model import (
+    ChatOptions,
+    Document,
+    LoadedModel,
+    Message,
+    PlacedText,
+    Remembered,
+    ToolFormat,
+)
 from kdn.rank import Conversation
 from kdn.reuse.share import Sibling
 
@@ -65,11 +73,27 @@ class Prompts:
         self._numbers = itertools.count(1)
         self._fingerprints: dict[str | None, Fingerprint] = {}
 
-    def segments(self, messages: Messages, documents: Documents = (), salt: str = "") -> Prompt:
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls of tools."""
+        return self._model.chat.tools
+
+    def reads(self, name: str) -> bool:
+        """Does the chat template look at a variable of that name?"""
+        return self._model.chat.reads(name)
+
+    def segments(
+        self,
+        messages: Messages,
+        documents: Documents = (),
+        salt: str = "",
+        options: ChatOptions | None = None,
+    ) -> Prompt:
         """The conversation as segments of token ids. Answers given under `salt` keep their ids."""
         turns = _messages(messages)
+        known = self._remembered.known(salt, turns)
         return self._model.chat.segments(
-            turns, _documents(documents), self._model.tokenizer, self._remembered.known(salt, turns)
+            turns, _documents(documents), self._model.tokenizer, known, options
         )
 
     def of_document(self, text: str, name: str | None = None, salt: str = "") -> Prompt:

@@ -13,14 +13,24 @@ from kdn.model.decoder import Decoder, DecoderLayer
 from kdn.model.load import LoadedModel, load_model, pick_device, pick_dtype
 from kdn.model.lora import AdapterRun, LoraAdapter, load_adapter
 from kdn.model.rope import Rope
-from kdn.model.text.chat import NEUTRAL_SYSTEM, ChatTemplate, Document, Message, Remembered
+from kdn.model.text.chat import (
+    NEUTRAL_SYSTEM,
+    ChatOptions,
+    ChatTemplate,
+    Document,
+    Message,
+    Remembered,
+)
 from kdn.model.text.grammar import Grammar, GrammarMatcher, Grammars
 from kdn.model.text.places import PlacedText
 from kdn.model.text.tokenizer import Incremental, Tokenizer
+from kdn.model.text.tools import CallReader, Tool, ToolCall, ToolFormat
 
 __all__ = [
     "NEUTRAL_SYSTEM",
     "AdapterRun",
+    "CallReader",
+    "ChatOptions",
     "ChatTemplate",
     "Decoder",
     "DecoderLayer",
@@ -39,6 +49,9 @@ __all__ = [
     "Rope",
     "RopeConfig",
     "Tokenizer",
+    "Tool",
+    "ToolCall",
+    "ToolFormat",
     "get",
     "known_models",
     "load_adapter",

@@ -9,7 +9,7 @@ from typing import Protocol
 from kdn.api import AskLibrary
 from kdn.core import Constraint, Generator, Prompt, Sampling, TokenIds
 from kdn.engine import EngineStat
-from kdn.model import Document, Message, PlacedText
+from kdn.model import ChatOptions, Document, Message, PlacedText, ToolFormat
 from kdn.rag import Vectors
 from kdn.rank import Asking
 from kdn.reuse.why import Explainer
@@ -56,8 +56,21 @@ class Vocabulary(Protocol):
 class PromptMaker(Protocol):
     """Conversations as prompts. Safe from several threads."""
 
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls of tools."""
+        ...
+
+    def reads(self, name: str) -> bool:
+        """Does the chat template look at a variable of that name?"""
+        ...
+
     def segments(
-        self, messages: Sequence[Message], documents: Sequence[Document] = (), salt: str = ""
+        self,
+        messages: Sequence[Message],
+        documents: Sequence[Document] = (),
+        salt: str = "",
+        options: ChatOptions | None = None,
     ) -> Prompt:
         """The conversation as segments, ready for an answer. Turns remembered under `salt` hit."""
         ...

@@ -84,7 +84,7 @@ def test_malformed_json_is_a_bad_request(server: Running, body: bytes) -> None:
         ({"n": 1000}, "n"),
         ({"messages": []}, "messages"),
         ({"messages": [{"content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
         ({"stop": ""}, "stop"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
@@ -107,7 +107,6 @@ def test_an_impossible_value_is_refused_with_its_name(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("guided_decoding_backend", "xgrammar"),
         ("use_beam_search", True),
         ("reasoning_effort", "high"),
@@ -144,7 +143,7 @@ def test_pictures_and_tool_calls_are_refused_by_place(server: Running) -> None:
     assert fault["param"] == "messages[0].content[0]"
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     fault = _fault(server, "/v1/chat/completions", messages=[call, *ASK])
-    assert fault["param"] == "messages[0].tool_calls"
+    assert fault["param"] == "messages[0].tool_calls[0].function"
 
 
 def test_completions_refuse_what_they_cannot_do(server: Running) -> None:

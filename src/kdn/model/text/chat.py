@@ -7,12 +7,13 @@ tokenised alone, so that a document has the same tokens wherever it stands.
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 
 from kdn.clock import Clock
 from kdn.core import Prompt, Role, Segment, TokenIds
@@ -20,8 +21,9 @@ from kdn.errors import BadInput
 from kdn.model.text.places import PlacedText, find_run, stripped_edges, text_segments
 from kdn.model.text.template import Turn, TurnRenderer
 from kdn.model.text.tokenizer import Tokenizer
+from kdn.model.text.tools import ToolFormat, tool_format
 
-__all__ = ["NEUTRAL_SYSTEM", "ChatTemplate", "Document", "Message", "Remembered"]
+__all__ = ["NEUTRAL_SYSTEM", "ChatOptions", "ChatTemplate", "Document", "Message", "Remembered"]
 
 NEUTRAL_SYSTEM = "You are a careful assistant. Read the documents, then do what is asked."
 """The system text in front of documents. No job changes it, so that all jobs share their KV."""
@@ -51,6 +53,16 @@ class Document:
 
 
 @dataclass(frozen=True)
+class ChatOptions:
+    """What else a conversation is rendered with."""
+
+    variables: Mapping[str, object] = field(default_factory=dict)
+    """Of the template, such as `tools`."""
+    continues: bool = False
+    """The last message is the assistant's, and the answer goes on with it."""
+
+
+@dataclass(frozen=True)
 class _Turn:
     """A message of the rendered conversation, and the segments that its content is made of."""
 
@@ -74,6 +86,7 @@ class ChatTemplate:
         documents: Sequence[Document],
         tokenizer: Tokenizer,
         known: Mapping[str, TokenIds] | None = None,
+        options: ChatOptions | None = None,
     ) -> Prompt:
         """The prompt of a conversation, ready for the assistant's next words.
 
@@ -85,12 +98,37 @@ class ChatTemplate:
         """
         if not messages:
             raise BadInput("the conversation is empty; give at least one user message")
+        if options is not None and options.variables:
+            bound = self._using(options.variables)
+            return bound.segments(
+                messages, documents, tokenizer, known, replace(options, variables={})
+            )
+        continues = options is not None and options.continues
+        if continues and messages[-1].role != "assistant":
+            raise BadInput("only an assistant's message goes on; let the conversation end with one")
         encode = _Encoder(tokenizer, known or {}, strips=self._renderer.strips)
         messages = self._as_rendered(messages)
         if documents:
-            return self._with_documents(messages, documents, encode)
+            return self._with_documents(messages, documents, encode, continues=continues)
         turns = [_Turn(m.role, (encode.turn(messages, i),)) for i, m in enumerate(messages)]
-        return _join(self._pieces(turns), turns, encode, with_prelude=False)
+        pieces = self._pieces(turns)
+        return _join(pieces, turns, encode, with_prelude=False, continues=continues)
+
+    def _using(self, variables: Mapping[str, object]) -> ChatTemplate:
+        """The same template with more variables to look at."""
+        other = copy.copy(self)
+        vars(other)["_renderer"] = self._renderer.using(variables)
+        vars(other)["_cut_known"] = partial(ChatTemplate._cut, other)  # rarely seen again
+        return other
+
+    def reads(self, name: str) -> bool:
+        """Does the template look at a variable of that name?"""
+        return self._renderer.reads(name)
+
+    @cached_property
+    def tools(self) -> ToolFormat:
+        """How the model writes calls of tools."""
+        return tool_format(self._renderer.source)
 
     def _as_rendered(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages, with earlier answers as the template repeats them.
@@ -152,7 +190,12 @@ class ChatTemplate:
         return _Encoder(tokenizer, {}, strips=self._renderer.strips).document(document)
 
     def _with_documents(
-        self, messages: Sequence[Message], documents: Sequence[Document], encode: _Encoder
+        self,
+        messages: Sequence[Message],
+        documents: Sequence[Document],
+        encode: _Encoder,
+        *,
+        continues: bool,
     ) -> Prompt:
         first = [encode.document(document) for document in documents]
         if messages[0].role == "system":
@@ -164,7 +207,8 @@ class ChatTemplate:
             )
         turns = [_Turn(m.role, (encode.turn(messages, i),)) for i, m in enumerate(messages)]
         turns[0] = _Turn(turns[0].role, (*first, *turns[0].parts))
-        return _join(self._led_pieces(turns), turns, encode, with_prelude=True)
+        pieces = self._led_pieces(turns)
+        return _join(pieces, turns, encode, with_prelude=True, continues=continues)
 
     def _led_pieces(self, turns: Sequence[_Turn]) -> list[str]:
         """The pieces after the neutral text, which opens the user turn if need be."""
@@ -220,13 +264,21 @@ def _repeated(message: Message, found: str | None, before: str, after: str) -> M
 
 
 def _join(
-    pieces: Sequence[str], turns: Sequence[_Turn], encode: _Encoder, *, with_prelude: bool
+    pieces: Sequence[str],
+    turns: Sequence[_Turn],
+    encode: _Encoder,
+    *,
+    with_prelude: bool,
+    continues: bool,
 ) -> Prompt:
     """Template text joins the part before it; what opens the prompt is the prelude, or joins the first part.
 
     So the last turn's segment ends with the opening of the assistant's turn, and ends at the same
-    token when the conversation is sent again with that turn in it.
+    token when the conversation is sent again with that turn in it.  What the template writes after the
+    last turn is left out when the answer continues it.
     """
+    if continues:
+        pieces = [*pieces[:-1], ""]
     opening = encode.template(pieces[0])
     segments = [Segment(Role.PRELUDE, opening)] if with_prelude else []
     parts = [part for turn in turns for part in turn.parts]

@@ -65,6 +65,7 @@ def _compiled(source: str) -> jinja2.Template:
 def _rendered(asked: dict[str, Any]) -> str:
     moment = dt.datetime.fromtimestamp(asked["wall_s"], tz=dt.UTC).astimezone()
     text = _compiled(asked["source"]).render(
+        **asked["variables"],
         messages=asked["messages"],
         add_generation_prompt=True,
         bos_token=asked["bos_token"],

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import json
 import selectors
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 
 from kdn.clock import Clock
 from kdn.errors import BadInput, WeightsError
@@ -55,10 +56,26 @@ class TurnRenderer:
                 f"the model's chat template holds {len(self._source)} characters; it is damaged: fetch "
                 "the model again"
             )
+        self._variables: Mapping[str, object] = {}
         try:
-            _check(self._source)
+            self._reads = _check(self._source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise WeightsError(f"the model's chat template cannot be read: {error}") from error
+
+    @property
+    def source(self) -> str:
+        """The template's text."""
+        return self._source
+
+    def reads(self, name: str) -> bool:
+        """Does the template look at a variable of that name?"""
+        return name in self._reads
+
+    def using(self, variables: Mapping[str, object]) -> TurnRenderer:
+        """The same template with more variables to look at, such as `tools`."""
+        other = copy.copy(self)
+        vars(other)["_variables"] = {**self._variables, **variables}
+        return other
 
     @cached_property
     def strips(self) -> bool:
@@ -76,6 +93,7 @@ class TurnRenderer:
             "bos_token": self._bos_token,
             "eos_token": self._eos_token,
             "wall_s": self._clock.wall(),
+            "variables": self._variables,
         }
         answer = _PROCESS.ask(json.dumps(asked))
         if "text" not in answer:
@@ -85,14 +103,18 @@ class TurnRenderer:
         return answer["text"]
 
 
-def _check(source: str) -> None:
-    """Raises TemplateError for what is no template. Reads only: running it is for the other process."""
+def _check(source: str) -> frozenset[str]:
+    """The variables that a template reads. Raises TemplateError for what is no template.
+
+    Nothing is run: that is for the other process.
+    """
     environment = new_environment()
     parsed = environment.parse(source)
     for kind, known in ((nodes.Filter, environment.filters), (nodes.Test, environment.tests)):
         for node in parsed.find_all(kind):
             if node.name not in known:
                 raise jinja2.TemplateError(f"it calls {node.name!r}, which is unknown")
+    return frozenset(meta.find_undeclared_variables(parsed))
 
 
 class _RenderProcess:

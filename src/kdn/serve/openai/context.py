@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from kdn.clock import Clock
 from kdn.core import Constraint, Finish, Prompt, Request, Sampling
 from kdn.errors import BadInput
-from kdn.model import Document, Message
+from kdn.model import ChatOptions, Document, Message
 from kdn.serve.auth import Caller, caller_of
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
@@ -30,7 +30,8 @@ from kdn.serve.openai.streams import (
     submit_all,
     until_disconnect,
 )
-from kdn.serve.service import ServedModel
+from kdn.serve.openai.tools import called_turn
+from kdn.serve.service import PromptMaker, ServedModel
 from kdn.serve.settings import ServeSettings
 
 __all__ = [
@@ -46,7 +47,13 @@ __all__ = [
 ]
 
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 
 
 def answer_room(model: ServedModel, num_prompt: int, asked: int | None, default: int) -> int:
@@ -80,12 +87,16 @@ def truncated(prompt: Prompt, asked: int | None, room: int) -> Prompt:
 
 
 def chat_prompt(
-    model: ServedModel, messages: Sequence[Message], documents: Sequence[Document], salt: str
+    model: ServedModel,
+    messages: Sequence[Message],
+    documents: Sequence[Document],
+    salt: str,
+    options: ChatOptions | None = None,
 ) -> Prompt:
     """The prompt of a conversation. Raises Refused for one that is far too long, before it is cut."""
     texts = [*(message.content for message in messages), *(one.text for one in documents)]
     check_length(texts, model.vocabulary, model.max_context, "messages")
-    return model.prompts.segments(messages, documents, salt)
+    return model.prompts.segments(messages, documents, salt, options)
 
 
 def check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
@@ -96,7 +107,9 @@ def check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
 
 
 def conversation(
-    bodies: Sequence[MessageBody], documents: Sequence[DocumentBody | str] | None
+    bodies: Sequence[MessageBody],
+    documents: Sequence[DocumentBody | str] | None,
+    prompts: PromptMaker,
 ) -> tuple[list[Message], list[Document]]:
     """Turns and documents. A part marked as a document or an instruction leaves its message."""
     found = [document_of(one, index) for index, one in enumerate(documents or ())]
@@ -113,7 +126,10 @@ def conversation(
                 instructions.append(Message("system", text))
             else:
                 own.append(text)
-        if own or not _parts(body, index):
+        if role == "tool" or body.tool_calls:
+            text, where = "\n".join(own), f"messages[{index}]"
+            turns.append(called_turn(role, text, body.tool_calls or (), prompts, where))
+        elif own or not _parts(body, index):
             turns.append(Message(role, "\n".join(own)))
     if not turns:
         raise Refused("there is no message left beside the documents", param="messages")
@@ -139,7 +155,7 @@ def _role(body: MessageBody, index: int) -> str:
     where = f"messages[{index}]"
     if body.role not in _ROLES:
         raise Refused(
-            f"{where}.role is {body.role!r}; kdn knows system, developer, user and assistant",
+            f"{where}.role is {body.role!r}; kdn knows system, developer, user, assistant and tool",
             param=f"{where}.role",
         )
     for name, value in (body.model_extra or {}).items():
@@ -163,7 +179,6 @@ def _parts(body: MessageBody, index: int) -> list[ContentPart]:
 _HARMLESS = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",  # means something only with tools, which are refused
         "prediction",  # a hint for speed
         "prompt_cache_key",
         "prompt_cache_retention",
@@ -177,12 +192,9 @@ _HARMLESS = frozenset(
 """Labels and hints: the answer is the same without them."""
 
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "add_generation_prompt": (True,),
     "add_special_tokens": (False,),
     "audio": (),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
     "detokenize": (True,),
     "function_call": ("none",),
     "functions": ([],),
@@ -190,11 +202,8 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "guided_whitespace_pattern": (),
     "length_penalty": (1,),
     "modalities": (["text"],),
-    "reasoning_effort": (),
     "return_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "use_beam_search": (False,),
     "verbosity": (),
     "web_search_options": (),

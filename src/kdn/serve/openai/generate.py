@@ -1,6 +1,6 @@
 """POST /v1/chat/completions: a conversation goes on.
 
-`Answers` runs and streams, and `_Chat` words it; `completions.py` words the same work for plain texts.
+`Answers` runs and streams, and `Chat` words it; `completions.py` words the same work for plain texts.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ from kdn.serve.openai.streams import (
 )
 from kdn.serve.openai.structured import ConstrainedBody, constraint_of
 from kdn.serve.openai.techniques import chat_techniques
+from kdn.serve.openai.tools import TemplateBody, with_template
 from kdn.serve.service import ServedModel, Vocabulary
 
-__all__ = ["Answers", "chat_routes", "constrained", "requests_of", "sampling_of"]
+__all__ = ["Answers", "Chat", "chat_routes", "constrained", "requests_of", "sampling_of"]
 
 _TOKEN_ID = re.compile(r"[0-9]{1,9}")
 
@@ -107,16 +108,23 @@ async def constrained(context: RequestContext, body: SamplingBody) -> Constraint
     return constraint
 
 
-async def _begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest) -> _Chat:
+async def _begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest) -> Chat:
     refuse_unsupported(body.model_extra)
     _refuse_combinations(body)
     job, model = context.job("chatcmpl", body, http), context.model
     asked = _max_tokens(body)
-    messages, documents = conversation(body.messages, body.documents)
-    prompt = await context.in_thread(chat_prompt, model, messages, documents, job.salt)
+    messages, documents = conversation(body.messages, body.documents, model.prompts)
+    options, use = None, None
+    if body.model_fields_set & TemplateBody.model_fields.keys():
+        messages, options, use = with_template(body, messages, model.prompts, model.vocabulary)
+    prompt = await context.in_thread(chat_prompt, model, messages, documents, job.salt, options)
     prompt = truncated(prompt, body.truncate_prompt_tokens, model.max_context - (asked or 1))
     room = answer_room(model, prompt.num_tokens, asked, context.settings.default_max_tokens)
     constraint = await constrained(context, body)
+    if use is not None:
+        from kdn.serve.openai.tool_chat import ToolChat, required_calls
+
+        constraint = await required_calls(context, use, constraint)
     sampling = sampling_of(body, model, room, _logprobs(body), constraint)
     techniques: tuple[object, ...] = ()
     if body.kdn is not None:
@@ -125,7 +133,9 @@ async def _begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest
         )
     asked_for = requests_of(context, job, body, [(prompt, sampling)], body.n or 1, techniques)
     streams = context.submit_all(job, asked_for)
-    return _Chat(job, body, model.vocabulary, streams, [prompt])
+    if use is None:
+        return Chat(job, body, model.vocabulary, streams, [prompt])
+    return ToolChat(job, body, model.vocabulary, streams, [prompt], use)
 
 
 def sampling_of(
@@ -284,8 +294,7 @@ class Answers(ABC):
                     for shape in self.ending(index, item):
                         yield event(shape)
                     continue
-                if item.text or self.logprobs_wanted:
-                    choice = self.delta(index, item, written[index])
+                for choice in self.deltas(index, item, written[index]):
                     yield event(self.chunk([choice], streamed=True))
                 written[index] += len(item.text)
         except Exception as error:  # noqa: BLE001 - the headers are sent: the error must travel as an event
@@ -326,6 +335,11 @@ class Answers(ABC):
     def opening(self, index: int) -> Iterator[Any]:
         """What goes out with an answer's first token, before it."""
 
+    def deltas(self, index: int, token: Token, offset: int) -> Iterator[Any]:
+        """What a token adds, if it adds anything."""
+        if token.text or self.logprobs_wanted:
+            yield self.delta(index, token, offset)
+
     @abstractmethod
     def delta(self, index: int, token: Token, offset: int) -> Any:
         """One token; `offset` characters of the answer stand before it."""
@@ -335,7 +349,7 @@ class Answers(ABC):
         """The last events of an answer."""
 
 
-class _Chat(Answers):
+class Chat(Answers):
     """In the shape of chat."""
 
     @property
@@ -367,11 +381,14 @@ class _Chat(Answers):
         if finish.tail:
             choice = ChunkChoice(index, ChatDelta(content=finish.tail))
             yield self.chunk([choice], streamed=True)
-        choice = ChunkChoice(index, ChatDelta(), finish_name(finish.reason))
-        last: ChatChunk = self.chunk([choice], streamed=True)
+        yield self.last(index, finish, finish_name(finish.reason))
+
+    def last(self, index: int, finish: Finish, name: str) -> ChatChunk:
+        """The event that says why an answer ended."""
+        last: ChatChunk = self.chunk([ChunkChoice(index, ChatDelta(), name)], streamed=True)
         if index == 0:
             last.kdn = kdn_report([finish.usage])
-        yield last
+        return last
 
     def _logprobs(self, tokens: Sequence[Token]) -> Any:
         return chat_logprobs(tokens, self.vocabulary) if self.logprobs_wanted else None

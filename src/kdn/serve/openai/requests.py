@@ -31,6 +31,7 @@ from kdn.serve.limits import (
     TokenIdList,
 )
 from kdn.serve.openai.structured import ConstrainedBody
+from kdn.serve.openai.tools import TemplateBody, ToolCallBody
 
 __all__ = [
     "ChatBody",
@@ -151,11 +152,15 @@ class ContentPart(_Strict):
 
 class MessageBody(_Open):
     role: Name
-    """`system`, `developer` (read as `system`), `user` or `assistant`."""
+    """`system`, `developer` (read as `system`), `user`, `assistant` or `tool`."""
     content: Text | Annotated[list[ContentPart], Field(max_length=MAX_PARTS)] | None = None
     """A text, or parts that are texts."""
     name: Name | None = None
     """Not read."""
+    tool_calls: list[ToolCallBody] | None = Field(None, max_length=MAX_PARTS)
+    """Of the assistant: the tools that an answer called."""
+    tool_call_id: Name | None = None
+    """Of a tool: which call this is the result of. Results stand in the order of the calls."""
 
 
 class JobBody(_Open):
@@ -219,7 +224,7 @@ class SamplingBody(JobBody, ConstrainedBody):
     """What may be reused, and what is kept."""
 
 
-class ChatBody(SamplingBody):
+class ChatBody(SamplingBody, TemplateBody):
     messages: list[MessageBody] = Field(min_length=1, max_length=MAX_MESSAGES)
     """The conversation, oldest first."""
     documents: list[DocumentBody | Text] | None = Field(None, max_length=MAX_DOCUMENTS)

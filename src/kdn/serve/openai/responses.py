@@ -19,6 +19,7 @@ from kdn.serve.service import Vocabulary
 
 __all__ = [
     "CachedTokens",
+    "CalledTool",
     "ChatChoice",
     "ChatChunk",
     "ChatCompletion",
@@ -33,6 +34,7 @@ __all__ = [
     "Embedding",
     "EmbeddingList",
     "EmbeddingUsage",
+    "FunctionCall",
     "JobAnswer",
     "KdnReport",
     "ModelCard",
@@ -124,10 +126,25 @@ class ChatLogprobs(Struct):
     refusal: None = None
 
 
+class FunctionCall(Struct):
+    name: str
+    arguments: str
+
+
+class CalledTool(Struct):
+    """A call; `index` is its place among the calls of the answer."""
+
+    index: int
+    id: str
+    function: FunctionCall
+    type: str = "function"
+
+
 class ChatMessage(Struct):
-    content: str
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    tool_calls: list[CalledTool] | UnsetType = UNSET
 
 
 class ChatChoice(Struct):
@@ -165,6 +182,7 @@ class ChatCompletion(Struct, kw_only=True):
 class ChatDelta(Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[CalledTool] | UnsetType = UNSET
 
 
 class ChunkChoice(Struct):

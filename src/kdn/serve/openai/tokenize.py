@@ -57,7 +57,7 @@ def _ids(context: RequestContext, body: TokenizeBody) -> TokenIds:
     if (body.prompt is None) == (body.messages is None):
         raise Refused("give either prompt or messages", param="prompt")
     if body.messages is not None:
-        messages, documents = conversation(body.messages, body.documents)
+        messages, documents = conversation(body.messages, body.documents, context.model.prompts)
         return chat_prompt(context.model, messages, documents, "").token_ids
     vocabulary, most = context.model.vocabulary, max(context.model.max_context, _MOST_TOKENS)
     check_length([body.prompt or ""], vocabulary, most, "prompt")

@@ -1,0 +1,121 @@
+"""The nouns of tool calling, and what every way of writing calls has in common."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+__all__ = ["CallReader", "Tool", "ToolCall", "ToolFormat", "json_rule", "read_calls"]
+
+_CALL = re.compile(
+    r'\{\s*"name"\s*:\s*(?P<name>"(?:[^"\\]|\\.)*")\s*,\s*'
+    r'"(?:arguments|parameters)"\s*:\s*(?P<arguments>.*)\}',
+    re.DOTALL,
+)
+_OPTIONS = {"x-guidance": {"whitespace_pattern": r"[ \t\n]{0,16}"}}
+"""White space inside of arguments, as in all constrained JSON."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """As OpenAI writes it, and as chat templates expect it."""
+        function: dict[str, Any] = {"name": self.name}
+        if self.description:
+            function["description"] = self.description
+        function["parameters"] = dict(self.parameters or {"type": "object", "properties": {}})
+        return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call; `arguments` is the text of a JSON object, letter by letter as it was written."""
+
+    name: str
+    arguments: str
+
+
+class CallReader(Protocol):
+    """Takes an answer as it comes, and gives out text and calls in order."""
+
+    def push(self, text: str) -> list[str | ToolCall]:
+        """What became certain with `text`."""
+        ...
+
+    def finish(self) -> list[str | ToolCall]:
+        """What is left at the end; a call that was cut off is text."""
+        ...
+
+
+class ToolFormat(Protocol):
+    """A way of writing calls. Changes nothing, so that one serves everybody."""
+
+    def fits(self, template: str) -> bool:
+        """Does this chat template write calls so?"""
+        ...
+
+    def instruction(self, tools: Sequence[Tool]) -> str:
+        """A system text, for templates that do not show tools themselves."""
+        ...
+
+    def calls_text(self, calls: Sequence[ToolCall]) -> str:
+        """Calls as the model writes them."""
+        ...
+
+    def result_text(self, text: str) -> str:
+        """The result of a tool, as the template takes it."""
+        ...
+
+    def grammar(self, tools: Sequence[Tool], *, parallel: bool) -> str:
+        """Lark grammar of one call, or of one and more."""
+        ...
+
+    def reader(self) -> CallReader:
+        """Reads one answer."""
+        ...
+
+
+def read_calls(text: str) -> list[ToolCall] | None:
+    """A call, or a list of calls, in JSON; None for anything else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    written = _CALL.fullmatch(text.strip())
+    if isinstance(found, dict) and written and json.loads(written["name"]) == found.get("name"):
+        arguments = written["arguments"].strip()
+        return [ToolCall(found["name"], arguments)] if _is_object(arguments) else None
+    many = found if isinstance(found, list) else [found]
+    calls = [_call(one) for one in many]
+    return [one for one in calls if one is not None] if calls and all(calls) else None
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:  # more than these arguments stands between the braces
+        return False
+
+
+def _call(found: object) -> ToolCall | None:
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        return None
+    arguments = found.get("arguments", found.get("parameters", {}))
+    if not isinstance(arguments, dict):
+        return None
+    return ToolCall(found["name"], json.dumps(arguments, ensure_ascii=False))
+
+
+def json_rule(tool: Tool) -> str:
+    """The arguments of a tool as a rule of a Lark grammar."""
+    schema = dict(tool.parameters or {}) or {"type": "object", "properties": {}}
+    return f"%json {json.dumps({'type': 'object', **schema, **_OPTIONS})}"

@@ -1,0 +1,112 @@
+"""Calls of tools: how models write them, and how an answer is told apart as it comes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdn.core import Constraint
+from kdn.model import Grammars, LoadedModel, Tokenizer, Tool, ToolCall, ToolFormat
+from kdn.model.text.tools import FORMATS, tool_format
+from kdn.model.text.tools.hermes import Hermes
+from kdn.model.text.tools.llama import Llama
+from kdn.testing import TINY_TEMPLATE
+from tests.model.test_grammar import tiny
+
+__all__ = ["tiny"]
+WEATHER = Tool(
+    "weather",
+    "Tells it.",
+    {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"],
+     "additionalProperties": False},
+)  # fmt: skip
+CALLS = [ToolCall("weather", '{"place": "Ulm; }"}'), ToolCall("time", "{}")]
+
+
+def read(form: ToolFormat, pieces: list[str]) -> list[str | ToolCall]:
+    """Text joined, calls as they are."""
+    reader = form.reader()
+    found: list[str | ToolCall] = []
+    for one in [*(one for piece in pieces for one in reader.push(piece)), *reader.finish()]:
+        if isinstance(one, str) and found and isinstance(found[-1], str):
+            found[-1] += one
+        else:
+            found.append(one)
+    return found
+
+
+def test_a_template_tells_how_its_model_calls() -> None:
+    assert isinstance(tool_format("{{ '<tool_call>' }}"), Hermes)
+    assert isinstance(tool_format("{{ '<|python_tag|>' }}"), Llama)
+    assert isinstance(tool_format(TINY_TEMPLATE), Hermes)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@given(cuts=st.sets(st.integers(1, 150)))
+def test_what_is_written_is_read_however_it_is_cut(form: ToolFormat, cuts: set[int]) -> None:
+    text = form.calls_text(CALLS)
+    edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    assert read(form, [text[a:b] for a, b in pairwise(edges)]) == CALLS
+
+
+@given(cuts=st.sets(st.integers(1, 150)))
+def test_text_before_and_between_is_text(cuts: set[int]) -> None:
+    text = "I look.\n\n" + Hermes().calls_text(CALLS) + "\n"
+    edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    assert read(Hermes(), [text[a:b] for a, b in pairwise(edges)]) == ["I look.", *CALLS]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain",
+        "a < b <tool",
+        "<tool_call>\n{broken\n</tool_call>",
+        '<tool_call>\n{"name": 3}\n</tool_call>',
+        '<tool_call>\n{"name": "f", "arguments": [1]}\n</tool_call>',
+        "  ",
+    ],
+)
+def test_what_is_no_call_stays_text_letter_by_letter(text: str) -> None:
+    assert read(Hermes(), list(text)) == [text]
+    assert read(Llama(), list(text)) == [text]
+
+
+def test_a_list_of_calls_and_an_unclosed_call_are_read() -> None:
+    """SmolLM2 writes a list; a model that ends before the closing tag has called nevertheless."""
+    listed = '<tool_call>[{"name": "a", "arguments": {"x": 1}}, {"name": "b", "arguments": {}}]</tool_call>'
+    assert read(Hermes(), [listed]) == [ToolCall("a", '{"x": 1}'), ToolCall("b", "{}")]
+    assert read(Hermes(), ['<tool_call>\n{"name": "a", "arguments": {}}']) == [ToolCall("a", "{}")]
+    assert read(Llama(), ['{"name": "a", ']) == ['{"name": "a", ']
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_grammar_of_required_calls_takes_calls_only(
+    form: ToolFormat,
+    tiny: LoadedModel,
+) -> None:
+    pytest.importorskip("llguidance")
+    tokenizer: Tokenizer = tiny.tokenizer
+    grammars: Grammars = tiny.grammars
+    one, several = (
+        grammars.compile(Constraint.grammar(form.grammar([WEATHER, Tool("time")], parallel=many)))
+        for many in (False, True)
+    )
+
+    def fits(text: str, *, parallel: bool) -> bool:
+        matcher = (several if parallel else one).matcher()
+        for token_id in tokenizer.encode(text):
+            if token_id not in matcher.allowed().tolist():
+                return False
+            matcher.take(token_id)
+        return matcher.is_complete or 256 in matcher.allowed().tolist()
+
+    call = form.calls_text(CALLS[:1])
+    assert fits(call, parallel=False)
+    assert fits(form.calls_text(CALLS), parallel=True)
+    assert not fits(form.calls_text(CALLS), parallel=False)
+    assert not fits(call.replace("place", "plane"), parallel=True)
+    assert not fits("I look. " + call, parallel=True)

@@ -1,0 +1,223 @@
+"""Tools over HTTP, by the real client: calls that are required keep to their schemas, results come back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+import kdn
+from kdn.config import load_config
+from kdn.serve import served
+from kdn.testing import TINY_TEMPLATE
+from tests.serve.running import Running, running
+from tests.serve.scripted import ScriptedService
+
+ASK: list[Any] = [{"role": "user", "content": "Weather in Ulm?"}]
+TOOLS: list[Any] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Tells the weather.",
+            "parameters": {
+                "type": "object",
+                "properties": {"place": {"enum": ["Ulm", "Bonn"]}},
+                "required": ["place"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "time"}},
+]
+WITH_TOOLS = (
+    "{% if tools %}{{ '<|turn|>system\nTools: ' + tools | tojson + ' as <tool_call><|end|>\n' }}{% endif %}"
+    + TINY_TEMPLATE
+)
+
+
+@pytest.fixture(scope="module", params=["with", "without"])
+def server(
+    request: pytest.FixtureRequest,
+    tiny_model: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Running]:
+    """A template that shows tools, and one that does not."""
+    pytest.importorskip("llguidance")
+    folder = tiny_model(max_position_embeddings=8192)
+    if request.param == "with":
+        (folder / "chat_template.jinja").write_text(WITH_TOOLS, "utf-8")
+    config = load_config({}, home=tmp_path_factory.mktemp("home"))
+    with kdn.open(folder, config=config, dtype="float32") as found, running(served(found)) as own:
+        yield own
+
+
+def chat(server: Running, **body: Any) -> Any:
+    asked = {"messages": ASK, "tools": TOOLS, "temperature": 1.0, "seed": 4, "max_tokens": 300}
+    name = server.openai.models.list().data[0].id
+    return server.openai.chat.completions.create(**{"model": name, **asked, **body})
+
+
+def test_a_required_call_keeps_to_the_schema_of_its_tool(server: Running) -> None:
+    for seed in range(3):
+        answer = chat(server, tool_choice="required", parallel_tool_calls=False, seed=seed)
+        (choice,) = answer.choices
+        (call,) = choice.message.tool_calls
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+        assert call.function.name in ("weather", "time")
+        arguments = json.loads(call.function.arguments)
+        assert call.function.name == "time" or arguments["place"] in ("Ulm", "Bonn")
+
+
+def test_a_named_function_is_called_and_streams_as_the_client_expects(server: Running) -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    whole = chat(server, tool_choice=named).choices[0]
+    (call,) = whole.message.tool_calls
+    assert (call.function.name, whole.finish_reason) == ("weather", "stop")
+    stream = chat(server, tool_choice=named, stream=True)
+    deltas = [chunk.choices[0].delta for chunk in stream if chunk.choices]
+    (streamed,) = [one for delta in deltas for one in delta.tool_calls or []]
+    assert (streamed.index, streamed.function.arguments) == (0, call.function.arguments)
+    assert streamed.id
+
+
+def test_the_clients_accumulating_stream_understands_calls(server: Running) -> None:
+    name = server.openai.models.list().data[0].id
+    asked: Any = {"messages": ASK, "tools": TOOLS, "tool_choice": "required", "max_tokens": 300}
+    with server.openai.chat.completions.stream(
+        model=name, temperature=1, seed=4, parallel_tool_calls=False, **asked
+    ) as stream:
+        for _ in stream:
+            pass
+        found = stream.get_final_completion()
+    assert found.choices[0].finish_reason == "tool_calls"
+    assert found.choices[0].message.tool_calls
+
+
+def test_results_go_back_as_messages(server: Running) -> None:
+    call = chat(server, tool_choice="required", parallel_tool_calls=False).choices[0].message
+    history = [
+        *ASK,
+        call.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "Rain."},
+    ]
+    first = chat(server, messages=history, tool_choice="none", max_tokens=3)
+    assert first.choices[0].message.tool_calls is None
+    tokens = server.http.post("/tokenize", json={"messages": history, "return_token_strs": True})
+    text = "".join(tokens.json()["token_strs"])
+    assert "Rain." in text
+    assert f'{{"name": "{call.tool_calls[0].function.name}", "arguments": ' in text
+
+
+def test_tools_are_shown_to_the_model_unless_it_may_not_call(server: Running) -> None:
+    """Their text takes tokens of the prompt; with `none` they are left out."""
+    shown, hidden = (
+        chat(server, tool_choice=choice, max_tokens=1).usage.prompt_tokens
+        for choice in ("auto", "none")
+    )
+    assert shown > hidden + 100
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOLS[0], TOOLS[0]]}, "tools"),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}},
+            "tool_choice",
+        ),
+        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "description": "<|end|>"}}]},
+            "tools",
+        ),
+        (
+            {
+                "tool_choice": "required",
+                "tools": [
+                    {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
+                ],
+            },
+            "tools",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"function": {"name": "f", "arguments": "[]"}}],
+                    }
+                ]
+            },
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False}},
+            "chat_template_kwargs.enable_thinking",
+        ),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_its_name(
+    server: Running, body: dict[str, Any], param: str
+) -> None:
+    answer = server.http.post("/v1/chat/completions", json={"messages": ASK, **body})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_an_answer_goes_on_with_the_last_message(server: Running) -> None:
+    """The prompt ends with the message: nothing of the template follows."""
+    history = [*ASK, {"role": "assistant", "content": "It is"}]
+    body = {"messages": history, "max_tokens": 1, "temperature": 0}
+    going_on = {"continue_final_message": True, "add_generation_prompt": False}
+    found = server.http.post("/v1/chat/completions", json={**body, **going_on}).json()
+    usual = server.http.post("/v1/chat/completions", json=body).json()
+    ending = (
+        len("<|end|>\n") - 6 + len("<|turn|>assistant\n") - 7
+    )  # two of their tokens are special
+    assert usual["usage"]["prompt_tokens"] - found["usage"]["prompt_tokens"] == ending
+
+
+# --- calls of the model's own choice, from a script --------------------------------------------
+
+
+def test_a_call_among_text_is_told_apart_whole_and_streamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import tests.serve.scripted as script
+
+    answer = (
+        'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"place": "Ulm"}}\n</tool_call>'
+    )
+    monkeypatch.setattr(script, "ANSWER", answer)
+    service = ScriptedService()
+    try:
+        with running(service) as server:
+            asked: Any = {"model": "scripted", "messages": ASK, "tools": TOOLS}
+            (choice,) = server.openai.chat.completions.create(**asked).choices
+            assert choice.message.content == "Let me see."
+            assert choice.message.tool_calls is not None
+            assert choice.message.tool_calls[0].function.arguments == '{"place": "Ulm"}'
+            assert choice.finish_reason == "tool_calls"
+            stream = server.openai.chat.completions.create(stream=True, **asked)
+            chunks = [chunk.choices[0] for chunk in stream]
+            assert "".join(one.delta.content or "" for one in chunks) == "Let me see."
+            assert [
+                one.function.name for chunk in chunks for one in chunk.delta.tool_calls or []
+            ] == ["weather"]
+            assert chunks[-1].finish_reason == "tool_calls"
+            with pytest.raises(openai.BadRequestError, match="cannot be constrained"):
+                server.openai.chat.completions.create(
+                    response_format={"type": "json_object"}, **asked
+                )
+    finally:
+        service.close()
