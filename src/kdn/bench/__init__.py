@@ -39,6 +39,7 @@ BENCHES: dict[str, str] = {
     "mil": "kdn.bench.jobs.mil",
     "ndcg": "kdn.bench.rank.ndcg",
     "policies": "kdn.bench.store.policies",
+    "rag": "kdn.bench.rag.rag",
     "rerank": "kdn.bench.rank.rerank",
     "router": "kdn.bench.scale.router",
     "rtc": "kdn.bench.rtc.rtc",

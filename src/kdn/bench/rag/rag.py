@@ -1,0 +1,285 @@
+"""Does a configuration chosen for each question, with what is stored and free, answer sooner at equal recall?
+
+Questions of five data sets come to one engine in Poisson processes from light load to four times
+saturation.  Arms: every static configuration, the median of the pruned space, chunks by queue depth,
+a choice by complexity alone, METIS as published (arXiv 2412.10543), and ours.  Real runs check the event
+simulator, which plays the sweep.  Recall is the share of gold parts among those that were read; the
+F1 of a small model says little, and is told for the real runs alone.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from kdn import api
+from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.rag.arms import Arms, arms, static_arms
+from kdn.bench.rag.questions import load_sets
+from kdn.bench.rag.real import RealQuery, RealRuns, replayed_s, token_f1
+from kdn.bench.rag.simulate import EngineSpeed
+from kdn.bench.rag.simulated import ArmOutcome, SimulatedLoad
+from kdn.bench.rag.workload import CUTTING, AskedQuestion, arrivals, find_all, recall
+from kdn.calibration.times import measure_jct
+from kdn.config import Config, EngineConfig, StoreConfig, home_folder
+from kdn.core import JctModel
+from kdn.errors import BadInput
+from kdn.machine.facts import describe_machine
+from kdn.rag.metis import (
+    ClassifierProfiler,
+    LibraryNote,
+    OracleProfiler,
+    Profiler,
+    QuestionProfile,
+    RuleProfiler,
+)
+
+__all__ = ["run"]
+
+OURS, BEST, BLIND = "ours, balanced", "ours, best", "ours, balanced, without the store"
+METIS, ADAPTIVE = "METIS as published", "adaptive by complexity"
+_EQUAL = 0.01
+"""Recalls that differ by less are equal."""
+_STORED = 0.5
+_GOLD = (
+    "MuSiQue's file marks no passages: parts that hold the answer in words count as gold. Filings mark "
+    "none, and count for delays only."
+)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How much is measured."""
+
+    questions: int = 40
+    """Of each set."""
+    simulated: int = 400
+    real: int = 40
+    fits: int = 12
+    repeats: int = 3
+    loads: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    kv_tokens: int = 8_000
+    max_tokens: int = 24
+
+
+_QUICK = _Size(questions=4, simulated=120, real=6, fits=4, repeats=1, loads=(0.25, 1.0, 4.0))
+
+
+def run(options: BenchOptions) -> Result:
+    """Real runs at one load, the simulator fitted on them, and the sweep."""
+    torch.set_num_threads(options.threads)
+    size = _QUICK if options.quick else _Size()
+    sets = load_sets(options.data, size.questions)
+    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder, ExitStack() as stack:
+        config = Config(
+            home=options.home or home_folder(os.environ),
+            engine=EngineConfig(threads=options.threads, fit_idle_s=0),
+            store=StoreConfig(folder=Path(folder) / "blocks"),
+        )
+        k = stack.enter_context(api.open(options.model, config=options.note(config)))
+        asked = find_all(k, sets, Path(folder), options)
+        random.Random(options.seed).shuffle(asked)
+        asked = [one for one in asked if one.parts]
+        if not asked:
+            raise BadInput("no question found a part of a document; look at the data")
+        options.say("measuring how long prompts take")
+        jct = measure_jct(k.model, k.parts.attention, options.clock, repeats=size.repeats)
+        real = RealRuns(k, asked, jct, size.max_tokens, options.seed)
+        real.fit(size.fits)
+        token_bytes = real.model().token_bytes
+        kv_tokens = k.engine.stat().kv_total_bytes // token_bytes
+        speed = EngineSpeed(jct, real.step_s, kv_tokens, slowdown=real.slowdown)
+        bench = _Bench(options, size, asked, real, speed)
+        checked, f1_diff, error = bench.check()
+        swept, summary, figure = bench.sweep(k.model.decoder.config.max_position)
+    gold = [one for one in asked if one.num_gold]
+    return Result(
+        bench="rag",
+        model=options.model,
+        machine=describe_machine(),
+        config=options.describe()
+        | {
+            "questions": len(asked),
+            "part_tokens": CUTTING.part_tokens,
+            "stored_share": _STORED,
+            "simulated_kv_tokens": size.kv_tokens,
+            "max_tokens": size.max_tokens,
+        },
+        rows=checked + swept,
+        summary=summary | {"f1_diff_static": f1_diff, "simulator_error": error},
+        notes=(
+            _fitted(jct, real),
+            f"{len(asked)} questions of {len(sets)} sets; {len(gold)} have gold parts.",
+            _GOLD,
+            "An answer has a fixed length in the simulator. F1 of a model this small is no evidence.",
+            "A profile by a language model is left out: its calls would be the engine's own.",
+        ),
+        figures=(figure,),
+    )
+
+
+def _fitted(jct: JctModel, real: RealRuns) -> str:
+    return (
+        f"The time model's error is {jct.error or 0.0:.0%}; real prefills take {real.slowdown:.2f} times"
+        f" as long, a decode step {1000 * real.step_s:.1f} ms."
+    )
+
+
+@dataclass(frozen=True)
+class _Bench:
+    options: BenchOptions
+    size: _Size
+    asked: Sequence[AskedQuestion]
+    real: RealRuns
+    speed: EngineSpeed
+
+    def oracle(self) -> Mapping[str, QuestionProfile]:
+        """The right profile of every question."""
+        return {one.question.text: one.question.profile for one in self.asked}
+
+    # --- real runs ---------------------------------------------------------------------------
+
+    def check(self) -> tuple[list[Row], float | None, float]:
+        """Real runs of some arms at saturation, each played again by the simulator."""
+        known, count = self.oracle(), min(self.size.real, len(self.asked))
+        per_s = 1 / self._alone_s()
+        times = arrivals(count, per_s, self.options.seed)
+        chosen = {name: arms()[name] for name in (OURS, METIS, ADAPTIVE)}
+        chosen["static stuff 2"] = static_arms()["static stuff 2"]
+        rows, errors, f1 = list[Row](), list[float](), dict[str, float]()
+        for name, arm in chosen.items():
+            self.options.say(f"real run: {name}")
+            salt = f"arm-{name}"
+            self.real.prefill(salt, _STORED)
+            made = self.real.run(arm, known.__getitem__, times, salt)
+            real_s = statistics.fmean(query.delay_s for query in made)
+            played_s = statistics.fmean(replayed_s(made, times, self.speed))
+            errors.append(abs(played_s - real_s) / real_s)
+            f1[name] = statistics.fmean(
+                token_f1(query.text, one.question.answers)
+                for query, one in zip(made, self.asked, strict=False)
+            )
+            rows.append(self._real_row(name, made, real_s, played_s, f1[name]))
+        return rows, f1[OURS] - f1["static stuff 2"], statistics.fmean(errors)
+
+    def _real_row(
+        self, name: str, made: Sequence[RealQuery], real_s: float, played_s: float, f1: float
+    ) -> Row:
+        recalls = [
+            found
+            for query, one in zip(made, self.asked, strict=False)
+            if (found := recall(one, query.configuration.num_chunks)) is not None
+        ]
+        return {
+            "arm": name,
+            "load": "real, saturation",
+            "mean s": real_s,
+            "simulated s": played_s,
+            "recall": statistics.fmean(recalls) if recalls else None,
+            "F1": f1,
+            "chunks": statistics.fmean(query.configuration.num_chunks for query in made),
+        }
+
+    def _alone_s(self) -> float:
+        """A plain query's own time: three parts in one prompt."""
+        load = self._load([0.0], 8192)
+        return load.run(static_arms()["static stuff 3"], self.oracle().__getitem__).mean_s
+
+    # --- the sweep ---------------------------------------------------------------------------
+
+    def _load(self, times: Sequence[float], max_context: int) -> SimulatedLoad:
+        rng = random.Random(self.options.seed)
+        asked = [self.asked[i % len(self.asked)] for i in range(len(times))]
+        rng.shuffle(asked)
+        speed = replace(self.speed, kv_tokens=self.size.kv_tokens)
+        return SimulatedLoad(
+            asked, times, self.real.model(), speed, max_context, _STORED, self.options.seed
+        )
+
+    def sweep(self, max_context: int) -> tuple[list[Row], dict[str, float | None], Figure]:
+        """Every arm at every load, and what the comparison comes to at saturation."""
+        known, alone_s = self.oracle(), self._alone_s()
+        every: Arms = {**arms(), **static_arms()}
+        rows, lines = list[Row](), dict[str, list[tuple[float, float]]]()
+        found: dict[str, ArmOutcome] = {}
+        for load in self.size.loads:
+            times = arrivals(self.size.simulated, load / alone_s, self.options.seed)
+            simulated = self._load(times, max_context)
+            for name, arm in every.items():
+                outcome = simulated.run(arm, known.__getitem__)
+                rows.append(_row(name, load, outcome))
+                if load == 1.0:
+                    found[name] = outcome
+                if not name.startswith("static"):
+                    lines.setdefault(name, []).append((load, outcome.mean_s))
+        times = arrivals(self.size.simulated, 1 / alone_s, self.options.seed)
+        profiled, share = self._profilers(self._load(times, max_context))
+        summary = _summary(found) | {"profiler_share": share}
+        figure = Figure("Delay by load", "load (1 is saturation)", "mean delay, s", lines)
+        return rows + profiled, summary, figure
+
+    def _profilers(self, load: SimulatedLoad) -> tuple[list[Row], float]:
+        """Ours by each profiler's profiles, whose measured time passes before each choice."""
+        rows, shares, note = list[Row](), list[float](), LibraryNote("", CUTTING.part_tokens)
+        profilers: list[Profiler] = [
+            OracleProfiler(self.oracle()), RuleProfiler(), ClassifierProfiler(),
+        ]  # fmt: skip
+        for profiler in profilers:
+            begun_s = self.options.clock.now()
+            profiles = {
+                one.question.text: profiler.profile(one.question.text, note) for one in self.asked
+            }
+            each_s = (self.options.clock.now() - begun_s) / len(self.asked)
+            outcome = load.run(arms()[OURS], profiles.__getitem__, each_s)
+            shares.append(each_s / outcome.mean_s)
+            right = [profiles[t].is_joint == p.is_joint for t, p in self.oracle().items()]
+            row = _row(f"{OURS}, profiles by {profiler.name}", 1.0, outcome)
+            rows.append(row | {"joint right": statistics.fmean(right), "profile ms": 1000 * each_s})
+        return rows, shares[-1]
+
+
+def _row(name: str, load: float, outcome: ArmOutcome) -> Row:
+    return {
+        "arm": name,
+        "load": f"{load:g}",
+        "mean s": outcome.mean_s,
+        "P50 s": outcome.quantile_s(0.5),
+        "P99 s": outcome.quantile_s(0.99),
+        "queries/s": outcome.per_s,
+        "recall": outcome.recall,
+        "chunks": outcome.mean_chunks,
+    }
+
+
+def _summary(found: Mapping[str, ArmOutcome]) -> dict[str, float | None]:
+    """At saturation, with half of the parts stored."""
+    ours = found[OURS]
+    statics = [one for name, one in found.items() if name.startswith("static")]
+    as_good = [one.mean_s for one in statics if one.recall >= ours.recall - _EQUAL]
+    as_quick = [one.recall for one in statics if one.mean_s <= ours.mean_s]
+    return {
+        "delay_gain_static": min(as_good) / ours.mean_s if as_good else None,
+        "delay_gain_adaptive": _gain(found, ADAPTIVE),
+        "delay_gain_metis": _gain(found, METIS),
+        "recall_gain_static": ours.recall - max(as_quick) if as_quick else None,
+        "cache_aware_gain": found[BLIND].mean_s / ours.mean_s,
+        "recall_ours": ours.recall,
+        "recall_adaptive": found[ADAPTIVE].recall,
+    }
+
+
+def _gain(found: Mapping[str, ArmOutcome], name: str) -> float | None:
+    """How much sooner the first of ours is whose recall equals the other's; None where none does."""
+    other = found[name]
+    for ours in (found[OURS], found[BEST]):
+        if ours.recall >= other.recall - _EQUAL:
+            return other.mean_s / ours.mean_s
+    return None

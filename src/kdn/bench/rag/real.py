@@ -1,0 +1,204 @@
+"""An arm over questions on the real engine: a thread a query, at the times of a Poisson process."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from kdn.api import Kdn, QueryOptions
+from kdn.api.foresight import Foresight
+from kdn.bench.rag.arms import ChoiceInput, RagArm
+from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
+from kdn.bench.rag.workload import AskedQuestion, is_stored
+from kdn.core import JctModel, Request, Sampling, Usage
+from kdn.errors import EngineFailed
+from kdn.model import Document, Message
+from kdn.rag.answering import words_of
+from kdn.rag.metis import (
+    DemandModel,
+    Method,
+    QueryCalls,
+    QuestionProfile,
+    RagConfiguration,
+    synthesize,
+)
+
+__all__ = ["RealQuery", "RealRuns", "replayed_s", "token_f1"]
+
+
+@dataclass(frozen=True)
+class RealQuery:
+    """What came of a query."""
+
+    configuration: RagConfiguration
+    delay_s: float
+    text: str
+    usages: tuple[Usage, ...]
+
+
+class RealRuns:
+    """Runs arms one after the other; each has KV of its own, of which a share is stored beforehand."""
+
+    def __init__(
+        self,
+        k: Kdn,
+        asked: Sequence[AskedQuestion],
+        jct: JctModel,
+        max_tokens: int,
+        seed: int,
+    ) -> None:
+        self._k, self._asked, self._seed = k, asked, seed
+        self._jct, self._max_tokens = jct, max_tokens
+        self.step_s = jct.seconds(1)
+        """One decode step; measured by `fit`."""
+        self.slowdown = 1.0
+        """How much longer prefills take than the time model says; measured by `fit`."""
+
+    def model(self, salt: str = "") -> DemandModel:
+        """What counts demands, as fitted so far."""
+        asked = self._asked[0]
+        options = QueryOptions(max_tokens=self._max_tokens, salt=salt)
+        model = Foresight(self._k.parts).demand_model(asked.question.text, asked.parts[0], options)
+        return replace(
+            model, jct=self._jct, step_s=self.step_s, slowdown=self.slowdown,
+            answer_tokens=self._max_tokens,
+        )  # fmt: skip
+
+    def fit(self, count: int) -> None:
+        """Measure steps and prefills by queries that run alone."""
+        ratios, steps = list[float](), list[float]()
+        for number, asked in enumerate(self._asked[:count]):
+            configuration = RagConfiguration(Method.STUFF, min(1 + number % 3, len(asked.parts)))
+            made = self._answer(asked, configuration, "fit", f"fit{number}")
+            for usage in made.usages:
+                foreseen_s = self._jct.seconds(usage.recomputed, usage.cached_tokens)
+                ratios.append((usage.ttft_ms - usage.queue_ms) / 1000 / foreseen_s)
+                if usage.completion_tokens > 1:
+                    decode_s = (usage.total_ms - usage.ttft_ms) / 1000
+                    steps.append(decode_s / (usage.completion_tokens - 1))
+        self.slowdown = statistics.median(ratios)
+        self.step_s = statistics.median(steps) if steps else self.step_s
+
+    def prefill(self, salt: str, share: float) -> None:
+        """Store this share of the parts that questions find first."""
+        for asked in self._asked:
+            for part in asked.parts[:6]:
+                if is_stored(part, share, self._seed):
+                    self._k.prefill(part.text, part.key, salt)
+        self._k.store.flush()
+
+    def run(
+        self,
+        arm: RagArm,
+        profile_of: Callable[[str], QuestionProfile],
+        arrivals_s: Sequence[float],
+        salt: str,
+    ) -> list[RealQuery]:
+        """Every question at its time. Raises EngineFailed when one gets no answer."""
+        clock, foresight, model = self._k.parts.clock, Foresight(self._k.parts), self.model(salt)
+        found: dict[int, RealQuery] = {}
+        lock, never = threading.Lock(), threading.Event()
+        begun_s = clock.now()
+
+        def answer(number: int) -> None:
+            asked = self._asked[number]
+            never.wait(max(begun_s + arrivals_s[number] - clock.now(), 0.0))
+            now_s = clock.now()
+            with lock:  # the next one chooses by what this one has chosen
+                foresight.observed.arrived(now_s)
+                options = QueryOptions(max_tokens=self._max_tokens, salt=salt)
+                chunks = [foresight.chunk(part, options) for part in asked.parts[:12]]
+                given = ChoiceInput(
+                    profile_of(asked.question.text), chunks, model, foresight.load(now_s),
+                    len(foresight.running), foresight.max_context,
+                )  # fmt: skip
+                configuration = arm(given)
+                demand = model.demand(configuration, chunks)
+                foresight.running.begin(str(number), now_s, demand.seconds, demand.last_bytes)
+            try:
+                made = self._answer(asked, configuration, salt, f"{salt}{number}")
+                found[number] = replace(made, delay_s=clock.now() - begun_s - arrivals_s[number])
+            finally:
+                foresight.running.end(str(number))
+                foresight.observed.took(0.0, 0.0, demand.total_bytes)
+
+        threads = [
+            threading.Thread(target=answer, args=(number,)) for number in range(len(arrivals_s))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if len(found) < len(arrivals_s):
+            raise EngineFailed(f"{len(arrivals_s) - len(found)} queries of {salt} got no answer")
+        return [found[number] for number in range(len(arrivals_s))]
+
+    def _answer(
+        self, asked: AskedQuestion, configuration: RagConfiguration, salt: str, name: str
+    ) -> RealQuery:
+        clock, prompts = self._k.parts.clock, self._k.prompts
+
+        def make(
+            messages: Sequence[Message], documents: Sequence[Document], sampling: Sampling
+        ) -> Request:
+            return prompts.request(messages, documents, sampling=sampling, salt=salt)
+
+        calls = QueryCalls(name, make, self._k.engine.submit)
+        begun_s = clock.now()
+        made = synthesize(
+            configuration, asked.question.text, asked.parts, calls, clock,
+            max_tokens=self._max_tokens,
+        )  # fmt: skip
+        return RealQuery(configuration, clock.now() - begun_s, made.text, made.call_usages)
+
+
+def replayed_s(
+    made: Sequence[RealQuery], arrivals_s: Sequence[float], speed: EngineSpeed
+) -> list[float]:
+    """The delays of the same calls at the same times on the simulated engine."""
+
+    def stages(query: RealQuery) -> list[list[SimulatedCall]]:
+        calls = [
+            SimulatedCall(
+                usage.recomputed,
+                usage.cached_tokens,
+                usage.completion_tokens,
+                usage.prompt_tokens + usage.completion_tokens + usage.recomputed,
+            )
+            for usage in query.usages
+        ]
+        if query.configuration.method is Method.MAP_REDUCE:
+            return [calls[:-1], calls[-1:]]
+        return [calls]
+
+    engine = SimulatedEngine(speed)
+    queries = [
+        SimulatedQuery(arrival_s, partial(_as_they_were, stages(query)))
+        for query, arrival_s in zip(made, arrivals_s, strict=True)
+    ]
+    engine.play(queries)
+    return [query.delay_s for query in queries]
+
+
+def _as_they_were(
+    stages: list[list[SimulatedCall]], _: SimulatedEngine
+) -> list[list[SimulatedCall]]:
+    """A query that asks what it asked, whatever the engine has left."""
+    return stages
+
+
+def token_f1(said: str, gold: Sequence[str]) -> float:
+    """The best F1 of distinct words, stop words left out, against a gold answer."""
+    return max((_f1(said, one) for one in gold), default=0.0)
+
+
+def _f1(said: str, gold: str) -> float:
+    ours, theirs = words_of(said), words_of(gold)
+    shared = len(ours & theirs)
+    if not shared:
+        return 0.0
+    precision, found = shared / len(ours), shared / len(theirs)
+    return 2 * precision * found / (precision + found)

@@ -1,0 +1,184 @@
+"""An engine as events: calls wait for KV, are prefilled in passes, and decode side by side.
+
+Fitted on real runs (`slowdown`, `step_s`), it goes where real runs would take hours.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from kdn.core import JctModel
+
+__all__ = ["EngineSpeed", "SimulatedCall", "SimulatedEngine", "SimulatedQuery"]
+
+
+@dataclass(frozen=True)
+class EngineSpeed:
+    """What the simulated engine can do."""
+
+    jct: JctModel
+    step_s: float
+    """One decode step of one sequence."""
+    kv_tokens: int
+    """KV of all calls that run at one time."""
+    pass_tokens: int = 2048
+    slowdown: float = 1.0
+
+
+@dataclass
+class SimulatedCall:
+    """One call: rows to compute, rows reused, tokens to answer with, and KV set aside for it."""
+
+    num_new: int
+    num_cached: int
+    num_answer: int
+    kv_tokens: int
+    num_left: int = field(init=False)
+    """Rows that are still to compute, then tokens that are still to draw."""
+
+    def __post_init__(self) -> None:
+        self.num_left = self.num_new
+
+    @property
+    def context(self) -> int:
+        return self.num_new + self.num_cached
+
+
+Stages = list[list[SimulatedCall]]
+
+
+@dataclass
+class SimulatedQuery:
+    """A query: when it comes, and what it asks once it is there and the engine can be looked at."""
+
+    arrival_s: float
+    decide: Callable[[SimulatedEngine], Stages]
+    begun_s: float = 0.0
+    stages: Stages = field(default_factory=list)
+    num_running: int = 0
+    ended_s: float | None = None
+
+    @property
+    def delay_s(self) -> float:
+        """From its arrival to its last token."""
+        assert self.ended_s is not None, "the query has not ended"
+        return self.ended_s - self.arrival_s
+
+
+class SimulatedEngine:
+    """Plays queries to their end. Owned by one caller."""
+
+    def __init__(self, speed: EngineSpeed) -> None:
+        self._speed = speed
+        self.now_s = 0.0
+        self.free_tokens = speed.kv_tokens
+        self._waiting: deque[tuple[SimulatedQuery, SimulatedCall]] = deque()
+        self._prefilling: deque[tuple[SimulatedQuery, SimulatedCall]] = deque()
+        self._decoding: list[tuple[SimulatedQuery, SimulatedCall]] = []
+        self._running: list[SimulatedQuery] = []
+
+    @property
+    def num_running(self) -> int:
+        """Queries that came and have not ended."""
+        return len(self._running)
+
+    @property
+    def unclaimed_tokens(self) -> int:
+        """Free KV less what waits, and less what running queries will still ask for."""
+        waits = sum(call.kv_tokens for _, call in self._waiting)
+        later = sum(
+            max(sum(call.kv_tokens for call in stage) for stage in query.stages)
+            for query in self._running
+            if query.stages
+        )
+        return max(self.free_tokens - waits - later, 0)
+
+    def play(self, queries: Sequence[SimulatedQuery]) -> None:
+        """Every query to its end; they come in the order of their arrivals."""
+        coming = deque(sorted(queries, key=lambda query: query.arrival_s))
+        while coming or self._running:
+            if not self._running:
+                self.now_s = max(self.now_s, coming[0].arrival_s)
+            while coming and coming[0].arrival_s <= self.now_s:
+                self._begin(coming.popleft())
+            self._admit()
+            self._pass()
+            self._step()
+
+    def check(self) -> None:
+        """Audit the accounts. Raises AssertionError. Only meaningful when nothing runs."""
+        assert self.free_tokens == self._speed.kv_tokens, "KV was lost"
+        left = (*self._waiting, *self._prefilling, *self._decoding)
+        assert not left, f"{len(left)} calls were forgotten"
+
+    def _begin(self, query: SimulatedQuery) -> None:
+        query.begun_s = self.now_s
+        query.stages = query.decide(self)
+        self._running.append(query)
+        self._next_stage(query)
+
+    def _next_stage(self, query: SimulatedQuery) -> None:
+        while query.stages and not query.num_running:
+            stage = query.stages.pop(0)
+            query.num_running = len(stage)
+            self._waiting.extend((query, call) for call in stage)
+        if not query.num_running:
+            query.ended_s = self.now_s
+            self._running.remove(query)
+
+    def _admit(self) -> None:
+        """First come, first served; what exceeds all memory runs when it is alone."""
+        while self._waiting:
+            call = self._waiting[0][1]
+            alone = not (self._prefilling or self._decoding)
+            if call.kv_tokens > self.free_tokens and not alone:
+                return
+            self.free_tokens -= call.kv_tokens
+            self._prefilling.append(self._waiting.popleft())
+
+    def _pass(self) -> None:
+        """One prefill pass over the first calls; a long one takes several passes."""
+        if not self._prefilling:
+            return
+        speed, room, seconds, number = self._speed, self._speed.pass_tokens, 0.0, 0
+        done: list[tuple[SimulatedQuery, SimulatedCall]] = []
+        while self._prefilling and room > 0:
+            query, call = self._prefilling[0]
+            rows = min(room, call.num_left)
+            share = rows / max(call.num_new, 1)
+            seconds += share * speed.jct.share(call.num_new, call.num_cached)
+            room, number = room - rows, number + 1
+            call.num_left -= rows
+            if call.num_left:
+                break
+            done.append(self._prefilling.popleft())
+        seconds += speed.jct.pass_s + (number - 1) * speed.jct.prompt_s
+        self.now_s += speed.slowdown * seconds
+        for query, call in done:
+            call.num_left = call.num_answer - 1
+            if call.num_left > 0:
+                self._decoding.append((query, call))
+            else:
+                self._end(query, call)
+
+    def _step(self) -> None:
+        """One token for every sequence."""
+        if not self._decoding:
+            return
+        jct = self._speed.jct
+        others = sum(jct.token_s + jct.pair_s * call.context for _, call in self._decoding[1:])
+        self.now_s += self._speed.step_s + self._speed.slowdown * others
+        for _, call in self._decoding:
+            call.num_left -= 1
+        ended = [one for one in self._decoding if one[1].num_left <= 0]
+        self._decoding = [one for one in self._decoding if one[1].num_left > 0]
+        for query, call in ended:
+            self._end(query, call)
+
+    def _end(self, query: SimulatedQuery, call: SimulatedCall) -> None:
+        self.free_tokens += call.kv_tokens
+        query.num_running -= 1
+        if not query.num_running:
+            self._next_stage(query)

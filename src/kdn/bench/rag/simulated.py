@@ -1,0 +1,128 @@
+"""An arm over many questions on the simulated engine, with parts that are stored as they are read."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from kdn.bench.rag.arms import ChoiceInput, RagArm
+from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
+from kdn.bench.rag.workload import AskedQuestion, is_stored, recall
+from kdn.rag.metis import ChunkState, DemandModel, EngineLoad, QuestionProfile, RagConfiguration
+from kdn.rag.metis.demand import CallSize, stages_of
+
+__all__ = ["ArmOutcome", "SimulatedLoad", "outcome_of"]
+
+
+@dataclass(frozen=True)
+class ArmOutcome:
+    """How an arm did: delays of all queries, and recall where gold is marked."""
+
+    delays_s: tuple[float, ...]
+    recall: float
+    per_s: float
+    mean_chunks: float
+
+    @property
+    def mean_s(self) -> float:
+        return statistics.fmean(self.delays_s)
+
+    def quantile_s(self, share: float) -> float:
+        """The delay that this share of the queries keeps to."""
+        ordered = sorted(self.delays_s)
+        return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+@dataclass(frozen=True)
+class SimulatedLoad:
+    """Questions that come at given times to one engine."""
+
+    asked: Sequence[AskedQuestion]
+    arrivals_s: Sequence[float]
+    model: DemandModel
+    speed: EngineSpeed
+    max_context: int
+    stored_share: float = 0.0
+    seed: int = 0
+
+    def run(
+        self,
+        arm: RagArm,
+        profile_of: Callable[[str], QuestionProfile],
+        profile_s: float = 0.0,
+    ) -> ArmOutcome:
+        """Every question answered as the arm says; `profile_s` passes before each is chosen for."""
+        engine, chosen = SimulatedEngine(self.speed), dict[int, RagConfiguration]()
+        stored = {
+            part.key
+            for asked in self.asked
+            for part in asked.parts
+            if is_stored(part, self.stored_share, self.seed)
+        }
+        rate = len(self.arrivals_s) / max(self.arrivals_s[-1], 1e-9)
+        seen: list[int] = []
+
+        def decide(number: int, engine: SimulatedEngine) -> list[list[SimulatedCall]]:
+            asked = self.asked[number]
+            chunks = [_state(part.key in stored, part.num_tokens) for part in asked.parts]
+            token_bytes = self.model.token_bytes
+            load = EngineLoad(
+                engine.unclaimed_tokens * token_bytes,
+                arrivals_per_s=rate if len(seen) >= 3 else 0.0,
+                mean_bytes=round(statistics.fmean(seen)) if seen else 0,
+            )
+            profile = profile_of(asked.question.text)
+            given = ChoiceInput(
+                profile, chunks, self.model, load, engine.num_running, self.max_context
+            )
+            configuration = chosen[number] = arm(given)
+            seen.append(self.model.demand(configuration, chunks).total_bytes)
+            stages = stages_of(configuration, chunks, self.model)
+            read = asked.parts[: configuration.num_chunks]
+            leads = read if len(stages[0]) > 1 else read[:1]
+            stored.update(part.key for part in leads)
+            return [[self._call(one) for one in stage] for stage in stages]
+
+        queries = [
+            SimulatedQuery(arrival_s + profile_s, partial(decide, number))
+            for number, arrival_s in enumerate(self.arrivals_s)
+        ]
+        engine.play(queries)
+        engine.check()
+        delays = [query.delay_s + profile_s for query in queries]
+        ended = max(query.ended_s or 0.0 for query in queries)
+        return outcome_of(self.asked, [chosen[n] for n in range(len(queries))], delays, ended)
+
+    def with_stored(self, share: float) -> SimulatedLoad:
+        """The same, with this share of all parts stored beforehand."""
+        return replace(self, stored_share=share)
+
+    def _call(self, size: CallSize) -> SimulatedCall:
+        drawn = max(round(min(self.model.answer_tokens, size.num_answer)), 1)
+        return SimulatedCall(size.num_new, size.num_cached, drawn, size.kv_tokens)
+
+
+def outcome_of(
+    asked: Sequence[AskedQuestion],
+    chosen: Sequence[RagConfiguration],
+    delays_s: Sequence[float],
+    ended_s: float,
+) -> ArmOutcome:
+    """What an arm's choices and delays come to."""
+    recalls = [
+        found
+        for one, configuration in zip(asked, chosen, strict=True)
+        if (found := recall(one, configuration.num_chunks)) is not None
+    ]
+    return ArmOutcome(
+        tuple(delays_s),
+        statistics.fmean(recalls) if recalls else 0.0,
+        len(delays_s) / ended_s if ended_s else 0.0,
+        statistics.fmean(one.num_chunks for one in chosen),
+    )
+
+
+def _state(is_there: bool, num_tokens: int) -> ChunkState:
+    return ChunkState(num_tokens, num_tokens if is_there else 0)

@@ -1,0 +1,203 @@
+"""The RAG benchmark's instruments: the simulator by hand, the arms by what they see, questions by form."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdn.bench.rag.arms import ChoiceInput, arms, static_arms
+from kdn.bench.rag.questions import load_sets
+from kdn.bench.rag.real import token_f1
+from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
+from kdn.core import JctModel
+from kdn.errors import BadInput
+from kdn.rag.metis import ChunkState, DemandModel, EngineLoad, Method, QuestionProfile
+
+JCT = JctModel(pass_s=0.1, token_s=0.001, pair_s=0.0, cached_s=0.0)
+SPEED = EngineSpeed(JCT, step_s=0.01, kv_tokens=1000, pass_tokens=500)
+
+
+def call(new: int, answer: int = 1, kv: int | None = None) -> SimulatedCall:
+    return SimulatedCall(new, 0, answer, new if kv is None else kv)
+
+
+def query(at: float, *stages: list[SimulatedCall]) -> SimulatedQuery:
+    return SimulatedQuery(at, lambda _: list(stages))
+
+
+def ended(speed: EngineSpeed, *queries: SimulatedQuery) -> list[object]:
+    engine = SimulatedEngine(speed)
+    engine.play(queries)
+    engine.check()
+    return [pytest.approx(one.ended_s) for one in queries]
+
+
+def test_a_call_alone_takes_its_passes_and_its_steps() -> None:
+    """400 rows: 0.1 + 0.4 s; then ten more tokens of 0.01 s."""
+    assert ended(SPEED, query(0.0, [call(400, 11)])) == [0.6]
+
+
+def test_a_long_prompt_takes_several_passes() -> None:
+    """800 rows in passes of 500: 2 x 0.1 + 0.8 s."""
+    assert ended(SPEED, query(2.0, [call(800)])) == [3.0]
+
+
+def test_calls_share_a_pass_and_steps() -> None:
+    """Two of 100 rows: 0.1 + 0.2 s; a step of two costs the other's row, 0.001 s."""
+    assert ended(SPEED, query(0.0, [call(100, 2), call(100, 2)])) == [0.3 + 0.011]
+
+
+def test_what_does_not_fit_waits() -> None:
+    """The second finds 400 of 1,000 tokens free and needs 600: it begins when the first is over."""
+    found = ended(SPEED, query(0.0, [call(200, kv=600)]), query(0.1, [call(200, kv=600)]))
+    assert found == [0.3, 0.6]
+
+
+def test_a_second_step_begins_when_the_first_is_over() -> None:
+    assert ended(SPEED, query(0.0, [call(100), call(100)], [call(200)])) == [0.6]
+
+
+def test_a_query_that_asks_nothing_ends_when_it_comes() -> None:
+    assert ended(SPEED, query(1.5, [])) == [1.5]
+
+
+def test_the_engine_tells_what_nobody_claims() -> None:
+    """Of 1,000: 300 run; the running query's next step will take 250."""
+    seen: list[int] = []
+
+    def look(engine: SimulatedEngine) -> list[list[SimulatedCall]]:
+        seen.append(engine.unclaimed_tokens)
+        return [[call(10)]]
+
+    long = query(0.0, [call(300, 50)], [call(250)])
+    SimulatedEngine(SPEED).play([long, SimulatedQuery(0.1, look)])
+    assert seen == [450]
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 5), st.integers(1, 900), st.integers(1, 20)), min_size=1, max_size=8
+    )
+)
+def test_nothing_is_lost_and_nothing_is_quicker_than_alone(
+    drawn: list[tuple[float, int, int]],
+) -> None:
+    queries = [query(at, [call(new, answer)]) for at, new, answer in drawn]
+    engine = SimulatedEngine(SPEED)
+    engine.play(queries)
+    engine.check()
+    for one, (_, new, answer) in zip(queries, drawn, strict=True):
+        passes = -(-new // 500)
+        assert one.delay_s >= 0.001 * new + 0.1 * passes + 0.01 * (answer - 1) - 1e-9
+
+
+# --- arms ------------------------------------------------------------------------------------
+
+MODEL = DemandModel(
+    token_bytes=1, prelude_tokens=0, frame_tokens=50, max_answer_tokens=10, answer_tokens=10,
+    jct=JCT, step_s=0.01,
+)  # fmt: skip
+GIVEN = ChoiceInput(
+    QuestionProfile(True, False, 2, (30, 60)),
+    [ChunkState(250)] * 12,
+    MODEL,
+    EngineLoad(10**9),
+    num_running=0,
+    max_context=8192,
+)
+
+
+def test_arms_see_what_their_authors_saw() -> None:
+    found = {name: arm(GIVEN) for name, arm in arms().items()}
+    assert found["METIS as published"].num_chunks == 6, "the largest that fits"
+    assert found["adaptive by complexity"].num_chunks == 6
+    assert found["median of the pruned space"].num_chunks == 4
+    assert found["chunks by queue depth"].num_chunks == 6
+    assert found["ours, best"].num_chunks == 6
+    assert {one.method for one in found.values()} == {Method.STUFF}
+    tight = replace(GIVEN, load=EngineLoad(900), num_running=4)
+    again = {name: arm(tight) for name, arm in arms().items()}
+    assert again["METIS as published"].num_chunks == 3
+    assert again["adaptive by complexity"].num_chunks == 6, "it looks at no memory"
+    assert again["chunks by queue depth"].num_chunks == 2
+
+
+def test_only_ours_sees_what_is_stored() -> None:
+    profile = QuestionProfile(False, False, 1, (30, 60))
+    stored = replace(GIVEN, profile=profile, chunks=[ChunkState(250, 250)] * 12)
+    found = arms()
+    assert found["ours, balanced"](stored).num_chunks == 3
+    assert found["ours, balanced, without the store"](stored).num_chunks == 2
+
+
+def test_the_static_grid_keeps_to_what_was_found() -> None:
+    few = replace(GIVEN, chunks=[ChunkState(250)] * 2)
+    assert {arm(few).num_chunks for arm in static_arms().values()} == {1, 2}
+    assert len(static_arms()) == 15
+
+
+# --- questions -------------------------------------------------------------------------------
+
+
+def write(folder: Path, name: str, row: dict[str, Any]) -> None:
+    (folder / name).mkdir()
+    (folder / name / "public.jsonl").write_text(json.dumps(row) + "\n")
+
+
+def test_questions_carry_their_profile_and_their_gold(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "squad",
+        {
+            "title": "Clocks",
+            "paragraphs": [
+                {
+                    "context": "The brass key hangs behind the clock in the hall.",
+                    "qas": [
+                        {
+                            "question": "Where is the key?",
+                            "answers": [{"text": "behind the clock", "answer_start": 20}],
+                        }
+                    ],
+                }
+            ],
+        },
+    )
+    write(
+        tmp_path,
+        "hotpotqa",
+        {
+            "question": "Whose father built it?",
+            "answer": "Ann",
+            "supporting_facts": {"title": ["Mill", "Ann"], "sent_id": [0, 0]},
+            "context": {
+                "title": ["Mill", "Ann", "Other"],
+                "sentences": [["The mill is Ann's."], ["Ann is Bob's child."], ["No."]],
+            },
+        },
+    )
+    squad, hotpotqa = load_sets(tmp_path, most=5)
+    (single,), (joined,) = squad.questions, hotpotqa.questions
+    assert (single.profile.is_joint, single.profile.num_pieces) == (False, 1)
+    assert (joined.profile.is_joint, joined.profile.num_pieces) == (True, 2)
+    assert len(hotpotqa.documents) == 3
+    assert joined.evidence == ("The mill is Ann's.", "Ann is Bob's child.")
+
+
+def test_a_folder_without_sets_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--data"):
+        load_sets(None, 1)
+    with pytest.raises(BadInput, match="holds none of"):
+        load_sets(tmp_path, 1)
+
+
+def test_f1_by_hand() -> None:
+    """Said: brass, key, hall; gold: brass, key. Two of three, two of two."""
+    assert token_f1("The brass key of the hall", ["brass key"]) == pytest.approx(0.8)
+    assert token_f1("nothing", ["brass key"]) == 0.0
