@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from kdn.serve.openai.rag import RagQueryBody
 from kdn.serve.openai.requests import (
     ChatBody,
     ClassifyBody,
@@ -66,6 +67,7 @@ ROUTES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("POST /v1/completions", CompletionBody),
     ("POST /v1/embeddings", EmbeddingBody),
     ("POST /rerank, /v1/rerank, /v2/rerank", RerankBody),
+    ("POST /v1/rag/query", RagQueryBody),
     ("POST /score, /v1/score", ScoreBody),
     ("POST /classify, /v1/classify", ClassifyBody),
     ("POST /v1/decisions", DecisionBody),

@@ -61,7 +61,7 @@ def main() -> None:
                 ]
                 answer = k.generate(messages, [context], sampling=Sampling(max_tokens=48))
                 right += is_right(answer.text, gold)
-                if number % 25 == 0:
+                if number % 10 == 0:
                     print(f"{right} of {number} right", flush=True)
     print(f"{given.model}: {right / len(chosen):.3f} of {len(chosen)} questions")
 

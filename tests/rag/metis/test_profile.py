@@ -16,6 +16,7 @@ from kdn.errors import BadConfig, BadInput, EndpointFailed, ProfileFailed
 from kdn.model import Message
 from kdn.rag.endpoint import OpenAiEndpoint
 from kdn.rag.metis import (
+    AnswerLevel,
     ClassifierProfiler,
     EndpointProfileModel,
     LibraryNote,
@@ -24,6 +25,7 @@ from kdn.rag.metis import (
     QuestionProfile,
     RuleProfiler,
     SpokenToken,
+    answer_level,
 )
 from kdn.rag.metis.classifier import NUM_FEATURES, ProfileWeights, question_features
 from kdn.rag.metis.model_profile import profile_messages, read_profile
@@ -268,3 +270,11 @@ def test_an_endpoint_that_fails_gives_no_profile(body: object) -> None:
 def test_an_address_is_one_of_http() -> None:
     with pytest.raises(BadConfig, match="must begin with http"):
         OpenAiEndpoint("file:///etc/passwd", "m")
+
+
+def test_a_model_that_was_measured_to_be_too_small_quotes() -> None:
+    packaged = answer_level("smollm2-135m")
+    assert packaged is not None
+    assert not packaged.is_enough
+    assert AnswerLevel(0.75, 60).is_enough
+    assert answer_level("some-other-model") is None

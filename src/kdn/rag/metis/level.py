@@ -26,7 +26,7 @@ class AnswerLevel:
         return self.right >= RIGHT_ENOUGH
 
 
-_MEASURED: dict[str, AnswerLevel] = {}
+_MEASURED = {"smollm2-135m": AnswerLevel(right=0.38, num_questions=60)}
 """By the model's name."""
 
 
