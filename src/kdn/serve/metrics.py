@@ -177,6 +177,8 @@ class RequestRecord:
     failure: str = ""
     """What it ended with in place of a Finish."""
     ended_s: float | None = None
+    traceparent: str = ""
+    """The caller's trace, by the W3C's header of that name."""
 
 
 class RecentRequests:
@@ -191,11 +193,14 @@ class RecentRequests:
         self._most_tokens = most_tokens
         self._num_tokens = 0
         self._lock = threading.Lock()
+        self.on_end: Callable[[RequestRecord], None] | None = None
+        """Told of each request that has ended, on the engine's thread: must return at once."""
         self._records: OrderedDict[str, RequestRecord] = OrderedDict()
 
-    def begin(self, request: Request, caller: str) -> RequestRecord:
+    def begin(self, request: Request, caller: str, traceparent: str = "") -> RequestRecord:
         """The request has been submitted."""
-        record = RequestRecord(request, caller, self._clock.now(), self._clock.wall())
+        now_s, wall_s = self._clock.now(), self._clock.wall()
+        record = RequestRecord(request, caller, now_s, wall_s, traceparent=traceparent)
         with self._lock:
             self._records[request.id] = record
             self._num_tokens += request.prompt.num_tokens
@@ -213,6 +218,8 @@ class RecentRequests:
             record.finish = finish
         else:
             record.failure = str(finish)
+        if self.on_end is not None:
+            self.on_end(record)
 
     def get(self, request_id: str) -> RequestRecord | None:
         """By its own id, or by that of the HTTP request whose first answer it is."""
@@ -296,6 +303,11 @@ def _store(numbers: StoreNumbers) -> Iterator[Metric]:
     size = GaugeMetricFamily("kdn_store_bytes", "Bytes held.", labels=["tier"])
     for tier, size_bytes in numbers.size_bytes.items():
         size.add_metric([tier], size_bytes)
+    errors = CounterMetricFamily(
+        "kdn_tier_errors", "Failures, damaged and lost blocks.", labels=["tier"]
+    )
+    for tier in numbers.size_bytes:
+        errors.add_metric([tier], numbers.errors.get(tier, 0))
     events = CounterMetricFamily("kdn_store_events", "Since opening.", labels=["event"])
     for event, count in numbers.counts.items():
         events.add_metric([event], count)
@@ -310,7 +322,7 @@ def _store(numbers: StoreNumbers) -> Iterator[Metric]:
     )
     for way, usd in numbers.money_usd.items():
         money.add_metric([way], usd)
-    yield from (blocks, size, events, blend, money)
+    yield from (blocks, size, errors, events, blend, money)
 
 
 def _gauge(name: str, text: str, model: str, value: float) -> GaugeMetricFamily:

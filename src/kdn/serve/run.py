@@ -21,11 +21,13 @@ from kdn.serve.app import create_app
 from kdn.serve.console.data import ConsoleData
 from kdn.serve.console.routes import mount_console
 from kdn.serve.limits import MAX_HEADER_BYTES, Server
+from kdn.serve.metrics import RecentRequests, RequestRecord
 from kdn.serve.service import ServedEmbedder, ServedModel, StoreNumbers
 from kdn.serve.settings import ServeSettings
 from kdn.serve.store.app import mount_store
 from kdn.serve.store.grants import Grant
 from kdn.serve.store.texts import TextStore
+from kdn.serve.telemetry import RecordTeller, log_lines, otlp_tracer, span_sink
 
 __all__ = ["listen", "make_server", "run", "served", "url_of"]
 
@@ -104,11 +106,37 @@ def run(
         mount_store(app, kdn.store, grants, TextStore(kdn, model))
     data = ConsoleData(kdn, app.state.recent, kdn.parts.clock)
     mount_console(app, data, settings, has_admin=any(grant.admin for grant in grants))
+    teller = _teller(kdn, app.state.recent)
     # Nothing can be answered any more: the process ends, so that what watches it begins another.
     kdn.engine.when_stopped(lambda _failure: app.state.shutdown.begin(_AFTER_FAILURE_S))
-    make_server(app, settings).run(sockets=[listening])
+    try:
+        make_server(app, settings).run(sockets=[listening])
+    finally:
+        if teller is not None:
+            teller.close()
     if kdn.engine.failure is not None:
         raise kdn.engine.failure
+
+
+def _teller(kdn: Kdn, recent: RecentRequests) -> RecordTeller | None:
+    """What tells of ended requests, as the settings ask. Raises MissingExtra."""
+    asked, sinks = kdn.config.serve, []
+    if asked.log_requests:
+        sinks.append(log_lines(why=partial(_why_line, kdn) if asked.log_why else None))
+    if asked.otel:
+        sinks.append(span_sink(otlp_tracer(package.__version__)))
+    if not sinks:
+        return None
+    teller = RecordTeller(sinks)
+    recent.on_end = teller.tell
+    return teller
+
+
+def _why_line(kdn: Kdn, record: RequestRecord) -> dict[str, Any]:
+    """The place and the reason, and no text."""
+    assert record.finish is not None
+    found = kdn.parts.why.explain(record.request, record.finish.usage, ended_s=record.ended_s)
+    return {"why": str(found.reason), "place": found.place, "role": found.role}
 
 
 _AFTER_FAILURE_S = 1.0
@@ -159,6 +187,7 @@ def _store_numbers(kdn: Kdn) -> StoreNumbers:
         money_usd={"saved": ledger.saved.value, "spent": ledger.spent.value},
         blocks={name: tier.blocks for name, tier in stat.tiers.items()},
         size_bytes={name: tier.size_bytes for name, tier in stat.tiers.items()},
+        errors=stat.errors,
         counts={
             "lookup": stat.lookups,
             "hit": stat.hits,

@@ -147,6 +147,8 @@ class StoreNumbers:
     """By tier."""
     size_bytes: Mapping[str, int] = field(default_factory=dict)
     """By tier."""
+    errors: Mapping[str, int] = field(default_factory=dict)
+    """By tier, since opening: failures, damaged and lost blocks."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Since opening: hits, misses, corrupt, evicted and whatever else the store counts."""
     blend: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

@@ -240,6 +240,8 @@ class HttpJob:
     priority: int
     explain: Callable[[str], Awaitable[WhyReport | UnsetType]]
     """Why the job's request of that id was not reused further."""
+    traceparent: str = ""
+    """The caller's trace."""
 
     def request(self, number: int, prompt: Prompt, sampling: Sampling, **more: Any) -> Request:
         """The request of this job with that number; `more` are fields of `Request`."""
@@ -297,6 +299,7 @@ class RequestContext:
             salt=caller.salt(body.cache_salt),
             priority=body.priority or 0,
             explain=self.explain,
+            traceparent=http.headers.get("traceparent", ""),
         )
 
     async def explain(self, request_id: str) -> WhyReport | UnsetType:
@@ -353,7 +356,8 @@ class RequestContext:
 
     def _begin(self, job: HttpJob, request: Request) -> Callable[[Finish | Exception], None]:
         """Keeps a record of the request; the result is told of its end."""
-        return partial(self.recent.end, self.recent.begin(request, job.caller.name))
+        record = self.recent.begin(request, job.caller.name, job.traceparent)
+        return partial(self.recent.end, record)
 
     async def answers(
         self, job: HttpJob, requests: Sequence[Request], http: HttpRequest, *, held: bool = False

@@ -15,6 +15,7 @@ from kdn.serve.errors import Refused
 from kdn.serve.metrics import RequestRecord
 from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.responses import WhyReport, json_response, why_report
+from kdn.serve.telemetry import chrome_trace
 
 __all__ = ["RequestReport", "request_report", "why_routes"]
 
@@ -70,20 +71,27 @@ def why_routes(context: RequestContext) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/kdn/requests")
-    async def requests(http: HttpRequest, limit: int = 100) -> Response:
+    async def requests(http: HttpRequest, limit: int = 100, form: str = "json") -> Response:
+        """With `form=chrome` a timeline that Chrome's tracing page and Perfetto open."""
         caller = caller_of(http.scope)
         seen = [one for one in context.recent.all() if _may_see(caller, one)]
         newest = seen[::-1][: max(1, min(limit, 1000))]
+        if form == "chrome":
+            return json_response(chrome_trace(newest[::-1]))
         return json_response(RequestReports([request_report(context, one) for one in newest]))
 
     @router.get("/v1/kdn/requests/{request_id}")
-    async def request(http: HttpRequest, request_id: str, *, prompt: bool = False) -> Response:
+    async def request(
+        http: HttpRequest, request_id: str, *, prompt: bool = False, form: str = "json"
+    ) -> Response:
         caller, record = caller_of(http.scope), context.recent.get(request_id)
         if record is None or not _may_see(caller, record):
             raise Refused(
                 f"no request {request_id[:80]!r} is remembered; the last ones are at /v1/kdn/requests",
                 status=404,
             )
+        if form == "chrome":
+            return json_response(chrome_trace([record]))
         report = request_report(context, record)
         own = record.caller == caller.name
         if record.finish is not None and context.model.why is not None:

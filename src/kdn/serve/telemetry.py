@@ -1,0 +1,202 @@
+"""What became of each request, told to others after its end: log lines, spans, a timeline.
+
+    engine's thread ─> put on a queue ─> one thread ─> a JSON line, OpenTelemetry spans
+
+No prompt, no answer and no key is in any of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+import msgspec
+
+from kdn.errors import MissingExtra
+from kdn.serve.metrics import RequestRecord
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+__all__ = ["RecordTeller", "chrome_trace", "log_lines", "otlp_tracer", "phases", "span_sink"]
+
+Sink = Callable[[RequestRecord], None]
+_log = logging.getLogger(__name__)
+
+
+class Phase(NamedTuple):
+    """A part of a request's time, in seconds from its arrival."""
+
+    name: str
+    start_s: float
+    stop_s: float
+
+
+def phases(record: RequestRecord) -> list[Phase]:
+    """Waiting, prefill and decoding, end to end; and loading, most of which passes during prefill."""
+    if record.finish is None:
+        return []
+    usage = record.finish.usage
+    queue_s, first_s = usage.queue_ms / 1e3, max(usage.ttft_ms, usage.queue_ms) / 1e3
+    end_s = max(usage.total_ms / 1e3, first_s)
+    found = [Phase("queue", 0.0, queue_s), Phase("prefill", queue_s, first_s)]
+    if usage.load_ms:
+        found.append(Phase("load", queue_s, min(queue_s + usage.load_ms / 1e3, first_s)))
+    if usage.completion_tokens:
+        found.append(Phase("decode", first_s, end_s))
+    return found
+
+
+def facts(record: RequestRecord) -> dict[str, Any]:
+    """The numbers of a request that has ended, by the names that logs and spans give them."""
+    request = record.request
+    found: dict[str, Any] = {
+        "request": request.id,
+        "caller": record.caller,
+        "model": request.adapter or "base",
+        "prompt_tokens": request.prompt.num_tokens,
+    }
+    if record.finish is None:
+        return found | {"failure": record.failure}
+    usage: Any = record.finish.usage
+    names = ("completion_tokens", "exact", "blended", "shared", "lossy", "recomputed", "stored")
+    found |= {name: getattr(usage, name) for name in names}
+    times = ("queue_ms", "load_ms", "ttft_ms", "total_ms")
+    found |= {name: round(getattr(usage, name), 3) for name in times}
+    found |= {f"tier.{tier}": tokens for tier, tokens in usage.tiers.items()}
+    return found | {"finish_reason": str(record.finish.reason)}
+
+
+class RecordTeller:
+    """Hands each ended request to the sinks, on a thread of its own, so that no answer waits.
+
+    A sink that fails is reported once and told no more.
+    """
+
+    def __init__(self, sinks: Iterable[Sink]) -> None:
+        self._sinks = list(sinks)
+        self._ended: SimpleQueue[RequestRecord | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="kdn-telemetry", daemon=True)
+        self._thread.start()
+
+    def tell(self, record: RequestRecord) -> None:
+        """The request has ended. Returns at once."""
+        self._ended.put(record)
+
+    def close(self) -> None:
+        """Tell what waits, and end."""
+        self._ended.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (record := self._ended.get()) is not None:
+            for sink in list(self._sinks):
+                try:
+                    sink(record)
+                except Exception:  # noqa: BLE001  whatever it is, answers go on
+                    _log.exception("a sink of request records failed and is told no more")
+                    self._sinks.remove(sink)
+
+
+def log_lines(
+    out: TextIO | None = None, why: Callable[[RequestRecord], Mapping[str, Any]] | None = None
+) -> Sink:
+    """A sink that writes one JSON object a line; with `why` also the reason of the miss."""
+    stream = out or sys.stderr
+
+    def write(record: RequestRecord) -> None:
+        line = {"event": "request", "time": round(record.began_wall_s, 3)} | facts(record)
+        if why is not None and record.finish is not None:
+            line |= why(record)
+        stream.write(msgspec.json.encode(line).decode() + "\n")
+        stream.flush()
+
+    return write
+
+
+def span_sink(tracer: Tracer) -> Sink:
+    """A sink that makes a span of each request, with one inside for each phase and each tier.
+
+    The parent is the caller's `traceparent`, where one was sent.
+    """
+    from opentelemetry import trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    propagator = TraceContextTextMapPropagator()
+
+    def make(record: RequestRecord) -> None:
+        parent = propagator.extract({"traceparent": record.traceparent})
+        began_s = record.began_wall_s
+        whole = tracer.start_span(
+            "kdn.request", parent, trace.SpanKind.SERVER, facts(record), start_time=_ns(began_s)
+        )
+        inside = trace.set_span_in_context(whole, parent)
+        for phase in phases(record):
+            child = tracer.start_span(
+                f"kdn.{phase.name}", inside, start_time=_ns(began_s + phase.start_s)
+            )
+            if phase.name == "load" and record.finish is not None:
+                within = trace.set_span_in_context(child, inside)
+                for tier, tokens in record.finish.usage.tiers.items():
+                    of_tier = tracer.start_span(
+                        f"kdn.tier.{tier}",
+                        within,
+                        attributes={"tokens": tokens},
+                        start_time=_ns(began_s + phase.start_s),
+                    )
+                    of_tier.end(_ns(began_s + phase.stop_s))
+            child.end(_ns(began_s + phase.stop_s))
+        if record.failure:
+            whole.set_status(trace.StatusCode.ERROR, record.failure)
+        took_s = 0.0 if record.ended_s is None else record.ended_s - record.began_s
+        last_s = max((phase.stop_s for phase in phases(record)), default=took_s)
+        whole.end(_ns(began_s + last_s))
+
+    return make
+
+
+def otlp_tracer(version: str) -> Tracer:
+    """A tracer that sends spans where the `OTEL_EXPORTER_OTLP_*` variables say. Raises MissingExtra."""
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise MissingExtra("spans need OpenTelemetry: pip install 'kdn[otel]'") from error
+    resource = Resource.create({"service.name": "kdn", "service.version": version})
+    provider = TracerProvider(resource=resource)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    tracer: Tracer = provider.get_tracer("kdn", version)
+    return tracer
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+def chrome_trace(records: Iterable[RequestRecord]) -> dict[str, Any]:
+    """Requests as a timeline that Chrome's tracing page and Perfetto open: one row a request."""
+    events: list[dict[str, Any]] = []
+    for row, record in enumerate(records):
+        events += _events(row, record)
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _events(row: int, record: RequestRecord) -> Iterator[dict[str, Any]]:
+    place = {"pid": 1, "tid": row}
+    yield {"name": "thread_name", "ph": "M", "args": {"name": record.request.id}, **place}
+    for phase in phases(record):
+        yield {
+            "name": phase.name,
+            "cat": "kdn",
+            "ph": "X",
+            "ts": round(1e6 * (record.began_wall_s + phase.start_s), 1),
+            "dur": round(1e6 * (phase.stop_s - phase.start_s), 1),
+            "args": facts(record) if phase.name == "prefill" else {},
+            **place,
+        }
