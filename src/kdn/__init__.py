@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdn.api import Answer, Kdn, RankedDocument, Ranking, Source, open  # noqa: A004 - kdn.open, as in gzip.open
+    from kdn.api import Answer, AsyncKdn, Kdn, RankedDocument, Ranking, Source, open  # noqa: A004 - kdn.open, as in gzip.open
     from kdn.api.rerank_once import rerank
     from kdn.config import Config, load_config
     from kdn.core import Constraint, Sampling
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "AsyncKdn",
     "BadConfig",
     "BadInput",
     "Cancelled",
@@ -62,6 +63,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "Answer": "kdn.api",
+    "AsyncKdn": "kdn.api",
     "Config": "kdn.config",
     "Constraint": "kdn.core",
     "Kdn": "kdn.api",

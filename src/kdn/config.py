@@ -161,10 +161,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Serve over TLS with this certificate chain (PEM)."""
     private_key: Path | None = None
     """The certificate's key (PEM), if it is not in the same file."""
-    log_requests: bool = False
-    """Write a JSON line to standard error for each request that has ended: its id, tokens and times."""
-    log_why: bool = False
-    """With `log_requests`: say too where the prompt left what is stored and why, without its text."""
+    log_requests: Literal["never", "numbers", "why"] = "never"
+    """A JSON line of each ended request to standard error; `why` also places and reasons of misses."""
     otel: bool = False
     """Send a span of each request, and of its parts, where the `OTEL_EXPORTER_OTLP_*` variables say."""
     grace_s: Annotated[int, Meta(ge=0)] = 30

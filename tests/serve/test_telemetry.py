@@ -169,7 +169,7 @@ def test_a_sink_that_fails_is_told_no_more_and_the_others_are() -> None:
 def test_settings_choose_who_is_told(
     tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    serve = ServeConfig(log_requests=True, log_why=True)
+    serve = ServeConfig(log_requests="why")
     config = Config(home=tmp_path, serve=serve, engine=EngineConfig(fit_idle_s=0))
     with kdn.open(tiny_model(), config=config) as k:
         recent = RecentRequests(k.parts.clock)

@@ -4,6 +4,7 @@ Trades in texts and answers.  The CLI, the servers, the benchmarks and users imp
 joins every other room.  Start reading at `kdn.py`, then `build.py`.
 """
 
+from kdn.api.aio import AsyncKdn
 from kdn.api.answering import Answering
 from kdn.api.answers import Answer, Source, SteerReport
 from kdn.api.build import open, over  # noqa: A004  kdn.open, as in gzip.open
@@ -19,6 +20,7 @@ __all__ = [
     "Answering",
     "AskLibrary",
     "AskSteering",
+    "AsyncKdn",
     "Kdn",
     "Query",
     "QueryOptions",

@@ -19,6 +19,7 @@ models = typer.Typer(help="List models and bring them here.", no_args_is_help=Tr
 def list_models(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show the models that go by a name, and which of them are here."""
     from kdn.model import known_models
+    from kdn.model.recommended import HUB_MODELS
 
     folder = read_settings(home).home
     rows = [
@@ -30,6 +31,19 @@ def list_models(home: HomeOption = None, as_json: JsonOption = False) -> None:
             "about": model.about,
         }
         for model in known_models()
+    ]
+    rows += [
+        {
+            "name": model.name,
+            "purpose": "generate",
+            "size_bytes": model.download_bytes,
+            "path": _path(model.name, folder) or _path(f"{model.name}-gguf", folder),
+            "about": f"{model.strength}; {size_text(model.need().total_bytes)} of memory at 8k tokens"
+            f"{', licence to be accepted on the hub' if model.is_gated else ''}",
+            "hub_id": model.hub_id,
+            "gguf": {"name": f"{model.name}-gguf", "size_bytes": model.gguf_bytes},
+        }
+        for model in HUB_MODELS
     ]
     if as_json:
         emit({"models": rows})
@@ -72,3 +86,42 @@ def get_model(
         emit({"name": name, "path": path})
     else:
         tell(str(path))
+
+
+@models.command()
+def recommend(
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(min=0, help="Memory that may be used; else what is free on this machine."),
+    ] = None,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of the longest prompt.")] = 8192,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Name the best model that fits here, and what it needs. Downloads nothing."""
+    from kdn.machine.facts import free_memory_bytes
+    from kdn.model.recommended import recommend as choose
+
+    memory_bytes = free_memory_bytes() if memory_gb is None else int(memory_gb * 1e9)
+    found = choose(memory_bytes, context)
+    name, int8 = ("smollm2-135m", False) if found is None else (found[0].name, found[1])
+    need = None if found is None else found[0].need(context, int8=int8).total_bytes
+    if as_json:
+        size = None if found is None else found[0].download_bytes
+        here = _path(name, read_settings(home).home)
+        emit({"name": name, "int8": int8, "need_bytes": need, "download_bytes": size, "path": here})
+        return
+    tell(f"of {size_text(memory_bytes)} of memory, with prompts of {context:,} tokens: {name}")
+    if found is None or need is None:
+        tell("nothing larger fits; it is for trying the machinery, and its answers are often wrong")
+        return
+    model = found[0]
+    flag = " --int8" if int8 else ""
+    tell(
+        f"it is good for {model.strength}, and needs {size_text(need)}{' with --int8' if int8 else ''}"
+    )
+    if model.is_gated:
+        tell(f"accept its licence ({model.licence}) at huggingface.co/{model.hub_id} first")
+    tell(f"kdn models get {name}      ({size_text(model.download_bytes)} to download)")
+    tell(f"kdn serve --model {name}{flag}")
+    tell("the packaged smollm2-135m is for trying the machinery: its answers are often wrong")

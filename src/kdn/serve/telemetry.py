@@ -28,7 +28,7 @@ Sink = Callable[[RequestRecord], None]
 _log = logging.getLogger(__name__)
 
 
-class Phase(NamedTuple):
+class RequestPhase(NamedTuple):
     """A part of a request's time, in seconds from its arrival."""
 
     name: str
@@ -36,18 +36,18 @@ class Phase(NamedTuple):
     stop_s: float
 
 
-def phases(record: RequestRecord) -> list[Phase]:
+def phases(record: RequestRecord) -> list[RequestPhase]:
     """Waiting, prefill and decoding, end to end; and loading, most of which passes during prefill."""
     if record.finish is None:
         return []
     usage = record.finish.usage
     queue_s, first_s = usage.queue_ms / 1e3, max(usage.ttft_ms, usage.queue_ms) / 1e3
     end_s = max(usage.total_ms / 1e3, first_s)
-    found = [Phase("queue", 0.0, queue_s), Phase("prefill", queue_s, first_s)]
+    found = [RequestPhase("queue", 0.0, queue_s), RequestPhase("prefill", queue_s, first_s)]
     if usage.load_ms:
-        found.append(Phase("load", queue_s, min(queue_s + usage.load_ms / 1e3, first_s)))
+        found.append(RequestPhase("load", queue_s, min(queue_s + usage.load_ms / 1e3, first_s)))
     if usage.completion_tokens:
-        found.append(Phase("decode", first_s, end_s))
+        found.append(RequestPhase("decode", first_s, end_s))
     return found
 
 
