@@ -10,7 +10,7 @@ VLLM := .venv-vllm
 BENCHES ?= engine stack store codecs kdn policies cost blend blend-load mil jct label l4s
 BENCH_OPTIONS ?=
 
-.PHONY: help install demo test test-vllm latest floors fmt bench rivals soak sanitize docs clean
+.PHONY: help install demo test test-vllm latest floors fmt bench rivals soak sanitize docs site report clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -72,6 +72,13 @@ sanitize: $(INSTALLED) ## the tests of the C code, compiled with gcc's sanitizer
 docs: $(INSTALLED) ## the generated pages of docs/
 	$(BIN)/python scripts/generate_docs.py
 	$(BIN)/python scripts/generate_readme.py
+
+site: docs ## the documents as a site, in build/site
+	test -x .venv-docs/bin/mkdocs || { $(PYTHON) -m venv .venv-docs && .venv-docs/bin/python -m pip install -q 'mkdocs-material>=9.6'; }
+	.venv-docs/bin/mkdocs build --quiet
+
+report: bench ## every benchmark, and docs/benchmarks/index.md beside the papers' claims
+	$(BIN)/python scripts/report.py
 
 clean: ## what tools left behind; environments stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ def list_models(home: HomeOption = None, as_json: JsonOption = False) -> None:
     from kdn.model.recommended import HUB_MODELS
 
     folder = read_settings(home).home
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": model.name,
             "purpose": model.purpose,

@@ -1,0 +1,139 @@
+"""Writes docs/benchmarks/index.md: a row per system with the paper's claim, our figure, set-up and verdict.
+
+python scripts/report.py           writes the page from docs/benchmarks/*.json
+python scripts/report.py --check   writes nothing; exit code 1 if the page is not current
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, and the figure of ours that stands beside it."""
+
+    system: str
+    paper: str
+    says: str
+    least: float
+    """The lower end of what it says."""
+    bench: str
+    """The result's file, without its ending."""
+    key: str
+    """In the result's summary."""
+    what: str
+    unit: str = "x"
+
+
+CLAIMS = (
+    Claim("CacheBlend", "2405.16444", "first token 2.2 to 3.3 times sooner than a full prefill", 2.2,
+          "blend-smollm2-135m-musique", "ttft_speedup", "first token, KV in memory"),
+    Claim("CacheBlend", "2405.16444", "throughput 2.8 to 5 times that of a full prefill", 2.8,
+          "blend-load", "throughput_gain", "requests a second at the same time to first token"),
+    Claim("KDN", "2409.13761", "stored KV in place of prefill, delivered as a service", 1.0,
+          "store", "hit_speedup_disk", "first token from the disk, beside a full prefill"),
+    Claim("DroidSpeak", "2411.02820", "prefill 1.7 to 3.1 times sooner with a sibling's KV", 1.7,
+          "share", "ttft_speedup", "first token with a sibling's KV"),
+    Claim("LLMSteer", "2411.13009", "1.4 to 4.8 times less delay than steering at each question", 1.4,
+          "steer", "ttft_speedup_query_dependent", "first token, beside steering in two calls"),
+    Claim("PrefillOnly", "2505.07203", "up to 4 times the requests a second at the same latency", 4.0,
+          "jct", "qps_gain_fcfs", "requests a second beside first come, first served"),
+    Claim("PrefillOnly", "2505.07203", "inputs of 130k tokens where paged prefill holds 24k (5.4 times)", 5.4,
+          "mil", "mil_gain_paged", "longest input beside paged prefill"),
+    Claim("HyperRAG", "2504.02921", "2 to 3 times the throughput of a decoder reranker", 2.0,
+          "rerank", "memory_speedup", "time of a query over stored documents"),
+    Claim("METIS", "2412.10543", "1.64 to 2.54 times less delay at equal F1", 1.64,
+          "metis", "delay_gain", "delay at equal F1"),
+    Claim("Stored-KV economics", "2503.14647", "its table of delays and costs", 0.0,
+          "cost", "paper_table_error", "largest error of its table, recomputed", ""),
+    Claim("SwiftQueue", "2410.06112", "prediction error 45 to 65 % lower", 0.45,
+          "l4s", "error_cut", "error beside the best simple predictor", "%"),
+    Claim("SwiftQueue", "2410.06112", "tail latency 36 to 45 % lower than choosing by flow", 0.36,
+          "l4s", "light_p99_cut", "P99 beside staying in L, lightly loaded links", "%"),
+    Claim("SwiftQueue", "2410.06112", "tail latency 36 to 45 % lower than choosing by flow", 0.36,
+          "l4s", "p99_cut", "P99 beside staying in L, the frozen list", "%"),
+    Claim("NVC-aware congestion control", "2411.06742", "41 % less training than with safeguards", 0.41,
+          "rtc", "training_time_cut", "training steps beside a safeguarded learner", "%"),
+)  # fmt: skip
+
+
+def page(folder: Path = FOLDER) -> str:
+    """The page, from the results that are in `folder`."""
+    results = {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
+    lines = [
+        "# Benchmarks beside the papers",
+        "",
+        "Made by `scripts/report.py` from the results in this folder; `make report` measures them again",
+        "first. A figure that disagrees with its paper stands as it is. The papers used GPUs and models",
+        "of 7 to 70 billion parameters; the machine and the model of each of our figures are in its row.",
+        "",
+        "| system | paper says | ours | of what | set-up | verdict |",
+        "|---|---|---:|---|---|---|",
+    ]
+    lines += [_row(claim, results) for claim in CLAIMS]
+    lines += ["", "## All results", "", "| page | model | commit | machine |", "|---|---|---|---|"]
+    for name in sorted(results):
+        found = results[name]
+        link = f"[{name}]({name}.md)" if (folder / f"{name}.md").exists() else name
+        lines.append(f"| {link} | {found['model']} | `{found['commit']}` | {_machine(found)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _row(claim: Claim, results: dict[str, Any]) -> str:
+    result = results.get(claim.bench)
+    value = None if result is None else result["summary"].get(claim.key)
+    paper = f"{claim.system} ([{claim.paper}](https://arxiv.org/abs/{claim.paper}))"
+    if result is None or value is None:
+        return f"| {paper} | {claim.says} | - | {claim.what} | - | not measured here |"
+    setup = f"[{result['model']}]({claim.bench}.md), {_machine(result)}"
+    told = [
+        paper,
+        claim.says,
+        _figure(value, claim.unit),
+        claim.what,
+        setup,
+        _verdict(claim, value),
+    ]
+    return f"| {' | '.join(told)} |"
+
+
+def _figure(value: float, unit: str) -> str:
+    if unit == "%":
+        return f"{100 * value:.1f} %"
+    return f"{value:.2f}{unit}" if unit else f"{value:.3f}"
+
+
+def _verdict(claim: Claim, value: float) -> str:
+    if claim.unit == "":
+        return "agrees" if value < 0.05 else "differs"
+    if value >= claim.least:
+        return "reached"
+    neutral = 0.0 if claim.unit == "%" else 1.0
+    return "same direction, smaller" if value > neutral else "not reproduced"
+
+
+def _machine(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    return machine.get("gpu") or f"{machine['cores']} CPU cores"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes, or checks."""
+    place, text = FOLDER / "index.md", page()
+    if "--check" in arguments:
+        current = place.exists() and place.read_text("utf-8") == text
+        return 0 if current else 1
+    place.write_text(text, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

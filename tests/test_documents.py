@@ -1,0 +1,168 @@
+"""What the documents say to type is there, and the tutorials and examples are run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from kdn.cli import app
+from kdn.errors import UnknownModel
+from kdn.model import resolve
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("tutorials/*.md"))]
+TUTORIALS = sorted(path.name for path in DOCS.glob("tutorials/*.md"))
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+
+
+def blocks(page: Path, kind: str = r"\w*") -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Every `kdn ...` line of a page's blocks, as a shell would cut it, without what explains it."""
+    for block in blocks(page):
+        for line in block.replace("\\\n", " ").splitlines():
+            if not re.match(r"kdn [a-z]", line):
+                continue
+            typed = re.split(r"\s{3,}|\s+#|\s[|>&<]", line)[0]
+            try:
+                yield shlex.split(typed)[1:]
+            except ValueError:  # a quotation that goes on in the next line
+                continue
+
+
+@cache
+def program() -> Any:
+    return get_command(app)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_is_one_of_kdns(page: Path) -> None:
+    for words in commands(page):
+        command: Any = program()
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        assert not getattr(command, "commands", None), f"{page.name}: kdn ... {words}"
+        known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        given = [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+        assert set(given) <= known, f"{page.name}: {command.name} {words}"
+
+
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of somebody who has kdn on the path and a home of its own."""
+    folder = tmp_path_factory.mktemp("bin")
+    kdn = folder / "kdn"
+    kdn.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kdn "$@"\n')
+    kdn.chmod(0o755)
+    own = {name: text for name, text in os.environ.items() if not name.startswith("KDN_")}
+    return own | {
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "KDN_HOME": str(tmp_path_factory.mktemp("home")),
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_runs_as_it_stands(
+    name: str, typed: dict[str, str], tmp_path: Path, smollm2: Path
+) -> None:
+    script = "\n".join(blocks(DOCS / "tutorials" / name, "sh"))
+    if "kdn ingest" in script:
+        pytest.importorskip("lancedb")
+        try:
+            resolve("minilm-l6", tmp_path)
+        except UnknownModel as why:
+            pytest.skip(str(why))
+    if "curl" in script and shutil.which("curl") is None:
+        pytest.skip("no curl is installed")
+    if name == "l4s.md":
+        pytest.importorskip("numba")
+    if name == "video.md":
+        pytest.importorskip("av")
+    done = subprocess.run(
+        ["bash", "-e", "-m", "-c", script],
+        cwd=tmp_path,
+        env=typed,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    if name == "why.md":
+        assert done.stdout.count("[changing_value]") == 2
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs(
+    name: str, typed: dict[str, str], tmp_path: Path, tiny_model: Callable[..., Path]
+) -> None:
+    arguments: list[str] = []
+    if name == "answer.py":
+        pytest.importorskip("lancedb")
+        try:
+            resolve("minilm-l6", tmp_path)
+        except UnknownModel as why:
+            pytest.skip(str(why))
+        (tmp_path / "texts").mkdir()
+        (tmp_path / "texts" / "a.txt").write_text("The lamp is green while everything is well.")
+        arguments = ["texts", "What colour is the lamp?"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), *arguments],
+        cwd=tmp_path,
+        env=typed | {"KDN_MODEL": str(tiny_model("llama", max_position_embeddings=8192))},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    if name == "why.py":
+        assert "changing_value" in done.stdout
+
+
+def test_the_site_has_every_page_once() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+
+    def pages(node: Any) -> Iterator[str]:
+        if isinstance(node, str):
+            yield node
+        for child in (
+            node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        ):
+            yield from pages(child)
+
+    listed = list(pages(site["nav"]))
+    there = {
+        str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if "benchmarks" not in path.parts
+    }
+    assert len(listed) == len(set(listed))
+    assert {page for page in listed if not page.startswith("benchmarks/")} == there
+
+
+def test_the_papers_are_cited() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    numbers = {one["url"].rpartition("/")[2] for one in cited["references"]}
+    assert numbers == {
+        "2409.13761", "2405.16444", "2411.02820", "2411.13009", "2505.07203",
+        "2504.02921", "2412.10543", "2503.14647", "2410.06112", "2411.06742",
+    }  # fmt: skip
+    assert cited["cff-version"] == "1.2.0"
