@@ -24,6 +24,7 @@ from kdn.serve.openai.requests import (
     ScoreBody,
     TokenizeBody,
 )
+from kdn.serve.openai.response_api import ResponsesBody
 from kdn.serve.openai.structured import ConstrainedBody
 from kdn.serve.openai.tools import TemplateBody
 
@@ -65,6 +66,7 @@ in full.
 ROUTES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("POST /v1/chat/completions", ChatBody),
     ("POST /v1/completions", CompletionBody),
+    ("POST /v1/responses", ResponsesBody),
     ("POST /v1/embeddings", EmbeddingBody),
     ("POST /rerank, /v1/rerank, /v2/rerank", RerankBody),
     ("POST /v1/rag/query", RagQueryBody),

@@ -22,6 +22,7 @@ from kdn.serve.openai.generate import chat_routes
 from kdn.serve.openai.questions import question_routes
 from kdn.serve.openai.rag import rag_routes
 from kdn.serve.openai.rerank import rerank_routes
+from kdn.serve.openai.response_api import response_routes
 from kdn.serve.openai.tokenize import token_routes
 from kdn.serve.openai.why import why_routes
 from kdn.serve.service import ServedModel
@@ -78,6 +79,7 @@ def create_app(
     for routes in (
         chat_routes,
         completion_routes,
+        response_routes,
         embedding_routes,
         question_routes,
         rag_routes,

@@ -34,6 +34,7 @@ __all__ = [
     "Shutdown",
     "bounded_router",
     "check_length",
+    "check_unicode",
     "check_values",
     "prefix_of",
     "read_json",
@@ -152,6 +153,16 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
                 yield "".join(held)
                 held, size = [], 0
     yield "".join(held)
+
+
+def check_unicode(value: object, param: str) -> None:
+    """Raise Refused for a JSON value with half a surrogate pair anywhere in it: it is no text."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise Refused(
+            f"{param} holds a lone surrogate, which is not Unicode", param=param
+        ) from error
 
 
 def bounded_router() -> APIRouter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ __all__ = [
     "HttpJob",
     "RequestContext",
     "answer_room",
+    "biases_of",
     "chat_prompt",
     "check_ids",
     "conversation",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 
+_TOKEN_ID = re.compile(r"[0-9]{1,9}")
 _ROLES = {
     "system": "system",
     "developer": "system",
@@ -70,6 +73,21 @@ def answer_room(model: ServedModel, num_prompt: int, asked: int | None, default:
         param="messages",
         code="context_length_exceeded",
     )
+
+
+def biases_of(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
+    """By token id. Raises Refused for what is no token here, or beyond what OpenAI allows."""
+    found: dict[int, float] = {}
+    for name, bias in biases.items():
+        if not _TOKEN_ID.fullmatch(name) or int(name) >= vocab_size:
+            raise Refused(
+                f"logit_bias names token {name[:20]!r}; token ids here are 0..{vocab_size - 1}",
+                param="logit_bias",
+            )
+        if not -100 <= bias <= 100:
+            raise Refused(f"logit_bias {bias} is not in -100..100", param="logit_bias")
+        found[int(name)] = bias
+    return found
 
 
 def truncated(prompt: Prompt, asked: int | None, room: int) -> Prompt:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from kdn.serve.openai.context import (
     HttpJob,
     RequestContext,
     answer_room,
+    biases_of,
     chat_prompt,
     conversation,
     refuse_unsupported,
@@ -65,9 +65,15 @@ from kdn.serve.openai.techniques import chat_techniques
 from kdn.serve.openai.tools import TemplateBody, with_template
 from kdn.serve.service import ServedModel, Vocabulary
 
-__all__ = ["Answers", "Chat", "chat_routes", "constrained", "requests_of", "sampling_of"]
-
-_TOKEN_ID = re.compile(r"[0-9]{1,9}")
+__all__ = [
+    "Answers",
+    "Chat",
+    "begin_chat",
+    "chat_routes",
+    "constrained",
+    "requests_of",
+    "sampling_of",
+]
 
 
 def chat_routes(context: RequestContext) -> APIRouter:
@@ -76,7 +82,7 @@ def chat_routes(context: RequestContext) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def chat(body: ChatBody, http: HttpRequest) -> Response:
-        return await (await _begin_chat(context, body, http)).response(http)
+        return await (await begin_chat(context, body, http)).response(http)
 
     return router
 
@@ -108,7 +114,8 @@ async def constrained(context: RequestContext, body: SamplingBody) -> Constraint
     return constraint
 
 
-async def _begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest) -> Chat:
+async def begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest) -> Chat:
+    """The answers to a chat, under way. Raises Refused, and what the engine refuses with."""
     refuse_unsupported(body.model_extra)
     _refuse_combinations(body)
     job, model = context.job("chatcmpl", body, http), context.model
@@ -157,7 +164,7 @@ def sampling_of(
         stop=_stops(body.stop),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
-        logit_bias=_biases(body.logit_bias or {}, model.vocabulary.vocab_size),
+        logit_bias=biases_of(body.logit_bias or {}, model.vocabulary.vocab_size),
         logprobs=logprobs,
         constraint=constraint,
         frequency_penalty=body.frequency_penalty or 0.0,
@@ -175,20 +182,6 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     if "" in stops:
         raise Refused("a stop string is empty and would end every answer", param="stop")
     return stops
-
-
-def _biases(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
-    found: dict[int, float] = {}
-    for name, bias in biases.items():
-        if not _TOKEN_ID.fullmatch(name) or int(name) >= vocab_size:
-            raise Refused(
-                f"logit_bias names token {name[:20]!r}; token ids here are 0..{vocab_size - 1}",
-                param="logit_bias",
-            )
-        if not -100 <= bias <= 100:
-            raise Refused(f"logit_bias {bias} is not in -100..100", param="logit_bias")
-        found[int(name)] = bias
-    return found
 
 
 def requests_of(

@@ -13,7 +13,7 @@ from kdn.core import Constraint
 from kdn.errors import BadInput
 from kdn.model import ChatOptions, Message, Tool, ToolCall, ToolFormat
 from kdn.serve.errors import Refused
-from kdn.serve.limits import Name, Text
+from kdn.serve.limits import Name, Text, check_unicode
 from kdn.serve.service import PromptMaker, Vocabulary
 
 __all__ = [
@@ -174,6 +174,7 @@ def _continues(body: TemplateBody, messages: Sequence[Message]) -> bool:
 
 def _variables(body: TemplateBody, prompts: PromptMaker) -> dict[str, object]:
     found: dict[str, object] = {}
+    check_unicode(body.chat_template_kwargs, "chat_template_kwargs")
     for name, value in (body.chat_template_kwargs or {}).items():
         if name in _OURS or not prompts.reads(name):
             raise Refused(
@@ -206,6 +207,7 @@ def _tool_use(body: TemplateBody, prompts: PromptMaker, vocabulary: Vocabulary) 
     names = [tool.name for tool in tools]
     if len(set(names)) < len(names):
         raise Refused("two tools have one name; give each its own", param="tools")
+    check_unicode([tool.shown() for tool in tools], "tools")
     shown = json.dumps([tool.shown() for tool in tools], ensure_ascii=False)
     if vocabulary.encode(shown, special=True) != vocabulary.encode(shown):
         raise Refused("the tools hold a control token of the model; take it out", param="tools")
