@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import kdn
+from kdn.api.steered import prefill_steered, show_steered
 from kdn.core import Retention
-from kdn.reuse.steer import MarkedSpan
+from kdn.reuse.steer import MarkedSpan, SteerRecipe
 
 DOCUMENTS = [
     {"id": "door", "text": "The lock of the red door opens with the brass key. It hangs up high."},
@@ -75,3 +77,20 @@ def test_a_span_that_is_not_there_is_refused_before_anything_runs(k: kdn.Kdn) ->
         say(k, steer=[{"text": "silver", "weight": 3}])
     with pytest.raises(kdn.BadInput, match="it can be 'look'"):
         say(k, steer="retrieved")
+
+
+def test_a_text_that_a_recipe_has_steered_is_used_where_the_recipe_is_asked_for(k: kdn.Kdn) -> None:
+    recipe = SteerRecipe(k.prompts.fingerprint(None), weight=5, share=0.4, combine="union")
+    document = DOCUMENTS[0]
+    num_tokens = prefill_steered(k, document["text"], recipe, document["id"])
+    steered = k.generate(ASKED, [document], steer=recipe, max_tokens=3)
+    assert steered.usage.lossy >= num_tokens
+    plain = k.generate(ASKED, [document], max_tokens=3)
+    assert (plain.usage.exact, plain.usage.lossy) == (0, 0)
+    shown = show_steered(k, document["text"], recipe)
+    assert "".join(piece for piece, _ in shown.pieces).strip() == document["text"]
+    assert 0 < shown.num_columns < len(shown.pieces)
+    with pytest.raises(kdn.BadInput, match="made for the model"):
+        k.generate(ASKED, [document], steer=replace(recipe, model="another"), max_tokens=3)
+    with pytest.raises(kdn.BadInput, match="is empty"):
+        prefill_steered(k, " ", recipe)

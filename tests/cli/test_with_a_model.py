@@ -123,7 +123,7 @@ def test_words_are_stressed_and_what_that_did_is_told(
     wrong = kdn(tmp_path, *ask, "--stress", "silver key")
     assert (wrong.code, "'silver key' is not in any" in wrong.err) == (2, True)
     assert "leave out --stress" in kdn(tmp_path, *marked, "--steer", "look").err
-    assert "can be look or retrieved" in kdn(tmp_path, *ask, "--steer", "loud").err
+    assert "it can be look or retrieved, or a recipe" in kdn(tmp_path, *ask, "--steer", "loud").err
 
 
 def test_prefill_leaves_nothing_to_compute_but_the_question(

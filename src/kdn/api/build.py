@@ -175,7 +175,7 @@ def join(
         trace=trace,
     )
     recording = [] if recorder is None else [RecordLookups(recorder)]
-    steer = SteerReuse(shape.num_layers, trace=trace)
+    steer = SteerReuse(store, shape, prompts.context_fingerprint, trace=trace)
     planner = Stack([*recording, prefix, share, blend, steer], on_plan=ended.note, trace=trace)
     limits = EngineLimits(
         kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,

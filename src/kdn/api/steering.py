@@ -11,12 +11,13 @@ from kdn.api.answers import SteerReport, collect
 from kdn.core import Request, Retention, Sampling, Stream
 from kdn.rag import Part
 from kdn.reuse.blend import divergence
-from kdn.reuse.steer import LOOK_WEIGHT, MarkedSpan, Steer
+from kdn.reuse.steer import LOOK_WEIGHT, MarkedSpan, Steer, SteerRecipe
 
 __all__ = ["AskSteering", "Steering", "retrieved_spans", "steer_report"]
 
-Steering = Literal["look"] | MarkedSpan | Mapping[str, object] | Sequence[object]
-"""`"look"`, or spans: `kdn.reuse.steer.MarkedSpan`, or mappings with its fields."""
+Steering = Literal["look"] | SteerRecipe | MarkedSpan | Mapping[str, object] | Sequence[object]
+"""`"look"`, or spans (`kdn.reuse.steer.MarkedSpan`, or mappings with its fields), or a recipe that texts
+were steered by beforehand."""
 AskSteering = Steering | Literal["retrieved"]
 _ALTERNATIVES = 64
 

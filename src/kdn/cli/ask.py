@@ -22,6 +22,7 @@ from kdn.cli.options import (
     ShareOption,
 )
 from kdn.cli.show import emit, say, time_text, write_piece
+from kdn.cli.steer import read_recipe
 from kdn.errors import BadInput
 from kdn.machine.text import read_text
 
@@ -82,7 +83,7 @@ def ask(
         str | None,
         typer.Option(
             help="Stress the sentence that the question looks at (look), or the passage that was"
-            " found first (retrieved)."
+            " found first (retrieved), or use texts that were steered by a recipe (its file)."
         ),
     ] = None,
     steer_report: Annotated[
@@ -156,7 +157,9 @@ def _steering(word: str | None, stress: list[str] | None, mute: list[str] | None
     if spans:
         raise BadInput(f"--steer {word} chooses what to stress: leave out --stress and --mute")
     if word not in ("look", "retrieved"):
-        raise BadInput(f"--steer is {word!r}; it can be look or retrieved")
+        if not Path(word).is_file():
+            raise BadInput(f"--steer is {word!r}; it can be look or retrieved, or a recipe's file")
+        return read_recipe(Path(word))
     return word
 
 

@@ -30,6 +30,7 @@ from kdn.cli.show import (
     tell_failures,
     time_text,
 )
+from kdn.cli.steer import RecipeOption, read_recipe
 from kdn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def ingest(
             "adapter that kdn brings for this model.",
         ),
     ] = False,
+    steer: RecipeOption = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,7 +74,9 @@ def ingest(
 ) -> None:
     """Take documents into the library. Again: only what changed is done."""
     from kdn.api.rerank_once import trained_reranker
+    from kdn.api.steered import prefill_steered
 
+    recipe = None if steer is None else read_recipe(steer)
     adapter = next(iter(trained_reranker(model, "document-first")), None) if rerank else None
     adapters = (adapter,) if adapter is not None else ()
     with (
@@ -92,6 +96,10 @@ def ingest(
                 on_prefill=on_prefill,
                 cancelled=stopped,
             )
+        if recipe is not None and not report.cancelled:
+            sources = (*report.added, *report.updated, *report.unchanged)
+            for part in (part for source in sources for part in kdn.library.parts(source)):
+                prefill_steered(kdn, part.text, recipe, part.key)
         kdn.store.flush()
         failed = tell_failures(kdn.trace)
     if as_json:

@@ -22,6 +22,7 @@ from kdn.cli.router import router
 from kdn.cli.scale import app as scale
 from kdn.cli.serve import serve
 from kdn.cli.show import tell
+from kdn.cli.steer import app as steer
 from kdn.cli.store_text import store
 
 __all__ = ["app"]
@@ -41,6 +42,7 @@ def build_app() -> typer.Typer:
         app.command()(command)
     app.add_typer(cost, name="cost")
     app.add_typer(models, name="models")
+    app.add_typer(steer, name="steer")
     app.add_typer(store, name="store")
     app.add_typer(net, name="net")
     app.add_typer(scale, name="scale")

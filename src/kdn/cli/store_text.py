@@ -17,6 +17,7 @@ from kdn.cli.options import (
     ModelOption,
 )
 from kdn.cli.show import emit, tell, tell_failures
+from kdn.cli.steer import RecipeOption, read_recipe
 from kdn.cli.store import store
 from kdn.machine.text import read_text
 
@@ -47,17 +48,25 @@ def put(
     model: ModelOption = "smollm2-135m",
     salt: TenantOption = "",
     public: PublicOption = False,
+    steer: RecipeOption = None,
     home: HomeOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compute and store the KV of documents now, so that the first question about them is quick."""
+    from kdn.api.steered import prefill_steered
+
     owner = _salt(salt, public)
     rows = []
+    recipe = None if steer is None else read_recipe(steer)
     with ModelChoice(model, home, device, dtype).open() as kdn:
         for file in files:
-            tokens = kdn.prefill(read_text(file), file.name, owner)
+            tokens = (
+                kdn.prefill(read_text(file), file.name, owner)
+                if recipe is None
+                else prefill_steered(kdn, read_text(file), recipe, file.name, owner)
+            )
             rows.append({"file": str(file), "tokens": tokens})
             if not as_json:
                 tell(f"{file}: {tokens:,} tokens")

@@ -326,7 +326,7 @@ class Usage:
     blended: int = 0
     shared: int = 0
     lossy: int = 0
-    """Prompt tokens whose KV went through a lossy codec, or was computed after such KV."""
+    """Prompt tokens whose KV went through a lossy codec or was steered beforehand, or follows such KV."""
     recomputed: int = 0
     """Prompt tokens computed for this request."""
     stored: int = 0

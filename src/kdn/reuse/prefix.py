@@ -63,7 +63,7 @@ from kdn.store import (
 )
 from kdn.trace import NoTrace, Trace
 
-__all__ = ["LossRule", "PrefixReuse", "lossy_recipe"]
+__all__ = ["LossRule", "PrefixReuse", "lossy_recipe", "run_bytes"]
 
 
 AUTO = "auto"
@@ -326,8 +326,8 @@ class PrefixReuse(Technique):
             block_id = BlockId(owner, recipe, request.salt, after, start, tokens)
             runs = retained.kv[:, :, start - retained.start : stop - retained.start]
             at = slice(start - retained.start, stop - retained.start)
-            states = {layer: _bytes_of(rows[at]) for layer, rows in retained.hidden.items()}
-            yield Block(block_id, self._shape, tuple(map(_bytes_of, runs)), hidden=states)
+            states = {layer: run_bytes(rows[at]) for layer, rows in retained.hidden.items()}
+            yield Block(block_id, self._shape, tuple(map(run_bytes, runs)), hidden=states)
 
 
 def _until_none(readers: Iterable[Reader | None]) -> Iterator[Reader]:
@@ -357,7 +357,7 @@ def _cut_at(position: int, cuts: Sequence[tuple[int, int]]) -> list[tuple[int, i
     return [pair for edge in edges for pair in pairwise(edge)]
 
 
-def _bytes_of(run: Tensor) -> memoryview:
+def run_bytes(run: Tensor) -> memoryview:
     """A tensor's bytes; of one layer's run [2, tokens, kv heads, dim] K, then V."""
     flat: np.ndarray[tuple[int], np.dtype[np.uint8]] = (
         run.contiguous().view(torch.uint8).reshape(-1).numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,12 +65,13 @@ class Desk:
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self.store, self.trace, self._count = store, Recorder(), 0
         self.fingerprint = decoder.fingerprint
+        self.steer = SteerReuse(store, shape, lambda _: decoder.fingerprint, trace=self.trace)
         techniques = [
             PrefixReuse(store, shape, lambda _: decoder.fingerprint),
             BlendReuse(
                 store, shape, lambda _: decoder.fingerprint, RatioController(0.25), SystemClock()
             ),
-            SteerReuse(shape.num_layers, trace=self.trace),
+            self.steer,
         ]
         self.stack = Stack(techniques, trace=self.trace)
         limits = EngineLimits(1 << 28, max_batch_tokens=max_batch_tokens)
@@ -231,14 +231,12 @@ def test_the_first_tokens_of_a_source() -> None:
     assert source.closed == 1
 
 
-def test_lossy_kv_that_reaches_into_the_question_is_cut_like_any_other() -> None:
+def test_lossy_kv_that_reaches_into_the_question_is_cut_like_any_other(desk: Desk) -> None:
     prompt = Prompt((PRELUDE, ONE, ASK))
     source = HeldSource(torch.zeros(4, 2, 331, 1, 2))
     plan = Plan(prompt.token_ids, prefix=source, keep=RetainedPrefix(332))
-    request = Request("1", prompt, techniques=(STRESS,))
-    found = SteerReuse(4).refine(
-        replace(request, techniques=(Steer(((30, 2.0),)),)), Planned(plan, lossy=331)
-    )
+    request = Request("1", prompt, techniques=(Steer(((30, 2.0),)),))
+    found = desk.steer.refine(request, Planned(plan, lossy=331))
     assert (found.plan.num_prefix, found.lossy, found.exact) == (320, 320, 0)
     assert found.plan.keep == RetainedPrefix(320)
     assert found.plan.scale_from == 320

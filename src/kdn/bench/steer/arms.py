@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kdn.api.steered import scoring_heads
 from kdn.bench.steer.items import SteerItem
-from kdn.bench.steer.lab import ColumnSums, SteerContext, SteerLab
+from kdn.bench.steer.lab import SteerContext, SteerLab
 from kdn.core import ColumnScale, Plan, Prompt
 from kdn.engine import HeldKV, run_alone
-from kdn.model import Message
 from kdn.rag.answering import words_of
 from kdn.reuse.steer import (
     AFTER,
@@ -30,6 +30,7 @@ from kdn.reuse.steer import (
     SteerRecipe,
     recipe_scales,
     scales_of,
+    score_text,
     top_columns,
 )
 
@@ -158,19 +159,11 @@ def _asked_for(case: SteerCase) -> Steered:
 
 def _two_passes(case: SteerCase, recipe: SteerRecipe) -> list[Tensor]:
     """Column sums of the context's documents behind either prompt."""
-    context, service = case.context, case.lab.service
+    context, lab = case.context, case.lab
     own = context.prompt.token_ids[context.columns.start : context.columns.stop]
-    found = []
-    for text in recipe.prompts:
-        before = service.prompts.segments([Message("system", text), Message("user", "")])
-        head = before.token_ids[: before.segments[0].num_tokens]
-        size = len(head) + len(own)
-        sums = ColumnSums(case.lab.num_layers, size, 0, size)
-        plan = Plan((*head, *own), observers=(sums,), logits=())
-        with torch.inference_mode():
-            run_alone(service.model, service.parts.attention, plan)
-        found.append(sums.total[:, len(head) :])
-    return found
+    heads = scoring_heads(lab.service, recipe)
+    with torch.inference_mode():
+        return score_text(lab.captured, lab.num_layers, heads, own)
 
 
 def random_like(

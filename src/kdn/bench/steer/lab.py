@@ -7,7 +7,7 @@ instruction: all that a request shares with others.  Nothing here is timed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -15,33 +15,15 @@ from torch import Tensor
 
 from kdn import api
 from kdn.bench.steer.items import INSTRUCTIONS, SteerItem
-from kdn.core import ColumnScale, LayerSource, LayerView, Plan, Prompt, TokenIds
+from kdn.core import ColumnScale, LayerSource, Plan, Prompt, TokenIds
 from kdn.engine import AloneRun, HeldKV, Pass, SequenceSlice, run_alone
 from kdn.model import Document, Message, PlacedText
 from kdn.reuse.steer import sentence_positions, steered_from
 
-__all__ = ["ColumnSums", "GoldScore", "SteerContext", "SteerLab"]
+__all__ = ["GoldScore", "SteerContext", "SteerLab"]
 
 _MOST_TOKENS = 12
 """Of a generated answer."""
-
-
-@dataclass
-class ColumnSums:
-    """Observer: the attention that rows [start, stop) pay to every column, layer by layer."""
-
-    num_layers: int
-    num_columns: int
-    start: int
-    stop: int
-
-    def __post_init__(self) -> None:
-        self.total = torch.zeros(self.num_layers, self.num_columns)
-
-    def __call__(self, view: LayerView) -> None:
-        at = torch.nonzero((view.rows >= self.start) & (view.rows < self.stop)).flatten()
-        if at.numel():
-            self.total[view.layer] += view.attend(at, torch.arange(self.num_columns)).cpu()
 
 
 @dataclass(frozen=True)
@@ -53,10 +35,6 @@ class SteerContext:
     """Of the context with a question; only what stands before its last segment counts."""
     places: tuple[PlacedText, ...]
     held: HeldKV
-    own: Tensor
-    """[layers, columns]: the documents' attention to one another."""
-    instructed: Tensor
-    """[layers, columns]: the instruction's attention to the documents."""
 
     @property
     def since(self) -> int:
@@ -110,17 +88,7 @@ class SteerLab:
     def store(self, tokens: TokenIds, scale: Sequence[ColumnScale], start: int) -> HeldKV:
         """The KV of tokens, computed with columns scaled for rows from `start` on."""
         plan = Plan(tokens, scale=tuple(scale), scale_from=start, logits=())
-        return HeldKV(self._captured(plan))
-
-    @torch.inference_mode()
-    def asked(self, context: SteerContext, prompt: Prompt) -> Tensor:
-        """[layers, columns]: the question's attention to the context as it is stored."""
-        sums = ColumnSums(
-            self.num_layers, context.since, steered_from(prompt, ()), prompt.num_tokens
-        )
-        plan = Plan(prompt.token_ids, prefix=context.held, observers=(sums,), logits=())
-        self._run(plan)
-        return sums.total
+        return HeldKV(self.captured(plan))
 
     @torch.inference_mode()
     def score(
@@ -169,16 +137,11 @@ class SteerLab:
         chat, tokenizer = self.service.model.chat, self.service.model.tokenizer
         places = chat.places(prompt, messages, documents, tokenizer)
         since = steered_from(prompt, ())
-        first, last = places[0].start, places[len(documents) - 1].positions.stop
-        own = ColumnSums(self.num_layers, since, first, last)
-        instructed = ColumnSums(self.num_layers, since, last, since)
-        plan = Plan(prompt.token_ids[:since], observers=(own, instructed), logits=())
-        held = HeldKV(self._captured(plan))
-        return SteerContext(
-            item.documents, prompt, tuple(places), held, own.total, instructed.total
-        )
+        held = HeldKV(self.captured(Plan(prompt.token_ids[:since], logits=())))
+        return SteerContext(item.documents, prompt, tuple(places), held)
 
-    def _captured(self, plan: Plan) -> Tensor:
+    def captured(self, plan: Plan) -> Tensor:
+        """The KV that a plan computes."""
         ran = run_alone(self.service.model, self.service.parts.attention, plan, capture=True)
         assert ran.captured is not None, "asked for"
         return ran.captured.clone()
@@ -194,11 +157,3 @@ class SteerLab:
 
     def _documents(self, item: SteerItem) -> list[Document]:
         return [Document(None, text) for text in item.documents]
-
-
-def moved(held: HeldKV, layers: Sequence[int], factors: Tensor, part: int) -> HeldKV:
-    """Stored K (part 0) or V (part 1) with its columns multiplied by `factors` at some layers."""
-    kv = held.kv.clone()
-    for layer in layers:
-        kv[layer, part] = (kv[layer, part].float() * factors[:, None, None]).to(kv.dtype)
-    return replace(held, kv=kv)

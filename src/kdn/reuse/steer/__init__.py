@@ -4,6 +4,14 @@ Trades in factors of columns.  `api` and `bench` import it.  Start reading at `t
 
 from __future__ import annotations
 
+from kdn.reuse.steer.edit import (
+    ColumnSums,
+    EditedText,
+    RunPlan,
+    edit_text,
+    edited_blocks,
+    score_text,
+)
 from kdn.reuse.steer.look import SentenceLook
 from kdn.reuse.steer.option import AFTER, LOOK, LOOK_WEIGHT, Steer, steer_of, steered_from
 from kdn.reuse.steer.recipe import SteerRecipe, recipe_scales, top_columns
@@ -19,15 +27,21 @@ __all__ = [
     "LOOK_WEIGHT",
     "MOST",
     "ColumnFactors",
+    "ColumnSums",
+    "EditedText",
     "LeadingTokens",
     "MarkedSpan",
+    "RunPlan",
     "SentenceLook",
     "Steer",
     "SteerRecipe",
     "SteerReuse",
     "column_factors",
+    "edit_text",
+    "edited_blocks",
     "recipe_scales",
     "scales_of",
+    "score_text",
     "sentence_positions",
     "sentence_spans",
     "spans_of",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kdn.core import Prompt
 from kdn.errors import BadInput
 from kdn.model import PlacedText
+from kdn.reuse.steer.recipe import SteerRecipe
 from kdn.reuse.steer.sentences import sentence_positions
 from kdn.reuse.steer.spans import ColumnFactors, column_factors, spans_of
 
@@ -35,13 +36,17 @@ class Steer:
     sentences: tuple[range, ...] = ()
     weight: float = LOOK_WEIGHT
     after: float = AFTER
+    recipe: SteerRecipe | None = None
+    """Texts that were steered beforehand by it are taken in place of plain ones, as a prompt's beginning."""
 
 
 def steer_of(given: object, places: Sequence[PlacedText]) -> Steer:
-    """What a caller asks for, `"look"` or marked spans, as an option of a request.
+    """What a caller asks for, `"look"`, marked spans or a recipe, as an option of a request.
 
     Raises BadInput for what is neither, for a look without documents, and for spans as `column_factors`.
     """
+    if isinstance(given, SteerRecipe):
+        return Steer(recipe=given)
     if isinstance(given, str):
         if given != LOOK:
             raise BadInput(f"steer is {given!r:.60}; it can be {LOOK!r} or a list of spans")

@@ -10,22 +10,29 @@ what is computed under scales is not stored.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from kdn.core import (
     ColumnScale,
+    Fingerprint,
     GivenRows,
+    KvShape,
     Plan,
     Planned,
     Request,
     RetainedPrefix,
+    chain_hash,
 )
+from kdn.reuse.source import StoreSource, close_all, tokens_by_tier
 from kdn.reuse.steer.look import SentenceLook
 from kdn.reuse.steer.option import Steer, steered_from
+from kdn.reuse.steer.recipe import SteerRecipe
 from kdn.reuse.steer.sources import LeadingTokens
 from kdn.reuse.steer.spans import ColumnFactors
 from kdn.reuse.technique import Technique
+from kdn.store import Match, Reader, Store
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["SteerReuse", "scales_of"]
@@ -36,13 +43,30 @@ class SteerReuse(Technique):
 
     option = Steer
 
-    def __init__(self, num_layers: int, *, trace: Trace | None = None) -> None:
-        self._num_layers = num_layers
+    def __init__(
+        self,
+        store: Store,
+        shape: KvShape,
+        fingerprint: Callable[[str | None], Fingerprint],
+        *,
+        trace: Trace | None = None,
+    ) -> None:
+        self._store = store
+        self._shape = shape
+        self._fingerprint = fingerprint
+        self._num_layers = shape.num_layers
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="kdn-steer")
         self._trace = trace or NoTrace()
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._loader.shutdown(wait=True, cancel_futures=True)
 
     def refine(self, request: Request, planned: Planned) -> Planned:
         steer, prompt = request.option(Steer), request.prompt
         assert steer is not None, "the stack asks for requests with the option only"
+        if steer.recipe is not None:
+            return self._edited(request, planned, steer.recipe)
         since = steered_from(prompt, steer.factors)
         planned = _reused_before(planned, since)
         plan = planned.plan
@@ -64,6 +88,50 @@ class SteerReuse(Technique):
 
         probe = replace(plan, observers=(*plan.observers, look), logits=(), then=then)
         return replace(planned, plan=_kept_before(probe, since))
+
+    def _edited(self, request: Request, planned: Planned, recipe: SteerRecipe) -> Planned:
+        """The plan over texts that were steered beforehand, where they reach further than plain ones.
+
+        What follows attends to their columns as they were made; none of it is stored.
+        """
+        fingerprint = self._fingerprint(request.adapter)
+        recipe.check_model(fingerprint)
+        token_ids = request.prompt.token_ids[:-1]
+        match = self._store.match(fingerprint, recipe.taint, request.salt, token_ids)
+        if not request.reuse or match.num_tokens <= planned.plan.num_prefix:
+            self._trace.event("steer.miss", request=request.id, recipe=recipe.taint.detail)
+            return planned
+        readers = self._open(match)
+        num_tokens = sum(reader.num_tokens for reader in readers)
+        if num_tokens <= planned.plan.num_prefix:
+            close_all(readers)
+            return planned
+        for source in (planned.plan.prefix, *(run.source for run in planned.plan.stored)):
+            if source is not None:
+                source.close()
+        name = (
+            f"{fingerprint}/{recipe.taint.name}/{request.salt}/{chain_hash(token_ids[:num_tokens])}"
+        )
+        clock = self._store.links.clock
+        steered = StoreSource(name, readers, self._shape, self._loader, clock)
+        scales = tuple(scale for reader in readers for scale in reader.scales)
+        plan = Plan(
+            request.prompt.token_ids,
+            prefix=steered,
+            scale=scales,
+            keep=RetainedPrefix(0, recipe.taint),
+        )
+        return Planned(plan, lossy=num_tokens, tiers=tokens_by_tier(readers))
+
+    def _open(self, match: Match) -> list[Reader]:
+        """Readers of the leading blocks that can be opened."""
+        readers: list[Reader] = []
+        for hit in match.hits:
+            reader = self._store.open(hit)
+            if reader is None:
+                break
+            readers.append(reader)
+        return readers
 
     def _told(self, request: Request, factors: ColumnFactors) -> None:
         self._trace.event("steer.plan", request=request.id, columns=len(factors))

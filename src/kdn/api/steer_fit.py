@@ -1,0 +1,170 @@
+"""Which layers, heads and weight of a steering recipe help: coarse to fine, on given questions.
+
+thirds of the layers ─> halves of the best ─> key-value groups of heads ─> weights
+
+As AutoPASTA's profile (2409.10790) ranks layers first and then heads inside the best.  What is chosen
+fits the given questions; whether it helps others is for questions that were not given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from kdn.api.kdn import Kdn
+from kdn.api.steered import captured_by, scoring_heads
+from kdn.core import Plan, Prompt, Role
+from kdn.engine import HeldKV, run_alone
+from kdn.errors import BadInput
+from kdn.machine.text import read_text
+from kdn.model import Document, Message
+from kdn.reuse.steer import SteerRecipe, recipe_scales, score_text, steered_from, top_columns
+
+__all__ = ["FitQuestion", "FitStep", "fit_recipe", "read_questions"]
+
+_WEIGHTS = (1.25, 1.5, 3.0)
+
+
+@dataclass(frozen=True)
+class FitQuestion:
+    """A document, a question about it, and the right answer."""
+
+    document: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class FitStep:
+    """One candidate: the recipe, and the right answers' mean NLL with it, in nats."""
+
+    what: str
+    nll: float
+    recipe: SteerRecipe | None
+    """None: not steered."""
+
+
+def read_questions(file: Path) -> list[FitQuestion]:
+    """Lines of JSON with `document`, `question` and `answer`. Raises BadInput for anything else."""
+    found = []
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        try:
+            found.append(msgspec.json.decode(line.encode(), type=FitQuestion))
+        except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as error:
+            raise BadInput(
+                f"{file}, line {number}: a question is a JSON object with the texts document,"
+                f" question and answer ({error})"
+            ) from error
+    if not found:
+        raise BadInput(f"{file} holds no questions; give some to fit on")
+    return found
+
+
+def fit_recipe(
+    kdn: Kdn,
+    questions: Sequence[FitQuestion],
+    start: SteerRecipe,
+    on_step: Callable[[FitStep], None],
+) -> FitStep:
+    """The best candidate, `start` among them; the plain answers' step is told first."""
+    bench = _Fit(kdn, questions, on_step)
+    on_step(FitStep("plain", bench.nll(None), None))
+    config = kdn.model.decoder.config
+    best = bench.best("", [("all layers", start)])
+    layers = tuple(range(config.num_layers))
+    best = bench.best("layers", _parts(start, layers, 3), best)
+    if best.recipe is not None and best.recipe.layers is not None:
+        best = bench.best("layers", _parts(best.recipe, best.recipe.layers, 2), best)
+    group = config.num_heads // config.num_kv_heads
+    groups = [tuple(range(a, a + group)) for a in range(0, config.num_heads, group)]
+    chosen = best.recipe or start
+    best = bench.best(
+        "heads", [(f"{own[0]}-{own[-1]}", replace(chosen, heads=own)) for own in groups], best
+    )
+    chosen = best.recipe or start
+    weights = [(f"{w:g}", replace(chosen, weight=w)) for w in _WEIGHTS if w != chosen.weight]
+    return bench.best("weight", weights, best)
+
+
+def _parts(
+    recipe: SteerRecipe, layers: Sequence[int], count: int
+) -> Iterator[tuple[str, SteerRecipe]]:
+    """The recipe in each of `count` runs of the layers."""
+    for part in range(count):
+        low, high = part * len(layers) // count, (part + 1) * len(layers) // count
+        if low < high:
+            own = tuple(layers[low:high])
+            yield f"{own[0]}-{own[-1]}", replace(recipe, layers=own)
+
+
+@dataclass
+class _Fit:
+    """Scores recipes on the questions; the passes that score a document run once."""
+
+    kdn: Kdn
+    questions: Sequence[FitQuestion]
+    on_step: Callable[[FitStep], None]
+    sums: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def best(
+        self,
+        what: str,
+        candidates: Sequence[tuple[str, SteerRecipe]] | Iterator[tuple[str, SteerRecipe]],
+        so_far: FitStep | None = None,
+    ) -> FitStep:
+        """The candidate with the least NLL, or what was best before."""
+        for name, recipe in candidates:
+            step = FitStep(f"{what} {name}".strip(), self.nll(recipe), recipe)
+            self.on_step(step)
+            if so_far is None or step.nll < so_far.nll:
+                so_far = step
+        assert so_far is not None, "there is a candidate"
+        return so_far
+
+    @torch.inference_mode()
+    def nll(self, recipe: SteerRecipe | None) -> float:
+        """Mean over the questions of the right answer's NLL by token."""
+        held: dict[str, tuple[HeldKV, Plan]] = {}
+        return sum(self._nll(one, recipe, held) for one in self.questions) / len(self.questions)
+
+    def _nll(
+        self,
+        one: FitQuestion,
+        recipe: SteerRecipe | None,
+        held: dict[str, tuple[HeldKV, Plan]],
+    ) -> float:
+        prompt = self.kdn.prompts.segments(
+            [Message("user", one.question)], [Document(None, one.document)]
+        )
+        if one.document not in held:
+            held[one.document] = self._stored(prompt, one.document, recipe)
+        context, made = held[one.document]
+        answer = self.kdn.model.tokenizer.encode(one.answer)
+        whole = (*prompt.token_ids, *answer)
+        rows = tuple(range(prompt.num_tokens - 1, len(whole) - 1))
+        plan = Plan(whole, prefix=context, scale=made.scale, logits=rows)
+        logits = run_alone(self.kdn.model, self.kdn.parts.attention, plan).logits
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        return -float(logprobs[torch.arange(len(answer)), torch.tensor(answer)].mean())
+
+    def _stored(
+        self, prompt: Prompt, document: str, recipe: SteerRecipe | None
+    ) -> tuple[HeldKV, Plan]:
+        """KV of all before the question, and the plan that made it."""
+        run, since = captured_by(self.kdn), steered_from(prompt, ())
+        plan = Plan(prompt.token_ids[:since], logits=())
+        if recipe is not None:
+            prelude = prompt.segments[0].num_tokens
+            text = next(s.token_ids for s in prompt.segments if s.role is Role.DOCUMENT)
+            if document not in self.sums:
+                heads = scoring_heads(self.kdn, recipe)
+                num_layers = self.kdn.model.decoder.config.num_layers
+                self.sums[document] = score_text(run, num_layers, heads, text)
+            columns = top_columns(self.sums[document], recipe)
+            plan = replace(plan, scale=recipe_scales(columns, recipe, prelude), scale_from=prelude)
+        return HeldKV(run(plan).clone()), plan

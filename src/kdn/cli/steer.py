@@ -1,0 +1,167 @@
+"""kdn steer: recipes that steer texts beforehand, fitted and shown."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdn.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    HomeOption,
+    JsonOption,
+    ModelChoice,
+    ModelOption,
+    output_file,
+)
+from kdn.cli.show import emit, say, tell
+from kdn.machine.text import read_text
+
+if TYPE_CHECKING:
+    from kdn.api.steer_fit import FitStep
+    from kdn.api.steered import ShownText
+    from kdn.reuse.steer import SteerRecipe
+
+__all__ = ["RecipeOption", "app", "read_recipe"]
+
+app = typer.Typer(no_args_is_help=True, help="Recipes that steer texts beforehand.")
+
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--steer",
+        metavar="RECIPE",
+        exists=True,
+        dir_okay=False,
+        help="Steer the texts by this recipe (kdn steer fit); requests with it then use that KV.",
+    ),
+]
+
+
+def read_recipe(file: Path) -> SteerRecipe:
+    """The recipe in a file. Raises BadInput, naming it."""
+    from kdn.reuse.steer import SteerRecipe
+
+    return SteerRecipe.decode(file.read_bytes(), str(file))
+
+
+@app.command()
+def fit(
+    data: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Lines of JSON with document, question and answer: the development split.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", callback=output_file, help="Where the recipe goes.")
+    ],
+    *,
+    model: ModelOption = "smollm2-135m",
+    home: HomeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose layers, heads and weight, coarse to fine, by how likely the right answers become."""
+    from kdn.api.steer_fit import fit_recipe, read_questions
+    from kdn.machine.files import publish_file
+    from kdn.reuse.steer import SteerRecipe
+
+    questions = read_questions(data)
+    steps: list[FitStep] = []
+
+    def told(step: FitStep) -> None:
+        steps.append(step)
+        say(f"{step.what}: NLL {step.nll:.4f}")
+
+    with ModelChoice(model, home, device, dtype).open() as kdn:
+        start = SteerRecipe(kdn.prompts.fingerprint(None))
+        best = fit_recipe(kdn, questions, start, told)
+    assert best.recipe is not None, "a recipe was among the candidates"
+    publish_file(out, best.recipe.encode())
+    plain, *_ = steps
+    if as_json:
+        emit(
+            {
+                "plain_nll": plain.nll,
+                "best": best.what,
+                "nll": best.nll,
+                "questions": len(questions),
+            }
+        )
+        return
+    verdict = "lowers" if best.nll < plain.nll else "does not lower"
+    tell(
+        f"wrote {out}: {best.what} {verdict} the right answers' NLL on these {len(questions)}"
+        f" questions, {plain.nll:.4f} to {best.nll:.4f}; judge it on others"
+    )
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A text.")],
+    recipe: Annotated[
+        Path, typer.Option("--recipe", exists=True, dir_okay=False, help="From kdn steer fit.")
+    ],
+    *,
+    html_file: Annotated[
+        Path | None,
+        typer.Option("--html", callback=output_file, help="Write a page in place of the terminal."),
+    ] = None,
+    model: ModelOption = "smollm2-135m",
+    home: HomeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a recipe chooses in a text: the more layers choose a token, the stronger it is marked."""
+    from kdn.api.steered import show_steered
+    from kdn.machine.files import publish_file
+
+    wanted = read_recipe(recipe)
+    with ModelChoice(model, home, device, dtype).open() as kdn:
+        shown = show_steered(kdn, read_text(file), wanted)
+    if as_json:
+        emit({"chosen": shown.num_columns, "tokens": [list(piece) for piece in shown.pieces]})
+    elif html_file is not None:
+        publish_file(html_file, _page(file.name, shown).encode())
+        say(f"wrote {html_file}")
+    else:
+        _print(shown)
+
+
+def _print(shown: ShownText) -> None:
+    """Marked in the terminal; where there is none, between brackets."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    if console.is_terminal:
+        text = Text()
+        for piece, share in shown.pieces:
+            strong = "bold reverse" if share > 1 / 3 else "bold"
+            text.append(piece, style=strong if share else "")
+        console.print(text)
+    else:
+        tell("".join(f"[{piece}]" if share else piece for piece, share in shown.pieces))
+    tell(f"{shown.num_columns} of {len(shown.pieces)} tokens are chosen in some layer")
+
+
+def _page(name: str, shown: ShownText) -> str:
+    pieces = "".join(
+        f'<mark style="background:rgba(255,170,0,{share:.2f})">{html.escape(piece)}</mark>'
+        if share
+        else html.escape(piece)
+        for piece, share in shown.pieces
+    )
+    return (
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(name)}</title>\n"
+        f'<body style="white-space:pre-wrap;font:16px/1.6 serif;max-width:45em;margin:2em auto">\n'
+        f"{pieces}</body>\n"
+    )

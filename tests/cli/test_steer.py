@@ -1,0 +1,73 @@
+"""kdn steer with a tiny model: a recipe is fitted, shown, and used for texts that are stored with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kdn.reuse.steer import SteerRecipe
+from tests.cli.program import kdn
+
+TEXT = "The lock of the red door opens with the brass key. It hangs behind the clock in the hall.\n"
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", max_position_embeddings=2048)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    asked = [("Which door?", "red"), ("Which key?", "brass")]
+    file = tmp_path / "questions.jsonl"
+    lines = [{"document": TEXT, "question": q, "answer": a} for q, a in asked]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    return file
+
+
+def test_a_recipe_is_fitted_shown_and_used(tmp_path: Path, tiny: Path, data: Path) -> None:
+    recipe, text = tmp_path / "recipe.json", tmp_path / "door.txt"
+    text.write_text(TEXT)
+    fitted = kdn(
+        tmp_path, "steer", "fit", "--data", data, "--out", recipe, "--model", tiny, "--json"
+    )
+    assert fitted.code == 0, fitted.err
+    assert "plain: NLL" in fitted.err
+    assert fitted.json["questions"] == 2
+    made = SteerRecipe.decode(recipe.read_bytes(), "recipe")
+
+    loud = tmp_path / "loud.json"
+    loud.write_bytes(replace(made, share=0.5, combine="union", layers=None).encode())
+    shown = kdn(tmp_path, "steer", "show", text, "--recipe", loud, "--model", tiny)
+    assert "tokens are chosen in some layer" in shown.out
+    assert "[" in shown.out
+    page = tmp_path / "door.html"
+    kdn(tmp_path, "steer", "show", text, "--recipe", loud, "--html", page, "--model", tiny)
+    assert "<mark" in page.read_text()
+    assert "<script" not in page.read_text()
+
+    put = kdn(tmp_path, "store", "put", text, "--steer", loud, "--model", tiny, "--json")
+    assert put.code == 0, put.err
+    assert put.json["files"][0]["tokens"] > 20
+    found = kdn(tmp_path, "store", "lookup", text, "--model", tiny, "--json").json
+    assert found["files"][0]["hit_tokens"] == 0, "nobody without the recipe meets it"
+
+
+def test_a_recipe_of_another_model_and_what_is_none_are_refused(
+    tmp_path: Path, tiny: Path, data: Path
+) -> None:
+    text, wrong = tmp_path / "door.txt", tmp_path / "wrong.json"
+    text.write_text(TEXT)
+    wrong.write_bytes(SteerRecipe("other-model").encode())
+    refused = kdn(tmp_path, "store", "put", text, "--steer", wrong, "--model", tiny)
+    assert refused.code == 2
+    assert "made for the model other-model" in refused.err
+    wrong.write_text("{}")
+    assert "is no steering recipe" in kdn(tmp_path, "steer", "show", text, "--recipe", wrong).err
+    data.write_text('{"question": "?"}')
+    again = kdn(tmp_path, "steer", "fit", "--data", data, "--out", wrong, "--model", tiny)
+    assert "line 1: a question is a JSON object" in again.err
