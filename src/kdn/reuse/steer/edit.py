@@ -1,4 +1,4 @@
-"""A text steered once, for every question to come: two passes that score, one that is computed anew.
+"""A text steered once, for every question to come: two passes that score, one that computes it steered.
 
     head 1 + text ─> column sums ┐
     head 2 + text ─> column sums ┴─> columns ─> prelude + text with these columns scaled ─> KV
