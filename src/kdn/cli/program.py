@@ -21,6 +21,7 @@ from kdn.cli.rerank import rerank
 from kdn.cli.router import router
 from kdn.cli.scale import app as scale
 from kdn.cli.serve import serve
+from kdn.cli.share import app as share
 from kdn.cli.show import tell
 from kdn.cli.steer import app as steer
 from kdn.cli.store_text import store
@@ -46,6 +47,7 @@ def build_app() -> typer.Typer:
     app.add_typer(store, name="store")
     app.add_typer(net, name="net")
     app.add_typer(scale, name="scale")
+    app.add_typer(share, name="share")
     return app
 
 

@@ -129,6 +129,10 @@ class ShareRecords:
         """The profiles of all pairs with that receiver."""
         return [one for (_, to), one in self._pairs.items() if to == receiver]
 
+    def all(self) -> list[PairRecord]:
+        """Every profile that can be read."""
+        return list(self._pairs.values())
+
     def start_layers(self, sender: Fingerprint) -> tuple[int, ...]:
         """The layers whose inputs receivers of this sender begin from: what it is to store."""
         return tuple(

@@ -1,0 +1,284 @@
+"""Measures an ordered pair of models: what each way to share a context does to the receiver's answers.
+
+    context ─> sender: KV and layer inputs      receiver: its own KV
+            └─> each way ─> question, then the gold answer's tokens ─> KL to the receiver's own, NLL
+
+Rows are chosen by the question alone; the answer's tokens come after, as they would when decoded.
+The linear map is fitted on contexts of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from kdn.core import Fingerprint, GivenRows, LayerSource, Plan, TokenIds
+from kdn.engine.alone import AloneRun, HeldKV, run_alone
+from kdn.engine.batch import SequenceSlice
+from kdn.engine.executor import Pass
+from kdn.errors import BadInput
+from kdn.model import LoadedModel, LoraAdapter
+from kdn.model.attention import Attention
+from kdn.reuse.blend.attended import AttendedRows
+from kdn.reuse.blend.rules import BlendRule, RandomRows
+from kdn.reuse.share.linear_map import LinearMap, MapFit, MappedSource
+from kdn.reuse.share.pairs import PairRecord, SharePoint
+from kdn.reuse.share.plans import MAP_WORK, ShareChoice, SharedSpan, share_plan
+from kdn.reuse.share.states import StatesCapture
+
+__all__ = [
+    "Measured",
+    "PairSide",
+    "ShareItem",
+    "ShareProfiler",
+    "default_choices",
+    "refuse_unequal",
+]
+
+
+@dataclass(frozen=True)
+class ShareItem:
+    """A context that both models read, a question about it, and the gold answer."""
+
+    context: TokenIds
+    question: TokenIds
+    answer: TokenIds
+
+
+@dataclass(frozen=True)
+class PairSide:
+    """The sender or the receiver: a model, perhaps with an adapter."""
+
+    name: str
+    model: LoadedModel
+    attention: Attention
+    adapter: LoraAdapter | None = None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self.model.decoder.fingerprint_with(self.adapter)
+
+    def run(self, plan: Plan, *, capture: bool = False, spare_columns: int = 0) -> AloneRun:
+        """The plan alone, with the side's adapter."""
+        return run_alone(
+            self.model,
+            self.attention,
+            plan,
+            capture=capture,
+            spare_columns=spare_columns,
+            adapter=self.adapter,
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one way to share did to one item."""
+
+    kl: float
+    nll: float
+    agrees: bool
+    """Is the likeliest token the same before each token of the answer?"""
+    work: float
+    """Rows computed, those of the probe pass included, over those of a full prefill of the context."""
+
+
+@dataclass(frozen=True)
+class _HeldStates:
+    """A layer's inputs in memory."""
+
+    states: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.states)
+
+    def start(self) -> None:
+        return None
+
+    def take(self, start: int, stop: int) -> Tensor:
+        return self.states[start:stop]
+
+    def close(self) -> None:
+        return None
+
+
+def refuse_unequal(sender: LoadedModel, receiver: LoadedModel) -> None:
+    """Raises BadInput for models that cannot share: of different shapes, or with different tokenizers."""
+    ours, theirs = (
+        one.decoder.config.kv_shape(str(one.decoder.dtype).removeprefix("torch."))
+        for one in (receiver, sender)
+    )
+    if ours != theirs:
+        raise BadInput(
+            f"{sender.name} has KV of shape {theirs} and {receiver.name} of {ours}: models of different"
+            " shapes share nothing; choose two fine-tunes of one base"
+        )
+    if sender.tokenizer.digest != receiver.tokenizer.digest:
+        raise BadInput(
+            f"{sender.name} and {receiver.name} have different tokenizers, so equal tokens do not mean"
+            " equal text; choose two fine-tunes of one base"
+        )
+
+
+def default_choices(num_layers: int, step: int) -> list[ShareChoice]:
+    """Plain reuse, every contiguous group at a granularity of `step` layers, rows, the map, and both."""
+    edges = [*range(0, num_layers, step), num_layers]
+    groups = [
+        ShareChoice((a, b - 1))
+        for i, a in enumerate(edges[:-1])
+        for b in edges[i + 1 :]
+        if b - a < num_layers
+    ]
+    ratios = (0.05, 0.1, 0.2, 0.3)
+    rows = [ShareChoice(ratio=ratio) for ratio in ratios]
+    mapped = [ShareChoice(ratio=ratio, mapped=True) for ratio in (0.0, 0.05, 0.1, 0.2)]
+    return [ShareChoice(), *groups, *rows, *mapped]
+
+
+class ShareProfiler:
+    """Runs items through an ordered pair. Not safe from several threads."""
+
+    def __init__(self, sender: PairSide, receiver: PairSide) -> None:
+        """Raises BadInput for models that cannot share."""
+        refuse_unequal(sender.model, receiver.model)
+        self.sender, self.receiver = sender, receiver
+        config = receiver.model.decoder.config
+        self.num_layers = config.num_layers
+        self._width = 2 * config.kv_size
+
+    def fit(
+        self, contexts: Sequence[TokenIds], tell: Callable[[int], None] = lambda _: None
+    ) -> LinearMap:
+        """The map of the pair on these contexts. `tell` is told the tokens so far. Raises BadInput."""
+        fit = MapFit(self.num_layers, self._width)
+        for context in contexts:
+            plan = Plan(context, logits=())
+            theirs, ours = (
+                side.run(plan, capture=True).captured for side in (self.sender, self.receiver)
+            )
+            assert theirs is not None, "captured"
+            assert ours is not None, "captured"
+            fit.add(theirs, ours)
+            tell(fit.num_tokens)
+        return fit.solve()
+
+    def measure(
+        self,
+        item: ShareItem,
+        choices: Sequence[ShareChoice],
+        made: LinearMap | None = None,
+        *,
+        oracle: bool = False,
+        random_rows: bool = False,
+    ) -> Iterator[tuple[ShareChoice, Measured]]:
+        """Each way on one item; those with a map are left out where there is none.
+
+        `oracle` gives groups the receiver's own layer inputs; `random_rows` draws rows at random.
+        """
+        starts = sorted({one.needs_states for one in choices} - {None})
+        seen = StatesCapture([layer for layer in starts if layer is not None])
+        sent = self.sender.run(
+            Plan(item.context, logits=(), observers=(seen,)), capture=True
+        ).captured
+        assert sent is not None, "captured"
+        if oracle:
+            seen = StatesCapture(seen.layers)
+            self.receiver.run(Plan(item.context, logits=(), observers=(seen,)))
+        states = seen.states(0, len(item.context))
+        own = self._answered(item, Plan((*item.context, *item.question)))[0]
+        full_rows = self.num_layers * len(item.context)
+        for choice in choices:
+            if choice.mapped and made is None:
+                continue
+            source: LayerSource = HeldKV(sent)
+            if choice.mapped and made is not None:
+                source = MappedSource(source, made)
+            layer = choice.needs_states
+            span = SharedSpan(0, source, None if layer is None else _HeldStates(states[layer]))
+            base = Plan((*item.context, *item.question))
+            rule: BlendRule = RandomRows(len(item.context)) if random_rows else AttendedRows()
+            plan = share_plan(base, choice, span, self.num_layers, rule)
+            logprobs, num_rows = self._answered(item, plan)
+            extra = self.num_layers * len(item.question)
+            yield choice, _compared(item, own, logprobs, (num_rows - extra) / full_rows)
+
+    def _answered(self, item: ShareItem, plan: Plan) -> tuple[Tensor, int]:
+        """Log-probabilities [answer tokens, vocabulary] before each of the answer's, and rows computed."""
+        prompt = (*item.context, *item.question)
+        ran = self.receiver.run(plan, spare_columns=len(item.answer))
+        first = len(prompt)
+        if len(item.answer) == 1:
+            return log_softmax(ran.logits[-1:], dim=-1), ran.num_rows
+        token_ids = (*prompt, *item.answer[:-1])
+        after = Plan(
+            token_ids,
+            rows=(GivenRows(tuple(range(first, len(token_ids)))),),
+            logits=tuple(range(first, len(token_ids))),
+        )
+        with torch.inference_mode():
+            one = SequenceSlice.prefill(
+                after, ran.kv, first, len(token_ids), adapter=self.receiver.adapter
+            )
+            step = Pass(self.receiver.model.decoder, self.receiver.attention, [one])
+            while not step.advance():
+                pass
+            logits = torch.cat((ran.logits[-1:], step.logits()[0]))
+        return log_softmax(logits, dim=-1), ran.num_rows
+
+    def record(
+        self,
+        items: Sequence[ShareItem],
+        measured: Sequence[Sequence[tuple[ShareChoice, Measured]]],
+        own_nll: float,
+    ) -> PairRecord:
+        """The profile of items that were measured, one list an item."""
+        by_choice: dict[ShareChoice, list[Measured]] = {}
+        for one in measured:
+            for choice, found in one:
+                by_choice.setdefault(choice, []).append(found)
+        return PairRecord(
+            sender=self.sender.fingerprint,
+            receiver=self.receiver.fingerprint,
+            sender_name=self.sender.name,
+            receiver_name=self.receiver.name,
+            num_layers=self.num_layers,
+            contexts=len(measured),
+            context_tokens=round(fmean(len(item.context) for item in items)),
+            own_nll=own_nll,
+            points=tuple(_point(choice, found) for choice, found in by_choice.items()),
+        )
+
+    def own_nll(self, item: ShareItem) -> float:
+        """The receiver's own mean NLL of the answer's tokens."""
+        own = self._answered(item, Plan((*item.context, *item.question)))[0]
+        return -float(_of_answer(item, own).mean())
+
+
+def _of_answer(item: ShareItem, logprobs: Tensor) -> Tensor:
+    return logprobs.gather(1, torch.tensor(item.answer)[:, None].to(logprobs.device))[:, 0]
+
+
+def _compared(item: ShareItem, own: Tensor, other: Tensor, work: float) -> Measured:
+    """KL(own || other), averaged over the answer's tokens."""
+    kl = float((own.exp() * (own - other)).sum(-1).mean())
+    agrees = bool((own.argmax(-1) == other.argmax(-1)).all())
+    return Measured(max(kl, 0.0), -float(_of_answer(item, other).mean()), agrees, max(work, 0.0))
+
+
+def _point(choice: ShareChoice, found: Sequence[Measured]) -> SharePoint:
+    first, last = choice.group or (None, None)
+    return SharePoint(
+        first=first,
+        last=last,
+        ratio=choice.ratio,
+        mapped=choice.mapped,
+        work=fmean(one.work for one in found) + (MAP_WORK if choice.mapped else 0.0),
+        kl=fmean(one.kl for one in found),
+        nll=fmean(one.nll for one in found),
+        contexts=len(found),
+    )

@@ -1,0 +1,157 @@
+"""A profile of a pair as one run that can be killed: each item is written down when it is measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kdn.calibration.share_profile import Measured, PairSide, ShareItem, ShareProfiler
+from kdn.core import Prompt, TokenIds
+from kdn.core.blocks import pack_tokens
+from kdn.errors import BadInput
+from kdn.machine.files import make_private
+from kdn.model import Document, LoadedModel, Message
+from kdn.reuse.share.linear_map import HELD_OUT_EVERY, LinearMap, load_map, save_map
+from kdn.reuse.share.pairs import PairRecord, ShareRecords
+from kdn.reuse.share.plans import ShareChoice
+
+__all__ = ["ShareQuestion", "item_of", "profile_pair", "read_questions"]
+
+_SMALLEST_FIT = 2_000
+"""Tokens of context; a map that is fitted on fewer does harm."""
+
+
+class ShareQuestion(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of a profile's data."""
+
+    context: str
+    question: str
+    answer: str
+
+
+def read_questions(path: Path) -> list[ShareQuestion]:
+    """The lines of a JSONL file. Raises BadInput for one that has no context, question and answer."""
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            found.append(msgspec.json.decode(line, type=ShareQuestion))
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise BadInput(
+                f"{path}, line {number}: {error}; give an object with context, question and answer"
+            ) from error
+    return found
+
+
+def item_of(asked: ShareQuestion, model: LoadedModel) -> ShareItem:
+    """The tokens as a chat has them: the context is a document, the answer ends the turn."""
+    prompt: Prompt = model.chat.segments(
+        [Message("user", asked.question)], (Document(None, asked.context),), model.tokenizer
+    )
+    context = tuple(t for segment in prompt.segments[:-1] for t in segment.token_ids)
+    answer = model.tokenizer.encode(asked.answer)
+    if not answer:
+        raise BadInput(f"the answer to {asked.question!r:.60} is empty; give its text")
+    return ShareItem(context, prompt.segments[-1].token_ids, answer)
+
+
+def profile_pair(
+    sender: PairSide,
+    receiver: PairSide,
+    items: Sequence[ShareItem],
+    map_contexts: Sequence[TokenIds],
+    choices: Sequence[ShareChoice],
+    records: ShareRecords,
+    tell: Callable[[str, int, int], None] = lambda _what, _done, _of: None,
+) -> PairRecord:
+    """Measure a pair and keep the profile; a run that was killed goes on where it was.
+
+    `map_contexts` fit the map; with less than 2,000 tokens of them there is none.  `tell` hears what is
+    done, and how far.  Raises BadInput for models that cannot share, StoreError.
+    """
+    profiler = ShareProfiler(sender, receiver)
+    folder = records.folder(sender.fingerprint, receiver.fingerprint)
+    make_private(folder)
+    made = _map(profiler, map_contexts, folder, tell)
+    journal = _Journal(folder / "items.jsonl", _digest(items, map_contexts, choices))
+    for number, item in enumerate(items):
+        if number >= len(journal.lines):
+            found = [
+                [_shape(choice), one.kl, one.nll, one.agrees, one.work]
+                for choice, one in profiler.measure(item, choices, made)
+            ]
+            journal.add({"own": profiler.own_nll(item), "found": found})
+        tell("contexts", number + 1, len(items))
+    lines = journal.lines[: len(items)]
+    measured = [[_read(one) for one in line["found"]] for line in lines]
+    own_nll = sum(line["own"] for line in lines) / len(lines)
+    record = profiler.record(items, measured, own_nll)
+    records.keep(record, made)
+    return record
+
+
+def _map(
+    profiler: ShareProfiler,
+    contexts: Sequence[TokenIds],
+    folder: Path,
+    tell: Callable[[str, int, int], None],
+) -> LinearMap | None:
+    """The map of these contexts: the one that an earlier run fitted on them, or a new one."""
+    total = sum(map(len, contexts))
+    if total < _SMALLEST_FIT or len(contexts) < HELD_OUT_EVERY:
+        return None
+    name = hashlib.sha256(b"".join(map(pack_tokens, contexts))).hexdigest()[:16]
+    config = profiler.receiver.model.decoder.config
+    path = folder / f"fit-{name}.safetensors"
+    found = load_map(path, config.num_layers, 2 * config.kv_size)
+    if found is None:
+        found = profiler.fit(contexts, lambda done: tell("tokens of the map", done, total))
+        save_map(path, found)
+    return found
+
+
+class _Journal:
+    """Lines of JSON after a line that names the run; a torn last line is not counted."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        self.lines: list[dict[str, Any]] = []
+        try:
+            head, *rest = path.read_text("utf-8").split("\n")
+            if head == name:
+                self.lines = [json.loads(line) for line in rest[:-1]]
+        except (OSError, ValueError):
+            self.lines = []
+        whole = [name, *map(json.dumps, self.lines)]
+        path.write_text("\n".join(whole) + "\n", "utf-8")
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _digest(
+    items: Sequence[ShareItem], contexts: Sequence[TokenIds], choices: Sequence[ShareChoice]
+) -> str:
+    state = hashlib.sha256(repr(tuple(choices)).encode())
+    for item in items:
+        for part in (item.context, item.question, item.answer):
+            state.update(pack_tokens(part) + b"/")
+    for context in contexts:
+        state.update(pack_tokens(context) + b"/")
+    return state.hexdigest()
+
+
+def _shape(choice: ShareChoice) -> list[Any]:
+    return [choice.group, choice.ratio, choice.mapped]
+
+
+def _read(line: list[Any]) -> tuple[ShareChoice, Measured]:
+    (group, ratio, mapped), kl, nll, agrees, work = line
+    choice = ShareChoice(None if group is None else (group[0], group[1]), ratio, mapped)
+    return choice, Measured(kl, nll, agrees, work)

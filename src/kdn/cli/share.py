@@ -1,0 +1,159 @@
+"""kdn share: what siblings may share of what they have read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdn.cli.commands import Commands
+from kdn.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    HomeOption,
+    JsonOption,
+    ModelChoice,
+    ModelOption,
+    output_file,
+)
+from kdn.cli.show import emit, progress_bar, say, table
+
+if TYPE_CHECKING:
+    from kdn.api import Kdn
+    from kdn.calibration.share_profile import PairSide
+    from kdn.reuse.share import PairRecord
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, help="What siblings may share of what they have read."
+)
+
+
+@app.callback()
+def share() -> None:
+    """What siblings may share of what they have read."""
+
+
+@app.command()
+def profile(
+    *,
+    sender: Annotated[
+        str,
+        typer.Option(help="Whose KV is used: `base`, an adapter, or another model's name or path."),
+    ],
+    receiver: Annotated[str, typer.Option(help="Who uses it: `base` or an adapter.")],
+    data: Annotated[
+        Path,
+        typer.Option(exists=True, dir_okay=False, help="JSONL with context, question and answer."),
+    ],
+    model: ModelOption = "smollm2-135m",
+    adapter: AdapterOption = None,
+    contexts: Annotated[
+        int, typer.Option(min=1, help="So many lines are measured; the others fit the map.")
+    ] = 50,
+    step: Annotated[int, typer.Option(min=1, help="Groups begin at every so many layers.")] = 2,
+    plot: Annotated[
+        Path | None, typer.Option(callback=output_file, help="A picture of the frontier.")
+    ] = None,
+    home: HomeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a pair: groups of layers, rows and the linear map, by work and by what they lose.
+
+    Killed and started again, it goes on where it was.
+    """
+    from kdn.calibration.share_profile import default_choices
+    from kdn.calibration.share_run import item_of, profile_pair, read_questions
+    from kdn.errors import BadInput
+
+    asked = read_questions(data)
+    if not asked:
+        raise BadInput(f"{data} holds no line; give at least one context")
+    choice = ModelChoice(model, home, device, dtype, adapters=tuple(adapter or ()))
+    with choice.open() as kdn, progress_bar() as bar:
+        items = [item_of(one, kdn.model) for one in asked]
+        measured, rest = items[:contexts], [one.context for one in items[contexts:]]
+        task = bar.add_task("", total=None)
+        record = profile_pair(
+            _side(kdn, sender),
+            _side(kdn, receiver),
+            measured,
+            list(dict.fromkeys(rest)),
+            default_choices(kdn.model.decoder.config.num_layers, step),
+            kdn.calibration.shares,
+            lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
+        )
+        path = kdn.calibration.shares.folder(record.sender, record.receiver)
+    if plot is not None:
+        _draw(record, plot)
+    if as_json:
+        emit(record)
+        return
+    _show(record)
+    say(f"kept in {path}")
+
+
+@app.command("list")
+def list_profiles(home: HomeOption = None, *, as_json: JsonOption = False) -> None:
+    """The pairs that were measured, with their frontiers."""
+    from kdn.cli.options import read_settings
+    from kdn.reuse.share import ShareRecords
+
+    records = ShareRecords(read_settings(home).home).all()
+    if as_json:
+        emit(records)
+        return
+    for record in records:
+        _show(record)
+    if not records:
+        say("no pair was measured here; run: kdn share profile")
+
+
+def _side(kdn: Kdn, name: str) -> PairSide:
+    """The base, one of its adapters, or another model. Raises BadInput, UnknownModel."""
+    from kdn.calibration.share_profile import PairSide
+    from kdn.model import load_model
+
+    adapters = kdn.model.adapters
+    if name == "base" or name in adapters:
+        return PairSide(name, kdn.model, kdn.parts.attention, adapters.get(name))
+    other = load_model(
+        name,
+        cache_dir=kdn.config.models_folder,
+        home=kdn.config.home,
+        dtype=str(kdn.model.decoder.dtype).removeprefix("torch."),
+        device=str(kdn.model.decoder.device),
+    )
+    return PairSide(name, other, kdn.parts.attention)
+
+
+def _show(record: PairRecord) -> None:
+    """The frontier as a table."""
+    rows = [
+        (
+            point.choice.name,
+            f"{point.work:.0%}",
+            f"{point.kl:.3g}",
+            f"{point.nll - record.own_nll:+.3f}",
+        )
+        for point in record.usable("best")
+    ]
+    title = (
+        f"{record.receiver_name} over KV of {record.sender_name}: {record.contexts} contexts of"
+        f" {record.context_tokens} tokens"
+    )
+    table(title, ["way", "work", "KL (nats)", "NLL change"], rows)
+
+
+def _draw(record: PairRecord, plot: Path) -> None:
+    from kdn.cli.plot import draw_lines
+
+    kinds = {"groups of layers": record.usable("published"), "best": record.usable("best")}
+    lines = {name: [(p.work, p.kl) for p in points] for name, points in kinds.items() if points}
+    title = f"{record.receiver_name} over KV of {record.sender_name}"
+    draw_lines(plot, title, ("work, as a share of a prefill", "KL (nats)"), lines)
