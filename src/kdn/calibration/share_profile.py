@@ -180,8 +180,8 @@ class ShareProfiler:
 
         `oracle` gives groups the receiver's own layer inputs; `random_rows` draws rows at random.
         """
-        starts = sorted({one.needs_states for one in choices} - {None})
-        seen = StatesCapture([layer for layer in starts if layer is not None])
+        starts = {one.needs_states for one in choices}
+        seen = StatesCapture(sorted(layer for layer in starts if layer is not None))
         sent = self.sender.run(
             Plan(item.context, logits=(), observers=(seen,)), capture=True
         ).captured
