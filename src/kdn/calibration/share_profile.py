@@ -32,7 +32,7 @@ from kdn.reuse.share.plans import MAP_WORK, ShareChoice, SharedSpan, share_plan
 from kdn.reuse.share.states import StatesCapture
 
 __all__ = [
-    "Measured",
+    "ShareOutcome",
     "PairSide",
     "ShareItem",
     "ShareProfiler",
@@ -76,7 +76,7 @@ class PairSide:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ShareOutcome:
     """What one way to share did to one item."""
 
     kl: float
@@ -175,7 +175,7 @@ class ShareProfiler:
         *,
         oracle: bool = False,
         random_rows: bool = False,
-    ) -> Iterator[tuple[ShareChoice, Measured]]:
+    ) -> Iterator[tuple[ShareChoice, ShareOutcome]]:
         """Each way on one item; those with a map are left out where there is none.
 
         `oracle` gives groups the receiver's own layer inputs; `random_rows` draws rows at random.
@@ -233,11 +233,11 @@ class ShareProfiler:
     def record(
         self,
         items: Sequence[ShareItem],
-        measured: Sequence[Sequence[tuple[ShareChoice, Measured]]],
+        measured: Sequence[Sequence[tuple[ShareChoice, ShareOutcome]]],
         own_nll: float,
     ) -> PairRecord:
         """The profile of items that were measured, one list an item."""
-        by_choice: dict[ShareChoice, list[Measured]] = {}
+        by_choice: dict[ShareChoice, list[ShareOutcome]] = {}
         for one in measured:
             for choice, found in one:
                 by_choice.setdefault(choice, []).append(found)
@@ -263,14 +263,14 @@ def _of_answer(item: ShareItem, logprobs: Tensor) -> Tensor:
     return logprobs.gather(1, torch.tensor(item.answer)[:, None].to(logprobs.device))[:, 0]
 
 
-def _compared(item: ShareItem, own: Tensor, other: Tensor, work: float) -> Measured:
+def _compared(item: ShareItem, own: Tensor, other: Tensor, work: float) -> ShareOutcome:
     """KL(own || other), averaged over the answer's tokens."""
     kl = float((own.exp() * (own - other)).sum(-1).mean())
     agrees = bool((own.argmax(-1) == other.argmax(-1)).all())
-    return Measured(max(kl, 0.0), -float(_of_answer(item, other).mean()), agrees, max(work, 0.0))
+    return ShareOutcome(max(kl, 0.0), -float(_of_answer(item, other).mean()), agrees, max(work, 0.0))
 
 
-def _point(choice: ShareChoice, found: Sequence[Measured]) -> SharePoint:
+def _point(choice: ShareChoice, found: Sequence[ShareOutcome]) -> SharePoint:
     first, last = choice.group or (None, None)
     return SharePoint(
         first=first,

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from kdn.calibration.share_profile import Measured, PairSide, ShareItem, ShareProfiler
+from kdn.calibration.share_profile import ShareOutcome, PairSide, ShareItem, ShareProfiler
 from kdn.core import Prompt, TokenIds
 from kdn.core.blocks import pack_tokens
 from kdn.errors import BadInput
@@ -151,7 +151,7 @@ def _shape(choice: ShareChoice) -> list[Any]:
     return [choice.group, choice.ratio, choice.mapped]
 
 
-def _read(line: list[Any]) -> tuple[ShareChoice, Measured]:
+def _read(line: list[Any]) -> tuple[ShareChoice, ShareOutcome]:
     (group, ratio, mapped), kl, nll, agrees, work = line
     choice = ShareChoice(None if group is None else (group[0], group[1]), ratio, mapped)
-    return choice, Measured(kl, nll, agrees, work)
+    return choice, ShareOutcome(kl, nll, agrees, work)
