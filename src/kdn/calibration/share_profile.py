@@ -32,9 +32,9 @@ from kdn.reuse.share.plans import MAP_WORK, ShareChoice, SharedSpan, share_plan
 from kdn.reuse.share.states import StatesCapture
 
 __all__ = [
-    "ShareOutcome",
     "PairSide",
     "ShareItem",
+    "ShareOutcome",
     "ShareProfiler",
     "default_choices",
     "refuse_unequal",
@@ -267,7 +267,9 @@ def _compared(item: ShareItem, own: Tensor, other: Tensor, work: float) -> Share
     """KL(own || other), averaged over the answer's tokens."""
     kl = float((own.exp() * (own - other)).sum(-1).mean())
     agrees = bool((own.argmax(-1) == other.argmax(-1)).all())
-    return ShareOutcome(max(kl, 0.0), -float(_of_answer(item, other).mean()), agrees, max(work, 0.0))
+    return ShareOutcome(
+        max(kl, 0.0), -float(_of_answer(item, other).mean()), agrees, max(work, 0.0)
+    )
 
 
 def _point(choice: ShareChoice, found: Sequence[ShareOutcome]) -> SharePoint:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from kdn.calibration.share_profile import ShareOutcome, PairSide, ShareItem, ShareProfiler
+from kdn.calibration.share_profile import PairSide, ShareItem, ShareOutcome, ShareProfiler
 from kdn.core import Prompt, TokenIds
 from kdn.core.blocks import pack_tokens
 from kdn.errors import BadInput
