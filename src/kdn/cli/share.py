@@ -106,7 +106,7 @@ def list_profiles(home: HomeOption = None, *, as_json: JsonOption = False) -> No
 
     records = ShareRecords(read_settings(home).home).all()
     if as_json:
-        emit(records)
+        emit({"pairs": records})
         return
     for record in records:
         _show(record)
