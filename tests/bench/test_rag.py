@@ -12,12 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.bench.rag.arms import ChoiceInput, arms, static_arms
-from kdn.bench.rag.questions import load_sets
+from kdn.bench.rag.questions import BenchQuestion, load_sets
 from kdn.bench.rag.real import token_f1
 from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
+from kdn.bench.rag.workload import AskedQuestion, recall
 from kdn.core import JctModel
 from kdn.errors import BadInput
-from kdn.rag.metis import ChunkState, DemandModel, EngineLoad, Method, QuestionProfile
+from kdn.rag.metis import (
+    ChunkState,
+    DemandModel,
+    EngineLoad,
+    Method,
+    QuestionProfile,
+    RagConfiguration,
+)
 
 JCT = JctModel(pass_s=0.1, token_s=0.001, pair_s=0.0, cached_s=0.0)
 SPEED = EngineSpeed(JCT, step_s=0.01, kv_tokens=1000, pass_tokens=500)
@@ -119,7 +127,7 @@ def test_arms_see_what_their_authors_saw() -> None:
     assert found["adaptive by complexity"].num_chunks == 6
     assert found["median of the pruned space"].num_chunks == 4
     assert found["chunks by queue depth"].num_chunks == 6
-    assert found["ours, best"].num_chunks == 6
+    assert found["ours, best"].num_chunks == found["ours, most chunks"].num_chunks == 6
     assert {one.method for one in found.values()} == {Method.STUFF}
     tight = replace(GIVEN, load=EngineLoad(900), num_running=4)
     again = {name: arm(tight) for name, arm in arms().items()}
@@ -140,6 +148,32 @@ def test_the_static_grid_keeps_to_what_was_found() -> None:
     few = replace(GIVEN, chunks=[ChunkState(250)] * 2)
     assert {arm(few).num_chunks for arm in static_arms().values()} == {1, 2}
     assert len(static_arms()) == 15
+
+
+def asked(joint: bool, gold: set[int], num_gold: int) -> AskedQuestion:
+    profile = QuestionProfile(joint, False, 2, (30, 60))
+    return AskedQuestion(
+        BenchQuestion("s", "?", profile, (), ("x",)), (), frozenset(gold), num_gold
+    )
+
+
+@pytest.mark.parametrize(
+    ("joint", "method", "chunks", "expected"),
+    [
+        (True, Method.STUFF, 1, 1 / 3),
+        (True, Method.STUFF, 4, 2 / 3),  # the third was not found
+        (True, Method.MAP_RERANK, 4, 1 / 3),  # an answer from one part
+        (False, Method.MAP_RERANK, 4, 1.0),
+        (False, Method.STUFF, 1, 1.0),
+    ],
+)
+def test_recall_is_of_what_the_answer_can_rest_on(
+    joint: bool, method: Method, chunks: int, expected: float
+) -> None:
+    """Gold at places 0 and 3 of those found, three in the library."""
+    found = recall(asked(joint, {0, 3}, 3), RagConfiguration(method, chunks))
+    assert found == pytest.approx(expected)
+    assert recall(asked(joint, set(), 0), RagConfiguration(method, chunks)) is None
 
 
 # --- questions -------------------------------------------------------------------------------

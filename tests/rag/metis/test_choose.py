@@ -216,6 +216,13 @@ def test_what_is_stored_buys_more_chunks_in_the_same_time() -> None:
     assert chosen(here, PLENTY, chunks=[ChunkState(1000, 1000)] * 3).num_chunks == 3
 
 
+def test_of_as_many_chunks_the_method_follows_the_store() -> None:
+    """Cold, four mappers and a reducer take longer than one prompt; stored, they compute no chunk."""
+    here = space(STUFF, REDUCE, chunks=(4, 4))
+    assert chosen(here, PLENTY).method is STUFF
+    assert chosen(here, PLENTY, chunks=[ChunkState(1000, 1000)] * 4).method is REDUCE
+
+
 def test_a_deadline_goes_before_the_preference() -> None:
     here = space(STUFF, chunks=(2, 6))
     best = Preference.BEST

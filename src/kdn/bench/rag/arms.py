@@ -25,6 +25,8 @@ _SUMMARY = 80
 _MOST_BY_DEPTH = 6
 STATIC_CHUNKS = (1, 2, 3, 5, 8)
 STATIC = "static"
+_ALL = 1 << 60
+"""More memory than there is."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,21 @@ class _Ours:
         ).configuration
 
 
+def _most_chunks(given: ChoiceInput) -> RagConfiguration:
+    """All chunks of the pruned space, by the quickest method, however long memory is waited for."""
+    space = prune(given.profile).within(len(given.chunks))
+    return choose(
+        replace(space, min_chunks=space.max_chunks),
+        given.chunks,
+        given.model,
+        replace(given.load, free_bytes=_ALL, arrivals_per_s=0.0),
+        is_joint=given.profile.is_joint,
+        max_context=given.max_context,
+        preference=Preference.FAST,
+        may_quote=False,
+    ).configuration
+
+
 def arms() -> Arms:
     """Every way but the static ones, by name."""
     return {
@@ -146,6 +163,7 @@ def arms() -> Arms:
         "adaptive by complexity": _adaptive,
         "METIS as published": _metis,
         "ours, balanced": _Ours(Preference.BALANCED),
+        "ours, most chunks": _most_chunks,
         "ours, best": _Ours(Preference.BEST),
         "ours, balanced, without the store": _Ours(Preference.BALANCED, sees_store=False),
         "ours, best, without a reserve": _Ours(Preference.BEST, holds_reserve=False),

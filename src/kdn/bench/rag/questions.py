@@ -165,7 +165,7 @@ def _sec10q(folder: Path, most: int) -> QuestionSet:
     ]
     documents = tuple(
         _document(f"sec10q-{path.stem}", path.stem, re.split(r"\n\s*\n", path.read_text("utf-8")))
-        for path in files[: max(most // 2, 1)]
+        for path in files[: max(most // 4, 1)]
     )
     questions = tuple(
         BenchQuestion(

@@ -114,7 +114,7 @@ def outcome_of(
     recalls = [
         found
         for one, configuration in zip(asked, chosen, strict=True)
-        if (found := recall(one, configuration.num_chunks)) is not None
+        if (found := recall(one, configuration)) is not None
     ]
     return ArmOutcome(
         tuple(delays_s),

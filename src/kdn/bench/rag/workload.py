@@ -12,7 +12,7 @@ from kdn.api import Kdn
 from kdn.bench.common.result import BenchOptions
 from kdn.bench.rag.questions import BenchQuestion, QuestionSet
 from kdn.rag import Cutting, Library, LibrarySettings, Part
-from kdn.rag.metis import MAX_CHUNKS
+from kdn.rag.metis import MAX_CHUNKS, Method, RagConfiguration
 
 __all__ = ["CUTTING", "AskedQuestion", "arrivals", "find_all", "is_stored", "recall"]
 
@@ -54,11 +54,19 @@ def _asked(library: Library, parts: Sequence[Part], question: BenchQuestion) -> 
     return AskedQuestion(question, hits, gold, total)
 
 
-def recall(asked: AskedQuestion, num_chunks: int) -> float | None:
-    """The share of gold parts among the first `num_chunks`; None where none is marked."""
+def recall(asked: AskedQuestion, chosen: RagConfiguration) -> float | None:
+    """The share of the gold that reaches the call which gives the answer; None where none is marked.
+
+    A question that needs no joint reasoning needs one gold part, others all of them.  `map_rerank` and
+    a quote answer from one part.
+    """
     if not asked.num_gold:
         return None
-    return sum(place < num_chunks for place in asked.gold) / asked.num_gold
+    found = sum(place < chosen.num_chunks for place in asked.gold)
+    if chosen.method in (Method.MAP_RERANK, Method.EXTRACT):
+        found = min(found, 1)
+    needed = asked.num_gold if asked.question.profile.is_joint else 1
+    return min(found / needed, 1.0)
 
 
 def is_stored(part: Part, share: float, seed: int) -> bool:

@@ -252,11 +252,17 @@ def _preferred(
     if preference is Preference.BALANCED:
         allowed_s = _patience(space, cold, model, load)
         quick = [one for one in kept if one.demand.seconds <= allowed_s]
-        reasons.append(f"balanced: the largest of {len(quick)} that take {allowed_s:.2g} s at most")
-        kept = quick or [_quickest(kept)]
-    else:
-        reasons.append("best: the largest of them")
+        reasons.append(
+            f"balanced: of {len(quick)} that take {allowed_s:.2g} s at most, the quickest with most chunks"
+        )
+        return max(quick or [_quickest(kept)], key=_most_chunks)
+    reasons.append("best: the largest of them")
     return max(kept, key=lambda one: (one.size, -one.demand.seconds))
+
+
+def _most_chunks(one: _Candidate) -> tuple[int, float]:
+    """More chunks are better; of as many, the sooner answer: by which method depends on the store."""
+    return one.configuration.num_chunks, -one.demand.seconds
 
 
 def _patience(
