@@ -1,5 +1,5 @@
-"""Writes docs/cli.md, docs/api.md and docs/http.md from the code. Run it after changing a command, a public
-name or a body of the server.
+"""Writes the generated pages of docs/ from the code and the results. Run it after changing a command, a
+public name, a setting, a body of the server, or a result of a benchmark.
 
 python scripts/generate_docs.py           writes the pages
 python scripts/generate_docs.py --check   writes nothing; exit code 1 if a page is not current
@@ -16,7 +16,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from config_page import config_page
 from http_page import http_page
+from report import page as report_page
 from typer.main import get_command
 
 from kdn.cli import app
@@ -119,7 +121,13 @@ def _paragraph(text: str) -> str:
     return " ".join(text.split())
 
 
-PAGES = {"cli.md": cli_page, "api.md": api_page, "http.md": http_page}
+PAGES = {
+    "cli.md": cli_page,
+    "api.md": api_page,
+    "http.md": http_page,
+    "configuration.md": config_page,
+    "benchmarks/index.md": report_page,
+}
 
 
 def main() -> int:
