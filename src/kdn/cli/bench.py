@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 _USED_BY = {
-    "only": ("blend", "l4s", "ndcg", "rtc", "steer"),
+    "only": ("blend", "l4s", "ndcg", "rtc", "steer", "structured"),
     "arms": (
         "blend",
         "steer",
