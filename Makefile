@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RIVALS := .venv-rivals
 VLLM := .venv-vllm
-BENCHES ?= engine stack store codecs kdn policies cost blend blend-load mil jct label l4s
+BENCHES ?= engine stack store codecs kdn policies cost blend blend-load mil jct label l4s structured
 BENCH_OPTIONS ?=
 
 .PHONY: help install demo test test-vllm latest floors fmt bench rivals soak sanitize docs site report clean

@@ -29,6 +29,7 @@ __all__ = ["RouterSettings", "create_router_app"]
 _PASSED_ON = (
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
     "/v1/embeddings",
     "/v1/decisions",
     "/score",

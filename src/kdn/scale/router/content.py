@@ -20,7 +20,7 @@ CHUNK_CHARS = 512
 _CHARS_PER_TOKEN = 4
 """English text. A wrong guess scales all predictions alike, and the measured slowdown undoes it."""
 CHUNK_TOKENS = CHUNK_CHARS // _CHARS_PER_TOKEN
-_FIRST = ("tools", "documents", "system")
+_FIRST = ("tools", "documents", "system", "instructions")
 """Parts that stand before the messages in a model's prompt."""
 _AFTER = ("messages", "prompt", "input", "text_1", "text_2", "query")
 
