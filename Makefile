@@ -62,7 +62,7 @@ bench: $(INSTALLED) ## every benchmark, with its page under docs/benchmarks
 rivals: ## the programs that kdn is compared with, in an environment of their own
 	$(PYTHON) scripts/rivals/build.py $(RIVALS)
 
-soak: $(INSTALLED) ## twenty minutes of random requests, power cuts, flipped bits and audits
+soak: $(INSTALLED) ## ten minutes of faults against a server under traffic, then power cuts and flipped bits
 	$(BIN)/python scripts/soak.py --minutes 10
 	$(BIN)/python scripts/soak_store.py --minutes 10
 

@@ -303,6 +303,13 @@ def test_addresses_that_are_none_are_refused(url: str) -> None:
         ObjectRemote(url)
 
 
+def test_a_setting_that_the_object_store_does_not_know_is_one_sentence() -> None:
+    """obstore panics at it, and what Rust's panic raises is no Exception."""
+    pytest.importorskip("obstore")
+    with pytest.raises(BadConfig, match="cannot be used as an object store"):
+        ObjectRemote("s3://bucket/kv", options={"allow_http": "true"})
+
+
 def test_nobody_there_is_unreachable() -> None:
     for remote in (
         PeerRemote("http://127.0.0.1:9", timeout_s=1),

@@ -141,7 +141,10 @@ class ObjectRemote(Remote):
             yield
         except FileNotFoundError:
             raise
-        except (self._obstore.exceptions.BaseError, OSError) as error:
+        except BaseException as error:
+            known = isinstance(error, (self._obstore.exceptions.BaseError, OSError))
+            if not (known or _is_panic(error)):
+                raise
             reason = str(error).split("\n", 1)[0]
             raise Unreachable(f"{doing} in the object store failed: {reason}") from error
 
@@ -167,8 +170,16 @@ def _open(url: str, options: dict[str, str], timeout_s: float) -> Any:
         kind = {"mkdir": True}
     try:
         return from_url(url, **kind, **options)
-    except (obstore.exceptions.BaseError, ValueError, TypeError) as error:
+    except BaseException as error:
+        known = isinstance(error, (obstore.exceptions.BaseError, ValueError, TypeError))
+        if not (known or _is_panic(error)):
+            raise
         raise BadConfig(f"{url!r} cannot be used as an object store: {error}") from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Is it what a Rust library raises for its own faults? No Exception: few catch it."""
+    return type(error).__name__ == "PanicException"
 
 
 def _block(key: BlockKey) -> str:
