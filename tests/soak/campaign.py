@@ -70,6 +70,8 @@ class Outcome:
     corrupt: list[str] = field(default_factory=list)
     """What a verification found that the plan did not damage."""
     lost: list[int] = field(default_factory=list)
+    memory_bytes: list[int] = field(default_factory=list)
+    """Of the longest life, every ten seconds."""
     held: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
@@ -140,10 +142,13 @@ class Campaign:
             self.outcome.traffic = json.loads(out)
             self.outcome.stop_code, self.outcome.stop_s = server.stop(60)
             self._count_met(remotes)
-            self.outcome.tracebacks = _tracebacks(server)
+            self.outcome.tracebacks = sorted(
+                {*_tracebacks(server), *_tracebacks(remotes["node"][0])}
+            )
         self._audit()
         longest = max(self._lives, key=lambda life: len(life.looks))
         self.outcome.held = growth(longest)
+        self.outcome.memory_bytes = [look.memory_bytes for look in longest.looks[::20]]
         return self.outcome
 
     # --- before ---
@@ -218,8 +223,9 @@ class Campaign:
             with self._server_lock:
                 if not server.is_alive():
                     self.outcome.unexpected_ends.append(server.tail())
+                    began_s = time.monotonic() - 0.5
                     server.launch()
-                    self._time_recovery(server, time.monotonic(), is_kill=False)
+                    self._time_recovery(server, began_s, is_kill=False)
                 if not self._lives or self._lives[-1].pid != server.pid:
                     self._lives.append(Life(server.pid))
                 self._lives[-1].look()
@@ -285,16 +291,16 @@ class Campaign:
 
     def _time_recovery(self, server: Program, began_s: float, *, is_kill: bool) -> None:
         """Until the next right answer."""
-        until_s, is_refused = time.monotonic() + 60, False
+        until_s, is_refused = time.monotonic() + 180, False
         while not answers(f"{server.url}/v1/completions", QUICK):
             assert time.monotonic() < until_s, f"the server does not answer: {server.tail()}"
             if not server.is_alive():
                 # a store on a disk that fails just now cannot be opened: whoever watches tries again
-                assert server.tail().rstrip().endswith("choose another"), server.tail()
+                assert server.tail().rstrip().splitlines()[-1].startswith("kdn: "), server.tail()
                 self.outcome.refused_starts += 1
                 is_refused = True
                 server.launch()
-            self._stopped.wait(0.02)
+                self._stopped.wait(0.5)
         now_s = time.monotonic()
         self.outcome.down_s.append((began_s, now_s))
         if is_kill and not is_refused:

@@ -57,6 +57,7 @@ class Seen:
     failed: list[str] = field(default_factory=list)
     """Other answers than 200 and busy, and what did not come in a minute."""
     cuts_s: list[float] = field(default_factory=list)
+    cut_whys: list[str] = field(default_factory=list)
     light_s: list[float] = field(default_factory=list)
     light_in_flood_s: list[float] = field(default_factory=list)
     stored: list[int] = field(default_factory=list)
@@ -211,13 +212,15 @@ class Traffic:
             answer = await self._http.post(ask.path, json=ask.body)
         except httpx.TimeoutException:
             self.seen.failed.append(f"{ask.name}: nothing came for {TIMEOUT_S:.0f} s")
-        except httpx.HTTPError:
-            self._was_cut(ask.kind)
+        except httpx.HTTPError as error:
+            self._was_cut(ask.kind, error)
         else:
             if answer.status_code != 200:
                 self._refused(ask.kind, answer)
                 return
-            self._compare(ask, compared(answer.json()))
+            whole = answer.json()
+            if not self._compare(ask, compared(whole)):
+                await self._look_closer(ask, whole)
             if ask.kind == "light":
                 took_s = time.monotonic() - began_s
                 (self.seen.light_in_flood_s if in_flood else self.seen.light_s).append(took_s)
@@ -236,8 +239,8 @@ class Traffic:
                 await self._read_events(ask, answer, leaves_after)
         except httpx.TimeoutException:
             self.seen.failed.append(f"{ask.name}: a stream stood still for {TIMEOUT_S:.0f} s")
-        except httpx.HTTPError:
-            self._was_cut("stream")
+        except httpx.HTTPError as error:
+            self._was_cut("stream", error)
 
     async def _read_events(
         self, ask: Ask, answer: httpx.Response, leaves_after: int | None
@@ -261,7 +264,7 @@ class Traffic:
                 self.seen.left += 1
                 self._begins_so(ask, text)
                 return
-        self._was_cut("stream")
+        self._was_cut("stream", "no [DONE]")
 
     async def _get(self, path: str) -> None:
         self.seen.sent["look"] += 1
@@ -269,8 +272,8 @@ class Traffic:
             answer = await self._http.get(path)
         except httpx.TimeoutException:
             self.seen.failed.append(f"{path}: nothing came for {TIMEOUT_S:.0f} s")
-        except httpx.HTTPError:
-            self._was_cut("look")
+        except httpx.HTTPError as error:
+            self._was_cut("look", error)
         else:
             if answer.status_code == 200:
                 self.seen.right["look"] += 1
@@ -279,12 +282,26 @@ class Traffic:
 
     # --- what became of it ---
 
-    def _compare(self, ask: Ask, found: Any) -> None:
+    def _compare(self, ask: Ask, found: Any) -> bool:
         wanted = self.order.expected[ask.name]
         if json.loads(json.dumps(found)) == wanted:
             self.seen.right[ask.kind] += 1
-        else:
-            self.seen.wrong.append(f"{ask.name}: {found!r} is not {wanted!r}")
+            return True
+        self.seen.wrong.append(f"{ask.name}: {found!r} is not {wanted!r}")
+        return False
+
+    async def _look_closer(self, ask: Ask, whole: dict[str, Any]) -> None:
+        """Where a wrong answer came from, and whether it comes again with and without stored KV."""
+        began_s = self._stop_s - self.order.seconds
+        told = [
+            f"after {time.monotonic() - began_s:.0f} s, {whole.get('usage')} {whole.get('kdn')}"
+        ]
+        for reuse in (True, False):
+            body = {**ask.body, "kdn": {"reuse": reuse}}
+            with suppress(httpx.HTTPError, KeyError):
+                again = (await self._http.post(ask.path, json=body)).json()
+                told.append(f"reuse {reuse}: {compared(again)!r} {again.get('kdn')}")
+        self.seen.wrong.append("; ".join(told))
 
     def _begins_so(self, ask: Ask, text: str) -> None:
         wanted = self.order.expected[ask.name][0]
@@ -299,9 +316,10 @@ class Traffic:
         else:
             self.seen.failed.append(f"{kind}: {answer.status_code} {answer.text[:300]}")
 
-    def _was_cut(self, kind: str) -> None:
+    def _was_cut(self, kind: str, why: object) -> None:
         self.seen.cut[kind] += 1
         self.seen.cuts_s.append(time.monotonic())
+        self.seen.cut_whys.append(f"{type(why).__name__}: {why}"[:80])
 
 
 async def _main(order: Order) -> dict[str, Any]:

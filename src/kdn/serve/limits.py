@@ -76,6 +76,10 @@ MAX_COUNT = 2**31 - 1
 """Any other whole number."""
 MAX_HEADER_BYTES = 1 << 16
 """Request line and headers together."""
+HEAD_S = 10.0
+"""By when the head of a request must be here, from its connection or its first byte on."""
+BODY_GAP_S = 30.0
+"""How long a body may stand still."""
 MAX_JSON_VALUES = 1 << 21
 """Commas and brackets of one body: what it costs as Python objects, some 100 bytes each."""
 MAX_JSON_DEPTH = 100
@@ -243,8 +247,11 @@ class _Sum:
     """What is held together."""
 
     held: Counter[str] = field(default_factory=Counter)
+    holders: int = 0
+    """A request without a body holds nothing, and has to be there when it ends."""
 
     def add(self, more: Held, sign: int = 1) -> None:
+        self.holders += sign
         for name, value in vars(more).items():
             self.held[name] += sign * value
 
@@ -290,7 +297,7 @@ class Backpressure:
         own = self._callers.setdefault(caller, _Sum())  # what holds nothing may have ended before
         own.add(held, -1)
         self._all.add(held, -1)
-        if not any(own.held.values()):
+        if not own.holders:
             del self._callers[caller]
 
     def check(self) -> None:

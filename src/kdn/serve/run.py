@@ -6,7 +6,7 @@ import copy
 import errno
 import socket
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 import uvicorn.config
@@ -18,6 +18,7 @@ from kdn.api.embedders import EMBEDDER
 from kdn.errors import BadConfig, PortInUse, UnknownModel
 from kdn.model import resolve
 from kdn.serve.app import create_app
+from kdn.serve.connections import BoundedProtocol, fitting_connections
 from kdn.serve.console.data import ConsoleData
 from kdn.serve.console.routes import mount_console
 from kdn.serve.limits import MAX_HEADER_BYTES, Server
@@ -68,13 +69,16 @@ _LAST_WORDS_S = 1
 
 def make_server(app: FastAPI, settings: ServeSettings, log_level: str = "info") -> Server:
     """A server that stops gracefully; `.run(sockets=[listening])` blocks until then."""
+    # h11 is the parser that bounds the size of a head
+    most = fitting_connections(settings.limits.connections)
+    protocol = partial(BoundedProtocol, max_connections=most)
     config = uvicorn.Config(
         app,
         log_level=log_level,
         log_config=_all_to_stderr(),
         timeout_graceful_shutdown=_LAST_WORDS_S,
         server_header=False,
-        http="h11",  # the parser that bounds the size of a head
+        http=cast("Any", protocol),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
         proxy_headers=False,  # what a proxy says of its client decides nothing here

@@ -47,6 +47,8 @@ class Limits:
     caller_bytes: int = 256 << 20
     """Bodies of HTTP requests that have not been answered, of one caller."""
     all_bytes: int = 512 << 20
+    connections: int = _DEFAULTS.max_connections
+    """Open connections; those whose request is not complete give way."""
     stream_events: int = 1 << 13
     """Events that wait for a client that reads slowly; an alternative of a token counts as one."""
 
@@ -55,6 +57,7 @@ class Limits:
         """As the settings say."""
         return cls(
             body_bytes=config.max_body_bytes,
+            connections=config.max_connections,
             caller_requests=max(config.max_requests // 2, 1),
             all_requests=config.max_requests,
             caller_tokens=max(config.max_tokens // 2, 1),

@@ -1,0 +1,129 @@
+"""Connections of a server: how many there may be, and how long one may take over its request.
+
+A client that sends its head a byte at a time holds a connection for nothing.  It gets a bounded time, and
+its place when others want it: connections whose request is not complete go first, the oldest in front.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from typing import Any
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from kdn.serve.limits import BODY_GAP_S, HEAD_S
+
+__all__ = ["BoundedProtocol", "fitting_connections"]
+
+_RESERVED_DESCRIPTORS = 128
+"""For the store, the model and what the process has open otherwise."""
+_TOO_LATE = (
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\n\r\n%b"
+)
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n"
+    b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+)
+_WHY_LATE = (
+    b'{"error":{"message":"the request did not come within the time that it has: send it whole",'
+    b'"type":"invalid_request_error","param":null,"code":"request_timeout"}}'
+)
+_WHY_MANY = (
+    b'{"error":{"message":"every connection of this server is busy: try again in 1 s",'
+    b'"type":"server_error","param":null,"code":"overloaded"}}'
+)
+
+
+def fitting_connections(wanted: int) -> int:
+    """So many connections as are wanted, or as the process may have descriptors for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, soft - _RESERVED_DESCRIPTORS))
+
+
+class BoundedProtocol(H11Protocol):
+    """One connection, as uvicorn's own, with a bound on how many there are and on slow requests."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        max_connections: int,
+        head_s: float = HEAD_S,
+        body_gap_s: float = BODY_GAP_S,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._max_connections = max_connections
+        self._head_s = head_s
+        self._body_gap_s = body_gap_s
+        self._patience: asyncio.TimerHandle | None = None
+        self.waits_since_s: float | None = None
+        """Since when the client has been sending its request; None: it is here whole."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect()
+        if len(self.connections) > self._max_connections:
+            waiting = [one for one in self.connections if isinstance(one, BoundedProtocol)]
+            others = [one for one in waiting if one is not self and one.waits_since_s is not None]
+            first = min(others, key=lambda one: one.waits_since_s or 0.0, default=self)
+            first.end(_TOO_MANY % (len(_WHY_MANY), _WHY_MANY))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_patience()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.waits_since_s = self.loop.time()  # uvicorn's own timer ends what says nothing now
+
+    def _expect(self) -> None:
+        """Give the client its time for what is missing of its request."""
+        state = self.conn.their_state
+        if state is h11.IDLE:
+            if self._patience is None or self.waits_since_s is None:
+                self._begin_patience(self._head_s)
+        elif state is h11.SEND_BODY:
+            self._begin_patience(self._body_gap_s)
+        else:
+            self._forget_patience()
+
+    def _begin_patience(self, seconds: float) -> None:
+        since_s = self.waits_since_s
+        self._forget_patience()
+        self.waits_since_s = self.loop.time() if since_s is None else since_s
+        self._patience = self.loop.call_later(seconds, self._out_of_patience)
+
+    def _forget_patience(self) -> None:
+        self.waits_since_s = None
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _out_of_patience(self) -> None:
+        self._patience = None
+        if self.flow.read_paused:  # it is the route that does not read
+            self._begin_patience(self._body_gap_s)
+            return
+        self.end(_TOO_LATE % (len(_WHY_LATE), _WHY_LATE))
+
+    def end(self, answer: bytes) -> None:
+        """Close, with an answer where none has begun."""
+        if self.transport.is_closing():
+            return
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.write(answer)
+        self.transport.close()

@@ -1,0 +1,166 @@
+"""Bounds on connections: clients that hold one for nothing neither keep it nor keep others out."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from kdn.serve import Limits, ServeSettings
+from kdn.serve.connections import BoundedProtocol, fitting_connections
+from kdn.store import open_store
+from tests.serve.running import running
+from tests.serve.scripted import ScriptedService
+from tests.store.remotes import node_server
+
+GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+class Slow:
+    """An application that answers once it is let go, after it has read the body."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        while (await receive()).get("more_body"):
+            pass
+        if scope["path"] == "/slow":
+            await asyncio.to_thread(self.go_on.wait)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+
+@contextmanager
+def serving(app: Slow, **bounds: Any) -> Iterator[int]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    protocol = partial(BoundedProtocol, **{"max_connections": 100, **bounds})
+    config = uvicorn.Config(app, log_level="error", http=cast("Any", protocol), lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        app.go_on.set()
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+def status(connection: socket.socket) -> bytes:
+    """Of the next answer; empty when the connection was closed without one."""
+    answer = b""
+    with suppress(ConnectionError):  # what came after the end resets the connection
+        while more := connection.recv(1 << 16):
+            answer += more
+            if answer.endswith(b"0\r\n\r\n"):
+                break
+    return answer.removeprefix(b"HTTP/1.1 ")[:3]
+
+
+def drop_by_drop(connection: socket.socket) -> None:
+    """A head that never ends, until the connection does."""
+    with suppress(OSError):
+        connection.sendall(GET[:-2])
+        for number in range(10_000):
+            connection.sendall(f"x-{number}: y\r\n".encode())
+            time.sleep(0.01)
+
+
+def test_a_head_that_drips_in_has_its_time_and_no_more() -> None:
+    with serving(Slow(), head_s=0.4) as port, connect(port) as drip, connect(port) as silent:
+        began_s = time.monotonic()
+        thread = threading.Thread(target=drop_by_drop, args=(drip,))
+        thread.start()
+        assert status(drip) in (b"408", b"")
+        thread.join()
+        assert 0.3 < time.monotonic() - began_s < 10
+        assert status(silent) == b"408"
+
+
+def test_the_time_of_a_head_begins_again_with_each_request() -> None:
+    with serving(Slow(), head_s=0.5) as port, connect(port) as client:
+        for _ in range(3):
+            client.sendall(GET)
+            assert status(client) == b"200"
+        client.sendall(GET[:10])
+        assert status(client) == b"408"
+
+
+def test_a_body_that_stands_still_is_given_up() -> None:
+    with serving(Slow(), body_gap_s=0.3) as port, connect(port) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\nfour")
+        assert status(client) == b"408"
+
+
+def test_an_answer_that_takes_long_is_not_the_clients_fault() -> None:
+    app = Slow()
+    with serving(app, head_s=0.1, body_gap_s=0.1) as port, connect(port) as client:
+        client.sendall(GET.replace(b"/ ", b"/slow "))
+        client.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        app.go_on.set()
+        client.settimeout(20)
+        assert status(client) == b"200"
+
+
+def test_who_sends_nothing_gives_way_to_who_asks() -> None:
+    with serving(Slow(), max_connections=3) as port, ExitStack() as stack:
+        silent = [stack.enter_context(connect(port)) for _ in range(3)]
+        asking = stack.enter_context(connect(port))
+        asking.sendall(GET)
+        assert status(asking) == b"200"
+        assert status(silent[0]) == b"503", "the oldest went"
+        silent[2].sendall(GET)
+        assert status(silent[2]) == b"200"
+
+
+def test_where_all_are_at_work_one_more_is_told_so() -> None:
+    app = Slow()
+    with serving(app, max_connections=2) as port, ExitStack() as stack:
+        working = [stack.enter_context(connect(port)) for _ in range(2)]
+        for one in working:
+            one.sendall(GET.replace(b"/ ", b"/slow "))
+        asyncio.run(asyncio.sleep(0.2))
+        assert status(stack.enter_context(connect(port))) == b"503"
+        app.go_on.set()
+        assert [status(one) for one in working] == [b"200", b"200"]
+
+
+def test_no_more_connections_than_descriptors() -> None:
+    assert fitting_connections(1) == 1
+    assert 1 <= fitting_connections(10**9) < 10**9
+
+
+def test_silent_connections_do_not_close_a_server_or_a_node(tmp_path: Path) -> None:
+    settings = ServeSettings(port=0, grace_s=1, limits=Limits(connections=8))
+    with running(ScriptedService(), settings) as server, ExitStack() as stack:
+        port = int(server.url.rpartition(":")[2])
+        for _ in range(30):
+            stack.enter_context(connect(port))
+        assert server.http.get("/health").status_code == 200
+    with (
+        open_store(tmp_path, disk_bytes=10**6) as store,
+        node_server(store) as url,
+        connect(int(url.rpartition(":")[2])) as client,
+    ):
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        assert status(client) == b"200"
