@@ -39,6 +39,16 @@ def test_a_caller_has_its_share_and_all_have_theirs() -> None:
     load.check()
 
 
+def test_two_requests_without_a_body_end_one_after_the_other() -> None:
+    """The first to end took the caller with it, and the second failed after its answer."""
+    load = Backpressure(LIMITS)
+    for _ in range(2):
+        load.take("alice", Held())
+    for _ in range(2):
+        load.give_back("alice", Held())
+    load.check()
+
+
 def test_what_is_alone_fits_however_large_it_is() -> None:
     load = Backpressure(LIMITS)
     load.take("alice", Held(requests=1, tokens=9000))
