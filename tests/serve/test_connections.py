@@ -38,7 +38,8 @@ class Slow:
         while (await receive()).get("more_body"):
             pass
         if scope["path"] == "/slow":
-            await asyncio.to_thread(self.go_on.wait)
+            while not self.go_on.is_set():  # noqa: ASYNC110  set by another thread
+                await asyncio.sleep(0.01)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
 
