@@ -239,8 +239,7 @@ _ROOMS: dict[str, type[msgspec.Struct]] = {
     "blend": BlendConfig,
     "cost": CostConfig,
 }
-# Earlier names of settings, which are read as the present ones.
-_RENAMED = {
+_RENAMED = {  # earlier names of settings, which are read as the present ones
     ("store", "far_news_s"): "far_poll_s",
     ("store", "objects_news_s"): "objects_poll_s",
     ("cost", "acts"): "enforce_prices",
