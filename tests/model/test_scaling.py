@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdn.model.attention import Attention, AttentionSlice, Scaling, TorchAttention
+from kdn.model.attention import (
+    Attention,
+    AttentionSlice,
+    FusedAttention,
+    Scaling,
+    TorchAttention,
+)
 from kdn.model.config import RopeConfig
 from kdn.model.kernels import KernelAttention
 from kdn.model.rope import Rope, rotate
@@ -91,7 +97,7 @@ def test_scaled_columns_are_those_of_attention_written_out(
     part, q, v = a_slice(shape, 300, 0, seed=1)
     scaling = a_scaling([0, 5, 63, 64, 130, 299], shape, 3.0, literal=literal)
     expected = written_out(part, q, v, scaling, window)
-    for attention in (kernel, TorchAttention()):
+    for attention in (kernel, TorchAttention(), FusedAttention()):
         (found,) = run(attention, [(part, q)], [scaling], window)
         assert torch.allclose(found.float(), expected, atol=0.03, rtol=0.02), attention
 

@@ -14,6 +14,8 @@ __all__ = ["JudgedItem", "arm_rows", "clustered", "steer_notes", "steer_summary"
 JudgedItem = dict[str, Any]
 """`name`, `cluster`, `tokens`, `chance` and `arms`: {arm: {"nll": ..., "kl": ..., ...}}."""
 _DRAWS = 2000
+_FEWEST_CLUSTERS = 5
+"""Of fewer a bootstrap draws much the same again and again: no interval is told."""
 _PLAIN = "plain"
 
 
@@ -100,7 +102,8 @@ def _row(part: str, arm: str, items: Sequence[JudgedItem]) -> Row:
         found = clustered(own, _difference(_PLAIN, arm, "nll"))
         if found is not None:
             row["gain"] = found[0]
-            row["interval"] = f"{found[1]:+.3f} to {found[2]:+.3f}"
+            enough = len({one["cluster"] for one in own}) >= _FEWEST_CLUSTERS
+            row["interval"] = f"{found[1]:+.3f} to {found[2]:+.3f}" if enough else None
     row["KL from plain"] = statistics.mean(one["arms"][arm]["kl"] for one in own)
     for key, title in (("overlap", "in the answer's sentence"), ("f1", "F1")):
         values = [one["arms"][arm][key] for one in own if key in one["arms"][arm]]
