@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RIVALS := .venv-rivals
 VLLM := .venv-vllm
-BENCHES ?= engine stack store codecs kdn policies cost blend blend-load mil jct label l4s structured
+BENCHES ?= engine stack store codecs kdn policies router cost blend blend-load mil jct label l4s structured
 BENCH_OPTIONS ?=
 
-.PHONY: help install demo test test-vllm latest floors fmt bench rivals soak sanitize docs site report clean
+.PHONY: help install demo test test-vllm latest floors fmt bench rivals soak soak-vllm sanitize docs site report clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -65,6 +65,9 @@ rivals: ## the programs that kdn is compared with, in an environment of their ow
 soak: $(INSTALLED) ## ten minutes of faults against a server under traffic, then power cuts and flipped bits
 	$(BIN)/python scripts/soak.py --minutes 10
 	$(BIN)/python scripts/soak_store.py --minutes 10
+
+soak-vllm: $(INSTALLED) $(VLLM)/.installed ## 2,000 requests to a real vLLM while its stores fail
+	$(BIN)/python scripts/soak_vllm.py
 
 sanitize: $(INSTALLED) ## the tests of the C code, compiled with gcc's sanitizers
 	$(BIN)/python scripts/sanitize.py

@@ -15,7 +15,7 @@ from rich.console import Console
 from kdn.bench import BENCHES, Result, print_result, write_page
 from kdn.errors import BadInput, MissingExtra
 
-WITHOUT_A_MODEL = {"l4s", "policies", "router", "rtc"}
+WITHOUT_A_MODEL = {"l4s", "policies", "router", "rtc", "vllm"}
 
 
 @pytest.mark.parametrize("name", sorted(BENCHES))

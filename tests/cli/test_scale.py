@@ -40,9 +40,20 @@ def test_the_printed_line_is_one_option_for_a_shell(tmp_path: Path) -> None:
         ([], "no tier outlives vLLM"),
         (["--redis-url", "http://x"], "no address of a Redis"),
         (["--folder", "x", "--memory-bytes", "-1"], "memory_bytes"),
+        (["--folder", "x", "--lora", "sql"], "write NAME=FOLDER"),
+        (["--folder", "x", "--lora", "sql=nowhere"], "sql has no weights in nowhere"),
     ],
 )
 def test_what_the_connector_would_refuse_is_refused_here(options: list[str], sentence: str) -> None:
     found = CliRunner().invoke(app, ["vllm-args", *options])
     assert found.exit_code == 2
     assert sentence in found.stderr
+
+
+def test_a_tier_that_does_not_answer_is_told_of_and_adapters_are_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    options = ["--redis-url", "redis://127.0.0.1:9/0", "--lora", f"sql={tmp_path}"]
+    found = CliRunner().invoke(app, ["vllm-args", *options])
+    assert found.exit_code == 0, found.output
+    assert "warning: the tier redis does not answer" in found.stderr
+    assert shlex.split(found.stdout)[2:] == ["--enable-lora", "--lora-modules", f"sql={tmp_path}"]

@@ -87,3 +87,29 @@ def test_a_copy_does_not_follow_what_the_engine_writes_later() -> None:
     cache.layers[0].k.zero_()
     assert bytes(copied.run(0, 0, SIZE)) == before
     assert copied.size_bytes == HEADS * SIZE * 2 * DIM * 4
+
+
+def test_tokens_that_were_computed_elsewhere_go_through_the_engine_s_own_writer() -> None:
+    """Tokens 126 to 129 lie in the last two slots of block 3 and the first two of block 5."""
+    seen: list[list[int]] = []
+    tensors = {"layer": torch.zeros(8, 2, 128, 8)}
+
+    def scatter(tensor: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        assert tensor is tensors["layer"]
+        assert k.shape == v.shape == (4, 2, 4)
+        seen.append(slots.tolist())
+
+    k = torch.ones(4, 2, 4)
+    PagedKv(tensors, PagedShape(8, 128, 2, 4), scatter).write_tokens(0, (3, 5), 126, k, k)
+    assert seen == [[3 * 128 + 126, 3 * 128 + 127, 5 * 128, 5 * 128 + 1]]
+    assert not tensors["layer"].any()
+
+
+def test_without_a_writer_tokens_are_written_as_blocks_are() -> None:
+    tensors = {"layer": torch.zeros(8, 2, 128, 8)}
+    cache = PagedKv(tensors, PagedShape(8, 128, 2, 4))
+    k, v = torch.full((2, 2, 4), 1.0), torch.full((2, 2, 4), 2.0)
+    cache.write_tokens(0, (6,), 1, k, v)
+    assert torch.equal(cache.layers[0].k[6, :, 1:3], k.transpose(0, 1))
+    assert torch.equal(cache.layers[0].v[6, :, 1:3], v.transpose(0, 1))
+    assert tensors["layer"].sum() == 2 * 8 * 1.0 + 2 * 8 * 2.0

@@ -47,6 +47,7 @@ BENCHES: dict[str, str] = {
     "steer": "kdn.bench.steer.steer",
     "store": "kdn.bench.store.store",
     "structured": "kdn.bench.structured.structured",
+    "vllm": "kdn.bench.scale.vllm",
 }
 """Name to module; each module has `run(options) -> Result` and opens with its question."""
 

@@ -21,6 +21,7 @@ _USED_BY = {
     "arms": (
         "blend",
         "steer",
+        "vllm",
     ),
     "ratios": ("blend",),
     "rows": ("blend", "l4s", "ndcg", "rtc", "steer", "store"),
@@ -40,7 +41,7 @@ def bench(
     ] = None,
     arms: Annotated[
         str | None,
-        typer.Option(help="Of blend and steer: the ways to compare, comma between: ours,hkvd."),
+        typer.Option(help="Of blend, steer, vllm: the ways to compare, comma between: ours,hkvd."),
     ] = None,
     ratio: Annotated[
         list[float] | None,

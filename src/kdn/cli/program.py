@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from kdn.cli.ask import ask, chat
+from kdn.cli.batch import app as batch
 from kdn.cli.bench import bench
 from kdn.cli.commands import Commands
 from kdn.cli.cost import cost
@@ -41,6 +42,7 @@ def build_app() -> typer.Typer:
     app.callback()(describe)
     for command in (ask, bench, chat, demo, doctor, ingest, label, node, rerank, router, serve):
         app.command()(command)
+    app.add_typer(batch, name="batch")
     app.add_typer(cost, name="cost")
     app.add_typer(models, name="models")
     app.add_typer(steer, name="steer")

@@ -36,14 +36,19 @@ def vllm_args(
     peer_token: Annotated[str | None, typer.Option(help="The node's token.")] = None,
     objects_url: Annotated[str | None, typer.Option(help="As s3://bucket/prefix.")] = None,
     save: Annotated[bool, typer.Option(help="Store the KV of prompts, or only load.")] = True,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="An adapter that vLLM serves; may be repeated."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print what `vllm serve` needs to keep its KV in kdn's store.
 
-    The address of every tier is checked in form, not for an answer.
+    A tier that does not answer just now is told of; an adapter without files is refused.
     """
     from kdn.errors import BadInput
     from kdn.scale.settings import SharedStores, read_settings
+    from kdn.scale.startup import check_adapters
 
     given: dict[str, Any] = {
         "folder": None if folder is None else str(folder.expanduser().absolute()),
@@ -60,9 +65,14 @@ def vllm_args(
         raise BadInput(
             "no tier outlives vLLM; give --folder, --redis-url, --peer-url or --objects-url"
         )
+    adapters = check_adapters(lora or ())
     stores = SharedStores()
     # far addresses are refused here, in words; the folder is vLLM's to make
-    stores.leave(stores.enter(msgspec.structs.replace(settings, folder=None)))
+    store = stores.enter(msgspec.structs.replace(settings, folder=None))
+    failures = stores.failures(store)
+    stores.leave(store)
+    for tier, reason in failures.items():
+        say(f"warning: the tier {tier} does not answer: {reason}")
     transfer = {
         "kv_connector": "KdnConnector",
         "kv_connector_module_path": "kdn.scale.vllm",
@@ -71,6 +81,10 @@ def vllm_args(
         "kv_connector_extra_config": told,
     }
     text = msgspec.json.encode(transfer).decode()
-    print(text if as_json else f"--kv-transfer-config {shlex.quote(text)}")
+    line = f"--kv-transfer-config {shlex.quote(text)}"
+    if adapters:
+        named = " ".join(shlex.quote(f"{name}={path}") for name, path in adapters.items())
+        line += f" --enable-lora --lora-modules {named}"
+    print(text if as_json else line)
     if not as_json:
         say("kdn must be importable by vLLM: pip install kdn in vLLM's environment")

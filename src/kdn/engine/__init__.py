@@ -11,7 +11,7 @@ from kdn.engine.alone import AloneRun, HeldKV, run_alone, steps_alone
 from kdn.engine.batch import SequenceSlice
 from kdn.engine.engine import Engine, EngineStat
 from kdn.engine.executor import Pass
-from kdn.engine.kv import Capture, KvBudget, PrefixKV, PrefixPool, SequenceKV, SuffixKV
+from kdn.engine.kv import Capture, KvBudget, PrefixKV, PrefixPool, SequenceKV, SuffixKV, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory, measured_memory
 from kdn.engine.request import MOVES, RequestState, RunningStream
 from kdn.engine.sampling import DrawnToken, Sampler
@@ -37,6 +37,7 @@ __all__ = [
     "SequenceSlice",
     "SuffixKV",
     "counted_memory",
+    "kv_shape",
     "measured_memory",
     "plain",
     "run_alone",

@@ -43,7 +43,7 @@ from kdn.rank.questions import (
     pair_question,
 )
 from kdn.rank.rerank import RankedDocument, Ranking, odds_of, rank, rank_by, worth_asking
-from kdn.rank.rows import check_out, columns_of, read_rows
+from kdn.rank.rows import Row, check_out, columns_of, read_rows, write_rows
 from kdn.rank.templates import TEMPLATES, Template, find_template
 from kdn.rank.tree import Fork, fork_of
 
@@ -67,6 +67,7 @@ __all__ = [
     "Layout",
     "RankedDocument",
     "Ranking",
+    "Row",
     "RowTemplate",
     "Template",
     "answer_of",
@@ -98,6 +99,7 @@ __all__ = [
     "surprise",
     "wanted",
     "worth_asking",
+    "write_rows",
     "write_table",
     "yes_and_no",
 ]

@@ -166,8 +166,10 @@ def _type(name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
     """Numbers stay numbers; a column without any value is one of texts."""
     import pyarrow as pa
 
-    is_number = any(isinstance(row.get(name), float) for row in rows)
-    return pa.float64() if is_number else pa.string()
+    kinds = {type(row.get(name)) for row in rows}
+    if float in kinds:
+        return pa.float64()
+    return pa.int64() if int in kinds else pa.string()
 
 
 def _as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, tabs: bool) -> bytes:

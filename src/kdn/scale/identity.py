@@ -15,12 +15,22 @@ from typing import Any
 
 import xxhash
 
-from kdn.core import Fingerprint
+from kdn.core import Cause, Fingerprint, KvShape, Recipe
 from kdn.errors import WeightsError
 from kdn.machine.files import system_errors
 
-__all__ = ["Adapters", "EngineIdentity", "digest_config", "digest_files", "digest_weights"]
+__all__ = [
+    "HANDED",
+    "Adapters",
+    "EngineIdentity",
+    "digest_config",
+    "digest_files",
+    "digest_weights",
+    "handoff_fingerprint",
+]
 
+HANDED = Recipe((Cause.BLEND,), "handed")
+"""The recipe of KV that another engine computed for one request: no exact lookup finds it."""
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 READ_BYTES = 16 << 20
 VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "use_cache")
@@ -49,6 +59,23 @@ class EngineIdentity:
         """The fingerprint of KV computed with that adapter (a digest) on that rank."""
         said = asdict(self) | {"adapter": adapter, "rank": rank}
         return Fingerprint(hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())
+
+
+def handoff_fingerprint(weights: str, layout: str, shape: KvShape) -> Fingerprint:
+    """The name of KV that is handed over: both engines compute it from the same files and shape.
+
+    `weights` is the digest of the weight files.  The engine is no part of it: handed KV is another
+    engine's by its nature, and its recipe says that it is not what a full prefill gives.
+    """
+    told = {
+        "handoff": layout,
+        "weights": weights,
+        "layers": shape.num_layers,
+        "heads": shape.num_kv_heads,
+        "dim": shape.head_dim,
+        "dtype": shape.dtype,
+    }
+    return Fingerprint(hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest())
 
 
 def digest_files(files: list[Path]) -> str:

@@ -6,7 +6,7 @@ tensor must fit exactly one known layout, or the engine is refused when it start
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,10 +16,12 @@ from torch import Tensor
 from kdn.core import KvShape
 from kdn.errors import BadInput
 
-__all__ = ["RUN_LAYOUT", "PagedKv", "PagedLayer", "PagedShape"]
+__all__ = ["RUN_LAYOUT", "PagedKv", "PagedLayer", "PagedShape", "Scatter"]
 
 RUN_LAYOUT = "k-then-v:tokens,heads,dim:rotated"
 """How a stored run lies, and that keys carry their rotary position; part of the fingerprint."""
+Scatter = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""Writes K and V [tokens, heads, dim] to slots (block x block tokens + offset) of a layer's tensor."""
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
 
@@ -69,11 +71,18 @@ class PagedLayer:
 class PagedKv:
     """All layers of an engine's paged cache, in order. Safe from several threads on disjoint blocks."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], shape: PagedShape) -> None:
-        """Raises BadInput for a layout or a dtype that kdn does not store."""
+    def __init__(
+        self, tensors: Mapping[str, Tensor], shape: PagedShape, scatter: Scatter | None = None
+    ) -> None:
+        """`scatter` is the engine's own way to write tokens, for caches whose blocks are packed for its
+        kernels: such blocks can be stored and loaded whole, but no token of them can be read.
+
+        Raises BadInput for a layout or a dtype that kdn does not store.
+        """
         if not tensors:
             raise BadInput("the engine has no KV cache tensors: kdn has nothing to store")
         self.layers = [PagedLayer.read(name, one, shape) for name, one in tensors.items()]
+        self._tensors, self._scatter = list(tensors.values()), scatter
         self.block_tokens = shape.block_tokens
         first = self.layers[0].k
         self.shape = KvShape(
@@ -104,6 +113,18 @@ class PagedKv:
             into.k[table[block], :, here] = k[at:stop].transpose(0, 1)
             into.v[table[block], :, here] = v[at:stop].transpose(0, 1)
             at = stop
+
+    def write_tokens(
+        self, layer: int, table: Sequence[int], start: int, k: Tensor, v: Tensor
+    ) -> None:
+        """As `write`, of K and V that were computed elsewhere and not copied from such a cache."""
+        if self._scatter is None:
+            self.write(layer, table, start, k, v)
+            return
+        positions = torch.arange(start, start + k.shape[0])
+        blocks = torch.tensor(list(table))[positions // self.block_tokens]
+        slots = blocks * self.block_tokens + positions % self.block_tokens
+        self._scatter(self._tensors[layer], k, v, slots.to(self.device))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kdn.core import BLOCK_TOKENS, EXACT, Fingerprint, TokenIds
+from kdn.core import BLOCK_TOKENS, EXACT, Fingerprint, Recipe, TokenIds
 from kdn.errors import KdnError
 from kdn.scale.counts import TransferCounts
 from kdn.store import Store
@@ -32,6 +32,8 @@ class PromptFacts:
     """The digest of the LoRA adapter it is computed with."""
     load: bool = True
     save: bool = True
+    recipe: Recipe = EXACT
+    """How the KV was made that it may load: another one than `EXACT` was handed over for it alone."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class LoadTask:
     start: int
     table: tuple[int, ...]
     """The block of each run of block tokens, from the first token of the prompt on."""
+    recipe: Recipe = EXACT
 
     @property
     def stop(self) -> int:
@@ -116,6 +119,8 @@ class TransferPlanner:
     fingerprints: Callable[[str | None], Sequence[Fingerprint]]
     counts: TransferCounts
     least_tokens: int = 1
+    handed: Fingerprint | None = None
+    """Under which name KV is handed over; None where it cannot be."""
     _followed: dict[str, _Followed] = field(default_factory=dict)
     _loads: list[LoadTask] = field(default_factory=list)
 
@@ -164,6 +169,7 @@ class TransferPlanner:
                 tuple(one.token_ids[:stop]),
                 one.start,
                 tuple(table[:blocks]),
+                one.facts.recipe,
             )
         )
 
@@ -207,12 +213,18 @@ class TransferPlanner:
             return computed // BLOCK_TOKENS * BLOCK_TOKENS
         return facts.num_prompt_tokens // self.block_tokens * self.block_tokens
 
+    def _fingerprints(self, facts: PromptFacts) -> Sequence[Fingerprint]:
+        if facts.recipe == EXACT:
+            return self.fingerprints(facts.adapter)
+        assert self.handed is not None, "refused when the request came"
+        return [self.handed]
+
     def _match(self, one: _Followed) -> int:
         self.counts.add(lookups=1, lookup_tokens=len(one.token_ids))
         try:
             found = [
-                self.store.match(fingerprint, EXACT, one.facts.salt, one.token_ids)
-                for fingerprint in self.fingerprints(one.facts.adapter)
+                self.store.match(fingerprint, one.facts.recipe, one.facts.salt, one.token_ids)
+                for fingerprint in self._fingerprints(one.facts)
             ]
         except KdnError:
             return 0  # the store counted it

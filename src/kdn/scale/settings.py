@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from kdn.errors import BadConfig
 from kdn.store import FarSettings, Store, open_store, read_key_file
+from kdn.trace import Trace, Value
 
 __all__ = ["ConnectorSettings", "SharedStores", "read_settings"]
 
@@ -78,9 +79,21 @@ def _as_path(kind: type, value: Any) -> Any:
     raise ValueError(f"expected a {kind.__name__}, got {value!r}")
 
 
+class _Failures:
+    """A trace that keeps, of each tier, why it failed first."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def event(self, name: str, **fields: Value) -> None:
+        if name == "store.failed":
+            self.reasons.setdefault(str(fields["tier"]), str(fields["reason"]))
+
+
 @dataclass
 class _Opened:
     store: Store
+    failures: _Failures
     users: int = 1
 
 
@@ -100,9 +113,16 @@ class SharedStores:
             if opened is not None:
                 opened.users += 1
                 return opened.store
-            store = _open(settings)
-            self._open[name] = _Opened(store)
+            failures = _Failures()
+            store = _open(settings, failures)
+            self._open[name] = _Opened(store, failures)
             return store
+
+    def failures(self, store: Store) -> dict[str, str]:
+        """Tiers that have failed since the store was opened, each with its first reason."""
+        with self._lock:
+            (found,) = (one for one in self._open.values() if one.store is store)
+            return dict(found.failures.reasons)
 
     def leave(self, store: Store) -> None:
         """One user fewer; the last one closes the store."""
@@ -115,7 +135,7 @@ class SharedStores:
                         store.close()
 
 
-def _open(settings: ConnectorSettings) -> Store:
+def _open(settings: ConnectorSettings, trace: Trace) -> Store:
     return open_store(
         settings.folder,
         memory_bytes=settings.memory_bytes,
@@ -124,4 +144,5 @@ def _open(settings: ConnectorSettings) -> Store:
         far=settings,
         ring=None if settings.key_file is None else read_key_file(settings.key_file),
         policy=settings.policy,
+        trace=trace,
     )

@@ -69,9 +69,11 @@ class Transfers:
         *,
         queue_bytes: int = 1 << 29,
         load_threads: int = 2,
+        handed: Fingerprint | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._store = store
+        self._handed = handed
         self._paged = paged
         self._fingerprint = fingerprint
         self._counts = counts
@@ -131,7 +133,10 @@ class Transfers:
     def _load(self, loading: _Loading) -> int:
         """Bring what comes; up to which token everything did, in whole blocks of the engine."""
         task = loading.task
-        found = self._store.match(self._fingerprint(task.adapter), EXACT, task.salt, task.token_ids)
+        exact = task.recipe == EXACT
+        fingerprint = self._fingerprint(task.adapter) if exact else self._handed
+        assert fingerprint is not None, "the planner names none"
+        found = self._store.match(fingerprint, task.recipe, task.salt, task.token_ids)
         with ExitStack() as opened:
             pieces, good = list[_Piece](), 0
             for hit in found.hits:
@@ -160,7 +165,8 @@ class Transfers:
                 return piece.start
             skip = max(task.start - piece.start, 0)
             stop = min(task.stop - piece.start, k.shape[0])
-            self._paged.write(layer, task.table, piece.start + skip, k[skip:stop], v[skip:stop])
+            write = self._paged.write if task.recipe == EXACT else self._paged.write_tokens
+            write(layer, task.table, piece.start + skip, k[skip:stop], v[skip:stop])
         return good
 
     def _tensor(self, data: memoryview) -> Tensor:

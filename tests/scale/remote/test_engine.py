@@ -112,9 +112,9 @@ def test_the_commands_take_a_server_s_address(url: str, tmp_path: Path) -> None:
     text.write_text("A ferry")
     ranked = run(tmp_path, "rerank", "ship", text, "--engine", url, "--json")
     assert [one["index"] for one in ranked.json["results"]] == [0]
-    refused = run(tmp_path, "rerank", "ship", text, "--engine", url, "--int8")
+    refused = run(tmp_path, "rerank", "ship", text, "--engine", url, "--quantization", "int8")
     assert refused.code == 2
-    assert "--int8 is for a model of this machine" in refused.err
+    assert "--quantization is for a model of this machine" in refused.err
 
 
 def test_a_wrong_address_or_model_is_one_sentence(url: str, engine: RemoteEngine) -> None:

@@ -74,6 +74,10 @@ class Vllm:
         counts: dict[str, int] = self.do("counts")
         return counts
 
+    def kill(self) -> None:
+        """End it in the middle of whatever it does."""
+        self._process.kill()
+
     def do(self, name: str, **options: Any) -> Any:
         """Any command. Raises VllmFailed with what vLLM raised."""
         assert self._process.stdin is not None
@@ -144,10 +148,13 @@ def vllm(
             engine = Vllm(process, replies)
             engine.do("start", **given)
             yield engine
-            with contextlib.suppress(VllmFailed):
+            with contextlib.suppress(VllmFailed, OSError):
                 engine.do("close")
         finally:
             process.kill()
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):  # what it did not read is lost with it
+                process.stdin.close()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from kdn.core import EXACT, BlockId, Prompt, Role, Segment, TokenIds
 from kdn.errors import EngineFailed
 from kdn.store import Block, EncodedBlock, block_ids, encode_block
 
-__all__ = ["Hits", "opened_with_tiers", "start_redis"]
+__all__ = ["Hits", "opened_with_tiers", "start_node", "start_redis"]
 
 NEW_TOKENS = 32
 _BYTES = 6 * 1024**3
@@ -47,7 +47,7 @@ def opened_with_tiers(
             folder=scratch / "store",
             disk_bytes=_BYTES,
             memory_bytes=_BYTES,
-            peer_url=_node(scratch, stack),
+            peer_url=start_node(scratch, stack),
             redis_url=redis_url,
             objects_url=f"file://{scratch / 'objects'}",
             far_timeout_s=30.0,
@@ -159,8 +159,10 @@ def start_redis(scratch: Path, stack: ExitStack, absent: dict[str, str]) -> str 
     return None
 
 
-def _node(scratch: Path, stack: ExitStack) -> str:
+def start_node(scratch: Path, stack: ExitStack) -> str:
+    """A node on a free port, open to all of this machine, that ends with `stack`; its URL."""
     command = [sys.executable, "-m", "kdn", "node", "--port", "0", "--json"]
+    command.append("--allow-unauthenticated")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("KDN_")}
     environment["KDN_STORE_MEMORY_BYTES"] = str(_BYTES)
     log = stack.enter_context((scratch / "node.log").open("w"))

@@ -23,19 +23,23 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from kdn.core import Fingerprint
 from kdn.errors import BadInput, KdnError
 from kdn.scale.counts import TransferCounts
-from kdn.scale.identity import Adapters
-from kdn.scale.paged import PagedKv
+from kdn.scale.identity import HANDED, Adapters, handoff_fingerprint
+from kdn.scale.paged import RUN_LAYOUT, PagedKv
 from kdn.scale.planner import PromptFacts, ScheduledRequest, StepPlan, TransferPlanner
 from kdn.scale.settings import SharedStores, read_settings
+from kdn.scale.startup import startup_warnings
 from kdn.scale.transfers import Transfers
 from kdn.scale.vllm.engine import (
     check_engine,
     check_version,
+    handed_shape,
     identify,
     installed_version,
     paged_shape,
+    scatter,
 )
 from kdn.scale.vllm.metrics import KdnConnectorStats, KdnVllmMetrics
 from kdn.store import Store
@@ -46,7 +50,7 @@ logger = logging.getLogger("vllm.kdn")
 
 IDLE_WAIT_S = 0.005
 """How long an engine without work waits for a load before it looks again."""
-HINTS = {"kdn_salt", "kdn_load", "kdn_save"}
+HINTS = {"kdn_salt", "kdn_load", "kdn_save", "kdn_handoff"}
 """What `kv_transfer_params` may hold for kdn."""
 HIT_SOURCES = {
     "memory": CacheHitSource.HOST,
@@ -67,7 +71,9 @@ class KdnStepMetadata(KVConnectorMetadata):  # type: ignore[misc]
 class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
     """vLLM's KV from and to kdn's store. vLLM makes one for its scheduler and one for each worker.
 
-    It has over twenty methods because vLLM's interface has.
+    It has 26 methods because vLLM's interface is one class for both sides: twelve are the scheduler's, nine
+    the worker's, three vLLM's statistics. Each hands over to `TransferPlanner` or `Transfers` in a
+    few lines; a class of ours for each side would only repeat the names.
     """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
@@ -79,23 +85,26 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
         check_engine(vllm_config, kv_cache_config, settings)
         self.counts = TransferCounts()
         self._settings = settings
-        self._identity = identify(vllm_config)
         self._spec = kv_cache_config.kv_cache_groups[0].kv_cache_spec
+        self._identity = identify(vllm_config, self._spec)
         self._adapters = Adapters()
         self.store: Store = STORES.enter(settings)
-        for name in self.store.stat().open_circuits:
-            logger.warning(
-                "kdn: the tier %s does not answer; it is asked again later, and what it holds is"
-                " computed meanwhile. Check its address.",
-                name,
-            )
         ranks = self._identity.tensor_ranks * self._identity.pipeline_ranks
+
+        def fingerprints(adapter: str | None) -> list[Fingerprint]:
+            return [self._identity.fingerprint(adapter, rank) for rank in range(ranks)]
+
+        if role is KVConnectorRole.SCHEDULER:  # once, not for each worker too
+            failures = STORES.failures(self.store)
+            for sentence in startup_warnings(self.store, failures, fingerprints(None)):
+                logger.warning("kdn: %s", sentence)
         self.planner = TransferPlanner(
             self.store,
             self._spec.block_size,
-            lambda adapter: [self._identity.fingerprint(adapter, rank) for rank in range(ranks)],
+            fingerprints,
             self.counts,
             settings.least_tokens,
+            self._handed(),
         )
         self.transfers: Transfers | None = None
         self._failed_blocks: set[int] = set()
@@ -178,6 +187,8 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
             adapter = self._adapter(request.lora_request)
             if adapter is None:
                 return None
+        if params.get("kdn_handoff"):
+            return self._handed_facts(request, adapter)
         return PromptFacts(
             request.request_id,
             request.num_prompt_tokens,
@@ -186,6 +197,31 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
             load=bool(params.get("kdn_load", True)) and not request.skip_reading_prefix_cache,
             save=bool(params.get("kdn_save", True)) and self._settings.save,
         )
+
+    def _handed_facts(self, request: Any, adapter: str | None) -> PromptFacts | None:
+        """Those of a request whose KV kdn's engine made for it; None when it could reach another one."""
+        if self.planner.handed is None or adapter is not None or not request.cache_salt:
+            logger.warning(
+                "kdn: request %s names KV that was handed over; that needs a cache_salt of its own (else"
+                " vLLM's cache would give it to others), no adapter, and one worker: it is computed",
+                request.request_id,
+            )
+            return None
+        return PromptFacts(
+            request.request_id,
+            request.num_prompt_tokens,
+            salt=request.cache_salt,
+            save=False,
+            recipe=HANDED,
+        )
+
+    def _handed(self) -> Fingerprint | None:
+        """Under which name KV is handed over to this engine; None when it lies on several workers."""
+        identity = self._identity
+        if identity.tensor_ranks * identity.pipeline_ranks > 1:
+            return None
+        shape = handed_shape(self._spec, self._kv_cache_config)
+        return handoff_fingerprint(identity.weights, RUN_LAYOUT, shape)
 
     def _adapter(self, lora: Any) -> str | None:
         try:
@@ -212,11 +248,12 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
         shape = paged_shape(self._spec, self._kv_cache_config.num_blocks)
         self.transfers = Transfers(
             self.store,
-            PagedKv(kv_caches, shape),
+            PagedKv(kv_caches, shape, scatter(self._spec)),
             lambda adapter: self._identity.fingerprint(adapter, rank),
             self.counts,
             queue_bytes=self._settings.save_queue_bytes,
             load_threads=self._settings.load_threads,
+            handed=self.planner.handed,
         )
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:

@@ -7,21 +7,26 @@ from typing import Any
 
 import vllm
 from huggingface_hub import snapshot_download
+from torch import Tensor
 from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import MLAAttentionSpec
 
+from kdn.core import KvShape
 from kdn.errors import BadConfig, BadInput
 from kdn.scale.identity import EngineIdentity, digest_config, digest_weights
-from kdn.scale.paged import RUN_LAYOUT, PagedShape
+from kdn.scale.paged import RUN_LAYOUT, PagedShape, Scatter
 from kdn.scale.settings import ConnectorSettings
 
 __all__ = [
     "VERSIONS",
     "check_engine",
     "check_version",
+    "handed_shape",
     "identify",
     "installed_version",
+    "packing",
     "paged_shape",
+    "scatter",
 ]
 
 VERSIONS = ("0.32",)
@@ -65,7 +70,7 @@ def check_engine(vllm_config: Any, kv_cache_config: Any, settings: ConnectorSett
         raise BadConfig("kdn's connector does not know context parallelism; set its sizes to 1")
 
 
-def identify(vllm_config: Any) -> EngineIdentity:
+def identify(vllm_config: Any, spec: Any) -> EngineIdentity:
     """What the KV of this engine depends on. Raises WeightsError without weight files."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     backend = vllm_config.attention_config.backend
@@ -78,7 +83,7 @@ def identify(vllm_config: Any) -> EngineIdentity:
         quantization=str(model.quantization),
         device=current_platform.device_type,
         attention="auto" if backend is None else backend.name,
-        layout=RUN_LAYOUT,
+        layout=f"{RUN_LAYOUT}{packing(spec)}",
         tensor_ranks=parallel.tensor_parallel_size,
         pipeline_ranks=parallel.pipeline_parallel_size,
     )
@@ -96,3 +101,46 @@ def paged_shape(spec: Any, num_blocks: int) -> PagedShape:
     if isinstance(spec, MLAAttentionSpec):
         return PagedShape(num_blocks, spec.block_size, 1, spec.head_size // 2)
     return PagedShape(num_blocks, spec.block_size, spec.num_kv_heads, spec.head_size)
+
+
+def handed_shape(spec: Any, kv_cache_config: Any) -> KvShape:
+    """What the KV of a token looks like here, before the tensors are there."""
+    (group,) = kv_cache_config.kv_cache_groups
+    one = paged_shape(spec, kv_cache_config.num_blocks)
+    dtype = str(spec.dtype).removeprefix("torch.")
+    return KvShape(len(group.layer_names), one.num_kv_heads, one.head_dim, dtype)
+
+
+def packing(spec: Any) -> str:
+    """How this machine's kernels pack a block, where they do: on a CPU by its instructions.
+
+    Two machines that share a store may differ in it, and would read one another's blocks as noise.
+    """
+    isa = _cpu_isa(spec)
+    return "" if isa is None else f";{isa}:{spec.block_size}"
+
+
+def scatter(spec: Any) -> Scatter | None:
+    """vLLM's own way to write tokens into a packed cache; None where the cache is plain."""
+    isa = _cpu_isa(spec)
+    if isa is None:
+        return None
+    from vllm import _custom_ops
+
+    def write(tensor: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        blocks, heads, tokens, _ = tensor.shape
+        # the halves of a block's memory, not of its rows, as vLLM's attention has it
+        keys, values = tensor.view(blocks, heads, 2 * tokens, -1).chunk(2, dim=2)
+        _custom_ops.cpu_attn_reshape_and_cache(
+            k.contiguous(), v.contiguous(), keys, values, slots, isa
+        )
+
+    return write
+
+
+def _cpu_isa(spec: Any) -> str | None:
+    if current_platform.device_type != "cpu":
+        return None
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+    return str(_get_attn_isa(spec.dtype, spec.block_size, spec.head_size))

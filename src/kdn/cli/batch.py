@@ -1,0 +1,181 @@
+"""kdn batch: tables through engines on Ray, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdn.cli.commands import Commands
+from kdn.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    QuantizationOption,
+)
+from kdn.cli.show import emit, progress_bar, say, tell
+from kdn.machine.text import read_text
+
+if TYPE_CHECKING:
+    from kdn.scale.ray import BatchJob, BatchSettings
+
+__all__ = ["app"]
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="Tables through many engines, on Ray.")
+_SHOWN_FAILURES = 10
+
+DataArgument = Annotated[
+    Path, typer.Argument(help="A .csv, .tsv, .jsonl or .parquet file.", exists=True, dir_okay=False)
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", help="A .parquet, .csv, .tsv or .jsonl file.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Write over a table that is there.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="A Ray cluster: auto, HOST:6379; this machine without it.")
+]
+ActorsOption = Annotated[int, typer.Option(min=1, help="Engines at the same time.")]
+CpusOption = Annotated[float, typer.Option(min=0.1, help="Processors of each.")]
+GpusOption = Annotated[float, typer.Option(min=0, help="GPUs of each.")]
+RowsOption = Annotated[int, typer.Option(min=1, help="Rows that an engine is given together.")]
+SaltOption = Annotated[str, typer.Option(help="Whose KV it is.")]
+
+
+@app.callback()
+def batch() -> None:
+    """Tables through many engines, on Ray; a row that fails keeps its error, a dead engine loses none."""
+
+
+@app.command()
+def prefill(
+    data: DataArgument,
+    *,
+    out: OutOption,
+    column: Annotated[str, typer.Option(help="The column of texts.")] = "text",
+    salt: SaltOption = "",
+    force: ForceOption = False,
+    address: AddressOption = None,
+    actors: ActorsOption = 1,
+    cpus: CpusOption = 1.0,
+    gpus: GpusOption = 0.0,
+    batch_rows: RowsOption = 64,
+    model: ModelOption = "smollm2-135m",
+    home: HomeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    quantization: QuantizationOption = "none",
+    as_json: JsonOption = False,
+) -> None:
+    """Compute and store the KV of a text of each row."""
+    from kdn.scale.ray import BatchSettings, PrefillBatch
+
+    settings = BatchSettings(
+        model, _home(home), device, dtype, quantization, address, actors, cpus, gpus, batch_rows
+    )
+    _run(data, out, PrefillBatch(column, salt), settings, force=force, as_json=as_json)
+
+
+@app.command()
+def label(
+    data: DataArgument,
+    *,
+    out: OutOption,
+    template: Annotated[
+        str,
+        typer.Option(
+            "--template", "-t", help="The question, with {column} places; @FILE reads it."
+        ),
+    ],
+    choices: Annotated[str, typer.Option("--choices", "-c", help="Answers, e.g. yes,no.")],
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="No label below it.")] = 0.0,
+    salt: SaltOption = "",
+    force: ForceOption = False,
+    address: AddressOption = None,
+    actors: ActorsOption = 1,
+    cpus: CpusOption = 1.0,
+    gpus: GpusOption = 0.0,
+    batch_rows: RowsOption = 64,
+    model: ModelOption = "smollm2-135m",
+    home: HomeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    quantization: QuantizationOption = "none",
+    as_json: JsonOption = False,
+) -> None:
+    """Label each row with one of a few choices."""
+    from kdn.scale.ray import BatchSettings, LabelBatch
+
+    asked = read_text(Path(template[1:])) if template.startswith("@") else template
+    words = tuple(word.strip() for word in choices.split(",") if word.strip())
+    settings = BatchSettings(
+        model, _home(home), device, dtype, quantization, address, actors, cpus, gpus, batch_rows
+    )
+    job = LabelBatch(asked, words, threshold, salt)
+    _run(data, out, job, settings, force=force, as_json=as_json)
+
+
+@app.command()
+def rerank(
+    data: DataArgument,
+    *,
+    out: OutOption,
+    query: Annotated[str, typer.Option(help="The column of queries.")] = "query",
+    document: Annotated[str, typer.Option(help="The column of documents.")] = "document",
+    layout: Annotated[str, typer.Option(help="document-first or query-first.")] = "document-first",
+    template: Annotated[str | None, typer.Option(help="A published reranker's name.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What to ask about each text.")] = None,
+    salt: SaltOption = "",
+    force: ForceOption = False,
+    address: AddressOption = None,
+    actors: ActorsOption = 1,
+    cpus: CpusOption = 1.0,
+    gpus: GpusOption = 0.0,
+    batch_rows: RowsOption = 64,
+    model: ModelOption = "smollm2-135m",
+    home: HomeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    quantization: QuantizationOption = "none",
+    as_json: JsonOption = False,
+) -> None:
+    """Score each row's document by its query."""
+    from kdn.scale.ray import BatchSettings, RerankBatch
+
+    settings = BatchSettings(
+        model, _home(home), device, dtype, quantization, address, actors, cpus, gpus, batch_rows
+    )
+    job = RerankBatch(query, document, layout, template, instruction, salt)
+    _run(data, out, job, settings, force=force, as_json=as_json)
+
+
+def _home(home: Path | None) -> str | None:
+    return None if home is None else str(home.expanduser().absolute())
+
+
+def _run(
+    data: Path, out: Path, job: BatchJob, settings: BatchSettings, *, force: bool, as_json: bool
+) -> None:
+    from kdn.rank import check_out, read_rows, write_rows
+    from kdn.scale.ray import run_batch
+
+    check_out(out, data, force=force)
+    rows, started = read_rows(data), perf_counter()
+    with progress_bar() as bar:
+        task = bar.add_task(f"{len(rows)} rows", total=len(rows))
+        found = run_batch(rows, job, settings, lambda done: bar.update(task, completed=done))
+    seconds = perf_counter() - started
+    write_rows(out, found.rows, found.columns)
+    if as_json:
+        failed = [{"row": number, "reason": why} for number, why in found.failed.items()]
+        emit({"out": out, "rows": len(rows), "failed": failed, "seconds": seconds})
+        return
+    tell(
+        f"{out}: {len(rows)} rows, {len(found.failed)} failed; {len(rows) / seconds:.1f} rows/s"
+        f" with {settings.actors} engines"
+    )
+    for number, why in list(found.failed.items())[:_SHOWN_FAILURES]:
+        say(f"row {number} failed: {why}")

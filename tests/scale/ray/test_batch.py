@@ -1,0 +1,127 @@
+"""Batches on a real Ray of this machine, with a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import kdn
+from kdn.errors import BadInput
+from kdn.rank import read_rows
+from tests.cli.program import kdn as run
+
+pytest.importorskip("ray", reason="Ray is not installed (pip install 'kdn[ray]')")
+
+from kdn.scale.ray import BatchSettings, LabelBatch, PrefillBatch, RerankBatch, run_batch
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore"),  # what Ray and pandas warn of is theirs
+]
+TEMPLATE = "Is it about a ship?\n{text}"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model(max_position_embeddings=1024)
+
+
+def rows(count: int) -> list[dict[str, str]]:
+    return [{"text": f"Line {number} of the ferry's log"} for number in range(count)]
+
+
+def actor_processes() -> list[int]:
+    """The processes of actors that hold an engine, on this machine."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            name = (folder / "cmdline").read_bytes() if folder.name.isdecimal() else b""
+        except OSError:
+            continue
+        if name.startswith(b"ray::") and b"Map" in name:
+            found.append(int(folder.name))
+    return found
+
+
+def test_a_killed_actor_loses_no_row_and_repeats_none(model: Path, tmp_path: Path) -> None:
+    table = rows(120)
+    job = LabelBatch(TEMPLATE, ("Yes", "No"))
+    settings = BatchSettings(str(model), str(tmp_path), dtype="float32", batch_rows=5)
+    killed: list[int] = []
+
+    def kill_once(done: int) -> None:
+        if not killed:
+            killed.extend(actor_processes()[:1])
+            assert killed, "no actor is found to be killed"
+            os.kill(killed[0], signal.SIGKILL)
+
+    found = run_batch(table, job, settings, kill_once)
+    assert killed
+    assert found.failed == {}
+    assert [row["text"] for row in found.rows] == [row["text"] for row in table]
+    with kdn.open(model, home=tmp_path / "own", dtype="float32") as own:
+        expected = own.label(table, TEMPLATE, ("Yes", "No"))
+    assert [row["label"] for row in found.rows] == [one.label for one in expected.labelled]
+    for row, one in zip(found.rows, expected.labelled, strict=True):
+        assert (row["p_Yes"], row["p_No"]) == pytest.approx(one.probabilities, rel=1e-4)
+
+
+def test_the_command_keeps_errors_beside_their_rows(model: Path, tmp_path: Path) -> None:
+    """Two engines share one store; a text that is too long and an empty one fail alone."""
+    data, out = tmp_path / "rows.jsonl", tmp_path / "out.parquet"
+    texts = [f"Harbour {number}. " * 20 for number in range(8)] + ["x" * 4000, ""]
+    data.write_text("".join(json.dumps({"text": text, "error": "theirs"}) + "\n" for text in texts))
+    options = ("--model", model, "--actors", "2", "--cpus", "0.5", "--batch-rows", "3")
+    done = run(tmp_path, "batch", "prefill", data, "-o", out, *options, "--json")
+    assert done.code == 0, done.err
+    assert [one["row"] for one in done.json["failed"]] == [9, 10]
+    assert "context" in done.json["failed"][0]["reason"]
+    written = read_rows(out)
+    assert [row["text"] for row in written] == texts
+    assert {row["error"] for row in written} == {"theirs"}
+    assert [bool(row["kdn_error"]) for row in written] == 8 * [False] + [True, True]
+    with kdn.open(model, home=tmp_path) as own:
+        match, num_tokens = own.lookup(texts[0])
+    assert match.num_tokens == num_tokens
+
+
+def test_rows_are_scored_as_by_a_ranking(model: Path, tmp_path: Path) -> None:
+    table = [
+        {"query": query, "document": document}
+        for query in ("ships", "bread")
+        for document in ("A ferry leaves.", "A loaf.", "")
+    ]
+    settings = BatchSettings(str(model), str(tmp_path), dtype="float32")
+    found = run_batch(table, RerankBatch(), settings)
+    assert found.columns == ("query", "document", "score", "log_odds", "error")
+    with kdn.open(model, home=tmp_path / "own", dtype="float32") as own:
+        ranked = {
+            one.index: one.score for one in own.rerank("bread", ["A ferry leaves.", "A loaf."])
+        }
+    assert [row["score"] for row in found.rows[3:5]] == pytest.approx(
+        [ranked[0], ranked[1]], rel=1e-4
+    )
+    assert (found.rows[5]["score"], found.rows[5]["log_odds"]) == (0.0, None)
+
+
+def test_what_cannot_be_run_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no column is called 'title'; the columns are text"):
+        run_batch(rows(1), PrefillBatch("title"), BatchSettings())
+    with pytest.raises(BadInput, match="1 choices; a question needs two"):
+        run_batch(rows(1), LabelBatch("{text}", ("a",)), BatchSettings())
+    with pytest.raises(BadInput, match="needs an actor, a row"):
+        BatchSettings(actors=0)
+    data = tmp_path / "rows.csv"
+    data.write_text("text\na\n")
+    done = run(
+        *(tmp_path, "batch", "prefill", data, "-o", tmp_path / "out.csv"),
+        *("--address", "127.0.0.1:9"),
+    )
+    assert done.code == 2
+    assert "no Ray answers at '127.0.0.1:9'" in done.err

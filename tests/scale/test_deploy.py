@@ -1,0 +1,209 @@
+"""What is deployed is what the programs take: images, compose file, Helm chart and unit are parsed."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from kdn.cli import app
+from kdn.scale.settings import read_settings
+
+yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+CHART = DEPLOY / "helm" / "kdn"
+_TAG = re.compile(
+    r"[ \t]*\{\{- (if|range) ([^}]+) \}\}\n|[ \t]*\{\{- (end) \}\}\n|\{\{ ([^}]+) \}\}"
+)
+
+
+def rendered(text: str, values: Mapping[str, Any]) -> str:
+    """A template of the chart as Helm writes it: places, `if` and `range`, and no more of Go's language."""
+    parts, at = list[Any](), 0
+    for found in _TAG.finditer(text):
+        parts += [text[at : found.start()], found]
+        at = found.end()
+    lines, rest = _fill([*parts, text[at:]], values, values)
+    assert not rest
+    return lines
+
+
+def _fill(parts: list[Any], values: Mapping[str, Any], dot: Any) -> tuple[str, list[Any]]:
+    """Up to the end of a block, and what follows it."""
+    said = ""
+    while parts:
+        part = parts.pop(0)
+        if isinstance(part, str):
+            said += part
+        elif part[4]:
+            said += _value(part[4], values, dot)
+        elif part[3]:
+            return said, parts
+        else:
+            items = _find(part[2], values, dot)
+            turns = items if part[1] == "range" else [dot] * bool(items)
+            inner = [_fill(list(parts), values, item) for item in turns]
+            said += "".join(text for text, _ in inner)
+            parts = inner[0][1] if inner else _fill(list(parts), values, dot)[1]
+    return said, parts
+
+
+def _value(words: str, values: Mapping[str, Any], dot: Any) -> str:
+    name, *functions = words.split(" | ")
+    if name.startswith("div "):
+        _, first, second = name.split()
+        return str(_find(first, values, dot) // int(second))
+    found = _find(name, values, dot)
+    for function in functions:
+        assert function in ("quote", "toJson", "int64")
+        found = int(found) if function == "int64" else json.dumps(found)
+    return str(found)
+
+
+def _find(name: str, values: Mapping[str, Any], dot: Any) -> Any:
+    found = dot if name == "." else values
+    for word in name.removeprefix("$").split(".")[1:] if name != "." else ():
+        found = found[word]
+    return found
+
+
+def manifests(**changes: Any) -> Iterator[dict[str, Any]]:
+    given = yaml.safe_load((CHART / "values.yaml").read_text()) | changes
+    values = {"Values": given, "Release": {"Name": "shop"}}
+    for template in sorted((CHART / "templates").glob("*.yaml")):
+        yield from yaml.safe_load_all(rendered(template.read_text(), values))
+
+
+def refuse_unknown(command: Sequence[str]) -> None:
+    """Assert that `kdn` has this command, and that every option of it is one."""
+    name, *arguments = command
+    known: Any = get_command(app)
+    options = {option for one in known.commands[name].params for option in one.opts}
+    for argument in arguments:
+        if argument.startswith("--"):
+            assert argument.partition("=")[0] in options, argument
+
+
+def connector_of(text: str) -> Mapping[str, Any]:
+    """The transfer configuration, which our settings must take."""
+    found: dict[str, Any] = json.loads(text)
+    assert (found["kv_connector"], found["kv_load_failure_policy"]) == ("KdnConnector", "recompute")
+    read_settings(found["kv_connector_extra_config"])
+    return found
+
+
+def test_the_image_runs_commands_that_exist() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    refuse_unknown(json.loads(re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)[0]))
+    assert len(re.findall(r"^HEALTHCHECK", text, re.MULTILINE)) == 2
+    root = DEPLOY.parent
+    for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
+        for source in line.split():
+            assert (root / source).exists(), source
+    extras = re.search(r"kdn\[([a-z,0-9]+)\]", text)
+    assert extras is not None
+    told = (root / "pyproject.toml").read_text()
+    assert all(re.search(rf"^{extra} = ", told, re.MULTILINE) for extra in extras[1].split(","))
+
+
+def test_the_compose_file_starts_what_it_depends_on() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    assert list(services) == ["redis", "node", "vllm", "router"]
+    for name in ("node", "router"):
+        refuse_unknown(services[name]["command"])
+    text = services["vllm"]["command"][-1].replace("${KDN_STORE_KEY:?a key for the store}", "k")
+    told = connector_of(text)["kv_connector_extra_config"]
+    assert told["peer_url"].endswith(f"node:{services['node']['command'][4]}")
+    for service in services.values():
+        for other in service.get("depends_on", {}):
+            assert other in services
+
+
+def test_the_compose_file_is_one_that_docker_takes() -> None:
+    if shutil.which("docker") is None:
+        pytest.skip("docker is not installed")
+    command = ["docker", "compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"]
+    keys = {
+        "KDN_STORE_KEY": "a",
+        "KDN_API_KEY": "b",
+        "MODEL": "m",
+        "PATH": "/usr/bin:/usr/local/bin",
+    }
+    done = subprocess.run(command, env=keys, capture_output=True, text=True, check=False)
+    if "unknown" in done.stderr or "is not a docker command" in done.stderr:
+        pytest.skip("docker compose is not installed")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_pod_of_the_chart_is_asked_how_it_is() -> None:
+    found = list(manifests())
+    kinds = [(one["kind"], one["metadata"]["name"]) for one in found]
+    assert kinds == [
+        ("Service", "shop-node"),
+        ("StatefulSet", "shop-node"),
+        ("Service", "shop-router"),
+        ("Deployment", "shop-router"),
+        ("Service", "shop-vllm"),
+        ("StatefulSet", "shop-vllm"),
+    ]
+    for service, workload in zip(found[::2], found[1::2], strict=True):
+        pod = workload["spec"]["template"]
+        assert service["spec"]["selector"] == pod["metadata"]["labels"]
+        (container,) = pod["spec"]["containers"]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert service["spec"]["ports"][0]["port"] == ports["http"]
+        assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+        assert container["livenessProbe"]["periodSeconds"] == 10
+        assert container["resources"]["requests"]
+
+
+def test_the_chart_s_programs_take_their_arguments() -> None:
+    pods = {
+        one["metadata"]["name"]: one["spec"]["template"]["spec"]["containers"][0]
+        for one in manifests()
+        if one["kind"] != "Service"
+    }
+    refuse_unknown(pods["shop-node"]["args"])
+    refuse_unknown(pods["shop-router"]["args"])
+    servers = [one for one in pods["shop-router"]["args"] if one.startswith("--server=")]
+    assert servers == [f"--server=http://shop-vllm-{n}.shop-vllm:8000" for n in (0, 1)]
+    told = connector_of(pods["shop-vllm"]["args"][-1].partition("=")[2])
+    assert told["kv_connector_extra_config"]["peer_url"] == "http://shop-node:8100"
+    assert pods["shop-vllm"]["startupProbe"]["failureThreshold"] == 60
+
+
+def test_a_storage_class_is_left_to_the_cluster_unless_named() -> None:
+    given = yaml.safe_load((CHART / "values.yaml").read_text())["node"]
+
+    def claim(node: Mapping[str, Any]) -> dict[str, Any]:
+        (workload,) = (
+            one
+            for one in manifests(node=node)
+            if (one["kind"], one["metadata"]["name"]) == ("StatefulSet", "shop-node")
+        )
+        found: dict[str, Any] = workload["spec"]["volumeClaimTemplates"][0]["spec"]
+        return found
+
+    assert "storageClassName" not in claim(given)
+    assert claim(given | {"storageClass": "fast"})["storageClassName"] == "fast"
+    assert claim(given)["resources"]["requests"]["storage"] == "200Gi"
+
+
+def test_the_unit_starts_a_command_that_exists() -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string((DEPLOY / "kdn-node.service").read_text())
+    program, *command = shlex.split(unit["Service"]["ExecStart"])
+    assert Path(program).name == "kdn"
+    refuse_unknown(command)
+    assert unit["Service"]["Restart"] == "on-failure"
