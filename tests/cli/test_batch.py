@@ -23,7 +23,7 @@ def data(tmp_path: Path) -> Path:
         (("label", "-t", "{text}?", "-c", "yes"), "1 choices; a question needs two or more"),
         (("label", "-t", "{body}?", "-c", "yes,no"), "the template asks for 'body'"),
         (("rerank",), "no column is called 'query'; the columns are text"),
-        (("prefill", "--actors", "0"), "is not in the range x>=1"),
+        (("prefill", "--actors", "0"), "greater than or equal to 1"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(

@@ -36,7 +36,7 @@ class HandedPrompt:
 
     token_ids: TokenIds
     salt: str
-    """The request's `cache_salt`. Whoever knows it can load the prompt's KV."""
+    """The request's `cache_salt`. Every request that names it can load the prompt's KV."""
     num_exact: int
     num_blended: int
     """Tokens whose KV was taken from documents that stood elsewhere."""
