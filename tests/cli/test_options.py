@@ -83,3 +83,20 @@ def test_the_earlier_spelling_of_a_quantization_is_taken(tmp_path: Path) -> None
         assert done.code == 2
         assert "nobody" in done.err
         assert "No such option" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--method", "extract", "--stress", "red"), "which steering says already"),
+        (("--auto", "--rerank", "5"), "which --rerank says already"),
+        (("--deadline-ms", "9", "--steer", "look"), "which steering says already"),
+        (("--quality", "best", "--no-auto"), "which --no-auto says already"),
+    ],
+)
+def test_no_option_of_ask_is_passed_over(
+    options: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
+    done = kdn(tmp_path, "ask", "Why?", *options)
+    assert (done.code, done.out) == (2, "")
+    assert says in done.err

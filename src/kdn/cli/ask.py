@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,7 +123,12 @@ def ask(
     """Answer a question from the ingested documents, and show where the answer stands."""
     question = sys.stdin.read() if question == "-" else question
     given = max_parts is not None and method is None
-    steered = steer is not None or stress or mute or steer_report
+    steered = bool(steer is not None or stress or mute or steer_report)
+    chosen = auto or method is not None or deadline_ms is not None or quality != "balanced"
+    _refuse_beside(
+        {"--auto, --method, --quality and --deadline-ms": bool(chosen)},
+        {"--rerank": rerank > 0, "steering": steered, "--no-auto": auto is False},
+    )
     choosing = auto if auto is not None else not (given or fast or rerank or steered)
     show = None if as_json else write_piece
     with ModelChoice(model, home, device, dtype, quantization).open() as kdn:
@@ -146,6 +151,16 @@ def ask(
         _show(question, answer, as_json=as_json, explain=explain)
         if fast:
             kdn.catch_up()
+
+
+def _refuse_beside(automatic: Mapping[str, bool], others: Mapping[str, bool]) -> None:
+    """Raises BadInput where an option would not be heeded, since another one says how to answer."""
+    for name, is_given in automatic.items():
+        clash = next((one for one, is_other in others.items() if is_other), None)
+        if is_given and clash is not None:
+            raise BadInput(
+                f"{name} let kdn choose how to answer, which {clash} says already: leave one out"
+            )
 
 
 def _steering(word: str | None, stress: list[str] | None, mute: list[str] | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -114,7 +115,8 @@ def _validation_fault(error: RequestValidationError) -> Fault:
         why = first.get("ctx", {})
         detail = why.get("error", "") if isinstance(why, Mapping) else ""
         return Fault(400, f"the body is not valid JSON: {detail}", _type_of(400))
-    message = f"{where}: {first.get('msg')}" if where else f"{first.get('msg')}"
+    said = _PLAIN.get(str(first.get("type")), f"{first.get('msg')}")
+    message = f"{where}: {said}" if where else said
     return Fault(400, message, _type_of(400), where or None, "invalid_value")
 
 
@@ -126,6 +128,13 @@ def _vagueness(error: Mapping[str, object]) -> tuple[bool, int]:
     return str(error.get("type")).endswith("_type"), -depth
 
 
+_PLAIN = {
+    "extra_forbidden": "unknown here; leave it out",
+    "none_required": "not supported by kdn; leave it out",
+}
+"""What Pydantic says of these in words of its own."""
+
+
 def _path(location: object) -> str:
     """`("body", "messages", 0, "content", "str")` as `messages[0].content`."""
     parts = list(location)[1:] if isinstance(location, Sequence) else []
@@ -133,11 +142,13 @@ def _path(location: object) -> str:
     for part in parts:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part not in _UNION_BRANCHES and "[" not in str(part):
+        elif part not in _UNION_BRANCHES and not _INNER.search(str(part)):
             path += f".{part}" if path else str(part)
     return path
 
 
+_INNER = re.compile(r"[\[-]")
+"""Branches that Pydantic names itself, as `list[str]` and `constrained-float`."""
 _UNION_BRANCHES = frozenset(
     {"str", "int", "float", "bool", "ContentPart", "DocumentBody", "RankedBody"}
 )

@@ -102,6 +102,12 @@ def test_what_cannot_be_steered_is_refused_in_one_sentence(spans: object, says: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_text_that_is_nowhere_names_no_document() -> None:
+    """A prompt that was cut to its last tokens has no places left."""
+    with pytest.raises(BadInput, match="'key' is not in any document or message"):
+        steer_of([{"text": "key", "weight": 3}], ())
+
+
 def test_sentences_end_at_marks_and_lines_and_short_ones_go_on() -> None:
     text = "Mr. Ames lives in the old house. He sings!\nA line without a mark\n\nThe end of it is near."
     assert [text[a:b] for a, b in sentence_spans(text)] == [

@@ -136,6 +136,7 @@ def test_a_steered_answer_is_the_same_over_fresh_and_over_stored_kv(desk: Desk) 
     assert stored == pytest.approx(fresh, abs=1e-4)
     assert again == pytest.approx(fresh, abs=1e-4)
     assert (first.exact, second.exact, third.exact) == (0, 429, 429)
+    assert (sum(second.tiers.values()), sum(third.tiers.values())) == (429, 429)
 
 
 def test_what_steering_computes_is_not_stored_and_the_rest_is(desk: Desk) -> None:
@@ -231,12 +232,17 @@ def test_the_first_tokens_of_a_source() -> None:
     assert source.closed == 1
 
 
-def test_lossy_kv_that_reaches_into_the_question_is_cut_like_any_other(desk: Desk) -> None:
+@pytest.mark.parametrize("kind", ["exact", "lossy", "shared"])
+def test_kv_that_reaches_into_the_question_is_cut_whatever_it_is(desk: Desk, kind: str) -> None:
+    """331 tokens, 11 of them of the question: the last tier loses them."""
     prompt = Prompt((PRELUDE, ONE, ASK))
     source = HeldSource(torch.zeros(4, 2, 331, 1, 2))
     plan = Plan(prompt.token_ids, prefix=source, keep=RetainedPrefix(332))
+    given = Planned(plan, tiers={"memory": 300, "disk": 31})
     request = Request("1", prompt, techniques=(Steer(((30, 2.0),)),))
-    found = desk.steer.refine(request, Planned(plan, lossy=331))
-    assert (found.plan.num_prefix, found.lossy, found.exact) == (320, 320, 0)
+    found = desk.steer.refine(request, replace(given, **{kind: 331}))
+    assert (found.plan.num_prefix, getattr(found, kind)) == (320, 320)
+    assert found.exact + found.lossy + found.shared == 320
+    assert found.tiers == {"memory": 300, "disk": 20}
     assert found.plan.keep == RetainedPrefix(320)
     assert found.plan.scale_from == 320

@@ -13,6 +13,7 @@ import pytest
 import kdn
 from kdn.config import Config, EngineConfig, StoreConfig
 from kdn.core import Finish, Request, Retention, Sampling, Usage
+from kdn.reuse.steer import Steer
 from kdn.reuse.why import Explanation, MissReason
 from tests.engine.test_company import write_adapter
 
@@ -38,6 +39,8 @@ class Turn:
     salt: str = ""
     adapter: str | None = None
     reuse: bool = True
+    steer: Steer | None = None
+    prompt_logprobs: int | None = None
 
     def request(self, k: kdn.Kdn) -> Request:
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -46,10 +49,11 @@ class Turn:
         made = k.prompts.request(
             messages,
             self.documents,
-            sampling=Sampling(max_tokens=3, ignore_eos=True),
+            sampling=Sampling(max_tokens=3, ignore_eos=True, prompt_logprobs=self.prompt_logprobs),
             salt=self.salt,
             adapter=self.adapter,
         )
+        made = made if self.steer is None else made.using(self.steer)
         return replace(made, retention=Retention.ALL, reuse=self.reuse)
 
 
@@ -203,6 +207,12 @@ CASES = {
     ),
     "the same again": Case((Turn(),), Turn(), MissReason.ALL_REUSED),
     "reuse was turned off": Case((Turn(),), Turn(reuse=False), MissReason.REUSE_OFF),
+    "the question is steered": Case(
+        (Turn(),), Turn(steer=Steer(((12, 3.0),))), MissReason.STEERED
+    ),
+    "the prompt's log-probabilities are wanted, and an adapter has the same text": Case(
+        (Turn(), Turn(adapter="terse")), Turn(prompt_logprobs=1), MissReason.PROMPT_LOGPROBS
+    ),
 }  # fmt: skip
 
 

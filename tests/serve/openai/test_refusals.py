@@ -238,3 +238,20 @@ def test_a_taken_port_and_an_open_interface_are_refused_before_anything_runs() -
     assert ServeSettings(host="0.0.0.0", allow_unauthenticated=True).loopback is False
     with pytest.raises(BadConfig, match="cannot listen"):
         listen(ServeSettings(host="192.0.2.1", api_keys=("k",)))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"ratio": 0.5}, "ratio is of blending"),
+        ({"ratio": 0.5, "reuse": "exact"}, "ratio is of blending"),
+        ({"share": "best", "reuse": False}, "leave one out"),
+        ({"reuses": True}, r"kdn\.reuses: unknown here; leave it out"),
+        ({"reuse": "blend", "ratio": 2}, r"'kdn\.ratio: Input should be less"),
+    ],
+)
+def test_an_option_that_would_not_be_heeded_is_refused(
+    server: Running, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=says):
+        server.openai.completions.create(model="scripted", prompt="x", extra_body={"kdn": options})

@@ -121,7 +121,7 @@ def _span(given: object) -> MarkedSpan:
 def _runs(span: MarkedSpan, places: Sequence[PlacedText]) -> Iterator[tuple[PlacedText, int, int]]:
     """Every place of the span: a text, and its characters there."""
     within = [place for place in places if _is_of(span, place)]
-    if not within:
+    if not within and span.document is not None:
         names = [repr(p.name or p.document) for p in places if p.document is not None]
         there = f"there are {', '.join(names[:8])}" if names else "there is no document"
         raise BadInput(f"{span.named} names a document that is not here; {there}")

@@ -170,6 +170,25 @@ def _reused_before(planned: Planned, since: int) -> Planned:
     if plan.prefix is None or plan.num_prefix <= since:
         return planned
     spare = plan.num_prefix - since
-    plan = replace(plan, prefix=LeadingTokens(plan.prefix, since))
-    exact, lossy = max(planned.exact - spare, 0), max(planned.lossy - spare, 0)
-    return replace(planned, plan=plan, exact=exact, lossy=lossy)
+    left = _without(
+        {"shared": planned.shared, "lossy": planned.lossy, "exact": planned.exact}, spare
+    )
+    tiers = _without(planned.tiers, spare)
+    return replace(
+        planned,
+        plan=replace(plan, prefix=LeadingTokens(plan.prefix, since)),
+        exact=left["exact"],
+        lossy=left["lossy"],
+        shared=left["shared"],
+        tiers={name: tokens for name, tokens in tiers.items() if tokens},
+    )
+
+
+def _without(counts: Mapping[str, int], spare: int) -> dict[str, int]:
+    """Counts of tokens, with so many taken off the last ones."""
+    left = dict(counts)
+    for name in reversed(left):
+        taken = min(left[name], spare)
+        left[name] -= taken
+        spare -= taken
+    return left

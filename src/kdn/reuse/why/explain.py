@@ -1,5 +1,6 @@
 """Explains one request: the place, the nearest stored prompt, the reason.
 
+turned off, or steered?    ──> the request itself says so
 reused fewer than stored?  ──> not worth loading, or the load failed
 stored once, and left?     ──> evicted
 stored for somebody else?  ──> adapter, salt, dtype, weights, lossy
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from kdn.core import PUBLIC_SALT, Fingerprint, Request, Role, TokenIds, Usage
 from kdn.errors import KdnError
 from kdn.reuse.prefix import LossRule
+from kdn.reuse.steer import Steer, steered_from
 from kdn.reuse.why.branches import StoredBranch, agreement, most_similar, stored_branches
 from kdn.reuse.why.reasons import Explanation, MissReason
 from kdn.reuse.why.texts import Parting, judge
@@ -84,7 +86,8 @@ class Explainer:
         fingerprint = self._fingerprints()[request.adapter]
         token_ids = request.prompt.token_ids[:-1]
         stored = self._longest(self._own_families(request, fingerprint), token_ids)
-        usage = Usage(request.prompt.num_tokens, 0, exact=stored, stored=stored)
+        exact = min(stored, _most_reused(request))
+        usage = Usage(request.prompt.num_tokens, 0, exact=exact, stored=stored)
         return self.explain(request, usage, sees=sees)
 
     def explain(
@@ -121,7 +124,11 @@ class Explainer:
         """What is known without a look at the store."""
         if not asked.request.reuse:
             return MissReason.REUSE_OFF
+        if asked.request.sampling.prompt_logprobs is not None:
+            return MissReason.PROMPT_LOGPROBS
         left_out = asked.stored - asked.reused
+        if left_out and asked.request.option(Steer) and asked.reused == _most_reused(asked.request):
+            return MissReason.STEERED
         if asked.declined:
             return MissReason.LOAD_NOT_WORTH_IT
         if 0 < left_out < self._block_tokens:
@@ -281,3 +288,13 @@ class Explainer:
             ).num_tokens
             for recipe in recipes
         )
+
+
+def _most_reused(request: Request) -> int:
+    """How many of the prompt's first tokens the request would take from a store that has all of them."""
+    if request.sampling.prompt_logprobs is not None:
+        return 0
+    steer = request.option(Steer)
+    if steer is not None:
+        return steered_from(request.prompt, steer.factors)
+    return request.prompt.num_tokens

@@ -15,6 +15,8 @@ class MissReason(StrEnum):
 
     ALL_REUSED = "all_reused"
     REUSE_OFF = "reuse_off"
+    STEERED = "steered"
+    PROMPT_LOGPROBS = "prompt_logprobs"
     NOTHING_STORED = "nothing_stored"
     NEW_TEXT = "new_text"
     NEW_QUESTION = "new_question"
@@ -45,6 +47,8 @@ class MissReason(StrEnum):
 SENTENCES: dict[MissReason, str] = {
     MissReason.ALL_REUSED: "everything but the last token came from the store",
     MissReason.REUSE_OFF: "the request asked that nothing stored be used",
+    MissReason.STEERED: "the request is steered from here on, and such tokens are always computed",
+    MissReason.PROMPT_LOGPROBS: "the prompt's log-probabilities were asked for: all of it is computed",
     MissReason.NOTHING_STORED: "no stored prompt of this model and tenant begins in this way",
     MissReason.NEW_TEXT: "everything stored that begins so was used; what follows is new",
     MissReason.NEW_QUESTION: "another question or message stands here, as is to be expected",

@@ -34,6 +34,12 @@ def text_techniques(options: KdnOptions) -> tuple[object, ...]:
 
 
 def _reuse(options: KdnOptions) -> tuple[object, ...]:
+    if options.ratio != "auto" and options.reuse != "blend":
+        raise Refused('ratio is of blending: say "reuse": "blend" too', param="kdn.ratio")
+    if options.share is not None and options.reuse is False:
+        raise Refused(
+            "share asks for stored KV and reuse refuses it: leave one out", param="kdn.share"
+        )
     techniques: list[object] = []
     if options.max_kl is not None or options.load_within_s is not None:
         techniques.append(Prefix(options.max_kl, options.load_within_s))

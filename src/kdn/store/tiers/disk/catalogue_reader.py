@@ -65,7 +65,7 @@ def catalogue_errors(path: Path) -> Iterator[None]:
         if kind in _UNUSABLE or isinstance(error, sqlite3.ProgrammingError):
             raise StoreError(
                 f"the catalogue {path} cannot be used ({error}): check that its folder can be"
-                " written and that no other program holds it"
+                " written, that its disk has space left, and that no other program holds it"
             ) from error
         raise CatalogueDamaged(
             f"the catalogue {path} is damaged ({error}): stop every kdn on this store and"
