@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,34 @@ def test_what_cannot_be_asked_is_refused_in_one_sentence(tmp_path: Path) -> None
     assert why().exit_code == 2
     assert why(str(file), "--request", "x").exit_code == 2
     assert why("--request", "x", "--url", "http://127.0.0.1:9").exit_code == 1
-    assert why("--request", "x", "--url", "ftp://here").exit_code == 2
+    for address in ("ftp://here", "here", "http://127.0.0.1:port", "http://[half", "http://:80"):
+        assert why("--request", "x", "--url", address).exit_code == 2
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """A server of somebody else: pages for people at every address, fewer at /v1/kdn/requests/404."""
+
+    def do_GET(self) -> None:
+        self.send_response(404 if self.path.endswith("404") else 200)
+        self.end_headers()
+        self.wfile.write(b"<html>welcome</html>")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is logged."""
+
+
+def test_a_server_of_another_kind_is_told_in_one_sentence() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stranger)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        for request in ("404", "some"):
+            assert why("--request", request, "--url", url).exit_code == 2
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_every_reason_has_its_sentence_and_its_advice() -> None:

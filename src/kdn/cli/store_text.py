@@ -176,26 +176,19 @@ def _as_shown(found: Any) -> dict[str, Any]:
 
 
 def _why_of_request(url: str, request: str, api_key: str | None) -> dict[str, Any]:
-    """What a running server says of one of its last requests. Raises BadInput, StoreError."""
-    import json
-    from urllib.error import HTTPError, URLError
-    from urllib.parse import quote, urlsplit
-    from urllib.request import Request, urlopen
+    """What a running server says of one of its last requests. Raises BadInput, BadConfig, Unreachable."""
+    from urllib.parse import quote
 
-    from kdn.errors import BadInput, Unreachable
+    from kdn.errors import BadInput
+    from kdn.scale.remote.client import JsonClient
 
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise BadInput(f"--url is {url!r}; write http://HOST:PORT")
-    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-    asked = Request(f"{url.rstrip('/')}/v1/kdn/requests/{quote(request, safe='')}", headers=headers)  # noqa: S310  http or https, as checked
-    try:
-        with urlopen(asked, timeout=60) as answer:  # noqa: S310
-            report = json.load(answer)
-    except HTTPError as error:
-        said = json.loads(error.read() or b"{}").get("error", {}).get("message", error.reason)
-        raise BadInput(f"{url}: {said}") from error
-    except (URLError, OSError) as error:
-        raise Unreachable(f"{url} does not answer: {error}; is `kdn serve` running?") from error
+    with JsonClient(url, api_key, timeout_s=60, tries=1) as server:
+        reply = server.get(f"/v1/kdn/requests/{quote(request, safe='')}")
+    report = reply.body
+    if reply.status != 200:
+        raise BadInput(f"{url}: {reply.message}")
+    if report.get("object") != "kdn.request":
+        raise BadInput(f"{url} answers as no kdn does; give the address of a `kdn serve`")
     if "why" not in report:
         raise BadInput(f"{request} has not ended yet; ask again when it has")
     kept = {"num_tokens": report["prompt_tokens"], "reused": report["exact"] + report["lossy"]}

@@ -241,9 +241,19 @@ def test_kv_that_reaches_into_the_question_is_cut_whatever_it_is(desk: Desk, kin
     plan = Plan(prompt.token_ids, prefix=source, keep=RetainedPrefix(332))
     given = Planned(plan, tiers={"memory": 300, "disk": 31})
     request = Request("1", prompt, techniques=(Steer(((30, 2.0),)),))
-    found = desk.steer.refine(request, replace(given, **{kind: 331}))
+    found = desk.steer.refine(request, _counted(given, kind))
     assert (found.plan.num_prefix, getattr(found, kind)) == (320, 320)
     assert found.exact + found.lossy + found.shared == 320
     assert found.tiers == {"memory": 300, "disk": 20}
     assert found.plan.keep == RetainedPrefix(320)
     assert found.plan.scale_from == 320
+
+
+def _counted(planned: Planned, kind: str) -> Planned:
+    """The plan with its 331 reused tokens counted as that kind."""
+    return replace(
+        planned,
+        exact=331 * (kind == "exact"),
+        lossy=331 * (kind == "lossy"),
+        shared=331 * (kind == "shared"),
+    )

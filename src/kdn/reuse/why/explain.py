@@ -127,7 +127,8 @@ class Explainer:
         if asked.request.sampling.prompt_logprobs is not None:
             return MissReason.PROMPT_LOGPROBS
         left_out = asked.stored - asked.reused
-        if left_out and asked.request.option(Steer) and asked.reused == _most_reused(asked.request):
+        is_steered = asked.request.option(Steer) is not None
+        if left_out and is_steered and asked.reused == _most_reused(asked.request):
             return MissReason.STEERED
         if asked.declined:
             return MissReason.LOAD_NOT_WORTH_IT

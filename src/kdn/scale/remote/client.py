@@ -7,10 +7,11 @@ import json
 import ssl
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from kdn.errors import BadConfig, Unreachable
 
@@ -53,9 +54,7 @@ class JsonClient:
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         """Raises BadConfig for what is no address."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadConfig(f"the engine's address is {url!r}; write http://HOST:PORT")
+        parts = _address(url)
         self.url = f"{parts.scheme}://{parts.netloc}"
         self._parts = parts
         self._timeout_s = timeout_s
@@ -140,3 +139,12 @@ class JsonClient:
             return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
         context = ssl.create_default_context()
         return http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=context)
+
+
+def _address(url: str) -> SplitResult:
+    """The parts of a server's address. Raises BadConfig for what is none."""
+    with suppress(ValueError):  # a port that is no number, half a bracket
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+    raise BadConfig(f"the server's address is {url!r}; write http://HOST:PORT")
