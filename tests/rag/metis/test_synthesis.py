@@ -24,7 +24,7 @@ from kdn.core import (
 from kdn.errors import BadInput, Cancelled, PromptTooLong
 from kdn.model import Document, Message
 from kdn.rag import Hit, Part, Passage
-from kdn.rag.metis import Method, QueryCalls, RagConfiguration, synthesize
+from kdn.rag.metis import Method, QueryCalls, RagConfiguration, best_passage, synthesize
 
 Answers = Callable[[str], tuple[str, float]]
 """A prompt's text to an answer and its tokens' log-probability."""
@@ -125,6 +125,13 @@ def test_extracting_quotes_the_best_passage_and_asks_nobody() -> None:
     stage, shown = Stage(behind), list[str]()
     assert run(stage, Method.EXTRACT, 1, show=shown) == (KEY.text, ["locks"], 0)
     assert shown == [KEY.text]
+
+
+def test_of_near_hits_the_one_with_the_questions_words_is_quoted() -> None:
+    """The boat's passage scores higher, the key's holds all words of the question."""
+    near = [part("boats", BOAT.text, 0.9), part("locks", KEY.text, 0.7)]
+    assert best_passage("Where is the brass key?", near).source == "locks"
+    assert best_passage("Anything?", near).source == "boats"
 
 
 def test_stuffing_asks_once_about_all_and_streams() -> None:
