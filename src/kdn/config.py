@@ -67,6 +67,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Which waiting request is next; `families` and `calibrated` suit one-token jobs that share prefixes."""
     pack_tokens: _Positive | None = None
     """With a number, decide again before every pass, and let short prompts share one up to so many tokens."""
+    speculative_tokens: Annotated[int, Meta(ge=0, le=16)] = 4
+    """How many tokens of an answer are guessed at a time from what its prompt says, and checked in one step
+    with the next; answers stay what they are. 0: none."""
     row_chunk: _Positive = 512
     """Rows of position-wise work at a time for one-token jobs: fewer take less memory."""
     fit_idle_s: Annotated[float, Meta(ge=0)] = 60.0
@@ -230,14 +233,7 @@ _SECRETS = (
     ("store", "object_options"),
 )
 _ROOMS: dict[str, type[msgspec.Struct]] = {
-    "engine": EngineConfig,
-    "store": StoreConfig,
-    "library": LibraryConfig,
-    "ask": AskConfig,
-    "share": ShareConfig,
-    "serve": ServeConfig,
-    "blend": BlendConfig,
-    "cost": CostConfig,
+    room: kind for room, kind in get_type_hints(Config).items() if room != "home"
 }
 _RENAMED = {  # earlier names of settings, which are read as the present ones
     ("store", "far_news_s"): "far_poll_s",

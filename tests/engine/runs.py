@@ -125,7 +125,7 @@ def decode(
     model: LoadedModel, pairs: Sequence[tuple[SequenceKV, int]], attention: Attention | None = None
 ) -> list[Tensor]:
     """One token for each sequence, in one pass."""
-    slices = [SequenceSlice.decode(kv, token) for kv, token in pairs]
+    slices = [SequenceSlice.decode(kv, [token]) for kv, token in pairs]
     step = Pass(model.decoder, attention or TorchAttention(), slices)
     while not step.advance():
         pass

@@ -184,7 +184,7 @@ def slice_of(case: Case, member: Member) -> tuple[SequenceSlice, Capture]:
     run(case, [SequenceSlice.prefill(plan, alone, 0, size, adapter=adapter, capture=whole)])
     noted = Capture(shape, dtype, 0, size + 1)
     if member.kind == "decoded":
-        return SequenceSlice.decode(alone, 7, adapter=adapter, capture=noted), noted
+        return SequenceSlice.decode(alone, [7], adapter=adapter, capture=noted), noted
     plan = plan_of(case, member, whole.retained(member.tokens, 0).kv)
     first = plan.num_prefix
     prefix = PrefixKV("p", first, shape, dtype, "cpu") if plan.prefix is not None else None

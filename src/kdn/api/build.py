@@ -183,6 +183,7 @@ def join(
         max_stall_ms=config.engine.max_stall_ms,
         pack_tokens=config.engine.pack_tokens,
         row_chunk=config.engine.row_chunk,
+        speculative_tokens=config.engine.speculative_tokens,
     )
     idle = Idle(clock, trace)
     queues = [ended.queue() for _ in range(4)]

@@ -13,8 +13,9 @@ from kdn.engine.engine import Engine, EngineStat
 from kdn.engine.executor import Pass
 from kdn.engine.kv import Capture, KvBudget, PrefixKV, PrefixPool, SequenceKV, SuffixKV, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory, measured_memory
-from kdn.engine.request import MOVES, RequestState, RunningStream
+from kdn.engine.request import RunningStream
 from kdn.engine.sampling import DrawnToken, Sampler
+from kdn.engine.states import MOVES, RequestState
 
 __all__ = [
     "MOVES",

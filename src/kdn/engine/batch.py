@@ -75,21 +75,22 @@ class SequenceSlice:
     @staticmethod
     def decode(
         kv: SequenceKV,
-        token_id: int,
+        token_ids: Sequence[int],
         *,
         adapter: LoraAdapter | None = None,
         capture: Capture | None = None,
     ) -> SequenceSlice:
-        """One more token after everything the sequence has."""
+        """More tokens after everything the sequence has, each with its logits."""
         at = kv.num_columns
+        stop = at + len(token_ids)
         return SequenceSlice(
             plan=_NEXT_TOKEN,
             kv=kv,
-            rows=torch.tensor([at]),
-            token_ids=[token_id],
+            rows=torch.arange(at, stop),
+            token_ids=list(token_ids),
             first=at,
-            stop=at + 1,
-            logit_positions=(at,),
+            stop=stop,
+            logit_positions=tuple(range(at, stop)),
             adapter=adapter,
             capture=capture,
         )

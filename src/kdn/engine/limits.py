@@ -56,6 +56,8 @@ class EngineLimits:
     tokens fit with it into so many. None admits ahead, up to `max_batch_tokens`."""
     row_chunk: int = _DEFAULTS.row_chunk
     """Rows of position-wise work at a time, for prompts that are asked for one token."""
+    speculative_tokens: int = _DEFAULTS.speculative_tokens
+    """Tokens of an answer that are guessed from the prompt and checked in one step; 0: none."""
     memory: JobMemory | None = None
     """What such a prompt was measured to need; None counts it from the model's shapes."""
     idle_prefix_bytes: int = 256 << 20

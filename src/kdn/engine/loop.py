@@ -23,7 +23,8 @@ from kdn.engine.admission import Admission, WaitingRequests
 from kdn.engine.kv import retained_answer, retained_prompt, retains_answer
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import DecodeBatch, PrefillQueue
-from kdn.engine.request import RequestState, RunningRequest
+from kdn.engine.request import RunningRequest
+from kdn.engine.states import RequestState
 from kdn.errors import CorruptBlock, EngineFailed, KdnError
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
@@ -81,7 +82,8 @@ class StepLoop:
         self._drop_cancelled()
         now_ns = int(self._clock.now() * 1e9)
         self._waiting.admit(now_ns, self._enter, is_busy=bool(self._prefills))
-        if self._prefills and not self._decode_is_due():
+        waited_ms = 1e3 * (self._clock.now() - self._decoded_s)
+        if self._prefills and not (self._decodes and waited_ms >= self._limits.max_stall_ms):
             self._prefill_layer()
             return True
         if self._decodes:
@@ -148,10 +150,6 @@ class StepLoop:
             self._trace.event("engine.admit", request=running.id, tokens=num_tokens)
         return True
 
-    def _decode_is_due(self) -> bool:
-        waited_ms = 1e3 * (self._clock.now() - self._decoded_s)
-        return bool(self._decodes) and waited_ms >= self._limits.max_stall_ms
-
     # --- prefill -----------------------------------------------------------------------------
 
     def _prefill_layer(self) -> None:
@@ -202,7 +200,8 @@ class StepLoop:
         except Exception as error:  # noqa: BLE001  its own fault, whatever it is
             self.fail(running, error)
         else:
-            self._take_token(running, logits, prompt)
+            if self._take_token(running, logits, prompt):
+                self._decodes.add(running)
 
     # --- decode ------------------------------------------------------------------------------
 
@@ -212,13 +211,30 @@ class StepLoop:
         for running, outcome in outcomes:
             if isinstance(outcome, Exception):
                 self.fail(running, outcome)
-            else:
-                self._take_token(running, outcome)
+            elif self._take_tokens(running, outcome):
+                self._decodes.add(running)
+
+    def _take_tokens(self, running: RunningRequest, logits: Tensor) -> bool:
+        """Draw one token, and further ones as long as what was guessed is drawn. True if it goes on."""
+        try:
+            num_right = 0
+            for row, guessed in zip(logits, (*running.guessed, None), strict=True):
+                if not self._take_token(running, row):
+                    return False
+                if running.generated[-1] != guessed:
+                    break
+                running.keep_guessed()
+                num_right += 1
+            running.learn(num_right)
+        except Exception as error:  # noqa: BLE001  its own fault, whatever it is
+            self.fail(running, error)
+            return False
+        return True
 
     def _take_token(
         self, running: RunningRequest, logits: Tensor, prompt: RetainedKV | None = None
-    ) -> None:
-        """Draw, tell the caller, and either go on decoding or finish.
+    ) -> bool:
+        """Draw, tell the caller, and either go on decoding (True) or finish.
 
         A stream ends only when the store has been handed what its request leaves to it.
         """
@@ -228,14 +244,13 @@ class StepLoop:
             if finish is None:
                 if running.state is RequestState.PREFILLING:
                     running.move(RequestState.DECODING)
-                self._decodes.add(running)
-                return
+                return True
             answer = retained_answer(running)
             self._release(running)
             self._retain(running.request, answer)
         except Exception as error:  # noqa: BLE001  its own fault, whatever it is
             self.fail(running, error)
-            return
+            return False
         self._end(running, RequestState.FINISHED, finish)
         self._trace.event(
             "engine.finish",
@@ -246,7 +261,10 @@ class StepLoop:
             completion_tokens=finish.usage.completion_tokens,
             exact=finish.usage.exact,
             blended=finish.usage.blended,
+            guessed=0 if running.lookup is None else running.lookup.num_guessed,
+            guessed_right=0 if running.lookup is None else running.lookup.num_right,
         )
+        return False
 
     def _retain(self, request: Request, kv: RetainedKV | None) -> None:
         """Hand KV to the store. A store that fails costs the reuse, not the answer."""

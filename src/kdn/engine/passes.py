@@ -13,11 +13,15 @@ from kdn.engine.batch import SequenceSlice, most_rows
 from kdn.engine.executor import Pass
 from kdn.engine.kv import PrefixKV
 from kdn.engine.prompt_scores import SCORED_ROWS
-from kdn.engine.request import RequestState, RunningRequest
+from kdn.engine.request import RunningRequest
+from kdn.engine.states import RequestState
 from kdn.model import LoadedModel
 from kdn.model.attention import ROW_BLOCK, Attention
 
 __all__ = ["DecodeBatch", "PrefillQueue", "computes_in_order"]
+
+_GUESSED_ROWS = 8
+"""Guessed rows in a step of all requests together: so many cost little beside reading the weights."""
 
 
 class PrefillQueue:
@@ -152,7 +156,7 @@ class PrefillQueue:
 
 
 class DecodeBatch:
-    """Requests that get one token a step."""
+    """Requests that get a token a step, and more where what follows was guessed."""
 
     def __init__(self, model: LoadedModel, attention: Attention) -> None:
         self._decoder = model.decoder
@@ -175,37 +179,40 @@ class DecodeBatch:
         return gone
 
     def step(self) -> list[tuple[RunningRequest, Tensor | Exception]]:
-        """Each request with fp32 logits [vocabulary] after its last token, or why there are none.
+        """Each request with fp32 logits after its last token and after each of its `guessed` ones,
+        [1 + guessed, vocabulary], or why there are none.
 
-        A step that fails is tried again for each request alone.  All leave the batch; those that go on
-        are added again.
+        Columns of guessed tokens are computed, and not counted until they turn out right.  A step that
+        fails is tried again for each request alone, with nothing guessed.  All leave the batch; those
+        that go on are added again.
         """
         members, self._requests = self._requests, []
         self.num_in_step = len(members)
         try:
-            return list(zip(members, self._logits(members), strict=True))
+            return list(zip(members, self._logits(members, _GUESSED_ROWS), strict=True))
         except Exception as error:  # noqa: BLE001  it ends requests, not the engine
-            if len(members) == 1:
+            if len(members) == 1 and not members[0].guessed:
                 return [(members[0], error)]
         return [(running, self._alone(running)) for running in members]
 
     def _alone(self, running: RunningRequest) -> Tensor | Exception:
         try:
-            return self._logits([running])[0]
+            return self._logits([running], 0)[0]
         except Exception as error:  # noqa: BLE001  it ends the request, not the engine
             return error
 
-    def _logits(self, members: Sequence[RunningRequest]) -> list[Tensor]:
+    def _logits(self, members: Sequence[RunningRequest], guessed_rows: int) -> list[Tensor]:
         """When it raises, the sequences are as long as they were; what was written is written over."""
         slices = []
         for running in members:
             assert running.kv is not None, "a decoding request has KV"
+            running.guess(guessed_rows // len(members))
             if running.capture is not None:
-                running.capture.grow(running.kv.num_columns + 1)
+                running.capture.grow(running.kv.num_columns + 1 + len(running.guessed))
             slices.append(
                 SequenceSlice.decode(
                     running.kv,
-                    running.generated[-1],
+                    (running.generated[-1], *running.guessed),
                     adapter=running.adapter,
                     capture=running.capture,
                 )
@@ -215,11 +222,14 @@ class DecodeBatch:
             step = Pass(self._decoder, self._attention, slices)
             while not step.advance():
                 pass
-            return [logits[-1] for logits in step.logits()]
+            logits = step.logits()
         except Exception:
             for one, num_columns in zip(slices, before, strict=True):
                 one.kv.suffix.num_columns = num_columns
             raise
+        for one, num_columns in zip(slices, before, strict=True):
+            one.kv.suffix.num_columns = num_columns + 1
+        return logits
 
 
 def _is_to_load(prefix: PrefixKV | None) -> bool:

@@ -6,9 +6,8 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 
 from kdn.clock import Clock
 from kdn.core import (
@@ -25,52 +24,20 @@ from kdn.core import (
 )
 from kdn.engine.kv import Capture, SequenceKV, extents, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory
+from kdn.engine.lookup import PromptLookup
 from kdn.engine.prompt_scores import PromptScores
 from kdn.engine.sampling import DrawnToken, Sampler, StopStrings
+from kdn.engine.states import MOVES, RequestState
 from kdn.errors import BadInput, PromptTooLong, UnknownModel
 from kdn.model import GrammarMatcher, Incremental, LoadedModel, LoraAdapter, Tokenizer
 
-__all__ = ["MOVES", "Intake", "RequestState", "RunningRequest", "RunningStream"]
+__all__ = ["Intake", "RunningRequest", "RunningStream"]
 
+_WORTH_TOKENS = 16
+"""An answer that can only be shorter does not pay for an index of its prompt."""
 _log = logging.getLogger(__name__)
 
 Item = StreamEvent | Exception | None
-
-
-class RequestState(StrEnum):
-    """Where a request stands."""
-
-    WAITING = "waiting"
-    """In the request queue, without memory."""
-    ADMITTED = "admitted"
-    """Planned and with memory, in the prefill queue."""
-    PREFILLING = "prefilling"
-    """Part of it is or was in a pass, and it has no token yet."""
-    DECODING = "decoding"
-    FINISHED = "finished"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-
-
-_ENDS = frozenset({RequestState.CANCELLED, RequestState.FAILED})
-
-MOVES: Mapping[RequestState, frozenset[RequestState]] = {
-    RequestState.WAITING: _ENDS | {RequestState.ADMITTED},
-    RequestState.ADMITTED: _ENDS | {RequestState.PREFILLING},
-    # A pass that breaks off sends its requests back, to plan again.
-    RequestState.PREFILLING: _ENDS
-    | {
-        RequestState.WAITING,
-        RequestState.ADMITTED,
-        RequestState.DECODING,
-        RequestState.FINISHED,
-    },
-    RequestState.DECODING: _ENDS | {RequestState.FINISHED},
-    RequestState.FINISHED: frozenset(),
-    RequestState.CANCELLED: frozenset(),
-    RequestState.FAILED: frozenset(),
-}
-"""Every move that a request may make, by the state it is in."""
 
 
 class RunningStream:
@@ -150,6 +117,8 @@ class RunningRequest:
     num_computed: int = 0
     """Prompt positions that are done, reused ones included."""
     num_replans: int = 0
+    max_guess: int = 0
+    """Tokens that may be guessed at a time."""
     runs_alone: bool = False
     """A pass with others in it failed: the next holds this request only, to find out whose fault it is."""
     scores: PromptScores | None = None
@@ -157,6 +126,10 @@ class RunningRequest:
     family: str = ""
     """Equal for requests that begin with the same shared tokens."""
     generated: list[int] = field(default_factory=list)
+    lookup: PromptLookup | None = None
+    """Guesses what comes next; made when decoding begins, where the engine wants guesses."""
+    guessed: tuple[int, ...] = ()
+    """What is guessed to follow the last token, in the step under way."""
     stops: StopStrings = field(init=False)
     _state: RequestState = field(default=RequestState.WAITING, init=False)
 
@@ -203,6 +176,8 @@ class RunningRequest:
         if drawn.token_id in self.stop_ids:
             return self.finish(FinishReason.STOP, now_s, self._rest() + self._stop_text(drawn))
         self.generated.append(drawn.token_id)
+        if self.lookup is not None:
+            self.lookup.append(drawn.token_id)
         shown = self.stops.push(self.detokenizer.push(drawn.token_id))
         ending = shown.stop if shown.stop and self.request.sampling.include_stop else ""
         self.stream.push(
@@ -231,6 +206,25 @@ class RunningRequest:
     def is_one_token(self) -> bool:
         """Is nothing wanted but one token after the prompt?"""
         return self.max_new_tokens == 1 and self.scores is None
+
+    def guess(self, max_tokens: int) -> None:
+        """Guess what follows, at most `max_tokens` and never past the longest answer allowed."""
+        left = self.max_new_tokens - len(self.generated) - 1
+        num_tokens = min(max_tokens, left)
+        if self.lookup is None and self.max_guess and left >= _WORTH_TOKENS:
+            tokens = (*self.request.prompt.token_ids, *self.generated)
+            self.lookup = PromptLookup(tokens, self.max_guess)
+        self.guessed = () if self.lookup is None else self.lookup.guess(num_tokens)
+
+    def keep_guessed(self) -> None:
+        """The next guessed token was drawn: its column counts."""
+        assert self.kv is not None, "a decoding request has KV"
+        self.kv.suffix.num_columns += 1
+
+    def learn(self, num_right: int) -> None:
+        """The step is over, and `num_right` guessed tokens were drawn."""
+        if self.lookup is not None and self.guessed:
+            self.lookup.learn(len(self.guessed), num_right)
 
     def _named(self, pair: tuple[int, float]) -> TokenProb:
         token_id, logprob = pair
@@ -326,6 +320,7 @@ class Intake:
             arrived_s=self._clock.now(),
             adapter=None if begins is None else adapter,
             adapter_from=begins or 0,
+            max_guess=self._limits.speculative_tokens,
         )
 
     def _matcher(self, sampling: Sampling) -> GrammarMatcher | None:

@@ -140,7 +140,9 @@ class Lab:
         tokens = [int(seen.logprobs[0].argmax())]
         seen.kv.suffix.num_columns = case.layout.num_tokens - seen.kv.num_prefix
         while len(tokens) < most and tokens[-1] not in stops:
-            tokens.append(int(self._finish(SequenceSlice.decode(seen.kv, tokens[-1]))[-1].argmax()))
+            tokens.append(
+                int(self._finish(SequenceSlice.decode(seen.kv, tokens[-1:]))[-1].argmax())
+            )
         return self._model.tokenizer.decode([t for t in tokens if t not in stops])
 
     def _behind(self, prelude: TokenIds, tokens: TokenIds) -> Tensor:
@@ -172,7 +174,7 @@ class Lab:
         tokens, all_logits = list[int](), [logits[-1]]
         for _ in range(_FORCED):
             tokens.append(int(all_logits[-1].argmax()))
-            all_logits.append(self._finish(SequenceSlice.decode(kv, tokens[-1]))[-1])
+            all_logits.append(self._finish(SequenceSlice.decode(kv, tokens[-1:]))[-1])
         return tuple(tokens), torch.log_softmax(torch.stack(all_logits).float(), dim=-1)
 
     def _forced(

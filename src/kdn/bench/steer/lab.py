@@ -124,7 +124,7 @@ class SteerLab:
             step = Pass(
                 self.service.model.decoder,
                 self.service.parts.attention,
-                [SequenceSlice.decode(ran.kv, tokens[-1])],
+                [SequenceSlice.decode(ran.kv, tokens[-1:])],
             )
             while not step.advance():
                 pass
