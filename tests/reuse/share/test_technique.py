@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 import kdn
+from kdn.config import Config
 from kdn.core import EXACT, Blend, Retention, Role, Segment, Share
 from kdn.reuse.share import SHARED, LinearMap
 from kdn.trace import Recorder
@@ -84,12 +86,33 @@ def test_a_sender_of_equal_weights_loses_nothing_for_any_group(
     folders: tuple[Path, dict[str, Path]], tmp_path: Path, group: tuple[int, int]
 ) -> None:
     """Bit for bit: `twin` has the weights of a, and settings that only its fingerprint knows."""
+    lossless(folders, tmp_path, group, settings(tmp_path))
+
+
+@pytest.mark.parametrize("group", [(0, 1), (1, 2)])
+def test_a_long_context_is_cut_in_passes(
+    folders: tuple[Path, dict[str, Path]], tmp_path: Path, group: tuple[int, int]
+) -> None:
+    """332 rows in passes of at most 128: the same bits."""
+    small = replace_engine(settings(tmp_path), max_batch_tokens=128)
+    lossless(folders, tmp_path, group, small)
+
+
+def replace_engine(config: Config, **changed: int) -> Config:
+    engine = msgspec.structs.replace(config.engine, **changed)
+    return msgspec.structs.replace(config, engine=engine)
+
+
+def lossless(
+    folders: tuple[Path, dict[str, Path]], tmp_path: Path, group: tuple[int, int], config: Config
+) -> None:
+    """The twin over the KV of a, with the group computed, says what it says alone."""
     base, adapters = folders
     twin = write_adapter(tmp_path / "twin", 0, MODULES)
     said = json.loads((twin / "adapter_config.json").read_text("utf-8"))
     (twin / "adapter_config.json").write_text(json.dumps(said | {"rank_pattern": {"x": 4}}))
     both = {"a": adapters["a"], "twin": twin}
-    with kdn.open(base, config=settings(tmp_path), dtype="float32", adapters=both) as k:
+    with kdn.open(base, config=config, dtype="float32", adapters=both) as k:
         assert k.prompts.fingerprint("a") != k.prompts.fingerprint("twin")
         whole = group == (0, LAYERS - 1)
         tell(k, [point(group, work=1.0 if whole else 0.5)], "a", "twin")
