@@ -110,7 +110,16 @@ def test_words_are_stressed_and_what_that_did_is_told(
     tmp_path: Path, tiny: Path, papers: Path, embedder: None
 ) -> None:
     kdn(tmp_path, "ingest", papers, "--model", tiny)
-    ask = ("ask", "Where is the brass key?", "--model", tiny, "--max-tokens", "4")
+    ask = (
+        "ask",
+        "Where is the brass key?",
+        "--model",
+        tiny,
+        "--max-tokens",
+        "4",
+        "--max-parts",
+        "1",
+    )
     plain = kdn(tmp_path, *ask, "--json").json
     marked = (*ask, "--stress", "brass key", "--mute", "the clock", "--steer-report")
     told = kdn(tmp_path, *marked, "--json").json["steering"]
