@@ -41,6 +41,8 @@ class Planned:
     """Tokens at the prompt's beginning that the store held, loaded or not."""
     declined: int = 0
     """Of those, the ones left aside because computing them is sooner."""
+    moved: tuple[tuple[int, int], ...] = ()
+    """Ranges of positions whose KV comes from another place than a beginning."""
     load_s: Callable[[], float] = lambda: 0.0
     """Seconds spent reading so far."""
     tiers: Mapping[str, int] = field(default_factory=dict)

@@ -266,7 +266,7 @@ class RunningRequest:
             total_ms=1e3 * waited_s,
             tiers=planned.tiers,
             levels=dict(planned.levels),
-            moved=tuple((run.start, run.stop) for run in planned.plan.stored),
+            moved=planned.moved,
         )
 
 

@@ -202,6 +202,20 @@ def test_the_playground_colours_the_prompt_and_tells_log_probabilities(
     assert page.complaints == []
 
 
+def test_blended_documents_are_coloured_apart(site: Served, page: Page) -> None:
+    go(page, f"{site.url}/#playground")
+    page.run(
+        f"byId('play-documents').value = {FALCON * 3!r} + '\\n---\\n' + {MANUAL * 6!r};"
+        "byId('play-question').value = 'How long?'; byId('play-reuse').value = 'blend';"
+        "byId('play-tokens').value = 2; byId('play').requestSubmit()"
+    )
+    page.until("!byId('play-out').hidden && byId('play-prompt').children.length > 0")
+    origins = page.run("[...byId('play-prompt').children].map((one) => one.className)")
+    assert "moved" in origins
+    assert "Hold the red" in page.run("document.querySelector('#play-prompt .moved').textContent")
+    picture(page, "playground-blended")
+
+
 def test_texts_are_pinned_moved_and_cleared_after_a_question_by_keyboard(
     site: Served, page: Page
 ) -> None:
@@ -216,6 +230,7 @@ def test_texts_are_pinned_moved_and_cleared_after_a_question_by_keyboard(
         page.run(f"document.querySelector('[data-act={action}]').focus()")
         page.press("Enter", 13)
         page.until("byId('ask').open")
+        assert page.run("getComputedStyle(byId('ask-label')).display") == "none"
         for key, code in keys:
             page.press(key, code)
         page.until("!byId('ask').open")

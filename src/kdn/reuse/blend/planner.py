@@ -170,6 +170,7 @@ class BlendReuse(Technique):
             planned,
             plan=self._rule(base, layout, count),
             blended=layout.num_reused - count,
+            moved=tuple((run.start, run.stop) for run in base.stored),
             tiers=tiers,
         )
 
