@@ -61,6 +61,21 @@ def test_wrong_use_is_exit_code_2_and_says_what(tmp_path: Path) -> None:
     assert kdn(tmp_path, "ingest", tmp_path / "missing").code == 2
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("router", "--server", "http://127.0.0.1:port"),
+        ("scale", "vllm-args", "--peer-url", "http://127.0.0.1:port"),
+        ("scale", "vllm-args", "--peer-url", "http://[half"),
+    ],
+)
+def test_what_is_no_address_is_named(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    refused = kdn(tmp_path, *arguments)
+    assert refused.code == 2
+    assert arguments[-1] in refused.err
+    assert "no address" in refused.err
+
+
 def test_an_error_is_one_sentence_without_a_traceback(tmp_path: Path) -> None:
     done = kdn(tmp_path, "ask", "why?", "--model", "no-such-model")
     assert (done.code, done.out) == (2, "")
@@ -78,6 +93,11 @@ def test_an_empty_store_is_shown_checked_and_cleared(tmp_path: Path) -> None:
     assert list(stat["tiers"]) == ["memory", "disk"]
     assert kdn(tmp_path, "store", "verify", "--json").json["corrupt"] == []
     assert kdn(tmp_path, "store", "clear", "--yes", "--json").json == {"forgotten": 0}
+    (tmp_path / "blend-guard.json").write_text(
+        '{"abc": {"boxes": {"asked": 7, "samples": 3, "agreed": 2, "recent_kl": [], "ratio": 0.25}}}'
+    )
+    shown = kdn(tmp_path, "store", "stat")
+    assert (shown.code, "boxes" in shown.out) == (0, True), shown.err
     refused = kdn(tmp_path, "store", "clear", typed="n\n")
     assert refused.code == 1
     assert "forgot" not in refused.out

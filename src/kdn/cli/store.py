@@ -65,7 +65,7 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     if blends:
         table(
             "blended answers",
-            ("model", "answers", "compared", "same first token", "mean KL", "ratio"),
+            ("model", "collection", "answers", "compared", "same first token", "mean KL", "ratio"),
             [tuple(str(value) for value in one.values()) for one in blends],
         )
     if outlook:

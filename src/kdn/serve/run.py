@@ -18,6 +18,7 @@ from kdn.api.embedders import EMBEDDER
 from kdn.errors import BadConfig, PortInUse, UnknownModel
 from kdn.model import resolve
 from kdn.serve.app import create_app
+from kdn.serve.auth import read_keys
 from kdn.serve.connections import BoundedProtocol, fitting_connections
 from kdn.serve.console.data import ConsoleData
 from kdn.serve.console.routes import mount_console
@@ -36,8 +37,10 @@ __all__ = ["listen", "make_server", "run", "served", "url_of"]
 def listen(settings: ServeSettings) -> socket.socket:
     """A listening socket: clients may connect from now on and are answered once the server runs.
 
-    Raises PortInUse when the port is taken, BadConfig for an address this machine does not have.
+    Raises PortInUse when the port is taken, BadConfig for an address this machine does not have and
+    for keys that cannot be read: uvicorn would serve on without the application.
     """
+    read_keys(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # With the protocol named, asyncio sends small pieces immediately; without it the body of an answer
     # waited 40 ms for the acknowledgement of its headers.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -255,3 +256,10 @@ def test_an_option_that_would_not_be_heeded_is_refused(
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=says):
         server.openai.completions.create(model="scripted", prompt="x", extra_body={"kdn": options})
+
+
+def test_keys_that_cannot_be_read_stop_a_server_before_it_listens(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("Hold the red button\n")
+    with pytest.raises(BadConfig, match="line 1: write the SHA-256 of a key"):
+        listen(ServeSettings(port=0, key_file=keys))

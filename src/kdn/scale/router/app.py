@@ -67,7 +67,12 @@ class RouterSettings:
         if self.rule not in RULES:
             raise BadConfig(f"no routing rule {self.rule!r}; there are {', '.join(RULES)}")
         for server in self.servers:
-            url = httpx.URL(server)
+            try:
+                url = httpx.URL(server)
+            except httpx.InvalidURL as error:
+                raise BadConfig(
+                    f"the server {server!r} is no address ({error}); write http://HOST:PORT"
+                ) from error
             if url.scheme not in ("http", "https") or not url.host:
                 raise BadConfig(f"the server {server!r} is no address; write http://HOST:PORT")
             if url.path not in ("", "/"):

@@ -78,10 +78,13 @@ class PeerRemote(Remote):
         timeout_s: float = 2.0,
         clock: Clock | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            self._host, self._port = parts.hostname or "", parts.port
+        except ValueError:  # a port that is no number, half a bracket
+            parts, self._host = urlsplit(""), ""
+        if parts.scheme not in {"http", "https"} or not self._host:
             raise BadConfig(f"{url!r} is no address of a node: write http://host:port")
-        self._host, self._port = parts.hostname, parts.port
         self._base = parts.path.rstrip("/")
         self._timeout_s = timeout_s
         self._clock = clock or SystemClock()
