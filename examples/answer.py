@@ -9,7 +9,7 @@ import sys
 import kdn
 
 folder, question = sys.argv[1:3]
-with kdn.open(os.environ.get("KDN_MODEL", "smollm2-135m")) as k:
+with kdn.open(os.environ.get("EXAMPLE_MODEL", "smollm2-135m")) as k:
     k.ingest(folder)
     answer = k.ask(question, max_tokens=32, always=True)
     print(answer)

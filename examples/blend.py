@@ -9,7 +9,7 @@ import kdn
 
 ONE = "The peregrine falcon dives at 389 kilometres per hour. " * 6
 TWO = "The house style is three spaces a level. " * 6
-with kdn.open(os.environ.get("KDN_MODEL", "smollm2-135m")) as k:
+with kdn.open(os.environ.get("EXAMPLE_MODEL", "smollm2-135m")) as k:
     k.prefill(ONE)
     k.prefill(TWO)
     k.store.flush()

@@ -8,6 +8,6 @@ import os
 import kdn
 
 ROWS = [{"text": "The parcel never came."}, {"text": "Thank you for the quick delivery."}]
-with kdn.open(os.environ.get("KDN_MODEL", "smollm2-135m")) as k:
+with kdn.open(os.environ.get("EXAMPLE_MODEL", "smollm2-135m")) as k:
     table = k.label(ROWS, "Is this a complaint? {text}", ["Yes", "No"])
     print(table)

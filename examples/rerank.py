@@ -12,7 +12,7 @@ PASSAGES = [
     "The boat leaves the harbour at nine.",
     "Bread is baked on Mondays.",
 ]
-with kdn.open(os.environ.get("KDN_MODEL", "smollm2-135m")) as k:
+with kdn.open(os.environ.get("EXAMPLE_MODEL", "smollm2-135m")) as k:
     for query in ("How is the lock opened?", "When does the boat leave?"):
         for one in k.rerank(query, PASSAGES, top_n=2):
             print(f"{one.score:.2f} {PASSAGES[one.index]}")

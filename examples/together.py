@@ -10,7 +10,7 @@ import kdn
 
 
 async def main() -> None:
-    async with await kdn.AsyncKdn.open(os.environ.get("KDN_MODEL", "smollm2-135m")) as k:
+    async with await kdn.AsyncKdn.open(os.environ.get("EXAMPLE_MODEL", "smollm2-135m")) as k:
         questions = ["Who are you?", "What is a tab?", "What is a key?"]
         answers = await asyncio.gather(*(k.generate(one, max_tokens=8) for one in questions))
         for question, answer in zip(questions, answers, strict=True):

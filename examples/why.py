@@ -15,7 +15,7 @@ def conversation(day: str) -> list[dict[str, str]]:
     ]
 
 
-with kdn.open(os.environ.get("KDN_MODEL", "smollm2-135m")) as k:
+with kdn.open(os.environ.get("EXAMPLE_MODEL", "smollm2-135m")) as k:
     k.generate(conversation("2026-11-27"), max_tokens=4)
     k.store.flush()
     found = k.parts.why.foresee(k.prompts.request(conversation("2026-11-28")))
