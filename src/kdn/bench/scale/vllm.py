@@ -246,7 +246,7 @@ def _summary(times: Times, lengths: Sequence[int]) -> dict[str, float | None]:
     hits = {arm: _median(times, arm, at, HIT) for arm in ARMS}
     missed = _median(times, MEMORY, at, NEW)
     return {
-        "hit_speedup_2048": _over(cold, hits[MEMORY]),
+        "hit_speedup_2048": _over(cold, hits[MEMORY]) if at == 2048 else None,
         "hit_speedup_disk": _over(cold, hits[DISK]),
         "hit_speedup_lmcache": _over(hits[LMCACHE], hits[NODE]),
         "hit_speedup_example": _over(hits[EXAMPLE], hits[DISK]),
@@ -261,7 +261,7 @@ def _over(theirs: float | None, ours: float | None) -> float | None:
 _MEANING = (
     "`hit_speedup_2048` is vLLM's full prefill over a hit of kdn's memory, `hit_speedup_example` and"
     " `hit_speedup_lmcache` their hit over kdn's from the disk and from a node; `miss_cost` is what a new"
-    " prompt costs more with the connector on. `--quick` measures at 512 tokens."
+    " prompt costs more with the connector on. `--quick` measures the others at 512."
 )
 
 
