@@ -126,13 +126,25 @@ def test_a_technique_has_no_say_in_requests_without_its_option() -> None:
     assert stack.background(request(Tagged("x"))) == [request()] * 2
 
 
-def test_only_requests_with_an_option_are_noted_each_time_they_are_planned() -> None:
+def test_requests_that_share_or_carry_an_option_are_noted_each_time_they_are_planned() -> None:
     noted: list[str] = []
-    stack = Stack([Everyone("a")], on_plan=lambda one: noted.append(one.id))
-    stack.plan(request())
-    stack.plan(request(Tagged("x")))
-    stack.plan(request(Tagged("x")))
-    assert noted == ["r", "r"]
+    Stack([Everyone("a")], on_plan=lambda _: noted.append("shares")).plan(request())
+    options = Stack([Tag("b")], on_plan=lambda _: noted.append("asks"))
+    options.plan(request())
+    options.plan(request(Tagged("x")))
+    options.plan(request(Tagged("x")))
+    assert noted == ["shares", "asks", "asks"]
+
+
+def test_a_technique_is_passed_by_while_what_it_needs_is_empty() -> None:
+    said: list[str] = []
+    needy = Everyone("a", said)
+    needy.needs = pairs = dict[str, str]()
+    stack = Stack([needy])
+    assert stack.plan(request()).shared == 0
+    pairs["sender"] = "receiver"
+    assert stack.plan(request()).shared == 1
+    assert said == ["a refines 0"]
 
 
 def test_options_are_one_of_a_class_and_replace_each_other() -> None:

@@ -86,7 +86,8 @@ class Stack:
         return [
             technique
             for technique in self._techniques
-            if technique.option is None or request.option(technique.option) is not None
+            if (technique.option is None or request.option(technique.option) is not None)
+            and (technique.needs is None or len(technique.needs))
         ]
 
     @contextmanager

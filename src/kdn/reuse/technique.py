@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import ClassVar, Protocol
 
 from kdn.core import Planned, Request, RetainedKV
@@ -18,6 +18,9 @@ class Technique(Protocol):
 
     option: ClassVar[type[object] | None] = None
     """A request asks for the technique by an option of this class.  None: it serves every request."""
+
+    needs: Sized | None = None
+    """What the technique can do nothing without: while it is empty, requests pass the technique by."""
 
     def cached_tokens(self, request: Request) -> int:
         """How many tokens of the prompt it would take from the store now. Moves no bytes."""

@@ -7,7 +7,6 @@ home/share/<sender>-<receiver>/map.safetensors   the linear map
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -103,14 +102,15 @@ def choose_point(
 
 
 class ShareRecords:
-    """The profiles and maps of a home folder, read when they are first asked for."""
+    """The profiles of a home folder, and its maps, which are read when they are first asked for."""
 
     def __init__(self, home: Path) -> None:
         self._folder = home / "share"
         self._maps: dict[tuple[str, str], LinearMap | None] = {}
+        self.pairs = self._read()
+        """By sender and receiver."""
 
-    @cached_property
-    def _pairs(self) -> dict[tuple[str, str], PairRecord]:
+    def _read(self) -> dict[tuple[str, str], PairRecord]:
         found = {}
         for path in sorted(self._folder.glob("*/profile.json")):
             try:
@@ -123,15 +123,15 @@ class ShareRecords:
 
     def get(self, sender: Fingerprint, receiver: Fingerprint) -> PairRecord | None:
         """The profile of a pair; None where there is none that can be read."""
-        return self._pairs.get((sender, receiver))
+        return self.pairs.get((sender, receiver))
 
     def senders(self, receiver: Fingerprint) -> list[PairRecord]:
         """The profiles of all pairs with that receiver."""
-        return [one for (_, to), one in self._pairs.items() if to == receiver]
+        return [one for (_, to), one in self.pairs.items() if to == receiver]
 
     def all(self) -> list[PairRecord]:
         """Every profile that can be read."""
-        return list(self._pairs.values())
+        return list(self.pairs.values())
 
     def start_layers(self, sender: Fingerprint) -> tuple[int, ...]:
         """The layers whose inputs receivers of this sender begin from: what it is to store."""
@@ -139,7 +139,7 @@ class ShareRecords:
             sorted(
                 {
                     point.first
-                    for (made_by, _), one in self._pairs.items()
+                    for (made_by, _), one in self.pairs.items()
                     if made_by == sender
                     for point in (*one.usable("published"), *one.usable("best"))
                     if point.first
@@ -166,7 +166,7 @@ class ShareRecords:
         if made is not None:
             save_map(folder / "map.safetensors", made)
         publish_file(folder / "profile.json", msgspec.json.format(msgspec.json.encode(record)))
-        self._pairs[record.sender, record.receiver] = record
+        self.pairs[record.sender, record.receiver] = record
         self._maps.pop((record.sender, record.receiver), None)
         return folder / "profile.json"
 

@@ -101,6 +101,7 @@ class ShareReuse(Technique):
         """
         self._store, self._shape, self._fingerprint = store, shape, fingerprint
         self._records, self._clock, self._siblings = records, clock, siblings
+        self.needs = records.pairs
         self._default, self._guard = default, guard
         self._speeds = speeds or MeasuredSpeeds()
         self._is_waiting = is_waiting
