@@ -7,7 +7,7 @@ Start reading at `app.py`, then follow one request through `openai/generate.py`.
 from __future__ import annotations
 
 from kdn.serve.app import create_app
-from kdn.serve.limits import Server
+from kdn.serve.connections import Server
 from kdn.serve.run import listen, make_server, served, url_of
 from kdn.serve.service import ServedEmbedder, ServedModel, StoreNumbers, Vocabulary
 from kdn.serve.settings import Limits, ServeSettings, is_loopback

@@ -1,4 +1,4 @@
-"""Connections of a server: how many there may be, and how long one may take over its request.
+"""A server: its connections, how long one may take over its request, and how it ends at a signal.
 
 A client that sends its head a byte at a time holds a connection for nothing.  It gets a bounded time, and
 its place when others want it: connections whose request is not complete go first, the oldest in front.
@@ -7,17 +7,23 @@ its place when others want it: connections whose request is not complete go firs
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import resource
+import signal
+import threading
+from types import FrameType
 from typing import Any
 
 import h11
+import uvicorn
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from kdn.serve.limits import BODY_GAP_S, HEAD_S
+from kdn.serve.limits import BODY_GAP_S, HEAD_S, Shutdown
 
-__all__ = ["BoundedProtocol", "fitting_connections"]
+__all__ = ["BoundedProtocol", "Server", "fitting_connections"]
 
 _RESERVED_DESCRIPTORS = 128
 """For the store, the model and what the process has open otherwise."""
@@ -127,3 +133,40 @@ class BoundedProtocol(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.write(answer)
         self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """The first signal begins the stop, which lasts no longer than the grace; the second one ends
+    the process."""
+
+    def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
+        super().__init__(config)
+        self._shutdown = shutdown
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._shutdown.has_begun:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        self._captured_signals.append(sig)  # raised again by uvicorn once the server has ended
+        self._shutdown.begin()
+        # whatever hangs in the closing, a tier that does not answer or a core that is not to be had
+        last = threading.Timer(self._shutdown.grace_s + _CLOSING_S, _leave_now, [sig])
+        last.daemon = True
+        last.start()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: is it time to end?"""
+        return await super().on_tick(counter) or self._shutdown.is_over()
+
+
+_CLOSING_S = 1.7
+"""What closing may take after the grace: what waits to be written is written by then, or given up."""
+
+
+def _leave_now(sig: int) -> None:
+    """Blocks are whole or absent whenever the process ends."""
+    logging.getLogger("uvicorn.error").error(
+        "closing took longer than %.1f s after the grace: what waited to be written is given up",
+        _CLOSING_S,
+    )
+    os._exit(0 if sig == signal.SIGTERM else 128 + sig)

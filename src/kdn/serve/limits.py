@@ -7,15 +7,12 @@ matter of the machine.
 from __future__ import annotations
 
 import json
-import signal
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Annotated, Any, Protocol
 
-import uvicorn
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, Field
@@ -30,7 +27,6 @@ __all__ = [
     "Abortable",
     "Backpressure",
     "Held",
-    "Server",
     "Shutdown",
     "bounded_router",
     "check_length",
@@ -328,7 +324,7 @@ class Shutdown:
     """The state of one server's stop. Used on the event loop; `begin` also in a signal handler."""
 
     def __init__(self, grace_s: float, clock: Clock) -> None:
-        self._grace_s = grace_s
+        self.grace_s = grace_s
         self._clock = clock
         self._deadline_s: float | None = None
         self._num_active = 0
@@ -342,7 +338,7 @@ class Shutdown:
     def begin(self, grace_s: float | None = None) -> None:
         """Refuse new requests from now on. Calling it again changes nothing."""
         if self._deadline_s is None:
-            grace_s = self._grace_s if grace_s is None else grace_s
+            grace_s = self.grace_s if grace_s is None else grace_s
             self._deadline_s = self._clock.now() + grace_s
 
     @contextmanager
@@ -372,23 +368,3 @@ class Shutdown:
         for answer in list(self._running):
             answer.abort(error)
         return True
-
-
-class Server(uvicorn.Server):
-    """The first signal begins the stop, which lasts no longer than the grace; the second one ends
-    the process."""
-
-    def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
-        super().__init__(config)
-        self._shutdown = shutdown
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._shutdown.has_begun:
-            signal.signal(sig, signal.SIG_DFL)
-            signal.raise_signal(sig)
-        self._captured_signals.append(sig)  # raised again by uvicorn once the server has ended
-        self._shutdown.begin()
-
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: is it time to end?"""
-        return await super().on_tick(counter) or self._shutdown.is_over()

@@ -19,10 +19,10 @@ from kdn.errors import BadConfig, PortInUse, UnknownModel
 from kdn.model import resolve
 from kdn.serve.app import create_app
 from kdn.serve.auth import read_keys
-from kdn.serve.connections import BoundedProtocol, fitting_connections
+from kdn.serve.connections import BoundedProtocol, Server, fitting_connections
 from kdn.serve.console.data import ConsoleData
 from kdn.serve.console.routes import mount_console
-from kdn.serve.limits import MAX_HEADER_BYTES, Server
+from kdn.serve.limits import MAX_HEADER_BYTES
 from kdn.serve.metrics import RecentRequests, RequestRecord
 from kdn.serve.service import ServedEmbedder, ServedModel, StoreNumbers
 from kdn.serve.settings import ServeSettings

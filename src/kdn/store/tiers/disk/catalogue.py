@@ -259,6 +259,11 @@ def _victims(
             excess -= victim.size_bytes
         if excess <= 0:
             return victims
+    if capacity_bytes < size_bytes:  # so a nearly full disk leaves it, where no cap is set
+        raise NoSpace(
+            f"the store may hold {capacity_bytes} bytes, less than one block of {size_bytes}: free some space"
+            " on its disk (without a cap of yours it takes a tenth of what is free), or set store.disk_bytes"
+        )
     raise NoSpace(
         f"a block of {size_bytes} bytes does not fit under the store's cap of {capacity_bytes}"
         " bytes beside what is in use: raise the cap"
