@@ -89,7 +89,7 @@ def test_what_is_pinned_is_never_evicted(tmp_path: Path) -> None:
 
 def test_a_block_over_the_cap_leaves_nothing_behind(tmp_path: Path) -> None:
     tier = open_tier(tmp_path / "kv", 0.5)
-    with pytest.raises(NoSpace, match="raise the cap"):
+    with pytest.raises(NoSpace, match="less than one block of 16384: free some space"):
         tier.put(encoded(0), nobody)
     assert file_bytes(tmp_path / "kv") == 0
     assert list((tmp_path / "kv" / "writing").iterdir()) == []
