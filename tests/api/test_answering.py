@@ -299,8 +299,14 @@ def test_settings_name_the_profiler(k: kdn.Kdn) -> None:
 
     assert isinstance(made(), ClassifierProfiler)
     assert isinstance(made(profiler="rules"), RuleProfiler)
-    endpoint = {"endpoint_url": "http://localhost:9/v1", "endpoint_model": "m", "endpoint_key": "s"}
-    profiler = made(profiler="endpoint", about="Minutes.", profile_timeout_s="0.5", **endpoint)
+    profiler = made(
+        profiler="endpoint",
+        about="Minutes.",
+        profile_timeout_s="0.5",
+        endpoint_url="http://localhost:9/v1",
+        endpoint_model="m",
+        endpoint_key="s",
+    )
     assert getattr(profiler, "name", "") == "model m"
     with pytest.raises(BadConfig, match="endpoint_url"):
         AskConfig(profiler="endpoint")

@@ -39,6 +39,12 @@ CASES: dict[str, Case] = {
     "Prompts.segments(documents)": (lambda k, one: k.prompts.segments("?", one), TEXT),
     "Prompts.request(messages)": (lambda k, one: k.prompts.request(one).prompt, TURN),
     "Prompts.request(documents)": (lambda k, one: k.prompts.request("?", one).prompt, Document(None, TEXT)),
+    "Prompts.places(messages)": (
+        lambda k, one: k.prompts.places(k.prompts.segments(one), one), Message("user", TEXT),
+    ),
+    "Prompts.places(documents)": (
+        lambda k, one: k.prompts.places(k.prompts.segments("?", one), "?", one), TEXT,
+    ),
     "Scoring.choices(names)": (lambda k, one: k.scoring.choices(one), TEXT),
     "Scoring.label(rows)": (lambda k, one: k.scoring.label(one, "{text}", ["x", "y"]), ROW),
     "Scoring.label(choices)": (lambda k, one: k.scoring.label([ROW], "{text}", one), TEXT),

@@ -260,5 +260,5 @@ def test_it_can_be_turned_off(tmp_path: Path) -> None:
     config = load_config({"KDN_ENGINE_FIT_IDLE_S": "0"}, home=tmp_path)
     assert config.engine.fit_idle_s == 0
     with kdn.open(model, config=config) as service:
-        assert service.parts.idle.names == ("bias", "prefill", "compare")
+        assert service.parts.idle.names == ("bias", "prefill", "compare", "shares")
         assert service.calibration.jct.source == "flops"

@@ -134,7 +134,7 @@ def ask(
     with ModelChoice(model, home, device, dtype, quantization).open() as kdn:
         if choosing:
             options = _options(max_tokens, max_parts, method, quality, deadline_ms, always, fast)
-            _refuse_empty(kdn)
+            _refuse_empty(kdn, question)
             answer = kdn.answering.answer(question, options, show)
         else:
             answer = kdn.ask(
@@ -201,8 +201,10 @@ def _options(
     )
 
 
-def _refuse_empty(kdn: Kdn) -> None:
+def _refuse_empty(kdn: Kdn, question: str) -> None:
     """At a terminal nothing ingested is a mistake to be told by the exit code."""
+    if not question.strip():
+        raise BadInput("the question is empty; ask something")
     if not kdn.library.num_sources:
         raise BadInput("the library is empty; take documents in first: kdn ingest PATH")
 

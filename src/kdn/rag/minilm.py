@@ -118,7 +118,7 @@ class MiniLm:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_tokens)
         self._config = config
-        self._name = _name(folder, described)
+        self._name = _name(folder, described, self.max_tokens, takes_first=self._takes_first)
         dtype = dtype or (torch.bfloat16 if _has_bfloat16() else torch.float32)
         self._read(folder, {name.removeprefix("bert."): w.to(dtype) for name, w in weights.items()})
 
@@ -241,17 +241,18 @@ def _has_bfloat16() -> bool:
     return any(has is True and "bf16" in name for name, has in ask().items())
 
 
-def _name(folder: Path, described: bytes) -> str:
+def _name(folder: Path, described: bytes, max_tokens: int, *, takes_first: bool) -> str:
     """`bert-` and a hash of the description, the tokenizer, and the head and size of the weights.
 
     The head lists every tensor and holds the first of them; reading all 90 MB would only cost time.
     """
     weights = folder / "model.safetensors"
     state = hashlib.blake2b(described, digest_size=8)
-    for beside in ("1_Pooling/config.json", "sentence_bert_config.json"):
-        path = folder / beside
-        if path.is_file():
-            state.update(path.read_bytes())
+    if (takes_first, max_tokens) != (
+        False,
+        MAX_TOKENS,
+    ):  # else the name is that of earlier libraries
+        state.update(f"{takes_first} {max_tokens}".encode())
     state.update((folder / "tokenizer.json").read_bytes())
     state.update(str(weights.stat().st_size).encode())
     with weights.open("rb") as file:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import jinja2
-from jinja2 import meta, nodes
+from jinja2 import nodes
 
 from kdn.clock import Clock
 from kdn.errors import BadInput, WeightsError
@@ -104,9 +104,9 @@ class TurnRenderer:
 
 
 def _check(source: str) -> frozenset[str]:
-    """The variables that a template reads. Raises TemplateError for what is no template.
+    """The variables that a template reads, its own included. Raises TemplateError for what is no template.
 
-    Nothing is run: that is for the other process.
+    Nothing is run, and no constant is worked out (Jinja's own search does): that is for the other process.
     """
     environment = new_environment()
     parsed = environment.parse(source)
@@ -114,7 +114,7 @@ def _check(source: str) -> frozenset[str]:
         for node in parsed.find_all(kind):
             if node.name not in known:
                 raise jinja2.TemplateError(f"it calls {node.name!r}, which is unknown")
-    return frozenset(meta.find_undeclared_variables(parsed))
+    return frozenset(node.name for node in parsed.find_all(nodes.Name) if node.ctx == "load")
 
 
 class _RenderProcess:
