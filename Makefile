@@ -48,7 +48,7 @@ latest: ## the same tests with the newest versions, in .venv-latest
 floors: ## the same tests with the lowest versions, in .venv-floors
 	rm -rf .venv-floors
 	$(MAKE) VENV=.venv-floors VERSIONS=floors install
-	.venv-floors/bin/pytest -W default
+	KDN_FLOORS=1 .venv-floors/bin/pytest -W default
 
 fmt: $(INSTALLED) ## put the code in shape
 	$(BIN)/ruff check --fix

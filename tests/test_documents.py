@@ -131,7 +131,11 @@ def test_an_example_runs(
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *arguments],
         cwd=tmp_path,
-        env=typed | {"EXAMPLE_MODEL": str(tiny_model("llama", max_position_embeddings=8192))},
+        env=typed
+        | {
+            "EXAMPLE_MODEL": str(tiny_model("llama", max_position_embeddings=8192)),
+            "KDN_HOME": str(tmp_path / "home"),
+        },
         capture_output=True,
         text=True,
         timeout=280,

@@ -26,7 +26,9 @@ def test_a_benchmark_opens_with_its_question(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*")  # peft asks it the old way
-@pytest.mark.parametrize("name", sorted(BENCHES))
+@pytest.mark.parametrize(
+    "name", sorted(BENCHES.keys() - {"vllm"})
+)  # minutes in another environment
 def test_a_benchmark_answers(name: str, benched: Callable[[str], Result], tmp_path: Path) -> None:
     try:
         result = benched(name)

@@ -278,7 +278,7 @@ class ScriptedService:
         return EngineStat(0, 0, sum(not stream.ended for stream in self.streams), 100, 75)
 
     def store_numbers(self) -> StoreNumbers:
-        return StoreNumbers({"memory": 3}, {"memory": 300}, {"hits": 2})
+        return StoreNumbers({"memory": 3}, {"memory": 300}, counts={"hits": 2})
 
     def close(self) -> None:
         self.gate.set()

@@ -68,7 +68,7 @@ def test_gauges_tell_the_present(server: Running, service: ScriptedService) -> N
     assert server.metric("vllm:num_requests_running") == 0
     assert server.metric("vllm:kv_cache_usage_perc") == 0.25
     assert server.metric("kdn_store_blocks", tier="memory") == 3
-    assert server.metric("kdn_store_events_total", event="hit") == 2
+    assert server.metric("kdn_store_events_total", event="hits") == 2
 
 
 def test_a_client_that_left_is_counted_all_the_same(
