@@ -22,6 +22,8 @@ __all__ = ["ShareGuard"]
 _ALTERNATIVES = 64
 _OWN = 128
 """So many of its own requests are remembered: they are no samples."""
+_SHARED = 1024
+"""So many requests that shared are remembered until the engine is idle."""
 _RECENT, _FEWEST = 8, 4
 """A mean is over the last so many comparisons; fewer than so many decide nothing."""
 
@@ -44,6 +46,11 @@ class ShareGuard:
         self._recent: dict[str, deque[float]] = {}
         self._stopped: set[str] = set()
         self._own: deque[str] = deque(maxlen=_OWN)
+        self._shared: deque[str] = deque(maxlen=_SHARED)
+
+    def note(self, request: Request) -> None:
+        """The request was planned over a sibling's KV: only such ones are samples."""
+        self._shared.append(request.id)
 
     def trusts(self, receiver: Fingerprint) -> bool:
         """May this receiver go on sharing?"""
@@ -51,8 +58,10 @@ class ShareGuard:
             return receiver not in self._stopped
 
     def wants(self, request: Request) -> bool:
-        """Is this the one in so many? To be asked of requests that shared, or may have."""
+        """Is this the one in so many of those that shared?"""
         if not self._every or request.option(Blend) is not None or request.id in self._own:
+            return False
+        if request.id not in self._shared:
             return False
         receiver = self._fingerprint(request.adapter)
         with self._lock:

@@ -120,6 +120,12 @@ class ShareReuse(Technique):
         )
 
     def refine(self, request: Request, planned: Planned) -> Planned:
+        refined = self._refined(request, planned)
+        if refined.shared and self._guard is not None:
+            self._guard.note(request)
+        return refined
+
+    def _refined(self, request: Request, planned: Planned) -> Planned:
         share = self._share(request)
         if share is None or planned.lossy:
             return self._capturing(request, planned)
