@@ -21,7 +21,7 @@ from kdn.core import Blend, Fingerprint, Prompt
 from kdn.engine import HeldKV
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
-from kdn.reuse.blend import BiasCorrected, KeyBias
+from kdn.reuse.blend import KeyBias
 from tests.engine.runs import load_tiny
 from tests.reuse.blend.test_planner import ALL, ONE, PRELUDE, THREE, TWO, desk, question
 
@@ -38,7 +38,7 @@ def tiny(tiny_model: Callable[..., Path], model_cache: Path) -> LoadedModel:
 def test_the_layers_shift_is_added_to_keys_and_to_nothing_else(dtype: torch.dtype) -> None:
     """Two layers of three tokens, all ones: keys become (2, -1) in the first, (1.5, 1) in the other."""
     kv = torch.ones((2, 2, 3, 1, 2), dtype=dtype)
-    source = BiasCorrected(HeldKV(kv), TWO_LAYERS)
+    source = TWO_LAYERS.over(HeldKV(kv))
     first, second = (source.take(layer)[0].shifted() for layer in (0, 1))
     assert first.k.tolist() == [[[2.0, -1.0]]] * 3
     assert second.k.tolist() == [[[1.5, 1.0]]] * 3
@@ -125,7 +125,7 @@ def test_chunks_from_behind_the_prelude_are_corrected_and_others_are_not(
         plan = d.reuse.plan(
             d.request(PRELUDE, ONE, TWO, THREE, question(1), techniques=(Blend(0.1),))
         ).plan
-        kinds = {run.start: isinstance(run.source, BiasCorrected) for run in plan.stored}
+        kinds = {run.start: run.source.name.endswith("key bias corrected") for run in plan.stored}
         for run in plan.stored:
             run.source.close()
         assert plan.prefix is not None

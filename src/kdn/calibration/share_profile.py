@@ -26,7 +26,7 @@ from kdn.model import LoadedModel, LoraAdapter
 from kdn.model.attention import Attention
 from kdn.reuse.blend.attended import AttendedRows
 from kdn.reuse.blend.rules import BlendRule, RandomRows
-from kdn.reuse.share.linear_map import LinearMap, MapFit, MappedSource
+from kdn.reuse.share.linear_map import LinearMap, MapFit
 from kdn.reuse.share.pairs import PairRecord, SharePoint
 from kdn.reuse.share.plans import MAP_WORK, ShareChoice, SharedSpan, share_plan
 from kdn.reuse.share.states import StatesCapture
@@ -197,7 +197,7 @@ class ShareProfiler:
                 continue
             source: LayerSource = HeldKV(sent)
             if choice.mapped and made is not None:
-                source = MappedSource(source, made)
+                source = made.over(source)
             layer = choice.needs_states
             span = SharedSpan(0, source, None if layer is None else _HeldStates(states[layer]))
             base = Plan((*item.context, *item.question))

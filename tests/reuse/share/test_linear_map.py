@@ -9,7 +9,7 @@ import torch
 
 from kdn.core import LayerKV
 from kdn.errors import BadInput
-from kdn.reuse.share import LinearMap, MapFit, MappedSource
+from kdn.reuse.share import LinearMap, MapFit
 from kdn.reuse.share.linear_map import load_map, save_map
 from tests.engine.runs import HeldSource
 
@@ -66,7 +66,7 @@ def test_equal_models_have_no_map(change: LinearMap) -> None:
 
 def test_a_source_is_mapped_run_by_run(change: LinearMap) -> None:
     sender = kv(9, 5)
-    source = MappedSource(HeldSource(sender), change)
+    source = change.over(HeldSource(sender))
     assert (source.num_tokens, source.name) == (9, "held, mapped")
     for layer in range(LAYERS):
         source.start(layer)

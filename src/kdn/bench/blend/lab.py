@@ -16,7 +16,7 @@ from kdn.core import ALL_ROWS, LayerSource, Plan, Prompt, Role, StoredRun, Token
 from kdn.engine import AloneRun, HeldKV, Pass, SequenceKV, SequenceSlice, run_alone
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
-from kdn.reuse.blend import BiasCorrected, BlendLayout, BlendRule, KeyBias
+from kdn.reuse.blend import BlendLayout, BlendRule, KeyBias
 
 __all__ = ["Case", "Lab", "SeenAttention", "kl", "true_deviation"]
 
@@ -94,7 +94,7 @@ class Lab:
         stored = case.stored
         if bias_share:
             bias = self._bias.times(bias_share)
-            stored = tuple(StoredRun(run.start, BiasCorrected(run.source, bias)) for run in stored)
+            stored = tuple(StoredRun(run.start, bias.over(run.source)) for run in stored)
         return Plan(
             case.tokens,
             prefix=case.prefix,

@@ -9,7 +9,7 @@ from kdn.reuse.blend.attended import AttendedRows, QuestionAttention
 from kdn.reuse.blend.chunks import Chunk, StoredDocuments
 from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.guard import GuardStat, QualityGuard, divergence
-from kdn.reuse.blend.key_bias import BiasCorrected, KeyBias
+from kdn.reuse.blend.key_bias import KeyBias
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.planner import BLENDED, BlendReuse
 from kdn.reuse.blend.rules import BlendRule, Deviation, Leading, Naive, RandomRows
@@ -17,7 +17,6 @@ from kdn.reuse.blend.rules import BlendRule, Deviation, Leading, Naive, RandomRo
 __all__ = [
     "BLENDED",
     "AttendedRows",
-    "BiasCorrected",
     "BlendLayout",
     "BlendReuse",
     "BlendRule",

@@ -10,7 +10,6 @@ error, so they stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor
 
 from kdn.core import LayerKV, LayerSource
+from kdn.reuse.changed import ChangedSource
 
-__all__ = ["BiasCorrected", "KeyBias"]
+__all__ = ["KeyBias"]
 
 
 @dataclass(frozen=True)
@@ -43,27 +43,6 @@ class KeyBias:
         shift = self.rounded if kv.k.dtype == torch.bfloat16 else self.shift
         return LayerKV(kv.k, kv.v, shift[layer].to(kv.k.device, kv.k.dtype))
 
-
-class BiasCorrected:
-    """A layer source whose keys were computed after the prelude, corrected for standing elsewhere."""
-
-    def __init__(self, source: LayerSource, bias: KeyBias) -> None:
-        self._source = source
-        self._bias = bias
-
-    @property
-    def name(self) -> str:
-        return f"{self._source.name}, key bias corrected"
-
-    @property
-    def num_tokens(self) -> int:
-        return self._source.num_tokens
-
-    def start(self, layer: int) -> None:
-        self._source.start(layer)
-
-    def take(self, layer: int) -> Sequence[LayerKV]:
-        return [self._bias.corrected(layer, part) for part in self._source.take(layer)]
-
-    def close(self) -> None:
-        self._source.close()
+    def over(self, source: LayerSource) -> ChangedSource:
+        """The source, whose keys were computed after the prelude, corrected for standing elsewhere."""
+        return ChangedSource(source, "key bias corrected", self.corrected)

@@ -38,7 +38,7 @@ from kdn.core import (
 from kdn.reuse.blend.attended import AttendedRows
 from kdn.reuse.blend.chunks import Chunk, StoredDocuments
 from kdn.reuse.blend.controller import RatioController, TimedLoader
-from kdn.reuse.blend.key_bias import BiasCorrected, KeyBias
+from kdn.reuse.blend.key_bias import KeyBias
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.rules import BlendRule
 from kdn.reuse.source import StoreSource, close_all, loaded_bytes, tokens_by_tier
@@ -183,7 +183,7 @@ class BlendReuse(Technique):
         source = StoreSource(name, chunk.readers, self._shape, loader, self._clock)
         if bias is None or not chunk.alone:
             return StoredRun(chunk.start, source)
-        return StoredRun(chunk.start, BiasCorrected(source, bias))
+        return StoredRun(chunk.start, bias.over(source))
 
 
 def _layout(prompt: Prompt, num_exact: int, chunks: list[Chunk]) -> BlendLayout:

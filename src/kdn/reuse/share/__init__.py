@@ -6,7 +6,7 @@ Start reading at `technique.py`; `plans.py` has the ways to share, `pairs.py` wh
 from __future__ import annotations
 
 from kdn.reuse.share.guard import ShareGuard
-from kdn.reuse.share.linear_map import LinearMap, MapFit, MappedSource
+from kdn.reuse.share.linear_map import LinearMap, MapFit
 from kdn.reuse.share.pairs import PairRecord, ShareRecords
 from kdn.reuse.share.plans import ShareChoice, share_plan
 from kdn.reuse.share.states import StatesCapture, StoredStates
@@ -16,7 +16,6 @@ __all__ = [
     "SHARED",
     "LinearMap",
     "MapFit",
-    "MappedSource",
     "PairRecord",
     "ShareChoice",
     "ShareGuard",

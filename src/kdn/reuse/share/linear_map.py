@@ -7,7 +7,6 @@ at every position.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +20,9 @@ from kdn.core import LayerKV, LayerSource
 from kdn.errors import BadInput
 from kdn.machine.files import publish_file
 from kdn.model.linear import Linear, build_linear
+from kdn.reuse.changed import ChangedSource
 
-__all__ = ["LinearMap", "MapFit", "MappedSource", "load_map", "save_map"]
+__all__ = ["LinearMap", "MapFit", "load_map", "save_map"]
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Tried for each layer, as shares of the mean square of an input; held-out tokens choose."""
@@ -48,6 +48,10 @@ class LinearMap:
         k, v = y.chunk(2, dim=1)
         return LayerKV(k.reshape(-1, heads, dim), v.reshape(-1, heads, dim))
 
+    def over(self, source: LayerSource) -> ChangedSource:
+        """The source, its KV as the receiver would have it."""
+        return ChangedSource(source, "mapped", self.layer)
+
     def _linears(self, dtype: torch.dtype) -> list[Linear]:
         if dtype not in self._built:
             self._built[dtype] = [build_linear(one.to(dtype)) for one in self.weight]
@@ -56,31 +60,6 @@ class LinearMap:
     @cached_property
     def _built(self) -> dict[torch.dtype, list[Linear]]:
         return {}
-
-
-class MappedSource:
-    """A layer source whose KV goes through a map as it is placed."""
-
-    def __init__(self, source: LayerSource, through: LinearMap) -> None:
-        self._source = source
-        self._through = through
-
-    @property
-    def name(self) -> str:
-        return f"{self._source.name}, mapped"
-
-    @property
-    def num_tokens(self) -> int:
-        return self._source.num_tokens
-
-    def start(self, layer: int) -> None:
-        self._source.start(layer)
-
-    def take(self, layer: int) -> Sequence[LayerKV]:
-        return [self._through.layer(layer, part) for part in self._source.take(layer)]
-
-    def close(self) -> None:
-        self._source.close()
 
 
 class MapFit:

@@ -34,7 +34,6 @@ from kdn.core import (
     chain_hash,
 )
 from kdn.reuse.share.guard import ShareGuard
-from kdn.reuse.share.linear_map import MappedSource
 from kdn.reuse.share.pairs import SharePoint, ShareRecords, choose_point
 from kdn.reuse.share.plans import SharedSpan, share_plan
 from kdn.reuse.share.states import StatesCapture, StoredStates
@@ -325,7 +324,7 @@ class ShareReuse(Technique):
         if choice.mapped:
             through = self._records.map(found.sibling.fingerprint, receiver, self._shape)
             assert through is not None, "points with a map are chosen where there is one"
-            source = MappedSource(source, through)
+            source = through.over(source)
         layer = choice.needs_states
         states = None if layer is None else StoredStates(readers, layer, self._dtype, self._loader)
         return SharedSpan(found.start, source, states)
