@@ -313,3 +313,26 @@ def test_a_shared_prefix_is_filled_by_whoever_is_left(tiny: LoadedModel) -> None
     assert probabilities(list(second)) == pytest.approx(alone, abs=1e-5)
     engine.close()
     assert engine.free_kv() == limits.kv_bytes
+
+
+def test_an_answer_does_not_read_a_prefix_that_a_ranked_candidate_holds_one_layer_of(
+    tiny: LoadedModel,
+) -> None:
+    """A candidate and a chat begin with one document: only the candidate's copy forgets its layers."""
+    kv = run(tiny, Plan(TOKENS)).captured[:, :, :290]
+    candidate = replace(question(), id="candidate", single_use=True)
+    chat = replace(question(), id="later", sampling=Sampling(max_tokens=6, ignore_eos=True))
+
+    def told(*requests: Request) -> list[int]:
+        engine = Engine(
+            tiny, TorchAttention(), Shelf(kv), EngineLimits(1 << 28), ManualClock(), threaded=False
+        )
+        streams = [engine.submit(one) for one in requests]
+        while engine.step():
+            engine.check()
+        engine.close()
+        return [event.token_id for event in streams[-1] if isinstance(event, Token)]
+
+    alone = told(chat)
+    assert len(set(alone)) > 1
+    assert told(candidate, chat) == alone

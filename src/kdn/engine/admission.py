@@ -166,16 +166,20 @@ class Admission:
         return (start, stop) if stop > start else None
 
     def _prefix(self, plan: Plan, *, single_use: bool) -> PrefixKV | None:
+        """The prefix that the plan reads, shared with those who read the same.
+
+        One that holds a layer at a time has a name of its own: a sequence that decodes needs all layers.
+        """
         if plan.prefix is None:
             return None
-        known = self._prefixes.find(plan.prefix.name)
+        name = plan.prefix.name
+        known = self._prefixes.find(name)
+        one_layer = known is None and plan.one_layer and single_use
+        if one_layer:
+            name = f"{name}, one layer"
+            known = self._prefixes.find(name)
         return known or PrefixKV(
-            plan.prefix.name,
-            plan.num_prefix,
-            self._shape,
-            self._dtype,
-            self._device,
-            one_layer=plan.one_layer and single_use,
+            name, plan.num_prefix, self._shape, self._dtype, self._device, one_layer=one_layer
         )
 
     def _set_aside(self, owner: str, size_bytes: int, prefix: PrefixKV | None) -> bool:
