@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,11 @@ def pytest_configure() -> None:
     """A run that a shell put into the background ignores Ctrl-C, and so would the programs it starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """A run that cannot end within a minute of its last test says where each thread is, and fails."""
+    faulthandler.dump_traceback_later(60, exit=True)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import sys
 import threading
@@ -109,20 +110,23 @@ def test_a_proxy_carries_and_fails_as_it_is_told(tmp_path: Path) -> None:
     server.start()
     proxy = FaultyProxy(port)
 
-    def get() -> int:
+    def whole() -> bool:
+        """Whether the page comes whole; an answer cut within its headers looks like an empty page."""
         url = f"http://127.0.0.1:{proxy.port}/page"
-        with urllib.request.urlopen(url, timeout=1) as answer:
-            return len(answer.read())
+        try:
+            with urllib.request.urlopen(url, timeout=1) as answer:
+                return len(answer.read()) == 1000
+        except (OSError, http.client.HTTPException):
+            return False
 
     try:
-        assert get() == 1000
+        assert whole()
         for mode in ("hangs", "refused", "cut"):
             proxy.mode = mode
-            with pytest.raises(Exception, match=r"."):
-                get()
+            assert not whole()
             assert proxy.counts[mode] >= 1
         proxy.mode = None
-        assert get() == 1000
+        assert whole()
     finally:
         proxy.close()
         server.kill()
