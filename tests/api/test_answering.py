@@ -21,7 +21,7 @@ from kdn.rag.metis import (
     Method,
     OracleProfiler,
     Preference,
-    ProfileLesson,
+    ProfileExample,
     QuestionProfile,
     RuleProfiler,
 )
@@ -232,15 +232,15 @@ class Learner:
 
     def __init__(self) -> None:
         self.shown = threading.Event()
-        self.lessons: list[tuple[str, str]] = []
+        self.examples: list[tuple[str, str]] = []
 
     def profile(self, question: str, note: LibraryNote) -> QuestionProfile:
         return SINGLE
 
-    def learn(self, question: str, golden_answer: str, note: LibraryNote) -> ProfileLesson:
-        self.lessons.append((question, golden_answer))
+    def learn(self, question: str, golden_answer: str, note: LibraryNote) -> ProfileExample:
+        self.examples.append((question, golden_answer))
         self.shown.set()
-        return ProfileLesson(question, SINGLE)
+        return ProfileExample(question, SINGLE)
 
 
 def test_a_learning_profiler_is_shown_the_golden_answer(k: kdn.Kdn, library: Library) -> None:
@@ -250,11 +250,11 @@ def test_a_learning_profiler_is_shown_the_golden_answer(k: kdn.Kdn, library: Lib
     asked.answer("And the boat?", FEW)
     assert learner.shown.wait(120)
     asked.close()
-    assert [question for question, _ in learner.lessons] == ["And the boat?"]
-    assert learner.lessons[0][1]
+    assert [question for question, _ in learner.examples] == ["And the boat?"]
+    assert learner.examples[0][1]
 
 
-def test_closing_ends_a_lesson_that_runs(k: kdn.Kdn, library: Library) -> None:
+def test_closing_ends_a_golden_run_that_is_going(k: kdn.Kdn, library: Library) -> None:
     asked = Answering(k.parts, lambda: library, Learner(), FeedbackSchedule(every=1))
     asked.answer(QUESTION, FEW)
     asked.close()

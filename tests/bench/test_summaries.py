@@ -89,7 +89,7 @@ def test_a_curve_is_drawn_of_ways_that_ran_at_every_ratio() -> None:
 
 
 def test_the_main_ways_are_compared_at_equal_budgets() -> None:
-    """At 15 % five rules choose; naive and drift alone choose no row at all."""
+    """At 15 % five rules choose; naive and key bias alone choose no row at all."""
     main = arms(cast("Any", None), cast("Any", None), "main")
     by_ratio = {ratio: [arm for arm in main if arm.ratio == ratio] for ratio in (0.0, RATIO, 0.3)}
     assert [len(found) for found in by_ratio.values()] == [2, 6, 2]

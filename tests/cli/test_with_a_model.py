@@ -177,10 +177,10 @@ def test_a_chat_goes_on_from_what_it_kept(tmp_path: Path, tiny: Path) -> None:
     done = kdn(tmp_path, *chat, typed="Hello there\nAnd now?\n/new\nHello there\n/quit\nunheard\n")
     turns = done.json["turns"]
     assert [turn["question"] for turn in turns] == ["Hello there", "And now?", "Hello there"]
-    first, second, anew = (turn["usage"] for turn in turns)
+    first, second, restarted = (turn["usage"] for turn in turns)
     assert first["exact"] == 0
     assert second["exact"] >= first["prompt_tokens"]
-    assert anew["exact"] == first["prompt_tokens"] - 1
+    assert restarted["exact"] == first["prompt_tokens"] - 1
     assert turns[2]["answer"] == turns[0]["answer"]
 
 

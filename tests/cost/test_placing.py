@@ -53,7 +53,7 @@ def test_it_is_kept_until_storage_has_cost_one_use() -> None:
 
 
 def test_each_block_goes_when_its_own_time_is_over() -> None:
-    """Blocks of 1 and 5 seconds; a use begins the time anew."""
+    """Blocks of 1 and 5 seconds; a use begins the time again."""
 
     def use(name: str, at_s: float) -> Use:
         return Use(name, 0, int(name[1:]), 10, at_s, "")  # type: ignore[arg-type]

@@ -142,9 +142,9 @@ def test_recomputing_every_row_over_junk_is_a_full_prefill(tiny: LoadedModel) ->
     whole = run(tiny, Plan(tokens))
     junk = HeldSource(torch.full_like(whole.captured[:, :, 10:70], 3.0))
     rows = GivenRows(tuple(range(90)))
-    mended = run(tiny, Plan(tokens, stored=(StoredRun(10, junk),), rows=(rows,)))
-    assert (mended.logits - whole.logits).abs().max() < 1e-4
-    assert (mended.captured - whole.captured).abs().max() < 1e-4
+    recomputed = run(tiny, Plan(tokens, stored=(StoredRun(10, junk),), rows=(rows,)))
+    assert (recomputed.logits - whole.logits).abs().max() < 1e-4
+    assert (recomputed.captured - whole.captured).abs().max() < 1e-4
 
 
 def test_stored_columns_in_their_own_place_spare_their_rows(tiny: LoadedModel) -> None:

@@ -25,7 +25,7 @@ def test_a_prefix_is_found_by_its_name_from_the_moment_it_is_held() -> None:
     pool.hold(whole)
     pool.hold(half)
     assert pool.find("whole") is whole
-    assert pool.find("half") is half, "whoever comes now shares it while it is filled"
+    assert pool.find("half") is half, "a request that comes now shares it while it is filled"
     assert pool.find("other") is None
     half.start_over()
     assert half.num_layers_ready == 0, "the one who began did not get through"

@@ -106,7 +106,7 @@ def test_every_kind_is_kept_to_greedily_too(
 
 
 def test_neighbours_keep_their_bits(engine: Engine) -> None:
-    """Unconstrained requests draw the same tokens with the same log-probabilities, whoever is beside them."""
+    """Unconstrained requests draw the same tokens and log-probabilities beside constrained ones."""
     plain = [asked(f"p{i}", None, seed=i, max_tokens=40, logprobs=3) for i in range(3)]
     alone = [tokens for _, tokens, _ in answers(engine, plain)]
     bound = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdn.errors import DocumentError
-from kdn.rag import Cutting, survey
+from kdn.rag import Cutting
 from kdn.rag.files import find_files, read_bytes
 from kdn.rag.reading import FileReader, ParsedLately, RawFile
 from tests.rag.helpers import small_library
@@ -88,17 +88,14 @@ def test_a_survey_says_what_an_ingest_then_does(tmp_path: Path) -> None:
     assert again.num_tokens == sum(info.num_tokens for info in library.sources())
 
 
-def test_of_very_many_files_a_survey_parses_a_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_very_many_files_a_survey_parses_a_sample(tmp_path: Path) -> None:
     """300 files of one kind: the estimate is within a tenth of what an ingest counts."""
-    monkeypatch.setattr(survey, "SAMPLE_BYTES", 20_000)
     folder = tmp_path / "docs"
     folder.mkdir()
     for number in range(300):
         (folder / f"{number:03}.txt").write_text(f"word{number} and more " * (20 + number % 7))
     library = small_library(tmp_path / "library")
-    estimate = library.survey([folder]).num_tokens
+    estimate = library.survey([folder], sample_bytes=20_000).num_tokens
     assert estimate == pytest.approx(library.ingest([folder]).num_tokens, rel=0.1)
 
 

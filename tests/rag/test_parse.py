@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from kdn.errors import DocumentError
 from kdn.rag import ParsedDocument
-from kdn.rag.parse import docx as word
 from kdn.rag.parse import parse
+from kdn.rag.parse.docx import parse_docx
 from tests.rag.helpers import pdf
 
 PEPS = Path(__file__).parents[2].parent / "shared" / "data" / "peps"
@@ -539,12 +539,9 @@ def test_what_is_no_word_document_is_refused(data: bytes, says: str) -> None:
         read("a.docx", data)
 
 
-def test_a_word_document_that_unpacks_without_end_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(word, "MAX_TEXT_CHARS", 100)
-    with pytest.raises(DocumentError, match="characters of text"):
-        read("a.docx", docx(para("x" * 5000)))
+def test_a_word_document_that_unpacks_without_end_is_refused() -> None:
+    with pytest.raises(DocumentError, match="more than 100 characters of text"):
+        parse_docx("a.docx", Path("/d/a.docx"), docx(para("x" * 5000)), max_chars=100)
 
 
 def test_a_row_of_a_table_is_understood_by_itself() -> None:

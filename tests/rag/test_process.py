@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pypdf
@@ -15,10 +16,10 @@ import pytest
 from kdn.errors import DocumentError
 from kdn.rag import bounds
 from kdn.rag.parse import COSTS, parse, process
-from kdn.rag.parse import pdf as pdf_parser
 from kdn.rag.parse.child import ParseReply, read_message, write_message
 from kdn.rag.parse.html import nesting
 from kdn.rag.parse.markdown import parse_markdown
+from kdn.rag.parse.pdf import parse_pdf
 from kdn.rag.parse.process import ParserProcess
 from kdn.rag.parse.rst import parse_rst
 from tests.rag.helpers import pdf
@@ -82,9 +83,8 @@ def test_a_process_that_dies_costs_the_file_it_was_at() -> None:
         assert found.parse(Path("/d/b.md"), b"words").text == "words"
 
 
-def test_a_process_that_is_silent_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_WALL_FACTOR", 0.01)
-    with ParserProcess() as found:
+def test_a_process_that_is_silent_is_ended() -> None:
+    with ParserProcess(wall_factor=0.01) as found:
         found._child = child = process._begin()
         os.kill(child.pid, signal.SIGSTOP)
         with pytest.raises(DocumentError, match="did not end"):
@@ -92,20 +92,19 @@ def test_a_process_that_is_silent_is_ended(monkeypatch: pytest.MonkeyPatch) -> N
         assert child.returncode is not None
 
 
-def test_what_a_pdf_unpacks_to_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_pdf_unpacks_to_is_bounded() -> None:
     """Two pages of 40 letters: 80 characters and what joins them, of which 60 are read."""
     writer = pypdf.PdfWriter()
     for _ in range(2):
         writer.append(io.BytesIO(pdf("a" * 40)))
     data = io.BytesIO()
     writer.write(data)
-    assert len(parse(Path("/d/a.pdf"), data.getvalue()).sections) == 2
-    monkeypatch.setattr(pdf_parser, "MAX_TEXT_CHARS", 60)
-    with pytest.raises(DocumentError, match=r"more than [\d,]+ characters"):
-        parse(Path("/d/a.pdf"), data.getvalue())
-    monkeypatch.setattr(pdf_parser, "MAX_PAGES", 1)
+    read = partial(parse_pdf, "a.pdf", Path("/d/a.pdf"), data.getvalue())
+    assert len(read().sections) == 2
+    with pytest.raises(DocumentError, match="more than 60 characters"):
+        read(max_chars=60)
     with pytest.raises(DocumentError, match="2 pages, and 1 are read"):
-        parse(Path("/d/a.pdf"), data.getvalue())
+        read(max_pages=1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

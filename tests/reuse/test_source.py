@@ -23,12 +23,12 @@ RUN = memoryview(bytes(SHAPE.layer_token_bytes * TOKENS))
 
 
 class Pipeline(Executor):
-    """One loader beside whoever computes, each with a clock; nobody waits."""
+    """A loader and a computing side, each with a clock; neither waits."""
 
     def __init__(self) -> None:
         self.loader = ManualClock()
         self.now_s = 0.0
-        """Of whoever computes."""
+        """Of the computing side."""
         self.over_s: dict[Future[Any], float] = {}
         self._queue: list[tuple[float, Future[Any], Callable[[], Any]]] = []
 

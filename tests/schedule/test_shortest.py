@@ -66,7 +66,7 @@ PAPER = [
     [(StaticShortest(), "ACBD", 1), (Calibrated(), "ADCB", 2), (ShortestMiss(), "ADCB", 2)],
 )
 def test_the_papers_four_jobs(policy: SchedulePolicy, order: str, hits: int) -> None:
-    """Ordered once, the cache has lost A's prefix when D comes; counted anew, D follows A."""
+    """Ordered once, the cache has lost A's prefix when D comes; counted again, D follows A."""
     ended = simulate(PAPER, RequestQueue(policy), PER_TOKEN, PrefixCache(1024), 1)
     assert names_of(ended) == order
     assert sum(one.num_cached == 1024 for one in ended) == hits

@@ -74,7 +74,7 @@ class Lengths:
 class ScriptedStream:
     """Plays one answer. Events wait until somebody listens."""
 
-    def __init__(self, request: Request, exact: int) -> None:
+    def __init__(self, request: Request, exact: int, answer: str) -> None:
         self.request = request
         self.cancelled = False
         self.ended = False
@@ -83,7 +83,7 @@ class ScriptedStream:
         self._lock = threading.Lock()
         self._early: list[Pushed] = []
         self._listener: Callable[[Pushed], None] | None = None
-        self._text, self._reason, self._stop = _script(request)
+        self._text, self._reason, self._stop = _script(request, answer)
         self.num_sent = 0
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -143,10 +143,10 @@ class ScriptedStream:
                 self._listener(event)
 
 
-def _script(request: Request) -> tuple[str, FinishReason, str | None]:
+def _script(request: Request, answer: str) -> tuple[str, FinishReason, str | None]:
     """The whole answer beforehand: cut at the first stop string or at max_tokens."""
     sampling = request.sampling
-    text = ANSWER * 1000 if sampling.ignore_eos else ANSWER
+    text = answer * 1000 if sampling.ignore_eos else answer
     cuts = [(text.index(stop), stop) for stop in sampling.stop if stop in text]
     end, stop = min(cuts, default=(len(text), None))
     if end > sampling.max_tokens:
@@ -181,10 +181,11 @@ def rank_by_length(query: str, **options: object) -> Asking:
 
 @dataclass
 class ScriptedService:
-    """Serves ANSWER to everybody. `gate` cleared stops time; `broken` fails what runs."""
+    """Serves `answer` to everybody. `gate` cleared stops time; `broken` fails what runs."""
 
     max_context: int = 4096
     name: str = "scripted"
+    answer: str = ANSWER
     adapters: Sequence[str] = ("scripted-tuned",)
     with_embedder: bool = True
     sampling: Sampling = field(default_factory=Sampling)
@@ -241,7 +242,7 @@ class ScriptedService:
         if request.prompt.num_tokens + request.sampling.max_tokens > self.max_context:
             raise PromptTooLong(f"{request.prompt.num_tokens} tokens do not fit")
         with self._work:
-            stream = ScriptedStream(request, self._exact(request))
+            stream = ScriptedStream(request, self._exact(request), self.answer)
             self.requests.append(request)
             self.streams.append(stream)
             self._work.notify()

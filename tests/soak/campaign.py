@@ -295,7 +295,7 @@ class Campaign:
         while not answers(f"{server.url}/v1/completions", QUICK):
             assert time.monotonic() < until_s, f"the server does not answer: {server.tail()}"
             if not server.is_alive():
-                # a store on a disk that fails just now cannot be opened: whoever watches tries again
+                # a store on a disk that fails just now cannot be opened: the watcher tries again
                 assert server.tail().rstrip().splitlines()[-1].startswith("kdn: "), server.tail()
                 self.outcome.refused_starts += 1
                 is_refused = True

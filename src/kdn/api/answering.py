@@ -81,7 +81,7 @@ class Answering:
         self._lock = threading.Lock()
         """Of the recent spaces and the feedback's count."""
         self._foresight = Foresight(parts)
-        self._lessons: list[tuple[threading.Thread, Query]] = []
+        self._golden_runs: list[tuple[threading.Thread, Query]] = []
 
     def answer(
         self,
@@ -117,10 +117,10 @@ class Answering:
 
     def close(self) -> None:
         """End what still runs in the background. Calling it twice is harmless."""
-        for thread, query in self._lessons:
+        for thread, query in self._golden_runs:
             query.cancel()
             thread.join()
-        self._lessons.clear()
+        self._golden_runs.clear()
 
     # --- what the question needs -------------------------------------------------------------
 
@@ -320,13 +320,13 @@ class Answering:
         query, profiler = Query(), self._profiler
 
         def learn() -> None:
-            with suppress(KdnError):  # a lesson that fails is none
+            with suppress(KdnError):  # a golden run that fails teaches nothing
                 golden = self._golden(question, options, query)
                 profiler.learn(question, golden, self._note())
 
         thread = threading.Thread(target=learn, name="kdn-golden", daemon=True)
-        self._lessons = [one for one in self._lessons if one[0].is_alive()]
-        self._lessons.append((thread, query))
+        self._golden_runs = [one for one in self._golden_runs if one[0].is_alive()]
+        self._golden_runs.append((thread, query))
         thread.start()
 
     def _golden(self, question: str, options: QueryOptions, query: Query) -> str:

@@ -93,11 +93,9 @@ def compose(source: str, title: str, blocks: Iterable[Block]) -> ParsedDocument:
     return ParsedDocument(source, title, BLOCK_GAP.join(pieces), tuple(sections))
 
 
-def too_much_text(name: object) -> DocumentError:
+def too_much_text(name: object, max_chars: int = MAX_TEXT_CHARS) -> DocumentError:
     """The refusal of a file whose text is over the bound."""
-    return DocumentError(
-        f"{name}: it holds more than {MAX_TEXT_CHARS:,} characters of text; split it"
-    )
+    return DocumentError(f"{name}: it holds more than {max_chars:,} characters of text; split it")
 
 
 def _close(

@@ -23,7 +23,7 @@ from kdn.rag.ranking import fuse, parts_in_order
 from kdn.rag.reading import FileReader, ParsedLately
 from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo, fitting, with_hits
 from kdn.rag.support import Support, coverage, support_of
-from kdn.rag.survey import Survey, survey
+from kdn.rag.survey import SAMPLE_BYTES, Survey, survey
 from kdn.rag.tables import Scored, StoredPart, Tables
 
 __all__ = ["Library", "LibrarySettings", "SearchMode"]
@@ -102,8 +102,12 @@ class Library:
         kv_bytes_per_token: int | None = None,
         embed_tokens_per_s: float | None = None,
         prefill_tokens_per_s: float | None = None,
+        sample_bytes: int = SAMPLE_BYTES,
     ) -> Survey:
-        """What `ingest` would take. Changes nothing; an ingest that follows need not parse again."""
+        """What `ingest` would take. Changes nothing; an ingest that follows need not parse again.
+
+        Of each kind of file `sample_bytes` are parsed; of more, tokens are estimated from bytes.
+        """
 
         def tokens_of(document: ParsedDocument) -> int:
             pieces = cut(document, self._encode, self._config.cutting)
@@ -119,6 +123,7 @@ class Library:
                 kv_bytes_per_token=kv_bytes_per_token,
                 embed_tokens_per_s=embed_tokens_per_s,
                 prefill_tokens_per_s=prefill_tokens_per_s,
+                sample_bytes=sample_bytes,
             )
 
     def ingest(

@@ -13,11 +13,10 @@ from kdn.rag.files import Refusal, find_files, source_of
 from kdn.rag.reading import FileReader, RawFile
 from kdn.rag.tables import SourceRow
 
-__all__ = ["Survey", "survey"]
+__all__ = ["SAMPLE_BYTES", "Survey", "survey"]
 
 SAMPLE_FILES = 64
 SAMPLE_BYTES = 8 * 1024 * 1024
-"""So much of each kind of file is parsed; of more, tokens are estimated from bytes."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Survey:
 class _Kind:
     """Files with one ending, while they are looked at."""
 
+    sample_bytes: int
     waiting: list[Path] = field(default_factory=list)
     num_bytes: int = 0
     old_tokens: int = 0
@@ -59,7 +59,7 @@ class _Kind:
         size = len(file.data)
         if row is not None and row.digest == file.digest:
             self.old_tokens += row.num_tokens
-        elif self.parsed_bytes >= SAMPLE_BYTES:
+        elif self.parsed_bytes >= self.sample_bytes:
             self.other_bytes += size
         else:
             self.parsed_tokens += parse(file)
@@ -78,16 +78,18 @@ def survey(
     *,
     exclude: str | Iterable[str] = (),
     known: Mapping[str, SourceRow] | None = None,
+    sample_bytes: int = SAMPLE_BYTES,
     kv_bytes_per_token: int | None = None,
     embed_tokens_per_s: float | None = None,
     prefill_tokens_per_s: float | None = None,
 ) -> Survey:
     """What `ingest` would take. Files that cannot be read are refused, as an ingest refuses them.
 
-    `known` are the rows of the library: unchanged files are not parsed again.
+    `known` are the rows of the library: unchanged files are not parsed again.  Of each kind of file
+    `sample_bytes` are parsed; of more, tokens are estimated from bytes.
     """
     found = find_files(paths, exclude)
-    kinds: dict[str, _Kind] = defaultdict(_Kind)
+    kinds: dict[str, _Kind] = defaultdict(lambda: _Kind(sample_bytes))
     for path in found.files:
         kinds[path.suffix.lower()].waiting.append(path)
     refused: dict[Path, Refusal] = {}

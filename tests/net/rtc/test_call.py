@@ -87,7 +87,7 @@ def test_damage_is_inherited_until_the_sender_knows() -> None:
 
 
 def test_a_classical_codec_freezes_until_an_intra_picture() -> None:
-    """Without repair packets one loss breaks the chain; the next whole intra picture mends it."""
+    """Without repair packets one loss breaks the chain; the next whole intra picture repairs the picture."""
     call = Call(made_table(survives=False), fast(0.02), seconds=20.0)
     outcome = run_call(call, Fixed(600e3))
     frames = call.frames[:-10]

@@ -193,13 +193,13 @@ class Recited:
         return spoken(self.text)
 
 
-def test_a_lesson_stands_in_front_of_the_next_prompt() -> None:
+def test_a_example_stands_in_front_of_the_next_prompt() -> None:
     model = Recited(GOOD)
     profiler = ModelProfiler(model)
     assert profiler.profile("a?", NOTE).source == "model recited"
-    lesson = profiler.learn("a?", "The golden answer.", NOTE)
-    assert lesson is not None
-    assert lesson.profile.num_pieces == 3
+    example = profiler.learn("a?", "The golden answer.", NOTE)
+    assert example is not None
+    assert example.profile.num_pieces == 3
     assert "The golden answer." in model.asked[1][-1].content
     profiler.profile("b?", NOTE)
     roles = [message.role for message in model.asked[2]]
@@ -208,7 +208,7 @@ def test_a_lesson_stands_in_front_of_the_next_prompt() -> None:
     assert json.loads(model.asked[2][2].content) == json.loads(GOOD)
 
 
-def test_a_model_that_learns_nothing_keeps_no_lesson() -> None:
+def test_a_model_that_learns_nothing_keeps_no_example() -> None:
     model = Recited("no idea")
     profiler = ModelProfiler(model)
     assert profiler.learn("a?", "gold", NOTE) is None

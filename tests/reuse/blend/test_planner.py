@@ -1,4 +1,4 @@
-"""Blending with a real store in a folder: what is found, what is mended, what is left behind."""
+"""Blending with a real store in a folder: what is found, what is recomputed, what is left."""
 
 from __future__ import annotations
 
@@ -183,15 +183,15 @@ def test_a_document_never_met_is_computed_and_the_others_are_blended(
         assert (usage.exact, usage.blended, usage.recomputed) == (320, 60, 112)
 
 
-def test_lessons_bring_what_was_lacking(tiny: LoadedModel, tmp_path: Path) -> None:
+def test_background_prefills_bring_what_was_lacking(tiny: LoadedModel, tmp_path: Path) -> None:
     """Nothing is stored: the whole is computed, and what it leaves is good for any order."""
     with desk(tiny, tmp_path / "store") as d:
         first = d.request(*ALL, question(1), techniques=(Blend(0.0),))
         assert d.run(first)[1].blended == 0
-        lessons = d.reuse.background(first)
-        assert [lesson.prompt.segments[1] for lesson in lessons] == [TWO, THREE]
-        for lesson in lessons:
-            d.run(lesson)
+        prefills = d.reuse.background(first)
+        assert [prefill.prompt.segments[1] for prefill in prefills] == [TWO, THREE]
+        for prefill in prefills:
+            d.run(prefill)
         assert d.reuse.background(first) == []
         _, usage = d.ask(PRELUDE, THREE, TWO, ONE, question(2), techniques=(Blend(0.0),))
         assert (usage.exact, usage.blended, usage.recomputed) == (80, 400, 12)

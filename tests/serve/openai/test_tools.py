@@ -190,16 +190,11 @@ def test_an_answer_goes_on_with_the_last_message(server: Running) -> None:
 # --- calls of the model's own choice, from a script --------------------------------------------
 
 
-def test_a_call_among_text_is_told_apart_whole_and_streamed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import tests.serve.scripted as script
-
+def test_a_call_among_text_is_told_apart_whole_and_streamed() -> None:
     answer = (
         'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"place": "Ulm"}}\n</tool_call>'
     )
-    monkeypatch.setattr(script, "ANSWER", answer)
-    service = ScriptedService()
+    service = ScriptedService(answer=answer)
     try:
         with running(service) as server:
             asked: Any = {"model": "scripted", "messages": ASK, "tools": TOOLS}

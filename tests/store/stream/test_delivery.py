@@ -158,7 +158,7 @@ def test_the_level_goes_down_when_the_link_slows_midway(tmp_path: Path) -> None:
 
 
 def test_what_came_with_loss_never_becomes_the_block(tmp_path: Path) -> None:
-    """It is counted by level, and whoever asks without a deadline gets every bit."""
+    """It is counted by level, and a caller without a deadline gets every bit."""
     with world(tmp_path, lambda _: MB) as one:
         assert set(one.load(0.01, LOSSES)[0]) <= {"int4"}
         for number, block in enumerate(IDS):

@@ -30,10 +30,10 @@ from kdn.reuse.blend.rules import recompute_rows
 
 __all__ = [
     "ATTENTION",
-    "DRIFT",
     "FULL",
     "HALF",
     "HKVD",
+    "KEY_BIAS",
     "LEAN",
     "NAIVE",
     "NOISE",
@@ -50,9 +50,9 @@ __all__ = [
 
 RATIO = 0.15
 FULL, NAIVE = "full prefill", "naive"
-OURS, HKVD, RANDOM = "half the drift and question's attention", "HKVD by V", "random"
-ATTENTION, DRIFT = "question's attention", "drift alone"
-WHOLE = "drift and question's attention"
+OURS, HKVD, RANDOM = "half the key bias and question's attention", "HKVD by V", "random"
+ATTENTION, KEY_BIAS = "question's attention", "key bias alone"
+WHOLE = "key bias and question's attention"
 HALF = 0.5
 """The share of the key bias that kdn corrects for a model that was never measured."""
 FIRST = "first of each chunk"
@@ -82,7 +82,7 @@ class Arm:
         return _unmoved(lab, case, base) if self.unmoved else base
 
 
-LEAN = ("naive", "drift", "random", "hkvd", "attention", "ours")
+LEAN = ("naive", "bias", "random", "hkvd", "attention", "ours")
 """The ways that a claim needs: what is compared with, and what is claimed."""
 _RULES: dict[str, tuple[str, BlendRule]] = {
     "random": (RANDOM, RandomRows()),
@@ -105,12 +105,12 @@ def chosen_arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
 
     Raises BadInput, naming those there are, for an unknown name.
     """
-    known = ("naive", "drift", "ours", "whole", *_RULES)
+    known = ("naive", "bias", "ours", "whole", *_RULES)
     for name in names:
         if name not in known:
             raise BadInput(f"no way of blending {name!r} to compare; there are {', '.join(known)}")
     found = [Arm(NAIVE, 0.0, Naive())] if "naive" in names else []
-    found += [Arm(DRIFT, 0.0, Naive(), bias_share=1.0)] if "drift" in names else []
+    found += [Arm(KEY_BIAS, 0.0, Naive(), bias_share=1.0)] if "bias" in names else []
     for ratio in ratios:
         found += [_ruled(name, ratio) for name in names if name in _RULES]
         found += [Arm(OURS, ratio, AttendedRows(), bias_share=HALF)] if "ours" in names else []
@@ -130,7 +130,7 @@ def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list
         Arm(RANDOM, RATIO, RandomRows()),
         Arm(HKVD, RATIO, Deviation("v")),
         Arm(FIRST, RATIO, Leading()),
-        Arm(DRIFT, 0.0, Naive(), bias_share=1.0),
+        Arm(KEY_BIAS, 0.0, Naive(), bias_share=1.0),
         Arm(ATTENTION, RATIO, AttendedRows()),
         Arm(ATTENTION, 0.3, AttendedRows()),
         Arm(OURS, RATIO, AttendedRows(), bias_share=HALF),

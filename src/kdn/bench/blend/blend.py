@@ -201,7 +201,7 @@ def _summary(
         "kl_gain_hkvd": gain(_HKVD, "kl"),
         "kl32_gain_naive": gain(_NAIVE, "kl32"),
         "kl32_gain_hkvd": gain(_HKVD, "kl32"),
-        "kl_gain_drift": gain(_ATTENTION, "kl"),
+        "kl_gain_key_bias": gain(_ATTENTION, "kl"),
         "agreement_share": mean(ours, "agree"),
         "agreement_naive_share": mean(_NAIVE, "agree"),
         "f1_full": mean(_FULL, "f1"),

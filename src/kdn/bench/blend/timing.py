@@ -26,16 +26,16 @@ __all__ = [
     "DISK",
     "FULL_TIME",
     "MORE",
+    "NAIVE_TIME",
     "PREFIX",
-    "UNMENDED",
     "Timed",
     "longer",
     "time_ways",
 ]
 
-FULL_TIME, PREFIX, UNMENDED = "full prefill", "prefix reuse only", "naive"
+FULL_TIME, PREFIX, NAIVE_TIME = "full prefill", "prefix reuse only", "naive"
 BLEND, MORE, DISK = "blend 15 %", "blend 30 %", "blend 15 %, from disk"
-_RATIOS = {UNMENDED: 0.0, BLEND: 0.15, MORE: 0.3, DISK: 0.15}
+_RATIOS = {NAIVE_TIME: 0.0, BLEND: 0.15, MORE: 0.3, DISK: 0.15}
 
 
 @dataclass
@@ -58,7 +58,7 @@ def time_ways(
     """Interleaved rounds of every way, the first of them a warm-up that is not counted."""
     with _from_disk(options, service, folder) as cold:
         stand = _Stand(options, service, cold, questions)
-        ways = (FULL_TIME, PREFIX, UNMENDED, BLEND, MORE, DISK)
+        ways = (FULL_TIME, PREFIX, NAIVE_TIME, BLEND, MORE, DISK)
         sides: dict[str, Callable[[int], float]] = {
             way: partial(stand.first_token_s, way) for way in ways
         }

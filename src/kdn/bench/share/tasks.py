@@ -83,17 +83,17 @@ def intent_contexts(
 ) -> list[SharedContext]:
     """Lists of intents with an example each, and messages to label; banking77's and CLINC150's in turn."""
     sources = [_banking(data, split), _clinc(data, split)]
-    chance = random.Random(f"{seed} {split}")
+    rng = random.Random(f"{seed} {split}")
     found = []
     for number in range(most):
         by_label = sources[number % len(sources)]
-        labels = chance.sample(sorted(by_label), min(num_labels, len(by_label)))
-        lines = [f"Intent: {label}. Example: {chance.choice(by_label[label])}" for label in labels]
+        labels = rng.sample(sorted(by_label), min(num_labels, len(by_label)))
+        lines = [f"Intent: {label}. Example: {rng.choice(by_label[label])}" for label in labels]
         asked = []
-        for label in chance.sample(labels, min(_MESSAGES, len(labels))):
+        for label in rng.sample(labels, min(_MESSAGES, len(labels))):
             others = [one for one in by_label[label] if not any(one in line for line in lines)]
             if others:
-                asked.append(Asked(f"Message: {chance.choice(others)}\nWhat is its intent?", label))
+                asked.append(Asked(f"Message: {rng.choice(others)}\nWhat is its intent?", label))
         found.append(SharedContext(f"intent-{number}", "\n".join(lines), tuple(asked)))
     return found
 

@@ -26,7 +26,7 @@ from kdn.rag.metis.configuration import (
     method_of,
 )
 from kdn.rag.metis.demand import ChunkState, Demand, DemandModel
-from kdn.rag.metis.feedback import FeedbackSchedule, LearningProfiler, ProfileLesson
+from kdn.rag.metis.feedback import FeedbackSchedule, LearningProfiler, ProfileExample
 from kdn.rag.metis.level import RIGHT_ENOUGH, AnswerLevel, answer_level
 from kdn.rag.metis.model_profile import (
     EndpointProfileModel,
@@ -68,7 +68,7 @@ __all__ = [
     "Observed",
     "OracleProfiler",
     "Preference",
-    "ProfileLesson",
+    "ProfileExample",
     "ProfileModel",
     "Profiler",
     "QueryCalls",

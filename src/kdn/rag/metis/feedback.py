@@ -2,7 +2,7 @@
 
 METIS (arXiv 2412.10543 v3, section 5): every 30th query also runs `map_reduce` over 30 chunks with
 summaries of 300 tokens; its answer is shown to the profiler, which says what profile it should have
-given; the last four such lessons stand in front of its prompt.
+given; the last four of these examples stand in front of its prompt.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from kdn.rag.metis.profile import LibraryNote, QuestionProfile
 
 __all__ = [
     "EVERY",
-    "LESSONS",
+    "NUM_EXAMPLES",
     "FeedbackSchedule",
     "LearningProfiler",
-    "ProfileLesson",
-    "ProfileLessons",
+    "ProfileExample",
+    "ProfileExamples",
 ]
 
 EVERY = 30
-LESSONS = 4
+NUM_EXAMPLES = 4
 
 
 @dataclass(frozen=True)
-class ProfileLesson:
+class ProfileExample:
     """A question, and the profile that its golden answer calls for."""
 
     question: str
@@ -43,23 +43,23 @@ class LearningProfiler(Protocol):
 
     def profile(self, question: str, note: LibraryNote) -> QuestionProfile: ...
 
-    def learn(self, question: str, golden_answer: str, note: LibraryNote) -> ProfileLesson | None:
+    def learn(self, question: str, golden_answer: str, note: LibraryNote) -> ProfileExample | None:
         """Work out the better profile from the answer, and remember it; None when that failed."""
         ...
 
 
-class ProfileLessons:
-    """The last four lessons, newest last."""
+class ProfileExamples:
+    """The last four examples, newest last."""
 
-    def __init__(self, most: int = LESSONS) -> None:
-        self._lessons: deque[ProfileLesson] = deque(maxlen=most)
+    def __init__(self, most: int = NUM_EXAMPLES) -> None:
+        self._examples: deque[ProfileExample] = deque(maxlen=most)
 
-    def add(self, lesson: ProfileLesson) -> None:
-        """Remember a lesson; the oldest of more than four is forgotten."""
-        self._lessons.append(lesson)
+    def add(self, example: ProfileExample) -> None:
+        """Remember a example; the oldest of more than four is forgotten."""
+        self._examples.append(example)
 
-    def all(self) -> tuple[ProfileLesson, ...]:
-        return tuple(self._lessons)
+    def all(self) -> tuple[ProfileExample, ...]:
+        return tuple(self._examples)
 
 
 class FeedbackSchedule:

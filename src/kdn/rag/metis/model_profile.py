@@ -19,7 +19,7 @@ import msgspec
 from kdn.errors import BadInput, EndpointFailed, KdnError, ProfileFailed
 from kdn.model import Message
 from kdn.rag.endpoint import OpenAiEndpoint
-from kdn.rag.metis.feedback import ProfileLesson, ProfileLessons
+from kdn.rag.metis.feedback import ProfileExample, ProfileExamples
 from kdn.rag.metis.profile import (
     MAX_PIECES,
     MAX_SUMMARY_TOKENS,
@@ -89,29 +89,29 @@ class _Said(msgspec.Struct, frozen=True):
 
 
 class ModelProfiler:
-    """Asks a model for each profile, with the lessons of feedback in front of its prompt."""
+    """Asks a model for each profile, with examples from feedback in front of its prompt."""
 
-    def __init__(self, model: ProfileModel, lessons: ProfileLessons | None = None) -> None:
+    def __init__(self, model: ProfileModel, examples: ProfileExamples | None = None) -> None:
         self._model = model
-        self._lessons = lessons or ProfileLessons()
+        self._examples = examples or ProfileExamples()
 
     @property
     def name(self) -> str:
         return f"model {self._model.name}"
 
     def profile(self, question: str, note: LibraryNote) -> QuestionProfile:
-        messages = profile_messages(question, note, self._lessons.all())
+        messages = profile_messages(question, note, self._examples.all())
         return replace(self._ask(messages), source=self.name)
 
-    def learn(self, question: str, golden_answer: str, note: LibraryNote) -> ProfileLesson | None:
+    def learn(self, question: str, golden_answer: str, note: LibraryNote) -> ProfileExample | None:
         """The profile that the model gives once it has seen a golden answer; None when it gives none."""
-        messages = profile_messages(question, note, self._lessons.all(), golden_answer)
+        messages = profile_messages(question, note, self._examples.all(), golden_answer)
         try:
-            lesson = ProfileLesson(question, self._ask(messages))
+            example = ProfileExample(question, self._ask(messages))
         except ProfileFailed:
             return None
-        self._lessons.add(lesson)
-        return lesson
+        self._examples.add(example)
+        return example
 
     def _ask(self, messages: Sequence[Message]) -> QuestionProfile:
         try:
@@ -124,7 +124,7 @@ class ModelProfiler:
 def profile_messages(
     question: str,
     note: LibraryNote,
-    lessons: Sequence[ProfileLesson] = (),
+    examples: Sequence[ProfileExample] = (),
     golden_answer: str | None = None,
 ) -> list[Message]:
     """The prompt. With a `golden_answer` it asks which profile would have led there."""
@@ -140,9 +140,9 @@ def profile_messages(
         f"The documents: {note.about} A chunk has about {note.chunk_tokens} tokens."
     )
     messages = [Message("system", system)]
-    for lesson in lessons:
-        messages.append(Message("user", f"Question: {lesson.question}"))
-        messages.append(Message("assistant", _as_json(lesson.profile)))
+    for example in examples:
+        messages.append(Message("user", f"Question: {example.question}"))
+        messages.append(Message("assistant", _as_json(example.profile)))
     asked = f"Question: {question.strip()}"
     if golden_answer is not None:
         asked += (

@@ -34,10 +34,13 @@ _LEVEL = re.compile(r"heading\s*([1-9])", re.IGNORECASE)
 _PARTS = ("word/document.xml", "word/footnotes.xml", "word/endnotes.xml")
 
 
-def parse_docx(source: str, path: Path, data: bytes) -> ParsedDocument:
+def parse_docx(
+    source: str, path: Path, data: bytes, *, max_chars: int = MAX_TEXT_CHARS
+) -> ParsedDocument:
     """Titled by the document's own title, else by its first top heading, else by the file's name.
 
-    Raises DocumentError for a file that is no such document, or unpacks to more than is read.
+    Raises DocumentError for a file that is no such document, or unpacks to markup of more than
+    `max_chars` characters.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -45,8 +48,8 @@ def parse_docx(source: str, path: Path, data: bytes) -> ParsedDocument:
             if _PARTS[0] not in names:
                 raise DocumentError(f"{path}: no Word document; save it again as .docx, or as text")
             unpacked = sum(archive.getinfo(name).file_size for name in _PARTS if name in names)
-            if unpacked > MAX_TEXT_CHARS * _XML_BYTES_A_CHAR:
-                raise too_much_text(path)
+            if unpacked > max_chars * _XML_BYTES_A_CHAR:
+                raise too_much_text(path, max_chars)
             styles = _styles(archive, names)
             blocks = [
                 block

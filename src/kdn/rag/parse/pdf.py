@@ -25,10 +25,18 @@ __all__ = ["parse_pdf"]
 _HYPHEN = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
 
 
-def parse_pdf(source: str, path: Path, data: bytes) -> ParsedDocument:
+def parse_pdf(
+    source: str,
+    path: Path,
+    data: bytes,
+    *,
+    max_pages: int = MAX_PAGES,
+    max_chars: int = MAX_TEXT_CHARS,
+) -> ParsedDocument:
     """One section a page, titled by the file's own title, else by the file's name.
 
-    Raises DocumentError for a file that needs a password, is damaged, or holds no text.
+    Raises DocumentError for a file that needs a password, is damaged, holds no text, or holds more
+    pages or characters than `max_pages` and `max_chars`.
     """
     import pypdf
     from pypdf.errors import DependencyError
@@ -38,7 +46,7 @@ def parse_pdf(source: str, path: Path, data: bytes) -> ParsedDocument:
         reader = pypdf.PdfReader(io.BytesIO(data))
         locked = reader.is_encrypted and not reader.decrypt("")
         num_pages = 0 if locked else len(reader.pages)
-        blocks = [] if locked else list(_pages(path, reader))
+        blocks = [] if locked else list(_pages(path, reader, max_pages, max_chars))
         title = str(reader.metadata.title or "") if not locked and reader.metadata else ""
     except (DocumentError, MemoryError):
         raise
@@ -60,17 +68,17 @@ def parse_pdf(source: str, path: Path, data: bytes) -> ParsedDocument:
     return compose(source, title.strip() or path.name, blocks)
 
 
-def _pages(path: Path, reader: Any) -> Iterator[Block]:
+def _pages(path: Path, reader: Any, max_pages: int, max_chars: int) -> Iterator[Block]:
     num_chars = 0
-    if len(reader.pages) > MAX_PAGES:
+    if len(reader.pages) > max_pages:
         raise DocumentError(
-            f"{path}: {len(reader.pages):,} pages, and {MAX_PAGES:,} are read; split it"
+            f"{path}: {len(reader.pages):,} pages, and {max_pages:,} are read; split it"
         )
     for number, page in enumerate(reader.pages, start=1):
         text = _clean(page.extract_text())
         num_chars += len(text)
-        if num_chars > MAX_TEXT_CHARS:  # before a file that unpacks without end fills the memory
-            raise too_much_text(path)
+        if num_chars > max_chars:  # before a file that unpacks without end fills the memory
+            raise too_much_text(path, max_chars)
         if text.strip():
             yield Heading(f"Page {number}", 1)
             yield from map(Paragraph, _paragraphs(text))

@@ -21,17 +21,16 @@ from kdn.rag.parse.text import parse_text
 
 __all__ = ["ParserProcess"]
 
-_WALL_FACTOR = 6.0
-"""A shared machine may take so many seconds for one of processor time, before it counts as hung."""
-
 
 class ParserProcess:
     """Parses files in a process of its own, begun at the first that needs it; `close` it.
 
-    Plain text is split here: that needs no foreign code.
+    Plain text is split here: that needs no foreign code.  A shared machine may take `wall_factor`
+    seconds for one of processor time, before the process counts as hung.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wall_factor: float = 6.0) -> None:
+        self._wall_factor = wall_factor
         self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -77,7 +76,7 @@ class ParserProcess:
         try:
             write_message(child.stdin, request)  # type: ignore[arg-type]  # a pipe is a BinaryIO
             data = None
-            if _wait(child.stdout.fileno(), request.allowed_s * _WALL_FACTOR):
+            if _wait(child.stdout.fileno(), request.allowed_s * self._wall_factor):
                 data = read_message(child.stdout)  # type: ignore[arg-type]
         except OSError:
             data = None

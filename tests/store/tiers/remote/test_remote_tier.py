@@ -215,7 +215,7 @@ def test_prefixes_keep_two_users_of_one_redis_apart(tmp_path: Path) -> None:
 
 def test_a_server_killed_in_the_middle_of_a_load(tmp_path: Path) -> None:
     """The reader is told that the block is lost, soon; the block is not called damaged; from then
-    on the tier is given a rest and costs nothing."""
+    on the tier its circuit is open and it costs nothing."""
     line = RemoteCallSettings(timeout_s=1.0, attempts=1)
     settings = RemoteSettings(line, read_bytes=1, poll_s=0)
     with redis_server(tmp_path) as (url, server):
