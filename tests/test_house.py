@@ -16,8 +16,8 @@ TESTS = ROOT / "tests"
 GROUND = {"__init__", "__main__", "clock", "config", "errors", "testing", "trace"}
 OLD_WORDS = re.compile(
     r"\b(?i:gladly|mishaps?|whoever|undrifted|lasting ?pins|given a rest|close_books|unpaid|anew"
-    r"|lessons?|drift taken off"
-    r"|waiting room|unless_gone|walk_own|flock(?!\()|mend(?:s|ed|ing)?|un_?mended|_?look_over|ward)\b|\bNOBODY\b"
+    r"|lessons?|drift taken off|un_?mended"
+    r"|waiting room|unless_gone|walk_own|flock(?!\()|mend(?:s|ed|ing)?|_?look_over|ward)\b|\bNOBODY\b"
 )
 
 
