@@ -50,6 +50,15 @@ def test_a_recipe_is_fitted_shown_and_used(tmp_path: Path, tiny: Path, data: Pat
     assert "<mark" in page.read_text()
     assert "<script" not in page.read_text()
 
+    named = kdn(
+        tmp_path, "steer", "fit", "--data", data, "--name", "mine", "--model", tiny, "--json"
+    )
+    assert named.code == 0, named.err
+    assert "give one of them" in kdn(tmp_path, "steer", "fit", "--data", data).err
+    bad = kdn(tmp_path, "steer", "fit", "--data", data, "--name", "../x")
+    assert "can be no recipe's name" in bad.err
+    assert (tmp_path / "steer" / "mine.json").is_file()
+
     put = kdn(tmp_path, "store", "put", text, "--steer", loud, "--model", tiny, "--json")
     assert put.code == 0, put.err
     assert put.json["files"][0]["tokens"] > 20

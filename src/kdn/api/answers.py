@@ -40,7 +40,14 @@ class SteerReport:
     """An answer beside the one that would have been given without steering."""
 
     kl: float
-    """KL of the first token's distribution, plain to steered, in nats; a lower bound, from 64 tokens."""
+    """KL of the next token's distribution, plain to steered, in nats: the mean over the answer's first
+    `num_compared` tokens; a lower bound, from 64 tokens at each."""
+    nll: float | None
+    """Mean NLL of these tokens with steering, in nats; None for an empty answer."""
+    plain_nll: float | None
+    """And without it."""
+    num_compared: int
+    """At most 16; of an empty answer the one position where its first token would stand."""
     plain_text: str
     """The answer without steering, drawn as the steered one was."""
     num_columns: int

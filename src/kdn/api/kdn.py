@@ -45,7 +45,7 @@ from kdn.rank import (
     decision_question,
     pair_question,
 )
-from kdn.reuse.steer import steer_of
+from kdn.reuse.steer import RecipeFolder, steer_of
 from kdn.store import Match
 
 if TYPE_CHECKING:
@@ -191,7 +191,8 @@ class Kdn:
         if not steer:
             return request
         places = self.prompts.places(request.prompt, messages, documents)
-        return request.using(steer_of(steer, places))
+        own = RecipeFolder(self.config.home, self.prompts.context_fingerprint(request.adapter))
+        return request.using(steer_of(steer, places, own.named))
 
     def _collected(
         self, request: Request, stream: Callable[[str], None] | None, *, steer_report: bool
@@ -199,7 +200,9 @@ class Kdn:
         answer = collect(self.engine.submit(request), stream)
         if not steer_report:
             return answer
-        return replace(answer, steering=report_steering(self.engine.submit, request))
+        return replace(
+            answer, steering=report_steering(self.engine.submit, request, answer.token_ids)
+        )
 
     # --- one token ---------------------------------------------------------------------------
 

@@ -4,44 +4,59 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from statistics import mean
 
 from kdn.api.answers import SteerReport, collect
-from kdn.core import Request, Retention, Sampling, Stream
+from kdn.core import Prompt, Request, Retention, Sampling, Stream, TokenIds
 from kdn.rag import Part
 from kdn.reuse.blend import divergence
 from kdn.reuse.steer import LOOK_WEIGHT, MarkedSpan, Steer, SteerRecipe
 
 __all__ = ["AskSteering", "Steering", "retrieved_spans", "steer_report"]
 
-Steering = Literal["look"] | SteerRecipe | MarkedSpan | Mapping[str, object] | Sequence[object]
+Steering = str | SteerRecipe | MarkedSpan | Mapping[str, object] | Sequence[object]
 """`"look"`, or spans (`kdn.reuse.steer.MarkedSpan`, or mappings with its fields), or a recipe that texts
-were steered by beforehand."""
-AskSteering = Steering | Literal["retrieved"]
+were steered by beforehand, itself or by its name in the home."""
+AskSteering = Steering
+"""As `Steering`, or `"retrieved"`: the passage that retrieval put first."""
 _ALTERNATIVES = 64
+_COMPARED = 16
+"""Tokens of an answer, from the first on, that a report compares."""
 
 
-def steer_report(submit: Callable[[Request], Stream], request: Request) -> SteerReport:
-    """Asks twice more: without steering, and with it for one token. Nothing of it is retained."""
+@dataclass(frozen=True)
+class _Seen:
+    """One position of an answer: the likeliest tokens there, and the token that was drawn."""
+
+    logprobs: Mapping[int, float]
+    drawn: float | None
+
+
+def steer_report(
+    submit: Callable[[Request], Stream], request: Request, drawn: TokenIds
+) -> SteerReport:
+    """Compares `drawn`, the steered answer to `request`, with the model that is not steered.
+
+    Every compared token is asked for twice more, with steering and without, and the answer once more
+    without it.  Nothing of it is retained.
+    """
     steer = request.option(Steer) or Steer()
-    once = replace(
-        request,
-        sampling=Sampling(max_tokens=1, logprobs=_ALTERNATIVES, ignore_eos=True),
-        retention=Retention.NOTHING,
-    )
-    plain, steered = (
-        collect(submit(replace(one, id=f"steer-{uuid.uuid4().hex[:8]}"))).tokens[0].alternatives
-        for one in (once.without(Steer), once)
-    )
-    again = replace(
-        once.without(Steer), sampling=request.sampling, id=f"plain-{uuid.uuid4().hex[:8]}"
-    )
+    asked = replace(request, retention=Retention.NOTHING)
+    steered_as = replace(steer, asked_to=steer.asked_to or request.prompt.num_tokens)
+    plain, steered = [], []
+    for number in range(max(min(len(drawn), _COMPARED), 1)):
+        prompt = _continued(request.prompt, drawn[:number])
+        token = drawn[number] if drawn else None
+        once = replace(asked, prompt=prompt)
+        plain.append(_seen(submit, once.without(Steer), token))
+        steered.append(_seen(submit, once.using(steered_as), token))
+    again = replace(asked.without(Steer), id=_new_id("plain"))
     return SteerReport(
-        kl=divergence(
-            {one.token_id: one.logprob for one in plain},
-            {one.token_id: one.logprob for one in steered},
-        ),
+        kl=mean(divergence(a.logprobs, b.logprobs) for a, b in zip(plain, steered, strict=True)),
+        nll=_nll(steered),
+        plain_nll=_nll(plain),
+        num_compared=len(plain),
         plain_text=collect(submit(again)).text,
         num_columns=len(steer.factors) + sum(map(len, steer.sentences)),
     )
@@ -56,3 +71,36 @@ def retrieved_spans(parts: Sequence[Part]) -> list[MarkedSpan]:
             stop = start + len(hit.passage.text)
             return [MarkedSpan(LOOK_WEIGHT, document=number, start=start, stop=stop)]
     return []
+
+
+def _continued(prompt: Prompt, token_ids: TokenIds) -> Prompt:
+    """The prompt with the answer's first tokens at its end."""
+    *before, last = prompt.segments
+    return Prompt((*before, replace(last, token_ids=(*last.token_ids, *token_ids))))
+
+
+def _seen(submit: Callable[[Request], Stream], request: Request, token: int | None) -> _Seen:
+    """The next token's distribution, before temperature and limits."""
+    likeliest = Sampling(max_tokens=1, logprobs=_ALTERNATIVES, ignore_eos=True)
+    found = _next(submit, request, likeliest)
+    if token is None or token in found:
+        return _Seen(found, None if token is None else found[token])
+    named = replace(likeliest, ranked=(token,))
+    return _Seen(found, _next(submit, request, named)[token])
+
+
+def _next(
+    submit: Callable[[Request], Stream], request: Request, sampling: Sampling
+) -> dict[int, float]:
+    asked = replace(request, sampling=sampling, id=_new_id("steer"))
+    (token,) = collect(submit(asked)).tokens
+    return {one.token_id: one.logprob for one in token.alternatives}
+
+
+def _nll(seen: Sequence[_Seen]) -> float | None:
+    found = [-one.drawn for one in seen if one.drawn is not None]
+    return mean(found) if found else None
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex[:8]}"

@@ -22,7 +22,7 @@ from kdn.cli.options import (
     ShareOption,
 )
 from kdn.cli.show import emit, say, time_text, write_piece
-from kdn.cli.steer import read_recipe
+from kdn.cli.steer import find_recipe
 from kdn.errors import BadInput
 from kdn.machine.text import read_text
 
@@ -83,7 +83,7 @@ def ask(
         str | None,
         typer.Option(
             help="Stress the sentence that the question looks at (look), or the passage that was"
-            " found first (retrieved), or use texts that were steered by a recipe (its file)."
+            " found first (retrieved), or use texts that were steered by a recipe (its file or name)."
         ),
     ] = None,
     steer_report: Annotated[
@@ -144,7 +144,7 @@ def ask(
                 rerank=rerank,
                 stream=show,
                 reuse="blend" if fast else "exact",
-                steer=_steering(steer, stress, mute),
+                steer=_steering(steer, stress, mute, home),
                 steer_report=steer_report,
                 always=always,
             )
@@ -163,7 +163,9 @@ def _refuse_beside(automatic: Mapping[str, bool], others: Mapping[str, bool]) ->
             )
 
 
-def _steering(word: str | None, stress: list[str] | None, mute: list[str] | None) -> Any:
+def _steering(
+    word: str | None, stress: list[str] | None, mute: list[str] | None, home: Path | None
+) -> Any:
     """What --steer, --stress and --mute say together. Raises BadInput for a word and spans."""
     weights = ((stress or (), _STRESSED), (mute or (), _MUTED))
     spans = [{"text": text, "weight": weight} for texts, weight in weights for text in texts]
@@ -171,11 +173,14 @@ def _steering(word: str | None, stress: list[str] | None, mute: list[str] | None
         return spans
     if spans:
         raise BadInput(f"--steer {word} chooses what to stress: leave out --stress and --mute")
-    if word not in ("look", "retrieved"):
-        if not Path(word).is_file():
-            raise BadInput(f"--steer is {word!r}; it can be look or retrieved, or a recipe's file")
-        return read_recipe(Path(word))
-    return word
+    if word in ("look", "retrieved"):
+        return word
+    recipe = find_recipe(word, home)
+    if recipe is None:
+        raise BadInput(
+            f"--steer is {word!r}; it can be look or retrieved, or a recipe's file or its name"
+        )
+    return recipe
 
 
 def _options(
@@ -225,8 +230,8 @@ def _show(question: str, answer: Answer, *, as_json: bool, explain: bool) -> Non
     print_sources(answer.sources)
     if answer.steering is not None:
         say(
-            f"\nwithout steering (KL of the first token {answer.steering.kl:.3f} nats):"
-            f" {answer.steering.plain_text}"
+            f"\nwithout steering (KL {answer.steering.kl:.3f} nats over {answer.steering.num_compared}"
+            f" tokens): {answer.steering.plain_text}"
         )
     say(usage_line(answer.usage) if answer.usage.prompt_tokens else f"\n{_QUOTED}")
 
@@ -340,7 +345,7 @@ def chat(
                 temperature=temperature,
                 schema=schema,
                 adapter=adapter[0].partition("=")[0] if adapter else None,
-                steer=_steering(None, stress, mute),
+                steer=_steering(None, stress, mute, home),
                 share=share,
                 stream=None if as_json else write_piece,
             )

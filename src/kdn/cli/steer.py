@@ -16,8 +16,10 @@ from kdn.cli.options import (
     ModelChoice,
     ModelOption,
     output_file,
+    read_settings,
 )
 from kdn.cli.show import emit, say, tell
+from kdn.errors import BadInput
 from kdn.machine.text import read_text
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from kdn.api.steered import ShownText
     from kdn.reuse.steer import SteerRecipe
 
-__all__ = ["RecipeOption", "app", "read_recipe"]
+__all__ = ["RecipeOption", "app", "find_recipe", "read_recipe"]
 
 app = typer.Typer(no_args_is_help=True, help="Recipes that steer texts beforehand.")
 
@@ -48,6 +50,16 @@ def read_recipe(file: Path) -> SteerRecipe:
     return SteerRecipe.decode(file.read_bytes(), str(file))
 
 
+def find_recipe(word: str, home: Path | None) -> SteerRecipe | None:
+    """The recipe in a file, or of a name in the home; None where there is neither."""
+    from kdn.reuse.steer import RecipeFolder
+
+    if Path(word).is_file():
+        return read_recipe(Path(word))
+    recipes = RecipeFolder(read_settings(home).home)
+    return read_recipe(recipes.file(word)) if word in recipes.names() else None
+
+
 @app.command()
 def fit(
     data: Annotated[
@@ -58,10 +70,14 @@ def fit(
             help="Lines of JSON with document, question and answer: the development split.",
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", callback=output_file, help="Where the recipe goes.")
-    ],
     *,
+    out: Annotated[
+        Path | None, typer.Option("--out", callback=output_file, help="Where the recipe goes.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Keep it in the home under this name, by which requests ask for it."),
+    ] = None,
     model: ModelOption = "smollm2-135m",
     home: HomeOption = None,
     device: DeviceOption = None,
@@ -73,6 +89,7 @@ def fit(
     from kdn.machine.files import publish_file
     from kdn.reuse.steer import SteerRecipe
 
+    file = _kept_as(out, name, home)
     questions = read_questions(data)
     steps: list[FitStep] = []
 
@@ -84,7 +101,8 @@ def fit(
         start = SteerRecipe(kdn.prompts.fingerprint(None))
         best = fit_recipe(kdn, questions, start, told)
     assert best.recipe is not None, "a recipe was among the candidates"
-    publish_file(out, best.recipe.encode())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    publish_file(file, best.recipe.encode())
     plain, *_ = steps
     if as_json:
         emit(
@@ -98,7 +116,7 @@ def fit(
         return
     verdict = "lowers" if best.nll < plain.nll else "does not lower"
     tell(
-        f"wrote {out}: {best.what} {verdict} the right answers' NLL on these {len(questions)}"
+        f"wrote {file}: {best.what} {verdict} the right answers' NLL on these {len(questions)}"
         f" questions, {plain.nll:.4f} to {best.nll:.4f}; judge it on others"
     )
 
@@ -134,6 +152,19 @@ def show(
         say(f"wrote {html_file}")
     else:
         _print(shown)
+
+
+def _kept_as(out: Path | None, name: str | None, home: Path | None) -> Path:
+    """Where a fitted recipe goes. Raises BadInput where none of the two or both are given."""
+    from kdn.reuse.steer import RecipeFolder
+
+    if out is not None and name is None:
+        return out
+    if name is None or out is not None:
+        raise BadInput(
+            "a recipe goes to a file (--out) or into the home (--name): give one of them"
+        )
+    return RecipeFolder(read_settings(home).home).file(name)
 
 
 def _print(shown: ShownText) -> None:

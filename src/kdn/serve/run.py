@@ -17,6 +17,7 @@ from kdn.api import Kdn
 from kdn.api.embedders import EMBEDDER
 from kdn.errors import BadConfig, PortInUse, UnknownModel
 from kdn.model import resolve
+from kdn.reuse.steer import RecipeFolder, SteerRecipe
 from kdn.serve.app import create_app
 from kdn.serve.auth import read_keys
 from kdn.serve.connections import BoundedProtocol, Server, fitting_connections
@@ -165,9 +166,15 @@ def served(kdn: Kdn) -> ServedModel:
         asking=kdn.scoring.asking,
         embedder=_embedder(kdn),
         store_numbers=partial(_store_numbers, kdn),
+        steer_recipe=partial(_steer_recipe, kdn),
         why=kdn.parts.why,
         ask=kdn.answering.answer,
     )
+
+
+def _steer_recipe(kdn: Kdn, adapter: str | None, name: str) -> SteerRecipe:
+    fingerprint = kdn.prompts.context_fingerprint(adapter)
+    return RecipeFolder(kdn.config.home, fingerprint).named(name)
 
 
 def _embedder(kdn: Kdn) -> ServedEmbedder | None:

@@ -9,9 +9,11 @@ from typing import Protocol
 from kdn.api import AskLibrary
 from kdn.core import Constraint, Generator, Prompt, Sampling, TokenIds
 from kdn.engine import EngineStat
+from kdn.errors import BadInput
 from kdn.model import ChatOptions, Document, Message, PlacedText, ToolFormat
 from kdn.rag import Vectors
 from kdn.rank import Asking
+from kdn.reuse.steer import SteerRecipe
 from kdn.reuse.why import Explainer
 
 __all__ = [
@@ -157,6 +159,11 @@ class StoreNumbers:
     """`saved` and `spent` by the blocks that are held."""
 
 
+def no_recipe(_adapter: str | None, _name: str) -> SteerRecipe:
+    """Where no recipes are kept."""
+    raise BadInput("this server keeps no steering recipes")
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """A model that is answered for over HTTP. What it is made of stays its owner's to close."""
@@ -177,6 +184,8 @@ class ServedModel:
     embedder: ServedEmbedder | None
     store_numbers: Callable[[], StoreNumbers]
     """May wait for the store; never called on the event loop."""
+    steer_recipe: Callable[[str | None, str], SteerRecipe] = no_recipe
+    """For an adapter, the steering recipe of a name. Raises BadInput where there is none for its model."""
     why: Explainer | None = None
     """Says why prompts were not reused further; None where nothing is stored."""
     ask: AskLibrary | None = None

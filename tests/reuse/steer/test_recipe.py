@@ -41,6 +41,7 @@ def test_scales_count_from_where_the_text_stands() -> None:
 
 def test_equal_recipes_have_one_taint_and_every_setting_changes_it() -> None:
     assert RECIPE.taint == replace(RECIPE).taint
+    assert replace(RECIPE, weight=2, share=0.25).taint == RECIPE.taint, "2 is 2.0"
     assert RECIPE.taint.causes == (Cause.STEER,)
     others = [
         replace(RECIPE, weight=3.0),

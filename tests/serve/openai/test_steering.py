@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from kdn.reuse.steer import Steer
+import kdn
+from kdn.api.steered import prefill_steered
+from kdn.reuse.steer import RecipeFolder, Steer, SteerRecipe
+from kdn.serve import served
 from tests.serve.running import Running, running
 from tests.serve.scripted import ScriptedService
 
@@ -75,3 +80,113 @@ def test_plain_completions_have_nothing_to_mark(server: Running) -> None:
         server.openai.completions.create(
             model="scripted", prompt="x", extra_body={"kdn": {"steer": "look"}}
         )
+
+
+def test_a_report_has_to_tell_of_something(server: Running) -> None:
+    extra = {"kdn": {"steer_report": True}}
+    with pytest.raises(openai.BadRequestError, match="give steer too"):
+        server.openai.chat.completions.create(model="scripted", messages=ASK, extra_body=extra)
+    with pytest.raises(openai.BadRequestError, match="use chat/completions"):
+        server.openai.completions.create(model="scripted", prompt="x", extra_body=extra)
+
+
+def test_where_no_recipes_are_kept_none_is_found(server: Running) -> None:
+    with pytest.raises(openai.BadRequestError, match="this server keeps no steering recipes"):
+        ask(server, "loud")
+
+
+# --- with a model --------------------------------------------------------------------------------
+
+TEXT = "The lock of the red door opens with the brass key. It hangs behind the clock in the hall."
+
+
+@pytest.fixture(scope="module")
+def opened(
+    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[kdn.Kdn]:
+    home = tmp_path_factory.mktemp("home")
+    with kdn.open(tiny_model("llama", max_position_embeddings=2048), home=home) as found:
+        folder = RecipeFolder(home)
+        folder.folder.mkdir()
+        recipe = SteerRecipe(found.prompts.fingerprint(None), weight=5, share=0.4, combine="union")
+        folder.file("loud").write_bytes(recipe.encode())
+        folder.file("foreign").write_bytes(replace(recipe, model="another").encode())
+        folder.file("broken").write_text("{}")
+        prefill_steered(found, TEXT, recipe, "door")
+        yield found
+        found.check()
+
+
+@pytest.fixture(scope="module")
+def real(opened: kdn.Kdn) -> Iterator[Running]:
+    with running(served(opened)) as server:
+        yield server
+
+
+def asked(server: Running, stream: bool = False, **options: object) -> Any:
+    body = {
+        "messages": ASK,
+        "documents": [{"id": "door", "text": TEXT}],
+        "max_tokens": 4,
+        "temperature": 0,
+        "stream": stream,
+        "kdn": {"keep": "nothing", **options},
+    }
+    return server.http.post("/v1/chat/completions", json=body)
+
+
+def test_a_recipe_by_its_name_takes_the_texts_that_it_has_steered(real: Running) -> None:
+    plain = asked(real).json()
+    steered = asked(real, steer="loud", steer_report=True).json()
+    assert (plain["kdn"]["lossy"], "steering" in plain["kdn"]) == (0, False)
+    assert steered["kdn"]["lossy"] > len(TEXT.split())
+    report = steered["kdn"]["steering"]
+    assert report["kl"] > 0
+    assert 1 <= report["tokens"] <= 4
+    assert report["plain_text"] == plain["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("quiet", "no steering recipe is named 'quiet'; there are broken, foreign, loud"),
+        ("../loud", "no steering recipe is named '../loud'"),
+        ("foreign", "was made for the model another"),
+        ("broken", "broken.json is no steering recipe"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_a_bad_request(real: Running, name: str, says: str) -> None:
+    refused = asked(real, steer=name)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "kdn.steer"
+    assert says in refused.json()["error"]["message"]
+
+
+def test_the_report_compares_the_tokens_that_were_drawn(real: Running, opened: kdn.Kdn) -> None:
+    """Its NLL of the first token is what log-probabilities of the same request say."""
+    spans = [{"text": "brass key", "weight": 10}]
+    report = asked(real, steer=spans, steer_report=True).json()["kdn"]["steering"]
+    of_python = opened.generate(
+        "Which key?",
+        [{"id": "door", "text": TEXT}],
+        steer=spans,
+        steer_report=True,
+        max_tokens=4,
+        temperature=0,
+        retention=kdn.core.Retention.NOTHING,
+    ).steering
+    assert of_python is not None
+    assert report["kl"] == pytest.approx(of_python.kl, abs=1e-5)
+    assert report["nll"] == pytest.approx(of_python.nll)
+    assert report["plain_nll"] >= 0
+    last = asked(real, stream=True, steer=spans, steer_report=True).text.split("data: ")[-2]
+    assert '"plain_text":"' in last
+    still = asked(real, steer=[{"text": "brass key", "weight": 1}], steer_report=True).json()
+    found = still["kdn"]["steering"]
+    assert found["kl"] == pytest.approx(0, abs=1e-9)
+    assert found["nll"] == found["plain_nll"]
+
+
+def test_a_report_of_a_look_looks_at_the_question_alone(real: Running) -> None:
+    report = asked(real, steer="look", steer_report=True).json()["kdn"]["steering"]
+    assert report["kl"] >= 0

@@ -12,6 +12,7 @@ from kdn.reuse.steer.edit import (
     edited_blocks,
     score_text,
 )
+from kdn.reuse.steer.folder import RecipeFolder
 from kdn.reuse.steer.look import SentenceLook
 from kdn.reuse.steer.option import AFTER, LOOK, LOOK_WEIGHT, Steer, steer_of, steered_from
 from kdn.reuse.steer.recipe import SteerRecipe, recipe_scales, top_columns
@@ -31,6 +32,7 @@ __all__ = [
     "EditedText",
     "LeadingTokens",
     "MarkedSpan",
+    "RecipeFolder",
     "RunPlan",
     "SentenceLook",
     "Steer",

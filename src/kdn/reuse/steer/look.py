@@ -25,6 +25,8 @@ class SentenceLook:
     sentences: Sequence[range]
     question_from: int
     num_layers: int
+    question_to: int | None = None
+    """Rows at this position and behind it are not the question's; None: all are."""
     asked: Tensor = field(init=False)
     """[sentences] over the observed layers."""
 
@@ -37,8 +39,11 @@ class SentenceLook:
         first = self.num_layers // 2
         if view.layer < first or (view.layer - first) % _EVERY or not view.rows.numel():
             return
-        start = max(self.question_from, int(view.rows[-1]) + 1 - _MOST_ROWS)
-        at = torch.nonzero(view.rows >= start).flatten()
+        stop = int(view.rows[-1]) + 1
+        if self.question_to is not None:
+            stop = min(stop, self.question_to)
+        start = max(self.question_from, stop - _MOST_ROWS)
+        at = torch.nonzero((view.rows >= start) & (view.rows < stop)).flatten()
         if at.numel():
             seen = torch.split(view.attend(at, self._columns).cpu(), self._sizes)
             self.asked += torch.stack([part.sum() for part in seen])

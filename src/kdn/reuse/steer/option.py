@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdn.core import Prompt
@@ -36,25 +36,45 @@ class Steer:
     sentences: tuple[range, ...] = ()
     weight: float = LOOK_WEIGHT
     after: float = AFTER
+    asked_to: int | None = None
+    """A look observes rows before this position only; None: all of the last message."""
     recipe: SteerRecipe | None = None
     """Texts that were steered beforehand by it are taken in place of plain ones, as a prompt's beginning."""
 
 
-def steer_of(given: object, places: Sequence[PlacedText]) -> Steer:
-    """What a caller asks for, `"look"`, marked spans or a recipe, as an option of a request.
+def steer_of(
+    given: object,
+    places: Sequence[PlacedText],
+    named: Callable[[str], SteerRecipe] | None = None,
+) -> Steer:
+    """What a caller asks for, `"look"`, marked spans, a recipe or its name, as an option of a request.
 
-    Raises BadInput for what is neither, for a look without documents, and for spans as `column_factors`.
+    `named` finds recipes.  Raises BadInput for what is none of them, for a look without documents, and
+    for spans as `column_factors`.
     """
     if isinstance(given, SteerRecipe):
         return Steer(recipe=given)
     if isinstance(given, str):
-        if given != LOOK:
-            raise BadInput(f"steer is {given!r:.60}; it can be {LOOK!r} or a list of spans")
-        sentences = sentence_positions(places)
-        if not sentences:
-            raise BadInput("a look needs documents to look at; give some, or mark spans")
-        return Steer(sentences=sentences)
+        return _look(places) if given == LOOK else _named(given, named)
     return Steer(column_factors(spans_of(given), places))
+
+
+def _look(places: Sequence[PlacedText]) -> Steer:
+    sentences = sentence_positions(places)
+    if not sentences:
+        raise BadInput("a look needs documents to look at; give some, or mark spans")
+    return Steer(sentences=sentences)
+
+
+def _named(name: str, named: Callable[[str], SteerRecipe] | None) -> Steer:
+    try:
+        if named is not None:
+            return Steer(recipe=named(name))
+    except BadInput as error:
+        raise BadInput(
+            f"steer is {name!r:.60}; it can be {LOOK!r}, a list of spans or a recipe's name: {error}"
+        ) from error
+    raise BadInput(f"steer is {name!r:.60}; it can be {LOOK!r} or a list of spans")
 
 
 def steered_from(prompt: Prompt, factors: ColumnFactors) -> int:

@@ -32,6 +32,9 @@ TEXTS_FOLLOW = (
 with the method's settings, and nothing says how far the wording matters."""
 
 
+_ABSURD = 1000.0
+
+
 @dataclass(frozen=True)
 class SteerRecipe:
     """How texts of one model are steered. Equal recipes give equal KV.
@@ -59,14 +62,22 @@ class SteerRecipe:
     prompts: tuple[str, str] = (PASSAGES_FOLLOW, TEXTS_FOLLOW)
 
     def __post_init__(self) -> None:
+        weight, share, sinks = (_number(one) for one in (self.weight, self.share, self.sinks))
         checks = {
-            f"weight is {self.weight}; give a number above 0": 0 < self.weight < math.inf,
-            f"share is {self.share}; give a share from 0 to 1": 0 <= self.share <= 1,
-            f"sinks is {self.sinks}; give 0 or more": self.sinks >= 0,
+            f"weight is {self.weight!r:.40}; give a number above 0, at most {_ABSURD:g}": (
+                0 < weight <= _ABSURD
+            ),
+            f"share is {self.share!r:.40}; give a share from 0 to 1": 0 <= share <= 1,
+            f"sinks is {self.sinks!r:.40}; give a whole number of 0 or more": (
+                sinks >= 0 and sinks == int(sinks)
+            ),
         }
         for complaint, is_right in checks.items():
             if not is_right:
                 raise BadInput(f"a steering recipe's {complaint}")
+        # recipes that are equal must have one name in the store: 5 and 5.0 are written differently
+        object.__setattr__(self, "weight", weight)
+        object.__setattr__(self, "share", share)
 
     @property
     def taint(self) -> Recipe:
@@ -134,6 +145,13 @@ def recipe_scales(
         for layer, own in enumerate(columns)
         if own
     )
+
+
+def _number(value: object) -> float:
+    """NaN for what is none; no comparison with it holds."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    return math.nan
 
 
 def _top(sums: Tensor, sinks: int, size: int) -> set[int]:

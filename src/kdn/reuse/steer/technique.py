@@ -23,6 +23,7 @@ from kdn.core import (
     Planned,
     Request,
     RetainedPrefix,
+    Role,
     chain_hash,
 )
 from kdn.reuse.source import StoreSource, close_all, tokens_by_tier
@@ -74,7 +75,7 @@ class SteerReuse(Technique):
         if not steer.sentences:
             self._told(request, steer.factors)
             return replace(planned, plan=_steered(plan, scales, since))
-        look = SentenceLook(steer.sentences, since, self._num_layers)
+        look = SentenceLook(steer.sentences, since, self._num_layers, steer.asked_to)
 
         def then() -> Plan:
             best = look.best()
@@ -90,7 +91,7 @@ class SteerReuse(Technique):
         return replace(planned, plan=_kept_before(probe, since))
 
     def _edited(self, request: Request, planned: Planned, recipe: SteerRecipe) -> Planned:
-        """The plan over texts that were steered beforehand, where they reach further than plain ones.
+        """The plan over texts that were steered beforehand, in place of plain ones that may reach further.
 
         What follows attends to their columns as they were made; none of it is stored.
         """
@@ -98,12 +99,13 @@ class SteerReuse(Technique):
         recipe.check_model(fingerprint)
         token_ids = request.prompt.token_ids[:-1]
         match = self._store.match(fingerprint, recipe.taint, request.salt, token_ids)
-        if not request.reuse or match.num_tokens <= planned.plan.num_prefix:
+        least = next((a for s, a, _ in request.prompt.spans() if s.role is Role.DOCUMENT), 0)
+        if not request.reuse or match.num_tokens <= least:
             self._trace.event("steer.miss", request=request.id, recipe=recipe.taint.detail)
             return planned
         readers = self._open(match)
         num_tokens = sum(reader.num_tokens for reader in readers)
-        if num_tokens <= planned.plan.num_prefix:
+        if num_tokens <= least:
             close_all(readers)
             return planned
         for source in (planned.plan.prefix, *(run.source for run in planned.plan.stored)):

@@ -24,6 +24,7 @@ from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
 from kdn.serve.metrics import Metrics, RecentRequests
 from kdn.serve.openai.requests import ContentPart, DocumentBody, JobBody, MessageBody
 from kdn.serve.openai.responses import WhyReport, why_report
+from kdn.serve.openai.steering import SteeringReport, steering_of
 from kdn.serve.openai.streams import (
     GatheredAnswer,
     ResponseStreams,
@@ -258,6 +259,8 @@ class HttpJob:
     priority: int
     explain: Callable[[str], Awaitable[WhyReport | UnsetType]]
     """Why the job's request of that id was not reused further."""
+    steering: Callable[[HttpJob, Sequence[int]], Awaitable[SteeringReport | UnsetType]]
+    """What steering did to the first answer, whose tokens are given."""
     traceparent: str = ""
     """The caller's trace."""
 
@@ -317,6 +320,7 @@ class RequestContext:
             salt=caller.salt(body.cache_salt),
             priority=body.priority or 0,
             explain=self.explain,
+            steering=partial(steering_of, self),
             traceparent=http.headers.get("traceparent", ""),
         )
 

@@ -136,7 +136,7 @@ async def begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest)
     techniques: tuple[object, ...] = ()
     if body.kdn is not None:
         techniques = await context.in_thread(
-            chat_techniques, body.kdn, model, prompt, messages, documents
+            chat_techniques, body.kdn, model, prompt, messages, documents, job.adapter
         )
     asked_for = requests_of(context, job, body, [(prompt, sampling)], body.n or 1, techniques)
     streams = context.submit_all(job, asked_for)
@@ -260,7 +260,8 @@ class Answers(ABC):
         answers = await until_disconnect(http, self.streams, gather(self.streams, num_answers))
         shown = self.shown(answers)
         whole = self.chunk([self.choice(index, one) for index, one in enumerate(shown)])
-        whole = await self._account(whole, [answer.ended.usage for answer in answers])
+        drawn = [token.token_id for token in answers[0].tokens]
+        whole = await self._account(whole, [answer.ended.usage for answer in answers], drawn)
         self.tell_prompts(whole, shown)
         return json_response(whole)
 
@@ -276,6 +277,7 @@ class Answers(ABC):
         """Server-sent events; an error after the start is told by the last event but [DONE]."""
         usages: dict[int, Usage] = {}
         written: dict[int, int] = {}
+        drawn: dict[int, list[int]] = {0: []}
         try:
             async for index, item in self.streams.events():
                 if index not in written:
@@ -287,6 +289,7 @@ class Answers(ABC):
                     for shape in self.ending(index, item):
                         yield event(shape)
                     continue
+                drawn.setdefault(index, []).append(item.token_id)
                 for choice in self.deltas(index, item, written[index]):
                     yield event(self.chunk([choice], streamed=True))
                 written[index] += len(item.text)
@@ -294,22 +297,25 @@ class Answers(ABC):
             yield failure(error)
         else:
             options = self.body.stream_options
-            if self._wants_why or (options and options.include_usage):
+            if self._wants_more or (options and options.include_usage):
                 ended = [usages[index] for index in sorted(usages)]
-                yield event(await self._account(self.chunk([], streamed=True), ended))
+                yield event(await self._account(self.chunk([], streamed=True), ended, drawn[0]))
         yield DONE
 
     @property
-    def _wants_why(self) -> bool:
-        return self.body.kdn is not None and self.body.kdn.why
+    def _wants_more(self) -> bool:
+        return self.body.kdn is not None and (self.body.kdn.why or self.body.kdn.steer_report)
 
-    async def _account(self, chunk: Any, usages: list[Usage]) -> Any:
-        """The shape with what was used, and why no more was reused where that was asked for."""
+    async def _account(self, chunk: Any, usages: list[Usage], drawn: list[int]) -> Any:
+        """The shape with what was used, and what was asked for beside it: `drawn` is the first answer."""
         first_of_each = usages[:: self.per_prompt]
         chunk.usage = usage_report(usages, first_of_each)
         chunk.kdn = kdn_report(first_of_each)
-        if self._wants_why:
+        asked = self.body.kdn or KdnOptions()
+        if asked.why:
             chunk.kdn.why = await self.job.explain(self.job.id)
+        if asked.steer_report:
+            chunk.kdn.steering = await self.job.steering(self.job, drawn)
         return chunk
 
     @property

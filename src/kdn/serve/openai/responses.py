@@ -15,6 +15,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 from kdn.core import FinishReason, Token, TokenProb, Usage
 from kdn.errors import Cancelled
 from kdn.reuse.why import Explanation
+from kdn.serve.openai.steering import SteeringReport
 from kdn.serve.service import Vocabulary
 
 __all__ = [
@@ -96,6 +97,7 @@ class KdnReport(Struct):
     tiers: Mapping[str, int]
     levels: Mapping[str, int]
     why: WhyReport | UnsetType = UNSET
+    steering: SteeringReport | UnsetType = UNSET
 
 
 class JobAnswer(Struct, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from kdn.core import Blend, Prefix, Prompt, Share
 from kdn.errors import BadInput
@@ -21,14 +22,15 @@ def chat_techniques(
     prompt: Prompt,
     messages: Sequence[Message],
     documents: Sequence[Document],
+    adapter: str | None,
 ) -> tuple[object, ...]:
     """Of a conversation. Raises Refused for spans that are not in it."""
-    return (*_reuse(options), *_steering(options, model, prompt, messages, documents))
+    return (*_reuse(options), *_steering(options, model, prompt, messages, documents, adapter))
 
 
 def text_techniques(options: KdnOptions) -> tuple[object, ...]:
     """Of a plain completion. Raises Refused for spans: there is no message or document to mark."""
-    if options.steer:
+    if options.steer or options.steer_report:
         raise Refused("steer marks messages and documents: use chat/completions", param="kdn.steer")
     return _reuse(options)
 
@@ -57,13 +59,19 @@ def _steering(
     prompt: Prompt,
     messages: Sequence[Message],
     documents: Sequence[Document],
+    adapter: str | None,
 ) -> tuple[Steer, ...]:
     if not options.steer:
+        if options.steer_report:
+            raise Refused(
+                "steer_report tells of steering: give steer too", param="kdn.steer_report"
+            )
         return ()
     given: object = options.steer
     if not isinstance(options.steer, str):
         given = [span.model_dump(exclude_none=True) for span in options.steer]
     try:
-        return (steer_of(given, model.prompts.places(prompt, messages, documents)),)
+        places = model.prompts.places(prompt, messages, documents)
+        return (steer_of(given, places, partial(model.steer_recipe, adapter)),)
     except BadInput as error:
         raise Refused(str(error), param="kdn.steer") from error
