@@ -56,7 +56,7 @@ from kdn.model.kernels import load as load_kernels
 from kdn.model.probe import holds_bits
 from tests.engine.runs import shape_of, some_tokens
 
-KINDS = ("cold", "hit", "part", "decoded", "scaled", "blended")
+KINDS = ("cold", "hit", "part", "decoded", "scaled", "gained", "blended")
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,10 @@ def plan_of(case: Case, member: Member, prefix: Tensor) -> Plan:
     plan, size = Plan(member.tokens), member.num_tokens
     if member.kind == "hit" and size > 1:
         return replace(plan, prefix=HeldKV(prefix[:, :, : max(size * 2 // 3, 1)], f"p{member}"))
-    if member.kind == "scaled":
-        return replace(plan, scale=(ColumnScale(1, tuple(range(0, size, 3)), 2.0, (0,)),))
+    if member.kind in ("scaled", "gained"):
+        literal = member.kind == "gained"
+        scale = ColumnScale(1, tuple(range(0, size, 3)), 2.0, (0,), literal=literal)
+        return replace(plan, scale=(scale,))
     if member.kind == "blended" and size > 8:
         stored = HeldKV(prefix[:, :, 2:6].flip(2).contiguous(), f"s{member}")
         layers = case.model.decoder.config.num_layers

@@ -255,14 +255,15 @@ def test_a_scaled_prompt_cut_in_passes_gives_the_same(
     assert (run(tiny, plan, cuts=cuts).logits - run(tiny, plan).logits).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("literal", [False, True])
 @pytest.mark.parametrize("since", [20, 128, 200])
 def test_rows_before_a_scale_begins_are_those_of_a_plain_prefill(
-    tiny_bf16: LoadedModel, attention: Attention, since: int
+    tiny_bf16: LoadedModel, attention: Attention, since: int, literal: bool
 ) -> None:
     """Bit for bit; and the rows after it are those of a prompt whose beginning was stored plain."""
     tokens = some_tokens(300, 200)
     layers = range(tiny_bf16.decoder.config.num_layers)
-    scale = tuple(ColumnScale(layer, (3, 150), 4.0) for layer in layers)
+    scale = tuple(ColumnScale(layer, (3, 150), 4.0, literal=literal) for layer in layers)
     plain = run(tiny_bf16, Plan(tokens), attention=attention)
     late = Plan(tokens, scale=scale, scale_from=since)
     found = run(tiny_bf16, late, attention=attention)

@@ -33,7 +33,6 @@ __all__ = [
     "Scaling",
     "TorchAttention",
     "Writing",
-    "attend_scaled",
 ]
 
 ROW_BLOCK = 128
@@ -242,19 +241,12 @@ class _BoundTorch(BoundAttention):
         for part, scaling in itertools.zip_longest(self._slices, scalings):
             rows = slice(part.start, part.stop)
             if scaling is not None:
-                out[rows] = attend_scaled(layer, q[rows], window, part, scaling).view(q[rows].shape)
+                k, v = gather_blocks(part, layer)
+                out[rows] = attend_blocks(q[rows], k, v, part.positions, window, scaling)
                 continue
             k, v = self._gather(part, layer)
             out[rows] = self._attend_part(q[rows], k, v, part.positions, window)
         return out.flatten(1)
-
-
-def attend_scaled(
-    layer: int, q: Tensor, window: int | None, part: AttentionSlice, scaling: Scaling
-) -> Tensor:
-    """[rows, heads * dim] of one sequence whose columns are scaled."""
-    k, v = gather_blocks(part, layer)
-    return attend_blocks(q, k, v, part.positions, window, scaling).flatten(1)
 
 
 def _weights(

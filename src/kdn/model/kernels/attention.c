@@ -33,9 +33,10 @@ typedef struct {
     const bf16 *prefix_k, *prefix_v;
     int64_t num_prefix, suffix_columns, prefix_columns;
     int64_t suffix_step, prefix_step; /* values from one layer to the next; 0 where layers share the memory */
-    int64_t num_biased;               /* columns whose scores are shifted at this layer */
-    const int64_t *bias_at;           /* which they are, ascending */
-    const float *bias_of;             /* [num_biased][heads], in units of raw scores */
+    int64_t num_scaled;               /* columns that are scaled at this layer */
+    const int64_t *scaled_at;         /* which they are, ascending */
+    const float *bias_of;             /* [num_scaled][heads], added to scores, in units of raw ones */
+    const float *gain_of;             /* [num_scaled][heads], multiplies weights that are not summed; or null */
 } Sequence;
 
 /* Neighbouring sequences that are computed together: one with all its rows, or several of one row each that
@@ -70,7 +71,7 @@ typedef struct {
     int32_t seen[LANES];         /* the same, or -1 for queries that sit a block out */
     int32_t head[TILES][LANES];  /* a query's head */
     float top[TILES][LANES], sum[TILES][LANES];
-    int biased; /* has any sequence of the task a bias? */
+    int scaled, gained; /* has any sequence of the task scaled columns, and any of them a gain? */
 } Scratch;
 
 /* Two rows of sixteen values to sixteen pairs. */
@@ -328,50 +329,72 @@ static __mmask16 lanes_of(const Task *task, int t, int64_t row, int64_t group, i
     return lanes;
 }
 
-static int64_t first_biased(const Sequence *sequence, int64_t column) {
-    int64_t low = 0, high = sequence->num_biased;
+static int64_t first_scaled(const Sequence *sequence, int64_t column) {
+    int64_t low = 0, high = sequence->num_scaled;
     while (low < high) {
         const int64_t middle = (low + high) / 2;
-        if (sequence->bias_at[middle] < column) low = middle + 1;
+        if (sequence->scaled_at[middle] < column) low = middle + 1;
         else high = middle;
     }
     return low;
 }
 
-/* Shift the scores of `sequence`'s columns [first, first + columns); other lanes keep their bits. */
-static void shift_scores(Scratch *s, int t, const Sequence *sequence, __mmask16 lanes, int64_t first,
-                         int64_t columns, const Call *call) {
+/* What is done to the lanes of one sequence in the scaled column `first + c`, the `j`th of all: other lanes
+ * keep their bits. */
+typedef void ScaleColumn(Scratch *s, int t, const Sequence *sequence, int64_t j, int64_t c, __mmask16 lanes,
+                         const Call *call);
+
+static void shift_scores(Scratch *s, int t, const Sequence *sequence, int64_t j, int64_t c, __mmask16 lanes,
+                         const Call *call) {
+    const __m512 was = _mm512_load_ps(s->scores[c]);
     const __m512i head = _mm512_loadu_si512(s->head[t]);
-    for (int64_t j = first_biased(sequence, first); j < sequence->num_biased; j++) {
-        const int64_t c = sequence->bias_at[j] - first;
-        if (c >= columns) return;
-        const __m512 was = _mm512_load_ps(s->scores[c]);
-        const float *bias = sequence->bias_of + j * call->heads;
-        const __m512 by = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), lanes, head, bias, 4);
-        _mm512_store_ps(s->scores[c], _mm512_mask_add_ps(was, lanes, was, by));
-    }
+    const float *bias = sequence->bias_of + j * call->heads;
+    const __m512 by = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), lanes, head, bias, 4);
+    _mm512_store_ps(s->scores[c], _mm512_mask_add_ps(was, lanes, was, by));
 }
 
-static void add_bias(Scratch *s, const Task *task, int t, int64_t first, int64_t columns, const Call *call) {
+/* The column's weights once more from its scores, times the gain, and then rounded: a gain of 1 changes no
+ * bit.  Sums are left as they are, so that nothing is renormalised. */
+static void gain_weights(Scratch *s, int t, const Sequence *sequence, int64_t j, int64_t c, __mmask16 lanes,
+                         const Call *call) {
+    if (!sequence->gain_of) return;
+    const __m512 scale = _mm512_set1_ps(LOG2E / __builtin_sqrtf((float)call->dim));
+    const __m512 lift = _mm512_mul_ps(_mm512_load_ps(s->top[t]), scale);
+    const __m512 weight = exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(s->scores[c]), scale, lift));
+    const __m512i head = _mm512_loadu_si512(s->head[t]);
+    const float *gain = sequence->gain_of + j * call->heads;
+    const __m512 by = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), lanes, head, gain, 4);
+    uint16_t rounded[LANES];
+    _mm256_storeu_si256((__m256i *)rounded, (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(weight, by)));
+    for (int i = 0; i < LANES; i++)
+        if (lanes >> i & 1) memcpy(&s->p[c / 2][i][c % 2], &rounded[i], 2);
+}
+
+static void scale_columns(Scratch *s, const Task *task, int t, int64_t first, int64_t columns, const Call *call,
+                          ScaleColumn *scale) {
     const PrefixGroup *prefix_group = task->prefix_group;
-    if (prefix_group->num_sequences == 1) {
-        shift_scores(s, t, prefix_group->sequences, 0xffff, first, columns, call);
-        return;
-    }
-    const int64_t group = call->heads / call->kv_heads, total = prefix_group->num_sequences * group;
+    const int64_t group = call->heads / call->kv_heads, total = num_rows(prefix_group) * group;
     const int64_t query = task->first + t * LANES;
     const int64_t last = query + LANES < total ? query + LANES - 1 : total - 1;
-    for (int64_t row = query / group; row <= last / group; row++)
-        if (prefix_group->sequences[row].num_biased)
-            shift_scores(s, t, prefix_group->sequences + row, lanes_of(task, t, row, group, total), first, columns,
-                         call);
+    const int alone = prefix_group->num_sequences == 1;
+    for (int64_t row = alone ? 0 : query / group; row <= (alone ? 0 : last / group); row++) {
+        const Sequence *sequence = prefix_group->sequences + row;
+        if (!sequence->num_scaled) continue;
+        const __mmask16 lanes = alone ? 0xffff : lanes_of(task, t, row, group, total);
+        for (int64_t j = first_scaled(sequence, first); j < sequence->num_scaled; j++) {
+            const int64_t c = sequence->scaled_at[j] - first;
+            if (c >= columns) break;
+            scale(s, t, sequence, j, c, lanes, call);
+        }
+    }
 }
 
 static void one_block(Scratch *s, const Task *task, int t, Columns at, int64_t first, int64_t columns,
                       const Call *call) {
     call->use_amx ? scores_amx(s, t, at, columns, call->dim) : scores_avx(s, t, at, columns, call->dim);
-    if (s->biased) add_bias(s, task, t, first, columns, call);
+    if (s->scaled) scale_columns(s, task, t, first, columns, call, shift_scores);
     weigh(s, t, first, columns, call);
+    if (s->gained) scale_columns(s, task, t, first, columns, call, gain_weights);
     call->use_amx ? mix_amx(s, t, at, columns, call->dim) : mix_avx(s, t, at, columns, call->dim);
 }
 
@@ -420,9 +443,12 @@ static void run_task(Scratch *s, const Task *task, const Call *call) {
     const int64_t left = total - task->first;
     const int tiles = left >= TILES * LANES ? TILES : (int)((left + LANES - 1) / LANES);
     load_queries(s, task, call, tiles, total);
-    s->biased = 0;
-    for (int64_t i = 0; i < task->prefix_group->num_sequences; i++)
-        s->biased |= task->prefix_group->sequences[i].num_biased > 0;
+    s->scaled = s->gained = 0;
+    for (int64_t i = 0; i < task->prefix_group->num_sequences; i++) {
+        const Sequence *sequence = &task->prefix_group->sequences[i];
+        s->scaled |= sequence->num_scaled > 0;
+        s->gained |= sequence->num_scaled > 0 && sequence->gain_of;
+    }
     int64_t lowest = s->where[0][0], first = 0;
     for (int t = 0; t < tiles; t++)
         for (int i = 0; i < LANES; i++)

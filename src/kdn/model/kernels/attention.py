@@ -16,7 +16,6 @@ from kdn.model.attention import (
     BoundAttention,
     Scaling,
     Writing,
-    attend_scaled,
 )
 from kdn.model.kernels.build import Kernels
 
@@ -37,9 +36,10 @@ class _Sequence(ctypes.Structure):
         ("head_columns", ctypes.c_int64),
         ("tail_step", ctypes.c_int64),
         ("head_step", ctypes.c_int64),
-        ("num_biased", ctypes.c_int64),
-        ("bias_at", ctypes.c_void_p),
+        ("num_scaled", ctypes.c_int64),
+        ("scaled_at", ctypes.c_void_p),
         ("bias_of", ctypes.c_void_p),
+        ("gain_of", ctypes.c_void_p),
     )
 
 
@@ -245,7 +245,7 @@ class _BoundKernel(BoundAttention):
         scalings: Sequence[Scaling | None] = (),
     ) -> Tensor:
         q = _rows(q)
-        biases = self._set_biases(scalings, q.shape[2]) if scalings else []
+        held = self._set_scalings(scalings, q.shape[2]) if scalings else []
         num_rows, heads, dim = q.shape
         out = torch.empty((num_rows, heads * dim), dtype=q.dtype)
         call, num_prefix_groups = self._call, ctypes.c_int64(len(self._prefix_groups))
@@ -259,30 +259,29 @@ class _BoundKernel(BoundAttention):
         self._handle.kdn_attend(
             self._group_table, num_prefix_groups, ctypes.byref(call), self._tasks
         )
-        if biases:
-            self._clear_biases()
-        for part, number in zip(self._slices, self._given, strict=True):
-            scaling = scalings[number] if scalings else None
-            if scaling is not None and scaling.gain is not None:  # in plain torch
-                rows = slice(part.start, part.stop)
-                out[rows] = attend_scaled(layer, q[rows], window, part, scaling)
+        if held:
+            self._clear_scalings()
         return out
 
-    def _set_biases(self, scalings: Sequence[Scaling | None], dim: int) -> list[Tensor]:
-        """Enter the layer's biases into the table. Gives back the tensors that it points into."""
+    def _set_scalings(self, scalings: Sequence[Scaling | None], dim: int) -> list[Tensor]:
+        """Enter the layer's scaled columns into the table. Gives back the tensors that it points into."""
         held: list[Tensor] = []
         for row, number in zip(self._table, self._given, strict=True):
             scaling = scalings[number]
             if scaling is not None:
                 bias = (scaling.bias * dim**0.5).contiguous()  # the kernel scales scores last
-                row.num_biased = scaling.columns.numel()
-                row.bias_at, row.bias_of = scaling.columns.data_ptr(), bias.data_ptr()
+                row.num_scaled = scaling.columns.numel()
+                row.scaled_at, row.bias_of = scaling.columns.data_ptr(), bias.data_ptr()
                 held += [scaling.columns, bias]
+                if scaling.gain is not None:
+                    gain = scaling.gain.contiguous()
+                    row.gain_of = gain.data_ptr()
+                    held.append(gain)
         return held
 
-    def _clear_biases(self) -> None:
+    def _clear_scalings(self) -> None:
         for row in self._table:
-            row.num_biased = 0
+            row.num_scaled, row.gain_of = 0, None
 
 
 def _prefix_groups(slices: Sequence[AttentionSlice]) -> list[list[AttentionSlice]]:
