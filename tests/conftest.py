@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,9 +25,19 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_unconfigure() -> None:
-    """A run that cannot end within a minute of its last test says where each thread is, and fails."""
-    faulthandler.dump_traceback_later(60, exit=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A run that has not ended a minute after its last test says where each thread is, and ends."""
+
+    def end() -> None:
+        faulthandler.dump_traceback(sys.__stderr__ or 2)
+        os._exit(exitstatus)
+
+    timer = threading.Timer(60, end)
+    timer.daemon = True
+    timer.start()
+    faulthandler.dump_traceback_later(
+        120, exit=True, file=sys.__stderr__ or 2
+    )  # for code that holds the GIL
 
 
 @pytest.fixture(scope="session")
