@@ -40,7 +40,7 @@ from kdn.reuse.codec_quality import QualityRecord
 from kdn.reuse.load_or_compute import EstimateS
 from kdn.reuse.share import ShareGuard, ShareReuse
 from kdn.reuse.source import MeasuredSpeeds
-from kdn.reuse.steer import SteerReuse
+from kdn.reuse.steer import SteerReuse, recipe_of
 from kdn.reuse.why import Explainer
 from kdn.schedule import RequestQueue, make_policy
 from kdn.store import CODECS, LookupRecorder, Store
@@ -154,6 +154,7 @@ def join(
         clock,
         movable=not decoder.rope.length_dependent,
         bias=calibration.key_bias,
+        recipe=recipe_of,
         trace=trace,
     )
     ended = EndedRequests()
@@ -321,6 +322,7 @@ def _make_guard(
         trace,
         records=read_records(file).get(model),
         keep=keep,
+        recipe=recipe_of,
     )
 
 

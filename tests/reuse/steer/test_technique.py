@@ -13,6 +13,7 @@ from kdn.clock import SystemClock
 from kdn.core import (
     EXACT,
     Blend,
+    Cause,
     Finish,
     LayerView,
     Plan,
@@ -28,19 +29,24 @@ from kdn.core import (
     Usage,
 )
 from kdn.engine import Engine, EngineLimits
+from kdn.errors import BadInput
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse, Stack
 from kdn.reuse.blend import BlendReuse, RatioController
+from kdn.reuse.shortened import LeadingTokens
 from kdn.reuse.steer import (
-    LeadingTokens,
     SentenceLook,
     Steer,
+    SteerRecipe,
     SteerReuse,
+    edit_text,
+    edited_blocks,
+    recipe_of,
     scales_of,
     steered_from,
 )
-from kdn.store import Store, open_store
+from kdn.store import CODECS, Store, open_store
 from kdn.trace import Recorder
 from tests.engine.runs import HeldSource, load_tiny, run, some_tokens
 
@@ -70,7 +76,12 @@ class Desk:
         techniques = [
             PrefixReuse(store, shape, lambda _: decoder.fingerprint),
             BlendReuse(
-                store, shape, lambda _: decoder.fingerprint, RatioController(0.25), SystemClock()
+                store,
+                shape,
+                lambda _: decoder.fingerprint,
+                RatioController(0.25),
+                SystemClock(),
+                recipe=recipe_of,
             ),
             self.steer,
         ]
@@ -257,3 +268,83 @@ def _counted(planned: Planned, kind: str) -> Planned:
         lossy=331 * (kind == "lossy"),
         shared=331 * (kind == "shared"),
     )
+
+
+# --- steered texts in blended prompts: an experiment ---------------------------------------------
+
+
+def store_steered(desk: Desk, model: LoadedModel, document: Segment, recipe: SteerRecipe) -> None:
+    """What `kdn ingest --steer` does for one document."""
+
+    def captured(plan: Plan) -> torch.Tensor:
+        kv: torch.Tensor = run(model, plan).captured
+        return kv
+
+    decoder = model.decoder
+    shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
+    heads = [some_tokens(8, 200, seed=seed) for seed in (11, 12)]
+    edited = edit_text(
+        captured, shape.num_layers, recipe, heads, PRELUDE.token_ids, document.token_ids
+    )
+    prompt = Prompt((PRELUDE, document, ASK))
+    for block in edited_blocks(edited, prompt, shape, decoder.fingerprint, recipe, ""):
+        desk.store.put(block, CODECS["lossless"])
+
+
+def planned(desk: Desk, *options: object) -> Planned:
+    prompt = Prompt((PRELUDE, ONE, TWO, TOLD, ASK))
+    found = desk.stack.plan(Request("1", prompt, techniques=options))
+    for run_ in found.plan.stored:
+        run_.source.close()
+    if found.plan.prefix is not None:
+        found.plan.prefix.close()
+    return found
+
+
+def test_a_steered_text_is_blended_with_its_columns_where_it_now_stands(
+    desk: Desk, tiny: LoadedModel
+) -> None:
+    """It was steered at position 20 and stands at 320: so do its columns.  No key of it is exact."""
+    recipe = SteerRecipe(desk.fingerprint, weight=4, share=0.3, combine="union")
+    desk.ask(segments=(PRELUDE, ONE, ASK))
+    desk.ask(segments=(PRELUDE, TWO, ASK))
+    store_steered(desk, tiny, TWO, recipe)
+    found = planned(desk, Blend(0.25), Steer(recipe=recipe))
+    assert (found.exact, found.moved, found.blended) == (320, ((320, 420),), 75)
+    columns = {column for scale in found.plan.scale for column in scale.columns}
+    assert 30 <= len(columns) <= 100
+    assert min(columns) >= 324, "four sinks"
+    assert max(columns) < 420
+    assert {scale.factor for scale in found.plan.scale} == {4}
+    keep = found.plan.keep
+    assert keep is not None
+    assert (keep.num_tokens, keep.recipe.causes) == (0, (Cause.BLEND, Cause.STEER))
+    plain = planned(desk, Blend(0.25))
+    assert (plain.moved, plain.plan.scale) == (((320, 420),), ())
+    blended, _ = desk.ask(Blend(0.25))
+    steered, usage = desk.ask(Blend(0.25), Steer(recipe=recipe))
+    assert usage.blended == 75
+    assert steered != pytest.approx(blended, abs=1e-4)
+    again, _ = desk.ask(Blend(0.25))
+    assert again == pytest.approx(blended, abs=1e-6), "nothing of it stays behind"
+    assert desk.num_stored(PRELUDE, ONE, TWO) == 320
+
+
+def test_the_exact_prefix_ends_where_the_first_steered_text_begins(
+    desk: Desk, tiny: LoadedModel
+) -> None:
+    recipe = SteerRecipe(desk.fingerprint, weight=4, share=0.3)
+    desk.ask(segments=(PRELUDE, ONE, ASK))
+    store_steered(desk, tiny, ONE, recipe)
+    found = planned(desk, Blend(0.25), Steer(recipe=recipe))
+    assert (found.exact, found.moved) == (20, ((20, 320),))
+    other = planned(desk, Blend(0.25), Steer(recipe=replace(recipe, weight=5)))
+    assert (other.exact, other.moved) == (320, ()), "another recipe has steered nothing"
+
+
+def test_factors_that_lie_in_v_are_not_blended(desk: Desk) -> None:
+    literal = SteerRecipe(desk.fingerprint, literal=True)
+    with pytest.raises(BadInput, match="hold its factors in V"):
+        planned(desk, Blend(0.25), Steer(recipe=literal))
+    some_heads = replace(literal, heads=(0,))
+    assert planned(desk, Blend(0.25), Steer(recipe=some_heads)).exact == 0

@@ -11,11 +11,10 @@ from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.guard import GuardStat, QualityGuard, divergence
 from kdn.reuse.blend.key_bias import KeyBias
 from kdn.reuse.blend.layout import BlendLayout
-from kdn.reuse.blend.planner import BLENDED, BlendReuse
+from kdn.reuse.blend.planner import BlendReuse
 from kdn.reuse.blend.rules import BlendRule, Deviation, Leading, Naive, RandomRows
 
 __all__ = [
-    "BLENDED",
     "AttendedRows",
     "BlendLayout",
     "BlendReuse",

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdn.core import (
     BLOCK_TOKENS,
     EXACT,
     BlockId,
     ChainHash,
+    ColumnScale,
     Fingerprint,
     Prompt,
+    Recipe,
     Role,
     Segment,
     TokenIds,
 )
 from kdn.reuse.source import close_all
-from kdn.store import Reader, Store
+from kdn.store import Match, Reader, Store
 
 __all__ = ["Chunk", "StoredDocuments"]
 
@@ -35,14 +37,28 @@ class Chunk:
     def stop(self) -> int:
         return self.start + sum(reader.num_tokens for reader in self.readers)
 
+    @property
+    def scales(self) -> tuple[ColumnScale, ...]:
+        """The columns that were steered when it was computed, where they stand in the prompt."""
+        found, at = list[ColumnScale](), self.start
+        for reader in self.readers:
+            moved = at - reader.id.start
+            found += [
+                replace(s, columns=tuple(c + moved for c in s.columns)) for s in reader.scales
+            ]
+            at += reader.num_tokens
+        return tuple(found)
+
 
 @dataclass(frozen=True)
 class StoredDocuments:
-    """One model's exact blocks under one salt, as they can be used for prompts."""
+    """One model's blocks under one salt, as they can be used for prompts: exact ones, or of a recipe."""
 
     store: Store
     fingerprint: Fingerprint
     salt: str
+    recipe: Recipe = EXACT
+    """Documents that were computed by it after the prelude come before exact ones."""
 
     def chunks(self, prompt: Prompt, start: int) -> list[Chunk]:
         """Every stored document after position `start`, opened; neighbours are joined.
@@ -76,10 +92,28 @@ class StoredDocuments:
         documents = [s for s in prompt.segments if s.role is Role.DOCUMENT]
         return [s for s in documents if self._num_after_prelude(prelude, s) < s.num_tokens]
 
+    def made_by_recipe(self, prompt: Prompt) -> int | None:
+        """Where the first document begins that is stored under a recipe other than exact; opens nothing."""
+        prelude = _prelude(prompt)
+        starts = (
+            start
+            for segment, start, _ in prompt.spans()
+            if segment.role is Role.DOCUMENT and self._match(prelude, segment)[0].tainted
+        )
+        return next(starts, None) if self.recipe.tainted else None
+
     def _num_after_prelude(self, prelude: TokenIds, segment: Segment) -> int:
-        wanted = (*prelude, *segment.token_ids)
-        match = self.store.match(self.fingerprint, EXACT, self.salt, wanted)
+        _, match = self._match(prelude, segment)
         return max(match.num_tokens - len(prelude), 0)
+
+    def _match(self, prelude: TokenIds, segment: Segment) -> tuple[Recipe, Match]:
+        """What is stored of the segment after the prelude, and under which recipe."""
+        wanted = (*prelude, *segment.token_ids)
+        if self.recipe.tainted:
+            match = self.store.match(self.fingerprint, self.recipe, self.salt, wanted)
+            if match.num_tokens > len(prelude):
+                return self.recipe, match
+        return EXACT, self.store.match(self.fingerprint, EXACT, self.salt, wanted)
 
     def _of_segment(self, prelude: TokenIds, segment: Segment, first: int) -> Iterator[Chunk]:
         at = 0
@@ -94,9 +128,8 @@ class StoredDocuments:
 
     def _after_prelude(self, prelude: TokenIds, segment: Segment) -> Iterator[Reader]:
         """Readers for the leading run of the segment's blocks that were computed after the prelude."""
-        wanted = (*prelude, *segment.token_ids)
         at = len(prelude)
-        for hit in self.store.match(self.fingerprint, EXACT, self.salt, wanted).hits:
+        for hit in self._match(prelude, segment)[1].hits:
             if hit.id.start + hit.num_tokens <= len(prelude):
                 continue
             reader = self.store.open(hit) if hit.id.start == at else None

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from kdn.core import Blend, Generator, Request, Retention, Sampling, Token
+from kdn.core import EXACT, Blend, Generator, Recipe, Request, Retention, Sampling, Token
 from kdn.errors import EngineFailed
 from kdn.reuse.blend.controller import RatioController
 from kdn.reuse.blend.monitor import CollectionMonitor, GuardStat, next_ratio
@@ -43,17 +43,20 @@ class QualityGuard:
         *,
         records: Mapping[str, GuardRecord] | None = None,
         keep: Callable[[str, GuardRecord], None] | None = None,
+        recipe: Callable[[Request], Recipe] = lambda _: EXACT,
     ) -> None:
         """One in `every` requests of a collection is compared (0: none); `kl_limit` in nats.
 
         `records`, by collection, are what an earlier run measured; `keep` is given this run's after
-        every change.
+        every change.  A request whose documents are of a tainted `recipe` is not compared: a full
+        prefill would read other ones.
         """
         self._controller = controller
         self._every = every
         self._kl_limit = kl_limit
         self._trace = trace
         self._keep = keep
+        self._recipe = recipe
         self._lock = threading.Lock()
         self._default = controller.floor()
         self._monitors = {
@@ -67,6 +70,8 @@ class QualityGuard:
         """Is this the one in so many? Requests with a ratio of their own are left alone."""
         blend = request.option(Blend)
         if not self._every or blend is None or blend.ratio is not None:
+            return False
+        if self._recipe(request).tainted:
             return False
         with self._lock:
             name = self._name(blend)

@@ -41,23 +41,22 @@ from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.key_bias import KeyBias
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.rules import BlendRule
+from kdn.reuse.shortened import reused_before
 from kdn.reuse.source import StoreSource, close_all, loaded_bytes, tokens_by_tier
 from kdn.reuse.technique import Technique
 from kdn.store import Store
 from kdn.trace import NoTrace, Trace
 
-__all__ = ["BLENDED", "BlendReuse"]
-
-BLENDED = Recipe((Cause.BLEND,))
-"""The recipe of all KV that is computed after a reused chunk."""
+__all__ = ["BlendReuse"]
 
 
 class BlendReuse(Technique):
     """Adds stored documents to the plans of requests that ask for blending.
 
     `bias` gives what is known of a model's key bias, which is added to chunks that were computed
-    after the prelude alone.  `movable` False (RoPE whose angles depend on the prompt's length) turns
-    blending off.
+    after the prelude alone.  `recipe` names the stored documents that a request prefers to exact ones;
+    then its exact prefix ends where the first of them begins.  `movable` False (RoPE whose angles depend
+    on the prompt's length) turns blending off.
     """
 
     option = Blend
@@ -73,6 +72,7 @@ class BlendReuse(Technique):
         movable: bool = True,
         rule: BlendRule | None = None,
         bias: Callable[[Fingerprint], KeyBias | None] = lambda _: None,
+        recipe: Callable[[Request], Recipe] = lambda _: EXACT,
         loader: Executor | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -84,14 +84,19 @@ class BlendReuse(Technique):
         self._movable = movable
         self._rule = rule or AttendedRows()
         self._bias = bias
+        self._recipe = recipe
         self._loader = loader or ThreadPoolExecutor(1, thread_name_prefix="kdn-blend")
         self._trace = trace or NoTrace()
 
     def refine(self, request: Request, planned: Planned) -> Planned:
         if not self._movable:
             return planned
+        documents = self._documents(request)
+        by_recipe = documents.made_by_recipe(request.prompt)
+        if by_recipe is not None:
+            planned = reused_before(planned, by_recipe)
         num_prefix = planned.plan.num_prefix
-        chunks = self._documents(request).chunks(request.prompt, num_prefix)
+        chunks = documents.chunks(request.prompt, num_prefix)
         try:
             layout = _layout(request.prompt, num_prefix, chunks)
             ratio = self._ratio(request, chunks, layout)
@@ -129,7 +134,8 @@ class BlendReuse(Technique):
         self._loader.shutdown(wait=True, cancel_futures=True)
 
     def _documents(self, request: Request) -> StoredDocuments:
-        return StoredDocuments(self._store, self._fingerprint(request.adapter), request.salt)
+        fingerprint = self._fingerprint(request.adapter)
+        return StoredDocuments(self._store, fingerprint, request.salt, self._recipe(request))
 
     def _ratio(self, request: Request, chunks: list[Chunk], layout: BlendLayout) -> float:
         blend = request.option(Blend) or Blend()
@@ -152,7 +158,8 @@ class BlendReuse(Technique):
             planned.plan,
             rows=(ALL_ROWS,) * self._shape.num_layers,
             stored=tuple(self._run(chunk, bias) for chunk in chunks),
-            keep=RetainedPrefix(0, BLENDED),
+            scale=tuple(scale for chunk in chunks for scale in chunk.scales),
+            keep=RetainedPrefix(0, _taint(self._recipe(request))),
         )
         count = layout.budget(ratio)
         tiers = dict(planned.tiers)
@@ -184,6 +191,11 @@ class BlendReuse(Technique):
         if bias is None or not chunk.alone:
             return StoredRun(chunk.start, source)
         return StoredRun(chunk.start, bias.over(source))
+
+
+def _taint(documents: Recipe) -> Recipe:
+    """Of what is computed after such documents."""
+    return replace(documents, causes=(Cause.BLEND, *documents.causes))
 
 
 def _layout(prompt: Prompt, num_exact: int, chunks: list[Chunk]) -> BlendLayout:

@@ -14,10 +14,17 @@ from kdn.reuse.steer.edit import (
 )
 from kdn.reuse.steer.folder import RecipeFolder
 from kdn.reuse.steer.look import SentenceLook
-from kdn.reuse.steer.option import AFTER, LOOK, LOOK_WEIGHT, Steer, steer_of, steered_from
+from kdn.reuse.steer.option import (
+    AFTER,
+    LOOK,
+    LOOK_WEIGHT,
+    Steer,
+    recipe_of,
+    steer_of,
+    steered_from,
+)
 from kdn.reuse.steer.recipe import SteerRecipe, recipe_scales, top_columns
 from kdn.reuse.steer.sentences import sentence_positions, sentence_spans
-from kdn.reuse.steer.sources import LeadingTokens
 from kdn.reuse.steer.spans import LEAST, MOST, ColumnFactors, MarkedSpan, column_factors, spans_of
 from kdn.reuse.steer.technique import SteerReuse, scales_of
 
@@ -30,7 +37,6 @@ __all__ = [
     "ColumnFactors",
     "ColumnSums",
     "EditedText",
-    "LeadingTokens",
     "MarkedSpan",
     "RecipeFolder",
     "RunPlan",
@@ -41,6 +47,7 @@ __all__ = [
     "column_factors",
     "edit_text",
     "edited_blocks",
+    "recipe_of",
     "recipe_scales",
     "scales_of",
     "score_text",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kdn.core import Prompt
+from kdn.core import EXACT, Prompt, Recipe, Request
 from kdn.errors import BadInput
 from kdn.model import PlacedText
 from kdn.reuse.steer.recipe import SteerRecipe
 from kdn.reuse.steer.sentences import sentence_positions
 from kdn.reuse.steer.spans import ColumnFactors, column_factors, spans_of
 
-__all__ = ["AFTER", "LOOK", "LOOK_WEIGHT", "Steer", "steer_of", "steered_from"]
+__all__ = ["AFTER", "LOOK", "LOOK_WEIGHT", "Steer", "recipe_of", "steer_of", "steered_from"]
 
 LOOK = "look"
 """The word for: stress the sentence that the question looks at."""
@@ -75,6 +75,23 @@ def _named(name: str, named: Callable[[str], SteerRecipe] | None) -> Steer:
             f"steer is {name!r:.60}; it can be {LOOK!r}, a list of spans or a recipe's name: {error}"
         ) from error
     raise BadInput(f"steer is {name!r:.60}; it can be {LOOK!r} or a list of spans")
+
+
+def recipe_of(request: Request) -> Recipe:
+    """What names the stored documents that a blended request asks for: an experiment (docs/steer.md).
+
+    Raises BadInput for a recipe whose factors are in V: rows that are computed again would lack them.
+    """
+    steer = request.option(Steer)
+    recipe = None if steer is None else steer.recipe
+    if recipe is None:
+        return EXACT
+    if recipe.literal and recipe.heads is None:
+        raise BadInput(
+            "documents that a literal recipe has steered hold its factors in V, and blending computes"
+            " some rows again without them: blend with a recipe that is not literal"
+        )
+    return recipe.taint
 
 
 def steered_from(prompt: Prompt, factors: ColumnFactors) -> int:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from kdn.core import (
+    Blend,
     ColumnScale,
     Fingerprint,
     GivenRows,
@@ -26,11 +27,11 @@ from kdn.core import (
     Role,
     chain_hash,
 )
+from kdn.reuse.shortened import reused_before
 from kdn.reuse.source import StoreSource, close_all, tokens_by_tier
 from kdn.reuse.steer.look import SentenceLook
 from kdn.reuse.steer.option import Steer, steered_from
 from kdn.reuse.steer.recipe import SteerRecipe
-from kdn.reuse.steer.sources import LeadingTokens
 from kdn.reuse.steer.spans import ColumnFactors
 from kdn.reuse.technique import Technique
 from kdn.store import Match, Reader, Store
@@ -69,7 +70,7 @@ class SteerReuse(Technique):
         if steer.recipe is not None:
             return self._edited(request, planned, steer.recipe)
         since = steered_from(prompt, steer.factors)
-        planned = _reused_before(planned, since)
+        planned = reused_before(planned, since)
         plan = planned.plan
         scales = scales_of(steer.factors, steer.after, self._num_layers)
         if not steer.sentences:
@@ -97,6 +98,8 @@ class SteerReuse(Technique):
         """
         fingerprint = self._fingerprint(request.adapter)
         recipe.check_model(fingerprint)
+        if planned.plan.stored and request.option(Blend) is not None:
+            return planned  # blending has taken its texts, wherever they stand
         token_ids = request.prompt.token_ids[:-1]
         match = self._store.match(fingerprint, recipe.taint, request.salt, token_ids)
         least = next((a for s, a, _ in request.prompt.spans() if s.role is Role.DOCUMENT), 0)
@@ -164,33 +167,3 @@ def _kept_before(plan: Plan, since: int) -> Plan:
     """The plan, with no KV of rows that see scales left behind."""
     keep = plan.keep or RetainedPrefix(since)
     return replace(plan, keep=replace(keep, num_tokens=min(keep.num_tokens, since)))
-
-
-def _reused_before(planned: Planned, since: int) -> Planned:
-    """The plan with no row taken from the store that is to see scales."""
-    plan = planned.plan
-    if plan.prefix is None or plan.num_prefix <= since:
-        return planned
-    spare = plan.num_prefix - since
-    left = _without(
-        {"shared": planned.shared, "lossy": planned.lossy, "exact": planned.exact}, spare
-    )
-    tiers = _without(planned.tiers, spare)
-    return replace(
-        planned,
-        plan=replace(plan, prefix=LeadingTokens(plan.prefix, since)),
-        exact=left["exact"],
-        lossy=left["lossy"],
-        shared=left["shared"],
-        tiers={name: tokens for name, tokens in tiers.items() if tokens},
-    )
-
-
-def _without(counts: Mapping[str, int], spare: int) -> dict[str, int]:
-    """Counts of tokens, with so many taken off the last ones."""
-    left = dict(counts)
-    for name in reversed(left):
-        taken = min(left[name], spare)
-        left[name] -= taken
-        spare -= taken
-    return left
