@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from kdn.serve.batch.routes import BatchBody
 from kdn.serve.openai.rag import RagQueryBody
 from kdn.serve.openai.requests import (
     ChatBody,
@@ -60,8 +61,41 @@ in full.
 | `GET /health`, `/ping` | 200 while the engine runs, else 503 |
 | `GET /metrics` | Prometheus: vLLM's names for what is measured, and kdn's own |
 | `GET /version` | the version |
+| `/v1/files`, `/v1/files/ID`, `/v1/files/ID/content` | files of requests and of answers |
+| `/v1/batches`, `/v1/batches/ID`, `/v1/batches/ID/cancel` | [batches](#batches) |
 | `/v1/store/...` | blocks and management, for keys of the store (see [store.md](store.md)) |
 
+"""
+BATCHES = """
+## Batches
+
+A file of requests, a JSON line each, is answered when nobody waits for the engine:
+
+```python
+file = client.files.create(file=open("in.jsonl", "rb"), purpose="batch")
+batch = client.batches.create(
+    input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+)
+batch = client.batches.retrieve(batch.id)  # until batch.status is completed
+print(client.files.content(batch.output_file_id).text)
+```
+
+A line is `{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {...}}`; its `body` is
+that of the route, and means there what it means for one request.
+
+- **Endpoints**: `/v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/embeddings`; one a batch.
+- **Order**: eight lines of all batches are under way at one time. Those that wait are let in after every
+  request that somebody waits for, under every policy of the engine.
+- **Answers** stand in `output_file_id`; lines that were refused stand in `error_file_id`, as do lines
+  without an answer after 24 hours (`batch_expired`). A file with a line that is no request fails the batch
+  before it begins, and `errors` name the lines.
+- **Cancelling** keeps the answers that are there; lines under way are given up.
+- **A stopped server** loses no answer that was written: the next one on the same home goes on with the lines
+  that have none. A batch whose API key is gone by then has `failed` (`key_revoked`).
+- **Bounds** of one key: 1,000 files of 1 GiB together, 64 batches that have not ended, 50,000 lines in each;
+  of one upload the server's largest body (`serve.max_body_bytes`).
+- **Whose**: a key sees its own files and batches. They lie in `batches` below the home, readable by its
+  owner. One server works on a home's batches at a time.
 """
 ROUTES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("POST /v1/chat/completions", ChatBody),
@@ -70,6 +104,7 @@ ROUTES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("POST /v1/embeddings", EmbeddingBody),
     ("POST /rerank, /v1/rerank, /v2/rerank", RerankBody),
     ("POST /v1/rag/query", RagQueryBody),
+    ("POST /v1/batches", BatchBody),
     ("POST /score, /v1/score", ScoreBody),
     ("POST /classify, /v1/classify", ClassifyBody),
     ("POST /v1/decisions", DecisionBody),
@@ -92,7 +127,7 @@ def http_page() -> str:
     lines = [INTRODUCTION]
     for title, body in (*PARTS, *ROUTES):
         lines += [f"## {title}", "", *_table(body), ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(lines).rstrip() + "\n" + BATCHES
 
 
 def _table(body: type[BaseModel]) -> Iterator[str]:

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.core import Job
-from kdn.schedule import POLICIES, Fcfs, Priority, RequestQueue, ScheduleDecision, make_policy
+from kdn.schedule import (
+    POLICIES,
+    Fcfs,
+    Priority,
+    RequestQueue,
+    ScheduleDecision,
+    make_policy,
+    replay,
+)
 
 
 def job(
@@ -133,3 +141,15 @@ def test_a_group_is_complete_without_those_that_will_never_come() -> None:
     assert [one.id for one in waiting.admit(2, bool)] == ["a", "b"]
     waiting.add(job("d", 1, group="g"))
     assert waiting.admit(3, bool) == [], "another group of that name is whole only when it is"
+
+
+def test_what_nobody_waits_for_goes_last_under_every_policy() -> None:
+    """Two in the background came first and are shorter; and a record of it is replayed as it was."""
+    for name in POLICIES:
+        decided: list[ScheduleDecision] = []
+        waiting, room = RequestQueue(make_policy(name), decided.append), Room(100)
+        for one in (job("later", 1, 1, -5), job("last", 2, 1, -5)):
+            waiting.add(replace(one, background=True))
+        waiting.add(job("waited for", 3, 30))
+        assert names(waiting.admit(5, room.fits))[0] == "waited for", name
+        assert replay(decided, make_policy(name)) == []

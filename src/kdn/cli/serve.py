@@ -48,7 +48,7 @@ def serve(
     adapter: AdapterOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve the model with OpenAI's API until Ctrl-C."""
+    """Serve the model with OpenAI's API, files and batches included, until Ctrl-C."""
     need_serve_extra()
     from kdn.serve import Limits, ServeSettings, listen, read_grants, url_of
     from kdn.serve.run import run
@@ -65,6 +65,7 @@ def serve(
         allow_unauthenticated=allow_unauthenticated,
         limits=Limits.of(config.serve),
         grace_s=config.serve.grace_s,
+        batch_folder=config.home / "batches",
         certificate=config.serve.certificate,
         private_key=config.serve.private_key,
     )

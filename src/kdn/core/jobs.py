@@ -27,6 +27,8 @@ class Job:
     """Equal for jobs that begin with the same `num_shared` tokens and leave them in the store; empty for
     a job that leaves nothing."""
     num_shared: int = 0
+    background: bool = False
+    """Goes after every job that is not, under every policy."""
 
     @property
     def num_missing(self) -> int:

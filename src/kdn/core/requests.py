@@ -261,6 +261,8 @@ class Request:
     single_use: bool = False
     """No other request is about to begin with the same tokens: for an answer of one token, what is
     stored of the prompt comes a layer at a time, each into the memory of the one before."""
+    background: bool = False
+    """Nobody waits for it: under every policy it is let in after all that wait and are not."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.salt, str):

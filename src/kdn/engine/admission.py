@@ -297,6 +297,7 @@ class WaitingRequests:
             num_cached=num_cached,
             max_new_tokens=running.max_new_tokens,
             priority=request.priority,
+            background=request.background,
             group=request.group,
             group_size=request.group_size,
             num_cached_at_arrival=num_cached,

@@ -146,14 +146,14 @@ class RequestQueue:
 
     def _ordered(self, waiting: Sequence[Job], now_ns: int) -> list[Job]:
         try:
-            ordered = self._policy.order(waiting, now_ns)
+            ordered = _in_order(self._policy, waiting, now_ns)
             if sorted(job.id for job in ordered) == sorted(self._jobs):
                 return ordered
             _log.error("policy %s lost or invented jobs; first come, first served", self._policy)
         except Exception:  # noqa: BLE001  a policy may fail in any way
             _log.exception("policy %s failed; first come, first served", self._policy)
         self._policy = Fcfs()
-        return self._policy.order(waiting, now_ns)
+        return _in_order(self._policy, waiting, now_ns)
 
     def _note(self, decision: ScheduleDecision) -> None:
         if self._record is None:
@@ -188,11 +188,16 @@ class RequestQueue:
         assert self._held_back <= self._jobs.keys(), "a job is held back that is not here"
 
 
+def _in_order(policy: SchedulePolicy, jobs: Sequence[Job], now_ns: int) -> list[Job]:
+    """As the policy says, with those in the background after the others."""
+    return sorted(policy.order(jobs, now_ns), key=lambda job: job.background)
+
+
 def replay(decisions: Sequence[ScheduleDecision], policy: SchedulePolicy) -> list[ScheduleDecision]:
     """Those recorded decisions whose order `policy` would change, as it makes them now."""
     changed = []
     for decision in decisions:
-        order = tuple(job.id for job in policy.order(decision.jobs, decision.now_ns))
+        order = tuple(job.id for job in _in_order(policy, decision.jobs, decision.now_ns))
         if order != decision.order:
             changed.append(replace(decision, order=order))
     return changed

@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 
 from kdn.clock import Clock, SystemClock
 from kdn.serve.auth import Auth
+from kdn.serve.batch.routes import Batches, batch_routes
 from kdn.serve.errors import speak_openai
 from kdn.serve.limits import Backpressure, Shutdown
 from kdn.serve.metrics import Metrics, RecentRequests
@@ -65,7 +66,9 @@ def create_app(
         new_id=new_id,
         recent=RecentRequests(clock),
     )
+    batches = Batches(context)
     app = FastAPI(
+        lifespan=batches.lifespan,
         title="kdn",
         version=version,
         middleware=[
@@ -88,6 +91,7 @@ def create_app(
         why_routes,
     ):
         app.include_router(routes(context))
+    app.include_router(batch_routes(batches))
     app.include_router(about_routes(context, version))
     speak_openai(app)
     return app

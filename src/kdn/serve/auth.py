@@ -25,7 +25,18 @@ from kdn.serve.limits import MAX_HEADER_BYTES, Backpressure, Held, Shutdown
 from kdn.serve.settings import ServeSettings, is_loopback
 from kdn.serve.store.grants import Grant, grant_for
 
-__all__ = ["ADMIN", "LOCAL", "ApiKey", "Auth", "Caller", "caller_of", "find_caller", "read_keys"]
+__all__ = [
+    "ADMIN",
+    "LOCAL",
+    "ApiKey",
+    "Auth",
+    "Caller",
+    "caller_of",
+    "find_caller",
+    "is_background",
+    "own_scope",
+    "read_keys",
+]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 ANY = "*"
@@ -138,16 +149,51 @@ def _read_key_file(path: Path) -> tuple[ApiKey, ...]:
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _OF_FORMS = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
 """What a page of any site may send here without asking: no client of this server does."""
+_UPLOAD = ("/v1/files", "multipart/form-data")
+"""OpenAI's clients upload files so; a browser's form would name its origin, which is checked before."""
 _WITHOUT_KEY = ("/health", "/ping", "/", "/console.js", "/console.css", "/console.svg")
 """Of the console the page itself, which holds nothing; what it shows is asked for with a key."""
 _FOR_OPERATORS = "/v1/kdn/"
 _CALLER = "kdn.caller"
+_BACKGROUND = "kdn.background"
 
 
 def caller_of(scope: Scope) -> Caller:
     """Whose request it is, as `Auth` found."""
     caller: Caller = scope.get(_CALLER, LOCAL)
     return caller
+
+
+def own_scope(path: str, body: bytes, caller: Caller) -> Scope:
+    """The scope of a request that this server sends itself for a caller that it has checked before.
+
+    Its answers run after those that somebody waits for. Only code makes scopes: no client can.
+    """
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ],
+        "client": None,
+        "server": None,
+        "state": {},
+        _CALLER: caller,
+        _BACKGROUND: True,
+    }
+
+
+def is_background(scope: Scope) -> bool:
+    """Is it a request that the server sends itself?"""
+    return bool(scope.get(_BACKGROUND))
 
 
 class Auth:
@@ -178,14 +224,14 @@ class Auth:
         self._elsewhere = "/v1/store/" if own_keys else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or is_background(scope):
             await self._app(scope, receive, send)
             return
         headers, held = Headers(scope=scope), ExitStack()
         try:
             self._check_stopping(scope["path"])
             _check_head(scope)
-            self._check_site(scope["method"], headers)
+            self._check_site(scope, headers)
             caller = self._caller(scope["path"], headers.get("authorization", ""))
             scope[_CALLER] = caller
             held.enter_context(
@@ -201,14 +247,14 @@ class Auth:
         if self._shutdown.has_begun and path != "/metrics":
             raise Refused("the server is stopping", status=503, code="stopping", retry_after_s=5)
 
-    def _check_site(self, method: str, headers: Headers) -> None:
+    def _check_site(self, scope: Scope, headers: Headers) -> None:
         """A web page of another site must not act through the browser of somebody near."""
         host = headers.get("host", "")
         if self._guards_host and not _is_own(host):
             raise Refused(
                 "this server answers only to localhost; set an API key to open it", status=403
             )
-        if method not in _CHANGING:
+        if scope["method"] not in _CHANGING:
             return
         origin = headers.get("origin")
         crossing = headers.get("sec-fetch-site") == "cross-site"
@@ -217,7 +263,8 @@ class Auth:
                 f"a page of {origin or 'another site'} may not send requests here", status=403
             )
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind in _OF_FORMS:
+        is_upload = (scope["path"], kind) == _UPLOAD
+        if kind in _OF_FORMS and not is_upload:
             raise Refused(
                 f"the body's content type is {kind}; send it as application/json", status=415
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from kdn.config import ServeConfig
 from kdn.errors import BadConfig
 
-__all__ = ["Limits", "ServeSettings", "is_loopback"]
+__all__ = ["BatchLimits", "Limits", "ServeSettings", "is_loopback"]
 
 
 @lru_cache(maxsize=64)
@@ -71,6 +71,32 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class BatchLimits:
+    """What batches may take. Lines and bytes of one upload are bounded by `Limits.body_bytes` too.
+
+    Raises BadConfig for a bound below 1.
+    """
+
+    files: int = 1000
+    """Of one caller."""
+    caller_bytes: int = 1 << 30
+    """All files of one caller."""
+    lines: int = 50_000
+    """Requests of one batch."""
+    unfinished: int = 64
+    """Batches of one caller that have not ended."""
+    batches: int = 10_000
+    """Of one caller; the oldest that has ended gives way."""
+    width: int = 8
+    """Lines of all batches that are answered at one time."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise BadConfig(f"the limit {name} of batches is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
 class ServeSettings:
     """Where to listen and what to allow. Raises BadConfig for a combination that is not safe."""
 
@@ -94,6 +120,9 @@ class ServeSettings:
     """Serve over TLS with this certificate chain (PEM); None speaks plain HTTP."""
     private_key: Path | None = None
     """The certificate's key (PEM); None when it stands in the same file."""
+    batch_folder: Path | None = None
+    """Where files and batches lie; None: this server takes none."""
+    batch: BatchLimits = field(default_factory=BatchLimits)
     grace_s: int = _DEFAULTS.grace_s
     """How long running answers may go on after a stop was asked for."""
 

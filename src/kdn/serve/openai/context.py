@@ -18,7 +18,7 @@ from kdn.clock import Clock
 from kdn.core import Constraint, Finish, Prompt, Request, Sampling
 from kdn.errors import BadInput
 from kdn.model import ChatOptions, Document, Message
-from kdn.serve.auth import Caller, caller_of
+from kdn.serve.auth import Caller, caller_of, is_background
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
 from kdn.serve.metrics import Metrics, RecentRequests
@@ -263,6 +263,8 @@ class HttpJob:
     """What steering did to the first answer, whose tokens are given."""
     traceparent: str = ""
     """The caller's trace."""
+    background: bool = False
+    """Runs after what somebody waits for."""
 
     def request(self, number: int, prompt: Prompt, sampling: Sampling, **more: Any) -> Request:
         """The request of this job with that number; `more` are fields of `Request`."""
@@ -273,6 +275,7 @@ class HttpJob:
             salt=self.salt,
             adapter=self.adapter,
             priority=self.priority,
+            background=self.background,
             **more,
         )
 
@@ -322,6 +325,7 @@ class RequestContext:
             explain=self.explain,
             steering=partial(steering_of, self),
             traceparent=http.headers.get("traceparent", ""),
+            background=is_background(http.scope),
         )
 
     async def explain(self, request_id: str) -> WhyReport | UnsetType:

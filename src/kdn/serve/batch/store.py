@@ -1,0 +1,217 @@
+"""Where files and batches lie: a folder that one server holds at a time, and that outlives it.
+
+FOLDER/lock            held by the server that works here
+FOLDER/files/ID.json   a file's record, published last: a file without one is no file
+FOLDER/files/ID.data   its bytes
+FOLDER/batches/ID.json a batch
+FOLDER/batches/ID.output.jsonl, ID.errors.jsonl   answers so far, a line each
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TypeVar
+
+import msgspec
+
+from kdn.clock import Clock
+from kdn.errors import StoreError
+from kdn.machine.files import make_private, publish_file, system_errors
+from kdn.serve.batch.shapes import BatchRecord, FileRecord
+from kdn.serve.errors import Refused
+from kdn.serve.settings import BatchLimits
+
+__all__ = ["BatchFolder", "whole_lines"]
+
+Record = TypeVar("Record", FileRecord, BatchRecord)
+
+
+class BatchFolder:
+    """Files and batches of all callers; each caller sees its own. Safe from several threads."""
+
+    def __init__(self, folder: Path, limits: BatchLimits, clock: Clock) -> None:
+        """Raises StoreError when another server holds the folder, or it cannot be used."""
+        self._limits, self._clock = limits, clock
+        self._guard = threading.Lock()
+        self._files_in, self._batches_in = folder / "files", folder / "batches"
+        with system_errors(f"opening {folder}"):
+            make_private(self._files_in)
+            make_private(self._batches_in)
+            self._held = (folder / "lock").open("ab")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._held.close()
+            raise StoreError(
+                f"{folder}: another server works on the batches here; stop it, or give this one "
+                "another home"
+            ) from error
+        self._files = dict(_read_all(self._files_in, FileRecord))
+        self._batches = dict(_read_all(self._batches_in, BatchRecord))
+        self._remove_strays()
+
+    def close(self) -> None:
+        """Let another server have the folder."""
+        self._held.close()
+
+    # --- files ---
+
+    def add_file(self, record: FileRecord, content: bytes) -> None:
+        """Keep a file. Raises Refused beyond the caller's bounds, NoSpace when the disk is full."""
+        self._forget_expired()
+        with self._guard:
+            own = [one for one in self._files.values() if one.owner == record.owner]
+            held = sum(one.bytes for one in own)
+            if len(own) >= self._limits.files or held + record.bytes > self._limits.caller_bytes:
+                raise Refused(
+                    f"this key has {len(own)} files of {held} bytes; it may have "
+                    f"{self._limits.files} of {self._limits.caller_bytes}: delete some first",
+                    code="too_many_files",
+                )
+            self._publish(record, lambda path: publish_file(path, content))
+
+    def add_result(self, record: FileRecord, written: Path) -> None:
+        """Make a file of what a batch has written."""
+        with self._guard, system_errors(f"keeping {written}"):
+            record.bytes = written.stat().st_size
+            self._publish(record, written.replace)
+
+    def _publish(self, record: FileRecord, place: Callable[[Path], object]) -> None:
+        place(self.path(record.id))
+        publish_file(self._files_in / f"{record.id}.json", msgspec.json.encode(record))
+        self._files[record.id] = record
+
+    def path(self, file_id: str) -> Path:
+        """Where the bytes of a file of this folder lie."""
+        return self._files_in / f"{file_id}.data"
+
+    def file(self, owner: str, file_id: str, param: str | None = None) -> FileRecord:
+        """The caller's file. Raises Refused (404): also for one of another caller."""
+        self._forget_expired()
+        found = self._files.get(file_id)
+        if found is None or found.owner != owner:
+            raise Refused(f"there is no file {file_id!r:.80}", status=404, param=param)
+        return found
+
+    def files(self, owner: str) -> list[FileRecord]:
+        """The caller's, oldest first."""
+        self._forget_expired()
+        with self._guard:
+            return sorted(
+                (one for one in self._files.values() if one.owner == owner),
+                key=lambda one: (one.created_at, one.id),
+            )
+
+    def remove_file(self, owner: str, file_id: str) -> None:
+        """Forget the caller's file. Raises Refused for one that is not there, or that a batch reads."""
+        self.file(owner, file_id)
+        for batch in self.batches(owner):
+            if batch.input_file_id == file_id and not batch.has_ended:
+                raise Refused(f"the batch {batch.id} reads this file: cancel it first", status=409)
+        self._drop(file_id)
+
+    def _drop(self, file_id: str) -> None:
+        with self._guard, suppress(FileNotFoundError):
+            self._files.pop(file_id, None)
+            (self._files_in / f"{file_id}.json").unlink()
+            self.path(file_id).unlink()
+
+    def _forget_expired(self) -> None:
+        now = self._clock.wall()
+        read = {one.input_file_id for one in self._batches.values() if not one.has_ended}
+        for one in list(self._files.values()):
+            if one.expires_at is not None and one.expires_at <= now and one.id not in read:
+                self._drop(one.id)
+
+    # --- batches ---
+
+    def add_batch(self, batch: BatchRecord) -> None:
+        """Keep a batch; of very many the oldest that has ended goes. Raises Refused when too many run."""
+        own = self.batches(batch.owner)
+        ended = [one for one in own if one.has_ended]
+        unfinished, most = len(own) - len(ended), self._limits.unfinished
+        if unfinished >= most:
+            raise Refused(
+                f"{unfinished} batches of this key have not ended, and it may have {most}: wait for "
+                "one to end, or cancel one",
+                status=429,
+                code="too_many_batches",
+                retry_after_s=60,
+            )
+        for one in ended[: max(len(own) + 1 - self._limits.batches, 0)]:
+            self._batches.pop(one.id)
+            (self._batches_in / f"{one.id}.json").unlink(missing_ok=True)
+        self.keep(batch)
+
+    def keep(self, batch: BatchRecord) -> None:
+        """Write down how a batch stands."""
+        with self._guard:
+            publish_file(self._batches_in / f"{batch.id}.json", msgspec.json.encode(batch))
+            self._batches[batch.id] = batch
+
+    def batch(self, owner: str, batch_id: str) -> BatchRecord:
+        """The caller's batch. Raises Refused (404): also for one of another caller."""
+        found = self._batches.get(batch_id)
+        if found is None or found.owner != owner:
+            raise Refused(f"there is no batch {batch_id!r:.80}", status=404)
+        return found
+
+    def batches(self, owner: str | None = None) -> list[BatchRecord]:
+        """The caller's, or everybody's, oldest first."""
+        with self._guard:
+            return sorted(
+                (one for one in self._batches.values() if owner in (None, one.owner)),
+                key=lambda one: (one.created_at, one.id),
+            )
+
+    def results(self, batch_id: str) -> tuple[Path, Path]:
+        """Where a batch writes its answers and its errors while it runs."""
+        stem = self._batches_in / batch_id
+        return stem.with_suffix(".output.jsonl"), stem.with_suffix(".errors.jsonl")
+
+    def _remove_strays(self) -> None:
+        """What a server that was killed has left: bytes without a record, temporary files."""
+        running = {one.id for one in self._batches.values() if not one.has_ended}
+        kept = {f"{name}.data" for name in self._files} | {f"{name}.json" for name in self._files}
+        for path in self._files_in.iterdir():
+            if path.name not in kept:
+                path.unlink()
+        for path in self._batches_in.iterdir():
+            is_record = path.suffix == ".json" and path.stem in self._batches
+            if not (is_record or path.name.split(".")[0] in running):
+                path.unlink()
+
+
+def _read_all(folder: Path, kind: type[Record]) -> Iterator[tuple[str, Record]]:
+    """Every record that can be read; what cannot be is passed by."""
+    for path in sorted(folder.glob("[!.]*.json")):
+        with suppress(msgspec.MsgspecError, OSError):
+            found = msgspec.json.decode(path.read_bytes(), type=kind)
+            if found.id == path.stem:
+                yield found.id, found
+
+
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file that was written line by line, after a last one that was cut is taken off."""
+    with suppress(FileNotFoundError), path.open("rb+") as file:
+        _take_off_cut_line(file)
+        file.seek(0)
+        yield from file
+
+
+def _take_off_cut_line(file: IO[bytes]) -> None:
+    size = file.seek(0, os.SEEK_END)
+    while size:
+        start = max(size - (1 << 16), 0)
+        file.seek(start)
+        last = file.read(size - start).rfind(b"\n")
+        if last >= 0:
+            size = start + last + 1
+            break
+        size = start
+    file.truncate(size)
