@@ -18,7 +18,7 @@ from kdn.serve.settings import BatchLimits, Limits
 from tests.serve.running import Running, running
 from tests.serve.scripted import ANSWER, ScriptedService
 
-CHAT = "/v1/chat/completions"
+CHAT: Any = "/v1/chat/completions"
 
 
 @pytest.fixture
@@ -62,6 +62,12 @@ def ended(client: openai.OpenAI, batch_id: str) -> Any:
         found = client.batches.retrieve(batch_id)
         if found.status in ("completed", "failed", "expired", "cancelled"):
             return found
+
+
+def until_one_is_answered(client: openai.OpenAI, batch_id: str) -> None:
+    counts = None
+    while counts is None or not counts.completed:
+        counts = client.batches.retrieve(batch_id).request_counts
 
 
 def lines_of(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
@@ -151,8 +157,7 @@ def test_cancelling_keeps_what_was_answered(server: Running, scripted: ScriptedS
     """The second answer stands still at 20 tokens: the first line is kept, and the rest is given up."""
     scripted.pause_at = 20
     batch = begin(server.openai, [chat_line("short", max_tokens=3), chat_line("long")])
-    while server.openai.batches.retrieve(batch.id).request_counts.completed < 1:
-        pass
+    until_one_is_answered(server.openai, batch.id)
     assert server.openai.batches.cancel(batch.id).status == "cancelling"
     batch = ended(server.openai, batch.id)
     assert batch.status == "cancelled"
@@ -170,8 +175,7 @@ def test_a_restarted_server_goes_on_where_it_was(
     lines = [chat_line("short", max_tokens=3), chat_line("long")]
     with running(scripted, settings) as first:
         batch = begin(first.openai, lines)
-        while first.openai.batches.retrieve(batch.id).request_counts.completed < 1:
-            pass
+        until_one_is_answered(first.openai, batch.id)
     scripted.pause_at = None
     before = len(scripted.requests)
     with running(scripted, settings) as second:
