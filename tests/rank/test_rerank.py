@@ -222,5 +222,5 @@ def test_what_cannot_be_done_is_said(k: kdn.Kdn, options: dict[str, object], why
 
 
 def test_an_unknown_adapter_is_named(k: kdn.Kdn) -> None:
-    with pytest.raises(UnknownModel, match="no adapter is called 'none'"):
-        k.rerank("why?", ["a"], adapter="none")
+    with pytest.raises(UnknownModel, match="no adapter is called 'other'"):
+        k.rerank("why?", ["a"], adapter="other")

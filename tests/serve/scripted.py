@@ -267,6 +267,7 @@ class ScriptedService:
             engine=self,
             compile=self.compiled.append,
             asking=self.asking,
+            reranker=lambda _layout, _template, named: named,
             embedder=ServedEmbedder("lengths", 20, Lengths) if self.with_embedder else None,
             store_numbers=self.store_numbers,
         )

@@ -6,7 +6,7 @@ settings ─> machine ─> model ─> store ─> calibration ─> techniques ─
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from kdn.model import Decoder, LoadedModel, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel
 from kdn.model.kernels import load as load_kernels
+from kdn.rank import layout_adapters
 from kdn.reuse import LossRule, PrefixReuse, RecordLookups, Stack
 from kdn.reuse.blend import BlendReuse, QualityGuard, RatioController
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
@@ -73,6 +74,8 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     if not isinstance(model, str | os.PathLike):
         raise BadInput(f"model is a {type(model).__name__}; it must be a name or a path")
     clock, trace = clock or SystemClock(), trace or Recorder()
+    own = layout_adapters(model)
+    chosen = own | {name: Path(path).expanduser() for name, path in (adapters or {}).items()}
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
     keep_freed()
@@ -87,14 +90,15 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
         ),
         device=device or config.engine.device,
         quantization="int8" if int8 else quantization,
-        adapters={name: Path(path).expanduser() for name, path in (adapters or {}).items()},
+        adapters=chosen,
         clock=clock,
         kernel=kernels,
     )
     attention = _choose_attention(loaded.decoder, kernels)
     store = open_configured_store(config, clock, trace)
     try:
-        return Kdn(join(loaded, attention, store, config, clock, trace))
+        rerankers = [name for name, path in own.items() if chosen[name] == path]
+        return Kdn(join(loaded, attention, store, config, clock, trace, rerankers))
     except BaseException:
         store.close()
         raise
@@ -102,7 +106,8 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
 
 def over(parts: Parts, store: Store, clock: Clock, trace: Trace) -> Kdn:
     """The model of `parts` once more, with `store` in place of its own. Both are to be closed."""
-    return Kdn(join(parts.model, parts.attention, store, parts.config, clock, trace))
+    rerankers = parts.scoring.rerankers
+    return Kdn(join(parts.model, parts.attention, store, parts.config, clock, trace, rerankers))
 
 
 def join(
@@ -112,6 +117,7 @@ def join(
     config: Config,
     clock: Clock,
     trace: Trace,
+    rerankers: Collection[str] = (),
 ) -> Parts:
     """The parts of an open model over a store that is theirs to close.
 
@@ -219,7 +225,7 @@ def join(
         engine=engine,
         ended=ended,
         idle=idle,
-        scoring=Scoring(model, engine, store, prompts),
+        scoring=Scoring(model, engine, store, prompts, rerankers),
         cost=Costs(shape, store, config, calibration),
         why=Explainer(
             store,

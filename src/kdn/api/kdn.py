@@ -150,8 +150,8 @@ class Kdn:
 
         The prompt holds the `max_parts` parts that fit best, best first: with stored KV the first one
         is never computed twice, and with `reuse="blend"` (see `blending`) none is, as a whole.
-        With `rerank` so many parts are retrieved, and the model itself says which of them fit best;
-        their KV is that of the answer.  Where retrieval finds too little that speaks for an answer
+        With `rerank` so many parts are retrieved, and `rerank` orders them (where no adapter ranks, their
+        KV is that of the answer).  Where retrieval finds too little that speaks for an answer
         (`kdn.rag.Support`), none is generated unless `always`: the text is then `NOT_IN_DOCUMENTS`
         and `in_documents` is False.  `steer` is as in `generate`, or `"retrieved"`: the passage that
         retrieval put first is stressed.  Raises BadInput when nothing was ingested.
@@ -247,7 +247,8 @@ class Kdn:
         Document first, which is the default, a document's KV is computed once for all queries, and
         is the same that answers over it use; `layout="query-first"` asks as most published rerankers
         were trained.  `template` names one of `kdn.rank.TEMPLATES` or a TOML file; one with words
-        of its own has blocks of its own.  `adapter` names a LoRA that was given to `kdn.open`.
+        of its own has blocks of its own.  `adapter` names a LoRA that was given to `kdn.open`; without it a
+        packaged model ranks with the one that was trained for the layout, and `"none"` takes the model alone.
         Equal documents are computed once; empty ones score 0.  Raises PromptTooLong for a document
         beyond the context, unless `truncate`; BadInput for an empty query, an unknown template, or
         one whose tokens this model lacks.
@@ -260,7 +261,11 @@ class Kdn:
             truncate=truncate,
         )
         return self.scoring.rank(
-            texts_of(documents, "documents"), asking, top_n, salt=salt, adapter=adapter
+            texts_of(documents, "documents"),
+            asking,
+            top_n,
+            salt=salt,
+            adapter=self.scoring.reranker(layout, template, adapter),
         )
 
     def decide(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from kdn.engine import Engine
 from kdn.errors import BadInput
 from kdn.model import LoadedModel
 from kdn.rank import (
+    MODEL_ALONE,
     Asking,
     Choice,
     ChoiceProbabilities,
@@ -40,7 +41,16 @@ __all__ = ["Scoring"]
 class Scoring:
     """Asks one-token questions of one model, many at a time. Safe from several threads."""
 
-    def __init__(self, model: LoadedModel, engine: Engine, store: Store, prompts: Prompts) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        engine: Engine,
+        store: Store,
+        prompts: Prompts,
+        rerankers: Collection[str] = (),
+    ) -> None:
+        """`rerankers` are the adapters that rank where no other is named, each called as its layout."""
+        self.rerankers = frozenset(rerankers)
         self._model = model
         self._engine = engine
         self._store = store
@@ -81,6 +91,23 @@ class Scoring:
         """Documents by how well they belong to what `asking` asks, best first."""
         near = partial(self._nearness, salt=salt, adapter=adapter)
         return rank(documents, asking, self.judge(salt, adapter), top_n, near)
+
+    def reranker(
+        self,
+        layout: str | Layout = Layout.DOCUMENT_FIRST,
+        template: str | Path | Template | None = None,
+        adapter: str | None = None,
+    ) -> str | None:
+        """The adapter that ranks; None is the model alone, which `"none"` asks for.
+
+        Where no adapter is named it is the one that comes with the model for this layout.  It was trained
+        on the words of the default template, so for others it is the model alone.
+        """
+        if adapter is not None:
+            return None if adapter == MODEL_ALONE else adapter
+        own = _layout(layout).value
+        is_trained = own in self.rerankers and find_template(template) == find_template(None)
+        return own if is_trained else None
 
     def asking(
         self,

@@ -73,16 +73,14 @@ def ingest(
     as_json: JsonOption = False,
 ) -> None:
     """Take documents into the library. Again: only what changed is done."""
-    from kdn.api.rerank_once import trained_reranker
     from kdn.api.steered import prefill_steered
 
     recipe = None if steer is None else read_recipe(steer)
-    adapter = next(iter(trained_reranker(model, "document-first")), None) if rerank else None
-    adapters = (adapter,) if adapter is not None else ()
     with (
-        ModelChoice(model, home, device, dtype, quantization, adapters).open() as kdn,
+        ModelChoice(model, home, device, dtype, quantization).open() as kdn,
         stop_on_interrupt() as stopped,
     ):
+        adapter = kdn.scoring.reranker() if rerank else None
         _announce(kdn, paths, exclude or (), prefill=prefill or rerank)
         if rerank and adapter is None:
             say("documents stand first when they are ranked: answers use the same KV")

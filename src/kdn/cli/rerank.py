@@ -91,9 +91,13 @@ def rerank(
             )
         _tell(query, found, names, perf_counter() - started, as_json=as_json)
         return
-    given = _adapters(adapter, model, layout, template)
+    given = () if adapter == ["none"] else tuple(adapter or ())
     choice = ModelChoice(model, home, device, dtype, quantization, given)
     with choice.open() as kdn:
+        named = adapter[0].partition("=")[0] if adapter else None
+        used = kdn.scoring.reranker(layout, template, named)
+        if used is not None and named is None:
+            say(f"ranked by the adapter {used} of {model}; --adapter none takes the model alone")
         started = perf_counter()
         found = kdn.rerank(
             query,
@@ -103,7 +107,7 @@ def rerank(
             template=template,
             instruction=instruction,
             truncate=truncate,
-            adapter=given[0].partition("=")[0] if given else None,
+            adapter=named,
         )
         seconds = perf_counter() - started
     _tell(query, found, names, seconds, as_json=as_json)
@@ -116,20 +120,6 @@ def _tell(query: str, found: Ranking, names: list[str], seconds: float, *, as_js
         emit(_shape(query, found, names, seconds))
     else:
         _print(found, names, seconds)
-
-
-def _adapters(
-    given: list[str] | None, model: str, layout: str, template: str | None
-) -> tuple[str, ...]:
-    """Those that were named, else the one that was trained to rank with this model."""
-    from kdn.api.rerank_once import trained_reranker
-
-    if given == ["none"]:
-        return ()
-    own = tuple(given or trained_reranker(model, layout, template))
-    if own and not given:
-        say(f"ranked by the adapter {own[0]} of {model}; --adapter none takes the model alone")
-    return own
 
 
 def _read(files: list[Path], documents: str | None) -> tuple[list[str], list[str]]:

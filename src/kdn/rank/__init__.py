@@ -6,7 +6,7 @@ may import it.  Start reading at `rerank.py` along one query, then `judge.py`, w
 
 from __future__ import annotations
 
-from kdn.rank.adapters import packaged_adapters
+from kdn.rank.adapters import MODEL_ALONE, layout_adapters, packaged_adapters
 from kdn.rank.calibrate import fit_temperature, surprise
 from kdn.rank.choices import (
     Choice,
@@ -48,6 +48,7 @@ from kdn.rank.templates import TEMPLATES, Template, find_template
 from kdn.rank.tree import Fork, fork_of
 
 __all__ = [
+    "MODEL_ALONE",
     "RELEVANCE",
     "TEMPLATES",
     "YES_NO",
@@ -82,6 +83,7 @@ __all__ = [
     "frame_of",
     "glued",
     "label_rows",
+    "layout_adapters",
     "make_choices",
     "make_table",
     "odds_of",

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["packaged_adapters"]
+from kdn.rank.layouts import Layout
+
+__all__ = ["MODEL_ALONE", "layout_adapters", "packaged_adapters"]
 
 _FOLDER = Path(__file__).parent / "trained"
+
+MODEL_ALONE = "none"
+"""What stands in place of an adapter's name where a model is to rank without one."""
 
 
 def packaged_adapters(model: str | Path) -> dict[str, Path]:
@@ -19,3 +24,9 @@ def packaged_adapters(model: str | Path) -> dict[str, Path]:
     if Path(model).name != str(model) or not folder.is_dir():
         return {}
     return {one.name: one for one in sorted(folder.iterdir()) if one.is_dir()}
+
+
+def layout_adapters(model: str | Path) -> dict[str, Path]:
+    """Of the packaged adapters those that rank by default: one for each layout, named for it."""
+    layouts = {layout.value for layout in Layout}
+    return {name: path for name, path in packaged_adapters(model).items() if name in layouts}

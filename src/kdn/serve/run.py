@@ -164,6 +164,7 @@ def served(kdn: Kdn) -> ServedModel:
         engine=kdn.engine,
         compile=kdn.model.grammars.compile,
         asking=kdn.scoring.asking,
+        reranker=kdn.scoring.reranker,
         embedder=_embedder(kdn),
         store_numbers=partial(_store_numbers, kdn),
         steer_recipe=partial(_steer_recipe, kdn),

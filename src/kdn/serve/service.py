@@ -181,6 +181,8 @@ class ServedModel:
     compile: Callable[[Constraint], object]
     """Makes a constraint ready for requests. Waits; raises BadInput for one that cannot be honoured."""
     asking: MakeAsking
+    reranker: Callable[[str, str | None, str | None], str | None]
+    """The adapter that ranks, by layout, template and the name that the request gives, if any."""
     embedder: ServedEmbedder | None
     store_numbers: Callable[[], StoreNumbers]
     """May wait for the store; never called on the event loop."""

@@ -27,7 +27,7 @@ from kdn.bench.rank.pairs import Bm25, held_out, read_lines, scifact
 from kdn.config import load_config
 from kdn.errors import BadInput
 from kdn.machine.facts import describe_machine
-from kdn.rank import Layout, packaged_adapters
+from kdn.rank import MODEL_ALONE, Layout, packaged_adapters
 
 __all__ = ["Judged", "ndcg", "run"]
 
@@ -195,7 +195,7 @@ def _arms(plain: api.Kdn, small: api.Kdn) -> dict[str, Arm]:
         "embeddings": lambda one: _nearness(plain, one),
     }
     for layout in Layout:
-        arms[f"zero-shot {layout.value}"] = _reranker(plain, layout, None)
+        arms[f"zero-shot {layout.value}"] = _reranker(plain, layout, MODEL_ALONE)
         for name in plain.model.adapters:
             if name.startswith(layout.value):
                 arms[f"trained {name}"] = _reranker(plain, layout, name)
@@ -205,11 +205,11 @@ def _arms(plain: api.Kdn, small: api.Kdn) -> dict[str, Arm]:
     return arms
 
 
-def _best_adapter(kdn: api.Kdn, layout: Layout) -> str | None:
-    return layout.value if layout.value in kdn.model.adapters else None
+def _best_adapter(kdn: api.Kdn, layout: Layout) -> str:
+    return layout.value if layout.value in kdn.model.adapters else MODEL_ALONE
 
 
-def _reranker(kdn: api.Kdn, layout: Layout, adapter: str | None) -> Arm:
+def _reranker(kdn: api.Kdn, layout: Layout, adapter: str) -> Arm:
     def score(one: Judged) -> Sequence[float]:
         texts = [_cut(kdn, text) for text in one.texts]
         ranking = kdn.rerank(one.query, texts, layout=layout, adapter=adapter)

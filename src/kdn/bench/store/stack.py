@@ -27,6 +27,7 @@ from kdn.corpus import corpus_files
 from kdn.errors import EngineFailed
 from kdn.machine.facts import describe_machine
 from kdn.model import Document, Message
+from kdn.rank import MODEL_ALONE
 
 __all__ = ["run"]
 
@@ -133,7 +134,9 @@ class _Stack:
         question = _QUESTIONS[number % len(_QUESTIONS)]
         documents = _documents(number, _RANKED_FROM)
         if number not in self._ranked:
-            found = self.keeper.rerank(question, [one.text for one in documents])
+            found = self.keeper.rerank(
+                question, [one.text for one in documents], adapter=MODEL_ALONE
+            )
             self._ranked[number] = [documents[one.index] for one in found]
             self.keeper.store.flush()
         messages = [Message("user", question)]

@@ -353,6 +353,8 @@ class RerankBody(JobBody):
     """One of kdn's own (see rerank.md)."""
     instruction: Text | None = None
     """What makes a document fit."""
+    adapter: Literal["none"] | None = None
+    """`none` ranks with the model alone, not with the adapter that was trained to rank with it."""
 
 
 class TokenizeBody(_Strict):

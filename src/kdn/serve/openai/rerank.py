@@ -98,6 +98,8 @@ async def _rerank(
     truncate = body.truncate or body.truncation
     shorten = _Shorten(context.model, truncate, body.max_tokens_per_doc)
     asking = await context.in_thread(_asking, context.model, body, truncate=truncate)
+    named = job.adapter or body.adapter
+    job = replace(job, adapter=context.model.reranker(body.layout, body.template, named))
     odds, usages = await _odds(context, http, job, asking, worth_asking(texts), shorten)
     ranking = rank_by(texts, odds, usages, body.top_n)
     if body.texts is not None:
