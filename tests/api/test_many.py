@@ -121,7 +121,7 @@ def test_what_is_no_item_is_refused_in_words(k: kdn.Kdn, name: str, wrong: Any) 
     [
         (lambda k: k.ask(None), "question is None"),
         (lambda k: k.score(None, "a"), "query is None"),
-        (lambda k: k.rerank(3, "a"), "query is a int"),
+        (lambda k: k.rerank(3, "a"), "query is 3; it must be a text"),
         (lambda k: k.decide(b"a", "b"), "text is a bytes"),
         (lambda k: k.prefill(None), "text is None"),
         (lambda k: k.lookup([]), "text is a list"),

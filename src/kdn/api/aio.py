@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from kdn.api.answers import Answer
 from kdn.api.kdn import Kdn
-from kdn.errors import Cancelled
+from kdn.errors import BadInput, Cancelled
 from kdn.rag import IngestReport
 from kdn.rank import ChoiceProbabilities, LabelTable, Ranking
 
@@ -124,6 +124,8 @@ class AsyncKdn:
             if stream is not None:
                 stream(piece)
 
+        if not (stream is None or callable(stream)):
+            raise BadInput(f"stream is {stream!r:.60}; it must be a function or None")
         try:
             return await self._run(verb, *arguments, stream=show, **options)
         except asyncio.CancelledError:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from kdn.api.answers import Answer, not_in_documents, source_of
+from kdn.api.checked import checked
 from kdn.api.foresight import Foresight
 from kdn.api.parts import Parts
 from kdn.api.prompts import blending
@@ -83,6 +84,7 @@ class Answering:
         self._foresight = Foresight(parts)
         self._golden_runs: list[tuple[threading.Thread, Query]] = []
 
+    @checked
     def answer(
         self,
         question: str,

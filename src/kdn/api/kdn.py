@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 from kdn.api.answering import Answering
 from kdn.api.answers import Answer, collect, not_in_documents, sources_of
 from kdn.api.ask import FRAME_TOKENS, find_parts, put_question
+from kdn.api.checked import checked_verbs
 from kdn.api.embedders import EMBEDDER, open_bert, open_embedder
 from kdn.api.parts import Parts
 from kdn.api.profilers import make_profiler
@@ -29,8 +30,7 @@ from kdn.api.prompts import (
     constraint_of,
     sharing,
 )
-from kdn.api.steering import AskSteering, Steering, retrieved_spans
-from kdn.api.steering import steer_report as report_steering
+from kdn.api.steering import AskSteering, Steering, retrieved_spans, steered_answer
 from kdn.core import EXACT, Request, Retention, Role, Sampling, Stream, text_of, texts_of
 from kdn.errors import BadInput
 from kdn.rag import Cutting, IngestReport, Library, LibrarySettings, Progress
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["Kdn"]
 
 
+@checked_verbs
 class Kdn:
     """One model, one store, one library. Use it in a `with`, or `close` it.
 
@@ -127,7 +128,7 @@ class Kdn:
         techniques = (*blending(reuse, ratio, collection), *sharing(share))
         request = replace(request, retention=retention, techniques=techniques)
         request = self._steered(request, steer, prompt, documents)
-        answer = self._collected(request, stream, steer_report=steer_report)
+        answer = steered_answer(self.engine.submit, request, stream, report=steer_report)
         self.prompts.remember(salt, answer.text, answer.token_ids)
         return answer
 
@@ -177,7 +178,7 @@ class Kdn:
         request = replace(request, techniques=blending(reuse, ratio, "ingested"))
         spans = retrieved_spans(parts) if steer == "retrieved" else steer
         request = self._steered(request, spans, messages, documents)
-        answer = self._collected(request, stream, steer_report=steer_report)
+        answer = steered_answer(self.engine.submit, request, stream, report=steer_report)
         report = QueryReport.of_stuffed(max_parts, len(parts), answer.usage.total_ms)
         return replace(answer, sources=sources_of(answer.text, parts), report=report)
 
@@ -193,16 +194,6 @@ class Kdn:
         places = self.prompts.places(request.prompt, messages, documents)
         own = RecipeFolder(self.config.home, self.prompts.context_fingerprint(request.adapter))
         return request.using(steer_of(steer, places, own.named))
-
-    def _collected(
-        self, request: Request, stream: Callable[[str], None] | None, *, steer_report: bool
-    ) -> Answer:
-        answer = collect(self.engine.submit(request), stream)
-        if not steer_report:
-            return answer
-        return replace(
-            answer, steering=report_steering(self.engine.submit, request, answer.token_ids)
-        )
 
     # --- one token ---------------------------------------------------------------------------
 

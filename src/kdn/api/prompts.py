@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from kdn.core import (
@@ -217,7 +218,7 @@ def constraint_of(schema: AnswerSchema) -> Constraint:
 
 def _messages(given: object) -> list[Message]:
     if isinstance(given, str):
-        return [Message("user", given)]
+        return [Message("user", text_of(given, "prompt"))]
     if given is None or isinstance(given, bytes):
         raise BadInput(f"a prompt is a text or a list of messages, not {type(given).__name__}")
     messages = [_message(one) for one in as_many(given, "messages", Message)]
@@ -228,14 +229,16 @@ def _messages(given: object) -> list[Message]:
 
 def _message(given: object) -> Message:
     if isinstance(given, Message):
-        return given
+        return replace(given, content=text_of(given.content, "the content of a message"))
     if not isinstance(given, Mapping) or set(given) != {"role", "content"}:
         found = sorted(map(str, given)) if isinstance(given, Mapping) else repr(given)[:60]
         raise BadInput(f"a message has a role and a content, not {found}")
     role, content = given["role"], given["content"]
     if not isinstance(role, str) or not isinstance(content, str):
         raise BadInput("role and content of a message are texts")
-    return Message(role, content)
+    return Message(
+        text_of(role, "the role of a message"), text_of(content, "the content of a message")
+    )
 
 
 def _documents(given: object) -> list[Document]:
@@ -245,13 +248,14 @@ def _documents(given: object) -> list[Document]:
 def _document(given: object) -> Document:
     """A text, a Document, or a mapping with a `text` and perhaps an `id` or `title`."""
     if isinstance(given, str):
-        return Document(None, given)
+        return Document(None, text_of(given, "a document"))
     if isinstance(given, Document):
+        text_of(given.text, "the text of a document")
         return given
     if isinstance(given, Mapping) and set(given) <= {"text", "id", "title"}:
         name, text = given.get("id", given.get("title")), given.get("text")
         if isinstance(text, str) and (name is None or isinstance(name, str)):
-            return Document(name, text)
+            return Document(name, text_of(text, "the text of a document"))
     raise BadInput(
         f"a document is a text, a kdn.model.Document, or a mapping with `text` and perhaps `id`,"
         f" not {given!r:.60}"

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
-from kdn.api.answers import SteerReport, collect
+from kdn.api.answers import Answer, SteerReport, collect
 from kdn.core import Prompt, Request, Retention, Sampling, Stream, TokenIds
 from kdn.rag import Part
 from kdn.reuse.blend import divergence
 from kdn.reuse.steer import LOOK_WEIGHT, MarkedSpan, Steer, SteerRecipe
 
-__all__ = ["AskSteering", "Steering", "retrieved_spans", "steer_report"]
+__all__ = ["AskSteering", "Steering", "retrieved_spans", "steer_report", "steered_answer"]
 
 Steering = str | SteerRecipe | MarkedSpan | Mapping[str, object] | Sequence[object]
 """`"look"`, or spans (`kdn.reuse.steer.MarkedSpan`, or mappings with its fields), or a recipe that texts
@@ -23,6 +23,20 @@ AskSteering = Steering
 _ALTERNATIVES = 64
 _COMPARED = 16
 """Tokens of an answer, from the first on, that a report compares."""
+
+
+def steered_answer(
+    submit: Callable[[Request], Stream],
+    request: Request,
+    show: Callable[[str], None] | None,
+    *,
+    report: bool,
+) -> Answer:
+    """The request's answer, shown as it comes; with `report` it says what steering did."""
+    answer = collect(submit(request), show)
+    if not report:
+        return answer
+    return replace(answer, steering=steer_report(submit, request, answer.token_ids))
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def texts_of(given: object, what: str) -> tuple[str, ...]:
     for number, item in enumerate(items):
         if not isinstance(item, str):
             raise BadInput(f"{what}: item {number} is {_shown(item)}; it must be a text")
+        _refuse_half_characters(item, f"{what}: item {number}")
     return items
 
 
@@ -44,14 +45,38 @@ def paths_of(given: object, what: str) -> tuple[Path, ...]:
     for number, item in enumerate(items):
         if not isinstance(item, str | os.PathLike):
             raise BadInput(f"{what}: item {number} is {_shown(item)}; it must be a path")
+        if not str(item).strip() or "\0" in str(item) or not _is_file_name(item):
+            raise BadInput(
+                f"{what}: item {number} is {str(item)!r}; it must name a file or a folder"
+            )
     return tuple(map(Path, items))
+
+
+def _is_file_name(path: str | os.PathLike[str]) -> bool:
+    """File names may be any bytes; halves of characters stand for those that are no UTF-8."""
+    try:
+        return bool(os.fsencode(path))
+    except UnicodeEncodeError:
+        return False
 
 
 def text_of(given: object, what: str) -> str:
     """`given` itself. Raises BadInput when it is no text."""
     if not isinstance(given, str):
         raise BadInput(f"{what} is {_shown(given)}; it must be a text")
+    _refuse_half_characters(given, what)
     return given
+
+
+def _refuse_half_characters(text: str, what: str) -> None:
+    """No tokenizer, file or wire takes a lone half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"{what} holds half a character (U+{ord(text[error.start]):04X}) at {error.start}; decode its "
+            'bytes with errors="replace"'
+        ) from error
 
 
 def _shown(given: object) -> str:

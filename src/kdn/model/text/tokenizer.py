@@ -12,7 +12,7 @@ import tokenizers
 import xxhash
 
 from kdn.core import TokenIds
-from kdn.errors import WeightsError
+from kdn.errors import BadInput, WeightsError
 
 __all__ = ["Incremental", "Tokenizer", "load_tokenizer"]
 
@@ -79,7 +79,12 @@ class Tokenizer:
         text like any other, as is right for what users and documents say.
         """
         if not special or self._cut is None:
-            return tuple(self._inner.encode(text, add_special_tokens=False).ids)
+            try:
+                return tuple(self._inner.encode(text, add_special_tokens=False).ids)
+            except TypeError as error:
+                raise BadInput(
+                    "the text holds half a character, as in badly decoded bytes; give whole ones"
+                ) from error
         # The library would need a second copy of itself for this, which takes as long to build as
         # all else: so the text is cut here, at special tokens, and what is between is plain.
         token_ids: list[int] = []

@@ -1,0 +1,152 @@
+"""Arguments of the wrong kind end in one kdn error, for every parameter of every verb."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import kdn
+from kdn.api.answering import Answering
+from kdn.api.checked import checked
+from kdn.config import load_config
+from kdn.core import Request, Sampling
+from kdn.errors import BadInput, KdnError
+from kdn.testing import write_tiny_model
+
+RIGHT: dict[str, dict[str, Any]] = {
+    "generate": {"prompt": "?", "max_tokens": 1},
+    "ask": {"question": "?", "max_tokens": 1},
+    "submit": {},
+    "score": {"query": "?", "texts": ["a"]},
+    "rerank": {"query": "?", "documents": ["a"]},
+    "decide": {"text": "a", "questions": ["b"]},
+    "label": {"rows": [{"text": "a"}], "template": "{text}", "choices": ["x", "y"]},
+    "ingest": {"paths": "/nowhere/at/all"},
+    "prefill": {"text": "a"},
+    "lookup": {"text": "a"},
+}
+"""A call of each verb that is right."""
+WRONG: list[Any] = [
+    None, 7, -1, 0, True, 1.5, math.nan, math.inf, 10**400, "", "x", "\ud800", b"x", [], [[]], [["a"]], [7],
+    {}, {"a": 1}, object(), len, ["\udfff"], [{}],
+]  # fmt: skip
+_NO_VERBS = {"catch_up", "check", "close"}
+"""They take nothing."""
+
+
+@pytest.fixture(scope="module")
+def k(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kdn.Kdn]:
+    folder = write_tiny_model(tmp_path_factory.mktemp("tiny"), "llama")
+    config = load_config({"KDN_ENGINE_FIT_IDLE_S": "0"}, home=tmp_path_factory.mktemp("home"))
+    with kdn.open(folder, config=config) as found:
+        yield found
+
+
+def verbs() -> list[str]:
+    found = inspect.getmembers(kdn.Kdn, inspect.isfunction)
+    return [name for name, _ in found if not name.startswith("_") and name not in _NO_VERBS]
+
+
+def parameters() -> list[tuple[str, str]]:
+    return [
+        (verb, name)
+        for verb in verbs()
+        for name in list(inspect.signature(getattr(kdn.Kdn, verb)).parameters)[1:]
+    ]
+
+
+def refusal(verb: Callable[..., Any], named: dict[str, Any]) -> str:
+    """What a kdn error says; empty where the call is taken. Any other error is the test's failure."""
+    try:
+        verb(**named)
+    except KdnError as error:
+        return str(error)
+    return ""
+
+
+def test_each_verb_has_a_right_call() -> None:
+    assert set(verbs()) == set(RIGHT)
+
+
+@pytest.mark.parametrize(("verb", "name"), parameters())
+def test_wrong_kinds_end_in_one_sentence(k: kdn.Kdn, verb: str, name: str) -> None:
+    if verb in ("ask", "ingest"):
+        pytest.importorskip("lancedb")
+    refused = 0
+    for wrong in WRONG:
+        said = refusal(getattr(k, verb), RIGHT[verb] | {name: wrong})
+        assert "\n" not in said
+        assert len(said) < 600
+        refused += said != ""
+    assert refused > 3, f"{verb} takes nearly anything for {name}"
+    assert k.engine.is_running
+
+
+@pytest.mark.parametrize(
+    ("verb", "named", "why"),
+    [
+        ("score", {"query": ["a"]}, "query is a list; it must be a text"),
+        ("score", {"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
+        ("score", {"texts": [["a"]]}, "texts: item 0 is a list; it must be a text"),
+        ("rerank", {"top_n": "3"}, "top_n is '3'; it must be a whole number or None"),
+        ("rerank", {"truncate": "no"}, "truncate is 'no'; it must be True or False"),
+        ("rerank", {"documents": None}, "documents are None; give a list of them"),
+        ("decide", {"questions": 7}, "questions are a int; give a list of them"),
+        ("decide", {"text": 10**400}, "text is a number of more than 128 bits; it must be a text"),
+        ("generate", {"reuse": "all"}, "reuse is 'all'; it must be 'exact' or 'blend'"),
+        ("generate", {"stream": "out"}, "stream is 'out'; it must be a function or None"),
+        ("generate", {"sampling": {}}, "sampling is a dict; it must be a kdn.Sampling or None"),
+        ("generate", {"prompt": "a\ud800"}, r"prompt holds half a character \(U\+D800\) at 1"),
+        ("submit", {"request": "?"}, "request is '.'; it must be a kdn.Request"),
+        ("ingest", {"paths": ""}, "item 0 is ''; it must name a file or a folder"),
+        ("prefill", {"name": 3}, "name is 3; it must be a text or None"),
+    ],
+)
+def test_what_is_said(k: kdn.Kdn, verb: str, named: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadInput, match=why):
+        getattr(k, verb)(**RIGHT[verb] | named)
+
+    async def awaited() -> Any:
+        return await getattr(kdn.AsyncKdn(k), verb)(**RIGHT[verb] | named)
+
+    if hasattr(kdn.AsyncKdn, verb):
+        with pytest.raises(BadInput, match=why):
+            asyncio.run(awaited())
+
+
+def test_questions_about_documents_are_checked_too(k: kdn.Kdn) -> None:
+    assert isinstance(k.answering, Answering)
+    for wrong in (None, 7, ["a"], b"a"):
+        with pytest.raises(BadInput, match=r"question is .*; it must be a text"):
+            k.answering.answer(wrong)  # type: ignore[arg-type]
+
+
+def test_what_python_itself_says_of_a_call_stays(k: kdn.Kdn) -> None:
+    with pytest.raises(TypeError, match="missing 2 required positional arguments"):
+        k.score()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'tokens'"):
+        k.generate("?", tokens=3)  # type: ignore[call-arg]
+
+
+class Counter:
+    @checked
+    def count(self, to: int, by: float = 1, name: str | None = None) -> str:
+        return f"{to} {by} {name}"
+
+
+def test_whole_numbers_are_numbers_and_truth_is_none() -> None:
+    assert Counter().count(2, 3, name="a") == "2 3 a"
+    for wrong in ({"to": True}, {"to": 1.0}, {"to": 1, "by": False}, {"to": 1, "name": 2}):
+        with pytest.raises(BadInput):
+            Counter().count(**wrong)
+
+
+def test_a_right_request_passes(k: kdn.Kdn) -> None:
+    asked = k.prompts.request("?", sampling=Sampling(max_tokens=1))
+    assert isinstance(asked, Request)
+    assert len(list(k.submit(asked))) == 2
