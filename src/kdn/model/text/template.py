@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import copy
-import json
-import selectors
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +12,7 @@ from jinja2 import nodes
 
 from kdn.clock import Clock
 from kdn.errors import BadInput, WeightsError
+from kdn.machine.bounded import BoundedProcess
 from kdn.model.text import render
 from kdn.model.text.render import new_environment
 
@@ -95,12 +90,13 @@ class TurnRenderer:
             "wall_s": self._clock.wall(),
             "variables": self._variables,
         }
-        answer = _PROCESS.ask(json.dumps(asked))
+        answer = _PROCESS.ask(asked, RENDER_DEADLINE_S)
         if "text" not in answer:
             raise BadInput(
                 f"the model's chat template refuses the conversation: {answer.get('error')}"
             )
-        return answer["text"]
+        text: str = answer["text"]
+        return text
 
 
 def _check(source: str) -> frozenset[str]:
@@ -117,63 +113,4 @@ def _check(source: str) -> frozenset[str]:
     return frozenset(node.name for node in parsed.find_all(nodes.Name) if node.ctx == "load")
 
 
-class _RenderProcess:
-    """The process that runs templates: started when first needed, and again after it was stopped."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def ask(self, line: str) -> dict[str, str]:
-        """Its answer to a line of JSON; `error` in place of `text` when the template failed."""
-        with self._lock:
-            try:
-                return self._asked(line.encode())
-            except OSError as error:
-                self._stop()
-                return {"error": f"it cannot be run ({error})"}
-
-    def _asked(self, line: bytes) -> dict[str, str]:
-        if self._process is None or self._process.poll() is not None:
-            self._process = self._started()
-        process = self._process
-        assert process.stdin is not None, "a pipe was asked for"
-        assert process.stdout is not None, "a pipe was asked for"
-        process.stdin.write(line + b"\n")
-        process.stdin.flush()
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            if not selector.select(RENDER_DEADLINE_S):
-                self._stop()
-                return {"error": f"it took more than {RENDER_DEADLINE_S:.0f} s and was stopped"}
-        answer = process.stdout.readline()
-        if not answer.endswith(b"\n"):
-            self._stop()
-            return {"error": f"it needs more than {render.MEMORY_BYTES >> 20} MiB, or broke off"}
-        found: dict[str, str] = json.loads(answer)
-        return found
-
-    @staticmethod
-    def _started() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable or "python3", "-I", str(Path(render.__file__))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def _stop(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.communicate()
-
-    def close(self) -> None:
-        """End the process; the next question starts another."""
-        with self._lock:
-            self._stop()
-
-
-_PROCESS = _RenderProcess()
-atexit.register(_PROCESS.close)
+_PROCESS = BoundedProcess(Path(render.__file__), render.MEMORY_BYTES)

@@ -11,14 +11,23 @@ from typing import Any
 import tokenizers
 import xxhash
 
-from kdn.core import TokenIds
+from kdn.core import TokenIds, text_of
 from kdn.errors import BadInput, WeightsError
+from kdn.machine.bounded import BoundedProcess
+from kdn.model.text import encode_process
+from kdn.model.text.patterns import expansion_of, is_plain_pattern, patterns_in
 
 __all__ = ["Incremental", "Tokenizer", "load_tokenizer"]
 
 _BROKEN = "\ufffd"
 """What a decoder writes for bytes that are no character (yet)."""
 
+
+ENCODE_DEADLINE_S = 5.0
+"""A text takes so long at most where a tokenizer's patterns may take for ever, and more the longer it is."""
+_CHARS_A_S = 100_000
+_MAX_EXPANSION = 1024
+"""How many times longer a tokenizer may make a text before it cuts it."""
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 """How SentencePiece writes a byte that no piece of its vocabulary covers."""
@@ -48,14 +57,29 @@ class Tokenizer:
         eos_token: str | None = None,
         add_bos: bool = False,
         eos_ids: TokenIds = (),
+        deadline_s: float = ENCODE_DEADLINE_S,
     ) -> None:
-        """`definition` is the text of a tokenizer.json."""
-        self._inner = tokenizers.Tokenizer.from_str(definition)
+        """`definition` is the text of a tokenizer.json.
+
+        `deadline_s` is the time for a short text where its patterns may take for ever.
+        """
+        self._deadline_s = deadline_s
+        parts = _checked(json.loads(definition))
+        self._apart: BoundedProcess | None = None
+        """Tokenises where the patterns may take long; the tokenizer here then has none."""
+        if not all(map(is_plain_pattern, patterns_in(parts.get("pre_tokenizer")))):
+            first = json.dumps(definition)
+            self._apart = BoundedProcess(
+                Path(encode_process.__file__), encode_process.MEMORY_BYTES, [first]
+            )
+            definition_here = json.dumps(parts | {"pre_tokenizer": None})
+        else:
+            definition_here = definition
+        self._inner = tokenizers.Tokenizer.from_str(definition_here)
         self._inner.encode_special_tokens = True
         added = self._inner.get_added_tokens_decoder()
         self._added = frozenset(added)
-        decoder = json.loads(definition).get("decoder")
-        self._byte_level = '"ByteLevel"' in json.dumps(decoder)
+        self._byte_level = '"ByteLevel"' in json.dumps(parts.get("decoder"))
         self._special = {token.content: i for i, token in added.items() if token.special}
         self._cut = _special_cut(token for token in added.values() if token.special)
         self.bos_token = bos_token or ""
@@ -79,12 +103,7 @@ class Tokenizer:
         text like any other, as is right for what users and documents say.
         """
         if not special or self._cut is None:
-            try:
-                return tuple(self._inner.encode(text, add_special_tokens=False).ids)
-            except TypeError as error:
-                raise BadInput(
-                    "the text holds half a character, as in badly decoded bytes; give whole ones"
-                ) from error
+            return tuple(self._encoded(text)[0])
         # The library would need a second copy of itself for this, which takes as long to build as
         # all else: so the text is cut here, at special tokens, and what is between is plain.
         token_ids: list[int] = []
@@ -97,8 +116,26 @@ class Tokenizer:
 
     def edges(self, text: str) -> list[tuple[int, int]]:
         """By token of `encode(text)`, the half-open range of characters that it stands for."""
-        found: list[tuple[int, int]] = self._inner.encode(text, add_special_tokens=False).offsets
-        return found
+        return self._encoded(text)[1]
+
+    def _encoded(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and edges. Raises BadInput for a text that cannot be tokenised, or not in time."""
+        if self._apart is not None:
+            text_of(text, "the text")
+            answer = self._apart.ask({"text": text}, self._deadline_s + len(text) / _CHARS_A_S)
+            if "ids" not in answer:
+                raise BadInput(
+                    f"the model's tokenizer cannot take a text of {len(text)} characters: "
+                    f"{answer.get('error')}"
+                )
+            return answer["ids"], [(start, stop) for start, stop in answer["edges"]]
+        try:
+            found = self._inner.encode(text, add_special_tokens=False)
+        except TypeError as error:
+            raise BadInput(
+                "the text holds half a character, as in badly decoded bytes; give whole ones"
+            ) from error
+        return found.ids, found.offsets
 
     def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """The text of ids; special tokens are left out unless `special`."""
@@ -131,8 +168,11 @@ def _special_cut(special: Iterable[tokenizers.AddedToken]) -> re.Pattern[str] | 
     Each has a group of its own, so that a match's `lastindex` leads to the token.
     """
     ordered = sorted(special, key=lambda token: len(token.content), reverse=True)
+    # A run of white space is tried from its beginning only: from everywhere, it would take quadratic time.
     patterns = (
-        ("\\s*" if t.lstrip else "") + f"({re.escape(t.content)})" + ("\\s*" if t.rstrip else "")
+        (r"(?:(?<!\s)\s*+)?" if t.lstrip else "")
+        + f"({re.escape(t.content)})"
+        + ("\\s*" if t.rstrip else "")
         for t in ordered
     )
     return re.compile("|".join(patterns)) if ordered else None
@@ -194,6 +234,21 @@ def load_tokenizer(folder: Path, eos_ids: TokenIds = ()) -> tuple[Tokenizer, str
     except Exception as error:  # the library raises bare Exception for a definition it cannot read
         raise WeightsError(f"{path} is no tokenizer ({error}); fetch the model again") from error
     return tokenizer, _chat_template(folder, settings)
+
+
+def _checked(parts: Any) -> dict[str, Any]:
+    """The definition. Raises ValueError or TypeError for what could take this process's time or memory."""
+    if not isinstance(parts, dict):
+        raise TypeError("it is no mapping")
+    for name in ("normalizer", "decoder", "post_processor"):
+        intricate = [one for one in patterns_in(parts.get(name)) if not is_plain_pattern(one)]
+        if intricate:
+            raise ValueError(
+                f"its {name} searches for {intricate[0][:80]!r}, which may take for ever"
+            )
+    if expansion_of([parts.get("normalizer"), parts.get("decoder")]) > _MAX_EXPANSION:
+        raise ValueError(f"it makes texts more than {_MAX_EXPANSION} times longer")
+    return parts
 
 
 def _settings(folder: Path) -> dict[str, Any]:
