@@ -89,10 +89,10 @@ def test_an_intricate_pattern_makes_the_same_tokens_apart(definition: dict[str, 
 def test_a_text_that_takes_too_long_is_refused_and_the_next_is_taken(
     definition: dict[str, Any],
 ) -> None:
-    ours = Tokenizer(json.dumps(definition | {"pre_tokenizer": split("a*a*a*b")}), deadline_s=1.0)
+    ours = Tokenizer(json.dumps(definition | {"pre_tokenizer": split("a*a*[^a]")}), deadline_s=1.0)
     started = time.monotonic()
-    with pytest.raises(BadInput, match=r"a text of 400 characters: it took more than 1 s"):
-        ours.encode("a" * 400)
+    with pytest.raises(BadInput, match=r"a text of 2000 characters: it took more than 1 s"):
+        ours.encode("a" * 2000)
     assert time.monotonic() - started < 30
     assert ours.decode(ours.encode("aab")) == "aab"
 
@@ -118,7 +118,7 @@ def test_a_model_with_a_hostile_pattern_loads_in_time(tiny_model: Tiny, tmp_path
         assert loaded.tokenizer.decode(loaded.tokenizer.encode("aaaa")) == "aaaa"
     path.write_text(json.dumps(known | {"pre_tokenizer": split("(a+)+b")}), "utf-8")
     loaded = load_model(made, cache_dir=tmp_path, dtype="float32", device="cpu")
-    with pytest.raises(BadInput, match="cannot take a text of 40 characters: .*over"):
+    with pytest.raises(BadInput, match="cannot take a text of 40 characters: Onig"):
         loaded.tokenizer.encode("a" * 40)
     path.write_text("[]", "utf-8")
     with pytest.raises(WeightsError, match="is no tokenizer"):
