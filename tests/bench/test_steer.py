@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from kdn.bench import BenchOptions, load_bench
-from kdn.bench.steer.arms import ARMS, random_like
+from kdn.bench.steer.arms import ARMS
+from kdn.bench.steer.case import random_like
 from kdn.bench.steer.items import steer_items
+from kdn.bench.steer.selections import SELECTIONS, TWINS
 from kdn.bench.steer.sums import arm_rows, clustered, steer_summary
 from kdn.errors import BadInput
 
@@ -101,6 +103,14 @@ def test_every_arm_runs_and_a_second_run_judges_nothing_again(
     result = load_bench("steer")(options)
     assert {row["arm"] for row in result.rows} == set(ARMS)
     kept = rows.read_text()
+    arms = json.loads(kept.splitlines()[-1])["arms"]
+    assert set(TWINS) <= set(arms)
+    assert arms["published"]["passes"] == arms["published-random"]["passes"]
+    assert 2.5 < arms["published"]["passes"] < 4, "two that score, one that is steered"
+    assert 0.9 < arms["passage-twice"]["passes"] < 2.2, "the passages twice"
+    assert 0 < arms["key-norm"].get("passes", 0.0) + arms["self-asked"]["passes"] < 1
+    assert "passes" not in arms["look"], "nothing is made beforehand"
+    assert all(arms[name]["kl"] > 0 for name in SELECTIONS), "each does something"
     assert result.summary.keys() == KEYS
     assert result.summary["nll_gain_oracle"] is not None
     assert load_bench("steer")(options).summary == result.summary

@@ -7,96 +7,29 @@ twin of random columns, or a random sentence, of the same size; oracles know the
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from kdn.api.steered import scoring_heads
-from kdn.bench.steer.items import SteerItem
-from kdn.bench.steer.lab import SteerContext, SteerLab
-from kdn.core import ColumnScale, Plan, Prompt
+from kdn.bench.steer.case import SteerCase, Steered, random_like
+from kdn.bench.steer.selections import SELECTIONS
+from kdn.core import ColumnScale, Plan
 from kdn.engine import HeldKV, run_alone
 from kdn.rag.answering import words_of
 from kdn.reuse.steer import (
-    AFTER,
     LOOK_WEIGHT,
     SentenceLook,
     SteerRecipe,
     recipe_scales,
-    scales_of,
     score_text,
     top_columns,
 )
 
-if TYPE_CHECKING:
-    from kdn.rag.minilm import MiniLm
-
-__all__ = ["ANSWERED", "ARMS", "SteerCase", "Steered", "random_like"]
-
-
-@dataclass(frozen=True)
-class Steered:
-    """What an arm makes of a case."""
-
-    held: HeldKV
-    scale: tuple[ColumnScale, ...] = ()
-    prompt: Prompt | None = None
-    """In place of the case's own."""
-    columns: frozenset[int] = frozenset()
-    """Those that are stressed anywhere."""
-
-
-@dataclass
-class SteerCase:
-    """One item over its context."""
-
-    lab: SteerLab
-    item: SteerItem
-    embedder: MiniLm | None
-    seed: int
-
-    @cached_property
-    def context(self) -> SteerContext:
-        return self.lab.context(self.item)
-
-    @cached_property
-    def prompt(self) -> Prompt:
-        return self.lab.prompt(self.item)
-
-    @cached_property
-    def oracle(self) -> frozenset[int]:
-        """The columns of the answer's sentences."""
-        places = self.context.places
-        return frozenset(
-            position
-            for document, start, stop in self.item.spans
-            for position, _ in places[document].shares(start, stop)
-        )
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """The sentences as texts."""
-        decode, ids = self.lab.service.model.tokenizer.decode, self.context.prompt.token_ids
-        return [decode(ids[one.start : one.stop]) for one in self.context.sentences]
-
-    def draw(self) -> random.Random:
-        """The same for every run, another for every item."""
-        return random.Random(f"{self.seed} {self.item.name}")
-
-    def stressed(self, columns: Sequence[int], weight: float = LOOK_WEIGHT) -> Steered:
-        """These columns at read time, as a request would have them."""
-        factors = tuple((column, weight) for column in sorted(columns))
-        scale = scales_of(factors, AFTER, self.lab.num_layers)
-        return Steered(self.context.held, scale, columns=frozenset(columns))
-
-    def recipe(self, **settings: object) -> SteerRecipe:
-        return SteerRecipe(self.lab.service.prompts.fingerprint(None), **settings)  # type: ignore[arg-type]
+__all__ = ["ANSWERED", "ARMS"]
 
 
 def _plain(case: SteerCase) -> Steered:
@@ -166,27 +99,6 @@ def _two_passes(case: SteerCase, recipe: SteerRecipe) -> list[Tensor]:
         return score_text(lab.captured, lab.num_layers, heads, own)
 
 
-def random_like(
-    columns: Sequence[Sequence[int]], num_columns: int, sinks: int, draw: random.Random
-) -> list[tuple[int, ...]]:
-    """As many columns a layer, each drawn from the same tenth of the text as the one it stands for."""
-    found = []
-    for own in columns:
-        taken: set[int] = set()
-        for column in own:
-            tenth = column * 10 // num_columns
-            low = max(-(-tenth * num_columns // 10), sinks)
-            high = max(-(-(tenth + 1) * num_columns // 10), low + 1)
-            free = [c for c in range(low, min(high, num_columns)) if c not in taken] or [column]
-            taken.add(draw.choice(free))
-        found.append(tuple(sorted(taken)))
-    return found
-
-
-_edited: dict[tuple[object, ...], tuple[HeldKV, tuple[ColumnScale, ...]]] = {}
-"""The last context's steered KV, by arm."""
-
-
 def _edit(
     case: SteerCase,
     name: str,
@@ -194,24 +106,16 @@ def _edit(
     choose: Callable[[list[Tensor]], Sequence[Sequence[int]]],
 ) -> Steered:
     """The context computed with its chosen columns scaled, and the question over it likewise."""
-    key = (case.item.documents, name)
-    if key not in _edited:
-        for old in [one for one in _edited if one[0] != case.item.documents]:
-            del _edited[old]
-        passes = (case.item.documents, "passes")
-        if passes not in _sums:
-            _sums.clear()
-            _sums[passes] = _two_passes(case, recipe)
-        columns = choose(_sums[passes])
+
+    def make() -> tuple[HeldKV, tuple[ColumnScale, ...]]:
+        columns = choose(case.once("passes", partial(_two_passes, case, recipe)))
         scale = recipe_scales(columns, recipe, case.context.columns.start)
         tokens = case.context.prompt.token_ids[: case.context.since]
-        _edited[key] = case.lab.store(tokens, scale, case.context.columns.start), scale
-    held, scale = _edited[key]
+        return case.lab.store(tokens, scale, case.context.columns.start), scale
+
+    held, scale = case.once(f"edit {name}", make)
     stressed = frozenset(column for one in scale for column in one.columns)
     return Steered(held, scale, columns=stressed)
-
-
-_sums: dict[tuple[object, ...], list[Tensor]] = {}
 
 
 def _published(case: SteerCase, **settings: object) -> Steered:
@@ -223,7 +127,7 @@ def _published(case: SteerCase, **settings: object) -> Steered:
 def _published_random(case: SteerCase) -> Steered:
     """Random columns, as many as the published selection has at each layer and where it has them."""
     recipe = case.recipe()
-    draw = random.Random(f"{case.seed} {case.item.documents}")
+    draw = case.draw_of_context()
 
     def choose(sums: list[Tensor]) -> list[tuple[int, ...]]:
         return random_like(top_columns(sums, recipe), sums[0].shape[1], recipe.sinks, draw)
@@ -256,15 +160,6 @@ def _rare_tokens(case: SteerCase) -> Steered:
     return _edit(case, "rare", recipe, choose)
 
 
-def _loud_keys(case: SteerCase) -> Steered:
-    """Columns whose keys are long, by layer: the norm that spectral key edits amplify."""
-    recipe, span = case.recipe(), case.context.columns
-    norms = case.context.held.kv[:, 0, span.start : span.stop].float().norm(dim=-1).sum(dim=-1)
-
-    half = case.recipe(share=recipe.share / 2)
-    return _edit(case, "keys", recipe, lambda _: top_columns([norms], half))
-
-
 ARMS: dict[str, Callable[[SteerCase], Steered]] = {
     "plain": _plain,
     "other-prompt": _other_prompt,
@@ -283,7 +178,7 @@ ARMS: dict[str, Callable[[SteerCase], Steered]] = {
     "published-3": partial(_published, weight=3.0),
     "sinks": _sinks,
     "rare-tokens": _rare_tokens,
-    "loud-keys": _loud_keys,
+    **SELECTIONS,
 }
 """Every way, by name."""
 ANSWERED = (

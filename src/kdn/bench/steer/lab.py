@@ -6,9 +6,11 @@ instruction: all that a request shares with others.  Nothing here is timed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from kdn.reuse.steer import sentence_positions, steered_from
 
 __all__ = ["GoldScore", "SteerContext", "SteerLab"]
 
+T = TypeVar("T")
 _MOST_TOKENS = 12
 """Of a generated answer."""
 
@@ -67,7 +70,12 @@ class SteerLab:
     def __init__(self, service: api.Kdn) -> None:
         self.service = service
         self.num_layers = service.model.decoder.config.num_layers
-        self._contexts: dict[tuple[tuple[str, ...], int], SteerContext] = {}
+        self.offline_rows = 0.0
+        """Rows that were computed for `once` alone, whoever had it made; callers set it back."""
+        self._made_of: tuple[str, ...] = ()
+        self._made: dict[str, tuple[Any, float]] = {}
+        self._open: list[float] = []
+        """Rows of what is being made, outermost first."""
 
     def prompt(self, item: SteerItem, wording: int = 0, question: str | None = None) -> Prompt:
         """The item as kdn asks it."""
@@ -78,11 +86,44 @@ class SteerLab:
     @torch.inference_mode()
     def context(self, item: SteerItem, wording: int = 0) -> SteerContext:
         """The item's context; the last one is remembered for the next item."""
-        key = (item.documents, wording)
-        if key not in self._contexts:
-            self._contexts = {k: v for k, v in self._contexts.items() if k[0] == item.documents}
-            self._contexts[key] = self._make(item, wording)
-        return self._contexts[key]
+        name = f"context {wording}"
+        return self.once(item.documents, name, lambda: self.make_context(item, wording), cost=0.0)
+
+    def once(
+        self,
+        documents: tuple[str, ...],
+        name: str,
+        make: Callable[[], T],
+        cost: float | None = None,
+    ) -> T:
+        """What `make` makes of a context, remembered until another context's turn.
+
+        Its rows, or `cost` in their place, count as computed beforehand, each time that it is asked for.
+        """
+        if documents != self._made_of:
+            self._made_of, self._made = documents, {}
+        if name not in self._made:
+            self._open.append(0.0)
+            made = make()
+            rows = self._open.pop()
+            self._made[name] = made, rows if cost is None else cost
+        found: T
+        found, rows = self._made[name]
+        self._spend(rows)
+        if not self._open:
+            self.offline_rows += rows
+        return found
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What runs inside is not counted: it is learned once for a model."""
+        self._open.append(0.0)
+        yield
+        self._open.pop()
+
+    def _spend(self, rows: float) -> None:
+        if self._open:
+            self._open[-1] += rows
 
     @torch.inference_mode()
     def store(self, tokens: TokenIds, scale: Sequence[ColumnScale], start: int) -> HeldKV:
@@ -103,7 +144,7 @@ class SteerLab:
         whole = (*prompt.token_ids, *wanted)
         rows = tuple(range(prompt.num_tokens - 1, len(whole) - 1))
         plan = Plan(whole, prefix=held, scale=tuple(scale), scale_from=held.num_tokens, logits=rows)
-        logprobs = torch.log_softmax(self._run(plan).logits.float(), dim=-1)
+        logprobs = torch.log_softmax(self.run(plan).logits.float(), dim=-1)
         picked = logprobs[torch.arange(len(wanted)), torch.tensor(wanted)]
         return GoldScore(float(-picked.mean()), logprobs)
 
@@ -118,7 +159,7 @@ class SteerLab:
         """What is generated greedily."""
         tokenizer = self.service.model.tokenizer
         plan = Plan(prompt.token_ids, prefix=held, scale=tuple(scale), scale_from=held.num_tokens)
-        ran = self._run(plan, most)
+        ran = self.run(plan, spare_columns=most)
         tokens = [int(ran.logits[-1].argmax())]
         while len(tokens) < most and tokens[-1] not in tokenizer.eos_ids:
             step = Pass(
@@ -129,9 +170,12 @@ class SteerLab:
             while not step.advance():
                 pass
             tokens.append(int(step.logits()[0][-1].argmax()))
+            self._spend(1.0)
         return tokenizer.decode(tokens)
 
-    def _make(self, item: SteerItem, wording: int) -> SteerContext:
+    @torch.inference_mode()
+    def make_context(self, item: SteerItem, wording: int = 0) -> SteerContext:
+        """The item's documents with the instruction, computed."""
         prompt, documents = self.prompt(item, wording), self._documents(item)
         messages = self._messages(item, wording, None)
         chat, tokenizer = self.service.model.chat, self.service.model.tokenizer
@@ -142,14 +186,22 @@ class SteerLab:
 
     def captured(self, plan: Plan) -> Tensor:
         """The KV that a plan computes."""
-        ran = run_alone(self.service.model, self.service.parts.attention, plan, capture=True)
+        ran = self.run(plan, capture=True)
         assert ran.captured is not None, "asked for"
         return ran.captured.clone()
 
-    def _run(self, plan: Plan, spare_columns: int = 0) -> AloneRun:
-        return run_alone(
-            self.service.model, self.service.parts.attention, plan, spare_columns=spare_columns
+    @torch.inference_mode()
+    def run(self, plan: Plan, *, capture: bool = False, spare_columns: int = 0) -> AloneRun:
+        """The plan alone."""
+        ran = run_alone(
+            self.service.model,
+            self.service.parts.attention,
+            plan,
+            capture=capture,
+            spare_columns=spare_columns,
         )
+        self._spend(ran.num_rows / self.num_layers)
+        return ran
 
     def _messages(self, item: SteerItem, wording: int, question: str | None) -> list[Message]:
         asked = item.question if question is None else question

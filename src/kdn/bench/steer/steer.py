@@ -22,7 +22,9 @@ from kdn.bench.blend.quality import word_f1
 from kdn.bench.common.measure import median, ratio
 from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.lineup import opened
-from kdn.bench.steer.arms import ANSWERED, ARMS, SteerCase
+from kdn.bench.steer.arms import ANSWERED, ARMS
+from kdn.bench.steer.case import SteerCase
+from kdn.bench.steer.fitted import SteerFit
 from kdn.bench.steer.items import SETS, Half, SteerItem, steer_items
 from kdn.bench.steer.lab import SteerLab
 from kdn.bench.steer.sums import JudgedItem, arm_rows, steer_notes, steer_summary
@@ -35,6 +37,7 @@ __all__ = ["run"]
 _PARTS = (None, "fit", "test", "timing")
 _PER_CONTEXT = 6
 """Questions over one context: more of one article say little that is new."""
+_FITTED_ON = 12
 _ANSWERED_EVERY = 4
 """Of so many contexts one has its first question answered: generating takes longer than all else."""
 _UNRELATED = (
@@ -113,6 +116,13 @@ def _chosen(data: Path, half: Half, *, quick: bool) -> list[list[SteerItem]]:
     return [own[i] for i in range(longest) for own in by_set if i < len(own)]
 
 
+def _fitted_on(options: BenchOptions) -> list[SteerItem]:
+    """Questions of the other half, over different contexts, that heads and directions are learned on."""
+    assert options.data is not None, "checked"
+    contexts = _chosen(options.data, "fit", quick=options.quick)
+    return [context[0] for context in contexts[:_FITTED_ON]]
+
+
 def _judge(
     options: BenchOptions,
     service: api.Kdn,
@@ -125,6 +135,7 @@ def _judge(
         embedder = service.embedder
     except MissingExtra as missing:
         options.say(f"steer: {missing}; sentences are retrieved by words")
+    fit = SteerFit(lab, _fitted_on(options))
     judged = []
     for number, context in enumerate(items):
         for index, item in enumerate(context):
@@ -132,7 +143,7 @@ def _judge(
             lacking = [arm for arm in arms if arm not in found["arms"]]
             if lacking:
                 options.say(f"steer: {item.name}, context {number + 1} of {len(items)}")
-                case = SteerCase(lab, item, embedder, options.seed)
+                case = SteerCase(lab, item, embedder, options.seed, fit)
                 found = _score(
                     case, found, lacking, answers=not (index or number % _ANSWERED_EVERY)
                 )
@@ -149,11 +160,15 @@ def _score(
     plain = lab.score(case.prompt, case.context.held, gold)
     scores = dict(before["arms"])
     for name in arms:
+        lab.offline_rows = 0.0
         steered = ARMS[name](case)
+        passes = lab.offline_rows / case.context.since
         prompt = steered.prompt or case.prompt
         score = lab.score(prompt, steered.held, gold, steered.scale)
         far = (plain.logprobs.exp() * (plain.logprobs - score.logprobs)).sum(dim=-1)
         scores[name] = {"nll": round(score.nll, 5), "kl": round(float(far.mean()), 5)}
+        if passes:
+            scores[name]["passes"] = round(passes, 2)
         if steered.columns:
             inside = len(steered.columns & case.oracle) / len(steered.columns)
             scores[name]["overlap"] = round(inside, 4)
