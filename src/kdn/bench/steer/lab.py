@@ -71,7 +71,7 @@ class SteerLab:
         self.service = service
         self.num_layers = service.model.decoder.config.num_layers
         self.offline_rows = 0.0
-        """Rows that were computed for `once` alone, whoever had it made; callers set it back."""
+        """Rows that were computed for `once`, counted at each use; callers set it back."""
         self._made_of: tuple[str, ...] = ()
         self._made: dict[str, tuple[Any, float]] = {}
         self._open: list[float] = []
