@@ -8,7 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdn.api import Answer, AsyncKdn, Kdn, RankedDocument, Ranking, Source, open  # noqa: A004 - kdn.open, as in gzip.open
+    from kdn.api import (
+        Answer,
+        AsyncKdn,
+        Kdn,
+        OpenModels,
+        RankedDocument,
+        Ranking,
+        Source,
+        open,  # noqa: A004  kdn.open, as in gzip.open
+        open_models,
+    )
     from kdn.api.rerank_once import rerank
     from kdn.config import Config, load_config
     from kdn.core import Constraint, Sampling
@@ -46,6 +56,7 @@ __all__ = [
     "KdnError",
     "MissingExtra",
     "NoSpace",
+    "OpenModels",
     "PortInUse",
     "PromptTooLong",
     "RankedDocument",
@@ -58,6 +69,7 @@ __all__ = [
     "__version__",
     "load_config",
     "open",
+    "open_models",
     "rerank",
 ]
 
@@ -67,12 +79,14 @@ _ELSEWHERE = {
     "Config": "kdn.config",
     "Constraint": "kdn.core",
     "Kdn": "kdn.api",
+    "OpenModels": "kdn.api",
     "RankedDocument": "kdn.api",
     "Ranking": "kdn.api",
     "Sampling": "kdn.core",
     "Source": "kdn.api",
     "load_config": "kdn.config",
     "open": "kdn.api",
+    "open_models": "kdn.api",
     "rerank": "kdn.api.rerank_once",
 }
 """Where a public name comes from; the others are errors."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,13 +36,16 @@ class Running:
 
 @contextmanager
 def running(
-    model: ServedModel | ScriptedService, settings: ServeSettings | None = None
+    model: ServedModel | ScriptedService,
+    settings: ServeSettings | None = None,
+    others: Sequence[ServedModel] = (),
 ) -> Iterator[Running]:
     """Serve until the end of the block; then wait for the server to be gone."""
     model = model.served() if isinstance(model, ScriptedService) else model
     settings = settings or ServeSettings(port=0, grace_s=5)
     listening = listen(settings)
-    app = create_app(model, settings, version="1.2.3", clock=ManualClock(wall_s=1_700_000_000))
+    clock = ManualClock(wall_s=1_700_000_000)
+    app = create_app(model, settings, version="1.2.3", clock=clock, others=others)
     server = make_server(app, settings, log_level="warning")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

@@ -173,10 +173,10 @@ def test_settings_choose_who_is_told(
     config = Config(home=tmp_path, serve=serve, engine=EngineConfig(fit_idle_s=0))
     with kdn.open(tiny_model(), config=config) as k:
         recent = RecentRequests(k.parts.clock)
-        teller = _teller(k, recent)
+        teller = _teller([k], recent)
         assert teller is not None
         request = k.prompts.request("How high?", sampling=Sampling(max_tokens=2))
-        record = recent.begin(request, "local")
+        record = recent.begin(request, "local", model=k.name)
         finish = list(k.submit(request))[-1]
         assert isinstance(finish, Finish)
         recent.end(record, finish)

@@ -9,6 +9,7 @@ from kdn.api.answering import Answering
 from kdn.api.answers import Answer, Source, SteerReport
 from kdn.api.build import open, over  # noqa: A004  kdn.open, as in gzip.open
 from kdn.api.kdn import Kdn
+from kdn.api.models import OpenModels, open_models
 from kdn.api.prompts import Reuse, ShareMode, blending, sharing
 from kdn.api.queries import Query, QueryOptions
 from kdn.api.query_stream import AskLibrary, QueryStream
@@ -22,6 +23,7 @@ __all__ = [
     "AskSteering",
     "AsyncKdn",
     "Kdn",
+    "OpenModels",
     "Query",
     "QueryOptions",
     "QueryStream",
@@ -34,6 +36,7 @@ __all__ = [
     "Steering",
     "blending",
     "open",
+    "open_models",
     "over",
     "sharing",
 ]

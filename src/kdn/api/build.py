@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
-
+from kdn.api.common import Common
 from kdn.api.cost import Costs
 from kdn.api.kdn import Kdn
+from kdn.api.load import load, prepared
 from kdn.api.parts import Parts
 from kdn.api.prompts import Prompts
 from kdn.api.score import Scoring
@@ -26,13 +26,11 @@ from kdn.clock import Clock, SystemClock
 from kdn.config import Config, load_config
 from kdn.core import Fingerprint, JctModel, Share
 from kdn.engine import Engine, EngineLimits
+from kdn.engine.limits import IDLE_PREFIX_BYTES
 from kdn.errors import BadConfig, BadInput, StoreError
 from kdn.machine.facts import free_memory_bytes
-from kdn.machine.process import keep_freed
-from kdn.model import Decoder, LoadedModel, load_model, resolve
-from kdn.model.attention import Attention, FusedAttention, TorchAttention
-from kdn.model.kernels import KernelAttention, Kernels, NoKernel
-from kdn.model.kernels import load as load_kernels
+from kdn.model import LoadedModel
+from kdn.model.attention import Attention
 from kdn.rank import layout_adapters
 from kdn.reuse import LossRule, PrefixReuse, RecordLookups, Stack
 from kdn.reuse.blend import BlendReuse, QualityGuard, RatioController
@@ -47,7 +45,14 @@ from kdn.schedule import RequestQueue, make_policy
 from kdn.store import CODECS, LookupRecorder, Store
 from kdn.trace import Recorder, Tee, Trace
 
-__all__ = ["join", "open", "over"]
+__all__ = [
+    "join",
+    "kv_bytes",
+    "make_recorder",
+    "open",
+    "over",
+    "settings_of",
+]
 
 
 def open(  # noqa: A001  kdn.open, as in gzip.open
@@ -70,31 +75,21 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     that is kept (default: `$KDN_HOME`, else the user's cache folder); a `config` names its own.  What
     is not given comes from `config`, else from kdn.toml and the environment.  Raises KdnError.
     """
-    config = _settings(home, config)
-    if not isinstance(model, str | os.PathLike):
-        raise BadInput(f"model is a {type(model).__name__}; it must be a name or a path")
+    config = settings_of(home, config)
     clock, trace = clock or SystemClock(), trace or Recorder()
     own = layout_adapters(model)
     chosen = own | {name: Path(path).expanduser() for name, path in (adapters or {}).items()}
-    if config.engine.threads is not None:
-        torch.set_num_threads(config.engine.threads)
-    keep_freed()
-    resolve(model, config.home)  # a wrong name must not wait for a compiler
-    kernels = _find_kernels(config.home, trace)
-    loaded = load_model(
+    kernels = prepared([model], config, trace)
+    loaded, attention = load(
         model,
-        cache_dir=config.models_folder,
-        home=config.home,
-        dtype=_choose_dtype(
-            dtype or config.engine.dtype, device or config.engine.device, config.home
-        ),
-        device=device or config.engine.device,
+        config,
+        clock,
+        kernels,
+        device=device,
+        dtype=dtype,
         quantization="int8" if int8 else quantization,
         adapters=chosen,
-        clock=clock,
-        kernel=kernels,
     )
-    attention = _choose_attention(loaded.decoder, kernels)
     store = open_configured_store(config, clock, trace)
     try:
         rerankers = [name for name, path in own.items() if chosen[name] == path]
@@ -118,9 +113,13 @@ def join(
     clock: Clock,
     trace: Trace,
     rerankers: Collection[str] = (),
+    *,
+    name: str | None = None,
+    common: Common | None = None,
 ) -> Parts:
-    """The parts of an open model over a store that is theirs to close.
+    """The parts of an open model over a store that is theirs to close, unless it is `common` to several.
 
+    `name` is what callers know it by, its own by default.
     Raises BadConfig for a codec whose loss is not known to be within the limit that was set.
     """
     decoder, prompts = model.decoder, Prompts(model)
@@ -137,7 +136,7 @@ def join(
     calibration = ModelCalibration(model, attention, bias, config.home, clock)
     _refuse_unmeasured(config, calibration.codecs(own))
 
-    recorder = None if config.store.record is None else LookupRecorder(config.store.record, clock)
+    recorder = make_recorder(config, clock) if common is None else common.recorder
     speeds = MeasuredSpeeds()
     controller = RatioController(config.blend.ratio, speeds)
     guard = _make_guard(config, controller, own, trace)
@@ -185,20 +184,24 @@ def join(
     steer = SteerReuse(store, shape, prompts.context_fingerprint, trace=trace)
     planner = Stack([*recording, prefix, share, blend, steer], on_plan=ended.note, trace=trace)
     limits = EngineLimits(
-        kv_bytes=config.engine.kv_budget_bytes or free_memory_bytes() // 4,
+        kv_bytes=kv_bytes(config) if common is None else common.pool.total_bytes,
         max_batch_tokens=config.engine.max_batch_tokens,
         max_stall_ms=config.engine.max_stall_ms,
         pack_tokens=config.engine.pack_tokens,
         row_chunk=config.engine.row_chunk,
         speculative_tokens=config.engine.speculative_tokens,
+        idle_prefix_bytes=IDLE_PREFIX_BYTES // (1 if common is None else common.num_models),
     )
     idle = Idle(clock, trace)
     queues = [ended.queue() for _ in range(4)]
     heard = Tee(trace, speeds, ended, idle)
-    engine = Engine(model, attention, planner, limits, clock, queue, heard)
+    pool = None if common is None else common.pool
+    engine = Engine(model, attention, planner, limits, clock, queue, heard, pool=pool)
+    if common is not None:
+        common.engines.append(engine)
     idle.start(
         engine,
-        engine.is_idle,
+        engine.is_idle if common is None else common.is_idle,
         [
             IdleWork("bias", bias_steps(queues[0], calibration.key_bias_steps), queues[0]),
             IdleWork(
@@ -209,8 +212,11 @@ def join(
             *_jct_work(config, calibration, trace),
         ],
     )
-    ends = (idle, ended, engine, planner, store, recorder)
+    ends = [idle.close, ended.close, engine.close, planner.close]
+    if common is None:
+        ends += [store.close, *([] if recorder is None else [recorder.close])]
     return Parts(
+        name=name or model.name,
         config=config,
         clock=clock,
         trace=trace,
@@ -235,11 +241,21 @@ def join(
             partial(model.tokenizer.decode, special=True),
             show_text=config.store.key_file is None,
         ),
-        closers=tuple(part.close for part in ends if part is not None),
+        closers=tuple(ends),
     )
 
 
-def _settings(home: Path | str | None, config: Config | None) -> Config:
+def kv_bytes(config: Config) -> int:
+    """The memory for KV of running requests: as set, else a quarter of what is free."""
+    return config.engine.kv_budget_bytes or free_memory_bytes() // 4
+
+
+def make_recorder(config: Config, clock: Clock) -> LookupRecorder | None:
+    """What writes lookups down, where the settings ask for it."""
+    return None if config.store.record is None else LookupRecorder(config.store.record, clock)
+
+
+def settings_of(home: Path | str | None, config: Config | None) -> Config:
     """What was given, of the right types, else kdn.toml and the environment."""
     if config is not None and not isinstance(config, Config):
         raise BadInput(f"config is a {type(config).__name__}; make one with kdn.load_config(...)")
@@ -248,36 +264,6 @@ def _settings(home: Path | str | None, config: Config | None) -> Config:
     if home is not None and not isinstance(home, str | os.PathLike):
         raise BadInput(f"home is a {type(home).__name__}; it must be the path of a folder")
     return config or load_config(os.environ, home=None if home is None else Path(home).expanduser())
-
-
-# --- the machine: number type, kernels, attention --------------------------------------------
-
-
-def _choose_dtype(asked: str, device: str, home: Path) -> str:
-    """What was asked for; for `auto` what `kdn doctor` measured on this machine, if it did."""
-    if asked != "auto":
-        return asked
-    from kdn.machine.doctor import measured_dtype
-
-    return measured_dtype(home, "cuda" if device.startswith("cuda") else "cpu") or "auto"
-
-
-def _find_kernels(home: Path, trace: Trace) -> Kernels | None:
-    """The compiled kernels where there can be any; else the trace says why not."""
-    try:
-        return load_kernels(home / "kernels")
-    except NoKernel as why:
-        trace.event("kernels.none", why=str(why))
-        return None
-
-
-def _choose_attention(decoder: Decoder, kernels: Kernels | None) -> Attention:
-    """The compiled one where it can run, torch's own on a GPU, else plain torch."""
-    if decoder.device.type == "cuda":
-        return FusedAttention()
-    if kernels and KernelAttention.suits(decoder.dtype, decoder.device, decoder.config.head_dim):
-        return KernelAttention(kernels)
-    return TorchAttention()
 
 
 # --- what was measured, as the techniques read it --------------------------------------------

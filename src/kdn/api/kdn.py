@@ -66,7 +66,7 @@ class Kdn:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.name = parts.model.name
+        self.name = parts.name
         self.model = parts.model
         self.config = parts.config
         self.trace = parts.trace

@@ -29,6 +29,8 @@ __all__ = ["Parts"]
 class Parts:
     """The rooms of one open model. Made by `kdn.api.build` only, which says how they are joined."""
 
+    name: str
+    """What the model is called by callers."""
     config: Config
     clock: Clock
     trace: Trace

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +13,7 @@ import typer
 from kdn.errors import BadConfig, BadInput
 
 if TYPE_CHECKING:
-    from kdn.api import Kdn
+    from kdn.api import Kdn, OpenModels
     from kdn.config import Config
     from kdn.scale.remote import RemoteEngine
 
@@ -139,6 +139,44 @@ class ModelChoice:
             adapters=dict(_adapter(one, self.model) for one in self.adapters),
             config=config,
         )
+
+    def open_all(self, models: Sequence[str], config: Config) -> OpenModels:
+        """Several models over one store, each perhaps as NAME=MODEL, with the adapters NAME[@MODEL]=FOLDER.
+
+        Raises KdnError.
+        """
+        import kdn
+
+        chosen = dict(_named(one) for one in models)
+        if len(chosen) < len(models):
+            raise BadConfig("two models are given under one name; give one another: -m NAME=MODEL")
+        adapters: dict[str, dict[str, Path]] = {}
+        for one in self.adapters:
+            name, at, rest = one.partition("@")
+            of_model, equals, folder = rest.partition("=")
+            if at and equals and "=" not in name:
+                adapters.setdefault(of_model, {})[name] = Path(folder).expanduser()
+            else:
+                first = next(iter(chosen))
+                name, path = _adapter(one, chosen[first])
+                adapters.setdefault(first, {})[name] = path
+        return kdn.open_models(
+            chosen,
+            device=self.device,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            adapters=adapters,
+            config=config,
+        )
+
+
+def _named(given: str) -> tuple[str, str]:
+    """What callers know the model by, and which it is: NAME=MODEL, or its own name."""
+    name, equals, model = given.partition("=")
+    if equals and name and model and "/" not in name and not Path(given).exists():
+        return name, model
+    path = Path(given).expanduser()
+    return (path.stem or path.resolve().name if path.exists() else given), given
 
 
 def _adapter(given: str, model: str) -> tuple[str, Path]:

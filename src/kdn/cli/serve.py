@@ -9,13 +9,11 @@ from typing import Annotated
 import typer
 
 from kdn.cli.options import (
-    AdapterOption,
     DeviceOption,
     DtypeOption,
     HomeOption,
     JsonOption,
     ModelChoice,
-    ModelOption,
     QuantizationOption,
     read_settings,
 )
@@ -27,7 +25,15 @@ __all__ = ["leave", "need_serve_extra", "serve"]
 
 def serve(
     *,
-    model: ModelOption = "smollm2-135m",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="[NAME=]MODEL",
+            help="A known name, a model folder or a .gguf file; may be repeated. [default: smollm2-135m]",
+        ),
+    ] = None,
     home: HomeOption = None,
     host: Annotated[str | None, typer.Option(help="The address; loopback by default.")] = None,
     port: Annotated[int | None, typer.Option(help="The port; 0 takes a free one.")] = None,
@@ -45,10 +51,17 @@ def serve(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantization: QuantizationOption = "none",
-    adapter: AdapterOption = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            metavar="NAME[@MODEL]=FOLDER",
+            help="A LoRA adapter, of the first model where none is named; may be repeated.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve the model with OpenAI's API, files and batches included, until Ctrl-C."""
+    """Serve models with OpenAI's API, files and batches included, until Ctrl-C."""
     need_serve_extra()
     from kdn.serve import Limits, ServeSettings, listen, read_grants, url_of
     from kdn.serve.run import run
@@ -73,13 +86,15 @@ def serve(
     # The port first: that it is taken must not come out only after a model was loaded.
     with listen(settings) as listening:
         url = url_of(listening, settings.scheme)
-        choice = ModelChoice(model, home, device, dtype, quantization, tuple(adapter or ()))
-        with choice.open(config) as kdn:
+        choice = ModelChoice("", home, device, dtype, quantization, tuple(adapter or ()))
+        with choice.open_all(model or ["smollm2-135m"], config) as models:
             if as_json:
-                emit({"url": url, "model": kdn.name, "adapters": sorted(kdn.model.adapters)})
+                adapters = sorted(name for one in models.values() for name in one.model.adapters)
+                first = models.first.name
+                emit({"url": url, "model": first, "models": list(models), "adapters": adapters})
             signal.signal(signal.SIGTERM, leave)
-            say(f"{kdn.name} at {url}/v1 (Ctrl-C stops)")
-            run(kdn, listening, settings, grants)
+            say(f"{', '.join(models)} at {url}/v1 (Ctrl-C stops)")
+            run(list(models.values()), listening, settings, grants)
 
 
 def leave(_signal: int, _frame: object) -> None:

@@ -17,8 +17,9 @@ __all__ = ["Share", "ShareConfig"]
 class ShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a model uses KV that a sibling of it has computed, for requests that do not say."""
 
-    mode: Literal["exact", "published", "best"] = "exact"
-    """`exact`: only what is the model's own bit for bit, such as the context of an aLoRA."""
+    mode: Literal["exact", "published", "best"] = "best"
+    """`best`: where `kdn share profile` measured a pair; `exact`: only what is the model's own bit for bit,
+    such as the context of an aLoRA."""
     max_kl: Annotated[float, Meta(gt=0)] = 0.05
     """Mean KL divergence (nats), as profiled, that a way to share may have."""
     within_s: Annotated[float, Meta(gt=0)] | None = None

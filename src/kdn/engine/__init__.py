@@ -9,9 +9,10 @@ from __future__ import annotations
 from kdn.engine.admission import plain
 from kdn.engine.alone import AloneRun, HeldKV, run_alone, steps_alone
 from kdn.engine.batch import SequenceSlice
+from kdn.engine.budget import KvBudget, KvPool
 from kdn.engine.engine import Engine, EngineStat
 from kdn.engine.executor import Pass
-from kdn.engine.kv import Capture, KvBudget, PrefixKV, PrefixPool, SequenceKV, SuffixKV, kv_shape
+from kdn.engine.kv import Capture, PrefixKV, PrefixPool, SequenceKV, SuffixKV, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory, measured_memory
 from kdn.engine.request import RunningStream
 from kdn.engine.sampling import DrawnToken, Sampler
@@ -28,6 +29,7 @@ __all__ = [
     "HeldKV",
     "JobMemory",
     "KvBudget",
+    "KvPool",
     "Pass",
     "PrefixKV",
     "PrefixPool",

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from kdn.core import Job, Plan, Planned, Planner, Request, Retention
+from kdn.engine.budget import KvBudget
 from kdn.engine.kv import (
     EXTENT,
     Capture,
-    KvBudget,
     PrefixKV,
     PrefixPool,
     SequenceKV,
@@ -42,6 +42,7 @@ class Admission:
         planner: Planner,
         limits: EngineLimits,
         memory: JobMemory,
+        budget: KvBudget,
         *,
         may_retain: bool = True,
     ) -> None:
@@ -51,7 +52,7 @@ class Admission:
         self._planner = planner
         self._limits = limits
         self._memory = memory
-        self.budget = KvBudget(limits.kv_bytes)
+        self.budget = budget
         self._prefixes = PrefixPool(limits.idle_prefix_bytes)
         self._shape = kv_shape(model)
         self._dtype: torch.dtype = decoder.dtype
@@ -69,7 +70,11 @@ class Admission:
             if len(done) < len(members):
                 for other in done:
                     self.release(other)
-        return len(done) == len(members)
+        if len(done) < len(members):
+            self.budget.waits()
+            return False
+        self.budget.waits_no_more()
+        return True
 
     def release(self, running: RunningRequest) -> None:
         """Give back everything a request holds. Harmless when it holds nothing."""
@@ -205,8 +210,11 @@ class Admission:
 class WaitingRequests:
     """Owns the requests that wait, and asks for a look at them only when it could change something."""
 
-    def __init__(self, queue: RequestQueue, planner: Planner, pack_tokens: int | None) -> None:
+    def __init__(
+        self, queue: RequestQueue, planner: Planner, pack_tokens: int | None, budget: KvBudget
+    ) -> None:
         self._queue = queue
+        self._budget = budget
         self._planner = planner
         self._pack_tokens = pack_tokens
         self._requests: dict[str, RunningRequest] = {}
@@ -237,6 +245,8 @@ class WaitingRequests:
         for running in gone:
             del self._requests[running.id]
             self._withdraw(running)
+        if gone and not self._requests:
+            self._budget.waits_no_more()
         return gone
 
     def _withdraw(self, running: RunningRequest) -> None:
@@ -260,7 +270,7 @@ class WaitingRequests:
         With a pass under way (`is_busy`) and packing, none is offered: what the pass leaves in the
         store may change which is next.
         """
-        if not self._requests or self._nothing_fits:
+        if not self._requests or (self._nothing_fits and not self._budget.has_changed()):
             return
         if self._pack_tokens is not None:
             if is_busy:
@@ -277,6 +287,8 @@ class WaitingRequests:
 
         self._queue.admit(now_ns, fits, self._pack_tokens)
         self._nothing_fits = bool(self._requests)
+        if not self._requests:
+            self._budget.waits_no_more()
 
     def check(self) -> None:
         """Audit the accounts. Raises AssertionError."""

@@ -12,12 +12,14 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from kdn.clock import Clock
 from kdn.core import Planner, Request
+from kdn.engine.budget import KvBudget, KvPool
 from kdn.engine.kv import extents
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.loop import StepLoop
@@ -68,14 +70,23 @@ class Engine:
         *,
         seed: int = 0,
         threaded: bool = True,
+        pool: KvPool | None = None,
     ) -> None:
-        """`waiting` is an empty request queue with the schedule policy; None is first come, first served."""
+        """`waiting` is an empty request queue with the schedule policy; None is first come, first served.
+
+        With a `pool` other engines share its bytes, of which `limits.kv_bytes` says the number, and
+        take turns with this one.
+        """
         self._model = model
         self._limits = limits
         self._clock = clock
         self._trace = _GuardedTrace(trace or NoTrace())
         self._intake = Intake(model, limits, clock, seed)
         self._inbox: queue.SimpleQueue[RunningRequest] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._pool = pool
+        self._turn = nullcontext() if pool is None else pool.turn()
+        self._budget = KvBudget(pool or limits.kv_bytes, self._wake.set)
         self._queue = waiting if waiting is not None else RequestQueue(Fcfs())  # empty is falsy
 
         self.may_retain = _bits_hold(model, attention)
@@ -93,6 +104,7 @@ class Engine:
                 self._inbox,
                 self._trace,
                 self._forget,
+                self._budget,
                 may_retain=self.may_retain,
             )
 
@@ -107,8 +119,6 @@ class Engine:
         self._when_stopped: list[Callable[[EngineFailed], None]] = []
         self.failure: EngineFailed | None = None
         """Why the engine stopped by itself; None while it runs and after `close`."""
-        """Requests taken so far."""
-        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         if threaded:
             self._thread = threading.Thread(target=self._run, name="kdn-engine", daemon=True)
@@ -182,6 +192,8 @@ class Engine:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self._fail_all(EngineFailed("the engine was closed while the request was running"))
+        if self._pool is not None:
+            self._pool.leave(self._budget)
 
     def check(self) -> None:
         """Audit the accounts. Raises AssertionError. Only meaningful between steps."""
@@ -190,7 +202,7 @@ class Engine:
     def step(self) -> bool:
         """One unit of work. False when there was nothing to do. Survives what ends the loop."""
         try:
-            with torch.inference_mode():
+            with self._turn, torch.inference_mode():
                 return self._loop.step()
         except Exception as error:  # noqa: BLE001  the engine outlives it, whatever it is
             _log.exception("the engine's loop failed")
@@ -217,6 +229,8 @@ class Engine:
         failure.__cause__ = error
         self._trace.event("engine.restart" if begins_again else "engine.stop", why=repr(error))
         self._fail_all(failure)
+        self._budget.clear()
+        self._budget.waits_no_more()
         if begins_again:
             self._loop = self._new_loop()
             return

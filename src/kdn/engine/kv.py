@@ -1,4 +1,4 @@
-"""Where the KV of running sequences lives: shared prefixes, own suffixes, one budget.
+"""Where the KV of running sequences lives: shared prefixes, own suffixes.
 
     columns   0 ....... num_prefix | num_prefix ..... num_prefix + suffix columns
               prefix, read-only,   | suffix, grows in extents of 256 columns,
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = [
     "EXTENT",
     "Capture",
-    "KvBudget",
     "PrefixKV",
     "PrefixPool",
     "SequenceKV",
@@ -239,34 +238,6 @@ class SequenceKV:
     @property
     def num_columns(self) -> int:
         return self.num_prefix + self.suffix.num_columns
-
-
-class KvBudget:
-    """One number of bytes for all KV of running sequences. Reservations cover the worst case."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self.total_bytes = total_bytes
-        self._reserved: dict[str, int] = {}
-
-    @property
-    def free_bytes(self) -> int:
-        return self.total_bytes - sum(self._reserved.values())
-
-    def reserve(self, owner: str, size_bytes: int) -> bool:
-        """True when the bytes are set aside; False, and nothing changes, when they are not there."""
-        assert owner not in self._reserved, f"{owner} holds a reservation already"
-        if size_bytes > self.free_bytes:
-            return False
-        self._reserved[owner] = size_bytes
-        return True
-
-    def release(self, owner: str) -> None:
-        """Give the owner's bytes back; nothing happens if it holds none."""
-        self._reserved.pop(owner, None)
-
-    def check(self) -> None:
-        """Audit the accounts. Raises AssertionError."""
-        assert self.free_bytes >= 0, "more is reserved than there is"
 
 
 class Capture:

@@ -15,9 +15,10 @@ from kdn.engine.kv import extents
 from kdn.errors import BadInput
 from kdn.model import ModelConfig
 
-__all__ = ["EngineLimits", "JobMemory", "counted_memory", "measured_memory"]
+__all__ = ["IDLE_PREFIX_BYTES", "EngineLimits", "JobMemory", "counted_memory", "measured_memory"]
 
 _DEFAULTS = EngineConfig()
+IDLE_PREFIX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class EngineLimits:
     """Tokens of an answer that are guessed from the prompt and checked in one step; 0: none."""
     memory: JobMemory | None = None
     """What such a prompt was measured to need; None counts it from the model's shapes."""
-    idle_prefix_bytes: int = 256 << 20
+    idle_prefix_bytes: int = IDLE_PREFIX_BYTES
     """Assembled prefixes that stay for the next request that shares them."""
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from kdn.clock import Clock
 from kdn.core import Finish, FinishReason, Planner, Request, RetainedKV
 from kdn.engine.admission import Admission, WaitingRequests
+from kdn.engine.budget import KvBudget
 from kdn.engine.kv import retained_answer, retained_prompt, retains_answer
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import DecodeBatch, PrefillQueue
@@ -51,10 +52,12 @@ class StepLoop:
         inbox: queue.SimpleQueue[RunningRequest],
         trace: Trace,
         ended: Callable[[RunningRequest], None],
+        budget: KvBudget,
         *,
         may_retain: bool = True,
     ) -> None:
-        """`waiting` is an empty request queue; `ended` is told of every request that has ended.
+        """`waiting` is an empty request queue; `ended` is told of every request that has ended; nothing
+        is reserved of the `budget`.
 
         With `may_retain` False no KV is handed to the planner to be stored.
         """
@@ -64,8 +67,8 @@ class StepLoop:
         self._trace = trace
         self._inbox = inbox
         self._ended = ended
-        self._admission = Admission(model, planner, limits, memory, may_retain=may_retain)
-        self._waiting = WaitingRequests(waiting, planner, limits.pack_tokens)
+        self._admission = Admission(model, planner, limits, memory, budget, may_retain=may_retain)
+        self._waiting = WaitingRequests(waiting, planner, limits.pack_tokens, budget)
         self._prefills = PrefillQueue(model, attention, limits.max_batch_tokens)
         self._decodes = DecodeBatch(model, attention)
         self._decoded_s = 0.0
@@ -91,7 +94,7 @@ class StepLoop:
             return True
         if self._suspicious and not (self._waiting or self._prefills):
             self._suspicious = False
-            if self.free_kv() != self._limits.kv_bytes:
+            if self._admission.budget.reserved_bytes:
                 raise EngineFailed("a fault left KV memory reserved for no request")
         return bool(self._prefills)
 

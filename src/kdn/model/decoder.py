@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -180,6 +180,15 @@ class Decoder:
         self._ends = ends
         self._identity = identity
         self.fingerprint = self.fingerprint_with(None)
+
+    def over_same_weights(
+        self, config: ModelConfig, identity: Identity, device: torch.device
+    ) -> Decoder | None:
+        """A decoder of that identity on this one's weights in memory; None where they are others."""
+        same = replace(self._identity, tokenizer=identity.tokenizer) == identity
+        if not same or self.device.type != device.type or config != self.config:
+            return None
+        return Decoder(self.config, self.layers, self._ends, identity)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids[n] int64 -> [n, H]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,12 @@ def build_decoder(
     tokenizer_digest: str,
     digests: DigestCache,
     kernel: Kernels | None = None,
+    known: Sequence[Decoder] = (),
 ) -> Decoder:
-    """The folder's model in memory, ready to compute. Raises WeightsError for what it cannot be."""
+    """The folder's model in memory, ready to compute. Raises WeightsError for what it cannot be.
+
+    Where one of the `known` has the same weights, they are in memory once.
+    """
     config = read_config(folder)
     with open_folder(folder) as tensors:
         identity = Identity(
@@ -91,6 +95,10 @@ def build_decoder(
             quantization=quantization,
             kernel=kernel.name if kernel is not None else "",
         )
+        for other in known:
+            found = other.over_same_weights(config, identity, device)
+            if found is not None:
+                return found
         return _Builder(config, tensors, dtype, device, quantization, kernel).decoder(identity)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -58,13 +58,14 @@ def load_model(
     home: Path | None = None,
     clock: Clock | None = None,
     kernel: Kernels | None = None,
+    known: Sequence[LoadedModel] = (),
 ) -> LoadedModel:
     """The model that goes by a name, or lies at a path (a published folder or a GGUF file).
 
     `cache_dir` keeps unpacked GGUF files and digests between runs; `home` is where `kdn models get`
     puts models (default: `cache_dir`).  `quantization` keeps the matrices in 8 or 4 bits; `kernel`
-    computes what it can where it is given.  Nothing is downloaded.  Raises UnknownModel, WeightsError,
-    BadConfig.
+    computes what it can where it is given.  Weights that one of the `known` has too are in memory once.
+    Nothing is downloaded.  Raises UnknownModel, WeightsError, BadConfig.
     """
     source = resolve(name_or_path, home or cache_dir)
     place = pick_device(device)
@@ -81,6 +82,7 @@ def load_model(
             tokenizer_digest=tokenizer.digest,
             digests=DigestCache(cache_dir / "digests"),
             kernel=kernel if place.type == "cpu" and kind == torch.bfloat16 else None,
+            known=[one.decoder for one in known],
         )
         chat = ChatTemplate(template, tokenizer, clock or SystemClock())
         sampling = read_sampling(folder)

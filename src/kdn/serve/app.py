@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from anyio import CapacityLimiter
@@ -26,7 +26,7 @@ from kdn.serve.openai.rerank import rerank_routes
 from kdn.serve.openai.response_api import response_routes
 from kdn.serve.openai.tokenize import token_routes
 from kdn.serve.openai.why import why_routes
-from kdn.serve.service import ServedModel
+from kdn.serve.service import ServedModel, ServedModels
 from kdn.serve.settings import ServeSettings
 from kdn.serve.status import about_routes
 from kdn.serve.store.grants import Grant
@@ -46,16 +46,19 @@ def create_app(
     clock: Clock | None = None,
     own_keys: tuple[Grant, ...] = (),
     new_id: Callable[[], str] = _random_id,
+    others: Sequence[ServedModel] = (),
 ) -> FastAPI:
-    """The server's application. The model stays the caller's to close.
+    """The server's application. The model stays the caller's to close, and so do `others`, which are
+    answered for by their names.
 
     The store's routes, if there are any, ask for keys of `own_keys` instead of the API key.
     """
     clock = clock or SystemClock()
     backpressure, shutdown = Backpressure(settings.limits), Shutdown(settings.grace_s, clock)
-    metrics = Metrics(model, clock)
+    models = ServedModels(model, *others)
+    metrics = Metrics(models, clock)
     context = RequestContext(
-        model,
+        models,
         settings,
         metrics,
         backpressure,

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from kdn.clock import Clock
 from kdn.core import Finish, FinishReason, Request, StreamEvent, Usage
 from kdn.errors import KdnError
-from kdn.serve.service import ServedModel, StoreNumbers
+from kdn.serve.service import ServedModels, StoreNumbers
 
 __all__ = ["Metrics", "RecentRequests", "RequestRecord"]
 
@@ -34,18 +34,18 @@ _REASONS = {FinishReason.CANCELLED: "abort"}
 class Metrics:
     """Counts what passes. Owns its registry, so two servers in one process do not mix."""
 
-    def __init__(self, model: ServedModel, clock: Clock) -> None:
+    def __init__(self, models: ServedModels, clock: Clock) -> None:
         self._clock = clock
-        self._model = model.name
         self._lock = threading.Lock()
         self._started = 0
         self._ended = 0
         self.registry = CollectorRegistry()
         self._make_counters()
         self._make_histograms()
-        self._show_zeros()
-        self._numbers = _Snapshot(model.store_numbers, clock)
-        self.registry.register(_Now(model, self._numbers))
+        for model in models.all:
+            self._show_zeros(model.name)
+        self._numbers = _Snapshot(models.first.store_numbers, clock)
+        self.registry.register(_Now(models, self._numbers))
 
     def _make_counters(self) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -73,26 +73,27 @@ class Metrics:
         self._queue = histogram("vllm:request_queue_time_seconds", "Before work.", _LONG_SECONDS)
         self._whole = histogram("vllm:e2e_request_latency_seconds", "To the end.", _LONG_SECONDS)
 
-    def _show_zeros(self) -> None:
+    def _show_zeros(self, model: str) -> None:
         """A series that is missing until it first counts would read as a fault of the server."""
         plain = (
             self._prompt, self._generated, self._queries, self._hits, self._cached, self._failed,
             self._computed, self._ttft, self._gap, self._queue, self._whole,
         )  # fmt: skip
         for metric in plain:
-            metric.labels(self._model)
+            metric.labels(model)
         for reason in ("stop", "length", "abort"):
-            self._success.labels(self._model, reason)
+            self._success.labels(model, reason)
         for kind in ("exact", "blended", "shared", "lossy"):
-            self._reused.labels(self._model, kind)
+            self._reused.labels(model, kind)
 
     def listener(
         self,
         note: Callable[[StreamEvent], None],
         note_end: Callable[[Finish | Exception], None],
+        model: str,
     ) -> Callable[[StreamEvent | Exception | None], None]:
-        """A listener that counts one stream, and passes its events on to `note` and its end to
-        `note_end`."""
+        """A listener that counts one stream of `model`, and passes its events on to `note` and its end
+        to `note_end`."""
         last_s: float | None = None
         with self._lock:
             self._started += 1
@@ -102,26 +103,26 @@ class Metrics:
             if event is None:
                 self._end()
             elif isinstance(event, Exception):
-                self._failed.labels(self._model).inc()
+                self._failed.labels(model).inc()
                 note_end(event)
             else:
                 if isinstance(event, Finish):
-                    self._finish(event)
+                    self._finish(event, model)
                     note_end(event)
                 else:
-                    last_s = self._token(last_s)
+                    last_s = self._token(last_s, model)
                 note(event)
 
         return hear
 
-    def _token(self, last_s: float | None) -> float:
+    def _token(self, last_s: float | None, model: str) -> float:
         now = self._clock.now()
         if last_s is not None:
-            self._gap.labels(self._model).observe(now - last_s)
+            self._gap.labels(model).observe(now - last_s)
         return now
 
-    def _finish(self, finish: Finish) -> None:
-        usage, model = finish.usage, self._model
+    def _finish(self, finish: Finish, model: str) -> None:
+        usage = finish.usage
         self._success.labels(model, _REASONS.get(finish.reason, str(finish.reason))).inc()
         self._prompt.labels(model).inc(usage.prompt_tokens)
         self._generated.labels(model).inc(usage.completion_tokens)
@@ -139,13 +140,13 @@ class Metrics:
             self._reused.labels(model, kind).inc(tokens)
         for tier, tokens in usage.tiers.items():
             self._tiers.labels(model, tier).inc(tokens)
-        self._times(usage)
+        self._times(usage, model)
 
-    def _times(self, usage: Usage) -> None:
-        self._queue.labels(self._model).observe(usage.queue_ms / 1000)
-        self._whole.labels(self._model).observe(usage.total_ms / 1000)
+    def _times(self, usage: Usage, model: str) -> None:
+        self._queue.labels(model).observe(usage.queue_ms / 1000)
+        self._whole.labels(model).observe(usage.total_ms / 1000)
         if usage.completion_tokens:
-            self._ttft.labels(self._model).observe(usage.ttft_ms / 1000)
+            self._ttft.labels(model).observe(usage.ttft_ms / 1000)
 
     def _end(self) -> None:
         with self._lock:
@@ -179,6 +180,8 @@ class RequestRecord:
     ended_s: float | None = None
     traceparent: str = ""
     """The caller's trace, by the W3C's header of that name."""
+    model: str = "base"
+    """The served model; `request.adapter` says which of its adapters was used."""
 
 
 class RecentRequests:
@@ -197,10 +200,12 @@ class RecentRequests:
         """Told of each request that has ended, on the engine's thread: must return at once."""
         self._records: OrderedDict[str, RequestRecord] = OrderedDict()
 
-    def begin(self, request: Request, caller: str, traceparent: str = "") -> RequestRecord:
+    def begin(
+        self, request: Request, caller: str, traceparent: str = "", *, model: str = "base"
+    ) -> RequestRecord:
         """The request has been submitted."""
         now_s, wall_s = self._clock.now(), self._clock.wall()
-        record = RequestRecord(request, caller, now_s, wall_s, traceparent=traceparent)
+        record = RequestRecord(request, caller, now_s, wall_s, traceparent=traceparent, model=model)
         with self._lock:
             self._records[request.id] = record
             self._num_tokens += request.prompt.num_tokens
@@ -269,20 +274,12 @@ class _Snapshot:
 class _Now(Collector):
     """What is so at each scrape: load of the engine, numbers of the store."""
 
-    def __init__(self, model: ServedModel, numbers: _Snapshot) -> None:
-        self._model = model
+    def __init__(self, models: ServedModels, numbers: _Snapshot) -> None:
+        self._models = models
         self._numbers = numbers
 
     def collect(self) -> Iterator[Metric]:
-        name, engine = self._model.name, self._model.engine
-        if engine.is_running:  # a stopped engine has no load; /health says that it stopped
-            stat = engine.stat()
-            running = stat.num_prefilling + stat.num_decoding
-            used = stat.kv_total_bytes - stat.kv_free_bytes
-            share = used / max(stat.kv_total_bytes, 1)
-            yield _gauge("vllm:num_requests_running", "Being computed.", name, running)
-            yield _gauge("vllm:num_requests_waiting", "In the queue.", name, stat.num_waiting)
-            yield _gauge("vllm:kv_cache_usage_perc", "0 to 1.", name, share)
+        yield from self._load()
         age = GaugeMetricFamily(
             "kdn_store_numbers_age_seconds", "Since the store's numbers were read."
         )
@@ -290,6 +287,21 @@ class _Now(Collector):
         yield age
         if self._numbers.last is not None:
             yield from _store(self._numbers.last)
+
+    def _load(self) -> Iterator[Metric]:
+        """A stopped engine has none; /health says that it stopped."""
+        running = _gauge("vllm:num_requests_running", "Being computed.")
+        waiting = _gauge("vllm:num_requests_waiting", "In the queue.")
+        usage = _gauge("vllm:kv_cache_usage_perc", "0 to 1, of what all models share.")
+        for one in self._models.all:
+            if not one.engine.is_running:
+                continue
+            stat, name = one.engine.stat(), [one.name]
+            used = stat.kv_total_bytes - stat.kv_free_bytes
+            running.add_metric(name, stat.num_prefilling + stat.num_decoding)
+            waiting.add_metric(name, stat.num_waiting)
+            usage.add_metric(name, used / max(stat.kv_total_bytes, 1))
+        yield from (one for one in (running, waiting, usage) if one.samples)
 
     def describe(self) -> Iterator[Metric]:
         """Nothing beforehand: names are known only when the store has been asked."""
@@ -325,7 +337,5 @@ def _store(numbers: StoreNumbers) -> Iterator[Metric]:
     yield from (blocks, size, errors, events, blend, money)
 
 
-def _gauge(name: str, text: str, model: str, value: float) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=["model_name"])
-    family.add_metric([model], value)
-    return family
+def _gauge(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=["model_name"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import errno
 import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -100,37 +102,49 @@ def _all_to_stderr() -> dict[str, Any]:
 
 
 def run(
-    kdn: Kdn, listening: socket.socket, settings: ServeSettings, grants: tuple[Grant, ...] = ()
+    kdns: Sequence[Kdn],
+    listening: socket.socket,
+    settings: ServeSettings,
+    grants: tuple[Grant, ...] = (),
 ) -> None:
-    """Serve until the process is asked to stop; running answers may finish. Blocks.
+    """Serve these models until the process is asked to stop; running answers may finish. Blocks.
 
-    Raises EngineFailed when the engine has stopped by itself.
+    The first one answers where a request names none.
+
+    Raises EngineFailed when an engine has stopped by itself.
 
     With `grants` the store is served too, to callers that hold one of their tokens.
     """
-    model = served(kdn)
-    app = create_app(model, settings, version=package.__version__, own_keys=grants)
+    kdn, model = kdns[0], replace(served(kdns[0]), store_numbers=partial(_store_numbers, kdns))
+    others = [served(one) for one in kdns[1:]]
+    app = create_app(model, settings, version=package.__version__, own_keys=grants, others=others)
     if grants:
         mount_store(app, kdn.store, grants, TextStore(kdn, model))
-    data = ConsoleData(kdn, app.state.recent, kdn.parts.clock)
+    data = ConsoleData(kdn, app.state.recent, kdn.parts.clock, others=kdns[1:])
     mount_console(app, data, settings, has_admin=any(grant.admin for grant in grants))
-    teller = _teller(kdn, app.state.recent)
+    teller = _teller(kdns, app.state.recent)
     # Nothing can be answered any more: the process ends, so that what watches it begins another.
-    kdn.engine.when_stopped(lambda _failure: app.state.shutdown.begin(_AFTER_FAILURE_S))
+    for one in kdns:
+        one.engine.when_stopped(lambda _failure: app.state.shutdown.begin(_AFTER_FAILURE_S))
     try:
         make_server(app, settings).run(sockets=[listening])
     finally:
         if teller is not None:
             teller.close()
-    if kdn.engine.failure is not None:
-        raise kdn.engine.failure
+    for one in kdns:
+        if one.engine.failure is not None:
+            raise one.engine.failure
 
 
-def _teller(kdn: Kdn, recent: RecentRequests) -> RecordTeller | None:
+def _teller(kdns: Sequence[Kdn], recent: RecentRequests) -> RecordTeller | None:
     """What tells of ended requests, as the settings ask. Raises MissingExtra."""
-    asked, sinks = kdn.config.serve, []
+    asked, sinks = kdns[0].config.serve, []
     if asked.log_requests != "never":
-        why = partial(_why_line, kdn) if asked.log_requests == "why" else None
+        why = (
+            partial(_why_line, {one.name: one for one in kdns})
+            if asked.log_requests == "why"
+            else None
+        )
         sinks.append(log_lines(why=why))
     if asked.otel:
         sinks.append(span_sink(otlp_tracer(package.__version__)))
@@ -141,10 +155,12 @@ def _teller(kdn: Kdn, recent: RecentRequests) -> RecordTeller | None:
     return teller
 
 
-def _why_line(kdn: Kdn, record: RequestRecord) -> dict[str, Any]:
+def _why_line(kdns: Mapping[str, Kdn], record: RequestRecord) -> dict[str, Any]:
     """The place and the reason, and no text."""
     assert record.finish is not None
-    found = kdn.parts.why.explain(record.request, record.finish.usage, ended_s=record.ended_s)
+    found = kdns[record.model].parts.why.explain(
+        record.request, record.finish.usage, ended_s=record.ended_s
+    )
     return {"why": str(found.reason), "place": found.place, "role": found.role}
 
 
@@ -156,7 +172,7 @@ def served(kdn: Kdn) -> ServedModel:
     """The parts of an open Kdn that HTTP needs."""
     return ServedModel(
         name=kdn.name,
-        adapters=tuple(kdn.model.adapters),
+        adapters=kdn.model.adapters,
         max_context=kdn.model.decoder.config.max_position,
         vocabulary=kdn.model.tokenizer,
         sampling=kdn.model.sampling,
@@ -166,7 +182,7 @@ def served(kdn: Kdn) -> ServedModel:
         asking=kdn.scoring.asking,
         reranker=kdn.scoring.reranker,
         embedder=_embedder(kdn),
-        store_numbers=partial(_store_numbers, kdn),
+        store_numbers=partial(_store_numbers, [kdn]),
         steer_recipe=partial(_steer_recipe, kdn),
         why=kdn.parts.why,
         ask=kdn.answering.answer,
@@ -188,8 +204,15 @@ def _embedder(kdn: Kdn) -> ServedEmbedder | None:
     return ServedEmbedder(EMBEDDER, MAX_TOKENS, lambda: kdn.embedder)
 
 
-def _store_numbers(kdn: Kdn) -> StoreNumbers:
+def _store_numbers(kdns: Sequence[Kdn]) -> StoreNumbers:
+    """The store is one; what the quality guards saw goes by collection, those of later models by name."""
+    kdn = kdns[0]
     stat, ledger = kdn.store.stat(), kdn.cost.ledger()
+    seen_by = {
+        collection if one is kdn else f"{one.name}/{collection}": seen
+        for one in kdns
+        for collection, seen in one.parts.guard.stats().items()
+    }
     return StoreNumbers(
         blend={
             collection: {
@@ -198,7 +221,7 @@ def _store_numbers(kdn: Kdn) -> StoreNumbers:
                 "mean_kl": seen.mean_kl,
                 "ratio": seen.ratio,
             }
-            for collection, seen in kdn.parts.guard.stats().items()
+            for collection, seen in seen_by.items()
         },
         money_usd={"saved": ledger.saved.value, "spent": ledger.spent.value},
         blocks={name: tier.blocks for name, tier in stat.tiers.items()},

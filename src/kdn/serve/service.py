@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +21,7 @@ __all__ = [
     "ServedEmbedder",
     "ServedEngine",
     "ServedModel",
+    "ServedModels",
     "StoreNumbers",
     "TextEmbedder",
     "Vocabulary",
@@ -169,8 +170,8 @@ class ServedModel:
     """A model that is answered for over HTTP. What it is made of stays its owner's to close."""
 
     name: str
-    adapters: Sequence[str]
-    """Names that may stand in place of `name` in a request."""
+    adapters: Collection[str]
+    """Names that may stand in place of `name` in a request; they may come and go."""
     max_context: int
     """The most tokens of prompt and answer together."""
     vocabulary: Vocabulary
@@ -192,3 +193,29 @@ class ServedModel:
     """Says why prompts were not reused further; None where nothing is stored."""
     ask: AskLibrary | None = None
     """None: there are no documents to ask about."""
+
+
+class ServedModels:
+    """The models of one server, by every name that a request may choose. Safe from several threads."""
+
+    def __init__(self, first: ServedModel, *others: ServedModel) -> None:
+        """The first one answers where a request names none."""
+        self.first = first
+        self.all = (first, *others)
+
+    def names(self) -> list[str]:
+        """All that a request may name: each model, then its adapters."""
+        return [name for one in self.all for name in (one.name, *one.adapters)]
+
+    def find(self, name: str | None) -> tuple[ServedModel, str | None] | None:
+        """The model that answers by that name, and the adapter that it then uses; None: nobody does."""
+        if name is None:
+            return self.first, None
+        for one in self.all:
+            if name == one.name:
+                return one, None
+        return next(((one, name) for one in self.all if name in one.adapters), None)
+
+    def get(self, name: str) -> ServedModel | None:
+        """The model of that name; no adapter is one."""
+        return next((one for one in self.all if one.name == name), None)

@@ -17,23 +17,25 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 def about_routes(context: RequestContext, version: str) -> APIRouter:
     """The routes, bound to one server's parts."""
     router = APIRouter()
-    cards = _cards(context)
+    created = context.created()
 
     @router.get("/v1/models")
     async def models() -> Response:
-        return json_response(ModelList(list(cards.values())))
+        return json_response(ModelList(list(_cards(context, created).values())))
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
+        cards = _cards(context, created)
         if name not in cards:
-            context.adapter(name)  # which refuses it
+            context.find(name)  # which refuses it
         return json_response(cards[name])
 
     @router.get("/health")
     @router.get("/ping")
     async def health() -> Response:
-        if not context.model.engine.is_running:
-            raise EngineFailed("the engine has stopped; restart the server")
+        stopped = [one.name for one in context.models.all if not one.engine.is_running]
+        if stopped:
+            raise EngineFailed(f"the engine of {stopped[0]} has stopped; restart the server")
         return Response()
 
     @router.get("/version")
@@ -51,12 +53,13 @@ class _Version(msgspec.Struct):
     version: str
 
 
-def _cards(context: RequestContext) -> dict[str, ModelCard]:
-    served, created = context.model, context.created()
-    cards = {served.name: ModelCard(served.name, created, served.max_context)}
-    for name in served.adapters:
-        cards[name] = ModelCard(name, created, served.max_context, parent=served.name)
-    if served.embedder is not None:
-        name = served.embedder.name
-        cards[name] = ModelCard(name, created, served.embedder.max_tokens)
+def _cards(context: RequestContext, created: int) -> dict[str, ModelCard]:
+    cards = {}
+    for served in context.models.all:
+        cards[served.name] = ModelCard(served.name, created, served.max_context)
+        for name in served.adapters:
+            cards[name] = ModelCard(name, created, served.max_context, parent=served.name)
+    embedder = context.models.first.embedder
+    if embedder is not None:
+        cards[embedder.name] = ModelCard(embedder.name, created, embedder.max_tokens)
     return cards

@@ -57,7 +57,7 @@ def facts(record: RequestRecord) -> dict[str, Any]:
     found: dict[str, Any] = {
         "request": request.id,
         "caller": record.caller,
-        "model": request.adapter or "base",
+        "model": request.adapter or record.model,
         "prompt_tokens": request.prompt.num_tokens,
     }
     if record.finish is None:

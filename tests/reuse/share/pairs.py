@@ -56,21 +56,34 @@ def tell(
     receiver: str | None,
     made: LinearMap | None = None,
 ) -> None:
-    """Write a profile of an ordered pair down."""
-    k.calibration.shares.keep(
-        PairRecord(
-            sender=k.prompts.fingerprint(sender),
-            receiver=k.prompts.fingerprint(receiver),
-            sender_name=sender or "base",
-            receiver_name=receiver or "base",
-            num_layers=LAYERS,
-            contexts=50,
-            context_tokens=CONTEXT,
-            own_nll=1.0,
-            points=tuple(points),
-        ),
-        made,
+    """Write a profile of an ordered pair of adapters down."""
+    _tell((k, sender), (k, receiver), points, made)
+
+
+def tell_pair(sender: kdn.Kdn, receiver: kdn.Kdn, points: Sequence[SharePoint]) -> None:
+    """Write a profile of two models down; the sender hears of it too."""
+    _tell((sender, None), (receiver, None), points, None)
+
+
+def _tell(
+    sender: tuple[kdn.Kdn, str | None],
+    receiver: tuple[kdn.Kdn, str | None],
+    points: Sequence[SharePoint],
+    made: LinearMap | None,
+) -> None:
+    record = PairRecord(
+        sender=sender[0].prompts.fingerprint(sender[1]),
+        receiver=receiver[0].prompts.fingerprint(receiver[1]),
+        sender_name=sender[1] or "base",
+        receiver_name=receiver[1] or "base",
+        num_layers=LAYERS,
+        contexts=50,
+        context_tokens=CONTEXT,
+        own_nll=1.0,
+        points=tuple(points),
     )
+    for k in {sender[0], receiver[0]}:
+        k.calibration.shares.keep(record, made)
 
 
 def settings(home: Path, **share: str) -> Config:

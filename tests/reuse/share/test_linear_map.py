@@ -67,7 +67,7 @@ def test_equal_models_have_no_map(change: LinearMap) -> None:
 def test_a_source_is_mapped_run_by_run(change: LinearMap) -> None:
     sender = kv(9, 5)
     source = change.over(HeldSource(sender))
-    assert (source.num_tokens, source.name) == (9, "held, mapped")
+    assert (source.num_tokens, source.name) == (9, f"held, mapped by {change.digest}")
     for layer in range(LAYERS):
         source.start(layer)
         k = torch.cat([run.k for run in source.take(layer)])

@@ -68,13 +68,13 @@ def test_plain_reuse_takes_the_whole_context(k: kdn.Kdn) -> None:
 
 
 def test_it_is_not_for_requests_that_do_not_ask(k: kdn.Kdn) -> None:
-    """The default is exact; a blended request keeps to blending."""
+    """Where a pair was profiled the default shares; `exact` does not; a blended request keeps to blending."""
     tell(k, [point(work=0.0)], None, "a")
     ask(k)
     own = ask(k, adapter="a", reuse=False, salt="own")[0]
-    for share in (None, EXACTLY):
-        found, _, usage = ask(k, adapter="a", share=share, retention=Retention.NOTHING)
-        assert (usage.shared, found) == (0, own)
+    found, _, usage = ask(k, adapter="a", share=EXACTLY, retention=Retention.NOTHING)
+    assert (usage.shared, found) == (0, own)
+    assert ask(k, adapter="a", retention=Retention.NOTHING)[2].shared == CONTEXT
     request = k.prompts.request("?").using(BEST, Blend())
     assert request.option(Share) is not None
     for _ in k.submit(request):

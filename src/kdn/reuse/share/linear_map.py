@@ -19,6 +19,7 @@ from torch import Tensor
 from kdn.core import LayerKV, LayerSource
 from kdn.errors import BadInput
 from kdn.machine.files import publish_file
+from kdn.model.digest import digest_tensors
 from kdn.model.linear import Linear, build_linear
 from kdn.reuse.changed import ChangedSource
 
@@ -49,8 +50,13 @@ class LinearMap:
         return LayerKV(k.reshape(-1, heads, dim), v.reshape(-1, heads, dim))
 
     def over(self, source: LayerSource) -> ChangedSource:
-        """The source, its KV as the receiver would have it."""
-        return ChangedSource(source, "mapped", self.layer)
+        """The source, its KV as the receiver would have it; its name says which map that was."""
+        return ChangedSource(source, f"mapped by {self.digest}", self.layer)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its values: another map of the same pair makes other KV."""
+        return digest_tensors({"weight": self.weight, "offset": self.offset})
 
     def _linears(self, dtype: torch.dtype) -> list[Linear]:
         if dtype not in self._built:

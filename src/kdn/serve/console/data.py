@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,10 +23,13 @@ SORTS = ("tokens", "size_bytes", "age_s", "uses", "saved_usd", "value_usd", "sta
 
 
 class ConsoleData:
-    """The numbers and the acts of one open model. Safe from several threads."""
+    """The numbers and the acts of open models over one store. Safe from several threads."""
 
-    def __init__(self, kdn: Kdn, recent: RecentRequests, clock: Clock) -> None:
+    def __init__(
+        self, kdn: Kdn, recent: RecentRequests, clock: Clock, *, others: Sequence[Kdn] = ()
+    ) -> None:
         self._kdn = kdn
+        self._all = {one.name: one for one in (kdn, *others)}
         self._recent = recent
         self._clock = clock
         self._began_s = clock.now()
@@ -37,11 +41,11 @@ class ConsoleData:
         """One look at everything: tiers, counts, load, quality, money."""
         kdn = self._kdn
         stat, ledger = kdn.store.stat(), kdn.cost.ledger()
-        engine = kdn.engine.stat()
+        engines = [one.engine.stat() for one in self._all.values()]
         supplied = self._supplied()
         return {
-            "model": kdn.name,
-            "adapters": sorted(kdn.model.adapters),
+            "model": ", ".join(self._all),
+            "adapters": sorted(name for one in self._all.values() for name in one.model.adapters),
             "uptime_s": round(self._clock.now() - self._began_s, 1),
             "may_act": True,
             "tiers": [
@@ -68,11 +72,11 @@ class ConsoleData:
                 "written": stat.puts,
             },
             "engine": {
-                "waiting": engine.num_waiting,
-                "prefilling": engine.num_prefilling,
-                "decoding": engine.num_decoding,
-                "kv_total_bytes": engine.kv_total_bytes,
-                "kv_free_bytes": engine.kv_free_bytes,
+                "waiting": sum(one.num_waiting for one in engines),
+                "prefilling": sum(one.num_prefilling for one in engines),
+                "decoding": sum(one.num_decoding for one in engines),
+                "kv_total_bytes": engines[0].kv_total_bytes,
+                "kv_free_bytes": engines[0].kv_free_bytes,
             },
             "guard": [
                 {"collection": name or "(none)"} | asdict(seen)
@@ -99,7 +103,8 @@ class ConsoleData:
         if record.finish is None:
             return None
         usage = record.finish.usage
-        seconds = self._kdn.calibration.jct.seconds(usage.recomputed, usage.cached_tokens)
+        kdn = self._all.get(record.model, self._kdn)
+        seconds = kdn.calibration.jct.seconds(usage.recomputed, usage.cached_tokens)
         return round(1e3 * seconds, 3)
 
     def rows(self, wanted: str = "", sort: str = "size_bytes") -> list[TextRow]:
@@ -175,9 +180,10 @@ class ConsoleData:
 
     def _model_name(self, fingerprint: str) -> str:
         """The name of a model that is open here; the beginning of the fingerprint of another one."""
-        kdn = self._kdn
         names = {
-            kdn.prompts.fingerprint(name): name or kdn.name for name in (None, *kdn.model.adapters)
+            kdn.prompts.fingerprint(name): name or kdn.name
+            for kdn in self._all.values()
+            for name in (None, *kdn.model.adapters)
         }
         return next((name for own, name in names.items() if own == fingerprint), fingerprint[:8])
 

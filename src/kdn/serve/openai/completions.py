@@ -55,9 +55,10 @@ def completion_routes(context: RequestContext) -> APIRouter:
 async def _begin(context: RequestContext, body: CompletionBody, http: HttpRequest) -> _Completion:
     refuse_unsupported(body.model_extra)
     _refuse_combinations(body)
-    job, model = context.job("cmpl", body, http), context.model
+    job = context.job("cmpl", body, http)
+    model = job.served
     prompts = await context.in_thread(_token_prompts, model, body)
-    constraint = await constrained(context, body)
+    constraint = await constrained(context, model, body)
     wanted = []
     for prompt in prompts:
         room = answer_room(

@@ -21,7 +21,7 @@ from kdn.model import ChatOptions, Document, Message
 from kdn.serve.auth import Caller, caller_of, is_background
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
-from kdn.serve.metrics import Metrics, RecentRequests
+from kdn.serve.metrics import Metrics, RecentRequests, RequestRecord
 from kdn.serve.openai.requests import ContentPart, DocumentBody, JobBody, MessageBody
 from kdn.serve.openai.responses import WhyReport, why_report
 from kdn.serve.openai.steering import SteeringReport, steering_of
@@ -33,7 +33,7 @@ from kdn.serve.openai.streams import (
     until_disconnect,
 )
 from kdn.serve.openai.tools import called_turn
-from kdn.serve.service import PromptMaker, ServedModel
+from kdn.serve.service import PromptMaker, ServedModel, ServedModels
 from kdn.serve.settings import ServeSettings
 
 __all__ = [
@@ -254,6 +254,8 @@ class HttpJob:
     model: str
     """The name that the answer gives: the base model or the adapter."""
     adapter: str | None
+    served: ServedModel
+    """Who answers."""
     caller: Caller
     salt: str
     priority: int
@@ -284,7 +286,7 @@ class HttpJob:
 class RequestContext:
     """The parts of one server, joined once in `create_app`."""
 
-    model: ServedModel
+    models: ServedModels
     settings: ServeSettings
     metrics: Metrics
     backpressure: Backpressure
@@ -297,10 +299,10 @@ class RequestContext:
     new_id: Callable[[], str]
     recent: RecentRequests
 
-    async def compiled(self, constraint: Constraint, param: str) -> None:
+    async def compiled(self, model: ServedModel, constraint: Constraint, param: str) -> None:
         """Have a constraint ready. Raises Refused, which names `param`, for one that cannot be honoured."""
         try:
-            await run_sync(self.model.compile, constraint, limiter=self.compiling)
+            await run_sync(model.compile, constraint, limiter=self.compiling)
         except BadInput as error:
             raise Refused(str(error), param=param, code="invalid_constraint") from error
 
@@ -313,12 +315,13 @@ class RequestContext:
 
         Raises Refused for a model that is not served, and for a salt that the caller may not name.
         """
-        adapter, caller = self.adapter(body.model), caller_of(http.scope)
+        (served, adapter), caller = self.find(body.model), caller_of(http.scope)
         return HttpJob(
             id=f"{kind}-{self.new_id()}",
             created=self.created(),
-            model=adapter or self.model.name,
+            model=adapter or served.name,
             adapter=adapter,
+            served=served,
             caller=caller,
             salt=caller.salt(body.cache_salt),
             priority=body.priority or 0,
@@ -331,27 +334,30 @@ class RequestContext:
     async def explain(self, request_id: str) -> WhyReport | UnsetType:
         """Why the request was not reused further, for its own caller; UNSET where nobody can say."""
         record = self.recent.get(request_id)
-        if record is None or record.finish is None or self.model.why is None:
+        why = None if record is None else self.model_of(record).why
+        if record is None or record.finish is None or why is None:
             return UNSET
         told = await self.in_thread(
-            self.model.why.explain, record.request, record.finish.usage, ended_s=record.ended_s
+            why.explain, record.request, record.finish.usage, ended_s=record.ended_s
         )
         return why_report(told)
 
-    def adapter(self, model: str | None) -> str | None:
-        """The adapter that `model` names, None for the base. Raises Refused (404) for other names."""
-        served = self.model
-        if model is None or model == served.name:
-            return None
-        if model in served.adapters:
-            return model
-        names = ", ".join([served.name, *served.adapters])
-        raise Refused(
-            f"the model {model!r} is not served here; this server has {names}",
-            param="model",
-            code="model_not_found",
-            status=404,
-        )
+    def find(self, model: str | None) -> tuple[ServedModel, str | None]:
+        """The model that answers by that name, and its adapter. Raises Refused (404) for other names."""
+        found = self.models.find(model)
+        if found is None:
+            names = ", ".join(self.models.names())
+            raise Refused(
+                f"the model {model!r} is not served here; this server has {names}",
+                param="model",
+                code="model_not_found",
+                status=404,
+            )
+        return found
+
+    def model_of(self, record: RequestRecord) -> ServedModel:
+        """The model that answered a request."""
+        return self.models.get(record.model) or self.models.first
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """What `work` returns, worked out beside the event loop."""
@@ -374,7 +380,7 @@ class RequestContext:
             ended.enter_context(self.hold(job, len(requests), tokens))
         max_events = self.settings.limits.stream_events
         streams = submit_all(
-            self.model, self.metrics, requests, max_events, ended, partial(self._begin, job)
+            job.served, self.metrics, requests, max_events, ended, partial(self._begin, job)
         )
         self.shutdown.follow(streams)
         ended.callback(self.shutdown.forget, streams)
@@ -382,7 +388,7 @@ class RequestContext:
 
     def _begin(self, job: HttpJob, request: Request) -> Callable[[Finish | Exception], None]:
         """Keeps a record of the request; the result is told of its end."""
-        record = self.recent.begin(request, job.caller.name, job.traceparent)
+        record = self.recent.begin(request, job.caller.name, job.traceparent, model=job.served.name)
         return partial(self.recent.end, record)
 
     async def answers(

@@ -37,7 +37,7 @@ def embedding_routes(context: RequestContext) -> APIRouter:
 
 def _embedder(context: RequestContext, model: str | None) -> ServedEmbedder:
     """The embedder that `model` names. Raises Refused for another name, MissingExtra without one."""
-    served = context.model.embedder
+    served = context.models.first.embedder
     if served is None:
         raise MissingExtra("the sentence embedder is not installed; run: kdn models get minilm-l6")
     if model not in (None, served.name):

@@ -102,7 +102,9 @@ def _refuse_combinations(body: SamplingBody) -> None:
         )
 
 
-async def constrained(context: RequestContext, body: SamplingBody) -> Constraint | None:
+async def constrained(
+    context: RequestContext, model: ServedModel, body: SamplingBody
+) -> Constraint | None:
     """What the answers must be, compiled. Raises Refused for what cannot be honoured."""
     if not body.model_fields_set & ConstrainedBody.model_fields.keys():
         return None
@@ -110,7 +112,7 @@ async def constrained(context: RequestContext, body: SamplingBody) -> Constraint
     if asked is None:
         return None
     param, constraint = asked
-    await context.compiled(constraint, param)
+    await context.compiled(model, constraint, param)
     return constraint
 
 
@@ -118,7 +120,8 @@ async def begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest)
     """The answers to a chat, under way. Raises Refused, and what the engine refuses with."""
     refuse_unsupported(body.model_extra)
     _refuse_combinations(body)
-    job, model = context.job("chatcmpl", body, http), context.model
+    job = context.job("chatcmpl", body, http)
+    model = job.served
     asked = _max_tokens(body)
     messages, documents = conversation(body.messages, body.documents, model.prompts)
     options, use = None, None
@@ -127,11 +130,11 @@ async def begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest)
     prompt = await context.in_thread(chat_prompt, model, messages, documents, job.salt, options)
     prompt = truncated(prompt, body.truncate_prompt_tokens, model.max_context - (asked or 1))
     room = answer_room(model, prompt.num_tokens, asked, context.settings.default_max_tokens)
-    constraint = await constrained(context, body)
+    constraint = await constrained(context, model, body)
     if use is not None:
         from kdn.serve.openai.tool_chat import ToolChat, required_calls
 
-        constraint = await required_calls(context, use, constraint)
+        constraint = await required_calls(context, model, use, constraint)
     sampling = sampling_of(body, model, room, _logprobs(body), constraint)
     techniques: tuple[object, ...] = ()
     if body.kdn is not None:

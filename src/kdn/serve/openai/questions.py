@@ -43,6 +43,7 @@ from kdn.serve.openai.context import (
 from kdn.serve.openai.requests import ClassifyBody, DecisionBody, JobBody, ScoreBody
 from kdn.serve.openai.responses import JobAnswer, json_response, usage_report
 from kdn.serve.openai.streams import GatheredAnswer
+from kdn.serve.service import ServedModel
 
 __all__ = ["question_routes"]
 
@@ -107,7 +108,7 @@ def question_routes(context: RequestContext) -> APIRouter:
         refuse_unsupported(body.model_extra)
         if body.label_token_ids is not None:
             return await _score_labels(context, body, http)
-        pairs, choices = _pairs(body), _choices(context, YES_NO)
+        pairs, choices = _pairs(body), _choices(context, body, YES_NO)
         questions = [pair_question(a, b, body.instruction) for a, b in pairs]
         asked = await _ask(context, body, http, questions, choices)
         found = asked.probabilities_of(choices)
@@ -120,7 +121,7 @@ def question_routes(context: RequestContext) -> APIRouter:
     async def classify(body: ClassifyBody, http: HttpRequest) -> Response:
         refuse_unsupported(body.model_extra)
         texts = [body.input] if isinstance(body.input, str) else body.input
-        choices = await context.in_thread(_choices, context, body.labels)
+        choices = await context.in_thread(_choices, context, body, body.labels)
         names = [choice.name for choice in choices]
         questions = [classify_question(text, names, body.instruction) for text in texts]
         asked = await _ask(context, body, http, questions, choices)
@@ -133,7 +134,7 @@ def question_routes(context: RequestContext) -> APIRouter:
     @router.post("/v1/decisions")
     async def decide(body: DecisionBody, http: HttpRequest) -> Response:
         refuse_unsupported(body.model_extra)
-        choices = _choices(context, YES_NO)
+        choices = _choices(context, body, YES_NO)
         questions = [decision_question(body.input, one) for one in body.questions]
         asked = await _ask(context, body, http, questions, choices)
         data = [
@@ -147,7 +148,8 @@ def question_routes(context: RequestContext) -> APIRouter:
 
 async def _score_labels(context: RequestContext, body: ScoreBody, http: HttpRequest) -> Response:
     """Label tokens after query and item; shares among the labels, or probabilities among all tokens."""
-    labels, vocabulary = tuple(body.label_token_ids or ()), context.model.vocabulary
+    model, _ = context.find(body.model)
+    labels, vocabulary = tuple(body.label_token_ids or ()), model.vocabulary
     check_ids(labels, vocabulary.vocab_size, "label_token_ids")
     if not labels or len(set(labels)) < len(labels):
         raise Refused("label_token_ids must name tokens, each once", param="label_token_ids")
@@ -161,7 +163,7 @@ async def _score_labels(context: RequestContext, body: ScoreBody, http: HttpRequ
             f"{MAX_SCORES} scores: send several",
             param="items",
         )
-    prompts = partial(_label_prompts, context, body)
+    prompts = partial(_label_prompts, model, body)
     asked = await _run(context, job, http, prompts, num_items, sampling)
     choices = [Choice(str(token), token) for token in labels]
     if body.apply_softmax:
@@ -176,16 +178,16 @@ def _raw(answer: GatheredAnswer, labels: TokenIds) -> list[float]:
     return [math.exp(found[label]) for label in labels]
 
 
-def _label_prompts(context: RequestContext, body: ScoreBody) -> list[Prompt]:
+def _label_prompts(model: ServedModel, body: ScoreBody) -> list[Prompt]:
     query, items = body.query, body.items
     if query is None or not items:
         raise Refused("label_token_ids go with a query and items", param="items")
-    vocabulary = context.model.vocabulary
+    vocabulary = model.vocabulary
     start = vocabulary.bos_ids
 
     def ids(given: str | list[int]) -> TokenIds:
         if isinstance(given, str):
-            check_length([given], vocabulary, context.model.max_context, "items")
+            check_length([given], vocabulary, model.max_context, "items")
         found = vocabulary.encode(given) if isinstance(given, str) else tuple(given)
         check_ids(found, vocabulary.vocab_size, "items")
         return found
@@ -235,8 +237,8 @@ def _texts_only(items: str | list[str | list[int]] | None) -> str | list[str] | 
     return texts
 
 
-def _choices(context: RequestContext, words: Sequence[str]) -> tuple[Choice, ...]:
-    return make_choices(words, context.model.vocabulary.encode)
+def _choices(context: RequestContext, body: JobBody, words: Sequence[str]) -> tuple[Choice, ...]:
+    return make_choices(words, context.find(body.model)[0].vocabulary.encode)
 
 
 async def _ask(
@@ -250,9 +252,7 @@ async def _ask(
     job = context.job("job", body, http)
 
     def prompts() -> list[Prompt]:
-        return [
-            chat_prompt(context.model, one.messages, one.documents, job.salt) for one in questions
-        ]
+        return [chat_prompt(job.served, one.messages, one.documents, job.salt) for one in questions]
 
     return await _run(context, job, http, prompts, len(questions), wanted(choices))
 

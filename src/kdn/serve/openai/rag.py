@@ -128,7 +128,7 @@ class _RagQuery:
     def __init__(self, context: RequestContext, body: RagQueryBody, http: HttpRequest) -> None:
         self._context = context
         self._job = context.job("rag", body, http)
-        ask = context.model.ask
+        ask = self._job.served.ask
         if ask is None:
             raise MissingExtra("this server has no library of documents")
         if self._job.adapter is not None:
@@ -144,7 +144,10 @@ class _RagQuery:
         context, ended = self._context, ExitStack()
         ended.enter_context(context.hold(self._job, 1, self._num_tokens))
         streams = ResponseStreams(1, context.settings.limits.stream_events, ended)
-        streams.attach(self._stream, context.metrics.listener(lambda _: None, lambda _: None))
+        streams.attach(
+            self._stream,
+            context.metrics.listener(lambda _: None, lambda _: None, self._job.served.name),
+        )
         context.shutdown.follow(streams)
         ended.callback(context.shutdown.forget, streams)
         threads.submit(self._stream.run)

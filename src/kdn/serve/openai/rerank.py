@@ -96,10 +96,10 @@ async def _rerank(
     texts = _texts(body)
     job = context.job("rerank", body, http)
     truncate = body.truncate or body.truncation
-    shorten = _Shorten(context.model, truncate, body.max_tokens_per_doc)
-    asking = await context.in_thread(_asking, context.model, body, truncate=truncate)
+    shorten = _Shorten(job.served, truncate, body.max_tokens_per_doc)
+    asking = await context.in_thread(_asking, job.served, body, truncate=truncate)
     named = job.adapter or body.adapter
-    job = replace(job, adapter=context.model.reranker(body.layout, body.template, named))
+    job = replace(job, adapter=job.served.reranker(body.layout, body.template, named))
     odds, usages = await _odds(context, http, job, asking, worth_asking(texts), shorten)
     ranking = rank_by(texts, odds, usages, body.top_n)
     if body.texts is not None:

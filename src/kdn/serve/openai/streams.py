@@ -134,7 +134,7 @@ def submit_all(
         for request in requests:
             note = _remembering(model, request)
             stream = model.engine.submit(request)
-            streams.attach(stream, metrics.listener(note, note_end(request)))
+            streams.attach(stream, metrics.listener(note, note_end(request), model.name))
     except Exception:
         streams.close()
         raise

@@ -11,6 +11,7 @@ from kdn.serve.limits import bounded_router, check_length
 from kdn.serve.openai.context import RequestContext, chat_prompt, check_ids, conversation
 from kdn.serve.openai.requests import DetokenizeBody, TokenizeBody
 from kdn.serve.openai.responses import json_response
+from kdn.serve.service import ServedModel
 
 __all__ = ["token_routes"]
 
@@ -32,20 +33,19 @@ class _Detokenized(msgspec.Struct):
 def token_routes(context: RequestContext) -> APIRouter:
     """The routes, bound to one server's parts."""
     router = bounded_router()
-    vocabulary = context.model.vocabulary
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> Response:
-        context.adapter(body.model)
-        ids = await context.in_thread(_ids, context, body)
-        found = _Tokenized(len(ids), context.model.max_context, list(ids))
+        model, _ = context.find(body.model)
+        ids = await context.in_thread(_ids, model, body)
+        found = _Tokenized(len(ids), model.max_context, list(ids))
         if body.return_token_strs:
-            found.token_strs = [vocabulary.token_text(token_id) for token_id in ids]
+            found.token_strs = [model.vocabulary.token_text(token_id) for token_id in ids]
         return json_response(found)
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> Response:
-        context.adapter(body.model)
+        vocabulary = context.find(body.model)[0].vocabulary
         check_ids(body.tokens, vocabulary.vocab_size, "tokens")
         text = await context.in_thread(vocabulary.decode, body.tokens, special=True)
         return json_response(_Detokenized(text))
@@ -53,13 +53,13 @@ def token_routes(context: RequestContext) -> APIRouter:
     return router
 
 
-def _ids(context: RequestContext, body: TokenizeBody) -> TokenIds:
+def _ids(model: ServedModel, body: TokenizeBody) -> TokenIds:
     if (body.prompt is None) == (body.messages is None):
         raise Refused("give either prompt or messages", param="prompt")
     if body.messages is not None:
-        messages, documents = conversation(body.messages, body.documents, context.model.prompts)
-        return chat_prompt(context.model, messages, documents, "").token_ids
-    vocabulary, most = context.model.vocabulary, max(context.model.max_context, _MOST_TOKENS)
+        messages, documents = conversation(body.messages, body.documents, model.prompts)
+        return chat_prompt(model, messages, documents, "").token_ids
+    vocabulary, most = model.vocabulary, max(model.max_context, _MOST_TOKENS)
     check_length([body.prompt or ""], vocabulary, most, "prompt")
     begin = () if body.add_special_tokens is False else vocabulary.bos_ids
     return begin + vocabulary.encode(body.prompt or "", special=True)

@@ -23,12 +23,13 @@ from kdn.serve.openai.responses import (
 )
 from kdn.serve.openai.streams import GatheredAnswer
 from kdn.serve.openai.tools import ToolUse
+from kdn.serve.service import ServedModel
 
 __all__ = ["ToolChat", "required_calls"]
 
 
 async def required_calls(
-    context: RequestContext, use: ToolUse, constraint: Constraint | None
+    context: RequestContext, model: ServedModel, use: ToolUse, constraint: Constraint | None
 ) -> Constraint | None:
     """The constraint of calls that are required."""
     if constraint is not None:
@@ -39,7 +40,7 @@ async def required_calls(
         )
     required = use.constraint
     if required is not None:
-        await context.compiled(required, "tools")
+        await context.compiled(model, required, "tools")
     return required
 
 

@@ -78,7 +78,7 @@ def why_routes(context: RequestContext) -> APIRouter:
         newest = seen[::-1][: max(1, min(limit, 1000))]
         if form == "chrome":
             return json_response(chrome_trace(newest[::-1]))
-        return json_response(RequestReports([request_report(context, one) for one in newest]))
+        return json_response(RequestReports([request_report(one) for one in newest]))
 
     @router.get("/v1/kdn/requests/{request_id}")
     async def request(
@@ -92,11 +92,12 @@ def why_routes(context: RequestContext) -> APIRouter:
             )
         if form == "chrome":
             return json_response(chrome_trace([record]))
-        report = request_report(context, record)
+        report = request_report(record)
         own = record.caller == caller.name
-        if record.finish is not None and context.model.why is not None:
+        why = context.model_of(record).why
+        if record.finish is not None and why is not None:
             found = await context.in_thread(
-                context.model.why.explain,
+                why.explain,
                 record.request,
                 record.finish.usage,
                 ended_s=record.ended_s,
@@ -113,13 +114,13 @@ def _may_see(caller: Caller, record: RequestRecord) -> bool:
     return caller is ADMIN or caller.name == record.caller
 
 
-def request_report(context: RequestContext, record: RequestRecord) -> RequestReport:
+def request_report(record: RequestRecord) -> RequestReport:
     """The numbers of a request. Of one that runs only what is known."""
     request, finish = record.request, record.finish
     report = RequestReport(
         id=request.id,
         created=round(record.began_wall_s, 3),
-        model=request.adapter or context.model.name,
+        model=request.adapter or record.model,
         state="failed" if record.failure else "running" if finish is None else "ended",
         prompt_tokens=request.prompt.num_tokens,
         failure=record.failure,
@@ -158,5 +159,7 @@ def _pieces(context: RequestContext, record: RequestRecord) -> Iterator[PromptPi
         else:
             moved = any(a <= start and stop <= b for a, b in usage.moved)
             origin = "moved" if moved else "computed"
-        text = context.model.vocabulary.decode(prompt.token_ids[start:stop], special=True)
+        text = context.model_of(record).vocabulary.decode(
+            prompt.token_ids[start:stop], special=True
+        )
         yield PromptPiece(text, role, origin, stop - start)

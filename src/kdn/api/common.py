@@ -1,0 +1,26 @@
+"""What the models of one process have in common: the store, the memory for KV, and when to rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kdn.engine import Engine, KvPool
+from kdn.store import LookupRecorder, Store
+
+__all__ = ["Common"]
+
+
+@dataclass
+class Common:
+    """Parts that several open models share. Theirs to use, and their owner's to close."""
+
+    store: Store
+    pool: KvPool
+    recorder: LookupRecorder | None
+    num_models: int
+    engines: list[Engine] = field(default_factory=list)
+    """Of the models that were joined so far."""
+
+    def is_idle(self) -> bool:
+        """Does no engine have a request? Background work of one model takes nothing from another."""
+        return all(engine.is_idle() for engine in self.engines)

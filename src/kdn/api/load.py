@@ -1,0 +1,91 @@
+"""A model in memory, with what computes its attention on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from kdn.clock import Clock
+from kdn.config import Config
+from kdn.errors import BadInput
+from kdn.machine.process import keep_freed
+from kdn.model import Decoder, LoadedModel, load_model, resolve
+from kdn.model.attention import Attention, FusedAttention, TorchAttention
+from kdn.model.kernels import KernelAttention, Kernels, NoKernel
+from kdn.model.kernels import load as load_kernels
+from kdn.trace import Trace
+
+__all__ = ["load", "prepared"]
+
+
+def prepared(models: Sequence[str | Path], config: Config, trace: Trace) -> Kernels | None:
+    """The process ready to load these models, and its compiled kernels. Raises UnknownModel, BadInput."""
+    for model in models:
+        if not isinstance(model, str | os.PathLike):
+            raise BadInput(f"model is a {type(model).__name__}; it must be a name or a path")
+    if config.engine.threads is not None:
+        torch.set_num_threads(config.engine.threads)
+    keep_freed()
+    for model in models:
+        resolve(model, config.home)  # a wrong name must not wait for a compiler
+    return _find_kernels(config.home, trace)
+
+
+def load(
+    model: str | Path,
+    config: Config,
+    clock: Clock,
+    kernels: Kernels | None,
+    *,
+    device: str | None,
+    dtype: str | None,
+    quantization: str,
+    adapters: Mapping[str, Path | str] | None,
+    known: Sequence[LoadedModel] = (),
+) -> tuple[LoadedModel, Attention]:
+    """A model in memory, and how it computes attention here. See `load_model`."""
+    loaded = load_model(
+        model,
+        cache_dir=config.models_folder,
+        home=config.home,
+        dtype=_choose_dtype(
+            dtype or config.engine.dtype, device or config.engine.device, config.home
+        ),
+        device=device or config.engine.device,
+        quantization=quantization,
+        adapters={name: Path(path).expanduser() for name, path in (adapters or {}).items()},
+        clock=clock,
+        kernel=kernels,
+        known=known,
+    )
+    return loaded, _choose_attention(loaded.decoder, kernels)
+
+
+def _choose_dtype(asked: str, device: str, home: Path) -> str:
+    """What was asked for; for `auto` what `kdn doctor` measured on this machine, if it did."""
+    if asked != "auto":
+        return asked
+    from kdn.machine.doctor import measured_dtype
+
+    return measured_dtype(home, "cuda" if device.startswith("cuda") else "cpu") or "auto"
+
+
+def _find_kernels(home: Path, trace: Trace) -> Kernels | None:
+    """The compiled kernels where there can be any; else the trace says why not."""
+    try:
+        return load_kernels(home / "kernels")
+    except NoKernel as why:
+        trace.event("kernels.none", why=str(why))
+        return None
+
+
+def _choose_attention(decoder: Decoder, kernels: Kernels | None) -> Attention:
+    """The compiled one where it can run, torch's own on a GPU, else plain torch."""
+    if decoder.device.type == "cuda":
+        return FusedAttention()
+    if kernels and KernelAttention.suits(decoder.dtype, decoder.device, decoder.config.head_dim):
+        return KernelAttention(kernels)
+    return TorchAttention()

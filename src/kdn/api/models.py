@@ -1,0 +1,176 @@
+"""Several models in one process, over one store and one budget of memory: `kdn.open_models(...)`.
+
+with kdn.open_models({"plan": "models/planner", "work": "models/worker"}) as models:
+    print(models["work"].generate("What is left to do?").text)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from kdn.api.build import join, kv_bytes, make_recorder, settings_of
+from kdn.api.common import Common
+from kdn.api.kdn import Kdn
+from kdn.api.load import load, prepared
+from kdn.api.store import open_configured_store
+from kdn.clock import Clock, SystemClock
+from kdn.config import Config
+from kdn.engine import KvPool
+from kdn.errors import BadInput
+from kdn.model import LoadedModel
+from kdn.rank import layout_adapters
+from kdn.store import Store
+from kdn.trace import Recorder, Trace
+
+__all__ = ["OpenModels", "open_models"]
+
+
+class OpenModels(Mapping[str, Kdn]):
+    """Open models by name. Each is a `Kdn` of its own; closing this closes them all."""
+
+    def __init__(self, models: Mapping[str, Kdn], common: Common) -> None:
+        self._models = dict(models)
+        self._common = common
+
+    @property
+    def store(self) -> Store:
+        """The one store, where siblings find what one of them has read."""
+        return self._common.store
+
+    @property
+    def first(self) -> Kdn:
+        """The model that answers where none is named."""
+        return next(iter(self._models.values()))
+
+    def __getitem__(self, name: str) -> Kdn:
+        return self._models[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def close(self) -> None:
+        """Close every model, then the store."""
+        with ExitStack() as stack:
+            if self._common.recorder is not None:
+                stack.callback(self._common.recorder.close)
+            stack.callback(self._common.store.close)
+            for model in self._models.values():
+                stack.callback(model.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_models(
+    models: Mapping[str, str | Path] | Sequence[str | Path],
+    *,
+    home: Path | str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    quantization: str = "none",
+    adapters: Mapping[str, Mapping[str, Path | str]] | None = None,
+    config: Config | None = None,
+    clock: Clock | None = None,
+    trace: Trace | None = None,
+) -> OpenModels:
+    """Open models over one store, ready to answer; the first one answers where none is named.
+
+    `models` are names or paths as `kdn.open` takes them, perhaps under names of the caller's choice.
+    Equal weights are in memory once.  `engine.kv_budget_bytes` is for the KV of all of them together,
+    and the store's limits hold once.  `adapters` are given by model.  Raises KdnError, BadInput for two
+    models, or a model and an adapter, of one name.
+    """
+    config = settings_of(home, config)
+    named = _named(models)
+    by_model = dict(adapters or {})
+    _refuse_equal_names(named, by_model)
+    clock, trace = clock or SystemClock(), trace or Recorder()
+    kernels = prepared(list(named.values()), config, trace)
+    known: list[LoadedModel] = []
+    loaded, rerankers = {}, dict[str, list[str]]()
+    for name, model in named.items():
+        own = layout_adapters(model)
+        chosen = own | {n: Path(path).expanduser() for n, path in by_model.get(name, {}).items()}
+        rerankers[name] = [one for one, path in own.items() if chosen[one] == path]
+        found = load(
+            model,
+            config,
+            clock,
+            kernels,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            adapters=chosen,
+            known=known,
+        )
+        loaded[name] = found
+        known.append(found[0])
+    store = open_configured_store(config, clock, trace)
+    common = Common(store, KvPool(kv_bytes(config)), make_recorder(config, clock), len(named))
+    with ExitStack() as failing:
+        failing.callback(store.close)
+        opened: dict[str, Kdn] = {}
+        for name, (model_, attention) in loaded.items():
+            parts = join(
+                model_,
+                attention,
+                store,
+                config,
+                clock,
+                trace,
+                rerankers[name],
+                name=name,
+                common=common,
+            )
+            opened[name] = Kdn(parts)
+            failing.callback(opened[name].close)
+        failing.pop_all()
+    return OpenModels(opened, common)
+
+
+def _named(models: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, str | Path]:
+    """The models by the names that callers know them by."""
+    if isinstance(models, Mapping):
+        named = dict(models)
+    elif isinstance(models, str):
+        raise BadInput(f"models is the text {models!r}; give a list of names or paths")
+    else:
+        pairs = [(_name_of(model), model) for model in models]
+        named = dict(pairs)
+        if len(named) < len(pairs):
+            twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
+            raise BadInput(f"two models are called {twice!r}; give one another name: NAME=PATH")
+    if not named:
+        raise BadInput("no model was given; give at least one")
+    return named
+
+
+def _name_of(model: str | Path) -> str:
+    """As the model calls itself: its known name, or its path's last part."""
+    path = Path(model).expanduser()
+    return path.stem or path.resolve().name if path.exists() else str(model)
+
+
+def _refuse_equal_names(
+    named: Mapping[str, object], adapters: Mapping[str, Mapping[str, Path | str]]
+) -> None:
+    strange = [model for model in adapters if model not in named]
+    if strange:
+        raise BadInput(
+            f"adapters are given for {strange[0]!r}, which is not opened: {', '.join(named)} are"
+        )
+    seen = set(named)
+    for own in adapters.values():
+        for name in own:
+            if name in seen:
+                raise BadInput(f"{name!r} names two models or adapters; requests choose by name")
+            seen.add(name)

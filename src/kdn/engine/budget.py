@@ -1,0 +1,171 @@
+"""Bytes of KV, set aside before a request runs: one engine's reservations, and what several engines share.
+
+    KvPool (one number of bytes)
+      ├─ KvBudget of model A     reserve, release
+      └─ KvBudget of model B     the first that was refused is served first
+
+Engines of one pool also take turns: two that compute at one time only take processors from each other.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+__all__ = ["KvBudget", "KvPool"]
+
+
+class KvPool:
+    """One number of bytes for the KV of all engines of a process. Safe from several threads."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self.free_bytes = total_bytes
+        self.num_releases = 0
+        """Grows whenever bytes come back: what was refused may fit now."""
+        self._lock = threading.RLock()
+        self._refused: list[KvBudget] = []
+        """Those whose next request did not fit, first come first: nobody else goes before them."""
+        self._members: list[KvBudget] = []
+        self._turns = _Turns()
+
+    def join(self, budget: KvBudget) -> None:
+        """The budget takes from this pool from now on."""
+        with self._lock:
+            self._members.append(budget)
+
+    def leave(self, budget: KvBudget) -> None:
+        """The budget takes no more; what it holds comes back."""
+        with self._lock:
+            self._members = [one for one in self._members if one is not budget]
+        budget.clear()
+        budget.waits_no_more()
+
+    def turn(self) -> _Turns:
+        """To compute inside: engines come one after the other, in the order in which they ask."""
+        return self._turns
+
+    def take(self, budget: KvBudget, size_bytes: int) -> bool:
+        """Take bytes for one of the budgets; False when they are not there, or are another's turn."""
+        with self._lock:
+            first = self._refused[0] if self._refused else budget
+            if size_bytes > self.free_bytes or first is not budget:
+                return False
+            self.free_bytes -= size_bytes
+            return True
+
+    def put_back(self, budget: KvBudget, size_bytes: int) -> None:
+        """Bytes of one of the budgets are free again; the others hear of it."""
+        with self._lock:
+            self.free_bytes += size_bytes
+            self.num_releases += 1
+            others = [one for one in self._members if one is not budget]
+        for one in others:
+            one.wake()
+
+    def note_refused(self, budget: KvBudget) -> None:
+        """The budget's next request waits for bytes: it comes before what others ask for later."""
+        with self._lock:
+            if not any(one is budget for one in self._refused):
+                self._refused.append(budget)
+
+    def note_served(self, budget: KvBudget) -> None:
+        """The budget waits for nothing any more."""
+        with self._lock:
+            waited = any(one is budget for one in self._refused)
+            self._refused = [one for one in self._refused if one is not budget]
+        if waited:
+            self.put_back(budget, 0)
+
+
+class KvBudget:
+    """The bytes that one engine has reserved for KV. Reservations cover the worst case."""
+
+    def __init__(self, pool: KvPool | int, wake: Callable[[], None] = lambda: None) -> None:
+        """`pool` is what is shared with other engines, or a number of bytes of one's own; `wake` is
+        called, from any thread, when others have put bytes back."""
+        self._pool = pool if isinstance(pool, KvPool) else KvPool(pool)
+        self._pool.join(self)
+        self.wake = wake
+        self._reserved: dict[str, int] = {}
+        self._seen_releases = 0
+        self._is_waiting = False
+
+    @property
+    def total_bytes(self) -> int:
+        return self._pool.total_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What could be reserved now, by any of the engines."""
+        return self._pool.free_bytes
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What this engine holds."""
+        return sum(self._reserved.values())
+
+    def reserve(self, owner: str, size_bytes: int) -> bool:
+        """True when the bytes are set aside; False, and nothing changes, when they are not there."""
+        assert owner not in self._reserved, f"{owner} holds a reservation already"
+        if not self._pool.take(self, size_bytes):
+            return False
+        self._reserved[owner] = size_bytes
+        return True
+
+    def release(self, owner: str) -> None:
+        """Give the owner's bytes back; nothing happens if it holds none."""
+        size_bytes = self._reserved.pop(owner, None)
+        if size_bytes is not None:
+            self._pool.put_back(self, size_bytes)
+
+    def clear(self) -> None:
+        """Give all bytes back."""
+        for owner in list(self._reserved):
+            self.release(owner)
+
+    def waits(self) -> None:
+        """What is to run next did not fit: other engines let it go first."""
+        self._is_waiting = True
+        self._pool.note_refused(self)
+
+    def waits_no_more(self) -> None:
+        """What waited has begun, or is gone."""
+        if self._is_waiting:
+            self._is_waiting = False
+            self._pool.note_served(self)
+
+    def has_changed(self) -> bool:
+        """Has anything come back to the pool since this was last asked?"""
+        seen, self._seen_releases = self._seen_releases, self._pool.num_releases
+        return seen != self._seen_releases
+
+    def check(self) -> None:
+        """Audit the accounts. Raises AssertionError."""
+        assert self.free_bytes >= 0, "more is reserved than there is"
+        assert self.free_bytes + self.reserved_bytes <= self.total_bytes, "bytes came from nowhere"
+
+
+class _Turns:
+    """A lock that is had in the order in which it was asked for."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next = self._serving = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """How many have asked and not ended their turn."""
+        with self._changed:
+            return self._next - self._serving
+
+    def __enter__(self) -> None:
+        with self._changed:
+            mine = self._next
+            self._next += 1
+            self._changed.wait_for(lambda: self._serving == mine)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._serving += 1
+            self._changed.notify_all()

@@ -1,0 +1,96 @@
+"""Several models behind one port: a request names the one that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+import kdn
+from kdn.serve import served
+from tests.api.test_models import SHAPE
+from tests.engine.test_company import write_adapter
+from tests.reuse.share.pairs import point, settings, tell_pair
+from tests.serve.running import Running, running
+
+TEXT = "The planner and the worker read the same long report. " * 6
+
+
+@pytest.fixture(scope="module")
+def models(
+    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[kdn.OpenModels]:
+    folders = {name: tiny_model("llama", seed=n, **SHAPE) for n, name in enumerate(("p", "w"))}
+    home = tmp_path_factory.mktemp("home")
+    adapters = {"w": {"tuned": write_adapter(home / "tuned", 3, ("q_proj", "v_proj"))}}
+    with kdn.open_models(folders, config=settings(home), adapters=adapters) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server(models: kdn.OpenModels) -> Iterator[Running]:
+    first, *others = (served(one) for one in models.values())
+    with running(first, others=others) as found:
+        yield found
+
+
+def chat(server: Running, model: str | None, **more: Any) -> dict[str, Any]:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6, "temperature": 0}
+    response = server.http.post("/v1/chat/completions", json=body | {"model": model} | more)
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def test_all_are_listed_and_each_answers(server: Running, models: kdn.OpenModels) -> None:
+    cards = server.http.get("/v1/models").json()["data"]
+    assert [card["id"] for card in cards][:3] == ["p", "w", "tuned"]
+    assert cards[2]["parent"] == "w"
+    for name in ("p", "w"):
+        said = chat(server, name)
+        assert said["model"] == name
+        own = models[name].generate("Hi", max_tokens=6, temperature=0).text
+        assert said["choices"][0]["message"]["content"] == own
+    assert chat(server, "tuned")["model"] == "tuned"
+    assert chat(server, None)["model"] == "p", "the first answers where none is named"
+
+
+def test_a_name_that_is_not_served_is_404_with_the_list(server: Running) -> None:
+    with pytest.raises(openai.NotFoundError, match="this server has p, w, tuned"):
+        server.openai.completions.create(model="q", prompt="x")
+    for path in ("/tokenize", "/classify", "/v1/responses"):
+        body = {"model": "q", "input": "x", "prompt": "x", "labels": ["a", "b"]}
+        if path == "/tokenize":
+            body = {"model": "q", "prompt": "x"}
+        elif path == "/v1/responses":
+            body = {"model": "q", "input": "x"}
+        else:
+            del body["prompt"]
+        assert server.http.post(path, json=body).status_code == 404
+    assert server.http.get("/v1/models/q").status_code == 404
+
+
+def test_metrics_are_by_model(server: Running) -> None:
+    before = {one: server.metric("vllm:prompt_tokens_total", model_name=one) for one in "pw"}
+    tokens = chat(server, "tuned")["usage"]["prompt_tokens"]
+    after = {one: server.metric("vllm:prompt_tokens_total", model_name=one) for one in "pw"}
+    assert after == {"p": before["p"], "w": before["w"] + tokens}
+    for one in "pw":
+        assert server.metric("vllm:num_requests_running", model_name=one) == 0
+
+
+def test_a_sibling_reads_what_the_first_has_read(server: Running, models: kdn.OpenModels) -> None:
+    """Profiled, so by itself; the answer says so, and the worker's metrics."""
+    tell_pair(models["p"], models["w"], [point(work=0.0)])
+    documents = [{"text": TEXT}]
+    assert chat(server, "p", documents=documents)["kdn"]["shared"] == 0
+    answer = chat(server, "w", documents=documents)
+    shared = answer["kdn"]["shared"]
+    assert shared > 0.8 * answer["usage"]["prompt_tokens"]
+    kinds = server.metric("kdn_reused_tokens_total", model_name="w", kind="shared")
+    assert kinds == shared
+    exact = chat(server, "w", documents=documents, kdn={"share": "exact"})
+    assert exact["kdn"]["shared"] == 0
