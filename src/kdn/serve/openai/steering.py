@@ -38,7 +38,7 @@ async def steering_of(
     if record is None:
         return UNSET
     request = record.request
-    work = partial(steer_report, context.model.engine.submit, request, tuple(token_ids))
+    work = partial(steer_report, job.served.engine.submit, request, tuple(token_ids))
     with context.hold(job, 1, request.prompt.num_tokens):
         found = await run_sync(work)
     return SteeringReport(
