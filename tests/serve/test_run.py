@@ -62,7 +62,7 @@ def test_an_engine_that_stops_ends_the_server_with_its_reason(
 
         def serve() -> None:
             try:
-                run(opened, listening, ServeSettings(port=0))
+                run([opened], listening, ServeSettings(port=0))
             except EngineFailed as error:
                 raised.append(error)
 

@@ -193,7 +193,7 @@ def _refuses_spans(model: Path, home: Path) -> bool:
         kdn.open(model, config=Config(home=home, serve=ServeConfig(otel=True))) as k,
         pytest.raises(MissingExtra, match="otel"),
     ):
-        _teller(k, RecentRequests(k.parts.clock))
+        _teller([k], RecentRequests(k.parts.clock))
     return True
 
 
