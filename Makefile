@@ -10,7 +10,7 @@ VLLM := .venv-vllm
 BENCHES ?= engine stack store codecs kdn policies router cost blend blend-load mil jct label l4s structured
 BENCH_OPTIONS ?=
 
-.PHONY: help install demo test test-vllm latest floors fmt bench rivals soak soak-vllm sanitize docs site report clean
+.PHONY: help install demo test test-vllm latest floors fmt bench rivals soak soak-vllm sanitize docs site report redraw clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -82,6 +82,9 @@ site: docs ## the documents as a site, in build/site
 
 report: bench ## every benchmark, and docs/benchmarks/index.md beside the papers' claims
 	$(BIN)/python scripts/report.py
+
+redraw: ## the pictures of docs/benchmarks, from the results: nothing is measured
+	$(BIN)/python scripts/redraw.py
 
 clean: ## what tools left behind; environments stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -25,7 +25,7 @@ RESULT = ROOT / "docs" / "benchmarks" / "engine.json"
 CONTESTANTS = ("kdn", "kdn hit", "transformers", "vllm", "vllm hit", "llama.cpp")
 # In the order of the drawing in docs/architecture.md, from the nouns to the interfaces.
 ROOMS = ("core", "machine", "model", "engine", "schedule", "reuse", "store", "calibration", "cost", "rank",
-         "rag", "api", "serve", "scale", "net", "bench", "integrations", "corpus", "cli")  # fmt: skip
+         "rag", "api", "serve", "scale", "net", "plot", "bench", "integrations", "corpus", "cli")  # fmt: skip
 GROUND = ("errors", "clock", "trace", "config", "testing")
 
 

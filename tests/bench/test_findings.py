@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kdn.bench.common.findings import Findings, go_on
-from kdn.bench.store.store import SUMMARY, _break_even, _figures, _slowest_mb_s
+from kdn.bench.common.result import Row
+from kdn.bench.store.store import SUMMARY, TTFT, _break_even, _slowest_mb_s, figures_of
 from kdn.errors import BadInput, EngineFailed
 
 CONFIG = {"seed": 0, "quick": False}
@@ -70,5 +71,9 @@ def test_the_curve_is_drawn_of_what_was_measured() -> None:
     assert row["always there"] == pytest.approx(20)
     assert row["speedup at 100 MB/s"] == pytest.approx(5)
     assert row["speedup at 3000 MB/s"] == pytest.approx(10)
-    assert len(_figures(20_000, found)) == 2
-    assert _figures(20_000, Findings(dict(CONFIG), {})) == []
+    first: Row = {"part": TTFT, "side": "memory", "tokens": 1000, "speedup": 10.0, "spread": "9-11"}
+    times, links = figures_of([row, first])
+    assert times.lines == {"memory": [(1000.0, 10.0)]}
+    assert times.intervals == {"memory": [(9.0, 11.0)]}
+    assert list(links.lines["always there"]) == [(1000.0, pytest.approx(20))]
+    assert figures_of([]) == ()

@@ -10,7 +10,7 @@ import pytest
 from tests.store.traces.written import write_trace
 
 from kdn.bench.common.result import BenchOptions
-from kdn.bench.store.cost import _Cell, _figure, _paper_error, _predicted, _ways
+from kdn.bench.store.cost import _Cell, _cell_row, _paper_error, _predicted, _ways, figure_of
 from kdn.bench.store.far import start_redis
 from kdn.bench.store.policies import _measure, _rate, _summary, block_trace, made_up_chats
 from kdn.clock import ManualClock
@@ -100,10 +100,8 @@ def test_a_workload_is_judged_by_its_median() -> None:
     cell = _Cell(500, 2, 10, "stored", 12.0, (8.0, 11.0, 10.0))
     assert (cell.median_s, cell.error, cell.spread) == (10.0, 0.2, 0.3)
     computed = _Cell(500, 2, 10, "computed", 5.0, (4.0,))
-    figure = _figure([cell, computed])
-    assert figure.lines["stored"] == [(10.0, 12.0)]
-    assert figure.lines["computed"] == [(4.0, 5.0)]
-    assert figure.lines["exact"] == [(0.0, 0.0), (10.0, 10.0)]
+    figure = figure_of([_cell_row(cell), _cell_row(computed)])
+    assert figure.lines == {"stored": [(10.0, 1.2)], "computed": [(4.0, 1.25)]}
 
 
 def test_long_workloads_are_run_with_stored_kv_alone() -> None:

@@ -20,7 +20,14 @@ from kdn.bench.blend.quality import _ranks, interval, judged_before
 from kdn.bench.blend.timing import BLEND, DISK, FULL_TIME, Timed, longer
 from kdn.bench.common.memory import peak_bytes
 from kdn.bench.common.result import Row
-from kdn.bench.engine.engine import CEILING, _figure, _median_ratio, _ratio_cells, _share
+from kdn.bench.engine.engine import (
+    CEILING,
+    TTFT,
+    _median_ratio,
+    _ratio_cells,
+    _share,
+    figure_of,
+)
 from kdn.bench.engine.lineup import LLAMA, VLLM, start_rival
 from kdn.bench.engine.lineup import OURS as KDN
 from kdn.bench.jobs.mil import CHUNKED, DROP, HYBRID, _counted
@@ -81,11 +88,11 @@ def test_an_arm_that_few_prompts_have_is_told_of_these_alone() -> None:
 
 def test_a_curve_is_drawn_of_ways_that_ran_at_every_ratio() -> None:
     one = judged("a", 0.8, 0.1)
-    for ratio, found in ((0.05, 0.4), (0.3, 0.05), (0.5, 0.02)):
-        one["arms"][f"{OURS}@{ratio}"] = {"kl": found}
-    assert _curves([one], "kl") == {
-        OURS: [(0.0, 0.8), (0.05, 0.4), (0.15, 0.1), (0.3, 0.05), (0.5, 0.02)]
-    }
+    assert _curves([one], "kl")[0] == {}
+    one["arms"][f"{OURS}@0.3"] = {"kl": 0.05}
+    curves, intervals, count = _curves([one], "kl")
+    assert curves == {OURS: [(0.0, 0.8), (0.15, 0.1), (0.3, 0.05)]}
+    assert (intervals[OURS][0], count) == ((0.8, 0.8), 1), "one prompt has no spread"
 
 
 def test_the_main_ways_are_compared_at_equal_budgets() -> None:
@@ -183,9 +190,13 @@ def test_a_share_of_the_ceiling_is_of_the_same_rounds() -> None:
 
 
 def test_the_absent_have_no_line() -> None:
-    cold = {96: {KDN: [1.0, 3.0, 2.0]}, 160: {KDN: [4.0], VLLM: [5.0]}}
-    found = _figure(cold, (96, 160, 320), (KDN, VLLM, LLAMA))
-    assert found.lines == {KDN: [(96.0, 2.0), (160.0, 4.0)], VLLM: [(160.0, 5.0)]}
+    """vLLM takes 5 ms where kdn takes 4; decoding has no place in this figure."""
+    rows: list[Row] = [
+        {"measure": TTFT, "tokens": 96, KDN: 2.0},
+        {"measure": TTFT, "tokens": 160, KDN: 4.0, VLLM: 5.0},
+        {"measure": "decoding, tokens/s", "tokens": 160, KDN: 30.0, VLLM: 40.0},
+    ]
+    assert figure_of(rows).lines == {VLLM: [(160.0, 1.25)]}
 
 
 def test_a_rival_without_its_environment_says_how_to_build_it(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kdn.bench.common.report import print_result, write_json, write_page
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.errors import BadInput
+from kdn.plot import Figure
 
 __all__ = [
     "BENCHES",

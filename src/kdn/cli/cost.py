@@ -200,12 +200,13 @@ def sweep(
     names = [tier] if tier else list(sheet.tiers)
     points = run(over, steps, work, load_speed(speed), sheet, names)
     if plot is not None:
-        from kdn.cli.plot import draw_lines
+        from kdn.plot import Figure, draw
 
         lines: dict[str, list[tuple[float, float]]] = {}
         for point in points:
             lines.setdefault(point.tier, []).append((point.value, point.ratio))
-        draw_lines(plot, "Stored KV against computing", (over, "times cheaper"), lines)
+        title = "Stored KV beside computing"
+        draw(Figure(title, over, "times cheaper", lines, level=1.0), plot)
     if as_json:
         emit({"points": points})
         return

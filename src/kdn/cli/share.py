@@ -151,9 +151,9 @@ def _show(record: PairRecord) -> None:
 
 
 def _draw(record: PairRecord, plot: Path) -> None:
-    from kdn.cli.plot import draw_lines
+    from kdn.plot import Figure, draw
 
     kinds = {"groups of layers": record.usable("published"), "best": record.usable("best")}
     lines = {name: [(p.work, p.kl) for p in points] for name, points in kinds.items() if points}
     title = f"{record.receiver_name} over KV of {record.sender_name}"
-    draw_lines(plot, title, ("work, as a share of a prefill", "KL (nats)"), lines)
+    draw(Figure(title, "work, as a share of a prefill", "KL (nats)", lines), plot)

@@ -123,10 +123,10 @@ def _shape(one: SimulatedRun, block_bytes: int) -> dict[str, Any]:
 
 
 def _draw(path: Path, found: list[SimulatedRun]) -> None:
-    from kdn.cli.plot import draw_lines
+    from kdn.plot import Figure, draw
 
     lines: dict[str, list[tuple[float, float]]] = {}
     for one in sorted(found, key=lambda run: run.capacity_bytes):
         lines.setdefault(one.policy, []).append((one.capacity_bytes / 1e9, one.hit_rate))
-    names = ("capacity, GB", "blocks found / blocks asked for")
-    draw_lines(path, "What each policy would have hit", names, lines, log_x=True)
+    what = "blocks found / blocks asked for"
+    draw(Figure("What each policy would have hit", "capacity, GB", what, lines), path)

@@ -36,11 +36,13 @@ from kdn.bench.blend.lab import Lab
 from kdn.bench.blend.prompts import BlendPrompt, questions
 from kdn.bench.blend.quality import Judged, geometric, interval, judge, judged_before
 from kdn.bench.blend.timing import BLEND, DISK, FULL_TIME, Timed, longer, time_ways
+from kdn.bench.common.lines import Lines
 from kdn.bench.common.measure import median, ratio
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.lineup import opened
 from kdn.errors import BadInput
 from kdn.machine.facts import describe_machine
+from kdn.plot import Figure, Interval
 
 __all__ = ["run"]
 
@@ -56,6 +58,7 @@ _COMPARED = {
     _RANDOM: "random rows",
     _ATTENTION: "the question's attention without key-bias correction",
 }
+_LEAST_DRAWN = 10
 
 
 def run(options: BenchOptions) -> Result:
@@ -265,28 +268,41 @@ def _speedup(timed: dict[str, Timed], size: str, way: str) -> float | None:
 
 def _figures(judged: Sequence[Judged]) -> tuple[Figure, ...]:
     """The paper's figures 6 and 16 (error and agreement by ratio) and 8 (ranks between layers)."""
-    whole = [one for one in judged if "ranks" in one]
-    if not whole:
-        return ()
-    drawn = [
-        Figure(title, "share of reused rows recomputed", what, _curves(whole, key))
-        for key, what, title in (
-            ("kl", "KL to the full prefill, nats", "Error by ratio (paper's figure 6)"),
-            ("agree", "share of equal first tokens", "Plateau (paper's figure 16)"),
-        )
-    ]
-    return (*drawn, _rank_figure(whole))
+    figures = []
+    for key, what, title in (
+        ("kl", "KL to the full prefill, nats", "Error by ratio (the paper's figure 6)"),
+        ("agree", "share of equal first tokens", "Plateau (the paper's figure 16)"),
+    ):
+        curves, intervals, count = _curves(judged, key)
+        told = f"{title}, {count} prompts"
+        figures.append(Figure(told, "share of reused rows recomputed", what, curves, intervals))
+    ranked = [one for one in judged if "ranks" in one]
+    return (*(one for one in figures if one.lines), *map(_rank_figure, [ranked] if ranked else []))
 
 
-def _curves(whole: Sequence[Judged], key: str) -> dict[str, list[tuple[float, float]]]:
-    """Means by ratio of the ways that these prompts were judged with at every ratio."""
-    curves = {}
-    for name in (OURS, WHOLE, ATTENTION, HKVD, RANDOM):
-        arms = {0.0: _NAIVE} | {ratio: f"{name}@{ratio}" for ratio in (0.05, RATIO, 0.3, 0.5)}
-        found = {ratio: _values(whole, arm, key) for ratio, arm in arms.items()}
-        if all(len(values) == len(whole) for values in found.values()):
-            curves[name] = [(ratio, statistics.mean(values)) for ratio, values in found.items()]
-    return curves
+def _curves(judged: Sequence[Judged], key: str) -> tuple[Lines, dict[str, list[Interval]], int]:
+    """Means by ratio, and their intervals, over the prompts that were judged in every way drawn.
+
+    A way is drawn where it met at least ten prompts at both ratios, or as many as there are.
+    """
+    arms = {
+        name: {0.0: _NAIVE} | {ratio: f"{name}@{ratio}" for ratio in (RATIO, 0.3)}
+        for name in (OURS, WHOLE, ATTENTION, HKVD, RANDOM)
+    }
+    met = {
+        name: {i for i, one in enumerate(judged) if set(own.values()) <= one["arms"].keys()}
+        for name, own in arms.items()
+    }
+    drawn = [name for name, found in met.items() if len(found) >= min(_LEAST_DRAWN, len(judged))]
+    common = set.intersection(*(met[name] for name in drawn)) if drawn else set[int]()
+    shared = [judged[i] for i in sorted(common)]
+    curves: Lines = {}
+    intervals: dict[str, list[Interval]] = {}
+    for name in drawn if shared else ():
+        means = {ratio: interval(_values(shared, arm, key)) for ratio, arm in arms[name].items()}
+        curves[name] = [(ratio, mean) for ratio, (mean, _, _) in means.items()]
+        intervals[name] = [(low, high) for _, low, high in means.values()]
+    return curves, intervals, len(shared)
 
 
 def _rank_figure(whole: Sequence[Judged]) -> Figure:
@@ -295,8 +311,9 @@ def _rank_figure(whole: Sequence[Judged]) -> Figure:
         return [(float(i), statistics.mean(column)) for i, column in enumerate(columns, 1)]
 
     return Figure(
-        "Do layers agree on which rows deviate? (paper's figure 8)",
+        "Do layers agree on which rows deviate? (the paper's figure 8)",
         "layer",
         "Spearman's rank correlation of V deviation",
         {"with the next layer": line("neighbours"), "with layer 1": line("with_first")},
+        is_linear=True,
     )

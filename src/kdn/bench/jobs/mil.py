@@ -9,16 +9,17 @@ from __future__ import annotations
 import random
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from kdn.bench.common.lines import Lines, over
 from kdn.bench.common.measure import interleave
 from kdn.bench.common.memory import peak_bytes
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.lineup import opened
 from kdn.clock import Clock
 from kdn.core import Plan, Prompt, Request, Role, Sampling, Segment, TokenIds
@@ -38,6 +39,7 @@ from kdn.errors import PromptTooLong
 from kdn.machine.facts import describe_machine
 from kdn.model import LoadedModel, ModelConfig
 from kdn.model.attention import Attention
+from kdn.plot import Figure
 
 __all__ = ["ARMS", "LengthArm", "LengthProbe", "run"]
 
@@ -107,7 +109,7 @@ def run(options: BenchOptions) -> Result:
             f"The budget is the weights and {BUDGET_BYTES / 2**20:.0f} MiB; last-token logits everywhere.",
             f"One more block of tokens than the hybrid arm's maximum was refused: {refused}",
         ),
-        figures=(_figure(lines),),
+        figures=(figure_of(rows),),
     )
 
 
@@ -255,14 +257,18 @@ def _chunk_times(options: BenchOptions, probe: LengthProbe) -> tuple[dict[int, f
     return times, max(ratios.values()) - 1
 
 
-def _figure(lines: dict[str, JobMemory]) -> Figure:
-    lengths = [512 * n for n in range(1, 17)]
-    return Figure(
-        "Memory of a one-token prompt beside the weights",
-        "prompt tokens",
-        "MiB",
-        {
-            name: [(float(n), memory.needed(n) / 2**20) for n in lengths]
-            for name, memory in lines.items()
-        },
-    )
+def figure_of(rows: Sequence[Row]) -> Figure:
+    """Memory of every arm over the hybrid's, for prompts of 512 to 8,192 tokens."""
+    lengths = [512 * 2**n for n in range(5)]
+    mib: Lines = {
+        str(row["way"]): [
+            (float(n), float(str(row["fixed MiB"])) + n * float(str(row["KiB a token"])) / 1024)
+            for n in lengths
+        ]
+        for row in rows
+        if "KiB a token" in row
+    }
+    title = "Memory of a one-token prompt beside the weights"
+    others = {name: points for name, points in mib.items() if name != HYBRID.name}
+    lines = over(others, mib[HYBRID.name])
+    return Figure(title, "prompt tokens", "times the hybrid's memory", lines, level=1.0)

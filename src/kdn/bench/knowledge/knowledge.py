@@ -19,8 +19,9 @@ import torch
 
 from kdn import api
 from kdn.api.answers import collect
+from kdn.bench.common.lines import lines_of
 from kdn.bench.common.measure import interleave
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.knowledge.facts import Fact, document, invent, judge
 from kdn.bench.knowledge.finetune import Example, Trained, train_adapter
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
@@ -29,6 +30,7 @@ from kdn.errors import MissingExtra
 from kdn.machine.facts import describe_machine
 from kdn.model import Document, Message, resolve
 from kdn.model.gguf.file import unpack_gguf
+from kdn.plot import Figure
 
 __all__ = ["run"]
 
@@ -71,15 +73,16 @@ def run(options: BenchOptions) -> Result:
             service.store.flush()
             ways[STORED].added_s = options.clock.now() - started
             _ask_all(options, service, facts, asked, ways)
+    rows = [_row(name, way) for name, way in ways.items()]
     return Result(
         bench="kdn",
         model=options.model,
         machine=describe_machine(),
         config=options.describe() | {"facts": len(facts), "dollars_per_hour": _DOLLARS_PER_HOUR},
-        rows=[_row(name, way) for name, way in ways.items()],
+        rows=rows,
         summary=_summary(ways),
         notes=notes,
-        figures=(_figure(ways),),
+        figures=(figure_of(rows),),
         page=None if options.model == _USUAL else f"kdn-{Path(options.model).stem}",
     )
 
@@ -215,9 +218,7 @@ def _summary(ways: dict[str, _Way]) -> dict[str, float | None]:
     }
 
 
-def _figure(ways: dict[str, _Way]) -> Figure:
-    lines = {
-        name: [(1000 * statistics.median(way.first_s), statistics.mean(way.f1))]
-        for name, way in ways.items()
-    }
-    return Figure("What each way gives", "ms to the first token", "F1", lines)
+def figure_of(rows: Sequence[Row]) -> Figure:
+    """How right answers are by how long their first token takes."""
+    lines = lines_of(rows, "way", "first token, ms", "F1")
+    return Figure("What each way gives", "ms to the first token", "F1", lines, joined=False)

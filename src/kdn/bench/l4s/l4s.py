@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdn.bench.common.findings import Findings, Part, go_on
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.l4s.lists import cuts, list_rows, median_cut
 from kdn.bench.l4s.prediction import BOUND, EITHER, NEURAL, SENT, captured, knowable, simulated
 from kdn.clock import Clock
@@ -25,6 +25,7 @@ from kdn.net.l4s.scenarios import EVALUATION, LISTS
 from kdn.net.l4s.stream import PacketStream
 from kdn.net.world.records import ECT1, LOG, MS
 from kdn.net.world.spec import Scenario
+from kdn.plot import Figure
 
 __all__ = ["PARTS", "run"]
 
@@ -314,8 +315,9 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, ...]:
             policy: [(float(i), max(cut[at], -1.0)) for i, at in enumerate(order)]
             for policy, cut in zip(("oracle", "swift"), both, strict=True)
         }
-        title = f"P99 taken off all-L, {name} list (cut off at -1)"
-        figures.append(Figure(title, "scenario, by the oracle's gain", "fraction", lines))
+        title = f"P99 delay taken off all-L, {name} list (cut off at -1)"
+        axis = "scenario, ordered by the oracle's gain"
+        figures.append(Figure(title, axis, "share of all-L's P99", lines, level=0.0))
     return tuple(figures)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from kdn import api
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.rag.arms import Arms, arms, static_arms
 from kdn.bench.rag.questions import load_sets
 from kdn.bench.rag.real import RealQuery, RealRuns, replayed_s, token_f1
@@ -33,6 +33,7 @@ from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.core import JctModel
 from kdn.errors import BadInput
 from kdn.machine.facts import describe_machine
+from kdn.plot import Figure
 from kdn.rag.metis import (
     ClassifierProfiler,
     LibraryNote,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kdn.bench.common.findings import Findings, Part, go_on
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.clock import Clock
 from kdn.errors import BadInput
 from kdn.machine.facts import describe_machine
@@ -24,6 +24,7 @@ from kdn.net.rtc.policy import load_policies
 from kdn.net.rtc.real_call import RealCall
 from kdn.net.rtc.tables import RateTable
 from kdn.net.rtc.worlds import held_out_links, recorded_links
+from kdn.plot import Figure
 
 __all__ = ["PARTS", "run"]
 

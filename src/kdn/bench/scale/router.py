@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.lines import lines_of, over
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.store.policies import block_trace
 from kdn.core import PrefillTime
 from kdn.cost import Speed, load_speed
 from kdn.machine.facts import describe_machine
+from kdn.plot import Figure
 from kdn.scale.router import RULES, Fleet, RoutedPrompt
 from kdn.scale.router.simulate import (
     Outage,
@@ -35,6 +37,7 @@ CHUNKS = 3000
 BUSY = 0.9
 """The share of the servers' time that computing every prompt whole would take."""
 HOT_CHUNKS = 32
+KV_AWARE = "kv-aware"
 PLAIN, DEAD, HOT = "plain", "dead servers", "hot document"
 _Value = Callable[[RoutingOutcome], float]
 _AT = 16
@@ -77,11 +80,7 @@ def run(options: BenchOptions) -> Result:
         rows=[_row(one) for one in found],
         summary=_summary(found, at),
         notes=_notes(name),
-        figures=(
-            _figure("Hit rate", "share of prompt tokens", found, lambda one: one.hit_rate),
-            _figure("Mean time to first token", "s", found, lambda one: one.mean_s),
-            _figure("P99 time to first token", "s", found, lambda one: one.quantile_s(0.99)),
-        ),
+        figures=figures_of([_row(one) for one in found]),
     )
 
 
@@ -158,7 +157,7 @@ def _summary(found: Sequence[_Routed], at: int) -> dict[str, float | None]:
         of = {
             one.rule: one.outcome for one in found if (one.scenario, one.servers) == (scenario, at)
         }
-        ours = of.pop("kv-aware")
+        ours = of.pop(KV_AWARE)
         summary[f"hit_diff_{word}"] = ours.hit_rate - max(one.hit_rate for one in of.values())
         summary[f"mean_ratio_{word}"] = min(one.mean_s for one in of.values()) / ours.mean_s
         best_s = min(one.quantile_s(0.99) for one in of.values())
@@ -184,13 +183,16 @@ def _notes(name: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _figure(title: str, unit: str, found: Sequence[_Routed], value: _Value) -> Figure:
-    lines = {
-        rule: [
-            (float(one.servers), value(one.outcome))
-            for one in found
-            if (one.rule, one.scenario) == (rule, PLAIN)
-        ]
-        for rule in RULES
-    }
-    return Figure(title, "servers", unit, lines)
+def figures_of(rows: Sequence[Row]) -> tuple[Figure, ...]:
+    """Hits of every rule, and what it makes callers wait beside the rule that knows what is stored."""
+    plain = [row for row in rows if row["scenario"] == PLAIN]
+    hits = lines_of(plain, "rule", "servers", "hit rate")
+    figures = [Figure("Hit rate", "servers", "share of prompt tokens", hits)]
+    for told, key in (("Mean", "mean s"), ("P99", "P99 s")):
+        waits = lines_of(plain, "rule", "servers", key)
+        ours = waits.pop(KV_AWARE)
+        title = f"{told} time to first token"
+        figures.append(
+            Figure(title, "servers", f"times {KV_AWARE}'s", over(waits, ours), level=1.0)
+        )
+    return tuple(figures)

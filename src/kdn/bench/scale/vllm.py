@@ -20,11 +20,12 @@ from typing import Any
 
 import msgspec
 
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.contestants import RivalProcess
 from kdn.bench.store.far import start_node, start_redis
 from kdn.errors import BadInput, EngineFailed
 from kdn.machine.facts import describe_machine
+from kdn.plot import Figure
 from kdn.testing import write_tiny_model
 
 __all__ = ["run", "vllm_python"]

@@ -17,7 +17,8 @@ import torch
 import zstandard
 from torch import Tensor
 
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.lines import lines_of
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.lineup import opened
 from kdn.calibration.codecs import Probe, calibrate, divergence, probes, read_texts
 from kdn.clock import Clock
@@ -25,6 +26,7 @@ from kdn.core import BLOCK_TOKENS, KvShape
 from kdn.corpus import corpus_files
 from kdn.machine.facts import describe_machine
 from kdn.model import LoadedModel
+from kdn.plot import Figure
 from kdn.reuse.codec_quality import QualityRecord
 from kdn.store import CODECS, Codec
 from kdn.store.codecs import RunForm
@@ -70,15 +72,16 @@ def run(options: BenchOptions) -> Result:
         found[SECOND] = _measure(replace(options, model=str(second)), texts)
     elif not options.quick:
         notes.append(f"{SECOND} was not at hand.")
+    rows = [row for model, one in found.items() for row in _rows(model, one)]
     return Result(
         bench="codecs",
         model=options.model,
         machine=describe_machine(),
         config=options.describe(),
-        rows=[row for model, one in found.items() for row in _rows(model, one)],
+        rows=rows,
         summary=_summary(found[options.model]) | _second(found.get(SECOND)),
         notes=tuple(notes),
-        figures=(_figure(found),),
+        figures=(figure_of(rows),),
     )
 
 
@@ -232,14 +235,14 @@ def _second(one: _Measured | None) -> dict[str, float | None]:
     return {f"{name}_qwen": found.get(name) for name in names}
 
 
-def _figure(found: dict[str, _Measured]) -> Figure:
-    lines = {
-        f"{_short(model)}, {kind}": sorted(
-            (quality.gain, quality.kl)
-            for name, quality in one.record.codecs.items()
-            if name.startswith("entropy") == (kind == "entropy-coded")
-        )
-        for model, one in found.items()
-        for kind in ("entropy-coded", "fixed width")
-    }
-    return Figure("What smaller costs", "times smaller", "mean KL, nats", lines)
+def figure_of(rows: Sequence[Row]) -> Figure:
+    """What smaller costs: codecs without loss have no place on the axis, and are left out."""
+    lossy = [row for row in rows if row.get("mean KL") and row.get("p99 KL") is not None]
+    lossy.sort(key=lambda row: float(str(row["gain"])))
+    named = [row | {"line": f"{row['model']}, {_kind(str(row['codec']))}"} for row in lossy]
+    lines = lines_of(named, "line", "gain", "mean KL")
+    return Figure("What smaller costs", "times smaller", "mean KL to the answer, nats", lines)
+
+
+def _kind(codec: str) -> str:
+    return "entropy-coded" if codec.startswith("entropy") else "fixed width"

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from kdn import api
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.lines import Lines, lines_of
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.contestants import Listener
 from kdn.bench.engine.lineup import opened
 from kdn.bench.store.policies import CAPACITIES, block_trace
@@ -42,6 +43,7 @@ from kdn.cost import (
 from kdn.cost.fitted import FittedSpeed, TimedRun, fit_speed
 from kdn.errors import EngineFailed
 from kdn.machine.facts import describe_machine
+from kdn.plot import Figure
 from kdn.store.traces.simulate import OPTIMUM, served_by
 
 __all__ = ["run"]
@@ -119,7 +121,7 @@ def run(options: BenchOptions) -> Result:
             "paper_table_error": _paper_error(),
         },
         notes=_NOTES,
-        figures=(_figure(cells),),
+        figures=(figure_of([_cell_row(cell) for cell in cells]),),
     )
 
 
@@ -322,11 +324,12 @@ def _paper_error() -> float:
     return max(abs(ours - theirs) / theirs for ours, theirs in pairs)
 
 
-def _figure(cells: Sequence[_Cell]) -> Figure:
-    largest = max(cell.median_s for cell in cells)
-    lines = {
-        way: sorted((cell.median_s, cell.predicted_s) for cell in cells if cell.way == way)
-        for way in ("computed", "stored")
-    }
-    lines["exact"] = [(0.0, 0.0), (largest, largest)]
-    return Figure("Total time of a workload", "measured, s", "predicted, s", lines)
+def figure_of(rows: Sequence[Row]) -> Figure:
+    """How far predictions are from what was measured, by how long a workload took."""
+    measured = [row for row in rows if row["what"] in ("computed", "stored")]
+    lines: Lines = {}
+    for way, points in lines_of(measured, "what", "measured, s", "predicted, s").items():
+        lines[way] = sorted((seconds, told / seconds) for seconds, told in points)
+    what = "predicted over measured"
+    title = "Total time of a workload, predicted"
+    return Figure(title, "measured, s", what, lines, level=1.0, joined=False)

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.lines import lines_of, over
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.core import Served
 from kdn.errors import BadInput
 from kdn.machine.facts import describe_machine
+from kdn.plot import Figure
 from kdn.store.policies import POLICIES
 from kdn.store.traces.recording import TraceRequest, read_trace
 from kdn.store.traces.simulate import OPTIMUM, served_by
@@ -56,7 +58,7 @@ def run(options: BenchOptions) -> Result:
         rows=[_row(one) for one in runs],
         summary=_summary(rates, capacities),
         notes=_notes(name),
-        figures=(_figure(runs, capacities),),
+        figures=(figure_of([_row(one) for one in runs]),),
     )
 
 
@@ -158,14 +160,9 @@ def _notes(name: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _figure(runs: Sequence[_Run], capacities: Sequence[int]) -> Figure:
-    lines = {
-        policy: [
-            (float(one.capacity), one.hit_rate)
-            for capacity in capacities
-            for one in runs
-            if one.policy == policy and one.capacity == capacity
-        ]
-        for policy in (*POLICIES, OPTIMUM)
-    }
-    return Figure("Hit rate on a conversation trace", "blocks of room", "hit rate", lines)
+def figure_of(rows: Sequence[Row]) -> Figure:
+    """Hits of every policy as a share of those of Belady's optimum in the same room."""
+    rates = lines_of(rows, "policy", "blocks of room", "hit rate")
+    lines = over(rates, rates.pop(OPTIMUM))
+    title = "Hits on a conversation trace"
+    return Figure(title, "blocks of room", "share of the optimum's", lines, level=1.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from kdn import api
+from kdn.bench.common.lines import intervals_of, lines_of
 from kdn.bench.common.measure import Ratio, Samples, interleave, median, ratio
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.contestants import Listener
 from kdn.bench.engine.lineup import opened
 from kdn.core import Retention, Sampling, TokenIds, Usage
@@ -27,6 +28,7 @@ from kdn.corpus import corpus_files
 from kdn.errors import EngineFailed
 from kdn.machine.facts import describe_machine
 from kdn.model import Document, Message
+from kdn.plot import Figure
 from kdn.rank import MODEL_ALONE
 
 __all__ = ["run"]
@@ -66,12 +68,13 @@ def run(options: BenchOptions) -> Result:
             options.say(f"{rounds} rounds of every way")
             samples = interleave(stack.sides(), rounds, first=1)
     changed = stack.changed()
+    rows = [_row(way, seen, samples, changed) for way, seen in stack.seen.items()]
     return Result(
         bench="stack",
         model=options.model,
         machine=describe_machine(),
         config=options.describe() | {"rounds": rounds},
-        rows=[_row(way, seen, samples, changed) for way, seen in stack.seen.items()],
+        rows=rows,
         summary={
             "memory_speedup": _speedup(samples, MEMORY),
             "disk_speedup": _speedup(samples, DISK),
@@ -80,7 +83,7 @@ def run(options: BenchOptions) -> Result:
             "reused_share": _reused_share(stack.seen[MEMORY].usages),
             "changed_share": sum(changed.values()) / len(changed),
         },
-        figures=(_figure(samples),),
+        figures=(figure_of(rows),),
     )
 
 
@@ -207,9 +210,14 @@ def _reused_share(usages: list[Usage]) -> float:
     return sum(u.exact for u in usages) / sum(u.prompt_tokens for u in usages)
 
 
-def _figure(samples: Samples) -> Figure:
-    lines = {
-        way: [(float(number), seconds) for number, seconds in enumerate(values, 1)]
-        for way, values in samples.items()
-    }
-    return Figure("Two documents and a question", "round", "seconds to the first token", lines)
+def figure_of(rows: Sequence[Row]) -> Figure:
+    """The paired ratios of every way to the full prefill of its own prompts."""
+    shown = [row | {"at": 0} for row in rows if row.get("speedup")]
+    return Figure(
+        "First token over stored KV",
+        "",
+        "times sooner than a full prefill",
+        lines_of(shown, "way", "at", "speedup"),
+        intervals_of(shown, "way", "speedup"),
+        level=1.0,
+    )

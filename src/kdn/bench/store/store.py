@@ -8,27 +8,30 @@ forget the files.  Redis and the node run beside us, over loopback.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from kdn.bench.common.findings import Findings, Part, go_on
+from kdn.bench.common.lines import intervals_of, lines_of
 from kdn.bench.common.measure import interleave, median, ratio
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.contestants import KdnContestant
 from kdn.bench.store.far import Hits, opened_with_tiers
 from kdn.bench.store.loading import DeviceReads, overlap_excess
 from kdn.bench.store.rivals import COLD, RIVALS, rival_hits
 from kdn.errors import EngineFailed
 from kdn.machine.facts import describe_machine
+from kdn.plot import Figure
 
 __all__ = ["FULL", "QUICK", "StoreScale", "run"]
 
 RECOMPUTE = "recompute"
 LINKS_MB_S = (10, 30, 100, 300, 1000, 3000)
 RATIOS = (0.5, 1.0, 2.0)
+TTFT = "first token, ms"
 HIT_SHARES = {"always there": 1.0, "there every second time": 0.5, "there one time in ten": 0.1}
 
 
@@ -84,15 +87,16 @@ def run(options: BenchOptions) -> Result:
     notes = [f"{name} is absent: {why}" for name, why in absent.items()]
     if options.quick:
         notes.append("--quick leaves out the rivals and prompts over 1024 tokens")
+    rows = [*found.rows, *_break_even(hits.token_bytes, found)]
     return Result(
         bench="store",
         model=options.model,
         machine=describe_machine(),
         config=options.describe(),
-        rows=[*found.rows, *_break_even(hits.token_bytes, found)],
+        rows=rows,
         summary=found.summary,
         notes=(*notes, *found.notes),
-        figures=tuple(_figures(hits.token_bytes, found)),
+        figures=figures_of(rows),
     )
 
 
@@ -138,7 +142,7 @@ def _tiers(
         speedup = ratio(samples, side, RECOMPUTE) if side != RECOMPUTE else None
         found.rows.append(
             {
-                "part": "first token, ms",
+                "part": TTFT,
                 "side": side,
                 "tokens": length,
                 "value": 1000 * (median(samples, side) or 0.0),
@@ -296,22 +300,29 @@ def _rival(
     )
 
 
-def _figures(token_bytes: int, found: Findings) -> list[Figure]:
+def figures_of(rows: Sequence[Row]) -> tuple[Figure, ...]:
     """Nothing is drawn of what was not measured."""
-    if not found.samples:
-        return []
-    lengths = sorted(found.samples)
-    sides = dict.fromkeys(side for samples in found.samples.values() for side in samples)
-    lines = {
-        side: [(float(n), median(found.samples[n], side) or 0.0) for n in lengths] for side in sides
+    first = [row for row in rows if row.get("part") == TTFT and row.get("speedup")]
+    links = [row for row in rows if HIT_SHARES.keys() & row.keys()]
+    curves = {
+        told: [(float(str(row["tokens"])), float(str(row[told]))) for row in links if row.get(told)]
+        for told in HIT_SHARES
     }
-    curves: dict[str, list[tuple[float, float]]] = {told: [] for told in HIT_SHARES}
-    for row in _break_even(token_bytes, found):
-        for told in HIT_SHARES:
-            if row[told] is not None:
-                curves[told].append((float(row["tokens"] or 0), float(row[told] or 0)))
-    curves = {told: points for told, points in curves.items() if points}
-    return [
-        Figure("Time to first token, by where the prefix is", "tokens", "seconds", lines),
-        Figure("From what link on stored KV is sooner", "tokens", "MB/s", curves),
-    ]
+    if not first:
+        return ()
+    return (
+        Figure(
+            "Time to first token, by where the prefix is stored",
+            "prompt tokens",
+            "times sooner than a full prefill",
+            lines_of(first, "side", "tokens", "speedup"),
+            intervals_of(first, "side", "speedup"),
+            level=1.0,
+        ),
+        Figure(
+            "From what link on stored KV is sooner, by how often it is there",
+            "prompt tokens",
+            "MB/s",
+            {told: points for told, points in curves.items() if points},
+        ),
+    )

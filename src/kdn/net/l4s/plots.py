@@ -9,32 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdn.errors import MissingExtra
 from kdn.net.world.records import ECT0, MS, SECOND
+from kdn.plot import STYLES, canvas, save
 
 __all__ = ["plot_choices", "plot_delays"]
 
 
-def _figure(rows: int, height: float) -> tuple[Any, Any]:
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise MissingExtra("plots need matplotlib: pip install 'kdn[plot]'") from error
-    figure, axes = plt.subplots(rows, 1, figsize=(8, height), layout="constrained")
-    return figure, axes
-
-
 def plot_delays(delays: Mapping[str, NDArray[np.float64]], title: str, path: Path) -> None:
     """The share of packets slower than x, one curve per policy, both axes logarithmic."""
-    figure, axes = _figure(1, 4.5)
-    for name, values in delays.items():
+    figure, (axes,) = canvas(size=(8.0, 4.5))
+    for (name, values), (colour, dash, _) in zip(delays.items(), STYLES, strict=False):
         ordered = np.sort(values)
         slower = 1.0 - (np.arange(len(ordered)) + 0.5) / len(ordered)
-        axes.plot(np.maximum(ordered, 0.02), slower, label=name, linewidth=1.4)
-    axes.axhline(0.01, color="grey", linewidth=0.6, linestyle=":")
+        axes.plot(np.maximum(ordered, 0.02), slower, color=colour, linestyle=dash)
+        middle = np.searchsorted(-slower, -0.05)  # where curves of different tails are well apart
+        axes.annotate(name, (float(ordered[middle]), 0.05), xytext=(4, 4), color=colour,
+                      textcoords="offset points")  # fmt: skip
+    axes.axhline(0.01, color="#999999", linewidth=0.9)
+    axes.annotate("P99", (0.02, 0.01), xytext=(2, 2), textcoords="offset points", color="#777777")
     axes.set(
         xscale="log",
         yscale="log",
@@ -43,26 +35,29 @@ def plot_delays(delays: Mapping[str, NDArray[np.float64]], title: str, path: Pat
         ylim=(5e-4, 1),
         title=title,
     )
-    axes.legend()
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def plot_choices(
     log: NDArray[Any], baseline: NDArray[Any], base_ns: int, start_s: float, path: Path, title: str
 ) -> None:
     """A second of packets: delay over time, coloured by queue, above the flow that stays in L."""
-    figure, (above, below) = _figure(2, 6.0)
+    figure, (above, below) = canvas(2, (8.0, 6.0))
     for axes, rows, name in ((above, log, title), (below, baseline, "all-L, same second")):
         t = rows["t_send"] / SECOND
         seen = rows[(t >= start_s) & (t < start_s + 1.0)]
         delay = (seen["t_deliver"] - seen["t_ready"] - base_ns) / MS
         classic = seen["sent_ecn"] == ECT0
         when = seen["t_send"] / SECOND
-        axes.plot(when[~classic], delay[~classic], ".", color="tab:blue", label="low-latency queue")
-        axes.plot(when[classic], delay[classic], ".", color="tab:orange", label="classic queue")
+        for chosen, (colour, _, marker), told, height in (
+            (~classic, STYLES[1], "low-latency queue", 0.95),
+            (classic, STYLES[2], "classic queue", 0.87),
+        ):
+            axes.plot(when[chosen], delay[chosen], marker, color=colour, markersize=2.5)
+            if chosen.any():
+                axes.annotate(told, (1.01, height), xycoords="axes fraction", color=colour)
         axes.set(ylabel="ms above propagation", title=name)
-        axes.legend(loc="upper right")
     top = max(above.get_ylim()[1], below.get_ylim()[1])
     above.set_ylim(0, top)
     below.set(ylim=(0, top), xlabel="s")
-    figure.savefig(path, dpi=110)
+    save(figure, path)

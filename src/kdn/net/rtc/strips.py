@@ -14,6 +14,7 @@ from kdn.net.rtc.clips import as_frame
 from kdn.net.rtc.codec.picture import Picture
 from kdn.net.rtc.real_call import RealCall
 from kdn.net.world.records import SECOND
+from kdn.plot import Figure, draw
 
 __all__ = ["draw_rates", "draw_strip", "seen_at"]
 
@@ -61,17 +62,11 @@ def draw_strip(calls: Mapping[str, RealCall], times_s: Sequence[float], path: Pa
 
 def draw_rates(rates: Mapping[str, Sequence[float]], step_s: float, title: str, path: Path) -> None:
     """Lines of Mbit/s over seconds."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(8, 3.2))
-    for name, values in rates.items():
-        axes.plot(np.arange(len(values)) * step_s, values, label=name, linewidth=1)
-    axes.set_xlabel("seconds")
-    axes.set_ylabel("Mbit/s")
-    axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    lines = {
+        name: [(number * step_s, value) for number, value in enumerate(values)]
+        for name, values in rates.items()
+    }
+    draw(Figure(title, "seconds", "Mbit/s", lines), path)
 
 
 def _rgb(picture: Picture) -> NDArray[np.uint8]:
