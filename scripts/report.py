@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdn.plot import Figure, draw
+
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 
@@ -26,7 +28,7 @@ class Claim:
     least: float
     """The lower end of what it says."""
     bench: str
-    """The result's file, without its ending."""
+    """The result's file without its ending, or what it begins with where a benchmark has several."""
     key: str
     """In the result's summary."""
     what: str
@@ -38,7 +40,7 @@ CLAIMS = (
           "blend-smollm2-135m-musique", "ttft_speedup", "first token, KV in memory"),
     Claim("CacheBlend", "2405.16444", "throughput 2.8 to 5 times that of a full prefill", 2.8,
           "blend-load", "throughput_gain", "requests a second at the same time to first token"),
-    Claim("KDN", "2409.13761", "stored KV in place of prefill, delivered as a service", 1.0,
+    Claim("KDN", "2409.13761", "stored KV in place of prefill, as a service (no number given)", 0.0,
           "store", "hit_speedup_disk", "first token from the disk, beside a full prefill"),
     Claim("DroidSpeak", "2411.02820", "prefill 1.7 to 3.1 times sooner with a sibling's KV", 1.7,
           "share", "ttft_speedup", "first token with a sibling's KV"),
@@ -50,8 +52,8 @@ CLAIMS = (
           "mil", "mil_gain_paged", "longest input beside paged prefill"),
     Claim("HyperRAG", "2504.02921", "2 to 3 times the throughput of a decoder reranker", 2.0,
           "rerank", "memory_speedup", "time of a query over stored documents"),
-    Claim("METIS", "2412.10543", "1.64 to 2.54 times less delay at equal F1", 1.64,
-          "metis", "delay_gain", "delay at equal F1"),
+    Claim("METIS", "2412.10543", "1.64 to 2.54 times less delay than AdaptiveRAG at equal F1", 1.64,
+          "rag", "delay_gain_adaptive", "simulated delay beside AdaptiveRAG at equal recall"),
     Claim("Stored-KV economics", "2503.14647", "its table of delays and costs", 0.0,
           "cost", "paper_table_error", "largest error of its table, recomputed", ""),
     Claim("SwiftQueue", "2410.06112", "prediction error 45 to 65 % lower", 0.45,
@@ -67,7 +69,7 @@ CLAIMS = (
 
 def page(folder: Path = FOLDER) -> str:
     """The page, from the results that are in `folder`."""
-    results = {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
+    results = _results(folder)
     lines = [
         "# Benchmarks beside the papers",
         "",
@@ -79,7 +81,15 @@ def page(folder: Path = FOLDER) -> str:
         "|---|---|---:|---|---|---|",
     ]
     lines += [_row(claim, results) for claim in CLAIMS]
-    lines += ["", "## All results", "", "| page | model | commit | machine |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "![Our figures beside the papers' claims](index-0.svg)",
+        "",
+        "## All results",
+        "",
+        "| page | model | commit | machine |",
+        "|---|---|---|---|",
+    ]
     for name in sorted(results):
         found = results[name]
         link = f"[{name}]({name}.md)" if (folder / f"{name}.md").exists() else name
@@ -88,16 +98,15 @@ def page(folder: Path = FOLDER) -> str:
 
 
 def _row(claim: Claim, results: dict[str, Any]) -> str:
-    result = results.get(claim.bench)
-    value = None if result is None else result["summary"].get(claim.key)
+    page, result, value = _found(claim, results)
     paper = f"{claim.system} ([{claim.paper}](https://arxiv.org/abs/{claim.paper}))"
     if result is None or value is None:
         return f"| {paper} | {claim.says} | - | {claim.what} | - | not measured here |"
-    setup = f"[{result['model']}]({claim.bench}.md), {_machine(result)}"
+    setup = f"[{result['model']}]({page}.md), {_machine(result)}"
     told = [
         paper,
         claim.says,
-        _figure(value, claim.unit),
+        _number(value, claim.unit),
         claim.what,
         setup,
         _verdict(claim, value),
@@ -105,7 +114,35 @@ def _row(claim: Claim, results: dict[str, Any]) -> str:
     return f"| {' | '.join(told)} |"
 
 
-def _figure(value: float, unit: str) -> str:
+def _found(
+    claim: Claim, results: dict[str, Any]
+) -> tuple[str, dict[str, Any] | None, float | None]:
+    """The first page, in order of names, whose summary has the figure."""
+    pages = [page for page in sorted(results) if f"{page}-".startswith(f"{claim.bench}-")]
+    for page in pages:
+        value = results[page]["summary"].get(claim.key)
+        if value is not None:
+            return page, results[page], value
+    return claim.bench, None, None
+
+
+def picture(folder: Path = FOLDER) -> Figure:
+    """Our figures as multiples of the lower ends of the claims; of claims without a number, none."""
+    results = _results(folder)
+    values = {}
+    for claim in CLAIMS:
+        _, _, value = _found(claim, results)
+        if value is not None and claim.least > 0:
+            values[f"{claim.system}: {claim.what}"] = [(0.0, value / claim.least)]
+    what = "our figure over the lower end of the paper's claim"
+    return Figure("Beside the papers", "", what, values, level=1.0, is_linear=True)
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
+
+
+def _number(value: float, unit: str) -> str:
     if unit == "%":
         return f"{100 * value:.1f} %"
     return f"{value:.2f}{unit}" if unit else f"{value:.3f}"
@@ -114,6 +151,8 @@ def _figure(value: float, unit: str) -> str:
 def _verdict(claim: Claim, value: float) -> str:
     if claim.unit == "":
         return "agrees" if value < 0.05 else "differs"
+    if claim.least == 0:
+        return "faster" if value > 1 else "slower"
     if value >= claim.least:
         return "reached"
     neutral = 0.0 if claim.unit == "%" else 1.0
@@ -132,6 +171,7 @@ def main(arguments: Sequence[str]) -> int:
         current = place.exists() and place.read_text("utf-8") == text
         return 0 if current else 1
     place.write_text(text, "utf-8")
+    draw(picture(), FOLDER / "index-0.svg")
     return 0
 
 
