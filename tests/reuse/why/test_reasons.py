@@ -12,7 +12,7 @@ import pytest
 
 import kdn
 from kdn.config import Config, EngineConfig, StoreConfig
-from kdn.core import Finish, Request, Retention, Sampling, Usage
+from kdn.core import Finish, Prompt, Request, Retention, Role, Sampling, Segment, Usage
 from kdn.reuse.steer import Steer
 from kdn.reuse.why import Explanation, MissReason
 from tests.engine.test_company import write_adapter
@@ -293,6 +293,23 @@ def _check_places(found: Explanation, request: Request) -> None:
     assert found.place in (found.reused, found.stored)
     assert found.role in {str(one.role) for one in request.prompt.segments}
     assert str(found.place) in found.sentence
+
+
+def test_what_is_stored_later_explains_no_earlier_request(
+    models: dict[int, Path], adapter: Path, tmp_path: Path
+) -> None:
+    """The first prompt of a store met nothing, whatever is stored when somebody asks about it."""
+    with opened(tmp_path, models[0], adapter) as k:
+        request, usage = spent(k, Turn())
+        ended_s = k.parts.clock.now()
+        k.store.flush()
+        other = Prompt((Segment(Role.QUESTION, request.prompt.token_ids[::-1]),))
+        for _ in k.submit(replace(Turn().request(k), id="other", prompt=other)):
+            pass
+        k.store.flush()
+        now = k.parts.why.explain(request, usage)
+        then = k.parts.why.explain(request, usage, ended_s=ended_s)
+        assert [then.reason, now.reason == then.reason] == [MissReason.NOTHING_STORED, False]
 
 
 def test_both_texts_are_told_around_the_place(

@@ -114,7 +114,10 @@ class Explainer:
         reason = self._of_loading(asked)
         if reason is not None:
             return self._told(asked, reason, asked.reused)
-        entries = self._store.index.entries()
+        entries: Sequence[Entry] = self._store.index.entries()
+        if ended_s is not None:  # what came later was no company of this request
+            later = self._store.index.arrived_after(ended_s)
+            entries = [one for one in entries if one.key not in later]
         reason = self._of_other_blocks(asked, entries)
         if reason is not None:
             return self._told(asked, reason, asked.stored)

@@ -94,11 +94,13 @@ class FollowedIndex:
         self._outcomes = outcomes
         self._clock = clock or SystemClock()
         self._leavers: deque[Leaver] = deque(maxlen=KEPT_LEAVERS)
+        self._arrivals: deque[tuple[BlockKey, float]] = deque(maxlen=KEPT_CHANGES)
         self._lock = threading.RLock()
         self._index = Index()
         self._journal = IndexJournal()
         with _no_collections():
             self.refresh()
+        self._arrivals.clear()
 
     def __len__(self) -> int:
         """How many different blocks there were at the last look. Waits for nothing."""
@@ -150,6 +152,12 @@ class FollowedIndex:
         with self._lock:
             return tuple(self._leavers)
 
+    def arrived_after(self, when_s: float) -> frozenset[BlockKey]:
+        """Blocks that were noticed after this time of the clock, of the last ones since the opening."""
+        self.refresh()
+        with self._lock:
+            return frozenset(key for key, came_s in self._arrivals if came_s > when_s)
+
     def pages(self, cursor: str) -> Pages:
         """What came and went since `cursor`; an empty or foreign one is told of every block."""
         self.refresh()
@@ -179,12 +187,12 @@ class FollowedIndex:
         came = [entry for entry in changes.added if entry.key not in known and holds(entry.key)]
         self._index.add(came)
         self._journal.note(came)
+        now_s = self._clock.now()
+        self._arrivals.extend((entry.key, now_s) for entry in came)
         gone = [key for key in changes.removed if not self._tiers.where(key)]
         left = [entry for key in gone if (entry := self._index.get(key))]
         self._journal.note(left)
-        if left:
-            now_s = self._clock.now()
-            self._leavers.extend(Leaver(entry, now_s) for entry in left[-KEPT_LEAVERS:])
+        self._leavers.extend(Leaver(entry, now_s) for entry in left[-KEPT_LEAVERS:])
         for key in gone:
             self._index.remove(key)
 

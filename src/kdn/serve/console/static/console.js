@@ -92,7 +92,10 @@ function span(ms) {
   if (s < 7200) return `${Math.round(s / 60)} min`;
   return s < 172800 ? `${Math.round(s / 3600)} h` : `${Math.round(s / 86400)} d`;
 }
-const money = (usd) => (usd === 0 ? "$0" : Math.abs(usd) < 0.01 ? `$${usd.toExponential(1)}` : `$${usd.toFixed(2)}`);
+const money = (usd) => {
+  if (usd === 0 || usd >= 0.01) return `$${usd.toFixed(usd ? 2 : 0)}`;
+  return usd < 1e-4 ? "< $0.0001" : `$${usd.toFixed(1 - Math.floor(Math.log10(usd)))}`;
+};
 
 // --- overview ------------------------------------------------------------------------------
 
@@ -120,8 +123,8 @@ function showOverview() {
   table("tiers",
     [["tier"], ["blocks", 1], ["tokens", 1], ["size", 1], ["cap", 1], ["tokens supplied", 1], ["hit rate", 1], ["bandwidth", 1], ["evicted", 1], ["errors", 1], ["state"]],
     found.tiers.map((tier) => [tier.name, count(tier.blocks), count(tier.tokens), size(tier.size_bytes), size(tier.capacity_bytes),
-      count(tier.supplied_tokens), share(tier.supplied_tokens, prompt), tier.bytes_per_s ? `${size(tier.bytes_per_s)}/s` : "not read yet",
-      count(tier.evicted), count(tier.errors), tier.is_open ? "in use" : "resting after failures"]), "no tiers");
+      count(tier.supplied_tokens), share(tier.supplied_tokens, prompt), tier.name === "memory" ? "not copied" : tier.bytes_per_s ? `${size(tier.bytes_per_s)}/s` : "not read yet",
+      count(tier.evicted), count(tier.errors), tier.is_open ? "in use" : "circuit open after failures"]), "no tiers");
   table("guard", [["collection"], ["answers compared", 1], ["same first token", 1], ["mean KL", 1], ["recomputed", 1]],
     found.guard.map((one) => [one.collection, count(one.samples), count(one.agreed), Number(one.mean_kl).toFixed(4), share(one.ratio, 1)]),
     "no blended answer was compared yet");
@@ -413,6 +416,8 @@ function turn() {
     if (link.hash === `#${view}`) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
   }
   document.title = `kdn console: ${view}`;
+  scrollTo(0, 0);
+  tell("");
   if (view === "stored") state.texts = [];
   refresh();
 }
