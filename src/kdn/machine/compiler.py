@@ -66,6 +66,7 @@ def compile_shared(sources: Sequence[Path], flags: Sequence[str], path: Path) ->
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
             if done.returncode:
                 raise NoCompiler(f"{command[0]} cannot compile {path.name}: {done.stderr[-400:]}")
+            made.chmod(0o700)
             made.rename(path)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoCompiler(f"{path.name} cannot be compiled: {error}") from error

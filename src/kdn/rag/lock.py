@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kdn.errors import StoreError
+from kdn.machine.files import make_tree_private
 
 __all__ = ["writing"]
 
@@ -18,7 +20,8 @@ def writing(folder: Path) -> Iterator[None]:
 
     The system lets go of it when the process ends, however it ends.
     """
-    with (folder / "writer.lock").open("ab") as file:
+    descriptor = os.open(folder / "writer.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -28,4 +31,5 @@ def writing(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
+            make_tree_private(folder)
             fcntl.flock(file, fcntl.LOCK_UN)

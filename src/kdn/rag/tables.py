@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from kdn.errors import NoSpace, StoreError
+from kdn.machine.files import make_tree_private
 from kdn.rag.cut import CutPart, Passage
 from kdn.rag.embed import Vectors
 
@@ -83,6 +84,8 @@ class Tables:
                 else database.create_table(name, schema=schema, exist_ok=True)
                 for name, schema in _schemas(dimension).items()
             )
+        if not existing:
+            make_tree_private(folder)
 
     # --- writing ---------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdn.errors import WeightsError
-from kdn.machine.files import make_private
+from kdn.machine.files import make_private, make_tree_private
 from kdn.model.gguf.reader import GgufFile, StoredTensor, read_gguf
 from kdn.model.gguf.tokenizer import tokenizer_files
 
@@ -101,6 +101,7 @@ def _sweep(building: Path, others: Iterable[Path]) -> None:
 
 def _publish(building: Path, folder: Path) -> None:
     try:
+        make_tree_private(building)
         building.rename(folder)
     except OSError:
         # Another process was quicker: its folder holds the same and is whole.
