@@ -25,7 +25,7 @@ from kdn.serve.openai.requests import (
     ScoreBody,
     TokenizeBody,
 )
-from kdn.serve.openai.response_api import ResponsesBody
+from kdn.serve.openai.response_items import ResponsesBody
 from kdn.serve.openai.structured import ConstrainedBody
 from kdn.serve.openai.tools import TemplateBody
 

@@ -26,11 +26,12 @@ WEATHER = Tool(
 CALLS = [ToolCall("weather", '{"place": "Ulm; }"}'), ToolCall("time", "{}")]
 
 
-def read(form: ToolFormat, pieces: list[str]) -> list[str | ToolCall]:
+def read(form: ToolFormat, pieces: list[str], *, is_cut: bool = False) -> list[str | ToolCall]:
     """Text joined, calls as they are."""
     reader = form.reader()
     found: list[str | ToolCall] = []
-    for one in [*(one for piece in pieces for one in reader.push(piece)), *reader.finish()]:
+    pushed = [one for piece in pieces for one in reader.push(piece)]
+    for one in [*pushed, *reader.finish(is_cut=is_cut)]:
         if isinstance(one, str) and found and isinstance(found[-1], str):
             found[-1] += one
         else:
@@ -50,6 +51,31 @@ def test_what_is_written_is_read_however_it_is_cut(form: ToolFormat, cuts: set[i
     text = form.calls_text(CALLS)
     edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
     assert read(form, [text[a:b] for a, b in pairwise(edges)]) == CALLS
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_call_that_is_cut_off_anywhere_is_never_text(form: ToolFormat) -> None:
+    """Nothing until the name is whole, then the beginning of the arguments; the first call is whole."""
+    for calls in (CALLS[:1], CALLS[::-1]):
+        text, last = form.calls_text(calls), calls[-1]
+        start = text.rindex(f'"{last.name}"') + len(f'"{last.name}"')
+        for size in range(text.index("{") + 1, len(text) + 1):
+            found = read(form, list(text[:size]), is_cut=True)
+            assert [one for one in found if isinstance(one, str) and "tool_call" not in one] == []
+            read_calls = [one for one in found if isinstance(one, ToolCall)]
+            for whole, one in zip(calls, read_calls, strict=False):
+                assert one.name == whole.name
+                assert whole.arguments.startswith(one.arguments)
+            if size > start + len(', "parameters": '):
+                assert len(read_calls) == len(calls), text[:size]
+        assert read_calls == calls
+
+
+def test_text_in_front_of_a_call_that_is_cut_off_stays() -> None:
+    text = 'I look.\n<tool_call>\n{"name": "f", "arguments": {"html": "a <'
+    assert read(Hermes(), [text], is_cut=True) == ["I look.", ToolCall("f", '{"html": "a <')]
+    assert read(Hermes(), ["<tool_call>I think"], is_cut=True) == ["<tool_call>I think"]
+    assert read(Llama(), ['{"name": "f'], is_cut=True) == []
 
 
 @given(cuts=st.sets(st.integers(1, 150)))

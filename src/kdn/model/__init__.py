@@ -24,7 +24,7 @@ from kdn.model.text.chat import (
 from kdn.model.text.grammar import Grammar, GrammarMatcher, Grammars
 from kdn.model.text.places import PlacedText
 from kdn.model.text.tokenizer import Incremental, Tokenizer
-from kdn.model.text.tools import CallReader, Tool, ToolCall, ToolFormat
+from kdn.model.text.tools import CallReader, Tool, ToolCall, ToolFormat, is_object
 
 __all__ = [
     "NEUTRAL_SYSTEM",
@@ -53,6 +53,7 @@ __all__ = [
     "ToolCall",
     "ToolFormat",
     "get",
+    "is_object",
     "known_models",
     "load_adapter",
     "load_model",

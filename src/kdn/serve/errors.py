@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -21,7 +22,15 @@ from kdn.errors import (
     UnknownModel,
 )
 
-__all__ = ["Disconnected", "Fault", "Refused", "fault_of", "response", "speak_openai"]
+__all__ = [
+    "Disconnected",
+    "Fault",
+    "Refused",
+    "fault_of",
+    "fault_of_shape",
+    "response",
+    "speak_openai",
+]
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -60,6 +69,13 @@ class Refused(BadInput):
     ) -> None:
         super().__init__(message)
         self.fault = Fault(status, message, _type_of(status), param, code, retry_after_s)
+
+    @classmethod
+    def of(cls, fault: Fault) -> Refused:
+        """With that fault as it is."""
+        refused = cls(fault.message)
+        refused.fault = fault
+        return refused
 
 
 class Disconnected(Exception):
@@ -107,9 +123,10 @@ def _http_fault(error: HTTPException) -> Fault:
     return Fault(error.status_code, str(error.detail), _type_of(error.status_code))
 
 
-def _validation_fault(error: RequestValidationError) -> Fault:
-    """The fault for a body of the wrong shape: names the first parameter and what is wrong."""
-    first: Mapping[str, object] = min(error.errors(), key=_vagueness)
+def fault_of_shape(errors: Sequence[Mapping[str, Any]]) -> Fault:
+    """The fault for a body of the wrong shape, by what pydantic says of it: names the first parameter and
+    what is wrong. A location begins with `body`."""
+    first = min(errors, key=_vagueness)
     where = _path(first.get("loc", ()))
     if first.get("type") == "json_invalid":
         why = first.get("ctx", {})
@@ -179,7 +196,7 @@ def speak_openai(app: FastAPI) -> None:
 
     async def on_shape(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return response(_validation_fault(error))
+        return response(fault_of_shape(error.errors()))
 
     async def on_disconnect(_request: Request, _error: Exception) -> Response:
         return Response(status_code=_CLIENT_LEFT)

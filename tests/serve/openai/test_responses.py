@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 import kdn
 from kdn.config import load_config
+from kdn.core import Retention
+from kdn.reuse.steer import Steer
 from kdn.serve import served
 from tests.serve.running import Running, running
 from tests.serve.scripted import ANSWER, ScriptedService
@@ -147,8 +149,34 @@ def test_a_required_call_comes_whole_and_streamed(tiny: Running) -> None:
         ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": "x", "background": True}, "background"),
         ({"input": "x", "max_tool_calls": 3}, "max_tool_calls"),
-        ({"input": "x", "text": {"format": {"type": "xml"}}}, "response_format.type"),
-        ({"input": []}, "messages"),
+        ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"input": []}, "input"),
+        ({"input": "x" * 5000}, "input"),
+        ({"input": "x", "max_output_tokens": 5000}, "input"),
+        ({"input": [{"role": "user", "content": 3}]}, "input[0].content"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
+        (
+            {
+                "instructions": "x",
+                "input": [
+                    {"role": "user", "content": "x"},
+                    {"type": "function_call", "name": "f", "arguments": "{}"},
+                    {"type": "function_call", "name": "f", "arguments": "[]"},
+                ],
+            },
+            "input[2].arguments",
+        ),
+        ({"input": [{"type": "function_call_output", "output": 3}]}, "input[0].output"),
+        ({"input": "x", "tools": [{**WEATHER, "name": "a b"}]}, "tools[0].name"),
+        (
+            {"input": "x", "tools": [WEATHER], "tool_choice": {"type": "function", "name": "x"}},
+            "tool_choice",
+        ),
+        ({"input": "x", "reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"input": "x", "text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ({"input": "x", "documents": [{"title": "t"}]}, "documents[0].text"),
+        ({"input": "x", "kdn": {"ratio": 0.5}}, "kdn.ratio"),
+        ({"input": "x", "kdn": {"colour": 1}}, "kdn.colour"),
         ({"input": [{"role": "user", "content": "\ud800"}]}, "input"),
         ({"input": "x", "tools": [{**WEATHER, "parameters": {"\ud800": 1}}]}, "tools"),
     ],
@@ -159,6 +187,63 @@ def test_what_cannot_be_honoured_is_refused_by_its_name(
     headers = {"content-type": "application/json"}
     answer = server.http.post("/v1/responses", content=json.dumps(body).encode(), headers=headers)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_a_fault_is_told_in_this_apis_words(server: Running) -> None:
+    body = {"input": [{"role": "user", "content": "x"}, {"role": "robot", "content": "x"}]}
+    said = server.http.post("/v1/responses", json=body).json()["error"]["message"]
+    assert said.startswith("input[1].role is 'robot'")
+
+
+def test_documents_and_kdn_mean_what_they_mean_in_a_chat(
+    server: Running, service: ScriptedService
+) -> None:
+    """The second answer reuses what the first has computed; `keep` and `reuse` reach the engine."""
+    more: Any = {
+        "documents": [{"text": "Ulm lies on the Danube.", "id": "ulm"}],
+        "kdn": {"keep": "shared", "steer": [{"text": "Danube", "weight": 4}]},
+    }
+    for _ in range(2):
+        found = server.openai.responses.create(model="scripted", input="Where?", extra_body=more)
+    asked = service.requests[-1]
+    assert asked.prompt.segments[0].source == "ulm"
+    assert asked.retention is Retention.SHARED
+    assert asked.option(Steer) is not None
+    told: Any = found.model_extra
+    assert told["kdn"]["exact"] == asked.prompt.num_tokens - 1
+    server.openai.responses.create(
+        model="scripted", input="x", extra_body={"kdn": {"reuse": False}}
+    )
+    assert not service.requests[-1].reuse
+    events = list(
+        server.openai.responses.create(
+            model="scripted", input="Where?", stream=True, extra_body=more
+        )
+    )
+    last: Any = events[-1]
+    assert last.response.model_extra["kdn"]["exact"] == asked.prompt.num_tokens - 1
+
+
+def test_a_call_that_is_cut_off_is_incomplete(tiny: Running) -> None:
+    asked: Any = {
+        "model": tiny.openai.models.list().data[0].id,
+        "input": "Weather?",
+        "tools": [WEATHER],
+        "tool_choice": {"type": "function", "name": "weather"},
+        "temperature": 0,
+    }
+    whole = tiny.openai.responses.create(max_output_tokens=300, **asked)
+    assert whole.usage is not None
+    most = whole.usage.output_tokens - 20
+    cut = tiny.openai.responses.create(max_output_tokens=most, **asked)
+    assert (cut.status, cut.output_text) == ("incomplete", "")
+    (call,), (begun,) = whole.output, cut.output
+    assert call.type == begun.type == "function_call"
+    assert (call.status, begun.status) == ("completed", "incomplete")
+    assert call.arguments.startswith(begun.arguments)
+    *_, last = tiny.openai.responses.create(max_output_tokens=most, stream=True, **asked)
+    assert last.type == "response.incomplete"
+    assert last.response.output[0].status == "incomplete"
 
 
 def test_an_engine_that_fails_is_told_in_the_stream() -> None:

@@ -85,6 +85,30 @@ def test_a_named_function_is_called_and_streams_as_the_client_expects(server: Ru
     assert streamed.id
 
 
+def test_a_required_call_that_is_cut_off_is_the_beginning_of_a_call(server: Running) -> None:
+    """At every length short of the whole: no text, `length`, and arguments that begin the whole ones."""
+    named = {"type": "function", "function": {"name": "weather"}}
+    whole = chat(server, tool_choice=named)
+    (call,) = whole.choices[0].message.tool_calls
+    begun = []
+    for max_tokens in range(1, whole.usage.completion_tokens, 4):
+        (choice,) = chat(server, tool_choice=named, max_tokens=max_tokens).choices
+        assert (choice.finish_reason, choice.message.content) == ("length", None)
+        stream = chat(server, tool_choice=named, max_tokens=max_tokens, stream=True)
+        chunks = [chunk.choices[0] for chunk in stream if chunk.choices]
+        assert "".join(one.delta.content or "" for one in chunks) == ""
+        assert chunks[-1].finish_reason == "length"
+        streamed = [one for chunk in chunks for one in chunk.delta.tool_calls or []]
+        cut = choice.message.tool_calls or []
+        assert [(c.function.name, c.function.arguments) for c in cut] == [
+            (c.function.name, c.function.arguments) for c in streamed
+        ]
+        begun += [one.function.arguments for one in cut]
+    assert begun
+    assert all(call.function.arguments.startswith(one) for one in begun)
+    assert any(one != call.function.arguments for one in begun)
+
+
 def test_the_clients_accumulating_stream_understands_calls(server: Running) -> None:
     name = server.openai.models.list().data[0].id
     asked: Any = {"messages": ASK, "tools": TOOLS, "tool_choice": "required", "max_tokens": 300}

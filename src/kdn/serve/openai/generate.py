@@ -43,6 +43,7 @@ from kdn.serve.openai.responses import (
     ChatDelta,
     ChatMessage,
     ChunkChoice,
+    KdnReport,
     chat_logprobs,
     finish_name,
     json_response,
@@ -313,13 +314,17 @@ class Answers(ABC):
         """The shape with what was used, and what was asked for beside it: `drawn` is the first answer."""
         first_of_each = usages[:: self.per_prompt]
         chunk.usage = usage_report(usages, first_of_each)
-        chunk.kdn = kdn_report(first_of_each)
-        asked = self.body.kdn or KdnOptions()
-        if asked.why:
-            chunk.kdn.why = await self.job.explain(self.job.id)
-        if asked.steer_report:
-            chunk.kdn.steering = await self.job.steering(self.job, drawn)
+        chunk.kdn = await self.report(first_of_each, drawn)
         return chunk
+
+    async def report(self, prompts: list[Usage], drawn: list[int]) -> KdnReport:
+        """What kdn did for the prompts, and what was asked for beside it: `drawn` is the first answer."""
+        report, asked = kdn_report(prompts), self.body.kdn or KdnOptions()
+        if asked.why:
+            report.why = await self.job.explain(self.job.id)
+        if asked.steer_report:
+            report.steering = await self.job.steering(self.job, drawn)
+        return report
 
     @property
     @abstractmethod

@@ -4,71 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdn.core import Finish, FinishReason, Usage
-from kdn.serve.errors import Fault, Refused, fault_of
-from kdn.serve.limits import MAX_MESSAGES, Count, Text, bounded_router, check_unicode
+from kdn.model import is_object
+from kdn.serve.errors import Fault, fault_of
+from kdn.serve.limits import bounded_router, check_unicode
 from kdn.serve.openai.context import RequestContext, refuse_unsupported
 from kdn.serve.openai.generate import Chat, begin_chat
-from kdn.serve.openai.requests import ChatBody, JobBody
+from kdn.serve.openai.response_items import ResponsesBody, ResponsesRequest
 from kdn.serve.openai.responses import CalledTool, json_response
 from kdn.serve.openai.streams import EventStream, gather, until_disconnect
 
-__all__ = ["ResponsesBody", "response_routes"]
+__all__ = ["response_routes"]
 
 _Shape = dict[str, Any]
-
-
-class ReasoningBody(BaseModel):
-    """How much a model thinks, for templates that read it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    effort: Text | None = None
-    summary: None = None
-
-
-class TextBody(BaseModel):
-    """The form of the text."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    format: dict[str, Any] | None = None
-
-
-class ResponsesBody(JobBody):
-    input: Text | Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)]
-    """A text, or messages, calls (`function_call`) and their results (`function_call_output`)."""
-    instructions: Text | None = None
-    """A system text in front."""
-    max_output_tokens: Count | None = None
-    """As `max_tokens` of a chat."""
-    temperature: float | None = Field(None, ge=0, le=2)
-    """As for a chat."""
-    top_p: float | None = Field(None, gt=0, le=1)
-    """As for a chat."""
-    text: TextBody | None = None
-    """`{"format": ...}`: `text`, `json_object`, or `json_schema` with its `schema`."""
-    tools: list[dict[str, Any]] | None = None
-    """Functions: `{"type": "function", "name", "description", "parameters"}`."""
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    """As for a chat; a named function is `{"type": "function", "name": ...}`."""
-    parallel_tool_calls: bool | None = None
-    """False: one call at most."""
-    reasoning: ReasoningBody | None = None
-    """`effort`, as `reasoning_effort` of a chat."""
-    stream: bool | None = None
-    """Server-sent events in place of one body."""
-    truncation: Literal["disabled"] | None = None
-    """Only `disabled`."""
-    previous_response_id: None = None
-    """Answers are not kept: send the conversation."""
-    background: Literal[False] | None = None
-    """Only false."""
 
 
 def response_routes(context: RequestContext) -> APIRouter:
@@ -80,7 +34,9 @@ def response_routes(context: RequestContext) -> APIRouter:
         refuse_unsupported(body.model_extra)
         for name in ("input", "tools", "tool_choice", "text"):
             check_unicode(body.model_dump(include={name}), name)
-        chat = await begin_chat(context, _as_chat(body), http)
+        asked = ResponsesRequest(body)
+        with asked.naming():
+            chat = await begin_chat(context, asked.chat(), http)
         told = _Told(body, chat)
         if body.stream:
             return EventStream(told.events(), chat.streams)
@@ -90,96 +46,10 @@ def response_routes(context: RequestContext) -> APIRouter:
             told.add_text(message.content)
         for call in message.tool_calls or ():
             told.add_call(call)
-        return json_response(told.ended(answer.ended))
+        drawn = [token.token_id for token in answer.tokens]
+        return json_response(await told.ended(answer.ended, drawn))
 
     return router
-
-
-# --- from a body to a chat -------------------------------------------------------------------
-
-
-def _as_chat(body: ResponsesBody) -> ChatBody:
-    """The same request as a chat. Raises Refused, naming the item at fault."""
-    messages: list[_Shape] = []
-    if body.instructions is not None:
-        messages.append({"role": "system", "content": body.instructions})
-    if isinstance(body.input, str):
-        messages.append({"role": "user", "content": body.input})
-    else:
-        for number, item in enumerate(body.input):
-            _add_item(messages, item, f"input[{number}]")
-    given: _Shape = {
-        "messages": messages,
-        "max_tokens": body.max_output_tokens,
-        "tools": [_tool(one, i) for i, one in enumerate(body.tools)] if body.tools else None,
-        "tool_choice": _choice(body.tool_choice),
-        "parallel_tool_calls": body.parallel_tool_calls,
-        "reasoning_effort": body.reasoning.effort if body.reasoning else None,
-        "response_format": _format(body.text.format if body.text else None),
-    }
-    for name in ("model", "cache_salt", "priority", "temperature", "top_p", "stream"):
-        given[name] = getattr(body, name)
-    try:
-        return ChatBody.model_validate({k: v for k, v in given.items() if v is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Refused(f"{where}: {first['msg']}", param=where, code="invalid_value") from error
-
-
-def _add_item(messages: list[_Shape], item: _Shape, where: str) -> None:
-    kind = item.get("type", "message")
-    if kind == "message":
-        messages.append({"role": item.get("role"), "content": _content(item.get("content"), where)})
-    elif kind == "function_call":
-        function = {"name": item.get("name"), "arguments": item.get("arguments")}
-        call = {"id": item.get("call_id"), "type": "function", "function": function}
-        if messages and messages[-1]["role"] == "assistant":
-            messages[-1].setdefault("tool_calls", []).append(call)
-        else:
-            messages.append({"role": "assistant", "tool_calls": [call]})
-    elif kind == "function_call_output":
-        result = _content(item.get("output"), where)
-        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": result})
-    else:
-        raise Refused(f"{where} is a {kind!r:.60}, which kdn does not take", param=f"{where}.type")
-
-
-def _content(content: object, where: str) -> object:
-    """A text as it is; of parts, those that are texts."""
-    if not isinstance(content, list):
-        return content
-    parts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("input_text", "output_text", "text"):
-            raise Refused(f"{where} holds a {kind!r:.60}; kdn takes text", param=f"{where}.content")
-        parts.append({"type": "text", "text": part.get("text")})
-    return parts
-
-
-def _tool(tool: _Shape, number: int) -> _Shape:
-    if tool.get("type") != "function":
-        raise Refused(
-            f"a tool of type {tool.get('type')!r:.60} is not run here; give functions",
-            param=f"tools[{number}].type",
-        )
-    function = {name: value for name, value in tool.items() if name != "type" and value is not None}
-    return {"type": "function", "function": function}
-
-
-def _choice(choice: object) -> object:
-    if isinstance(choice, dict) and "name" in choice:
-        return {"type": choice.get("type"), "function": {"name": choice["name"]}}
-    return choice
-
-
-def _format(form: _Shape | None) -> _Shape | None:
-    """The form of the answer in the way of a chat."""
-    if form is None or form.get("type") != "json_schema":
-        return form
-    schema = {name: value for name, value in form.items() if name != "type" and value is not None}
-    return {"type": "json_schema", "json_schema": schema}
 
 
 # --- from a chat to an answer ----------------------------------------------------------------
@@ -205,33 +75,36 @@ class _Told:
         return item
 
     def add_call(self, call: CalledTool) -> _Shape:
-        """A whole call."""
+        """A call: whole, or cut off at the most tokens that the answer may have."""
         item = {
             "type": "function_call",
             "id": f"fc_{self._name}_{len(self.output)}",
             "call_id": call.id,
             "name": call.function.name,
             "arguments": call.function.arguments,
-            "status": "completed",
+            "status": "completed" if is_object(call.function.arguments) else "incomplete",
         }
         self.output.append(item)
         return item
 
-    def ended(self, finish: Finish) -> _Shape:
-        """The answer at its end."""
+    async def ended(self, finish: Finish, drawn: list[int]) -> _Shape:
+        """The answer at its end; `drawn` are its tokens."""
         is_cut = finish.reason is FinishReason.LENGTH
         found = self._response("incomplete" if is_cut else "completed", finish.usage)
         if is_cut:
             found["incomplete_details"] = {"reason": "max_output_tokens"}
+        found["kdn"] = await self.chat.report([finish.usage], drawn)
         return found
 
     async def events(self) -> AsyncIterator[bytes]:
         """Server-sent events; an error after the start is told by the last one."""
         yield self._event("response.created", response=self._response("in_progress"))
         yield self._event("response.in_progress", response=self._response("in_progress"))
+        drawn: list[int] = []
         try:
             async for _, item in self.chat.streams.events():
                 if not isinstance(item, Finish):
+                    drawn.append(item.token_id)
                     for one in self.chat.deltas(0, item, 0):
                         for event in self._delta(one.delta):
                             yield event
@@ -241,7 +114,7 @@ class _Told:
                         yield event
                 for event in self._close_text():
                     yield event
-                whole = self.ended(item)
+                whole = await self.ended(item, drawn)
                 yield self._event(f"response.{whole['status']}", response=whole)
         except Exception as error:  # noqa: BLE001  the headers are sent: the error must travel as an event
             fault: Fault = fault_of(error)

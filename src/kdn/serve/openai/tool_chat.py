@@ -61,11 +61,12 @@ class ToolChat(Chat):
 
     def choice(self, index: int, answer: GatheredAnswer) -> ChatChoice:
         reader = self.use.format.reader()
-        found = [*reader.push(answer.text), *reader.finish()]
+        is_cut = answer.ended.reason is FinishReason.LENGTH
+        found = [*reader.push(answer.text), *reader.finish(is_cut=is_cut)]
         calls = [one for one in found if isinstance(one, ToolCall)]
         calls = calls if self.use.parallel else calls[:1]
-        text = "".join(one for one in found if isinstance(one, str))
-        message = ChatMessage(text if text or not calls else None)
+        text = "".join(one for one in found if isinstance(one, str) and not self.use.is_required)
+        message = ChatMessage(text or (None if calls or self.use.is_required else ""))
         if calls:
             message.tool_calls = [self._called(index, i, one) for i, one in enumerate(calls)]
         finish = self._finish(answer.ended, has_calls=bool(calls))
@@ -81,7 +82,8 @@ class ToolChat(Chat):
 
     def ending(self, index: int, finish: Finish) -> Iterator[ChatChunk]:
         reading = self._reading(index)
-        rest = [*reading.reader.push(finish.tail), *reading.reader.finish()]
+        is_cut = finish.reason is FinishReason.LENGTH
+        rest = [*reading.reader.push(finish.tail), *reading.reader.finish(is_cut=is_cut)]
         for delta in self._read(index, rest):
             yield self.chunk([ChunkChoice(index, delta)], streamed=True)
         name = self._finish(finish, has_calls=reading.num_calls > 0)
@@ -91,11 +93,13 @@ class ToolChat(Chat):
         return self._readings.setdefault(index, _Reading(self.use.format.reader()))
 
     def _read(self, index: int, found: list[str | ToolCall]) -> Iterator[ChatDelta]:
-        """A delta for each text and for each whole call."""
+        """A delta for each text and for each call. Where calls are required there is no text: what looks
+        like it was cut off from a call."""
         reading = self._reading(index)
         for one in found:
             if isinstance(one, str):
-                yield ChatDelta(content=one)
+                if not self.use.is_required:
+                    yield ChatDelta(content=one)
             elif self.use.parallel or not reading.num_calls:
                 yield ChatDelta(tool_calls=[self._called(index, reading.num_calls, one)])
                 reading.num_calls += 1

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kdn.core import Constraint
 from kdn.errors import BadInput
-from kdn.model import ChatOptions, Message, Tool, ToolCall, ToolFormat
+from kdn.model import ChatOptions, Message, Tool, ToolCall, ToolFormat, is_object
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Name, Text, check_unicode
 from kdn.serve.service import PromptMaker, Vocabulary
@@ -255,11 +255,7 @@ def called_turn(
     found = []
     for number, call in enumerate(calls):
         given = call.function.arguments or "{}"
-        try:
-            is_object = isinstance(json.loads(given), dict)
-        except (ValueError, RecursionError):
-            is_object = False
-        if not is_object:
+        if not is_object(given):
             raise Refused(
                 "the arguments of a call are the text of a JSON object",
                 param=f"{where}.tool_calls[{number}].function.arguments",

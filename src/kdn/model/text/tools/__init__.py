@@ -6,11 +6,11 @@ class like `Hermes`, and its line in `FORMATS`.
 
 from __future__ import annotations
 
-from kdn.model.text.tools.calls import CallReader, Tool, ToolCall, ToolFormat
+from kdn.model.text.tools.calls import CallReader, Tool, ToolCall, ToolFormat, is_object
 from kdn.model.text.tools.hermes import Hermes
 from kdn.model.text.tools.llama import Llama
 
-__all__ = ["FORMATS", "CallReader", "Tool", "ToolCall", "ToolFormat", "tool_format"]
+__all__ = ["FORMATS", "CallReader", "Tool", "ToolCall", "ToolFormat", "is_object", "tool_format"]
 
 FORMATS: tuple[ToolFormat, ...] = (Llama(), Hermes())
 """The last is also the way of templates that know no tools."""

@@ -8,13 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["CallReader", "Tool", "ToolCall", "ToolFormat", "json_rule", "read_calls"]
+__all__ = [
+    "CallReader",
+    "Tool",
+    "ToolCall",
+    "ToolFormat",
+    "is_object",
+    "json_rule",
+    "read_calls",
+    "read_cut_call",
+]
 
-_CALL = re.compile(
+_BEGINNING = (
     r'\{\s*"name"\s*:\s*(?P<name>"(?:[^"\\]|\\.)*")\s*,\s*'
-    r'"(?:arguments|parameters)"\s*:\s*(?P<arguments>.*)\}',
-    re.DOTALL,
+    r'"(?:arguments|parameters)"\s*:\s*(?P<arguments>.*)'
 )
+_CUT_CALL = re.compile(_BEGINNING, re.DOTALL)
+_CALL = re.compile(_BEGINNING + r"\}", re.DOTALL)
 _OPTIONS = {"x-guidance": {"whitespace_pattern": r"[ \t\n]{0,16}"}}
 """White space inside of arguments, as in all constrained JSON."""
 
@@ -38,7 +48,10 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call; `arguments` is the text of a JSON object, letter by letter as it was written."""
+    """One call; `arguments` is the text of a JSON object, letter by letter as it was written.
+
+    Of a call that was cut off it is the beginning of one.
+    """
 
     name: str
     arguments: str
@@ -51,8 +64,9 @@ class CallReader(Protocol):
         """What became certain with `text`."""
         ...
 
-    def finish(self) -> list[str | ToolCall]:
-        """What is left at the end; a call that was cut off is text."""
+    def finish(self, *, is_cut: bool = False) -> list[str | ToolCall]:
+        """What is left at the end. Where the answer `is_cut`, the last call may have the beginning of its
+        arguments only; one that was cut off within its name is left out."""
         ...
 
 
@@ -93,16 +107,29 @@ def read_calls(text: str) -> list[ToolCall] | None:
     written = _CALL.fullmatch(text.strip())
     if isinstance(found, dict) and written and json.loads(written["name"]) == found.get("name"):
         arguments = written["arguments"].strip()
-        return [ToolCall(found["name"], arguments)] if _is_object(arguments) else None
+        return [ToolCall(found["name"], arguments)] if is_object(arguments) else None
     many = found if isinstance(found, list) else [found]
     calls = [_call(one) for one in many]
     return [one for one in calls if one is not None] if calls and all(calls) else None
 
 
-def _is_object(text: str) -> bool:
+def read_cut_call(text: str) -> list[ToolCall] | None:
+    """A call that was cut off, without one if its name is; None for what does not begin a call."""
+    begun = text.lstrip()
+    if begun and not begun.startswith("{"):
+        return None
+    written = _CUT_CALL.fullmatch(begun)
+    try:
+        return [ToolCall(json.loads(written["name"]), written["arguments"])] if written else []
+    except ValueError:
+        return None
+
+
+def is_object(text: str) -> bool:
+    """Is it the text of a JSON object?"""
     try:
         return isinstance(json.loads(text), dict)
-    except ValueError:  # more than these arguments stands between the braces
+    except (ValueError, RecursionError):
         return False
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from kdn.model.text.tools.calls import CallReader, Tool, ToolCall, json_rule, read_calls
+from kdn.model.text.tools.calls import (
+    CallReader,
+    Tool,
+    ToolCall,
+    json_rule,
+    read_calls,
+    read_cut_call,
+)
 
 __all__ = ["Hermes"]
 
@@ -79,11 +86,14 @@ class _Reader:
             self._held = self._held[len(self._held) - keep :]
         return found
 
-    def finish(self) -> list[str | ToolCall]:
+    def finish(self, *, is_cut: bool = False) -> list[str | ToolCall]:
         held, self._held = self._held, ""
         if not self._inside:
+            if is_cut and self._had_calls and _OPEN.startswith(held.strip()):
+                return []
             return self._text(held.rstrip() if self._had_calls else held)
-        return self._calls(held, "")
+        found = read_calls(_before_tag(held)) or read_cut_call(held) if is_cut else None
+        return list(found) if found is not None else self._calls(held, "")
 
     def _calls(self, text: str, closing: str) -> list[str | ToolCall]:
         calls = read_calls(text.strip())
@@ -97,6 +107,15 @@ class _Reader:
         if self._had_calls and not text.strip():
             return []
         return [text] if text else []
+
+
+def _before_tag(text: str) -> str:
+    """The text without the beginning of a closing tag at its end."""
+    bare = text.rstrip()
+    for size in range(len(_CLOSE) - 1, 0, -1):
+        if bare.endswith(_CLOSE[:size]):
+            return bare[:-size]
+    return bare
 
 
 def _overlap(text: str) -> int:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from kdn.model.text.tools.calls import CallReader, Tool, ToolCall, json_rule, read_calls
+from kdn.model.text.tools.calls import (
+    CallReader,
+    Tool,
+    ToolCall,
+    json_rule,
+    read_calls,
+    read_cut_call,
+)
 
 __all__ = ["Llama"]
 
@@ -69,24 +76,25 @@ class _Reader:
         held, self._held = self._held, ""
         return [held]
 
-    def finish(self) -> list[str | ToolCall]:
+    def finish(self, *, is_cut: bool = False) -> list[str | ToolCall]:
         held, self._held = self._held, ""
         if self._is_text or not held:
             return [held] if held else []
-        calls = _divided(held.strip().removeprefix(_TAG))
+        calls = _divided(held.lstrip().removeprefix(_TAG), is_cut=is_cut)
         return list(calls) if calls is not None else [held]
 
 
-def _divided(text: str) -> list[ToolCall] | None:
-    """Calls with `;` between them, which may also stand inside of a string."""
+def _divided(text: str, *, is_cut: bool) -> list[ToolCall] | None:
+    """Calls with `;` between them, which may also stand inside of a string; the last may be cut off."""
     found: list[ToolCall] = []
     decoder = json.JSONDecoder()
-    rest = text.strip()
+    rest = text.lstrip()
     while rest:
         try:
             _, end = decoder.raw_decode(rest)
         except (ValueError, RecursionError):
-            return None
+            cut = read_cut_call(rest) if is_cut else None
+            return None if cut is None else found + cut
         calls = read_calls(rest[:end])
         if calls is None:
             return None
