@@ -197,11 +197,10 @@ def requests_of(
     techniques: tuple[object, ...],
 ) -> list[Request]:
     """`choices` requests a prompt, prompts in order."""
-    options = body.kdn or KdnOptions()
-    if len(prompts) * choices > context.settings.limits.choices:
+    options, most = body.kdn or KdnOptions(), context.settings.limits.choices
+    if len(prompts) * choices > most:
         raise Refused(
-            f"{len(prompts)} prompts with n={choices} ask for more than "
-            f"{context.settings.limits.choices} answers",
+            f"{len(prompts)} prompts with n={choices} ask for more than {most} answers",
             param="n",
         )
     return [
