@@ -15,7 +15,7 @@ from rich.console import Console
 from kdn.bench import BENCHES, Result, print_result, write_page
 from kdn.errors import BadInput, MissingExtra
 
-WITHOUT_A_MODEL = {"l4s", "policies", "router", "rtc", "vllm"}
+WITHOUT_A_MODEL = {"l4s", "policies", "router", "rtc"}
 
 
 @pytest.mark.parametrize("name", sorted(BENCHES))
@@ -26,9 +26,7 @@ def test_a_benchmark_opens_with_its_question(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*")  # peft asks it the old way
-@pytest.mark.parametrize(
-    "name", sorted(BENCHES.keys() - {"vllm"})
-)  # minutes in another environment
+@pytest.mark.parametrize("name", sorted(BENCHES))
 def test_a_benchmark_answers(name: str, benched: Callable[[str], Result], tmp_path: Path) -> None:
     try:
         result = benched(name)

@@ -1,291 +1,269 @@
 """How soon does a real vLLM answer when its KV comes from kdn, from its own cache, or from others' stores?
 
-Each arm is a vLLM of its own with the same model and the same prompts; they run one after the other.
-A prompt is asked three times: new to everybody (a miss with the connector on), again at once (vLLM's own
-cache), and once more after vLLM's cache was emptied (a hit of the store).  The model has SmolLM2-135M's shape
-and random weights, unless a folder is given.
+Each arm is a vLLM of its own with the same model; all run at the same time and take turns with the same
+prompts.  A prompt is asked when it is new to everybody (with a connector: a miss), again after vLLM's
+own cache was emptied (a hit of the store), and its first half before another end (a hit in
+part).  At last, prompts over documents that kdn blends and hands over, beside vLLM's full prefill.
 """
 
 from __future__ import annotations
 
-import os
-import random
 import tempfile
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any
+from statistics import median as middle
 
-import msgspec
-
-from kdn.bench.common.result import BenchOptions, Result, Row
-from kdn.bench.engine.contestants import RivalProcess
-from kdn.bench.store.far import start_node, start_redis
+from kdn.bench.common.findings import Findings, Part, go_on
+from kdn.bench.common.measure import Samples, interleave, median, ratio
+from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.engine.lineup import weights
+from kdn.bench.scale.vllm_arms import (
+    ARMS,
+    DISK,
+    EXAMPLE,
+    LENGTHS,
+    LMCACHE,
+    MEMORY,
+    NODE,
+    OFF,
+    OURS,
+    FirstToken,
+    VllmArm,
+    random_prompt,
+    start_arms,
+    vllm_python,
+)
+from kdn.bench.scale.vllm_blend import time_blending
 from kdn.errors import BadInput, EngineFailed
 from kdn.machine.facts import describe_machine
-from kdn.plot import Figure
-from kdn.testing import write_tiny_model
 
-__all__ = ["run", "vllm_python"]
+__all__ = ["run"]
 
-LENGTHS = (512, 1024, 2048, 4096)
-SHAPE: dict[str, Any] = {
-    "num_hidden_layers": 30,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-}
-OFF, EXAMPLE, LMCACHE = "no connector", "ExampleConnector", "LMCache"
-MEMORY, DISK, REDIS, NODE = "kdn memory", "kdn disk", "kdn Redis", "kdn node"
-ARMS = (OFF, MEMORY, DISK, REDIS, NODE, EXAMPLE, LMCACHE)
-NEW, AGAIN, HIT = "new", "again", "hit"
-_SOURCE = Path(__file__).parents[3]
-_CHECKOUT = _SOURCE.parent
+NEW, OWN, HIT, PART = "new", "own cache", "hit", "part"
+AT = 2048
+BLEND = "blend"
+SUMMARY = (
+    "hit_speedup_2048",
+    "part_speedup_2048",
+    "hit_speedup_disk",
+    "hit_speedup_example",
+    "hit_speedup_lmcache",
+    "miss_cost",
+    "blend_speedup",
+)
+_DTYPE = "bfloat16"
 
-Times = dict[tuple[str, int, str], list[float]]
-"""Seconds by arm, length and way."""
-
-
-class _VllmArm(RivalProcess):
-    """A vLLM in its own environment."""
-
-    def ask(self, prompt: Sequence[int]) -> Mapping[str, Any]:
-        """Seconds, cached tokens and the token of one answer."""
-        return self._ask(op="ask", prompt=list(prompt))
-
-    def settle(self) -> None:
-        """Have all stored, and vLLM's own cache emptied."""
-        self._ask(op="settle")
-
-
-def vllm_python() -> Path:
-    """The Python that has vLLM: `VLLM_PYTHON`, or that of `make test-vllm`. Raises BadInput without."""
-    path = Path(os.environ.get("VLLM_PYTHON", _CHECKOUT / ".venv-vllm" / "bin" / "python"))
-    if not path.exists():
-        raise BadInput(
-            "vLLM is not installed: `make test-vllm` builds .venv-vllm, or set VLLM_PYTHON"
-        )
-    return path
+Arms = Mapping[str, VllmArm]
 
 
 def run(options: BenchOptions) -> Result:
-    """Every arm at every length."""
+    """Every arm at every length, then blending; a length that `--rows` has is not measured again."""
     python = vllm_python()
-    lengths = LENGTHS[:1] if options.quick else LENGTHS
-    rounds = options.pairs or (1 if options.quick else 5)
-    arms = options.arms or ((OFF, MEMORY, DISK) if options.quick else ARMS)
-    unknown = [arm for arm in arms if arm not in ARMS]
+    names = options.arms or ((OFF, MEMORY, DISK) if options.quick else ARMS)
+    unknown = [name for name in names if name not in ARMS]
     if unknown:
         raise BadInput(f"no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
-    times: Times = defaultdict(list)
-    answers: dict[tuple[int, int], set[int]] = defaultdict(set)
-    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder, ExitStack() as stack:
-        scratch = Path(folder)
-        absent: dict[str, str] = {}
-        model = _model(options, scratch)
-        connectors = _connectors(scratch, stack, absent, arms)
-        for arm in arms:
-            if arm in absent:
-                continue
-            options.say(f"{arm}: starting vLLM")
-            try:
-                _measure(arm, python, model, connectors.get(arm), scratch, lengths, rounds, options,
-                         times, answers)  # fmt: skip
-            except EngineFailed as error:
-                absent[arm] = str(error)
+    if OFF not in names:
+        raise BadInput(f"every arm is compared with {OFF!r}: name it too")
+    config = options.describe() | {"arms": ", ".join(names)}
+    found = Findings.open(options.rows, config, dict.fromkeys(SUMMARY))
+    lengths = LENGTHS[:1] if options.quick else LENGTHS
+    if {*map(_named, lengths), BLEND} - set(found.done):
+        with ExitStack() as stack:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdn-bench-")))
+            _, model = weights(options, _DTYPE)
+            arms, absent = start_arms(names, python, model, options, scratch, stack)
+            told = [f"{name} is absent: {why[:300]}" for name, why in absent.items()]
+            found.notes = [note for note in found.notes if " is absent: " not in note] + told
+            go_on(found, _parts(options, arms, model, scratch, lengths, found), options.rows)
+    if not found.rows:
+        raise EngineFailed(f"nothing was measured: {'; '.join(found.notes)}")
+    _sum_up(found, lengths)
     return Result(
         bench="vllm",
-        model=str(options.model) if _is_folder(options) else "SmolLM2-135M's shape, random weights",
+        model=options.model,
         machine=describe_machine(),
-        config=options.describe() | {"rounds": rounds, "arms": ", ".join(arms)},
-        rows=_rows(times, arms, lengths),
-        summary=_summary(times, lengths),
-        notes=_notes(absent, answers),
-        figures=(_figure(times, arms, lengths),),
+        config=config,
+        rows=found.rows,
+        summary=found.summary,
+        notes=(_MEANING, _HONESTY, *_absent_keys(found), *found.notes),
+        figures=(_figure(found, names),),
     )
 
 
-def _is_folder(options: BenchOptions) -> bool:
-    return Path(options.model).is_dir()
+def _named(length: int) -> str:
+    return f"{length} tokens"
 
 
-def _model(options: BenchOptions, scratch: Path) -> Path:
-    if _is_folder(options):
-        return Path(options.model)
-    return write_tiny_model(scratch / "model", "llama", options.seed, **SHAPE)
-
-
-def _connectors(
-    scratch: Path, stack: ExitStack, absent: dict[str, str], arms: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """The transfer configuration of each arm; servers that they need run until the end."""
-    found = {
-        MEMORY: _kdn({"memory_bytes": 4 << 30}),
-        DISK: _kdn({"memory_bytes": 0, "folder": str(scratch / "store")}),
-        EXAMPLE: {
-            "kv_connector": "ExampleConnector",
-            "kv_role": "kv_both",
-            "kv_connector_extra_config": {"shared_storage_path": str(scratch / "example")},
-        },
-        LMCACHE: {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"},
-    }
-    if REDIS in arms:
-        why: dict[str, str] = {}
-        url = start_redis(scratch, stack, why)
-        if url is None:
-            absent[REDIS] = why["redis"]
-        found[REDIS] = _kdn({"memory_bytes": 0, "redis_url": url, "far_timeout_s": 30})
-    if NODE in arms:
-        node = start_node(scratch, stack)
-        found[NODE] = _kdn({"memory_bytes": 0, "peer_url": node, "far_timeout_s": 30})
-    return found
-
-
-def _kdn(settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "kv_connector": "KdnConnector",
-        "kv_connector_module_path": "kdn.scale.vllm",
-        "kv_role": "kv_both",
-        "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": settings,
-    }
-
-
-def _measure(
-    arm: str,
-    python: Path,
+def _parts(
+    options: BenchOptions,
+    arms: Arms,
     model: Path,
-    connector: dict[str, Any] | None,
     scratch: Path,
     lengths: Sequence[int],
-    rounds: int,
-    options: BenchOptions,
-    times: Times,
-    answers: dict[tuple[int, int], set[int]],
-) -> None:
-    engine = _VllmArm(_command(python, model, connector, options), scratch / "vllm.log")
-    try:
-        engine.ask(_prompt(options.seed, 0, 256))  # what is made at the first request
-        for turn in range(rounds):
-            for length in lengths:
-                prompt = _prompt(options.seed, turn + 1, length)
-                for way in (NEW, AGAIN, HIT):
-                    if way == HIT:
-                        engine.settle()
-                    answer = engine.ask(prompt)
-                    if way == HIT and not answer["cached"]:
-                        continue  # nothing came back: not a hit
-                    times[arm, length, way].append(float(answer["seconds"]))
-                    answers[turn, length].add(int(answer["token"]))
-                engine.settle()
-    finally:
-        engine.close()
-
-
-def _command(
-    python: Path, model: Path, connector: dict[str, Any] | None, options: BenchOptions
-) -> list[str | Path]:
-    given = {
-        "model": str(model),
-        "dtype": "bfloat16",
-        "enforce_eager": True,
-        "max_model_len": LENGTHS[-1] + 64,
-        "max_num_batched_tokens": LENGTHS[-1] + 64,
-        "kv_transfer_config": connector,
-        "seed": 0,
-    }
-    settings = [
-        "VLLM_ENABLE_V1_MULTIPROCESSING=0",
-        "VLLM_CPU_KVCACHE_SPACE=2",
-        "VLLM_CPU_OMP_THREADS_BIND=nobind",
-        "PYTHONHASHSEED=0",
-        f"OMP_NUM_THREADS={options.threads}",
-        "HF_HUB_OFFLINE=1",
-        f"PYTHONPATH={_SOURCE}",
+    found: Findings,
+) -> list[Part]:
+    parts: list[Part] = [
+        (_named(length), partial(_measure, options, arms, length, found)) for length in lengths
     ]
-    program: list[str | Path] = [python, "-m", "kdn.bench.scale.vllm_driver"]
-    return ["env", *settings, *program, msgspec.json.encode(given).decode()]
+    return [*parts, (BLEND, partial(_blend, options, arms, model, scratch, found))]
 
 
-def _prompt(seed: int, number: int, length: int) -> list[int]:
-    """Tokens that no other prompt begins with."""
-    rng = random.Random(f"{seed}/{number}/{length}")
-    return [rng.randrange(250) for _ in range(length)]
+def _measure(options: BenchOptions, arms: Arms, length: int, found: Findings) -> None:
+    """All ways of all arms at one length, in rounds."""
+    options.say(f"{length} tokens: {', '.join(arms)}")
+    usual = 1 if options.quick else 3 if length > AT else 5
+    samples: Samples = {}
+    tokens: dict[tuple[int, str], dict[str, int]] = {}
+    cached: dict[str, int] = {}
+
+    def turn(name: str, number: int) -> float:
+        whole = random_prompt(options.seed, f"{number}", length)
+        other = random_prompt(options.seed, f"{number}, another end", length - length // 2)
+        for way, answer in _ask(name, arms[name], whole, whole[: length // 2] + other):
+            if way in (HIT, PART):
+                cached[f"{name}/{way}"] = answer.cached
+                if not answer.cached:
+                    continue  # nothing came back: not a hit
+            samples.setdefault(f"{name}/{way}", []).append(answer.seconds)
+            tokens.setdefault((number, way), {})[name] = answer.token_id
+        return samples[f"{name}/{NEW}"][-1]
+
+    sides: dict[str, Callable[[int], float]] = {name: partial(turn, name) for name in arms}
+    interleave(sides, options.pairs or usual)
+    found.samples[length] = samples
+    for name in arms:
+        row = _row(samples, name, length)
+        row["tokens of a hit in part"] = cached.get(f"{name}/{PART}")
+        row["other first tokens"] = _others(tokens, name)
+        found.rows.append(row)
 
 
-def _median(times: Times, arm: str, length: int, way: str) -> float | None:
-    found = times.get((arm, length, way))
-    return median(found) if found else None
+def _ask(
+    name: str, arm: VllmArm, whole: Sequence[int], part: Sequence[int]
+) -> list[tuple[str, FirstToken]]:
+    """The answers of one round; vLLM's own cache is emptied where a store is to answer."""
+    answers = [(NEW, arm.ask(whole))]
+    if name == OFF:
+        answers += [(OWN, arm.ask(whole)), (PART, arm.ask(part))]
+    else:
+        arm.settle()
+        answers.append((HIT, arm.ask(whole)))
+        arm.settle()
+        answers.append((PART, arm.ask(part)))
+    arm.settle()
+    return answers
 
 
-def _rows(times: Times, arms: Sequence[str], lengths: Sequence[int]) -> list[Row]:
-    return [
-        {
-            "tokens": length,
-            "arm": arm,
-            "new ms": _ms(_median(times, arm, length, NEW)),
-            "vLLM's own cache ms": _ms(_median(times, arm, length, AGAIN)),
-            "hit of the store ms": _ms(_median(times, arm, length, HIT)),
-        }
-        for length in lengths
-        for arm in arms
-        if (arm, length, NEW) in times
-    ]
+def _row(samples: Samples, name: str, length: int) -> Row:
+    def ms(way: str) -> float | None:
+        seconds = median(samples, f"{name}/{way}")
+        return None if seconds is None else 1000 * seconds
 
+    def over(way: str) -> float | None:
+        return _over(samples, f"{name}/{way}", f"{OFF}/{NEW}")
 
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else 1000 * seconds
-
-
-def _summary(times: Times, lengths: Sequence[int]) -> dict[str, float | None]:
-    at = 2048 if 2048 in lengths else lengths[-1]
-    cold = _median(times, OFF, at, NEW)
-    hits = {arm: _median(times, arm, at, HIT) for arm in ARMS}
-    missed = _median(times, MEMORY, at, NEW)
+    cost = over(NEW)
     return {
-        "hit_speedup_2048": _over(cold, hits[MEMORY]) if at == 2048 else None,
-        "hit_speedup_disk": _over(cold, hits[DISK]),
-        "hit_speedup_lmcache": _over(hits[LMCACHE], hits[NODE]),
-        "hit_speedup_example": _over(hits[EXAMPLE], hits[DISK]),
-        "miss_cost": None if cold is None or missed is None else missed / cold - 1,
+        "part": "time to the first token",
+        "tokens": length,
+        "arm": name,
+        "new ms": ms(NEW),
+        "a miss costs": None if cost is None or name == OFF else 1 / cost - 1,
+        "hit ms": ms(OWN if name == OFF else HIT),
+        "cold over hit": over(OWN if name == OFF else HIT),
+        "hit in part ms": ms(PART),
+        "cold over hit in part": over(PART),
     }
 
 
-def _over(theirs: float | None, ours: float | None) -> float | None:
-    return None if theirs is None or ours is None else theirs / ours
+def _others(tokens: Mapping[tuple[int, str], Mapping[str, int]], name: str) -> str | None:
+    """How many answers were not what vLLM says alone: cold to a new prompt, of its own cache to a hit."""
+    if name == OFF:
+        return None
+    alike = [
+        found[name] == tokens[number, OWN if way == HIT else way][OFF]
+        for (number, way), found in tokens.items()
+        if name in found
+    ]
+    return f"{alike.count(False)} of {len(alike)}"
+
+
+def _blend(options: BenchOptions, arms: Arms, model: Path, scratch: Path, found: Findings) -> None:
+    """Prompts that kdn blends and hands over, beside vLLM's full prefill of the same tokens."""
+    if DISK not in arms:
+        raise EngineFailed(
+            f"prompts are handed over through the folder of {DISK!r}, which is absent"
+        )
+    rounds = options.pairs or (1 if options.quick else 5)
+    options.say("blended prompts, handed over")
+    timed = time_blending(options, arms[OFF], arms[DISK], model, scratch, rounds)
+    gain = ratio(timed.samples, "handed over", "full prefill")
+    found.summary["blend_speedup"] = None if gain is None else gain.median
+    found.rows += timed.rows()
+
+
+def _over(samples: Samples, ours: str, theirs: str) -> float | None:
+    """Their time over ours, the median of the rounds; None where a side has not all of them."""
+    if len(samples.get(ours, ())) != len(samples.get(theirs, ())):
+        return None
+    found = ratio(samples, ours, theirs)
+    return None if found is None else found.median
+
+
+def _sum_up(found: Findings, lengths: Sequence[int]) -> None:
+    at = AT if AT in lengths else lengths[-1]
+    samples, cold = found.samples.get(at, {}), f"{OFF}/{NEW}"
+    whole = found.samples.get(AT, {})
+    misses = [
+        missed / cold_s
+        for own in found.samples.values()
+        for name in OURS
+        for missed, cold_s in zip(own.get(f"{name}/{NEW}", ()), own.get(cold, ()), strict=False)
+    ]
+    found.summary |= {
+        "hit_speedup_2048": _over(whole, f"{MEMORY}/{HIT}", cold),
+        "part_speedup_2048": _over(whole, f"{MEMORY}/{PART}", cold),
+        "hit_speedup_disk": _over(samples, f"{DISK}/{HIT}", cold),
+        "hit_speedup_example": _over(samples, f"{DISK}/{HIT}", f"{EXAMPLE}/{HIT}"),
+        "hit_speedup_lmcache": _over(samples, f"{NODE}/{HIT}", f"{LMCACHE}/{HIT}"),
+        "miss_cost": middle(misses) - 1 if misses else None,
+    }
 
 
 _MEANING = (
-    "`hit_speedup_2048` is vLLM's full prefill over a hit of kdn's memory, `hit_speedup_example` and"
-    " `hit_speedup_lmcache` their hit over kdn's from the disk and from a node; `miss_cost` is what a new"
-    " prompt costs more with the connector on. `--quick` measures the others at 512."
+    "`hit_speedup_2048` and `part_speedup_2048` are vLLM's full prefill over a hit of kdn's memory, whole and"
+    " of one half; `hit_speedup_example` is ExampleConnector's hit over ours from the disk,"
+    " `hit_speedup_lmcache` that of LMCache's server over ours from a node: above 1 ours is sooner."
+    " `miss_cost` is what a new prompt costs more with kdn's connector: the median of all rounds of its"
+    " arms and lengths. `blend_speedup` is vLLM's full prefill over the time of kdn's blended pass, its"
+    " storing, and vLLM's load of it. Ratios are medians of rounds, in which all arms take turns."
+)
+_HONESTY = (
+    "vLLM runs without compiling (`enforce_eager`) in all arms. kdn verifies every byte that it loads;"
+    " ExampleConnector verifies none and finds whole prompts only. `other first tokens` compares with"
+    " vLLM alone, in bf16: a new prompt with its cold answer, a hit with that of its own cache."
+    " LMCache's vLLM has its engine in a process of its own, since it does not start otherwise."
 )
 
 
-def _notes(
-    absent: Mapping[str, str], answers: Mapping[tuple[int, int], set[int]]
-) -> tuple[str, ...]:
-    differ = sum(len(tokens) > 1 for tokens in answers.values())
-    told = (
-        f"{differ} of {len(answers)} prompts had answers that differ between arms or ways, in bf16."
-    )
-    notes = [_MEANING, told]
-    notes += [f"Absent: {arm} ({why[:200]})." for arm, why in absent.items()]
-    return tuple(notes)
+def _absent_keys(found: Findings) -> list[str]:
+    missing = [f"`{name}`" for name, value in found.summary.items() if value is None]
+    told = "a side of each is absent, or --quick leaves out its length"
+    return [f"Without a number are {', '.join(missing)}: {told}."] if missing else []
 
 
-def _figure(times: Times, arms: Sequence[str], lengths: Sequence[int]) -> Figure:
+def _figure(found: Findings, names: Sequence[str]) -> Figure:
+    ways = [(OFF, NEW), (OFF, OWN), *((name, HIT) for name in names if name != OFF)]
     lines = {
-        f"{arm}, {way}": [
+        f"{name}, {way}": [
             (float(length), seconds)
-            for length in lengths
-            if (seconds := _median(times, arm, length, way)) is not None
+            for length, samples in found.samples.items()
+            if (seconds := median(samples, f"{name}/{way}")) is not None
         ]
-        for arm in arms
-        for way in ((NEW, AGAIN) if arm == OFF else (HIT,))
+        for name, way in ways
     }
-    return Figure("Time to the first token in vLLM", "prompt tokens", "s", lines)
+    drawn = {label: points for label, points in lines.items() if points}
+    return Figure("Time to the first token in vLLM", "prompt tokens", "s", drawn)

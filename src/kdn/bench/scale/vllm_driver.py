@@ -13,6 +13,9 @@ from typing import Any
 
 __all__: list[str] = []
 
+_WRITE_BEHIND_S = 0.3
+"""How long a store in another process gets to write: it cannot be asked."""
+
 
 class _Engine:
     def __init__(self, options: dict[str, Any]) -> None:
@@ -20,15 +23,18 @@ class _Engine:
 
         self._llm = LLM(**options)
 
-    def ask(self, prompt: list[int]) -> dict[str, Any]:
+    def ask(
+        self, prompt: list[int], salt: str | None, params: dict[str, Any] | None
+    ) -> dict[str, Any]:
         """One token: how long it took, what of the prompt was not computed, and which token it is."""
         from vllm import SamplingParams, TokensPrompt
 
-        sampling = SamplingParams(max_tokens=1, temperature=0)
+        extra = None if params is None else {"kv_transfer_params": params}
+        sampling = SamplingParams(max_tokens=1, temperature=0, extra_args=extra)
+        salted: Any = {} if salt is None else {"cache_salt": salt}
+        given = TokensPrompt(prompt_token_ids=prompt, **salted)
         started = time.perf_counter()
-        (output,) = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=prompt)], sampling, use_tqdm=False
-        )
+        (output,) = self._llm.generate([given], sampling, use_tqdm=False)
         seconds = time.perf_counter() - started
         token = int(output.outputs[0].token_ids[0])
         return {"seconds": seconds, "cached": int(output.num_cached_tokens or 0), "token": token}
@@ -41,7 +47,13 @@ class _Engine:
             transfers = getattr(get_kv_transfer_group(), "transfers", None)
             if transfers is not None:
                 transfers.flush(60)
-        return {"reset": bool(self._llm.reset_prefix_cache())}
+        else:
+            time.sleep(_WRITE_BEHIND_S)
+        for _ in range(100):  # blocks that a store still reads are not free yet
+            if self._llm.reset_prefix_cache():
+                return {"reset": True}
+            time.sleep(0.02)
+        return {"reset": False}
 
 
 def main() -> None:

@@ -21,11 +21,12 @@ from kdn.core import EXACT, BlockId, Prompt, Role, Segment, TokenIds
 from kdn.errors import EngineFailed
 from kdn.store import Block, EncodedBlock, block_ids, encode_block
 
-__all__ = ["Hits", "opened_with_tiers", "start_node", "start_redis"]
+__all__ = ["Hits", "opened_with_tiers", "start_lmcache", "start_node", "start_redis"]
 
 NEW_TOKENS = 32
 _BYTES = 6 * 1024**3
-_START_S = 30.0
+_START_S = 60.0
+_HAS_LMCACHE = "import importlib.util, sys; sys.exit(importlib.util.find_spec('lmcache') is None)"
 _NEVER = 1.0
 """Prefill as slow as this never is: what is stored is loaded, whether that pays or not."""
 
@@ -141,22 +142,56 @@ def start_redis(scratch: Path, stack: ExitStack, absent: dict[str, str]) -> str 
     if program is None:
         absent["redis"] = "redis-server is not installed"
         return None
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
+    port = _free_port()
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     server = subprocess.Popen([*command, "--dir", str(scratch)], stdout=subprocess.DEVNULL)
     stack.callback(_end, server)
+    if not _listens(server, port):
+        absent["redis"] = "redis-server does not listen"
+        return None
+    return f"redis://127.0.0.1:{port}/0"
+
+
+def start_lmcache(python: Path, scratch: Path, stack: ExitStack) -> int:
+    """LMCache's server in the environment of `python`, which ends with `stack`; its port.
+
+    Raises EngineFailed, saying why, where it is not installed or does not start.
+    """
+    looked: list[str | Path] = [python, "-c", _HAS_LMCACHE]
+    if subprocess.run(looked, capture_output=True, check=False).returncode:
+        raise EngineFailed("lmcache is not installed beside vLLM; `make rivals` installs both")
+    port, log = _free_port(), scratch / "lmcache.log"
+    command: list[str | Path] = [python, "-m", "lmcache.v1.multiprocess.server"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--supported-transfer-mode", "engine_driven"]
+    command += ["--l1-size-gb", "2", "--eviction-policy", "LRU"]
+    with log.open("w") as errors:
+        server = subprocess.Popen(command, stdout=errors, stderr=errors)
+    stack.callback(_end, server)
+    if not _listens(server, port):
+        words = log.read_text(errors="replace").strip().splitlines() or ["(none)"]
+        raise EngineFailed(f"LMCache's server does not listen; its last words: {words[-1]}")
+    return port
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+    return port
+
+
+def _listens(server: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until a server takes connections; false when it ended, or did not in time."""
     deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
+    while server.poll() is None and time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
             time.sleep(0.05)
         else:
-            return f"redis://127.0.0.1:{port}/0"
-    absent["redis"] = "redis-server does not listen"
-    return None
+            return True
+    return False
 
 
 def start_node(scratch: Path, stack: ExitStack) -> str:

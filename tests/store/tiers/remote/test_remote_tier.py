@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from kdn.store import (
     RedisRemote,
     Remote,
     RemoteCallSettings,
+    RemoteChanges,
     RemoteSettings,
     RemoteTier,
     Store,
@@ -270,6 +272,43 @@ def test_what_came_from_afar_is_on_the_disk_after_a_restart(tmp_path: Path) -> N
     with open_store(tmp_path / "kv") as store:
         (hit,) = store.match(MODEL, EXACT, "", PROMPT).hits
         assert hit.tier == "disk"
+
+
+class _HeldListing(DictRemote):
+    """Lists what is there, and answers when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = threading.Event()
+        self.num_listed = 0
+        self.listed = threading.Event()
+
+    def changes(self) -> RemoteChanges:
+        found = super().changes()
+        self.num_listed += 1
+        self.listed.set()
+        assert self.may_answer.wait(20)
+        return found
+
+
+def test_a_block_written_while_the_remote_is_listed_stays_known() -> None:
+    """The second listing is of before the write and taken in after it; a third one begins only then."""
+    clock, remote = ManualClock(), _HeldListing()
+    tier = RemoteTier(remote, RemoteSettings(poll_s=1), clock, NoTrace(), Random(1))
+    remote.may_answer.set()
+    tier.changes()
+    remote.may_answer.clear()
+    remote.listed.clear()
+    clock.advance(2)
+    tier.changes()
+    assert remote.listed.wait(20)
+    tier.put(encode_block(make_block(FIRST)), lambda key: False)
+    remote.may_answer.set()
+    while remote.num_listed < 3:
+        clock.advance(2)
+        tier.changes()
+        assert tier.holds(FIRST.key)
+    tier.close()
 
 
 def test_news_are_asked_for_when_they_are_old() -> None:

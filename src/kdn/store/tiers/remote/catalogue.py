@@ -27,6 +27,8 @@ class RemoteCatalogue:
         self._tokens = 0
         self._added: list[Entry] = []
         self._removed: list[BlockKey] = []
+        self._fresh: set[BlockKey] = set()
+        """Added since the last listing began: it may not have seen them."""
 
     def __contains__(self, key: BlockKey) -> bool:
         return key in self._entries
@@ -44,16 +46,23 @@ class RemoteCatalogue:
             self._size_bytes += size_bytes
             self._tokens += entry.num_tokens
             self._added.append(entry)
+            self._fresh.add(entry.key)
 
     def remove(self, key: BlockKey) -> bool:
         """The block is there no more; False when it was not known."""
         with self._lock:
             return self._remove(key)
 
+    def begin_listing(self) -> None:
+        """The remote is asked now: what is added from here on may miss from what it says."""
+        with self._lock:
+            self._fresh.clear()
+
     def retain(self, keys: Iterable[BlockKey]) -> None:
-        """No other blocks than these are there."""
+        """No other blocks than these were there when the listing began."""
         listed = set(keys)
         with self._lock:
+            listed |= self._fresh
             for key in [key for key in self._entries if key not in listed]:
                 self._remove(key)
 

@@ -219,6 +219,7 @@ class RemoteTier(ManagedTier):
                 self._polled_s = self._clock.now()
                 if not self._caller.is_open:
                     return
+                self._catalogue.begin_listing()
                 self._poll = self._caller.start(self._remote.changes)
                 if first or settings.poll_s == 0:
                     wait((self._poll,), settings.calls.timeout_s)
