@@ -302,7 +302,7 @@ def test_a_block_written_while_the_remote_is_listed_stays_known() -> None:
     clock.advance(2)
     tier.changes()
     assert remote.listed.wait(20)
-    tier.put(encode_block(make_block(FIRST)), lambda key: False)
+    tier.put(encode_block(make_block(FIRST)), lambda _: False)
     remote.may_answer.set()
     while remote.num_listed < 3:
         clock.advance(2)
