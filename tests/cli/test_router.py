@@ -23,7 +23,7 @@ def test_the_router_tells_its_address_and_ends_in_good_order(tmp_path: Path) -> 
     body = {"model": "m", "prompt": "Hello"}
     answer = httpx.post(f"{told['url']}/v1/completions", json=body, timeout=60)
     assert answer.status_code == 503
-    assert answer.json()["error"]["message"].startswith("no server answers (2 are known")
+    assert answer.json()["error"]["message"].startswith("no server of 'm' answers (2 are known")
     assert httpx.get(f"{told['url']}/health").status_code == 503
     assert (
         'kdn_router_up{server="http://127.0.0.1:9"} 0.0' in httpx.get(f"{told['url']}/metrics").text

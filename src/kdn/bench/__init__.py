@@ -41,6 +41,7 @@ BENCHES: dict[str, str] = {
     "ndcg": "kdn.bench.rank.ndcg",
     "policies": "kdn.bench.store.policies",
     "rag": "kdn.bench.rag.rag",
+    "ray": "kdn.bench.scale.ray",
     "rerank": "kdn.bench.rank.rerank",
     "router": "kdn.bench.scale.router",
     "rtc": "kdn.bench.rtc.rtc",

@@ -24,7 +24,7 @@ _USED_BY = {
         "vllm",
     ),
     "ratios": ("blend",),
-    "rows": ("blend", "l4s", "ndcg", "rtc", "steer", "store", "vllm"),
+    "rows": ("blend", "l4s", "ndcg", "ray", "rtc", "steer", "store", "vllm"),
 }
 """Options that only some benchmarks look at."""
 

@@ -17,6 +17,7 @@ from kdn.core import JctModel, PrefillTime
 from kdn.errors import BadConfig, Unreachable
 from kdn.scale.router.fleet import Fleet
 from kdn.scale.router.forward import Forwarder, read_body
+from kdn.scale.router.models import learn_models, list_models
 from kdn.scale.router.numbers import RouterNumbers
 from kdn.scale.router.rules import RULES
 from kdn.serve import ServeSettings
@@ -134,7 +135,7 @@ def _add_routes(app: FastAPI, forwarder: Forwarder) -> None:
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
         try:
-            return await forwarder.answer(request, {}, b"")
+            return await list_models(forwarder, request)
         except Unreachable as error:
             raise Refused(str(error), status=503, code="no_server", retry_after_s=1) from error
 
@@ -157,6 +158,7 @@ def _add_routes(app: FastAPI, forwarder: Forwarder) -> None:
                 "wait_s": server.wait_s(now_s),
                 "slowdown": server.slowdown,
                 "stored_chunks": len(server.stored),
+                "models": sorted(server.models or ()),
             }
             for name, server in forwarder.fleet.servers.items()
         ]
@@ -179,6 +181,7 @@ async def _watch(forwarder: Forwarder, name: str, router: RouterSettings) -> Non
         missed = 0 if is_well else missed + 1
         if is_well:
             server.is_up = True
+            await learn_models(forwarder, server, router.health_timeout_s)
         elif missed >= 2 and server.is_up:
             forwarder.lose(name)
         await asyncio.sleep(router.health_s)

@@ -86,9 +86,15 @@ class FleetServer:
     """Measured prefill time over the model's."""
     num_running: int = 0
     """Requests that were sent and have not ended."""
+    models: frozenset[str] | None = None
+    """The names of models that it last said it serves; None: it has not said."""
     _waiting: dict[int, _Waiting] = field(default_factory=dict)
     _free_s: float = 0.0
     """When the last first token came: the oldest prefill runs since then."""
+
+    def may_serve(self, model: str | None) -> bool:
+        """Is nothing known against sending it a request for this model?"""
+        return model is None or self.models is None or model in self.models
 
     def wait_s(self, now_s: float) -> float:
         """How long a new prompt would wait for those before it."""

@@ -91,7 +91,9 @@ class Forwarder:
         Raises Unreachable when none does, and Disconnected when the client leaves first.
         """
         prompt, tried, refused = prompt_of(body), list[str](), None
-        while (server := self._next(prompt, tried)) is not None:
+        model = body.get("model")
+        model = model if isinstance(model, str) else None
+        while (server := self._next(prompt, tried, model)) is not None:
             tried.append(server.name)
             sent = self._send(server, prompt)
             work = self._try(sent, request, raw, is_stream=bool(body.get("stream")))
@@ -107,13 +109,13 @@ class Forwarder:
             except BaseException:
                 self._end(sent)
                 raise
-            if begun.status in _TRY_ANOTHER and self._next(prompt, tried) is not None:
+            if self._is_for_another(server, begun, prompt, tried, model):
                 self._end(sent)
                 self.numbers.retries.labels(server.name).inc()
                 continue
             return self._respond(sent, begun)
         raise Unreachable(
-            f"no server answers ({len(self.fleet.servers)} are known"
+            f"no server{f' of {model!r}' if model else ''} answers ({len(self.fleet.servers)} are known"
             f"{', the last one: ' + refused if refused else ''}); send again in a moment"
         )
 
@@ -122,9 +124,29 @@ class Forwarder:
         self.fleet.down(name)
         self._lost.pop(name, asyncio.Event()).set()
 
-    def _next(self, prompt: RoutedPrompt, tried: list[str]) -> FleetServer | None:
+    def _next(
+        self, prompt: RoutedPrompt, tried: list[str], model: str | None
+    ) -> FleetServer | None:
+        """The best that is not tried and may serve the model; any may that no server lists, to refuse it."""
+        listed = any(model in (one.models or ()) for one in self.fleet.servers.values())
         order = self.rule.order(prompt, self.fleet, self.clock.now())
-        return next((server for server in order if server.name not in tried), None)
+        left = (one for one in order if one.name not in tried)
+        return next((one for one in left if not listed or one.may_serve(model)), None)
+
+    def _is_for_another(
+        self,
+        server: FleetServer,
+        begun: _Begun,
+        prompt: RoutedPrompt,
+        tried: list[str],
+        model: str | None,
+    ) -> bool:
+        """Is another server to be asked? Also where this one may only lack the model."""
+        lacks = begun.status == httpx.codes.NOT_FOUND and model not in (server.models or ())
+        if not lacks and begun.status not in _TRY_ANOTHER:
+            return False
+        following = self._next(prompt, tried, model)
+        return following is not None and (not lacks or following.may_serve(model))
 
     def _send(self, server: FleetServer, prompt: RoutedPrompt) -> _Sent:
         believed = server.stored.match(prompt.chunks)
@@ -160,7 +182,7 @@ class Forwarder:
             request.method,
             sent.server.name + request.url.path,
             content=raw,
-            headers=self._headers(request),
+            headers=self.headers(request),
         )
         response = await self.client.send(asked, stream=True)
         begun = _Begun(response.status_code, _back(response.headers), b"")
@@ -178,7 +200,8 @@ class Forwarder:
             raise
         return begun
 
-    def _headers(self, request: HttpRequest) -> dict[str, str]:
+    def headers(self, request: HttpRequest) -> dict[str, str]:
+        """Those of a request to a server for this one."""
         passed = {
             name: value for name, value in request.headers.items() if name not in _NOT_PASSED_ON
         }

@@ -1,0 +1,77 @@
+"""Which models stand behind a router: each server is asked, and all of them are one list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+import msgspec
+from fastapi import Request, Response
+
+from kdn.errors import Unreachable
+from kdn.scale.router.fleet import FleetServer
+from kdn.scale.router.forward import Forwarder
+
+__all__ = ["learn_models", "list_models"]
+
+_LIST_S = 5.0
+"""A server that does not list its models in it is left out."""
+
+
+class _Listed(msgspec.Struct):
+    data: Sequence[Mapping[str, Any]] = ()
+
+
+async def learn_models(forwarder: Forwarder, server: FleetServer, timeout_s: float) -> None:
+    """Note what a server says that it serves. One that asks for a caller's key is not known."""
+    key = forwarder.server_key
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    try:
+        answer = await forwarder.client.get(
+            f"{server.name}/v1/models", headers=headers, timeout=timeout_s
+        )
+    except httpx.HTTPError:
+        return  # its health is asked for elsewhere
+    names = frozenset(str(one["id"]) for one in _models(answer))
+    server.models = names or None
+
+
+async def list_models(forwarder: Forwarder, request: Request) -> Response:
+    """The models of all servers that answer, each name once; a refusal where all refuse.
+
+    Raises Unreachable when no server answers.
+    """
+    headers = forwarder.headers(request)
+    asked = [
+        forwarder.client.get(f"{server.name}/v1/models", headers=headers, timeout=_LIST_S)
+        for server in forwarder.fleet.up()
+    ]
+    answers = [
+        one
+        for one in await asyncio.gather(*asked, return_exceptions=True)
+        if isinstance(one, httpx.Response)
+    ]
+    if not answers:
+        raise Unreachable(
+            f"no server answers ({len(forwarder.fleet.servers)} are known); send again in a moment"
+        )
+    listed = [answer for answer in answers if answer.is_success]
+    if not listed:
+        (first, *_) = answers
+        return Response(first.content, first.status_code, media_type="application/json")
+    found = {str(one["id"]): one for answer in listed for one in _models(answer)}
+    body = {"object": "list", "data": list(found.values())}
+    return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def _models(answer: httpx.Response) -> list[Mapping[str, Any]]:
+    """The models of an answer; none for one that lists none."""
+    if not answer.is_success:
+        return []
+    try:
+        listed = msgspec.json.decode(answer.content, type=_Listed)
+    except msgspec.DecodeError:
+        return []
+    return [one for one in listed.data if "id" in one]
