@@ -26,7 +26,7 @@ def test_a_benchmark_opens_with_its_question(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*")  # peft asks it the old way
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
 @pytest.mark.parametrize("name", sorted(BENCHES))
 def test_a_benchmark_answers(name: str, benched: Callable[[str], Result], tmp_path: Path) -> None:
     try:

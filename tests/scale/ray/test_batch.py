@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import kdn
-from kdn.errors import BadInput
+from kdn.errors import BadInput, UnknownModel
 from kdn.rank import read_rows
+from kdn.store import open_store
 from tests.cli.program import kdn as run
+from tests.store.remotes import node_server
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'kdn[ray]')")
 
@@ -117,11 +119,42 @@ def test_what_cannot_be_run_is_refused_before_ray_starts(tmp_path: Path) -> None
         run_batch(rows(1), LabelBatch("{text}", ("a",)), BatchSettings())
     with pytest.raises(BadInput, match="needs an actor, a row"):
         BatchSettings(actors=0)
+    with pytest.raises(UnknownModel, match="no model goes by 'gpt-9' here"):
+        run_batch(rows(1), PrefillBatch(), BatchSettings("gpt-9", home=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:9", "Connection refused"),
+        ("ray://127.0.0.1:9", "Connection refused"),
+        ("127.0.0.1:head", "could not be cast"),
+        ("nonsense", "Invalid address format"),
+    ],
+)
+def test_an_address_of_no_ray_is_one_sentence(tmp_path: Path, address: str, reason: str) -> None:
     data = tmp_path / "rows.csv"
     data.write_text("text\na\n")
     done = run(
-        *(tmp_path, "batch", "prefill", data, "-o", tmp_path / "out.csv"),
-        *("--address", "127.0.0.1:9"),
+        *(tmp_path, "batch", "prefill", data, "-o", tmp_path / "out.csv", "--address", address)
     )
     assert done.code == 2
-    assert "no Ray answers at '127.0.0.1:9'" in done.err
+    assert "Traceback" not in done.err
+    (sentence,) = [line for line in done.err.splitlines() if line.startswith("kdn: ")]
+    assert sentence.startswith(f"kdn: no Ray answers at {address!r} (")
+    assert reason in sentence
+    assert sentence.endswith("start one with `ray start --head`, or leave the address out")
+
+
+def test_a_server_that_is_no_ray_is_told_at_once(tmp_path: Path) -> None:
+    """A Ray client would ask an HTTP server for minutes."""
+    with open_store(tmp_path / "node") as store, node_server(store) as url:
+        address = url.removeprefix("http://")
+        with pytest.raises(BadInput, match="what listens there is no Ray"):
+            run_batch(rows(1), PrefillBatch(), BatchSettings(address=address))
+
+
+def test_a_table_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    done = run(tmp_path, "batch", "prefill", tmp_path / "none.csv", "-o", tmp_path / "out.csv")
+    assert done.code == 2
+    assert "none.csv' does not exist" in done.err

@@ -12,18 +12,25 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from kdn.config import load_config
 from kdn.errors import BadInput, EngineFailed, MissingExtra
+from kdn.model import resolve
 from kdn.rank import Row, columns_of
 from kdn.scale.ray.jobs import BatchJob, RowResult
 
 __all__ = ["BatchResult", "BatchSettings", "EngineActor", "run_batch"]
 
 _CONNECT_S = 5.0
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""A client's preface with empty settings (RFC 9113, section 3.4): gRPC begins so."""
+_HTTP2_SETTINGS = b"\x04"
+"""The type of the frame that the server's preface is."""
 _NUMBER, _ROW, _RESULT = "kdn_number", "kdn_row", "kdn_result"
 
 
@@ -101,10 +108,14 @@ def run_batch(
 ) -> BatchResult:
     """Run the job over all rows; `on_progress` hears how many are done.
 
-    Raises BadInput for rows that the job cannot be asked with, EngineFailed when Ray gives up, MissingExtra
+    Raises BadInput for rows that the job cannot be asked with, BadConfig or UnknownModel before Ray is
+    started here, EngineFailed when Ray gives up, MissingExtra
     without Ray.
     """
     job.check(rows)
+    if settings.address is None:  # the machines of a cluster may have other models
+        home = None if settings.home is None else Path(settings.home)
+        resolve(settings.model, load_config(os.environ, home=home).home)
     found = dict[int, RowResult]()
     with _ray(settings) as ray:
         data = _data(ray, rows, job, settings)
@@ -184,12 +195,21 @@ def _ray(settings: BatchSettings) -> Iterator[Any]:
 
 
 def _refuse_silent(address: str | None) -> None:
-    """Raises BadInput where nobody listens: Ray itself would try for minutes."""
-    where = urlsplit(f"//{address}" if address and "://" not in address else address or "")
-    if where.hostname is None or where.port is None:
+    """Raises BadInput where no gRPC server answers: Ray itself would try for minutes."""
+    try:
+        where = urlsplit(f"//{address}" if address and "://" not in address else address or "")
+        host, port = where.hostname, where.port
+    except ValueError as error:
+        raise _no_ray(address, str(error)) from error
+    if host is None or port is None:
         return  # `auto`, or this machine
     try:
-        socket.create_connection((where.hostname, where.port), _CONNECT_S).close()
+        with socket.create_connection((host, port), _CONNECT_S) as opened:
+            if "RAY_USE_TLS" in os.environ:
+                return
+            opened.sendall(_HTTP2_HELLO)
+            if opened.recv(9, socket.MSG_WAITALL)[3:4] != _HTTP2_SETTINGS:
+                raise _no_ray(address, "what listens there is no Ray")
     except OSError as error:
         raise _no_ray(address, error.strerror or str(error)) from error
 
