@@ -17,7 +17,7 @@ from statistics import median as middle
 
 from kdn.bench.common.findings import Findings, Part, go_on
 from kdn.bench.common.measure import Samples, interleave, median, ratio
-from kdn.bench.common.result import BenchOptions, Figure, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.lineup import weights
 from kdn.bench.scale.vllm_arms import (
     ARMS,
@@ -38,6 +38,7 @@ from kdn.bench.scale.vllm_arms import (
 from kdn.bench.scale.vllm_blend import time_blending
 from kdn.errors import BadInput, EngineFailed
 from kdn.machine.facts import describe_machine
+from kdn.plot import Figure
 
 __all__ = ["run"]
 
