@@ -98,7 +98,7 @@ def test_each_model_has_its_own_server(tmp_path: Path, tiny_model: Callable[...,
 
 
 def test_a_key_opens_everything_but_health(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
-    """Routes for operators are each server's own: the router has none, whoever asks."""
+    """Routes for operators are each server's own: the router has none for any key."""
     model = tiny_model("llama", max_position_embeddings=4096)
     with (
         served(tmp_path, model) as [(url, _)],
