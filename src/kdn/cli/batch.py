@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -9,14 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdn.cli.commands import Commands
-from kdn.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    HomeOption,
-    JsonOption,
-    ModelOption,
-    QuantizationOption,
-)
+from kdn.cli.grouped import grouped
+from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, progress_bar, say, tell
 from kdn.machine.text import read_text
 
@@ -35,14 +30,30 @@ OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="A .parquet, .csv, .tsv or .jsonl file.")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Write over a table that is there.")]
-AddressOption = Annotated[
-    str | None, typer.Option(help="A Ray cluster: auto, HOST:6379; this machine without it.")
-]
-ActorsOption = Annotated[int, typer.Option(min=1, help="Engines at the same time.")]
-CpusOption = Annotated[float, typer.Option(min=0.1, help="Processors of each.")]
-GpusOption = Annotated[float, typer.Option(min=0, help="GPUs of each.")]
-RowsOption = Annotated[int, typer.Option(min=1, help="Rows that an engine is given together.")]
 SaltOption = Annotated[str, typer.Option(help="Whose KV it is.")]
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Where the engines run, and how many there are."""
+
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster: auto, HOST:6379; this machine without it.")
+    ] = None
+    actors: Annotated[int, typer.Option(min=1, help="Engines at the same time.")] = 1
+    cpus: Annotated[float, typer.Option(min=0.1, help="Processors of each.")] = 1.0
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each.")] = 0.0
+    batch_rows: Annotated[
+        int, typer.Option(min=1, help="Rows that an engine is given together.")
+    ] = 64
+
+    def of(self, choice: ModelChoice) -> BatchSettings:
+        """These engines, each with this model."""
+        from kdn.scale.ray import BatchSettings
+
+        home = None if choice.home is None else str(choice.home.expanduser().absolute())
+        model = (choice.model, home, choice.device, choice.dtype, choice.quantization)
+        return BatchSettings(*model, *astuple(self))
 
 
 @app.callback()
@@ -51,6 +62,7 @@ def batch() -> None:
 
 
 @app.command()
+@grouped
 def prefill(
     data: DataArgument,
     *,
@@ -58,28 +70,18 @@ def prefill(
     column: Annotated[str, typer.Option(help="The column of texts.")] = "text",
     salt: SaltOption = "",
     force: ForceOption = False,
-    address: AddressOption = None,
-    actors: ActorsOption = 1,
-    cpus: CpusOption = 1.0,
-    gpus: GpusOption = 0.0,
-    batch_rows: RowsOption = 64,
-    model: ModelOption = "smollm2-135m",
-    home: HomeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = "none",
+    engines: Engines,
+    choice: ModelChoice,
     as_json: JsonOption = False,
 ) -> None:
     """Compute and store the KV of a text of each row."""
-    from kdn.scale.ray import BatchSettings, PrefillBatch
+    from kdn.scale.ray import PrefillBatch
 
-    settings = BatchSettings(
-        model, _home(home), device, dtype, quantization, address, actors, cpus, gpus, batch_rows
-    )
-    _run(data, out, PrefillBatch(column, salt), settings, force=force, as_json=as_json)
+    _run(data, out, PrefillBatch(column, salt), engines.of(choice), force=force, as_json=as_json)
 
 
 @app.command()
+@grouped
 def label(
     data: DataArgument,
     *,
@@ -94,31 +96,21 @@ def label(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="No label below it.")] = 0.0,
     salt: SaltOption = "",
     force: ForceOption = False,
-    address: AddressOption = None,
-    actors: ActorsOption = 1,
-    cpus: CpusOption = 1.0,
-    gpus: GpusOption = 0.0,
-    batch_rows: RowsOption = 64,
-    model: ModelOption = "smollm2-135m",
-    home: HomeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = "none",
+    engines: Engines,
+    choice: ModelChoice,
     as_json: JsonOption = False,
 ) -> None:
     """Label each row with one of a few choices."""
-    from kdn.scale.ray import BatchSettings, LabelBatch
+    from kdn.scale.ray import LabelBatch
 
     asked = read_text(Path(template[1:])) if template.startswith("@") else template
     words = tuple(word.strip() for word in choices.split(",") if word.strip())
-    settings = BatchSettings(
-        model, _home(home), device, dtype, quantization, address, actors, cpus, gpus, batch_rows
-    )
     job = LabelBatch(asked, words, threshold, salt)
-    _run(data, out, job, settings, force=force, as_json=as_json)
+    _run(data, out, job, engines.of(choice), force=force, as_json=as_json)
 
 
 @app.command()
+@grouped
 def rerank(
     data: DataArgument,
     *,
@@ -130,30 +122,15 @@ def rerank(
     instruction: Annotated[str | None, typer.Option(help="What to ask about each text.")] = None,
     salt: SaltOption = "",
     force: ForceOption = False,
-    address: AddressOption = None,
-    actors: ActorsOption = 1,
-    cpus: CpusOption = 1.0,
-    gpus: GpusOption = 0.0,
-    batch_rows: RowsOption = 64,
-    model: ModelOption = "smollm2-135m",
-    home: HomeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = "none",
+    engines: Engines,
+    choice: ModelChoice,
     as_json: JsonOption = False,
 ) -> None:
     """Score each row's document by its query."""
-    from kdn.scale.ray import BatchSettings, RerankBatch
+    from kdn.scale.ray import RerankBatch
 
-    settings = BatchSettings(
-        model, _home(home), device, dtype, quantization, address, actors, cpus, gpus, batch_rows
-    )
     job = RerankBatch(query, document, layout, template, instruction, salt)
-    _run(data, out, job, settings, force=force, as_json=as_json)
-
-
-def _home(home: Path | None) -> str | None:
-    return None if home is None else str(home.expanduser().absolute())
+    _run(data, out, job, engines.of(choice), force=force, as_json=as_json)
 
 
 def _run(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdn.cli.options import DeviceOption, DtypeOption, HomeOption, JsonOption, ModelOption
+from kdn.cli.grouped import grouped
+from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, say, table
 
 if TYPE_CHECKING:
@@ -16,11 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["calibrate", "records_of", "show_record"]
 
 
+@grouped
 def calibrate(
-    model: ModelOption = "smollm2-135m",
-    home: HomeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    *,
+    choice: ModelChoice,
     data: Annotated[
         Path | None, typer.Option(exists=True, help="Text to measure on; shipped PEPs by default.")
     ] = None,
@@ -30,7 +30,6 @@ def calibrate(
 
     Without a record no lossy codec is ever chosen by itself.
     """
-    import kdn
     from kdn.calibration.codecs import calibrate as measure
     from kdn.calibration.codecs import probes, read_texts
     from kdn.clock import SystemClock
@@ -38,7 +37,7 @@ def calibrate(
     from kdn.reuse.codec_quality import save_record
 
     texts = read_texts(data) if data else [file.read_text("utf-8") for file in corpus_files()]
-    with kdn.open(model, home=home, device=device, dtype=dtype) as opened:
+    with choice.open() as opened:
         pieces = probes(opened.model, texts, say=say)
         record = measure(opened.model, pieces, SystemClock(), say=say)
         path = save_record(opened.config.home, record)

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdn.cli.cost_trace import plan, trace
-from kdn.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    HomeOption,
-    JsonOption,
-    ModelChoice,
-    ModelOption,
-    QuantizationOption,
-)
+from kdn.cli.grouped import grouped
+from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.prices import (
     PlotOption,
     PricesOption,
@@ -229,18 +222,15 @@ def _numbers(text: str) -> list[float]:
 
 
 @cost.command()
+@grouped
 def fit(
     *,
-    model: ModelOption = "smollm2-135m",
-    home: HomeOption = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each point.")] = 3,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = "none",
+    choice: ModelChoice,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how long prompts take on this machine, and keep it for scheduling and estimates."""
-    with ModelChoice(model, home, device, dtype, quantization).open() as kdn:
+    with choice.open() as kdn:
         found = kdn.calibration.fit_jct(repeats=repeats)
         name = kdn.name
     if as_json:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdn.cli.grouped import grouped
 from kdn.cli.options import (
     AdapterOption,
-    DeviceOption,
-    DtypeOption,
     EngineKeyOption,
     EngineModelOption,
     EngineOption,
-    HomeOption,
     JsonOption,
     ModelChoice,
-    ModelOption,
-    QuantizationOption,
     open_engine,
 )
 from kdn.cli.show import emit, progress_bar, say, tell
@@ -37,6 +33,7 @@ __all__ = ["label"]
 _SHOWN_REFUSALS = 10
 
 
+@grouped
 def label(
     data: Annotated[
         Path,
@@ -68,11 +65,7 @@ def label(
         bool,
         typer.Option("--force", help="Write over a table, or discard answers to other questions."),
     ] = False,
-    model: ModelOption = "smollm2-135m",
-    home: HomeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = "none",
+    choice: ModelChoice,
     adapter: AdapterOption = None,
     engine: EngineOption = None,
     engine_model: EngineModelOption = None,
@@ -100,15 +93,15 @@ def label(
     with ExitStack() as opened:
         if engine is not None:
             unused = {
-                "device": device,
-                "dtype": dtype,
-                "quantization": quantization != "none",
+                "device": choice.device,
+                "dtype": choice.dtype,
+                "quantization": choice.quantization != "none",
                 "adapter": adapter,
             }
             server = opened.enter_context(open_engine(engine, engine_model, engine_key, unused))
             asker = _remote(server, words)
         else:
-            chosen = ModelChoice(model, home, device, dtype, quantization, tuple(adapter or ()))
+            chosen = replace(choice, adapters=tuple(adapter or ()))
             used = adapter[0].partition("=")[0] if adapter else None
             asker = _local(opened.enter_context(chosen.open()), words, used)
         job = LabelJob(

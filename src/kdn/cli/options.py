@@ -117,13 +117,13 @@ def output_file(path: Path | None) -> Path | None:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model to open, and how."""
+    """Which model to open, and how: five options of a `grouped` command."""
 
-    model: str
-    home: Path | None = None
-    device: str | None = None
-    dtype: str | None = None
-    quantization: str = "none"
+    model: ModelOption = "smollm2-135m"
+    home: HomeOption = None
+    device: DeviceOption = None
+    dtype: DtypeOption = None
+    quantization: QuantizationOption = "none"
     adapters: tuple[str, ...] = ()
 
     def open(self, config: Config | None = None) -> Kdn:

@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdn.cli.grouped import grouped
 from kdn.cli.options import (
     AdapterOption,
-    DeviceOption,
-    DtypeOption,
     EngineKeyOption,
     EngineModelOption,
     EngineOption,
-    HomeOption,
     JsonOption,
     ModelChoice,
-    ModelOption,
-    QuantizationOption,
     open_engine,
 )
 from kdn.cli.show import emit, say, tell, time_text
@@ -37,6 +34,7 @@ __all__ = ["rerank"]
 _SHOWN = 72
 
 
+@grouped
 def rerank(
     query: Annotated[str, typer.Argument(help="What the texts are ranked by.")],
     files: Annotated[
@@ -63,11 +61,7 @@ def rerank(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut texts that are longer than the context.")
     ] = False,
-    model: ModelOption = "smollm2-135m",
-    home: HomeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = "none",
+    choice: ModelChoice,
     adapter: AdapterOption = None,
     engine: EngineOption = None,
     engine_model: EngineModelOption = None,
@@ -78,9 +72,9 @@ def rerank(
     names, texts = _read(files or [], documents)
     if engine is not None:
         unused = {
-            "device": device,
-            "dtype": dtype,
-            "quantization": quantization != "none",
+            "device": choice.device,
+            "dtype": choice.dtype,
+            "quantization": choice.quantization != "none",
             "adapter": adapter,
             "truncate": truncate,
         }
@@ -92,12 +86,13 @@ def rerank(
         _tell(query, found, names, perf_counter() - started, as_json=as_json)
         return
     given = () if adapter == ["none"] else tuple(adapter or ())
-    choice = ModelChoice(model, home, device, dtype, quantization, given)
-    with choice.open() as kdn:
+    with replace(choice, adapters=given).open() as kdn:
         named = adapter[0].partition("=")[0] if adapter else None
         used = kdn.scoring.reranker(layout, template, named)
         if used is not None and named is None:
-            say(f"ranked by the adapter {used} of {model}; --adapter none takes the model alone")
+            say(
+                f"ranked by the adapter {used} of {choice.model}; --adapter none takes the model alone"
+            )
         started = perf_counter()
         found = kdn.rerank(
             query,

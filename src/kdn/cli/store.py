@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdn.cli.calibrate import calibrate, records_of, show_record
+from kdn.cli.grouped import grouped
 from kdn.cli.options import HomeOption, JsonOption, output_file, read_settings
 from kdn.cli.show import emit, say, size_text, table, tell, time_text
 from kdn.cli.simulate import simulate
 from kdn.cli.store_blocks import compress, copy, move, pin, tell_done, unpin, warm
-from kdn.cli.which import (
-    FingerprintOption,
-    KeyOption,
-    SaltOption,
-    TierOption,
-    opened,
-    picked,
-)
+from kdn.cli.which import SaltOption, TierOption, WhichBlocks, opened
 from kdn.machine.files import publishing
 
 if TYPE_CHECKING:
@@ -178,20 +172,18 @@ def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 @store.command()
+@grouped
 def clear(
     *,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
+    which: WhichBlocks,
     tier: TierOption = None,
-    home: HomeOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Throw stored KV away, all or some. Documents stay; KV is computed again when needed."""
     from kdn.store.admin.manage import forget
 
-    with picked(home, key, salt, fingerprint, tier) as (found, keys):
+    with which.picked(tier) as (found, keys):
         if not yes:
             typer.confirm(f"Forget {len(keys)} blocks?", abort=True, err=True)
         if tier is None and len(keys) == len(found.index.entries()):
@@ -209,19 +201,17 @@ for command in (warm, pin, unpin, copy, move, compress):
 
 
 @store.command()
+@grouped
 def export(
     file: Annotated[Path, typer.Argument(help="The bundle to write.", callback=output_file)],
     *,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
-    home: HomeOption = None,
+    which: WhichBlocks,
     as_json: JsonOption = False,
 ) -> None:
     """Write blocks to one portable file."""
     from kdn.store.admin.bundle import export_blocks
 
-    with picked(home, key, salt, fingerprint) as (found, keys), publishing(file) as bundle:
+    with which.picked() as (found, keys), publishing(file) as bundle:
         done = export_blocks(found, keys, bundle)
     tell_done(done, "exported", as_json)
 

@@ -7,16 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdn.cli.options import HomeOption, JsonOption
+from kdn.cli.grouped import grouped
+from kdn.cli.options import JsonOption
 from kdn.cli.show import emit, say, size_text, tell
-from kdn.cli.which import (
-    AllOption,
-    FingerprintOption,
-    KeyOption,
-    SaltOption,
-    picked,
-    refuse_all,
-)
+from kdn.cli.which import AllOption, WhichBlocks
 
 if TYPE_CHECKING:
     from kdn.store.admin.manage import Done
@@ -38,111 +32,94 @@ def _count(blocks: int, what: str, as_json: bool) -> None:
     emit({"blocks": blocks}) if as_json else tell(f"{what} {blocks} blocks")
 
 
+@grouped
 def warm(
     *,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
-    home: HomeOption = None,
+    which: WhichBlocks,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch blocks from tiers across the network onto this machine's disk, before they are asked for."""
     from kdn.store.admin.manage import warm as bring
 
-    with picked(home, key, salt, fingerprint) as (found, keys):
+    with which.picked() as (found, keys):
         tell_done(bring(found, keys), "warmed", as_json)
 
 
+@grouped
 def pin(
     *,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
+    which: WhichBlocks,
     everything: AllOption = False,
     seconds: Annotated[
         float | None, typer.Option("--for", min=0, help="Seconds; without it until unpinned.")
     ] = None,
-    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Keep blocks from being evicted, by any kdn on this store."""
     from kdn.clock import SystemClock
 
-    refuse_all(key, salt is not None, fingerprint, everything=everything)
-    with picked(home, key, salt, fingerprint) as (found, keys):
+    with which.changed(everything=everything) as (found, keys):
         found.tenancy.persistent_pins.pin(
             keys, None if seconds is None else SystemClock().wall() + seconds
         )
     _count(len(keys), "pinned", as_json)
 
 
+@grouped
 def unpin(
     *,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
+    which: WhichBlocks,
     everything: AllOption = False,
-    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Let pinned blocks be evicted again."""
-    refuse_all(key, salt is not None, fingerprint, everything=everything)
-    with picked(home, key, salt, fingerprint) as (found, keys):
+    with which.changed(everything=everything) as (found, keys):
         count = found.tenancy.persistent_pins.unpin(keys)
     _count(count, "unpinned", as_json)
 
 
+@grouped
 def copy(
     to: Annotated[str, typer.Option("--to", help="The tier that is to have them too.")],
     *,
     source: Annotated[str | None, typer.Option("--from", help="The tier to read.")] = None,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
+    which: WhichBlocks,
     everything: AllOption = False,
-    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put blocks into another tier too."""
     from kdn.store.admin.manage import copy as carry
 
-    refuse_all(key, salt is not None, fingerprint, source, everything=everything)
-    with picked(home, key, salt, fingerprint, source) as (found, keys):
+    with which.changed(source, everything=everything) as (found, keys):
         tell_done(carry(found, keys, to, source), "copied", as_json)
 
 
+@grouped
 def move(
     to: Annotated[str, typer.Option("--to", help="The tier that is to have them.")],
     source: Annotated[str, typer.Option("--from", help="The tier that they leave.")],
     *,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
+    which: WhichBlocks,
     everything: AllOption = False,
-    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put blocks into another tier, and out of the one they are in."""
     from kdn.store.admin.manage import move as carry
 
-    refuse_all(key, salt is not None, fingerprint, source, everything=everything)
-    with picked(home, key, salt, fingerprint, source) as (found, keys):
+    with which.changed(source, everything=everything) as (found, keys):
         tell_done(carry(found, keys, to, source), "moved", as_json)
 
 
+@grouped
 def compress(
     codec: Annotated[str, typer.Argument(help="A lossless codec, as `none`.")],
     *,
-    key: KeyOption = None,
-    salt: SaltOption = None,
-    fingerprint: FingerprintOption = None,
+    which: WhichBlocks,
     everything: AllOption = False,
-    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write blocks again with another codec."""
     from kdn.store.admin.manage import compress as rewrite
 
-    refuse_all(key, salt is not None, fingerprint, everything=everything)
-    with picked(home, key, salt, fingerprint) as (found, keys):
+    with which.changed(everything=everything) as (found, keys):
         tell_done(rewrite(found, keys, codec), "rewrote", as_json)

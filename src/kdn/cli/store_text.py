@@ -8,14 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kdn.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    HomeOption,
-    JsonOption,
-    ModelChoice,
-    ModelOption,
-)
+from kdn.cli.grouped import grouped
+from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, tell, tell_failures
 from kdn.cli.steer import RecipeOption, read_recipe
 from kdn.cli.store import store
@@ -42,16 +36,14 @@ def _salt(salt: str, public: bool) -> str:
 
 
 @store.command()
+@grouped
 def put(
     files: FilesArgument,
     *,
-    model: ModelOption = "smollm2-135m",
     salt: TenantOption = "",
     public: PublicOption = False,
     steer: RecipeOption = None,
-    home: HomeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    choice: ModelChoice,
     as_json: JsonOption = False,
 ) -> None:
     """Compute and store the KV of documents now, so that the first question about them is quick."""
@@ -60,7 +52,7 @@ def put(
     owner = _salt(salt, public)
     rows = []
     recipe = None if steer is None else read_recipe(steer)
-    with ModelChoice(model, home, device, dtype).open() as kdn:
+    with choice.open() as kdn:
         for file in files:
             tokens = (
                 kdn.prefill(read_text(file), file.name, owner)
@@ -79,15 +71,13 @@ def put(
 
 
 @store.command()
+@grouped
 def lookup(
     files: FilesArgument,
     *,
-    model: ModelOption = "smollm2-135m",
     salt: TenantOption = "",
     public: PublicOption = False,
-    home: HomeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    choice: ModelChoice,
     as_json: JsonOption = False,
 ) -> None:
     """Show how much of each document's KV would hit, and from which tier. Computes nothing."""
@@ -95,7 +85,7 @@ def lookup(
 
     owner = _salt(salt, public)
     shown = []
-    with ModelChoice(model, home, device, dtype).open() as kdn:
+    with choice.open() as kdn:
         for file in files:
             match, wanted = kdn.lookup(read_text(file), file.name, owner)
             shape = lookup_shape(match, wanted)
@@ -109,6 +99,7 @@ def lookup(
 
 
 @store.command()
+@grouped
 def why(
     file: Annotated[
         Path | None,
@@ -126,11 +117,8 @@ def why(
     api_key: Annotated[
         str | None, typer.Option(envvar="KDN_SERVE_API_KEY", help="Its key, if it asks for one.")
     ] = None,
-    model: ModelOption = "smollm2-135m",
     salt: TenantOption = "",
-    home: HomeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    choice: ModelChoice,
     as_json: JsonOption = False,
 ) -> None:
     """Show at which token a prompt leaves what is stored, and the likely reason. Computes nothing."""
@@ -141,7 +129,7 @@ def why(
     if file is None:
         found = _why_of_request(url, str(request), api_key)
     else:
-        with ModelChoice(model, home, device, dtype).open() as kdn:
+        with choice.open() as kdn:
             messages, documents = _conversation(file)
             asked = kdn.prompts.request(messages, documents, salt=salt)
             found = _as_shown(kdn.parts.why.foresee(asked, lambda _: True))

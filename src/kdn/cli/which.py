@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdn.cli.options import read_settings
+from kdn.cli.options import HomeOption, read_settings
 from kdn.cli.show import tell_failures
 from kdn.errors import BadInput
 
@@ -17,28 +18,10 @@ if TYPE_CHECKING:
     from kdn.core import BlockKey
     from kdn.store import Store
 
-__all__ = [
-    "AllOption",
-    "FingerprintOption",
-    "KeyOption",
-    "SaltOption",
-    "TierOption",
-    "chosen",
-    "opened",
-    "picked",
-    "refuse_all",
-]
+__all__ = ["AllOption", "SaltOption", "TierOption", "WhichBlocks", "opened"]
 
-KeyOption = Annotated[
-    list[str] | None, typer.Option("--key", help="A block's key; may be repeated.")
-]
 SaltOption = Annotated[str | None, typer.Option("--salt", help="The blocks of this tenant only.")]
-FingerprintOption = Annotated[
-    str | None, typer.Option("--fingerprint", help="The blocks of this model only.")
-]
 TierOption = Annotated[str | None, typer.Option("--tier", help="What lies in this tier only.")]
-
-
 AllOption = Annotated[bool, typer.Option("--all", help="All blocks, where nothing picks some.")]
 
 
@@ -54,37 +37,41 @@ def opened(home: Path | None) -> Iterator[Store]:
         tell_failures(trace)
 
 
-@contextmanager
-def picked(
-    home: Path | None,
-    keys: list[str] | None,
-    salt: str | None,
-    fingerprint: str | None,
-    tier: str | None = None,
-) -> Iterator[tuple[Store, list[BlockKey]]]:
-    """The open store and the blocks of it that the options name (see `chosen`)."""
-    with opened(home) as found:
-        yield found, chosen(found, keys, salt, fingerprint, tier)
+@dataclass(frozen=True)
+class WhichBlocks:
+    """The blocks of a home folder's store that options name: four options of a `grouped` command."""
 
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="A block's key; may be repeated.")
+    ] = None
+    salt: SaltOption = None
+    fingerprint: Annotated[
+        str | None, typer.Option("--fingerprint", help="The blocks of this model only.")
+    ] = None
+    home: HomeOption = None
 
-def chosen(
-    store: Store,
-    keys: list[str] | None,
-    salt: str | None,
-    fingerprint: str | None,
-    tier: str | None,
-) -> list[BlockKey]:
-    """The blocks that the options name; all of them when no option does.
+    @contextmanager
+    def picked(self, tier: str | None = None) -> Iterator[tuple[Store, list[BlockKey]]]:
+        """The open store and these blocks of it; all of them when no option names any.
 
-    Raises BadInput for a key or a tier that is not there.
-    """
-    from kdn.core import BlockKey
-    from kdn.store.admin.manage import Which, select
+        Raises BadInput for a key or a tier that is not there.
+        """
+        from kdn.core import BlockKey
+        from kdn.store.admin.manage import Which, select
 
-    return select(store, Which(tuple(map(BlockKey, keys or ())), salt, fingerprint, tier))
+        keys = tuple(map(BlockKey, self.key or ()))
+        with opened(self.home) as found:
+            yield found, select(found, Which(keys, self.salt, self.fingerprint, tier))
 
+    def changed(
+        self, tier: str | None = None, *, everything: bool
+    ) -> AbstractContextManager[tuple[Store, list[BlockKey]]]:
+        """The same, to change them.
 
-def refuse_all(*picking: object, everything: bool) -> None:
-    """Raise BadInput when nothing picks blocks and `--all` was not said: this changes them."""
-    if not everything and not any(picking):
-        raise BadInput("which blocks? pick some with --key, --salt or --fingerprint, or say --all")
+        Raises BadInput when nothing picks blocks and `--all` was not said.
+        """
+        if not (everything or self.key or self.salt is not None or self.fingerprint or tier):
+            raise BadInput(
+                "which blocks? pick some with --key, --salt or --fingerprint, or say --all"
+            )
+        return self.picked(tier)
