@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,17 @@ from kdn.bench import BenchOptions, load_bench
 from kdn.bench.steer.arms import ARMS
 from kdn.bench.steer.case import random_like
 from kdn.bench.steer.items import steer_items
-from kdn.bench.steer.selections import SELECTIONS, TWINS
-from kdn.bench.steer.sums import arm_rows, clustered, steer_summary
+from kdn.bench.steer.selections import SELECTIONS
+from kdn.bench.steer.sums import (
+    TWINS,
+    arm_rows,
+    chosen_selection,
+    clustered,
+    reuses_to_pay,
+    slower,
+    steer_summary,
+)
+from kdn.bench.steer.verdicts import steer_figures, steer_notes, verdict
 from kdn.errors import BadInput
 
 KEYS = {
@@ -39,7 +49,8 @@ def judged(cluster: str, plain: float, oracle: float) -> dict[str, Any]:
 def test_gains_are_paired_and_clusters_are_drawn_whole() -> None:
     """Three items of one article gain 1 each, one of another loses 1: on average a half."""
     items = [judged("a", 3.0, 2.0)] * 3 + [judged("b", 1.0, 2.0)]
-    summary = steer_summary(items, {"span": 1.01, "two calls": 3.03})
+    rounds = [{"plain": 1.0, "span": 1.01, "two calls": 3.03, "nothing stored": 4.04}] * 3
+    summary = steer_summary(items, [], rounds)
     assert summary.keys() == KEYS
     assert summary["nll_gain_oracle"] == 0.5
     assert summary["nll_gain"] is None
@@ -61,6 +72,66 @@ def test_random_columns_stand_where_those_stand_that_they_are_for() -> None:
     assert min(found[0]) >= 2, "no sinks"
     assert found[1] == ()
     assert len(set(found[0])) == 3
+
+
+def test_two_calls_pay_for_passes_after_so_many_answers() -> None:
+    """A prompt from nothing takes 4 s, two calls 2 s more than a span: three passes, six answers."""
+    rounds = [{"plain": 1.0, "span": 1.0, "two calls": 3.0, "nothing stored": 4.0}] * 2
+    assert reuses_to_pay(3.0, rounds) == 6
+    assert reuses_to_pay(3.0, [{"plain": 1.0, "span": 1.0}]) is None, "not timed"
+    assert reuses_to_pay(3.0, [one | {"two calls": 0.9} for one in rounds]) is None, "nothing saved"
+    assert slower([{"plain": 1.0, "span": 2.0}, {"plain": 2.0, "span": 2.0}], "span") == (1.5, 1, 2)
+
+
+def test_a_verdict_follows_from_the_interval_and_the_number_of_articles() -> None:
+    assert verdict((0.2, 0.1, 0.3), 5) == "gains (+0.200, +0.100 to +0.300)"
+    assert verdict((-0.2, -0.3, -0.1), 5).startswith("harms")
+    assert verdict((0.1, -0.1, 0.3), 5).startswith("shows no difference")
+    assert verdict((0.2, 0.1, 0.3), 4).startswith("is too little to judge")
+    assert verdict(None, 0) == "was not judged"
+
+
+def with_arms(cluster: str, **nll: float) -> dict[str, Any]:
+    arms = {name.replace("_", "-"): {"nll": value, "kl": 0.1} for name, value in nll.items()}
+    return {"name": f"squad/{cluster}", "cluster": cluster, "chance": 0.1, "arms": arms}
+
+
+def test_the_selection_is_chosen_on_one_half_and_judged_on_the_other() -> None:
+    """On `fit` notes beat their twin by 2, key norms by 1; on `test` notes gain as their twin does."""
+    fit = [
+        with_arms("a", plain=3, notes=1, notes_random=3, key_norm=1, key_norm_random=2),
+    ]
+    assert chosen_selection(fit) == "notes"
+    assert chosen_selection([]) == "published"
+    test = [
+        with_arms(str(n), plain=3, oracle=2, notes=2.5, notes_random=2.5, key_norm=0.0)
+        for n in range(6)
+    ]
+    summary = steer_summary(test, fit, [])
+    assert (summary["nll_gain"], summary["nll_gain_random"]) == (0.5, 0)
+    assert summary["ttft_cost"] is None
+    notes = " ".join(steer_notes(test, fit, []))
+    assert "6 items of 6 articles or questions are judged: 6 of squad" in notes
+    assert "Fewer than the 300" in notes
+    assert "`notes` was chosen on the half `fit`: against plain it gains (+0.500" in notes
+    assert "twin it shows no difference (+0.000" in notes
+    assert "50 % of the right sentence's gain" in notes
+    assert "Stressing the right sentence, by set: squad gains (+1.000" in notes
+    assert "Times to the first token were not taken." in notes
+    beside, settling = steer_figures(test)
+    ((far, gain),) = beside.lines["oracle"]
+    assert far == pytest.approx(0.1)
+    assert gain == 1
+    assert settling.lines["oracle"][-1] == (6.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "says"), [(1.0, "is met"), (1.05, "is missed"), (None, "can be neither")]
+)
+def test_the_aim_for_times_is_met_missed_or_open(ratio: float | None, says: str) -> None:
+    slow = [ratio] * 6 if ratio else [0.9, 1.2, 1.0, 1.1, 0.95, 1.15]
+    rounds = [{"plain": 1.0, "span": one, "two calls": 3.0} for one in slow]
+    assert f"the aim of 2 % more {says}" in " ".join(steer_notes([], [], rounds))
 
 
 @pytest.fixture
@@ -115,6 +186,22 @@ def test_every_arm_runs_and_a_second_run_judges_nothing_again(
     assert result.summary["nll_gain_oracle"] is not None
     assert load_bench("steer")(options).summary == result.summary
     assert rows.read_text() == kept
+    timing = load_bench("steer")(replace(options, only="timing", pairs=2))
+    lines = rows.read_text().splitlines()
+    assert sum("round" in json.loads(line) for line in lines) == 2
+    assert timing.summary["ttft_cost"] is not None
+    assert timing.summary["ttft_speedup_query_dependent"] is not None
+    load_bench("steer")(replace(options, only="timing", pairs=3))
+    assert rows.read_text().splitlines()[:-1] == lines, "one round more"
+    page = load_bench("steer")(BenchOptions(model=model, only="page", rows=rows))
+    assert page.summary.keys() == KEYS
+    assert page.summary["nll_gain_oracle"] == result.summary["nll_gain_oracle"]
+    parts = {row["part"] for row in page.rows}
+    assert {"all", "squad", "computed beforehand", "time to first token"} <= parts
+    assert any("articles or questions are judged" in note for note in page.notes)
+    fit = load_bench("steer")(replace(options, only="fit", arms=("key-norm", "key-norm-random")))
+    assert any(row["part"] == "fit: squad" for row in fit.rows)
+    assert any("`key-norm` was chosen on the half `fit`" in note for note in fit.notes)
     with pytest.raises(BadInput, match="no arm 'best'"):
         load_bench("steer")(BenchOptions(model=model, data=data, arms=("best",)))
 
@@ -122,5 +209,10 @@ def test_every_arm_runs_and_a_second_run_judges_nothing_again(
 def test_data_must_be_named_and_be_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--data names the folder"):
         load_bench("steer")(BenchOptions())
+    with pytest.raises(BadInput, match="a page is made of rows"):
+        load_bench("steer")(BenchOptions(only="page"))
+    (tmp_path / "rows.jsonl").write_text("[]")
+    with pytest.raises(BadInput, match="no rows of this benchmark"):
+        load_bench("steer")(BenchOptions(only="page", rows=tmp_path / "rows.jsonl"))
     with pytest.raises(BadInput, match="is not there"):
         load_bench("steer")(BenchOptions(data=tmp_path))

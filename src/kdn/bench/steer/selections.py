@@ -18,7 +18,7 @@ from kdn.core import ColumnScale, LayerView, Plan
 from kdn.engine import HeldKV
 from kdn.reuse.steer import AFTER, LOOK_WEIGHT, ColumnSums
 
-__all__ = ["SELECTIONS", "TWINS"]
+__all__ = ["SELECTIONS"]
 
 _SHARE, _SINKS = 0.1, 4
 """Of a text's columns so many are chosen; the first ones never, as in a published recipe."""
@@ -232,5 +232,3 @@ SELECTIONS: dict[str, Callable[[SteerCase], Steered]] = {
     for name, (way, kinds) in _WAYS.items()
     for kind in ("", *kinds)
 }
-TWINS = {name: f"{name}-random" for name in _WAYS} | {"published": "published-random"}
-"""Every selection that needs no question, and what it must beat."""

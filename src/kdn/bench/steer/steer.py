@@ -3,23 +3,19 @@
 Quality (`--only fit`, `--only test`): the gold answer's negative log-likelihood (NLL) over stored KV, by
 arm, on halves that share no article; settings are chosen on `fit`, and `test` is what the summary is of.
 Timing (`--only timing`): time to the first token through the real engine, interleaved.  With `--rows
-FILE` judged items are kept, and a later run goes on from them.
+FILE` items and rounds are kept, and a later run goes on from them; `--only page` says what they say.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from kdn import api
 from kdn.bench.blend.quality import word_f1
-from kdn.bench.common.measure import median, ratio
 from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.lineup import opened
 from kdn.bench.steer.arms import ANSWERED, ARMS
@@ -27,14 +23,16 @@ from kdn.bench.steer.case import SteerCase
 from kdn.bench.steer.fitted import SteerFit
 from kdn.bench.steer.items import SETS, Half, SteerItem, steer_items
 from kdn.bench.steer.lab import SteerLab
-from kdn.bench.steer.sums import JudgedItem, arm_rows, steer_notes, steer_summary
-from kdn.bench.steer.timing import PLAIN, ttft_samples
+from kdn.bench.steer.rows import SteerRows
+from kdn.bench.steer.sums import JudgedItem, arm_rows, passes_rows, steer_summary, time_rows
+from kdn.bench.steer.timing import timing_rounds
+from kdn.bench.steer.verdicts import steer_figures, steer_notes
 from kdn.errors import BadInput, MissingExtra
 from kdn.machine.facts import describe_machine
 
 __all__ = ["run"]
 
-_PARTS = (None, "fit", "test", "timing")
+_PARTS = (None, "fit", "test", "timing", "page")
 _PER_CONTEXT = 6
 """Questions over one context: more of one article say little that is new."""
 _FITTED_ON = 12
@@ -48,14 +46,19 @@ _UNRELATED = (
 
 
 def run(options: BenchOptions) -> Result:
-    """Judge what is to be judged, time, and say both together."""
+    """Judge what is to be judged, time, and say all that the rows say."""
     if options.only not in _PARTS:
-        raise BadInput(f"steer has the parts fit, test and timing, not {options.only!r}")
+        parts = ", ".join(part for part in _PARTS if part)
+        raise BadInput(f"steer has the parts {parts}, not {options.only!r}")
+    arms, rows = _arms(options.arms), SteerRows(options.rows)
+    if options.only == "page":
+        if not (rows.of("fit") or rows.of("test") or rows.rounds):
+            raise BadInput("a page is made of rows: --rows names the file that holds them")
+        return _result(options, rows, total=None)
     if options.data is None:
         raise BadInput(
             "steer measures on data: --data names the folder with squad, hotpotqa, musique"
         )
-    arms = _arms(options.arms)
     half: Half = "fit" if options.only == "fit" else "test"
     items = _chosen(options.data, half, quick=options.quick)
     torch.set_num_threads(options.threads)
@@ -63,36 +66,29 @@ def run(options: BenchOptions) -> Result:
         tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
         opened(options, Path(folder)) as service,
     ):
-        judged = (
-            _judged_before(items, options.rows)
-            if options.only == "timing"
-            else _judge(options, service, items, arms)
-        )
-        timed = {} if options.only in ("fit", "test") else ttft_samples(options, service, items)
-    costs = {way: ratio(timed, PLAIN, way) for way in timed if way != PLAIN}
+        if options.only != "timing":
+            _judge(options, service, items, arms, rows)
+        if options.only not in ("fit", "test"):
+            timing_rounds(options, service, items, rows)
+    return _result(options, rows, total=sum(map(len, items)))
+
+
+def _result(options: BenchOptions, kept: SteerRows, total: int | None) -> Result:
+    """The page of all rows; of a run on the half `fit` alone, its own arms."""
+    judged, fit, rounds = kept.of("test"), kept.of("fit"), kept.rounds
     rows: list[Row] = [*arm_rows(judged)]
-    for way, samples in timed.items():
-        found = costs.get(way)
-        rows.append(
-            {
-                "part": "time to first token",
-                "way": way,
-                "ms": 1000 * (median(timed, way) or 0.0),
-                "of plain": None if found is None else found.median,
-                "rounds": len(samples),
-            }
-        )
+    rows += [row | {"part": f"fit: {row['part']}"} for row in arm_rows(fit)]
+    rows += [*passes_rows(judged or fit, rounds), *time_rows(rounds)]
+    counts = {"items": len(judged), "fit_items": len(fit), "items_wanted": total}
     return Result(
         bench="steer",
         model=options.model,
         machine=describe_machine(),
-        config=options.describe() | {"half": half, "items": len(judged)},
+        config=options.describe() | counts,
         rows=rows,
-        summary=steer_summary(
-            judged, {way: one.median for way, one in costs.items() if one is not None}
-        ),
-        notes=steer_notes(judged),
-        page=f"steer-{Path(options.model).stem}-{half}",
+        summary=steer_summary(judged, fit, rounds),
+        notes=steer_notes(judged, fit, rounds),
+        figures=steer_figures(judged),
     )
 
 
@@ -128,28 +124,23 @@ def _judge(
     service: api.Kdn,
     items: Sequence[Sequence[SteerItem]],
     arms: Sequence[str],
-) -> list[JudgedItem]:
-    known = {one["name"]: one for one in _judged_before(items, options.rows)}
+    rows: SteerRows,
+) -> None:
     lab, embedder = SteerLab(service), None
     try:
         embedder = service.embedder
     except MissingExtra as missing:
         options.say(f"steer: {missing}; sentences are retrieved by words")
     fit = SteerFit(lab, _fitted_on(options))
-    judged = []
     for number, context in enumerate(items):
         for index, item in enumerate(context):
-            found: JudgedItem = known.get(item.name, {"arms": {}})
+            found: JudgedItem = rows.item(item.name) or {"arms": {}}
             lacking = [arm for arm in arms if arm not in found["arms"]]
             if lacking:
                 options.say(f"steer: {item.name}, context {number + 1} of {len(items)}")
                 case = SteerCase(lab, item, embedder, options.seed, fit)
-                found = _score(
-                    case, found, lacking, answers=not (index or number % _ANSWERED_EVERY)
-                )
-                _keep(options.rows, found)
-            judged.append(found)
-    return judged
+                is_answered = not (index or number % _ANSWERED_EVERY)
+                rows.keep_item(_score(case, found, lacking, answers=is_answered))
 
 
 def _score(
@@ -181,27 +172,8 @@ def _score(
     return {
         "name": item.name,
         "cluster": item.cluster,
+        "half": item.half,
         "tokens": case.prompt.num_tokens,
         "chance": round(chance, 4),
         "arms": scores,
     }
-
-
-def _judged_before(items: Sequence[Sequence[SteerItem]], rows: Path | None) -> list[JudgedItem]:
-    """What the file holds of these items. Raises BadInput for another file."""
-    if rows is None or not rows.exists():
-        return []
-    try:
-        lines: list[dict[str, Any]] = [*map(json.loads, rows.read_text("utf-8").splitlines())]
-        known = {one["name"]: one for one in lines if "arms" in one}
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{rows}: no rows of this benchmark; give another file") from error
-    names = Counter(item.name for context in items for item in context)
-    return [one for name, one in known.items() if name in names]
-
-
-def _keep(rows: Path | None, judged: JudgedItem) -> None:
-    if rows is not None:
-        rows.parent.mkdir(parents=True, exist_ok=True)
-        with rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(judged) + "\n")

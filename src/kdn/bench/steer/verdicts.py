@@ -1,0 +1,166 @@
+"""What the rows say, in sentences that follow from the numbers and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from kdn.bench.common.result import Figure
+from kdn.bench.steer.sums import (
+    FEWEST_CLUSTERS,
+    PLAIN,
+    TWINS,
+    JudgedItem,
+    chosen_selection,
+    gain_of,
+    num_clusters,
+    set_of,
+    slower,
+)
+
+__all__ = ["steer_figures", "steer_notes", "verdict"]
+
+_WANTED = 300
+"""Items that the aims ask for."""
+_AIM = 0.02
+"""What marking a span may add to the time to the first token."""
+_SAID = {
+    "oracle": "Stressing the right sentence",
+    "look": "A look",
+    "retrieved": "Stressing the nearest sentence",
+}
+_DRAWN = (*_SAID, "random-sentence", "published")
+
+
+def verdict(found: tuple[float, float, float] | None, clusters: int) -> str:
+    """An interval in a word: gains, harms, shows no difference, or is too little to judge."""
+    if found is None:
+        return "was not judged"
+    mean, low, high = found
+    if clusters < FEWEST_CLUSTERS:
+        return f"is too little to judge ({mean:+.3f}, {clusters} articles or questions)"
+    word = "gains" if low > 0 else "harms" if high < 0 else "shows no difference"
+    return f"{word} ({mean:+.3f}, {low:+.3f} to {high:+.3f})"
+
+
+def steer_notes(
+    judged: Sequence[JudgedItem],
+    fit: Sequence[JudgedItem],
+    rounds: Sequence[Mapping[str, float]],
+) -> tuple[str, ...]:
+    """The page's sentences, the most important first."""
+    if not judged:
+        return ("Nothing of the half `test` was judged.", *_timing_notes(rounds))
+    notes = [_count_note(judged)]
+    notes += [_by_set(judged, arm, said) for arm, said in _SAID.items()]
+    notes += [_selection_note(judged, fit), *_harm_notes(judged), *_timing_notes(rounds)]
+    return tuple(notes)
+
+
+def steer_figures(judged: Sequence[JudgedItem]) -> tuple[Figure, ...]:
+    """Gain beside the distance from the plain answer, an arm each; and how means settled item by item."""
+    arms = [arm for arm in _DRAWN if num_clusters(judged, arm) >= FEWEST_CLUSTERS]
+    if not arms:
+        return ()
+    beside, settling = (
+        dict[str, list[tuple[float, float]]](),
+        dict[str, list[tuple[float, float]]](),
+    )
+    for arm in arms:
+        own = [one for one in judged if arm in one["arms"]]
+        far = sum(one["arms"][arm]["kl"] for one in own) / len(own)
+        gains = [one["arms"][PLAIN]["nll"] - one["arms"][arm]["nll"] for one in own]
+        beside[arm] = [(far, sum(gains) / len(gains))]
+        total, means = 0.0, []
+        for number, gain in enumerate(gains, 1):
+            total += gain
+            means.append((float(number), total / number))
+        settling[arm] = means
+    return (
+        Figure(
+            "Gain and distance", "KL from the plain answer, nats", "fall of the NLL, nats", beside
+        ),
+        Figure("The mean so far", "items judged", "fall of the NLL, nats", settling),
+    )
+
+
+def _count_note(judged: Sequence[JudgedItem]) -> str:
+    sets = dict.fromkeys(map(set_of, judged))
+    counts = ", ".join(f"{sum(set_of(one) == name for one in judged)} of {name}" for name in sets)
+    clusters = len({(set_of(one), one["cluster"]) for one in judged})
+    aim = "" if len(judged) >= _WANTED else f" Fewer than the {_WANTED} that were aimed at."
+    return (
+        f"{len(judged)} items of {clusters} articles or questions are judged: {counts}. Intervals are 95 %"
+        f" bootstrap intervals that draw articles or questions whole.{aim}"
+    )
+
+
+def _by_set(judged: Sequence[JudgedItem], arm: str, said: str) -> str:
+    found = []
+    for name in dict.fromkeys(map(set_of, judged)):
+        own = [one for one in judged if set_of(one) == name]
+        found.append(f"{name} {verdict(gain_of(own, arm), num_clusters(own, arm))}")
+    random = gain_of(judged, arm, beside="random-sentence")
+    beside = verdict(
+        random, min(num_clusters(judged, arm), num_clusters(judged, "random-sentence"))
+    )
+    return (
+        f"{said}, by set: {'; '.join(found)}. Less a random sentence, over all sets: it {beside}."
+    )
+
+
+def _selection_note(judged: Sequence[JudgedItem], fit: Sequence[JudgedItem]) -> str:
+    best, is_chosen = (
+        chosen_selection(fit),
+        any(name in one["arms"] for one in fit for name in TWINS),
+    )
+    how = (
+        "was chosen on the half `fit`"
+        if is_chosen
+        else "stands here, since none was judged on `fit`"
+    )
+    plain = verdict(gain_of(judged, best), num_clusters(judged, best))
+    twin = verdict(gain_of(judged, best, beside=TWINS[best]), num_clusters(judged, TWINS[best]))
+    share, oracle = gain_of(judged, best), gain_of(judged, "oracle")
+    of_oracle = ""
+    enough = num_clusters(judged, best) >= FEWEST_CLUSTERS
+    if enough and share is not None and oracle is not None and oracle[0] > 0:
+        percent = 100 * share[0] / oracle[0]
+        of_oracle = f" That is {percent:.0f} % of the right sentence's gain (65 % is the goal)."
+    return (
+        f"Of the selections without a question `{best}` {how}: against plain it {plain}; less its random"
+        f" twin it {twin}.{of_oracle}"
+    )
+
+
+def _harm_notes(judged: Sequence[JudgedItem]) -> list[str]:
+    found = []
+    for arm in ("look", "oracle"):
+        harm = gain_of(judged, PLAIN, beside=arm, key="unrelated")
+        if harm is not None:
+            word = (
+                "rises" if harm[1] > 0 else "falls" if harm[2] < 0 else "does not change measurably"
+            )
+            found.append(
+                f"The NLL of an unrelated sentence {word} with `{arm}` ({harm[0]:+.3f}, {harm[1]:+.3f} to"
+                f" {harm[2]:+.3f})."
+            )
+    return found
+
+
+def _timing_notes(rounds: Sequence[Mapping[str, float]]) -> list[str]:
+    span, calls = slower(rounds, "span"), slower(rounds, "two calls", beside="span")
+    if span is None or calls is None:
+        return ["Times to the first token were not taken."]
+    mean, low, high = span
+    if high <= 1 + _AIM:
+        aim = "is met"
+    elif low > 1 + _AIM:
+        aim = "is missed"
+    else:
+        aim = "can be neither claimed nor denied from these rounds"
+    said = (
+        f"Marking a span takes {mean:.3f} of the plain time to the first token ({low:.3f} to {high:.3f},"
+        f" {len(rounds)} rounds): the aim of {100 * _AIM:.0f} % more {aim}. Two calls take"
+        f" {calls[0]:.2f} times as long as a marked span ({calls[1]:.2f} to {calls[2]:.2f})."
+    )
+    return [said]
