@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kdn.bench.common.result import Figure
 from kdn.bench.steer.sums import (
     FEWEST_CLUSTERS,
     PLAIN,
@@ -16,6 +15,7 @@ from kdn.bench.steer.sums import (
     set_of,
     slower,
 )
+from kdn.plot import Figure, Interval, Points
 
 __all__ = ["steer_figures", "steer_notes", "verdict"]
 
@@ -57,30 +57,33 @@ def steer_notes(
 
 
 def steer_figures(judged: Sequence[JudgedItem]) -> tuple[Figure, ...]:
-    """Gain beside the distance from the plain answer, an arm each; and how means settled item by item."""
-    arms = [arm for arm in _DRAWN if num_clusters(judged, arm) >= FEWEST_CLUSTERS]
-    if not arms:
+    """The gain of each arm on each set, with its interval; and how means settled item by item."""
+    gains, intervals = dict[str, Points](), dict[str, Sequence[Interval]]()
+    settling = dict[str, Points]()
+    for arm in _DRAWN:
+        for name in dict.fromkeys(map(set_of, judged)):
+            own = [one for one in judged if set_of(one) == name]
+            found = gain_of(own, arm)
+            if found is not None and num_clusters(own, arm) >= FEWEST_CLUSTERS:
+                gains[f"{arm}, {name}"] = [(0.0, found[0])]
+                intervals[f"{arm}, {name}"] = [found[1:]]
+        if num_clusters(judged, arm) >= FEWEST_CLUSTERS:
+            settling[arm] = _means_so_far(judged, arm)
+    if not gains:
         return ()
-    beside, settling = (
-        dict[str, list[tuple[float, float]]](),
-        dict[str, list[tuple[float, float]]](),
-    )
-    for arm in arms:
-        own = [one for one in judged if arm in one["arms"]]
-        far = sum(one["arms"][arm]["kl"] for one in own) / len(own)
-        gains = [one["arms"][PLAIN]["nll"] - one["arms"][arm]["nll"] for one in own]
-        beside[arm] = [(far, sum(gains) / len(gains))]
-        total, means = 0.0, []
-        for number, gain in enumerate(gains, 1):
-            total += gain
-            means.append((float(number), total / number))
-        settling[arm] = means
+    axis = "fall of the right answer's NLL, nats"
     return (
-        Figure(
-            "Gain and distance", "KL from the plain answer, nats", "fall of the NLL, nats", beside
-        ),
-        Figure("The mean so far", "items judged", "fall of the NLL, nats", settling),
+        Figure("Gain over the plain answer", "", axis, gains, intervals, level=0.0, is_linear=True),
+        Figure("The mean so far", "items judged", axis, settling, level=0.0, is_linear=True),
     )
+
+
+def _means_so_far(judged: Sequence[JudgedItem], arm: str) -> Points:
+    total, means = 0.0, list[tuple[float, float]]()
+    for number, one in enumerate((one for one in judged if arm in one["arms"]), 1):
+        total += one["arms"][PLAIN]["nll"] - one["arms"][arm]["nll"]
+        means.append((float(number), total / number))
+    return means
 
 
 def _count_note(judged: Sequence[JudgedItem]) -> str:
