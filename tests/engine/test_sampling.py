@@ -103,3 +103,60 @@ def test_logits_that_are_not_finite_are_an_error_of_the_model(wrong: float) -> N
     logits[2] = wrong
     with pytest.raises(EngineFailed, match="logits that are not finite"):
         Sampler(Sampling(), seed=0).draw(logits)
+
+
+def sorted_whole(sampling: Sampling, logits: torch.Tensor, generator: torch.Generator) -> int:
+    """The plain twin: the whole vocabulary sorted, the survivors kept, one of them drawn."""
+    probs = torch.softmax(logits / sampling.temperature, dim=-1)
+    values, order = torch.sort(probs, descending=True, stable=True)
+    keep = torch.ones_like(values, dtype=torch.bool)
+    if sampling.top_k > 0:
+        keep[sampling.top_k :] = False
+    if sampling.top_p < 1:
+        keep &= values.cumsum(0) - values < sampling.top_p
+    if sampling.min_p > 0:
+        keep &= values >= sampling.min_p * values[0]
+    keep[0] = True
+    values = values * keep
+    place = torch.multinomial(values / values.sum(), 1, generator=generator)
+    return int(order[place])
+
+
+@given(
+    seed=st.integers(0, 1000),
+    sharpness=st.sampled_from([0.0, 0.3, 2.0, 8.0]),
+    ties=st.booleans(),
+    size=st.sampled_from([5, 300, 20_000]),
+    top_k=st.sampled_from([0, 1, 40, 500]),
+    top_p=st.sampled_from([1.0, 0.99, 0.9, 0.1, 1e-6]),
+    min_p=st.sampled_from([0.0, 0.05, 0.9]),
+    temperature=st.sampled_from([0.7, 1.0, 1.6]),
+)
+def test_sorting_only_what_may_survive_draws_what_sorting_all_draws(
+    seed: int,
+    sharpness: float,
+    ties: bool,
+    size: int,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    temperature: float,
+) -> None:
+    if top_k <= 0 and top_p >= 1 and min_p <= 0:
+        return  # nothing is sorted then
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    logits = sharpness * torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    if ties:
+        logits = logits.round()
+    generator = torch.Generator().manual_seed(seed)
+    sampler = Sampler(sampling, seed=0)
+    for _ in range(3):
+        assert sampler.draw(logits).token_id == sorted_whole(sampling, logits, generator)
+
+
+def test_without_truncation_nothing_is_sorted_and_draws_go_by_probability() -> None:
+    logits = torch.zeros(5000)
+    logits[4000] = math.log(4999)  # half of all
+    sampler = Sampler(Sampling(temperature=1.0, seed=3), seed=0)
+    hits = sum(sampler.draw(logits).token_id == 4000 for _ in range(400))
+    assert 160 < hits < 240

@@ -175,7 +175,7 @@ def test_drop_and_clear_forget_everywhere(tmp_path: Path) -> None:
 def test_a_block_that_is_dropped_while_it_waits_is_not_written(tmp_path: Path) -> None:
     with open_store(tmp_path / "kv", disk_bytes=10**6) as store:
         gate = threading.Event()
-        store._queues.later(0, lambda: gate.wait(10))
+        store.queues.later(0, lambda: gate.wait(10))
         store.write_behind(make_block(FIRST))
         assert store.drop(FIRST.key)
         gate.set()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from kdn.store.writer import WriteBehind
+from kdn.store.queues import WriteBehind
 
 
 def test_chores_run_in_order() -> None:
@@ -72,3 +72,28 @@ def test_a_chore_that_fails_costs_itself_only(last_words: list[str]) -> None:
     assert behind.flush(10)
     assert (done, behind.size_bytes) == (["went on"], 0)
     assert last_words == ["a bug"]
+
+
+def test_a_queue_gives_way_until_it_is_half_full_or_waited_for() -> None:
+    behind, busy, done = WriteBehind(100), True, list[int]()
+    behind.is_busy = lambda: busy
+    assert behind.offer(30, lambda: done.append(1))
+    assert behind.flush(10)  # somebody waits: it goes on
+    assert done == [1]
+
+    ran = threading.Event()
+    assert behind.offer(30, lambda: done.append(2))
+    assert behind.offer(30, ran.set)  # 60 of 100 wait: the first is done, then 30 wait again
+    assert _until(lambda: done == [1, 2])
+    assert not ran.wait(0.2)
+    busy = False
+    assert ran.wait(10)
+
+
+def _until(holds: Callable[[], bool], within_s: float = 10.0) -> bool:
+    waited = threading.Event()
+    for _ in range(int(within_s / 0.01)):
+        if holds():
+            return True
+        waited.wait(0.01)
+    return False

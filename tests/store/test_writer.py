@@ -107,7 +107,7 @@ def test_a_lossy_block_is_in_no_tier_before_it_went_through_its_codec() -> None:
         durable = Durable()
         with opened(durable) as store:
             held = Event()
-            store._queues.later(0, partial(held.wait, 10))
+            store.queues.later(0, partial(held.wait, 10))
             store.write_behind(block, CODECS[codec])
             assert store.tiers.where(block.id.key) == at_first
             held.set()

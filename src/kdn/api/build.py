@@ -199,9 +199,11 @@ def join(
     engine = Engine(model, attention, planner, limits, clock, queue, heard, pool=pool)
     if common is not None:
         common.engines.append(engine)
+    is_idle = engine.is_idle if common is None else common.is_idle
+    store.queues.give_way(lambda: not is_idle())
     idle.start(
         engine,
-        engine.is_idle if common is None else common.is_idle,
+        is_idle,
         [
             IdleWork("bias", bias_steps(queues[0], calibration.key_bias_steps), queues[0]),
             IdleWork(

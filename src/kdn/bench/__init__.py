@@ -45,6 +45,7 @@ BENCHES: dict[str, str] = {
     "rerank": "kdn.bench.rank.rerank",
     "router": "kdn.bench.scale.router",
     "rtc": "kdn.bench.rtc.rtc",
+    "serve": "kdn.bench.serve.serve",
     "stack": "kdn.bench.store.stack",
     "steer": "kdn.bench.steer.steer",
     "store": "kdn.bench.store.store",

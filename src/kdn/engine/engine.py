@@ -11,9 +11,9 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -50,6 +50,8 @@ class EngineStat:
     num_decoding: int
     kv_total_bytes: int
     kv_free_bytes: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of the engine's thread by part (`engine.times.Part`), since the loop began."""
 
 
 class Engine:
@@ -178,7 +180,12 @@ class Engine:
 
     def stat(self) -> EngineStat:
         """Counts as of now; may be a step old when asked from another thread."""
-        return EngineStat(*self._loop.counts(), self._limits.kv_bytes, self._loop.free_kv())
+        return EngineStat(
+            *self._loop.counts(),
+            self._limits.kv_bytes,
+            self._loop.free_kv(),
+            self._loop.times.seconds(),
+        )
 
     def is_idle(self) -> bool:
         """Is there no request that waits or runs?"""

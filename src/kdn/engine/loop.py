@@ -2,8 +2,9 @@
 
     step()  =  take in  ->  drop cancelled  ->  admit  ->  prefill a layer | decode a token
 
-A prefill moves one layer at a time, so that running streams are served in between: none waits longer
-than `max_stall_ms` and the layer under way.
+A pass of plain prompts takes along those that decode, and has only as many rows as about `max_stall_ms` is
+enough for.  Any other prefill moves one layer at a time, so that running streams are served in between: none
+waits longer than `max_stall_ms` and the layer under way.
 
 A fault in one request ends that request with its reason.  A pass of several that fails is run again,
 each request alone, to find out whose fault it is.
@@ -26,6 +27,7 @@ from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import DecodeBatch, PrefillQueue
 from kdn.engine.request import RunningRequest
 from kdn.engine.states import RequestState
+from kdn.engine.times import PassPace, StepTimes
 from kdn.errors import CorruptBlock, EngineFailed, KdnError
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
@@ -71,7 +73,9 @@ class StepLoop:
         self._waiting = WaitingRequests(waiting, planner, limits.pack_tokens, budget)
         self._prefills = PrefillQueue(model, attention, limits.max_batch_tokens)
         self._decodes = DecodeBatch(model, attention)
+        self.times = StepTimes(clock)
         self._decoded_s = 0.0
+        self._pace = PassPace(clock)
         self._suspicious = False
         """A fault may have left memory reserved for nobody."""
 
@@ -80,17 +84,21 @@ class StepLoop:
 
         Raises what ends the loop, EngineFailed among it when faults have left the accounts in disorder.
         """
+        self.times.spent("wait")
         self._decodes.num_in_step = 0
         self._take_in()
         self._drop_cancelled()
         now_ns = int(self._clock.now() * 1e9)
         self._waiting.admit(now_ns, self._enter, is_busy=bool(self._prefills))
+        self.times.spent("admit")
         waited_ms = 1e3 * (self._clock.now() - self._decoded_s)
         if self._prefills and not (self._decodes and waited_ms >= self._limits.max_stall_ms):
             self._prefill_layer()
             return True
         if self._decodes:
-            self._decode()
+            outcomes = self._decodes.step()
+            self.times.spent("decode")
+            self._decoded(outcomes)
             return True
         if self._suspicious and not (self._waiting or self._prefills):
             self._suspicious = False
@@ -101,7 +109,8 @@ class StepLoop:
     def counts(self) -> tuple[int, int, int]:
         """Requests that wait, that are in the prefill queue, and that decode."""
         waiting = len(self._waiting) + self._inbox.qsize()
-        return waiting, len(self._prefills), max(len(self._decodes), self._decodes.num_in_step)
+        decoding = max(len(self._decodes), self._decodes.num_in_step, self._prefills.num_riding)
+        return waiting, len(self._prefills), decoding
 
     def free_kv(self) -> int:
         """Bytes of KV that could be reserved now."""
@@ -121,9 +130,13 @@ class StepLoop:
                 self.fail(running, error)
 
     def _drop_cancelled(self) -> None:
-        for part in (self._waiting, self._prefills, self._decodes):
-            for running in part.drop_cancelled():
-                self._cancel(running)
+        gone = [
+            *self._waiting.drop_cancelled(),
+            *self._prefills.drop_cancelled(self._decodes),
+            *self._decodes.drop_cancelled(),
+        ]
+        for running in gone:
+            self._cancel(running)
 
     def _enter(self, members: Sequence[RunningRequest]) -> bool:
         """Put them into the prefill queue if there is memory for all; True when they wait no longer.
@@ -133,7 +146,7 @@ class StepLoop:
         """
         # A single use leaves nothing to those after it, so its turn may be prepared a pass ahead.
         passes = 2 if all(running.request.single_use for running in members) else 1
-        num_running = len(self._decodes) + len(self._prefills)
+        num_running = len(self._decodes) + self._prefills.num_riding + len(self._prefills)
         if num_running and num_running + len(members) > passes * self._limits.max_sequences:
             return False
         if self._prefills.num_tokens_left >= passes * self._limits.max_batch_tokens:
@@ -156,18 +169,27 @@ class StepLoop:
     # --- prefill -----------------------------------------------------------------------------
 
     def _prefill_layer(self) -> None:
+        if not self._prefills.is_under_way:
+            self._pace.begin()
+        most_rows = self._pace.rows_within(self._limits.max_stall_ms)
         try:
-            finished = self._prefills.advance()
+            outcome = self._prefills.advance(self._decodes, most_rows)
         except CorruptBlock as error:
-            for running in self._prefills.abandon():
+            for running in self._prefills.abandon(self._decodes):
                 running.num_replans += 1
                 self._plan_again(running, error)
         except Exception as error:  # noqa: BLE001  a failed pass ends its request, not the engine
-            self._pass_failed(self._prefills.abandon(), error)
+            self._pass_failed(self._prefills.abandon(self._decodes), error)
         else:
-            if finished:
+            self.times.spent("prefill")
+            if outcome is None:
+                return
+            self._pace.end(self._prefills.num_rows)
+            if outcome.decoded:
+                self._decoded(outcome.decoded)
+            if outcome.finished:
                 self._waiting.something_changed()
-            for running, logits in finished:
+            for running, logits in outcome.finished:
                 self._first_token(running, logits)
 
     def _pass_failed(self, members: Sequence[RunningRequest], error: Exception) -> None:
@@ -208,8 +230,7 @@ class StepLoop:
 
     # --- decode ------------------------------------------------------------------------------
 
-    def _decode(self) -> None:
-        outcomes = self._decodes.step()
+    def _decoded(self, outcomes: Sequence[tuple[RunningRequest, Tensor | Exception]]) -> None:
         self._decoded_s = self._clock.now()
         for running, outcome in outcomes:
             if isinstance(outcome, Exception):
@@ -243,6 +264,7 @@ class StepLoop:
         """
         try:
             finish = running.accept(running.sampler.draw(logits), self._clock.now())
+            self.times.spent("draw")
             self._retain(running.request, prompt)
             if finish is None:
                 if running.state is RequestState.PREFILLING:
@@ -279,6 +301,7 @@ class StepLoop:
             _log.exception("KV of request %s cannot be stored", request.id)
             self._trace.event("engine.retain_failed", request=request.id, why=repr(error))
         self._waiting.something_was_retained()
+        self.times.spent("retain")
 
     # --- endings -----------------------------------------------------------------------------
 

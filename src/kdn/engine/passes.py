@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -18,14 +18,48 @@ from kdn.engine.states import RequestState
 from kdn.model import LoadedModel
 from kdn.model.attention import ROW_BLOCK, Attention
 
-__all__ = ["DecodeBatch", "PrefillQueue", "computes_in_order"]
+__all__ = ["DecodeBatch", "DecodeStep", "PassOutcome", "PrefillQueue", "computes_in_order"]
 
 _GUESSED_ROWS = 8
 """Guessed rows in a step of all requests together: so many cost little beside reading the weights."""
 
 
+@dataclass
+class DecodeStep:
+    """Requests on their way to their next token, in a pass of their own or in a prompt's."""
+
+    members: list[RunningRequest] = field(default_factory=list)
+    slices: list[SequenceSlice] = field(default_factory=list)
+    before: list[int] = field(default_factory=list)
+    """Columns of each suffix when the step began."""
+
+    def undo(self) -> None:
+        """The step broke off: sequences are as long as they were; what was written is written over."""
+        for one, num_columns in zip(self.slices, self.before, strict=True):
+            one.kv.suffix.num_columns = num_columns
+
+    def count(self) -> None:
+        """The step is over. Columns of guessed tokens do not count until they turn out right."""
+        for one, num_columns in zip(self.slices, self.before, strict=True):
+            one.kv.suffix.num_columns = num_columns + 1
+
+
+@dataclass(frozen=True)
+class PassOutcome:
+    """What a pass that has ended gives, with fp32 logits."""
+
+    finished: list[tuple[RunningRequest, Tensor]]
+    """Prompts that are through, with the logits after their last token."""
+    decoded: list[tuple[RunningRequest, Tensor]]
+    """Those that rode along, as `DecodeBatch.step` gives them."""
+
+
 class PrefillQueue:
-    """Requests that were admitted and have no first token yet, in order of admission."""
+    """Requests that were admitted and have no first token yet, in order of admission.
+
+    Requests that decode ride along in passes of plain prompts (chunked prefill, Sarathi-Serve, arXiv
+    2403.02310, section 4): their rows cost little where the weights are read anyway.
+    """
 
     def __init__(self, model: LoadedModel, attention: Attention, max_batch_tokens: int) -> None:
         self._decoder = model.decoder
@@ -34,6 +68,19 @@ class PrefillQueue:
         self._requests: list[RunningRequest] = []
         self._pass: Pass | None = None
         self._in_pass: list[RunningRequest] = []
+        self._riding = DecodeStep()
+        self.num_rows = 0
+        """Rows of the pass begun last."""
+
+    @property
+    def is_under_way(self) -> bool:
+        """Is a pass begun and not ended?"""
+        return self._pass is not None
+
+    @property
+    def num_riding(self) -> int:
+        """Requests that decode in the pass under way."""
+        return len(self._riding.members)
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -47,18 +94,23 @@ class PrefillQueue:
         """Put an admitted request at the end of the queue."""
         self._requests.append(running)
 
-    def advance(self) -> list[tuple[RunningRequest, Tensor]]:
-        """One layer of the current pass. Gives back those that are through, with their last logits."""
-        current = self._pass or self._begin()
-        self._read_ahead(current.layer)
-        return self._end(current) if current.advance() else []
+    def advance(self, decodes: DecodeBatch, most_rows: int) -> PassOutcome | None:
+        """One layer of the current pass; what came of it after the last.
 
-    def _end(self, done: Pass) -> list[tuple[RunningRequest, Tensor]]:
+        A new pass takes all of `decodes` along if it can, and has then at most `most_rows` rows of prompts.
+        """
+        current = self._pass or self._begin(decodes, most_rows)
+        self._read_ahead(current.layer)
+        return self._end(current) if current.advance() else None
+
+    def _end(self, done: Pass) -> PassOutcome:
         all_logits = done.logits()
         finished = []
-        thens = [_after_probe(one) for one in done.slices]
+        count = len(self._in_pass)
+        own = done.slices[:count]
+        thens = [_after_probe(one) for one in own]
         for running, one, logits, then in zip(
-            self._in_pass, done.slices, all_logits, thens, strict=True
+            self._in_pass, own, all_logits[:count], thens, strict=True
         ):
             if then is not None:
                 _end_probe(running, then)
@@ -69,8 +121,11 @@ class PrefillQueue:
             if running.is_prefilled:
                 self._requests.remove(running)
                 finished.append((running, logits[-1]))
-        self._pass, self._in_pass = None, []
-        return finished
+        riding = self._riding
+        riding.count()
+        decoded = list(zip(riding.members, all_logits[count:], strict=True))
+        self._pass, self._in_pass, self._riding = None, [], DecodeStep()
+        return PassOutcome(finished, decoded)
 
     def _read_ahead(self, layer: int) -> None:
         """Have the layer read for those of the next pass too, after what this pass waits for."""
@@ -80,31 +135,45 @@ class PrefillQueue:
                 if prefix is not None and running.kv is not None and _is_to_load(running.kv.prefix):
                     prefix.start(layer)
 
-    def abandon(self) -> list[RunningRequest]:
-        """Give up the current pass and forget the requests in it; without a pass, all in the queue."""
+    def abandon(self, decodes: DecodeBatch) -> list[RunningRequest]:
+        """Give up the current pass and forget the requests in it; without a pass, all in the queue.
+
+        Those that rode along go back to `decodes`.
+        """
         gone = list(self._in_pass or self._requests)
         self._requests = [one for one in self._requests if one not in gone]
-        self._pass, self._in_pass = None, []
+        self._break_off(decodes)
         return gone
 
-    def drop_cancelled(self) -> list[RunningRequest]:
+    def _break_off(self, decodes: DecodeBatch) -> None:
+        self._riding.undo()
+        for running in self._riding.members:
+            decodes.add(running)
+        self._pass, self._in_pass, self._riding = None, [], DecodeStep()
+
+    def drop_cancelled(self, decodes: DecodeBatch) -> list[RunningRequest]:
         """Let cancelled requests go. A pass with others in it goes on, and sheds them at its end."""
         if all(one.stream.is_cancelled for one in self._in_pass):
-            self._pass, self._in_pass = None, []
+            self._break_off(decodes)
         gone = [
             one for one in self._requests if one.stream.is_cancelled and one not in self._in_pass
         ]
         self._requests = [one for one in self._requests if one not in gone]
         return gone
 
-    def _begin(self) -> Pass:
+    def _begin(self, decodes: DecodeBatch, most_rows: int) -> Pass:
         """Fill a pass: whole prompts while they fit, and the next part of one that does not."""
         assert self._requests, "there is a pass when a request is in the queue"
         slices: list[SequenceSlice] = []
         filled: list[PrefixKV | None] = []
         rows_left = self._max_batch_tokens
+        takes_along = bool(decodes) and _takes_riders(self._requests[0])
+        if takes_along:
+            rows_left = min(rows_left, max(most_rows // ROW_BLOCK, 1) * ROW_BLOCK)
         for running in self._requests:
             if slices and (running.runs_alone or self._in_pass[0].runs_alone):
+                break
+            if takes_along and not _takes_riders(running):
                 break
             self._in_pass.append(running)
             one = self._slice(running, rows_left, filled)
@@ -116,7 +185,10 @@ class PrefillQueue:
             rows_left -= one.most_rows
             if rows_left <= 0:
                 break
-        self._pass = Pass(self._decoder, self._attention, slices)
+        if takes_along:
+            self._riding = decodes.leave()
+        self._pass = Pass(self._decoder, self._attention, [*slices, *self._riding.slices])
+        self.num_rows = self._pass.num_rows
         for running in self._in_pass:
             if running.state is RequestState.ADMITTED:
                 running.move(RequestState.PREFILLING)
@@ -178,13 +250,17 @@ class DecodeBatch:
         self._requests = [one for one in self._requests if one not in gone]
         return gone
 
+    def leave(self) -> DecodeStep:
+        """All of them, ready for a pass with others; those that go on are added again."""
+        members, self._requests = self._requests, []
+        return _next_tokens(members, _GUESSED_ROWS)
+
     def step(self) -> list[tuple[RunningRequest, Tensor | Exception]]:
         """Each request with fp32 logits after its last token and after each of its `guessed` ones,
         [1 + guessed, vocabulary], or why there are none.
 
-        Columns of guessed tokens are computed, and not counted until they turn out right.  A step that
-        fails is tried again for each request alone, with nothing guessed.  All leave the batch; those
-        that go on are added again.
+        A step that fails is tried again for each request alone, with nothing guessed.  All leave the batch;
+        those that go on are added again.
         """
         members, self._requests = self._requests, []
         self.num_in_step = len(members)
@@ -201,35 +277,48 @@ class DecodeBatch:
         except Exception as error:  # noqa: BLE001  it ends the request, not the engine
             return error
 
-    def _logits(self, members: Sequence[RunningRequest], guessed_rows: int) -> list[Tensor]:
-        """When it raises, the sequences are as long as they were; what was written is written over."""
-        slices = []
-        for running in members:
-            assert running.kv is not None, "a decoding request has KV"
-            running.guess(guessed_rows // len(members))
-            if running.capture is not None:
-                running.capture.grow(running.kv.num_columns + 1 + len(running.guessed))
-            slices.append(
-                SequenceSlice.decode(
-                    running.kv,
-                    (running.generated[-1], *running.guessed),
-                    adapter=running.adapter,
-                    capture=running.capture,
-                )
-            )
-        before = [one.kv.suffix.num_columns for one in slices]
+    def _logits(self, members: list[RunningRequest], guessed_rows: int) -> list[Tensor]:
+        """When it raises, the sequences are as long as they were."""
+        step = _next_tokens(members, guessed_rows)
         try:
-            step = Pass(self._decoder, self._attention, slices)
-            while not step.advance():
+            own = Pass(self._decoder, self._attention, step.slices)
+            while not own.advance():
                 pass
-            logits = step.logits()
+            logits = own.logits()
         except Exception:
-            for one, num_columns in zip(slices, before, strict=True):
-                one.kv.suffix.num_columns = num_columns
+            step.undo()
             raise
-        for one, num_columns in zip(slices, before, strict=True):
-            one.kv.suffix.num_columns = num_columns + 1
+        step.count()
         return logits
+
+
+def _next_tokens(members: list[RunningRequest], guessed_rows: int) -> DecodeStep:
+    """A step of all of them, with at most `guessed_rows` guessed tokens together."""
+    slices = []
+    for running in members:
+        assert running.kv is not None, "a decoding request has KV"
+        running.guess(guessed_rows // len(members))
+        if running.capture is not None:
+            running.capture.grow(running.kv.num_columns + 1 + len(running.guessed))
+        slices.append(
+            SequenceSlice.decode(
+                running.kv,
+                (running.generated[-1], *running.guessed),
+                adapter=running.adapter,
+                capture=running.capture,
+            )
+        )
+    return DecodeStep(members, slices, [one.kv.suffix.num_columns for one in slices])
+
+
+def _takes_riders(running: RunningRequest) -> bool:
+    """May requests that decode share its pass? Not while it waits for a source, or may be at fault."""
+    planned, kv = running.planned, running.kv
+    assert planned is not None, "admitted requests have a plan"
+    assert kv is not None, "admitted requests have KV"
+    plan = planned.plan
+    is_plain = computes_in_order(plan) and not plan.one_layer and plan.row_chunk is None
+    return is_plain and not running.runs_alone and not _is_to_load(kv.prefix)
 
 
 def _is_to_load(prefix: PrefixKV | None) -> bool:

@@ -24,6 +24,10 @@ _GREEDY_BELOW = 1e-5
 """Temperatures below it are greedy: logits divided by them would leave fp32."""
 _LARGEST_BIAS = 1e30
 """A larger bias does the same, and would leave fp32."""
+_FIRST_SORTED = 128
+"""So many are sorted first where top-p or min-p says who survives."""
+_SUM_ERROR = 1e-5
+"""More than rounding moves a sum of probabilities by."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +156,41 @@ class Sampler:
         if not bool(torch.isfinite(scaled.max())):
             scaled = (logits - logits.max()) / self._sampling.temperature
         probs = torch.softmax(scaled, dim=-1)
-        values, order = torch.sort(probs, descending=True, stable=True)
-        values = values * self._allowed(values)
+        ranked = self._survivors(probs)
+        if ranked is None:
+            return int(torch.multinomial(probs, 1, generator=self._generator))
+        values, order = ranked
         place = torch.multinomial(values / values.sum(), 1, generator=self._generator)
         return int(order[place])
+
+    def _survivors(self, probs: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Probabilities that survive top-k, top-p and min-p, greatest first and zeros after them, and their
+        places; None where all survive.
+
+        Only as many are sorted as may survive: most of a vocabulary is never looked at. Bits are those of
+        sorting all, since what follows the survivors is zero in both.
+        """
+        sampling = self._sampling
+        if sampling.top_k <= 0 and sampling.top_p >= 1 and sampling.min_p <= 0:
+            return None
+        count = sampling.top_k if sampling.top_k > 0 else _FIRST_SORTED
+        while True:
+            values, order = _greatest(probs, count)
+            if len(values) == len(probs) or self._holds_all(values):
+                survivors = torch.zeros_like(probs)
+                survivors[: len(values)] = values * self._allowed(values)
+                return survivors, order
+            count *= 8
+
+    def _holds_all(self, values: Tensor) -> bool:
+        """Do none survive but some of these, the greatest, in order?"""
+        sampling = self._sampling
+        if 0 < sampling.top_k <= len(values):
+            return True
+        if sampling.min_p > 0 and bool(values[-1] < sampling.min_p * values[0]):
+            return True
+        before = float(values.cumsum(0)[-1] - values[-1])
+        return sampling.top_p < 1 and before >= sampling.top_p + _SUM_ERROR
 
     def _allowed(self, values: Tensor) -> Tensor:
         """Which of the sorted probabilities survive top-k, top-p and min-p; the first always does."""
@@ -168,6 +203,18 @@ class Sampler:
             keep &= values >= self._sampling.min_p * values[0]
         keep[0] = True
         return keep
+
+
+def _greatest(probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """At least `count` of them, greatest first and equals by place, with their places; all that are equal to
+    the last one are among them."""
+    if count >= len(probs):
+        values, order = torch.sort(probs, descending=True, stable=True)
+        return values, order
+    least = torch.topk(probs, count).values[-1]
+    at = torch.nonzero(probs >= least).flatten()
+    values, order = torch.sort(probs[at], descending=True, stable=True)
+    return values, at[order]
 
 
 def _without(logits: Tensor, tokens: Sequence[int]) -> Tensor:

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from kdn.clock import Clock
 from kdn.core import Finish, FinishReason, Request, StreamEvent, Usage
 from kdn.errors import KdnError
+from kdn.machine.process import thread_seconds
 from kdn.serve.service import ServedModels, StoreNumbers
 
 __all__ = ["Metrics", "RecentRequests", "RequestRecord"]
@@ -280,6 +281,10 @@ class _Now(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._load()
+        cpu = CounterMetricFamily("kdn_cpu_seconds", "Of processors.", labels=["thread"])
+        for thread, seconds in thread_seconds().items():
+            cpu.add_metric([thread], seconds)
+        yield cpu
         age = GaugeMetricFamily(
             "kdn_store_numbers_age_seconds", "Since the store's numbers were read."
         )
@@ -293,6 +298,9 @@ class _Now(Collector):
         running = _gauge("vllm:num_requests_running", "Being computed.")
         waiting = _gauge("vllm:num_requests_waiting", "In the queue.")
         usage = _gauge("vllm:kv_cache_usage_perc", "0 to 1, of what all models share.")
+        seconds = CounterMetricFamily(
+            "kdn_engine_seconds", "Of the engine's thread.", labels=["model_name", "part"]
+        )
         for one in self._models.all:
             if not one.engine.is_running:
                 continue
@@ -301,7 +309,9 @@ class _Now(Collector):
             running.add_metric(name, stat.num_prefilling + stat.num_decoding)
             waiting.add_metric(name, stat.num_waiting)
             usage.add_metric(name, used / max(stat.kv_total_bytes, 1))
-        yield from (one for one in (running, waiting, usage) if one.samples)
+            for part, spent_s in stat.seconds.items():
+                seconds.add_metric([one.name, part], spent_s)
+        yield from (one for one in (running, waiting, usage, seconds) if one.samples)
 
     def describe(self) -> Iterator[Metric]:
         """Nothing beforehand: names are known only when the store has been asked."""

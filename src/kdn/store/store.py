@@ -25,10 +25,11 @@ from kdn.store.codecs import Codec, NoCodec
 from kdn.store.index.followed import FollowedIndex
 from kdn.store.index.index import BlockHit, Family, Match
 from kdn.store.loads import Links, Loads
+from kdn.store.queues import WriteQueues
 from kdn.store.stream.delivery import DeliveredLoad, Delivery
 from kdn.store.tenants.tenancy import PersistentPins, Quotas, Tenancy, TenantsLimits
 from kdn.store.tiers.tier import ManagedTier, Outcomes, Tiers, TierUsage
-from kdn.store.writer import WorthWriting, WriteQueues, Writer
+from kdn.store.writer import WorthWriting, Writer
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["MEMORY_BYTES", "ScrubReport", "Store", "StoreStat"]
@@ -99,7 +100,8 @@ class Store:
     """Blocks in `tiers`, fastest first; the last one is durable.
 
     Safe from several threads.  Owns the tiers: `close` closes them.  Its parts do the rest: `index` lists
-    blocks and their changes, `tenancy` holds quotas and pins, `tiers` names the tiers, `links` their speed.
+    blocks and their changes, `tenancy` holds quotas and pins, `tiers` names the tiers, `links` their speed,
+    and `queues` hold what is to be written.
     """
 
     def __init__(
@@ -130,12 +132,12 @@ class Store:
             trace,
         )
         self._outcomes = Outcomes(trace)
-        self._queues = WriteQueues(far, write_behind_bytes)
+        self.queues = WriteQueues(far, write_behind_bytes)
         self.index = FollowedIndex(self.tiers, self._outcomes, clock)
         self._writer = Writer(
             self.tiers,
             codec or NoCodec(),
-            self._queues,
+            self.queues,
             self.tenancy,
             worth_writing,
             self.index,
@@ -192,7 +194,7 @@ class Store:
             self._outcomes.missed(key, hit.num_tokens)
             return None
         if self._outcomes.hit(key, hit.num_tokens, shared.tier) % USES_PER_SAVE == 0:
-            self._queues.later(0, self._save_uses)
+            self.queues.later(0, self._save_uses)
         tier, durable = self.tiers.named(shared.tier), self.tiers.durable
         if tier is not durable:
             # or what is always read from memory would look unused on the disk, and go first
@@ -229,7 +231,7 @@ class Store:
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait for what is being written behind; False when that took longer than `timeout_s`."""
-        return self._queues.flush(timeout_s)
+        return self.queues.flush(timeout_s)
 
     def replace(self, block: EncodedBlock) -> None:
         """Write a block again wherever this machine holds it. Raises NoSpace, StoreError."""
@@ -255,7 +257,7 @@ class Store:
             tiers=tiers,
             blocks=len(self.index),
             evicted=sum(usage.evicted for usage in tiers.values()),
-            queued_bytes=self._queues.size_bytes,
+            queued_bytes=self.queues.size_bytes,
             bytes_per_s=self.links.all(),
             delivered=self._outcomes.delivered_bytes(),
             errors=dict(self._outcomes.errors),
@@ -283,7 +285,7 @@ class Store:
     def close(self, timeout_s: float = 60.0) -> None:
         """Write what waits (for at most `timeout_s`) and give everything back."""
         self.flush(timeout_s)
-        self._queues.cancel_all()
+        self.queues.cancel_all()
         for tier in self.tiers:
             tier.close()
 

@@ -1,0 +1,1 @@
+"""How much a server answers under load, beside vLLM's, with one generator of load for both."""

@@ -1,0 +1,145 @@
+"""Requests that decode ride along in passes of plain prompts, and nobody's answer changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kdn.clock import ManualClock
+from kdn.core import Planned, Prompt, Request, Retention, Role, Sampling, Segment, Token, TokenIds
+from kdn.engine import Engine, EngineLimits, RunningStream, plain
+from kdn.engine.times import StepTimes
+from kdn.model import LoadedModel
+from kdn.model.attention import TorchAttention
+from tests.engine.runs import load_tiny, some_tokens
+
+KV_BYTES = 1 << 26
+SHORT, LONG = some_tokens(9, 200), some_tokens(300, 200, seed=1)
+NUM_LAYERS = 2
+
+
+class Computes:
+    """A planner without a store."""
+
+    def plan(self, request: Request) -> Planned:
+        return plain(request)
+
+    def cached_tokens(self, request: Request) -> int:
+        return 0
+
+    def retain(self, request: Request, kept: object) -> None:
+        """Nothing is stored."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Callable[..., Path], model_cache: Path) -> LoadedModel:
+    return load_tiny(tiny_model("llama"), model_cache)
+
+
+@pytest.fixture
+def engine(tiny: LoadedModel) -> Iterator[Engine]:
+    """Stepped by hand, with passes of 128 rows."""
+    limits = EngineLimits(KV_BYTES, max_batch_tokens=128, speculative_tokens=0)
+    made = Engine(tiny, TorchAttention(), Computes(), limits, ManualClock(), threaded=False)
+    yield made
+    made.check()
+    made.close()
+
+
+def ask(
+    engine: Engine, name: str, tokens: TokenIds, max_tokens: int
+) -> tuple[RunningStream, list[int]]:
+    """The stream, and the ids that have come of it so far."""
+    ids: list[int] = []
+    stream = engine.submit(
+        Request(
+            id=name,
+            prompt=Prompt((Segment(Role.QUESTION, tokens),)),
+            sampling=Sampling(max_tokens=max_tokens, ignore_eos=True),
+            retention=Retention.NOTHING,
+        )
+    )
+    stream.on_event(lambda event: ids.append(event.token_id) if isinstance(event, Token) else None)
+    return stream, ids
+
+
+def run(engine: Engine) -> None:
+    while engine.step():
+        pass
+
+
+def test_a_running_answer_gets_a_token_from_every_pass_of_a_long_prompt(engine: Engine) -> None:
+    _, alone = ask(engine, "short alone", SHORT, 12)
+    run(engine)
+    _, long_alone = ask(engine, "long alone", LONG, 4)
+    run(engine)
+
+    _, short = ask(engine, "short", SHORT, 12)
+    while not short:
+        engine.step()
+    _, long = ask(engine, "long", LONG, 4)
+    counts = []
+    for _ in range(3 * NUM_LAYERS):  # 300 tokens are passes of 128, 128 and 44
+        engine.step()
+        counts.append((len(short), len(long)))
+    assert counts == [(1, 0), (2, 0), (2, 0), (3, 0), (3, 0), (4, 1)]
+    assert engine.stat().num_decoding == 2
+    run(engine)
+    assert short == alone
+    assert long == long_alone
+
+
+def test_who_rides_counts_as_decoding_and_comes_back_when_the_prompt_is_withdrawn(
+    engine: Engine,
+) -> None:
+    _, alone = ask(engine, "short alone", SHORT, 6)
+    run(engine)
+    _, short = ask(engine, "short", SHORT, 6)
+    while not short:
+        engine.step()
+    long, _ = ask(engine, "long", LONG, 4)
+    engine.step()  # the first of two layers
+    stat = engine.stat()
+    assert (stat.num_prefilling, stat.num_decoding) == (1, 1)
+    long.cancel()
+    run(engine)
+    assert short == alone
+
+
+def test_a_pass_has_only_the_rows_that_a_stall_is_enough_for(tiny: LoadedModel) -> None:
+    """At half a millisecond a row 60 ms are 120 rows, so one block of 128; alone it would be one pass."""
+    clock = ManualClock()
+    limits = EngineLimits(KV_BYTES, max_batch_tokens=2048, max_stall_ms=60.0)
+    engine = Engine(tiny, TorchAttention(), Computes(), limits, clock, threaded=False)
+
+    def layer(seconds: float) -> None:
+        engine.step()
+        clock.advance(seconds)
+
+    _, first = ask(engine, "first", LONG, 20)
+    layer(0.15)
+    layer(0.0)  # 300 rows in 150 ms
+    assert len(first) == 1
+    _, second = ask(engine, "second", LONG, 2)
+    steps = 0
+    while not second:
+        layer(0.032)
+        steps += 1
+    assert steps == 3 * NUM_LAYERS
+    assert len(first) == 4
+    engine.close()
+
+
+def test_time_is_told_by_part() -> None:
+    clock = ManualClock()
+    times = StepTimes(clock)
+    times.spent("wait")  # the first call begins the count
+    clock.advance(2.0)
+    times.spent("prefill")
+    clock.advance(0.5)
+    times.spent("decode")
+    assert times.seconds() == {
+        "wait": 0.0, "admit": 0.0, "prefill": 2.0, "decode": 0.5, "draw": 0.0, "retain": 0.0,
+    }  # fmt: skip
