@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from kdn.core import Served
 from kdn.cost.sheet import PriceSheet, TierPrice
 from kdn.cost.speed import Speed
-from kdn.cost.units import PerHour, Seconds, SizeBytes, Usd
+from kdn.cost.units import PerHour, Seconds, SizeBytes
 from kdn.errors import BadInput
 
 __all__ = ["FleetPlan", "Jobs", "jobs_of", "plan_fleet", "simulated_p95", "waiting_p95"]
@@ -60,9 +60,6 @@ class FleetPlan:
     """To the first token, queueing included."""
     per_hour: PerHour
     hit_rate: float
-
-    def cost(self, period: Seconds) -> Usd:
-        return self.per_hour.cost(period)
 
 
 def jobs_of(served: Sequence[Served], speed: Speed, tier: TierPrice | None) -> Jobs:

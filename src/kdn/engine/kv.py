@@ -168,10 +168,6 @@ class PrefixPool:
             del self._prefixes[prefix.name]
             excess -= prefix.size_bytes
 
-    def clear(self) -> None:
-        """Forget every unused prefix."""
-        self.shrink(0)
-
     def check(self) -> None:
         """Audit the accounts. Raises AssertionError."""
         assert all(prefix.users >= 0 for prefix in self._prefixes.values()), (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from kdn.core import Sampling
-from kdn.errors import WeightsError
 from kdn.model.config import ModelConfig, parse_config
 from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeights, Quantization
 from kdn.model.digest import DigestCache, digest_tensors
@@ -19,26 +17,12 @@ from kdn.model.grouped import GROUP, GroupedLinear, group_weights
 from kdn.model.kernels import KernelGroupedLinear, KernelLinear, KernelNorm, Kernels
 from kdn.model.linear import Linear, build_linear
 from kdn.model.norm import RmsNorm
-from kdn.model.weights import Tensors, open_folder, weight_files
+from kdn.model.weights import Tensors, open_folder, read_json, weight_files
 
-__all__ = ["build_decoder", "read_config", "read_json", "read_sampling"]
+__all__ = ["build_decoder", "read_config", "read_sampling"]
 
 _HEAD_BITS = 8
 """The head decides between tokens: its weights are kept in 8 bits where the layers' are in 4."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises WeightsError when it is absent or torn."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"{path} cannot be read ({error}); a model folder holds config.json, tokenizer.json "
-            "and safetensors weights: fetch the model again"
-        ) from error
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path} holds no JSON object; fetch the model again")
-    return found
 
 
 def read_config(folder: Path) -> ModelConfig:

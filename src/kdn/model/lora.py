@@ -18,7 +18,7 @@ from kdn.errors import WeightsError
 from kdn.model.config import ModelConfig
 from kdn.model.digest import digest_tensors
 from kdn.model.linear import Linear, build_linear
-from kdn.model.weights import open_tensors, weights_gate
+from kdn.model.weights import open_tensors, read_json, weights_gate
 
 __all__ = ["MODULES", "AdapterRun", "LoraAdapter", "LoraPair", "deltas", "load_adapter"]
 
@@ -127,16 +127,8 @@ def _load(
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    try:
-        settings = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"{path} cannot be read ({error}); an adapter is a PEFT folder with "
-            "adapter_config.json and adapter_model.safetensors"
-        ) from error
-    if not isinstance(settings, dict):
-        raise WeightsError(f"{path} holds no JSON object; fetch the adapter again")
+    holds = "an adapter is a PEFT folder with adapter_config.json and adapter_model.safetensors"
+    settings = read_json(folder / "adapter_config.json", holds, "adapter")
     if settings.get("peft_type") != "LORA":
         raise WeightsError(f"{folder} holds a {settings.get('peft_type')} adapter; kdn runs LORA")
     for option in _NOT_COMPUTED:

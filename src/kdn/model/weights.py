@@ -13,7 +13,23 @@ from torch import Tensor
 
 from kdn.errors import KdnError, WeightsError
 
-__all__ = ["Tensors", "open_folder", "open_tensors", "weight_files", "weights_gate"]
+__all__ = ["Tensors", "open_folder", "open_tensors", "read_json", "weight_files", "weights_gate"]
+
+_MODEL_HOLDS = "a model folder holds config.json, tokenizer.json and safetensors weights"
+
+
+def read_json(path: Path, holds: str = _MODEL_HOLDS, what: str = "model") -> dict[str, Any]:
+    """A JSON object from a file. Raises WeightsError, saying what such a folder holds, when it is absent
+    or torn."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{path} cannot be read ({error}); {holds}: fetch the {what} again"
+        ) from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path} holds no JSON object; fetch the {what} again")
+    return found
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from kdn.core import ALL_ROWS, LayerSource, Plan, Prompt, Role, StoredRun, Token
 from kdn.engine import AloneRun, HeldKV, Pass, SequenceKV, SequenceSlice, run_alone
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
-from kdn.reuse.blend import BlendLayout, BlendRule, KeyBias
+from kdn.reuse.blend import BlendLayout, KeyBias
 
 __all__ = ["Case", "Lab", "SeenAttention", "kl", "true_deviation"]
 
@@ -101,14 +101,6 @@ class Lab:
             stored=stored,
             rows=(ALL_ROWS,) * self.num_layers,
         )
-
-    @torch.inference_mode()
-    def blend(
-        self, case: Case, rule: BlendRule, ratio: float, attention: Attention | None = None
-    ) -> SeenAttention:
-        """The prompt with the rows of its chunks recomputed that a rule chooses."""
-        plan = rule(self.base(case), case.layout, case.layout.budget(ratio))
-        return self.run(case, plan, attention)
 
     @torch.inference_mode()
     def run(self, case: Case, plan: Plan, attention: Attention | None = None) -> SeenAttention:

@@ -20,7 +20,6 @@ __all__ = [
     "SharedContext",
     "Split",
     "intent_contexts",
-    "invocation",
     "qa_contexts",
 ]
 
@@ -46,11 +45,6 @@ class SharedContext:
     name: str
     document: str
     asked: tuple[Asked, ...]
-
-
-def invocation(task: str) -> str:
-    """What the questions of a task begin with; an aLoRA of the task begins there too."""
-    return {"qa": "Question:", "intent": "Message:"}[task]
 
 
 def qa_contexts(

@@ -111,11 +111,6 @@ class World:
         """How many events have happened."""
         return int(self.state.clock[0]["handled"])
 
-    @property
-    def packets(self) -> int:
-        """How many packets have left a hop."""
-        return int(self.state.hops["left"].sum())
-
     def run(
         self, until_s: float | None = None, tick: Callable[[float], None] | None = None
     ) -> None:

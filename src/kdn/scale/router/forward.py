@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 from fastapi import Request as HttpRequest
@@ -29,7 +29,8 @@ from kdn.scale.router.events import begins_answer, cached_tokens_of, events_of
 from kdn.scale.router.fleet import Fleet, FleetServer, RoutedPrompt
 from kdn.scale.router.numbers import RouterNumbers
 from kdn.scale.router.rules import RoutingRule
-from kdn.serve.errors import Disconnected, Refused, fault_of
+from kdn.serve.errors import Refused, fault_of
+from kdn.serve.openai.streams import until_disconnect
 
 __all__ = ["Forwarder"]
 
@@ -41,7 +42,6 @@ _NOT_PASSED_ON = frozenset(
 _PASSED_BACK = ("content-type", "retry-after", "x-request-id", "cache-control", "x-accel-buffering")
 _TAIL_BYTES = 8192
 """How much of a stream's end is kept, to read its usage."""
-T = TypeVar("T")
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Forwarder:
             sent = self._send(server, prompt)
             work = self._try(sent, request, raw, is_stream=bool(body.get("stream")))
             try:
-                begun = await _unless_gone(request, work)
+                begun = await until_disconnect(request, None, work)
             except _Dead as dead:
                 self._end(sent)
                 self.numbers.retries.labels(server.name).inc()
@@ -280,25 +280,6 @@ async def _pieces(response: httpx.Response) -> AsyncGenerator[bytes]:
 
 def _back(headers: httpx.Headers) -> dict[str, str]:
     return {name: headers[name] for name in _PASSED_BACK if name in headers}
-
-
-async def _unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
-    """The result of `work`. Raises Disconnected when the client leaves first; the work is cancelled."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Disconnected
-        return await task
-    finally:
-        gone.cancel()
-        task.cancel()
-
-
-async def _gone(request: HttpRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def read_body(raw: bytes) -> dict[str, Any]:

@@ -192,7 +192,9 @@ async def gather(streams: ResponseStreams, num_streams: int) -> list[GatheredAns
     return found
 
 
-async def until_disconnect(request: HttpRequest, streams: ResponseStreams, work: Awaitable[T]) -> T:
+async def until_disconnect(
+    request: HttpRequest, streams: ResponseStreams | None, work: Awaitable[T]
+) -> T:
     """The result of `work`. Raises Disconnected when the client leaves first; nothing keeps running."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(request))
@@ -204,7 +206,8 @@ async def until_disconnect(request: HttpRequest, streams: ResponseStreams, work:
     finally:
         gone.cancel()
         task.cancel()
-        streams.close()
+        if streams is not None:
+            streams.close()
 
 
 async def _disconnect(request: HttpRequest) -> None:

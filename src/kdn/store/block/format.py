@@ -111,11 +111,6 @@ class Header:
         """Length of one layer's run once decoded."""
         return self.id.num_tokens * self.shape.layer_token_bytes
 
-    @property
-    def raw_bytes(self) -> int:
-        """Length of all layers' runs once decoded."""
-        return self.shape.num_layers * self.run_bytes
-
     def layer_range(self, layer: int) -> tuple[int, int]:
         """Half-open range of the file that holds `layer` and the zeros after it."""
         run = self.layers[layer]

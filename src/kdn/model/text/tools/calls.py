@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,8 +13,8 @@ __all__ = [
     "Tool",
     "ToolCall",
     "ToolFormat",
+    "call_rules",
     "is_object",
-    "json_rule",
     "read_calls",
     "read_cut_call",
 ]
@@ -142,7 +142,10 @@ def _call(found: object) -> ToolCall | None:
     return ToolCall(found["name"], json.dumps(arguments, ensure_ascii=False))
 
 
-def json_rule(tool: Tool) -> str:
-    """The arguments of a tool as a rule of a Lark grammar."""
-    schema = dict(tool.parameters or {}) or {"type": "object", "properties": {}}
-    return f"%json {json.dumps({'type': 'object', **schema, **_OPTIONS})}"
+def call_rules(tools: Sequence[Tool], arguments: str) -> Iterator[str]:
+    """Rules of a Lark grammar for one call of each tool, whose arguments stand under that name."""
+    for number, tool in enumerate(tools):
+        head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{arguments}": ')
+        schema = dict(tool.parameters or {}) or {"type": "object", "properties": {}}
+        yield f'call{number}: {head} arguments{number} "}}"'
+        yield f"arguments{number}: %json {json.dumps({'type': 'object', **schema, **_OPTIONS})}"

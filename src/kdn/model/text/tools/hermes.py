@@ -9,7 +9,7 @@ from kdn.model.text.tools.calls import (
     CallReader,
     Tool,
     ToolCall,
-    json_rule,
+    call_rules,
     read_calls,
     read_cut_call,
 )
@@ -50,11 +50,7 @@ class Hermes:
         rules.append(
             f"call: {json.dumps(_OPEN + chr(10))} ({names}) {json.dumps(chr(10) + _CLOSE)}"
         )
-        for number, tool in enumerate(tools):
-            head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "arguments": ')
-            rules.append(f'call{number}: {head} arguments{number} "}}"')
-            rules.append(f"arguments{number}: {json_rule(tool)}")
-        return "\n".join(rules)
+        return "\n".join([*rules, *call_rules(tools, "arguments")])
 
     def reader(self) -> CallReader:
         return _Reader()

@@ -9,7 +9,7 @@ from kdn.model.text.tools.calls import (
     CallReader,
     Tool,
     ToolCall,
-    json_rule,
+    call_rules,
     read_calls,
     read_cut_call,
 )
@@ -48,11 +48,7 @@ class Llama:
     def grammar(self, tools: Sequence[Tool], *, parallel: bool) -> str:
         rules = [f"start: call{' (' + json.dumps('; ') + ' call)*' if parallel else ''}"]
         rules.append("call: " + " | ".join(f"call{i}" for i in range(len(tools))))
-        for number, tool in enumerate(tools):
-            head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "parameters": ')
-            rules.append(f'call{number}: {head} arguments{number} "}}"')
-            rules.append(f"arguments{number}: {json_rule(tool)}")
-        return "\n".join(rules)
+        return "\n".join([*rules, *call_rules(tools, "parameters")])
 
     def reader(self) -> CallReader:
         return _Reader()
