@@ -216,6 +216,12 @@ class Batch:
         runs = [one.adapter_run(start, stop) for one, (start, stop) in self.parts()]
         self.adapters = [run for run in runs if run is not None]
 
+    @property
+    def wants_all(self) -> bool:
+        """Are the logits of every row wanted, and is no column scaled at any layer?"""
+        wanted = all(len(one.rows) == len(one.logit_positions) for one in self.slices)
+        return wanted and not self._biases
+
     def scalings(self, layer: int) -> Sequence[Scaling | None]:
         """By bound slice, how its columns are scaled at the layer; empty where none is."""
         if not self._biases:
@@ -322,6 +328,11 @@ class StoredColumns:
                     enter.source.start()
         self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._columns: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def is_loading(self) -> bool:
+        """Is anything read in this pass?"""
+        return self._loading
 
     def start(self, layer: int) -> None:
         """Begin to fetch a layer; a layer beyond the last is none."""

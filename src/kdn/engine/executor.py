@@ -63,12 +63,39 @@ class Pass:
         else:  # no row goes on, but what is stored is for a later pass
             self._stored.place(layer)
         self.layer += 1
-        done = self.done
-        if done:
-            for one in self.slices:
-                suffix = one.kv.suffix
-                suffix.num_columns = max(suffix.num_columns, one.stop - one.kv.num_prefix)
-        return done
+        if self.done:
+            self._count_columns()
+        return self.done
+
+    def run(self) -> None:
+        """Compute all layers: in one call where the decoder can, with the same bits."""
+        if not self._run_fused():
+            while not self.advance():
+                pass
+
+    def _run_fused(self) -> bool:
+        """True when that was possible: plain rows, all of whose logits are wanted."""
+        fused, batch = self._decoder.fused, self._batch
+        is_plain = self._steady and not (
+            self.layer or self._stored.is_loading or self._row_chunk or batch.adapters
+        )
+        if fused is None or not is_plain or not batch.wants_all:
+            return False
+        notes = [
+            None if one.capture is None else one.capture.note_at(one.first) for one in self.slices
+        ]
+        hidden = fused.run(batch.hidden, batch.bound, notes)
+        if hidden is None:
+            return False
+        batch.hidden = hidden
+        self.layer = self._decoder.config.num_layers
+        self._count_columns()
+        return True
+
+    def _count_columns(self) -> None:
+        for one in self.slices:
+            suffix = one.kv.suffix
+            suffix.num_columns = max(suffix.num_columns, one.stop - one.kv.num_prefix)
 
     def logits(self) -> list[Tensor]:
         """For each sequence fp32 [wanted positions, vocabulary or allowed]; no rows if its prompt goes on."""

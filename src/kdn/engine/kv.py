@@ -273,6 +273,10 @@ class Capture:
         self._kv[layer, 0, places] = k[inside.to(k.device)].cpu()
         self._kv[layer, 1, places] = v[inside.to(v.device)].cpu()
 
+    def note_at(self, position: int) -> tuple[Tensor, int]:
+        """The buffer, and the column of `position`: for a kernel that notes many layers itself."""
+        return self._kv, position - self.start
+
     def retained(
         self, token_ids: TokenIds, start: int, recipe: Recipe = EXACT, *, is_answer: bool = False
     ) -> RetainedKV:

@@ -282,8 +282,7 @@ class DecodeBatch:
         step = _next_tokens(members, guessed_rows)
         try:
             own = Pass(self._decoder, self._attention, step.slices)
-            while not own.advance():
-                pass
+            own.run()
             logits = own.logits()
         except Exception:
             step.undo()

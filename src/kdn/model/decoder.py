@@ -11,13 +11,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kdn.core import Fingerprint
+from kdn.model.attention import BoundAttention
 from kdn.model.config import ModelConfig
 from kdn.model.linear import Linear, silu_product
 from kdn.model.lora import AdapterRun, LoraAdapter, deltas
@@ -30,7 +31,9 @@ __all__ = [
     "Decoder",
     "DecoderLayer",
     "Ends",
+    "FusedLayers",
     "Identity",
+    "KvNote",
     "LayerWeights",
     "Quantization",
 ]
@@ -57,6 +60,24 @@ class LayerWeights:
     down: Linear
 
 
+KvNote = tuple[Tensor, int]
+"""Where K before rotation and V of some rows are noted: [layers, 2, columns, kv heads, dim], and the first
+row's column there."""
+
+
+class FusedLayers(Protocol):
+    """All layers in one call, with the bits of one layer after the other."""
+
+    def run(
+        self, hidden: Tensor, bound: BoundAttention, notes: Sequence[KvNote | None]
+    ) -> Tensor | None:
+        """The first layer's input [n, H], which is overwritten -> the last one's output.
+
+        `notes` are by bound slice.  None where it cannot run over what was bound.
+        """
+        ...
+
+
 class DecoderLayer:
     """One layer, cut at attention."""
 
@@ -64,7 +85,7 @@ class DecoderLayer:
         self.index = index
         self.window = config.sliding_window[index]
         self._config = config
-        self._weights = weights
+        self.weights = weights
         self._cuts = (config.q_size, config.q_size + config.kv_size)
         linears = (weights.qkv, weights.o, weights.gate_up, weights.down)
         self.weight_bytes = sum(linear.weight_bytes for linear in linears)
@@ -77,7 +98,7 @@ class DecoderLayer:
         The input norm is applied inside.  q and k are past their norms where the family has them,
         and carry no rotary position.  The three may be views of one tensor.
         """
-        weights = self._weights
+        weights = self.weights
         x = weights.input_norm(hidden)
         fused = weights.qkv(x)
         if adapters:
@@ -96,7 +117,7 @@ class DecoderLayer:
         self, hidden: Tensor, attended: Tensor, adapters: Sequence[AdapterRun] = ()
     ) -> Tensor:
         """The layer's input hidden[n, H] and attended[n, Hq * D] -> its output, a new [n, H]."""
-        weights = self._weights
+        weights = self.weights
         out = weights.o.onto(hidden, attended)
         if adapters:
             self._add(adapters, ("o_proj",), attended, (out,))
@@ -112,7 +133,7 @@ class DecoderLayer:
 
         Rows without an adapter go the way that they go alone: their bits are those of the base.
         """
-        gate_up = self._weights.gate_up
+        gate_up = self.weights.gate_up
         num_adapted = sum(run.stop - run.start for run in adapters)
         inner = gate_up.gated(x) if num_adapted < len(x) else None
         for run in adapters:
@@ -168,7 +189,12 @@ class Decoder:
     """The layers with the embedding before them and the head after them."""
 
     def __init__(
-        self, config: ModelConfig, layers: list[DecoderLayer], ends: Ends, identity: Identity
+        self,
+        config: ModelConfig,
+        layers: list[DecoderLayer],
+        ends: Ends,
+        identity: Identity,
+        fused: FusedLayers | None = None,
     ) -> None:
         self.config = config
         self.layers = layers
@@ -177,6 +203,8 @@ class Decoder:
         self.rope = Rope(config.rope, config.head_dim, self.device)
         self.weight_bytes = ends.head.weight_bytes + sum(layer.weight_bytes for layer in layers)
         """Bytes of weights that a decode step reads."""
+        self.fused = fused
+        """None: layers are computed one by one."""
         self._ends = ends
         self._identity = identity
         self.fingerprint = self.fingerprint_with(None)
@@ -188,7 +216,7 @@ class Decoder:
         same = replace(self._identity, tokenizer=identity.tokenizer) == identity
         if not same or self.device.type != device.type or config != self.config:
             return None
-        return Decoder(self.config, self.layers, self._ends, identity)
+        return Decoder(self.config, self.layers, self._ends, identity, self.fused)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids[n] int64 -> [n, H]."""

@@ -14,7 +14,13 @@ from kdn.model.config import ModelConfig, parse_config
 from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeights, Quantization
 from kdn.model.digest import DigestCache, digest_tensors
 from kdn.model.grouped import GROUP, GroupedLinear, group_weights
-from kdn.model.kernels import KernelGroupedLinear, KernelLinear, KernelNorm, Kernels
+from kdn.model.kernels import (
+    KernelGroupedLinear,
+    KernelLayers,
+    KernelLinear,
+    KernelNorm,
+    Kernels,
+)
 from kdn.model.linear import Linear, build_linear
 from kdn.model.norm import RmsNorm
 from kdn.model.weights import Tensors, open_folder, read_json, weight_files
@@ -127,7 +133,8 @@ class _Builder:
             DecoderLayer(i, config, self.layer(f"model.layers.{i}"))
             for i in range(config.num_layers)
         ]
-        return Decoder(config, layers, ends, identity)
+        fused = KernelLayers.of(self.kernel, config, layers) if self.kernel is not None else None
+        return Decoder(config, layers, ends, identity, fused)
 
     def layer(self, prefix: str) -> LayerWeights:
         config = self.config

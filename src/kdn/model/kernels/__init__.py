@@ -10,10 +10,12 @@ from kdn.model.kernels.attention import KernelAttention
 from kdn.model.kernels.build import Kernels, NoKernel, load
 from kdn.model.kernels.linear import KernelGroupedLinear, KernelLinear
 from kdn.model.kernels.norm import KernelNorm
+from kdn.model.kernels.step import KernelLayers
 
 __all__ = [
     "KernelAttention",
     "KernelGroupedLinear",
+    "KernelLayers",
     "KernelLinear",
     "KernelNorm",
     "Kernels",

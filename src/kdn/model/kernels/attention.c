@@ -15,7 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "common.h"
+#include "attention.h"
 
 #define BLOCK 64  /* columns a step; K and V of one step fit the first-level cache */
 #define STEP 64   /* columns, and dims, come in multiples of this */
@@ -25,40 +25,6 @@
 #define LOG2E 1.4426950408889634f
 #define FAR (-1e30f)    /* below every score */
 #define HIDDEN (-1e36f) /* below FAR: weight 0 whatever the maximum, and no infinities to subtract */
-
-typedef struct {
-    int64_t start, num_rows;
-    const int64_t *positions;
-    bf16 *suffix_k, *suffix_v;
-    const bf16 *prefix_k, *prefix_v;
-    int64_t num_prefix, suffix_columns, prefix_columns;
-    int64_t suffix_step, prefix_step; /* values from one layer to the next; 0 where layers share the memory */
-    int64_t num_scaled;               /* columns that are scaled at this layer */
-    const int64_t *scaled_at;         /* which they are, ascending */
-    const float *bias_of;             /* [num_scaled][heads], added to scores, in units of raw ones */
-    const float *gain_of;             /* [num_scaled][heads], multiplies weights that are not summed; or null */
-} Sequence;
-
-/* Neighbouring sequences that are computed together: one with all its rows, or several of one row each that
- * share a prefix, so that the prefix is read once for all of them. */
-typedef struct {
-    const Sequence *sequences;
-    int64_t num_sequences;
-} PrefixGroup;
-
-typedef struct {
-    const PrefixGroup *prefix_group;
-    int64_t kv_head, first; /* first of up to TILES * LANES queries; query = row * group + member */
-} Task;
-
-typedef struct {
-    int64_t layer, heads, kv_heads, dim, window; /* window 0: none */
-    const bf16 *q, *k, *v;
-    int64_t q_stride, k_stride, v_stride;
-    const float *cos, *sin;
-    bf16 *out;
-    int64_t use_amx, threads;
-} Call;
 
 typedef struct {
     bf16 q[TILES][MAX_DIM / 2][LANES][2];

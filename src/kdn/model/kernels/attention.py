@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from kdn.model.attention import (
 )
 from kdn.model.kernels.build import Kernels
 
-__all__ = ["KernelAttention"]
+__all__ = ["BoundKernel", "BoundTables", "KernelAttention"]
 
 
 class _Sequence(ctypes.Structure):
@@ -117,7 +117,7 @@ class KernelAttention(Attention):
         )
 
     def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
-        return _BoundKernel(self._library, tuple(slices), cos, sin)
+        return BoundKernel(self._library, tuple(slices), cos, sin)
 
     def write(
         self,
@@ -198,7 +198,21 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
-class _BoundKernel(BoundAttention):
+@dataclass(frozen=True)
+class BoundTables:
+    """What a kernel over all layers is told of a batch; it lives as long as what was bound."""
+
+    call_at: int
+    sequences_at: int
+    num_sequences: int
+    groups_at: int
+    num_groups: int
+    tasks_at: int
+    given: Sequence[int]
+    """By sequence of the table, its number among those that were bound."""
+
+
+class BoundKernel(BoundAttention):
     """Holds the tables that the kernel reads, and the tensors that the tables point into."""
 
     def __init__(
@@ -251,17 +265,34 @@ class _BoundKernel(BoundAttention):
         call, num_prefix_groups = self._call, ctypes.c_int64(len(self._prefix_groups))
         call.layer, call.heads, call.window = layer, heads, window or 0
         call.q, call.q_stride, call.out = q.data_ptr(), q.stride(0), out.data_ptr()
-        if self._tasks is None:
-            size = self._handle.kdn_num_tasks(
-                self._group_table, num_prefix_groups, ctypes.byref(call)
-            )
-            self._tasks = (_Task * size)()
         self._handle.kdn_attend(
-            self._group_table, num_prefix_groups, ctypes.byref(call), self._tasks
+            self._group_table, num_prefix_groups, ctypes.byref(call), self._task_room()
         )
         if held:
             self._clear_scalings()
         return out
+
+    def _task_room(self) -> ctypes.Array[_Task]:
+        if self._tasks is None:
+            num_prefix_groups = ctypes.c_int64(len(self._prefix_groups))
+            size = self._handle.kdn_num_tasks(
+                self._group_table, num_prefix_groups, ctypes.byref(self._call)
+            )
+            self._tasks = (_Task * size)()
+        return self._tasks
+
+    def tables(self, heads: int) -> BoundTables:
+        """For a kernel that walks over all layers, none of whose columns is scaled."""
+        self._call.heads = heads
+        return BoundTables(
+            ctypes.addressof(self._call),
+            ctypes.addressof(self._table),
+            len(self._slices),
+            ctypes.addressof(self._group_table),
+            len(self._prefix_groups),
+            ctypes.addressof(self._task_room()),
+            self._given,
+        )
 
     def _set_scalings(self, scalings: Sequence[Scaling | None], dim: int) -> list[Tensor]:
         """Enter the layer's scaled columns into the table. Gives back the tensors that it points into."""

@@ -13,13 +13,17 @@ from kdn.model.grouped import GROUP, GroupedWeight
 from kdn.model.kernels.build import Kernels
 from kdn.model.linear import Linear, quantized
 
-__all__ = ["KernelGroupedLinear", "KernelLinear"]
+__all__ = ["CompiledLinear", "KernelGroupedLinear", "KernelLinear", "LinearCall"]
 
 _SIDE = 32
 _PLAIN, _PAIRED, _GATED = 0, 1, 2
+_WHOLE, _BYTES = 0, 1
+"""Forms of weights; after them come groups of four bits and of eight."""
 
 
-class _Call(ctypes.Structure):
+class LinearCall(ctypes.Structure):
+    """`Linear` of linear.h."""
+
     _fields_ = (
         ("x", ctypes.c_void_p),
         ("w", ctypes.c_void_p),
@@ -42,7 +46,7 @@ class _Call(ctypes.Structure):
     )
 
 
-class _Compiled(Linear):
+class CompiledLinear(Linear):
     """What the compiled matrices have in common: how a call is made."""
 
     _in_features: int
@@ -72,7 +76,7 @@ class _Compiled(Linear):
         rows = x.shape[0]
         width = self.out_features // 2 if kind == _GATED else self.out_features
         y = torch.empty((rows, width), dtype=dtype)
-        call = _Call(
+        call = LinearCall(
             x=x.data_ptr(),
             y=y.data_ptr(),
             wide=y.data_ptr() if dtype == torch.float32 else None,
@@ -89,15 +93,33 @@ class _Compiled(Linear):
         if onto is not None:
             onto = onto if onto.stride(1) == 1 else onto.contiguous()
             call.onto, call.onto_stride = onto.data_ptr(), onto.stride(0)
+        self._add_weights(call)
         self._multiply(call, x)
         return y
 
+    def described(self) -> LinearCall:
+        """A call with the weights and nothing else, for kernels that make it themselves."""
+        call = LinearCall(in_features=self._in_features, out_features=self.out_features)
+        if self._bias is not None:
+            call.bias = self._bias.data_ptr()
+        self._add_weights(call)
+        return call
+
+    @property
     @abstractmethod
-    def _multiply(self, call: _Call, x: Tensor) -> None:
-        """Add the weights and what room they need to the call, and make it."""
+    def form(self) -> int:
+        """As what the weights are kept, in the numbers of step.c."""
+
+    @abstractmethod
+    def _add_weights(self, call: LinearCall) -> None:
+        """Enter the weights."""
+
+    @abstractmethod
+    def _multiply(self, call: LinearCall, x: Tensor) -> None:
+        """Add what room they need to a call with the weights, and make it."""
 
 
-class KernelLinear(_Compiled):
+class KernelLinear(CompiledLinear):
     """The matrix in the kernel's own layout. Bits of a row do not depend on the other rows.
 
     With `paired` the matrix is a gate on top of an up projection, and `gated` is one pass.  With
@@ -143,20 +165,28 @@ class KernelLinear(_Compiled):
         step = 2 * _SIDE if int8 else _SIDE
         return library.has_amx and _is_whole(weight, step, paired=paired)
 
-    def _multiply(self, call: _Call, x: Tensor) -> None:
+    @property
+    def form(self) -> int:
+        return _WHOLE if self._scale is None else _BYTES
+
+    def _add_weights(self, call: LinearCall) -> None:
+        if self._scale is None:
+            call.w = self._packed.data_ptr()
+        else:
+            call.w8, call.scale = self._packed.data_ptr(), self._scale.data_ptr()
+
+    def _multiply(self, call: LinearCall, x: Tensor) -> None:
         tiles = torch.empty(-(-x.shape[0] // _SIDE) * _SIDE * self._in_features, dtype=x.dtype)
         call.tiles = tiles.data_ptr()
         if self._scale is None:
-            call.w = self._packed.data_ptr()
             self._handle.kdn_linear(ctypes.byref(call))
             return
-        call.w8, call.scale = self._packed.data_ptr(), self._scale.data_ptr()
         row_scale = torch.empty(x.shape[0])
         call.row_scale = row_scale.data_ptr()
         self._handle.kdn_linear8(ctypes.byref(call))
 
 
-class KernelGroupedLinear(_Compiled):
+class KernelGroupedLinear(CompiledLinear):
     """4- or 8-bit weights, multiplied as they lie. Bits of a row do not depend on the other rows."""
 
     def __init__(
@@ -191,9 +221,16 @@ class KernelGroupedLinear(_Compiled):
         """True for what the kernel can run: whole panels of bf16 on the CPU."""
         return _is_whole(weight, GROUP, paired=paired)
 
-    def _multiply(self, call: _Call, x: Tensor) -> None:
+    @property
+    def form(self) -> int:
+        return _BYTES + int(self._nibbles.value)
+
+    def _add_weights(self, call: LinearCall) -> None:
+        call.w8 = self._packed.data_ptr()
+
+    def _multiply(self, call: LinearCall, x: Tensor) -> None:
         sums = torch.empty(x.shape[0] * (self._in_features // GROUP))
-        call.w8, call.row_scale = self._packed.data_ptr(), sums.data_ptr()
+        call.row_scale = sums.data_ptr()
         self._handle.kdn_linear4(ctypes.byref(call), self._nibbles)
 
 

@@ -25,6 +25,11 @@ class KernelNorm(RmsNorm):
         self._size = weight.shape[0]
         self._eps_value = ctypes.c_float(eps)
 
+    @property
+    def described(self) -> tuple[int, float]:
+        """The address of the weights, in fp32, and epsilon."""
+        return self._scale.data_ptr(), float(self._eps_value.value)
+
     @staticmethod
     def suits(weight: Tensor) -> bool:
         """True for what the kernel can run."""

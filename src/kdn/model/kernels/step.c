@@ -1,0 +1,134 @@
+/* All layers of a step in one call, for rows few enough that calling costs more than computing.
+ *
+ * It calls what a layer's parts are called with one by one, in the same order: bits are those of that way.
+ */
+
+#include "attention.h"
+#include "linear.h"
+
+void kdn_norm(const bf16 *x, int64_t x_stride, const float *weight, float eps, int64_t rows, int64_t size, bf16 *y,
+              int64_t threads);
+void kdn_linear4(const Linear *call, int64_t nibbles);
+#ifdef __AMX_BF16__
+void kdn_linear(const Linear *call);
+#endif
+#ifdef __AMX_INT8__
+void kdn_linear8(const Linear *call);
+#endif
+
+enum { WHOLE = 0, BYTES = 1, GROUPS4 = 2, GROUPS8 = 3 };
+
+typedef struct {
+    Linear call; /* with its weights, sides and kind; where rows come from and go to is filled in */
+    int64_t form;
+} Matrix;
+
+typedef struct {
+    Matrix qkv, o, gate_up, down;
+    const float *input_norm, *post_norm, *q_norm, *k_norm; /* the last two may be null */
+    float input_eps, post_eps, q_eps, k_eps;
+    int64_t window;
+} Layer;
+
+/* Where a sequence's unrotated K and V are noted: [layers][K, V][columns][kv heads * dim]. */
+typedef struct {
+    bf16 *to; /* of its first row; null: nowhere */
+    int64_t columns;
+} Note;
+
+typedef struct {
+    const Layer *layers;
+    int64_t num_layers, hidden;
+    const Call *call; /* with heads, cos, sin, ... ; layer, window and rows are filled in */
+    Sequence *sequences;
+    int64_t num_sequences;
+    const PrefixGroup *prefix_groups;
+    int64_t num_prefix_groups;
+    Task *tasks;
+    const Note *notes; /* of every sequence */
+    int64_t rows;
+    bf16 *x; /* [rows, hidden]: the first layer's input, and the last one's output */
+    bf16 *normed, *fused, *q, *k, *turned, *attended, *between, *inner, *tiles;
+    float *sums;
+} Step;
+
+static void multiply(const Step *step, const Matrix *matrix, const bf16 *x, int64_t x_stride, const bf16 *onto,
+                     bf16 *y, int64_t kind) {
+    Linear call = matrix->call;
+    call.x = x;
+    call.x_stride = x_stride;
+    call.rows = step->rows;
+    call.y = y;
+    call.y_stride = kind == GATED ? call.out / 2 : call.out;
+    call.onto = onto;
+    call.onto_stride = step->hidden;
+    call.kind = kind;
+    call.tiles = step->tiles;
+    call.threads = step->call->threads;
+    if (matrix->form != WHOLE) call.row_scale = step->sums;
+    switch (matrix->form) {
+#ifdef __AMX_BF16__
+    case WHOLE: kdn_linear(&call); break;
+#endif
+#ifdef __AMX_INT8__
+    case BYTES: kdn_linear8(&call); break;
+#endif
+    default: kdn_linear4(&call, matrix->form - 1);
+    }
+}
+
+static void note(const Step *step, int64_t layer, const bf16 *k, int64_t k_stride, const bf16 *v, int64_t v_stride) {
+    const int64_t size = step->call->kv_heads * step->call->dim;
+    for (int64_t i = 0; i < step->num_sequences; i++) {
+        const Note *to = step->notes + i;
+        if (!to->to) continue;
+        for (int64_t r = 0; r < step->sequences[i].num_rows; r++) {
+            const int64_t row = step->sequences[i].start + r;
+            bf16 *at = to->to + (2 * layer * to->columns + r) * size;
+            memcpy(at, k + row * k_stride, sizeof(bf16) * size);
+            memcpy(at + to->columns * size, v + row * v_stride, sizeof(bf16) * size);
+        }
+    }
+}
+
+static void attend(const Step *step, int64_t number) {
+    const Layer *layer = step->layers + number;
+    Call call = *step->call;
+    const int64_t queries = call.heads * call.dim, keys = call.kv_heads * call.dim, width = queries + 2 * keys;
+    call.layer = number;
+    call.window = layer->window;
+    call.q = step->fused, call.k = step->fused + queries, call.v = step->fused + queries + keys;
+    call.q_stride = call.k_stride = call.v_stride = width;
+    if (layer->q_norm) {
+        for (int64_t r = 0; r < step->rows; r++) {
+            kdn_norm(call.q + r * width, call.dim, layer->q_norm, layer->q_eps, call.heads, call.dim,
+                     step->q + r * queries, call.threads);
+            kdn_norm(call.k + r * width, call.dim, layer->k_norm, layer->k_eps, call.kv_heads, call.dim,
+                     step->k + r * keys, call.threads);
+        }
+        call.q = step->q, call.q_stride = queries;
+        call.k = step->k, call.k_stride = keys;
+    }
+    if (step->notes) note(step, number, call.k, call.k_stride, call.v, call.v_stride);
+    call.out = step->turned;
+    kdn_place(step->sequences, step->num_sequences, &call);
+    call.q = step->turned, call.q_stride = queries;
+    call.out = step->attended;
+    kdn_attend(step->prefix_groups, step->num_prefix_groups, &call, step->tasks);
+}
+
+void kdn_step(const Step *step) {
+    const int64_t threads = step->call->threads, queries = step->call->heads * step->call->dim;
+    for (int64_t number = 0; number < step->num_layers; number++) {
+        const Layer *layer = step->layers + number;
+        kdn_norm(step->x, step->hidden, layer->input_norm, layer->input_eps, step->rows, step->hidden, step->normed,
+                 threads);
+        multiply(step, &layer->qkv, step->normed, step->hidden, 0, step->fused, PLAIN);
+        attend(step, number);
+        multiply(step, &layer->o, step->attended, queries, step->x, step->between, PLAIN);
+        kdn_norm(step->between, step->hidden, layer->post_norm, layer->post_eps, step->rows, step->hidden,
+                 step->normed, threads);
+        multiply(step, &layer->gate_up, step->normed, step->hidden, 0, step->inner, GATED);
+        multiply(step, &layer->down, step->inner, layer->down.call.in, step->between, step->x, PLAIN);
+    }
+}
