@@ -75,7 +75,7 @@ def test_a_look_is_an_option_of_requests_with_documents(k: kdn.Kdn) -> None:
 def test_a_span_that_is_not_there_is_refused_before_anything_runs(k: kdn.Kdn) -> None:
     with pytest.raises(kdn.BadInput, match="'silver' is not in any document or message"):
         say(k, steer=[{"text": "silver", "weight": 3}])
-    with pytest.raises(kdn.BadInput, match="it can be 'look'"):
+    with pytest.raises(kdn.BadInput, match="steer can be 'look'"):
         say(k, steer="retrieved")
 
 

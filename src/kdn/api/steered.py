@@ -83,13 +83,15 @@ def _edited(
 ) -> tuple[Prompt, EditedText]:
     if not text.strip():
         raise BadInput(f"{name or 'the text'} is empty; there is nothing to steer")
+    config = kdn.model.decoder.config
     recipe.check_model(kdn.prompts.fingerprint(None))
+    recipe.check_fits(config.num_layers, config.num_heads)
     prompt = kdn.prompts.of_document(text, name, salt)
     prelude, document = prompt.segments[:2]
     with torch.inference_mode():
         edited = edit_text(
             captured_by(kdn),
-            kdn.model.decoder.config.num_layers,
+            config.num_layers,
             recipe,
             scoring_heads(kdn, recipe),
             prelude.token_ids,

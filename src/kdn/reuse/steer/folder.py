@@ -47,10 +47,8 @@ class RecipeFolder:
         file = self.file(name) if _NAME.fullmatch(name) and name not in _TAKEN else None
         if file is None or not file.is_file():
             known = ", ".join(self.names()[:8])
-            raise BadInput(
-                f"no steering recipe is named {name!r:.60}; "
-                + (f"there are {known}" if known else "make one with kdn steer fit --name NAME")
-            )
+            there = f"there are {known}" if known else "make one with kdn steer fit --name NAME"
+            raise BadInput(f"no steering recipe is named {name!r:.60}; {there}")
         recipe = SteerRecipe.decode(file.read_bytes(), file.name)
         if self.fingerprint is not None:
             recipe.check_model(self.fingerprint)

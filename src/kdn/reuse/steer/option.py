@@ -67,14 +67,14 @@ def _look(places: Sequence[PlacedText]) -> Steer:
 
 
 def _named(name: str, named: Callable[[str], SteerRecipe] | None) -> Steer:
+    if named is None:
+        raise BadInput(f"steer is {name!r:.60}; it can be {LOOK!r} or a list of spans")
     try:
-        if named is not None:
-            return Steer(recipe=named(name))
+        return Steer(recipe=named(name))
     except BadInput as error:
         raise BadInput(
-            f"steer is {name!r:.60}; it can be {LOOK!r}, a list of spans or a recipe's name: {error}"
+            f"{error} (steer can be {LOOK!r} or a list of spans besides a recipe's name)"
         ) from error
-    raise BadInput(f"steer is {name!r:.60}; it can be {LOOK!r} or a list of spans")
 
 
 def recipe_of(request: Request) -> Recipe:

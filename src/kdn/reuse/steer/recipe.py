@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import msgspec
@@ -33,6 +33,7 @@ with the method's settings, and nothing says how far the wording matters."""
 
 
 _ABSURD = 1000.0
+_COMBINED = ("intersection", "union", "first")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,15 @@ class SteerRecipe:
             f"sinks is {self.sinks!r:.40}; give a whole number of 0 or more": (
                 sinks >= 0 and sinks == int(sinks)
             ),
+            f"layers are {self.layers!r:.40}; give some numbers from 0 on": _are_places(
+                self.layers
+            ),
+            f"heads are {self.heads!r:.40}; give some numbers from 0 on": _are_places(self.heads),
+            f"combine is {self.combine!r:.40}; it can be {', '.join(_COMBINED)}": (
+                self.combine in _COMBINED
+            ),
+            f"literal is {self.literal!r:.40}; it is true or false": isinstance(self.literal, bool),
+            f"prompts are {self.prompts!r:.40}; give two texts": _are_prompts(self.prompts),
         }
         for complaint, is_right in checks.items():
             if not is_right:
@@ -89,9 +99,21 @@ class SteerRecipe:
         """Raises BadInput where the model is another one."""
         if self.model != fingerprint:
             raise BadInput(
-                f"the steering recipe was made for the model {self.model[:12]} and this one is"
+                f"the steering recipe was made for the model {_shown(self.model)} and this one is"
                 f" {fingerprint[:12]}: make one with kdn steer fit"
             )
+
+    def check_fits(self, num_layers: int, num_heads: int) -> None:
+        """Raises BadInput for layers or heads that a model of so many does not have."""
+        for name, own, count in (
+            ("layers", self.layers, num_layers),
+            ("heads", self.heads, num_heads),
+        ):
+            if own is not None and max(own) >= count:
+                raise BadInput(
+                    f"the steering recipe names {name} up to {max(own)} and the model has {count}: make"
+                    " one with kdn steer fit"
+                )
 
     def encode(self) -> bytes:
         """The recipe as a file."""
@@ -102,6 +124,9 @@ class SteerRecipe:
         """A recipe file. Raises BadInput, naming it, for what is none."""
         try:
             found: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
+            unknown = sorted(found.keys() - {field.name for field in fields(SteerRecipe)})
+            if unknown:
+                raise BadInput(f"{name} is no steering recipe: {unknown[0]!r:.40} is unknown")
             return msgspec.convert(found, SteerRecipe)
         except (msgspec.MsgspecError, RecursionError) as error:
             raise BadInput(f"{name} is no steering recipe: {error}") from error
@@ -152,6 +177,26 @@ def _number(value: object) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     return math.nan
+
+
+def _are_places(value: object) -> bool:
+    """None, or different whole numbers from 0 on, at least one."""
+    if value is None:
+        return True
+    if not isinstance(value, tuple) or not value or len(set(value)) < len(value):
+        return False
+    return all(type(one) is int and one >= 0 for one in value)
+
+
+def _are_prompts(value: object) -> bool:
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    return all(isinstance(one, str) and one.strip() for one in value)
+
+
+def _shown(model: str) -> str:
+    """A fingerprint's beginning; what is none may hold anything, and is quoted."""
+    return model[:12] if model.isprintable() else repr(model[:12])
 
 
 def _top(sums: Tensor, sinks: int, size: int) -> set[int]:
