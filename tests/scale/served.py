@@ -1,13 +1,18 @@
-"""Real `kdn serve` programs over loopback, each a process of its own."""
+"""Real `kdn serve` programs over loopback, each a process of its own, and routers in this one."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+
+from kdn.scale.router.app import RouterSettings, create_router_app
+from kdn.serve import ServeSettings, listen, make_server, url_of
 from tests.cli.program import finish, start
 
 Served = list[tuple[str, subprocess.Popen[str]]]
@@ -33,3 +38,21 @@ def served(
 def _url(program: subprocess.Popen[str]) -> str:
     assert program.stdout is not None
     return str(json.loads(program.stdout.readline())["url"])
+
+
+@contextmanager
+def routed(*servers: str, rule: str = "kv-aware", key: str | None = None) -> Iterator[httpx.Client]:
+    """A router in this process on a free port, and a client that sends its key."""
+    settings = ServeSettings(port=0, grace_s=5, api_keys=() if key is None else (key,))
+    app = create_router_app(RouterSettings(servers, rule, health_s=0.2), settings)
+    with listen(settings) as listening:
+        server = make_server(app, settings, log_level="warning")
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        try:
+            with httpx.Client(base_url=url_of(listening), headers=headers, timeout=120) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,12 @@ import httpx
 import pytest
 
 from kdn.errors import BadConfig
-from kdn.scale.router.app import RouterSettings, create_router_app
-from kdn.serve import ServeSettings, listen, make_server, url_of
-from tests.scale.served import served
+from kdn.scale.router.app import RouterSettings
+from tests.scale.served import routed, served
 
 pytestmark = pytest.mark.slow
 
 TIDES = "The tide at the northern harbour comes twice a day and nobody waits for it. " * 20
-
-
-@contextmanager
-def routed(*servers: str, rule: str = "kv-aware") -> Iterator[httpx.Client]:
-    """A router in this process on a free port."""
-    settings = ServeSettings(port=0, grace_s=5)
-    app = create_router_app(RouterSettings(servers, rule, health_s=0.2), settings)
-    with listen(settings) as listening:
-        server = make_server(app, settings, log_level="warning")
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            with httpx.Client(base_url=url_of(listening), timeout=120) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def state(client: httpx.Client) -> dict[str, dict[str, Any]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,30 +11,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kdn.scale.router.app import RouterSettings, create_router_app
-from kdn.serve import ServeSettings, listen, make_server, url_of
-from tests.scale.served import served
+from tests.scale.served import routed, served
 
 pytestmark = pytest.mark.slow
 KEY = "k" * 32
-
-
-@contextmanager
-def routed(*servers: str) -> Iterator[httpx.Client]:
-    """A router that asks for a key, and sends each request to the next server in turn."""
-    settings = ServeSettings(port=0, grace_s=5, api_keys=(KEY,))
-    app = create_router_app(RouterSettings(servers, "round-robin", health_s=0.2), settings)
-    with listen(settings) as listening:
-        server = make_server(app, settings, log_level="warning")
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            headers = {"authorization": f"Bearer {KEY}"}
-            with httpx.Client(base_url=url_of(listening), headers=headers, timeout=120) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def ask(client: httpx.Client, model: str) -> httpx.Response:
@@ -69,7 +47,7 @@ def test_each_model_has_its_own_server(tmp_path: Path, tiny_model: Callable[...,
     with (
         served(tmp_path / "one", models[0]) as [(one, _)],
         served(tmp_path / "other", models[1]) as [(other, program)],
-        routed(one, other) as client,
+        routed(one, other, rule="round-robin", key=KEY) as client,
     ):
         names = [model.name for model in models]
         # four in turn: each second one meets the wrong server, from the first request on
@@ -102,7 +80,7 @@ def test_a_key_opens_everything_but_health(tmp_path: Path, tiny_model: Callable[
     model = tiny_model("llama", max_position_embeddings=4096)
     with (
         served(tmp_path, model) as [(url, _)],
-        routed(url) as client,
+        routed(url, key=KEY) as client,
         httpx.Client(base_url=client.base_url) as without,
     ):
         assert without.get("/health").status_code == 200

@@ -20,10 +20,11 @@ from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 from vllm.lora.request import LoRARequest
+from vllm.v1.request import Request
 
 from kdn.errors import BadConfig
 from kdn.scale.vllm.connector import salt_of
-from kdn.scale.vllm.engine import check_version, installed_version
+from kdn.scale.vllm.version import check_version, installed_version
 
 
 class Program:
@@ -132,6 +133,16 @@ class Program:
             config, KVConnectorRole.SCHEDULER, scheduler.kv_cache_config
         ).shutdown()
         return True
+
+    def match(self, prompt: list[int]) -> list[Any]:
+        """What the connector answers to vLLM's question for a new request: tokens, asynchronously?"""
+        self._count += 1
+        request = Request(f"matched-{self._count}", prompt, SamplingParams(max_tokens=1), None)
+        connector = self.llm.llm_engine.engine_core.engine_core.scheduler.connector
+        connector.on_new_request(request)
+        found = list(connector.get_num_new_matched_tokens(request, 0))
+        connector.request_finished(request, [])
+        return found
 
     def refusal(self, version: str) -> str:
         """What is said to a version of vLLM; empty for one that is known."""

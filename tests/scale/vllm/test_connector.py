@@ -17,6 +17,14 @@ from tests.store.remotes import node_server, redis_server
 
 pytestmark = pytest.mark.timeout(900)  # a vLLM starts in 8 s, on a busy machine in 40 s
 PROMPT = text("a", 700)
+CHILD: dict[str, object] = {
+    "kv_connector": "KdnConnector",
+    "kv_connector_module_path": "kdn.scale.vllm",
+    "kv_role": "kv_both",
+    "kv_connector_extra_config": {"memory_bytes": 1 << 26},
+}
+"""A connector's part of a MultiConnector."""
+MULTI: dict[str, object] = {"kv_connector": "MultiConnector", "kv_connector_module_path": None}
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +277,10 @@ def test_preempted_requests_answer_as_ever(model: Path, tmp_path: Path) -> None:
         ({"kv_load_failure_policy": "fail"}, "kv_load_failure_policy is 'fail'"),
         ({"kv_connector_extra_config": {"foldr": "x"}}, "unknown field `foldr`"),
         ({"kv_connector_extra_config": {"redis_url": "http://x"}}, "no address of a Redis"),
+        (
+            MULTI | {"kv_connector_extra_config": {"connectors": [CHILD]}},
+            "in a MultiConnector, in this connector's own part",
+        ),
     ],
 )
 def test_wrong_settings_stop_a_connector_with_one_sentence(
@@ -276,6 +288,23 @@ def test_wrong_settings_stop_a_connector_with_one_sentence(
 ) -> None:
     with pytest.raises(VllmFailed, match=f"^BadConfig: [^\n]*{sentence}[^\n]*$"):
         engine.do("connect", **transfer)
+
+
+def test_a_child_of_a_multiconnector_starts_with_a_policy_of_its_own(engine: Vllm) -> None:
+    """It inherits none: without its own part it is refused, above, though the parent's is `recompute`."""
+    own = CHILD | {"kv_load_failure_policy": "recompute"}
+    transfer = MULTI | {"kv_connector_extra_config": {"connectors": [own]}}
+    assert engine.do("connect", **transfer)
+
+
+def test_what_may_be_computed_again_is_loaded_asynchronously(engine: Vllm) -> None:
+    """Recomputing after a synchronous load gave wrong answers in a released vLLM."""
+    prompt = text("asynchronous", 700)
+    assert engine.do("match", prompt=prompt) == [0, False]
+    engine.one(prompt)
+    engine.settle()
+    assert engine.do("match", prompt=prompt) == [640, True]
+    assert engine.do("match", prompt=prompt) == [640, True], "a question changes nothing"
 
 
 def test_an_unknown_version_is_refused_with_what_to_do(engine: Vllm) -> None:

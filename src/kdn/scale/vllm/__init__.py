@@ -8,6 +8,10 @@ were not tried with is refused.
 
 from __future__ import annotations
 
-from kdn.scale.vllm.connector import KdnConnector
+from kdn.scale.vllm.version import check_version, installed_version
+
+check_version(installed_version())  # before what another version may not have is imported
+
+from kdn.scale.vllm.connector import KdnConnector  # noqa: E402
 
 __all__ = ["KdnConnector"]

@@ -34,10 +34,8 @@ from kdn.scale.startup import startup_warnings
 from kdn.scale.transfers import Transfers
 from kdn.scale.vllm.engine import (
     check_engine,
-    check_version,
     handed_shape,
     identify,
-    installed_version,
     paged_shape,
     scatter,
 )
@@ -78,7 +76,6 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         """Raises BadConfig or BadInput with one sentence that says what to change."""
-        check_version(installed_version())
         super().__init__(vllm_config, role, kv_cache_config)
         transfer = self._kv_transfer_config
         settings = read_settings(transfer.kv_connector_extra_config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import vllm
 from huggingface_hub import snapshot_download
 from torch import Tensor
 from vllm.platforms import current_platform
@@ -16,35 +15,16 @@ from kdn.errors import BadConfig, BadInput
 from kdn.scale.identity import EngineIdentity, digest_config, digest_weights
 from kdn.scale.paged import RUN_LAYOUT, PagedShape, Scatter
 from kdn.scale.settings import ConnectorSettings
+from kdn.scale.vllm.version import installed_version
 
 __all__ = [
-    "VERSIONS",
     "check_engine",
-    "check_version",
     "handed_shape",
     "identify",
-    "installed_version",
     "packing",
     "paged_shape",
     "scatter",
 ]
-
-VERSIONS = ("0.32",)
-"""The minor versions of vLLM whose interface the connector was tried with."""
-
-
-def check_version(found: str) -> None:
-    """Raises BadConfig for a vLLM that this file was not tried with."""
-    if not found.startswith(tuple(f"{one}." for one in VERSIONS)):
-        raise BadConfig(
-            f"vLLM {found} is installed, kdn's connector was tried with {', '.join(VERSIONS)};"
-            " install such a version or a newer kdn"
-        )
-
-
-def installed_version() -> str:
-    """vLLM's version as its distribution says it."""
-    return str(vllm.__version__).partition("+")[0]
 
 
 def check_engine(vllm_config: Any, kv_cache_config: Any, settings: ConnectorSettings) -> None:
