@@ -15,8 +15,12 @@ import kdn
 from kdn.config import load_config
 from kdn.errors import StoreError
 from kdn.serve import StoreNumbers, served
+from kdn.serve.run import REUSE_FAILURES
+from kdn.trace import Recorder
 from tests.serve.running import Running, running
 from tests.serve.scripted import ANSWER, ScriptedService
+
+SOURCE = Path(kdn.__file__).parent
 
 
 @pytest.fixture
@@ -169,3 +173,21 @@ def test_numbers_of_a_store_that_fails_keep_their_age(service: ScriptedService) 
         assert server.metric("kdn_store_numbers_age_seconds") == 0  # of a clock that stands still
         with pytest.raises(KeyError):
             server.metric("kdn_store_blocks")
+
+
+def test_faults_that_cost_reuse_alone_are_counted(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """`tests/reuse/test_failing.py` holds that such faults make these events."""
+    trace = Recorder()
+    with (
+        kdn.open(tiny_model("llama"), config=load_config({}, home=tmp_path), trace=trace) as k,
+        running(served(k)) as server,
+    ):
+        trace.event("reuse.failed", technique="Prefix", why="OSError()")
+        trace.event("reuse.failed", technique="open", why="OSError()")
+        trace.event("engine.retain_failed", why="OSError()")
+        told = {step: server.metric("kdn_reuse_failed_total", step=step) for step in REUSE_FAILURES}
+    assert told == {"plan": 2, "store": 1, "background": 0}
+    written = "".join(path.read_text("utf-8") for path in SOURCE.rglob("*.py"))
+    assert all(written.count(f'"{name}"') > 1 for name in REUSE_FAILURES.values())

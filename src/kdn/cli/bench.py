@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdn.cli.options import HomeOption, ModelOption
+from kdn.cli.options import HomeOption, ModelOption, output_file, output_folder
 from kdn.cli.show import emit, say
 from kdn.errors import BadInput
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from kdn.bench import BenchOptions
 
 __all__ = ["bench"]
+
+
+def _json_file(path: Path | None) -> Path | None:
+    return path if path == Path("-") else output_file(path)
+
 
 _USED_BY = {
     "only": ("blend", "l4s", "ndcg", "rtc", "steer", "structured"),
@@ -55,12 +60,14 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for both sides.")] = 2,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", dir_okay=False, help="Write the result to a file; - for stdout."),
+        typer.Option(
+            "--json", callback=_json_file, help="Write the result to a file; - for stdout."
+        ),
     ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
-            "--report", file_okay=False, help="Write a page with a plot into this folder."
+            "--report", callback=output_folder, help="Write a page with a plot into this folder."
         ),
     ] = None,
 ) -> None:

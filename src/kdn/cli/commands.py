@@ -53,5 +53,7 @@ def explained(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{about}{reason}; free some space, or choose another folder"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{about}{reason}; check its rights, or choose another folder with --home"
-    return f"{about}{reason}"
+        return f"{about}{reason}; check its rights, or choose another folder"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+        return f"{about}{reason}; name another file or folder"
+    return f"{about}{reason}; check the file and its folder"

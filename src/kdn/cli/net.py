@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from kdn.cli import rtc
+from kdn.cli.options import output_file, output_folder
 from kdn.errors import BadInput
 
 __all__ = ["app"]
@@ -105,7 +106,9 @@ def simulate(
         Path | None,
         typer.Option(help="Play this recorded link: mahimahi, or lines of seconds and Mbit/s."),
     ] = None,
-    plots: Annotated[Path | None, typer.Option(help="Folder for two pictures.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder for two pictures.", callback=output_folder)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run one scenario under a policy, beside the flow that stays in the low-latency queue."""
@@ -147,7 +150,9 @@ def _draw(worlds: dict[str, Any], policy: str, folder: Path) -> None:
 
 @l4s.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("swift.npy"),
+    out: Annotated[Path, typer.Option(help="Where the weights go.", callback=output_file)] = Path(
+        "swift.npy"
+    ),
     flows: Annotated[int, typer.Option(min=2, help="Simulated flows to learn from.")] = 100,
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 4000,
     start: Annotated[Path | None, typer.Option(help="Weights to start from and decide by.")] = None,

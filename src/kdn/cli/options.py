@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kdn.errors import BadConfig, BadInput
+from kdn.machine.files import refuse_unwritable
 
 if TYPE_CHECKING:
     from kdn.api import Kdn, OpenModels
@@ -32,6 +33,7 @@ __all__ = [
     "ShareOption",
     "open_engine",
     "output_file",
+    "output_folder",
     "read_settings",
 ]
 
@@ -110,8 +112,20 @@ def output_file(path: Path | None) -> Path | None:
         raise BadInput(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise BadInput(f"{path}: there is no folder {path.parent}; make it, or choose another")
-    if not os.access(path.parent, os.W_OK):
-        raise BadInput(f"{path}: nothing can be written in {path.parent}; choose another folder")
+    refuse_unwritable(path, path.parent)
+    return path
+
+
+def output_folder(path: Path | None) -> Path | None:
+    """As `output_file`, for a folder, which may be missing."""
+    if path is None:
+        return None
+    there = path.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise BadInput(f"{path}: {there} is a file; name a folder")
+    refuse_unwritable(path, there)
     return path
 
 

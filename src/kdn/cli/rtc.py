@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.table import Table
 
+from kdn.cli.options import output_file, output_folder
 from kdn.errors import BadInput
 
 __all__ = ["app"]
@@ -45,7 +46,9 @@ _SHOWN = {
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Where the policy goes.")] = Path("policies.npz"),
+    out: Annotated[Path, typer.Option(help="Where the policy goes.", callback=output_file)] = Path(
+        "policies.npz"
+    ),
     reward: Annotated[
         str, typer.Option(help="codec-aware, network-only or onrl; or offline: from GCC's logs.")
     ] = "codec-aware",
@@ -129,7 +132,9 @@ def call(
     queue: Annotated[int, typer.Option(min=1, help="Packets that the bottleneck holds.")] = 40,
     height: Annotated[int, typer.Option(min=16, help="Rows that the video is scaled to.")] = 208,
     seconds: Annotated[float, typer.Option(min=2.0, help="Length of the call.")] = 8.0,
-    out: Annotated[Path, typer.Option(help="Folder for pictures and videos.")] = Path("call"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for pictures and videos.", callback=output_folder)
+    ] = Path("call"),
     unmasked: Annotated[bool, typer.Option(help="Use the codec's unmasked twin.")] = False,
     policies: Policies = None,
     as_json: AsJson = False,

@@ -12,13 +12,14 @@ import fcntl
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
 
-from kdn.errors import NoSpace, StoreError
+from kdn.errors import BadInput, NoSpace, StoreError
 
 __all__ = [
     "Files",
@@ -28,6 +29,7 @@ __all__ = [
     "make_tree_private",
     "publish_file",
     "publishing",
+    "refuse_unwritable",
     "system_errors",
 ]
 
@@ -79,6 +81,19 @@ def make_tree_private(folder: Path) -> None:
             mode = path.lstat().st_mode
             if mode & 0o077 and not stat.S_ISLNK(mode):
                 path.chmod(stat.S_IMODE(mode) & ~0o077)
+
+
+def refuse_unwritable(path: Path, folder: Path) -> None:
+    """Raises BadInput where nothing can be made in `folder`, so that `path` cannot be written.
+
+    It is tried: for root, rights do not say that a file system takes nothing.
+    """
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise BadInput(
+            f"{path}: nothing can be written in {folder} ({error.strerror}); choose another folder"
+        ) from error
 
 
 def publish_file(

@@ -11,6 +11,7 @@ are remains of an interrupted write: readers pass over them, the next writer swe
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -316,8 +317,16 @@ def gate(doing: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError, NotImplementedError) as error:
         text = str(error)
-        if "No space left" in text or "os error 28" in text:
+        if any(
+            said in text for said in ("No space left", "os error 28", "os error 27", "os error 122")
+        ):
             raise NoSpace(
                 f"library: {doing}: the disk is full; free some space and try again"
             ) from error
-        raise StoreError(f"library: {doing} failed: {text}") from error
+        raise StoreError(f"library: {doing} failed: {_reason(text)}") from error
+
+
+def _reason(text: str) -> str:
+    """What a library says, less the places in its own source that it adds."""
+    said = re.split(r",? ?/[^ ,]*\.rs:\d+|\n", text)[0].strip(" :,")
+    return f"{said}; check the folder's rights, or choose another folder"

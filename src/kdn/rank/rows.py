@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdn.errors import BadInput, MissingExtra
-from kdn.machine.files import publish_file
+from kdn.machine.files import publish_file, refuse_unwritable
 from kdn.machine.text import MAX_TEXT_BYTES, decode_unicode, lines_of
 
 __all__ = ["Row", "check_out", "columns_of", "read_rows", "write_rows"]
@@ -123,8 +122,7 @@ def check_out(path: Path, source: Path, *, force: bool = False) -> None:
         raise BadInput(f"{path} is a folder; name a file in it, such as {path / 'labels.csv'}")
     if not path.parent.is_dir():
         raise BadInput(f"{path}: there is no folder {path.parent}; make it, or choose another")
-    if not os.access(path.parent, os.W_OK):
-        raise BadInput(f"{path}: nothing can be written in {path.parent}; choose another folder")
+    refuse_unwritable(path, path.parent)
     if path.exists() and source.exists() and path.samefile(source):
         raise BadInput(f"{path}: these are the rows themselves; choose another file for the labels")
     if path.exists() and not force:

@@ -330,6 +330,11 @@ def _store(numbers: StoreNumbers) -> Iterator[Metric]:
     )
     for tier in numbers.size_bytes:
         errors.add_metric([tier], numbers.errors.get(tier, 0))
+    failures = CounterMetricFamily(
+        "kdn_reuse_failed", "Faults of reuse, which answers went without.", labels=["step"]
+    )
+    for step, count in numbers.reuse_failures.items():
+        failures.add_metric([step], count)
     events = CounterMetricFamily("kdn_store_events", "Since opening.", labels=["event"])
     for event, count in numbers.counts.items():
         events.add_metric([event], count)
@@ -344,7 +349,7 @@ def _store(numbers: StoreNumbers) -> Iterator[Metric]:
     )
     for way, usd in numbers.money_usd.items():
         money.add_metric([way], usd)
-    yield from (blocks, size, errors, events, blend, money)
+    yield from (blocks, size, errors, failures, events, blend, money)
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:

@@ -33,6 +33,7 @@ from kdn.serve.store.app import mount_store
 from kdn.serve.store.grants import Grant
 from kdn.serve.store.texts import TextStore
 from kdn.serve.telemetry import RecordTeller, log_lines, otlp_tracer, span_sink
+from kdn.trace import Recorder
 
 __all__ = ["listen", "make_server", "run", "served", "url_of"]
 
@@ -204,6 +205,14 @@ def _embedder(kdn: Kdn) -> ServedEmbedder | None:
     return ServedEmbedder(EMBEDDER, MAX_TOKENS, lambda: kdn.embedder)
 
 
+REUSE_FAILURES = {
+    "plan": "reuse.failed",
+    "store": "engine.retain_failed",
+    "background": "background.failed",
+}
+"""What went without reuse, by the event that tells of it."""
+
+
 def _store_numbers(kdns: Sequence[Kdn]) -> StoreNumbers:
     """The store is one; what the quality guards saw goes by collection, those of later models by name."""
     kdn = kdns[0]
@@ -213,6 +222,7 @@ def _store_numbers(kdns: Sequence[Kdn]) -> StoreNumbers:
         for one in kdns
         for collection, seen in one.parts.guard.stats().items()
     }
+    traces = {id(one.trace): one.trace for one in kdns if isinstance(one.trace, Recorder)}.values()
     return StoreNumbers(
         blend={
             collection: {
@@ -227,6 +237,10 @@ def _store_numbers(kdns: Sequence[Kdn]) -> StoreNumbers:
         blocks={name: tier.blocks for name, tier in stat.tiers.items()},
         size_bytes={name: tier.size_bytes for name, tier in stat.tiers.items()},
         errors=stat.errors,
+        reuse_failures={
+            step: sum(trace.count(name) for trace in traces)
+            for step, name in REUSE_FAILURES.items()
+        },
         counts={
             "lookup": stat.lookups,
             "hit": stat.hits,

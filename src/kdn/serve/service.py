@@ -154,6 +154,8 @@ class StoreNumbers:
     """By tier, since opening: failures, damaged and lost blocks."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Since opening: hits, misses, corrupt, evicted and whatever else the store counts."""
+    reuse_failures: Mapping[str, int] = field(default_factory=dict)
+    """Errors of parts around an answer, which the answer went without, by step."""
     blend: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """What the quality guard has seen, by collection: compared, agreed, mean_kl, ratio."""
     money_usd: Mapping[str, float] = field(default_factory=dict)

@@ -184,7 +184,7 @@ def _ray(settings: BatchSettings) -> Iterator[Any]:
                 logging_level="error",
                 **here,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # it raises bare ones, for a node that does not start
             raise _no_ray(settings.address, _last_line(error)) from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
@@ -215,6 +215,11 @@ def _refuse_silent(address: str | None) -> None:
 
 
 def _no_ray(address: str | None, why: str) -> BadInput:
+    if address is None:
+        return BadInput(
+            f"Ray cannot be started here ({why}); start one with `ray start --head`, and give its"
+            " --address"
+        )
     return BadInput(
         f"no Ray answers at {address!r} ({why}); start one with `ray start --head`, or leave the"
         " address out"
