@@ -28,7 +28,7 @@ from kdn.rag.metis import (
 )
 
 JCT = JctModel(pass_s=0.1, token_s=0.001, pair_s=0.0, cached_s=0.0)
-SPEED = EngineSpeed(JCT, step_s=0.01, kv_tokens=1000, pass_tokens=500)
+SPEED = EngineSpeed(JCT, step_s=0.01, kv_tokens=1000, pass_tokens=500, row_s=0.002)
 
 
 def call(new: int, answer: int = 1, kv: int | None = None) -> SimulatedCall:
@@ -57,8 +57,16 @@ def test_a_long_prompt_takes_several_passes() -> None:
 
 
 def test_calls_share_a_pass_and_steps() -> None:
-    """Two of 100 rows: 0.1 + 0.2 s; a step of two costs the other's row, 0.001 s."""
-    assert ended(SPEED, query(0.0, [call(100, 2), call(100, 2)])) == [0.3 + 0.011]
+    """Two of 100 rows: 0.1 + 0.2 s; a step of two costs the other's row, 0.002 s."""
+    assert ended(SPEED, query(0.0, [call(100, 2), call(100, 2)])) == [0.3 + 0.012]
+
+
+def test_a_prefill_gives_way_to_those_that_decode_when_they_have_waited() -> None:
+    """The first has its token at 0.2 s and needs three steps.  A pass of 0.4 s in four layers of 0.1 s
+    begins beside it: after every layer a step is due, and the steps end at 0.31, 0.42 and 0.53."""
+    speed = replace(SPEED, stall_s=0.06, num_layers=4)
+    first, second = query(0.0, [call(100, 4)]), query(0.15, [call(300)])
+    assert ended(speed, first, second) == [0.53, 0.63]
 
 
 def test_what_does_not_fit_waits() -> None:

@@ -86,6 +86,19 @@ def test_generated_schemas_yield_valid_json_at_temperature_one(engine: Engine) -
     assert ended >= 20
 
 
+def test_answers_to_bounded_schemas_end_by_themselves(engine: Engine) -> None:
+    """Random weights draw evenly and have no wish to end: only the schema's limits end them."""
+    rng = random.Random(5)
+    schemas = [random_schema(rng, depth=2, bounded=True) for _ in range(24)]
+    requests = [
+        asked(f"b{i}", Constraint.json_schema(schema), seed=i, max_tokens=3000)
+        for i, schema in enumerate(schemas)
+    ]
+    for schema, (text, _, finish) in zip(schemas, answers(engine, requests), strict=True):
+        assert finish.reason is FinishReason.STOP, (schema, text)
+        jsonschema.validate(json.loads(text), schema)
+
+
 @pytest.mark.parametrize(
     ("constraint", "form"),
     [

@@ -296,9 +296,14 @@ class Answering:
     def _learn_from(
         self, made: Synthesis, chosen: ChosenConfiguration, took_s: float, *, is_alone: bool
     ) -> None:
-        for usage in made.call_usages:
+        usages, mapped = made.call_usages, made.call_usages
+        for usage in usages:
             self._foresight.observed.answered(usage)
         if is_alone and made.num_calls:
+            if chosen.configuration.method is Method.MAP_REDUCE:
+                mapped = usages[:-1]
+                self._foresight.observed.decoded(usages[-1:])
+            self._foresight.observed.decoded(mapped)
             foreseen_s = chosen.demand.seconds / self._foresight.observed.slowdown()
             self._foresight.observed.took(foreseen_s, took_s, chosen.demand.total_bytes)
 

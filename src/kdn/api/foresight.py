@@ -55,6 +55,7 @@ class Foresight:
             answer_tokens=self.observed.answer_tokens(),
             jct=self._parts.calibration.jct,
             step_s=self.observed.step_s(),
+            row_s=self.observed.row_s(),
             pass_tokens=self._parts.config.engine.max_batch_tokens,
             blend_ratio=(options.ratio or self._parts.config.blend.ratio) if blends else None,
             slowdown=self.observed.slowdown(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdn.core import JctModel, Usage
-from kdn.rag.metis import Observed, RunningQueries
+from kdn.rag.metis import Observed, RunningQueries, row_seconds
 
 JCT = JctModel(pass_s=0.02, token_s=0.001, pair_s=0.0, cached_s=0.0)
 
@@ -29,9 +29,23 @@ def test_answers_and_steps_come_from_what_was_measured() -> None:
     assert seen.answer_tokens() == 48
     assert seen.step_s() == pytest.approx(0.021)
     for length in (11, 21, 31):
-        seen.answered(usage(length, 100, 100 + (length - 1) * 30))
+        one = usage(length, 100, 100 + (length - 1) * 30)
+        seen.answered(one)
+        seen.decoded([one])
     assert seen.answer_tokens() == 21
     assert seen.step_s() == pytest.approx(0.030)
+
+
+def test_a_further_sequence_adds_what_the_longest_took_beyond_its_own_steps() -> None:
+    """10 steps of 21 ms by itself; beside rows of 10 and 5 more tokens it took 240 ms: 2 ms a row."""
+    stage = [usage(11, 100, 340), usage(11, 100, 340), usage(6, 100, 240)]
+    assert row_seconds(stage, 0.021) == pytest.approx(0.002)
+    seen = Observed(JCT)
+    for _ in range(3):
+        assert seen.row_s() is None
+        seen.decoded(stage)
+    assert seen.row_s() == pytest.approx(0.002)
+    assert row_seconds(stage[:1], 0.021) is None
 
 
 def test_the_slowdown_is_a_median_of_three_or_more() -> None:
@@ -49,6 +63,8 @@ def test_a_time_of_nothing_teaches_nothing() -> None:
     for _ in range(5):
         seen.took(0.0, 1.0, 0)
     seen.answered(usage(1, 5, 5))
+    seen.decoded([usage(1, 5, 5), usage(1, 5, 5)])
+    assert seen.row_s() is None
     assert seen.slowdown() == 1.0
     assert seen.step_s() == pytest.approx(0.021)
 

@@ -97,7 +97,13 @@ def run(options: BenchOptions) -> Result:
         real.fit(size.fits)
         token_bytes = real.model().token_bytes
         kv_tokens = k.engine.stat().kv_total_bytes // token_bytes
-        speed = EngineSpeed(jct, real.step_s, kv_tokens, slowdown=real.slowdown)
+        speed = EngineSpeed(
+            jct, real.step_s, kv_tokens,
+            slowdown=real.slowdown,
+            row_s=real.row_s,
+            stall_s=config.engine.max_stall_ms / 1000,
+            num_layers=k.model.decoder.config.num_layers,
+        )  # fmt: skip
         bench = _Bench(options, size, asked, real, speed)
         checked, f1_diff, error = bench.check()
         swept, summary, figure = bench.sweep(k.model.decoder.config.max_position)
@@ -130,7 +136,8 @@ def run(options: BenchOptions) -> Result:
 def _fitted(jct: JctModel, real: RealRuns) -> str:
     return (
         f"The time model's error is {jct.error or 0.0:.0%}; real prefills take {real.slowdown:.2f} times"
-        f" as long, a decode step {1000 * real.step_s:.1f} ms."
+        f" as long, a decode step {1000 * real.step_s:.1f} ms and"
+        f" {1000 * (real.row_s or 0.0):.1f} ms more for each further sequence."
     )
 
 

@@ -23,6 +23,7 @@ from kdn.rag.metis import (
     QueryCalls,
     QuestionProfile,
     RagConfiguration,
+    row_seconds,
     synthesize,
 )
 
@@ -56,6 +57,8 @@ class RealRuns:
         """One decode step; measured by `fit`."""
         self.slowdown = 1.0
         """How much longer prefills take than the time model says; measured by `fit`."""
+        self.row_s: float | None = None
+        """What a further sequence adds to a decode step; measured by `fit`."""
 
     def model(self, salt: str = "") -> DemandModel:
         """What counts demands, as fitted so far."""
@@ -63,24 +66,33 @@ class RealRuns:
         options = QueryOptions(max_tokens=self._max_tokens, salt=salt)
         model = Foresight(self._k.parts).demand_model(asked.question.text, asked.parts[0], options)
         return replace(
-            model, jct=self._jct, step_s=self.step_s, slowdown=self.slowdown,
+            model, jct=self._jct, step_s=self.step_s, slowdown=self.slowdown, row_s=self.row_s,
             answer_tokens=self._max_tokens,
         )  # fmt: skip
 
     def fit(self, count: int) -> None:
         """Measure steps and prefills by queries that run alone."""
-        ratios, steps = list[float](), list[float]()
+        ratios, steps, rows = list[float](), list[float](), list[float]()
         for number, asked in enumerate(self._asked[:count]):
             configuration = RagConfiguration(Method.STUFF, min(1 + number % 3, len(asked.parts)))
-            made = self._answer(asked, configuration, "fit", f"fit{number}")
-            for usage in made.usages:
-                foreseen_s = self._jct.seconds(usage.recomputed, usage.cached_tokens)
-                ratios.append((usage.ttft_ms - usage.queue_ms) / 1000 / foreseen_s)
-                if usage.completion_tokens > 1:
-                    decode_s = (usage.total_ms - usage.ttft_ms) / 1000
-                    steps.append(decode_s / (usage.completion_tokens - 1))
+            (usage,) = self._answer(asked, configuration, "fit", f"fit{number}").usages
+            foreseen_s = self._jct.seconds(usage.recomputed, usage.cached_tokens)
+            ratios.append((usage.ttft_ms - usage.queue_ms) / 1000 / foreseen_s)
+            if usage.completion_tokens > 1:
+                decode_s = (usage.total_ms - usage.ttft_ms) / 1000
+                steps.append(decode_s / (usage.completion_tokens - 1))
         self.slowdown = statistics.median(ratios)
         self.step_s = statistics.median(steps) if steps else self.step_s
+        for number, asked in enumerate(self._asked[:count]):
+            beside = RagConfiguration(
+                Method.MAP_RERANK, min(2 + 2 * (number % 3), len(asked.parts))
+            )
+            row_s = row_seconds(
+                self._answer(asked, beside, "fit", f"rows{number}").usages, self.step_s
+            )
+            if row_s is not None:
+                rows.append(row_s)
+        self.row_s = statistics.median(rows) if rows else None
 
     def prefill(self, salt: str, share: float) -> None:
         """Store this share of the parts that questions find first."""
@@ -105,8 +117,8 @@ class RealRuns:
 
         def answer(number: int) -> None:
             asked = self._asked[number]
-            never.wait(max(begun_s + arrivals_s[number] - clock.now(), 0.0))
-            now_s = clock.now()
+            while (now_s := clock.now()) < begun_s + arrivals_s[number]:
+                never.wait(begun_s + arrivals_s[number] - now_s)
             with lock:  # the next one chooses by what this one has chosen
                 foresight.observed.arrived(now_s)
                 options = QueryOptions(max_tokens=self._max_tokens, salt=salt)

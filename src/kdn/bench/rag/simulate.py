@@ -1,6 +1,7 @@
 """An engine as events: calls wait for KV, are prefilled in passes, and decode side by side.
 
-Fitted on real runs (`slowdown`, `step_s`), it goes where real runs would take hours.
+As in the engine, a pass advances a layer at a time, and those that decode take a step when they have waited
+for `stall_s`.  Fitted on real runs (`slowdown`, `step_s`, `row_s`), it goes where they would take hours.
 """
 
 from __future__ import annotations
@@ -25,6 +26,17 @@ class EngineSpeed:
     """KV of all calls that run at one time."""
     pass_tokens: int = 2048
     slowdown: float = 1.0
+    row_s: float | None = None
+    """What each further sequence adds to a step; None: as a further prompt to a pass."""
+    stall_s: float = 0.060
+    """So long, and a layer more, those that decode wait for a prefill."""
+    num_layers: int = 30
+    """Parts in which a pass advances."""
+
+    @property
+    def further_s(self) -> float:
+        """`row_s`, or what stands in for it."""
+        return self.jct.prompt_s + self.jct.token_s if self.row_s is None else self.row_s
 
 
 @dataclass
@@ -77,6 +89,9 @@ class SimulatedEngine:
         self._waiting: deque[tuple[SimulatedQuery, SimulatedCall]] = deque()
         self._prefilling: deque[tuple[SimulatedQuery, SimulatedCall]] = deque()
         self._decoding: list[tuple[SimulatedQuery, SimulatedCall]] = []
+        self._in_pass: list[tuple[SimulatedQuery, SimulatedCall]] = []
+        """Those that are through when the pass is."""
+        self._layers_left, self._layer_s, self._decoded_s = 0, 0.0, 0.0
         self._running: list[SimulatedQuery] = []
 
     @property
@@ -104,13 +119,16 @@ class SimulatedEngine:
             while coming and coming[0].arrival_s <= self.now_s:
                 self._begin(coming.popleft())
             self._admit()
-            self._pass()
-            self._step()
+            is_due = self.now_s - self._decoded_s >= self._speed.stall_s
+            if (self._layers_left or self._prefilling) and not (self._decoding and is_due):
+                self._layer()
+            else:
+                self._step()
 
     def check(self) -> None:
         """Audit the accounts. Raises AssertionError. Only meaningful when nothing runs."""
         assert self.free_tokens == self._speed.kv_tokens, "KV was lost"
-        left = (*self._waiting, *self._prefilling, *self._decoding)
+        left = (*self._waiting, *self._prefilling, *self._in_pass, *self._decoding)
         assert not left, f"{len(left)} calls were forgotten"
 
     def _begin(self, query: SimulatedQuery) -> None:
@@ -132,20 +150,34 @@ class SimulatedEngine:
         """First come, first served; what exceeds all memory runs when it is alone."""
         while self._waiting:
             call = self._waiting[0][1]
-            alone = not (self._prefilling or self._decoding)
+            alone = not (self._prefilling or self._layers_left or self._decoding)
             if call.kv_tokens > self.free_tokens and not alone:
                 return
             self.free_tokens -= call.kv_tokens
             self._prefilling.append(self._waiting.popleft())
 
-    def _pass(self) -> None:
-        """One prefill pass over the first calls; a long one takes several passes."""
-        if not self._prefilling:
+    def _layer(self) -> None:
+        """One layer of the pass under way; after the last one its prompts have their first tokens."""
+        if not self._layers_left:
+            self._begin_pass()
+        self.now_s += self._layer_s
+        self._layers_left -= 1
+        if self._layers_left:
             return
+        done, self._in_pass = self._in_pass, []
+        for query, call in done:
+            self._decoded_s = self.now_s
+            call.num_left = call.num_answer - 1
+            if call.num_left > 0:
+                self._decoding.append((query, call))
+            else:
+                self._end(query, call)
+
+    def _begin_pass(self) -> None:
+        """A pass over the first calls; a long one takes several passes."""
         speed, room, seconds, number = self._speed, self._speed.pass_tokens, 0.0, 0
-        done: list[tuple[SimulatedQuery, SimulatedCall]] = []
         while self._prefilling and room > 0:
-            query, call = self._prefilling[0]
+            call = self._prefilling[0][1]
             rows = min(room, call.num_left)
             share = rows / max(call.num_new, 1)
             seconds += share * speed.jct.share(call.num_new, call.num_cached)
@@ -153,23 +185,20 @@ class SimulatedEngine:
             call.num_left -= rows
             if call.num_left:
                 break
-            done.append(self._prefilling.popleft())
+            self._in_pass.append(self._prefilling.popleft())
         seconds += speed.jct.pass_s + (number - 1) * speed.jct.prompt_s
-        self.now_s += speed.slowdown * seconds
-        for query, call in done:
-            call.num_left = call.num_answer - 1
-            if call.num_left > 0:
-                self._decoding.append((query, call))
-            else:
-                self._end(query, call)
+        self._layers_left = speed.num_layers
+        self._layer_s = speed.slowdown * seconds / speed.num_layers
 
     def _step(self) -> None:
         """One token for every sequence."""
         if not self._decoding:
             return
-        jct = self._speed.jct
-        others = sum(jct.token_s + jct.pair_s * call.context for _, call in self._decoding[1:])
-        self.now_s += self._speed.step_s + self._speed.slowdown * others
+        speed = self._speed
+        columns = sum(call.context for _, call in self._decoding[1:])
+        others_s = (len(self._decoding) - 1) * speed.further_s
+        self.now_s += speed.step_s + others_s + speed.slowdown * speed.jct.pair_s * columns
+        self._decoded_s = self.now_s
         for _, call in self._decoding:
             call.num_left -= 1
         ended = [one for one in self._decoding if one[1].num_left <= 0]

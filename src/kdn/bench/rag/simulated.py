@@ -80,7 +80,7 @@ class SimulatedLoad:
             configuration = chosen[number] = arm(given)
             seen.append(self.model.demand(configuration, chunks).total_bytes)
             stages = stages_of(configuration, chunks, self.model)
-            read = asked.parts[: configuration.num_chunks]
+            read = configuration.ordered(asked.parts)
             leads = read if len(stages[0]) > 1 else read[:1]
             stored.update(part.key for part in leads)
             return [[self._call(one) for one in stage] for stage in stages]

@@ -29,16 +29,30 @@ _PATTERNS = ("^[a-z]{2,5}$", r"^\d{3}-\d{4}$", "^(yes|no|maybe)$", "^[A-Z][a-z]*
 _FORMATS = ("date", "uuid", "email", "ipv4")
 
 
-def random_schema(rng: random.Random, depth: int = 3) -> _Schema:
-    """An object of one to four properties, nested up to `depth` levels, with references to its own parts."""
-    return _Writer(rng).document(depth)
+_EDGES = {"minimum": -9999, "maximum": 9999}
+_SHORT = {"maxLength": 24}
+_IN_BOUNDS: dict[str, _Schema] = {
+    "string": _SHORT,
+    "integer": _EDGES,
+    "number": {**_EDGES, "multipleOf": 0.25},
+}
+"""What leaves an answer of each type an end."""
+_KEY = "^[a-z]{1,8}$"
+
+
+def random_schema(rng: random.Random, depth: int = 3, *, bounded: bool = False) -> _Schema:
+    """An object of one to four properties, nested up to `depth` levels, with references to its own parts.
+
+    With `bounded` whatever keeps to the schema has an end: texts, numbers, objects and lists are limited.
+    """
+    return _Writer(rng, bounded=bounded).document(depth)
 
 
 class _Writer:
     """Writes one schema, and collects the parts that it refers to."""
 
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
+    def __init__(self, rng: random.Random, *, bounded: bool) -> None:
+        self._rng, self._bounded = rng, bounded
         self._parts: dict[str, _Schema] = {}
 
     def document(self, depth: int) -> _Schema:
@@ -53,7 +67,9 @@ class _Writer:
             "properties": {name: self._any(depth - 1) for name in names},
             "required": [name for name in names if rng.random() < 0.7],
         }
-        if rng.random() < 0.8:
+        if self._bounded:
+            found["additionalProperties"] = False
+        elif rng.random() < 0.8:
             found["additionalProperties"] = rng.choice([False, False, {"type": "integer"}])
         return found
 
@@ -62,7 +78,11 @@ class _Writer:
         return self._rng.choice(kinds)(self, depth)
 
     def _plain(self, _depth: int) -> _Schema:
-        return {"type": self._rng.choice(["string", "integer", "number", "boolean", "null"])}
+        kind = self._rng.choice(["string", "integer", "number", "boolean", "null"])
+        return {"type": kind, **self._limits(kind)}
+
+    def _limits(self, kind: str) -> _Schema:
+        return _IN_BOUNDS.get(kind, {}) if self._bounded else {}
 
     def _enum(self, _depth: int) -> _Schema:
         return {"enum": self._rng.sample(_VALUES, self._rng.randint(1, 4))}
@@ -73,19 +93,21 @@ class _Writer:
     def _text(self, _depth: int) -> _Schema:
         shortest = self._rng.randint(0, 3)
         bounds = {"minLength": shortest, "maxLength": shortest + self._rng.randint(0, 9)}
-        ways = (bounds, {"pattern": self._rng.choice(_PATTERNS)})
-        return {
-            "type": "string",
-            **self._rng.choice([*ways, {"format": self._rng.choice(_FORMATS)}]),
-        }
+        pattern, form = self._rng.choice(_PATTERNS), self._rng.choice(_FORMATS)
+        if self._bounded:
+            pattern, form = pattern.replace("*", "{0,8}"), form.replace("email", "date")
+        ways: tuple[_Schema, ...] = (bounds, {"pattern": pattern}, {"format": form})
+        return {"type": "string", **self._rng.choice(ways)}
 
     def _range(self, _depth: int) -> _Schema:
         low = self._rng.randint(-20, 20)
         kind = self._rng.choice(["integer", "number"])
-        return {"type": kind, "minimum": low, "maximum": low + self._rng.randint(0, 200)}
+        edges = {"minimum": low, "maximum": low + self._rng.randint(0, 200)}
+        return {"type": kind, **self._limits(kind), **edges}
 
     def _nullable(self, _depth: int) -> _Schema:
-        return {"type": [self._rng.choice(["string", "integer"]), "null"]}
+        kind = self._rng.choice(["string", "integer"])
+        return {"type": [kind, "null"], **self._limits(kind)}
 
     def _array(self, depth: int) -> _Schema:
         least = self._rng.randint(0, 2)
@@ -100,7 +122,11 @@ class _Writer:
         return {"anyOf": [self._any(depth - 1) for _ in range(self._rng.randint(2, 3))]}
 
     def _map(self, depth: int) -> _Schema:
-        return {"type": "object", "additionalProperties": self._any(depth - 1)}
+        values = self._any(depth - 1)
+        if not self._bounded:
+            return {"type": "object", "additionalProperties": values}
+        keyed = {"patternProperties": {_KEY: values}, "additionalProperties": False}
+        return {"type": "object", **keyed, "maxProperties": 3}
 
     def _reference(self, depth: int) -> _Schema:
         name = f"part{len(self._parts)}"

@@ -1,8 +1,10 @@
 """Does every constrained answer keep to its schema, and what do constraints cost a batch of eight?
 
-500 random schemas are answered at temperature 1, and judged by jsonschema; an answer that `max_tokens`
-cuts off is counted apart.  The cost is the processor time of whole answers of equal length, eight at a
-time, with and without a schema, in interleaved rounds; drawn at random and greedily.
+500 random schemas are answered at temperature 1, and judged by jsonschema.  The schemas are bounded (texts,
+numbers, lists and objects have limits), so that an answer ends by itself within `max_tokens`; one that is
+cut off nevertheless is counted, and is not valid.  The cost is processor time: that of whole answers of equal
+length, eight at a time, with and without a schema, in interleaved rounds; and that of the draws alone, as a
+share of the decode step of eight that they belong to.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.lineup import opened
 from kdn.bench.structured.schemas import random_schema
 from kdn.core import Constraint, Finish, FinishReason, Sampling, Token
+from kdn.engine.sampling import Sampler
 from kdn.errors import BadInput, MissingExtra
 from kdn.machine.facts import describe_machine
 
@@ -34,7 +37,8 @@ __all__ = ["run"]
 _BATCH = 8
 _JUDGED_AT_ONCE = 50
 _ANSWER_TOKENS = 48
-_MOST_TOKENS = 400
+_MOST_TOKENS = 1500
+_WAYS = (("drawn at temperature 1", 1.0), ("greedy", 0.0))
 _LONG = Constraint.json_schema(
     {
         "type": "array",
@@ -64,13 +68,15 @@ def run(options: BenchOptions) -> Result:
     """Judge the answers, then time them."""
     if options.only not in (None, "answers", "cost"):
         raise BadInput(f"structured has no part {options.only!r}; there are answers and cost")
+    asks_cost, asks_answers = options.only != "answers", options.only != "cost"
     torch.set_num_threads(options.threads)
     with (
         tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
         opened(options, Path(folder)) as kdn,
     ):
-        judged = _judge(kdn, options) if options.only != "cost" else []
-        costs = _costs(kdn, options) if options.only != "answers" else {}
+        judged = _judge(kdn, options) if asks_answers else []
+        costs = _costs(kdn, options) if asks_cost else {}
+        draws = _draw_costs(kdn, options) if asks_cost else {}
         name = kdn.name
     ended = [one for one in judged if one.reason is FinishReason.STOP]
     valid = sum(one.is_valid for one in ended)
@@ -79,7 +85,16 @@ def run(options: BenchOptions) -> Result:
         counted: Row = {"schemas": len(judged), "ended": len(ended), "valid": valid}
         rows.append({**counted, **_compile_ms(judged)})
     for way, one in costs.items():
-        rows.append({"batch of 8": way, "processor time over unconstrained": str(one)})
+        drawn = draws[way]
+        rows.append(
+            {
+                "batch of 8": way,
+                "processor time over unconstrained": str(one),
+                "step ms": 1e3 * drawn.step_s,
+                "free draws ms": 1e3 * drawn.free_s,
+                "constrained draws ms": 1e3 * drawn.constrained_s,
+            }
+        )
     return Result(
         bench="structured",
         model=name,
@@ -87,13 +102,16 @@ def run(options: BenchOptions) -> Result:
         config=options.describe(),
         rows=rows,
         summary={
-            "valid_share": valid / len(ended) if ended else None,
+            "valid_share": valid / len(judged) if judged else None,
             "ended_share": len(ended) / len(judged) if judged else None,
             "overhead_sampled": costs["drawn at temperature 1"].median - 1 if costs else None,
             "overhead_greedy": costs["greedy"].median - 1 if costs else None,
+            "draw_share_sampled": draws["drawn at temperature 1"].share if draws else None,
+            "draw_share_greedy": draws["greedy"].share if draws else None,
         },
         notes=(
-            f"Answers that {_MOST_TOKENS} tokens cut off are not ended, and not JSON yet.",
+            f"Answers that {_MOST_TOKENS} tokens cut off are not ended, not JSON yet, and not valid.",
+            "The share of the draws: what constraints add to eight draws, over the decode step of eight.",
             "A constrained draw sorts the allowed tokens only, an unconstrained one the whole vocabulary.",
             "Processor time counts all threads; other programs disturb it less than the clock on the wall.",
         ),
@@ -102,8 +120,61 @@ def run(options: BenchOptions) -> Result:
 
 def _costs(kdn: api.Kdn, options: BenchOptions) -> dict[str, Ratio]:
     rounds = options.pairs or (3 if options.quick else 15)
-    ways = (("drawn at temperature 1", 1.0), ("greedy", 0.0))
-    return {name: _cost(kdn, rounds, warmth, options) for name, warmth in ways}
+    return {name: _cost(kdn, rounds, warmth, options) for name, warmth in _WAYS}
+
+
+@dataclass(frozen=True)
+class _DrawCost:
+    """Processor seconds of a decode step of eight, its draws among them, and of eight draws."""
+
+    step_s: float
+    free_s: float
+    constrained_s: float
+
+    @property
+    def share(self) -> float:
+        """What constraints add to the step."""
+        return (self.constrained_s - self.free_s) / self.step_s
+
+
+def _draw_costs(kdn: api.Kdn, options: BenchOptions) -> dict[str, _DrawCost]:
+    """Medians over rounds, in which free and constrained draws take turns."""
+    found, rounds = {}, options.pairs or (3 if options.quick else 9)
+    for name, warmth in _WAYS:
+        options.say(f"timing draws, {name}")
+        steps, draws = list[float](), dict[bool, list[float]]({False: [], True: []})
+        for number in range(rounds):
+            spent = []
+            for num_tokens in (2, _ANSWER_TOKENS):
+                began = time.process_time()
+                _answers(kdn, [None] * _BATCH, warmth, num_tokens, 1000 * number)
+                spent.append(time.process_time() - began)
+            steps.append((spent[1] - spent[0]) / (_ANSWER_TOKENS - 2))
+            for constrained in draws:
+                draws[constrained].append(_draws_s(kdn, warmth, number, constrained=constrained))
+        found[name] = _DrawCost(
+            statistics.median(steps),
+            statistics.median(draws[False]),
+            statistics.median(draws[True]),
+        )
+    return found
+
+
+def _draws_s(kdn: api.Kdn, temperature: float, seed: int, *, constrained: bool) -> float:
+    """Processor seconds of eight draws, the mean over an answer, from random logits."""
+    sampling = Sampling(temperature=temperature, constraint=_LONG if constrained else None)
+    grammar = kdn.model.grammars.compile(_LONG)
+    samplers = [
+        Sampler(sampling, seed + i, grammar.matcher() if constrained else None)
+        for i in range(_BATCH)
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(_BATCH, kdn.model.tokenizer.vocab_size, generator=generator)
+    began = time.process_time()
+    for _ in range(_ANSWER_TOKENS):
+        for sampler, row in zip(samplers, logits, strict=True):
+            sampler.draw(row)
+    return (time.process_time() - began) / _ANSWER_TOKENS
 
 
 def _compile_ms(judged: Sequence[_Judged]) -> Row:
@@ -120,7 +191,7 @@ def _judge(kdn: api.Kdn, options: BenchOptions) -> list[_Judged]:
     except ImportError as error:
         raise MissingExtra("answers are judged by jsonschema: pip install jsonschema") from error
     rng = random.Random(options.seed)
-    schemas = [random_schema(rng) for _ in range(20 if options.quick else 500)]
+    schemas = [random_schema(rng, bounded=True) for _ in range(20 if options.quick else 500)]
     found: list[_Judged] = []
     for start in range(0, len(schemas), _JUDGED_AT_ONCE):
         options.say(f"{start} of {len(schemas)} schemas")

@@ -34,7 +34,7 @@ from kdn.rag.metis.model_profile import (
     ProfileModel,
     SpokenToken,
 )
-from kdn.rag.metis.observed import Observed, RunningQueries
+from kdn.rag.metis.observed import Observed, RunningQueries, row_seconds
 from kdn.rag.metis.profile import (
     LibraryNote,
     OracleProfiler,
@@ -89,5 +89,6 @@ __all__ = [
     "method_of",
     "preference_of",
     "prune",
+    "row_seconds",
     "synthesize",
 ]

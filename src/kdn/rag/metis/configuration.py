@@ -6,13 +6,16 @@ METIS (arXiv 2412.10543 v3, section 3) calls these knobs `synthesis_method`, `nu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from kdn.errors import BadInput
 
 __all__ = ["GOLDEN", "MAX_CHUNKS", "ConfigurationSpace", "Method", "RagConfiguration", "method_of"]
+
+T = TypeVar("T")
 
 MAX_CHUNKS = 35
 """The most parts that any configuration reads: the range of the paper's study."""
@@ -46,11 +49,15 @@ class RagConfiguration:
     method: Method
     num_chunks: int
     summary_tokens: int = 0
+    lead: int = 0
+    """Which chunk a prompt of several begins with: what is stored is reused exactly there."""
 
     def __post_init__(self) -> None:
         """Raises BadInput for numbers that make no sense."""
         if not 1 <= self.num_chunks <= MAX_CHUNKS:
             raise BadInput(f"{self.num_chunks} chunks; a configuration reads 1 to {MAX_CHUNKS}")
+        if not 0 <= self.lead < (self.num_chunks if self.method is Method.STUFF else 1):
+            raise BadInput(f"chunk {self.lead} cannot lead {self.method} over {self.num_chunks}")
         if (self.summary_tokens > 0) != (self.method is Method.MAP_REDUCE):
             raise BadInput(
                 f"{self.method} with summaries of {self.summary_tokens} tokens: map_reduce needs a"
@@ -59,7 +66,15 @@ class RagConfiguration:
 
     def __str__(self) -> str:
         summary = f", summaries of {self.summary_tokens} tokens" if self.summary_tokens else ""
-        return f"{self.method} over {self.num_chunks} chunks{summary}"
+        lead = f", chunk {self.lead + 1} first" if self.lead else ""
+        return f"{self.method} over {self.num_chunks} chunks{summary}{lead}"
+
+    def ordered(self, found: Sequence[T]) -> list[T]:
+        """Those of `found` that are read, in the order in which they are read."""
+        read = list(found[: self.num_chunks])
+        if self.lead < len(read):
+            read.insert(0, read.pop(self.lead))
+        return read
 
 
 GOLDEN = RagConfiguration(Method.MAP_REDUCE, 30, 300)

@@ -84,6 +84,9 @@ class DemandModel:
     jct: JctModel
     step_s: float
     """Seconds of one decode step of one sequence."""
+    row_s: float | None = None
+    """What each further sequence adds to a step, its columns left out: several times what a row of a
+    prefill costs. None: as much as a further prompt adds to a prefill pass."""
     pass_tokens: int = 2048
     """Rows of one prefill pass."""
     blend_ratio: float | None = None
@@ -126,22 +129,21 @@ class DemandModel:
         new = sum(call.num_new for call in stage)
         passes = max(math.ceil(new / self.pass_tokens), 1)
         prefill_s = passes * self.jct.pass_s + (len(stage) - 1) * self.jct.prompt_s
-        decode_s = 0.0
-        for call in stage:
+        row_s = self.jct.prompt_s + self.jct.token_s if self.row_s is None else self.row_s
+        others_s = 0.0
+        for number, call in enumerate(stage):
             prefill_s += self.jct.share(call.num_new, call.num_cached) + call.load_s
-            # What another sequence adds to a step: its row, and its columns.
-            context = call.num_new + call.num_cached
-            decode_s += self.jct.token_s + self.jct.pair_s * context
+            if number:
+                others_s += row_s + self.jct.pair_s * (call.num_new + call.num_cached)
         steps = max(min(self.answer_tokens, call.num_answer) for call in stage)
-        first = self.jct.token_s + self.jct.pair_s * (stage[0].num_new + stage[0].num_cached)
-        return prefill_s + steps * (self.step_s + max(decode_s - first, 0.0))
+        return prefill_s + steps * (self.step_s + others_s)
 
 
 def stages_of(
     configuration: RagConfiguration, chunks: Sequence[ChunkState], model: DemandModel
 ) -> list[list[CallSize]]:
     """The calls of each step, in the order of `chunks`; a step begins when the one before is over."""
-    chosen = chunks[: configuration.num_chunks]
+    chosen = configuration.ordered(chunks)
     answer = model.max_answer_tokens
     match configuration.method:
         case Method.EXTRACT:

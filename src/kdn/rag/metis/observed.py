@@ -8,11 +8,12 @@ from __future__ import annotations
 import statistics
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdn.core import JctModel, Usage
 
-__all__ = ["Observed", "RunningQueries"]
+__all__ = ["Observed", "RunningQueries", "row_seconds"]
 
 _REMEMBERED = 32
 _FEWEST = 3
@@ -30,6 +31,7 @@ class Observed:
         self._arrivals: deque[float] = deque(maxlen=_REMEMBERED)
         self._answers: deque[int] = deque(maxlen=_REMEMBERED)
         self._steps: deque[float] = deque(maxlen=_REMEMBERED)
+        self._rows: deque[float] = deque(maxlen=_REMEMBERED)
         self._ratios: deque[float] = deque(maxlen=_REMEMBERED)
         self._bytes: deque[int] = deque(maxlen=_REMEMBERED)
 
@@ -39,12 +41,19 @@ class Observed:
             self._arrivals.append(now_s)
 
     def answered(self, usage: Usage) -> None:
-        """A call is over: its length, and the time of its decode steps."""
+        """A call is over: its length."""
         with self._lock:
             self._answers.append(usage.completion_tokens)
-            if usage.completion_tokens > 1:
-                decode_s = (usage.total_ms - usage.ttft_ms) / 1000
-                self._steps.append(decode_s / (usage.completion_tokens - 1))
+
+    def decoded(self, stage: Sequence[Usage]) -> None:
+        """Calls that ran side by side, and nothing beside them: the time of their decode steps."""
+        step_s = self.step_s()
+        with self._lock:
+            if len(stage) == 1 and stage[0].completion_tokens > 1:
+                self._steps.append(_decode_s(stage[0]) / (stage[0].completion_tokens - 1))
+            row_s = row_seconds(stage, step_s)
+            if row_s is not None:
+                self._rows.append(row_s)
 
     def took(self, foreseen_s: float, seconds: float, total_bytes: int) -> None:
         """A query that nothing ran beside is over; the time model alone had foreseen `foreseen_s`."""
@@ -73,6 +82,12 @@ class Observed:
             known = len(self._steps) >= _FEWEST
             return statistics.median(self._steps) if known else self._jct.seconds(1)
 
+    def row_s(self) -> float | None:
+        """What a further sequence adds to a decode step; None until it is known."""
+        with self._lock:
+            known = len(self._rows) >= _FEWEST
+            return statistics.median(self._rows) if known else None
+
     def slowdown(self) -> float:
         """How many times longer than foreseen queries take."""
         with self._lock:
@@ -83,6 +98,21 @@ class Observed:
         """What a query took of memory."""
         with self._lock:
             return round(statistics.fmean(self._bytes)) if self._bytes else 0
+
+
+def row_seconds(stage: Sequence[Usage], step_s: float) -> float | None:
+    """What a further sequence has added to each decode step of calls that ran side by side.
+
+    The longest has taken a step for each of its tokens, and a row for each token of the others.
+    """
+    longest = max(stage, key=lambda usage: usage.completion_tokens)
+    steps = longest.completion_tokens - 1
+    rows = sum(usage.completion_tokens - 1 for usage in stage) - steps
+    return max(_decode_s(longest) - steps * step_s, 0.0) / rows if rows > 0 else None
+
+
+def _decode_s(usage: Usage) -> float:
+    return (usage.total_ms - usage.ttft_ms) / 1000
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def synthesize(
     `show` is given the answer's pieces as they come, where its last call is the answer; else the
     whole text.  Raises BadInput without parts, Cancelled, and what the engine raises.
     """
-    parts = parts[: configuration.num_chunks]
+    parts = configuration.ordered(parts)
     if not parts:
         raise BadInput("there is nothing to answer from; take documents in first: kdn ingest PATH")
     match configuration.method:
