@@ -113,6 +113,21 @@ def test_nothing_is_lost_and_nothing_is_quicker_than_alone(
         assert one.delay_s >= 0.001 * new + 0.1 * passes + 0.01 * (answer - 1) - 1e-9
 
 
+def test_a_profile_by_the_engines_own_model_is_a_call_before_the_choice() -> None:
+    """0.1 + 0.1 s of prefill and a step of 0.01 s; the choice is made then, and its call takes 0.3 s."""
+    engine, seen = SimulatedEngine(SPEED), list[float]()
+
+    def decide(engine: SimulatedEngine) -> list[list[SimulatedCall]]:
+        seen.append(engine.now_s)
+        return [[call(200)]]
+
+    asked = SimulatedQuery(0.0, decide, opening=[call(100, 2)])
+    engine.play([asked])
+    engine.check()
+    assert seen == [pytest.approx(0.21)]
+    assert asked.ended_s == pytest.approx(0.51)
+
+
 # --- arms ------------------------------------------------------------------------------------
 
 MODEL = DemandModel(
@@ -150,6 +165,20 @@ def test_only_ours_sees_what_is_stored() -> None:
     found = arms()
     assert found["ours, balanced"](stored).num_chunks == 3
     assert found["ours, balanced, without the store"](stored).num_chunks == 2
+    assert found["ours, chunks of balanced without the store"](stored).num_chunks == 2
+
+
+def test_the_chunk_that_is_stored_leads_where_the_store_is_seen() -> None:
+    """Of four stuffed chunks the third is stored: in front it saves 250 rows of 1,050."""
+    chunks = [ChunkState(250, 250 if number == 2 else 0) for number in range(12)]
+    given = replace(GIVEN, chunks=chunks)
+    found = arms()["ours, chunks of balanced without the store"](given)
+    blind = arms()["ours, balanced, without the store"](given)
+    assert (found.lead, blind.lead) == (2, 0)
+    assert found.num_chunks == blind.num_chunks
+    led, plain = (MODEL.demand(one, chunks).seconds for one in (found, blind))
+    assert plain - led == pytest.approx(0.250)
+    assert found.ordered("abcdefghijkl")[:3] == ["c", "a", "b"]
 
 
 def test_the_static_grid_keeps_to_what_was_found() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kdn.api.parts import Parts
-from kdn.core import Constraint, FinishReason, Sampling, Stream, Token
+from kdn.core import Constraint, FinishReason, Sampling, StreamEvent, Token
 from kdn.errors import EngineFailed, ProfileFailed
 from kdn.model import Message
 from kdn.rag.endpoint import OpenAiEndpoint
@@ -79,7 +79,7 @@ class OpenModelProfiles:
         finally:
             late.cancel()
 
-    def _spoken(self, stream: Stream) -> list[SpokenToken]:
+    def _spoken(self, stream: Iterable[StreamEvent]) -> list[SpokenToken]:
         spoken: list[SpokenToken] = []
         for event in stream:
             if isinstance(event, Token):

@@ -14,7 +14,7 @@ import random
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import torch
 from kdn import api
 from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.rag.arms import Arms, arms, static_arms
+from kdn.bench.rag.profiles import NotedProfiles
 from kdn.bench.rag.questions import load_sets
 from kdn.bench.rag.real import RealQuery, RealRuns, replayed_s, token_f1
 from kdn.bench.rag.simulate import EngineSpeed
@@ -31,12 +32,13 @@ from kdn.bench.rag.workload import CUTTING, AskedQuestion, arrivals, find_all, r
 from kdn.calibration.times import measure_jct
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.core import JctModel
-from kdn.errors import BadInput
+from kdn.errors import BadInput, ProfileFailed
 from kdn.machine.facts import describe_machine
 from kdn.plot import Figure
 from kdn.rag.metis import (
     ClassifierProfiler,
     LibraryNote,
+    ModelProfiler,
     OracleProfiler,
     Profiler,
     QuestionProfile,
@@ -46,10 +48,13 @@ from kdn.rag.metis import (
 __all__ = ["run"]
 
 OURS, BEST, BLIND = "ours, balanced", "ours, most chunks", "ours, balanced, without the store"
+FRUGAL = "ours, chunks of balanced without the store"
 METIS, ADAPTIVE = "METIS as published", "adaptive by complexity"
 _EQUAL = 0.01
 """Recalls that differ by less are equal."""
 _STORED = 0.5
+_PROFILE_S = 60.0
+"""As long as a profile by the open model may take."""
 _GOLD = (
     "MuSiQue's file marks no passages: parts that hold the answer in words count as gold. Filings mark "
     "none, and count for delays only."
@@ -69,9 +74,13 @@ class _Size:
     loads: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     kv_tokens: int = 8_000
     max_tokens: int = 24
+    profiled: int = 24
+    """Questions whose profile the open model makes."""
 
 
-_QUICK = _Size(questions=4, simulated=120, real=5, fits=4, repeats=1, loads=(0.25, 1.0, 4.0))
+_QUICK = _Size(
+    questions=4, simulated=120, real=5, fits=4, repeats=1, loads=(0.25, 1.0, 4.0), profiled=3
+)
 
 
 def run(options: BenchOptions) -> Result:
@@ -104,7 +113,7 @@ def run(options: BenchOptions) -> Result:
             stall_s=config.engine.max_stall_ms / 1000,
             num_layers=k.model.decoder.config.num_layers,
         )  # fmt: skip
-        bench = _Bench(options, size, asked, real, speed)
+        bench = _Bench(options, size, asked, real, speed, NotedProfiles(k.parts, _PROFILE_S))
         checked, f1_diff, error = bench.check()
         swept, summary, figure = bench.sweep(k.model.decoder.config.max_position)
     gold = [one for one in asked if one.num_gold]
@@ -127,7 +136,14 @@ def run(options: BenchOptions) -> Result:
             f"{len(asked)} questions of {len(sets)} sets; {len(gold)} have gold parts.",
             _GOLD,
             "An answer has a fixed length in the simulator. F1 of a model this small is no evidence.",
-            "A profile by a language model is left out: its calls would be the engine's own.",
+            (
+                "A profile by the open model is a call of the engine like others; its profiles are of fewer"
+                " questions, over which its arm runs."
+            ),
+            (
+                "cache_aware_gain: the same number of chunks, chosen with and without a look at the store."
+                " store_gain: the same choice with half of the parts stored, and with none."
+            ),
         ),
         figures=(figure,),
     )
@@ -148,6 +164,7 @@ class _Bench:
     asked: Sequence[AskedQuestion]
     real: RealRuns
     speed: EngineSpeed
+    model: NotedProfiles
 
     def oracle(self) -> Mapping[str, QuestionProfile]:
         """The right profile of every question."""
@@ -229,10 +246,17 @@ class _Bench:
                 if not name.startswith("static"):
                     lines.setdefault(name, []).append((load, outcome.mean_s))
         times = arrivals(self.size.simulated, 1 / alone_s, self.options.seed)
-        profiled, share = self._profilers(self._load(times, max_context))
-        summary = _summary(found) | {"profiler_share": share}
+        simulated = self._load(times, max_context)
+        profiled, share = self._profilers(simulated)
+        by_model, model_share = self._by_model(simulated)
+        cold = simulated.with_stored(0.0).run(arms()[OURS], known.__getitem__)
+        summary = _summary(found) | {
+            "store_gain": cold.mean_s / found[OURS].mean_s,
+            "profiler_share": share,
+            "profiler_share_model": model_share,
+        }
         figure = Figure("Delay by load", "load (1 is saturation)", "mean delay, s", lines)
-        return rows + profiled, summary, figure
+        return [*rows, *profiled, by_model], summary, figure
 
     def _profilers(self, load: SimulatedLoad) -> tuple[list[Row], float]:
         """Ours by each profiler's profiles, whose measured time passes before each choice."""
@@ -252,6 +276,32 @@ class _Bench:
             row = _row(f"{OURS}, profiles by {profiler.name}", 1.0, outcome)
             rows.append(row | {"joint right": statistics.fmean(right), "profile ms": 1000 * each_s})
         return rows, shares[-1]
+
+    def _by_model(self, load: SimulatedLoad) -> tuple[Row, float]:
+        """Ours by the open model's profiles: each is a call of the engine before the query's own."""
+        note, some = LibraryNote("", CUTTING.part_tokens), self.asked[: self.size.profiled]
+        profiler, clock = ModelProfiler(self.model), self.options.clock
+        self.options.say(f"profiling {len(some)} questions by {self.model.name}")
+        profiles, begun_s = dict[str, QuestionProfile](), clock.now()
+        for one in some:
+            with suppress(ProfileFailed):
+                profiles[one.question.text] = profiler.profile(one.question.text, note)
+        each_s = (clock.now() - begun_s) / len(some)
+        rules = RuleProfiler()  # stand in where the model gives none, as for every query
+        for one in some:
+            text = one.question.text
+            profiles.setdefault(text, rules.profile(text, note))
+        asked = [some[i % len(some)] for i in range(len(load.arrivals_s))]
+        outcome = replace(load, asked=asked).run(
+            arms()[OURS], profiles.__getitem__, profile_call=self.model.mean_call()
+        )
+        right = [
+            profiles[one.question.text].is_joint == one.question.profile.is_joint for one in some
+        ]
+        row = _row(f"{OURS}, profiles by model {self.model.name}", 1.0, outcome)
+        return row | {"joint right": statistics.fmean(right), "profile ms": 1000 * each_s}, (
+            each_s / outcome.mean_s
+        )
 
 
 def _row(name: str, load: float, outcome: ArmOutcome) -> Row:
@@ -273,12 +323,15 @@ def _summary(found: Mapping[str, ArmOutcome]) -> dict[str, float | None]:
     statics = [one for name, one in found.items() if name.startswith("static")]
     as_good = [one.mean_s for one in statics if one.recall >= ours.recall - _EQUAL]
     as_quick = [one.recall for one in statics if one.mean_s <= ours.mean_s]
+    # Where none is as good, the best: ours is better and its delay the less flattered.
+    as_good = as_good or [max(statics, key=lambda one: one.recall).mean_s]
+    as_quick = as_quick or [min(statics, key=lambda one: one.mean_s).recall]
     return {
-        "delay_gain_static": min(as_good) / ours.mean_s if as_good else None,
+        "delay_gain_static": min(as_good) / ours.mean_s,
         "delay_gain_adaptive": _gain(found, ADAPTIVE),
         "delay_gain_metis": _gain(found, METIS),
-        "recall_gain_static": ours.recall - max(as_quick) if as_quick else None,
-        "cache_aware_gain": found[BLIND].mean_s / ours.mean_s,
+        "recall_gain_static": ours.recall - max(as_quick),
+        "cache_aware_gain": found[BLIND].mean_s / found[FRUGAL].mean_s,
         "recall_ours": ours.recall,
         "recall_adaptive": found[ADAPTIVE].recall,
     }

@@ -67,6 +67,9 @@ class SimulatedQuery:
 
     arrival_s: float
     decide: Callable[[SimulatedEngine], Stages]
+    opening: Sequence[SimulatedCall] = ()
+    """Calls before it decides, as a profile by the engine's own model."""
+    is_decided: bool = False
     begun_s: float = 0.0
     stages: Stages = field(default_factory=list)
     num_running: int = 0
@@ -133,11 +136,16 @@ class SimulatedEngine:
 
     def _begin(self, query: SimulatedQuery) -> None:
         query.begun_s = self.now_s
-        query.stages = query.decide(self)
         self._running.append(query)
-        self._next_stage(query)
+        if query.opening:
+            query.num_running = len(query.opening)
+            self._waiting.extend((query, call) for call in query.opening)
+        else:
+            self._next_stage(query)
 
     def _next_stage(self, query: SimulatedQuery) -> None:
+        if not query.is_decided:
+            query.is_decided, query.stages = True, query.decide(self)
         while query.stages and not query.num_running:
             stage = query.stages.pop(0)
             query.num_running = len(stage)

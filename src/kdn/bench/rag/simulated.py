@@ -52,8 +52,10 @@ class SimulatedLoad:
         arm: RagArm,
         profile_of: Callable[[str], QuestionProfile],
         profile_s: float = 0.0,
+        profile_call: CallSize | None = None,
     ) -> ArmOutcome:
-        """Every question answered as the arm says; `profile_s` passes before each is chosen for."""
+        """Every question answered as the arm says; before each is chosen for, `profile_s` passes, and the
+        engine answers `profile_call`."""
         engine, chosen = SimulatedEngine(self.speed), dict[int, RagConfiguration]()
         stored = {
             part.key
@@ -86,7 +88,11 @@ class SimulatedLoad:
             return [[self._call(one) for one in stage] for stage in stages]
 
         queries = [
-            SimulatedQuery(arrival_s + profile_s, partial(decide, number))
+            SimulatedQuery(
+                arrival_s + profile_s,
+                partial(decide, number),
+                () if profile_call is None else (_profiling(profile_call),),
+            )
             for number, arrival_s in enumerate(self.arrivals_s)
         ]
         engine.play(queries)
@@ -122,6 +128,11 @@ def outcome_of(
         len(delays_s) / ended_s if ended_s else 0.0,
         statistics.fmean(one.num_chunks for one in chosen),
     )
+
+
+def _profiling(size: CallSize) -> SimulatedCall:
+    """A profile has as many tokens as its schema wants, whatever answers have."""
+    return SimulatedCall(size.num_new, size.num_cached, size.num_answer, size.kv_tokens)
 
 
 def _state(is_there: bool, num_tokens: int) -> ChunkState:
