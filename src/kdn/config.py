@@ -170,6 +170,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Send a span of each request, and of its parts, where the `OTEL_EXPORTER_OTLP_*` variables say."""
     grace_s: Annotated[int, Meta(ge=0)] = 30
     """How long running answers may go on after a stop was asked for."""
+    adapters_folder: Path | None = None
+    """Adapters may be loaded over HTTP from folders in here; None: none may."""
     max_connections: _Positive = 1024
     """Open connections, of all callers; fewer where the process may not have so many descriptors."""
     max_body_bytes: _Positive = 32 << 20

@@ -12,6 +12,7 @@ from openai import OpenAI
 
 from kdn.clock import ManualClock
 from kdn.serve import ServedModel, ServeSettings, create_app, listen, make_server, url_of
+from kdn.serve.store.grants import Grant
 from tests.serve.scripted import ScriptedService
 
 
@@ -39,13 +40,16 @@ def running(
     model: ServedModel | ScriptedService,
     settings: ServeSettings | None = None,
     others: Sequence[ServedModel] = (),
+    own_keys: tuple[Grant, ...] = (),
 ) -> Iterator[Running]:
     """Serve until the end of the block; then wait for the server to be gone."""
     model = model.served() if isinstance(model, ScriptedService) else model
     settings = settings or ServeSettings(port=0, grace_s=5)
     listening = listen(settings)
     clock = ManualClock(wall_s=1_700_000_000)
-    app = create_app(model, settings, version="1.2.3", clock=clock, others=others)
+    app = create_app(
+        model, settings, version="1.2.3", clock=clock, others=others, own_keys=own_keys
+    )
     server = make_server(app, settings, log_level="warning")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

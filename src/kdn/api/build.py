@@ -238,6 +238,7 @@ def join(
         why=Explainer(
             store,
             lambda: {name: prompts.context_fingerprint(name) for name in (None, *model.adapters)},
+            prompts.context_fingerprint,
             shape.dtype,
             loss,
             partial(model.tokenizer.decode, special=True),

@@ -25,7 +25,7 @@ from kdn.core import (
     as_many,
     text_of,
 )
-from kdn.errors import BadInput, UnknownModel
+from kdn.errors import BadInput
 from kdn.model import (
     ChatOptions,
     Document,
@@ -141,32 +141,32 @@ class Prompts:
 
     def fingerprint(self, adapter: str | None) -> Fingerprint:
         """What names KV of the model, with that adapter. Raises UnknownModel."""
-        if adapter is not None and adapter not in self._model.adapters:
-            known = ", ".join(sorted(self._model.adapters)) or "none"
-            raise UnknownModel(f"no adapter is called {adapter!r}; loaded adapters: {known}")
-        if adapter not in self._fingerprints:
-            chosen = None if adapter is None else self._model.adapters[adapter]
-            self._fingerprints[adapter] = self._model.decoder.fingerprint_with(chosen)
-        return self._fingerprints[adapter]
+        # By digest: another adapter may be loaded under the name while this is asked.
+        chosen = None if adapter is None else self._model.adapters.known(adapter)
+        digest = None if chosen is None else chosen.digest
+        if digest not in self._fingerprints:
+            self._fingerprints[digest] = self._model.decoder.fingerprint_with(chosen)
+        return self._fingerprints[digest]
 
     def context_fingerprint(self, adapter: str | None) -> Fingerprint:
         """What names KV of rows before anything invokes the adapter: for an aLoRA, the model's own.
 
         Raises UnknownModel.
         """
-        chosen = self._model.adapters.get(adapter or "")
+        chosen = None if adapter is None else self._model.adapters.known(adapter)
         return self.fingerprint(None if chosen is not None and chosen.invocation else adapter)
 
     def siblings(self) -> list[Sibling]:
         """The model without an adapter, and with each that acts on whole prompts."""
-        names = [name for name, one in self._model.adapters.items() if not one.invocation]
+        adapters = list(self._model.adapters.items())
+        names = [name for name, one in adapters if not one.invocation]
         return [
             Sibling(name or self._model.name, self.fingerprint(name)) for name in (None, *names)
         ]
 
     def invoked(self, request: Request) -> Invoked | None:
         """Where in the request its aLoRA begins, and what names KV from there on; None without one."""
-        adapter = self._model.adapters.get(request.adapter or "")
+        adapter = None if request.adapter is None else self._model.adapters.known(request.adapter)
         if adapter is None or not adapter.invocation:
             return None
         start = adapter.begins(request.prompt.token_ids)

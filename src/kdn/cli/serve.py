@@ -77,6 +77,7 @@ def serve(
         key_file=key_file or config.serve.key_file,
         allow_unauthenticated=allow_unauthenticated,
         limits=Limits.of(config.serve),
+        adapters_folder=config.serve.adapters_folder,
         grace_s=config.serve.grace_s,
         batch_folder=config.home / "batches",
         certificate=config.serve.certificate,

@@ -28,7 +28,7 @@ from kdn.engine.lookup import PromptLookup
 from kdn.engine.prompt_scores import PromptScores
 from kdn.engine.sampling import DrawnToken, Sampler, StopStrings
 from kdn.engine.states import MOVES, RequestState
-from kdn.errors import BadInput, PromptTooLong, UnknownModel
+from kdn.errors import BadInput, PromptTooLong
 from kdn.model import GrammarMatcher, Incremental, LoadedModel, LoraAdapter, Tokenizer
 
 __all__ = ["Intake", "RunningRequest", "RunningStream"]
@@ -293,7 +293,10 @@ class Intake:
         sampling = request.sampling
         max_new_tokens = self._check_length(request)
         _check_tokens(sampling, self._config.vocab_size)
-        adapter = self._adapter(request.adapter)
+        adapter = None
+        if request.adapter is not None:
+            key, adapter = self._model.adapters.bind(request.adapter)
+            request = replace(request, adapter=key)
         begins = 0 if adapter is None else adapter.begins(request.prompt.token_ids)
         stop_ids = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:
@@ -361,14 +364,6 @@ class Intake:
                 f"about {total // self._shape.token_bytes} tokens: shorten it, lower max_tokens, "
                 "or raise engine.kv_budget_bytes"
             )
-
-    def _adapter(self, name: str | None) -> LoraAdapter | None:
-        if name is None:
-            return None
-        if name not in self._model.adapters:
-            known = ", ".join(sorted(self._model.adapters)) or "none"
-            raise UnknownModel(f"no adapter is called {name!r}; loaded adapters: {known}")
-        return self._model.adapters[name]
 
 
 def _check_tokens(sampling: Sampling, vocab_size: int) -> None:

@@ -12,13 +12,14 @@ import torch
 from kdn.clock import Clock, SystemClock
 from kdn.core import Sampling
 from kdn.errors import BadConfig
+from kdn.model.adapters import AdapterSet
 from kdn.model.catalogue import resolve
 from kdn.model.decoder import QUANTIZATIONS, Decoder, Quantization
 from kdn.model.digest import DigestCache
 from kdn.model.folder import build_decoder, read_config, read_sampling
 from kdn.model.gguf.file import unpack_gguf
 from kdn.model.kernels import Kernels
-from kdn.model.lora import LoraAdapter, load_adapter
+from kdn.model.lora import load_adapter
 from kdn.model.text.chat import ChatTemplate
 from kdn.model.text.grammar import Grammars
 from kdn.model.text.tokenizer import Tokenizer, load_tokenizer
@@ -37,7 +38,7 @@ class LoadedModel:
     decoder: Decoder
     tokenizer: Tokenizer
     chat: ChatTemplate
-    adapters: Mapping[str, LoraAdapter] = field(default_factory=dict)
+    adapters: AdapterSet = field(default_factory=AdapterSet)
     sampling: Sampling = field(default_factory=Sampling)
     """How tokens are drawn where a request says nothing."""
 
@@ -45,6 +46,19 @@ class LoadedModel:
     def grammars(self) -> Grammars:
         """Constraints on answers, compiled for the model's tokens."""
         return Grammars(self.tokenizer, self.decoder.config.vocab_size)
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Give a name to the LoRA adapter in a PEFT folder, whatever it meant before.
+
+        Requests that run go on with what they began with.  Raises WeightsError, BadInput.
+        """
+        decoder = self.decoder
+        found = load_adapter(folder, name, decoder.config, decoder.dtype, decoder.device)
+        self.adapters.load(name, found)
+
+    def unload_adapter(self, name: str) -> None:
+        """Take a name away; requests that run end with what they began with. Raises UnknownModel."""
+        self.adapters.unload(name)
 
 
 def load_model(
@@ -91,10 +105,12 @@ def load_model(
         decoder=decoder,
         tokenizer=tokenizer,
         chat=chat,
-        adapters={
-            name: load_adapter(path, name, config, kind, place)
-            for name, path in (adapters or {}).items()
-        },
+        adapters=AdapterSet(
+            {
+                name: load_adapter(path, name, config, kind, place)
+                for name, path in (adapters or {}).items()
+            }
+        ),
         sampling=sampling,
     )
 

@@ -16,6 +16,7 @@ from kdn.serve.batch.routes import Batches, batch_routes
 from kdn.serve.errors import speak_openai
 from kdn.serve.limits import Backpressure, Shutdown
 from kdn.serve.metrics import Metrics, RecentRequests
+from kdn.serve.openai.adapters import adapter_routes
 from kdn.serve.openai.completions import completion_routes
 from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.embeddings import embedding_routes
@@ -82,6 +83,8 @@ def create_app(
     app.state.shutdown = shutdown
     app.state.recent = context.recent
     app.state.backpressure = backpressure
+    has_admin = any(grant.admin for grant in own_keys)
+    app.include_router(adapter_routes(context, has_admin=has_admin))
     for routes in (
         chat_routes,
         completion_routes,

@@ -26,6 +26,7 @@ from kdn.serve.settings import ServeSettings, is_loopback
 from kdn.serve.store.grants import Grant, grant_for
 
 __all__ = [
+    "ADAPTER_PATHS",
     "ADMIN",
     "LOCAL",
     "ApiKey",
@@ -153,7 +154,8 @@ _UPLOAD = ("/v1/files", "multipart/form-data")
 """OpenAI's clients upload files so; a browser's form would name its origin, which is checked before."""
 _WITHOUT_KEY = ("/health", "/ping", "/", "/console.js", "/console.css", "/console.svg")
 """Of the console the page itself, which holds nothing; what it shows is asked for with a key."""
-_FOR_OPERATORS = "/v1/kdn/"
+ADAPTER_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+_FOR_OPERATORS = ("/v1/kdn/", *ADAPTER_PATHS)
 _CALLER = "kdn.caller"
 _BACKGROUND = "kdn.background"
 

@@ -187,6 +187,8 @@ def served(kdn: Kdn) -> ServedModel:
         steer_recipe=partial(_steer_recipe, kdn),
         why=kdn.parts.why,
         ask=kdn.answering.answer,
+        bind=kdn.model.adapters.bind,
+        loading=kdn.model,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from kdn.api import AskLibrary
@@ -167,6 +168,22 @@ def no_recipe(_adapter: str | None, _name: str) -> SteerRecipe:
     raise BadInput("this server keeps no steering recipes")
 
 
+class AdapterLoading(Protocol):
+    """Loads adapters and takes them away while requests run. Safe from several threads."""
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Raises WeightsError, BadInput."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Raises UnknownModel."""
+        ...
+
+
+def _bind_name(name: str) -> tuple[str, object]:
+    return name, None
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """A model that is answered for over HTTP. What it is made of stays its owner's to close."""
@@ -195,6 +212,10 @@ class ServedModel:
     """Says why prompts were not reused further; None where nothing is stored."""
     ask: AskLibrary | None = None
     """None: there are no documents to ask about."""
+    bind: Callable[[str], tuple[str, object]] = _bind_name
+    """What an adapter's name means now: what requests name in its place, and what is to be held so long."""
+    loading: AdapterLoading | None = None
+    """None: its adapters are those that it began with."""
 
 
 class ServedModels:

@@ -123,6 +123,8 @@ class ServeSettings:
     batch_folder: Path | None = None
     """Where files and batches lie; None: this server takes none."""
     batch: BatchLimits = field(default_factory=BatchLimits)
+    adapters_folder: Path | None = None
+    """Adapters may be loaded from folders in here; None: none may."""
     grace_s: int = _DEFAULTS.grace_s
     """How long running answers may go on after a stop was asked for."""
 

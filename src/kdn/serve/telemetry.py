@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import msgspec
 
 from kdn.errors import MissingExtra
+from kdn.model.adapters import adapter_name
 from kdn.serve.metrics import RequestRecord
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def facts(record: RequestRecord) -> dict[str, Any]:
     found: dict[str, Any] = {
         "request": request.id,
         "caller": record.caller,
-        "model": request.adapter or record.model,
+        "model": adapter_name(request.adapter or "") or record.model,
         "prompt_tokens": request.prompt.num_tokens,
     }
     if record.finish is None:

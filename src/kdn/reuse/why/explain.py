@@ -61,6 +61,7 @@ class Explainer:
         self,
         store: Store,
         fingerprints: Callable[[], Mapping[str | None, Fingerprint]],
+        fingerprint: Callable[[str | None], Fingerprint],
         dtype: str,
         loss: LossRule,
         decode: Decode,
@@ -68,13 +69,15 @@ class Explainer:
         show_text: bool = True,
         block_tokens: int = 1,
     ) -> None:
-        """`fingerprints` names the model with each adapter, and with none (None).
+        """`fingerprints` names the model with each adapter, and with none (None), `fingerprint` with what
+        a request began with.
 
         `show_text` False tells places and reasons alone.  `block_tokens`: what the engine reuses is a
         multiple of it.
         """
         self._store = store
         self._fingerprints = fingerprints
+        self._fingerprint = fingerprint
         self._dtype = dtype
         self._loss = loss
         self._decode = decode
@@ -83,7 +86,7 @@ class Explainer:
 
     def foresee(self, request: Request, sees: Sees | None = None) -> Explanation:
         """What would happen to a request that is not sent: nothing is declined or fails."""
-        fingerprint = self._fingerprints()[request.adapter]
+        fingerprint = self._fingerprint(request.adapter)
         token_ids = request.prompt.token_ids[:-1]
         stored = self._longest(self._own_families(request, fingerprint), token_ids)
         exact = min(stored, _most_reused(request))
@@ -103,7 +106,7 @@ class Explainer:
         reused = 0 if not request.reuse else usage.exact + usage.lossy
         asked = _Asked(
             request,
-            self._fingerprints()[request.adapter],
+            self._fingerprint(request.adapter),
             request.prompt.token_ids[:-1],
             reused,
             max(usage.stored, reused),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,16 +15,17 @@ from fastapi import Request as HttpRequest
 from msgspec import UNSET, UnsetType
 
 from kdn.clock import Clock
-from kdn.core import Constraint, Finish, Prompt, Request, Sampling
+from kdn.core import Constraint, Finish, Prompt, Request
 from kdn.errors import BadInput
 from kdn.model import ChatOptions, Document, Message
-from kdn.serve.auth import Caller, caller_of, is_background
+from kdn.serve.auth import caller_of, is_background
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
 from kdn.serve.metrics import Metrics, RecentRequests, RequestRecord
+from kdn.serve.openai.job import HttpJob
 from kdn.serve.openai.requests import ContentPart, DocumentBody, JobBody, MessageBody
 from kdn.serve.openai.responses import WhyReport, why_report
-from kdn.serve.openai.steering import SteeringReport, steering_of
+from kdn.serve.openai.steering import steering_of
 from kdn.serve.openai.streams import (
     GatheredAnswer,
     ResponseStreams,
@@ -37,7 +38,6 @@ from kdn.serve.service import PromptMaker, ServedModel, ServedModels
 from kdn.serve.settings import ServeSettings
 
 __all__ = [
-    "HttpJob",
     "RequestContext",
     "answer_room",
     "biases_of",
@@ -242,44 +242,6 @@ def refuse_unsupported(extra: Mapping[str, object] | None) -> None:
 
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class HttpJob:
-    """What all requests of one HTTP request share."""
-
-    id: str
-    created: int
-    """Seconds since 1970."""
-    model: str
-    """The name that the answer gives: the base model or the adapter."""
-    adapter: str | None
-    served: ServedModel
-    """Who answers."""
-    caller: Caller
-    salt: str
-    priority: int
-    explain: Callable[[str], Awaitable[WhyReport | UnsetType]]
-    """Why the job's request of that id was not reused further."""
-    steering: Callable[[HttpJob, Sequence[int]], Awaitable[SteeringReport | UnsetType]]
-    """What steering did to the first answer, whose tokens are given."""
-    traceparent: str = ""
-    """The caller's trace."""
-    background: bool = False
-    """Runs after what somebody waits for."""
-
-    def request(self, number: int, prompt: Prompt, sampling: Sampling, **more: Any) -> Request:
-        """The request of this job with that number; `more` are fields of `Request`."""
-        return Request(
-            id=f"{self.id}-{number}",
-            prompt=prompt,
-            sampling=sampling,
-            salt=self.salt,
-            adapter=self.adapter,
-            priority=self.priority,
-            background=self.background,
-            **more,
-        )
 
 
 @dataclass(frozen=True)

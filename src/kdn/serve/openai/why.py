@@ -10,6 +10,7 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from msgspec import UNSET, Struct, UnsetType
 
+from kdn.model.adapters import adapter_name
 from kdn.serve.auth import ADMIN, Caller, caller_of
 from kdn.serve.errors import Refused
 from kdn.serve.metrics import RequestRecord
@@ -120,7 +121,7 @@ def request_report(record: RequestRecord) -> RequestReport:
     report = RequestReport(
         id=request.id,
         created=round(record.began_wall_s, 3),
-        model=request.adapter or record.model,
+        model=adapter_name(request.adapter or "") or record.model,
         state="failed" if record.failure else "running" if finish is None else "ended",
         prompt_tokens=request.prompt.num_tokens,
         failure=record.failure,
