@@ -50,6 +50,10 @@ def load(server: Running, name: str, path: str, **more: Any) -> httpx.Response:
     return server.http.post("/v1/load_lora_adapter", json=body)
 
 
+def names(server: Running) -> list[str]:
+    return [one["id"] for one in server.http.get("/v1/models").json()["data"]]
+
+
 def unload(server: Running, name: str) -> httpx.Response:
     return server.http.post("/v1/unload_lora_adapter", json={"lora_name": name})
 
@@ -93,13 +97,12 @@ def alone(base: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_an_adapter_comes_and_goes(server: Running, alone: dict[str, Any]) -> None:
-    names = lambda: [one["id"] for one in server.http.get("/v1/models").json()["data"]]  # noqa: E731
-    assert "qa" not in names()
+    assert "qa" not in names(server)
     loaded = load(server, "qa", "old")
     assert (loaded.status_code, loaded.text) == (
         200, "Success: LoRA adapter 'qa' added successfully.",
     )  # fmt: skip
-    assert "qa" in names()
+    assert "qa" in names(server)
     assert ask(server, "qa")[0] == alone["old"]
     assert unload(server, "qa").text == "Success: LoRA adapter 'qa' removed successfully."
     assert server.http.post("/v1/chat/completions", json=body("qa")).status_code == 404
