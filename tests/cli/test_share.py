@@ -30,7 +30,11 @@ def pair(
     place = tmp_path_factory.mktemp("pair")
     (place / "data.jsonl").write_text("\n".join(map(json.dumps, LINES)), "utf-8")
     base = tiny_model("llama", max_position_embeddings=1024)
-    return base, write_adapter(place / "a", 1, ("q_proj", "v_proj")), place / "data.jsonl"
+    adapter = write_adapter(place / "a", 1, ("q_proj", "v_proj"))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["lora_alpha"] = 0.06  # as strong as a short training
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    return base, adapter, place / "data.jsonl"
 
 
 def options(pair: tuple[Path, Path, Path], **changed: Any) -> list[str]:

@@ -157,15 +157,29 @@ class ShareProfiler:
         """The map of the pair on these contexts. `tell` is told the tokens so far. Raises BadInput."""
         fit = MapFit(self.num_layers, self._width)
         for context in contexts:
-            plan = Plan(context, logits=())
-            theirs, ours = (
-                side.run(plan, capture=True).captured for side in (self.sender, self.receiver)
-            )
-            assert theirs is not None, "captured"
-            assert ours is not None, "captured"
-            fit.add(theirs, ours)
+            fit.add(*self._both(context))
             tell(fit.num_tokens)
         return fit.solve()
+
+    def distance(self, context: TokenIds) -> float:
+        """The squared difference of the sender's KV from the receiver's, over the square of the latter's.
+
+        A mean over layers: 0 for equal models, above 1 where zeros would be nearer, about 2 for weights
+        that have nothing to do with each other.
+        """
+        theirs, ours = self._both(context)
+        apart = (theirs.float() - ours.float()).square().flatten(1).sum(1)
+        return float((apart / ours.float().square().flatten(1).sum(1).clamp_min(1e-30)).mean())
+
+    def _both(self, context: TokenIds) -> tuple[Tensor, Tensor]:
+        """The KV of a context by the sender and by the receiver."""
+        plan = Plan(context, logits=())
+        theirs, ours = (
+            side.run(plan, capture=True).captured for side in (self.sender, self.receiver)
+        )
+        assert theirs is not None, "captured"
+        assert ours is not None, "captured"
+        return theirs, ours
 
     def measure(
         self,

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -20,8 +21,10 @@ from kdn.reuse.share.linear_map import HELD_OUT_EVERY, LinearMap, load_map, save
 from kdn.reuse.share.pairs import PairRecord, ShareRecords
 from kdn.reuse.share.plans import ShareChoice
 
-__all__ = ["ShareQuestion", "item_of", "profile_pair", "read_questions"]
+__all__ = ["ShareQuestion", "item_of", "profile_pair", "read_questions", "refuse_unrelated"]
 
+_COMPARED = 3
+"""Contexts that tell whether two models are related."""
 _SMALLEST_FIT = 2_000
 """Tokens of context; a map that is fitted on fewer does harm."""
 
@@ -71,9 +74,10 @@ def profile_pair(
     """Measure a pair and keep the profile; a run that was killed goes on where it was.
 
     `map_contexts` fit the map; with less than 2,000 tokens of them there is none.  `tell` hears what is
-    done, and how far.  Raises BadInput for models that cannot share, StoreError.
+    done, and how far.  Raises BadInput for models that cannot share or have nothing to share, StoreError.
     """
     profiler = ShareProfiler(sender, receiver)
+    refuse_unrelated(profiler, [item.context for item in items[:_COMPARED]])
     folder = records.folder(sender.fingerprint, receiver.fingerprint)
     make_private(folder)
     made = _map(profiler, map_contexts, folder, tell)
@@ -92,6 +96,18 @@ def profile_pair(
     record = profiler.record(items, measured, own_nll)
     records.keep(record, made)
     return record
+
+
+def refuse_unrelated(profiler: ShareProfiler, contexts: Sequence[TokenIds]) -> None:
+    """Raises BadInput for a sender whose KV is further from the receiver's than zeros would be."""
+    apart = fmean(profiler.distance(context) for context in contexts)
+    if not apart < 1:  # no number is refused, too
+        sender, receiver = profiler.sender.name, profiler.receiver.name
+        raise BadInput(
+            f"the KV of {sender} differs from that of {receiver} by {apart:.2f} times its own square"
+            " (zeros would by 1): their weights have nothing to do with each other; choose two"
+            " fine-tunes of one base"
+        )
 
 
 def _map(

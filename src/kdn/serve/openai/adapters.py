@@ -1,7 +1,7 @@
 """POST /v1/load_lora_adapter and /v1/unload_lora_adapter, as vLLM has them: adapters without a stop.
 
 Only folders in `serve.adapters_folder` are read, and where the store has an admin key it is asked for:
-whoever loads an adapter decides what a name answers for every caller.
+what a name answers for every caller is decided by the one who loads its adapter.
 """
 
 from __future__ import annotations
