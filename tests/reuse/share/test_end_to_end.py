@@ -24,19 +24,6 @@ from tests.reuse.share.pairs import LAYERS, settings
 from tests.serve.running import Running, running
 
 WORDS = ["lamp", "gate", "river", "clerk", "paper", "north", "seven", "green", "stone", "letter"]
-    "lamp",
-    "gate",
-    "river",
-    "clerk",
-    "paper",
-    "north",
-    "seven",
-    "green",
-    "stone",
-    "letter",
-    "harbour",
-    "winter",
-]
 
 
 @dataclass(frozen=True)
