@@ -110,7 +110,8 @@ def chat(server: Running, model: str, text: str, share: str | None = None) -> di
     response: httpx.Response = server.http.post("/v1/chat/completions", json=body | options)
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
-    return found["kdn"] | {"prompt_tokens": found["usage"]["prompt_tokens"]}
+    told: dict[str, Any] = found["kdn"] | {"prompt_tokens": found["usage"]["prompt_tokens"]}
+    return told
 
 
 def test_the_worker_reads_what_the_planner_has_read(server: Running) -> None:
