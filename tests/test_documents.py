@@ -21,6 +21,7 @@ from kdn.cli import app
 from kdn.config import Config
 from kdn.errors import UnknownModel
 from kdn.model import resolve
+from tests.engine.test_company import weaken, write_adapter
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -110,6 +111,9 @@ def test_a_tutorial_runs_as_it_stands(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+    if name == "share.md":
+        shared = [int(found) for found in re.findall(r"'shared': (\d+)", done.stdout)]
+        assert (shared[0], shared[1] > 100) == (0, True), done.stdout
     if name == "why.md":
         assert done.stdout.count("[changing_value]") == 2
 
@@ -128,6 +132,10 @@ def test_an_example_runs(
         (tmp_path / "texts").mkdir()
         (tmp_path / "texts" / "a.txt").write_text("The lamp is green while everything is well.")
         arguments = ["texts", "What colour is the lamp?"]
+    if name == "agents.py":
+        adapter = write_adapter(tmp_path / "worker", 1, ("q_proj", "v_proj"))
+        weaken(adapter)
+        arguments = [str(adapter)]
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *arguments],
         cwd=tmp_path,
@@ -145,6 +153,8 @@ def test_an_example_runs(
     assert done.stdout.strip()
     if name == "why.py":
         assert "changing_value" in done.stdout
+    if name == "agents.py":
+        assert re.search(r"planner's \([1-9]\d+ tokens shared\)", done.stdout), done.stdout
 
 
 def test_the_site_has_its_pages_once() -> None:

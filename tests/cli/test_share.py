@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.program import kdn
-from tests.engine.test_company import write_adapter
+from tests.engine.test_company import weaken, write_adapter
 
 LINES = [
     {
@@ -31,9 +31,7 @@ def pair(
     (place / "data.jsonl").write_text("\n".join(map(json.dumps, LINES)), "utf-8")
     base = tiny_model("llama", max_position_embeddings=1024)
     adapter = write_adapter(place / "a", 1, ("q_proj", "v_proj"))
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    settings["lora_alpha"] = 0.06  # as strong as a short training
-    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    weaken(adapter)
     return base, adapter, place / "data.jsonl"
 
 

@@ -100,6 +100,13 @@ def write_adapter(folder: Path, seed: int, modules: Sequence[str]) -> Path:
     return folder
 
 
+def weaken(adapter: Path) -> None:
+    """Make it as strong as a short training would."""
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["lora_alpha"] = 0.02
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+
+
 SHAPES = {
     "bf16, heads of 16": ("bfloat16", {}),
     "fp32, heads of 16": ("float32", {}),
