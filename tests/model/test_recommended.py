@@ -30,6 +30,46 @@ def test_needs_are_weights_and_kv_and_room_to_work() -> None:
     assert model.need(8192, int8=True).weights_bytes == 751_632_384
 
 
+@pytest.mark.parametrize(
+    ("name", "hidden", "inner", "queries", "vocabulary", "per_layer", "has_head"),
+    [
+        ("smollm2-360m", 960, 2560, 960, 49_152, 0, False),
+        ("qwen3-0.6b", 1024, 3072, 2048, 151_936, 256, True),
+        ("llama3.2-1b", 2048, 8192, 2048, 128_256, 0, False),
+        ("smollm2-1.7b", 2048, 8192, 2048, 49_152, 0, False),
+        ("qwen3-1.7b", 2048, 6144, 2048, 151_936, 256, True),
+        ("llama3.2-3b", 3072, 8192, 3072, 128_256, 0, False),
+        ("qwen3-4b", 2560, 9728, 4096, 151_936, 256, False),
+    ],
+)
+def test_parameters_follow_from_the_published_shapes(
+    name: str,
+    hidden: int,
+    inner: int,
+    queries: int,
+    vocabulary: int,
+    per_layer: int,
+    *,
+    has_head: bool,
+) -> None:
+    """Embedding, q and o, k and v, three matrices of the MLP, norms (Qwen3: two more of 128 values)."""
+    found = hub_model(name)
+    assert found is not None
+    model, _ = found
+    kv = model.kv_heads * model.head_dim
+    layer = 2 * hidden * queries + 2 * hidden * kv + 3 * hidden * inner + 2 * hidden + per_layer
+    tables = (1 + has_head) * vocabulary * hidden
+    assert model.parameters == tables + model.layers * layer + hidden
+
+
+def test_the_command_that_is_recommended_is_one_of_kdns() -> None:
+    """7 GB hold the largest with int8 weights alone."""
+    done = CliRunner().invoke(app, ["models", "recommend", "--memory-gb", "7"])
+    [line] = [line for line in done.output.splitlines() if line.startswith("kdn serve")]
+    assert line == "kdn serve --model qwen3-4b --quantization int8"
+    assert "--quantization" in CliRunner().invoke(app, ["serve", "--help"]).output
+
+
 def test_the_largest_that_fits_is_recommended() -> None:
     """Qwen3 4B at 8k: 8.04 + 1.21 + 1.07 GB in bf16, 4.02 less in int8."""
     assert _name(recommend(11 * GB)) == ("qwen3-4b", False)

@@ -116,10 +116,9 @@ def recommend(
         tell("nothing larger fits; it is for trying the machinery, and its answers are often wrong")
         return
     model = found[0]
-    flag = " --int8" if int8 else ""
-    tell(
-        f"it is good for {model.strength}, and needs {size_text(need)}{' with --int8' if int8 else ''}"
-    )
+    flag = " --quantization int8" if int8 else ""
+    told = f" with{flag}" if int8 else ""
+    tell(f"it is good for {model.strength}, and needs about {size_text(need)}{told}")
     if model.is_gated:
         tell(f"accept its licence ({model.licence}) at huggingface.co/{model.hub_id} first")
     tell(f"kdn models get {name}      ({size_text(model.download_bytes)} to download)")

@@ -1,7 +1,7 @@
 """A short list of models of the hub that kdn runs well, with what each needs. Nothing is downloaded here.
 
-Sizes are counted from the published parameter counts and shapes; a GGUF file's size is its publisher's, to
-two digits.
+Parameters and KV follow from the published shapes, which a test counts again; what a process needs beside
+them is an estimate. A GGUF file's size is its publisher's, to two digits.
 """
 
 from __future__ import annotations
