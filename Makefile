@@ -10,7 +10,7 @@ VLLM := .venv-vllm
 BENCHES ?= engine stack store codecs kdn policies router cost blend blend-load mil jct label l4s structured
 BENCH_OPTIONS ?=
 
-.PHONY: help install demo test test-vllm latest floors fmt bench rivals soak soak-vllm sanitize docs site report redraw clean
+.PHONY: help install demo test test-vllm latest floors extras fmt bench rivals soak soak-vllm sanitize docs site report redraw clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,6 +44,9 @@ $(VLLM)/.installed: scripts/rivals/build.py scripts/vllm/requirements.txt
 latest: ## the same tests with the newest versions, in .venv-latest
 	rm -rf .venv-latest
 	$(MAKE) VENV=.venv-latest VERSIONS=newest test
+
+extras: install ## pip resolves each extra alone, and its rooms import in an environment that has no other
+	KDN_EXTRAS=1 $(BIN)/pytest tests/test_package.py
 
 floors: ## the same tests with the lowest versions, in .venv-floors
 	rm -rf .venv-floors

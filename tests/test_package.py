@@ -158,6 +158,21 @@ def run(program: Path, *arguments: str, home: Path) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
+ANSWER = """
+import sys, kdn
+with kdn.open(sys.argv[1], dtype="float32") as k:
+    print(k.generate("Who are you?", max_tokens=2).usage.completion_tokens)
+"""
+
+
+@pytest.mark.slow
+def test_without_extras_a_model_answers(
+    clean: Clean, tmp_path: Path, tiny_model: Callable[..., Path]
+) -> None:
+    done = run(clean(()), "-c", ANSWER, str(tiny_model("llama")), home=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr[-3000:]
+
+
 @pytest.mark.slow
 def test_without_extras_the_program_starts_and_names_what_is_missing(
     clean: Clean, tmp_path: Path
@@ -181,7 +196,7 @@ def test_an_extra_alone_is_enough_for_its_rooms(extra: str, clean: Clean, tmp_pa
     asked = [
         line
         for one in EXTRAS[extra]
-        for line in (EXTRAS["net"] if one == "kdn[net]" else [one])
+        for line in (EXTRAS[one[4:-1]] if one.startswith("kdn[") else [one])
         if (marker := Requirement(line).marker) is None or marker.evaluate()
     ]
     python = clean(asked)

@@ -5,7 +5,6 @@ answer them.  `calibration`, `api` and the rooms above may import it.  Start rea
 then `ingest.py` along one file; `bounds.py` says what a file may cost.
 """
 
-import kdn.rag._extra  # noqa: F401  must be first: it explains what is missing
 from kdn.rag.answering import AnswerPiece, Citation, answer_instruction, answer_pieces, cite
 from kdn.rag.cut import Cutting, Encode, Passage
 from kdn.rag.documents import Heading, Paragraph, ParsedDocument, Section, compose

@@ -24,7 +24,7 @@ from kdn.rag.reading import FileReader, ParsedLately
 from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo, fitting, with_hits
 from kdn.rag.support import Support, coverage, support_of
 from kdn.rag.survey import SAMPLE_BYTES, Survey, survey
-from kdn.rag.tables import Scored, StoredPart, Tables
+from kdn.rag.tables import Scored, StoredPart, Tables, need_extra
 
 __all__ = ["Library", "LibrarySettings", "SearchMode"]
 
@@ -76,8 +76,9 @@ class Library:
 
         `encode` turns text into token ids of the model that will answer, without special tokens.
         Raises ForeignStore when the folder was made with another embedder or tokenizer, by a newer
-        kdn, or holds something else.
+        kdn, or holds something else, and MissingExtra without the packages of the extra `rag`.
         """
+        need_extra()
         config = config or LibrarySettings()
         if not 16 <= config.cutting.passage_tokens <= config.cutting.part_tokens:
             raise BadConfig(

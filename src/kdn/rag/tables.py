@@ -16,21 +16,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdn.errors import NoSpace, StoreError
+from kdn.errors import MissingExtra, NoSpace, StoreError
 from kdn.machine.files import make_tree_private
 from kdn.rag.cut import CutPart, Passage
 from kdn.rag.embed import Vectors
 
-__all__ = ["Scored", "SourceRow", "StoredPart", "Tables", "gate"]
+__all__ = ["Scored", "SourceRow", "StoredPart", "Tables", "gate", "need_extra"]
 
 _KEYS_A_QUERY = 500
 _OLD_VERSIONS = timedelta(minutes=10)
 """How long a reader may go on with what it saw before a write."""
+_NEEDED = ("docutils", "lancedb", "markdown_it", "pyarrow", "pypdf", "selectolax")
+
+
+def need_extra() -> None:
+    """Raises MissingExtra, naming what a library of documents needs and is not installed."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"working with documents needs {', '.join(missing)}; run: pip install 'kdn[rag]'"
+        )
 
 
 @dataclass(frozen=True)

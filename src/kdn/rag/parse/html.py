@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-
-from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from kdn.errors import DocumentError
 from kdn.rag.bounds import MAX_NESTING
@@ -14,6 +13,9 @@ from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.encodings import declared_encoding
 from kdn.rag.files import decode
 from kdn.rag.parse.grid import GridCell, grid_lines
+
+with suppress(ModuleNotFoundError):  # the extra `rag` brings it; no library opens without
+    from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 __all__ = ["APART", "BLOCKS", "html_blocks", "parse_html"]
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-
-from markdown_it import MarkdownIt
-from markdown_it.tree import SyntaxTreeNode
 
 from kdn.errors import DocumentError
 from kdn.rag.bounds import MAX_LEVELS
@@ -15,6 +13,10 @@ from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.files import decode
 from kdn.rag.parse.grid import GridCell, grid_lines
 from kdn.rag.parse.html import APART, BLOCKS, html_blocks
+
+with suppress(ModuleNotFoundError):  # the extra `rag` brings it; no library opens without
+    from markdown_it import MarkdownIt
+    from markdown_it.tree import SyntaxTreeNode
 
 __all__ = ["parse_markdown"]
 

@@ -9,16 +9,23 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from docutils import nodes
-from docutils.core import publish_doctree
-from docutils.parsers.rst import Parser
 
 from kdn.rag.documents import Block, Heading, Paragraph, ParsedDocument, compose
 from kdn.rag.files import decode
 from kdn.rag.parse.grid import GridCell, grid_lines
+
+with suppress(ModuleNotFoundError):  # the extra `rag` brings it; no library opens without
+    from docutils import nodes
+    from docutils.core import publish_doctree
+    from docutils.parsers.rst import Parser
+
+    _SILENT = (
+        nodes.comment, nodes.target, nodes.substitution_definition, nodes.pending, nodes.raw,
+        nodes.image, nodes.meta, nodes.decoration, nodes.label, nodes.title,
+    )  # fmt: skip
 
 __all__ = ["parse_rst"]
 
@@ -44,10 +51,6 @@ _TARGET = re.compile(r"\s*<[^>]*>\Z")
 _MAX_NESTING = 8
 _REFUSED = {"include", "raw", "image", "figure", "toctree"}
 """Directives that would read other files, and those without words of their own."""
-_SILENT = (
-    nodes.comment, nodes.target, nodes.substitution_definition, nodes.pending, nodes.raw,
-    nodes.image, nodes.meta, nodes.decoration, nodes.label, nodes.title,
-)  # fmt: skip
 
 
 def parse_rst(source: str, path: Path, data: bytes) -> ParsedDocument:
