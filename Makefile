@@ -64,6 +64,7 @@ bench: $(INSTALLED) ## every benchmark, with its page under docs/benchmarks
 
 rivals: ## the programs that kdn is compared with, in an environment of their own
 	$(PYTHON) scripts/rivals/build.py $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --quiet -r scripts/vllm/requirements.txt
 
 soak: $(INSTALLED) ## ten minutes of faults against a server under traffic, then power cuts and flipped bits
 	$(BIN)/python scripts/soak.py --minutes 10

@@ -12,11 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.main import get_command
 
 from kdn.cli import app
 from kdn.scale.settings import read_settings
+from kdn.store import open_store
+from tests.scale.served import routed
+from tests.store.remotes import node_server
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
@@ -165,6 +169,29 @@ def test_every_pod_of_the_chart_is_asked_how_it_is() -> None:
         assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
         assert container["livenessProbe"]["periodSeconds"] == 10
         assert container["resources"]["requests"]
+
+
+def test_helm_takes_the_chart_and_writes_what_is_read_here() -> None:
+    helm = shutil.which("helm")
+    if helm is None:
+        pytest.skip("helm is not installed")
+    for command in ([helm, "lint", str(CHART)], [helm, "template", "shop", str(CHART)]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    written = {
+        (one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(done.stdout)
+    }
+    assert written == {(one["kind"], one["metadata"]["name"]): one for one in manifests()}
+
+
+def test_probes_ask_for_what_the_programs_answer(tmp_path: Path) -> None:
+    """A node is ready by itself, a router with a server behind it; vLLM's /health is asked by its tests."""
+    with open_store(tmp_path) as store, node_server(store, admin_key="k" * 32) as node:
+        assert httpx.get(f"{node}/health").status_code == 200, "probes send no key"
+        with routed(node, key="c" * 32) as client:
+            assert httpx.get(client.base_url.join("/health")).status_code == 200
+    with routed("http://127.0.0.1:9") as client:
+        assert any(client.get("/health").status_code == 503 for _ in range(1000))
 
 
 def test_the_chart_s_programs_take_their_arguments() -> None:
