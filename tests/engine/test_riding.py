@@ -10,7 +10,7 @@ import pytest
 from kdn.clock import ManualClock
 from kdn.core import Planned, Prompt, Request, Retention, Role, Sampling, Segment, Token, TokenIds
 from kdn.engine import Engine, EngineLimits, RunningStream, plain
-from kdn.engine.times import StepTimes
+from kdn.engine.loop import StepTimes
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from tests.engine.runs import load_tiny, some_tokens

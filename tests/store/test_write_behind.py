@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kdn.store.queues import WriteBehind
+from kdn.store.writer import WriteBehind
 
 
 def test_chores_run_in_order() -> None:
@@ -76,7 +76,7 @@ def test_a_chore_that_fails_costs_itself_only(last_words: list[str]) -> None:
 
 def test_a_queue_gives_way_until_it_is_half_full_or_waited_for() -> None:
     behind, busy, done = WriteBehind(100), True, list[int]()
-    behind.is_busy = lambda: busy
+    behind.may_work = lambda: not busy
     assert behind.offer(30, lambda: done.append(1))
     assert behind.flush(10)  # somebody waits: it goes on
     assert done == [1]

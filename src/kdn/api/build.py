@@ -200,7 +200,7 @@ def join(
     if common is not None:
         common.engines.append(engine)
     is_idle = engine.is_idle if common is None else common.is_idle
-    store.queues.give_way(lambda: not is_idle())
+    store.queues.give_way(is_idle)
     idle.start(
         engine,
         is_idle,

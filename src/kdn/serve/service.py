@@ -230,10 +230,8 @@ class ServedModels:
         """All that a request may name: each model, then its adapters."""
         return [name for one in self.all for name in (one.name, *one.adapters)]
 
-    def find(self, name: str | None) -> tuple[ServedModel, str | None] | None:
+    def find(self, name: str) -> tuple[ServedModel, str | None] | None:
         """The model that answers by that name, and the adapter that it then uses; None: nobody does."""
-        if name is None:
-            return self.first, None
         for one in self.all:
             if name == one.name:
                 return one, None

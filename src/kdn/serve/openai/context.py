@@ -306,7 +306,7 @@ class RequestContext:
 
     def find(self, model: str | None) -> tuple[ServedModel, str | None]:
         """The model that answers by that name, and its adapter. Raises Refused (404) for other names."""
-        found = self.models.find(model)
+        found = (self.models.first, None) if model is None else self.models.find(model)
         if found is None:
             names = ", ".join(self.models.names())
             raise Refused(

@@ -192,13 +192,12 @@ def encode_block(block: Block, codec: Codec | None = None) -> EncodedBlock:
     if not codec.lossless and Cause.CODEC not in block.id.recipe.causes:
         raise BadInput(f"codec {codec.name} loses precision: the block's recipe must name it")
     forms = [RunForm(block.shape, n, block.id.num_tokens) for n in range(len(block.layers))]
-    stored = [
-        codec.encode(memoryview(run).cast("B"), form)
-        for run, form in zip(block.layers, forms, strict=True)
-    ]
+    runs = [memoryview(run).cast("B") for run in block.layers]
+    if codec.compresses:
+        runs = [codec.encode(run, form) for run, form in zip(runs, forms, strict=True)]
     align = align_of(codec)
     states = [memoryview(run).cast("B") for run in block.hidden.values()]
-    wire = _wire(block, codec, lay_out([run.nbytes for run in (*stored, *states)], align))
+    wire = _wire(block, codec, lay_out([run.nbytes for run in (*runs, *states)], align))
     complaint = complaint_of(wire)
     if complaint is not None:
         raise BadInput(f"block {block.id.key} cannot be stored: {complaint}")
@@ -213,7 +212,7 @@ def encode_block(block: Block, codec: Codec | None = None) -> EncodedBlock:
         checksum = _run_checksum(block.id.key, kind, number, padded)
         return msgspec.structs.replace(run, checksum=checksum)
 
-    layers = zip(wire.layers, stored, strict=True)
+    layers = zip(wire.layers, runs, strict=True)
     hidden = zip(wire.hidden, states, strict=True)
     wire = msgspec.structs.replace(
         wire,
