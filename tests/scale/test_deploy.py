@@ -226,11 +226,13 @@ def test_a_storage_class_is_left_to_the_cluster_unless_named() -> None:
     assert claim(given)["resources"]["requests"]["storage"] == "200Gi"
 
 
-def test_the_unit_starts_a_command_that_exists() -> None:
+@pytest.mark.parametrize("name", ["node", "serve"])
+def test_the_unit_starts_a_command_that_exists(name: str) -> None:
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read_string((DEPLOY / "kdn-node.service").read_text())
+    unit.read_string((DEPLOY / f"kdn-{name}.service").read_text())
     program, *command = shlex.split(unit["Service"]["ExecStart"])
     assert Path(program).name == "kdn"
+    assert command[0] == name
     refuse_unknown(command)
     assert unit["Service"]["Restart"] == "on-failure"
