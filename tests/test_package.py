@@ -97,6 +97,12 @@ def test_the_source_archive_builds_the_same_wheel(wheel: Path, tmp_path: Path) -
         assert sorted(one.namelist()) == sorted(other.namelist())
 
 
+def test_each_extra_is_named_where_installing_is_explained() -> None:
+    page = (ROOT / "docs" / "index.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {*SOLD_ALONE, "all"}
+
+
 def closure(requirements: Sequence[str]) -> dict[str, Distribution]:
     """What these ask for and what that asks for, as installed here. Skips where some is not."""
     found = dict[str, Distribution]()

@@ -26,7 +26,7 @@ def plot_delays(delays: Mapping[str, NDArray[np.float64]], title: str, path: Pat
         axes.annotate(name, (float(ordered[middle]), 0.05), xytext=(4, 4), color=colour,
                       textcoords="offset points")  # fmt: skip
     axes.axhline(0.01, color="#999999", linewidth=0.9)
-    axes.annotate("P99", (0.02, 0.01), xytext=(2, 2), textcoords="offset points", color="#777777")
+    axes.annotate("P99", (0.005, 0.0105), xycoords=("axes fraction", "data"), color="#777777")
     axes.set(
         xscale="log",
         yscale="log",
