@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 import kdn
 from kdn.bench.common.result import BenchOptions
 from kdn.bench.engine.lineup import weights
-from kdn.bench.share.tasks import TASKS, SharedContext, invocation
+from kdn.bench.share.tasks import TASKS, SharedContext
 from kdn.clock import SystemClock
 from kdn.core import TokenIds
 from kdn.machine.files import publish_file
@@ -33,6 +33,8 @@ from kdn.rank.train import Tree, batch_trees, wide_attention
 RANK, ALPHA = 16, 32
 LEARNING_RATE, WARMUP, CONTEXTS = 1e-3, 8, 2
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
+INVOCATIONS = {"qa": "Question:", "intent": "Message:"}
+"""What the questions of a job begin with; its aLoRA begins there too."""
 NAMES = tuple(f"{task}-{kind}" for task in TASKS for kind in ("lora", "alora"))
 
 
@@ -71,7 +73,7 @@ class ShareTrainer:
         self._model: Any = None
         for name in NAMES:
             task, kind = name.split("-")
-            ids = list(self._tokenizer.encode(invocation(task))) if kind == "alora" else None
+            ids = list(self._tokenizer.encode(INVOCATIONS[task])) if kind == "alora" else None
             lora = LoraConfig(
                 r=RANK,
                 lora_alpha=ALPHA,

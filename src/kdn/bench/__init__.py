@@ -46,6 +46,7 @@ BENCHES: dict[str, str] = {
     "router": "kdn.bench.scale.router",
     "rtc": "kdn.bench.rtc.rtc",
     "serve": "kdn.bench.serve.serve",
+    "share": "kdn.bench.share.share",
     "stack": "kdn.bench.store.stack",
     "steer": "kdn.bench.steer.steer",
     "store": "kdn.bench.store.store",

@@ -85,6 +85,8 @@ class ShareOutcome:
     """Is the likeliest token the same before each token of the answer?"""
     work: float
     """Rows computed, those of the probe pass included, over those of a full prefill of the context."""
+    is_right: bool = False
+    """Is each token of the gold answer the likeliest one before it?"""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,20 @@ class ShareProfiler:
             extra = self.num_layers * len(item.question)
             yield choice, _compared(item, own, logprobs, (num_rows - extra) / full_rows)
 
+    def one_layer_each(self, item: ShareItem) -> Iterator[tuple[int, ShareOutcome]]:
+        """The receiver's own KV with one layer of it the sender's, each layer in turn."""
+        theirs, ours = self._both(item.context)
+        own = self._answered(item, Plan((*item.context, *item.question)))[0]
+        for layer in range(self.num_layers):
+            mixed = ours.clone()
+            mixed[layer] = theirs[layer]
+            base = Plan((*item.context, *item.question))
+            plan = share_plan(
+                base, ShareChoice(), SharedSpan(0, HeldKV(mixed)), self.num_layers, AttendedRows()
+            )
+            logprobs, _ = self._answered(item, plan)
+            yield layer, _compared(item, own, logprobs, 1 - 1 / self.num_layers)
+
     def _answered(self, item: ShareItem, plan: Plan) -> tuple[Tensor, int]:
         """Log-probabilities [answer tokens, vocabulary] before each of the answer's, and rows computed."""
         prompt = (*item.context, *item.question)
@@ -281,8 +297,13 @@ def _compared(item: ShareItem, own: Tensor, other: Tensor, work: float) -> Share
     """KL(own || other), averaged over the answer's tokens."""
     kl = float((own.exp() * (own - other)).sum(-1).mean())
     agrees = bool((own.argmax(-1) == other.argmax(-1)).all())
+    gold = torch.tensor(item.answer).to(other.device)
     return ShareOutcome(
-        max(kl, 0.0), -float(_of_answer(item, other).mean()), agrees, max(work, 0.0)
+        max(kl, 0.0),
+        -float(_of_answer(item, other).mean()),
+        agrees,
+        max(work, 0.0),
+        bool((other.argmax(-1) == gold).all()),
     )
 
 

@@ -22,14 +22,15 @@ def _json_file(path: Path | None) -> Path | None:
 
 
 _USED_BY = {
-    "only": ("blend", "l4s", "ndcg", "rtc", "steer", "structured"),
+    "only": ("blend", "l4s", "ndcg", "rtc", "share", "steer", "structured"),
     "arms": (
         "blend",
         "steer",
         "vllm",
     ),
     "ratios": ("blend",),
-    "rows": ("blend", "l4s", "ndcg", "ray", "rtc", "steer", "store", "vllm"),
+    "adapters": ("share",),
+    "rows": ("blend", "l4s", "ndcg", "ray", "rtc", "share", "steer", "store", "vllm"),
 }
 """Options that only some benchmarks look at."""
 
@@ -40,6 +41,12 @@ def bench(
     model: ModelOption = "smollm2-135m",
     home: HomeOption = None,
     data: Annotated[Path | None, typer.Option(exists=True, help="Data to measure with.")] = None,
+    adapters: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Of share: what scripts/share/train.py wrote."
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Ends within 50 seconds.")] = False,
     only: Annotated[
         str | None, typer.Option(help="A part of it, where it has parts: quality, timing.")
@@ -79,6 +86,7 @@ def bench(
     options = BenchOptions(
         model=model,
         data=data,
+        adapters=adapters,
         quick=quick,
         only=only,
         arms=tuple(arms.split(",")) if arms else None,

@@ -32,6 +32,8 @@ class BenchOptions:
     model: str = "smollm2-135m"
     data: Path | None = None
     """A folder or file of data, for benchmarks that can use more than what kdn ships."""
+    adapters: Path | None = None
+    """A folder of fine-tunes, for benchmarks that compare them."""
     quick: bool = False
     """Ends within 50 seconds on two cores: fewer repeats, no rival that is slow to start."""
     seed: int = 0

@@ -1,0 +1,57 @@
+"""What was measured, kept line by line, so that a run which is stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kdn.errors import BadInput
+
+__all__ = ["ShareRows"]
+
+
+class ShareRows:
+    """Items of pairs, profiles and rounds of timing; without a file nothing outlives the run."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Raises BadInput for a file that holds something else."""
+        self._file = file
+        self.items: dict[tuple[str, str], dict[str, Any]] = {}
+        """By pair and item: `arms`, each with kl, nll, right and work."""
+        self.profiles: dict[str, list[dict[str, Any]]] = {}
+        """By pair, the points of its frontier on the profile's half."""
+        self.rounds: list[dict[str, Any]] = []
+        """Milliseconds to the first token by way, a round each."""
+        if file is None or not file.exists():
+            return
+        try:
+            for line in file.read_text("utf-8").splitlines():
+                self._read(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{file}: no rows of this benchmark; give another file") from error
+
+    def of(self, pair: str) -> list[dict[str, Any]]:
+        """The items of a pair."""
+        return [line for (name, _), line in self.items.items() if name == pair]
+
+    @property
+    def pairs(self) -> list[str]:
+        """Those that anything is known of."""
+        return list(dict.fromkeys([*self.profiles, *(name for name, _ in self.items)]))
+
+    def keep(self, line: dict[str, Any]) -> None:
+        """A line more, in memory and in the file."""
+        self._read(line)
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _read(self, line: dict[str, Any]) -> None:
+        if "round" in line:
+            self.rounds.append(line)
+        elif "profile" in line:
+            self.profiles[line["pair"]] = list(line["profile"])
+        else:
+            self.items[line["pair"], line["item"]] = line | {"arms": dict(line["arms"])}

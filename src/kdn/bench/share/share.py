@@ -1,0 +1,163 @@
+"""How much of a sibling's KV can stand in for a model's own, at what loss, and how much sooner it answers?
+
+Each ordered pair is profiled on contexts of one half and judged on those of another: every way to share
+that `kdn share profile` knows, its controls at equal work, and each layer alone.  A run that is stopped goes
+on where it was (`--rows`); `--only quality`, `--only timing` and `--only page` do a part of it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from kdn import api
+from kdn.bench.common.result import BenchOptions, Result
+from kdn.bench.share.arms import ShareArms, alora_outcome
+from kdn.bench.share.pair import SharePair, adapters_in, pairs_of, task_items
+from kdn.bench.share.rows import ShareRows
+from kdn.bench.share.sums import share_figures, share_notes, share_rows, share_summary
+from kdn.bench.share.tasks import TASKS
+from kdn.bench.share.timing import timing_round
+from kdn.calibration.share_profile import PairSide, ShareProfiler, default_choices
+from kdn.calibration.share_run import profile_pair
+from kdn.config import Config, EngineConfig, StoreConfig, home_folder
+from kdn.core import ShareConfig
+from kdn.errors import BadInput
+from kdn.machine.facts import describe_machine
+from kdn.model import resolve
+from kdn.reuse.share import PairRecord
+
+__all__ = ["run"]
+
+_PROFILED, _FITTED, _JUDGED, _ROUNDS = 50, 40, 200, 10
+_SCANNED_EVERY = 5
+"""One item in so many is also judged with each layer reused alone."""
+_STORE_BYTES = 1 << 30
+_PARTS = ("quality", "timing", "page")
+
+
+def run(options: BenchOptions) -> Result:
+    """Profile, judge, time.  Raises BadInput without --adapters and --data, but for `--only page`."""
+    if options.only not in (None, *_PARTS):
+        raise BadInput(f"share has no part {options.only!r}; there are {', '.join(_PARTS)}")
+    rows = ShareRows(options.rows)
+    if options.only != "page":
+        adapters = adapters_in(options.adapters)
+        if options.data is None:
+            raise BadInput(
+                "share measures on data: --data names the folder with squad, hotpotqa, banking77, clinc150"
+            )
+        torch.set_num_threads(options.threads)
+        with (
+            tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
+            _opened(options, adapters, Path(folder)) as opened,
+        ):
+            for pair in pairs_of(list(adapters), quick=options.quick):
+                _measure(options, opened, pair, rows)
+    return Result(
+        bench="share",
+        model=options.model,
+        machine=describe_machine(),
+        config=options.describe() | {"items": len(rows.items), "rounds": len(rows.rounds)},
+        rows=share_rows(rows),
+        summary=share_summary(rows),
+        notes=share_notes(rows),
+        figures=share_figures(rows),
+    )
+
+
+@contextmanager
+def _opened(options: BenchOptions, adapters: dict[str, Path], scratch: Path) -> Iterator[api.Kdn]:
+    """The model with the adapters; profiles and maps lie in a home of the benchmark's own, and stay."""
+    home = options.home or home_folder(os.environ)
+    config = Config(
+        home=home / "bench" / "share",
+        engine=EngineConfig(threads=options.threads, fit_idle_s=0),
+        share=ShareConfig(guard_every=0),
+        store=StoreConfig(
+            folder=scratch / "store", disk_bytes=_STORE_BYTES, memory_bytes=_STORE_BYTES
+        ),
+    )
+    model = resolve(options.model, home)
+    with api.open(model, config=options.note(config), adapters=adapters) as opened:
+        yield opened
+
+
+def _measure(options: BenchOptions, opened: api.Kdn, pair: SharePair, rows: ShareRows) -> None:
+    record = _profiled(options, opened, pair, rows)
+    sides = pair.sides(opened)
+    shape = opened.model.decoder.config.kv_shape(
+        str(opened.model.decoder.dtype).removeprefix("torch.")
+    )
+    made = opened.calibration.shares.map(sides[0].fingerprint, sides[1].fingerprint, shape)
+    arms = ShareArms(ShareProfiler(*sides), record, made, options.seed)
+    if options.only != "timing":
+        _judge(options, opened, pair, arms, rows)
+    if options.only == "quality":
+        return
+    assert options.data is not None, "checked"
+    timed = sum(one["pair"] == pair.name for one in rows.rounds)
+    contexts = TASKS[pair.task](options.data, "test")
+    for number in range(timed, options.pairs or (2 if options.quick else _ROUNDS)):
+        options.say(f"share: {pair.name}, round {number + 1} of timing")
+        timing_round(options, opened, pair, contexts[number % len(contexts)], arms.group, rows)
+
+
+def _profiled(
+    options: BenchOptions, opened: api.Kdn, pair: SharePair, rows: ShareRows
+) -> PairRecord:
+    """The pair's profile on its own half, which an earlier run may have begun or ended."""
+    assert options.data is not None, "checked"
+    count, fitted = (3, 0) if options.quick else (_PROFILED, _FITTED)
+    items = task_items(
+        opened, options.data, pair.task, "profile", count + fitted, quick=options.quick
+    )
+    own = [item for _, item in items]
+    layers = opened.model.decoder.config.num_layers
+    sender, receiver = pair.sides(opened)
+    record = profile_pair(
+        sender,
+        receiver,
+        own[:count],
+        [item.context for item in own[count:]],
+        default_choices(layers, max(layers // 6, 1)),
+        opened.calibration.shares,
+        lambda what, done, of: options.say(f"share: {pair.name}, {done} of {of} {what}"),
+    )
+    if pair.name not in rows.profiles:
+        points = [
+            {"arm": one.choice.name, "work": round(one.work, 4), "kl": round(one.kl, 5),
+             "nll_change": round(one.nll - record.own_nll, 4), "items": one.contexts}
+            for one in record.usable("best")
+        ]  # fmt: skip
+        rows.keep({"pair": pair.name, "profile": points})
+    return record
+
+
+def _judge(
+    options: BenchOptions, opened: api.Kdn, pair: SharePair, arms: ShareArms, rows: ShareRows
+) -> None:
+    assert options.data is not None, "checked"
+    most = 4 if options.quick else _JUDGED
+    items = task_items(opened, options.data, pair.task, "test", most, quick=options.quick)
+    alora = opened.model.adapters.get(f"{pair.task}-alora")
+    for number, (name, item) in enumerate(items):
+        if (pair.name, name) in rows.items:
+            continue
+        options.say(f"share: {pair.name}, item {number + 1} of {len(items)}")
+        scan = not number % _SCANNED_EVERY
+        line = {
+            "pair": pair.name,
+            "item": name,
+            "tokens": len(item.context),
+            "arms": arms.measure(item, scan=scan),
+        }
+        if alora is not None:
+            side = PairSide("alora", opened.model, opened.parts.attention, alora)
+            line["alora"] = alora_outcome(side, item)
+        rows.keep(line)

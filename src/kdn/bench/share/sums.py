@@ -1,0 +1,185 @@
+"""From measured items to tables, the summary and the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean, median
+from typing import Any
+
+from kdn.bench.blend.quality import interval
+from kdn.bench.common.result import Row
+from kdn.bench.share.arms import OWN, REUSE, layer_arm
+from kdn.bench.share.rows import ShareRows
+from kdn.plot import Figure
+
+__all__ = ["share_figures", "share_notes", "share_rows", "share_summary"]
+
+KEYS = (
+    "prefill_speedup",
+    "quality_loss",
+    "quality_loss_random",
+    "quality_loss_group",
+    "critical_share",
+    "alora_prefill_speedup",
+    "alora_score_diff",
+)
+_CRITICAL = 0.1
+"""A layer is critical where its reuse alone costs so much of what the reuse of all costs, in KL."""
+_LOSSLESS = 0.01
+"""The aim: at most so much of the receiver's own score is lost."""
+
+Items = Sequence[dict[str, Any]]
+
+
+def share_summary(kept: ShareRows) -> dict[str, float | None]:
+    """Over all pairs, the worst of them for losses; every key there ever is."""
+    by_pair = [kept.of(pair) for pair in kept.pairs]
+    scans = [found for items in by_pair if (found := critical_share(items)) is not None]
+    diffs = [
+        one["alora"]["right"] - one["arms"][OWN]["right"]
+        for items in by_pair
+        for one in items
+        if "alora" in one
+    ]
+    return {
+        "prefill_speedup": _speedup(kept, "shared, memory", "nothing"),
+        "quality_loss": _worst(score_loss(items, best_arm(items)) for items in by_pair),
+        "quality_loss_random": _worst(score_loss(items, "random group") for items in by_pair),
+        "quality_loss_group": _worst(score_loss(items, "group") for items in by_pair),
+        "critical_share": round(fmean(scans), 4) if scans else None,
+        "alora_prefill_speedup": _speedup(kept, "alora, memory", "alora, nothing"),
+        "alora_score_diff": round(fmean(diffs), 4) if diffs else None,
+    }
+
+
+def score_loss(items: Items, arm: str | None) -> float | None:
+    """The share of the receiver's own score that an arm loses; None where there is no score to lose."""
+    some = [one["arms"] for one in items if arm in one["arms"]]
+    own = sum(one[OWN]["right"] for one in some)
+    if arm is None or not own:
+        return None
+    kept = sum(float(one[arm]["right"]) for one in some)
+    return round(1 - kept / float(own), 4)
+
+
+def best_arm(items: Items) -> str | None:
+    """Of the arms with at most half of the work, the one with the least KL, on these items."""
+    means = {
+        arm: (_mean(items, arm, "kl"), _mean(items, arm, "work"))
+        for arm in _arms(items)
+        if arm not in (OWN, REUSE, "group, oracle E") and not arm.startswith(("layer", "random"))
+    }
+    fitting = {arm: kl for arm, (kl, work) in means.items() if work <= 0.51}
+    return min(fitting, key=lambda arm: fitting[arm]) if fitting else None
+
+
+def critical_share(items: Items) -> float | None:
+    """The share of layers whose reuse alone costs a tenth of the KL that the reuse of all costs."""
+    scanned = [one for one in items if layer_arm(0) in one["arms"]]
+    whole = _mean(scanned, REUSE, "kl") if scanned else 0.0
+    if not whole:
+        return None
+    layers = [arm for arm in _arms(scanned) if arm.startswith("layer")]
+    critical = sum(_mean(scanned, arm, "kl") >= _CRITICAL * whole for arm in layers)
+    return critical / len(layers)
+
+
+def share_rows(kept: ShareRows) -> list[Row]:
+    """A table a pair, the frontier of its profile, then times."""
+    rows: list[Row] = []
+    for pair in kept.pairs:
+        items = kept.of(pair)
+        rows += [_row(pair, items, arm) for arm in _arms(items)]
+        rows += [{"pair": f"{pair}, profile"} | point for point in kept.profiles.get(pair, ())]
+    ways = dict.fromkeys(way for one in kept.rounds for way in one["round"])
+    for way in ways:
+        values = [one["round"][way] for one in kept.rounds if way in one["round"]]
+        rows.append({"pair": "time to first token", "arm": way, "ttft_ms": round(median(values), 2),
+                     "spread": f"{min(values):.1f}-{max(values):.1f}"})  # fmt: skip
+    return rows
+
+
+def share_notes(kept: ShareRows) -> tuple[str, ...]:
+    """What follows from the numbers, and how many there are."""
+    notes = []
+    for pair in kept.pairs:
+        items = kept.of(pair)
+        best, loss = best_arm(items), score_loss(items, best_arm(items))
+        if best is None:
+            continue
+        told = "no score to lose" if loss is None else f"{loss:+.1%} of the receiver's score lost"
+        share = _mean(items, best, "kl") / max(_mean(items, REUSE, "kl"), 1e-9)
+        verdict = "" if loss is None else f"; the aim of 1 % is {_met(loss <= _LOSSLESS)}"
+        notes.append(
+            f"{pair}: {len(items)} held-out items; with at most half of the work {best} is nearest to the"
+            f" receiver ({share:.2f} of plain reuse's KL, {told}{verdict})."
+        )
+    notes.append(
+        "An answer is right where every token of the gold answer is the likeliest one before it."
+    )
+    return tuple(notes)
+
+
+def share_figures(kept: ShareRows) -> tuple[Figure, ...]:
+    """KL against work, held out, a figure a pair."""
+    figures = []
+    for pair in kept.pairs:
+        items = kept.of(pair)
+        shown = [arm for arm in _arms(items) if arm != OWN and not arm.startswith("layer")]
+        lines = {
+            arm: [(_mean(items, arm, "work"), _mean(items, arm, "kl"))]
+            for arm in shown
+            if not arm.startswith("frontier")
+        }
+        if lines:
+            axes = ("work, as a share of a prefill", "KL to the receiver's own, nats")
+            figures.append(Figure(pair, *axes, lines, is_linear=True))
+    return tuple(figures)
+
+
+def _row(pair: str, items: Items, arm: str) -> Row:
+    some = [one["arms"][arm] for one in items if arm in one["arms"]]
+    own = [one["arms"][OWN] for one in items if arm in one["arms"]]
+    kl, low, high = interval([one["kl"] for one in some])
+    changes = [one["nll"] - mine["nll"] for one, mine in zip(some, own, strict=True)]
+    nll, nll_low, nll_high = interval(changes)
+    score, score_low, score_high = interval([one["right"] for one in some])
+    return {
+        "pair": pair,
+        "arm": arm,
+        "items": len(some),
+        "work": round(fmean(one["work"] for one in some), 4),
+        "kl": round(kl, 5),
+        "kl_interval": f"{low:.4f} to {high:.4f}",
+        "nll_change": round(nll, 4),
+        "nll_interval": f"{nll_low:+.4f} to {nll_high:+.4f}",
+        "score": round(score, 4),
+        "score_interval": f"{score_low:.3f} to {score_high:.3f}",
+    }
+
+
+def _arms(items: Items) -> list[str]:
+    return list(dict.fromkeys(arm for one in items for arm in one["arms"]))
+
+
+def _mean(items: Items, arm: str, what: str) -> float:
+    return fmean([one["arms"][arm][what] for one in items if arm in one["arms"]] or [0.0])
+
+
+def _worst(losses: Iterable[float | None]) -> float | None:
+    known = [loss for loss in losses if loss is not None]
+    return max(known) if known else None
+
+
+def _speedup(kept: ShareRows, way: str, base: str) -> float | None:
+    """The median over rounds of how much longer `base` takes than `way`."""
+    ratios = [
+        one["round"][base] / one["round"][way]
+        for one in kept.rounds
+        if base in one["round"] and one["round"].get(way)
+    ]
+    return round(median(ratios), 3) if ratios else None
+
+
+def _met(is_met: bool) -> str:
+    return "met" if is_met else "not met"

@@ -1,0 +1,146 @@
+"""The benchmark of sharing: its sums by hand, and the whole on a tiny model with two adapters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.engine.test_company import weaken, write_adapter
+
+from kdn.bench import BenchOptions, load_bench
+from kdn.bench.share.pair import adapters_in, pairs_of
+from kdn.bench.share.rows import ShareRows
+from kdn.bench.share.sums import KEYS, best_arm, critical_share, score_loss, share_summary
+from kdn.errors import BadInput
+
+PAIR = "qa-lora <- base"
+
+
+def item(number: int, **arms: tuple[float, float, float]) -> dict[str, Any]:
+    """Of each arm: kl, right, work."""
+    found = {name.replace("_", " "): _arm(*values) for name, values in arms.items()}
+    return {"pair": PAIR, "item": str(number), "arms": found}
+
+
+def _arm(kl: float, right: float, work: float) -> dict[str, float]:
+    return {"kl": kl, "nll": kl, "right": right, "work": work}
+
+
+def test_losses_are_shares_of_the_receivers_own_score() -> None:
+    """The receiver is right four times of five; the group keeps three of the four, rows all of them."""
+    items = [
+        item(
+            n,
+            own=(0, float(n < 4), 1),
+            reuse=(0.4, float(n < 2), 0),
+            group=(0.2, float(n < 3), 0.5),
+            rows=(0.1, float(n < 4), 0.5),
+            random_group=(0.3, float(n < 2), 0.5),
+        )
+        for n in range(5)
+    ]
+    assert [score_loss(items, arm) for arm in ("own", "group", "reuse")] == [0, 0.25, 0.5]
+    assert best_arm(items) == "rows"
+    assert score_loss([item(0, own=(0, 0, 1), reuse=(1, 0, 0))], "reuse") is None
+    kept = ShareRows(None)
+    for line in items:
+        kept.keep(line)
+    kept.keep({"round": {"nothing": 90.0, "shared, memory": 30.0}, "pair": PAIR, "tokens": 9})
+    kept.keep({"round": {"nothing": 80.0, "shared, memory": 40.0}, "pair": PAIR, "tokens": 9})
+    summary = share_summary(kept)
+    assert tuple(summary) == KEYS
+    assert (summary["quality_loss"], summary["quality_loss_group"]) == (0, 0.25)
+    assert (summary["quality_loss_random"], summary["prefill_speedup"]) == (0.5, 2.5)
+    assert summary["alora_score_diff"] is None
+
+
+def test_a_layer_is_critical_where_it_costs_a_tenth() -> None:
+    """Of four layers one costs 0.2 of the 1.0 that reuse of all costs."""
+    costs = {f"layer_{n}": (0.2 if n == 2 else 0.01, 1.0, 0.75) for n in range(4)}
+    items = [item(n, own=(0, 1, 1), reuse=(1.0, 0, 0), **costs) for n in range(2)]
+    assert critical_share(items) == 0.25
+    assert critical_share([item(0, own=(0, 1, 1), reuse=(1.0, 0, 0))]) is None
+
+
+def test_pairs_are_ordered() -> None:
+    names = ["qa-lora", "qa-alora", "intent-lora"]
+    assert [one.name for one in pairs_of(names, quick=False)] == [
+        "qa-lora <- base", "intent-lora <- base",
+        "qa-lora <- intent-lora", "intent-lora <- qa-lora",
+    ]  # fmt: skip
+
+
+def test_without_adapters_it_says_where_they_come_from(tmp_path: Path) -> None:
+    for folder in (None, tmp_path):
+        with pytest.raises(BadInput, match=r"scripts/share/train\.py"):
+            adapters_in(folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve articles of a paragraph each, in SQuAD's form; nothing of HotpotQA."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("squad", "hotpotqa"):
+        (folder / name).mkdir()
+    articles = []
+    for number in range(12):
+        text = f"The lamp of gate {number} is lit at {number}. " * 6
+        asked = {"question": "When is it lit?", "answers": [{"text": str(number)}]}
+        articles.append({"paragraphs": [{"context": text, "qas": [asked]}]})
+    (folder / "squad" / "public.jsonl").write_text("\n".join(map(json.dumps, articles)))
+    (folder / "hotpotqa" / "public.jsonl").write_text("")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA, and the same as an aLoRA that "Question:" invokes (bytes are tokens here)."""
+    folder = tmp_path_factory.mktemp("adapters")
+    weaken(write_adapter(folder / "qa-lora", 1, ("q_proj", "v_proj", "down_proj")))
+    shutil.copytree(folder / "qa-lora", folder / "qa-alora")
+    return folder
+
+
+def test_the_whole_runs_and_goes_on_where_it_was(
+    tiny_model: Callable[..., Path], data: Path, adapters: Path, tmp_path: Path
+) -> None:
+    model = tiny_model("llama", num_hidden_layers=4, max_position_embeddings=2048)
+    _invoke(adapters / "qa-alora", model)
+    rows, said = tmp_path / "rows.jsonl", list[str]()
+    options = BenchOptions(
+        model=str(model), data=data, adapters=adapters, rows=rows, quick=True, pairs=1,
+        threads=1, home=tmp_path, say=said.append,
+    )  # fmt: skip
+    result = load_bench("share")(options)
+    arms = {str(row["arm"]): row for row in result.rows if row["pair"] == PAIR}
+    own, group, rows_arm = arms["own"], arms["group"], arms["rows, equal work"]
+    assert (own["kl"], own["nll_change"]) == (0, 0), "all layers are its own prefill"
+    assert {"random group", "prefix group", "suffix group", "reuse", "layer 3"} <= arms.keys()
+    assert float(str(rows_arm["work"])) == pytest.approx(float(str(group["work"])), abs=0.1)
+    assert float(str(arms["reuse"]["kl"])) > 0
+    assert tuple(result.summary) == KEYS
+    assert result.summary["critical_share"] is not None
+    assert any(row["arm"] == "own cache" for row in result.rows)
+    kept = rows.read_text()
+    again = load_bench("share")(options)
+    assert (again.summary, rows.read_text()) == (result.summary, kept)
+    page = load_bench("share")(replace(options, only="page", data=None, adapters=None))
+    assert page.summary == result.summary
+    assert load_bench("share")(replace(options, pairs=2)).rows
+    assert rows.read_text().startswith(kept)
+    with pytest.raises(BadInput, match="no part 'speed'"):
+        load_bench("share")(replace(options, only="speed"))
+
+
+def _invoke(adapter: Path, model: Path) -> None:
+    from kdn.model.text.tokenizer import load_tokenizer
+
+    tokenizer, _ = load_tokenizer(model, ())
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["alora_invocation_tokens"] = list(tokenizer.encode("Question:"))
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
