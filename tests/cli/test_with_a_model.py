@@ -239,13 +239,13 @@ def test_an_ingest_that_takes_nothing_in_has_failed(
     (folder / "b.pdf").write_bytes(b"%PDF-1.4 broken")
     done = kdn(tmp_path, "ingest", folder, "--model", tiny)
     assert done.code == 2
-    assert "none of 1 files could be read" in done.err
+    assert "none of 1 file could be read" in done.err
     assert done.err.count("cannot be read as PDF") == 1
     (folder / "a.txt").write_text("Words.")
     (folder / "b.log").write_text("Noise.")
     options = ("--exclude", "*.log", "--model", tiny, "--json")
     done = kdn(tmp_path, "ingest", folder, *options)
     assert done.code == 0, done.err
-    assert "1 files, " in done.err
+    assert "1 file, " in done.err
     assert [Path(one).name for one in done.json["added"]] == ["a.txt"]
     assert kdn(tmp_path, "ingest", folder, *options).code == 0, "nothing new is no failure"

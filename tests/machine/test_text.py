@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+import kdn
 from kdn.errors import BadInput
-from kdn.machine.text import decode_unicode, has_mark, lines_of, normal_lines, read_text
+from kdn.machine.text import counted, decode_unicode, has_mark, lines_of, normal_lines, read_text
+
+SOURCE = Path(kdn.__file__).parent
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -39,3 +43,29 @@ def test_what_is_no_text_is_refused_in_one_sentence(tmp_path: Path) -> None:
         read_text(tmp_path / "latin", max_bytes=3)
     with pytest.raises(BadInput, match="Is a directory"):
         read_text(tmp_path)
+
+
+def test_one_is_not_many() -> None:
+    assert counted(0, "file") == "0 files"
+    assert counted(1, "file") == "1 file"
+    assert counted(1_000, "new token") == "1,000 new tokens"
+    assert [counted(n, "query", "queries") for n in (1, 2)] == ["1 query", "2 queries"]
+
+
+def test_messages_count_by_the_one_helper() -> None:
+    """What people read of a command, an answer or a refusal says `1 file`, not `1 files`."""
+    nouns = "files|documents|blocks|rows|parts|prompts|requests|queries|passages|questions|tokens"
+    counts = re.compile(
+        r"(?<![-{])\{[^{}'\"]*(?<!suffix)\} (?:new |more )?(?:NOUNS)\b(?!/| \{)".replace(
+            "NOUNS", nouns
+        )
+    )
+    apart = ("model_profile.py", "configuration.py", "report.py")  # a model's prompt, and ranges
+    found = [
+        f"{path.name}:{number}: {line.strip()}"
+        for room in ("cli", "api", "rag", "rank")
+        for path in sorted((SOURCE / room).rglob("*.py"))
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if counts.search(line) and '"""' not in line and path.name not in apart
+    ]
+    assert found == []

@@ -30,7 +30,7 @@ def test_a_store_of_another_model_is_told_of_and_ours_is_not(tmp_path: Path) -> 
         fill(store)
         assert list(startup_warnings(store, {}, [Fingerprint("other"), PRINT])) == []
         (sentence,) = startup_warnings(store, {}, [Fingerprint("other")])
-    assert "1 blocks of 1 other models or engines and none of this model" in sentence
+    assert "1 block of 1 other models or engines and none of this model" in sentence
 
 
 def test_a_wrong_address_is_told_of_with_its_reason() -> None:

@@ -19,6 +19,7 @@ from kdn.api.prompts import blending
 from kdn.api.queries import Query, QueryOptions
 from kdn.core import Request, Sampling
 from kdn.errors import BadInput, KdnError, ProfileFailed, PromptTooLong
+from kdn.machine.text import counted
 from kdn.model import Document, Message
 from kdn.rag import Library, Part
 from kdn.rag.metis import (
@@ -158,8 +159,8 @@ class Answering:
         fitting = [part for part in parts if part.num_tokens < room]
         if parts and not fitting:
             raise PromptTooLong(
-                f"an answer of {options.max_tokens} tokens leaves no room for a part in a context of"
-                f" {self._foresight.max_context}: lower max_tokens"
+                f"an answer of {counted(options.max_tokens, 'token')} leaves no room for a part in a context"
+                f" of {self._foresight.max_context}: lower max_tokens"
             )
         return fitting
 

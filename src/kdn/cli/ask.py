@@ -24,7 +24,7 @@ from kdn.cli.options import (
 from kdn.cli.show import emit, say, time_text, write_piece
 from kdn.cli.steer import find_recipe
 from kdn.errors import BadInput
-from kdn.machine.text import read_text
+from kdn.machine.text import counted, read_text
 
 if TYPE_CHECKING:
     from kdn.api import Answer, Kdn, QueryOptions, Source
@@ -286,9 +286,9 @@ def print_sources(sources: Sequence[Source]) -> None:
 def usage_line(usage: Usage) -> str:
     """One line: what was reused, what was computed, how long the first token took."""
     return (
-        f"\n{usage.prompt_tokens} prompt tokens: {_reused(usage)}, "
+        f"\n{counted(usage.prompt_tokens, 'prompt token')}: {_reused(usage)}, "
         f"{usage.recomputed} computed; first token after {time_text(usage.ttft_ms / 1000)}; "
-        f"{usage.completion_tokens} tokens in {time_text(usage.total_ms / 1000)}"
+        f"{counted(usage.completion_tokens, 'token')} in {time_text(usage.total_ms / 1000)}"
     )
 
 

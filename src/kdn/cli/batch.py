@@ -13,7 +13,7 @@ from kdn.cli.commands import Commands
 from kdn.cli.grouped import grouped
 from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, progress_bar, say, tell
-from kdn.machine.text import read_text
+from kdn.machine.text import counted, read_text
 
 if TYPE_CHECKING:
     from kdn.scale.ray import BatchJob, BatchSettings
@@ -142,7 +142,7 @@ def _run(
     check_out(out, data, force=force)
     rows, started = read_rows(data), perf_counter()
     with progress_bar() as bar:
-        task = bar.add_task(f"{len(rows)} rows", total=len(rows))
+        task = bar.add_task(f"{counted(len(rows), 'row')}", total=len(rows))
         found = run_batch(rows, job, settings, lambda done: bar.update(task, completed=done))
     seconds = perf_counter() - started
     write_rows(out, found.rows, found.columns)
@@ -151,7 +151,7 @@ def _run(
         emit({"out": out, "rows": len(rows), "failed": failed, "seconds": seconds})
         return
     tell(
-        f"{out}: {len(rows)} rows, {len(found.failed)} failed; {len(rows) / seconds:.1f} rows/s"
+        f"{out}: {counted(len(rows), 'row')}, {len(found.failed)} failed; {len(rows) / seconds:.1f} rows/s"
         f" with {settings.actors} engines"
     )
     for number, why in list(found.failed.items())[:_SHOWN_FAILURES]:

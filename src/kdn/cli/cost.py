@@ -20,6 +20,7 @@ from kdn.cli.prices import (
 )
 from kdn.cli.show import emit, table, tell, time_text
 from kdn.errors import BadInput
+from kdn.machine.text import counted
 
 if TYPE_CHECKING:
     from kdn.cost import Advice, Hiding
@@ -74,7 +75,9 @@ def advise(
     if as_json:
         emit({"tiers": [_advice_shape(one) | _hiding_shape(one.tier, hiding) for one in advice]})
         return
-    tell(f"{work.uses} uses of {context:,} tokens in {hours:g} h; USD over that time")
+    tell(
+        f"{counted(work.uses, 'use')} of {counted(context, 'token')} in {hours:g} h; USD over that time"
+    )
     bill = next((one.bill for one in advice if one.bill is not None), None)
     if bill is not None:
         text_usd, delay_s = bill.text.value, bill.text_delay.value

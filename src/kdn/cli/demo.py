@@ -22,6 +22,7 @@ from kdn.cli.options import (
 )
 from kdn.cli.show import emit, progress_bar, say, table, tell, time_text, to_json, write_piece
 from kdn.machine.files import publish_file
+from kdn.machine.text import counted
 
 if TYPE_CHECKING:
     from kdn.api import Answer, Kdn
@@ -130,7 +131,7 @@ def _ingest(kdn: Kdn, files: Sequence[Path]) -> None:
             files, on_progress=lambda p: bar.update(task, total=p.num_bytes, completed=p.bytes_done)
         )
     say(
-        f"{len(report.added)} documents, {report.num_tokens:,} tokens, "
+        f"{counted(len(report.added), 'document')}, {counted(report.num_tokens, 'token')}, "
         f"in {time_text(report.seconds)}"
     )
 

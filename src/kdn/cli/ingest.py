@@ -32,6 +32,7 @@ from kdn.cli.show import (
 )
 from kdn.cli.steer import RecipeOption, read_recipe
 from kdn.errors import BadInput
+from kdn.machine.text import counted
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -119,7 +120,7 @@ def _refuse_nothing(report: IngestReport) -> None:
     """
     if not (report.added or report.updated or report.unchanged or report.removed):
         what = (
-            f"none of {len(report.refused)} files could be read"
+            f"none of {counted(len(report.refused), 'file')} could be read"
             if report.refused
             else "there are no files in it that kdn reads"
         )
@@ -133,7 +134,7 @@ def _announce(kdn: Kdn, paths: list[Path], exclude: Sequence[str], *, prefill: b
     kv = size_text(survey.kv_bytes or 0)
     later = "now" if prefill else "if all of it is used"
     say(
-        f"{len(survey.files)} files, {size_text(survey.num_bytes)}, about {survey.num_tokens:,} "
+        f"{counted(len(survey.files), 'file')}, {size_text(survey.num_bytes)}, about {survey.num_tokens:,} "
         f"tokens; {kv} of KV {later}; about {time_text(60 * minutes)}"
     )
 
@@ -204,7 +205,8 @@ def _print(report: IngestReport) -> None:
     done = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     tell(done or "there is no document in what was named")
     tell(
-        f"{report.num_tokens:,} new tokens in {report.num_parts} parts, {time_text(report.seconds)}"
+        f"{counted(report.num_tokens, 'new token')} in {counted(report.num_parts, 'part')}, "
+        f"{time_text(report.seconds)}"
     )
     for refusal in report.refused:
         say(f"  left out: {refusal.reason}")

@@ -21,7 +21,7 @@ from kdn.cli.options import (
     open_engine,
 )
 from kdn.cli.show import emit, progress_bar, say, tell
-from kdn.machine.text import read_text
+from kdn.machine.text import counted, read_text
 
 if TYPE_CHECKING:
     from kdn.api import Kdn
@@ -118,7 +118,9 @@ def label(
         started = perf_counter()
         try:
             with progress_bar() as bar:
-                task = bar.add_task(f"{len(rows)} rows", total=len(rows), completed=resumed)
+                task = bar.add_task(
+                    f"{counted(len(rows), 'row')}", total=len(rows), completed=resumed
+                )
                 for done in label_rows(job, rows, asker.ask_each, journal):
                     bar.update(task, completed=done)
         except BaseException:
@@ -162,7 +164,9 @@ def _warn(found: LabelTable, known: str | None) -> None:
     for number, reason in list(found.refused.items())[:_SHOWN_REFUSALS]:
         say(f"row {number} has no label: {reason}")
     if len(found.refused) > _SHOWN_REFUSALS:
-        say(f"and {len(found.refused) - _SHOWN_REFUSALS} more rows; --json lists them all")
+        say(
+            f"and {counted(len(found.refused) - _SHOWN_REFUSALS, 'more row')}; --json lists them all"
+        )
     if known is not None and not found.num_known:
         say(
             f"warning: nothing in the column {known!r} is one of the choices: nothing was calibrated"
@@ -196,8 +200,9 @@ def _report(
         )
         return
     tell(
-        f"{out}: {len(found.labelled)} rows, labels in the column {column!r}, "
-        f"{found.num_abstained} rows without one; {computed / seconds if seconds else 0:.1f} rows/s"
+        f"{out}: {counted(len(found.labelled), 'row')}, labels in the column {column!r}, "
+        f"{counted(found.num_abstained, 'row')} without one; "
+        f"{computed / seconds if seconds else 0:.1f} rows/s"
     )
     if found.accuracy is not None:
         tell(

@@ -9,6 +9,7 @@ import typer
 
 from kdn.cli.options import HomeOption, JsonOption, read_settings
 from kdn.cli.show import emit, say, size_text, table, tell
+from kdn.machine.text import counted
 
 __all__ = ["models"]
 
@@ -111,7 +112,9 @@ def recommend(
         here = _path(name, read_settings(home).home)
         emit({"name": name, "int8": int8, "need_bytes": need, "download_bytes": size, "path": here})
         return
-    tell(f"of {size_text(memory_bytes)} of memory, with prompts of {context:,} tokens: {name}")
+    tell(
+        f"of {size_text(memory_bytes)} of memory, with prompts of {counted(context, 'token')}: {name}"
+    )
     if found is None or need is None:
         tell("nothing larger fits; it is for trying the machinery, and its answers are often wrong")
         return

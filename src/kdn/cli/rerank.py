@@ -24,7 +24,7 @@ from kdn.cli.options import (
 )
 from kdn.cli.show import emit, say, tell, time_text
 from kdn.errors import BadInput
-from kdn.machine.text import decode_unicode, lines_of, normal_lines, read_text
+from kdn.machine.text import counted, decode_unicode, lines_of, normal_lines, read_text
 
 if TYPE_CHECKING:
     from kdn.rank import RankedDocument, Ranking
@@ -175,8 +175,8 @@ def _print(found: Ranking, names: list[str], seconds: float) -> None:
         tell(f"{one.score:.4f}  {names[one.index]}  {opening}")
     share = found.cached_tokens / found.prompt_tokens if found.prompt_tokens else 0.0
     say(
-        f"\n{len(names)} documents in {time_text(seconds)}; {found.prompt_tokens:,} prompt tokens, "
-        f"{share:.0%} reused"
+        f"\n{counted(len(names), 'document')} in {time_text(seconds)}; "
+        f"{counted(found.prompt_tokens, 'prompt token')}, {share:.0%} reused"
     )
 
 

@@ -19,6 +19,7 @@ from kdn.cli.options import (
     output_file,
 )
 from kdn.cli.show import emit, progress_bar, say, table
+from kdn.machine.text import counted
 
 if TYPE_CHECKING:
     from kdn.api import Kdn
@@ -144,8 +145,8 @@ def _show(record: PairRecord) -> None:
         for point in record.usable("best")
     ]
     title = (
-        f"{record.receiver_name} over KV of {record.sender_name}: {record.contexts} contexts of"
-        f" {record.context_tokens} tokens"
+        f"{record.receiver_name} over KV of {record.sender_name}: {counted(record.contexts, 'context')} of"
+        f" {counted(record.context_tokens, 'token')}"
     )
     table(title, ["way", "work", "KL (nats)", "NLL change"], rows)
 

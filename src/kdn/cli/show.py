@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from kdn.machine.text import counted
 from kdn.trace import Recorder, Trace
 
 if TYPE_CHECKING:
@@ -178,5 +179,5 @@ def tell_failures(trace: Trace) -> bool:
     refused = trace.events("store.refuse")
     for tier, reason in {event.fields["tier"]: event.fields["reason"] for event in refused}.items():
         count = sum(event.fields["tier"] == tier for event in refused)
-        say(f"note: {count} blocks could not be written to the {tier} tier: {reason}")
+        say(f"note: {counted(count, 'block')} could not be written to the {tier} tier: {reason}")
     return bool(failed or refused)

@@ -10,6 +10,7 @@ import typer
 from kdn.cli.options import JsonOption, output_file
 from kdn.cli.show import emit, say, size_text, table, tell
 from kdn.errors import BadInput
+from kdn.machine.text import counted
 
 if TYPE_CHECKING:
     from kdn.store.traces.recording import TraceRequest
@@ -90,7 +91,7 @@ def capacity_bytes(text: str, block_bytes: int) -> int:
 def _title(requests: list[TraceRequest]) -> str:
     blocks = sum(len(request.hash_ids) for request in requests)
     minutes = requests[-1].at_s / 60
-    return f"{len(requests):,} requests of {blocks:,} blocks in {minutes:.0f} minutes"
+    return f"{counted(len(requests), 'request')} of {counted(blocks, 'block')} in {minutes:.0f} minutes"
 
 
 def _rows(found: list[SimulatedRun], block_bytes: int) -> list[tuple[object, ...]]:

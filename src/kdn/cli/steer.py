@@ -20,7 +20,7 @@ from kdn.cli.options import (
 )
 from kdn.cli.show import emit, say, tell
 from kdn.errors import BadInput
-from kdn.machine.text import read_text
+from kdn.machine.text import counted, read_text
 
 if TYPE_CHECKING:
     from kdn.api.steer_fit import FitStep
@@ -181,7 +181,7 @@ def _print(shown: ShownText) -> None:
         console.print(text)
     else:
         tell("".join(f"[{piece}]" if share else piece for piece, share in shown.pieces))
-    tell(f"{shown.num_columns} of {len(shown.pieces)} tokens are chosen in some layer")
+    tell(f"{shown.num_columns} of {counted(len(shown.pieces), 'token')} are chosen in some layer")
 
 
 def _page(name: str, shown: ShownText) -> str:

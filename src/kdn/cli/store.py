@@ -15,6 +15,7 @@ from kdn.cli.simulate import simulate
 from kdn.cli.store_blocks import compress, copy, move, pin, tell_done, unpin, warm
 from kdn.cli.which import SaltOption, TierOption, WhichBlocks, opened
 from kdn.machine.files import publishing
+from kdn.machine.text import counted
 
 if TYPE_CHECKING:
     from kdn.cost import Ledger
@@ -164,7 +165,8 @@ def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
         emit(shape)
     else:
         tell(
-            f"{report.blocks} blocks, {size_text(report.size_bytes)}: {len(report.corrupt)} damaged"
+            f"{counted(report.blocks, 'block')}, {size_text(report.size_bytes)}: "
+            f"{len(report.corrupt)} damaged"
         )
     if report.corrupt:
         say("kdn: the damaged blocks were put aside and will be computed again when needed")
@@ -185,7 +187,7 @@ def clear(
 
     with which.picked(tier) as (found, keys):
         if not yes:
-            typer.confirm(f"Forget {len(keys)} blocks?", abort=True, err=True)
+            typer.confirm(f"Forget {counted(len(keys), 'block')}?", abort=True, err=True)
         if tier is None and len(keys) == len(found.index.entries()):
             found.clear()
         else:
@@ -193,7 +195,7 @@ def clear(
     if as_json:
         emit({"forgotten": len(keys)})
     else:
-        tell(f"forgot {len(keys)} blocks")
+        tell(f"forgot {counted(len(keys), 'block')}")
 
 
 for command in (warm, pin, unpin, copy, move, compress):

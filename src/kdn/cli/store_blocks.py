@@ -11,6 +11,7 @@ from kdn.cli.grouped import grouped
 from kdn.cli.options import JsonOption
 from kdn.cli.show import emit, say, size_text, tell
 from kdn.cli.which import AllOption, WhichBlocks
+from kdn.machine.text import counted
 
 if TYPE_CHECKING:
     from kdn.store.admin.manage import Done
@@ -23,13 +24,13 @@ def tell_done(done: Done, what: str, as_json: bool) -> None:
     if as_json:
         emit(asdict(done))
         return
-    tell(f"{what} {done.blocks} blocks, {size_text(done.size_bytes)}")
+    tell(f"{what} {counted(done.blocks, 'block')}, {size_text(done.size_bytes)}")
     if done.missing:
-        say(f"kdn: {done.missing} blocks were not there any more, or not whole")
+        say(f"kdn: without {counted(done.missing, 'block')}, not there any more or not whole")
 
 
 def _count(blocks: int, what: str, as_json: bool) -> None:
-    emit({"blocks": blocks}) if as_json else tell(f"{what} {blocks} blocks")
+    emit({"blocks": blocks}) if as_json else tell(f"{what} {counted(blocks, 'block')}")
 
 
 @grouped

@@ -13,7 +13,7 @@ from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, tell, tell_failures
 from kdn.cli.steer import RecipeOption, read_recipe
 from kdn.cli.store import store
-from kdn.machine.text import read_text
+from kdn.machine.text import counted, read_text
 
 __all__ = ["lookup", "put", "store", "why"]
 
@@ -61,7 +61,7 @@ def put(
             )
             rows.append({"file": str(file), "tokens": tokens})
             if not as_json:
-                tell(f"{file}: {tokens:,} tokens")
+                tell(f"{file}: {counted(tokens, 'token')}")
         kdn.store.flush()
         failed = tell_failures(kdn.trace)
     if as_json:
@@ -92,7 +92,7 @@ def lookup(
             shown.append({"file": str(file), **shape})
             if not as_json:
                 tiers = ", ".join(dict.fromkeys(hit.tier for hit in match.hits)) or "nowhere"
-                tell(f"{file}: {match.num_tokens:,} of {wanted:,} tokens ({tiers})")
+                tell(f"{file}: {match.num_tokens:,} of {counted(wanted, 'token')} ({tiers})")
         tell_failures(kdn.trace)
     if as_json:
         emit({"salt": owner, "files": shown})
@@ -185,7 +185,7 @@ def _why_of_request(url: str, request: str, api_key: str | None) -> dict[str, An
 
 def _show_why(found: dict[str, Any]) -> None:
     tell(f"{found['sentence']} [{found['reason']}]")
-    tell(f"{found['reused']:,} of {found['num_tokens']:,} tokens come from the store")
+    tell(f"{found['reused']:,} of {counted(found['num_tokens'], 'token')} come from the store")
     if found["text"] or found["before"]:
         tell(f"before:   …{_line(found['before'])}")
         tell(f"here:     {_line(found['text'])}…")

@@ -18,6 +18,7 @@ import numpy as np
 from kdn.core import JctModel, KvShape
 from kdn.errors import BadInput
 from kdn.machine.files import publish_file
+from kdn.machine.text import counted
 
 __all__ = [
     "GRID",
@@ -74,7 +75,9 @@ def fit_jct(samples: Sequence[JctSample]) -> JctModel:
     Raises BadInput for fewer samples than coefficients.
     """
     if len(samples) < 4:
-        raise BadInput(f"{len(samples)} measurements cannot fit four coefficients; measure more")
+        raise BadInput(
+            f"{counted(len(samples), 'measurement')} cannot fit four coefficients; measure more"
+        )
     seconds = np.array([sample.seconds for sample in samples])
     table = np.array([_features(sample) for sample in samples]) / seconds[:, None]
     columns = [column for column in range(table.shape[1]) if table[:, column].any()]

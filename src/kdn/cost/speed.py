@@ -9,6 +9,7 @@ from kdn.core import PrefillTime
 from kdn.cost.tables import read_table, shipped
 from kdn.cost.units import Seconds, SizeBytes
 from kdn.errors import BadInput
+from kdn.machine.text import counted
 
 __all__ = ["PairJct", "Speed", "load_speed", "measured_prefill", "speed_names"]
 
@@ -75,7 +76,9 @@ class Speed:
 def measured_prefill(tokens: int, seconds: float, quadratic_share: float = 0.0) -> PairJct:
     """A model through one measured point, with that share of the time in attention's pairs."""
     if tokens < 1 or seconds < 0 or not 0 <= quadratic_share <= 1:
-        raise BadInput(f"{tokens} tokens in {seconds} s, share {quadratic_share}: no such prefill")
+        raise BadInput(
+            f"{counted(tokens, 'token')} in {seconds} s, share {quadratic_share}: no such prefill"
+        )
     pairs = tokens * (tokens + 1) / 2
     linear_s = seconds * (1 - quadratic_share) / tokens
     return PairJct(0.0, linear_s, seconds * quadratic_share / pairs)

@@ -29,6 +29,7 @@ from kdn.engine.prompt_scores import PromptScores
 from kdn.engine.sampling import DrawnToken, Sampler, StopStrings
 from kdn.engine.states import MOVES, RequestState
 from kdn.errors import BadInput, PromptTooLong
+from kdn.machine.text import counted
 from kdn.model import GrammarMatcher, Incremental, LoadedModel, LoraAdapter, Tokenizer
 
 __all__ = ["Intake", "RunningRequest", "RunningStream"]
@@ -338,7 +339,7 @@ class Intake:
             raise BadInput(f"request {request.id}: the prompt is empty; give it at least one token")
         if num_tokens >= context:
             raise PromptTooLong(
-                f"the prompt holds {num_tokens} tokens and the model's context {context}; "
+                f"the prompt holds {counted(num_tokens, 'token')} and the model's context {context}; "
                 "shorten the prompt or use fewer documents"
             )
         max_new_tokens = min(request.sampling.max_tokens, context - num_tokens)
@@ -351,15 +352,15 @@ class Intake:
         total = self._limits.kv_bytes
         if in_layers and self.memory.needed(num_tokens) > total:
             raise PromptTooLong(
-                f"the prompt holds {num_tokens} tokens; for one answer token that takes "
+                f"the prompt holds {counted(num_tokens, 'token')}; for one answer token that takes "
                 f"{self.memory.needed(num_tokens) / 2**20:.1f} MiB and the budget is "
-                f"{total / 2**20:.1f} MiB, which fits {self.memory.largest(total)} tokens: "
+                f"{total / 2**20:.1f} MiB, which fits {counted(self.memory.largest(total), 'token')}: "
                 "shorten it, or raise engine.kv_budget_bytes"
             )
         needed = extents(num_tokens + max_new_tokens) * self._shape.token_bytes
         if not in_layers and needed > total:
             raise PromptTooLong(
-                f"the prompt ({num_tokens} tokens) and its answer (up to {max_new_tokens}) "
+                f"the prompt ({counted(num_tokens, 'token')}) and its answer (up to {max_new_tokens}) "
                 f"need {needed >> 20} MiB of KV; the budget is {total >> 20} MiB, "
                 f"about {total // self._shape.token_bytes} tokens: shorten it, lower max_tokens, "
                 "or raise engine.kv_budget_bytes"
@@ -374,7 +375,7 @@ def _check_tokens(sampling: Sampling, vocab_size: int) -> None:
         raise BadInput(f"logit_bias names token {biased[0]}, which the vocabulary does not have")
     if allowed and sampling.max_tokens != 1:
         raise BadInput(
-            f"{len(allowed)} tokens are allowed in an answer of {sampling.max_tokens}: "
+            f"{counted(len(allowed), 'token')} are allowed in an answer of {sampling.max_tokens}: "
             "a restriction holds for answers of one token; set max_tokens to 1"
         )
     if len(set(allowed)) < len(allowed):

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from kdn.errors import BadInput
 
-__all__ = ["MAX_TEXT_BYTES", "decode_unicode", "has_mark", "lines_of", "normal_lines", "read_text"]
+__all__ = [
+    "MAX_TEXT_BYTES",
+    "counted",
+    "decode_unicode",
+    "has_mark",
+    "lines_of",
+    "normal_lines",
+    "read_text",
+]
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 """The largest file that is read whole as one text."""
@@ -22,6 +30,11 @@ _MARKS = (  # UTF-32 first: its little-endian mark begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 file`, `2 files`, `1,000 files`; `plural` is for nouns that take more than an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def has_mark(data: bytes) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdn.machine.text import counted
 from kdn.rag.tables import SourceRow
 
 __all__ = ["SourceCatalogue", "catalogue_of", "named"]
@@ -33,7 +34,9 @@ def catalogue_of(version: int, rows: Sequence[SourceRow]) -> SourceCatalogue:
             passages_of[part] = row.passages[start : start + size]
             start += size
         if start != len(row.passages):
-            raise ValueError(f"{row.source}: {len(row.passages)} passages, its parts hold {start}")
+            raise ValueError(
+                f"{row.source}: {counted(len(row.passages), 'passage')}, its parts hold {start}"
+            )
     part_of = {passage: part for part, passages in passages_of.items() for passage in passages}
     return SourceCatalogue(version, {row.source: row for row in rows}, part_of, passages_of)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdn.errors import EndpointFailed
+from kdn.machine.text import counted
 from kdn.rag.embed import Vectors
 from kdn.rag.endpoint import OpenAiEndpoint
 
@@ -64,6 +65,6 @@ class EndpointEmbedder:
             raise EndpointFailed(f"{self._endpoint.url} gave no embeddings: {error!r}") from error
         if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
             raise EndpointFailed(
-                f"{self._endpoint.url} gave {vectors.shape} numbers for {len(texts)} texts"
+                f"{self._endpoint.url} gave {vectors.shape} numbers for {counted(len(texts), 'text')}"
             )
         return vectors

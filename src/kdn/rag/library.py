@@ -11,6 +11,7 @@ from typing import Literal
 
 from kdn.clock import Clock
 from kdn.errors import BadConfig, BadInput, PromptTooLong, StoreError
+from kdn.machine.text import counted
 from kdn.rag.catalogue import SourceCatalogue, catalogue_of, named
 from kdn.rag.cut import Cutting, Encode, Passage, cut
 from kdn.rag.documents import ParsedDocument
@@ -82,7 +83,7 @@ class Library:
         config = config or LibrarySettings()
         if not 16 <= config.cutting.passage_tokens <= config.cutting.part_tokens:
             raise BadConfig(
-                f"passages of {config.cutting.passage_tokens} tokens in parts of"
+                f"passages of {counted(config.cutting.passage_tokens, 'token')} in parts of"
                 f" {config.cutting.part_tokens}: need 16 <= passages <= parts"
             )
         identify(folder, embedder, encode)
@@ -165,7 +166,7 @@ class Library:
             found = named(catalogue, source)
             if not found:
                 raise BadInput(
-                    f"no document {source!r} in the library of {len(catalogue.rows)} documents;"
+                    f"no document {source!r} in the library of {counted(len(catalogue.rows), 'document')};"
                     " list its sources to see their names"
                 )
             remove(self._tables, catalogue, found)
@@ -251,7 +252,7 @@ class Library:
         chosen = fitting(found, max_tokens, max_parts)
         if found and not chosen:
             raise PromptTooLong(
-                f"no part fits in {max_tokens} tokens: the smallest found has"
+                f"no part fits in {counted(max_tokens, 'token')}: the smallest found has"
                 f" {min(part.num_tokens for part in found)}; allow more, or use a longer context"
             )
         return [with_hits(part, hits, scores[part.key]) for part in chosen]

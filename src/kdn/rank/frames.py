@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from kdn.core import Prompt, Role, Segment, TokenIds
 from kdn.errors import BadInput, PromptTooLong
+from kdn.machine.text import counted
 from kdn.model import ChatTemplate, Document, Tokenizer
 from kdn.rank.choices import Choice, make_choices
 from kdn.rank.layouts import Layout, relevance_question
@@ -50,7 +51,8 @@ class Frame:
             prompt = self.prompt(tokenizer.decode(ids[:size]))
         if prompt.num_tokens > most_tokens:
             raise PromptTooLong(
-                f"the query alone takes {prompt.num_tokens} tokens and {most_tokens} fit; shorten it"
+                f"the query alone takes {counted(prompt.num_tokens, 'token')} and {most_tokens} fit; "
+                "shorten it"
             )
         return prompt
 
@@ -155,8 +157,8 @@ def yes_and_no(template: Template, tokenizer: Tokenizer) -> tuple[Choice, ...]:
         ids = tokenizer.encode(word)
         if len(ids) != 1:
             raise BadInput(
-                f"the template {template.name!r} answers with {word!r}, which is {len(ids)} tokens "
-                "of this model, not one; use a template with other words"
+                f"the template {template.name!r} answers with {word!r}, which is "
+                f"{counted(len(ids), 'token')} of this model, not one; use a template with other words"
             )
         choices.append(Choice(word, ids[0]))
     if len({choice.token_id for choice in choices}) < len(choices):

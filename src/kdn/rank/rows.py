@@ -11,7 +11,7 @@ from typing import Any
 
 from kdn.errors import BadInput, MissingExtra
 from kdn.machine.files import publish_file, refuse_unwritable
-from kdn.machine.text import MAX_TEXT_BYTES, decode_unicode, lines_of
+from kdn.machine.text import MAX_TEXT_BYTES, counted, decode_unicode, lines_of
 
 __all__ = ["Row", "check_out", "columns_of", "read_rows", "write_rows"]
 
@@ -68,7 +68,7 @@ def _csv_rows(path: Path, text: str, suffix: str) -> Iterator[dict[str, str]]:
     for cells in reader:
         if cells and len(cells) != len(header):
             raise BadInput(
-                f"{path}, line {line}: {len(cells)} cells under {len(header)} columns"
+                f"{path}, line {line}: {counted(len(cells), 'cell')} under {counted(len(header), 'column')}"
                 f" ({', '.join(header)}); quote cells that hold {delimiter!r}"
             )
         if cells:

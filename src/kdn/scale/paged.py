@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdn.core import KvShape
 from kdn.errors import BadInput
+from kdn.machine.text import counted
 
 __all__ = ["RUN_LAYOUT", "PagedKv", "PagedLayer", "PagedShape", "Scatter"]
 
@@ -63,7 +64,7 @@ class PagedLayer:
             return cls(*(tensor[:, half].transpose(1, 2) for half in (0, 1)))
         raise BadInput(
             f"layer {name} has a KV tensor of {size}, which fits no layout that kdn knows for"
-            f" {heads} heads of {dim} and blocks of {tokens} tokens; run the engine without kdn's"
+            f" {heads} heads of {dim} and blocks of {counted(tokens, 'token')}; run the engine without kdn's"
             " connector and report its version"
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdn.core import Fingerprint
 from kdn.errors import BadConfig
+from kdn.machine.text import counted
 from kdn.scale.identity import adapter_files
 from kdn.store import Store
 
@@ -30,8 +31,8 @@ def startup_warnings(
     if entries and not any(entry.family.fingerprint in fingerprints for entry in entries):
         models = len({entry.family.fingerprint for entry in entries})
         yield (
-            f"the store holds {len(entries)} blocks of {models} other models or engines and none of this"
-            " model as this engine runs it (weights, dtype, vLLM's version and parallel sizes count):"
+            f"the store holds {counted(len(entries), 'block')} of {models} other models or engines and none"
+            " of this model as this engine runs it (weights, dtype, vLLM's version and parallel sizes count):"
             " its first prompts are computed; if it should have hit, compare these with the engine"
             " that filled the store"
         )

@@ -106,7 +106,7 @@ def test_ten_thousand_documents(server: Running) -> None:
     [
         ({}, "give the candidates"),
         ({"documents": ["a"], "texts": ["b"]}, "give the candidates"),
-        ({"documents": ["a"] * 10_001}, "10001 documents"),
+        ({"documents": ["a"] * 10_001}, "10,001 documents"),
         ({"documents": ["a"], "query": " "}, "the query is empty"),
         ({"documents": ["a"], "layout": "sideways"}, "document-first or query-first"),
         ({"documents": ["a"], "template": "../secret.toml"}, "no template"),

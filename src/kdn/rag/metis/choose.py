@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kdn.errors import BadInput
+from kdn.machine.text import counted
 from kdn.rag.metis.configuration import ConfigurationSpace, Method, RagConfiguration
 from kdn.rag.metis.demand import ChunkState, Demand, DemandModel
 
@@ -165,7 +166,7 @@ def choose(
     chosen = _preferred(kept, space, cold, model, load, preference, reasons)
     stored = sum(chunk.num_stored for chunk in chunks[: chosen.configuration.num_chunks])
     if stored:
-        reasons.append(f"{stored} tokens of its chunks are stored")
+        reasons.append(f"{counted(stored, 'token')} of its chunks are stored")
     return ChosenConfiguration(
         chosen.configuration,
         chosen.demand,

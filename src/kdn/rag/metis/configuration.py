@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from kdn.errors import BadInput
+from kdn.machine.text import counted
 
 __all__ = ["GOLDEN", "MAX_CHUNKS", "ConfigurationSpace", "Method", "RagConfiguration", "method_of"]
 
@@ -55,19 +56,23 @@ class RagConfiguration:
     def __post_init__(self) -> None:
         """Raises BadInput for numbers that make no sense."""
         if not 1 <= self.num_chunks <= MAX_CHUNKS:
-            raise BadInput(f"{self.num_chunks} chunks; a configuration reads 1 to {MAX_CHUNKS}")
+            raise BadInput(
+                f"{counted(self.num_chunks, 'chunk')}; a configuration reads 1 to {MAX_CHUNKS}"
+            )
         if not 0 <= self.lead < (self.num_chunks if self.method is Method.STUFF else 1):
             raise BadInput(f"chunk {self.lead} cannot lead {self.method} over {self.num_chunks}")
         if (self.summary_tokens > 0) != (self.method is Method.MAP_REDUCE):
             raise BadInput(
-                f"{self.method} with summaries of {self.summary_tokens} tokens: map_reduce needs a"
+                f"{self.method} with summaries of {counted(self.summary_tokens, 'token')}: map_reduce needs a"
                 " length, other methods have none"
             )
 
     def __str__(self) -> str:
-        summary = f", summaries of {self.summary_tokens} tokens" if self.summary_tokens else ""
+        summary = (
+            f", summaries of {counted(self.summary_tokens, 'token')}" if self.summary_tokens else ""
+        )
         lead = f", chunk {self.lead + 1} first" if self.lead else ""
-        return f"{self.method} over {self.num_chunks} chunks{summary}{lead}"
+        return f"{self.method} over {counted(self.num_chunks, 'chunk')}{summary}{lead}"
 
     def ordered(self, found: Sequence[T]) -> list[T]:
         """Those of `found` that are read, in the order in which they are read."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kdn.errors import BadInput, ProfileFailed
+from kdn.machine.text import counted
 
 __all__ = [
     "MAX_PIECES",
@@ -50,7 +51,9 @@ class QuestionProfile:
         if not 1 <= self.num_pieces <= MAX_PIECES:
             raise BadInput(f"{self.num_pieces} pieces of information; a profile has 1 to 10")
         if not MIN_SUMMARY_TOKENS <= low <= high <= MAX_SUMMARY_TOKENS:
-            raise BadInput(f"summaries of {low} to {high} tokens; a profile's lie within 30 to 200")
+            raise BadInput(
+                f"summaries of {low} to {counted(high, 'token')}; a profile's lie within 30 to 200"
+            )
         if not 0 <= self.confidence <= 1:
             raise BadInput(f"a confidence of {self.confidence}; it is a share, 0 to 1")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from kdn.machine.text import counted
 from kdn.rag.metis.configuration import MAX_CHUNKS, ConfigurationSpace, Method
 from kdn.rag.metis.profile import QuestionProfile
 
@@ -65,7 +66,8 @@ class RecentSpaces:
                 f"{sure}, under {self._threshold:.0%}, and no query came before: its own space",
             )
         return _union(self._spaces), (
-            f"{sure}, under {self._threshold:.0%}: the space of the last {len(self._spaces)} queries"
+            f"{sure}, under {self._threshold:.0%}: the space of the last "
+            f"{counted(len(self._spaces), 'query', 'queries')}"
         )
 
 

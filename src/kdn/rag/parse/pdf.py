@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdn.errors import DocumentError
+from kdn.machine.text import counted
 from kdn.rag.bounds import MAX_PAGES, MAX_TEXT_CHARS
 from kdn.rag.documents import (
     Block,
@@ -62,7 +63,7 @@ def parse_pdf(
         raise DocumentError(f"{path}: needs a password; save it without one and ingest it again")
     if not any(ch.isalnum() for b in blocks if isinstance(b, Paragraph) for ch in b.text):
         raise DocumentError(
-            f"{path}: no text in its {num_pages} pages, probably a scan;"
+            f"{path}: no text in its {counted(num_pages, 'page')}, probably a scan;"
             " run text recognition (OCR) on it first"
         )
     return compose(source, title.strip() or path.name, blocks)
@@ -72,7 +73,7 @@ def _pages(path: Path, reader: Any, max_pages: int, max_chars: int) -> Iterator[
     num_chars = 0
     if len(reader.pages) > max_pages:
         raise DocumentError(
-            f"{path}: {len(reader.pages):,} pages, and {max_pages:,} are read; split it"
+            f"{path}: {counted(len(reader.pages), 'page')}, and {max_pages:,} are read; split it"
         )
     for number, page in enumerate(reader.pages, start=1):
         text = _clean(page.extract_text())

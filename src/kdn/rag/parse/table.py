@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdn.errors import DocumentError
+from kdn.machine.text import counted
 from kdn.rag.documents import Paragraph, ParsedDocument, compose
 from kdn.rag.files import decode
 
@@ -38,7 +39,7 @@ def _lines(path: Path, rows: Iterator[list[str]], header: list[str]) -> Iterator
     for number, row in enumerate(rows, 2):
         if len(row) > len(header):
             raise DocumentError(
-                f"{path}, row {number}: {len(row)} cells under {len(header)} columns;"
+                f"{path}, row {number}: {counted(len(row), 'cell')} under {counted(len(header), 'column')};"
                 " quote cells that hold commas, or save it as plain text"
             )
         cells = zip(header, (" ".join(cell.split()) for cell in row), strict=False)

@@ -10,6 +10,7 @@ import msgspec
 
 from kdn.api import Kdn
 from kdn.errors import BadInput, EngineFailed, KdnError, PromptTooLong
+from kdn.machine.text import counted
 from kdn.rank import Row, RowTemplate, check_rows, columns_of, make_choices
 
 __all__ = ["BatchJob", "LabelBatch", "PrefillBatch", "RerankBatch", "RowResult"]
@@ -53,7 +54,7 @@ class LabelBatch(msgspec.Struct, frozen=True, tag="label"):
         """Raises BadInput for a template, or for choices, that no row can be asked with."""
         check_rows(rows, self.template)
         if len(self.choices) < 2:
-            raise BadInput(f"{len(self.choices)} choices; a question needs two or more")
+            raise BadInput(f"{counted(len(self.choices), 'choice')}; a question needs two or more")
 
     def columns(self) -> tuple[str, ...]:
         """The label, and the probability of each choice."""

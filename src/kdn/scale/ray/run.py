@@ -20,6 +20,7 @@ import msgspec
 
 from kdn.config import load_config
 from kdn.errors import BadInput, EngineFailed, MissingExtra
+from kdn.machine.text import counted
 from kdn.model import resolve
 from kdn.rank import Row, columns_of
 from kdn.scale.ray.jobs import BatchJob, RowResult
@@ -130,11 +131,13 @@ def run_batch(
                     on_progress(len(found))
         except ray.exceptions.RayError as error:
             raise EngineFailed(
-                f"the batch ended after {len(found)} of {len(rows)} rows: {_last_line(error)}"
+                f"the batch ended after {len(found)} of {counted(len(rows), 'row')}: {_last_line(error)}"
             ) from error
     missing = len(rows) - len(found)
     if missing:
-        raise EngineFailed(f"{missing} of {len(rows)} rows did not come back; run the batch again")
+        raise EngineFailed(
+            f"{missing} of {counted(len(rows), 'row')} did not come back; run the batch again"
+        )
     return _joined(rows, job, found)
 
 

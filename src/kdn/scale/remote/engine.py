@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 
 from kdn.core import Usage
 from kdn.errors import BadInput, PromptTooLong, UnknownModel
+from kdn.machine.text import counted
 from kdn.model import Document
 from kdn.rank import (
     Choice,
@@ -161,7 +162,7 @@ class RemoteEngine:
                 if logprob > least:
                     raise BadInput(
                         f"{self._client.url} reports log-probabilities only of the {_REPORTED} likeliest"
-                        f" tokens, biases included, so {len(choices)} choices cannot be compared;"
+                        f" tokens, biases included, so {counted(len(choices), 'choice')} cannot be compared;"
                         f" give {_REPORTED} or fewer"
                     )
             found.append(logprob)

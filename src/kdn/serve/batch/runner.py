@@ -23,6 +23,7 @@ import msgspec
 from anyio.to_thread import run_sync
 
 from kdn.clock import Clock
+from kdn.machine.text import counted
 from kdn.serve.auth import Caller
 from kdn.serve.batch.shapes import BatchCounts, BatchError, BatchRecord, FileRecord
 from kdn.serve.batch.store import BatchFolder, whole_lines
@@ -318,7 +319,9 @@ def _validate(path: Path, endpoint: str, most: int) -> tuple[int, list[BatchErro
                 found.line = number
                 errors.append(found)
             if len(seen) > most:
-                too_many = f"the file has more than {most} requests; send several batches"
+                too_many = (
+                    f"the file has more than {counted(most, 'request')}; send several batches"
+                )
                 return most, [BatchError(code="too_many_requests", message=too_many)]
     if not seen and not errors:
         errors.append(BatchError(code="empty_file", message="the file holds no request"))

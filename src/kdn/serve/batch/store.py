@@ -22,6 +22,7 @@ import msgspec
 from kdn.clock import Clock
 from kdn.errors import StoreError
 from kdn.machine.files import make_private, publish_file, system_errors
+from kdn.machine.text import counted
 from kdn.serve.batch.shapes import BatchRecord, FileRecord
 from kdn.serve.errors import Refused
 from kdn.serve.settings import BatchLimits
@@ -69,7 +70,7 @@ class BatchFolder:
             held = sum(one.bytes for one in own)
             if len(own) >= self._limits.files or held + record.bytes > self._limits.caller_bytes:
                 raise Refused(
-                    f"this key has {len(own)} files of {held} bytes; it may have "
+                    f"this key has {counted(len(own), 'file')} of {held} bytes; it may have "
                     f"{self._limits.files} of {self._limits.caller_bytes}: delete some first",
                     code="too_many_files",
                 )

@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 from kdn.clock import Clock
 from kdn.core import Constraint, Finish, Prompt, Request
 from kdn.errors import BadInput
+from kdn.machine.text import counted
 from kdn.model import ChatOptions, Document, Message
 from kdn.serve.auth import caller_of, is_background
 from kdn.serve.errors import Refused
@@ -69,7 +70,7 @@ def answer_room(model: ServedModel, num_prompt: int, asked: int | None, default:
     if left >= (asked or 1):
         return min(default, left) if asked is None else max(asked, 1)
     raise Refused(
-        f"the context holds {model.max_context} tokens; the prompt has {num_prompt} and "
+        f"the context holds {counted(model.max_context, 'token')}; the prompt has {num_prompt} and "
         f"{asked or 1} were asked for the answer: shorten one of them",
         param="messages",
         code="context_length_exceeded",

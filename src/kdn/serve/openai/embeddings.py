@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Response
 
 from kdn.errors import MissingExtra
+from kdn.machine.text import counted
 from kdn.serve.errors import Refused
 from kdn.serve.limits import bounded_router
 from kdn.serve.openai.context import RequestContext, check_ids, refuse_unsupported
@@ -97,13 +98,13 @@ def _ids(
         check_ids(given, embedder.vocab_size, "input")
         ids = given if given[0] == begin else [begin, *given, end]
     if len(ids) > most and not cut:
-        raise _too_long(f"{len(ids)} tokens", most)
+        raise _too_long(f"{counted(len(ids), 'token')}", most)
     return ids if len(ids) <= most else [*ids[: most - 1], end]
 
 
 def _too_long(size: str, most: int) -> Refused:
     return Refused(
-        f"an input has {size} and the embedder reads {most} tokens: send shorter pieces, or "
+        f"an input has {size} and the embedder reads {counted(most, 'token')}: send shorter pieces, or "
         "truncate_prompt_tokens: -1 to embed the beginning",
         param="input",
         code="context_length_exceeded",

@@ -18,6 +18,7 @@ from fastapi import Request as HttpRequest
 from msgspec import Struct
 
 from kdn.core import Prompt, Sampling, TokenIds
+from kdn.machine.text import counted
 from kdn.rank import (
     YES_NO,
     Choice,
@@ -154,7 +155,7 @@ async def _score_labels(context: RequestContext, body: ScoreBody, http: HttpRequ
     num_items = 1 if isinstance(items, str) else max(len(items), 1)
     if num_items * len(labels) > MAX_SCORES:
         raise Refused(
-            f"{num_items} items with {len(labels)} labels each; a request may ask for "
+            f"{counted(num_items, 'item')} with {counted(len(labels), 'label')} each; a request may ask for "
             f"{MAX_SCORES} scores: send several",
             param="items",
         )
@@ -216,7 +217,7 @@ def _pairs(body: ScoreBody) -> list[tuple[str, str]]:
         queries = queries * len(texts)
     if len(queries) != len(texts) or not texts:
         raise Refused(
-            f"{len(queries)} texts on one side cannot be paired with {len(texts)} on the other: "
+            f"{counted(len(queries), 'text')} on one side cannot be paired with {len(texts)} on the other: "
             "give as many, or one and many",
             param="text_2",
         )
@@ -261,7 +262,9 @@ async def _run(
     sampling: Sampling,
 ) -> _Asked:
     if not 1 <= num_questions <= MAX_QUESTIONS:
-        raise Refused(f"{num_questions} questions; a request may hold 1 to {MAX_QUESTIONS}")
+        raise Refused(
+            f"{counted(num_questions, 'question')}; a request may hold 1 to {MAX_QUESTIONS}"
+        )
     found = await context.in_thread(prompts)
     requests = [job.request(index, prompt, sampling) for index, prompt in enumerate(found)]
     return _Asked(job, await context.answers(job, requests, http))

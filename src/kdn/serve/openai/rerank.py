@@ -16,6 +16,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from kdn.core import Request, Usage
 from kdn.errors import BadInput
+from kdn.machine.text import counted
 from kdn.rank import (
     TEMPLATES,
     Asking,
@@ -143,7 +144,7 @@ def _texts(body: RerankBody) -> list[str]:
         texts = [document_of(one, i).text for i, one in enumerate(body.documents or ())]
     if len(texts) > MAX_RANKED:
         raise Refused(
-            f"{len(texts)} documents; a request may hold {MAX_RANKED}: send several",
+            f"{counted(len(texts), 'document')}; a request may hold {MAX_RANKED}: send several",
             param="documents",
         )
     return texts

@@ -10,6 +10,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from kdn.machine.text import counted
 from kdn.serve.errors import Refused
 from kdn.serve.limits import check_length
 from kdn.serve.service import ServedModel
@@ -97,7 +98,7 @@ def _make_durable(store: Store, found: Match, num_tokens: int) -> None:
     copied = copy(store, missing, durable.name)
     if copied.missing or found.num_tokens < num_tokens:
         raise Refused(
-            f"only {found.num_tokens} of {num_tokens} tokens could be stored: look at /metrics for"
+            f"only {found.num_tokens} of {counted(num_tokens, 'token')} could be stored: look at /metrics for"
             " what the store refuses, and send it again",
             status=503,
             code="not_stored",
