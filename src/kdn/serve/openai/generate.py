@@ -23,7 +23,6 @@ from kdn.core import (
     Token,
     Usage,
 )
-from kdn.machine.text import counted
 from kdn.serve.errors import Refused
 from kdn.serve.limits import MAX_SEED, bounded_router
 from kdn.serve.openai.context import (
@@ -201,7 +200,7 @@ def requests_of(
     options, most = body.kdn or KdnOptions(), context.settings.limits.choices
     if len(prompts) * choices > most:
         raise Refused(
-            f"{counted(len(prompts), 'prompt')} with n={choices} ask for more than {most} answers",
+            f"{len(prompts)} prompts with n={choices} ask for more than {most} answers",
             param="n",
         )
     return [
