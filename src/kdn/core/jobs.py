@@ -64,6 +64,15 @@ class JctModel:
     prompt_s: float = 0.0
     """What each prompt but the first adds to a pass, beside its tokens."""
 
+    @property
+    def column_s(self) -> float:
+        """What a decode step takes for each column of its sequences.
+
+        A step reads all KV once for a single row, which memory bounds; a prefill shares what it reads among
+        its rows.  Reusing a token reads its KV and writes it, so half of that time is taken for a read.
+        """
+        return self.cached_s / 2
+
     def seconds(self, num_new: int, num_cached: int = 0) -> float:
         """One prompt of `num_cached` reused and `num_new` computed tokens, alone in its pass."""
         return self.pass_s + self.share(num_new, num_cached)

@@ -37,15 +37,17 @@ def test_answers_and_steps_come_from_what_was_measured() -> None:
 
 
 def test_a_further_sequence_adds_what_the_longest_took_beyond_its_own_steps() -> None:
-    """10 steps of 21 ms by itself; beside rows of 10 and 5 more tokens it took 240 ms: 2 ms a row."""
+    """10 steps of 21 ms by itself; beside rows of 10 and 5 more tokens it took 240 ms: 2 ms a row, of
+    which its 100 columns take half at 10 us each."""
     stage = [usage(11, 100, 340), usage(11, 100, 340), usage(6, 100, 240)]
-    assert row_seconds(stage, 0.021) == pytest.approx(0.002)
+    assert row_seconds(stage, 0.021, 0.0) == pytest.approx(0.002)
+    assert row_seconds(stage, 0.021, 1e-5) == pytest.approx(0.001)
     seen = Observed(JCT)
     for _ in range(3):
         assert seen.row_s() is None
         seen.decoded(stage)
     assert seen.row_s() == pytest.approx(0.002)
-    assert row_seconds(stage[:1], 0.021) is None
+    assert row_seconds(stage[:1], 0.021, 0.0) is None
 
 
 def test_the_slowdown_is_a_median_of_three_or_more() -> None:

@@ -52,13 +52,17 @@ class RealRuns:
         seed: int,
     ) -> None:
         self._k, self._asked, self._seed = k, asked, seed
-        self._jct, self._max_tokens = jct, max_tokens
+        self._jct, self._max_tokens, self._fits = jct, max_tokens, 0
+        self.jct = jct
+        """The time model, so much slower than its own measurements as `fit` finds prefills."""
         self.step_s = jct.seconds(1)
         """One decode step; measured by `fit`."""
         self.slowdown = 1.0
         """How much longer prefills take than the time model says; measured by `fit`."""
         self.row_s: float | None = None
         """What a further sequence adds to a decode step; measured by `fit`."""
+        self.column_s = jct.column_s
+        """What each of its columns adds; measured by `fit`."""
 
     def model(self, salt: str = "") -> DemandModel:
         """What counts demands, as fitted so far."""
@@ -66,33 +70,48 @@ class RealRuns:
         options = QueryOptions(max_tokens=self._max_tokens, salt=salt)
         model = Foresight(self._k.parts).demand_model(asked.question.text, asked.parts[0], options)
         return replace(
-            model, jct=self._jct, step_s=self.step_s, slowdown=self.slowdown, row_s=self.row_s,
+            model, jct=self.jct, step_s=self.step_s, slowdown=1.0, row_s=self.row_s,
+            column_s=self.column_s,
             answer_tokens=self._max_tokens,
         )  # fmt: skip
 
     def fit(self, count: int) -> None:
-        """Measure steps and prefills by queries that run alone."""
-        ratios, steps, rows = list[float](), list[float](), list[float]()
-        for number, asked in enumerate(self._asked[:count]):
-            configuration = RagConfiguration(Method.STUFF, min(1 + number % 3, len(asked.parts)))
-            (usage,) = self._answer(asked, configuration, "fit", f"fit{number}").usages
+        """Measure prefills, steps, and what columns and further sequences add, by queries that run alone."""
+        ratios, steps, rows = list[float](), list[tuple[int, float]](), list[float]()
+        some = self._asked[:count]
+        for number, asked in enumerate(some):
+            (usage,) = self._alone(asked, Method.STUFF, (1, 6, 3)[number % 3])
             foreseen_s = self._jct.seconds(usage.recomputed, usage.cached_tokens)
             ratios.append((usage.ttft_ms - usage.queue_ms) / 1000 / foreseen_s)
             if usage.completion_tokens > 1:
                 decode_s = (usage.total_ms - usage.ttft_ms) / 1000
-                steps.append(decode_s / (usage.completion_tokens - 1))
+                steps.append((usage.prompt_tokens, decode_s / (usage.completion_tokens - 1)))
         self.slowdown = statistics.median(ratios)
-        self.step_s = statistics.median(steps) if steps else self.step_s
-        for number, asked in enumerate(self._asked[:count]):
-            beside = RagConfiguration(
-                Method.MAP_RERANK, min(2 + 2 * (number % 3), len(asked.parts))
-            )
-            row_s = row_seconds(
-                self._answer(asked, beside, "fit", f"rows{number}").usages, self.step_s
-            )
+        self.jct = _slower(self._jct, self.slowdown)
+        self.column_s = _slope(steps) or self.jct.column_s
+        self.step_s = statistics.median(each_s for _, each_s in steps) if steps else self.step_s
+        for number, asked in enumerate(some):
+            usages = self._alone(asked, Method.MAP_RERANK, (2, 8, 4)[number % 3])
+            row_s = row_seconds(usages, self.step_s, self.column_s)
             if row_s is not None:
                 rows.append(row_s)
         self.row_s = statistics.median(rows) if rows else None
+
+    def _alone(self, asked: AskedQuestion, method: Method, most: int) -> tuple[Usage, ...]:
+        configuration = RagConfiguration(method, min(most, len(asked.parts)))
+        self._fits += 1
+        name = f"fit{self._fits}"  # and its salt: nothing is reused
+        return self._answer(asked, configuration, name, name).usages
+
+    def speed(self, kv_tokens: int, stall_s: float) -> EngineSpeed:
+        """What the simulated engine is given, as fitted so far."""
+        return EngineSpeed(
+            self.jct, self.step_s, kv_tokens,
+            row_s=self.row_s,
+            column_s=self.column_s,
+            stall_s=stall_s,
+            num_layers=self._k.model.decoder.config.num_layers,
+        )  # fmt: skip
 
     def prefill(self, salt: str, share: float) -> None:
         """Store this share of the parts that questions find first."""
@@ -165,6 +184,20 @@ class RealRuns:
             max_tokens=self._max_tokens,
         )  # fmt: skip
         return RealQuery(configuration, clock.now() - begun_s, made.text, made.call_usages)
+
+
+def _slower(jct: JctModel, times: float) -> JctModel:
+    """A time model of a machine that takes so many times as long."""
+    names = ("pass_s", "token_s", "pair_s", "cached_s", "prompt_s")
+    return replace(jct, **{name: times * getattr(jct, name) for name in names})
+
+
+def _slope(points: Sequence[tuple[int, float]]) -> float | None:
+    """Seconds that each further column adds, by least squares; None where that says nothing."""
+    if len({x for x, _ in points}) < 2:
+        return None
+    slope, _ = statistics.linear_regression(*zip(*points, strict=True))
+    return slope if slope > 0 else None
 
 
 def replayed_s(

@@ -1,7 +1,7 @@
 """An engine as events: calls wait for KV, are prefilled in passes, and decode side by side.
 
 As in the engine, a pass advances a layer at a time, and those that decode take a step when they have waited
-for `stall_s`.  Fitted on real runs (`slowdown`, `step_s`, `row_s`), it goes where they would take hours.
+for `stall_s`.  Fitted on real runs, it goes where they would take hours.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ class EngineSpeed:
     kv_tokens: int
     """KV of all calls that run at one time."""
     pass_tokens: int = 2048
-    slowdown: float = 1.0
     row_s: float | None = None
     """What each further sequence adds to a step; None: as a further prompt to a pass."""
+    column_s: float | None = None
+    """What each column of a further sequence adds to a step; None: as the time model says."""
     stall_s: float = 0.060
     """So long, and a layer more, those that decode wait for a prefill."""
     num_layers: int = 30
@@ -196,7 +197,7 @@ class SimulatedEngine:
             self._in_pass.append(self._prefilling.popleft())
         seconds += speed.jct.pass_s + (number - 1) * speed.jct.prompt_s
         self._layers_left = speed.num_layers
-        self._layer_s = speed.slowdown * seconds / speed.num_layers
+        self._layer_s = seconds / speed.num_layers
 
     def _step(self) -> None:
         """One token for every sequence."""
@@ -204,8 +205,9 @@ class SimulatedEngine:
             return
         speed = self._speed
         columns = sum(call.context for _, call in self._decoding[1:])
-        others_s = (len(self._decoding) - 1) * speed.further_s
-        self.now_s += speed.step_s + others_s + speed.slowdown * speed.jct.pair_s * columns
+        column_s = speed.jct.column_s if speed.column_s is None else speed.column_s
+        others_s = (len(self._decoding) - 1) * speed.further_s + columns * column_s
+        self.now_s += speed.step_s + others_s
         self._decoded_s = self.now_s
         for _, call in self._decoding:
             call.num_left -= 1

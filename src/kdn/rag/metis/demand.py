@@ -87,6 +87,8 @@ class DemandModel:
     row_s: float | None = None
     """What each further sequence adds to a step, its columns left out: several times what a row of a
     prefill costs. None: as much as a further prompt adds to a prefill pass."""
+    column_s: float | None = None
+    """What each column of a further sequence adds to a step. None: as the time model says."""
     pass_tokens: int = 2048
     """Rows of one prefill pass."""
     blend_ratio: float | None = None
@@ -130,11 +132,12 @@ class DemandModel:
         passes = max(math.ceil(new / self.pass_tokens), 1)
         prefill_s = passes * self.jct.pass_s + (len(stage) - 1) * self.jct.prompt_s
         row_s = self.jct.prompt_s + self.jct.token_s if self.row_s is None else self.row_s
+        column_s = self.jct.column_s if self.column_s is None else self.column_s
         others_s = 0.0
         for number, call in enumerate(stage):
             prefill_s += self.jct.share(call.num_new, call.num_cached) + call.load_s
             if number:
-                others_s += row_s + self.jct.pair_s * (call.num_new + call.num_cached)
+                others_s += row_s + column_s * (call.num_new + call.num_cached)
         steps = max(min(self.answer_tokens, call.num_answer) for call in stage)
         return prefill_s + steps * (self.step_s + others_s)
 

@@ -51,7 +51,7 @@ class Observed:
         with self._lock:
             if len(stage) == 1 and stage[0].completion_tokens > 1:
                 self._steps.append(_decode_s(stage[0]) / (stage[0].completion_tokens - 1))
-            row_s = row_seconds(stage, step_s)
+            row_s = row_seconds(stage, step_s, self._jct.column_s)
             if row_s is not None:
                 self._rows.append(row_s)
 
@@ -100,15 +100,18 @@ class Observed:
             return round(statistics.fmean(self._bytes)) if self._bytes else 0
 
 
-def row_seconds(stage: Sequence[Usage], step_s: float) -> float | None:
+def row_seconds(stage: Sequence[Usage], step_s: float, column_s: float) -> float | None:
     """What a further sequence has added to each decode step of calls that ran side by side.
 
-    The longest has taken a step for each of its tokens, and a row for each token of the others.
+    The longest has taken a step for each of its tokens, and a row with its columns for each token of the
+    others.
     """
-    longest = max(stage, key=lambda usage: usage.completion_tokens)
+    *others, longest = sorted(stage, key=lambda usage: usage.completion_tokens)
     steps = longest.completion_tokens - 1
-    rows = sum(usage.completion_tokens - 1 for usage in stage) - steps
-    return max(_decode_s(longest) - steps * step_s, 0.0) / rows if rows > 0 else None
+    rows = sum(usage.completion_tokens - 1 for usage in others)
+    columns = sum((usage.completion_tokens - 1) * usage.prompt_tokens for usage in others)
+    left_s = _decode_s(longest) - steps * step_s - columns * column_s
+    return max(left_s, 0.0) / rows if rows > 0 else None
 
 
 def _decode_s(usage: Usage) -> float:

@@ -1,0 +1,97 @@
+"""What the frameworks' chat models have in common: one conversation, plain or as a schema wants it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel
+
+from kdn.api import Kdn
+from kdn.core import Constraint, Finish, FinishReason, Sampling, StreamEvent
+from kdn.errors import BadInput
+from kdn.model import Message
+
+__all__ = ["Said", "Speaker", "parsed", "schema_of"]
+
+Schema = Mapping[str, Any] | type[BaseModel]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A whole answer."""
+
+    text: str
+    finish: Finish
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """An open model with the wishes of one conversation; the model stays the caller's to close."""
+
+    kdn: Kdn
+    max_tokens: int
+    temperature: float | None
+    salt: str
+
+    def events(
+        self,
+        turns: Sequence[Message],
+        schema: Mapping[str, Any] | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[StreamEvent]:
+        """Tokens and the end. A reader that leaves stops the answer. Raises KdnError."""
+        own = self.kdn.model.sampling
+        sampling = replace(
+            own,
+            max_tokens=self.max_tokens,
+            temperature=own.temperature if self.temperature is None else self.temperature,
+            stop=tuple(stop),
+            constraint=None if schema is None else Constraint.json_schema(schema),
+        )
+        stream = self.kdn.submit(self._request(turns, sampling))
+        try:
+            yield from stream
+        finally:
+            stream.cancel()
+
+    def say(
+        self,
+        turns: Sequence[Message],
+        schema: Mapping[str, Any] | None = None,
+        stop: Sequence[str] = (),
+    ) -> Said:
+        """The whole answer. Raises KdnError."""
+        pieces: list[str] = []
+        for event in self.events(turns, schema, stop):
+            if isinstance(event, Finish):
+                return Said("".join(pieces) + event.tail, event)
+            pieces.append(event.text)
+        raise AssertionError("a stream ends with a Finish or an error")
+
+    def _request(self, turns: Sequence[Message], sampling: Sampling) -> Any:
+        return self.kdn.prompts.request(turns, sampling=sampling, salt=self.salt)
+
+
+def schema_of(wanted: Schema) -> Mapping[str, Any]:
+    """The JSON schema of a Pydantic class, or the one that was given."""
+    return wanted if isinstance(wanted, Mapping) else wanted.model_json_schema()
+
+
+def parsed(text: str, reason: FinishReason | str, wanted: Schema) -> Any:
+    """An answer as an object of the Pydantic class, or as plain values.
+
+    Raises BadInput for one that was cut off, and for one that only the class refuses.
+    """
+    if reason == FinishReason.LENGTH:
+        raise BadInput("the answer was cut off before its JSON ended: give more max_tokens")
+    if isinstance(wanted, Mapping):
+        return json.loads(text)
+    try:
+        return wanted.model_validate_json(text)
+    except ValueError as error:
+        raise BadInput(
+            f"the answer keeps to the schema and {wanted.__name__} refuses it: {error}"
+        ) from error

@@ -1,0 +1,148 @@
+"""kdn as the chat model of LangChain and LlamaIndex, with the packages themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel, field_validator
+
+import kdn
+from kdn.config import load_config
+from kdn.errors import BadInput
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+class Weather(BaseModel):
+    """How it is somewhere."""
+
+    place: Literal["Ulm", "Bonn"]
+    degrees: int
+
+
+class Picky(BaseModel):
+    place: Literal["Ulm", "Bonn"]
+
+    @field_validator("place")
+    @classmethod
+    def _refuse(cls, value: str) -> str:
+        raise ValueError(f"{value} is not good enough")
+
+
+@pytest.fixture(scope="module")
+def k(
+    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[kdn.Kdn]:
+    pytest.importorskip("llguidance")
+    config = load_config({}, home=tmp_path_factory.mktemp("home"))
+    folder = tiny_model("llama", max_position_embeddings=4096)
+    with kdn.open(folder, config=config, dtype="float32") as made:
+        yield made
+
+
+@pytest.fixture
+def chat(k: kdn.Kdn) -> Any:
+    pytest.importorskip("langchain_core", reason="langchain-core is not installed")
+    from kdn.integrations.langchain_chat import KdnChat
+
+    return KdnChat(kdn=k, max_tokens=400, temperature=0.0)
+
+
+@pytest.fixture
+def llm(k: kdn.Kdn) -> Any:
+    pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
+    from kdn.integrations.llamaindex_llm import KdnLlm
+
+    return KdnLlm(kdn=k, max_tokens=400, temperature=0.0)
+
+
+def test_a_chain_of_prompt_and_model_says_what_kdn_says(chat: Any, k: kdn.Kdn) -> None:
+    from langchain_core.prompts import ChatPromptTemplate
+
+    prompt = ChatPromptTemplate.from_messages([("system", "Be short."), ("human", "{question}")])
+    chat = chat.model_copy(update={"max_tokens": 8})
+    answer = (prompt | chat).invoke({"question": "Where?"})
+    turns = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "Where?"},
+    ]
+    assert answer.content == k.generate(turns, max_tokens=8, temperature=0.0).text
+    assert answer.usage_metadata["output_tokens"] == 8
+    assert answer.response_metadata["finish_reason"] == "length"
+    pieces = list((prompt | chat).stream({"question": "Where?"}))
+    assert "".join(piece.content for piece in pieces) == answer.content
+    assert len(pieces) > 1
+
+
+def test_structured_output_is_an_object_of_the_class(chat: Any) -> None:
+    found = chat.with_structured_output(Weather).invoke("How is it?")
+    assert isinstance(found, Weather)
+    plain = chat.with_structured_output(Weather.model_json_schema()).invoke("How is it?")
+    assert plain == found.model_dump()
+    (batched,) = chat.with_structured_output(Weather).batch(["How is it?"])
+    assert batched == found
+    assert asyncio.run(chat.with_structured_output(Weather).ainvoke("How is it?")) == found
+
+
+def test_structured_output_that_fails_says_why(chat: Any) -> None:
+    short = chat.model_copy(update={"max_tokens": 3})
+    with pytest.raises(BadInput, match="cut off"):
+        short.with_structured_output(Weather).invoke("How is it?")
+    raw = short.with_structured_output(Weather, include_raw=True).invoke("How is it?")
+    assert raw["parsed"] is None
+    assert "cut off" in str(raw["parsing_error"])
+    assert raw["raw"].content.startswith("{")
+    with pytest.raises(BadInput, match="Picky refuses"):
+        chat.with_structured_output(Picky).invoke("How is it?")
+    with pytest.raises(BadInput, match="does not take method"):
+        chat.with_structured_output(Weather, method="function_calling")
+    with pytest.raises(BadInput, match="not supported"):
+        chat.with_structured_output({"not": {}}).invoke("x")
+
+
+def test_langchain_is_refused_what_kdn_cannot_do(chat: Any) -> None:
+    from langchain_core.messages import HumanMessage, ToolMessage
+
+    with pytest.raises(BadInput, match="type tool"):
+        chat.invoke([ToolMessage("x", tool_call_id="1")])
+    with pytest.raises(BadInput, match="as its content"):
+        chat.invoke([HumanMessage([{"type": "image_url", "image_url": "x"}])])
+    with pytest.raises(BadInput, match="does not take top_p"):
+        chat.invoke("x", top_p=0.5)
+
+
+def test_llamaindex_completes_and_chats(llm: Any, k: kdn.Kdn) -> None:
+    from llama_index.core.base.llms.types import ChatMessage
+
+    llm = llm.model_copy(update={"max_tokens": 8})
+    expected = k.generate("Where?", max_tokens=8, temperature=0.0).text
+    assert llm.complete("Where?").text == expected
+    assert [one.delta for one in llm.stream_complete("Where?")][:-1]
+    assert list(llm.stream_complete("Where?"))[-1].text == expected
+    turns = [ChatMessage(role="user", content="Where?")]
+    assert llm.chat(turns).message.content == expected
+    assert list(llm.stream_chat(turns))[-1].message.content == expected
+    assert llm.metadata.num_output == 8
+    with pytest.raises(BadInput, match="message of tool"):
+        llm.chat([ChatMessage(role="tool", content="x")])
+    with pytest.raises(BadInput, match="does not take top_p"):
+        llm.complete("x", top_p=0.5)
+
+
+def test_llamaindex_predicts_objects_of_a_class(llm: Any) -> None:
+    from llama_index.core.base.llms.types import ChatMessage
+    from llama_index.core.prompts import PromptTemplate
+
+    prompt = PromptTemplate("How is it in {place}?")
+    found = llm.structured_predict(Weather, prompt, place="Ulm")
+    assert isinstance(found, Weather)
+    assert asyncio.run(llm.astructured_predict(Weather, prompt, place="Ulm")) == found
+    structured = llm.as_structured_llm(Weather)
+    asked = [ChatMessage(role="user", content="How is it in Ulm?")]
+    assert structured.chat(asked).raw == found
+    with pytest.raises(BadInput, match="cut off"):
+        llm.model_copy(update={"max_tokens": 3}).structured_predict(Weather, prompt, place="Ulm")
