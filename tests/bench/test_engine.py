@@ -41,6 +41,13 @@ def test_every_question_is_answered_and_the_absent_is_named(
         assert {"kdn", "kdn hit", REFERENCE, "speedup", "spread"} <= set(row)
     decoding = [row for row in result.rows if row["measure"] == "decoding, tokens/s"]
     assert [row["batch"] for row in decoding] == [1, 2]
+    assert {"floor", "share of the floor"} <= set(decoding[0])
+    floors = [row for row in result.rows if row["measure"] == "floor of a first token, ms"]
+    assert [row["tokens"] for row in floors] == [96, 160]
+    assert all(
+        0 < float(row["kdn resident hit"] or 0) <= float(row["kdn hit"] or 0) for row in floors
+    )
+    assert result.summary["floor_share_decode"] is not None
     assert result.summary["decode_speedup"] is not None
     assert result.summary["ttft_speedup_vllm_2048"] is None
     assert result.notes == ("vllm is absent: no-rivals is not there; `make rivals` builds it",)

@@ -20,6 +20,7 @@ __all__ = [
     "cpu_flags",
     "cpu_name",
     "describe_machine",
+    "exponentials_per_s",
     "free_memory_bytes",
     "matmul_gflops",
     "memory_gb_per_s",
@@ -64,6 +65,24 @@ def matmul_gflops(device: str, dtype: str, clock: Clock, *, side: int = 1024) ->
     left = torch.randn(side, side, device=device).to(getattr(torch, dtype))
     right = torch.randn(side, side, device=device).to(getattr(torch, dtype))
     return 2 * side**3 / _best(lambda: left @ right, clock, device) / 1e9
+
+
+def exponentials_per_s(device: str, clock: Clock, *, count: int = 1 << 17) -> float:
+    """The rate of exponentials of fp32 values that stay in a cache, best of five."""
+    import torch
+
+    source = torch.randn(count, device=device)
+    target = torch.empty_like(source)
+
+    def many() -> torch.Tensor:
+        for _ in range(_EXP_ROUNDS):
+            torch.exp(source, out=target)
+        return target
+
+    return _EXP_ROUNDS * count / _best(many, clock, device)
+
+
+_EXP_ROUNDS = 16
 
 
 def memory_gb_per_s(device: str, clock: Clock, *, size_bytes: int = 128 * 1024**2) -> float:

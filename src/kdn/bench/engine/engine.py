@@ -1,8 +1,10 @@
 """How quick is the engine: first token, decoding, a hit; against others and against the machine?
 
-Every prompt is random tokens.  A hit is a prompt whose last 32 tokens are new and whose others are
-in the memory tier; it is compared with a cold prompt of equal length.  A ceiling is the rate of a
-matrix product (first token) or of a memory copy (decoding), measured in the same rounds.
+Every prompt is random tokens.  A hit is a prompt whose last 32 tokens are new and whose others are in the
+memory tier or, asked once before, still in the engine's buffers (resident, as in vLLM's prefix cache); it is
+compared with a cold prompt of equal length.  A ceiling is the rate of a matrix product (first token) or of a
+memory copy (decoding), measured in the same rounds; a floor is the time, at those rates and that of
+exponentials, of all that cannot be left out.
 """
 
 from __future__ import annotations
@@ -18,18 +20,27 @@ from kdn.bench.common.lines import lines_of, over
 from kdn.bench.common.measure import REST_S, Samples, decode_rate, interleave, median, ratio
 from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.contestants import Contestant, KdnContestant, RivalProcess
+from kdn.bench.engine.floors import (
+    CEILING,
+    COPY,
+    HIT,
+    NEW_TOKENS,
+    RESIDENT,
+    decode_floor,
+    first_token_floors,
+    machine_sides,
+)
 from kdn.bench.engine.lineup import LLAMA, OURS, REFERENCE, VLLM, Lineup, assemble, opened
 from kdn.bench.engine.work import decode_bytes, prefill_flops
 from kdn.core import TokenIds
 from kdn.errors import EngineFailed
-from kdn.machine.facts import describe_machine, matmul_gflops, memory_gb_per_s
+from kdn.machine.facts import describe_machine
 from kdn.plot import Figure
 
 __all__ = ["FULL", "QUICK", "EngineScale", "measure", "run"]
 
-NEW_TOKENS = 32
-HIT, VLLM_HIT = "kdn hit", "vllm hit"
-CEILING, SHARE = "ceiling", "share of ceiling"
+VLLM_HIT = "vllm hit"
+SHARE = "share of ceiling"
 
 
 TTFT = "first token, ms"
@@ -125,6 +136,11 @@ class _Findings:
                 "decode_speedup_int4_llama",
                 "hit_speedup_4096",
                 "hit_speedup_vllm_4096",
+                "memory_hit_speedup_4096",
+                "resident_hit_speedup_4096",
+                "floor_share_2048",
+                "floor_share_4096",
+                "floor_share_decode",
                 "matmul_share_2048",
                 "memory_share_decode",
             )
@@ -156,31 +172,37 @@ class _Measuring:
         sides: dict[str, Callable[[int], float]] = {
             OURS: partial(self._cold, self.lineup.ours, length),
             HIT: partial(self._hit, length),
-            CEILING: self._product,
+            RESIDENT: partial(self._hit, length, is_resident=True),
         }
+        machine = machine_sides(self.lineup, self.options.clock)
         for name, rival in self.lineup.others.items():
             sides[name] = partial(self._cold, rival, length)
             if name == VLLM and isinstance(rival, RivalProcess):
                 sides[VLLM_HIT] = partial(self._vllm_hit, rival, length)
         if self.scale.warm or length == min(self.scale.pairs):
             interleave(sides, 1, rest_s=self.scale.rest_s)
-        samples = interleave(sides, pairs, first=1, rest_s=self.scale.rest_s)
+        samples = interleave(sides | machine, pairs, first=1, rest_s=self.scale.rest_s)
         self.found.cold[length] = samples
         row: Row = {"measure": TTFT, "tokens": length, "batch": 1}
-        row |= {name: (median(samples, name) or 0.0) * 1000 for name in sides if name != CEILING}
+        row |= {name: (median(samples, name) or 0.0) * 1000 for name in sides}
         giga_ops = prefill_flops(self.lineup.config, length) / 1e9
         row[SHARE] = _share(samples, giga_ops)
-        self.found.rows.append(row | _ratio_cells(samples, OURS, REFERENCE))
+        floors, shares = first_token_floors(self.lineup, length, samples)
+        self.found.rows += [row | _ratio_cells(samples, OURS, REFERENCE), floors, shares]
+        if (key := f"floor_share_{length}") in self.found.summary:
+            self.found.summary[key] = float(shares[OURS] or 0.0)
 
     def _cold(self, contestant: Contestant, length: int, number: int) -> float:
         return contestant.first_token_s(self._prompt("cold", length, number))
 
-    def _hit(self, length: int, number: int) -> float:
-        """A prefix is hit once: the second time the engine might still have it assembled."""
-        prefix = self._prompt("prefix", length - NEW_TOKENS, number)
-        rest = self._prompt("rest", NEW_TOKENS, number)
+    def _hit(self, length: int, number: int, *, is_resident: bool = False) -> float:
+        """A prefix that was never hit before, or once: then the engine still has it in its buffers."""
+        purpose = "resident" if is_resident else "prefix"
+        prefix = self._prompt(purpose, length - NEW_TOKENS, number)
         self.lineup.ours.keep(prefix)
-        seconds, usage = self.lineup.ours.hit_s(prefix, rest)
+        if is_resident:
+            self.lineup.ours.hit_s(prefix, self._prompt("first rest", NEW_TOKENS, number))
+        seconds, usage = self.lineup.ours.hit_s(prefix, self._prompt("rest", NEW_TOKENS, number))
         if usage.exact < len(prefix):
             raise EngineFailed(f"a hit reused {usage.exact} of {len(prefix)} stored tokens")
         return seconds
@@ -203,32 +225,31 @@ class _Measuring:
         if self.scale.warm:
             _decode(contestants, prompts, num_tokens, 1, self.scale.rest_s)
         samples = _decode(
-            contestants, prompts, num_tokens, pairs, self.scale.rest_s, {CEILING: self._copy}
+            contestants,
+            prompts,
+            num_tokens,
+            pairs,
+            self.scale.rest_s,
+            machine_sides(self.lineup, self.options.clock),
         )
         lineup = self.lineup
         read = decode_bytes(lineup.config, lineup.weight_bytes, lineup.dtype, context, batch)
         row: Row = {"measure": "decoding, tokens/s", "tokens": context, "batch": batch}
         row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
         # a step of the whole batch reads that much; samples are seconds per token
-        share = _share(samples, read / batch / 1e9)
+        share = _share(samples, read / batch / 1e9, COPY)
         row[SHARE] = share
+        row["floor"], floor_share = decode_floor(lineup, context, batch, samples)
+        row["share of the floor"] = floor_share
         self.found.rows.append(row | _ratio_cells(samples, OURS, REFERENCE))
         summary = self.found.summary
         if batch == 1:
             summary["decode_speedup"] = _median_ratio(samples, OURS, REFERENCE)
             summary["decode_speedup_vllm"] = _median_ratio(samples, OURS, VLLM)
             summary["memory_share_decode"] = share
+            summary["floor_share_decode"] = floor_share
         if batch == 4:
             summary["decode_speedup_vllm_4"] = _median_ratio(samples, OURS, VLLM)
-
-    def _product(self, number: int) -> float:
-        """Seconds that the machine needs for 1e9 operations of a matrix product, now."""
-        lineup, clock = self.lineup, self.options.clock
-        return 1 / matmul_gflops(lineup.device, lineup.dtype, clock, side=2048)
-
-    def _copy(self, number: int) -> float:
-        """Seconds that the machine needs to move 1e9 bytes, now."""
-        return 1 / memory_gb_per_s(self.lineup.device, self.options.clock)
 
     def _summarise_first_tokens(self) -> None:
         summary = self.found.summary
@@ -240,7 +261,10 @@ class _Measuring:
             summary[f"ttft_speedup_vllm_{length}"] = _median_ratio(samples, OURS, VLLM)
         longest = self.found.cold.get(4096, {})
         summary["hit_speedup_4096"] = _median_ratio(longest, HIT, REFERENCE)
-        summary["hit_speedup_vllm_4096"] = _median_ratio(longest, HIT, VLLM_HIT)
+        summary["memory_hit_speedup_4096"] = summary["hit_speedup_4096"]
+        summary["resident_hit_speedup_4096"] = _median_ratio(longest, RESIDENT, REFERENCE)
+        # vLLM's prefix cache is resident, too
+        summary["hit_speedup_vllm_4096"] = _median_ratio(longest, RESIDENT, VLLM_HIT)
 
     def _prompts(self, length: int, batch: int) -> list[TokenIds]:
         return [self._prompt("decode", length, number) for number in range(batch)]
@@ -301,12 +325,12 @@ def _decode(
     return interleave(sides, pairs, rest_s=rest_s)
 
 
-def _share(samples: Samples, amount: float) -> float | None:
+def _share(samples: Samples, amount: float, ceiling: str = CEILING) -> float | None:
     """Part of the machine's ceiling that ours reached: of `amount` units at the ceiling's seconds each.
 
     The ceiling is measured in the same rounds, for the machine's speed drifts.
     """
-    found = ratio(samples, OURS, CEILING)
+    found = ratio(samples, OURS, ceiling)
     return found.median * amount if found is not None else None
 
 
@@ -325,7 +349,7 @@ def _ratio_cells(samples: Samples, ours: str, theirs: str) -> Row:
 def figure_of(rows: Sequence[Row]) -> Figure:
     """Each side's time to first token over that of kdn without a hit; medians of the same rounds."""
     first = [row for row in rows if row["measure"] == TTFT and row.get(OURS)]
-    sides = (OURS, HIT, REFERENCE, VLLM, VLLM_HIT, LLAMA)
+    sides = (OURS, HIT, RESIDENT, REFERENCE, VLLM, VLLM_HIT, LLAMA)
     each = [row | {"side": side, "ms": row.get(side)} for row in first for side in sides]
     lines = lines_of(each, "side", "tokens", "ms")
     lines = over(lines, lines.pop(OURS))
