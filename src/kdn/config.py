@@ -55,6 +55,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     kv_budget_bytes: _Bytes | None = None
     """Memory for the KV of running requests; None takes a quarter of what is free at start."""
+    resident_bytes: _Bytes | None = None
+    """Memory for prefixes that stay where the engine reads them after their requests, for the next ones that
+    begin so; None takes a sixteenth of what is free at start, and 256 MiB at least."""
     max_batch_tokens: _Positive = 2048
     """The most prompt tokens computed in one pass over the layers."""
     max_stall_ms: Annotated[float, Meta(ge=0)] = 60.0

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from kdn.core import KvShape
 from kdn.engine import Capture, KvBudget, PrefixKV, PrefixPool, SuffixKV
+from kdn.engine.kv import ResidentStat
 
 SHAPE = KvShape(num_layers=2, num_kv_heads=1, head_dim=4, dtype="float32")
 
@@ -46,6 +47,22 @@ def test_unused_prefixes_go_oldest_first_and_used_ones_stay() -> None:
     assert pool.find("a") is None
     assert pool.find("b") is b
     assert pool.find("c") is c
+
+
+def test_a_pool_counts_what_is_complete_and_who_found_it_there() -> None:
+    pool = PrefixPool(idle_bytes=1 << 20)
+    whole, half = prefix("whole"), prefix("half", complete=False)
+    pool.hold(half)
+    assert pool.stat() == ResidentStat(num_prefixes=0, size_bytes=0, num_hits=0)
+    half.layer_done(1)
+    pool.hold(half)
+    pool.hold(whole)  # filled elsewhere
+    assert pool.stat() == ResidentStat(num_prefixes=2, size_bytes=2 * 6144, num_hits=2)
+    for one in (half, half, whole):
+        pool.release(one)
+    assert pool.stat().num_prefixes == 2, "they stay for the next request"
+    pool.shrink(0)
+    assert pool.stat() == ResidentStat(num_prefixes=0, size_bytes=0, num_hits=2)
 
 
 def test_a_suffix_grows_by_extents_and_keeps_what_it_holds() -> None:

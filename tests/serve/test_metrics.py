@@ -191,3 +191,20 @@ def test_faults_that_cost_reuse_alone_are_counted(
     assert told == {"plan": 2, "store": 1, "background": 0}
     written = "".join(path.read_text("utf-8") for path in SOURCE.rglob("*.py"))
     assert all(written.count(f'"{name}"') > 1 for name in REUSE_FAILURES.values())
+
+
+def test_the_engines_time_and_its_resident_prefixes_are_told(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = load_config({"KDN_ENGINE_FIT_IDLE_S": "0"}, home=tmp_path)
+    with kdn.open(tiny_model("llama"), config=config, dtype="float32") as opened:
+        for _ in range(3):  # computed, loaded, still there
+            opened.generate("hello " * 40)
+        with running(served(opened)) as server:
+            model = opened.name
+            assert server.metric("kdn_resident_prefixes", model_name=model) >= 1
+            assert server.metric("kdn_resident_bytes", model_name=model) > 0
+            assert server.metric("kdn_resident_hits_total", model_name=model) >= 1
+            for part in ("wait", "admit", "prefill", "decode", "draw", "retain"):
+                spent = server.metric("kdn_engine_seconds_total", model_name=model, part=part)
+                assert spent > 0, part

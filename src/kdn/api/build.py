@@ -190,7 +190,7 @@ def join(
         pack_tokens=config.engine.pack_tokens,
         row_chunk=config.engine.row_chunk,
         speculative_tokens=config.engine.speculative_tokens,
-        idle_prefix_bytes=IDLE_PREFIX_BYTES // (1 if common is None else common.num_models),
+        idle_prefix_bytes=resident_bytes(config) // (1 if common is None else common.num_models),
     )
     idle = Idle(clock, trace)
     queues = [ended.queue() for _ in range(4)]
@@ -251,6 +251,12 @@ def join(
 def kv_bytes(config: Config) -> int:
     """The memory for KV of running requests: as set, else a quarter of what is free."""
     return config.engine.kv_budget_bytes or free_memory_bytes() // 4
+
+
+def resident_bytes(config: Config) -> int:
+    """The memory for prefixes that stay: as set, else a sixteenth of what is free."""
+    asked = config.engine.resident_bytes
+    return max(free_memory_bytes() // 16, IDLE_PREFIX_BYTES) if asked is None else asked
 
 
 def make_recorder(config: Config, clock: Clock) -> LookupRecorder | None:

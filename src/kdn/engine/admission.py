@@ -53,7 +53,7 @@ class Admission:
         self._limits = limits
         self._memory = memory
         self.budget = budget
-        self._prefixes = PrefixPool(limits.idle_prefix_bytes)
+        self.prefixes = PrefixPool(limits.idle_prefix_bytes)
         self._shape = kv_shape(model)
         self._dtype: torch.dtype = decoder.dtype
         self._device = str(decoder.device)
@@ -93,7 +93,7 @@ class Admission:
 
     def check(self) -> None:
         """Audit the accounts. Raises AssertionError."""
-        self._prefixes.check()
+        self.prefixes.check()
         self.budget.check()
 
     def _reserve_one(self, running: RunningRequest) -> bool:
@@ -178,11 +178,11 @@ class Admission:
         if plan.prefix is None:
             return None
         name = plan.prefix.name
-        known = self._prefixes.find(name)
+        known = self.prefixes.find(name)
         one_layer = known is None and plan.one_layer and single_use
         if one_layer:
             name = f"{name}, one layer"
-            known = self._prefixes.find(name)
+            known = self.prefixes.find(name)
         return known or PrefixKV(
             name, plan.num_prefix, self._shape, self._dtype, self._device, one_layer=one_layer
         )
@@ -196,13 +196,13 @@ class Admission:
         if new and not self.budget.reserve(_prefix_owner(prefix), prefix.size_bytes):
             self.budget.release(owner)
             return False
-        self._prefixes.hold(prefix)
+        self.prefixes.hold(prefix)
         return True
 
     def _let_go(self, owner: str, prefix: PrefixKV | None) -> None:
         self.budget.release(owner)
         if prefix is not None:
-            self._prefixes.release(prefix)
+            self.prefixes.release(prefix)
             if prefix.users == 0:
                 self.budget.release(_prefix_owner(prefix))
 

@@ -20,7 +20,7 @@ import torch
 from kdn.clock import Clock
 from kdn.core import Planner, Request
 from kdn.engine.budget import KvBudget, KvPool
-from kdn.engine.kv import extents
+from kdn.engine.kv import ResidentStat, extents
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.loop import StepLoop
 from kdn.engine.request import Intake, RunningRequest, RunningStream
@@ -52,6 +52,7 @@ class EngineStat:
     kv_free_bytes: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Of the engine's thread by part (`engine.loop.Part`), since the loop began."""
+    resident: ResidentStat | None = None
 
 
 class Engine:
@@ -185,6 +186,7 @@ class Engine:
             self._limits.kv_bytes,
             self._loop.free_kv(),
             self._loop.times.seconds(),
+            self._loop.prefixes.stat(),
         )
 
     def is_idle(self) -> bool:

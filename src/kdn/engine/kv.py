@@ -43,6 +43,7 @@ __all__ = [
     "Capture",
     "PrefixKV",
     "PrefixPool",
+    "ResidentStat",
     "SequenceKV",
     "SuffixKV",
     "extents",
@@ -130,12 +131,28 @@ class PrefixKV:
         self.num_layers_ready += 1
 
 
+@dataclass(frozen=True)
+class ResidentStat:
+    """Prefixes that lie where the engine reads them."""
+
+    num_prefixes: int
+    size_bytes: int
+    num_hits: int
+    """Requests that found theirs there since the start: nothing was loaded for them."""
+
+
 class PrefixPool:
     """Prefixes by name, so that sequences that begin alike read one copy. Unused ones go first."""
 
     def __init__(self, idle_bytes: int) -> None:
         self._idle_bytes = idle_bytes
         self._prefixes: OrderedDict[str, PrefixKV] = OrderedDict()
+        self._num_hits = 0
+
+    def stat(self) -> ResidentStat:
+        """From any thread, what is there now."""
+        sizes = [one.size_bytes for one in list(self._prefixes.values()) if one.is_complete]
+        return ResidentStat(len(sizes), sum(sizes), self._num_hits)
 
     def find(self, name: str) -> PrefixKV | None:
         """The prefix of that name, or None. One that is not complete yet is filled by the first of its
@@ -147,6 +164,7 @@ class PrefixPool:
 
     def hold(self, prefix: PrefixKV) -> None:
         """One more sequence uses the prefix."""
+        self._num_hits += prefix.is_complete
         self._prefixes.setdefault(prefix.name, prefix)
         prefix.users += 1
 

@@ -118,6 +118,7 @@ class StepLoop:
         self._inbox = inbox
         self._ended = ended
         self._admission = Admission(model, planner, limits, memory, budget, may_retain=may_retain)
+        self.prefixes = self._admission.prefixes
         self._waiting = WaitingRequests(waiting, planner, limits.pack_tokens, budget)
         self._prefills = PrefillQueue(model, attention, limits.max_batch_tokens)
         self._decodes = DecodeBatch(model, attention)

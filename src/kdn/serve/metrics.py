@@ -301,6 +301,11 @@ class _Now(Collector):
         seconds = CounterMetricFamily(
             "kdn_engine_seconds", "Of the engine's thread.", labels=["model_name", "part"]
         )
+        prefixes = _gauge("kdn_resident_prefixes", "Where the engine reads them.")
+        size = _gauge("kdn_resident_bytes", "Of those prefixes.")
+        hits = CounterMetricFamily(
+            "kdn_resident_hits", "Requests that found theirs there.", labels=["model_name"]
+        )
         for one in self._models.all:
             if not one.engine.is_running:
                 continue
@@ -311,7 +316,12 @@ class _Now(Collector):
             usage.add_metric(name, used / max(stat.kv_total_bytes, 1))
             for part, spent_s in stat.seconds.items():
                 seconds.add_metric([one.name, part], spent_s)
-        yield from (one for one in (running, waiting, usage, seconds) if one.samples)
+            if stat.resident is not None:
+                prefixes.add_metric(name, stat.resident.num_prefixes)
+                size.add_metric(name, stat.resident.size_bytes)
+                hits.add_metric(name, stat.resident.num_hits)
+        found = (running, waiting, usage, seconds, prefixes, size, hits)
+        yield from (one for one in found if one.samples)
 
     def describe(self) -> Iterator[Metric]:
         """Nothing beforehand: names are known only when the store has been asked."""
