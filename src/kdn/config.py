@@ -56,8 +56,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     kv_budget_bytes: _Bytes | None = None
     """Memory for the KV of running requests; None takes a quarter of what is free at start."""
     resident_bytes: _Bytes | None = None
-    """Memory for prefixes that stay where the engine reads them after their requests, for the next ones that
-    begin so; None takes a sixteenth of what is free at start, and 256 MiB at least."""
+    """Memory for prefixes that stay in the engine for later requests; None takes 1/16 of what is free."""
     max_batch_tokens: _Positive = 2048
     """The most prompt tokens computed in one pass over the layers."""
     max_stall_ms: Annotated[float, Meta(ge=0)] = 60.0
@@ -79,7 +78,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """After so long without requests, once there were some, measure in the background how long prompts take,
     if that was never done; 0 leaves it to `kdn cost fit`."""
     threads: _Positive | None = None
-    """CPU threads of tensor operations; None leaves torch's own choice."""
+    """The most CPU threads; None: as affinity and quota allow. Fewer beside busy programs (in bf16)."""
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:

@@ -21,13 +21,13 @@ from kdn.bench.blend.timing import BLEND, DISK, FULL_TIME, Timed, longer
 from kdn.bench.common.memory import peak_bytes
 from kdn.bench.common.result import Row
 from kdn.bench.engine.engine import (
-    CEILING,
     TTFT,
     _median_ratio,
     _ratio_cells,
     _share,
     figure_of,
 )
+from kdn.bench.engine.floors import CEILING
 from kdn.bench.engine.lineup import LLAMA, VLLM, start_rival
 from kdn.bench.engine.lineup import OURS as KDN
 from kdn.bench.jobs.mil import CHUNKED, DROP, HYBRID, _counted

@@ -11,7 +11,7 @@ import torch
 from kdn.clock import Clock
 from kdn.config import Config
 from kdn.errors import BadInput
-from kdn.machine.process import keep_freed
+from kdn.machine.process import keep_freed, usable_cores
 from kdn.model import Decoder, LoadedModel, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel
@@ -28,6 +28,8 @@ def prepared(models: Sequence[str | Path], config: Config, trace: Trace) -> Kern
             raise BadInput(f"model is a {type(model).__name__}; it must be a name or a path")
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
+    elif torch.get_num_threads() > usable_cores():
+        torch.set_num_threads(usable_cores())
     keep_freed()
     for model in models:
         resolve(model, config.home)  # a wrong name must not wait for a compiler

@@ -25,7 +25,7 @@ from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.loop import StepLoop
 from kdn.engine.request import Intake, RunningRequest, RunningStream
 from kdn.errors import BadInput, EngineFailed
-from kdn.machine.process import give_up_workers
+from kdn.machine.process import FreeCores, give_up_workers
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 from kdn.model.probe import holds_bits
@@ -219,7 +219,13 @@ class Engine:
             return False
 
     def _run(self) -> None:
+        most = torch.get_num_threads()
+        # Elsewhere bits could depend on the number of threads.
+        is_bf16 = self._model.decoder.dtype == torch.bfloat16
+        cores = FreeCores(most, self._clock) if most > 1 and is_bf16 else None
         while self.is_running:
+            if cores is not None and (wanted := cores.threads()) != torch.get_num_threads():
+                torch.set_num_threads(wanted)  # this thread's own number
             self._wake.clear()
             if not self.step():
                 self._wake.wait()

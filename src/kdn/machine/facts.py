@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kdn.clock import Clock
+from kdn.machine.process import usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ def describe_machine() -> Machine:
 
     return Machine(
         cpu=cpu_name(),
-        cores=_usable_cores(),
+        cores=usable_cores(),
         flags=tuple(sorted(_BF16_FLAGS & cpu_flags())),
         memory_bytes=total_memory_bytes(),
         torch=str(torch.__version__),
@@ -136,12 +137,6 @@ def _best(work: Callable[[], torch.Tensor], clock: Clock, device: str, repeats: 
 
     once()
     return min(once() for _ in range(repeats))
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux only
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _proc_lines(path: str) -> list[str]:

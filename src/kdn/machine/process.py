@@ -1,29 +1,39 @@
-"""This process: pages for large buffers, OpenMP's idle workers, and what others see of its arguments.
+"""This process: pages for large buffers, its threads beside those of others, what is seen of its arguments.
 
 GNU's OpenMP keeps a team of workers for every thread that ever ran a parallel loop.  With more teams
 than processors it lets waiting workers sleep instead of spin, and then every loop begins with waking
 them: an engine's thread took 1.25 times as long for a pass as long as the thread that had loaded the
 model kept its idle team, with 8,000 switches between threads a second instead of 60.
+
+A parallel loop ends when its slowest worker does.  Beside busy programs a worker is sent away for some
+ms at a time, and with two threads 16 tokens took 3.6 to 20.8 s where one thread takes 1.7 s.  So no more
+threads compute than there are processors free.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from kdn.clock import Clock
+
 __all__ = [
     "OWN_PAGES_FROM",
+    "FreeCores",
     "allocate",
+    "busy_seconds",
     "give_up_workers",
     "hide_arguments",
     "keep_freed",
     "thread_seconds",
+    "usable_cores",
 ]
 
 OWN_PAGES_FROM = 1 << 20
@@ -129,3 +139,78 @@ def hide_arguments(secrets: Sequence[str]) -> bool:
 
 _ARG_START, _ARG_END = 45, 46
 """Fields 48 and 49 of proc(5), after the name and from 0."""
+
+
+_LOOK_S = 0.25
+"""The time over which other programs are watched: the kernel counts in hundredths of a second."""
+_STAT = Path("/proc/stat")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def usable_cores() -> int:
+    """Processors that this process may run on, by its affinity and the quota of its control group."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only
+        return min(len(os.sched_getaffinity(0)), _quota())
+    return os.cpu_count() or 1
+
+
+def _quota() -> int:
+    try:
+        quota, period = _QUOTA.read_text("ascii").split()
+    except (OSError, ValueError):
+        return os.cpu_count() or 1
+    return os.cpu_count() or 1 if quota == "max" else max(math.ceil(int(quota) / int(period)), 1)
+
+
+def busy_seconds() -> float | None:
+    """What all processors together have worked since the start of the machine; None where nobody says."""
+    try:
+        line = _STAT.read_text("ascii").partition("\n")[0].split()
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq = map(int, line[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+class FreeCores:
+    """How many threads of this process find a processor of their own."""
+
+    def __init__(
+        self,
+        most: int,
+        clock: Clock,
+        *,
+        cores: int | None = None,
+        busy_s: Callable[[], float | None] = busy_seconds,
+        own_s: Callable[[], float] = time.process_time,
+    ) -> None:
+        """Never more than `most` threads. `cores` are the machine's, all of them by default."""
+        self._most = most
+        self._clock = clock
+        self._cores = cores or os.cpu_count() or 1
+        self._busy_s, self._own_s = busy_s, own_s
+        self._looked_s = clock.now()
+        self._seen = self._look()
+        self._threads = most
+
+    def threads(self) -> int:
+        """As many as are free by the last quarter of a second, at least one.
+
+        A processor that others use for half of the time counts as theirs.
+        """
+        now_s = self._clock.now()
+        passed_s = now_s - self._looked_s
+        if passed_s < _LOOK_S or self._seen is None:
+            return self._threads
+        seen = self._look()
+        if seen is not None:
+            others = (seen - self._seen) / passed_s
+            self._threads = max(min(math.floor(self._cores - others + 0.5), self._most), 1)
+            self._seen = seen
+        self._looked_s = now_s
+        return self._threads
+
+    def _look(self) -> float | None:
+        """Processor seconds of all other programs so far."""
+        busy_s = self._busy_s()
+        return None if busy_s is None else busy_s - self._own_s()

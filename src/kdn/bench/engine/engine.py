@@ -19,6 +19,7 @@ from pathlib import Path
 from kdn.bench.common.lines import lines_of, over
 from kdn.bench.common.measure import REST_S, Samples, decode_rate, interleave, median, ratio
 from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.engine.busy import busy_decoding
 from kdn.bench.engine.contestants import Contestant, KdnContestant, RivalProcess
 from kdn.bench.engine.floors import (
     CEILING,
@@ -98,6 +99,7 @@ def measure(options: BenchOptions, scale: EngineScale, scratch: Path) -> Result:
     with assemble(options, scratch, scale.rivals) as lineup:
         found.notes += [f"{name} is absent: {why}" for name, why in lineup.absent.items()]
         _Measuring(options, scale, lineup, found).everything()
+        _busy(options, scale, lineup, found, scratch)
         if scale.long_context is not None and LLAMA in lineup.others:
             for quantization in ("int8", "int4"):
                 _quantized(options, scale, lineup, found, scratch, quantization)
@@ -138,6 +140,7 @@ class _Findings:
                 "hit_speedup_vllm_4096",
                 "memory_hit_speedup_4096",
                 "resident_hit_speedup_4096",
+                "busy_slowdown",
                 "floor_share_2048",
                 "floor_share_4096",
                 "floor_share_decode",
@@ -275,6 +278,19 @@ class _Measuring:
         vocabulary = self.lineup.config.vocab_size
         lowest = min(100, vocabulary // 2)  # special tokens come first in most vocabularies
         return tuple(source.randrange(lowest, vocabulary) for _ in range(length))
+
+
+def _busy(
+    options: BenchOptions, scale: EngineScale, lineup: Lineup, found: _Findings, scratch: Path
+) -> None:
+    """Decoding while four processes of our own compute."""
+    options.say("decoding beside four busy processes")
+    source = random.Random(f"{options.seed}/busy")
+    vocabulary = lineup.config.vocab_size
+    prompt = tuple(source.randrange(min(100, vocabulary // 2), vocabulary) for _ in range(32))
+    row = busy_decoding(options, scratch, lineup.ours, prompt, options.pairs or scale.decode_pairs)
+    found.rows.append(row)
+    found.summary["busy_slowdown"] = float(row["slowdown"] or 0.0)
 
 
 def _quantized(

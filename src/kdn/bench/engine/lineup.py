@@ -49,15 +49,15 @@ class Lineup:
 
 @contextmanager
 def opened(
-    options: BenchOptions, scratch: Path, *, quantization: str = "none"
+    options: BenchOptions, scratch: Path, *, quantization: str = "none", threads: int | None = None
 ) -> Iterator[api.Kdn]:
     """kdn with a fresh store in `scratch`; models come from the usual home."""
     home = options.home or home_folder(os.environ)
     config = Config(
         home=home,
-        engine=EngineConfig(threads=options.threads),
+        engine=EngineConfig(threads=threads or options.threads),
         store=StoreConfig(
-            folder=scratch / f"store-{quantization}",
+            folder=scratch / f"store-{quantization}-{threads or options.threads}",
             disk_bytes=_STORE_BYTES,
             memory_bytes=_STORE_BYTES,
         ),
