@@ -8,7 +8,7 @@ import json
 import pytest
 
 from kdn.bench.serve.generator import run_load
-from kdn.bench.serve.serve import ALONE, KDN, NOTHING_KEPT, VLLM, _Found
+from kdn.bench.serve.serve import ALONE, KDN, NOTHING_KEPT, VLLM, _Found, _shares
 from kdn.bench.serve.traffic import (
     LoadAnswer,
     LoadRequest,
@@ -83,6 +83,13 @@ def test_the_summary_is_of_medians_over_rounds() -> None:
         "retention_cost": pytest.approx(0.25),
         "http_cost": pytest.approx(0.1),
     }
+
+
+def test_idle_is_what_the_engine_does_not_spend_during_the_load() -> None:
+    result = LoadResult([LoadAnswer(10.0, 11.0, 12.0, 5)])
+    spent = {"wait": 30.0, "prefill": 1.0, "decode": 0.5, "http": 0.2}  # it waited long before
+    assert _shares(spent, result) == {"idle": 0.25, "prefill": 0.5, "decode": 0.25, "http": 0.1}
+    assert _shares({}, result) == {}
 
 
 def _chunk(data: bytes) -> bytes:

@@ -273,6 +273,10 @@ def _row(name: str, shape: str, rate: float | None, result: LoadResult, cpu_s: f
 
 
 def _shares(spent: Mapping[str, float], result: LoadResult) -> Row:
-    """Where a second of the load went, as shares."""
-    names = {"wait": "idle"}
-    return {names.get(part, part): seconds / result.seconds for part, seconds in spent.items()}
+    """Where a second of the load went, as shares; idle is what is left of the engine's thread."""
+    if not spent:
+        return {}
+    # `wait` began before the load did
+    shares = {part: s / result.seconds for part, s in spent.items() if part != "wait"}
+    busy = sum(share for part, share in shares.items() if part != "http")
+    return {"idle": max(1 - busy, 0.0)} | shares
