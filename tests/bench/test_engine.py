@@ -49,6 +49,7 @@ def test_every_question_is_answered_and_the_absent_is_named(
     )
     assert result.summary["floor_share_decode"] is not None
     assert (result.summary["busy_slowdown"] or 0) > 0
+    assert (result.summary["lookup_decoding_speedup"] or 0) > 0
     assert result.summary["decode_speedup"] is not None
     assert result.summary["ttft_speedup_vllm_2048"] is None
     assert result.notes == ("vllm is absent: no-rivals is not there; `make rivals` builds it",)

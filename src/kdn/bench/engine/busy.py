@@ -30,7 +30,7 @@ def busy_decoding(
     """Milliseconds a token beside four busy processes, with our threads and with one."""
     import torch
 
-    with opened(options, scratch, threads=1) as single, _busy_processes():
+    with opened(options, scratch, name="single", threads=1) as single, _busy_processes():
         sides = {
             OURS: partial(_token_s, ours, prompt),
             _ONE: partial(_token_s, KdnContestant(single.engine, options.clock), prompt),

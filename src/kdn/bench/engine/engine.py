@@ -31,6 +31,7 @@ from kdn.bench.engine.floors import (
     first_token_floors,
     machine_sides,
 )
+from kdn.bench.engine.guesses import guessed_decoding
 from kdn.bench.engine.lineup import LLAMA, OURS, REFERENCE, VLLM, Lineup, assemble, opened
 from kdn.bench.engine.work import decode_bytes, prefill_flops
 from kdn.core import TokenIds
@@ -100,6 +101,7 @@ def measure(options: BenchOptions, scale: EngineScale, scratch: Path) -> Result:
         found.notes += [f"{name} is absent: {why}" for name, why in lineup.absent.items()]
         _Measuring(options, scale, lineup, found).everything()
         _busy(options, scale, lineup, found, scratch)
+        _guesses(options, scale, found, scratch)
         if scale.long_context is not None and LLAMA in lineup.others:
             for quantization in ("int8", "int4"):
                 _quantized(options, scale, lineup, found, scratch, quantization)
@@ -140,6 +142,7 @@ class _Findings:
                 "hit_speedup_vllm_4096",
                 "memory_hit_speedup_4096",
                 "resident_hit_speedup_4096",
+                "lookup_decoding_speedup",
                 "busy_slowdown",
                 "floor_share_2048",
                 "floor_share_4096",
@@ -291,6 +294,15 @@ def _busy(
     row = busy_decoding(options, scratch, lineup.ours, prompt, options.pairs or scale.decode_pairs)
     found.rows.append(row)
     found.summary["busy_slowdown"] = float(row["slowdown"] or 0.0)
+
+
+def _guesses(options: BenchOptions, scale: EngineScale, found: _Findings, scratch: Path) -> None:
+    """Decoding what the prompt says, with and without guesses."""
+    options.say("decoding with and without guesses")
+    rounds = options.pairs or (1 if options.quick else 2)
+    row = guessed_decoding(options, scratch, scale.decode_context, rounds, scale.rest_s)
+    found.rows.append(row)
+    found.summary["lookup_decoding_speedup"] = float(row["speedup"] or 0.0)
 
 
 def _quantized(

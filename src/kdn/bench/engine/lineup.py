@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from kdn import api
 from kdn.bench.common.result import BenchOptions
 from kdn.bench.engine.contestants import Contestant, KdnContestant, RivalProcess, Transformers
@@ -49,15 +51,23 @@ class Lineup:
 
 @contextmanager
 def opened(
-    options: BenchOptions, scratch: Path, *, quantization: str = "none", threads: int | None = None
+    options: BenchOptions,
+    scratch: Path,
+    *,
+    name: str = "ours",
+    quantization: str = "none",
+    **engine: int,
 ) -> Iterator[api.Kdn]:
-    """kdn with a fresh store in `scratch`; models come from the usual home."""
+    """kdn with a fresh store in `scratch`; models come from the usual home.
+
+    `engine` are settings of the engine that differ from the usual ones; each such kdn has a `name`.
+    """
     home = options.home or home_folder(os.environ)
     config = Config(
         home=home,
-        engine=EngineConfig(threads=threads or options.threads),
+        engine=msgspec.structs.replace(EngineConfig(threads=options.threads), **engine),
         store=StoreConfig(
-            folder=scratch / f"store-{quantization}-{threads or options.threads}",
+            folder=scratch / f"store-{name}-{quantization}",
             disk_bytes=_STORE_BYTES,
             memory_bytes=_STORE_BYTES,
         ),

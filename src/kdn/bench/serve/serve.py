@@ -279,4 +279,6 @@ def _shares(spent: Mapping[str, float], result: LoadResult) -> Row:
     # `wait` began before the load did
     shares = {part: s / result.seconds for part, s in spent.items() if part != "wait"}
     busy = sum(share for part, share in shares.items() if part != "http")
-    return {"idle": max(1 - busy, 0.0)} | shares
+    row: Row = {"idle": max(1 - busy, 0.0)}
+    row.update(shares)
+    return row
