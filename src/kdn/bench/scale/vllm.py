@@ -40,7 +40,7 @@ from kdn.errors import BadInput, EngineFailed
 from kdn.machine.facts import describe_machine
 from kdn.plot import Figure
 
-__all__ = ["run"]
+__all__ = ["row_of", "run", "sum_up"]
 
 NEW, OWN, HIT, PART = "new", "own cache", "hit", "part"
 AT = 2048
@@ -61,13 +61,13 @@ Arms = Mapping[str, VllmArm]
 
 def run(options: BenchOptions) -> Result:
     """Every arm at every length, then blending; a length that `--rows` has is not measured again."""
-    python = vllm_python()
     names = options.arms or ((OFF, MEMORY, DISK) if options.quick else ARMS)
     unknown = [name for name in names if name not in ARMS]
     if unknown:
         raise BadInput(f"no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
     if OFF not in names:
         raise BadInput(f"every arm is compared with {OFF!r}: name it too")
+    python = vllm_python()
     config = options.describe() | {"arms": ", ".join(names)}
     found = Findings.open(options.rows, config, dict.fromkeys(SUMMARY))
     lengths = LENGTHS[:1] if options.quick else LENGTHS
@@ -81,7 +81,7 @@ def run(options: BenchOptions) -> Result:
             go_on(found, _parts(options, arms, model, scratch, lengths, found), options.rows)
     if not found.rows:
         raise EngineFailed(f"nothing was measured: {'; '.join(found.notes)}")
-    _sum_up(found, lengths)
+    sum_up(found, lengths)
     return Result(
         bench="vllm",
         model=options.model,
@@ -136,7 +136,7 @@ def _measure(options: BenchOptions, arms: Arms, length: int, found: Findings) ->
     interleave(sides, options.pairs or usual)
     found.samples[length] = samples
     for name in arms:
-        row = _row(samples, name, length)
+        row = row_of(samples, name, length)
         row["tokens of a hit in part"] = cached.get(f"{name}/{PART}")
         row["other first tokens"] = _others(tokens, name)
         found.rows.append(row)
@@ -158,7 +158,9 @@ def _ask(
     return answers
 
 
-def _row(samples: Samples, name: str, length: int) -> Row:
+def row_of(samples: Samples, name: str, length: int) -> Row:
+    """An arm at one length: medians, and ratios to vLLM alone within each round."""
+
     def ms(way: str) -> float | None:
         seconds = median(samples, f"{name}/{way}")
         return None if seconds is None else 1000 * seconds
@@ -214,7 +216,8 @@ def _over(samples: Samples, ours: str, theirs: str) -> float | None:
     return None if found is None else found.median
 
 
-def _sum_up(found: Findings, lengths: Sequence[int]) -> None:
+def sum_up(found: Findings, lengths: Sequence[int]) -> None:
+    """Fill the summary; a key whose side is absent has no number."""
     at = AT if AT in lengths else lengths[-1]
     samples, cold = found.samples.get(at, {}), f"{OFF}/{NEW}"
     whole = found.samples.get(AT, {})
@@ -240,7 +243,8 @@ _MEANING = (
     " `hit_speedup_lmcache` that of LMCache's server over ours from a node: above 1 ours is sooner."
     " `miss_cost` is what a new prompt costs more with kdn's connector: the median of all rounds of its"
     " arms and lengths. `blend_speedup` is vLLM's full prefill over the time of kdn's blended pass, its"
-    " storing, and vLLM's load of it. Ratios are medians of rounds, in which all arms take turns."
+    " storing, and vLLM's load of it; `handed over, not blended` tells how much of that is kdn's engine"
+    " alone. Ratios are medians of rounds, in which all arms take turns."
 )
 _HONESTY = (
     "vLLM runs without compiling (`enforce_eager`) in all arms. kdn verifies every byte that it loads;"

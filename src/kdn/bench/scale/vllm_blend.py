@@ -1,10 +1,14 @@
-"""Blended prompts in vLLM: kdn computes them and hands them over, beside vLLM's full prefill."""
+"""Blended prompts in vLLM: kdn computes them and hands them over, beside vLLM's full prefill.
+
+Between the two stands what kdn computes whole and hands over: it tells the engines' speeds from blending.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -23,7 +27,7 @@ from kdn.store import Store, open_store
 
 __all__ = ["TimedBlending", "time_blending"]
 
-FULL, HANDED = "full prefill", "handed over"
+FULL, WHOLE, HANDED = "full prefill", "handed over, not blended", "handed over"
 RATIO = 0.15
 _TOKENS = 2048
 """About so many in a prompt's eight documents."""
@@ -34,27 +38,25 @@ class TimedBlending:
     """Seconds to vLLM's first token, by way and round, and what became of the tokens."""
 
     samples: Samples = field(default_factory=dict)
-    loading_s: list[float] = field(default_factory=list)
-    """The part of `handed over` that is vLLM's own."""
+    loading: Samples = field(default_factory=dict)
+    """The part that is vLLM's own, where it loads."""
     num_tokens: list[int] = field(default_factory=list)
     num_blended: list[int] = field(default_factory=list)
     tokens: dict[str, list[int]] = field(default_factory=dict)
 
     def rows(self) -> list[Row]:
         """One for each way."""
-        shared: Row = {"part": "blended prompts", "tokens": mean(self.num_tokens)}
-        loading = 1000 * mean(self.loading_s)
-        alike = sum(a == b for a, b in zip(*self.tokens.values(), strict=True))
-        blended = mean(self.num_blended)
-        return [
-            shared | {"arm": FULL, "ms": self._ms(FULL)},
-            shared
-            | {"arm": HANDED, "ms": self._ms(HANDED), "of it in vLLM ms": loading}
-            | {"blended tokens": blended, "same first token": f"{alike} of {len(self.num_tokens)}"},
-        ]
+        return [self._row(way) for way in self.samples]
 
-    def _ms(self, way: str) -> float:
-        return 1000 * (median(self.samples, way) or 0.0)
+    def _row(self, way: str) -> Row:
+        row: Row = {"part": "blended prompts", "tokens": mean(self.num_tokens), "arm": way}
+        row["ms"] = 1000 * (median(self.samples, way) or 0.0)
+        if way != FULL:
+            pairs = zip(self.tokens[FULL], self.tokens[way], strict=True)
+            row["of it in vLLM ms"] = 1000 * (median(self.loading, way) or 0.0)
+            row["blended tokens"] = mean(self.num_blended) if way == HANDED else 0
+            row["same first token"] = f"{sum(a == b for a, b in pairs)} of {len(self.num_tokens)}"
+        return row
 
 
 def time_blending(
@@ -75,7 +77,11 @@ def time_blending(
         open_store(scratch / "store", memory_bytes=0) as store,
     ):
         stand = _Stand(options, kdn, store, digest_weights(model), plain, loading, timed)
-        sides: dict[str, Callable[[int], float]] = {FULL: stand.full_s, HANDED: stand.handed_s}
+        sides: dict[str, Callable[[int], float]] = {
+            FULL: stand.full_s,
+            WHOLE: partial(stand.handed_s, WHOLE),
+            HANDED: partial(stand.handed_s, HANDED),
+        }
         if not options.quick:
             interleave(sides, 1, first=-1)
             stand.timed = timed = TimedBlending()
@@ -100,10 +106,16 @@ class _Stand:
         self.timed.tokens.setdefault(FULL, []).append(answer.token_id)
         return answer.seconds
 
-    def handed_s(self, number: int) -> float:
+    def handed_s(self, way: str, number: int) -> float:
         prompt = self._prompt(number)
-        name = f"blended {self.options.seed} {number}"
-        request = Request(name, prompt, Sampling(max_tokens=1), techniques=(Blend(RATIO),))
+        name, blends = f"{way} {self.options.seed} {number}", way == HANDED
+        request = Request(
+            name,
+            prompt,
+            Sampling(max_tokens=1),
+            reuse=blends,
+            techniques=(Blend(RATIO),) if blends else (),
+        )
         clock = self.options.clock
         started = clock.now()
         handed = hand_over(self.kdn, request, self.store, self.weights, lambda: name)
@@ -113,10 +125,11 @@ class _Stand:
         if not answer.cached:
             raise EngineFailed("vLLM computed a prompt that was handed over to it")
         timed = self.timed
-        timed.loading_s.append(answer.seconds)
-        timed.num_tokens.append(len(handed.token_ids))
-        timed.num_blended.append(handed.num_blended)
-        timed.tokens.setdefault(HANDED, []).append(answer.token_id)
+        timed.loading.setdefault(way, []).append(answer.seconds)
+        timed.tokens.setdefault(way, []).append(answer.token_id)
+        if blends:
+            timed.num_tokens.append(len(handed.token_ids))
+            timed.num_blended.append(handed.num_blended)
         return seconds
 
     def _prompt(self, number: int) -> Prompt:
