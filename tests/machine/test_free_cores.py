@@ -18,7 +18,12 @@ class Machine:
         self.clock = ManualClock()
         self.busy_s = self.own_s = 0.0
         self.cores = FreeCores(
-            3, self.clock, cores=4, busy_s=lambda: self.busy_s, own_s=lambda: self.own_s
+            3,
+            self.clock,
+            cores=4,
+            busy_s=lambda: self.busy_s,
+            own_s=lambda: self.own_s,
+            load=lambda: 0.0,
         )
 
     def threads(self, others: float, own: float, seconds: float = 0.25) -> int:
@@ -42,9 +47,14 @@ def test_threads_come_back_when_others_are_done_and_a_short_look_changes_nothing
     assert machine.threads(0.0, own=1.0, seconds=0.2) == 3
 
 
+@pytest.mark.parametrize(("load", "threads"), [(0.4, 2), (1.2, 1), (9.0, 1)])
+def test_before_the_first_look_the_last_minute_counts(load: float, threads: int) -> None:
+    assert FreeCores(2, ManualClock(), cores=2, load=lambda: load).threads() == threads
+
+
 def test_where_nobody_says_what_others_do_all_threads_stay() -> None:
     clock = ManualClock()
-    cores = FreeCores(2, clock, cores=2, busy_s=lambda: None, own_s=lambda: 0.0)
+    cores = FreeCores(2, clock, cores=2, busy_s=lambda: None, load=lambda: 0.0)
     clock.advance(10.0)
     assert cores.threads() == 2
 

@@ -172,6 +172,14 @@ def busy_seconds() -> float | None:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
+def _load() -> float:
+    """The mean of the last minute; 0 where the system does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return 0.0
+
+
 class FreeCores:
     """How many threads of this process find a processor of their own."""
 
@@ -183,15 +191,19 @@ class FreeCores:
         cores: int | None = None,
         busy_s: Callable[[], float | None] = busy_seconds,
         own_s: Callable[[], float] = time.process_time,
+        load: Callable[[], float] = _load,
     ) -> None:
-        """Never more than `most` threads. `cores` are the machine's, all of them by default."""
+        """Never more than `most` threads. `cores` are the machine's, all of them by default.
+
+        `load` is how many programs wanted a processor lately: all that is known at the beginning.
+        """
         self._most = most
         self._clock = clock
         self._cores = cores or os.cpu_count() or 1
         self._busy_s, self._own_s = busy_s, own_s
         self._looked_s = clock.now()
         self._seen = self._look()
-        self._threads = most
+        self._threads = max(min(self._cores - math.floor(load()), most), 1)
 
     def threads(self) -> int:
         """As many as are free by the last quarter of a second, at least one.
