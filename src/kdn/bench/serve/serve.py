@@ -59,9 +59,9 @@ FULL = ServeScale(
         "shared": TrafficShape("shared", (64, 64), (32, 32), num_documents=8, document_tokens=1024),
         "mixed": TrafficShape("mixed", (64, 2048), (8, 64)),
     },
-    count=32,
+    count=24,
     rounds=2,
-    rates=(0.25, 0.5, 0.8),
+    rates=(0.3, 0.7),
 )
 QUICK = ServeScale(
     shapes={
