@@ -107,6 +107,24 @@ def test_a_stop_ends_running_streams_with_an_error_and_keeps_what_was_stored(
         assert store.stat().blocks >= 1
 
 
+def test_a_stop_under_load_ends_every_stream_within_the_grace(tmp_path: Path, folder: Path) -> None:
+    home = tmp_path / "home"
+    bodies = [{**LONG, "prompt": f"{number} " + "x" * 200} for number in range(24)]
+    with program(home, folder, grace_s=2) as (process, url):
+        clients = [Streaming(url, body) for body in bodies]
+        process.send_signal(signal.SIGTERM)
+        done, took_s = ended(process)
+        for client in clients:
+            client.join()
+    assert done.code == 0, done.err
+    assert took_s < 2 + 2 + 2  # two more for a machine that is shared
+    for client in clients:
+        assert json.loads(client.lines[-2][6:])["error"]["code"] == "cancelled"
+        assert client.lines[-1] == b"data: [DONE]\n"
+    with open_store(home / "store", disk_bytes=1 << 30) as store:
+        assert store.verify().corrupt == ()
+
+
 def _until_refused(url: str) -> int | None:
     for _ in range(200):
         try:

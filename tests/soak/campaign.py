@@ -211,7 +211,7 @@ class Campaign:
             yield server, remotes
         finally:
             for program in started:
-                program.kill()
+                program.end()
             for _, proxy in remotes.values():
                 proxy.close()
 

@@ -46,6 +46,8 @@ class Program:
         self._environment = {**os.environ, **(environment or {})}
         self._prepare = prepare
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting = threading.Lock()
+        self._is_ended = False
 
     @property
     def pid(self) -> int:
@@ -57,21 +59,30 @@ class Program:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Returns once the program listens."""
-        self.launch()
-        self.wait()
+        """Returns once the program listens, or immediately after `end`."""
+        if self.launch():
+            self.wait()
 
-    def launch(self) -> None:
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, env=self._environment, cwd=ROOT
-            )
+    def launch(self) -> bool:
+        """Begin a process where none runs; False after `end`: what begins then would outlive its test."""
+        with self._starting:
+            if self._is_ended:
+                return False
+            if self.is_alive():
+                return True
+            with self.log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    self._command, stdout=log, stderr=log, env=self._environment, cwd=ROOT
+                )
+            return True
 
     def wait(self, timeout_s: float = 60.0) -> None:
         """Until it listens."""
         until_s, tick = time.monotonic() + timeout_s, threading.Event()
         while time.monotonic() < until_s:
             assert self._process is not None
+            if self._is_ended:
+                return
             assert self._process.poll() is None, f"{self.name} ended: {self.tail()}"
             with suppress(OSError):
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
@@ -85,6 +96,12 @@ class Program:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def end(self) -> None:
+        """Kill it for good: a thread that starts it meanwhile leaves no process behind."""
+        with self._starting:
+            self._is_ended = True
+        self.kill()
 
     def stop(self, timeout_s: float) -> tuple[int, float]:
         """As an operator does it: the exit code, and how long it took."""

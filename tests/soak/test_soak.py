@@ -144,3 +144,30 @@ def test_a_process_is_watched() -> None:
     life.looks = [Held(0, size, 1, 1) for size in (9, 9, 9, 9, 3, 5, 6, 8)]
     assert growth(life)["memory_bytes"] == (4, 7)
     assert percentile([4.0, 1.0, 3.0, 2.0], 0.5) == 3.0
+
+
+def test_a_program_that_has_ended_is_not_started_by_a_late_thread(tmp_path: Path) -> None:
+    """As when a fault's end starts Redis again while the campaign ends."""
+    port = free_port()
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    server = Program("web", command, port, tmp_path)
+    starters = [threading.Thread(target=server.start) for _ in range(8)]
+    for thread in starters:
+        thread.start()
+    server.end()
+    for thread in starters:
+        thread.join()
+    server.start()
+    assert not server.is_alive()
+    found = Path("/proc")
+    running = (
+        [one for one in found.glob("[0-9]*") if _runs(one, str(port))] if found.exists() else []
+    )
+    assert running == []
+
+
+def _runs(process: Path, word: str) -> bool:
+    try:
+        return word.encode() in (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
