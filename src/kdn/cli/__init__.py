@@ -19,6 +19,11 @@ def main() -> None:
         from kdn.cli.program import app
 
         app(prog_name="kdn")
+    except SystemExit as ended:
+        from kdn.machine.process import end_if_closed
+
+        end_if_closed(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise
     except KeyboardInterrupt:  # while commands are imported; later ones are theirs to report
         sys.stderr.write("\nkdn: stopped\n")
         sys.exit(_INTERRUPTED)

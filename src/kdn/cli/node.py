@@ -12,7 +12,7 @@ import typer
 from kdn.cli.options import HomeOption, JsonOption, read_settings
 from kdn.cli.serve import leave, need_serve_extra
 from kdn.cli.show import emit, say
-from kdn.machine.process import hide_arguments
+from kdn.machine.process import hide_arguments, will_end_closed
 
 __all__ = ["node"]
 
@@ -95,4 +95,5 @@ def node(
             say(f"no key is set; for this run the admin's is {admin_key}")
         signal.signal(signal.SIGTERM, leave)
         app = create_node_app(store, settings, grants, version=kdn.__version__)
+        will_end_closed()
         make_server(app, settings).run(sockets=[listening])

@@ -11,7 +11,7 @@ import typer
 from kdn.cli.options import HomeOption, JsonOption, read_settings
 from kdn.cli.serve import leave, need_serve_extra
 from kdn.cli.show import emit, say
-from kdn.machine.process import hide_arguments
+from kdn.machine.process import hide_arguments, will_end_closed
 
 __all__ = ["router"]
 
@@ -87,4 +87,5 @@ def router(
             emit({"url": url, "servers": list(routing.servers), "rule": rule})
         say(f"{len(routing.servers)} servers at {url}/v1 (Ctrl-C stops)")
         signal.signal(signal.SIGTERM, leave)
+        will_end_closed()
         make_server(app, settings).run(sockets=[listening])

@@ -18,7 +18,7 @@ from kdn.cli.options import (
     read_settings,
 )
 from kdn.cli.show import emit, say
-from kdn.machine.process import hide_arguments
+from kdn.machine.process import hide_arguments, will_end_closed
 
 __all__ = ["leave", "need_serve_extra", "serve"]
 
@@ -95,6 +95,7 @@ def serve(
                 emit({"url": url, "model": first, "models": list(models), "adapters": adapters})
             signal.signal(signal.SIGTERM, leave)
             say(f"{', '.join(models)} at {url}/v1 (Ctrl-C stops)")
+            will_end_closed()
             run(list(models.values()), listening, settings, grants)
 
 
