@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,18 +15,17 @@ from fastapi import Request as HttpRequest
 from msgspec import UNSET, UnsetType
 
 from kdn.clock import Clock
-from kdn.core import Constraint, Finish, Prompt, Request
+from kdn.core import Constraint, Finish, Prompt, Request, Sampling
 from kdn.errors import BadInput
 from kdn.machine.text import counted
 from kdn.model import ChatOptions, Document, Message
-from kdn.serve.auth import caller_of, is_background
+from kdn.serve.auth import Caller, caller_of, is_background
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
 from kdn.serve.metrics import Metrics, RecentRequests, RequestRecord
-from kdn.serve.openai.job import HttpJob
 from kdn.serve.openai.requests import ContentPart, DocumentBody, JobBody, MessageBody
 from kdn.serve.openai.responses import WhyReport, why_report
-from kdn.serve.openai.steering import steering_of
+from kdn.serve.openai.steering import SteeringReport, steering_of
 from kdn.serve.openai.streams import (
     GatheredAnswer,
     ResponseStreams,
@@ -35,10 +34,12 @@ from kdn.serve.openai.streams import (
     until_disconnect,
 )
 from kdn.serve.openai.tools import called_turn
+from kdn.serve.openai.unsupported import HARMLESS, NEUTRAL
 from kdn.serve.service import PromptMaker, ServedModel, ServedModels
 from kdn.serve.settings import ServeSettings
 
 __all__ = [
+    "HttpJob",
     "RequestContext",
     "answer_room",
     "biases_of",
@@ -196,53 +197,65 @@ def _parts(body: MessageBody, index: int) -> list[ContentPart]:
     return body.content
 
 
-_HARMLESS = frozenset(
-    {
-        "metadata",
-        "prediction",  # a hint for speed
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "request_id",
-        "safety_identifier",
-        "service_tier",
-        "store",  # of OpenAI's own dashboard
-        "user",
-    }
-)
-"""Labels and hints: the answer is the same without them."""
-
-_NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "add_special_tokens": (False,),
-    "audio": (),
-    "chat_template": (),
-    "detokenize": (True,),
-    "function_call": ("none",),
-    "functions": ([],),
-    "guided_decoding_backend": (),
-    "guided_whitespace_pattern": (),
-    "length_penalty": (1,),
-    "modalities": (["text"],),
-    "return_token_ids": (False,),
-    "spaces_between_special_tokens": (True,),
-    "use_beam_search": (False,),
-    "verbosity": (),
-    "web_search_options": (),
-}
-"""Known but without support here, with the values that ask for nothing (null always does)."""
-
-
 def refuse_unsupported(extra: Mapping[str, object] | None) -> None:
     """Raise Refused for the first parameter that kdn cannot honour."""
     for name, value in (extra or {}).items():
-        if name in _HARMLESS or (name in _NEUTRAL and (value is None or value in _NEUTRAL[name])):
+        if name in HARMLESS or (name in NEUTRAL and (value is None or value in NEUTRAL[name])):
             continue
         known = (
-            f"{name} is not supported by kdn" if name in _NEUTRAL else f"unknown parameter {name}"
+            f"{name} is not supported by kdn" if name in NEUTRAL else f"unknown parameter {name}"
         )
         raise Refused(f"{known}; leave it out", param=name, code="unsupported_parameter")
 
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HttpJob:
+    """What all requests of one HTTP request share."""
+
+    id: str
+    created: int
+    """Seconds since 1970."""
+    model: str
+    """The name that the answer gives: the base model or the adapter."""
+    adapter: str | None
+    served: ServedModel
+    """Who answers."""
+    caller: Caller
+    salt: str
+    priority: int
+    explain: Callable[[str], Awaitable[WhyReport | UnsetType]]
+    """Why the job's request of that id was not reused further."""
+    steering: Callable[[HttpJob, Sequence[int]], Awaitable[SteeringReport | UnsetType]]
+    """What steering did to the first answer, whose tokens are given."""
+    traceparent: str = ""
+    """The caller's trace."""
+    background: bool = False
+    """Runs after what somebody waits for."""
+    bound: dict[str, tuple[str, object]] = field(default_factory=dict)
+
+    def request(self, number: int, prompt: Prompt, sampling: Sampling, **more: Any) -> Request:
+        """The request of this job with that number; `more` are fields of `Request`."""
+        return Request(
+            id=f"{self.id}-{number}",
+            prompt=prompt,
+            sampling=sampling,
+            salt=self.salt,
+            adapter=self._bound(),
+            priority=self.priority,
+            background=self.background,
+            **more,
+        )
+
+    def _bound(self) -> str | None:
+        """What the adapter's name meant when it was first needed: all requests of a job get the same."""
+        if self.adapter is None:
+            return None
+        if self.adapter not in self.bound:
+            self.bound[self.adapter] = self.served.bind(self.adapter)
+        return self.bound[self.adapter][0]
 
 
 @dataclass(frozen=True)

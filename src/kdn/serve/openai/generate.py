@@ -26,6 +26,7 @@ from kdn.core import (
 from kdn.serve.errors import Refused
 from kdn.serve.limits import MAX_SEED, bounded_router
 from kdn.serve.openai.context import (
+    HttpJob,
     RequestContext,
     answer_room,
     biases_of,
@@ -34,7 +35,6 @@ from kdn.serve.openai.context import (
     refuse_unsupported,
     truncated,
 )
-from kdn.serve.openai.job import HttpJob
 from kdn.serve.openai.requests import ChatBody, KdnOptions, SamplingBody
 from kdn.serve.openai.responses import (
     ChatChoice,

@@ -34,8 +34,13 @@ from kdn.rank import (
 )
 from kdn.serve.errors import Refused
 from kdn.serve.limits import MAX_QUESTIONS, MAX_SCORES, bounded_router, check_length
-from kdn.serve.openai.context import RequestContext, chat_prompt, check_ids, refuse_unsupported
-from kdn.serve.openai.job import HttpJob
+from kdn.serve.openai.context import (
+    HttpJob,
+    RequestContext,
+    chat_prompt,
+    check_ids,
+    refuse_unsupported,
+)
 from kdn.serve.openai.requests import ClassifyBody, DecisionBody, JobBody, ScoreBody
 from kdn.serve.openai.responses import JobAnswer, json_response, usage_report
 from kdn.serve.openai.streams import GatheredAnswer

@@ -30,8 +30,7 @@ from kdn.rank import (
 )
 from kdn.serve.errors import Refused
 from kdn.serve.limits import MAX_RANKED, bounded_router, check_length, prefix_of
-from kdn.serve.openai.context import RequestContext, document_of, refuse_unsupported
-from kdn.serve.openai.job import HttpJob
+from kdn.serve.openai.context import HttpJob, RequestContext, document_of, refuse_unsupported
 from kdn.serve.openai.requests import RerankBody
 from kdn.serve.openai.responses import JobAnswer, json_response, usage_report
 from kdn.serve.service import ServedModel

@@ -12,8 +12,7 @@ from msgspec import UNSET, Struct, UnsetType
 from kdn.api.steering import steer_report
 
 if TYPE_CHECKING:
-    from kdn.serve.openai.context import RequestContext
-    from kdn.serve.openai.job import HttpJob
+    from kdn.serve.openai.context import HttpJob, RequestContext
 
 __all__ = ["SteeringReport", "steering_of"]
 
