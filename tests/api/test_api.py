@@ -117,7 +117,7 @@ def test_an_empty_library_and_bad_messages_are_said_plainly(k: kdn.Kdn) -> None:
         k.ask("Anything?")
     with pytest.raises(BadInput, match="a role and a content"):
         k.generate([{"role": "user", "text": "hello"}])
-    with pytest.raises(UnknownModel, match="loaded adapters: none"):
+    with pytest.raises(UnknownModel, match="loaded adapters: document-first, query-first"):
         k.generate("hello", adapter="nobody")
 
 

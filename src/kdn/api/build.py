@@ -77,9 +77,9 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     """
     config = settings_of(home, config)
     clock, trace = clock or SystemClock(), trace or Recorder()
+    kernels = prepared([model], config, trace)
     own = layout_adapters(model)
     chosen = own | {name: Path(path).expanduser() for name, path in (adapters or {}).items()}
-    kernels = prepared([model], config, trace)
     loaded, attention = load(
         model,
         config,
