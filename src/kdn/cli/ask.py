@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdn.cli.grouped import grouped
 from kdn.cli.options import (
     AdapterOption,
-    DeviceOption,
-    DtypeOption,
-    HomeOption,
     JsonOption,
     ModelChoice,
-    ModelOption,
-    QuantizationOption,
     ShareOption,
 )
 from kdn.cli.show import emit, say, time_text, write_piece
@@ -55,11 +51,10 @@ TemperatureOption = Annotated[
 ]
 
 
+@grouped
 def ask(
     question: Annotated[str, typer.Argument(help="What you want to know; - reads stdin.")],
     *,
-    model: ModelOption = "smollm2-135m",
-    home: HomeOption = None,
     max_tokens: MaxTokensOption = 256,
     max_parts: Annotated[
         int | None,
@@ -115,9 +110,7 @@ def ask(
     explain: Annotated[
         bool, typer.Option("--explain", help="Print the profile, the choice and its reasons.")
     ] = False,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = "none",
+    choice: ModelChoice,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from the ingested documents, and show where the answer stands."""
@@ -131,7 +124,7 @@ def ask(
     )
     choosing = auto if auto is not None else not (given or fast or rerank or steered)
     show = None if as_json else write_piece
-    with ModelChoice(model, home, device, dtype, quantization).open() as kdn:
+    with choice.open() as kdn:
         if choosing:
             options = _options(max_tokens, max_parts, method, quality, deadline_ms, always, fast)
             _refuse_empty(kdn, question)
@@ -144,7 +137,7 @@ def ask(
                 rerank=rerank,
                 stream=show,
                 reuse="blend" if fast else "exact",
-                steer=_steering(steer, stress, mute, home),
+                steer=_steering(steer, stress, mute, choice.home),
                 steer_report=steer_report,
                 always=always,
             )
@@ -300,10 +293,9 @@ def _reused(usage: Usage) -> str:
     return f"{usage.exact} reused exactly, {others}"
 
 
+@grouped
 def chat(
     *,
-    model: ModelOption = "smollm2-135m",
-    home: HomeOption = None,
     system: Annotated[str | None, typer.Option(help="What the assistant is told first.")] = None,
     document: Annotated[
         list[Path] | None,
@@ -317,9 +309,7 @@ def chat(
             exists=True, dir_okay=False, help="Answers are JSON of the schema in this file."
         ),
     ] = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = "none",
+    choice: ModelChoice,
     adapter: AdapterOption = None,
     stress: StressOption = None,
     mute: MuteOption = None,
@@ -329,10 +319,9 @@ def chat(
     """Talk with the model; what was said before is reused. /new begins again, /quit ends."""
     documents = [read_text(path) for path in document or ()]
     schema = None if json_schema is None else read_text(json_schema)
-    choice = ModelChoice(model, home, device, dtype, quantization, tuple(adapter or ()))
     opening = [{"role": "system", "content": system}] if system else []
     history, turns = list(opening), list[dict[str, Any]]()
-    with choice.open() as kdn:
+    with replace(choice, adapters=tuple(adapter or ())).open() as kdn:
         for text in _lines("" if as_json else "> "):
             if text == "/new":
                 history = list(opening)
@@ -345,7 +334,7 @@ def chat(
                 temperature=temperature,
                 schema=schema,
                 adapter=adapter[0].partition("=")[0] if adapter else None,
-                steer=_steering(None, stress, mute, home),
+                steer=_steering(None, stress, mute, choice.home),
                 share=share,
                 stream=None if as_json else write_piece,
             )

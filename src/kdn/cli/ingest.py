@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdn.cli.commands import INTERRUPTED
+from kdn.cli.grouped import grouped
 from kdn.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    HomeOption,
     JsonOption,
     ModelChoice,
-    ModelOption,
-    QuantizationOption,
 )
 from kdn.cli.show import (
     emit,
@@ -44,11 +40,10 @@ if TYPE_CHECKING:
 __all__ = ["ingest", "stop_on_interrupt"]
 
 
+@grouped
 def ingest(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders.", exists=True)],
     *,
-    model: ModelOption = "smollm2-135m",
-    home: HomeOption = None,
     prefill: Annotated[
         bool, typer.Option("--prefill", help="Compute all KV now, not on first use.")
     ] = False,
@@ -68,9 +63,7 @@ def ingest(
             help="Pass over such files in folders, as a .gitignore writes them; may be repeated.",
         ),
     ] = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = "none",
+    choice: ModelChoice,
     as_json: JsonOption = False,
 ) -> None:
     """Take documents into the library. Again: only what changed is done."""
@@ -78,7 +71,7 @@ def ingest(
 
     recipe = None if steer is None else read_recipe(steer)
     with (
-        ModelChoice(model, home, device, dtype, quantization).open() as kdn,
+        choice.open() as kdn,
         stop_on_interrupt() as stopped,
     ):
         adapter = kdn.scoring.reranker() if rerank else None

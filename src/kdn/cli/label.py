@@ -13,12 +13,9 @@ import typer
 from kdn.cli.grouped import grouped
 from kdn.cli.options import (
     AdapterOption,
-    EngineKeyOption,
-    EngineModelOption,
-    EngineOption,
+    EngineChoice,
     JsonOption,
     ModelChoice,
-    open_engine,
 )
 from kdn.cli.show import emit, progress_bar, say, tell
 from kdn.machine.text import counted, read_text
@@ -67,9 +64,7 @@ def label(
     ] = False,
     choice: ModelChoice,
     adapter: AdapterOption = None,
-    engine: EngineOption = None,
-    engine_model: EngineModelOption = None,
-    engine_key: EngineKeyOption = None,
+    asked_at: EngineChoice,
     as_json: JsonOption = False,
 ) -> None:
     """Label every row of a table with one of a few choices; started again, it goes on where it was."""
@@ -91,14 +86,9 @@ def label(
     check_rows(rows, asked, known)
     words = [word.strip() for word in choices.split(",") if word.strip()]
     with ExitStack() as opened:
-        if engine is not None:
-            unused = {
-                "device": choice.device,
-                "dtype": choice.dtype,
-                "quantization": choice.quantization != "none",
-                "adapter": adapter,
-            }
-            server = opened.enter_context(open_engine(engine, engine_model, engine_key, unused))
+        if asked_at.engine is not None:
+            unused = {"adapter": adapter}
+            server = opened.enter_context(asked_at.open(choice, unused))
             asker = _remote(server, words)
         else:
             chosen = replace(choice, adapters=tuple(adapter or ()))

@@ -22,16 +22,13 @@ __all__ = [
     "AdapterOption",
     "DeviceOption",
     "DtypeOption",
-    "EngineKeyOption",
-    "EngineModelOption",
-    "EngineOption",
+    "EngineChoice",
     "HomeOption",
     "JsonOption",
     "ModelChoice",
     "ModelOption",
     "QuantizationOption",
     "ShareOption",
-    "open_engine",
     "output_file",
     "output_folder",
     "read_settings",
@@ -55,17 +52,6 @@ AdapterOption = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="NAME=FOLDER", help="A LoRA adapter; may be repeated."),
 ]
-EngineOption = Annotated[
-    str | None,
-    typer.Option("--engine", help="Ask a server with OpenAI's API instead, as http://HOST:PORT."),
-]
-EngineModelOption = Annotated[
-    str | None, typer.Option("--engine-model", help="Its model; the first one by default.")
-]
-EngineKeyOption = Annotated[
-    str | None,
-    typer.Option("--engine-key", envvar="KDN_ENGINE_KEY", help="Its key. Better: KDN_ENGINE_KEY."),
-]
 ShareOption = Annotated[
     Literal["exact", "published", "best"] | None,
     typer.Option(
@@ -82,23 +68,6 @@ def read_settings(home: Path | None) -> Config:
     from kdn.config import load_config
 
     return load_config(os.environ, home=home)
-
-
-def open_engine(
-    url: str, model: str | None, key: str | None, unused: Mapping[str, object]
-) -> RemoteEngine:
-    """The server that is asked in place of a model of ours.
-
-    Raises BadInput for options of a model of ours, which a server would ignore.
-    """
-    from kdn.machine.process import hide_arguments
-    from kdn.scale.remote import JsonClient, RemoteEngine
-
-    hide_arguments([key or ""])
-    given = [name for name, value in unused.items() if value]
-    if given:
-        raise BadInput(f"--{given[0]} is for a model of this machine; leave it out with --engine")
-    return RemoteEngine(JsonClient(url, key), model)
 
 
 def output_file(path: Path | None) -> Path | None:
@@ -182,6 +151,41 @@ class ModelChoice:
             adapters=adapters,
             config=config,
         )
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """A server that is asked in place of a model of ours: three options of a `grouped` command."""
+
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Ask a server with OpenAI's API instead, as http://HOST:PORT."),
+    ] = None
+    engine_model: Annotated[
+        str | None, typer.Option(help="Its model; the first one by default.")
+    ] = None
+    engine_key: Annotated[
+        str | None, typer.Option(envvar="KDN_ENGINE_KEY", help="Its key. Better: KDN_ENGINE_KEY.")
+    ] = None
+
+    def open(self, choice: ModelChoice, more: Mapping[str, object]) -> RemoteEngine:
+        """That server. Raises BadInput for options of a model of ours, which a server would ignore."""
+        from kdn.machine.process import hide_arguments
+        from kdn.scale.remote import JsonClient, RemoteEngine
+
+        hide_arguments([self.engine_key or ""])
+        unused = {
+            "device": choice.device,
+            "dtype": choice.dtype,
+            "quantization": choice.quantization != "none",
+            **more,
+        }
+        given = [name for name, value in unused.items() if value]
+        if given:
+            raise BadInput(
+                f"--{given[0]} is for a model of this machine; leave it out with --engine"
+            )
+        return RemoteEngine(JsonClient(str(self.engine), self.engine_key), self.engine_model)
 
 
 def _named(given: str) -> tuple[str, str]:

@@ -15,12 +15,9 @@ import typer
 from kdn.cli.grouped import grouped
 from kdn.cli.options import (
     AdapterOption,
-    EngineKeyOption,
-    EngineModelOption,
-    EngineOption,
+    EngineChoice,
     JsonOption,
     ModelChoice,
-    open_engine,
 )
 from kdn.cli.show import emit, say, tell, time_text
 from kdn.errors import BadInput
@@ -63,23 +60,15 @@ def rerank(
     ] = False,
     choice: ModelChoice,
     adapter: AdapterOption = None,
-    engine: EngineOption = None,
-    engine_model: EngineModelOption = None,
-    engine_key: EngineKeyOption = None,
+    asked_at: EngineChoice,
     as_json: JsonOption = False,
 ) -> None:
     """Order texts by how well each belongs to a query; their KV is kept for the next query."""
     names, texts = _read(files or [], documents)
-    if engine is not None:
-        unused = {
-            "device": choice.device,
-            "dtype": choice.dtype,
-            "quantization": choice.quantization != "none",
-            "adapter": adapter,
-            "truncate": truncate,
-        }
+    if asked_at.engine is not None:
+        unused = {"adapter": adapter, "truncate": truncate}
         started = perf_counter()
-        with open_engine(engine, engine_model, engine_key, unused) as server:
+        with asked_at.open(choice, unused) as server:
             found = server.rerank(
                 query, texts, top_n, layout=layout, template=template, instruction=instruction
             )

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdn.cli.grouped import grouped
 from kdn.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    HomeOption,
     JsonOption,
     ModelChoice,
-    ModelOption,
     output_file,
     read_settings,
 )
@@ -61,6 +58,7 @@ def find_recipe(word: str, home: Path | None) -> SteerRecipe | None:
 
 
 @app.command()
+@grouped
 def fit(
     data: Annotated[
         Path,
@@ -78,10 +76,7 @@ def fit(
         str | None,
         typer.Option(help="Keep it in the home under this name, by which requests ask for it."),
     ] = None,
-    model: ModelOption = "smollm2-135m",
-    home: HomeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    choice: ModelChoice,
     as_json: JsonOption = False,
 ) -> None:
     """Choose layers, heads and weight, coarse to fine, by how likely the right answers become."""
@@ -89,7 +84,7 @@ def fit(
     from kdn.machine.files import publish_file
     from kdn.reuse.steer import SteerRecipe
 
-    file = _kept_as(out, name, home)
+    file = _kept_as(out, name, choice.home)
     questions = read_questions(data)
     steps: list[FitStep] = []
 
@@ -97,7 +92,7 @@ def fit(
         steps.append(step)
         say(f"{step.what}: NLL {step.nll:.4f}")
 
-    with ModelChoice(model, home, device, dtype).open() as kdn:
+    with choice.open() as kdn:
         start = SteerRecipe(kdn.prompts.fingerprint(None))
         best = fit_recipe(kdn, questions, start, told)
     assert best.recipe is not None, "a recipe was among the candidates"
@@ -122,6 +117,7 @@ def fit(
 
 
 @app.command()
+@grouped
 def show(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A text.")],
     recipe: Annotated[
@@ -132,10 +128,7 @@ def show(
         Path | None,
         typer.Option("--html", callback=output_file, help="Write a page in place of the terminal."),
     ] = None,
-    model: ModelOption = "smollm2-135m",
-    home: HomeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    choice: ModelChoice,
     as_json: JsonOption = False,
 ) -> None:
     """What a recipe chooses in a text: the more layers choose a token, the stronger it is marked."""
@@ -143,7 +136,7 @@ def show(
     from kdn.machine.files import publish_file
 
     wanted = read_recipe(recipe)
-    with ModelChoice(model, home, device, dtype).open() as kdn:
+    with choice.open() as kdn:
         shown = show_steered(kdn, read_text(file), wanted)
     if as_json:
         emit({"chosen": shown.num_columns, "tokens": [list(piece) for piece in shown.pieces]})
