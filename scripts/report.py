@@ -43,7 +43,7 @@ CLAIMS = (
     Claim("KDN", "2409.13761", "stored KV in place of prefill, as a service (no number given)", 0.0,
           "store", "hit_speedup_disk", "first token from the disk, beside a full prefill"),
     Claim("DroidSpeak", "2411.02820", "prefill 1.7 to 3.1 times sooner with a sibling's KV", 1.7,
-          "share", "ttft_speedup", "first token with a sibling's KV"),
+          "share", "prefill_speedup", "prefill with a sibling's KV in memory"),
     Claim("LLMSteer", "2411.13009", "1.4 to 4.8 times less delay than steering at each question", 1.4,
           "steer", "ttft_speedup_query_dependent", "first token, beside steering in two calls"),
     Claim("PrefillOnly", "2505.07203", "up to 4 times the requests a second at the same latency", 4.0,

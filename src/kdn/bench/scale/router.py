@@ -8,7 +8,7 @@ document before every fourth prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kdn.bench.common.lines import lines_of, over
@@ -39,7 +39,6 @@ BUSY = 0.9
 HOT_CHUNKS = 32
 KV_AWARE = "kv-aware"
 PLAIN, DEAD, HOT = "plain", "dead servers", "hot document"
-_Value = Callable[[RoutingOutcome], float]
 _AT = 16
 """Servers of the scenarios beside the plain one."""
 
