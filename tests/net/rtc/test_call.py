@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts.rtc.measure import measure_codec
 from tests.net.rtc.clip import codec, moving
 from tests.net.rtc.table import made_table
 
 from kdn.errors import BadConfig, BadInput
 from kdn.net.rtc.call import Call, CallOutcome, Controller, Decision, Feedback, Link, run_call
 from kdn.net.rtc.clips import Clip
-from kdn.net.rtc.codec.measure import measure_codec
 from kdn.net.rtc.control.gcc import Gcc
 from kdn.net.rtc.control.kalman import KalmanGcc
 from kdn.net.rtc.control.oracle import RateOracle, capacity_bps

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts.rtc.classical import h264_table
 from tests.net.rtc.clip import has_clips, moving
 
 from kdn.errors import BadInput
 from kdn.net.rtc.clips import Clip, generated, packaged, read_clip, write_clip
-from kdn.net.rtc.codec.classical import h264_table
 from kdn.net.rtc.codec.picture import psnr_db
 
 pytest.importorskip("av")

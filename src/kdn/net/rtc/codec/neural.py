@@ -206,7 +206,7 @@ def load_codec(masked: bool = True, path: Path | None = None) -> NeuralCodec:
     where = path or _PACKAGED / ("codec.npz" if masked else "twin.npz")
     if not where.is_file():
         raise BadInput(
-            f"there are no codec weights at {where}; train them by scripts/rtc/train_codec.py"
+            f"there are no codec weights at {where}; train them by python -m scripts.rtc.train_codec"
         )
     with np.load(where, allow_pickle=False) as stored:
         tables = CodecTables(stored["tables.scales"], stored["tables.mixes"].astype(np.float64))
