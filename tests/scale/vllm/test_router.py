@@ -1,4 +1,4 @@
-"""The router in front of two real vLLM servers."""
+"""The router in front of two real vLLM servers that share kdn's store."""
 
 from __future__ import annotations
 
@@ -24,12 +24,23 @@ def ask(client: httpx.Client, text: str) -> dict[str, Any]:
     return found
 
 
-def test_vllm_s_own_cache_is_met_again_and_a_killed_vllm_is_passed_by(tmp_path: Path) -> None:
-    """Five topics over two servers: each asked again with another end finds its five blocks of 128."""
-    model, details = tiny(tmp_path / "model"), "--enable-prompt-tokens-details"
+def test_prompts_meet_their_kv_again_and_a_killed_vllm_leaves_its_own(tmp_path: Path) -> None:
+    """Five topics over two servers: each asked again with another end finds its five blocks of 128.
+
+    So it does when one server was killed: the other one loads them from the folder that both use.
+    """
+    model = tiny(tmp_path / "model")
+    transfer = {
+        "kv_connector": "KdnConnector",
+        "kv_connector_module_path": "kdn.scale.vllm",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"folder": str(tmp_path / "store"), "memory_bytes": 1 << 26},
+    }
+    options = ("--enable-prompt-tokens-details", "--kv-transfer-config", json.dumps(transfer))
     with (
-        vllm_server(model, details) as (one, _),
-        vllm_server(model, details) as (other, dying),
+        vllm_server(model, *options) as (one, _),
+        vllm_server(model, *options) as (other, dying),
         routed(one, other) as client,
     ):
         assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["tiny"]
@@ -48,4 +59,7 @@ def test_vllm_s_own_cache_is_met_again_and_a_killed_vllm_is_passed_by(tmp_path: 
         assert refused.status_code == 404
         dying.kill()
         dying.wait()
-        assert [ask(client, topic)["choices"][0]["text"] for topic in topics] == first
+        for topic, text in zip(topics, first, strict=True):
+            again = ask(client, topic)
+            assert again["choices"][0]["text"] == text
+            assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 640
