@@ -50,9 +50,10 @@ in full.
   event before `[DONE]`. Bounds, keys and salts: [security.md](security.md).
 - **Every answer** has `usage.prompt_tokens_details.cached_tokens` and, beside it, `kdn`: prompt tokens by
   kind of reuse, tiers that supplied them, times.
-- **Steering** ([steer.md](steer.md)): `"kdn": {"steer": ...}` takes marked spans, `look`, or the name of a recipe in the
-  server's home; a name that is not there and a recipe of another model are refused (400). With `"steer_report": true` the answer
-  has `kdn.steering`: `kl`, `nll`, `plain_nll`, `tokens` and `plain_text` beside the model that is not steered.
+- **Steering** ([steer.md](steer.md)): `"kdn": {"steer": ...}` takes marked spans, `look`, or the name of a
+  recipe in the server's home; a name that is not there and a recipe of another model are refused (400).
+  With `"steer_report": true` the answer has `kdn.steering`: `kl`, `nll`, `plain_nll`, `tokens` and
+  `plain_text` beside the model that is not steered.
 - **Embeddings** are the installed sentence embedder's. Token ids are its own: LangChain's
   `OpenAIEmbeddings` sends those of another tokenizer unless it is made with
   `check_embedding_ctx_length=False`. A text that is too long is refused unless `truncate_prompt_tokens`
