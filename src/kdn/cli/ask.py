@@ -17,7 +17,7 @@ from kdn.cli.options import (
     ModelChoice,
     ShareOption,
 )
-from kdn.cli.show import emit, say, time_text, write_piece
+from kdn.cli.show import emit, say, say_for_trying, time_text, write_piece
 from kdn.cli.steer import find_recipe
 from kdn.errors import BadInput
 from kdn.machine.text import counted, read_text
@@ -142,6 +142,8 @@ def ask(
                 always=always,
             )
         _show(question, answer, as_json=as_json, explain=explain)
+        if answer.in_documents and answer.usage.completion_tokens and not as_json:
+            say_for_trying(kdn.name)
         if fast:
             kdn.catch_up()
 

@@ -20,7 +20,17 @@ from kdn.cli.options import (
     output_file,
     read_settings,
 )
-from kdn.cli.show import emit, progress_bar, say, table, tell, time_text, to_json, write_piece
+from kdn.cli.show import (
+    emit,
+    progress_bar,
+    say,
+    say_for_trying,
+    table,
+    tell,
+    time_text,
+    to_json,
+    write_piece,
+)
 from kdn.machine.files import publish_file
 from kdn.machine.text import counted
 
@@ -78,6 +88,7 @@ def demo(
         return
     _print_times(asked)
     tell(f"written to {output}")
+    say_for_trying(model)
     tell(
         f"A better model, once: kdn models get {BETTER_MODEL}   "
         f"then: kdn demo --model {BETTER_MODEL}"

@@ -25,6 +25,7 @@ __all__ = [
     "printable",
     "progress_bar",
     "say",
+    "say_for_trying",
     "size_text",
     "table",
     "tell",
@@ -72,6 +73,15 @@ def say(text: str) -> None:
     """One line for people, on stderr."""
     sys.stderr.write(printable(text) + "\n")
     sys.stderr.flush()
+
+
+def say_for_trying(model: str) -> None:
+    """Of the packaged model, that its answers are no measure of kdn."""
+    if model == "smollm2-135m":
+        say(
+            f"note: {model} is small and for trying kdn, its answers are often wrong; `kdn models"
+            " recommend` names one that fits this machine"
+        )
 
 
 def tell(text: str) -> None:
