@@ -90,7 +90,7 @@ def test_wrong_wishes_end_in_one_sentence(tmp_path: Path, rows: Path, tiny: Path
     assert "the columns are text, truth" in done.err
     done = kdn(tmp_path, "label", rows, "-t", "{text}", "-c", "yes,yes", "-o", out, "--model", tiny)
     assert done.code == 2
-    assert "begins with all of" in done.err
+    assert "the choice 'yes' stands there twice" in done.err
 
 
 def test_a_row_that_is_too_long_is_refused_and_the_others_are_labelled(

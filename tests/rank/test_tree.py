@@ -39,6 +39,8 @@ def test_only_whole_words_may_begin_alike() -> None:
         make_choices(["ab", "ac"], spelled)
     assert make_choices(["ab", "ac"], spelled, whole=True)[1].tokens == spelled("ac")
     assert make_choices(["ab", "bc"], spelled, whole=True)[0].rest == (), "one token is enough"
+    with pytest.raises(BadInput, match="the choice 'ab' stands there twice"):
+        make_choices(["ab", "b", "ab"], spelled, whole=True)
     with pytest.raises(BadInput, match=r"'abc' begins with all of 'ab'.*ab=B"):
         make_choices(["abc", "b", "ab"], spelled, whole=True)
 

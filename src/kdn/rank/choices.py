@@ -99,6 +99,8 @@ def _refuse_beginnings(choices: Sequence[Choice]) -> None:
     """Raises BadInput where one choice's tokens are the beginning of another's."""
     ordered = sorted(choices, key=lambda choice: choice.tokens)
     for shorter, longer in pairwise(ordered):
+        if shorter.name == longer.name:
+            raise BadInput(f"the choice {longer.name!r} stands there twice; leave one out")
         if longer.tokens[: len(shorter.tokens)] == shorter.tokens:
             raise BadInput(
                 f"the choice {longer.name!r} begins with all of {shorter.name!r}, and nothing tells "

@@ -122,6 +122,7 @@ def test_a_chat_of_one_token_takes_no_kv_but_one_layers(server: Running, opened:
     [
         ("/v1/score", {"text_1": "a"}, "text_1 and text_2"),
         ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "cannot be paired"),
+        ("/v1/score", {"text_1": "a", "text_2": []}, "1 text on one side cannot be paired with 0"),
         ("/v1/score", {"query": "a", "items": [], "label_token_ids": [5]}, "go with a query"),
         ("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": [5, 5]}, "each once"),
         ("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": [99999]}, "token id 99999"),

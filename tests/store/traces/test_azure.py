@@ -48,6 +48,7 @@ def test_two_requests_a_second_and_a_half_apart(tmp_path: Path, text: str) -> No
         ("nan,1,1", "line 2: .*'nan' is no time"),
         ("0,-1,1", "line 2: times and lengths cannot be negative"),
         ("0,inf,1", "line 2: no request"),
+        (f"0,{'9' * 5_000},1", "line 2: no request of a trace: '9{40}' is no whole number"),
     ],
 )
 def test_a_row_that_is_no_request_is_refused_with_its_line(

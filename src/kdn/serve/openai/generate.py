@@ -200,7 +200,7 @@ def requests_of(
     options, most = body.kdn or KdnOptions(), context.settings.limits.choices
     if len(prompts) * choices > most:
         raise Refused(
-            f"{len(prompts)} prompts with n={choices} ask for more than {most} answers",
+            f"{len(prompts) * choices} answers are asked for; a request may ask for {most}",
             param="n",
         )
     return [

@@ -218,7 +218,7 @@ def _pairs(body: ScoreBody) -> list[tuple[str, str]]:
         )
     queries = [left] if isinstance(left, str) else left
     texts = [right] if isinstance(right, str) else right
-    if len(queries) == 1:
+    if len(queries) == 1 and texts:
         queries = queries * len(texts)
     if len(queries) != len(texts) or not texts:
         raise Refused(

@@ -169,7 +169,7 @@ def _whole(text: str) -> int:
     """A number of tokens; spreadsheets write 374 as 374.0."""
     number = float(text)
     if not number.is_integer():
-        raise ValueError(f"{text!r} is no whole number of tokens")
+        raise ValueError(f"{text[:40]!r} is no whole number of tokens")
     return int(number)
 
 
