@@ -133,6 +133,8 @@ def test_the_whole_runs_and_goes_on_where_it_was(
     assert page.summary == result.summary
     assert load_bench("share")(replace(options, pairs=2)).rows
     assert rows.read_text().startswith(kept)
+    with pytest.raises(BadInput, match="measured of other weights, or with --quick"):
+        load_bench("share")(replace(options, quick=False))
     with pytest.raises(BadInput, match="no part 'speed'"):
         load_bench("share")(replace(options, only="speed"))
 

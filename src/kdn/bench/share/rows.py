@@ -21,6 +21,8 @@ class ShareRows:
         """By pair and item: `arms`, each with kl, nll, right and work."""
         self.profiles: dict[str, list[dict[str, Any]]] = {}
         """By pair, the points of its frontier on the profile's half."""
+        self._weights: dict[str, str] = {}
+        """By pair, what its rows were measured of."""
         self.rounds: list[dict[str, Any]] = []
         """Milliseconds to the first token by way, a round each."""
         if file is None or not file.exists():
@@ -34,6 +36,14 @@ class ShareRows:
     def of(self, pair: str) -> list[dict[str, Any]]:
         """The items of a pair."""
         return [line for (name, _), line in self.items.items() if name == pair]
+
+    def refuse_others(self, pair: str, weights: str) -> None:
+        """Raises BadInput for rows of a pair of other weights or contexts: they would be mixed."""
+        if self._weights.get(pair, weights) != weights:
+            raise BadInput(
+                f"{self._file} holds rows of {pair} that were measured of other weights, or with --quick;"
+                " give another file"
+            )
 
     @property
     def pairs(self) -> list[str]:
@@ -53,5 +63,6 @@ class ShareRows:
             self.rounds.append(line)
         elif "profile" in line:
             self.profiles[line["pair"]] = list(line["profile"])
+            self._weights[line["pair"]] = str(line["weights"])
         else:
             self.items[line["pair"], line["item"]] = line | {"arms": dict(line["arms"])}

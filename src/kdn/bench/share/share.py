@@ -120,6 +120,8 @@ def _profiled(
     own = [item for _, item in items]
     layers = opened.model.decoder.config.num_layers
     sender, receiver = pair.sides(opened)
+    weights = f"{sender.fingerprint[:12]} {receiver.fingerprint[:12]}{' quick' * options.quick}"
+    rows.refuse_others(pair.name, weights)
     record = profile_pair(
         sender,
         receiver,
@@ -135,7 +137,7 @@ def _profiled(
              "nll_change": round(one.nll - record.own_nll, 4), "items": one.contexts}
             for one in record.usable("best")
         ]  # fmt: skip
-        rows.keep({"pair": pair.name, "profile": points})
+        rows.keep({"pair": pair.name, "weights": weights, "profile": points})
     return record
 
 
