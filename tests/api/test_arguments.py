@@ -133,6 +133,25 @@ def test_what_python_itself_says_of_a_call_stays(k: kdn.Kdn) -> None:
         k.generate("?", tokens=3)  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ({"adapters": ["a"]}, "adapters is a list; it must map names to folders"),
+        ({"adapters": {"a": 3}}, "adapters: 'a' stands for 3, which is no folder"),
+        ({"device": 3}, "device is 3; it must be a text or None"),
+        ({"dtype": []}, "dtype is a list; it must be a text or None"),
+        ({"quantization": None}, "quantization is None; it must be a text"),
+        ({"int8": "yes"}, "int8 is 'yes'; it must be True or False"),
+        ({"home": "x" * 5_000}, "cannot be used .File name too long.; choose another"),
+        ({"home": 3}, "home is 3; it must be"),
+        ({"config": {}}, "config is a dict; it must be a kdn.Config or None"),
+    ],
+)
+def test_an_opening_is_checked_too(named: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadInput, match=why):
+        kdn.open("no-such-model", **named)
+
+
 class Counter:
     @checked
     def count(self, to: int, by: float = 1, name: str | None = None) -> str:

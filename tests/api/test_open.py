@@ -27,8 +27,8 @@ def test_home_may_be_a_text(tiny_model: TinyModel, tmp_path: Path) -> None:
     [
         ({"home": "/a", "config": Config(home=Path("/b"))}, "config has its own"),
         ({"config": {"home": "/a"}}, "config is a dict"),
-        ({"home": 7}, "home is a int"),
-        ({"model": None}, "model is a NoneType"),
+        ({"home": 7}, "home is 7; it must be a path"),
+        ({"model": None}, "model is None; it must be a text or a path"),
         ({"model": "smolm2"}, "no model goes by 'smolm2' here: .*smollm2-135m"),
         ({"device": "tpu"}, "tpu"),
         ({"dtype": "float8"}, "float8"),

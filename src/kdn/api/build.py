@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
+from kdn.api.checked import checked
 from kdn.api.common import Common
 from kdn.api.cost import Costs
 from kdn.api.kdn import Kdn
@@ -31,7 +32,7 @@ from kdn.errors import BadConfig, BadInput, StoreError
 from kdn.machine.facts import free_memory_bytes
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
-from kdn.rank import layout_adapters
+from kdn.rank import adapter_folders, layout_adapters
 from kdn.reuse import LossRule, PrefixReuse, RecordLookups, Stack
 from kdn.reuse.blend import BlendReuse, QualityGuard, RatioController
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 
+@checked
 def open(  # noqa: A001  kdn.open, as in gzip.open
     model: str | Path = "smollm2-135m",
     *,
@@ -77,9 +79,9 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     """
     config = settings_of(home, config)
     clock, trace = clock or SystemClock(), trace or Recorder()
-    kernels = prepared([model], config, trace)
     own = layout_adapters(model)
-    chosen = own | {name: Path(path).expanduser() for name, path in (adapters or {}).items()}
+    chosen = own | adapter_folders(adapters)
+    kernels = prepared([model], config, trace)
     loaded, attention = load(
         model,
         config,
@@ -272,7 +274,14 @@ def settings_of(home: Path | str | None, config: Config | None) -> Config:
         raise BadInput(f"home is {home} and config has its own, {config.home}: give one of the two")
     if home is not None and not isinstance(home, str | os.PathLike):
         raise BadInput(f"home is a {type(home).__name__}; it must be the path of a folder")
-    return config or load_config(os.environ, home=None if home is None else Path(home).expanduser())
+    try:
+        return config or load_config(
+            os.environ, home=None if home is None else Path(home).expanduser()
+        )
+    except OSError as error:
+        raise BadInput(
+            f"home {str(home)[:80]!r} cannot be used ({error.strerror}); choose another"
+        ) from error
 
 
 # --- what was measured, as the techniques read it --------------------------------------------

@@ -9,10 +9,10 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     Any,
-    Concatenate,
     Literal,
     ParamSpec,
     TypeVar,
@@ -29,11 +29,11 @@ __all__ = ["checked", "checked_verbs"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_Self = TypeVar("_Self")
 _Owner = TypeVar("_Owner")
 
 _WORDS: dict[object, str] = {
     str: "a text",
+    Path: "a path",
     int: "a whole number",
     float: "a number",
     bool: "True or False",
@@ -41,9 +41,7 @@ _WORDS: dict[object, str] = {
 }
 
 
-def checked(
-    verb: Callable[Concatenate[_Self, _P], _R],
-) -> Callable[Concatenate[_Self, _P], _R]:
+def checked(verb: Callable[_P, _R]) -> Callable[_P, _R]:
     """The verb, which raises BadInput for an argument of another kind than its annotation says.
 
     Arguments that may hold many things are left to the verb.
@@ -57,11 +55,11 @@ def checked(
         return {name: kinds for name, kinds in found.items() if kinds}
 
     @functools.wraps(verb)
-    def call(self: _Self, /, *args: _P.args, **named: _P.kwargs) -> _R:
+    def call(*args: _P.args, **named: _P.kwargs) -> _R:
         try:
-            given = signature.bind(self, *args, **named).arguments
+            given = signature.bind(*args, **named).arguments
         except TypeError:
-            return verb(self, *args, **named)  # which says what is missing, or is too much
+            return verb(*args, **named)  # which says what is missing, or is too much
         for name, allowed in kinds().items():
             if name not in given:
                 continue
@@ -70,7 +68,7 @@ def checked(
             if not any(_fits(given[name], kind) for kind in allowed):
                 wanted = " or ".join(map(_words, allowed))
                 raise BadInput(f"{name} is {_shown(given[name])}; it must be {wanted}")
-        return verb(self, *args, **named)
+        return verb(*args, **named)
 
     return call
 
@@ -90,7 +88,8 @@ def _kinds(hint: object) -> tuple[object, ...]:
         return tuple(kind for part in parts for kind in part) if all(parts) else ()
     if hint is None or get_origin(hint) is Literal or get_origin(hint) in _CALLABLE:
         return (NoneType if hint is None else hint,)
-    return (hint,) if isinstance(hint, type) and get_origin(hint) is None else ()
+    is_plain = isinstance(hint, type) and get_origin(hint) is None
+    return (hint,) if is_plain and not getattr(hint, "_is_protocol", False) else ()
 
 
 _CALLABLE = (Callable, get_origin(Callable[[], None]))

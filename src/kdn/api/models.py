@@ -21,7 +21,7 @@ from kdn.config import Config
 from kdn.engine import KvPool
 from kdn.errors import BadInput
 from kdn.model import LoadedModel
-from kdn.rank import layout_adapters
+from kdn.rank import adapter_folders, layout_adapters
 from kdn.store import Store
 from kdn.trace import Recorder, Trace
 
@@ -99,7 +99,7 @@ def open_models(
     loaded, rerankers = {}, dict[str, list[str]]()
     for name, model in named.items():
         own = layout_adapters(model)
-        chosen = own | {n: Path(path).expanduser() for n, path in by_model.get(name, {}).items()}
+        chosen = own | adapter_folders(by_model.get(name))
         rerankers[name] = [one for one, path in own.items() if chosen[one] == path]
         found = load(
             model,

@@ -6,7 +6,7 @@ may import it.  Start reading at `rerank.py` along one query, then `judge.py`, w
 
 from __future__ import annotations
 
-from kdn.rank.adapters import MODEL_ALONE, layout_adapters, packaged_adapters
+from kdn.rank.adapters import MODEL_ALONE, adapter_folders, layout_adapters, packaged_adapters
 from kdn.rank.calibrate import fit_temperature, surprise
 from kdn.rank.choices import (
     Choice,
@@ -71,6 +71,7 @@ __all__ = [
     "Row",
     "RowTemplate",
     "Template",
+    "adapter_folders",
     "answer_of",
     "check_out",
     "check_rows",

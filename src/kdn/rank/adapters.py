@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
+from kdn.errors import BadInput
 from kdn.rank.layouts import Layout
 
-__all__ = ["MODEL_ALONE", "layout_adapters", "packaged_adapters"]
+__all__ = ["MODEL_ALONE", "adapter_folders", "layout_adapters", "packaged_adapters"]
 
 _FOLDER = Path(__file__).parent / "trained"
 
@@ -24,6 +27,18 @@ def packaged_adapters(model: str | Path) -> dict[str, Path]:
     if Path(model).name != str(model) or not folder.is_dir():
         return {}
     return {one.name: one for one in sorted(folder.iterdir()) if one.is_dir()}
+
+
+def adapter_folders(given: object) -> dict[str, Path]:
+    """The folders of adapters by name, as callers give them. Raises BadInput for what is no mapping."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise BadInput(f"adapters is a {type(given).__name__}; it must map names to folders")
+    for name, folder in given.items():
+        if not isinstance(name, str) or not isinstance(folder, str | os.PathLike):
+            raise BadInput(f"adapters: {name!r:.60} stands for {folder!r:.60}, which is no folder")
+    return {name: Path(folder).expanduser() for name, folder in given.items()}
 
 
 def layout_adapters(model: str | Path) -> dict[str, Path]:
