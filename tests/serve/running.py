@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx
 from openai import OpenAI
 
-from kdn.clock import ManualClock
+from kdn.clock import Clock, ManualClock
 from kdn.serve import ServedModel, ServeSettings, create_app, listen, make_server, url_of
 from kdn.serve.store.grants import Grant
 from tests.serve.scripted import ScriptedService
@@ -41,12 +41,13 @@ def running(
     settings: ServeSettings | None = None,
     others: Sequence[ServedModel] = (),
     own_keys: tuple[Grant, ...] = (),
+    clock: Clock | None = None,
 ) -> Iterator[Running]:
     """Serve until the end of the block; then wait for the server to be gone."""
     model = model.served() if isinstance(model, ScriptedService) else model
     settings = settings or ServeSettings(port=0, grace_s=5)
     listening = listen(settings)
-    clock = ManualClock(wall_s=1_700_000_000)
+    clock = clock or ManualClock(wall_s=1_700_000_000)
     app = create_app(
         model, settings, version="1.2.3", clock=clock, others=others, own_keys=own_keys
     )

@@ -205,7 +205,7 @@ class ScriptedService:
         """A stream that has sent so many tokens stands still until it is cancelled."""
         self._work = threading.Condition()
         self._open = True
-        self._thread = threading.Thread(target=self._run, name="scripted")
+        self._thread = threading.Thread(target=self._run, name="scripted", daemon=True)
         self._thread.start()
 
     def reads(self, name: str) -> bool:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -153,7 +153,10 @@ def test_no_more_connections_than_descriptors() -> None:
 
 def test_silent_connections_do_not_close_a_server_or_a_node(tmp_path: Path) -> None:
     settings = ServeSettings(port=0, grace_s=1, limits=Limits(connections=8))
-    with running(ScriptedService(), settings) as server, ExitStack() as stack:
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            running(stack.enter_context(closing(ScriptedService())), settings)
+        )
         port = int(server.url.rpartition(":")[2])
         for _ in range(30):
             stack.enter_context(connect(port))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kdn
-from kdn.clock import ManualClock
+from kdn.clock import ManualClock, SystemClock
 from kdn.config import load_config
 from kdn.core import Finish, FinishReason, Prompt, Request, Role, Segment, Usage
 from kdn.serve import ServeSettings, served
@@ -30,7 +31,7 @@ def server(
     folder = tiny_model("llama", max_position_embeddings=4096)
     with (
         kdn.open(folder, config=config, dtype="float32") as opened,
-        running(served(opened), SETTINGS) as server,
+        running(served(opened), SETTINGS, clock=SystemClock()) as server,
     ):
         yield server
         opened.check()
@@ -106,7 +107,7 @@ def test_a_request_of_another_key_is_one_that_never_was(server: Running) -> None
 
 
 def test_where_nothing_is_stored_nothing_is_explained() -> None:
-    with running(ScriptedService()) as server:
+    with closing(ScriptedService()) as service, running(service) as server:
         answer = server.http.post(
             "/v1/completions", json={"prompt": "Hi", "max_tokens": 3, "kdn": {"why": True}}
         ).json()
