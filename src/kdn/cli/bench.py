@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdn.cli.options import HomeOption, ModelOption, output_file, output_folder
+from kdn.cli.options import HomeOption, ModelOption, output_folder
 from kdn.cli.show import emit, say
 from kdn.errors import BadInput
 
@@ -18,7 +18,10 @@ __all__ = ["bench"]
 
 
 def _json_file(path: Path | None) -> Path | None:
-    return path if path == Path("-") else output_file(path)
+    """A file whose folder may be missing, or `-`."""
+    if path is not None and path != Path("-"):
+        output_folder(path.parent)
+    return path
 
 
 _USED_BY = {
@@ -68,13 +71,19 @@ def bench(
     json_file: Annotated[
         Path | None,
         typer.Option(
-            "--json", callback=_json_file, help="Write the result to a file; - for stdout."
+            "--json",
+            dir_okay=False,
+            callback=_json_file,
+            help="Write the result to a file; - for stdout.",
         ),
     ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
-            "--report", callback=output_folder, help="Write a page with a plot into this folder."
+            "--report",
+            file_okay=False,
+            callback=output_folder,
+            help="Write a page with a plot into this folder.",
         ),
     ] = None,
 ) -> None:
