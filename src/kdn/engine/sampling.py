@@ -94,15 +94,19 @@ class Sampler:
             ends = torch.tensor(sorted(self._end_ids), dtype=torch.int64)
             others = tokens[~torch.isin(tokens, ends)]
             tokens = others if others.numel() else tokens
-        drawn = self._drawn(wanted[tokens], tokens.tolist())
+        drawn = self._drawn(wanted[tokens], tokens)
         constraint.take(drawn.token_id)
         return replace(drawn, is_last=constraint.is_complete)
 
-    def _drawn(self, wanted: Tensor, tokens: Sequence[int]) -> DrawnToken:
-        """From the logits of `tokens`, or of all when there are none."""
+    def _drawn(self, wanted: Tensor, tokens: Tensor | Sequence[int]) -> DrawnToken:
+        """From the logits of `tokens`, or of all when there are none.
+
+        A tensor stays one: inside a text nearly the whole vocabulary is allowed, and as a list it costs more
+        than the draw.
+        """
         is_greedy = self._sampling.temperature < _GREEDY_BELOW
         chosen = int(wanted.argmax()) if is_greedy else self._random(wanted)
-        token_id = tokens[chosen] if tokens else chosen
+        token_id = int(tokens[chosen]) if len(tokens) else chosen
         if self._sampling.logprobs is None:
             return DrawnToken(token_id)
         raw = self._sampling.raw_logits
@@ -110,15 +114,18 @@ class Sampler:
         pairs = tuple(self._reported(logprobs, tokens))
         return DrawnToken(token_id, float(logprobs[chosen]), pairs)
 
-    def _reported(self, logprobs: Tensor, tokens: Sequence[int]) -> Iterable[tuple[int, float]]:
+    def _reported(
+        self, logprobs: Tensor, tokens: Tensor | Sequence[int]
+    ) -> Iterable[tuple[int, float]]:
         """Tokens and their log-probabilities: those asked for by name, or the likeliest."""
         ranked = self._sampling.ranked
         if ranked:
-            places = [tokens.index(token) for token in ranked] if tokens else list(ranked)
+            known = list(map(int, tokens))
+            places = [known.index(token) for token in ranked] if known else list(ranked)
             return zip(ranked, logprobs[places].tolist(), strict=True)
         top = torch.topk(logprobs, min(self._sampling.logprobs or 0, logprobs.numel()))
         places = top.indices.tolist()
-        named = [tokens[place] for place in places] if tokens else places
+        named = [int(tokens[place]) for place in places] if len(tokens) else places
         pairs = zip(named, top.values.tolist(), strict=True)
         return (pair for pair in pairs if pair[1] > -math.inf)  # those that `min_tokens` bars
 
