@@ -37,7 +37,7 @@ def benched(
     def once(name: str) -> Result:
         if name not in found:
             own = {"settings": [], **SMALLER.get(name, {})}
-            if name == "vllm":  # its kernels have no heads of 16
+            if name in ("serve", "vllm"):  # vLLM's kernels have no heads of 16
                 wide = tiny_model("llama", max_position_embeddings=32_768, hidden_size=128)
                 own["model"] = str(wide)
             found[name] = load_bench(name)(replace(options, **own))

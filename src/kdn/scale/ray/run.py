@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,19 +148,23 @@ def _data(ray: Any, rows: Sequence[Row], job: BatchJob, settings: BatchSettings)
         for number, row in enumerate(rows)
     ]
     blocks = -(-len(items) // settings.batch_rows)
-    return ray.data.from_items(items, override_num_blocks=blocks).map_batches(
-        EngineActor,
-        fn_constructor_args=(_text(job), _text(settings)),
-        batch_size=settings.batch_rows,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(
-            size=min(settings.actors, blocks), max_tasks_in_flight_per_actor=2
-        ),
-        num_cpus=settings.cpus,
-        num_gpus=settings.gpus or None,
-        max_restarts=settings.restarts,
-        max_task_retries=settings.restarts,
-    )
+    with (
+        warnings.catch_warnings()
+    ):  # Ray has no other way yet to bound restarts, and warns of this one
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return ray.data.from_items(items, override_num_blocks=blocks).map_batches(
+            EngineActor,
+            fn_constructor_args=(_text(job), _text(settings)),
+            batch_size=settings.batch_rows,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(
+                size=min(settings.actors, blocks), max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=settings.cpus,
+            num_gpus=settings.gpus or None,
+            max_restarts=settings.restarts,
+            max_task_retries=settings.restarts,
+        )
 
 
 @contextmanager
