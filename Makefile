@@ -51,7 +51,7 @@ extras: install ## pip resolves each extra alone, and its rooms import in an env
 floors: ## the same tests with the lowest versions, in .venv-floors
 	rm -rf .venv-floors
 	$(MAKE) VENV=.venv-floors VERSIONS=floors install
-	KDN_FLOORS=1 .venv-floors/bin/pytest -W default
+	TEST_FLOORS=1 .venv-floors/bin/pytest -W default
 
 fmt: $(INSTALLED) ## put the code in shape
 	$(BIN)/ruff check --fix

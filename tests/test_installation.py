@@ -119,8 +119,8 @@ def test_the_tests_of_the_floors_are_there() -> None:
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="floors are those of Python 3.11")
 def test_the_lowest_versions_work(tmp_path: Path) -> None:
     """All but torch, which stays as constrained: each of its versions is gigabytes to download."""
-    if "KDN_FLOORS" not in os.environ:
-        pytest.skip("it takes minutes; `make floors` and .ci/run run it: set KDN_FLOORS=1")
+    if "TEST_FLOORS" not in os.environ:
+        pytest.skip("it takes minutes; `make floors` and .ci/run run it: set TEST_FLOORS=1")
     if not index_answers():
         pytest.skip("no package index answers")
     folder = tmp_path / "environment"
