@@ -24,7 +24,7 @@ from kdn.model import LoadedModel, Tokenizer, load_model
 from kdn.model.attention import TorchAttention
 from kdn.reuse.share import ShareChoice, ShareRecords
 from tests.engine.runs import some_tokens
-from tests.engine.test_company import write_adapter
+from tests.engine.test_company import weaken, write_adapter
 
 LAYERS = 4
 ITEMS = [
@@ -39,6 +39,7 @@ def loaded(
 ) -> LoadedModel:
     base = tiny_model("llama", num_hidden_layers=LAYERS, max_position_embeddings=1024)
     adapter = write_adapter(tmp_path_factory.mktemp("adapters") / "a", 1, ("q_proj", "v_proj"))
+    weaken(adapter)
     return load_model(
         base, cache_dir=model_cache, dtype="float32", device="cpu", adapters={"a": adapter}
     )

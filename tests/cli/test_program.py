@@ -196,7 +196,7 @@ def test_errors_of_the_system_say_what_to_do() -> None:
     )
     shut = PermissionError(errno.EACCES, "Permission denied", "/srv/a")
     assert "check its rights" in explained(shut)
-    assert explained(OSError("odd")) == "odd"
+    assert explained(OSError("odd")) == "odd; check the file and its folder"
 
 
 def test_ctrl_c_is_130_from_the_first_import_on(tmp_path: Path) -> None:

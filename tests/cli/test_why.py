@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import kdn
 from kdn.cli import app
+from kdn.clock import SystemClock
 from kdn.config import load_config
 from kdn.reuse.why import MissReason
 from kdn.reuse.why.reasons import SENTENCES
@@ -48,7 +49,10 @@ def test_a_body_and_an_answer_are_explained_alike(
     home = tmp_path / "home"
     monkeypatch.setenv("KDN_ENGINE_DTYPE", "float32")
     config = load_config({"KDN_ENGINE_FIT_IDLE_S": "0"}, home=home)
-    with kdn.open(model, config=config, dtype="float32") as k, running(served(k)) as server:
+    with (
+        kdn.open(model, config=config, dtype="float32") as k,
+        running(served(k), clock=SystemClock()) as server,
+    ):
         for day in ("2026-11-27", "2026-11-28"):
             chat = body(day) | {"max_tokens": 2}
             answer = server.http.post("/v1/chat/completions", json=chat).json()

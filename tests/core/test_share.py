@@ -10,9 +10,9 @@ from kdn.errors import BadInput
 REQUEST = Request("r", Prompt((Segment(Role.QUESTION, (1, 2, 3)),)))
 
 
-def test_the_default_of_an_option_is_the_best_way_and_that_of_settings_exact() -> None:
+def test_the_default_of_an_option_and_of_settings_is_the_best_way() -> None:
     assert (Share().mode, Share().max_kl, Share().within_s) == ("best", 0.05, None)
-    assert (ShareConfig().mode, ShareConfig().max_kl) == ("exact", 0.05)
+    assert (ShareConfig().mode, ShareConfig().max_kl) == ("best", 0.05)
 
 
 def test_a_request_carries_one_option_of_a_kind() -> None:

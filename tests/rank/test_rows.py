@@ -83,7 +83,7 @@ def test_values_that_are_no_text_are_written_as_json_writes_them(tmp_path: Path)
     ("name", "text", "says"),
     [
         ("a.csv", "text,id\nfine,1\nbroken,1,x\n", "line 3: 3 cells under 2 columns"),
-        ("a.csv", 'text,id\n"two\nlines",1\nshort\n', "line 4: 1 cells under 2 columns"),
+        ("a.csv", 'text,id\n"two\nlines",1\nshort\n', "line 4: 1 cell under 2 columns"),
         ("a.csv", "text,text\na,b\n", "two columns are called 'text'"),
         ("a.csv", "text\n", "no row in it"),
         ("a.csv", "", "no row in it"),

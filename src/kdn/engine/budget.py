@@ -115,9 +115,12 @@ class KvBudget:
 
     def release(self, owner: str) -> None:
         """Give the owner's bytes back; nothing happens if it holds none."""
-        size_bytes = self._reserved.pop(owner, None)
+        size_bytes = self._reserved.get(owner)
         if size_bytes is not None:
             self._pool.put_back(self, size_bytes)
+            del self._reserved[
+                owner
+            ]  # only now: what a fault has kept from the pool is still known
 
     def clear(self) -> None:
         """Give all bytes back."""
