@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,7 +143,18 @@ def test_every_series_is_the_truth(server: Running, model: kdn.Kdn, answers: lis
         truth[f"kdn_store_blocks{{tier={name}}}"] = usage.blocks
         truth[f"kdn_store_bytes{{tier={name}}}"] = usage.size_bytes
         truth[f"kdn_tier_errors_total{{tier={name}}}"] = 0
+    engine = model.engine.stat()
+    assert engine.resident is not None
+    truth |= {
+        "kdn_resident_prefixes": engine.resident.num_prefixes,
+        "kdn_resident_bytes": engine.resident.size_bytes,
+        "kdn_resident_hits_total": engine.resident.num_hits,
+    }
+    truth |= dict.fromkeys(f"kdn_engine_seconds_total{{part={part}}}" for part in engine.seconds)
     told = series(server)
+    processors = {name: told.pop(name) for name in list(told) if name.startswith("kdn_cpu_")}
+    assert processors["kdn_cpu_seconds_total{thread=kdn-engine}"] > 0
+    assert sum(processors.values()) == pytest.approx(time.process_time(), rel=0.2)
     assert set(told) == set(truth)
     for name, value in truth.items():
         if value is not None:

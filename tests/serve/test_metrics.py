@@ -146,6 +146,7 @@ def test_the_catalogue_held_by_another_process_freezes_no_route(
     config = load_config({"KDN_ENGINE_FIT_IDLE_S": "0"}, home=tmp_path)
     with kdn.open(tiny_model("llama"), config=config, dtype="float32") as opened:
         opened.generate("hello " * 40)
+        opened.store.flush()
         with running(served(opened)) as server:
             assert server.metric("kdn_store_blocks", tier="disk") >= 1
             other = sqlite3.connect(tmp_path / "store" / "catalogue.sqlite", isolation_level=None)

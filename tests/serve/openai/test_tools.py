@@ -64,7 +64,9 @@ def chat(server: Running, **body: Any) -> Any:
 
 def test_a_required_call_keeps_to_the_schema_of_its_tool(server: Running) -> None:
     for seed in range(3):
-        answer = chat(server, tool_choice="required", parallel_tool_calls=False, seed=seed)
+        answer = chat(
+            server, tool_choice="required", parallel_tool_calls=False, seed=seed, max_tokens=1000
+        )
         (choice,) = answer.choices
         (call,) = choice.message.tool_calls
         assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
