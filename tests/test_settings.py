@@ -55,6 +55,22 @@ def test_a_prompt_beyond_the_kv_budget_is_refused(
         assert k.generate("a", sampling=FEW).usage.completion_tokens == 4
 
 
+def test_prefixes_stay_in_the_engine_as_long_as_they_have_memory(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Three questions about one document: the first computes it, the second loads it, the third finds it."""
+    folder, document, hits = tiny_model(), ["The lamp is lit at dusk. " * 6], []
+    for given in ("0", "1 GB"):
+        with opened(folder, tmp_path / given, engine_resident_bytes=given) as k:
+            for number in range(3):
+                k.generate(f"Number {number}?", document, sampling=ONE)
+                k.catch_up()
+            resident = k.engine.stat().resident
+        assert resident is not None
+        hits.append((resident.num_hits, resident.num_prefixes))
+    assert hits == [(0, 0), (1, 1)]
+
+
 def test_the_limits_of_passes_and_stalls_reach_the_engine(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
