@@ -386,7 +386,12 @@ def _kill_worker(server: Program) -> bool:
 
 def _server_settings(ports: dict[str, int]) -> dict[str, dict[str, Any]]:
     return {
-        "engine": {"kv_budget_bytes": 96 << 20, "fit_idle_s": 0, "threads": 1},
+        "engine": {
+            "kv_budget_bytes": 96 << 20,
+            "resident_bytes": 16 << 20,  # else memory grows for the whole campaign, as it may
+            "fit_idle_s": 0,
+            "threads": 1,
+        },
         "serve": {"store_key": KEY, "grace_s": GRACE_S, "max_requests": 300},
         "store": {
             "disk_bytes": 40 << 20,

@@ -166,7 +166,10 @@ class Traffic:
                 found = (await self._http.post("/v1/store/lookup-text", json=text)).json()
                 keys = [hit["key"] for hit in found["hits"]]
                 pinned = await self._http.post("/v1/store/pin", json={"keys": keys})
-                if pinned.status_code == 200 and found["hit_tokens"] == found["tokens"]:
+                # Until it was pinned it could be evicted: what counts is what is put again after that.
+                again = await self._http.post("/v1/store/put", json=text)
+                whole = found["hit_tokens"] == found["tokens"]
+                if whole and pinned.status_code == again.status_code == 200:
                     self.seen.stored.append(number)
 
     async def _slow_reader(self, number: int) -> None:
