@@ -33,12 +33,8 @@ except ImportError as error:
 __all__ = ["KdnLlm"]
 
 Model = TypeVar("Model", bound=BaseModel)
-_ROLES = {
-    MessageRole.SYSTEM: "system",
-    MessageRole.DEVELOPER: "system",
-    MessageRole.USER: "user",
-    MessageRole.ASSISTANT: "assistant",
-}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""By value: the first releases have no role of a developer."""
 
 
 class KdnLlm(CustomLLM):
@@ -151,10 +147,10 @@ def _refuse(kwargs: dict[str, Any]) -> None:
 def _turns(messages: Sequence[ChatMessage]) -> list[Message]:
     turns = []
     for message in messages:
-        if message.role not in _ROLES or message.content is None:
+        if message.role.value not in _ROLES or message.content is None:
             raise BadInput(
                 f"a message of {message.role.value} without a text of its own: kdn takes texts of"
                 " system, user and assistant"
             )
-        turns.append(Message(_ROLES[message.role], message.content))
+        turns.append(Message(_ROLES[message.role.value], message.content))
     return turns
