@@ -1,11 +1,15 @@
-"""Pins count their holders."""
+"""Pins count their holders; those in a file hold while the file cannot be read."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from kdn.clock import ManualClock
 from kdn.core import BlockKey
-from kdn.store.tenants.tenancy import Pins
+from kdn.errors import StoreError
+from kdn.store.tenants.tenancy import PersistentPins, Pins
 
 KEY, OTHER = BlockKey("a"), BlockKey("b")
 
@@ -32,3 +36,38 @@ def test_pins_are_released_when_the_block_fails() -> None:
 def test_releasing_what_is_not_held_is_a_bug() -> None:
     with pytest.raises(AssertionError):
         Pins().release(KEY)
+
+
+def refusing(folder: Path) -> Path:
+    """The pins' file gives errors from now on, since a folder stands in its place; where it went."""
+    aside = (folder / "pins.json").rename(folder / "aside")
+    (folder / "pins.json").mkdir()
+    return aside
+
+
+def test_a_device_that_refuses_unpins_nothing(tmp_path: Path) -> None:
+    """A process that has read the pins goes on with them; a new one spares every block until it has."""
+    clock = ManualClock()
+    known, late = PersistentPins(tmp_path, clock), PersistentPins(tmp_path, clock)
+    known.pin([KEY], None)
+    aside = refusing(tmp_path)
+    clock.advance(2)
+    assert [KEY in known, OTHER in known] == [True, False]
+    assert [KEY in late, OTHER in late] == [True, True]
+    for pins in (known, late):
+        with pytest.raises(StoreError, match=r"changing .*pins\.json"):
+            pins.pin([OTHER], None)
+    (tmp_path / "pins.json").rmdir()
+    aside.rename(tmp_path / "pins.json")
+    clock.advance(2)
+    assert [KEY in late, OTHER in late] == [True, False]
+    late.pin([OTHER], None)
+    clock.advance(2)
+    assert set(known.all()) == {KEY, OTHER}
+
+
+def test_a_missing_or_damaged_file_pins_nothing(tmp_path: Path) -> None:
+    pins = PersistentPins(tmp_path, ManualClock())
+    assert KEY not in pins
+    (tmp_path / "pins.json").write_text("{")
+    assert KEY not in PersistentPins(tmp_path, ManualClock())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -41,7 +41,8 @@ class SharedFile(Generic[T]):
     """A small JSON object by name, in a file that the processes on a folder share; None: in memory only.
 
     Safe from several threads and processes: another process's change is seen within a second, or when
-    the clock has gone back.  A file that cannot be read holds nothing.
+    the clock has gone back.  A missing or damaged file holds nothing.  While the device refuses to read the
+    file, what was known stays, and nothing can be changed: a change would drop what could not be read.
     """
 
     def __init__(
@@ -54,19 +55,24 @@ class SharedFile(Generic[T]):
         self._values: dict[str, T] = {}
         self._looked_s: float | None = None
         self._stamp: tuple[int, int] | None = None
+        self.is_known = path is None
+        """Has the file been read, or found missing, since the opening?"""
 
     def read(self) -> Mapping[str, T]:
         """What the file holds, at most a second old."""
         now_s, looked_s = self._clock.now(), self._looked_s
         if looked_s is None or not 0 <= now_s - looked_s < LOOK_EVERY_S:
-            with self._lock:
+            with self._lock, suppress(OSError):
                 self._looked_s = now_s
                 self._look()
         return self._values
 
     @contextmanager
     def changing(self) -> Iterator[dict[str, T]]:
-        """A copy of what is there now, which becomes the file's when the block ends well."""
+        """A copy of what is there now, which becomes the file's when the block ends well.
+
+        Raises StoreError, and changes nothing, while the file can be neither read nor written.
+        """
         with self._lock:
             if self._path is None:
                 values = dict(self._values)
@@ -82,6 +88,7 @@ class SharedFile(Generic[T]):
                 self._values, self._stamp = values, self._stat(self._path)
 
     def _look(self) -> None:
+        """Raises OSError when the device refuses."""
         if self._path is None:
             return
         try:
@@ -89,8 +96,9 @@ class SharedFile(Generic[T]):
             if stamp != self._stamp:
                 self._values = self._decoder.decode(self._path.read_bytes())
                 self._stamp = stamp
-        except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
+        except (FileNotFoundError, ValueError, msgspec.MsgspecError, RecursionError):
             self._values, self._stamp = {}, None
+        self.is_known = True
 
     @staticmethod
     def _stat(path: Path) -> tuple[int, int]:
@@ -153,7 +161,9 @@ class PersistentPins:
         self._file = SharedFile(path, msgspec.json.Decoder(dict[str, float | None]), clock)
 
     def __contains__(self, key: BlockKey) -> bool:
-        return self._is_pinned(self._file.read().get(key, 0.0))
+        """While the pins cannot be read, every block counts as pinned: room is found without them, or not."""
+        until_s = self._file.read().get(key, 0.0)
+        return self._is_pinned(until_s) or not self._file.is_known
 
     def pin(self, keys: Iterable[BlockKey], until_s: float | None) -> None:
         """Pin these; a later pin's expiry replaces an earlier one's."""
