@@ -46,7 +46,7 @@ latest: ## the same tests with the newest versions, in .venv-latest
 	$(MAKE) VENV=.venv-latest VERSIONS=newest test
 
 extras: install ## pip resolves each extra alone, and its rooms import in an environment that has no other
-	KDN_EXTRAS=1 $(BIN)/pytest tests/test_package.py
+	TEST_EXTRAS=1 $(BIN)/pytest tests/test_package.py
 
 floors: ## the same tests with the lowest versions, in .venv-floors
 	rm -rf .venv-floors
