@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from kdn.clock import ManualClock
-from kdn.core import Planned, Prompt, Request, Retention, Role, Sampling, Segment, Token, TokenIds
+from kdn.core import (
+    Planned,
+    Prompt,
+    Request,
+    RetainedKV,
+    Retention,
+    Role,
+    Sampling,
+    Segment,
+    Token,
+    TokenIds,
+)
 from kdn.engine import Engine, EngineLimits, RunningStream, plain
 from kdn.engine.loop import StepTimes
 from kdn.model import LoadedModel
-from kdn.model.attention import TorchAttention
+from kdn.model.attention import AttentionSlice, BoundAttention, TorchAttention
 from tests.engine.runs import load_tiny, some_tokens
 
 KV_BYTES = 1 << 26
@@ -33,6 +47,18 @@ class Computes:
         """Nothing is stored."""
 
 
+@dataclass
+class Notes(Computes):
+    """The same, and writes down what KV it is handed by request."""
+
+    kv: dict[str, Tensor]
+
+    def retain(self, request: Request, kept: object) -> None:
+        assert isinstance(kept, RetainedKV)
+        assert kept.start == 0
+        self.kv[request.id] = kept.kv.clone()
+
+
 @pytest.fixture(scope="module")
 def tiny(tiny_model: Callable[..., Path], model_cache: Path) -> LoadedModel:
     return load_tiny(tiny_model("llama"), model_cache)
@@ -49,7 +75,11 @@ def engine(tiny: LoadedModel) -> Iterator[Engine]:
 
 
 def ask(
-    engine: Engine, name: str, tokens: TokenIds, max_tokens: int
+    engine: Engine,
+    name: str,
+    tokens: TokenIds,
+    max_tokens: int,
+    retention: Retention = Retention.NOTHING,
 ) -> tuple[RunningStream, list[int]]:
     """The stream, and the ids that have come of it so far."""
     ids: list[int] = []
@@ -58,7 +88,7 @@ def ask(
             id=name,
             prompt=Prompt((Segment(Role.QUESTION, tokens),)),
             sampling=Sampling(max_tokens=max_tokens, ignore_eos=True),
-            retention=Retention.NOTHING,
+            retention=retention,
         )
     )
     stream.on_event(lambda event: ids.append(event.token_id) if isinstance(event, Token) else None)
@@ -106,6 +136,57 @@ def test_who_rides_counts_as_decoding_and_comes_back_when_the_prompt_is_withdraw
     long.cancel()
     run(engine)
     assert short == alone
+
+
+class Unsociable(TorchAttention):
+    """Fails where a token is decoded beside others."""
+
+    def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
+        if len(slices) > 1 and any(one.stop - one.start == 1 for one in slices):
+            raise ValueError("a row too many")
+        return super().bind(slices, cos, sin)
+
+
+def test_a_pass_that_fails_beside_riders_ends_nobody(tiny: LoadedModel) -> None:
+    """The fault may be a rider's: the prompt is computed alone, and the rider decodes alone."""
+    limits = EngineLimits(KV_BYTES, max_batch_tokens=128, speculative_tokens=0)
+    engine = Engine(tiny, Unsociable(), Computes(), limits, ManualClock(), threaded=False)
+    answers = []
+    for names in (("short alone",), ("long alone",), ("short", "long")):
+        for name in names:
+            tokens, size = (SHORT, 6) if "short" in name else (LONG, 4)
+            answers.append(ask(engine, name, tokens, size)[1])
+            engine.step()
+            engine.step()
+        run(engine)
+    assert [len(ids) for ids in answers] == [6, 4, 6, 4]
+    assert answers[2:] == answers[:2]
+    engine.check()
+    engine.close()
+
+
+def test_what_is_stored_of_a_rider_and_its_prompt_has_the_bits_of_each_alone(
+    tiny: LoadedModel,
+) -> None:
+    planner = Notes({})
+    limits = EngineLimits(KV_BYTES, max_batch_tokens=128, speculative_tokens=0)
+    engine = Engine(tiny, TorchAttention(), planner, limits, ManualClock(), threaded=False)
+    for names in (("short alone",), ("long alone",), ("short", "long")):
+        ids: list[int] = []
+        for name in names:
+            tokens, size = (SHORT, 12) if "short" in name else (LONG, 4)
+            before = len(ids)
+            _, own = ask(engine, name, tokens, size, Retention.ALL)
+            while not own:
+                engine.step()
+            assert name != "long" or len(ids) == before + 3, "it rode in all three passes"
+            ids = own
+        run(engine)
+    for name, size in (("short", 9 + 11), ("long", 300 + 3)):
+        together, alone = planner.kv[name], planner.kv[f"{name} alone"]
+        assert together.shape[2] == size
+        assert torch.equal(together, alone)
+    engine.close()
 
 
 def test_a_pass_has_only_the_rows_that_a_stall_is_enough_for(tiny: LoadedModel) -> None:

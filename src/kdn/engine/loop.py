@@ -228,7 +228,9 @@ class StepLoop:
                 running.num_replans += 1
                 self._plan_again(running, error)
         except Exception as error:  # noqa: BLE001  a failed pass ends its request, not the engine
-            self._pass_failed(self._prefills.abandon(self._decodes), error)
+            had_riders = self._prefills.num_riding > 0
+            members = self._prefills.abandon(self._decodes)
+            self._pass_failed(members, error, is_alone=len(members) == 1 and not had_riders)
         else:
             self.times.spent("prefill")
             if outcome is None:
@@ -241,9 +243,11 @@ class StepLoop:
             for running, logits in outcome.finished:
                 self._first_token(running, logits)
 
-    def _pass_failed(self, members: Sequence[RunningRequest], error: Exception) -> None:
-        """A request that was alone failed by its own fault; of several, each is tried alone."""
-        if len(members) == 1:
+    def _pass_failed(
+        self, members: Sequence[RunningRequest], error: Exception, *, is_alone: bool
+    ) -> None:
+        """A request that was alone failed by its own fault; of several, riders too, each is tried alone."""
+        if is_alone:
             self.fail(members[0], error)
             return
         for running in members:

@@ -33,9 +33,26 @@ class DecodeStep:
     before: list[int] = field(default_factory=list)
     """Columns of each suffix when the step began."""
 
+    def prepare(self, guessed_rows: int) -> None:
+        """Make the slices, with at most `guessed_rows` guessed tokens together; `undo` after a failure."""
+        for running in self.members:
+            assert running.kv is not None, "a decoding request has KV"
+            running.guess(guessed_rows // len(self.members))
+            if running.capture is not None:
+                running.capture.grow(running.kv.num_columns + 1 + len(running.guessed))
+            self.before.append(running.kv.suffix.num_columns)
+            self.slices.append(
+                SequenceSlice.decode(
+                    running.kv,
+                    (running.generated[-1], *running.guessed),
+                    adapter=running.adapter,
+                    capture=running.capture,
+                )
+            )
+
     def undo(self) -> None:
         """The step broke off: sequences are as long as they were; what was written is written over."""
-        for one, num_columns in zip(self.slices, self.before, strict=True):
+        for one, num_columns in zip(self.slices, self.before, strict=False):
             one.kv.suffix.num_columns = num_columns
 
     def count(self) -> None:
@@ -186,7 +203,8 @@ class PrefillQueue:
             if rows_left <= 0:
                 break
         if takes_along:
-            self._riding = decodes.leave()
+            self._riding = decodes.leave()  # first: they go back when preparing them fails
+            self._riding.prepare(_GUESSED_ROWS)
         self._pass = Pass(self._decoder, self._attention, [*slices, *self._riding.slices])
         self.num_rows = self._pass.num_rows
         for running in self._in_pass:
@@ -251,9 +269,9 @@ class DecodeBatch:
         return gone
 
     def leave(self) -> DecodeStep:
-        """All of them, ready for a pass with others; those that go on are added again."""
+        """All of them, to be prepared for a pass with others; those that go on are added again."""
         members, self._requests = self._requests, []
-        return _next_tokens(members, _GUESSED_ROWS)
+        return DecodeStep(members)
 
     def step(self) -> list[tuple[RunningRequest, Tensor | Exception]]:
         """Each request with fp32 logits after its last token and after each of its `guessed` ones,
@@ -279,8 +297,9 @@ class DecodeBatch:
 
     def _logits(self, members: list[RunningRequest], guessed_rows: int) -> list[Tensor]:
         """When it raises, the sequences are as long as they were."""
-        step = _next_tokens(members, guessed_rows)
+        step = DecodeStep(members)
         try:
+            step.prepare(guessed_rows)
             own = Pass(self._decoder, self._attention, step.slices)
             own.run()
             logits = own.logits()
@@ -289,25 +308,6 @@ class DecodeBatch:
             raise
         step.count()
         return logits
-
-
-def _next_tokens(members: list[RunningRequest], guessed_rows: int) -> DecodeStep:
-    """A step of all of them, with at most `guessed_rows` guessed tokens together."""
-    slices = []
-    for running in members:
-        assert running.kv is not None, "a decoding request has KV"
-        running.guess(guessed_rows // len(members))
-        if running.capture is not None:
-            running.capture.grow(running.kv.num_columns + 1 + len(running.guessed))
-        slices.append(
-            SequenceSlice.decode(
-                running.kv,
-                (running.generated[-1], *running.guessed),
-                adapter=running.adapter,
-                capture=running.capture,
-            )
-        )
-    return DecodeStep(members, slices, [one.kv.suffix.num_columns for one in slices])
 
 
 def _takes_riders(running: RunningRequest) -> bool:

@@ -27,8 +27,9 @@ _ENDS = frozenset({RequestState.CANCELLED, RequestState.FAILED})
 
 MOVES: Mapping[RequestState, frozenset[RequestState]] = {
     RequestState.WAITING: _ENDS | {RequestState.ADMITTED},
-    RequestState.ADMITTED: _ENDS | {RequestState.PREFILLING},
-    # A pass that breaks off sends its requests back, to plan again.
+    # A pass that breaks off, or that cannot begin, sends its requests back, to plan again.
+    RequestState.ADMITTED: _ENDS
+    | {RequestState.PREFILLING, RequestState.WAITING, RequestState.ADMITTED},
     RequestState.PREFILLING: _ENDS
     | {
         RequestState.WAITING,
