@@ -63,7 +63,10 @@ def test_what_is_no_recipe_is_refused_by_name(data: bytes) -> None:
         SteerRecipe.decode(data, "r.json")
 
 
-@pytest.mark.parametrize("settings", [{"weight": 0.0}, {"share": 1.5}, {"sinks": -1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"weight": 0.0}, {"share": 1.5}, {"sinks": -1}, {"sinks": 1e400}, {"weight": 10**400}],
+)
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(BadInput, match=f"{next(iter(settings))} is"):
         replace(RECIPE, **settings)  # type: ignore[arg-type]

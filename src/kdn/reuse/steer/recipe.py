@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -70,7 +71,7 @@ class SteerRecipe:
             ),
             f"share is {self.share!r:.40}; give a share from 0 to 1": 0 <= share <= 1,
             f"sinks is {self.sinks!r:.40}; give a whole number of 0 or more": (
-                sinks >= 0 and sinks == int(sinks)
+                sinks >= 0 and sinks.is_integer()
             ),
             f"layers are {self.layers!r:.40}; give some numbers from 0 on": _are_places(
                 self.layers
@@ -173,9 +174,10 @@ def recipe_scales(
 
 
 def _number(value: object) -> float:
-    """NaN for what is none; no comparison with it holds."""
+    """NaN for what is none or beyond all floats; no comparison with it holds."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):
+            return float(value)
     return math.nan
 
 
