@@ -133,6 +133,8 @@ class RemoteTier(ManagedTier):
         self._polling = threading.Lock()
         self._polled_s: float | None = None
         self._poll: Future[RemoteChanges] | None = None
+        self._takes_in = False
+        """Does a thread take in what the poll brought?"""
 
     def open(self, key: BlockKey) -> Handle | None:
         if not self.holds(key):
@@ -224,11 +226,15 @@ class RemoteTier(ManagedTier):
                 if first or settings.poll_s == 0:
                     wait((self._poll,), settings.calls.timeout_s)
             poll = self._poll
-            if poll is None or not poll.done():
+            if poll is None or self._takes_in or not poll.done():
                 return
-            self._poll = None
-        if not poll.cancelled():
-            self._take_in(self._caller.ask(f"changes of {self.name}", poll.result))
+            self._takes_in = True
+        try:
+            if not poll.cancelled():
+                self._take_in(self._caller.ask(f"changes of {self.name}", poll.result))
+        finally:  # only now: the next listing forgets what was added since this one began
+            with self._polling:
+                self._poll, self._takes_in = None, False
 
     def _is_due(self) -> bool:
         polled_s = self._polled_s
