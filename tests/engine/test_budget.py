@@ -61,13 +61,23 @@ def test_the_first_that_was_refused_goes_first() -> None:
     a.waits_no_more()
 
 
+def test_only_what_others_put_back_is_a_change() -> None:
+    """An attempt that fails half-way puts back what it took: no reason for the same engine to try again."""
+    pool = KvPool(100)
+    a, b = KvBudget(pool), KvBudget(pool)
+    assert a.reserve("half", 60)
+    a.release("half")
+    assert (a.has_changed(), b.has_changed(), b.has_changed()) == (False, True, False)
+
+
 def test_an_engine_that_leaves_gives_all_back() -> None:
     pool = KvPool(100)
     a, b = KvBudget(pool), KvBudget(pool)
     assert a.reserve("x", 100)
     a.waits()
     pool.leave(a)
-    assert b.reserve("y", 100)
+    a.waits()
+    assert b.reserve("y", 100), "one that has left stands before nobody"
 
 
 def test_turns_come_in_the_order_in_which_they_are_asked_for() -> None:
@@ -124,6 +134,16 @@ def test_a_request_that_is_withdrawn_keeps_nobody_waiting(tiny: LoadedModel) -> 
     assert len(list(small)) == 4
     for one in (a, b):
         one.close()
+
+
+def test_an_engine_that_is_closed_at_work_is_idle(tiny: LoadedModel) -> None:
+    """Others of its process look whether all are, before they work in the background."""
+    one = _engine(tiny, KvPool(140_000))
+    one.submit(_request("half"))
+    one.step()
+    assert not one.is_idle()
+    one.close()
+    assert one.is_idle()
 
 
 def _engine(model: LoadedModel, pool: KvPool) -> Engine:

@@ -270,11 +270,12 @@ class WaitingRequests:
         With a pass under way (`is_busy`) and packing, none is offered: what the pass leaves in the
         store may change which is next.
         """
-        if not self._requests or (self._nothing_fits and not self._budget.has_changed()):
+        packs = self._pack_tokens is not None
+        if not self._requests or (packs and is_busy):
             return
-        if self._pack_tokens is not None:
-            if is_busy:
-                return
+        if self._nothing_fits and not self._budget.has_changed():  # asked only where it is heeded
+            return
+        if packs:
             self._look_up_again()
 
         def fits(jobs: Sequence[Job]) -> bool:

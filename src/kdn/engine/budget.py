@@ -21,8 +21,6 @@ class KvPool:
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
         self.free_bytes = total_bytes
-        self.num_releases = 0
-        """Grows whenever bytes come back: what was refused may fit now."""
         self._lock = threading.RLock()
         self._refused: list[KvBudget] = []
         """Those whose next request did not fit, first come first: nobody else goes before them."""
@@ -58,15 +56,20 @@ class KvPool:
         """Bytes of one of the budgets are free again; the others hear of it."""
         with self._lock:
             self.free_bytes += size_bytes
-            self.num_releases += 1
             others = [one for one in self._members if one is not budget]
+            for one in others:
+                one.num_heard += 1
         for one in others:
             one.wake()
 
     def note_refused(self, budget: KvBudget) -> None:
-        """The budget's next request waits for bytes: it comes before what others ask for later."""
+        """The budget's next request waits for bytes: it comes before what others ask for later.
+
+        One that has left waits for nothing, or it would stand before the others for ever.
+        """
         with self._lock:
-            if not any(one is budget for one in self._refused):
+            is_member = any(one is budget for one in self._members)
+            if is_member and not any(one is budget for one in self._refused):
                 self._refused.append(budget)
 
     def note_served(self, budget: KvBudget) -> None:
@@ -88,7 +91,9 @@ class KvBudget:
         self._pool.join(self)
         self.wake = wake
         self._reserved: dict[str, int] = {}
-        self._seen_releases = 0
+        self.num_heard = 0
+        """Grows, by the pool, whenever others put bytes back: what was refused may fit now."""
+        self._num_seen = 0
         self._is_waiting = False
 
     @property
@@ -118,9 +123,7 @@ class KvBudget:
         size_bytes = self._reserved.get(owner)
         if size_bytes is not None:
             self._pool.put_back(self, size_bytes)
-            del self._reserved[
-                owner
-            ]  # only now: what a fault has kept from the pool is still known
+            del self._reserved[owner]  # after: what a fault keeps from the pool is still known
 
     def clear(self) -> None:
         """Give all bytes back."""
@@ -139,9 +142,9 @@ class KvBudget:
             self._pool.note_served(self)
 
     def has_changed(self) -> bool:
-        """Has anything come back to the pool since this was last asked?"""
-        seen, self._seen_releases = self._seen_releases, self._pool.num_releases
-        return seen != self._seen_releases
+        """Have others put anything back since this was last asked? An engine knows what itself put back."""
+        seen, self._num_seen = self._num_seen, self.num_heard
+        return seen != self._num_seen
 
     def check(self) -> None:
         """Audit the accounts. Raises AssertionError."""

@@ -190,7 +190,9 @@ class Engine:
         )
 
     def is_idle(self) -> bool:
-        """Is there no request that waits or runs?"""
+        """Is there no request that waits or runs? One that has stopped is idle, whatever it left undone."""
+        if not self.is_running:
+            return True
         stat = self.stat()
         return not (stat.num_waiting or stat.num_prefilling or stat.num_decoding)
 
