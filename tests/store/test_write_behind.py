@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kdn.store.writer import WriteBehind
+from kdn.store.write_behind import WriteBehind
 
 
 def test_chores_run_in_order() -> None:
@@ -88,6 +88,21 @@ def test_a_queue_gives_way_until_it_is_half_full_or_waited_for() -> None:
     assert not ran.wait(0.2)
     busy = False
     assert ran.wait(10)
+
+
+def test_a_queue_that_cannot_be_told_whether_to_give_way_works(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    behind, done = WriteBehind(100), threading.Event()
+
+    def fail() -> bool:
+        raise RuntimeError("a bug")
+
+    behind.may_work = fail
+    assert behind.offer(10, done.set)
+    assert done.wait(10)
+    assert behind.flush(10)
+    assert "writing goes on" in caplog.text
 
 
 def _until(holds: Callable[[], bool], within_s: float = 10.0) -> bool:

@@ -191,10 +191,7 @@ class Engine:
 
     def is_idle(self) -> bool:
         """Is there no request that waits or runs? One that has stopped is idle, whatever it left undone."""
-        if not self.is_running:
-            return True
-        stat = self.stat()
-        return not (stat.num_waiting or stat.num_prefilling or stat.num_decoding)
+        return not (self.is_running and any(self._loop.counts()))
 
     def close(self) -> None:
         """End the loop; requests still running end with an error. Calling it twice is harmless."""
