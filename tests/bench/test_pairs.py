@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from kdn.bench.common.kept import add_kept
 from kdn.bench.rank.lab import RankOutcome, _passages
 from kdn.bench.rank.ndcg import (
     Judged,
     _claims,
-    _keep,
     _place,
     _questions,
     _read,
@@ -213,7 +213,7 @@ def test_a_long_run_goes_on_from_its_rows(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     assert _read(None) == _read(rows) == []
     for line in ({"query": "a", "arm": "bm25", "ndcg": 0.5}, {"query": "b", "answers": []}):
-        _keep(rows, line)
+        add_kept(rows, line)
     assert [line["query"] for line in _read(rows)] == ["a", "b"]
     for other in ('{"name": "a"}\n', "[1]\n", "junk\n"):
         rows.write_text(other)

@@ -107,9 +107,17 @@ def test_page_is_reproducible_and_names_its_command(tmp_path: Path) -> None:
     for name in names:
         assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
     text = first.read_text()
-    assert "kdn bench beads --quick" in text
+    assert "`kdn bench beads --quick --report docs/benchmarks`" in text
     assert "| 1024 | 0.5 | 1 |" in text
     assert "| 512 | 0.25 | - |" in text
+
+
+def test_a_command_names_every_option_that_is_not_the_usual_one(tmp_path: Path) -> None:
+    options = BenchOptions(model="/full/anna/qwen.gguf", data=Path("/full/anna/musique"), pairs=3)
+    found = replace(RESULT, config=options.describe() | {"prompts": 7}, figures=())
+    text = write_page(found, tmp_path).read_text()
+    command = "kdn bench beads --model qwen --pairs 3 --data musique --report docs/benchmarks"
+    assert f"`{command}`" in text
 
 
 def test_every_benchmark_can_be_loaded() -> None:

@@ -15,10 +15,25 @@ from tests.engine.test_company import weaken, write_adapter
 from kdn.bench import BenchOptions, load_bench
 from kdn.bench.share.pair import adapters_in, pairs_of
 from kdn.bench.share.rows import ShareRows
-from kdn.bench.share.sums import KEYS, best_arm, critical_share, score_loss, share_summary
+from kdn.bench.share.sums import (
+    KEYS,
+    chosen_arm,
+    critical_share,
+    score_loss,
+    share_notes,
+    share_summary,
+)
 from kdn.errors import BadInput
 
 PAIR = "qa-lora <- base"
+
+
+FRONTIER = [
+    {"arm": "group", "work": 0.5, "kl": 0.3},
+    {"arm": "rows", "work": 0.5, "kl": 0.2},
+    {"arm": "longer", "work": 0.7, "kl": 0.1},
+]
+"""Of a profile: the last one takes more than half of the work."""
 
 
 def item(number: int, **arms: tuple[float, float, float]) -> dict[str, Any]:
@@ -40,14 +55,20 @@ def test_losses_are_shares_of_the_receivers_own_score() -> None:
             reuse=(0.4, float(n < 2), 0),
             group=(0.2, float(n < 3), 0.5),
             rows=(0.1, float(n < 4), 0.5),
+            frontier=(0.1, float(n < 4), 0.5),
             random_group=(0.3, float(n < 2), 0.5),
         )
         for n in range(5)
     ]
-    assert [score_loss(items, arm) for arm in ("own", "group", "reuse")] == [0, 0.25, 0.5]
-    assert best_arm(items) == "rows"
+    for arm, lost in (("own", 0), ("group", 0.25), ("reuse", 0.5)):
+        loss = score_loss(items, arm)
+        assert loss is not None
+        assert (loss[0], loss[1] <= lost <= loss[2]) == (lost, True)
+    for one in items:
+        one["arms"]["frontier: rows"] = one["arms"].pop("frontier")
     assert score_loss([item(0, own=(0, 0, 1), reuse=(1, 0, 0))], "reuse") is None
     kept = ShareRows(None)
+    kept.keep({"pair": PAIR, "weights": "a b", "profile": FRONTIER})
     for line in items:
         kept.keep(line)
     kept.keep({"round": {"nothing": 90.0, "shared, memory": 30.0}, "pair": PAIR, "tokens": 9})
@@ -57,6 +78,21 @@ def test_losses_are_shares_of_the_receivers_own_score() -> None:
     assert (summary["quality_loss"], summary["quality_loss_group"]) == (0, 0.25)
     assert (summary["quality_loss_random"], summary["prefill_speedup"]) == (0.5, 2.5)
     assert summary["alora_score_diff"] is None
+
+
+def test_the_profile_chooses_and_the_interval_decides_about_the_aim() -> None:
+    """Items on which the group is nearer than the rows change nothing about the choice."""
+    assert chosen_arm(FRONTIER) == "frontier: rows"
+    assert chosen_arm(FRONTIER[2:]) is None
+    for right, said in ((10, "is met"), (9, "can be neither claimed nor denied"), (0, "is missed")):
+        kept = ShareRows(None)
+        kept.keep({"pair": PAIR, "weights": "a b", "profile": FRONTIER})
+        for n in range(10):
+            one = item(n, own=(0, 1, 1), reuse=(0.4, 0, 0), group=(0.01, 1, 0.5))
+            one["arms"]["frontier: rows"] = _arm(0.2, float(n < right), 0.5)
+            kept.keep(one)
+        assert "0.50 of plain reuse's KL" in share_notes(kept)[0]
+        assert f"the aim of 1% {said}." in share_notes(kept)[0]
 
 
 def test_a_layer_is_critical_where_it_costs_a_tenth() -> None:

@@ -192,7 +192,12 @@ def test_every_arm_runs_and_a_second_run_judges_nothing_again(
     assert timing.summary["ttft_speedup_query_dependent"] is not None
     load_bench("steer")(replace(options, only="timing", pairs=3))
     assert rows.read_text().splitlines()[:-1] == lines, "one round more"
-    page = load_bench("steer")(BenchOptions(model=model, only="page", rows=rows))
+    page = load_bench("steer")(BenchOptions(model="another", only="page", rows=rows))
+    assert page.model_name == Path(model).name, (
+        "of the model that was judged, whatever is asked for"
+    )
+    with pytest.raises(BadInput, match=f"holds rows of {Path(model).name}, not of another"):
+        load_bench("steer")(replace(options, model="another"))
     assert page.summary.keys() == KEYS
     assert page.summary["nll_gain_oracle"] == result.summary["nll_gain_oracle"]
     parts = {row["part"] for row in page.rows}

@@ -92,7 +92,7 @@ def run(options: BenchOptions) -> Result:
         bench="blend",
         model=options.model,
         machine=describe_machine(),
-        config=options.describe() | {"prompts": len(judged)},
+        config=options.describe_kept() | {"prompts": len(judged)},
         rows=[*_quality_rows(judged), *_timing_rows(timed)],
         summary=_summary(judged, timed, ours),
         notes=_notes(judged, ours),

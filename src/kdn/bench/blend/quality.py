@@ -6,7 +6,6 @@ after the last line.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import string
@@ -22,7 +21,7 @@ from kdn import api
 from kdn.bench.blend.arms import FULL, HKVD, NAIVE, OURS, RANDOM, RATIO, WHOLE, Arm, arms
 from kdn.bench.blend.lab import Case, Lab, SeenAttention, kl, true_deviation
 from kdn.bench.blend.prompts import BlendPrompt
-from kdn.errors import BadInput
+from kdn.bench.common.kept import add_kept, read_kept
 from kdn.model import Document, Message
 
 __all__ = [
@@ -75,9 +74,7 @@ def judge(
         if before is not None:
             judged = before | {"arms": before["arms"] | judged["arms"]}
         found.append(judged)
-        if rows is not None:
-            with rows.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(judged) + "\n")
+        add_kept(rows, judged)
     return found
 
 
@@ -88,15 +85,9 @@ def judged_before(questions: Sequence[BlendPrompt], rows: Path | None) -> list[J
 
 
 def _read(rows: Path | None) -> dict[str, Judged]:
-    if rows is None:
-        return {}
-    rows.parent.mkdir(parents=True, exist_ok=True)
-    rows.touch()
-    try:
-        lines = map(json.loads, rows.read_text("utf-8").splitlines())
-        return {judged["name"]: judged for judged in lines}
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{rows}: no rows of this benchmark; give another file") from error
+    known: dict[str, Judged] = {}
+    read_kept(rows, lambda judged: known.update({judged["name"]: judged}))
+    return known
 
 
 def _judge(

@@ -8,8 +8,10 @@ from pathlib import Path
 import msgspec
 
 from kdn.bench.common.measure import Samples
-from kdn.bench.common.result import Row, Scalar
-from kdn.errors import BadInput, KdnError
+from kdn.bench.common.result import Result, Row, Scalar
+from kdn.errors import BadInput, EngineFailed, KdnError
+from kdn.machine.facts import describe_machine
+from kdn.plot import Figure
 
 __all__ = ["Findings", "Part", "go_on"]
 
@@ -54,6 +56,23 @@ class Findings(msgspec.Struct):
         fresh = file.with_suffix(f"{file.suffix}.new")
         fresh.write_bytes(msgspec.json.encode(self))
         fresh.replace(file)
+
+    def result(
+        self, bench: str, model: str, notes: Sequence[str], figures: Sequence[Figure] = ()
+    ) -> Result:
+        """All that was found, `notes` first. Raises EngineFailed where nothing was measured."""
+        if not self.rows:
+            raise EngineFailed(f"nothing was measured: {'; '.join(self.notes)}")
+        return Result(
+            bench=bench,
+            model=model,
+            machine=describe_machine(),
+            config=dict(self.config),
+            rows=self.rows,
+            summary=self.summary,
+            notes=(*notes, *self.notes),
+            figures=tuple(figures),
+        )
 
 
 def go_on(found: Findings, parts: Sequence[Part], file: Path | None) -> None:

@@ -12,7 +12,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["REST_S", "Ratio", "Samples", "decode_rate", "interleave", "median", "ratio"]
+__all__ = [
+    "REST_S",
+    "Ratio",
+    "Samples",
+    "decode_rate",
+    "interleave",
+    "median",
+    "ratio",
+    "said_of_aim",
+]
 
 Samples = dict[str, list[float]]
 """Seconds by contestant, one per round."""
@@ -81,3 +90,10 @@ def decode_rate(arrivals_s: Sequence[Sequence[float]]) -> float:
     if stop <= start or counted == 0:
         raise ValueError("the streams never decoded side by side; ask for more tokens each")
     return counted / (stop - start)
+
+
+def said_of_aim(low: float, high: float, most: float) -> str:
+    """What an interval says of the aim to stay within `most`."""
+    if high <= most:
+        return "is met"
+    return "is missed" if low > most else "can be neither claimed nor denied"

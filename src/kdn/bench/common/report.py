@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdn.bench.common.result import Result, Row, Scalar
+from kdn.bench.common.result import BenchOptions, Result, Row, Scalar
 from kdn.plot import Figure, draw
 
 __all__ = ["draw_figures", "print_result", "write_json", "write_page"]
@@ -65,12 +65,11 @@ def draw_figures(figures: Sequence[Figure], folder: Path, page: str) -> list[str
 
 
 def _page(result: Result, pictures: Sequence[str]) -> str:
-    quick = " --quick" if result.config.get("quick") else ""
     lines = [
         f"# Benchmark: {result.bench}",
         "",
         f"Model `{result.model_name}`; commit `{result.commit}`; {_machine_line(result)}.",
-        f"Made by `kdn bench {result.bench}{quick} --report docs/benchmarks`.",
+        f"Made by `{_command(result)}`.",
         "",
         *_tables(result.rows),
         "| summary | value |",
@@ -82,6 +81,16 @@ def _page(result: Result, pictures: Sequence[str]) -> str:
     for note in result.notes:
         lines += ["", f"Note: {note}"]
     return "\n".join(lines) + "\n"
+
+
+def _command(result: Result) -> str:
+    """What makes the page again: options that differ from the usual ones are named."""
+    usual = BenchOptions().describe_kept()
+    told = ["kdn bench", result.bench]
+    for name, value in result.config.items():
+        if name in usual and value != usual[name]:
+            told += [f"--{name}"] if value is True else [f"--{name} {value}"]
+    return " ".join((*told, "--report docs/benchmarks"))
 
 
 def _parts(rows: Sequence[Row]) -> list[tuple[str | None, list[Row]]]:

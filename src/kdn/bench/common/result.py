@@ -14,7 +14,7 @@ from kdn.config import Config
 from kdn.machine.facts import Machine
 from kdn.plot import Figure
 
-__all__ = ["BenchOptions", "Result", "Row", "Scalar", "commit_name", "say_nothing"]
+__all__ = ["BenchOptions", "Result", "Row", "Scalar", "commit_name", "model_name", "say_nothing"]
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
@@ -74,12 +74,23 @@ class BenchOptions:
     def describe(self) -> dict[str, Scalar]:
         """The options that a result depends on."""
         return {
+            "model": model_name(self.model),
             "quick": self.quick,
             "seed": self.seed,
             "pairs": self.pairs,
             "threads": self.threads,
             "data": str(self.data.name) if self.data is not None else None,
         }
+
+    def describe_kept(self) -> dict[str, Scalar]:
+        """Those of a result that is made of kept rows: also which file, and which part was run."""
+        kept = None if self.rows is None else self.rows.name
+        return self.describe() | {"only": self.only, "rows": kept}
+
+
+def model_name(model: str) -> str:
+    """A model without the place where it lies: reports name no machine's folders."""
+    return Path(model).name.removesuffix(".gguf")
 
 
 def commit_name() -> str:
@@ -120,8 +131,8 @@ class Result:
 
     @property
     def model_name(self) -> str:
-        """The model without the place where it lies: reports name no machine's folders."""
-        return Path(self.model).name.removesuffix(".gguf")
+        """The model as reports name it."""
+        return model_name(self.model)
 
     def as_json(self) -> dict[str, Any]:
         """The result as plain values; its figures too, so that they can be drawn again."""

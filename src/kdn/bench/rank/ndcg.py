@@ -9,7 +9,6 @@ ranks there, and `--model` answers.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ import msgspec
 
 from kdn import api
 from kdn.bench.blend.quality import interval
+from kdn.bench.common.kept import add_kept, read_kept
 from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.rank.answers import Answered, answer_rows, answer_summary, answered, asked
 from kdn.bench.rank.pairs import Bm25, held_out, read_lines, scifact
@@ -99,7 +99,7 @@ def _ranking(options: BenchOptions, data: Path) -> Iterator[Row]:
             for number, one in enumerate(judged):
                 if (one.name, name) not in found:
                     found[one.name, name] = value = _place(one, arm(one))
-                    _keep(options.rows, {"query": one.name, "arm": name, "ndcg": value})
+                    add_kept(options.rows, {"query": one.name, "arm": name, "ndcg": value})
                 if number % 10 == 9:
                     options.say(f"{name}: {number + 1} of {len(judged)} queries")
         names = list(_arms(plain, small))
@@ -124,7 +124,7 @@ def _answers(options: BenchOptions, data: Path) -> Iterator[Row]:
             if one.name not in found:
                 found[one.name] = answered(ranker, answerer, options.clock, one, adapter)
                 kept = [asdict(way) for way in found[one.name]]
-                _keep(options.rows, {"query": one.name, "answers": kept})
+                add_kept(options.rows, {"query": one.name, "answers": kept})
             options.say(f"answers: {number + 1} of {len(questions)} questions")
     yield from answer_rows({one.name: found[one.name] for one in questions})
 
@@ -287,21 +287,9 @@ def _number(value: object) -> float | None:
 
 def _read(rows: Path | None) -> list[dict[str, Any]]:
     """Lines of earlier runs. Raises BadInput for a file of something else."""
-    if rows is None or not rows.exists():
-        return []
-    try:
-        lines = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadInput(f"{rows}: no rows of this benchmark; give another file") from error
-    if not all(isinstance(line, dict) and "query" in line for line in lines):
-        raise BadInput(f"{rows}: no rows of this benchmark; give another file")
+    lines: list[dict[str, Any]] = []
+    read_kept(rows, lambda line: lines.append({"query": line["query"], **line}))
     return lines
-
-
-def _keep(rows: Path | None, line: Mapping[str, object]) -> None:
-    if rows is not None:
-        with rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 _NOTES = (

@@ -24,7 +24,6 @@ from kdn.bench.engine.lineup import weights
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.corpus import corpus_files
 from kdn.errors import EngineFailed
-from kdn.machine.facts import describe_machine
 from kdn.rank import Row
 from kdn.scale.ray import BatchSettings, LabelBatch, run_batch
 
@@ -56,8 +55,6 @@ def run(options: BenchOptions) -> Result:
             (AFTER, partial(_process, options, table, scratch, AFTER, found)),
         ]
         go_on(found, parts, options.rows)
-    if not found.rows:
-        raise EngineFailed(f"nothing was measured: {'; '.join(found.notes)}")
     rates = {str(row["side"]): float(row["rows/s"] or 0.0) for row in found.rows}
     alone = [rates[name] for name in (BEFORE, AFTER) if name in rates]
     if len(rates) == len(names):
@@ -67,15 +64,7 @@ def run(options: BenchOptions) -> Result:
             "one_actor_ratio": rates[ONE] / own,
             "one_process_rows_per_s": own,
         }
-    return Result(
-        bench="ray",
-        model=options.model,
-        machine=describe_machine(),
-        config=config,
-        rows=found.rows,
-        summary=found.summary,
-        notes=(_MEANING, *found.notes),
-    )
+    return found.result("ray", options.model, [_MEANING])
 
 
 def counted(rows: Sequence[int], seconds: Sequence[float], first: int) -> float:

@@ -37,7 +37,6 @@ from kdn.bench.scale.vllm_arms import (
 )
 from kdn.bench.scale.vllm_blend import time_blending
 from kdn.errors import BadInput, EngineFailed
-from kdn.machine.facts import describe_machine
 from kdn.plot import Figure
 
 __all__ = ["row_of", "run", "sum_up"]
@@ -79,19 +78,9 @@ def run(options: BenchOptions) -> Result:
             told = [f"{name} is absent: {why[:300]}" for name, why in absent.items()]
             found.notes = [note for note in found.notes if " is absent: " not in note] + told
             go_on(found, _parts(options, arms, model, scratch, lengths, found), options.rows)
-    if not found.rows:
-        raise EngineFailed(f"nothing was measured: {'; '.join(found.notes)}")
     sum_up(found, lengths)
-    return Result(
-        bench="vllm",
-        model=options.model,
-        machine=describe_machine(),
-        config=config,
-        rows=found.rows,
-        summary=found.summary,
-        notes=(_MEANING, _HONESTY, *_absent_keys(found), *found.notes),
-        figures=(_figure(found, names),),
-    )
+    notes = [_MEANING, _HONESTY, *_absent_keys(found)]
+    return found.result("vllm", options.model, notes, [_figure(found, names)])
 
 
 def _named(length: int) -> str:

@@ -14,7 +14,7 @@ from kdn.engine.alone import run_alone
 from kdn.reuse.share import LinearMap, PairRecord, ShareChoice
 from kdn.reuse.share.pairs import SharePoint
 
-__all__ = ["OWN", "REUSE", "ShareArms", "alora_outcome", "layer_arm"]
+__all__ = ["OWN", "REUSE", "ShareArms", "alora_outcome", "frontier_arm", "layer_arm"]
 
 OWN, REUSE = "own", "reuse"
 ROW_RATIOS = (0.1, 0.2)
@@ -26,6 +26,11 @@ Found = dict[str, float]
 def layer_arm(layer: int) -> str:
     """The arm that takes one layer from the sender and all others from the receiver."""
     return f"layer {layer}"
+
+
+def frontier_arm(way: str) -> str:
+    """The arm that is a way of the profile's frontier."""
+    return f"frontier: {way}"
 
 
 @dataclass
@@ -64,7 +69,7 @@ class ShareArms:
             for ratio in ROW_RATIOS:
                 self.named[f"map + rows {ratio:.0%}"] = ShareChoice(ratio=ratio, mapped=True)
         for point in self._frontier():
-            self.named[f"frontier: {point.choice.name}"] = point.choice
+            self.named[frontier_arm(point.choice.name)] = point.choice
 
     def measure(self, item: ShareItem, *, scan: bool) -> dict[str, Found]:
         """Every arm on one item; with `scan` also each layer reused alone."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from kdn.bench.common.kept import add_kept, read_kept
 from kdn.errors import BadInput
 
 __all__ = ["ShareRows"]
@@ -25,13 +25,7 @@ class ShareRows:
         """By pair, what its rows were measured of."""
         self.rounds: list[dict[str, Any]] = []
         """Milliseconds to the first token by way, a round each."""
-        if file is None or not file.exists():
-            return
-        try:
-            for line in file.read_text("utf-8").splitlines():
-                self._read(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{file}: no rows of this benchmark; give another file") from error
+        read_kept(file, self._read)
 
     def of(self, pair: str) -> list[dict[str, Any]]:
         """The items of a pair."""
@@ -53,10 +47,7 @@ class ShareRows:
     def keep(self, line: dict[str, Any]) -> None:
         """A line more, in memory and in the file."""
         self._read(line)
-        if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        add_kept(self._file, line)
 
     def _read(self, line: dict[str, Any]) -> None:
         if "round" in line:

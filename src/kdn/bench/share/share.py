@@ -63,7 +63,7 @@ def run(options: BenchOptions) -> Result:
         bench="share",
         model=options.model,
         machine=describe_machine(),
-        config=options.describe() | {"items": len(rows.items), "rounds": len(rows.rounds)},
+        config=options.describe_kept() | {"items": len(rows.items), "rounds": len(rows.rounds)},
         rows=share_rows(rows),
         summary=share_summary(rows),
         notes=share_notes(rows),

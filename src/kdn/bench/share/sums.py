@@ -7,8 +7,9 @@ from statistics import fmean, median
 from typing import Any
 
 from kdn.bench.blend.quality import interval
+from kdn.bench.common.measure import said_of_aim
 from kdn.bench.common.result import Row
-from kdn.bench.share.arms import OWN, REUSE, layer_arm
+from kdn.bench.share.arms import OWN, REUSE, frontier_arm, layer_arm
 from kdn.bench.share.rows import ShareRows
 from kdn.plot import Figure
 
@@ -25,6 +26,8 @@ KEYS = (
 )
 _CRITICAL = 0.1
 """A layer is critical where its reuse alone costs so much of what the reuse of all costs, in KL."""
+_HALF = 0.51
+"""At most so much of a prefill's work an arm may take that is to save half of it."""
 _LOSSLESS = 0.01
 """The aim: at most so much of the receiver's own score is lost."""
 
@@ -43,7 +46,10 @@ def share_summary(kept: ShareRows) -> dict[str, float | None]:
     ]
     return {
         "prefill_speedup": _speedup(kept, "shared, memory", "nothing"),
-        "quality_loss": _worst(score_loss(items, best_arm(items)) for items in by_pair),
+        "quality_loss": _worst(
+            score_loss(kept.of(pair), chosen_arm(kept.profiles.get(pair, ())))
+            for pair in kept.pairs
+        ),
         "quality_loss_random": _worst(score_loss(items, "random group") for items in by_pair),
         "quality_loss_group": _worst(score_loss(items, "group") for items in by_pair),
         "critical_share": round(fmean(scans), 4) if scans else None,
@@ -52,25 +58,22 @@ def share_summary(kept: ShareRows) -> dict[str, float | None]:
     }
 
 
-def score_loss(items: Items, arm: str | None) -> float | None:
-    """The share of the receiver's own score that an arm loses; None where there is no score to lose."""
+def score_loss(items: Items, arm: str | None) -> tuple[float, float, float] | None:
+    """The share of the receiver's own score that an arm loses, with its 95 % bootstrap interval over items;
+    None where there is no score to lose."""
     some = [one["arms"] for one in items if arm in one["arms"]]
-    own = sum(one[OWN]["right"] for one in some)
+    own = fmean([one[OWN]["right"] for one in some] or [0.0])
     if arm is None or not own:
         return None
-    kept = sum(float(one[arm]["right"]) for one in some)
-    return round(1 - kept / float(own), 4)
+    mean, low, high = interval([(one[OWN]["right"] - one[arm]["right"]) / own for one in some])
+    return round(mean, 4), round(low, 4), round(high, 4)
 
 
-def best_arm(items: Items) -> str | None:
-    """Of the arms with at most half of the work, the one with the least KL, on these items."""
-    means = {
-        arm: (_mean(items, arm, "kl"), _mean(items, arm, "work"))
-        for arm in _arms(items)
-        if arm not in (OWN, REUSE, "group, oracle E") and not arm.startswith(("layer", "random"))
-    }
-    fitting = {arm: kl for arm, (kl, work) in means.items() if work <= 0.51}
-    return min(fitting, key=lambda arm: fitting[arm]) if fitting else None
+def chosen_arm(frontier: Items) -> str | None:
+    """Of the ways of a profile with at most half of the work, the one with the least KL there: it is chosen
+    on other contexts than those it is judged on."""
+    fitting = [one for one in frontier if 0 < one["work"] <= _HALF]
+    return frontier_arm(min(fitting, key=lambda one: one["kl"])["arm"]) if fitting else None
 
 
 def critical_share(items: Items) -> float | None:
@@ -104,15 +107,13 @@ def share_notes(kept: ShareRows) -> tuple[str, ...]:
     notes = []
     for pair in kept.pairs:
         items = kept.of(pair)
-        best, loss = best_arm(items), score_loss(items, best_arm(items))
-        if best is None:
+        best = chosen_arm(kept.profiles.get(pair, ()))
+        if best is None or not items:
             continue
-        told = "no score to lose" if loss is None else f"{loss:+.1%} of the receiver's score lost"
         share = _mean(items, best, "kl") / max(_mean(items, REUSE, "kl"), 1e-9)
-        verdict = "" if loss is None else f"; the aim of 1 % is {_met(loss <= _LOSSLESS)}"
         notes.append(
-            f"{pair}: {len(items)} held-out items; with at most half of the work {best} is nearest to the"
-            f" receiver ({share:.2f} of plain reuse's KL, {told}{verdict})."
+            f"{pair}: {len(items)} held-out items; of the ways with at most half of the work the profile"
+            f" chose {best}: {share:.2f} of plain reuse's KL, {_lost(score_loss(items, best))}."
         )
     notes.append(
         "An answer is right where every token of the gold answer is the likeliest one before it."
@@ -166,8 +167,8 @@ def _mean(items: Items, arm: str, what: str) -> float:
     return fmean([one["arms"][arm][what] for one in items if arm in one["arms"]] or [0.0])
 
 
-def _worst(losses: Iterable[float | None]) -> float | None:
-    known = [loss for loss in losses if loss is not None]
+def _worst(losses: Iterable[tuple[float, float, float] | None]) -> float | None:
+    known = [loss[0] for loss in losses if loss is not None]
     return max(known) if known else None
 
 
@@ -181,5 +182,12 @@ def _speedup(kept: ShareRows, way: str, base: str) -> float | None:
     return round(median(ratios), 3) if ratios else None
 
 
-def _met(is_met: bool) -> str:
-    return "met" if is_met else "not met"
+def _lost(loss: tuple[float, float, float] | None) -> str:
+    if loss is None:
+        return "no score to lose"
+    mean, low, high = loss
+    aim = said_of_aim(low, high, _LOSSLESS)
+    return (
+        f"{mean:+.1%} of the receiver's score lost ({low:+.1%} to {high:+.1%}): the aim of"
+        f" {_LOSSLESS:.0%} {aim}"
+    )

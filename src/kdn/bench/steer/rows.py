@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from kdn.bench.common.kept import add_kept, read_kept
 from kdn.bench.steer.items import Half
 from kdn.bench.steer.sums import JudgedItem
 from kdn.errors import BadInput
@@ -19,16 +19,22 @@ class SteerRows:
     def __init__(self, file: Path | None) -> None:
         """Raises BadInput for a file that holds something else."""
         self._file = file
+        self.model: str | None = None
+        """Whose answers were judged and timed; None where no line tells."""
         self._items: dict[str, JudgedItem] = {}
         self.rounds: list[dict[str, float]] = []
         """Seconds to the first token by way, a round each."""
-        if file is None or not file.exists():
-            return
-        try:
-            for line in file.read_text("utf-8").splitlines():
-                self._read(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{file}: no rows of this benchmark; give another file") from error
+        read_kept(file, self._read)
+
+    def begin(self, model: str) -> None:
+        """Write down whose rows follow. Raises BadInput for a file of another model's rows."""
+        if self.model is None:
+            self.model = model
+            add_kept(self._file, {"model": model})
+        elif self.model != model:
+            raise BadInput(
+                f"{self._file} holds rows of {self.model}, not of {model}; give another file"
+            )
 
     def of(self, half: Half) -> list[JudgedItem]:
         """The judged items of a half, in the order in which they were judged first."""
@@ -41,21 +47,17 @@ class SteerRows:
     def keep_item(self, item: JudgedItem) -> None:
         """Of an item the last line counts."""
         self._items[item["name"]] = item
-        self._write(item)
+        add_kept(self._file, item)
 
     def keep_round(self, seconds: dict[str, float]) -> None:
         """One round of every way."""
         self.rounds.append(seconds)
-        self._write({"round": seconds})
+        add_kept(self._file, {"round": seconds})
 
     def _read(self, line: dict[str, Any]) -> None:
-        if "round" in line:
+        if "model" in line:
+            self.model = str(line["model"])
+        elif "round" in line:
             self.rounds.append({str(k): float(v) for k, v in line["round"].items()})
         else:
             self._items[line["name"]] = line | {"arms": dict(line["arms"])}
-
-    def _write(self, line: dict[str, Any]) -> None:
-        if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")

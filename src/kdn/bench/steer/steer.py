@@ -16,7 +16,7 @@ import torch
 
 from kdn import api
 from kdn.bench.blend.quality import word_f1
-from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row, model_name
 from kdn.bench.engine.lineup import opened
 from kdn.bench.steer.arms import ANSWERED, ARMS
 from kdn.bench.steer.case import SteerCase
@@ -61,6 +61,7 @@ def run(options: BenchOptions) -> Result:
         )
     half: Half = "fit" if options.only == "fit" else "test"
     items = _chosen(options.data, half, quick=options.quick)
+    rows.begin(model_name(options.model))
     torch.set_num_threads(options.threads)
     with (
         tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
@@ -82,9 +83,9 @@ def _result(options: BenchOptions, kept: SteerRows, total: int | None) -> Result
     counts = {"items": len(judged), "fit_items": len(fit), "items_wanted": total}
     return Result(
         bench="steer",
-        model=options.model,
+        model=kept.model or options.model,
         machine=describe_machine(),
-        config=options.describe() | counts,
+        config=options.describe_kept() | counts,
         rows=rows,
         summary=steer_summary(judged, fit, rounds),
         notes=steer_notes(judged, fit, rounds),

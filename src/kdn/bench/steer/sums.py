@@ -199,6 +199,8 @@ def _row(part: str, arm: str, items: Sequence[JudgedItem]) -> Row:
     for key, title in (("overlap", "in the answer's sentence"), ("f1", "F1")):
         values = [one["arms"][arm][key] for one in own if key in one["arms"][arm]]
         row[title] = statistics.mean(values) if values else None
+        if key == "f1":
+            row["answered"] = len(values)
     row["by chance"] = statistics.mean(one["chance"] for one in own)
     harm = clustered(own, _difference(arm, PLAIN, "unrelated"))
     row["unrelated NLL, change"] = None if harm is None else harm[0]

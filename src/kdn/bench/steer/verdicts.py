@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from kdn.bench.common.measure import said_of_aim
 from kdn.bench.steer.sums import (
     FEWEST_CLUSTERS,
     PLAIN,
@@ -155,12 +156,7 @@ def _timing_notes(rounds: Sequence[Mapping[str, float]]) -> list[str]:
     if span is None or calls is None:
         return ["Times to the first token were not taken."]
     mean, low, high = span
-    if high <= 1 + _AIM:
-        aim = "is met"
-    elif low > 1 + _AIM:
-        aim = "is missed"
-    else:
-        aim = "can be neither claimed nor denied from these rounds"
+    aim = said_of_aim(low, high, 1 + _AIM)
     said = (
         f"Marking a span takes {mean:.3f} of the plain time to the first token ({low:.3f} to {high:.3f},"
         f" {len(rounds)} rounds): the aim of {100 * _AIM:.0f} % more {aim}. Two calls take"
