@@ -137,7 +137,7 @@ def test_an_interval_of_two_values_reaches_both() -> None:
 
 def test_rows_of_another_benchmark_are_refused(tmp_path: Path) -> None:
     asked = [BlendPrompt("a", ("text",), "why?", ("so",))]
-    rows = tmp_path / "new" / "rows.jsonl"
+    rows = tmp_path / "rows.jsonl"
     assert judged_before(asked, rows) == []
     rows.write_text('{"name": "a", "arms": {}}\n{"name": "b", "arms": {}}\n')
     assert judged_before(asked, rows) == [{"name": "a", "arms": {}}]
