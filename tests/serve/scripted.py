@@ -181,13 +181,15 @@ def rank_by_length(query: str, **options: object) -> Asking:
 
 @dataclass
 class ScriptedService:
-    """Serves `answer` to everybody. `gate` cleared stops time; `broken` fails what runs."""
+    """Serves `answer` to everybody. `gate` cleared stops time; `broken` fails what runs, and a prompt
+    that holds `fault` fails as a fault of the program would."""
 
     max_context: int = 4096
     name: str = "scripted"
     answer: str = ANSWER
     adapters: Sequence[str] = ("scripted-tuned",)
     with_embedder: bool = True
+    fault: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     asking: Callable[..., Asking] = field(default_factory=lambda: no_ranking)
     requests: list[Request] = field(default_factory=list)
@@ -241,6 +243,9 @@ class ScriptedService:
     def submit(self, request: Request) -> ScriptedStream:
         if request.prompt.num_tokens + request.sampling.max_tokens > self.max_context:
             raise PromptTooLong(f"{request.prompt.num_tokens} tokens do not fit")
+        text = self.vocabulary.decode(request.prompt.token_ids)
+        if self.fault is not None and self.fault in text:
+            raise ZeroDivisionError(self.fault)
         with self._work:
             stream = ScriptedStream(request, self._exact(request), self.answer)
             self.requests.append(request)

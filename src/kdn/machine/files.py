@@ -31,6 +31,7 @@ __all__ = [
     "publishing",
     "refuse_unwritable",
     "system_errors",
+    "try_lock",
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -64,6 +65,22 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def try_lock(path: Path) -> IO[bytes] | None:
+    """The file, locked until it is closed or the process ends; None while another holder has the lock.
+
+    A file that is missing is made.  Raises OSError.
+    """
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE), "ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return file
 
 
 def make_private(folder: Path) -> None:

@@ -148,6 +148,20 @@ def test_a_line_that_is_no_request_fails_the_batch_by_its_number(
     assert says in error.message
 
 
+def test_a_line_with_a_fault_of_the_program_is_one_error(
+    server: Running, scripted: ScriptedService
+) -> None:
+    """The second line of three fails: the other two are answered, and it is told with status 500."""
+    scripted.fault = "nought"
+    lines = [chat_line("a"), chat_line("bad", "Divide by nought"), chat_line("b")]
+    batch = ended(server.openai, begin(server.openai, lines).id)
+    counts = batch.request_counts
+    assert (batch.status, counts.completed, counts.failed) == ("completed", 2, 1)
+    told = lines_of(server.openai, batch.error_file_id)["bad"]["response"]
+    assert told["status_code"] == 500
+    assert told["body"]["error"]["type"] == "server_error"
+
+
 def test_an_empty_file_fails_the_batch(server: Running) -> None:
     batch = ended(server.openai, begin(server.openai, [""]).id)
     assert batch.errors.data[0].code == "empty_file"

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kdn.clock import ManualClock
@@ -16,6 +17,7 @@ from kdn.serve.auth import LOCAL, Caller
 from kdn.serve.batch.runner import BatchRunner, Send
 from kdn.serve.batch.shapes import BatchRecord, FileRecord
 from kdn.serve.batch.store import BatchFolder, whole_lines
+from kdn.serve.errors import Refused
 from kdn.serve.settings import BatchLimits
 
 URL = "/v1/completions"
@@ -146,6 +148,25 @@ def test_a_fault_of_the_program_fails_the_batch_alone(tmp_path: Path) -> None:
     folder.close()
 
 
+def test_a_caller_without_a_place_for_answers_begins_no_batch(tmp_path: Path) -> None:
+    """Two files at most: the lines and their answers. A second batch could write a third."""
+    clock = ManualClock()
+    folder = BatchFolder(tmp_path, BatchLimits(files=2), clock)
+    batch = add(folder, "a", clock)
+
+    async def answer(url: str, body: bytes, caller: Caller) -> tuple[int, bytes]:
+        return 200, b"{}"
+
+    output = run(folder, answer, clock).output_file_id
+    assert output is not None
+    again = msgspec.structs.replace(batch, id="batch_2", status="validating")
+    with pytest.raises(Refused, match="has 2 files"):
+        folder.add_batch(again)
+    folder.remove_file("local", output)
+    folder.add_batch(again)
+    folder.close()
+
+
 def killed_in_the_end(folder: BatchFolder, batch: BatchRecord) -> None:
     """As a server leaves it that is killed after its output became a file and before it says so."""
     output, _ = folder.results(batch.id)
@@ -153,7 +174,7 @@ def killed_in_the_end(folder: BatchFolder, batch: BatchRecord) -> None:
     batch.request_counts.total = batch.request_counts.completed = 1
     batch.status, batch.finalizing_at = "finalizing", batch.created_at
     batch.output_file_id, batch.error_file_id = "file-out", "file-err"
-    folder.keep(batch)
+    folder.save(batch)
     record = FileRecord(
         id="file-out",
         bytes=0,
@@ -171,7 +192,7 @@ def killed_in_a_line(folder: BatchFolder, batch: BatchRecord) -> None:
     output.write_bytes(b'{"custom_id": "a"}\n{"custom_i')
     batch.request_counts.total = 1
     batch.status, batch.in_progress_at = "in_progress", batch.created_at
-    folder.keep(batch)
+    folder.save(batch)
 
 
 @pytest.mark.parametrize("leave", [killed_in_the_end, killed_in_a_line])

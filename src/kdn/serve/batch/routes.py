@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal, TypeVar
@@ -27,6 +28,8 @@ from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.responses import json_response
 
 __all__ = ["BatchBody", "Batches", "batch_routes"]
+
+_log = logging.getLogger(__name__)
 
 _WINDOW_S = 24 * 3600
 _LEAST_EXPIRY_S, _MOST_EXPIRY_S = 3600, 30 * 24 * 3600
@@ -209,7 +212,7 @@ def _add_file_routes(router: APIRouter, batches: Batches) -> None:
 def _add_batch_routes(router: APIRouter, batches: Batches) -> None:
     @router.post("/v1/batches")
     async def create(body: BatchBody, http: HttpRequest) -> Response:
-        batch = batches.new_batch(body, caller_of(http.scope).name)
+        batch = await batches.call(batches.new_batch, body, caller_of(http.scope).name)
         await batches.call(batches.folder.add_batch, batch)
         batches.runner.begin(batch)
         return json_response(batch.shown())
@@ -294,7 +297,13 @@ def _sender(app: ASGIApp) -> Callable[[str, bytes, Caller], Any]:
             else:
                 pieces.append(message.get("body", b""))
 
-        await app(own_scope(path, body, caller), receive, hear)
+        try:
+            await app(own_scope(path, body, caller), receive, hear)
+        except Exception:
+            if not status:
+                raise
+            # The application answers for a fault of its own and raises it on, for a log.
+            _log.exception("a line for %s failed", path)
         return status, b"".join(pieces)
 
     return send

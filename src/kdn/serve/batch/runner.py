@@ -102,7 +102,7 @@ class BatchRunner:
     async def cancel(self, batch: BatchRecord) -> None:
         """Ask a batch to end; its lines under way are given up, and its answers are kept."""
         batch.status, batch.cancelling_at = "cancelling", self._now()
-        await run_sync(self._folder.keep, batch)
+        await run_sync(self._folder.save, batch)
 
     async def close(self) -> None:
         """Leave every batch as it stands."""
@@ -135,7 +135,7 @@ class BatchRunner:
             batch.request_counts.total = total
             if batch.status == "validating":  # it may have been cancelled meanwhile
                 batch.status, batch.in_progress_at = "in_progress", self._now()
-            await run_sync(self._folder.keep, batch)
+            await run_sync(self._folder.save, batch)
         with ExitStack() as opened:
             run = await run_sync(self._open, batch, caller, path, opened)
             if batch.finalizing_at is None:
@@ -184,7 +184,7 @@ class BatchRunner:
             while True:
                 async with self._places:
                     status, body = await self._answer(run, line)
-                if not (status in _BUSY and _is_passing(body)):
+                if not (status in _BUSY and _is_overloaded(body)):
                     break
                 await asyncio.sleep(_AGAIN_S)
             self._note(run, line, status, body)
@@ -228,7 +228,7 @@ class BatchRunner:
             batch.finalizing_at = self._now()
             batch.output_file_id = f"file-{self._new_id()}"
             batch.error_file_id = f"file-{self._new_id()}"
-            self._folder.keep(batch)
+            self._folder.save(batch)
         for file in (run.output, run.errors):
             file.close()
         output, errors = self._folder.results(batch.id)
@@ -240,7 +240,7 @@ class BatchRunner:
             batch.status, batch.cancelled_at = "cancelled", self._now()
         else:
             batch.status, batch.completed_at = "completed", self._now()
-        self._folder.keep(batch)
+        self._folder.save(batch)
 
     def _tell_expired(self, run: _Run) -> None:
         why = {"code": "batch_expired", "message": "there was no answer before the batch's end"}
@@ -274,7 +274,7 @@ class BatchRunner:
 
     async def _fail(self, batch: BatchRecord, errors: list[BatchError]) -> None:
         batch.status, batch.failed_at, batch.errors = "failed", self._now(), errors
-        await run_sync(self._folder.keep, batch)
+        await run_sync(self._folder.save, batch)
 
     def _now(self) -> int:
         return int(self._clock.wall())
@@ -289,7 +289,7 @@ def _write(file: IO[bytes], told: dict[str, Any]) -> None:
     file.flush()
 
 
-def _is_passing(body: bytes) -> bool:
+def _is_overloaded(body: bytes) -> bool:
     """Was the line refused only because too much is being worked on?"""
     with suppress(ValueError, KeyError, TypeError):
         return bool(json.loads(body)["error"]["code"] == "overloaded")

@@ -9,7 +9,6 @@ FOLDER/batches/ID.output.jsonl, ID.errors.jsonl   answers so far, a line each
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import msgspec
 
 from kdn.clock import Clock
 from kdn.errors import StoreError
-from kdn.machine.files import make_private, publish_file, system_errors
+from kdn.machine.files import make_private, publish_file, system_errors, try_lock
 from kdn.machine.text import counted
 from kdn.serve.batch.shapes import BatchRecord, FileRecord
 from kdn.serve.errors import Refused
@@ -38,47 +37,49 @@ class BatchFolder:
     def __init__(self, folder: Path, limits: BatchLimits, clock: Clock) -> None:
         """Raises StoreError when another server holds the folder, or it cannot be used."""
         self._limits, self._clock = limits, clock
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()
         self._files_in, self._batches_in = folder / "files", folder / "batches"
         with system_errors(f"opening {folder}"):
             make_private(self._files_in)
             make_private(self._batches_in)
-            self._held = (folder / "lock").open("ab")
-        try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._held.close()
+            lock = try_lock(folder / "lock")
+        if lock is None:
             raise StoreError(
                 f"{folder}: another server works on the batches here; stop it, or give this one "
                 "another home"
-            ) from error
+            )
+        self._lock = lock
         self._files = dict(_read_all(self._files_in, FileRecord))
         self._batches = dict(_read_all(self._batches_in, BatchRecord))
         self._remove_strays()
 
     def close(self) -> None:
-        """Let another server have the folder."""
-        self._held.close()
+        """Release the folder for another server."""
+        self._lock.close()
 
     # --- files ---
 
     def add_file(self, record: FileRecord, content: bytes) -> None:
-        """Keep a file. Raises Refused beyond the caller's bounds, NoSpace when the disk is full."""
-        self._forget_expired()
+        """Store a file. Raises Refused beyond the caller's bounds, NoSpace when the disk is full."""
         with self._guard:
-            own = [one for one in self._files.values() if one.owner == record.owner]
-            held = sum(one.bytes for one in own)
-            if len(own) >= self._limits.files or held + record.bytes > self._limits.caller_bytes:
-                raise Refused(
-                    f"this key has {counted(len(own), 'file')} of {held} bytes; it may have "
-                    f"{self._limits.files} of {self._limits.caller_bytes}: delete some first",
-                    code="too_many_files",
-                )
+            self._forget_expired()
+            self._refuse_full(record.owner, record.bytes)
             self._publish(record, lambda path: publish_file(path, content))
+
+    def _refuse_full(self, owner: str, size_bytes: int) -> None:
+        """Raises Refused where the caller may not have one more file, or none of that size."""
+        own = [one for one in self._files.values() if one.owner == owner]
+        held = sum(one.bytes for one in own)
+        if len(own) >= self._limits.files or held + size_bytes > self._limits.caller_bytes:
+            raise Refused(
+                f"this key has {counted(len(own), 'file')} of {held} bytes; it may have "
+                f"{self._limits.files} of {self._limits.caller_bytes}: delete some first",
+                code="too_many_files",
+            )
 
     def add_result(self, record: FileRecord, written: Path) -> None:
         """Make a file of what a batch has written."""
-        with self._guard, system_errors(f"keeping {written}"):
+        with self._guard, system_errors(f"storing {written}"):
             record.bytes = written.stat().st_size
             self._publish(record, written.replace)
 
@@ -93,34 +94,37 @@ class BatchFolder:
 
     def file(self, owner: str, file_id: str, param: str | None = None) -> FileRecord:
         """The caller's file. Raises Refused (404): also for one of another caller."""
-        self._forget_expired()
-        found = self._files.get(file_id)
+        with self._guard:
+            self._forget_expired()
+            found = self._files.get(file_id)
         if found is None or found.owner != owner:
             raise Refused(f"there is no file {file_id!r:.80}", status=404, param=param)
         return found
 
     def files(self, owner: str) -> list[FileRecord]:
         """The caller's, oldest first."""
-        self._forget_expired()
         with self._guard:
+            self._forget_expired()
             return sorted(
                 (one for one in self._files.values() if one.owner == owner),
                 key=lambda one: (one.created_at, one.id),
             )
 
     def remove_file(self, owner: str, file_id: str) -> None:
-        """Forget the caller's file. Raises Refused for one that is not there, or that a batch reads."""
-        self.file(owner, file_id)
-        for batch in self.batches(owner):
-            if batch.input_file_id == file_id and not batch.has_ended:
-                raise Refused(f"the batch {batch.id} reads this file: cancel it first", status=409)
-        self._drop(file_id)
+        """Delete the caller's file. Raises Refused for one that is not there, or that a batch reads."""
+        with self._guard:
+            self.file(owner, file_id)
+            for batch in self.batches(owner):
+                if batch.input_file_id == file_id and not batch.has_ended:
+                    raise Refused(
+                        f"the batch {batch.id} reads this file: cancel it first", status=409
+                    )
+            self._drop(file_id)
 
     def _drop(self, file_id: str) -> None:
-        with self._guard, suppress(FileNotFoundError):
-            self._files.pop(file_id, None)
-            (self._files_in / f"{file_id}.json").unlink()
-            self.path(file_id).unlink()
+        self._files.pop(file_id, None)
+        (self._files_in / f"{file_id}.json").unlink(missing_ok=True)
+        self.path(file_id).unlink(missing_ok=True)
 
     def _forget_expired(self) -> None:
         now = self._clock.wall()
@@ -132,25 +136,30 @@ class BatchFolder:
     # --- batches ---
 
     def add_batch(self, batch: BatchRecord) -> None:
-        """Keep a batch; of very many the oldest that has ended goes. Raises Refused when too many run."""
-        own = self.batches(batch.owner)
-        ended = [one for one in own if one.has_ended]
-        unfinished, most = len(own) - len(ended), self._limits.unfinished
-        if unfinished >= most:
-            raise Refused(
-                f"{unfinished} batches of this key have not ended, and it may have {most}: wait for "
-                "one to end, or cancel one",
-                status=429,
-                code="too_many_batches",
-                retry_after_s=60,
-            )
-        for one in ended[: max(len(own) + 1 - self._limits.batches, 0)]:
-            self._batches.pop(one.id)
-            (self._batches_in / f"{one.id}.json").unlink(missing_ok=True)
-        self.keep(batch)
+        """Store a batch; of very many the oldest that has ended is deleted.
 
-    def keep(self, batch: BatchRecord) -> None:
-        """Write down how a batch stands."""
+        Raises Refused when too many run, and when the caller has no place for a file of answers.
+        """
+        with self._guard:
+            own = self.batches(batch.owner)
+            ended = [one for one in own if one.has_ended]
+            unfinished, most = len(own) - len(ended), self._limits.unfinished
+            if unfinished >= most:
+                raise Refused(
+                    f"{unfinished} batches of this key have not ended, and it may have {most}: wait"
+                    " for one to end, or cancel one",
+                    status=429,
+                    code="too_many_batches",
+                    retry_after_s=60,
+                )
+            self._refuse_full(batch.owner, 0)
+            for one in ended[: max(len(own) + 1 - self._limits.batches, 0)]:
+                self._batches.pop(one.id)
+                (self._batches_in / f"{one.id}.json").unlink(missing_ok=True)
+            self.save(batch)
+
+    def save(self, batch: BatchRecord) -> None:
+        """Write the batch as it is now."""
         with self._guard:
             publish_file(self._batches_in / f"{batch.id}.json", msgspec.json.encode(batch))
             self._batches[batch.id] = batch
@@ -176,7 +185,7 @@ class BatchFolder:
         return stem.with_suffix(".output.jsonl"), stem.with_suffix(".errors.jsonl")
 
     def _remove_strays(self) -> None:
-        """What a server that was killed has left: bytes without a record, temporary files."""
+        """Delete what a killed server has left: bytes without a record, temporary files."""
         running = {one.id for one in self._batches.values() if not one.has_ended}
         kept = {f"{name}.data" for name in self._files} | {f"{name}.json" for name in self._files}
         for path in self._files_in.iterdir():
@@ -189,7 +198,7 @@ class BatchFolder:
 
 
 def _read_all(folder: Path, kind: type[Record]) -> Iterator[tuple[str, Record]]:
-    """Every record that can be read; what cannot be is passed by."""
+    """Every record that can be read; others are skipped."""
     for path in sorted(folder.glob("[!.]*.json")):
         with suppress(msgspec.MsgspecError, OSError):
             found = msgspec.json.decode(path.read_bytes(), type=kind)
@@ -198,14 +207,14 @@ def _read_all(folder: Path, kind: type[Record]) -> Iterator[tuple[str, Record]]:
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file that was written line by line, after a last one that was cut is taken off."""
+    """The lines of a file that was written line by line, without a last one that was cut."""
     with suppress(FileNotFoundError), path.open("rb+") as file:
-        _take_off_cut_line(file)
+        _remove_cut_line(file)
         file.seek(0)
         yield from file
 
 
-def _take_off_cut_line(file: IO[bytes]) -> None:
+def _remove_cut_line(file: IO[bytes]) -> None:
     size = file.seek(0, os.SEEK_END)
     while size:
         start = max(size - (1 << 16), 0)
