@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdn.api.kdn import Kdn
 from kdn.core import Plan, Prompt, Role, TokenIds
-from kdn.engine import run_alone
+from kdn.engine import kv_shape, run_alone
 from kdn.errors import BadInput
 from kdn.model import Message
 from kdn.reuse.steer import EditedText, RunPlan, SteerRecipe, edit_text, edited_blocks
@@ -36,7 +36,7 @@ def prefill_steered(
     BadInput for an empty text and for a recipe of another model.
     """
     prompt, edited = _edited(kdn, text, recipe, name, salt)
-    shape = kdn.model.decoder.config.kv_shape(str(kdn.model.decoder.dtype).removeprefix("torch."))
+    shape = kv_shape(kdn.model)
     codec = CODECS["lossless"]
     for block in edited_blocks(edited, prompt, shape, kdn.prompts.fingerprint(None), recipe, salt):
         kdn.store.write_behind(block, codec)

@@ -55,7 +55,7 @@ class ProfileExamples:
         self._examples: deque[ProfileExample] = deque(maxlen=most)
 
     def add(self, example: ProfileExample) -> None:
-        """Remember a example; the oldest of more than four is forgotten."""
+        """Remember an example; the oldest of more than four is forgotten."""
         self._examples.append(example)
 
     def all(self) -> tuple[ProfileExample, ...]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from kdn.api import Kdn
 from kdn.clock import Clock
-from kdn.core import BlockKey, KvShape
+from kdn.core import BlockKey
 from kdn.cost import load_sheet, load_speed, use_saving
+from kdn.engine import kv_shape
 from kdn.errors import BadInput
 from kdn.serve.console.texts import StoredText, TextRow, stored_texts, text_rows
 from kdn.serve.metrics import RecentRequests, RequestRecord
@@ -122,7 +123,7 @@ class ConsoleData:
             where=kdn.store.tiers.where,
             pinned=kdn.store.tenancy.persistent_pins.all(),
             saving=use_saving(load_speed(settings.speed), load_sheet(settings.prices)),
-            token_bytes=self._shape().token_bytes,
+            token_bytes=kv_shape(self._kdn.model).token_bytes,
             decode=kdn.model.tokenizer.decode if shows else None,
             model_name=self._model_name,
         )
@@ -173,10 +174,6 @@ class ConsoleData:
                 self._texts = stored_texts(index.entries())
             self._cursor = pages.cursor
             return self._texts
-
-    def _shape(self) -> KvShape:
-        decoder = self._kdn.model.decoder
-        return decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
 
     def _model_name(self, fingerprint: str) -> str:
         """The name of a model that is open here; the beginning of the fingerprint of another one."""
