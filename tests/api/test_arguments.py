@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,10 +13,8 @@ import pytest
 import kdn
 from kdn.api.answering import Answering
 from kdn.api.checked import checked
-from kdn.config import load_config
 from kdn.core import Request, Sampling
 from kdn.errors import BadInput, KdnError
-from kdn.testing import write_tiny_model
 
 RIGHT: dict[str, dict[str, Any]] = {
     "generate": {"prompt": "?", "max_tokens": 1},
@@ -37,14 +35,6 @@ WRONG: list[Any] = [
 ]  # fmt: skip
 _NO_VERBS = {"catch_up", "check", "close"}
 """They take nothing."""
-
-
-@pytest.fixture(scope="module")
-def k(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kdn.Kdn]:
-    folder = write_tiny_model(tmp_path_factory.mktemp("tiny"), "llama")
-    config = load_config({"KDN_ENGINE_FIT_IDLE_S": "0"}, home=tmp_path_factory.mktemp("home"))
-    with kdn.open(folder, config=config) as found:
-        yield found
 
 
 def verbs() -> list[str]:

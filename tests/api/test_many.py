@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,9 @@ import kdn
 from kdn.api.cost import Costs
 from kdn.api.prompts import Prompts
 from kdn.api.score import Scoring
-from kdn.config import load_config
 from kdn.core import as_many, text_of, texts_of
 from kdn.errors import BadInput, KdnError
 from kdn.model import Document, Message
-from kdn.testing import write_tiny_model
 
 TEXT = "abcabc"
 Case = tuple[Callable[[kdn.Kdn, Any], Any], Any]
@@ -56,14 +54,6 @@ CASES: dict[str, Case] = {
 """For each parameter a call that uses it, and one item."""
 _NO_TEXTS = {"Scoring.ask(questions)", "Scoring.ask(choices)"}
 """Parameters whose items are never texts or mappings."""
-
-
-@pytest.fixture(scope="module")
-def k(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kdn.Kdn]:
-    folder = write_tiny_model(tmp_path_factory.mktemp("tiny"), "llama")
-    config = load_config({"KDN_ENGINE_FIT_IDLE_S": "0"}, home=tmp_path_factory.mktemp("home"))
-    with kdn.open(folder, config=config) as found:
-        yield found
 
 
 def parameters() -> list[str]:

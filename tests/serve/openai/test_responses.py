@@ -122,15 +122,20 @@ def test_a_form_is_kept_to_and_parsed(tiny: Running) -> None:
     assert found.output_parsed.mood in ("good", "bad")
 
 
-def test_a_required_call_comes_whole_and_streamed(tiny: Running) -> None:
-    asked: Any = {
+def weather_call(tiny: Running, **more: Any) -> dict[str, Any]:
+    """What asks the model for a call of the one tool."""
+    return {
         "model": tiny.openai.models.list().data[0].id,
         "input": "Weather?",
         "tools": [WEATHER],
         "tool_choice": {"type": "function", "name": "weather"},
         "temperature": 0,
-        "max_output_tokens": 300,
+        **more,
     }
+
+
+def test_a_required_call_comes_whole_and_streamed(tiny: Running) -> None:
+    asked = weather_call(tiny, max_output_tokens=300)
     (call,) = tiny.openai.responses.create(**asked).output
     assert call.type == "function_call"
     assert call.name == "weather"
@@ -225,13 +230,7 @@ def test_documents_and_kdn_mean_what_they_mean_in_a_chat(
 
 
 def test_a_call_that_is_cut_off_is_incomplete(tiny: Running) -> None:
-    asked: Any = {
-        "model": tiny.openai.models.list().data[0].id,
-        "input": "Weather?",
-        "tools": [WEATHER],
-        "tool_choice": {"type": "function", "name": "weather"},
-        "temperature": 0,
-    }
+    asked = weather_call(tiny)
     whole = tiny.openai.responses.create(max_output_tokens=300, **asked)
     assert whole.usage is not None
     most = whole.usage.output_tokens - 20
