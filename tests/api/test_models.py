@@ -92,6 +92,8 @@ def test_names_that_mean_two_things_are_refused(folders: dict[str, Path], tmp_pa
         kdn.open_models(folders, config=config, adapters={"plan": {"work": tmp_path}})
     with pytest.raises(kdn.BadInput, match="'other', which is not opened: plan, work are"):
         kdn.open_models(folders, config=config, adapters={"other": {}})
+    with pytest.raises(kdn.BadInput, match="device is 3; it must be a text or None"):
+        kdn.open_models(folders, config=config, device=3)  # type: ignore[arg-type]
     with pytest.raises(kdn.BadInput, match="give at least one"):
         kdn.open_models([], config=config)
     with pytest.raises(kdn.BadInput, match="give a list of names or paths"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from kdn.engine import Engine, KvPool
@@ -12,7 +13,7 @@ __all__ = ["Common"]
 
 @dataclass
 class Common:
-    """Parts that several open models share. Theirs to use, and their owner's to close."""
+    """Parts of one process that its open models, one or several, use and do not close."""
 
     store: Store
     pool: KvPool
@@ -24,3 +25,10 @@ class Common:
     def is_idle(self) -> bool:
         """Does no engine have a request? Background work of one model takes nothing from another."""
         return all(engine.is_idle() for engine in self.engines)
+
+    def close(self) -> None:
+        """Close the store, then the record of its lookups. To be called after the models are closed."""
+        with ExitStack() as stack:
+            if self.recorder is not None:
+                stack.callback(self.recorder.close)
+            stack.callback(self.store.close)

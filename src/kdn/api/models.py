@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from kdn.api.build import join, kv_bytes, make_recorder, settings_of
+from kdn.api.build import join, make_common, settings_of
+from kdn.api.checked import checked
 from kdn.api.common import Common
 from kdn.api.kdn import Kdn
 from kdn.api.load import load, prepared
 from kdn.api.store import open_configured_store
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config
-from kdn.engine import KvPool
 from kdn.errors import BadInput
 from kdn.model import LoadedModel
 from kdn.rank import adapter_folders, layout_adapters
@@ -57,9 +57,7 @@ class OpenModels(Mapping[str, Kdn]):
     def close(self) -> None:
         """Close every model, then the store."""
         with ExitStack() as stack:
-            if self._common.recorder is not None:
-                stack.callback(self._common.recorder.close)
-            stack.callback(self._common.store.close)
+            stack.callback(self._common.close)
             for model in self._models.values():
                 stack.callback(model.close)
 
@@ -70,6 +68,7 @@ class OpenModels(Mapping[str, Kdn]):
         self.close()
 
 
+@checked
 def open_models(
     models: Mapping[str, str | Path] | Sequence[str | Path],
     *,
@@ -115,21 +114,15 @@ def open_models(
         loaded[name] = found
         known.append(found[0])
     store = open_configured_store(config, clock, trace)
-    common = Common(store, KvPool(kv_bytes(config)), make_recorder(config, clock), len(named))
     with ExitStack() as failing:
         failing.callback(store.close)
+        common = make_common(store, config, clock, len(named))
+        if common.recorder is not None:
+            failing.callback(common.recorder.close)
         opened: dict[str, Kdn] = {}
         for name, (model_, attention) in loaded.items():
             parts = join(
-                model_,
-                attention,
-                store,
-                config,
-                clock,
-                trace,
-                rerankers[name],
-                name=name,
-                common=common,
+                model_, attention, common, config, clock, trace, rerankers[name], name=name
             )
             opened[name] = Kdn(parts)
             failing.callback(opened[name].close)
