@@ -51,7 +51,7 @@ class EngineStat:
     kv_total_bytes: int
     kv_free_bytes: int
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Of the engine's thread by part (`engine.loop.Part`), since the loop began."""
+    """Of the engine's thread by part (`engine.times.Part`), since the loop began."""
     resident: ResidentStat | None = None
 
 
