@@ -1,6 +1,6 @@
 """Files that are whole or absent, and the one place through which the system's errors come.
 
-`publish_file` writes one file whole.  The disk tier keeps many and uses the sentences of `Files`.
+`publish_file` writes one file whole.  The disk tier keeps many and uses the longer operations of `Files`.
 Everything changes the disk through the verbs of `Files`, so that a test can pass another in its place
 and see every state in which a power cut may leave a folder.
 """
@@ -154,14 +154,14 @@ def publishing(path: Path, mode: int = _PRIVATE_FILE) -> Iterator[IO[bytes]]:
 
 
 class Files:
-    """What touches the disk. Nothing counts as kept until it and its folder are synced.
+    """What touches the disk. Nothing counts as durable until it and its folder are synced.
 
-    The verbs below are all that touches the disk; the sentences above them are made of these.
+    The verbs below are all that touches the disk; the operations above them are made of these.
     Files and folders are readable by their owner only, unless a mode says otherwise.
     """
 
     def __init__(self) -> None:
-        self._lasting: set[Path] = set()
+        self._durable: set[Path] = set()
 
     def write_temporary(self, path: Path, data: memoryview) -> None:
         """Write all of `data` to `path` and on to the device. Nothing is left of it when that fails."""
@@ -175,7 +175,7 @@ class Files:
     def publish(self, temporary: Path, final: Path) -> None:
         """Give a written file its name, for good: it is there after a power cut, too."""
         with system_errors(f"publishing {final}"):
-            self.make_lasting(final.parent)
+            self.make_durable(final.parent)
             self.rename(temporary, final)
             self.sync_folder(final.parent)
 
@@ -183,17 +183,17 @@ class Files:
         """Make the folder and those above it that are missing; they outlive a power cut."""
         if not path.exists():
             self.make_folders(path.parent)
-            self.make_lasting(path)
+            self.make_durable(path)
 
-    def make_lasting(self, folder: Path) -> None:
+    def make_durable(self, folder: Path) -> None:
         """Make a folder that outlives a power cut; its parent is there.
 
         One that is there may be another process's that has not synced it yet, so each syncs it once.
         """
-        if folder not in self._lasting or not folder.exists():
+        if folder not in self._durable or not folder.exists():
             self.make_folder(folder)
             self.sync_folder(folder.parent)
-            self._lasting.add(folder)
+            self._durable.add(folder)
 
     def move(self, path: Path, to: Path) -> int:
         """Move a file, without waiting for the device; its size."""

@@ -55,7 +55,7 @@ class StoreFolder:
                 path.chmod(0o700)  # a folder that an older kdn made
             self.identity = _claim(path, self._files)
             for name in ("blocks", "writing", "quarantine", "owners"):
-                self._files.make_lasting(path / name)
+                self._files.make_durable(path / name)
         self.owner = secrets.token_hex(8)
         self._owner_lock: int | None = None
 
@@ -101,14 +101,17 @@ class StoreFolder:
         finally:
             os.close(descriptor)
 
-    def sign_in(self) -> None:
-        """Be known as at work here until `sign_out` or death. To be called inside `opening`."""
-        with system_errors(f"signing in to the store {self.path}"):
+    def register(self) -> None:
+        """Count as a process that uses this store, until `unregister` or the end of the process.
+
+        To be called inside `opening`.
+        """
+        with system_errors(f"registering with the store {self.path}"):
             path = self.path / "owners" / self.owner
             self._owner_lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._owner_lock, fcntl.LOCK_EX)
 
-    def sign_out(self) -> None:
+    def unregister(self) -> None:
         if self._owner_lock is not None:
             with suppress(OSError):  # the lock goes all the same, and then the name says nothing
                 self._files.remove(self.path / "owners" / self.owner)
@@ -116,31 +119,33 @@ class StoreFolder:
             self._owner_lock = None
 
     def sweep(self) -> list[str]:
-        """Remove what dead processes left half-written; returns the living owners.
+        """Remove what processes that have ended left half-written; returns the owners that run.
 
-        To be called inside `opening`, when no process can be between signing in and locking.
+        To be called inside `opening`, when no process can be between making its file and locking it.
         """
         with system_errors(f"sweeping the store {self.path}"):
             owners = self.path / "owners"
-            living = [path.name for path in owners.iterdir() if not _buried(path, self._files)]
+            running = [
+                path.name for path in owners.iterdir() if not _removed_if_dead(path, self._files)
+            ]
             for path in (self.path / "writing").iterdir():
-                if path.name.partition("-")[0] not in living:
+                if path.name.partition("-")[0] not in running:
                     self._files.remove(path)
-        return living
+        return running
 
 
 def _claim(path: Path, files: Files) -> str:
     """The identity of the store in `path`, which becomes a store if it is empty."""
     marker = path / MARKER
     if not marker.exists():
-        strangers = sorted(
+        others = sorted(
             entry.name
             for entry in path.iterdir()
             if entry.name not in _HARMLESS and MARKER not in entry.name
         )
-        if strangers and not marker.exists():
+        if others and not marker.exists():
             raise ForeignStore(
-                f"{path} is no kdn store and not empty (it holds {strangers[0]}): choose another"
+                f"{path} is no kdn store and not empty (it holds {others[0]}): choose another"
                 " folder for the store, or an empty one"
             )
         _write_marker(marker, files)
@@ -177,8 +182,8 @@ def _read_marker(marker: Path) -> str:
     return found.identity
 
 
-def _buried(owner: Path, files: Files) -> bool:
-    """Removes the sign of an owner that is dead; False for a living one."""
+def _removed_if_dead(owner: Path, files: Files) -> bool:
+    """Is the owner a process that has ended? Then its file is removed."""
     descriptor = os.open(owner, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

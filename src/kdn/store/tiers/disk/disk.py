@@ -95,8 +95,8 @@ class DiskTier(ManagedTier):
         with self._folder.opening(), ExitStack() as undo:
             check_seal(self._folder, files, ring)
             living = self._folder.sweep()
-            self._folder.sign_in()
-            undo.callback(self._folder.sign_out)
+            self._folder.register()
+            undo.callback(self._folder.unregister)
             self._catalogue = open_catalogue(self._folder, self._blocks, living, clock, trace, veil)
             undo.callback(self._catalogue.close)
             self._ranked = None if policy is None else RankedBlocks(policy, clock)
@@ -175,7 +175,7 @@ class DiskTier(ManagedTier):
         try:
             self._catalogue.close()
         finally:
-            self._folder.sign_out()
+            self._folder.unregister()
 
     # --- what operators do ---
 
