@@ -120,7 +120,7 @@ def test_the_tests_of_the_floors_are_there() -> None:
 def test_the_lowest_versions_work(tmp_path: Path) -> None:
     """All but torch, which stays as constrained: each of its versions is gigabytes to download."""
     if "TEST_FLOORS" not in os.environ:
-        pytest.skip("it takes minutes; `make floors` runs it: set TEST_FLOORS=1")
+        pytest.skip("it takes minutes; `make floors` and .ci/run run it: set TEST_FLOORS=1")
     if not index_answers():
         pytest.skip("no package index answers")
     folder = tmp_path / "environment"
