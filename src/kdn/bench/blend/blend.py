@@ -227,7 +227,7 @@ def _notes(judged: Sequence[Judged], ours: str) -> tuple[str, ...]:
                 f" {where} (95 % bootstrap interval over {len(pairs)} prompts {low:.2f}-{high:.2f})."
             )
     said.append(
-        "`rows computed` counts rows times layers, the look before the pass and the question"
+        "`rows computed` counts rows times layers, the probe pass and the question"
         " included, as a share of a full prefill's; KL is held above 0.0001 nats in ratios."
     )
     return tuple(said)
