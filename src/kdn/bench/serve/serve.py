@@ -111,6 +111,10 @@ _NOTES = (
         "`retention_cost` and `http_cost` are shares of saturated throughput: with all retained against"
         " nothing, and over HTTP against the engine without."
     ),
+    (
+        "Loads at a rate are sent once to each server, to kdn first; `ttft_gain_vllm` is the median of their"
+        " ratios, so a load carries the luck of its arrivals."
+    ),
 )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Protocol
@@ -124,11 +125,14 @@ class HttpServer:
         return {labels.split('"')[-2]: float(value) for labels, _, value in pairs}
 
     def get(self, path: str) -> bytes:
-        """The body of what the server has there. Raises OSError."""
+        """The body of what the server has there. Raises OSError, also for another status than 200."""
         connection = HTTPConnection(urlsplit(self.url).netloc, timeout=10)
         try:
             connection.request("GET", path)
-            return connection.getresponse().read()
+            answer = connection.getresponse()
+            if answer.status != HTTPStatus.OK:
+                raise OSError(f"{path} answered {answer.status}")
+            return answer.read()
         finally:
             connection.close()
 
