@@ -1,7 +1,7 @@
 """The server: OpenAI's API over an open Kdn, and a node's blocks.
 
 Trades in HTTP requests and responses; the only asynchronous room. Only `cli` may import it.
-Start reading at `app.py`, then follow one request through `openai/generate.py`.
+Start reading at `app.py`, then follow one request through `openai/chat.py`.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from kdn.serve.errors import speak_openai
 from kdn.serve.limits import Backpressure, Shutdown
 from kdn.serve.metrics import Metrics, RecentRequests
 from kdn.serve.openai.adapters import adapter_routes
+from kdn.serve.openai.chat import chat_routes
 from kdn.serve.openai.completions import completion_routes
 from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.embeddings import embedding_routes
-from kdn.serve.openai.generate import chat_routes
 from kdn.serve.openai.questions import question_routes
 from kdn.serve.openai.rag import rag_routes
 from kdn.serve.openai.rerank import rerank_routes

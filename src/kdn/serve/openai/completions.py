@@ -12,6 +12,7 @@ from fastapi import Request as HttpRequest
 from kdn.core import Finish, Prompt, Role, Segment, Token, TokenIds
 from kdn.serve.errors import Refused
 from kdn.serve.limits import bounded_router, check_length
+from kdn.serve.openai.answers import Answers, constrained, requests_of, sampling_of
 from kdn.serve.openai.context import (
     RequestContext,
     answer_room,
@@ -19,7 +20,6 @@ from kdn.serve.openai.context import (
     refuse_unsupported,
     truncated,
 )
-from kdn.serve.openai.generate import Answers, constrained, requests_of, sampling_of
 from kdn.serve.openai.requests import CompletionBody, KdnOptions
 from kdn.serve.openai.responses import (
     Completion,

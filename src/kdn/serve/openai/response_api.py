@@ -14,8 +14,8 @@ from kdn.core import Finish, FinishReason, Usage
 from kdn.model import is_object
 from kdn.serve.errors import Fault, fault_of
 from kdn.serve.limits import bounded_router, check_unicode
+from kdn.serve.openai.chat import Chat, begin_chat
 from kdn.serve.openai.context import RequestContext, refuse_unsupported
-from kdn.serve.openai.generate import Chat, begin_chat
 from kdn.serve.openai.response_items import ResponsesBody, ResponsesRequest
 from kdn.serve.openai.responses import CalledTool, json_response
 from kdn.serve.openai.streams import EventStream, gather, until_disconnect

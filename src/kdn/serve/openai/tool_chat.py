@@ -9,8 +9,8 @@ from typing import Any
 from kdn.core import Constraint, Finish, FinishReason, Token
 from kdn.model import CallReader, ToolCall
 from kdn.serve.errors import Refused
+from kdn.serve.openai.chat import Chat
 from kdn.serve.openai.context import RequestContext
-from kdn.serve.openai.generate import Chat
 from kdn.serve.openai.responses import (
     CalledTool,
     ChatChoice,
