@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from kdn.cli.options import (
     JsonOption,
     ModelChoice,
     ShareOption,
+    first_adapter,
 )
 from kdn.cli.show import emit, say, say_for_trying, time_text, write_piece
 from kdn.cli.steer import find_recipe
@@ -323,7 +324,7 @@ def chat(
     schema = None if json_schema is None else read_text(json_schema)
     opening = [{"role": "system", "content": system}] if system else []
     history, turns = list(opening), list[dict[str, Any]]()
-    with replace(choice, adapters=tuple(adapter or ())).open() as kdn:
+    with choice.using(adapter).open() as kdn:
         for text in _lines("" if as_json else "> "):
             if text == "/new":
                 history = list(opening)
@@ -335,7 +336,7 @@ def chat(
                 max_tokens=max_tokens,
                 temperature=temperature,
                 schema=schema,
-                adapter=adapter[0].partition("=")[0] if adapter else None,
+                adapter=first_adapter(adapter),
                 steer=_steering(None, stress, mute, choice.home),
                 share=share,
                 stream=None if as_json else write_piece,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -16,13 +17,14 @@ from kdn.cli.options import (
     EngineChoice,
     JsonOption,
     ModelChoice,
+    first_adapter,
 )
 from kdn.cli.show import emit, progress_bar, say, tell
 from kdn.machine.text import counted, read_text
 
 if TYPE_CHECKING:
     from kdn.api import Kdn
-    from kdn.rank import AskEach, Choice, LabelTable
+    from kdn.rank import AskEach, Choice, LabelJob, LabelJournal, LabelTable, Row
     from kdn.scale.remote import RemoteEngine
 
 __all__ = ["label"]
@@ -73,7 +75,6 @@ def label(
         LabelJournal,
         check_out,
         check_rows,
-        label_rows,
         make_table,
         own_columns,
         read_rows,
@@ -91,9 +92,8 @@ def label(
             server = opened.enter_context(asked_at.open(choice, unused))
             asker = _remote(server, words)
         else:
-            chosen = replace(choice, adapters=tuple(adapter or ()))
-            used = adapter[0].partition("=")[0] if adapter else None
-            asker = _local(opened.enter_context(chosen.open()), words, used)
+            kdn = opened.enter_context(choice.using(adapter).open())
+            asker = _local(kdn, words, first_adapter(adapter))
         job = LabelJob(
             model=asker.fingerprint,
             template=asked,
@@ -106,16 +106,7 @@ def label(
         if resumed:
             say(f"going on after row {resumed} of {len(rows)}")
         started = perf_counter()
-        try:
-            with progress_bar() as bar:
-                task = bar.add_task(
-                    f"{counted(len(rows), 'row')}", total=len(rows), completed=resumed
-                )
-                for done in label_rows(job, rows, asker.ask_each, journal):
-                    bar.update(task, completed=done)
-        except BaseException:
-            journal.close()
-            raise
+        _ask_rows(job, rows, asker, journal)
         seconds = perf_counter() - started
     found = make_table(job, rows, journal.answers)
     write_table(out, rows, job.choices, found)
@@ -132,6 +123,21 @@ class _Asker:
     fingerprint: str
     choices: tuple[Choice, ...]
     ask_each: AskEach
+
+
+def _ask_rows(job: LabelJob, rows: Sequence[Row], asker: _Asker, journal: LabelJournal) -> None:
+    """Ask about the rows that the journal has no answer for, and show how far it is."""
+    from kdn.rank import label_rows
+
+    try:
+        with progress_bar() as bar:
+            done = len(journal.answers)
+            task = bar.add_task(counted(len(rows), "row"), total=len(rows), completed=done)
+            for done in label_rows(job, rows, asker.ask_each, journal):
+                bar.update(task, completed=done)
+    except BaseException:
+        journal.close()
+        raise
 
 
 def _local(kdn: Kdn, words: list[str], adapter: str | None) -> _Asker:

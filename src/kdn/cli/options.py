@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,6 +29,7 @@ __all__ = [
     "ModelOption",
     "QuantizationOption",
     "ShareOption",
+    "first_adapter",
     "output_file",
     "output_folder",
     "read_settings",
@@ -70,6 +71,11 @@ def read_settings(home: Path | None) -> Config:
     return load_config(os.environ, home=home)
 
 
+def first_adapter(given: Sequence[str] | None) -> str | None:
+    """The name of the first of --adapter, which is the one that answers."""
+    return given[0].partition("=")[0] if given else None
+
+
 def output_file(path: Path | None) -> Path | None:
     """As a callback of an option: that the file can be written is known before any work is done.
 
@@ -108,6 +114,10 @@ class ModelChoice:
     dtype: DtypeOption = None
     quantization: QuantizationOption = "none"
     adapters: tuple[str, ...] = ()
+
+    def using(self, adapters: Sequence[str] | None) -> ModelChoice:
+        """The same with these adapters, as --adapter gives them."""
+        return replace(self, adapters=tuple(adapters or ()))
 
     def open(self, config: Config | None = None) -> Kdn:
         """The model, its store and its library, ready. Raises KdnError."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +17,7 @@ from kdn.cli.options import (
     EngineChoice,
     JsonOption,
     ModelChoice,
+    first_adapter,
 )
 from kdn.cli.show import emit, say, tell, time_text
 from kdn.errors import BadInput
@@ -74,9 +74,8 @@ def rerank(
             )
         _tell(query, found, names, perf_counter() - started, as_json=as_json)
         return
-    given = () if adapter == ["none"] else tuple(adapter or ())
-    with replace(choice, adapters=given).open() as kdn:
-        named = adapter[0].partition("=")[0] if adapter else None
+    with choice.using(None if adapter == ["none"] else adapter).open() as kdn:
+        named = first_adapter(adapter)
         used = kdn.scoring.reranker(layout, template, named)
         if used is not None and named is None:
             say(
