@@ -90,7 +90,7 @@ def test_names_that_mean_two_things_are_refused(folders: dict[str, Path], tmp_pa
         kdn.open_models([folders["plan"], folders["plan"]], config=config)
     with pytest.raises(kdn.BadInput, match="'work' names two"):
         kdn.open_models(folders, config=config, adapters={"plan": {"work": tmp_path}})
-    with pytest.raises(kdn.BadInput, match="'other', which is not opened: plan, work are"):
+    with pytest.raises(kdn.BadInput, match="'other', which is not opened; name one of plan, work"):
         kdn.open_models(folders, config=config, adapters={"other": {}})
     with pytest.raises(kdn.BadInput, match="device is 3; it must be a text or None"):
         kdn.open_models(folders, config=config, device=3)  # type: ignore[arg-type]

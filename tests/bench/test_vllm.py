@@ -61,7 +61,7 @@ def test_a_row_has_what_its_arm_was_asked() -> None:
 @pytest.mark.parametrize(
     ("arms", "sentence"),
     [
-        (("no connector", "kdn tape"), "no arm 'kdn tape'; there are no connector, kdn memory"),
+        (("no connector", "kdn tape"), "no arm 'kdn tape'; choose among: no connector, kdn memory"),
         (("kdn memory",), "every arm is compared with 'no connector': name it too"),
     ],
 )

@@ -65,6 +65,9 @@ def test_too_little_text_is_said(tiny: LoadedModel, tmp_path: Path) -> None:
         probes(tiny, ["short"])
     with pytest.raises(BadInput, match="holds no text"):
         read_texts(tmp_path)
+    (tmp_path / "picture.txt").write_bytes(bytes(range(256)))
+    with pytest.raises(BadInput, match=r"picture\.txt: not UTF-8 text"):
+        read_texts(tmp_path)
 
 
 def test_a_record_is_found_again_by_its_fingerprint_only(

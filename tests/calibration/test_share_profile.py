@@ -140,6 +140,13 @@ def test_models_that_cannot_share_are_refused_with_the_reason(
         refuse_unequal(other, loaded)
 
 
+def test_a_model_is_no_pair_with_itself(loaded: LoadedModel, tmp_path: Path) -> None:
+    one, records = side(loaded, "a"), ShareRecords(tmp_path)
+    with pytest.raises(BadInput, match="sender and receiver are the same model, a"):
+        profile_pair(one, side(loaded, "a"), ITEMS, [], [ShareChoice()], records)
+    assert not records.folder(one.fingerprint, one.fingerprint).exists()
+
+
 def replace_digest(loaded: LoadedModel) -> Tokenizer:
     tokenizer = copy(loaded.tokenizer)
     object.__setattr__(tokenizer, "digest", "another")

@@ -172,6 +172,13 @@ def test_ctrl_c_stops_an_ingest_that_can_be_taken_up_again(
     assert (len(rest["unchanged"]), len(rest["added"])) == (finished, 12 - finished)
 
 
+def test_a_chat_refuses_a_torn_schema_before_the_first_question(tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"type":')
+    done = kdn(tmp_path, "chat", "--json-schema", tmp_path / "schema.json", typed="")
+    assert done.code == 2
+    assert "the JSON schema is no JSON" in done.err
+
+
 def test_a_chat_goes_on_from_what_it_kept(tmp_path: Path, tiny: Path) -> None:
     chat = ("chat", "--model", tiny, "--max-tokens", "8", "--json")
     done = kdn(tmp_path, *chat, typed="Hello there\nAnd now?\n/new\nHello there\n/quit\nunheard\n")

@@ -68,6 +68,14 @@ def test_torn_weights_are_refused(tiny_model: Tiny, model_cache: Path) -> None:
             load_model(folder, cache_dir=model_cache)
 
 
+def test_a_folder_without_a_model_says_what_it_lacks(tmp_path: Path, model_cache: Path) -> None:
+    with pytest.raises(
+        WeightsError, match=r"has no config\.json; a model folder holds config"
+    ) as told:
+        load_model(tmp_path, cache_dir=model_cache)
+    assert "Errno" not in str(told.value)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(name: str, tiny_model: Tiny, model_cache: Path) -> None:
     folder = tiny_model("llama")

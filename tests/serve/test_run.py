@@ -40,6 +40,16 @@ def test_small_answers_are_sent_at_once() -> None:
     assert asyncio.run(options()) == [1]
 
 
+def test_a_certificate_that_cannot_be_used_is_refused_before_the_port_opens(tmp_path: Path) -> None:
+    letter, missing = tmp_path / "letter.txt", tmp_path / "missing.pem"
+    letter.write_text("Dear reader")
+    for found, why in ((missing, "No such file"), (letter, "PEM")):
+        with pytest.raises(BadConfig, match=rf"{found.name} .* cannot be used .*{why}"):
+            listen(ServeSettings(port=0, certificate=found))
+    with pytest.raises(BadConfig, match="comes without its certificate"):
+        listen(ServeSettings(port=0, private_key=letter))
+
+
 class BreakingClock(SystemClock):
     """A clock that fails the engine, and nobody else, once it is broken."""
 

@@ -159,7 +159,7 @@ def _refuse_equal_names(
     strange = [model for model in adapters if model not in named]
     if strange:
         raise BadInput(
-            f"adapters are given for {strange[0]!r}, which is not opened: {', '.join(named)} are"
+            f"adapters are given for {strange[0]!r}, which is not opened; name one of {', '.join(named)}"
         )
     seen = set(named)
     for own in adapters.values():

@@ -30,6 +30,7 @@ from kdn.core import (
 )
 from kdn.engine import AloneRun, HeldKV, run_alone
 from kdn.errors import BadInput
+from kdn.machine.text import read_text
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import lossy_recipe
@@ -88,11 +89,11 @@ def calibrate(
 
 
 def read_texts(path: Path) -> list[str]:
-    """A text file, or every text file in a folder. Raises BadInput when there is none."""
+    """A text file, or every text file in a folder. Raises BadInput when there is none, or it is no text."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if _is_text(p))
     if not files:
         raise BadInput(f"{path} holds no text: give a folder with {', '.join(_SUFFIXES)} files")
-    return [file.read_text("utf-8", errors="replace") for file in files]
+    return [read_text(file) for file in files]
 
 
 def probes(

@@ -76,6 +76,11 @@ def profile_pair(
     `map_contexts` fit the map; with less than 2,000 tokens of them there is none.  `tell` hears what is
     done, and how far.  Raises BadInput for models that cannot share or have nothing to share, StoreError.
     """
+    if sender.fingerprint == receiver.fingerprint:
+        raise BadInput(
+            f"sender and receiver are the same model, {receiver.name}: its KV is reused as it is, with"
+            " nothing to measure; name two"
+        )
     profiler = ShareProfiler(sender, receiver)
     refuse_unrelated(profiler, [item.context for item in items[:_COMPARED]])
     folder = records.folder(sender.fingerprint, receiver.fingerprint)

@@ -320,8 +320,10 @@ def chat(
     as_json: JsonOption = False,
 ) -> None:
     """Talk with the model; what was said before is reused. /new begins again, /quit ends."""
+    from kdn.core import Constraint
+
     documents = [read_text(path) for path in document or ()]
-    schema = None if json_schema is None else read_text(json_schema)
+    schema = None if json_schema is None else Constraint.json_schema(read_text(json_schema))
     opening = [{"role": "system", "content": system}] if system else []
     history, turns = list(opening), list[dict[str, Any]]()
     with choice.using(adapter).open() as kdn:

@@ -99,7 +99,7 @@ def ingest(
     else:
         _print(report)
     if report.cancelled:
-        say("kdn: stopped; the documents listed above are in, whole; ingest again for the rest")
+        say("kdn: stopped; the documents counted above are in, whole; ingest again for the rest")
         raise typer.Exit(INTERRUPTED)
     _refuse_nothing(report)
     if failed:
@@ -196,7 +196,10 @@ def _print(report: IngestReport) -> None:
         "refused": len(report.refused),
     }
     done = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    tell(done or "there is no document in what was named")
+    nothing = (
+        "no document was read" if report.cancelled else "there is no document in what was named"
+    )
+    tell(done or nothing)
     tell(
         f"{counted(report.num_tokens, 'new token')} in {counted(report.num_parts, 'part')}, "
         f"{time_text(report.seconds)}"

@@ -23,6 +23,10 @@ def read_json(path: Path, holds: str = _MODEL_HOLDS, what: str = "model") -> dic
     or torn."""
     try:
         found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{path.parent} has no {path.name}; {holds}: name another folder, or fetch the {what} again"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path} cannot be read ({error}); {holds}: fetch the {what} again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import socket
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,9 +43,11 @@ def listen(settings: ServeSettings) -> socket.socket:
     """A listening socket: clients may connect from now on and are answered once the server runs.
 
     Raises PortInUse when the port is taken, BadConfig for an address this machine does not have and
-    for keys that cannot be read: uvicorn would serve on without the application.
+    for keys or a certificate that cannot be read: uvicorn would serve on without the application, or
+    fail after the address is told.
     """
     read_keys(settings)
+    _refuse_bad_certificate(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # With the protocol named, asyncio sends small pieces immediately; without it the body of an answer
     # waited 40 ms for the acknowledgement of its headers.
@@ -62,6 +65,21 @@ def listen(settings: ServeSettings) -> socket.socket:
             ) from error
         raise BadConfig(f"cannot listen on {where}: {error.strerror or error}") from error
     return listening
+
+
+def _refuse_bad_certificate(settings: ServeSettings) -> None:
+    certificate, key = settings.certificate, settings.private_key
+    if certificate is None:
+        if key is not None:
+            raise BadConfig(f"the private key {key} comes without its certificate; give both")
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # ssl's errors are such, too
+        raise BadConfig(
+            f"the certificate {certificate} with the key {key or 'in the same file'} cannot be used"
+            f" ({error.strerror or error}); give PEM files that belong together"
+        ) from error
 
 
 def url_of(listening: socket.socket, scheme: str = "http") -> str:

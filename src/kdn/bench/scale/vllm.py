@@ -63,7 +63,7 @@ def run(options: BenchOptions) -> Result:
     names = options.arms or ((OFF, MEMORY, DISK) if options.quick else ARMS)
     unknown = [name for name in names if name not in ARMS]
     if unknown:
-        raise BadInput(f"no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
+        raise BadInput(f"no arm {unknown[0]!r}; choose among: {', '.join(ARMS)}")
     if OFF not in names:
         raise BadInput(f"every arm is compared with {OFF!r}: name it too")
     python = vllm_python()
