@@ -227,8 +227,9 @@ class ServedModels:
         self.all = (first, *others)
 
     def names(self) -> list[str]:
-        """All that a request may name: each model, then its adapters."""
-        return [name for one in self.all for name in (one.name, *one.adapters)]
+        """All that a request may name, each once: each model, then its adapters."""
+        every = (name for one in self.all for name in (one.name, *one.adapters))
+        return list(dict.fromkeys(every))
 
     def find(self, name: str) -> tuple[ServedModel, str | None] | None:
         """The model that answers by that name, and the adapter that it then uses; None: nobody does."""

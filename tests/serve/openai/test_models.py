@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import kdn
 from kdn.serve import served
+from kdn.serve.service import ServedModels
 from tests.api.test_models import SHAPE
 from tests.engine.test_company import write_adapter
 from tests.reuse.share.pairs import point, settings, tell_pair
@@ -56,6 +58,12 @@ def test_all_are_listed_and_each_answers(server: Running, models: kdn.OpenModels
         assert said["choices"][0]["message"]["content"] == own
     assert chat(server, "tuned")["model"] == "tuned"
     assert chat(server, None)["model"] == "p", "the first answers where none is named"
+
+
+def test_an_adapter_that_two_models_have_is_named_once(models: kdn.OpenModels) -> None:
+    """Packaged adapters come with each opening of their model."""
+    first, second = (replace(served(one), adapters=("ranker",)) for one in models.values())
+    assert ServedModels(first, second).names() == ["p", "ranker", "w"]
 
 
 def test_a_name_that_is_not_served_is_404_with_the_list(server: Running) -> None:
