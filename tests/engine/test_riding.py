@@ -24,7 +24,7 @@ from kdn.core import (
     TokenIds,
 )
 from kdn.engine import Engine, EngineLimits, RunningStream, plain
-from kdn.engine.times import StepTimes
+from kdn.engine.executor import StepTimes
 from kdn.model import LoadedModel
 from kdn.model.attention import AttentionSlice, BoundAttention, TorchAttention
 from tests.engine.runs import load_tiny, some_tokens

@@ -27,7 +27,7 @@ from kdn.calibration.key_bias import KeyBiasKeeper, key_bias_share, measure_key_
 from kdn.calibration.of_model import ModelCalibration
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config, load_config
-from kdn.engine import Engine, EngineLimits, KvPool, kv_shape
+from kdn.engine import Engine, EngineLimits, KvPool, all_idle, kv_shape
 from kdn.engine.limits import IDLE_PREFIX_BYTES
 from kdn.errors import BadInput
 from kdn.machine.facts import free_memory_bytes
@@ -157,9 +157,10 @@ def join(
         pool=common.pool,
     )
     common.engines.append(engine)
-    store.queues.give_way(common.is_idle)
+    is_idle = partial(all_idle, common.engines)
+    store.queues.give_way(is_idle)
     work = _idle_work(config, calibration, reuse, ended, idle, trace)
-    idle.start(engine, common.is_idle, work)
+    idle.start(engine, is_idle, work)
     return Parts(
         name=name or model.name,
         config=config,

@@ -22,10 +22,6 @@ class Common:
     engines: list[Engine] = field(default_factory=list)
     """Of the models that were joined so far."""
 
-    def is_idle(self) -> bool:
-        """Does no engine have a request? Background work of one model takes nothing from another."""
-        return all(engine.is_idle() for engine in self.engines)
-
     def close(self) -> None:
         """Close the store, then the record of its lookups. To be called after the models are closed."""
         with ExitStack() as stack:

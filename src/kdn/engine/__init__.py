@@ -10,7 +10,7 @@ from kdn.engine.admission import plain
 from kdn.engine.alone import AloneRun, HeldKV, run_alone, steps_alone
 from kdn.engine.batch import SequenceSlice
 from kdn.engine.budget import KvBudget, KvPool
-from kdn.engine.engine import Engine, EngineStat
+from kdn.engine.engine import Engine, EngineStat, all_idle
 from kdn.engine.executor import Pass
 from kdn.engine.kv import Capture, PrefixKV, PrefixPool, SequenceKV, SuffixKV, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory, measured_memory
@@ -39,6 +39,7 @@ __all__ = [
     "SequenceKV",
     "SequenceSlice",
     "SuffixKV",
+    "all_idle",
     "counted_memory",
     "kv_shape",
     "measured_memory",

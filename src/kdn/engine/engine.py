@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -51,7 +51,7 @@ class EngineStat:
     kv_total_bytes: int
     kv_free_bytes: int
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Of the engine's thread by part (`engine.times.Part`), since the loop began."""
+    """Of the engine's thread by part (`engine.executor.Part`), since the loop began."""
     resident: ResidentStat | None = None
 
 
@@ -301,6 +301,11 @@ def _bits_hold(model: LoadedModel, attention: Attention) -> bool:
             decoder.dtype,
         )
     return holds
+
+
+def all_idle(engines: Iterable[Engine]) -> bool:
+    """Does none of them have a request? Background work of one model takes nothing from another."""
+    return all(engine.is_idle() for engine in engines)
 
 
 class _GuardedTrace:

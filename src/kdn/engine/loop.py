@@ -22,12 +22,12 @@ from kdn.clock import Clock
 from kdn.core import Finish, FinishReason, Planner, Request, RetainedKV
 from kdn.engine.admission import Admission, WaitingRequests
 from kdn.engine.budget import KvBudget
+from kdn.engine.executor import PassPace, StepTimes
 from kdn.engine.kv import retained_answer, retained_prompt, retains_answer
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import DecodeBatch, PrefillQueue
 from kdn.engine.request import RunningRequest
 from kdn.engine.states import RequestState
-from kdn.engine.times import PassPace, StepTimes
 from kdn.errors import CorruptBlock, EngineFailed, KdnError
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention

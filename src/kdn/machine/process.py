@@ -13,12 +13,14 @@ threads compute than there are processors free.
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import mmap
 import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -29,6 +31,8 @@ from kdn.clock import Clock
 __all__ = [
     "OWN_PAGES_FROM",
     "FreeCores",
+    "Task",
+    "WriteBehind",
     "allocate",
     "busy_seconds",
     "end_if_closed",
@@ -42,6 +46,10 @@ __all__ = [
 
 OWN_PAGES_FROM = 1 << 20
 """Buffers from here on get pages of their own; for smaller ones a mapping each would be waste."""
+Task = Callable[[], object]
+_LOOK_AGAIN_S = 0.05
+"""How often a queue that gives way looks whether it may go on."""
+_log = logging.getLogger(__name__)
 
 
 def allocate(size_bytes: int) -> memoryview:
@@ -250,3 +258,107 @@ class FreeCores:
         """Processor seconds of all other programs so far."""
         busy_s = self._busy_s()
         return None if busy_s is None else busy_s - self._own_s()
+
+
+class WriteBehind:
+    """Runs tasks one after another in a thread of its own, as long as what waits stays bounded.
+
+    The thread gives way while `may_work` says no: until half of the bytes wait that may, or somebody waits
+    for the end.
+
+    A task handles its own errors.  One that raises all the same costs itself only: another
+    thread goes on with the rest.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._moved = threading.Condition()
+        self._waiting: deque[tuple[int, Task]] = deque()
+        self._size_bytes = 0
+        self._num_flushing = 0
+        self._thread: threading.Thread | None = None
+        self.may_work: Callable[[], bool] = lambda: True
+        """False while something else needs the processors more. Asked under a lock: it waits for nothing."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tasks that are not done."""
+        return self._size_bytes
+
+    def offer(self, size_bytes: int, task: Task) -> bool:
+        """Take a task; False when too much waits already."""
+        with self._moved:
+            if self._size_bytes + size_bytes > self._capacity_bytes:
+                return False
+            self._waiting.append((size_bytes, task))
+            self._size_bytes += size_bytes
+            if self._thread is None:
+                self._start()
+            return True
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is left to do; False when that took longer than `timeout_s`."""
+        with self._moved:
+            self._num_flushing += 1
+            self._moved.notify_all()
+            try:
+                return self._moved.wait_for(lambda: self._thread is None, timeout_s)
+            finally:
+                self._num_flushing -= 1
+
+    def cancel(self) -> int:
+        """Drop the tasks that have not begun; returns how many."""
+        with self._moved:
+            dropped = len(self._waiting)
+            self._size_bytes -= sum(size for size, _ in self._waiting)
+            self._waiting.clear()
+            self._moved.notify_all()
+            return dropped
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="kdn-store", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        """Do what waits, then end: a thread that has nothing to do does not exist."""
+        task = self._next()
+        while task is not None:
+            size_bytes, run = task
+            try:
+                run()
+            except BaseException:
+                self._give_up(size_bytes)
+                raise
+            with self._moved:
+                self._size_bytes -= size_bytes
+            task = self._next()
+
+    def _next(self) -> tuple[int, Task] | None:
+        with self._moved:
+            while self._gives_way():
+                self._moved.wait(_LOOK_AGAIN_S)
+            if self._waiting:
+                return self._waiting.popleft()
+            self._thread = None
+            self._moved.notify_all()
+            return None
+
+    def _gives_way(self) -> bool:
+        has_room = 2 * self._size_bytes <= self._capacity_bytes
+        return bool(self._waiting) and has_room and not (self._num_flushing or self._may_work())
+
+    def _may_work(self) -> bool:
+        """Work is never left undone because nobody can say whether it may be done."""
+        try:
+            return self.may_work()
+        except Exception:  # noqa: BLE001  it may fail in any way
+            _log.exception("whether to give way cannot be told; writing goes on")
+            return True
+
+    def _give_up(self, size_bytes: int) -> None:
+        with self._moved:
+            self._size_bytes -= size_bytes
+            self._thread = None
+            if self._waiting:
+                self._start()
+            self._moved.notify_all()

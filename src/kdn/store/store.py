@@ -28,8 +28,7 @@ from kdn.store.loads import Links, Loads
 from kdn.store.stream.delivery import DeliveredLoad, Delivery
 from kdn.store.tenants.tenancy import PersistentPins, Quotas, Tenancy, TenantsLimits
 from kdn.store.tiers.tier import ManagedTier, Outcomes, Tiers, TierUsage
-from kdn.store.write_behind import WriteQueues
-from kdn.store.writer import WorthWriting, Writer
+from kdn.store.writer import WorthWriting, WriteQueues, Writer
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["MEMORY_BYTES", "ScrubReport", "Store", "StoreStat"]

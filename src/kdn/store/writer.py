@@ -3,26 +3,27 @@
 put           the durable tier of this machine; then the faster ones
 write_behind  the fastest tier immediately, the durable one from a queue
 promote       what a reader brought whole: into the fastest tier, and from far on to the disk
-              in each case the far tiers follow, each from a queue of its own
+              in each case the far tiers follow, each from a queue of its own (`WriteQueues`)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, NoSpace, StoreError
+from kdn.machine.process import Task, WriteBehind
 from kdn.store.block.format import Block, EncodedBlock, encode_block
 from kdn.store.block.reader import StoreLoad
 from kdn.store.codecs import Codec
 from kdn.store.index.followed import FollowedIndex
 from kdn.store.tenants.tenancy import Tenancy
 from kdn.store.tiers.tier import ManagedTier, Outcomes, Tier, Tiers
-from kdn.store.write_behind import Task, WriteQueues
 
-__all__ = ["WorthWriting", "Writer"]
+__all__ = ["WorthWriting", "WriteQueues", "Writer"]
 
 WorthWriting = Callable[[str, int, int, int], bool]
 """Is a block worth writing to the tier of that name, by its start, its tokens and its bytes?"""
@@ -232,3 +233,68 @@ def _finish(load: StoreLoad) -> None:
     with suppress(CorruptBlock):  # counted where it was met
         load.layers(0, load.header.shape.num_layers)
     load.close()
+
+
+class WriteQueues:
+    """One queue for the tiers of this machine and one for each far tier, `capacity_bytes` each.
+
+    Remembers which blocks wait for the durable tier, so that one that is dropped meanwhile is not written.
+    """
+
+    def __init__(self, far: Sequence[Tier], capacity_bytes: int) -> None:
+        self._local = WriteBehind(capacity_bytes)
+        self._far = {tier.name: WriteBehind(capacity_bytes) for tier in far}
+        self._lock = threading.Lock()
+        self._waiting: set[BlockKey] = set()
+
+    def give_way(self, may_work: Callable[[], bool]) -> None:
+        """While `may_work` says no, let blocks wait to be written until half of a queue is full."""
+        for queue in self._all():
+            queue.may_work = may_work
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that wait to be written."""
+        return sum(queue.size_bytes for queue in self._all())
+
+    def later(self, size_bytes: int, task: Task) -> bool:
+        """Do something on this machine when there is time; False when too much waits already."""
+        return self._local.offer(size_bytes, task)
+
+    def to_far(self, tier: Tier, size_bytes: int, task: Task) -> bool:
+        """The same in the queue of a far tier."""
+        return self._far[tier.name].offer(size_bytes, task)
+
+    def add(self, key: BlockKey, size_bytes: int, task: Task) -> bool:
+        """As `later`, for a block that waits from now on until `forget`."""
+        with self._lock:
+            self._waiting.add(key)
+        if self.later(size_bytes, task):
+            return True
+        self.forget(key)
+        return False
+
+    def waits(self, key: BlockKey) -> bool:
+        """Is the block still to be written?"""
+        return key in self._waiting
+
+    def forget(self, key: BlockKey) -> None:
+        """The block waits no more: it is written, or is not to be."""
+        with self._lock:
+            self._waiting.discard(key)
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait for all that waits; False when a queue took longer than `timeout_s`."""
+        done = [queue.flush(timeout_s) for queue in self._all()]
+        return all(done)
+
+    def cancel_all(self) -> None:
+        """Give up what has not begun, and wait for what has."""
+        for queue in self._all():
+            queue.cancel()
+            queue.flush()
+        with self._lock:
+            self._waiting.clear()
+
+    def _all(self) -> list[WriteBehind]:
+        return [self._local, *self._far.values()]

@@ -6,24 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from kdn.core import Finish, Token
+from kdn.core import Constraint, Finish, Prompt, Request, Retention, Sampling, Token
 from kdn.serve.errors import Refused
-from kdn.serve.limits import bounded_router
-from kdn.serve.openai.answers import Answers, constrained, requests_of, sampling_of
+from kdn.serve.limits import MAX_SEED, bounded_router
 from kdn.serve.openai.context import (
+    HttpJob,
     RequestContext,
     answer_room,
+    biases_of,
     chat_prompt,
     conversation,
     refuse_unsupported,
     truncated,
 )
-from kdn.serve.openai.requests import ChatBody, SamplingBody
+from kdn.serve.openai.requests import ChatBody, KdnOptions, SamplingBody
 from kdn.serve.openai.responses import (
     ChatChoice,
     ChatChunk,
@@ -36,11 +38,13 @@ from kdn.serve.openai.responses import (
     kdn_report,
     prompt_logprobs,
 )
-from kdn.serve.openai.streams import GatheredAnswer
+from kdn.serve.openai.streams import Answers, GatheredAnswer
+from kdn.serve.openai.structured import ConstrainedBody, constraint_of
 from kdn.serve.openai.techniques import chat_techniques
 from kdn.serve.openai.tools import TemplateBody, with_template
+from kdn.serve.service import ServedModel
 
-__all__ = ["Chat", "begin_chat", "chat_routes"]
+__all__ = ["Chat", "begin_chat", "chat_routes", "constrained", "requests_of", "sampling_of"]
 
 
 def chat_routes(context: RequestContext) -> APIRouter:
@@ -99,6 +103,95 @@ async def begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest)
     if use is None:
         return Chat(job, body, model.vocabulary, streams, [prompt])
     return ToolChat(job, body, model.vocabulary, streams, [prompt], use)
+
+
+async def constrained(
+    context: RequestContext, model: ServedModel, body: SamplingBody
+) -> Constraint | None:
+    """What the answers must be, compiled. Raises Refused for what cannot be honoured."""
+    if not body.model_fields_set & ConstrainedBody.model_fields.keys():
+        return None
+    asked = constraint_of(body)
+    if asked is None:
+        return None
+    param, constraint = asked
+    await context.compiled(model, constraint, param)
+    return constraint
+
+
+def sampling_of(
+    body: SamplingBody,
+    model: ServedModel,
+    max_tokens: int,
+    logprobs: int | None,
+    constraint: Constraint | None,
+) -> Sampling:
+    """The model's own sampling where the body says nothing."""
+    own = model.sampling
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=own.temperature if body.temperature is None else body.temperature,
+        top_p=own.top_p if body.top_p is None else body.top_p,
+        top_k=own.top_k if body.top_k is None else max(body.top_k, 0),  # vLLM's clients say -1
+        min_p=own.min_p if body.min_p is None else body.min_p,
+        seed=body.seed,
+        stop=_stops(body.stop),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        logit_bias=biases_of(body.logit_bias or {}, model.vocabulary.vocab_size),
+        logprobs=logprobs,
+        constraint=constraint,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        min_tokens=body.min_tokens or 0,
+        include_stop=bool(body.include_stop_str_in_output),
+        show_special=body.skip_special_tokens is False,
+        prompt_logprobs=body.prompt_logprobs,
+    )
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if "" in stops:
+        raise Refused("a stop string is empty and would end every answer", param="stop")
+    return stops
+
+
+def requests_of(
+    context: RequestContext,
+    job: HttpJob,
+    body: SamplingBody,
+    prompts: Sequence[tuple[Prompt, Sampling]],
+    choices: int,
+    techniques: tuple[object, ...],
+) -> list[Request]:
+    """`choices` requests a prompt, prompts in order."""
+    options, most = body.kdn or KdnOptions(), context.settings.limits.choices
+    if len(prompts) * choices > most:
+        raise Refused(
+            f"{len(prompts) * choices} answers are asked for; a request may ask for {most}",
+            param="n",
+        )
+    return [
+        job.request(
+            index * choices + choice,
+            prompt,
+            _seeded(sampling, choice),
+            reuse=options.reuse is not False,
+            techniques=techniques,
+            retention=Retention(options.keep),
+        )
+        for index, (prompt, sampling) in enumerate(prompts)
+        for choice in range(choices)
+    ]
+
+
+def _seeded(sampling: Sampling, choice: int) -> Sampling:
+    """One seed must not give `n` equal answers."""
+    if sampling.seed is None or choice == 0:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + choice) % (MAX_SEED + 1))
 
 
 def _max_tokens(body: ChatBody) -> int | None:

@@ -1,4 +1,4 @@
-"""From the engine's thread to the event loop: the streams of one HTTP request, and their events.
+"""The streams of one HTTP request: from the engine's thread to the event loop, gathered or sent as events.
 
 The engine pushes each event to a listener, which hands it to the loop; no thread waits.
 """
@@ -6,24 +6,31 @@ The engine pushes each event to a listener, which hands it to the loop; no threa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from fastapi import Request as HttpRequest
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from kdn.core import Finish, FinishReason, Request, Stream, StreamEvent, Token
+from kdn.core import Finish, FinishReason, Prompt, Request, Stream, StreamEvent, Token, Usage
 from kdn.errors import Cancelled
 from kdn.serve.errors import Disconnected, fault_of
 from kdn.serve.metrics import Metrics
-from kdn.serve.service import ServedModel
+from kdn.serve.openai.requests import KdnOptions
+from kdn.serve.openai.responses import KdnReport, json_response, kdn_report, usage_report
+from kdn.serve.service import ServedModel, Vocabulary
+
+if TYPE_CHECKING:
+    from kdn.serve.openai.context import HttpJob
 
 __all__ = [
     "DONE",
+    "Answers",
     "EventStream",
     "GatheredAnswer",
     "ResponseStreams",
@@ -250,3 +257,118 @@ def _one_line(json: bytes) -> bytes:
 
 
 _UNICODE_LINE_ENDS = tuple((c.encode(), b"\\u%04x" % ord(c)) for c in "\x85\u2028\u2029")
+
+
+@dataclass(frozen=True)
+class Answers(ABC):
+    """Answers under way; answer `i` belongs to prompt `i // per_prompt`. Subclasses give them a shape."""
+
+    job: HttpJob
+    body: Any
+    """ChatBody or CompletionBody, whichever the subclass is made for."""
+    vocabulary: Vocabulary
+    streams: ResponseStreams
+    prompts: list[Prompt]
+
+    @property
+    def per_prompt(self) -> int:
+        return self.body.n or 1
+
+    async def response(self, http: HttpRequest) -> Response:
+        """All answers at their end, or a stream of events. Raises Disconnected."""
+        if self.body.stream:
+            return EventStream(self._events(), self.streams)
+        num_answers = len(self.prompts) * self.per_prompt
+        answers = await until_disconnect(http, self.streams, gather(self.streams, num_answers))
+        shown = self.shown(answers)
+        whole = self.chunk([self.choice(index, one) for index, one in enumerate(shown)])
+        drawn = [token.token_id for token in answers[0].tokens]
+        whole = await self._account(whole, [answer.ended.usage for answer in answers], drawn)
+        self.tell_prompts(whole, shown)
+        return json_response(whole)
+
+    def shown(self, answers: list[GatheredAnswer]) -> list[GatheredAnswer]:
+        """Those that are given out, in order."""
+        return answers
+
+    @abstractmethod
+    def tell_prompts(self, whole: Any, answers: list[GatheredAnswer]) -> None:
+        """Add what was asked for of the prompts' own tokens."""
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        """Server-sent events; an error after the start is told by the last event but [DONE]."""
+        usages: dict[int, Usage] = {}
+        written: dict[int, int] = {}
+        drawn: dict[int, list[int]] = {0: []}
+        try:
+            async for index, item in self.streams.events():
+                if index not in written:
+                    written[index] = 0
+                    for choice in self.opening(index):
+                        yield event(self.chunk([choice], streamed=True))
+                if isinstance(item, Finish):
+                    usages[index] = item.usage
+                    for shape in self.ending(index, item):
+                        yield event(shape)
+                    continue
+                drawn.setdefault(index, []).append(item.token_id)
+                for choice in self.deltas(index, item, written[index]):
+                    yield event(self.chunk([choice], streamed=True))
+                written[index] += len(item.text)
+        except Exception as error:  # noqa: BLE001 - the headers are sent: the error must travel as an event
+            yield failure(error)
+        else:
+            options = self.body.stream_options
+            if self._wants_more or (options and options.include_usage):
+                ended = [usages[index] for index in sorted(usages)]
+                yield event(await self._account(self.chunk([], streamed=True), ended, drawn[0]))
+        yield DONE
+
+    @property
+    def _wants_more(self) -> bool:
+        return self.body.kdn is not None and (self.body.kdn.why or self.body.kdn.steer_report)
+
+    async def _account(self, chunk: Any, usages: list[Usage], drawn: list[int]) -> Any:
+        """The shape with what was used and what `report` tells."""
+        first_of_each = usages[:: self.per_prompt]
+        chunk.usage = usage_report(usages, first_of_each)
+        chunk.kdn = await self.report(first_of_each, drawn)
+        return chunk
+
+    async def report(self, prompts: list[Usage], drawn: list[int]) -> KdnReport:
+        """What kdn did for the prompts, and what was asked for beside it: `drawn` is the first answer."""
+        report, asked = kdn_report(prompts), self.body.kdn or KdnOptions()
+        if asked.why:
+            report.why = await self.job.explain(self.job.id)
+        if asked.steer_report:
+            report.steering = await self.job.steering(self.job, drawn)
+        return report
+
+    @property
+    @abstractmethod
+    def logprobs_wanted(self) -> bool: ...
+
+    @abstractmethod
+    def chunk(self, choices: list[Any], *, streamed: bool = False) -> Any:
+        """The shape around choices: of a whole answer, or of one event."""
+
+    @abstractmethod
+    def choice(self, index: int, answer: GatheredAnswer) -> Any:
+        """A whole answer."""
+
+    @abstractmethod
+    def opening(self, index: int) -> Iterator[Any]:
+        """What goes out with an answer's first token, before it."""
+
+    def deltas(self, index: int, token: Token, offset: int) -> Iterator[Any]:
+        """What a token adds, if it adds anything."""
+        if token.text or self.logprobs_wanted:
+            yield self.delta(index, token, offset)
+
+    @abstractmethod
+    def delta(self, index: int, token: Token, offset: int) -> Any:
+        """One token; `offset` characters of the answer stand before it."""
+
+    @abstractmethod
+    def ending(self, index: int, finish: Finish) -> Iterator[Any]:
+        """The last events of an answer."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kdn.store.write_behind import WriteBehind
+from kdn.machine.process import WriteBehind
 
 
 def test_chores_run_in_order() -> None:
