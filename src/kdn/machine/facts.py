@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Machine",
+    "best_seconds",
     "cpu_flags",
     "cpu_name",
     "describe_machine",
-    "exponentials_per_s",
     "free_memory_bytes",
     "matmul_gflops",
     "memory_gb_per_s",
@@ -65,25 +65,7 @@ def matmul_gflops(device: str, dtype: str, clock: Clock, *, side: int = 1024) ->
 
     left = torch.randn(side, side, device=device).to(getattr(torch, dtype))
     right = torch.randn(side, side, device=device).to(getattr(torch, dtype))
-    return 2 * side**3 / _best(lambda: left @ right, clock, device) / 1e9
-
-
-def exponentials_per_s(device: str, clock: Clock, *, count: int = 1 << 17) -> float:
-    """The rate of exponentials of fp32 values that stay in a cache, best of five."""
-    import torch
-
-    source = torch.randn(count, device=device)
-    target = torch.empty_like(source)
-
-    def many() -> torch.Tensor:
-        for _ in range(_EXP_ROUNDS):
-            torch.exp(source, out=target)
-        return target
-
-    return _EXP_ROUNDS * count / _best(many, clock, device)
-
-
-_EXP_ROUNDS = 16
+    return 2 * side**3 / best_seconds(lambda: left @ right, clock, device) / 1e9
 
 
 def memory_gb_per_s(device: str, clock: Clock, *, size_bytes: int = 128 * 1024**2) -> float:
@@ -92,7 +74,7 @@ def memory_gb_per_s(device: str, clock: Clock, *, size_bytes: int = 128 * 1024**
 
     source = torch.ones(size_bytes // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * size_bytes / _best(lambda: target.copy_(source), clock, device) / 1e9
+    return 2 * size_bytes / best_seconds(lambda: target.copy_(source), clock, device) / 1e9
 
 
 def cpu_name() -> str:
@@ -124,7 +106,9 @@ def free_memory_bytes() -> int:
     return total_memory_bytes()
 
 
-def _best(work: Callable[[], torch.Tensor], clock: Clock, device: str, repeats: int = 5) -> float:
+def best_seconds(
+    work: Callable[[], torch.Tensor], clock: Clock, device: str, repeats: int = 5
+) -> float:
     """The shortest of some runs after a warm-up, in seconds."""
     import torch
 

@@ -8,10 +8,11 @@ from functools import partial
 
 from kdn.bench.common.measure import Samples
 from kdn.bench.common.result import Row
+from kdn.bench.engine.exponentials import exponentials_per_s
 from kdn.bench.engine.lineup import OURS, Lineup
 from kdn.bench.engine.work import Rates, Work, decode_work, hit_work, prefill_work
 from kdn.clock import Clock
-from kdn.machine.facts import exponentials_per_s, matmul_gflops, memory_gb_per_s
+from kdn.machine.facts import matmul_gflops, memory_gb_per_s
 
 __all__ = [
     "CEILING",
