@@ -8,19 +8,29 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from kdn.errors import UnknownModel
+from kdn.machine.compiler import NoCompiler, compiler
 from kdn.model import resolve
 from kdn.model.kernels import Kernels, NoKernel
 from kdn.model.kernels import load as load_kernels
 from kdn.testing import write_tiny_model
 
 
-def pytest_configure() -> None:
-    """A run that a shell put into the background ignores Ctrl-C, and so would the programs it starts."""
+def pytest_configure(config: pytest.Config) -> None:
+    """A run that a shell put into the background ignores Ctrl-C, and so would the programs it starts.
+
+    The same C code is compiled once, not again for each home of kdn: see `tests/cc`.
+    """
+    if "CC" not in os.environ and config.pluginmanager.has_plugin("cacheprovider"):
+        with suppress(NoCompiler):
+            os.environ["CC_ITSELF"] = compiler()
+            os.environ["CC_KEPT"] = str(config.cache.mkdir("compiled"))
+            os.environ["CC"] = str(Path(__file__).with_name("cc"))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
