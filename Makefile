@@ -9,6 +9,8 @@ RIVALS := .venv-rivals
 VLLM := .venv-vllm
 BENCHES ?= engine stack store codecs kdn policies router cost blend blend-load mil jct label l4s structured
 BENCH_OPTIONS ?=
+# Two workers take a file of tests each, with one thread each, so that they share two cores; a test marked `alone` has both.
+SIDE_BY_SIDE ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo test test-vllm latest floors extras fmt bench rivals soak soak-vllm sanitize docs site report redraw clean
 .DEFAULT_GOAL := help
@@ -31,7 +33,7 @@ test: $(INSTALLED) ## everything that must hold before a commit
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-vllm: $(INSTALLED) $(VLLM)/.installed ## kdn inside a real vLLM, which lives in .venv-vllm
 	$(BIN)/pytest tests/scale/vllm
@@ -51,7 +53,7 @@ extras: install ## pip resolves each extra alone, and its rooms import in an env
 floors: ## the same tests with the lowest versions, in .venv-floors
 	rm -rf .venv-floors
 	$(MAKE) VENV=.venv-floors VERSIONS=floors install
-	TEST_FLOORS=1 .venv-floors/bin/pytest -W default
+	TEST_FLOORS=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv-floors/bin/pytest -W default $(SIDE_BY_SIDE)
 
 fmt: $(INSTALLED) ## put the code in shape
 	$(BIN)/ruff check --fix

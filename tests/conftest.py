@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from kdn.model import resolve
 from kdn.model.kernels import Kernels, NoKernel
 from kdn.model.kernels import load as load_kernels
 from kdn.testing import write_tiny_model
+from tests.turns import Turns
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,8 +36,26 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # the time of waiting is not the test's time
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, bool | None]:
+    """Where two workers run the tests, one that is marked `alone` has the machine to itself."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    with Turns(item.config.cache.mkdir("turns")).turn(
+        alone=item.get_closest_marker("alone") is not None
+    ):
+        return (yield)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files beside this one come first: one of them takes minutes, and two workers shall end together."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A run that has not ended a minute after its last test says where each thread is, and ends."""
+    if hasattr(session.config, "workerinput"):
+        return  # a worker waits for the others, and is ended by the run
 
     def end() -> None:
         faulthandler.dump_traceback(sys.__stderr__ or 2)

@@ -81,6 +81,7 @@ def test_every_module_opens_with_a_sentence_about_itself() -> None:
     assert without == []
 
 
+@pytest.mark.alone
 def test_importing_kdn_is_quick_and_pulls_no_tensors() -> None:
     program = (
         "import sys, time; started = time.perf_counter(); import kdn; "

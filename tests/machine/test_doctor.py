@@ -28,6 +28,7 @@ def examined(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Diagnosis]
     return home, examine(home, SystemClock())
 
 
+@pytest.mark.alone
 def test_an_examination_is_quick_and_remembered(examined: tuple[Path, Diagnosis]) -> None:
     home, diagnosis = examined
     assert diagnosis.seconds < 10

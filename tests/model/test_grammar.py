@@ -160,8 +160,12 @@ def test_a_constraint_that_is_not_compiled_in_time_is_refused(tiny: LoadedModel)
         hasty.compile(HOSTILE["wide"]())
 
 
+@pytest.mark.alone
 def test_other_threads_run_while_one_compiles(grammars: Grammars) -> None:
-    """A wide schema takes a good part of a second; a thread that counts goes on counting."""
+    """A wide schema takes a good part of a second; a thread that counts goes on counting.
+
+    On a machine that is busy all lasts longer, and a pause of the counter may last with it.
+    """
     wide = json.dumps({"properties": {f"q{i}": {"type": "string"} for i in range(1800)}})
     done = threading.Event()
 
@@ -172,9 +176,10 @@ def test_other_threads_run_while_one_compiles(grammars: Grammars) -> None:
 
     worker = threading.Thread(target=compiled)
     worker.start()
-    longest_s, last = 0.0, time.monotonic()
+    longest_s, began = 0.0, time.monotonic()
+    last = began
     while not done.is_set():
         now = time.monotonic()
         longest_s, last = max(longest_s, now - last), now
     worker.join()
-    assert longest_s < 0.5
+    assert longest_s < max(0.5, 0.5 * (last - began))

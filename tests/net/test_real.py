@@ -76,6 +76,7 @@ def send(hop: Hop, flows: tuple[Flow, ...], seconds: float) -> tuple[Sender, Rou
         return sender, router, reflector
 
 
+@pytest.mark.alone
 def test_packets_arrive_through_the_router_with_their_delay() -> None:
     hop = Hop(constant(20e6), delay_ms=5.0)
     flow = Flow("unresponsive", "ect1", steady(2.0, 1000), packet=1000, logged=True)
@@ -87,6 +88,7 @@ def test_packets_arrive_through_the_router_with_their_delay() -> None:
     assert reflector.bleached == 0
 
 
+@pytest.mark.alone
 def test_a_flood_is_held_to_the_links_rate_and_marked() -> None:
     hop = Hop(constant(8e6), Queue(limit_ms=50.0))
     flow = Flow("unresponsive", "ect1", steady(16.0, 1000), packet=1000, logged=True)
@@ -98,6 +100,7 @@ def test_a_flood_is_held_to_the_links_rate_and_marked() -> None:
     assert (log["ecn"] == CE).sum() > 50
 
 
+@pytest.mark.alone
 def test_prague_keeps_the_queue_short_over_real_sockets() -> None:
     hop = Hop(constant(10e6), delay_ms=5.0)
     flow = Flow("prague", "ect1", bulk(), packet=1200, logged=True)
@@ -122,6 +125,7 @@ def test_namespaces_come_and_go() -> None:
         assert spaces.inside("router")[:3] == ["ip", "netns", "exec"]
 
 
+@pytest.mark.alone
 def test_a_real_flow_learns_while_it_sends() -> None:
     """Two seconds through the router on loopback: steps are taken, kept or undone, and end."""
     from kdn.net.l4s.lab import open_place, run_real

@@ -142,6 +142,7 @@ def test_names_of_callers_reveal_no_key() -> None:
         Caller("key-1", ("*",)).salt("public")
 
 
+@pytest.mark.alone
 def test_the_time_of_a_refusal_does_not_tell_how_near_a_key_came() -> None:
     """A thousand wrong keys that share all but the last character, and none; medians of batches."""
     key = "k" * 64

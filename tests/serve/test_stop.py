@@ -87,6 +87,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[Done, float]:
     return done, time.monotonic() - begun
 
 
+@pytest.mark.alone
 def test_a_stop_ends_running_streams_with_an_error_and_keeps_what_was_stored(
     tmp_path: Path, folder: Path
 ) -> None:
@@ -101,12 +102,13 @@ def test_a_stop_ends_running_streams_with_an_error_and_keeps_what_was_stored(
     assert json.loads(client.lines[-2][6:])["error"]["code"] == "cancelled"
     assert client.lines[-1] == b"data: [DONE]\n"
     assert done.code == 0, done.err
-    assert took_s < 1 + 2 + 2  # two more for a machine that is shared
+    assert took_s < 1 + 2 + 8  # eight more for a machine that is shared
     with open_store(home / "store", disk_bytes=1 << 30) as store:
         assert store.verify().corrupt == ()
         assert store.stat().blocks >= 1
 
 
+@pytest.mark.alone
 def test_a_stop_under_load_ends_every_stream_within_the_grace(tmp_path: Path, folder: Path) -> None:
     home = tmp_path / "home"
     bodies = [{**LONG, "prompt": f"{number} " + "x" * 200} for number in range(24)]
@@ -117,7 +119,7 @@ def test_a_stop_under_load_ends_every_stream_within_the_grace(tmp_path: Path, fo
         for client in clients:
             client.join()
     assert done.code == 0, done.err
-    assert took_s < 2 + 2 + 2  # two more for a machine that is shared
+    assert took_s < 2 + 2 + 8  # eight more for a machine that is shared
     for client in clients:
         assert json.loads(client.lines[-2][6:])["error"]["code"] == "cancelled"
         assert client.lines[-1] == b"data: [DONE]\n"
@@ -171,6 +173,7 @@ def test_a_closing_that_hangs_does_not_hold_up_the_end() -> None:
     assert b"closing took longer than 1.7 s" in done.stderr
 
 
+@pytest.mark.alone
 def test_control_c_twice_does_not_wait(tmp_path: Path, folder: Path) -> None:
     with program(tmp_path / "home", folder, grace_s=60) as (process, url):
         client = Streaming(url, LONG)

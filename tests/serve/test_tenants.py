@@ -97,6 +97,7 @@ def test_a_permutation_test_tells_what_differs_from_what_does_not() -> None:
     assert probability_by_chance(same, [10 + one for one in same]) < 0.005
 
 
+@pytest.mark.alone
 def test_time_does_not_tell_what_another_key_has_stored(server: Running) -> None:
     """Twenty prompts that ALICE stored and twenty that nobody did, asked by TWO in an order drawn at random.
 

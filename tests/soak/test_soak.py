@@ -29,6 +29,7 @@ linux = pytest.mark.skipif(
 @linux
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.alone
 def test_nothing_is_wrong_or_lost_in_a_minute_of_faults(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, 1, 60.0, per_s=1.0, kills=1, requests_per_s=3, flood_size=40)
     outcome = campaign.run()

@@ -18,6 +18,7 @@ from kdn.net.world import Hop, Queue, constant
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_what_the_viewer_shows_is_what_the_sender_believes() -> None:
     """3 s over a router of 1 Mbit/s: every picture that both know has the same bytes at both ends."""
     clock = SystemClock()

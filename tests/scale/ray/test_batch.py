@@ -22,6 +22,7 @@ pytest.importorskip("ray", reason="Ray is not installed (pip install 'kdn[ray]')
 from kdn.scale.ray import BatchSettings, LabelBatch, PrefillBatch, RerankBatch, run_batch
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore"),  # what Ray and pandas warn of is theirs

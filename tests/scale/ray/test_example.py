@@ -13,7 +13,7 @@ import pytest
 from tests.scale.served import served
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'kdn[ray]')")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(600)]
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "ray_http.py"
 

@@ -264,6 +264,7 @@ def test_a_phone_and_the_dark_show_everything(site: Served, page: Page) -> None:
     assert paper == "rgb(20, 23, 26)"
 
 
+@pytest.mark.alone
 def test_the_page_is_painted_within_a_second_with_ten_thousand_blocks(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:

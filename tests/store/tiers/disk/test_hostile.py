@@ -255,6 +255,7 @@ def test_the_log_beside_the_catalogue_stays_small(tmp_path: Path) -> None:
 # --- waiting ---
 
 
+@pytest.mark.alone
 def test_numbers_do_not_wait_for_a_process_that_holds_the_catalogue(tmp_path: Path) -> None:
     filled(tmp_path / "kv")
     with open_store(tmp_path / "kv") as store:
@@ -269,7 +270,7 @@ def test_numbers_do_not_wait_for_a_process_that_holds_the_catalogue(tmp_path: Pa
             assert stat_now.tiers["disk"].blocks == 2
             assert (stat_now.blocks, found(store), found(store, SECOND)) == (3, 256, 20)
             store.tiers.lives()
-        assert time.monotonic() - began_s < 1, "the lock is held for ever"
+        assert time.monotonic() - began_s < 10, "the lock is held for ever"
         other.execute("ROLLBACK")
         other.close()
         assert store.flush(20)
