@@ -38,7 +38,7 @@ def test_what_the_viewer_shows_is_what_the_sender_believes() -> None:
 
     link = Link("loopback", constant(1e6), 10.0)
     call = UdpCall(
-        blind_table(15.0),
+        blind_table(15.0, codec()),
         link,
         3.0,
         clip=moving(),

@@ -45,7 +45,7 @@ FULL = 2
 
 _FLOW = 0
 _LEAST_SHARE = 0.1
-"""Of a picture's bytes, which must have arrived to decode it."""
+"""Of a picture's packets, which must have arrived to decode it."""
 _MOST_WAIT_S = 0.15
 """No picture is coded while the pacer holds more than this much time of packets."""
 
@@ -287,11 +287,11 @@ def _decode_ready(call: CallState, newest: int, now: int) -> None:
 
 @compiled
 def _decode_any(call: CallState, at: int, now: int) -> None:
-    """The codec that survives loss: a tenth of the bytes will do, the quality falls with the rest."""
+    """The codec that survives loss: a tenth of the packets will do, the quality falls with the rest."""
     c = call.call[0]
     frame = call.frames[at]
     frame.loss = 1.0 - frame.arrived_bytes / max(frame.bytes, 1)
-    if frame.arrived_bytes < _LEAST_SHARE * frame.bytes:
+    if frame.arrived < _LEAST_SHARE * frame.count:
         frame.fate = SKIPPED
         frame.damage = _own_damage(call, at, 0.9)
         return

@@ -11,19 +11,21 @@ from kdn.net.rtc import loop
 from kdn.net.rtc.call import Call, Link
 from kdn.net.rtc.clips import Clip
 from kdn.net.rtc.codec.network import LEVELS
-from kdn.net.rtc.codec.neural import NeuralCodec, NeuralDecoder, NeuralEncoder
 from kdn.net.rtc.codec.picture import Picture, psnr_db, ssim
+from kdn.net.rtc.codec.video import VideoCodec
 from kdn.net.rtc.rows import CODED, DECODED, PACKET_ACKED
 from kdn.net.rtc.tables import LOSSES, RateTable
 
 __all__ = ["RealCall", "blind_table"]
 
 
-def blind_table(fps: float, codec: str = "masked") -> RateTable:
+def blind_table(fps: float, codec: VideoCodec) -> RateTable:
     """A table that knows nothing, for calls whose pictures are really coded."""
     flat = np.ones((1, LEVELS, len(LOSSES)))
     sizes = np.ones((1, LEVELS), np.int64)
-    return RateTable("live", codec, fps, sizes, sizes, flat, flat, survives=True)
+    return RateTable(
+        "live", codec.name, fps, sizes, sizes, flat, flat, codec.survives, codec.spare
+    )
 
 
 @dataclass
@@ -31,11 +33,12 @@ class RealCall(Call):
     """Codes the clip's pictures (forth and back) and decodes what arrives of them."""
 
     clip: Clip = field(kw_only=True)
-    codec: NeuralCodec = field(kw_only=True)
+    codec: VideoCodec = field(kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._encoder, self._decoder = NeuralEncoder(self.codec), NeuralDecoder(self.codec)
+        self._encoder = self.codec.encoder(self.clip.fps)
+        self._decoder = self.codec.decoder()
         self._packets: dict[int, list[bytes]] = {}
         self._coded: dict[int, int] = {}
         self._decoded = self._learned = 0
@@ -43,9 +46,9 @@ class RealCall(Call):
         """What the viewer saw, by the number of the picture."""
 
     @staticmethod
-    def over(link: Link, clip: Clip, codec: NeuralCodec, seconds: float, seed: int = 1) -> RealCall:
+    def over(link: Link, clip: Clip, codec: VideoCodec, seconds: float, seed: int = 1) -> RealCall:
         """A call over the link, ready to be stepped."""
-        return RealCall(blind_table(clip.fps), link, seconds, seed, clip=clip, codec=codec)
+        return RealCall(blind_table(clip.fps, codec), link, seconds, seed, clip=clip, codec=codec)
 
     def original(self, number: int) -> Picture:
         """The picture that was captured."""
@@ -75,7 +78,8 @@ class RealCall(Call):
             return
         number = int(self.state.call[0]["num_frames"])
         budget = int(loop.budget_bytes(self.state))
-        packets = self._encoder.encode(self.original(number), budget)
+        key = bool(self.state.call[0]["key_due"])
+        packets = self._encoder.encode(self.original(number), budget, key)
         intra, level = self._encoder.newest
         frame = loop.book(self.state, self.now_ns, level, len(packets), intra)
         for index, packet in enumerate(packets):

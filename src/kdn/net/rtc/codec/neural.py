@@ -27,6 +27,7 @@ from kdn.net.rtc.codec.packets import (
     read_header,
 )
 from kdn.net.rtc.codec.picture import BLOCK, Picture, blank, packed, padded, unpacked
+from kdn.net.rtc.codec.video import PacketPlace
 
 __all__ = ["NeuralCodec", "NeuralDecoder", "NeuralEncoder", "load_codec", "save_codec"]
 
@@ -43,6 +44,26 @@ class NeuralCodec:
 
     network: CodecNetwork
     tables: CodecTables
+    survives: bool = True
+    spare: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """As its tables are named."""
+        return "masked" if self.network.masked else "unmasked"
+
+    def encoder(self, fps: float) -> NeuralEncoder:  # noqa: ARG002 (its levels know no rate)
+        """An encoder for one call."""
+        return NeuralEncoder(self)
+
+    def decoder(self) -> NeuralDecoder:
+        """A decoder for one call."""
+        return NeuralDecoder(self)
+
+    def place(self, packet: bytes) -> PacketPlace:
+        """Where a packet belongs. Raises BadInput as `packets.read_header` does."""
+        header = read_header(packet)
+        return PacketPlace(header.number, header.index, header.count, header.intra)
 
     def latents(self, picture: Picture, predicted: Picture, intra: bool) -> NDArray[np.float32]:
         """What the picture is beyond its prediction, before any level's quantisation."""
@@ -112,8 +133,9 @@ class NeuralEncoder:
     newest: tuple[bool, int] = (True, 0)
     """Whether the newest picture is intra, and its level."""
 
-    def encode(self, picture: Picture, budget_bytes: int) -> list[bytes]:
+    def encode(self, picture: Picture, budget_bytes: int, key: bool = False) -> list[bytes]:
         """The picture's packets, at the largest level that fits the budget, else at the smallest."""
+        self._intra_due = self._intra_due or key
         return self.encode_at(picture, lambda sizes: _largest_within(sizes, budget_bytes))
 
     def encode_at(
