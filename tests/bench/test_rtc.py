@@ -33,9 +33,18 @@ def test_the_summary_compares_with_the_better_learner_and_with_gcc() -> None:
         {"part": "speed", "steps per s": 15_000.0},
     ]
     for mode, ssim_db in (("table", 10.0), ("real pictures", 9.0)):
-        rows.append({"part": "real", "link": "a", "controller": "gcc", "mode": mode})
-        rows[-1]["ssim_db"] = ssim_db
+        labels = {"part": "real", "link": "a", "controller": "gcc", "codec": "masked"}
+        rows.append(labels | {"mode": mode, "ssim_db": ssim_db})
+    for controller, begin_s, ssim_db in (
+        ("learns", 0.0, 5.0),
+        ("learns", 600.0, 9.0),
+        ("gcc", 600.0, 8.5),
+    ):
+        labels = {"part": "inside", "controller": controller, "codec": "masked"}
+        rows.append(labels | {"begin_s": begin_s, "ssim_db": ssim_db, "p95_delay_ms": 10 * ssim_db})
     found = _summary(rows)
+    assert found["inside_ssim_diff_db_gcc"] == pytest.approx(0.5)
+    assert found["inside_p95_delay_diff_ms_gcc"] == pytest.approx(5.0)
     assert found["ssim_diff_db"] == pytest.approx(0.5)
     assert found["p95_delay_diff_ms"] == pytest.approx(-20)
     assert found["stall_cut"] == pytest.approx(0.5)
@@ -51,7 +60,7 @@ def test_what_was_not_measured_is_none() -> None:
 
 
 def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(BadInput, match="codec, calls, learning, real"):
+    with pytest.raises(BadInput, match="codec, calls, learning, inside, real"):
         run(BenchOptions(only="sound"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +43,10 @@ _SHOWN = {
     "undecoded_share": "not shown",
     "sent_mbps": "Mbit/s",
     "loss": "loss",
+    "p95_shown_ms": "P95 shown",
+    "same_pictures": "same",
 }
+_WAYS = ("simulated", "udp", "namespaces")
 
 
 @app.command()
@@ -117,7 +122,7 @@ def evaluate(
             found = judged(name, tables, links, learned, seconds, lambda: progress.advance(bar))
             rows.append({"controller": name} | asdict(found))
     if not as_json:
-        rows = [{n: row[n] for n in ("controller", *_SHOWN)} for row in rows]
+        rows = [{n: row[n] for n in ("controller", *_SHOWN) if n in row} for row in rows]
     _print(rows, as_json, f"{len(links)} links, {len(tables)} clips, codec {codec}")
 
 
@@ -135,42 +140,99 @@ def call(
     out: Annotated[
         Path, typer.Option(help="Folder for pictures and videos.", callback=output_folder)
     ] = Path("call"),
-    unmasked: Annotated[bool, typer.Option(help="Use the codec's unmasked twin.")] = False,
+    codecs: Annotated[
+        str, typer.Option(help="Comma-separated: masked, unmasked, h264+fec30.")
+    ] = "masked",
+    over: Annotated[
+        str,
+        typer.Option(
+            help="simulated; or udp: real time, real sockets and a router in user space, on loopback; "
+            "or namespaces: the same between network namespaces (needs root)."
+        ),
+    ] = "simulated",
     policies: Policies = None,
     as_json: AsJson = False,
 ) -> None:
-    """Call with a real video: code, send, lose, decode; a strip of what the viewer saw, and a video each."""
+    """Call with a real video: code, send, lose, decode; a strip of what viewers saw, and a video each."""
     from kdn.net.rtc.call import STEP_MS, Link
-    from kdn.net.rtc.choose import controller
+    from kdn.net.rtc.choose import codec, controller
     from kdn.net.rtc.clips import Clip, read_clip, write_clip
-    from kdn.net.rtc.codec.neural import load_codec
     from kdn.net.rtc.policy import load_policies
-    from kdn.net.rtc.real_call import RealCall
-    from kdn.net.rtc.strips import draw_rates, draw_strip
+    from kdn.net.rtc.strips import draw_rates, draw_strip, screens, side_by_side
     from kdn.net.world.traces import constant, read_link
 
-    names = controllers.split(",")
     rate = constant(mbps * 1e6) if link is None else read_link(link)
     path = Link(link.name if link else f"{mbps:g} Mbit/s", rate, delay_ms, queue, loss)
-    learned = load_policies(policies)
-    made = {name: controller(name, path, learned) for name in names}
+    learned, chosen = load_policies(policies), codecs.split(",")
+    pairs = [(name, coded) for name in controllers.split(",") for coded in chosen]
+    for name, coded in pairs:  # a wrong name is refused before anything is run
+        controller(name, path, learned)
+        codec(coded)
     clip = read_clip(file, height, most=int(seconds * 60))
-    codec = load_codec(masked=not unmasked)
     calls, rates, rows = {}, {}, []
     out.mkdir(parents=True, exist_ok=True)
-    for name, one in made.items():
-        running = RealCall.over(path, clip, codec, seconds)
-        rates[name] = _run(running, one, name, quiet=as_json)
-        calls[name] = running
-        shown = [running.shown[n] for n in sorted(running.shown)]
-        write_clip(out / f"{name}.mp4", Clip(name, clip.fps, tuple(shown)))
-        rows.append({"controller": name} | asdict(running.outcome()))
+    with _place(over) as place:
+        for name, coded in pairs:
+            label = name if len(chosen) == 1 else f"{name} {coded}"
+            one = controller(name, path, learned)
+            running, row = _called(place, path, clip, coded, seconds, link, one, label, as_json)
+            rates[label], calls[label] = row.pop("rates"), running
+            pictures = tuple(screens(running))
+            write_clip(out / f"{label.replace(' ', '-')}.mp4", Clip(label, clip.fps, pictures))
+            rows.append({"controller": label} | asdict(running.outcome()) | row)
     times = [seconds * share for share in (0.2, 0.4, 0.6, 0.8, 0.95)]
     draw_strip(calls, times, out / "strip.png")
+    side_by_side(calls, out / "side-by-side.mp4")
     draw_rates(rates, STEP_MS / 1000.0, f"{file.name} over {path.name}", out / "rates.png")
     if not as_json:
-        rows = [{n: row[n] for n in ("controller", *_SHOWN)} for row in rows]
+        rows = [{n: row[n] for n in ("controller", *_SHOWN) if n in row} for row in rows]
     _print(rows, as_json, f"{file.name} over {path.name}; pictures and videos are in {out}")
+
+
+@contextmanager
+def _place(over: str) -> Iterator[Any]:
+    """Where a call's processes run; None for a simulated call."""
+    from kdn.net.real.namespaces import namespaces_work
+    from kdn.net.real.place import open_place
+
+    if over not in _WAYS:
+        raise BadInput(f"a call runs over {', '.join(_WAYS)}, not over {over!r}")
+    if over == "simulated":
+        yield None
+        return
+    if over == "namespaces" and not namespaces_work():
+        raise BadInput("network namespaces need root and iproute2; use --over udp")
+    with open_place(loopback=over == "udp") as place:
+        yield place
+
+
+def _called(
+    place: Any,
+    path: Any,
+    clip: Any,
+    coded: str,
+    seconds: float,
+    link: Path | None,
+    one: Any,
+    label: str,
+    quiet: bool,
+) -> tuple[Any, dict[str, Any]]:
+    """One call to its end; the call, and what is to be said of it beside its outcome."""
+    from kdn.net.rtc.choose import codec
+    from kdn.net.rtc.over_udp import call_over_udp
+    from kdn.net.rtc.real_call import RealCall
+
+    rates: list[float] = []
+
+    def drive(call: Any) -> None:
+        rates.extend(_run(call, one, label, quiet=quiet))
+
+    if place is None:
+        running = RealCall.over(path, clip, codec(coded), seconds)
+        drive(running)
+        return running, {"rates": rates}
+    done = call_over_udp(place, path, clip, coded, seconds, drive, link)
+    return done.call, done.row() | {"over": place.name, "rates": rates}
 
 
 def _run(running: Any, one: Any, name: str, *, quiet: bool) -> list[float]:

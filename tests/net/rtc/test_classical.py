@@ -18,7 +18,7 @@ from kdn.net.world import constant
 
 
 def test_pieces_by_hand() -> None:
-    """3,000 bytes are three packets, but at least five; with three tenths of repair eight, of which two repair."""
+    """3,000 bytes are three packets, but at least five; with 30 % of repair eight, of which two repair."""
     assert pieces_of(3000, 0.3) == (6, 2)
     assert pieces_of(3000, 0.0) == (5, 0)
     assert pieces_of(12_000, 0.3) == (12, 4)
@@ -46,8 +46,8 @@ def test_a_key_picture_begins_again() -> None:
     encoder.encode(pictures[1], 2000)
     packets = encoder.encode(pictures[2], 2000, key=True)
     assert encoder.newest == (True, 0)
-    assert H264().place(packets[3])[:2] == (2, 3)
-    assert H264().place(packets[3]).intra
+    place = H264().place(packets[3])
+    assert (place.number, place.index, place.intra) == (2, 3, True)
     assert decoder.decode(packets) is not None
 
 
@@ -87,7 +87,7 @@ def test_pictures_of_another_size_are_refused() -> None:
 
 
 def test_a_call_with_real_pictures_decodes_what_its_rule_says() -> None:
-    """20 % loss: some pictures are whole or repaired, some are lost with those after them; none is garbage."""
+    """20 % loss: some pictures are whole or repaired, some lost with those after them; none is garbage."""
     link = Link("lossy", constant(1e6), 20.0, loss=0.2)
     call = RealCall.over(link, moving(), H264(), 4.0)
     decision = Decision(400e3)

@@ -10,7 +10,7 @@ from tests.net.rtc.clip import moving
 from typer.testing import CliRunner, Result
 
 from kdn.cli.program import app
-from kdn.net.rtc.clips import write_clip
+from kdn.net.rtc.clips import read_clip, write_clip
 
 
 def invoke(*args: str) -> Result:
@@ -49,9 +49,36 @@ def test_a_call_leaves_a_strip_and_a_video_for_each(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {
         "strip.png",
         "rates.png",
+        "side-by-side.mp4",
         "gcc.mp4",
         "copa.mp4",
     }
+
+
+def test_codecs_stand_side_by_side_in_real_time(tmp_path: Path) -> None:
+    """Three pictures (the original and two codecs) in two columns, 2.5 s at 25 a second."""
+    film, out = tmp_path / "film.mp4", tmp_path / "out"
+    write_clip(film, moving())
+    args = ("call", str(film), "--controllers", "gcc", "--seconds", "2.5", "--height", "96")
+    done = invoke(*args, "--codecs", "masked,h264+fec30", "--out", str(out), "--json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["controller"] for row in rows] == ["gcc masked", "gcc h264+fec30"]
+    shown = read_clip(out / "side-by-side.mp4")
+    assert shown.pictures[0].y.shape == (2 * (96 + 20), 2 * 128)
+    assert len(shown.pictures) == 62
+    assert (out / "gcc-h264+fec30.mp4").is_file()
+
+
+def test_a_call_over_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    write_clip(film, moving())
+    wrong = invoke("call", str(film), "--over", "pigeons", "--out", str(tmp_path / "out"))
+    assert wrong.exit_code == 2
+    assert "simulated, udp, namespaces" in " ".join(wrong.output.split())
+    wrong = invoke("call", str(film), "--codecs", "vp9", "--out", str(tmp_path / "out"))
+    assert wrong.exit_code == 2
+    assert "there are masked, unmasked, h264+fec30" in " ".join(wrong.output.split())
 
 
 def test_a_file_that_is_no_video_is_one_sentence(tmp_path: Path) -> None:

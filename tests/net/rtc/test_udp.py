@@ -8,9 +8,12 @@ import pytest
 from tests.net.rtc.clip import codec, moving
 
 from kdn.clock import SystemClock
+from kdn.net.real.namespaces import namespaces_work
+from kdn.net.real.place import open_place
 from kdn.net.real.router import Router
 from kdn.net.real.wire import open_socket
 from kdn.net.rtc.call import Decision, Link
+from kdn.net.rtc.over_udp import call_over_udp
 from kdn.net.rtc.real_call import blind_table
 from kdn.net.rtc.rows import DECODED
 from kdn.net.rtc.udp import UdpCall, Viewer, fingerprint
@@ -20,7 +23,7 @@ from kdn.net.world import Hop, Queue, constant
 @pytest.mark.slow
 @pytest.mark.alone
 def test_what_the_viewer_shows_is_what_the_sender_believes() -> None:
-    """3 s over a router of 1 Mbit/s: every picture that both know has the same bytes at both ends."""
+    """A router of 1 Mbit/s, until 12 pictures are shown: those that both know are equal byte for byte."""
     clock = SystemClock()
     sender, front, back, receiver = (open_socket("127.0.0.1") for _ in range(4))
     hop = Hop(constant(1e6), Queue("droptail", limit_ms=300.0), delay_ms=10.0)
@@ -40,7 +43,7 @@ def test_what_the_viewer_shows_is_what_the_sender_believes() -> None:
     call = UdpCall(
         blind_table(15.0, codec()),
         link,
-        3.0,
+        60.0,
         clip=moving(),
         codec=codec(),
         udp=sender,
@@ -52,7 +55,7 @@ def test_what_the_viewer_shows_is_what_the_sender_believes() -> None:
         thread.start()
     call.begin()
     decision = Decision(300e3)
-    while not call.done:
+    while len(call.shown) < 12 and not call.done:
         call.step(decision.rate_bps)
     over.set()
     for thread in threads:
@@ -65,3 +68,33 @@ def test_what_the_viewer_shows_is_what_the_sender_believes() -> None:
     assert all(fingerprint(believed[seen.number]) == seen.checksum for seen in both)
     assert (call.frames["fate"] == DECODED).sum() >= 10
     assert viewer.refused == 0
+
+
+def until_shown(call: UdpCall) -> None:
+    """Step the call until eight pictures are shown, at most for its length."""
+    while len(call.shown) < 8 and not call.done:
+        call.step(300e3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codec_name", ["masked", "h264+fec30"])
+def test_three_processes_on_loopback_agree(codec_name: str) -> None:
+    link = Link("loopback", constant(1e6), 10.0, loss=0.05)
+    with open_place(loopback=True) as place:
+        done = call_over_udp(place, link, moving(), codec_name, 60.0, until_shown)
+    assert done.compared >= 6  # the newest may not have been decoded when the viewer ended
+    assert done.same == done.compared
+    assert min(done.shown_ms) > 10.0
+    assert done.refused == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not namespaces_work(), reason="needs root and iproute2 for namespaces")
+def test_a_call_crosses_namespaces() -> None:
+    link = Link("namespaces", constant(1e6), 10.0)
+    with open_place() as place:
+        assert place.name == "namespaces"
+        done = call_over_udp(place, link, moving(), "h264+fec30", 60.0, until_shown)
+    assert done.compared >= 6
+    assert done.same == done.compared
+    assert done.lost == 0

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from kdn.bench.common.findings import Findings, Part, go_on
-from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row, Scalar
 from kdn.clock import Clock
 from kdn.errors import BadInput
 from kdn.machine.facts import describe_machine
 from kdn.net.rtc.call import Call, CallOutcome, Link, run_call
-from kdn.net.rtc.choose import CONTROLLERS, controller
+from kdn.net.rtc.choose import CODECS, CONTROLLERS, codec, controller
 from kdn.net.rtc.clips import packaged
 from kdn.net.rtc.codec.neural import NeuralDecoder, NeuralEncoder, load_codec
 from kdn.net.rtc.env import CallEnv
-from kdn.net.rtc.judge import CODECS, held_out_tables, judged, training_tables
+from kdn.net.rtc.inside import windows
+from kdn.net.rtc.judge import held_out_tables, judged, training_tables
 from kdn.net.rtc.learn import Learning, learn_online, steps_to_plateau
 from kdn.net.rtc.policy import load_policies
 from kdn.net.rtc.real_call import RealCall
 from kdn.net.rtc.tables import RateTable
-from kdn.net.rtc.worlds import held_out_links, recorded_links
+from kdn.net.rtc.worlds import changing_link, held_out_links, recorded_links
 from kdn.plot import Figure
 
 __all__ = ["PARTS", "run"]
 
-PARTS = ("codec", "calls", "learning", "real")
+PARTS = ("codec", "calls", "learning", "inside", "real")
 """What `only` may name."""
 _LEARNERS = {
     "codec-aware": Learning("codec-aware"),
@@ -38,7 +40,10 @@ _LEARNERS = {
 _SEEDS, _STEPS = 5, 24_576
 _CALL_S, _REAL_S = 30.0, 6.0
 _REAL = ("ours", "gcc")
+_REAL_CODECS = ("masked", "h264+fec30")
 _SPEED_S = 2.0
+_INSIDE = ("learns", "learns-safe", "ours", "gcc")
+_INSIDE_S, _INSIDE_SEEDS, _WINDOW_S = 900.0, 3, 60.0
 
 
 def run(options: BenchOptions) -> Result:
@@ -76,8 +81,12 @@ _NOTES = (
         "own plateau, ours to the safeguarded learner's, medians over seeds. Steps in which GCC drives count."
     ),
     (
+        "Part `inside`: calls of 15 minutes over links that change every 3 to 15 s, by minute. `learns` "
+        "begins with nothing and learns while it calls; its gains over GCC in the summary are of the later half."
+    ),
+    (
         "`table_error` is the mean difference in SSIM dB between a call by table and the same call with "
-        "pictures really coded, sent and decoded."
+        "pictures really coded, sent and decoded, masked codec."
     ),
 )
 
@@ -97,6 +106,7 @@ def _parts(options: BenchOptions, found: Findings) -> list[Part]:
         ("codec: speed", lambda: _speed_rows(options.clock, options.quick)),
         *_call_work(options),
         *_learning_work(options.quick),
+        *_inside_work(options.quick),
         ("real: pictures", lambda: _real_rows(options.quick)),
     ]
     only = options.only or ""
@@ -105,9 +115,9 @@ def _parts(options: BenchOptions, found: Findings) -> list[Part]:
 
 def _call_work(options: BenchOptions) -> list[tuple[str, Callable[[], Sequence[Row]]]]:
     return [
-        (f"calls: {where}, {codec}, {name}", _calls(where, links, codec, name, options))
+        (f"calls: {where}, {coded}, {name}", _calls(where, links, coded, name, options))
         for where, links in _links(options).items()
-        for codec in CODECS
+        for coded in CODECS
         for name in _controllers(options.quick)
     ]
 
@@ -120,6 +130,15 @@ def _learning_work(quick: bool) -> list[tuple[str, Callable[[], Sequence[Row]]]]
     ]
 
 
+def _inside_work(quick: bool) -> list[tuple[str, Callable[[], Sequence[Row]]]]:
+    return [
+        (f"inside: {name}, {coded}, seed {seed}", _inside(name, coded, seed, quick))
+        for seed in range(1, 2 if quick else _INSIDE_SEEDS + 1)
+        for coded in _REAL_CODECS
+        for name in _INSIDE
+    ]
+
+
 def _links(options: BenchOptions) -> dict[str, list[Link]]:
     links = {"held-out": held_out_links(3 if options.quick else 12)}
     if options.data is not None and not options.quick:
@@ -128,16 +147,18 @@ def _links(options: BenchOptions) -> dict[str, list[Link]]:
 
 
 def _controllers(quick: bool) -> tuple[str, ...]:
-    return ("ours", "aurora", "onrl", "gcc") if quick else tuple(CONTROLLERS)
+    if quick:
+        return ("ours", "aurora", "onrl", "gcc")
+    return tuple(name for name in CONTROLLERS if not name.startswith("learns"))
 
 
 def _codec_rows() -> list[Row]:
     """Each codec's levels on each held-out clip: rate, and quality at three losses."""
     rows: list[Row] = []
-    for codec in CODECS:
-        for table in held_out_tables(codec):
+    for coded in CODECS:
+        for table in held_out_tables(coded):
             for level, kbps in enumerate(table.rates_kbps):
-                row: Row = {"part": "codec", "codec": codec, "clip": table.name, "level": level}
+                row: Row = {"part": "codec", "codec": coded, "clip": table.name, "level": level}
                 row["kbps"] = float(kbps)
                 for tenth in (0, 3, 5) if table.survives else (0,):
                     row[f"psnr at {tenth}0 %"] = float(table.psnr_db[1:, level, tenth].mean())
@@ -181,12 +202,12 @@ def _speed_rows(clock: Clock, quick: bool) -> list[Row]:
 
 
 def _calls(
-    where: str, links: list[Link], codec: str, name: str, options: BenchOptions
+    where: str, links: list[Link], coded: str, name: str, options: BenchOptions
 ) -> Callable[[], list[Row]]:
     def rows() -> list[Row]:
         seconds = 10.0 if options.quick else _CALL_S
-        outcome = judged(name, held_out_tables(codec), links, load_policies(), seconds)
-        labels = {"part": "calls", "links": where, "codec": codec, "controller": name}
+        outcome = judged(name, held_out_tables(coded), links, load_policies(), seconds)
+        labels = {"part": "calls", "links": where, "codec": coded, "controller": name}
         return [labels | asdict(outcome)]
 
     return rows
@@ -213,20 +234,39 @@ def _learning(name: str, learning: Learning, seed: int, quick: bool) -> Callable
     return rows
 
 
+def _inside(name: str, coded: str, seed: int, quick: bool) -> Callable[[], list[Row]]:
+    """One long call, minute by minute. A learner begins with nothing."""
+
+    def rows() -> list[Row]:
+        seconds = 2 * _WINDOW_S if quick else _INSIDE_S
+        link = changing_link(seed, seconds)
+        call = Call(_bikes(coded), link, seconds, seed)
+        run_call(call, controller(name, link, load_policies()))
+        labels: Row = {"part": "inside", "controller": name, "codec": coded, "seed": seed}
+        return [labels | dict[str, Scalar](row) for row in windows(call, _WINDOW_S)]
+
+    return rows
+
+
 def _real_rows(quick: bool) -> list[Row]:
     """The same calls by table and with real pictures, of a held-out clip."""
     clip = packaged("bikes", 208, 80)
-    (table,) = [t for t in held_out_tables() if t.name == "bikes"]
-    policies, codec, rows = load_policies(), load_codec(), list[Row]()
+    tables = {name: _bikes(name) for name in _REAL_CODECS}
+    policies, rows = load_policies(), list[Row]()
     for link in held_out_links(1 if quick else 4):
-        for name in _REAL:
-            by_table = _table_call(table, link, name)
-            real = RealCall.over(link, clip, codec, _REAL_S)
+        for name, coded in product(_REAL, _REAL_CODECS):
+            by_table = _table_call(tables[coded], link, name)
+            real = RealCall.over(link, clip, codec(coded), _REAL_S)
             outcome = run_call(real, controller(name, link, policies))
-            labels: Row = {"part": "real", "link": link.name, "controller": name}
+            labels: Row = {"part": "real", "link": link.name, "controller": name, "codec": coded}
             rows.append(labels | {"mode": "real pictures"} | asdict(outcome))
             rows.append(labels | {"mode": "table"} | asdict(by_table))
     return rows
+
+
+def _bikes(codec_name: str) -> RateTable:
+    (table,) = [t for t in held_out_tables(codec_name) if t.name == "bikes"]
+    return table
 
 
 def _table_call(table: RateTable, link: Link, name: str) -> CallOutcome:
@@ -250,6 +290,8 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
             "stall_cut_gcc",
             "steps_per_s",
             "table_error",
+            "inside_ssim_diff_db_gcc",
+            "inside_p95_delay_diff_ms_gcc",
         )
     )
     if {"ours", "gcc", "aurora", "onrl"} <= set(calls):
@@ -263,7 +305,22 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     found["training_time_cut"] = _time_cut(rows)
     found["steps_per_s"] = next((r["steps per s"] for r in rows if r["part"] == "speed"), None)
     found["table_error"] = _table_error(rows)
+    for number in ("ssim_db", "p95_delay_ms"):
+        name, unit = number.rsplit("_", 1)
+        found[f"inside_{name}_diff_{unit}_gcc"] = _inside_gain(rows, number)
     return found
+
+
+def _inside_gain(rows: Sequence[Mapping[str, Any]], number: str) -> float | None:
+    """What learning inside has over GCC in the later half of long calls, masked codec."""
+    late: dict[str, list[float]] = {}
+    for row in rows:
+        late_enough = row["part"] == "inside" and row["begin_s"] >= _INSIDE_S / 2
+        if late_enough and row["codec"] == "masked":
+            late.setdefault(row["controller"], []).append(row[number])
+    if not {"learns", "gcc"} <= set(late):
+        return None
+    return float(np.mean(late["learns"]) - np.mean(late["gcc"]))
 
 
 def _time_cut(rows: Sequence[Mapping[str, Any]]) -> float | None:
@@ -279,12 +336,24 @@ def _table_error(rows: Sequence[Mapping[str, Any]]) -> float | None:
     real = [row for row in rows if row["part"] == "real"]
     pairs: dict[tuple[str, str], dict[str, float]] = {}
     for row in real:
+        if row["codec"] != "masked":
+            continue
         pairs.setdefault((row["link"], row["controller"]), {})[row["mode"]] = row["ssim_db"]
     off = [abs(pair["real pictures"] - pair["table"]) for pair in pairs.values() if len(pair) == 2]
     return float(np.mean(off)) if off else None
 
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, ...]:
+    drawn = (
+        Figure("Learning", "thousand steps", "validation quality", _curves(rows)),
+        Figure("Codecs on bikes", "kbit/s", "PSNR of luma, dB", _codec_lines(rows)),
+        Figure("Learning inside a call", "minute", "share of time stalled", _inside_lines(rows)),
+    )
+    return tuple(figure for figure in drawn if figure.lines)
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Each learner's median validation over its steps."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for name in _LEARNERS:
         by_step: dict[int, list[float]] = {}
@@ -293,6 +362,11 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, ...]:
                 by_step.setdefault(row["steps"] // 2048, []).append(row["quality"])
         if by_step:
             curves[name] = [(2.048 * k, float(np.median(v))) for k, v in sorted(by_step.items())]
+    return curves
+
+
+def _codec_lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Quality over rate of each codec, and of those that survive it at 30 % loss."""
     rates: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["part"] == "codec" and row["clip"] == "bikes":
@@ -300,9 +374,17 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, ...]:
             if "psnr at 30 %" in row:
                 label = f"{row['codec']}, 30 % lost"
                 rates.setdefault(label, []).append((row["kbps"], row["psnr at 30 %"]))
-    figures = []
-    if curves:
-        figures.append(Figure("Learning", "thousand steps", "validation quality", curves))
-    if rates:
-        figures.append(Figure("Codecs on bikes", "kbit/s", "PSNR of luma, dB", rates))
-    return tuple(figures)
+    return rates
+
+
+def _inside_lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """The share of each minute that was stalled, mean over seeds."""
+    inside: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        if row["part"] == "inside":
+            minutes = inside.setdefault(f"{row['controller']}, {row['codec']}", {})
+            minutes.setdefault(row["begin_s"] / 60.0, []).append(row["stall_share"])
+    return {
+        name: [(at, float(np.mean(found))) for at, found in sorted(minutes.items())]
+        for name, minutes in inside.items()
+    }

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from kdn.errors import KdnError
 from kdn.net.l4s.node import NodeConfig
-from kdn.net.real.namespaces import Namespaces, namespaces_work
+from kdn.net.real.place import Node, Place, open_place
 
 __all__ = ["LabRun", "Place", "open_place", "run_real"]
 
-_LOOPBACK = "127.0.0.1"
+_MODULE = "kdn.net.l4s.node"
 
 
 @dataclass(frozen=True)
@@ -38,40 +33,6 @@ class LabRun:
     reflector: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the three processes run."""
-
-    name: str
-    spaces: Namespaces | None
-
-    def host(self, role: str) -> str:
-        """The address that `role` binds ("back" is the router's side to the receiver)."""
-        if self.spaces is None:
-            return _LOOPBACK
-        hosts = {
-            "sender": self.spaces.sender_host,
-            "router": self.spaces.router_front,
-            "back": self.spaces.router_back,
-            "receiver": self.spaces.receiver_host,
-        }
-        return hosts[role]
-
-    def command(self, role: str) -> list[str]:
-        """The words before `python` for a process of that role."""
-        return [] if self.spaces is None else self.spaces.inside(role)
-
-
-@contextmanager
-def open_place(loopback: bool = False) -> Iterator[Place]:
-    """Namespaces where this process may make them, otherwise (or when asked) loopback."""
-    if loopback or not namespaces_work():
-        yield Place("loopback", None)
-        return
-    with Namespaces() as spaces:
-        yield Place("namespaces", spaces)
-
-
 def run_real(
     place: Place,
     policy: str,
@@ -85,10 +46,11 @@ def run_real(
     delay_ms = 10.0
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         out = str(Path(folder) / "log.npy")
-        receiver = _Node(place, "receiver", NodeConfig("reflector", place.host("receiver")))
+        receiver = Node(place, _MODULE, "receiver", NodeConfig("reflector", place.host("receiver")))
         stack.callback(receiver.end)
-        router = _Node(
+        router = Node(
             place,
+            _MODULE,
             "router",
             NodeConfig(
                 "router",
@@ -102,8 +64,9 @@ def run_real(
             ),
         )
         stack.callback(router.end)
-        sender = _Node(
+        sender = Node(
             place,
+            _MODULE,
             "sender",
             NodeConfig(
                 "sender",
@@ -127,45 +90,3 @@ def run_real(
     mbit = float(own["size"].sum()) * 8e-6
     everything = float(log["size"].sum()) * 8e-6 / seconds
     return LabRun(policy, delays, mbit / seconds, everything, sent, passed, heard)
-
-
-class _Node:
-    """A child process that says two lines: ready, and done."""
-
-    def __init__(self, place: Place, where: str, config: NodeConfig) -> None:
-        command = [*place.command(where), sys.executable, "-m", "kdn.net.l4s.node"]
-        self._role = config.role
-        self._process = subprocess.Popen(
-            [*command, msgspec.json.encode(config).decode()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.port = int(self._line()["port"])
-
-    def _line(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            _, errors = self._process.communicate()
-            raise KdnError(f"the {self._role} process stopped: {errors.strip()[-500:]}")
-        return msgspec.json.decode(line, type=dict[str, Any])
-
-    def result(self) -> dict[str, Any]:
-        """The second line, waited for."""
-        return self._line()
-
-    def finish(self) -> dict[str, Any]:
-        """Ask it to stop; its last words."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        return self._line()
-
-    def end(self) -> None:
-        """See that it is gone, whatever happened."""
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
-        self._process.terminate()
-        self._process.wait()

@@ -6,14 +6,22 @@ they are not.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Self
 
 from kdn.errors import KdnError
+from kdn.net.real.wire import open_socket
 
 __all__ = ["Namespaces", "namespaces_work"]
+
+_NEW_NET = 0x40000000
+_PLACES = Path("/var/run/netns")
 
 
 def namespaces_work() -> bool:
@@ -58,8 +66,28 @@ class Namespaces:
 
     def inside(self, role: str) -> list[str]:
         """The words that run a command inside the namespace of "sender", "router", "receiver"."""
-        place = ("sender", "router", "receiver").index(role)
-        return ["ip", "netns", "exec", self._names[place]]
+        return ["ip", "netns", "exec", self._name(role)]
+
+    def open_socket(self, role: str, host: str) -> socket.socket:
+        """A UDP socket of this process in the namespace of `role`; the process itself stays where it is.
+
+        A namespace belongs to a thread, and a socket stays in the one where it was opened: a thread enters,
+        opens it and ends.
+        """
+
+        def opened() -> socket.socket:
+            with (_PLACES / self._name(role)).open("rb") as space:
+                libc = ctypes.CDLL(None, use_errno=True)
+                if libc.setns(space.fileno(), _NEW_NET) != 0:
+                    reason = os.strerror(ctypes.get_errno())
+                    raise KdnError(f"this process may not enter a network namespace: {reason}")
+            return open_socket(host)
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(opened).result()
+
+    def _name(self, role: str) -> str:
+        return self._names[("sender", "router", "receiver").index(role)]
 
     def _join(self, left: str, right: str, left_host: str, right_host: str) -> None:
         a, b = f"v{left[-7:]}", f"w{right[-7:]}"

@@ -1,4 +1,4 @@
-"""A router in user space: datagrams in, through a DualPI2 of the simulator's own code, out.
+"""A router in user space: datagrams in, through a queue of the simulator's own code, out.
 
 Senders talk to the front socket, the reflector to the back one.  Data wait in the queues and
 leave at the link's rate; feedback passes immediately.  The link keeps its own time: when the process
@@ -14,11 +14,11 @@ from collections import deque
 from kdn.clock import Clock
 from kdn.errors import BadInput
 from kdn.net.real import wire
-from kdn.net.world.bare import admit, next_to_forward
+from kdn.net.world.bare import admit, is_lost, leaves_at, next_to_forward
 from kdn.net.world.build import empty_hop
 from kdn.net.world.packets import release
 from kdn.net.world.queue import update
-from kdn.net.world.records import NIL, SECOND
+from kdn.net.world.records import NIL, SECOND, copied
 from kdn.net.world.spec import Hop
 
 __all__ = ["Router"]
@@ -41,7 +41,6 @@ class Router:
     ) -> None:
         self._state = empty_hop(hop, _ROWS)
         self._row = self._state.hops[0]
-        self._rate_bps = hop.rate.mean_bps
         self._front, self._back, self._receiver = front, back, receiver
         self._clock, self._zero = clock, clock.now()
         self._data: dict[int, bytes] = {}
@@ -64,8 +63,16 @@ class Router:
     def dropped(self) -> int:
         return int(self._row["dropped"] + self._row["overflowed"])
 
+    @property
+    def lost(self) -> int:
+        """Packets that the link lost after it had carried them."""
+        return int(self._row["lost"])
+
     def warm(self) -> None:
         """Have every compiled rule ready, so that the first packet is not held up by it."""
+        spare = copied(self._state)
+        leaves_at(spare, 100, 0)
+        is_lost(spare)
         packet = admit(self._state, 100, 1, 0)
         assert next_to_forward(self._state, 0) == packet
         self._forget(packet)
@@ -131,7 +138,7 @@ class Router:
             return False
         size = int(self._state.packets[packet]["size"])
         start = max(self._free_at, int(self._state.packets[packet]["t_queue"]))
-        self._free_at = start + int(size * 8 * SECOND / self._rate_bps)
+        self._free_at = int(leaves_at(self._state, size, start))
         self._sending = packet, self._free_at
         return True
 
@@ -140,6 +147,8 @@ class Router:
         data = wire.remark(self._data[packet], ecn)
         self._forget(packet)
         self._sending = None
+        if is_lost(self._state):
+            return
         self._on_wire.append((done + int(self._row["prop"]), data, ecn))
 
     def _forget(self, packet: int) -> None:

@@ -68,12 +68,15 @@ class Link:
                 f"below 1 are wanted; got {self.queue_packets}, {self.delay_ms} and {self.loss}"
             )
 
+    def hop(self) -> Hop:
+        """The bottleneck."""
+        limit_ms = self.queue_packets * 1500 * 8e3 / self.rate.mean_bps
+        return Hop(self.rate, Queue(self.aqm, limit_ms=limit_ms), self.delay_ms, loss=self.loss)
+
     def scenario(self, seconds: float, seed: int) -> Scenario:
         """The packet world of the call; flow 0 is driven from outside."""
-        limit_ms = self.queue_packets * 1500 * 8e3 / self.rate.mean_bps
-        hop = Hop(self.rate, Queue(self.aqm, limit_ms=limit_ms), self.delay_ms, loss=self.loss)
         own = Flow("unresponsive", "not-ect", App(1.0, 1e12), start_s=1e9, logged=True)
-        return Scenario(self.name, (hop,), (own, *self.others), seconds, seed)
+        return Scenario(self.name, (self.hop(),), (own, *self.others), seconds, seed)
 
 
 @dataclass(frozen=True)

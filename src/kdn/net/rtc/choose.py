@@ -1,4 +1,4 @@
-"""Controllers by name: one line each."""
+"""Controllers and codecs by name: one line each."""
 
 from __future__ import annotations
 
@@ -6,21 +6,32 @@ from collections.abc import Callable
 
 from kdn.errors import BadInput
 from kdn.net.rtc.call import Controller, Link
+from kdn.net.rtc.codec.video import VideoCodec
 from kdn.net.rtc.control.gcc import Gcc
 from kdn.net.rtc.control.kalman import KalmanGcc
 from kdn.net.rtc.control.oracle import RateOracle
 from kdn.net.rtc.control.rivals import BbrLike, Copa, Fbra, Salsify
-from kdn.net.rtc.policy import Learned, Policy, Safeguarded, load_policies
+from kdn.net.rtc.policy import Learned, Policy, RateSetter, Safeguarded, load_policies
 
-__all__ = ["CONTROLLERS", "controller"]
+__all__ = ["CODECS", "CONTROLLERS", "codec", "controller"]
 
 Make = Callable[[Link, dict[str, Policy]], Controller]
+
+
+def _learner() -> RateSetter:
+    """Imported when asked for: only this one needs torch."""
+    from kdn.net.rtc.inside import LearnsInside
+
+    return LearnsInside()
+
 
 CONTROLLERS: dict[str, Make] = {
     "ours": lambda _link, policies: Learned(policies["codec-aware"]),
     "ours-safe": lambda _link, policies: Safeguarded(Learned(policies["codec-aware"])),
     "aurora": lambda _link, policies: Learned(policies["network-only"]),
     "onrl": lambda _link, policies: Safeguarded(Learned(policies["onrl"])),
+    "learns": lambda _link, _policies: _learner(),
+    "learns-safe": lambda _link, _policies: Safeguarded(_learner()),
     "offline": lambda _link, policies: Learned(policies["offline"]),
     "gcc": lambda _link, _policies: Gcc(),
     "gcc-kalman": lambda _link, _policies: KalmanGcc(),
@@ -31,7 +42,36 @@ CONTROLLERS: dict[str, Make] = {
     "oracle": lambda link, _policies: RateOracle(link),
 }
 """What each is: learned with the codec-aware reward (and GCC as a safeguard), PPO with rewards that know only
-the network, learned from GCC's logs, and the classical rules.  The oracle needs a simulated link."""
+the network, learning within the call from nothing, learned from GCC's logs, and the classical rules.  The
+oracle needs a simulated link."""
+
+
+def _neural(*, masked: bool) -> VideoCodec:
+    """Imported when asked for: calls by table need no torch."""
+    from kdn.net.rtc.codec.neural import load_codec
+
+    return load_codec(masked)
+
+
+def _h264() -> VideoCodec:
+    from kdn.net.rtc.codec.classical import H264
+
+    return H264()
+
+
+CODECS: dict[str, Callable[[], VideoCodec]] = {
+    "masked": lambda: _neural(masked=True),
+    "unmasked": lambda: _neural(masked=False),
+    "h264+fec30": _h264,
+}
+"""The neural codec, its twin that was trained without losses, and H.264 with 30 % of repair packets."""
+
+
+def codec(name: str) -> VideoCodec:
+    """A codec that codes real pictures. Raises BadInput for an unknown name."""
+    if name not in CODECS:
+        raise BadInput(f"no codec {name!r}; there are {', '.join(CODECS)}")
+    return CODECS[name]()
 
 
 def controller(name: str, link: Link, policies: dict[str, Policy] | None = None) -> Controller:

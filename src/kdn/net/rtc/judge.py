@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdn.errors import BadInput
 from kdn.net.rtc.call import Call, CallOutcome, Link, mean_outcome, run_call
-from kdn.net.rtc.choose import controller
+from kdn.net.rtc.choose import CODECS, controller
 from kdn.net.rtc.policy import Policy
 from kdn.net.rtc.tables import RateTable, read_tables
 
@@ -21,7 +21,6 @@ __all__ = [
     "training_tables",
 ]
 
-CODECS = ("masked", "unmasked", "h264+fec30")
 HELD_OUT_CLIPS = ("bikes", "generated-91")
 """Clips that neither a codec nor a policy was trained on."""
 

@@ -24,6 +24,7 @@ from kdn.net.world.records import NOT_ECT, SECOND, State
 __all__ = [
     "CAPTURE",
     "FULL",
+    "LEAST_SHARE",
     "TIME",
     "add_packet",
     "advance",
@@ -44,7 +45,7 @@ CAPTURE = 1
 FULL = 2
 
 _FLOW = 0
-_LEAST_SHARE = 0.1
+LEAST_SHARE = 0.1
 """Of a picture's packets, which must have arrived to decode it."""
 _MOST_WAIT_S = 0.15
 """No picture is coded while the pacer holds more than this much time of packets."""
@@ -291,7 +292,7 @@ def _decode_any(call: CallState, at: int, now: int) -> None:
     c = call.call[0]
     frame = call.frames[at]
     frame.loss = 1.0 - frame.arrived_bytes / max(frame.bytes, 1)
-    if frame.arrived < _LEAST_SHARE * frame.count:
+    if frame.arrived < LEAST_SHARE * frame.count:
         frame.fate = SKIPPED
         frame.damage = _own_damage(call, at, 0.9)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -15,7 +16,7 @@ from kdn.net.rtc.control.gcc import Gcc
 from kdn.net.rtc.control.window import interval_of
 from kdn.net.rtc.history import History, apply_action
 
-__all__ = ["Learned", "Policy", "Safeguarded", "load_policies", "save_policies"]
+__all__ = ["Learned", "Policy", "RateSetter", "Safeguarded", "load_policies", "save_policies"]
 
 _PACKAGED = Path(__file__).parent / "weights" / "policies.npz"
 
@@ -55,11 +56,21 @@ class Learned:
         return Decision(self.bps)
 
 
+class RateSetter(Protocol):
+    """A controller whose rate another may set."""
+
+    bps: float
+
+    def decide(self, feedback: Feedback) -> Decision:
+        """As every controller does."""
+        ...
+
+
 @dataclass
 class Safeguarded:
-    """A learned controller that hands the call to GCC for a second when loss stays above 10 %."""
+    """A controller that hands the call to GCC for a second when loss stays above 10 %."""
 
-    learned: Learned
+    learned: RateSetter
     _gcc: Gcc = field(default_factory=Gcc)
     _lossy: int = 0
     _driven: int = 0

@@ -23,9 +23,7 @@ def blind_table(fps: float, codec: VideoCodec) -> RateTable:
     """A table that knows nothing, for calls whose pictures are really coded."""
     flat = np.ones((1, LEVELS, len(LOSSES)))
     sizes = np.ones((1, LEVELS), np.int64)
-    return RateTable(
-        "live", codec.name, fps, sizes, sizes, flat, flat, codec.survives, codec.spare
-    )
+    return RateTable("live", codec.name, fps, sizes, sizes, flat, flat, codec.survives, codec.spare)
 
 
 @dataclass

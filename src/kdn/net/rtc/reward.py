@@ -7,6 +7,7 @@ author's published code holds the delay at a constant by mistake; here it is the
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,10 +18,12 @@ from kdn.net.rtc.control.window import Interval
 from kdn.net.rtc.loop import place_of
 from kdn.net.rtc.rows import DECODED
 
-__all__ = ["REWARDS", "Paid", "Scales", "codec_aware", "network_only", "onrl"]
+__all__ = ["REWARDS", "LiveReward", "Paid", "Scales", "codec_aware", "network_only", "onrl"]
 
 _DELAY_WEIGHT = 0.1
 _MOST_DELAY = 10.0
+_REMEMBERED = 500
+"""Pictures whose similarities are the scale of a live call: 20 s."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,30 @@ def codec_aware(paid: Paid) -> float:
     quality = (float(frames["quality"][newest]) - float(paid.scales.least[row])) / span
     over = max(0.0, paid.interval.mean_rtt / paid.base_rtt_ms - 1.0)
     return max(quality, -1.0) - _DELAY_WEIGHT * min(over, _MOST_DELAY)
+
+
+class LiveReward:
+    """`codec_aware` where no table knows the pictures: on the scale of what the call has shown of late.
+
+    The path's own round trip is the least of the call.
+    """
+
+    def __init__(self) -> None:
+        self._seen: deque[float] = deque(maxlen=_REMEMBERED)
+        self._least_rtt = float("inf")
+
+    def of(self, feedback: Feedback, interval: Interval) -> float:
+        """The reward of a step; every step of the call is to be asked about, in order."""
+        if interval.acked:
+            self._least_rtt = min(self._least_rtt, max(interval.mean_rtt, 1.0))
+        shown = feedback.frames["quality"][feedback.frames["fate"] == DECODED]
+        if not len(shown):
+            return -1.0
+        self._seen.extend(float(one) for one in shown)
+        low, high = min(self._seen), max(self._seen)
+        quality = (float(shown[-1]) - low) / max(high - low, 1e-3)
+        over = max(0.0, interval.mean_rtt / self._least_rtt - 1.0)
+        return quality - _DELAY_WEIGHT * min(over, _MOST_DELAY)
 
 
 def network_only(paid: Paid) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdn.errors import MissingExtra
-from kdn.net.rtc.clips import as_frame
-from kdn.net.rtc.codec.picture import Picture
+from kdn.net.rtc.clips import Clip, as_frame, write_clip
+from kdn.net.rtc.codec.picture import Picture, blank
 from kdn.net.rtc.real_call import RealCall
 from kdn.net.world.records import SECOND
 from kdn.plot import Figure, draw
 
-__all__ = ["draw_rates", "draw_strip", "seen_at"]
+__all__ = ["draw_rates", "draw_strip", "screens", "seen_at", "side_by_side"]
+
+_BAR = 20
+"""Rows of a caption."""
 
 
 def seen_at(call: RealCall, seconds: float) -> tuple[Picture | None, str]:
@@ -60,6 +63,32 @@ def draw_strip(calls: Mapping[str, RealCall], times_s: Sequence[float], path: Pa
     plt.close(figure)
 
 
+def screens(call: RealCall) -> Iterator[Picture]:
+    """What stands on the viewer's screen at each moment of a picture, from the call's start to its end."""
+    height, width = call.original(0).y.shape
+    for number in range(int(call.seconds * call.table.fps)):
+        picture, _ = seen_at(call, number / call.table.fps)
+        yield _cropped(picture or blank(height, width), height, width)
+
+
+def side_by_side(calls: Mapping[str, RealCall], path: Path) -> None:
+    """A video in real time: the original, and beside it what each viewer sees, each under its name."""
+    first = next(iter(calls.values()))
+    height, width = first.original(0).y.shape
+    names = ["original", *calls]
+    bars = [_caption(name, width) for name in names]
+    columns = int(np.ceil(np.sqrt(len(names))))
+    originals = (
+        _cropped(first.original(number), height, width)
+        for number in range(int(first.seconds * first.table.fps))
+    )
+    tiled = tuple(
+        _tiled([_under(bar, picture) for bar, picture in zip(bars, pictures, strict=True)], columns)
+        for pictures in zip(originals, *(screens(call) for call in calls.values()), strict=True)
+    )
+    write_clip(path, Clip("side by side", first.table.fps, tiled))
+
+
 def draw_rates(rates: Mapping[str, Sequence[float]], step_s: float, title: str, path: Path) -> None:
     """Lines of Mbit/s over seconds."""
     lines = {
@@ -67,6 +96,40 @@ def draw_rates(rates: Mapping[str, Sequence[float]], step_s: float, title: str, 
         for name, values in rates.items()
     }
     draw(Figure(title, "seconds", "Mbit/s", lines), path)
+
+
+def _cropped(picture: Picture, height: int, width: int) -> Picture:
+    y, u, v = picture
+    return Picture(y[:height, :width], *(plane[: height // 2, : width // 2] for plane in (u, v)))
+
+
+def _caption(text: str, width: int) -> NDArray[np.uint8]:
+    """The text as luma, black on white, [_BAR, width]."""
+    plt = _pyplot()
+    figure = plt.figure(figsize=(width / 100.0, _BAR / 100.0), dpi=100)
+    figure.text(0.01, 0.2, text, fontsize=9)
+    figure.canvas.draw()
+    drawn = np.asarray(figure.canvas.buffer_rgba())[:_BAR, :width, 0]
+    plt.close(figure)
+    out = np.full((_BAR, width), 255, np.uint8)
+    out[: drawn.shape[0], : drawn.shape[1]] = drawn
+    return out
+
+
+def _under(bar: NDArray[np.uint8], picture: Picture) -> Picture:
+    """The picture with a caption above it."""
+    grey = np.full((bar.shape[0] // 2, picture.u.shape[1]), 128, np.uint8)
+    y, u, v = picture
+    return Picture(np.concatenate((bar, y)), np.concatenate((grey, u)), np.concatenate((grey, v)))
+
+
+def _tiled(pictures: Sequence[Picture], columns: int) -> Picture:
+    """The pictures in rows of `columns`; grey where there is none."""
+    height, width = pictures[0].y.shape
+    missing = -len(pictures) % columns
+    every = [*pictures, *[blank(height, width)] * missing]
+    rows = [every[i : i + columns] for i in range(0, len(every), columns)]
+    return Picture(*(np.block([[p[plane] for p in row] for row in rows]) for plane in range(3)))
 
 
 def _rgb(picture: Picture) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 The caller sends to a router (`net.real.Router`), which forwards to the viewer; the viewer answers each packet
 with when it came, and decodes.  Sender and viewer run on one machine or agree on `time.monotonic`.
+`over_udp.py` starts all three.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from kdn.clock import Clock
 from kdn.errors import BadInput
 from kdn.net.real import wire
 from kdn.net.rtc import loop
-from kdn.net.rtc.codec.neural import NeuralCodec, NeuralDecoder, NeuralEncoder
-from kdn.net.rtc.codec.packets import read_header
 from kdn.net.rtc.codec.picture import Picture
+from kdn.net.rtc.codec.video import PacketPlace, VideoCodec
 from kdn.net.rtc.real_call import RealCall
 from kdn.net.rtc.rows import PACKET_SENT, PADDING
 from kdn.net.world.records import SECOND
@@ -45,6 +45,7 @@ class Seen:
 
     number: int
     at_s: float
+    """When it was decoded, by the viewer's clock."""
     checksum: int
 
 
@@ -53,16 +54,16 @@ class Viewer:
     """Receives, answers and decodes. A picture waits until it is whole or a later one has begun."""
 
     udp: socket.socket
-    codec: NeuralCodec
+    codec: VideoCodec
     clock: Clock
     seen: list[Seen] = field(default_factory=list)
     refused: int = 0
     _packets: dict[int, dict[int, bytes]] = field(default_factory=dict)
-    _sizes: dict[int, int] = field(default_factory=dict)
+    _places: dict[int, PacketPlace] = field(default_factory=dict)
     _next: int = 0
 
     def __post_init__(self) -> None:
-        self._decoder = NeuralDecoder(self.codec)
+        self._decoder = self.codec.decoder()
 
     def step(self, wait_s: float = 0.02) -> None:
         """Take what has come, waiting at most `wait_s` for it."""
@@ -71,7 +72,7 @@ class Viewer:
             return
         while (found := wire.receive(self.udp)) is not None:
             data, _, source = found
-            now = self.clock.now()
+            now = self.clock.now()  # before anything is decoded
             try:
                 said = wire.read(data)
             except BadInput:
@@ -79,36 +80,40 @@ class Viewer:
                 continue
             answer = wire.write(wire.Datagram(True, said.flow, said.seq, 0, 0)) + _TIME.pack(now)
             wire.send(self.udp, answer, source, 0)
-            self._take(data[wire.HEADER_BYTES :], now)
+            self._take(data[wire.HEADER_BYTES :])
 
-    def _take(self, packet: bytes, now: float) -> None:
+    def _take(self, packet: bytes) -> None:
         try:
-            header = read_header(packet)
+            place = self.codec.place(packet)
         except BadInput:
             self.refused += int(packet.strip(b"\0") != b"")  # padding is all zeros
             return
-        if header.number >= self._next:
-            self._packets.setdefault(header.number, {})[header.index] = packet
-            self._sizes[header.number] = header.count
-        self._show(max(self._packets, default=0), now)
+        if place.number >= self._next:
+            self._packets.setdefault(place.number, {})[place.index] = packet
+            self._places[place.number] = place
+        self._show(max(self._packets, default=0))
 
-    def _show(self, newest: int, now: float) -> None:
+    def _show(self, newest: int) -> None:
         """As the call's loop decides: in order, whole or followed, with a tenth of the packets."""
         while self._next <= newest:
             have = self._packets.get(self._next, {})
-            count = self._sizes.get(self._next, 0)
-            if self._next == newest and len(have) < count:
+            if self._waits(have, newest):
                 return
-            if have and read_header(next(iter(have.values()))).intra and len(have) < count:
-                return
-            if have:
+            if have and len(have) >= loop.LEAST_SHARE * self._places[self._next].count:
                 shown = self._decoder.decode([have[i] for i in sorted(have)])
                 if shown is not None:
-                    self.seen.append(Seen(self._next, now, fingerprint(shown)))
-            elif self._next == 0:
-                return
+                    self.seen.append(Seen(self._next, self.clock.now(), fingerprint(shown)))
             self._packets.pop(self._next, None)
             self._next += 1
+
+    def _waits(self, have: dict[int, bytes], newest: int) -> bool:
+        """May more of the next picture come, and is it worth waiting for?"""
+        if not have:
+            return self._next == 0 and self.codec.survives
+        place = self._places[self._next]
+        if len(have) == place.count:
+            return False
+        return self._next == newest or (place.intra and self.codec.survives)
 
 
 @dataclass
@@ -123,6 +128,10 @@ class UdpCall(RealCall):
         super().__post_init__()
         self._zero = self.clock.now()
 
+    def captured_s(self, frame: int) -> float:
+        """When a picture was captured, by the clock."""
+        return self._zero + float(self.state.frames[frame]["t"]) / SECOND
+
     @property
     def now_ns(self) -> int:
         return int((self.clock.now() - self._zero) * SECOND)
@@ -132,7 +141,9 @@ class UdpCall(RealCall):
         spare = self.state._replace(
             **{name: getattr(self.state, name).copy() for name in ("call", "frames", "sent")}
         )
-        NeuralDecoder(self.codec).decode(NeuralEncoder(self.codec).encode(self.original(0), 1000))
+        self.codec.decoder().decode(
+            self.codec.encoder(self.clip.fps).encode(self.original(0), 1000)
+        )
         loop.holds_enough(spare)
         loop.budget_bytes(spare)
         frame = loop.book(spare, 0, 0, 1, True)

@@ -14,7 +14,7 @@ from kdn.net.rtc.call import Link
 from kdn.net.world.records import SECOND
 from kdn.net.world.traces import RateTrace, read_link
 
-__all__ = ["HELD_OUT", "held_out_links", "random_link", "recorded_links"]
+__all__ = ["HELD_OUT", "changing_link", "held_out_links", "random_link", "recorded_links"]
 
 LEAST_MBPS, MOST_MBPS = 0.2, 3.0
 HELD_OUT = 12
@@ -40,6 +40,19 @@ def random_link(seed: int) -> Link:
         queue_packets=int(random.integers(4, 101)),
         loss=0.0 if loss < 1e-4 else loss,
     )
+
+
+def changing_link(seed: int, seconds: float) -> Link:
+    """A link for one long call: another rate every 3 to 15 s, never the same course twice."""
+    random = np.random.default_rng(seed)
+    most = _log_uniform(random, 0.8, MOST_MBPS)
+    least = _log_uniform(random, LEAST_MBPS, most / 2)
+    changes = np.cumsum(random.uniform(3.0, 15.0, int(seconds / 3.0) + 1))
+    changes = np.append(0.0, changes[changes < seconds])
+    rates = random.uniform(least, most, len(changes)) * 1e6
+    trace = RateTrace((changes * SECOND).astype(np.int64), rates, int(seconds * SECOND))
+    delay_ms, queue = float(random.uniform(10, 60)), int(random.integers(20, 81))
+    return Link(f"changing-{seed}", trace, delay_ms, queue, loss=_log_uniform(random, 1e-4, 0.02))
 
 
 def held_out_links(count: int = HELD_OUT) -> list[Link]:

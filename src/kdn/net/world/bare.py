@@ -6,9 +6,11 @@ The same rules as in `loop`, minus the simulated links: bytes and time come from
 from __future__ import annotations
 
 from kdn.net.world.compiled import compiled
+from kdn.net.world.loop import next_opportunity, rate_index_at
 from kdn.net.world.packets import release, take
 from kdn.net.world.queue import dequeue, enqueue
-from kdn.net.world.records import ASK, CE, NIL, State
+from kdn.net.world.records import ASK, CE, NIL, SECOND, State
+from kdn.net.world.rng import uniform
 from kdn.net.world.sender import (
     acknowledge,
     choose_mark,
@@ -26,6 +28,8 @@ __all__ = [
     "admit",
     "book_packet",
     "check_timer",
+    "is_lost",
+    "leaves_at",
     "next_to_forward",
     "packet_acked",
     "readiness",
@@ -104,3 +108,21 @@ def admit(state: State, size: int, ecn: int, now: int) -> int:
 def next_to_forward(state: State, now: int) -> int:
     """The packet hop 0 sends now, or NIL. Its row is still taken; `release` it after use."""
     return dequeue(state, 0, now)
+
+
+@compiled
+def leaves_at(state: State, size: int, start: int) -> int:
+    """When the last bit of a packet leaves hop 0's link, which begins it at `start` or waits to begin."""
+    if state.hops[0].opportunities:
+        return int(next_opportunity(state, 0, start))
+    return start + int(size * 8.0 * SECOND / state.rate[rate_index_at(state, 0, start)])
+
+
+@compiled
+def is_lost(state: State) -> bool:
+    """Does hop 0's link lose the packet that leaves it now? Draws the next number where it may."""
+    row = state.hops[0]
+    if row.loss > 0.0 and uniform(state.clock) < row.loss:
+        row.lost += 1
+        return True
+    return False

@@ -34,6 +34,8 @@ __all__ = [
     "copy_into",
     "emit",
     "fate",
+    "next_opportunity",
+    "rate_index_at",
 ]
 
 DONE = 0
@@ -52,7 +54,7 @@ def _vanish(state: State, packet: int) -> None:
 
 
 @compiled
-def _rate_index(state: State, hop: int, now: int) -> int:
+def rate_index_at(state: State, hop: int, now: int) -> int:
     """Move the hop's place in its rate table to `now` (tables repeat after their period)."""
     row = state.hops[hop]
     i = row.rate_index
@@ -67,7 +69,7 @@ def _rate_index(state: State, hop: int, now: int) -> int:
 
 
 @compiled
-def _next_opportunity(state: State, hop: int, now: int) -> int:
+def next_opportunity(state: State, hop: int, now: int) -> int:
     """Take the first opportunity that is not over; several may share a moment. Returns when it is."""
     row = state.hops[hop]
     i, t = row.rate_index, -1
@@ -87,13 +89,15 @@ def _start_link(state: State, hop: int, now: int) -> None:
     if row.opportunities:
         if row.len_l + row.len_c > 0:
             row.busy = 1
-            push(state, _next_opportunity(state, hop, now), LINK, hop)
+            push(state, next_opportunity(state, hop, now), LINK, hop)
         return
     packet = dequeue(state, hop, now)
     if packet == NIL:
         return
     rate = (
-        state.rate[_rate_index(state, hop, now)] if row.rates_len > 1 else state.rate[row.rates_at]
+        state.rate[rate_index_at(state, hop, now)]
+        if row.rates_len > 1
+        else state.rate[row.rates_at]
     )
     t_done = now + int(state.packets[packet].size * 8.0 * SECOND / rate)
     row.busy = 1

@@ -1,8 +1,8 @@
 """The classical rival with real pictures: H.264 by PyAV (x264, no delay), and repair packets.
 
-A picture's stream is cut into equal pieces, and repair pieces are added until they are the share `spare` of all.
-Any loss within their number is repaired; any beyond it loses the picture, and all that follow until the next
-intra picture.
+A picture's stream is cut into equal pieces, and repair pieces are added up to the share `spare` of all.
+Any loss within their number is repaired; any beyond it loses the picture, and all that follow until the
+next intra picture.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import binascii
 import struct
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +27,12 @@ __all__ = ["H264", "H264Decoder", "H264Encoder", "pieces_of"]
 _HEADER = struct.Struct("<IBBB?IH")
 _MOST_PACKETS = 255
 _OPEN_BPS = 3_000_000
-"""x264 lets the rate of a stream change only when the stream begins with the highest rate that it may have."""
+"""x264 changes a stream's rate only when the stream begins with the highest rate that it may have."""
 _LEAST_BPS = 20_000
 
 
-class _PieceHeader(NamedTuple):
+@dataclass(frozen=True)
+class _PieceHeader:
     """What the first bytes of a packet say."""
 
     number: int
@@ -74,8 +75,8 @@ class H264:
 class H264Encoder:
     """Each picture gets about its budget: the stream's rate is set again before each.
 
-    Sizes follow a change of the budget within some ten pictures; intra pictures are larger.  Raises MissingExtra
-    without PyAV.
+    Sizes follow a change of the budget within some ten pictures; intra pictures are larger.  Raises
+    MissingExtra without PyAV.
     """
 
     fps: float
@@ -169,9 +170,8 @@ def _cut(stream: bytes, number: int, intra: bool, spare: float) -> list[bytes]:
     if count > _MOST_PACKETS:
         raise BadInput(f"picture {number} needs over 255 packets; scale the video down")
     length = -(-len(stream) // needed)
-    pieces = np.zeros(needed * length, np.uint8)
-    pieces[: len(stream)] = np.frombuffer(stream, np.uint8)
-    pieces = pieces.reshape(needed, length)
+    filled = stream.ljust(needed * length, b"\0")
+    pieces = np.frombuffer(filled, np.uint8).reshape(needed, length)
     every = np.concatenate((pieces, repair(pieces, repairs))) if repairs else pieces
     return [
         _write(_PieceHeader(number, index, count, needed, intra, len(stream)), piece.tobytes())
@@ -180,7 +180,7 @@ def _cut(stream: bytes, number: int, intra: bool, spare: float) -> list[bytes]:
 
 
 def _write(header: _PieceHeader, body: bytes) -> bytes:
-    blank = _HEADER.pack(*header, 0)[:-2]
+    blank = _HEADER.pack(*astuple(header), 0)[:-2]
     return blank + _check(blank + body).to_bytes(2, "little") + body
 
 

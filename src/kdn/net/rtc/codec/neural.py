@@ -52,7 +52,7 @@ class NeuralCodec:
         """As its tables are named."""
         return "masked" if self.network.masked else "unmasked"
 
-    def encoder(self, fps: float) -> NeuralEncoder:  # noqa: ARG002 (its levels know no rate)
+    def encoder(self, fps: float) -> NeuralEncoder:
         """An encoder for one call."""
         return NeuralEncoder(self)
 

@@ -1,6 +1,6 @@
 """Repair packets: any `k` of `k + m` equal pieces give all `k` back (a Cauchy Reed-Solomon code).
 
-Bloemer et al., "An XOR-Based Erasure-Resilient Coding Scheme" (1995), section 4: the repair piece `i` is the sum over
+Bloemer et al., "An XOR-Based Erasure-Resilient Coding Scheme" (1995): the repair piece `i` is the sum over
 `j` of `piece[j] / (x[i] + y[j])` in the field of 256 elements, where all `x` and `y` differ.  Every square
 part of such a matrix can be inverted.
 """
@@ -32,7 +32,9 @@ def repair(pieces: Bytes, num: int) -> Bytes:
     """
     k = len(pieces)
     if not k or k + num > MOST_PIECES:
-        raise BadInput(f"{k} pieces and {num} repair pieces: 1 to {MOST_PIECES} together are possible")
+        raise BadInput(
+            f"{k} pieces and {num} repair pieces: 1 to {MOST_PIECES} together are possible"
+        )
     return _product(_cauchy(np.arange(k, k + num), np.arange(k)), pieces)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from kdn.net.rtc.codec.picture import Picture
 
 __all__ = ["PacketPlace", "VideoCodec", "VideoDecoder", "VideoEncoder"]
 
 
-class PacketPlace(NamedTuple):
+@dataclass(frozen=True)
+class PacketPlace:
     """The coded picture that a packet belongs to, and its place in it."""
 
     number: int
