@@ -82,7 +82,7 @@ _NOTES = (
     ),
     (
         "Part `inside`: calls of 15 minutes over links that change every 3 to 15 s, by minute. `learns` "
-        "begins with nothing and learns while it calls; its gains over GCC in the summary are of the later half."
+        "begins with nothing and learns while it calls; its gains over GCC are of the later half."
     ),
     (
         "`table_error` is the mean difference in SSIM dB between a call by table and the same call with "
