@@ -45,6 +45,9 @@ SPANS: tuple[tuple[object, str, str], ...] = (
     ([at("door", 10**30, 10**31)], "ends behind the document's 68 characters", ""),
     ([at("door", "1", 4)], "give a number of characters", "valid integer"),
     ([at("door", True, 4)], "give a number of characters", "valid integer"),
+    ([at("door", 3, 4)], "holds white space alone; mark words", ""),
+    ([at(True, 1, 4)], "give its number, from 0, or its id", "valid integer"),
+    ([at(0.0, 1, 4)], "give its number, from 0, or its id", "valid integer"),
     ([at(9, 1, 4)], "names a document that is not here; there are 'door'", ""),
     ([{"document": "door", "start": 1, "weight": 3}], "a span needs a text, or a document", ""),
     ([{"text": "brass", "start": 1, "stop": 2, "weight": 3}], "its text or its offsets", ""),
@@ -60,6 +63,10 @@ SPANS: tuple[tuple[object, str, str], ...] = (
     ([{"text": "brass"}], "has no weight; give one", "Field required"),
     (["brass"], "a span is a mapping of", "valid dictionary"),
     (3.5, "give a list of them", "valid list"),
+    (0, "give a list of them", "valid list"),
+    (False, "give a list of them", "valid list"),
+    ({}, "has no weight; give one", "valid list"),
+    ("", "no steering recipe is named ''", ""),
     ("quiet", "no steering recipe is named 'quiet'; there are foreign, vast", ""),
     ("../foreign", "no steering recipe is named '../foreign'", ""),
     ("foreign", "was made for the model 'an\\x1bother' and this one is", ""),
@@ -142,6 +149,20 @@ def test_spans_in_python_and_over_http(
     assert is_one_sentence(error["message"])
 
 
+@pytest.mark.parametrize("nothing", [None, (), []])
+def test_a_report_of_no_steering(k: kdn.Kdn, server: Running, nothing: Any) -> None:
+    assert k.generate("Which?", DOCUMENTS, steer=nothing, max_tokens=1).steering is None
+    with pytest.raises(kdn.BadInput, match="give steer too"):
+        k.generate("Which?", DOCUMENTS, steer=nothing, steer_report=True, max_tokens=1)
+    with pytest.raises(kdn.BadInput, match="give steer too"):
+        k.ask("Which?", steer=nothing, steer_report=True)
+    options = {"steer": None if nothing is None else [], "steer_report": True}
+    messages = [{"role": "user", "content": "Which?"}]
+    answer = server.http.post("/v1/chat/completions", json={"messages": messages, "kdn": options})
+    assert answer.status_code == 400
+    assert "give steer too" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(("settings", "says"), RECIPES)
 def test_recipes_in_python_and_as_files(k: kdn.Kdn, settings: dict[str, Any], says: str) -> None:
     own = SteerRecipe(k.prompts.fingerprint(None))
@@ -167,6 +188,7 @@ def test_the_command_line(model: Path, home: Path, k: kdn.Kdn, tmp_path: Path) -
         ((*chat, "--stress", "silver"), "'silver' is not in any document or message"),
         ((*chat, "--stress", "brass key", "--mute", "brass"), "overlap; mark each character once"),
         (("ask", "Which?", "--model", model, "--steer", "quiet"), "or a recipe's file or its name"),
+        (("ask", "Which?", "--model", model, "--steer-report"), "give steer too"),
         ((*put, "--steer", kept.file("foreign")), "was made for the model 'an\\x1bother'"),
         ((*put, "--steer", kept.file("vast")), "names layers up to 99"),
         ((*put, "--steer", text), "is no steering recipe"),

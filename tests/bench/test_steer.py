@@ -14,8 +14,9 @@ import pytest
 from kdn.bench import BenchOptions, load_bench
 from kdn.bench.steer.arms import ARMS
 from kdn.bench.steer.case import random_like
-from kdn.bench.steer.items import steer_items
+from kdn.bench.steer.items import SteerItem, steer_items
 from kdn.bench.steer.selections import SELECTIONS
+from kdn.bench.steer.steer import _clusters_in_turn
 from kdn.bench.steer.sums import (
     TWINS,
     arm_rows,
@@ -162,6 +163,14 @@ def test_halves_share_no_article_and_spans_hold_the_answer(data: Path) -> None:
     assert test.documents[document][start:stop].startswith("The harbour has 3 ferries now.")
 
 
+def test_articles_take_turns_so_that_an_early_end_leaves_some_of_each() -> None:
+    """Article a has three contexts, b one, c two."""
+    item = SteerItem("squad/1", "a", "fit", (), "?", ("!",), ())
+    contexts = [[replace(item, cluster=name, question=str(n))] for n, name in enumerate("aaabcc")]
+    found = [(own[0].cluster, own[0].question) for own in _clusters_in_turn(contexts)]
+    assert "".join(cluster + question for cluster, question in found) == "a0b3c4a1c5a2"
+
+
 def test_every_arm_runs_and_a_second_run_judges_nothing_again(
     tiny_model: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:
@@ -193,7 +202,8 @@ def test_every_arm_runs_and_a_second_run_judges_nothing_again(
     load_bench("steer")(replace(options, only="timing", pairs=3))
     assert rows.read_text().splitlines()[:-1] == lines, "one round more"
     page = load_bench("steer")(BenchOptions(model="another", only="page", rows=rows))
-    assert page.model_name == Path(model).name, (
+    name = Path(model).name
+    assert (page.model_name, page.page) == (name, f"steer-{name}"), (
         "of the model that was judged, whatever is asked for"
     )
     with pytest.raises(BadInput, match=f"holds rows of {Path(model).name}, not of another"):

@@ -30,7 +30,7 @@ from kdn.api.prompts import (
     constraint_of,
     sharing,
 )
-from kdn.api.steering import AskSteering, Steering, retrieved_spans, steered_answer
+from kdn.api.steering import AskSteering, Steering, is_steered, retrieved_spans, steered_answer
 from kdn.core import EXACT, Request, Retention, Role, Sampling, Stream, text_of, texts_of
 from kdn.errors import BadInput
 from kdn.rag import Cutting, IngestReport, Library, LibrarySettings, Progress
@@ -127,7 +127,8 @@ class Kdn:
         )
         techniques = (*blending(reuse, ratio, collection), *sharing(share))
         request = replace(request, retention=retention, techniques=techniques)
-        request = self._steered(request, steer, prompt, documents)
+        if is_steered(steer, report=steer_report):
+            request = self._steered(request, steer, prompt, documents)
         answer = steered_answer(self.engine.submit, request, stream, report=steer_report)
         self.prompts.remember(salt, answer.text, answer.token_ids)
         return answer
@@ -159,6 +160,7 @@ class Kdn:
         """
         if not text_of(question, "question").strip():
             raise BadInput("the question is empty; ask something")
+        steered = is_steered(steer, report=steer_report)
         room = self.model.decoder.config.max_position - max_tokens - FRAME_TOKENS
         parts = find_parts(
             self.library,
@@ -176,8 +178,9 @@ class Kdn:
             messages, documents, sampling=Sampling(max_tokens=max_tokens), salt=salt
         )
         request = replace(request, techniques=blending(reuse, ratio, "ingested"))
-        spans = retrieved_spans(parts) if steer == "retrieved" else steer
-        request = self._steered(request, spans, messages, documents)
+        if steered:
+            spans = retrieved_spans(parts) if steer == "retrieved" else steer
+            request = self._steered(request, spans, messages, documents)
         answer = steered_answer(self.engine.submit, request, stream, report=steer_report)
         report = QueryReport.of_stuffed(max_parts, len(parts), answer.usage.total_ms)
         return replace(answer, sources=sources_of(answer.text, parts), report=report)
@@ -189,8 +192,6 @@ class Kdn:
     def _steered(
         self, request: Request, steer: object, messages: Messages, documents: Documents
     ) -> Request:
-        if not steer:
-            return request
         places = self.prompts.places(request.prompt, messages, documents)
         own = RecipeFolder(self.config.home, self.prompts.context_fingerprint(request.adapter))
         return request.using(steer_of(steer, places, own.named))

@@ -9,13 +9,21 @@ from statistics import mean
 
 from kdn.api.answers import Answer, SteerReport, collect
 from kdn.core import Prompt, Request, Retention, Sampling, Stream, TokenIds
+from kdn.errors import BadInput
 from kdn.rag import Part
 from kdn.reuse.blend import divergence
 from kdn.reuse.steer import LOOK_WEIGHT, MarkedSpan, Steer, SteerRecipe
 
-__all__ = ["AskSteering", "Steering", "retrieved_spans", "steer_report", "steered_answer"]
+__all__ = [
+    "AskSteering",
+    "Steering",
+    "is_steered",
+    "retrieved_spans",
+    "steer_report",
+    "steered_answer",
+]
 
-Steering = str | SteerRecipe | MarkedSpan | Mapping[str, object] | Sequence[object]
+Steering = str | SteerRecipe | MarkedSpan | Mapping[str, object] | Sequence[object] | None
 """`"look"`, or spans (`kdn.reuse.steer.MarkedSpan`, or mappings with its fields), or a recipe that texts
 were steered by beforehand, itself or by its name in the home."""
 AskSteering = Steering
@@ -23,6 +31,17 @@ AskSteering = Steering
 _ALTERNATIVES = 64
 _COMPARED = 16
 """Tokens of an answer, from the first on, that a report compares."""
+
+
+def is_steered(steer: object, *, report: bool) -> bool:
+    """Does a caller ask for steering? None and an empty list do not.
+
+    Raises BadInput for a report that is wanted without it.
+    """
+    is_nothing = steer is None or (isinstance(steer, (list, tuple)) and not steer)
+    if is_nothing and report:
+        raise BadInput("a report tells what steering did: give steer too")
+    return not is_nothing
 
 
 def steered_answer(

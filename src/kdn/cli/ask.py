@@ -125,6 +125,7 @@ def ask(
     )
     choosing = auto if auto is not None else not (given or fast or rerank or steered)
     show = None if as_json else write_piece
+    spans = _steering(steer, stress, mute, choice.home)
     with choice.open() as kdn:
         if choosing:
             options = _options(max_tokens, max_parts, method, quality, deadline_ms, always, fast)
@@ -138,7 +139,7 @@ def ask(
                 rerank=rerank,
                 stream=show,
                 reuse="blend" if fast else "exact",
-                steer=_steering(steer, stress, mute, choice.home),
+                steer=spans,
                 steer_report=steer_report,
                 always=always,
             )

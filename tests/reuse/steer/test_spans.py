@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,10 +63,26 @@ def test_weights_are_clipped(weight: float, used: float) -> None:
     assert MarkedSpan(weight, "key").clipped == used
 
 
+def test_an_id_of_two_documents_names_neither_and_a_number_does() -> None:
+    twins = [replace(DOCUMENT, start=20 + 20 * n, document=n) for n in range(2)]
+    for where in ({"text": "key"}, {"start": 0, "stop": 3}):
+        with pytest.raises(BadInput, match="names 2 documents; give the number of one"):
+            column_factors(spans_of([{**where, "document": "doors.md", "weight": 3}]), twins)
+    (marked,) = column_factors([MarkedSpan(3, document=1, start=0, stop=3)], twins)
+    assert marked == (40, pytest.approx(3))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    span = MarkedSpan(np.float32(3), document=np.int64(0), start=np.int64(20), stop=np.int64(27))
+    assert dict(column_factors([span], PLACES)) == pytest.approx({26: 3, 27: 3})
+
+
 @given(cut=st.integers(0, len(TEXT)), weight=st.floats(0.01, 10))
 def test_two_halves_of_a_text_are_the_whole(cut: int, weight: float) -> None:
     halves = [(0, cut), (cut, len(TEXT))]
-    spans = [MarkedSpan(weight, document=0, start=a, stop=b) for a, b in halves if a < b]
+    spans = [
+        MarkedSpan(weight, document=0, start=a, stop=b) for a, b in halves if TEXT[a:b].strip()
+    ]
     whole = [MarkedSpan(weight, document=0, start=0, stop=len(TEXT))]
     found, expected = column_factors(spans, PLACES), column_factors(whole, PLACES)
     assert [c for c, _ in found] == [c for c, _ in expected]
@@ -88,6 +106,8 @@ def test_two_halves_of_a_text_are_the_whole(cut: int, weight: float) -> None:
         ([{"weight": 3}], "needs a text, or a document with start and stop"),
         ([{"document": 0, "start": 5, "stop": 5, "weight": 3}], "is empty"),
         ([{"document": 0, "start": 5, "stop": 99, "weight": 3}], "document's 33 characters"),
+        ([{"document": 0, "start": 3, "stop": 4, "weight": 3}], "holds white space alone"),
+        ([{"document": True, "text": "key", "weight": 3}], "a span's document is True"),
         ([{"document": 0, "start": 0.5, "stop": 9, "weight": 3}], "start of a span is 0.5"),
         ([{"text": "key", "start": 0, "weight": 3}], "give its text or its offsets"),
         ([{"text": "key", "size": 3}], "a span is a mapping of weight, text"),

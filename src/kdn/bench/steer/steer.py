@@ -9,6 +9,7 @@ FILE` items and rounds are kept, and a later run goes on from them; `--only page
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,15 +82,17 @@ def _result(options: BenchOptions, kept: SteerRows, total: int | None) -> Result
     rows += [row | {"part": f"fit: {row['part']}"} for row in arm_rows(fit)]
     rows += [*passes_rows(judged or fit, rounds), *time_rows(rounds)]
     counts = {"items": len(judged), "fit_items": len(fit), "items_wanted": total}
+    model = kept.model or options.model
     return Result(
         bench="steer",
-        model=kept.model or options.model,
+        model=model,
         machine=describe_machine(),
         config=options.describe_kept() | counts,
         rows=rows,
         summary=steer_summary(judged, fit, rounds),
         notes=steer_notes(judged, fit, rounds),
         figures=steer_figures(judged),
+        page=f"steer-{model_name(model)}",
     )
 
 
@@ -101,16 +104,29 @@ def _arms(asked: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _chosen(data: Path, half: Half, *, quick: bool) -> list[list[SteerItem]]:
-    """Items by context; the sets in turn, so that an early end leaves some of each."""
+    """Items by context; the sets in turn, and the articles of a set in turn, so that an early end leaves
+    some of each."""
     by_set = []
     for name in SETS:
         contexts: dict[tuple[str, ...], list[SteerItem]] = {}
         for item in steer_items(data, name):
             if item.half == half:
                 contexts.setdefault(item.documents, []).append(item)
-        by_set.append([own[: 1 if quick else _PER_CONTEXT] for own in contexts.values()])
+        own = _clusters_in_turn(list(contexts.values()))
+        by_set.append([one[: 1 if quick else _PER_CONTEXT] for one in own])
     longest = 1 if quick else max(map(len, by_set))
     return [own[i] for i in range(longest) for own in by_set if i < len(own)]
+
+
+def _clusters_in_turn(contexts: Sequence[list[SteerItem]]) -> list[list[SteerItem]]:
+    """The first context of every cluster, then the second of every one that has two, and so on."""
+    turns: list[int] = []
+    seen = Counter[str]()
+    for context in contexts:
+        turns.append(seen[context[0].cluster])
+        seen[context[0].cluster] += 1
+    order = sorted(range(len(contexts)), key=lambda at: turns[at])
+    return [contexts[at] for at in order]
 
 
 def _fitted_on(options: BenchOptions) -> list[SteerItem]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from kdn.core import as_many
@@ -45,6 +45,11 @@ class MarkedSpan:
                 f"the weight of {self.named} is {self.weight!r:.40}; give a number from 0 to"
                 f" {_ABSURD:g}: above 1 stresses, below 1 mutes"
             )
+        named = self.document
+        if named is not None and not isinstance(named, str) and not _is_number(named, Integral):
+            raise BadInput(
+                f"a span's document is {named!r:.40}; give its number, from 0, or its id"
+            )
         if self.text is not None:
             self._check_text()
         else:
@@ -74,7 +79,7 @@ class MarkedSpan:
         if self.document is None or self.start is None or self.stop is None:
             raise BadInput("a span needs a text, or a document with start and stop in characters")
         for name, value in (("start", self.start), ("stop", self.stop)):
-            if not _is_number(value, int):
+            if not _is_number(value, Integral):
                 raise BadInput(f"{name} of a span is {value!r:.40}; give a number of characters")
         if not 0 <= self.start < self.stop:
             raise BadInput(f"{self.named} is empty; start must be below stop, and 0 or more")
@@ -125,6 +130,10 @@ def _runs(span: MarkedSpan, places: Sequence[PlacedText]) -> Iterator[tuple[Plac
         names = [repr(p.name or p.document) for p in places if p.document is not None]
         there = f"there are {', '.join(names[:8])}" if names else "there is no document"
         raise BadInput(f"{span.named} names a document that is not here; {there}")
+    if span.document is not None and len(within) > 1:
+        raise BadInput(
+            f"{span.named} names {len(within)} documents; give the number of one, from 0"
+        )
     if span.text is None:
         yield _of_offsets(span, within[0])
         return
@@ -145,6 +154,8 @@ def _of_offsets(span: MarkedSpan, place: PlacedText) -> tuple[PlacedText, int, i
     assert span.stop is not None, "checked when the span was made"
     if span.stop > len(place.text):
         raise BadInput(f"{span.named} ends behind the document's {len(place.text)} characters")
+    if place.text[span.start : span.stop].isspace():
+        raise BadInput(f"{span.named} holds white space alone; mark words")
     return place, span.start, span.stop
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from kdn.api.steering import is_steered
 from kdn.core import Blend, Prefix, Prompt, Share
 from kdn.errors import BadInput
 from kdn.model import Document, Message
@@ -30,7 +31,7 @@ def chat_techniques(
 
 def text_techniques(options: KdnOptions) -> tuple[object, ...]:
     """Of a plain completion. Raises Refused for spans: there is no message or document to mark."""
-    if options.steer or options.steer_report:
+    if is_steered(options.steer, report=False) or options.steer_report:
         raise Refused("steer marks messages and documents: use chat/completions", param="kdn.steer")
     return _reuse(options)
 
@@ -61,14 +62,14 @@ def _steering(
     documents: Sequence[Document],
     adapter: str | None,
 ) -> tuple[Steer, ...]:
-    if not options.steer:
+    if not is_steered(options.steer, report=False):
         if options.steer_report:
             raise Refused(
                 "steer_report tells of steering: give steer too", param="kdn.steer_report"
             )
         return ()
     given: object = options.steer
-    if not isinstance(options.steer, str):
+    if isinstance(options.steer, list):
         given = [span.model_dump(exclude_none=True) for span in options.steer]
     try:
         places = model.prompts.places(prompt, messages, documents)
