@@ -125,6 +125,19 @@ def test_the_selection_is_chosen_on_one_half_and_judged_on_the_other() -> None:
     assert settling.lines["oracle"][-1] == (6.0, 1.0)
 
 
+def test_a_look_is_told_apart_where_it_found_the_right_sentence() -> None:
+    """Five questions gain 1 with the answer's sentence, five lose 1 with another."""
+    items = []
+    for number in range(10):
+        found = with_arms(str(number), plain=3, look=2 if number < 5 else 4)
+        found["arms"]["look"]["overlap"] = 1.0 if number < 5 else 0.0
+        items.append(found)
+    notes = " ".join(steer_notes(items, [], []))
+    assert "A look takes the answer's sentence for 5 items: it gains (+1.000" in notes
+    assert "It takes another for 5 items: it harms (-1.000" in notes
+    assert "Stressing the nearest sentence takes the answer's sentence for 0 items" in notes
+
+
 @pytest.mark.parametrize(
     ("ratio", "says"), [(1.0, "is met"), (1.05, "is missed"), (None, "can be neither")]
 )

@@ -29,6 +29,10 @@ _SAID = {
     "look": "A look",
     "retrieved": "Stressing the nearest sentence",
 }
+_ERRING = ("look", "retrieved")
+"""Those that may stress the wrong sentence."""
+_RIGHT = 0.5
+"""Of the stressed tokens so many lie in the answer's sentence where it counts as found."""
 _DRAWN = (*_SAID, "random-sentence", "published")
 
 
@@ -53,6 +57,7 @@ def steer_notes(
         return ("Nothing of the half `test` was judged.", *_timing_notes(rounds))
     notes = [_count_note(judged)]
     notes += [_by_set(judged, arm, said) for arm, said in _SAID.items()]
+    notes += [_right_and_wrong(judged, arm, _SAID[arm]) for arm in _ERRING]
     notes += [_selection_note(judged, fit), *_harm_notes(judged), *_timing_notes(rounds)]
     return tuple(notes)
 
@@ -110,6 +115,18 @@ def _by_set(judged: Sequence[JudgedItem], arm: str, said: str) -> str:
     return (
         f"{said}, by set: {'; '.join(found)}. Less a random sentence, over all sets: it {beside}."
     )
+
+
+def _right_and_wrong(judged: Sequence[JudgedItem], arm: str, said: str) -> str:
+    """The gain where most of the stressed tokens lie in the answer's sentence, and where they do not."""
+    own = [one for one in judged if "overlap" in one["arms"].get(arm, {})]
+    right = [one for one in own if one["arms"][arm]["overlap"] >= _RIGHT]
+    wrong = [one for one in own if one["arms"][arm]["overlap"] < _RIGHT]
+    of_right, of_wrong = (
+        f"{len(part)} items: it {verdict(gain_of(part, arm), num_clusters(part, arm))}"
+        for part in (right, wrong)
+    )
+    return f"{said} takes the answer's sentence for {of_right}. It takes another for {of_wrong}."
 
 
 def _selection_note(judged: Sequence[JudgedItem], fit: Sequence[JudgedItem]) -> str:
