@@ -156,7 +156,7 @@ def test_a_report_of_no_steering(k: kdn.Kdn, server: Running, nothing: Any) -> N
         k.generate("Which?", DOCUMENTS, steer=nothing, steer_report=True, max_tokens=1)
     with pytest.raises(kdn.BadInput, match="give steer too"):
         k.ask("Which?", steer=nothing, steer_report=True)
-    options = {"steer": None if nothing is None else [], "steer_report": True}
+    options: dict[str, Any] = {"steer": None if nothing is None else [], "steer_report": True}
     messages = [{"role": "user", "content": "Which?"}]
     answer = server.http.post("/v1/chat/completions", json={"messages": messages, "kdn": options})
     assert answer.status_code == 400
