@@ -313,10 +313,10 @@ class BrokenQueue(RequestQueue):
 
     is_broken = False
 
-    def admit(self, now_ns: int, fits: object, pack_tokens: int | None = None) -> list[Job]:
+    def admit(self, now_ns: int, fits: object, *others: object, **named: object) -> list[Job]:
         if self.is_broken:
             raise OSError("the queue is torn")
-        return super().admit(now_ns, fits, pack_tokens)  # type: ignore[arg-type]
+        return super().admit(now_ns, fits, *others, **named)  # type: ignore[arg-type]
 
 
 def test_failures_that_are_far_apart_do_not_add_up(tiny: LoadedModel) -> None:

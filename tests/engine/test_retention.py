@@ -24,7 +24,8 @@ from kdn.core import (
     Segment,
 )
 from kdn.engine import Capture, EngineLimits
-from kdn.engine.kv import (
+from kdn.engine.request import Intake, RunningRequest
+from kdn.engine.retention import (
     family_name,
     retained_answer,
     retained_prompt,
@@ -32,7 +33,6 @@ from kdn.engine.kv import (
     shared_tokens,
     wanted_capture,
 )
-from kdn.engine.request import Intake, RunningRequest
 from kdn.model import LoadedModel
 from tests.engine.runs import HeldSource, load_tiny
 

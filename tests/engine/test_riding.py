@@ -49,14 +49,15 @@ class Computes:
 
 @dataclass
 class Notes(Computes):
-    """The same, and writes down what KV it is handed by request."""
+    """The same, and writes down what KV it is handed by request, in order of positions."""
 
     kv: dict[str, Tensor]
 
     def retain(self, request: Request, kept: object) -> None:
         assert isinstance(kept, RetainedKV)
-        assert kept.start == 0
-        self.kv[request.id] = kept.kv.clone()
+        known = self.kv.get(request.id, kept.kv[:, :, :0])
+        assert kept.start == known.shape[2]
+        self.kv[request.id] = torch.cat((known, kept.kv), dim=2)
 
 
 @pytest.fixture(scope="module")

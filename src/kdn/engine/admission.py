@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from kdn.core import Job, Plan, Planned, Planner, Request, Retention
+from kdn.engine.alike import waits_for_another
 from kdn.engine.budget import KvBudget
 from kdn.engine.kv import (
     EXTENT,
@@ -17,14 +18,12 @@ from kdn.engine.kv import (
     SequenceKV,
     SuffixKV,
     extents,
-    family_name,
     kv_shape,
-    shared_tokens,
-    wanted_capture,
 )
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import computes_in_order
 from kdn.engine.request import RunningRequest
+from kdn.engine.retention import family_name, shared_tokens, wanted_capture
 from kdn.model import LoadedModel
 from kdn.schedule import RequestQueue
 
@@ -263,15 +262,19 @@ class WaitingRequests:
         self._has_retained = True
 
     def admit(
-        self, now_ns: int, enter: Callable[[Sequence[RunningRequest]], bool], *, is_busy: bool
+        self,
+        now_ns: int,
+        enter: Callable[[Sequence[RunningRequest]], bool],
+        prefilling: Sequence[RunningRequest],
     ) -> None:
         """Offer those that are next to `enter`, group by group, until it says no.
 
-        With a pass under way (`is_busy`) and packing, none is offered: what the pass leaves in the
-        store may change which is next.
+        `prefilling` are those without a first token, also while more are let in.  With any of them
+        and packing, none is offered: what the pass leaves in the store may change which is next.
+        Without packing one waits, and holds up no other, while most of what it misses is computed.
         """
         packs = self._pack_tokens is not None
-        if not self._requests or (packs and is_busy):
+        if not self._requests or (packs and prefilling):
             return
         if self._nothing_fits and not self._budget.has_changed():  # asked only where it is heeded
             return
@@ -286,7 +289,13 @@ class WaitingRequests:
                 del self._requests[running.id]
             return True
 
-        self._queue.admit(now_ns, fits, self._pack_tokens)
+        def waits(job: Job) -> bool:
+            return waits_for_another(self._requests[job.id], job.num_cached, prefilling)
+
+        if packs:
+            self._queue.admit(now_ns, fits, self._pack_tokens)
+        else:
+            self._queue.admit(now_ns, fits, waits=waits)
         self._nothing_fits = bool(self._requests)
         if not self._requests:
             self._budget.waits_no_more()

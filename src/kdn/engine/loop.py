@@ -23,10 +23,10 @@ from kdn.core import Finish, FinishReason, Planner, Request, RetainedKV
 from kdn.engine.admission import Admission, WaitingRequests
 from kdn.engine.budget import KvBudget
 from kdn.engine.executor import PassPace, StepTimes
-from kdn.engine.kv import retained_answer, retained_prompt, retains_answer
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import DecodeBatch, PrefillQueue
 from kdn.engine.request import RunningRequest
+from kdn.engine.retention import retained_answer, retained_prompt, retained_question, retains_answer
 from kdn.engine.states import RequestState
 from kdn.errors import CorruptBlock, EngineFailed, KdnError
 from kdn.model import LoadedModel
@@ -90,7 +90,7 @@ class StepLoop:
         self._take_in()
         self._drop_cancelled()
         now_ns = int(self._clock.now() * 1e9)
-        self._waiting.admit(now_ns, self._enter, is_busy=bool(self._prefills))
+        self._waiting.admit(now_ns, self._enter, self._prefills.requests)
         self.times.spent("admit")
         waited_ms = 1e3 * (self._clock.now() - self._decoded_s)
         if self._prefills and not (self._decodes and waited_ms >= self._limits.max_stall_ms):
@@ -224,13 +224,13 @@ class StepLoop:
         self._decoded_s = self._clock.now()
         try:
             self._admission.settle(running)
-            prompt = retained_prompt(running)
+            prompt, question = retained_prompt(running), retained_question(running)
             if prompt is not None and not retains_answer(running):
                 running.capture = None  # the answer needs none; `prompt` is a view that lives on
         except Exception as error:  # noqa: BLE001  its own fault, whatever it is
             self.fail(running, error)
         else:
-            if self._take_token(running, logits, prompt):
+            if self._take_token(running, logits, (prompt, question)):
                 self._decodes.add(running)
 
     # --- decode ------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class StepLoop:
         return True
 
     def _take_token(
-        self, running: RunningRequest, logits: Tensor, prompt: RetainedKV | None = None
+        self, running: RunningRequest, logits: Tensor, prompt: Sequence[RetainedKV | None] = ()
     ) -> bool:
         """Draw, tell the caller, and either go on decoding (True) or finish.
 
@@ -270,7 +270,8 @@ class StepLoop:
         try:
             finish = running.accept(running.sampler.draw(logits), self._clock.now())
             self.times.spent("draw")
-            self._retain(running.request, prompt)
+            for part in prompt:
+                self._retain(running.request, part)
             if finish is None:
                 if running.state is RequestState.PREFILLING:
                     running.move(RequestState.DECODING)

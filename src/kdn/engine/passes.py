@@ -107,6 +107,11 @@ class PrefillQueue:
         """Prompt tokens that those in the queue have still to compute."""
         return sum(one.request.prompt.num_tokens - one.num_computed for one in self._requests)
 
+    @property
+    def requests(self) -> Sequence[RunningRequest]:
+        """Those in the queue, in order of admission."""
+        return self._requests
+
     def add(self, running: RunningRequest) -> None:
         """Put an admitted request at the end of the queue."""
         self._requests.append(running)
@@ -114,7 +119,8 @@ class PrefillQueue:
     def advance(self, decodes: DecodeBatch, most_rows: int) -> PassOutcome | None:
         """One layer of the current pass; what came of it after the last.
 
-        A new pass takes all of `decodes` along if it can, and has then at most `most_rows` rows of prompts.
+        A new pass takes all of `decodes` along if it can, and has then about `most_rows` rows of prompts:
+        a block of rows at least, and never half a block for want of the other half.
         """
         current = self._pass or self._begin(decodes, most_rows)
         self._read_ahead(current.layer)
@@ -200,6 +206,9 @@ class PrefillQueue:
             filled.append(one.new_prefix)
             slices.append(one)
             rows_left -= one.most_rows
+            if takes_along and ROW_BLOCK // 2 <= rows_left < ROW_BLOCK:
+                # A prompt's last rows alone would cost half a pass: the next one's first block joins.
+                rows_left = min(ROW_BLOCK, self._max_batch_tokens - sum(map(_rows, slices)))
             if rows_left <= 0:
                 break
         if takes_along:
@@ -318,6 +327,10 @@ def _takes_riders(running: RunningRequest) -> bool:
     plan = planned.plan
     is_plain = computes_in_order(plan) and not plan.one_layer and plan.row_chunk is None
     return is_plain and not running.runs_alone and not _is_to_load(kv.prefix)
+
+
+def _rows(one: SequenceSlice) -> int:
+    return one.most_rows
 
 
 def _is_to_load(prefix: PrefixKV | None) -> bool:

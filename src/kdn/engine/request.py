@@ -120,6 +120,8 @@ class RunningRequest:
     num_replans: int = 0
     max_guess: int = 0
     """Tokens that may be guessed at a time."""
+    waits_for: str = ""
+    """The request that computed, while this one waited, what both begin with."""
     runs_alone: bool = False
     """A pass with others in it failed: the next holds this request only, to find out whose fault it is."""
     scores: PromptScores | None = None

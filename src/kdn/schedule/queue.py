@@ -116,11 +116,13 @@ class RequestQueue:
         now_ns: int,
         fits: Callable[[Sequence[Job]], bool],
         pack_tokens: int | None = None,
+        waits: Callable[[Job], bool] = lambda _: False,
     ) -> list[Job]:
         """Let jobs in, in order, as long as `fits` says yes, which also sets memory aside.
 
         `fits` is asked with a whole group together; a group that is not complete yet waits without
-        holding up others.  With `pack_tokens` only jobs that share the next pass are let in.
+        holding up others, and so does a job without a group as long as it `waits`.  With `pack_tokens`
+        only jobs that share the next pass are let in.
         """
         if not self._jobs:
             return []
@@ -131,7 +133,7 @@ class RequestQueue:
             if job.id not in self._jobs:
                 continue
             members = self._members(job, ordered)
-            if members is None:
+            if members is None or (job.group is None and waits(job)):
                 continue
             if not fits(members):
                 break
