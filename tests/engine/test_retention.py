@@ -24,17 +24,18 @@ from kdn.core import (
     Segment,
 )
 from kdn.engine import Capture, EngineLimits
-from kdn.engine.request import Intake, RunningRequest
-from kdn.engine.retention import (
+from kdn.engine.kv import (
     family_name,
     retained_answer,
     retained_prompt,
+    retained_question,
     retains_answer,
     shared_tokens,
     wanted_capture,
 )
+from kdn.engine.request import Intake, RunningRequest
 from kdn.model import LoadedModel
-from tests.engine.runs import HeldSource, load_tiny
+from tests.engine.runs import HeldSource, load_tiny, some_tokens
 
 SHAPE = KvShape(num_layers=1, num_kv_heads=1, head_dim=2, dtype="float32")
 DOCUMENT, QUESTION = tuple(range(10, 20)), (5, 6, 7)
@@ -122,6 +123,27 @@ def test_the_prompt_is_its_shared_part_and_the_answer_the_rest(tiny: LoadedModel
     assert (answer.start, answer.token_ids) == (10, (*DOCUMENT, *QUESTION, 30, 31, 32))
     assert answer.is_answer
     assert answer.kv[0, 1, :, 0, 0].tolist() == [-10, -11, -12, -13, -14, -15]
+
+
+def test_whole_blocks_of_a_question_are_left_before_its_answer_is(tiny: LoadedModel) -> None:
+    """Ten shared tokens, 264 of a question and three of an answer: blocks of 256, and of 8 + 3."""
+    question = some_tokens(264, 200)
+    prompt = Prompt((PROMPT.segments[0], Segment(Role.QUESTION, question)))
+    asked = replace(request(Retention.ALL), prompt=prompt)
+    made = running(tiny, asked, Plan(prompt.token_ids))
+    assert made.capture is not None
+    made.capture.grow(284)
+    blocks, answer = retained_question(made), retained_answer(made)
+    assert blocks is not None
+    assert answer is not None
+    assert (blocks.start, len(blocks.token_ids), blocks.is_answer) == (10, 10 + 256, True)
+    assert (answer.start, len(answer.token_ids), answer.is_answer) == (266, 274 + 3, True)
+
+
+def test_a_short_question_is_left_with_its_answer(tiny: LoadedModel) -> None:
+    assert retained_question(running(tiny, request(Retention.ALL))) is None
+    long = replace(request(), prompt=Prompt((Segment(Role.QUESTION, tuple(range(3, 400))),)))
+    assert retained_question(running(tiny, long, Plan(long.prompt.token_ids))) is None
 
 
 def test_an_answer_that_nobody_asked_to_retain_is_none(tiny: LoadedModel) -> None:

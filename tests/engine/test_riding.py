@@ -214,6 +214,28 @@ def test_a_pass_has_only_the_rows_that_a_stall_is_enough_for(tiny: LoadedModel) 
     engine.close()
 
 
+def test_a_prompts_last_rows_share_their_pass_with_the_next_ones_first_block(
+    tiny: LoadedModel,
+) -> None:
+    """Two prompts of 192 rows at a block a pass: 128, 64 + 128 and 64 are three passes, where four were."""
+    clock = ManualClock()
+    limits = EngineLimits(KV_BYTES, max_batch_tokens=2048, max_stall_ms=60.0)
+    engine = Engine(tiny, TorchAttention(), Computes(), limits, clock, threaded=False)
+    _, rider = ask(engine, "rider", LONG, 20)
+    for seconds in (0.15, 0.0):  # half a millisecond a row: 120 rows a stall
+        engine.step()
+        clock.advance(seconds)
+    asked = [ask(engine, str(seed), some_tokens(192, 200, seed), 2)[1] for seed in (2, 3)]
+    counts = []
+    for _ in range(3):
+        for _ in range(NUM_LAYERS):
+            engine.step()
+            clock.advance(0.032)
+        counts.append((len(rider), *map(len, asked)))
+    assert counts == [(2, 0, 0), (3, 1, 0), (4, 2, 1)]
+    engine.close()
+
+
 def test_time_is_told_by_part() -> None:
     clock = ManualClock()
     times = StepTimes(clock)

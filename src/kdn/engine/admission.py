@@ -18,12 +18,14 @@ from kdn.engine.kv import (
     SequenceKV,
     SuffixKV,
     extents,
+    family_name,
     kv_shape,
+    shared_tokens,
+    wanted_capture,
 )
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import computes_in_order
 from kdn.engine.request import RunningRequest
-from kdn.engine.retention import family_name, shared_tokens, wanted_capture
 from kdn.model import LoadedModel
 from kdn.schedule import RequestQueue
 
@@ -290,7 +292,8 @@ class WaitingRequests:
             return True
 
         def waits(job: Job) -> bool:
-            return waits_for_another(self._requests[job.id], job.num_cached, prefilling)
+            running = self._requests[job.id]
+            return bool(prefilling) and waits_for_another(running, job.num_cached, prefilling)
 
         if packs:
             self._queue.admit(now_ns, fits, self._pack_tokens)

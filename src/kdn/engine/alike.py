@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kdn.core import BLOCK_TOKENS, TokenIds
+from kdn.engine.kv import retains_answer, shared_tokens
 from kdn.engine.request import RunningRequest
-from kdn.engine.retention import retains_answer, shared_tokens
 
 __all__ = ["common_blocks", "waits_for_another"]
 

@@ -15,14 +15,29 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kdn.core import EXACT, KvShape, Recipe, RetainedKV, TokenIds
+from kdn.core import (
+    BLOCK_TOKENS,
+    EXACT,
+    KvShape,
+    Plan,
+    Recipe,
+    Request,
+    RetainedKV,
+    Retention,
+    TokenIds,
+    chain_hash,
+)
 from kdn.engine.bias import ColumnBias
 from kdn.machine.process import allocate
 from kdn.model import LoadedModel
+
+if TYPE_CHECKING:
+    from kdn.engine.request import RunningRequest
 
 __all__ = [
     "EXTENT",
@@ -33,7 +48,14 @@ __all__ = [
     "SequenceKV",
     "SuffixKV",
     "extents",
+    "family_name",
     "kv_shape",
+    "retained_answer",
+    "retained_prompt",
+    "retained_question",
+    "retains_answer",
+    "shared_tokens",
+    "wanted_capture",
     "zeros",
 ]
 
@@ -281,3 +303,90 @@ class Capture:
         """What was noted for positions [start, len(token_ids)), as a view."""
         kv = self._kv[:, :, start - self.start : len(token_ids) - self.start]
         return RetainedKV(start, token_ids, kv, recipe, is_answer)
+
+
+def shared_tokens(request: Request) -> int:
+    """Prompt tokens before the last segment: what other requests may have in common."""
+    segments = request.prompt.segments
+    return sum(segment.num_tokens for segment in segments[:-1]) if len(segments) > 1 else 0
+
+
+def family_name(request: Request, adapter_from: int = 0) -> str:
+    """Names the shared part of a prompt and whose KV may stand in for it."""
+    num_shared = shared_tokens(request)
+    shared = chain_hash(request.prompt.token_ids[:num_shared])
+    adapter = request.adapter if adapter_from < num_shared else None
+    return f"{adapter}/{request.salt}/{shared}"
+
+
+def wanted_capture(request: Request, plan: Plan) -> tuple[int, int] | None:
+    """The positions [start, stop) whose KV must be noted as it is computed, or None.
+
+    The plan's own limit is an upper limit to what the request asks for.
+    """
+    if request.retention is Retention.NOTHING:
+        return None
+    whole = request.retention is Retention.ALL
+    stop = request.prompt.num_tokens if whole else shared_tokens(request)
+    if plan.keep is not None:
+        stop = min(stop, plan.keep.num_tokens)
+    return (plan.num_prefix, stop) if stop > plan.num_prefix else None
+
+
+def retained_prompt(running: RunningRequest) -> RetainedKV | None:
+    """KV of the shared part, once the prompt is done. None when all of it was stored already."""
+    capture, request = running.capture, running.request
+    if capture is None:
+        return None
+    stop = min(shared_tokens(request), capture.stop)
+    limit = running.planned.plan.keep if running.planned is not None else None
+    stop = min(stop, limit.num_tokens) if limit is not None else stop
+    if stop <= capture.start:
+        return None
+    return capture.retained(request.prompt.token_ids[:stop], capture.start, _recipe(running))
+
+
+def retains_answer(running: RunningRequest) -> bool:
+    """Is KV to be noted while the request decodes?"""
+    limited = running.planned is not None and running.planned.plan.keep is not None
+    return running.request.retention is Retention.ALL and not limited
+
+
+def retained_question(running: RunningRequest) -> RetainedKV | None:
+    """KV of the last segment's whole blocks, once the prompt is done: prompts that begin alike need not
+    wait for the answer. None when there are none, or the answer is not retained."""
+    capture = running.capture
+    if capture is None or not retains_answer(running):
+        return None
+    start, stop = _own_blocks(running, capture)
+    token_ids = running.request.prompt.token_ids[:stop]
+    recipe = _recipe(running)
+    return capture.retained(token_ids, start, recipe, is_answer=True) if stop > start else None
+
+
+def _own_blocks(running: RunningRequest, capture: Capture) -> tuple[int, int]:
+    """Where what is not shared begins, and its whole blocks end, of the prompt's tokens that were noted."""
+    start = max(shared_tokens(running.request), capture.start)
+    noted = min(running.request.prompt.num_tokens, capture.stop) - start
+    return start, start + max(noted, 0) // BLOCK_TOKENS * BLOCK_TOKENS
+
+
+def retained_answer(running: RunningRequest) -> RetainedKV | None:
+    """KV of the question and the answer, after what `retained_question` gave. The last token drawn was
+    never computed, so it is not in."""
+    capture, request = running.capture, running.request
+    if capture is None or request.retention is not Retention.ALL:
+        return None
+    token_ids: TokenIds = (*request.prompt.token_ids, *running.generated[:-1])
+    limit = running.planned.plan.keep if running.planned is not None else None
+    stop = capture.stop if limit is None else min(capture.stop, limit.num_tokens)
+    token_ids = token_ids[:stop]
+    start = _own_blocks(running, capture)[retains_answer(running)]
+    if len(token_ids) <= start:
+        return None
+    return capture.retained(token_ids, start, _recipe(running), is_answer=True)
+
+
+def _recipe(running: RunningRequest) -> Recipe:
+    limit = running.planned.plan.keep if running.planned is not None else None
+    return limit.recipe if limit is not None else EXACT

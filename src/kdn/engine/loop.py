@@ -23,10 +23,10 @@ from kdn.core import Finish, FinishReason, Planner, Request, RetainedKV
 from kdn.engine.admission import Admission, WaitingRequests
 from kdn.engine.budget import KvBudget
 from kdn.engine.executor import PassPace, StepTimes
+from kdn.engine.kv import retained_answer, retained_prompt, retained_question, retains_answer
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import DecodeBatch, PrefillQueue
 from kdn.engine.request import RunningRequest
-from kdn.engine.retention import retained_answer, retained_prompt, retained_question, retains_answer
 from kdn.engine.states import RequestState
 from kdn.errors import CorruptBlock, EngineFailed, KdnError
 from kdn.model import LoadedModel

@@ -205,10 +205,8 @@ class PrefillQueue:
                 break
             filled.append(one.new_prefix)
             slices.append(one)
-            rows_left -= one.most_rows
-            if takes_along and ROW_BLOCK // 2 <= rows_left < ROW_BLOCK:
-                # A prompt's last rows alone would cost half a pass: the next one's first block joins.
-                rows_left = min(ROW_BLOCK, self._max_batch_tokens - sum(map(_rows, slices)))
+            most = self._max_batch_tokens - sum(map(_rows, slices))
+            rows_left = _whole_block(rows_left - one.most_rows, most)
             if rows_left <= 0:
                 break
         if takes_along:
@@ -331,6 +329,11 @@ def _takes_riders(running: RunningRequest) -> bool:
 
 def _rows(one: SequenceSlice) -> int:
     return one.most_rows
+
+
+def _whole_block(rows_left: int, most: int) -> int:
+    """A block in place of half a one, within `most`: a prompt's last rows alone would cost half a pass."""
+    return min(ROW_BLOCK, most) if ROW_BLOCK // 2 <= rows_left < ROW_BLOCK else rows_left
 
 
 def _is_to_load(prefix: PrefixKV | None) -> bool:
