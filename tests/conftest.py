@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from kdn.errors import UnknownModel
 from kdn.machine.compiler import NoCompiler, compiler
@@ -20,6 +21,10 @@ from kdn.model.kernels import Kernels, NoKernel
 from kdn.model.kernels import load as load_kernels
 from kdn.testing import write_tiny_model
 from tests.turns import Turns
+
+# A machine that is busy takes long for an example: that is not what the tests look for.
+settings.register_profile("kdn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kdn")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -75,6 +75,7 @@ def test_a_blend_is_closer_to_the_full_prefill_than_naive_reuse(k: kdn.Kdn) -> N
     assert statistics.mean(found[OURS]) < 0.7 * statistics.mean(found[NAIVE])
 
 
+@pytest.mark.alone
 def test_a_blended_answer_begins_sooner_than_a_full_prefill(k: kdn.Kdn) -> None:
     asked, clock = ASKED[0], SystemClock()
     for text in asked.documents:

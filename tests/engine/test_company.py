@@ -237,7 +237,6 @@ def members(draw: st.DrawFn) -> list[Member]:
 @given(members(), st.integers(1, 3), st.integers(1, 3))
 @settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_company_changes_no_bit(
@@ -258,7 +257,6 @@ def test_company_changes_no_bit(
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 999)), min_size=2, max_size=5))
 @settings(
     max_examples=15,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_prompts_of_one_token_do_not_feel_each_other(
@@ -287,9 +285,7 @@ def test_prompts_of_one_token_do_not_feel_each_other(
 
 
 @given(st.integers(1, 300), st.integers(0, 999), st.data())
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_hit_a_part_and_a_decoded_token_have_the_bits_of_a_full_prefill(
     case: Case, size: int, seed: int, data: st.DataObject
 ) -> None:
@@ -391,7 +387,6 @@ ASKED = st.builds(
 )
 @settings(
     max_examples=15,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_an_engine_gives_each_request_what_it_gets_alone(

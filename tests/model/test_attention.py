@@ -119,7 +119,7 @@ def test_both_are_attention(shape: Shape, window: int | None, kernel: KernelAtte
         assert error < 0.03, f"{type(attention).__name__}: values of size 1 in 8 bits"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 400),
     data=st.data(),
@@ -137,7 +137,7 @@ def test_the_kernel_gives_the_same_bits_however_prefix_and_rows_are_cut(
     assert torch.equal(part, whole[start:])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.integers(1, 400),
     data=st.data(),

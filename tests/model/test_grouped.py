@@ -79,7 +79,7 @@ def test_a_paired_matrix_gates_and_also_gives_both_halves(kernels: Kernels) -> N
     assert (paired.gated(x).float() - torch.nn.functional.silu(gate) * up).abs().max() < 0.03
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.sampled_from(SHAPES),
     bits=st.sampled_from((4, 8)),

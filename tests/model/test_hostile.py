@@ -25,7 +25,6 @@ Tiny = Callable[..., Path]
 
 FUZZ = settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 VALUES: st.SearchStrategy[Any] = st.recursive(

@@ -62,7 +62,7 @@ def test_a_paired_matrix_gates_and_also_gives_both_halves(amx: Kernels) -> None:
     assert (twin - torch.nn.functional.silu(gate) * up).abs().max() < 0.05, "rounds three times"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=st.sampled_from(SHAPES), count=st.integers(1, 700), data=st.data())
 def test_any_cut_of_the_rows_gives_the_same_bits(
     shape: tuple[int, int], count: int, data: st.DataObject, amx: Kernels

@@ -102,7 +102,7 @@ def test_scaled_columns_are_those_of_attention_written_out(
         assert torch.allclose(found.float(), expected, atol=0.03, rtol=0.02), attention
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(2, 300),
     shape=st.sampled_from(SHAPES),

@@ -74,7 +74,7 @@ def test_flush_gives_what_was_whole(bytes_tokenizer: Tokenizer) -> None:
     assert stream.flush() == ""
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=40))
 def test_streaming_equals_decoding(bytes_tokenizer: Tokenizer, text: str) -> None:
     token_ids = bytes_tokenizer.encode(text)

@@ -195,7 +195,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(st.tuples(STEP, st.integers(0, 40)), max_size=120),
     st.sampled_from([8.0, 40.0, 1000.0]),

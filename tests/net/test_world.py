@@ -41,7 +41,6 @@ def one_flow(control: str = "cubic", mbps: float = 12.0, **flow: float) -> Scena
     return Scenario("one", (Hop(constant(mbps * 1e6)),), (own,), seconds=5.0)
 
 
-@settings(deadline=None)  # the first example compiles
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=60))
 def test_events_come_by_time_and_then_by_age(times: list[int]) -> None:
     state = build(one_flow())
@@ -156,7 +155,7 @@ def test_equal_seeds_give_equal_worlds_and_others_do_not() -> None:
     assert run(1) != run(2)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(1, 40), st.sampled_from(["droptail", "fq_codel", "dualpi2"]), st.integers(0, 99))
 def test_a_clone_lives_the_same_life(tenths: int, aqm: str, seed: int) -> None:
     flows = (

@@ -47,7 +47,7 @@ def lone(hop: Hop, flow: Flow, seconds: float = 1.0) -> World:
 steps = st.lists(st.one_of(st.none(), st.integers(0, 20)), max_size=80)
 
 
-@settings(deadline=None, max_examples=50)  # the first example compiles
+@settings(max_examples=50)
 @given(steps)
 def test_events_pushed_between_pops_come_in_order_too(wanted: list[int | None]) -> None:
     """Against a plain list: a number is pushed, None takes the soonest out."""

@@ -107,7 +107,7 @@ def test_an_edit_in_text_without_headings_is_forgotten_after_a_few_parts() -> No
 BODY = st.text(st.sampled_from("ab .\n"), max_size=400)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.booleans(), BODY), max_size=12))
 def test_nothing_is_lost_doubled_or_too_large(pieces: list[tuple[bool, str]]) -> None:
     blocks = [Heading(text[:10], 1) if head else Paragraph(text) for head, text in pieces]

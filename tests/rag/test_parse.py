@@ -301,7 +301,7 @@ def test_front_matter_is_not_text(matter: str) -> None:
 
 
 @given(st.integers(1, 130), st.sampled_from(["- ", "> ", "1. "]))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_deep_markdown_is_kept_or_refused(depth: int, mark: str) -> None:
     lines = [
         (mark * number if mark == "> " else " " * len(mark) * (number - 1) + mark) + f"h{number}."
@@ -441,7 +441,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from([".md", ".rst", ".html", ".txt", ".pdf"]),
     st.lists(st.sampled_from(PIECES)).map(lambda pieces: "".join(pieces).encode()) | st.binary(),

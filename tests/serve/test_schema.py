@@ -21,7 +21,6 @@ schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not i
 
 QUICK = settings(
     max_examples=6,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.errors import BadInput
@@ -21,7 +21,6 @@ from kdn.net.rtc.codec.entropy import (
 HEADS = frequencies(np.array([0.7, 0.2, 0.05, 0.05]))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 3), max_size=60),
     st.lists(st.tuples(st.integers(-32767, 32767), st.integers(0, NUM_SCALES - 1)), max_size=80),

@@ -54,7 +54,7 @@ pictures = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=30)  # the first example compiles
+@settings(max_examples=30)
 @given(pictures, st.data())
 def test_any_subset_says_what_it_carries(picture: Coded, data: st.DataObject) -> None:
     packets = deal(picture, tables())
@@ -72,7 +72,7 @@ def test_any_subset_says_what_it_carries(picture: Coded, data: st.DataObject) ->
         assert there.all() == (not picture.intra)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(1, 255))
 def test_one_changed_byte_is_always_refused(seed: int, at: int, flip: int) -> None:
     packet = bytearray(deal(coded(seed, 2, 3, 2.0, intra=False), tables())[seed % LEAST_PACKETS])

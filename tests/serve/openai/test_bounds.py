@@ -72,7 +72,7 @@ def test_texts_that_may_fit_are_not_judged_here() -> None:
 
 
 @given(st.integers(0, 300_000), st.integers(1, 100_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_what_is_refused_is_too_long_and_a_prefix_holds_enough(size: int, most: int) -> None:
     """One character is one token here."""
     text = "x" * size
@@ -163,7 +163,7 @@ def test_json_is_judged_before_it_is_built(server: Running, body: bytes, status:
 
 
 @given(st.recursive(st.integers() | st.text(max_size=3), lambda one: st.lists(one, max_size=3)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_json_within_the_bounds_is_read_as_it_is(value: Any) -> None:
     assert read_json(json.dumps(value).encode()) == value
 
@@ -230,9 +230,7 @@ BODIES = st.fixed_dictionaries(
 
 
 @given(body=BODIES)
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_chat_body_is_answered_or_refused_in_shape(server: Running, body: Any) -> None:
     content = json.dumps(body).encode("utf-8", "surrogatepass")
     headers = {"content-type": "application/json"}

@@ -62,9 +62,7 @@ NEEDED = {
     "compress": ("keys", "salt", "fingerprint", "tier", "all", "codec"),
 }
 WHICH = ("keys", "salt", "fingerprint", "tier", "all")
-FUZZ = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FUZZ = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,7 @@ def test_declared_sizes_take_no_memory(what: str) -> None:
     assert peak_bytes < 30 << 20
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(st.integers(0, 60_000), st.binary(min_size=1, max_size=20)), max_size=3),
     st.integers(0, 60_000),

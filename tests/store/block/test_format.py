@@ -78,7 +78,7 @@ shapes = st.builds(
 tokens_lists = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=30)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(tokens_lists, tokens_lists, recipes, texts, shapes)
 def test_a_block_survives_the_round_trip(
     tokens: list[int], behind: list[int], recipe: Recipe, salt: str, shape: KvShape

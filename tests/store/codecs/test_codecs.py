@@ -47,14 +47,14 @@ forms = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(form=forms, data=st.data(), name=st.sampled_from(EXACT))
 def test_what_is_lossless_gives_back_any_bytes(form: RunForm, data: Any, name: str) -> None:
     run = memoryview(data.draw(st.binary(min_size=form.run_bytes, max_size=form.run_bytes)))
     assert bytes(through(CODECS[name], run, form)) == bytes(run)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(form=forms, data=st.data(), name=st.sampled_from(LOSSY))
 def test_what_is_lossy_takes_any_bytes(form: RunForm, data: Any, name: str) -> None:
     """Infinities, NaN, subnormals: such runs are stored as they are."""
@@ -133,7 +133,7 @@ def test_stored_bytes_that_no_encoder_makes_are_a_corrupt_block(name: str) -> No
 LOSSY = [name for name, codec in CODECS.items() if not codec.lossless]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.data(), st.sampled_from(list(CODECS)), st.sampled_from(["bfloat16", "float16", "float32"])
 )

@@ -35,7 +35,7 @@ def drawn(seed: int, rows: int, width: int) -> tuple[Symbols, Bytes]:
     return np.where(escaped, ESCAPE, numbers).astype(np.int8), shape
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([1, 2, 6, 32, 64, 70, 384]))
 def test_the_twin_writes_and_reads_its_own_words(seed: int, rows: int, width: int) -> None:
     symbols, shape = drawn(seed, rows, width)

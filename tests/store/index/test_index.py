@@ -47,7 +47,7 @@ def common(left: tuple[int, ...], right: list[int]) -> int:
     return min(len(left), len(right))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(blocks, max_size=25), st.lists(st.integers(0, 1), max_size=10))
 def test_match_equals_the_linear_scan(known: list[BlockId], wanted: list[int]) -> None:
     index = Index()
@@ -152,7 +152,7 @@ class IndexMachine(RuleBasedStateMachine):
         assert {entry.key for entry in self.index} == set(self.twin)
 
 
-IndexMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+IndexMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=20)
 TestIndexMachine = IndexMachine.TestCase
 
 

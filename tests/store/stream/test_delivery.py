@@ -261,7 +261,7 @@ def test_a_request_over_a_slow_link_says_what_it_got(
         msgspec.json.encode(dict(usage.levels))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_what_a_node_sends_is_the_layers_or_a_corrupt_block(data: st.DataObject) -> None:
     encoded = encode_block(kv_block(0))

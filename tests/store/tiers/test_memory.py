@@ -89,7 +89,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(steps)
 def test_random_use_equals_an_ordered_dict(work: list[tuple[str, int, frozenset[int]]]) -> None:
     tier, twin = MemoryTier(3 * SIZE, NoTrace()), OrderedDict[int, None]()

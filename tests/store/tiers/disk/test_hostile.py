@@ -211,9 +211,7 @@ def test_a_catalogue_that_is_no_file_is_one_sentence(
         open_store(tmp_path / "kv")
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(
         st.tuples(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=40)), max_size=4

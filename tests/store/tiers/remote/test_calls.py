@@ -53,7 +53,7 @@ def test_a_trial_that_never_ends_does_not_close_the_door_for_good() -> None:
     assert breaker.enter()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from(["ok", "bad", "wait"]), max_size=60))
 def test_the_breaker_never_makes_an_illegal_move(steps: list[str]) -> None:
     clock = ManualClock()

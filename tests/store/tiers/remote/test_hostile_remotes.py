@@ -359,13 +359,13 @@ def test_a_plain_block_among_sealed_ones_is_lost_and_sealed_again() -> None:
 # --- notes ---
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300))
 def test_noise_is_no_note(noise: bytes) -> None:
     assert read_note(FIRST.key, noise) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, len(NOTE) - 1), st.binary(min_size=1, max_size=4))
 def test_a_changed_note_is_the_same_or_none(at: int, new: bytes) -> None:
     """But for where it starts, which the key does not name: such a block is not found there."""
