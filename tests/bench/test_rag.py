@@ -189,9 +189,7 @@ def test_the_static_grid_keeps_to_what_was_found() -> None:
 
 def asked(joint: bool, gold: set[int], num_gold: int) -> AskedQuestion:
     profile = QuestionProfile(joint, False, 2, (30, 60))
-    return AskedQuestion(
-        BenchQuestion("s", "?", profile, (), ("x",)), (), frozenset(gold), num_gold
-    )
+    return AskedQuestion(BenchQuestion("?", profile, (), ("x",)), (), frozenset(gold), num_gold)
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ def key_bias_share(model: str, wished: float | None = None) -> float:
     return _SHARES.get(model, 0.5) if wished is None else wished
 
 
-def shipped_texts(number: int = TEXTS) -> list[str]:
-    """So many passages of the shipped documents, from different ones where there are enough."""
+def shipped_texts() -> list[str]:
+    """`TEXTS` passages of the shipped documents, from different ones where there are enough."""
     words = [file.read_text("utf-8").split() for file in corpus_files()]
     cuts = [
         " ".join(text[at : at + _WORDS])
@@ -72,7 +72,7 @@ def shipped_texts(number: int = TEXTS) -> list[str]:
         for text in words
         if at + _WORDS <= len(text)
     ]
-    return cuts[:number]
+    return cuts[:TEXTS]
 
 
 def measure_key_bias(

@@ -6,7 +6,7 @@ Start reading at `model.py`, which prices one request, then `units.py`.
 
 from __future__ import annotations
 
-from kdn.cost.advise import Advice, advise, break_even_per_hour, keep_for, net_saving
+from kdn.cost.advise import Advice, advise, break_even_per_hour, keep_for
 from kdn.cost.hiding import Hiding, cheapest_hiding, hidings
 from kdn.cost.jct import (
     GRID,
@@ -19,18 +19,16 @@ from kdn.cost.jct import (
     save_jct,
 )
 from kdn.cost.ledger import Ledger, block_saving, compute_ledger, use_saving
-from kdn.cost.model import Bill, StoredTerms, Workload, bill, exact_ratio, published_ratio
+from kdn.cost.model import Workload, bill, exact_ratio, published_ratio
 from kdn.cost.place import Placing
 from kdn.cost.plan import FleetPlan, plan_fleet
 from kdn.cost.sheet import PriceSheet, TierPrice, load_sheet, sheet_names
-from kdn.cost.speed import PairJct, Speed, load_speed, measured_prefill, speed_names
+from kdn.cost.speed import PairJct, Speed, load_speed, speed_names
 from kdn.cost.trace import TraceBill, price_trace
 from kdn.cost.units import (
     BytesPerSecond,
-    PerByte,
     PerByteHour,
     PerHour,
-    PerRequest,
     Seconds,
     SizeBytes,
     Usd,
@@ -40,23 +38,19 @@ __all__ = [
     "GRID",
     "PACKED",
     "Advice",
-    "Bill",
     "BytesPerSecond",
     "FleetPlan",
     "Hiding",
     "JctSample",
     "Ledger",
     "PairJct",
-    "PerByte",
     "PerByteHour",
     "PerHour",
-    "PerRequest",
     "Placing",
     "PriceSheet",
     "Seconds",
     "SizeBytes",
     "Speed",
-    "StoredTerms",
     "TierPrice",
     "TraceBill",
     "Usd",
@@ -76,8 +70,6 @@ __all__ = [
     "load_jct",
     "load_sheet",
     "load_speed",
-    "measured_prefill",
-    "net_saving",
     "plan_fleet",
     "price_trace",
     "published_ratio",

@@ -46,7 +46,6 @@ def price_trace(
     sheet: PriceSheet,
     tier: TierPrice,
     *,
-    overlap: float = 0.0,
     rented: SizeBytes | None = None,
 ) -> TraceBill:
     """Add up what each request costs. Raises BadInput for an empty trace.
@@ -59,7 +58,7 @@ def price_trace(
     for one in served:
         new = one.num_tokens - one.hit_tokens
         own_s = speed.prefill.seconds(new, one.hit_tokens)
-        wait_s = _load_s(one, tier) * (1 - overlap)
+        wait_s = _load_s(one, tier)
         prefill_s, load_s = prefill_s + own_s, load_s + wait_s
         delay_s += own_s + wait_s
         decode_s += speed.decode(one.output_tokens, one.num_tokens).value / speed.decode_batch

@@ -68,10 +68,11 @@ def matmul_gflops(device: str, dtype: str, clock: Clock, *, side: int = 1024) ->
     return 2 * side**3 / best_seconds(lambda: left @ right, clock, device) / 1e9
 
 
-def memory_gb_per_s(device: str, clock: Clock, *, size_bytes: int = 128 * 1024**2) -> float:
+def memory_gb_per_s(device: str, clock: Clock) -> float:
     """Bytes read plus bytes written per second by a large copy, best of five, in GB/s."""
     import torch
 
+    size_bytes = 128 * 1024**2
     source = torch.ones(size_bytes // 4, device=device)
     target = torch.empty_like(source)
     return 2 * size_bytes / best_seconds(lambda: target.copy_(source), clock, device) / 1e9
@@ -106,10 +107,8 @@ def free_memory_bytes() -> int:
     return total_memory_bytes()
 
 
-def best_seconds(
-    work: Callable[[], torch.Tensor], clock: Clock, device: str, repeats: int = 5
-) -> float:
-    """The shortest of some runs after a warm-up, in seconds."""
+def best_seconds(work: Callable[[], torch.Tensor], clock: Clock, device: str) -> float:
+    """The shortest of five runs after a warm-up, in seconds."""
     import torch
 
     def once() -> float:
@@ -120,7 +119,7 @@ def best_seconds(
         return clock.now() - started
 
     once()
-    return min(once() for _ in range(repeats))
+    return min(once() for _ in range(5))
 
 
 def _proc_lines(path: str) -> list[str]:

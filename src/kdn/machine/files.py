@@ -135,14 +135,14 @@ def publish_file(
 
 
 @contextmanager
-def publishing(path: Path, mode: int = _PRIVATE_FILE) -> Iterator[IO[bytes]]:
+def publishing(path: Path) -> Iterator[IO[bytes]]:
     """As `publish_file`, for what is written piece by piece: nothing is there unless the block ends well."""
     files = Files()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with system_errors(f"writing {path}"):
         files.make_folders(path.parent)
         try:
-            with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
+            with open(temporary, "xb", opener=partial(os.open, mode=_PRIVATE_FILE)) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -17,13 +17,12 @@ from kdn.rank.choices import (
     share_out,
     wanted,
 )
-from kdn.rank.frames import Asking, Frame, frame_of, yes_and_no
-from kdn.rank.journal import LabelAnswer, LabelJournal
+from kdn.rank.frames import Asking, frame_of, yes_and_no
+from kdn.rank.journal import LabelJournal
 from kdn.rank.judge import Judge, one_token
 from kdn.rank.label import (
     AskEach,
     LabelJob,
-    Labelled,
     LabelTable,
     answer_of,
     check_rows,
@@ -32,7 +31,7 @@ from kdn.rank.label import (
     own_columns,
     write_table,
 )
-from kdn.rank.layouts import RELEVANCE, Layout, relevance_question
+from kdn.rank.layouts import Layout, relevance_question
 from kdn.rank.questions import (
     YES_NO,
     Conversation,
@@ -45,11 +44,10 @@ from kdn.rank.questions import (
 from kdn.rank.rerank import RankedDocument, Ranking, odds_of, rank, rank_by, worth_asking
 from kdn.rank.rows import Row, check_out, columns_of, read_rows, write_rows
 from kdn.rank.templates import TEMPLATES, Template, find_template
-from kdn.rank.tree import Fork, fork_of
+from kdn.rank.tree import fork_of
 
 __all__ = [
     "MODEL_ALONE",
-    "RELEVANCE",
     "TEMPLATES",
     "YES_NO",
     "AskEach",
@@ -57,14 +55,10 @@ __all__ = [
     "Choice",
     "ChoiceProbabilities",
     "Conversation",
-    "Fork",
-    "Frame",
     "Judge",
-    "LabelAnswer",
     "LabelJob",
     "LabelJournal",
     "LabelTable",
-    "Labelled",
     "Layout",
     "RankedDocument",
     "Ranking",

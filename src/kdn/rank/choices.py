@@ -119,13 +119,11 @@ def one_of(ids: TokenIds) -> Sampling:
 
 
 def read_probabilities(
-    choices: Sequence[Choice], token: Token, usage: Usage, temperature: float = 1.0
+    choices: Sequence[Choice], token: Token, usage: Usage
 ) -> ChoiceProbabilities:
-    """The answer in a token that was drawn as `wanted` says; see `share_out` for `temperature`."""
-    ordered = read_logits(choices, token)
-    return ChoiceProbabilities(
-        tuple(choice.name for choice in choices), share_out(ordered, temperature), usage
-    )
+    """The answer in a token that was drawn as `wanted` says."""
+    shares = share_out(read_logits(choices, token))
+    return ChoiceProbabilities(tuple(choice.name for choice in choices), shares, usage)
 
 
 def read_logits(choices: Sequence[Choice], token: Token) -> tuple[float, ...]:

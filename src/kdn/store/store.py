@@ -21,7 +21,7 @@ from kdn.clock import Clock, SystemClock
 from kdn.core import PUBLIC_SALT, BlockId, BlockKey, ContentId, Fingerprint, Recipe
 from kdn.store.block.format import Block, EncodedBlock
 from kdn.store.block.reader import Load, Reader, StoreLoad
-from kdn.store.codecs import Codec, NoCodec
+from kdn.store.codecs import Codec
 from kdn.store.index.followed import FollowedIndex
 from kdn.store.index.index import BlockHit, Family, Match
 from kdn.store.loads import Links, Loads
@@ -110,7 +110,6 @@ class Store:
         far: Sequence[ManagedTier] = (),
         clock: Clock | None = None,
         trace: Trace | None = None,
-        codec: Codec | None = None,
         write_behind_bytes: int = WRITE_BEHIND_BYTES,
         quotas: Quotas | None = None,
         persistent_pins: PersistentPins | None = None,
@@ -135,7 +134,6 @@ class Store:
         self.index = FollowedIndex(self.tiers, self._outcomes, clock)
         self._writer = Writer(
             self.tiers,
-            codec or NoCodec(),
             self.queues,
             self.tenancy,
             worth_writing,

@@ -18,7 +18,7 @@ from kdn.errors import CorruptBlock, NoSpace, StoreError
 from kdn.machine.process import Task, WriteBehind
 from kdn.store.block.format import Block, EncodedBlock, encode_block
 from kdn.store.block.reader import StoreLoad
-from kdn.store.codecs import Codec
+from kdn.store.codecs import Codec, NoCodec
 from kdn.store.index.followed import FollowedIndex
 from kdn.store.tenants.tenancy import Tenancy
 from kdn.store.tiers.tier import ManagedTier, Outcomes, Tier, Tiers
@@ -27,6 +27,8 @@ __all__ = ["WorthWriting", "WriteQueues", "Writer"]
 
 WorthWriting = Callable[[str, int, int, int], bool]
 """Is a block worth writing to the tier of that name, by its start, its tokens and its bytes?"""
+_NO_CODEC = NoCodec()
+"""Writes the blocks that come without a codec."""
 _FULL = "too much waits to be written"
 
 
@@ -36,16 +38,14 @@ class Writer:
     def __init__(
         self,
         tiers: Tiers,
-        codec: Codec,
         queues: WriteQueues,
         tenancy: Tenancy,
         worth_writing: WorthWriting | None,
         index: FollowedIndex,
         outcomes: Outcomes,
     ) -> None:
-        """`codec` writes the blocks that come without one; `worth_writing` None writes all of them."""
+        """`worth_writing` None writes all of them."""
         self._tiers = tiers
-        self._codec = codec
         self._queues = queues
         self._tenancy = tenancy
         self._worth_writing = worth_writing
@@ -57,7 +57,7 @@ class Writer:
     def put(self, block: Block, codec: Codec | None) -> None:
         """Store `block`; returns once it is durable. Raises NoSpace, StoreError."""
         if not self._is_durable(block.id.key):
-            self._store(encode_block(block, codec or self._codec))
+            self._store(encode_block(block, codec or _NO_CODEC))
 
     def put_encoded(self, encoded: EncodedBlock) -> None:
         """Store a block that comes in its stored form and was checked whole. Raises as `put`."""
@@ -105,7 +105,7 @@ class Writer:
         key = block.id.key
         if self._is_durable(key) or self._queues.waits(key):
             return
-        codec = codec or self._codec
+        codec = codec or _NO_CODEC
         if codec.compresses:
             self._queue_encoding(block, codec)
             return

@@ -208,6 +208,16 @@ def test_a_example_stands_in_front_of_the_next_prompt() -> None:
     assert json.loads(model.asked[2][2].content) == json.loads(GOOD)
 
 
+def test_the_last_four_examples_stand_in_front() -> None:
+    model = Recited(GOOD)
+    profiler = ModelProfiler(model)
+    for number in range(6):
+        profiler.learn(f"q{number}?", "gold", NOTE)
+    profiler.profile("b?", NOTE)
+    asked = [message.content for message in model.asked[-1] if message.role == "user"]
+    assert asked == [f"Question: {one}?" for one in ("q2", "q3", "q4", "q5", "b")]
+
+
 def test_a_model_that_learns_nothing_keeps_no_example() -> None:
     model = Recited("no idea")
     profiler = ModelProfiler(model)

@@ -6,7 +6,7 @@ import pytest
 
 from kdn.errors import BadInput
 from kdn.rag.metis import ConfigurationSpace, Method, QuestionProfile, RagConfiguration, prune
-from kdn.rag.metis.feedback import FeedbackSchedule, ProfileExample, ProfileExamples
+from kdn.rag.metis.feedback import FeedbackSchedule
 from kdn.rag.metis.prune import RecentSpaces
 
 STUFF, RERANK, REDUCE = Method.STUFF, Method.MAP_RERANK, Method.MAP_REDUCE
@@ -84,13 +84,6 @@ def test_every_thirtieth_query_is_fed_back() -> None:
     schedule = FeedbackSchedule()
     due = [number for number in range(1, 91) if schedule.is_due()]
     assert due == [30, 60, 90]
-
-
-def test_the_last_four_examples_are_kept() -> None:
-    examples = ProfileExamples()
-    for number in range(6):
-        examples.add(ProfileExample(f"q{number}", profile(joint=True, complexity=True)))
-    assert [example.question for example in examples.all()] == ["q2", "q3", "q4", "q5"]
 
 
 def test_the_median_lies_in_the_middle() -> None:

@@ -24,13 +24,11 @@ def lines_of(rows: Iterable[Row], name: str, x: str, y: str) -> Lines:
     return lines
 
 
-def intervals_of(
-    rows: Iterable[Row], name: str, y: str, spread: str = "spread"
-) -> dict[str, list[Interval]]:
+def intervals_of(rows: Iterable[Row], name: str, y: str) -> dict[str, list[Interval]]:
     """The low and high ends that stand in the column `spread`, for the points of `lines_of`."""
     found: dict[str, list[Interval]] = {}
     for row in rows:
-        ends = _SPREAD.match(str(row.get(spread) or ""))
+        ends = _SPREAD.match(str(row.get("spread") or ""))
         if _is_number(row.get(y)) and ends is not None:
             found.setdefault(str(row[name]), []).append((float(ends[1]), float(ends[2])))
     return found

@@ -30,7 +30,6 @@ _CHUNK_WORDS = 190
 class BenchQuestion:
     """A question, its right profile, its gold answers, and texts of which each gold part holds one."""
 
-    set_name: str
     text: str
     profile: QuestionProfile
     answers: tuple[str, ...]
@@ -90,9 +89,7 @@ def _squad(folder: Path, most: int) -> QuestionSet:
                 clue = paragraph["context"][max(start - 30, 0) : start + 30]
                 gold = tuple(answer["text"] for answer in asked["answers"])
                 profile = QuestionProfile(False, False, 1, _SHORT)
-                questions.append(
-                    BenchQuestion("squad", asked["question"], profile, gold, (clue.strip(),))
-                )
+                questions.append(BenchQuestion(asked["question"], profile, gold, (clue.strip(),)))
     return QuestionSet("squad", tuple(documents), tuple(questions[:most]))
 
 
@@ -113,9 +110,7 @@ def _hotpotqa(folder: Path, most: int) -> QuestionSet:
         ]
         pieces = len(set(row["supporting_facts"]["title"]))
         profile = QuestionProfile(True, False, pieces, _SHORT)
-        questions.append(
-            BenchQuestion("hotpotqa", row["question"], profile, (row["answer"],), tuple(evidence))
-        )
+        questions.append(BenchQuestion(row["question"], profile, (row["answer"],), tuple(evidence)))
     return QuestionSet("hotpotqa", tuple(documents.values()), tuple(questions))
 
 
@@ -129,7 +124,7 @@ def _musique(folder: Path, most: int) -> QuestionSet:
             documents.setdefault(text, _document(source, title, [text]))
         answers = tuple(str(answer) for answer in row["answers"])
         profile = QuestionProfile(True, False, 2, _SHORT)
-        questions.append(BenchQuestion("musique", row["question"], profile, answers, answers))
+        questions.append(BenchQuestion(row["question"], profile, answers, answers))
     return QuestionSet("musique", tuple(documents.values()), tuple(questions))
 
 
@@ -148,9 +143,7 @@ def _qmsum(folder: Path, most: int) -> QuestionSet:
             pieces = min(max(round(words / _CHUNK_WORDS), 1), 10)
             profile = QuestionProfile(pieces > 1, True, pieces, _LONG)
             evidence = tuple(turn[:60] for turn in inside if len(turn) >= 60)
-            questions.append(
-                BenchQuestion("qmsum", asked["query"], profile, (asked["answer"],), evidence)
-            )
+            questions.append(BenchQuestion(asked["query"], profile, (asked["answer"],), evidence))
     return QuestionSet("qmsum", tuple(documents), tuple(questions[:most]))
 
 
@@ -168,9 +161,7 @@ def _sec10q(folder: Path, most: int) -> QuestionSet:
         for path in files[: max(most // 4, 1)]
     )
     questions = tuple(
-        BenchQuestion(
-            "sec10q", row["Question"], _filing_profile(row), (str(row["Answer"]),), evidence=()
-        )
+        BenchQuestion(row["Question"], _filing_profile(row), (str(row["Answer"]),), evidence=())
         for row in rows
     )
     return QuestionSet("sec10q", documents, questions)

@@ -95,15 +95,13 @@ class FlowOutcome:
     switches_per_s: float
 
 
-def delays_ms(
-    world: World, flows: Sequence[int], warm_up_s: float = _WARM_UP_S
-) -> NDArray[np.float64]:
-    """One-way delays above propagation of the flows' packets, from ready to delivered.
+def delays_ms(world: World, flows: Sequence[int]) -> NDArray[np.float64]:
+    """One-way delays above propagation of the flows' packets, from ready to delivered, after the warm-up.
 
     Raises BadInput when there are none.
     """
     log = world.log()
-    log = log[log["t_send"] > warm_up_s * SECOND]
+    log = log[log["t_send"] > _WARM_UP_S * SECOND]
     parts = []
     for flow in flows:
         own = log[log["flow"] == flow]
@@ -111,7 +109,7 @@ def delays_ms(
     delays = np.concatenate(parts)
     if not len(delays):
         raise BadInput(
-            f"no packet of the flows to be judged was acknowledged after {warm_up_s:g} s of "
+            f"no packet of the flows to be judged was acknowledged after {_WARM_UP_S:g} s of "
             f"{world.scenario.name!r}: the link is too slow for what is sent, or the run too short"
         )
     return delays

@@ -26,8 +26,6 @@ class LabRun:
     policy: str
     delays_ms: NDArray[np.float64]
     goodput_mbps: float
-    all_mbps: float
-    """What all flows together got through."""
     sent: dict[str, Any]
     router: dict[str, Any]
     reflector: dict[str, Any]
@@ -39,8 +37,6 @@ def run_real(
     seconds: float,
     kind: str = "video",
     mbps: float = 50.0,
-    weight: str = "1/16",
-    seed: int = 1,
 ) -> LabRun:
     """One run of flows of `kind` through the router. Raises KdnError when a process fails."""
     delay_ms = 10.0
@@ -59,7 +55,6 @@ def run_real(
                 peer_host=place.host("receiver"),
                 peer_port=receiver.port,
                 mbps=mbps,
-                weight=weight,
                 delay_ms=delay_ms,
             ),
         )
@@ -78,7 +73,6 @@ def run_real(
                 mbps=mbps,
                 seconds=seconds,
                 out=out,
-                seed=seed,
             ),
         )
         stack.callback(sender.end)
@@ -88,5 +82,4 @@ def run_real(
     own = log[log["flow"] == 0]
     delays = (own["t_ack"] - own["t_send"])[own["t_send"] > 1e9] / 1e6 - delay_ms
     mbit = float(own["size"].sum()) * 8e-6
-    everything = float(log["size"].sum()) * 8e-6 / seconds
-    return LabRun(policy, delays, mbit / seconds, everything, sent, passed, heard)
+    return LabRun(policy, delays, mbit / seconds, sent, passed, heard)

@@ -41,12 +41,10 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True):
     back_host: str = ""
     mbps: float = 50.0
     delay_ms: float = 10.0
-    weight: str = "1/16"
     kind: str = "video"
     policy: str = "all-L"
     seconds: float = 8.0
     out: str = ""
-    seed: int = 1
 
 
 def real_flows(kind: str, policy: str) -> tuple[Flow, ...]:
@@ -81,9 +79,7 @@ def _until_input_ends() -> threading.Event:
 
 
 def _run_router(config: NodeConfig) -> None:
-    hop = Hop(
-        constant(config.mbps * 1e6), Queue(weights=WEIGHTS[config.weight]), delay_ms=config.delay_ms
-    )
+    hop = Hop(constant(config.mbps * 1e6), Queue(weights=WEIGHTS["1/16"]), delay_ms=config.delay_ms)
     front, back = open_socket(config.host), open_socket(config.back_host)
     peer = (config.peer_host, config.peer_port)
     router = Router(hop, front, back, peer, SystemClock())
@@ -137,7 +133,7 @@ def _end_tuning(made: Chooser | None) -> list[int]:
 def _run_sender(config: NodeConfig) -> None:
     hop = Hop(constant(config.mbps * 1e6))
     flows = real_flows(config.kind, config.policy)
-    scenario = Scenario("real", (hop,), flows, config.seconds, config.seed)
+    scenario = Scenario("real", (hop,), flows, config.seconds, seed=1)
     made = chooser(config.policy, background=True)
     _warm(config.policy)
     peer = (config.peer_host, config.peer_port)

@@ -26,6 +26,7 @@ __all__ = ["Forecaster", "LastValue", "Learner", "Oracle", "PolicyConfig", "Swif
 
 _REMEMBERED = 2048
 """Decisions whose outcome is waited for."""
+_ORACLE_HORIZON_S = 1.0
 
 
 _PLAIN = {Strategy.LOW: ECT1, Strategy.CLASSIC: ECT0}
@@ -259,13 +260,10 @@ class SwiftQueue:
 class Oracle:
     """Sees both futures in copies of the world; only a simulation has one."""
 
-    def __init__(self, horizon_s: float = 1.0) -> None:
-        self._horizon_s = horizon_s
-
     def choose(self, question: ChooserQuestion) -> ChooserAnswer:
         """The queue in which the next packet arrives sooner; a lost packet never does."""
         assert question.world is not None, "an oracle needs a world that can be copied"
-        low, classic = question.world.delay_of_each(self._horizon_s)
+        low, classic = question.world.delay_of_each(_ORACLE_HORIZON_S)
         if classic is not None and (low is None or classic < low):
             return ChooserAnswer(ECT0)
         return ChooserAnswer(ECT1)

@@ -53,13 +53,13 @@ def remark(data: bytes, ecn: int) -> bytes:
     return data[:_MARK_AT] + bytes((ecn,)) + data[_MARK_AT + 1 :]
 
 
-def open_socket(host: str, port: int = 0) -> socket.socket:
-    """A bound, non-blocking UDP socket with large buffers that reports the ECN field."""
+def open_socket(host: str) -> socket.socket:
+    """A non-blocking UDP socket on a free port, with large buffers that reports the ECN field."""
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         udp.setsockopt(socket.SOL_SOCKET, option, 4 << 20)
-    udp.bind((host, port))
+    udp.bind((host, 0))
     udp.setblocking(False)
     return udp
 

@@ -4,7 +4,7 @@ May be imported by `net` and by benchmarks.  Start reading at `spec.py` (a world
 events), then `control/` and `queue/`, where a congestion rule and a queue are one file each.
 """
 
-from kdn.net.world.records import CE, ECT0, ECT1, NOT_ECT
+from kdn.net.world.records import CE, ECT0, ECT1
 from kdn.net.world.spec import (
     App,
     Flow,
@@ -21,30 +21,23 @@ from kdn.net.world.world import (
     Chooser,
     ChooserAnswer,
     ChooserQuestion,
-    FlowRetention,
-    FlowTotals,
     World,
-    WorldFull,
 )
 
 __all__ = [
     "CE",
     "ECT0",
     "ECT1",
-    "NOT_ECT",
     "App",
     "Chooser",
     "ChooserAnswer",
     "ChooserQuestion",
     "Flow",
-    "FlowRetention",
-    "FlowTotals",
     "Hop",
     "Queue",
     "RateTrace",
     "Scenario",
     "World",
-    "WorldFull",
     "bulk",
     "constant",
     "frames",

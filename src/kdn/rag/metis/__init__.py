@@ -7,7 +7,7 @@
 After METIS (arXiv 2412.10543 v3).  Start reading at `configuration.py`, then `prune.py` and `choose.py`.
 """
 
-from kdn.rag.metis.calls import MakeRequest, QueryCalls, RagCall, Show
+from kdn.rag.metis.calls import QueryCalls, Show
 from kdn.rag.metis.choose import (
     ChosenConfiguration,
     EngineLoad,
@@ -25,13 +25,12 @@ from kdn.rag.metis.configuration import (
     RagConfiguration,
     method_of,
 )
-from kdn.rag.metis.demand import ChunkState, Demand, DemandModel
+from kdn.rag.metis.demand import ChunkState, DemandModel
 from kdn.rag.metis.feedback import FeedbackSchedule, LearningProfiler, ProfileExample
-from kdn.rag.metis.level import RIGHT_ENOUGH, AnswerLevel, answer_level
+from kdn.rag.metis.level import AnswerLevel, answer_level
 from kdn.rag.metis.model_profile import (
     EndpointProfileModel,
     ModelProfiler,
-    ProfileModel,
     SpokenToken,
 )
 from kdn.rag.metis.observed import Observed, RunningQueries, row_seconds
@@ -49,32 +48,27 @@ from kdn.rag.metis.synthesis import Synthesis, best_passage, synthesize
 __all__ = [
     "GOLDEN",
     "MAX_CHUNKS",
-    "RIGHT_ENOUGH",
     "AnswerLevel",
     "ChosenConfiguration",
     "ChunkState",
     "ClassifierProfiler",
     "ConfigurationSpace",
-    "Demand",
     "DemandModel",
     "EndpointProfileModel",
     "EngineLoad",
     "FeedbackSchedule",
     "LearningProfiler",
     "LibraryNote",
-    "MakeRequest",
     "Method",
     "ModelProfiler",
     "Observed",
     "OracleProfiler",
     "Preference",
     "ProfileExample",
-    "ProfileModel",
     "Profiler",
     "QueryCalls",
     "QueryReport",
     "QuestionProfile",
-    "RagCall",
     "RagConfiguration",
     "RecentSpaces",
     "RuleProfiler",

@@ -7,7 +7,6 @@ given; the last four of these examples stand in front of its prompt.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -19,7 +18,6 @@ __all__ = [
     "FeedbackSchedule",
     "LearningProfiler",
     "ProfileExample",
-    "ProfileExamples",
 ]
 
 EVERY = 30
@@ -46,20 +44,6 @@ class LearningProfiler(Protocol):
     def learn(self, question: str, golden_answer: str, note: LibraryNote) -> ProfileExample | None:
         """Work out the better profile from the answer, and remember it; None when that failed."""
         ...
-
-
-class ProfileExamples:
-    """The last four examples, newest last."""
-
-    def __init__(self, most: int = NUM_EXAMPLES) -> None:
-        self._examples: deque[ProfileExample] = deque(maxlen=most)
-
-    def add(self, example: ProfileExample) -> None:
-        """Remember an example; the oldest of more than four is forgotten."""
-        self._examples.append(example)
-
-    def all(self) -> tuple[ProfileExample, ...]:
-        return tuple(self._examples)
 
 
 class FeedbackSchedule:

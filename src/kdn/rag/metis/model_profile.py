@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ import msgspec
 from kdn.errors import BadInput, EndpointFailed, KdnError, ProfileFailed
 from kdn.model import Message
 from kdn.rag.endpoint import OpenAiEndpoint
-from kdn.rag.metis.feedback import ProfileExample, ProfileExamples
+from kdn.rag.metis.feedback import NUM_EXAMPLES, ProfileExample
 from kdn.rag.metis.profile import (
     MAX_PIECES,
     MAX_SUMMARY_TOKENS,
@@ -89,28 +90,28 @@ class _Said(msgspec.Struct, frozen=True):
 
 
 class ModelProfiler:
-    """Asks a model for each profile, with examples from feedback in front of its prompt."""
+    """Asks a model for each profile, with the last four examples from feedback in front of its prompt."""
 
-    def __init__(self, model: ProfileModel, examples: ProfileExamples | None = None) -> None:
+    def __init__(self, model: ProfileModel) -> None:
         self._model = model
-        self._examples = examples or ProfileExamples()
+        self._examples: deque[ProfileExample] = deque(maxlen=NUM_EXAMPLES)
 
     @property
     def name(self) -> str:
         return f"model {self._model.name}"
 
     def profile(self, question: str, note: LibraryNote) -> QuestionProfile:
-        messages = profile_messages(question, note, self._examples.all())
+        messages = profile_messages(question, note, self._examples)
         return replace(self._ask(messages), source=self.name)
 
     def learn(self, question: str, golden_answer: str, note: LibraryNote) -> ProfileExample | None:
         """The profile that the model gives once it has seen a golden answer; None when it gives none."""
-        messages = profile_messages(question, note, self._examples.all(), golden_answer)
+        messages = profile_messages(question, note, self._examples, golden_answer)
         try:
             example = ProfileExample(question, self._ask(messages))
         except ProfileFailed:
             return None
-        self._examples.add(example)
+        self._examples.append(example)
         return example
 
     def _ask(self, messages: Sequence[Message]) -> QuestionProfile:

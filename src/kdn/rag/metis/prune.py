@@ -45,9 +45,8 @@ class RecentSpaces:
     Owned by one controller, which calls it from one thread at a time.
     """
 
-    def __init__(self, threshold: float = CONFIDENT, most: int = RECENT) -> None:
-        self._threshold = threshold
-        self._spaces: deque[ConfigurationSpace] = deque(maxlen=most)
+    def __init__(self) -> None:
+        self._spaces: deque[ConfigurationSpace] = deque(maxlen=RECENT)
 
     def space(self, profile: QuestionProfile) -> tuple[ConfigurationSpace, str]:
         """The space to choose from, and why it is that one.
@@ -57,16 +56,13 @@ class RecentSpaces:
         """
         own = prune(profile)
         sure = f"{profile.source} is {profile.confidence:.0%} sure"
-        if profile.confidence >= self._threshold:
+        if profile.confidence >= CONFIDENT:
             self._spaces.append(own)
             return own, f"{sure}: its own space"
         if not self._spaces:
-            return (
-                own,
-                f"{sure}, under {self._threshold:.0%}, and no query came before: its own space",
-            )
+            return own, f"{sure}, under {CONFIDENT:.0%}, and no query came before: its own space"
         return _union(self._spaces), (
-            f"{sure}, under {self._threshold:.0%}: the space of the last "
+            f"{sure}, under {CONFIDENT:.0%}: the space of the last "
             f"{counted(len(self._spaces), 'query', 'queries')}"
         )
 

@@ -6,9 +6,8 @@ Trades in plans over stored chunks.  `calibration`, `api` and `bench` import it.
 from __future__ import annotations
 
 from kdn.reuse.blend.attended import AttendedRows, QuestionAttention
-from kdn.reuse.blend.chunks import Chunk, StoredDocuments
 from kdn.reuse.blend.controller import RatioController, TimedLoader
-from kdn.reuse.blend.guard import GuardStat, QualityGuard, divergence
+from kdn.reuse.blend.guard import QualityGuard, divergence
 from kdn.reuse.blend.key_bias import KeyBias
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.planner import BlendReuse
@@ -19,9 +18,7 @@ __all__ = [
     "BlendLayout",
     "BlendReuse",
     "BlendRule",
-    "Chunk",
     "Deviation",
-    "GuardStat",
     "KeyBias",
     "Leading",
     "Naive",
@@ -29,7 +26,6 @@ __all__ = [
     "QuestionAttention",
     "RandomRows",
     "RatioController",
-    "StoredDocuments",
     "TimedLoader",
     "divergence",
 ]

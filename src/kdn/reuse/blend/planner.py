@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from kdn.clock import Clock
@@ -40,7 +40,6 @@ from kdn.reuse.blend.chunks import Chunk, StoredDocuments
 from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.key_bias import KeyBias
 from kdn.reuse.blend.layout import BlendLayout
-from kdn.reuse.blend.rules import BlendRule
 from kdn.reuse.shortened import reused_before
 from kdn.reuse.source import StoreSource, close_all, loaded_bytes, tokens_by_tier
 from kdn.reuse.technique import Technique
@@ -70,10 +69,8 @@ class BlendReuse(Technique):
         clock: Clock,
         *,
         movable: bool = True,
-        rule: BlendRule | None = None,
         bias: Callable[[Fingerprint], KeyBias | None] = lambda _: None,
         recipe: Callable[[Request], Recipe] = lambda _: EXACT,
-        loader: Executor | None = None,
         trace: Trace | None = None,
     ) -> None:
         self._store = store
@@ -82,10 +79,10 @@ class BlendReuse(Technique):
         self._controller = controller
         self._clock = clock
         self._movable = movable
-        self._rule = rule or AttendedRows()
+        self._rule = AttendedRows()
         self._bias = bias
         self._recipe = recipe
-        self._loader = loader or ThreadPoolExecutor(1, thread_name_prefix="kdn-blend")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="kdn-blend")
         self._trace = trace or NoTrace()
 
     def refine(self, request: Request, planned: Planned) -> Planned:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from kdn.reuse.share.guard import ShareGuard
 from kdn.reuse.share.linear_map import LinearMap, MapFit
 from kdn.reuse.share.pairs import PairRecord, ShareRecords
-from kdn.reuse.share.plans import ShareChoice, share_plan
-from kdn.reuse.share.states import StatesCapture, StoredStates
+from kdn.reuse.share.plans import ShareChoice
 from kdn.reuse.share.technique import SHARED, ShareReuse, Sibling
 
 __all__ = [
@@ -22,7 +21,4 @@ __all__ = [
     "ShareRecords",
     "ShareReuse",
     "Sibling",
-    "StatesCapture",
-    "StoredStates",
-    "share_plan",
 ]

@@ -16,7 +16,6 @@ from kdn.reuse.steer.folder import RecipeFolder
 from kdn.reuse.steer.look import SentenceLook
 from kdn.reuse.steer.option import (
     AFTER,
-    LOOK,
     LOOK_WEIGHT,
     Steer,
     recipe_of,
@@ -25,16 +24,12 @@ from kdn.reuse.steer.option import (
 )
 from kdn.reuse.steer.recipe import SteerRecipe, recipe_scales, top_columns
 from kdn.reuse.steer.sentences import sentence_positions, sentence_spans
-from kdn.reuse.steer.spans import LEAST, MOST, ColumnFactors, MarkedSpan, column_factors, spans_of
+from kdn.reuse.steer.spans import MarkedSpan, column_factors, spans_of
 from kdn.reuse.steer.technique import SteerReuse, scales_of
 
 __all__ = [
     "AFTER",
-    "LEAST",
-    "LOOK",
     "LOOK_WEIGHT",
-    "MOST",
-    "ColumnFactors",
     "ColumnSums",
     "EditedText",
     "MarkedSpan",

@@ -67,13 +67,11 @@ class Explainer:
         decode: Decode,
         *,
         show_text: bool = True,
-        block_tokens: int = 1,
     ) -> None:
         """`fingerprints` names the model with each adapter, and with none (None), `fingerprint` with what
         a request began with.
 
-        `show_text` False tells places and reasons alone.  `block_tokens`: what the engine reuses is a
-        multiple of it.
+        `show_text` False tells places and reasons alone.
         """
         self._store = store
         self._fingerprints = fingerprints
@@ -82,7 +80,6 @@ class Explainer:
         self._loss = loss
         self._decode = decode
         self._show_text = show_text
-        self._block_tokens = block_tokens
 
     def foresee(self, request: Request, sees: Sees | None = None) -> Explanation:
         """What would happen to a request that is not sent: nothing is declined or fails."""
@@ -138,8 +135,6 @@ class Explainer:
             return MissReason.STEERED
         if asked.declined:
             return MissReason.LOAD_NOT_WORTH_IT
-        if 0 < left_out < self._block_tokens:
-            return MissReason.BELOW_BLOCK
         if left_out:
             return MissReason.LOAD_FAILED
         return MissReason.ALL_REUSED if asked.reused >= len(asked.token_ids) else None

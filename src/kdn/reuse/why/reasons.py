@@ -34,7 +34,6 @@ class MissReason(StrEnum):
     WEIGHTS = "weights"
     LOSSY = "lossy"
     EVICTED = "evicted"
-    BELOW_BLOCK = "below_block"
     LOAD_NOT_WORTH_IT = "load_not_worth_it"
     LOAD_FAILED = "load_failed"
 
@@ -67,7 +66,6 @@ SENTENCES: dict[MissReason, str] = {
     MissReason.WEIGHTS: "the same text is stored for other weights, another tokenizer or another version",
     MissReason.LOSSY: "the same text is stored with a loss that this request does not allow",
     MissReason.EVICTED: "this text was stored, and has left the store: evicted, expired or cleared",
-    MissReason.BELOW_BLOCK: "what is left over fills no whole block of the engine",
     MissReason.LOAD_NOT_WORTH_IT: "computing these tokens is sooner than loading them",
     MissReason.LOAD_FAILED: "a stored block could not be loaded",
 }

@@ -10,6 +10,6 @@ The rules know no HTTP: `simulate.py` runs the very same ones over a trace.
 from __future__ import annotations
 
 from kdn.scale.router.fleet import Fleet, RoutedPrompt
-from kdn.scale.router.rules import RULES, RoutingRule
+from kdn.scale.router.rules import RULES
 
 __all__ = ["RULES", "Fleet", "RoutedPrompt", "RoutingRule"]

@@ -11,21 +11,16 @@ from kdn.store.codecs.entropy import Entropy
 from kdn.store.codecs.fp8 import Fp8
 from kdn.store.codecs.integers import Integers
 from kdn.store.codecs.lossless import Lossless
-from kdn.store.codecs.native import NativeCoder, fastest_coder
+from kdn.store.codecs.native import NativeCoder
 
 __all__ = [
     "CODECS",
     "Codec",
     "Coder",
-    "Entropy",
-    "Fp8",
-    "Integers",
-    "Lossless",
     "NativeCoder",
     "NoCodec",
     "NumpyCoder",
     "RunForm",
-    "fastest_coder",
 ]
 
 CODECS: dict[str, Codec] = {

@@ -34,11 +34,8 @@ class Lossless(FramedCodec):
     name = "lossless"
     lossless = True
 
-    def __init__(self, level: int = 1) -> None:
-        self._level = level
-
     def _pack(self, run: memoryview, form: RunForm) -> bytes:
-        packer = zstandard.ZstdCompressor(level=self._level, write_checksum=False)
+        packer = zstandard.ZstdCompressor(level=1, write_checksum=False)
         return b"".join(_pack_plane(packer, plane) for plane in _planes(run, form))
 
     def _unpack(self, packed: memoryview, form: RunForm) -> memoryview:

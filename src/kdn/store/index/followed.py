@@ -51,17 +51,16 @@ class IndexJournal:
     A cursor is good for one opening of the store; any other one is answered with everything.
     """
 
-    def __init__(self, limit: int = KEPT_CHANGES) -> None:
+    def __init__(self) -> None:
         self._epoch = secrets.token_hex(8)
-        self._changed: deque[tuple[BlockKey, str]] = deque(maxlen=limit)
+        self._changed: deque[tuple[BlockKey, str]] = deque(maxlen=KEPT_CHANGES)
         self._count = 0
 
     def note(self, entries: Iterable[Entry]) -> None:
         """These came or went."""
         known = list(entries)
         self._count += len(known)
-        limit = self._changed.maxlen or 0
-        self._changed.extend((entry.key, entry.family.salt) for entry in known[-limit:])
+        self._changed.extend((entry.key, entry.family.salt) for entry in known[-KEPT_CHANGES:])
 
     def since(self, cursor: str, index: Index) -> Pages:
         """What changed since `cursor` (empty: since ever), as `index` has it now."""

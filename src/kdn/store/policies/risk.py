@@ -24,6 +24,8 @@ EDGES_S: tuple[float, ...] = (0.0, *(_FIRST_S * _GROWTH**n for n in range(NUM_AG
 """Where the age buckets begin: from four seconds to about a day, each a third longer."""
 _PRIOR_CHANCE = 0.02
 _PRIOR_WEIGHT = 10.0
+_STRENGTH = 20.0
+"""How many expected uses a factor needs before it is half believed."""
 
 
 def age_of(age_s: float) -> int:
@@ -46,9 +48,7 @@ class ReuseRisk:
     the longer ago the last use, the less likely the next one, which is what LRU believes.
     """
 
-    def __init__(self, strength: float = 20.0) -> None:
-        """`strength`: how many expected uses a factor needs before it is half believed."""
-        self._strength = strength
+    def __init__(self) -> None:
         self._hits = [0.0] * NUM_AGES
         self._risk = [0.0] * NUM_AGES
         self._seen: defaultdict[Feature, float] = defaultdict(float)
@@ -61,8 +61,7 @@ class ReuseRisk:
 
     def factor(self, feature: Feature) -> float:
         """How many times likelier than the baseline a use is with this feature."""
-        strength = self._strength
-        return (self._seen[feature] + strength) / (self._expected[feature] + strength)
+        return (self._seen[feature] + _STRENGTH) / (self._expected[feature] + _STRENGTH)
 
     def rate(self, features: Sequence[Feature]) -> Rate:
         """What the model says now of something with these features."""

@@ -16,6 +16,8 @@ from kdn.store.policies.policy import EvictionPolicy, Use
 __all__ = ["S3Fifo"]
 
 _MOST_USES = 3
+_SMALL_SHARE = 0.1
+"""The share of the bytes that is the aim for the small queue."""
 
 
 class S3Fifo(EvictionPolicy):
@@ -24,9 +26,7 @@ class S3Fifo(EvictionPolicy):
 
     name = "s3fifo"
 
-    def __init__(self, small_share: float = 0.1) -> None:
-        """`small_share` of the bytes that are here is the aim for the small queue."""
-        self._small_share = small_share
+    def __init__(self) -> None:
         self._small: OrderedDict[BlockKey, int] = OrderedDict()
         self._main: OrderedDict[BlockKey, int] = OrderedDict()
         self._ghosts: OrderedDict[BlockKey, None] = OrderedDict()
@@ -76,7 +76,7 @@ class S3Fifo(EvictionPolicy):
 
     def _choose(self) -> BlockKey | None:
         """Run the queues up to the next block to go. Moves only what has earned it."""
-        while self._small and self._small_bytes >= self._small_share * self._bytes:
+        while self._small and self._small_bytes >= _SMALL_SHARE * self._bytes:
             key = next(iter(self._small))
             if self._uses[key] <= 1:
                 return key

@@ -51,8 +51,6 @@ class _Group:
     rate: Rate
     size: int
     unused: int
-    next_age: int = 0
-    """The first age bucket it has not been counted at."""
 
 
 @dataclass(slots=True)
