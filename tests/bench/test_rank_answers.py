@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdn.bench.rank.answers import WAYS, Answered, answer_rows, answer_summary, asked
+from kdn.bench.rank.answers import Answered, answer_rows, answer_summary, asked
 from kdn.bench.rank.pairs import held_out
 
 
 def answers(f1: Sequence[float], delay_s: Sequence[float]) -> list[Answered]:
-    return [Answered(str(w), f, d) for w, f, d in zip(WAYS, f1, delay_s, strict=True)]
+    return [Answered(f, d) for f, d in zip(f1, delay_s, strict=True)]
 
 
 def test_reranking_is_compared_with_the_best_that_takes_no_longer() -> None:

@@ -39,7 +39,7 @@ def test_a_trace_in_dollars() -> None:
     assert found.hit_rate == pytest.approx(1 / 3)
     assert found.mean_delay.value == pytest.approx((1 + 2) / 2)
     rented = price_trace(
-        [served(0, 1000), served(3600, 1000)], SPEED, SHEET, TIER, rented=SizeBytes.gb(1)
+        [served(0, 1000), served(3600, 1000)], SPEED, SHEET, TIER, rented=SizeBytes(1e9)
     )
     assert rented.storage.value == pytest.approx(0.00017)
 
@@ -86,7 +86,7 @@ def test_hits_make_the_fleet_smaller() -> None:
     warm = [served(float(n), 3000, 2900) for n in range(100)]
     fast = replace(TIER, bandwidth=type(TIER.bandwidth)(1e9))
     without = plan_fleet(cold, SPEED, SHEET, None, SizeBytes(0), Seconds(5.0))
-    with_it = plan_fleet(warm, SPEED, SHEET, fast, SizeBytes.gb(1), Seconds(5.0))
+    with_it = plan_fleet(warm, SPEED, SHEET, fast, SizeBytes(1e9), Seconds(5.0))
     assert without is not None
     assert with_it is not None
     assert with_it.gpus == 1 < without.gpus
@@ -107,6 +107,5 @@ def test_the_books_of_a_store() -> None:
     ledger = compute_ledger({"memory": [], "io2": blocks}, SPEED, sheet)
     assert ledger.saved.value == pytest.approx(2 * 0.5e-3)
     assert ledger.spent.value == pytest.approx(2 * 0.00017e-3 + 2 * 1e-3)
-    assert ledger.net < 0
     with pytest.raises(BadInput, match="no price for tier 'tape'"):
         compute_ledger({"tape": blocks}, SPEED, sheet)

@@ -64,10 +64,6 @@ class HeldStates:
     broken: int = 0
     """How many takes fail."""
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.states)
-
     def start(self) -> None:
         self.log.append("states")
 

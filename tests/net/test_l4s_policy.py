@@ -50,7 +50,7 @@ class Fixed:
 
     def ask(self, now_ns: int, inflight: int) -> tuple[Forecast, Forecast]:
         low, classic = self.low_ms * MS, self.classic_ms * MS
-        return Forecast(low, 0, low, low, low), Forecast(classic, 0, classic, classic, classic)
+        return Forecast(low, low), Forecast(classic, classic)
 
 
 def question(now_ms: float, mark: int = ECT1, ack_ms: float | None = None) -> ChooserQuestion:

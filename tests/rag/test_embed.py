@@ -50,7 +50,6 @@ def test_minilm_equals_the_published_implementation(folder: Path) -> None:
         pooled = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
     assert ((mine - hidden) * mask).abs().max() < 1e-5
     assert np.abs(ours.embed(TEXTS) - pooled.numpy()).max() < 1e-5
-    assert ours.count(TEXTS) == int(batch["attention_mask"].sum())
 
 
 def test_vectors_do_not_depend_on_the_company_of_a_text(folder: Path) -> None:

@@ -118,9 +118,11 @@ def test_what_a_reader_holds_is_not_evicted_from_memory() -> None:
 def test_pinned_keys_stay_while_the_block_lasts() -> None:
     with open_store(None, memory_bytes=53248) as store:
         store.put(make_block(FIRST))
-        match = store.match(MODEL, EXACT, "", PROMPT)
-        with store.tenancy.pins.held(match.keys), pytest.raises(NoSpace):
+        (hit,) = store.match(MODEL, EXACT, "", PROMPT).hits
+        store.tenancy.pins.hold(hit.id.key)
+        with pytest.raises(NoSpace):
             store.put(make_block(SECOND))
+        store.tenancy.pins.release(hit.id.key)
         store.put(make_block(SECOND))
         assert store.open(FIRST) is None
 

@@ -187,7 +187,7 @@ class Answering:
                 f"{self._parts.model.name} answers {level.right:.0%} of {level.num_questions} measured"
                 " questions rightly from the right passage: the passage is quoted"
             )
-            return ChosenConfiguration(quote, model.demand(quote, chunks), 0.0, (why,), 1, 1)
+            return ChosenConfiguration(quote, model.demand(quote, chunks), 0.0, (why,))
         deadline_s = None
         if options.deadline_ms is not None:
             deadline_s = max(options.deadline_ms / 1000 - (now_s - begun_s), 0.0)
@@ -218,9 +218,8 @@ class Answering:
             count -= 1
             asked = replace(asked, num_chunks=count)
         demand = model.demand(asked, chunks)
-        return ChosenConfiguration(
-            asked, demand, load.ahead_s + demand.seconds, ("the request names it",), 1, 1
-        )
+        foreseen_s = load.ahead_s + demand.seconds
+        return ChosenConfiguration(asked, demand, foreseen_s, ("the request names it",))
 
     # --- the run -----------------------------------------------------------------------------
 

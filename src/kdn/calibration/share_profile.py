@@ -95,10 +95,6 @@ class _HeldStates:
 
     states: Tensor
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.states)
-
     def start(self) -> None:
         return None
 

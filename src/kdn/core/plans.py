@@ -177,9 +177,6 @@ ALL_ROWS = AllRows()
 class HiddenSource(Protocol):
     """Stored inputs of one layer, for rows that enter there."""
 
-    @property
-    def num_tokens(self) -> int: ...
-
     def start(self) -> None:
         """Begin to fetch; called before any stored KV is asked for. Never blocks; twice is harmless."""
         ...

@@ -19,11 +19,6 @@ class Ledger:
     saved: Usd
     spent: Usd
 
-    @property
-    def net(self) -> float:
-        """Dollars; negative while storage has cost more than it saved."""
-        return self.saved.value - self.spent.value
-
 
 def block_saving(speed: Speed, sheet: PriceSheet, start: int, num_tokens: int) -> Usd:
     """Prefill of a block's tokens after those before it: what one use of it saves.

@@ -67,10 +67,6 @@ class Seconds(Amount):
 class SizeBytes(Amount):
     """Bytes; a GB is 1e9 of them."""
 
-    @staticmethod
-    def gb(value: float) -> SizeBytes:
-        return SizeBytes(value * 1e9)
-
 
 class BytesPerSecond(Amount):
     """How fast bytes come."""

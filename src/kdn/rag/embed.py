@@ -33,10 +33,6 @@ class Embedder(Protocol):
         """A unit vector for each text, in their order; a long text counts by its beginning."""
         ...
 
-    def count(self, texts: Sequence[str]) -> int:
-        """How many tokens `embed` would read of these texts."""
-        ...
-
 
 class HashedWords:
     """Counts of words, each hashed to a place: finds texts that share words, knows no meaning."""
@@ -60,6 +56,3 @@ class HashedWords:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors /= np.where(norms > 0, norms, 1)
         return vectors
-
-    def count(self, texts: Sequence[str]) -> int:
-        return sum(len(_WORD.findall(text)) for text in texts)

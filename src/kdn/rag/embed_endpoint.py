@@ -15,7 +15,6 @@ __all__ = ["EndpointEmbedder"]
 
 _BATCH = 64
 """Texts of one call."""
-_CHARACTERS_PER_TOKEN = 4
 """What `count` reckons with: the model's tokenizer is not here."""
 
 
@@ -51,10 +50,6 @@ class EndpointEmbedder:
         norms = np.linalg.norm(found, axis=1, keepdims=True)
         found /= np.where(norms > 0, norms, 1)
         return found
-
-    def count(self, texts: Sequence[str]) -> int:
-        """An estimate, by the length of the texts."""
-        return sum(len(text) // _CHARACTERS_PER_TOKEN + 1 for text in texts)
 
     def _call(self, texts: list[str]) -> Vectors:
         answer = self._endpoint.call("embeddings", {"input": texts, "encoding_format": "float"})

@@ -138,9 +138,6 @@ class MiniLm:
         """All tokens of a text, however long, between the marks that begin and end it."""
         return list(self._whole.encode(text).ids)
 
-    def count(self, texts: Sequence[str]) -> int:
-        return sum(len(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts)))
-
     def embed(self, texts: Sequence[str]) -> Vectors:
         return self.embed_ids([one.ids for one in self._tokenizer.encode_batch(list(texts))])
 

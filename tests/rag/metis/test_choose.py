@@ -90,7 +90,7 @@ def test_the_largest_that_fits_is_taken(
         is_joint=True,
     )
     assert found.configuration == chosen
-    assert found.is_shrunk == is_shrunk
+    assert is_shrunk != found.reasons[0].startswith("it needs most of")
 
 
 def test_what_needs_no_joint_reasoning_falls_back_to_mapping() -> None:
@@ -110,7 +110,7 @@ def test_mappers_start_where_stuffing_does_not_fit() -> None:
         is_joint=True,
     )
     assert found.configuration == RagConfiguration(REDUCE, 6, 40)
-    assert found.num_fitting == 3
+    assert "of the 3 that fit" in found.reasons[0]
 
 
 @given(
@@ -127,9 +127,9 @@ def test_best_fit_is_the_plain_search(free: int, joint: bool, least: int, more: 
     if fits:
         most = max(MODEL.demand(one, CHUNKS).total_bytes for one in fits)
         assert found.demand.total_bytes == most
-        assert not found.is_shrunk
+        assert f"of the {len(fits)} that fit" in found.reasons[0]
     else:
-        assert found.is_shrunk
+        assert "fits into" in found.reasons[0]
         assert found.demand.total_bytes <= free or found.configuration.num_chunks == 1
 
 

@@ -36,7 +36,7 @@ from kdn.reuse import PrefixReuse, Stack
 from kdn.reuse.blend import BlendReuse, RatioController
 from kdn.reuse.shortened import LeadingTokens
 from kdn.reuse.steer import (
-    SentenceLook,
+    SentenceProbe,
     Steer,
     SteerRecipe,
     SteerReuse,
@@ -195,7 +195,7 @@ def test_a_look_stresses_the_sentence_that_it_found(
 def test_the_look_is_the_questions_attention_by_token(tiny: LoadedModel) -> None:
     """Written out: of four layers, layer 2 alone (every other one of the upper half)."""
     sentences = (range(5, 15), range(15, 40))
-    look = SentenceLook(sentences, question_from=50, num_layers=4)
+    look = SentenceProbe(sentences, question_from=50, num_layers=4)
     by_token: list[float] = []
 
     def by_hand(view: LayerView) -> None:
@@ -209,7 +209,7 @@ def test_the_look_is_the_questions_attention_by_token(tiny: LoadedModel) -> None
 
 
 def test_a_look_that_saw_nothing_finds_nothing() -> None:
-    assert SentenceLook((range(3),), question_from=5, num_layers=4).best() is None
+    assert SentenceProbe((range(3),), question_from=5, num_layers=4).best() is None
 
 
 def test_rows_that_see_scales_are_those_of_the_last_message_after_the_marks() -> None:

@@ -16,20 +16,13 @@ KEY, OTHER = BlockKey("a"), BlockKey("b")
 
 def test_a_key_is_held_until_its_last_holder_lets_go() -> None:
     pins = Pins()
-    pins.hold(KEY)
-    with pins.held([KEY, OTHER, KEY]):
-        assert KEY in pins
-        assert OTHER in pins
+    for key in (KEY, OTHER, KEY):
+        pins.hold(key)
+    pins.release(KEY)
+    pins.release(OTHER)
     assert KEY in pins
     assert OTHER not in pins
     pins.release(KEY)
-    assert KEY not in pins
-
-
-def test_pins_are_released_when_the_block_fails() -> None:
-    pins = Pins()
-    with pytest.raises(KeyError), pins.held([KEY]):
-        raise KeyError
     assert KEY not in pins
 
 

@@ -67,7 +67,6 @@ WAYS = (RankWay(False, 1), RankWay(False, 3), RankWay(False, 6), RankWay(True, 1
 class Answered:
     """One question, answered in one way."""
 
-    way: str
     f1: float
     delay_s: float
 
@@ -143,7 +142,7 @@ def answered(
     for way in WAYS:
         passages = (picked if way.reranked else question.passages)[: way.passages]
         f1, delay_s = _answer(answerer, question, passages)
-        found.append(Answered(str(way), f1, delay_s + (ranking_s if way.reranked else 0.0)))
+        found.append(Answered(f1, delay_s + (ranking_s if way.reranked else 0.0)))
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from kdn.bench.common.lines import lines_of, over
 from kdn.bench.common.result import BenchOptions, Result, Row
-from kdn.bench.store.policies import block_trace
+from kdn.bench.store.policies import block_trace, trace_notes
 from kdn.core import PrefillTime
 from kdn.cost import Speed, load_speed
 from kdn.machine.facts import describe_machine
@@ -78,7 +78,7 @@ def run(options: BenchOptions) -> Result:
         config=options.describe() | {"trace": name, "speed": SPEED, "busy": BUSY, "chunks": CHUNKS},
         rows=[_row(one) for one in found],
         summary=_summary(found, at),
-        notes=_notes(name),
+        notes=(_MEANING, _HONESTY, *trace_notes(name)),
         figures=figures_of([_row(one) for one in found]),
     )
 
@@ -173,13 +173,6 @@ _HONESTY = (
     "Servers are simulated: one prefill at a time, answers slow nothing down, and loading stored KV"
     " takes no time. The speed is worked out from sheets, not measured."
 )
-
-
-def _notes(name: str) -> tuple[str, ...]:
-    notes = [_MEANING, _HONESTY]
-    if name == "made up":
-        notes.append("The Mooncake trace was not found: chats were made up, so no figure compares.")
-    return tuple(notes)
 
 
 def figures_of(rows: Sequence[Row]) -> tuple[Figure, ...]:

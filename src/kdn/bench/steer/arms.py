@@ -22,7 +22,7 @@ from kdn.engine import HeldKV, run_alone
 from kdn.rag.answering import words_of
 from kdn.reuse.steer import (
     LOOK_WEIGHT,
-    SentenceLook,
+    SentenceProbe,
     SteerRecipe,
     recipe_scales,
     score_text,
@@ -51,7 +51,7 @@ def _random_sentence(case: SteerCase) -> Steered:
 def _look(case: SteerCase) -> Steered:
     """As `steer="look"`: the product's own observer, over the context as it is stored."""
     context = case.context
-    look = SentenceLook(context.sentences, context.since, case.lab.num_layers)
+    look = SentenceProbe(context.sentences, context.since, case.lab.num_layers)
     plan = Plan(case.prompt.token_ids, prefix=context.held, observers=(look,), logits=())
     with torch.inference_mode():
         run_alone(case.lab.service.model, case.lab.service.parts.attention, plan)

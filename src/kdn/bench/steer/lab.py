@@ -33,7 +33,6 @@ _MOST_TOKENS = 12
 class SteerContext:
     """Documents behind the prelude, with the instruction, as they are stored."""
 
-    documents: tuple[str, ...]
     prompt: Prompt
     """Of the context with a question; only what stands before its last segment counts."""
     places: tuple[PlacedText, ...]
@@ -182,7 +181,7 @@ class SteerLab:
         places = chat.places(prompt, messages, documents, tokenizer)
         since = steered_from(prompt, ())
         held = HeldKV(self.captured(Plan(prompt.token_ids[:since], logits=())))
-        return SteerContext(item.documents, prompt, tuple(places), held)
+        return SteerContext(prompt, tuple(places), held)
 
     def captured(self, plan: Plan) -> Tensor:
         """The KV that a plan computes."""

@@ -22,7 +22,7 @@ from kdn.store.policies import POLICIES
 from kdn.store.traces.recording import TraceRequest, read_trace
 from kdn.store.traces.simulate import OPTIMUM, served_by
 
-__all__ = ["block_trace", "made_up_chats", "run"]
+__all__ = ["block_trace", "made_up_chats", "run", "trace_notes"]
 
 CAPACITIES = (2000, 8000, 30_000)
 _TRACE = Path("mooncake_traces") / "conversation_trace.jsonl.gz"
@@ -57,7 +57,7 @@ def run(options: BenchOptions) -> Result:
         config=options.describe() | {"trace": name, "requests": len(requests)},
         rows=[_row(one) for one in runs],
         summary=_summary(rates, capacities),
-        notes=_notes(name),
+        notes=(_MEANING, _HONESTY, *trace_notes(name)),
         figures=(figure_of([_row(one) for one in runs]),),
     )
 
@@ -153,11 +153,10 @@ _HONESTY = (
 )
 
 
-def _notes(name: str) -> tuple[str, ...]:
-    notes = [_MEANING, _HONESTY]
-    if name == "made up":
-        notes.append("The Mooncake trace was not found: chats were made up, so no figure compares.")
-    return tuple(notes)
+def trace_notes(name: str) -> tuple[str, ...]:
+    """What is to be said of the trace that `block_trace` names."""
+    made_up = "The Mooncake trace was not found: chats were made up, so no figure compares."
+    return (made_up,) if name == "made up" else ()
 
 
 def figure_of(rows: Sequence[Row]) -> Figure:

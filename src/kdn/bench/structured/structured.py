@@ -61,7 +61,6 @@ class _Judged:
     compile_s: float
     reason: FinishReason
     is_valid: bool
-    num_tokens: int
 
 
 def run(options: BenchOptions) -> Result:
@@ -211,10 +210,8 @@ def _judged(
         compile_s.append(time.perf_counter() - began)
     answers = _answers(kdn, constraints, 1.0, _MOST_TOKENS, first)
     return [
-        _Judged(spent, finish.reason, _is_valid(text, schema, validate), num_tokens)
-        for spent, (text, num_tokens, finish), schema in zip(
-            compile_s, answers, schemas, strict=True
-        )
+        _Judged(spent, finish.reason, _is_valid(text, schema, validate))
+        for spent, (text, _, finish), schema in zip(compile_s, answers, schemas, strict=True)
     ]
 
 

@@ -46,12 +46,10 @@ class OnlineConfig:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What became of a step: the weights to use from now on, and the errors that decided."""
+    """What became of a step: the weights to use from now on."""
 
     weights: NDArray[np.float32]
     accepted: bool
-    before_ms: float
-    after_ms: float
 
 
 def tune(weights: NDArray[np.float32], acks: NDArray[Any], config: OnlineConfig) -> Tuned:
@@ -72,9 +70,9 @@ def tune(weights: NDArray[np.float32], acks: NDArray[Any], config: OnlineConfig)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
     after = pack(model)
-    errors = [_held_out_error(w, samples, cut) for w in (weights, after)]
-    accepted = errors[1] <= errors[0] * (1 + config.tolerance)
-    return Tuned(after if accepted else weights, accepted, *errors)
+    before_ms, after_ms = (_held_out_error(w, samples, cut) for w in (weights, after))
+    accepted = after_ms <= before_ms * (1 + config.tolerance)
+    return Tuned(after if accepted else weights, accepted)
 
 
 def first_part(samples: Samples, cut: int) -> Samples:

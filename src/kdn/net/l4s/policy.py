@@ -97,7 +97,7 @@ class LastValue:
 
 
 def _flat(delay: float) -> Forecast:
-    return Forecast(delay, 0.0, delay, delay, delay)
+    return Forecast(delay, delay)
 
 
 def _tail(forecast: Forecast) -> float:

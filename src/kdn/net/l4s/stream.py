@@ -307,11 +307,7 @@ def replay(weights: Floats, samples: Samples) -> Floats:
 class Forecast:
     """One queue's next delay, in ns above the path's minimum."""
 
-    delay: float
-    sharp: float
-    """Logit of a sharp change."""
     median: float
-    p90: float
     p99: float
 
 
@@ -356,10 +352,7 @@ def _forecast(out: Floats) -> Forecast:
     newest = float(out[OUTPUTS])
     p90 = max(float(out[3]), float(out[2]))  # quantiles do not cross
     return Forecast(
-        delay=unsquash(newest + float(out[0])),
-        sharp=float(out[1]),
         median=unsquash(newest + float(out[2])),
-        p90=unsquash(newest + p90),
         p99=unsquash(newest + max(float(out[4]), p90)),
     )
 

@@ -145,7 +145,6 @@ class Call:
     seconds: float = 30.0
     seed: int = 1
     start_bps: float = START_RATE_BPS
-    by_table: bool = True
     state: CallState = field(init=False)
     world: State = field(init=False)
     _lost: int = 0

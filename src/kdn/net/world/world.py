@@ -106,11 +106,6 @@ class World:
     def now_ns(self) -> int:
         return int(self.state.clock[0]["now"])
 
-    @property
-    def events(self) -> int:
-        """How many events have happened."""
-        return int(self.state.clock[0]["handled"])
-
     def run(
         self, until_s: float | None = None, tick: Callable[[float], None] | None = None
     ) -> None:

@@ -76,10 +76,6 @@ class ChosenConfiguration:
     predicted_s: float
     """Until the last token: the work before it, and its own."""
     reasons: tuple[str, ...]
-    num_considered: int
-    num_fitting: int
-    is_shrunk: bool = False
-    """Nothing of the space fitted; it lies outside."""
 
 
 def best_fit(
@@ -94,17 +90,12 @@ def best_fit(
     if fitting:
         chosen, demand = max(fitting, key=lambda pair: pair[1].total_bytes)
         why = f"it needs most of the {len(fitting)} that fit into {_mib(free_bytes)}"
-        return ChosenConfiguration(chosen, demand, demand.seconds, (why,), len(found), len(fitting))
-    return _shrunk(space, demand_of, free_bytes, len(found), is_joint=is_joint)
+        return ChosenConfiguration(chosen, demand, demand.seconds, (why,))
+    return _shrunk(space, demand_of, free_bytes, is_joint=is_joint)
 
 
 def _shrunk(
-    space: ConfigurationSpace,
-    demand_of: DemandOf,
-    free_bytes: int,
-    num_considered: int,
-    *,
-    is_joint: bool,
+    space: ConfigurationSpace, demand_of: DemandOf, free_bytes: int, *, is_joint: bool
 ) -> ChosenConfiguration:
     """As many chunks as fit: stuffed where they must be read together, else one by one."""
     method = Method.STUFF if is_joint else Method.MAP_RERANK
@@ -117,9 +108,7 @@ def _shrunk(
         else f"not even one chunk fits into {_mib(free_bytes)}: it waits for memory"
     )
     demand = demand_of(chosen)
-    return ChosenConfiguration(
-        chosen, demand, demand.seconds, (why,), num_considered, len(fitting), is_shrunk=True
-    )
+    return ChosenConfiguration(chosen, demand, demand.seconds, (why,))
 
 
 @dataclass(frozen=True)
@@ -157,11 +146,11 @@ def choose(
     ]
     fitting = [one for one in found if one.demand.start_bytes <= _free_for(one.demand, load)]
     if not fitting:
-        return _fallback(space, chunks, model, load, len(found), max_context, is_joint=is_joint)
+        return _fallback(space, chunks, model, load, max_context, is_joint=is_joint)
     reasons = [f"{len(fitting)} of {len(found)} fit into {_mib(load.free_bytes)} of free memory"]
     kept = _in_time(fitting, load, deadline_s, reasons)
     if not kept and may_quote:
-        return _quoted(model, chunks, reasons, len(found), len(fitting))
+        return _quoted(model, chunks, reasons)
     kept = kept or [_quickest(fitting)]
     chosen = _preferred(kept, space, cold, model, load, preference, reasons)
     stored = sum(chunk.num_stored for chunk in chunks[: chosen.configuration.num_chunks])
@@ -172,8 +161,6 @@ def choose(
         chosen.demand,
         load.ahead_s + chosen.demand.seconds,
         tuple(reasons),
-        len(found),
-        len(fitting),
     )
 
 
@@ -197,7 +184,6 @@ def _fallback(
     chunks: Sequence[ChunkState],
     model: DemandModel,
     load: EngineLoad,
-    num_considered: int,
     max_context: int,
     *,
     is_joint: bool,
@@ -211,7 +197,6 @@ def _fallback(
         space.within(most),
         lambda one: model.demand(one, chunks),
         load.free_bytes,
-        num_considered,
         is_joint=is_joint,
     )
     return replace(shrunk, predicted_s=load.ahead_s + shrunk.demand.seconds)
@@ -232,18 +217,11 @@ def _in_time(
 
 
 def _quoted(
-    model: DemandModel,
-    chunks: Sequence[ChunkState],
-    reasons: list[str],
-    num_considered: int,
-    num_fitting: int,
+    model: DemandModel, chunks: Sequence[ChunkState], reasons: list[str]
 ) -> ChosenConfiguration:
     quote = RagConfiguration(Method.EXTRACT, 1)
     reasons.append("none is quick enough: the best passage is quoted")
-    demand = model.demand(quote, chunks)
-    return ChosenConfiguration(
-        quote, demand, 0.0, tuple(reasons), num_considered, num_fitting, is_shrunk=True
-    )
+    return ChosenConfiguration(quote, model.demand(quote, chunks), 0.0, tuple(reasons))
 
 
 def _preferred(

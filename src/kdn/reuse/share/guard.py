@@ -9,7 +9,7 @@ import math
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from kdn.core import Blend, Fingerprint, Generator, Request, Retention, Sampling, Share, Token
@@ -88,11 +88,6 @@ class ShareGuard:
             if len(recent) >= _FEWEST and mean > self._limit:
                 self._stopped.add(receiver)
         self._trace.event("share.guard", kl=kl, mean=mean, trusted=receiver not in self._stopped)
-
-    def stats(self) -> Mapping[str, float]:
-        """The mean KL of the last comparisons, by receiver."""
-        with self._lock:
-            return {name: sum(some) / len(some) for name, some in self._recent.items() if some}
 
     def _first(self, generator: Generator, request: Request) -> tuple[dict[int, float], int]:
         """Log-probabilities of the likeliest first tokens, and how many tokens were shared."""

@@ -62,11 +62,6 @@ class ShareChoice:
         """The layer whose inputs the sender must have stored; None: none."""
         return self.group[0] if self.group is not None and self.group[0] > 0 else None
 
-    def work(self, num_layers: int) -> float:
-        """Counted work, as a share of computing the context. The probe pass of rows is not counted."""
-        layers = 0 if self.group is None else self.group[1] - self.group[0] + 1
-        return layers / num_layers + self.ratio + (MAP_WORK if self.mapped else 0.0)
-
 
 @dataclass(frozen=True)
 class SharedSpan:

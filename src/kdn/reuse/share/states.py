@@ -51,10 +51,6 @@ class StoredStates:
         self._layer, self._dtype, self._loader = layer, dtype, loader
         self._load: Future[Tensor] | None = None
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(reader.num_tokens for reader in self._readers)
-
     def start(self) -> None:
         if self._load is None:
             self._load = self._loader.submit(self._read)

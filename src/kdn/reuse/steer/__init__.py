@@ -13,7 +13,6 @@ from kdn.reuse.steer.edit import (
     score_text,
 )
 from kdn.reuse.steer.folder import RecipeFolder
-from kdn.reuse.steer.look import SentenceLook
 from kdn.reuse.steer.option import (
     AFTER,
     LOOK_WEIGHT,
@@ -22,6 +21,7 @@ from kdn.reuse.steer.option import (
     steer_of,
     steered_from,
 )
+from kdn.reuse.steer.probe import SentenceProbe
 from kdn.reuse.steer.recipe import SteerRecipe, recipe_scales, top_columns
 from kdn.reuse.steer.sentences import sentence_positions, sentence_spans
 from kdn.reuse.steer.spans import MarkedSpan, column_factors, spans_of
@@ -35,7 +35,7 @@ __all__ = [
     "MarkedSpan",
     "RecipeFolder",
     "RunPlan",
-    "SentenceLook",
+    "SentenceProbe",
     "Steer",
     "SteerRecipe",
     "SteerReuse",

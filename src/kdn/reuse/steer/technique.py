@@ -1,7 +1,7 @@
 """Steering as a technique of the stack: columns of the prompt are scaled for the rows that answer.
 
     known factors ──────────────────────────────────────────> the plan, with scales
-    look: the question over the context as it is ─> best sentence ─> the question once more, with scales
+    probe: the question over the context as it is ─> best sentence ─> the question once more, with scales
 
 Nothing before the last message is computed in another way, so all of it is stored and reused as ever;
 what is computed under scales is not stored.
@@ -29,8 +29,8 @@ from kdn.core import (
 )
 from kdn.reuse.shortened import reused_before
 from kdn.reuse.source import StoreSource, close_all, tokens_by_tier
-from kdn.reuse.steer.look import SentenceLook
 from kdn.reuse.steer.option import Steer, steered_from
+from kdn.reuse.steer.probe import SentenceProbe
 from kdn.reuse.steer.recipe import SteerRecipe
 from kdn.reuse.steer.spans import ColumnFactors
 from kdn.reuse.technique import Technique
@@ -76,10 +76,10 @@ class SteerReuse(Technique):
         if not steer.sentences:
             self._told(request, steer.factors)
             return replace(planned, plan=_steered(plan, scales, since))
-        look = SentenceLook(steer.sentences, since, self._num_layers, steer.asked_to)
+        sentences = SentenceProbe(steer.sentences, since, self._num_layers, steer.asked_to)
 
         def then() -> Plan:
-            best = look.best()
+            best = sentences.best()
             found = () if best is None else tuple((column, steer.weight) for column in best)
             self._told(request, (*steer.factors, *found))
             own = scales_of(found, steer.after, self._num_layers)
@@ -88,7 +88,7 @@ class SteerReuse(Technique):
             again = plan.then() if plan.then else replace(plan, stored=(), rows=(last,))
             return _steered(again, (*scales, *own), since)
 
-        probe = replace(plan, observers=(*plan.observers, look), logits=(), then=then)
+        probe = replace(plan, observers=(*plan.observers, sentences), logits=(), then=then)
         return replace(planned, plan=_kept_before(probe, since))
 
     def _edited(self, request: Request, planned: Planned, recipe: SteerRecipe) -> Planned:

@@ -18,7 +18,7 @@ from kdn.clock import Clock
 from kdn.core import Constraint, Finish, Prompt, Request, Sampling
 from kdn.errors import BadInput
 from kdn.machine.text import counted
-from kdn.model import Document, Message
+from kdn.model import ChatOptions, Document, Message
 from kdn.serve.auth import Caller, caller_of, is_background
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
@@ -112,11 +112,12 @@ def chat_prompt(
     messages: Sequence[Message],
     documents: Sequence[Document],
     salt: str,
+    options: ChatOptions | None = None,
 ) -> Prompt:
     """The prompt of a conversation. Raises Refused for one that is far too long, before it is cut."""
     texts = [*(message.content for message in messages), *(one.text for one in documents)]
     check_length(texts, model.vocabulary, model.max_context, "messages")
-    return model.prompts.segments(messages, documents, salt)
+    return model.prompts.segments(messages, documents, salt, options)
 
 
 def check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:

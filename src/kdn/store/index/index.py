@@ -89,11 +89,6 @@ class Match:
     def num_tokens(self) -> int:
         return sum(hit.num_tokens for hit in self.hits)
 
-    @property
-    def keys(self) -> tuple[BlockKey, ...]:
-        """What to pin for as long as the match is meant to be used."""
-        return tuple(hit.id.key for hit in self.hits)
-
 
 class IndexPiece(NamedTuple):
     """A step of a match: an entry, and how many of its tokens fit."""

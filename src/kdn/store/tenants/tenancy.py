@@ -229,18 +229,6 @@ class Pins:
             if not self._counts[key]:
                 del self._counts[key]
 
-    @contextmanager
-    def held(self, keys: Iterable[BlockKey]) -> Iterator[None]:
-        """Hold `keys` until the block is left."""
-        wanted = tuple(keys)
-        for key in wanted:
-            self.hold(key)
-        try:
-            yield
-        finally:
-            for key in wanted:
-                self.release(key)
-
 
 class Tenancy:
     """Who may hold how much in any one tier, and which blocks may not go. Safe from several threads."""

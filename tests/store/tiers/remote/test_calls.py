@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kdn.clock import ManualClock, SystemClock
 from kdn.errors import Unreachable
-from kdn.store.tiers.remote.breaker import Breaker, BreakerSettings, Phase
+from kdn.store.tiers.remote.breaker import Breaker, BreakerSettings
 from kdn.store.tiers.remote.calls import RemoteCaller, RemoteCallSettings
 
 
@@ -80,7 +80,7 @@ def test_a_failed_call_is_made_again_and_its_end_counts() -> None:
     assert line.ask("asking", second_time) == 7
     with pytest.raises(Unreachable, match="down"):
         line.ask("asking", failing)
-    assert line.phase == Phase.CLOSED
+    assert line.is_open
     line.close()
 
 

@@ -54,11 +54,6 @@ class RemoteCaller:
         """Would a call be made now, rather than refused?"""
         return not self._breaker.is_open()
 
-    @property
-    def phase(self) -> str:
-        """The breaker's phase: closed (all is well), open or trying."""
-        return self._breaker.phase
-
     def ask(self, doing: str, call: Callable[[], T], timeout_s: float | None = None) -> T:
         """What `call` returns. Raises Unreachable when it fails, is refused or takes too long.
 

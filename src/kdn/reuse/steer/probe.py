@@ -1,4 +1,4 @@
-"""Look, then steer: the sentence of the documents that the question attends to most, token for token."""
+"""Probe, then steer: the sentence of the documents that the question attends to most, token for token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdn.core import LayerView
 
-__all__ = ["SentenceLook"]
+__all__ = ["SentenceProbe"]
 
 _MOST_ROWS = 32
 """Of the question only the last rows are observed: they have seen all of it."""
@@ -19,7 +19,7 @@ _EVERY = 2
 
 
 @dataclass
-class SentenceLook:
+class SentenceProbe:
     """Observer: sums the attention that the question's rows pay to each sentence."""
 
     sentences: Sequence[range]
