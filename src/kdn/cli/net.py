@@ -6,14 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from kdn.cli import rtc
-from kdn.cli.options import output_file, output_folder
+from kdn.cli.options import JsonOption, output_file, output_folder
+from kdn.cli.show import emit
 from kdn.errors import BadInput
 
 __all__ = ["app"]
@@ -25,7 +25,6 @@ l4s = typer.Typer(help="Predict the next packet's delay, mark accordingly.", no_
 app.add_typer(l4s, name="l4s")
 app.add_typer(rtc.app, name="rtc")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Policy = Annotated[
     str,
     typer.Option(
@@ -62,7 +61,7 @@ _WORDS = {
 def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
     """One JSON object, or a table: few rows stand side by side, many below one another."""
     if as_json:
-        print(msgspec.json.encode({"rows": rows}).decode())
+        emit({"rows": rows})
         return
     table = Table(title=title)
     if len(rows) <= _NARROW:
@@ -109,7 +108,7 @@ def simulate(
     plots: Annotated[
         Path | None, typer.Option(help="Folder for two pictures.", callback=output_folder)
     ] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run one scenario under a policy, beside the flow that stays in the low-latency queue."""
     from kdn.net.l4s.evaluate import judge, policy_world
@@ -157,7 +156,7 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 4000,
     start: Annotated[Path | None, typer.Option(help="Weights to start from and decide by.")] = None,
     lstm: Annotated[bool, typer.Option(help="Train the LSTM baseline instead.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make the predictor's weights from simulated flows."""
     from kdn.net.l4s.train import Training, make
@@ -187,7 +186,7 @@ def evaluate(
     scenarios: Annotated[
         str, typer.Option("--list", help="frozen, published, transient or light.")
     ] = "frozen",
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Every policy in every scenario of a list."""
     from kdn.net.l4s.evaluate import judge, policy_world
@@ -217,7 +216,7 @@ def run(
     seconds: Seconds = 8.0,
     mbps: Annotated[float, typer.Option(min=1.0, help="The router's link.")] = 50.0,
     loopback: Annotated[bool, typer.Option(help="Do not make network namespaces.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Real packets through the user-space router: the floor, then all-L, then the policy."""
     import numpy as np

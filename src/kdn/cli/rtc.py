@@ -8,21 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.progress import Progress
 from rich.table import Table
 
-from kdn.cli.options import output_file, output_folder
+from kdn.cli.options import JsonOption, output_file, output_folder
+from kdn.cli.show import emit
 from kdn.errors import BadInput
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Real-time video whose codec survives loss.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Controllers = Annotated[
     str,
     typer.Option(
@@ -60,7 +59,7 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="Environment steps of 50 ms.")] = 60_000,
     seed: int = 1,
     safeguard: Annotated[bool, typer.Option(help="GCC drives while loss is high.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Teach a controller by simulated calls; the file keeps the policies that it has already."""
     from kdn.net.rtc.judge import training_tables
@@ -100,7 +99,7 @@ def evaluate(
     num_links: Annotated[int, typer.Option("--links", min=1, help="How many links.")] = 12,
     seconds: Annotated[float, typer.Option(min=3.0, help="Length of a call.")] = 30.0,
     policies: Policies = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Every controller over held-out links (or recorded ones) with clips that nothing was trained on."""
     from kdn.net.rtc.choose import controller
@@ -151,7 +150,7 @@ def call(
         ),
     ] = "simulated",
     policies: Policies = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Call with a real video: code, send, lose, decode; a strip of what viewers saw, and a video each."""
     from kdn.net.rtc.call import STEP_MS, Link
@@ -261,7 +260,7 @@ def _view(running: Any, feedback: Any, name: str, rates: list[float]) -> str:
 
 def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
     if as_json:
-        print(msgspec.json.encode({"rows": rows}).decode())
+        emit({"rows": rows})
         return
     table = Table(title=title)
     for name in rows[0]:
