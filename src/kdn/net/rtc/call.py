@@ -154,7 +154,7 @@ class Call:
     def __post_init__(self) -> None:
         self.state = _fresh(self.table, self.seconds, self.start_bps)
         scenario = self.link.scenario(self.seconds, self.seed)
-        self.world = build(scenario, num_packets=1 << 13, num_log=1 << 12)
+        self.world = build(scenario, num_packets=1 << 15, num_log=1 << 12)
         self._end = int(self.seconds * SECOND)
 
     @property

@@ -39,7 +39,7 @@ class InsideSettings:
     trace: float = 0.95
     """Lambda of the generalised advantage estimate."""
     clip: float = 0.2
-    entropy: float = 0.002
+    entropy: float = 0.0
     rate: float = 1e-3
     log_deviation: float = -1.0
     """Of the actions, at the beginning."""

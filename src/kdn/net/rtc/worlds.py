@@ -45,8 +45,8 @@ def random_link(seed: int) -> Link:
 def changing_link(seed: int, seconds: float) -> Link:
     """A link for one long call: another rate every 3 to 15 s, never the same course twice."""
     random = np.random.default_rng(seed)
-    most = _log_uniform(random, 0.8, MOST_MBPS)
-    least = _log_uniform(random, LEAST_MBPS, most / 2)
+    most = _log_uniform(random, 0.5, 1.5)  # about the codec's own rates
+    least = _log_uniform(random, 0.1, most / 2)
     changes = np.cumsum(random.uniform(3.0, 15.0, int(seconds / 3.0) + 1))
     changes = np.append(0.0, changes[changes < seconds])
     rates = random.uniform(least, most, len(changes)) * 1e6
