@@ -58,7 +58,7 @@ def steer_notes(
     notes = [_count_note(judged)]
     notes += [_by_set(judged, arm, said) for arm, said in _SAID.items()]
     notes += [_right_and_wrong(judged, arm, _SAID[arm]) for arm in _ERRING]
-    notes += [_selection_note(judged, fit), *_harm_notes(judged), *_timing_notes(rounds)]
+    notes += [*_selection_notes(judged, fit), *_harm_notes(judged), *_timing_notes(rounds)]
     return tuple(notes)
 
 
@@ -129,28 +129,33 @@ def _right_and_wrong(judged: Sequence[JudgedItem], arm: str, said: str) -> str:
     return f"{said} takes the answer's sentence for {of_right}. It takes another for {of_wrong}."
 
 
-def _selection_note(judged: Sequence[JudgedItem], fit: Sequence[JudgedItem]) -> str:
-    best, is_chosen = (
-        chosen_selection(fit),
-        any(name in one["arms"] for one in fit for name in TWINS),
-    )
+def _selection_notes(judged: Sequence[JudgedItem], fit: Sequence[JudgedItem]) -> list[str]:
+    """Of the selection that was chosen on the other half, and of the published one."""
+    best = chosen_selection(fit)
+    num_fit = sum(any(name in one["arms"] for name in TWINS) for one in fit)
     how = (
-        "was chosen on the half `fit`"
-        if is_chosen
+        f"was chosen on the half `fit` ({num_fit} items)"
+        if num_fit
         else "stands here, since none was judged on `fit`"
     )
-    plain = verdict(gain_of(judged, best), num_clusters(judged, best))
-    twin = verdict(gain_of(judged, best, beside=TWINS[best]), num_clusters(judged, TWINS[best]))
     share, oracle = gain_of(judged, best), gain_of(judged, "oracle")
     of_oracle = ""
     enough = num_clusters(judged, best) >= FEWEST_CLUSTERS
     if enough and share is not None and oracle is not None and oracle[0] > 0:
         percent = 100 * share[0] / oracle[0]
         of_oracle = f" That is {percent:.0f} % of the right sentence's gain (65 % is the goal)."
-    return (
-        f"Of the selections without a question `{best}` {how}: against plain it {plain}; less its random"
-        f" twin it {twin}.{of_oracle}"
-    )
+    said = _beside_its_twin(judged, best)
+    notes = [f"Of the selections without a question `{best}` {how}: {said}.{of_oracle}"]
+    if best != "published" and num_clusters(judged, "published"):
+        notes.append(f"The published selection: {_beside_its_twin(judged, 'published')}.")
+    return notes
+
+
+def _beside_its_twin(judged: Sequence[JudgedItem], name: str) -> str:
+    plain = verdict(gain_of(judged, name), num_clusters(judged, name))
+    twin = verdict(gain_of(judged, name, beside=TWINS[name]), num_clusters(judged, TWINS[name]))
+    count = sum(name in one["arms"] for one in judged)
+    return f"against plain, on {count} items, it {plain}; less its random twin it {twin}"
 
 
 def _harm_notes(judged: Sequence[JudgedItem]) -> list[str]:
