@@ -14,6 +14,7 @@ from kdn.bench.jobs.grid import (
     FCFS,
     OURS,
     PAPER,
+    PREFLOW,
     RIVAL,
     Cell,
     Gains,
@@ -76,7 +77,7 @@ def test_short_jobs_first_is_quicker_in_the_mean_and_no_quicker_in_all() -> None
     first = simulated(jobs, FCFS, MS_A_TOKEN, 0)
     assert first.mean_s == pytest.approx((0.1 + 0.39 + 0.49) / 3)
     assert (first.longest_wait_s, first.per_s) == (0.39, 6.0)
-    for policy in (RIVAL, PAPER, OURS):
+    for policy in (RIVAL, PREFLOW, PAPER, OURS):
         found = simulated(jobs, policy, MS_A_TOKEN, 0)
         assert found.mean_s == pytest.approx((0.1 + 0.19 + 0.49) / 3)
         assert found.per_s == 6.0

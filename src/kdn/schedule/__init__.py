@@ -9,6 +9,7 @@ from __future__ import annotations
 from kdn.schedule.families import Families
 from kdn.schedule.named import POLICIES, make_policy
 from kdn.schedule.packing import pack
+from kdn.schedule.preflow import Preflow
 from kdn.schedule.queue import (
     Fcfs,
     Priority,
@@ -36,6 +37,7 @@ __all__ = [
     "LongestMatch",
     "PrefixCache",
     "PrefixJob",
+    "Preflow",
     "Priority",
     "RequestQueue",
     "ScheduleDecision",

@@ -11,7 +11,7 @@ from kdn.schedule.shortest import Costed
 
 __all__ = ["POLICIES", "make_policy"]
 
-_FILES = ("queue", "shortest", "families")
+_FILES = ("queue", "shortest", "families", "preflow")
 """The files of this room that define policies: a new one is a file, and its name here."""
 
 

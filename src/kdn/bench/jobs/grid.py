@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 FCFS, RIVAL, PAPER, OURS = "fcfs", "shortest-miss", "calibrated", "families"
+PREFLOW = "preflow"
 PACK_TOKENS = 256
 LIVE_CACHE = 5
 LOADS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
@@ -150,7 +151,7 @@ def _curves(
         }
 
     fine = sorted({*LOADS, *_FINE})
-    found = {FCFS: at(FCFS, LOADS), RIVAL: at(RIVAL, LOADS)}
+    found = {name: at(name, LOADS) for name in (FCFS, RIVAL, PREFLOW)}
     return found | {PAPER: at(PAPER, fine), OURS: at(OURS, fine)}
 
 
@@ -189,7 +190,7 @@ def _details(workload: str, pattern: str, users: int, curves: Curves) -> list[Ro
         | {"cache, users": users, "load": load, "policy": policy}
         | shown(curves[policy][load])
         for load in LOADS
-        for policy in (FCFS, RIVAL, PAPER, OURS)
+        for policy in (FCFS, RIVAL, PREFLOW, PAPER, OURS)
     ]
 
 
