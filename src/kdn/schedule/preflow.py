@@ -53,4 +53,5 @@ def _work(num_tokens: int, num_cached: int) -> int:
 
 def _logarithm(value: int) -> int:
     """To base two, in steps, rounded down."""
-    return (value**_STEPS).bit_length() - 1
+    power: int = value**_STEPS
+    return power.bit_length() - 1
