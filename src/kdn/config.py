@@ -25,7 +25,7 @@ from msgspec import Meta
 from kdn.core.share import ShareConfig
 from kdn.cost.settings import CostConfig
 from kdn.errors import BadConfig
-from kdn.machine.files import home_folder
+from kdn.machine.files import expanded, home_folder
 from kdn.schedule import POLICIES
 from kdn.store.settings import StoreConfig
 
@@ -387,7 +387,7 @@ def _explained(room: str, kind: type[_Room], values: Mapping[str, Any], said: st
 
 def _decode(kind: type[Any], value: object) -> object:
     if kind is Path and isinstance(value, str):
-        return Path(value).expanduser()
+        return expanded(value)
     raise ValueError(f"expected a path as text, got {value!r}")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import kdn
 from kdn.api.answering import Answering
 from kdn.api.checked import checked
+from kdn.clock import ManualClock
 from kdn.core import Request, Sampling
 from kdn.errors import BadInput, KdnError
 
@@ -135,11 +137,34 @@ def test_what_python_itself_says_of_a_call_stays(k: kdn.Kdn) -> None:
         ({"home": "x" * 5_000}, "cannot be used .File name too long.; choose another"),
         ({"home": 3}, "home is 3; it must be"),
         ({"config": {}}, "config is a dict; it must be a kdn.Config or None"),
+        ({"home": ""}, "home is ''; it must name a folder"),
+        ({"home": "a\0b"}, "'a.x00b' holds a NUL character"),
+        ({"home": "~no-such-user/x"}, "'~no-such-user/x': no such user here"),
+        ({"adapters": {"a": "~no-such-user"}}, "no such user here"),
+        ({"clock": 3}, r"clock is 3; it must be an object with now\(\) and wall\(\) or None"),
+        ({"clock": ManualClock}, r"clock is a type; it must be an object with now\(\)"),
+        ({"trace": "no"}, r"trace is 'no'; it must be an object with event\(\) or None"),
     ],
 )
 def test_an_opening_is_checked_too(named: dict[str, Any], why: str) -> None:
     with pytest.raises(BadInput, match=why):
         kdn.open("no-such-model", **named)
+
+
+@pytest.mark.parametrize(
+    ("opening", "right"),
+    [(kdn.open, {"model": "no-such-model"}), (kdn.open_models, {"models": ["no-such-model"]})],
+)
+def test_no_argument_of_an_opening_ends_in_another_error(
+    tmp_path: Path, opening: Callable[..., Any], right: dict[str, Any]
+) -> None:
+    """What is right but for the model ends in UnknownModel, which is a kdn error too."""
+    for name in inspect.signature(opening).parameters:
+        base = right if name == "config" else right | {"home": tmp_path}
+        own = [{"m": 7}, {"": "x"}, {1: "x"}, {"m": {"a": 3}}, Path("\0"), "~no-such-user", int]
+        wrongs = [one for one in WRONG + own if (name, one) != ("home", "x")]
+        for wrong in wrongs:
+            assert refusal(opening, base | {name: wrong})
 
 
 class Counter:

@@ -48,6 +48,46 @@ def test_a_wrong_name_is_found_before_kernels_are_compiled(tmp_path: Path) -> No
     assert not (tmp_path / "kernels").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"model_type": "lla'),
+        ("tokenizer.json", "{}"),
+        ("model.safetensors", "torn"),
+    ],
+)
+def test_a_damaged_file_is_told_before_kernels_are_compiled(
+    tiny_model: TinyModel, tmp_path: Path, name: str, text: str
+) -> None:
+    folder = tiny_model()
+    (folder / name).write_text(text)
+    with pytest.raises(kdn.WeightsError):
+        kdn.open(folder, home=tmp_path)
+    assert not (tmp_path / "kernels").exists()
+
+
+def test_a_foreign_shape_or_adapter_is_told_before_kernels_are_compiled(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    folder = tiny_model()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9}))
+    with pytest.raises(kdn.WeightsError, match="lacks the tensor model"):
+        kdn.open(folder, home=tmp_path)
+    with pytest.raises(kdn.WeightsError, match="adapter_config"):
+        kdn.open(tiny_model(), home=tmp_path, adapters={"a": tmp_path})
+    wrongs: list[dict[str, Any]] = [
+        {"dtype": "float8"},
+        {"device": "tpu"},
+        {"quantization": "int3"},
+        {"dtype": ""},
+    ]
+    for wrong in wrongs:
+        with pytest.raises(kdn.BadInput):
+            kdn.open(tiny_model(), home=tmp_path, **wrong)
+    assert not (tmp_path / "kernels").exists()
+
+
 def test_requests_that_leave_it_open_take_it(tiny_model: TinyModel, tmp_path: Path) -> None:
     folder = tiny_model()
     said = {"do_sample": True, "temperature": 0.25}

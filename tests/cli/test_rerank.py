@@ -68,6 +68,14 @@ def test_nothing_to_rank_is_said(tmp_path: Path, tiny: Path) -> None:
     done = kdn(tmp_path, "rerank", "why", "--documents", tmp_path / "bad.jsonl", "--model", tiny)
     assert done.code == 2
     assert "has a `text`" in done.err
+    for line, said in (
+        ('{"text": NaN}', "no-text.jsonl:2: NaN is no number in JSON"),
+        ('{"text": "a", "text": "b"}', "no-text.jsonl:2: the key 'text' stands twice"),
+        ("[" * 100_000, "no-text.jsonl:2: no JSON that is read"),
+    ):
+        (tmp_path / "no-text.jsonl").write_text(f"fine\n{line}\n", "utf-8")
+        done = kdn(tmp_path, "rerank", "why", "-d", tmp_path / "no-text.jsonl", "--model", tiny)
+        assert (done.code, said in done.err) == (2, True), done.err
 
 
 def test_documents_ingested_for_ranking_are_not_computed_by_the_answer(

@@ -21,7 +21,9 @@ def load_tiny(
     folder: Path, cache: Path, dtype: str = "float32", kernels: Kernels | None = None
 ) -> LoadedModel:
     """A tiny model on the CPU."""
-    return load_model(folder, cache_dir=cache, dtype=dtype, device="cpu", kernel=kernels)
+    return load_model(
+        folder, cache_dir=cache, dtype=dtype, device="cpu", find_kernels=lambda: kernels
+    )
 
 
 def some_tokens(num_tokens: int, vocab_size: int, seed: int = 0) -> TokenIds:

@@ -144,7 +144,7 @@ def case(
         dtype=dtype,
         device="cpu",
         adapters=adapters,
-        kernel=kernels,
+        find_kernels=lambda: kernels,
     )
     decoder = model.decoder
     suits = KernelAttention.suits(decoder.dtype, "cpu", decoder.config.head_dim)

@@ -131,7 +131,7 @@ def test_one_call_gives_the_bits_of_many(
         dtype="bfloat16",
         device="cpu",
         quantization=quantization,
-        kernel=kernels,
+        find_kernels=lambda: kernels,
     )
     if model.decoder.fused is None:
         assert quantization != "int4"

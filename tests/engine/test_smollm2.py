@@ -28,7 +28,7 @@ def smol(smollm2: Path, model_cache: Path) -> LoadedModel:
 def smol_bf16(request: pytest.FixtureRequest, smollm2: Path, model_cache: Path) -> LoadedModel:
     kernels = request.getfixturevalue("kernels") if request.param == "kernels" else None
     return load_model(
-        smollm2, cache_dir=model_cache, dtype="bfloat16", device="cpu", kernel=kernels
+        smollm2, cache_dir=model_cache, dtype="bfloat16", device="cpu", find_kernels=lambda: kernels
     )
 
 

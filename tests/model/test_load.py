@@ -111,7 +111,13 @@ def test_quantized_smollm2_says_nearly_the_same(
 ) -> None:
     """Mean KL to the fp32 model over a sentence, beside that of plain bf16."""
     exact, plain, eight, four = (
-        load_model(smollm2, cache_dir=model_cache, dtype=dtype, quantization=kind, kernel=kernels)
+        load_model(
+            smollm2,
+            cache_dir=model_cache,
+            dtype=dtype,
+            quantization=kind,
+            find_kernels=lambda: kernels,
+        )
         for dtype, kind in (
             ("float32", "none"),
             ("bfloat16", "none"),

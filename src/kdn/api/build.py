@@ -31,6 +31,7 @@ from kdn.engine import Engine, EngineLimits, KvPool, all_idle, kv_shape
 from kdn.engine.limits import IDLE_PREFIX_BYTES
 from kdn.errors import BadInput
 from kdn.machine.facts import free_memory_bytes
+from kdn.machine.files import expanded
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 from kdn.rank import adapter_folders, layout_adapters
@@ -75,12 +76,12 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     clock, trace = clock or SystemClock(), trace or Recorder()
     own = layout_adapters(model)
     chosen = own | adapter_folders(adapters)
-    kernels = prepared([model], config, trace)
+    find_kernels = prepared([model], config, trace)
     loaded, attention = load(
         model,
         config,
         clock,
-        kernels,
+        find_kernels,
         device=device,
         dtype=dtype,
         quantization="int8" if int8 else quantization,
@@ -248,10 +249,10 @@ def settings_of(home: Path | str | None, config: Config | None) -> Config:
         raise BadInput(f"home is {home} and config has its own, {config.home}: give one of the two")
     if home is not None and not isinstance(home, str | os.PathLike):
         raise BadInput(f"home is a {type(home).__name__}; it must be the path of a folder")
+    if home == "":
+        raise BadInput("home is ''; it must name a folder, such as '.' for this one")
     try:
-        return config or load_config(
-            os.environ, home=None if home is None else Path(home).expanduser()
-        )
+        return config or load_config(os.environ, home=None if home is None else expanded(home))
     except OSError as error:
         raise BadInput(
             f"home {str(home)[:80]!r} cannot be used ({error.strerror}); choose another"

@@ -88,8 +88,7 @@ def _kinds(hint: object) -> tuple[object, ...]:
         return tuple(kind for part in parts for kind in part) if all(parts) else ()
     if hint is None or get_origin(hint) is Literal or get_origin(hint) in _CALLABLE:
         return (NoneType if hint is None else hint,)
-    is_plain = isinstance(hint, type) and get_origin(hint) is None
-    return (hint,) if is_plain and not getattr(hint, "_is_protocol", False) else ()
+    return (hint,) if isinstance(hint, type) and get_origin(hint) is None else ()
 
 
 _CALLABLE = (Callable, get_origin(Callable[[], None]))
@@ -104,7 +103,20 @@ def _fits(given: Any, kind: object) -> bool:
     if kind in (int, float):
         is_number = isinstance(given, Integral if kind is int else Real)
         return is_number and not isinstance(given, bool) and not _is_huge(given)
+    if _is_protocol(kind):
+        can = (callable(getattr(given, name, None)) for name in _methods(kind))
+        return not isinstance(given, type) and all(can)
     return isinstance(given, kind)
+
+
+def _is_protocol(kind: object) -> bool:
+    return bool(getattr(kind, "_is_protocol", False))
+
+
+def _methods(protocol: type) -> list[str]:
+    """What an object of the protocol can be asked to do."""
+    declared = [name for one in protocol.__mro__ if _is_protocol(one) for name in vars(one)]
+    return [name for name in declared if name[0] != "_" and callable(getattr(protocol, name))]
 
 
 def _is_huge(number: Any) -> bool:
@@ -117,6 +129,8 @@ def _words(kind: object) -> str:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) in _CALLABLE:
         return "a function"
+    if isinstance(kind, type) and _is_protocol(kind):
+        return f"an object with {' and '.join(f'{name}()' for name in _methods(kind))}"
     return _WORDS.get(kind, f"a kdn.{getattr(kind, '__name__', kind)}")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdn.config import LibraryConfig
 from kdn.errors import MissingExtra, UnknownModel
+from kdn.machine.files import expanded
 from kdn.model import resolve
 from kdn.rag import Embedder
 from kdn.rag.endpoint import OpenAiEndpoint
@@ -36,7 +37,7 @@ def open_bert(name: str, home: Path) -> MiniLm:
     """A known embedder, or one that lies in a folder. Raises MissingExtra where there is none."""
     from kdn.rag.minilm import MiniLm
 
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         return MiniLm(folder)
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,9 +13,11 @@ import torch
 from kdn.clock import Clock
 from kdn.config import Config
 from kdn.errors import BadInput
+from kdn.machine.files import expanded
 from kdn.machine.process import keep_freed, usable_cores
 from kdn.model import Decoder, LoadedModel, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
+from kdn.model.folder import FindKernels
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel
 from kdn.model.kernels import load as load_kernels
 from kdn.trace import Trace
@@ -21,8 +25,11 @@ from kdn.trace import Trace
 __all__ = ["load", "prepared"]
 
 
-def prepared(models: Sequence[str | Path], config: Config, trace: Trace) -> Kernels | None:
-    """The process ready to load these models, and its compiled kernels. Raises UnknownModel, BadInput."""
+def prepared(models: Sequence[str | Path], config: Config, trace: Trace) -> FindKernels:
+    """The process ready to load these models, and what finds its kernels: on the first call it compiles them.
+
+    Raises UnknownModel, BadInput.
+    """
     for model in models:
         if not isinstance(model, str | os.PathLike):
             raise BadInput(f"model is a {type(model).__name__}; it must be a name or a path")
@@ -33,14 +40,14 @@ def prepared(models: Sequence[str | Path], config: Config, trace: Trace) -> Kern
     keep_freed()
     for model in models:
         resolve(model, config.home)  # a wrong name must not wait for a compiler
-    return _find_kernels(config.home, trace)
+    return functools.cache(partial(_find_kernels, config.home, trace))
 
 
 def load(
     model: str | Path,
     config: Config,
     clock: Clock,
-    kernels: Kernels | None,
+    find_kernels: FindKernels,
     *,
     device: str | None,
     dtype: str | None,
@@ -49,21 +56,22 @@ def load(
     known: Sequence[LoadedModel] = (),
 ) -> tuple[LoadedModel, Attention]:
     """A model in memory, and how it computes attention here. See `load_model`."""
+    on_device = config.engine.device if device is None else device
     loaded = load_model(
         model,
         cache_dir=config.models_folder,
         home=config.home,
         dtype=_choose_dtype(
-            dtype or config.engine.dtype, device or config.engine.device, config.home
+            config.engine.dtype if dtype is None else dtype, on_device, config.home
         ),
-        device=device or config.engine.device,
+        device=on_device,
         quantization=quantization,
-        adapters={name: Path(path).expanduser() for name, path in (adapters or {}).items()},
+        adapters={name: expanded(path) for name, path in (adapters or {}).items()},
         clock=clock,
-        kernel=kernels,
+        find_kernels=find_kernels,
         known=known,
     )
-    return loaded, _choose_attention(loaded.decoder, kernels)
+    return loaded, _choose_attention(loaded.decoder, find_kernels())
 
 
 def _choose_dtype(asked: str, device: str, home: Path) -> str:

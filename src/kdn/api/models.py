@@ -19,7 +19,9 @@ from kdn.api.load import load, prepared
 from kdn.api.store import open_configured_store
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config
+from kdn.core import paths_of, text_of
 from kdn.errors import BadInput
+from kdn.machine.files import expanded
 from kdn.model import LoadedModel
 from kdn.rank import adapter_folders, layout_adapters
 from kdn.store import Store
@@ -90,21 +92,21 @@ def open_models(
     """
     config = settings_of(home, config)
     named = _named(models)
-    by_model = dict(adapters or {})
+    by_model = _adapters_of(adapters)
     _refuse_equal_names(named, by_model)
     clock, trace = clock or SystemClock(), trace or Recorder()
-    kernels = prepared(list(named.values()), config, trace)
+    find_kernels = prepared(list(named.values()), config, trace)
     known: list[LoadedModel] = []
     loaded, rerankers = {}, dict[str, list[str]]()
     for name, model in named.items():
         own = layout_adapters(model)
-        chosen = own | adapter_folders(by_model.get(name))
+        chosen = own | by_model.get(name, {})
         rerankers[name] = [one for one, path in own.items() if chosen[one] == path]
         found = load(
             model,
             config,
             clock,
-            kernels,
+            find_kernels,
             device=device,
             dtype=dtype,
             quantization=quantization,
@@ -133,11 +135,12 @@ def open_models(
 def _named(models: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, str | Path]:
     """The models by the names that callers know them by."""
     if isinstance(models, Mapping):
-        named = dict(models)
+        paths_of(models.values(), "models")
+        named = {text_of(name, "the name of a model"): path for name, path in models.items()}
     elif isinstance(models, str):
         raise BadInput(f"models is the text {models!r}; give a list of names or paths")
     else:
-        pairs = [(_name_of(model), model) for model in models]
+        pairs = [(_name_of(model), model) for model in paths_of(models, "models")]
         named = dict(pairs)
         if len(named) < len(pairs):
             twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
@@ -147,9 +150,20 @@ def _named(models: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str,
     return named
 
 
+def _adapters_of(given: object) -> dict[str, dict[str, Path]]:
+    """The folders of adapters by name, by model."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise BadInput(
+            f"adapters is a {type(given).__name__}; it must map models to their adapters"
+        )
+    return {model: adapter_folders(own) for model, own in given.items()}
+
+
 def _name_of(model: str | Path) -> str:
     """As the model calls itself: its known name, or its path's last part."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     return path.stem or path.resolve().name if path.exists() else str(model)
 
 

@@ -13,6 +13,7 @@ from kdn.cli.commands import Commands
 from kdn.cli.grouped import grouped
 from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, progress_bar, say, tell
+from kdn.machine.files import expanded
 from kdn.machine.text import counted, read_text
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Engines:
         """These engines, each with this model."""
         from kdn.scale.ray import BatchSettings
 
-        home = None if choice.home is None else str(choice.home.expanduser().absolute())
+        home = None if choice.home is None else str(expanded(choice.home).absolute())
         model = (choice.model, home, choice.device, choice.dtype, choice.quantization)
         return BatchSettings(*model, *astuple(self))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kdn.errors import BadConfig, BadInput
-from kdn.machine.files import refuse_unwritable
+from kdn.machine.files import expanded, refuse_unwritable
 
 if TYPE_CHECKING:
     from kdn.api import Kdn, OpenModels
@@ -148,7 +148,7 @@ class ModelChoice:
             name, at, rest = one.partition("@")
             of_model, equals, folder = rest.partition("=")
             if at and equals and "=" not in name:
-                adapters.setdefault(of_model, {})[name] = Path(folder).expanduser()
+                adapters.setdefault(of_model, {})[name] = expanded(folder)
             else:
                 first = next(iter(chosen))
                 name, path = _adapter(one, chosen[first])
@@ -203,7 +203,7 @@ def _named(given: str) -> tuple[str, str]:
     name, equals, model = given.partition("=")
     if equals and name and model and "/" not in name and not Path(given).exists():
         return name, model
-    path = Path(given).expanduser()
+    path = expanded(given)
     return (path.stem or path.resolve().name if path.exists() else given), given
 
 
@@ -218,4 +218,4 @@ def _adapter(given: str, model: str) -> tuple[str, Path]:
     if not (name and equals and folder):
         there = f", or one of {', '.join(own)}" if own else ""
         raise BadConfig(f"--adapter {given!r}: write NAME=FOLDER{there}")
-    return name, Path(folder).expanduser()
+    return name, expanded(folder)

@@ -21,6 +21,7 @@ from kdn.cli.options import (
 )
 from kdn.cli.show import emit, say, tell, time_text
 from kdn.errors import BadInput
+from kdn.machine.sound_json import UnsoundJson, read_sound_json
 from kdn.machine.text import counted, decode_unicode, lines_of, normal_lines, read_text
 
 if TYPE_CHECKING:
@@ -131,9 +132,13 @@ def _typed() -> str:
 def _document(line: str, where: str) -> tuple[str, str]:
     """A string, an object with `text`, or a line that is no JSON and stands for itself."""
     try:
-        told = json.loads(line)
-    except ValueError:
+        told = read_sound_json(line)
+    except UnsoundJson as error:
+        raise BadInput(f"{where}: {error}") from error
+    except json.JSONDecodeError:
         return where, line
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{where}: no JSON that is read: {error}") from error
     if isinstance(told, str):
         return where, told
     if isinstance(told, dict) and isinstance(told.get("text"), str):

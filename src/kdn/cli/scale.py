@@ -12,6 +12,7 @@ import typer
 from kdn.cli.commands import Commands
 from kdn.cli.options import JsonOption
 from kdn.cli.show import say
+from kdn.machine.files import expanded
 
 __all__ = ["app"]
 
@@ -51,7 +52,7 @@ def vllm_args(
     from kdn.scale.startup import check_adapters
 
     given: dict[str, Any] = {
-        "folder": None if folder is None else str(folder.expanduser().absolute()),
+        "folder": None if folder is None else str(expanded(folder).absolute()),
         "memory_bytes": memory_bytes,
         "redis_url": redis_url,
         "peer_url": peer_url,

@@ -13,6 +13,7 @@ from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, tell, tell_failures
 from kdn.cli.steer import RecipeOption, read_recipe
 from kdn.cli.store import store
+from kdn.machine.sound_json import read_sound_json
 from kdn.machine.text import counted, read_text
 
 __all__ = ["lookup", "put", "store", "why"]
@@ -141,16 +142,14 @@ def why(
 
 def _conversation(file: Path) -> tuple[Any, Any]:
     """Messages and documents of a JSON body, or the text as one document."""
-    import json
-
     from kdn.errors import BadInput
 
     text = read_text(file)
     if file.suffix != ".json":
         return "?", [{"id": file.name, "text": text}]
     try:
-        body = json.loads(text)
-    except ValueError as error:
+        body = read_sound_json(text)
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{file} is not valid JSON: {error}") from error
     if not isinstance(body, dict) or "messages" not in body:
         raise BadInput(f"{file} holds no `messages`; give the body of a chat, or a text file")

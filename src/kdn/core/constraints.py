@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kdn.errors import BadInput
+from kdn.machine.sound_json import read_sound_json
 
 __all__ = ["MAX_CONSTRAINT_BYTES", "Constraint", "ConstraintKind"]
 
@@ -82,8 +83,8 @@ class Constraint:
 
 def _as_json(schema: Mapping[str, object] | str) -> str:
     try:
-        found = json.loads(schema) if isinstance(schema, str) else schema
-        text = json.dumps(found)
+        found = read_sound_json(schema) if isinstance(schema, str) else schema
+        text = json.dumps(found, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise BadInput(f"the JSON schema is no JSON ({error}); send a JSON object") from error
     if not isinstance(found, Mapping):

@@ -23,6 +23,7 @@ from kdn.errors import BadInput, NoSpace, StoreError
 
 __all__ = [
     "Files",
+    "expanded",
     "home_folder",
     "locked",
     "make_private",
@@ -41,7 +42,20 @@ _PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
 def home_folder(environ: Mapping[str, str]) -> Path:
     """`$KDN_HOME`, or the user's cache folder for kdn."""
     chosen = environ.get("KDN_HOME")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "kdn"
+    return expanded(chosen) if chosen else Path.home() / ".cache" / "kdn"
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path, with the folder of a user in place of `~` or `~name`.
+
+    Raises BadInput for a user that the machine does not know, and for a NUL, which no path holds.
+    """
+    if "\0" in str(path):
+        raise BadInput(f"{str(path)[:80]!r} holds a NUL character, which no path does; remove it")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise BadInput(f"{str(path)[:80]!r}: no such user here; write the whole path") from error
 
 
 @contextmanager

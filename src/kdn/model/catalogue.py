@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from kdn.errors import MissingExtra, UnknownModel, WeightsError
-from kdn.machine.files import make_private, make_tree_private
+from kdn.machine.files import expanded, make_private, make_tree_private
 from kdn.model.recommended import HubModel, hub_model
 
 __all__ = ["KnownModel", "Member", "Progress", "get", "known_models", "resolve", "unpack_wheel"]
@@ -126,7 +126,7 @@ def resolve(name_or_path: str | Path, home: Path) -> Path:
     Looks for a path, then a known name (in an installed package, then among what `get` brought),
     then a hub id that `get` brought.  Raises UnknownModel that says how to get it.
     """
-    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    name, path = str(name_or_path), expanded(name_or_path)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if name in _KNOWN:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,17 @@ from kdn.model.linear import Linear, build_linear
 from kdn.model.norm import RmsNorm
 from kdn.model.weights import Tensors, open_folder, read_json, weight_files
 
-__all__ = ["build_decoder", "read_config", "read_sampling"]
+__all__ = ["FindKernels", "build_decoder", "no_kernels", "read_config", "read_sampling"]
 
 _HEAD_BITS = 8
 """The head decides between tokens: its weights are kept in 8 bits where the layers' are in 4."""
+
+
+FindKernels = Callable[[], Kernels | None]
+
+
+def no_kernels() -> None:
+    """There are none: torch computes alone."""
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -69,15 +76,18 @@ def build_decoder(
     quantization: Quantization,
     tokenizer_digest: str,
     digests: DigestCache,
-    kernel: Kernels | None = None,
+    find_kernels: FindKernels = no_kernels,
     known: Sequence[Decoder] = (),
 ) -> Decoder:
     """The folder's model in memory, ready to compute. Raises WeightsError for what it cannot be.
 
-    Where one of the `known` has the same weights, they are in memory once.
+    Where one of the `known` has the same weights, they are in memory once.  Kernels are looked for, and
+    perhaps compiled, after all names and shapes were checked.
     """
     config = read_config(folder)
     with open_folder(folder) as tensors:
+        _Builder(config, tensors.without_values(), dtype, torch.device("meta")).check()
+        kernel = find_kernels()
         identity = Identity(
             weights=_weights_digest(folder, tensors, digests),
             tokenizer=tokenizer_digest,
@@ -111,30 +121,39 @@ class _Builder:
         tensors: Tensors,
         dtype: torch.dtype,
         device: torch.device,
-        quantization: Quantization,
-        kernel: Kernels | None,
+        quantization: Quantization = "none",
+        kernel: Kernels | None = None,
     ) -> None:
         self.config, self.tensors = config, tensors
         self.dtype, self.device = dtype, device
         self.quantization, self.kernel = quantization, kernel
 
+    def check(self) -> None:
+        """Raise WeightsError for a tensor that is absent or of another shape."""
+        self.ends()
+        for i in range(self.config.num_layers):
+            self.layer(f"model.layers.{i}")
+
     def decoder(self, identity: Identity) -> Decoder:
-        config = self.config
-        table = (config.vocab_size, config.hidden_size)
-        embedding = self.tensor("model.embed_tokens.weight", *table)
-        head_rows = embedding if config.tied_head else self.tensor("lm_head.weight", *table)
-        ends = Ends(
-            embedding=embedding,
-            final_norm=self.norm("model.norm.weight", config.hidden_size),
-            head=self.build(head_rows, bits=_HEAD_BITS),
-            head_rows=head_rows,
-        )
+        config, ends = self.config, self.ends()
         layers = [
             DecoderLayer(i, config, self.layer(f"model.layers.{i}"))
             for i in range(config.num_layers)
         ]
         fused = KernelLayers.of(self.kernel, config, layers) if self.kernel is not None else None
         return Decoder(config, layers, ends, identity, fused)
+
+    def ends(self) -> Ends:
+        config = self.config
+        table = (config.vocab_size, config.hidden_size)
+        embedding = self.tensor("model.embed_tokens.weight", *table)
+        head_rows = embedding if config.tied_head else self.tensor("lm_head.weight", *table)
+        return Ends(
+            embedding=embedding,
+            final_norm=self.norm("model.norm.weight", config.hidden_size),
+            head=self.build(head_rows, bits=_HEAD_BITS),
+            head_rows=head_rows,
+        )
 
     def layer(self, prefix: str) -> LayerWeights:
         config = self.config

@@ -16,9 +16,8 @@ from kdn.model.adapters import AdapterSet
 from kdn.model.catalogue import resolve
 from kdn.model.decoder import QUANTIZATIONS, Decoder, Quantization
 from kdn.model.digest import DigestCache
-from kdn.model.folder import build_decoder, read_config, read_sampling
+from kdn.model.folder import FindKernels, build_decoder, no_kernels, read_config, read_sampling
 from kdn.model.gguf.file import unpack_gguf
-from kdn.model.kernels import Kernels
 from kdn.model.lora import load_adapter
 from kdn.model.text.chat import ChatTemplate
 from kdn.model.text.grammar import Grammars
@@ -71,23 +70,27 @@ def load_model(
     adapters: Mapping[str, Path] | None = None,
     home: Path | None = None,
     clock: Clock | None = None,
-    kernel: Kernels | None = None,
+    find_kernels: FindKernels = no_kernels,
     known: Sequence[LoadedModel] = (),
 ) -> LoadedModel:
     """The model that goes by a name, or lies at a path (a published folder or a GGUF file).
 
     `cache_dir` keeps unpacked GGUF files and digests between runs; `home` is where `kdn models get`
-    puts models (default: `cache_dir`).  `quantization` keeps the matrices in 8 or 4 bits; `kernel`
-    computes what it can where it is given.  Weights that one of the `known` has too are in memory once.
-    Nothing is downloaded.  Raises UnknownModel, WeightsError, BadConfig.
+    puts models (default: `cache_dir`).  `quantization` keeps the matrices in 8 or 4 bits.  `find_kernels`
+    is called once all files were looked at; what it finds computes what it can.  Weights that one of the
+    `known` has too are in memory once.  Nothing is downloaded.  Raises UnknownModel, WeightsError, BadConfig.
     """
     source = resolve(name_or_path, home or cache_dir)
     place = pick_device(device)
-    kind = pick_dtype(dtype, place)
+    kind, on_cpu = pick_dtype(dtype, place), place.type == "cpu"
     with weights_gate(source):
         folder = source if source.is_dir() else unpack_gguf(source, cache_dir / "unpacked", kind)
         config = read_config(folder)
         tokenizer, template = load_tokenizer(folder, config.eos_token_ids)
+        loras = {
+            one: load_adapter(path, one, config, kind, place)
+            for one, path in (adapters or {}).items()
+        }
         decoder = build_decoder(
             folder,
             dtype=kind,
@@ -95,7 +98,7 @@ def load_model(
             quantization=pick_quantization(quantization),
             tokenizer_digest=tokenizer.digest,
             digests=DigestCache(cache_dir / "digests"),
-            kernel=kernel if place.type == "cpu" and kind == torch.bfloat16 else None,
+            find_kernels=find_kernels if on_cpu and kind == torch.bfloat16 else no_kernels,
             known=[one.decoder for one in known],
         )
         chat = ChatTemplate(template, tokenizer, clock or SystemClock())
@@ -105,12 +108,7 @@ def load_model(
         decoder=decoder,
         tokenizer=tokenizer,
         chat=chat,
-        adapters=AdapterSet(
-            {
-                name: load_adapter(path, name, config, kind, place)
-                for name, path in (adapters or {}).items()
-            }
-        ),
+        adapters=AdapterSet(loras),
         sampling=sampling,
     )
 

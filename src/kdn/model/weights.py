@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -70,7 +71,7 @@ class Tensors:
         if name not in self._handles:
             raise WeightsError(f"{self._where} lacks the tensor {name}; fetch the model again")
         try:
-            tensor: Tensor = self._handles[name].get_tensor(name)
+            tensor = self._read(name)
         except (SafetensorError, RuntimeError) as error:
             raise WeightsError(
                 f"{self._where}: the tensor {name} cannot be read ({error}); fetch the model again"
@@ -81,6 +82,19 @@ class Tensors:
                 f"{shape}; weights and config.json belong to different models"
             )
         return tensor
+
+    def without_values(self) -> Tensors:
+        """The same names and shapes, of tensors that take no memory and are not read."""
+        return _TensorShapes(self._handles, self._where)
+
+    def _read(self, name: str) -> Tensor:
+        tensor: Tensor = self._handles[name].get_tensor(name)
+        return tensor
+
+
+class _TensorShapes(Tensors):
+    def _read(self, name: str) -> Tensor:
+        return torch.empty(self._handles[name].get_slice(name).get_shape(), device="meta")
 
 
 def weight_files(folder: Path) -> list[Path]:

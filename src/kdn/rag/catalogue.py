@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from kdn.machine.files import expanded
 from kdn.machine.text import counted
 from kdn.rag.tables import SourceRow
 
@@ -45,5 +45,5 @@ def named(catalogue: SourceCatalogue, source: str) -> list[str]:
     """The documents of that name, or of the file at that path, or under that folder."""
     if source in catalogue.rows:
         return [source]
-    path = Path(source).expanduser().resolve().as_posix()
+    path = expanded(source).resolve().as_posix()
     return [name for name in catalogue.rows if name == path or name.startswith(f"{path}/")]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kdn.errors import BadInput
+from kdn.machine.files import expanded
 from kdn.rank.layouts import Layout
 
 __all__ = ["MODEL_ALONE", "adapter_folders", "layout_adapters", "packaged_adapters"]
@@ -38,7 +39,7 @@ def adapter_folders(given: object) -> dict[str, Path]:
     for name, folder in given.items():
         if not isinstance(name, str) or not isinstance(folder, str | os.PathLike):
             raise BadInput(f"adapters: {name!r:.60} stands for {folder!r:.60}, which is no folder")
-    return {name: Path(folder).expanduser() for name, folder in given.items()}
+    return {name: expanded(folder) for name, folder in given.items()}
 
 
 def layout_adapters(model: str | Path) -> dict[str, Path]:

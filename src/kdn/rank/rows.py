@@ -11,6 +11,7 @@ from typing import Any
 
 from kdn.errors import BadInput, MissingExtra
 from kdn.machine.files import publish_file, refuse_unwritable
+from kdn.machine.sound_json import UnsoundJson, read_sound_json
 from kdn.machine.text import MAX_TEXT_BYTES, counted, decode_unicode, lines_of
 
 __all__ = ["Row", "check_out", "columns_of", "read_rows", "write_rows"]
@@ -81,7 +82,9 @@ def _json_rows(path: Path, text: str) -> Iterator[dict[str, str]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = read_sound_json(line)
+        except UnsoundJson as error:
+            raise BadInput(f"{path}, line {number}: {error}") from error
         except (ValueError, RecursionError) as error:
             raise BadInput(f"{path}, line {number}: no JSON: {error}") from error
         if not isinstance(row, dict):

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from kdn.errors import BadConfig
+from kdn.machine.files import expanded
 from kdn.store import FarSettings, Store, open_store, read_key_file
 from kdn.trace import Trace, Value
 
@@ -75,7 +76,7 @@ def read_settings(given: Mapping[str, Any]) -> ConnectorSettings:
 
 def _as_path(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
-        return Path(value).expanduser()
+        return expanded(value)
     raise ValueError(f"expected a {kind.__name__}, got {value!r}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdn.core import Fingerprint
 from kdn.errors import BadConfig
+from kdn.machine.files import expanded
 from kdn.machine.text import counted
 from kdn.scale.identity import adapter_files
 from kdn.store import Store
@@ -45,7 +46,7 @@ def check_adapters(given: Sequence[str]) -> dict[str, Path]:
         name, equals, folder = one.partition("=")
         if not (name and equals and folder):
             raise BadConfig(f"the adapter {one!r}: write NAME=FOLDER")
-        path = Path(folder).expanduser()
+        path = expanded(folder)
         if not adapter_files(path):
             raise BadConfig(
                 f"the adapter {name} has no weights in {path}, so its KV could be neither stored nor"

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field
 
 from kdn.clock import Clock
 from kdn.errors import Cancelled
+from kdn.machine.sound_json import UnsoundJson, read_sound_json
 from kdn.serve.errors import Refused
 from kdn.serve.service import Vocabulary
 from kdn.serve.settings import Limits
@@ -200,9 +201,11 @@ def read_json(body: bytes) -> Any:
     """The value of a JSON text. Raises Refused, or JSONDecodeError for what is no JSON."""
     check_values(body)
     try:
-        found = json.loads(body)
+        found = read_sound_json(body)
     except json.JSONDecodeError:
         raise
+    except UnsoundJson as error:
+        raise Refused(f"the body: {error}", param=error.key) from error
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:  # a number of thousands of digits, or bytes that are not UTF-8

@@ -14,6 +14,7 @@ from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdn.errors import WeightsError
+from kdn.machine.files import expanded
 from kdn.serve.auth import ADAPTER_PATHS, ADMIN, caller_of
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Name, bounded_router
@@ -131,7 +132,7 @@ def _folder(allowed: Path | None, asked: str) -> Path:
             "this server loads no adapters: set serve.adapters_folder to the folder that holds them",
             status=403,
         )
-    root = allowed.expanduser().resolve()
+    root = expanded(allowed).resolve()
     folder = root / asked.replace("\0", "\ufffd")
     inside = [path.resolve() for path in (folder, *(folder / name for name in _FILES))]
     if not all(path.is_relative_to(root) for path in inside):

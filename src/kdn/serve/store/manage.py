@@ -6,6 +6,7 @@ A tenant may look up and count its own blocks; everything else is the admin's.
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -19,7 +20,7 @@ from kdn.clock import Clock, SystemClock
 from kdn.core import EXACT, BlockKey, Fingerprint
 from kdn.errors import BadInput
 from kdn.serve.errors import Refused
-from kdn.serve.limits import check_values
+from kdn.serve.limits import read_json
 from kdn.serve.store.grants import Grant
 from kdn.store import Store
 from kdn.store.admin.bundle import export_blocks, import_blocks
@@ -222,11 +223,9 @@ def _bundling(router: APIRouter, store: Store, admin: Check) -> None:
 
 async def read_body(request: Request, kind: type[_Body]) -> _Body:
     """The body as that shape. Raises BadInput."""
-    body = await request.body()
-    check_values(body)
     try:
-        return msgspec.json.decode(body or b"{}", type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        return msgspec.convert(read_json(await request.body() or b"{}"), kind)
+    except (json.JSONDecodeError, msgspec.ValidationError) as error:
         raise BadInput(f"the body does not fit: {error}") from error
 
 
