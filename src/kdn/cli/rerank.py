@@ -20,8 +20,8 @@ from kdn.cli.options import (
     first_adapter,
 )
 from kdn.cli.show import emit, say, tell, time_text
+from kdn.core import UnsoundJson, read_sound_json
 from kdn.errors import BadInput
-from kdn.machine.sound_json import UnsoundJson, read_sound_json
 from kdn.machine.text import counted, decode_unicode, lines_of, normal_lines, read_text
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, tell, tell_failures
 from kdn.cli.steer import RecipeOption, read_recipe
 from kdn.cli.store import store
-from kdn.machine.sound_json import read_sound_json
+from kdn.core import read_sound_json
 from kdn.machine.text import counted, read_text
 
 __all__ = ["lookup", "put", "store", "why"]

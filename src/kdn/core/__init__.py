@@ -39,7 +39,17 @@ from kdn.core.plans import (
     Selector,
     StoredRun,
 )
-from kdn.core.prompts import Prompt, Role, Segment, as_many, paths_of, text_of, texts_of
+from kdn.core.prompts import (
+    Prompt,
+    Role,
+    Segment,
+    UnsoundJson,
+    as_many,
+    paths_of,
+    read_sound_json,
+    text_of,
+    texts_of,
+)
 from kdn.core.requests import (
     Blend,
     Finish,
@@ -116,11 +126,13 @@ __all__ = [
     "Token",
     "TokenIds",
     "TokenProb",
+    "UnsoundJson",
     "Usage",
     "as_many",
     "chain_hash",
     "chain_hashes",
     "paths_of",
+    "read_sound_json",
     "text_of",
     "texts_of",
 ]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kdn.core.prompts import read_sound_json
 from kdn.errors import BadInput
-from kdn.machine.sound_json import read_sound_json
 
 __all__ = ["MAX_CONSTRAINT_BYTES", "Constraint", "ConstraintKind"]
 

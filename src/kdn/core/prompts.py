@@ -1,20 +1,36 @@
-"""Prompts are segments of token ids with a role each; one text is one item where many may be given."""
+"""Prompts are segments of token ids with a role each; and what callers give is read by one rule everywhere:
+one text is one item where many may be given, and JSON is what every reader understands alike."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kdn.core.names import TokenIds
 from kdn.errors import BadInput
 
-__all__ = ["Prompt", "Role", "Segment", "as_many", "paths_of", "text_of", "texts_of"]
+__all__ = [
+    "Prompt",
+    "Role",
+    "Segment",
+    "UnsoundJson",
+    "as_many",
+    "paths_of",
+    "read_sound_json",
+    "text_of",
+    "texts_of",
+]
+
+_SHOWN = 40
 
 
 def as_many(given: object, what: str, *alone: type) -> tuple[Any, ...]:
@@ -77,6 +93,45 @@ def _refuse_half_characters(text: str, what: str) -> None:
             f"{what} holds half a character (U+{ord(text[error.start]):04X}) at {error.start}; decode its "
             'bytes with errors="replace"'
         ) from error
+
+
+class UnsoundJson(ValueError):
+    """A JSON text that readers understand differently; `key` is the key that stands twice, if one does."""
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def read_sound_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises UnsoundJson for a key that stands twice or a number that is not finite, JSONDecodeError for
+    what is no JSON, another ValueError for a number of thousands of digits, RecursionError.
+    """
+    return json.loads(
+        text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite
+    )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        shown = repr(twice[:_SHOWN])
+        raise UnsoundJson(f"the key {shown} stands twice in one object; give it once", twice)
+    return found
+
+
+def _no_number(word: str) -> NoReturn:
+    raise UnsoundJson(f"{word} is no number in JSON; give a finite number, or null")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise UnsoundJson(f"{digits[:_SHOWN]} is beyond the largest number (1.8e308); give less")
+    return number
 
 
 def _shown(given: object) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdn.core import UnsoundJson, read_sound_json
 from kdn.errors import BadInput, MissingExtra
 from kdn.machine.files import publish_file, refuse_unwritable
-from kdn.machine.sound_json import UnsoundJson, read_sound_json
 from kdn.machine.text import MAX_TEXT_BYTES, counted, decode_unicode, lines_of
 
 __all__ = ["Row", "check_out", "columns_of", "read_rows", "write_rows"]
@@ -62,9 +63,9 @@ def _csv_rows(path: Path, text: str, suffix: str) -> Iterator[dict[str, str]]:
     delimiter = "\t" if suffix in _TABS else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header = next(reader, [])
-    twice = [name for place, name in enumerate(header) if name in header[:place]]
-    if twice:
-        raise BadInput(f"{path}: two columns are called {twice[0]!r}; rename one")
+    if len(set(header)) < len(header):
+        twice = Counter(header).most_common(1)[0][0]
+        raise BadInput(f"{path}: two columns are called {twice[:40]!r}; rename one")
     line = reader.line_num + 1
     for cells in reader:
         if cells and len(cells) != len(header):

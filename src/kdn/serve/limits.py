@@ -18,8 +18,8 @@ from fastapi.routing import APIRoute
 from pydantic import AfterValidator, Field
 
 from kdn.clock import Clock
+from kdn.core import UnsoundJson, read_sound_json
 from kdn.errors import Cancelled
-from kdn.machine.sound_json import UnsoundJson, read_sound_json
 from kdn.serve.errors import Refused
 from kdn.serve.service import Vocabulary
 from kdn.serve.settings import Limits
