@@ -59,6 +59,14 @@ def test_a_wrong_shape_is_named(tiny_model: Tiny, model_cache: Path) -> None:
         load_model(folder, cache_dir=model_cache)
 
 
+def test_weights_of_more_layers_are_not_cut_in_silence(tiny_model: Tiny, model_cache: Path) -> None:
+    folder = tiny_model("llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(WeightsError, match=r"more layers than the 1 of config\.json"):
+        load_model(folder, cache_dir=model_cache)
+
+
 def test_torn_weights_are_refused(tiny_model: Tiny, model_cache: Path) -> None:
     folder = tiny_model("llama")
     file = folder / "model.safetensors"

@@ -164,41 +164,68 @@ def _family(raw: Mapping[str, Any]) -> str:
 
 
 def _build(family: str, raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
-    num_heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
-    num_layers = int(raw["num_hidden_layers"])
+    num_heads, hidden = _whole(raw, "num_attention_heads"), _whole(raw, "hidden_size")
+    num_layers = _whole(raw, "num_hidden_layers")
     if not 1 <= num_layers <= _MOST["num_layers"] or num_heads < 1:
         raise ValueError(f"it asks for {num_layers} layers of {num_heads} heads")
-    max_position = int(raw.get("max_position_embeddings", 32_768))
-    head_dim = raw.get("head_dim") or (128 if family == "qwen3" else hidden // num_heads)
-    bias = bool(raw.get("attention_bias", False))
+    max_position = _whole(raw, "max_position_embeddings", 32_768)
+    usual_dim = 128 if family == "qwen3" else hidden // num_heads
+    bias = _flag(raw, "attention_bias")
     eos = generation.get("eos_token_id", raw.get("eos_token_id"))
     return ModelConfig(
         family=family,
         num_layers=num_layers,
         hidden_size=hidden,
-        intermediate_size=int(raw["intermediate_size"]),
+        intermediate_size=_whole(raw, "intermediate_size"),
         num_heads=num_heads,
-        num_kv_heads=int(raw.get("num_key_value_heads") or num_heads),
-        head_dim=int(head_dim),
-        vocab_size=int(raw["vocab_size"]),
+        num_kv_heads=_whole(raw, "num_key_value_heads", num_heads),
+        head_dim=_whole(raw, "head_dim", usual_dim),
+        vocab_size=_whole(raw, "vocab_size"),
         max_position=max_position,
-        rms_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rms_eps=_number(raw, "rms_norm_eps", 1e-6),
         rope=_rope(raw, max_position),
         qkv_bias=family == "qwen2" or (family in ("llama", "qwen3") and bias),
         o_bias=family in ("llama", "qwen3") and bias,
-        mlp_bias=family == "llama" and bool(raw.get("mlp_bias", False)),
+        mlp_bias=family == "llama" and _flag(raw, "mlp_bias"),
         qk_norm=family == "qwen3",
-        tied_head=bool(raw.get("tie_word_embeddings", False)),
+        tied_head=_flag(raw, "tie_word_embeddings"),
         sliding_window=_windows(family, raw, num_layers),
-        eos_token_ids=_ids(eos),
-        bos_token_id=_first(_ids(raw.get("bos_token_id"))),
+        eos_token_ids=_ids("eos_token_id", eos),
+        bos_token_id=_first(_ids("bos_token_id", raw.get("bos_token_id"))),
     )
 
 
-def _ids(value: Any) -> tuple[int, ...]:
+def _whole(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """A whole number; null is the default. Raises ValueError for what `int` would turn into another one."""
+    value = raw[name] if default is None else raw.get(name)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise ValueError(f"{name} is {value!r:.40}, not a whole number")
+    return int(value)
+
+
+def _number(raw: Mapping[str, Any], name: str, default: float) -> float:
+    value = raw.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is {value!r:.40}, not a number")  # noqa: TRY004 one gate for all of them
+    return float(value)
+
+
+def _flag(raw: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r:.40}, not true or false")
+    return default if value is None else value
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
-    return tuple(int(v) for v in value) if isinstance(value, list) else (int(value),)
+    many = value if isinstance(value, list) else [value]
+    return tuple(_whole({name: one}, name) for one in many)
 
 
 def _first(ids: tuple[int, ...]) -> int | None:
@@ -210,14 +237,13 @@ def _windows(family: str, raw: Mapping[str, Any], num_layers: int) -> tuple[int 
         return (None,) * num_layers
     if family == "mistral":
         # Mistral's own config class means 4096 by a missing key; null switches the window off.
-        window = raw.get("sliding_window", 4096)
-        return (None if window is None else int(window),) * num_layers
-    if not raw.get("use_sliding_window", False) or raw.get("sliding_window", 4096) is None:
+        return (_window(raw),) * num_layers
+    window = _window(raw) if _flag(raw, "use_sliding_window") else None
+    if window is None:
         return (None,) * num_layers
-    window = int(raw.get("sliding_window", 4096))
     kinds = raw.get("layer_types")
     if kinds is None:
-        first = int(raw.get("max_window_layers", 28))
+        first = _whole(raw, "max_window_layers", 28)
         kinds = ["full_attention" if i < first else "sliding_attention" for i in range(num_layers)]
     unknown = set(kinds) - {"full_attention", "sliding_attention"}
     if unknown:
@@ -225,27 +251,33 @@ def _windows(family: str, raw: Mapping[str, Any], num_layers: int) -> tuple[int 
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
+def _window(raw: Mapping[str, Any]) -> int | None:
+    if raw.get("sliding_window", 4096) is None:
+        return None
+    window = _whole(raw, "sliding_window", 4096)
+    if window < 1:
+        raise ValueError(f"its sliding window is of {window} tokens")
+    return window
+
+
 def _rope(raw: Mapping[str, Any], max_position: int) -> RopeConfig:
     given = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(given.get("rope_theta", raw.get("rope_theta", 10_000.0)))
+    theta = _number(given, "rope_theta", _number(raw, "rope_theta", 10_000.0))
     kind = str(given.get("rope_type", given.get("type", "default")))
     if kind not in _ROPE_KINDS:
         raise WeightsError(
             f"the model's RoPE is of type {kind!r}; kdn computes {', '.join(_ROPE_KINDS)}"
         )
-    if float(given.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))) != 1.0:
+    if _number({**raw, **given}, "partial_rotary_factor", 1.0) != 1.0:
         raise WeightsError("partial rotary position is not computed by kdn")
     if not (math.isfinite(theta) and theta > 0):
         raise ValueError(f"rope_theta is {theta}")
     if kind == "default":
         return RopeConfig(theta=theta)
-    original = int(
-        given.get("original_max_position_embeddings")
-        or raw.get("original_max_position_embeddings")
-        or max_position
-    )
-    factor = max_position / original if given.get("factor") is None else float(given["factor"])
-    low, high = float(given.get("low_freq_factor", 1.0)), float(given.get("high_freq_factor", 4.0))
+    name = "original_max_position_embeddings"
+    original = _whole(given, name, _whole(raw, name, max_position))
+    factor = _number(given, "factor", max_position / original)
+    low, high = _number(given, "low_freq_factor", 1.0), _number(given, "high_freq_factor", 4.0)
     if not (math.isfinite(factor) and factor > 0 and low < high):
         raise ValueError(f"RoPE is stretched by {factor} between {low} and {high}")
     return RopeConfig(
@@ -255,10 +287,10 @@ def _rope(raw: Mapping[str, Any], max_position: int) -> RopeConfig:
         original_max_position=original,
         low_freq_factor=low,
         high_freq_factor=high,
-        beta_fast=float(given.get("beta_fast") or 32.0),
-        beta_slow=float(given.get("beta_slow") or 1.0),
+        beta_fast=_number(given, "beta_fast", 32.0) or 32.0,
+        beta_slow=_number(given, "beta_slow", 1.0) or 1.0,
         attention_factor=given.get("attention_factor"),
-        mscale=float(given.get("mscale") or 0.0),
-        mscale_all_dim=float(given.get("mscale_all_dim") or 0.0),
-        truncate=bool(given.get("truncate", True)),
+        mscale=_number(given, "mscale", 0.0),
+        mscale_all_dim=_number(given, "mscale_all_dim", 0.0),
+        truncate=_flag(given, "truncate", True),
     )

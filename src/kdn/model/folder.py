@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdn.core import Sampling
+from kdn.errors import WeightsError
 from kdn.model.config import ModelConfig, parse_config
 from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeights, Quantization
 from kdn.model.digest import DigestCache, digest_tensors
@@ -133,6 +134,11 @@ class _Builder:
         self.ends()
         for i in range(self.config.num_layers):
             self.layer(f"model.layers.{i}")
+        if f"model.layers.{self.config.num_layers}.input_layernorm.weight" in self.tensors:
+            raise WeightsError(
+                f"the weights have more layers than the {self.config.num_layers} of config.json, so they"
+                " belong to different models; fetch the model again"
+            )
 
     def decoder(self, identity: Identity) -> Decoder:
         config, ends = self.config, self.ends()
