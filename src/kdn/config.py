@@ -262,8 +262,8 @@ def load_config(
     Raises BadConfig for a file that was asked for and cannot be read, an unknown name (the nearest
     known one is named), or an impossible value.
     """
-    home = home or home_folder(environ)
-    named = file or (Path(environ["KDN_CONFIG"]) if environ.get("KDN_CONFIG") else None)
+    home = home_folder(environ) if home is None else expanded(home)
+    named = file or (expanded(environ["KDN_CONFIG"]) if environ.get("KDN_CONFIG") else None)
     tables = _read_file(named or home / "kdn.toml", must_exist=named is not None)
     for (room, field), text in _read_environment(environ).items():
         tables.setdefault(room, {})[field] = text

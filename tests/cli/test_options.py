@@ -100,3 +100,10 @@ def test_no_option_of_ask_is_passed_over(
     done = kdn(tmp_path, "ask", "Why?", *options)
     assert (done.code, done.out) == (2, "")
     assert says in done.err
+
+
+def test_a_home_may_name_a_user(tmp_path: Path) -> None:
+    """Shells leave `--home=~/x` as it is; the store went into a folder called ~."""
+    home = kdn(tmp_path, "store", "stat", "--home=~no-such-user/x")
+    assert (home.code, "no such user here" in home.err) == (2, True), home.err
+    assert read_settings(Path("~/x")).home == Path.home() / "x"

@@ -31,7 +31,6 @@ from kdn.engine import Engine, EngineLimits, KvPool, all_idle, kv_shape
 from kdn.engine.limits import IDLE_PREFIX_BYTES
 from kdn.errors import BadInput
 from kdn.machine.facts import free_memory_bytes
-from kdn.machine.files import expanded
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 from kdn.rank import adapter_folders, layout_adapters
@@ -252,7 +251,7 @@ def settings_of(home: Path | str | None, config: Config | None) -> Config:
     if home == "":
         raise BadInput("home is ''; it must name a folder, such as '.' for this one")
     try:
-        return config or load_config(os.environ, home=None if home is None else expanded(home))
+        return config or load_config(os.environ, home=None if home is None else Path(home))
     except OSError as error:
         raise BadInput(
             f"home {str(home)[:80]!r} cannot be used ({error.strerror}); choose another"
