@@ -24,13 +24,12 @@ _DIRECTIONS = 0.25
 
 
 @dataclass
-class _AnswerLook:
+class _AnswerProbe:
     """Observer: of the attention to documents that rows pay, the share that goes to some columns, by head."""
 
     first_row: int
     wanted: Tensor
     documents: Tensor
-    num_layers: int
 
     def __post_init__(self) -> None:
         self.share: dict[int, Tensor] = {}
@@ -92,15 +91,14 @@ class SteerFit:
     def _looked(self, item: SteerItem) -> dict[int, Tensor]:
         lab, context, prompt = self._lab, self._lab.make_context(item), self._lab.prompt(item)
         answer = lab.service.model.tokenizer.encode(item.answers[0])
-        look = _AnswerLook(
+        probe = _AnswerProbe(
             prompt.num_tokens - 1,
             torch.tensor(_columns(item, context)),
             torch.tensor(list(context.columns)),
-            lab.num_layers,
         )
         whole = (*prompt.token_ids, *answer)
-        lab.run(Plan(whole, prefix=context.held, observers=(look,), logits=()))
-        return look.share
+        lab.run(Plan(whole, prefix=context.held, observers=(probe,), logits=()))
+        return probe.share
 
     def _keys(self, item: SteerItem, question: str) -> Tensor:
         """fp32 [layers, tokens, kv heads, dim] of the answer's sentence with a question before it."""

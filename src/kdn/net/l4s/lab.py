@@ -23,7 +23,6 @@ _MODULE = "kdn.net.l4s.node"
 class LabRun:
     """One run. `delays_ms` are the judged flow's round trips above the path's own delay."""
 
-    policy: str
     delays_ms: NDArray[np.float64]
     goodput_mbps: float
     sent: dict[str, Any]
@@ -82,4 +81,4 @@ def run_real(
     own = log[log["flow"] == 0]
     delays = (own["t_ack"] - own["t_send"])[own["t_send"] > 1e9] / 1e6 - delay_ms
     mbit = float(own["size"].sum()) * 8e-6
-    return LabRun(policy, delays, mbit / seconds, sent, passed, heard)
+    return LabRun(delays, mbit / seconds, sent, passed, heard)
