@@ -134,7 +134,7 @@ def picture(folder: Path = FOLDER) -> Figure:
         _, _, value = _found(claim, results)
         if value is not None and claim.least > 0:
             values[f"{claim.system}: {claim.what}"] = [(0.0, value / claim.least)]
-    what = "our figure over the lower end of the paper's claim"
+    what = "ours over the lower end of the claim"
     return Figure("Beside the papers", "", what, values, level=1.0, is_linear=True)
 
 

@@ -42,7 +42,7 @@ def run(options: BenchOptions) -> Result:
     torch.set_num_threads(options.threads)
     size = 32 if options.quick else 240
     table = _table(options.seed, size)
-    config = options.describe() | {"rows": size, "block": _BLOCK}
+    config = options.describe() | {"num_rows": size, "block": _BLOCK}
     names = (ONE, TWO, BEFORE, AFTER)
     keys = ("two_actors_ratio", "one_actor_ratio", "one_process_rows_per_s")
     found = Findings.open(options.rows, config, dict.fromkeys(keys))
