@@ -37,6 +37,7 @@ from kdn.bench.engine.work import decode_bytes, prefill_flops
 from kdn.core import TokenIds
 from kdn.errors import EngineFailed
 from kdn.machine.facts import describe_machine
+from kdn.model.attention import ROW_BLOCK
 from kdn.plot import Figure
 
 __all__ = ["FULL", "QUICK", "EngineScale", "measure", "run"]
@@ -226,7 +227,9 @@ class _Measuring:
             for name, rival in self.lineup.others.items()
             if batch == 1 or name != LLAMA  # its Python binding runs one sequence
         }
-        context, num_tokens = self.scale.decode_context, self.scale.decode_tokens
+        context = self.scale.decode_context
+        # Those that decode get a token with each of the passes that the others' prompts are cut into.
+        num_tokens = self.scale.decode_tokens + (batch - 1) * context // ROW_BLOCK
         prompts = self._prompts(context, batch)
         if self.scale.warm:
             _decode(contestants, prompts, num_tokens, 1, self.scale.rest_s)
