@@ -137,14 +137,16 @@ def test_spans_in_python_and_over_http(
         "documents": DOCUMENTS,
         "kdn": {"steer": steer},
     }
+    content = json.dumps(body)
     answer = server.http.post(
-        "/v1/chat/completions",
-        content=json.dumps(body),
-        headers={"content-type": "application/json"},
+        "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
     )
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert error["param"].startswith("kdn.steer")
+    if "NaN" in content or "Infinity" in content:  # no JSON: refused before it has fields
+        assert error["param"] is None
+    else:
+        assert error["param"].startswith("kdn.steer")
     assert (of_shape or says) in error["message"]
     assert is_one_sentence(error["message"])
 
