@@ -128,7 +128,7 @@ def test_recorded_decisions_are_made_again() -> None:
 
 def test_every_policy_goes_by_its_name() -> None:
     names = {"fcfs", "priority", "longest-match", "static", "shortest-miss", "calibrated", "ratio"}
-    assert set(POLICIES) == names | {"families"}
+    assert set(POLICIES) == names | {"families", "preflow"}
     assert all(make_policy(name).name == name for name in POLICIES)
 
 
