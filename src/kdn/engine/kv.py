@@ -381,7 +381,9 @@ def retained_answer(running: RunningRequest) -> RetainedKV | None:
     limit = running.planned.plan.keep if running.planned is not None else None
     stop = capture.stop if limit is None else min(capture.stop, limit.num_tokens)
     token_ids = token_ids[:stop]
-    start = _own_blocks(running, capture)[retains_answer(running)]
+    start, given_to = _own_blocks(running, capture)
+    if retains_answer(running):
+        start = given_to
     if len(token_ids) <= start:
         return None
     return capture.retained(token_ids, start, _recipe(running), is_answer=True)

@@ -316,7 +316,7 @@ class WriteBehind:
             return dropped
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._work, name="kdn-store", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="kdn-write-behind", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
