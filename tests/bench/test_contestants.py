@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from kdn.bench.engine.contestants import KdnContestant, RivalProcess
+from kdn.bench.engine.contestants import Arrivals, KdnContestant, RivalProcess, rate_together
 from kdn.clock import ManualClock
 from kdn.core import (
     Finish,
@@ -18,6 +18,7 @@ from kdn.core import (
     Role,
     StreamEvent,
     Token,
+    TokenIds,
     Usage,
 )
 from kdn.errors import EngineFailed
@@ -118,6 +119,38 @@ def test_a_stream_that_fails_fails_the_benchmark() -> None:
     clock = ManualClock()
     with pytest.raises(EngineFailed, match="unlucky"):
         KdnContestant(Abacus(clock), clock).arrivals_s([(1,)], 13)
+
+
+class Sprinters:
+    """Streams of a token a second; each begins seven after the one before."""
+
+    name = "sprinters"
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def arrivals_s(self, prompts: Sequence[TokenIds], num_tokens: int) -> Arrivals | None:
+        self.asked.append(num_tokens)
+        return [
+            [7.0 * stream + 1.0 + token for token in range(num_tokens)]
+            for stream in range(len(prompts))
+        ]
+
+    def first_token_s(self, prompt: TokenIds) -> float:
+        raise NotImplementedError
+
+
+def test_answers_grow_until_they_are_decoded_together() -> None:
+    # Three tokens end at 3, before 8; twelve end at 12: from 8 to 12 there are 4 of each.
+    sprinters = Sprinters()
+    assert rate_together(sprinters, [(1,), (2,)], 3) == 8 / 4
+    assert sprinters.asked == [3, 12]
+
+
+def test_answers_that_never_meet_are_told() -> None:
+    # The eighth of these begins at 50; one token each ends at 1, 4 at 4, 16 at 16.
+    with pytest.raises(EngineFailed, match="8 answers of 16 tokens never ran side by side"):
+        rate_together(Sprinters(), [(1,)] * 8, 1)
 
 
 @pytest.fixture

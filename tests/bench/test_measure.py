@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from kdn.bench.common.measure import Ratio, decode_rate, interleave, median, ratio
 
 
@@ -45,5 +43,4 @@ def test_decoding_counts_from_the_last_first_token_to_the_first_end() -> None:
 
 
 def test_streams_that_never_meet_have_no_rate() -> None:
-    with pytest.raises(ValueError, match="never decoded side by side"):
-        decode_rate([[1.0, 2.0], [3.0, 4.0]])
+    assert decode_rate([[1.0, 2.0], [3.0, 4.0]]) is None

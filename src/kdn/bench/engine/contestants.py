@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from kdn.bench.common.measure import decode_rate
 from kdn.clock import Clock
 from kdn.core import (
     Finish,
@@ -30,7 +31,14 @@ from kdn.core import (
 )
 from kdn.errors import EngineFailed
 
-__all__ = ["Contestant", "KdnContestant", "Listener", "RivalProcess", "Transformers"]
+__all__ = [
+    "Contestant",
+    "KdnContestant",
+    "Listener",
+    "RivalProcess",
+    "Transformers",
+    "rate_together",
+]
 
 Arrivals = list[list[float]]
 
@@ -47,6 +55,26 @@ class Contestant(Protocol):
     def arrivals_s(self, prompts: Sequence[TokenIds], num_tokens: int) -> Arrivals | None:
         """When each token of prompts run together arrived; None when it cannot run so many."""
         ...
+
+
+_LENGTHENED = (1, 4, 16)
+"""How many times the asked tokens an answer has, one after the other, until all answers decode at once."""
+
+
+def rate_together(contestant: Contestant, prompts: Sequence[TokenIds], num_tokens: int) -> float:
+    """Tokens a second while all decode; answers grow, for a quick one may end before the next begins.
+
+    Raises EngineFailed when no length was enough.
+    """
+    for times in _LENGTHENED:
+        arrivals = contestant.arrivals_s(prompts, num_tokens * times)
+        assert arrivals is not None
+        if (rate := decode_rate(arrivals)) is not None:
+            return rate
+    raise EngineFailed(
+        f"{len(prompts)} answers of {num_tokens * _LENGTHENED[-1]} tokens never ran side by side; "
+        "free the machine of other work and run the benchmark again"
+    )
 
 
 class Listener:

@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 
 from kdn.bench.common.lines import lines_of, over
-from kdn.bench.common.measure import REST_S, Samples, decode_rate, interleave, median, ratio
+from kdn.bench.common.measure import REST_S, Samples, interleave, median, ratio
 from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.busy import busy_decoding
-from kdn.bench.engine.contestants import Contestant, KdnContestant, RivalProcess
+from kdn.bench.engine.contestants import Contestant, KdnContestant, RivalProcess, rate_together
 from kdn.bench.engine.floors import (
     CEILING,
     COPY,
@@ -347,9 +347,7 @@ def _decode(
     """Seconds per token of equal prompts run together, by contestant."""
 
     def side(contestant: Contestant, number: int) -> float:  # noqa: ARG001 (rounds are alike)
-        arrivals = contestant.arrivals_s(prompts, num_tokens)
-        assert arrivals is not None
-        return 1 / decode_rate(arrivals)
+        return 1 / rate_together(contestant, prompts, num_tokens)
 
     sides: dict[str, Callable[[int], float]] = dict(more or {})
     sides |= {name: partial(side, one) for name, one in contestants.items()}

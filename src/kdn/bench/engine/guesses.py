@@ -62,4 +62,6 @@ def _prompts(service: api.Kdn, context: int) -> list[TokenIds]:
 def _token_s(contestant: KdnContestant, prompt: TokenIds, _number: int) -> float:
     arrivals = contestant.arrivals_s([prompt], _NUM_TOKENS)
     assert arrivals is not None
-    return 1 / decode_rate(arrivals)
+    rate = decode_rate(arrivals)
+    assert rate is not None, "one stream of several tokens is always side by side with itself"
+    return 1 / rate
