@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import cast
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +25,14 @@ def amx(kernels: Kernels) -> Kernels:
     return kernels
 
 
+@pytest.fixture(scope="module", params=["vectors", "tiles"])
+def either(request: pytest.FixtureRequest, kernels: Kernels) -> Kernels:
+    """The kernels as they are with AMX, and as they are without."""
+    if request.param == "vectors":
+        return replace(kernels, has_amx=False)
+    return cast("Kernels", request.getfixturevalue("amx"))
+
+
 def matrix(out_size: int, in_size: int) -> Tensor:
     random = torch.Generator().manual_seed(out_size + in_size)
     return torch.randn(out_size, in_size, generator=random).div_(in_size**0.5).bfloat16()
@@ -39,23 +50,25 @@ def near(found: Tensor, expected: Tensor) -> bool:
 @pytest.mark.parametrize("count", [1, 5, 16, 17, 32, 33, 600])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_it_multiplies(shape: tuple[int, int], count: int, with_bias: bool, amx: Kernels) -> None:
+def test_it_multiplies(
+    shape: tuple[int, int], count: int, with_bias: bool, either: Kernels
+) -> None:
     weight, x = matrix(*shape), some_rows(count, shape[1])
     bias = some_rows(1, shape[0], seed=2)[0] if with_bias else None
     expected = torch.nn.functional.linear(
         x.float(), weight.float(), None if bias is None else bias.float()
     )
-    linear = KernelLinear(amx, weight, bias)
+    linear = KernelLinear(either, weight, bias)
     assert near(linear(x), expected)
     assert (linear.wide(x) - expected).abs().max() < 1e-4, "sums are fp32 throughout"
     base = some_rows(count, shape[0], seed=3)
     assert near(linear.onto(base, x), expected + base.float())
 
 
-def test_a_paired_matrix_gates_and_also_gives_both_halves(amx: Kernels) -> None:
+def test_a_paired_matrix_gates_and_also_gives_both_halves(either: Kernels) -> None:
     weight, x = matrix(192, 64), some_rows(45, 64)
     gate, up = (x.float() @ weight.float().T).chunk(2, dim=-1)
-    paired = KernelLinear(amx, weight, paired=True)
+    paired = KernelLinear(either, weight, paired=True)
     assert near(paired(x), torch.cat((gate, up), dim=-1))
     assert near(paired.gated(x), torch.nn.functional.silu(gate) * up)
     twin = PlainLinear(weight).gated(x).float()
@@ -65,26 +78,28 @@ def test_a_paired_matrix_gates_and_also_gives_both_halves(amx: Kernels) -> None:
 @settings(max_examples=40)
 @given(shape=st.sampled_from(SHAPES), count=st.integers(1, 700), data=st.data())
 def test_any_cut_of_the_rows_gives_the_same_bits(
-    shape: tuple[int, int], count: int, data: st.DataObject, amx: Kernels
+    shape: tuple[int, int], count: int, data: st.DataObject, either: Kernels
 ) -> None:
     start = data.draw(st.integers(0, count - 1))
     stop = data.draw(st.integers(start + 1, count))
-    linear = KernelLinear(amx, matrix(*shape))
+    linear = KernelLinear(either, matrix(*shape))
     x = some_rows(count, shape[1])
     assert torch.equal(linear(x[start:stop]), linear(x)[start:stop])
 
 
-def test_rows_may_be_strided(amx: Kernels) -> None:
+def test_rows_may_be_strided(either: Kernels) -> None:
     wide = some_rows(20, 128)
-    linear = KernelLinear(amx, matrix(64, 64))
+    linear = KernelLinear(either, matrix(64, 64))
     assert torch.equal(linear(wide[:, 64:]), linear(wide[:, 64:].contiguous()))
 
 
-def test_odd_sizes_are_left_to_torch(amx: Kernels) -> None:
-    assert KernelLinear.suits(amx, matrix(64, 64), paired=True)
-    assert not KernelLinear.suits(amx, matrix(48, 64), paired=False)
-    assert not KernelLinear.suits(amx, matrix(96, 64), paired=True), "half a panel of each"
-    assert not KernelLinear.suits(amx, matrix(64, 64).float(), paired=False)
+def test_odd_sizes_are_left_to_torch(either: Kernels) -> None:
+    assert KernelLinear.suits(either, matrix(64, 64), paired=True)
+    assert not KernelLinear.suits(either, matrix(48, 64), paired=False)
+    assert not KernelLinear.suits(either, matrix(96, 64), paired=True), "half a panel of each"
+    assert not KernelLinear.suits(either, matrix(64, 64).float(), paired=False)
+    suits = KernelLinear.suits(either, matrix(64, 64), paired=False, int8=True)
+    assert suits == either.has_amx, "integers are multiplied by tiles alone"
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (33, 576), (100, 3, 64)])

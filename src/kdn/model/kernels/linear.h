@@ -19,7 +19,7 @@ typedef struct {
     float *row_scale;          /* of every row, where there is w8; in groups: the sums of its inputs */
     bf16 *y, *tiles; /* `tiles` has room for the rows, rounded up to 32 */
     float *wide;     /* where the sums go unrounded, in place of y */
-    int64_t rows, in, out, x_stride, y_stride, onto_stride, kind, threads;
+    int64_t rows, in, out, x_stride, y_stride, onto_stride, kind, threads, use_amx;
 } Linear;
 
 static inline __m512 silu(__m512 x) {

@@ -1,4 +1,4 @@
-"""The compiled twins of `PackedLinear`, `Int8Linear` (both with AMX) and `GroupedLinear`: bf16 rows."""
+"""The compiled twins of `PackedLinear`, `Int8Linear` (with AMX) and `GroupedLinear`: bf16 rows."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class LinearCall(ctypes.Structure):
         ("onto_stride", ctypes.c_int64),
         ("kind", ctypes.c_int64),
         ("threads", ctypes.c_int64),
+        ("use_amx", ctypes.c_int64),
     )
 
 
@@ -136,7 +137,7 @@ class KernelLinear(CompiledLinear):
         int8: bool = False,
     ) -> None:
         self.out_features, self._in_features = weight.shape
-        self._handle = library.handle
+        self._handle, self._use_amx = library.handle, library.has_amx
         self._bias = None if bias is None else bias.float().contiguous()
         self._kind = _PAIRED if paired else _PLAIN
         self._scale: Tensor | None = None
@@ -161,9 +162,10 @@ class KernelLinear(CompiledLinear):
 
     @staticmethod
     def suits(library: Kernels, weight: Tensor, *, paired: bool, int8: bool = False) -> bool:
-        """True for what the kernel can run: whole tiles of bf16 on a processor that has them."""
-        step = 2 * _SIDE if int8 else _SIDE
-        return library.has_amx and _is_whole(weight, step, paired=paired)
+        """True for what the kernel can run: whole panels of bf16; `int8` only where there is AMX."""
+        if int8 and not library.has_amx:
+            return False
+        return _is_whole(weight, 2 * _SIDE if int8 else _SIDE, paired=paired)
 
     @property
     def form(self) -> int:
@@ -171,11 +173,14 @@ class KernelLinear(CompiledLinear):
 
     def _add_weights(self, call: LinearCall) -> None:
         if self._scale is None:
-            call.w = self._packed.data_ptr()
+            call.w, call.use_amx = self._packed.data_ptr(), self._use_amx
         else:
             call.w8, call.scale = self._packed.data_ptr(), self._scale.data_ptr()
 
     def _multiply(self, call: LinearCall, x: Tensor) -> None:
+        if not self._use_amx:
+            self._handle.kdn_linear(ctypes.byref(call))
+            return
         tiles = torch.empty(-(-x.shape[0] // _SIDE) * _SIDE * self._in_features, dtype=x.dtype)
         call.tiles = tiles.data_ptr()
         if self._scale is None:

@@ -9,9 +9,7 @@
 void kdn_norm(const bf16 *x, int64_t x_stride, const float *weight, float eps, int64_t rows, int64_t size, bf16 *y,
               int64_t threads);
 void kdn_linear4(const Linear *call, int64_t nibbles);
-#ifdef __AMX_BF16__
 void kdn_linear(const Linear *call);
-#endif
 #ifdef __AMX_INT8__
 void kdn_linear8(const Linear *call);
 #endif
@@ -67,9 +65,7 @@ static void multiply(const Step *step, const Matrix *matrix, const bf16 *x, int6
     call.threads = step->call->threads;
     if (matrix->form != WHOLE) call.row_scale = step->sums;
     switch (matrix->form) {
-#ifdef __AMX_BF16__
     case WHOLE: kdn_linear(&call); break;
-#endif
 #ifdef __AMX_INT8__
     case BYTES: kdn_linear8(&call); break;
 #endif
