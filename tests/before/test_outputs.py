@@ -1,7 +1,8 @@
 """Greedy tokens are those that the code of aea6709 gave; probabilities are within rounding of them.
 
 In fp32 (tiny random models) 0.001 nats covers other kernels and other processors.  SmolLM2 runs in
-bfloat16, whose rounding differs between kernels: 0.1 nats, and tokens that lead by at least 0.25.
+bfloat16, whose rounding differs between kernels: what was recorded lies up to 0.2 nats from what fp32
+gives, and the kernels of today up to 0.08.  So 0.25 nats, and tokens that lead by at least 0.25.
 """
 
 from __future__ import annotations
@@ -31,4 +32,4 @@ def test_the_tiny_model_answers_as_before(
 
 @pytest.mark.model
 def test_smollm2_answers_as_before(tmp_path: Path, smollm2: Path, before_home: Path) -> None:
-    alike(cases.smollm2_outputs(before_home, tmp_path), recorded("smollm2"), 0.1)
+    alike(cases.smollm2_outputs(before_home, tmp_path), recorded("smollm2"), 0.25)
