@@ -47,7 +47,10 @@ def main(folder: Path) -> None:
     calls = Calls()
     threading.setprofile(calls.note)
     sys.setprofile(calls.note)
-    model = write_tiny_model(folder / "model", "llama", max_position_embeddings=2048)
+    # Whole panels of 32, as real vocabularies have: the compiled matrices compute the logits too.
+    model = write_tiny_model(
+        folder / "model", "llama", max_position_embeddings=2048, vocab_size=288
+    )
     settings = ServeSettings(port=0)
     with kdn.open(model, config=load_config({}, home=folder / "home")) as service:
         listening = listen(settings)

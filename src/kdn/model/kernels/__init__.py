@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from kdn.model.kernels.attention import KernelAttention
 from kdn.model.kernels.build import Kernels, NoKernel, load
-from kdn.model.kernels.linear import KernelGroupedLinear, KernelLinear
-from kdn.model.kernels.norm import KernelNorm
+from kdn.model.kernels.rows import KernelGroupedLinear, KernelLinear, KernelNorm
 from kdn.model.kernels.step import KernelLayers
 
 __all__ = [

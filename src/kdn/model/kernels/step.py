@@ -14,8 +14,7 @@ from kdn.model.decoder import DecoderLayer, FusedLayers, KvNote, LayerWeights
 from kdn.model.grouped import GROUP
 from kdn.model.kernels.attention import BoundKernel, BoundTables
 from kdn.model.kernels.build import Kernels
-from kdn.model.kernels.linear import CompiledLinear, LinearCall
-from kdn.model.kernels.norm import KernelNorm
+from kdn.model.kernels.rows import CompiledLinear, KernelNorm, LinearCall
 from kdn.model.linear import Linear
 from kdn.model.norm import RmsNorm
 

@@ -1,4 +1,7 @@
-"""The compiled twins of `PackedLinear`, `Int8Linear` (with AMX) and `GroupedLinear`: bf16 rows."""
+"""What is computed of every row by itself, compiled: matrices and norms, on bf16 rows on the CPU.
+
+The twins are `PackedLinear`, `Int8Linear` (with AMX), `GroupedLinear` and `RmsNorm`.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ from torch import Tensor
 from kdn.model.grouped import GROUP, GroupedWeight
 from kdn.model.kernels.build import Kernels
 from kdn.model.linear import Linear, quantized
+from kdn.model.norm import RmsNorm
 
-__all__ = ["CompiledLinear", "KernelGroupedLinear", "KernelLinear", "LinearCall"]
+__all__ = ["CompiledLinear", "KernelGroupedLinear", "KernelLinear", "KernelNorm", "LinearCall"]
 
 _SIDE = 32
+_LANES = 16
 _PLAIN, _PAIRED, _GATED = 0, 1, 2
 _WHOLE, _BYTES = 0, 1
 """Forms of weights; after them come groups of four bits and of eight."""
@@ -237,6 +242,43 @@ class KernelGroupedLinear(CompiledLinear):
         sums = torch.empty(x.shape[0] * (self._in_features // GROUP))
         call.row_scale = sums.data_ptr()
         self._handle.kdn_linear4(ctypes.byref(call), self._nibbles)
+
+
+class KernelNorm(RmsNorm):
+    """x[..., size] -> the same shape, bf16: one pass instead of six."""
+
+    def __init__(self, library: Kernels, weight: Tensor, eps: float) -> None:
+        super().__init__(weight, eps)
+        self._handle = library.handle
+        self._scale = weight.float().contiguous()
+        self._size = weight.shape[0]
+        self._eps_value = ctypes.c_float(eps)
+
+    @property
+    def described(self) -> tuple[int, float]:
+        """The address of the weights, in fp32, and epsilon."""
+        return self._scale.data_ptr(), float(self._eps_value.value)
+
+    @staticmethod
+    def suits(weight: Tensor) -> bool:
+        """True for what the kernel can run."""
+        whole = weight.shape[0] % _LANES == 0
+        return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and whole
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, self._size)
+        y = torch.empty(x.shape, dtype=x.dtype)
+        self._handle.kdn_norm(
+            ctypes.c_void_p(rows.data_ptr()),
+            ctypes.c_int64(rows.stride(0)),
+            ctypes.c_void_p(self._scale.data_ptr()),
+            self._eps_value,
+            ctypes.c_int64(rows.shape[0]),
+            ctypes.c_int64(self._size),
+            ctypes.c_void_p(y.data_ptr()),
+            ctypes.c_int64(torch.get_num_threads()),
+        )
+        return y
 
 
 def _is_whole(weight: Tensor, step: int, *, paired: bool) -> bool:
