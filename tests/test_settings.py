@@ -174,7 +174,7 @@ def test_a_node_takes_its_keys_and_its_certificate_from_the_settings(tmp_path: P
         assert program.stdout is not None
         url = json.loads(program.stdout.readline())["url"]
         trusted = ssl.create_default_context(cafile=tmp_path / "certificate.pem")
-        with httpx.Client(base_url=f"{url}/v1/store", verify=trusted) as http:
+        with httpx.Client(base_url=f"{url}/v1/store", verify=trusted, timeout=60) as http:
             answers = [
                 http.get("/stat", headers={"authorization": f"Bearer {token}"}).status_code
                 for token in ("root", "other")

@@ -193,17 +193,22 @@ def test_a_cancelled_query_is_no_answer(k: kdn.Kdn, library: Library) -> None:
 
 
 def test_a_query_is_cancelled_from_another_thread(k: kdn.Kdn, library: Library) -> None:
-    query, begun = Query(), threading.Event()
+    query, begun, withdrawn = Query(), threading.Event(), threading.Event()
 
     def withdraw() -> None:
         begun.wait(60)
         query.cancel()
+        withdrawn.set()
+
+    def hold(_: object) -> None:
+        begun.set()
+        withdrawn.wait(60)
 
     thread = threading.Thread(target=withdraw)
     thread.start()
     options = QueryOptions(max_tokens=3000, method=Method.STUFF)
     with pytest.raises(Cancelled):
-        answering(k, library).answer(QUESTION, options, lambda _: begun.set(), query)
+        answering(k, library).answer(QUESTION, options, hold, query)
     thread.join()
     assert k.engine.waiting_kv() == 0
 

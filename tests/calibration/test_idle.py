@@ -33,7 +33,7 @@ class Endless:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def __iter__(self) -> Iterator[StreamEvent]:
-        self.cancelled.wait(30)
+        self.cancelled.wait(60)
         yield from ()
 
     def cancel(self) -> None:
@@ -85,7 +85,7 @@ def test_earlier_works_come_first_and_one_that_has_nothing_waits_for_an_end() ->
     idle = Idle(ManualClock(), NoTrace())
     works = [IdleWork("answers", after_answers()), IdleWork("last", noting(last, 2))]
     idle.start(Engine(), always, works)
-    assert done.wait(30)
+    assert done.wait(60)
     answers.append("answer")
     idle.event("engine.finish", request="r1")
     idle.finish("answers")
@@ -106,11 +106,11 @@ def test_nothing_is_run_while_the_engine_is_busy() -> None:
     idle = Idle(ManualClock(), NoTrace())
     idle.start(Engine(), is_idle, [IdleWork("work", noting(done.set, 1))])
     idle.event("engine.finish", request="r1")
-    assert looked.wait(30)
+    assert looked.wait(60)
     assert not done.is_set()
     free.set()
     idle.event("engine.finish", request="r2")
-    assert done.wait(30)
+    assert done.wait(60)
     idle.close()
 
 
@@ -123,7 +123,7 @@ def test_a_fault_costs_the_work_that_has_it_and_no_other() -> None:
 
     idle = Idle(ManualClock(), trace)
     idle.start(Engine(), always, [IdleWork("bad", broken()), IdleWork("good", noting(done.set, 1))])
-    assert done.wait(30)
+    assert done.wait(60)
     idle.close()
     assert [event.fields["work"] for event in trace.events("idle.failed")] == ["bad"]
 
@@ -142,7 +142,7 @@ def test_closing_cancels_what_runs_closes_generators_and_starts_nothing_new() ->
             closed.append(True)
 
     idle.start(engine, always, [IdleWork("asking", asking())])
-    assert engine.submitted.wait(30)
+    assert engine.submitted.wait(60)
     idle.close()
     idle.close()
     assert engine.stream.cancelled.is_set()
@@ -158,7 +158,7 @@ def test_callers_that_finish_a_work_take_turns_with_the_thread() -> None:
 
     def slow() -> IdleSteps:
         begun.set()
-        go_on.wait(30)
+        go_on.wait(60)
         order.append("step")
         yield 0.0
 
@@ -168,11 +168,11 @@ def test_callers_that_finish_a_work_take_turns_with_the_thread() -> None:
 
     idle = Idle(ManualClock(), NoTrace())
     idle.start(Engine(), always, [IdleWork("slow", slow())])
-    assert begun.wait(30)
+    assert begun.wait(60)
     caller = threading.Thread(target=finish)
     caller.start()
     go_on.set()
-    caller.join(30)
+    caller.join(60)
     idle.close()
     assert order == ["step", "finished"]
 

@@ -398,8 +398,22 @@ def test_a_failing_pass_ends_its_request_and_nothing_else(tiny: LoadedModel) -> 
     assert bench.engine.free_kv() == ROOMY.kv_bytes
 
 
+class Gated(NoReuse):
+    """Plans nothing while its gate is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def plan(self, request: Request) -> Planned:
+        assert self.gate.wait(60)
+        return super().plan(request)
+
+
 def test_threads_may_submit_and_close_ends_what_runs(tiny: LoadedModel) -> None:
-    engine = Engine(tiny, TorchAttention(), NoReuse(), ROOMY, SystemClock())
+    planner = Gated()
+    engine = Engine(tiny, TorchAttention(), planner, ROOMY, SystemClock())
     prompts = [some_tokens(20 + n, 200, seed=n) for n in range(8)]
     found: dict[int, list[int]] = {}
 
@@ -415,13 +429,24 @@ def test_threads_may_submit_and_close_ends_what_runs(tiny: LoadedModel) -> None:
     for thread in threads:
         thread.join()
     assert found == {n: greedy(tiny, prompts[n], 6) for n in range(8)}
+    planner.gate.clear()
     endless = engine.submit(
         Request("endless", prompt_of((5, 6)), Sampling(max_tokens=400, ignore_eos=True))
     )
-    next(iter(endless))
+    begun, pulse, told = threading.Event(), threading.Event(), list[object]()
+
+    def hold(event: object) -> None:
+        told.append(event)
+        begun.set()
+        while engine.is_running:
+            pulse.wait(0.001)
+
+    endless.on_event(hold)
+    planner.gate.set()
+    assert begun.wait(60)
     engine.close()
     engine.close()
-    with pytest.raises(EngineFailed, match="closed"):
-        list(endless)
+    (failure,) = [one for one in told if isinstance(one, EngineFailed)]
+    assert "closed" in str(failure)
     with pytest.raises(EngineFailed, match="closed"):
         engine.submit(Request("late", prompt_of((5, 6))))

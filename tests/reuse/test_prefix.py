@@ -129,13 +129,13 @@ class Meeting(DictRemote):
         self.door = threading.Barrier(3)
 
     def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
-        self.door.wait(20)
+        self.door.wait(60)
         return super().head(key, num_bytes)
 
 
 def test_blocks_across_a_network_are_opened_together(tiny: LoadedModel) -> None:
     remote, clock, trace = Meeting(), SystemClock(), NoTrace()
-    settings = RemoteSettings(RemoteCallSettings(timeout_s=30, attempts=1))
+    settings = RemoteSettings(RemoteCallSettings(timeout_s=120, attempts=1))
 
     def afresh() -> Store:
         far = RemoteTier(remote, settings, clock, trace)
@@ -144,7 +144,7 @@ def test_blocks_across_a_network_are_opened_together(tiny: LoadedModel) -> None:
     with afresh() as store:
         writer = RequestContext(tiny, store)
         before, _ = writer.ask(PRELUDE, DOCUMENT, question(1))
-        assert store.flush(20)
+        assert store.flush(60)
         writer.close()
     with afresh() as store:
         reader = RequestContext(tiny, store)

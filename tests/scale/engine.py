@@ -79,7 +79,7 @@ class Rig:
         self.planner.allocated(name, found, table)
         for task in self.planner.step([]).loads:
             self.transfers.load(task)
-            ended = self.transfers.take_finished(10)
+            ended = self.transfers.take_finished(60)
             assert ended.request_ids == {name}
             lost = [number for number, block in enumerate(table) if block in ended.failed_blocks]
             found = min([found, *(number * SIZE for number in lost)])
@@ -92,4 +92,4 @@ class Rig:
         plan = self.planner.step([ScheduledRequest(name, computed, scheduled, lambda: table)])
         for task in plan.saves:
             self.transfers.save(task)
-        assert self.transfers.flush(10)
+        assert self.transfers.flush(60)

@@ -187,9 +187,9 @@ def test_helm_takes_the_chart_and_writes_what_is_read_here() -> None:
 def test_probes_ask_for_what_the_programs_answer(tmp_path: Path) -> None:
     """A node is ready by itself, a router with a server behind it; vLLM's /health is asked by its tests."""
     with open_store(tmp_path) as store, node_server(store, admin_key="k" * 32) as node:
-        assert httpx.get(f"{node}/health").status_code == 200, "probes send no key"
+        assert httpx.get(f"{node}/health", timeout=60).status_code == 200, "probes send no key"
         with routed(node, key="c" * 32) as client:
-            assert httpx.get(client.base_url.join("/health")).status_code == 200
+            assert httpx.get(client.base_url.join("/health"), timeout=60).status_code == 200
     with routed("http://127.0.0.1:9") as client:
         assert any(client.get("/health").status_code == 503 for _ in range(1000))
 

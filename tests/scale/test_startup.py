@@ -20,7 +20,7 @@ def fill(store: Store) -> None:
     """One block, as an engine with the fingerprint PRINT saves it."""
     transfers = Transfers(store, paged(), lambda _adapter: PRINT, TransferCounts())
     transfers.save(SaveTask(None, "", TOKENS, 0, (0, 1)))
-    assert transfers.flush(10)
+    assert transfers.flush(60)
     transfers.close()
 
 

@@ -51,7 +51,7 @@ def test_a_load_begins_where_the_engine_s_own_cache_ends() -> None:
     rig.prefill("a", PROMPT, range(6))
     table = (6, 7, 8, 9, 10)
     rig.transfers.load(LoadTask("b", None, "", PROMPT[:640], 384, table))
-    assert rig.transfers.take_finished(10).failed_blocks == frozenset()
+    assert rig.transfers.take_finished(60).failed_blocks == frozenset()
     assert holds(rig.cache, PROMPT[:640], table, 384)
     assert not rig.cache.layers[0].k[6:9].any(), "what the engine has is not touched"
 
@@ -72,7 +72,7 @@ def test_a_damaged_block_fails_with_all_after_it_and_is_stored_again(tmp_path: P
         file.write_bytes(data)
 
         rig.transfers.load(LoadTask("b", None, "", PROMPT[:640], 0, (6, 7, 8, 9, 10)))
-        ended = rig.transfers.take_finished(10)
+        ended = rig.transfers.take_finished(60)
         assert ended.request_ids == {"b"}
         assert ended.failed_blocks == {8, 9, 10}
         assert holds(rig.cache, PROMPT[:256], (6, 7))
@@ -87,7 +87,7 @@ def test_what_left_the_store_meanwhile_is_named() -> None:
     rig.prefill("a", PROMPT, range(6))
     rig.store.clear()
     rig.transfers.load(LoadTask("b", None, "", PROMPT[:640], 128, (6, 7, 8, 9, 10)))
-    assert rig.transfers.take_finished(10).failed_blocks == {7, 8, 9, 10}
+    assert rig.transfers.take_finished(60).failed_blocks == {7, 8, 9, 10}
 
 
 class Stalling(Store):
@@ -100,7 +100,7 @@ class Stalling(Store):
 
     def open(self, what: BlockHit, *_: object) -> Reader | None:  # type: ignore[override]
         self.reached.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         if self.breaks:
             raise RuntimeError("a fault nobody thought of")
         return super().open(what)
@@ -113,11 +113,11 @@ def test_a_cancelled_load_ends_soon_and_says_so() -> None:
     rig.prefill("a", PROMPT, range(6))
     store.go_on.clear()
     rig.transfers.load(LoadTask("b", None, "", PROMPT[:640], 0, (6, 7, 8, 9, 10)))
-    assert store.reached.wait(10)
+    assert store.reached.wait(60)
     assert rig.transfers.take_finished() == type(rig.transfers.take_finished())()
     rig.transfers.cancel({"b", "nobody"})
     store.go_on.set()
-    assert rig.transfers.take_finished(10).request_ids == {"b"}
+    assert rig.transfers.take_finished(60).request_ids == {"b"}
     assert rig.counts.total()["cancelled_loads"] == 1
     assert not rig.cache.layers[0].k[6:11].any()
 
@@ -129,7 +129,7 @@ def test_any_fault_of_a_load_is_a_miss_and_the_next_load_works() -> None:
     rig.prefill("a", PROMPT, range(6))
     store.breaks = True
     rig.transfers.load(LoadTask("b", None, "", PROMPT[:640], 0, (6, 7, 8, 9, 10)))
-    assert rig.transfers.take_finished(10).failed_blocks == {6, 7, 8, 9, 10}
+    assert rig.transfers.take_finished(60).failed_blocks == {6, 7, 8, 9, 10}
     store.breaks = False
     assert rig.prefill("c", PROMPT, range(6, 12)) == 640
 
@@ -161,9 +161,9 @@ def test_the_engine_may_overwrite_blocks_right_after_the_step() -> None:
     for layer in rig.cache.layers:
         layer.k.zero_()
         layer.v.zero_()
-    assert rig.transfers.flush(10)
+    assert rig.transfers.flush(60)
     rig.transfers.load(LoadTask("b", None, "", PROMPT[:640], 0, tuple(table)))
-    assert not rig.transfers.take_finished(10).failed_blocks
+    assert not rig.transfers.take_finished(60).failed_blocks
     assert holds(rig.cache, PROMPT[:640], table)
 
 

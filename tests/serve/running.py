@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import httpx
 from openai import OpenAI
@@ -33,6 +35,25 @@ class Running:
                 if sample.name == name and labels.items() <= sample.labels.items():
                     return sample.value
         raise KeyError(name)
+
+    @contextmanager
+    def asking(self, path: str, body: bytes) -> Iterator[None]:
+        """A client that has posted `body`, waits for the answer, and leaves at the end of the block."""
+        place = urlsplit(self.url)
+        head = f"POST {path} HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-type: application/json\r\n"
+        with socket.create_connection((str(place.hostname), place.port or 80)) as client:
+            client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            yield
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    """Wait until `is_so()`; two minutes are a failure."""
+    pulse = threading.Event()
+    for _ in range(24_000):
+        if is_so():
+            return
+        pulse.wait(0.005)
+    raise AssertionError("it did not happen within two minutes")
 
 
 @contextmanager

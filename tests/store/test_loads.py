@@ -83,10 +83,10 @@ def test_readers_of_one_block_share_one_load() -> None:
     world, barrier = World(), Barrier(8)
 
     def read(_: int) -> bytes:
-        barrier.wait(10)
+        barrier.wait(60)
         load = world.enter()
         run = bytes(load.layers(0, 1)[0])
-        barrier.wait(10)
+        barrier.wait(60)
         world.loads.leave(FIRST.key, load)
         return run
 

@@ -95,7 +95,7 @@ def test_what_one_process_does_the_other_sees(tmp_path: Path) -> None:
         assert mine.drop(block_id([2]).key)
         assert ask("read 2") == "False"
         other.stdin.close()
-        assert other.wait(20) == 0
+        assert other.wait(60) == 0
     mine.check()
     mine.close()
 
@@ -240,7 +240,7 @@ sys.stdin.read()
             assert store.stat().tiers["disk"].size_bytes == SIZE
         assert len(list((tmp_path / "kv" / "writing").iterdir())) == 1
         other.stdin.close()
-        other.wait(20)
+        other.wait(60)
     with disk_only(tmp_path / "kv", 1000) as store:
         assert store.stat().tiers["disk"].size_bytes == 0
     assert list((tmp_path / "kv" / "writing").iterdir()) == []

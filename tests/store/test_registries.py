@@ -85,7 +85,7 @@ def test_a_remote(tmp_path: Path) -> None:
         settings = StoreConfig(remotes={"dict": {}}, far_poll_s=0)
         with open_store(tmp_path / "kv", disk_bytes=10**6, far=settings) as store:
             store.put(make_block(FIRST))
-            assert store.flush(10)
+            assert store.flush(60)
             assert store.tiers.where(FIRST.key) == ("memory", "disk", "dict")
             match = store.match(MODEL, EXACT, "", tuple(range(200)))
             assert [hit.tier for hit in match.hits] == ["memory"]

@@ -43,7 +43,7 @@ def test_what_was_put_is_found_and_equal_after_a_restart(tmp_path: Path) -> None
         store.put(make_block(FIRST))
         store.write_behind(make_block(SECOND))
         assert found(store) == [(256, "memory"), (44, "memory")]
-        assert store.flush(10)
+        assert store.flush(60)
         store.check()
     with open_store(tmp_path / "kv", disk_bytes=10**9) as store:
         match = store.match(MODEL, EXACT, "", PROMPT)
@@ -152,7 +152,7 @@ def test_putting_twice_is_putting_once(tmp_path: Path) -> None:
         for _ in range(3):
             store.put(make_block(FIRST))
             store.write_behind(make_block(FIRST))
-        store.flush(10)
+        store.flush(60)
         assert store.stat().puts == 1
         assert store.stat().tiers["disk"].blocks == 1
         store.check()
@@ -177,11 +177,11 @@ def test_drop_and_clear_forget_everywhere(tmp_path: Path) -> None:
 def test_a_block_that_is_dropped_while_it_waits_is_not_written(tmp_path: Path) -> None:
     with open_store(tmp_path / "kv", disk_bytes=10**6) as store:
         gate = threading.Event()
-        store.queues.later(0, lambda: gate.wait(10))
+        store.queues.later(0, lambda: gate.wait(60))
         store.write_behind(make_block(FIRST))
         assert store.drop(FIRST.key)
         gate.set()
-        assert store.flush(10)
+        assert store.flush(60)
         assert store.stat().blocks == 0
         store.check()
 
@@ -234,7 +234,7 @@ def test_readers_and_evictions_at_once_never_give_a_wrong_byte(tmp_path: Path) -
 
         with ThreadPoolExecutor(4) as pool:
             assert sum(pool.map(work, range(4))) > 0
-        assert store.flush(10)
+        assert store.flush(60)
         stat = store.stat()
         assert (stat.corrupt, stat.failed) == (0, 0)
         assert stat.evicted > 0
@@ -257,7 +257,7 @@ def test_a_tier_that_cannot_be_used_costs_hits_only() -> None:
     trace = Recorder()
     with Store([MemoryTier(10**6, trace), Unusable()], trace=trace) as store:
         store.write_behind(make_block(FIRST))
-        assert store.flush(10)
+        assert store.flush(60)
         assert found(store) == [(256, "memory")]
         with pytest.raises(StoreError):
             store.put(make_block(SECOND))

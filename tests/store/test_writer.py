@@ -43,7 +43,7 @@ class Durable(MemoryTier):
         self.gate.set()
 
     def put(self, block: EncodedBlock, spare: Spare) -> None:
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         if self.fails:
             raise StoreError("the device is gone")
         super().put(block, spare)
@@ -81,7 +81,7 @@ def test_written_behind_a_block_is_found_before_it_is_durable() -> None:
         assert store.tiers.where(IDS[0].key) == ("memory",)
         assert store.stat().queued_bytes == SIZE, "twice is once"
         durable.gate.set()
-        assert store.flush(10)
+        assert store.flush(60)
         assert store.tiers.where(IDS[0].key) == ("memory", "durable")
         assert (store.stat().puts, store.stat().put_bytes) == (1, SIZE)
 
@@ -95,7 +95,7 @@ def test_what_finds_no_room_in_the_queue_stays_in_memory_and_is_counted() -> Non
         assert store.stat().dropped == 1
         assert [event.fields["tier"] for event in trace.events("store.refuse")] == ["queue"]
         durable.gate.set()
-        assert store.flush(10)
+        assert store.flush(60)
         where = [store.tiers.where(one.key) for one in IDS[:3]]
         assert where == [("memory", "durable")] * 2 + [("memory",)]
 
@@ -107,11 +107,11 @@ def test_a_lossy_block_is_in_no_tier_before_it_went_through_its_codec() -> None:
         durable = Durable()
         with opened(durable) as store:
             held = Event()
-            store.queues.later(0, partial(held.wait, 10))
+            store.queues.later(0, partial(held.wait, 60))
             store.write_behind(block, CODECS[codec])
             assert store.tiers.where(block.id.key) == at_first
             held.set()
-            assert store.flush(10)
+            assert store.flush(60)
             assert store.tiers.where(block.id.key) == ("memory", "durable")
             handle = durable.open(block.id.key)
             assert handle is not None
@@ -134,7 +134,7 @@ def test_far_tiers_take_what_is_worth_it(act: Callable[..., None]) -> None:
     with opened(Durable(), far=[far], worth_writing=worth_writing) as store:
         for block in (BLOCKS[0], small):
             act(store, block)
-        assert store.flush(10)
+        assert store.flush(60)
         assert store.tiers.where(IDS[0].key) == ("memory", "durable")
         assert store.tiers.where(small.id.key) == ("memory", "durable", "dict")
         assert store.stat().not_worth_writing == 1

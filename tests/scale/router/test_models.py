@@ -24,7 +24,7 @@ def ask(client: httpx.Client, model: str) -> httpx.Response:
 
 def ended(url: str) -> dict[str, float]:
     """A server's requests that ended, by how."""
-    text = httpx.get(f"{url}/metrics").text
+    text = httpx.get(f"{url}/metrics", timeout=60).text
     return {
         sample.labels["finished_reason"]: sample.value
         for family in text_string_to_metric_families(text)
@@ -81,7 +81,7 @@ def test_a_key_opens_everything_but_health(tmp_path: Path, tiny_model: Callable[
     with (
         served(tmp_path, model) as [(url, _)],
         routed(url, key=KEY) as client,
-        httpx.Client(base_url=client.base_url) as without,
+        httpx.Client(base_url=client.base_url, timeout=60) as without,
     ):
         assert without.get("/health").status_code == 200
         for path in ("/metrics", "/v1/router", "/v1/models"):

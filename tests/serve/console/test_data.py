@@ -34,8 +34,8 @@ def site(
 def ask(site: Served, path: str, key: str | None = ADMIN.token, **body: Any) -> httpx.Response:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     if body:
-        return httpx.post(site.url + path, json=body, headers=headers)
-    return httpx.get(site.url + path, headers=headers)
+        return httpx.post(site.url + path, json=body, headers=headers, timeout=60)
+    return httpx.get(site.url + path, headers=headers, timeout=60)
 
 
 @pytest.mark.parametrize("path", ["/", "/console.js", "/console.css", "/console.svg"])

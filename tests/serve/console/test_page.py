@@ -153,7 +153,7 @@ def test_every_view_shows_what_the_api_gives_and_no_error(site: Served, page: Pa
     stat = site.kdn.store.stat()
     assert shown == [f"{usage.blocks:,}" for usage in stat.tiers.values()]
     reused = page.run("document.querySelector('.figure b').textContent")
-    with httpx.Client(base_url=site.url) as http:
+    with httpx.Client(base_url=site.url, timeout=60) as http:
         rows = http.get("/v1/kdn/requests?limit=1000").json()["data"]
     prompt = sum(row["prompt_tokens"] for row in rows)
     assert reused == f"{100 * (1 - sum(row['recomputed'] for row in rows) / prompt):.1f} %"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +10,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.serve.running import Running, running
+from tests.serve.running import Running, running, wait_for
 from tests.serve.scripted import ANSWER, ScriptedService
 
 MODEL = "scripted"
@@ -233,11 +232,12 @@ def test_leaving_a_stream_cancels_the_work(server: Running, service: ScriptedSer
     service.pause_at = 5
     try:
         stream = server.openai.chat.completions.create(model=MODEL, messages=ASK, stream=True)
+        running_stream = service.streams[-1]
+        wait_for(lambda: running_stream.num_sent == 5)
         for _ in zip(range(3), stream, strict=False):
             pass
-        running_stream = service.streams[-1]
         stream.close()
-        _wait_for(lambda: running_stream.ended)
+        wait_for(lambda: running_stream.finish is not None)
     finally:
         service.pause_at = None
     assert running_stream.finish is not None
@@ -248,13 +248,14 @@ def test_leaving_a_stream_cancels_the_work(server: Running, service: ScriptedSer
 def test_leaving_a_waiting_answer_cancels_the_work(
     server: Running, service: ScriptedService
 ) -> None:
+    """It gives up after three seconds, in which its request has come to the engine."""
+    num_streams = len(service.streams)
     service.gate.clear()
     try:
         with pytest.raises(openai.APITimeoutError):
-            server.openai.with_options(timeout=0.3).chat.completions.create(
-                model=MODEL, messages=ASK
-            )
-        _wait_for(lambda: service.streams[-1].ended)
+            server.openai.with_options(timeout=3).chat.completions.create(model=MODEL, messages=ASK)
+        assert len(service.streams) == num_streams + 1
+        wait_for(lambda: service.streams[-1].ended)
     finally:
         service.gate.set()
     assert service.streams[-1].cancelled
@@ -271,14 +272,3 @@ def test_thirty_two_at_once_each_get_their_own(server: Running) -> None:
     with ThreadPoolExecutor(32) as pool:
         found = list(pool.map(ask, range(32)))
     assert found == ["x" * (n + 1) + ANSWER[: n + 1] for n in range(32)]
-
-
-def _wait_for(true: object) -> None:
-    """Wait, without a fixed pause, until `true()`; a minute is a failure."""
-    assert callable(true)
-    pulse = threading.Event()
-    for _ in range(6000):
-        if true():
-            return
-        pulse.wait(0.01)
-    raise AssertionError("it did not happen within a minute")

@@ -47,7 +47,8 @@ def url(store: Store) -> Iterator[str]:
 
 
 def as_(url: str, token: str) -> httpx.Client:
-    return httpx.Client(base_url=f"{url}/v1/store", headers={"authorization": f"Bearer {token}"})
+    headers = {"authorization": f"Bearer {token}"}
+    return httpx.Client(base_url=f"{url}/v1/store", headers=headers, timeout=60)
 
 
 def test_a_stranger_gets_nothing(url: str) -> None:

@@ -107,7 +107,7 @@ def test_warming_brings_far_blocks_here() -> None:
 
     with opened() as writer:
         writer.put(make_block(IDS[0]))
-        assert writer.flush(10)
+        assert writer.flush(60)
     with opened() as reader:
         assert reader.index.get(KEYS[0]) is not None
         assert reader.tiers.where(KEYS[0]) == ("dict",)

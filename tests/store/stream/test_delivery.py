@@ -174,14 +174,15 @@ def test_the_node_counts_what_it_sent(tmp_path: Path) -> None:
     with open_store(tmp_path, disk_bytes=10**9) as node, node_server(node) as url:
         node.put(kv_block(0))
         asked = f"{url}/v1/store/blocks/{IDS[0].key}/layers?start=2&stop=4&codec=int8"
-        answer = httpx.get(asked)
+        answer = httpx.get(asked, timeout=60)
         assert answer.status_code == 200
         assert dict(node.stat().delivered) == {"int8": len(answer.content)}
-        told = httpx.get(f"{url}/v1/store/stat").json()
+        told = httpx.get(f"{url}/v1/store/stat", timeout=60).json()
         assert told["delivered_bytes"] == {"int8": len(answer.content)}
         for wrong in ("codec=zip", "codec=int8&start=7&stop=9", "codec=int8&start=4&stop=4"):
             path = f"{url}/v1/store/blocks/{IDS[0].key}/layers?start=0&stop=1&{wrong}"
-            assert httpx.get(path.replace("start=0&stop=1&codec=int8&", "codec=int8&")).is_error
+            path = path.replace("start=0&stop=1&codec=int8&", "codec=int8&")
+            assert httpx.get(path, timeout=60).is_error
 
 
 def test_a_neighbour_cannot_tell_the_block_from_none(tmp_path: Path) -> None:
@@ -191,8 +192,9 @@ def test_a_neighbour_cannot_tell_the_block_from_none(tmp_path: Path) -> None:
     ):
         node.put(kv_block(0))
         bob, query = {"authorization": "Bearer B"}, "layers?start=0&stop=1&codec=int8"
-        there = httpx.get(f"{url}/v1/store/blocks/{IDS[0].key}/{query}", headers=bob)
-        absent = httpx.get(f"{url}/v1/store/blocks/{'0' * 64}/{query}", headers=bob)
+        blocks = f"{url}/v1/store/blocks"
+        there = httpx.get(f"{blocks}/{IDS[0].key}/{query}", headers=bob, timeout=60)
+        absent = httpx.get(f"{blocks}/{'0' * 64}/{query}", headers=bob, timeout=60)
         assert (there.status_code, there.content) == (absent.status_code, absent.content)
         assert there.status_code == 404
 

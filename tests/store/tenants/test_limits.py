@@ -96,12 +96,12 @@ def test_the_admin_decides_over_http_and_nobody_else(tmp_path: Path) -> None:
         for body in bodies:
             for token, status in (("B", 403), ("root", 200)):
                 headers = {"authorization": f"Bearer {token}"}
-                answer = httpx.post(f"{url}/v1/store/quota", json=body, headers=headers)
+                answer = httpx.post(f"{url}/v1/store/quota", json=body, headers=headers, timeout=60)
                 assert answer.status_code == status
         told = answer.json()["bob"]
         assert (told["limit_bytes"], told["priority"]) == (70_000, 3)
         body = {"salt": "bob", "forget": True}
-        answer = httpx.post(f"{url}/v1/store/quota", json=body, headers=headers)
+        answer = httpx.post(f"{url}/v1/store/quota", json=body, headers=headers, timeout=60)
         assert "bob" not in answer.json()
 
 
@@ -114,7 +114,8 @@ def test_a_text_is_put_and_found_over_http(tiny_model: Callable[..., Path], tmp_
         mount_store(app, one.store, grants, TextStore(one, served(one)))
         door = stack.enter_context(listen(settings))
         stack.enter_context(running(make_server(app, settings, log_level="warning"), door))
-        http = stack.enter_context(httpx.Client(base_url=url_of(door, "http") + "/v1/store"))
+        base_url = url_of(door, "http") + "/v1/store"
+        http = stack.enter_context(httpx.Client(base_url=base_url, timeout=60))
         http.headers["authorization"] = "Bearer B"
         document = {"text": "The lamp is lit at dusk. " * 4, "salt": "bob"}
         assert http.post("/lookup-text", json=document).json()["hit_tokens"] == 0
@@ -147,7 +148,8 @@ def test_a_text_that_the_disk_refuses_is_not_acknowledged(
         mount_store(app, one.store, grants, TextStore(one, served(one)))
         door = stack.enter_context(listen(settings))
         stack.enter_context(running(make_server(app, settings, log_level="warning"), door))
-        http = stack.enter_context(httpx.Client(base_url=url_of(door, "http") + "/v1/store"))
+        base_url = url_of(door, "http") + "/v1/store"
+        http = stack.enter_context(httpx.Client(base_url=base_url, timeout=60))
         http.headers["authorization"] = "Bearer root"
         answer = http.post("/put", json={"text": "The lamp is lit at dusk. " * 4})
         assert (answer.status_code, answer.json()["error"]["code"]) == (507, "no_space")

@@ -195,7 +195,7 @@ def test_what_leaves_for_a_remote_is_sealed_note_and_all() -> None:
 
     with engine(RING) as store:
         store.put(BLOCK)
-        assert store.flush(10)
+        assert store.flush(60)
     (listed,) = remote.changes().added
     data = remote.read(KEY, 0, 10**9)
     assert pack_tokens(PROMPT)[:32] not in listed.note + data

@@ -271,7 +271,7 @@ def test_numbers_do_not_wait_for_a_process_that_holds_the_catalogue(tmp_path: Pa
         assert time.monotonic() - began_s < 10, "the lock is held for ever"
         other.execute("ROLLBACK")
         other.close()
-        assert store.flush(20)
+        assert store.flush(60)
         assert store.stat().tiers["disk"].blocks == 3
 
 

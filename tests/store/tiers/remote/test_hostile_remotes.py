@@ -104,7 +104,7 @@ def test_what_others_write_into_redis_costs_the_tier_at_most(
     client.flushall()
     with engine(RedisRemote(redis_url)) as writer:
         writer.put(make_block(FIRST))
-        assert writer.flush(10)
+        assert writer.flush(60)
     if when == "before":
         FOREIGN[what](client)
     with engine(RedisRemote(redis_url)) as store:
@@ -118,7 +118,7 @@ def test_what_others_write_into_redis_costs_the_tier_at_most(
                         assert bytes(reader.layer(0)) == run_of(FIRST, 0)
         store.put(make_block(FIRST))
         assert found(store) == 256, "memory has it"
-        store.flush(10)
+        store.flush(60)
         store.check()
     client.close()
 
@@ -134,7 +134,7 @@ def test_a_foreign_entry_does_not_hide_ours(redis_url: str) -> None:
         assert found(store) == 0
         client.xadd("kdn:changes", {"foo": "bar"})
         writer.put(make_block(FIRST))
-        assert writer.flush(10)
+        assert writer.flush(60)
         client.xadd("kdn:changes", {"op": "came", "key": b"\xff"})
         assert found(store) == 256
         assert [event.fields["count"] for event in trace.events("store.foreign")] == [2]
@@ -343,16 +343,16 @@ def test_a_plain_block_among_sealed_ones_is_lost_and_sealed_again() -> None:
     remote, ring = DictRemote(), KeyRing(bytes(range(32)))
     with engine(remote, ring=ring) as store:
         store.put(make_block(FIRST))
-        assert store.flush(10)
+        assert store.flush(60)
         with engine(remote) as stranger:
             assert found(stranger) == 0
             stranger.put(make_block(FIRST))
-            assert stranger.flush(10)
+            assert stranger.flush(60)
         store.tiers.fastest.drop(FIRST.key)
         assert store.open(FIRST) is None
         assert store.stat().lost == 1
         store.put(make_block(FIRST))
-        assert store.flush(10)
+        assert store.flush(60)
         assert remote.read(FIRST.key, 0, 8) == b"\x89KDNSEAL"
 
 
