@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdn.bench.rag.arms import ChoiceInput, arms, static_arms
+from kdn.bench.rag.arms import ChoiceInput, arms, blended_arms, static_arms
 from kdn.bench.rag.questions import BenchQuestion, load_sets
 from kdn.bench.rag.real import token_f1
 from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
 from kdn.bench.rag.workload import AskedQuestion, recall
 from kdn.core import JctModel
 from kdn.errors import BadInput
+from kdn.rag import Part
 from kdn.rag.metis import (
     ChunkState,
     DemandModel,
@@ -67,6 +68,11 @@ def test_a_prefill_gives_way_to_those_that_decode_when_they_have_waited() -> Non
     speed = replace(SPEED, stall_s=0.06, num_layers=4)
     first, second = query(0.0, [call(100, 4)]), query(0.15, [call(300)])
     assert ended(speed, first, second) == [0.53, 0.63]
+
+
+def test_a_blended_call_is_probed_before_its_prefill() -> None:
+    """A pass of 50 rows takes 0.1 + 0.05 s; then 400 rows take 0.1 + 0.4 s."""
+    assert ended(SPEED, query(0.0, [replace(call(400), num_probe=50)])) == [0.65]
 
 
 def test_what_does_not_fit_waits() -> None:
@@ -174,7 +180,7 @@ def test_the_chunk_that_is_stored_leads_where_the_store_is_seen() -> None:
     given = replace(GIVEN, chunks=chunks)
     found = arms()["ours, chunks of balanced without the store"](given)
     blind = arms()["ours, balanced, without the store"](given)
-    assert (found.lead, blind.lead) == (2, 0)
+    assert (found.places, blind.places) == ((2, 0, 1, 3), ())
     assert found.num_chunks == blind.num_chunks
     led, plain = (MODEL.demand(one, chunks).seconds for one in (found, blind))
     assert plain - led == pytest.approx(0.250)
@@ -185,6 +191,22 @@ def test_the_static_grid_keeps_to_what_was_found() -> None:
     few = replace(GIVEN, chunks=[ChunkState(250)] * 2)
     assert {arm(few).num_chunks for arm in static_arms().values()} == {1, 2}
     assert len(static_arms()) == 15
+
+
+def test_the_store_saves_more_where_documents_are_blended() -> None:
+    """Of twelve chunks of equal score the last six are stored.  The two best are sure; the four others are
+    stored ones: 15 % of the three that do not lead are computed, where a plain engine computes the best."""
+    chunks = [ChunkState(200, 200 if number > 5 else 0, score=1.0) for number in range(12)]
+    given = replace(GIVEN, chunks=chunks, model=replace(MODEL, blend_ratio=0.15))
+    seen, blind = (
+        blended_arms()[f"ours, most chunks, blended{one}"](given)
+        for one in ("", ", without the store")
+    )
+    assert seen.places == (6, 0, 1, 7, 8, 9)
+    assert blind.places == ()
+    # 0.1 + 0.4 + 3 x 0.03 + 0.05 s and a probe pass of 0.1 + 0.05 s; six computed: 0.1 + 1.2 + 0.05 s.
+    saved = given.model.demand(blind, chunks).seconds - given.model.demand(seen, chunks).seconds
+    assert saved == pytest.approx(1.35 - 0.79)
 
 
 def asked(joint: bool, gold: set[int], num_gold: int) -> AskedQuestion:
@@ -209,6 +231,19 @@ def test_recall_is_of_what_the_answer_can_rest_on(
     found = recall(asked(joint, {0, 3}, 3), RagConfiguration(method, chunks))
     assert found == pytest.approx(expected)
     assert recall(asked(joint, set(), 0), RagConfiguration(method, chunks)) is None
+
+
+def test_recall_is_of_the_chunks_that_are_read() -> None:
+    """Of gold at places 0 and 3, three in the library, the second is read in place of chunk 1."""
+    chosen = RagConfiguration(Method.STUFF, 2, places=(3, 0))
+    assert recall(asked(joint=True, gold={0, 3}, num_gold=3), chosen) == pytest.approx(2 / 3)
+
+
+def test_a_question_that_is_asked_again_finds_another_copy() -> None:
+    part = Part("key", "source", "title", "text", 1, ())
+    once = replace(asked(joint=True, gold={0}, num_gold=1), parts=(part,))
+    keys = [one.key for number in range(3) for one in once.copied(number).parts]
+    assert keys == ["key/0", "key/1", "key/2"]
 
 
 # --- questions -------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from kdn.rag.metis import (
     synthesize,
 )
 from kdn.rag.metis.configuration import ConfigurationSpace
+from kdn.rag.metis.pick import CANDIDATES
 
 __all__ = ["Answering"]
 
@@ -153,7 +154,7 @@ class Answering:
     ) -> list[Part]:
         most = options.max_chunks or 1
         if profiled is not None:
-            most = min(options.max_chunks or profiled.space.max_chunks, profiled.space.max_chunks)
+            most = CANDIDATES * _allowed(profiled, options).max_chunks
         room = self._foresight.max_context - options.max_tokens
         parts = library.context(question, max_tokens=sys.maxsize, max_parts=most)
         fitting = [part for part in parts if part.num_tokens < room]
@@ -192,7 +193,7 @@ class Answering:
         if options.deadline_ms is not None:
             deadline_s = max(options.deadline_ms / 1000 - (now_s - begun_s), 0.0)
         return choose(
-            profiled.space,
+            _allowed(profiled, options),
             chunks,
             model,
             load,
@@ -261,7 +262,9 @@ class Answering:
             (*(profiled.reasons if profiled is not None else ()), *chosen.reasons),
             profiled.notes if profiled is not None else (),
             num_chunks=min(count, len(found)),
-            num_stored_tokens=sum(chunk.num_stored for chunk in chunks[:count]),
+            num_stored_tokens=sum(
+                chunk.num_stored for chunk in chosen.configuration.ordered(chunks)
+            ),
             num_calls=made.num_calls,
             profile_ms=1000 * profiled.seconds if profiled is not None else 0.0,
             predicted_ms=1000 * chosen.predicted_s,
@@ -346,3 +349,9 @@ class Answering:
         golden = replace(GOLDEN, num_chunks=count)
         clock = self._parts.clock
         return synthesize(golden, question, parts, calls, clock, max_tokens=options.max_tokens).text
+
+
+def _allowed(profiled: _Profiled, options: QueryOptions) -> ConfigurationSpace:
+    """The space, with no more chunks than the request wants to be read."""
+    space = profiled.space
+    return space if options.max_chunks is None else space.within(options.max_chunks)

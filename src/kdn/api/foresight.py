@@ -37,7 +37,8 @@ class Foresight:
             for hit in match.hits
             if hit.tier != "memory"
         )
-        return ChunkState(stop - start, max(match.num_tokens - start, 0), load_s)
+        stored = max(match.num_tokens - start, 0)
+        return ChunkState(stop - start, stored, load_s, part.score)
 
     def demand_model(self, question: str, first: Part, options: QueryOptions) -> DemandModel:
         """What counts demands for the question, whose prompts hold `first` or parts like it."""

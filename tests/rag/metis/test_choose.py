@@ -155,14 +155,22 @@ def test_a_distant_tier_costs_its_load() -> None:
     ("ratio", "new"),
     [
         (None, 2050),  # only the first chunk stands where it stood
-        (0.15, 350),  # 15 % of the other two
-        (0.0, 50),
+        (0.15, 400),  # 15 % of the other two, and the question twice: before that it is probed
+        (0.0, 100),
     ],
 )
 def test_a_blended_chunk_costs_its_ratio(ratio: float | None, new: int) -> None:
     model = replace(MODEL, blend_ratio=ratio)
     demand = model.demand(RagConfiguration(STUFF, 3), [ChunkState(1000, 1000)] * 3)
     assert demand.seconds == pytest.approx(new / 1000 + 0.1)
+
+
+def test_what_follows_a_blended_chunk_is_not_noted() -> None:
+    """Three of 1,000 tokens, the second stored: the first is noted down, the third is not."""
+    model = replace(MODEL, blend_ratio=0.5, noted=True)
+    chunks = [ChunkState(1000), ChunkState(1000, 1000), ChunkState(1000)]
+    tokens = 3000 + 50 + 10 + 1000
+    assert model.demand(RagConfiguration(STUFF, 3), chunks).start_bytes == 102 * tokens
 
 
 def test_mapping_reuses_every_stored_chunk_where_stuffing_reuses_one() -> None:
@@ -221,6 +229,15 @@ def test_of_as_many_chunks_the_method_follows_the_store() -> None:
     here = space(STUFF, REDUCE, chunks=(4, 4))
     assert chosen(here, PLENTY).method is STUFF
     assert chosen(here, PLENTY, chunks=[ChunkState(1000, 1000)] * 4).method is REDUCE
+
+
+def test_stored_chunks_beyond_the_space_are_read_in_place_of_others() -> None:
+    """Three of six are read.  The best is sure; of scores 5, 4, 4, 4, 4 the last two are stored."""
+    here = space(RERANK, chunks=(1, 3))
+    scores = [ChunkState(1000, score=score) for score in (9.0, 5.0, 4.0, 4.0)]
+    stored = [ChunkState(1000, 1000, score=4.0)] * 2
+    found = chosen(here, PLENTY, chunks=[*scores, *stored], preference=Preference.BEST)
+    assert found == RagConfiguration(RERANK, 3, places=(0, 4, 5))
 
 
 def test_a_deadline_goes_before_the_preference() -> None:

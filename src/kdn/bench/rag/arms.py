@@ -19,7 +19,7 @@ from kdn.rag.metis import (
     prune,
 )
 
-__all__ = ["STATIC", "Arms", "ChoiceInput", "RagArm", "arms", "static_arms"]
+__all__ = ["STATIC", "Arms", "ChoiceInput", "RagArm", "arms", "blended_arms", "static_arms"]
 
 _SUMMARY = 80
 _MOST_BY_DEPTH = 6
@@ -153,11 +153,16 @@ def _frugal(given: ChoiceInput) -> RagConfiguration:
         max_context=given.max_context,
         preference=Preference.FAST,
         may_quote=False,
+        num_sure=space.min_chunks,
     ).configuration
 
 
+def _most_chunks_blind(given: ChoiceInput) -> RagConfiguration:
+    return _most_chunks(replace(given, chunks=_cold(given)))
+
+
 def _most_chunks(given: ChoiceInput) -> RagConfiguration:
-    """All chunks of the pruned space, by the quickest method, however long memory is waited for."""
+    """The most chunks of the pruned space, by the quickest method, however long memory is waited for."""
     space = prune(given.profile).within(len(given.chunks))
     return choose(
         replace(space, min_chunks=space.max_chunks),
@@ -168,6 +173,7 @@ def _most_chunks(given: ChoiceInput) -> RagConfiguration:
         max_context=given.max_context,
         preference=Preference.FAST,
         may_quote=False,
+        num_sure=space.min_chunks,
     ).configuration
 
 
@@ -180,8 +186,20 @@ def arms() -> Arms:
         "METIS as published": _metis,
         "ours, balanced": _Ours(Preference.BALANCED),
         "ours, most chunks": _most_chunks,
+        "ours, most chunks, without the store": _most_chunks_blind,
         "ours, best": _Ours(Preference.BEST),
         "ours, chunks of balanced without the store": _frugal,
         "ours, balanced, without the store": _Ours(Preference.BALANCED, sees_store=False),
         "ours, best, without a reserve": _Ours(Preference.BEST, holds_reserve=False),
+    }
+
+
+def blended_arms() -> Arms:
+    """Ways over an engine that blends stored parts wherever they stand, by name."""
+    return {
+        "ours, balanced, blended": _Ours(Preference.BALANCED),
+        "ours, balanced, blended, without the store": _Ours(Preference.BALANCED, sees_store=False),
+        "ours, most chunks, blended": _most_chunks,
+        "ours, most chunks, blended, without the store": _most_chunks_blind,
+        "adaptive by complexity, blended": _adaptive,
     }

@@ -10,6 +10,7 @@ from functools import partial
 
 from kdn.api import Kdn, QueryOptions
 from kdn.api.foresight import Foresight
+from kdn.api.prompts import Reuse, blending
 from kdn.bench.rag.arms import ChoiceInput, RagArm
 from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
 from kdn.bench.rag.workload import AskedQuestion, is_stored
@@ -28,6 +29,9 @@ from kdn.rag.metis import (
 )
 
 __all__ = ["RealQuery", "RealRuns", "replayed_s", "token_f1"]
+
+_CANDIDATES = 12
+"""Parts that an arm chooses among."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,15 @@ class RealRuns:
         """How much longer prefills take than the time model says; measured by `fit`."""
         self.row_s: float | None = None
         """What a further sequence adds to a decode step; measured by `fit`."""
+        self.blend_ratio = k.parts.config.blend.ratio
+        """The share of blended tokens that is recomputed."""
         self.column_s = jct.column_s
         """What each of its columns adds; measured by `fit`."""
 
-    def model(self, salt: str = "") -> DemandModel:
+    def model(self, salt: str = "", reuse: Reuse = "exact") -> DemandModel:
         """What counts demands, as fitted so far."""
         asked = self._asked[0]
-        options = QueryOptions(max_tokens=self._max_tokens, salt=salt)
+        options = QueryOptions(max_tokens=self._max_tokens, salt=salt, reuse=reuse)
         model = Foresight(self._k.parts).demand_model(asked.question.text, asked.parts[0], options)
         return replace(
             model, jct=self.jct, step_s=self.step_s, slowdown=1.0, row_s=self.row_s,
@@ -113,10 +119,10 @@ class RealRuns:
             num_layers=self._k.model.decoder.config.num_layers,
         )  # fmt: skip
 
-    def prefill(self, salt: str, share: float) -> None:
-        """Store this share of the parts that questions find first."""
-        for asked in self._asked:
-            for part in asked.parts[:6]:
+    def prefill(self, salt: str, share: float, count: int) -> None:
+        """Store this share of the parts that the first `count` questions find."""
+        for asked in self._asked[:count]:
+            for part in asked.parts[:_CANDIDATES]:
                 if is_stored(part, share, self._seed):
                     self._k.prefill(part.text, part.key, salt)
         self._k.store.flush()
@@ -127,9 +133,11 @@ class RealRuns:
         profile_of: Callable[[str], QuestionProfile],
         arrivals_s: Sequence[float],
         salt: str,
+        reuse: Reuse = "exact",
     ) -> list[RealQuery]:
         """Every question at its time. Raises EngineFailed when one gets no answer."""
-        clock, foresight, model = self._k.parts.clock, Foresight(self._k.parts), self.model(salt)
+        clock, foresight = self._k.parts.clock, Foresight(self._k.parts)
+        model = self.model(salt, reuse)
         found: dict[int, RealQuery] = {}
         lock, never = threading.Lock(), threading.Event()
         begun_s = clock.now()
@@ -141,7 +149,7 @@ class RealRuns:
             with lock:  # the next one chooses by what this one has chosen
                 foresight.observed.arrived(now_s)
                 options = QueryOptions(max_tokens=self._max_tokens, salt=salt)
-                chunks = [foresight.chunk(part, options) for part in asked.parts[:12]]
+                chunks = [foresight.chunk(part, options) for part in asked.parts[:_CANDIDATES]]
                 given = ChoiceInput(
                     profile_of(asked.question.text), chunks, model, foresight.load(now_s),
                     len(foresight.running), foresight.max_context,
@@ -150,7 +158,7 @@ class RealRuns:
                 demand = model.demand(configuration, chunks)
                 foresight.running.begin(str(number), now_s, demand.seconds, demand.last_bytes)
             try:
-                made = self._answer(asked, configuration, salt, f"{salt}{number}")
+                made = self._answer(asked, configuration, salt, f"{salt}{number}", reuse)
                 found[number] = replace(made, delay_s=clock.now() - begun_s - arrivals_s[number])
             finally:
                 foresight.running.end(str(number))
@@ -168,14 +176,21 @@ class RealRuns:
         return [found[number] for number in range(len(arrivals_s))]
 
     def _answer(
-        self, asked: AskedQuestion, configuration: RagConfiguration, salt: str, name: str
+        self,
+        asked: AskedQuestion,
+        configuration: RagConfiguration,
+        salt: str,
+        name: str,
+        reuse: Reuse = "exact",
     ) -> RealQuery:
         clock, prompts = self._k.parts.clock, self._k.prompts
+        techniques = blending(reuse, self.blend_ratio if reuse == "blend" else None)
 
         def make(
             messages: Sequence[Message], documents: Sequence[Document], sampling: Sampling
         ) -> Request:
-            return prompts.request(messages, documents, sampling=sampling, salt=salt)
+            plain = prompts.request(messages, documents, sampling=sampling, salt=salt)
+            return replace(plain, techniques=techniques)
 
         calls = QueryCalls(name, make, self._k.engine.submit)
         begun_s = clock.now()
@@ -201,9 +216,12 @@ def _slope(points: Sequence[tuple[int, float]]) -> float | None:
 
 
 def replayed_s(
-    made: Sequence[RealQuery], arrivals_s: Sequence[float], speed: EngineSpeed
+    made: Sequence[RealQuery], arrivals_s: Sequence[float], speed: EngineSpeed, num_probe: int
 ) -> list[float]:
-    """The delays of the same calls at the same times on the simulated engine."""
+    """The delays of the same calls at the same times on the simulated engine.
+
+    A call that blended took a pass of `num_probe` rows first.
+    """
 
     def stages(query: RealQuery) -> list[list[SimulatedCall]]:
         calls = [
@@ -212,6 +230,7 @@ def replayed_s(
                 usage.cached_tokens,
                 usage.completion_tokens,
                 usage.prompt_tokens + usage.completion_tokens + usage.recomputed,
+                num_probe if usage.blended else 0,
             )
             for usage in query.usages
         ]

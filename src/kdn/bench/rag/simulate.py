@@ -48,6 +48,8 @@ class SimulatedCall:
     num_cached: int
     num_answer: int
     kv_tokens: int
+    num_probe: int = 0
+    """Rows of a pass of its own before it is prefilled, as blending takes."""
     num_left: int = field(init=False)
     """Rows that are still to compute, then tokens that are still to draw."""
 
@@ -189,6 +191,8 @@ class SimulatedEngine:
             call = self._prefilling[0][1]
             rows = min(room, call.num_left)
             share = rows / max(call.num_new, 1)
+            if call.num_probe and call.num_left == call.num_new:
+                seconds += speed.jct.seconds(call.num_probe, call.num_cached)
             seconds += share * speed.jct.share(call.num_new, call.num_cached)
             room, number = room - rows, number + 1
             call.num_left -= rows

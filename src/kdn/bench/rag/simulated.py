@@ -10,6 +10,7 @@ from functools import partial
 from kdn.bench.rag.arms import ChoiceInput, RagArm
 from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
 from kdn.bench.rag.workload import AskedQuestion, is_stored, recall
+from kdn.rag import Part
 from kdn.rag.metis import ChunkState, DemandModel, EngineLoad, QuestionProfile, RagConfiguration
 from kdn.rag.metis.demand import CallSize, stages_of
 
@@ -53,10 +54,13 @@ class SimulatedLoad:
         profile_of: Callable[[str], QuestionProfile],
         profile_s: float = 0.0,
         profile_call: CallSize | None = None,
+        *,
+        blend_ratio: float | None = None,
     ) -> ArmOutcome:
         """Every question answered as the arm says; before each is chosen for, `profile_s` passes, and the
-        engine answers `profile_call`."""
+        engine answers `profile_call`.  With a `blend_ratio` prompts are blended."""
         engine, chosen = SimulatedEngine(self.speed), dict[int, RagConfiguration]()
+        model = replace(self.model, blend_ratio=blend_ratio)
         stored = {
             part.key
             for asked in self.asked
@@ -68,22 +72,21 @@ class SimulatedLoad:
 
         def decide(number: int, engine: SimulatedEngine) -> list[list[SimulatedCall]]:
             asked = self.asked[number]
-            chunks = [_state(part.key in stored, part.num_tokens) for part in asked.parts]
-            token_bytes = self.model.token_bytes
+            chunks = [_state(part, part.key in stored) for part in asked.parts]
+            token_bytes = model.token_bytes
             load = EngineLoad(
                 engine.unclaimed_tokens * token_bytes,
                 arrivals_per_s=rate if len(seen) >= 3 else 0.0,
                 mean_bytes=round(statistics.fmean(seen)) if seen else 0,
             )
             profile = profile_of(asked.question.text)
-            given = ChoiceInput(
-                profile, chunks, self.model, load, engine.num_running, self.max_context
-            )
+            given = ChoiceInput(profile, chunks, model, load, engine.num_running, self.max_context)
             configuration = chosen[number] = arm(given)
-            seen.append(self.model.demand(configuration, chunks).total_bytes)
-            stages = stages_of(configuration, chunks, self.model)
+            seen.append(model.demand(configuration, chunks).total_bytes)
+            stages = stages_of(configuration, chunks, model)
             read = configuration.ordered(asked.parts)
-            leads = read if len(stages[0]) > 1 else read[:1]
+            # A blended prompt stores nothing; of a plain one of several parts the first can serve others.
+            leads = read if len(stages[0]) > 1 else read[: 0 if stages[0][0].num_probe else 1]
             stored.update(part.key for part in leads)
             return [[self._call(one) for one in stage] for stage in stages]
 
@@ -107,7 +110,7 @@ class SimulatedLoad:
 
     def _call(self, size: CallSize) -> SimulatedCall:
         drawn = max(round(min(self.model.answer_tokens, size.num_answer)), 1)
-        return SimulatedCall(size.num_new, size.num_cached, drawn, size.kv_tokens)
+        return SimulatedCall(size.num_new, size.num_cached, drawn, size.kv_tokens, size.num_probe)
 
 
 def outcome_of(
@@ -135,5 +138,5 @@ def _profiling(size: CallSize) -> SimulatedCall:
     return SimulatedCall(size.num_new, size.num_cached, size.num_answer, size.kv_tokens)
 
 
-def _state(is_there: bool, num_tokens: int) -> ChunkState:
-    return ChunkState(num_tokens, num_tokens if is_there else 0)
+def _state(part: Part, is_there: bool) -> ChunkState:
+    return ChunkState(part.num_tokens, part.num_tokens if is_there else 0, score=part.score)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdn.api import Kdn
@@ -28,6 +28,11 @@ class AskedQuestion:
     gold: frozenset[int]
     num_gold: int
     """Gold parts in the whole library; 0 where the data set marks none."""
+
+    def copied(self, number: int) -> AskedQuestion:
+        """The same, asked of another copy of the library, whose parts are stored or not by themselves."""
+        parts = tuple(replace(part, key=f"{part.key}/{number}") for part in self.parts)
+        return replace(self, parts=parts)
 
 
 def find_all(
@@ -62,7 +67,8 @@ def recall(asked: AskedQuestion, chosen: RagConfiguration) -> float | None:
     """
     if not asked.num_gold:
         return None
-    found = sum(place < chosen.num_chunks for place in asked.gold)
+    read = chosen.ordered(range(len(asked.parts) or MAX_CHUNKS))
+    found = sum(place in asked.gold for place in read)
     if chosen.method in (Method.MAP_RERANK, Method.EXTRACT):
         found = min(found, 1)
     needed = asked.num_gold if asked.question.profile.is_joint else 1

@@ -16,6 +16,7 @@ from kdn.errors import BadInput
 from kdn.machine.text import counted
 from kdn.rag.metis.configuration import ConfigurationSpace, Method, RagConfiguration
 from kdn.rag.metis.demand import ChunkState, Demand, DemandModel
+from kdn.rag.metis.pick import CANDIDATES, picked
 
 __all__ = [
     "ChosenConfiguration",
@@ -130,18 +131,24 @@ def choose(
     preference: Preference = Preference.BALANCED,
     deadline_s: float | None = None,
     may_quote: bool = True,
+    num_sure: int | None = None,
 ) -> ChosenConfiguration:
     """The configuration for these chunks, best first, with what is stored of them.
 
+    `chunks` may be more than the space allows: stored ones are read in place of others (`picked`), but
+    the best `num_sure` are always read; None: as many as the space wants at least.
     Configurations whose prompts exceed `max_context` are left out.  A deadline goes before the
     preference; where none is foreseen to keep it, the best passage is quoted if that `may_quote`,
     else the quickest is taken.
     """
+    chunks = chunks[: CANDIDATES * space.max_chunks]
     space = space.within(len(chunks))
     cold = [replace(chunk, num_stored=0, load_s=0.0) for chunk in chunks]
+    every, blends = space.configurations(), model.blend_ratio is not None
+    sure = space.min_chunks if num_sure is None else num_sure
     found = [
         _Candidate(one, model.demand(one, chunks), model.demand(one, cold).total_bytes)
-        for one in (_led(one, chunks) for one in space.configurations())
+        for one in (picked(one, chunks, sure, blends=blends) for one in every)
         if model.largest_call(one, chunks) <= max_context
     ]
     fitting = [one for one in found if one.demand.start_bytes <= _free_for(one.demand, load)]
@@ -153,7 +160,7 @@ def choose(
         return _quoted(model, chunks, reasons)
     kept = kept or [_quickest(fitting)]
     chosen = _preferred(kept, space, cold, model, load, preference, reasons)
-    stored = sum(chunk.num_stored for chunk in chunks[: chosen.configuration.num_chunks])
+    stored = sum(chunk.num_stored for chunk in chosen.configuration.ordered(chunks))
     if stored:
         reasons.append(f"{counted(stored, 'token')} of its chunks are stored")
     return ChosenConfiguration(
@@ -162,14 +169,6 @@ def choose(
         load.ahead_s + chosen.demand.seconds,
         tuple(reasons),
     )
-
-
-def _led(configuration: RagConfiguration, chunks: Sequence[ChunkState]) -> RagConfiguration:
-    """With the chunk in front whose stored tokens save most there; of equals the best found."""
-    if configuration.method is not Method.STUFF:
-        return configuration
-    read = chunks[: configuration.num_chunks]
-    return replace(configuration, lead=max(range(len(read)), key=lambda i: read[i].num_stored))
 
 
 def _free_for(demand: Demand, load: EngineLoad) -> int:

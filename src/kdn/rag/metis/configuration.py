@@ -50,8 +50,8 @@ class RagConfiguration:
     method: Method
     num_chunks: int
     summary_tokens: int = 0
-    lead: int = 0
-    """Which chunk a prompt of several begins with: what is stored is reused exactly there."""
+    places: tuple[int, ...] = ()
+    """Which of the chunks found are read, in the order of reading; empty: the best ones, best first."""
 
     def __post_init__(self) -> None:
         """Raises BadInput for numbers that make no sense."""
@@ -59,8 +59,11 @@ class RagConfiguration:
             raise BadInput(
                 f"{counted(self.num_chunks, 'chunk')}; a configuration reads 1 to {MAX_CHUNKS}"
             )
-        if not 0 <= self.lead < (self.num_chunks if self.method is Method.STUFF else 1):
-            raise BadInput(f"chunk {self.lead} cannot lead {self.method} over {self.num_chunks}")
+        if self.places and len({p for p in self.places if p >= 0}) != self.num_chunks:
+            raise BadInput(
+                f"places {self.places} do not name {counted(self.num_chunks, 'chunk')} of those found, each"
+                " once"
+            )
         if (self.summary_tokens > 0) != (self.method is Method.MAP_REDUCE):
             raise BadInput(
                 f"{self.method} with summaries of {counted(self.summary_tokens, 'token')}: map_reduce needs a"
@@ -71,15 +74,15 @@ class RagConfiguration:
         summary = (
             f", summaries of {counted(self.summary_tokens, 'token')}" if self.summary_tokens else ""
         )
-        lead = f", chunk {self.lead + 1} first" if self.lead else ""
-        return f"{self.method} over {counted(self.num_chunks, 'chunk')}{summary}{lead}"
+        places = ", ".join(str(place + 1) for place in self.places)
+        which = f", of those found {places}" if places else ""
+        return f"{self.method} over {counted(self.num_chunks, 'chunk')}{summary}{which}"
 
     def ordered(self, found: Sequence[T]) -> list[T]:
         """Those of `found` that are read, in the order in which they are read."""
-        read = list(found[: self.num_chunks])
-        if self.lead < len(read):
-            read.insert(0, read.pop(self.lead))
-        return read
+        if not self.places:
+            return list(found[: self.num_chunks])
+        return [found[place] for place in self.places if place < len(found)]
 
 
 GOLDEN = RagConfiguration(Method.MAP_REDUCE, 30, 300)

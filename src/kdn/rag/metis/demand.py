@@ -35,6 +35,8 @@ class ChunkState:
     """Its leading tokens whose KV is stored behind the prelude."""
     load_s: float = 0.0
     """Seconds to bring them from their tiers, beyond what a quick tier takes."""
+    score: float = 0.0
+    """How well the search found it: only ratios of scores mean anything."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class CallSize:
     num_noted: int = 0
     """New tokens whose KV is noted down to be stored: they take memory twice."""
     load_s: float = 0.0
+    num_probe: int = 0
+    """Rows of a pass before the prefill, over what is reused, that finds which blended rows matter."""
 
     @property
     def kv_tokens(self) -> int:
@@ -99,7 +103,7 @@ class DemandModel:
     """Is new KV noted down to be stored? The paper's system stores nothing."""
 
     def demand(self, configuration: RagConfiguration, chunks: Sequence[ChunkState]) -> Demand:
-        """What the configuration needs over the first `num_chunks` of `chunks`."""
+        """What the configuration needs over those of `chunks` that it reads."""
         stages = stages_of(configuration, chunks, self)
         sizes = [[self._bytes(call.kv_tokens) for call in stage] for stage in stages]
         return Demand(
@@ -136,6 +140,8 @@ class DemandModel:
         others_s = 0.0
         for number, call in enumerate(stage):
             prefill_s += self.jct.share(call.num_new, call.num_cached) + call.load_s
+            if call.num_probe:
+                prefill_s += self.jct.seconds(call.num_probe, call.num_cached)
             if number:
                 others_s += row_s + column_s * (call.num_new + call.num_cached)
         steps = max(min(self.answer_tokens, call.num_answer) for call in stage)
@@ -163,16 +169,20 @@ def stages_of(
 
 
 def _stuffed(chunks: Sequence[ChunkState], model: DemandModel, answer: int) -> CallSize:
-    """One prompt of these chunks: the first is reused as far as it is stored, others as they blend."""
+    """One prompt of these chunks: the first is reused as far as it is stored, others as they blend.
+
+    Nothing after the first blended chunk is noted down.
+    """
     first, *others = chunks
     noted = computed = first.num_tokens - first.num_stored
-    cached, load_s = model.prelude_tokens + first.num_stored, first.load_s
+    cached, load_s, is_blended = model.prelude_tokens + first.num_stored, first.load_s, False
     for chunk in others:
         blended = 0
-        if model.blend_ratio is not None:
+        if model.blend_ratio is not None and chunk.num_stored:
             blended = math.floor(chunk.num_stored * (1 - model.blend_ratio))
             load_s += chunk.load_s
-        else:
+            is_blended = True
+        if not is_blended:
             noted += chunk.num_tokens
         cached += blended
         computed += chunk.num_tokens - blended
@@ -182,4 +192,5 @@ def _stuffed(chunks: Sequence[ChunkState], model: DemandModel, answer: int) -> C
         num_answer=answer,
         num_noted=noted if model.noted else 0,
         load_s=load_s,
+        num_probe=model.frame_tokens if is_blended else 0,
     )
