@@ -84,8 +84,8 @@ def test_every_module_opens_with_a_sentence_about_itself() -> None:
 @pytest.mark.alone
 def test_importing_kdn_is_quick_and_pulls_no_tensors() -> None:
     program = (
-        "import sys, time; started = time.perf_counter(); import kdn; "
-        "print(time.perf_counter() - started); "
+        "import sys, time; started = time.process_time(); import kdn; "
+        "print(time.process_time() - started); "
         "print(sorted({'torch', 'lancedb', 'fastapi', 'transformers'} & set(sys.modules)))"
     )
     runs = [
@@ -96,7 +96,7 @@ def test_importing_kdn_is_quick_and_pulls_no_tensors() -> None:
             check=True,
             env={"PYTHONPATH": str(SOURCE.parent)},
         ).stdout.split("\n")
-        for _ in range(3)  # the best of three, for a machine that is busy
+        for _ in range(3)  # the best of three, of the processor's time, for a machine that is busy
     ]
     assert min(float(seconds) for seconds, *_ in runs) < 0.2
     assert runs[0][1] == "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 from pathlib import Path
 
@@ -28,6 +29,18 @@ class Worker(threading.Thread):
         assert not self.is_alive()
 
 
+def until_the_gate_is_held(folder: Path) -> None:
+    """Wait until somebody holds the gate, as one does that waits to be alone."""
+    pulse = threading.Event()
+    with (folder / "gate").open("a") as gate:
+        while not pulse.wait(0.001):
+            try:
+                fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            fcntl.flock(gate, fcntl.LOCK_UN)
+
+
 def test_two_tests_run_side_by_side(tmp_path: Path) -> None:
     first, second = Worker(tmp_path), Worker(tmp_path)
     assert first.is_in.wait(60)
@@ -40,6 +53,7 @@ def test_a_test_that_is_alone_waits_for_the_others_and_they_for_it(tmp_path: Pat
     first = Worker(tmp_path)
     assert first.is_in.wait(60)
     single = Worker(tmp_path, alone=True)
+    until_the_gate_is_held(tmp_path)
     assert not single.is_in.wait(0.2)
     first.leave()
     assert single.is_in.wait(60)
@@ -55,6 +69,7 @@ def test_a_test_that_is_alone_comes_before_those_that_ask_later(tmp_path: Path) 
     first = Worker(tmp_path)
     assert first.is_in.wait(60)
     single = Worker(tmp_path, alone=True)
+    until_the_gate_is_held(tmp_path)
     assert not single.is_in.wait(0.2)
     later = Worker(tmp_path)
     assert not later.is_in.wait(0.2)

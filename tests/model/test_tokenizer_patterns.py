@@ -89,11 +89,11 @@ def test_an_intricate_pattern_makes_the_same_tokens_apart(definition: dict[str, 
 def test_a_text_that_takes_too_long_is_refused_and_the_next_is_taken(
     definition: dict[str, Any],
 ) -> None:
-    ours = Tokenizer(json.dumps(definition | {"pre_tokenizer": split("a*a*[^a]")}), deadline_s=1.0)
+    ours = Tokenizer(json.dumps(definition | {"pre_tokenizer": split("a*a*[^a]")}), deadline_s=4.0)
     started = time.monotonic()
-    with pytest.raises(BadInput, match=r"a text of 2000 characters: it took more than 1 s"):
+    with pytest.raises(BadInput, match=r"a text of 2000 characters: it took more than 4 s"):
         ours.encode("a" * 2000)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 60
     assert ours.decode(ours.encode("aab")) == "aab"
 
 

@@ -97,22 +97,42 @@ def test_a_permutation_test_tells_what_differs_from_what_does_not() -> None:
     assert probability_by_chance(same, [10 + one for one in same]) < 0.005
 
 
-@pytest.mark.alone
-def test_time_does_not_tell_what_another_key_has_stored(server: Running) -> None:
-    """Twenty prompts that ALICE stored and twenty that nobody did, asked by TWO in an order drawn at random.
+def times_of_three_groups(server: Running, attempt: int) -> dict[str, list[float]]:
+    """Twenty prompts that ALICE stored, twenty that TWO did and twenty that nobody did, as TWO asks them.
 
-    In any fixed order the machine's own ups and downs fall on one of the groups more than on the other.
+    The order is drawn at random: in any fixed one the machine's own ups and downs fall on one of the groups
+    more than on the others.
     """
-    stored = [f"{number} is stored by somebody else. " * 40 for number in range(20)]
-    fresh = [f"{number} was never asked by anybody. " * 40 for number in range(20)]
-    for text in stored:
-        ask(server, "ALICE", text, "alice")
-    asked = [("stored", text) for text in stored] + [("fresh", text) for text in fresh]
-    random.Random(2).shuffle(asked)
-    times: dict[str, list[float]] = {"stored": [], "fresh": []}
+    said = {
+        "foreign": "is stored by somebody else. ",
+        "own": "was asked before by itself. ",
+        "new": "was never asked by anybody. ",
+    }
+    asked = [(group, f"{attempt} {n} {said[group]}" * 40) for group in said for n in range(20)]
+    for group, text in asked:
+        if group != "new":
+            ask(server, "ALICE" if group == "foreign" else "TWO", text, "alice")
+    random.Random(attempt).shuffle(asked)
+    times: dict[str, list[float]] = {group: [] for group in said}
     for group, text in asked:
         times[group].append(ask(server, "TWO", text, "alice")[1])
-    assert probability_by_chance(times["stored"], times["fresh"]) > 0.001, times
-    # the same comparison sees what is really reused: it is not blind
-    own = [ask(server, "TWO", text, "alice")[1] for text in stored]
-    assert probability_by_chance(own, times["fresh"]) < 0.01, (own, times["fresh"])
+    return times
+
+
+@pytest.mark.alone
+def test_time_does_not_tell_what_another_key_has_stored(server: Running) -> None:
+    """What is TWO's own is told from what is new, and by the same comparison what is ALICE's is not.
+
+    Chance alone fails one attempt in a thousand, and an outage of the machine hides what is told: of three
+    attempts one must succeed.
+    """
+    found = []
+    for attempt in range(3):
+        times = times_of_three_groups(server, attempt)
+        own, foreign = (
+            probability_by_chance(times[one], times["new"]) for one in ("own", "foreign")
+        )
+        found.append((own, foreign))
+        if own < 0.001 < foreign:
+            return
+    raise AssertionError(f"by chance what is TWO's own and what is ALICE's: {found}")

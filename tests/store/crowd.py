@@ -1,4 +1,7 @@
-"""Writers and a reader on one folder, each a process: run as `python crowd.py ROLE FOLDER SEED SECONDS`."""
+"""Writers and a reader on one folder, each a process: run as `python crowd.py ROLE FOLDER SEED SECONDS`.
+
+Each says `ready` when it is, and begins with the first line that it is told.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from kdn.trace import NoTrace
 from tests.store.helpers import SHAPE, block_id, make_block
 
 NAMES = [block_id(range(number, number + 16 + number % 48)) for number in range(60)]
+AT_LEAST = 20
+"""So often everybody does what it is for, however slow the machine is."""
 CAP_BYTES = 40 * 16384
 LOSSLESS = [codec for codec in CODECS.values() if codec.lossless]
 
@@ -54,8 +59,11 @@ def main(role: str, folder: str, seed: str, seconds: str) -> None:
     act, rng, done = {"write": write, "read": read}[role], random.Random(int(seed)), 0
     tier = DiskTier(Path(folder), CAP_BYTES, SystemClock(), NoTrace())
     with Store([tier]) as store:
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        sys.stdin.readline()
         stop = time.monotonic() + float(seconds)
-        while time.monotonic() < stop:
+        while time.monotonic() < stop or done < AT_LEAST:
             done += act(store, rng)
         sys.stdout.write(f"{done} {store.stat().corrupt}\n")
 

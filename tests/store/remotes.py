@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import random
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,15 @@ from kdn.store import Store
 
 
 def free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        port: int = door.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that the system gives to no client meanwhile.
+
+    It gives them those from 32768 on.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as door, suppress(OSError):
+            door.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager
@@ -128,7 +134,7 @@ def running(server: uvicorn.Server, door: socket.socket) -> Iterator[None]:
 def _answers(port: int, server: subprocess.Popen[bytes]) -> None:
     """Wait until somebody listens there."""
     tick = threading.Event()
-    for _ in range(600):
+    for _ in range(2400):
         assert server.poll() is None, "the server ended at once"
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -140,7 +140,7 @@ print("fine")
 
 def crowd_ends(folder: Path, most_files: int) -> list[str]:
     crowd = [start(_CROWD, folder, seed, most_files) for seed in range(3)]
-    return [process.communicate(timeout=60)[0] for process in crowd]
+    return [process.communicate(timeout=120)[0] for process in crowd]
 
 
 def test_processes_together_read_what_was_written(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ block = encode_block(make_block(block_id([2])))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     process = start(code, tmp_path / "kv")
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
     with disk_only(tmp_path / "kv", 1000) as store:
         known = {number for number in (1, 2) if store.match(MODEL, EXACT, "", [number]).hits}
@@ -217,7 +217,7 @@ def test_a_writer_killed_in_full_swing_leaves_a_sound_store(tmp_path: Path) -> N
         while len(list((tmp_path / "kv" / "blocks").rglob("*.kdn"))) <= 5 * round_:
             assert process.poll() is None
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
         with open_store(tmp_path / "kv", disk_bytes=10**9) as store:
             assert store.verify().corrupt == ()
             assert store.stat().blocks > 5 * round_

@@ -237,7 +237,7 @@ HOSTILE: dict[str, Callable[[str, socket.socket], None]] = {
 
 @pytest.mark.parametrize("how", HOSTILE)
 def test_a_node_that_answers_anything_costs_a_miss(how: str) -> None:
-    with node(HOSTILE[how]) as url, engine(PeerRemote(url, timeout_s=0.3)) as store:
+    with node(HOSTILE[how]) as url, engine(PeerRemote(url, timeout_s=1.5)) as store:
         assert found(store) == 256
         tracemalloc.start()
         began_s = time.monotonic()
@@ -245,7 +245,7 @@ def test_a_node_that_answers_anything_costs_a_miss(how: str) -> None:
         if reader is not None:
             with reader, pytest.raises((CorruptBlock, LostBlock)):
                 reader.layers(0, 3)
-        assert time.monotonic() - began_s < 5
+        assert time.monotonic() - began_s < 60, "the drops alone would take five minutes"
         assert tracemalloc.get_traced_memory()[1] < 20 << 20
         tracemalloc.stop()
         stat = store.stat()
