@@ -83,6 +83,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_runs_as_it_stands(
     name: str, typed: dict[str, str], tmp_path: Path, smollm2: Path
@@ -106,7 +107,7 @@ def test_a_tutorial_runs_as_it_stands(
         env=typed,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=850,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -118,6 +119,7 @@ def test_a_tutorial_runs_as_it_stands(
         assert done.stdout.count("[changing_value]") == 2
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs(
     name: str, typed: dict[str, str], tmp_path: Path, tiny_model: Callable[..., Path]
@@ -146,7 +148,7 @@ def test_an_example_runs(
         },
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=850,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 MANUAL = """# The controller
@@ -44,12 +45,6 @@ def test_the_python_example_runs(smollm2: Path, tmp_path: Path) -> None:
     assert "tokens were not computed" in done.stdout.splitlines()[-1]
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def readme_script(serve_port: int, node_port: int) -> str:
     """The README's commands in order, with ports that are free, and servers awaited and ended."""
     text = (ROOT / "README.md").read_text("utf-8")
@@ -75,6 +70,7 @@ def readme_script(serve_port: int, node_port: int) -> str:
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_command_of_the_readme_runs(smollm2: Path, tmp_path: Path) -> None:
     pytest.importorskip("lancedb")
     pytest.importorskip("fastapi")
@@ -104,7 +100,7 @@ def test_every_command_of_the_readme_runs(smollm2: Path, tmp_path: Path) -> None
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=850,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

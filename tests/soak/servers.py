@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.remotes import free_port
+from tests.ports import free_port
 
 __all__ = ["BUCKET", "Program", "child_processes", "kdn_program", "redis_program", "s3_program"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.soak.asks import Ask, compared, draw_asks
 from tests.soak.campaign import Campaign
 from tests.soak.plan import RECOVERY_S, draw_plan
@@ -19,7 +20,6 @@ from tests.soak.proxy import FaultyProxy
 from tests.soak.report import faults_found, percentile, table
 from tests.soak.servers import Program, child_processes
 from tests.soak.watched import Held, Life, cpu_seconds, growth
-from tests.store.remotes import free_port
 
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="looks into /proc and preloads a library"
@@ -115,7 +115,7 @@ def test_a_proxy_carries_and_fails_as_it_is_told(tmp_path: Path) -> None:
         """Whether the page comes whole; an answer cut within its headers looks like an empty page."""
         url = f"http://127.0.0.1:{proxy.port}/page"
         try:
-            with urllib.request.urlopen(url, timeout=1) as answer:
+            with urllib.request.urlopen(url, timeout=5) as answer:
                 return len(answer.read()) == 1000
         except (OSError, http.client.HTTPException):
             return False

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import http.client
-import random
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,18 +25,7 @@ from kdn.serve import (
     url_of,
 )
 from kdn.store import Store
-
-
-def free_port() -> int:
-    """A port that nobody listens on, and that the system gives to no client meanwhile.
-
-    It gives them those from 32768 on.
-    """
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as door, suppress(OSError):
-            door.bind(("127.0.0.1", port))
-            return port
+from tests.ports import free_port
 
 
 @contextmanager
