@@ -246,7 +246,7 @@ def test_a_service_that_answered_and_rests_has_its_fit(tmp_path: Path) -> None:
         assert service.calibration.jct.source == "flops"
         service.generate("hello", sampling=kdn.Sampling(max_tokens=1))
         waiting = threading.Event()
-        for _ in range(600):
+        for _ in range(2000):
             if waiting.wait(0.1) or path.exists():
                 break
         assert load_jct(path) is not None

@@ -57,8 +57,11 @@ class Contestant(Protocol):
         ...
 
 
-_LENGTHENED = (1, 4, 16)
-"""How many times the asked tokens an answer has, one after the other, until all answers decode at once."""
+_LENGTHENED = (1, 4, 16, 16, 16)
+"""How many times the asked tokens an answer has, one after the other, until all answers decode at once.
+
+The longest comes three times: a busy machine may hold up the thread that submits for an answer's whole time.
+"""
 
 
 def rate_together(contestant: Contestant, prompts: Sequence[TokenIds], num_tokens: int) -> float:
