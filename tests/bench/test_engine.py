@@ -15,7 +15,7 @@ from kdn.bench.engine.lineup import REFERENCE, VLLM
 SCALE = EngineScale(
     pairs={96: 1, 160: 1},
     batches=(1, 2),
-    decode_tokens=4,
+    decode_tokens=16,
     decode_pairs=1,
     decode_context=40,
     rivals=(REFERENCE, VLLM),

@@ -20,6 +20,10 @@ from kdn.net.rtc.udp import UdpCall, Viewer, fingerprint
 from kdn.net.world import Hop, Queue, constant
 
 
+pytestmark = pytest.mark.timeout(600)
+"""A call ends after four minutes at the latest, whatever was shown by then."""
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_what_the_viewer_shows_is_what_the_sender_believes() -> None:
@@ -43,7 +47,7 @@ def test_what_the_viewer_shows_is_what_the_sender_believes() -> None:
     call = UdpCall(
         blind_table(15.0, codec()),
         link,
-        60.0,
+        240.0,
         clip=moving(),
         codec=codec(),
         udp=sender,
@@ -81,7 +85,7 @@ def until_shown(call: UdpCall) -> None:
 def test_three_processes_on_loopback_agree(codec_name: str) -> None:
     link = Link("loopback", constant(1e6), 10.0, loss=0.05)
     with open_place(loopback=True) as place:
-        done = call_over_udp(place, link, moving(), codec_name, 60.0, until_shown)
+        done = call_over_udp(place, link, moving(), codec_name, 240.0, until_shown)
     assert done.compared >= 6  # the newest may not have been decoded when the viewer ended
     assert done.same == done.compared
     assert min(done.shown_ms) > 10.0
@@ -94,7 +98,7 @@ def test_a_call_crosses_namespaces() -> None:
     link = Link("namespaces", constant(1e6), 10.0)
     with open_place() as place:
         assert place.name == "namespaces"
-        done = call_over_udp(place, link, moving(), "h264+fec30", 60.0, until_shown)
+        done = call_over_udp(place, link, moving(), "h264+fec30", 240.0, until_shown)
     assert done.compared >= 6
     assert done.same == done.compared
     assert done.lost == 0
