@@ -19,7 +19,6 @@ from kdn.net.rtc.rows import DECODED
 from kdn.net.rtc.udp import UdpCall, Viewer, fingerprint
 from kdn.net.world import Hop, Queue, constant
 
-
 pytestmark = pytest.mark.timeout(600)
 """A call ends after four minutes at the latest, whatever was shown by then."""
 
