@@ -75,6 +75,9 @@ def running(
     server = make_server(app, settings, log_level="warning")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
+    wait_for(
+        lambda: server.started or not thread.is_alive()
+    )  # one that ends before would not close
     key = settings.api_keys[0] if settings.api_keys else "unused"
     url = url_of(listening)
     headers = {"authorization": f"Bearer {key}"}

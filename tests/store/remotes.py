@@ -112,6 +112,9 @@ def running(server: uvicorn.Server, door: socket.socket) -> Iterator[None]:
     """The server answers at that door inside."""
     thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
     thread.start()
+    pulse = threading.Event()
+    while not server.started and thread.is_alive():  # one that ends before would not close
+        pulse.wait(0.005)
     try:
         yield
     finally:
