@@ -19,13 +19,18 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def test_help_is_quick_and_loads_nothing_heavy(tmp_path: Path) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = finish(start(tmp_path, "--help"))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Processor time, so that a busy machine does not fail it.
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    def children_s() -> float:
+        """Processor time, so that a busy machine does not fail it."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    spent_s = []
+    for _ in range(3):  # the first one may compile what it imports
+        before_s = children_s()
+        done = finish(start(tmp_path, "--help"))
+        spent_s.append(children_s() - before_s)
     assert done.code == 0
-    assert spent < 0.5
+    assert min(spent_s) < 0.5
     for command in ("ask", "bench", "chat", "demo", "doctor", "ingest", "models", "serve", "store"):
         assert f"\n  {command} " in done.out
     program = (
