@@ -77,6 +77,7 @@ def test_a_blend_is_closer_to_the_full_prefill_than_naive_reuse(k: kdn.Kdn) -> N
 
 @pytest.mark.alone
 def test_a_blended_answer_begins_sooner_than_a_full_prefill(k: kdn.Kdn) -> None:
+    """The least time of five each: what other programs take comes on top of either."""
     asked, clock = ASKED[0], SystemClock()
     for text in asked.documents:
         k.prefill(text)
@@ -99,9 +100,8 @@ def test_a_blended_answer_begins_sooner_than_a_full_prefill(k: kdn.Kdn) -> None:
         "blend": lambda _: seconds("blend", ""),
     }
     interleave(sides, 1)
-    samples = interleave(sides, 3)
-    ratios = [a / b for a, b in zip(samples["full"], samples["blend"], strict=True)]
-    assert statistics.median(ratios) > 1.3
+    samples = interleave(sides, 5)
+    assert min(samples["full"]) > 1.3 * min(samples["blend"]), samples
 
 
 def test_an_answer_says_what_was_exact_blended_and_recomputed(home: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -101,7 +102,9 @@ def index_answers() -> bool:
     """Whether pip finds a package that it does not have, within some seconds."""
     asked = ["index", "versions", "pip", "--retries", "0", "--timeout", "10"]
     command = [sys.executable, "-m", "pip", *asked]
-    return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+    with suppress(subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+    return False
 
 
 def floor_tests() -> list[str]:

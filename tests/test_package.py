@@ -144,7 +144,7 @@ def clean(wheel: Path, tmp_path: Path) -> Clean:
         subprocess.run(
             [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet",
              "--no-deps", "--no-index", str(wheel)],
-            check=True, env=os.environ | {"PIP_CONSTRAINT": ""}, timeout=120,
+            check=True, env=os.environ | {"PIP_CONSTRAINT": ""}, timeout=250,
         )  # fmt: skip
         return python
 
