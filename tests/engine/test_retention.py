@@ -24,7 +24,8 @@ from kdn.core import (
     Segment,
 )
 from kdn.engine import Capture, EngineLimits
-from kdn.engine.kv import (
+from kdn.engine.capture import (
+    drop_handed_over,
     family_name,
     retained_answer,
     retained_prompt,
@@ -138,6 +139,40 @@ def test_whole_blocks_of_a_question_are_left_before_its_answer_is(tiny: LoadedMo
     assert answer is not None
     assert (blocks.start, len(blocks.token_ids), blocks.is_answer) == (10, 10 + 256, True)
     assert (answer.start, len(answer.token_ids), answer.is_answer) == (266, 274 + 3, True)
+
+
+def test_what_was_handed_over_takes_no_memory_while_the_answer_grows(tiny: LoadedModel) -> None:
+    """Of ten shared tokens and 264 of a question, 266 are left at the first token, and eight stay."""
+    question = some_tokens(264, 200)
+    prompt = Prompt((PROMPT.segments[0], Segment(Role.QUESTION, question)))
+    asked = replace(request(Retention.ALL), prompt=prompt)
+    made = running(tiny, asked, Plan(prompt.token_ids))
+    assert made.capture is not None
+    positions = torch.arange(274)
+    rows = positions[:, None, None].expand(-1, 1, 2).float()
+    made.capture.note(0, positions, rows, -rows)
+    before = retained_question(made)
+    assert before is not None
+
+    drop_handed_over(made)
+    assert (made.capture.start, made.capture.stop) == (266, 266 + 256)
+    made.capture.note(0, torch.arange(274, 277), rows[:3] + 274, -rows[:3])
+    answer = retained_answer(made)
+    assert answer is not None
+    assert (answer.start, len(answer.token_ids)) == (266, 274 + 3)
+    assert answer.kv[0, 0, :, 0, 0].tolist() == list(range(266, 277))
+    assert before.kv[0, 0, :, 0, 0].tolist() == list(range(10, 266)), "the store's view lives on"
+
+
+def test_a_capture_that_was_handed_over_whole_begins_empty() -> None:
+    capture = Capture(SHAPE, torch.float32, start=5, num_tokens=300)
+    capture.drop_before(4, 305)
+    assert (capture.start, capture.stop) == (5, 5 + 512), "nothing lies before"
+    capture.drop_before(305, 305)
+    assert (capture.start, capture.stop) == (305, 305 + 256)
+    rows = torch.ones(1, 1, 2)
+    capture.note(0, torch.tensor([305]), rows, rows)
+    assert capture.retained((0,) * 306, 305).kv[0, :, 0, 0, 0].tolist() == [1.0, 1.0]
 
 
 def test_a_short_question_is_left_with_its_answer(tiny: LoadedModel) -> None:

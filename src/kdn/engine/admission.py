@@ -10,19 +10,8 @@ import torch
 from kdn.core import Job, Plan, Planned, Planner, Request, Retention
 from kdn.engine.alike import waits_for_another
 from kdn.engine.budget import KvBudget
-from kdn.engine.kv import (
-    EXTENT,
-    Capture,
-    PrefixKV,
-    PrefixPool,
-    SequenceKV,
-    SuffixKV,
-    extents,
-    family_name,
-    kv_shape,
-    shared_tokens,
-    wanted_capture,
-)
+from kdn.engine.capture import Capture, family_name, shared_tokens, wanted_capture
+from kdn.engine.kv import EXTENT, PrefixKV, PrefixPool, SequenceKV, SuffixKV, extents, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import computes_in_order
 from kdn.engine.request import RunningRequest

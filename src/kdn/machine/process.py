@@ -1,4 +1,4 @@
-"""This process: pages for large buffers, its threads beside those of others, what is seen of its arguments.
+"""This process: its threads beside those of others, what it writes behind, what is seen of its arguments.
 
 GNU's OpenMP keeps a team of workers for every thread that ever ran a parallel loop.  With more teams
 than processors it lets waiting workers sleep instead of spin, and then every loop begins with waking
@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
-import mmap
 import os
 import sys
 import threading
@@ -29,59 +28,22 @@ from pathlib import Path
 from kdn.clock import Clock
 
 __all__ = [
-    "OWN_PAGES_FROM",
     "FreeCores",
     "Task",
     "WriteBehind",
-    "allocate",
     "busy_seconds",
     "end_if_closed",
     "give_up_workers",
     "hide_arguments",
-    "keep_freed",
     "thread_seconds",
     "usable_cores",
     "will_end_closed",
 ]
 
-OWN_PAGES_FROM = 1 << 20
-"""Buffers from here on get pages of their own; for smaller ones a mapping each would be waste."""
 Task = Callable[[], object]
 _LOOK_AGAIN_S = 0.05
 """How often a queue that gives way looks whether it may go on."""
 _log = logging.getLogger(__name__)
-
-
-def allocate(size_bytes: int) -> memoryview:
-    """A writable buffer of zeros that lives as long as any view of it.
-
-    A large one is aligned to a page, and its pages are made when first written: a block of which
-    one layer is read costs little more than one layer, and the zeroing happens inside the read,
-    outside the interpreter lock.
-    """
-    if size_bytes < OWN_PAGES_FROM:
-        return memoryview(bytearray(size_bytes))
-    pages = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        # Filling 6 MB of fresh 4 KiB pages took 3.9 ms, of huge ones 1.8 ms (0.6 ms is the copy).
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(pages)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 1 << 30
-
-
-def keep_freed() -> None:
-    """Have the C allocator keep what is freed for the next layer, in place of returning it.
-
-    Without this, a prefill of 4,096 tokens made some 130,000 pages again, an eighth of its time.
-    Nothing happens where the allocator is not glibc's.
-    """
-    tune = getattr(ctypes.CDLL(None), "mallopt", None)
-    if tune is not None:
-        tune(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-        tune(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 _MAPS = Path("/proc/self/maps")
@@ -284,6 +246,10 @@ class WriteBehind:
     def size_bytes(self) -> int:
         """Bytes of the tasks that are not done."""
         return self._size_bytes
+
+    def has_time(self) -> bool:
+        """May a task of this queue take longer? Not while somebody waits for the end."""
+        return not self._num_flushing and self._may_work()
 
     def offer(self, size_bytes: int, task: Task) -> bool:
         """Take a task; False when too much waits already."""

@@ -15,6 +15,7 @@ from functools import partial
 
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, NoSpace, StoreError
+from kdn.machine.memory import make_ready
 from kdn.machine.process import Task, WriteBehind
 from kdn.store.block.format import Block, EncodedBlock, encode_block
 from kdn.store.block.reader import StoreLoad
@@ -30,6 +31,8 @@ WorthWriting = Callable[[str, int, int, int], bool]
 _NO_CODEC = NoCodec()
 """Writes the blocks that come without a codec."""
 _FULL = "too much waits to be written"
+_READY_SHARE = 8
+"""The part of the memory tier whose pages are made ahead."""
 
 
 class Writer:
@@ -114,6 +117,7 @@ class Writer:
         if len(self._tiers.local) > 1:
             self._queue(encoded.key, encoded.size_bytes, partial(self._write_durable, encoded))
         self._send_far(encoded)
+        self._make_ready()
 
     def promote(self, tier: Tier, block: EncodedBlock) -> None:
         """To memory immediately; what came from far also to the disk, when there is time."""
@@ -137,6 +141,13 @@ class Writer:
         for tier in self._tiers.local[:-1]:
             self._put_best_effort(tier, encoded)
         self._send_far(encoded)
+
+    def _make_ready(self) -> None:
+        """Blocks to come find their memory made while nothing else was to do."""
+        held = self._tiers.fastest.usage()
+        if self._tiers.fastest.trusted and held.capacity_bytes is not None:
+            free_bytes = held.capacity_bytes - held.size_bytes
+            self._queues.make_ready(min(free_bytes, held.capacity_bytes // _READY_SHARE))
 
     def _queue(self, key: BlockKey, size_bytes: int, task: Task) -> None:
         if not self._queues.add(key, size_bytes, task):
@@ -246,6 +257,7 @@ class WriteQueues:
         self._far = {tier.name: WriteBehind(capacity_bytes) for tier in far}
         self._lock = threading.Lock()
         self._waiting: set[BlockKey] = set()
+        self._makes_ready = False
 
     def give_way(self, may_work: Callable[[], bool]) -> None:
         """While `may_work` says no, let blocks wait to be written until half of a queue is full."""
@@ -260,6 +272,15 @@ class WriteQueues:
     def later(self, size_bytes: int, task: Task) -> bool:
         """Do something on this machine when there is time; False when too much waits already."""
         return self._local.offer(size_bytes, task)
+
+    def make_ready(self, size_bytes: int) -> None:
+        """Make memory for blocks to come when there is time."""
+        if not self._makes_ready:
+            self._makes_ready = self.later(0, partial(self._make_ready, size_bytes))
+
+    def _make_ready(self, size_bytes: int) -> None:
+        self._makes_ready = False
+        make_ready(size_bytes, self._local.has_time)
 
     def to_far(self, tier: Tier, size_bytes: int, task: Task) -> bool:
         """The same in the queue of a far tier."""

@@ -37,7 +37,7 @@ from kdn.core import (
 )
 from kdn.core.blocks import pack_tokens, unpack_tokens
 from kdn.errors import BadInput, CorruptBlock
-from kdn.machine.process import allocate
+from kdn.machine.memory import allocate
 from kdn.store.block.wire import (
     ALIGN,
     MAX_BLOCK_BYTES,

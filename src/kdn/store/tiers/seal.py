@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, CorruptBlock, LostBlock, MissingExtra
-from kdn.machine.process import allocate
+from kdn.machine.memory import allocate
 from kdn.store.block.format import MAX_BLOCK_BYTES
 from kdn.store.block.reader import Handle
 

@@ -16,7 +16,7 @@ import msgspec
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, ForeignStore, LostBlock
 from kdn.machine.files import Files, system_errors
-from kdn.machine.process import OWN_PAGES_FROM, allocate
+from kdn.machine.memory import OWN_PAGES_FROM, allocate
 from kdn.store.block.format import ALIGN, FORMAT_VERSION, EncodedBlock
 from kdn.store.block.reader import Handle
 from kdn.store.tiers.seal import MAX_SEALED_BYTES, SEAL_BYTES, KeyRing, is_sealed

@@ -11,7 +11,7 @@ from random import Random
 from kdn.clock import Clock
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, LostBlock, Unreachable
-from kdn.machine.process import allocate
+from kdn.machine.memory import allocate
 from kdn.store.block.format import EncodedBlock
 from kdn.store.block.reader import Handle
 from kdn.store.index.index import Entry
