@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -203,7 +203,7 @@ class Batch:
         counts = [one.rows.numel() for one in self.slices]
         edges = torch.tensor([0, *counts]).cumsum(0).tolist()
         self.num_rows = edges[-1]
-        self.spans = list(itertools.pairwise(edges))
+        self.spans = list(pairwise(edges))
         whole = [(one.attention_slice(a, b), one.kv.bias) for one, (a, b) in self.parts() if a < b]
         self.bound_slices, self._biases = [part for part, _ in whole], []
         if any(bias is not None for _, bias in whole):
@@ -324,9 +324,8 @@ class StoredColumns:
         self._slices = slices
         self._loading = any(one.loads for one in slices)
         for one in slices:  # layer inputs come first: rows wait for all of them
-            for enter in one.plan.enter:
-                if enter.source is not None:
-                    enter.source.start()
+            for source in filter(None, (enter.source for enter in one.plan.enter)):
+                source.start()
         self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._columns: dict[tuple[int, int], Tensor] = {}
 
@@ -397,5 +396,5 @@ class StoredColumns:
 
 def places(start: int, parts: Sequence[LayerKV]) -> list[slice]:
     """The columns of neighbouring runs that begin at `start`."""
-    edges = itertools.accumulate((part.num_tokens for part in parts), initial=start)
-    return [slice(a, b) for a, b in itertools.pairwise(edges)]
+    edges = accumulate((part.num_tokens for part in parts), initial=start)
+    return [slice(*edge) for edge in pairwise(edges)]
