@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kdn.core import KvShape
 from kdn.engine import Capture, KvBudget, PrefixKV, PrefixPool, SuffixKV
-from kdn.engine.kv import ResidentStat
+from kdn.engine.budget import ResidentStat
 
 SHAPE = KvShape(num_layers=2, num_kv_heads=1, head_dim=4, dtype="float32")
 

@@ -24,7 +24,7 @@ from kdn.core import (
     Segment,
 )
 from kdn.engine import Capture, EngineLimits
-from kdn.engine.capture import (
+from kdn.engine.kv import (
     drop_handed_over,
     family_name,
     retained_answer,

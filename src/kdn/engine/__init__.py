@@ -9,11 +9,10 @@ from __future__ import annotations
 from kdn.engine.admission import plain
 from kdn.engine.alone import AloneRun, HeldKV, run_alone, steps_alone
 from kdn.engine.batch import SequenceSlice
-from kdn.engine.budget import KvBudget, KvPool
-from kdn.engine.capture import Capture
+from kdn.engine.budget import KvBudget, KvPool, PrefixPool
 from kdn.engine.engine import Engine, EngineStat, all_idle
 from kdn.engine.executor import Pass
-from kdn.engine.kv import PrefixKV, PrefixPool, SequenceKV, SuffixKV, kv_shape
+from kdn.engine.kv import Capture, PrefixKV, SequenceKV, SuffixKV, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory, measured_memory
 from kdn.engine.request import RunningStream
 from kdn.engine.sampling import DrawnToken, Sampler

@@ -9,9 +9,19 @@ import torch
 
 from kdn.core import Job, Plan, Planned, Planner, Request, Retention
 from kdn.engine.alike import waits_for_another
-from kdn.engine.budget import KvBudget
-from kdn.engine.capture import Capture, family_name, shared_tokens, wanted_capture
-from kdn.engine.kv import EXTENT, PrefixKV, PrefixPool, SequenceKV, SuffixKV, extents, kv_shape
+from kdn.engine.budget import KvBudget, PrefixPool
+from kdn.engine.kv import (
+    EXTENT,
+    Capture,
+    PrefixKV,
+    SequenceKV,
+    SuffixKV,
+    extents,
+    family_name,
+    kv_shape,
+    shared_tokens,
+    wanted_capture,
+)
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import computes_in_order
 from kdn.engine.request import RunningRequest

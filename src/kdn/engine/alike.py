@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kdn.core import BLOCK_TOKENS, TokenIds
-from kdn.engine.capture import retains_answer, shared_tokens
+from kdn.engine.kv import retains_answer, shared_tokens
 from kdn.engine.request import RunningRequest
 
 __all__ = ["common_blocks", "waits_for_another"]

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from kdn.core import LayerKV, Plan
 from kdn.engine.batch import SequenceSlice
-from kdn.engine.capture import Capture
 from kdn.engine.executor import Pass
-from kdn.engine.kv import PrefixKV, SequenceKV, SuffixKV, kv_shape
+from kdn.engine.kv import Capture, PrefixKV, SequenceKV, SuffixKV, kv_shape
 from kdn.model import LoadedModel, LoraAdapter
 from kdn.model.attention import Attention
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from kdn.core import Choose, GivenRows, LayerKV, LayerSource, Plan
 from kdn.engine.bias import ColumnBias, split_rows
-from kdn.engine.capture import Capture
-from kdn.engine.kv import PrefixKV, SequenceKV
+from kdn.engine.kv import Capture, PrefixKV, SequenceKV
 from kdn.model import AdapterRun, Decoder, LoraAdapter
 from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Scaling, Writing
 

@@ -4,15 +4,20 @@
       ├─ KvBudget of model A     reserve, release
       └─ KvBudget of model B     the first that was refused is served first
 
+What is computed of prefixes and unused stays while there is room (`PrefixPool`).
 Engines of one pool also take turns: two that compute at one time only take processors from each other.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
-__all__ = ["KvBudget", "KvPool"]
+from kdn.engine.kv import PrefixKV
+
+__all__ = ["KvBudget", "KvPool", "PrefixPool", "ResidentStat"]
 
 
 class KvPool:
@@ -175,3 +180,65 @@ class _Turns:
         with self._changed:
             self._serving += 1
             self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class ResidentStat:
+    """Prefixes that lie where the engine reads them."""
+
+    num_prefixes: int
+    size_bytes: int
+    num_hits: int
+    """Requests that found theirs there since the start: nothing was loaded for them."""
+
+
+class PrefixPool:
+    """Prefixes by name, so that sequences that begin alike read one copy. Unused ones go first."""
+
+    def __init__(self, idle_bytes: int) -> None:
+        self._idle_bytes = idle_bytes
+        self._prefixes: OrderedDict[str, PrefixKV] = OrderedDict()
+        self._num_hits = 0
+
+    def stat(self) -> ResidentStat:
+        """From any thread, what is there now."""
+        sizes = [one.size_bytes for one in list(self._prefixes.values()) if one.is_complete]
+        return ResidentStat(len(sizes), sum(sizes), self._num_hits)
+
+    def find(self, name: str) -> PrefixKV | None:
+        """The prefix of that name, or None. One that is not complete yet is filled by the first of its
+        users whose pass begins."""
+        prefix = self._prefixes.get(name)
+        if prefix is not None:
+            self._prefixes.move_to_end(name)
+        return prefix
+
+    def hold(self, prefix: PrefixKV) -> None:
+        """One more sequence uses the prefix."""
+        self._num_hits += prefix.is_complete
+        self._prefixes.setdefault(prefix.name, prefix)
+        prefix.users += 1
+
+    def release(self, prefix: PrefixKV) -> None:
+        """One sequence fewer. A prefix that was never completed is forgotten immediately."""
+        prefix.users -= 1
+        unfinished = prefix.users == 0 and not prefix.is_complete
+        if unfinished and self._prefixes.get(prefix.name) is prefix:
+            del self._prefixes[prefix.name]
+        self.shrink(self._idle_bytes)
+
+    def shrink(self, idle_bytes: int) -> None:
+        """Drop unused prefixes, oldest first, until at most `idle_bytes` of them remain."""
+        idle = [prefix for prefix in self._prefixes.values() if prefix.users == 0]
+        excess = sum(prefix.size_bytes for prefix in idle) - idle_bytes
+        for prefix in idle:
+            if excess <= 0:
+                return
+            del self._prefixes[prefix.name]
+            excess -= prefix.size_bytes
+
+    def check(self) -> None:
+        """Audit the accounts. Raises AssertionError."""
+        assert all(prefix.users >= 0 for prefix in self._prefixes.values()), (
+            "a prefix was released twice"
+        )

@@ -19,8 +19,8 @@ import torch
 
 from kdn.clock import Clock
 from kdn.core import Planner, Request
-from kdn.engine.budget import KvBudget, KvPool
-from kdn.engine.kv import ResidentStat, extents
+from kdn.engine.budget import KvBudget, KvPool, ResidentStat
+from kdn.engine.kv import extents
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.loop import StepLoop
 from kdn.engine.request import Intake, RunningRequest, RunningStream

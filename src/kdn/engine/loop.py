@@ -22,14 +22,14 @@ from kdn.clock import Clock
 from kdn.core import Finish, FinishReason, Planner, Request, RetainedKV
 from kdn.engine.admission import Admission, WaitingRequests
 from kdn.engine.budget import KvBudget
-from kdn.engine.capture import (
+from kdn.engine.executor import PassPace, StepTimes
+from kdn.engine.kv import (
     drop_handed_over,
     retained_answer,
     retained_prompt,
     retained_question,
     retains_answer,
 )
-from kdn.engine.executor import PassPace, StepTimes
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import DecodeBatch, PrefillQueue
 from kdn.engine.request import RunningRequest

@@ -22,8 +22,7 @@ from kdn.core import (
     TokenProb,
     Usage,
 )
-from kdn.engine.capture import Capture
-from kdn.engine.kv import SequenceKV, extents, kv_shape
+from kdn.engine.kv import Capture, SequenceKV, extents, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory
 from kdn.engine.lookup import PromptLookup
 from kdn.engine.prompt_scores import PromptScores
