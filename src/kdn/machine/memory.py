@@ -34,16 +34,17 @@ _SPAN = 4
 _KEPT_SHARE, _MOST_KEPT_BYTES = 16, 1 << 30
 
 
-def allocate(size_bytes: int) -> memoryview:
-    """A writable buffer of zeros that lives as long as any view of it.
+def allocate(size_bytes: int, *, zeroed: bool = True) -> memoryview:
+    """A writable buffer that lives as long as any view of it: of zeros, or else of what was there before.
 
     A large one is aligned to a page.  Its pages come from earlier buffers where there are some, and are else
     made when first written, so that a block of which one layer is read costs little more than that layer.
+    Without zeros no byte may be shown that was not written: it may be another tenant's.
     """
     if size_bytes < OWN_PAGES_FROM:
         return memoryview(bytearray(size_bytes))
     pool = _pool()
-    pooled = None if pool is None else pool.allocate(size_bytes)
+    pooled = None if pool is None else pool.allocate(size_bytes, zeroed=zeroed)
     return memoryview(_mapped(size_bytes)) if pooled is None else pooled
 
 
@@ -99,8 +100,8 @@ class PagePool:
         """What the next buffers find made."""
         return self._ready.size_bytes
 
-    def allocate(self, size_bytes: int) -> memoryview | None:
-        """A buffer of zeros, given back with its last view; None when the addresses are used up."""
+    def allocate(self, size_bytes: int, *, zeroed: bool = True) -> memoryview | None:
+        """A buffer, given back with its last view; None when the addresses are used up."""
         span = -(-size_bytes // _STEP) * _STEP
         with self._lock:
             start = self._ready.take(span)
@@ -116,7 +117,7 @@ class PagePool:
         buffer = np.frombuffer(self._pages, np.uint8, size_bytes, start)
         # The collector may run it anywhere, also in here: it must not wait for the lock.
         weakref.finalize(buffer, self._give_back, start, start + span).atexit = False
-        if is_used:
+        if is_used and zeroed:
             buffer.fill(0)
         return buffer.data
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 
@@ -11,7 +11,7 @@ from kdn.clock import Clock
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, StoreError
 from kdn.store.block.format import EncodedBlock
-from kdn.store.block.reader import Handle, StoreLoad, read_header
+from kdn.store.block.reader import Handle, StoreLoad, Take, read_header
 from kdn.store.index.followed import FollowedIndex
 from kdn.store.tiers.tier import Outcomes, Tier, Tiers
 
@@ -75,6 +75,15 @@ class TimedHandle(Handle):
         if moved:
             self._links.note(self._tier, moved, self._links.clock.now() - started_s)
         return data
+
+    def read_each(self, ranges: Sequence[tuple[int, int]], then: Take) -> None:
+        if not self._handle.reads_ahead:
+            super().read_each(ranges, then)
+            return
+        started_s = self._links.clock.now()
+        self._handle.read_each(ranges, then)
+        seconds = self._links.clock.now() - started_s
+        self._links.note(self._tier, ranges[-1][1] - ranges[0][0], seconds)
 
     def is_read(self, start: int, stop: int) -> bool:
         return self._handle.is_read(start, stop)

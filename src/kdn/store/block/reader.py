@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
 from kdn.core import BlockId, BlockKey, ColumnScale, KvShape
@@ -28,10 +28,15 @@ __all__ = [
     "Load",
     "Reader",
     "StoreLoad",
+    "Take",
     "check_whole",
     "read_header",
     "read_whole",
 ]
+
+
+Take = Callable[[int, memoryview], None]
+"""Is given a range by its number, and its bytes."""
 
 
 class Handle(ABC):
@@ -43,6 +48,8 @@ class Handle(ABC):
 
     buffer: memoryview
     header: Header | None = None
+    reads_ahead = False
+    """Does `read_each` read one range while another is taken?"""
     moved_bytes: int | None = None
     """What was moved for all reads so far, where that is not what was asked for."""
 
@@ -54,6 +61,15 @@ class Handle(ABC):
         failed and not the block. Safe from several threads.
         """
         ...
+
+    def read_each(self, ranges: Sequence[tuple[int, int]], then: Take) -> None:
+        """Read ranges that follow each other, and give each to `then` with its number.
+
+        Raises as `read`, and what `then` raises. `then` may be called from several threads.
+        """
+        data, begin = self.read(ranges[0][0], ranges[-1][1]), ranges[0][0]
+        for number, (start, stop) in enumerate(ranges):
+            then(number, data[start - begin : stop - begin])
 
     def is_read(self, start: int, stop: int) -> bool:
         """Were these bytes read already, as part of something larger?"""
@@ -226,13 +242,12 @@ class StoreLoad:
                 self._on_whole(EncodedBlock(self.header, self._handle.buffer.toreadonly()))
 
     def _read(self, first: int, last: int) -> None:
-        start, _ = self.header.layer_range(first)
-        _, stop = self.header.layer_range(last)
-        data = self._handle.read(start, stop).toreadonly()
-        for layer in range(first, last + 1):
-            begin, end = self.header.layer_range(layer)
-            padded = data[begin - start : end - start]
-            self._came[layer] = self.header.layer(layer, padded, verify=not self._trusted)
+        def take(number: int, padded: memoryview) -> None:
+            layer, verify = first + number, not self._trusted
+            self._came[layer] = self.header.layer(layer, padded.toreadonly(), verify=verify)
+
+        layers = range(first, last + 1)
+        self._handle.read_each([self.header.layer_range(layer) for layer in layers], take)
 
     def _section(self, start: int, stop: int) -> memoryview:
         """Bytes of a section; those of a block that came whole are here."""

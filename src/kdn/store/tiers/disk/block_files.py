@@ -7,36 +7,28 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import msgspec
-
 from kdn.core import BlockKey
-from kdn.errors import CorruptBlock, ForeignStore, LostBlock
+from kdn.errors import CorruptBlock, LostBlock
 from kdn.machine.files import Files, system_errors
 from kdn.machine.memory import OWN_PAGES_FROM, allocate
-from kdn.store.block.format import ALIGN, FORMAT_VERSION, EncodedBlock
-from kdn.store.block.reader import Handle
+from kdn.store.block.format import ALIGN, EncodedBlock
+from kdn.store.block.pieces import read_in_pieces
+from kdn.store.block.reader import Handle, Take
+from kdn.store.tiers.disk.marker import claim
 from kdn.store.tiers.seal import MAX_SEALED_BYTES, SEAL_BYTES, KeyRing, is_sealed
 from kdn.trace import Trace
 
 __all__ = ["BlockFiles", "StoreFolder"]
 
 
-MARKER = "kdn-store.json"
 SUFFIX = ".kdn"
 _HEX = "0123456789abcdef"
 _KEY_LENGTH = 64
 _NAME_LENGTH = _KEY_LENGTH + len(SUFFIX)
-_HARMLESS = {"lost+found", ".DS_Store"}
-
-
-class _Marker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    kdn_store: int
-    """The format version."""
-    identity: str
 
 
 class StoreFolder:
@@ -53,7 +45,7 @@ class StoreFolder:
             self._files.make_folders(path)
             if path.stat().st_mode & 0o077 and path.stat().st_uid == os.geteuid():
                 path.chmod(0o700)  # a folder that an older kdn made
-            self.identity = _claim(path, self._files)
+            self.identity = claim(path, self._files)
             for name in ("blocks", "writing", "quarantine", "owners"):
                 self._files.make_durable(path / name)
         self.owner = secrets.token_hex(8)
@@ -134,54 +126,6 @@ class StoreFolder:
         return running
 
 
-def _claim(path: Path, files: Files) -> str:
-    """The identity of the store in `path`, which becomes a store if it is empty."""
-    marker = path / MARKER
-    if not marker.exists():
-        others = sorted(
-            entry.name
-            for entry in path.iterdir()
-            if entry.name not in _HARMLESS and MARKER not in entry.name
-        )
-        if others and not marker.exists():
-            raise ForeignStore(
-                f"{path} is no kdn store and not empty (it holds {others[0]}): choose another"
-                " folder for the store, or an empty one"
-            )
-        _write_marker(marker, files)
-    return _read_marker(marker)
-
-
-def _write_marker(marker: Path, files: Files) -> None:
-    """Whole or not at all, there before anything else is, and the first of two processes wins."""
-    mine = marker.with_name(f"{MARKER}.{secrets.token_hex(8)}")
-    text = msgspec.json.encode(_Marker(FORMAT_VERSION, secrets.token_hex(16)))
-    files.write_temporary(mine, memoryview(text))
-    try:
-        files.link(mine, marker)
-    except FileExistsError:
-        pass  # the other process's identity holds
-    finally:
-        files.remove(mine)
-    files.sync_folder(marker.parent)
-
-
-def _read_marker(marker: Path) -> str:
-    try:
-        found = msgspec.json.decode(marker.read_bytes(), type=_Marker)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ForeignStore(
-            f"{marker} cannot be read as a store's marker ({error}): choose another folder for the"
-            " store, or remove this one if its blocks may go"
-        ) from error
-    if found.kdn_store != FORMAT_VERSION:
-        raise ForeignStore(
-            f"{marker.parent} is a store of format {found.kdn_store}, this kdn reads"
-            f" {FORMAT_VERSION}: use the kdn that made it, or another folder"
-        )
-    return found.identity
-
-
 def _removed_if_dead(owner: Path, files: Files) -> bool:
     """Is the owner a process that has ended? Then its file is removed."""
     descriptor = os.open(owner, os.O_RDWR)
@@ -217,6 +161,8 @@ class _FileHandle(Handle):
     Reads cover whole pages, as O_DIRECT wants it; so do the parts of a block.
     """
 
+    reads_ahead = True
+
     def __init__(self, descriptor: int, files: Files) -> None:
         """Takes the descriptor over. Raises CorruptBlock for what is no file of a block's size."""
         self._descriptor: int | None = descriptor
@@ -227,7 +173,8 @@ class _FileHandle(Handle):
             self.close()
             raise CorruptBlock(f"what lies there, of {found.st_size} bytes, is no block's file")
         try:
-            self.buffer = allocate(found.st_size)
+            # What is handed out was read: a part, or all of the file.
+            self.buffer = allocate(found.st_size, zeroed=False)
         except (MemoryError, OSError) as error:
             self.close()
             raise LostBlock(f"no memory for a block of {found.st_size} bytes") from error
@@ -241,6 +188,10 @@ class _FileHandle(Handle):
         if got != stop:
             raise CorruptBlock(f"bytes {start} to {stop} were asked for, {got - start} are there")
         return self.buffer[wanted]
+
+    def read_each(self, ranges: Sequence[tuple[int, int]], then: Take) -> None:
+        """In pieces: the next one is read while the last is taken, which is cached still."""
+        read_in_pieces(self.read, ranges, then)
 
     def _read_some(self, start: int, stop: int) -> int:
         """How many bytes came: less than all is no end of the file, and an error is no damage to it."""

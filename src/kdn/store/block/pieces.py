@@ -1,0 +1,76 @@
+"""A block read in pieces by two threads: one waits for the device while the other verifies."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+from kdn.store.block.reader import Take
+
+__all__ = ["do_together", "read_in_pieces"]
+
+_T = TypeVar("_T")
+_HELPERS = 4
+"""Of all loads together: a load that finds none free does all of its work itself."""
+_PIECE_BYTES = 1 << 20
+"""What one read asks for, rounded up to whole ranges: devices like large reads, caches small ones."""
+_Piece = list[tuple[int, tuple[int, int]]]
+"""Ranges that follow each other, with their numbers."""
+
+
+def read_in_pieces(
+    read: Callable[[int, int], memoryview], ranges: Sequence[tuple[int, int]], then: Take
+) -> None:
+    """As `Handle.read_each`, with up to two reads in flight."""
+
+    def work(piece: _Piece) -> None:
+        begin, stop = piece[0][1][0], piece[-1][1][1]
+        data = read(begin, stop)
+        for number, (start, end) in piece:
+            then(number, data[start - begin : end - begin])
+
+    do_together(work, _pieces(ranges))
+
+
+def _pieces(ranges: Sequence[tuple[int, int]]) -> list[_Piece]:
+    pieces: list[_Piece] = []
+    for number, one in enumerate(ranges):
+        if not pieces or one[0] - pieces[-1][0][1][0] >= _PIECE_BYTES:
+            pieces.append([])
+        pieces[-1].append((number, one))
+    return pieces
+
+
+def do_together(work: Callable[[_T], None], parts: Sequence[_T]) -> None:
+    """Do `work` for each part, in order, by this thread and by another where one is free.
+
+    Returns when all is done. After a failure no further part begins; the first failed part's error is raised.
+    """
+    left = deque(enumerate(parts))
+    failures: list[tuple[int, BaseException]] = []
+
+    def go_on() -> None:
+        while left and not failures:
+            try:
+                number, part = left.popleft()
+            except IndexError:  # the other thread took it meanwhile
+                return
+            try:
+                work(part)
+            except BaseException as error:  # noqa: BLE001  it is raised below
+                failures.append((number, error))
+
+    helper = _helpers().submit(go_on) if len(parts) > 1 else None
+    go_on()
+    if helper is not None and not helper.cancel():
+        helper.result()
+    if failures:
+        raise min(failures, key=lambda failure: failure[0])[1]
+
+
+@lru_cache(maxsize=1)
+def _helpers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_HELPERS, thread_name_prefix="kdn-reader")

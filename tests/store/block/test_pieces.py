@@ -1,0 +1,70 @@
+"""Ranges read by two threads: what a plain read gives, in any order, and the first failure."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdn.errors import CorruptBlock
+from kdn.store.block.pieces import do_together, read_in_pieces
+from kdn.store.block.reader import BytesHandle
+
+KB = 1 << 10
+
+
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=12), st.integers(0, 5000))
+def test_each_range_is_taken_once_with_the_bytes_a_plain_read_gives(
+    sizes: list[int], first: int
+) -> None:
+    ranges, at = [], first
+    for size in sizes:
+        ranges.append((at, at + size * KB))
+        at += size * KB
+    data = memoryview(bytes(n % 251 for n in range(5)) * (at // 5 + 1))[:at]
+    asked: list[tuple[int, int]] = []
+    plain: dict[int, memoryview] = {}
+    taken: dict[int, memoryview] = {}
+
+    def read(start: int, stop: int) -> memoryview:
+        asked.append((start, stop))
+        return data[start:stop]
+
+    def take(number: int, part: memoryview) -> None:
+        assert number not in taken
+        taken[number] = part
+
+    BytesHandle(data).read_each(ranges, plain.__setitem__)
+    read_in_pieces(read, ranges, take)
+    assert taken == plain
+    starts, stops = zip(*sorted(asked), strict=True)
+    assert starts == (first, *stops[:-1]), "reads follow each other and cover all"
+    assert stops[-1] == at
+    assert all(stop - start >= 1024 * KB for start, stop in sorted(asked)[:-1])
+
+
+def test_another_part_begins_while_one_waits() -> None:
+    """The first part goes on only once the second has begun: one thread alone would wait for ever."""
+    began = threading.Event()
+
+    def work(part: str) -> None:
+        if part == "second":
+            began.set()
+        else:
+            assert began.wait(30)
+
+    do_together(work, ["first", "second"])
+
+
+def test_after_a_failure_nothing_begins_and_the_first_one_is_raised() -> None:
+    done: list[int] = []
+
+    def work(part: int) -> None:
+        done.append(part)
+        raise CorruptBlock(f"part {part}")
+
+    with pytest.raises(CorruptBlock, match="part 0"):
+        do_together(work, range(100))
+    assert len(done) <= 2, "one for each thread"
