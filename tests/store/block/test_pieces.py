@@ -1,4 +1,4 @@
-"""Ranges read by two threads: what a plain read gives, in any order, and the first failure."""
+"""Ranges read by several threads: what a plain read gives, in any order, and the first failure."""
 
 from __future__ import annotations
 
@@ -67,4 +67,4 @@ def test_after_a_failure_nothing_begins_and_the_first_one_is_raised() -> None:
 
     with pytest.raises(CorruptBlock, match="part 0"):
         do_together(work, range(100))
-    assert len(done) <= 2, "one for each thread"
+    assert len(done) <= 3, "one for each thread"

@@ -1,4 +1,4 @@
-"""A block read in pieces by two threads: one waits for the device while the other verifies."""
+"""A block read in pieces by several threads: some wait for the device while another verifies."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ __all__ = ["do_together", "read_in_pieces"]
 _T = TypeVar("_T")
 _HELPERS = 4
 """Of all loads together: a load that finds none free does all of its work itself."""
+_AT_ONCE = 3
+"""Threads for one load. Two leave the device idle while both verify."""
 _PIECE_BYTES = 1 << 20
 """What one read asks for, rounded up to whole ranges: devices like large reads, caches small ones."""
 _Piece = list[tuple[int, tuple[int, int]]]
@@ -24,7 +26,7 @@ _Piece = list[tuple[int, tuple[int, int]]]
 def read_in_pieces(
     read: Callable[[int, int], memoryview], ranges: Sequence[tuple[int, int]], then: Take
 ) -> None:
-    """As `Handle.read_each`, with up to two reads in flight."""
+    """As `Handle.read_each`, with up to three reads in flight."""
 
     def work(piece: _Piece) -> None:
         begin, stop = piece[0][1][0], piece[-1][1][1]
@@ -45,7 +47,7 @@ def _pieces(ranges: Sequence[tuple[int, int]]) -> list[_Piece]:
 
 
 def do_together(work: Callable[[_T], None], parts: Sequence[_T]) -> None:
-    """Do `work` for each part, in order, by this thread and by another where one is free.
+    """Do `work` for each part, in order, by this thread and by two more where they are free.
 
     Returns when all is done. After a failure no further part begins; the first failed part's error is raised.
     """
@@ -56,17 +58,18 @@ def do_together(work: Callable[[_T], None], parts: Sequence[_T]) -> None:
         while left and not failures:
             try:
                 number, part = left.popleft()
-            except IndexError:  # the other thread took it meanwhile
+            except IndexError:  # another thread took it meanwhile
                 return
             try:
                 work(part)
             except BaseException as error:  # noqa: BLE001  it is raised below
                 failures.append((number, error))
 
-    helper = _helpers().submit(go_on) if len(parts) > 1 else None
+    helpers = [_helpers().submit(go_on) for _ in parts[1:_AT_ONCE]]
     go_on()
-    if helper is not None and not helper.cancel():
-        helper.result()
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
     if failures:
         raise min(failures, key=lambda failure: failure[0])[1]
 
