@@ -115,7 +115,7 @@ def test_a_stream_passes_through_as_it_comes(tmp_path: Path, model: Path) -> Non
         texts = [one["choices"][0]["delta"].get("content") or "" for one in told if one["choices"]]
         assert "".join(texts) == plain["choices"][0]["message"]["content"]
         # a server that dies in the middle ends the stream with an error that clients raise
-        long = body | {"stream": True, "max_tokens": 2000}
+        long = body | {"stream": True, "max_tokens": 3000}
         with client.stream("POST", "/v1/chat/completions", json=long) as stream:
             coming = stream.iter_lines()
             first = next(coming)
