@@ -27,14 +27,23 @@ class Running:
     openai: OpenAI
 
     def metric(self, name: str, **labels: str) -> float:
-        """One sample of /metrics."""
+        """One sample of /metrics. Raises KeyError where it is not told."""
         from prometheus_client.parser import text_string_to_metric_families
 
-        for family in text_string_to_metric_families(self.http.get("/metrics").text):
+        for family in text_string_to_metric_families(self.metrics()):
             for sample in family.samples:
                 if sample.name == name and labels.items() <= sample.labels.items():
                     return sample.value
         raise KeyError(name)
+
+    def metrics(self) -> str:
+        """All of /metrics, with the numbers of the store: asked again while they are not read in time."""
+        text = ""
+        for _ in range(60):
+            text = self.http.get("/metrics").text
+            if "kdn_store_blocks" in text:
+                break
+        return text
 
     @contextmanager
     def asking(self, path: str, body: bytes) -> Iterator[None]:

@@ -67,7 +67,7 @@ def chat(server: Running, question: str, **more: Any) -> Any:
 def series(server: Running) -> dict[str, float]:
     """Every sample of kdn's, its labels but the model's name in braces."""
     found = {}
-    for family in text_string_to_metric_families(server.http.get("/metrics").text):
+    for family in text_string_to_metric_families(server.metrics()):
         for sample in family.samples:
             labels = {k: v for k, v in sample.labels.items() if k != "model_name"}
             if "le" not in labels and not sample.name.endswith("_created"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from kdn.config import load_config
 from kdn.errors import StoreError
 from kdn.serve import StoreNumbers, served
 from kdn.serve.run import REUSE_FAILURES
+from kdn.store.tiers.disk.schema import WRITE_BUSY_S
 from kdn.trace import Recorder
 from tests.serve.running import Running, running, wait_for
 from tests.serve.scripted import ANSWER, ScriptedService
@@ -133,7 +135,7 @@ def test_a_store_that_does_not_answer_freezes_nothing(service: ScriptedService) 
         assert server.http.get("/version").status_code == 200
         assert readings == [0, 1]
         answers.set()
-        assert server.metric("kdn_store_blocks", tier="memory") >= 2
+        wait_for(lambda: server.metric("kdn_store_blocks", tier="memory") >= 2)
 
 
 def test_the_catalogue_held_by_another_process_freezes_no_route(
@@ -150,8 +152,12 @@ def test_the_catalogue_held_by_another_process_freezes_no_route(
             try:
                 scrape = threading.Thread(target=server.http.get, args=("/metrics",))
                 scrape.start()
+                began_s = time.monotonic()
                 for path in ("/version", "/health", "/v1/models"):
-                    assert server.http.get(path).status_code == 200, "while the catalogue is held"
+                    assert server.http.get(path).status_code == 200
+                assert time.monotonic() - began_s < WRITE_BUSY_S / 2, (
+                    "nobody waits for the catalogue"
+                )
                 scrape.join(60)
                 assert not scrape.is_alive()
             finally:
