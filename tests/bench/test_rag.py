@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kdn.bench.rag.arms import ChoiceInput, arms, blended_arms, static_arms
 from kdn.bench.rag.questions import BenchQuestion, load_sets
-from kdn.bench.rag.real import token_f1
+from kdn.bench.rag.real import slope, token_f1
 from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
 from kdn.bench.rag.workload import AskedQuestion, recall
 from kdn.core import JctModel
@@ -305,3 +305,12 @@ def test_f1_by_hand() -> None:
     """Said: brass, key, hall; gold: brass, key. Two of three, two of two."""
     assert token_f1("The brass key of the hall", ["brass key"]) == pytest.approx(0.8)
     assert token_f1("nothing", ["brass key"]) == 0.0
+
+
+def test_a_disturbed_step_does_not_bend_the_slope() -> None:
+    """Steps of 10 ms and 10 us a column; one at 900 columns took 0.5 s.  Pairs half a range apart count."""
+    steps = [(columns, 0.01 + 1e-5 * columns) for columns in (100, 200, 800, 900)]
+    assert slope(steps) == pytest.approx(1e-5)
+    assert slope([*steps, (900, 0.5)]) == pytest.approx(1e-5)
+    assert slope([(100, 0.01), (100, 0.02)]) is None
+    assert slope([]) is None

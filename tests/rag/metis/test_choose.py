@@ -236,8 +236,12 @@ def test_stored_chunks_beyond_the_space_are_read_in_place_of_others() -> None:
     here = space(RERANK, chunks=(1, 3))
     scores = [ChunkState(1000, score=score) for score in (9.0, 5.0, 4.0, 4.0)]
     stored = [ChunkState(1000, 1000, score=4.0)] * 2
-    found = chosen(here, PLENTY, chunks=[*scores, *stored], preference=Preference.BEST)
+    found = chosen(here, PLENTY, chunks=[*scores, *stored])
     assert found == RagConfiguration(RERANK, 3, places=(0, 4, 5))
+    best = chosen(here, PLENTY, chunks=[*scores, *stored], preference=Preference.BEST)
+    assert best == RagConfiguration(RERANK, 3), (
+        "what was asked for at its best is read by score alone"
+    )
 
 
 def test_a_deadline_goes_before_the_preference() -> None:

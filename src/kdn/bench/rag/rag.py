@@ -83,7 +83,7 @@ class _Size:
 
 
 _QUICK = _Size(
-    questions=4, simulated=120, real=5, fits=4, repeats=1, loads=(0.25, 1.0, 4.0), profiled=3
+    questions=12, simulated=180, real=5, fits=6, repeats=1, loads=(0.25, 1.0, 4.0), profiled=3
 )
 
 

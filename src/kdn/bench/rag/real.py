@@ -28,7 +28,7 @@ from kdn.rag.metis import (
     synthesize,
 )
 
-__all__ = ["RealQuery", "RealRuns", "replayed_s", "token_f1"]
+__all__ = ["RealQuery", "RealRuns", "replayed_s", "slope", "token_f1"]
 
 _CANDIDATES = 12
 """Parts that an arm chooses among."""
@@ -94,7 +94,7 @@ class RealRuns:
                 steps.append((usage.prompt_tokens, decode_s / (usage.completion_tokens - 1)))
         self.slowdown = statistics.median(ratios)
         self.jct = _slower(self._jct, self.slowdown)
-        self.column_s = _slope(steps) or self.jct.column_s
+        self.column_s = slope(steps) or self.jct.column_s
         self.step_s = statistics.median(each_s for _, each_s in steps) if steps else self.step_s
         for number, asked in enumerate(some):
             usages = self._alone(asked, Method.MAP_RERANK, (2, 8, 4)[number % 3])
@@ -207,12 +207,22 @@ def _slower(jct: JctModel, times: float) -> JctModel:
     return replace(jct, **{name: times * getattr(jct, name) for name in names})
 
 
-def _slope(points: Sequence[tuple[int, float]]) -> float | None:
-    """Seconds that each further column adds, by least squares; None where that says nothing."""
-    if len({x for x, _ in points}) < 2:
-        return None
-    slope, _ = statistics.linear_regression(*zip(*points, strict=True))
-    return slope if slope > 0 else None
+def slope(points: Sequence[tuple[int, float]]) -> float | None:
+    """Seconds that each further column adds; None where the points say nothing.
+
+    The median over pairs that lie half of the range apart or more (Theil and Sen): a step that a neighbour
+    has disturbed bends a line of least squares, not this.
+    """
+    columns = [x for x, _ in points]
+    least = (max(columns) - min(columns)) / 2 if columns else 0
+    slopes = [
+        (y - before_y) / (x - before_x)
+        for number, (x, y) in enumerate(points)
+        for before_x, before_y in points[:number]
+        if x != before_x and abs(x - before_x) >= least
+    ]
+    found = statistics.median(slopes) if slopes else 0.0
+    return found if found > 0 else None
 
 
 def replayed_s(

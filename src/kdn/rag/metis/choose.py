@@ -136,7 +136,7 @@ def choose(
     """The configuration for these chunks, best first, with what is stored of them.
 
     `chunks` may be more than the space allows: stored ones are read in place of others (`picked`), but
-    the best `num_sure` are always read; None: as many as the space wants at least.
+    the best `num_sure` are always read; None: as many as the space wants at least.  `best` replaces none.
     Configurations whose prompts exceed `max_context` are left out.  A deadline goes before the
     preference; where none is foreseen to keep it, the best passage is quoted if that `may_quote`,
     else the quickest is taken.
@@ -146,6 +146,8 @@ def choose(
     cold = [replace(chunk, num_stored=0, load_s=0.0) for chunk in chunks]
     every, blends = space.configurations(), model.blend_ratio is not None
     sure = space.min_chunks if num_sure is None else num_sure
+    if preference is Preference.BEST:
+        sure = space.max_chunks
     found = [
         _Candidate(one, model.demand(one, chunks), model.demand(one, cold).total_bytes)
         for one in (picked(one, chunks, sure, blends=blends) for one in every)
