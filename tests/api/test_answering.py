@@ -353,6 +353,26 @@ def test_a_stored_part_is_seen(k: kdn.Kdn, library: Library) -> None:
     assert state.num_stored == state.num_tokens > 0
 
 
+def test_a_stored_part_is_read_in_place_of_one_nearly_as_good(k: kdn.Kdn, tmp_path: Path) -> None:
+    """Three of seven notes may be read.  One that stands behind them is stored, and its score is near."""
+    pytest.importorskip("lancedb")
+    notes, library = tmp_path / "notes", small_library(tmp_path / "library")
+    notes.mkdir()
+    for number, place in enumerate(("hall", "barn", "mill", "shed", "loft", "yard", "port")):
+        said = f"The brass key hangs in the {place}. {'Nobody has moved it since. ' * 12}"
+        (notes / f"{number}.md").write_text(f"# Note\n\n{said}\n")
+    library.ingest(notes)
+    parts = library.context(QUESTION, max_tokens=10_000, max_parts=6)
+    place = next(i for i in range(5, 2, -1) if 1.5 * parts[i].score > parts[1].score)
+    options = QueryOptions(max_tokens=4, salt="picked")
+    k.prefill(parts[place].text, parts[place].key, options.salt)
+    report = answering(k, library).answer(QUESTION, options).report
+    assert report is not None
+    assert report.configuration is not None
+    assert place in report.configuration.places
+    assert report.num_stored_tokens >= parts[place].num_tokens
+
+
 def test_quality_reaches_the_choice(k: kdn.Kdn, library: Library) -> None:
     asked = answering(k, library)
     counts = {
