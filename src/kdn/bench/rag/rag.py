@@ -346,7 +346,7 @@ def _summary(found: Mapping[str, ArmOutcome]) -> dict[str, float | None]:
         "recall_gain_static": ours.recall - max(as_quick),
         "cache_aware_gain": _gain(found, f"{BEST_BLENDED}, without the store", (BEST_BLENDED,)),
         "cache_aware_gain_exact": _gain(found, f"{BEST}, without the store", (BEST,)),
-        "cache_aware_gain_balanced": found[BLIND].mean_s / found[FRUGAL].mean_s,
+        "cache_aware_gain_balanced": _gain(found, BLIND, (FRUGAL,)),
         "recall_ours": ours.recall,
         "recall_adaptive": found[ADAPTIVE].recall,
     }
