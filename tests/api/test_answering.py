@@ -358,8 +358,8 @@ def test_a_stored_part_is_read_in_place_of_one_nearly_as_good(k: kdn.Kdn, tmp_pa
     pytest.importorskip("lancedb")
     notes, library = tmp_path / "notes", small_library(tmp_path / "library")
     notes.mkdir()
-    for number, place in enumerate(("hall", "barn", "mill", "shed", "loft", "yard", "port")):
-        said = f"The brass key hangs in the {place}. {'Nobody has moved it since. ' * 12}"
+    for number, where in enumerate(("hall", "barn", "mill", "shed", "loft", "yard", "port")):
+        said = f"The brass key hangs in the {where}. {'Nobody has moved it since. ' * 12}"
         (notes / f"{number}.md").write_text(f"# Note\n\n{said}\n")
     library.ingest(notes)
     parts = library.context(QUESTION, max_tokens=10_000, max_parts=6)
