@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -61,10 +62,20 @@ def _pool() -> PagePool | None:
     if sys.platform != "linux":
         return None
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    kept_bytes = min(memory_bytes, _limit_bytes() or memory_bytes) // _KEPT_SHARE
     try:
-        return PagePool(_SPAN * memory_bytes, min(memory_bytes // _KEPT_SHARE, _MOST_KEPT_BYTES))
+        return PagePool(_SPAN * memory_bytes, min(kept_bytes, _MOST_KEPT_BYTES))
     except OSError:  # a limit on addresses
         return None
+
+
+def _limit_bytes() -> int | None:
+    """What the process's control group may have; None where it has no limit."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text("ascii").strip()
+    except OSError:
+        return None
+    return int(limit) if limit.isdecimal() else None
 
 
 def _mapped(size_bytes: int, flags: int = 0) -> mmap.mmap:
