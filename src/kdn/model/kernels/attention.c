@@ -15,16 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "attention.h"
-
-#define BLOCK 64  /* columns a step; K and V of one step fit the first-level cache */
-#define STEP 64   /* columns, and dims, come in multiples of this */
-#define LANES 16  /* queries side by side */
-#define TILES 4   /* groups of LANES queries that read the columns together */
-#define MAX_DIM 256
-#define LOG2E 1.4426950408889634f
-#define FAR (-1e30f)    /* below every score */
-#define HIDDEN (-1e36f) /* below FAR: weight 0 whatever the maximum, and no infinities to subtract */
+#include "few.h"
 
 typedef struct {
     bf16 q[TILES][MAX_DIM / 2][LANES][2];
@@ -416,28 +407,79 @@ static void attend_suffix(Scratch *s, const Task *task, const Call *call, int ti
     }
 }
 
-static void run_task(Scratch *s, const Task *task, const Call *call) {
+/* ---- a task of few queries, without AMX ---------------------------------------------------------- */
+
+/* `n` queries of one sequence over columns from `first` on. `s` lends the room of find_columns. */
+static void run_few(Scratch *s, FewScratch *few, const Task *task, const Call *call, int n, int64_t first) {
+    const int64_t group = call->heads / call->kv_heads, dim = call->dim;
+    const Sequence *sequence = task->prefix_group->sequences;
+    int32_t highest = 0;
+    const bf16 *p[FEW];
+    float *scores[FEW], *o[FEW];
+    memset(few->o, 0, sizeof few->o);
+    for (int i = 0; i < LANES; i++) few->top[i] = FAR, few->sum[i] = 0;
+    for (int i = 0; i < n; i++) {
+        const int64_t row = (task->first + i) / group, head = task->kv_head * group + (task->first + i) % group;
+        few->q[i] = call->q + (sequence->start + row) * call->q_stride + head * dim;
+        few->where[i] = (int32_t)sequence->positions[row];
+        if (few->where[i] > highest) highest = few->where[i];
+        p[i] = few->p[i], scores[i] = few->scores[i], o[i] = few->o[i];
+    }
+    for (; first <= highest; first += BLOCK) {
+        const Columns at = find_columns(s, sequence, call, task->kv_head, first, BLOCK);
+        turn_block(at.k, at.k_stride, dim / 2, few->turned);
+        memset(few->scores, 0, sizeof few->scores);
+        add_all_products(few->turned, dim / 2, few->q, scores, n);
+        weigh_few(few, n, first, call);
+        for (int64_t d = 0; d < dim; d += BLOCK) {
+            turn_block(at.v + d * at.v_stride, at.v_stride, BLOCK / 2, few->turned);
+            for (int i = 0; i < n; i++) o[i] = few->o[i] + d;
+            add_all_products(few->turned, BLOCK / 2, p, o, n);
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        const int64_t row = (task->first + i) / group, head = task->kv_head * group + (task->first + i) % group;
+        bf16 *out = call->out + ((sequence->start + row) * call->heads + head) * dim;
+        const float share = 1.0f / few->sum[i];
+        for (int64_t d = 0; d < dim; d++) out[d] = float_to_bf16(few->o[i][d] * share);
+    }
+}
+
+/* The lowest and the highest position of a task's queries decide which columns are read. */
+static int64_t first_column(const Task *task, const Call *call, int64_t queries) {
+    const int64_t group = call->heads / call->kv_heads;
+    int64_t lowest = INT64_MAX;
+    for (int64_t query = task->first; query < task->first + queries; query++) {
+        const int64_t row = query / group, own = task->prefix_group->num_sequences > 1 ? 0 : row;
+        const int64_t where = sequence_of(task->prefix_group, row)->positions[own];
+        if (where < lowest) lowest = where;
+    }
+    const int64_t first = call->window ? lowest - call->window + 1 : 0;
+    return first > 0 ? first / BLOCK * BLOCK : 0;
+}
+
+static void run_task(Scratch *s, FewScratch *few, const Task *task, const Call *call) {
     const int64_t group = call->heads / call->kv_heads, total = num_rows(task->prefix_group) * group;
-    const int64_t left = total - task->first;
-    const int tiles = left >= TILES * LANES ? TILES : (int)((left + LANES - 1) / LANES);
-    load_queries(s, task, call, tiles, total);
+    const int64_t left = total - task->first, queries = left < TILES * LANES ? left : TILES * LANES;
+    const int tiles = (int)((queries + LANES - 1) / LANES);
+    const int64_t first = first_column(task, call, queries);
     s->scaled = s->gained = 0;
     for (int64_t i = 0; i < task->prefix_group->num_sequences; i++) {
         const Sequence *sequence = &task->prefix_group->sequences[i];
         s->scaled |= sequence->num_scaled > 0;
         s->gained |= sequence->num_scaled > 0 && sequence->gain_of;
     }
-    int64_t lowest = s->where[0][0], first = 0;
-    for (int t = 0; t < tiles; t++)
-        for (int i = 0; i < LANES; i++)
-            if (s->where[t][i] < lowest) lowest = s->where[t][i];
-    if (call->window && lowest - call->window + 1 > 0) first = (lowest - call->window + 1) / BLOCK * BLOCK;
+    if (!call->use_amx && queries <= FEW && task->prefix_group->num_sequences == 1 && !s->scaled) {
+        run_few(s, few, task, call, (int)queries, first);
+        return;
+    }
+    load_queries(s, task, call, tiles, total);
     if (task->prefix_group->num_sequences == 1) {
         attend_columns(s, task, call, tiles, first, INT64_MAX);
     } else {
         const int64_t shared = task->prefix_group->sequences->num_prefix / BLOCK * BLOCK;
         attend_columns(s, task, call, tiles, first, shared);
-        const int64_t last = (left < tiles * LANES ? total : task->first + tiles * LANES) - 1;
+        const int64_t last = task->first + queries - 1;
         for (int64_t row = task->first / group; row <= last / group; row++)
             attend_suffix(s, task, call, tiles, row, first > shared ? first : shared);
     }
@@ -464,9 +506,10 @@ void kdn_attend(const PrefixGroup *prefix_groups, int64_t num_prefix_groups, con
 #pragma omp parallel num_threads(call->threads)
     {
         Scratch s __attribute__((aligned(64)));
+        FewScratch few __attribute__((aligned(64)));
         if (call->use_amx) tiles_on();
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = num_tasks - 1; i >= 0; i--) run_task(&s, &tasks[i], call);
+        for (int64_t i = num_tasks - 1; i >= 0; i--) run_task(&s, &few, &tasks[i], call);
 #ifdef __AMX_BF16__
         if (call->use_amx) _tile_release();
 #endif

@@ -5,6 +5,16 @@
 
 #include "common.h"
 
+#define BLOCK 64  /* columns a step; K and V of one step fit the first-level cache */
+#define STEP 64   /* columns, and dims, come in multiples of this */
+#define LANES 16  /* queries side by side */
+#define FEW 8     /* queries up to which columns stand side by side in their place */
+#define TILES 4   /* groups of LANES queries that read the columns together */
+#define MAX_DIM 256
+#define LOG2E 1.4426950408889634f
+#define FAR (-1e30f)    /* below every score */
+#define HIDDEN (-1e36f) /* below FAR: weight 0 whatever the maximum, and no infinities to subtract */
+
 typedef struct {
     int64_t start, num_rows;
     const int64_t *positions;

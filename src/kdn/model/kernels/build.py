@@ -21,7 +21,7 @@ _SOURCES = tuple(
     _FOLDER / name
     for name in ("attention.c", "linear.c", "linear4.c", "linear8.c", "norm.c", "step.c")
 )
-_HEADERS = tuple(_FOLDER / name for name in ("attention.h", "common.h", "linear.h"))
+_HEADERS = tuple(_FOLDER / name for name in ("attention.h", "common.h", "few.h", "linear.h"))
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 
 
