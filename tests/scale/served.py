@@ -44,7 +44,8 @@ def _url(program: subprocess.Popen[str]) -> str:
 def routed(*servers: str, rule: str = "kv-aware", key: str | None = None) -> Iterator[httpx.Client]:
     """A router in this process on a free port, and a client that sends its key."""
     settings = ServeSettings(port=0, grace_s=5, api_keys=() if key is None else (key,))
-    app = create_router_app(RouterSettings(servers, rule, health_s=0.2), settings)
+    router = RouterSettings(servers, rule, health_s=0.2, health_timeout_s=60)
+    app = create_router_app(router, settings)
     with listen(settings) as listening:
         server = make_server(app, settings, log_level="warning")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -46,7 +46,7 @@ def ask(client: httpx.Client, text: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def model(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model(max_position_embeddings=4096)
+    return tiny_model(max_position_embeddings=8192)
 
 
 def test_a_prompt_goes_to_the_server_that_computed_its_beginning(
@@ -115,7 +115,7 @@ def test_a_stream_passes_through_as_it_comes(tmp_path: Path, model: Path) -> Non
         texts = [one["choices"][0]["delta"].get("content") or "" for one in told if one["choices"]]
         assert "".join(texts) == plain["choices"][0]["message"]["content"]
         # a server that dies in the middle ends the stream with an error that clients raise
-        long = body | {"stream": True, "max_tokens": 3000}
+        long = body | {"stream": True, "max_tokens": 6000}
         with client.stream("POST", "/v1/chat/completions", json=long) as stream:
             coming = stream.iter_lines()
             first = next(coming)
