@@ -79,7 +79,11 @@ class KernelLayers(FusedLayers):
     ) -> None:
         """Every layer must be one that `of` takes."""
         self._handle = library.handle
-        self._config = config
+        self._num_heads, self._hidden = config.num_heads, config.hidden_size
+        q, kv, inner = config.q_size, config.kv_size, config.intermediate_size
+        self._widths = (self._hidden, q + 2 * kv, q, kv, q, q, self._hidden, inner)
+        """Values that a row takes of each part of the room."""
+        self._widest = max(self._hidden, q, inner)
         self._held = layers
         """The table points into their weights."""
         self._table = (_Layer * len(layers))(*map(_described, layers))
@@ -98,11 +102,8 @@ class KernelLayers(FusedLayers):
     ) -> Tensor | None:
         if not isinstance(bound, BoundKernel):
             return None
-        config, rows = self._config, len(hidden)
-        tables = bound.tables(config.num_heads)
-        q, kv, size = config.q_size, config.kv_size, config.hidden_size
-        widest = max(size, q, config.intermediate_size)
-        widths = (size, q + 2 * kv, q, kv, q, q, size, config.intermediate_size)
+        rows, widths, widest = len(hidden), self._widths, self._widest
+        tables = bound.tables(self._num_heads)
         room = torch.empty(
             rows * sum(widths) + -(-rows // _SIDE) * _SIDE * widest, dtype=hidden.dtype
         )
@@ -111,7 +112,7 @@ class KernelLayers(FusedLayers):
         step = _Step(
             layers=ctypes.addressof(self._table),
             num_layers=len(self._table),
-            hidden=size,
+            hidden=self._hidden,
             call=tables.call_at,
             sequences=tables.sequences_at,
             num_sequences=tables.num_sequences,
