@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdn import api
-from kdn.bench.share.tasks import TASKS, Split
+from kdn.bench.share.tasks import TASKS, SharedContext, Split, qa_contexts
 from kdn.calibration.share_profile import PairSide, ShareItem
 from kdn.calibration.share_run import ShareQuestion, item_of
+from kdn.core import TokenIds
 from kdn.errors import BadInput
 
-__all__ = ["BASE", "SharePair", "adapters_in", "pairs_of", "task_items"]
+__all__ = ["BASE", "SharePair", "adapters_in", "fitted_contexts", "pairs_of", "task_items"]
 
 BASE = "base"
 PASSAGES = 4
 """Of one article together: contexts of 500 to 1,000 tokens."""
+QUESTIONS = 6
+"""Of one context at most: there are few articles, and intervals are drawn over contexts."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +75,39 @@ def pairs_of(adapters: Sequence[str], *, quick: bool) -> list[SharePair]:
 def task_items(
     opened: api.Kdn, data: Path, task: str, split: Split, most: int, *, quick: bool
 ) -> list[tuple[str, ShareItem]]:
-    """Named items, one question a context, so that no two of them share what is read."""
-    if task == "qa":
-        from kdn.bench.share.tasks import qa_contexts
-
-        contexts = qa_contexts(data, split, 1 if quick else PASSAGES)
-    else:
-        contexts = TASKS[task](data, split)
-    return [
+    """Items named CONTEXT/QUESTION: the first question of every context, then the second, and so on."""
+    contexts = _contexts(data, task, split, quick=quick)
+    found = [
         (
-            one.name,
-            item_of(
-                ShareQuestion(
-                    context=one.document,
-                    question=one.asked[0].question,
-                    answer=one.asked[0].answer,
-                ),
-                opened.model,
-            ),
+            f"{one.name}/{turn}",
+            ShareQuestion(context=one.document, question=asked.question, answer=asked.answer),
         )
+        for turn in range(1 if quick else QUESTIONS)
         for one in contexts
-        if one.asked
-    ][:most]
+        for asked in one.asked[turn : turn + 1]
+    ]
+    return [(name, item_of(asked, opened.model)) for name, asked in found[:most]]
+
+
+def fitted_contexts(opened: api.Kdn, data: Path, task: str, most: int) -> list[TokenIds]:
+    """Contexts for a map: of the training half, and none that the profile has."""
+    profiled = {one.name for one in _contexts(data, task, "profile", quick=False)}
+    others = [
+        one
+        for one in _contexts(data, task, "train", quick=False)
+        if one.asked and one.name not in profiled
+    ]
+    return [
+        item_of(
+            ShareQuestion(context=one.document, question=asked.question, answer=asked.answer),
+            opened.model,
+        ).context
+        for one in others[:most]
+        for asked in one.asked[:1]
+    ]
+
+
+def _contexts(data: Path, task: str, split: Split, *, quick: bool) -> list[SharedContext]:
+    if task == "qa":
+        return qa_contexts(data, split, 1 if quick else PASSAGES)
+    return TASKS[task](data, split)

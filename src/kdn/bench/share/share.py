@@ -18,7 +18,7 @@ import torch
 from kdn import api
 from kdn.bench.common.result import BenchOptions, Result
 from kdn.bench.share.arms import ShareArms, alora_outcome
-from kdn.bench.share.pair import SharePair, adapters_in, pairs_of, task_items
+from kdn.bench.share.pair import SharePair, adapters_in, fitted_contexts, pairs_of, task_items
 from kdn.bench.share.rows import ShareRows
 from kdn.bench.share.sums import share_figures, share_notes, share_rows, share_summary
 from kdn.bench.share.tasks import TASKS
@@ -114,10 +114,9 @@ def _profiled(
     """The pair's profile on its own half, which an earlier run may have begun or ended."""
     assert options.data is not None, "checked"
     count, fitted = (3, 0) if options.quick else (_PROFILED, _FITTED)
-    items = task_items(
-        opened, options.data, pair.task, "profile", count + fitted, quick=options.quick
-    )
+    items = task_items(opened, options.data, pair.task, "profile", count, quick=options.quick)
     own = [item for _, item in items]
+    contexts = fitted_contexts(opened, options.data, pair.task, fitted)
     layers = opened.model.decoder.config.num_layers
     sender, receiver = pair.sides(opened)
     weights = f"{sender.fingerprint[:12]} {receiver.fingerprint[:12]}{' quick' * options.quick}"
@@ -125,8 +124,8 @@ def _profiled(
     record = profile_pair(
         sender,
         receiver,
-        own[:count],
-        [item.context for item in own[count:]],
+        own,
+        contexts,
         default_choices(layers, max(layers // 6, 1)),
         opened.calibration.shares,
         lambda what, done, of: options.say(f"share: {pair.name}, {done} of {of} {what}"),

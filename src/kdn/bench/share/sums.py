@@ -59,13 +59,14 @@ def share_summary(kept: ShareRows) -> dict[str, float | None]:
 
 
 def score_loss(items: Items, arm: str | None) -> tuple[float, float, float] | None:
-    """The share of the receiver's own score that an arm loses, with its 95 % bootstrap interval over items;
-    None where there is no score to lose."""
-    some = [one["arms"] for one in items if arm in one["arms"]]
-    own = fmean([one[OWN]["right"] for one in some] or [0.0])
+    """The share of the receiver's own score that an arm loses, with its 95 % bootstrap interval over
+    contexts; None where there is no score to lose."""
+    some = [one for one in items if arm in one["arms"]]
+    own = _mean(some, OWN, "right")
     if arm is None or not own:
         return None
-    mean, low, high = interval([(one[OWN]["right"] - one[arm]["right"]) / own for one in some])
+    lost = [(one["arms"][OWN]["right"] - one["arms"][arm]["right"]) / own for one in some]
+    mean, low, high = interval(_by_context(some, lost))
     return round(mean, 4), round(low, 4), round(high, 4)
 
 
@@ -112,7 +113,7 @@ def share_notes(kept: ShareRows) -> tuple[str, ...]:
             continue
         share = _mean(items, best, "kl") / max(_mean(items, REUSE, "kl"), 1e-9)
         notes.append(
-            f"{pair}: {len(items)} held-out items; of the ways with at most half of the work the profile"
+            f"{pair}: {len(items)} held-out items of {len(_by_context(items, [0.0] * len(items)))} contexts; of the ways with at most half of the work the profile"
             f" chose {best}: {share:.2f} of plain reuse's KL, {_lost(score_loss(items, best))}."
         )
     notes.append(
@@ -139,12 +140,13 @@ def share_figures(kept: ShareRows) -> tuple[Figure, ...]:
 
 
 def _row(pair: str, items: Items, arm: str) -> Row:
-    some = [one["arms"][arm] for one in items if arm in one["arms"]]
-    own = [one["arms"][OWN] for one in items if arm in one["arms"]]
-    kl, low, high = interval([one["kl"] for one in some])
+    having = [one for one in items if arm in one["arms"]]
+    some = [one["arms"][arm] for one in having]
+    own = [one["arms"][OWN] for one in having]
+    kl, low, high = interval(_by_context(having, [one["kl"] for one in some]))
     changes = [one["nll"] - mine["nll"] for one, mine in zip(some, own, strict=True)]
-    nll, nll_low, nll_high = interval(changes)
-    score, score_low, score_high = interval([one["right"] for one in some])
+    nll, nll_low, nll_high = interval(_by_context(having, changes))
+    score, score_low, score_high = interval(_by_context(having, [one["right"] for one in some]))
     return {
         "pair": pair,
         "arm": arm,
@@ -164,7 +166,16 @@ def _arms(items: Items) -> list[str]:
 
 
 def _mean(items: Items, arm: str, what: str) -> float:
-    return fmean([one["arms"][arm][what] for one in items if arm in one["arms"]] or [0.0])
+    some = [one for one in items if arm in one["arms"]]
+    return fmean(_by_context(some, [one["arms"][arm][what] for one in some]) or [0.0])
+
+
+def _by_context(items: Items, values: Sequence[float]) -> list[float]:
+    """The mean of each context's items: they share what is read, so an interval is drawn over contexts."""
+    found: dict[str, list[float]] = {}
+    for one, value in zip(items, values, strict=True):
+        found.setdefault(one["item"].rsplit("/", 1)[0], []).append(value)
+    return [fmean(some) for some in found.values()]
 
 
 def _worst(losses: Iterable[tuple[float, float, float] | None]) -> float | None:
