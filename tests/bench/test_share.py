@@ -46,6 +46,16 @@ def _arm(kl: float, right: float, work: float) -> dict[str, float]:
     return {"kl": kl, "nll": kl, "right": right, "work": work}
 
 
+def test_questions_of_one_context_count_as_one() -> None:
+    """Of the first context one of two is lost, of the second the only one is not: a quarter, not a third."""
+    lost, kept = item(0, own=(0, 1, 1), reuse=(1, 0, 0)), item(0, own=(0, 1, 1), reuse=(0, 1, 0))
+    names = ("a/0", "a/1", "b/0")
+    items = [one | {"item": name} for one, name in zip((lost, kept, kept), names, strict=True)]
+    loss = score_loss(items, "reuse")
+    assert loss is not None
+    assert loss[0] == 0.25
+
+
 def test_losses_are_shares_of_the_receivers_own_score() -> None:
     """The receiver is right four times of five; the group keeps three of the four, rows all of them."""
     items = [

@@ -111,9 +111,11 @@ def share_notes(kept: ShareRows) -> tuple[str, ...]:
         best = chosen_arm(kept.profiles.get(pair, ()))
         if best is None or not items:
             continue
+        num_contexts = len(_by_context(items, [0.0] * len(items)))
         share = _mean(items, best, "kl") / max(_mean(items, REUSE, "kl"), 1e-9)
         notes.append(
-            f"{pair}: {len(items)} held-out items of {len(_by_context(items, [0.0] * len(items)))} contexts; of the ways with at most half of the work the profile"
+            f"{pair}: {len(items)} held-out items of {num_contexts} contexts; of the ways with at most half"
+            f" of the work the profile"
             f" chose {best}: {share:.2f} of plain reuse's KL, {_lost(score_loss(items, best))}."
         )
     notes.append(
