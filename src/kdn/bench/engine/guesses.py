@@ -11,6 +11,7 @@ from kdn.bench.common.measure import decode_rate, interleave
 from kdn.bench.common.result import BenchOptions, Row
 from kdn.bench.engine.contestants import KdnContestant
 from kdn.bench.engine.lineup import OURS, opened
+from kdn.config import EngineConfig
 from kdn.core import TokenIds
 from kdn.corpus import corpus_files
 
@@ -28,9 +29,10 @@ def guessed_decoding(
     options: BenchOptions, scratch: Path, context: int, rounds: int, rest_s: float
 ) -> Row:
     """Tokens a second behind `context` tokens, and how many times as many guesses make of them."""
+    usual = EngineConfig().speculative_tokens
     with (
-        opened(options, scratch, name="guesses") as guessing,
-        opened(options, scratch, name="plain", speculative_tokens=0) as plain,
+        opened(options, scratch, name="guesses", speculative_tokens=usual) as guessing,
+        opened(options, scratch, name="plain") as plain,
     ):
         ours = KdnContestant(guessing.engine, options.clock)
         other = KdnContestant(plain.engine, options.clock)

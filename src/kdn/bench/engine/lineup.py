@@ -61,11 +61,15 @@ def opened(
     """kdn with a fresh store in `scratch`; models come from the usual home.
 
     `engine` are settings of the engine that differ from the usual ones; each such kdn has a `name`.
+    Without `speculative_tokens` nothing is guessed: an answer to random tokens soon repeats itself, so that
+    guesses would win more than they do on anybody's text.
     """
     home = options.home or home_folder(os.environ)
     config = Config(
         home=home,
-        engine=msgspec.structs.replace(EngineConfig(threads=options.threads), **engine),
+        engine=msgspec.structs.replace(
+            EngineConfig(threads=options.threads, speculative_tokens=0), **engine
+        ),
         store=StoreConfig(
             folder=scratch / f"store-{name}-{quantization}",
             disk_bytes=_STORE_BYTES,
