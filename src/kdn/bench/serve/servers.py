@@ -233,6 +233,8 @@ def server_settings(options: BenchOptions, folder: Path) -> dict[str, str]:
         "KDN_STORE_DISK_BYTES": str(_STORE_BYTES),
         "KDN_ENGINE_THREADS": str(options.threads),
         "KDN_ENGINE_FIT_IDLE_S": "0",
+        # Answers to random tokens repeat themselves, which guesses would gain from as on nobody's text.
+        "KDN_ENGINE_SPECULATIVE_TOKENS": "0",
     }
     return found if options.home is None else found | {"KDN_HOME": str(options.home)}
 
