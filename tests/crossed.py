@@ -47,9 +47,9 @@ def main(folder: Path) -> None:
     calls = Calls()
     threading.setprofile(calls.note)
     sys.setprofile(calls.note)
-    # Whole panels of 32, as real vocabularies have: the compiled matrices compute the logits too.
+    # Whole panels of 32, as real vocabularies have, and heads of 64: compiled code computes all of it.
     model = write_tiny_model(
-        folder / "model", "llama", max_position_embeddings=2048, vocab_size=288
+        folder / "model", "llama", max_position_embeddings=2048, vocab_size=288, head_dim=64
     )
     settings = ServeSettings(port=0)
     with kdn.open(model, config=load_config({}, home=folder / "home")) as service:

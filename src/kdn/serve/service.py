@@ -225,19 +225,15 @@ class ServedModels:
         """The first one answers where a request names none."""
         self.first = first
         self.all = (first, *others)
+        self.by_name = {one.name: one for one in reversed(self.all)}
 
     def names(self) -> list[str]:
         """All that a request may name, each once: each model, then its adapters."""
         every = (name for one in self.all for name in (one.name, *one.adapters))
         return list(dict.fromkeys(every))
 
-    def find(self, name: str) -> tuple[ServedModel, str | None] | None:
-        """The model that answers by that name, and the adapter that it then uses; None: nobody does."""
-        for one in self.all:
-            if name == one.name:
-                return one, None
-        return next(((one, name) for one in self.all if name in one.adapters), None)
-
-    def get(self, name: str) -> ServedModel | None:
-        """The model of that name; no adapter is one."""
-        return next((one for one in self.all if one.name == name), None)
+    def adapted(self, name: str) -> ServedModel | None:
+        """The model that has an adapter of that name; None where a model is called so."""
+        if name in self.by_name:
+            return None
+        return next((one for one in self.all if name in one.adapters), None)

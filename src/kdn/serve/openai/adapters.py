@@ -85,12 +85,12 @@ def adapter_routes(context: RequestContext, *, has_admin: bool) -> APIRouter:
 def _loads(context: RequestContext, body: LoadAdapterBody) -> Callable[[], None]:
     name, model = body.lora_name, _base(context, body.base_model_name)
     loading = _loading(model)
-    found = context.models.find(name)
-    if found is not None and (found[1] is None or found[0] is not model):
+    owner = context.models.adapted(name) or context.models.by_name.get(name)
+    if owner is not None and (name == owner.name or owner is not model):
         raise Refused(
-            f"{name!r} is answered by {found[0].name}; choose another name", param="lora_name"
+            f"{name!r} is answered by {owner.name}; choose another name", param="lora_name"
         )
-    if found is not None and not body.load_inplace:
+    if owner is not None and not body.load_inplace:
         raise Refused(
             f"the LoRA adapter {name!r} has already been loaded; set load_inplace to load it again",
             param="lora_name",
@@ -100,15 +100,15 @@ def _loads(context: RequestContext, body: LoadAdapterBody) -> Callable[[], None]
 
 
 def _unloads(context: RequestContext, name: str) -> Callable[[], None]:
-    found = context.models.find(name)
-    if found is None or found[1] is None:
+    owner = context.models.adapted(name)
+    if owner is None:
         raise Refused(
             f"the LoRA adapter {name!r} cannot be found; /v1/models lists those that are loaded",
             param="lora_name",
             code="model_not_found",
             status=404,
         )
-    loading = _loading(found[0])
+    loading = _loading(owner)
     return lambda: loading.unload_adapter(name)
 
 

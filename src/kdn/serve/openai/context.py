@@ -320,20 +320,23 @@ class RequestContext:
 
     def find(self, model: str | None) -> tuple[ServedModel, str | None]:
         """The model that answers by that name, and its adapter. Raises Refused (404) for other names."""
-        found = (self.models.first, None) if model is None else self.models.find(model)
-        if found is None:
-            names = ", ".join(self.models.names())
-            raise Refused(
-                f"the model {model!r} is not served here; this server has {names}",
-                param="model",
-                code="model_not_found",
-                status=404,
-            )
-        return found
+        if model is None:
+            return self.models.first, None
+        if model in self.models.by_name:
+            return self.models.by_name[model], None
+        if adapted := self.models.adapted(model):
+            return adapted, model
+        names = ", ".join(self.models.names())
+        raise Refused(
+            f"the model {model!r} is not served here; this server has {names}",
+            param="model",
+            code="model_not_found",
+            status=404,
+        )
 
     def model_of(self, record: RequestRecord) -> ServedModel:
         """The model that answered a request."""
-        return self.models.get(record.model) or self.models.first
+        return self.models.by_name.get(record.model, self.models.first)
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """What `work` returns, worked out beside the event loop."""
