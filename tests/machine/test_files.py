@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import random
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from kdn.errors import NoSpace, StoreError
 from kdn.machine.files import Files, locked, publish_file, publishing
+from kdn.machine.memory import allocate
 from tests.store.crashes import RecordingFiles, build, states
 
 VERBS = ("write", "rename", "sync_folder", "make_folder")
@@ -154,3 +157,39 @@ def test_what_is_written_in_pieces_is_whole_or_absent(tmp_path: Path) -> None:
         file.write(bytes([1 // (file.write(b"half") - 4)]))
     assert path.read_bytes() == b"one two"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("surplus", [0, 1, 4095])
+@pytest.mark.parametrize("offset", [0, 8])
+def test_large_data_is_written_whole_from_any_address(
+    tmp_path: Path, surplus: int, offset: int
+) -> None:
+    size_bytes = (2 << 20) + surplus
+    data = allocate(size_bytes + offset)[offset:]
+    data[:] = random.Random(surplus).randbytes(size_bytes)
+    Files().write(tmp_path / "block", data)
+    assert (tmp_path / "block").read_bytes() == data
+
+
+def test_large_data_leaves_no_copy_in_the_systems_cache(tmp_path: Path) -> None:
+    large, small = allocate(2 << 20), memoryview(bytes(4096))
+    Files().write(tmp_path / "large", large)
+    Files().write(tmp_path / "small", small)
+    try:
+        assert _is_cached(tmp_path / "small")
+        probe = os.open(tmp_path / "large", os.O_RDONLY | os.O_DIRECT)
+    except OSError as error:
+        pytest.skip(f"this file system cannot tell what is cached: {error}")
+    os.close(probe)
+    assert not _is_cached(tmp_path / "large")
+
+
+def _is_cached(path: Path) -> bool:
+    """Can its first page be read without waiting for the device?"""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.preadv(descriptor, [bytearray(4096)], 0, os.RWF_NOWAIT) == 4096
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
