@@ -67,7 +67,7 @@ def make_trainer(num_steps: int, seed: int, layouts: Sequence[Layout]) -> Traine
     def ask(query: str, text: str, layout: Layout) -> Prompt:
         cut = tokenizer.decode(tokenizer.encode(text)[: RECIPE.text_tokens])
         told = relevance_question(query, Document(None, cut), layout)
-        return chat.segments(told.messages, told.documents, tokenizer)
+        return chat.segments(told.messages, told.documents)
 
     yes, no = (choice.token_id for choice in make_choices(YES_NO, tokenizer.encode))
     return Trainer(folder, ask, (yes, no), RECIPE, num_steps, seed, layouts)

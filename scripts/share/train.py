@@ -198,11 +198,8 @@ class ShareTrainer:
         trunk: TokenIds = ()
         branches, lengths = [], []
         for asked in context.asked:
-            prompt = self._chat.segments(
-                [Message("user", asked.question)],
-                (Document(None, context.document),),
-                self._tokenizer,
-            )
+            turns, documents = [Message("user", asked.question)], [Document(None, context.document)]
+            prompt = self._chat.segments(turns, documents)
             trunk = tuple(t for segment in prompt.segments[:-1] for t in segment.token_ids)
             answer = (*self._tokenizer.encode(asked.answer), *ends)
             branches.append((*prompt.segments[-1].token_ids, *answer))

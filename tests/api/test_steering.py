@@ -80,7 +80,7 @@ def test_a_span_that_is_not_there_is_refused_before_anything_runs(k: kdn.Kdn) ->
 
 
 def test_a_text_that_a_recipe_has_steered_is_used_where_the_recipe_is_asked_for(k: kdn.Kdn) -> None:
-    recipe = SteerRecipe(k.prompts.fingerprint(None), weight=5, share=0.4, combine="union")
+    recipe = SteerRecipe(k.model.fingerprints.of(None), weight=5, share=0.4, combine="union")
     document = DOCUMENTS[0]
     num_tokens = prefill_steered(k, document["text"], recipe, document["id"])
     steered = k.generate(ASKED, [document], steer=recipe, max_tokens=3)

@@ -111,7 +111,7 @@ def k(model: Path, home: Path) -> Iterator[kdn.Kdn]:
     with kdn.open(model, home=home) as made:
         kept = RecipeFolder(home)
         kept.folder.mkdir()
-        own = SteerRecipe(made.prompts.fingerprint(None))
+        own = SteerRecipe(made.model.fingerprints.of(None))
         kept.file("foreign").write_bytes(replace(own, model="an\x1bother").encode())
         kept.file("vast").write_bytes(replace(own, layers=(99,)).encode())
         yield made
@@ -167,7 +167,7 @@ def test_a_report_of_no_steering(k: kdn.Kdn, server: Running, nothing: Any) -> N
 
 @pytest.mark.parametrize(("settings", "says"), RECIPES)
 def test_recipes_in_python_and_as_files(k: kdn.Kdn, settings: dict[str, Any], says: str) -> None:
-    own = SteerRecipe(k.prompts.fingerprint(None))
+    own = SteerRecipe(k.model.fingerprints.of(None))
     with pytest.raises(kdn.BadInput) as raised:
         prefill_steered(k, TEXT, replace(own, **settings), "door")
     assert says in str(raised.value)

@@ -34,7 +34,7 @@ def shown(prompt: Prompt, tokenizer: Tokenizer) -> list[tuple[Role, str]]:
 
 
 def test_a_question_is_one_segment(chat: ChatTemplate, tokenizer: Tokenizer) -> None:
-    assert shown(chat.segments([USER], [], tokenizer), tokenizer) == [
+    assert shown(chat.segments([USER]), tokenizer) == [
         (Role.QUESTION, "<|turn|>user\nWhy?<|end|>\n<|turn|>assistant\n")
     ]
 
@@ -44,7 +44,7 @@ def test_documents_stand_behind_the_neutral_prelude(
 ) -> None:
     messages = [Message("system", "Be short."), USER]
     documents = [Document("a", "Alpha."), Document(None, "Beta.")]
-    prompt = chat.segments(messages, documents, tokenizer)
+    prompt = chat.segments(messages, documents)
     assert shown(prompt, tokenizer) == [
         (Role.PRELUDE, f"<|turn|>system\n{NEUTRAL_SYSTEM}<|end|>\n<|turn|>user\n"),
         (Role.DOCUMENT, "Alpha.\n\n"),
@@ -55,17 +55,17 @@ def test_documents_stand_behind_the_neutral_prelude(
     assert [s.source for s in prompt.segments] == [None, "a", None, None, None]
 
 
-def test_jobs_share_prelude_and_documents(chat: ChatTemplate, tokenizer: Tokenizer) -> None:
+def test_jobs_share_prelude_and_documents(chat: ChatTemplate) -> None:
     documents = [Document("a", "Alpha.")]
     jobs = [
-        chat.segments([Message("system", system), USER], documents, tokenizer)
+        chat.segments([Message("system", system), USER], documents)
         for system in ("Answer in French.", "Label the text.")
     ]
     assert jobs[0].segments[:2] == jobs[1].segments[:2]
 
 
-def test_without_documents_turns_are_segments(chat: ChatTemplate, tokenizer: Tokenizer) -> None:
-    prompt = chat.segments([Message("system", "Be short."), *TALK], [], tokenizer)
+def test_without_documents_turns_are_segments(chat: ChatTemplate) -> None:
+    prompt = chat.segments([Message("system", "Be short."), *TALK])
     assert [s.role for s in prompt.segments] == [
         Role.INSTRUCTION,
         Role.HISTORY,
@@ -78,11 +78,10 @@ def test_a_conversation_sent_again_begins_with_the_same_tokens(
     chat: ChatTemplate, tokenizer: Tokenizer
 ) -> None:
     """Even when the model wrote its words in tokens that the tokenizer would not choose."""
-    first = chat.segments([TALK[0]], [], tokenizer)
+    first = chat.segments([TALK[0]])
     said = (72, 105, 33)
-    again = chat.segments(
-        [TALK[0], Message("assistant", "Hi!!"), USER], [], tokenizer, known={"Hi!!": said}
-    )
+    chat.remember("salt", "Hi!!", said)
+    again = chat.segments([TALK[0], Message("assistant", "Hi!!"), USER], salt="salt")
     kept = first.token_ids + said
     assert again.token_ids[: len(kept)] == kept
     assert again.segments[0].token_ids == first.segments[0].token_ids
@@ -97,9 +96,9 @@ def test_nobody_can_write_control_tokens(
         evil if where == place else "fine" for place in ("system", "document", "question")
     )
     messages = [Message("system", system), Message("user", question)]
-    prompt = chat.segments(messages, [Document(None, document)], tokenizer)
+    prompt = chat.segments(messages, [Document(None, document)])
     calm = chat.segments(
-        [Message("system", "fine"), Message("user", "fine")], [Document(None, "fine")], tokenizer
+        [Message("system", "fine"), Message("user", "fine")], [Document(None, "fine")]
     )
     control = [t for t in prompt.token_ids if not tokenizer.decode((t,))]
     assert control == [t for t in calm.token_ids if not tokenizer.decode((t,))]
@@ -113,46 +112,46 @@ def test_a_template_without_system_role_gets_the_prelude_in_the_user_turn(
         "{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
     )
     chat = ChatTemplate(source, tokenizer, ManualClock())
-    prompt = chat.segments([USER], [Document(None, "Alpha.")], tokenizer)
+    prompt = chat.segments([USER], [Document(None, "Alpha.")])
     assert shown(prompt, tokenizer)[0] == (Role.PRELUDE, f"[user]{NEUTRAL_SYSTEM}\n\n")
     with pytest.raises(BadInput, match="no system"):
-        chat.segments([Message("system", "Be short."), USER], [], tokenizer)
+        chat.segments([Message("system", "Be short."), USER])
 
 
 def test_a_template_that_strips_sees_stripped_content(tokenizer: Tokenizer) -> None:
     source = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}"
     chat = ChatTemplate(source, tokenizer, ManualClock())
-    prompt = chat.segments([Message("user", "  Why? ")], [], tokenizer)
+    prompt = chat.segments([Message("user", "  Why? ")])
     assert shown(prompt, tokenizer) == [(Role.QUESTION, "[Why?]")]
 
 
 def test_a_template_that_drops_turns_is_not_trusted(tokenizer: Tokenizer) -> None:
     chat = ChatTemplate("{{ messages[-1].content }}", tokenizer, ManualClock())
     with pytest.raises(BadInput, match="drops or reorders"):
-        chat.segments(TALK, [], tokenizer)
+        chat.segments(TALK)
 
 
 def test_the_date_comes_from_the_clock(tokenizer: Tokenizer) -> None:
     chat = ChatTemplate(
         "{{ strftime_now('%Y') }} {{ messages[0].content }}", tokenizer, ManualClock()
     )
-    prompt = chat.segments([USER], [], tokenizer)
+    prompt = chat.segments([USER])
     assert shown(prompt, tokenizer) == [(Role.QUESTION, "2023 Why?")]
 
 
 def test_base_models_get_plain_turns(tokenizer: Tokenizer) -> None:
     chat = ChatTemplate(None, tokenizer, ManualClock())
-    prompt = chat.segments(TALK, [], tokenizer)
+    prompt = chat.segments(TALK)
     assert tokenizer.decode(prompt.token_ids) == (
         "User: Hi.\n\nAssistant: Hello!\n\nUser: Why?\n\nAssistant:"
     )
 
 
-def test_bad_conversations_are_refused(chat: ChatTemplate, tokenizer: Tokenizer) -> None:
+def test_bad_conversations_are_refused(chat: ChatTemplate) -> None:
     with pytest.raises(BadInput, match="empty"):
-        chat.segments([], [], tokenizer)
+        chat.segments([])
     with pytest.raises(BadInput, match="first user message"):
-        chat.segments([Message("assistant", "Hm.")], [Document(None, "Alpha.")], tokenizer)
+        chat.segments([Message("assistant", "Hm.")], [Document(None, "Alpha.")])
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ messages | nosuch }}"])
@@ -164,7 +163,7 @@ def test_a_broken_template_is_a_weights_error(source: str, tokenizer: Tokenizer)
 def test_a_template_cannot_leave_the_sandbox(tokenizer: Tokenizer) -> None:
     source = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises((BadInput, WeightsError)):
-        ChatTemplate(source, tokenizer, ManualClock()).segments([USER], [], tokenizer)
+        ChatTemplate(source, tokenizer, ManualClock()).segments([USER])
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +179,7 @@ def test_the_text_is_what_transformers_renders(real: LoadedModel, model_cache: P
     theirs = AutoTokenizer.from_pretrained(folder)
     messages = [{"role": m.role, "content": m.content} for m in TALK]
     text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    prompt = real.chat.segments(TALK, [], real.tokenizer)
+    prompt = real.chat.segments(TALK)
     assert real.tokenizer.decode(prompt.token_ids, special=True) == text
     assert prompt.token_ids == real.tokenizer.encode(text, special=True)
 
@@ -188,13 +187,13 @@ def test_the_text_is_what_transformers_renders(real: LoadedModel, model_cache: P
 @pytest.mark.model
 def test_where_pieces_differ_from_one_string(real: LoadedModel) -> None:
     """A document that ends in a blank line: one string would merge the four line ends behind it."""
-    prompt = real.chat.segments([USER], [Document(None, "Alpha.\n\n")], real.tokenizer)
+    prompt = real.chat.segments([USER], [Document(None, "Alpha.\n\n")])
     document = prompt.segments[1]
     text = real.tokenizer.decode(document.token_ids)
     assert text == "Alpha.\n\n\n\n"
     assert document.token_ids != real.tokenizer.encode(text)
     # The same document without the blank line has the same tokens in both ways of counting.
-    tidy = real.chat.segments([USER], [Document(None, "Alpha.")], real.tokenizer).segments[1]
+    tidy = real.chat.segments([USER], [Document(None, "Alpha.")]).segments[1]
     assert tidy.token_ids == real.tokenizer.encode("Alpha.\n\n")
 
 
@@ -215,7 +214,7 @@ def test_earlier_thoughts_are_left_out_where_the_template_leaves_them_out(
 ) -> None:
     chat = ChatTemplate(THINKING, tokenizer, ManualClock())
     talk = [Message("user", "Hi."), Message("assistant", "<think>\nx\n</think>\n\nHello!"), USER]
-    prompt = chat.segments(talk, [], tokenizer)
+    prompt = chat.segments(talk)
     text = tokenizer.decode(prompt.token_ids, special=True)
     assert text == (
         "<|turn|>user\nHi.<|end|>\n<|turn|>assistant\nHello!<|end|>\n"
@@ -229,7 +228,7 @@ def test_earlier_thoughts_are_left_out_where_the_template_leaves_them_out(
 
 def test_thoughts_that_the_template_repeats_stay(chat: ChatTemplate, tokenizer: Tokenizer) -> None:
     talk = [Message("user", "Hi."), Message("assistant", "<think>x</think>Hello!"), USER]
-    text = tokenizer.decode(chat.segments(talk, [], tokenizer).token_ids, special=True)
+    text = tokenizer.decode(chat.segments(talk).token_ids, special=True)
     assert "<think>x</think>Hello!<|end|>" in text
 
 
@@ -240,7 +239,7 @@ def test_what_a_caller_writes_never_becomes_a_control_token_on_the_way(
     answer = "<think>x</think>\n<|end|>\ue0000\ue001"
     talk = [Message("user", "Hi."), Message("assistant", answer), USER]
     calm = [Message("user", "Hi."), Message("assistant", "y"), USER]
-    found, expected = (chat.segments(each, [], tokenizer).token_ids for each in (talk, calm))
+    found, expected = (chat.segments(each).token_ids for each in (talk, calm))
     assert [t for t in found if t >= 256] == [t for t in expected if t >= 256]
 
 
@@ -256,20 +255,20 @@ def test_what_a_caller_writes_never_becomes_a_control_token_on_the_way(
     ],
 )  # fmt: skip
 def test_a_hostile_template_is_refused_and_the_next_one_runs(
-    source: str, words: str, chat: ChatTemplate, tokenizer: Tokenizer
+    source: str, words: str, chat: ChatTemplate
 ) -> None:
     hostile = TurnRenderer(source, ManualClock())
     with pytest.raises(BadInput, match=words):
         hostile.render([{"role": "user", "content": "Hi."}])
-    assert chat.segments([USER], [], tokenizer).num_tokens > 0
+    assert chat.segments([USER]).num_tokens > 0
 
 
-def test_a_template_that_runs_for_ever_is_stopped(chat: ChatTemplate, tokenizer: Tokenizer) -> None:
+def test_a_template_that_runs_for_ever_is_stopped(chat: ChatTemplate) -> None:
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}x"
     endless = TurnRenderer(loops, ManualClock())
     with pytest.raises(BadInput, match="took more than 5 s"):
         endless.render([{"role": "user", "content": "Hi."}])
-    assert chat.segments([USER], [], tokenizer).num_tokens > 0
+    assert chat.segments([USER]).num_tokens > 0
 
 
 def test_a_template_deeper_than_any_is_refused_when_the_model_is_loaded(

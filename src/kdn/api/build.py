@@ -137,14 +137,12 @@ def join(
     `name` is what callers know it by, its own by default.
     Raises BadConfig for a codec whose loss is not known to be within the limit that was set.
     """
-    store, prompts = common.store, Prompts(model)
+    store, prompts, names = common.store, Prompts(model), model.fingerprints
     shape = kv_shape(model)
-    calibration = _calibration(model, attention, prompts, config, clock, trace)
+    calibration = _calibration(model, attention, config, clock, trace)
     ended = EndedRequests()
     queue = RequestQueue(make_policy(config.engine.policy, calibration.jct))
-    reuse = join_reuse(
-        model.decoder, shape, prompts, calibration, common, queue, ended.note, config, clock, trace
-    )
+    reuse = join_reuse(model, shape, calibration, common, queue, ended.note, config, clock, trace)
     idle = Idle(clock, trace)
     engine = Engine(
         model,
@@ -181,8 +179,8 @@ def join(
         cost=Costs(shape, store, config, calibration),
         why=Explainer(
             store,
-            lambda: {name: prompts.context_fingerprint(name) for name in (None, *model.adapters)},
-            prompts.context_fingerprint,
+            lambda: {name: names.of_context(name) for name in (None, *model.adapters)},
+            names.of_context,
             shape.dtype,
             reuse.loss,
             partial(model.tokenizer.decode, special=True),
@@ -195,7 +193,6 @@ def join(
 def _calibration(
     model: LoadedModel,
     attention: Attention,
-    prompts: Prompts,
     config: Config,
     clock: Clock,
     trace: Trace,
@@ -203,9 +200,9 @@ def _calibration(
     """What was measured of the model on this machine, and what measures the rest."""
     bias = KeyBiasKeeper(
         config.home,
-        prompts.fingerprint(None),
+        model.fingerprints.of(None),
         partial(measure_key_bias, model, attention),
-        lambda texts: prompts.segments("?", texts),
+        lambda texts: Prompts(model).segments("?", texts),
         key_bias_share(model.name, config.blend.key_bias),
         trace,
     )

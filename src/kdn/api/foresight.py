@@ -30,7 +30,7 @@ class Foresight:
         prompt = parts.prompts.of_document(part.text, part.key, options.salt)
         spans = [(a, b) for s, a, b in prompt.spans() if s.role is Role.DOCUMENT]
         start, stop = spans[0][0], spans[-1][1]
-        fingerprint = parts.prompts.fingerprint(None)
+        fingerprint = parts.model.fingerprints.of(None)
         match = parts.store.match(fingerprint, EXACT, options.salt, prompt.token_ids[:stop])
         load_s = sum(
             parts.speeds.load_s(hit.tier, hit.num_tokens * self.token_bytes)

@@ -130,7 +130,7 @@ class Kdn:
         if is_steered(steer, report=steer_report):
             request = self._steered(request, steer, prompt, documents)
         answer = steered_answer(self.engine.submit, request, stream, report=steer_report)
-        self.prompts.remember(salt, answer.text, answer.token_ids)
+        self.model.chat.remember(salt, answer.text, answer.token_ids)
         return answer
 
     def ask(
@@ -193,7 +193,7 @@ class Kdn:
         self, request: Request, steer: object, messages: Messages, documents: Documents
     ) -> Request:
         places = self.prompts.places(request.prompt, messages, documents)
-        own = RecipeFolder(self.config.home, self.prompts.context_fingerprint(request.adapter))
+        own = RecipeFolder(self.config.home, self.model.fingerprints.of_context(request.adapter))
         return request.using(steer_of(steer, places, own.named))
 
     # --- one token ---------------------------------------------------------------------------
@@ -349,7 +349,7 @@ class Kdn:
         prompt = self.prompts.of_document(text, name, salt)
         stop = max(b for segment, _, b in prompt.spans() if segment.role is Role.DOCUMENT)
         tokens = prompt.token_ids[:stop]
-        return self.store.match(self.prompts.fingerprint(None), EXACT, salt, tokens), len(tokens)
+        return self.store.match(self.model.fingerprints.of(None), EXACT, salt, tokens), len(tokens)
 
     @cached_property
     def embedder(self) -> MiniLm:

@@ -15,13 +15,10 @@ from typing import Literal
 from kdn.core import (
     Blend,
     Constraint,
-    Fingerprint,
-    Invoked,
     Prompt,
     Request,
     Sampling,
     Share,
-    TokenIds,
     as_many,
     text_of,
 )
@@ -32,11 +29,8 @@ from kdn.model import (
     LoadedModel,
     Message,
     PlacedText,
-    Remembered,
-    ToolFormat,
 )
 from kdn.rank import Conversation
-from kdn.reuse.share import Sibling
 
 __all__ = [
     "AnswerSchema",
@@ -70,18 +64,7 @@ class Prompts:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
-        self._remembered = Remembered()
         self._numbers = itertools.count(1)
-        self._fingerprints: dict[str | None, Fingerprint] = {}
-
-    @property
-    def tool_format(self) -> ToolFormat:
-        """How the model writes calls of tools."""
-        return self._model.chat.tools
-
-    def reads(self, name: str) -> bool:
-        """Does the chat template look at a variable of that name?"""
-        return self._model.chat.reads(name)
 
     def segments(
         self,
@@ -91,11 +74,8 @@ class Prompts:
         options: ChatOptions | None = None,
     ) -> Prompt:
         """The conversation as segments of token ids. Answers given under `salt` keep their ids."""
-        turns = _messages(messages)
-        known = self._remembered.known(salt, turns)
-        return self._model.chat.segments(
-            turns, _documents(documents), self._model.tokenizer, known, options
-        )
+        turns, texts = _messages(messages), _documents(documents)
+        return self._model.chat.segments(turns, texts, salt, options)
 
     def of_document(self, text: str, name: str | None = None, salt: str = "") -> Prompt:
         """The shortest prompt that holds a document behind the neutral prelude."""
@@ -127,52 +107,11 @@ class Prompts:
         self, prompt: Prompt, messages: Messages, documents: Documents = ()
     ) -> list[PlacedText]:
         """Where the texts stand in the prompt that `segments` made of them, documents first."""
-        return self._model.chat.places(
-            prompt, _messages(messages), _documents(documents), self._model.tokenizer
-        )
-
-    def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
-        """Keep an answer's ids, so that it hits when it comes back as part of a conversation."""
-        self._remembered.remember(salt, text, token_ids)
+        return self._model.chat.places(prompt, _messages(messages), _documents(documents))
 
     def new_id(self, kind: str) -> str:
         """An id that no other request has, in this process or another."""
         return f"{kind}{next(self._numbers)}-{uuid.uuid4().hex[:8]}"
-
-    def fingerprint(self, adapter: str | None) -> Fingerprint:
-        """What names KV of the model, with that adapter. Raises UnknownModel."""
-        # By digest: another adapter may be loaded under the name while this is asked.
-        chosen = None if adapter is None else self._model.adapters.known(adapter)
-        digest = None if chosen is None else chosen.digest
-        if digest not in self._fingerprints:
-            self._fingerprints[digest] = self._model.decoder.fingerprint_with(chosen)
-        return self._fingerprints[digest]
-
-    def context_fingerprint(self, adapter: str | None) -> Fingerprint:
-        """What names KV of rows before anything invokes the adapter: for an aLoRA, the model's own.
-
-        Raises UnknownModel.
-        """
-        chosen = None if adapter is None else self._model.adapters.known(adapter)
-        return self.fingerprint(None if chosen is not None and chosen.invocation else adapter)
-
-    def siblings(self) -> list[Sibling]:
-        """The model without an adapter, and with each that acts on whole prompts."""
-        adapters = list(self._model.adapters.items())
-        names = [name for name, one in adapters if not one.invocation]
-        return [
-            Sibling(name or self._model.name, self.fingerprint(name)) for name in (None, *names)
-        ]
-
-    def invoked(self, request: Request) -> Invoked | None:
-        """Where in the request its aLoRA begins, and what names KV from there on; None without one."""
-        adapter = None if request.adapter is None else self._model.adapters.known(request.adapter)
-        if adapter is None or not adapter.invocation:
-            return None
-        start = adapter.begins(request.prompt.token_ids)
-        if start is None:
-            return Invoked(request.prompt.num_tokens, self.fingerprint(None))
-        return Invoked(start, self._model.decoder.fingerprint_with(adapter, start))
 
 
 def sharing(share: ShareMode | None) -> tuple[Share, ...]:

@@ -141,7 +141,7 @@ class Scoring:
         adapter: str | None = None,
     ) -> LabelTable:
         """One of `choices` for every row, as `template` asks about it."""
-        fingerprint = self._prompts.fingerprint(adapter)
+        fingerprint = self._model.fingerprints.of(adapter)
         job = LabelJob(fingerprint, template, self.choices(choices), known, threshold)
         filled, rows = RowTemplate(template), _rows(rows)
         check_rows(rows, template, known)
@@ -154,7 +154,7 @@ class Scoring:
         """The slowest tier that a prompt's stored KV lies in; what is mostly to compute comes last."""
         names = [tier.name for tier in self._store.tiers]
         tokens = prompt.token_ids[:-1]
-        context = self._prompts.context_fingerprint(adapter)
+        context = self._model.fingerprints.of_context(adapter)
         match = self._store.match(context, EXACT, salt, tokens)
         if 2 * match.num_tokens < len(tokens):
             return len(names)

@@ -38,7 +38,9 @@ def prefill_steered(
     prompt, edited = _edited(kdn, text, recipe, name, salt)
     shape = kv_shape(kdn.model)
     codec = CODECS["lossless"]
-    for block in edited_blocks(edited, prompt, shape, kdn.prompts.fingerprint(None), recipe, salt):
+    for block in edited_blocks(
+        edited, prompt, shape, kdn.model.fingerprints.of(None), recipe, salt
+    ):
         kdn.store.write_behind(block, codec)
     return sum(s.num_tokens for s in prompt.segments if s.role is Role.DOCUMENT)
 
@@ -84,7 +86,7 @@ def _edited(
     if not text.strip():
         raise BadInput(f"{name or 'the text'} is empty; there is nothing to steer")
     config = kdn.model.decoder.config
-    recipe.check_model(kdn.prompts.fingerprint(None))
+    recipe.check_model(kdn.model.fingerprints.of(None))
     recipe.check_fits(config.num_layers, config.num_heads)
     prompt = kdn.prompts.of_document(text, name, salt)
     prelude, document = prompt.segments[:2]

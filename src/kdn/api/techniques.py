@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from kdn.api.common import Common
-from kdn.api.prompts import Prompts
 from kdn.calibration.of_model import ModelCalibration
 from kdn.clock import Clock
 from kdn.config import Config
 from kdn.core import Fingerprint, JctModel, KvShape, Request, Share
 from kdn.errors import BadConfig, StoreError
-from kdn.model import Decoder
+from kdn.model import LoadedModel
 from kdn.reuse import LossRule, PrefixReuse, RecordLookups, Stack
 from kdn.reuse.blend import BlendReuse, QualityGuard, RatioController
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.reuse.codec_quality import QualityRecord
 from kdn.reuse.load_or_compute import EstimateS
-from kdn.reuse.share import ShareGuard, ShareReuse
+from kdn.reuse.share import ShareGuard, ShareReuse, Sibling
 from kdn.reuse.source import MeasuredSpeeds
 from kdn.reuse.steer import SteerReuse, recipe_of
 from kdn.schedule import RequestQueue
@@ -40,9 +40,8 @@ class ReuseParts:
 
 
 def join_reuse(
-    decoder: Decoder,
+    model: LoadedModel,
     shape: KvShape,
-    prompts: Prompts,
     calibration: ModelCalibration,
     common: Common,
     queue: RequestQueue,
@@ -55,7 +54,8 @@ def join_reuse(
 
     Raises BadConfig for a codec whose loss is not known to be within the limit that was set.
     """
-    own, find = prompts.fingerprint(None), prompts.context_fingerprint
+    fingerprints = model.fingerprints
+    own, find = fingerprints.of(None), fingerprints.of_context
     store = common.store
     _refuse_unmeasured(config, calibration.codecs(own))
     loss = LossRule(config.store.codec, config.store.max_kl, calibration.codecs)
@@ -68,7 +68,7 @@ def join_reuse(
         loss,
         estimate_s=_prefill_estimate(config, calibration.jct),
         load_within_s=config.store.load_within_s,
-        invoked=prompts.invoked,
+        invoked=fingerprints.invoked,
         trace=trace,
     )
     blend = BlendReuse(
@@ -77,7 +77,7 @@ def join_reuse(
         find,
         controller,
         clock,
-        movable=not decoder.rope.length_dependent,
+        movable=not model.decoder.rope.length_dependent,
         bias=calibration.key_bias,
         recipe=recipe_of,
         trace=trace,
@@ -89,7 +89,7 @@ def join_reuse(
         find,
         calibration.shares,
         clock,
-        siblings=prompts.siblings,
+        siblings=partial(_siblings, model),
         default=Share(config.share.mode, config.share.max_kl, config.share.within_s),
         guard=share_guard,
         speeds=speeds,
@@ -105,6 +105,12 @@ def join_reuse(
         _make_guard(config, controller, own, trace),
         share_guard,
     )
+
+
+def _siblings(model: LoadedModel) -> list[Sibling]:
+    """The model without an adapter, and with each that acts on whole prompts."""
+    names = [name for name, one in list(model.adapters.items()) if not one.invocation]
+    return [Sibling(name or model.name, model.fingerprints.of(name)) for name in (None, *names)]
 
 
 def _prefill_estimate(config: Config, jct: JctModel) -> EstimateS | None:

@@ -53,7 +53,7 @@ def read_questions(path: Path) -> list[ShareQuestion]:
 def item_of(asked: ShareQuestion, model: LoadedModel) -> ShareItem:
     """The tokens as a chat has them: the context is a document, the answer ends the turn."""
     prompt: Prompt = model.chat.segments(
-        [Message("user", asked.question)], (Document(None, asked.context),), model.tokenizer
+        [Message("user", asked.question)], [Document(None, asked.context)]
     )
     context = tuple(t for segment in prompt.segments[:-1] for t in segment.token_ids)
     answer = model.tokenizer.encode(asked.answer)

@@ -93,7 +93,7 @@ def fit(
         say(f"{step.what}: NLL {step.nll:.4f}")
 
     with choice.open() as kdn:
-        start = SteerRecipe(kdn.prompts.fingerprint(None))
+        start = SteerRecipe(kdn.model.fingerprints.of(None))
         best = fit_recipe(kdn, questions, start, told)
     assert best.recipe is not None, "a recipe was among the candidates"
     file.parent.mkdir(parents=True, exist_ok=True)

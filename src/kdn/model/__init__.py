@@ -19,7 +19,6 @@ from kdn.model.text.chat import (
     ChatTemplate,
     Document,
     Message,
-    Remembered,
 )
 from kdn.model.text.grammar import Grammar, GrammarMatcher, Grammars
 from kdn.model.text.places import PlacedText
@@ -45,7 +44,6 @@ __all__ = [
     "Message",
     "ModelConfig",
     "PlacedText",
-    "Remembered",
     "Rope",
     "RopeConfig",
     "Tokenizer",

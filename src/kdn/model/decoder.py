@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdn.core import Fingerprint
+from kdn.core import Fingerprint, Invoked, Request
+from kdn.model.adapters import AdapterSet
 from kdn.model.attention import BoundAttention
 from kdn.model.config import ModelConfig
 from kdn.model.linear import Linear, silu_product
@@ -31,6 +32,7 @@ __all__ = [
     "Decoder",
     "DecoderLayer",
     "Ends",
+    "Fingerprints",
     "FusedLayers",
     "Identity",
     "KvNote",
@@ -255,3 +257,39 @@ class Decoder:
         if identity.quantization == "int4":
             said["quantization"] = "int4"
         return Fingerprint(hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())
+
+
+class Fingerprints:
+    """What names KV of a decoder with each adapter of a set. Safe from several threads."""
+
+    def __init__(self, decoder: Decoder, adapters: AdapterSet) -> None:
+        self._decoder, self._adapters = decoder, adapters
+        self._known: dict[str, Fingerprint] = {}
+
+    def of(self, adapter: str | None) -> Fingerprint:
+        """What names KV computed with the adapter. Raises UnknownModel."""
+        if adapter is None:
+            return self._decoder.fingerprint
+        # By digest: another adapter may be loaded under the name while this is asked.
+        chosen = self._adapters.known(adapter)
+        if chosen.digest not in self._known:
+            self._known[chosen.digest] = self._decoder.fingerprint_with(chosen)
+        return self._known[chosen.digest]
+
+    def of_context(self, adapter: str | None) -> Fingerprint:
+        """What names KV of rows before anything invokes the adapter: for an aLoRA, the model's own.
+
+        Raises UnknownModel.
+        """
+        is_invoked = adapter is not None and self._adapters.known(adapter).invocation
+        return self.of(None if is_invoked else adapter)
+
+    def invoked(self, request: Request) -> Invoked | None:
+        """Where in the request its aLoRA begins, and what names KV from there on; None without one."""
+        adapter = None if request.adapter is None else self._adapters.known(request.adapter)
+        if adapter is None or not adapter.invocation:
+            return None
+        start = adapter.begins(request.prompt.token_ids)
+        if start is None:
+            return Invoked(request.prompt.num_tokens, self.of(None))
+        return Invoked(start, self._decoder.fingerprint_with(adapter, start))

@@ -14,7 +14,7 @@ from kdn.core import Sampling
 from kdn.errors import BadConfig
 from kdn.model.adapters import AdapterSet
 from kdn.model.catalogue import resolve
-from kdn.model.decoder import QUANTIZATIONS, Decoder, Quantization
+from kdn.model.decoder import QUANTIZATIONS, Decoder, Fingerprints, Quantization
 from kdn.model.digest import DigestCache
 from kdn.model.folder import FindKernels, build_decoder, no_kernels, read_config, read_sampling
 from kdn.model.gguf.file import unpack_gguf
@@ -45,6 +45,11 @@ class LoadedModel:
     def grammars(self) -> Grammars:
         """Constraints on answers, compiled for the model's tokens."""
         return Grammars(self.tokenizer, self.decoder.config.vocab_size)
+
+    @cached_property
+    def fingerprints(self) -> Fingerprints:
+        """What names the model's KV, with each adapter."""
+        return Fingerprints(self.decoder, self.adapters)
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Give a name to the LoRA adapter in a PEFT folder, whatever it meant before.

@@ -82,23 +82,23 @@ def frame_of(
         _refuse_unknown(template, tokenizer)
         return _own_frame(query, said, template, layout, tokenizer)
     if layout is Layout.QUERY_FIRST:
-        return _query_first(query, said, chat, tokenizer)
+        return _query_first(query, said, chat)
     asked = relevance_question(query, Document(None, _PROBE), layout, said)
-    before, document, *after = chat.segments(asked.messages, asked.documents, tokenizer).segments
+    before, document, *after = chat.segments(asked.messages, asked.documents).segments
 
     def encode(text: str) -> TokenIds:
-        return chat.document(Document(None, text), tokenizer).token_ids
+        return chat.document(Document(None, text)).token_ids
 
     following = document.token_ids[len(encode(_PROBE)) :]
     return Frame((before,), Role.DOCUMENT, encode, following, tuple(after))
 
 
-def _query_first(query: str, said: str, chat: ChatTemplate, tokenizer: Tokenizer) -> Frame:
+def _query_first(query: str, said: str, chat: ChatTemplate) -> Frame:
     """Query and instruction lead, as the system's words; the document ends the prompt."""
 
     def segments(text: str) -> tuple[Segment, ...]:
         asked = relevance_question(query, Document(None, text), Layout.QUERY_FIRST, said)
-        return chat.segments(asked.messages, (), tokenizer).segments
+        return chat.segments(asked.messages).segments
 
     *before, _ = segments(_PROBE)
     return Frame(tuple(before), Role.QUESTION, lambda text: segments(text)[-1].token_ids, (), ())

@@ -195,7 +195,7 @@ def served(kdn: Kdn) -> ServedModel:
         max_context=kdn.model.decoder.config.max_position,
         vocabulary=kdn.model.tokenizer,
         sampling=kdn.model.sampling,
-        prompts=kdn.prompts,
+        prompts=kdn.model.chat,
         engine=kdn.engine,
         compile=kdn.model.grammars.compile,
         asking=kdn.scoring.asking,
@@ -211,7 +211,7 @@ def served(kdn: Kdn) -> ServedModel:
 
 
 def _steer_recipe(kdn: Kdn, adapter: str | None, name: str) -> SteerRecipe:
-    fingerprint = kdn.prompts.context_fingerprint(adapter)
+    fingerprint = kdn.model.fingerprints.of_context(adapter)
     return RecipeFolder(kdn.config.home, fingerprint).named(name)
 
 

@@ -72,8 +72,8 @@ def _tell(
     made: LinearMap | None,
 ) -> None:
     record = PairRecord(
-        sender=sender[0].prompts.fingerprint(sender[1]),
-        receiver=receiver[0].prompts.fingerprint(receiver[1]),
+        sender=sender[0].model.fingerprints.of(sender[1]),
+        receiver=receiver[0].model.fingerprints.of(receiver[1]),
         sender_name=sender[1] or "base",
         receiver_name=receiver[1] or "base",
         num_layers=LAYERS,

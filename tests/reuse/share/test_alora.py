@@ -153,7 +153,7 @@ def test_the_adapters_context_is_the_bases_byte_for_byte(k: kdn.Kdn) -> None:
     stored = {}
     for adapter, salt in ((None, "bytes-base"), ("invoked", "bytes-adapter")):
         ask(k, PRELUDE, DOCUMENT, question(9), adapter=adapter, salt=salt)
-        match = k.store.match(k.prompts.fingerprint(None), kdn.core.EXACT, salt, CONTEXT)
+        match = k.store.match(k.model.fingerprints.of(None), kdn.core.EXACT, salt, CONTEXT)
         assert match.num_tokens == 200
         runs = []
         for hit in match.hits:

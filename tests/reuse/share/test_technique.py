@@ -113,7 +113,7 @@ def lossless(
     (twin / "adapter_config.json").write_text(json.dumps(said | {"rank_pattern": {"x": 4}}))
     both = {"a": adapters["a"], "twin": twin}
     with kdn.open(base, config=config, dtype="float32", adapters=both) as k:
-        assert k.prompts.fingerprint("a") != k.prompts.fingerprint("twin")
+        assert k.model.fingerprints.of("a") != k.model.fingerprints.of("twin")
         whole = group == (0, LAYERS - 1)
         tell(k, [point(group, work=1.0 if whole else 0.5)], "a", "twin")
         ask(k, adapter="a")
@@ -128,7 +128,7 @@ def test_the_senders_inputs_are_stored_for_those_who_begin_there(k: kdn.Kdn) -> 
     tell(k, [point((2, 3), work=0.5)], None, "a")
     ask(k)
     match = k.store.match(
-        k.prompts.fingerprint(None), EXACT, "", (*PRELUDE.token_ids, *DOCUMENT.token_ids)
+        k.model.fingerprints.of(None), EXACT, "", (*PRELUDE.token_ids, *DOCUMENT.token_ids)
     )
     assert match.num_tokens == CONTEXT
     for hit in match.hits:
@@ -179,7 +179,7 @@ def test_what_was_shared_is_tainted_and_serves_the_next_turn(k: kdn.Kdn) -> None
     tell(k, [point(work=0.0)], None, "a")
     ask(k)
     ask(k, adapter="a", share=BEST, retention=Retention.ALL)
-    receiver, tokens = k.prompts.fingerprint("a"), (*PRELUDE.token_ids, *DOCUMENT.token_ids)
+    receiver, tokens = k.model.fingerprints.of("a"), (*PRELUDE.token_ids, *DOCUMENT.token_ids)
     assert k.store.match(receiver, EXACT, "", tokens).num_tokens == 0
     assert k.store.match(receiver, SHARED, "", tokens).num_tokens == CONTEXT
     talk = (PRELUDE, DOCUMENT, Segment(Role.HISTORY, question().token_ids), question(2))

@@ -118,7 +118,7 @@ def put_blocks(store: Store, k: kdn.Kdn, count: int) -> None:
     """Blocks of one token each, as a real model would have stored them."""
     shape = k.model.decoder.config.kv_shape("float32")
     run = memoryview(bytes(shape.layer_token_bytes))
-    fingerprint = k.prompts.fingerprint(None)
+    fingerprint = k.model.fingerprints.of(None)
     for number in range(count):
         tokens = (number % 250, number // 250)
         block_id = BlockId(fingerprint, EXACT, "", chain_hash(()), 0, tokens)

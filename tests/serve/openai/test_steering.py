@@ -108,7 +108,9 @@ def opened(
     with kdn.open(tiny_model("llama", max_position_embeddings=2048), home=home) as found:
         folder = RecipeFolder(home)
         folder.folder.mkdir()
-        recipe = SteerRecipe(found.prompts.fingerprint(None), weight=5, share=0.4, combine="union")
+        recipe = SteerRecipe(
+            found.model.fingerprints.of(None), weight=5, share=0.4, combine="union"
+        )
         folder.file("loud").write_bytes(recipe.encode())
         folder.file("foreign").write_bytes(replace(recipe, model="another").encode())
         folder.file("broken").write_text("{}")

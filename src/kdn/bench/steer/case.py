@@ -89,7 +89,7 @@ class SteerCase:
         return Steered(self.context.held, scale, columns=frozenset(columns))
 
     def recipe(self, **settings: object) -> SteerRecipe:
-        return SteerRecipe(self.lab.service.prompts.fingerprint(None), **settings)  # type: ignore[arg-type]
+        return SteerRecipe(self.lab.service.model.fingerprints.of(None), **settings)  # type: ignore[arg-type]
 
 
 def random_like(

@@ -177,8 +177,7 @@ class SteerLab:
         """The item's documents with the instruction, computed."""
         prompt, documents = self.prompt(item, wording), self._documents(item)
         messages = self._messages(item, wording, None)
-        chat, tokenizer = self.service.model.chat, self.service.model.tokenizer
-        places = chat.places(prompt, messages, documents, tokenizer)
+        places = self.service.model.chat.places(prompt, messages, documents)
         since = steered_from(prompt, ())
         held = HeldKV(self.captured(Plan(prompt.token_ids[:since], logits=())))
         return SteerContext(prompt, tuple(places), held)

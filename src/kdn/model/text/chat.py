@@ -23,7 +23,7 @@ from kdn.model.text.template import Turn, TurnRenderer
 from kdn.model.text.tokenizer import Tokenizer
 from kdn.model.text.tools import ToolFormat, tool_format
 
-__all__ = ["NEUTRAL_SYSTEM", "ChatOptions", "ChatTemplate", "Document", "Message", "Remembered"]
+__all__ = ["NEUTRAL_SYSTEM", "ChatOptions", "ChatTemplate", "Document", "Message"]
 
 NEUTRAL_SYSTEM = "You are a careful assistant. Read the documents, then do what is asked."
 """The system text in front of documents. No job changes it, so that all jobs share their KV."""
@@ -71,7 +71,7 @@ class _Turn:
 
 
 class ChatTemplate:
-    """Cuts conversations into segments."""
+    """Cuts conversations into segments. Safe from several threads."""
 
     def __init__(self, source: str | None, tokenizer: Tokenizer, clock: Clock) -> None:
         """`source` None means a base model: `template.PLAIN_TEMPLATE` is used."""
@@ -79,34 +79,34 @@ class ChatTemplate:
             source, clock, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token
         )
         self._cut_known = lru_cache(_KEPT_SHAPES)(self._cut)
+        self._tokenizer = tokenizer
+        self._remembered = _Remembered()
 
     def segments(
         self,
         messages: Sequence[Message],
-        documents: Sequence[Document],
-        tokenizer: Tokenizer,
-        known: Mapping[str, TokenIds] | None = None,
+        documents: Sequence[Document] = (),
+        salt: str = "",
         options: ChatOptions | None = None,
     ) -> Prompt:
         """The prompt of a conversation, ready for the assistant's next words.
 
         With documents: PRELUDE (neutral, the same for every job), each DOCUMENT, the caller's
         system text as INSTRUCTION, earlier turns as HISTORY, the last as QUESTION.  Without: the
-        system text is the INSTRUCTION, in front.  `known` maps the text of earlier assistant turns
-        to the ids that were generated then, so that a conversation sent again hits what was retained.
+        system text is the INSTRUCTION, in front.  An earlier answer that was remembered under `salt` has
+        the ids that were generated then, so that a conversation sent again hits what was retained.
         Raises BadInput for a conversation that the template refuses.
         """
         if not messages:
             raise BadInput("the conversation is empty; give at least one user message")
         if options is not None and options.variables:
             bound = self._using(options.variables)
-            return bound.segments(
-                messages, documents, tokenizer, known, replace(options, variables={})
-            )
+            return bound.segments(messages, documents, salt, replace(options, variables={}))
         continues = options is not None and options.continues
         if continues and messages[-1].role != "assistant":
             raise BadInput("only an assistant's message goes on; let the conversation end with one")
-        encode = _Encoder(tokenizer, known or {}, strips=self._renderer.strips)
+        known = self._remembered.known(salt, messages)
+        encode = _Encoder(self._tokenizer, known, strips=self._renderer.strips)
         messages = self._as_rendered(messages)
         if documents:
             return self._with_documents(messages, documents, encode, continues=continues)
@@ -125,8 +125,12 @@ class ChatTemplate:
         """Does the template look at a variable of that name?"""
         return self._renderer.reads(name)
 
+    def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
+        """Keep an answer's ids, so that it hits when it comes back as part of a conversation."""
+        self._remembered.remember(salt, text, token_ids)
+
     @cached_property
-    def tools(self) -> ToolFormat:
+    def tool_format(self) -> ToolFormat:
         """How the model writes calls of tools."""
         return tool_format(self._renderer.source)
 
@@ -162,14 +166,13 @@ class ChatTemplate:
         self,
         prompt: Prompt,
         messages: Sequence[Message],
-        documents: Sequence[Document],
-        tokenizer: Tokenizer,
+        documents: Sequence[Document] = (),
     ) -> list[PlacedText]:
         """Where the texts stand in the prompt that `segments` made of them, documents first.
 
         Left out is what cannot be placed: an earlier answer that the template repeats in other words.
         """
-        strips = self._renderer.strips
+        strips, tokenizer = self._renderer.strips, self._tokenizer
         texts = [*(one.text for one in documents), *(one.content for one in messages)]
         found = []
         for number, (text, (segment, first)) in enumerate(
@@ -185,9 +188,9 @@ class ChatTemplate:
                 found.append(PlacedText(text, first + at, edges, place, name))
         return found
 
-    def document(self, document: Document, tokenizer: Tokenizer) -> Segment:
+    def document(self, document: Document) -> Segment:
         """The segment that `segments` makes of a document."""
-        return _Encoder(tokenizer, {}, strips=self._renderer.strips).document(document)
+        return _Encoder(self._tokenizer, {}, strips=self._renderer.strips).document(document)
 
     def _with_documents(
         self,
@@ -320,7 +323,7 @@ class _Encoder:
         return self._tokenizer.encode(text.strip() if self._strips else text)
 
 
-class Remembered:
+class _Remembered:
     """The last answers' ids by salt and text: a turn that a client sends back must hit, token for token.
 
     Safe from several threads; about 1 KB an answer.

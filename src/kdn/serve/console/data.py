@@ -178,7 +178,7 @@ class ConsoleData:
     def _model_name(self, fingerprint: str) -> str:
         """The name of a model that is open here; the beginning of the fingerprint of another one."""
         names = {
-            kdn.prompts.fingerprint(name): name or kdn.name
+            kdn.model.fingerprints.of(name): name or kdn.name
             for kdn in self._all.values()
             for name in (None, *kdn.model.adapters)
         }
