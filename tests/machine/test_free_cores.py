@@ -8,7 +8,7 @@ import time
 import pytest
 
 from kdn.clock import ManualClock
-from kdn.machine.process import FreeCores, busy_seconds, usable_cores
+from kdn.machine.threads import FreeCores, busy_seconds, usable_cores
 
 
 class Machine:

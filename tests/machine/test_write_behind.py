@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kdn.machine.process import WriteBehind
+from kdn.machine.threads import WriteBehind
 
 
 def test_chores_run_in_order() -> None:

@@ -15,7 +15,7 @@ from kdn.config import Config
 from kdn.errors import BadInput
 from kdn.machine.files import expanded
 from kdn.machine.memory import keep_freed
-from kdn.machine.process import usable_cores
+from kdn.machine.threads import usable_cores
 from kdn.model import Decoder, LoadedModel, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.folder import FindKernels

@@ -25,7 +25,7 @@ from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.loop import StepLoop
 from kdn.engine.request import Intake, RunningRequest, RunningStream
 from kdn.errors import BadInput, EngineFailed
-from kdn.machine.process import FreeCores, give_up_workers
+from kdn.machine.threads import FreeCores, give_up_workers
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
 from kdn.model.probe import holds_bits

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kdn.clock import Clock
-from kdn.machine.process import usable_cores
+from kdn.machine.threads import usable_cores
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from kdn.clock import Clock
 from kdn.core import Finish, FinishReason, Request, StreamEvent, Usage
 from kdn.errors import KdnError
-from kdn.machine.process import thread_seconds
+from kdn.machine.threads import thread_seconds
 from kdn.serve.service import ServedModels, StoreNumbers
 
 __all__ = ["Metrics", "RecentRequests", "RequestRecord"]

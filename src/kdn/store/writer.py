@@ -16,7 +16,7 @@ from functools import partial
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, NoSpace, StoreError
 from kdn.machine.memory import make_ready
-from kdn.machine.process import Task, WriteBehind
+from kdn.machine.threads import Task, WriteBehind
 from kdn.store.block.format import Block, EncodedBlock, encode_block
 from kdn.store.block.reader import StoreLoad
 from kdn.store.codecs import Codec, NoCodec
@@ -59,12 +59,12 @@ class Writer:
 
     def put(self, block: Block, codec: Codec | None) -> None:
         """Store `block`; returns once it is durable. Raises NoSpace, StoreError."""
-        if not self._is_durable(block.id.key):
+        if not self._used_durable(block.id.key):
             self._store(encode_block(block, codec or _NO_CODEC))
 
     def put_encoded(self, encoded: EncodedBlock) -> None:
         """Store a block that comes in its stored form and was checked whole. Raises as `put`."""
-        if not self._is_durable(encoded.key):
+        if not self._used_durable(encoded.key):
             self._store(encoded)
 
     def replace(self, block: EncodedBlock) -> None:
@@ -106,7 +106,7 @@ class Writer:
     def write_behind(self, block: Block, codec: Codec | None) -> None:
         """Store `block` in the fastest tier immediately, in the durable one soon. Promises nothing."""
         key = block.id.key
-        if self._is_durable(key) or self._queues.waits(key):
+        if self._used_durable(key) or self._queues.waits(key):
             return
         codec = codec or _NO_CODEC
         if codec.compresses:
@@ -204,8 +204,8 @@ class Writer:
         self._outcomes.not_worth_writing(tier, block.key)
         return False
 
-    def _is_durable(self, key: BlockKey) -> bool:
-        """Does the durable tier have the block? Counts as a use if so."""
+    def _used_durable(self, key: BlockKey) -> bool:
+        """Count a use of the block where the durable tier has it; a damaged one is put out of use."""
         durable = self._tiers.durable
         try:
             handle = durable.open(key)

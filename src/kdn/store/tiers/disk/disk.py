@@ -10,7 +10,7 @@ the reservation is given back, nothing half-written is left, and the block is no
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from kdn.store.block.reader import Handle
 from kdn.store.index.index import Entry
 from kdn.store.policies import EvictionPolicy, Use
 from kdn.store.tiers.disk.block_files import BlockFiles, StoreFolder
-from kdn.store.tiers.disk.catalogue import Victim
+from kdn.store.tiers.disk.catalogue import Catalogue, Victim
 from kdn.store.tiers.disk.ranked import RankedBlocks
 from kdn.store.tiers.disk.reconcile import forget_vanished, open_catalogue
 from kdn.store.tiers.disk.sealing import check_seal
@@ -32,18 +32,28 @@ from kdn.store.tiers.seal import KeyRing
 from kdn.store.tiers.tier import BlockLife, Changes, Holding, ManagedTier, Spare, TierUsage
 from kdn.trace import Trace
 
-__all__ = ["DiskTier", "default_capacity"]
+__all__ = ["DiskTier", "fit_capacity"]
 
 MOST_BYTES = 20 * 10**9
 
 
-def default_capacity(folder: Path, held_bytes: int) -> int:
-    """The cap when none is given: 20 GB, or a tenth of what is free, whichever is less.
+def fit_capacity(
+    catalogue: Catalogue, folder: Path, asked: int | None, evict: Callable[[Victim], None]
+) -> int:
+    """The cap. One that is asked for is remembered, and what exceeds it evicted immediately.
 
-    What the store holds already counts as free, or every opening would make it smaller.
+    None takes the one that was last asked for: a process that only looks evicts nothing of a server's.
+    Without any it is 20 GB, or a tenth of what is free, whichever is less; what the store holds
+    counts as free, or every opening would make it smaller.
     """
+    if asked is not None:
+        catalogue.writer.set_capacity(asked, lambda _: False, evict)
+        return asked
+    held_bytes = catalogue.reader.refresh_totals().size_bytes
+    remembered = catalogue.reader.capacity_bytes()
     with system_errors(f"looking for free space at {folder}"):
-        return min(MOST_BYTES, (shutil.disk_usage(folder).free + held_bytes) // 10)
+        free_bytes = shutil.disk_usage(folder).free + held_bytes
+    return remembered or min(MOST_BYTES, free_bytes // 10)
 
 
 def _use_of(block: EncodedBlock) -> Use:
@@ -54,14 +64,12 @@ def _use_of(block: EncodedBlock) -> Use:
 class DiskTier(ManagedTier):
     """Blocks in `folder`, at most `capacity_bytes` of files at any time.
 
-    None means the cap that was last given for this folder, or `default_capacity`.  The catalogue,
+    None means the cap that was last given for this folder, or that of `fit_capacity`.  The catalogue,
     about 1.5 KB a block, comes on top.
 
     A put block survives a power cut.  Another process may evict what this one pins; a block that
     is open can be read to its end all the same.  Opening brings the catalogue up to date with the
     files that are there; it raises ForeignStore or StoreError when the folder cannot be used.
-
-    Twenty-one methods because a managed tier has nineteen.
     """
 
     name = "disk"
@@ -103,7 +111,9 @@ class DiskTier(ManagedTier):
             if self._ranked is not None:
                 self._ranked.learn(self._catalogue.reader.uses())
                 self._catalogue.writer.rank_by(self._ranked.victims)
-            self._capacity_bytes = self._fit(capacity_bytes)
+            self._capacity_bytes = fit_capacity(
+                self._catalogue, folder, capacity_bytes, self._evict
+            )
             undo.pop_all()
 
     def open(self, key: BlockKey) -> Handle | None:
@@ -223,18 +233,6 @@ class DiskTier(ManagedTier):
         assert sizes <= self._capacity_bytes, f"{sizes} bytes, over the cap"
 
     # --- inside ---
-
-    def _fit(self, capacity_bytes: int | None) -> int:
-        """The cap. One that is given is remembered, and what exceeds it evicted immediately.
-
-        Without that, a process that only looks would evict what a server with a larger cap retains.
-        """
-        if capacity_bytes is not None:
-            self._catalogue.writer.set_capacity(capacity_bytes, lambda _: False, self._evict)
-            return capacity_bytes
-        remembered = self._catalogue.reader.capacity_bytes()
-        held_bytes = self._catalogue.reader.refresh_totals().size_bytes
-        return remembered or default_capacity(self._folder.path, held_bytes)
 
     def _judge(self, use: Use) -> None:
         """Make the room that rules ask for, and raise NoSpace for what is not to be stored."""
