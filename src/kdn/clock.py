@@ -13,11 +13,9 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Monotonic seconds: for durations and deadlines."""
-        ...
 
     def wall(self) -> float:
         """Seconds since the epoch: for what is written down (ages, expiries)."""
-        ...
 
 
 class SystemClock:

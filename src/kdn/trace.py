@@ -30,7 +30,6 @@ class Trace(Protocol):
 
     def event(self, name: str, **fields: Value) -> None:
         """Take note of an event. Never raises, never blocks on I/O."""
-        ...
 
 
 class NoTrace:

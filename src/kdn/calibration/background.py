@@ -78,11 +78,9 @@ class Comparing(Protocol):
 
     def wants(self, request: Request) -> bool:
         """Is this one to be compared?"""
-        ...
 
     def compare(self, request: Request, generator: Generator) -> None:
         """Compare it, and draw the conclusion. Raises KdnError."""
-        ...
 
 
 class JctMeasuring(Protocol):
@@ -92,15 +90,12 @@ class JctMeasuring(Protocol):
 
     def measure(self, point: tuple[int, int, int]) -> None:
         """One pass; the first of each kind only warms up."""
-        ...
 
     def fit(self) -> JctModel:
         """The model of what was measured."""
-        ...
 
     def close(self) -> None:
         """Throw everything away."""
-        ...
 
 
 def jct_steps(

@@ -96,4 +96,3 @@ class PrefillTime(Protocol):
 
     def seconds(self, num_new: int, num_cached: int) -> float:
         """Seconds to compute `num_new` tokens after `num_cached` ones whose KV is at hand."""
-        ...

@@ -71,12 +71,9 @@ class Planner(Protocol):
 
     def cached_tokens(self, request: Request) -> int:
         """How much of the prompt could be reused now. Moves no bytes."""
-        ...
 
     def plan(self, request: Request) -> Planned:
         """What to compute. Called when the request is about to run, and again after a failed load."""
-        ...
 
     def retain(self, request: Request, kept: RetainedKV) -> None:
         """Store KV. Must return quickly and never raise."""
-        ...

@@ -61,25 +61,21 @@ class LayerSource(Protocol):
     @property
     def name(self) -> str:
         """Equal names mean equal KV, so that sequences may share one copy in memory."""
-        ...
 
     @property
     def num_tokens(self) -> int: ...
 
     def start(self, layer: int) -> None:
         """Begin to fetch `layer`; the executor asks one layer ahead. Never blocks."""
-        ...
 
     def take(self, layer: int) -> Sequence[LayerKV]:
         """The layer as neighbouring runs of tokens, first to last, waiting for it if needed.
 
         Read-only, and valid until `close`.  Raises CorruptBlock when it cannot be had.
         """
-        ...
 
     def close(self) -> None:
         """Unpin what is open. Calling it twice is harmless."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -105,11 +101,9 @@ class AttentionSums(Protocol):
 
     def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
         """[columns] fp32, summed over heads and over `rows`, which are indices into the view's rows."""
-        ...
 
     def by_head(self, rows: Tensor, columns: Tensor) -> Tensor:
         """[query heads, columns] fp32, summed over `rows`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -147,7 +141,6 @@ class Selector(Protocol):
 
     def __call__(self, view: LayerView, count: int) -> Tensor:
         """`count` ascending indices into `view.rows`: the rows that go on."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -179,18 +172,15 @@ class HiddenSource(Protocol):
 
     def start(self) -> None:
         """Begin to fetch; called before any stored KV is asked for. Never blocks; twice is harmless."""
-        ...
 
     def take(self, start: int, stop: int) -> Tensor:
         """[stop - start, hidden] of these rows, counted from the first one, waiting for them if needed.
 
         Raises CorruptBlock when they cannot be had.
         """
-        ...
 
     def close(self) -> None:
         """Unpin what is open. Calling it twice is harmless."""
-        ...
 
 
 @dataclass(frozen=True)

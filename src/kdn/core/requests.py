@@ -376,14 +376,12 @@ class Stream(Protocol):
 
     def cancel(self) -> None:
         """Stop as soon as the current step is over; the stream then ends with CANCELLED."""
-        ...
 
     def on_event(self, listener: Callable[[StreamEvent | Exception | None], None]) -> None:
         """Have events pushed to `listener` (from the engine's thread) in place of iterating.
 
         After the Finish, or an Exception, None is pushed and nothing more.
         """
-        ...
 
 
 class Generator(Protocol):
@@ -391,4 +389,3 @@ class Generator(Protocol):
 
     def submit(self, request: Request) -> Stream:
         """Queue a request. Raises PromptTooLong before anything is computed."""
-        ...

@@ -77,7 +77,6 @@ class FusedLayers(Protocol):
 
         `notes` are by bound slice.  None where it cannot run over what was bound.
         """
-        ...
 
 
 class DecoderLayer:

@@ -24,14 +24,12 @@ class Embedder(Protocol):
     @property
     def name(self) -> str:
         """Changes whenever the vectors would."""
-        ...
 
     @property
     def dimension(self) -> int: ...
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """A unit vector for each text, in their order; a long text counts by its beginning."""
-        ...
 
 
 class HashedWords:

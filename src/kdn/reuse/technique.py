@@ -32,7 +32,6 @@ class Technique(Protocol):
         What it opened is closed again if it raises.  BadInput fails the request; after any other
         error the plan so far is used.
         """
-        ...
 
     def retain(self, request: Request, retained: RetainedKV) -> RetainedKV | None:
         """Store KV, or change it for the techniques before this one; None when nothing is left to do."""
@@ -44,4 +43,3 @@ class Technique(Protocol):
 
     def close(self) -> None:
         """Stop threads. Calling it twice is harmless."""
-        return

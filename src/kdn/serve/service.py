@@ -38,23 +38,18 @@ class Vocabulary(Protocol):
     @property
     def bos_ids(self) -> TokenIds:
         """What a prompt that follows no template begins with; often nothing."""
-        ...
 
     def encode(self, text: str, *, special: bool = False) -> TokenIds:
         """With `special`, names of special tokens in the text become those tokens."""
-        ...
 
     def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Special tokens are left out unless `special`."""
-        ...
 
     def token_text(self, token_id: int) -> str:
         """One token as text; half a character reads as U+FFFD."""
-        ...
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of UTF-8 that the token stands for; those of an answer's tokens join to it."""
-        ...
 
 
 class PromptMaker(Protocol):
@@ -63,11 +58,9 @@ class PromptMaker(Protocol):
     @property
     def tool_format(self) -> ToolFormat:
         """How the model writes calls of tools."""
-        ...
 
     def reads(self, name: str) -> bool:
         """Does the chat template look at a variable of that name?"""
-        ...
 
     def segments(
         self,
@@ -77,17 +70,14 @@ class PromptMaker(Protocol):
         options: ChatOptions | None = None,
     ) -> Prompt:
         """The conversation as segments, ready for an answer. Turns remembered under `salt` hit."""
-        ...
 
     def places(
         self, prompt: Prompt, messages: Sequence[Message], documents: Sequence[Document] = ()
     ) -> list[PlacedText]:
         """Where the texts stand in the prompt that `segments` made of them, documents first."""
-        ...
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
         """Keep the ids of an answer, so that it hits when a client sends it back as history."""
-        ...
 
 
 class ServedEngine(Generator, Protocol):
@@ -96,7 +86,6 @@ class ServedEngine(Generator, Protocol):
     @property
     def is_running(self) -> bool:
         """False once it has stopped for good."""
-        ...
 
     def stat(self) -> EngineStat: ...
 
@@ -112,11 +101,9 @@ class TextEmbedder(Protocol):
 
     def token_ids(self, text: str) -> list[int]:
         """All tokens of a text, between the mark that begins it and the one that ends it."""
-        ...
 
     def embed_ids(self, ids: Sequence[Sequence[int]]) -> Vectors:
         """[texts, dimension]"""
-        ...
 
 
 @dataclass(frozen=True)
@@ -173,11 +160,9 @@ class AdapterLoading(Protocol):
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Raises WeightsError, BadInput."""
-        ...
 
     def unload_adapter(self, name: str) -> None:
         """Raises UnknownModel."""
-        ...
 
 
 def _bind_name(name: str) -> tuple[str, object]:

@@ -10,7 +10,6 @@ timing alone reports those that are there.
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,10 +37,9 @@ from kdn.bench.blend.quality import Judged, geometric, interval, judge, judged_b
 from kdn.bench.blend.timing import BLEND, DISK, FULL_TIME, Timed, longer, time_ways
 from kdn.bench.common.lines import Lines
 from kdn.bench.common.measure import median, ratio
-from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.engine.lineup import opened
 from kdn.errors import BadInput
-from kdn.machine.facts import describe_machine
 from kdn.plot import Figure, Interval
 
 __all__ = ["run"]
@@ -70,10 +68,7 @@ def run(options: BenchOptions) -> Result:
     asked = questions(options.data, options.seed, _QUICK_PROMPTS if options.quick else _PROMPTS)
     judged = judged_before(asked, options.rows)
     timed: dict[str, Timed] = {}
-    with (
-        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
-        opened(options, Path(folder)) as service,
-    ):
+    with scratch_folder() as folder, opened(options, folder) as service:
         if options.only != "timing":
             lab = Lab(service.model, service.parts.attention, service.calibration.learn_key_bias())
             judged = judge(
@@ -86,12 +81,11 @@ def run(options: BenchOptions) -> Result:
                 lean=lean,
             )
         if options.only != "quality":
-            timed = _timed(options, service, asked, Path(folder))
+            timed = _timed(options, service, asked, folder)
     ours = f"{default_way(options.model)}@{RATIO}"
     return Result(
         bench="blend",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe_kept() | {"prompts": len(judged)},
         rows=[*_quality_rows(judged), *_timing_rows(timed)],
         summary=_summary(judged, timed, ours),

@@ -11,11 +11,9 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -26,7 +24,6 @@ from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.contestants import Listener
 from kdn.bench.engine.lineup import opened
 from kdn.core import Blend, Prompt, Request, Retention, Sampling
-from kdn.machine.facts import describe_machine
 from kdn.model import Document, Message
 from kdn.plot import Figure
 
@@ -57,10 +54,7 @@ def run(options: BenchOptions) -> Result:
     number = 6 if options.quick else 24
     loads = _LOADS[1:] if options.quick else _LOADS
     draw = random.Random(options.seed)
-    with (
-        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
-        opened(options, Path(folder)) as service,
-    ):
+    with opened(options) as service:
         options.say("storing the documents")
         prompts = _prompts(service, options, draw, 8 if options.quick else _POOL, number)
         alone = {side: _alone(service, options, side, prompts[:3]) for side in (FULL, BLEND)}
@@ -76,7 +70,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="blend-load",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe() | {"requests": number, "pool": _POOL, "documents": _CHOSEN},
         rows=rows,
         summary={

@@ -10,7 +10,6 @@ import msgspec
 from kdn.bench.common.measure import Samples
 from kdn.bench.common.result import Result, Row, Scalar
 from kdn.errors import BadInput, EngineFailed, KdnError
-from kdn.machine.facts import describe_machine
 from kdn.plot import Figure
 
 __all__ = ["Findings", "Part", "go_on"]
@@ -66,7 +65,6 @@ class Findings(msgspec.Struct):
         return Result(
             bench=bench,
             model=model,
-            machine=describe_machine(),
             config=dict(self.config),
             rows=self.rows,
             summary=self.summary,

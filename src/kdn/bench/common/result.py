@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,10 +13,19 @@ from typing import Any
 
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config
-from kdn.machine.facts import Machine
+from kdn.machine.facts import Machine, describe_machine
 from kdn.plot import Figure
 
-__all__ = ["BenchOptions", "Result", "Row", "Scalar", "commit_name", "model_name", "say_nothing"]
+__all__ = [
+    "BenchOptions",
+    "Result",
+    "Row",
+    "Scalar",
+    "commit_name",
+    "model_name",
+    "say_nothing",
+    "scratch_folder",
+]
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
@@ -88,6 +99,13 @@ class BenchOptions:
         return self.describe() | {"only": self.only, "rows": kept}
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for what a benchmark writes while it runs."""
+    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder:
+        yield Path(folder)
+
+
 def model_name(model: str) -> str:
     """A model without the place where it lies: reports name no machine's folders."""
     return Path(model).name.removesuffix(".gguf")
@@ -116,7 +134,6 @@ class Result:
 
     bench: str
     model: str
-    machine: Machine
     config: dict[str, Any]
     rows: list[Row]
     summary: dict[str, float | None]
@@ -127,6 +144,7 @@ class Result:
     """All settings of every kdn that was opened for it."""
     page: str | None = None
     """The report's file name without suffix, where one benchmark has several pages; None: `bench`."""
+    machine: Machine = field(default_factory=describe_machine)
     commit: str = field(default_factory=commit_name)
 
     @property

@@ -50,11 +50,9 @@ class Contestant(Protocol):
 
     def first_token_s(self, prompt: TokenIds) -> float:
         """Seconds to the first token of a prompt it has never seen."""
-        ...
 
     def arrivals_s(self, prompts: Sequence[TokenIds], num_tokens: int) -> Arrivals | None:
         """When each token of prompts run together arrived; None when it cannot run so many."""
-        ...
 
 
 _LENGTHENED = (1, 4, 16, 16, 16)

@@ -10,7 +10,6 @@ exponentials, of all that cannot be left out.
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from kdn.bench.common.lines import lines_of, over
 from kdn.bench.common.measure import REST_S, Samples, interleave, median, ratio
-from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.engine.busy import busy_decoding
 from kdn.bench.engine.contestants import Contestant, KdnContestant, RivalProcess, rate_together
 from kdn.bench.engine.floors import (
@@ -36,7 +35,6 @@ from kdn.bench.engine.lineup import LLAMA, OURS, REFERENCE, VLLM, Lineup, assemb
 from kdn.bench.engine.work import decode_bytes, prefill_flops
 from kdn.core import TokenIds
 from kdn.errors import EngineFailed
-from kdn.machine.facts import describe_machine
 from kdn.model.attention import ROW_BLOCK
 from kdn.plot import Figure
 
@@ -88,8 +86,8 @@ QUICK = EngineScale(
 def run(options: BenchOptions) -> Result:
     """Measure at the usual scale; `quick` leaves out the rivals that are slow to start."""
     scale = QUICK if options.quick else FULL
-    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder:
-        return measure(options, scale, Path(folder))
+    with scratch_folder() as folder:
+        return measure(options, scale, folder)
 
 
 def measure(options: BenchOptions, scale: EngineScale, scratch: Path) -> Result:
@@ -112,7 +110,6 @@ def measure(options: BenchOptions, scale: EngineScale, scratch: Path) -> Result:
     return Result(
         bench="engine",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe()
         | {"device": device, "dtype": dtype, "rivals": list(scale.rivals)},
         rows=found.rows,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from kdn import api
-from kdn.bench.common.result import BenchOptions
+from kdn.bench.common.result import BenchOptions, scratch_folder
 from kdn.bench.engine.contestants import Contestant, KdnContestant, RivalProcess, Transformers
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.errors import EngineFailed
@@ -52,32 +52,29 @@ class Lineup:
 @contextmanager
 def opened(
     options: BenchOptions,
-    scratch: Path,
+    scratch: Path | None = None,
     *,
     name: str = "ours",
     quantization: str = "none",
     **engine: int,
 ) -> Iterator[api.Kdn]:
-    """kdn with a fresh store in `scratch`; models come from the usual home.
+    """kdn with a fresh store, in `scratch` if given; models come from the usual home.
 
     `engine` are settings of the engine that differ from the usual ones; each such kdn has a `name`.
     Without `speculative_tokens` nothing is guessed: an answer to random tokens soon repeats itself, so that
     guesses would win more than they do on anybody's text.
     """
     home = options.home or home_folder(os.environ)
-    config = Config(
-        home=home,
-        engine=msgspec.structs.replace(
-            EngineConfig(threads=options.threads, speculative_tokens=0), **engine
-        ),
-        store=StoreConfig(
-            folder=scratch / f"store-{name}-{quantization}",
+    usual = EngineConfig(threads=options.threads, speculative_tokens=0)
+    with scratch_folder() if scratch is None else nullcontext(scratch) as folder:
+        store = StoreConfig(
+            folder=folder / f"store-{name}-{quantization}",
             disk_bytes=_STORE_BYTES,
             memory_bytes=_STORE_BYTES,
-        ),
-    )
-    with api.open(options.model, config=options.note(config), quantization=quantization) as service:
-        yield service
+        )
+        config = Config(home=home, engine=msgspec.structs.replace(usual, **engine), store=store)
+        with api.open(options.model, config=options.note(config), quantization=quantization) as kdn:
+            yield kdn
 
 
 @contextmanager

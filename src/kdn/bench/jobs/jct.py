@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -47,7 +46,6 @@ from kdn.bench.jobs.jobs import (
 from kdn.calibration.times import JctMeter
 from kdn.core import JctModel, Prompt, Request, Retention, Role, Sampling, Segment, TokenIds
 from kdn.engine import Engine, EngineLimits
-from kdn.machine.facts import describe_machine
 from kdn.reuse import PrefixReuse, Stack
 from kdn.schedule import Ended, PrefixJob, RequestQueue, make_policy
 from kdn.store import open_store
@@ -72,10 +70,7 @@ _LOADS_NOTE = (
 def run(options: BenchOptions) -> Result:
     """Fit the time model, run live, compare with the simulator, then simulate the grid."""
     torch.set_num_threads(options.threads)
-    with (
-        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
-        opened(options, Path(folder)) as service,
-    ):
+    with opened(options) as service:
         options.say("fitting the time of a prompt")
         grid, packed = (_GRID[:5], _PACKED[:1]) if options.quick else (_GRID, _PACKED)
         meter = JctMeter(service.model, service.parts.attention, options.clock, grid, packed)
@@ -90,7 +85,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="jct",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe()
         | {
             "pack_tokens": PACK_TOKENS,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +21,10 @@ import torch
 
 from kdn import api
 from kdn.bench.common.measure import interleave, median, ratio
-from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.engine.contestants import RivalProcess, Transformers
 from kdn.bench.engine.lineup import REFERENCE, VLLM, Lineup, assemble, opened
 from kdn.core import Prompt
-from kdn.machine.facts import describe_machine
 from kdn.rank import Choice, RowTemplate, make_choices
 
 __all__ = ["run"]
@@ -92,18 +90,18 @@ def run(options: BenchOptions) -> Result:
     rivals = () if options.quick else (REFERENCE, VLLM)
     rows: list[Row] = []
     summary: dict[str, float | None] = {}
-    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder:
-        scratch = Path(folder)
-        with assemble(options, _made(scratch / "others"), rivals) as lineup:
-            with opened(options, scratch) as service:
-                for task in _tasks(options, service, size):
-                    rows += _measure(options, service, lineup, task, size, rounds, summary)
-            absent = dict(lineup.absent)
+    with (
+        scratch_folder() as scratch,
+        assemble(options, _made(scratch / "others"), rivals) as lineup,
+    ):
+        with opened(options, scratch) as service:
+            for task in _tasks(options, service, size):
+                rows += _measure(options, service, lineup, task, size, rounds, summary)
+        absent = dict(lineup.absent)
     absent |= {} if rivals else {REFERENCE: "left out by --quick", VLLM: "left out by --quick"}
     return Result(
         bench="label",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe() | {"batch": size, "rounds": rounds},
         rows=rows,
         summary=summary,

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import random
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -36,7 +34,6 @@ from kdn.engine import (
     plain,
 )
 from kdn.errors import PromptTooLong
-from kdn.machine.facts import describe_machine
 from kdn.model import LoadedModel, ModelConfig
 from kdn.model.attention import Attention
 from kdn.plot import Figure
@@ -76,10 +73,7 @@ ARMS = (WHOLE, CHUNKED, DROP, HYBRID)
 def run(options: BenchOptions) -> Result:
     """Bytes per token of every arm, the longest input it predicts, and a run at that length."""
     torch.set_num_threads(options.threads)
-    with (
-        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
-        opened(options, Path(folder)) as service,
-    ):
+    with opened(options) as service:
         probe = LengthProbe(service.model, service.parts.attention, options.clock, options.seed)
         rows, lines = [], {}
         for arm in ARMS:
@@ -94,7 +88,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="mil",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe()
         | {"budget_bytes": BUDGET_BYTES, "row_chunk": ROW_CHUNK, "prefill_chunk": PREFILL_CHUNK},
         rows=rows,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,13 +20,12 @@ from kdn import api
 from kdn.api.answers import collect
 from kdn.bench.common.lines import lines_of
 from kdn.bench.common.measure import interleave
-from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.knowledge.facts import Fact, document, invent, judge
 from kdn.bench.knowledge.finetune import Example, Trained, train_adapter
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.core import Retention, Sampling
 from kdn.errors import MissingExtra
-from kdn.machine.facts import describe_machine
 from kdn.model import Document, Message, resolve
 from kdn.model.gguf.file import unpack_gguf
 from kdn.plot import Figure
@@ -60,8 +58,7 @@ def run(options: BenchOptions) -> Result:
     facts = invent(6 if options.quick else 30, options.seed)
     asked = facts[:3] if options.quick else facts
     ways = {way: _Way() for way in (NOTHING, TUNED, PROMPT, STORED)}
-    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as folder:
         trained, notes = _tune(options, facts, folder)
         with _opened(options, folder, trained is not None) as service:
             if trained is None:
@@ -77,7 +74,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="kdn",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe() | {"facts": len(facts), "dollars_per_hour": _DOLLARS_PER_HOUR},
         rows=rows,
         summary=_summary(ways),

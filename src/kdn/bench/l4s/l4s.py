@@ -16,7 +16,6 @@ from kdn.bench.l4s.lists import cuts, list_rows, median_cut
 from kdn.bench.l4s.prediction import BOUND, EITHER, NEURAL, SENT, captured, knowable, simulated
 from kdn.clock import Clock
 from kdn.errors import BadInput
-from kdn.machine.facts import describe_machine
 from kdn.net.l4s.captures import CAPTURES
 from kdn.net.l4s.choosers import packaged_weights
 from kdn.net.l4s.evaluate import adopt, judge, policy_world
@@ -56,7 +55,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="l4s",
         model="l4s predictor",
-        machine=describe_machine(),
         config=config,
         rows=[*list_rows(found.rows), *found.rows],
         summary=_summary(found.rows, time_inference(packaged_weights(), options.clock)),

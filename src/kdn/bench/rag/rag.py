@@ -12,17 +12,15 @@ from __future__ import annotations
 import os
 import random
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from kdn import api
 from kdn.api.prompts import Reuse
-from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.rag.arms import Arms, arms, blended_arms, static_arms
 from kdn.bench.rag.profiles import NotedProfiles
 from kdn.bench.rag.questions import load_sets
@@ -34,7 +32,6 @@ from kdn.calibration.times import measure_jct
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.core import JctModel
 from kdn.errors import BadInput, ProfileFailed
-from kdn.machine.facts import describe_machine
 from kdn.plot import Figure
 from kdn.rag.metis import (
     ClassifierProfiler,
@@ -92,14 +89,14 @@ def run(options: BenchOptions) -> Result:
     torch.set_num_threads(options.threads)
     size = _QUICK if options.quick else _Size()
     sets = load_sets(options.data, size.questions)
-    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder, ExitStack() as stack:
+    with scratch_folder() as folder, ExitStack() as stack:
         config = Config(
             home=options.home or home_folder(os.environ),
             engine=EngineConfig(threads=options.threads, fit_idle_s=0),
-            store=StoreConfig(folder=Path(folder) / "blocks"),
+            store=StoreConfig(folder=folder / "blocks"),
         )
         k = stack.enter_context(api.open(options.model, config=options.note(config)))
-        asked = find_all(k, sets, Path(folder), options)
+        asked = find_all(k, sets, folder, options)
         random.Random(options.seed).shuffle(asked)
         asked = [one for one in asked if one.parts]
         if not asked:
@@ -118,7 +115,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="rag",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe()
         | {
             "questions": len(asked),

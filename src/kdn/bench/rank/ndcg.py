@@ -26,7 +26,6 @@ from kdn.bench.rank.answers import Answered, answer_rows, answer_summary, answer
 from kdn.bench.rank.pairs import Bm25, held_out, read_lines, scifact
 from kdn.config import load_config
 from kdn.errors import BadInput
-from kdn.machine.facts import describe_machine
 from kdn.rank import MODEL_ALONE, Layout, packaged_adapters
 
 __all__ = ["Judged", "ndcg", "run"]
@@ -78,7 +77,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="ndcg",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe() | {"candidates": _CANDIDATES, "text_tokens": _TEXT_TOKENS},
         rows=[*rows, *answers],
         summary=_summary(rows) | answer_summary(answers),

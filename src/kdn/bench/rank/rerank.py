@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,14 +20,13 @@ import torch
 from kdn import api
 from kdn.bench.common.lines import lines_of
 from kdn.bench.common.measure import Ratio, interleave, median, ratio
-from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.engine.contestants import RivalProcess
 from kdn.bench.engine.lineup import VLLM, start_rival, weights
 from kdn.bench.rank.lab import Candidates, RankArm, RankOutcome, opened_over
 from kdn.bench.store.far import start_redis
 from kdn.core import Prompt
 from kdn.errors import EngineFailed
-from kdn.machine.facts import describe_machine
 from kdn.plot import Figure
 from kdn.rank import YES_NO, Layout, make_choices
 
@@ -165,8 +163,8 @@ def run(options: BenchOptions) -> Result:
     torch.set_num_threads(options.threads)
     quick = _Size(candidates=16, computed=7, document=128, rounds=2)
     size = quick if options.quick else _Size(rounds=options.pairs or 5)
-    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder, ExitStack() as stack:
-        bench = _Bench(options, size, stack, Path(folder))
+    with scratch_folder() as folder, ExitStack() as stack:
+        bench = _Bench(options, size, stack, folder)
         rival = _vllm(bench)
         if rival is not None:
             bench.sides[APC] = _rival_side(bench, rival)
@@ -199,12 +197,11 @@ def run(options: BenchOptions) -> Result:
             "crossencoder_speedup": None,
             "query_100_ms": 1e5 * (median(samples, OURS) or 0.0),
             "break_even_gb_per_s": kv * (tokens + size.question) / full_s / 1e9,
-            "score_diff": _score_diff(options, Path(folder)),
+            "score_diff": _score_diff(options, folder),
         }
     return Result(
         bench="rerank",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe() | {"candidates": size.candidates, "rounds": size.rounds},
         rows=rows + varied,
         summary=summary,

@@ -20,7 +20,6 @@ from kdn.bench.rtc.codecs import (
     table_rows,
 )
 from kdn.errors import BadInput
-from kdn.machine.facts import describe_machine
 from kdn.net.rtc.call import Call, CallOutcome, Link, run_call
 from kdn.net.rtc.choose import CODECS, CONTROLLERS, codec, controller
 from kdn.net.rtc.clips import packaged
@@ -63,7 +62,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="rtc",
         model="kdn's own video codec",
-        machine=describe_machine(),
         config=config,
         rows=found.rows,
         summary=_summary(found.rows),

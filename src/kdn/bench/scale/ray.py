@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +18,7 @@ import torch
 
 from kdn import api
 from kdn.bench.common.findings import Findings, Part, go_on
-from kdn.bench.common.result import BenchOptions, Result
+from kdn.bench.common.result import BenchOptions, Result, scratch_folder
 from kdn.bench.engine.lineup import weights
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.corpus import corpus_files
@@ -46,8 +45,7 @@ def run(options: BenchOptions) -> Result:
     names = (ONE, TWO, BEFORE, AFTER)
     keys = ("two_actors_ratio", "one_actor_ratio", "one_process_rows_per_s")
     found = Findings.open(options.rows, config, dict.fromkeys(keys))
-    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder:
-        scratch = Path(folder)
+    with scratch_folder() as scratch:
         parts: list[Part] = [
             (BEFORE, partial(_process, options, table, scratch, BEFORE, found)),
             (TWO, partial(_actors, options, table, scratch, TWO, 2, found)),

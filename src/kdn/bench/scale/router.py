@@ -16,7 +16,6 @@ from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.store.policies import block_trace, trace_notes
 from kdn.core import PrefillTime
 from kdn.cost import Speed, load_speed
-from kdn.machine.facts import describe_machine
 from kdn.plot import Figure
 from kdn.scale.router import RULES, Fleet, RoutedPrompt
 from kdn.scale.router.simulate import (
@@ -74,7 +73,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="router",
         model="none",
-        machine=describe_machine(),
         config=options.describe() | {"trace": name, "speed": SPEED, "busy": BUSY, "chunks": CHUNKS},
         rows=[_row(one) for one in found],
         summary=_summary(found, at),

@@ -8,7 +8,6 @@ part).  At last, prompts over documents that kdn blends and hands over, beside v
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -17,7 +16,7 @@ from statistics import median as middle
 
 from kdn.bench.common.findings import Findings, Part, go_on
 from kdn.bench.common.measure import Samples, interleave, median, ratio
-from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.engine.lineup import weights
 from kdn.bench.scale.vllm_arms import (
     ARMS,
@@ -72,7 +71,7 @@ def run(options: BenchOptions) -> Result:
     lengths = LENGTHS[:1] if options.quick else LENGTHS
     if {*map(_named, lengths), BLEND} - set(found.done):
         with ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdn-bench-")))
+            scratch = stack.enter_context(scratch_folder())
             _, model = weights(options, _DTYPE)
             arms, absent = start_arms(names, python, model, options, scratch, stack)
             told = [f"{name} is absent: {why[:300]}" for name, why in absent.items()]

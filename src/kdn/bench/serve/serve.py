@@ -9,7 +9,6 @@ at once, or as a Poisson process at a share of the rate that we answer all at on
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.engine.lineup import weights
 from kdn.bench.scale.vllm_arms import vllm_python
 from kdn.bench.serve.servers import (
@@ -31,7 +30,6 @@ from kdn.bench.serve.servers import (
 from kdn.bench.serve.traffic import LoadResult, TrafficShape, make_load, percentile
 from kdn.config import load_config
 from kdn.errors import BadInput, EngineFailed
-from kdn.machine.facts import describe_machine
 from kdn.plot import Figure
 
 __all__ = ["FULL", "QUICK", "ServeScale", "measure", "run"]
@@ -77,8 +75,8 @@ QUICK = ServeScale(
 
 def run(options: BenchOptions) -> Result:
     """Measure at the usual scale; `quick` sends fewer and shorter prompts, and vLLM does not compile."""
-    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder:
-        return measure(options, QUICK if options.quick else FULL, Path(folder))
+    with scratch_folder() as folder:
+        return measure(options, QUICK if options.quick else FULL, folder)
 
 
 def measure(options: BenchOptions, scale: ServeScale, scratch: Path) -> Result:
@@ -93,7 +91,6 @@ def measure(options: BenchOptions, scale: ServeScale, scratch: Path) -> Result:
     return Result(
         bench="serve",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe() | {"requests": scale.count, "rounds": scale.rounds},
         rows=found.rows,
         summary=found.summary(),

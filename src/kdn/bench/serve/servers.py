@@ -40,11 +40,9 @@ class LoadedServer(Protocol):
 
     def run(self, requests: list[LoadRequest], extra: dict[str, object]) -> LoadResult:
         """What became of the requests; `extra` goes into every body. Raises EngineFailed."""
-        ...
 
     def cpu_s(self) -> float:
         """Processor seconds of the server and its children so far."""
-        ...
 
 
 class _Process:

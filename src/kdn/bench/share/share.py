@@ -8,7 +8,6 @@ on where it was (`--rows`); `--only quality`, `--only timing` and `--only page` 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 
 from kdn import api
-from kdn.bench.common.result import BenchOptions, Result
+from kdn.bench.common.result import BenchOptions, Result, scratch_folder
 from kdn.bench.share.arms import ShareArms, alora_outcome
 from kdn.bench.share.pair import SharePair, adapters_in, fitted_contexts, pairs_of, task_items
 from kdn.bench.share.rows import ShareRows
@@ -28,7 +27,6 @@ from kdn.calibration.share_run import profile_pair
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.core import ShareConfig
 from kdn.errors import BadInput
-from kdn.machine.facts import describe_machine
 from kdn.model import resolve
 from kdn.reuse.share import PairRecord
 
@@ -54,15 +52,14 @@ def run(options: BenchOptions) -> Result:
             )
         torch.set_num_threads(options.threads)
         with (
-            tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
-            _opened(options, adapters, Path(folder)) as opened,
+            scratch_folder() as folder,
+            _opened(options, adapters, folder) as opened,
         ):
             for pair in pairs_of(list(adapters), quick=options.quick):
                 _measure(options, opened, pair, rows)
     return Result(
         bench="share",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe_kept() | {"items": len(rows.items), "rounds": len(rows.rounds)},
         rows=share_rows(rows),
         summary=share_summary(rows),

@@ -8,7 +8,6 @@ FILE` items and rounds are kept, and a later run goes on from them; `--only page
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,6 @@ from kdn.bench.steer.sums import JudgedItem, arm_rows, passes_rows, steer_summar
 from kdn.bench.steer.timing import timing_rounds
 from kdn.bench.steer.verdicts import steer_figures, steer_notes
 from kdn.errors import BadInput, MissingExtra
-from kdn.machine.facts import describe_machine
 
 __all__ = ["run"]
 
@@ -64,10 +62,7 @@ def run(options: BenchOptions) -> Result:
     items = _chosen(options.data, half, quick=options.quick)
     rows.begin(model_name(options.model))
     torch.set_num_threads(options.threads)
-    with (
-        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
-        opened(options, Path(folder)) as service,
-    ):
+    with opened(options) as service:
         if options.only != "timing":
             _judge(options, service, items, arms, rows)
         if options.only not in ("fit", "test"):
@@ -86,7 +81,6 @@ def _result(options: BenchOptions, kept: SteerRows, total: int | None) -> Result
     return Result(
         bench="steer",
         model=model,
-        machine=describe_machine(),
         config=options.describe_kept() | counts,
         rows=rows,
         summary=steer_summary(judged, fit, rounds),

@@ -8,7 +8,6 @@ bins (its scaling and its tables; the size is the entropy by layer and channel, 
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,6 @@ from kdn.calibration.codecs import Probe, calibrate, divergence, probes, read_te
 from kdn.clock import Clock
 from kdn.core import BLOCK_TOKENS, KvShape
 from kdn.corpus import corpus_files
-from kdn.machine.facts import describe_machine
 from kdn.model import LoadedModel
 from kdn.plot import Figure
 from kdn.reuse.codec_quality import QualityRecord
@@ -76,7 +74,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="codecs",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe(),
         rows=rows,
         summary=_summary(found[options.model]) | _second(found.get(SECOND)),
@@ -88,10 +85,7 @@ def run(options: BenchOptions) -> Result:
 def _measure(options: BenchOptions, texts: Sequence[str]) -> _Measured:
     pieces, rounds = (2, 2) if options.quick else (6, options.pairs or 5)
     torch.set_num_threads(options.threads)
-    with (
-        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
-        opened(options, Path(folder)) as service,
-    ):
+    with opened(options) as service:
         model = service.model
         options.say(f"{_short(options.model)}: quality")
         given = probes(model, texts, pieces=pieces, say=options.say)

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import random
 import statistics
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 
 import torch
 
@@ -42,7 +40,6 @@ from kdn.cost import (
 )
 from kdn.cost.fitted import FittedSpeed, TimedRun, fit_speed
 from kdn.errors import EngineFailed
-from kdn.machine.facts import describe_machine
 from kdn.plot import Figure
 from kdn.store.traces.simulate import OPTIMUM, served_by
 
@@ -109,7 +106,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="cost",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe() | {"question_tokens": _QUESTION_TOKENS, "fitted": str(fitted)},
         rows=[*map(_cell_row, cells), *rows],
         summary={
@@ -145,8 +141,7 @@ _NOTES = (
 
 def _measured_part(options: BenchOptions) -> tuple[list[_Cell], FittedSpeed]:
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kdn-bench-"))
-        service = stack.enter_context(opened(options, Path(folder)))
+        service = stack.enter_context(opened(options))
         bench = _Workloads(options, service)
         options.say("warming up")
         bench.once(bench.text(300), 8, reuse=False)

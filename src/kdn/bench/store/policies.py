@@ -16,7 +16,6 @@ from kdn.bench.common.lines import lines_of, over
 from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.core import Served
 from kdn.errors import BadInput
-from kdn.machine.facts import describe_machine
 from kdn.plot import Figure
 from kdn.store.policies import POLICIES
 from kdn.store.traces.recording import TraceRequest, read_trace
@@ -53,7 +52,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="policies",
         model="none",
-        machine=describe_machine(),
         config=options.describe() | {"trace": name, "requests": len(requests)},
         rows=[_row(one) for one in runs],
         summary=_summary(rates, capacities),

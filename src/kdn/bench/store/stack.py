@@ -8,25 +8,22 @@ that is called exact may not change one.
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from kdn import api
 from kdn.bench.common.lines import intervals_of, lines_of
 from kdn.bench.common.measure import Ratio, Samples, interleave, median, ratio
-from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.engine.contestants import Listener
 from kdn.bench.engine.lineup import opened
 from kdn.core import Retention, Sampling, TokenIds, Usage
 from kdn.corpus import corpus_files
 from kdn.errors import EngineFailed
-from kdn.machine.facts import describe_machine
 from kdn.model import Document, Message
 from kdn.plot import Figure
 from kdn.rank import MODEL_ALONE
@@ -58,8 +55,8 @@ def run(options: BenchOptions) -> Result:
     """Measure every way in interleaved rounds, each over documents of its own."""
     torch.set_num_threads(options.threads)
     rounds = options.pairs or (2 if options.quick else 5)
-    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder:
-        opener = partial(opened, options, Path(folder))
+    with scratch_folder() as folder:
+        opener = partial(opened, options, folder)
         with opener() as service:
             stack = _Stack(options, service, opener)
             options.say("warming up")
@@ -72,7 +69,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="stack",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe() | {"rounds": rounds},
         rows=rows,
         summary={

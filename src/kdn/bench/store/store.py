@@ -7,7 +7,6 @@ forget the files.  Redis and the node run beside us, over loopback.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from pathlib import Path
 from kdn.bench.common.findings import Findings, Part, go_on
 from kdn.bench.common.lines import intervals_of, lines_of
 from kdn.bench.common.measure import interleave, median, ratio
-from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.engine.contestants import KdnContestant
 from kdn.bench.store.far import Hits, opened_with_tiers
 from kdn.bench.store.loading import DeviceReads, overlap_excess
 from kdn.bench.store.rivals import COLD, RIVALS, rival_hits
 from kdn.errors import EngineFailed
-from kdn.machine.facts import describe_machine
 from kdn.plot import Figure
 
 __all__ = ["FULL", "QUICK", "StoreScale", "run"]
@@ -78,7 +76,7 @@ def run(options: BenchOptions) -> Result:
     torch.set_num_threads(options.threads)
     found = Findings.open(options.rows, options.describe(), dict.fromkeys(SUMMARY))
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdn-bench-")))
+        scratch = stack.enter_context(scratch_folder())
         options.say("starting kdn, Redis and a node")
         service, absent = opened_with_tiers(options, scratch, stack)
         hits = Hits(service, options.seed, scratch / "store")
@@ -91,7 +89,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="store",
         model=options.model,
-        machine=describe_machine(),
         config=options.describe(),
         rows=rows,
         summary=found.summary,

@@ -12,12 +12,10 @@ from __future__ import annotations
 import json
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +28,6 @@ from kdn.bench.structured.schemas import random_schema
 from kdn.core import Constraint, Finish, FinishReason, Sampling, Token
 from kdn.engine.sampling import Sampler
 from kdn.errors import BadInput, MissingExtra
-from kdn.machine.facts import describe_machine
 
 __all__ = ["run"]
 
@@ -69,10 +66,7 @@ def run(options: BenchOptions) -> Result:
         raise BadInput(f"structured has no part {options.only!r}; there are answers and cost")
     asks_cost, asks_answers = options.only != "answers", options.only != "cost"
     torch.set_num_threads(options.threads)
-    with (
-        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
-        opened(options, Path(folder)) as kdn,
-    ):
+    with opened(options) as kdn:
         judged = _judge(kdn, options) if asks_answers else []
         costs = _costs(kdn, options) if asks_cost else {}
         draws = _draw_costs(kdn, options) if asks_cost else {}
@@ -97,7 +91,6 @@ def run(options: BenchOptions) -> Result:
     return Result(
         bench="structured",
         model=name,
-        machine=describe_machine(),
         config=options.describe(),
         rows=rows,
         summary={

@@ -50,15 +50,12 @@ class Forecaster(Protocol):
     @property
     def track(self) -> Any:
         """The flow's TRACK row."""
-        ...
 
     def hear(self, acks: NDArray[Any]) -> None:
         """Take in LOG rows of the flow, in order of arrival."""
-        ...
 
     def ask(self, now_ns: int, inflight: int) -> tuple[Forecast, Forecast]:
         """(L, C) for a packet sent now."""
-        ...
 
 
 @runtime_checkable
@@ -72,7 +69,6 @@ class Learner(Forecaster, Protocol):
 
     def close(self) -> None:
         """End the learning; forecasts go on."""
-        ...
 
 
 class LastValue:

@@ -113,7 +113,6 @@ class Controller(Protocol):
 
     def decide(self, feedback: Feedback) -> Decision:
         """What to do until the next step."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,6 @@ class RateSetter(Protocol):
 
     def decide(self, feedback: Feedback) -> Decision:
         """As every controller does."""
-        ...
 
 
 @dataclass

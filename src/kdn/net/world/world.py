@@ -61,7 +61,6 @@ class Chooser(Protocol):
 
     def choose(self, question: ChooserQuestion) -> ChooserAnswer:
         """The marking from now on: ECT1 for the low-latency queue, ECT0 for the classic one."""
-        ...
 
 
 class FlowRetention:

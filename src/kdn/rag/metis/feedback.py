@@ -43,7 +43,6 @@ class LearningProfiler(Protocol):
 
     def learn(self, question: str, golden_answer: str, note: LibraryNote) -> ProfileExample | None:
         """Work out the better profile from the answer, and remember it; None when that failed."""
-        ...
 
 
 class FeedbackSchedule:

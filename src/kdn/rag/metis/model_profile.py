@@ -78,7 +78,6 @@ class ProfileModel(Protocol):
         self, messages: Sequence[Message], schema: Mapping[str, Any]
     ) -> Sequence[SpokenToken]:
         """The answer's tokens. Raises KdnError when there is none in time."""
-        ...
 
 
 class _Said(msgspec.Struct, frozen=True):

@@ -75,7 +75,6 @@ class Profiler(Protocol):
 
     def profile(self, question: str, note: LibraryNote) -> QuestionProfile:
         """The question's profile. Raises ProfileFailed when there is none."""
-        ...
 
 
 class OracleProfiler:

@@ -24,7 +24,6 @@ class BlendRule(Protocol):
 
     def __call__(self, base: Plan, layout: BlendLayout, count: int) -> Plan:
         """`base` with `count` of the layout's reused rows recomputed, as averaged over layers."""
-        ...
 
 
 def recompute_rows(base: Plan, layout: BlendLayout, chosen: Tensor) -> Plan:

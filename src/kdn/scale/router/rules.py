@@ -20,7 +20,6 @@ class RoutingRule(Protocol):
 
     def order(self, prompt: RoutedPrompt, fleet: Fleet, now_s: float) -> list[FleetServer]:
         """All servers that are up, the best first."""
-        ...
 
 
 class KvAware:

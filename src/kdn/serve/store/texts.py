@@ -40,11 +40,9 @@ class Prefiller(Protocol):
 
     def prefill(self, text: str, name: str | None = None, salt: str = "") -> int:
         """The number of the document's tokens, whose KV is computed and given to the store."""
-        ...
 
     def lookup(self, text: str, name: str | None = None, salt: str = "") -> tuple[Match, int]:
         """What of the document is stored, and how many tokens it has."""
-        ...
 
 
 class _Text(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -60,7 +60,6 @@ class Handle(ABC):
         Raises CorruptBlock when the tier cannot give them, LostBlock when it is the tier that
         failed and not the block. Safe from several threads.
         """
-        ...
 
     def read_each(self, ranges: Sequence[tuple[int, int]], then: Take) -> None:
         """Read ranges that follow each other, and give each to `then` with its number.
@@ -78,7 +77,6 @@ class Handle(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give back what the handle holds. May be called twice."""
-        ...
 
 
 class BytesHandle(Handle):
@@ -141,11 +139,9 @@ class Load(Protocol):
 
     def layers(self, start: int, stop: int) -> list[memoryview]:
         """The decoded runs of layers [start, stop). Raises CorruptBlock."""
-        ...
 
     def hidden(self, layer: int) -> memoryview | None:
         """The layer's inputs [tokens, width]; None where they are not stored. Raises CorruptBlock."""
-        ...
 
 
 class StoreLoad:

@@ -45,7 +45,6 @@ class Codec(ABC):
     @abstractmethod
     def encode(self, run: memoryview, form: RunForm) -> memoryview:
         """The bytes to store for `run`."""
-        ...
 
     @abstractmethod
     def decode(self, stored: memoryview, form: RunForm) -> memoryview:
@@ -53,7 +52,6 @@ class Codec(ABC):
 
         Allocates no more than a small multiple of `form.run_bytes`, whatever `stored` says.
         """
-        ...
 
 
 class NoCodec(Codec):

@@ -45,12 +45,10 @@ class Coder(ABC):
     @abstractmethod
     def encode(self, symbols: Symbols, shape: Bytes) -> Words:
         """The words. Every symbol is in its shape."""
-        ...
 
     @abstractmethod
     def decode(self, words: Words, shape: Bytes, rows: int) -> Symbols:
         """The symbols. Raises CorruptBlock for words that no encoder makes."""
-        ...
 
     @abstractmethod
     def restore(self, symbols: Symbols, escapes: Ints, by: Restoring, form: RunForm) -> memoryview:
@@ -59,7 +57,6 @@ class Coder(ABC):
         To each number is added factor/4, rounded down, of the one in the row before.  Raises
         CorruptBlock when there are not as many escapes as symbols ask for.
         """
-        ...
 
 
 class NumpyCoder(Coder):

@@ -49,12 +49,10 @@ class FramedCodec(Codec):
     @abstractmethod
     def _pack(self, run: memoryview, form: RunForm) -> bytes | None:
         """The packed form, or None when this run has none."""
-        ...
 
     @abstractmethod
     def _unpack(self, packed: memoryview, form: RunForm) -> memoryview:
         """The run. Raises CorruptBlock or ValueError when `packed` cannot give it."""
-        ...
 
 
 def _frame(kind: int) -> bytes:

@@ -58,17 +58,14 @@ class EvictionPolicy(ABC):
     @abstractmethod
     def insert(self, use: Use) -> None:
         """The block is here from now on."""
-        ...
 
     @abstractmethod
     def use(self, use: Use) -> None:
         """The block, which is here, was wanted."""
-        ...
 
     @abstractmethod
     def remove(self, key: BlockKey) -> None:
         """The block is here no more."""
-        ...
 
     @abstractmethod
     def victims(self, now_s: float) -> Iterator[BlockKey]:
@@ -76,12 +73,10 @@ class EvictionPolicy(ABC):
 
         Valid until the policy is told of anything.
         """
-        ...
 
     @abstractmethod
     def __len__(self) -> int:
         """How many blocks are here."""
-        ...
 
     def check(self) -> None:
         """Audit the order. Raises AssertionError saying what does not add up."""

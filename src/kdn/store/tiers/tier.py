@@ -90,7 +90,6 @@ class Transcoder(Protocol):
 
         Raises StoreError when the tier cannot be asked.
         """
-        ...
 
 
 class Tier(ABC):
@@ -114,7 +113,6 @@ class Tier(ABC):
         None when it is not here. Raises CorruptBlock when what is here cannot be a block, and
         StoreError when the tier cannot be asked.
         """
-        ...
 
     @abstractmethod
     def put(self, block: EncodedBlock, spare: Spare) -> None:
@@ -123,17 +121,14 @@ class Tier(ABC):
 
         Raises NoSpace, having evicted nothing, when it does not fit.
         """
-        ...
 
     @abstractmethod
     def drop(self, key: BlockKey) -> bool:
         """Remove a block; False when it was not here."""
-        ...
 
     @abstractmethod
     def holds(self, key: BlockKey) -> bool:
         """Is the block here, as far as memory says? Waits for nothing."""
-        ...
 
     @abstractmethod
     def changes(self) -> Changes:
@@ -141,12 +136,10 @@ class Tier(ABC):
 
         A key may be told of more than once, and may be gone again: `holds` decides.
         """
-        ...
 
     @abstractmethod
     def usage(self) -> TierUsage:
         """How full the tier was when it last looked. Waits for no disk, network or other process."""
-        ...
 
     def is_reachable(self) -> bool:
         """Would the tier be asked just now? False while its circuit is open after failures."""
@@ -199,7 +192,6 @@ class ManagedTier(Tier):
 
     def check(self) -> None:
         """Audit the tier. Raises AssertionError saying what does not add up."""
-        return
 
 
 class NoTier(ManagedTier):

@@ -62,12 +62,10 @@ class CallReader(Protocol):
 
     def push(self, text: str) -> list[str | ToolCall]:
         """What became certain with `text`."""
-        ...
 
     def finish(self, *, is_cut: bool = False) -> list[str | ToolCall]:
         """What is left at the end. Where the answer `is_cut`, the last call may have the beginning of its
         arguments only; one that was cut off within its name is left out."""
-        ...
 
 
 class ToolFormat(Protocol):
@@ -75,27 +73,21 @@ class ToolFormat(Protocol):
 
     def fits(self, template: str) -> bool:
         """Does this chat template write calls so?"""
-        ...
 
     def instruction(self, tools: Sequence[Tool]) -> str:
         """A system text, for templates that do not show tools themselves."""
-        ...
 
     def calls_text(self, calls: Sequence[ToolCall]) -> str:
         """Calls as the model writes them."""
-        ...
 
     def result_text(self, text: str) -> str:
         """The result of a tool, as the template takes it."""
-        ...
 
     def grammar(self, tools: Sequence[Tool], *, parallel: bool) -> str:
         """Lark grammar of one call, or of one and more."""
-        ...
 
     def reader(self) -> CallReader:
         """Reads one answer."""
-        ...
 
 
 def read_calls(text: str) -> list[ToolCall] | None:

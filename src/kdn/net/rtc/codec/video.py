@@ -30,11 +30,9 @@ class VideoEncoder(Protocol):
 
     def encode(self, picture: Picture, budget_bytes: int, key: bool = False) -> list[bytes]:
         """The picture's packets, for about that many bytes; `key` asks for a picture that stands alone."""
-        ...
 
     def learn(self, number: int, arrived: Collection[int]) -> None:
         """Picture `number` was decoded from these packets; from none: it was never decoded."""
-        ...
 
 
 class VideoDecoder(Protocol):
@@ -42,7 +40,6 @@ class VideoDecoder(Protocol):
 
     def decode(self, packets: Collection[bytes]) -> Picture | None:
         """The next picture from what arrived of it; None when that is too little."""
-        ...
 
 
 class VideoCodec(Protocol):
@@ -51,26 +48,20 @@ class VideoCodec(Protocol):
     @property
     def name(self) -> str:
         """As in tables and tables' names."""
-        ...
 
     @property
     def survives(self) -> bool:
         """True: any tenth of a picture's packets decodes. False: all but the repair share must arrive."""
-        ...
 
     @property
     def spare(self) -> float:
         """The share of a picture's packets that repair others."""
-        ...
 
     def encoder(self, fps: float) -> VideoEncoder:
         """An encoder for one call of so many pictures a second."""
-        ...
 
     def decoder(self) -> VideoDecoder:
         """A decoder for one call."""
-        ...
 
     def place(self, packet: bytes) -> PacketPlace:
         """Where a packet belongs. Raises BadInput for bytes that are no packet of this codec."""
-        ...

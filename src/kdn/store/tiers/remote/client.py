@@ -85,32 +85,26 @@ class Remote(ABC):
 
         Raises BadConfig, MissingExtra.
         """
-        ...
 
     @abstractmethod
     def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
         """The first `num_bytes` (or fewer, if it is shorter) and the size; None if it is not there."""
-        ...
 
     @abstractmethod
     def read(self, key: BlockKey, start: int, stop: int) -> bytes:
         """Bytes [start, stop); fewer, or none, when they are not there (any more)."""
-        ...
 
     @abstractmethod
     def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
         """Store a block: all of it or nothing is seen by others. Storing it twice is harmless."""
-        ...
 
     @abstractmethod
     def remove(self, key: BlockKey) -> bool:
         """Remove a block; False when it was not there."""
-        ...
 
     @abstractmethod
     def changes(self) -> RemoteChanges:
         """What changed since the last call, by any process; the first call tells all."""
-        ...
 
     def transcode(
         self, key: BlockKey, start: int, stop: int, codec: str, max_bytes: int
