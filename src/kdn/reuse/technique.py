@@ -43,3 +43,4 @@ class Technique(Protocol):
 
     def close(self) -> None:
         """Stop threads. Calling it twice is harmless."""
+        return

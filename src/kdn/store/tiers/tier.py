@@ -192,6 +192,7 @@ class ManagedTier(Tier):
 
     def check(self) -> None:
         """Audit the tier. Raises AssertionError saying what does not add up."""
+        return
 
 
 class NoTier(ManagedTier):
