@@ -50,10 +50,10 @@ from kdn.engine import (
     plain,
 )
 from kdn.model import LoadedModel, load_model
+from kdn.model.arithmetic import holds_bits
 from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Scaling, TorchAttention
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel
 from kdn.model.kernels import load as load_kernels
-from kdn.model.probe import holds_bits
 from tests.engine.runs import shape_of, some_tokens
 
 KINDS = ("cold", "hit", "part", "decoded", "scaled", "gained", "blended")

@@ -24,8 +24,8 @@ from kdn.engine.executor import Pass
 from kdn.errors import BadInput
 from kdn.model import LoadedModel, LoraAdapter
 from kdn.model.attention import Attention
-from kdn.reuse.blend.attended import AttendedRows
-from kdn.reuse.blend.rules import BlendRule, RandomRows
+from kdn.reuse.blend.question_attention import AttendedRows
+from kdn.reuse.blend.recomputed_rows import BlendRule, RandomRows
 from kdn.reuse.share.linear_map import LinearMap, MapFit
 from kdn.reuse.share.pairs import PairRecord, SharePoint
 from kdn.reuse.share.plans import MAP_WORK, ShareChoice, SharedSpan, share_plan

@@ -27,8 +27,8 @@ from kdn.engine.request import Intake, RunningRequest, RunningStream
 from kdn.errors import BadInput, EngineFailed
 from kdn.machine.threads import FreeCores, give_up_workers
 from kdn.model import LoadedModel
+from kdn.model.arithmetic import holds_bits
 from kdn.model.attention import Attention
-from kdn.model.probe import holds_bits
 from kdn.schedule import Fcfs, RequestQueue
 from kdn.trace import NoTrace, Trace, Value
 

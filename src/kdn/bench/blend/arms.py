@@ -26,7 +26,7 @@ from kdn.reuse.blend import (
     QuestionAttention,
     RandomRows,
 )
-from kdn.reuse.blend.rules import recompute_rows
+from kdn.reuse.blend.recomputed_rows import recompute_rows
 
 __all__ = [
     "ATTENTION",

@@ -5,13 +5,13 @@ Trades in plans over stored chunks.  `calibration`, `api` and `bench` import it.
 
 from __future__ import annotations
 
-from kdn.reuse.blend.attended import AttendedRows, QuestionAttention
 from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.guard import QualityGuard, divergence
 from kdn.reuse.blend.key_bias import KeyBias
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.planner import BlendReuse
-from kdn.reuse.blend.rules import BlendRule, Deviation, Leading, Naive, RandomRows
+from kdn.reuse.blend.question_attention import AttendedRows, QuestionAttention
+from kdn.reuse.blend.recomputed_rows import BlendRule, Deviation, Leading, Naive, RandomRows
 
 __all__ = [
     "AttendedRows",

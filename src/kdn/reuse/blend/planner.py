@@ -35,11 +35,11 @@ from kdn.core import (
     Segment,
     StoredRun,
 )
-from kdn.reuse.blend.attended import AttendedRows
 from kdn.reuse.blend.chunks import Chunk, StoredDocuments
 from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.key_bias import KeyBias
 from kdn.reuse.blend.layout import BlendLayout
+from kdn.reuse.blend.question_attention import AttendedRows
 from kdn.reuse.shortened import reused_before
 from kdn.reuse.source import StoreSource, close_all, loaded_bytes, tokens_by_tier
 from kdn.reuse.technique import Technique

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from kdn.core import ALL_ROWS, Enter, GivenRows, HiddenSource, LayerSource, Plan, StoredRun
 from kdn.errors import BadInput
-from kdn.reuse.blend.attended import AttendedRows
 from kdn.reuse.blend.layout import BlendLayout
-from kdn.reuse.blend.rules import BlendRule
+from kdn.reuse.blend.question_attention import AttendedRows
+from kdn.reuse.blend.recomputed_rows import BlendRule
 
 __all__ = ["MAP_WORK", "ShareChoice", "SharedSpan", "share_plan"]
 

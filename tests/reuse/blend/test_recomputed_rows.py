@@ -21,7 +21,7 @@ from kdn.reuse.blend import (
     Naive,
     RandomRows,
 )
-from kdn.reuse.blend.rules import deviation
+from kdn.reuse.blend.recomputed_rows import deviation
 from tests.engine.runs import HeldSource, Ran, load_tiny, run, some_tokens
 
 RULES: dict[str, BlendRule] = {

@@ -12,7 +12,7 @@ import torch
 
 from kdn.core import Choose, ColumnScale, GivenRows, LayerView, Plan, RowRule
 from kdn.reuse.blend.layout import BlendLayout
-from kdn.reuse.blend.rules import recompute_rows
+from kdn.reuse.blend.recomputed_rows import recompute_rows
 
 __all__ = ["AttendedRows", "QuestionAttention"]
 
