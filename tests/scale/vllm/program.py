@@ -23,7 +23,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.request import Request
 
 from kdn.errors import BadConfig
-from kdn.scale.vllm.connector import salt_of
+from kdn.scale.vllm.facts import salt_of
 from kdn.scale.vllm.version import check_version, installed_version
 
 

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -24,11 +23,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStat
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kdn.core import Fingerprint
-from kdn.errors import BadInput, KdnError
 from kdn.scale.counts import TransferCounts
-from kdn.scale.identity import HANDED, Adapters, handoff_fingerprint
+from kdn.scale.identity import handoff_fingerprint
 from kdn.scale.paged import RUN_LAYOUT, PagedKv
-from kdn.scale.planner import PromptFacts, ScheduledRequest, StepPlan, TransferPlanner
+from kdn.scale.planner import ScheduledRequest, StepPlan, TransferPlanner
 from kdn.scale.settings import SharedStores, read_settings
 from kdn.scale.startup import startup_warnings
 from kdn.scale.transfers import Transfers
@@ -39,17 +37,16 @@ from kdn.scale.vllm.engine import (
     paged_shape,
     scatter,
 )
+from kdn.scale.vllm.facts import RequestReader
 from kdn.scale.vllm.metrics import KdnConnectorStats, KdnVllmMetrics
 from kdn.store import Store
 
-__all__ = ["KdnConnector", "KdnStepMetadata", "salt_of"]
+__all__ = ["KdnConnector", "KdnStepMetadata"]
 
 logger = logging.getLogger("vllm.kdn")
 
 IDLE_WAIT_S = 0.005
 """How long an engine without work waits for a load before it looks again."""
-HINTS = {"kdn_salt", "kdn_load", "kdn_save", "kdn_handoff"}
-"""What `kv_transfer_params` may hold for kdn."""
 HIT_SOURCES = {
     "memory": CacheHitSource.HOST,
     "disk": CacheHitSource.DISK,
@@ -69,9 +66,7 @@ class KdnStepMetadata(KVConnectorMetadata):  # type: ignore[misc]
 class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
     """vLLM's KV from and to kdn's store. vLLM makes one for its scheduler and one for each worker.
 
-    It has 26 methods because vLLM's interface is one class for both sides: twelve are the scheduler's, nine
-    the worker's, three vLLM's statistics. Each hands over to `TransferPlanner` or `Transfers` in a
-    few lines; a class of ours for each side would only repeat the names.
+    Each method is one of vLLM's, and hands over to `TransferPlanner`, `Transfers` or `RequestReader`.
     """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
@@ -84,7 +79,6 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._settings = settings
         self._spec = kv_cache_config.kv_cache_groups[0].kv_cache_spec
         self._identity = identify(vllm_config, self._spec)
-        self._adapters = Adapters()
         self.store: Store = STORES.enter(settings)
         ranks = self._identity.tensor_ranks * self._identity.pipeline_ranks
 
@@ -95,14 +89,19 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
             failures = STORES.failures(self.store)
             for sentence in startup_warnings(self.store, failures, fingerprints(None)):
                 logger.warning("kdn: %s", sentence)
+        handed = None  # KV is handed over to one worker alone
+        if ranks == 1:
+            shape = handed_shape(self._spec, kv_cache_config)
+            handed = handoff_fingerprint(self._identity.weights, RUN_LAYOUT, shape)
         self.planner = TransferPlanner(
             self.store,
             self._spec.block_size,
             fingerprints,
             self.counts,
             settings.least_tokens,
-            self._handed(),
+            handed,
         )
+        self._requests = RequestReader(save=settings.save, takes_handed=handed is not None)
         self.transfers: Transfers | None = None
         self._failed_blocks: set[int] = set()
         logger.info("kdn: KV is stored in %s", settings.tiers())
@@ -116,7 +115,7 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def on_new_request(self, request: Any) -> None:
         """A request came: note whose KV it would use."""
-        facts = self._facts(request)
+        facts = self._requests.facts(request)
         if facts is None:
             self.counts.add(unnamed_requests=1)
         else:
@@ -171,72 +170,6 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
         source = HIT_SOURCES.get(self.planner.tier_of(request.request_id))
         return {source or CacheHitSource.EXTERNAL_UNSPECIFIED: num_external_tokens}
 
-    def _facts(self, request: Any) -> PromptFacts | None:
-        """Whose KV the request would use, or None when its KV has no name that others could find."""
-        if request.mm_features or request.prompt_embeds is not None:
-            return None
-        params = request.kv_transfer_params or {}
-        unknown = {name for name in params if name.startswith("kdn_")} - HINTS
-        if unknown:
-            logger.warning("kdn: kv_transfer_params may hold %s, not %s", sorted(HINTS), unknown)
-        adapter = None
-        if request.lora_request is not None:
-            adapter = self._adapter(request.lora_request)
-            if adapter is None:
-                return None
-        if params.get("kdn_handoff"):
-            return self._handed_facts(request, adapter)
-        return PromptFacts(
-            request.request_id,
-            request.num_prompt_tokens,
-            salt=salt_of(request.cache_salt, params.get("kdn_salt")),
-            adapter=adapter,
-            load=bool(params.get("kdn_load", True)) and not request.skip_reading_prefix_cache,
-            save=bool(params.get("kdn_save", True)) and self._settings.save,
-        )
-
-    def _handed_facts(self, request: Any, adapter: str | None) -> PromptFacts | None:
-        """Those of a request whose KV kdn's engine made for it; None when it could reach another one."""
-        if self.planner.handed is None or adapter is not None or not request.cache_salt:
-            logger.warning(
-                "kdn: request %s names KV that was handed over; that needs a cache_salt of its own (else"
-                " vLLM's cache would give it to others), no adapter, and one worker: it is computed",
-                request.request_id,
-            )
-            return None
-        return PromptFacts(
-            request.request_id,
-            request.num_prompt_tokens,
-            salt=request.cache_salt,
-            save=False,
-            recipe=HANDED,
-        )
-
-    def _handed(self) -> Fingerprint | None:
-        """Under which name KV is handed over to this engine; None when it lies on several workers."""
-        identity = self._identity
-        if identity.tensor_ranks * identity.pipeline_ranks > 1:
-            return None
-        shape = handed_shape(self._spec, self._kv_cache_config)
-        return handoff_fingerprint(identity.weights, RUN_LAYOUT, shape)
-
-    def _adapter(self, lora: Any) -> str | None:
-        try:
-            found = self._adapters.digest(
-                lora.lora_int_id, Path(lora.lora_path), reloaded=lora.load_inplace
-            )
-        except (KdnError, OSError) as error:
-            logger.warning("kdn: the adapter %s cannot be read: %s", lora.lora_name, error)
-            return None
-        if found is None:
-            logger.warning(
-                "kdn: the weights of adapter %s are not (or no more) those in %s; its KV is neither"
-                " stored nor loaded. Give a folder with the files, and reload it after training.",
-                lora.lora_name,
-                lora.lora_path,
-            )
-        return found
-
     # --- worker ---
 
     def register_kv_caches(self, kv_caches: dict[str, Tensor]) -> None:
@@ -256,7 +189,7 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Start this step's loads; they end in later steps."""
         assert self.transfers is not None
-        for task in self._step().loads:
+        for task in _step(self._get_connector_metadata()).loads:
             self.transfers.load(task)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
@@ -270,14 +203,16 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def wait_for_save(self) -> None:
         """Copy what this step completed; it is stored from a thread."""
         assert self.transfers is not None
-        for task in self._step().saves:
+        for task in _step(self._get_connector_metadata()).saves:
             self.transfers.save(task)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """Requests whose loads ended; with them what failed, for `get_block_ids_with_load_errors`."""
         assert self.transfers is not None
         self.transfers.cancel(finished_req_ids)
-        ended = self.transfers.take_finished(IDLE_WAIT_S if self._step().idle else 0.0)
+        ended = self.transfers.take_finished(
+            IDLE_WAIT_S if _step(self._get_connector_metadata()).idle else 0.0
+        )
         self._failed_blocks |= ended.failed_blocks
         return None, set(ended.request_ids) or None
 
@@ -286,20 +221,12 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
         failed, self._failed_blocks = self._failed_blocks, set()
         return failed
 
-    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
-        """Nothing: what was saved is copied already, and a load's blocks are not preempted."""
-
     def shutdown(self) -> None:
         """Store what waits and leave the store; may be called twice."""
         if self.transfers is not None:
             self.transfers.close()
             self.transfers = None
         STORES.leave(self.store)
-
-    def _step(self) -> StepPlan:
-        metadata = self._get_connector_metadata()
-        assert isinstance(metadata, KdnStepMetadata)
-        return metadata.plan
 
     # --- statistics ---
 
@@ -325,15 +252,9 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return KdnVllmMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
 
-def salt_of(cache_salt: str | None, kdn_salt: object) -> str:
-    """vLLM's own salt and the one for kdn alone, in one that no other pair gives."""
-    if not isinstance(kdn_salt, str | None):
-        raise BadInput(f"kdn_salt is a {type(kdn_salt).__name__}; it must be a text")
-    if not kdn_salt:
-        return cache_salt or ""
-    if not cache_salt:
-        return kdn_salt
-    return f"{len(cache_salt)}:{cache_salt}:{kdn_salt}"
+def _step(metadata: KVConnectorMetadata) -> StepPlan:
+    assert isinstance(metadata, KdnStepMetadata)
+    return metadata.plan
 
 
 def _table(state: Any, request_id: str) -> Sequence[int]:
