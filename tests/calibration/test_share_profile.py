@@ -19,6 +19,7 @@ from kdn.calibration.share_profile import (
     refuse_unequal,
 )
 from kdn.calibration.share_run import ShareQuestion, item_of, profile_pair, read_questions
+from kdn.clock import ManualClock
 from kdn.errors import BadInput
 from kdn.model import LoadedModel, Tokenizer, load_model
 from kdn.model.attention import TorchAttention
@@ -127,6 +128,30 @@ def test_a_run_that_was_killed_goes_on(loaded: LoadedModel, tmp_path: Path) -> N
     assert [one.contexts for one in record.points] == [3, 3]
     assert ShareRecords(tmp_path).get(sender.fingerprint, receiver.fingerprint) == record
     assert record.points[1].work == 0.5
+
+
+class Ticking(ManualClock):
+    """A second passes between two looks at it."""
+
+    def now(self) -> float:
+        self.advance(1.0)
+        return super().now()
+
+
+def test_the_ways_of_the_frontier_are_timed_beside_the_prefill(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    """The whole group costs more work and is no nearer than half of it for equal weights: it is not timed."""
+    records, choices = ShareRecords(tmp_path), [ShareChoice((0, 1)), ShareChoice((0, 3))]
+    sender, receiver = side(loaded, "base"), side(loaded, "a")
+    record = profile_pair(sender, receiver, ITEMS, [], choices, records, lambda *_: None, Ticking())
+    each = ((256, 1.0), (1024, 1.0))
+    assert record.prefill_times == each
+    timed = {one.choice for one in record.usable("best")}
+    assert {one.choice: one.times for one in record.points} == {
+        choice: each if choice in timed else () for choice in choices
+    }
+    assert ShareRecords(tmp_path).get(sender.fingerprint, receiver.fingerprint) == record
 
 
 def test_models_that_cannot_share_are_refused_with_the_reason(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -123,6 +124,11 @@ def refuse_unequal(sender: LoadedModel, receiver: LoadedModel) -> None:
         )
 
 
+def _begun_layers(choices: Sequence[ShareChoice]) -> list[int]:
+    """The layers whose inputs the choices need."""
+    return sorted({one.needs_states for one in choices if one.needs_states is not None})
+
+
 def default_choices(num_layers: int, step: int) -> list[ShareChoice]:
     """Plain reuse, every contiguous group at a granularity of `step` layers, rows, the map, and both."""
     edges = [*range(0, num_layers, step), num_layers]
@@ -148,6 +154,8 @@ class ShareProfiler:
         config = receiver.model.decoder.config
         self.num_layers = config.num_layers
         self._width = 2 * config.kv_size
+        self._last_sent: tuple[ShareItem, Tensor, dict[int, Tensor]] | None = None
+        self._last_own: tuple[ShareItem, Tensor] | None = None
 
     def fit(
         self, contexts: Sequence[TokenIds], tell: Callable[[int], None] = lambda _: None
@@ -192,37 +200,95 @@ class ShareProfiler:
 
         `oracle` gives groups the receiver's own layer inputs; `random_rows` draws rows at random.
         """
-        starts = {one.needs_states for one in choices}
-        seen = StatesCapture(sorted(layer for layer in starts if layer is not None))
-        sent = self.sender.run(
-            Plan(item.context, logits=(), observers=(seen,)), capture=True
-        ).captured
-        assert sent is not None, "captured"
+        starts = _begun_layers(choices)
+        sent, states = self._sent(item, starts)
         if oracle:
-            seen = StatesCapture(seen.layers)
+            seen = StatesCapture(starts)
             self.receiver.run(Plan(item.context, logits=(), observers=(seen,)))
-        states = seen.states(0, len(item.context))
-        own = self._answered(item, Plan((*item.context, *item.question)))[0]
+            states = seen.states(0, len(item.context))
+        own = self._own(item)
         full_rows = self.num_layers * len(item.context)
+        rule: BlendRule = RandomRows(len(item.context)) if random_rows else AttendedRows()
         for choice in choices:
             if choice.mapped and made is None:
                 continue
-            source: LayerSource = HeldKV(sent)
-            if choice.mapped and made is not None:
-                source = made.over(source)
-            layer = choice.needs_states
-            span = SharedSpan(0, source, None if layer is None else _HeldStates(states[layer]))
-            base = Plan((*item.context, *item.question))
-            rule: BlendRule = RandomRows(len(item.context)) if random_rows else AttendedRows()
-            plan = share_plan(base, choice, span, self.num_layers, rule)
+            plan = self._plan(item, choice, (sent, states), made, rule)
             logprobs, num_rows = self._answered(item, plan)
             extra = self.num_layers * len(item.question)
             yield choice, _compared(item, own, logprobs, (num_rows - extra) / full_rows)
 
+    def readers(
+        self, item: ShareItem, ways: Sequence[ShareChoice | None], made: LinearMap | None
+    ) -> dict[ShareChoice | None, Callable[[], AloneRun]]:
+        """Of each way a function that reads the context and the question; None is the own prefill.
+
+        Ways with a map are left out where there is none.
+        """
+        choices = [one for one in ways if one is not None and (made is not None or not one.mapped)]
+        starts = _begun_layers(choices)
+        sent = self._sent(item, starts)
+        found: dict[ShareChoice | None, Callable[[], AloneRun]] = {
+            None: partial(self.receiver.run, Plan((*item.context, *item.question)))
+        }
+        for choice in choices:
+            found[choice] = partial(self._read, item, choice, sent, made)
+        return found
+
+    def _read(
+        self,
+        item: ShareItem,
+        choice: ShareChoice,
+        sent: tuple[Tensor, dict[int, Tensor]],
+        made: LinearMap | None,
+    ) -> AloneRun:
+        return self.receiver.run(self._plan(item, choice, sent, made, AttendedRows()))
+
+    def _plan(
+        self,
+        item: ShareItem,
+        choice: ShareChoice,
+        sent: tuple[Tensor, dict[int, Tensor]],
+        made: LinearMap | None,
+        rule: BlendRule,
+    ) -> Plan:
+        """The context by `choice` over what the sender has computed, and the question after it."""
+        source: LayerSource = HeldKV(sent[0])
+        if choice.mapped and made is not None:
+            source = made.over(source)
+        layer = choice.needs_states
+        span = SharedSpan(0, source, None if layer is None else _HeldStates(sent[1][layer]))
+        base = Plan((*item.context, *item.question))
+        return share_plan(base, choice, span, self.num_layers, rule)
+
+    def own(self, item: ShareItem) -> ShareOutcome:
+        """The receiver's own answer: no KL, all of the work."""
+        own = self._own(item)
+        return _compared(item, own, own, 1.0)
+
+    def _sent(self, item: ShareItem, layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """The sender's KV of the context, and the inputs of at least these layers; kept for the last item."""
+        if (
+            self._last_sent is None
+            or self._last_sent[0] != item
+            or set(layers) - set(self._last_sent[2])
+        ):
+            seen = StatesCapture(layers)
+            plan = Plan(item.context, logits=(), observers=(seen,))
+            sent = self.sender.run(plan, capture=True).captured
+            assert sent is not None, "captured"
+            self._last_sent = item, sent, seen.states(0, len(item.context))
+        return self._last_sent[1:]
+
+    def _own(self, item: ShareItem) -> Tensor:
+        """Log-probabilities of the receiver's own prefill; kept for the last item."""
+        if self._last_own is None or self._last_own[0] != item:
+            self._last_own = item, self._answered(item, Plan((*item.context, *item.question)))[0]
+        return self._last_own[1]
+
     def one_layer_each(self, item: ShareItem) -> Iterator[tuple[int, ShareOutcome]]:
         """The receiver's own KV with one layer of it the sender's, each layer in turn."""
         theirs, ours = self._both(item.context)
-        own = self._answered(item, Plan((*item.context, *item.question)))[0]
+        own = self._own(item)
         for layer in range(self.num_layers):
             mixed = ours.clone()
             mixed[layer] = theirs[layer]
@@ -281,8 +347,7 @@ class ShareProfiler:
 
     def own_nll(self, item: ShareItem) -> float:
         """The receiver's own mean NLL of the answer's tokens."""
-        own = self._answered(item, Plan((*item.context, *item.question)))[0]
-        return -float(_of_answer(item, own).mean())
+        return -float(_of_answer(item, self._own(item)).mean())
 
 
 def _of_answer(item: ShareItem, logprobs: Tensor) -> Tensor:

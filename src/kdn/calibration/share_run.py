@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 
 from kdn.calibration.share_profile import PairSide, ShareItem, ShareOutcome, ShareProfiler
+from kdn.calibration.share_times import with_times
+from kdn.clock import Clock
 from kdn.core import Prompt, TokenIds
 from kdn.core.blocks import pack_tokens
 from kdn.errors import BadInput
@@ -70,11 +72,13 @@ def profile_pair(
     choices: Sequence[ShareChoice],
     records: ShareRecords,
     tell: Callable[[str, int, int], None] = lambda _what, _done, _of: None,
+    clock: Clock | None = None,
 ) -> PairRecord:
     """Measure a pair and keep the profile; a run that was killed goes on where it was.
 
     `map_contexts` fit the map; with less than 2,000 tokens of them there is none.  `tell` hears what is
-    done, and how far.  Raises BadInput for models that cannot share or have nothing to share, StoreError.
+    done, and how far.  With a `clock` the ways are timed, too.  Raises BadInput for models that cannot
+    share or have nothing to share, StoreError.
     """
     if sender.fingerprint == receiver.fingerprint:
         raise BadInput(
@@ -99,6 +103,9 @@ def profile_pair(
     measured = [[_read(one) for one in line["found"]] for line in lines]
     own_nll = sum(line["own"] for line in lines) / len(lines)
     record = profiler.record(items, measured, own_nll)
+    if clock is not None:
+        tell("times", 0, 1)
+        record = with_times(record, profiler, items, made, clock)
     records.keep(record, made)
     return record
 

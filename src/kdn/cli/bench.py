@@ -33,6 +33,7 @@ _USED_BY = {
     ),
     "ratios": ("blend",),
     "adapters": ("share",),
+    "items": ("share",),
     "rows": ("blend", "l4s", "ndcg", "ray", "rtc", "share", "steer", "store", "vllm"),
 }
 """Options that only some benchmarks look at."""
@@ -61,6 +62,9 @@ def bench(
     ratio: Annotated[
         list[float] | None,
         typer.Option(min=0, max=1, help="Of blend: a share of rows to recompute; may be repeated."),
+    ] = None,
+    items: Annotated[
+        int | None, typer.Option(min=1, help="Of share: at most so many held-out items of a pair.")
     ] = None,
     rows: Annotated[
         Path | None,
@@ -100,6 +104,7 @@ def bench(
         only=only,
         arms=tuple(arms.split(",")) if arms else None,
         ratios=tuple(ratio) if ratio else None,
+        items=items,
         rows=rows,
         seed=seed,
         threads=threads,

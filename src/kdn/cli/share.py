@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kdn.api import Kdn
     from kdn.calibration.share_profile import PairSide
     from kdn.reuse.share import PairRecord
+    from kdn.reuse.share.pairs import WayTimes
 
 __all__ = ["app"]
 
@@ -70,6 +71,7 @@ def profile(
     """
     from kdn.calibration.share_profile import default_choices
     from kdn.calibration.share_run import item_of, profile_pair, read_questions
+    from kdn.clock import SystemClock
     from kdn.errors import BadInput
 
     asked = read_questions(data)
@@ -88,6 +90,7 @@ def profile(
             default_choices(kdn.model.decoder.config.num_layers, step),
             kdn.calibration.shares,
             lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
+            SystemClock(),
         )
         path = kdn.calibration.shares.folder(record.sender, record.receiver)
     if plot is not None:
@@ -141,6 +144,7 @@ def _show(record: PairRecord) -> None:
             f"{point.work:.0%}",
             f"{point.kl:.3g}",
             f"{point.nll - record.own_nll:+.3f}",
+            _times(point.times),
         )
         for point in record.usable("best")
     ]
@@ -148,7 +152,14 @@ def _show(record: PairRecord) -> None:
         f"{record.receiver_name} over KV of {record.sender_name}: {counted(record.contexts, 'context')} of"
         f" {counted(record.context_tokens, 'token')}"
     )
-    table(title, ["way", "work", "KL (nats)", "NLL change"], rows)
+    table(title, ["way", "work", "KL (nats)", "NLL change", "ms (tokens)"], rows)
+    if record.prefill_times:
+        say(f"its own prefill takes {_times(record.prefill_times)}")
+
+
+def _times(times: WayTimes) -> str:
+    """`31 (256), 80 (1024)`: milliseconds, and the tokens that they are for."""
+    return ", ".join(f"{1e3 * seconds:.0f} ({tokens})" for tokens, seconds in times)
 
 
 def _draw(record: PairRecord, plot: Path) -> None:

@@ -10,10 +10,13 @@ __all__ = ["ChangedSource"]
 
 
 class ChangedSource:
-    """Another source, each part of a layer as `change(layer, part)` makes it."""
+    """Another source, the parts of a layer as `change(layer, parts)` makes them."""
 
     def __init__(
-        self, source: LayerSource, how: str, change: Callable[[int, LayerKV], LayerKV]
+        self,
+        source: LayerSource,
+        how: str,
+        change: Callable[[int, Sequence[LayerKV]], Sequence[LayerKV]],
     ) -> None:
         """`how` says in the name what was done."""
         self._source, self._how, self._change = source, how, change
@@ -30,7 +33,7 @@ class ChangedSource:
         self._source.start(layer)
 
     def take(self, layer: int) -> Sequence[LayerKV]:
-        return [self._change(layer, part) for part in self._source.take(layer)]
+        return self._change(layer, self._source.take(layer))
 
     def close(self) -> None:
         self._source.close()

@@ -20,7 +20,7 @@ from kdn.core import (
     Usage,
 )
 from kdn.reuse.share import LinearMap, PairRecord
-from kdn.reuse.share.pairs import SharePoint
+from kdn.reuse.share.pairs import SharePoint, WayTimes
 from tests.engine.runs import some_tokens
 
 LAYERS = 4
@@ -41,12 +41,14 @@ def point(
     mapped: bool = False,
     work: float = 0.3,
     kl: float = 0.01,
+    times: WayTimes = (),
 ) -> SharePoint:
     """A point as if it had been measured."""
     first, last = group or (None, None)
     return SharePoint(
-        first=first, last=last, ratio=ratio, mapped=mapped, work=work, kl=kl, nll=1.0, contexts=50
-    )
+        first=first, last=last, ratio=ratio, mapped=mapped, work=work, kl=kl, nll=1.0, contexts=50,
+        times=times,
+    )  # fmt: skip
 
 
 def tell(
@@ -55,9 +57,10 @@ def tell(
     sender: str | None,
     receiver: str | None,
     made: LinearMap | None = None,
+    prefill_times: WayTimes = (),
 ) -> None:
     """Write a profile of an ordered pair of adapters down."""
-    _tell((k, sender), (k, receiver), points, made)
+    _tell((k, sender), (k, receiver), points, made, prefill_times)
 
 
 def tell_pair(sender: kdn.Kdn, receiver: kdn.Kdn, points: Sequence[SharePoint]) -> None:
@@ -70,6 +73,7 @@ def _tell(
     receiver: tuple[kdn.Kdn, str | None],
     points: Sequence[SharePoint],
     made: LinearMap | None,
+    prefill_times: WayTimes = (),
 ) -> None:
     record = PairRecord(
         sender=sender[0].model.fingerprints.of(sender[1]),
@@ -81,6 +85,7 @@ def _tell(
         context_tokens=CONTEXT,
         own_nll=1.0,
         points=tuple(points),
+        prefill_times=prefill_times,
     )
     for k in {sender[0], receiver[0]}:
         k.calibration.shares.keep(record, made)

@@ -75,6 +75,20 @@ def test_a_source_is_mapped_run_by_run(change: LinearMap) -> None:
     source.close()
 
 
+def test_runs_are_mapped_together_with_the_bits_of_each_alone() -> None:
+    """A layer of SmolLM2-135M's width in bf16; 201 tokens come as runs of 100 and 101."""
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn((1, 384, 384), generator=generator) / 16
+    wide = LinearMap(weight, torch.ones(1, 384))
+    held = HeldSource(torch.randn((1, 2, 201, 3, 64), generator=generator).bfloat16())
+    source = wide.over(held)
+    source.start(0)
+    (together,) = source.take(0)
+    alone = [wide.layer(0, run) for run in held.take(0)]
+    assert torch.equal(together.k, torch.cat([one.k for one in alone]))
+    assert torch.equal(together.v, torch.cat([one.v for one in alone]))
+
+
 def test_a_shift_is_part_of_the_keys(change: LinearMap) -> None:
     k, v = kv(5, 6)[0]
     shift = torch.full((HEADS, DIM), 2.0)

@@ -9,7 +9,7 @@ import pytest
 from kdn.core import Fingerprint, KvShape
 from kdn.errors import BadInput
 from kdn.reuse.share import PairRecord, ShareChoice, ShareRecords
-from kdn.reuse.share.pairs import SharePoint, choose_point, frontier
+from kdn.reuse.share.pairs import SharePoint, choose_point, frontier, seconds_at
 from tests.reuse.share.pairs import point
 
 SENDER, RECEIVER = Fingerprint("a" * 64), Fingerprint("b" * 64)
@@ -51,6 +51,14 @@ def test_the_choice(
         within_s=within_s,
     )
     assert found == expected
+
+
+def test_a_time_lies_on_the_line_through_two_lengths() -> None:
+    """0.1 s at 200 tokens and 0.3 s at 1,000 are 0.05 s and 0.25 ms a token."""
+    times = ((200, 0.1), (1000, 0.3))
+    assert seconds_at(times, 600) == pytest.approx(0.2)
+    assert seconds_at(times, 3000) == pytest.approx(0.8)
+    assert seconds_at(times[:1], 600) is None
 
 
 def record(*points: SharePoint) -> PairRecord:

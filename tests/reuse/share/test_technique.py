@@ -150,6 +150,23 @@ def test_blocks_without_inputs_are_shared_only_where_none_are_needed(k: kdn.Kdn)
     assert [event.fields["how"] for event in trace.events("share.plan")] == ["layers 0-1"]
 
 
+def test_what_is_no_sooner_than_a_prefill_is_not_shared(k: kdn.Kdn) -> None:
+    """For 320 tokens reuse takes 0.2 s and a prefill 0.15 s by the profile; then the prefill takes 0.3 s."""
+    reuse = point(work=0.0, times=((220, 0.15), (420, 0.25)))
+    tell(k, [reuse], None, "a", prefill_times=((220, 0.1), (420, 0.2)))
+    ask(k)
+    own = ask(k, adapter="a", reuse=False, salt="own")[0]
+    found, _, usage = ask(k, adapter="a", share=BEST, retention=Retention.NOTHING)
+    assert (usage.shared, usage.recomputed, found) == (0, 332, own)
+    assert (usage.stored, usage.declined) == (CONTEXT, CONTEXT)
+    trace = k.trace
+    assert isinstance(trace, Recorder)
+    (event,) = trace.events("share.not_worth")
+    assert (event.fields["quickest_ms"], event.fields["prefill_ms"]) == pytest.approx((200, 150))
+    tell(k, [reuse], None, "a", prefill_times=((220, 0.2), (420, 0.4)))
+    assert ask(k, adapter="a", share=BEST)[2].shared == CONTEXT
+
+
 def test_rows_are_computed_where_the_question_looks(k: kdn.Kdn) -> None:
     """A quarter of 320 rows; all of them would be the model's own answer."""
     tell(k, [point(ratio=0.25, work=0.35)], None, "a")

@@ -59,6 +59,8 @@ class BenchOptions:
     """The ways to compare, in the benchmark's own naming; None means its usual ones."""
     ratios: tuple[float, ...] | None = None
     """The shares of rows to recompute; None means the benchmark's usual ones."""
+    items: int | None = None
+    """At most so many held-out items of a pair; None means the benchmark's usual number."""
     rows: Path | None = None
     """A file of finished rows, for benchmarks that can go on where an earlier run ended."""
     rivals: Path = _CHECKOUT / ".venv-rivals"

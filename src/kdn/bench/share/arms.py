@@ -14,9 +14,11 @@ from kdn.engine.alone import run_alone
 from kdn.reuse.share import LinearMap, PairRecord, ShareChoice
 from kdn.reuse.share.pairs import SharePoint
 
-__all__ = ["OWN", "REUSE", "ShareArms", "alora_outcome", "frontier_arm", "layer_arm"]
+__all__ = ["HALF", "OWN", "REUSE", "ShareArms", "alora_outcome", "frontier_arm", "layer_arm"]
 
 OWN, REUSE = "own", "reuse"
+HALF = 0.51
+"""At most so much of a prefill's work a way may take that is to save half of it."""
 ROW_RATIOS = (0.1, 0.2)
 
 Found = dict[str, float]
@@ -44,16 +46,13 @@ class ShareArms:
 
     def __post_init__(self) -> None:
         layers = self.profiler.num_layers
-        half = [one for one in self.record.usable("published") if one.work <= 0.51]
+        half = [one for one in self.record.usable("published") if one.work <= HALF]
         best = min(half, key=lambda one: one.kl) if half else None
         self.group = None if best is None else best.choice.group
         """The profile's best contiguous group with at most half of the work."""
         size = 0 if self.group is None else self.group[1] - self.group[0] + 1
         drawn = int(torch.randint(layers - size + 1, (1,), generator=self._random()))
-        self.named: dict[str, ShareChoice] = {
-            OWN: ShareChoice((0, layers - 1)),
-            REUSE: ShareChoice(),
-        }
+        self.named = {REUSE: ShareChoice()}
         if size:
             self.named |= {
                 "group": ShareChoice(self.group),
@@ -68,7 +67,7 @@ class ShareArms:
             self.named["map"] = ShareChoice(mapped=True)
             for ratio in ROW_RATIOS:
                 self.named[f"map + rows {ratio:.0%}"] = ShareChoice(ratio=ratio, mapped=True)
-        for point in self._frontier():
+        for point in self.frontier():
             self.named[frontier_arm(point.choice.name)] = point.choice
 
     def measure(self, item: ShareItem, *, scan: bool) -> dict[str, Found]:
@@ -76,7 +75,8 @@ class ShareArms:
         by_choice = dict(
             self.profiler.measure(item, list(dict.fromkeys(self.named.values())), self.made)
         )
-        found = {
+        found = {OWN: _told(self.profiler.own(item))}
+        found |= {
             name: _told(by_choice[choice])
             for name, choice in self.named.items()
             if choice in by_choice
@@ -92,7 +92,7 @@ class ShareArms:
     def _one(self, item: ShareItem, choice: ShareChoice, **how: bool) -> Found:
         return _told(next(self.profiler.measure(item, [choice], self.made, **how))[1])
 
-    def _frontier(self) -> Iterator[SharePoint]:
+    def frontier(self) -> Iterator[SharePoint]:
         """Those of the profile's frontier that cost less than computing it all."""
         yield from (one for one in self.record.usable("best") if 0 < one.work < 1)
 

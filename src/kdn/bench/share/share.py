@@ -8,20 +8,21 @@ on where it was (`--rows`); `--only quality`, `--only timing` and `--only page` 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from kdn import api
-from kdn.bench.common.result import BenchOptions, Result, scratch_folder
-from kdn.bench.share.arms import ShareArms, alora_outcome
-from kdn.bench.share.pair import SharePair, adapters_in, fitted_contexts, pairs_of, task_items
+from kdn.bench.common.result import BenchOptions, Result, commit_name, scratch_folder
+from kdn.bench.share.arms import HALF, ShareArms, alora_outcome
+from kdn.bench.share.pair import BASE, SharePair, adapters_in, fitted_contexts, pairs_of, task_items
 from kdn.bench.share.rows import ShareRows
 from kdn.bench.share.sums import share_figures, share_notes, share_rows, share_summary
 from kdn.bench.share.tasks import TASKS
-from kdn.bench.share.timing import timing_round
+from kdn.bench.share.timing import joined, timing_round
 from kdn.calibration.share_profile import PairSide, ShareProfiler, default_choices
 from kdn.calibration.share_run import profile_pair
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
@@ -32,7 +33,12 @@ from kdn.reuse.share import PairRecord
 
 __all__ = ["run"]
 
-_PROFILED, _FITTED, _JUDGED, _ROUNDS = 50, 40, 200, 10
+_PROFILED, _CROSSED, _FITTED, _JUDGED = 50, 24, 40, 200
+"""Contexts of a base's profile and of one between two fine-tunes, of a map; items a pair."""
+_ROUNDS, _QUICK_ROUNDS = {500: 8, 2000: 4, 4000: 3}, {150: 2}
+"""Rounds of timing by the context's tokens, of the first pair: those of one shape take the same time."""
+_IN_TURN = 5
+"""Pairs are judged in turn, so many items each, so that a run that is stopped has fair numbers of all."""
 _SCANNED_EVERY = 5
 """One item in so many is also judged with each layer reused alone."""
 _STORE_BYTES = 1 << 30
@@ -55,8 +61,14 @@ def run(options: BenchOptions) -> Result:
             scratch_folder() as folder,
             _opened(options, adapters, folder) as opened,
         ):
-            for pair in pairs_of(list(adapters), quick=options.quick):
-                _measure(options, opened, pair, rows)
+            pairs = pairs_of(list(adapters), quick=options.quick)
+            if options.only == "timing":
+                pairs = pairs[:1]
+            arms = [_arms(options, opened, pair, rows) for pair in pairs]
+            if options.only != "timing":
+                _judge_in_turn(options, opened, arms, rows)
+            if options.only != "quality":
+                _time(options, opened, *arms[0], rows)
     return Result(
         bench="share",
         model=options.model,
@@ -85,24 +97,34 @@ def _opened(options: BenchOptions, adapters: dict[str, Path], scratch: Path) -> 
         yield opened
 
 
-def _measure(options: BenchOptions, opened: api.Kdn, pair: SharePair, rows: ShareRows) -> None:
+def _arms(
+    options: BenchOptions, opened: api.Kdn, pair: SharePair, rows: ShareRows
+) -> tuple[SharePair, ShareArms]:
+    """The pair and its arms, profiled first."""
     record = _profiled(options, opened, pair, rows)
     sides = pair.sides(opened)
     shape = opened.model.decoder.config.kv_shape(
         str(opened.model.decoder.dtype).removeprefix("torch.")
     )
     made = opened.calibration.shares.map(sides[0].fingerprint, sides[1].fingerprint, shape)
-    arms = ShareArms(ShareProfiler(*sides), record, made, options.seed)
-    if options.only != "timing":
-        _judge(options, opened, pair, arms, rows)
-    if options.only == "quality":
-        return
+    return pair, ShareArms(ShareProfiler(*sides), record, made, options.seed)
+
+
+def _time(
+    options: BenchOptions, opened: api.Kdn, pair: SharePair, arms: ShareArms, rows: ShareRows
+) -> None:
+    """Rounds at every length, the first of each with a round before it that only warms up."""
     assert options.data is not None, "checked"
-    timed = sum(one["pair"] == pair.name for one in rows.rounds)
     contexts = TASKS[pair.task](options.data, "test")
-    for number in range(timed, options.pairs or (2 if options.quick else _ROUNDS)):
-        options.say(f"share: {pair.name}, round {number + 1} of timing")
-        timing_round(options, opened, pair, contexts[number % len(contexts)], arms.group, rows)
+    ways = [one for one in arms.frontier() if one.work <= HALF]
+    for length, usual in (_QUICK_ROUNDS if options.quick else _ROUNDS).items():
+        done = sum((one["pair"], one["length"]) == (pair.name, length) for one in rows.rounds)
+        for number in range(done, options.pairs or usual):
+            options.say(f"share: {pair.name}, {length} tokens, round {number + 1} of timing")
+            context = joined(opened, contexts, length, number)
+            if number == done:
+                timing_round(options, opened, pair, context, ways, None, ShareRows(None), length)
+            timing_round(options, opened, pair, context, ways, arms.group, rows, length)
 
 
 def _profiled(
@@ -110,7 +132,8 @@ def _profiled(
 ) -> PairRecord:
     """The pair's profile on its own half, which an earlier run may have begun or ended."""
     assert options.data is not None, "checked"
-    count, fitted = (3, 0) if options.quick else (_PROFILED, _FITTED)
+    most = _PROFILED if pair.sender == BASE else _CROSSED
+    count, fitted = (3, 0) if options.quick else (most, _FITTED)
     items = task_items(opened, options.data, pair.task, "profile", count, quick=options.quick)
     own = [item for _, item in items]
     contexts = fitted_contexts(opened, options.data, pair.task, fitted)
@@ -126,6 +149,7 @@ def _profiled(
         default_choices(layers, max(layers // 6, 1)),
         opened.calibration.shares,
         lambda what, done, of: options.say(f"share: {pair.name}, {done} of {of} {what}"),
+        None if options.only == "quality" else options.clock,
     )
     if pair.name not in rows.profiles:
         points = [
@@ -137,25 +161,39 @@ def _profiled(
     return record
 
 
+def _judge_in_turn(
+    options: BenchOptions,
+    opened: api.Kdn,
+    arms: Sequence[tuple[SharePair, ShareArms]],
+    rows: ShareRows,
+) -> None:
+    """A few items of each pair, then a few more of each, until all are judged."""
+    judging = [_judge(options, opened, pair, ways, rows) for pair, ways in arms]
+    while judging:
+        judging = [one for one in judging if len(list(islice(one, _IN_TURN))) == _IN_TURN]
+
+
 def _judge(
     options: BenchOptions, opened: api.Kdn, pair: SharePair, arms: ShareArms, rows: ShareRows
-) -> None:
+) -> Iterator[None]:
+    """Judges an item a step."""
     assert options.data is not None, "checked"
-    most = 4 if options.quick else _JUDGED
+    most = 4 if options.quick else options.items or _JUDGED
     items = task_items(opened, options.data, pair.task, "test", most, quick=options.quick)
     alora = opened.model.adapters.get(f"{pair.task}-alora")
     for number, (name, item) in enumerate(items):
-        if (pair.name, name) in rows.items:
-            continue
-        options.say(f"share: {pair.name}, item {number + 1} of {len(items)}")
-        scan = not number % _SCANNED_EVERY
-        line = {
-            "pair": pair.name,
-            "item": name,
-            "tokens": len(item.context),
-            "arms": arms.measure(item, scan=scan),
-        }
-        if alora is not None:
-            side = PairSide("alora", opened.model, opened.parts.attention, alora)
-            line["alora"] = alora_outcome(side, item)
-        rows.keep(line)
+        if (pair.name, name) not in rows.items:
+            options.say(f"share: {pair.name}, item {number + 1} of {len(items)}")
+            scan = not number % _SCANNED_EVERY
+            line = {
+                "pair": pair.name,
+                "item": name,
+                "tokens": len(item.context),
+                "commit": commit_name(),
+                "arms": arms.measure(item, scan=scan),
+            }
+            if alora is not None:
+                side = PairSide("alora", opened.model, opened.parts.attention, alora)
+                line["alora"] = alora_outcome(side, item)
+            rows.keep(line)
+        yield

@@ -9,7 +9,7 @@ from typing import Any
 from kdn.bench.blend.quality import interval
 from kdn.bench.common.measure import said_of_aim
 from kdn.bench.common.result import Row
-from kdn.bench.share.arms import OWN, REUSE, frontier_arm, layer_arm
+from kdn.bench.share.arms import HALF, OWN, REUSE, frontier_arm, layer_arm
 from kdn.bench.share.rows import ShareRows
 from kdn.plot import Figure
 
@@ -26,8 +26,8 @@ KEYS = (
 )
 _CRITICAL = 0.1
 """A layer is critical where its reuse alone costs so much of what the reuse of all costs, in KL."""
-_HALF = 0.51
-"""At most so much of a prefill's work an arm may take that is to save half of it."""
+_LONG = 2000
+"""The summary's speed-ups are of contexts of so many tokens."""
 _LOSSLESS = 0.01
 """The aim: at most so much of the receiver's own score is lost."""
 
@@ -73,7 +73,7 @@ def score_loss(items: Items, arm: str | None) -> tuple[float, float, float] | No
 def chosen_arm(frontier: Items) -> str | None:
     """Of the ways of a profile with at most half of the work, the one with the least KL there: it is chosen
     on other contexts than those it is judged on."""
-    fitting = [one for one in frontier if 0 < one["work"] <= _HALF]
+    fitting = [one for one in frontier if 0 < one["work"] <= HALF]
     return frontier_arm(min(fitting, key=lambda one: one["kl"])["arm"]) if fitting else None
 
 
@@ -95,11 +95,14 @@ def share_rows(kept: ShareRows) -> list[Row]:
         items = kept.of(pair)
         rows += [_row(pair, items, arm) for arm in _arms(items)]
         rows += [{"pair": f"{pair}, profile"} | point for point in kept.profiles.get(pair, ())]
-    ways = dict.fromkeys(way for one in kept.rounds for way in one["round"])
-    for way in ways:
-        values = [one["round"][way] for one in kept.rounds if way in one["round"]]
-        rows.append({"pair": "time to first token", "arm": way, "ttft_ms": round(median(values), 2),
-                     "spread": f"{min(values):.1f}-{max(values):.1f}"})  # fmt: skip
+    for length in dict.fromkeys(one["length"] for one in kept.rounds):
+        rounds = [one["round"] for one in kept.rounds if one["length"] == length]
+        for way in dict.fromkeys(way for one in rounds for way in one):
+            values = [one[way] for one in rounds if way in one]
+            rows.append({"pair": f"time to first token, {length} tokens", "arm": way, "items": len(values),
+                         "ttft_ms": round(median(values), 2),
+                         "spread": f"{min(values):.1f}-{max(values):.1f}",
+                         "speedup": _ratio(rounds, way, "nothing")})  # fmt: skip
     return rows
 
 
@@ -186,12 +189,15 @@ def _worst(losses: Iterable[tuple[float, float, float] | None]) -> float | None:
 
 
 def _speedup(kept: ShareRows, way: str, base: str) -> float | None:
-    """The median over rounds of how much longer `base` takes than `way`."""
-    ratios = [
-        one["round"][base] / one["round"][way]
-        for one in kept.rounds
-        if base in one["round"] and one["round"].get(way)
-    ]
+    """How much longer `base` takes than `way`, at the least length from LONG tokens on, else at the most."""
+    lengths = sorted({one["length"] for one in kept.rounds})
+    chosen = next((one for one in lengths if one >= _LONG), lengths[-1] if lengths else None)
+    return _ratio([one["round"] for one in kept.rounds if one["length"] == chosen], way, base)
+
+
+def _ratio(rounds: Sequence[dict[str, float]], way: str, base: str) -> float | None:
+    """The median over rounds of `base` over `way`."""
+    ratios = [one[base] / one[way] for one in rounds if base in one and one.get(way)]
     return round(median(ratios), 3) if ratios else None
 
 

@@ -6,19 +6,39 @@ all other times are those of requests.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from kdn import api
 from kdn.bench.common.result import BenchOptions
+from kdn.bench.share.arms import frontier_arm
 from kdn.bench.share.pair import BASE, SharePair
 from kdn.bench.share.rows import ShareRows
 from kdn.bench.share.tasks import SharedContext
-from kdn.core import Retention
+from kdn.core import Finish, Retention, Sampling, Share
+from kdn.model import Document
+from kdn.reuse.share.pairs import SharePoint
 from kdn.reuse.share.pipeline import LoadOrder, SharedArrival, times_to_first_token
 from kdn.store.admin.manage import Which, move, select
 
-__all__ = ["timing_round"]
+__all__ = ["joined", "timing_round"]
 
 LINK_BYTES_PER_S = 125_000_000
 """1 Gbit/s."""
+
+
+def joined(
+    opened: api.Kdn, contexts: Sequence[SharedContext], num_tokens: int, begin: int
+) -> SharedContext:
+    """The documents from number `begin` on, one after the other, cut at so many tokens."""
+    tokenizer, text, asked = opened.model.tokenizer, "", contexts[begin % len(contexts)].asked
+    at = begin
+    while len(tokenizer.encode(text)) < num_tokens:
+        text += contexts[at % len(contexts)].document + "\n\n"
+        at += 1
+    return SharedContext(
+        f"joined-{begin}", tokenizer.decode(tokenizer.encode(text)[:num_tokens]), asked
+    )
 
 
 def timing_round(
@@ -26,32 +46,42 @@ def timing_round(
     opened: api.Kdn,
     pair: SharePair,
     context: SharedContext,
+    ways: Sequence[SharePoint],
     group: tuple[int, int] | None,
     rows: ShareRows,
+    length: int,
 ) -> None:
-    """One round of every way over one context, kept when it is done."""
+    """One round of everything over one context, kept when it is done.
+
+    `ways` are points of the pair's frontier: each is asked for by its own KL.
+    """
     number = len(rows.rounds)
     found: dict[str, float] = {}
     receiver, alora = pair.receiver, f"{pair.task}-alora"
+    sender = None if pair.sender == BASE else pair.sender
     ask = _Asking(opened, context, f"{options.seed}-{number}")
-    found["nothing"], _ = ask(receiver, "own", share="exact")
-    found["own cache"], _ = ask(receiver, "own", share="exact")
+    found["nothing"], _ = ask(receiver, "own", Share("exact"))
+    found["own cache"], _ = ask(receiver, "own", Share("exact"))
     for place in ("memory", "disk"):
-        ask(None if pair.sender == BASE else pair.sender, place)
+        ask(sender, place, Share("exact"))
         if place == "disk":
             opened.store.flush()
             move(opened.store, select(opened.store, Which(salt=ask.salt(place))), "disk", "memory")
-        took_ms, shared = ask(receiver, place)
+        took_ms, shared = ask(receiver, place, Share())
+        found[f"{'shared' if shared else 'not worth sharing'}, {place}"] = took_ms
+    for number, way in enumerate(ways):
+        ask(sender, f"way-{number}", Share("exact"))
+        took_ms, shared = ask(receiver, f"way-{number}", Share(max_kl=way.kl * 1.0001))
         if shared:
-            found[f"shared, {place}"] = took_ms
+            found[frontier_arm(way.choice.name)] = took_ms
     if alora in opened.model.adapters:
-        found["alora, nothing"], _ = ask(alora, "alora")
-        ask(None, "alora-base")
-        found["alora, memory"], _ = ask(alora, "alora-base")
+        found["alora, nothing"], _ = ask(alora, "alora", Share("exact"))
+        ask(None, "alora-base", Share("exact"))
+        found["alora, memory"], _ = ask(alora, "alora-base", Share("exact"))
     if group is not None:
         found |= _over_link(opened, ask.num_tokens, found["nothing"], group)
     line = {name: round(took_ms, 3) for name, took_ms in found.items()}
-    rows.keep({"round": line, "pair": pair.name, "tokens": ask.num_tokens})
+    rows.keep({"round": line, "pair": pair.name, "length": length, "tokens": ask.num_tokens})
 
 
 class _Asking:
@@ -64,22 +94,20 @@ class _Asking:
     def salt(self, place: str) -> str:
         return f"{self._name}-{place}"
 
-    def __call__(
-        self, adapter: str | None, place: str, share: api.ShareMode = "best"
-    ) -> tuple[float, int]:
+    def __call__(self, adapter: str | None, place: str, share: Share) -> tuple[float, int]:
         """Milliseconds to the first token, and how many tokens came from a sibling."""
-        answer = self._opened.generate(
+        request = self._opened.prompts.request(
             self._context.asked[0].question,
-            [self._context.document],
-            max_tokens=1,
-            temperature=0,
+            [Document(None, self._context.document)],
+            sampling=Sampling(max_tokens=1),
             salt=self.salt(place),
             adapter=adapter,
-            retention=Retention.SHARED,
-            share=share,
         )
-        self.num_tokens = answer.usage.prompt_tokens
-        return answer.usage.ttft_ms, answer.usage.shared
+        request = replace(request, retention=Retention.SHARED, techniques=(share,))
+        *_, last = self._opened.submit(request)
+        assert isinstance(last, Finish), "a stream ends with it"
+        self.num_tokens = last.usage.prompt_tokens
+        return last.usage.ttft_ms, last.usage.shared
 
 
 def _over_link(

@@ -45,4 +45,8 @@ class KeyBias:
 
     def over(self, source: LayerSource) -> ChangedSource:
         """The source, whose keys were computed after the prelude, corrected for standing elsewhere."""
-        return ChangedSource(source, "key bias corrected", self.corrected)
+        return ChangedSource(
+            source,
+            "key bias corrected",
+            lambda layer, parts: [self.corrected(layer, part) for part in parts],
+        )

@@ -7,6 +7,7 @@ at every position.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,7 +52,15 @@ class LinearMap:
 
     def over(self, source: LayerSource) -> ChangedSource:
         """The source, its KV as the receiver would have it; its name says which map that was."""
-        return ChangedSource(source, f"mapped by {self.digest}", self.layer)
+        return ChangedSource(source, f"mapped by {self.digest}", self._joined)
+
+    def _joined(self, layer: int, parts: Sequence[LayerKV]) -> list[LayerKV]:
+        """All parts of a layer in one multiplication; a row's bits do not depend on the rows beside it."""
+        shifted = [part.shifted() for part in parts]
+        if len(shifted) == 1:
+            return [self.layer(layer, shifted[0])]
+        k, v = torch.cat([one.k for one in shifted]), torch.cat([one.v for one in shifted])
+        return [self.layer(layer, LayerKV(k, v))]
 
     @cached_property
     def digest(self) -> str:

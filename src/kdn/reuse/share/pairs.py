@@ -17,10 +17,20 @@ from kdn.machine.files import publish_file
 from kdn.reuse.share.linear_map import LinearMap, load_map, save_map
 from kdn.reuse.share.plans import ShareChoice
 
-__all__ = ["PairRecord", "SharePoint", "ShareRecords", "choose_point", "frontier"]
+__all__ = [
+    "PairRecord",
+    "SharePoint",
+    "ShareRecords",
+    "WayTimes",
+    "choose_point",
+    "frontier",
+    "seconds_at",
+]
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Number = Annotated[float, msgspec.Meta(ge=0)]
+WayTimes = tuple[tuple[_Count, _Number], ...]
+"""(Tokens of context, seconds to read them and a question), ascending; empty where nothing was timed."""
 
 
 class SharePoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -37,6 +47,7 @@ class SharePoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     nll: float
     """Mean NLL (nats) of the answers' tokens."""
     contexts: _Count
+    times: WayTimes = ()
 
     @property
     def choice(self) -> ShareChoice:
@@ -64,6 +75,12 @@ class PairRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     own_nll: float
     """The receiver's own mean NLL of the answers' tokens."""
     points: tuple[SharePoint, ...]
+    prefill_times: WayTimes = ()
+    """Of the receiver's own prefill, measured together with those of the points."""
+
+    def prefill_s(self, num_tokens: int) -> float | None:
+        """What the receiver's own prefill takes; None where nothing was timed."""
+        return seconds_at(self.prefill_times, num_tokens)
 
     def usable(self, mode: Literal["published", "best"]) -> list[SharePoint]:
         """The frontier of the ways that the mode allows, least work first."""
@@ -77,6 +94,15 @@ def frontier(points: Sequence[SharePoint]) -> list[SharePoint]:
         if not best or point.kl < best[-1].kl:
             best.append(point)
     return best
+
+
+def seconds_at(times: WayTimes, num_tokens: int) -> float | None:
+    """The time at a length, on the line through the first and the last that were timed; None without two."""
+    if len(times) < 2:
+        return None
+    (low, low_s), (high, high_s) = times[0], times[-1]
+    token_s = (high_s - low_s) / max(high - low, 1)
+    return max(low_s + (num_tokens - low) * token_s, 0.0)
 
 
 def choose_point(

@@ -34,7 +34,7 @@ from kdn.core import (
     chain_hash,
 )
 from kdn.reuse.share.guard import ShareGuard
-from kdn.reuse.share.pairs import SharePoint, ShareRecords, choose_point
+from kdn.reuse.share.pairs import SharePoint, ShareRecords, choose_point, seconds_at
 from kdn.reuse.share.plans import SharedSpan, share_plan
 from kdn.reuse.share.states import StatesCapture, StoredStates
 from kdn.reuse.source import MeasuredSpeeds, StoreSource, close_all, tokens_by_tier
@@ -73,6 +73,21 @@ class _Found:
     @property
     def num_tokens(self) -> int:
         return sum(hit.num_tokens for hit in self.hits)
+
+
+@dataclass(frozen=True)
+class _NotWorth:
+    """What a sibling has read is left: the quickest way within the quality takes longer than a prefill."""
+
+    sibling: Sibling
+    num_tokens: int
+    quickest_s: float
+    prefill_s: float
+
+    def told(self, planned: Planned) -> Planned:
+        """The plan, which counts the tokens as stored and declined."""
+        stored = max(planned.stored, planned.exact) + self.num_tokens
+        return replace(planned, stored=stored, declined=planned.declined + self.num_tokens)
 
 
 class ShareReuse(Technique):
@@ -114,9 +129,8 @@ class ShareReuse(Technique):
         if share is None:
             return 0
         found = self._find(request, share, 0)
-        return max(
-            self._own(request).num_tokens, 0 if found is None else found.start + found.num_tokens
-        )
+        reach = found.start + found.num_tokens if isinstance(found, _Found) else 0
+        return max(self._own(request).num_tokens, reach)
 
     def refine(self, request: Request, planned: Planned) -> Planned:
         refined = self._refined(request, planned)
@@ -130,12 +144,22 @@ class ShareReuse(Technique):
             return self._capturing(request, planned)
         exact = planned.plan.num_prefix
         own, found = self._own(request), self._find(request, share, exact)
-        reach = 0 if found is None else found.start + found.num_tokens
+        reach = found.start + found.num_tokens if isinstance(found, _Found) else 0
         if own.num_tokens >= max(exact + WORTH_TOKENS, reach):
             return self._again(request, planned, own)
-        if found is None:
-            return self._capturing(request, planned)
-        return self._shared(request, planned, found)
+        if isinstance(found, _Found):
+            return self._shared(request, planned, found)
+        if found is not None:
+            self._trace.event(
+                "share.not_worth",
+                request=request.id,
+                sender=found.sibling.name,
+                tokens=found.num_tokens,
+                quickest_ms=1e3 * found.quickest_s,
+                prefill_ms=1e3 * found.prefill_s,
+            )
+            planned = found.told(planned)
+        return self._capturing(request, planned)
 
     def retain(self, request: Request, retained: RetainedKV) -> RetainedKV:
         """Add the layer inputs that were noted for receivers."""
@@ -162,21 +186,25 @@ class ShareReuse(Technique):
         receiver = self._fingerprint(request.adapter)
         return self._store.match(receiver, SHARED, request.salt, request.prompt.token_ids[:-1])
 
-    def _find(self, request: Request, share: Share, exact: int) -> _Found | None:
-        """The sibling that has read most of the context after the first `exact` tokens."""
+    def _find(self, request: Request, share: Share, exact: int) -> _Found | _NotWorth | None:
+        """The sibling that has read most of the context after the first `exact` tokens, or that prefilling
+        is sooner than any way to use what siblings have read."""
         receiver = self._fingerprint(request.adapter)
         context = request.prompt.token_ids[: context_tokens(request)]
         best: _Found | None = None
+        left: _NotWorth | None = None
         for sibling in self._senders(receiver):
             match = self._store.match(sibling.fingerprint, EXACT, request.salt, context)
             hits = tuple(hit for hit in match.hits if hit.id.start >= exact)
             gained = sum(hit.num_tokens for hit in hits)
             if gained < WORTH_TOKENS or (best is not None and gained <= best.num_tokens):
                 continue
-            point = self._choose(share, sibling, receiver, hits, len(context))
-            if point is not None:
+            point = self._choose(share, sibling, receiver, hits, gained)
+            if isinstance(point, _NotWorth):
+                left = point
+            elif point is not None:
                 best = _Found(sibling, hits, point)
-        return best
+        return best or left
 
     def _senders(self, receiver: Fingerprint) -> list[Sibling]:
         """Siblings of which a profile with this receiver is known, and whom the guard trusts."""
@@ -200,8 +228,9 @@ class ShareReuse(Technique):
         receiver: Fingerprint,
         hits: Sequence[BlockHit],
         num_tokens: int,
-    ) -> SharePoint | None:
-        """The point of the pair's profile that fits the request and what is stored."""
+    ) -> SharePoint | _NotWorth | None:
+        """The point of the pair's profile that fits the request and what is stored, and that the profile's
+        times say to be quicker than prefilling these tokens."""
         record = self._records.get(sibling.fingerprint, receiver)
         assert record is not None, "senders have a profile"
         assert share.mode != "exact", "an exact request asks no sibling"
@@ -214,14 +243,25 @@ class ShareReuse(Technique):
         ]
         size_bytes = sum(hit.num_tokens for hit in hits) * self._shape.token_bytes
         load_s = max((self._speeds.load_s(hit.tier, size_bytes) for hit in hits), default=0.0)
-        prefill_s = self._speeds.prefill_s(num_tokens)
-        return choose_point(
-            points,
+        estimated_s = self._speeds.prefill_s(num_tokens)
+
+        def seconds(one: SharePoint) -> float:
+            timed_s = seconds_at(one.times, num_tokens)
+            return max(load_s, estimated_s * one.work if timed_s is None else timed_s)
+
+        prefill_s = record.prefill_s(num_tokens)
+        quicker = [one for one in points if prefill_s is None or seconds(one) < prefill_s]
+        chosen = choose_point(
+            quicker,
             max_kl=share.max_kl,
             is_waiting=self._is_waiting(),
-            seconds=lambda one: max(load_s, prefill_s * one.work),
+            seconds=seconds,
             within_s=share.within_s,
         )
+        good = [seconds(one) for one in points if one.kl <= share.max_kl]
+        if chosen is None and good and prefill_s is not None:
+            return _NotWorth(sibling, num_tokens, min(good), prefill_s)
+        return chosen
 
     def _stored_states(
         self, hits: Sequence[BlockHit], layers: Iterable[int | None]

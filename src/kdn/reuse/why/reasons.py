@@ -66,7 +66,7 @@ SENTENCES: dict[MissReason, str] = {
     MissReason.WEIGHTS: "the same text is stored for other weights, another tokenizer or another version",
     MissReason.LOSSY: "the same text is stored with a loss that this request does not allow",
     MissReason.EVICTED: "this text was stored, and has left the store: evicted, expired or cleared",
-    MissReason.LOAD_NOT_WORTH_IT: "computing these tokens is sooner than loading them",
+    MissReason.LOAD_NOT_WORTH_IT: "computing these tokens is sooner than using what is stored of them",
     MissReason.LOAD_FAILED: "a stored block could not be loaded",
 }
 """One sentence a reason, without a full stop."""
