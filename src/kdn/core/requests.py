@@ -334,7 +334,7 @@ class Usage:
     stored: int = 0
     """Tokens at the prompt's beginning that the store held when it was planned, loaded or not."""
     declined: int = 0
-    """Of `stored`, the ones that were computed because that is sooner than loading them."""
+    """Of `stored`, the ones that were computed because that is sooner than loading them, or than sharing."""
     queue_ms: float = 0.0
     ttft_ms: float = 0.0
     load_ms: float = 0.0
