@@ -1,4 +1,4 @@
-"""All layers in one call give the bits of one layer after the other, whatever the weights are kept as."""
+"""Layers in one call give the bits of one layer after the other, whatever the weights are kept as."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdn.model.kernels import KernelAttention, KernelLayers, Kernels, NoKernel
 from kdn.model.kernels import load as load_kernels
 from tests.engine.runs import shape_of, some_tokens
 
-SHAPE = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 64}
+SHAPE = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 64, "num_hidden_layers": 4}
 FAMILIES = {
     "llama": {"num_attention_heads": 2, "num_key_value_heads": 1},
     "qwen2": {"num_attention_heads": 4, "num_key_value_heads": 2},  # with biases
@@ -44,32 +44,46 @@ def threads_as_they_were() -> Iterator[None]:
 
 
 class Counted(FusedLayers):
-    """Layers in one call, and how often they were called."""
+    """Layers in one call, and which they were."""
 
     def __init__(self, layers: FusedLayers) -> None:
         self.layers = layers
-        self.num_calls = 0
+        self.calls: list[tuple[int, int]] = []
 
     def run(
-        self, hidden: Tensor, bound: BoundAttention, notes: Sequence[KvNote | None]
+        self,
+        hidden: Tensor,
+        bound: BoundAttention,
+        notes: Sequence[KvNote | None],
+        first: int,
+        stop: int,
     ) -> Tensor | None:
-        self.num_calls += 1
-        return self.layers.run(hidden, bound, notes)
+        self.calls.append((first, stop))
+        return self.layers.run(hidden, bound, notes, first, stop)
 
 
 @dataclass
 class Runner:
-    """Passes over one model, in one call or a layer at a time."""
+    """Passes over one model, so many layers in a call at most."""
 
     model: LoadedModel
     kernels: Kernels
-    fused: bool
+    most_layers: int
 
-    def slices(self) -> list[tuple[SequenceSlice, Capture | None]]:
+    def decoding(self) -> list[tuple[SequenceSlice, Capture | None]]:
         """Three sequences that decode: one token, one with two guesses, one behind a prefix."""
         made = [self._behind(70, [7], notes=True), self._behind(9, [8, 9, 10], notes=False)]
         made.append(self._behind(130, [11], notes=True, num_prefix=64))
         return made
+
+    def beside_a_prompt(self) -> list[tuple[SequenceSlice, Capture | None]]:
+        """A prompt's rows 64 to 330 and one that decodes. The buffer for notes ends at 256."""
+        shape, dtype = shape_of(self.model), self.model.decoder.dtype
+        kv, noted = SequenceKV(SuffixKV(shape, dtype, "cpu", 340)), Capture(shape, dtype, 0, 256)
+        plan = Plan(some_tokens(330, 200, seed=3))
+        self.run([SequenceSlice.prefill(plan, kv, 0, 64, capture=noted)])
+        prompt = SequenceSlice.prefill(plan, kv, 64, 330, capture=noted)
+        return [(prompt, noted), self._behind(70, [7], notes=True)]
 
     def _behind(
         self, size: int, ids: list[int], *, notes: bool, num_prefix: int = 0
@@ -91,25 +105,21 @@ class Runner:
     @torch.inference_mode()
     def run(self, slices: Sequence[SequenceSlice]) -> list[Tensor]:
         step = Pass(self.model.decoder, KernelAttention(self.kernels), slices)
-        if self.fused:
-            step.run()
-        else:
-            while not step.advance():
-                pass
+        while not step.advance(self.most_layers):
+            pass
         assert step.done
         return step.logits()
 
 
-def outcome(runner: Runner) -> list[Tensor]:
-    """Logits, KV and what was noted, of all three sequences."""
-    pairs = runner.slices()
+def outcome(runner: Runner, pairs: list[tuple[SequenceSlice, Capture | None]]) -> list[Tensor]:
+    """Logits, KV and what was noted, of all sequences."""
     found = runner.run([one for one, _ in pairs])
     for one, noted in pairs:
         suffix = one.kv.suffix
         assert suffix.num_columns == one.stop - one.kv.num_prefix
         found += [suffix.k, suffix.v]
         if noted is not None:
-            found.append(noted.note_at(0)[0])
+            found.append(noted.note_at(0, noted.stop).to)
     return found
 
 
@@ -138,7 +148,20 @@ def test_one_call_gives_the_bits_of_many(
         assert not kernels.has_amx
         pytest.skip("matrices of this kind are compiled where there is AMX")
     assert isinstance(model.decoder.fused, KernelLayers)
-    counted = model.decoder.fused = Counted(model.decoder.fused)
-    one, many = outcome(Runner(model, kernels, True)), outcome(Runner(model, kernels, False))
-    assert counted.num_calls == 1, "prompts run a layer at a time, the decoded tokens in one call"
+    counted = Counted(model.decoder.fused)
+    together, apart = Runner(model, kernels, 3), Runner(model, kernels, 3)
+    for make in (Runner.decoding, Runner.beside_a_prompt):
+        model.decoder.fused = None
+        many = outcome(apart, make(apart))
+        model.decoder.fused = counted
+        one = make(together)
+        counted.calls.clear()
+        assert_same(outcome(together, one), many)
+        wants_all = make is Runner.decoding
+        rest = [(3, 4)] if wants_all else []  # of a prompt the last layer computes one row
+        assert counted.calls == [(0, 3), *rest]
+
+
+def assert_same(one: Sequence[Tensor], many: Sequence[Tensor]) -> None:
+    assert len(one) == len(many)
     assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))

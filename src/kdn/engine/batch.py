@@ -1,4 +1,4 @@
-"""The sequences of one pass: what each computes, which of their rows go on, and what is loaded for them."""
+"""The sequences of one pass: what each computes, which of their rows go on, what is loaded for them."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class Batch:
         self.adapters: list[AdapterRun] = []
         self.bound_slices: list[AttentionSlice] = []
         """Those that have rows; two of a sequence whose columns are scaled for its later rows only."""
-        self._biases: list[ColumnBias | None] = []
+        self.biases: list[ColumnBias | None] = []
         """By bound slice; empty where no column is scaled."""
         self._rebind()
 
@@ -204,11 +204,11 @@ class Batch:
         self.num_rows = edges[-1]
         self.spans = list(pairwise(edges))
         whole = [(one.attention_slice(a, b), one.kv.bias) for one, (a, b) in self.parts() if a < b]
-        self.bound_slices, self._biases = [part for part, _ in whole], []
+        self.bound_slices, self.biases = [part for part, _ in whole], []
         if any(bias is not None for _, bias in whole):
             bound = [pair for part, bias in whole for pair in split_rows(part, bias)]
             self.bound_slices = [part for part, _ in bound]
-            self._biases = [bias for _, bias in bound]
+            self.biases = [bias for _, bias in bound]
         if self.bound_slices:  # else nothing is attended until rows come in
             positions = torch.cat([one.rows for one in self.slices]).to(self._decoder.device)
             cos, sin = self._decoder.rope.tables(positions)
@@ -218,15 +218,14 @@ class Batch:
 
     @property
     def wants_all(self) -> bool:
-        """Are the logits of every row wanted, and is no column scaled at any layer?"""
-        wanted = all(len(one.rows) == len(one.logit_positions) for one in self.slices)
-        return wanted and not self._biases
+        """Are the logits of every row wanted?"""
+        return all(len(one.rows) == len(one.logit_positions) for one in self.slices)
 
     def scalings(self, layer: int) -> Sequence[Scaling | None]:
         """By bound slice, how its columns are scaled at the layer; empty where none is."""
-        if not self._biases:
+        if not self.biases:
             return ()
-        found = [None if bias is None else bias.at(layer) for bias in self._biases]
+        found = [None if bias is None else bias.at(layer) for bias in self.biases]
         return found if any(found) else ()
 
     def parts(self) -> list[tuple[SequenceSlice, tuple[int, int]]]:
@@ -321,7 +320,7 @@ class StoredColumns:
         self._decoder = decoder
         self._attention = attention
         self._slices = slices
-        self._loading = any(one.loads for one in slices)
+        self._loading = any(s.loads and (s.new_prefix or s.plan.stored) for s in slices)
         for one in slices:  # layer inputs come first: rows wait for all of them
             for source in filter(None, (enter.source for enter in one.plan.enter)):
                 source.start()

@@ -5,8 +5,8 @@ A pass knows rows, columns and sources; it knows no technique.  At each layer of
     rows that enter or are given  ->  q, k, v  ->  stored columns, then fresh rows, are placed
     ->  observers look  ->  a selector may drop rows  ->  attention  ->  the rest of the layer
 
-Between two calls of `advance` nothing is in flight but the sources' own reads, so the step loop may
-run other work there.
+Plain rows may go through several layers in one call.  Between two calls of `advance` nothing is in
+flight but the sources' own reads, so the step loop may run other work there.
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ class Pass:
         self._row_chunk = min((one.plan.row_chunk or 0 for one in self.slices), default=0)
         self._steady = all(one.plan.is_steady for one in self.slices)
         """True when no layer changes the rows or is looked at."""
+        self._is_plain = self._steady and not (
+            self._stored.is_loading
+            or self._row_chunk
+            or self._batch.adapters
+            or self._batch.biases
+            or any(one.plan.stored or not len(one.rows) for one in self.slices)
+        )
         self._stored.start(0)
 
     @property
@@ -61,8 +68,21 @@ class Pass:
     def done(self) -> bool:
         return self.layer == self._decoder.config.num_layers
 
-    def advance(self) -> bool:
-        """Compute one layer; True when it was the last. Raises CorruptBlock if a source fails."""
+    def advance(self, most_layers: int = 1) -> bool:
+        """Compute the next layer, or up to `most_layers` where the decoder has them in one call, with the
+        same bits; True after the last. Raises CorruptBlock if a source fails."""
+        if not self._advance_in_one_call(most_layers):
+            self._advance_one()
+        if self.done:
+            self._count_columns()
+        return self.done
+
+    def run(self) -> None:
+        """Compute all layers."""
+        while not self.advance(self._decoder.config.num_layers):
+            pass
+
+    def _advance_one(self) -> None:
         layer = self.layer
         self._stored.start(layer + 1)
         if not self._steady:
@@ -72,33 +92,23 @@ class Pass:
         else:  # no row goes on, but what is stored is for a later pass
             self._stored.place(layer)
         self.layer += 1
-        if self.done:
-            self._count_columns()
-        return self.done
 
-    def run(self) -> None:
-        """Compute all layers: in one call where the decoder can, with the same bits."""
-        if not self._run_fused():
-            while not self.advance():
-                pass
-
-    def _run_fused(self) -> bool:
-        """True when that was possible: plain rows, all of whose logits are wanted."""
+    def _advance_in_one_call(self, most_layers: int) -> bool:
+        """True when that was possible: plain rows. The last layer computes few of them, so it is left
+        where not all are wanted."""
         fused, batch = self._decoder.fused, self._batch
-        is_plain = self._steady and not (
-            self.layer or self._stored.is_loading or self._row_chunk or batch.adapters
-        )
-        if fused is None or not is_plain or not batch.wants_all:
+        num_layers = self._decoder.config.num_layers - (not batch.wants_all)
+        stop = min(self.layer + most_layers, num_layers)
+        if fused is None or stop <= self.layer or not self._is_plain:
             return False
         notes = [
-            None if one.capture is None else one.capture.note_at(one.first) for one in self.slices
+            None if one.capture is None else one.capture.note_at(one.first, one.stop)
+            for one in self.slices
         ]
-        hidden = fused.run(batch.hidden, batch.bound, notes)
+        hidden = fused.run(batch.hidden, batch.bound, notes, self.layer, stop)
         if hidden is None:
             return False
-        batch.hidden = hidden
-        self.layer = self._decoder.config.num_layers
-        self._count_columns()
+        batch.hidden, self.layer = hidden, stop
         return True
 
     def _count_columns(self) -> None:

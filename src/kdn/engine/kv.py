@@ -34,6 +34,7 @@ from kdn.core import (
 from kdn.engine.bias import ColumnBias
 from kdn.machine.memory import allocate
 from kdn.model import LoadedModel
+from kdn.model.decoder import KvNote
 
 if TYPE_CHECKING:
     from kdn.engine.request import RunningRequest
@@ -238,9 +239,10 @@ class Capture:
         self._kv[layer, 0, places] = k[inside.to(k.device)].cpu()
         self._kv[layer, 1, places] = v[inside.to(v.device)].cpu()
 
-    def note_at(self, position: int) -> tuple[Tensor, int]:
-        """The buffer, and the column of `position`: for a kernel that notes many layers itself."""
-        return self._kv, position - self.start
+    def note_at(self, first: int, stop: int) -> KvNote:
+        """Where [first, stop) goes, less what lies past the buffer: for a kernel that notes it itself."""
+        assert first >= self.start, "what was handed over is not computed again"
+        return KvNote(self._kv, first - self.start, max(min(stop, self.stop) - first, 0))
 
     def retained(
         self, token_ids: TokenIds, start: int, recipe: Recipe = EXACT, *, is_answer: bool = False

@@ -117,14 +117,17 @@ class PrefillQueue:
         self._requests.append(running)
 
     def advance(self, decodes: DecodeBatch, most_rows: int) -> PassOutcome | None:
-        """One layer of the current pass; what came of it after the last.
+        """Some layers of the current pass, as `most_rows` rows would take for all of them, but one at least;
+        what came of it after the last.
 
         A new pass takes all of `decodes` along if it can, and has then about `most_rows` rows of prompts:
         a block of rows at least, and never half a block for want of the other half.
         """
         current = self._pass or self._begin(decodes, most_rows)
-        self._read_ahead(current.layer)
-        return self._end(current) if current.advance() else None
+        others_wait = self._read_ahead(current.layer) or bool(decodes)
+        share = 0 if others_wait else most_rows * self._decoder.config.num_layers
+        done = current.advance(max(share // max(self.num_rows, 1), 1))
+        return self._end(current) if done else None
 
     def _end(self, done: Pass) -> PassOutcome:
         all_logits = done.logits()
@@ -150,13 +153,16 @@ class PrefillQueue:
         self._pass, self._in_pass, self._riding = None, [], DecodeStep()
         return PassOutcome(finished, decoded)
 
-    def _read_ahead(self, layer: int) -> None:
-        """Have the layer read for those of the next pass too, after what this pass waits for."""
+    def _read_ahead(self, layer: int) -> bool:
+        """Have the layer read for those of the next pass too, after what this pass waits for. True if so."""
+        reads = False
         for running in self._requests[len(self._in_pass) :]:
             if running.request.single_use and running.planned is not None:
                 prefix = running.planned.plan.prefix
                 if prefix is not None and running.kv is not None and _is_to_load(running.kv.prefix):
                     prefix.start(layer)
+                    reads = True
+        return reads
 
     def abandon(self, decodes: DecodeBatch) -> list[RunningRequest]:
         """Give up the current pass and forget the requests in it; without a pass, all in the queue.

@@ -62,18 +62,31 @@ class LayerWeights:
     down: Linear
 
 
-KvNote = tuple[Tensor, int]
-"""Where K before rotation and V of some rows are noted: [layers, 2, columns, kv heads, dim], and the first
-row's column there."""
+@dataclass(frozen=True)
+class KvNote:
+    """Where K before rotation and V of a sequence's rows are noted."""
+
+    to: Tensor
+    """[layers, 2, columns, kv heads, dim]"""
+    column: int
+    """The first row's."""
+    num_rows: int
+    """So many are noted, from the first one on."""
 
 
 class FusedLayers(Protocol):
-    """All layers in one call, with the bits of one layer after the other."""
+    """Several layers in one call, with the bits of one layer after the other."""
 
     def run(
-        self, hidden: Tensor, bound: BoundAttention, notes: Sequence[KvNote | None]
+        self,
+        hidden: Tensor,
+        bound: BoundAttention,
+        notes: Sequence[KvNote | None],
+        first: int,
+        stop: int,
     ) -> Tensor | None:
-        """The first layer's input [n, H], which is overwritten -> the last one's output.
+        """Of layers [first, stop): the first one's input [n, H], which is overwritten -> the last one's
+        output.
 
         `notes` are by bound slice.  None where it cannot run over what was bound.
         """

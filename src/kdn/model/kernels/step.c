@@ -1,4 +1,4 @@
-/* All layers of a step in one call, for rows few enough that calling costs more than computing.
+/* Several layers of a pass in one call: calling them part by part costs more than computing few rows.
  *
  * It calls what a layer's parts are called with one by one, in the same order: bits are those of that way.
  */
@@ -30,13 +30,13 @@ typedef struct {
 
 /* Where a sequence's unrotated K and V are noted: [layers][K, V][columns][kv heads * dim]. */
 typedef struct {
-    bf16 *to; /* of its first row; null: nowhere */
-    int64_t columns;
+    bf16 *to; /* of its first row */
+    int64_t columns, rows; /* so many rows are noted, from the first one on */
 } Note;
 
 typedef struct {
     const Layer *layers;
-    int64_t num_layers, hidden;
+    int64_t first, stop, hidden; /* layers [first, stop) are computed */
     const Call *call; /* with heads, cos, sin, ... ; layer, window and rows are filled in */
     Sequence *sequences;
     int64_t num_sequences;
@@ -45,7 +45,7 @@ typedef struct {
     Task *tasks;
     const Note *notes; /* of every sequence */
     int64_t rows;
-    bf16 *x; /* [rows, hidden]: the first layer's input, and the last one's output */
+    bf16 *x; /* [rows, hidden]: the input of layer `first`, and the output of the last one computed */
     bf16 *normed, *fused, *q, *k, *turned, *attended, *between, *inner, *tiles;
     float *sums;
 } Step;
@@ -77,8 +77,8 @@ static void note(const Step *step, int64_t layer, const bf16 *k, int64_t k_strid
     const int64_t size = step->call->kv_heads * step->call->dim;
     for (int64_t i = 0; i < step->num_sequences; i++) {
         const Note *to = step->notes + i;
-        if (!to->to) continue;
-        for (int64_t r = 0; r < step->sequences[i].num_rows; r++) {
+#pragma omp parallel for num_threads(step->call->threads) if (to->rows > 32)
+        for (int64_t r = 0; r < to->rows; r++) {
             const int64_t row = step->sequences[i].start + r;
             bf16 *at = to->to + (2 * layer * to->columns + r) * size;
             memcpy(at, k + row * k_stride, sizeof(bf16) * size);
@@ -96,11 +96,12 @@ static void attend(const Step *step, int64_t number) {
     call.q = step->fused, call.k = step->fused + queries, call.v = step->fused + queries + keys;
     call.q_stride = call.k_stride = call.v_stride = width;
     if (layer->q_norm) {
+#pragma omp parallel for num_threads(call.threads) if (step->rows > 32)
         for (int64_t r = 0; r < step->rows; r++) {
             kdn_norm(call.q + r * width, call.dim, layer->q_norm, layer->q_eps, call.heads, call.dim,
-                     step->q + r * queries, call.threads);
+                     step->q + r * queries, 1);
             kdn_norm(call.k + r * width, call.dim, layer->k_norm, layer->k_eps, call.kv_heads, call.dim,
-                     step->k + r * keys, call.threads);
+                     step->k + r * keys, 1);
         }
         call.q = step->q, call.q_stride = queries;
         call.k = step->k, call.k_stride = keys;
@@ -115,7 +116,7 @@ static void attend(const Step *step, int64_t number) {
 
 void kdn_step(const Step *step) {
     const int64_t threads = step->call->threads, queries = step->call->heads * step->call->dim;
-    for (int64_t number = 0; number < step->num_layers; number++) {
+    for (int64_t number = step->first; number < step->stop; number++) {
         const Layer *layer = step->layers + number;
         kdn_norm(step->x, step->hidden, layer->input_norm, layer->input_eps, step->rows, step->hidden, step->normed,
                  threads);

@@ -1,4 +1,4 @@
-"""All layers in one call of compiled code: what a decoded token costs beside its arithmetic."""
+"""Several layers in one call of compiled code: what a token costs beside its arithmetic."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Layer(ctypes.Structure):
 
 
 class _Note(ctypes.Structure):
-    _fields_ = (("to", ctypes.c_void_p), ("columns", ctypes.c_int64))
+    _fields_ = (("to", ctypes.c_void_p), ("columns", ctypes.c_int64), ("rows", ctypes.c_int64))
 
 
 _ROOM = ("normed", "fused", "q", "k", "turned", "attended", "between", "inner", "tiles")
@@ -55,7 +55,8 @@ _ROOM = ("normed", "fused", "q", "k", "turned", "attended", "between", "inner", 
 class _Step(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.c_void_p),
-        ("num_layers", ctypes.c_int64),
+        ("first", ctypes.c_int64),
+        ("stop", ctypes.c_int64),
         ("hidden", ctypes.c_int64),
         ("call", ctypes.c_void_p),
         ("sequences", ctypes.c_void_p),
@@ -98,7 +99,12 @@ class KernelLayers(FusedLayers):
         return KernelLayers(library, config, layers)
 
     def run(
-        self, hidden: Tensor, bound: BoundAttention, notes: Sequence[KvNote | None]
+        self,
+        hidden: Tensor,
+        bound: BoundAttention,
+        notes: Sequence[KvNote | None],
+        first: int,
+        stop: int,
     ) -> Tensor | None:
         if not isinstance(bound, BoundKernel):
             return None
@@ -111,7 +117,8 @@ class KernelLayers(FusedLayers):
         table = _noted(notes, tables)
         step = _Step(
             layers=ctypes.addressof(self._table),
-            num_layers=len(self._table),
+            first=first,
+            stop=stop,
             hidden=self._hidden,
             call=tables.call_at,
             sequences=tables.sequences_at,
@@ -137,9 +144,9 @@ def _noted(notes: Sequence[KvNote | None], tables: BoundTables) -> ctypes.Array[
     for row, number in zip(table, tables.given, strict=True):
         note = notes[number]
         if note is not None:
-            buffer, column = note
-            row.to = buffer.data_ptr() + column * buffer.stride(2) * buffer.element_size()
-            row.columns = buffer.shape[2]
+            buffer = note.to
+            row.to = buffer.data_ptr() + note.column * buffer.stride(2) * buffer.element_size()
+            row.columns, row.rows = buffer.shape[2], note.num_rows
     return table
 
 
