@@ -25,7 +25,7 @@ def _json_file(path: Path | None) -> Path | None:
 
 
 _USED_BY = {
-    "only": ("blend", "l4s", "ndcg", "rtc", "share", "steer", "structured"),
+    "only": ("blend", "l4s", "ndcg", "rag", "rtc", "share", "steer", "structured"),
     "arms": (
         "blend",
         "steer",
@@ -34,7 +34,7 @@ _USED_BY = {
     "ratios": ("blend",),
     "adapters": ("share",),
     "items": ("share",),
-    "rows": ("blend", "l4s", "ndcg", "ray", "rtc", "share", "steer", "store", "vllm"),
+    "rows": ("blend", "l4s", "ndcg", "rag", "ray", "rtc", "share", "steer", "store", "vllm"),
 }
 """Options that only some benchmarks look at."""
 

@@ -275,10 +275,53 @@ def test_at_most_half_of_the_free_memory_is_held_back() -> None:
     assert chosen(here, crowd, preference=Preference.BEST).num_chunks == 2
 
 
-def test_a_query_takes_no_more_than_its_share_of_the_time() -> None:
-    """An arrival every 4 s: 3.2 s are a query's share, which three chunks keep to (3.15 s)."""
-    here = space(STUFF, chunks=(2, 6))
-    assert chosen(here, EngineLoad(10**9, arrivals_per_s=0.25)).num_chunks == 3
+@pytest.mark.parametrize(
+    ("every_s", "count"),
+    [
+        (
+            8.0,
+            6,
+        ),  # 6.4 s are a query's share: six chunks of 1 s, the question and the answer take 6.06 s
+        (6.0, 4),  # 4.8 s
+        (4.0, 3),  # 3.2 s: fewer than the question wants, as where memory does not suffice
+        (2.0, 1),  # 1.6 s
+        (0.5, 1),  # nothing is small enough
+    ],
+)
+def test_a_query_takes_no_more_than_its_share_of_the_time(every_s: float, count: int) -> None:
+    here = space(STUFF, REDUCE, chunks=(4, 6))
+    load = EngineLoad(10**9, arrivals_per_s=1 / every_s)
+    assert chosen(here, load) == RagConfiguration(STUFF, count)
+
+
+def test_a_busy_engine_shares_its_decode_steps() -> None:
+    """Answers of 100 tokens take 1 s alone, and 0.1 s of steps that others take too.  Of 3.2 s three chunks
+    take 3.15, though their answer comes after 4.05 s."""
+    model = replace(MODEL, max_answer_tokens=100, answer_tokens=100)
+    demand = model.demand(RagConfiguration(STUFF, 3), CHUNKS)
+    assert (demand.seconds, demand.busy_s) == (pytest.approx(4.05), pytest.approx(3.15))
+    load = EngineLoad(10**9, arrivals_per_s=0.25)
+    found = choose(
+        space(STUFF, chunks=(2, 6)), CHUNKS, model, load, is_joint=True, max_context=100_000
+    )
+    assert found.configuration.num_chunks == 3
+    few = choose(
+        space(STUFF, chunks=(4, 6)), CHUNKS, model, load, is_joint=True, max_context=100_000
+    )
+    assert "only fewer chunks than the question wants" in " ".join(few.reasons)
+
+
+def test_no_more_is_read_than_two_chunks_in_one_prompt_where_these_are_all_there_is_time_for() -> (
+    None
+):
+    """Whatever the profile says, a crowd is answered at the price of the obvious static choice."""
+    load = EngineLoad(10**9, arrivals_per_s=0.8 / 2.2)  # two chunks in one prompt take 2.06 s
+    for here in (
+        space(STUFF, chunks=(2, 6)),
+        space(STUFF, REDUCE, chunks=(8, 12)),
+        space(RERANK, chunks=(3, 9)),
+    ):
+        assert chosen(here, load) == RagConfiguration(STUFF, 2)
 
 
 def test_prompts_beyond_the_context_are_left_out() -> None:

@@ -23,6 +23,7 @@ from kdn.api.prompts import Reuse
 from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.rag.arms import Arms, arms, blended_arms, static_arms
 from kdn.bench.rag.profiles import NotedProfiles
+from kdn.bench.rag.quality import judge_quality
 from kdn.bench.rag.questions import load_sets
 from kdn.bench.rag.real import RealQuery, RealRuns, replayed_s, token_f1
 from kdn.bench.rag.simulate import EngineSpeed
@@ -85,7 +86,11 @@ _QUICK = _Size(
 
 
 def run(options: BenchOptions) -> Result:
-    """Real runs at one load, the simulator fitted on them, and the sweep."""
+    """Real runs at one load, the simulator fitted on them, and the sweep; or how good answers are."""
+    if options.only == "quality":
+        return judge_quality(options)
+    if options.only is not None:
+        raise BadInput(f"rag has no part {options.only!r}; there is quality")
     torch.set_num_threads(options.threads)
     size = _QUICK if options.quick else _Size()
     sets = load_sets(options.data, size.questions)

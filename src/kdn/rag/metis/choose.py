@@ -31,7 +31,8 @@ PATIENCE = 2.0
 """`balanced` takes at most so many times as long as the least configuration over documents that are
 not stored: what is stored buys more chunks in the same time."""
 BUSY_SHARE = 0.8
-"""No query may take more of the time between arrivals, unless the least configuration does."""
+"""`balanced` takes at most so much of the time between arrivals: where the space has nothing that small,
+fewer chunks are read, as where memory does not suffice."""
 HELD_BACK = 0.5
 """At most this share of free memory is held back for the queries that are about to come."""
 
@@ -144,7 +145,7 @@ def choose(
     chunks = chunks[: CANDIDATES * space.max_chunks]
     space = space.within(len(chunks))
     cold = [replace(chunk, num_stored=0, load_s=0.0) for chunk in chunks]
-    every, blends = space.configurations(), model.blend_ratio is not None
+    every, blends = list(space.configurations()), model.blend_ratio is not None
     sure = space.min_chunks if num_sure is None else num_sure
     if preference is Preference.BEST:
         sure = space.max_chunks
@@ -157,11 +158,18 @@ def choose(
     if not fitting:
         return _fallback(space, chunks, model, load, max_context, is_joint=is_joint)
     reasons = [f"{len(fitting)} of {len(found)} fit into {_mib(load.free_bytes)} of free memory"]
-    kept = _in_time(fitting, load, deadline_s, reasons)
+    kept = _in_time(fitting, load, deadline_s)
+    if deadline_s is not None:
+        reasons.append(f"{len(kept)} of them are foreseen within {deadline_s:g} s")
     if not kept and may_quote:
         return _quoted(model, chunks, reasons)
     kept = kept or [_quickest(fitting)]
-    chosen = _preferred(kept, space, cold, model, load, preference, reasons)
+    if preference is Preference.BALANCED:
+        fewer = _in_time(_fewer(space, chunks, model, load), load, deadline_s)
+        least_s = min(model.demand(one, cold).seconds for one in every)
+        chosen = _balanced(kept, fewer, PATIENCE * least_s, load, reasons)
+    else:
+        chosen = _fast_or_best(kept, preference, reasons)
     stored = sum(chunk.num_stored for chunk in chosen.configuration.ordered(chunks))
     if stored:
         reasons.append(f"{counted(stored, 'token')} of its chunks are stored")
@@ -204,17 +212,12 @@ def _fallback(
 
 
 def _in_time(
-    fitting: Sequence[_Candidate],
-    load: EngineLoad,
-    deadline_s: float | None,
-    reasons: list[str],
+    fitting: Sequence[_Candidate], load: EngineLoad, deadline_s: float | None
 ) -> Sequence[_Candidate]:
     """Those that are foreseen to keep the deadline."""
     if deadline_s is None:
         return fitting
-    kept = [one for one in fitting if load.ahead_s + one.demand.seconds <= deadline_s]
-    reasons.append(f"{len(kept)} of them are foreseen within {deadline_s:g} s")
-    return kept
+    return [one for one in fitting if load.ahead_s + one.demand.seconds <= deadline_s]
 
 
 def _quoted(
@@ -225,43 +228,64 @@ def _quoted(
     return ChosenConfiguration(quote, model.demand(quote, chunks), 0.0, tuple(reasons))
 
 
-def _preferred(
-    kept: Sequence[_Candidate],
-    space: ConfigurationSpace,
-    cold: Sequence[ChunkState],
-    model: DemandModel,
-    load: EngineLoad,
-    preference: Preference,
-    reasons: list[str],
+def _fewer(
+    space: ConfigurationSpace, chunks: Sequence[ChunkState], model: DemandModel, load: EngineLoad
+) -> list[_Candidate]:
+    """One prompt of fewer chunks than the space wants, where memory holds it."""
+    found = list[_Candidate]()
+    for count in range(1, space.min_chunks):
+        stuffed = RagConfiguration(Method.STUFF, count)
+        one = picked(stuffed, chunks, count, blends=model.blend_ratio is not None)
+        demand = model.demand(one, chunks)
+        if demand.start_bytes <= _free_for(demand, load):
+            found.append(_Candidate(one, demand, demand.total_bytes))
+    return found
+
+
+def _fast_or_best(
+    kept: Sequence[_Candidate], preference: Preference, reasons: list[str]
 ) -> _Candidate:
     if preference is Preference.FAST:
         reasons.append("fast: the quickest of them")
         return _quickest(kept)
-    if preference is Preference.BALANCED:
-        allowed_s = _patience(space, cold, model, load)
-        quick = [one for one in kept if one.demand.seconds <= allowed_s]
-        reasons.append(
-            f"balanced: of {len(quick)} that take {allowed_s:.2g} s at most, the quickest with most chunks"
-        )
-        return max(quick or [_quickest(kept)], key=_most_chunks)
     reasons.append("best: the largest of them")
     return max(kept, key=lambda one: (one.size, -one.demand.seconds))
+
+
+def _balanced(
+    kept: Sequence[_Candidate],
+    fewer: Sequence[_Candidate],
+    allowed_s: float,
+    load: EngineLoad,
+    reasons: list[str],
+) -> _Candidate:
+    """The most chunks, by the quickest method, that take `allowed_s` at most, and of the engine's time no
+    more than is there until the next query."""
+    found = [one for one in kept if one.demand.seconds <= allowed_s] or [_quickest(kept)]
+    reasons.append(f"balanced: {len(found)} of them take {allowed_s:.2g} s at most")
+    if load.arrivals_per_s > 0:
+        share_s = BUSY_SHARE / load.arrivals_per_s
+        found = [*found, *fewer]
+        small = [one for one in found if one.demand.busy_s <= share_s]
+        reasons.append(
+            f"a query comes every {1 / load.arrivals_per_s:.2g} s: {_left(small, fewer)}"
+        )
+        found = small or [min(found, key=lambda one: one.demand.busy_s)]
+    reasons.append("of these the quickest with most chunks is taken")
+    return max(found, key=_most_chunks)
+
+
+def _left(small: Sequence[_Candidate], fewer: Sequence[_Candidate]) -> str:
+    if not small:
+        return "none is small enough, the smallest is left"
+    if all(one in fewer for one in small):
+        return "only fewer chunks than the question wants leave the engine to it"
+    return f"{len(small)} leave the engine to it"
 
 
 def _most_chunks(one: _Candidate) -> tuple[int, float]:
     """More chunks are better; of as many, the sooner answer: by which method depends on the store."""
     return one.configuration.num_chunks, -one.demand.seconds
-
-
-def _patience(
-    space: ConfigurationSpace, cold: Sequence[ChunkState], model: DemandModel, load: EngineLoad
-) -> float:
-    """Seconds that a balanced query may take; less where others are about to come."""
-    least = min(model.demand(one, cold).seconds for one in space.configurations())
-    allowed_s = PATIENCE * least
-    if load.arrivals_per_s > 0:
-        allowed_s = min(allowed_s, BUSY_SHARE / load.arrivals_per_s)
-    return allowed_s
 
 
 def _quickest(candidates: Sequence[_Candidate]) -> _Candidate:

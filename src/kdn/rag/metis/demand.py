@@ -70,6 +70,8 @@ class Demand:
     """What its last step takes when the step before is over; 0 for methods of one step."""
     seconds: float
     """From submitting it to its last token, on an engine that does nothing else."""
+    busy_s: float
+    """What it adds to an engine that decodes for others anyway: a decode step is theirs too."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class DemandModel:
             total_bytes=max((sum(stage) for stage in sizes), default=0),
             last_bytes=sum(sizes[-1]) if len(sizes) > 1 else 0,
             seconds=self.slowdown * sum(map(self._seconds, stages)),
+            busy_s=self.slowdown * sum(map(self._busy_s, stages)),
         )
 
     def largest_call(self, configuration: RagConfiguration, chunks: Sequence[ChunkState]) -> int:
@@ -132,20 +135,34 @@ class DemandModel:
         """The stage's prefills, one pass after the other, then its decode steps side by side."""
         if not stage:
             return 0.0
+        steps = max(map(self._steps, stage))
+        others_s = sum(map(self._row_s, stage[1:]))
+        return self._prefill_s(stage) + steps * (self.step_s + others_s)
+
+    def _busy_s(self, stage: Sequence[CallSize]) -> float:
+        """The stage's prefills, and a further row with its columns for each token of each call."""
+        if not stage:
+            return 0.0
+        return self._prefill_s(stage) + sum(self._steps(call) * self._row_s(call) for call in stage)
+
+    def _prefill_s(self, stage: Sequence[CallSize]) -> float:
         new = sum(call.num_new for call in stage)
         passes = max(math.ceil(new / self.pass_tokens), 1)
-        prefill_s = passes * self.jct.pass_s + (len(stage) - 1) * self.jct.prompt_s
+        seconds = passes * self.jct.pass_s + (len(stage) - 1) * self.jct.prompt_s
+        for call in stage:
+            seconds += self.jct.share(call.num_new, call.num_cached) + call.load_s
+            if call.num_probe:
+                seconds += self.jct.seconds(call.num_probe, call.num_cached)
+        return seconds
+
+    def _row_s(self, call: CallSize) -> float:
+        """What a further sequence, this call, adds to a step."""
         row_s = self.jct.prompt_s + self.jct.token_s if self.row_s is None else self.row_s
         column_s = self.jct.column_s if self.column_s is None else self.column_s
-        others_s = 0.0
-        for number, call in enumerate(stage):
-            prefill_s += self.jct.share(call.num_new, call.num_cached) + call.load_s
-            if call.num_probe:
-                prefill_s += self.jct.seconds(call.num_probe, call.num_cached)
-            if number:
-                others_s += row_s + column_s * (call.num_new + call.num_cached)
-        steps = max(min(self.answer_tokens, call.num_answer) for call in stage)
-        return prefill_s + steps * (self.step_s + others_s)
+        return row_s + column_s * (call.num_new + call.num_cached)
+
+    def _steps(self, call: CallSize) -> float:
+        return min(self.answer_tokens, call.num_answer)
 
 
 def stages_of(
