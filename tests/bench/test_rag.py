@@ -62,12 +62,31 @@ def test_calls_share_a_pass_and_steps() -> None:
     assert ended(SPEED, query(0.0, [call(100, 2), call(100, 2)])) == [0.3 + 0.012]
 
 
-def test_a_prefill_gives_way_to_those_that_decode_when_they_have_waited() -> None:
-    """The first has its token at 0.2 s and needs three steps.  A pass of 0.4 s in four layers of 0.1 s
-    begins beside it: after every layer a step is due, and the steps end at 0.31, 0.42 and 0.53."""
-    speed = replace(SPEED, stall_s=0.06, num_layers=4)
+def test_those_that_decode_ride_along_in_short_passes() -> None:
+    """The first has its token at 0.2 s and needs three more.  Beside it 300 rows are computed in parts of
+    128, 128 and 44: passes of 0.1 s, 1 ms a row and 2 ms for the rider end at 0.43, 0.66 and 0.806 s."""
     first, second = query(0.0, [call(100, 4)]), query(0.15, [call(300)])
-    assert ended(speed, first, second) == [0.53, 0.63]
+    assert ended(SPEED, first, second) == [0.806, 0.806]
+
+
+def test_a_short_pass_ends_at_a_block_of_positions_and_takes_the_next_prompt_along() -> None:
+    """Of 200 rows behind 100 that are reused, 28 come up to position 128.  100 rows are left in the pass,
+    more than half a block, so that the next prompt's 128 go along: 0.2 + 0.1 + 0.156 + 0.002 s."""
+    behind = SimulatedCall(200, 100, 1, kv_tokens=300)
+    first = query(0.0, [call(100, 2)])
+    second, third = query(0.15, [behind]), query(0.15, [call(128)])
+    # Nobody rides in the last pass: 0.458 + 0.1 + 0.172 s.
+    assert ended(SPEED, first, second, third) == [0.458, 0.73, 0.458]
+
+
+def test_a_blended_prefill_gives_way_to_those_that_decode_when_they_have_waited() -> None:
+    """The first has its token at 0.2 s and needs three steps.  A probe of 0.15 s and a pass of 0.4 s, in four
+    layers of 0.1375 s, begin beside it: a step is due after every layer, and the steps end at 0.3475, 0.495
+    and 0.6425."""
+    speed = replace(SPEED, stall_s=0.06, num_layers=4)
+    blended = replace(call(300), num_probe=50)
+    first, second = query(0.0, [call(100, 4)]), query(0.15, [blended])
+    assert ended(speed, first, second) == [0.6425, 0.78]
 
 
 def test_a_blended_call_is_probed_before_its_prefill() -> None:

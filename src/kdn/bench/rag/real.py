@@ -57,6 +57,8 @@ class RealRuns:
     ) -> None:
         self._k, self._asked, self._seed = k, asked, seed
         self._jct, self._max_tokens, self._fits = jct, max_tokens, 0
+        self._steps: list[tuple[int, float]] = []
+        self._rows: list[float] = []
         self.jct = jct
         """The time model, so much slower than its own measurements as `fit` finds prefills."""
         self.step_s = jct.seconds(1)
@@ -82,8 +84,12 @@ class RealRuns:
         )  # fmt: skip
 
     def fit(self, count: int) -> None:
-        """Measure prefills, steps, and what columns and further sequences add, by queries that run alone."""
-        ratios, steps, rows = list[float](), list[tuple[int, float]](), list[float]()
+        """Measure prefills, steps, and what columns and further sequences add, by queries that run alone.
+
+        Prefills and steps are as quick as the machine is now.  What columns and sequences add lies near the
+        noise of a few queries: it is told by those of all fits.
+        """
+        ratios, steps = list[float](), list[tuple[int, float]]()
         some = self._asked[:count]
         for number, asked in enumerate(some):
             (usage,) = self._alone(asked, Method.STUFF, (1, 6, 3)[number % 3])
@@ -94,14 +100,15 @@ class RealRuns:
                 steps.append((usage.prompt_tokens, decode_s / (usage.completion_tokens - 1)))
         self.slowdown = statistics.median(ratios)
         self.jct = _slower(self._jct, self.slowdown)
-        self.column_s = slope(steps) or self.jct.column_s
+        self._steps += steps
+        self.column_s = slope(self._steps) or self.jct.column_s
         self.step_s = statistics.median(each_s for _, each_s in steps) if steps else self.step_s
         for number, asked in enumerate(some):
             usages = self._alone(asked, Method.MAP_RERANK, (2, 8, 4)[number % 3])
             row_s = row_seconds(usages, self.step_s, self.column_s)
             if row_s is not None:
-                rows.append(row_s)
-        self.row_s = statistics.median(rows) if rows else None
+                self._rows.append(row_s)
+        self.row_s = statistics.median(self._rows) if self._rows else None
 
     def _alone(self, asked: AskedQuestion, method: Method, most: int) -> tuple[Usage, ...]:
         configuration = RagConfiguration(method, min(most, len(asked.parts)))

@@ -1,7 +1,8 @@
 """An engine as events: calls wait for KV, are prefilled in passes, and decode side by side.
 
-As in the engine, a pass advances a layer at a time, and those that decode take a step when they have waited
-for `stall_s`.  Fitted on real runs, it goes where they would take hours.
+As in the engine, those that decode ride along in a pass of plain prompts, which is then as short as `stall_s`
+allows; beside any other pass, which advances a layer at a time, they take a step when they have waited for
+`stall_s`.  Fitted on real runs, it goes where they would take hours.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kdn.core import JctModel
+from kdn.model.attention import ROW_BLOCK
 
 __all__ = ["EngineSpeed", "SimulatedCall", "SimulatedEngine", "SimulatedQuery"]
 
@@ -30,7 +32,7 @@ class EngineSpeed:
     column_s: float | None = None
     """What each column of a further sequence adds to a step; None: as the time model says."""
     stall_s: float = 0.060
-    """So long, and a layer more, those that decode wait for a prefill."""
+    """So long, and a layer more, those that decode wait for a prefill; a pass with them takes so long."""
     num_layers: int = 30
     """Parts in which a pass advances."""
 
@@ -38,6 +40,11 @@ class EngineSpeed:
     def further_s(self) -> float:
         """`row_s`, or what stands in for it."""
         return self.jct.prompt_s + self.jct.token_s if self.row_s is None else self.row_s
+
+    def rows_s(self, contexts: Sequence[int]) -> float:
+        """What sequences of so many columns add to a step, or to a pass that takes them along."""
+        column_s = self.jct.column_s if self.column_s is None else self.column_s
+        return len(contexts) * self.further_s + sum(contexts) * column_s
 
 
 @dataclass
@@ -62,6 +69,8 @@ class SimulatedCall:
 
 
 Stages = list[list[SimulatedCall]]
+_FIRST_ROW_S = 0.00025
+"""What the engine takes a row to last before its first pass."""
 
 
 @dataclass
@@ -97,7 +106,11 @@ class SimulatedEngine:
         self._decoding: list[tuple[SimulatedQuery, SimulatedCall]] = []
         self._in_pass: list[tuple[SimulatedQuery, SimulatedCall]] = []
         """Those that are through when the pass is."""
+        self._riding: list[tuple[SimulatedQuery, SimulatedCall]] = []
+        """Those that have their next token when the pass is through."""
         self._layers_left, self._layer_s, self._decoded_s = 0, 0.0, 0.0
+        self._begun_s, self._num_rows, self._row_s = 0.0, 0, _FIRST_ROW_S
+        """When the pass began, its rows, and what a row of the last one took."""
         self._running: list[SimulatedQuery] = []
 
     @property
@@ -134,7 +147,9 @@ class SimulatedEngine:
     def check(self) -> None:
         """Audit the accounts. Raises AssertionError. Only meaningful when nothing runs."""
         assert self.free_tokens == self._speed.kv_tokens, "KV was lost"
-        left = (*self._waiting, *self._prefilling, *self._in_pass, *self._decoding)
+        left = (
+            *self._waiting, *self._prefilling, *self._in_pass, *self._riding, *self._decoding
+        )  # fmt: skip
         assert not left, f"{len(left)} calls were forgotten"
 
     def _begin(self, query: SimulatedQuery) -> None:
@@ -175,9 +190,12 @@ class SimulatedEngine:
         self._layers_left -= 1
         if self._layers_left:
             return
+        self._decoded_s = self.now_s
+        self._row_s = (self.now_s - self._begun_s) / self._num_rows
         done, self._in_pass = self._in_pass, []
+        rode, self._riding = self._riding, []
+        self._drawn(rode)
         for query, call in done:
-            self._decoded_s = self.now_s
             call.num_left = call.num_answer - 1
             if call.num_left > 0:
                 self._decoding.append((query, call))
@@ -185,21 +203,32 @@ class SimulatedEngine:
                 self._end(query, call)
 
     def _begin_pass(self) -> None:
-        """A pass over the first calls; a long one takes several passes."""
-        speed, room, seconds, number = self._speed, self._speed.pass_tokens, 0.0, 0
-        while self._prefilling and room > 0:
-            call = self._prefilling[0][1]
-            rows = min(room, call.num_left)
-            share = rows / max(call.num_new, 1)
+        """A pass over the first calls; a long one takes several passes, cut where the engine cuts."""
+        speed, taken, number = self._speed, 0, 0
+        seconds, room = speed.jct.pass_s, speed.pass_tokens
+        if self._decoding and not self._prefilling[0][1].num_probe:
+            self._riding, self._decoding = self._decoding, []
+            seconds += speed.rows_s([call.context for _, call in self._riding])
+            room = min(room, max(int(speed.stall_s / self._row_s) // ROW_BLOCK, 1) * ROW_BLOCK)
+        for one in tuple(self._prefilling):
+            call = one[1]
+            rows = _rows_within(call, room)
+            if rows <= 0 or (self._riding and call.num_probe):
+                break
             if call.num_probe and call.num_left == call.num_new:
                 seconds += speed.jct.seconds(call.num_probe, call.num_cached)
-            seconds += share * speed.jct.share(call.num_new, call.num_cached)
-            room, number = room - rows, number + 1
+            seconds += rows / max(call.num_new, 1) * speed.jct.share(call.num_new, call.num_cached)
+            taken, number, room = taken + rows, number + 1, room - rows
             call.num_left -= rows
-            if call.num_left:
-                break
-            self._in_pass.append(self._prefilling.popleft())
-        seconds += speed.jct.pass_s + (number - 1) * speed.jct.prompt_s
+            if not call.num_left:
+                self._prefilling.remove(one)
+                self._in_pass.append(one)
+            if (
+                ROW_BLOCK // 2 <= room < ROW_BLOCK
+            ):  # as in the engine, a block in place of half a one
+                room = min(ROW_BLOCK, speed.pass_tokens - taken)
+        seconds += max(number - 1, 0) * speed.jct.prompt_s
+        self._begun_s, self._num_rows = self.now_s, max(taken + len(self._riding), 1)
         self._layers_left = speed.num_layers
         self._layer_s = seconds / speed.num_layers
 
@@ -207,21 +236,31 @@ class SimulatedEngine:
         """One token for every sequence."""
         if not self._decoding:
             return
-        speed = self._speed
-        columns = sum(call.context for _, call in self._decoding[1:])
-        column_s = speed.jct.column_s if speed.column_s is None else speed.column_s
-        others_s = (len(self._decoding) - 1) * speed.further_s + columns * column_s
-        self.now_s += speed.step_s + others_s
+        others = [call.context for _, call in self._decoding[1:]]
+        self.now_s += self._speed.step_s + self._speed.rows_s(others)
         self._decoded_s = self.now_s
-        for _, call in self._decoding:
+        members, self._decoding = self._decoding, []
+        self._drawn(members)
+
+    def _drawn(self, members: Sequence[tuple[SimulatedQuery, SimulatedCall]]) -> None:
+        """Each has a token more, and goes on or ends."""
+        for query, call in members:
             call.num_left -= 1
-        ended = [one for one in self._decoding if one[1].num_left <= 0]
-        self._decoding = [one for one in self._decoding if one[1].num_left > 0]
-        for query, call in ended:
-            self._end(query, call)
+            if call.num_left > 0:
+                self._decoding.append((query, call))
+            else:
+                self._end(query, call)
 
     def _end(self, query: SimulatedQuery, call: SimulatedCall) -> None:
         self.free_tokens += call.kv_tokens
         query.num_running -= 1
         if not query.num_running:
             self._next_stage(query)
+
+
+def _rows_within(call: SimulatedCall, room: int) -> int:
+    """Rows of the call's next part: all that is left, or up to the end of a block of positions."""
+    if call.num_left <= room or call.num_probe:
+        return min(call.num_left, room)
+    first = call.context - call.num_left
+    return max((first + room) // ROW_BLOCK * ROW_BLOCK - first, 0)
