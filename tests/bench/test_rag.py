@@ -331,5 +331,6 @@ def test_a_disturbed_step_does_not_bend_the_slope() -> None:
     steps = [(columns, 0.01 + 1e-5 * columns) for columns in (100, 200, 800, 900)]
     assert slope(steps) == pytest.approx(1e-5)
     assert slope([*steps, (900, 0.5)]) == pytest.approx(1e-5)
+    assert slope([(100, 0.010), (900, 0.009)]) == 0.0, "it cannot be less"
     assert slope([(100, 0.01), (100, 0.02)]) is None
     assert slope([]) is None

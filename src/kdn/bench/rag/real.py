@@ -101,7 +101,8 @@ class RealRuns:
         self.slowdown = statistics.median(ratios)
         self.jct = _slower(self._jct, self.slowdown)
         self._steps += steps
-        self.column_s = slope(self._steps) or self.jct.column_s
+        column_s = slope(self._steps)
+        self.column_s = self.jct.column_s if column_s is None else column_s
         self.step_s = statistics.median(each_s for _, each_s in steps) if steps else self.step_s
         for number, asked in enumerate(some):
             usages = self._alone(asked, Method.MAP_RERANK, (2, 8, 4)[number % 3])
@@ -215,7 +216,7 @@ def _slower(jct: JctModel, times: float) -> JctModel:
 
 
 def slope(points: Sequence[tuple[int, float]]) -> float | None:
-    """Seconds that each further column adds; None where the points say nothing.
+    """Seconds that each further column adds, 0 where it is too little to be seen; None of too few points.
 
     The median over pairs that lie half of the range apart or more (Theil and Sen): a step that a neighbour
     has disturbed bends a line of least squares, not this.
@@ -228,8 +229,7 @@ def slope(points: Sequence[tuple[int, float]]) -> float | None:
         for before_x, before_y in points[:number]
         if x != before_x and abs(x - before_x) >= least
     ]
-    found = statistics.median(slopes) if slopes else 0.0
-    return found if found > 0 else None
+    return max(statistics.median(slopes), 0.0) if slopes else None
 
 
 def replayed_s(
