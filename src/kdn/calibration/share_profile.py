@@ -64,6 +64,12 @@ class PairSide:
     def fingerprint(self) -> Fingerprint:
         return self.model.decoder.fingerprint_with(self.adapter)
 
+    @property
+    def weights(self) -> str:
+        """Names the weights alone: quality depends on them, not on the kernels that a fingerprint names."""
+        base = self.model.decoder.weights_digest[:12]
+        return base if self.adapter is None else f"{base}+{self.adapter.digest[:12]}"
+
     def run(self, plan: Plan, *, capture: bool = False, spare_columns: int = 0) -> AloneRun:
         """The plan alone, with the side's adapter."""
         return run_alone(

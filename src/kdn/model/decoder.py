@@ -246,6 +246,11 @@ class Decoder:
         parts = x.float().chunk(max(len(x), 1) if x.device.type == "cpu" else 1)
         return torch.cat([functional.linear(part, rows) for part in parts])
 
+    @property
+    def weights_digest(self) -> str:
+        """Of the weights as stored."""
+        return self._identity.weights
+
     def fingerprint_with(
         self, adapter: LoraAdapter | None, invoked_at: int | None = None
     ) -> Fingerprint:

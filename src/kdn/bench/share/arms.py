@@ -13,6 +13,7 @@ from kdn.core import Plan
 from kdn.engine.alone import run_alone
 from kdn.reuse.share import LinearMap, PairRecord, ShareChoice
 from kdn.reuse.share.pairs import SharePoint
+from kdn.reuse.share.plans import MAP_WORK
 
 __all__ = ["HALF", "OWN", "REUSE", "ShareArms", "alora_outcome", "frontier_arm", "layer_arm"]
 
@@ -77,7 +78,7 @@ class ShareArms:
         )
         found = {OWN: _told(self.profiler.own(item))}
         found |= {
-            name: _told(by_choice[choice])
+            name: _told(by_choice[choice], MAP_WORK if choice.mapped else 0.0)
             for name, choice in self.named.items()
             if choice in by_choice
         }
@@ -121,10 +122,10 @@ def alora_outcome(side: PairSide, item: ShareItem) -> Found:
     return {"nll": nll, "right": float((logprobs.argmax(-1) == gold).all())}
 
 
-def _told(outcome: ShareOutcome) -> Found:
+def _told(outcome: ShareOutcome, more_work: float = 0.0) -> Found:
     return {
         "kl": round(outcome.kl, 6),
         "nll": round(outcome.nll, 6),
         "right": float(outcome.is_right),
-        "work": round(outcome.work, 4),
+        "work": round(outcome.work + more_work, 4),
     }

@@ -91,11 +91,11 @@ def task_items(
 
 def fitted_contexts(opened: api.Kdn, data: Path, task: str, most: int) -> list[TokenIds]:
     """Contexts for a map: of the training half, and none that the profile has."""
-    profiled = {one.name for one in _contexts(data, task, "profile", quick=False)}
+    profiled = {one.document for one in _contexts(data, task, "profile", quick=False)}
     others = [
         one
         for one in _contexts(data, task, "train", quick=False)
-        if one.asked and one.name not in profiled
+        if one.asked and one.document not in profiled
     ]
     return [
         item_of(

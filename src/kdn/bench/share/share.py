@@ -41,7 +41,7 @@ _IN_TURN = 5
 """Pairs are judged in turn, so many items each, so that a run that is stopped has fair numbers of all."""
 _SCANNED_EVERY = 5
 """One item in so many is also judged with each layer reused alone."""
-_STORE_BYTES = 1 << 30
+_STORE_BYTES = 2 << 30
 _PARTS = ("quality", "timing", "page")
 
 
@@ -113,17 +113,18 @@ def _arms(
 def _time(
     options: BenchOptions, opened: api.Kdn, pair: SharePair, arms: ShareArms, rows: ShareRows
 ) -> None:
-    """Rounds at every length, the first of each with a round before it that only warms up."""
+    """Rounds at every length; one at the first length, before all others, only warms up."""
     assert options.data is not None, "checked"
     contexts = TASKS[pair.task](options.data, "test")
-    ways = [one for one in arms.frontier() if one.work <= HALF]
+    ways, warm = [one for one in arms.frontier() if one.work <= HALF], False
     for length, usual in (_QUICK_ROUNDS if options.quick else _ROUNDS).items():
         done = sum((one["pair"], one["length"]) == (pair.name, length) for one in rows.rounds)
         for number in range(done, options.pairs or usual):
             options.say(f"share: {pair.name}, {length} tokens, round {number + 1} of timing")
             context = joined(opened, contexts, length, number)
-            if number == done:
+            if not warm:
                 timing_round(options, opened, pair, context, ways, None, ShareRows(None), length)
+                warm = True
             timing_round(options, opened, pair, context, ways, arms.group, rows, length)
 
 
@@ -139,7 +140,7 @@ def _profiled(
     contexts = fitted_contexts(opened, options.data, pair.task, fitted)
     layers = opened.model.decoder.config.num_layers
     sender, receiver = pair.sides(opened)
-    weights = f"{sender.fingerprint[:12]} {receiver.fingerprint[:12]}{' quick' * options.quick}"
+    weights = f"{sender.weights} {receiver.weights}{' quick' * options.quick}"
     rows.refuse_others(pair.name, weights)
     record = profile_pair(
         sender,
