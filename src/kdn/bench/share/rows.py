@@ -51,7 +51,7 @@ class ShareRows:
 
     def _read(self, line: dict[str, Any]) -> None:
         if "round" in line:
-            self.rounds.append(line)
+            self.rounds.append(line | {"length": int(line["length"])})
         elif "profile" in line:
             self.profiles[line["pair"]] = list(line["profile"])
             self._weights[line["pair"]] = str(line["weights"])
