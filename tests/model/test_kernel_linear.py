@@ -93,13 +93,13 @@ def test_rows_may_be_strided(either: Kernels) -> None:
     assert torch.equal(linear(wide[:, 64:]), linear(wide[:, 64:].contiguous()))
 
 
-def test_odd_sizes_are_left_to_torch(either: Kernels) -> None:
-    assert KernelLinear.suits(either, matrix(64, 64), paired=True)
-    assert not KernelLinear.suits(either, matrix(48, 64), paired=False)
-    assert not KernelLinear.suits(either, matrix(96, 64), paired=True), "half a panel of each"
-    assert not KernelLinear.suits(either, matrix(64, 64).float(), paired=False)
-    suits = KernelLinear.suits(either, matrix(64, 64), paired=False, int8=True)
-    assert suits == either.has_amx, "integers are multiplied by tiles alone"
+def test_odd_sizes_are_left_to_torch() -> None:
+    assert KernelLinear.suits(matrix(64, 64), paired=True)
+    assert not KernelLinear.suits(matrix(48, 64), paired=False)
+    assert not KernelLinear.suits(matrix(96, 64), paired=True), "half a panel of each"
+    assert not KernelLinear.suits(matrix(64, 64).float(), paired=False)
+    assert KernelLinear.suits(matrix(64, 64), paired=False, int8=True)
+    assert not KernelLinear.suits(matrix(64, 96), paired=False, int8=True), "half a tile of integers"
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (33, 576), (100, 3, 64)])
@@ -113,15 +113,23 @@ def test_the_compiled_norm_is_the_plain_one(shape: tuple[int, ...], kernels: Ker
     assert torch.equal(KernelNorm(kernels, weight, 1e-5)(wide), compiled), "rows may be strided"
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_of_the_largest_integers_fit(sign: int, either: Kernels) -> None:
+    """1,088 ones times as many ones: 127 and 32,767 times 1,088 would not fit 32 bits."""
+    linear = KernelLinear(either, sign * torch.ones(32, 1088).bfloat16(), int8=True)
+    found = linear.wide(torch.ones(1, 1088).bfloat16())
+    assert (found - sign * 1088).abs().max() < 0.5
+
+
 @pytest.mark.parametrize("count", [1, 16, 33, 600])
 @pytest.mark.parametrize("paired", [False, True])
 def test_eight_bits_are_the_integers_times_their_scale(
-    count: int, paired: bool, amx: Kernels
+    count: int, paired: bool, either: Kernels
 ) -> None:
     weight, x = matrix(192, 128), some_rows(count, 128)
     whole, scale = quantized(weight)
     expected = x.float() @ (whole.float() * scale.float()[:, None]).T
-    linear = KernelLinear(amx, weight, paired=paired, int8=True)
+    linear = KernelLinear(either, weight, paired=paired, int8=True)
     assert (linear.wide(x) - expected).abs().max() < 5e-4, "a row is cut to 16 bits"
     assert torch.equal(linear(x)[:1], linear(x[:1])), "one row among many keeps its bits"
     assert linear.weight_bytes == 192 * 128

@@ -197,7 +197,7 @@ class _Builder:
             if kernel is not None and KernelGroupedLinear.suits(weight, paired=paired):
                 return KernelGroupedLinear(kernel, groups, bias, paired=paired)
             return GroupedLinear(groups, bias)
-        if kernel is not None and KernelLinear.suits(kernel, weight, paired=paired, int8=int8):
+        if kernel is not None and KernelLinear.suits(weight, paired=paired, int8=int8):
             return KernelLinear(kernel, weight, bias, paired=paired, int8=int8)
         return build_linear(weight, bias, int8=int8)
 

@@ -427,9 +427,11 @@ static void run_few(Scratch *s, FewScratch *few, const Task *task, const Call *c
     }
     for (; first <= highest; first += BLOCK) {
         const Columns at = find_columns(s, sequence, call, task->kv_head, first, BLOCK);
+        for (int64_t d = 0; d < dim; d++) ask_for(at.v + d * at.v_stride, BLOCK);
         turn_block(at.k, at.k_stride, dim / 2, few->turned);
         memset(few->scores, 0, sizeof few->scores);
         add_all_products(few->turned, dim / 2, few->q, scores, n);
+        for (int64_t c = BLOCK; c < 2 * BLOCK; c++) ask_for(at.k + c * at.k_stride, dim);
         weigh_few(few, n, first, call);
         for (int64_t d = 0; d < dim; d += BLOCK) {
             turn_block(at.v + d * at.v_stride, at.v_stride, BLOCK / 2, few->turned);

@@ -15,6 +15,7 @@
 
 #define GROUP 32  /* inputs that share a scale */
 #define TOGETHER 8 /* rows that share a nibble's way through the table */
+#define AHEAD 4096 /* bytes that are asked for ahead of their use */
 
 static inline int64_t group_bytes(int64_t nibbles) { return 4 * SIDE + nibbles * SIDE * GROUP / 2; }
 
@@ -59,56 +60,67 @@ static void add_up(const Linear *call, int64_t row) {
         sums[g / GROUP] = _mm512_reduce_add_ps(_mm512_add_ps(widen(x + g), widen(x + g + 16)));
 }
 
-/* One nibble of 32 inputs of 16 outputs, for `rows` rows, onto their sums. */
+/* One nibble of 32 inputs of 16 outputs, or of both halves of a panel, for `rows` rows, onto their sums. */
 static inline __attribute__((always_inline)) void multiply(const bf16 *x, int64_t stride, const uint8_t *vectors,
-                                                           __m512i values, const int rows, __m512 *sums) {
+                                                           int64_t apart, __m512i values, const int rows,
+                                                           const int halves, __m512 sums[2][TOGETHER]) {
 #pragma GCC unroll 4
     for (int four = 0; four < 4; four++) {
-        const __m512i words = _mm512_loadu_si512(vectors + 64 * four);
+        __m512i words[2];
+#pragma GCC unroll 2
+        for (int h = 0; h < halves; h++) words[h] = _mm512_loadu_si512(vectors + h * apart + 64 * four);
 #pragma GCC unroll 4
         for (int pair = 0; pair < 4; pair++) {
-            const __m512i picked = _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4 * pair), values);
+            __m512bh picked[2];
+#pragma GCC unroll 2
+            for (int h = 0; h < halves; h++)
+                picked[h] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(words[h], 4 * pair), values);
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++) {
                 int32_t both;
                 memcpy(&both, x + r * stride + four * 8 + 2 * pair, 4);
-                sums[r] = _mm512_dpbf16_ps(sums[r], (__m512bh)picked, (__m512bh)_mm512_set1_epi32(both));
+                const __m512bh inputs = (__m512bh)_mm512_set1_epi32(both);
+#pragma GCC unroll 2
+                for (int h = 0; h < halves; h++) sums[h][r] = _mm512_dpbf16_ps(sums[h][r], picked[h], inputs);
             }
         }
     }
 }
 
-/* `rows` rows over one half of a panel: sums[rows] of 16 outputs. */
-static inline __attribute__((always_inline)) void half_panel(const Linear *call, int64_t row, const uint8_t *packed,
-                                                             int64_t half, const int rows, const int nibbles,
-                                                             float sums[][16]) {
+/* `rows` rows over `halves` halves of a panel, the first of which is `half`: sums[halves][rows] of 16 outputs each. */
+static inline __attribute__((always_inline)) void walk(const Linear *call, int64_t row, const uint8_t *packed,
+                                                       const int half, const int halves, const int rows,
+                                                       const int nibbles, float sums[][16][16]) {
     const bf16 *x = call->x + row * call->x_stride;
     const float *inputs = call->row_scale + row * (call->in / GROUP);
-    const int64_t in = call->in, stride = call->x_stride;
-    __m512 total[TOGETHER];
+    const int64_t in = call->in, stride = call->x_stride, apart = 256 * nibbles;
+    __m512 total[2][TOGETHER];
     const __m512i tables[2] = {table(nibbles == 1 ? 1 : 16), table(1)};
-    for (int r = 0; r < rows; r++) total[r] = _mm512_setzero_ps();
+    for (int h = 0; h < halves; h++)
+        for (int r = 0; r < rows; r++) total[h][r] = _mm512_setzero_ps();
     for (int64_t g = 0; g < in; g += GROUP, packed += group_bytes(nibbles)) {
-        __m512 part[TOGETHER];
-        for (int r = 0; r < rows; r++) part[r] = _mm512_setzero_ps();
-        const uint8_t *vectors = packed + 4 * SIDE + half * nibbles * 256;
-        multiply(x + g, stride, vectors, tables[0], rows, part);
-        if (nibbles == 2) multiply(x + g, stride, vectors + 256, tables[1], rows, part);
-        const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(packed + 32 * half)));
-        const __m512 low = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(packed + 2 * SIDE + 32 * half)));
-        for (int r = 0; r < rows; r++) {
-            const __m512 input = _mm512_set1_ps(inputs[r * (in / GROUP) + g / GROUP]);
-            total[r] = _mm512_fmadd_ps(part[r], scale, _mm512_fmadd_ps(input, low, total[r]));
+        __m512 part[2][TOGETHER];
+        if (half == 0)
+            for (int64_t i = 0; i < group_bytes(nibbles); i += 64)
+                _mm_prefetch((const char *)packed + AHEAD + i, _MM_HINT_T0);
+        for (int h = 0; h < halves; h++)
+            for (int r = 0; r < rows; r++) part[h][r] = _mm512_setzero_ps();
+        const uint8_t *vectors = packed + 4 * SIDE + half * apart;
+        multiply(x + g, stride, vectors, apart, tables[0], rows, halves, part);
+        if (nibbles == 2) multiply(x + g, stride, vectors + 256, apart, tables[1], rows, halves, part);
+        for (int h = 0; h < halves; h++) {
+            const uint8_t *scales = packed + 32 * (half + h);
+            const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)scales));
+            const __m512 low = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(scales + 2 * SIDE)));
+            for (int r = 0; r < rows; r++) {
+                const __m512 input = _mm512_set1_ps(inputs[r * (in / GROUP) + g / GROUP]);
+                total[h][r] = _mm512_fmadd_ps(part[h][r], scale, _mm512_fmadd_ps(input, low, total[h][r]));
+            }
         }
     }
-    for (int r = 0; r < rows; r++) _mm512_store_ps(sums[r], total[r]);
+    for (int h = 0; h < halves; h++)
+        for (int r = 0; r < rows; r++) _mm512_store_ps(sums[h][r], total[h][r]);
 }
-
-#define WALK(rows, nibbles)                                     \
-    do {                                                        \
-        half_panel(call, r, packed, 0, rows, nibbles, halves[0]); \
-        half_panel(call, r, packed, 1, rows, nibbles, halves[1]); \
-    } while (0)
 
 static inline __attribute__((always_inline)) void block(const Linear *call, int64_t first, int64_t stop, int64_t from,
                                                         int64_t to, const int nibbles) {
@@ -116,10 +128,17 @@ static inline __attribute__((always_inline)) void block(const Linear *call, int6
     for (int64_t p = from; p < to; p++) {
         const uint8_t *packed = (const uint8_t *)call->w8 + p * (call->in / GROUP) * group_bytes(nibbles);
         for (int64_t r = first; r < stop;) {
-            const int64_t left = stop - r, rows = left >= TOGETHER ? TOGETHER : left >= 4 ? 4 : 1;
-            if (rows == TOGETHER) WALK(TOGETHER, nibbles);
-            else if (rows == 4) WALK(4, nibbles);
-            else WALK(1, nibbles);
+            const int64_t left = stop - r, rows = left >= TOGETHER ? TOGETHER : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+            if (rows == TOGETHER) {
+                walk(call, r, packed, 0, 1, TOGETHER, nibbles, halves);
+                walk(call, r, packed, 1, 1, TOGETHER, nibbles, halves + 1);
+            } else if (rows == 4) {
+                walk(call, r, packed, 0, 2, 4, nibbles, halves);
+            } else if (rows == 2) {
+                walk(call, r, packed, 0, 2, 2, nibbles, halves);
+            } else {
+                walk(call, r, packed, 0, 2, 1, nibbles, halves);
+            }
             put(call, r, rows, p, halves[0], halves[1]);
             r += rows;
         }

@@ -1,6 +1,6 @@
 """What is computed of every row by itself, compiled: matrices and norms, on bf16 rows on the CPU.
 
-The twins are `PackedLinear`, `Int8Linear` (with AMX), `GroupedLinear` and `RmsNorm`.
+The twins are `PackedLinear`, `Int8Linear`, `GroupedLinear` and `RmsNorm`.
 """
 
 from __future__ import annotations
@@ -149,12 +149,12 @@ class KernelLinear(CompiledLinear):
         if int8:
             whole, scale = quantized(weight)
             self._scale = scale.float().contiguous()
-            self._packed = self._pack(self._handle.kdn_pack8, whole.contiguous())
+            self._packed = self._pack(self._handle.kdn_pack8, whole.contiguous(), self._use_amx)
         else:
             self._packed = self._pack(self._handle.kdn_pack, weight.contiguous())
         self.weight_bytes = self._packed.numel() * self._packed.element_size()
 
-    def _pack(self, pack: Callable[..., object], weight: Tensor) -> Tensor:
+    def _pack(self, pack: Callable[..., object], weight: Tensor, *more: int) -> Tensor:
         packed = torch.empty_like(weight)
         pack(
             ctypes.c_void_p(weight.data_ptr()),
@@ -162,14 +162,13 @@ class KernelLinear(CompiledLinear):
             ctypes.c_int64(self._in_features),
             ctypes.c_int64(self._kind),
             ctypes.c_void_p(packed.data_ptr()),
+            *map(ctypes.c_int64, more),
         )
         return packed
 
     @staticmethod
-    def suits(library: Kernels, weight: Tensor, *, paired: bool, int8: bool = False) -> bool:
-        """True for what the kernel can run: whole panels of bf16; `int8` only where there is AMX."""
-        if int8 and not library.has_amx:
-            return False
+    def suits(weight: Tensor, *, paired: bool, int8: bool = False) -> bool:
+        """True for what the kernel can run: whole panels of bf16 on the CPU."""
         return _is_whole(weight, 2 * _SIDE if int8 else _SIDE, paired=paired)
 
     @property
@@ -177,13 +176,14 @@ class KernelLinear(CompiledLinear):
         return _WHOLE if self._scale is None else _BYTES
 
     def _add_weights(self, call: LinearCall) -> None:
+        call.use_amx = self._use_amx
         if self._scale is None:
-            call.w, call.use_amx = self._packed.data_ptr(), self._use_amx
+            call.w = self._packed.data_ptr()
         else:
             call.w8, call.scale = self._packed.data_ptr(), self._scale.data_ptr()
 
     def _multiply(self, call: LinearCall, x: Tensor) -> None:
-        if not self._use_amx:
+        if self._scale is None and not self._use_amx:
             self._handle.kdn_linear(ctypes.byref(call))
             return
         tiles = torch.empty(-(-x.shape[0] // _SIDE) * _SIDE * self._in_features, dtype=x.dtype)

@@ -10,9 +10,7 @@ void kdn_norm(const bf16 *x, int64_t x_stride, const float *weight, float eps, i
               int64_t threads);
 void kdn_linear4(const Linear *call, int64_t nibbles);
 void kdn_linear(const Linear *call);
-#ifdef __AMX_INT8__
 void kdn_linear8(const Linear *call);
-#endif
 
 enum { WHOLE = 0, BYTES = 1, GROUPS4 = 2, GROUPS8 = 3 };
 
@@ -66,9 +64,7 @@ static void multiply(const Step *step, const Matrix *matrix, const bf16 *x, int6
     if (matrix->form != WHOLE) call.row_scale = step->sums;
     switch (matrix->form) {
     case WHOLE: kdn_linear(&call); break;
-#ifdef __AMX_INT8__
     case BYTES: kdn_linear8(&call); break;
-#endif
     default: kdn_linear4(&call, matrix->form - 1);
     }
 }
