@@ -137,17 +137,19 @@ def test_the_kernel_gives_the_same_bits_however_prefix_and_rows_are_cut(
     assert torch.equal(part, whole[start:])
 
 
-@pytest.mark.parametrize("window", [None, 1, 77])
+@pytest.mark.parametrize(("rows", "threads"), [(201, 1), (1001, 3)])
+@pytest.mark.parametrize("window", [None, 1, 77, 700])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_last_rows_alone_get_the_bits_they_get_among_all(
-    shape: Shape, window: int | None, kernel: KernelAttention
+    shape: Shape, window: int | None, rows: int, threads: int, kernel: KernelAttention
 ) -> None:
     # One to eight rows: of so few queries the way without AMX computes columns side by side.
-    q, k, v = qkv(201, shape)
+    torch.set_num_threads(threads)
+    q, k, v = qkv(rows, shape)
     whole = attend(kernel, q, k, v, window=window)
     for count in range(1, 9):
         for num_prefix in (0, 64, 130):
-            part = attend(kernel, q, k, v, window=window, num_prefix=num_prefix, start=201 - count)
+            part = attend(kernel, q, k, v, window=window, num_prefix=num_prefix, start=rows - count)
             assert torch.equal(part, whole[-count:]), (count, num_prefix)
 
 

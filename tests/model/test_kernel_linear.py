@@ -99,7 +99,9 @@ def test_odd_sizes_are_left_to_torch() -> None:
     assert not KernelLinear.suits(matrix(96, 64), paired=True), "half a panel of each"
     assert not KernelLinear.suits(matrix(64, 64).float(), paired=False)
     assert KernelLinear.suits(matrix(64, 64), paired=False, int8=True)
-    assert not KernelLinear.suits(matrix(64, 96), paired=False, int8=True), "half a tile of integers"
+    assert not KernelLinear.suits(matrix(64, 96), paired=False, int8=True), (
+        "half a tile of integers"
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (33, 576), (100, 3, 64)])

@@ -36,6 +36,11 @@ static float largest(const bf16 *x, int64_t in) {
     return _mm512_reduce_max_ps(peak);
 }
 
+/* sums += products of pairs. GCC 12 copies the sums of the intrinsic at each step, and spills them. */
+static inline __attribute__((always_inline)) void add_products(__m512i *sums, __m512i a, __m512i b) {
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(*sums) : "v"(a), "v"(b));
+}
+
 /* `rows` rows of integers over one panel, which comes from memory when `cold`. */
 static inline __attribute__((always_inline)) void multiply_vectors(const int16_t *x, int64_t in, const int8_t *w,
                                                                    const int rows, const int cold,
@@ -55,8 +60,9 @@ static inline __attribute__((always_inline)) void multiply_vectors(const int16_t
             for (int r = 0; r < rows; r++) {
                 int32_t pair;
                 memcpy(&pair, x + r * in + i, 4);
-                left[r] = _mm512_dpwssd_epi32(left[r], a, _mm512_set1_epi32(pair));
-                right[r] = _mm512_dpwssd_epi32(right[r], b, _mm512_set1_epi32(pair));
+                const __m512i both = _mm512_set1_epi32(pair);
+                add_products(&left[r], a, both);
+                add_products(&right[r], b, both);
             }
         }
 #pragma GCC unroll 12
