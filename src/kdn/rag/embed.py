@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Embedder", "HashedWords", "Vectors"]
+__all__ = ["Embedder", "HashedWords", "Vectors", "scaled"]
 
 Vectors = NDArray[np.float32]
 """[texts, dimension], each row of length 1 (or 0 for a text without words)."""
@@ -32,6 +32,13 @@ class Embedder(Protocol):
         """A unit vector for each text, in their order; a long text counts by its beginning."""
 
 
+def scaled(vectors: Vectors) -> Vectors:
+    """The same rows, changed to length 1, but for rows of zeros."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors /= np.where(norms > 0, norms, 1)
+    return vectors
+
+
 class HashedWords:
     """Counts of words, each hashed to a place: finds texts that share words, knows no meaning."""
 
@@ -51,6 +58,4 @@ class HashedWords:
         for row, text in zip(vectors, texts, strict=True):
             for word in _WORD.findall(text.lower()):
                 row[zlib.crc32(word.encode()) % self._dimension] += 1.0
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors /= np.where(norms > 0, norms, 1)
-        return vectors
+        return scaled(vectors)

@@ -8,14 +8,13 @@ import numpy as np
 
 from kdn.errors import EndpointFailed
 from kdn.machine.text import counted
-from kdn.rag.embed import Vectors
+from kdn.rag.embed import Vectors, scaled
 from kdn.rag.endpoint import OpenAiEndpoint
 
 __all__ = ["EndpointEmbedder"]
 
 _BATCH = 64
 """Texts of one call."""
-"""What `count` reckons with: the model's tokenizer is not here."""
 
 
 class EndpointEmbedder:
@@ -47,9 +46,7 @@ class EndpointEmbedder:
                 )
             found[at : at + len(batch)] = vectors
             at += len(batch)
-        norms = np.linalg.norm(found, axis=1, keepdims=True)
-        found /= np.where(norms > 0, norms, 1)
-        return found
+        return scaled(found)
 
     def _call(self, texts: list[str]) -> Vectors:
         answer = self._endpoint.call("embeddings", {"input": texts, "encoding_format": "float"})

@@ -24,7 +24,6 @@ __all__ = [
     "Cell",
     "Gains",
     "cell_of",
-    "geometric",
     "mean_latency_figure",
     "shown",
     "simulate_grid",
@@ -102,12 +101,12 @@ class Gains:
             "workload": self.workload,
             "arrivals": self.arrivals,
             "cache, users": self.cache_users,
-            "qps gain": geometric(self.qps),
+            "qps gain": statistics.geometric_mean(self.qps),
             "qps gain, best": max(self.qps),
             "qps gain, worst": min(self.qps),
-            "qps gain, paper's order": geometric(self.paper),
-            "mean gain, spf": geometric(self.mean_rival),
-            "p99 gain": geometric(self.p99),
+            "qps gain, paper's order": statistics.geometric_mean(self.paper),
+            "mean gain, spf": statistics.geometric_mean(self.mean_rival),
+            "p99 gain": statistics.geometric_mean(self.p99),
         }
 
 
@@ -203,10 +202,6 @@ def shown(cell: Cell) -> Row:
         "hit tokens": cell.hit_tokens,
         "longest wait, s": cell.longest_wait_s,
     }
-
-
-def geometric(values: Sequence[float]) -> float:
-    return statistics.geometric_mean(values)
 
 
 def mean_latency_figure(details: Sequence[Row]) -> Figure:

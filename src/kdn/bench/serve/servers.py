@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
@@ -71,6 +72,15 @@ class _Process:
             raise EngineFailed(f"a server ended; its last words: {self.last_line()}")
         return line
 
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Ends the process where what happens inside fails."""
+        try:
+            yield
+        except EngineFailed:
+            self.close()
+            raise
+
     def last_line(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "(none)"
@@ -92,11 +102,25 @@ class _Process:
         self.process.stdout.close()
 
 
-class HttpServer:
+class _Served:
+    """What answers in a process of its own."""
+
+    def __init__(self, process: _Process) -> None:
+        self._process = process
+
+    def cpu_s(self) -> float:
+        return self._process.cpu_s()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+
+class HttpServer(_Served):
     """A server with OpenAI's completions, loaded by a generator in another process."""
 
     def __init__(self, process: _Process, url: str, model: str) -> None:
-        self._process = process
+        super().__init__(process)
         self.url = url
         self._model = model
 
@@ -112,9 +136,6 @@ class HttpServer:
         if done.returncode:
             raise EngineFailed(f"the generator of load failed: {done.stderr.decode()[-300:]}")
         return msgspec.json.decode(done.stdout, type=LoadResult)
-
-    def cpu_s(self) -> float:
-        return self._process.cpu_s()
 
     def metrics(self, name: str) -> dict[str, float]:
         """The values of one metric of ours by its last label."""
@@ -134,16 +155,9 @@ class HttpServer:
         finally:
             connection.close()
 
-    def close(self) -> None:
-        """End the server."""
-        self._process.close()
 
-
-class AloneServer:
+class AloneServer(_Served):
     """The engine in a process, without HTTP."""
-
-    def __init__(self, process: _Process) -> None:
-        self._process = process
 
     def run(self, requests: list[LoadRequest], extra: dict[str, object]) -> LoadResult:
         assert self._process.process.stdin is not None
@@ -153,26 +167,16 @@ class AloneServer:
         self._process.process.stdin.flush()
         return msgspec.json.decode(self._process.read_line(), type=LoadResult)
 
-    def cpu_s(self) -> float:
-        return self._process.cpu_s()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.close()
-
 
 def start_kdn(options: BenchOptions, scratch: Path) -> HttpServer:
     """`kdn serve` with a fresh store in `scratch`, ready."""
     command = [sys.executable, "-m", "kdn", "serve", "--model", options.model]
     command += ["--port", "0", "--json"]
     process = _Process(command, scratch / "kdn.log", server_settings(options, scratch / "served"))
-    try:
+    with process.starting():
         told = msgspec.json.decode(process.read_line())
         server = HttpServer(process, told["url"], told["model"])
         _await(server, process)
-    except EngineFailed:
-        process.close()
-        raise
     return server
 
 
@@ -180,11 +184,8 @@ def start_alone(options: BenchOptions, scratch: Path) -> AloneServer:
     """Our engine without HTTP, ready."""
     command = [sys.executable, "-m", "kdn.bench.serve.alone", options.model]
     process = _Process(command, scratch / "alone.log", server_settings(options, scratch / "alone"))
-    try:
+    with process.starting():
         process.read_line()
-    except EngineFailed:
-        process.close()
-        raise
     return AloneServer(process)
 
 
@@ -215,11 +216,8 @@ def start_vllm(
     }
     process = _Process(command, scratch / "vllm.log", environment)
     server = HttpServer(process, f"http://127.0.0.1:{port}", "bench")
-    try:
+    with process.starting():
         _await(server, process)
-    except EngineFailed:
-        process.close()
-        raise
     return server
 
 

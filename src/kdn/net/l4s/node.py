@@ -7,10 +7,8 @@ reflector run until their standard input ends.
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +17,7 @@ from kdn.clock import SystemClock
 from kdn.net.l4s.choosers import chooser, marking_of
 from kdn.net.l4s.policy import Learner, SwiftQueue
 from kdn.net.l4s.scenarios import WEIGHTS
+from kdn.net.real.place import tell_parent, until_parent_ends
 from kdn.net.real.reflector import Reflector
 from kdn.net.real.router import Router
 from kdn.net.real.sender import Sender
@@ -62,51 +61,30 @@ def real_flows(kind: str, policy: str) -> tuple[Flow, ...]:
     return (own, video, page)
 
 
-def _say(**facts: Any) -> None:
-    sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")
-    sys.stdout.flush()
-
-
-def _until_input_ends() -> threading.Event:
-    over = threading.Event()
-
-    def wait() -> None:
-        sys.stdin.read()
-        over.set()
-
-    threading.Thread(target=wait, daemon=True).start()
-    return over
-
-
 def _run_router(config: NodeConfig) -> None:
     hop = Hop(constant(config.mbps * 1e6), Queue(weights=WEIGHTS["1/16"]), delay_ms=config.delay_ms)
     front, back = open_socket(config.host), open_socket(config.back_host)
     peer = (config.peer_host, config.peer_port)
     router = Router(hop, front, back, peer, SystemClock())
-    over = _until_input_ends()
-    _say(port=front.getsockname()[1])
-    before = time.process_time()
-    while not over.is_set():
-        router.step()
+    tell_parent(port=front.getsockname()[1])
+    cpu_s = until_parent_ends(router.step)
     router.check()
     low, classic = router.marked
-    _say(
+    tell_parent(
         forwarded=router.forwarded,
         dropped=router.dropped,
         marked_l=low,
         marked_c=classic,
-        cpu_s=time.process_time() - before,
+        cpu_s=cpu_s,
     )
 
 
 def _run_reflector(config: NodeConfig) -> None:
     udp = open_socket(config.host)
     reflector = Reflector(udp)
-    over = _until_input_ends()
-    _say(port=udp.getsockname()[1])
-    while not over.is_set():
-        reflector.step()
-    _say(received=reflector.received, bleached=reflector.bleached)
+    tell_parent(port=udp.getsockname()[1])
+    until_parent_ends(reflector.step)
+    tell_parent(received=reflector.received, bleached=reflector.bleached)
 
 
 def _warm(policy: str) -> None:
@@ -139,13 +117,13 @@ def _run_sender(config: NodeConfig) -> None:
     peer = (config.peer_host, config.peer_port)
     choosers = {} if made is None else {0: made}
     sender = Sender(scenario, open_socket(config.host), peer, SystemClock(), choosers)
-    _say(port=0)
+    tell_parent(port=0)
     before = time.process_time()
     sender.run(config.seconds)
     np.save(config.out, sender.log(), allow_pickle=False)
     tuned = _end_tuning(made)
     flow = sender.flows[0]
-    _say(
+    tell_parent(
         decision_us=sender.decision_us,
         decisions=sender.decisions,
         switches=int(flow["switches"]),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ from kdn.errors import KdnError
 from kdn.net.real.namespaces import Namespaces, namespaces_work
 from kdn.net.real.wire import open_socket
 
-__all__ = ["Node", "Place", "open_place"]
+__all__ = ["Node", "Place", "open_place", "tell_parent", "until_parent_ends"]
 
 _LOOPBACK = "127.0.0.1"
 
@@ -59,6 +61,26 @@ def open_place(loopback: bool = False) -> Iterator[Place]:
         return
     with Namespaces() as spaces:
         yield Place("namespaces", spaces)
+
+
+def tell_parent(**facts: Any) -> None:
+    """Say a line of JSON, as a child process of `Node`."""
+    sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")
+    sys.stdout.flush()
+
+
+def until_parent_ends(step: Callable[[], object]) -> float:
+    """Call `step` until standard input ends; the processor seconds of this process meanwhile."""
+    over, before = threading.Event(), time.process_time()
+
+    def wait() -> None:
+        sys.stdin.read()
+        over.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    while not over.is_set():
+        step()
+    return time.process_time() - before
 
 
 class Node:

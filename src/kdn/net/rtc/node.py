@@ -7,15 +7,12 @@ it has seen.  The router plays a link in user space; the viewer answers and deco
 from __future__ import annotations
 
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from kdn.clock import SystemClock
+from kdn.net.real.place import tell_parent, until_parent_ends
 from kdn.net.real.router import Router
 from kdn.net.real.wire import open_socket
 from kdn.net.rtc.call import Link
@@ -44,35 +41,16 @@ class RtcNodeConfig(msgspec.Struct, forbid_unknown_fields=True):
     codec: str = "masked"
 
 
-def _say(**facts: Any) -> None:
-    sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")
-    sys.stdout.flush()
-
-
-def _until_input_ends(step: Callable[[], None]) -> float:
-    """Call `step` until standard input ends; the process's own seconds."""
-    over, before = threading.Event(), time.process_time()
-
-    def wait() -> None:
-        sys.stdin.read()
-        over.set()
-
-    threading.Thread(target=wait, daemon=True).start()
-    while not over.is_set():
-        step()
-    return time.process_time() - before
-
-
 def _route(config: RtcNodeConfig) -> None:
     rate = read_link(Path(config.link)) if config.link else constant(config.mbps * 1e6)
     link = Link("real", rate, config.delay_ms, config.queue_packets, config.loss, aqm="droptail")
     front, back = open_socket(config.host), open_socket(config.back_host)
     peer = (config.peer_host, config.peer_port)
     router = Router(link.hop(), front, back, peer, SystemClock())
-    _say(port=front.getsockname()[1])
-    cpu_s = _until_input_ends(router.step)
+    tell_parent(port=front.getsockname()[1])
+    cpu_s = until_parent_ends(router.step)
     router.check()
-    _say(forwarded=router.forwarded, dropped=router.dropped, lost=router.lost, cpu_s=cpu_s)
+    tell_parent(forwarded=router.forwarded, dropped=router.dropped, lost=router.lost, cpu_s=cpu_s)
 
 
 def _view(config: RtcNodeConfig) -> None:
@@ -83,10 +61,10 @@ def _view(config: RtcNodeConfig) -> None:
             encoder.encode(picture, 1000)
         )  # so that the first real one finds all compiled
     viewer = Viewer(udp, chosen, SystemClock())
-    _say(port=udp.getsockname()[1])
-    cpu_s = _until_input_ends(viewer.step)
+    tell_parent(port=udp.getsockname()[1])
+    cpu_s = until_parent_ends(viewer.step)
     seen = [(one.number, one.at_s, one.checksum) for one in viewer.seen]
-    _say(seen=seen, refused=viewer.refused, cpu_s=cpu_s)
+    tell_parent(seen=seen, refused=viewer.refused, cpu_s=cpu_s)
 
 
 ROLES = {"router": _route, "viewer": _view}
