@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from kdn.api import AskLibrary
 from kdn.core import Constraint, Generator, Prompt, Sampling, TokenIds
 from kdn.engine import EngineStat
 from kdn.errors import BadInput
-from kdn.model import ChatOptions, Document, Message, PlacedText, ToolFormat
+from kdn.model import ChatOptions, Document, LoadedModel, Message, PlacedText, ToolFormat
 from kdn.rag import Vectors
 from kdn.rank import Asking
 from kdn.reuse.steer import SteerRecipe
@@ -155,16 +154,6 @@ def no_recipe(_adapter: str | None, _name: str) -> SteerRecipe:
     raise BadInput("this server keeps no steering recipes")
 
 
-class AdapterLoading(Protocol):
-    """Loads adapters and takes them away while requests run. Safe from several threads."""
-
-    def load_adapter(self, name: str, folder: Path) -> None:
-        """Raises WeightsError, BadInput."""
-
-    def unload_adapter(self, name: str) -> None:
-        """Raises UnknownModel."""
-
-
 def _bind_name(name: str) -> tuple[str, object]:
     return name, None
 
@@ -199,7 +188,7 @@ class ServedModel:
     """None: there are no documents to ask about."""
     bind: Callable[[str], tuple[str, object]] = _bind_name
     """What an adapter's name means now: what requests name in its place, and what is to be held so long."""
-    loading: AdapterLoading | None = None
+    loading: LoadedModel | None = None
     """None: its adapters are those that it began with."""
 
 

@@ -7,12 +7,12 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -34,16 +34,6 @@ __all__ = [
 _SOURCE = Path(__file__).parents[3]
 _START_S = 240.0
 _STORE_BYTES = 4 * 1024**3
-
-
-class LoadedServer(Protocol):
-    """Answers loads, one after another."""
-
-    def run(self, requests: list[LoadRequest], extra: dict[str, object]) -> LoadResult:
-        """What became of the requests; `extra` goes into every body. Raises EngineFailed."""
-
-    def cpu_s(self) -> float:
-        """Processor seconds of the server and its children so far."""
 
 
 class _Process:
@@ -102,13 +92,18 @@ class _Process:
         self.process.stdout.close()
 
 
-class _Served:
-    """What answers in a process of its own."""
+class LoadedServer(ABC):
+    """Answers loads, one after another, in a process of its own."""
 
     def __init__(self, process: _Process) -> None:
         self._process = process
 
+    @abstractmethod
+    def run(self, requests: list[LoadRequest], extra: dict[str, object]) -> LoadResult:
+        """What became of the requests; `extra` goes into every body. Raises EngineFailed."""
+
     def cpu_s(self) -> float:
+        """Processor seconds of the server and its children so far."""
         return self._process.cpu_s()
 
     def close(self) -> None:
@@ -116,7 +111,7 @@ class _Served:
         self._process.close()
 
 
-class HttpServer(_Served):
+class HttpServer(LoadedServer):
     """A server with OpenAI's completions, loaded by a generator in another process."""
 
     def __init__(self, process: _Process, url: str, model: str) -> None:
@@ -156,7 +151,7 @@ class HttpServer(_Served):
             connection.close()
 
 
-class AloneServer(_Served):
+class AloneServer(LoadedServer):
     """The engine in a process, without HTTP."""
 
     def run(self, requests: list[LoadRequest], extra: dict[str, object]) -> LoadResult:

@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kdn.errors import WeightsError
 from kdn.machine.files import expanded
+from kdn.model import LoadedModel
 from kdn.serve.auth import ADAPTER_PATHS, ADMIN, caller_of
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Name, bounded_router
 from kdn.serve.openai.context import RequestContext, refuse_unsupported
-from kdn.serve.service import AdapterLoading, ServedModel
+from kdn.serve.service import ServedModel
 
 __all__ = ["adapter_routes"]
 
@@ -119,7 +120,7 @@ def _base(context: RequestContext, name: str | None) -> ServedModel:
     return found
 
 
-def _loading(model: ServedModel) -> AdapterLoading:
+def _loading(model: ServedModel) -> LoadedModel:
     if model.loading is None:
         raise Refused(f"{model.name} takes no adapters while it runs; start the server with them")
     return model.loading
