@@ -205,7 +205,7 @@ class Writer:
         return False
 
     def _used_durable(self, key: BlockKey) -> bool:
-        """Count a use of the block where the durable tier has it; a damaged one is put out of use."""
+        """Count a use of a block that the durable tier has; False where it has none that is whole."""
         durable = self._tiers.durable
         try:
             handle = durable.open(key)
