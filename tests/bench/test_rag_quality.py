@@ -92,5 +92,11 @@ def test_a_model_answers_and_a_second_run_asks_it_nothing(
     again = run(replace(options, settings=[]))
     assert again.rows == first.rows
     assert (tmp_path / "rows.jsonl").read_text() == lines
+    page = run(replace(options, settings=[], only="page"))
+    assert (page.rows, page.page) == (first.rows, f"rag-{first.model_name}")
+    partial = tmp_path / "partial.jsonl"
+    partial.write_text(lines.splitlines()[0] + "\n")
+    with pytest.raises(BadInput, match="every arm answered"):
+        run(replace(options, settings=[], only="page", rows=partial))
     with pytest.raises(BadInput, match="no part"):
         run(replace(options, only="speed"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,12 @@ class JudgedAnswer:
 
 
 def judge_quality(options: BenchOptions) -> Result:
-    """The page of a model's answers, `rag-MODEL`."""
+    """The page of a model's answers, `rag-MODEL`; of `--only page`, of those that the rows hold whole.
+
+    Raises BadInput where there are none.
+    """
+    if options.only == "page" and options.rows is None:
+        raise BadInput("a page is made of rows: --rows names the file that holds them")
     torch.set_num_threads(options.threads)
     kept = QualityRows(options.rows, options.model)
     sets = load_sets(options.data, 2 if options.quick else _QUESTIONS)
@@ -122,6 +127,10 @@ def judge_quality(options: BenchOptions) -> Result:
             for one in sets
         }
         rows = quality_rows(_judge_all(k, by_set, kept, options))
+    if not rows:
+        raise BadInput(
+            f"{options.rows} holds no question that every arm answered; judge some first"
+        )
     return Result(
         bench="rag",
         model=options.model,
@@ -144,32 +153,46 @@ def _judge_all(
     found, longest = list[JudgedAnswer](), max(map(len, by_set.values()))
     for number in range(longest):
         for name, asked in by_set.items():
-            if number < len(asked):
-                options.say(f"{name}: question {number + 1} of {len(asked)}")
-                found += _judge(k, name, asked[number], kept)
+            if number >= len(asked):
+                continue
+            one, choices = asked[number], _choices(k, asked[number])
+            if name in AT_LENGTH:
+                choices = {
+                    arm: way for arm, way in choices.items() if "static map_reduce" not in arm
+                }
+            question = one.question.text
+            if options.only == "page" and not all(
+                kept.find(name, question, str(way)) for way in choices.values()
+            ):
+                continue
+            options.say(f"{name}: question {number + 1} of {len(asked)}")
+            found += [_judged(k, name, one, arm, way, kept) for arm, way in choices.items()]
     return found
 
 
-def _judge(k: Kdn, name: str, asked: AskedQuestion, kept: QualityRows) -> Iterator[JudgedAnswer]:
-    for arm, chosen in _choices(k, asked).items():
-        if arm.startswith("static map_reduce") and name in AT_LENGTH:
-            continue
-        line = kept.find(name, asked.question.text, str(chosen))
-        if line is None:
-            text = _answer(k, asked, chosen, _LONG_TOKENS if name in AT_LENGTH else _ANSWER_TOKENS)
-            line = {
-                "set": name,
-                "question": asked.question.text,
-                "configuration": str(chosen),
-                "text": text,
-                "score": _score(text, asked.question.answers, name),
-                "held": _is_held(text, asked.question.answers),
-                "recall": recall(asked, chosen),
-            }
-            kept.keep(line)
-        yield JudgedAnswer(
-            name, arm, line["score"], line["held"], line["recall"], chosen.num_chunks
-        )
+def _judged(
+    k: Kdn,
+    name: str,
+    asked: AskedQuestion,
+    arm: str,
+    chosen: RagConfiguration,
+    kept: QualityRows,
+) -> JudgedAnswer:
+    question, gold = asked.question.text, asked.question.answers
+    line = kept.find(name, question, str(chosen))
+    if line is None:
+        text = _answer(k, asked, chosen, _LONG_TOKENS if name in AT_LENGTH else _ANSWER_TOKENS)
+        line = {
+            "set": name,
+            "question": question,
+            "configuration": str(chosen),
+            "text": text,
+            "score": _score(text, gold, name),
+            "held": _is_held(text, gold),
+            "recall": recall(asked, chosen),
+        }
+        kept.keep(line)
+    return JudgedAnswer(name, arm, line["score"], line["held"], line["recall"], chosen.num_chunks)
 
 
 def _choices(k: Kdn, asked: AskedQuestion) -> dict[str, RagConfiguration]:

@@ -87,10 +87,10 @@ _QUICK = _Size(
 
 def run(options: BenchOptions) -> Result:
     """Real runs at one load, the simulator fitted on them, and the sweep; or how good answers are."""
-    if options.only == "quality":
+    if options.only in ("quality", "page"):
         return judge_quality(options)
     if options.only is not None:
-        raise BadInput(f"rag has no part {options.only!r}; there is quality")
+        raise BadInput(f"rag has no part {options.only!r}; there are quality and page")
     torch.set_num_threads(options.threads)
     size = _QUICK if options.quick else _Size()
     sets = load_sets(options.data, size.questions)
