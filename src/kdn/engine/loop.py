@@ -197,9 +197,7 @@ class StepLoop:
             if outcome.decoded:
                 self._decoded(outcome.decoded)
             if outcome.finished:
-                self._waiting.something_changed()
-            for running, logits in outcome.finished:
-                self._first_token(running, logits)
+                self._prefilled(outcome.finished)
 
     def _pass_failed(
         self, members: Sequence[RunningRequest], error: Exception, *, is_alone: bool
@@ -226,6 +224,13 @@ class StepLoop:
         except Exception as failure:  # noqa: BLE001  its own fault, whatever it is
             self.fail(running, failure)
 
+    def _prefilled(self, finished: Sequence[tuple[RunningRequest, Tensor]]) -> None:
+        self._waiting.something_changed()
+        for running, logits in finished:
+            self._first_token(running, logits)
+        for running, _ in finished:
+            running.stream.flush()
+
     def _first_token(self, running: RunningRequest, logits: Tensor) -> None:
         self._decoded_s = self._clock.now()
         try:
@@ -248,6 +253,8 @@ class StepLoop:
                 self.fail(running, outcome)
             elif self._take_tokens(running, outcome):
                 self._decodes.add(running)
+        for running, _ in outcomes:
+            running.stream.flush()
 
     def _take_tokens(self, running: RunningRequest, logits: Tensor) -> bool:
         """Draw one token, and further ones as long as what was guessed is drawn. True if it goes on."""

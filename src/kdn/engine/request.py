@@ -1,12 +1,9 @@
-"""A request inside the engine: how it comes in, the table of its states, and the stream its caller reads."""
+"""A request inside the engine: how it comes in, and the table of its states."""
 
 from __future__ import annotations
 
 import itertools
-import logging
-import queue
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from kdn.clock import Clock
@@ -17,7 +14,6 @@ from kdn.core import (
     Planned,
     Request,
     Sampling,
-    StreamEvent,
     Token,
     TokenProb,
     Usage,
@@ -28,70 +24,15 @@ from kdn.engine.lookup import PromptLookup
 from kdn.engine.prompt_scores import PromptScores
 from kdn.engine.sampling import DrawnToken, Sampler, StopStrings
 from kdn.engine.states import MOVES, RequestState
+from kdn.engine.stream import RunningStream
 from kdn.errors import BadInput, PromptTooLong
 from kdn.machine.text import counted
 from kdn.model import GrammarMatcher, Incremental, LoadedModel, LoraAdapter, Tokenizer
 
-__all__ = ["Intake", "RunningRequest", "RunningStream"]
+__all__ = ["Intake", "RunningRequest"]
 
 _WORTH_TOKENS = 16
 """An answer that can only be shorter does not pay for an index of its prompt."""
-_log = logging.getLogger(__name__)
-
-Item = StreamEvent | Exception | None
-
-
-class RunningStream:
-    """Events come from the engine's thread; the caller iterates, or has them pushed."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self._lock = threading.Lock()
-        self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._listener: Callable[[Item], None] | None = None
-        self._cancelled = threading.Event()
-
-    @property
-    def is_cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-    def cancel(self) -> None:
-        """Stop after the current step. The stream then ends with CANCELLED."""
-        self._cancelled.set()
-        self._wake()
-
-    def push(self, item: Item) -> None:
-        """Deliver an event, an error, or None for the end.
-
-        A listener that raises is a caller that is gone: it is not called again, and the request is cancelled.
-        """
-        with self._lock:
-            if self._listener is None:
-                self._items.put(item)
-                return
-            try:
-                self._listener(item)
-            except Exception:  # noqa: BLE001  callers' code may fail in any way
-                _log.exception("a listener failed; its request is cancelled")
-                self._listener = _ignore
-                self.cancel()
-
-    def on_event(self, listener: Callable[[Item], None]) -> None:
-        """From now on push to `listener`, beginning with what has come already."""
-        with self._lock:
-            while not self._items.empty():
-                listener(self._items.get())
-            self._listener = listener
-
-    def __iter__(self) -> Iterator[StreamEvent]:
-        while (item := self._items.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-
-def _ignore(_item: Item) -> None:
-    return None
 
 
 @dataclass
@@ -167,13 +108,12 @@ class RunningRequest:
         self._state = to
 
     def end(self, state: RequestState, item: Finish | Exception) -> None:
-        """Move to a last state and close the stream with its last event or an error."""
+        """Close the stream with its last event or an error, and move to a last state."""
+        self.stream.push(item, None)
         self.move(state)
-        self.stream.push(item)
-        self.stream.push(None)
 
     def accept(self, drawn: DrawnToken, now_s: float) -> Finish | None:
-        """Take a drawn token, tell the caller, and say whether the request is finished."""
+        """Take a drawn token, and say whether the request is finished. `stream.flush` tells the caller."""
         if self.first_token_s is None:
             self.first_token_s = now_s
         if drawn.token_id in self.stop_ids:
@@ -183,7 +123,7 @@ class RunningRequest:
             self.lookup.append(drawn.token_id)
         shown = self.stops.push(self.detokenizer.push(drawn.token_id))
         ending = shown.stop if shown.stop and self.request.sampling.include_stop else ""
-        self.stream.push(
+        self.stream.hold(
             Token(
                 drawn.token_id,
                 shown.text + ending,

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -20,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from kdn.core import Finish, FinishReason, Prompt, Request, Stream, StreamEvent, Token, Usage
 from kdn.errors import Cancelled
 from kdn.serve.errors import Disconnected, fault_of
+from kdn.serve.handover import Handover
 from kdn.serve.metrics import Metrics
 from kdn.serve.openai.requests import KdnOptions
 from kdn.serve.openai.responses import KdnReport, json_response, kdn_report, usage_report
@@ -57,7 +59,7 @@ class ResponseStreams:
         self._num_waiting = 0
         self._aborted = False
         self._arrived: asyncio.Queue[tuple[int, _Pushed]] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        self._handover = Handover.here()
         self._ended = ended
 
     def attach(self, stream: Stream, tell: Callable[[_Pushed], None]) -> None:
@@ -67,8 +69,7 @@ class ResponseStreams:
 
         def hear(event: _Pushed) -> None:
             tell(event)
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._put, index, event)
+            self._handover.call(partial(self._put, index, event))
 
         stream.on_event(hear)
 
@@ -93,8 +94,9 @@ class ResponseStreams:
         """
         running = self._num_streams
         while running:
-            # A backlog must not keep the loop from other requests, or from a client's leaving.
-            await asyncio.sleep(0)
+            if not self._arrived.empty():
+                # A backlog must not keep the loop from other requests, or from a client's leaving.
+                await asyncio.sleep(0)
             index, event = await self._arrived.get()
             self._num_waiting -= _weight(event)
             if isinstance(event, Exception):
