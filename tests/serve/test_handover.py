@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from kdn.serve.handover import Handover
+from kdn.serve.connections import Handover
 
 
 def test_calls_of_one_step_run_in_one_turn_of_the_loop_and_in_order() -> None:

@@ -14,9 +14,9 @@ from kdn.engine.engine import Engine, EngineStat, all_idle
 from kdn.engine.executor import Pass
 from kdn.engine.kv import Capture, PrefixKV, SequenceKV, SuffixKV, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory, measured_memory
+from kdn.engine.request import RunningStream
 from kdn.engine.sampling import DrawnToken, Sampler
 from kdn.engine.states import MOVES, RequestState
-from kdn.engine.stream import RunningStream
 
 __all__ = [
     "MOVES",

@@ -23,8 +23,7 @@ from kdn.engine.budget import KvBudget, KvPool, ResidentStat
 from kdn.engine.kv import extents
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.loop import StepLoop
-from kdn.engine.request import Intake, RunningRequest
-from kdn.engine.stream import RunningStream
+from kdn.engine.request import Intake, RunningRequest, RunningStream
 from kdn.errors import BadInput, EngineFailed
 from kdn.machine.threads import FreeCores, give_up_workers
 from kdn.model import LoadedModel

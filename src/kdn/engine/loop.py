@@ -197,7 +197,10 @@ class StepLoop:
             if outcome.decoded:
                 self._decoded(outcome.decoded)
             if outcome.finished:
-                self._prefilled(outcome.finished)
+                self._waiting.something_changed()
+            for running, logits in outcome.finished:
+                self._first_token(running, logits)
+            _tell_callers(outcome.finished)
 
     def _pass_failed(
         self, members: Sequence[RunningRequest], error: Exception, *, is_alone: bool
@@ -224,13 +227,6 @@ class StepLoop:
         except Exception as failure:  # noqa: BLE001  its own fault, whatever it is
             self.fail(running, failure)
 
-    def _prefilled(self, finished: Sequence[tuple[RunningRequest, Tensor]]) -> None:
-        self._waiting.something_changed()
-        for running, logits in finished:
-            self._first_token(running, logits)
-        for running, _ in finished:
-            running.stream.flush()
-
     def _first_token(self, running: RunningRequest, logits: Tensor) -> None:
         self._decoded_s = self._clock.now()
         try:
@@ -253,8 +249,7 @@ class StepLoop:
                 self.fail(running, outcome)
             elif self._take_tokens(running, outcome):
                 self._decodes.add(running)
-        for running, _ in outcomes:
-            running.stream.flush()
+        _tell_callers(outcomes)
 
     def _take_tokens(self, running: RunningRequest, logits: Tensor) -> bool:
         """Draw one token, and further ones as long as what was guessed is drawn. True if it goes on."""
@@ -359,3 +354,9 @@ class StepLoop:
             _log.error("request %s failed", running.id, exc_info=error)
         self._end(running, RequestState.FAILED, failure)
         self._trace.event("engine.fail", request=running.id, why=repr(error))
+
+
+def _tell_callers(outcomes: Sequence[tuple[RunningRequest, object]]) -> None:
+    """When all tokens are drawn, and not between two of them."""
+    for running, _ in outcomes:
+        running.stream.flush()

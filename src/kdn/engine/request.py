@@ -1,9 +1,12 @@
-"""A request inside the engine: how it comes in, and the table of its states."""
+"""A request inside the engine: how it comes in, what is known of it, and the stream its caller reads."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from kdn.clock import Clock
@@ -14,6 +17,7 @@ from kdn.core import (
     Planned,
     Request,
     Sampling,
+    StreamEvent,
     Token,
     TokenProb,
     Usage,
@@ -22,17 +26,93 @@ from kdn.engine.kv import Capture, SequenceKV, extents, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory
 from kdn.engine.lookup import PromptLookup
 from kdn.engine.prompt_scores import PromptScores
-from kdn.engine.sampling import DrawnToken, Sampler, StopStrings
+from kdn.engine.sampling import DrawnToken, Sampler, StopStrings, check_tokens
 from kdn.engine.states import MOVES, RequestState
-from kdn.engine.stream import RunningStream
 from kdn.errors import BadInput, PromptTooLong
 from kdn.machine.text import counted
 from kdn.model import GrammarMatcher, Incremental, LoadedModel, LoraAdapter, Tokenizer
 
-__all__ = ["Intake", "RunningRequest"]
+__all__ = ["Intake", "RunningRequest", "RunningStream"]
 
 _WORTH_TOKENS = 16
 """An answer that can only be shorter does not pay for an index of its prompt."""
+
+
+_log = logging.getLogger(__name__)
+
+Item = StreamEvent | Exception | None
+
+
+class RunningStream:
+    """Events come from the engine's thread; the caller iterates, or has them pushed."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._listener: Callable[[Item], None] | None = None
+        self._held: list[Item] = []
+        self._has_ended = False
+        self._cancelled = threading.Event()
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Stop after the current step. The stream then ends with CANCELLED."""
+        self._cancelled.set()
+        self._wake()
+
+    def hold(self, event: StreamEvent) -> None:
+        """Deliver an event with the next `flush` or `push`: callers run when all tokens of a step are drawn,
+        and not between two of them."""
+        self._held.append(event)
+
+    def flush(self) -> None:
+        """Deliver what was held."""
+        if self._held:
+            self.push()
+
+    def push(self, *items: Item) -> None:
+        """Deliver what was held, then events, an error, or None for the end; after the end nothing.
+
+        A listener that raises is a caller that is gone: it is not called again, and the request is cancelled.
+        """
+        held, self._held = [*self._held, *items], []
+        with self._lock:
+            for item in held:
+                if not self._has_ended:
+                    self._has_ended = item is None
+                    self._deliver(item)
+
+    def _deliver(self, item: Item) -> None:
+        if self._listener is None:
+            self._items.put(item)
+            return
+        try:
+            self._listener(item)
+        except Exception:  # noqa: BLE001  callers' code may fail in any way
+            _log.exception("a listener failed; its request is cancelled")
+            self._listener = _ignore
+            self.cancel()
+
+    def on_event(self, listener: Callable[[Item], None]) -> None:
+        """From now on push to `listener`, beginning with what has come already."""
+        with self._lock:
+            while not self._items.empty():
+                listener(self._items.get())
+            self._listener = listener
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        while (item := self._items.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+
+def _ignore(_item: Item) -> None:
+    return None
 
 
 @dataclass
@@ -235,7 +315,7 @@ class Intake:
         """
         sampling = request.sampling
         max_new_tokens = self._check_length(request)
-        _check_tokens(sampling, self._config.vocab_size)
+        check_tokens(sampling, self._config.vocab_size)
         adapter = None
         if request.adapter is not None:
             key, adapter = self._model.adapters.bind(request.adapter)
@@ -307,23 +387,3 @@ class Intake:
                 f"about {total // self._shape.token_bytes} tokens: shorten it, lower max_tokens, "
                 "or raise engine.kv_budget_bytes"
             )
-
-
-def _check_tokens(sampling: Sampling, vocab_size: int) -> None:
-    """Raises BadInput for a token that the vocabulary lacks, and for a restriction that cannot be kept to."""
-    allowed = sampling.allowed
-    biased = [token for token in sampling.logit_bias if not 0 <= token < vocab_size]
-    if biased:
-        raise BadInput(f"logit_bias names token {biased[0]}, which the vocabulary does not have")
-    if allowed and sampling.max_tokens != 1:
-        raise BadInput(
-            f"{counted(len(allowed), 'token')} are allowed in an answer of {sampling.max_tokens}: "
-            "a restriction holds for answers of one token; set max_tokens to 1"
-        )
-    if len(set(allowed)) < len(allowed):
-        raise BadInput("a token is allowed twice; name each once")
-    outside = [t for t in (*allowed, *sampling.ranked) if not 0 <= t < vocab_size]
-    if outside:
-        raise BadInput(f"token {outside[0]} is asked for, which the vocabulary does not have")
-    if allowed and not set(sampling.ranked) <= set(allowed):
-        raise BadInput("a token that is not allowed has no probability to report")

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from kdn.core import Sampling
-from kdn.errors import EngineFailed
+from kdn.errors import BadInput, EngineFailed
+from kdn.machine.text import counted
 from kdn.model import GrammarMatcher
 
-__all__ = ["DrawnToken", "Sampler", "Shown", "StopStrings"]
+__all__ = ["DrawnToken", "Sampler", "Shown", "StopStrings", "check_tokens"]
 
 _GREEDY_BELOW = 1e-5
 """Temperatures below it are greedy: logits divided by them would leave fp32."""
@@ -276,3 +277,23 @@ class StopStrings:
         """What is still held when generation ends without a stop string."""
         held, self._held = self._held, ""
         return held
+
+
+def check_tokens(sampling: Sampling, vocab_size: int) -> None:
+    """Raises BadInput for a token that the vocabulary lacks, and for a restriction that cannot be kept to."""
+    allowed = sampling.allowed
+    biased = [token for token in sampling.logit_bias if not 0 <= token < vocab_size]
+    if biased:
+        raise BadInput(f"logit_bias names token {biased[0]}, which the vocabulary does not have")
+    if allowed and sampling.max_tokens != 1:
+        raise BadInput(
+            f"{counted(len(allowed), 'token')} are allowed in an answer of {sampling.max_tokens}: "
+            "a restriction holds for answers of one token; set max_tokens to 1"
+        )
+    if len(set(allowed)) < len(allowed):
+        raise BadInput("a token is allowed twice; name each once")
+    outside = [t for t in (*allowed, *sampling.ranked) if not 0 <= t < vocab_size]
+    if outside:
+        raise BadInput(f"token {outside[0]} is asked for, which the vocabulary does not have")
+    if allowed and not set(sampling.ranked) <= set(allowed):
+        raise BadInput("a token that is not allowed has no probability to report")

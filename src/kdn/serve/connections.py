@@ -1,4 +1,4 @@
-"""A server: its connections, how long one may take over its request, and how it ends at a signal.
+"""A server: its event loop, its connections, how long one may take over its request, and how it ends.
 
 A client that sends its head a byte at a time holds a connection for nothing.  It gets a bounded time, and
 its place when others want it: connections whose request is not complete go first, the oldest in front.
@@ -12,8 +12,10 @@ import os
 import resource
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary, ref
 
 import h11
 import uvicorn
@@ -23,7 +25,7 @@ from uvicorn.server import ServerState
 
 from kdn.serve.limits import BODY_GAP_S, HEAD_S, Shutdown
 
-__all__ = ["BoundedProtocol", "Server", "fitting_connections"]
+__all__ = ["BoundedProtocol", "Handover", "Server", "fitting_connections"]
 
 _RESERVED_DESCRIPTORS = 128
 """For the store, the model and what the process has open otherwise."""
@@ -51,6 +53,42 @@ def fitting_connections(wanted: int) -> int:
     if soft == resource.RLIM_INFINITY:
         return wanted
     return max(1, min(wanted, soft - _RESERVED_DESCRIPTORS))
+
+
+class Handover:
+    """Runs calls on an event loop, in order. Any thread may hand them over.
+
+    `call_soon_threadsafe` wakes the loop for each call, by a byte through a socket: with 24 answers a step of
+    the engine woke it 24 times, and each time both threads wanted the interpreter.
+    """
+
+    _of: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Handover]] = WeakKeyDictionary()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = ref(loop)
+        self._lock = threading.Lock()
+        self._calls: list[Callable[[], None]] = []
+
+    @staticmethod
+    def here() -> Handover:
+        """The one of the running loop."""
+        loop = asyncio.get_running_loop()
+        return Handover._of.setdefault(loop, Handover(loop))
+
+    def call(self, call: Callable[[], None]) -> None:
+        """Run `call` soon; a loop that is closed runs nothing any more."""
+        with self._lock:
+            self._calls.append(call)
+            is_first = len(self._calls) == 1
+        loop = self._loop()
+        if is_first and loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._run)
+
+    def _run(self) -> None:
+        with self._lock:
+            calls, self._calls = self._calls, []
+        for call in calls:
+            call()
 
 
 class BoundedProtocol(H11Protocol):

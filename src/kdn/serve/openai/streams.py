@@ -20,8 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from kdn.core import Finish, FinishReason, Prompt, Request, Stream, StreamEvent, Token, Usage
 from kdn.errors import Cancelled
+from kdn.serve.connections import Handover
 from kdn.serve.errors import Disconnected, fault_of
-from kdn.serve.handover import Handover
 from kdn.serve.metrics import Metrics
 from kdn.serve.openai.requests import KdnOptions
 from kdn.serve.openai.responses import KdnReport, json_response, kdn_report, usage_report
