@@ -15,6 +15,7 @@ from kdn.bench.rag.arms import ChoiceInput, arms, blended_arms, static_arms
 from kdn.bench.rag.questions import BenchQuestion, load_sets
 from kdn.bench.rag.real import slope, token_f1
 from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
+from kdn.bench.rag.simulated import ArmOutcome, rows_by_set
 from kdn.bench.rag.workload import AskedQuestion, recall
 from kdn.core import JctModel
 from kdn.errors import BadInput
@@ -256,6 +257,18 @@ def test_recall_is_of_the_chunks_that_are_read() -> None:
     """Of gold at places 0 and 3, three in the library, the second is read in place of chunk 1."""
     chosen = RagConfiguration(Method.STUFF, 2, places=(3, 0))
     assert recall(asked(joint=True, gold={0, 3}, num_gold=3), chosen) == pytest.approx(2 / 3)
+
+
+def test_an_arm_is_told_by_set() -> None:
+    outcome = ArmOutcome((1.0, 4.0, 2.0), (1.0, None, 0.5), 0.75, 1.0, 2.0)
+    filings, squad = rows_by_set("ours", 0.25, outcome, ["squad", "sec10q", "squad"])
+    assert (squad["set"], squad["queries"], squad["mean s"], squad["recall"]) == (
+        "squad",
+        2,
+        1.5,
+        0.75,
+    )
+    assert (filings["set"], filings["mean s"], filings["recall"]) == ("sec10q", 4.0, None)
 
 
 def test_a_question_that_is_asked_again_finds_another_copy() -> None:

@@ -27,7 +27,7 @@ from kdn.bench.rag.quality import judge_quality
 from kdn.bench.rag.questions import load_sets
 from kdn.bench.rag.real import RealQuery, RealRuns, replayed_s, token_f1
 from kdn.bench.rag.simulate import EngineSpeed
-from kdn.bench.rag.simulated import ArmOutcome, SimulatedLoad
+from kdn.bench.rag.simulated import ArmOutcome, SimulatedLoad, rows_by_set
 from kdn.bench.rag.workload import CUTTING, AskedQuestion, arrivals, find_all, recall
 from kdn.calibration.times import measure_jct
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
@@ -50,6 +50,7 @@ OURS, BEST, BLIND = "ours, balanced", "ours, most chunks", "ours, balanced, with
 BLENDED, BEST_BLENDED = f"{OURS}, blended", f"{BEST}, blended"
 FRUGAL = "ours, chunks of balanced without the store"
 METIS, ADAPTIVE = "METIS as published", "adaptive by complexity"
+_BY_SET = (OURS, BEST, METIS, ADAPTIVE, "static stuff 2", "static stuff 5", "static stuff 8")
 _EQUAL = 0.01
 """Recalls that differ by less are equal."""
 _STORED = 0.5
@@ -113,7 +114,8 @@ def run(options: BenchOptions) -> Result:
         token_bytes = real.model().token_bytes
         kv_tokens = k.engine.stat().kv_total_bytes // token_bytes
         speed = real.speed(kv_tokens, config.engine.max_stall_ms / 1000)
-        bench = _Bench(options, size, asked, real, speed, NotedProfiles(k.parts, _PROFILE_S))
+        names = {one.text: own.name for own in sets for one in own.questions}
+        bench = _Bench(options, size, asked, names, real, speed, NotedProfiles(k.parts, _PROFILE_S))
         checked, f1_diff, error = bench.check()
         swept, summary, figure = bench.sweep(k.model.decoder.config.max_position)
     gold = [one for one in asked if one.num_gold]
@@ -166,6 +168,8 @@ class _Bench:
     options: BenchOptions
     size: _Size
     asked: Sequence[AskedQuestion]
+    names: Mapping[str, str]
+    """Of each question's set."""
     real: RealRuns
     speed: EngineSpeed
     model: NotedProfiles
@@ -247,6 +251,7 @@ class _Bench:
         every: Arms = {**arms(), **static_arms(), **blended_arms()}
         ratios = dict.fromkeys(blended_arms(), self.real.blend_ratio)
         rows, lines = list[Row](), dict[str, list[tuple[float, float]]]()
+        by_set = list[Row]()
         found: dict[str, ArmOutcome] = {}
         for load in self.size.loads:
             times = arrivals(self.size.simulated, load / alone_s, self.options.seed)
@@ -256,6 +261,9 @@ class _Bench:
                 rows.append(_row(name, load, outcome))
                 if load == 1.0:
                     found[name] = outcome
+                if load == self.size.loads[0] and name in _BY_SET:
+                    sets = [self.names[one.question.text] for one in simulated.asked]
+                    by_set += rows_by_set(name, load, outcome, sets)
                 if not name.startswith("static"):
                     lines.setdefault(name, []).append((load, outcome.mean_s))
         times = arrivals(self.size.simulated, 1 / alone_s, self.options.seed)
@@ -269,7 +277,7 @@ class _Bench:
             "profiler_share_model": model_share,
         }
         figure = Figure("Delay by load", "load (1 is saturation)", "mean delay, s", lines)
-        return [*rows, *profiled, by_model], summary, figure
+        return [*rows, *profiled, by_model, *by_set], summary, figure
 
     def _profilers(self, load: SimulatedLoad) -> tuple[list[Row], float]:
         """Ours by each profiler's profiles, whose measured time passes before each choice."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from kdn.bench.common.result import Row
 from kdn.bench.rag.arms import ChoiceInput, RagArm
 from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
 from kdn.bench.rag.workload import AskedQuestion, is_stored, recall
@@ -14,7 +15,7 @@ from kdn.rag import Part
 from kdn.rag.metis import ChunkState, DemandModel, EngineLoad, QuestionProfile, RagConfiguration
 from kdn.rag.metis.demand import CallSize, stages_of
 
-__all__ = ["ArmOutcome", "SimulatedLoad", "outcome_of"]
+__all__ = ["ArmOutcome", "SimulatedLoad", "outcome_of", "rows_by_set"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class ArmOutcome:
     """How an arm did: delays of all queries, and recall where gold is marked."""
 
     delays_s: tuple[float, ...]
+    recalls: tuple[float | None, ...]
+    """Of each query, None where no gold is marked."""
     recall: float
     per_s: float
     mean_chunks: float
@@ -120,17 +123,34 @@ def outcome_of(
     ended_s: float,
 ) -> ArmOutcome:
     """What an arm's choices and delays come to."""
-    recalls = [
-        found
-        for one, configuration in zip(asked, chosen, strict=True)
-        if (found := recall(one, configuration)) is not None
-    ]
+    recalls = tuple(recall(one, way) for one, way in zip(asked, chosen, strict=True))
+    marked = [one for one in recalls if one is not None]
     return ArmOutcome(
         tuple(delays_s),
-        statistics.fmean(recalls) if recalls else 0.0,
+        recalls,
+        statistics.fmean(marked) if marked else 0.0,
         len(delays_s) / ended_s if ended_s else 0.0,
         statistics.fmean(one.num_chunks for one in chosen),
     )
+
+
+def rows_by_set(name: str, load: float, outcome: ArmOutcome, sets: Sequence[str]) -> list[Row]:
+    """The arm's mean delay and recall over the questions of each set."""
+    rows = list[Row]()
+    for one in dict.fromkeys(sorted(sets)):
+        own = [number for number, of in enumerate(sets) if of == one]
+        recalls = [got for number in own if (got := outcome.recalls[number]) is not None]
+        rows.append(
+            {
+                "part": f"load {load:g} by set",
+                "arm": name,
+                "set": one,
+                "queries": len(own),
+                "mean s": statistics.fmean(outcome.delays_s[number] for number in own),
+                "recall": statistics.fmean(recalls) if recalls else None,
+            }
+        )
+    return rows
 
 
 def _profiling(size: CallSize) -> SimulatedCall:
