@@ -25,7 +25,7 @@ from kdn.bench.share.tasks import TASKS
 from kdn.bench.share.timing import joined, timing_round
 from kdn.calibration.share_profile import PairSide, ShareProfiler, default_choices
 from kdn.calibration.share_run import profile_pair
-from kdn.config import Config, EngineConfig, StoreConfig, home_folder
+from kdn.config import BlendConfig, Config, EngineConfig, StoreConfig, home_folder
 from kdn.core import ShareConfig
 from kdn.errors import BadInput
 from kdn.model import resolve
@@ -87,6 +87,7 @@ def _opened(options: BenchOptions, adapters: dict[str, Path], scratch: Path) -> 
     config = Config(
         home=home / "bench" / "share",
         engine=EngineConfig(threads=options.threads, fit_idle_s=0),
+        blend=BlendConfig(key_bias=0),  # nothing is measured in idle time
         share=ShareConfig(guard_every=0),
         store=StoreConfig(
             folder=scratch / "store", disk_bytes=_STORE_BYTES, memory_bytes=_STORE_BYTES
