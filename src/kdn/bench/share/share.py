@@ -118,15 +118,22 @@ def _time(
     assert options.data is not None, "checked"
     contexts = TASKS[pair.task](options.data, "test")
     ways, warm = [one for one in arms.frontier() if one.work <= HALF], False
+    known, record = opened.calibration.shares.pairs, arms.record
+    for other in set(known) - {(record.sender, record.receiver)}:
+        del known[
+            other
+        ]  # the receiver would store layer inputs for it, and its own prefill take longer
     for length, usual in (_QUICK_ROUNDS if options.quick else _ROUNDS).items():
         done = sum((one["pair"], one["length"]) == (pair.name, length) for one in rows.rounds)
         for number in range(done, options.pairs or usual):
             options.say(f"share: {pair.name}, {length} tokens, round {number + 1} of timing")
             context = joined(opened, contexts, length, number)
             if not warm:
-                timing_round(options, opened, pair, context, ways, None, ShareRows(None), length)
+                nowhere = ShareRows(None)
+                timing_round(options, opened, pair, context, ways, None, nowhere, length, "warm")
                 warm = True
-            timing_round(options, opened, pair, context, ways, arms.group, rows, length)
+            name = str(number)
+            timing_round(options, opened, pair, context, ways, arms.group, rows, length, name)
 
 
 def _profiled(

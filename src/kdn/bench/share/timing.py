@@ -50,16 +50,18 @@ def timing_round(
     group: tuple[int, int] | None,
     rows: ShareRows,
     length: int,
+    name: str,
 ) -> None:
     """One round of everything over one context, kept when it is done.
 
+    Rounds of one `name` find what the others stored.
+
     `ways` are points of the pair's frontier: each is asked for by its own KL.
     """
-    number = len(rows.rounds)
     found: dict[str, float] = {}
     receiver, alora = pair.receiver, f"{pair.task}-alora"
     sender = None if pair.sender == BASE else pair.sender
-    ask = _Asking(opened, context, f"{options.seed}-{number}")
+    ask = _Asking(opened, context, f"{options.seed}-{length}-{name}")
     found["nothing"], _ = ask(receiver, "own", Share("exact"))
     found["own cache"], _ = ask(receiver, "own", Share("exact"))
     for place in ("memory", "disk"):
