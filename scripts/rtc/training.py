@@ -27,11 +27,8 @@ __all__ = ["CodecTraining", "train_codec"]
 _PATCH = 96
 _RUN = 3
 """Pictures of a sample that are learned from."""
-_MOST_BEFORE = 3
-"""Inter pictures of a sample that are coded before those, when a trained network is refined."""
-_LOSSY = 0.25
 _LOSSES = (0.1, 0.6)
-_HIT = 0.75
+_HIT = 0.85
 """The likelihood that a picture of a lossy sample loses anything."""
 _EXACT_FROM = 0.85
 """The share of the time from which products are of 32 bits; before, bfloat16 is a quarter faster."""
@@ -48,6 +45,10 @@ class CodecTraining:
     rate: float = 6e-4
     masked: bool = True
     seed: int = 1
+    lossy: float = 0.25
+    """The share of samples that lose anything, if `masked`."""
+    most_before: int = 3
+    """Inter pictures of a sample that are coded before those that are learned from, when one is refined."""
     begin: Path | None = None
     """A checkpoint whose network is refined: its intra half stays, and runs are longer."""
 
@@ -122,9 +123,9 @@ def _run(
 ) -> tuple[Tensor, float, float]:
     """(loss, squared error, bits per luma sample) of one batch of runs."""
     refined = config.begin is not None
-    before = 1 + int(random.integers(_MOST_BEFORE + 1)) if refined else 0
+    before = 1 + int(random.integers(config.most_before + 1)) if refined else 0
     runs = _patches(clips, config.batch, before + _RUN, random)
-    lossy = random.random(config.batch) < (_LOSSY if network.masked else 0.0)
+    lossy = random.random(config.batch) < (config.lossy if config.masked else 0.0)
     grey = [blank(_PATCH, _PATCH)] * config.batch
     sample = _Sample(
         torch.from_numpy(random.integers(0, LEVELS, config.batch)),

@@ -68,8 +68,8 @@ def test_masking_is_compared_at_equal_rate() -> None:
         lasting("masked", 800, 0.0, 42.0, 42.0),
         lasting("unmasked", 100, 0.0, 37.0, 37.0),
         lasting("unmasked", 400, 0.0, 45.0, 45.0),
-        lasting("masked", 200, 0.3, 32.0, 30.0),
-        lasting("masked", 400, 0.3, 33.0, 31.0),
+        lasting("masked, vectors twice", 200, 0.3, 32.0, 30.0),
+        lasting("masked, vectors twice", 400, 0.3, 33.0, 31.0),
         lasting("unmasked", 200, 0.3, 30.0, 25.0),
         lasting("unmasked", 400, 0.3, 31.0, 26.0),
     ]
@@ -78,6 +78,7 @@ def test_masking_is_compared_at_equal_rate() -> None:
     assert found["codec_gain_30_db"] == pytest.approx(2.0)
     assert found["codec_gain_30_last_db"] == pytest.approx(5.0)
     assert found["codec_gain_50_db"] is None
+    assert found["codec_gain_30_masks_db"] is None
 
 
 def test_rates_that_do_not_overlap_are_not_compared() -> None:

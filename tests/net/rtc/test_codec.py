@@ -100,6 +100,16 @@ def test_after_a_loss_the_encoder_replays_what_the_decoder_did() -> None:
     assert same(shown, encoder.reference)
 
 
+def test_vectors_are_sent_twice_while_losses_are_heard_of() -> None:
+    """One packet of five lost is 20 %, of which a tenth counts: above 4 % after three such pictures."""
+    encoder, copies = NeuralEncoder(codec()), []
+    for number, picture in enumerate((*moving().pictures, *moving().pictures)):
+        packets = encoder.encode_at(picture, at(1))
+        copies.append(read_header(packets[0]).copies)
+        encoder.learn(number, set(range(len(packets) - (1 <= number <= 3))))
+    assert copies == [1, 1, 1, 1, 2, 2, 2, *[1] * 9]
+
+
 def test_the_first_picture_needs_all_its_packets() -> None:
     encoder, decoder = NeuralEncoder(codec()), NeuralDecoder(codec())
     packets = encoder.encode_at(moving().pictures[0], at(3))

@@ -33,14 +33,22 @@ def tables() -> CodecTables:
     return CodecTables(scales, random.dirichlet(np.ones(CLASSES), (2, MIXES)))
 
 
-def coded(seed: int, rows: int, columns: int, loud: float, intra: bool, number: int = 7) -> Coded:
+def coded(
+    seed: int,
+    rows: int,
+    columns: int,
+    loud: float,
+    intra: bool,
+    number: int = 7,
+    copies: int = 1,
+) -> Coded:
     random = np.random.default_rng(seed)
     grid = (GROUPS, rows * PER_BLOCK, columns * PER_BLOCK)
     units = np.rint(random.laplace(0, loud, (int(np.prod(grid)), CHANNELS))).astype(np.int32)
     units = np.clip(units, -32767, 32767)  # what an escape of 16 bits holds
     units[random.random(len(units)) < 0.5] = 0
     vectors = random.integers(-127, 128, (rows, columns, 2)).astype(np.int8)
-    return Coded(number, intra, 3, units, grid, vectors * np.int8(not intra))
+    return Coded(number, intra, 3, units, grid, vectors * np.int8(not intra), copies)
 
 
 pictures = st.builds(
@@ -51,6 +59,7 @@ pictures = st.builds(
     st.sampled_from([0.05, 1.0, 30.0, 5000.0]),
     st.booleans(),
     st.sampled_from([0, 7, (1 << 32) - 1]),
+    st.integers(1, 4),
 )
 
 
@@ -117,3 +126,16 @@ def test_the_class_of_a_unit_is_told_by_its_mean_magnitude() -> None:
     """Mean magnitudes 0, 1/3, 1 and 3: below 1e-9, from 0.3, from 1.0, from 2.0."""
     units = np.array([[0, 0, 0], [0, -1, 0], [1, -1, 1], [-3, 3, 3]], np.int32)
     assert classes_of(units).tolist() == [0, 3, 5, 6]
+
+
+@pytest.mark.parametrize(("copies", "missing"), [(1, 1), (2, 1), (3, 2)])
+def test_a_vector_is_lost_when_all_its_copies_are(copies: int, missing: int) -> None:
+    """Of five packets one more may be lost for each further copy; one copy misses some with the first."""
+    picture = coded(3, 6, 6, 1.0, intra=False, copies=copies)
+    packets = deal(picture, tables())
+    assert len(packets) == LEAST_PACKETS
+    found = gather(packets[missing:], tables(), GROUPS, PER_BLOCK)
+    assert found.vectors_present.all() == (copies > missing)
+    there = found.vectors_present
+    assert np.array_equal(found.vectors[there], picture.vectors[there])
+    assert not found.present.all()

@@ -12,6 +12,7 @@ import numpy as np
 from kdn.bench.common.findings import Findings, Part, go_on
 from kdn.bench.common.result import BenchOptions, Result, Row, Scalar
 from kdn.bench.rtc.codecs import (
+    LASTING,
     codec_lines,
     lasting_lines,
     lasting_rows,
@@ -89,8 +90,9 @@ _NOTES = (
     (
         "Part `lasting`: runs of four whole pictures and ten of which each loses packets, each packet alone, "
         "without feedback. `codec_cost_db` is the twin less the masked codec without loss, `codec_gain_N_db` "
-        "the masked codec less the twin at N % loss (mean PSNR of the ten; `last`: the tenth), at equal "
-        "rate along its logarithm, mean over two held-out clips."
+        "the masked codec, its vectors sent twice, less the twin at N % loss (mean PSNR of the ten; "
+        "`last`: the tenth; `masks`: the twin sends its vectors twice, too), at equal rate along its "
+        "logarithm, mean over two held-out clips."
     ),
     (
         "`table_error` is the mean difference in SSIM dB between a call by table and the same call with "
@@ -111,7 +113,7 @@ def _parts(options: BenchOptions, found: Findings) -> list[Part]:
 
     work: list[tuple[str, Callable[[], Sequence[Row]]]] = [
         ("codec: rates and qualities", table_rows),
-        *((f"codec: lasting loss, {name}", _lasting(name, options.quick)) for name in CODECS),
+        *((f"codec: lasting loss, {name}", _lasting(name, options.quick)) for name in LASTING),
         ("codec: speed", lambda: speed_rows(options.clock, options.quick)),
         *_call_work(options),
         *_learning_work(options.quick),

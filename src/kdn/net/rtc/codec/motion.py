@@ -1,7 +1,8 @@
 """Motion: a vector per block of 16 x 16 luma samples, in half samples, found by search.
 
 The search is hierarchical: candidates from the neighbours and from a spiral of whole samples,
-then the half samples around the best.  Vectors of lost blocks are guessed from their neighbours.
+then the half samples around the best.  A vector that differs from its neighbours' must save its bits.
+Vectors of lost blocks are guessed from their neighbours.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ RANGE = 31
 Vectors = NDArray[np.int8]
 
 _STEPS = np.array([8, 4, 2, 1], np.int64)
-_STAY_BIAS = 1.0
-"""Mean error per sample, in grey levels of 64 samples, that a vector unlike its neighbour must save."""
+_BIT_COST = 3
+"""Absolute error over the 64 samples of a block that is compared, which one bit of a vector must save."""
 
 
 def estimate(current: Picture, reference: Picture) -> Vectors:
@@ -113,12 +114,14 @@ def _search_block(
     """Start at zero, at the left or at the upper neighbour's vector; refine in halving steps."""
     y0, x0 = row * 16, column * 16
     by, bx = 0, 0
-    best = _cost(current, reference, y0, x0, 0, 0, 1 << 30) - int(64 * _STAY_BIAS)
+    near = _near(vectors, row, column)
+    best = _cost(current, reference, y0, x0, 0, 0, 1 << 30) + _bits_cost(0, 0, near)
     for side in range(2):
         r, c = (row, column - 1) if side == 0 else (row - 1, column)
         if r >= 0 and c >= 0:
             dy, dx = int(vectors[r, c, 0]), int(vectors[r, c, 1])
-            cost = _cost(current, reference, y0, x0, dy, dx, best)
+            more = _bits_cost(dy, dx, near)
+            cost = _cost(current, reference, y0, x0, dy, dx, best - more) + more
             if cost < best:
                 best, by, bx = cost, dy, dx
     for step in _STEPS:
@@ -127,10 +130,51 @@ def _search_block(
             for j in range(-1, 2):
                 dy = min(max(cy + i * step, -RANGE), RANGE)
                 dx = min(max(cx + j * step, -RANGE), RANGE)
-                cost = _cost(current, reference, y0, x0, dy, dx, best)
+                more = _bits_cost(dy, dx, near)
+                cost = _cost(current, reference, y0, x0, dy, dx, best - more) + more
                 if cost < best:
                     best, by, bx = cost, dy, dx
     vectors[row, column, 0], vectors[row, column, 1] = by, bx
+
+
+@compiled
+def _near(vectors: NDArray[np.int8], row: int, column: int) -> tuple[int, int]:
+    """The median of the left, upper and upper right vectors; the left or upper one at an edge."""
+    if row == 0:
+        if column == 0:
+            return 0, 0
+        return int(vectors[0, column - 1, 0]), int(vectors[0, column - 1, 1])
+    if column == 0:
+        return int(vectors[row - 1, 0, 0]), int(vectors[row - 1, 0, 1])
+    beside = min(column + 1, vectors.shape[1] - 1)
+    down = _median(
+        int(vectors[row, column - 1, 0]),
+        int(vectors[row - 1, column, 0]),
+        int(vectors[row - 1, beside, 0]),
+    )
+    right = _median(
+        int(vectors[row, column - 1, 1]),
+        int(vectors[row - 1, column, 1]),
+        int(vectors[row - 1, beside, 1]),
+    )
+    return down, right
+
+
+@compiled
+def _median(a: int, b: int, c: int) -> int:
+    return max(min(a, b), min(max(a, b), c))
+
+
+@compiled
+def _bits_cost(down: int, right: int, near: tuple[int, int]) -> int:
+    """What the vector's difference from its neighbours costs, in absolute error: two bits each doubling."""
+    bits = 0
+    for axis in range(2):
+        far = abs((down if axis == 0 else right) - near[axis])
+        while far > 0:
+            bits += 2
+            far >>= 1
+    return _BIT_COST * bits
 
 
 @compiled

@@ -34,6 +34,9 @@ __all__ = ["NeuralCodec", "NeuralDecoder", "NeuralEncoder", "load_codec", "save_
 _PER_GROUP = LATENTS // GROUPS
 _PER_BLOCK = BLOCK // SHRINK
 _PACKAGED = Path(__file__).parent.parent / "weights"
+_TWICE_FROM = 0.04
+_HEARD = 0.1
+"""What one picture's losses count in the running mean of them."""
 _REPLAYED = 32
 """Sent pictures that are kept for a replay."""
 
@@ -132,6 +135,10 @@ class NeuralEncoder:
     _intra_due: bool = True
     newest: tuple[bool, int] = (True, 0)
     """Whether the newest picture is intra, and its level."""
+    lost: float = 0.0
+    """The share of packets that were lost lately, as far as the sender has heard."""
+    copies: int | None = None
+    """How many packets each vector goes into; None: two while over 4 % of packets are lost, else one."""
 
     def encode(self, picture: Picture, budget_bytes: int, key: bool = False) -> list[bytes]:
         """The picture's packets, at the largest level that fits the budget, else at the smallest."""
@@ -154,10 +161,11 @@ class NeuralEncoder:
         predicted = blank(height, width) if intra else moved(reference, vectors)
         latents = self.codec.latents(picture, predicted, intra)
         grid = (GROUPS, *latents.shape[1:])
+        copies = self.copies or (2 if self.lost > _TWICE_FROM else 1)
 
         def coded(level: int) -> Coded:
             units = self.codec.quantised(latents, level, intra)
-            return Coded(self._number, intra, level, units, grid, vectors)
+            return Coded(self._number, intra, level, units, grid, vectors, copies)
 
         level = choose(lambda at: picture_bytes(coded(at), self.codec.tables))
         packets = deal(coded(level), self.codec.tables)
@@ -173,7 +181,11 @@ class NeuralEncoder:
         An empty collection means that it never decoded the picture.
         """
         sent = self._history.get(number)
-        if sent is None or len(arrived) == len(sent.packets):
+        if sent is None:
+            return
+        share = 1.0 - len(arrived) / max(len(sent.packets), 1)
+        self.lost += _HEARD * (share - self.lost)
+        if len(arrived) == len(sent.packets):
             return
         if number == 0 or (not arrived and read_header(sent.packets[0]).intra):
             self._intra_due = True

@@ -1,8 +1,9 @@
 """A coded picture as packets of which any subset decodes.
 
 The latents' units and the motion vectors are dealt out to the packets by a pseudo-random map that both
-ends know.  A packet says all that is needed to read it: its picture's number and size, the level, the
-tables, and the middle of its vectors.  Everything is little-endian; a checksum ends the header.
+ends know; vectors may go into several packets, since a wrong one costs more than its bits.  A packet says
+all that is needed to read it: its picture's number and size, the level, the tables, how often vectors are
+sent, and the middle of its own.  Everything is little-endian; a checksum ends the header.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ _LIMITS = np.array([1e-9, 0.15, 0.3, 0.55, 1.0, 2.0, 4.5])
 _HEADER = struct.Struct("<IBBBBBbbBBBH")
 HEADER_BYTES = _HEADER.size
 _INTRA = 1
+_COPIES = 2
+"""Bits of the flags: intra, and how often vectors are sent beyond the first time."""
+_MOST_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Coded:
     grid: tuple[int, int, int]
     """(groups, height, width) of the units."""
     vectors: NDArray[np.int8]
+    copies: int = 1
+    """Each vector goes into so many packets, 1 to 4."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ class PacketHeader:
     vector_scale: int
     rows: int
     columns: int
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,9 +123,10 @@ def picture_bytes(coded: Coded, tables: CodecTables) -> int:
     scales = _scales(tables, half, coded.grid, np.nonzero(busy)[0], classes)
     bits += cost_bits(coded.units[busy].reshape(-1), scales)
     if not coded.intra:
-        middle, scale = _vector_model(coded.vectors.reshape(-1, 2))
-        numbers = (coded.vectors.reshape(-1, 2) - np.array(middle)).astype(np.int32).reshape(-1)
-        bits += cost_bits(numbers, np.full(len(numbers), scale, np.uint8))
+        flat = coded.vectors.reshape(-1, 2)
+        every = np.arange(0, len(flat), max(LEAST_PACKETS // coded.copies, 1))
+        _, scale, numbers = _vector_model(flat[every], _before(every, coded.vectors.shape[1]))
+        bits += LEAST_PACKETS * cost_bits(numbers, np.full(len(numbers), scale, np.uint8))
     return int(bits / 8) + LEAST_PACKETS * (HEADER_BYTES + 3)
 
 
@@ -145,10 +153,12 @@ def read_header(packet: bytes) -> PacketHeader:
     if check != _check(packet):
         raise BadInput(f"packet {index} of picture {number} is damaged: its checksum is wrong")
     bad = index >= count or mix >= MIXES or scale >= NUM_SCALES or not rows or not columns
-    if bad or flags > _INTRA:
+    if bad or flags >= _COPIES * _MOST_COPIES:
         raise BadInput(f"packet {index} of picture {number} contradicts itself")
+    intra, copies = bool(flags & _INTRA), 1 + flags // _COPIES
+    middle = down, right
     return PacketHeader(
-        number, index, count, flags == _INTRA, level, mix, (down, right), scale, rows, columns
+        number, index, count, intra, level, mix, middle, scale, rows, columns, copies
     )
 
 
@@ -182,12 +192,10 @@ def gather(packets: list[bytes], tables: CodecTables, groups: int, per_block: in
         ).reshape(-1, channels)
         present[own] = True
         if not header.intra:
-            blocks = np.nonzero(_owners(~header.number, num_blocks, header.count) == header.index)[
-                0
-            ]
+            blocks = _blocks(header.number, num_blocks, header.index, header.count, header.copies)
             scales = np.full(2 * len(blocks), header.vector_scale, np.uint8)
-            read = reader.numbers(scales).reshape(-1, 2) + np.array(header.middle)
-            vectors[blocks] = np.clip(read, -127, 127)
+            read = reader.numbers(scales).reshape(-1, 2)
+            vectors[blocks] = _added(read, _before(blocks, header.columns), header.middle)
             there[blocks] = True
     shape = (first.rows, first.columns)
     return Dealt(first, units, present, vectors.reshape(*shape, 2), there.reshape(shape))
@@ -217,13 +225,13 @@ def _pack(coded: Coded, tables: CodecTables, index: int, count: int) -> bytes:
     rows, columns = coded.vectors.shape[:2]
     if not coded.intra:
         flat = coded.vectors.reshape(-1, 2)
-        blocks = np.nonzero(_owners(~coded.number, len(flat), count) == index)[0]
-        middle, vector_scale = _vector_model(flat[blocks])
-        moved = (flat[blocks] - np.array(middle)).astype(np.int32).reshape(-1)
+        blocks = _blocks(coded.number, len(flat), index, count, coded.copies)
+        middle, vector_scale, moved = _vector_model(flat[blocks], _before(blocks, columns))
         numbers = np.concatenate((numbers, moved))
         scales = np.concatenate((scales, np.full(len(moved), vector_scale, np.uint8)))
     body = encode(classes[own], frequencies(tables.mixes[half, mix]), numbers, scales)
-    fields = (coded.number, index, count, half, coded.level, mix, *middle, vector_scale)
+    flags = half * _INTRA + (coded.copies - 1) * _COPIES
+    fields = (coded.number, index, count, flags, coded.level, mix, *middle, vector_scale)
     blank = _HEADER.pack(*fields, rows, columns, 0) + body
     return _HEADER.pack(*fields, rows, columns, _check(blank)) + body
 
@@ -245,19 +253,48 @@ def _scales(
     return np.asarray(tables.scales[half, classes[which], group].reshape(-1))
 
 
+def _blocks(number: int, num: int, index: int, count: int, copies: int) -> NDArray[np.int64]:
+    """The blocks whose vectors go into packet `index`; copies lie as far apart as the packets allow."""
+    behind = (index - _owners(~number, num, count)) % count
+    return np.nonzero(np.isin(behind, np.arange(copies) * max(count // copies, 1)))[0]
+
+
 def _best_mix(classes: NDArray[np.int32], mixes: NDArray[np.float64]) -> int:
     counts = np.bincount(classes, minlength=CLASSES)
     return int(np.argmin(-np.log2(mixes) @ counts))
 
 
-def _vector_model(vectors: NDArray[np.int8]) -> tuple[tuple[int, int], int]:
-    """The middle of the vectors, and the scale whose table takes the fewest bits for the rest."""
+def _vector_model(
+    vectors: NDArray[np.int8], before: NDArray[np.int64]
+) -> tuple[tuple[int, int], int, NDArray[np.int32]]:
+    """The middle of the vectors; the differences, flat; and the scale whose table takes the fewest bits."""
     if not len(vectors):
-        return (0, 0), 0
+        return (0, 0), 0, np.zeros(0, np.int32)
     down, right = (int(v) for v in np.median(vectors, axis=0))
-    rest = (vectors - np.array((down, right))).astype(np.int32).reshape(-1)
+    wide = np.concatenate((vectors.astype(np.int32), np.array([[down, right]], np.int32)))
+    rest = (wide[:-1] - wide[before]).reshape(-1)
     costs = [cost_bits(rest, np.full(len(rest), s, np.uint8)) for s in range(NUM_SCALES)]
-    return (down, right), int(np.argmin(costs))
+    return (down, right), int(np.argmin(costs)), rest
+
+
+def _before(blocks: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
+    """The place in `blocks` of the nearest block earlier in the same packet; -1 for the first."""
+    place = np.stack(np.divmod(blocks, columns), axis=1)
+    far = np.abs(place[:, None] - place[None]).sum(2).astype(np.float64)
+    far[np.triu_indices(len(blocks))] = np.inf
+    nearest = far.argmin(1) if len(blocks) else np.zeros(0, np.int64)
+    nearest[:1] = -1
+    return np.asarray(nearest, np.int64)
+
+
+def _added(
+    differences: NDArray[np.int32], before: NDArray[np.int64], middle: tuple[int, int]
+) -> NDArray[np.int8]:
+    """The vectors again."""
+    wide = np.concatenate((differences, np.array([middle], np.int32)))
+    for index, earlier in enumerate(before):
+        wide[index] += wide[earlier]
+    return np.clip(wide[:-1], -127, 127).astype(np.int8)
 
 
 @lru_cache(maxsize=64)
