@@ -27,6 +27,23 @@ def test_calls_of_one_step_run_in_one_turn_of_the_loop_and_in_order() -> None:
     assert turns[0] == 24, "the first turn ran them all"
 
 
+def test_a_call_that_raises_costs_itself_only() -> None:
+    heard: list[int] = []
+    told: list[str] = []
+
+    async def listen() -> None:
+        handover = Handover.here()
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, what: told.append(str(what["exception"])))
+        for call in (partial(heard.append, 1), partial(heard.remove, 7), partial(heard.append, 2)):
+            handover.call(call)
+        await asyncio.sleep(0)
+
+    asyncio.run(listen())
+    assert heard == [1, 2]
+    assert told == ["list.remove(x): x not in list"]
+
+
 def test_threads_hand_over_all_their_calls() -> None:
     heard: list[tuple[str, int]] = []
 

@@ -14,7 +14,7 @@ import msgspec
 from kdn.calibration.share_profile import ShareItem, ShareProfiler
 from kdn.clock import Clock
 from kdn.reuse.share import LinearMap, PairRecord, ShareChoice
-from kdn.reuse.share.pairs import SharePoint, WayTimes
+from kdn.reuse.share.pairs import WayTimes
 
 __all__ = ["with_times"]
 
@@ -44,7 +44,9 @@ def with_times(
         item = ShareItem(tuple(islice(tokens, length)), items[0].question, items[0].answer)
         for way, seconds in _timed(profiler.readers(item, ways, made), clock).items():
             times[way] += ((length, seconds),)
-    points = [_timed_point(one, times.get(one.choice, ())) for one in record.points]
+    points = [
+        msgspec.structs.replace(one, times=times.get(one.choice, ())) for one in record.points
+    ]
     return msgspec.structs.replace(record, points=tuple(points), prefill_times=times[OWN])
 
 
@@ -59,7 +61,3 @@ def _timed(
             took_s = clock.now() - began_s
             least[way] = min(least.get(way, took_s), took_s)
     return least
-
-
-def _timed_point(point: SharePoint, times: WayTimes) -> SharePoint:
-    return msgspec.structs.replace(point, times=times)

@@ -227,7 +227,7 @@ class Engine:
                 torch.set_num_threads(wanted)  # this thread's own number
             self._wake.clear()
             if not self.step():
-                give_up_workers()  # where they are more than the processors, all of them sleep between parts
+                give_up_workers()  # they slow down those of another engine
                 self._wake.wait()
 
     def _begin_again(self, error: Exception) -> None:

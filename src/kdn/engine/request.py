@@ -37,7 +37,6 @@ __all__ = ["Intake", "RunningRequest", "RunningStream"]
 _WORTH_TOKENS = 16
 """An answer that can only be shorter does not pay for an index of its prompt."""
 
-
 _log = logging.getLogger(__name__)
 
 Item = StreamEvent | Exception | None

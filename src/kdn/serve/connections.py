@@ -88,7 +88,11 @@ class Handover:
         with self._lock:
             calls, self._calls = self._calls, []
         for call in calls:
-            call()
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001  one that raises costs itself only
+                told = {"message": "a call that was handed over failed", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(told)
 
 
 class BoundedProtocol(H11Protocol):
