@@ -99,7 +99,7 @@ def test_a_set_that_is_too_small_is_gone_through_in_another_order(tmp_path: Path
     meeting = {"meeting_transcripts": turns, "specific_query_list": [query]}
     (tmp_path / "public.jsonl").write_text(json.dumps(meeting))
     (asked,) = questions(tmp_path, 0, 1)
-    assert (len(asked.documents), asked.at_length) == (8, True)
+    assert (len(asked.documents), asked.measure) == (8, "summary")
     (tmp_path / "public.jsonl").write_text('{"odd": 1}')
     with pytest.raises(BadInput, match="not known"):
         questions(tmp_path, 0, 1)

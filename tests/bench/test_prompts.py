@@ -29,7 +29,7 @@ def test_musique_keeps_what_answers_and_the_words_around_it(tmp_path: Path) -> N
     kept = asked.documents[-1].split()
     assert (len(kept), kept[0], kept[100], kept[-1]) == (200, "w400", "Bergen", "w599")
     assert asked.answers == ("bergen", "Bryggen")
-    assert (asked.name, asked.at_length) == (f"{tmp_path.name}/0", False)
+    assert (asked.name, asked.measure) == (f"{tmp_path.name}/0", "needles")
 
 
 def test_hotpotqa_has_a_paragraph_under_each_title(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_meeting_begins_where_its_topic_was_discussed(tmp_path: Path) -> None:
     query = {"query": "What of Bo?", "answer": "He spoke.", "relevant_text_span": [["1", "2"]]}
     (asked,) = read(tmp_path, {"meeting_transcripts": turns, "specific_query_list": [query]})
     assert asked.documents == ("Bo: Bo speaks. Cy: Cy speaks.",)
-    assert (asked.answers, asked.at_length) == (("He spoke.",), True)
+    assert (asked.answers, asked.measure) == (("He spoke.",), "summary")
 
 
 def test_a_set_is_gone_through_again_under_other_names(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ _USED_BY = {
     ),
     "ratios": ("blend",),
     "adapters": ("share",),
-    "items": ("share",),
+    "items": ("blend", "share"),
     "rows": ("blend", "l4s", "ndcg", "rag", "ray", "rtc", "share", "steer", "store", "vllm"),
 }
 """Options that only some benchmarks look at."""
@@ -64,7 +64,8 @@ def bench(
         typer.Option(min=0, max=1, help="Of blend: a share of rows to recompute; may be repeated."),
     ] = None,
     items: Annotated[
-        int | None, typer.Option(min=1, help="Of share: at most so many held-out items of a pair.")
+        int | None,
+        typer.Option(min=1, help="Of blend, share: at most so many prompts, or held-out items."),
     ] = None,
     rows: Annotated[
         Path | None,

@@ -17,6 +17,7 @@ from kdn.errors import BadInput
 from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Scaling, TorchAttention
 from kdn.model.rope import rotate
 from kdn.reuse.blend import (
+    AnchoredRows,
     AttendedRows,
     BlendLayout,
     BlendRule,
@@ -46,6 +47,7 @@ __all__ = [
     "arms",
     "chosen_arms",
     "default_way",
+    "true_mass",
 ]
 
 RATIO = 0.15
@@ -56,6 +58,7 @@ WHOLE = "key bias and question's attention"
 HALF = 0.5
 """The share of the key bias that kdn corrects for a model that was never measured."""
 FIRST = "first of each chunk"
+ONE_LAYER, ANCHORS = "question's attention at one layer", "question's attention after anchors"
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,19 @@ class Arm:
 
 LEAN = ("naive", "bias", "random", "hkvd", "attention", "ours")
 """The ways that a claim needs: what is compared with, and what is claimed."""
-_RULES: dict[str, tuple[str, BlendRule]] = {
-    "random": (RANDOM, RandomRows()),
-    "hkvd": (HKVD, Deviation("v")),
-    "first": (FIRST, Leading()),
-    "attention": (ATTENTION, AttendedRows()),
+_RULES: dict[str, tuple[str, BlendRule, float]] = {
+    "random": (RANDOM, RandomRows(), 0.0),
+    "hkvd": (HKVD, Deviation("v"), 0.0),
+    "first": (FIRST, Leading(), 0.0),
+    "attention": (ATTENTION, AttendedRows(), 0.0),
+    "ours": (OURS, AttendedRows(), HALF),
+    "whole": (WHOLE, AttendedRows(), 1.0),
+    "layer": (f"half the key bias and {ONE_LAYER}", AnchoredRows(span=1), HALF),
+    "whole-layer": (f"key bias and {ONE_LAYER}", AnchoredRows(span=1), 1.0),
+    "anchors": (f"half the key bias and {ANCHORS}", AnchoredRows(), HALF),
+    "whole-anchors": (f"key bias and {ANCHORS}", AnchoredRows(), 1.0),
 }
+"""By the name on the command line: the title in tables, the rule, and the share of the key bias."""
 
 NOISE = Arm("all rows again", 1.0, RandomRows())
 """Every row after the first chunk again: what differs is the noise of the arithmetic."""
@@ -105,22 +115,16 @@ def chosen_arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
 
     Raises BadInput, naming those there are, for an unknown name.
     """
-    known = ("naive", "bias", "ours", "whole", *_RULES)
+    known = ("naive", "bias", *_RULES)
     for name in names:
         if name not in known:
             raise BadInput(f"no way of blending {name!r} to compare; there are {', '.join(known)}")
     found = [Arm(NAIVE, 0.0, Naive())] if "naive" in names else []
     found += [Arm(KEY_BIAS, 0.0, Naive(), bias_share=1.0)] if "bias" in names else []
     for ratio in ratios:
-        found += [_ruled(name, ratio) for name in names if name in _RULES]
-        found += [Arm(OURS, ratio, AttendedRows(), bias_share=HALF)] if "ours" in names else []
-        found += [Arm(WHOLE, ratio, AttendedRows(), bias_share=1.0)] if "whole" in names else []
+        for title, rule, share in (_RULES[name] for name in names if name in _RULES):
+            found.append(Arm(title, ratio, rule, bias_share=share))
     return found
-
-
-def _ruled(name: str, ratio: float) -> Arm:
-    title, rule = _RULES[name]
-    return Arm(title, ratio, rule)
 
 
 def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list[Arm]:
@@ -140,7 +144,7 @@ def arms(lab: Lab, case: Case, which: Literal["main", "noise", "every"]) -> list
     if which != "every":
         return [*main, NOISE] if which == "noise" else main
     deviation = true_deviation(case, 1).mean(dim=0)
-    attended = _true_mass(lab, case)
+    attended = true_mass(lab, case)
     curve = [
         Arm(name, ratio, rule, bias_share=HALF * (name == OURS))
         for ratio in (0.05, 0.3, 0.5)
@@ -178,7 +182,7 @@ class Known:
         return recompute_rows(base, layout, layout.reused[best])
 
 
-def _true_mass(lab: Lab, case: Case) -> Tensor:
+def true_mass(lab: Lab, case: Case) -> Tensor:
     """What the question attends to in a full prefill."""
     seen = QuestionAttention(case.layout, first=lab.num_layers // 2, every=2)
     lab.run(case, Plan(case.tokens, observers=(seen,)))

@@ -32,6 +32,7 @@ from kdn.bench.blend.arms import (
     default_way,
 )
 from kdn.bench.blend.lab import Lab
+from kdn.bench.blend.layers import PROFILED, layer_rows, profile
 from kdn.bench.blend.prompts import BlendPrompt, questions
 from kdn.bench.blend.quality import Judged, geometric, interval, judge, judged_before
 from kdn.bench.blend.timing import BLEND, DISK, FULL_TIME, Timed, longer, time_ways
@@ -39,6 +40,7 @@ from kdn.bench.common.lines import Lines
 from kdn.bench.common.measure import median, ratio
 from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.engine.lineup import opened
+from kdn.calibration.key_bias import key_bias_share
 from kdn.errors import BadInput
 from kdn.plot import Figure, Interval
 
@@ -46,7 +48,7 @@ __all__ = ["run"]
 
 _PROMPTS = 100
 _QUICK_PROMPTS = 2
-_PARTS = (None, "all", "quality", "timing")
+_PARTS = (None, "all", "quality", "timing", "layers")
 _HKVD, _RANDOM = f"{HKVD}@{RATIO}", f"{RANDOM}@{RATIO}"
 _ATTENTION = f"{ATTENTION}@{RATIO}"
 _NAIVE, _NOISE, _FULL = f"{NAIVE}@0.0", f"{NOISE.name}@1.0", f"{FULL}@1.0"
@@ -62,10 +64,13 @@ _LEAST_DRAWN = 10
 def run(options: BenchOptions) -> Result:
     """Judge, time, and say both together."""
     if options.only not in _PARTS:
-        raise BadInput(f"blend has the parts quality and timing, not {options.only!r}")
+        raise BadInput(f"blend has the parts quality, timing and layers, not {options.only!r}")
     lean = _lean(options)
     torch.set_num_threads(options.threads)
     asked = questions(options.data, options.seed, _QUICK_PROMPTS if options.quick else _PROMPTS)
+    if options.only == "layers":
+        return _layers(options, asked[len(asked) // 2 :][: options.items or PROFILED])
+    asked = asked[: options.items]
     judged = judged_before(asked, options.rows)
     timed: dict[str, Timed] = {}
     with scratch_folder() as folder, opened(options, folder) as service:
@@ -92,6 +97,26 @@ def run(options: BenchOptions) -> Result:
         notes=_notes(judged, ours),
         figures=_figures(judged),
         page=_page(options),
+    )
+
+
+def _layers(options: BenchOptions, asked: list[BlendPrompt]) -> Result:
+    """The profile of layers and anchors, on prompts that judge nothing else."""
+    with scratch_folder() as folder, opened(options, folder) as service:
+        lab = Lab(service.model, service.parts.attention, service.calibration.learn_key_bias())
+        share = key_bias_share(options.model)
+        found = profile(service, lab, asked, options.rows, options.say, bias_share=share)
+    rows = layer_rows(found)
+    return Result(
+        bench="blend",
+        model=options.model,
+        config=options.describe_kept() | {"prompts": len(found)},
+        rows=rows,
+        summary={},
+        notes=(
+            "`attention caught`: what the full prefill's question pays to the rows, of the most there is.",
+        ),
+        page=_page(options).replace("blend-", "blend-layers-", 1),
     )
 
 

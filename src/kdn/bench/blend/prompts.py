@@ -7,12 +7,14 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kdn.corpus import corpus_files
 from kdn.errors import BadInput
 
-__all__ = ["BlendPrompt", "questions"]
+__all__ = ["BlendPrompt", "Measure", "questions"]
+
+Measure = Literal["words", "summary", "needles"]
 
 _SHORTLY = "Answer the question from the documents, in at most five words."
 _AT_LENGTH = "Answer from the meeting above, in two or three sentences."
@@ -31,8 +33,8 @@ class BlendPrompt:
     question: str
     answers: tuple[str, ...]
     instruction: str = _SHORTLY
-    at_length: bool = False
-    """Is the answer a summary, to be compared by Rouge-L, or a few words, by F1?"""
+    measure: Measure = "words"
+    """How an answer is compared: a few words by F1, a summary by Rouge-L, needles by being there."""
 
 
 def questions(data: Path | None, seed: int, limit: int) -> list[BlendPrompt]:
@@ -112,7 +114,7 @@ def _needles(name: str, record: dict[str, Any], _: random.Random) -> BlendPrompt
     size = -(-len(lines) // _CHUNKS)
     texts = ["\n".join(lines[a : a + size]) for a in range(0, len(lines), size)]
     question = asked.split("?")[0] + "? Answer with it alone."
-    return BlendPrompt(name, tuple(texts), question, tuple(record["outputs"]))
+    return BlendPrompt(name, tuple(texts), question, tuple(record["outputs"]), measure="needles")
 
 
 def _meeting(name: str, record: dict[str, Any], draw: random.Random) -> BlendPrompt:
@@ -124,7 +126,7 @@ def _meeting(name: str, record: dict[str, Any], draw: random.Random) -> BlendPro
     words = words[: _CHUNKS * _WORDS]
     texts = [" ".join(words[a : a + _WORDS]) for a in range(0, len(words), _WORDS)]
     return BlendPrompt(
-        name, tuple(texts), about["query"], (about["answer"],), _AT_LENGTH, at_length=True
+        name, tuple(texts), about["query"], (about["answer"],), _AT_LENGTH, "summary"
     )
 
 

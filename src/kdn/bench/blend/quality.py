@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 
 from kdn import api
-from kdn.bench.blend.arms import FULL, HKVD, NAIVE, OURS, RANDOM, RATIO, WHOLE, Arm, arms
+from kdn.bench.blend.arms import FULL, HKVD, OURS, RANDOM, RATIO, Arm, arms, chosen_arms
 from kdn.bench.blend.lab import Case, Lab, SeenAttention, kl, true_deviation
-from kdn.bench.blend.prompts import BlendPrompt
+from kdn.bench.blend.prompts import BlendPrompt, Measure
 from kdn.bench.common.kept import add_kept, read_kept
 from kdn.model import Document, Message
 
 __all__ = [
     "Judged",
+    "case_of",
     "geometric",
+    "holds_all",
     "interval",
     "judge",
     "judged_before",
@@ -36,8 +38,10 @@ __all__ = [
 
 _EVERY = 10
 """One prompt in so many runs every arm."""
-_ANSWERED = ((NAIVE, 0.0), (OURS, RATIO), (WHOLE, RATIO))
-_ANSWER_TOKENS, _SUMMARY_TOKENS = 12, 64
+_ANSWERED = tuple(
+    (arm.name, arm.ratio)
+    for arm in chosen_arms(("naive", "ours", "whole", "anchors", "whole-anchors"), (RATIO,))
+)
 _JUDGED_BY_GOLD = (*_ANSWERED, (HKVD, RATIO), (RANDOM, RATIO), (OURS, 0.3))
 
 Which = Literal["main", "noise", "every"]
@@ -90,13 +94,18 @@ def _read(rows: Path | None) -> dict[str, Judged]:
     return known
 
 
+def case_of(service: api.Kdn, lab: Lab, question: BlendPrompt) -> Case:
+    """The question's prompt with its stored chunks and its full prefill."""
+    turns = [Message("system", question.instruction), Message("user", question.question)]
+    documents = [Document(None, text) for text in question.documents]
+    return lab.case(service.prompts.segments(turns, documents))
+
+
 def _judge(
     service: api.Kdn, lab: Lab, question: BlendPrompt, which: Which | Sequence[Arm]
 ) -> Judged:
     """One full prefill and one set of stored chunks; every arm is a pass over them."""
-    turns = [Message("system", question.instruction), Message("user", question.question)]
-    prompt = service.prompts.segments(turns, [Document(None, text) for text in question.documents])
-    case = lab.case(prompt)
+    case = case_of(service, lab, question)
     compared = arms(lab, case, which) if isinstance(which, str) else which
     found = {arm.key: _score(lab, case, arm, question) for arm in compared}
     full: dict[str, float] = {"nll": lab.gold_nll(case, case.full.kv, _gold(question))}
@@ -136,10 +145,9 @@ def _gold(question: BlendPrompt) -> str:
 
 
 def _worth(lab: Lab, case: Case, seen: SeenAttention, question: BlendPrompt) -> float:
-    """F1 of a short answer's words, Rouge-L of a summary."""
-    most = _SUMMARY_TOKENS if question.at_length else _ANSWER_TOKENS
-    answer = lab.answer(case, seen, most)
-    return (rouge_l if question.at_length else word_f1)(answer, question.answers)
+    """By the question's own measure; `f1` is its name among judged rows, whichever it is."""
+    measure, num_tokens = _MEASURES[question.measure]
+    return measure(lab.answer(case, seen, num_tokens), question.answers)
 
 
 def _ranks(deviation: Tensor) -> dict[str, list[float]]:
@@ -184,6 +192,20 @@ def _words(text: str) -> list[str]:
 def _f1(said: list[str], right: list[str]) -> float:
     shared = sum((Counter(said) & Counter(right)).values())
     return 2 * shared / (len(said) + len(right)) if shared else float(said == right)
+
+
+def holds_all(answer: str, gold: Sequence[str]) -> float:
+    """The share of the right answers that stand in what was said (RULER, 2404.06654, section 3)."""
+    said = answer.lower()
+    return sum(one.lower() in said for one in gold) / len(gold)
+
+
+_MEASURES: dict[Measure, tuple[Callable[[str, Sequence[str]], float], int]] = {
+    "words": (word_f1, 12),
+    "summary": (rouge_l, 64),
+    "needles": (holds_all, 48),
+}
+"""By measure: the score, and the tokens that an answer has. A needle of 36 hexadecimal digits is some 30."""
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:

@@ -5,6 +5,7 @@ Trades in plans over stored chunks.  `calibration`, `api` and `bench` import it.
 
 from __future__ import annotations
 
+from kdn.reuse.blend.anchors import AnchoredRows
 from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.guard import QualityGuard, divergence
 from kdn.reuse.blend.key_bias import KeyBias
@@ -14,6 +15,7 @@ from kdn.reuse.blend.question_attention import AttendedRows, QuestionAttention
 from kdn.reuse.blend.recomputed_rows import BlendRule, Deviation, Leading, Naive, RandomRows
 
 __all__ = [
+    "AnchoredRows",
     "AttendedRows",
     "BlendLayout",
     "BlendReuse",

@@ -9,14 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from kdn.core import Choose, ColumnScale, GivenRows, LayerView, Plan, RowRule
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.recomputed_rows import recompute_rows
 
-__all__ = ["AttendedRows", "QuestionAttention"]
+__all__ = ["NOTHING", "AttendedRows", "QuestionAttention", "asking_only"]
 
-_NOTHING = 1e-30
+NOTHING = 1e-30
+"""The factor of columns that are not to be seen."""
 _MOST_ROWS = 32
 """Only the question's last rows are observed: they have seen all of it."""
 
@@ -27,14 +29,21 @@ class QuestionAttention:
     def __init__(self, layout: BlendLayout, first: int, every: int) -> None:
         self._layout = layout
         self._first, self._every = first, every
-        self.total = torch.zeros(layout.num_tokens)
+        self.by_layer: dict[int, Tensor] = {}
+        """[columns] fp32 of each observed layer."""
+
+    @property
+    def total(self) -> Tensor:
+        """[columns] fp32, summed over the observed layers."""
+        return sum(self.by_layer.values(), torch.zeros(self._layout.num_tokens))
 
     def __call__(self, view: LayerView) -> None:
         if view.layer < self._first or (view.layer - self._first) % self._every:
             return
         start = max(self._layout.asking, self._layout.num_tokens - _MOST_ROWS)
         rows = torch.nonzero(view.rows >= start).flatten()
-        self.total += view.attend(rows, torch.arange(self._layout.num_tokens)).cpu()
+        columns = torch.arange(self._layout.num_tokens)
+        self.by_layer[view.layer] = view.attend(rows, columns).cpu()
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class AttendedRows:
             best = torch.topk(seen.total[layout.reused], count).indices
             return recompute_rows(replace(base, stored=()), layout, layout.reused[best])
 
-        asking = _asking_only(base, layout)
+        asking = asking_only(base, layout)
         rows = _up_to(last, asking.rows)
         return replace(asking, rows=rows, observers=(seen,), logits=(), then=then)
 
@@ -72,15 +81,15 @@ def _up_to(last: int, rows: tuple[RowRule, ...]) -> tuple[RowRule, ...]:
     return (*rows[:last], Choose(_leading, 0), *rows[last + 1 :])
 
 
-def _leading(view: LayerView, count: int) -> torch.Tensor:
+def _leading(view: LayerView, count: int) -> Tensor:
     return torch.arange(view.rows.numel())[:count]
 
 
-def _asking_only(base: Plan, layout: BlendLayout) -> Plan:
+def asking_only(base: Plan, layout: BlendLayout) -> Plan:
     """Computes the instruction and question alone; columns that have no KV yet are masked."""
     unknown = tuple(layout.forced[layout.forced < layout.asking].tolist())
     if not unknown:
         return base
     asking = GivenRows(tuple(range(layout.asking, layout.num_tokens)))
-    scale = tuple(ColumnScale(layer, unknown, _NOTHING) for layer in range(len(base.rows)))
+    scale = tuple(ColumnScale(layer, unknown, NOTHING) for layer in range(len(base.rows)))
     return replace(base, rows=(asking, *base.rows[1:]), scale=scale, scale_from=0)
