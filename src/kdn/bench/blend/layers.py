@@ -46,7 +46,7 @@ class Way:
 def _ways(num_layers: int) -> list[Way]:
     """The present look, and every kind of anchor at every layer tried; span 1 shows all tokens."""
     layers = range(int(_FIRST * num_layers), num_layers - 1, _STEP)
-    kinds = (("low norm", 1), ("low norm", 32), ("high norm", 32), ("spread", 32), ("leading", 32))
+    kinds = (("low norm", 1), ("low norm", 32), ("spread", 32), ("leading", 32))
     found = [Way(_LOOK, AttendedRows())]
     for layer in layers:
         for kind, span in kinds:

@@ -20,7 +20,7 @@ from kdn.reuse.blend.question_attention import NOTHING, AttendedRows
 
 __all__ = ["AnchorKind", "AnchoredRows", "anchor_positions", "unseen_scales"]
 
-AnchorKind = Literal["low norm", "high norm", "spread", "leading"]
+AnchorKind = Literal["low norm", "spread", "leading"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def anchor_positions(
     Norms are those of the chunk's stored keys at `layer`: position does not change them, so a stored
     chunk has the same anchors in every prompt.  Waits for that layer of every chunk.
     """
-    norms = _norms(base, layer) if "norm" in kind else {}
+    norms = _norms(base, layer) if kind == "low norm" else {}
     found = []
     for start, stop in layout.chunks:
         size = stop - start
@@ -83,7 +83,7 @@ def anchor_positions(
         elif kind == "leading":
             chosen = torch.arange(count)
         else:
-            chosen = torch.topk(norms[start], count, largest=kind == "high norm").indices
+            chosen = torch.topk(norms[start], count, largest=False).indices
         found.append(start + chosen)
     return torch.cat(found)
 
