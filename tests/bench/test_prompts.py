@@ -29,7 +29,7 @@ def test_musique_keeps_what_answers_and_the_words_around_it(tmp_path: Path) -> N
     kept = asked.documents[-1].split()
     assert (len(kept), kept[0], kept[100], kept[-1]) == (200, "w400", "Bergen", "w599")
     assert asked.answers == ("bergen", "Bryggen")
-    assert (asked.name, asked.measure) == (f"{tmp_path.name}/0", "needles")
+    assert (asked.name, asked.measure) == (f"{tmp_path.name}/0", "words")
 
 
 def test_hotpotqa_has_a_paragraph_under_each_title(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from kdn.core import ALL_ROWS, LayerView, Plan, StoredRun, TokenIds
 from kdn.model import LoadedModel
 from kdn.reuse.blend import (
+    AnchoredRows,
     AttendedRows,
     BlendLayout,
     BlendRule,
@@ -26,6 +27,7 @@ from tests.engine.runs import HeldSource, Ran, load_tiny, run, some_tokens
 
 RULES: dict[str, BlendRule] = {
     "asked": AttendedRows(),
+    "anchors": AnchoredRows(span=8),
     "v": Deviation("v"),
     "k": Deviation("k"),
     "kv gradual": Deviation("kv", gradual=True),
@@ -159,7 +161,7 @@ def test_a_full_prefill_at_home_does_not_deviate_at_all(tiny: LoadedModel) -> No
         assert (logits - case.full.logits).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["asked", "drawn", "leading"])
+@pytest.mark.parametrize("name", ["asked", "anchors", "drawn", "leading"])
 def test_a_rule_computes_as_many_rows_as_it_was_paid_for(name: str, tiny: LoadedModel) -> None:
     case = three_chunks(tiny)
     plan = case.plan(RULES[name], 0.25)
