@@ -7,19 +7,22 @@ import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from kdn.bench import BenchOptions, load_bench
 from kdn.bench.blend.arms import HALF, LEAN, OURS, WHOLE, BottomRight, chosen_arms, default_way
+from kdn.bench.blend.layers import layer_rows
 from kdn.bench.blend.load import Point, rate_at, zipf_order
 from kdn.bench.blend.prompts import questions
-from kdn.bench.blend.quality import geometric, interval, rouge_l, word_f1
+from kdn.bench.blend.quality import geometric, holds_all, interval, rouge_l, word_f1
 from kdn.calibration.key_bias import key_bias_share
 from kdn.config import BlendConfig
 from kdn.errors import BadInput
 from kdn.model.attention import AttentionSlice, TorchAttention
+from kdn.reuse.blend import AnchoredRows
 
 EVERY_KEY = {
     "ttft_speedup",
@@ -55,6 +58,46 @@ def test_ways_are_chosen_by_name_and_ratio_and_naive_reuse_comes_once() -> None:
     assert len({arm.key for arm in chosen_arms(LEAN, (0.15,))}) == len(LEAN)
     with pytest.raises(BadInput, match="no way of blending 'best'"):
         chosen_arms(("best",), (0.15,))
+
+
+def test_anchors_are_compared_beside_the_look_that_they_replace() -> None:
+    found = chosen_arms(("ours", "layer", "anchors", "whole-anchors"), (0.15,))
+    assert [arm.bias_share for arm in found] == [HALF, HALF, HALF, 1.0]
+    rules = [arm.rule for arm in found[1:]]
+    assert all(isinstance(rule, AnchoredRows) for rule in rules)
+    assert [rule.span == 1 for rule in rules if isinstance(rule, AnchoredRows)] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_needle_is_found_where_it_stands_in_the_answer() -> None:
+    assert holds_all("It is 62D60E93-6198.", ["62d60e93-6198"]) == 1.0
+    assert holds_all("It is 62d60e93.", ["62d60e93-6198"]) == 0.0
+    assert holds_all("one and two", ["one", "three"]) == 0.5
+
+
+def profiled(name: str, **ways: tuple[float, float]) -> dict[str, Any]:
+    """A prompt of a profile, by way KL and the attention caught."""
+    return {
+        "name": name,
+        "ways": {
+            way.replace("_at_", "@"): {"kl": kl, "kl32": kl, "mass": mass}
+            for way, (kl, mass) in ways.items()
+        },
+    }
+
+
+def test_layers_are_compared_with_the_look_prompt_by_prompt() -> None:
+    """Twice as close on one prompt and half as close on the other is as close."""
+    found = [profiled("a", look=(0.4, 0.8), all_at_3=(0.2, 0.7))]
+    found.append(profiled("b", look=(0.1, 0.9), all_at_3=(0.2, 0.5)))
+    look, other = layer_rows(found, "look")
+    assert (look["layer"], look["closer than the look"]) == (None, 1.0)
+    assert (other["way"], other["layer"], other["prompts"]) == ("all", 3, 2)
+    assert other["attention caught"] == pytest.approx(0.6)
+    assert other["closer than the look"] == pytest.approx(1.0)
 
 
 def test_the_default_way_is_judged_as_the_settings_have_it() -> None:

@@ -54,7 +54,8 @@ def test_a_prefix_and_stored_runs_cover_as_many_columns_as_their_sources_hold() 
 def test_a_plan_is_steady_while_no_layer_changes_or_observes_its_rows() -> None:
     assert PLAN.is_steady
     assert replace(PLAN, prefix=KV, scale=(ColumnScale(0, (1,), 2.0),)).is_steady
-    assert not replace(PLAN, rows=(GivenRows((4,)), ALL_ROWS)).is_steady
+    assert replace(PLAN, rows=(GivenRows((4,)), ALL_ROWS)).is_steady
+    assert not replace(PLAN, rows=(ALL_ROWS, GivenRows((4,)))).is_steady
     assert not replace(PLAN, rows=(Choose(leading, 2),)).is_steady
     assert not replace(PLAN, observers=(lambda _: None,)).is_steady
     assert not replace(PLAN, enter=(Enter(1, (0,), torch.zeros(1, 8)),)).is_steady

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from kdn.core import Plan
+from kdn.core import ALL_ROWS, GivenRows, Plan
 from kdn.engine import Capture, Pass, PrefixKV, SequenceKV, SequenceSlice, SuffixKV
 from kdn.model import LoadedModel, load_model
 from kdn.model.attention import BoundAttention
@@ -85,6 +85,15 @@ class Runner:
         prompt = SequenceSlice.prefill(plan, kv, 64, 330, capture=noted)
         return [(prompt, noted), self._behind(70, [7], notes=True)]
 
+    def recomputing(self) -> list[tuple[SequenceSlice, Capture | None]]:
+        """Six rows of a prompt, far apart, over the KV of another one."""
+        shape, dtype = shape_of(self.model), self.model.decoder.dtype
+        kv = SequenceKV(SuffixKV(shape, dtype, "cpu", 340))
+        self.run([SequenceSlice.prefill(Plan(some_tokens(330, 200, seed=4)), kv, 0, 330)])
+        rows = (GivenRows((3, 64, 65, 200, 300, 329)), *(ALL_ROWS,) * (shape.num_layers - 1))
+        plan = Plan(some_tokens(330, 200, seed=3), rows=rows)
+        return [(SequenceSlice.prefill(plan, kv, 0, 330), None)]
+
     def _behind(
         self, size: int, ids: list[int], *, notes: bool, num_prefix: int = 0
     ) -> tuple[SequenceSlice, Capture | None]:
@@ -146,7 +155,7 @@ def test_one_call_gives_the_bits_of_many(
     assert isinstance(model.decoder.fused, KernelLayers)
     counted = Counted(model.decoder.fused)
     together, apart = Runner(model, kernels, 3), Runner(model, kernels, 3)
-    for make in (Runner.decoding, Runner.beside_a_prompt):
+    for make in (Runner.decoding, Runner.beside_a_prompt, Runner.recomputing):
         model.decoder.fused = None
         many = outcome(apart, make(apart))
         model.decoder.fused = counted
@@ -156,6 +165,28 @@ def test_one_call_gives_the_bits_of_many(
         wants_all = make is Runner.decoding
         rest = [(3, 4)] if wants_all else []  # of a prompt the last layer computes one row
         assert counted.calls == [(0, 3), *rest]
+
+
+def test_rows_with_gaps_go_through_one_call_only_where_nothing_is_noted(
+    kernels: Kernels, tiny_model: Callable[..., Path], model_cache: Path
+) -> None:
+    """The kernel notes neighbouring rows."""
+    model = load_model(
+        tiny_model("llama", **SHAPE, **FAMILIES["llama"]),
+        cache_dir=model_cache,
+        dtype="bfloat16",
+        device="cpu",
+        find_kernels=lambda: kernels,
+    )
+    assert model.decoder.fused is not None
+    model.decoder.fused = counted = Counted(model.decoder.fused)
+    runner = Runner(model, kernels, 3)
+    ((plain, _),) = runner.recomputing()
+    noted = Capture(shape_of(model), model.decoder.dtype, 0, 340)
+    for one, calls in ((plain, [(0, 3)]), (replace(plain, capture=noted), [])):
+        counted.calls.clear()
+        runner.run([one])
+        assert counted.calls == calls
 
 
 def assert_same(one: Sequence[Tensor], many: Sequence[Tensor]) -> None:

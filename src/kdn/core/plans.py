@@ -287,7 +287,9 @@ class Plan:
     @property
     def is_steady(self) -> bool:
         """True when the rows of layer 0 are the rows of every layer, and nothing observes them."""
-        return not (self.enter or self.observers) and all(rule is ALL_ROWS for rule in self.rows)
+        first, *others = self.rows
+        named = not isinstance(first, Choose) and all(rule is ALL_ROWS for rule in others)
+        return named and not (self.enter or self.observers)
 
     def rule(self, layer: int) -> RowRule:
         return self.rows[layer] if len(self.rows) > 1 else self.rows[0]

@@ -57,6 +57,7 @@ class Pass:
             or self._batch.adapters
             or self._batch.biases
             or any(one.plan.stored or not len(one.rows) for one in self.slices)
+            or any(one.capture is not None and one.has_gaps for one in self.slices)
         )
         self._stored.start(0)
 

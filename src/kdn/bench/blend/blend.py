@@ -128,6 +128,9 @@ def _lean(options: BenchOptions) -> list[Arm] | None:
 
 
 def _page(options: BenchOptions) -> str:
+    """As the file of kept rows, so that each set of rows has its page."""
+    if options.rows is not None:
+        return options.rows.stem
     data = options.data.stem if options.data is not None else "shipped"
     return f"blend-{Path(options.model).stem}-{data}"
 

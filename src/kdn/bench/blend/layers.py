@@ -110,17 +110,17 @@ def _score(lab: Lab, case: Case, way: Way, truth: Tensor, bias_share: float) -> 
     }
 
 
-def layer_rows(found: Sequence[Profiled]) -> list[Row]:
+def layer_rows(found: Sequence[Profiled], look: str = _LOOK) -> list[Row]:
     """A line for each way: how many times closer than the present look, and the attention caught."""
     rows: list[Row] = []
     for way in found[0]["ways"] if found else ():
         name, _, layer = way.partition("@")
         own = [one["ways"][way] for one in found]
-        looks = [one["ways"][_LOOK] for one in found]
+        looks = [one["ways"][look] for one in found]
         row: Row = {"way": name, "layer": int(layer) if layer else None, "prompts": len(own)}
         row["attention caught"] = sum(one["mass"] for one in own) / len(own)
         for key, title in (("kl", "closer than the look"), ("kl32", "closer, 32")):
-            pairs = [(look[key], one[key]) for look, one in zip(looks, own, strict=True)]
+            pairs = [(a[key], b[key]) for a, b in zip(looks, own, strict=True)]
             mean, low, high = geometric(pairs)
             row[title] = mean
             row[f"{title}, interval"] = f"{low:.2f}-{high:.2f}"
