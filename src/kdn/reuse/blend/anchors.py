@@ -31,8 +31,8 @@ class AnchoredRows:
     layer alone.  Raises BadInput for a depth outside 0 to 1 and for a span below 1.
     """
 
-    depth: float = 0.5
-    """The observed layer, as a share of the layers."""
+    depth: float = 0.85
+    """The observed layer, as a share of the layers: layer 20 of 24 was best for Qwen2.5-Coder-0.5B."""
     span: int = 32
     """One anchor in so many tokens of a chunk, rounded up."""
     kind: AnchorKind = "low norm"
