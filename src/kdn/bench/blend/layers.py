@@ -20,8 +20,9 @@ from kdn.bench.blend.prompts import BlendPrompt
 from kdn.bench.blend.quality import case_of, geometric
 from kdn.bench.common.kept import add_kept, read_kept
 from kdn.bench.common.result import Row
-from kdn.core import Plan
+from kdn.core import GivenRows, Plan
 from kdn.reuse.blend import AnchoredRows, AttendedRows, BlendRule
+from kdn.reuse.blend.anchors import AnchorKind
 
 __all__ = ["PROFILED", "layer_rows", "profile"]
 
@@ -46,7 +47,12 @@ class Way:
 def _ways(num_layers: int) -> list[Way]:
     """The present look, and every kind of anchor at every layer tried; span 1 shows all tokens."""
     layers = range(int(_FIRST * num_layers), num_layers - 1, _STEP)
-    kinds = (("low norm", 1), ("low norm", 32), ("spread", 32), ("leading", 32))
+    kinds: tuple[tuple[AnchorKind, int], ...] = (
+        ("low norm", 1),
+        ("low norm", 32),
+        ("spread", 32),
+        ("leading", 32),
+    )
     found = [Way(_LOOK, AttendedRows())]
     for layer in layers:
         for kind, span in kinds:
@@ -93,8 +99,9 @@ def _score(lab: Lab, case: Case, way: Way, truth: Tensor, bias_share: float) -> 
 
         def follow() -> Plan:
             after = then()
-            taken = torch.isin(case.layout.reused, torch.tensor(after.rows[0].positions))
-            chosen.append(taken)
+            first = after.rows[0]
+            assert isinstance(first, GivenRows), "the rows are known after the probe pass"
+            chosen.append(torch.isin(case.layout.reused, torch.tensor(first.positions)))
             return after
 
         return replace(plan, then=follow)
