@@ -102,11 +102,6 @@ class SequenceSlice:
         return max([self.stop, *stored]) - self.kv.num_prefix
 
     @property
-    def has_gaps(self) -> bool:
-        """Are some positions of its part not computed?"""
-        return len(self.rows) < self.stop - self.first
-
-    @property
     def most_rows(self) -> int:
         """The rows of the layer that has most of them. To be asked before the pass."""
         return most_rows(self.plan, self.first, self.stop) if self.plan.enter else len(self.rows)

@@ -57,7 +57,7 @@ class Pass:
             or self._batch.adapters
             or self._batch.biases
             or any(one.plan.stored or not len(one.rows) for one in self.slices)
-            or any(one.capture is not None and one.has_gaps for one in self.slices)
+            or any(one.capture is not None and _has_gaps(one) for one in self.slices)
         )
         self._stored.start(0)
 
@@ -226,6 +226,11 @@ class Pass:
         for a, b in chunks:
             runs = cut_runs(batch.adapters, a, b)
             batch.hidden[a:b] = finish(batch.hidden[a:b], attended[a:b], runs)
+
+
+def _has_gaps(one: SequenceSlice) -> bool:
+    """Are some positions of its part not computed? Compiled layers note neighbouring rows only."""
+    return len(one.rows) < one.stop - one.first
 
 
 def cut_runs(runs: Sequence[AdapterRun], start: int, stop: int) -> list[AdapterRun]:
