@@ -116,7 +116,7 @@ def _layers(options: BenchOptions, asked: list[BlendPrompt]) -> Result:
         notes=(
             "`attention caught`: what the full prefill's question pays to the rows, of the most there is.",
         ),
-        page=_page(options).replace("blend-", "blend-layers-", 1),
+        page=_page(options, "blend-layers"),
     )
 
 
@@ -127,12 +127,12 @@ def _lean(options: BenchOptions) -> list[Arm] | None:
     return chosen_arms(options.arms or LEAN, options.ratios or (RATIO, 0.3))
 
 
-def _page(options: BenchOptions) -> str:
+def _page(options: BenchOptions, kind: str = "blend") -> str:
     """As the file of kept rows, so that each set of rows has its page."""
     if options.rows is not None:
         return options.rows.stem
     data = options.data.stem if options.data is not None else "shipped"
-    return f"blend-{Path(options.model).stem}-{data}"
+    return f"{kind}-{Path(options.model).stem}-{data}"
 
 
 def _timed(
