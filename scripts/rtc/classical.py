@@ -6,9 +6,11 @@ is repaired (as by an ideal code), any beyond it loses the picture and all that 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scripts.rtc.measure import WARM
 
 from kdn.errors import MissingExtra
 from kdn.net.rtc.clips import Clip, as_frame, from_frame
@@ -26,13 +28,15 @@ assert len(QUALITIES) == LEVELS
 
 def h264_table(clip: Clip, spare: float = 0.3, codec: str = "libx264") -> RateTable:
     """The clip at every level, each coded as one unbroken stream. Raises MissingExtra without PyAV."""
-    runs = [_coded(clip, quality, codec) for quality in QUALITIES]
+    before = clip.pictures[WARM:0:-1]  # as a call plays them before it comes back to the first
+    played = replace(clip, pictures=(*before, *clip.pictures))
+    runs = [_coded(played, quality, codec) for quality in QUALITIES]
     num, levels = len(clip.pictures), len(runs)
-    sizes = np.array([run[0] for run in runs]).T
-    intra = np.repeat(sizes[:1], num, axis=0)  # the first picture's cost stands for every intra one
-    sizes[0] = sizes[1]
-    quality = np.array([run[1] for run in runs]).T[:, :, None]
-    decibels = np.array([run[2] for run in runs]).T[:, :, None]
+    every = np.array([run[0] for run in runs]).T
+    intra = np.repeat(every[:1], num, axis=0)  # the first picture's cost stands for every intra one
+    sizes = every[len(before) :]
+    quality = np.array([run[1] for run in runs]).T[len(before) :, :, None]
+    decibels = np.array([run[2] for run in runs]).T[len(before) :, :, None]
     shape = (num, levels, len(LOSSES))
     return RateTable(
         clip.name,

@@ -1,7 +1,8 @@
 """Weights and tables of the package from training checkpoints.
 
 `python -m scripts.rtc.make_tables MASKED.pt TWIN.pt [--pictures N]` writes codec.npz, twin.npz and tables.npz
-into src/kdn/net/rtc/weights.  Tables of `bikes` and `generated-91` are for tests, the others for training.
+into src/kdn/net/rtc/weights; without checkpoints, tables.npz of the weights that are there.  Tables of
+`bikes` and `generated-91` are for tests, the others for training.
 """
 
 from __future__ import annotations
@@ -56,13 +57,14 @@ def measured(work: tuple[str, int, int]) -> RateTable:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("masked", type=Path)
-    parser.add_argument("twin", type=Path)
+    parser.add_argument("checkpoints", type=Path, nargs="*", metavar="MASKED.pt TWIN.pt")
     parser.add_argument("--pictures", type=int, default=24)
     given = parser.parse_args()
     WEIGHTS.mkdir(exist_ok=True)
-    save_codec(trained(given.masked, masked=True), WEIGHTS / "codec.npz")
-    save_codec(trained(given.twin, masked=False), WEIGHTS / "twin.npz")
+    if given.checkpoints:
+        masked, twin = given.checkpoints
+        save_codec(trained(masked, masked=True), WEIGHTS / "codec.npz")
+        save_codec(trained(twin, masked=False), WEIGHTS / "twin.npz")
     work = [
         (name, index, given.pictures)
         for index in range(4)

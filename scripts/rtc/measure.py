@@ -16,12 +16,14 @@ from kdn.net.rtc.codec.packets import Coded, Dealt, PacketHeader, deal
 from kdn.net.rtc.codec.picture import BLOCK, Picture, blank, padded, psnr_db, ssim
 from kdn.net.rtc.tables import LOSSES, RateTable
 
-__all__ = ["measure_codec"]
+__all__ = ["WARM", "measure_codec"]
 
 _MEASURED = (0, 3, 6, 9)
 """Tenths of loss that are decoded; the table's others lie on lines between them."""
 _CARRY_LOSS = 0.3
 _CARRY_EVERY = 5
+WARM = 6
+"""Pictures that are coded before the first one of a table."""
 
 
 def measure_codec(
@@ -33,6 +35,8 @@ def measure_codec(
 ) -> RateTable:
     """The clip at every level, each coded from its own decoded pictures, under random losses of units.
 
+    Some pictures are played backwards first, as a call does between two passes: the first row of a table is
+    no intra picture, since one that loses units looks far worse and a call sends what it loses again.
     Every loss hits one picture whose predecessor was whole; what later pictures inherit is `carry`.
     """
     random = np.random.default_rng(seed)
@@ -41,7 +45,7 @@ def measure_codec(
     quality, decibels = np.zeros((num, LEVELS, len(LOSSES))), np.zeros((num, LEVELS, len(LOSSES)))
     inherited: list[tuple[float, float]] = []
     for level in range(LEVELS):
-        shown: Picture | None = None
+        shown = _warmed(codec, clip, level)
         harmed: Picture | None = None
         damage = 0.0
         for i, original in enumerate(clip.pictures):
@@ -64,14 +68,13 @@ def measure_codec(
             if harmed is not None:
                 again = codec.decoded(dealt, harmed)
                 inherited.append((damage, found[0][0] - ssim(again, original)))
-            harmed = hit if i % _CARRY_EVERY == 0 and i else None
+            harmed = hit if i % _CARRY_EVERY == 0 else None
             damage = found[0][0] - found[_MEASURED.index(int(10 * _CARRY_LOSS))][0]
             shown = clean
             tenths = np.arange(len(LOSSES))
             quality[i, level] = np.interp(tenths, _MEASURED, [f[0] for f in found])
             decibels[i, level] = np.interp(tenths, _MEASURED, [f[1] for f in found])
             tick()
-    sizes[0] = sizes[1]
     return RateTable(
         clip.name,
         name,
@@ -83,6 +86,15 @@ def measure_codec(
         survives=True,
         carry=_ratio(inherited),
     )
+
+
+def _warmed(codec: NeuralCodec, clip: Clip, level: int) -> Picture | None:
+    """What is shown when a call comes back to the first picture; None for a clip of one picture."""
+    shown: Picture | None = None
+    for original in clip.pictures[WARM:0:-1]:
+        coded, reference = _code(codec, padded(original), shown, level)
+        shown = codec.decoded(_whole(coded), reference)
+    return shown
 
 
 def _ratio(pairs: list[tuple[float, float]]) -> float:

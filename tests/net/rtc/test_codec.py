@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,23 @@ def test_damaged_packets_are_refused_and_counted() -> None:
         read_header(bytes(harmed))
     assert decoder.decode([bytes(harmed), *packets[1:], b"short"]) is not None
     assert decoder.damaged == 2
+
+
+def test_a_decoder_of_other_weights_refuses_every_packet() -> None:
+    """The twin shows nothing of what the masked codec coded, nor do weights with one number changed."""
+    packets = NeuralEncoder(codec()).encode_at(moving().pictures[0], at(3))
+    changed = replace(codec(), tables=replace(codec().tables, mixes=codec().tables.mixes * 0.99))
+    assert len({one.weights for one in (codec(), codec(masked=False), changed)}) == 3
+    for other in (codec(masked=False), changed):
+        decoder = NeuralDecoder(other)
+        with pytest.raises(
+            BadInput, match="give both ends the same codec and the same file of weights"
+        ):
+            decoder.decode(packets)
+        assert decoder.shown is None
+        with pytest.raises(BadInput, match="give both ends"):
+            other.place(packets[0])
+    assert codec().place(packets[0]).number == 0
 
 
 def test_weights_are_kept_and_read_again(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from kdn.bench.rtc.codecs import (
     table_rows,
 )
 from kdn.errors import BadInput
-from kdn.net.rtc.call import Call, CallOutcome, Link, run_call
+from kdn.net.rtc.call import Call, Link, run_call
 from kdn.net.rtc.choose import CODECS, CONTROLLERS, codec, controller
-from kdn.net.rtc.clips import packaged
+from kdn.net.rtc.clips import generated, packaged
 from kdn.net.rtc.inside import windows
 from kdn.net.rtc.judge import held_out_tables, judged, training_tables
 from kdn.net.rtc.learn import Learning, learn_online, steps_to_plateau
@@ -35,8 +35,8 @@ from kdn.plot import Figure
 
 __all__ = ["PARTS", "run"]
 
-PARTS = ("codec", "calls", "learning", "inside", "real")
-"""What `only` may name."""
+PARTS = ("codec", "lasting", "speed", "calls", "learning", "inside", "real", "page")
+"""What `only` may name; `page` measures nothing."""
 _LEARNERS = {
     "codec-aware": Learning("codec-aware"),
     "codec-aware, safeguarded": Learning("codec-aware", safeguard=True),
@@ -44,6 +44,10 @@ _LEARNERS = {
 }
 _SEEDS, _STEPS = 5, 24_576
 _CALL_S, _REAL_S = 30.0, 6.0
+_TABLED = 24
+"""Pictures of a clip that its tables are of."""
+_ROWS_OF = {"curve": "learning"}
+"""The part that measures rows of another name."""
 _REAL = ("ours", "gcc")
 _REAL_CODECS = ("masked", "h264+fec30")
 _INSIDE = ("learns", "learns-safe", "ours", "gcc")
@@ -53,10 +57,16 @@ _INSIDE_S, _INSIDE_SEEDS, _WINDOW_S = 900.0, 3, 60.0
 def run(options: BenchOptions) -> Result:
     """Every part; `options.data` is a folder whose `net` has recorded links, or None.
 
-    Raises BadInput when `options.only` names no part.
+    With `options.rows` what that file lacks is measured, and a part that `options.only` names is measured
+    again when the file has all of it.  `only` = "page": the page of the file, and nothing is measured.
+    Raises BadInput when `options.only` names no part, or the page has no file.
     """
     if options.only is not None and options.only not in PARTS:
         raise BadInput(f"rtc has no part {options.only!r}; there are {', '.join(PARTS)}")
+    if options.only == "page" and (options.rows is None or not options.rows.exists()):
+        raise BadInput(
+            f"the page is made of kept rows, and there are none at {options.rows}: name them by --rows"
+        )
     config = options.describe() | {"seeds": _SEEDS, "steps": _STEPS, "call_s": _CALL_S}
     found = Findings.open(options.rows, config, {})
     go_on(found, _parts(options, found), options.rows)
@@ -113,15 +123,20 @@ def _parts(options: BenchOptions, found: Findings) -> list[Part]:
 
     work: list[tuple[str, Callable[[], Sequence[Row]]]] = [
         ("codec: rates and qualities", table_rows),
-        *((f"codec: lasting loss, {name}", _lasting(name, options.quick)) for name in LASTING),
-        ("codec: speed", lambda: speed_rows(options.clock, options.quick)),
+        *((f"lasting: {name}", _lasting(name, options.quick)) for name in LASTING),
+        ("speed: pictures and steps", lambda: speed_rows(options.clock, options.quick)),
         *_call_work(options),
         *_learning_work(options.quick),
         *_inside_work(options.quick),
         ("real: pictures", lambda: _real_rows(options.quick)),
     ]
-    only = options.only or ""
-    return [measured(name, rows) for name, rows in work if name.startswith(only)]
+    parts = [measured(name, rows) for name, rows in work if name.startswith(options.only or "")]
+    if options.only and {name for name, _ in parts} <= set(found.done):
+        found.done = [name for name in found.done if not name.startswith(options.only)]
+        found.rows = [
+            row for row in found.rows if _ROWS_OF.get(row["part"], row["part"]) != options.only
+        ]
+    return parts
 
 
 def _lasting(coded: str, quick: bool) -> Callable[[], list[Row]]:
@@ -206,7 +221,7 @@ def _inside(name: str, coded: str, seed: int, quick: bool) -> Callable[[], list[
     def rows() -> list[Row]:
         seconds = 2 * _WINDOW_S if quick else _INSIDE_S
         link = changing_link(seed, seconds)
-        call = Call(_bikes(coded), link, seconds, seed)
+        call = Call(_table("bikes", coded), link, seconds, seed)
         run_call(call, controller(name, link, load_policies()))
         labels: Row = {"part": "inside", "controller": name, "codec": coded, "seed": seed}
         return [labels | dict[str, Scalar](row) for row in windows(call, _WINDOW_S)]
@@ -215,30 +230,27 @@ def _inside(name: str, coded: str, seed: int, quick: bool) -> Callable[[], list[
 
 
 def _real_rows(quick: bool) -> list[Row]:
-    """The same calls by table and with real pictures, of a held-out clip."""
-    tables = {name: _bikes(name) for name in _REAL_CODECS}
-    clip = packaged(
-        "bikes", 208, len(tables["masked"].sizes)
-    )  # the pictures that the tables are of
+    """The same calls by table and with the pictures that the table is of, of the held-out clips."""
     policies, rows = load_policies(), list[Row]()
-    for link in held_out_links(1 if quick else 4):
-        for name, coded in product(_REAL, _REAL_CODECS):
-            by_table = _table_call(tables[coded], link, name)
-            real = RealCall.over(link, clip, codec(coded), _REAL_S)
-            outcome = run_call(real, controller(name, link, policies))
-            labels: Row = {"part": "real", "link": link.name, "controller": name, "codec": coded}
-            rows.append(labels | {"mode": "real pictures"} | asdict(outcome))
-            rows.append(labels | {"mode": "table"} | asdict(by_table))
+    clips = [
+        packaged("bikes", 208, _TABLED),
+        *([] if quick else [generated(91, _TABLED, 208, 320)]),
+    ]
+    links = held_out_links(1 if quick else 4)
+    for clip, link, name, coded in product(clips, links, _REAL, _REAL_CODECS):
+        labels: Row = {"part": "real", "clip": clip.name, "link": link.name}
+        labels |= {"controller": name, "codec": coded}
+        real = RealCall.over(link, clip, codec(coded), _REAL_S)
+        table = Call(_table(clip.name, coded), link, _REAL_S)
+        for mode, call in (("real pictures", real), ("table", table)):
+            outcome = run_call(call, controller(name, link, policies))
+            rows.append(labels | {"mode": mode} | asdict(outcome))
     return rows
 
 
-def _bikes(codec_name: str) -> RateTable:
-    (table,) = [t for t in held_out_tables(codec_name) if t.name == "bikes"]
+def _table(clip: str, codec_name: str) -> RateTable:
+    (table,) = [t for t in held_out_tables(codec_name) if t.name == clip]
     return table
-
-
-def _table_call(table: RateTable, link: Link, name: str) -> CallOutcome:
-    return run_call(Call(table, link, _REAL_S), controller(name, link))
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -302,11 +314,12 @@ def _time_cut(rows: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _table_error(rows: Sequence[Mapping[str, Any]]) -> float | None:
     real = [row for row in rows if row["part"] == "real"]
-    pairs: dict[tuple[str, str], dict[str, float]] = {}
+    pairs: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in real:
         if row["codec"] != "masked":
             continue
-        pairs.setdefault((row["link"], row["controller"]), {})[row["mode"]] = row["ssim_db"]
+        same = row["clip"], row["link"], row["controller"]
+        pairs.setdefault(same, {})[row["mode"]] = row["ssim_db"]
     off = [abs(pair["real pictures"] - pair["table"]) for pair in pairs.values() if len(pair) == 2]
     return float(np.mean(off)) if off else None
 

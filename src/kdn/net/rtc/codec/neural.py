@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from kdn.net.rtc.codec.packets import (
     CodecTables,
     Coded,
     Dealt,
+    check_weights,
     deal,
     gather,
     picture_bytes,
@@ -55,6 +58,14 @@ class NeuralCodec:
         """As its tables are named."""
         return "masked" if self.network.masked else "unmasked"
 
+    @cached_property
+    def weights(self) -> int:
+        """A fingerprint of network and tables, 16 bits, which every packet carries."""
+        digest = blake2b(digest_size=2)
+        for array in _arrays(self).values():
+            digest.update(array.tobytes())
+        return int.from_bytes(digest.digest(), "big")
+
     def encoder(self, fps: float) -> NeuralEncoder:
         """An encoder for one call."""
         return NeuralEncoder(self)
@@ -64,8 +75,9 @@ class NeuralCodec:
         return NeuralDecoder(self)
 
     def place(self, packet: bytes) -> PacketPlace:
-        """Where a packet belongs. Raises BadInput as `packets.read_header` does."""
+        """Where a packet belongs. Raises BadInput as `packets.read_header` does, and for other weights."""
         header = read_header(packet)
+        check_weights(header, self.weights)
         return PacketPlace(header.number, header.index, header.count, header.intra)
 
     def latents(self, picture: Picture, predicted: Picture, intra: bool) -> NDArray[np.float32]:
@@ -106,7 +118,7 @@ class NeuralCodec:
 
     def gathered(self, packets: list[bytes]) -> Dealt:
         """What the packets of one picture say. Raises BadInput as `packets.gather` does."""
-        dealt = gather(packets, self.tables, GROUPS, _PER_BLOCK)
+        dealt = gather(packets, self.tables, GROUPS, _PER_BLOCK, self.weights)
         if dealt.header.level >= LEVELS:
             raise BadInput(f"picture {dealt.header.number} has level {dealt.header.level}")
         return dealt
@@ -165,7 +177,8 @@ class NeuralEncoder:
 
         def coded(level: int) -> Coded:
             units = self.codec.quantised(latents, level, intra)
-            return Coded(self._number, intra, level, units, grid, vectors, copies)
+            own = self.codec.weights
+            return Coded(self._number, intra, level, units, grid, vectors, copies, own)
 
         level = choose(lambda at: picture_bytes(coded(at), self.codec.tables))
         packets = deal(coded(level), self.codec.tables)
@@ -215,7 +228,10 @@ class NeuralDecoder:
     """Packets that were refused."""
 
     def decode(self, packets: Collection[bytes]) -> Picture | None:
-        """The next picture; None when nothing readable arrived, or the first is not whole yet."""
+        """The next picture; None when nothing readable arrived, or the first is not whole yet.
+
+        Raises BadInput when the packets were coded with other weights.
+        """
         good = []
         for packet in packets:
             try:
@@ -254,11 +270,16 @@ def load_codec(masked: bool = True, path: Path | None = None) -> NeuralCodec:
 
 def save_codec(codec: NeuralCodec, path: Path) -> None:
     """Weights as half floats, and the tables."""
+    np.savez_compressed(path, **_arrays(codec))  # type: ignore[arg-type]
+
+
+def _arrays(codec: NeuralCodec) -> dict[str, NDArray[np.generic]]:
+    """All that a file of weights holds, in its order."""
     arrays = {name: value.half().numpy() for name, value in codec.network.state_dict().items()}
     arrays["masked"] = np.array(codec.network.masked)
     arrays["tables.scales"] = codec.tables.scales
     arrays["tables.mixes"] = codec.tables.mixes.astype(np.float32)
-    np.savez_compressed(path, **arrays)
+    return arrays
 
 
 def _largest_within(sizes: Callable[[int], int], budget_bytes: int) -> int:

@@ -3,7 +3,8 @@
 The latents' units and the motion vectors are dealt out to the packets by a pseudo-random map that both
 ends know; vectors may go into several packets, since a wrong one costs more than its bits.  A packet says
 all that is needed to read it: its picture's number and size, the level, the tables, how often vectors are
-sent, and the middle of its own.  Everything is little-endian; a checksum ends the header.
+sent, the middle of its own, the format, and which weights coded it.  Everything is little-endian; a checksum
+ends the header.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from kdn.net.rtc.codec.entropy import NUM_SCALES, BitReader, cost_bits, encode, 
 
 __all__ = [
     "CLASSES",
+    "FORMAT",
     "HEADER_BYTES",
     "LEAST_PACKETS",
     "MIXES",
@@ -29,6 +31,7 @@ __all__ = [
     "Coded",
     "Dealt",
     "PacketHeader",
+    "check_weights",
     "classes_of",
     "deal",
     "gather",
@@ -46,12 +49,15 @@ MOST_PAYLOAD = 1200
 
 _LIMITS = np.array([1e-9, 0.15, 0.3, 0.55, 1.0, 2.0, 4.5])
 """Mean magnitudes from which the next class begins."""
-_HEADER = struct.Struct("<IBBBBBbbBBBH")
+_HEADER = struct.Struct("<IBBBBbbBBBHH")
 HEADER_BYTES = _HEADER.size
 _INTRA = 1
 _COPIES = 2
-"""Bits of the flags: intra, and how often vectors are sent beyond the first time."""
+"""Bits of the flags: intra, and how often vectors are sent beyond the first time; the rest is the format."""
 _MOST_COPIES = 4
+_FORMATS = _COPIES * _MOST_COPIES
+FORMAT = 1
+"""What the header and the body look like; 0 had no fingerprint of the weights."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class Coded:
     vectors: NDArray[np.int8]
     copies: int = 1
     """Each vector goes into so many packets, 1 to 4."""
+    weights: int = 0
+    """A fingerprint of the weights that made the units, 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ class PacketHeader:
     rows: int
     columns: int
     copies: int = 1
+    weights: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,27 +154,41 @@ def deal(coded: Coded, tables: CodecTables) -> list[bytes]:
 
 
 def read_header(packet: bytes) -> PacketHeader:
-    """The header of a packet. Raises BadInput when it is cut off, damaged or contradicts itself."""
+    """The header of a packet.
+
+    Raises BadInput when it is cut off, damaged, of another format, or contradicts itself.
+    """
     if len(packet) < HEADER_BYTES:
         raise BadInput(f"a video packet has at least {HEADER_BYTES} bytes, this one {len(packet)}")
     *fields, check = _HEADER.unpack_from(packet)
-    number, index, count, flags, level, mix, down, right, scale, rows, columns = fields
+    number, index, count, flags, coder, down, right, scale, rows, columns, weights = fields
     if check != _check(packet):
-        raise BadInput(f"packet {index} of picture {number} is damaged: its checksum is wrong")
-    bad = index >= count or mix >= MIXES or scale >= NUM_SCALES or not rows or not columns
-    if bad or flags >= _COPIES * _MOST_COPIES:
+        raise BadInput(
+            f"packet {index} of picture {number} is damaged, or of another format than {FORMAT}: its "
+            "checksum is wrong"
+        )
+    if flags // _FORMATS != FORMAT:
+        raise BadInput(
+            f"packet {index} of picture {number} has format {flags // _FORMATS}, and this decoder reads "
+            f"{FORMAT}: use one version of kdn at both ends"
+        )
+    level, mix = divmod(coder, MIXES)
+    if index >= count or scale >= NUM_SCALES or not rows or not columns:
         raise BadInput(f"packet {index} of picture {number} contradicts itself")
-    intra, copies = bool(flags & _INTRA), 1 + flags // _COPIES
+    intra, copies = bool(flags & _INTRA), 1 + flags % _FORMATS // _COPIES
     middle = down, right
     return PacketHeader(
-        number, index, count, intra, level, mix, middle, scale, rows, columns, copies
+        number, index, count, intra, level, mix, middle, scale, rows, columns, copies, weights
     )
 
 
-def gather(packets: list[bytes], tables: CodecTables, groups: int, per_block: int) -> Dealt:
+def gather(
+    packets: list[bytes], tables: CodecTables, groups: int, per_block: int, weights: int = 0
+) -> Dealt:
     """Read the packets of one picture that have arrived; `per_block` units lie along a block's side.
 
-    Raises BadInput for no packet, for a damaged one, or for packets of different pictures.
+    Raises BadInput for no packet, for a damaged one, for packets of different pictures, or of other
+    weights than `weights`.
     """
     if not packets:
         raise BadInput("there is no packet to decode a picture from")
@@ -175,6 +198,7 @@ def gather(packets: list[bytes], tables: CodecTables, groups: int, per_block: in
         replace(h, index=0, mix=0, middle=(0, 0), vector_scale=0) != _shared(first) for h in headers
     ):
         raise BadInput(f"packets of picture {first.number} do not belong together")
+    check_weights(first, weights)
     grid = (groups, first.rows * per_block, first.columns * per_block)
     num_units = int(np.prod(grid))
     channels = tables.scales.shape[3]
@@ -199,6 +223,15 @@ def gather(packets: list[bytes], tables: CodecTables, groups: int, per_block: in
             there[blocks] = True
     shape = (first.rows, first.columns)
     return Dealt(first, units, present, vectors.reshape(*shape, 2), there.reshape(shape))
+
+
+def check_weights(header: PacketHeader, weights: int) -> None:
+    """Raise BadInput when a packet was coded with other weights than `weights`."""
+    if header.weights != weights:
+        raise BadInput(
+            f"picture {header.number} was coded with the weights {header.weights:04x}, and this decoder has "
+            f"{weights:04x}: give both ends the same codec and the same file of weights"
+        )
 
 
 def _shared(header: PacketHeader) -> PacketHeader:
@@ -230,10 +263,11 @@ def _pack(coded: Coded, tables: CodecTables, index: int, count: int) -> bytes:
         numbers = np.concatenate((numbers, moved))
         scales = np.concatenate((scales, np.full(len(moved), vector_scale, np.uint8)))
     body = encode(classes[own], frequencies(tables.mixes[half, mix]), numbers, scales)
-    flags = half * _INTRA + (coded.copies - 1) * _COPIES
-    fields = (coded.number, index, count, flags, coded.level, mix, *middle, vector_scale)
-    blank = _HEADER.pack(*fields, rows, columns, 0) + body
-    return _HEADER.pack(*fields, rows, columns, _check(blank)) + body
+    flags = half * _INTRA + (coded.copies - 1) * _COPIES + FORMAT * _FORMATS
+    coder = coded.level * MIXES + mix
+    fields = (coded.number, index, count, flags, coder, *middle, vector_scale, rows, columns)
+    blank = _HEADER.pack(*fields, coded.weights, 0) + body
+    return _HEADER.pack(*fields, coded.weights, _check(blank)) + body
 
 
 def _check(packet: bytes) -> int:
