@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -181,17 +182,35 @@ def test_tables_are_kept_to_a_ten_thousandth(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_table_foretells_what_real_pictures_do() -> None:
-    """The same call by table and with the codec: sizes and times agree closely, quality within 3 dB."""
-    clip = Clip("moving", 25.0, moving(24).pictures)
-    table = measure_codec(codec(), "masked", clip)
-    link = Link("lossy", constant(2e6), delay_ms=30.0, loss=0.05)
+@pytest.mark.parametrize(("loss", "within_db"), [(0.0, 0.2), (0.05, 1.0)])
+def test_a_table_foretells_what_real_pictures_do(loss: float, within_db: float) -> None:
+    """The same call by table and with the codec: sizes, times and quality.
+
+    Under loss real pictures look better (0.3 and 0.6 dB): the table knows of no vector that is sent twice.
+    """
+    clip, table = measured()
+    link = Link("lossy", constant(2e6), delay_ms=30.0, loss=loss)
     for bps in (250e3, 450e3):
         by_table = run_call(Call(table, link, seconds=4.0), Fixed(bps))
         real_call = RealCall.over(link, clip, codec(), 4.0)
         real = run_call(real_call, Fixed(bps))
-        assert real.sent_mbps == pytest.approx(by_table.sent_mbps, rel=0.1)
-        assert real.p95_delay_ms == pytest.approx(by_table.p95_delay_ms, rel=0.15)
+        assert real.sent_mbps == pytest.approx(by_table.sent_mbps, rel=0.02)
+        assert real.p95_delay_ms == pytest.approx(by_table.p95_delay_ms, rel=0.1)
         assert real.undecoded_share == by_table.undecoded_share
-        assert abs(real.ssim_db - by_table.ssim_db) < 3.0
+        assert abs(real.ssim_db - by_table.ssim_db) < within_db
         assert len(real_call.shown) > 85
+
+
+@pytest.mark.slow
+def test_every_row_of_a_table_is_of_a_predicted_picture() -> None:
+    """A call comes back to the first picture and predicts it; an intra picture would fall twice as far."""
+    _, table = measured()
+    fall = table.ssim[:, :, 0] - table.ssim[:, :, 3]
+    assert (fall[0] < 1.5 * fall[1:].mean(0)).all()
+    assert (table.sizes[0] < 0.8 * table.intra_sizes[0]).all()
+
+
+@cache
+def measured() -> tuple[Clip, RateTable]:
+    clip = Clip("moving", 25.0, moving(24).pictures)
+    return clip, measure_codec(codec(), "masked", clip)
