@@ -46,8 +46,8 @@ _SEEDS, _STEPS = 5, 24_576
 _CALL_S, _REAL_S = 30.0, 6.0
 _TABLED = 24
 """Pictures of a clip that its tables are of."""
-_ROWS_OF = {"curve": "learning"}
-"""The part that measures rows of another name."""
+_ALSO_OF = {"learning": "curve"}
+"""Rows of another name that a part measures."""
 _REAL = ("ours", "gcc")
 _REAL_CODECS = ("masked", "h264+fec30")
 _INSIDE = ("learns", "learns-safe", "ours", "gcc")
@@ -133,9 +133,8 @@ def _parts(options: BenchOptions, found: Findings) -> list[Part]:
     parts = [measured(name, rows) for name, rows in work if name.startswith(options.only or "")]
     if options.only and {name for name, _ in parts} <= set(found.done):
         found.done = [name for name in found.done if not name.startswith(options.only)]
-        found.rows = [
-            row for row in found.rows if _ROWS_OF.get(row["part"], row["part"]) != options.only
-        ]
+        named = options.only, _ALSO_OF.get(options.only)
+        found.rows = [row for row in found.rows if row["part"] not in named]
     return parts
 
 
