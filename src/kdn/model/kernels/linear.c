@@ -152,18 +152,12 @@ static void block_of_vectors(const Linear *call, int64_t first, int64_t stop, in
     }
 }
 
-/* How many parts the panels are cut in: some for every thread, none larger than PART bytes if it is walked
- * over more than once. */
-static int64_t num_parts(const Linear *call, int64_t panels) {
-    int64_t parts = (call->rows > SIDE ? 8 : 1) * call->threads;
-    const int64_t fitting = (2 * call->out * call->in + PART - 1) / PART;
-    if (call->rows > SIDE && parts < fitting) parts = fitting;
-    return parts < panels ? parts : panels;
-}
-
 void kdn_linear(const Linear *call) {
-    const int64_t panels = call->out / SIDE, blocks = (call->rows + ROWS - 1) / ROWS;
-    const int64_t parts = num_parts(call, panels);
+    const int64_t fitting = (2 * call->out * call->in + PART - 1) / PART; /* parts of at most PART bytes */
+    Walk *walk = block_of_vectors;
+#ifdef __AMX_BF16__
+    if (call->use_amx) walk = block_of_tiles;
+#endif
 #pragma omp parallel num_threads(call->threads)
     {
 #ifdef __AMX_BF16__
@@ -173,19 +167,7 @@ void kdn_linear(const Linear *call) {
             tiles_on();
         }
 #endif
-#pragma omp for schedule(dynamic, 1) collapse(2)
-        for (int64_t b = 0; b < blocks; b++)
-            for (int64_t part = 0; part < parts; part++) {
-                const int64_t stop = (b + 1) * ROWS < call->rows ? (b + 1) * ROWS : call->rows;
-                const int64_t from = part * panels / parts, to = (part + 1) * panels / parts;
-#ifdef __AMX_BF16__
-                if (call->use_amx) {
-                    block_of_tiles(call, b * ROWS, stop, from, to);
-                    continue;
-                }
-#endif
-                block_of_vectors(call, b * ROWS, stop, from, to);
-            }
+        share_walks(call, fitting, walk);
 #ifdef __AMX_BF16__
         if (call->use_amx) _tile_release();
 #endif

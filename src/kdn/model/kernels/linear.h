@@ -59,4 +59,22 @@ static inline void put(const Linear *call, int64_t row, int64_t rows, int64_t pa
     }
 }
 
+/* Rows [first, stop) over panels [from, to). */
+typedef void Walk(const Linear *call, int64_t first, int64_t stop, int64_t from, int64_t to);
+
+/* The threads of a parallel region take blocks of rows over parts of the panels, as they come: some parts for
+ * every thread, and at least `parts` where panels are walked over more than once. */
+static inline void share_walks(const Linear *call, int64_t parts, Walk *walk) {
+    const int64_t panels = call->out / SIDE, blocks = (call->rows + ROWS - 1) / ROWS;
+    const int64_t wanted = (call->rows > SIDE ? 8 : 1) * call->threads;
+    if (call->rows <= SIDE || parts < wanted) parts = wanted;
+    if (parts > panels) parts = panels;
+#pragma omp for schedule(dynamic, 1) collapse(2)
+    for (int64_t b = 0; b < blocks; b++)
+        for (int64_t part = 0; part < parts; part++) {
+            const int64_t stop = (b + 1) * ROWS < call->rows ? (b + 1) * ROWS : call->rows;
+            walk(call, b * ROWS, stop, part * panels / parts, (part + 1) * panels / parts);
+        }
+}
+
 #endif

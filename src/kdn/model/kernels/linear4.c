@@ -154,19 +154,10 @@ static void block8(const Linear *call, int64_t first, int64_t stop, int64_t from
 }
 
 void kdn_linear4(const Linear *call, int64_t nibbles) {
-    const int64_t panels = call->out / SIDE, blocks = (call->rows + ROWS - 1) / ROWS;
-    const int64_t wanted = (call->rows > SIDE ? 8 : 1) * call->threads;
-    const int64_t parts = wanted < panels ? wanted : panels;
 #pragma omp parallel num_threads(call->threads)
     {
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < call->rows; r++) add_up(call, r);
-#pragma omp for schedule(dynamic, 1) collapse(2)
-        for (int64_t b = 0; b < blocks; b++)
-            for (int64_t part = 0; part < parts; part++) {
-                const int64_t from = part * panels / parts, to = (part + 1) * panels / parts;
-                const int64_t stop = (b + 1) * ROWS < call->rows ? (b + 1) * ROWS : call->rows;
-                (nibbles == 1 ? block4 : block8)(call, b * ROWS, stop, from, to);
-            }
+        share_walks(call, 0, nibbles == 1 ? block4 : block8);
     }
 }

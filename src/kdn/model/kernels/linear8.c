@@ -199,9 +199,10 @@ static void take_up(const Linear *call, int64_t first) {
 }
 
 void kdn_linear8(const Linear *call) {
-    const int64_t panels = call->out / SIDE, blocks = (call->rows + ROWS - 1) / ROWS;
-    const int64_t wanted = (call->rows > SIDE ? 8 : 1) * call->threads;
-    const int64_t parts = wanted < panels ? wanted : panels;
+    Walk *walk = block_of_vectors;
+#ifdef __AMX_INT8__
+    if (call->use_amx) walk = block_of_tiles;
+#endif
 #pragma omp parallel num_threads(call->threads)
     {
 #pragma omp for schedule(static)
@@ -209,19 +210,7 @@ void kdn_linear8(const Linear *call) {
 #ifdef __AMX_INT8__
         if (call->use_amx) tiles_on();
 #endif
-#pragma omp for schedule(dynamic, 1) collapse(2)
-        for (int64_t b = 0; b < blocks; b++)
-            for (int64_t part = 0; part < parts; part++) {
-                const int64_t stop = (b + 1) * ROWS < call->rows ? (b + 1) * ROWS : call->rows;
-                const int64_t from = part * panels / parts, to = (part + 1) * panels / parts;
-#ifdef __AMX_INT8__
-                if (call->use_amx) {
-                    block_of_tiles(call, b * ROWS, stop, from, to);
-                    continue;
-                }
-#endif
-                block_of_vectors(call, b * ROWS, stop, from, to);
-            }
+        share_walks(call, 0, walk);
 #ifdef __AMX_INT8__
         if (call->use_amx) _tile_release();
 #endif
