@@ -23,7 +23,14 @@ from kdn.reuse.share.linear_map import HELD_OUT_EVERY, LinearMap, load_map, save
 from kdn.reuse.share.pairs import PairRecord, ShareRecords
 from kdn.reuse.share.plans import ShareChoice
 
-__all__ = ["ShareQuestion", "item_of", "profile_pair", "read_questions", "refuse_unrelated"]
+__all__ = [
+    "ShareQuestion",
+    "item_of",
+    "profile_again",
+    "profile_pair",
+    "read_questions",
+    "refuse_unrelated",
+]
 
 _COMPARED = 3
 """Contexts that tell whether two models are related."""
@@ -103,6 +110,36 @@ def profile_pair(
     measured = [[_read(one) for one in line["found"]] for line in lines]
     own_nll = sum(line["own"] for line in lines) / len(lines)
     record = profiler.record(items, measured, own_nll)
+    if clock is not None:
+        tell("times", 0, 1)
+        record = with_times(record, profiler, items, made, clock)
+    records.keep(record, made)
+    return record
+
+
+def profile_again(
+    known: PairRecord,
+    sender: PairSide,
+    receiver: PairSide,
+    items: Sequence[ShareItem],
+    map_contexts: Sequence[TokenIds],
+    records: ShareRecords,
+    tell: Callable[[str, int, int], None] = lambda _what, _done, _of: None,
+    clock: Clock | None = None,
+) -> PairRecord:
+    """Keep a profile that was measured of the same weights, perhaps elsewhere: its losses stay as they are.
+
+    The map is fitted on `map_contexts` unless an earlier run has, and with a `clock` the ways are timed
+    on `items` by this machine.  The caller compares the weights: losses depend on them, while a
+    fingerprint also names kernels.
+    """
+    profiler = ShareProfiler(sender, receiver)
+    folder = records.folder(sender.fingerprint, receiver.fingerprint)
+    make_private(folder)
+    made = _map(profiler, map_contexts, folder, tell)
+    record = msgspec.structs.replace(
+        known.without_times(), sender=sender.fingerprint, receiver=receiver.fingerprint
+    )
     if clock is not None:
         tell("times", 0, 1)
         record = with_times(record, profiler, items, made, clock)

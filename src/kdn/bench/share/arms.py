@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +15,27 @@ from kdn.reuse.share import LinearMap, PairRecord, ShareChoice
 from kdn.reuse.share.pairs import SharePoint
 from kdn.reuse.share.plans import MAP_WORK
 
-__all__ = ["HALF", "OWN", "REUSE", "ShareArms", "alora_outcome", "frontier_arm", "layer_arm"]
+__all__ = [
+    "CONTROLS",
+    "HALF",
+    "OWN",
+    "REUSE",
+    "WHY",
+    "ShareArms",
+    "alora_outcome",
+    "frontier_arm",
+    "layer_arm",
+]
 
 OWN, REUSE = "own", "reuse"
 HALF = 0.51
 """At most so much of a prefill's work a way may take that is to save half of it."""
 ROW_RATIOS = (0.1, 0.2)
+RANDOM_ROWS, OWN_STATES = "random rows 20%", "group, oracle E"
+WHY = frozenset({"prefix group", "suffix group", OWN_STATES})
+"""Arms that say why a way loses, and not how much: some items tell it."""
+CONTROLS = frozenset({"random group", "rows, equal work", RANDOM_ROWS})
+"""Arms that a way is held against at equal work."""
 
 Found = dict[str, float]
 """Of one arm: kl, nll, right (1 or 0) and work."""
@@ -71,20 +86,24 @@ class ShareArms:
         for point in self.frontier():
             self.named[frontier_arm(point.choice.name)] = point.choice
 
-    def measure(self, item: ShareItem, *, scan: bool) -> dict[str, Found]:
-        """Every arm on one item; with `scan` also each layer reused alone."""
+    def measure(
+        self, item: ShareItem, *, scan: bool = False, without: Collection[str] = ()
+    ) -> dict[str, Found]:
+        """Every arm but those in `without` on one item; with `scan` also each layer reused alone."""
+        named = {name: choice for name, choice in self.named.items() if name not in without}
         by_choice = dict(
-            self.profiler.measure(item, list(dict.fromkeys(self.named.values())), self.made)
+            self.profiler.measure(item, list(dict.fromkeys(named.values())), self.made)
         )
         found = {OWN: _told(self.profiler.own(item))}
         found |= {
             name: _told(by_choice[choice], MAP_WORK if choice.mapped else 0.0)
-            for name, choice in self.named.items()
+            for name, choice in named.items()
             if choice in by_choice
         }
-        found["random rows 20%"] = self._one(item, ShareChoice(ratio=0.2), random_rows=True)
-        if self.group is not None and self.group[0] > 0:
-            found["group, oracle E"] = self._one(item, ShareChoice(self.group), oracle=True)
+        if RANDOM_ROWS not in without:
+            found[RANDOM_ROWS] = self._one(item, ShareChoice(ratio=0.2), random_rows=True)
+        if OWN_STATES not in without and self.group is not None and self.group[0] > 0:
+            found[OWN_STATES] = self._one(item, ShareChoice(self.group), oracle=True)
         if scan:
             for layer, outcome in self.profiler.one_layer_each(item):
                 found[layer_arm(layer)] = _told(outcome)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdn import api
@@ -13,12 +14,20 @@ from kdn.calibration.share_run import ShareQuestion, item_of
 from kdn.core import TokenIds
 from kdn.errors import BadInput
 
-__all__ = ["BASE", "SharePair", "adapters_in", "fitted_contexts", "pairs_of", "task_items"]
+__all__ = [
+    "BASE",
+    "SharePair",
+    "adapters_in",
+    "fitted_contexts",
+    "lengthened_items",
+    "pairs_of",
+    "task_items",
+]
 
 BASE = "base"
 PASSAGES = 4
 """Of one article together: contexts of 500 to 1,000 tokens."""
-QUESTIONS = 6
+QUESTIONS = 30
 """Of one context at most: there are few articles, and intervals are drawn over contexts."""
 
 
@@ -33,6 +42,10 @@ class SharePair:
     @property
     def name(self) -> str:
         return f"{self.receiver} <- {self.sender}"
+
+    def name_at(self, num_tokens: int) -> str:
+        """Names the rows of items behind contexts that were lengthened to so many tokens."""
+        return f"{self.name}, {num_tokens} tokens"
 
     def sides(self, opened: api.Kdn) -> tuple[PairSide, PairSide]:
         """The sender and the receiver."""
@@ -87,6 +100,50 @@ def task_items(
         for asked in one.asked[turn : turn + 1]
     ]
     return [(name, item_of(asked, opened.model)) for name, asked in found[:most]]
+
+
+def lengthened_items(
+    opened: api.Kdn, data: Path, task: str, num_tokens: int, most: int
+) -> list[tuple[str, ShareItem]]:
+    """The first question of held-out contexts, each between other contexts of its job.
+
+    The document stands anywhere among the others, whole; all together have `num_tokens`.
+    """
+    contexts = _contexts(data, task, "test", quick=False)
+    longer = [_between(opened, one, contexts, num_tokens) for one in contexts[:most] if one.asked]
+    return [
+        (
+            f"{one.name}/0",
+            item_of(
+                ShareQuestion(
+                    context=one.document,
+                    question=one.asked[0].question,
+                    answer=one.asked[0].answer,
+                ),
+                opened.model,
+            ),
+        )
+        for one in longer
+    ]
+
+
+def _between(
+    opened: api.Kdn, one: SharedContext, contexts: Sequence[SharedContext], num_tokens: int
+) -> SharedContext:
+    """The context with others before and after it, drawn by its name."""
+    rng, tokenizer = random.Random(f"{one.name} {num_tokens}"), opened.model.tokenizer
+    others = [other.document for other in contexts if other.name != one.name]
+    rng.shuffle(others)
+    left = num_tokens - len(tokenizer.encode(one.document))
+    chosen = []
+    for text in others:
+        if left <= 0:
+            break
+        token_ids = tokenizer.encode(text + "\n\n")[:left]
+        chosen.append(tokenizer.decode(token_ids).strip())
+        left -= len(token_ids)
+    chosen.insert(rng.randint(0, len(chosen)), one.document)
+    return replace(one, document="\n\n".join(chosen))
 
 
 def fitted_contexts(opened: api.Kdn, data: Path, task: str, most: int) -> list[TokenIds]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from kdn.bench.common.kept import add_kept, read_kept
 from kdn.errors import BadInput
+from kdn.reuse.share import PairRecord
 
 __all__ = ["ShareRows"]
 
@@ -21,6 +24,8 @@ class ShareRows:
         """By pair and item: `arms`, each with kl, nll, right and work."""
         self.profiles: dict[str, list[dict[str, Any]]] = {}
         """By pair, the points of its frontier on the profile's half."""
+        self.records: dict[str, PairRecord] = {}
+        """By pair, its whole profile, from which arms follow; its fingerprints are those of that day."""
         self._weights: dict[str, str] = {}
         """By pair, what its rows were measured of."""
         self.rounds: list[dict[str, Any]] = []
@@ -55,5 +60,7 @@ class ShareRows:
         elif "profile" in line:
             self.profiles[line["pair"]] = list(line["profile"])
             self._weights[line["pair"]] = str(line["weights"])
+            if "record" in line:
+                self.records[line["pair"]] = msgspec.convert(line["record"], PairRecord)
         else:
             self.items[line["pair"], line["item"]] = line | {"arms": dict(line["arms"])}

@@ -10,21 +10,36 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import torch
 
 from kdn import api
 from kdn.bench.common.result import BenchOptions, Result, commit_name, scratch_folder
-from kdn.bench.share.arms import HALF, ShareArms, alora_outcome
-from kdn.bench.share.pair import BASE, SharePair, adapters_in, fitted_contexts, pairs_of, task_items
+from kdn.bench.share.arms import CONTROLS, HALF, WHY, ShareArms, alora_outcome
+from kdn.bench.share.pair import (
+    BASE,
+    SharePair,
+    adapters_in,
+    fitted_contexts,
+    lengthened_items,
+    pairs_of,
+    task_items,
+)
 from kdn.bench.share.rows import ShareRows
 from kdn.bench.share.sums import share_figures, share_notes, share_rows, share_summary
 from kdn.bench.share.tasks import TASKS
 from kdn.bench.share.timing import joined, timing_round
-from kdn.calibration.share_profile import PairSide, ShareProfiler, default_choices
-from kdn.calibration.share_run import profile_pair
+from kdn.calibration.share_profile import (
+    PairSide,
+    ShareItem,
+    ShareProfiler,
+    default_choices,
+)
+from kdn.calibration.share_run import profile_again, profile_pair
 from kdn.config import BlendConfig, Config, EngineConfig, StoreConfig, home_folder
 from kdn.core import ShareConfig
 from kdn.errors import BadInput
@@ -39,8 +54,10 @@ _ROUNDS, _QUICK_ROUNDS = {500: 8, 2000: 4, 4000: 3}, {150: 2}
 """Rounds of timing by the context's tokens, of the first pair: those of one shape take the same time."""
 _IN_TURN = 5
 """Pairs are judged in turn, so many items each, so that a run that is stopped has fair numbers of all."""
-_SCANNED_EVERY = 5
-"""One item in so many is also judged with each layer reused alone."""
+_EXPLAINED, _SCANNED_EVERY = 50, 5
+"""So many items are also judged by the arms that say why; one in so many of them with each layer alone."""
+_LENGTHENED = {2000: 10, 4000: 5}
+"""Items a pair behind contexts that were lengthened to so many tokens."""
 _STORE_BYTES = 2 << 30
 _PARTS = ("quality", "timing", "page")
 
@@ -150,23 +167,24 @@ def _profiled(
     sender, receiver = pair.sides(opened)
     weights = f"{sender.weights} {receiver.weights}{' quick' * options.quick}"
     rows.refuse_others(pair.name, weights)
-    record = profile_pair(
-        sender,
-        receiver,
-        own,
-        contexts,
-        default_choices(layers, max(layers // 6, 1)),
-        opened.calibration.shares,
-        lambda what, done, of: options.say(f"share: {pair.name}, {done} of {of} {what}"),
-        None if options.only == "quality" else options.clock,
-    )
+    clock = None if options.only == "quality" else options.clock
+
+    def tell(what: str, done: int, of: int) -> None:
+        options.say(f"share: {pair.name}, {done} of {of} {what}")
+
+    shares, known = opened.calibration.shares, rows.records.get(pair.name)
+    if known is not None:
+        return profile_again(known, sender, receiver, own, contexts, shares, tell, clock)
+    choices = default_choices(layers, max(layers // 6, 1))
+    record = profile_pair(sender, receiver, own, contexts, choices, shares, tell, clock)
     if pair.name not in rows.profiles:
         points = [
             {"arm": one.choice.name, "work": round(one.work, 4), "kl": round(one.kl, 5),
              "nll_change": round(one.nll - record.own_nll, 4), "items": one.contexts}
             for one in record.usable("best")
         ]  # fmt: skip
-        rows.keep({"pair": pair.name, "weights": weights, "profile": points})
+        kept = msgspec.to_builtins(record.without_times())
+        rows.keep({"pair": pair.name, "weights": weights, "profile": points, "record": kept})
     return record
 
 
@@ -177,31 +195,60 @@ def _judge_in_turn(
     rows: ShareRows,
 ) -> None:
     """A few items of each pair, then a few more of each, until all are judged."""
-    judging = [_judge(options, opened, pair, ways, rows) for pair, ways in arms]
+    judging = [
+        _judge(options, opened, pair, ways, items, rows)
+        for pair, ways in arms
+        for items in _held_out(options, opened, pair)
+    ]
     while judging:
         judging = [one for one in judging if len(list(islice(one, _IN_TURN))) == _IN_TURN]
 
 
-def _judge(
-    options: BenchOptions, opened: api.Kdn, pair: SharePair, arms: ShareArms, rows: ShareRows
-) -> Iterator[None]:
-    """Judges an item a step."""
+@dataclass(frozen=True)
+class _HeldOut:
+    """Items of one length, and the name that their rows have."""
+
+    name: str
+    items: Sequence[tuple[str, ShareItem]]
+    is_lengthened: bool = False
+
+
+def _held_out(options: BenchOptions, opened: api.Kdn, pair: SharePair) -> Iterator[_HeldOut]:
+    """The items of a pair: as the data has them, then behind longer contexts."""
     assert options.data is not None, "checked"
     most = 4 if options.quick else options.items or _JUDGED
     items = task_items(opened, options.data, pair.task, "test", most, quick=options.quick)
+    yield _HeldOut(pair.name, items)
+    for num_tokens, most in {} if options.quick else _LENGTHENED.items():
+        items = lengthened_items(opened, options.data, pair.task, num_tokens, most)
+        yield _HeldOut(pair.name_at(num_tokens), items, is_lengthened=True)
+
+
+def _judge(
+    options: BenchOptions,
+    opened: api.Kdn,
+    pair: SharePair,
+    arms: ShareArms,
+    held: _HeldOut,
+    rows: ShareRows,
+) -> Iterator[None]:
+    """Judges an item a step."""
     alora = opened.model.adapters.get(f"{pair.task}-alora")
-    for number, (name, item) in enumerate(items):
-        if (pair.name, name) not in rows.items:
-            options.say(f"share: {pair.name}, item {number + 1} of {len(items)}")
-            scan = not number % _SCANNED_EVERY
+    for number, (name, item) in enumerate(held.items):
+        if (held.name, name) not in rows.items:
+            options.say(f"share: {held.name}, item {number + 1} of {len(held.items)}")
+            explained = number < _EXPLAINED and not held.is_lengthened
+            scan = explained and not number % _SCANNED_EVERY
+            without = frozenset() if explained else WHY
+            without |= CONTROLS if held.is_lengthened else frozenset()
             line = {
-                "pair": pair.name,
+                "pair": held.name,
                 "item": name,
                 "tokens": len(item.context),
                 "commit": commit_name(),
-                "arms": arms.measure(item, scan=scan),
+                "arms": arms.measure(item, scan=scan, without=without),
             }
-            if alora is not None:
+            if alora is not None and not held.is_lengthened:
                 side = PairSide("alora", opened.model, opened.parts.attention, alora)
                 line["alora"] = alora_outcome(side, item)
             rows.keep(line)

@@ -82,6 +82,11 @@ class PairRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """What the receiver's own prefill takes; None where nothing was timed."""
         return seconds_at(self.prefill_times, num_tokens)
 
+    def without_times(self) -> PairRecord:
+        """What holds on every machine: times do not."""
+        points = tuple(msgspec.structs.replace(one, times=()) for one in self.points)
+        return msgspec.structs.replace(self, points=points, prefill_times=())
+
     def usable(self, mode: Literal["published", "best"]) -> list[SharePoint]:
         """The frontier of the ways that the mode allows, least work first."""
         return frontier([one for one in self.points if mode == "best" or one.is_published])
