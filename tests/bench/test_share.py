@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from tests.engine.test_company import weaken, write_adapter
 
+from kdn import api
 from kdn.bench import BenchOptions, load_bench
-from kdn.bench.share.pair import adapters_in, pairs_of
+from kdn.bench.share.pair import SharePair, adapters_in, lengthened_items, pairs_of
 from kdn.bench.share.rows import ShareRows
 from kdn.bench.share.sums import (
     KEYS,
@@ -117,6 +118,42 @@ def test_a_layer_is_critical_where_it_costs_a_tenth() -> None:
     assert critical_share([item(0, own=(0, 1, 1), reuse=(1.0, 0, 0))]) is None
 
 
+def test_items_behind_longer_contexts_have_rows_of_their_own() -> None:
+    """They lose all of the score; the summary is of the pair's other items, which lose none."""
+    kept, longer = ShareRows(None), SharePair("base", "qa-lora", "qa").name_at(2000)
+    kept.keep({"pair": PAIR, "weights": "a b", "profile": FRONTIER})
+    one = item(0, own=(0, 1, 1), reuse=(0.4, 0, 0), group=(0.1, 1, 0.5))
+    one["arms"]["frontier: rows"] = _arm(0.2, 1, 0.5)
+    kept.keep(one)
+    lost = item(0, own=(0, 1, 1), reuse=(0.4, 0, 0), group=(0.3, 0, 0.5))
+    lost["arms"]["frontier: rows"] = _arm(0.1, 0, 0.5)
+    kept.keep(lost | {"pair": longer})
+    assert share_summary(kept)["quality_loss"] == 0
+    assert kept.pairs == [PAIR, longer]
+    said = share_notes(kept)
+    assert "0.50 of plain reuse's KL" in said[0]
+    assert said[1].startswith(f"{longer}: 1 held-out items")
+    assert "0.25 of plain reuse's KL" in said[1]
+
+
+def test_a_context_is_lengthened_by_others_and_stays_whole(
+    tiny_model: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    """Articles have some 192 bytes, which are tokens: one is whole, others stand around it."""
+    with api.open(tiny_model("llama"), home=tmp_path) as opened:
+        found = lengthened_items(opened, data, "qa", 500, 2)
+        again = lengthened_items(opened, data, "qa", 500, 2)
+        short = lengthened_items(opened, data, "qa", 100, 2)
+        texts = [opened.model.tokenizer.decode(one.context) for _, one in found]
+    assert found == again
+    assert [name.rsplit("/", 1)[1] for name, _ in found] == ["0", "0"]
+    for (name, one), text, (_, less) in zip(found, texts, short, strict=True):
+        number = name.split("-")[1]
+        assert text.count(f"gate {number} is lit at {number}. ") == 6, text
+        own = 6 * (30 + 2 * len(number))
+        assert 490 <= own + len(one.context) - len(less.context) <= 510
+
+
 def test_pairs_are_ordered() -> None:
     names = ["qa-lora", "qa-alora", "intent-lora"]
     assert [one.name for one in pairs_of(names, quick=False)] == [
@@ -183,6 +220,8 @@ def test_the_whole_runs_and_goes_on_where_it_was(
     assert page.summary == result.summary
     assert load_bench("share")(replace(options, pairs=2)).rows
     assert rows.read_text().startswith(kept)
+    elsewhere = replace(options, home=tmp_path / "elsewhere", pairs=2)
+    assert load_bench("share")(elsewhere).summary == result.summary, "arms follow from the rows"
     with pytest.raises(BadInput, match="measured of other weights, or with --quick"):
         load_bench("share")(replace(options, quick=False))
     with pytest.raises(BadInput, match="no part 'speed'"):

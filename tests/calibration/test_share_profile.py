@@ -18,7 +18,13 @@ from kdn.calibration.share_profile import (
     default_choices,
     refuse_unequal,
 )
-from kdn.calibration.share_run import ShareQuestion, item_of, profile_pair, read_questions
+from kdn.calibration.share_run import (
+    ShareQuestion,
+    item_of,
+    profile_again,
+    profile_pair,
+    read_questions,
+)
 from kdn.clock import ManualClock
 from kdn.errors import BadInput
 from kdn.model import LoadedModel, Tokenizer, load_model
@@ -152,6 +158,32 @@ def test_the_ways_of_the_frontier_are_timed_beside_the_prefill(
         choice: each if choice in timed else () for choice in choices
     }
     assert ShareRecords(tmp_path).get(sender.fingerprint, receiver.fingerprint) == record
+
+
+def test_a_profile_of_another_machine_keeps_its_losses_and_is_timed_here(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    """The map is fitted here, once, on twelve contexts of 200 tokens."""
+    there, here = ShareRecords(tmp_path / "there"), ShareRecords(tmp_path / "here")
+    contexts = [some_tokens(200, 200, seed=900 + n) for n in range(12)]
+    choices = [ShareChoice(), ShareChoice(mapped=True)]
+    sender, receiver = side(loaded, "base"), side(loaded, "a")
+    measured = profile_pair(sender, receiver, ITEMS, contexts, choices, there)
+    known = msgspec.structs.replace(measured, sender="old", receiver="older")
+    told = list[str]()
+
+    def tell(what: str, done: int, _of: int) -> None:
+        told.append(f"{what} {done}")
+
+    found = profile_again(known, sender, receiver, ITEMS, contexts, here, tell, Ticking())
+    assert (found.sender, found.receiver) == (sender.fingerprint, receiver.fingerprint)
+    assert found.without_times() == measured
+    assert found.prefill_times == ((256, 1.0), (1024, 1.0))
+    assert ShareRecords(tmp_path / "here").get(sender.fingerprint, receiver.fingerprint) == found
+    assert told[-2:] == ["tokens of the map 2400", "times 0"]
+    told.clear()
+    assert profile_again(known, sender, receiver, ITEMS, contexts, here, tell) == measured
+    assert told == [], "the map was fitted"
 
 
 def test_models_that_cannot_share_are_refused_with_the_reason(

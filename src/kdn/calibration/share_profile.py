@@ -215,12 +215,10 @@ class ShareProfiler:
         own = self._own(item)
         full_rows = self.num_layers * len(item.context)
         rule: BlendRule = RandomRows(len(item.context)) if random_rows else AttendedRows()
-        for choice in choices:
-            if choice.mapped and made is None:
-                continue
-            plan = self._plan(item, choice, (sent, states), made, rule)
-            logprobs, num_rows = self._answered(item, plan)
-            extra = self.num_layers * len(item.question)
+        some = [one for one in choices if made is not None or not one.mapped]
+        plans = [self._plan(item, choice, (sent, states), made, rule) for choice in some]
+        extra = self.num_layers * len(item.question)
+        for choice, (logprobs, num_rows) in zip(some, self._answered(item, plans), strict=True):
             yield choice, _compared(item, own, logprobs, (num_rows - extra) / full_rows)
 
     def readers(
@@ -288,45 +286,52 @@ class ShareProfiler:
     def _own(self, item: ShareItem) -> Tensor:
         """Log-probabilities of the receiver's own prefill; kept for the last item."""
         if self._last_own is None or self._last_own[0] != item:
-            self._last_own = item, self._answered(item, Plan((*item.context, *item.question)))[0]
+            ((own, _),) = self._answered(item, [Plan((*item.context, *item.question))])
+            self._last_own = item, own
         return self._last_own[1]
 
     def one_layer_each(self, item: ShareItem) -> Iterator[tuple[int, ShareOutcome]]:
         """The receiver's own KV with one layer of it the sender's, each layer in turn."""
         theirs, ours = self._both(item.context)
         own = self._own(item)
+        base = Plan((*item.context, *item.question))
+        plans = []
         for layer in range(self.num_layers):
             mixed = ours.clone()
             mixed[layer] = theirs[layer]
-            base = Plan((*item.context, *item.question))
-            plan = share_plan(
-                base, ShareChoice(), SharedSpan(0, HeldKV(mixed)), self.num_layers, AttendedRows()
-            )
-            logprobs, _ = self._answered(item, plan)
+            span = SharedSpan(0, HeldKV(mixed))
+            plans.append(share_plan(base, ShareChoice(), span, self.num_layers, AttendedRows()))
+        for layer, (logprobs, _) in enumerate(self._answered(item, plans)):
             yield layer, _compared(item, own, logprobs, 1 - 1 / self.num_layers)
 
-    def _answered(self, item: ShareItem, plan: Plan) -> tuple[Tensor, int]:
-        """Log-probabilities [answer tokens, vocabulary] before each of the answer's, and rows computed."""
-        prompt = (*item.context, *item.question)
-        ran = self.receiver.run(plan, spare_columns=len(item.answer))
-        first = len(prompt)
-        if len(item.answer) == 1:
-            return log_softmax(ran.logits[-1:], dim=-1), ran.num_rows
-        token_ids = (*prompt, *item.answer[:-1])
-        after = Plan(
-            token_ids,
-            rows=(GivenRows(tuple(range(first, len(token_ids)))),),
-            logits=tuple(range(first, len(token_ids))),
-        )
+    def _answered(self, item: ShareItem, plans: Sequence[Plan]) -> list[tuple[Tensor, int]]:
+        """Of each plan: log-probabilities [answer tokens, vocabulary] before each of the answer's, and the
+        rows computed. The answers after all plans are one pass."""
+        runs = [self.receiver.run(plan, spare_columns=len(item.answer)) for plan in plans]
+        found = [[one.logits[-1:]] for one in runs]
+        if len(item.answer) > 1 and runs:
+            for logits, rest in zip(found, self._after(item, runs), strict=True):
+                logits.append(rest)
+        return [
+            (log_softmax(torch.cat(logits), dim=-1), one.num_rows)
+            for logits, one in zip(found, runs, strict=True)
+        ]
+
+    def _after(self, item: ShareItem, runs: Sequence[AloneRun]) -> list[Tensor]:
+        """Logits before the answer's second token and each later one, after every run."""
+        token_ids = (*item.context, *item.question, *item.answer[:-1])
+        first, stop = len(item.context) + len(item.question), len(token_ids)
+        rows = tuple(range(first, stop))
+        after = Plan(token_ids, rows=(GivenRows(rows),), logits=rows)
         with torch.inference_mode():
-            one = SequenceSlice.prefill(
-                after, ran.kv, first, len(token_ids), adapter=self.receiver.adapter
-            )
-            step = Pass(self.receiver.model.decoder, self.receiver.attention, [one])
+            slices = [
+                SequenceSlice.prefill(after, one.kv, first, stop, adapter=self.receiver.adapter)
+                for one in runs
+            ]
+            step = Pass(self.receiver.model.decoder, self.receiver.attention, slices)
             while not step.advance():
                 pass
-            logits = torch.cat((ran.logits[-1:], step.logits()[0]))
-        return log_softmax(logits, dim=-1), ran.num_rows
+            return list(step.logits())
 
     def record(
         self,

@@ -16,9 +16,9 @@ from kdn.reuse.share.pairs import SharePoint
 from kdn.reuse.share.plans import MAP_WORK
 
 __all__ = [
-    "CONTROLS",
     "HALF",
     "OWN",
+    "RANDOM",
     "REUSE",
     "WHY",
     "ShareArms",
@@ -34,8 +34,8 @@ ROW_RATIOS = (0.1, 0.2)
 RANDOM_ROWS, OWN_STATES = "random rows 20%", "group, oracle E"
 WHY = frozenset({"prefix group", "suffix group", OWN_STATES})
 """Arms that say why a way loses, and not how much: some items tell it."""
-CONTROLS = frozenset({"random group", "rows, equal work", RANDOM_ROWS})
-"""Arms that a way is held against at equal work."""
+RANDOM = frozenset({"random group", RANDOM_ROWS})
+"""Arms that need few items, too: a random choice is held against a way."""
 
 Found = dict[str, float]
 """Of one arm: kl, nll, right (1 or 0) and work."""
@@ -85,6 +85,12 @@ class ShareArms:
                 self.named[f"map + rows {ratio:.0%}"] = ShareChoice(ratio=ratio, mapped=True)
         for point in self.frontier():
             self.named[frontier_arm(point.choice.name)] = point.choice
+        points = list(self.frontier())
+        others = {choice for name, choice in self.named.items() if not name.startswith("frontier")}
+        self.between = frozenset(
+            frontier_arm(one.choice.name) for one in points[:-1] if one.choice not in others
+        )
+        """Points of the frontier that are no arm otherwise, without the nearest to the receiver."""
 
     def measure(
         self, item: ShareItem, *, scan: bool = False, without: Collection[str] = ()

@@ -36,6 +36,10 @@ class ShareRows:
         """The items of a pair."""
         return [line for (name, _), line in self.items.items() if name == pair]
 
+    def profile_of(self, pair: str) -> list[dict[str, Any]]:
+        """The frontier of a pair, also where the name is that of its lengthened contexts."""
+        return self.profiles.get(pair.split(", ", maxsplit=1)[0], [])
+
     def refuse_others(self, pair: str, weights: str) -> None:
         """Raises BadInput for rows of a pair of other weights or contexts: they would be mixed."""
         if self._weights.get(pair, weights) != weights:

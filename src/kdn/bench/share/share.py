@@ -19,7 +19,7 @@ import torch
 
 from kdn import api
 from kdn.bench.common.result import BenchOptions, Result, commit_name, scratch_folder
-from kdn.bench.share.arms import CONTROLS, HALF, WHY, ShareArms, alora_outcome
+from kdn.bench.share.arms import HALF, RANDOM, WHY, ShareArms, alora_outcome
 from kdn.bench.share.pair import (
     BASE,
     SharePair,
@@ -55,7 +55,7 @@ _ROUNDS, _QUICK_ROUNDS = {500: 8, 2000: 4, 4000: 3}, {150: 2}
 _IN_TURN = 5
 """Pairs are judged in turn, so many items each, so that a run that is stopped has fair numbers of all."""
 _EXPLAINED, _SCANNED_EVERY = 50, 5
-"""So many items are also judged by the arms that say why; one in so many of them with each layer alone."""
+"""So many items are judged by every arm; one in so many of them also with each layer alone."""
 _LENGTHENED = {2000: 10, 4000: 5}
 """Items a pair behind contexts that were lengthened to so many tokens."""
 _STORE_BYTES = 2 << 30
@@ -239,8 +239,9 @@ def _judge(
             options.say(f"share: {held.name}, item {number + 1} of {len(held.items)}")
             explained = number < _EXPLAINED and not held.is_lengthened
             scan = explained and not number % _SCANNED_EVERY
-            without = frozenset() if explained else WHY
-            without |= CONTROLS if held.is_lengthened else frozenset()
+            without = frozenset() if explained else WHY | RANDOM | arms.between
+            if held.is_lengthened:
+                without |= {"rows, equal work"}
             line = {
                 "pair": held.name,
                 "item": name,
@@ -248,7 +249,7 @@ def _judge(
                 "commit": commit_name(),
                 "arms": arms.measure(item, scan=scan, without=without),
             }
-            if alora is not None and not held.is_lengthened:
+            if alora is not None and pair.sender == BASE and not held.is_lengthened:
                 side = PairSide("alora", opened.model, opened.parts.attention, alora)
                 line["alora"] = alora_outcome(side, item)
             rows.keep(line)

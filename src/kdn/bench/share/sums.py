@@ -35,8 +35,11 @@ Items = Sequence[dict[str, Any]]
 
 
 def share_summary(kept: ShareRows) -> dict[str, float | None]:
-    """Over all pairs, the worst of them for losses; every key there ever is."""
-    by_pair = [kept.of(pair) for pair in kept.pairs]
+    """Over all pairs, the worst of them for losses; every key there ever is.
+
+    Items behind lengthened contexts are few, and are left out.
+    """
+    by_pair = [kept.of(pair) for pair in kept.profiles]
     scans = [found for items in by_pair if (found := critical_share(items)) is not None]
     diffs = [
         one["alora"]["right"] - one["arms"][OWN]["right"]
@@ -48,7 +51,7 @@ def share_summary(kept: ShareRows) -> dict[str, float | None]:
         "prefill_speedup": _speedup(kept, "shared, memory", "nothing"),
         "quality_loss": _worst(
             score_loss(kept.of(pair), chosen_arm(kept.profiles.get(pair, ())))
-            for pair in kept.pairs
+            for pair in kept.profiles
         ),
         "quality_loss_random": _worst(score_loss(items, "random group") for items in by_pair),
         "quality_loss_group": _worst(score_loss(items, "group") for items in by_pair),
@@ -111,7 +114,7 @@ def share_notes(kept: ShareRows) -> tuple[str, ...]:
     notes = []
     for pair in kept.pairs:
         items = kept.of(pair)
-        best = chosen_arm(kept.profiles.get(pair, ()))
+        best = chosen_arm(kept.profile_of(pair))
         if best is None or not items:
             continue
         num_contexts = len(_by_context(items, [0.0] * len(items)))
@@ -130,7 +133,7 @@ def share_notes(kept: ShareRows) -> tuple[str, ...]:
 def share_figures(kept: ShareRows) -> tuple[Figure, ...]:
     """KL against work, held out, a figure a pair."""
     figures = []
-    for pair in kept.pairs:
+    for pair in kept.profiles:
         items = kept.of(pair)
         shown = [arm for arm in _arms(items) if arm != OWN and not arm.startswith("layer")]
         lines = {
