@@ -33,7 +33,7 @@ _USED_BY = {
     ),
     "ratios": ("blend",),
     "adapters": ("share",),
-    "items": ("blend", "share"),
+    "items": ("blend", "share", "steer"),
     "rows": ("blend", "l4s", "ndcg", "rag", "ray", "rtc", "share", "steer", "store", "vllm"),
 }
 """Options that only some benchmarks look at."""
@@ -65,7 +65,10 @@ def bench(
     ] = None,
     items: Annotated[
         int | None,
-        typer.Option(min=1, help="Of blend, share: at most so many prompts, or held-out items."),
+        typer.Option(
+            min=1,
+            help="Of blend, share, steer: at most so many prompts, held-out items, or questions over a context.",
+        ),
     ] = None,
     rows: Annotated[
         Path | None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -55,7 +56,11 @@ def _look(case: SteerCase) -> Steered:
     plan = Plan(case.prompt.token_ids, prefix=context.held, observers=(look,), logits=())
     with torch.inference_mode():
         run_alone(case.lab.service.model, case.lab.service.parts.attention, plan)
-    return case.stressed(look.best() or ())
+    seen = look.found()
+    if seen is None:
+        return case.stressed(())
+    sure = {"lead": seen.lead, "share": seen.share, "votes": seen.votes}
+    return replace(case.stressed(seen.sentence), chosen=seen.number, sure=sure)
 
 
 def _retrieved(case: SteerCase) -> Steered:
@@ -63,7 +68,11 @@ def _retrieved(case: SteerCase) -> Steered:
     if case.embedder is None:
         return _by_words(case)
     vectors = torch.tensor(case.embedder.embed([case.item.question, *case.texts]))
-    return case.stressed(case.context.sentences[int((vectors[1:] @ vectors[0]).argmax())])
+    near = (vectors[1:] @ vectors[0]).tolist()
+    best = near.index(max(near))
+    second = max((one for i, one in enumerate(near) if i != best), default=0.0)
+    sure = {"lead": near[best] - second, "cosine": near[best]}
+    return replace(case.stressed(case.context.sentences[best]), chosen=best, sure=sure)
 
 
 def _by_words(case: SteerCase) -> Steered:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,6 +33,10 @@ class Steered:
     """In place of the case's own."""
     columns: frozenset[int] = frozenset()
     """Those that are stressed anywhere."""
+    chosen: int | None = None
+    """The sentence that was taken, by its number."""
+    sure: Mapping[str, float] = field(default_factory=dict)
+    """How clear the choice is, by measure."""
 
 
 @dataclass

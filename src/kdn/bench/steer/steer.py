@@ -24,7 +24,7 @@ from kdn.bench.steer.fitted import SteerFit
 from kdn.bench.steer.items import SETS, Half, SteerItem, steer_items
 from kdn.bench.steer.lab import SteerLab
 from kdn.bench.steer.rows import SteerRows
-from kdn.bench.steer.sums import JudgedItem, arm_rows, passes_rows, steer_summary, time_rows
+from kdn.bench.steer.sums import PLAIN, JudgedItem, arm_rows, passes_rows, steer_summary, time_rows
 from kdn.bench.steer.timing import timing_rounds
 from kdn.bench.steer.verdicts import steer_figures, steer_notes
 from kdn.errors import BadInput, MissingExtra
@@ -32,8 +32,8 @@ from kdn.errors import BadInput, MissingExtra
 __all__ = ["run"]
 
 _PARTS = (None, "fit", "test", "timing", "page")
-_PER_CONTEXT = 6
-"""Questions over one context: more of one article say little that is new."""
+_PER_CONTEXT = 12
+"""Questions over one context, where nobody says how many: more of one article say little that is new."""
 _FITTED_ON = 12
 _ANSWERED_EVERY = 4
 """Of so many contexts one has its first question answered: generating takes longer than all else."""
@@ -59,7 +59,7 @@ def run(options: BenchOptions) -> Result:
             "steer measures on data: --data names the folder with squad, hotpotqa, musique"
         )
     half: Half = "fit" if options.only == "fit" else "test"
-    items = _chosen(options.data, half, quick=options.quick)
+    items = _chosen(options.data, half, most=_most(options))
     rows.begin(model_name(options.model))
     torch.set_num_threads(options.threads)
     with opened(options) as service:
@@ -97,7 +97,12 @@ def _arms(asked: tuple[str, ...] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("plain", *(asked or ARMS))))
 
 
-def _chosen(data: Path, half: Half, *, quick: bool) -> list[list[SteerItem]]:
+def _most(options: BenchOptions) -> int:
+    """Questions over one context at most."""
+    return 1 if options.quick else options.items or _PER_CONTEXT
+
+
+def _chosen(data: Path, half: Half, *, most: int) -> list[list[SteerItem]]:
     """Items by context; the sets in turn, and the articles of a set in turn, so that an early end leaves
     some of each."""
     by_set = []
@@ -107,8 +112,8 @@ def _chosen(data: Path, half: Half, *, quick: bool) -> list[list[SteerItem]]:
             if item.half == half:
                 contexts.setdefault(item.documents, []).append(item)
         own = _clusters_in_turn(list(contexts.values()))
-        by_set.append([one[: 1 if quick else _PER_CONTEXT] for one in own])
-    longest = 1 if quick else max(map(len, by_set))
+        by_set.append([one[:most] for one in own])
+    longest = max(map(len, by_set))
     return [own[i] for i in range(longest) for own in by_set if i < len(own)]
 
 
@@ -126,7 +131,7 @@ def _clusters_in_turn(contexts: Sequence[list[SteerItem]]) -> list[list[SteerIte
 def _fitted_on(options: BenchOptions) -> list[SteerItem]:
     """Questions of the other half, over different contexts, that heads and directions are learned on."""
     assert options.data is not None, "checked"
-    contexts = _chosen(options.data, "fit", quick=options.quick)
+    contexts = _chosen(options.data, "fit", most=_most(options))
     return [context[0] for context in contexts[:_FITTED_ON]]
 
 
@@ -166,7 +171,8 @@ def _score(
         steered = ARMS[name](case)
         passes = lab.offline_rows / case.context.since
         prompt = steered.prompt or case.prompt
-        score = lab.score(prompt, steered.held, gold, steered.scale)
+        is_plain = name == PLAIN
+        score = plain if is_plain else lab.score(prompt, steered.held, gold, steered.scale)
         far = (plain.logprobs.exp() * (plain.logprobs - score.logprobs)).sum(dim=-1)
         scores[name] = {"nll": round(score.nll, 5), "kl": round(float(far.mean()), 5)}
         if passes:
@@ -174,6 +180,9 @@ def _score(
         if steered.columns:
             inside = len(steered.columns & case.oracle) / len(steered.columns)
             scores[name]["overlap"] = round(inside, 4)
+        if steered.chosen is not None:
+            scores[name]["chosen"] = steered.chosen
+            scores[name]["sure"] = {key: round(one, 5) for key, one in steered.sure.items()}
         if answers and name in ANSWERED:
             said = lab.answer(prompt, steered.held, steered.scale)
             scores[name]["f1"] = word_f1(said, item.answers)

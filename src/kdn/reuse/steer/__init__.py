@@ -21,7 +21,7 @@ from kdn.reuse.steer.option import (
     steer_of,
     steered_from,
 )
-from kdn.reuse.steer.probe import SentenceProbe
+from kdn.reuse.steer.probe import LookedAt, SentenceProbe
 from kdn.reuse.steer.recipe import SteerRecipe, recipe_scales, top_columns
 from kdn.reuse.steer.sentences import sentence_positions, sentence_spans
 from kdn.reuse.steer.spans import MarkedSpan, column_factors, spans_of
@@ -32,6 +32,7 @@ __all__ = [
     "LOOK_WEIGHT",
     "ColumnSums",
     "EditedText",
+    "LookedAt",
     "MarkedSpan",
     "RecipeFolder",
     "RunPlan",

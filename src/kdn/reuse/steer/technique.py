@@ -79,8 +79,10 @@ class SteerReuse(Technique):
         sentences = SentenceProbe(steer.sentences, since, self._num_layers, steer.asked_to)
 
         def then() -> Plan:
-            best = sentences.best()
-            found = () if best is None else tuple((column, steer.weight) for column in best)
+            seen = sentences.found()
+            found = (
+                () if seen is None else tuple((column, steer.weight) for column in seen.sentence)
+            )
             self._told(request, (*steer.factors, *found))
             own = scales_of(found, steer.after, self._num_layers)
             # what the probe pass has computed or loaded lies in its place
