@@ -65,7 +65,7 @@ def test_spans_may_be_objects_and_stand_in_a_message(k: kdn.Kdn) -> None:
 
 def test_a_look_is_an_option_of_requests_with_documents(k: kdn.Kdn) -> None:
     for reuse in ("exact", "blend"):
-        looked = say(k, steer="look", reuse=reuse, steer_report=True).steering
+        looked = say(k, steer="look-always", reuse=reuse, steer_report=True).steering
         assert looked is not None
         assert looked.kl > 0
     with pytest.raises(kdn.BadInput, match="needs documents"):

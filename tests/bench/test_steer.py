@@ -144,11 +144,13 @@ def test_a_look_is_told_apart_where_it_found_the_right_sentence() -> None:
     """Five questions gain 1 with the answer's sentence, five lose 1 with another."""
     items = []
     for number in range(10):
-        found = with_arms(str(number), plain=3, look=2 if number < 5 else 4)
-        found["arms"]["look"]["overlap"] = 1.0 if number < 5 else 0.0
+        found = with_arms(str(number), plain=3, look_always=2 if number < 5 else 4)
+        found["arms"]["look-always"]["overlap"] = 1.0 if number < 5 else 0.0
         items.append(found)
     notes = " ".join(steer_notes(items, [], []))
-    assert "A look takes the answer's sentence for 5 items: it gains (+1.000" in notes
+    assert (
+        "A look that always acts takes the answer's sentence for 5 items: it gains (+1.000" in notes
+    )
     assert "It takes another for 5 items: it harms (-1.000" in notes
     assert "Stressing the nearest sentence takes the answer's sentence for 0 items" in notes
 
@@ -208,7 +210,7 @@ def test_every_arm_runs_and_a_second_run_judges_nothing_again(
         model=model, data=data, only="test", rows=rows, threads=1, home=tmp_path, say=said.append
     )
     result = load_bench("steer")(options)
-    assert {row["arm"] for row in result.rows} == set(ARMS)
+    assert {row["arm"] for row in result.rows} == {*ARMS, "look"}
     kept = rows.read_text()
     arms = json.loads(kept.splitlines()[-1])["arms"]
     assert set(TWINS) <= set(arms)
@@ -216,7 +218,7 @@ def test_every_arm_runs_and_a_second_run_judges_nothing_again(
     assert 2.5 < arms["published"]["passes"] < 4, "two that score, one that is steered"
     assert 0.9 < arms["passage-twice"]["passes"] < 2.2, "the passages twice"
     assert 0 < arms["key-norm"].get("passes", 0.0) + arms["self-asked"]["passes"] < 1
-    assert "passes" not in arms["look"], "nothing is made beforehand"
+    assert "passes" not in arms["look-always"], "nothing is made beforehand"
     assert all(arms[name]["kl"] > 0 for name in SELECTIONS), "each does something"
     assert result.summary.keys() == KEYS
     assert result.summary["nll_gain_oracle"] is not None

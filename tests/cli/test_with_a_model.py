@@ -127,12 +127,15 @@ def test_words_are_stressed_and_what_that_did_is_told(
     assert told["kl"] > 0
     assert "without steering" in kdn(tmp_path, *marked).err
     assert plain["steering"] is None
-    for word in ("look", "retrieved"):
+    for word in ("look", "look-always", "retrieved"):
         assert kdn(tmp_path, *ask, "--steer", word, "--json").code == 0
     wrong = kdn(tmp_path, *ask, "--stress", "silver key")
     assert (wrong.code, "'silver key' is not in any" in wrong.err) == (2, True)
     assert "leave out --stress" in kdn(tmp_path, *marked, "--steer", "look").err
-    assert "it can be look or retrieved, or a recipe" in kdn(tmp_path, *ask, "--steer", "loud").err
+    assert (
+        "it can be look, look-always, retrieved, or a recipe"
+        in kdn(tmp_path, *ask, "--steer", "loud").err
+    )
 
 
 def test_prefill_leaves_nothing_to_compute_but_the_question(

@@ -107,9 +107,9 @@ class Kdn:
         documents, begin where this one ended.  With `reuse="blend"` documents that were computed
         anywhere before are reused, and some of their rows recomputed (see `blending`); the answer
         then approximates that of a full prefill, and the quality guard judges each `collection` of
-        documents apart.  `steer` stresses or mutes marked spans, or `"look"`s for the sentence to
-        stress (see `Steering`); with `steer_report` the answer says what that did.  `share` says whether KV
-        of a sibling may stand in (see `sharing`).
+        documents apart.  `steer` stresses or mutes marked spans, or `"look"`s for a sentence to stress that
+        the question clearly attends to (see `Steering`); with `steer_report` the answer says what that
+        did.  `share` says whether KV of a sibling may stand in (see `sharing`).
 
         With `schema` the answer is JSON that it allows (or fulfils a `Constraint`), unless `max_tokens`
         cuts it off.  `max_tokens` and `temperature` stand above `sampling`; what neither gives is as the

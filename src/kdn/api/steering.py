@@ -24,8 +24,9 @@ __all__ = [
 ]
 
 Steering = str | SteerRecipe | MarkedSpan | Mapping[str, object] | Sequence[object] | None
-"""`"look"`, or spans (`kdn.reuse.steer.MarkedSpan`, or mappings with its fields), or a recipe that texts
-were steered by beforehand, itself or by its name in the home."""
+"""`"look"`, which leaves an answer alone where no sentence is clear, `"look-always"`, spans
+(`kdn.reuse.steer.MarkedSpan`, or mappings with its fields), or a recipe that texts were steered by
+beforehand, itself or by its name in the home."""
 AskSteering = Steering
 """As `Steering`, or `"retrieved"`: the passage that retrieval put first."""
 _ALTERNATIVES = 64

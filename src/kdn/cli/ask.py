@@ -78,8 +78,9 @@ def ask(
     steer: Annotated[
         str | None,
         typer.Option(
-            help="Stress the sentence that the question looks at (look), or the passage that was"
-            " found first (retrieved), or use texts that were steered by a recipe (its file or name)."
+            help="Stress the sentence that the question looks at, where one is clear (look) or in any"
+            " case (look-always), or the passage that was found first (retrieved), or use texts that were"
+            " steered by a recipe (its file or name)."
         ),
     ] = None,
     steer_report: Annotated[
@@ -170,12 +171,15 @@ def _steering(
         return spans
     if spans:
         raise BadInput(f"--steer {word} chooses what to stress: leave out --stress and --mute")
-    if word in ("look", "retrieved"):
+    from kdn.reuse.steer import LOOKS
+
+    words = (*LOOKS, "retrieved")
+    if word in words:
         return word
     recipe = find_recipe(word, home)
     if recipe is None:
         raise BadInput(
-            f"--steer is {word!r}; it can be look or retrieved, or a recipe's file or its name"
+            f"--steer is {word!r}; it can be {', '.join(words)}, or a recipe's file or its name"
         )
     return recipe
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kdn.errors import BadInput
 from kdn.model import PlacedText
 from kdn.reuse.steer import (
+    LOOK_SHARE,
     MarkedSpan,
     column_factors,
     sentence_positions,
@@ -113,7 +114,7 @@ def test_two_halves_of_a_text_are_the_whole(cut: int, weight: float) -> None:
         ([{"text": "key", "start": 0, "weight": 3}], "give its text or its offsets"),
         ([{"text": "key", "size": 3}], "a span is a mapping of weight, text"),
         (["key"], "a span is a mapping"),
-        ("louder", "it can be 'look' or a list of spans"),
+        ("louder", "it can be 'look', 'look-always' or a list of spans"),
         (7, "give a list of them"),
     ],
 )
@@ -148,6 +149,9 @@ def test_sentences_of_documents_are_runs_of_positions_that_do_not_meet() -> None
 
 
 def test_a_look_without_documents_is_refused() -> None:
-    assert steer_of("look", PLACES).sentences == (range(20, 29),)
+    look = steer_of("look", PLACES)
+    assert look.sentences == (range(20, 29),)
+    assert look.least_share == LOOK_SHARE
+    assert steer_of("look-always", PLACES) == replace(look, least_share=0)
     with pytest.raises(BadInput, match="a look needs documents"):
         steer_of("look", [ASKED])

@@ -15,7 +15,6 @@ from kdn.core import (
     Blend,
     Cause,
     Finish,
-    LayerView,
     Plan,
     Planned,
     Prompt,
@@ -36,7 +35,6 @@ from kdn.reuse import PrefixReuse, Stack
 from kdn.reuse.blend import BlendReuse, RatioController
 from kdn.reuse.shortened import LeadingTokens
 from kdn.reuse.steer import (
-    SentenceProbe,
     Steer,
     SteerRecipe,
     SteerReuse,
@@ -192,24 +190,33 @@ def test_a_look_stresses_the_sentence_that_it_found(
     assert usage.exact == 429
 
 
-def test_the_look_is_the_questions_attention_by_token(tiny: LoadedModel) -> None:
-    """Written out: of four layers, layer 2 alone (every other one of the upper half)."""
-    sentences = (range(5, 15), range(15, 40))
-    look = SentenceProbe(sentences, question_from=50, num_layers=4)
-    by_token: list[float] = []
+@pytest.mark.parametrize("max_batch_tokens", [128, 2048])
+def test_a_look_that_finds_nothing_clear_leaves_the_answer_alone(
+    tiny: LoadedModel, max_batch_tokens: int
+) -> None:
+    """No sentence has all of the attention, so a look that asks for all of it stresses none."""
+    unsure = Steer(sentences=SENTENCES, least_share=1.0, after=0.0)
+    with open_store(None, memory_bytes=1 << 26) as store:
+        desk = Desk(tiny, store, max_batch_tokens)
+        plain, _ = desk.ask(retention=Retention.NOTHING)
+        alone, _ = desk.ask(unsure, retention=Retention.SHARED)
+        stored, usage = desk.ask(unsure)
+        told = [e.fields["columns"] for e in desk.trace.events("steer.plan")]
+        marked, _ = desk.ask(replace(unsure, factors=STRESS.factors))
+        named, _ = desk.ask(STRESS)
+        desk.engine.close()
+    assert alone == pytest.approx(plain, abs=1e-4)
+    assert stored == pytest.approx(plain, abs=1e-4)
+    assert (usage.exact, told) == (429, [0, 0])
+    assert marked == pytest.approx(named, abs=1e-4), "marks hold all the same"
 
-    def by_hand(view: LayerView) -> None:
-        if view.layer == 2:
-            seen = view.attend(torch.arange(50, 60), torch.arange(40))
-            by_token.extend(float(seen[one.start : one.stop].mean()) for one in sentences)
 
-    run(tiny, Plan(some_tokens(60, 200), observers=(look, by_hand)))
-    assert (look.asked / torch.tensor([10, 25])).tolist() == pytest.approx(by_token)
-    assert look.best() == sentences[by_token.index(max(by_token))]
-
-
-def test_a_look_that_saw_nothing_finds_nothing() -> None:
-    assert SentenceProbe((range(3),), question_from=5, num_layers=4).best() is None
+def test_blended_documents_are_left_alone_where_no_sentence_is_clear(desk: Desk) -> None:
+    for document in (ONE, TWO):
+        desk.ask(segments=(PRELUDE, document, ASK))
+    plain, _ = desk.ask(Blend(0.2))
+    unsure, _ = desk.ask(Blend(0.2), Steer(sentences=SENTENCES, least_share=1.0, after=0.0))
+    assert unsure == pytest.approx(plain, abs=1e-4)
 
 
 def test_rows_that_see_scales_are_those_of_the_last_message_after_the_marks() -> None:

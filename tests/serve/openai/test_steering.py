@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 import kdn
 from kdn.api.steered import prefill_steered
-from kdn.reuse.steer import RecipeFolder, Steer, SteerRecipe
+from kdn.reuse.steer import LOOK_SHARE, RecipeFolder, Steer, SteerRecipe
 from kdn.serve import served
 from tests.serve.running import Running, running
 from tests.serve.scripted import ScriptedService
@@ -56,7 +56,9 @@ def test_spans_become_factors_of_columns(server: Running, service: ScriptedServi
 
 def test_a_look_marks_the_sentences_of_documents(server: Running, service: ScriptedService) -> None:
     ask(server, "look")
-    assert service.requests[-1].techniques == (Steer(sentences=(range(23),)),)
+    assert service.requests[-1].techniques == (
+        Steer(sentences=(range(23),), least_share=LOOK_SHARE),
+    )
 
 
 @pytest.mark.parametrize(

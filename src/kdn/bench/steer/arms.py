@@ -50,7 +50,7 @@ def _random_sentence(case: SteerCase) -> Steered:
 
 
 def _look(case: SteerCase) -> Steered:
-    """As `steer="look"`: the product's own observer, over the context as it is stored."""
+    """As `steer="look-always"`: the product's own observer, over the context as it is stored."""
     context = case.context
     look = SentenceProbe(context.sentences, context.since, case.lab.num_layers)
     plan = Plan(case.prompt.token_ids, prefix=context.held, observers=(look,), logits=())
@@ -67,8 +67,9 @@ def _retrieved(case: SteerCase) -> Steered:
     """The sentence nearest to the question by embedding; without an embedder, by rare words."""
     if case.embedder is None:
         return _by_words(case)
-    vectors = torch.tensor(case.embedder.embed([case.item.question, *case.texts]))
-    near = (vectors[1:] @ vectors[0]).tolist()
+    embed = case.embedder.embed
+    sentences = case.once("vectors", lambda: torch.tensor(embed(case.texts)))
+    near = (sentences @ torch.tensor(embed([case.item.question])[0])).tolist()
     best = near.index(max(near))
     second = max((one for i, one in enumerate(near) if i != best), default=0.0)
     sure = {"lead": near[best] - second, "cosine": near[best]}
@@ -175,7 +176,7 @@ ARMS: dict[str, Callable[[SteerCase], Steered]] = {
     "oracle": _oracle,
     "oracle-10": partial(_oracle, weight=10.0),
     "random-sentence": _random_sentence,
-    "look": _look,
+    "look-always": _look,
     "retrieved": _retrieved,
     "rare-words": _by_words,
     "two-calls": _asked_for,
@@ -194,7 +195,7 @@ ANSWERED = (
     "plain",
     "oracle",
     "random-sentence",
-    "look",
+    "look-always",
     "retrieved",
     "published",
 )

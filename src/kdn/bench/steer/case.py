@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kdn.bench.steer.fitted import SteerFit
 from kdn.bench.steer.items import SteerItem
-from kdn.bench.steer.lab import SteerContext, SteerLab
+from kdn.bench.steer.lab import GoldScore, SteerContext, SteerLab
 from kdn.core import ColumnScale, Prompt
 from kdn.engine import HeldKV
 from kdn.reuse.steer import AFTER, LOOK_WEIGHT, SteerRecipe, scales_of
@@ -49,6 +49,8 @@ class SteerCase:
     seed: int
     fit: SteerFit
     """What was learned on the half that settings are chosen on."""
+    _scored: dict[tuple[ColumnScale, ...], GoldScore] = field(default_factory=dict, init=False)
+    """By scales, over the context as it is stored: arms that choose one sentence are one computation."""
 
     @cached_property
     def context(self) -> SteerContext:
@@ -73,6 +75,16 @@ class SteerCase:
         """The sentences as texts."""
         decode, ids = self.lab.service.model.tokenizer.decode, self.context.prompt.token_ids
         return [decode(ids[one.start : one.stop]) for one in self.context.sentences]
+
+    def gold(self, steered: Steered) -> GoldScore:
+        """How likely the item's right answer is made."""
+        prompt, answer = steered.prompt or self.prompt, self.item.answers[0]
+        if steered.held is not self.context.held or steered.prompt is not None:
+            return self.lab.score(prompt, steered.held, answer, steered.scale)
+        if steered.scale not in self._scored:
+            found = self.lab.score(prompt, steered.held, answer, steered.scale)
+            self._scored[steered.scale] = found
+        return self._scored[steered.scale]
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What is made of the context without the question: once, whichever questions follow."""

@@ -19,12 +19,13 @@ from kdn.bench.blend.quality import word_f1
 from kdn.bench.common.result import BenchOptions, Result, Row, model_name
 from kdn.bench.engine.lineup import opened
 from kdn.bench.steer.arms import ANSWERED, ARMS
-from kdn.bench.steer.case import SteerCase
+from kdn.bench.steer.case import SteerCase, Steered
 from kdn.bench.steer.fitted import SteerFit
+from kdn.bench.steer.guards import guard_rows, guarded
 from kdn.bench.steer.items import SETS, Half, SteerItem, steer_items
 from kdn.bench.steer.lab import SteerLab
 from kdn.bench.steer.rows import SteerRows
-from kdn.bench.steer.sums import PLAIN, JudgedItem, arm_rows, passes_rows, steer_summary, time_rows
+from kdn.bench.steer.sums import JudgedItem, arm_rows, passes_rows, steer_summary, time_rows
 from kdn.bench.steer.timing import timing_rounds
 from kdn.bench.steer.verdicts import steer_figures, steer_notes
 from kdn.errors import BadInput, MissingExtra
@@ -72,10 +73,11 @@ def run(options: BenchOptions) -> Result:
 
 def _result(options: BenchOptions, kept: SteerRows, total: int | None) -> Result:
     """The page of all rows; of a run on the half `fit` alone, its own arms."""
-    judged, fit, rounds = kept.of("test"), kept.of("fit"), kept.rounds
+    judged, fit = guarded(kept.of("test")), guarded(kept.of("fit"))
+    rounds = kept.rounds
     rows: list[Row] = [*arm_rows(judged)]
     rows += [row | {"part": f"fit: {row['part']}"} for row in arm_rows(fit)]
-    rows += [*passes_rows(judged or fit, rounds), *time_rows(rounds)]
+    rows += [*guard_rows(fit), *passes_rows(judged or fit, rounds), *time_rows(rounds)]
     counts = {"items": len(judged), "fit_items": len(fit), "items_wanted": total}
     model = kept.model or options.model
     return Result(
@@ -163,16 +165,14 @@ def _score(
     case: SteerCase, before: JudgedItem, arms: Sequence[str], *, answers: bool
 ) -> JudgedItem:
     """What was known of the item, and these arms."""
-    lab, item, gold = case.lab, case.item, case.item.answers[0]
-    plain = lab.score(case.prompt, case.context.held, gold)
+    lab, item = case.lab, case.item
+    plain = case.gold(Steered(case.context.held))
     scores = dict(before["arms"])
     for name in arms:
         lab.offline_rows = 0.0
         steered = ARMS[name](case)
         passes = lab.offline_rows / case.context.since
-        prompt = steered.prompt or case.prompt
-        is_plain = name == PLAIN
-        score = plain if is_plain else lab.score(prompt, steered.held, gold, steered.scale)
+        prompt, score = steered.prompt or case.prompt, case.gold(steered)
         far = (plain.logprobs.exp() * (plain.logprobs - score.logprobs)).sum(dim=-1)
         scores[name] = {"nll": round(score.nll, 5), "kl": round(float(far.mean()), 5)}
         if passes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kdn.bench.common.measure import said_of_aim
+from kdn.bench.steer.guards import GUARDS, Guard, chosen_guard
 from kdn.bench.steer.sums import (
     FEWEST_CLUSTERS,
     PLAIN,
@@ -26,10 +27,12 @@ _AIM = 0.02
 """What marking a span may add to the time to the first token."""
 _SAID = {
     "oracle": "Stressing the right sentence",
-    "look": "A look",
+    "look": "A look that acts where it is sure",
+    "look-always": "A look that always acts",
+    "retrieved-sure": "Stressing the nearest sentence where it is clear",
     "retrieved": "Stressing the nearest sentence",
 }
-_ERRING = ("look", "retrieved")
+_ERRING = ("look-always", "retrieved")
 """Those that may stress the wrong sentence."""
 _RIGHT = 0.5
 """Of the stressed tokens so many lie in the answer's sentence where it counts as found."""
@@ -56,7 +59,12 @@ def steer_notes(
     if not judged:
         return ("Nothing of the half `test` was judged.", *_timing_notes(rounds))
     notes = [_count_note(judged)]
-    notes += [_by_set(judged, arm, said) for arm, said in _SAID.items()]
+    notes += [
+        _by_set(judged, arm, said) for arm, said in _SAID.items() if num_clusters(judged, arm)
+    ]
+    notes += [
+        _guard_note(judged, fit, guard) for guard in GUARDS if num_clusters(judged, guard.name)
+    ]
     notes += [_right_and_wrong(judged, arm, _SAID[arm]) for arm in _ERRING]
     notes += [*_selection_notes(judged, fit), *_harm_notes(judged), *_timing_notes(rounds)]
     return tuple(notes)
@@ -117,6 +125,22 @@ def _by_set(judged: Sequence[JudgedItem], arm: str, said: str) -> str:
     )
 
 
+def _guard_note(judged: Sequence[JudgedItem], fit: Sequence[JudgedItem], guard: Guard) -> str:
+    """How often a guarded choice is acted on, and what this model's own `fit` half would choose."""
+    acts = [found for one in judged if (found := guard.acts(one)) is not None]
+    own = [one for one in fit if guard.acts(one) is not None]
+    best = chosen_guard(own, guard.arm)
+    chosen = (
+        f" Of {len(own)} items of `fit` `{best.measure}` >= {best.least:.3g} would be chosen."
+        if best
+        else ""
+    )
+    return (
+        f"{_SAID[guard.name]} (`{guard.measure}` >= {guard.least:g}) acts on {sum(acts)} of {len(acts)}"
+        f" items, and leaves the others as they are.{chosen}"
+    )
+
+
 def _right_and_wrong(judged: Sequence[JudgedItem], arm: str, said: str) -> str:
     """The gain where most of the stressed tokens lie in the answer's sentence, and where they do not."""
     own = [one for one in judged if "overlap" in one["arms"].get(arm, {})]
@@ -160,7 +184,7 @@ def _beside_its_twin(judged: Sequence[JudgedItem], name: str) -> str:
 
 def _harm_notes(judged: Sequence[JudgedItem]) -> list[str]:
     found = []
-    for arm in ("look", "oracle"):
+    for arm in ("look", "look-always", "oracle"):
         harm = gain_of(judged, PLAIN, beside=arm, key="unrelated")
         if harm is not None:
             word = (

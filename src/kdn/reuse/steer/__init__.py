@@ -15,7 +15,9 @@ from kdn.reuse.steer.edit import (
 from kdn.reuse.steer.folder import RecipeFolder
 from kdn.reuse.steer.option import (
     AFTER,
+    LOOK_SHARE,
     LOOK_WEIGHT,
+    LOOKS,
     Steer,
     recipe_of,
     steer_of,
@@ -29,6 +31,8 @@ from kdn.reuse.steer.technique import SteerReuse, scales_of
 
 __all__ = [
     "AFTER",
+    "LOOKS",
+    "LOOK_SHARE",
     "LOOK_WEIGHT",
     "ColumnSums",
     "EditedText",

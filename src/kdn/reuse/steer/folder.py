@@ -8,12 +8,13 @@ from pathlib import Path
 
 from kdn.core import Fingerprint
 from kdn.errors import BadInput
+from kdn.reuse.steer.option import LOOKS
 from kdn.reuse.steer.recipe import SteerRecipe
 
 __all__ = ["RecipeFolder"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_TAKEN = ("look", "retrieved")
+_TAKEN = (*LOOKS, "retrieved")
 """What `steer` means already."""
 
 
@@ -34,7 +35,7 @@ class RecipeFolder:
         if not _NAME.fullmatch(name) or name in _TAKEN:
             raise BadInput(
                 f"{name!r:.60} can be no recipe's name; take letters, digits, dots, dashes and"
-                f" underscores, at most 64, and neither {' nor '.join(_TAKEN)}"
+                f" underscores, at most 64, and none of {', '.join(_TAKEN)}"
             )
         return self.folder / f"{name}.json"
 

@@ -12,11 +12,23 @@ from kdn.reuse.steer.recipe import SteerRecipe
 from kdn.reuse.steer.sentences import sentence_positions
 from kdn.reuse.steer.spans import ColumnFactors, column_factors, spans_of
 
-__all__ = ["AFTER", "LOOK", "LOOK_WEIGHT", "Steer", "recipe_of", "steer_of", "steered_from"]
+__all__ = [
+    "AFTER",
+    "LOOKS",
+    "LOOK_SHARE",
+    "LOOK_WEIGHT",
+    "Steer",
+    "recipe_of",
+    "steer_of",
+    "steered_from",
+]
 
-LOOK = "look"
-"""The word for: stress the sentence that the question looks at."""
-
+LOOK_SHARE = 0.2
+"""A look acts where its sentence gets at least this share of the attention to all sentences. Chosen on the
+half `fit` of the benchmark's data (docs/steer.md): a look that stresses the wrong sentence harms."""
+LOOKS = {"look": LOOK_SHARE, "look-always": 0.0}
+"""The words for: stress the sentence that the question looks at; by word, the least share it must get."""
+_WORDS = ", ".join(map(repr, LOOKS))
 AFTER = 2 / 3
 """Steering holds in the layers from this share on: those before move answers as random columns do."""
 LOOK_WEIGHT = 3.0
@@ -34,6 +46,8 @@ class Steer:
 
     factors: ColumnFactors = ()
     sentences: tuple[range, ...] = ()
+    least_share: float = 0.0
+    """Of the attention to all sentences the best one must get so much; if not, none is scaled."""
     weight: float = LOOK_WEIGHT
     after: float = AFTER
     asked_to: int | None = None
@@ -47,7 +61,7 @@ def steer_of(
     places: Sequence[PlacedText],
     named: Callable[[str], SteerRecipe] | None = None,
 ) -> Steer:
-    """What a caller asks for, `"look"`, marked spans, a recipe or its name, as an option of a request.
+    """What a caller asks for, a word of `LOOKS`, marked spans, a recipe or its name, as a request's option.
 
     `named` finds recipes.  Raises BadInput for what is none of them, for a look without documents, and
     for spans as `column_factors`.
@@ -55,25 +69,25 @@ def steer_of(
     if isinstance(given, SteerRecipe):
         return Steer(recipe=given)
     if isinstance(given, str):
-        return _look(places) if given == LOOK else _named(given, named)
+        return _look(places, LOOKS[given]) if given in LOOKS else _named(given, named)
     return Steer(column_factors(spans_of(given), places))
 
 
-def _look(places: Sequence[PlacedText]) -> Steer:
+def _look(places: Sequence[PlacedText], least_share: float) -> Steer:
     sentences = sentence_positions(places)
     if not sentences:
         raise BadInput("a look needs documents to look at; give some, or mark spans")
-    return Steer(sentences=sentences)
+    return Steer(sentences=sentences, least_share=least_share)
 
 
 def _named(name: str, named: Callable[[str], SteerRecipe] | None) -> Steer:
     if named is None:
-        raise BadInput(f"steer is {name!r:.60}; it can be {LOOK!r} or a list of spans")
+        raise BadInput(f"steer is {name!r:.60}; it can be {_WORDS} or a list of spans")
     try:
         return Steer(recipe=named(name))
     except BadInput as error:
         raise BadInput(
-            f"{error} (steer can be {LOOK!r} or a list of spans besides a recipe's name)"
+            f"{error} (steer can be {_WORDS} or a list of spans besides a recipe's name)"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
     known factors ──────────────────────────────────────────> the plan, with scales
     probe: the question over the context as it is ─> best sentence ─> the question once more, with scales
+                                                  └> none is clear ─> the last row once more, without
 
 Nothing before the last message is computed in another way, so all of it is stored and reused as ever;
 what is computed under scales is not stored.
@@ -80,13 +81,16 @@ class SteerReuse(Technique):
 
         def then() -> Plan:
             seen = sentences.found()
-            found = (
-                () if seen is None else tuple((column, steer.weight) for column in seen.sentence)
-            )
+            is_clear = seen is not None and seen.share >= steer.least_share
+            best = seen.sentence if seen is not None and is_clear else ()
+            found = tuple((column, steer.weight) for column in best)
             self._told(request, (*steer.factors, *found))
             own = scales_of(found, steer.after, self._num_layers)
-            # what the probe pass has computed or loaded lies in its place
-            last = GivenRows(tuple(range(since, plan.num_tokens)))
+            # what the probe pass has computed or loaded lies in its place; without scales the last
+            # row is enough
+            is_plain = not (scales or own) and plan.logits is None
+            first = plan.num_tokens - 1 if is_plain else since
+            last = GivenRows(tuple(range(first, plan.num_tokens)))
             again = plan.then() if plan.then else replace(plan, stored=(), rows=(last,))
             return _steered(again, (*scales, *own), since)
 

@@ -100,8 +100,9 @@ class KdnOptions(_Strict):
     collection: Annotated[Text, Field(max_length=128)] = ""
     """Which documents these are: blended answers over each collection are judged apart."""
     steer: Annotated[list[SpanBody], Field(max_length=MAX_SPANS)] | Name | None = None
-    """Spans to stress or mute; `look`: stress the sentence that the question attends to; else the name of
-    a recipe in the server's home, by which documents were steered beforehand."""
+    """Spans to stress or mute; `look`: stress the sentence that the question attends to, where one is
+    clear; `look-always`: in any case; else the name of a recipe in the server's home, by which
+    documents were steered beforehand."""
     steer_report: bool = False
     """Tell with the answer how far steering moved its tokens, and the answer without it."""
     share: Literal["exact", "published", "best"] | None = None
