@@ -210,7 +210,8 @@ def test_every_arm_runs_and_a_second_run_judges_nothing_again(
         model=model, data=data, only="test", rows=rows, threads=1, home=tmp_path, say=said.append
     )
     result = load_bench("steer")(options)
-    assert {row["arm"] for row in result.rows} == {*ARMS, "look"}
+    judged_arms = {row["arm"] for row in result.rows}
+    assert judged_arms - {"retrieved-sure"} == {*ARMS, "look"}, "the nearest needs an embedder"
     kept = rows.read_text()
     arms = json.loads(kept.splitlines()[-1])["arms"]
     assert set(TWINS) <= set(arms)

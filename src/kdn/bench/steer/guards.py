@@ -46,7 +46,7 @@ class Guard:
 
 GUARDS = (
     Guard(_LOOK, "share", LOOK_SHARE, "look"),
-    Guard(_NEAREST, "lead", 0.1, "retrieved-sure"),
+    Guard(_NEAREST, "lead", 0.08, "retrieved-sure"),
 )
 """`steer="look"` of kdn, and the like for the nearest sentence; of 20 steps of each measure on `fit`."""
 
