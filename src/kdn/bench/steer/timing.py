@@ -1,4 +1,4 @@
-"""Time to the first token over stored KV: plain, a marked span, a look, two calls; and over no KV."""
+"""Time to the first token over stored KV: plain, a marked span, looks, two calls; and over no KV."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def timing_rounds(
         PLAIN: lambda number: _ttft(service, turns[number]),
         "span": span,
         "look": lambda number: _ttft(service, turns[number], steer="look"),
+        "look-always": lambda number: _ttft(service, turns[number], steer="look-always"),
         "two calls": two_calls,
         "nothing stored": lambda number: _ttft(service, turns[number], salt=f"cold-{number}"),
     }
