@@ -67,7 +67,7 @@ def bench(
         int | None,
         typer.Option(
             min=1,
-            help="Of blend, share, steer: at most so many prompts, held-out items, or questions over a context.",
+            help="Of blend, share, steer: at most so many prompts, held-out items, or questions.",
         ),
     ] = None,
     rows: Annotated[

@@ -60,8 +60,8 @@ class BenchOptions:
     ratios: tuple[float, ...] | None = None
     """The shares of rows to recompute; None means the benchmark's usual ones."""
     items: int | None = None
-    """At most so many prompts, held-out items of a pair, or questions over a context; None means the benchmark's
-    usual number."""
+    """At most so many prompts, held-out items of a pair, or questions over a context; None means the
+    benchmark's usual number."""
     rows: Path | None = None
     """A file of finished rows, for benchmarks that can go on where an earlier run ended."""
     rivals: Path = _CHECKOUT / ".venv-rivals"
