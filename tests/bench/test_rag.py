@@ -70,14 +70,15 @@ def test_those_that_decode_ride_along_in_short_passes() -> None:
     assert ended(SPEED, first, second) == [0.806, 0.806]
 
 
-def test_a_short_pass_ends_at_a_block_of_positions_and_takes_the_next_prompt_along() -> None:
-    """Of 200 rows behind 100 that are reused, 28 come up to position 128.  100 rows are left in the pass,
-    more than half a block, so that the next prompt's 128 go along: 0.2 + 0.1 + 0.156 + 0.002 s."""
-    behind = SimulatedCall(200, 100, 1, kv_tokens=300)
-    first = query(0.0, [call(100, 2)])
-    second, third = query(0.15, [behind]), query(0.15, [call(128)])
-    # Nobody rides in the last pass: 0.458 + 0.1 + 0.172 s.
-    assert ended(SPEED, first, second, third) == [0.458, 0.73, 0.458]
+def test_a_short_pass_takes_the_next_prompt_along() -> None:
+    """Beside 28 rows 100 of 128 are left in the pass, more than half a block, so that the next prompt's 128
+    go along: 0.2 + 0.1 + 0.156 + 0.002 s."""
+    first, second, third = (
+        query(0.0, [call(100, 2)]),
+        query(0.15, [call(28)]),
+        query(0.15, [call(128)]),
+    )
+    assert ended(SPEED, first, second, third) == [0.458] * 3
 
 
 def test_a_blended_prefill_gives_way_to_those_that_decode_when_they_have_waited() -> None:
@@ -88,6 +89,21 @@ def test_a_blended_prefill_gives_way_to_those_that_decode_when_they_have_waited(
     blended = replace(call(300), num_probe=50)
     first, second = query(0.0, [call(100, 4)]), query(0.15, [blended])
     assert ended(speed, first, second) == [0.6425, 0.78]
+
+
+def test_a_prompt_that_loads_what_is_stored_takes_no_one_along() -> None:
+    """300 rows behind 100 that are loaded, in four layers: 1.5 times 0.1 + 0.3 s, so 0.15 s a layer.  The
+    first has its token at 0.2 s and needs three steps of 10 ms, due after every layer: 0.36, 0.52, 0.68."""
+    speed = replace(SPEED, stall_s=0.06, num_layers=4, loading=1.5)
+    behind = SimulatedCall(300, 100, 1, kv_tokens=400)
+    first, second = query(0.0, [call(100, 4)]), query(0.15, [behind])
+    assert ended(speed, first, second) == [0.68, 0.83]
+
+
+def test_what_was_loaded_takes_those_that_decode_along() -> None:
+    """600 rows behind 100: the first pass, of 412 rows up to position 512, loads; the other does not."""
+    behind = SimulatedCall(600, 100, 1, kv_tokens=700)
+    assert ended(replace(SPEED, loading=2.0), query(0.0, [behind])) == [2 * 0.512 + 0.288]
 
 
 def test_a_blended_call_is_probed_before_its_prefill() -> None:
@@ -191,16 +207,15 @@ def test_only_ours_sees_what_is_stored() -> None:
     found = arms()
     assert found["ours, balanced"](stored).num_chunks == 3
     assert found["ours, balanced, without the store"](stored).num_chunks == 2
-    assert found["ours, chunks of balanced without the store"](stored).num_chunks == 2
 
 
 def test_the_chunk_that_is_stored_leads_where_the_store_is_seen() -> None:
-    """Of four stuffed chunks the third is stored: in front it saves 250 rows of 1,050."""
+    """The third is stored: of a prompt of as many chunks it saves 250 rows in front."""
     chunks = [ChunkState(250, 250 if number == 2 else 0) for number in range(12)]
     given = replace(GIVEN, chunks=chunks)
-    found = arms()["ours, chunks of balanced without the store"](given)
-    blind = arms()["ours, balanced, without the store"](given)
-    assert (found.places, blind.places) == ((2, 0, 1, 3), ())
+    found = arms()["ours, most chunks"](given)
+    blind = arms()["ours, most chunks, without the store"](given)
+    assert (found.places, blind.places) == ((2, 0, 1, 3, 4, 5), ())
     assert found.num_chunks == blind.num_chunks
     led, plain = (MODEL.demand(one, chunks).seconds for one in (found, blind))
     assert plain - led == pytest.approx(0.250)

@@ -140,23 +140,6 @@ class _Ours:
         ).configuration
 
 
-def _frugal(given: ChoiceInput) -> RagConfiguration:
-    """As many chunks as without a look at the store, in the quickest way with one: recall is equal."""
-    blind = _Ours(Preference.BALANCED, sees_store=False)(given)
-    space, count = prune(given.profile), blind.num_chunks
-    return choose(
-        replace(space, min_chunks=count, max_chunks=count),
-        given.chunks,
-        given.model,
-        given.load,
-        is_joint=given.profile.is_joint,
-        max_context=given.max_context,
-        preference=Preference.FAST,
-        may_quote=False,
-        num_sure=space.min_chunks,
-    ).configuration
-
-
 def _most_chunks_blind(given: ChoiceInput) -> RagConfiguration:
     return _most_chunks(replace(given, chunks=_cold(given)))
 
@@ -188,7 +171,6 @@ def arms() -> Arms:
         "ours, most chunks": _most_chunks,
         "ours, most chunks, without the store": _most_chunks_blind,
         "ours, best": _Ours(Preference.BEST),
-        "ours, chunks of balanced without the store": _frugal,
         "ours, balanced, without the store": _Ours(Preference.BALANCED, sees_store=False),
         "ours, best, without a reserve": _Ours(Preference.BEST, holds_reserve=False),
     }

@@ -59,6 +59,9 @@ class RealRuns:
         self._jct, self._max_tokens, self._fits = jct, max_tokens, 0
         self._steps: list[tuple[int, float]] = []
         self._rows: list[float] = []
+        self._loading: list[float] = []
+        self.loading = 1.0
+        """How many times as long a prefill takes that loads a stored beginning; measured by `fit`."""
         self.jct = jct
         """The time model, so much slower than its own measurements as `fit` finds prefills."""
         self.step_s = jct.seconds(1)
@@ -86,19 +89,21 @@ class RealRuns:
     def fit(self, count: int) -> None:
         """Measure prefills, steps, and what columns and further sequences add, by queries that run alone.
 
-        Prefills and steps are as quick as the machine is now.  What columns and sequences add lies near the
-        noise of a few queries: it is told by those of all fits.
+        Prefills and steps are as quick as the machine is now.  What columns, sequences and the loading of a
+        stored beginning add lies near the noise of a few queries: it is told by those of all fits.
         """
         ratios, steps = list[float](), list[tuple[int, float]]()
         some = self._asked[:count]
         for number, asked in enumerate(some):
-            (usage,) = self._alone(asked, Method.STUFF, (1, 6, 3)[number % 3])
-            foreseen_s = self._jct.seconds(usage.recomputed, usage.cached_tokens)
-            ratios.append((usage.ttft_ms - usage.queue_ms) / 1000 / foreseen_s)
+            most = (1, 6, 3)[number % 3]
+            (usage,) = self._alone(asked, Method.STUFF, most)
+            ratios.append(self._ratio(usage))
+            (behind,) = self._alone(asked, Method.STUFF, most, self._with_prelude())
+            self._loading.append(self._ratio(behind) / ratios[-1])
             if usage.completion_tokens > 1:
                 decode_s = (usage.total_ms - usage.ttft_ms) / 1000
                 steps.append((usage.prompt_tokens, decode_s / (usage.completion_tokens - 1)))
-        self.slowdown = statistics.median(ratios)
+        self.slowdown, self.loading = statistics.median(ratios), statistics.median(self._loading)
         self.jct = _slower(self._jct, self.slowdown)
         self._steps += steps
         column_s = slope(self._steps)
@@ -111,11 +116,26 @@ class RealRuns:
                 self._rows.append(row_s)
         self.row_s = statistics.median(self._rows) if self._rows else None
 
-    def _alone(self, asked: AskedQuestion, method: Method, most: int) -> tuple[Usage, ...]:
+    def _ratio(self, usage: Usage) -> float:
+        """How many times as long as the time model says its prefill took."""
+        foreseen_s = self._jct.seconds(usage.recomputed, usage.cached_tokens)
+        return (usage.ttft_ms - usage.queue_ms) / 1000 / foreseen_s
+
+    def _with_prelude(self) -> str:
+        """A salt of its own under which the prelude of documents is stored, and hardly more."""
+        self._fits += 1
+        salt = f"behind{self._fits}"
+        self._k.prefill("A sentence.", "a sentence", salt)
+        return salt
+
+    def _alone(
+        self, asked: AskedQuestion, method: Method, most: int, salt: str = ""
+    ) -> tuple[Usage, ...]:
+        """By default under a salt of its own: nothing is reused."""
         configuration = RagConfiguration(method, min(most, len(asked.parts)))
         self._fits += 1
-        name = f"fit{self._fits}"  # and its salt: nothing is reused
-        return self._answer(asked, configuration, name, name).usages
+        name = f"fit{self._fits}"
+        return self._answer(asked, configuration, salt or name, name).usages
 
     def speed(self, kv_tokens: int, stall_s: float) -> EngineSpeed:
         """What the simulated engine is given, as fitted so far."""
@@ -124,6 +144,7 @@ class RealRuns:
             row_s=self.row_s,
             column_s=self.column_s,
             stall_s=stall_s,
+            loading=self.loading,
             num_layers=self._k.model.decoder.config.num_layers,
         )  # fmt: skip
 
@@ -142,8 +163,13 @@ class RealRuns:
         arrivals_s: Sequence[float],
         salt: str,
         reuse: Reuse = "exact",
+        *,
+        fixed: Sequence[RagConfiguration] = (),
     ) -> list[RealQuery]:
-        """Every question at its time. Raises EngineFailed when one gets no answer."""
+        """Every question at its time; `fixed` configurations, one a question, go before the arm's choice.
+
+        Raises EngineFailed when a question gets no answer.
+        """
         clock, foresight = self._k.parts.clock, Foresight(self._k.parts)
         model = self.model(salt, reuse)
         found: dict[int, RealQuery] = {}
@@ -162,7 +188,7 @@ class RealRuns:
                     profile_of(asked.question.text), chunks, model, foresight.load(now_s),
                     len(foresight.running), foresight.max_context,
                 )  # fmt: skip
-                configuration = arm(given)
+                configuration = fixed[number] if fixed else arm(given)
                 demand = model.demand(configuration, chunks)
                 foresight.running.begin(str(number), now_s, demand.seconds, demand.last_bytes)
             try:

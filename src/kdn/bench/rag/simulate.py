@@ -1,8 +1,9 @@
 """An engine as events: calls wait for KV, are prefilled in passes, and decode side by side.
 
 As in the engine, those that decode ride along in a pass of plain prompts, which is then as short as `stall_s`
-allows; beside any other pass, which advances a layer at a time, they take a step when they have waited for
-`stall_s`.  Fitted on real runs, it goes where they would take hours.
+allows.  A prompt that is probed, or whose stored beginning is loaded, takes no one along: its pass advances a
+layer at a time, and takes longer by that; those that decode take a step when they have waited for `stall_s`.
+Fitted on real runs, it goes where they would take hours.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class EngineSpeed:
     """So long, and a layer more, those that decode wait for a prefill; a pass with them takes so long."""
     num_layers: int = 30
     """Parts in which a pass advances."""
+    loading: float = 1.0
+    """So many times as long takes a pass in which what is stored is loaded."""
 
     @property
     def further_s(self) -> float:
@@ -66,6 +69,16 @@ class SimulatedCall:
     @property
     def context(self) -> int:
         return self.num_new + self.num_cached
+
+    @property
+    def loads(self) -> bool:
+        """Has its stored beginning still to be loaded? Its first pass does that."""
+        return self.num_cached > 0 and self.num_left == self.num_new
+
+    @property
+    def takes_riders(self) -> bool:
+        """May those that decode share its pass?"""
+        return not (self.num_probe or self.loads)
 
 
 Stages = list[list[SimulatedCall]]
@@ -206,15 +219,17 @@ class SimulatedEngine:
         """A pass over the first calls; a long one takes several passes, cut where the engine cuts."""
         speed, taken, number = self._speed, 0, 0
         seconds, room = speed.jct.pass_s, speed.pass_tokens
-        if self._decoding and not self._prefilling[0][1].num_probe:
+        is_loading = False
+        if self._decoding and self._prefilling[0][1].takes_riders:
             self._riding, self._decoding = self._decoding, []
             seconds += speed.rows_s([call.context for _, call in self._riding])
             room = min(room, max(int(speed.stall_s / self._row_s) // ROW_BLOCK, 1) * ROW_BLOCK)
         for one in tuple(self._prefilling):
             call = one[1]
             rows = _rows_within(call, room)
-            if rows <= 0 or (self._riding and call.num_probe):
+            if rows <= 0 or (self._riding and not call.takes_riders):
                 break
+            is_loading = is_loading or call.loads
             if call.num_probe and call.num_left == call.num_new:
                 seconds += speed.jct.seconds(call.num_probe, call.num_cached)
             seconds += rows / max(call.num_new, 1) * speed.jct.share(call.num_new, call.num_cached)
@@ -228,6 +243,7 @@ class SimulatedEngine:
             ):  # as in the engine, a block in place of half a one
                 room = min(ROW_BLOCK, speed.pass_tokens - taken)
         seconds += max(number - 1, 0) * speed.jct.prompt_s
+        seconds *= speed.loading if is_loading else 1.0
         self._begun_s, self._num_rows = self.now_s, max(taken + len(self._riding), 1)
         self._layers_left = speed.num_layers
         self._layer_s = seconds / speed.num_layers

@@ -29,10 +29,13 @@ __all__ = [
 
 PATIENCE = 2.0
 """`balanced` takes at most so many times as long as the least configuration over documents that are
-not stored: what is stored buys more chunks in the same time."""
+not stored."""
 BUSY_SHARE = 0.8
 """`balanced` takes at most so much of the time between arrivals: where the space has nothing that small,
 fewer chunks are read, as where memory does not suffice."""
+SPENT = 0.25
+"""So much of the time that stored chunks save `balanced` spends on further chunks; the rest makes the answer
+sooner.  With more, a choice that sees the store came to answer later than one that does not."""
 HELD_BACK = 0.5
 """At most this share of free memory is held back for the queries that are about to come."""
 
@@ -117,8 +120,27 @@ def _shrunk(
 class _Candidate:
     configuration: RagConfiguration
     demand: Demand
-    size: int
-    """Bytes it would need if nothing were stored: the paper's sign of quality."""
+    cold: Demand
+    """What it would need if nothing were stored."""
+
+    @property
+    def size(self) -> int:
+        """Bytes it would need if nothing were stored: the paper's sign of quality."""
+        return self.cold.total_bytes
+
+    @property
+    def billed_s(self) -> float:
+        """Its time, of which only a share is let off for what is stored."""
+        return _billed(self.demand.seconds, self.cold.seconds)
+
+    @property
+    def billed_busy_s(self) -> float:
+        """What it adds to a busy engine, billed alike."""
+        return _billed(self.demand.busy_s, self.cold.busy_s)
+
+
+def _billed(warm_s: float, cold_s: float) -> float:
+    return cold_s - SPENT * (cold_s - warm_s)
 
 
 def choose(
@@ -144,13 +166,13 @@ def choose(
     """
     chunks = chunks[: CANDIDATES * space.max_chunks]
     space = space.within(len(chunks))
-    cold = [replace(chunk, num_stored=0, load_s=0.0) for chunk in chunks]
+    cold = _unstored(chunks)
     every, blends = list(space.configurations()), model.blend_ratio is not None
     sure = space.min_chunks if num_sure is None else num_sure
     if preference is Preference.BEST:
         sure = space.max_chunks
     found = [
-        _Candidate(one, model.demand(one, chunks), model.demand(one, cold).total_bytes)
+        _Candidate(one, model.demand(one, chunks), model.demand(one, cold))
         for one in (picked(one, chunks, sure, blends=blends) for one in every)
         if model.largest_call(one, chunks) <= max_context
     ]
@@ -238,8 +260,12 @@ def _fewer(
         one = picked(stuffed, chunks, count, blends=model.blend_ratio is not None)
         demand = model.demand(one, chunks)
         if demand.start_bytes <= _free_for(demand, load):
-            found.append(_Candidate(one, demand, demand.total_bytes))
+            found.append(_Candidate(one, demand, model.demand(one, _unstored(chunks))))
     return found
+
+
+def _unstored(chunks: Sequence[ChunkState]) -> list[ChunkState]:
+    return [replace(chunk, num_stored=0, load_s=0.0) for chunk in chunks]
 
 
 def _fast_or_best(
@@ -259,18 +285,18 @@ def _balanced(
     load: EngineLoad,
     reasons: list[str],
 ) -> _Candidate:
-    """The most chunks, by the quickest method, that take `allowed_s` at most, and of the engine's time no
-    more than is there until the next query."""
-    found = [one for one in kept if one.demand.seconds <= allowed_s] or [_quickest(kept)]
-    reasons.append(f"balanced: {len(found)} of them take {allowed_s:.2g} s at most")
+    """The most chunks, by the quickest method, that are billed `allowed_s` at most, and of the engine's time
+    no more than is there until the next query."""
+    found = [one for one in kept if one.billed_s <= allowed_s] or [_quickest(kept)]
+    reasons.append(f"balanced: {len(found)} of them are billed {allowed_s:.2g} s at most")
     if load.arrivals_per_s > 0:
         share_s = BUSY_SHARE / load.arrivals_per_s
         found = [*found, *fewer]
-        small = [one for one in found if one.demand.busy_s <= share_s]
+        small = [one for one in found if one.billed_busy_s <= share_s]
         reasons.append(
             f"a query comes every {1 / load.arrivals_per_s:.2g} s: {_left(small, fewer)}"
         )
-        found = small or [min(found, key=lambda one: one.demand.busy_s)]
+        found = small or [min(found, key=lambda one: one.billed_busy_s)]
     reasons.append("of these the quickest with most chunks is taken")
     return max(found, key=_most_chunks)
 
