@@ -133,7 +133,7 @@ def test_items_behind_longer_contexts_have_rows_of_their_own() -> None:
     said = share_notes(kept)
     assert "0.50 of plain reuse's KL" in said[0]
     assert said[1].startswith(f"{longer}: 1 held-out items")
-    assert "0.25 of plain reuse's KL" in said[1]
+    assert "0.25 of plain reuse's KL, too few items for a score." in said[1]
 
 
 def test_a_context_is_lengthened_by_others_and_stays_whole(

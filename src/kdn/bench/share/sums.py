@@ -118,11 +118,14 @@ def share_notes(kept: ShareRows) -> tuple[str, ...]:
         if best is None or not items:
             continue
         num_contexts = len(_by_context(items, [0.0] * len(items)))
+        lost = "too few items for a score"
+        if pair in kept.profiles:
+            lost = _lost(score_loss(items, best))
         share = _mean(items, best, "kl") / max(_mean(items, REUSE, "kl"), 1e-9)
         notes.append(
             f"{pair}: {len(items)} held-out items of {num_contexts} contexts; of the ways with at most half"
             f" of the work the profile"
-            f" chose {best}: {share:.2f} of plain reuse's KL, {_lost(score_loss(items, best))}."
+            f" chose {best}: {share:.2f} of plain reuse's KL, {lost}."
         )
     notes.append(
         "An answer is right where every token of the gold answer is the likeliest one before it."
