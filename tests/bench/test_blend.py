@@ -17,7 +17,7 @@ from kdn.bench.blend.arms import HALF, LEAN, OURS, WHOLE, BottomRight, chosen_ar
 from kdn.bench.blend.layers import layer_rows
 from kdn.bench.blend.load import Point, rate_at, zipf_order
 from kdn.bench.blend.prompts import questions
-from kdn.bench.blend.quality import geometric, holds_all, interval, rouge_l, word_f1
+from kdn.bench.common.scores import geometric, holds_all, interval, rouge_l, word_f1
 from kdn.calibration.key_bias import key_bias_share
 from kdn.config import BlendConfig
 from kdn.errors import BadInput

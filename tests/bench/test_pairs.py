@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdn.bench.common.kept import add_kept
+from kdn.bench.common.records import read_records
 from kdn.bench.rank.lab import RankOutcome, _passages
 from kdn.bench.rank.ndcg import (
     Judged,
@@ -22,7 +23,7 @@ from kdn.bench.rank.ndcg import (
     _summary,
     ndcg,
 )
-from kdn.bench.rank.pairs import Bm25, held_out, labelled, read_lines, scifact, unlabelled
+from kdn.bench.rank.pairs import Bm25, held_out, labelled, scifact, unlabelled
 from kdn.errors import BadInput
 
 pytest.importorskip("bm25s")
@@ -125,7 +126,7 @@ def test_a_group_with_labels_begins_with_a_question_that_is_not_held_out(data: P
 
 def test_records_that_cannot_be_read_are_told_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such file; give the folder"):
-        read_lines(tmp_path / "none.jsonl")
+        read_records(tmp_path / "none.jsonl")
     for name, content in (
         ("a.jsonl", b'{"a": 1}\n{"b"'),
         ("b.jsonl.gz", b"no gzip"),
@@ -133,7 +134,7 @@ def test_records_that_cannot_be_read_are_told_in_one_sentence(tmp_path: Path) ->
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match="not a JSON object a line"):
-            read_lines(tmp_path / name)
+            read_records(tmp_path / name)
 
 
 def test_bm25_gives_no_more_than_there_is() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kdn.bench.rag.arms import ChoiceInput, arms, blended_arms, static_arms
 from kdn.bench.rag.questions import BenchQuestion, load_sets
-from kdn.bench.rag.real import slope, token_f1
+from kdn.bench.rag.real import slope
 from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
 from kdn.bench.rag.simulated import ArmOutcome, rows_by_set
 from kdn.bench.rag.workload import AskedQuestion, recall
@@ -346,12 +346,6 @@ def test_a_folder_without_sets_is_told(tmp_path: Path) -> None:
         load_sets(None, 1)
     with pytest.raises(BadInput, match="holds none of"):
         load_sets(tmp_path, 1)
-
-
-def test_f1_by_hand() -> None:
-    """Said: brass, key, hall; gold: brass, key. Two of three, two of two."""
-    assert token_f1("The brass key of the hall", ["brass key"]) == pytest.approx(0.8)
-    assert token_f1("nothing", ["brass key"]) == 0.0
 
 
 def test_a_disturbed_step_does_not_bend_the_slope() -> None:

@@ -16,10 +16,11 @@ from kdn.bench.blend.blend import _curves, _gains, _lean, _page, _pairs, _qualit
 from kdn.bench.blend.blend import _summary as blend_summary
 from kdn.bench.blend.lab import kl
 from kdn.bench.blend.prompts import BlendPrompt
-from kdn.bench.blend.quality import _ranks, interval, judged_before
+from kdn.bench.blend.quality import _ranks, judged_before
 from kdn.bench.blend.timing import BLEND, DISK, FULL_TIME, Timed, longer
 from kdn.bench.common.memory import peak_bytes
 from kdn.bench.common.result import Row
+from kdn.bench.common.scores import interval
 from kdn.bench.engine.engine import (
     TTFT,
     _median_ratio,

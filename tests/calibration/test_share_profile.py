@@ -18,15 +18,10 @@ from kdn.calibration.share_profile import (
     default_choices,
     refuse_unequal,
 )
-from kdn.calibration.share_run import (
-    ShareQuestion,
-    item_of,
-    profile_again,
-    profile_pair,
-    read_questions,
-)
+from kdn.calibration.share_run import ShareQuestion, item_of, profile_again, profile_pair
 from kdn.clock import ManualClock
 from kdn.errors import BadInput
+from kdn.machine.text import read_json_lines
 from kdn.model import LoadedModel, Tokenizer, load_model
 from kdn.model.attention import TorchAttention
 from kdn.reuse.share import ShareChoice, ShareRecords
@@ -214,7 +209,7 @@ def test_data_is_read_line_by_line(loaded: LoadedModel, tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     line = {"context": "The lamp is lit.", "question": "Is it?", "answer": "yes"}
     path.write_text(json.dumps(line) + "\n" + json.dumps(line | {"more": 1}) + "\n")
-    asked = read_questions(path)
+    asked = read_json_lines(path, ShareQuestion)
     item = item_of(asked[0], loaded)
     assert loaded.tokenizer.decode(item.answer) == "yes"
     assert "The lamp is lit." in loaded.tokenizer.decode(item.context)
@@ -222,7 +217,7 @@ def test_data_is_read_line_by_line(loaded: LoadedModel, tmp_path: Path) -> None:
         item_of(replace_answer(asked[0]), loaded)
     path.write_text('{"context": "x"}\n')
     with pytest.raises(BadInput, match=r"line 1: .*question"):
-        read_questions(path)
+        read_json_lines(path, ShareQuestion)
 
 
 def replace_answer(asked: ShareQuestion) -> ShareQuestion:

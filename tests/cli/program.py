@@ -55,7 +55,7 @@ def finish(program: subprocess.Popen[str], typed: str = "") -> Done:
     return Done(program.returncode, out, err)
 
 
-def kdn(home: Path, *arguments: str | Path, typed: str = "") -> Done:
+def kdn(home: Path, *arguments: str | Path, typed: str | bytes = "") -> Done:
     """`kdn arguments...` from start to end, inside this process: torch is loaded but once."""
     done = CliRunner().invoke(
         app, [str(one) for one in arguments], input=typed, env={"KDN_HOME": str(home)}

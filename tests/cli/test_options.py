@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import typer
+from typer.models import OptionInfo
+from typer.utils import get_params_from_function
 
+from kdn.cli import app
+from kdn.cli.commands import Commands
 from kdn.cli.options import ModelChoice, output_file, read_settings
 from kdn.config import load_config
 from kdn.errors import BadConfig, BadInput
@@ -107,3 +113,48 @@ def test_a_home_may_name_a_user(tmp_path: Path) -> None:
     home = kdn(tmp_path, "store", "stat", "--home=~no-such-user/x")
     assert (home.code, "no such user here" in home.err) == (2, True), home.err
     assert read_settings(Path("~/x")).home == Path.home() / "x"
+
+
+def _float_options(program: typer.Typer) -> Iterator[tuple[str, OptionInfo]]:
+    """Where each option stands that takes a number with a point, and what is said of it."""
+    for group in program.registered_groups:
+        assert group.typer_instance is not None
+        yield from _float_options(group.typer_instance)
+    for command in program.registered_commands:
+        assert command.callback is not None
+        for name, one in get_params_from_function(command.callback).items():
+            if "float" in str(one.annotation) and isinstance(one.default, OptionInfo):
+                yield f"{command.callback.__name__} {name}", one.default
+
+
+def test_no_number_may_be_endless(tmp_path: Path) -> None:
+    """`inf` is above every upper bound, and `nan` is not above a lower one: so each number has both."""
+    found = dict(_float_options(app))
+    assert {"advise reuses_per_hour", "simulate seconds", "label threshold"} <= found.keys()
+    endless = [name for name, one in found.items() if one.min is None or one.max is None]
+    assert endless == []
+    for number in ("inf", "-inf", "nan"):
+        done = kdn(tmp_path, "cost", "advise", f"--reuses-per-hour={number}")
+        assert (done.code, done.out) == (2, "")
+        assert "--reuses-per-hour" in done.err
+
+
+def _stopped(_: str | None) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_command_that_is_stopped_while_its_words_are_read_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    program = typer.Typer(cls=Commands)
+
+    @program.callback()
+    def begin(word: Annotated[str | None, typer.Option(callback=_stopped)] = None) -> None: ...
+
+    @program.command()
+    def work() -> None: ...
+
+    with pytest.raises(SystemExit) as ended:
+        program(["work"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nkdn: stopped\n"

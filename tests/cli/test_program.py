@@ -266,3 +266,10 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_work(
         assert done.code == 2
         assert why in done.err
         assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("command", [("ask", "-"), ("rerank", "q", "-d", "-")])
+def test_typed_bytes_that_are_no_text_are_refused(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = kdn(tmp_path, *command, typed=b"caf\xe9")
+    assert (done.code, done.out) == (2, "")
+    assert "standard input: not UTF-8 text" in done.err

@@ -79,4 +79,4 @@ def test_a_recipe_of_another_model_and_what_is_none_are_refused(
     assert "is no steering recipe" in kdn(tmp_path, "steer", "show", text, "--recipe", wrong).err
     data.write_text('{"question": "?"}')
     again = kdn(tmp_path, "steer", "fit", "--data", data, "--out", wrong, "--model", tiny)
-    assert "line 1: a question is a JSON object" in again.err
+    assert "line 1: Object missing required field `document`" in again.err

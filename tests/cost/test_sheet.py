@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kdn.cost import load_sheet, load_speed, sheet_names, speed_names
+from kdn.cost import load_sheet, load_speed
+from kdn.cost.tables import shipped
 from kdn.errors import BadInput
 
 GOOD = """
@@ -29,14 +30,14 @@ def sheet(tmp_path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", sheet_names())
+@pytest.mark.parametrize("name", shipped("prices"))
 def test_shipped_sheets_are_sound_and_say_their_sources(name: str) -> None:
     found = load_sheet(name)
     assert found.gpu_source
     assert all(tier.source for tier in found.tiers.values())
 
 
-@pytest.mark.parametrize("name", speed_names())
+@pytest.mark.parametrize("name", shipped("speeds"))
 def test_shipped_speeds_are_sound(name: str) -> None:
     assert load_speed(name).context(1000, 10).value > 0
 

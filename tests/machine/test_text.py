@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import kdn
 from kdn.errors import BadInput
-from kdn.machine.text import counted, decode_unicode, has_mark, lines_of, normal_lines, read_text
+from kdn.machine.text import (
+    counted,
+    decode_unicode,
+    has_mark,
+    lines_of,
+    normal_lines,
+    read_json_lines,
+    read_text,
+)
 
 SOURCE = Path(kdn.__file__).parent
 
@@ -39,10 +50,26 @@ def test_what_is_no_text_is_refused_in_one_sentence(tmp_path: Path) -> None:
         read_text(tmp_path / "latin")
     with pytest.raises(BadInput, match="No such file"):
         read_text(tmp_path / "none")
-    with pytest.raises(BadInput, match="4 bytes is over the limit of 3"):
+    with pytest.raises(BadInput, match="longer than 3 bytes"):
         read_text(tmp_path / "latin", max_bytes=3)
     with pytest.raises(BadInput, match="Is a directory"):
         read_text(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no endless device")
+def test_what_has_no_end_is_not_read_to_its_end() -> None:
+    """A device has no size: 64 MiB and a byte are read of it, and no more."""
+    with pytest.raises(BadInput, match=r"/dev/zero: longer than 67,108,864 bytes.*split it"):
+        read_text(Path("/dev/zero"))
+
+
+def test_a_pipe_is_a_text_like_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("one\r\ntwo",))
+    writer.start()
+    assert read_text(pipe) == "one\ntwo"
+    writer.join()
 
 
 def test_one_is_not_many() -> None:
@@ -69,3 +96,23 @@ def test_messages_count_by_the_one_helper() -> None:
         if counts.search(line) and '"""' not in line and path.name not in apart
     ]
     assert found == []
+
+
+class Saying(msgspec.Struct):
+    """A line of the files below."""
+
+    said: str
+    by: str = "nobody"
+
+
+def test_lines_of_json_end_at_newlines_and_are_refused_by_number(tmp_path: Path) -> None:
+    """U+2028 may stand within a text: it ends no line."""
+    path = tmp_path / "sayings.jsonl"
+    path.write_text('{"said": "one\u2028line"}\r\n{"said": "two", "by": "a"}\n', "utf-8")
+    assert read_json_lines(path, Saying) == [Saying("one\u2028line"), Saying("two", "a")]
+    path.write_text('{"said": "one"}\n{"by": "a"}\n', "utf-8")
+    with pytest.raises(BadInput, match=r"line 2: .*give a JSON object with said, by on each line"):
+        read_json_lines(path, Saying)
+    path.write_text("")
+    with pytest.raises(BadInput, match="is empty"):
+        read_json_lines(path, Saying)

@@ -8,7 +8,14 @@ from kdn.net.l4s.baselines import last_value
 from kdn.net.l4s.bound import foresee
 from kdn.net.world import Flow, Hop, Scenario, constant, frames, steady
 from kdn.net.world.records import MS
-from kdn.net.world.world import FlowRetention
+from kdn.net.world.world import ChooserAnswer, ChooserQuestion
+
+
+class AsItIs:
+    """Never changes its mind: the flow's own class, the plain twin of every chooser."""
+
+    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
+        return ChooserAnswer(question.mark)
 
 
 def errors_ms(varying: bool) -> tuple[float, float]:
@@ -16,7 +23,7 @@ def errors_ms(varying: bool) -> tuple[float, float]:
     own = Flow("unresponsive", "ect1", steady(5.0), marking="ask", in_ms=9.0, out_ms=1.0)
     video = Flow("unresponsive", "ect1", frames(30.0, 60.0, varying=varying), in_ms=2.0)
     scenario = Scenario("x", (Hop(constant(100e6)),), (own, video), seconds=3.0)
-    found = foresee(scenario, FlowRetention(), times=60, draws=5)
+    found = foresee(scenario, AsItIs(), times=60, draws=5)
     samples = found.samples
     last = np.abs(last_value(samples) - samples.delay).mean() / MS
     return float(np.abs(found.guess - samples.delay).mean() / MS), float(last)

@@ -4,12 +4,39 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from kdn.clock import ManualClock
-from kdn.rag import Cutting, Embedder, HashedWords, Library, LibrarySettings
+from kdn.rag import Cutting, Embedder, Library, LibrarySettings, Vectors
+from kdn.rag.embed import scaled
 
 _WORD = re.compile(r"\w+|[^\w\s]")
+_LETTERS = re.compile(r"\w+")
+
+
+class HashedWords:
+    """Counts of words, each hashed to a place: finds texts that share words, knows no meaning."""
+
+    def __init__(self, dimension: int = 256) -> None:
+        self._dimension = dimension
+
+    @property
+    def name(self) -> str:
+        return f"hashed-words-{self._dimension}"
+
+    @property
+    def dimension(self) -> int:
+        return self._dimension
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        vectors = np.zeros((len(texts), self._dimension), dtype=np.float32)
+        for row, text in zip(vectors, texts, strict=True):
+            for word in _LETTERS.findall(text.lower()):
+                row[zlib.crc32(word.encode()) % self._dimension] += 1.0
+        return scaled(vectors)
 
 
 def words(text: str) -> list[int]:

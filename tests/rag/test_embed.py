@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kdn.errors import MissingExtra, WeightsError
-from kdn.rag import HashedWords
 from kdn.rag.minilm import MiniLm, find_minilm
+from tests.rag.helpers import HashedWords
 
 TEXTS = [
     "How do context managers close files?",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,14 @@ def test_a_file_that_is_named_is_taken_whatever_lists_say(tmp_path: Path) -> Non
     (tmp_path / ".gitignore").write_bytes(b"\xef\xbb\xbf*.txt\r\n")
     assert names(tmp_path) == []
     assert [path.name for path in find_files(tmp_path / "a.txt", "*.txt").files] == ["a.txt"]
+
+
+def test_a_list_that_is_a_pipe_or_a_device_is_passed_by(tmp_path: Path) -> None:
+    """Whoever made the folder may have put there what has no end, or what nobody writes to."""
+    write(tmp_path, a__a_txt="a", b__b_txt="b")
+    (tmp_path / "a" / ".gitignore").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "b" / ".gitignore")
+    assert names(tmp_path) == ["a/a.txt", "b/b.txt"]
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:

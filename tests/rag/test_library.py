@@ -17,7 +17,6 @@ from kdn.clock import ManualClock
 from kdn.errors import BadConfig, BadInput, ForeignStore, PromptTooLong, StoreError
 from kdn.rag import (
     Cutting,
-    HashedWords,
     Library,
     LibrarySettings,
     Paragraph,
@@ -26,7 +25,7 @@ from kdn.rag import (
     compose,
 )
 from kdn.rag.lock import writing
-from tests.rag.helpers import small_library, words
+from tests.rag.helpers import HashedWords, small_library, words
 
 CATS = "Cats sleep sixteen hours a day and hunt at dawn."
 BOATS = "Boats float because they displace their own weight of water."

@@ -111,6 +111,14 @@ def test_joined_tokens_are_shared_up_to_the_seam() -> None:
     assert glued((), (3,)).num_tokens == 1
 
 
+def test_a_damaged_journal_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "out.journal"
+    for line in ("}{", "3", '{"a": 1}'):
+        path.write_text(f"job\n[-0.1, -2.0]\n{line}\n")
+        with pytest.raises(BadInput, match=r"out\.journal is damaged .*remove it"):
+            LabelJournal(path, "job")
+
+
 def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "out.journal"
     journal = LabelJournal(path, "job")

@@ -29,10 +29,10 @@ from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse, Stack
 from kdn.store import MemoryTier, Store, open_store
 from kdn.store.tiers.remote.calls import RemoteCallSettings
-from kdn.store.tiers.remote.client import DictRemote
 from kdn.store.tiers.remote.tier import RemoteSettings, RemoteTier
 from kdn.trace import NoTrace
 from tests.engine.runs import load_tiny, some_tokens
+from tests.store.twins import DictRemote
 
 PRELUDE = Segment(Role.PRELUDE, some_tokens(20, 200, seed=9))
 DOCUMENT = Segment(Role.DOCUMENT, some_tokens(300, 200, seed=8))

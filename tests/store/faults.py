@@ -23,13 +23,14 @@ from pathlib import Path
 from kdn.core import EXACT, BlockKey
 from kdn.errors import CorruptBlock, StoreError, Unreachable
 from kdn.machine.files import Files
-from kdn.store import CODECS, DictRemote, DiskTier, RemoteChanges, RemoteSettings, RemoteTier, Store
+from kdn.store import CODECS, DiskTier, RemoteChanges, RemoteSettings, RemoteTier, Store
 from kdn.store.block.format import Block
 from kdn.store.policies import Rules, make_policy
 from kdn.store.tiers.memory import MemoryTier
 from kdn.store.tiers.remote.calls import RemoteCallSettings
 from kdn.trace import NoTrace
 from tests.store.helpers import MODEL, JumpingClock, block_id, make_block, run_of
+from tests.store.twins import DictRemote
 
 NAMES = [block_id([number] * 64) for number in range(12)]
 BLOCKS: dict[BlockKey, Block] = {one.key: make_block(one) for one in NAMES}

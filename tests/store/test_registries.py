@@ -11,11 +11,12 @@ import pytest
 
 from kdn.core import EXACT
 from kdn.errors import BadConfig
-from kdn.store import CODECS, Codec, DictRemote, StoreConfig, open_store
+from kdn.store import CODECS, Codec, StoreConfig, open_store
 from kdn.store.codecs import RunForm
 from kdn.store.policies import POLICIES, Lru
 from kdn.store.tiers.remote import REMOTES
 from tests.store.helpers import MODEL, block_id, make_block, run_of
+from tests.store.twins import DictRemote
 
 FIRST = block_id(range(200))
 

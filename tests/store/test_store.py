@@ -19,7 +19,6 @@ from kdn.store import (
     DiskTier,
     EncodedBlock,
     MemoryTier,
-    NoTier,
     ScrubReport,
     Store,
     open_store,
@@ -27,6 +26,7 @@ from kdn.store import (
 from kdn.store.tiers.tier import Spare
 from kdn.trace import Recorder
 from tests.store.helpers import MODEL, block_id, make_block, run_of
+from tests.store.twins import NoTier
 
 PROMPT = tuple(range(300))
 FIRST = block_id(PROMPT[:256])

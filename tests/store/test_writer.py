@@ -13,7 +13,6 @@ from kdn.core import Cause, Recipe
 from kdn.errors import NoSpace, StoreError
 from kdn.store import (
     CODECS,
-    DictRemote,
     EncodedBlock,
     RemoteSettings,
     RemoteTier,
@@ -24,6 +23,7 @@ from kdn.store.tiers.memory import MemoryTier
 from kdn.store.tiers.tier import Spare
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import block_id, make_block
+from tests.store.twins import DictRemote
 
 LOSSY = Recipe((Cause.CODEC,), "int8")
 IDS = [block_id([number] * 64) for number in range(4)]

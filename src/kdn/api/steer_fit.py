@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -20,12 +18,10 @@ from kdn.api.kdn import Kdn
 from kdn.api.steered import captured_by, scoring_heads
 from kdn.core import Plan, Prompt, Role
 from kdn.engine import HeldKV, run_alone
-from kdn.errors import BadInput
-from kdn.machine.text import read_text
 from kdn.model import Document, Message
 from kdn.reuse.steer import SteerRecipe, recipe_scales, score_text, steered_from, top_columns
 
-__all__ = ["FitQuestion", "FitStep", "fit_recipe", "read_questions"]
+__all__ = ["FitQuestion", "FitStep", "fit_recipe"]
 
 _WEIGHTS = (1.25, 1.5, 3.0)
 
@@ -47,22 +43,6 @@ class FitStep:
     nll: float
     recipe: SteerRecipe | None
     """None: not steered."""
-
-
-def read_questions(file: Path) -> list[FitQuestion]:
-    """Lines of JSON with `document`, `question` and `answer`. Raises BadInput for anything else."""
-    found = []
-    for number, line in enumerate(read_text(file).splitlines(), 1):
-        try:
-            found.append(msgspec.json.decode(line.encode(), type=FitQuestion))
-        except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as error:
-            raise BadInput(
-                f"{file}, line {number}: a question is a JSON object with the texts document,"
-                f" question and answer ({error})"
-            ) from error
-    if not found:
-        raise BadInput(f"{file} holds no questions; give some to fit on")
-    return found
 
 
 def fit_recipe(

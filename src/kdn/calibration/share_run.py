@@ -23,14 +23,7 @@ from kdn.reuse.share.linear_map import HELD_OUT_EVERY, LinearMap, load_map, save
 from kdn.reuse.share.pairs import PairRecord, ShareRecords
 from kdn.reuse.share.plans import ShareChoice
 
-__all__ = [
-    "ShareQuestion",
-    "item_of",
-    "profile_again",
-    "profile_pair",
-    "read_questions",
-    "refuse_unrelated",
-]
+__all__ = ["ShareQuestion", "item_of", "profile_again", "profile_pair", "refuse_unrelated"]
 
 _COMPARED = 3
 """Contexts that tell whether two models are related."""
@@ -44,19 +37,6 @@ class ShareQuestion(msgspec.Struct, frozen=True, kw_only=True):
     context: str
     question: str
     answer: str
-
-
-def read_questions(path: Path) -> list[ShareQuestion]:
-    """The lines of a JSONL file. Raises BadInput for one that has no context, question and answer."""
-    found = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            found.append(msgspec.json.decode(line, type=ShareQuestion))
-        except (msgspec.MsgspecError, RecursionError) as error:
-            raise BadInput(
-                f"{path}, line {number}: {error}; give an object with context, question and answer"
-            ) from error
-    return found
 
 
 def item_of(asked: ShareQuestion, model: LoadedModel) -> ShareItem:

@@ -21,7 +21,7 @@ from kdn.cli.options import (
 from kdn.cli.show import emit, say, say_for_trying, time_text, write_piece
 from kdn.cli.steer import find_recipe
 from kdn.errors import BadInput
-from kdn.machine.text import counted, read_text
+from kdn.machine.text import counted, read_text, read_typed
 
 if TYPE_CHECKING:
     from kdn.api import Answer, Kdn, QueryOptions, Source
@@ -47,7 +47,9 @@ MuteOption = Annotated[
 TemperatureOption = Annotated[
     float | None,
     typer.Option(
-        min=0, help="0 always takes the likeliest; by default as the model's publisher says."
+        min=0,
+        max=100,
+        help="0 always takes the likeliest; by default as the model's publisher says.",
     ),
 ]
 
@@ -107,7 +109,7 @@ def ask(
         str, typer.Option(help="Of --auto: fast, balanced or best, among what is good enough.")
     ] = "balanced",
     deadline_ms: Annotated[
-        float | None, typer.Option(min=1, help="Of --auto: when the answer is wanted.")
+        float | None, typer.Option(min=1, max=1e9, help="Of --auto: when the answer is wanted.")
     ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print the profile, the choice and its reasons.")
@@ -116,7 +118,7 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from the ingested documents, and show where the answer stands."""
-    question = sys.stdin.read() if question == "-" else question
+    question = read_typed() if question == "-" else question
     given = max_parts is not None and method is None
     steered = bool(steer is not None or stress or mute or steer_report)
     chosen = auto or method is not None or deadline_ms is not None or quality != "balanced"

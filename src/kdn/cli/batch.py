@@ -42,8 +42,8 @@ class Engines:
         str | None, typer.Option(help="A Ray cluster: auto, HOST:6379; this machine without it.")
     ] = None
     actors: Annotated[int, typer.Option(min=1, help="Engines at the same time.")] = 1
-    cpus: Annotated[float, typer.Option(min=0.1, help="Processors of each.")] = 1.0
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each.")] = 0.0
+    cpus: Annotated[float, typer.Option(min=0.1, max=1e4, help="Processors of each.")] = 1.0
+    gpus: Annotated[float, typer.Option(min=0, max=1e4, help="GPUs of each.")] = 0.0
     batch_rows: Annotated[
         int, typer.Option(min=1, help="Rows that an engine is given together.")
     ] = 64

@@ -28,6 +28,14 @@ class Commands(TyperGroup):
             ctx, ["--quantization=int8" if a == "--int8" else a for a in args]
         )
 
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        """Reads the words of a command; stopped here, too, it says so."""
+        try:
+            return super().make_context(*given, **named)
+        except KeyboardInterrupt as stop:
+            say("\nkdn: stopped")
+            raise typer.Exit(INTERRUPTED) from stop
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,8 +37,10 @@ cost.command()(plan)
 def advise(
     *,
     context: Annotated[int, typer.Option(min=0, help="Tokens of the context.")] = 10_000,
-    reuses_per_hour: Annotated[float, typer.Option(min=0, help="Uses after the first.")] = 4.0,
-    hours: Annotated[float, typer.Option(min=0, help="For how long it is kept.")] = 1.0,
+    reuses_per_hour: Annotated[
+        float, typer.Option(min=0, max=1e9, help="Uses after the first.")
+    ] = 4.0,
+    hours: Annotated[float, typer.Option(min=0, max=1e6, help="For how long it is kept.")] = 1.0,
     prompt: Annotated[int, typer.Option(min=0, help="Tokens of each question.")] = 100,
     output: Annotated[int, typer.Option(min=0, help="Tokens of each answer.")] = 100,
     contexts: Annotated[int, typer.Option(min=1, help="How many such share a tier.")] = 1,
@@ -219,9 +222,12 @@ def sweep(
 
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        found = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise BadInput(f"--values {text}: write numbers with commas between them") from error
+    if not all(map(math.isfinite, found)):
+        raise BadInput(f"--values {text}: every number must be finite")
+    return found
 
 
 @cost.command()

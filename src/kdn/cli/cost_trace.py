@@ -112,10 +112,13 @@ def _bill_shape(bill: TraceBill) -> dict[str, Any]:
 def plan(
     *,
     file: TraceOption,
-    slo: Annotated[float, typer.Option(min=0, help="Seconds to the first token, P95.")] = 10.0,
+    slo: Annotated[
+        float, typer.Option(min=0, max=1e9, help="Seconds to the first token, P95.")
+    ] = 10.0,
     capacity: Annotated[list[str] | None, typer.Option(help="Sizes to try; repeatable.")] = None,
     traffic: Annotated[
-        list[float] | None, typer.Option(help="Times the trace's traffic; may be repeated.")
+        list[float] | None,
+        typer.Option(min=1e-6, max=1e9, help="Times the trace's traffic; may be repeated."),
     ] = None,
     policy: Annotated[str, typer.Option(help="The eviction policy.")] = "value",
     tier: TierOption = None,

@@ -93,7 +93,9 @@ def get_model(
 def recommend(
     memory_gb: Annotated[
         float | None,
-        typer.Option(min=0, help="Memory that may be used; else what is free on this machine."),
+        typer.Option(
+            min=0, max=1e9, help="Memory that may be used; else what is free on this machine."
+        ),
     ] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens of the longest prompt.")] = 8192,
     home: HomeOption = None,

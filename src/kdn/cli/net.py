@@ -31,7 +31,7 @@ Policy = Annotated[
         help="all-L, all-C, random, by-type, last-value, by-forecast, swift, swift-online, oracle."
     ),
 ]
-Seconds = Annotated[float, typer.Option(min=2.0, help="Length of the run in seconds.")]
+Seconds = Annotated[float, typer.Option(min=2.0, max=1e6, help="Length of the run in seconds.")]
 
 
 _NARROW = 6
@@ -118,13 +118,14 @@ def simulate(
     chosen = _scenario(scenario)
     if link is not None:
         chosen = over_link(chosen, read_link(link), link.name)
-    worlds = {}
+    worlds = {  # all of them first: what is asked wrongly is refused before anything runs
+        name: policy_world(chosen, name, None, 100.0, share, seconds, seed)
+        for name in dict.fromkeys(("all-L", policy))
+    }
     with Progress(disable=as_json, transient=True) as progress:
-        for name in dict.fromkeys(("all-L", policy)):
+        for name, world in worlds.items():
             bar = progress.add_task(f"{chosen.name}: {name}", total=seconds)
-            world = policy_world(chosen, name, None, 100.0, share, seconds, seed)
             world.run(tick=lambda t, bar=bar: progress.update(bar, completed=t))  # type: ignore[misc]
-            worlds[name] = world
     if plots is not None:
         _draw(worlds, policy, plots)
     rows = [asdict(judge(w, name, share)) for name, w in worlds.items()]
@@ -214,7 +215,7 @@ def evaluate(
 def run(
     policy: Policy = "swift",
     seconds: Seconds = 8.0,
-    mbps: Annotated[float, typer.Option(min=1.0, help="The router's link.")] = 50.0,
+    mbps: Annotated[float, typer.Option(min=1.0, max=1e6, help="The router's link.")] = 50.0,
     loopback: Annotated[bool, typer.Option(help="Do not make network namespaces.")] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -40,7 +40,9 @@ TierOption = Annotated[str | None, typer.Option(help="A tier of the sheet; all b
 PlotOption = Annotated[
     Path | None, typer.Option(help="Draw it into this file.", callback=output_file)
 ]
-SloOption = Annotated[float | None, typer.Option(min=0, help="Seconds to the first token.")]
+SloOption = Annotated[
+    float | None, typer.Option(min=0, max=1e9, help="Seconds to the first token.")
+]
 
 
 def read_prices(name: str) -> PriceSheet:

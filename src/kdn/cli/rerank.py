@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +21,7 @@ from kdn.cli.options import (
 from kdn.cli.show import emit, say, tell, time_text
 from kdn.core import UnsoundJson, read_sound_json
 from kdn.errors import BadInput
-from kdn.machine.text import counted, decode_unicode, lines_of, normal_lines, read_text
+from kdn.machine.text import counted, lines_of, read_text, read_typed
 
 if TYPE_CHECKING:
     from kdn.rank import RankedDocument, Ranking
@@ -110,7 +109,7 @@ def _read(files: list[Path], documents: str | None) -> tuple[list[str], list[str
     """Names and texts. Raises BadInput when there are none, or what is there is no document."""
     names, texts = [str(path) for path in files], [read_text(path) for path in files]
     if documents is not None:
-        source = _typed() if documents == "-" else read_text(Path(documents))
+        source = read_typed() if documents == "-" else read_text(Path(documents))
         for number, line in enumerate(lines_of(source), 1):
             if line.strip():
                 name, text = _document(line, f"{documents}:{number}")
@@ -119,14 +118,6 @@ def _read(files: list[Path], documents: str | None) -> tuple[list[str], list[str
     if not texts:
         raise BadInput("there is nothing to rank: name text files, or --documents with lines in it")
     return names, texts
-
-
-def _typed() -> str:
-    """Standard input by the same rules as files."""
-    try:
-        return normal_lines(decode_unicode(sys.stdin.buffer.read()))
-    except UnicodeDecodeError as error:
-        raise BadInput(f"standard input is no UTF-8 text: {error}") from error
 
 
 def _document(line: str, where: str) -> tuple[str, str]:

@@ -27,10 +27,12 @@ def router(
     ] = "kv-aware",
     tokens_per_s: Annotated[
         float,
-        typer.Option(min=1, help="How fast a server computes prompts; corrected as answers come."),
+        typer.Option(
+            min=1, max=1e9, help="How fast a server computes prompts; corrected as answers come."
+        ),
     ] = 5000.0,
     cached_tokens_per_s: Annotated[
-        float, typer.Option(min=1, help="How fast it loads what it has stored.")
+        float, typer.Option(min=1, max=1e9, help="How fast it loads what it has stored.")
     ] = 100_000.0,
     stored_tokens: Annotated[
         int, typer.Option(min=128, help="How many prompt tokens a server's store holds.")

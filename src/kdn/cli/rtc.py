@@ -97,7 +97,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder of recorded links (cellular/, puffer/).")
     ] = None,
     num_links: Annotated[int, typer.Option("--links", min=1, help="How many links.")] = 12,
-    seconds: Annotated[float, typer.Option(min=3.0, help="Length of a call.")] = 30.0,
+    seconds: Annotated[float, typer.Option(min=3.0, max=1e6, help="Length of a call.")] = 30.0,
     policies: Policies = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -129,13 +129,13 @@ def evaluate(
 def call(
     file: Annotated[Path, typer.Argument(help="A video file.")],
     controllers: Controllers = "ours,gcc",
-    mbps: Annotated[float, typer.Option(min=0.05, help="The link's rate.")] = 1.0,
+    mbps: Annotated[float, typer.Option(min=0.05, max=1e6, help="The link's rate.")] = 1.0,
     link: Annotated[Path | None, typer.Option(help="Play this recorded link instead.")] = None,
     loss: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of packets lost.")] = 0.01,
-    delay_ms: Annotated[float, typer.Option(min=0.0, help="One-way delay.")] = 30.0,
+    delay_ms: Annotated[float, typer.Option(min=0.0, max=1e6, help="One-way delay.")] = 30.0,
     queue: Annotated[int, typer.Option(min=1, help="Packets that the bottleneck holds.")] = 40,
     height: Annotated[int, typer.Option(min=16, help="Rows that the video is scaled to.")] = 208,
-    seconds: Annotated[float, typer.Option(min=2.0, help="Length of the call.")] = 8.0,
+    seconds: Annotated[float, typer.Option(min=2.0, max=1e6, help="Length of the call.")] = 8.0,
     out: Annotated[
         Path, typer.Option(help="Folder for pictures and videos.", callback=output_folder)
     ] = Path("call"),

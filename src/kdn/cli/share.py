@@ -19,7 +19,7 @@ from kdn.cli.options import (
     output_file,
 )
 from kdn.cli.show import emit, progress_bar, say, table
-from kdn.machine.text import counted
+from kdn.machine.text import counted, read_json_lines
 
 if TYPE_CHECKING:
     from kdn.api import Kdn
@@ -70,13 +70,10 @@ def profile(
     Killed and started again, it goes on where it was.
     """
     from kdn.calibration.share_profile import default_choices
-    from kdn.calibration.share_run import item_of, profile_pair, read_questions
+    from kdn.calibration.share_run import ShareQuestion, item_of, profile_pair
     from kdn.clock import SystemClock
-    from kdn.errors import BadInput
 
-    asked = read_questions(data)
-    if not asked:
-        raise BadInput(f"{data} holds no line; give at least one context")
+    asked = read_json_lines(data, ShareQuestion)
     choice = ModelChoice(model, home, device, dtype, adapters=tuple(adapter or ()))
     with choice.open() as kdn, progress_bar() as bar:
         items = [item_of(one, kdn.model) for one in asked]

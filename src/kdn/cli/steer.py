@@ -17,7 +17,7 @@ from kdn.cli.options import (
 )
 from kdn.cli.show import emit, say, tell
 from kdn.errors import BadInput
-from kdn.machine.text import counted, read_text
+from kdn.machine.text import counted, read_json_lines, read_text
 
 if TYPE_CHECKING:
     from kdn.api.steer_fit import FitStep
@@ -80,12 +80,12 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Choose layers, heads and weight, coarse to fine, by how likely the right answers become."""
-    from kdn.api.steer_fit import fit_recipe, read_questions
+    from kdn.api.steer_fit import FitQuestion, fit_recipe
     from kdn.machine.files import publish_file
     from kdn.reuse.steer import SteerRecipe
 
     file = _kept_as(out, name, choice.home)
-    questions = read_questions(data)
+    questions = read_json_lines(data, FitQuestion)
     steps: list[FitStep] = []
 
     def told(step: FitStep) -> None:

@@ -52,7 +52,8 @@ def pin(
     which: WhichBlocks,
     everything: AllOption = False,
     seconds: Annotated[
-        float | None, typer.Option("--for", min=0, help="Seconds; without it until unpinned.")
+        float | None,
+        typer.Option("--for", min=0, max=1e10, help="Seconds; without it until unpinned."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

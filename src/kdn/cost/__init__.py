@@ -22,8 +22,8 @@ from kdn.cost.ledger import Ledger, block_saving, compute_ledger, use_saving
 from kdn.cost.model import Workload, bill, exact_ratio, published_ratio
 from kdn.cost.place import Placing
 from kdn.cost.plan import FleetPlan, plan_fleet
-from kdn.cost.sheet import PriceSheet, TierPrice, load_sheet, sheet_names
-from kdn.cost.speed import PairJct, Speed, load_speed, speed_names
+from kdn.cost.sheet import PriceSheet, TierPrice, load_sheet
+from kdn.cost.speed import PairJct, Speed, load_speed
 from kdn.cost.trace import TraceBill, price_trace
 from kdn.cost.units import (
     BytesPerSecond,
@@ -74,7 +74,5 @@ __all__ = [
     "price_trace",
     "published_ratio",
     "save_jct",
-    "sheet_names",
-    "speed_names",
     "use_saving",
 ]

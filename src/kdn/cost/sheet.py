@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdn.cost.tables import PriceTable, read_table, shipped
+from kdn.cost.tables import PriceTable, read_table
 from kdn.cost.units import (
     MONTH_HOURS,
     BytesPerSecond,
@@ -22,7 +22,7 @@ from kdn.cost.units import (
 )
 from kdn.errors import BadInput
 
-__all__ = ["PriceSheet", "TierPrice", "load_sheet", "sheet_names"]
+__all__ = ["PriceSheet", "TierPrice", "load_sheet"]
 
 OLD_DAYS = 365
 _NO_FEE, _NO_BYTE_FEE, _NO_RENT = PerRequest(0), PerByte(0), PerHour(0)
@@ -77,11 +77,6 @@ class PriceSheet:
                 " check them and give a newer sheet with --prices"
             )
         return f"the prices of {self.name} are of {self.date}, in the future" if days < 0 else None
-
-
-def sheet_names() -> tuple[str, ...]:
-    """The sheets that come with kdn."""
-    return shipped("prices")
 
 
 def load_sheet(name: str | Path) -> PriceSheet:

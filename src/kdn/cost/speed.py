@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdn.core import PrefillTime
-from kdn.cost.tables import read_table, shipped
+from kdn.cost.tables import read_table
 from kdn.cost.units import Seconds, SizeBytes
 from kdn.errors import BadInput
 from kdn.machine.text import counted
 
-__all__ = ["PairJct", "Speed", "load_speed", "measured_prefill", "speed_names"]
+__all__ = ["PairJct", "Speed", "load_speed", "measured_prefill"]
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,6 @@ def measured_prefill(tokens: int, seconds: float, quadratic_share: float = 0.0) 
     pairs = tokens * (tokens + 1) / 2
     linear_s = seconds * (1 - quadratic_share) / tokens
     return PairJct(0.0, linear_s, seconds * quadratic_share / pairs)
-
-
-def speed_names() -> tuple[str, ...]:
-    """The models on machines that come with kdn."""
-    return shipped("speeds")
 
 
 def load_speed(name: str | Path) -> Speed:

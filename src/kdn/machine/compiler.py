@@ -23,14 +23,13 @@ class NoCompiler(Exception):
 
 
 def cpu_flags() -> frozenset[str]:
-    """What Linux says the processor can do; empty elsewhere."""
+    """The processor's feature flags; empty where the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return frozenset()
-    return next(
-        (frozenset(x.split(":")[1].split()) for x in lines if x.startswith("flags")), frozenset()
-    )
+    listed = (line for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(listed, "").partition(":")[2].split())
 
 
 def compiler() -> str:

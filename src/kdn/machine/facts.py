@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kdn.clock import Clock
+from kdn.machine.compiler import cpu_flags
 from kdn.machine.threads import usable_cores
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Machine",
     "best_seconds",
-    "cpu_flags",
     "cpu_name",
     "describe_machine",
     "free_memory_bytes",
@@ -84,14 +84,6 @@ def cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def cpu_flags() -> frozenset[str]:
-    """The processor's feature flags; empty where the system does not list them."""
-    for line in _proc_lines("/proc/cpuinfo"):
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
 
 
 def total_memory_bytes() -> int:

@@ -6,7 +6,11 @@ A text has the same characters, and so the same blocks, whichever command reads 
 from __future__ import annotations
 
 import codecs
+import sys
 from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import msgspec
 
 from kdn.errors import BadInput
 
@@ -17,11 +21,16 @@ __all__ = [
     "has_mark",
     "lines_of",
     "normal_lines",
+    "read_bounded",
+    "read_json_lines",
     "read_text",
+    "read_typed",
 ]
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 """The largest file that is read whole as one text."""
+
+_T = TypeVar("_T")
 
 _MARKS = (  # UTF-32 first: its little-endian mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -61,18 +70,60 @@ def lines_of(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
+def read_bounded(path: Path, max_bytes: int = MAX_TEXT_BYTES, otherwise: str = "split it") -> bytes:
+    """The bytes of a file or a pipe. Devices have no size and no end, so it is the reading that is bounded.
+
+    Raises OSError, and BadInput for more than `max_bytes`, which says what to do `otherwise`.
+    """
+    with path.open("rb") as file:
+        return _bounded(file, str(path), max_bytes, otherwise)
+
+
 def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """A whole text file, with newlines at the ends of lines.
 
     Raises BadInput for a file that is missing, larger than `max_bytes`, or not Unicode.
     """
     try:
-        if (size := path.stat().st_size) > max_bytes:
-            raise BadInput(f"{path}: {size:,} bytes is over the limit of {max_bytes:,}; split it")
-        return normal_lines(decode_unicode(path.read_bytes()))
+        return _text(read_bounded(path, max_bytes), str(path))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def read_typed(max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Standard input by the same rules as a file. Raises BadInput."""
+    return _text(
+        _bounded(sys.stdin.buffer, "standard input", max_bytes, "split it"), "standard input"
+    )
+
+
+def _bounded(file: BinaryIO, name: str, max_bytes: int, otherwise: str) -> bytes:
+    data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise BadInput(f"{name}: longer than {max_bytes:,} bytes, which are the limit; {otherwise}")
+    return data
+
+
+def _text(data: bytes, name: str) -> str:
+    try:
+        return normal_lines(decode_unicode(data))
     except UnicodeDecodeError as error:
         raise BadInput(
-            f"{path}: not UTF-8 text ({error}); save it as UTF-8, e.g. iconv -f windows-1252 -t utf-8"
+            f"{name}: not UTF-8 text ({error}); save it as UTF-8, e.g. iconv -f windows-1252 -t utf-8"
         ) from error
+
+
+def read_json_lines(path: Path, kind: type[_T]) -> list[_T]:
+    """A JSON object a line, each of the struct `kind`. Raises BadInput, with the line, for anything else."""
+    names = ", ".join(kind.__annotations__)
+    found = []
+    for number, line in enumerate(lines_of(read_text(path)), 1):
+        try:
+            found.append(msgspec.json.decode(line, type=kind))
+        except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as error:
+            raise BadInput(
+                f"{path}, line {number}: {error}; give a JSON object with {names} on each line"
+            ) from error
+    if not found:
+        raise BadInput(f"{path} is empty; give a JSON object with {names} on each line")
+    return found

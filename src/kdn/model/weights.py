@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdn.errors import KdnError, WeightsError
+from kdn.machine.text import read_bounded
 
 __all__ = ["Tensors", "open_folder", "open_tensors", "read_json", "weight_files", "weights_gate"]
 
@@ -23,7 +24,7 @@ def read_json(path: Path, holds: str = _MODEL_HOLDS, what: str = "model") -> dic
     """A JSON object from a file. Raises WeightsError, saying what such a folder holds, when it is absent
     or torn."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(read_bounded(path).decode())
     except FileNotFoundError as error:
         raise WeightsError(
             f"{path.parent} has no {path.name}; {holds}: name another folder, or fetch the {what} again"

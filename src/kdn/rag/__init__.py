@@ -8,7 +8,7 @@ then `ingest.py` along one file; `bounds.py` says what a file may cost.
 from kdn.rag.answering import AnswerPiece, Citation, answer_instruction, answer_pieces, cite
 from kdn.rag.cut import Cutting, Encode, Passage
 from kdn.rag.documents import Heading, Paragraph, ParsedDocument, Section, compose
-from kdn.rag.embed import Embedder, HashedWords, Vectors
+from kdn.rag.embed import Embedder, Vectors
 from kdn.rag.files import Refusal
 from kdn.rag.ingest import IngestReport, Progress
 from kdn.rag.library import Library, LibrarySettings, SearchMode
@@ -22,7 +22,6 @@ __all__ = [
     "Cutting",
     "Embedder",
     "Encode",
-    "HashedWords",
     "Heading",
     "Hit",
     "IngestReport",

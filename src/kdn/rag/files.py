@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdn.core import paths_of, texts_of
-from kdn.errors import DocumentError
-from kdn.machine.text import decode_unicode, has_mark, lines_of, normal_lines
+from kdn.errors import BadInput, DocumentError
+from kdn.machine.text import decode_unicode, has_mark, lines_of, normal_lines, read_text
 from kdn.rag.encodings import decode_declared, hides_in_ascii
 from kdn.rag.ignore import Ignored
 
@@ -125,8 +125,9 @@ def _walk(folder: Path, found: Found, seen: set[Path], excluded: Ignored) -> Non
 def _ignore_list(folder: Path) -> Ignored | None:
     """The folder's `.gitignore`, if it has one that can be read."""
     try:
-        return Ignored(lines_of(decode_unicode((folder / ".gitignore").read_bytes())))
-    except (OSError, UnicodeDecodeError):
+        path = folder / ".gitignore"
+        return Ignored(lines_of(read_text(path))) if path.is_file() else None
+    except BadInput:
         return None
 
 

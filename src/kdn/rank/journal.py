@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from kdn.errors import BadInput
+from kdn.machine.files import publish_file
 
 __all__ = ["LabelAnswer", "LabelJournal"]
 
@@ -35,7 +36,7 @@ class LabelJournal:
             raise BadInput(f"{self._path} is no journal of labels ({error}); remove it") from error
         whole = lines[1:-1]  # what follows the last line's end was being written
         if lines[0] == self._name:
-            return [_answer(line) for line in whole]
+            return [self._answer(line) for line in whole]
         if whole and not force:
             raise BadInput(
                 f"{self._path} holds {len(whole)} answers to other questions: the rows, template,"
@@ -45,10 +46,8 @@ class LabelJournal:
 
     def _begin(self) -> None:
         """Write what was read, whole lines only, and leave the file open for more."""
-        partial = self._path.with_name(self._path.name + ".new")
         lines = [self._name, *map(json.dumps, self.answers)]
-        partial.write_text("\n".join(lines) + "\n", "utf-8")
-        partial.replace(self._path)
+        publish_file(self._path, ("\n".join(lines) + "\n").encode())
         self._file = self._path.open("a", encoding="utf-8")
 
     def add(self, answer: LabelAnswer) -> None:
@@ -66,7 +65,11 @@ class LabelJournal:
         self._file.close()
         self._path.unlink(missing_ok=True)
 
-
-def _answer(line: str) -> LabelAnswer:
-    told = json.loads(line)
-    return told if isinstance(told, str) else tuple(told)
+    def _answer(self, line: str) -> LabelAnswer:
+        try:
+            told = json.loads(line)  # of a hopeless choice the log-probability is -Infinity
+            return told if isinstance(told, str) else tuple(map(float, told))
+        except (ValueError, TypeError) as error:
+            raise BadInput(
+                f"{self._path} is damaged ({error}); remove it, and the rows are asked again"
+            ) from error

@@ -13,7 +13,7 @@ from typing import Any
 from kdn.core import UnsoundJson, read_sound_json
 from kdn.errors import BadInput, MissingExtra
 from kdn.machine.files import publish_file, refuse_unwritable
-from kdn.machine.text import MAX_TEXT_BYTES, counted, decode_unicode, lines_of
+from kdn.machine.text import MAX_TEXT_BYTES, counted, decode_unicode, lines_of, read_bounded
 
 __all__ = ["Row", "check_out", "columns_of", "read_rows", "write_rows"]
 
@@ -41,12 +41,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         if suffix == _PARQUET:
             found = [_texts(row) for row in _parquet().read_table(path).to_pylist()]
         else:
-            if (size := path.stat().st_size) > MAX_TEXT_BYTES:
-                raise BadInput(
-                    f"{path}: {size:,} bytes, and tables of {MAX_TEXT_BYTES:,} are read;"
-                    " split it, or write it as Parquet"
-                )
-            text = decode_unicode(path.read_bytes())
+            data = read_bounded(path, otherwise="split it, or write it as Parquet")
+            text = decode_unicode(data)
             rows = _json_rows(path, text) if suffix in _LINES else _csv_rows(path, text, suffix)
             found = list(rows)
     except UnicodeDecodeError as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -21,6 +23,7 @@ from kdn.errors import (
     PromptTooLong,
     UnknownModel,
 )
+from kdn.machine.text import counted
 
 __all__ = [
     "Disconnected",
@@ -82,6 +85,8 @@ class Disconnected(Exception):
     """The client left before its answer was ready: what is sent now is not read."""
 
 
+_MOST_PATH = 100
+"""So many characters of a path that is not there are told."""
 _CLIENT_LEFT = 499  # as nginx writes it in its log
 
 
@@ -118,9 +123,16 @@ def fault_of(error: Exception) -> Fault:
     return Fault(500, "internal error; the server's log has the details", "server_error")
 
 
-def _http_fault(error: HTTPException) -> Fault:
+def _http_fault(asked: str, method: str, error: HTTPException) -> Fault:
     """The fault for an error of the router: no such path, wrong method, unreadable body."""
-    return Fault(error.status_code, str(error.detail), _type_of(error.status_code))
+    said, status = str(error.detail), error.status_code
+    if said == HTTPStatus(status).phrase and status == HTTPStatus.NOT_FOUND:
+        own = "; the store's paths open with serve.store_key" if "/store" in asked else ""
+        said = f"there is no {asked[:_MOST_PATH]} here; /openapi.json lists the paths that there are{own}"
+    elif said == HTTPStatus(status).phrase and status == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        said = f"{asked[:_MOST_PATH]} takes no {method}; send {allowed}"
+    return Fault(status, said, _type_of(status))
 
 
 def fault_of_shape(errors: Sequence[Mapping[str, Any]]) -> Fault:
@@ -129,12 +141,76 @@ def fault_of_shape(errors: Sequence[Mapping[str, Any]]) -> Fault:
     first = min(errors, key=_vagueness)
     where = _path(first.get("loc", ()))
     if first.get("type") == "json_invalid":
-        why = first.get("ctx", {})
+        why, at = first.get("ctx", {}), str(list(first.get("loc", ("",)))[-1])
         detail = why.get("error", "") if isinstance(why, Mapping) else ""
-        return Fault(400, f"the body is not valid JSON: {detail}", _type_of(400))
-    said = _PLAIN.get(str(first.get("type")), f"{first.get('msg')}")
-    message = f"{where}: {said}" if where else said
+        place = f" after {at} characters" if at.isdecimal() else ""
+        return Fault(400, f"the body is not valid JSON{place}: {detail}", _type_of(400))
+    here = [error for error in errors if _path(error.get("loc", ())) == where]
+    message = f"{where or 'the body'}: {_said(first, here)}"
     return Fault(400, message, _type_of(400), where or None, "invalid_value")
+
+
+def _said(error: Mapping[str, Any], here: Sequence[Mapping[str, Any]]) -> str:
+    """What was found and what to give, where Pydantic speaks of Python. `here`: all errors of that place,
+    one for each form that it may have."""
+    kind, bounds, given = str(error.get("type")), error.get("ctx") or {}, error.get("input")
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if kind == "value_error":
+        return str(bounds.get("error", error.get("msg")))
+    if kind in _LENGTHS and isinstance(given, str | list | dict):
+        size = counted(len(given), "character" if isinstance(given, str) else "item")
+        least, most = bounds.get("min_length"), bounds.get("max_length")
+        return f"has {size}; give " + (f"{most} at most" if least is None else f"{least} or more")
+    if kind not in _WANTED:
+        return f"{error.get('msg')}"
+    is_bound = kind.startswith(("greater", "less"))  # then its type is right, and others' are not
+    wanted = [
+        _wanted(one)
+        for one in here
+        if one.get("type") in _WANTED and not (is_bound and str(one.get("type")).endswith("_type"))
+    ]
+    return f"found {_shown(given)}; give {' or '.join(dict.fromkeys(wanted))}"
+
+
+def _wanted(error: Mapping[str, Any]) -> str:
+    bounds = {
+        name: int(bound) if isinstance(bound, float) and bound.is_integer() else bound
+        for name, bound in (error.get("ctx") or {}).items()
+    }
+    return _WANTED[str(error.get("type"))].format(**bounds)
+
+
+def _shown(value: object) -> str:
+    """A value as JSON has it, short."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = json.dumps(value) if value is None or isinstance(value, _JSON) else "something else"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+_JSON = (bool, int, float, str)
+_SHOWN = 40
+_LENGTHS = frozenset({"too_short", "too_long", "string_too_long", "string_too_short"})
+_WANTED = {
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "a text that fits {pattern}",
+}
+"""What to give, by Pydantic's kind of error."""
 
 
 def _vagueness(error: Mapping[str, object]) -> tuple[bool, int]:
@@ -148,8 +224,9 @@ def _vagueness(error: Mapping[str, object]) -> tuple[bool, int]:
 _PLAIN = {
     "extra_forbidden": "unknown here; leave it out",
     "none_required": "not supported by kdn; leave it out",
+    "missing": "it is missing; give it",
 }
-"""What Pydantic says of these in words of its own."""
+"""What to say of these."""
 
 
 def _path(location: object) -> str:
@@ -189,10 +266,13 @@ def speak_openai(app: FastAPI) -> None:
     async def on_kdn(_request: Request, error: Exception) -> Response:
         return response(fault_of(error))
 
-    async def on_http(_request: Request, error: Exception) -> Response:
+    async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        cause = error.__cause__
-        return response(fault_of(cause) if isinstance(cause, KdnError) else _http_fault(error))
+        if isinstance(error.__cause__, KdnError):
+            return response(fault_of(error.__cause__))
+        answer = response(_http_fault(request.url.path, request.method, error))
+        answer.headers.update(error.headers or {})
+        return answer
 
     async def on_shape(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

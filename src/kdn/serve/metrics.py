@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -281,10 +281,8 @@ class _Now(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._load()
-        cpu = CounterMetricFamily("kdn_cpu_seconds", "Of processors.", labels=["thread"])
-        for thread, seconds in thread_seconds().items():
-            cpu.add_metric([thread], seconds)
-        yield cpu
+        spent = thread_seconds()
+        yield _by(CounterMetricFamily, "kdn_cpu_seconds", "Of processors.", "thread", spent)
         age = GaugeMetricFamily(
             "kdn_store_numbers_age_seconds", "Since the store's numbers were read."
         )
@@ -329,37 +327,35 @@ class _Now(Collector):
 
 
 def _store(numbers: StoreNumbers) -> Iterator[Metric]:
-    blocks = GaugeMetricFamily("kdn_store_blocks", "Blocks held.", labels=["tier"])
-    for tier, count in numbers.blocks.items():
-        blocks.add_metric([tier], count)
-    size = GaugeMetricFamily("kdn_store_bytes", "Bytes held.", labels=["tier"])
-    for tier, size_bytes in numbers.size_bytes.items():
-        size.add_metric([tier], size_bytes)
-    errors = CounterMetricFamily(
-        "kdn_tier_errors", "Failures, damaged and lost blocks.", labels=["tier"]
-    )
-    for tier in numbers.size_bytes:
-        errors.add_metric([tier], numbers.errors.get(tier, 0))
-    failures = CounterMetricFamily(
-        "kdn_reuse_failed", "Faults of reuse, which answers went without.", labels=["step"]
-    )
-    for step, count in numbers.reuse_failures.items():
-        failures.add_metric([step], count)
-    events = CounterMetricFamily("kdn_store_events", "Since opening.", labels=["event"])
-    for event, count in numbers.counts.items():
-        events.add_metric([event], count)
-    blend = GaugeMetricFamily(
-        "kdn_blend", "Blended against full prefills.", labels=["what", "collection"]
-    )
+    gauge, counter = GaugeMetricFamily, CounterMetricFamily
+    errors = {tier: numbers.errors.get(tier, 0) for tier in numbers.size_bytes}
+    yield _by(gauge, "kdn_store_blocks", "Blocks held.", "tier", numbers.blocks)
+    yield _by(gauge, "kdn_store_bytes", "Bytes held.", "tier", numbers.size_bytes)
+    yield _by(counter, "kdn_tier_errors", "Failures, damaged and lost blocks.", "tier", errors)
+    said = "Faults of reuse, which answers went without."
+    yield _by(counter, "kdn_reuse_failed", said, "step", numbers.reuse_failures)
+    yield _by(counter, "kdn_store_events", "Since opening.", "event", numbers.counts)
+    blend = gauge("kdn_blend", "Blended against full prefills.", labels=["what", "collection"])
     for collection, seen in numbers.blend.items():
         for what, value in seen.items():
             blend.add_metric([what, collection], value)
-    money = GaugeMetricFamily(
-        "kdn_store_money_usd", "Of the blocks held, by the price sheet.", labels=["way"]
-    )
-    for way, usd in numbers.money_usd.items():
-        money.add_metric([way], usd)
-    yield from (blocks, size, errors, failures, events, blend, money)
+    yield blend
+    said = "Of the blocks held, by the price sheet."
+    yield _by(gauge, "kdn_store_money_usd", said, "way", numbers.money_usd)
+
+
+def _by(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    text: str,
+    label: str,
+    values: Mapping[str, float],
+) -> Metric:
+    """A metric with one label, and a sample for each of its values."""
+    family = kind(name, text, labels=[label])
+    for given, value in values.items():
+        family.add_metric([given], value)
+    return family
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:

@@ -20,14 +20,14 @@ from kdn.store.tenants.tenancy import Quotas
 from kdn.store.tiers.disk.disk import DiskTier
 from kdn.store.tiers.memory import MemoryTier
 from kdn.store.tiers.remote.calls import RemoteCallSettings
-from kdn.store.tiers.remote.client import DictRemote, Listed, Remote, RemoteChanges
+from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
 from kdn.store.tiers.remote.entry_bytes import pack_note, read_note
 from kdn.store.tiers.remote.objects import ObjectRemote
 from kdn.store.tiers.remote.peer import PeerRemote
 from kdn.store.tiers.remote.redis import RedisRemote
 from kdn.store.tiers.remote.tier import RemoteSettings, RemoteTier
 from kdn.store.tiers.seal import KeyRing, read_key_file
-from kdn.store.tiers.tier import BlockLife, Changes, ManagedTier, NoTier, Tier, TierUsage
+from kdn.store.tiers.tier import BlockLife, Changes, ManagedTier, Tier, TierUsage
 from kdn.store.traces.recording import LookupRecorder
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "Changes",
     "Codec",
     "Delivery",
-    "DictRemote",
     "DiskTier",
     "EncodedBlock",
     "EvictionPolicy",
@@ -53,7 +52,6 @@ __all__ = [
     "Match",
     "MemoryTier",
     "NoCodec",
-    "NoTier",
     "ObjectRemote",
     "PeerRemote",
     "Quotas",

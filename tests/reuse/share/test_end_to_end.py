@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 import kdn
 from kdn.calibration.share_profile import PairSide, ShareProfiler, default_choices
-from kdn.calibration.share_run import item_of, read_questions
+from kdn.calibration.share_run import ShareQuestion, item_of
+from kdn.machine.text import read_json_lines
 from kdn.serve import served
 from tests.cli.program import kdn as program
 from tests.reuse.share.pairs import LAYERS, settings
@@ -148,7 +149,7 @@ def test_a_model_loses_nothing_to_itself_for_any_group(siblings: Siblings, tmp_p
     with kdn.open(siblings.base, config=settings(tmp_path), dtype="bfloat16") as k:
         side = PairSide("same", k.model, k.parts.attention)
         profiler = ShareProfiler(side, side)
-        item = item_of(read_questions(siblings.data)[0], k.model)
+        item = item_of(read_json_lines(siblings.data, ShareQuestion)[0], k.model)
         assert profiler.distance(item.context) == 0
         own = profiler.own_nll(item)
         choices = [one for one in default_choices(LAYERS, 1) if not one.mapped]

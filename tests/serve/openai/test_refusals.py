@@ -248,7 +248,7 @@ def test_a_taken_port_and_an_open_interface_are_refused_before_anything_runs() -
         ({"ratio": 0.5, "reuse": "exact"}, "ratio is of blending"),
         ({"share": "best", "reuse": False}, "leave one out"),
         ({"reuses": True}, r"kdn\.reuses: unknown here; leave it out"),
-        ({"reuse": "blend", "ratio": 2}, r" kdn\.ratio: Input should be less"),
+        ({"reuse": "blend", "ratio": 2}, r" kdn\.ratio: found 2; give 1 or less"),
     ],
 )
 def test_an_option_that_would_not_be_heeded_is_refused(

@@ -12,7 +12,6 @@ from kdn.core import BlockKey
 from kdn.errors import BadInput
 from kdn.store import (
     CODECS,
-    DictRemote,
     RemoteSettings,
     RemoteTier,
     Store,
@@ -33,6 +32,7 @@ from kdn.store.admin.manage import (
 from kdn.store.tiers.memory import MemoryTier
 from kdn.trace import NoTrace
 from tests.store.helpers import MODEL, block_id, make_block
+from tests.store.twins import DictRemote
 
 IDS = [block_id([number] * 64, salt=salt) for number, salt in enumerate(("alice", "alice", "bob"))]
 KEYS = [one.key for one in IDS]

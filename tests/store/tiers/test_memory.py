@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdn.errors import NoSpace
-from kdn.store import EncodedBlock, MemoryTier, NoTier, encode_block
+from kdn.store import EncodedBlock, MemoryTier, encode_block
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import block_id, make_block
+from tests.store.twins import NoTier
 
 SIZE = 16384
 """A test block of up to 64 tokens: one page of header and three of layers."""

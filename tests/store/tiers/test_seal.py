@@ -12,7 +12,6 @@ from kdn.core import EXACT
 from kdn.core.blocks import pack_tokens
 from kdn.errors import BadConfig, CorruptBlock, ForeignStore, KdnError
 from kdn.store import (
-    DictRemote,
     MemoryTier,
     RemoteSettings,
     RemoteTier,
@@ -26,6 +25,7 @@ from kdn.store.block.reader import BytesHandle
 from kdn.store.tiers.seal import KeyRing, is_sealed
 from kdn.trace import NoTrace
 from tests.store.helpers import MODEL, block_id, make_block, run_of
+from tests.store.twins import DictRemote
 
 pytest.importorskip("cryptography", reason="cryptography is not installed")
 

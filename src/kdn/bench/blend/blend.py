@@ -34,11 +34,12 @@ from kdn.bench.blend.arms import (
 from kdn.bench.blend.lab import Lab
 from kdn.bench.blend.layers import PROFILED, layer_rows, profile
 from kdn.bench.blend.prompts import BlendPrompt, questions
-from kdn.bench.blend.quality import Judged, geometric, interval, judge, judged_before
+from kdn.bench.blend.quality import Judged, judge, judged_before
 from kdn.bench.blend.timing import BLEND, DISK, FULL_TIME, Timed, longer, time_ways
 from kdn.bench.common.lines import Lines
 from kdn.bench.common.measure import median, ratio
 from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
+from kdn.bench.common.scores import geometric, interval
 from kdn.bench.engine.lineup import opened
 from kdn.calibration.key_bias import key_bias_share
 from kdn.errors import BadInput

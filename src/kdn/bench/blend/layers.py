@@ -17,9 +17,10 @@ from kdn import api
 from kdn.bench.blend.arms import RATIO, true_mass
 from kdn.bench.blend.lab import Case, Lab, kl
 from kdn.bench.blend.prompts import BlendPrompt
-from kdn.bench.blend.quality import case_of, geometric
+from kdn.bench.blend.quality import case_of
 from kdn.bench.common.kept import add_kept, read_kept
 from kdn.bench.common.result import Row
+from kdn.bench.common.scores import geometric
 from kdn.core import GivenRows, Plan
 from kdn.reuse.blend import AnchoredRows, AttendedRows, BlendRule
 from kdn.reuse.blend.anchors import AnchorKind

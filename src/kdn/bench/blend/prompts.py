@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from kdn.bench.common.records import read_records
 from kdn.corpus import corpus_files
 from kdn.errors import BadInput
 
@@ -49,7 +49,7 @@ def questions(data: Path | None, seed: int, limit: int) -> list[BlendPrompt]:
     file = data / "public.jsonl" if data.is_dir() else data
     if not file.is_file():
         raise BadInput(f"{data}: no public.jsonl in it; give a folder of a question set")
-    records = _records(file, limit)
+    records = [one for one in read_records(file)[:limit] if isinstance(one, dict)]
     shape = next((reader for key, reader in _SHAPES.items() if records and key in records[0]), None)
     if shape is None:
         raise BadInput(f"{file}: records of a shape that is not known ({', '.join(_SHAPES)})")
@@ -64,14 +64,6 @@ def questions(data: Path | None, seed: int, limit: int) -> list[BlendPrompt]:
             draw.shuffle(documents)
         found.append(replace(asked, documents=tuple(documents)))
     return found
-
-
-def _records(file: Path, limit: int) -> list[dict[str, Any]]:
-    try:
-        found = [json.loads(line) for line in file.read_text("utf-8").splitlines()[:limit]]
-    except ValueError as error:
-        raise BadInput(f"{file}: not a JSON object a line ({error}); give another file") from error
-    return [record for record in found if isinstance(record, dict)]
 
 
 def _cut(text: str) -> str:

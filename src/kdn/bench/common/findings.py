@@ -10,6 +10,7 @@ import msgspec
 from kdn.bench.common.measure import Samples
 from kdn.bench.common.result import Result, Row, Scalar
 from kdn.errors import BadInput, EngineFailed, KdnError
+from kdn.machine.files import publish_file
 from kdn.plot import Figure
 
 __all__ = ["Findings", "Part", "go_on"]
@@ -51,10 +52,7 @@ class Findings(msgspec.Struct):
         """Write everything to `file`, whole or not at all."""
         if file is None:
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_suffix(f"{file.suffix}.new")
-        fresh.write_bytes(msgspec.json.encode(self))
-        fresh.replace(file)
+        publish_file(file, msgspec.json.encode(self))
 
     def result(
         self, bench: str, model: str, notes: Sequence[str], figures: Sequence[Figure] = ()

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from kdn.api.prompts import Reuse
 from kdn.bench.common.result import Row
+from kdn.bench.common.scores import word_f1
 from kdn.bench.rag.arms import Arms, blended_arms
-from kdn.bench.rag.real import RealQuery, RealRuns, replayed_s, token_f1
+from kdn.bench.rag.real import RealQuery, RealRuns, replayed_s
 from kdn.bench.rag.simulate import EngineSpeed
 from kdn.bench.rag.workload import AskedQuestion, recall
 from kdn.rag.metis import QuestionProfile
@@ -49,7 +50,7 @@ class CheckedArm:
     def f1(self, asked: Sequence[AskedQuestion]) -> float:
         """Mean F1 of the answers of both runs."""
         return statistics.fmean(
-            token_f1(query.text, one.question.answers)
+            word_f1(query.text, one.question.answers)
             for made in self.made
             for query, one in zip(made, asked, strict=False)
         )

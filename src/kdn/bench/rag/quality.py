@@ -17,9 +17,9 @@ import torch
 
 from kdn.api import Kdn, QueryOptions
 from kdn.api.foresight import Foresight
-from kdn.bench.blend.quality import interval, rouge_l, word_f1
 from kdn.bench.common.kept import add_kept, read_kept
 from kdn.bench.common.result import BenchOptions, Result, Row, model_name
+from kdn.bench.common.scores import interval, rouge_l, word_f1
 from kdn.bench.engine.lineup import opened
 from kdn.bench.rag.arms import Arms, ChoiceInput, arms, static_arms
 from kdn.bench.rag.questions import load_sets

@@ -8,13 +8,13 @@ question has no gold, and counts for delays only.
 from __future__ import annotations
 
 import fnmatch
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdn.bench.common.records import read_records
 from kdn.errors import BadInput
 from kdn.rag import Paragraph, ParsedDocument, Part, compose
 from kdn.rag.metis import QuestionProfile
@@ -64,11 +64,6 @@ def _flat(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    for line in (folder / "public.jsonl").read_text("utf-8").splitlines():
-        yield json.loads(line)
-
-
 def _document(source: str, title: str, texts: Sequence[str]) -> ParsedDocument:
     blocks = [Paragraph(text) for text in texts if text.strip()]
     return compose(source, title, blocks)
@@ -77,7 +72,7 @@ def _document(source: str, title: str, texts: Sequence[str]) -> ParsedDocument:
 def _squad(folder: Path, most: int) -> QuestionSet:
     """One paragraph answers; its words around the answer are the evidence."""
     documents, questions = list[ParsedDocument](), list[BenchQuestion]()
-    for number, article in enumerate(_rows(folder)):
+    for number, article in enumerate(read_records(folder / "public.jsonl")):
         if len(questions) >= most:
             break
         title = str(article["title"]).replace("_", " ")
@@ -96,7 +91,7 @@ def _squad(folder: Path, most: int) -> QuestionSet:
 def _hotpotqa(folder: Path, most: int) -> QuestionSet:
     """Two paragraphs or more are joined; their supporting sentences are the evidence."""
     documents, questions = dict[str, ParsedDocument](), list[BenchQuestion]()
-    for row in list(_rows(folder))[:most]:
+    for row in read_records(folder / "public.jsonl")[:most]:
         sentences = dict(zip(row["context"]["title"], row["context"]["sentences"], strict=True))
         for title, texts in sentences.items():
             documents.setdefault(title, _document(f"hotpotqa-{title}", title, ["".join(texts)]))
@@ -117,7 +112,7 @@ def _hotpotqa(folder: Path, most: int) -> QuestionSet:
 def _musique(folder: Path, most: int) -> QuestionSet:
     """Several passages are joined; the file marks none, so that answers in words are the evidence."""
     documents, questions = dict[str, ParsedDocument](), list[BenchQuestion]()
-    for row in list(_rows(folder))[:most]:
+    for row in read_records(folder / "public.jsonl")[:most]:
         for passage in row["ctxs"]:
             text, title = passage["text"], passage["title"] or passage["text"][:40]
             source = f"musique-{len(documents)}"
@@ -131,7 +126,7 @@ def _musique(folder: Path, most: int) -> QuestionSet:
 def _qmsum(folder: Path, most: int) -> QuestionSet:
     """Stretches of a meeting are summarised; the beginnings of their turns are the evidence."""
     documents, questions = list[ParsedDocument](), list[BenchQuestion]()
-    for number, meeting in enumerate(_rows(folder)):
+    for number, meeting in enumerate(read_records(folder / "public.jsonl")):
         if len(questions) >= most:
             break
         turns = [f"{turn['speaker']}: {turn['content']}" for turn in meeting["meeting_transcripts"]]
@@ -149,7 +144,7 @@ def _qmsum(folder: Path, most: int) -> QuestionSet:
 
 def _sec10q(folder: Path, most: int) -> QuestionSet:
     """Filings by the questions' own names for them; which lines answer is not marked."""
-    rows = list(_rows(folder))[:most]
+    rows = read_records(folder / "public.jsonl")[:most]
     wanted = {str(row["Source Docs"]).strip("*") for row in rows}
     files = [
         path

@@ -17,7 +17,6 @@ from kdn.bench.rag.workload import AskedQuestion, is_stored
 from kdn.core import JctModel, Request, Sampling, Usage
 from kdn.errors import EngineFailed
 from kdn.model import Document, Message
-from kdn.rag.answering import words_of
 from kdn.rag.metis import (
     DemandModel,
     Method,
@@ -28,7 +27,7 @@ from kdn.rag.metis import (
     synthesize,
 )
 
-__all__ = ["RealQuery", "RealRuns", "replayed_s", "slope", "token_f1"]
+__all__ = ["RealQuery", "RealRuns", "replayed_s", "slope"]
 
 _CANDIDATES = 12
 """Parts that an arm chooses among."""
@@ -295,17 +294,3 @@ def _as_they_were(
 ) -> list[list[SimulatedCall]]:
     """A query that asks what it asked, whatever the engine has left."""
     return stages
-
-
-def token_f1(said: str, gold: Sequence[str]) -> float:
-    """The best F1 of distinct words, stop words left out, against a gold answer."""
-    return max((_f1(said, one) for one in gold), default=0.0)
-
-
-def _f1(said: str, gold: str) -> float:
-    ours, theirs = words_of(said), words_of(gold)
-    shared = len(ours & theirs)
-    if not shared:
-        return 0.0
-    precision, found = shared / len(ours), shared / len(theirs)
-    return 2 * precision * found / (precision + found)

@@ -95,7 +95,6 @@ class SimulatedQuery:
     opening: Sequence[SimulatedCall] = ()
     """Calls before it decides, as a profile by the engine's own model."""
     is_decided: bool = False
-    begun_s: float = 0.0
     stages: Stages = field(default_factory=list)
     num_running: int = 0
     ended_s: float | None = None
@@ -166,7 +165,6 @@ class SimulatedEngine:
         assert not left, f"{len(left)} calls were forgotten"
 
     def _begin(self, query: SimulatedQuery) -> None:
-        query.begun_s = self.now_s
         self._running.append(query)
         if query.opening:
             query.num_running = len(query.opening)

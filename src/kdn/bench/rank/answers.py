@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from kdn import api
-from kdn.bench.blend.quality import interval, word_f1
+from kdn.bench.common.records import read_records
 from kdn.bench.common.result import Row
-from kdn.bench.rank.pairs import held_out, read_lines
+from kdn.bench.common.scores import interval, word_f1
+from kdn.bench.rank.pairs import held_out
 from kdn.clock import Clock
 from kdn.core import Retention, Sampling
 from kdn.model import Message
@@ -95,7 +96,7 @@ _Set = tuple[str, list[str], list[tuple[str, tuple[str, ...]]]]
 
 
 def _squad(data: Path) -> _Set:
-    articles = read_lines(data / "squad" / "public.jsonl")
+    articles = read_records(data / "squad" / "public.jsonl")
     passages = [p["context"] for article in articles for p in article["paragraphs"]]
     first = [
         p["qas"][0]
@@ -116,7 +117,7 @@ def _texts(answers: object) -> tuple[str, ...]:
 
 
 def _hotpot(data: Path) -> _Set:
-    records = read_lines(data / "hotpotqa" / "public.jsonl")
+    records = read_records(data / "hotpotqa" / "public.jsonl")
     passages = [
         f"{title}\n{''.join(sentences)}"
         for record in records

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdn import api
+from kdn.bench.common.records import read_records
 from kdn.bench.common.result import BenchOptions
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.core import Generator, Prompt, Request, Retention, Role, Segment, Stream, TokenIds
@@ -144,10 +143,7 @@ def _passages(data: Path | None) -> list[str]:
     path = data / "scifact" / "corpus.jsonl.gz" if data is not None else None
     if path is None or not path.is_file():
         return []
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = file.read().splitlines()
-    told = [json.loads(line) for line in lines if line.strip()]
-    return [f"{one.get('title', '')} {_joined(one)}" for one in told]
+    return [f"{one.get('title', '')} {_joined(one)}" for one in read_records(path)]
 
 
 def _joined(one: dict[str, object]) -> str:

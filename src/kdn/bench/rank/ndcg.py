@@ -19,11 +19,12 @@ from typing import Any
 import msgspec
 
 from kdn import api
-from kdn.bench.blend.quality import interval
 from kdn.bench.common.kept import add_kept, read_kept
+from kdn.bench.common.records import read_records
 from kdn.bench.common.result import BenchOptions, Result, Row
+from kdn.bench.common.scores import interval
 from kdn.bench.rank.answers import Answered, answer_rows, answer_summary, answered, asked
-from kdn.bench.rank.pairs import Bm25, held_out, read_lines, scifact
+from kdn.bench.rank.pairs import Bm25, held_out, scifact
 from kdn.config import load_config
 from kdn.errors import BadInput
 from kdn.rank import MODEL_ALONE, Layout, packaged_adapters
@@ -133,7 +134,7 @@ def _claims(data: Path, quick: bool) -> list[Judged]:
     by_name = {p.name: i for i, p in enumerate(passages)}
     claims = [
         c
-        for c in read_lines(data / "scifact" / "public.jsonl")
+        for c in read_records(data / "scifact" / "public.jsonl")
         if c["evidence"] and held_out(c["_id"])
     ]
     claims, count = (claims[:3], _QUICK_CANDIDATES) if quick else (claims, _CANDIDATES)
@@ -156,7 +157,7 @@ def _claims(data: Path, quick: bool) -> list[Judged]:
 
 def _questions(data: Path, quick: bool) -> list[Judged]:
     """NovelEval's questions with their twenty passages, judged 0, 1 or 2."""
-    records = read_lines(data / "noveleval" / "public.jsonl")
+    records = read_records(data / "noveleval" / "public.jsonl")
     lines = (data / "noveleval" / "qrels.public.txt").read_text("utf-8").splitlines()
     gains = {name: int(gain) for _, _, name, gain in map(str.split, lines)}
     everything = Bm25([hit["content"] for record in records for hit in record["hits"]])

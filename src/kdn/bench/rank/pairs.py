@@ -7,8 +7,6 @@ sentence taken out); `labelled` takes those that people asked.
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 import re
 import zlib
@@ -18,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from kdn.errors import BadInput, MissingExtra
+from kdn.bench.common.records import read_records
+from kdn.errors import MissingExtra
 from kdn.rank.pairs import Group, Pair, TrainingPassage
 
-__all__ = ["Bm25", "held_out", "labelled", "read_lines", "unlabelled"]
+__all__ = ["Bm25", "held_out", "labelled", "unlabelled"]
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
@@ -59,21 +58,9 @@ def held_out(name: str) -> bool:
     return zlib.crc32(name.encode()) % 2 == 0
 
 
-def read_lines(path: Path) -> list[Any]:
-    """The records of a .jsonl file, packed or not. Raises BadInput when it is not there or is none."""
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; give the folder of the shared question sets")
-    data = path.read_bytes()
-    try:
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-        return [json.loads(line) for line in text.splitlines()]
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise BadInput(f"{path}: not a JSON object a line ({error}); fetch it again") from error
-
-
 def scifact(data: Path) -> list[TrainingPassage]:
     """The abstracts of SciFact."""
-    records = read_lines(data / "scifact" / "corpus.jsonl.gz")
+    records = read_records(data / "scifact" / "corpus.jsonl.gz")
     return [TrainingPassage(r["_id"], r["title"], " ".join(r["sentences"])) for r in records]
 
 
@@ -84,7 +71,7 @@ def unlabelled(data: Path, size: int, seed: int) -> list[Group]:
     that anybody asked is read.
     """
     draw = random.Random(seed)
-    wiki = read_lines(data / "2wiki" / "corpus.jsonl.gz")
+    wiki = read_records(data / "2wiki" / "corpus.jsonl.gz")
     sets = [scifact(data), [TrainingPassage(r["title"], r["title"], r["text"]) for r in wiki]]
     groups = [group for passages in sets for group in _neighbours(passages, size, draw)]
     draw.shuffle(groups)
@@ -129,7 +116,7 @@ def _claims(data: Path, size: int, draw: random.Random) -> Iterator[Group]:
     """A SciFact claim and its evidence; the others are abstracts like the claim, asked by title."""
     passages = scifact(data)
     by_name = {p.name: i for i, p in enumerate(passages)}
-    claims = read_lines(data / "scifact" / "public.jsonl")
+    claims = read_records(data / "scifact" / "public.jsonl")
     known = [c for c in claims if c["evidence"] and not held_out(c["_id"])]
     near = Bm25([p.whole for p in passages]).top([c["text"] for c in known], 30)
     for claim, row in zip(known, near, strict=True):
@@ -144,7 +131,7 @@ def _claims(data: Path, size: int, draw: random.Random) -> Iterator[Group]:
 
 def _paragraphs(data: Path, size: int, draw: random.Random) -> Iterator[Group]:
     """Paragraphs of one SQuAD article, each with one of its questions."""
-    for article in read_lines(data / "squad" / "public.jsonl"):
+    for article in read_records(data / "squad" / "public.jsonl"):
         if held_out(article["title"]):
             continue
         for _ in range(8):
@@ -157,7 +144,7 @@ def _paragraphs(data: Path, size: int, draw: random.Random) -> Iterator[Group]:
 
 def _hops(data: Path, size: int, draw: random.Random) -> Iterator[Group]:
     """A HotpotQA question and one paragraph it rests on; distractors are asked by title."""
-    for record in read_lines(data / "hotpotqa" / "public.jsonl"):
+    for record in read_records(data / "hotpotqa" / "public.jsonl"):
         if held_out(record["id"]):
             continue
         titles, context = record["supporting_facts"]["title"], record["context"]

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from kdn.bench.blend.quality import interval
 from kdn.bench.common.measure import said_of_aim
 from kdn.bench.common.result import Row
+from kdn.bench.common.scores import interval
 from kdn.bench.share.arms import HALF, OWN, REUSE, frontier_arm, layer_arm
 from kdn.bench.share.rows import ShareRows
 from kdn.plot import Figure

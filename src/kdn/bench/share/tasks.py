@@ -9,10 +9,12 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from kdn.bench.common.records import read_records
 
 __all__ = [
     "TASKS",
@@ -55,7 +57,7 @@ def qa_contexts(
     Of three articles the third is held out (`test`); `profile` is every fourth of the others, which
     training reads too: it is the profile's half, not the test's.
     """
-    articles = [json.loads(line) for line in _lines(data / "squad" / "public.jsonl")]
+    articles = read_records(data / "squad" / "public.jsonl")
     found = []
     for number, article in enumerate(articles):
         if _belongs(number, split):
@@ -65,9 +67,9 @@ def qa_contexts(
                 asked = [_squad(qa) for one in some for qa in one["qas"]]
                 text = "\n\n".join(one["context"] for one in some)
                 found.append(SharedContext(f"squad-{number}-{start}", text, tuple(asked)))
-    for number, line in enumerate(_lines(data / "hotpotqa" / "public.jsonl")):
+    for number, record in enumerate(read_records(data / "hotpotqa" / "public.jsonl")):
         if _belongs(number, split):
-            found.append(_hotpot(number, json.loads(line), num_passages))
+            found.append(_hotpot(number, record, num_passages))
     random.Random(seed).shuffle(found)
     return found
 
@@ -144,8 +146,3 @@ def _by_label(rows: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
             " ".join(text.split())
         )
     return found
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        yield from file

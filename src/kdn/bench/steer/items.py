@@ -6,13 +6,12 @@ one half: settings are chosen on `fit`, claims are made of `test`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kdn.errors import BadInput
+from kdn.bench.common.records import read_records
 from kdn.reuse.steer import sentence_spans
 
 __all__ = ["INSTRUCTIONS", "SETS", "Half", "SteerItem", "steer_items"]
@@ -46,12 +45,7 @@ class SteerItem:
 
 def steer_items(data: Path, name: str) -> list[SteerItem]:
     """All items of a set. Raises BadInput for a folder without it."""
-    file = data / name / "public.jsonl"
-    if not file.is_file():
-        raise BadInput(
-            f"{file} is not there; --data names the folder with squad, hotpotqa, musique"
-        )
-    records = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    records = read_records(data / name / "public.jsonl")
     make = {"squad": _squad, "hotpotqa": _hotpot, "musique": _musique}[name]
     return [item for number, one in enumerate(records) for item in make(number, one)]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from kdn import api
-from kdn.bench.blend.quality import word_f1
 from kdn.bench.common.result import BenchOptions, Result, Row, model_name
+from kdn.bench.common.scores import word_f1
 from kdn.bench.engine.lineup import opened
 from kdn.bench.steer.arms import ANSWERED, ARMS
 from kdn.bench.steer.case import SteerCase, Steered

@@ -20,7 +20,6 @@ __all__ = [
     "Chooser",
     "ChooserAnswer",
     "ChooserQuestion",
-    "FlowRetention",
     "FlowTotals",
     "World",
     "WorldFull",
@@ -61,13 +60,6 @@ class Chooser(Protocol):
 
     def choose(self, question: ChooserQuestion) -> ChooserAnswer:
         """The marking from now on: ECT1 for the low-latency queue, ECT0 for the classic one."""
-
-
-class FlowRetention:
-    """Never changes its mind: the flow's own class, the plain twin of every chooser."""
-
-    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
-        return ChooserAnswer(question.mark)
 
 
 @dataclass(frozen=True)

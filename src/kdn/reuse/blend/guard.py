@@ -17,14 +17,14 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from kdn.core import EXACT, Blend, Generator, Recipe, Request, Retention, Sampling, Token
+from kdn.core import EXACT, Blend, Generator, Recipe, Request, Retention, Sampling, Token, Usage
 from kdn.errors import EngineFailed
 from kdn.reuse.blend.controller import RatioController
 from kdn.reuse.blend.monitor import CollectionMonitor, GuardStat, next_ratio
 from kdn.reuse.blend.record import GuardRecord
 from kdn.trace import Trace
 
-__all__ = ["GuardStat", "QualityGuard", "divergence"]
+__all__ = ["GuardStat", "QualityGuard", "divergence", "first_logprobs", "guarding"]
 
 _ALTERNATIVES = 64
 _LEAST = -100.0
@@ -150,18 +150,30 @@ def divergence(full: Mapping[int, float], other: Mapping[int, float]) -> float:
     return max(inside + rest_p * math.log(rest_p / rest_q), 0.0)
 
 
-def _first(generator: Generator, request: Request, blend: Blend | None) -> dict[int, float]:
-    """Log-probabilities of the likeliest first tokens."""
-    asked = replace(
-        request.without(Blend) if blend is None else request.using(blend),
+def guarding(request: Request) -> Request:
+    """The request as a guard asks it: one token with its alternatives, under a name of its own."""
+    return replace(
+        request,
         id=f"guard-{uuid.uuid4().hex[:8]}",
         sampling=Sampling(max_tokens=1, logprobs=_ALTERNATIVES, ignore_eos=True),
         retention=Retention.NOTHING,
     )
+
+
+def first_logprobs(generator: Generator, asked: Request) -> tuple[dict[int, float], Usage]:
+    """Log-probabilities of the likeliest first tokens, and the usage. Raises EngineFailed without any."""
+    found: dict[int, float] = {}
     for event in generator.submit(asked):
         if isinstance(event, Token):
-            return {one.token_id: one.logprob for one in event.alternatives}
+            found = {one.token_id: one.logprob for one in event.alternatives}
+        elif found:
+            return found, event.usage
     raise EngineFailed(f"{asked.id} ended without a token")
+
+
+def _first(generator: Generator, request: Request, blend: Blend | None) -> dict[int, float]:
+    asked = request.without(Blend) if blend is None else request.using(blend)
+    return first_logprobs(generator, guarding(asked))[0]
 
 
 def _likeliest(logprobs: Mapping[int, float]) -> int:

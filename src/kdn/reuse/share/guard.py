@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import math
 import threading
-import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from kdn.core import Blend, Fingerprint, Generator, Request, Retention, Sampling, Share, Token
+from kdn.core import Blend, Fingerprint, Generator, Request, Share
 from kdn.errors import EngineFailed
-from kdn.reuse.blend.guard import divergence
+from kdn.reuse.blend.guard import divergence, first_logprobs, guarding
 from kdn.trace import Trace
 
 __all__ = ["ShareGuard"]
 
-_ALTERNATIVES = 64
 _OWN = 128
 """So many of its own requests are remembered: they are no samples."""
 _SHARED = 1024
@@ -91,17 +89,7 @@ class ShareGuard:
 
     def _first(self, generator: Generator, request: Request) -> tuple[dict[int, float], int]:
         """Log-probabilities of the likeliest first tokens, and how many tokens were shared."""
-        asked = replace(
-            request,
-            id=f"guard-{uuid.uuid4().hex[:8]}",
-            sampling=Sampling(max_tokens=1, logprobs=_ALTERNATIVES, ignore_eos=True),
-            retention=Retention.NOTHING,
-        )
+        asked = guarding(request)
         self._own.append(asked.id)
-        found: dict[int, float] = {}
-        for event in generator.submit(asked):
-            if isinstance(event, Token):
-                found = {one.token_id: one.logprob for one in event.alternatives}
-            elif found:
-                return found, event.usage.shared
-        raise EngineFailed(f"{asked.id} ended without a token")
+        found, usage = first_logprobs(generator, asked)
+        return found, usage.shared

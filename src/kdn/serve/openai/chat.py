@@ -21,6 +21,7 @@ from kdn.serve.openai.context import (
     answer_room,
     biases_of,
     chat_prompt,
+    check_ids,
     conversation,
     refuse_unsupported,
     truncated,
@@ -128,6 +129,8 @@ def sampling_of(
 ) -> Sampling:
     """The model's own sampling where the body says nothing."""
     own = model.sampling
+    stop_ids = tuple(body.stop_token_ids or ())
+    check_ids(stop_ids, model.vocabulary.vocab_size, "stop_token_ids")
     return Sampling(
         max_tokens=max_tokens,
         temperature=own.temperature if body.temperature is None else body.temperature,
@@ -136,7 +139,7 @@ def sampling_of(
         min_p=own.min_p if body.min_p is None else body.min_p,
         seed=body.seed,
         stop=_stops(body.stop),
-        stop_token_ids=tuple(body.stop_token_ids or ()),
+        stop_token_ids=stop_ids,
         ignore_eos=bool(body.ignore_eos),
         logit_bias=biases_of(body.logit_bias or {}, model.vocabulary.vocab_size),
         logprobs=logprobs,

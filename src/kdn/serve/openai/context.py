@@ -186,6 +186,9 @@ def _role(body: MessageBody, index: int) -> str:
 
 
 def _parts(body: MessageBody, index: int) -> list[ContentPart]:
+    if body.content is None and body.role not in ("assistant", "tool"):
+        where = f"messages[{index}].content"
+        raise Refused(f"{where} is missing; give a text, or a list of parts", param=where)
     if body.content is None or isinstance(body.content, str):
         return [ContentPart(type="text", text=body.content or "")]
     for number, part in enumerate(body.content):

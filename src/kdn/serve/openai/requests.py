@@ -70,9 +70,13 @@ class _Open(BaseModel):
     )
 
 
-class StreamOptions(_Open):
+class StreamOptions(_Strict):
     include_usage: bool = False
     """The last event tells the usage of the whole request."""
+    include_obfuscation: bool | None = None
+    """Not read: nothing is added to events."""
+    continuous_usage_stats: Literal[False] | None = None
+    """vLLM's; usage is told at the end alone."""
 
 
 class SpanBody(_Strict):

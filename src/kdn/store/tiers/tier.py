@@ -27,7 +27,6 @@ __all__ = [
     "Changes",
     "Holding",
     "ManagedTier",
-    "NoTier",
     "Outcomes",
     "Spare",
     "Tier",
@@ -193,31 +192,6 @@ class ManagedTier(Tier):
     def check(self) -> None:
         """Audit the tier. Raises AssertionError saying what does not add up."""
         return
-
-
-class NoTier(ManagedTier):
-    """Stores nothing: the baseline every hit rate is measured against."""
-
-    name = "none"
-    trusted = True
-
-    def open(self, key: BlockKey) -> Handle | None:
-        return None
-
-    def put(self, block: EncodedBlock, spare: Spare) -> None:
-        return None
-
-    def drop(self, key: BlockKey) -> bool:
-        return False
-
-    def holds(self, key: BlockKey) -> bool:
-        return False
-
-    def changes(self) -> Changes:
-        return Changes()
-
-    def usage(self) -> TierUsage:
-        return TierUsage(0, 0, 0, 0)
 
 
 class Tiers:

@@ -22,7 +22,6 @@ from kdn.clock import ManualClock
 from kdn.core import EXACT, BlockKey
 from kdn.errors import CorruptBlock, LostBlock, Unreachable
 from kdn.store import (
-    DictRemote,
     KeyRing,
     PeerRemote,
     RedisRemote,
@@ -41,6 +40,7 @@ from kdn.store.tiers.remote.client import Listed, RemoteChanges
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import MODEL, block_id, make_block, run_of
 from tests.store.remotes import redis_server
+from tests.store.twins import DictRemote
 
 PROMPT = tuple(range(256))
 FIRST = block_id(PROMPT)

@@ -15,7 +15,6 @@ from kdn.clock import ManualClock, SystemClock
 from kdn.core import EXACT, BlockKey
 from kdn.errors import BadConfig, NoSpace, Unreachable
 from kdn.store import (
-    DictRemote,
     MemoryTier,
     ObjectRemote,
     PeerRemote,
@@ -32,6 +31,7 @@ from kdn.store import (
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import MODEL, block_id, make_block, run_of
 from tests.store.remotes import node_server, redis_server, s3_server
+from tests.store.twins import DictRemote
 
 PROMPT = tuple(range(300))
 FIRST = block_id(PROMPT[:256])

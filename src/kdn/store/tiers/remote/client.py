@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -14,7 +13,7 @@ from kdn.store.tiers.seal import MAX_SEALED_BYTES
 if TYPE_CHECKING:
     from kdn.store.settings import FarSettings
 
-__all__ = ["MAX_LISTED", "DictRemote", "Listed", "Remote", "RemoteChanges", "block_key", "listed"]
+__all__ = ["MAX_LISTED", "Listed", "Remote", "RemoteChanges", "block_key", "listed"]
 
 
 MAX_LISTED = 2_000_000
@@ -115,39 +114,3 @@ class Remote(ABC):
     def close(self) -> None:
         """Give back connections."""
         return
-
-
-class DictRemote(Remote):
-    """A dict in place of the network: the plain twin, shared by as many tiers as a test wants."""
-
-    name = "dict"
-
-    @classmethod
-    def from_settings(cls, settings: FarSettings) -> Self | None:
-        return cls() if cls.name in settings.remotes else None
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._blocks: dict[BlockKey, tuple[bytes, bytes]] = {}
-
-    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
-        with self._lock:
-            found = self._blocks.get(key)
-        return None if found is None else (found[1][:num_bytes], len(found[1]))
-
-    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
-        with self._lock:
-            return self._blocks.get(key, (b"", b""))[1][start:stop]
-
-    def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
-        with self._lock:
-            self._blocks[key] = (note, bytes(data))
-
-    def remove(self, key: BlockKey) -> bool:
-        with self._lock:
-            return self._blocks.pop(key, None) is not None
-
-    def changes(self) -> RemoteChanges:
-        with self._lock:
-            listed = [Listed(key, note, len(data)) for key, (note, data) in self._blocks.items()]
-        return RemoteChanges(tuple(listed), whole=True)
