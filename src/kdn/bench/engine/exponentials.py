@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdn.clock import Clock
 from kdn.machine.compiler import NoCompiler, compile_shared, cpu_flags
-from kdn.machine.facts import best_seconds, cpu_flags
+from kdn.machine.facts import best_seconds
 
 __all__ = ["exponentials_per_s"]
 
