@@ -79,7 +79,7 @@ def test_a_file_that_is_named_is_taken_whatever_lists_say(tmp_path: Path) -> Non
 
 
 def test_a_list_that_is_a_pipe_or_a_device_is_passed_by(tmp_path: Path) -> None:
-    """Whoever made the folder may have put there what has no end, or what nobody writes to."""
+    """A folder of somebody else may hold there what has no end, or what nobody writes to."""
     write(tmp_path, a__a_txt="a", b__b_txt="b")
     (tmp_path / "a" / ".gitignore").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "b" / ".gitignore")
