@@ -97,8 +97,9 @@ class RealRuns:
             most = (1, 6, 3)[number % 3]
             (usage,) = self._alone(asked, Method.STUFF, most)
             ratios.append(self._ratio(usage))
-            (behind,) = self._alone(asked, Method.STUFF, most, self._with_prelude())
-            self._loading.append(self._ratio(behind) / ratios[-1])
+            if number % 2 == 0:
+                (behind,) = self._alone(asked, Method.STUFF, most, self._with_prelude())
+                self._loading.append(self._ratio(behind) / ratios[-1])
             if usage.completion_tokens > 1:
                 decode_s = (usage.total_ms - usage.ttft_ms) / 1000
                 steps.append((usage.prompt_tokens, decode_s / (usage.completion_tokens - 1)))
