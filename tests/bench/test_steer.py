@@ -259,5 +259,5 @@ def test_data_must_be_named_and_be_there(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("[]")
     with pytest.raises(BadInput, match="no rows of this benchmark"):
         load_bench("steer")(BenchOptions(only="page", rows=tmp_path / "rows.jsonl"))
-    with pytest.raises(BadInput, match="is not there"):
+    with pytest.raises(BadInput, match="no such file; give the folder"):
         load_bench("steer")(BenchOptions(data=tmp_path))
