@@ -25,7 +25,7 @@ from kdn.net.rtc.call import Call, Link, run_call
 from kdn.net.rtc.choose import CODECS, CONTROLLERS, codec, controller
 from kdn.net.rtc.clips import generated, packaged
 from kdn.net.rtc.inside import windows
-from kdn.net.rtc.judge import held_out_tables, judged, training_tables
+from kdn.net.rtc.judge import HELD_OUT_CLIPS, held_out_tables, judged, training_tables
 from kdn.net.rtc.learn import Learning, learn_online, steps_to_plateau
 from kdn.net.rtc.policy import load_policies
 from kdn.net.rtc.real_call import RealCall
@@ -128,7 +128,7 @@ def _parts(options: BenchOptions, found: Findings) -> list[Part]:
         *_call_work(options),
         *_learning_work(options.quick),
         *_inside_work(options.quick),
-        ("real: pictures", lambda: _real_rows(options.quick)),
+        *_real_work(options.quick),
     ]
     parts = [measured(name, rows) for name, rows in work if name.startswith(options.only or "")]
     if options.only and {name for name, _ in parts} <= set(found.done):
@@ -228,22 +228,31 @@ def _inside(name: str, coded: str, seed: int, quick: bool) -> Callable[[], list[
     return rows
 
 
-def _real_rows(quick: bool) -> list[Row]:
-    """The same calls by table and with the pictures that the table is of, of the held-out clips."""
-    policies, rows = load_policies(), list[Row]()
-    clips = [
-        packaged("bikes", 208, _TABLED),
-        *([] if quick else [generated(91, _TABLED, 208, 320)]),
+def _real_work(quick: bool) -> list[tuple[str, Callable[[], Sequence[Row]]]]:
+    return [
+        (f"real: {clip}, {link.name}", _real(clip, link))
+        for link in held_out_links(1 if quick else 4)
+        for clip in HELD_OUT_CLIPS[: 1 if quick else None]
     ]
-    links = held_out_links(1 if quick else 4)
-    for clip, link, name, coded in product(clips, links, _REAL, _REAL_CODECS):
-        labels: Row = {"part": "real", "clip": clip.name, "link": link.name}
-        labels |= {"controller": name, "codec": coded}
-        real = RealCall.over(link, clip, codec(coded), _REAL_S)
-        table = Call(_table(clip.name, coded), link, _REAL_S)
-        for mode, call in (("real pictures", real), ("table", table)):
-            outcome = run_call(call, controller(name, link, policies))
-            rows.append(labels | {"mode": mode} | asdict(outcome))
+
+
+def _real(clip_name: str, link: Link) -> Callable[[], list[Row]]:
+    """The same calls by table and with the pictures that the table is of."""
+
+    def rows() -> list[Row]:
+        policies, found = load_policies(), list[Row]()
+        bikes = clip_name == "bikes"
+        clip = packaged("bikes", 208, _TABLED) if bikes else generated(91, _TABLED, 208, 320)
+        for name, coded in product(_REAL, _REAL_CODECS):
+            labels: Row = {"part": "real", "clip": clip.name, "link": link.name}
+            labels |= {"controller": name, "codec": coded}
+            real = RealCall.over(link, clip, codec(coded), _REAL_S)
+            table = Call(_table(clip.name, coded), link, _REAL_S)
+            for mode, call in (("real pictures", real), ("table", table)):
+                outcome = run_call(call, controller(name, link, policies))
+                found.append(labels | {"mode": mode} | asdict(outcome))
+        return found
+
     return rows
 
 
