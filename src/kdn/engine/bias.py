@@ -31,10 +31,14 @@ class ColumnBias:
     ) -> None:
         self.since = since
         used = [scale for scale in scales if scale.factor != 1 and scale.columns]
-        self._layers = {
-            layer: _scaling([one for one in used if one.layer == layer], num_heads, device)
-            for layer in dict.fromkeys(scale.layer for scale in used)
-        }
+        made: dict[tuple[object, ...], Scaling] = {}
+        self._layers: dict[int, Scaling] = {}
+        for layer in dict.fromkeys(scale.layer for scale in used):
+            own = [scale for scale in used if scale.layer == layer]
+            said = tuple((one.columns, one.factor, one.heads, one.literal) for one in own)
+            if said not in made:  # most layers scale the same columns alike
+                made[said] = _scaling(own, num_heads, device)
+            self._layers[layer] = made[said]
 
     @classmethod
     def of(cls, plan: Plan, decoder: Decoder) -> ColumnBias:
