@@ -99,7 +99,7 @@ def test_data_that_is_none_is_refused(pair: tuple[Path, Path, Path], tmp_path: P
     empty, wrong = tmp_path / "empty.jsonl", tmp_path / "wrong.jsonl"
     empty.write_text("", "utf-8")
     wrong.write_text('{"context": 1}\n', "utf-8")
-    for path, sentence in ((empty, "holds no line"), (wrong, "line 1")):
+    for path, sentence in ((empty, "is empty"), (wrong, "line 1")):
         done = kdn(tmp_path, *options(pair, data=path))
         assert done.code == 2
         assert sentence in done.err
