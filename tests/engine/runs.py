@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdn.core import LayerKV, LayerView, Plan, TokenIds
 from kdn.engine import Capture, Pass, PrefixKV, SequenceKV, SequenceSlice, SuffixKV
+from kdn.errors import CorruptBlock
 from kdn.model import LoadedModel, LoraAdapter, load_model
 from kdn.model.attention import Attention, TorchAttention
 from kdn.model.kernels import Kernels
@@ -58,6 +59,15 @@ class HeldSource:
 
     def close(self) -> None:
         self.closed += 1
+
+
+class Failing(HeldSource):
+    """A source whose second layer is damaged."""
+
+    def take(self, layer: int) -> tuple[LayerKV, ...]:
+        if layer == 1:
+            raise CorruptBlock("layer 1 is not what was written")
+        return super().take(layer)
 
 
 @dataclass

@@ -13,7 +13,6 @@ from kdn.clock import ManualClock, SystemClock
 from kdn.core import (
     Finish,
     FinishReason,
-    LayerKV,
     Plan,
     Planned,
     Prompt,
@@ -28,11 +27,11 @@ from kdn.core import (
     TokenIds,
 )
 from kdn.engine import Engine, EngineLimits, RunningStream, plain
-from kdn.errors import BadInput, CorruptBlock, EngineFailed, PromptTooLong, UnknownModel
+from kdn.errors import BadInput, EngineFailed, PromptTooLong, UnknownModel
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.trace import Recorder
-from tests.engine.runs import HeldSource, load_tiny, run, some_tokens
+from tests.engine.runs import Failing, HeldSource, load_tiny, run, some_tokens
 from tests.model.reference import forward
 
 ROOMY = EngineLimits(kv_bytes=1 << 28)
@@ -320,15 +319,6 @@ def test_no_more_is_kept_than_was_asked(
     )
     bench.drain()
     assert len(bench.planner.kept) == pieces
-
-
-class Failing(HeldSource):
-    """A source whose second layer is damaged."""
-
-    def take(self, layer: int) -> tuple[LayerKV, ...]:
-        if layer == 1:
-            raise CorruptBlock("layer 1 is not what was written")
-        return super().take(layer)
 
 
 class Reusing(NoReuse):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdn.clock import ManualClock
 from kdn.core import (
+    Plan,
     Planned,
     Prompt,
     Request,
@@ -27,7 +28,8 @@ from kdn.engine import Engine, EngineLimits, RunningStream, plain
 from kdn.engine.executor import StepTimes
 from kdn.model import LoadedModel
 from kdn.model.attention import AttentionSlice, BoundAttention, TorchAttention
-from tests.engine.runs import load_tiny, some_tokens
+from tests.engine.runs import Failing, HeldSource, load_tiny, some_tokens
+from tests.engine.runs import run as passed
 
 KV_BYTES = 1 << 26
 SHORT, LONG = some_tokens(9, 200), some_tokens(300, 200, seed=1)
@@ -120,6 +122,60 @@ def test_a_running_answer_gets_a_token_from_every_pass_of_a_long_prompt(engine: 
     run(engine)
     assert short == alone
     assert long == long_alone
+
+
+class Stores(Computes):
+    """Offers each prompt longer than `SHORT` the next of its sources, if any is left."""
+
+    def __init__(self, *sources: HeldSource) -> None:
+        self.sources = list(sources)
+
+    def plan(self, request: Request) -> Planned:
+        tokens = request.prompt.token_ids
+        if len(tokens) <= len(SHORT) or not self.sources:
+            return plain(request)
+        return Planned(Plan(tokens, prefix=self.sources.pop(0)))
+
+
+def riders_of(
+    tiny: LoadedModel, *sources: HeldSource
+) -> tuple[list[tuple[int, int]], list[int], list[int]]:
+    """Tokens of a short answer and of a long prompt's after each of four layers, and both answers."""
+    limits = EngineLimits(KV_BYTES, max_batch_tokens=128, speculative_tokens=0)
+    planner = Stores(*sources)
+    engine = Engine(tiny, TorchAttention(), planner, limits, ManualClock(), threaded=False)
+    _, short = ask(engine, "short", SHORT, 12)
+    while not short:
+        engine.step()
+    _, long = ask(engine, "long", LONG, 4)
+    counts = []
+    for _ in range(2 * NUM_LAYERS):
+        engine.step()
+        counts.append((len(short), len(long)))
+    run(engine)
+    engine.check()
+    engine.close()
+    return counts, short, long
+
+
+def test_a_prompt_with_a_small_stored_beginning_takes_riders(tiny: LoadedModel) -> None:
+    """60 of 300 tokens are stored: they are placed first, and the first of three passes has 68 rows."""
+    kv = passed(tiny, Plan(LONG)).captured
+    _, short, long = riders_of(tiny)
+    small = HeldSource(kv[:, :, :60])
+    assert riders_of(tiny, small) == ([(1, 0), (2, 0), (2, 0), (3, 0)], short, long)
+    assert small.closed
+    large = HeldSource(kv[:, :, :61])  # for 239 rows: loaded in the pass, which nobody rides
+    counts, *answers = riders_of(tiny, large)
+    assert counts[2] == (1, 0)
+    assert answers == [short, long]
+
+
+def test_a_small_beginning_that_is_damaged_is_computed(tiny: LoadedModel) -> None:
+    kv = passed(tiny, Plan(LONG)).captured
+    bad = Failing(kv[:, :, :60])
+    assert riders_of(tiny, bad)[1:] == riders_of(tiny)[1:]
+    assert bad.closed
 
 
 def test_who_rides_counts_as_decoding_and_comes_back_when_the_prompt_is_withdrawn(

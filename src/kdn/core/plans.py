@@ -285,6 +285,20 @@ class Plan:
         return self.prefix.num_tokens if self.prefix is not None else 0
 
     @property
+    def computes_in_order(self) -> bool:
+        """Are all rows computed, each from what stands before it?"""
+        simple = all(rule is ALL_ROWS for rule in self.rows)
+        return simple and not (
+            self.stored or self.enter or self.observers or self.scale or self.then
+        )
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Plans whose rows are known beforehand may run in parts; others see all their rows together."""
+        chooses = any(isinstance(rule, Choose) for rule in self.rows)
+        return not (self.one_layer or chooses or (self.observers and self.stored))
+
+    @property
     def is_steady(self) -> bool:
         """True when the rows of layer 0 are the rows of every layer, and nothing observes them."""
         first, *others = self.rows

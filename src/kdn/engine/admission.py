@@ -23,7 +23,6 @@ from kdn.engine.kv import (
     wanted_capture,
 )
 from kdn.engine.limits import EngineLimits, JobMemory
-from kdn.engine.passes import computes_in_order
 from kdn.engine.request import RunningRequest
 from kdn.model import LoadedModel
 from kdn.schedule import RequestQueue
@@ -150,7 +149,7 @@ class Admission:
     def _one_token_plan(self, running: RunningRequest, plan: Plan) -> Plan:
         """The plan as a prompt of one token runs it; other prompts' and other kinds of plans as they are."""
         plan = running.adapted(plan)
-        if not running.is_one_token or not computes_in_order(plan):
+        if not running.is_one_token or not plan.computes_in_order:
             return plan
         allowed = running.request.sampling.allowed or None
         return replace(plan, one_layer=True, row_chunk=self._limits.row_chunk, allowed=allowed)

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from kdn.clock import Clock
-from kdn.core import Choose, LayerKV, LayerView
+from kdn.core import Choose, LayerKV, LayerView, Plan
 from kdn.engine.batch import Batch, LoadedRuns, SequenceSlice, StoredColumns, places
+from kdn.engine.kv import SequenceKV
 from kdn.model import AdapterRun, Decoder
 from kdn.model.attention import Attention, AttentionSlice
 
-__all__ = ["Part", "Pass", "PassPace", "StepTimes"]
+__all__ = ["Part", "Pass", "PassPace", "StepTimes", "fill_prefix"]
 
 _FIRST_ROW_S = 0.25e-3
 """A row's share of a pass before any was timed."""
@@ -299,6 +300,19 @@ class StepTimes:
     def seconds(self) -> Mapping[str, float]:
         """Of every part, since the start."""
         return dict(self._seconds)
+
+
+def fill_prefix(decoder: Decoder, attention: Attention, plan: Plan, kv: SequenceKV) -> None:
+    """Bring all layers of the sequence's prefix to their places. Raises CorruptBlock if its source fails."""
+    assert kv.prefix is not None, "there is a prefix to fill"
+    kv.prefix.start_over()
+    first = plan.num_prefix
+    one = SequenceSlice.prefill(plan, kv, first, first, new_prefix=kv.prefix)
+    stored = StoredColumns(decoder, attention, [one])
+    stored.start(0)
+    for layer in range(decoder.config.num_layers):
+        stored.start(layer + 1)
+        stored.place(layer)
 
 
 class PassPace:

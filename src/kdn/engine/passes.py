@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from kdn.core import ALL_ROWS, Choose, Plan
+from kdn.core import Plan
 from kdn.engine.batch import SequenceSlice, most_rows
-from kdn.engine.executor import Pass
+from kdn.engine.executor import Pass, fill_prefix
 from kdn.engine.kv import PrefixKV
 from kdn.engine.prompt_scores import SCORED_ROWS
 from kdn.engine.request import RunningRequest
@@ -18,8 +18,10 @@ from kdn.engine.states import RequestState
 from kdn.model import LoadedModel
 from kdn.model.attention import ROW_BLOCK, Attention
 
-__all__ = ["DecodeBatch", "DecodeStep", "PassOutcome", "PrefillQueue", "computes_in_order"]
+__all__ = ["DecodeBatch", "DecodeStep", "PassOutcome", "PrefillQueue"]
 
+_SMALL = 4
+"""A stored beginning is small where so many times its tokens are to be computed."""
 _GUESSED_ROWS = 8
 """Guessed rows in a step of all requests together: so many cost little beside reading the weights."""
 
@@ -205,13 +207,14 @@ class PrefillQueue:
             if takes_along and not _takes_riders(running):
                 break
             self._in_pass.append(running)
+            self._place_small_prefix(running)
             one = self._slice(running, rows_left, filled)
             if one is None or (slices and not _goes_with(one, slices[0], rows_left)):
                 self._in_pass.pop()
                 break
             filled.append(one.new_prefix)
             slices.append(one)
-            most = self._max_batch_tokens - sum(map(_rows, slices))
+            most = self._max_batch_tokens - sum(one.most_rows for one in slices)
             rows_left = _whole_block(rows_left - one.most_rows, most)
             if rows_left <= 0:
                 break
@@ -224,6 +227,14 @@ class PrefillQueue:
             if running.state is RequestState.ADMITTED:
                 running.move(RequestState.PREFILLING)
         return self._pass
+
+    def _place_small_prefix(self, running: RunningRequest) -> None:
+        """The pass is plain then: several layers in one call, and others may ride along."""
+        planned, kv = running.planned, running.kv
+        assert planned is not None, "admitted requests have a plan"
+        assert kv is not None, "admitted requests have KV"
+        if _is_to_load(kv.prefix) and not _loads_in_pass(running):
+            fill_prefix(self._decoder, self._attention, planned.plan, kv)
 
     def _slice(
         self, running: RunningRequest, num_rows: int, filled: Sequence[PrefixKV | None]
@@ -238,7 +249,7 @@ class PrefillQueue:
         plan, stop = planned.plan, running.request.prompt.num_tokens
         if running.scores is not None:
             num_rows = min(num_rows, SCORED_ROWS)
-        if _can_be_cut(plan) and stop - first > num_rows:
+        if plan.can_be_cut and stop - first > num_rows:
             stop = _cut(plan, first, stop, num_rows)
             if stop <= first:
                 return None
@@ -325,16 +336,26 @@ class DecodeBatch:
 
 def _takes_riders(running: RunningRequest) -> bool:
     """May requests that decode share its pass? Not while it waits for a source, or may be at fault."""
+    assert running.planned is not None, "admitted requests have a plan"
+    return (
+        _is_plain(running.planned.plan) and not running.runs_alone and not _loads_in_pass(running)
+    )
+
+
+def _is_plain(plan: Plan) -> bool:
+    return plan.computes_in_order and not plan.one_layer and plan.row_chunk is None
+
+
+def _loads_in_pass(running: RunningRequest) -> bool:
+    """Is its stored beginning brought in layer by layer, while others are computed? Not where the prompt is
+    plain and most of it is to be computed: then loading is too short to be hidden."""
     planned, kv = running.planned, running.kv
     assert planned is not None, "admitted requests have a plan"
     assert kv is not None, "admitted requests have KV"
-    plan = planned.plan
-    is_plain = computes_in_order(plan) and not plan.one_layer and plan.row_chunk is None
-    return is_plain and not running.runs_alone and not _is_to_load(kv.prefix)
-
-
-def _rows(one: SequenceSlice) -> int:
-    return one.most_rows
+    if not _is_to_load(kv.prefix):
+        return False
+    num_rows = planned.plan.num_tokens - planned.plan.num_prefix
+    return not _is_plain(planned.plan) or planned.plan.num_prefix * _SMALL > num_rows
 
 
 def _whole_block(rows_left: int, most: int) -> int:
@@ -361,25 +382,13 @@ def _end_probe(running: RunningRequest, plan: Plan) -> None:
     running.planned = replace(running.planned, plan=running.adapted(plan))
 
 
-def _can_be_cut(plan: Plan) -> bool:
-    """Plans whose rows are known beforehand may run in parts; others see all their rows together."""
-    chooses = any(isinstance(rule, Choose) for rule in plan.rows)
-    return not (plan.one_layer or chooses or (plan.observers and plan.stored))
-
-
 def _cut(plan: Plan, first: int, stop: int, num_rows: int) -> int:
     """The furthest end of a part that computes at most `num_rows` at any layer; `first` if none does."""
-    if computes_in_order(plan):
+    if plan.computes_in_order:
         return (first + num_rows) // ROW_BLOCK * ROW_BLOCK
     edges = [*range((first // ROW_BLOCK + 1) * ROW_BLOCK, stop, ROW_BLOCK), stop]
     fitting = bisect_right(edges, num_rows, key=lambda edge: most_rows(plan, first, edge))
     return edges[fitting - 1] if fitting else first
-
-
-def computes_in_order(plan: Plan) -> bool:
-    """True for plans whose rows are all computed, each from what stands before it."""
-    simple = all(rule is ALL_ROWS for rule in plan.rows)
-    return simple and not (plan.stored or plan.enter or plan.observers or plan.scale or plan.then)
 
 
 def _goes_with(one: SequenceSlice, first: SequenceSlice, rows_left: int) -> bool:
