@@ -77,6 +77,23 @@ def test_a_stream_brings_the_same_text_piece_by_piece(server: Running) -> None:
     assert chunks[-1].usage.completion_tokens == len(ANSWER)
 
 
+def test_every_event_tells_its_answers_tokens_where_that_is_asked_for(server: Running) -> None:
+    stream = server.openai.chat.completions.create(
+        model=MODEL,
+        messages=ASK,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        },
+    )
+    *told, last = [chunk.usage for chunk in stream if chunk.usage is not None]
+    assert last.completion_tokens == len(ANSWER)
+    counts = [usage.completion_tokens for usage in told]
+    assert counts == [0, *range(1, len(ANSWER) + 1), len(ANSWER)]
+    assert {usage.total_tokens - usage.completion_tokens for usage in told} == {last.prompt_tokens}
+
+
 def test_without_being_asked_a_stream_tells_no_usage_but_what_was_reused(server: Running) -> None:
     *_, last = server.openai.chat.completions.create(model=MODEL, messages=ASK, stream=True)
     assert last.usage is None

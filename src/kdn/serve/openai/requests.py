@@ -75,8 +75,8 @@ class StreamOptions(_Strict):
     """The last event tells the usage of the whole request."""
     include_obfuscation: bool | None = None
     """Not read: nothing is added to events."""
-    continuous_usage_stats: Literal[False] | None = None
-    """vLLM's; usage is told at the end alone."""
+    continuous_usage_stats: bool | None = None
+    """vLLM's: every event tells how many tokens its answer has so far."""
 
 
 class SpanBody(_Strict):

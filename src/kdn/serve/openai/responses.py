@@ -61,12 +61,12 @@ class CachedTokens(Struct):
 
 
 class UsageReport(Struct):
-    """OpenAI's usage; `cached_tokens` are prompt tokens whose KV was reused."""
+    """OpenAI's usage; `cached_tokens` are prompt tokens whose KV was reused, told at the end."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: CachedTokens
+    prompt_tokens_details: CachedTokens | UnsetType = UNSET
 
 
 class WhyReport(Struct):

@@ -24,7 +24,13 @@ from kdn.serve.connections import Handover
 from kdn.serve.errors import Disconnected, fault_of
 from kdn.serve.metrics import Metrics
 from kdn.serve.openai.requests import KdnOptions
-from kdn.serve.openai.responses import KdnReport, json_response, kdn_report, usage_report
+from kdn.serve.openai.responses import (
+    KdnReport,
+    UsageReport,
+    json_response,
+    kdn_report,
+    usage_report,
+)
 from kdn.serve.service import ServedModel, Vocabulary
 
 if TYPE_CHECKING:
@@ -307,15 +313,16 @@ class Answers(ABC):
                 if index not in written:
                     written[index] = 0
                     for choice in self.opening(index):
-                        yield event(self.chunk([choice], streamed=True))
+                        yield event(self._so_far(self.chunk([choice], streamed=True), index, 0))
                 if isinstance(item, Finish):
                     usages[index] = item.usage
                     for shape in self.ending(index, item):
-                        yield event(shape)
+                        yield event(self._so_far(shape, index, item.usage.completion_tokens))
                     continue
                 drawn.setdefault(index, []).append(item.token_id)
                 for choice in self.deltas(index, item, written[index]):
-                    yield event(self.chunk([choice], streamed=True))
+                    shape = self.chunk([choice], streamed=True)
+                    yield event(self._so_far(shape, index, len(drawn[index])))
                 written[index] += len(item.text)
         except Exception as error:  # noqa: BLE001 - the headers are sent: the error must travel as an event
             yield failure(error)
@@ -325,6 +332,14 @@ class Answers(ABC):
                 ended = [usages[index] for index in sorted(usages)]
                 yield event(await self._account(self.chunk([], streamed=True), ended, drawn[0]))
         yield DONE
+
+    def _so_far(self, shape: Any, index: int, num_tokens: int) -> Any:
+        """The shape with the tokens of its answer up to here, where every event is to tell them."""
+        options = self.body.stream_options
+        if options and options.continuous_usage_stats:
+            prompt = self.prompts[index // self.per_prompt].num_tokens
+            shape.usage = UsageReport(prompt, num_tokens, prompt + num_tokens)
+        return shape
 
     @property
     def _wants_more(self) -> bool:
