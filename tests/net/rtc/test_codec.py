@@ -86,6 +86,30 @@ def test_more_packets_are_better_in_the_mean() -> None:
     assert means == sorted(means)
 
 
+def turned(picture: Picture) -> Picture:
+    """Another scene: nothing is where it was, and light is dark."""
+    y, u, v = (255 - plane[::-1, ::-1] for plane in picture)
+    return Picture(y, u, v)
+
+
+def test_a_new_scene_begins_with_an_intra_picture_and_the_next_waits_twelve() -> None:
+    """Scenes change at pictures 13 and 20 and at 26: seven after the first change is too soon."""
+    clip, encoder, decoder = moving().pictures, NeuralEncoder(codec()), NeuralDecoder(codec())
+    coded_whole = []
+    for number in range(28):
+        scene = clip[number % 2]
+        other = 13 <= number < 20 or number >= 26
+        packets = encoder.encode_at(turned(scene) if other else scene, at(3))
+        shown = decoder.decode(packets)
+        if encoder.newest[0]:
+            coded_whole.append(number)
+        if len(coded_whole) > 1 and number == coded_whole[-1]:
+            assert shown is not None
+            assert psnr_db(shown, turned(scene) if other else scene) > 25.0
+    assert coded_whole == [0, 13, 26]
+    assert same(shown, encoder.reference)
+
+
 def test_after_a_loss_the_encoder_replays_what_the_decoder_did() -> None:
     """Picture 1 arrives in part, 2 is lost whole, the sender hears of both after 4: they agree again."""
     encoder, decoder = NeuralEncoder(codec()), NeuralDecoder(codec())

@@ -11,6 +11,7 @@ from kdn.net.rtc.codec.motion import concealed, estimate, moved
 from kdn.net.rtc.codec.picture import (
     Picture,
     blank,
+    is_new_scene,
     packed,
     padded,
     psnr_db,
@@ -86,3 +87,19 @@ def test_lost_vectors_are_guessed_from_their_neighbours() -> None:
     present[1, 1] = False
     assert concealed(vectors, present)[1, 1].tolist() == [4, 4]
     assert concealed(vectors, np.zeros((3, 3), np.bool_)).any() == np.False_
+
+
+def test_a_scene_is_new_where_its_own_means_predict_it_better() -> None:
+    """Columns of 100 and 140 lie 20 from each block's mean; a flat picture has no such distance."""
+    half = np.full((16, 16), 128, np.uint8)
+    striped = np.full((32, 32), 100, np.uint8)
+    striped[:, ::2] = 140
+    flat = np.full((32, 32), 100, np.uint8)
+    for y, error, is_new in (
+        (striped, 20, False),
+        (striped, 21, True),
+        (flat, 8, False),
+        (flat, 9, True),
+    ):
+        predicted = (y.astype(int) + error).astype(np.uint8)
+        assert is_new_scene(Picture(y, half, half), Picture(predicted, half, half)) is is_new

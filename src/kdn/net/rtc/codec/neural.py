@@ -29,7 +29,15 @@ from kdn.net.rtc.codec.packets import (
     picture_bytes,
     read_header,
 )
-from kdn.net.rtc.codec.picture import BLOCK, Picture, blank, packed, padded, unpacked
+from kdn.net.rtc.codec.picture import (
+    BLOCK,
+    Picture,
+    blank,
+    is_new_scene,
+    packed,
+    padded,
+    unpacked,
+)
 from kdn.net.rtc.codec.video import PacketPlace
 
 __all__ = ["NeuralCodec", "NeuralDecoder", "NeuralEncoder", "load_codec", "save_codec"]
@@ -40,6 +48,8 @@ _PACKAGED = Path(__file__).parent.parent / "weights"
 _TWICE_FROM = 0.04
 _HEARD = 0.1
 """What one picture's losses count in the running mean of them."""
+_BETWEEN_CUTS = 12
+"""Pictures from one intra picture to the next that a new scene may ask for."""
 _REPLAYED = 32
 """Sent pictures that are kept for a replay."""
 
@@ -137,7 +147,8 @@ class _Sent:
 
 @dataclass
 class NeuralEncoder:
-    """Codes the pictures of one call, in order. The first is intra and needs all its packets."""
+    """Codes the pictures of one call, in order. The first, and the first of a new scene, are intra and
+    need all their packets."""
 
     codec: NeuralCodec
     _number: int = 0
@@ -145,6 +156,7 @@ class NeuralEncoder:
     """The newest picture, as the sender believes that the receiver has it."""
     _history: dict[int, _Sent] = field(default_factory=dict)
     _intra_due: bool = True
+    _newest_intra: int = 0
     newest: tuple[bool, int] = (True, 0)
     """Whether the newest picture is intra, and its level."""
     lost: float = 0.0
@@ -167,10 +179,14 @@ class NeuralEncoder:
             raise BadInput("a call cannot change its picture size; begin another")
         height, width = picture.y.shape
         reference = self.reference or blank(height, width)
+        predicted = blank(height, width)
         vectors = np.zeros((height // BLOCK, width // BLOCK, 2), np.int8)
         if not intra:
-            vectors = estimate(picture, reference)
-        predicted = blank(height, width) if intra else moved(reference, vectors)
+            found = estimate(picture, reference)
+            moved_there = moved(reference, found)
+            intra = self._may_be_cut and is_new_scene(picture, moved_there)
+            if not intra:
+                vectors, predicted = found, moved_there
         latents = self.codec.latents(picture, predicted, intra)
         grid = (GROUPS, *latents.shape[1:])
         copies = self.copies or (2 if self.lost > _TWICE_FROM else 1)
@@ -184,9 +200,14 @@ class NeuralEncoder:
         packets = deal(coded(level), self.codec.tables)
         self._keep(packets, reference)
         self.newest = intra, level
+        self._newest_intra = self._number if intra else self._newest_intra
         self._number += 1
         self._intra_due = False
         return packets
+
+    @property
+    def _may_be_cut(self) -> bool:
+        return self._number - self._newest_intra >= _BETWEEN_CUTS
 
     def learn(self, number: int, arrived: Collection[int]) -> None:
         """The receiver has decoded picture `number` from these packets: replay if some were missing.

@@ -17,6 +17,7 @@ __all__ = [
     "BLOCK",
     "Picture",
     "blank",
+    "is_new_scene",
     "packed",
     "padded",
     "psnr_db",
@@ -33,6 +34,8 @@ Plane = NDArray[np.uint8]
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _WINDOW = 8
 _BEST_SSIM = 1.0 - 1e-5
+_NEW_SCENE = 8.0
+"""Levels of luma, of 255, below which a prediction's mean error is no new scene's."""
 
 
 class Picture(NamedTuple):
@@ -47,6 +50,18 @@ def blank(height: int, width: int) -> Picture:
     """A grey picture: what is predicted from when there is nothing to predict from."""
     half = np.full((height // 2, width // 2), 128, np.uint8)
     return Picture(np.full((height, width), 128, np.uint8), half, half.copy())
+
+
+def is_new_scene(picture: Picture, predicted: Picture) -> bool:
+    """Is the luma further from its prediction than from the mean of each of its own blocks?
+
+    Sides are multiples of `BLOCK`.
+    """
+    y = picture.y.astype(np.float32)
+    height, width = y.shape
+    blocks = y.reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    alone = np.abs(blocks - blocks.mean(axis=(1, 3), keepdims=True)).mean()
+    return bool(np.abs(y - predicted.y).mean() > max(alone, _NEW_SCENE))
 
 
 def padded(picture: Picture) -> Picture:
