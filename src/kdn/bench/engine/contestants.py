@@ -30,6 +30,7 @@ from kdn.core import (
     Usage,
 )
 from kdn.errors import EngineFailed
+from kdn.machine.threads import give_up_workers
 
 __all__ = [
     "Contestant",
@@ -233,6 +234,7 @@ class Transformers:
                 tokens, cache = output[0][:, -1].argmax(-1, keepdim=True), output[1]
                 tokens.tolist()  # waits for a GPU too
                 times_s.append(self._clock.now())
+        give_up_workers()  # asleep in this process, they would slow the engine's down in its turn
         return times_s, len(prompts)
 
 
