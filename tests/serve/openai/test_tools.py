@@ -165,15 +165,6 @@ def test_tools_are_shown_to_the_model_unless_it_may_not_call(server: Running) ->
         ),
         (
             {
-                "tool_choice": "required",
-                "tools": [
-                    {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
-                ],
-            },
-            "tools",
-        ),
-        (
-            {
                 "messages": [
                     {
                         "role": "assistant",
@@ -198,6 +189,33 @@ def test_what_cannot_be_honoured_is_refused_by_its_name(
 ) -> None:
     answer = server.http.post("/v1/chat/completions", json={"messages": ASK, **body})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+NAMED = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "required", NAMED])
+@pytest.mark.parametrize(
+    ("schema", "param", "said"),
+    [
+        ({"not": {}}, "", "it uses not, which is not supported"),
+        ({"type": "object", "properties": []}, "", "properties must be an object"),
+        ({"properties": {"a": {"type": "strin"}}}, "", "Invalid type: strin"),
+        ({"type": "array"}, ".type", "an object, and the schema's type is 'array'"),
+    ],
+)
+def test_a_schema_that_cannot_be_honoured_is_refused_whatever_the_choice(
+    server: Running, schema: dict[str, Any], param: str, said: str, choice: Any
+) -> None:
+    broken = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    body = {"messages": ASK, "tools": [TOOLS[0], broken], "tool_choice": choice}
+    answer = server.http.post("/v1/chat/completions", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, f"tools[1].function.parameters{param}")
+    assert said in error["message"]
+    # where no call can be made the tools are left out, and their schemas with them
+    none = {**body, "tool_choice": "none", "max_tokens": 1}
+    assert server.http.post("/v1/chat/completions", json=none).status_code == 200
 
 
 def test_an_answer_goes_on_with_the_last_message(server: Running) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdn.core import Constraint, Finish, FinishReason, Token
+from kdn.errors import MissingExtra
 from kdn.model import CallReader, ToolCall
 from kdn.serve.errors import Refused
 from kdn.serve.openai.chat import Chat
@@ -31,17 +32,27 @@ __all__ = ["ToolChat", "required_calls"]
 async def required_calls(
     context: RequestContext, model: ServedModel, use: ToolUse, constraint: Constraint | None
 ) -> Constraint | None:
-    """The constraint of calls that are required."""
+    """The constraint of calls that are required.
+
+    Raises Refused for schemas that cannot be honoured, whether a call is required or not: what a client
+    may send does not depend on its `tool_choice`.
+    """
     if constraint is not None:
         raise Refused(
             "an answer that may call tools cannot be constrained too; send tool_choice none, or leave "
             "the constraint out",
             param="tool_choice",
         )
-    required = use.constraint
-    if required is not None:
-        await context.compiled(model, required, "tools")
-    return required
+    try:
+        await context.compiled(model, use.calls, "tools")
+    except Refused:
+        for param, schema in use.schemas():
+            await context.compiled(model, schema, param)
+        raise
+    except MissingExtra:
+        if use.is_required:
+            raise
+    return use.calls if use.is_required else None
 
 
 @dataclass

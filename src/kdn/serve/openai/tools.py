@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -118,21 +118,27 @@ class ToolUse:
 
     format: ToolFormat
     tools: tuple[Tool, ...]
+    places: tuple[int, ...]
+    """Of these tools, among those of the request."""
     is_required: bool
     is_named: bool
     parallel: bool
 
     @property
-    def constraint(self) -> Constraint | None:
-        """What the answer must be, where a call is required. Raises Refused."""
-        if not self.is_required:
-            return None
+    def calls(self) -> Constraint:
+        """An answer of calls and nothing else. Raises Refused."""
         try:
             return Constraint.grammar(self.format.grammar(self.tools, parallel=self.parallel))
         except BadInput as error:
             raise Refused(
                 f"the schemas of the tools are too long: {error}", param="tools"
             ) from error
+
+    def schemas(self) -> Iterator[tuple[str, Constraint]]:
+        """What the arguments of each tool are, by the parameter that says it."""
+        for place, tool in zip(self.places, self.tools, strict=True):
+            schema = {"type": "object", **(tool.parameters or {})}
+            yield f"tools[{place}].function.parameters", Constraint.json_schema(schema)
 
 
 def with_template(
@@ -213,14 +219,22 @@ def _tool_use(body: TemplateBody, prompts: PromptMaker, vocabulary: Vocabulary) 
         raise Refused("the tools hold a control token of the model; take it out", param="tools")
     if choice == "none":
         return None
+    for place, tool in enumerate(tools):
+        if (kind := (tool.parameters or {}).get("type", "object")) != "object":
+            raise Refused(
+                f"the arguments of a function are an object, and the schema's type is {kind!r}",
+                param=f"tools[{place}].function.parameters.type",
+            )
     named = choice.function.name if isinstance(choice, NamedChoice) else None
     if named is not None and named not in names:
         raise Refused(
             f"tool_choice names {named!r}; there are {', '.join(names)}", param="tool_choice"
         )
+    places = tuple(i for i, name in enumerate(names) if named in (None, name))
     return ToolUse(
         format=prompts.tool_format,
-        tools=tuple(tool for tool in tools if named in (None, tool.name)),
+        tools=tuple(tools[place] for place in places),
+        places=places,
         is_required=choice != "auto",
         is_named=named is not None,
         parallel=named is None and body.parallel_tool_calls is not False,
