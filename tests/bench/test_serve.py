@@ -17,7 +17,6 @@ from kdn.bench.serve.traffic import (
     OfferedLoad,
     TrafficShape,
     make_load,
-    percentile,
 )
 
 UNIQUE = TrafficShape("unique", (20, 20), (3, 3))
@@ -60,11 +59,6 @@ def test_a_result_counts_answers_by_the_whole_time() -> None:
     assert result.requests_per_s == 0.5
     assert result.first_token_s == [1.0, 2.5]
     assert result.token_s == [0.25]  # an answer of one token has none after the first
-
-
-@pytest.mark.parametrize(("share", "value"), [(0.5, 5), (0.99, 10), (0.1, 1), (0.0, 1)])
-def test_percentiles_are_the_nearest_rank(share: float, value: int) -> None:
-    assert percentile([10, 9, 8, 7, 6, 5, 4, 3, 2, 1], share) == value
 
 
 def test_the_summary_is_of_medians_over_rounds() -> None:

@@ -44,6 +44,22 @@ def test_files_and_lines_are_ranked_and_the_next_query_reuses_them(
     assert [one["index"] for one in found["results"]] == [one.index for one in expected]
 
 
+def test_documents_without_text_are_told_of_and_all_of_them_refused(
+    tmp_path: Path, tiny: Path
+) -> None:
+    full, empty = tmp_path / "full.txt", tmp_path / "empty.txt"
+    full.write_text("The cat sat on the mat.", "utf-8")
+    empty.write_text(" \n", "utf-8")
+    done = kdn(tmp_path, "rerank", "Where is the cat?", empty, full, "--model", tiny, "--json")
+    assert [(one["index"], one["log_odds"]) for one in done.json["results"]][1] == (0, None)
+    assert f"no text in {empty}: ranked last, with score 0" in done.err
+    (tmp_path / "blank.jsonl").write_text('""\n{"id": "b", "text": ""}\n', "utf-8")
+    refused = kdn(tmp_path, "rerank", "q", empty, "-d", tmp_path / "blank.jsonl", "--model", tiny)
+    named = f"{empty}, {tmp_path / 'blank.jsonl'}:1, b"
+    assert (refused.code, refused.out) == (2, "")
+    assert f"there is nothing to rank: no text in {named}" in refused.err
+
+
 def test_a_template_of_ones_own_says_that_its_blocks_are_its_own(
     tmp_path: Path, tiny: Path
 ) -> None:

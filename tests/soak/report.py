@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from kdn.core import quantile
 from tests.soak.campaign import GRACE_S, Outcome
 
 __all__ = ["as_json", "faults_found", "table"]
@@ -17,10 +18,9 @@ DESCRIPTORS_SLACK = 120
 """Connections come and go: a flood may fall into one quarter only."""
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that so large a share is not above; 0 of none."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+def _percentile(values: Sequence[float], share: float) -> float:
+    """0 of none."""
+    return quantile(values, share) if values else 0.0
 
 
 def faults_found(outcome: Outcome, *, light_p99_s: float, recovery_s: float) -> list[str]:
@@ -42,7 +42,7 @@ def faults_found(outcome: Outcome, *, light_p99_s: float, recovery_s: float) -> 
     must(outcome.stop_s < GRACE_S + 2, f"SIGTERM took {outcome.stop_s:.1f} s")
     worst = max(outcome.recoveries_cpu_s, default=0.0)
     must(worst < recovery_s, f"recovery took {worst:.1f} s of processor time")
-    p99 = percentile(seen["light_in_flood_s"], 0.99)
+    p99 = _percentile(seen["light_in_flood_s"], 0.99)
     must(p99 < light_p99_s, f"P99 of light requests in floods is {p99:.1f} s")
     before, after = outcome.held["memory_bytes"]
     most = max(before * MEMORY_SLACK, before + MEMORY_SLACK_BYTES)
@@ -97,7 +97,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     for name in ("light_s", "light_in_flood_s"):
         times = outcome.traffic[name]
         seen[f"{name[:-2]}_p50_s"] = statistics.median(times) if times else None
-        seen[f"{name[:-2]}_p99_s"] = percentile(times, 0.99) if times else None
+        seen[f"{name[:-2]}_p99_s"] = quantile(times, 0.99) if times else None
     return {**shown, "traffic": seen, "events": outcome.events}
 
 
@@ -107,11 +107,11 @@ def _answers(right: dict[str, int]) -> dict[str, int]:
 
 
 def _seconds(values: Sequence[float], share: float) -> str:
-    return f"{percentile(values, share):.1f} s"
+    return f"{_percentile(values, share):.1f} s"
 
 
 def _both(values: Sequence[float]) -> str:
-    return f"{percentile(values, 0.5):.2f} and {percentile(values, 0.99):.2f} s"
+    return f"{_percentile(values, 0.5):.2f} and {_percentile(values, 0.99):.2f} s"
 
 
 def _held(outcome: Outcome) -> list[tuple[str, object]]:

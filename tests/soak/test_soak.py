@@ -17,7 +17,7 @@ from tests.soak.campaign import Campaign
 from tests.soak.plan import RECOVERY_S, draw_plan
 from tests.soak.preload import Preload
 from tests.soak.proxy import FaultyProxy
-from tests.soak.report import faults_found, percentile, table
+from tests.soak.report import faults_found, table
 from tests.soak.servers import Program, child_processes
 from tests.soak.watched import Held, Life, cpu_seconds, growth
 
@@ -144,7 +144,6 @@ def test_a_process_is_watched() -> None:
     assert child_processes(os.getpid()) is not None
     life.looks = [Held(0, size, 1, 1) for size in (9, 9, 9, 9, 3, 5, 6, 8)]
     assert growth(life)["memory_bytes"] == (4, 7)
-    assert percentile([4.0, 1.0, 3.0, 2.0], 0.5) == 3.0
 
 
 def test_a_program_that_has_ended_is_not_started_by_a_late_thread(tmp_path: Path) -> None:

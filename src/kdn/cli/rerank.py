@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["rerank"]
 
 _SHOWN = 72
+_NAMED = 5
 
 
 @grouped
@@ -117,7 +118,18 @@ def _read(files: list[Path], documents: str | None) -> tuple[list[str], list[str
                 texts.append(text)
     if not texts:
         raise BadInput("there is nothing to rank: name text files, or --documents with lines in it")
+    empty = [name for name, text in zip(names, texts, strict=True) if not text.strip()]
+    if len(empty) == len(texts):
+        raise BadInput(f"there is nothing to rank: no text in {_some(empty)}")
+    if empty:
+        say(f"no text in {_some(empty)}: ranked last, with score 0")
     return names, texts
+
+
+def _some(names: list[str]) -> str:
+    """The first few names, and how many there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _document(line: str, where: str) -> tuple[str, str]:

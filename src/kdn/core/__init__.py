@@ -50,6 +50,7 @@ from kdn.core.prompts import (
     text_of,
     texts_of,
 )
+from kdn.core.quantiles import quantile
 from kdn.core.requests import (
     Blend,
     Finish,
@@ -132,6 +133,7 @@ __all__ = [
     "chain_hash",
     "chain_hashes",
     "paths_of",
+    "quantile",
     "read_sound_json",
     "text_of",
     "texts_of",

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdn.core import Served
+from kdn.core import Served, quantile
 from kdn.cost.sheet import PriceSheet, TierPrice
 from kdn.cost.speed import Speed
 from kdn.cost.units import PerHour, Seconds, SizeBytes
@@ -85,7 +85,7 @@ def simulated_p95(jobs: Jobs, gpus: int) -> Seconds:
         start = max(arrival, heapq.heappop(free))
         heapq.heappush(free, start + busy)
         delays.append(start - arrival + first)
-    return Seconds(_quantile(delays))
+    return Seconds(quantile(delays, _SHARE))
 
 
 def waiting_p95(jobs: Jobs, gpus: int, traffic: float = 1.0) -> Seconds | None:
@@ -102,7 +102,7 @@ def waiting_p95(jobs: Jobs, gpus: int, traffic: float = 1.0) -> Seconds | None:
     mean_wait_s = queued * mean_s / (gpus - load) * uneven
     over = queued / (1 - _SHARE)
     wait_s = mean_wait_s / queued * math.log(over) if over > 1 else 0.0
-    return Seconds(wait_s + _quantile(jobs.first_token_s))
+    return Seconds(wait_s + quantile(jobs.first_token_s, _SHARE))
 
 
 def plan_fleet(
@@ -122,7 +122,7 @@ def plan_fleet(
     if traffic <= 0 or not math.isfinite(traffic):
         raise BadInput(f"traffic of {traffic} times the trace's: expected a number above 0")
     jobs = jobs_of(served, speed, tier)
-    if _quantile(jobs.first_token_s) > slo.value:
+    if quantile(jobs.first_token_s, _SHARE) > slo.value:
         return None
     gpus = _fewest(jobs, slo, traffic)
     p95 = _p95(jobs, gpus, traffic) if gpus is not None else None
@@ -184,8 +184,3 @@ def _arrival_unevenness(jobs: Jobs) -> float:
         counts[int((at_s - jobs.arrival_s[0]) / window_s)] += 1
     mean = statistics.fmean(counts)
     return max(1.0, statistics.pvariance(counts) / mean)
-
-
-def _quantile(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, math.ceil(_SHARE * len(ordered)) - 1)]

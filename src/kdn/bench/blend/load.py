@@ -23,7 +23,7 @@ from kdn.bench.common.lines import lines_of
 from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.contestants import Listener
 from kdn.bench.engine.lineup import opened
-from kdn.core import Blend, Prompt, Request, Retention, Sampling
+from kdn.core import Blend, Prompt, Request, Retention, Sampling, quantile
 from kdn.model import Document, Message
 from kdn.plot import Figure
 
@@ -179,8 +179,8 @@ def _stream(
         running.append((begun + due_s, listener))
     for _, listener in running:
         listener.wait()
-    waited = sorted(listener.times_s[0] - at for at, listener in running)
-    return Point(per_s, statistics.mean(waited), waited[int(0.95 * (len(waited) - 1))])
+    waited = [listener.times_s[0] - at for at, listener in running]
+    return Point(per_s, statistics.mean(waited), quantile(waited, 0.95))
 
 
 def _row(side: str, point: Point) -> Row:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kdn.bench.common.lines import lines_of, over
 from kdn.bench.common.result import BenchOptions, Row
 from kdn.bench.jobs.jobs import ARRIVALS, Posts, credit_jobs, post_jobs, with_arrivals
-from kdn.core import JctModel
+from kdn.core import JctModel, quantile
 from kdn.plot import Figure
 from kdn.schedule import Ended, PrefixCache, PrefixJob, RequestQueue, make_policy, simulate
 
@@ -69,13 +69,13 @@ def simulated(jobs: Sequence[PrefixJob], policy: str, model: JctModel, cache_tok
 
 
 def cell_of(ended: Sequence[Ended]) -> Cell:
-    latencies = sorted(one.latency_ns / 1e9 for one in ended)
+    latencies = [one.latency_ns / 1e9 for one in ended]
     first = min(one.arrival_ns for one in ended)
     span_s = (max(one.end_ns for one in ended) - first) / 1e9
     return Cell(
         mean_s=statistics.fmean(latencies),
-        p50_s=latencies[len(latencies) // 2],
-        p99_s=latencies[min(int(len(latencies) * 0.99), len(latencies) - 1)],
+        p50_s=quantile(latencies, 0.5),
+        p99_s=quantile(latencies, 0.99),
         per_s=len(ended) / span_s,
         hit_tokens=sum(one.num_cached for one in ended),
         longest_wait_s=max(one.wait_ns for one in ended) / 1e9,

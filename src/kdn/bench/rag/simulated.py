@@ -11,6 +11,7 @@ from kdn.bench.common.result import Row
 from kdn.bench.rag.arms import ChoiceInput, RagArm
 from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
 from kdn.bench.rag.workload import AskedQuestion, is_stored, recall
+from kdn.core import quantile
 from kdn.rag import Part
 from kdn.rag.metis import ChunkState, DemandModel, EngineLoad, QuestionProfile, RagConfiguration
 from kdn.rag.metis.demand import CallSize, stages_of
@@ -35,8 +36,7 @@ class ArmOutcome:
 
     def quantile_s(self, share: float) -> float:
         """The delay that this share of the queries keeps to."""
-        ordered = sorted(self.delays_s)
-        return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+        return quantile(self.delays_s, share)
 
 
 @dataclass(frozen=True)

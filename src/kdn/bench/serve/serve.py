@@ -27,8 +27,9 @@ from kdn.bench.serve.servers import (
     start_kdn,
     start_vllm,
 )
-from kdn.bench.serve.traffic import LoadResult, TrafficShape, make_load, percentile
+from kdn.bench.serve.traffic import LoadResult, TrafficShape, make_load
 from kdn.config import load_config
+from kdn.core import quantile
 from kdn.errors import BadInput, EngineFailed
 from kdn.plot import Figure
 
@@ -266,9 +267,9 @@ def _row(name: str, shape: str, rate: float | None, result: LoadResult, cpu_s: f
         "rate": rate,
         "requests/s": result.requests_per_s,
         "first token, ms": 1000 * statistics.mean(first),
-        "P99": 1000 * percentile(first, 0.99),
+        "P99": 1000 * quantile(first, 0.99),
         "a token, ms": 1000 * statistics.mean(token) if token else None,
-        "P99 of a token": 1000 * percentile(token, 0.99) if token else None,
+        "P99 of a token": 1000 * quantile(token, 0.99) if token else None,
         "cpu s": cpu_s / len(result.good),
     }
 

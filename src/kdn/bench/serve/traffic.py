@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -16,7 +15,6 @@ __all__ = [
     "OfferedLoad",
     "TrafficShape",
     "make_load",
-    "percentile",
 ]
 
 _LOWEST = 100
@@ -138,9 +136,3 @@ def _between(rng: random.Random, bounds: tuple[int, int]) -> int:
 def _tokens(rng: random.Random, count: int, vocab_size: int) -> list[int]:
     lowest = min(_LOWEST, vocab_size // 2)
     return [rng.randrange(lowest, vocab_size) for _ in range(count)]
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The least value that `share` of them do not pass (nearest rank); values must be there."""
-    ordered = sorted(values)
-    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]

@@ -24,7 +24,7 @@ from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.contestants import Listener
 from kdn.bench.engine.lineup import opened
 from kdn.bench.store.policies import CAPACITIES, block_trace
-from kdn.core import Prompt, Request, Retention, Role, Sampling, Segment
+from kdn.core import Prompt, Request, Retention, Role, Sampling, Segment, quantile
 from kdn.cost import (
     PerByteHour,
     PerHour,
@@ -102,7 +102,7 @@ def run(options: BenchOptions) -> Result:
     torch.set_num_threads(options.threads)
     cells, fitted = _measured_part(options)
     rows, saving, regret = _trace_part(options)
-    errors = sorted(cell.error for cell in cells)
+    errors = [cell.error for cell in cells]
     return Result(
         bench="cost",
         model=options.model,
@@ -110,7 +110,7 @@ def run(options: BenchOptions) -> Result:
         rows=[*map(_cell_row, cells), *rows],
         summary={
             "median_error": statistics.median(errors),
-            "p95_error": errors[min(len(errors) - 1, int(0.95 * len(errors)))],
+            "p95_error": quantile(errors, 0.95),
             "machine_spread": statistics.median(cell.spread for cell in cells),
             "trace_saving": saving,
             "regret_cost": regret,

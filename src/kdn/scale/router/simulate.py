@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from kdn.core import PrefillTime
+from kdn.core import PrefillTime, quantile
 from kdn.scale.router.fleet import Fleet, RoutedPrompt, StoredChunks
 from kdn.scale.router.rules import RoutingRule
 
@@ -66,8 +66,7 @@ class RoutingOutcome:
 
     def quantile_s(self, share: float) -> float:
         """The time to the first token that `share` of the requests do not exceed."""
-        ordered = sorted(self.first_token_s)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+        return quantile(self.first_token_s, share) if self.first_token_s else 0.0
 
 
 @dataclass
