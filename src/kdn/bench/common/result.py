@@ -14,6 +14,7 @@ from typing import Any
 from kdn.clock import Clock, SystemClock
 from kdn.config import Config
 from kdn.machine.facts import Machine, describe_machine
+from kdn.machine.scratch import locked_folder
 from kdn.plot import Figure
 
 __all__ = [
@@ -104,9 +105,9 @@ class BenchOptions:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for what a benchmark writes while it runs."""
-    with tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder:
-        yield Path(folder)
+    """A folder for what a benchmark writes while it runs; those of killed benchmarks are removed."""
+    with locked_folder(Path(tempfile.gettempdir()), "kdn-benchmark-") as folder:
+        yield folder
 
 
 def model_name(model: str) -> str:

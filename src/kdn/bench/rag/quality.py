@@ -7,7 +7,6 @@ a run that is begun again goes on after the last line.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from kdn.api import Kdn, QueryOptions
 from kdn.api.foresight import Foresight
 from kdn.bench.common.kept import add_kept, read_kept
-from kdn.bench.common.result import BenchOptions, Result, Row, model_name
+from kdn.bench.common.result import BenchOptions, Result, Row, model_name, scratch_folder
 from kdn.bench.common.scores import interval, rouge_l, word_f1
 from kdn.bench.engine.lineup import opened
 from kdn.bench.rag.arms import Arms, ChoiceInput, arms, static_arms
@@ -118,12 +117,9 @@ def judge_quality(options: BenchOptions) -> Result:
     torch.set_num_threads(options.threads)
     kept = QualityRows(options.rows, options.model)
     sets = load_sets(options.data, 2 if options.quick else _QUESTIONS)
-    with (
-        tempfile.TemporaryDirectory(prefix="kdn-bench-") as folder,
-        opened(options, Path(folder)) as k,
-    ):
+    with scratch_folder() as folder, opened(options, folder) as k:
         by_set = {
-            one.name: [asked for asked in find_all(k, [one], Path(folder), options) if asked.parts]
+            one.name: [asked for asked in find_all(k, [one], folder, options) if asked.parts]
             for one in sets
         }
         rows = quality_rows(_judge_all(k, by_set, kept, options))

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from kdn.errors import WeightsError
 from kdn.machine.files import make_private, make_tree_private
+from kdn.machine.scratch import locked_folder
 from kdn.model.gguf.reader import GgufFile, StoredTensor, read_gguf
 from kdn.model.gguf.tokenizer import tokenizer_files
 
@@ -33,8 +33,6 @@ _FORMAT = "kdn-unpacked-3"
 
 _ENDS = ("eos", "eot", "eom")
 """End of text, of a turn and of a message: each ends an answer, as in llama.cpp."""
-
-_STALE_S = 3600.0
 
 _FAMILY = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "mistral": "mistral"}
 _GLOBAL = {
@@ -68,35 +66,24 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
     folder = cache_dir / f"{file.stem}-{_state(file, dtype)}"
     if folder.is_dir():
         return folder
-    try:
-        make_private(cache_dir)
-        building = Path(tempfile.mkdtemp(dir=cache_dir, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise WeightsError(
-            f"{file} must be unpacked, and {cache_dir} cannot be written ({error.strerror}); set "
-            "KDN_HOME, or the cache folder, to one that you may write"
-        ) from error
-    _sweep(building, cache_dir.glob(f".{folder.name}.*"))
-    try:
-        _write(file, building, dtype)
-        _publish(building, folder)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(
-            f"{file} cannot be unpacked under {cache_dir} ({error}); free some space there, or set "
-            "another cache folder"
-        ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            make_private(cache_dir)
+            building = stack.enter_context(locked_folder(cache_dir, f".{folder.name}.part-"))
+        except OSError as error:
+            raise WeightsError(
+                f"{file} must be unpacked, and {cache_dir} cannot be written ({error.strerror}); set "
+                "KDN_HOME, or the cache folder, to one that you may write"
+            ) from error
+        try:
+            _write(file, building, dtype)
+            _publish(building, folder)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(
+                f"{file} cannot be unpacked under {cache_dir} ({error}); free some space there, or set "
+                "another cache folder"
+            ) from error
     return folder
-
-
-def _sweep(building: Path, others: Iterable[Path]) -> None:
-    """Remove what processes that were killed an hour ago or more left half-made."""
-    now_s = building.stat().st_mtime
-    for other in others:
-        with suppress(FileNotFoundError):  # published meanwhile
-            if now_s - other.stat().st_mtime > _STALE_S:
-                shutil.rmtree(other, ignore_errors=True)
 
 
 def _publish(building: Path, folder: Path) -> None:
