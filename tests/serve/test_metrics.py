@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import kdn
 from kdn.config import load_config
@@ -165,15 +166,36 @@ def test_the_catalogue_held_by_another_process_freezes_no_route(
                 other.close()
 
 
-def test_numbers_of_a_store_that_fails_keep_their_age(service: ScriptedService) -> None:
-    def read() -> StoreNumbers:
-        raise StoreError("the disk is gone")
+def test_series_of_the_store_stand_at_0_until_it_answers(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The same series as after the first answer, so that no rule meets one that is missing."""
+    with kdn.open(tiny_model("llama"), config=load_config({}, home=tmp_path)) as opened:
+        model = served(opened)
 
-    with running(replace(service.served(), store_numbers=read)) as server:
-        assert server.metric("vllm:num_requests_running") == 0
-        assert server.metric("kdn_store_numbers_age_seconds") == 0  # of a clock that stands still
-        with pytest.raises(KeyError):
-            server.metric("kdn_store_blocks")
+        def read() -> StoreNumbers:
+            raise StoreError("the disk is gone")
+
+        with running(replace(model, store_numbers=read)) as server:
+            silent = _of_the_store(server)
+        with running(model) as server:
+            assert _of_the_store(server).keys() == silent.keys()
+    assert set(silent.values()) == {0.0}
+    for name in ("blocks{tier=disk}", "bytes{tier=memory}", "events_total{event=hit}"):
+        assert f"kdn_store_{name}" in silent
+    assert any(name.startswith("kdn_tier_tokens_total{") for name in silent)
+
+
+def _of_the_store(server: Running) -> dict[str, float]:
+    """Values of its series by name and labels, without the model's name and the age of the numbers."""
+    text = server.http.get("/metrics").text
+    named = ("kdn_store_", "kdn_tier_", "kdn_reuse_")
+    return {
+        f"{one.name}{{{','.join(f'{k}={v}' for k, v in one.labels.items() if k != 'model_name')}}}": one.value
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+        if one.name.startswith(named) and "_age_" not in one.name and "created" not in one.name
+    }
 
 
 def test_faults_that_cost_reuse_alone_are_counted(

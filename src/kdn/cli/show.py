@@ -183,6 +183,8 @@ def tell_failures(trace: Trace) -> bool:
     """
     if not isinstance(trace, Recorder):
         return False
+    for event in trace.events("store.read_only"):
+        say(f"note: {event.fields['reason']}")
     failed = trace.events("store.failed")
     for tier, reason in {event.fields["tier"]: event.fields["reason"] for event in failed}.items():
         say(f"note: the {tier} tier could not be asked: {reason}")

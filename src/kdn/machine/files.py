@@ -237,6 +237,10 @@ class Files:
         """Fill `into` from `start` of a file on; how many bytes came, 0 at its end."""
         return os.preadv(descriptor, [into], start)
 
+    def takes_writes(self, folder: Path) -> bool:
+        """False for a folder that is there, and that rights or a read-only file system protect."""
+        return not folder.is_dir() or os.access(folder, os.W_OK)
+
     def rename(self, path: Path, to: Path) -> None:
         path.replace(to)
 

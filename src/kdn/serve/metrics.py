@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -43,9 +43,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._make_counters()
         self._make_histograms()
+        first = models.first
         for model in models.all:
-            self._show_zeros(model.name)
-        self._numbers = _Snapshot(models.first.store_numbers, clock)
+            self._show_zeros(model.name, first.no_numbers.blocks)
+        self._numbers = _Snapshot(first.store_numbers, first.no_numbers, clock)
         self.registry.register(_Now(models, self._numbers))
 
     def _make_counters(self) -> None:
@@ -74,7 +75,7 @@ class Metrics:
         self._queue = histogram("vllm:request_queue_time_seconds", "Before work.", _LONG_SECONDS)
         self._whole = histogram("vllm:e2e_request_latency_seconds", "To the end.", _LONG_SECONDS)
 
-    def _show_zeros(self, model: str) -> None:
+    def _show_zeros(self, model: str, tiers: Iterable[str]) -> None:
         """A series that is missing until it first counts would read as a fault of the server."""
         plain = (
             self._prompt, self._generated, self._queries, self._hits, self._cached, self._failed,
@@ -86,6 +87,8 @@ class Metrics:
             self._success.labels(model, reason)
         for kind in ("exact", "blended", "shared", "lossy"):
             self._reused.labels(model, kind)
+        for tier in tiers:
+            self._tiers.labels(model, tier)
 
     def listener(
         self,
@@ -241,11 +244,14 @@ class RecentRequests:
 class _Snapshot:
     """The store's last numbers, read on a thread of its own, one reading at a time."""
 
-    def __init__(self, read: Callable[[], StoreNumbers], clock: Clock) -> None:
+    def __init__(
+        self, read: Callable[[], StoreNumbers], before: StoreNumbers, clock: Clock
+    ) -> None:
+        """`before` stands until the first reading has ended."""
         self._read = read
         self._clock = clock
         self._reading: Future[None] | None = None
-        self.last: StoreNumbers | None = None
+        self.last = before
         self._read_s = clock.now()
 
     @property
@@ -288,8 +294,7 @@ class _Now(Collector):
         )
         age.add_metric([], self._numbers.age_s)
         yield age
-        if self._numbers.last is not None:
-            yield from _store(self._numbers.last)
+        yield from _store(self._numbers.last)
 
     def _load(self) -> Iterator[Metric]:
         """A stopped engine has none; /health says that it stopped."""

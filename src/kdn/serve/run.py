@@ -202,6 +202,7 @@ def served(kdn: Kdn) -> ServedModel:
         reranker=kdn.scoring.reranker,
         embedder=_embedder(kdn),
         store_numbers=partial(_store_numbers, [kdn]),
+        no_numbers=_no_numbers(kdn),
         steer_recipe=partial(_steer_recipe, kdn),
         why=kdn.parts.why,
         ask=kdn.answering.answer,
@@ -231,6 +232,18 @@ REUSE_FAILURES = {
     "background": "background.failed",
 }
 """What went without reuse, by the event that tells of it."""
+STORE_EVENTS = {
+    "lookup": "lookups",
+    "hit": "hits",
+    "miss": "misses",
+    "corrupt": "corrupt",
+    "put": "puts",
+    "evict": "evicted",
+    "drop": "dropped",
+    "not_worth_writing": "not_worth_writing",
+    "fail": "failed",
+}
+"""What the store counts, by its name in `StoreStat`."""
 
 
 def _store_numbers(kdns: Sequence[Kdn]) -> StoreNumbers:
@@ -261,15 +274,17 @@ def _store_numbers(kdns: Sequence[Kdn]) -> StoreNumbers:
             step: sum(trace.count(name) for trace in traces)
             for step, name in REUSE_FAILURES.items()
         },
-        counts={
-            "lookup": stat.lookups,
-            "hit": stat.hits,
-            "miss": stat.misses,
-            "corrupt": stat.corrupt,
-            "put": stat.puts,
-            "evict": stat.evicted,
-            "drop": stat.dropped,
-            "not_worth_writing": stat.not_worth_writing,
-            "fail": stat.failed,
-        },
+        counts={event: getattr(stat, name) for event, name in STORE_EVENTS.items()},
+    )
+
+
+def _no_numbers(kdn: Kdn) -> StoreNumbers:
+    """As `_store_numbers`, before anything was counted."""
+    tiers = dict.fromkeys((tier.name for tier in kdn.store.tiers), 0)
+    return StoreNumbers(
+        money_usd={"saved": 0.0, "spent": 0.0},
+        blocks=tiers,
+        size_bytes=tiers,
+        reuse_failures=dict.fromkeys(REUSE_FAILURES, 0),
+        counts=dict.fromkeys(STORE_EVENTS, 0),
     )

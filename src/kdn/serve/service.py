@@ -180,6 +180,8 @@ class ServedModel:
     embedder: ServedEmbedder | None
     store_numbers: Callable[[], StoreNumbers]
     """May wait for the store; never called on the event loop."""
+    no_numbers: StoreNumbers = field(default_factory=StoreNumbers)
+    """Zeros under the names that `store_numbers` has, for scrapes before its first answer."""
     steer_recipe: Callable[[str | None, str], SteerRecipe] = no_recipe
     """For an adapter, the steering recipe of a name. Raises BadInput where there is none for its model."""
     why: Explainer | None = None

@@ -38,18 +38,26 @@ class StoreFolder:
     for one that cannot be written.
     """
 
+    read_only = False
+
     def __init__(self, path: Path, files: Files | None = None) -> None:
         self.path = path
         self._files = files or Files()
+        self.identity = self._claim()
+        self.owner = secrets.token_hex(8)
+        self._owner_lock: int | None = None
+
+    def _claim(self) -> str:
+        """Make the folder a store, if it is none; its identity."""
+        path = self.path
         with system_errors(f"opening the store {path}"):
             self._files.make_folders(path)
             if path.stat().st_mode & 0o077 and path.stat().st_uid == os.geteuid():
                 path.chmod(0o700)  # a folder that an older kdn made
-            self.identity = claim(path, self._files)
+            identity = claim(path, self._files)
             for name in ("blocks", "writing", "quarantine", "owners"):
                 self._files.make_durable(path / name)
-        self.owner = secrets.token_hex(8)
-        self._owner_lock: int | None = None
+        return identity
 
     @property
     def catalogue(self) -> Path:

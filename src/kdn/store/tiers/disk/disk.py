@@ -25,7 +25,9 @@ from kdn.store.index.index import Entry
 from kdn.store.policies import EvictionPolicy, Use
 from kdn.store.tiers.disk.block_files import BlockFiles, StoreFolder
 from kdn.store.tiers.disk.catalogue import Catalogue, Victim
+from kdn.store.tiers.disk.marker import is_store
 from kdn.store.tiers.disk.ranked import RankedBlocks
+from kdn.store.tiers.disk.read_only import ReadOnlyBlockFiles, ReadOnlyFolder
 from kdn.store.tiers.disk.reconcile import forget_vanished, open_catalogue
 from kdn.store.tiers.disk.sealing import check_seal
 from kdn.store.tiers.seal import KeyRing
@@ -69,7 +71,8 @@ class DiskTier(ManagedTier):
 
     A put block survives a power cut.  Another process may evict what this one pins; a block that
     is open can be read to its end all the same.  Opening brings the catalogue up to date with the
-    files that are there; it raises ForeignStore or StoreError when the folder cannot be used.
+    files that are there; it raises ForeignStore or StoreError when the folder cannot be used.  A store that
+    cannot be written is read all the same: putting and dropping raise NoSpace.
     """
 
     name = "disk"
@@ -94,8 +97,12 @@ class DiskTier(ManagedTier):
         operating system's cache, where the file system can.
         """
         files = files or Files()
-        self._folder = StoreFolder(folder, files)
-        self._blocks = BlockFiles(self._folder, files, ring, trace, direct=direct)
+        if files.takes_writes(folder) or not is_store(folder):
+            self._folder, of_folder = StoreFolder(folder, files), BlockFiles
+        else:
+            self._folder, of_folder, policy = ReadOnlyFolder(folder), ReadOnlyBlockFiles, None
+            trace.event("store.read_only", reason=self._is_read_only())
+        self._blocks = of_folder(self._folder, files, ring, trace, direct=direct)
         self._clock = clock
         self._trace = trace
         self._evicted = 0
@@ -111,9 +118,8 @@ class DiskTier(ManagedTier):
             if self._ranked is not None:
                 self._ranked.learn(self._catalogue.reader.uses())
                 self._catalogue.writer.rank_by(self._ranked.victims)
-            self._capacity_bytes = fit_capacity(
-                self._catalogue, folder, capacity_bytes, self._evict
-            )
+            asked = None if self._folder.read_only else capacity_bytes
+            self._capacity_bytes = fit_capacity(self._catalogue, folder, asked, self._evict)
             undo.pop_all()
 
     def open(self, key: BlockKey) -> Handle | None:
@@ -136,6 +142,7 @@ class DiskTier(ManagedTier):
             self._ranked.insert(use)
 
     def drop(self, key: BlockKey) -> bool:
+        self._refuse_if_read_only()
         self._unrank(key)
         return self._catalogue.writer.remove(key, lambda: self._blocks.remove(key))
 
@@ -205,6 +212,7 @@ class DiskTier(ManagedTier):
 
     def replace(self, block: EncodedBlock, spare: Spare) -> None:
         """One file takes the other's place: a reader finds either of them, whole."""
+        self._refuse_if_read_only()
         entry, data = Entry.of(block.header.id), self._blocks.stored_form(block)
         writer = self._catalogue.writer
         number = writer.reserve(data.nbytes, self._capacity_bytes, spare, self._evict)
@@ -233,6 +241,13 @@ class DiskTier(ManagedTier):
         assert sizes <= self._capacity_bytes, f"{sizes} bytes, over the cap"
 
     # --- inside ---
+
+    def _is_read_only(self) -> str:
+        return f"the store {self._folder.path} is read-only: its blocks are read, none is written"
+
+    def _refuse_if_read_only(self) -> None:
+        if self._folder.read_only:
+            raise NoSpace(self._is_read_only())
 
     def _judge(self, use: Use) -> None:
         """Make the room that rules ask for, and raise NoSpace for what is not to be stored."""

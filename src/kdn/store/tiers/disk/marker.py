@@ -11,7 +11,7 @@ from kdn.errors import ForeignStore
 from kdn.machine.files import Files
 from kdn.store.block.format import FORMAT_VERSION
 
-__all__ = ["MARKER", "claim"]
+__all__ = ["MARKER", "claim", "is_store", "read_marker"]
 
 MARKER = "kdn-store.json"
 _HARMLESS = {"lost+found", ".DS_Store"}
@@ -41,7 +41,7 @@ def claim(path: Path, files: Files) -> str:
                 " folder for the store, or an empty one"
             )
         _write_marker(marker, files)
-    return _read_marker(marker)
+    return read_marker(path)
 
 
 def _write_marker(marker: Path, files: Files) -> None:
@@ -58,7 +58,14 @@ def _write_marker(marker: Path, files: Files) -> None:
     files.sync_folder(marker.parent)
 
 
-def _read_marker(marker: Path) -> str:
+def is_store(path: Path) -> bool:
+    """Does the folder say that it is a store, of whatever format?"""
+    return (path / MARKER).exists()
+
+
+def read_marker(path: Path) -> str:
+    """The identity of the store in `path`. Raises ForeignStore and OSError."""
+    marker = path / MARKER
     try:
         found = msgspec.json.decode(marker.read_bytes(), type=_Marker)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -32,7 +32,8 @@ def check_seal(folder: StoreFolder, files: Files, ring: KeyRing | None) -> None:
             found = msgspec.json.decode(path.read_bytes(), type=_Seal)
         except FileNotFoundError:
             _check_blocks(folder, ring)
-            publish_file(path, msgspec.json.encode(_Seal(1, check)), files=files)
+            if not folder.read_only:
+                publish_file(path, msgspec.json.encode(_Seal(1, check)), files=files)
             return
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ForeignStore(
