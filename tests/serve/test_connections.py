@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import h11
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from kdn.serve import Limits, ServeSettings
-from kdn.serve.connections import BoundedProtocol, fitting_connections
+from kdn.serve.connections import BoundedProtocol, _Connection, fitting_connections
 from kdn.store import open_store
 from tests.serve.running import running, wait_for
 from tests.serve.scripted import ScriptedService
@@ -172,3 +173,27 @@ def test_silent_connections_do_not_close_a_server_or_a_node(tmp_path: Path) -> N
     ):
         client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         assert status(client) == b"200"
+
+
+def test_a_body_in_pieces_has_the_bytes_that_h11_gives_it() -> None:
+    """Also the one of an answer whose length is told, the empty piece, and what follows on the connection."""
+    told = [h11.Data(data=b"data: a\n\n"), h11.Data(data=b""), h11.Data(data=b"x" * 17)]
+    answers = [
+        [h11.Response(status_code=200, headers=[]), *told, h11.EndOfMessage()],
+        [
+            h11.Response(status_code=200, headers=[("content-length", "26")]),
+            *told,
+            h11.EndOfMessage(),
+        ],
+    ]
+    ours, theirs = _Connection(h11.SERVER), h11.Connection(h11.SERVER)
+    for answer in answers:
+        for one in (ours, theirs):
+            one.receive_data(GET)
+            assert isinstance(one.next_event(), h11.Request)
+            assert isinstance(one.next_event(), h11.EndOfMessage)
+        assert [ours.send(event) for event in answer] == [theirs.send(event) for event in answer]
+        for one in (ours, theirs):
+            one.start_next_cycle()
+    with pytest.raises(h11.LocalProtocolError):
+        ours.send(told[0])  # before its answer has begun

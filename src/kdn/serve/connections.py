@@ -23,7 +23,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from kdn.serve.limits import BODY_GAP_S, HEAD_S, Shutdown
+from kdn.serve.limits import BODY_GAP_S, HEAD_S, MAX_HEADER_BYTES, Shutdown
 
 __all__ = ["BoundedProtocol", "Handover", "Server", "fitting_connections"]
 
@@ -95,6 +95,24 @@ class Handover:
                 asyncio.get_running_loop().call_exception_handler(told)
 
 
+class _Connection(h11.Connection):
+    """As h11's own, which asks its table of states anew for each piece of a body.
+
+    A piece changes no state, and of a body without a known length it has the same form each time.
+    """
+
+    _is_chunked = False
+
+    def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]
+        if self._is_chunked and type(event) is h11.Data and self.our_state is h11.SEND_BODY:
+            data = event.data
+            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        sent = super().send(event)
+        if type(event) is h11.Response:
+            self._is_chunked = b"\r\ntransfer-encoding: chunked\r\n" in (sent or b"").lower()
+        return sent
+
+
 class BoundedProtocol(H11Protocol):
     """One connection, as uvicorn's own, with a bound on how many there are and on slow requests."""
 
@@ -110,6 +128,9 @@ class BoundedProtocol(H11Protocol):
         body_gap_s: float = BODY_GAP_S,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.conn = _Connection(
+            h11.SERVER, config.h11_max_incomplete_event_size or MAX_HEADER_BYTES
+        )
         self._max_connections = max_connections
         self._head_s = head_s
         self._body_gap_s = body_gap_s

@@ -99,6 +99,7 @@ class Metrics:
         """A listener that counts one stream of `model`, and passes its events on to `note` and its end
         to `note_end`."""
         last_s: float | None = None
+        gap = self._gap.labels(model)
         with self._lock:
             self._started += 1
 
@@ -114,16 +115,13 @@ class Metrics:
                     self._finish(event, model)
                     note_end(event)
                 else:
-                    last_s = self._token(last_s, model)
+                    now_s = self._clock.now()
+                    if last_s is not None:
+                        gap.observe(now_s - last_s)
+                    last_s = now_s
                 note(event)
 
         return hear
-
-    def _token(self, last_s: float | None, model: str) -> float:
-        now = self._clock.now()
-        if last_s is not None:
-            self._gap.labels(model).observe(now - last_s)
-        return now
 
     def _finish(self, finish: Finish, model: str) -> None:
         usage = finish.usage

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
 
+from kdn.core import Token
+from kdn.engine.request import RunningStream
 from kdn.serve import Limits, ServeSettings
+from kdn.serve.openai.streams import ResponseStreams
 from tests.serve.running import Running, running, wait_for
 from tests.serve.scripted import ANSWER, ScriptedService
 
@@ -207,3 +212,24 @@ def test_the_answer_is_the_same_whole_and_streamed(server: Running) -> None:
     events = lines_of(server, "/v1/completions", prompt="x")[:-1]
     pieces = [json.loads(line[6:])["choices"][0]["text"] for line in events]
     assert "".join(pieces) == whole == ANSWER
+
+
+def test_what_comes_together_is_read_together_and_an_error_after_it() -> None:
+    """Two answers: three tokens wait, then the second one's failure; nobody hears of what follows."""
+
+    async def story() -> None:
+        first, second = RunningStream(lambda: None), RunningStream(lambda: None)
+        streams = ResponseStreams(2, 100, ExitStack())
+        for stream in (first, second):
+            streams.attach(stream, lambda _: None)
+        a, b, c = Token(1, "a"), Token(2, "b"), Token(3, "c")
+        first.push(a, b)
+        second.push(c, ValueError("it broke"), None)
+        assert await streams.arrived() == [(0, a), (0, b), (1, c)]
+        with pytest.raises(ValueError, match="it broke"):
+            await streams.arrived()
+        assert first.is_cancelled is False
+        streams.close()
+        assert first.is_cancelled
+
+    asyncio.run(story())

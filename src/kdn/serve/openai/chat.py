@@ -15,6 +15,7 @@ from fastapi import Request as HttpRequest
 from kdn.core import Constraint, Finish, Prompt, Request, Retention, Sampling, Token
 from kdn.serve.errors import Refused
 from kdn.serve.limits import MAX_SEED, bounded_router
+from kdn.serve.openai.answers import Answers
 from kdn.serve.openai.context import (
     HttpJob,
     RequestContext,
@@ -39,7 +40,7 @@ from kdn.serve.openai.responses import (
     kdn_report,
     prompt_logprobs,
 )
-from kdn.serve.openai.streams import Answers, GatheredAnswer
+from kdn.serve.openai.streams import GatheredAnswer
 from kdn.serve.openai.structured import ConstrainedBody, constraint_of
 from kdn.serve.openai.techniques import chat_techniques
 from kdn.serve.openai.tools import TemplateBody, with_template

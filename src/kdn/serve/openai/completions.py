@@ -12,6 +12,7 @@ from fastapi import Request as HttpRequest
 from kdn.core import Finish, Prompt, Role, Segment, Token, TokenIds
 from kdn.serve.errors import Refused
 from kdn.serve.limits import bounded_router, check_length
+from kdn.serve.openai.answers import Answers
 from kdn.serve.openai.chat import constrained, requests_of, sampling_of
 from kdn.serve.openai.context import (
     RequestContext,
@@ -28,7 +29,7 @@ from kdn.serve.openai.responses import (
     finish_name,
     prompt_logprobs,
 )
-from kdn.serve.openai.streams import Answers, GatheredAnswer
+from kdn.serve.openai.streams import GatheredAnswer
 from kdn.serve.openai.techniques import text_techniques
 from kdn.serve.service import ServedModel, Vocabulary
 

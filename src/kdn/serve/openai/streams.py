@@ -6,39 +6,27 @@ The engine pushes each event to a listener, which hands it to the loop; no threa
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from fastapi import Request as HttpRequest
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from kdn.core import Finish, FinishReason, Prompt, Request, Stream, StreamEvent, Token, Usage
+from kdn.core import Finish, FinishReason, Request, Stream, StreamEvent, Token
 from kdn.errors import Cancelled
 from kdn.serve.connections import Handover
 from kdn.serve.errors import Disconnected, fault_of
 from kdn.serve.metrics import Metrics
-from kdn.serve.openai.requests import KdnOptions
-from kdn.serve.openai.responses import (
-    KdnReport,
-    UsageReport,
-    json_response,
-    kdn_report,
-    usage_report,
-)
-from kdn.serve.service import ServedModel, Vocabulary
-
-if TYPE_CHECKING:
-    from kdn.serve.openai.context import HttpJob
+from kdn.serve.service import ServedModel
 
 __all__ = [
     "DONE",
-    "Answers",
     "EventStream",
     "GatheredAnswer",
     "ResponseStreams",
@@ -51,6 +39,8 @@ __all__ = [
 
 DONE = b"data: [DONE]\n\n"
 _Pushed = StreamEvent | Exception | None
+_TOGETHER = 64
+"""Events that are handled before other requests have their turn: a backlog must not hold them up."""
 T = TypeVar("T")
 
 
@@ -60,11 +50,13 @@ class ResponseStreams:
     def __init__(self, num_streams: int, max_events: int, ended: ExitStack) -> None:
         """`ended` is closed with the streams; more than `max_events` waiting events end them."""
         self._streams: list[Stream] = []
-        self._num_streams = num_streams
+        self._num_running = num_streams
         self._max_events = max_events
         self._num_waiting = 0
         self._aborted = False
-        self._arrived: asyncio.Queue[tuple[int, _Pushed]] = asyncio.Queue()
+        self._arrived: deque[tuple[int, _Pushed]] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        """Who waits for an event."""
         self._handover = Handover.here()
         self._ended = ended
 
@@ -91,37 +83,57 @@ class ResponseStreams:
                 )
             )
         else:
-            self._arrived.put_nowait((index, event))
+            self._add(index, event)
+
+    def _add(self, index: int, event: _Pushed) -> None:
+        self._arrived.append((index, event))
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    @property
+    def is_running(self) -> bool:
+        """Has any stream not ended, as far as its events were read?"""
+        return self._num_running > 0
 
     async def events(self) -> AsyncIterator[tuple[int, StreamEvent]]:
         """Every event with the number of its stream, until all streams have ended.
 
         Raises what a stream failed with, and Cancelled when one was stopped from elsewhere.
         """
-        running = self._num_streams
-        while running:
-            if not self._arrived.empty():
-                # A backlog must not keep the loop from other requests, or from a client's leaving.
-                await asyncio.sleep(0)
-            index, event = await self._arrived.get()
+        while self.is_running:
+            for arrived in await self.arrived():
+                yield arrived
+
+    async def arrived(self) -> list[tuple[int, StreamEvent]]:
+        """As `events`, but all that have come since the last call together, and at most `_TOGETHER`."""
+        if self._arrived:
+            await asyncio.sleep(0)
+        else:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        found: list[tuple[int, StreamEvent]] = []
+        while self._arrived and len(found) < _TOGETHER:
+            index, event = self._arrived[0]
+            error = _error_of(event)
+            if error is not None and found:
+                break  # what came before it first
+            self._arrived.popleft()
             self._num_waiting -= _weight(event)
-            if isinstance(event, Exception):
-                raise event
-            if event is None:
-                running -= 1
-                continue
-            if isinstance(event, Finish) and event.reason is FinishReason.CANCELLED:
-                raise Cancelled("the answer was stopped before its end")
-            yield index, event
+            if error is not None:
+                raise error
+            if isinstance(event, Token | Finish):
+                found.append((index, event))
+            else:
+                self._num_running -= 1
+        return found
 
     def abort(self, error: Exception) -> None:
         """End all streams now: what waits is dropped, and `error` is the next and last event."""
         if self._aborted:
             return
         self._aborted = True
-        while not self._arrived.empty():
-            self._arrived.get_nowait()
-        self._arrived.put_nowait((0, error))
+        self._arrived.clear()
+        self._add(0, error)
         for stream in self._streams:
             stream.cancel()
 
@@ -161,6 +173,13 @@ def _weight(event: _Pushed) -> int:
     return 1 + len(event.alternatives) if isinstance(event, Token) else 1
 
 
+def _error_of(event: _Pushed) -> Exception | None:
+    """What ends the answer before its end."""
+    if isinstance(event, Finish) and event.reason is FinishReason.CANCELLED:
+        return Cancelled("the answer was stopped before its end")
+    return event if isinstance(event, Exception) else None
+
+
 def _remembering(model: ServedModel, request: Request) -> Callable[[StreamEvent], None]:
     """Collects an answer as it passes and hands its ids to the prompt maker at a natural end."""
     answer = GatheredAnswer()
@@ -180,10 +199,13 @@ class GatheredAnswer:
 
     tokens: list[Token] = field(default_factory=list)
     finish: Finish | None = None
+    num_characters: int = 0
+    """Of the tokens' texts."""
 
     def add(self, event: StreamEvent) -> None:
         if isinstance(event, Token):
             self.tokens.append(event)
+            self.num_characters += len(event.text)
         else:
             self.finish = event
 
@@ -265,127 +287,3 @@ def _one_line(json: bytes) -> bytes:
 
 
 _UNICODE_LINE_ENDS = tuple((c.encode(), b"\\u%04x" % ord(c)) for c in "\x85\u2028\u2029")
-
-
-@dataclass(frozen=True)
-class Answers(ABC):
-    """Answers under way; answer `i` belongs to prompt `i // per_prompt`. Subclasses give them a shape."""
-
-    job: HttpJob
-    body: Any
-    """ChatBody or CompletionBody, whichever the subclass is made for."""
-    vocabulary: Vocabulary
-    streams: ResponseStreams
-    prompts: list[Prompt]
-
-    @property
-    def per_prompt(self) -> int:
-        return self.body.n or 1
-
-    async def response(self, http: HttpRequest) -> Response:
-        """All answers at their end, or a stream of events. Raises Disconnected."""
-        if self.body.stream:
-            return EventStream(self._events(), self.streams)
-        num_answers = len(self.prompts) * self.per_prompt
-        answers = await until_disconnect(http, self.streams, gather(self.streams, num_answers))
-        shown = self.shown(answers)
-        whole = self.chunk([self.choice(index, one) for index, one in enumerate(shown)])
-        drawn = [token.token_id for token in answers[0].tokens]
-        whole = await self._account(whole, [answer.ended.usage for answer in answers], drawn)
-        self.tell_prompts(whole, shown)
-        return json_response(whole)
-
-    def shown(self, answers: list[GatheredAnswer]) -> list[GatheredAnswer]:
-        """Those that are given out, in order."""
-        return answers
-
-    @abstractmethod
-    def tell_prompts(self, whole: Any, answers: list[GatheredAnswer]) -> None:
-        """Add what was asked for of the prompts' own tokens."""
-
-    async def _events(self) -> AsyncIterator[bytes]:
-        """Server-sent events; an error after the start is told by the last event but [DONE]."""
-        usages: dict[int, Usage] = {}
-        written: dict[int, int] = {}
-        drawn: dict[int, list[int]] = {0: []}
-        try:
-            async for index, item in self.streams.events():
-                if index not in written:
-                    written[index] = 0
-                    for choice in self.opening(index):
-                        yield event(self._so_far(self.chunk([choice], streamed=True), index, 0))
-                if isinstance(item, Finish):
-                    usages[index] = item.usage
-                    for shape in self.ending(index, item):
-                        yield event(self._so_far(shape, index, item.usage.completion_tokens))
-                    continue
-                drawn.setdefault(index, []).append(item.token_id)
-                for choice in self.deltas(index, item, written[index]):
-                    shape = self.chunk([choice], streamed=True)
-                    yield event(self._so_far(shape, index, len(drawn[index])))
-                written[index] += len(item.text)
-        except Exception as error:  # noqa: BLE001 - the headers are sent: the error must travel as an event
-            yield failure(error)
-        else:
-            options = self.body.stream_options
-            if self._wants_more or (options and options.include_usage):
-                ended = [usages[index] for index in sorted(usages)]
-                yield event(await self._account(self.chunk([], streamed=True), ended, drawn[0]))
-        yield DONE
-
-    def _so_far(self, shape: Any, index: int, num_tokens: int) -> Any:
-        """The shape with the tokens of its answer up to here, where every event is to tell them."""
-        options = self.body.stream_options
-        if options and options.continuous_usage_stats:
-            prompt = self.prompts[index // self.per_prompt].num_tokens
-            shape.usage = UsageReport(prompt, num_tokens, prompt + num_tokens)
-        return shape
-
-    @property
-    def _wants_more(self) -> bool:
-        return self.body.kdn is not None and (self.body.kdn.why or self.body.kdn.steer_report)
-
-    async def _account(self, chunk: Any, usages: list[Usage], drawn: list[int]) -> Any:
-        """The shape with what was used and what `report` tells."""
-        first_of_each = usages[:: self.per_prompt]
-        chunk.usage = usage_report(usages, first_of_each)
-        chunk.kdn = await self.report(first_of_each, drawn)
-        return chunk
-
-    async def report(self, prompts: list[Usage], drawn: list[int]) -> KdnReport:
-        """What kdn did for the prompts, and what was asked for beside it: `drawn` is the first answer."""
-        report, asked = kdn_report(prompts), self.body.kdn or KdnOptions()
-        if asked.why:
-            report.why = await self.job.explain(self.job.id)
-        if asked.steer_report:
-            report.steering = await self.job.steering(self.job, drawn)
-        return report
-
-    @property
-    @abstractmethod
-    def logprobs_wanted(self) -> bool: ...
-
-    @abstractmethod
-    def chunk(self, choices: list[Any], *, streamed: bool = False) -> Any:
-        """The shape around choices: of a whole answer, or of one event."""
-
-    @abstractmethod
-    def choice(self, index: int, answer: GatheredAnswer) -> Any:
-        """A whole answer."""
-
-    @abstractmethod
-    def opening(self, index: int) -> Iterator[Any]:
-        """What goes out with an answer's first token, before it."""
-
-    def deltas(self, index: int, token: Token, offset: int) -> Iterator[Any]:
-        """What a token adds, if it adds anything."""
-        if token.text or self.logprobs_wanted:
-            yield self.delta(index, token, offset)
-
-    @abstractmethod
-    def delta(self, index: int, token: Token, offset: int) -> Any:
-        """One token; `offset` characters of the answer stand before it."""
-
-    @abstractmethod
-    def ending(self, index: int, finish: Finish) -> Iterator[Any]:
-        """The last events of an answer."""
