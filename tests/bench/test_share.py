@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.bench.lamps import write_lamps
 from tests.engine.test_company import weaken, write_adapter
 
 from kdn import api
@@ -160,6 +161,7 @@ def test_pairs_are_ordered() -> None:
         "qa-lora <- base", "intent-lora <- base",
         "qa-lora <- intent-lora", "intent-lora <- qa-lora",
     ]  # fmt: skip
+    assert [one.sender for one in pairs_of(names, quick=False, crossed=False)] == ["base", "base"]
 
 
 def test_without_adapters_it_says_where_they_come_from(tmp_path: Path) -> None:
@@ -170,18 +172,7 @@ def test_without_adapters_it_says_where_they_come_from(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve articles of a paragraph each, in SQuAD's form; nothing of HotpotQA."""
-    folder = tmp_path_factory.mktemp("data")
-    for name in ("squad", "hotpotqa"):
-        (folder / name).mkdir()
-    articles = []
-    for number in range(12):
-        text = f"The lamp of gate {number} is lit at {number}. " * 6
-        asked = {"question": "When is it lit?", "answers": [{"text": str(number)}]}
-        articles.append({"paragraphs": [{"context": text, "qas": [asked]}]})
-    (folder / "squad" / "public.jsonl").write_text("\n".join(map(json.dumps, articles)))
-    (folder / "hotpotqa" / "public.jsonl").write_text("")
-    return folder
+    return write_lamps(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +204,9 @@ def test_the_whole_runs_and_goes_on_where_it_was(
     assert tuple(result.summary) == KEYS
     assert result.summary["critical_share"] is not None
     assert any(row["arm"] == "own cache" for row in result.rows)
+    assert result.page == f"share-{model.name}", (
+        "pages of other models do not overwrite the usual one's"
+    )
     kept = rows.read_text()
     again = load_bench("share")(options)
     assert (again.summary, rows.read_text()) == (result.summary, kept)
@@ -226,6 +220,19 @@ def test_the_whole_runs_and_goes_on_where_it_was(
         load_bench("share")(replace(options, quick=False))
     with pytest.raises(BadInput, match="no part 'speed'"):
         load_bench("share")(replace(options, only="speed"))
+
+
+def test_without_an_alora_only_its_rows_are_missing(
+    tiny_model: Callable[..., Path], data: Path, adapters: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(adapters / "qa-lora", tmp_path / "loras" / "qa-lora")
+    options = BenchOptions(
+        model=str(tiny_model("llama", num_hidden_layers=4, max_position_embeddings=2048)),
+        data=data, adapters=tmp_path / "loras", quick=True, threads=1, home=tmp_path, only="base",
+    )  # fmt: skip
+    result = load_bench("share")(options)
+    assert result.summary["critical_share"] is not None
+    assert (result.summary["alora_score_diff"], result.config["rounds"]) == (None, 0)
 
 
 def _invoke(adapter: Path, model: Path) -> None:

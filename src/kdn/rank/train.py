@@ -231,10 +231,11 @@ def wide_attention() -> str:
     def attend(
         _module: object, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **_: object
     ) -> tuple[Tensor, None]:
+        dtype = q.dtype
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1).float() for x in (k, v))
         with torch.autocast("cpu", enabled=False):
             out = scaled_dot_product_attention(q.float(), k, v, mask, is_causal=mask is None)
-        return out.to(torch.bfloat16).transpose(1, 2).contiguous(), None
+        return out.to(dtype).transpose(1, 2).contiguous(), None
 
     AttentionInterface.register("kdn-wide", attend)
     return "kdn-wide"

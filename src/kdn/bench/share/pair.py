@@ -13,11 +13,13 @@ from kdn.calibration.share_profile import PairSide, ShareItem
 from kdn.calibration.share_run import ShareQuestion, item_of
 from kdn.core import TokenIds
 from kdn.errors import BadInput
+from kdn.model import Tokenizer
 
 __all__ = [
     "BASE",
     "SharePair",
     "adapters_in",
+    "between",
     "fitted_contexts",
     "lengthened_items",
     "pairs_of",
@@ -72,17 +74,17 @@ def adapters_in(folder: Path | None) -> dict[str, Path]:
     return found
 
 
-def pairs_of(adapters: Sequence[str], *, quick: bool) -> list[SharePair]:
-    """Each job's LoRA over the base's KV, then over the KV of the other jobs' LoRAs."""
+def pairs_of(adapters: Sequence[str], *, quick: bool, crossed: bool = True) -> list[SharePair]:
+    """Each job's LoRA over the base's KV, then, if `crossed`, over the KV of the other jobs' LoRAs."""
     own = [name for name in adapters if name.endswith("-lora")]
     pairs = [SharePair(BASE, name, name.removesuffix("-lora")) for name in own]
-    crossed = [
+    others = [
         SharePair(other, name, name.removesuffix("-lora"))
         for name in own
         for other in own
-        if other != name
+        if crossed and other != name
     ]
-    return pairs[:1] if quick else pairs + crossed
+    return pairs[:1] if quick else pairs + others
 
 
 def task_items(
@@ -110,7 +112,8 @@ def lengthened_items(
     The document stands anywhere among the others, whole; all together have `num_tokens`.
     """
     contexts = _contexts(data, task, "test", quick=False)
-    longer = [_between(opened, one, contexts, num_tokens) for one in contexts[:most] if one.asked]
+    tokenizer = opened.model.tokenizer
+    longer = [between(tokenizer, one, contexts, num_tokens) for one in contexts[:most] if one.asked]
     return [
         (
             f"{one.name}/0",
@@ -127,11 +130,11 @@ def lengthened_items(
     ]
 
 
-def _between(
-    opened: api.Kdn, one: SharedContext, contexts: Sequence[SharedContext], num_tokens: int
+def between(
+    tokenizer: Tokenizer, one: SharedContext, contexts: Sequence[SharedContext], num_tokens: int
 ) -> SharedContext:
-    """The context with others before and after it, drawn by its name."""
-    rng, tokenizer = random.Random(f"{one.name} {num_tokens}"), opened.model.tokenizer
+    """The context with others before and after it, drawn by its name: together `num_tokens`."""
+    rng = random.Random(f"{one.name} {num_tokens}")
     others = [other.document for other in contexts if other.name != one.name]
     rng.shuffle(others)
     left = num_tokens - len(tokenizer.encode(one.document))

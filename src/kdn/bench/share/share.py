@@ -2,7 +2,8 @@
 
 Each ordered pair is profiled on contexts of one half and judged on those of another: every way to share
 that `kdn share profile` knows, its controls at equal work, and each layer alone.  A run that is stopped goes
-on where it was (`--rows`); `--only quality`, `--only timing` and `--only page` do a part of it.
+on where it was (`--rows`).  `--only quality`, `--only timing` and `--only page` do a part of it; `--only base`
+is the quality of what takes the base's KV, without pairs of two fine-tunes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 import torch
 
 from kdn import api
-from kdn.bench.common.result import BenchOptions, Result, commit_name, scratch_folder
+from kdn.bench.common.result import BenchOptions, Result, commit_name, model_name, scratch_folder
 from kdn.bench.share.arms import HALF, RANDOM, WHY, ShareArms, alora_outcome
 from kdn.bench.share.pair import (
     BASE,
@@ -48,18 +49,20 @@ from kdn.reuse.share import PairRecord
 
 __all__ = ["run"]
 
-_PROFILED, _CROSSED, _FITTED, _JUDGED = 50, 24, 40, 200
-"""Contexts of a base's profile and of one between two fine-tunes, of a map; items a pair."""
+_PROFILED, _FITTED, _JUDGED = 24, 40, 200
+"""Contexts of a profile and of a map; items a pair."""
 _ROUNDS, _QUICK_ROUNDS = {500: 8, 2000: 4, 4000: 3}, {150: 2}
 """Rounds of timing by the context's tokens, of the first pair: those of one shape take the same time."""
 _IN_TURN = 5
 """Pairs are judged in turn, so many items each, so that a run that is stopped has fair numbers of all."""
-_EXPLAINED, _SCANNED_EVERY = 50, 5
+_EXPLAINED, _SCANNED_EVERY = 25, 5
 """So many items are judged by every arm; one in so many of them also with each layer alone."""
 _LENGTHENED = {2000: 10, 4000: 5}
 """Items a pair behind contexts that were lengthened to so many tokens."""
 _STORE_BYTES = 2 << 30
-_PARTS = ("quality", "timing", "page")
+_PARTS = ("quality", "base", "timing", "page")
+_USUAL = "smollm2-135m"
+"""Its page is `share`; pages of other models have the model in their names."""
 
 
 def run(options: BenchOptions) -> Result:
@@ -78,13 +81,14 @@ def run(options: BenchOptions) -> Result:
             scratch_folder() as folder,
             _opened(options, adapters, folder) as opened,
         ):
-            pairs = pairs_of(list(adapters), quick=options.quick)
+            crossed = options.only != "base"
+            pairs = pairs_of(list(adapters), quick=options.quick, crossed=crossed)
             if options.only == "timing":
                 pairs = pairs[:1]
             arms = [_arms(options, opened, pair, rows) for pair in pairs]
             if options.only != "timing":
                 _judge_in_turn(options, opened, arms, rows)
-            if options.only != "quality":
+            if options.only not in ("quality", "base"):
                 _time(options, opened, *arms[0], rows)
     return Result(
         bench="share",
@@ -94,6 +98,7 @@ def run(options: BenchOptions) -> Result:
         summary=share_summary(rows),
         notes=share_notes(rows),
         figures=share_figures(rows),
+        page=None if model_name(options.model) == _USUAL else f"share-{model_name(options.model)}",
     )
 
 
@@ -158,8 +163,7 @@ def _profiled(
 ) -> PairRecord:
     """The pair's profile on its own half, which an earlier run may have begun or ended."""
     assert options.data is not None, "checked"
-    most = _PROFILED if pair.sender == BASE else _CROSSED
-    count, fitted = (3, 0) if options.quick else (most, _FITTED)
+    count, fitted = (3, 0) if options.quick else (_PROFILED, _FITTED)
     items = task_items(opened, options.data, pair.task, "profile", count, quick=options.quick)
     own = [item for _, item in items]
     contexts = fitted_contexts(opened, options.data, pair.task, fitted)
@@ -167,7 +171,7 @@ def _profiled(
     sender, receiver = pair.sides(opened)
     weights = f"{sender.weights} {receiver.weights}{' quick' * options.quick}"
     rows.refuse_others(pair.name, weights)
-    clock = None if options.only == "quality" else options.clock
+    clock = None if options.only in ("quality", "base") else options.clock
 
     def tell(what: str, done: int, of: int) -> None:
         options.say(f"share: {pair.name}, {done} of {of} {what}")
@@ -194,14 +198,16 @@ def _judge_in_turn(
     arms: Sequence[tuple[SharePair, ShareArms]],
     rows: ShareRows,
 ) -> None:
-    """A few items of each pair, then a few more of each, until all are judged."""
-    judging = [
-        _judge(options, opened, pair, ways, items, rows)
-        for pair, ways in arms
-        for items in _held_out(options, opened, pair)
-    ]
-    while judging:
-        judging = [one for one in judging if len(list(islice(one, _IN_TURN))) == _IN_TURN]
+    """A few items of each pair, then a few more of each, until all are judged; longer contexts after that."""
+    held_out = [(pair, ways, _held_out(options, opened, pair)) for pair, ways in arms]
+    for length in range(1 + len(_LENGTHENED)):
+        judging = [
+            _judge(options, opened, pair, ways, held[length], rows)
+            for pair, ways, held in held_out
+            if length < len(held)
+        ]
+        while judging:
+            judging = [one for one in judging if len(list(islice(one, _IN_TURN))) == _IN_TURN]
 
 
 @dataclass(frozen=True)
@@ -213,15 +219,16 @@ class _HeldOut:
     is_lengthened: bool = False
 
 
-def _held_out(options: BenchOptions, opened: api.Kdn, pair: SharePair) -> Iterator[_HeldOut]:
+def _held_out(options: BenchOptions, opened: api.Kdn, pair: SharePair) -> list[_HeldOut]:
     """The items of a pair: as the data has them, then behind longer contexts."""
     assert options.data is not None, "checked"
     most = 4 if options.quick else options.items or _JUDGED
     items = task_items(opened, options.data, pair.task, "test", most, quick=options.quick)
-    yield _HeldOut(pair.name, items)
+    found = [_HeldOut(pair.name, items)]
     for num_tokens, most in {} if options.quick else _LENGTHENED.items():
         items = lengthened_items(opened, options.data, pair.task, num_tokens, most)
-        yield _HeldOut(pair.name_at(num_tokens), items, is_lengthened=True)
+        found.append(_HeldOut(pair.name_at(num_tokens), items, is_lengthened=True))
+    return found
 
 
 def _judge(
