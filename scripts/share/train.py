@@ -121,7 +121,7 @@ class ShareTrainer:
         base = AutoModelForCausalLM.from_pretrained(
             folder, dtype=quick_dtype(), attn_implementation=wide_attention()
         )
-        self._model = self._with_adapters(base).train()
+        self._model, self._saves_memory = self._with_adapters(base).train(), False
         self._model.config.use_cache = False
         self._parameters = {
             name: {
@@ -248,7 +248,7 @@ class ShareTrainer:
         """Mean NLL of the answers' tokens; the questions are branches over one trunk."""
         tree, lengths = self._tree(context)
         token_ids, positions, mask, ends = batch_trees([tree])
-        self._save_memory(token_ids.shape[1] > WHOLE_TOKENS)
+        self._save_memory(wanted=token_ids.shape[1] > WHOLE_TOKENS)
         behind = {"alora_offsets": [sum(map(len, tree.branches))]} if "alora" in name else {}
         with torch.autocast("cpu", torch.bfloat16, enabled=self._head.dtype == torch.bfloat16):
             hidden = self._model.base_model.model.model
@@ -265,12 +265,16 @@ class ShareTrainer:
         logits = out[at].to(self._head.dtype) @ self._head.T
         return cross_entropy(logits.float(), token_ids[0][at + 1])
 
-    def _save_memory(self, wanted: bool) -> None:
-        base = self._model.base_model.model
-        if wanted:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
-        elif base.is_gradient_checkpointing:
-            base.gradient_checkpointing_disable()
+    def _save_memory(self, *, wanted: bool) -> None:
+        if wanted == self._saves_memory:
+            return
+        self._saves_memory, base = wanted, self._model.base_model.model
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # other names only in version 6
+            if wanted:
+                base.gradient_checkpointing_enable({"use_reentrant": False})
+            else:
+                base.gradient_checkpointing_disable()
 
     def _tree(self, context: SharedContext) -> tuple[Tree, list[int]]:
         """The context with its questions and answers, and the answers' lengths, end of turn included."""

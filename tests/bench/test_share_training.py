@@ -40,6 +40,10 @@ def test_an_adapter_learns_goes_on_and_is_read(
     said = json.loads((out / "parts/qa-lora/adapter_config.json").read_text("utf-8"))
     assert (said["r"], said["base_model_name_or_path"]) == (2, folder.name)
     with kdn.open(folder, home=tmp_path, adapters={"qa": out / "parts/qa-lora"}) as opened:
-        assert opened.model.adapters["qa"].invocation is None
+        read = opened.model.adapters["qa"]
+        assert (len(read.pairs), read.invocation) == (
+            5 * opened.model.decoder.config.num_layers,
+            (),
+        )
     with pytest.raises(BadInput, match="another recipe"):
         ShareTrainer(data, out / "parts", replace(recipe, rank=4))

@@ -2,8 +2,8 @@
 
 Each ordered pair is profiled on contexts of one half and judged on those of another: every way to share
 that `kdn share profile` knows, its controls at equal work, and each layer alone.  A run that is stopped goes
-on where it was (`--rows`).  `--only quality`, `--only timing` and `--only page` do a part of it; `--only base`
-is the quality of what takes the base's KV, without pairs of two fine-tunes.
+on where it was (`--rows`).  `--only quality`, `--only timing` and `--only page` do a part of it;
+`--only base` is the quality of what takes the base's KV, without pairs of two fine-tunes.
 """
 
 from __future__ import annotations
