@@ -220,14 +220,24 @@ def test_every_arm_runs_and_a_second_run_judges_nothing_again(
     assert 0.9 < arms["passage-twice"]["passes"] < 2.2, "the passages twice"
     assert 0 < arms["key-norm"].get("passes", 0.0) + arms["self-asked"]["passes"] < 1
     assert "passes" not in arms["look-always"], "nothing is made beforehand"
-    assert all(arms[name]["kl"] > 0 for name in SELECTIONS), "each does something"
+    for name in SELECTIONS:
+        does = arms[name]["kl"] > 0 or "overlap" in arms[name]
+        assert does, f"{name} stresses nothing and changes nothing"
     assert result.summary.keys() == KEYS
     assert result.summary["nll_gain_oracle"] is not None
     assert load_bench("steer")(options).summary == result.summary
     assert rows.read_text() == kept
     timing = load_bench("steer")(replace(options, only="timing", pairs=2))
     lines = rows.read_text().splitlines()
-    assert sum("round" in json.loads(line) for line in lines) == 2
+    rounds = [json.loads(line)["round"] for line in lines if "round" in line]
+    assert len(rounds) == 2
+    assert rounds[0].keys() - {"look, acts", "look, does not act"} == {
+        "plain",
+        "span",
+        "two calls",
+        "nothing stored",
+    }
+    assert len(rounds[0]) == 5, "a question's look acts or does not"
     assert timing.summary["ttft_cost"] is not None
     assert timing.summary["ttft_speedup_query_dependent"] is not None
     load_bench("steer")(replace(options, only="timing", pairs=3))
@@ -249,6 +259,10 @@ def test_every_arm_runs_and_a_second_run_judges_nothing_again(
     assert any("`key-norm` was chosen on the half `fit`" in note for note in fit.notes)
     with pytest.raises(BadInput, match="no arm 'best'"):
         load_bench("steer")(BenchOptions(model=model, data=data, arms=("best",)))
+    with pytest.raises(BadInput, match="no set 'trivia'; there are squad, hotpotqa, musique"):
+        load_bench("steer")(BenchOptions(model=model, data=data, sets=("trivia",)))
+    none = load_bench("steer")(replace(options, rows=None, arms=("oracle",), sets=("musique",)))
+    assert none.config["items_wanted"] == 0, "all items are of another set"
 
 
 def test_data_must_be_named_and_be_there(tmp_path: Path) -> None:

@@ -26,11 +26,8 @@ def _json_file(path: Path | None) -> Path | None:
 
 _USED_BY = {
     "only": ("blend", "l4s", "ndcg", "rag", "rtc", "share", "steer", "structured"),
-    "arms": (
-        "blend",
-        "steer",
-        "vllm",
-    ),
+    "arms": ("blend", "steer", "vllm"),
+    "sets": ("steer",),
     "ratios": ("blend",),
     "adapters": ("share",),
     "items": ("blend", "share", "steer"),
@@ -58,6 +55,10 @@ def bench(
     arms: Annotated[
         str | None,
         typer.Option(help="Of blend, steer, vllm: the ways to compare, comma between: ours,hkvd."),
+    ] = None,
+    sets: Annotated[
+        str | None,
+        typer.Option(help="Of steer: sets of questions, comma between: hotpotqa,musique."),
     ] = None,
     ratio: Annotated[
         list[float] | None,
@@ -107,6 +108,7 @@ def bench(
         quick=quick,
         only=only,
         arms=tuple(arms.split(",")) if arms else None,
+        sets=tuple(sets.split(",")) if sets else None,
         ratios=tuple(ratio) if ratio else None,
         items=items,
         rows=rows,

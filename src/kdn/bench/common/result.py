@@ -58,6 +58,8 @@ class BenchOptions:
     """A part of the benchmark's own naming; None runs all of it."""
     arms: tuple[str, ...] | None = None
     """The ways to compare, in the benchmark's own naming; None means its usual ones."""
+    sets: tuple[str, ...] | None = None
+    """Of the benchmark's sets of questions these alone; None means all."""
     ratios: tuple[float, ...] | None = None
     """The shares of rows to recompute; None means the benchmark's usual ones."""
     items: int | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,12 +18,11 @@ from torch import Tensor
 from kdn.api.steered import scoring_heads
 from kdn.bench.steer.case import SteerCase, Steered, random_like
 from kdn.bench.steer.selections import SELECTIONS
-from kdn.core import ColumnScale, Plan
-from kdn.engine import HeldKV, run_alone
+from kdn.core import ColumnScale
+from kdn.engine import HeldKV
 from kdn.rag.answering import words_of
 from kdn.reuse.steer import (
     LOOK_WEIGHT,
-    SentenceProbe,
     SteerRecipe,
     recipe_scales,
     score_text,
@@ -50,13 +49,8 @@ def _random_sentence(case: SteerCase) -> Steered:
 
 
 def _look(case: SteerCase) -> Steered:
-    """As `steer="look-always"`: the product's own observer, over the context as it is stored."""
-    context = case.context
-    look = SentenceProbe(context.sentences, context.since, case.lab.num_layers)
-    plan = Plan(case.prompt.token_ids, prefix=context.held, observers=(look,), logits=())
-    with torch.inference_mode():
-        run_alone(case.lab.service.model, case.lab.service.parts.attention, plan)
-    seen = look.found()
+    """As `steer="look-always"`, over the context as it is stored."""
+    seen = case.lab.look(case.context, case.prompt)
     if seen is None:
         return case.stressed(())
     sure = {"lead": seen.lead, "share": seen.share, "votes": seen.votes}
@@ -128,21 +122,16 @@ def _edit(
     return Steered(held, scale, columns=stressed)
 
 
-def _published(case: SteerCase, **settings: object) -> Steered:
+def _published(case: SteerCase, *, settings: Mapping[str, object], random: bool) -> Steered:
+    """The recipe's columns; or random ones, as many at each layer and where those are."""
     recipe = case.recipe(**settings)
-    name = f"published {sorted(settings.items())}"
-    return _edit(case, name, recipe, lambda sums: top_columns(sums, recipe))
-
-
-def _published_random(case: SteerCase) -> Steered:
-    """Random columns, as many as the published selection has at each layer and where it has them."""
-    recipe = case.recipe()
     draw = case.draw_of_context()
 
-    def choose(sums: list[Tensor]) -> list[tuple[int, ...]]:
-        return random_like(top_columns(sums, recipe), sums[0].shape[1], recipe.sinks, draw)
+    def choose(sums: list[Tensor]) -> Sequence[Sequence[int]]:
+        columns = top_columns(sums, recipe)
+        return random_like(columns, sums[0].shape[1], recipe.sinks, draw) if random else columns
 
-    return _edit(case, "random", recipe, choose)
+    return _edit(case, f"published {random} {sorted(settings.items())}", recipe, choose)
 
 
 def _sinks(case: SteerCase) -> Steered:
@@ -170,6 +159,14 @@ def _rare_tokens(case: SteerCase) -> Steered:
     return _edit(case, "rare", recipe, choose)
 
 
+_PUBLISHED: dict[str, Mapping[str, object]] = {
+    "published": {},
+    "published-literal": {"literal": True},
+    "published-union": {"combine": "union"},
+    "published-one-pass": {"combine": "first"},
+    "published-3": {"weight": 3.0},
+}
+"""Settings of the recipe by name; each has a twin of random columns."""
 ARMS: dict[str, Callable[[SteerCase], Steered]] = {
     "plain": _plain,
     "other-prompt": _other_prompt,
@@ -180,12 +177,11 @@ ARMS: dict[str, Callable[[SteerCase], Steered]] = {
     "retrieved": _retrieved,
     "rare-words": _by_words,
     "two-calls": _asked_for,
-    "published": _published,
-    "published-random": _published_random,
-    "published-literal": partial(_published, literal=True),
-    "published-union": partial(_published, combine="union"),
-    "published-one-pass": partial(_published, combine="first"),
-    "published-3": partial(_published, weight=3.0),
+    **{
+        f"{name}-random" if random else name: partial(_published, random=random, settings=settings)
+        for name, settings in _PUBLISHED.items()
+        for random in (False, True)
+    },
     "sinks": _sinks,
     "rare-tokens": _rare_tokens,
     **SELECTIONS,

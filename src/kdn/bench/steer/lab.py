@@ -20,7 +20,7 @@ from kdn.bench.steer.items import INSTRUCTIONS, SteerItem
 from kdn.core import ColumnScale, LayerSource, Plan, Prompt, TokenIds
 from kdn.engine import AloneRun, HeldKV, Pass, SequenceSlice, run_alone
 from kdn.model import Document, Message, PlacedText
-from kdn.reuse.steer import sentence_positions, steered_from
+from kdn.reuse.steer import LookedAt, SentenceProbe, sentence_positions, steered_from
 
 __all__ = ["GoldScore", "SteerContext", "SteerLab"]
 
@@ -146,6 +146,13 @@ class SteerLab:
         logprobs = torch.log_softmax(self.run(plan).logits.float(), dim=-1)
         picked = logprobs[torch.arange(len(wanted)), torch.tensor(wanted)]
         return GoldScore(float(-picked.mean()), logprobs)
+
+    @torch.inference_mode()
+    def look(self, context: SteerContext, prompt: Prompt) -> LookedAt | None:
+        """The sentence that the question attends to most, by the product's own observer."""
+        look = SentenceProbe(context.sentences, context.since, self.num_layers)
+        self.run(Plan(prompt.token_ids, prefix=context.held, observers=(look,), logits=()))
+        return look.found()
 
     @torch.inference_mode()
     def answer(

@@ -4,6 +4,7 @@ Quality (`--only fit`, `--only test`): the gold answer's negative log-likelihood
 arm, on halves that share no article; settings are chosen on `fit`, and `test` is what the summary is of.
 Timing (`--only timing`): time to the first token through the real engine, interleaved.  With `--rows
 FILE` items and rounds are kept, and a later run goes on from them; `--only page` says what they say.
+Answers are generated, which takes longest, where `--arms` names none.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def run(options: BenchOptions) -> Result:
             "steer measures on data: --data names the folder with squad, hotpotqa, musique"
         )
     half: Half = "fit" if options.only == "fit" else "test"
-    items = _chosen(options.data, half, most=_most(options))
+    items = _chosen(options.data, half, _sets(options.sets), most=_most(options))
     rows.begin(model_name(options.model))
     torch.set_num_threads(options.threads)
     with opened(options) as service:
@@ -99,16 +100,23 @@ def _arms(asked: tuple[str, ...] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("plain", *(asked or ARMS))))
 
 
+def _sets(asked: tuple[str, ...] | None) -> tuple[str, ...]:
+    unknown = [name for name in asked or () if name not in SETS]
+    if unknown:
+        raise BadInput(f"steer has no set {unknown[0]!r}; there are {', '.join(SETS)}")
+    return asked or SETS
+
+
 def _most(options: BenchOptions) -> int:
     """Questions over one context at most."""
     return 1 if options.quick else options.items or _PER_CONTEXT
 
 
-def _chosen(data: Path, half: Half, *, most: int) -> list[list[SteerItem]]:
+def _chosen(data: Path, half: Half, sets: Sequence[str], *, most: int) -> list[list[SteerItem]]:
     """Items by context; the sets in turn, and the articles of a set in turn, so that an early end leaves
     some of each."""
     by_set = []
-    for name in SETS:
+    for name in sets:
         contexts: dict[tuple[str, ...], list[SteerItem]] = {}
         for item in steer_items(data, name):
             if item.half == half:
@@ -133,7 +141,7 @@ def _clusters_in_turn(contexts: Sequence[list[SteerItem]]) -> list[list[SteerIte
 def _fitted_on(options: BenchOptions) -> list[SteerItem]:
     """Questions of the other half, over different contexts, that heads and directions are learned on."""
     assert options.data is not None, "checked"
-    contexts = _chosen(options.data, "fit", most=_most(options))
+    contexts = _chosen(options.data, "fit", _sets(options.sets), most=_most(options))
     return [context[0] for context in contexts[:_FITTED_ON]]
 
 
@@ -157,7 +165,7 @@ def _judge(
             if lacking:
                 options.say(f"steer: {item.name}, context {number + 1} of {len(items)}")
                 case = SteerCase(lab, item, embedder, options.seed, fit)
-                is_answered = not (index or number % _ANSWERED_EVERY)
+                is_answered = not (options.arms or index or number % _ANSWERED_EVERY)
                 rows.keep_item(_score(case, found, lacking, answers=is_answered))
 
 

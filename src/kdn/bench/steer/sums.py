@@ -35,6 +35,9 @@ FEWEST_CLUSTERS = 5
 PLAIN = "plain"
 TWINS = {
     "published": "published-random",
+    "published-literal": "published-literal-random",
+    "published-union": "published-union-random",
+    "published-one-pass": "published-one-pass-random",
     "self-asked": "self-asked-random",
     "passage-twice": "passage-twice-random",
     "notes": "notes-random",
