@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kdn.bench import BenchOptions, load_bench
+from kdn.bench.engine.lineup import opened
 from kdn.bench.steer.arms import ARMS
 from kdn.bench.steer.case import random_like
 from kdn.bench.steer.items import SteerItem, steer_items
+from kdn.bench.steer.lab import SteerLab
 from kdn.bench.steer.selections import SELECTIONS
 from kdn.bench.steer.steer import _clusters_in_turn
 from kdn.bench.steer.sums import (
@@ -217,7 +220,7 @@ def test_every_arm_runs_and_a_second_run_judges_nothing_again(
     assert set(TWINS) <= set(arms)
     assert arms["published"]["passes"] == arms["published-random"]["passes"]
     assert 2.5 < arms["published"]["passes"] < 4, "two that score, one that is steered"
-    assert 0.9 < arms["passage-twice"]["passes"] < 2.2, "the passages twice"
+    assert 0.5 < arms["passage-twice"]["passes"] < 1, "the passages once more"
     assert 0 < arms["key-norm"].get("passes", 0.0) + arms["self-asked"]["passes"] < 1
     assert "passes" not in arms["look-always"], "nothing is made beforehand"
     for name in SELECTIONS:
@@ -263,6 +266,20 @@ def test_every_arm_runs_and_a_second_run_judges_nothing_again(
         load_bench("steer")(BenchOptions(model=model, data=data, sets=("trivia",)))
     none = load_bench("steer")(replace(options, rows=None, arms=("oracle",), sets=("musique",)))
     assert none.config["items_wanted"] == 0, "all items are of another set"
+
+
+def test_a_context_that_begins_as_another_is_computed_from_there(
+    tiny_model: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    model = str(tiny_model("llama", max_position_embeddings=4096))
+    item = steer_items(data, "squad")[0]
+    longer = replace(item, documents=(*item.documents, "The ferries are green."))
+    with opened(BenchOptions(model=model, threads=1, home=tmp_path)) as service:
+        lab = SteerLab(service)
+        begun, whole = lab.context(item), lab.make_context(longer)
+        found = lab.make_context(longer, begun=begun)
+    assert found.held.num_tokens == whole.held.num_tokens > begun.held.num_tokens
+    torch.testing.assert_close(found.held.kv, whole.held.kv, atol=0.02, rtol=0.02)
 
 
 def test_data_must_be_named_and_be_there(tmp_path: Path) -> None:

@@ -180,14 +180,20 @@ class SteerLab:
         return tokenizer.decode(tokens)
 
     @torch.inference_mode()
-    def make_context(self, item: SteerItem, wording: int = 0) -> SteerContext:
-        """The item's documents with the instruction, computed."""
+    def make_context(
+        self, item: SteerItem, wording: int = 0, begun: SteerContext | None = None
+    ) -> SteerContext:
+        """The item's documents with the instruction, computed from where `begun` differs."""
         prompt, documents = self.prompt(item, wording), self._documents(item)
         messages = self._messages(item, wording, None)
         places = self.service.model.chat.places(prompt, messages, documents)
-        since = steered_from(prompt, ())
-        held = HeldKV(self.captured(Plan(prompt.token_ids[:since], logits=())))
-        return SteerContext(prompt, tuple(places), held)
+        tokens = prompt.token_ids[: steered_from(prompt, ())]
+        if begun is None:
+            kv = self.captured(Plan(tokens, logits=()))
+        else:
+            known = HeldKV(begun.held.kv[:, :, : _num_alike(begun.prompt.token_ids, tokens)])
+            kv = torch.cat((known.kv, self.captured(Plan(tokens, prefix=known, logits=()))), dim=2)
+        return SteerContext(prompt, tuple(places), HeldKV(kv))
 
     def captured(self, plan: Plan) -> Tensor:
         """The KV that a plan computes."""
@@ -214,3 +220,9 @@ class SteerLab:
 
     def _documents(self, item: SteerItem) -> list[Document]:
         return [Document(None, text) for text in item.documents]
+
+
+def _num_alike(first: TokenIds, second: TokenIds) -> int:
+    """Leading tokens that both have."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -85,7 +85,8 @@ def _behind(case: SteerCase, name: str, more: Callable[[], Sequence[str]]) -> St
 
     def make() -> tuple[HeldKV, tuple[str, ...]]:
         documents = (*case.item.documents, *more())
-        return case.lab.make_context(replace(case.item, documents=documents)).held, documents
+        item = replace(case.item, documents=documents)
+        return case.lab.make_context(item, begun=case.context).held, documents
 
     held, documents = case.once(name, make)
     return Steered(held, prompt=case.lab.prompt(replace(case.item, documents=documents)))
