@@ -101,9 +101,15 @@ def test_a_prompt_that_loads_what_is_stored_takes_no_one_along() -> None:
 
 
 def test_what_was_loaded_takes_those_that_decode_along() -> None:
-    """600 rows behind 100: the first pass, of 412 rows up to position 512, loads; the other does not."""
+    """600 rows behind 200: the first pass, of 312 rows up to position 512, loads; the other does not."""
+    behind = SimulatedCall(600, 200, 1, kv_tokens=800)
+    assert ended(replace(SPEED, loading=2.0), query(0.0, [behind])) == [2 * 0.412 + 0.388]
+
+
+def test_a_small_stored_beginning_is_in_its_place_before_the_pass() -> None:
+    """600 rows behind 100, of which six times as many are to be computed: plain passes of 412 and 188."""
     behind = SimulatedCall(600, 100, 1, kv_tokens=700)
-    assert ended(replace(SPEED, loading=2.0), query(0.0, [behind])) == [2 * 0.512 + 0.288]
+    assert ended(replace(SPEED, loading=2.0), query(0.0, [behind])) == [0.512 + 0.288]
 
 
 def test_a_blended_call_is_probed_before_its_prefill() -> None:

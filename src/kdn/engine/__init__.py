@@ -14,12 +14,14 @@ from kdn.engine.engine import Engine, EngineStat, all_idle
 from kdn.engine.executor import Pass
 from kdn.engine.kv import Capture, PrefixKV, SequenceKV, SuffixKV, kv_shape
 from kdn.engine.limits import EngineLimits, JobMemory, counted_memory, measured_memory
+from kdn.engine.passes import SMALL_PREFIX
 from kdn.engine.request import RunningStream
 from kdn.engine.sampling import DrawnToken, Sampler
 from kdn.engine.states import MOVES, RequestState
 
 __all__ = [
     "MOVES",
+    "SMALL_PREFIX",
     "AloneRun",
     "Capture",
     "DrawnToken",

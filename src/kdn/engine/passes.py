@@ -18,9 +18,9 @@ from kdn.engine.states import RequestState
 from kdn.model import LoadedModel
 from kdn.model.attention import ROW_BLOCK, Attention
 
-__all__ = ["DecodeBatch", "DecodeStep", "PassOutcome", "PrefillQueue"]
+__all__ = ["SMALL_PREFIX", "DecodeBatch", "DecodeStep", "PassOutcome", "PrefillQueue"]
 
-_SMALL = 4
+SMALL_PREFIX = 4
 """A stored beginning is small where so many times its tokens are to be computed."""
 _GUESSED_ROWS = 8
 """Guessed rows in a step of all requests together: so many cost little beside reading the weights."""
@@ -355,7 +355,7 @@ def _loads_in_pass(running: RunningRequest) -> bool:
     if not _is_to_load(kv.prefix):
         return False
     num_rows = planned.plan.num_tokens - planned.plan.num_prefix
-    return not _is_plain(planned.plan) or planned.plan.num_prefix * _SMALL > num_rows
+    return not _is_plain(planned.plan) or planned.plan.num_prefix * SMALL_PREFIX > num_rows
 
 
 def _whole_block(rows_left: int, most: int) -> int:

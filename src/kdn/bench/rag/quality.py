@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -44,13 +47,11 @@ __all__ = ["JudgedAnswer", "QualityRows", "judge_quality", "quality_rows", "qual
 OURS = "ours, balanced"
 AT_LENGTH = frozenset({"qmsum", "sec10q"})
 """Sets whose right answers are sentences: judged by Rouge-L, others by F1 of words."""
-_LEFT_OUT = frozenset({f"static {method} 1" for method in ("map_rerank", "map_reduce")} | {
-    f"static map_reduce {count}" for count in (2, 5, 8)
-})  # fmt: skip
-"""One part alone is the same by each method; a summary costs as much as several answers."""
+STATIC_ARMS = tuple(f"static stuff {count}" for count in (1, 2, 5, 8))
+"""Each begins with the parts of the one before, so that all of them cost little more than the last."""
 _ANSWER_TOKENS, _LONG_TOKENS = 32, 64
-_QUESTIONS = 30
-"""Of each set."""
+_QUESTIONS, _PER_LONG = 30, 4
+"""Of each set; of those with long answers, one for so many of the others: their answers take longest."""
 _ALL_BYTES = 1 << 60
 _NOTES = (
     "Nothing is timed, nothing is stored when a choice is made, and nobody else uses the engine.",
@@ -67,11 +68,14 @@ _NOTES = (
 
 
 class QualityRows:
-    """Judged answers by set, question and configuration, kept in a file line by line."""
+    """Judged answers by set, question and configuration, kept in a file line by line.
+
+    Safe from several threads.
+    """
 
     def __init__(self, file: Path | None, model: str) -> None:
         """Raises BadInput for a file of another model's answers, or of something else."""
-        self._file, self._model = file, model_name(model)
+        self._file, self._model, self._lock = file, model_name(model), Lock()
         self._answers: dict[tuple[str, str, str], dict[str, Any]] = {}
         read_kept(file, self._read)
 
@@ -89,8 +93,9 @@ class QualityRows:
     def keep(self, line: dict[str, Any]) -> None:
         """Note an answer down."""
         line = {"model": self._model, **line}
-        self._answers[line["set"], line["question"], line["configuration"]] = line
-        add_kept(self._file, line)
+        with self._lock:
+            self._answers[line["set"], line["question"], line["configuration"]] = line
+            add_kept(self._file, line)
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,10 @@ def judge_quality(options: BenchOptions) -> Result:
     torch.set_num_threads(options.threads)
     kept = QualityRows(options.rows, options.model)
     sets = load_sets(options.data, 2 if options.quick else _QUESTIONS)
-    with scratch_folder() as folder, opened(options, folder) as k:
+    with (
+        scratch_folder() as folder,
+        opened(options, folder, fit_idle_s=0) as k,  # choices are the same on every machine
+    ):
         by_set = {
             one.name: [asked for asked in find_all(k, [one], folder, options) if asked.parts]
             for one in sets
@@ -146,34 +154,30 @@ def _judge_all(
     options: BenchOptions,
 ) -> list[JudgedAnswer]:
     """Every question by every arm; the sets in turn, so that an early end leaves some of each."""
-    found, longest = list[JudgedAnswer](), max(map(len, by_set.values()))
-    for number in range(longest):
+    found = list[JudgedAnswer]()
+    for number in range(max(map(len, by_set.values()))):
         for name, asked in by_set.items():
-            if number >= len(asked):
+            at, is_skipped = divmod(number, _PER_LONG) if name in AT_LENGTH else (number, 0)
+            if is_skipped or at >= len(asked):
                 continue
-            one, choices = asked[number], _choices(k, asked[number])
-            if name in AT_LENGTH:
-                choices = {
-                    arm: way for arm, way in choices.items() if "static map_reduce" not in arm
-                }
+            one, choices = asked[at], _choices(k, asked[at])
             question = one.question.text
             if options.only == "page" and not all(
                 kept.find(name, question, str(way)) for way in choices.values()
             ):
                 continue
-            options.say(f"{name}: question {number + 1} of {len(asked)}")
-            found += [_judged(k, name, one, arm, way, kept) for arm, way in choices.items()]
+            options.say(f"{name}: question {at + 1} of {len(asked)}")
+            ways = {str(way): way for way in choices.values()}
+            with ThreadPoolExecutor(len(ways)) as pool:  # side by side they read the weights once
+                lines = list(pool.map(partial(_judged, k, name, one, kept=kept), ways.values()))
+            by_way = dict(zip(ways, lines, strict=True))
+            found += [_answered(arm, way, by_way[str(way)]) for arm, way in choices.items()]
     return found
 
 
 def _judged(
-    k: Kdn,
-    name: str,
-    asked: AskedQuestion,
-    arm: str,
-    chosen: RagConfiguration,
-    kept: QualityRows,
-) -> JudgedAnswer:
+    k: Kdn, name: str, asked: AskedQuestion, chosen: RagConfiguration, *, kept: QualityRows
+) -> dict[str, Any]:
     question, gold = asked.question.text, asked.question.answers
     line = kept.find(name, question, str(chosen))
     if line is None:
@@ -188,7 +192,13 @@ def _judged(
             "recall": recall(asked, chosen),
         }
         kept.keep(line)
-    return JudgedAnswer(name, arm, line["score"], line["held"], line["recall"], chosen.num_chunks)
+    return line
+
+
+def _answered(arm: str, chosen: RagConfiguration, line: dict[str, Any]) -> JudgedAnswer:
+    return JudgedAnswer(
+        line["set"], arm, line["score"], line["held"], line["recall"], chosen.num_chunks
+    )
 
 
 def _choices(k: Kdn, asked: AskedQuestion) -> dict[str, RagConfiguration]:
@@ -211,10 +221,10 @@ def _choices(k: Kdn, asked: AskedQuestion) -> dict[str, RagConfiguration]:
             0,
             foresight.max_context,
         )
-        some: Arms = {OURS: arms()[OURS]} if suffix else {**static_arms(), OURS: arms()[OURS]}
-        found |= {
-            f"{name}{suffix}": arm(given) for name, arm in some.items() if name not in _LEFT_OUT
-        }
+        fixed = static_arms()
+        some: Arms = {} if suffix else {name: fixed[name] for name in STATIC_ARMS}
+        some[OURS] = arms()[OURS]
+        found |= {f"{name}{suffix}": arm(given) for name, arm in some.items()}
     return found
 
 

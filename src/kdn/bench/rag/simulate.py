@@ -3,6 +3,7 @@
 As in the engine, those that decode ride along in a pass of plain prompts, which is then as short as `stall_s`
 allows.  A prompt that is probed, or whose stored beginning is loaded, takes no one along: its pass advances a
 layer at a time, and takes longer by that; those that decode take a step when they have waited for `stall_s`.
+A stored beginning that is small beside its prompt is in its place before the pass, which is a plain one then.
 Fitted on real runs, it goes where they would take hours.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kdn.core import JctModel
+from kdn.engine import SMALL_PREFIX
 from kdn.model.attention import ROW_BLOCK
 
 __all__ = ["EngineSpeed", "SimulatedCall", "SimulatedEngine", "SimulatedQuery"]
@@ -72,8 +74,9 @@ class SimulatedCall:
 
     @property
     def loads(self) -> bool:
-        """Has its stored beginning still to be loaded? Its first pass does that."""
-        return self.num_cached > 0 and self.num_left == self.num_new
+        """Has its stored beginning still to be loaded, a layer at a time? Its first pass does that."""
+        is_small = not self.num_probe and self.num_cached * SMALL_PREFIX <= self.num_new
+        return not is_small and self.num_left == self.num_new
 
     @property
     def takes_riders(self) -> bool:
