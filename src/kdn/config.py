@@ -139,6 +139,8 @@ class BlendConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     key_bias: Annotated[float, Meta(ge=0, le=1)] | None = None
     """The share of the model's key bias that is added to stored keys; 0: it is not measured either;
     None: what was measured to be best for the model, else half."""
+    layer: Annotated[int, Meta(ge=0)] | None = None
+    """The one layer, from 0, whose attention chooses the rows; None: every other of the upper half."""
     guard_every: Annotated[int, Meta(ge=0)] = 50
     """One in so many blended answers is compared with a full prefill later; 0 never."""
     guard_kl: Annotated[float, Meta(gt=0)] = 0.5

@@ -10,8 +10,9 @@ import pytest
 import kdn
 from kdn.api import blending, over
 from kdn.clock import ManualClock
-from kdn.config import load_config
+from kdn.config import BlendConfig, Config, load_config
 from kdn.core import Blend, JctModel, Role
+from kdn.reuse.blend import AttendedRows, one_layer
 from kdn.store import open_store
 from kdn.trace import Recorder
 
@@ -46,6 +47,19 @@ def test_prefill_stores_what_lookup_finds(k: kdn.Kdn) -> None:
     assert match.num_tokens == wanted
     with pytest.raises(kdn.BadInput, match=r"empty\.txt is empty"):
         k.prefill(" \n", "empty.txt")
+
+
+def test_one_layer_chooses_the_rows_where_the_settings_name_one(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The tiny model has two layers, 0 and 1."""
+    folder = tiny_model()
+    for layer, rule in ((None, AttendedRows()), (1, one_layer(1, 2))):
+        config = Config(home=tmp_path, blend=BlendConfig(layer=layer))
+        with kdn.open(folder, config=config) as opened:
+            assert opened.parts.blend.rule == rule
+    with pytest.raises(kdn.BadConfig, match=r"blend\.layer is 2; the model has layers 0 to 1"):
+        kdn.open(folder, config=Config(home=tmp_path, blend=BlendConfig(layer=2)))
 
 
 def test_an_adapter_that_is_not_loaded_is_named(k: kdn.Kdn) -> None:

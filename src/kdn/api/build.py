@@ -170,6 +170,7 @@ def join(
         prompts=prompts,
         calibration=calibration,
         planner=reuse.planner,
+        blend=reuse.blend,
         guard=reuse.guard,
         speeds=reuse.speeds,
         engine=engine,

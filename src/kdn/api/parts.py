@@ -16,7 +16,7 @@ from kdn.core import Planner
 from kdn.engine import Engine
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
-from kdn.reuse.blend import QualityGuard
+from kdn.reuse.blend import BlendReuse, QualityGuard
 from kdn.reuse.source import MeasuredSpeeds
 from kdn.reuse.why import Explainer
 from kdn.store import Store
@@ -40,6 +40,7 @@ class Parts:
     prompts: Prompts
     calibration: ModelCalibration
     planner: Planner
+    blend: BlendReuse
     guard: QualityGuard
     speeds: MeasuredSpeeds
     engine: Engine

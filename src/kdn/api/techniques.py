@@ -14,7 +14,14 @@ from kdn.core import Fingerprint, JctModel, KvShape, Request, Share
 from kdn.errors import BadConfig, StoreError
 from kdn.model import LoadedModel
 from kdn.reuse import LossRule, PrefixReuse, RecordLookups, Stack
-from kdn.reuse.blend import BlendReuse, QualityGuard, RatioController
+from kdn.reuse.blend import (
+    AttendedRows,
+    BlendReuse,
+    BlendRule,
+    QualityGuard,
+    RatioController,
+    one_layer,
+)
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.reuse.codec_quality import QualityRecord
 from kdn.reuse.load_or_compute import EstimateS
@@ -33,6 +40,7 @@ class ReuseParts:
     """The stack that plans, and what else reads or tells of its techniques."""
 
     planner: Stack
+    blend: BlendReuse
     loss: LossRule
     speeds: MeasuredSpeeds
     guard: QualityGuard
@@ -52,7 +60,8 @@ def join_reuse(
 ) -> ReuseParts:
     """The techniques over the common store; `on_plan` hears of each request that is planned.
 
-    Raises BadConfig for a codec whose loss is not known to be within the limit that was set.
+    Raises BadConfig for a codec whose loss is not known to be within the limit that was set, and for a
+    layer to observe that the model does not have.
     """
     fingerprints = model.fingerprints
     own, find = fingerprints.of(None), fingerprints.of_context
@@ -80,6 +89,7 @@ def join_reuse(
         movable=not model.decoder.rope.length_dependent,
         bias=calibration.key_bias,
         recipe=recipe_of,
+        rule=_blend_rule(config.blend.layer, shape.num_layers),
         trace=trace,
     )
     share_guard = ShareGuard(config.share.guard_every, config.share.guard_kl, find, trace)
@@ -100,11 +110,21 @@ def join_reuse(
     steer = SteerReuse(store, shape, find, trace=trace)
     return ReuseParts(
         Stack([*recording, prefix, share, blend, steer], on_plan=on_plan, trace=trace),
+        blend,
         loss,
         speeds,
         _make_guard(config, controller, own, trace),
         share_guard,
     )
+
+
+def _blend_rule(layer: int | None, num_layers: int) -> BlendRule:
+    """What chooses the rows that blending recomputes."""
+    if layer is None:
+        return AttendedRows()
+    if layer >= num_layers:
+        raise BadConfig(f"blend.layer is {layer}; the model has layers 0 to {num_layers - 1}")
+    return one_layer(layer, num_layers)
 
 
 def _siblings(model: LoadedModel) -> list[Sibling]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kdn.core import GivenRows, LayerView, Plan, StoredRun
 from kdn.errors import BadInput
 from kdn.model import LoadedModel
-from kdn.reuse.blend import AnchoredRows, AttendedRows, BlendLayout, BlendRule
+from kdn.reuse.blend import AnchoredRows, AttendedRows, BlendLayout, BlendRule, one_layer
 from kdn.reuse.blend.anchors import AnchorKind, anchor_positions
 from tests.engine.runs import HeldSource, load_tiny, run
 from tests.reuse.blend.test_recomputed_rows import Blended, three_chunks
@@ -54,9 +54,8 @@ def test_with_every_token_an_anchor_the_rows_are_those_of_a_look_at_that_layer(
     run(tiny, replace(whole, rows=(whole.rows[0], *case.base().rows[1:]), observers=(watch,)))
     reused = case.layout().reused
     best = torch.topk(seen[layer][reused], case.layout().budget(0.25)).indices
-    depth = (layer + 0.5) / 6
     for kind in get_args(AnchorKind):
-        rows = chosen_rows(case, AnchoredRows(depth, 1, kind))
+        rows = chosen_rows(case, one_layer(layer, 6, kind=kind))
         assert rows == case.layout().with_forced(reused[best])
 
 
@@ -64,7 +63,7 @@ def test_what_no_anchor_holds_does_not_reach_the_rows_before_the_layer(tiny: Loa
     """Below the observed layer other values of the unseen columns change nothing; those of an anchor do."""
     case = three_chunks(tiny)
     layout, layer = case.layout(), 3
-    rule = AnchoredRows((layer + 0.5) / 6, 20, "leading")  # two anchors for each chunk of 40
+    rule = one_layer(layer, 6, 20, "leading")  # two anchors for each chunk of 40
     assert anchor_positions(case.base(), layout, layer, 20, "leading").tolist() == [50, 51, 90, 91]
 
     def asked(changed: int) -> Tensor:
@@ -107,6 +106,14 @@ def test_anchors_are_taken_from_every_chunk_by_their_kind() -> None:
         "leading": [2, 3, 4, 14, 15],
         "spread": [2, 5, 8, 14, 16],
     }
+
+
+def test_a_layer_is_named_by_its_number_in_models_of_any_depth() -> None:
+    """A depth that is a number over the layers falls short of some: 29 / 50 * 50 is 28.999."""
+    assert int(29 / 50 * 50) == 28
+    for num_layers in (1, 24, 28, 30, 50):
+        found = [int(one_layer(n, num_layers).depth * num_layers) for n in range(num_layers)]
+        assert found == list(range(num_layers))
 
 
 def test_settings_that_cannot_be_are_refused_in_a_sentence() -> None:

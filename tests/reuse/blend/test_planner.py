@@ -14,6 +14,8 @@ from kdn.core import (
     EXACT,
     Blend,
     Finish,
+    GivenRows,
+    Plan,
     Prompt,
     Request,
     Retention,
@@ -27,7 +29,7 @@ from kdn.engine import Engine, EngineLimits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse, Stack
-from kdn.reuse.blend import BlendReuse, KeyBias, RatioController
+from kdn.reuse.blend import BlendLayout, BlendReuse, KeyBias, Leading, RatioController
 from kdn.store import Store, open_store
 from kdn.trace import Recorder
 from tests.engine.runs import load_tiny, some_tokens
@@ -65,7 +67,7 @@ class RequestContext:
         self.heard = Recorder()
         self.prefix = PrefixReuse(store, shape, lambda _: decoder.fingerprint)
         self.controller = RatioController(0.25)
-        blend = BlendReuse(
+        self.blend = BlendReuse(
             store,
             shape,
             lambda _: decoder.fingerprint,
@@ -75,7 +77,7 @@ class RequestContext:
             bias=lambda _: drift,
             trace=self.trace,
         )
-        self.reuse = Stack([self.prefix, blend], trace=self.trace)
+        self.reuse = Stack([self.prefix, self.blend], trace=self.trace)
         self.engine = Engine(
             model,
             TorchAttention(),
@@ -151,6 +153,24 @@ def test_without_being_asked_nothing_is_blended(tiny: LoadedModel, tmp_path: Pat
         _, usage = d.ask(*ALL, question(1))
         assert (usage.exact, usage.blended, usage.recomputed) == (320, 0, 172)
         assert d.trace.count("blend.plan") == 0
+
+
+def test_the_rule_may_be_exchanged_between_requests(tiny: LoadedModel, tmp_path: Path) -> None:
+    """Two documents side by side are one chunk: its first 40 of 160, and the question's 12 besides."""
+    chosen: list[tuple[int, ...]] = []
+
+    def leading(base: Plan, layout: BlendLayout, count: int) -> Plan:
+        plan = Leading()(base, layout, count)
+        assert isinstance(plan.rows[0], GivenRows)
+        chosen.append(plan.rows[0].positions)
+        return plan
+
+    with desk(tiny, tmp_path / "store") as d:
+        d.learn(ONE, TWO, THREE)
+        d.ask(*ALL, question(1), techniques=(Blend(0.25),))
+        d.blend.rule = leading
+        d.ask(*ALL, question(1), techniques=(Blend(0.25),))
+        assert chosen == [(*range(320, 360), *range(480, 492))]
 
 
 def test_at_ratio_one_the_answer_is_that_of_a_full_prefill(

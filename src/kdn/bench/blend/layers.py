@@ -22,7 +22,7 @@ from kdn.bench.common.kept import add_kept, read_kept
 from kdn.bench.common.result import Row
 from kdn.bench.common.scores import geometric
 from kdn.core import GivenRows, Plan
-from kdn.reuse.blend import AnchoredRows, AttendedRows, BlendRule
+from kdn.reuse.blend import AttendedRows, BlendRule, one_layer
 from kdn.reuse.blend.anchors import AnchorKind
 
 __all__ = ["PROFILED", "layer_rows", "profile"]
@@ -58,7 +58,7 @@ def _ways(num_layers: int) -> list[Way]:
     for layer in layers:
         for kind, span in kinds:
             name = "all tokens" if span == 1 else f"{kind}, one in {span}"
-            rule = AnchoredRows((layer + 0.5) / num_layers, span, kind)
+            rule = one_layer(layer, num_layers, span, kind)
             found.append(Way(f"{name}@{layer}", rule))
     return found
 

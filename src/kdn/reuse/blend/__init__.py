@@ -5,7 +5,7 @@ Trades in plans over stored chunks.  `calibration`, `api` and `bench` import it.
 
 from __future__ import annotations
 
-from kdn.reuse.blend.anchors import AnchoredRows
+from kdn.reuse.blend.anchors import AnchoredRows, one_layer
 from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.guard import QualityGuard, divergence
 from kdn.reuse.blend.key_bias import KeyBias
@@ -30,4 +30,5 @@ __all__ = [
     "RatioController",
     "TimedLoader",
     "divergence",
+    "one_layer",
 ]

@@ -18,7 +18,7 @@ from kdn.errors import BadInput
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.question_attention import NOTHING, AttendedRows
 
-__all__ = ["AnchorKind", "AnchoredRows", "anchor_positions", "unseen_scales"]
+__all__ = ["AnchorKind", "AnchoredRows", "anchor_positions", "one_layer", "unseen_scales"]
 
 AnchorKind = Literal["low norm", "spread", "leading"]
 
@@ -56,6 +56,13 @@ class AnchoredRows:
         anchors = anchor_positions(base, layout, layer, self.span, self.kind)
         scales = unseen_scales(layout, anchors, range(layer))
         return replace(probe, scale=(*probe.scale, *scales))
+
+
+def one_layer(
+    layer: int, num_layers: int, span: int = 1, kind: AnchorKind = "low norm"
+) -> AnchoredRows:
+    """The rule that observes this layer alone, from 0; with `span` 1 the question sees all tokens."""
+    return AnchoredRows((layer + 0.5) / num_layers, span, kind)
 
 
 def unseen_scales(layout: BlendLayout, anchors: Tensor, layers: range) -> tuple[ColumnScale, ...]:

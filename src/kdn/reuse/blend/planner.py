@@ -40,6 +40,7 @@ from kdn.reuse.blend.controller import RatioController, TimedLoader
 from kdn.reuse.blend.key_bias import KeyBias
 from kdn.reuse.blend.layout import BlendLayout
 from kdn.reuse.blend.question_attention import AttendedRows
+from kdn.reuse.blend.recomputed_rows import BlendRule
 from kdn.reuse.shortened import reused_before
 from kdn.reuse.source import StoreSource, close_all, loaded_bytes, tokens_by_tier
 from kdn.reuse.technique import Technique
@@ -71,6 +72,7 @@ class BlendReuse(Technique):
         movable: bool = True,
         bias: Callable[[Fingerprint], KeyBias | None] = lambda _: None,
         recipe: Callable[[Request], Recipe] = lambda _: EXACT,
+        rule: BlendRule | None = None,
         trace: Trace | None = None,
     ) -> None:
         self._store = store
@@ -79,7 +81,8 @@ class BlendReuse(Technique):
         self._controller = controller
         self._clock = clock
         self._movable = movable
-        self._rule = AttendedRows()
+        self.rule: BlendRule = rule or AttendedRows()
+        """What chooses the recomputed rows, from the next request on."""
         self._bias = bias
         self._recipe = recipe
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="kdn-blend")
@@ -172,7 +175,7 @@ class BlendReuse(Technique):
         )
         return replace(
             planned,
-            plan=self._rule(base, layout, count),
+            plan=self.rule(base, layout, count),
             blended=layout.num_reused - count,
             moved=tuple((run.start, run.stop) for run in base.stored),
             tiers=tiers,
