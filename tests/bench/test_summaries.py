@@ -12,12 +12,21 @@ from tests.bench.test_work import CONFIG
 
 from kdn.bench import BenchOptions
 from kdn.bench.blend.arms import NAIVE, NOISE, OURS, RANDOM, RATIO, WHOLE, Known, arms
-from kdn.bench.blend.blend import _curves, _gains, _lean, _page, _pairs, _quality_rows, _speedup
+from kdn.bench.blend.blend import (
+    _curves,
+    _gains,
+    _lean,
+    _page,
+    _pairs,
+    _quality_rows,
+    _speedup,
+    _timing_rows,
+)
 from kdn.bench.blend.blend import _summary as blend_summary
 from kdn.bench.blend.lab import kl
 from kdn.bench.blend.prompts import BlendPrompt
 from kdn.bench.blend.quality import _ranks, judged_before
-from kdn.bench.blend.timing import BLEND, DISK, FULL_TIME, Timed, longer
+from kdn.bench.blend.timing import BLEND, DISK, FULL_TIME, LAYER, Timed, longer
 from kdn.bench.common.memory import peak_bytes
 from kdn.bench.common.result import Row
 from kdn.bench.common.scores import interval
@@ -165,6 +174,19 @@ def test_a_speedup_is_over_prompts_in_pairs() -> None:
     assert _speedup(timed, "", BLEND) == pytest.approx(4)
     assert _speedup(timed, "", DISK) == pytest.approx(1)
     assert _speedup(timed, ", long", BLEND) is None
+    assert _speedup(timed, "", LAYER) is None, "it was not asked for"
+
+
+def test_what_could_replace_the_default_is_compared_with_it_round_by_round() -> None:
+    """2 s and 3 s where the default took 2.2 and 3: 1.1 and 1 times sooner; 5 in the median of the full."""
+    samples = {FULL_TIME: [10.0, 15.0], BLEND: [2.2, 3.0], LAYER: [2.0, 3.0]}
+    usages = dict.fromkeys(samples, Usage(100, 1, recomputed=15))
+    loaded = dict.fromkeys(samples, 0)
+    rows = {row["way"]: row for row in _timing_rows({"": Timed(100.0, samples, usages, loaded)})}
+    assert rows[LAYER]["speedup"] == pytest.approx(5)
+    assert rows[LAYER]["sooner than the default"] == pytest.approx(1.05)
+    assert rows[LAYER]["its spread"] == "1.00-1.10"
+    assert "its spread" not in rows[BLEND]
 
 
 def test_longer_prompts_have_six_documents_of_the_next() -> None:

@@ -47,6 +47,7 @@ __all__ = [
     "arms",
     "chosen_arms",
     "default_way",
+    "probe_rules",
     "true_mass",
 ]
 
@@ -110,6 +111,12 @@ NOISE = Arm("all rows again", 1.0, RandomRows())
 def default_way(model: str) -> str:
     """What kdn does with that model unless told otherwise."""
     return WHOLE if key_bias_share(model) == 1 else OURS
+
+
+def probe_rules(model: str) -> dict[str, BlendRule]:
+    """The rules that could replace that model's default, by their names on the command line."""
+    prefix = "whole-" if default_way(model) == WHOLE else ""
+    return {name: _RULES[prefix + name][1] for name in ("layer", "anchors")}
 
 
 def chosen_arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:

@@ -35,10 +35,19 @@ from kdn.bench.blend.lab import Lab
 from kdn.bench.blend.layers import PROFILED, layer_rows, profile
 from kdn.bench.blend.prompts import BlendPrompt, questions
 from kdn.bench.blend.quality import Judged, judge, judged_before
-from kdn.bench.blend.timing import BLEND, DISK, FULL_TIME, Timed, longer, time_ways
+from kdn.bench.blend.timing import (
+    ANCHORS,
+    BLEND,
+    DISK,
+    FULL_TIME,
+    LAYER,
+    Timed,
+    longer,
+    time_ways,
+)
 from kdn.bench.common.lines import Lines
 from kdn.bench.common.measure import median, ratio
-from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
+from kdn.bench.common.result import BenchOptions, Result, Row, model_name, scratch_folder
 from kdn.bench.common.scores import geometric, interval
 from kdn.bench.engine.lineup import opened
 from kdn.calibration.key_bias import key_bias_share
@@ -66,17 +75,18 @@ def run(options: BenchOptions) -> Result:
     """Judge, time, and say both together."""
     if options.only not in _PARTS:
         raise BadInput(f"blend has the parts quality, timing and layers, not {options.only!r}")
-    lean = _lean(options)
+    lean = _lean(options) if options.only != "timing" else None
     torch.set_num_threads(options.threads)
     asked = questions(options.data, options.seed, _QUICK_PROMPTS if options.quick else _PROMPTS)
     if options.only == "layers":
         return _layers(options, asked[len(asked) // 2 :][: options.items or PROFILED])
-    asked = asked[: options.items]
     judged = judged_before(asked, options.rows)
+    asked = asked[: options.items]
     timed: dict[str, Timed] = {}
     with scratch_folder() as folder, opened(options, folder) as service:
+        bias = service.calibration.learn_key_bias()  # else idle time measures it beside the timing
         if options.only != "timing":
-            lab = Lab(service.model, service.parts.attention, service.calibration.learn_key_bias())
+            lab = Lab(service.model, service.parts.attention, bias)
             judged = judge(
                 service,
                 lab,
@@ -88,7 +98,7 @@ def run(options: BenchOptions) -> Result:
             )
         if options.only != "quality":
             timed = _timed(options, service, asked, folder)
-    ours = f"{default_way(options.model)}@{RATIO}"
+    ours = f"{default_way(model_name(options.model))}@{RATIO}"
     return Result(
         bench="blend",
         model=options.model,
@@ -105,7 +115,7 @@ def _layers(options: BenchOptions, asked: list[BlendPrompt]) -> Result:
     """The profile of layers and anchors, on prompts that judge nothing else."""
     with scratch_folder() as folder, opened(options, folder) as service:
         lab = Lab(service.model, service.parts.attention, service.calibration.learn_key_bias())
-        share = key_bias_share(options.model)
+        share = key_bias_share(model_name(options.model))
         found = profile(service, lab, asked, options.rows, options.say, bias_share=share)
     rows = layer_rows(found)
     return Result(
@@ -139,7 +149,7 @@ def _page(options: BenchOptions, kind: str = "blend") -> str:
 def _timed(
     options: BenchOptions, service: api.Kdn, asked: list[BlendPrompt], folder: Path
 ) -> dict[str, Timed]:
-    rounds = options.pairs or (2 if options.quick else 6)
+    rounds = options.pairs or min(2 if options.quick else 6, len(asked))
     store = folder / "store"
     options.say(f"timing: {rounds} rounds of every way")
     found = {"": time_ways(options, service, asked, rounds, store)}
@@ -218,6 +228,10 @@ def _summary(
         "ttft_speedup": _speedup(timed, "", BLEND),
         "ttft_disk_speedup": _speedup(timed, "", DISK),
         "ttft_long_speedup": _speedup(timed, ", long", BLEND),
+        "ttft_layer_speedup": _speedup(timed, "", LAYER),
+        "ttft_long_layer_speedup": _speedup(timed, ", long", LAYER),
+        "ttft_anchors_speedup": _speedup(timed, "", ANCHORS),
+        "ttft_long_anchors_speedup": _speedup(timed, ", long", ANCHORS),
         "ratio": RATIO,
         "kl_full_noise": mean(_NOISE, "kl"),
         "kl_naive": mean(_NAIVE, "kl"),
@@ -273,13 +287,17 @@ def _timing_rows(timed: dict[str, Timed]) -> list[Row]:
             faster = ratio(found.samples, way, FULL_TIME)
             if faster is not None and way != FULL_TIME:
                 row |= {"speedup": faster.median, "spread": f"{faster.low:.2f}-{faster.high:.2f}"}
+            beside = ratio(found.samples, way, BLEND)
+            if beside is not None and way in (LAYER, ANCHORS):
+                row["sooner than the default"] = beside.median
+                row["its spread"] = f"{beside.low:.2f}-{beside.high:.2f}"
             rows.append(row)
     return rows
 
 
 def _speedup(timed: dict[str, Timed], size: str, way: str) -> float | None:
     """Geometric mean over prompts of the paired ratios."""
-    if size not in timed:
+    if size not in timed or way not in timed[size].samples:
         return None
     samples = timed[size].samples
     pairs = zip(samples[FULL_TIME], samples[way], strict=True)
