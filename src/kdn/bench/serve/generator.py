@@ -59,7 +59,7 @@ async def _ask(load: OfferedLoad, request: LoadRequest) -> _Pieces:
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     transport, reply = await asyncio.get_running_loop().create_connection(
-        _Reply, place.hostname, place.port
+        _Reply, str(place.hostname), place.port or 80
     )
     try:
         transport.write(head.encode() + body)

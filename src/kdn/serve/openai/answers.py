@@ -79,10 +79,12 @@ class Answers(ABC):
         so_far: dict[int, GatheredAnswer] = {}
         last: list[bytes] = []
         try:
-            while self.streams.is_running:
+            running = self.streams.is_running
+            while running:
                 arrived = await self.streams.arrived()
                 last = [one for pair in arrived for one in self._told(so_far, *pair)]
-                if self.streams.is_running and last:
+                running = self.streams.is_running
+                if running and last:
                     yield b"".join(last)
         except Exception as error:  # noqa: BLE001 - the headers are sent: the error must travel as an event
             last = [failure(error)]
