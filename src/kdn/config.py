@@ -1,13 +1,11 @@
 """Settings: one frozen struct per room, composed here, read once, never written.
 
 A room that can be imported quickly has its struct beside the code that reads it.  Those of the others
-stand here, so that commands without a model load neither torch nor a web framework; these rooms take
-their defaults from here.
+stand here, so that commands without a model load neither torch nor a web framework.
 
 A setting is found in this order: the call's own argument, the environment (`KDN_STORE_DISK_BYTES`
 for `disk_bytes` of `[store]`), the file `kdn.toml`, the default of its struct.  Unknown names are
-refused.  Byte counts may be written `"8 GiB"`.  In the environment a list is written `a,b` and a table
-`a=1,b=2`, or either as JSON.
+refused.  Byte counts may be `"8 GiB"`; in the environment a list is `a,b`, a table `a=1,b=2`, or JSON.
 """
 
 from __future__ import annotations
