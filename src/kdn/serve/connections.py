@@ -96,7 +96,7 @@ class Handover:
 
 
 class _Connection(h11.Connection):
-    """As h11's own, which asks its table of states anew for each piece of a body.
+    """As h11's own, which asks its table of states again for each piece of a body.
 
     A piece changes no state, and of a body without a known length it has the same form each time.
     """

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdn.core import BlockKey
-from kdn.errors import CorruptBlock, LostBlock
+from kdn.errors import CorruptBlock, LostBlock, NoSpace
 from kdn.machine.files import Files, system_errors
 from kdn.machine.memory import OWN_PAGES_FROM, allocate
 from kdn.store.block.format import ALIGN, EncodedBlock
@@ -38,7 +38,8 @@ class StoreFolder:
     for one that cannot be written.
     """
 
-    read_only = False
+    read_only = ""
+    """Why nothing in it is changed, where that is so."""
 
     def __init__(self, path: Path, files: Files | None = None) -> None:
         self.path = path
@@ -58,6 +59,11 @@ class StoreFolder:
             for name in ("blocks", "writing", "quarantine", "owners"):
                 self._files.make_durable(path / name)
         return identity
+
+    def refuse_changes(self) -> None:
+        """Raises NoSpace where it is read-only."""
+        if self.read_only:
+            raise NoSpace(self.read_only)
 
     @property
     def catalogue(self) -> Path:

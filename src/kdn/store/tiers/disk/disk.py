@@ -101,7 +101,7 @@ class DiskTier(ManagedTier):
             self._folder, of_folder = StoreFolder(folder, files), BlockFiles
         else:
             self._folder, of_folder, policy = ReadOnlyFolder(folder), ReadOnlyBlockFiles, None
-            trace.event("store.read_only", reason=self._is_read_only())
+            trace.event("store.read_only", reason=self._folder.read_only)
         self._blocks = of_folder(self._folder, files, ring, trace, direct=direct)
         self._clock = clock
         self._trace = trace
@@ -142,7 +142,7 @@ class DiskTier(ManagedTier):
             self._ranked.insert(use)
 
     def drop(self, key: BlockKey) -> bool:
-        self._refuse_if_read_only()
+        self._folder.refuse_changes()
         self._unrank(key)
         return self._catalogue.writer.remove(key, lambda: self._blocks.remove(key))
 
@@ -212,7 +212,7 @@ class DiskTier(ManagedTier):
 
     def replace(self, block: EncodedBlock, spare: Spare) -> None:
         """One file takes the other's place: a reader finds either of them, whole."""
-        self._refuse_if_read_only()
+        self._folder.refuse_changes()
         entry, data = Entry.of(block.header.id), self._blocks.stored_form(block)
         writer = self._catalogue.writer
         number = writer.reserve(data.nbytes, self._capacity_bytes, spare, self._evict)
@@ -241,13 +241,6 @@ class DiskTier(ManagedTier):
         assert sizes <= self._capacity_bytes, f"{sizes} bytes, over the cap"
 
     # --- inside ---
-
-    def _is_read_only(self) -> str:
-        return f"the store {self._folder.path} is read-only: its blocks are read, none is written"
-
-    def _refuse_if_read_only(self) -> None:
-        if self._folder.read_only:
-            raise NoSpace(self._is_read_only())
 
     def _judge(self, use: Use) -> None:
         """Make the room that rules ask for, and raise NoSpace for what is not to be stored."""

@@ -24,10 +24,9 @@ class ReadOnlyFolder(StoreFolder):
     damage are noted there and forgotten at the end.  Raises ForeignStore, StoreError.
     """
 
-    read_only = True
-
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self.read_only = f"the store {path} is read-only: its blocks are read, none is written"
         self._copied = ExitStack()
         self._scratch = path
 
