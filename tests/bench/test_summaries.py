@@ -11,11 +11,24 @@ import torch
 from tests.bench.test_work import CONFIG
 
 from kdn.bench import BenchOptions
-from kdn.bench.blend.arms import NAIVE, NOISE, OURS, RANDOM, RATIO, WHOLE, Known, arms
+from kdn.bench.blend.arms import (
+    HALF,
+    NAIVE,
+    NOISE,
+    OURS,
+    PROBES,
+    RANDOM,
+    RATIO,
+    WHOLE,
+    Known,
+    arms,
+    chosen_arms,
+)
 from kdn.bench.blend.blend import (
     _curves,
     _gains,
     _lean,
+    _notes,
     _page,
     _pairs,
     _quality_rows,
@@ -83,6 +96,19 @@ def test_gains_over_naive_are_paired_by_prompt() -> None:
     assert summary["kl_gain_random"] == pytest.approx(2)
     assert (summary["agreement_share"], summary["kl_gain_hkvd"]) == (0, None)
     assert set(blend_summary([], {}, OURS_KEY).values()) == {None, RATIO}
+
+
+def test_what_could_replace_the_default_is_told_as_times_its_kl() -> None:
+    """Half as much on one prompt and four times on the other: 1.41 in the geometric mean."""
+    layer = next(arm for arm in chosen_arms(PROBES, (RATIO,)) if arm.bias_share == HALF)
+    found = [judged("a", 0.8, 0.2), judged("b", 0.4, 0.1), judged("c", 0.4, 0.1)]
+    for one, kl_layer in zip(found[:2], (0.1, 0.4), strict=True):
+        one["arms"][layer.key] = {"kl": kl_layer}
+    told = [line for line in _notes(found, OURS_KEY) if "times the default's" in line]
+    interval_told = "(95 % bootstrap interval over 2 prompts 0.50-4.00)"
+    assert told == [
+        f"KL at the answer position with {layer.name} is 1.41 times the default's {interval_told}."
+    ]
 
 
 def test_an_arm_that_few_prompts_have_is_told_of_these_alone() -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "NAIVE",
     "NOISE",
     "OURS",
+    "PROBES",
     "RANDOM",
     "RATIO",
     "WHOLE",
@@ -103,6 +104,8 @@ _RULES: dict[str, tuple[str, BlendRule, float]] = {
     "whole-anchors": (f"key bias and {ANCHORS}", AnchoredRows(MIDDLE), 1.0),
 }
 """By the name on the command line: the title in tables, the rule, and the share of the key bias."""
+PROBES = ("layer", "anchors", "whole-layer", "whole-anchors")
+"""The names of rules that could replace the default."""
 
 NOISE = Arm("all rows again", 1.0, RandomRows())
 """Every row after the first chunk again: what differs is the noise of the arithmetic."""

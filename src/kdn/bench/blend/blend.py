@@ -19,11 +19,13 @@ from kdn import api
 from kdn.bench.blend.arms import (
     ATTENTION,
     FULL,
+    HALF,
     HKVD,
     LEAN,
     NAIVE,
     NOISE,
     OURS,
+    PROBES,
     RANDOM,
     RATIO,
     WHOLE,
@@ -263,11 +265,26 @@ def _notes(judged: Sequence[Judged], ours: str) -> tuple[str, ...]:
                 f"At 15 % the default is {mean:.2f} times closer to the full prefill than {name}"
                 f" {where} (95 % bootstrap interval over {len(pairs)} prompts {low:.2f}-{high:.2f})."
             )
+    for arm in _others(judged, ours):
+        mean, low, high = geometric(_pairs(judged, arm, ours, "kl"))
+        count = len(_pairs(judged, arm, ours, "kl"))
+        said.append(
+            f"KL at the answer position with {arm.rpartition('@')[0]} is {mean:.2f} times the default's"
+            f" (95 % bootstrap interval over {count} prompts {low:.2f}-{high:.2f})."
+        )
     said.append(
         "`rows computed` counts rows times layers, the probe pass and the question"
         " included, as a share of a full prefill's; KL is held above 0.0001 nats in ratios."
     )
     return tuple(said)
+
+
+def _others(judged: Sequence[Judged], ours: str) -> list[str]:
+    """What could replace the default, of the ways that were judged beside it."""
+    way = ours.rpartition("@")[0]
+    share = 1.0 if way == WHOLE else HALF
+    named = [one.key for one in chosen_arms(PROBES, (RATIO,)) if one.bias_share == share]
+    return [arm for arm in named if _pairs(judged, arm, ours, "kl")]
 
 
 # --- timing ----------------------------------------------------------------------------------
