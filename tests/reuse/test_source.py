@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.clock import ManualClock
 from kdn.core import KvShape
-from kdn.reuse.source import Pace, StoreSource
+from kdn.reuse.source import Pace, StoreSource, tensor_over_all
 from kdn.store import Reader
 
 LAYERS, TOKENS, BLOCKS = 30, 256, 8
@@ -165,3 +167,25 @@ def test_only_the_layers_that_will_be_taken_are_read(cuts: list[int], layer_s: f
         layer for part in layers for layer in part
     ]
     assert all(any(set(read) <= set(part) for part in layers) for read in reader.ranges)
+
+
+def test_runs_at_even_distances_in_one_buffer_are_one_tensor_over_it() -> None:
+    """Three runs of four values with a gap of two; at uneven distances, or of two buffers, they are not."""
+    buffer = np.arange(18, dtype=np.uint16).view(np.uint8)
+    whole = memoryview(buffer)
+    runs = [whole[start : start + 8] for start in (0, 12, 24)]
+    together = tensor_over_all(runs, torch.bfloat16, (2, 2))
+    assert together is not None
+    assert together.view(torch.int16).tolist() == [
+        [[0, 1], [2, 3]],
+        [[6, 7], [8, 9]],
+        [[12, 13], [14, 15]],
+    ]
+    buffer[12] = 99
+    assert together[1, 0, 0].view(torch.int16) == 99, "nothing was copied"
+    assert tensor_over_all([runs[0], runs[1], whole[26:34]], torch.bfloat16, (2, 2)) is None
+    assert tensor_over_all([runs[1], runs[0]], torch.bfloat16, (2, 2)) is None
+    assert tensor_over_all([runs[0], memoryview(bytes(8))], torch.bfloat16, (2, 2)) is None
+    alone = tensor_over_all(runs[2:], torch.bfloat16, (4,))
+    assert alone is not None
+    assert alone.view(torch.int16).tolist() == [[12, 13, 14, 15]]

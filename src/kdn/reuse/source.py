@@ -14,6 +14,7 @@ faster.
 from __future__ import annotations
 
 import ctypes
+import math
 import statistics
 import threading
 from bisect import bisect_right
@@ -21,6 +22,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from itertools import pairwise
 from math import inf
 
 import numpy as np
@@ -40,6 +42,7 @@ __all__ = [
     "close_all",
     "loaded_bytes",
     "tensor_over",
+    "tensor_over_all",
     "tokens_by_tier",
 ]
 
@@ -188,19 +191,21 @@ class StoreSource:
     def _load(self, start: int, stop: int) -> list[list[LayerKV]]:
         """Of every block the runs of layers [start, stop)."""
         began_s = self._clock.now()
-        loaded = [
-            [self._run(reader, run) for run in reader.layers(start, stop)]
-            for reader in self._readers
-        ]
+        loaded = [self._runs(reader, reader.layers(start, stop)) for reader in self._readers]
         took_s = self._clock.now() - began_s
         self.load_s += took_s
         self._pace.took(stop - start, took_s)
         return loaded
 
-    def _run(self, reader: Reader, run: memoryview) -> LayerKV:
+    def _runs(self, reader: Reader, runs: Sequence[memoryview]) -> list[LayerKV]:
+        """Of every layer of one read the K and V of the block's first tokens."""
         size = (2, reader.id.num_tokens, self._shape.num_kv_heads, self._shape.head_dim)
-        k, v = tensor_over(run, self._dtype).view(size)[:, : reader.num_tokens].unbind()
-        return LayerKV(k, v)
+        together = tensor_over_all(runs, self._dtype, size)
+        if together is None:
+            whole = [tensor_over(run, self._dtype).view(size) for run in runs]
+            return [LayerKV(*one[:, : reader.num_tokens].unbind()) for one in whole]
+        together = together[:, :, : reader.num_tokens]
+        return list(map(LayerKV, together[:, 0].unbind(), together[:, 1].unbind()))
 
 
 def close_all(readers: Iterable[Reader]) -> None:
@@ -225,8 +230,37 @@ def loaded_bytes(blocks: list[list[LayerKV]]) -> int:
 
 def tensor_over(data: memoryview, dtype: torch.dtype) -> Tensor:
     """The bytes as a flat tensor, uncopied. Torch has no read-only memory: callers must not write to it."""
-    source = np.frombuffer(data, dtype=np.uint8)
-    raw = (ctypes.c_char * data.nbytes).from_address(source.ctypes.data)
+    return _tensor_at(_address(data), data.nbytes, data, dtype)
+
+
+def tensor_over_all(
+    runs: Sequence[memoryview], dtype: torch.dtype, size: tuple[int, ...]
+) -> Tensor | None:
+    """As `tensor_over`, of runs that each hold a tensor of that size: [runs, *size].
+
+    None unless they lie in one buffer at even distances, as the layers of a plain block do: making a
+    tensor of each takes longer than finding this out.
+    """
+    if any(run.obj is not runs[0].obj for run in runs):
+        return None
+    places = [_address(run) for run in runs]
+    steps = {b - a for a, b in pairwise(places)} or {runs[0].nbytes}
+    step = steps.pop()
+    if steps or step < runs[0].nbytes or step % dtype.itemsize:
+        return None
+    size_bytes = places[-1] + runs[-1].nbytes - places[0]
+    inner = [math.prod(size[at + 1 :]) for at in range(len(size))]
+    flat = _tensor_at(places[0], size_bytes, runs, dtype)
+    return flat.as_strided((len(runs), *size), (step // dtype.itemsize, *inner))
+
+
+def _address(data: memoryview) -> int:
+    place: int = np.frombuffer(data, dtype=np.uint8).__array_interface__["data"][0]
+    return place
+
+
+def _tensor_at(place: int, size_bytes: int, source: object, dtype: torch.dtype) -> Tensor:
+    raw = (ctypes.c_char * size_bytes).from_address(place)
     raw.source = source  # type: ignore[attr-defined]  # the tensor keeps the bytes alive
     return torch.frombuffer(raw, dtype=dtype)
 

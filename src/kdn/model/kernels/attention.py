@@ -189,13 +189,20 @@ def _described_writing(one: Writing, runs_at: int) -> _Write:
 
 
 def _as_rows(run: LayerKV) -> LayerKV:
+    if run.shift is None and _is_rows(run.k) and _is_rows(run.v):
+        return run
     shift = None if run.shift is None else run.shift.contiguous()
     return LayerKV(_rows(run.k), _rows(run.v), shift)
 
 
 def _rows(x: Tensor) -> Tensor:
     """Rows may be strided; what is inside a row may not."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+    return x if _is_rows(x) else x.contiguous()
+
+
+def _is_rows(x: Tensor) -> bool:
+    _, heads, values = x.stride()
+    return values == 1 and heads == x.shape[2]
 
 
 @dataclass(frozen=True)
