@@ -171,7 +171,7 @@ def test_only_the_layers_that_will_be_taken_are_read(cuts: list[int], layer_s: f
 
 def test_runs_at_even_distances_in_one_buffer_are_one_tensor_over_it() -> None:
     """Three runs of four values with a gap of two; at uneven distances, or of two buffers, they are not."""
-    buffer = np.arange(18, dtype=np.uint16).view(np.uint8)
+    buffer = bytearray(np.arange(18, dtype=np.uint16).tobytes())
     whole = memoryview(buffer)
     runs = [whole[start : start + 8] for start in (0, 12, 24)]
     together = tensor_over_all(runs, torch.bfloat16, (2, 2))
@@ -181,7 +181,7 @@ def test_runs_at_even_distances_in_one_buffer_are_one_tensor_over_it() -> None:
         [[6, 7], [8, 9]],
         [[12, 13], [14, 15]],
     ]
-    buffer[12] = 99
+    buffer[12:14] = bytes((99, 0))
     assert together[1, 0, 0].view(torch.int16) == 99, "nothing was copied"
     assert tensor_over_all([runs[0], runs[1], whole[26:34]], torch.bfloat16, (2, 2)) is None
     assert tensor_over_all([runs[1], runs[0]], torch.bfloat16, (2, 2)) is None
