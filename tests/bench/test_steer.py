@@ -121,7 +121,7 @@ def test_the_selection_is_chosen_on_one_half_and_judged_on_the_other() -> None:
         "`notes` was chosen on the half `fit` (1 items): against plain, on 6 items, it g" in notes
     )
     assert "it gains (+0.500" in notes
-    assert "The published selection" not in notes, "it was not judged"
+    assert "`published`" not in notes, "it was not judged"
     assert "twin it shows no difference (+0.000" in notes
     assert "50 % of the right sentence's gain" in notes
     assert "Stressing the right sentence, by set: squad gains (+1.000" in notes
@@ -132,14 +132,14 @@ def test_the_selection_is_chosen_on_one_half_and_judged_on_the_other() -> None:
     assert settling.lines["oracle"][-1] == (6.0, 1.0)
 
 
-def test_the_published_selection_is_told_of_beside_the_chosen_one() -> None:
+def test_other_selections_are_told_of_beside_the_chosen_one() -> None:
     fit = [with_arms("a", plain=3, notes=1, notes_random=3)]
     test = [with_arms(str(n), plain=3, published=3.5, published_random=3.25) for n in range(6)]
     notes = " ".join(steer_notes(test, fit, []))
     assert (
         "`notes` was chosen on the half `fit` (1 items): against plain, on 0 items, it w" in notes
     )
-    assert "The published selection: against plain, on 6 items, it harms (-0.500" in notes
+    assert "The selection `published`: against plain, on 6 items, it harms (-0.500" in notes
     assert "less its random twin it harms (-0.250" in notes
 
 

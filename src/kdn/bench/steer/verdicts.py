@@ -154,7 +154,7 @@ def _right_and_wrong(judged: Sequence[JudgedItem], arm: str, said: str) -> str:
 
 
 def _selection_notes(judged: Sequence[JudgedItem], fit: Sequence[JudgedItem]) -> list[str]:
-    """Of the selection that was chosen on the other half, and of the published one."""
+    """Of the selection that was chosen on the other half, and of every other that was judged."""
     best = chosen_selection(fit)
     num_fit = sum(any(name in one["arms"] for name in TWINS) for one in fit)
     how = (
@@ -162,7 +162,8 @@ def _selection_notes(judged: Sequence[JudgedItem], fit: Sequence[JudgedItem]) ->
         if num_fit
         else "stands here, since none was judged on `fit`"
     )
-    share, oracle = gain_of(judged, best), gain_of(judged, "oracle")
+    own = [one for one in judged if best in one["arms"]]
+    share, oracle = gain_of(own, best), gain_of(own, "oracle")
     of_oracle = ""
     enough = num_clusters(judged, best) >= FEWEST_CLUSTERS
     if enough and share is not None and oracle is not None and oracle[0] > 0:
@@ -170,9 +171,8 @@ def _selection_notes(judged: Sequence[JudgedItem], fit: Sequence[JudgedItem]) ->
         of_oracle = f" That is {percent:.0f} % of the right sentence's gain (65 % is the goal)."
     said = _beside_its_twin(judged, best)
     notes = [f"Of the selections without a question `{best}` {how}: {said}.{of_oracle}"]
-    if best != "published" and num_clusters(judged, "published"):
-        notes.append(f"The published selection: {_beside_its_twin(judged, 'published')}.")
-    return notes
+    others = [name for name in TWINS if name != best and num_clusters(judged, name)]
+    return notes + [f"The selection `{one}`: {_beside_its_twin(judged, one)}." for one in others]
 
 
 def _beside_its_twin(judged: Sequence[JudgedItem], name: str) -> str:
