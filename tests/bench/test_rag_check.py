@@ -18,6 +18,7 @@ from kdn.bench.rag.workload import find_all
 from kdn.config import Config, EngineConfig, StoreConfig
 from kdn.core import JctModel
 from kdn.rag.metis import Method, RagConfiguration
+from kdn.trace import Recorder
 
 
 def run_of(*delays_s: float) -> list[RealQuery]:
@@ -64,10 +65,16 @@ def test_an_arm_runs_twice_with_equal_calls(
         store=StoreConfig(folder=tmp_path / "blocks"),
     )
     options = BenchOptions(home=tmp_path / "home", threads=1)
-    with api.open(str(tiny_model("llama", max_position_embeddings=4096)), config=config) as k:
+    model, trace = str(tiny_model("llama", max_position_embeddings=4096)), Recorder()
+    with api.open(model, config=config, trace=trace) as k:
         asked = find_all(k, load_sets(tmp_path, 2), tmp_path / "libraries", options)
         real = RealRuns(k, asked, JctModel(0.001, 1e-5, 0.0, 0.0), 4, 0)
         real.fit(1)
+        before = trace.count("engine.admit")
+        real.prefill("stored", 1.0, 2)
+        parts = [part.key for one in asked for part in one.parts]
+        assert len(parts) == 2 * len(set(parts)), "both questions find the same"
+        assert trace.count("engine.admit") == before + len(set(parts)), "each is prefilled once"
         check = RealCheck(
             real, asked, static_arms(), 0.5, 1, lambda: real.speed(10_000, 0.06), options.say
         )

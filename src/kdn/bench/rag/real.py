@@ -15,6 +15,7 @@ from kdn.bench.rag.arms import ChoiceInput, RagArm
 from kdn.bench.rag.simulate import EngineSpeed, SimulatedCall, SimulatedEngine, SimulatedQuery
 from kdn.bench.rag.workload import AskedQuestion, is_stored
 from kdn.core import JctModel, Request, Sampling, Usage
+from kdn.engine import SMALL_PREFIX
 from kdn.errors import EngineFailed
 from kdn.model import Document, Message
 from kdn.rag.metis import (
@@ -98,12 +99,14 @@ class RealRuns:
             (usage,) = self._alone(asked, Method.STUFF, most)
             ratios.append(self._ratio(usage))
             if number % 2 == 0:
-                (behind,) = self._alone(asked, Method.STUFF, most, self._with_prelude())
-                self._loading.append(self._ratio(behind) / ratios[-1])
+                (behind,) = self._alone(asked, Method.STUFF, 3, self._with_first(asked))
+                if behind.cached_tokens * SMALL_PREFIX > behind.recomputed:
+                    self._loading.append(self._ratio(behind) / ratios[-1])
             if usage.completion_tokens > 1:
                 decode_s = (usage.total_ms - usage.ttft_ms) / 1000
                 steps.append((usage.prompt_tokens, decode_s / (usage.completion_tokens - 1)))
-        self.slowdown, self.loading = statistics.median(ratios), statistics.median(self._loading)
+        self.slowdown = statistics.median(ratios)
+        self.loading = statistics.median(self._loading) if self._loading else 1.0
         self.jct = _slower(self._jct, self.slowdown)
         self._steps += steps
         column_s = slope(self._steps)
@@ -121,11 +124,11 @@ class RealRuns:
         foreseen_s = self._jct.seconds(usage.recomputed, usage.cached_tokens)
         return (usage.ttft_ms - usage.queue_ms) / 1000 / foreseen_s
 
-    def _with_prelude(self) -> str:
-        """A salt of its own under which the prelude of documents is stored, and hardly more."""
+    def _with_first(self, asked: AskedQuestion) -> str:
+        """A salt of its own under which the question's first part is stored, and not in its place yet."""
         self._fits += 1
-        salt = f"behind{self._fits}"
-        self._k.prefill("A sentence.", "a sentence", salt)
+        salt, part = f"behind{self._fits}", asked.parts[0]
+        self._k.prefill(part.text, part.key, salt)
         return salt
 
     def _alone(
@@ -149,11 +152,14 @@ class RealRuns:
         )  # fmt: skip
 
     def prefill(self, salt: str, share: float, count: int) -> None:
-        """Store this share of the parts that the first `count` questions find."""
-        for asked in self._asked[:count]:
-            for part in asked.parts[:_CANDIDATES]:
-                if is_stored(part, share, self._seed):
-                    self._k.prefill(part.text, part.key, salt)
+        """Store this share of the parts that the first `count` questions find.
+
+        Each once: a part that is prefilled again is loaded for it, and then nobody else has to load it.
+        """
+        found = [part for asked in self._asked[:count] for part in asked.parts[:_CANDIDATES]]
+        for part in {part.key: part for part in found}.values():
+            if is_stored(part, share, self._seed):
+                self._k.prefill(part.text, part.key, salt)
         self._k.store.flush()
 
     def run(
