@@ -49,7 +49,7 @@ def test_a_prompt_beyond_the_kv_budget_is_refused(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = tiny_model()
-    with opened(folder, tmp_path, engine_kv_budget_bytes="70 KB") as k:
+    with opened(folder, tmp_path, engine_kv_budget_bytes="140 KB", engine_dtype="float32") as k:
         with pytest.raises(PromptTooLong, match="budget"):
             k.generate("a lamp is lit " * 30, sampling=FEW)
         assert k.generate("a", sampling=FEW).usage.completion_tokens == 4
