@@ -1,32 +1,27 @@
-"""Judge a profiled pair on held-out contexts, and the price of an aLoRA beside a LoRA trained as long.
+"""What a receiver has learnt, and what plain reuse and chosen rows cost it: a first look, without a profile.
 
-python scripts/share/evaluate.py ../shared/data ADAPTERS --task qa [--items N] [--rows FILE]
+python scripts/share/evaluate.py ../shared/data ADAPTERS --task qa [--model NAME] [--items N] [--rows FILE]
 
-ADAPTERS is the folder that train.py wrote; the profile of base and TASK-lora is read from the home folder.
-Rows are appended to FILE as they are measured, so that a run may be stopped; the summary is printed last.
+ADAPTERS is the folder that train.py wrote.  Held-out items are those of `kdn bench share`, which also
+profiles a pair, fits its map and judges all ways.  Rows are appended to FILE, so that a run may be stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
-import torch
-from torch.nn.functional import log_softmax
-
 import kdn
+from kdn.bench.common.scores import interval
+from kdn.bench.share.pair import BASE, task_items
 from kdn.bench.share.tasks import TASKS
-from kdn.calibration.share_profile import PairSide, ShareItem, ShareProfiler
-from kdn.calibration.share_run import ShareQuestion, item_of
-from kdn.core import Plan
-from kdn.engine.alone import run_alone
+from kdn.calibration.share_profile import PairSide, ShareItem, ShareOutcome, ShareProfiler
 from kdn.reuse.share import ShareChoice
 
-RANDOM = "random "
+WAYS = (ShareChoice(), ShareChoice(ratio=0.1), ShareChoice(ratio=0.2))
 
 
 def main() -> None:
@@ -34,79 +29,64 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("adapters", type=Path)
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--task", choices=list(TASKS), default="qa")
-    parser.add_argument("--items", type=int, default=200)
-    parser.add_argument("--rows", type=Path, default=Path("share-rows.jsonl"))
+    parser.add_argument("--items", type=int, default=50)
+    parser.add_argument("--rows", type=Path, default=Path("share-first-look.jsonl"))
     options = parser.parse_args()
-    adapters = {kind: options.adapters / f"{options.task}-{kind}" for kind in ("lora", "alora")}
-    with kdn.open(adapters=adapters) as opened:
-        items = [
-            item_of(
-                ShareQuestion(context=one.document, question=a.question, answer=a.answer),
-                opened.model,
-            )
-            for one in TASKS[options.task](options.data, "test")
-            for a in one.asked[:1]
-        ]
-        for item in items[: options.items]:
-            row = measure(opened, item)
-            with options.rows.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-    summarize([json.loads(line) for line in options.rows.read_text("utf-8").splitlines()])
+    rows = [json.loads(line) for line in read_lines(options.rows)]
+    done = {row["item"] for row in rows}
+    name = f"{options.task}-lora"
+    with kdn.open(options.model, adapters={name: options.adapters / name}) as opened:
+        model, attention = opened.model, opened.parts.attention
+        base = PairSide(BASE, model, attention)
+        receiver = PairSide(name, model, attention, model.adapters[name])
+        held = task_items(opened, options.data, options.task, "test", options.items, quick=False)
+        for at, item in held:
+            if at not in done:
+                row = {"item": at, "tokens": len(item.context)} | measure(base, receiver, item)
+                rows.append(row)
+                with options.rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+    summarize(rows)
 
 
-def measure(opened: kdn.Kdn, item: ShareItem) -> dict[str, float]:
-    """KL and NLL of every arm on one item, by `arm kl` and `arm nll`."""
-    model, attention = opened.model, opened.parts.attention
-    sides = [PairSide("base", model, attention)]
-    sides.append(PairSide("lora", model, attention, model.adapters["lora"]))
-    profiler = ShareProfiler(*sides)
-    sender, receiver = (side.fingerprint for side in sides)
-    record = opened.calibration.shares.get(sender, receiver)
-    assert record is not None, "run kdn share profile first"
-    shape = model.decoder.config.kv_shape(str(model.decoder.dtype).removeprefix("torch."))
-    made = opened.calibration.shares.map(sender, receiver, shape)
-    half = min((p for p in record.usable("published") if p.work <= 0.51), key=lambda p: p.kl)
-    choices = [ShareChoice(), half.choice]
-    choices += [
-        ShareChoice(ratio=ratio, mapped=mapped) for ratio in (0.1, 0.2) for mapped in (False, True)
+def read_lines(file: Path) -> list[str]:
+    """Of a file that may not be there yet."""
+    return file.read_text("utf-8").splitlines() if file.exists() else []
+
+
+def measure(base: PairSide, receiver: PairSide, item: ShareItem) -> dict[str, float]:
+    """NLL and rightness of the base, of the receiver, and of it by each way; KL of the ways."""
+    profiler = ShareProfiler(base, receiver)
+    found = {"base": ShareProfiler(receiver, base).own(item), "own": profiler.own(item)}
+    found |= {choice.name: outcome for choice, outcome in profiler.measure(item, WAYS)}
+    drawn = profiler.measure(item, WAYS[-1:], random_rows=True)
+    found |= {f"random {choice.name}": outcome for choice, outcome in drawn}
+    return {f"{name} {what}": value for name, one in found.items() for what, value in told(one)}
+
+
+def told(outcome: ShareOutcome) -> list[tuple[str, float]]:
+    """What is kept of an outcome."""
+    return [
+        ("kl", round(outcome.kl, 6)),
+        ("nll", round(outcome.nll, 6)),
+        ("right", float(outcome.is_right)),
+        ("work", round(outcome.work, 4)),
     ]
-    choices.append(ShareChoice(mapped=True))
-    row = {"tokens": float(len(item.context)), "own nll": profiler.own_nll(item)}
-    arms = [(choice.name, found) for choice, found in profiler.measure(item, choices, made)]
-    drawn = profiler.measure(item, [ShareChoice(ratio=0.2)], random_rows=True)
-    arms += [(RANDOM + choice.name, found) for choice, found in drawn]
-    for name, found in arms:
-        row |= {f"{name} kl": found.kl, f"{name} nll": found.nll, f"{name} work": found.work}
-    row["alora nll"] = alora_nll(opened, item)
-    return row
 
 
-def alora_nll(opened: kdn.Kdn, item: ShareItem) -> float:
-    """The answer's mean NLL by the aLoRA, over the base's context."""
-    adapter = opened.model.adapters["alora"]
-    prompt = (*item.context, *item.question)
-    first = adapter.begins(prompt)
-    assert first is not None, "questions of the task invoke it"
-    wanted = tuple(range(len(prompt) - 1, len(prompt) + len(item.answer) - 1))
-    plan = Plan((*prompt, *item.answer[:-1]), adapter_from=first, logits=wanted)
-    logits = run_alone(opened.model, opened.parts.attention, plan, adapter=adapter).logits
-    found = log_softmax(logits, -1).gather(1, torch.tensor(item.answer)[:, None])
-    return -float(found.mean())
-
-
-def summarize(rows: list[dict[str, float]]) -> None:
-    """Means with 95 % intervals by bootstrap over items."""
-    columns = defaultdict(list)
+def summarize(rows: list[dict[str, float | str]]) -> None:
+    """Means with 95 % intervals by bootstrap over contexts."""
+    columns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
+        context = str(row["item"]).rsplit("/", 1)[0]
         for name, value in row.items():
-            columns[name].append(value)
-        columns["alora price"].append(row["alora nll"] - row["own nll"])
-    for name, values in columns.items():
-        draw = random.Random(0)
-        means = sorted(fmean(draw.choices(values, k=len(values))) for _ in range(1000))
-        low, high = means[25], means[974]
-        print(f"{name:28} {fmean(values):8.4f}  ({low:.4f}, {high:.4f})  n={len(values)}")
+            if name != "item":
+                columns[name][context].append(float(value))
+    for name, by_context in columns.items():
+        mean, low, high = interval([fmean(values) for values in by_context.values()])
+        print(f"{name:22} {mean:8.4f}  ({low:.4f}, {high:.4f})  n={len(rows)}")
 
 
 if __name__ == "__main__":
