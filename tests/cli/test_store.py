@@ -30,6 +30,14 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+def test_an_export_of_nothing_leaves_the_file_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "blocks.tar").write_text("of another day", "utf-8")
+    refused = kdn(tmp_path / "empty", "store", "export", tmp_path / "blocks.tar")
+    assert (refused.code, refused.out) == (2, "")
+    assert "there are no such blocks: nothing is exported" in refused.err
+    assert (tmp_path / "blocks.tar").read_text("utf-8") == "of another day"
+
+
 def test_a_bundle_carries_blocks_to_another_home(home: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "blocks.tar"
     assert kdn(home, "store", "export", bundle, "--json").json["blocks"] == 2

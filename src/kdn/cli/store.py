@@ -211,10 +211,14 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write blocks to one portable file."""
+    from kdn.errors import BadInput
     from kdn.store.admin.bundle import export_blocks
 
-    with which.picked() as (found, keys), publishing(file) as bundle:
-        done = export_blocks(found, keys, bundle)
+    with which.picked() as (found, keys):
+        if not keys:  # a file that is there is not replaced by nothing
+            raise BadInput("there are no such blocks: nothing is exported")
+        with publishing(file) as bundle:
+            done = export_blocks(found, keys, bundle)
     tell_done(done, "exported", as_json)
 
 
