@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdn.model.grouped import GROUP, GroupedLinear, group_weights
-from kdn.model.kernels import KernelGroupedLinear, Kernels
+from kdn.model.kernels import (
+    FloatKernels,
+    KernelFloatGroupedLinear,
+    KernelGroupedLinear,
+    Kernels,
+)
 
 SHAPES = [(64, 32), (64, 96), (960, 576), (576, 1536)]
 
@@ -94,3 +99,50 @@ def test_any_cut_of_the_rows_gives_the_same_bits(
     linear = KernelGroupedLinear(kernels, group_weights(matrix(*shape), bits))
     x = some_rows(count, shape[1])
     assert torch.equal(linear(x[start:stop]), linear(x)[start:stop])
+
+
+def float_rows(count: int, size: int, seed: int = 1) -> Tensor:
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 96, 97, 200])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_compiled_product_of_fp32_rows_is_the_exact_one(
+    shape: tuple[int, int], count: int, bits: int, floats: FloatKernels
+) -> None:
+    """Against sums in fp64: what is left is the rounding of fp32."""
+    weight, x = group_weights(matrix(*shape).float(), bits), float_rows(count, shape[1])
+    bias = float_rows(1, shape[0], seed=2)[0]
+    linear = KernelFloatGroupedLinear(floats, weight, bias)
+    exact = x.double() @ weight.widened(torch.float32).double().T + bias
+    assert (linear(x) - exact).abs().max() < 2e-5
+    assert (GroupedLinear(weight, bias)(x) - exact).abs().max() < 2e-5
+    assert linear.weight_bytes == GroupedLinear(weight).weight_bytes
+
+
+@settings(max_examples=40)
+@given(
+    shape=st.sampled_from(SHAPES),
+    bits=st.sampled_from((4, 8)),
+    count=st.integers(1, 250),
+    data=st.data(),
+)
+def test_any_cut_of_fp32_rows_gives_the_same_bits(
+    shape: tuple[int, int], bits: int, count: int, data: st.DataObject, floats: FloatKernels
+) -> None:
+    start = data.draw(st.integers(0, count - 1))
+    stop = data.draw(st.integers(start + 1, count))
+    weight = group_weights(matrix(*shape).float(), bits)
+    bias = float_rows(1, shape[0], seed=2)[0]
+    linear = KernelFloatGroupedLinear(floats, weight, bias)
+    x = float_rows(count, shape[1])
+    assert torch.equal(linear(x[start:stop]), linear(x)[start:stop])
+    assert torch.equal(linear(x.T.contiguous().T[start:stop]), linear(x)[start:stop])
+
+
+def test_fp32_weights_of_broken_panels_are_left_to_torch() -> None:
+    assert KernelFloatGroupedLinear.suits(torch.zeros(64, 32))
+    assert not KernelFloatGroupedLinear.suits(torch.zeros(48, 32)), "half a panel"
+    assert not KernelFloatGroupedLinear.suits(torch.zeros(64, 48)), "half a group"
+    assert not KernelFloatGroupedLinear.suits(torch.zeros(64, 32).bfloat16())

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from kdn.errors import BadConfig, WeightsError
 from kdn.model import Decoder, load_model, pick_device, pick_dtype
 from kdn.model.digest import DigestCache, digest_tensors
-from kdn.model.kernels import Kernels
+from kdn.model.folder import no_kernels
+from kdn.model.kernels import FloatKernels, KernelFloatGroupedLinear, Kernels
 from kdn.model.load import pick_quantization
 from tests.model.reference import forward
 
@@ -143,6 +144,30 @@ def test_quantized_smollm2_says_nearly_the_same(
     assert divergence(plain.decoder) < 0.005
     assert divergence(eight.decoder) < 0.02
     assert divergence(four.decoder) < 0.02, "the packaged model is four bits wide already"
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantized_fp32_weights_are_multiplied_by_compiled_code(
+    kind: str, tiny_model: Tiny, model_cache: Path, floats: FloatKernels
+) -> None:
+    """The same weights by torch alone give the same logits, but for rounding; KV of the two is apart."""
+    folder = tiny_model("qwen2")
+    compiled, twin = (
+        load_model(
+            folder,
+            cache_dir=model_cache,
+            dtype="float32",
+            quantization=kind,
+            find_float_kernels=find,
+        ).decoder
+        for find in (lambda: floats, no_kernels)
+    )
+    assert isinstance(compiled.layers[0].weights.down, KernelFloatGroupedLinear)
+    assert compiled.fingerprint != twin.fingerprint
+    a, b = forward(compiled, TOKENS), forward(twin, TOKENS)
+    assert torch.nn.functional.cosine_similarity(a, b, dim=1).min() > (
+        0.9999 if kind == "int4" else 0.995
+    )
 
 
 def test_impossible_choices_are_refused() -> None:

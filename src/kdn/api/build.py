@@ -75,12 +75,12 @@ def open(  # noqa: A001  kdn.open, as in gzip.open
     clock, trace = clock or SystemClock(), trace or Recorder()
     own = layout_adapters(model)
     chosen = own | adapter_folders(adapters)
-    find_kernels = prepared([model], config, trace)
+    finders = prepared([model], config, trace)
     loaded, attention = load(
         model,
         config,
         clock,
-        find_kernels,
+        finders,
         device=device,
         dtype=dtype,
         quantization="int8" if int8 else quantization,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -19,15 +21,26 @@ from kdn.machine.threads import usable_cores
 from kdn.model import Decoder, LoadedModel, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.folder import FindKernels
-from kdn.model.kernels import KernelAttention, Kernels, NoKernel
+from kdn.model.kernels import FloatKernels, KernelAttention, Kernels, NoKernel, load_floats
 from kdn.model.kernels import load as load_kernels
 from kdn.trace import Trace
 
-__all__ = ["load", "prepared"]
+__all__ = ["KernelFinders", "load", "prepared"]
 
 
-def prepared(models: Sequence[str | Path], config: Config, trace: Trace) -> FindKernels:
-    """The process ready to load these models, and what finds its kernels: on the first call it compiles them.
+_Library = TypeVar("_Library", Kernels, FloatKernels)
+
+
+@dataclass(frozen=True)
+class KernelFinders:
+    """What finds the compiled kernels, by the dtype of rows; a first call compiles them."""
+
+    bfloat16: Callable[[], Kernels | None]
+    float32: FindKernels
+
+
+def prepared(models: Sequence[str | Path], config: Config, trace: Trace) -> KernelFinders:
+    """The process ready to load these models, and what finds its kernels.
 
     Raises UnknownModel, BadInput.
     """
@@ -41,14 +54,18 @@ def prepared(models: Sequence[str | Path], config: Config, trace: Trace) -> Find
     keep_freed()
     for model in models:
         resolve(model, config.home)  # a wrong name must not wait for a compiler
-    return functools.cache(partial(_find_kernels, config.home, trace))
+    folder = config.home / "kernels"
+    return KernelFinders(
+        functools.cache(partial(_found, load_kernels, folder, trace)),
+        functools.cache(partial(_found, load_floats, folder, trace)),
+    )
 
 
 def load(
     model: str | Path,
     config: Config,
     clock: Clock,
-    find_kernels: FindKernels,
+    finders: KernelFinders,
     *,
     device: str | None,
     dtype: str | None,
@@ -69,10 +86,11 @@ def load(
         quantization=quantization,
         adapters={name: expanded(path) for name, path in (adapters or {}).items()},
         clock=clock,
-        find_kernels=find_kernels,
+        find_kernels=finders.bfloat16,
+        find_float_kernels=finders.float32,
         known=known,
     )
-    return loaded, _choose_attention(loaded.decoder, find_kernels())
+    return loaded, _choose_attention(loaded.decoder, finders.bfloat16)
 
 
 def _choose_dtype(asked: str, device: str, home: Path) -> str:
@@ -84,19 +102,20 @@ def _choose_dtype(asked: str, device: str, home: Path) -> str:
     return measured_dtype(home, "cuda" if device.startswith("cuda") else "cpu") or "auto"
 
 
-def _find_kernels(home: Path, trace: Trace) -> Kernels | None:
+def _found(load: Callable[[Path], _Library], folder: Path, trace: Trace) -> _Library | None:
     """The compiled kernels where there can be any; else the trace says why not."""
     try:
-        return load_kernels(home / "kernels")
+        return load(folder)
     except NoKernel as why:
         trace.event("kernels.none", why=str(why))
         return None
 
 
-def _choose_attention(decoder: Decoder, kernels: Kernels | None) -> Attention:
+def _choose_attention(decoder: Decoder, find_kernels: Callable[[], Kernels | None]) -> Attention:
     """The compiled one where it can run, torch's own on a GPU, else plain torch."""
     if decoder.device.type == "cuda":
         return FusedAttention()
+    kernels = find_kernels()
     if kernels and KernelAttention.suits(decoder.dtype, decoder.device, decoder.config.head_dim):
         return KernelAttention(kernels)
     return TorchAttention()

@@ -95,7 +95,7 @@ def open_models(
     by_model = _adapters_of(adapters)
     _refuse_equal_names(named, by_model)
     clock, trace = clock or SystemClock(), trace or Recorder()
-    find_kernels = prepared(list(named.values()), config, trace)
+    finders = prepared(list(named.values()), config, trace)
     known: list[LoadedModel] = []
     loaded, rerankers = {}, dict[str, list[str]]()
     for name, model in named.items():
@@ -106,7 +106,7 @@ def open_models(
             model,
             config,
             clock,
-            find_kernels,
+            finders,
             device=device,
             dtype=dtype,
             quantization=quantization,

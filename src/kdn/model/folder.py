@@ -16,6 +16,8 @@ from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeight
 from kdn.model.digest import DigestCache, digest_tensors
 from kdn.model.grouped import GROUP, GroupedLinear, group_weights
 from kdn.model.kernels import (
+    FloatKernels,
+    KernelFloatGroupedLinear,
     KernelGroupedLinear,
     KernelLayers,
     KernelLinear,
@@ -32,7 +34,7 @@ _HEAD_BITS = 8
 """The head decides between tokens: its weights are kept in 8 bits where the layers' are in 4."""
 
 
-FindKernels = Callable[[], Kernels | None]
+FindKernels = Callable[[], Kernels | FloatKernels | None]
 
 
 def no_kernels() -> None:
@@ -123,11 +125,13 @@ class _Builder:
         dtype: torch.dtype,
         device: torch.device,
         quantization: Quantization = "none",
-        kernel: Kernels | None = None,
+        kernel: Kernels | FloatKernels | None = None,
     ) -> None:
         self.config, self.tensors = config, tensors
         self.dtype, self.device = dtype, device
-        self.quantization, self.kernel = quantization, kernel
+        self.quantization = quantization
+        self.kernel = kernel if isinstance(kernel, Kernels) else None
+        self.floats = kernel if isinstance(kernel, FloatKernels) else None
 
     def check(self) -> None:
         """Raise WeightsError for a tensor that is absent or of another shape."""
@@ -192,6 +196,9 @@ class _Builder:
     ) -> Linear:
         """A matrix of the compiled kind where that can be, else of torch's; `bits` if in groups."""
         kernel, int8 = self.kernel, self.quantization == "int8"
+        if self.floats and self.quantization != "none" and KernelFloatGroupedLinear.suits(weight):
+            groups = group_weights(weight, 8 if int8 else bits)
+            return KernelFloatGroupedLinear(self.floats, groups, bias)
         if self.quantization == "int4" and weight.shape[1] % GROUP == 0:
             groups = group_weights(weight, bits)
             if kernel is not None and KernelGroupedLinear.suits(weight, paired=paired):

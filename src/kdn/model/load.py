@@ -76,18 +76,22 @@ def load_model(
     home: Path | None = None,
     clock: Clock | None = None,
     find_kernels: FindKernels = no_kernels,
+    find_float_kernels: FindKernels = no_kernels,
     known: Sequence[LoadedModel] = (),
 ) -> LoadedModel:
     """The model that goes by a name, or lies at a path (a published folder or a GGUF file).
 
     `cache_dir` keeps unpacked GGUF files and digests between runs; `home` is where `kdn models get`
     puts models (default: `cache_dir`).  `quantization` keeps the matrices in 8 or 4 bits.  `find_kernels`
-    is called once all files were looked at; what it finds computes what it can.  Weights that one of the
-    `known` has too are in memory once.  Nothing is downloaded.  Raises UnknownModel, WeightsError, BadConfig.
+    (for fp32 `find_float_kernels`) is called once all files were looked at; what it finds computes what
+    it can.  Weights that one of the `known` has too are in memory once.  Nothing is downloaded.  Raises
+    UnknownModel, WeightsError, BadConfig.
     """
     source = resolve(name_or_path, home or cache_dir)
     place = pick_device(device)
-    kind, on_cpu = pick_dtype(dtype, place), place.type == "cpu"
+    kind = pick_dtype(dtype, place)
+    finders = {torch.bfloat16: find_kernels, torch.float32: find_float_kernels}
+    find = finders.get(kind, no_kernels) if place.type == "cpu" else no_kernels
     with weights_gate(source):
         folder = source if source.is_dir() else unpack_gguf(source, cache_dir / "unpacked", kind)
         config = read_config(folder)
@@ -103,7 +107,7 @@ def load_model(
             quantization=pick_quantization(quantization),
             tokenizer_digest=tokenizer.digest,
             digests=DigestCache(cache_dir / "digests"),
-            find_kernels=find_kernels if on_cpu and kind == torch.bfloat16 else no_kernels,
+            find_kernels=find,
             known=[one.decoder for one in known],
         )
         chat = ChatTemplate(template, tokenizer, clock or SystemClock())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kdn.machine.compiler import NoCompiler, compile_shared, cpu_flags, source_name
 
-__all__ = ["Kernels", "NoKernel", "load"]
+__all__ = ["FloatKernels", "Kernels", "NoKernel", "load", "load_floats"]
 
 _FOLDER = Path(__file__).parent
 _SOURCES = tuple(
@@ -22,6 +22,8 @@ _SOURCES = tuple(
     for name in ("attention.c", "linear.c", "linear4.c", "linear8.c", "norm.c", "step.c")
 )
 _HEADERS = tuple(_FOLDER / name for name in ("attention.h", "common.h", "few.h", "linear.h"))
+_FLOAT_SOURCES = (_FOLDER / "grouped.c",)
+_FLOAT_NEEDS = frozenset({"avx2", "fma", "f16c"})
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -43,26 +45,55 @@ class Kernels:
     has_amx: bool
 
 
+@dataclass(frozen=True)
+class FloatKernels:
+    """The loaded kernels for rows in fp32, of processors that compute no bf16."""
+
+    handle: ctypes.CDLL
+    name: str
+    """As `Kernels.name`."""
+
+
 def load(cache_dir: Path) -> Kernels:
-    """The kernel for this processor, compiled on first use. Raises NoKernel."""
-    if platform.machine() not in {"x86_64", "AMD64"} or platform.system() != "Linux":
-        raise NoKernel(
-            f"the kernel is for Linux on x86-64, not {platform.system()} {platform.machine()}"
-        )
+    """The kernels of bf16 for this processor, compiled on first use. Raises NoKernel."""
+    _refuse_other_machines()
     if "avx512_bf16" not in cpu_flags():
         raise NoKernel("the processor has no AVX512-BF16")
-    try:
-        name = source_name((*_SOURCES, *_HEADERS))
-        path = cache_dir / f"kernels-{name}.so"
-        if not path.exists():
-            compile_shared(_SOURCES, _FLAGS, path)
-    except NoCompiler as error:
-        raise NoKernel(str(error)) from error
-    try:
-        handle = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NoKernel(f"{path.name} cannot be loaded: {error}") from error
+    handle, name = _compiled(_SOURCES, _HEADERS, cache_dir / "kernels")
     level = int(handle.kdn_level())
     if level == 0:
         raise NoKernel("the processor refuses AVX512-BF16")
     return Kernels(handle, name, has_amx=level == _AMX)
+
+
+def load_floats(cache_dir: Path) -> FloatKernels:
+    """The kernels of fp32 for this processor, compiled on first use. Raises NoKernel."""
+    _refuse_other_machines()
+    missing = sorted(_FLOAT_NEEDS - cpu_flags())
+    if missing:
+        raise NoKernel(f"the processor has no {', '.join(missing).upper()}")
+    return FloatKernels(*_compiled(_FLOAT_SOURCES, (), cache_dir / "floats"))
+
+
+def _refuse_other_machines() -> None:
+    if platform.machine() not in {"x86_64", "AMD64"} or platform.system() != "Linux":
+        raise NoKernel(
+            f"the kernel is for Linux on x86-64, not {platform.system()} {platform.machine()}"
+        )
+
+
+def _compiled(
+    sources: tuple[Path, ...], headers: tuple[Path, ...], stem: Path
+) -> tuple[ctypes.CDLL, str]:
+    """The library of these sources, which lies beside `stem`, and its name."""
+    try:
+        name = source_name((*sources, *headers))
+        path = stem.with_name(f"{stem.name}-{name}.so")
+        if not path.exists():
+            compile_shared(sources, _FLAGS, path)
+    except NoCompiler as error:
+        raise NoKernel(str(error)) from error
+    try:
+        return ctypes.CDLL(str(path)), name
+    except OSError as error:
+        raise NoKernel(f"{path.name} cannot be loaded: {error}") from error
