@@ -198,9 +198,10 @@ class StepLoop:
                 self._decoded(outcome.decoded)
             if outcome.finished:
                 self._waiting.something_changed()
-            for running, logits in outcome.finished:
-                self._first_token(running, logits)
+            going_on = [one for one in outcome.finished if self._first_token(*one)]
             _tell_callers(outcome.finished)
+            for running, _ in going_on:
+                self._hand_over(running)
 
     def _pass_failed(
         self, members: Sequence[RunningRequest], error: Exception, *, is_alone: bool
@@ -227,18 +228,34 @@ class StepLoop:
         except Exception as failure:  # noqa: BLE001  its own fault, whatever it is
             self.fail(running, failure)
 
-    def _first_token(self, running: RunningRequest, logits: Tensor) -> None:
+    def _first_token(self, running: RunningRequest, logits: Tensor) -> bool:
+        """Draw it; True for a request that goes on, once the store was handed its prompt.
+
+        Nobody waits for a first token while KV is copied, his own or that of others in the pass.
+        """
         self._decoded_s = self._clock.now()
         try:
             self._admission.settle(running)
-            prompt, question = retained_prompt(running), retained_question(running)
-            if prompt is not None and not retains_answer(running):
-                running.capture = None  # the answer needs none; `prompt` is a view that lives on
+        except Exception as error:  # noqa: BLE001  its own fault, whatever it is
+            self.fail(running, error)
+            return False
+        return self._take_token(running, logits)
+
+    def _hand_over(self, running: RunningRequest) -> None:
+        try:
+            self._retain_prompt(running)
+            drop_handed_over(running)
         except Exception as error:  # noqa: BLE001  its own fault, whatever it is
             self.fail(running, error)
         else:
-            if self._take_token(running, logits, (prompt, question)):
-                self._decodes.add(running)
+            self._decodes.add(running)
+
+    def _retain_prompt(self, running: RunningRequest) -> None:
+        prompt, question = retained_prompt(running), retained_question(running)
+        if prompt is not None and not retains_answer(running):
+            running.capture = None  # the answer needs none; `prompt` is a view that lives on
+        self._retain(running.request, prompt)
+        self._retain(running.request, question)
 
     # --- decode ------------------------------------------------------------------------------
 
@@ -268,9 +285,7 @@ class StepLoop:
             return False
         return True
 
-    def _take_token(
-        self, running: RunningRequest, logits: Tensor, prompt: Sequence[RetainedKV | None] = ()
-    ) -> bool:
+    def _take_token(self, running: RunningRequest, logits: Tensor) -> bool:
         """Draw, tell the caller, and either go on decoding (True) or finish.
 
         A stream ends only when the store has been handed what its request leaves to it.
@@ -278,13 +293,13 @@ class StepLoop:
         try:
             finish = running.accept(running.sampler.draw(logits), self._clock.now())
             self.times.spent("draw")
-            for part in prompt:
-                self._retain(running.request, part)
+            is_first = running.state is RequestState.PREFILLING
             if finish is None:
-                if running.state is RequestState.PREFILLING:
-                    drop_handed_over(running)
+                if is_first:
                     running.move(RequestState.DECODING)
                 return True
+            if is_first:
+                self._retain_prompt(running)
             answer = retained_answer(running)
             self._release(running)
             self._retain(running.request, answer)
