@@ -20,6 +20,7 @@ from kdn.model import resolve
 from kdn.model.kernels import FloatKernels, Kernels, NoKernel, load_floats
 from kdn.model.kernels import load as load_kernels
 from kdn.testing import write_tiny_model
+from tests.processor import skipped_without_bf16
 from tests.turns import Turns
 
 # A machine that is busy takes long for an example: that is not what the tests look for.
@@ -54,6 +55,20 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, b
     with Turns(item.config.cache.mkdir("turns")).turn(
         alone=item.get_closest_marker("alone") is not None
     ):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """A fixture that needs bf16 skips its test where the processor has none."""
+    with skipped_without_bf16():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A test that needs bf16 is skipped where the processor has none."""
+    with skipped_without_bf16():
         return (yield)
 
 

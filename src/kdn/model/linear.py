@@ -18,6 +18,7 @@ __all__ = [
     "PackedLinear",
     "PlainLinear",
     "build_linear",
+    "has_onednn",
     "quantized",
     "silu_product",
 ]
@@ -196,10 +197,11 @@ def build_linear(weight: Tensor, bias: Tensor | None = None, *, int8: bool = Fal
     """The fastest kind of torch's own that keeps the promise, for the device and dtype of `weight`."""
     if int8:
         return Int8Linear(weight, bias)
-    if weight.device.type == "cpu" and weight.dtype in _PACK_ROWS and _has_onednn():
+    if weight.device.type == "cpu" and weight.dtype in _PACK_ROWS and has_onednn():
         return PackedLinear(weight, bias)
     return PlainLinear(weight, bias)
 
 
-def _has_onednn() -> bool:
+def has_onednn() -> bool:
+    """True where torch has oneDNN, which lays matrices out for the processor."""
     return bool(torch._C._has_mkldnn)  # noqa: SLF001 the public question is not typed

@@ -18,6 +18,7 @@ from kdn.model.decoder import QUANTIZATIONS, Decoder, Fingerprints, Quantization
 from kdn.model.digest import DigestCache
 from kdn.model.folder import FindKernels, build_decoder, no_kernels, read_config, read_sampling
 from kdn.model.gguf.file import unpack_gguf
+from kdn.model.linear import has_onednn
 from kdn.model.lora import load_adapter
 from kdn.model.text.chat import ChatTemplate
 from kdn.model.text.grammar import Grammars
@@ -138,14 +139,19 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the processor has it, else float16 on a GPU, float32 on a CPU."""
+    """`auto` is bfloat16 where the processor has it, else float16 on a GPU, float32 on a CPU.
+
+    Raises BadConfig for a name that is unknown, and for what the device cannot compute.
+    """
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 no public name
     if dtype == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 no public name
-        return torch.bfloat16 if fast else torch.float32
+        return torch.bfloat16 if has_bf16 else torch.float32
     if dtype not in DTYPES:
         raise BadConfig(f"dtype {dtype!r} is unknown; give auto or one of {', '.join(DTYPES)}")
+    if dtype == "bfloat16" and device.type == "cpu" and has_onednn() and not has_bf16:
+        raise BadConfig("bfloat16 is asked for, and this processor has none; give float32 or auto")
     if dtype == "float16" and device.type == "cpu":
         raise BadConfig("float16 is for GPUs; on a CPU give bfloat16 or float32")
     return DTYPES[dtype]
