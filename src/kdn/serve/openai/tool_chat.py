@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,8 +35,7 @@ async def required_calls(
 ) -> Constraint | None:
     """The constraint of calls that are required.
 
-    Raises Refused for schemas that cannot be honoured, whether a call is required or not: what a client
-    may send does not depend on its `tool_choice`.
+    Raises Refused for schemas that cannot be honoured; where no call is required, for those that are none.
     """
     if constraint is not None:
         raise Refused(
@@ -43,16 +43,22 @@ async def required_calls(
             "the constraint out",
             param="tool_choice",
         )
+    if not use.is_required:
+        with suppress(MissingExtra):
+            await _compile_each(context, model, use)
+        return None
     try:
         await context.compiled(model, use.calls, "tools")
     except Refused:
-        for param, schema in use.schemas():
-            await context.compiled(model, schema, param)
+        await _compile_each(context, model, use)
         raise
-    except MissingExtra:
-        if use.is_required:
-            raise
-    return use.calls if use.is_required else None
+    return use.calls
+
+
+async def _compile_each(context: RequestContext, model: ServedModel, use: ToolUse) -> None:
+    """Raises Refused for the first tool whose schema is at fault, by its place."""
+    for param, schema in use.schemas():
+        await context.compiled(model, schema, param)
 
 
 @dataclass

@@ -135,10 +135,20 @@ class ToolUse:
             ) from error
 
     def schemas(self) -> Iterator[tuple[str, Constraint]]:
-        """What the arguments of each tool are, by the parameter that says it."""
+        """What the arguments of each tool are, by the parameter that says it.
+
+        Where no call is required they are not held to it: keywords that cannot be honoured, as tools of
+        others have them, are passed over then.
+        """
         for place, tool in zip(self.places, self.tools, strict=True):
-            schema = {"type": "object", **(tool.parameters or {})}
-            yield f"tools[{place}].function.parameters", Constraint.json_schema(schema)
+            schema: dict[str, Any] = {"type": "object", **(tool.parameters or {})}
+            passed_over = json.dumps(schema | {"x-guidance": {"lenient": True}})
+            yield (
+                f"tools[{place}].function.parameters",
+                Constraint.json_schema(schema)
+                if self.is_required
+                else Constraint.grammar(f"start: %json {passed_over}"),
+            )
 
 
 def with_template(
