@@ -164,6 +164,10 @@ def test_pairs_are_ordered() -> None:
     assert [one.sender for one in pairs_of(names, quick=False, crossed=False)] == ["base", "base"]
 
 
+def test_adapters_of_a_known_model_are_shipped() -> None:
+    assert list(adapters_in(None, "models/qwen2.5-coder-0.5b.gguf")) == ["qa-lora", "intent-lora"]
+
+
 def test_without_adapters_it_says_where_they_come_from(tmp_path: Path) -> None:
     for folder in (None, tmp_path):
         with pytest.raises(BadInput, match=r"scripts/share/train\.py"):

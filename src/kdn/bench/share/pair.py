@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdn import api
+from kdn.bench.common.result import model_name
 from kdn.bench.share.tasks import TASKS, SharedContext, Split, qa_contexts
 from kdn.calibration.share_profile import PairSide, ShareItem
 from kdn.calibration.share_run import ShareQuestion, item_of
@@ -59,8 +60,14 @@ class SharePair:
         return sender, receiver
 
 
-def adapters_in(folder: Path | None) -> dict[str, Path]:
-    """The adapters that `scripts/share/train.py` wrote: JOB-lora and JOB-alora. Raises BadInput."""
+def adapters_in(folder: Path | None, model: str = "") -> dict[str, Path]:
+    """The adapters that `scripts/share/train.py` wrote: JOB-lora and JOB-alora. Raises BadInput.
+
+    Without a folder, those that kdn ships for the model.
+    """
+    shipped = Path(__file__).with_name("trained") / model_name(model)
+    if folder is None and model and shipped.is_dir():
+        folder = shipped
     if folder is None:
         raise BadInput(
             "share measures fine-tunes: --adapters names the folder that scripts/share/train.py wrote"

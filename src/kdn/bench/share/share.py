@@ -71,7 +71,7 @@ def run(options: BenchOptions) -> Result:
         raise BadInput(f"share has no part {options.only!r}; there are {', '.join(_PARTS)}")
     rows = ShareRows(options.rows)
     if options.only != "page":
-        adapters = adapters_in(options.adapters)
+        adapters = adapters_in(options.adapters, options.model)
         if options.data is None:
             raise BadInput(
                 "share measures on data: --data names the folder with squad, hotpotqa, banking77, clinc150"
