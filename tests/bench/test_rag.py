@@ -101,9 +101,9 @@ def test_a_prompt_that_loads_what_is_stored_takes_no_one_along() -> None:
 
 
 def test_what_was_loaded_takes_those_that_decode_along() -> None:
-    """600 rows behind 200: the first pass, of 312 rows up to position 512, loads; the other does not."""
+    """600 rows behind 200: the first pass, of 440 rows up to position 640, loads; the other does not."""
     behind = SimulatedCall(600, 200, 1, kv_tokens=800)
-    assert ended(replace(SPEED, loading=2.0), query(0.0, [behind])) == [2 * 0.412 + 0.388]
+    assert ended(replace(SPEED, loading=2.0), query(0.0, [behind])) == [2 * 0.54 + 0.26]
 
 
 def test_a_small_stored_beginning_is_in_its_place_before_the_pass() -> None:

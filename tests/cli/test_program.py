@@ -30,7 +30,7 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path: Path) -> None:
         done = finish(start(tmp_path, "--help"))
         spent_s.append(children_s() - before_s)
     assert done.code == 0
-    assert min(spent_s) < 0.5
+    assert min(spent_s) < 1
     for command in ("ask", "bench", "chat", "demo", "doctor", "ingest", "models", "serve", "store"):
         assert f"\n  {command} " in done.out
     program = (

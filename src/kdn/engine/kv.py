@@ -50,6 +50,7 @@ __all__ = [
     "family_name",
     "kv_shape",
     "retained_answer",
+    "retained_parts",
     "retained_prompt",
     "retained_question",
     "retains_answer",
@@ -293,6 +294,14 @@ def retained_prompt(running: RunningRequest) -> RetainedKV | None:
     return capture.retained(request.prompt.token_ids[:stop], capture.start, _recipe(running))
 
 
+def retained_parts(running: RunningRequest) -> list[RetainedKV]:
+    """What the store is to be handed of a prompt that is done, as views that live on."""
+    parts = (retained_prompt(running), retained_question(running))
+    if parts[0] is not None and not retains_answer(running):
+        running.capture = None  # the answer needs none
+    return [part for part in parts if part is not None]
+
+
 def retains_answer(running: RunningRequest) -> bool:
     """Is KV to be noted while the request decodes?"""
     limited = running.planned is not None and running.planned.plan.keep is not None
@@ -330,7 +339,7 @@ def _own_blocks(running: RunningRequest, capture: Capture) -> tuple[int, int]:
 
 
 def retained_answer(running: RunningRequest) -> RetainedKV | None:
-    """KV of the question and the answer, after what `retained_question` gave. The last token drawn was
+    """KV of the question and the answer, after what `retained_parts` gave. The last token drawn was
     never computed, so it is not in."""
     capture, request = running.capture, running.request
     if capture is None or request.retention is not Retention.ALL:

@@ -26,9 +26,7 @@ from kdn.engine.executor import PassPace, StepTimes
 from kdn.engine.kv import (
     drop_handed_over,
     retained_answer,
-    retained_prompt,
-    retained_question,
-    retains_answer,
+    retained_parts,
 )
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.passes import DecodeBatch, PrefillQueue
@@ -198,8 +196,9 @@ class StepLoop:
                 self._decoded(outcome.decoded)
             if outcome.finished:
                 self._waiting.something_changed()
-            going_on = [one for one in outcome.finished if self._first_token(*one)]
-            _tell_callers(outcome.finished)
+                self._decoded_s = self._clock.now()
+            going_on = [one for one in outcome.finished if self._take_token(*one)]
+            _tell_callers(outcome.finished)  # nobody waits for a first token while KV is copied
             for running, _ in going_on:
                 self._hand_over(running)
 
@@ -228,34 +227,15 @@ class StepLoop:
         except Exception as failure:  # noqa: BLE001  its own fault, whatever it is
             self.fail(running, failure)
 
-    def _first_token(self, running: RunningRequest, logits: Tensor) -> bool:
-        """Draw it; True for a request that goes on, once the store was handed its prompt.
-
-        Nobody waits for a first token while KV is copied, his own or that of others in the pass.
-        """
-        self._decoded_s = self._clock.now()
-        try:
-            self._admission.settle(running)
-        except Exception as error:  # noqa: BLE001  its own fault, whatever it is
-            self.fail(running, error)
-            return False
-        return self._take_token(running, logits)
-
     def _hand_over(self, running: RunningRequest) -> None:
+        """A prompt to the store; then its request decodes."""
         try:
-            self._retain_prompt(running)
+            self._retain(running.request, *retained_parts(running))
             drop_handed_over(running)
         except Exception as error:  # noqa: BLE001  its own fault, whatever it is
             self.fail(running, error)
         else:
             self._decodes.add(running)
-
-    def _retain_prompt(self, running: RunningRequest) -> None:
-        prompt, question = retained_prompt(running), retained_question(running)
-        if prompt is not None and not retains_answer(running):
-            running.capture = None  # the answer needs none; `prompt` is a view that lives on
-        self._retain(running.request, prompt)
-        self._retain(running.request, question)
 
     # --- decode ------------------------------------------------------------------------------
 
@@ -291,18 +271,21 @@ class StepLoop:
         A stream ends only when the store has been handed what its request leaves to it.
         """
         try:
+            is_first = running.state is RequestState.PREFILLING
+            if is_first:
+                self._admission.settle(running)
             finish = running.accept(running.sampler.draw(logits), self._clock.now())
             self.times.spent("draw")
-            is_first = running.state is RequestState.PREFILLING
             if finish is None:
                 if is_first:
                     running.move(RequestState.DECODING)
                 return True
             if is_first:
-                self._retain_prompt(running)
+                self._retain(running.request, *retained_parts(running))
             answer = retained_answer(running)
             self._release(running)
-            self._retain(running.request, answer)
+            if answer is not None:
+                self._retain(running.request, answer)
         except Exception as error:  # noqa: BLE001  its own fault, whatever it is
             self.fail(running, error)
             return False
@@ -321,17 +304,16 @@ class StepLoop:
         )
         return False
 
-    def _retain(self, request: Request, kv: RetainedKV | None) -> None:
+    def _retain(self, request: Request, *parts: RetainedKV) -> None:
         """Hand KV to the store. A store that fails costs the reuse, not the answer."""
-        if kv is None:
-            return
-        try:
-            self._planner.retain(request, kv)
-        except Exception as error:  # noqa: BLE001  a store may fail in any way
-            _log.exception("KV of request %s cannot be stored", request.id)
-            self._trace.event("engine.retain_failed", request=request.id, why=repr(error))
-        self._waiting.something_was_retained()
-        self.times.spent("retain")
+        for kv in parts:
+            try:
+                self._planner.retain(request, kv)
+            except Exception as error:  # noqa: BLE001  a store may fail in any way
+                _log.exception("KV of request %s cannot be stored", request.id)
+                self._trace.event("engine.retain_failed", request=request.id, why=repr(error))
+            self._waiting.something_was_retained()
+            self.times.spent("retain")
 
     # --- endings -----------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ __all__ = [
 _FILE_NAME = "doctor.json"
 _DISK_BYTES = 64 * 1024**2
 # A dtype of half the bytes also halves weights and KV, so fp32 must win by more than noise.
+_EMULATED_GFLOPS = 5.0
 _FP32_MARGIN = 1.1
 _REQUIREMENT = re.compile(r"([\w.-]+).*extra\s*==\s*['\"]([\w-]+)['\"]")
 _NO_EXTRAS = ("all", "dev")
@@ -164,9 +165,16 @@ def _measure_device(device: str, clock: Clock) -> Compute:
     dtypes = ("float32", "bfloat16") if device == "cpu" else ("float32", "bfloat16", "float16")
     return Compute(
         device=device,
-        matmul_gflops={dtype: matmul_gflops(device, dtype, clock) for dtype in dtypes},
+        matmul_gflops={dtype: _product_rate(device, dtype, clock) for dtype in dtypes},
         memory_gb_per_s=memory_gb_per_s(device, clock),
     )
+
+
+def _product_rate(device: str, dtype: str, clock: Clock) -> float:
+    """Of a large product; of a small one where the processor has no instructions for the dtype, and a
+    large one takes seconds."""
+    small = matmul_gflops(device, dtype, clock, side=256)
+    return small if small < _EMULATED_GFLOPS else matmul_gflops(device, dtype, clock)
 
 
 def _choose_dtype(compute: Compute) -> tuple[str, str]:

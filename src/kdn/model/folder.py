@@ -196,11 +196,11 @@ class _Builder:
     ) -> Linear:
         """A matrix of the compiled kind where that can be, else of torch's; `bits` if in groups."""
         kernel, int8 = self.kernel, self.quantization == "int8"
-        if self.floats and self.quantization != "none" and KernelFloatGroupedLinear.suits(weight):
+        is_wide_int8 = int8 and weight.dtype == torch.float32 and weight.device.type == "cpu"
+        if (self.quantization == "int4" or is_wide_int8) and weight.shape[1] % GROUP == 0:
             groups = group_weights(weight, 8 if int8 else bits)
-            return KernelFloatGroupedLinear(self.floats, groups, bias)
-        if self.quantization == "int4" and weight.shape[1] % GROUP == 0:
-            groups = group_weights(weight, bits)
+            if self.floats is not None and KernelFloatGroupedLinear.suits(weight):
+                return KernelFloatGroupedLinear(self.floats, groups, bias)
             if kernel is not None and KernelGroupedLinear.suits(weight, paired=paired):
                 return KernelGroupedLinear(kernel, groups, bias, paired=paired)
             return GroupedLinear(groups, bias)
