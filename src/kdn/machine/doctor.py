@@ -42,8 +42,8 @@ __all__ = [
 
 _FILE_NAME = "doctor.json"
 _DISK_BYTES = 64 * 1024**2
-# A dtype of half the bytes also halves weights and KV, so fp32 must win by more than noise.
 _EMULATED_GFLOPS = 5.0
+# A dtype of half the bytes also halves weights and KV, so fp32 must win by more than noise.
 _FP32_MARGIN = 1.1
 _REQUIREMENT = re.compile(r"([\w.-]+).*extra\s*==\s*['\"]([\w-]+)['\"]")
 _NO_EXTRAS = ("all", "dev")
