@@ -216,10 +216,20 @@ def test_a_long_run_goes_on_from_its_rows(tmp_path: Path) -> None:
     for line in ({"query": "a", "arm": "bm25", "ndcg": 0.5}, {"query": "b", "answers": []}):
         add_kept(rows, line)
     assert [line["query"] for line in _read(rows)] == ["a", "b"]
-    for other in ('{"name": "a"}\n', "[1]\n", "junk\n"):
+    for other in ('{"name": "a"}\n', "[1]\n", "junk\n", "junk"):
         rows.write_text(other)
         with pytest.raises(BadInput, match="no rows of this benchmark"):
             _read(rows)
+        assert rows.read_text() == other
+
+
+def test_half_a_row_of_a_run_that_was_killed_is_removed(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    for end, names in (('{"query": "b", "ar', ["a"]), ('{"query": "b"}', ["a", "b"])):
+        rows.write_text('{"query": "a"}\n' + end)
+        assert [line["query"] for line in _read(rows)] == names
+        add_kept(rows, {"query": "c"})
+        assert [line["query"] for line in _read(rows)] == [*names, "c"]
 
 
 def test_documents_a_second_and_the_texts_of_the_corpus(data: Path) -> None:

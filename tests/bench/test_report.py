@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from kdn.bench import (
 )
 from kdn.bench.common.result import Scalar, commit_name
 from kdn.config import Config, StoreConfig
-from kdn.errors import BadInput
+from kdn.errors import BadInput, NoSpace
 from kdn.machine.facts import Machine
 
 MACHINE = Machine(
@@ -50,6 +51,20 @@ def test_json_has_every_key_and_null_for_the_absent(tmp_path: Path) -> None:
     assert read["summary"] == {"ttft_speedup": 2.0, "ttft_speedup_other": None}
     assert read["machine"]["cpu"] == "Abacus"
     assert read["config"]["quick"] is True
+
+
+def test_a_full_disk_leaves_the_page_of_before(tmp_path: Path) -> None:
+    page = write_page(RESULT, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(NoSpace, match=r"writing .*beads\.json: .*free some space"):
+            write_page(replace(RESULT, notes=("new",)), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert page.stat().st_mode & 0o777 == 0o644
 
 
 def test_table_shows_rows_summary_and_notes() -> None:

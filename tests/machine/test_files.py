@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kdn.errors import NoSpace, StoreError
-from kdn.machine.files import Files, locked, publish_file, publishing
+from kdn.errors import BadInput, NoSpace, StoreError
+from kdn.machine.files import Files, locked, publish_file, publishing, refuse_output
 from kdn.machine.memory import allocate
 from tests.store.crashes import RecordingFiles, build, states
 
@@ -157,6 +157,31 @@ def test_what_is_written_in_pieces_is_whole_or_absent(tmp_path: Path) -> None:
         file.write(bytes([1 // (file.write(b"half") - 4)]))
     assert path.read_bytes() == b"one two"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "facts.json")
+    publish_file(tmp_path / "link", b"one")
+    assert (tmp_path / "facts.json").read_bytes() == b"one"
+    with publishing(tmp_path / "link") as file:
+        file.write(b"two")
+    assert (tmp_path / "facts.json").read_bytes() == b"two"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_file_takes_no_folders_and_no_pipes_place(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "old").write_text("")
+    refuse_output(tmp_path / "old")
+    refuse_output(tmp_path / "new")
+    for path, why in (
+        (tmp_path, "is a folder; name a file in it"),
+        (tmp_path / "pipe", "is a device, a pipe or a socket; name a file"),
+        (Path("/dev/null"), "is a device, a pipe or a socket; name a file"),
+        (tmp_path / "missing" / "new", "there is no folder"),
+    ):
+        with pytest.raises(BadInput, match=why):
+            refuse_output(path)
 
 
 @pytest.mark.parametrize("surplus", [0, 1, 4095])

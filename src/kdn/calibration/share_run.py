@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,6 +19,7 @@ from kdn.core import Prompt, TokenIds
 from kdn.core.blocks import pack_tokens
 from kdn.errors import BadInput
 from kdn.machine.files import make_private
+from kdn.machine.journal import Journal, read_journal
 from kdn.model import Document, LoadedModel, Message
 from kdn.reuse.share.linear_map import HELD_OUT_EVERY, LinearMap, load_map, save_map
 from kdn.reuse.share.pairs import PairRecord, ShareRecords
@@ -77,16 +79,18 @@ def profile_pair(
     folder = records.folder(sender.fingerprint, receiver.fingerprint)
     make_private(folder)
     made = _map(profiler, map_contexts, folder, tell)
-    journal = _Journal(folder / "items.jsonl", _digest(items, map_contexts, choices))
-    for number, item in enumerate(items):
-        if number >= len(journal.lines):
-            found = [
-                [_shape(choice), one.kl, one.nll, one.agrees, one.work]
-                for choice, one in profiler.measure(item, choices, made)
-            ]
-            journal.add({"own": profiler.own_nll(item), "found": found})
-        tell("contexts", number + 1, len(items))
-    lines = journal.lines[: len(items)]
+    path, name = folder / "items.jsonl", _digest(items, map_contexts, choices)
+    lines = _measured(path, name)
+    with closing(Journal(path, name, lines)) as journal:
+        for number, item in enumerate(items):
+            if number >= len(lines):
+                found = [
+                    [_shape(choice), one.kl, one.nll, one.agrees, one.work]
+                    for choice, one in profiler.measure(item, choices, made)
+                ]
+                lines.append({"own": profiler.own_nll(item), "found": found})
+                journal.add(lines[-1])
+            tell("contexts", number + 1, len(items))
     measured = [[_read(one) for one in line["found"]] for line in lines]
     own_nll = sum(line["own"] for line in lines) / len(lines)
     record = profiler.record(items, measured, own_nll)
@@ -159,25 +163,13 @@ def _map(
     return found
 
 
-class _Journal:
-    """Lines of JSON after a line that names the run; a torn last line is not counted."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self._path = path
-        self.lines: list[dict[str, Any]] = []
-        try:
-            head, *rest = path.read_text("utf-8").split("\n")
-            if head == name:
-                self.lines = [json.loads(line) for line in rest[:-1]]
-        except (OSError, ValueError):
-            self.lines = []
-        whole = [name, *map(json.dumps, self.lines)]
-        path.write_text("\n".join(whole) + "\n", "utf-8")
-
-    def add(self, line: dict[str, Any]) -> None:
-        self.lines.append(line)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+def _measured(path: Path, name: str) -> list[dict[str, Any]]:
+    """What an earlier run of this name has measured, an item a line."""
+    try:
+        of, lines = read_journal(path)
+        return [json.loads(line) for line in lines] if of == name else []
+    except (OSError, ValueError):
+        return []
 
 
 def _digest(

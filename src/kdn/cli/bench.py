@@ -10,6 +10,7 @@ import typer
 from kdn.cli.options import HomeOption, ModelOption, output_folder
 from kdn.cli.show import emit, say
 from kdn.errors import BadInput
+from kdn.machine.files import refuse_special
 
 if TYPE_CHECKING:
     from kdn.bench import BenchOptions
@@ -21,6 +22,7 @@ def _json_file(path: Path | None) -> Path | None:
     """A file whose folder may be missing, or `-`."""
     if path is not None and path != Path("-"):
         output_folder(path.parent)
+        refuse_special(path)
     return path
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kdn.errors import BadConfig, BadInput
-from kdn.machine.files import expanded, refuse_unwritable
+from kdn.machine.files import expanded, refuse_output, refuse_unwritable
 
 if TYPE_CHECKING:
     from kdn.api import Kdn, OpenModels
@@ -81,13 +81,8 @@ def output_file(path: Path | None) -> Path | None:
 
     Raises BadInput.
     """
-    if path is None:
-        return None
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise BadInput(f"{path}: there is no folder {path.parent}; make it, or choose another")
-    refuse_unwritable(path, path.parent)
+    if path is not None:
+        refuse_output(path)
     return path
 
 

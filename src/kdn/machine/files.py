@@ -1,6 +1,6 @@
 """Files that are whole or absent, and the one place through which the system's errors come.
 
-`publish_file` writes one file whole.  The disk tier keeps many and uses the longer operations of `Files`.
+`publish_file` writes one file whole.  The disk tier writes many and uses the longer operations of `Files`.
 Everything changes the disk through the verbs of `Files`, so that a test can pass another in its place
 and see every state in which a power cut may leave a folder.
 """
@@ -22,6 +22,7 @@ from typing import IO
 from kdn.errors import BadInput, NoSpace, StoreError
 
 __all__ = [
+    "READABLE",
     "Files",
     "expanded",
     "home_folder",
@@ -30,6 +31,8 @@ __all__ = [
     "make_tree_private",
     "publish_file",
     "publishing",
+    "refuse_output",
+    "refuse_special",
     "refuse_unwritable",
     "system_errors",
     "try_lock",
@@ -40,6 +43,8 @@ _NOT_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP}
 """What a file system says that has no O_DIRECT, or wants other alignments for it."""
 _DIRECT_FROM, _PAGE = 1 << 20, 4096
 _PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
+READABLE = 0o644
+"""The mode of a file that a user asked for by its name."""
 
 
 def home_folder(environ: Mapping[str, str]) -> Path:
@@ -117,6 +122,22 @@ def make_tree_private(folder: Path) -> None:
                 path.chmod(stat.S_IMODE(mode) & ~0o077)
 
 
+def refuse_output(path: Path) -> None:
+    """Raises BadInput where no file can be written to `path`, so that it is known before any work is done."""
+    refuse_special(path)
+    if not path.parent.is_dir():
+        raise BadInput(f"{path}: there is no folder {path.parent}; make it, or choose another")
+    refuse_unwritable(path, path.parent)
+
+
+def refuse_special(path: Path) -> None:
+    """Raises BadInput for a folder, device or pipe: a file that is published would take its place."""
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path} is a device, a pipe or a socket; name a file")
+
+
 def refuse_unwritable(path: Path, folder: Path) -> None:
     """Raises BadInput where nothing can be made in `folder`, so that `path` cannot be written.
 
@@ -135,10 +156,11 @@ def publish_file(
 ) -> None:
     """Write `path` whole: readers and power cuts leave the old file or all of the new one.
 
-    Folders that are missing are made. When it returns, the file is on the device.
+    Folders that are missing are made, and a link stays a link. When it returns, the file is on the device.
     Raises NoSpace when the device is full, StoreError when the file cannot be written.
     """
     files = files or Files()
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with system_errors(f"writing {path}"):
         files.make_folders(path.parent)
@@ -155,6 +177,7 @@ def publish_file(
 def publishing(path: Path) -> Iterator[IO[bytes]]:
     """As `publish_file`, for what is written piece by piece: nothing is there unless the block ends well."""
     files = Files()
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with system_errors(f"writing {path}"):
         files.make_folders(path.parent)

@@ -7,12 +7,14 @@ bars; there is no frame and no box of keys. Equal figures give equal files.
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kdn.errors import BadInput, MissingExtra
+from kdn.machine.files import READABLE, publish_file
 from kdn.plot.figure import Figure
 
 __all__ = ["STYLES", "canvas", "draw", "save"]
@@ -73,16 +75,18 @@ def canvas(rows: int = 1, size: tuple[float, float] = (7.0, 4.0)) -> tuple[Any, 
 def save(made: Any, path: Path) -> None:
     """Write the picture in the format that its name ends in; without a date, so that equal ones are equal.
 
-    Raises BadInput for a name that it cannot be written to.
+    Raises BadInput for a format that there is not, StoreError where the file cannot be written.
     """
     import matplotlib as mpl
 
     metadata = {"Date": None} if path.suffix == ".svg" else None
+    drawn = io.BytesIO()
     try:
         with mpl.rc_context({"svg.hashsalt": path.stem}):
-            made.savefig(path, metadata=metadata)
-    except (OSError, ValueError) as error:
+            made.savefig(drawn, format=path.suffix[1:] or None, metadata=metadata)
+    except ValueError as error:
         raise BadInput(f"a picture cannot be written to {path}: {error}") from error
+    publish_file(path, drawn.getvalue(), READABLE)
 
 
 def draw(figure: Figure, path: Path) -> None:

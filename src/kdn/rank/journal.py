@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from kdn.errors import BadInput
-from kdn.machine.files import publish_file
+from kdn.machine.journal import Journal, read_journal
 
 __all__ = ["LabelAnswer", "LabelJournal"]
 
@@ -23,47 +23,35 @@ class LabelJournal:
         Raises BadInput when it holds answers to other questions, unless `force` discards them.
         """
         self._path = path
-        self._name = name
-        self.answers: list[LabelAnswer] = self._read(force=force)
-        self._begin()
+        self.answers: list[LabelAnswer] = self._read(name, force=force)
+        self._journal = Journal(path, name, self.answers)
 
-    def _read(self, *, force: bool) -> list[LabelAnswer]:
+    def _read(self, name: str, *, force: bool) -> list[LabelAnswer]:
         try:
-            lines = self._path.read_text("utf-8").split("\n")
-        except FileNotFoundError:
-            return []
+            of, lines = read_journal(self._path)
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{self._path} is no journal of labels ({error}); remove it") from error
-        whole = lines[1:-1]  # what follows the last line's end was being written
-        if lines[0] == self._name:
-            return [self._answer(line) for line in whole]
-        if whole and not force:
+        if of == name:
+            return [self._answer(line) for line in lines]
+        if lines and not force:
             raise BadInput(
-                f"{self._path} holds {len(whole)} answers to other questions: the rows, template,"
+                f"{self._path} holds {len(lines)} answers to other questions: the rows, template,"
                 " choices or model have changed; --force discards them, or choose another file"
             )
         return []
 
-    def _begin(self) -> None:
-        """Write what was read, whole lines only, and leave the file open for more."""
-        lines = [self._name, *map(json.dumps, self.answers)]
-        publish_file(self._path, ("\n".join(lines) + "\n").encode())
-        self._file = self._path.open("a", encoding="utf-8")
-
     def add(self, answer: LabelAnswer) -> None:
         """One more answer; it outlives the process from here on."""
         self.answers.append(answer)
-        self._file.write(json.dumps(answer) + "\n")
-        self._file.flush()
+        self._journal.add(answer)
 
     def close(self) -> None:
         """Leave the file for a later run."""
-        self._file.close()
+        self._journal.close()
 
     def remove(self) -> None:
         """The table is written: the journal has done its work."""
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+        self._journal.remove()
 
     def _answer(self, line: str) -> LabelAnswer:
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kdn.core import UnsoundJson, read_sound_json
 from kdn.errors import BadInput, MissingExtra
-from kdn.machine.files import publish_file, refuse_unwritable
+from kdn.machine.files import READABLE, publish_file, refuse_output
 from kdn.machine.text import MAX_TEXT_BYTES, counted, decode_unicode, lines_of, read_bounded
 
 __all__ = ["Row", "check_out", "columns_of", "read_rows", "write_rows"]
@@ -23,7 +23,6 @@ _TABS = {".tsv", ".tab"}
 _LINES = {".jsonl", ".ndjson"}
 _PARQUET = ".parquet"
 SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", _PARQUET)
-_READABLE = 0o644
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
@@ -118,11 +117,7 @@ def check_out(path: Path, source: Path, *, force: bool = False) -> None:
     """
     if _suffix(path) == _PARQUET:
         _parquet()
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder; name a file in it, such as {path / 'labels.csv'}")
-    if not path.parent.is_dir():
-        raise BadInput(f"{path}: there is no folder {path.parent}; make it, or choose another")
-    refuse_unwritable(path, path.parent)
+    refuse_output(path)
     if path.exists() and source.exists() and path.samefile(source):
         raise BadInput(f"{path}: these are the rows themselves; choose another file for the labels")
     if path.exists() and not force:
@@ -145,7 +140,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     else:
         data = _as_csv(columns, rows, tabs=suffix in _TABS)
-    publish_file(path, data, _READABLE)
+    publish_file(path, data, READABLE)
 
 
 def _as_parquet(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdn.errors import BadInput
+from kdn.machine.files import READABLE, publish_file, system_errors
 
 __all__ = ["add_kept", "read_kept"]
 
@@ -15,20 +16,37 @@ __all__ = ["add_kept", "read_kept"]
 def read_kept(file: Path | None, take: Callable[[Any], None]) -> None:
     """Hand every line of an earlier run to `take`; of no file, or one that is not there yet, none.
 
+    Half a line at the end, which a full disk or a power cut leaves, is removed.
     Raises BadInput for a file of something else: lines that `take` cannot use.
     """
     if file is None or not file.exists():
         return
     try:
-        for line in file.read_text("utf-8").splitlines():
+        *lines, last = file.read_text("utf-8").split("\n")
+        for line in lines:
             take(json.loads(line))
+        if last and _is_whole(last):
+            take(json.loads(last))
+            lines.append(last)
+        if last:
+            publish_file(file, "".join(f"{line}\n" for line in lines).encode(), READABLE)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{file}: no rows of this benchmark; give another file") from error
 
 
+def _is_whole(line: str) -> bool:
+    """False for the beginning of an object; what does not begin like one is no row of ours."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return not line.startswith("{")
+    return True
+
+
 def add_kept(file: Path | None, line: Mapping[str, Any]) -> None:
-    """Write a line more, where there is a file."""
+    """Write a line more, where there is a file. Raises StoreError when it cannot be written."""
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as opened:
-            opened.write(json.dumps(line) + "\n")
+        with system_errors(f"writing {file}"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write(json.dumps(line) + "\n")

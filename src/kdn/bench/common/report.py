@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdn.bench.common.result import BenchOptions, Result, Row, Scalar
+from kdn.machine.files import READABLE, publish_file
 from kdn.plot import Figure, draw
 
 __all__ = ["draw_figures", "print_result", "write_json", "write_page"]
@@ -36,10 +37,9 @@ def print_result(result: Result, console: Console) -> None:
 
 
 def write_json(result: Result, path: Path) -> None:
-    """The result as one JSON object; the folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """The result as one JSON object, whole or not at all; the folder is made if need be."""
     encoded = msgspec.json.encode(result.as_json())
-    path.write_bytes(msgspec.json.format(encoded, indent=2) + b"\n")
+    publish_file(path, msgspec.json.format(encoded, indent=2) + b"\n", READABLE)
 
 
 def write_page(result: Result, folder: Path) -> Path:
@@ -47,12 +47,14 @@ def write_page(result: Result, folder: Path) -> Path:
 
     Raises MissingExtra when there is something to plot and matplotlib is not installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(
+        parents=True, exist_ok=True
+    )  # for others to read, unlike what `publish_file` makes
     name = result.page or result.bench
     write_json(result, folder / f"{name}.json")
     pictures = draw_figures(result.figures, folder, name)
     page = folder / f"{name}.md"
-    page.write_text(_page(result, pictures), encoding="utf-8")
+    publish_file(page, _page(result, pictures).encode(), READABLE)
     return page
 
 

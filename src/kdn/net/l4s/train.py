@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdn.machine.files import READABLE, publish_file
 from kdn.net.l4s.choosers import read_weights
 from kdn.net.l4s.collect import collect
 from kdn.net.l4s.loss import loss_of
@@ -152,9 +154,11 @@ def make(
         learned(step + 1)
 
     train(flows, config, model, tick)
+    file = io.BytesIO()
     if isinstance(model, Predictor):
-        np.save(out, pack(model), allow_pickle=False)
+        np.save(file, pack(model), allow_pickle=False)
     else:
         state = {name: value.numpy() for name, value in model.state_dict().items()}
-        np.savez(out, allow_pickle=False, **state)
+        np.savez(file, allow_pickle=False, **state)
+    publish_file(out, file.getvalue(), READABLE)
     return float(np.mean(losses[-100:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdn.errors import BadInput
+from kdn.machine.files import READABLE, publish_file
 from kdn.net.rtc.call import MAX_RATE_BPS, START_RATE_BPS, Decision, Feedback
 from kdn.net.rtc.control.gcc import Gcc
 from kdn.net.rtc.control.window import interval_of
@@ -90,13 +92,15 @@ class Safeguarded:
 
 
 def save_policies(policies: list[Policy], path: Path) -> None:
-    """All policies in one file."""
+    """All policies in one file, whole or not at all. Raises StoreError."""
     arrays = {}
     for policy in policies:
         for i, (weights, biases) in enumerate(policy.layers):
             arrays[f"{policy.name}/{i}/weights"] = weights.astype(np.float32)
             arrays[f"{policy.name}/{i}/biases"] = biases.astype(np.float32)
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    publish_file(path, file.getvalue(), READABLE)
 
 
 def load_policies(path: Path | None = None) -> dict[str, Policy]:
