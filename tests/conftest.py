@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from kdn.errors import UnknownModel
 from kdn.machine.compiler import NoCompiler, compiler
 from kdn.model import resolve
-from kdn.model.kernels import FloatKernels, Kernels, NoKernel, load_floats
+from kdn.model.kernels import Kernels, NoKernel, load_floats
 from kdn.model.kernels import load as load_kernels
 from kdn.testing import write_tiny_model
 from tests.processor import skipped_without_bf16
@@ -129,7 +129,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
 
 
 @pytest.fixture(scope="session")
-def floats(tmp_path_factory: pytest.TempPathFactory) -> FloatKernels:
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """The compiled kernels of fp32, or a skip that says why there are none."""
     try:
         return load_floats(tmp_path_factory.mktemp("floats"))

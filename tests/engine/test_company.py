@@ -147,8 +147,9 @@ def case(
         find_kernels=lambda: kernels,
     )
     decoder = model.decoder
-    suits = KernelAttention.suits(decoder.dtype, "cpu", decoder.config.head_dim)
-    attention = KernelAttention(kernels) if kernels is not None and suits else TorchAttention()
+    attention: Attention = TorchAttention()
+    if kernels and KernelAttention.suits(kernels, decoder.dtype, "cpu", decoder.config.head_dim):
+        attention = KernelAttention(kernels)
     if not holds_bits(decoder, attention):
         pytest.skip("on this processor no KV of this shape is stored")
     return Case(model, attention)

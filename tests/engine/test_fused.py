@@ -15,8 +15,7 @@ from kdn.engine import Capture, Pass, PrefixKV, SequenceKV, SequenceSlice, Suffi
 from kdn.model import LoadedModel, load_model
 from kdn.model.attention import BoundAttention
 from kdn.model.decoder import FusedLayers, KvNote
-from kdn.model.kernels import KernelAttention, KernelLayers, Kernels, NoKernel
-from kdn.model.kernels import load as load_kernels
+from kdn.model.kernels import KernelAttention, KernelLayers, Kernels
 from tests.engine.runs import shape_of, some_tokens
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 64, "num_hidden_layers": 4}
@@ -28,12 +27,11 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    try:
-        return load_kernels(tmp_path_factory.mktemp("kernels"))
-    except NoKernel as missing:
-        pytest.skip(str(missing))
+@pytest.fixture(scope="module", params=["kernels", "floats"])
+def library(request: pytest.FixtureRequest) -> Kernels:
+    """The compiled kernels of bf16, and those of fp32."""
+    found: Kernels = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -139,22 +137,25 @@ def test_one_call_gives_the_bits_of_many(
     family: str,
     quantization: str,
     threads: int,
-    kernels: Kernels,
+    library: Kernels,
     tiny_model: Callable[..., Path],
     model_cache: Path,
 ) -> None:
+    if library.dtype == torch.float32 and quantization == "none":
+        pytest.skip("fp32 as stored is multiplied by torch")
     torch.set_num_threads(threads)
     model = load_model(
         tiny_model(family, **SHAPE, **FAMILIES[family]),
         cache_dir=model_cache,
-        dtype="bfloat16",
+        dtype=str(library.dtype).removeprefix("torch."),
         device="cpu",
         quantization=quantization,
-        find_kernels=lambda: kernels,
+        find_kernels=lambda: library,
+        find_float_kernels=lambda: library,
     )
     assert isinstance(model.decoder.fused, KernelLayers)
     counted = Counted(model.decoder.fused)
-    together, apart = Runner(model, kernels, 3), Runner(model, kernels, 3)
+    together, apart = Runner(model, library, 3), Runner(model, library, 3)
     for make in (Runner.decoding, Runner.beside_a_prompt, Runner.recomputing):
         model.decoder.fused = None
         many = outcome(apart, make(apart))
@@ -168,19 +169,21 @@ def test_one_call_gives_the_bits_of_many(
 
 
 def test_rows_with_gaps_go_through_one_call_only_where_nothing_is_noted(
-    kernels: Kernels, tiny_model: Callable[..., Path], model_cache: Path
+    library: Kernels, tiny_model: Callable[..., Path], model_cache: Path
 ) -> None:
     """The kernel notes neighbouring rows."""
     model = load_model(
         tiny_model("llama", **SHAPE, **FAMILIES["llama"]),
         cache_dir=model_cache,
-        dtype="bfloat16",
+        dtype=str(library.dtype).removeprefix("torch."),
         device="cpu",
-        find_kernels=lambda: kernels,
+        quantization="int4",
+        find_kernels=lambda: library,
+        find_float_kernels=lambda: library,
     )
     assert model.decoder.fused is not None
     model.decoder.fused = counted = Counted(model.decoder.fused)
-    runner = Runner(model, kernels, 3)
+    runner = Runner(model, library, 3)
     ((plain, _),) = runner.recomputing()
     noted = Capture(shape_of(model), model.decoder.dtype, 0, 340)
     for one, calls in ((plain, [(0, 3)]), (replace(plain, capture=noted), [])):

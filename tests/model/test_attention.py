@@ -25,9 +25,12 @@ from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load
 from kdn.model.rope import Rope, rotate
 
 
-@pytest.fixture(scope="module", params=["amx", "avx512"])
-def kernel(request: pytest.FixtureRequest, kernels: Kernels) -> KernelAttention:
-    """Both ways that the kernel multiplies."""
+@pytest.fixture(scope="module", params=["amx", "avx512", "fp32"])
+def kernel(request: pytest.FixtureRequest) -> KernelAttention:
+    """Both ways that the kernel of bf16 multiplies, and the kernel of fp32."""
+    if request.param == "fp32":
+        return KernelAttention(request.getfixturevalue("floats"))
+    kernels: Kernels = request.getfixturevalue("kernels")
     if request.param == "avx512":
         return KernelAttention(replace(kernels, has_amx=False))
     if not kernels.has_amx:
@@ -42,13 +45,17 @@ class Shape:
     dim: int
 
 
+ROUNDING = {torch.bfloat16: 0.03, torch.float32: 5e-6}
+"""What values of size 1 may be off in each."""
 SHAPES = [Shape(9, 3, 64), Shape(14, 2, 64), Shape(4, 4, 128), Shape(2, 1, 256)]
 
 
-def qkv(rows: int, shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def qkv(
+    rows: int, shape: Shape, seed: int = 0, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     sizes = (shape.heads, shape.kv_heads, shape.kv_heads)
-    q, k, v = (torch.randn(rows, n, shape.dim, generator=generator).bfloat16() for n in sizes)
+    q, k, v = (torch.randn(rows, n, shape.dim, generator=generator).to(dtype) for n in sizes)
     return q, k, v
 
 
@@ -96,7 +103,7 @@ def attend(
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """Softmax attention in fp32 over the same bf16 values."""
+    """Softmax attention in fp32 over the same values."""
     rows, heads, dim = q.shape
     rope = Rope(RopeConfig(theta=10_000.0), dim)
     cos, sin = rope.tables(torch.arange(rows))
@@ -112,11 +119,11 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> T
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_both_are_attention(shape: Shape, window: int | None, kernel: KernelAttention) -> None:
-    q, k, v = qkv(300, shape)
+    q, k, v = qkv(300, shape, dtype=kernel.dtype)
     expected = written_out(q, k, v, window)
     for attention in (kernel, TorchAttention(), FusedAttention()):
         error = (attend(attention, q, k, v, window=window).float() - expected).abs().max()
-        assert error < 0.03, f"{type(attention).__name__}: values of size 1 in 8 bits"
+        assert error < ROUNDING[kernel.dtype], type(attention).__name__
 
 
 @settings(max_examples=40)
@@ -131,7 +138,7 @@ def test_the_kernel_gives_the_same_bits_however_prefix_and_rows_are_cut(
 ) -> None:
     num_prefix = data.draw(st.integers(0, rows - 1), label="columns in the prefix")
     start = data.draw(st.integers(num_prefix, rows - 1), label="first row")
-    q, k, v = qkv(rows, shape)
+    q, k, v = qkv(rows, shape, dtype=kernel.dtype)
     whole = attend(kernel, q, k, v, window=window)
     part = attend(kernel, q, k, v, window=window, num_prefix=num_prefix, start=start)
     assert torch.equal(part, whole[start:])
@@ -145,7 +152,7 @@ def test_the_last_rows_alone_get_the_bits_they_get_among_all(
 ) -> None:
     # One to eight rows: of so few queries the way without AMX computes columns side by side.
     torch.set_num_threads(threads)
-    q, k, v = qkv(rows, shape)
+    q, k, v = qkv(rows, shape, dtype=kernel.dtype)
     whole = attend(kernel, q, k, v, window=window)
     for count in range(1, 9):
         for num_prefix in (0, 64, 130):
@@ -169,14 +176,16 @@ def test_the_kernel_looks_at_columns_as_plain_torch_does(
     positions = torch.tensor(sorted(data.draw(some, label="who looks")))
     generator = torch.Generator().manual_seed(rows)
     own = -(-(rows - num_prefix) // 256) * 256
-    prefix_k = torch.randn(1, shape.kv_heads, num_prefix, shape.dim, generator=generator).bfloat16()
-    suffix_k = torch.randn(1, shape.kv_heads, own, shape.dim, generator=generator).bfloat16()
+    prefix_k = torch.randn(1, shape.kv_heads, num_prefix, shape.dim, generator=generator).to(
+        kernel.dtype
+    )
+    suffix_k = torch.randn(1, shape.kv_heads, own, shape.dim, generator=generator).to(kernel.dtype)
     prefix_v, suffix_v = (
         torch.zeros_like(k).transpose(2, 3).contiguous() for k in (prefix_k, suffix_k)
     )
     where = torch.arange(num_prefix, rows)
     part = AttentionSlice(0, len(where), where, suffix_k, suffix_v, prefix_k, prefix_v, num_prefix)
-    q = torch.randn(len(positions), shape.heads, shape.dim, generator=generator).bfloat16()
+    q = torch.randn(len(positions), shape.heads, shape.dim, generator=generator).to(kernel.dtype)
     found = kernel.mass(q, positions, part, 0, window)
     expected = TorchAttention().mass(q.float(), positions, _wide(part), 0, window)
     assert found.shape == expected.shape == (rows,)
@@ -191,9 +200,9 @@ def _wide(part: AttentionSlice) -> AttentionSlice:
 
 def test_where_nobody_looks_there_is_no_mass(kernel: KernelAttention) -> None:
     shape, where = SHAPES[0], torch.arange(5)
-    suffix_k = torch.ones(1, shape.kv_heads, 64, shape.dim, dtype=torch.bfloat16)
+    suffix_k = torch.ones(1, shape.kv_heads, 64, shape.dim, dtype=kernel.dtype)
     part = AttentionSlice(0, 5, where, suffix_k, suffix_k.transpose(2, 3).contiguous())
-    q = torch.empty(0, shape.heads, shape.dim, dtype=torch.bfloat16)
+    q = torch.empty(0, shape.heads, shape.dim, dtype=kernel.dtype)
     for attention in (kernel, TorchAttention()):
         assert attention.mass(q, where[:0], part, 0, None).tolist() == [0.0] * 5
 
@@ -204,7 +213,7 @@ def test_many_writes_at_once_are_those_made_one_by_one(kernel: KernelAttention) 
     alone: list[Writing] = []
     together: list[Writing] = []
     for number, rows in enumerate((1, 2, 15, 16, 17, 33, 128, 256, 257)):
-        _, k, v = qkv(rows, shape, seed=number)
+        _, k, v = qkv(rows, shape, number, kernel.dtype)
         cut = rows // 2
         runs = [LayerKV(k[a:b], v[a:b]) for a, b in ((0, cut), (cut, rows)) if a < b]
         runs[0] = replace(runs[0], shift=k.mean(dim=0))
@@ -227,8 +236,8 @@ def test_many_writes_at_once_are_those_made_one_by_one(kernel: KernelAttention) 
 def test_sequences_that_share_a_prefix_get_the_bits_they_get_alone(kernel: KernelAttention) -> None:
     """Seven sequences over one prefix of 300 columns, each one row further into its own suffix."""
     shape, num_prefix = SHAPES[0], 300
-    q, k, v = qkv(7, shape, seed=3)
-    _, shared_k, shared_v = qkv(num_prefix, shape)
+    q, k, v = qkv(7, shape, 3, kernel.dtype)
+    _, shared_k, shared_v = qkv(num_prefix, shape, dtype=kernel.dtype)
     rope = Rope(RopeConfig(theta=10_000.0), shape.dim)
     prefix_k = torch.zeros(1, shape.kv_heads, 320, shape.dim, dtype=k.dtype)
     prefix_v = torch.zeros(1, shape.kv_heads, shape.dim, 320, dtype=k.dtype)
@@ -238,8 +247,10 @@ def test_sequences_that_share_a_prefix_get_the_bits_they_get_alone(kernel: Kerne
     def part(number: int, start: int) -> AttentionSlice:
         generator = torch.Generator().manual_seed(number)
         size = (1, shape.kv_heads, 256, shape.dim)
-        suffix_k = torch.randn(size, generator=generator).bfloat16()
-        suffix_v = torch.randn(size, generator=generator).bfloat16().transpose(2, 3).contiguous()
+        suffix_k = torch.randn(size, generator=generator).to(kernel.dtype)
+        suffix_v = (
+            torch.randn(size, generator=generator).to(kernel.dtype).transpose(2, 3).contiguous()
+        )
         where = torch.tensor([num_prefix + 20 * number])
         return AttentionSlice(
             start, start + 1, where, suffix_k, suffix_v, prefix_k, prefix_v, num_prefix
@@ -260,7 +271,7 @@ def test_sequences_that_share_a_prefix_get_the_bits_they_get_alone(kernel: Kerne
     cos, sin = rope.tables(torch.cat([one.positions for one in slices]))
     bound = plain.bind(slices, cos, sin)
     expected = bound.attend(0, bound.place(0, q, k, v), None)
-    assert (together.float() - expected.float()).abs().max() < 0.03
+    assert (together.float() - expected.float()).abs().max() < ROUNDING[kernel.dtype]
 
 
 def test_in_plain_torch_a_cut_anywhere_gives_the_same_bits() -> None:

@@ -9,12 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdn.model.grouped import GROUP, GroupedLinear, group_weights
-from kdn.model.kernels import (
-    FloatKernels,
-    KernelFloatGroupedLinear,
-    KernelGroupedLinear,
-    Kernels,
-)
+from kdn.model.kernels import KernelGroupedLinear, Kernels
 
 SHAPES = [(64, 32), (64, 96), (960, 576), (576, 1536)]
 
@@ -109,12 +104,12 @@ def float_rows(count: int, size: int, seed: int = 1) -> Tensor:
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 96, 97, 200])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_compiled_product_of_fp32_rows_is_the_exact_one(
-    shape: tuple[int, int], count: int, bits: int, floats: FloatKernels
+    shape: tuple[int, int], count: int, bits: int, floats: Kernels
 ) -> None:
     """Against sums in fp64: what is left is the rounding of fp32."""
     weight, x = group_weights(matrix(*shape).float(), bits), float_rows(count, shape[1])
     bias = float_rows(1, shape[0], seed=2)[0]
-    linear = KernelFloatGroupedLinear(floats, weight, bias)
+    linear = KernelGroupedLinear(floats, weight, bias)
     exact = x.double() @ weight.widened(torch.float32).double().T + bias
     assert (linear(x) - exact).abs().max() < 2e-5
     assert (GroupedLinear(weight, bias)(x) - exact).abs().max() < 2e-5
@@ -129,20 +124,45 @@ def test_the_compiled_product_of_fp32_rows_is_the_exact_one(
     data=st.data(),
 )
 def test_any_cut_of_fp32_rows_gives_the_same_bits(
-    shape: tuple[int, int], bits: int, count: int, data: st.DataObject, floats: FloatKernels
+    shape: tuple[int, int], bits: int, count: int, data: st.DataObject, floats: Kernels
 ) -> None:
     start = data.draw(st.integers(0, count - 1))
     stop = data.draw(st.integers(start + 1, count))
     weight = group_weights(matrix(*shape).float(), bits)
     bias = float_rows(1, shape[0], seed=2)[0]
-    linear = KernelFloatGroupedLinear(floats, weight, bias)
+    linear = KernelGroupedLinear(floats, weight, bias)
     x = float_rows(count, shape[1])
     assert torch.equal(linear(x[start:stop]), linear(x)[start:stop])
     assert torch.equal(linear(x.T.contiguous().T[start:stop]), linear(x)[start:stop])
 
 
-def test_fp32_weights_of_broken_panels_are_left_to_torch() -> None:
-    assert KernelFloatGroupedLinear.suits(torch.zeros(64, 32))
-    assert not KernelFloatGroupedLinear.suits(torch.zeros(48, 32)), "half a panel"
-    assert not KernelFloatGroupedLinear.suits(torch.zeros(64, 48)), "half a group"
-    assert not KernelFloatGroupedLinear.suits(torch.zeros(64, 32).bfloat16())
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("count", [1, 2, 7, 100])
+def test_a_paired_matrix_of_fp32_gates_and_adds_in_one_pass(
+    bits: int, count: int, floats: Kernels
+) -> None:
+    weight, x = group_weights(matrix(192, 64).float(), bits), float_rows(count, 64)
+    bias, base = float_rows(1, 192, seed=2)[0], float_rows(count, 192, seed=3)
+    exact = x.double() @ weight.widened(torch.float32).double().T + bias
+    gate, up = exact.chunk(2, dim=-1)
+    paired = KernelGroupedLinear(floats, weight, bias, paired=True)
+    assert (paired(x) - exact).abs().max() < 5e-6
+    assert (paired.onto(base, x) - exact - base).abs().max() < 5e-6
+    assert (paired.gated(x) - torch.nn.functional.silu(gate) * up).abs().max() < 5e-6
+    steep = torch.tensor([[-300.0, -90.0, -1e-6, 0.0, 1e-6, 90.0, 300.0, 0.0] * 8])
+    identity = group_weights(torch.cat((torch.eye(64), torch.eye(64))), bits)
+    kept = steep * identity.widened(torch.float32)[0, 0]
+    found = KernelGroupedLinear(floats, identity, paired=True).gated(steep)
+    assert torch.allclose(found, torch.nn.functional.silu(kept) * kept, rtol=1e-6, atol=1e-30)
+
+
+def test_weights_of_broken_panels_are_left_to_torch(floats: Kernels) -> None:
+    def suits(weight: Tensor, *, paired: bool = False) -> bool:
+        return KernelGroupedLinear.suits(floats, weight, paired=paired)
+
+    assert suits(torch.zeros(64, 32))
+    assert suits(torch.zeros(64, 32), paired=True)
+    assert not suits(torch.zeros(96, 32), paired=True), "half a panel of each"
+    assert not suits(torch.zeros(48, 32)), "half a panel"
+    assert not suits(torch.zeros(64, 48)), "half a group"
+    assert not suits(torch.zeros(64, 32).bfloat16())

@@ -15,7 +15,7 @@ from kdn.errors import BadConfig, WeightsError
 from kdn.model import Decoder, load_model, pick_device, pick_dtype
 from kdn.model.digest import DigestCache, digest_tensors
 from kdn.model.folder import no_kernels
-from kdn.model.kernels import FloatKernels, KernelFloatGroupedLinear, Kernels
+from kdn.model.kernels import KernelGroupedLinear, Kernels
 from kdn.model.load import pick_quantization
 from tests.model.reference import forward
 
@@ -148,7 +148,7 @@ def test_quantized_smollm2_says_nearly_the_same(
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_quantized_fp32_weights_are_multiplied_by_compiled_code(
-    kind: str, tiny_model: Tiny, model_cache: Path, floats: FloatKernels
+    kind: str, tiny_model: Tiny, model_cache: Path, floats: Kernels
 ) -> None:
     """The same weights by torch alone give the same logits, but for rounding; KV of the two is apart."""
     folder = tiny_model("qwen2")
@@ -162,7 +162,7 @@ def test_quantized_fp32_weights_are_multiplied_by_compiled_code(
         ).decoder
         for find in (lambda: floats, no_kernels)
     )
-    assert isinstance(compiled.layers[0].weights.down, KernelFloatGroupedLinear)
+    assert isinstance(compiled.layers[0].weights.down, KernelGroupedLinear)
     assert compiled.fingerprint != twin.fingerprint
     a, b = forward(compiled, TOKENS), forward(twin, TOKENS)
     assert torch.nn.functional.cosine_similarity(a, b, dim=1).min() > (

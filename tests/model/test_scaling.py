@@ -35,10 +35,10 @@ def a_scaling(columns: list[int], shape: Shape, factor: float, *, literal: bool 
 
 
 def a_slice(
-    shape: Shape, rows: int, start: int, seed: int
+    shape: Shape, rows: int, start: int, seed: int, dtype: torch.dtype
 ) -> tuple[AttentionSlice, Tensor, Tensor]:
     """Rows [start, rows) over columns that are in place; with rotated queries and V by column."""
-    q, k, v = qkv(rows, shape, seed)
+    q, k, v = qkv(rows, shape, seed, dtype)
     cos, sin = Rope(RopeConfig(theta=10_000.0), shape.dim).tables(torch.arange(rows))
     own = -(-rows // 256) * 256
     suffix_k = torch.zeros(1, shape.kv_heads, own, shape.dim, dtype=k.dtype)
@@ -94,7 +94,7 @@ def written_out(
 def test_scaled_columns_are_those_of_attention_written_out(
     shape: Shape, window: int | None, literal: bool, kernel: KernelAttention
 ) -> None:
-    part, q, v = a_slice(shape, 300, 0, seed=1)
+    part, q, v = a_slice(shape, 300, 0, seed=1, dtype=kernel.dtype)
     scaling = a_scaling([0, 5, 63, 64, 130, 299], shape, 3.0, literal=literal)
     expected = written_out(part, q, v, scaling, window)
     for attention in (kernel, TorchAttention(), FusedAttention()):
@@ -121,7 +121,7 @@ def test_the_kernel_scales_as_plain_torch_does(
     kernel: KernelAttention,
 ) -> None:
     """Columns after the last row are named too, as in a prompt that is cut in passes."""
-    part, q, _ = a_slice(shape, rows, rows // 2, seed=rows)
+    part, q, _ = a_slice(shape, rows, rows // 2, seed=rows, dtype=kernel.dtype)
     scaling = a_scaling(sorted(columns), shape, factor, literal=literal)
     (fast,) = run(kernel, [(part, q)], [scaling], window)
     (plain,) = run(TorchAttention(), [(part, q)], [scaling], window)
@@ -134,7 +134,7 @@ def test_gains_of_one_and_biases_of_nothing_are_the_identity(
     shape: Shape, kernel: KernelAttention
 ) -> None:
     """Bit for bit, through the code that scales."""
-    part, q, _ = a_slice(shape, 130, 0, seed=2)
+    part, q, _ = a_slice(shape, 130, 0, seed=2, dtype=kernel.dtype)
     columns = torch.arange(0, 130, 3)
     ones = torch.ones(len(columns), shape.heads)
     for attention in (kernel, TorchAttention()):
@@ -146,7 +146,7 @@ def test_gains_of_one_and_biases_of_nothing_are_the_identity(
 def test_a_column_may_have_both_a_bias_and_a_gain(kernel: KernelAttention) -> None:
     """Doubled before the softmax, and what comes of it tripled."""
     shape = SHAPES[0]
-    part, q, v = a_slice(shape, 100, 0, seed=4)
+    part, q, v = a_slice(shape, 100, 0, seed=4, dtype=kernel.dtype)
     columns = torch.tensor([0, 30, 64])
     heads = torch.full((3, shape.heads), 3.0)
     both = Scaling(columns, torch.full((3, shape.heads), math.log(2)), heads)
@@ -162,7 +162,7 @@ def test_neighbours_of_a_scaled_sequence_keep_their_bits(
 ) -> None:
     shape = SHAPES[0]
     scaling = a_scaling([3, 100], shape, 5.0, literal=literal)
-    parts = [a_slice(shape, rows, 0, seed=rows)[:2] for rows in (70, 130, 65)]
+    parts = [a_slice(shape, rows, 0, seed=rows, dtype=kernel.dtype)[:2] for rows in (70, 130, 65)]
     plain = run(kernel, parts, [None, None, None])
     scaled = run(kernel, parts, [None, scaling, None])
     assert torch.equal(scaled[0], plain[0])
@@ -179,11 +179,11 @@ def test_of_sequences_that_share_a_prefix_only_the_scaled_ones_change(
 ) -> None:
     """Twenty decoded rows side by side, in groups that read the prefix once; two are scaled."""
     generator = torch.Generator().manual_seed(3)
-    prefix_k = torch.randn(1, shape.kv_heads, 192, shape.dim, generator=generator).bfloat16()
-    prefix_v = torch.randn(1, shape.kv_heads, shape.dim, 192, generator=generator).bfloat16()
+    prefix_k = torch.randn(1, shape.kv_heads, 192, shape.dim, generator=generator).to(kernel.dtype)
+    prefix_v = torch.randn(1, shape.kv_heads, shape.dim, 192, generator=generator).to(kernel.dtype)
     parts = []
     for number in range(20):
-        part, q, _ = a_slice(shape, 40, 39, seed=number)
+        part, q, _ = a_slice(shape, 40, 39, seed=number, dtype=kernel.dtype)
         shared = replace(
             part,
             positions=part.positions + 192,

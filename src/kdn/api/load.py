@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -21,21 +20,18 @@ from kdn.machine.threads import usable_cores
 from kdn.model import Decoder, LoadedModel, load_model, resolve
 from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.folder import FindKernels
-from kdn.model.kernels import FloatKernels, KernelAttention, Kernels, NoKernel, load_floats
+from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load_floats
 from kdn.model.kernels import load as load_kernels
 from kdn.trace import Trace
 
 __all__ = ["KernelFinders", "load", "prepared"]
 
 
-_Library = TypeVar("_Library", Kernels, FloatKernels)
-
-
 @dataclass(frozen=True)
 class KernelFinders:
     """What finds the compiled kernels, by the dtype of rows; a first call compiles them."""
 
-    bfloat16: Callable[[], Kernels | None]
+    bfloat16: FindKernels
     float32: FindKernels
 
 
@@ -90,7 +86,7 @@ def load(
         find_float_kernels=finders.float32,
         known=known,
     )
-    return loaded, _choose_attention(loaded.decoder, finders.bfloat16)
+    return loaded, _choose_attention(loaded.decoder, finders)
 
 
 def _choose_dtype(asked: str, device: str, home: Path) -> str:
@@ -102,7 +98,7 @@ def _choose_dtype(asked: str, device: str, home: Path) -> str:
     return measured_dtype(home, "cuda" if device.startswith("cuda") else "cpu") or "auto"
 
 
-def _found(load: Callable[[Path], _Library], folder: Path, trace: Trace) -> _Library | None:
+def _found(load: Callable[[Path], Kernels], folder: Path, trace: Trace) -> Kernels | None:
     """The compiled kernels where there can be any; else the trace says why not."""
     try:
         return load(folder)
@@ -111,11 +107,15 @@ def _found(load: Callable[[Path], _Library], folder: Path, trace: Trace) -> _Lib
         return None
 
 
-def _choose_attention(decoder: Decoder, find_kernels: Callable[[], Kernels | None]) -> Attention:
-    """The compiled one where it can run, torch's own on a GPU, else plain torch."""
+def _choose_attention(decoder: Decoder, finders: KernelFinders) -> Attention:
+    """The compiled one where the decoder is computed with it, torch's own on a GPU, else plain torch."""
     if decoder.device.type == "cuda":
         return FusedAttention()
-    kernels = find_kernels()
-    if kernels and KernelAttention.suits(decoder.dtype, decoder.device, decoder.config.head_dim):
+    kernels = (finders.bfloat16 if decoder.dtype == torch.bfloat16 else finders.float32)()
+    if (
+        kernels is not None
+        and decoder.kernel == kernels.name
+        and KernelAttention.suits(kernels, decoder.dtype, decoder.device, decoder.config.head_dim)
+    ):
         return KernelAttention(kernels)
     return TorchAttention()

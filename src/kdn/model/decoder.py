@@ -247,6 +247,11 @@ class Decoder:
         return torch.cat([functional.linear(part, rows) for part in parts])
 
     @property
+    def kernel(self) -> str:
+        """The name of the compiled kernels it is computed with; empty for torch's own."""
+        return self._identity.kernel
+
+    @property
     def weights_digest(self) -> str:
         """Of the weights as stored."""
         return self._identity.weights

@@ -16,8 +16,6 @@ from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeight
 from kdn.model.digest import DigestCache, digest_tensors
 from kdn.model.grouped import GROUP, GroupedLinear, group_weights
 from kdn.model.kernels import (
-    FloatKernels,
-    KernelFloatGroupedLinear,
     KernelGroupedLinear,
     KernelLayers,
     KernelLinear,
@@ -34,7 +32,7 @@ _HEAD_BITS = 8
 """The head decides between tokens: its weights are kept in 8 bits where the layers' are in 4."""
 
 
-FindKernels = Callable[[], Kernels | FloatKernels | None]
+FindKernels = Callable[[], Kernels | None]
 
 
 def no_kernels() -> None:
@@ -125,13 +123,12 @@ class _Builder:
         dtype: torch.dtype,
         device: torch.device,
         quantization: Quantization = "none",
-        kernel: Kernels | FloatKernels | None = None,
+        kernel: Kernels | None = None,
     ) -> None:
         self.config, self.tensors = config, tensors
         self.dtype, self.device = dtype, device
         self.quantization = quantization
-        self.kernel = kernel if isinstance(kernel, Kernels) else None
-        self.floats = kernel if isinstance(kernel, FloatKernels) else None
+        self.kernel = kernel
 
     def check(self) -> None:
         """Raise WeightsError for a tensor that is absent or of another shape."""
@@ -199,9 +196,7 @@ class _Builder:
         is_wide_int8 = int8 and weight.dtype == torch.float32 and weight.device.type == "cpu"
         if (self.quantization == "int4" or is_wide_int8) and weight.shape[1] % GROUP == 0:
             groups = group_weights(weight, 8 if int8 else bits)
-            if self.floats is not None and KernelFloatGroupedLinear.suits(weight):
-                return KernelFloatGroupedLinear(self.floats, groups, bias)
-            if kernel is not None and KernelGroupedLinear.suits(weight, paired=paired):
+            if kernel is not None and KernelGroupedLinear.suits(kernel, weight, paired=paired):
                 return KernelGroupedLinear(kernel, groups, bias, paired=paired)
             return GroupedLinear(groups, bias)
         if kernel is not None and KernelLinear.suits(weight, paired=paired, int8=int8):
@@ -210,7 +205,7 @@ class _Builder:
 
     def norm(self, name: str, size: int) -> RmsNorm:
         weight = self.tensor(name, size)
-        if self.kernel is not None and KernelNorm.suits(weight):
+        if self.kernel is not None and KernelNorm.suits(self.kernel, weight):
             return KernelNorm(self.kernel, weight, self.config.rms_eps)
         return RmsNorm(weight, self.config.rms_eps)
 

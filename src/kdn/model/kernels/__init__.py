@@ -7,15 +7,12 @@ the room that builds it (`kdn.api`) import it.  Start with `build.py`, then `att
 from __future__ import annotations
 
 from kdn.model.kernels.attention import KernelAttention
-from kdn.model.kernels.build import FloatKernels, Kernels, NoKernel, load, load_floats
-from kdn.model.kernels.floats import KernelFloatGroupedLinear
+from kdn.model.kernels.build import Kernels, NoKernel, load, load_floats
 from kdn.model.kernels.rows import KernelGroupedLinear, KernelLinear, KernelNorm
 from kdn.model.kernels.step import KernelLayers
 
 __all__ = [
-    "FloatKernels",
     "KernelAttention",
-    "KernelFloatGroupedLinear",
     "KernelGroupedLinear",
     "KernelLayers",
     "KernelLinear",

@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "columns.h"
 #include "few.h"
 
 typedef struct {
@@ -22,8 +23,7 @@ typedef struct {
     float o[TILES][MAX_DIM][LANES];
     float scores[BLOCK][LANES];
     bf16 p[BLOCK / 2][LANES][2];
-    bf16 k[BLOCK][MAX_DIM];
-    bf16 v[MAX_DIM][BLOCK];
+    Gathered gathered;
     int32_t where[TILES][LANES]; /* a query's position */
     int32_t seen[LANES];         /* the same, or -1 for queries that sit a block out */
     int32_t head[TILES][LANES];  /* a query's head */
@@ -35,11 +35,6 @@ typedef struct {
 static const uint16_t WEAVE[32] __attribute__((aligned(64))) = {
     0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-
-typedef struct {
-    const bf16 *k, *v;
-    int64_t k_stride, v_stride; /* in values */
-} Columns;
 
 /* 2: AMX, 1: AVX512-BF16, 0: neither. Asks the kernel for the tile registers. */
 int kdn_level(void) {
@@ -215,34 +210,6 @@ static void weigh(Scratch *s, int t, int64_t first, int64_t columns, const Call 
             _mm512_store_ps(s->o[t][d], _mm512_mul_ps(_mm512_load_ps(s->o[t][d]), fade));
 }
 
-/* Where columns [first, first + columns) lie: in the prefix, in the suffix, or brought together here. */
-static Columns find_columns(Scratch *s, const Sequence *sequence, const Call *call, int64_t h, int64_t first,
-                            int64_t columns) {
-    const int64_t dim = call->dim;
-    const int64_t prefix_at = call->layer * sequence->prefix_step + h * sequence->prefix_columns * dim;
-    const int64_t suffix_at = call->layer * sequence->suffix_step + h * sequence->suffix_columns * dim;
-    const bf16 *prefix_k = sequence->prefix_k + prefix_at, *prefix_v = sequence->prefix_v + prefix_at;
-    const bf16 *suffix_k = sequence->suffix_k + suffix_at, *suffix_v = sequence->suffix_v + suffix_at;
-    const int64_t own = first - sequence->num_prefix;
-    if (first + columns <= sequence->num_prefix)
-        return (Columns){prefix_k + first * dim, prefix_v + first, dim, sequence->prefix_columns};
-    if (own >= 0 && own + columns <= sequence->suffix_columns)
-        return (Columns){suffix_k + own * dim, suffix_v + own, dim, sequence->suffix_columns};
-    for (int64_t c = 0; c < columns; c++) {
-        const int64_t at = own + c;
-        if (at >= sequence->suffix_columns) { /* after the buffer: weightless, but it must be a number */
-            memset(s->k[c], 0, 2 * dim);
-            for (int64_t d = 0; d < dim; d++) s->v[d][c] = 0;
-            continue;
-        }
-        memcpy(s->k[c], at < 0 ? prefix_k + (first + c) * dim : suffix_k + at * dim, 2 * dim);
-        for (int64_t d = 0; d < dim; d++)
-            s->v[d][c] = at < 0 ? prefix_v[d * sequence->prefix_columns + first + c]
-                                : suffix_v[d * sequence->suffix_columns + at];
-    }
-    return (Columns){s->k[0], s->v[0], MAX_DIM, BLOCK};
-}
-
 /* ---- one task: some queries over all their columns ---------------------------------------------- */
 
 static int64_t num_rows(const PrefixGroup *prefix_group) {
@@ -380,7 +347,7 @@ static void attend_columns(Scratch *s, const Task *task, const Call *call, int t
             if (s->where[t][i] > highest) highest = s->where[t][i];
     for (; first <= highest && first < stop; first += BLOCK) {
         const int64_t columns = block_columns(first, highest);
-        const Columns at = find_columns(s, task->prefix_group->sequences, call, task->kv_head, first, columns);
+        const Columns at = find_columns(&s->gathered, task->prefix_group->sequences, call, task->kv_head, first, columns);
         for (int t = 0; t < tiles; t++) {
             memcpy(s->seen, s->where[t], sizeof s->seen);
             one_block(s, task, t, at, first, columns, call);
@@ -394,7 +361,7 @@ static void attend_suffix(Scratch *s, const Task *task, const Call *call, int ti
     const Sequence *sequence = sequence_of(task->prefix_group, row);
     for (; first <= sequence->positions[0]; first += BLOCK) {
         const int64_t columns = block_columns(first, sequence->positions[0]);
-        const Columns at = find_columns(s, sequence, call, task->kv_head, first, columns);
+        const Columns at = find_columns(&s->gathered, sequence, call, task->kv_head, first, columns);
         for (int t = 0; t < tiles; t++) {
             int looks = 0;
             for (int i = 0; i < LANES; i++) {
@@ -426,7 +393,7 @@ static void run_few(Scratch *s, FewScratch *few, const Task *task, const Call *c
         p[i] = few->p[i], scores[i] = few->scores[i], o[i] = few->o[i];
     }
     for (; first <= highest; first += BLOCK) {
-        const Columns at = find_columns(s, sequence, call, task->kv_head, first, BLOCK);
+        const Columns at = find_columns(&s->gathered, sequence, call, task->kv_head, first, BLOCK);
         for (int64_t d = 0; d < dim; d++) ask_for(at.v + d * at.v_stride, BLOCK);
         turn_block(at.k, at.k_stride, dim / 2, few->turned);
         memset(few->scores, 0, sizeof few->scores);
@@ -560,7 +527,7 @@ static void weigh_columns(Scratch *s, const Task *task, const Call *call, int64_
     load_queries(s, task, call, tiles, total);
     for (int64_t first = 0; first < width; first += BLOCK) {
         const int64_t columns = block_columns(first, width - 1);
-        const Columns at = find_columns(s, task->prefix_group->sequences, call, task->kv_head, first, columns);
+        const Columns at = find_columns(&s->gathered, task->prefix_group->sequences, call, task->kv_head, first, columns);
         for (int t = 0; t < tiles; t++) {
             score(s, t, at, columns, call);
             update_sums(s, t, first, columns, call);
@@ -568,7 +535,7 @@ static void weigh_columns(Scratch *s, const Task *task, const Call *call, int64_
     }
     for (int64_t first = 0; first < width; first += BLOCK) {
         const int64_t columns = block_columns(first, width - 1);
-        const Columns at = find_columns(s, task->prefix_group->sequences, call, task->kv_head, first, columns);
+        const Columns at = find_columns(&s->gathered, task->prefix_group->sequences, call, task->kv_head, first, columns);
         memset(mass, 0, sizeof mass);
         for (int t = 0; t < tiles; t++) {
             const int64_t alive = left - t * LANES; /* a tile that is not full repeats its last query */
@@ -623,17 +590,15 @@ static inline void turn(const bf16 *x, const bf16 *shift, const float *cos, cons
     }
 }
 
-#define ROWS 32 /* rows written at a time: a cache line of one dim of V */
-
-/* V of ROWS neighbouring tokens, `stride` apart, to as many neighbouring columns of `to` [dim, columns].
+/* V of WRITTEN neighbouring tokens, `stride` apart, to as many neighbouring columns of `to` [dim, columns].
  * A gather brings two dims of sixteen tokens at once. */
 static inline void transpose_rows(const bf16 *v, int64_t stride, int64_t dim, bf16 *to, int64_t columns) {
     const __m512i steps = _mm512_mullo_epi32(
         _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(2 * (int)stride));
     __m512i even, odd;
     {
-        uint16_t at[ROWS];
-        for (int i = 0; i < ROWS; i++) at[i] = (uint16_t)(2 * i);
+        uint16_t at[WRITTEN];
+        for (int i = 0; i < WRITTEN; i++) at[i] = (uint16_t)(2 * i);
         even = _mm512_loadu_si512(at);
         odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
     }
@@ -645,80 +610,4 @@ static inline void transpose_rows(const bf16 *v, int64_t stride, int64_t dim, bf
     }
 }
 
-/* K rows, shifted (by [kv heads, dim], if not null) and rotated, and V rows, transposed, to columns at[r] of
- * to_k [kv heads, columns, dim] and to_v [kv heads, dim, columns]. `k` and `v` are the first of `rows` rows,
- * `cos` and `sin` theirs. */
-static void write_rows(const Call *call, const bf16 *k, const bf16 *v, int64_t k_stride, int64_t v_stride,
-                       const bf16 *shift, const float *cos, const float *sin, int64_t rows, const int64_t *at,
-                       int64_t before, bf16 *to_k, bf16 *to_v, int64_t columns) {
-    const int64_t dim = call->dim, first = at[0] - before;
-    const int together = rows == ROWS && at[ROWS - 1] - at[0] == ROWS - 1;
-    for (int64_t h = 0; h < call->kv_heads; h++) {
-        for (int64_t r = 0; r < rows; r++)
-            turn(k + r * k_stride + h * dim, shift ? shift + h * dim : 0, cos + r * dim, sin + r * dim, dim,
-                 to_k + (h * columns + at[r] - before) * dim);
-        bf16 *to = to_v + h * dim * columns;
-        if (together)
-            transpose_rows(v + h * dim, v_stride, dim, to + first, columns);
-        else
-            for (int64_t d = 0; d < dim; d++)
-                for (int64_t r = 0; r < rows; r++) to[d * columns + at[r] - before] = v[r * v_stride + h * dim + d];
-    }
-}
-
-typedef struct {
-    const bf16 *k, *v;
-    int64_t k_stride, v_stride, rows;
-    const bf16 *shift;
-} Run;
-
-typedef struct {
-    const Run *runs;
-    int64_t num_runs;
-    const float *cos, *sin;
-    const int64_t *at;
-    bf16 *to_k, *to_v;
-    int64_t columns;
-} Write;
-
-/* Columns that come from elsewhere: runs of rows, one after the other, to columns at[..] of their place.
- * All places together are cut in blocks of ROWS, which the threads take in turn. */
-void kdn_write(const Call *call, const Write *writes, int64_t num_writes) {
-    const int64_t dim = call->dim;
-#pragma omp parallel num_threads(call->threads)
-    {
-        const int64_t me = omp_get_thread_num(), threads = omp_get_num_threads();
-        int64_t block = 0;
-        for (const Write *w = writes; w < writes + num_writes; w++) {
-            int64_t row = 0;
-            for (const Run *run = w->runs; run < w->runs + w->num_runs; row += run->rows, run++)
-                for (int64_t r = 0; r < run->rows; r += ROWS)
-                    if (block++ % threads == me)
-                        write_rows(call, run->k + r * run->k_stride, run->v + r * run->v_stride, run->k_stride,
-                                   run->v_stride, run->shift, w->cos + (row + r) * dim, w->sin + (row + r) * dim,
-                                   r + ROWS < run->rows ? ROWS : run->rows - r, w->at + row + r, 0, w->to_k,
-                                   w->to_v, w->columns);
-        }
-    }
-}
-
-/* All rows of a batch: K and V to their sequences' suffixes, queries rotated to call->out [rows, heads, dim]. */
-void kdn_place(const Sequence *sequences, int64_t num_sequences, const Call *call) {
-    const int64_t dim = call->dim;
-    for (int64_t i = 0; i < num_sequences; i++) {
-        const Sequence *sequence = &sequences[i];
-        const int64_t slot = call->layer * sequence->suffix_step;
-#pragma omp parallel for num_threads(call->threads) if (sequence->num_rows > LANES)
-        for (int64_t r0 = 0; r0 < sequence->num_rows; r0 += ROWS) {
-            const int64_t row = sequence->start + r0, left = sequence->num_rows - r0, rows = left > ROWS ? ROWS : left;
-            const float *cos = call->cos + row * dim, *sin = call->sin + row * dim;
-            write_rows(call, call->k + row * call->k_stride, call->v + row * call->v_stride, call->k_stride,
-                       call->v_stride, 0, cos, sin, rows, sequence->positions + r0, sequence->num_prefix,
-                       sequence->suffix_k + slot, sequence->suffix_v + slot, sequence->suffix_columns);
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t h = 0; h < call->heads; h++)
-                    turn(call->q + (row + r) * call->q_stride + h * dim, 0, cos + r * dim, sin + r * dim, dim,
-                         call->out + ((row + r) * call->heads + h) * dim);
-        }
-    }
-}
+#include "place.h"

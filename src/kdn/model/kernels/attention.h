@@ -3,7 +3,7 @@
 #ifndef KDN_ATTENTION_H
 #define KDN_ATTENTION_H
 
-#include "common.h"
+#include "real.h"
 
 #define BLOCK 64  /* columns a step; K and V of one step fit the first-level cache */
 #define STEP 64   /* columns, and dims, come in multiples of this */
@@ -11,6 +11,7 @@
 #define FEW 8     /* queries up to which columns stand side by side in their place */
 #define TILES 4   /* groups of LANES queries that read the columns together */
 #define MAX_DIM 256
+#define WRITTEN 32 /* rows written at a time: a cache line of one dim of V */
 #define LOG2E 1.4426950408889634f
 #define FAR (-1e30f)    /* below every score */
 #define HIDDEN (-1e36f) /* below FAR: weight 0 whatever the maximum, and no infinities to subtract */
@@ -18,8 +19,8 @@
 typedef struct {
     int64_t start, num_rows;
     const int64_t *positions;
-    bf16 *suffix_k, *suffix_v;
-    const bf16 *prefix_k, *prefix_v;
+    real *suffix_k, *suffix_v;
+    const real *prefix_k, *prefix_v;
     int64_t num_prefix, suffix_columns, prefix_columns;
     int64_t suffix_step, prefix_step; /* values from one layer to the next; 0 where layers share the memory */
     int64_t num_scaled;               /* columns that are scaled at this layer */
@@ -42,10 +43,10 @@ typedef struct {
 
 typedef struct {
     int64_t layer, heads, kv_heads, dim, window; /* window 0: none */
-    const bf16 *q, *k, *v;
+    const real *q, *k, *v;
     int64_t q_stride, k_stride, v_stride;
     const float *cos, *sin;
-    bf16 *out;
+    real *out;
     int64_t use_amx, threads;
 } Call;
 

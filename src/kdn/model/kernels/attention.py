@@ -1,4 +1,4 @@
-"""The compiled twin of `TorchAttention`: bf16 on CPU."""
+"""The compiled twin of `TorchAttention`: bf16 or fp32 on the CPU, whichever the library computes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from kdn.model.attention import (
     AttentionSlice,
     BoundAttention,
     Scaling,
+    TorchAttention,
     Writing,
 )
 from kdn.model.kernels.build import Kernels
 
 __all__ = ["BoundKernel", "BoundTables", "KernelAttention"]
+
+_DIM_STEPS = {torch.bfloat16: 64, torch.float32: 16}
+"""Heads are multiples of this wide."""
+_MAX_DIM = 256
 
 
 class _Sequence(ctypes.Structure):
@@ -105,16 +110,16 @@ class KernelAttention(Attention):
 
     def __init__(self, library: Kernels) -> None:
         self._library = library
+        self.dtype = library.dtype
+        """Of q, K and V."""
 
     @staticmethod
-    def suits(dtype: torch.dtype, device: torch.device | str, head_dim: int) -> bool:
-        """True for what the kernel can run."""
-        return (
-            dtype == torch.bfloat16
-            and str(device) == "cpu"
-            and head_dim % 64 == 0
-            and head_dim <= 256
-        )
+    def suits(
+        library: Kernels, dtype: torch.dtype, device: torch.device | str, head_dim: int
+    ) -> bool:
+        """True for what the library can run."""
+        whole = head_dim % _DIM_STEPS[library.dtype] == 0 and head_dim <= _MAX_DIM
+        return dtype == library.dtype and str(device) == "cpu" and whole
 
     def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
         return BoundKernel(self._library, tuple(slices), cos, sin)
@@ -148,6 +153,8 @@ class KernelAttention(Attention):
     def mass(
         self, q: Tensor, positions: Tensor, part: AttentionSlice, layer: int, window: int | None
     ) -> Tensor:
+        if self.dtype == torch.float32:
+            return TorchAttention().mass(q, positions, part, layer, window)
         q, width = _rows(q), int(part.positions[-1]) + 1
         if not len(q):
             return torch.zeros(width)
@@ -226,7 +233,8 @@ class BoundKernel(BoundAttention):
         self, library: Kernels, slices: tuple[AttentionSlice, ...], cos: Tensor, sin: Tensor
     ) -> None:
         self._handle = library.handle
-        self._prefix_groups = _prefix_groups(slices)
+        shares = library.dtype == torch.bfloat16  # a prefix's columns are read once
+        self._prefix_groups = _prefix_groups(slices) if shares else [[part] for part in slices]
         given = {id(part): number for number, part in enumerate(slices)}
         slices = tuple(part for prefix_group in self._prefix_groups for part in prefix_group)
         self._slices = slices

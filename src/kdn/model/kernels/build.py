@@ -12,17 +12,21 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from kdn.machine.compiler import NoCompiler, compile_shared, cpu_flags, source_name
 
-__all__ = ["FloatKernels", "Kernels", "NoKernel", "load", "load_floats"]
+__all__ = ["Kernels", "NoKernel", "load", "load_floats"]
 
 _FOLDER = Path(__file__).parent
 _SOURCES = tuple(
     _FOLDER / name
     for name in ("attention.c", "linear.c", "linear4.c", "linear8.c", "norm.c", "step.c")
 )
-_HEADERS = tuple(_FOLDER / name for name in ("attention.h", "common.h", "few.h", "linear.h"))
-_FLOAT_SOURCES = (_FOLDER / "grouped.c",)
+_SHARED = tuple(_FOLDER / name for name in ("attention.h", "columns.h", "place.h", "real.h"))
+_HEADERS = (*_SHARED, *(_FOLDER / name for name in ("common.h", "few.h", "linear.h")))
+_FLOAT_SOURCES = tuple(_FOLDER / name for name in ("floats.c", "grouped.c", "step.c"))
+_FLOAT_HEADERS = (*_SHARED, _FOLDER / "floats.h")
 _FLOAT_NEEDS = frozenset({"avx2", "fma", "f16c"})
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 
@@ -42,16 +46,9 @@ class Kernels:
     handle: ctypes.CDLL
     name: str
     """Changes with whatever may change the bits of a result: source, compiler, processor."""
-    has_amx: bool
-
-
-@dataclass(frozen=True)
-class FloatKernels:
-    """The loaded kernels for rows in fp32, of processors that compute no bf16."""
-
-    handle: ctypes.CDLL
-    name: str
-    """As `Kernels.name`."""
+    dtype: torch.dtype
+    """Of rows, K and V."""
+    has_amx: bool = False
 
 
 def load(cache_dir: Path) -> Kernels:
@@ -59,20 +56,23 @@ def load(cache_dir: Path) -> Kernels:
     _refuse_other_machines()
     if "avx512_bf16" not in cpu_flags():
         raise NoKernel("the processor has no AVX512-BF16")
-    handle, name = _compiled(_SOURCES, _HEADERS, cache_dir / "kernels")
+    handle, name = _compiled(_SOURCES, _HEADERS, (), cache_dir / "kernels")
     level = int(handle.kdn_level())
     if level == 0:
         raise NoKernel("the processor refuses AVX512-BF16")
-    return Kernels(handle, name, has_amx=level == _AMX)
+    return Kernels(handle, name, torch.bfloat16, has_amx=level == _AMX)
 
 
-def load_floats(cache_dir: Path) -> FloatKernels:
+def load_floats(cache_dir: Path) -> Kernels:
     """The kernels of fp32 for this processor, compiled on first use. Raises NoKernel."""
     _refuse_other_machines()
     missing = sorted(_FLOAT_NEEDS - cpu_flags())
     if missing:
         raise NoKernel(f"the processor has no {', '.join(missing).upper()}")
-    return FloatKernels(*_compiled(_FLOAT_SOURCES, (), cache_dir / "floats"))
+    handle, name = _compiled(
+        _FLOAT_SOURCES, _FLOAT_HEADERS, ("-DKDN_FLOATS",), cache_dir / "floats"
+    )
+    return Kernels(handle, name, torch.float32)
 
 
 def _refuse_other_machines() -> None:
@@ -83,14 +83,14 @@ def _refuse_other_machines() -> None:
 
 
 def _compiled(
-    sources: tuple[Path, ...], headers: tuple[Path, ...], stem: Path
+    sources: tuple[Path, ...], headers: tuple[Path, ...], flags: tuple[str, ...], stem: Path
 ) -> tuple[ctypes.CDLL, str]:
     """The library of these sources, which lies beside `stem`, and its name."""
     try:
         name = source_name((*sources, *headers))
         path = stem.with_name(f"{stem.name}-{name}.so")
         if not path.exists():
-            compile_shared(sources, _FLAGS, path)
+            compile_shared(sources, (*_FLAGS, *flags), path)
     except NoCompiler as error:
         raise NoKernel(str(error)) from error
     try:

@@ -9,6 +9,7 @@
 #define KDN_FEW_H
 
 #include "attention.h"
+#include "common.h"
 
 /* Sixteen rows of sixteen pairs to sixteen rows of what stood below each other. */
 static void turn_pairs(const bf16 *from, int64_t stride, int32_t to[][BLOCK]) {

@@ -1,26 +1,12 @@
-/* What a product is made of, and where its sums go, whatever the weights are kept as. */
+/* Where the sums of a product go, whatever the weights are kept as. */
 
 #ifndef KDN_LINEAR_H
 #define KDN_LINEAR_H
 
 #include "common.h"
+#include "real.h"
 
-#define SIDE 32     /* rows, and columns, of one block of four sums */
-#define ROWS 512    /* rows that share a walk over the matrix: they fit the second-level cache */
-
-enum { PLAIN = 0, PAIRED = 1, GATED = 2 };
-
-/* PAIRED: a panel's two tiles are 16 columns of the gate and the same 16 of the up projection; they go to
- * columns j and out/2 + j.  GATED: silu(gate) * up goes to column j of [rows, out/2]. */
-typedef struct {
-    const bf16 *x, *w, *onto;
-    const int8_t *w8;          /* in place of w */
-    const float *scale, *bias; /* of every output; no scale means 1 */
-    float *row_scale;          /* of every row, where there is w8; in groups: the sums of its inputs */
-    bf16 *y, *tiles; /* `tiles` has room for the rows, rounded up to 32 */
-    float *wide;     /* where the sums go unrounded, in place of y */
-    int64_t rows, in, out, x_stride, y_stride, onto_stride, kind, threads, use_amx;
-} Linear;
+#define ROWS 512 /* rows that share a walk over the matrix: they fit the second-level cache */
 
 static inline __m512 silu(__m512 x) {
     const __m512 e = exp2_fast(_mm512_mul_ps(x, _mm512_set1_ps(-1.4426950408889634f)));

@@ -1,4 +1,4 @@
-"""What is computed of every row by itself, compiled: matrices and norms, on bf16 rows on the CPU.
+"""What is computed of every row by itself, compiled: matrices and norms, on the CPU.
 
 The twins are `PackedLinear`, `Int8Linear`, `GroupedLinear` and `RmsNorm`.
 """
@@ -76,12 +76,12 @@ class CompiledLinear(Linear):
         return self._run(x, self._kind, dtype=torch.float32)
 
     def _run(
-        self, x: Tensor, kind: int, onto: Tensor | None = None, dtype: torch.dtype = torch.bfloat16
+        self, x: Tensor, kind: int, onto: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
         x = x if x.stride(1) == 1 else x.contiguous()
         rows = x.shape[0]
         width = self.out_features // 2 if kind == _GATED else self.out_features
-        y = torch.empty((rows, width), dtype=dtype)
+        y = torch.empty((rows, width), dtype=dtype or x.dtype)
         call = LinearCall(
             x=x.data_ptr(),
             y=y.data_ptr(),
@@ -169,7 +169,8 @@ class KernelLinear(CompiledLinear):
     @staticmethod
     def suits(weight: Tensor, *, paired: bool, int8: bool = False) -> bool:
         """True for what the kernel can run: whole panels of bf16 on the CPU."""
-        return _is_whole(weight, 2 * _SIDE if int8 else _SIDE, paired=paired)
+        whole = _is_whole(weight, 2 * _SIDE if int8 else _SIDE, paired=paired)
+        return whole and weight.dtype == torch.bfloat16
 
     @property
     def form(self) -> int:
@@ -227,9 +228,9 @@ class KernelGroupedLinear(CompiledLinear):
         )
 
     @staticmethod
-    def suits(weight: Tensor, *, paired: bool) -> bool:
-        """True for what the kernel can run: whole panels of bf16 on the CPU."""
-        return _is_whole(weight, GROUP, paired=paired)
+    def suits(library: Kernels, weight: Tensor, *, paired: bool) -> bool:
+        """True for what the library can run: whole panels in its dtype on the CPU."""
+        return weight.dtype == library.dtype and _is_whole(weight, GROUP, paired=paired)
 
     @property
     def form(self) -> int:
@@ -245,7 +246,7 @@ class KernelGroupedLinear(CompiledLinear):
 
 
 class KernelNorm(RmsNorm):
-    """x[..., size] -> the same shape, bf16: one pass instead of six."""
+    """x[..., size] -> the same shape and dtype: one pass instead of six."""
 
     def __init__(self, library: Kernels, weight: Tensor, eps: float) -> None:
         super().__init__(weight, eps)
@@ -260,10 +261,10 @@ class KernelNorm(RmsNorm):
         return self._scale.data_ptr(), float(self._eps_value.value)
 
     @staticmethod
-    def suits(weight: Tensor) -> bool:
-        """True for what the kernel can run."""
+    def suits(library: Kernels, weight: Tensor) -> bool:
+        """True for what the library can run."""
         whole = weight.shape[0] % _LANES == 0
-        return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and whole
+        return weight.dtype == library.dtype and weight.device.type == "cpu" and whole
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, self._size)
@@ -282,11 +283,10 @@ class KernelNorm(RmsNorm):
 
 
 def _is_whole(weight: Tensor, step: int, *, paired: bool) -> bool:
-    """True for bf16 on the CPU whose sides are whole panels and steps."""
+    """True on the CPU for sides that are whole panels and steps."""
     out_features, in_features = weight.shape
     return (
-        weight.dtype == torch.bfloat16
-        and weight.device.type == "cpu"
+        weight.device.type == "cpu"
         and in_features % step == 0
         and out_features % (2 * _SIDE if paired else _SIDE) == 0
     )

@@ -4,9 +4,9 @@
  */
 
 #include "attention.h"
-#include "linear.h"
+#include "real.h"
 
-void kdn_norm(const bf16 *x, int64_t x_stride, const float *weight, float eps, int64_t rows, int64_t size, bf16 *y,
+void kdn_norm(const real *x, int64_t x_stride, const float *weight, float eps, int64_t rows, int64_t size, real *y,
               int64_t threads);
 void kdn_linear4(const Linear *call, int64_t nibbles);
 void kdn_linear(const Linear *call);
@@ -28,7 +28,7 @@ typedef struct {
 
 /* Where a sequence's unrotated K and V are noted: [layers][K, V][columns][kv heads * dim]. */
 typedef struct {
-    bf16 *to; /* of its first row */
+    real *to; /* of its first row */
     int64_t columns, rows; /* so many rows are noted, from the first one on */
 } Note;
 
@@ -43,13 +43,13 @@ typedef struct {
     Task *tasks;
     const Note *notes; /* of every sequence */
     int64_t rows;
-    bf16 *x; /* [rows, hidden]: the input of layer `first`, and the output of the last one computed */
-    bf16 *normed, *fused, *q, *k, *turned, *attended, *between, *inner, *tiles;
+    real *x; /* [rows, hidden]: the input of layer `first`, and the output of the last one computed */
+    real *normed, *fused, *q, *k, *turned, *attended, *between, *inner, *tiles;
     float *sums;
 } Step;
 
-static void multiply(const Step *step, const Matrix *matrix, const bf16 *x, int64_t x_stride, const bf16 *onto,
-                     bf16 *y, int64_t kind) {
+static void multiply(const Step *step, const Matrix *matrix, const real *x, int64_t x_stride, const real *onto,
+                     real *y, int64_t kind) {
     Linear call = matrix->call;
     call.x = x;
     call.x_stride = x_stride;
@@ -63,22 +63,24 @@ static void multiply(const Step *step, const Matrix *matrix, const bf16 *x, int6
     call.threads = step->call->threads;
     if (matrix->form != WHOLE) call.row_scale = step->sums;
     switch (matrix->form) {
+#ifndef KDN_FLOATS /* rows in fp32 are multiplied by groups alone */
     case WHOLE: kdn_linear(&call); break;
     case BYTES: kdn_linear8(&call); break;
+#endif
     default: kdn_linear4(&call, matrix->form - 1);
     }
 }
 
-static void note(const Step *step, int64_t layer, const bf16 *k, int64_t k_stride, const bf16 *v, int64_t v_stride) {
+static void note(const Step *step, int64_t layer, const real *k, int64_t k_stride, const real *v, int64_t v_stride) {
     const int64_t size = step->call->kv_heads * step->call->dim;
     for (int64_t i = 0; i < step->num_sequences; i++) {
         const Note *to = step->notes + i;
 #pragma omp parallel for num_threads(step->call->threads) if (to->rows > 32)
         for (int64_t r = 0; r < to->rows; r++) {
             const int64_t row = step->sequences[i].start + r;
-            bf16 *at = to->to + (2 * layer * to->columns + r) * size;
-            memcpy(at, k + row * k_stride, sizeof(bf16) * size);
-            memcpy(at + to->columns * size, v + row * v_stride, sizeof(bf16) * size);
+            real *at = to->to + (2 * layer * to->columns + r) * size;
+            memcpy(at, k + row * k_stride, sizeof(real) * size);
+            memcpy(at + to->columns * size, v + row * v_stride, sizeof(real) * size);
         }
     }
 }
