@@ -282,6 +282,16 @@ def test_in_plain_torch_a_cut_anywhere_gives_the_same_bits() -> None:
         assert torch.equal(part, whole[num_prefix:])
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_in_plain_torch_few_rows_get_the_bits_they_get_in_a_whole_block(shape: Shape) -> None:
+    """One token, a token with 1 to 8 guessed ones, a short question: each behind all columns before it."""
+    for q, k, v in (qkv(256, shape), tuple(x.float() for x in qkv(256, shape))):
+        whole = attend(TorchAttention(), q, k, v)
+        for count in (1, 2, 3, 5, 9, 24, 70):
+            few = attend(TorchAttention(), q, k, v, start=256 - count)
+            assert torch.equal(few, whole[256 - count :])
+
+
 def test_rows_in_a_run_are_cut_at_multiples_of_128_and_others_by_count() -> None:
     assert row_cuts(torch.arange(100, 300)) == [(0, 28), (28, 156), (156, 200)]
     assert row_cuts(torch.tensor([3, 900])) == [(0, 2)]

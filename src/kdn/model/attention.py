@@ -352,7 +352,7 @@ def _attend_block(
     """One block of rows. Padded, since a product may round a row by the number of rows beside it."""
     num_rows, num_heads, dim = q.shape
     num_kv, num_columns = k.shape[0], k.shape[1]
-    height = -(-_FEW * num_kv // num_heads) if num_rows == 1 else ROW_BLOCK
+    height = _height(num_rows, num_heads // num_kv)
     width = max(dim, _MIN_DIM)
     if width > dim:
         k, v = functional.pad(k, (0, width - dim)), functional.pad(v, (0, 0, 0, width - dim))
@@ -372,6 +372,12 @@ def _attend_block(
     weights[:, :num_rows] = shares
     mixed = torch.bmm(weights.view(num_kv, -1, num_columns), v.transpose(1, 2))
     return mixed.view(num_heads, height, width)[:, :num_rows, :dim].transpose(0, 1)
+
+
+def _height(num_rows: int, group: int) -> int:
+    """Rows a block is filled up to; `group` query heads share a product. Few rows, as of a token with its
+    guessed ones, take no whole block: products of at least `_FEW` rows were found to have a row's bits."""
+    return max(-(-_FEW // group), 1 << (num_rows - 1).bit_length())
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int | None) -> Tensor:
