@@ -52,7 +52,7 @@ from kdn.engine import (
 from kdn.model import LoadedModel, load_model
 from kdn.model.arithmetic import holds_bits
 from kdn.model.attention import Attention, AttentionSlice, BoundAttention, Scaling, TorchAttention
-from kdn.model.kernels import KernelAttention, Kernels, NoKernel
+from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load_floats
 from kdn.model.kernels import load as load_kernels
 from tests.engine.runs import shape_of, some_tokens
 
@@ -111,6 +111,7 @@ SHAPES = {
     "bf16, heads of 16": ("bfloat16", {}),
     "fp32, heads of 16": ("float32", {}),
     "bf16, one head of 64": ("bfloat16", {"num_attention_heads": 1, "num_key_value_heads": 1}),
+    "fp32 compiled, heads of 16": ("float32", {}),
     "fp32, eight heads of 8": ("float32", {"num_attention_heads": 8, "num_key_value_heads": 4}),
 }
 
@@ -133,9 +134,10 @@ def case(
     else:
         adapters = {"much": write_adapter(folder / "much", 1, ("gate_proj", "down_proj"))}
     kernels: Kernels | None = None
-    if dtype == "bfloat16":
+    if dtype == "bfloat16" or "compiled" in request.param:
         try:
-            kernels = load_kernels(tmp_path_factory.mktemp("kernels"))
+            find = load_kernels if dtype == "bfloat16" else load_floats
+            kernels = find(tmp_path_factory.mktemp("kernels"))
         except NoKernel:
             kernels = None
     model = load_model(
@@ -145,6 +147,7 @@ def case(
         device="cpu",
         adapters=adapters,
         find_kernels=lambda: kernels,
+        find_float_kernels=lambda: kernels,
     )
     decoder = model.decoder
     attention: Attention = TorchAttention()

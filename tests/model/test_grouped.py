@@ -1,4 +1,4 @@
-"""4- and 8-bit weights in groups: what they keep, and the compiled product against torch's."""
+"""Weights in groups, and whole ones of fp32: what they keep, and the compiled product against torch's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdn.model.grouped import GROUP, GroupedLinear, group_weights
-from kdn.model.kernels import KernelGroupedLinear, Kernels
+from kdn.model.kernels import KernelFloatLinear, KernelGroupedLinear, Kernels
+from kdn.model.linear import Linear
 
 SHAPES = [(64, 32), (64, 96), (960, 576), (576, 1536)]
 
@@ -116,10 +117,21 @@ def test_the_compiled_product_of_fp32_rows_is_the_exact_one(
     assert linear.weight_bytes == GroupedLinear(weight).weight_bytes
 
 
-@settings(max_examples=40)
+def kept_in(floats: Kernels, weight: Tensor, bits: int, bias: Tensor) -> Linear:
+    """The matrix of bf16 numbers in so many bits; a number that is no bf16 is added for 32."""
+    if bits <= 8:
+        return KernelGroupedLinear(floats, group_weights(weight, bits), bias)
+    if bits == 32:
+        weight = weight.index_fill(1, torch.tensor([0]), 0.1)
+    made = KernelFloatLinear(floats, weight, bias)
+    assert made.weight_bytes == weight.numel() * bits // 8
+    return made
+
+
+@settings(max_examples=60)
 @given(
     shape=st.sampled_from(SHAPES),
-    bits=st.sampled_from((4, 8)),
+    bits=st.sampled_from((4, 8, 16, 32)),
     count=st.integers(1, 250),
     data=st.data(),
 )
@@ -128,12 +140,29 @@ def test_any_cut_of_fp32_rows_gives_the_same_bits(
 ) -> None:
     start = data.draw(st.integers(0, count - 1))
     stop = data.draw(st.integers(start + 1, count))
-    weight = group_weights(matrix(*shape).float(), bits)
     bias = float_rows(1, shape[0], seed=2)[0]
-    linear = KernelGroupedLinear(floats, weight, bias)
+    linear = kept_in(floats, matrix(*shape).float(), bits, bias)
     x = float_rows(count, shape[1])
     assert torch.equal(linear(x[start:stop]), linear(x)[start:stop])
     assert torch.equal(linear(x.T.contiguous().T[start:stop]), linear(x)[start:stop])
+
+
+@pytest.mark.parametrize("count", [1, 2, 97])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_whole_fp32_matrix_takes_half_the_bytes_where_its_numbers_are_bf16(
+    shape: tuple[int, int], count: int, floats: Kernels
+) -> None:
+    """The product is the exact one but for the rounding of fp32, and that of the other numbers, too."""
+    x, bias = float_rows(count, shape[1]), float_rows(1, shape[0], seed=2)[0]
+    for weight, size in ((matrix(*shape).float(), 2), (matrix(*shape).float() * 1.001, 4)):
+        linear = KernelFloatLinear(floats, weight, bias)
+        assert linear.weight_bytes == size * weight.numel()
+        assert (linear(x) - (x.double() @ weight.double().T + bias)).abs().max() < 2e-5
+    paired = KernelFloatLinear(floats, matrix(*shape).float(), bias, paired=True)
+    exact = x.double() @ matrix(*shape).double().T + bias
+    gate, up = exact.chunk(2, dim=-1)
+    assert (paired(x) - exact).abs().max() < 2e-5
+    assert (paired.gated(x) - torch.nn.functional.silu(gate) * up).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("bits", [4, 8])

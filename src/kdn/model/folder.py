@@ -16,6 +16,7 @@ from kdn.model.decoder import Decoder, DecoderLayer, Ends, Identity, LayerWeight
 from kdn.model.digest import DigestCache, digest_tensors
 from kdn.model.grouped import GROUP, GroupedLinear, group_weights
 from kdn.model.kernels import (
+    KernelFloatLinear,
     KernelGroupedLinear,
     KernelLayers,
     KernelLinear,
@@ -199,6 +200,8 @@ class _Builder:
             if kernel is not None and KernelGroupedLinear.suits(kernel, weight, paired=paired):
                 return KernelGroupedLinear(kernel, groups, bias, paired=paired)
             return GroupedLinear(groups, bias)
+        if kernel is not None and KernelFloatLinear.suits(kernel, weight, paired=paired):
+            return KernelFloatLinear(kernel, weight, bias, paired=paired)
         if kernel is not None and KernelLinear.suits(weight, paired=paired, int8=int8):
             return KernelLinear(kernel, weight, bias, paired=paired, int8=int8)
         return build_linear(weight, bias, int8=int8)

@@ -91,9 +91,7 @@ def load_model(
     source = resolve(name_or_path, home or cache_dir)
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
-    as_stored = quantization == "none"  # of fp32 only what is quantized has kernels
-    floats = no_kernels if as_stored else find_float_kernels
-    finders = {torch.bfloat16: find_kernels, torch.float32: floats}
+    finders = {torch.bfloat16: find_kernels, torch.float32: find_float_kernels}
     find = finders.get(kind, no_kernels) if place.type == "cpu" else no_kernels
     with weights_gate(source):
         folder = source if source.is_dir() else unpack_gguf(source, cache_dir / "unpacked", kind)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from kdn.model.kernels.attention import KernelAttention
 from kdn.model.kernels.build import Kernels, NoKernel, load, load_floats
-from kdn.model.kernels.rows import KernelGroupedLinear, KernelLinear, KernelNorm
+from kdn.model.kernels.rows import KernelFloatLinear, KernelGroupedLinear, KernelLinear, KernelNorm
 from kdn.model.kernels.step import KernelLayers
 
 __all__ = [
     "KernelAttention",
+    "KernelFloatLinear",
     "KernelGroupedLinear",
     "KernelLayers",
     "KernelLinear",

@@ -49,6 +49,8 @@ class Kernels:
     dtype: torch.dtype
     """Of rows, K and V."""
     has_amx: bool = False
+    multiplies_floats: bool = False
+    """Is it quicker than torch with whole fp32 matrices, too? Not where torch has AVX512 for them."""
 
 
 def load(cache_dir: Path) -> Kernels:
@@ -72,7 +74,7 @@ def load_floats(cache_dir: Path) -> Kernels:
     handle, name = _compiled(
         _FLOAT_SOURCES, _FLOAT_HEADERS, ("-DKDN_FLOATS",), cache_dir / "floats"
     )
-    return Kernels(handle, name, torch.float32)
+    return Kernels(handle, name, torch.float32, multiplies_floats="avx512f" not in cpu_flags())
 
 
 def _refuse_other_machines() -> None:

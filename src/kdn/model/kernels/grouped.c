@@ -1,15 +1,16 @@
-/* Rows in fp32 times a matrix of 4- or 8-bit weights, for processors that have AVX2 and no bf16.
+/* Rows in fp32 times a matrix of weights of 4, 8, 16 or 32 bits, for processors that have AVX2 and no bf16.
  *
- * A weight q stands for scale q + low, with one scale and one low in every 32 inputs of an output.  The products of a
- * row's 32 inputs and the q are added up first, input by input; then the total grows by that sum times the scale,
- * and by the sum of the inputs times the low.  A row is summed so whatever rows stand beside it.
+ * A weight q of 4 or 8 bits stands for scale q + low, with one scale and one low in every 32 inputs of an output; one
+ * of 16 bits is a bf16.  The products of a row's 32 inputs and the q are added up first, input by input; then the
+ * total grows by that sum times the scale, and by the sum of the inputs times the low.  A row is summed so whatever
+ * rows stand beside it.
  *
  * One row is multiplied by the q where they lie in their word: an input is divided by the place's power of two before,
  * which rounds nothing.  For several rows the q of 32 outputs are widened to fp32, in the first-level cache.
  *
- * Layout: 32 outputs at a time ("panels"), and of those, for every 32 inputs, 32 scales and 32 lows in fp16, then for
- * each 8 outputs 4 vectors of 8 words (8 vectors of 8-bit weights).  A word has an output's next 8 (or 4) inputs, the
- * first in its lowest bits.
+ * Layout: 32 outputs at a time ("panels"), and of those, for every 32 inputs, 32 scales and 32 lows in fp16 (of 4 and
+ * 8 bits), then for each 8 outputs as many vectors of 8 words as weights have bits.  A word has an output's next
+ * inputs, the first in its lowest bits.
  */
 
 #include "floats.h"
@@ -29,7 +30,14 @@ typedef struct {
     float q[CHUNK][SIDE], scale[CHUNK / GROUP][SIDE], low[CHUNK / GROUP][SIDE];
 } Widened;
 
-INLINE int64_t group_bytes(int64_t bits) { return 4 * SIDE + bits * SIDE * GROUP / 8; }
+/* Bytes of a panel's group before its weights, and with them. */
+INLINE int64_t scale_bytes(int64_t bits) { return bits <= 8 ? 4 * SIDE : 0; }
+INLINE int64_t group_bytes(int64_t bits) { return scale_bytes(bits) + bits * SIDE * GROUP / 8; }
+
+/* The output that column `c` of panel `p` is. */
+INLINE int64_t output_of(int64_t p, int64_t c, int64_t out, int64_t kind) {
+    return kind == PLAIN ? p * SIDE + c : c / 16 * (out / 2) + p * 16 + c % 16;
+}
 
 /* `q`[out, in] below 2^(4 nibbles), `scale` and `low`[out, in / 32] in fp16, to panels. */
 void kdn_pack4(const uint8_t *q, const uint16_t *scale, const uint16_t *low, int64_t out, int64_t in, int64_t kind,
@@ -40,8 +48,7 @@ void kdn_pack4(const uint8_t *q, const uint16_t *scale, const uint16_t *low, int
             uint16_t *scales = (uint16_t *)packed, *lows = scales + SIDE;
             uint32_t *words = (uint32_t *)(lows + SIDE);
             for (int64_t c = 0; c < SIDE; c++) {
-                const int64_t paired = c / 16 * (out / 2) + p * 16 + c % 16;
-                const int64_t output = kind == PLAIN ? p * SIDE + c : paired;
+                const int64_t output = output_of(p, c, out, kind);
                 scales[c] = scale[output * groups + g];
                 lows[c] = low[output * groups + g];
                 for (int64_t w = 0; w < GROUP / each; w++) {
@@ -52,6 +59,25 @@ void kdn_pack4(const uint8_t *q, const uint16_t *scale, const uint16_t *low, int
                 }
             }
         }
+}
+
+INLINE void pack_whole(const float *weight, int64_t out, int64_t in, int64_t kind, uint8_t *packed, const int bits) {
+    const int each = 32 / bits, words = GROUP / each;
+    for (int64_t p = 0; p < out / SIDE; p++)
+        for (int64_t g = 0; g < in; g += GROUP)
+            for (int64_t v = 0; v < WIDE; v++)
+                for (int64_t w = 0; w < words; w++)
+                    for (int64_t c = v * WIDTH; c < (v + 1) * WIDTH; c++, packed += 4) {
+                        const float *from = weight + output_of(p, c, out, kind) * in + g + w * each;
+                        for (int i = 0; i < each; i++)
+                            memcpy(packed + i * bits / 8, (const uint8_t *)(from + i) + 4 - bits / 8, bits / 8);
+                    }
+}
+
+/* `weight`[out, in], with 16 bits the upper halves of its numbers, to panels. */
+void kdn_pack(const float *weight, int64_t out, int64_t in, int64_t kind, uint8_t *packed, int64_t bits) {
+    if (bits == 16) pack_whole(weight, out, in, kind, packed, 16);
+    else pack_whole(weight, out, in, kind, packed, 32);
 }
 
 INLINE __m256 half_floats(const uint8_t *packed, int v) {
@@ -65,6 +91,18 @@ INLINE void ask_for(const uint8_t *packed, int64_t bytes) {
 /* total + sum scale + inputs low: how the sums of 32 inputs go into a row's. */
 INLINE __m256 with_group(__m256 total, __m256 sum, __m256 scale, __m256 inputs, __m256 low) {
     return _mm256_fmadd_ps(sum, scale, _mm256_fmadd_ps(inputs, low, total));
+}
+
+/* The `i`th input's weights of 8 outputs out of their word, in fp32: `in_place` with the power of two of its place. */
+INLINE __m256 weights_of(__m256i word, const int i, const int bits, const int in_place) {
+    if (bits == 32) return _mm256_castsi256_ps(word);
+    if (bits == 16)
+        return _mm256_castsi256_ps(i ? _mm256_and_si256(word, _mm256_set1_epi32((int)0xffff0000u))
+                                     : _mm256_slli_epi32(word, 16));
+    const uint32_t some = (1u << bits) - 1;
+    if (bits * (i + 1) == 32) return _mm256_cvtepi32_ps(_mm256_srli_epi32(word, 32 - bits));
+    if (in_place) return _mm256_cvtepi32_ps(_mm256_and_si256(word, _mm256_set1_epi32((int)(some << bits * i))));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(word, bits * i), _mm256_set1_epi32((int)some)));
 }
 
 /* ---- where the totals go ---------------------------------------------------------------------- */
@@ -94,11 +132,11 @@ INLINE void put(const Linear *call, int64_t row, int64_t panel, const float tota
 
 /* ---- one row ---------------------------------------------------------------------------------- */
 
-/* Inputs divided by the power of two at which their q stand in a word; the topmost is shifted down. */
+/* Inputs divided by the power of two with which their q come out of a word. */
 static void divide_by_place(const float *x, int64_t in, int64_t bits, float *divided) {
     const int64_t each = 32 / bits;
     float by[8];
-    for (int64_t i = 0; i < each; i++) by[i] = i + 1 < each ? 1.0f / (float)(1 << bits * i) : 1.0f;
+    for (int64_t i = 0; i < each; i++) by[i] = bits <= 8 && i + 1 < each ? 1.0f / (float)(1 << bits * i) : 1.0f;
     for (int64_t i = 0; i < in; i++) divided[i] = x[i] * by[i % each];
 }
 
@@ -113,17 +151,14 @@ INLINE void multiply_groups(const float *x, const uint8_t *packed, const int bit
     for (int w = 0; w < words; w++)
 #pragma GCC unroll 8
         for (int i = 0; i < each; i++) {
-            const __m256i place = _mm256_set1_epi32((int)(((1u << bits) - 1) << bits * i));
 #pragma GCC unroll 2
             for (int g = 0; g < groups; g++) {
-                const __m256i *word = (const __m256i *)(packed + g * group_bytes(bits) + 4 * SIDE) + w;
+                const __m256i *word = (const __m256i *)(packed + g * group_bytes(bits) + scale_bytes(bits)) + w;
                 const __m256 input = _mm256_broadcast_ss(x + g * GROUP + w * each + i);
 #pragma GCC unroll 4
                 for (int v = 0; v < WIDE; v++) {
-                    const __m256i all = _mm256_loadu_si256(word + v * words);
-                    const __m256i q =
-                        i + 1 < each ? _mm256_and_si256(all, place) : _mm256_srli_epi32(all, 32 - bits);
-                    sums[g][v] = _mm256_fmadd_ps(input, _mm256_cvtepi32_ps(q), sums[g][v]);
+                    const __m256 q = weights_of(_mm256_loadu_si256(word + v * words), i, bits, 1);
+                    sums[g][v] = _mm256_fmadd_ps(input, q, sums[g][v]);
                 }
             }
         }
@@ -145,8 +180,10 @@ INLINE void multiply_one(const Linear *call, const float *divided, const float *
         for (int one = 0; one < groups; one++, g++, packed += group_bytes(bits))
 #pragma GCC unroll 4
             for (int v = 0; v < WIDE; v++)
-                total[v] = with_group(total[v], sums[one][v], half_floats(packed, v),
-                                      _mm256_broadcast_ss(inputs + g), half_floats(packed + 2 * SIDE, v));
+                total[v] = bits > 8 ? _mm256_add_ps(total[v], sums[one][v])
+                                    : with_group(total[v], sums[one][v], half_floats(packed, v),
+                                                 _mm256_broadcast_ss(inputs + g),
+                                                 half_floats(packed + 2 * SIDE, v));
     }
     for (int v = 0; v < WIDE; v++) _mm256_store_ps(totals + v * WIDTH, total[v]);
     put(call, 0, panel, totals);
@@ -157,26 +194,26 @@ INLINE void multiply_one(const Linear *call, const float *divided, const float *
 /* The q of 32 inputs of a panel's 32 outputs to fp32, and their scales and lows. */
 INLINE void widen_group(const uint8_t *packed, const int bits, Widened *to, int64_t group) {
     const int each = 32 / bits;
-    const __m256i low_bits = _mm256_set1_epi32((1 << bits) - 1);
-    const __m256i *words = (const __m256i *)(packed + 4 * SIDE);
+    const __m256i *words = (const __m256i *)(packed + scale_bytes(bits));
     float(*q)[SIDE] = to->q + group * GROUP;
     ask_for(packed, group_bytes(bits));
     for (int v = 0; v < WIDE; v++) {
-        _mm256_store_ps(to->scale[group] + v * WIDTH, half_floats(packed, v));
-        _mm256_store_ps(to->low[group] + v * WIDTH, half_floats(packed + 2 * SIDE, v));
+        if (bits <= 8) {
+            _mm256_store_ps(to->scale[group] + v * WIDTH, half_floats(packed, v));
+            _mm256_store_ps(to->low[group] + v * WIDTH, half_floats(packed + 2 * SIDE, v));
+        }
         for (int w = 0; w < GROUP / each; w++) {
             const __m256i word = _mm256_loadu_si256(words++);
 #pragma GCC unroll 8
             for (int i = 0; i < each; i++)
-                _mm256_store_ps(q[w * each + i] + v * WIDTH,
-                                _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(word, bits * i), low_bits)));
+                _mm256_store_ps(q[w * each + i] + v * WIDTH, weights_of(word, i, bits, 0));
         }
     }
 }
 
 /* One group of `n` rows over half a panel, from output `half` on: totals[n][32] grow. */
 INLINE void add_group(const float *x, int64_t stride, const float *inputs, int64_t input_stride, const Widened *w,
-                      int64_t group, int64_t half, float totals[][SIDE], const int n) {
+                      int64_t group, int64_t half, float totals[][SIDE], const int n, const int bits) {
     const float(*q)[SIDE] = w->q + group * GROUP;
     __m256 sums[TOGETHER][2];
 #pragma GCC unroll 6
@@ -192,13 +229,15 @@ INLINE void add_group(const float *x, int64_t stride, const float *inputs, int64
     }
 #pragma GCC unroll 2
     for (int v = 0; v < 2; v++) {
-        const __m256 scale = _mm256_load_ps(w->scale[group] + half + v * WIDTH);
-        const __m256 low = _mm256_load_ps(w->low[group] + half + v * WIDTH);
+        const int64_t at = half + v * WIDTH;
+        const __m256 scale = bits > 8 ? _mm256_setzero_ps() : _mm256_load_ps(w->scale[group] + at);
+        const __m256 low = bits > 8 ? _mm256_setzero_ps() : _mm256_load_ps(w->low[group] + at);
 #pragma GCC unroll 6
         for (int r = 0; r < n; r++) {
-            float *total = totals[r] + half + v * WIDTH;
-            const __m256 input = _mm256_broadcast_ss(inputs + r * input_stride);
-            _mm256_store_ps(total, with_group(_mm256_load_ps(total), sums[r][v], scale, input, low));
+            const __m256 total = _mm256_load_ps(totals[r] + at);
+            const __m256 input = bits > 8 ? _mm256_setzero_ps() : _mm256_broadcast_ss(inputs + r * input_stride);
+            _mm256_store_ps(totals[r] + at, bits > 8 ? _mm256_add_ps(total, sums[r][v])
+                                                     : with_group(total, sums[r][v], scale, input, low));
         }
     }
 }
@@ -218,7 +257,7 @@ INLINE void multiply_block(const Linear *call, int64_t first, int64_t rows, int6
             const float *inputs = call->row_scale + (first + r) * num_groups + from;
             for (int64_t g = 0; g < groups; g++)
                 for (int64_t half = 0; half < SIDE; half += SIDE / 2) {
-#define ADD(n) add_group(x + g * GROUP, call->x_stride, inputs + g, num_groups, &wide, g, half, totals + r, n)
+#define ADD(n) add_group(x + g * GROUP, call->x_stride, inputs + g, num_groups, &wide, g, half, totals + r, n, bits)
                     switch (rows - r) {
                     case 1: ADD(1); break;
                     case 2: ADD(2); break;
@@ -251,25 +290,32 @@ static void multiply_row(const Linear *call, int64_t bits) {
     float divided[call->in];
     divide_by_place(call->x, call->in, bits, divided);
 #pragma omp parallel for num_threads(call->threads) schedule(dynamic, 4)
-    for (int64_t p = 0; p < call->out / SIDE; p++) {
-        if (bits == 4) multiply_one(call, divided, call->row_scale, p, 4);
-        else multiply_one(call, divided, call->row_scale, p, 8);
-    }
+    for (int64_t p = 0; p < call->out / SIDE; p++) switch (bits) {
+        case 4: multiply_one(call, divided, call->row_scale, p, 4); break;
+        case 8: multiply_one(call, divided, call->row_scale, p, 8); break;
+        case 16: multiply_one(call, divided, call->row_scale, p, 16); break;
+        default: multiply_one(call, divided, call->row_scale, p, 32);
+        }
 }
 
-/* `row_scale` has room for the sums of every row's groups. */
+/* Weights of 4 bits times `nibbles`. `row_scale` has room for the sums of every row's groups. */
 void kdn_linear4(const Linear *call, int64_t nibbles) {
-    const int64_t panels = call->out / SIDE, blocks = (call->rows + ROWS - 1) / ROWS;
-    for (int64_t r = 0; r < call->rows; r++) add_up(call, r);
+    const int64_t panels = call->out / SIDE, blocks = (call->rows + ROWS - 1) / ROWS, bits = 4 * nibbles;
+    if (bits <= 8)
+        for (int64_t r = 0; r < call->rows; r++) add_up(call, r);
     if (call->rows == 1) {
-        multiply_row(call, 4 * nibbles);
+        multiply_row(call, bits);
         return;
     }
 #pragma omp parallel for num_threads(call->threads) schedule(dynamic, 4) collapse(2)
     for (int64_t b = 0; b < blocks; b++)
         for (int64_t p = 0; p < panels; p++) {
-            const int64_t left = call->rows - b * ROWS, rows = left < ROWS ? left : ROWS;
-            if (nibbles == 1) multiply_block(call, b * ROWS, rows, p, 4);
-            else multiply_block(call, b * ROWS, rows, p, 8);
+            const int64_t first = b * ROWS, left = call->rows - first, rows = left < ROWS ? left : ROWS;
+            switch (bits) {
+            case 4: multiply_block(call, first, rows, p, 4); break;
+            case 8: multiply_block(call, first, rows, p, 8); break;
+            case 16: multiply_block(call, first, rows, p, 16); break;
+            default: multiply_block(call, first, rows, p, 32);
+            }
         }
 }

@@ -17,13 +17,20 @@ from kdn.model.kernels.build import Kernels
 from kdn.model.linear import Linear, quantized
 from kdn.model.norm import RmsNorm
 
-__all__ = ["CompiledLinear", "KernelGroupedLinear", "KernelLinear", "KernelNorm", "LinearCall"]
+__all__ = [
+    "CompiledLinear",
+    "KernelFloatLinear",
+    "KernelGroupedLinear",
+    "KernelLinear",
+    "KernelNorm",
+    "LinearCall",
+]
 
 _SIDE = 32
 _LANES = 16
 _PLAIN, _PAIRED, _GATED = 0, 1, 2
 _WHOLE, _BYTES = 0, 1
-"""Forms of weights; after them come groups of four bits and of eight."""
+"""Forms of weights; after them come those of four bits times as many as is added."""
 
 
 class LinearCall(ctypes.Structure):
@@ -197,8 +204,28 @@ class KernelLinear(CompiledLinear):
         self._handle.kdn_linear8(ctypes.byref(call))
 
 
-class KernelGroupedLinear(CompiledLinear):
-    """4- or 8-bit weights, multiplied as they lie. Bits of a row do not depend on the other rows."""
+class _NibblesLinear(CompiledLinear):
+    """Weights of four bits times so many, multiplied as they lie."""
+
+    _handle: ctypes.CDLL
+    _packed: Tensor
+    _nibbles: ctypes.c_int64
+
+    @property
+    def form(self) -> int:
+        return _BYTES + int(self._nibbles.value)
+
+    def _add_weights(self, call: LinearCall) -> None:
+        call.w8 = self._packed.data_ptr()
+
+    def _multiply(self, call: LinearCall, x: Tensor) -> None:
+        sums = torch.empty(x.shape[0] * (self._in_features // GROUP))
+        call.row_scale = sums.data_ptr()
+        self._handle.kdn_linear4(ctypes.byref(call), self._nibbles)
+
+
+class KernelGroupedLinear(_NibblesLinear):
+    """4- or 8-bit weights in groups. Bits of a row do not depend on the other rows."""
 
     def __init__(
         self,
@@ -232,17 +259,38 @@ class KernelGroupedLinear(CompiledLinear):
         """True for what the library can run: whole panels in its dtype on the CPU."""
         return weight.dtype == library.dtype and _is_whole(weight, GROUP, paired=paired)
 
-    @property
-    def form(self) -> int:
-        return _BYTES + int(self._nibbles.value)
 
-    def _add_weights(self, call: LinearCall) -> None:
-        call.w8 = self._packed.data_ptr()
+class KernelFloatLinear(_NibblesLinear):
+    """An fp32 matrix as it is, in half the bytes where all its numbers are bf16: the bits are the same.
 
-    def _multiply(self, call: LinearCall, x: Tensor) -> None:
-        sums = torch.empty(x.shape[0] * (self._in_features // GROUP))
-        call.row_scale = sums.data_ptr()
-        self._handle.kdn_linear4(ctypes.byref(call), self._nibbles)
+    Bits of a row do not depend on the other rows.
+    """
+
+    def __init__(
+        self, library: Kernels, weight: Tensor, bias: Tensor | None = None, *, paired: bool = False
+    ) -> None:
+        self.out_features, self._in_features = weight.shape
+        self._handle = library.handle
+        self._bias = None if bias is None else bias.contiguous()
+        self._kind = _PAIRED if paired else _PLAIN
+        weight, bits = weight.contiguous(), 16 if _is_bf16(weight) else 32
+        self._nibbles = ctypes.c_int64(bits // 4)
+        self.weight_bytes = weight.numel() * bits // 8
+        self._packed = torch.empty(self.weight_bytes, dtype=torch.uint8)
+        self._handle.kdn_pack(
+            ctypes.c_void_p(weight.data_ptr()),
+            ctypes.c_int64(self.out_features),
+            ctypes.c_int64(self._in_features),
+            ctypes.c_int64(self._kind),
+            ctypes.c_void_p(self._packed.data_ptr()),
+            ctypes.c_int64(bits),
+        )
+
+    @staticmethod
+    def suits(library: Kernels, weight: Tensor, *, paired: bool) -> bool:
+        """True for whole panels of fp32 on the CPU, where the library is quicker than torch."""
+        wanted = library.multiplies_floats and weight.dtype == torch.float32
+        return wanted and _is_whole(weight, GROUP, paired=paired)
 
 
 class KernelNorm(RmsNorm):
@@ -280,6 +328,11 @@ class KernelNorm(RmsNorm):
             ctypes.c_int64(torch.get_num_threads()),
         )
         return y
+
+
+def _is_bf16(weight: Tensor) -> bool:
+    """True where every number would survive being rounded to bf16."""
+    return all(torch.equal(rows.bfloat16().float(), rows) for rows in torch.split(weight, 1024))
 
 
 def _is_whole(weight: Tensor, step: int, *, paired: bool) -> bool:

@@ -12,7 +12,7 @@ void kdn_linear4(const Linear *call, int64_t nibbles);
 void kdn_linear(const Linear *call);
 void kdn_linear8(const Linear *call);
 
-enum { WHOLE = 0, BYTES = 1, GROUPS4 = 2, GROUPS8 = 3 };
+enum { WHOLE = 0, BYTES = 1 }; /* a higher form: weights of 4 bits times one less than it says */
 
 typedef struct {
     Linear call; /* with its weights, sides and kind; where rows come from and go to is filled in */
