@@ -17,7 +17,7 @@ from kdn.cli.options import (
 )
 from kdn.cli.show import emit, say, tell
 from kdn.errors import BadInput
-from kdn.machine.text import counted, read_json_lines, read_text
+from kdn.machine.text import counted, read_bounded, read_json_lines, read_text
 
 if TYPE_CHECKING:
     from kdn.api.steer_fit import FitStep
@@ -44,7 +44,7 @@ def read_recipe(file: Path) -> SteerRecipe:
     """The recipe in a file. Raises BadInput, naming it."""
     from kdn.reuse.steer import SteerRecipe
 
-    return SteerRecipe.decode(file.read_bytes(), str(file))
+    return SteerRecipe.decode(read_bounded(file), str(file))
 
 
 def find_recipe(word: str, home: Path | None) -> SteerRecipe | None:
@@ -96,7 +96,6 @@ def fit(
         start = SteerRecipe(kdn.model.fingerprints.of(None))
         best = fit_recipe(kdn, questions, start, told)
     assert best.recipe is not None, "a recipe was among the candidates"
-    file.parent.mkdir(parents=True, exist_ok=True)
     publish_file(file, best.recipe.encode())
     plain, *_ = steps
     if as_json:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdn.errors import BadInput
+from kdn.machine.text import read_text
 
 __all__ = ["PriceTable", "read_table", "shipped"]
 
@@ -29,10 +30,7 @@ def read_table(folder: str, kind: str, name: str | Path) -> PriceTable:
     if path.suffix != ".toml":
         known = ", ".join(shipped(folder))
         raise BadInput(f"no {kind} {str(name)!r}; there are {known}, or give a .toml file")
-    try:
-        return _parse(f"{kind} {path.stem}", path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: the {kind} cannot be read: {error}") from error
+    return _parse(f"{kind} {path.stem}", read_text(path))
 
 
 def _parse(sheet: str, text: str) -> PriceTable:

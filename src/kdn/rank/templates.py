@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from kdn.errors import BadInput
+from kdn.machine.text import read_text
 from kdn.rank.layouts import RELEVANCE, Layout
 
 __all__ = ["TEMPLATES", "Template", "find_template"]
@@ -110,9 +111,9 @@ def find_template(given: str | Path | Template | None) -> Template:
         known = ", ".join(sorted(TEMPLATES))
         raise BadInput(f"no template is called {str(given)!r}; there are {known}, or a .toml file")
     try:
-        told = tomllib.loads(path.read_text("utf-8"))
+        told = tomllib.loads(read_text(path))
         template = msgspec.convert({"name": path.stem, **told}, Template)
-    except (OSError, ValueError, msgspec.ValidationError, RecursionError) as error:
+    except (ValueError, msgspec.ValidationError, RecursionError) as error:
         raise BadInput(f"{path}: not a reranking template: {error}") from error
     _refuse_broken(template, path)
     return template

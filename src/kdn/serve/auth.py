@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kdn.core import PUBLIC_SALT
 from kdn.errors import BadConfig
+from kdn.machine.text import read_bounded
 from kdn.serve.errors import Refused, response
 from kdn.serve.limits import MAX_HEADER_BYTES, Backpressure, Held, Shutdown
 from kdn.serve.settings import ServeSettings, is_loopback
@@ -128,7 +129,7 @@ def _salted(given: str) -> ApiKey:
 def _read_key_file(path: Path) -> tuple[ApiKey, ...]:
     """Keys of a file: on each line the SHA-256 of a key, then its salts. `#` begins a comment."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_bounded(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfig(f"the key file {path} cannot be read: {error}") from error
     found = []

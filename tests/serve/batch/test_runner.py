@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import resource
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import msgspec
 import pytest
 
 from kdn.clock import ManualClock
-from kdn.errors import StoreError
+from kdn.errors import NoSpace, StoreError
 from kdn.serve.auth import LOCAL, Caller
 from kdn.serve.batch.runner import BatchRunner, Send
 from kdn.serve.batch.shapes import BatchRecord, FileRecord
@@ -21,6 +23,9 @@ from kdn.serve.errors import Refused
 from kdn.serve.settings import BatchLimits
 
 URL = "/v1/completions"
+RESULT = FileRecord(
+    id="file-out", bytes=0, created_at=1, filename="out", purpose="batch_output", owner="local"
+)
 
 
 def a_line(name: str) -> bytes:
@@ -175,15 +180,7 @@ def killed_in_the_end(folder: BatchFolder, batch: BatchRecord) -> None:
     batch.status, batch.finalizing_at = "finalizing", batch.created_at
     batch.output_file_id, batch.error_file_id = "file-out", "file-err"
     folder.save(batch)
-    record = FileRecord(
-        id="file-out",
-        bytes=0,
-        created_at=1,
-        filename="out",
-        purpose="batch_output",
-        owner="local",
-    )
-    folder.add_result(record, output)
+    folder.add_result(msgspec.structs.replace(RESULT), output)
 
 
 def killed_in_a_line(folder: BatchFolder, batch: BatchRecord) -> None:
@@ -214,6 +211,72 @@ def test_a_killed_server_loses_no_answer(
     assert (batch.status, batch.request_counts.completed) == ("completed", 1)
     assert results(folder, batch.output_file_id).keys() == {"a"}
     assert batch.error_file_id is None
+    folder.close()
+
+
+@contextmanager
+def longest_file(size_bytes: int) -> Iterator[None]:
+    """Inside, the system lets no file become longer: to a program that is a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_batch_waits_while_the_disk_is_full(tmp_path: Path) -> None:
+    """The first answer to b finds no room: a's stays, and b is asked again."""
+    clock = ManualClock()
+    folder = BatchFolder(tmp_path, BatchLimits(), clock)
+    batch, asked = add(folder, "ab", clock), list[str]()
+    full = ExitStack()
+
+    async def answer(url: str, body: bytes, caller: Caller) -> tuple[int, bytes]:
+        asked.append(json.loads(body)["prompt"])
+        if asked == ["a", "b"]:
+            held = folder.results(batch.id)[0].stat().st_size
+            full.enter_context(longest_file(held + 10))
+            asyncio.get_running_loop().call_soon(full.close)
+        return 200, b"{}"
+
+    ended = run(folder, answer, clock)
+    assert asked == ["a", "b", "b"]
+    assert (ended.status, ended.request_counts.completed) == ("completed", 2)
+    assert results(folder, ended.output_file_id).keys() == {"a", "b"}
+    folder.close()
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_results_whose_record_finds_no_room_are_not_lost(tmp_path: Path, restarts: bool) -> None:
+    clock = ManualClock()
+    folder = BatchFolder(tmp_path, BatchLimits(), clock)
+    batch = add(folder, "a", clock)
+    batch.status, batch.output_file_id, batch.error_file_id = "finalizing", "file-out", "file-err"
+    folder.save(batch)
+    output, errors = folder.results(batch.id)
+    output.write_bytes(b'{"custom_id": "a"}\n')
+    with longest_file(50), pytest.raises(NoSpace):
+        folder.add_result(msgspec.structs.replace(RESULT), output)
+    if restarts:
+        folder.close()
+        folder = BatchFolder(tmp_path, BatchLimits(), clock)
+    output.touch()
+    assert folder.add_result(msgspec.structs.replace(RESULT), output)
+    assert results(folder, "file-out").keys() == {"a"}
+    assert folder.file("local", "file-out").bytes == 19
+    errors.touch()
+    assert not folder.add_result(msgspec.structs.replace(RESULT, id="file-err"), errors)
+    folder.close()
+
+
+def test_a_file_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
+    clock = ManualClock()
+    folder = BatchFolder(tmp_path, BatchLimits(), clock)
+    with longest_file(50), pytest.raises(NoSpace):
+        folder.add_file(RESULT, b"short")
+    assert list((tmp_path / "files").iterdir()) == []
+    assert folder.files("local") == []
     folder.close()
 
 

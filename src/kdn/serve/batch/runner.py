@@ -16,6 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,8 @@ import msgspec
 from anyio.to_thread import run_sync
 
 from kdn.clock import Clock
+from kdn.errors import NoSpace
+from kdn.machine.files import system_errors
 from kdn.machine.text import counted
 from kdn.serve.auth import Caller
 from kdn.serve.batch.shapes import BatchCounts, BatchError, BatchRecord, FileRecord
@@ -39,7 +42,7 @@ _LOOK_S = 0.5
 """How often a running batch is asked whether its time is over."""
 _BUSY = frozenset({429, 503})
 _AGAIN_S = 1.0
-"""After so long a line is sent again that found the server full."""
+"""After so long a line is sent again that found the server full, and a batch goes on that found no room."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,8 +65,8 @@ class _Run:
     batch: BatchRecord
     caller: Caller
     lines: Iterator[_Line]
-    output: IO[bytes]
-    errors: IO[bytes]
+    output: FileIO
+    errors: FileIO
     answered: set[str] = field(default_factory=set)
 
 
@@ -115,12 +118,26 @@ class BatchRunner:
 
     async def _run(self, batch: BatchRecord) -> None:
         try:
-            await self._through(batch)
+            while not await self._has_room(batch):  # noqa: ASYNC110  nothing says when there is room
+                await asyncio.sleep(_AGAIN_S)
         except Exception as error:  # noqa: BLE001  one batch may fail in any way, and none other with it
             _log.exception("the batch %s failed", batch.id)
             await self._fail(batch, [BatchError(code="internal_error", message=str(error))])
 
+    async def _has_room(self, batch: BatchRecord) -> bool:
+        """Go through the batch; False where the disk is full. Then its answers so far are kept."""
+        try:
+            await self._through(batch)
+        except NoSpace as error:
+            _log.warning("the batch %s waits for room: %s", batch.id, error)
+            return False
+        return True
+
     async def _through(self, batch: BatchRecord) -> None:
+        """All of a batch, from where it is. It can be called again after NoSpace."""
+        if batch.has_ended:
+            await run_sync(self._folder.save, batch)
+            return
         caller = self._callers.get(batch.owner)
         if caller is None:
             gone = "the API key that made this batch is not known to the server any longer"
@@ -136,7 +153,7 @@ class BatchRunner:
             if batch.status == "validating":  # it may have been cancelled meanwhile
                 batch.status, batch.in_progress_at = "in_progress", self._now()
             await run_sync(self._folder.save, batch)
-        with ExitStack() as opened:
+        with system_errors(f"writing the answers of {batch.id}"), ExitStack() as opened:
             run = await run_sync(self._open, batch, caller, path, opened)
             if batch.finalizing_at is None:
                 await self._answer_all(run)
@@ -153,7 +170,7 @@ class BatchRunner:
             answered.update(done, failed)
             total = batch.request_counts.total
             batch.request_counts = BatchCounts(total, len(done), len(failed))
-        output, errors = (opened.enter_context(file.open("ab")) for file in written)
+        output, errors = (opened.enter_context(file.open("ab", 0)) for file in written)
         lines = opened.enter_context(path.open("rb"))
         left = (line for line in _lines(lines) if line.custom_id not in answered)
         return _Run(batch, caller, left, output, errors, answered)
@@ -255,10 +272,9 @@ class BatchRunner:
         self, batch: BatchRecord, file_id: str | None, written: Path, what: str
     ) -> str | None:
         """A file of the batch's owner; none where nothing was written."""
-        if file_id is None or not written.stat().st_size:
+        if file_id is None:
             written.unlink()
-            is_there = file_id is not None and self._folder.path(file_id).exists()
-            return file_id if is_there else None
+            return None
         now, keep_s = self._now(), batch.output_expires_s
         record = FileRecord(
             id=file_id,
@@ -269,8 +285,7 @@ class BatchRunner:
             purpose="batch_output",
             owner=batch.owner,
         )
-        self._folder.add_result(record, written)
-        return file_id
+        return file_id if self._folder.add_result(record, written) else None
 
     async def _fail(self, batch: BatchRecord, errors: list[BatchError]) -> None:
         batch.status, batch.failed_at, batch.errors = "failed", self._now(), errors
@@ -283,10 +298,14 @@ class BatchRunner:
 _OK = 200
 
 
-def _write(file: IO[bytes], told: dict[str, Any]) -> None:
-    """A line, handed to the system whole: a killed server loses none that was written."""
-    file.write(msgspec.json.encode(told) + b"\n")
-    file.flush()
+def _write(file: FileIO, told: dict[str, Any]) -> None:
+    """A line, handed to the system whole: a killed server loses none that was written.
+
+    What a full disk cuts off is not held back: written later it would stand in the middle of the file.
+    """
+    rest = memoryview(msgspec.json.encode(told) + b"\n")
+    while rest.nbytes:
+        rest = rest[file.write(rest) :]
 
 
 def _is_overloaded(body: bytes) -> bool:

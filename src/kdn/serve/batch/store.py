@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeVar
@@ -64,7 +64,13 @@ class BatchFolder:
         with self._guard:
             self._forget_expired()
             self._refuse_full(record.owner, record.bytes)
-            self._publish(record, lambda path: publish_file(path, content))
+            path = self.path(record.id)
+            try:
+                publish_file(path, content)
+                self._publish(record)
+            except BaseException:
+                path.unlink(missing_ok=True)  # or a full disk would stay full
+                raise
 
     def _refuse_full(self, owner: str, size_bytes: int) -> None:
         """Raises Refused where the caller may not have one more file, or none of that size."""
@@ -77,14 +83,24 @@ class BatchFolder:
                 code="too_many_files",
             )
 
-    def add_result(self, record: FileRecord, written: Path) -> None:
-        """Make a file of what a batch has written."""
-        with self._guard, system_errors(f"storing {written}"):
-            record.bytes = written.stat().st_size
-            self._publish(record, written.replace)
+    def add_result(self, record: FileRecord, written: Path) -> bool:
+        """Make a file of what a batch has written; False where it has written nothing.
 
-    def _publish(self, record: FileRecord, place: Callable[[Path], object]) -> None:
-        place(self.path(record.id))
+        Where it raises StoreError it can be called again: nothing of what was written is lost.
+        """
+        with self._guard, system_errors(f"storing {written}"):
+            path = self.path(record.id)
+            if written.stat().st_size:
+                written.replace(path)
+            else:  # nothing, or an earlier call has moved it
+                written.unlink()
+            if not path.exists():
+                return False
+            record.bytes = path.stat().st_size
+            self._publish(record)
+            return True
+
+    def _publish(self, record: FileRecord) -> None:
         publish_file(self._files_in / f"{record.id}.json", msgspec.json.encode(record))
         self._files[record.id] = record
 
@@ -186,8 +202,12 @@ class BatchFolder:
 
     def _remove_strays(self) -> None:
         """Delete what a killed server has left: bytes without a record, temporary files."""
-        running = {one.id for one in self._batches.values() if not one.has_ended}
+        unfinished = [one for one in self._batches.values() if not one.has_ended]
+        running = {one.id for one in unfinished}
         kept = {f"{name}.data" for name in self._files} | {f"{name}.json" for name in self._files}
+        # results that were moved, and get their record when their batch goes on
+        for one in unfinished:
+            kept |= {f"{one.output_file_id}.data", f"{one.error_file_id}.data"}
         for path in self._files_in.iterdir():
             if path.name not in kept:
                 path.unlink()

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, CorruptBlock, LostBlock, MissingExtra
 from kdn.machine.memory import allocate
+from kdn.machine.text import read_bounded
 from kdn.store.block.format import MAX_BLOCK_BYTES
 from kdn.store.block.reader import Handle
 
@@ -229,7 +230,7 @@ def read_key_file(path: Path) -> KeyRing:
     try:
         if path.stat().st_mode & 0o077:
             raise BadConfig(f"{path} holds keys and others may read it: chmod 600 {path}")
-        found = tomllib.loads(path.read_text("utf-8"))
+        found = tomllib.loads(read_bounded(path).decode())
         tenants = {name: bytes.fromhex(text) for name, text in found.pop("tenants", {}).items()}
         master = bytes.fromhex(found.pop("master"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
