@@ -24,7 +24,6 @@ from kdn.core.share import ShareConfig
 from kdn.cost.settings import CostConfig
 from kdn.errors import BadConfig
 from kdn.machine.files import expanded, home_folder
-from kdn.machine.text import read_bounded
 from kdn.schedule import POLICIES
 from kdn.store.settings import StoreConfig
 
@@ -285,7 +284,7 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, dict[str, Any]]:
     if not must_exist and not path.exists():
         return {}
     try:
-        tables = tomllib.loads(read_bounded(path).decode())
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadConfig(f"{path}: settings cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

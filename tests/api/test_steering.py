@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 import kdn
+from kdn.api.steer_fit import FitQuestion, fit_recipe
 from kdn.api.steered import prefill_steered, show_steered
 from kdn.core import Retention
+from kdn.errors import BadInput, PromptTooLong
 from kdn.reuse.steer import MarkedSpan, SteerRecipe
 
 DOCUMENTS = [
@@ -53,6 +55,23 @@ def test_what_steering_did_is_reported_beside_the_plain_answer(k: kdn.Kdn) -> No
     assert idle.steering is not None
     assert idle.text == plain.text
     assert idle.steering.kl == pytest.approx(0, abs=1e-9)
+
+
+def test_a_text_beyond_the_context_is_refused_before_it_is_computed(k: kdn.Kdn) -> None:
+    """The tiny model's context is 512 tokens, and each letter is one."""
+    recipe = SteerRecipe(k.model.fingerprints.of(None))
+    for steered in (show_steered, prefill_steered):
+        with pytest.raises(PromptTooLong, match=r"the text holds .* and the model's context 512"):
+            steered(k, "x" * 600, recipe)
+
+
+@pytest.mark.parametrize(("document", "answer"), [("", "red"), ("The door is red.", " ")])
+def test_a_recipe_is_not_fitted_on_a_question_without_text(
+    k: kdn.Kdn, document: str, answer: str
+) -> None:
+    asked = [FitQuestion("The door is red.", "Which?", "red"), FitQuestion(document, "?", answer)]
+    with pytest.raises(BadInput, match="question 2 has an empty document or answer"):
+        fit_recipe(k, asked, SteerRecipe(k.model.fingerprints.of(None)), lambda _: None)
 
 
 def test_spans_may_be_objects_and_stand_in_a_message(k: kdn.Kdn) -> None:

@@ -18,6 +18,7 @@ from kdn.api.kdn import Kdn
 from kdn.api.steered import captured_by, scoring_heads
 from kdn.core import Plan, Prompt, Role
 from kdn.engine import HeldKV, run_alone
+from kdn.errors import BadInput
 from kdn.model import Document, Message
 from kdn.reuse.steer import SteerRecipe, recipe_scales, score_text, steered_from, top_columns
 
@@ -51,7 +52,13 @@ def fit_recipe(
     start: SteerRecipe,
     on_step: Callable[[FitStep], None],
 ) -> FitStep:
-    """The best candidate, `start` among them; the plain answers' step is told first."""
+    """The best candidate, `start` among them; the plain answers' step is told first.
+
+    Raises BadInput for a question without a document or an answer, PromptTooLong.
+    """
+    for number, one in enumerate(questions, 1):
+        if not (one.document.strip() and one.answer.strip()):
+            raise BadInput(f"question {number} has an empty document or answer; give both")
     bench = _Fit(kdn, questions, on_step)
     on_step(FitStep("plain", bench.nll(None), None))
     config = kdn.model.decoder.config

@@ -33,7 +33,7 @@ def prefill_steered(
     """Compute and store a document's KV behind the prelude as the recipe steers it; its number of tokens.
 
     Requests with `steer=recipe` use it.  Runs on the caller's thread, beside the engine.  Raises
-    BadInput for an empty text and for a recipe of another model.
+    BadInput for an empty text and for a recipe of another model, PromptTooLong.
     """
     prompt, edited = _edited(kdn, text, recipe, name, salt)
     shape = kv_shape(kdn.model)
