@@ -1,4 +1,4 @@
-"""Folders for what is half-made. Each is locked by its process: what a killed one left is told by that."""
+"""Temporary folders. A process locks its own, so that others recognise and remove what a killed one left."""
 
 from __future__ import annotations
 
