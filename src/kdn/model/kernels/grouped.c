@@ -9,8 +9,8 @@
  * which rounds nothing.  For several rows the q of 32 outputs are widened to fp32, in the first-level cache.
  *
  * Layout: 32 outputs at a time ("panels"), and of those, for every 32 inputs, 32 scales and 32 lows in fp16 (of 4 and
- * 8 bits), then for each 8 outputs as many vectors of 8 words as weights have bits.  A word has an output's next
- * inputs, the first in its lowest bits.
+ * 8 bits), then for each 8 outputs as many vectors of 8 words as weights have bits.  Word w of an output's n words
+ * has inputs w, w + n, w + 2 n, ..., the first in its lowest bits.
  */
 
 #include "floats.h"
@@ -54,7 +54,7 @@ void kdn_pack4(const uint8_t *q, const uint16_t *scale, const uint16_t *low, int
                 for (int64_t w = 0; w < GROUP / each; w++) {
                     uint32_t word = 0;
                     for (int64_t i = 0; i < each; i++)
-                        word |= (uint32_t)q[output * in + g * GROUP + w * each + i] << bits * i;
+                        word |= (uint32_t)q[output * in + g * GROUP + i * (GROUP / each) + w] << bits * i;
                     words[(c / WIDTH * (GROUP / each) + w) * WIDTH + c % WIDTH] = word;
                 }
             }
@@ -68,9 +68,9 @@ INLINE void pack_whole(const float *weight, int64_t out, int64_t in, int64_t kin
             for (int64_t v = 0; v < WIDE; v++)
                 for (int64_t w = 0; w < words; w++)
                     for (int64_t c = v * WIDTH; c < (v + 1) * WIDTH; c++, packed += 4) {
-                        const float *from = weight + output_of(p, c, out, kind) * in + g + w * each;
+                        const float *from = weight + output_of(p, c, out, kind) * in + g + w;
                         for (int i = 0; i < each; i++)
-                            memcpy(packed + i * bits / 8, (const uint8_t *)(from + i) + 4 - bits / 8, bits / 8);
+                            memcpy(packed + i * bits / 8, (const uint8_t *)(from + i * words) + 4 - bits / 8, bits / 8);
                     }
 }
 
@@ -137,7 +137,7 @@ static void divide_by_place(const float *x, int64_t in, int64_t bits, float *div
     const int64_t each = 32 / bits;
     float by[8];
     for (int64_t i = 0; i < each; i++) by[i] = bits <= 8 && i + 1 < each ? 1.0f / (float)(1 << bits * i) : 1.0f;
-    for (int64_t i = 0; i < in; i++) divided[i] = x[i] * by[i % each];
+    for (int64_t i = 0; i < in; i++) divided[i] = x[i] * by[i % GROUP / (GROUP / each)];
 }
 
 /* sums[groups][32] of the products of `groups` neighbouring groups. */
@@ -148,13 +148,14 @@ INLINE void multiply_groups(const float *x, const uint8_t *packed, const int bit
     for (int g = 0; g < groups; g++)
 #pragma GCC unroll 4
         for (int v = 0; v < WIDE; v++) sums[g][v] = _mm256_setzero_ps();
-    for (int w = 0; w < words; w++)
 #pragma GCC unroll 8
-        for (int i = 0; i < each; i++) {
+    for (int i = 0; i < each; i++)
+#pragma GCC unroll 1
+        for (int w = 0; w < words; w++) {
 #pragma GCC unroll 2
             for (int g = 0; g < groups; g++) {
                 const __m256i *word = (const __m256i *)(packed + g * group_bytes(bits) + scale_bytes(bits)) + w;
-                const __m256 input = _mm256_broadcast_ss(x + g * GROUP + w * each + i);
+                const __m256 input = _mm256_broadcast_ss(x + g * GROUP + i * words + w);
 #pragma GCC unroll 4
                 for (int v = 0; v < WIDE; v++) {
                     const __m256 q = weights_of(_mm256_loadu_si256(word + v * words), i, bits, 1);
@@ -206,7 +207,7 @@ INLINE void widen_group(const uint8_t *packed, const int bits, Widened *to, int6
             const __m256i word = _mm256_loadu_si256(words++);
 #pragma GCC unroll 8
             for (int i = 0; i < each; i++)
-                _mm256_store_ps(q[w * each + i] + v * WIDTH, weights_of(word, i, bits, 0));
+                _mm256_store_ps(q[i * (GROUP / each) + w] + v * WIDTH, weights_of(word, i, bits, 0));
         }
     }
 }
