@@ -63,6 +63,16 @@ def test_calls_share_a_pass_and_steps() -> None:
     assert ended(SPEED, query(0.0, [call(100, 2), call(100, 2)])) == [0.3 + 0.012]
 
 
+def test_a_step_takes_longer_over_more_columns_than_it_was_measured_by() -> None:
+    """10 ms over 100 columns, 0.01 ms a column: a step over 400 takes 13 ms, one over 50 takes 9.5.  Beside
+    the 400 a further row with 200 columns adds 2 + 2 ms."""
+    speed = replace(SPEED, column_s=1e-5, step_columns=100)
+    assert [speed.steps_s(one) for one in ([400], [50], [400, 200])] == pytest.approx(
+        [0.013, 0.0095, 0.017]
+    )
+    assert ended(speed, query(0.0, [call(400, 11)])) == [0.5 + 0.13]
+
+
 def test_those_that_decode_ride_along_in_short_passes() -> None:
     """The first has its token at 0.2 s and needs three more.  Beside it 300 rows are computed in parts of
     128, 128 and 44: passes of 0.1 s, 1 ms a row and 2 ms for the rider end at 0.43, 0.66 and 0.806 s."""

@@ -118,7 +118,7 @@ class RealCheck:
             first = self._once(name, known, arrivals_s)
             again = self._once(name, known, arrivals_s, first)
             # The machine's speed before the runs and after them: a shared one does not keep it.
-            self.real.fit(self.fits)
+            self.real.fit(self.fits, rows=False)
             played = [
                 statistics.fmean(replayed_s(made, arrivals_s, speed, num_probe))
                 for made in (first, again)
@@ -136,7 +136,7 @@ class RealCheck:
         """A run with KV of its own; with the configurations of `like` where there is one."""
         reuse: Reuse = "blend" if name in blended_arms() else "exact"
         salt = f"arm-{name}{'-again' if like else ''}"
-        self.real.prefill(salt, self.stored_share, len(arrivals_s))
+        self.real.prefill(salt, self.stored_share, len(arrivals_s), like)
         fixed = [query.configuration for query in like]
         arm = self.arms[name]
         return self.real.run(arm, known.__getitem__, arrivals_s, salt, reuse, fixed=fixed)

@@ -65,7 +65,9 @@ class RealRuns:
         self.jct = jct
         """The time model, so much slower than its own measurements as `fit` finds prefills."""
         self.step_s = jct.seconds(1)
-        """One decode step; measured by `fit`."""
+        """One decode step over `step_columns`; measured by `fit`."""
+        self.step_columns: int | None = None
+        """Columns of the usual prompt that `fit` measured steps by."""
         self.slowdown = 1.0
         """How much longer prefills take than the time model says; measured by `fit`."""
         self.row_s: float | None = None
@@ -86,11 +88,12 @@ class RealRuns:
             answer_tokens=self._max_tokens,
         )  # fmt: skip
 
-    def fit(self, count: int) -> None:
+    def fit(self, count: int, *, rows: bool = True) -> None:
         """Measure prefills, steps, and what columns and further sequences add, by queries that run alone.
 
         Prefills and steps are as quick as the machine is now.  What columns, sequences and the loading of a
         stored beginning add lies near the noise of a few queries: it is told by those of all fits.
+        Without `rows` a further sequence adds what it added at the last fit.
         """
         ratios, steps = list[float](), list[tuple[int, float]]()
         some = self._asked[:count]
@@ -111,7 +114,13 @@ class RealRuns:
         self._steps += steps
         column_s = slope(self._steps)
         self.column_s = self.jct.column_s if column_s is None else column_s
-        self.step_s = statistics.median(each_s for _, each_s in steps) if steps else self.step_s
+        if steps:
+            self.step_columns = round(statistics.median(columns for columns, _ in steps))
+            self.step_s = statistics.median(
+                each_s - (columns - self.step_columns) * self.column_s for columns, each_s in steps
+            )
+        if not rows:
+            return
         for number, asked in enumerate(some):
             usages = self._alone(asked, Method.MAP_RERANK, (2, 8, 4)[number % 3])
             row_s = row_seconds(usages, self.step_s, self.column_s)
@@ -146,17 +155,21 @@ class RealRuns:
             self.jct, self.step_s, kv_tokens,
             row_s=self.row_s,
             column_s=self.column_s,
+            step_columns=self.step_columns,
             stall_s=stall_s,
             loading=self.loading,
             num_layers=self._k.model.decoder.config.num_layers,
         )  # fmt: skip
 
-    def prefill(self, salt: str, share: float, count: int) -> None:
-        """Store this share of the parts that the first `count` questions find.
+    def prefill(self, salt: str, share: float, count: int, like: Sequence[RealQuery] = ()) -> None:
+        """Store this share of the parts that the first `count` questions find, or read as `like` did.
 
         Each once: a part that is prefilled again is loaded for it, and then nobody else has to load it.
         """
         found = [part for asked in self._asked[:count] for part in asked.parts[:_CANDIDATES]]
+        if like:  # nobody looks at the others: storing them takes longer than asking
+            ways = zip(self._asked, like, strict=False)
+            found = [part for one, query in ways for part in query.configuration.ordered(one.parts)]
         for part in {part.key: part for part in found}.values():
             if is_stored(part, share, self._seed):
                 self._k.prefill(part.text, part.key, salt)

@@ -26,7 +26,7 @@ class EngineSpeed:
 
     jct: JctModel
     step_s: float
-    """One decode step of one sequence."""
+    """One decode step of one sequence, over `step_columns`."""
     kv_tokens: int
     """KV of all calls that run at one time."""
     pass_tokens: int = 2048
@@ -34,6 +34,8 @@ class EngineSpeed:
     """What each further sequence adds to a step; None: as a further prompt to a pass."""
     column_s: float | None = None
     """What each column of a further sequence adds to a step; None: as the time model says."""
+    step_columns: int | None = None
+    """Columns of the sequence by which `step_s` was measured; None: a step of one takes `step_s` over any."""
     stall_s: float = 0.060
     """So long, and a layer more, those that decode wait for a prefill; a pass with them takes so long."""
     num_layers: int = 30
@@ -46,10 +48,20 @@ class EngineSpeed:
         """`row_s`, or what stands in for it."""
         return self.jct.prompt_s + self.jct.token_s if self.row_s is None else self.row_s
 
+    def steps_s(self, contexts: Sequence[int]) -> float:
+        """One decode step of sequences of so many columns."""
+        step_s = self.step_s + self.rows_s(contexts[1:])
+        if self.step_columns is None:
+            return step_s
+        return step_s + (contexts[0] - self.step_columns) * self._column_s
+
     def rows_s(self, contexts: Sequence[int]) -> float:
         """What sequences of so many columns add to a step, or to a pass that takes them along."""
-        column_s = self.jct.column_s if self.column_s is None else self.column_s
-        return len(contexts) * self.further_s + sum(contexts) * column_s
+        return len(contexts) * self.further_s + sum(contexts) * self._column_s
+
+    @property
+    def _column_s(self) -> float:
+        return self.jct.column_s if self.column_s is None else self.column_s
 
 
 @dataclass
@@ -253,8 +265,7 @@ class SimulatedEngine:
         """One token for every sequence."""
         if not self._decoding:
             return
-        others = [call.context for _, call in self._decoding[1:]]
-        self.now_s += self._speed.step_s + self._speed.rows_s(others)
+        self.now_s += self._speed.steps_s([call.context for _, call in self._decoding])
         self._decoded_s = self.now_s
         members, self._decoding = self._decoding, []
         self._drawn(members)
