@@ -99,7 +99,7 @@ class RealCheck:
     arms: Arms
     stored_share: float
     fits: int
-    """Queries by which the machine's speed is measured, before and after the runs of an arm."""
+    """Queries by which the machine's speed is measured after the runs of an arm."""
     speed: Callable[[], EngineSpeed]
     """The simulated engine's, as fitted last."""
     say: Callable[[str], None]

@@ -76,6 +76,8 @@ class RealRuns:
         """The share of blended tokens that is recomputed."""
         self.column_s = jct.column_s
         """What each of its columns adds; measured by `fit`."""
+        self._room = k.engine.stat().kv_total_bytes // self.model().token_bytes // 2
+        """Tokens of calls that are admitted together, as `kdn ask` has them."""
 
     def model(self, salt: str = "", reuse: Reuse = "exact") -> DemandModel:
         """What counts demands, as fitted so far."""
@@ -123,7 +125,9 @@ class RealRuns:
             return
         for number, asked in enumerate(some):
             usages = self._alone(asked, Method.MAP_RERANK, (2, 8, 4)[number % 3])
-            row_s = row_seconds(usages, self.step_s, self.column_s)
+            # Calls of one query are of like lengths: a step of the longest reads as much as one of the first.
+            step_s = self.speed(0, 0.0).steps_s([usages[0].prompt_tokens])
+            row_s = row_seconds(usages, step_s, self.column_s)
             if row_s is not None:
                 self._rows.append(row_s)
         self.row_s = statistics.median(self._rows) if self._rows else None
@@ -245,7 +249,7 @@ class RealRuns:
             plain = prompts.request(messages, documents, sampling=sampling, salt=salt)
             return replace(plain, techniques=techniques)
 
-        calls = QueryCalls(name, make, self._k.engine.submit)
+        calls = QueryCalls(name, make, self._k.engine.submit, group_tokens=self._room)
         begun_s = clock.now()
         made = synthesize(
             configuration, asked.question.text, asked.parts, calls, clock,
