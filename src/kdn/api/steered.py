@@ -10,7 +10,8 @@ from torch import Tensor
 from kdn.api.kdn import Kdn
 from kdn.core import Plan, Prompt, Role, TokenIds
 from kdn.engine import kv_shape, run_alone
-from kdn.errors import BadInput
+from kdn.errors import BadInput, PromptTooLong
+from kdn.machine.text import counted
 from kdn.model import Message
 from kdn.reuse.steer import EditedText, RunPlan, SteerRecipe, edit_text, edited_blocks
 from kdn.store import CODECS
@@ -70,9 +71,15 @@ def scoring_heads(kdn: Kdn, recipe: SteerRecipe) -> list[TokenIds]:
 
 
 def captured_by(kdn: Kdn) -> RunPlan:
-    """Runs plans alone on the model, beside its engine."""
+    """Runs plans alone on the model, beside its engine. They raise PromptTooLong beyond its context."""
+    context = kdn.model.decoder.config.max_position
 
     def run(plan: Plan) -> Tensor:
+        if plan.num_tokens > context:
+            raise PromptTooLong(
+                f"the text holds {counted(plan.num_tokens, 'token')} and the model's context {context};"
+                " shorten the text"
+            )
         kv = run_alone(kdn.model, kdn.parts.attention, plan, capture=True).captured
         assert kv is not None, "asked for"
         return kv

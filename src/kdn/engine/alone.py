@@ -12,8 +12,6 @@ from kdn.core import LayerKV, Plan
 from kdn.engine.batch import SequenceSlice
 from kdn.engine.executor import Pass
 from kdn.engine.kv import Capture, PrefixKV, SequenceKV, SuffixKV, kv_shape
-from kdn.errors import PromptTooLong
-from kdn.machine.text import counted
 from kdn.model import LoadedModel, LoraAdapter
 from kdn.model.attention import Attention
 
@@ -66,7 +64,7 @@ def run_alone(
     """The plan from start to end, in one pass; a probe pass is followed by its second plan.
 
     With `capture` its KV comes back as it would be stored.  `spare_columns` leaves memory for tokens that
-    are decoded later.  Raises PromptTooLong beyond the model's context, CorruptBlock when a source fails.
+    are decoded later.  Raises CorruptBlock when a source fails.
     """
     steps = steps_alone(
         model, attention, plan, capture=capture, spare_columns=spare_columns, adapter=adapter
@@ -90,11 +88,6 @@ def steps_alone(
 ) -> Generator[None, None, AloneRun]:
     """As `run_alone`, with a pause after every layer, so that the driver may let others go first."""
     decoder, first = model.decoder, plan.num_prefix
-    if plan.num_tokens > decoder.config.max_position:
-        raise PromptTooLong(
-            f"the text holds {counted(plan.num_tokens, 'token')} and the model's context"
-            f" {decoder.config.max_position}; shorten the text"
-        )
     shape = kv_shape(model)
     device, size = str(decoder.device), plan.num_tokens - first + spare_columns
     num_rows = 0
