@@ -76,6 +76,8 @@ class RealRuns:
         """The share of blended tokens that is recomputed."""
         self.column_s = jct.column_s
         """What each of its columns adds; measured by `fit`."""
+        self._room = k.engine.stat().kv_total_bytes // self.model().token_bytes // 2
+        """Tokens of calls that are admitted together, as `kdn ask` has them."""
 
     def model(self, salt: str = "", reuse: Reuse = "exact") -> DemandModel:
         """What counts demands, as fitted so far."""
@@ -247,7 +249,7 @@ class RealRuns:
             plain = prompts.request(messages, documents, sampling=sampling, salt=salt)
             return replace(plain, techniques=techniques)
 
-        calls = QueryCalls(name, make, self._k.engine.submit)
+        calls = QueryCalls(name, make, self._k.engine.submit, group_tokens=self._room)
         begun_s = clock.now()
         made = synthesize(
             configuration, asked.question.text, asked.parts, calls, clock,
