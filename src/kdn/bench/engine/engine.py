@@ -42,6 +42,8 @@ __all__ = ["FULL", "QUICK", "EngineScale", "measure", "run"]
 
 VLLM_HIT = "vllm hit"
 SHARE = "share of ceiling"
+USUAL_DTYPE = "bfloat16"
+"""Its page is `engine`; a processor that computes in another has a page of its own."""
 
 
 TTFT = "first token, ms"
@@ -116,6 +118,7 @@ def measure(options: BenchOptions, scale: EngineScale, scratch: Path) -> Result:
         summary=found.summary,
         notes=tuple(found.notes),
         figures=(figure_of(found.rows),),
+        page=None if dtype == USUAL_DTYPE else f"engine-{dtype}",
     )
 
 
