@@ -97,13 +97,21 @@ def test_losses_are_shares_of_the_receivers_own_score() -> None:
 
 
 def test_the_profile_chooses_and_the_interval_decides_about_the_aim() -> None:
-    """Items on which the group is nearer than the rows change nothing about the choice."""
+    """Items on which the group is nearer than the rows change nothing about the choice.
+
+    Ten right answers of which none is lost leave up to 3 in 10, and three hundred 1 in 100.
+    """
     assert chosen_arm(FRONTIER) == "frontier: rows"
     assert chosen_arm(FRONTIER[2:]) is None
-    for right, said in ((10, "is met"), (9, "can be neither claimed nor denied"), (0, "is missed")):
+    for right, of, said in (
+        (300, 300, "is met"),
+        (10, 10, "can be neither claimed nor denied"),
+        (9, 10, "can be neither claimed nor denied"),
+        (0, 10, "is missed"),
+    ):
         kept = ShareRows(None)
         kept.keep({"pair": PAIR, "weights": "a b", "profile": FRONTIER})
-        for n in range(10):
+        for n in range(of):
             one = item(n, own=(0, 1, 1), reuse=(0.4, 0, 0), group=(0.01, 1, 0.5))
             one["arms"]["frontier: rows"] = _arm(0.2, float(n < right), 0.5)
             kept.keep(one)

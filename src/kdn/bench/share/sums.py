@@ -63,13 +63,20 @@ def share_summary(kept: ShareRows) -> dict[str, float | None]:
 
 def score_loss(items: Items, arm: str | None) -> tuple[float, float, float] | None:
     """The share of the receiver's own score that an arm loses, with its 95 % bootstrap interval over
-    contexts; None where there is no score to lose."""
+    contexts; None where there is no score to lose.
+
+    A bootstrap cannot draw a loss that was never seen.  Where none of n contexts with right answers lost
+    one, up to 3 / n of them may (the rule of three), and the interval ends there.
+    """
     some = [one for one in items if arm in one["arms"]]
     own = _mean(some, OWN, "right")
     if arm is None or not own:
         return None
     lost = [(one["arms"][OWN]["right"] - one["arms"][arm]["right"]) / own for one in some]
     mean, low, high = interval(_by_context(some, lost))
+    if max(lost) <= 0:
+        right = [one["arms"][OWN]["right"] for one in some]
+        high = max(high, min(3 / sum(share > 0 for share in _by_context(some, right)), 1.0))
     return round(mean, 4), round(low, 4), round(high, 4)
 
 
