@@ -246,11 +246,11 @@ def members(draw: st.DrawFn) -> list[Member]:
 def test_company_changes_no_bit(
     case: Case, drawn: list[Member], threads: int, other_threads: int
 ) -> None:
-    """Nor does the number of threads in bf16, where the engine changes it as processors are free."""
+    """Nor does the number of threads, where the engine changes it as processors are free."""
     torch.set_num_threads(threads)
     known = [m if m.adapter in case.model.adapters else replace(m, adapter=None) for m in drawn]
     together = outcome(case, known)
-    if case.model.decoder.dtype == torch.bfloat16:
+    if case.model.decoder.is_same_for_any_threads:
         torch.set_num_threads(other_threads)
     for member, (logits, kv) in zip(known, together, strict=True):
         ((own_logits, own_kv),) = outcome(case, [member])

@@ -219,9 +219,8 @@ class Engine:
 
     def _run(self) -> None:
         most = torch.get_num_threads()
-        # Elsewhere bits could depend on the number of threads.
-        is_bf16 = self._model.decoder.dtype == torch.bfloat16
-        cores = FreeCores(most, self._clock) if most > 1 and is_bf16 else None
+        may_vary = most > 1 and self._model.decoder.is_same_for_any_threads
+        cores = FreeCores(most, self._clock) if may_vary else None
         while self.is_running:
             if cores is not None and (wanted := cores.threads()) != torch.get_num_threads():
                 torch.set_num_threads(wanted)  # this thread's own number

@@ -232,6 +232,12 @@ class Decoder:
             return None
         return Decoder(self.config, self.layers, self._ends, identity, self.fused)
 
+    @property
+    def is_same_for_any_threads(self) -> bool:
+        """True where the number of threads changes no bit of KV: in bf16, and in fp32 where the layers are
+        compiled. Plain torch may divide a sum of fp32 between its threads."""
+        return self.dtype == torch.bfloat16 or self.fused is not None
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids[n] int64 -> [n, H]."""
         return self._ends.embedding.index_select(0, token_ids)
