@@ -31,6 +31,8 @@ _FLOAT_NEEDS = frozenset({"avx2", "fma", "f16c"})
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 
 
+_loaded: dict[str, ctypes.CDLL] = {}
+"""Libraries of this process by file name."""
 _AMX = 2
 """What the level function says where there are tile registers; 1 is AVX512-BF16 only."""
 
@@ -87,15 +89,20 @@ def _refuse_other_machines() -> None:
 def _compiled(
     sources: tuple[Path, ...], headers: tuple[Path, ...], flags: tuple[str, ...], stem: Path
 ) -> tuple[ctypes.CDLL, str]:
-    """The library of these sources, which lies beside `stem`, and its name."""
+    """The library of these sources, which lies beside `stem`, and its name.
+
+    What the process has loaded serves any other home, too: equal names are equal code.
+    """
     try:
         name = source_name((*sources, *headers))
         path = stem.with_name(f"{stem.name}-{name}.so")
+        if path.name in _loaded:
+            return _loaded[path.name], name
         if not path.exists():
             compile_shared(sources, (*_FLAGS, *flags), path)
     except NoCompiler as error:
         raise NoKernel(str(error)) from error
     try:
-        return ctypes.CDLL(str(path)), name
+        return _loaded.setdefault(path.name, ctypes.CDLL(str(path))), name
     except OSError as error:
         raise NoKernel(f"{path.name} cannot be loaded: {error}") from error
