@@ -177,10 +177,19 @@ def test_rows_of_another_benchmark_are_refused(tmp_path: Path) -> None:
     assert judged_before(asked, rows) == []
     rows.write_text('{"name": "a", "arms": {}}\n{"name": "b", "arms": {}}\n')
     assert judged_before(asked, rows) == [{"name": "a", "arms": {}}]
-    for other in ('{"query": "a"}\n', "[1, 2]\n", '{"name": "a", "ar'):
+    for other in ('{"query": "a"}\n', "[1, 2]\n"):
         rows.write_text(other)
         with pytest.raises(BadInput, match="no rows of this benchmark; give another file"):
             judged_before(asked, rows)
+
+
+def test_half_a_last_row_is_judged_again(tmp_path: Path) -> None:
+    """A full disk or a power cut leaves one; the rows before it stay."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"name": "a", "arms": {}}\n{"name": "a", "ar')
+    asked = [BlendPrompt("a", ("text",), "why?", ("so",))]
+    assert judged_before(asked, rows) == [{"name": "a", "arms": {}}]
+    assert rows.read_text() == '{"name": "a", "arms": {}}\n'
 
 
 def test_a_page_and_the_ways_are_named_by_what_was_asked() -> None:

@@ -117,20 +117,24 @@ def list_profiles(home: HomeOption = None, *, as_json: JsonOption = False) -> No
 
 def _side(kdn: Kdn, name: str) -> PairSide:
     """The base, one of its adapters, or another model. Raises BadInput, UnknownModel."""
+    from kdn.api.load import load, prepared
     from kdn.calibration.share_profile import PairSide
-    from kdn.model import load_model
 
     adapters = kdn.model.adapters
     if name == "base" or name in adapters:
         return PairSide(name, kdn.model, kdn.parts.attention, adapters.get(name))
-    other = load_model(
+    # With the kernels that a server computes it with: they are a part of its name.
+    other, attention = load(
         name,
-        cache_dir=kdn.config.models_folder,
-        home=kdn.config.home,
-        dtype=str(kdn.model.decoder.dtype).removeprefix("torch."),
+        kdn.config,
+        kdn.parts.clock,
+        prepared([name], kdn.config, kdn.trace),
         device=str(kdn.model.decoder.device),
+        dtype=str(kdn.model.decoder.dtype).removeprefix("torch."),
+        quantization="none",
+        adapters=None,
     )
-    return PairSide(name, other, kdn.parts.attention)
+    return PairSide(name, other, attention)
 
 
 def _show(record: PairRecord) -> None:
