@@ -119,19 +119,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    """The compiled kernels, or a skip that says why there are none."""
+def compiled(find: Callable[[Path], Kernels], folder: Path) -> Kernels:
+    """The kernels, or a skip that says why there are none."""
     try:
-        return load_kernels(tmp_path_factory.mktemp("kernels"))
+        return find(folder)
     except NoKernel as why:
         pytest.skip(str(why))
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """The compiled kernels of bf16."""
+    return compiled(load_kernels, tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture(scope="session")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    """The compiled kernels of fp32, or a skip that says why there are none."""
-    try:
-        return load_floats(tmp_path_factory.mktemp("floats"))
-    except NoKernel as why:
-        pytest.skip(str(why))
+    """Those of fp32."""
+    return compiled(load_floats, tmp_path_factory.mktemp("floats"))
