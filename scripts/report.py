@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 from kdn.plot import Figure, draw
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
+KINDS = {"": "", "-float32": " in fp32"}
+"""How pages end, and what that says: times of processors without bf16 have pages of their own."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def page(folder: Path = FOLDER) -> str:
         "| system | paper says | ours | of what | set-up | verdict |",
         "|---|---|---:|---|---|---|",
     ]
-    lines += [_row(claim, results) for claim in CLAIMS]
+    lines += [row for claim in CLAIMS for row in _rows(claim, results)]
     lines += [
         "",
         "![Our figures beside the papers' claims](index-0.svg)",
@@ -97,33 +99,37 @@ def page(folder: Path = FOLDER) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(claim: Claim, results: dict[str, Any]) -> str:
-    page, result, value = _found(claim, results)
+def _rows(claim: Claim, results: dict[str, Any]) -> list[str]:
+    """A row of each kind of processor that has the figure."""
     paper = f"{claim.system} ([{claim.paper}](https://arxiv.org/abs/{claim.paper}))"
-    if result is None or value is None:
-        return f"| {paper} | {claim.says} | - | {claim.what} | - | not measured here |"
-    setup = f"[{result['model']}]({page}.md), {_machine(result)}"
-    told = [
-        paper,
-        claim.says,
-        _number(value, claim.unit),
-        claim.what,
-        setup,
-        _verdict(claim, value),
-    ]
-    return f"| {' | '.join(told)} |"
+    rows = []
+    for kind, page, value in _found(claim, results):
+        result = results[page]
+        told = [
+            paper,
+            claim.says,
+            _number(value, claim.unit),
+            claim.what,
+            f"[{result['model']}]({page}.md){KINDS[kind]}, {_machine(result)}",
+            _verdict(claim, value),
+        ]
+        rows.append(f"| {' | '.join(told)} |")
+    return rows or [f"| {paper} | {claim.says} | - | {claim.what} | - | not measured here |"]
 
 
-def _found(
-    claim: Claim, results: dict[str, Any]
-) -> tuple[str, dict[str, Any] | None, float | None]:
-    """The first page, in order of names, whose summary has the figure."""
-    pages = [page for page in sorted(results) if f"{page}-".startswith(f"{claim.bench}-")]
-    for page in pages:
-        value = results[page]["summary"].get(claim.key)
-        if value is not None:
-            return page, results[page], value
-    return claim.bench, None, None
+def _found(claim: Claim, results: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """By kind, the first page in order of names whose summary has the figure."""
+    for kind in KINDS:
+        for page in sorted(results):
+            is_own = f"{page}-".startswith(f"{claim.bench}-") and _kind(page) == kind
+            value = results[page]["summary"].get(claim.key) if is_own else None
+            if value is not None:
+                yield kind, page, value
+                break
+
+
+def _kind(page: str) -> str:
+    return next(kind for kind in reversed(KINDS) if page.endswith(kind))
 
 
 def picture(folder: Path = FOLDER) -> Figure:
@@ -131,9 +137,8 @@ def picture(folder: Path = FOLDER) -> Figure:
     results = _results(folder)
     values = {}
     for claim in CLAIMS:
-        _, _, value = _found(claim, results)
-        if value is not None and claim.least > 0:
-            values[f"{claim.system}: {claim.what}"] = [(0.0, value / claim.least)]
+        for kind, _, value in _found(claim, results) if claim.least > 0 else ():
+            values[f"{claim.system}: {claim.what}{KINDS[kind]}"] = [(0.0, value / claim.least)]
     what = "ours over the lower end of the claim"
     return Figure("Beside the papers", "", what, values, level=1.0, is_linear=True)
 

@@ -60,6 +60,28 @@ def test_a_verdict_is_the_figure_beside_the_claims_lower_end(
     assert row(page, "METIS")[-1] == "not measured here"
 
 
+def test_a_processor_without_bf16_has_a_row_of_its_own(report: ModuleType, tmp_path: Path) -> None:
+    """5.75 with bf16 and 1.5 in fp32: each beside the claim of 2."""
+    put(tmp_path, "rerank", memory_speedup=5.75)
+    put(tmp_path, "rerank-float32", memory_speedup=1.5)
+    put(tmp_path, "mil-float32", mil_gain_paged=6.0)
+    lines = [line for line in report.page(tmp_path).splitlines() if "HyperRAG" in line]
+    assert ["5.75x" in line for line in lines] == [True, False]
+    assert "[tiny](rerank-float32.md) in fp32, 2 CPU cores | same direction" in lines[1]
+    assert (
+        row(report.page(tmp_path), "longest input")[4]
+        == "[tiny](mil-float32.md) in fp32, 2 CPU cores"
+    )
+    bars = report.picture(tmp_path).lines
+    assert [
+        bars[f"HyperRAG: time of a query over stored documents{one}"][0][1]
+        for one in ("", " in fp32")
+    ] == [
+        pytest.approx(2.875),
+        pytest.approx(0.75),
+    ]
+
+
 def test_every_paper_has_a_row_and_the_page_is_current(report: ModuleType) -> None:
     assert len({claim.paper for claim in report.CLAIMS}) == 10
     assert report.main(["--check"]) == 0, "run: python scripts/report.py"

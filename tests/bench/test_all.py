@@ -41,7 +41,7 @@ def test_a_benchmark_answers(name: str, benched: Callable[[str], Result], tmp_pa
     assert bool(result.settings) == (name not in WITHOUT_A_MODEL), "the settings in force are told"
     page = write_page(result, tmp_path).read_text("utf-8")
     assert all(f"`{key}`" in page for key in result.summary)
-    written = json.loads((tmp_path / f"{result.page or name}.json").read_text("utf-8"))
+    written = json.loads((tmp_path / f"{result.page_name}.json").read_text("utf-8"))
     assert written["summary"].keys() == result.summary.keys()
     shown = io.StringIO()
     print_result(result, Console(file=shown))

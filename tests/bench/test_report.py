@@ -114,6 +114,25 @@ def test_a_page_of_its_own_and_a_model_without_its_place(tmp_path: Path) -> None
     assert "anna" not in page.read_text() + (tmp_path / "beads-long.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "page", "told"),
+    [
+        (None, "beads", "Model `tiny`;"),
+        ("bfloat16", "beads", "Model `tiny`;"),
+        ("float32", "beads-float32", "Model `tiny` in float32;"),
+    ],
+)
+def test_times_of_a_processor_without_bf16_have_a_page_of_their_own(
+    dtype: str | None, page: str, told: str, tmp_path: Path
+) -> None:
+    found = replace(RESULT, model="tiny", dtype=dtype, figures=())
+    written = write_page(found, tmp_path)
+    assert written.name == f"{page}.md"
+    assert told in written.read_text()
+    kept = json.loads((tmp_path / f"{page}.json").read_text())
+    assert kept["config"].get("dtype") == dtype
+
+
 def test_page_is_reproducible_and_names_its_command(tmp_path: Path) -> None:
     first = write_page(RESULT, tmp_path / "one")
     second = write_page(RESULT, tmp_path / "two")

@@ -205,7 +205,7 @@ def test_a_page_and_the_ways_are_named_by_what_was_asked() -> None:
 def test_a_speedup_is_over_prompts_in_pairs() -> None:
     """Twice and eight times as fast: 4."""
     samples = {FULL_TIME: [2.0, 8.0], BLEND: [1.0, 1.0], DISK: [2.0, 8.0]}
-    timed = {"": Timed(100.0, samples, {}, {})}
+    timed = {"": Timed(100.0, samples, {}, {}, "float32")}
     assert _speedup(timed, "", BLEND) == pytest.approx(4)
     assert _speedup(timed, "", DISK) == pytest.approx(1)
     assert _speedup(timed, ", long", BLEND) is None
@@ -217,7 +217,10 @@ def test_what_could_replace_the_default_is_compared_with_it_round_by_round() -> 
     samples = {FULL_TIME: [10.0, 15.0], BLEND: [2.2, 3.0], LAYER: [2.0, 3.0]}
     usages = dict.fromkeys(samples, Usage(100, 1, recomputed=15))
     loaded = dict.fromkeys(samples, 0)
-    rows = {row["way"]: row for row in _timing_rows({"": Timed(100.0, samples, usages, loaded)})}
+    rows = {
+        row["way"]: row
+        for row in _timing_rows({"": Timed(100.0, samples, usages, loaded, "float32")})
+    }
     assert rows[LAYER]["speedup"] == pytest.approx(5)
     assert rows[LAYER]["sooner than the default"] == pytest.approx(1.05)
     assert rows[LAYER]["its spread"] == "1.00-1.10"

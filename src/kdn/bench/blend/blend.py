@@ -110,6 +110,7 @@ def run(options: BenchOptions) -> Result:
         notes=_notes(judged, ours),
         figures=_figures(judged),
         page=_page(options),
+        dtype=next((one.dtype for one in timed.values()), None),
     )
 
 

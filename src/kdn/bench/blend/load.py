@@ -24,6 +24,7 @@ from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.engine.contestants import Listener
 from kdn.bench.engine.lineup import opened
 from kdn.core import Blend, Prompt, Request, Retention, Sampling, quantile
+from kdn.engine import kv_shape
 from kdn.model import Document, Message
 from kdn.plot import Figure
 
@@ -57,6 +58,7 @@ def run(options: BenchOptions) -> Result:
     with opened(options) as service:
         options.say("storing the documents")
         prompts = _prompts(service, options, draw, 8 if options.quick else _POOL, number)
+        dtype = kv_shape(service.model).dtype
         alone = {side: _alone(service, options, side, prompts[:3]) for side in (FULL, BLEND)}
         points: dict[str, list[Point]] = {FULL: [], BLEND: []}
         for load in loads:
@@ -81,6 +83,7 @@ def run(options: BenchOptions) -> Result:
         },
         notes=(_note(number),),
         figures=(figure_of(rows),),
+        dtype=dtype,
     )
 
 

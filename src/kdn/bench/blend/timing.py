@@ -20,6 +20,7 @@ from kdn.bench.common.measure import Samples, interleave
 from kdn.bench.common.result import BenchOptions
 from kdn.bench.engine.contestants import Listener
 from kdn.core import Blend, Prompt, Request, Retention, Sampling, Usage
+from kdn.engine import kv_shape
 from kdn.errors import BadInput
 from kdn.model import Document, Message
 from kdn.reuse.blend import BlendRule
@@ -60,6 +61,8 @@ class Timed:
     samples: Samples
     usages: dict[str, Usage]
     loaded_bytes: dict[str, int]
+    dtype: str
+    """What was computed in."""
 
 
 def time_ways(
@@ -84,14 +87,12 @@ def time_ways(
         }
         interleave(sides, 1)
         samples = interleave(sides, rounds, first=1)
-    shape = service.model.decoder.config.kv_shape(
-        str(service.model.decoder.dtype).removeprefix("torch.")
-    )
+    shape = kv_shape(service.model)
     loaded = {
         way: sum(usage.tiers.values()) * shape.token_bytes for way, usage in stand.usages.items()
     }
     sizes = [prompt.num_tokens for prompt in stand.prompts.values()]
-    return Timed(sum(sizes) / len(sizes), samples, stand.usages, loaded)
+    return Timed(sum(sizes) / len(sizes), samples, stand.usages, loaded, shape.dtype)
 
 
 def _chosen(names: Sequence[str] | None) -> list[str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdn.bench.common.result import BenchOptions, Result, Row, Scalar
+from kdn.bench.common.result import USUAL_DTYPE, BenchOptions, Result, Row, Scalar
 from kdn.machine.files import READABLE, publish_file
 from kdn.plot import Figure, draw
 
@@ -50,7 +50,7 @@ def write_page(result: Result, folder: Path) -> Path:
     folder.mkdir(
         parents=True, exist_ok=True
     )  # for others to read, unlike what `publish_file` makes
-    name = result.page or result.bench
+    name = result.page_name
     write_json(result, folder / f"{name}.json")
     pictures = draw_figures(result.figures, folder, name)
     page = folder / f"{name}.md"
@@ -70,7 +70,7 @@ def _page(result: Result, pictures: Sequence[str]) -> str:
     lines = [
         f"# Benchmark: {result.bench}",
         "",
-        f"Model `{result.model_name}`; commit `{result.commit}`; {_machine_line(result)}.",
+        f"Model `{result.model_name}`{_dtype(result)}; commit `{result.commit}`; {_machine_line(result)}.",
         f"Made by `{_command(result)}`.",
         "",
         *_tables(result.rows),
@@ -83,6 +83,10 @@ def _page(result: Result, pictures: Sequence[str]) -> str:
     for note in result.notes:
         lines += ["", f"Note: {note}"]
     return "\n".join(lines) + "\n"
+
+
+def _dtype(result: Result) -> str:
+    return "" if result.dtype in (None, USUAL_DTYPE) else f" in {result.dtype}"
 
 
 def _command(result: Result) -> str:

@@ -18,11 +18,13 @@ from kdn.machine.scratch import locked_folder
 from kdn.plot import Figure
 
 __all__ = [
+    "USUAL_DTYPE",
     "BenchOptions",
     "Result",
     "Row",
     "Scalar",
     "commit_name",
+    "machine_dtype",
     "model_name",
     "say_nothing",
     "scratch_folder",
@@ -30,6 +32,8 @@ __all__ = [
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
+USUAL_DTYPE = "bfloat16"
+"""What pages are of that name no other."""
 _CHECKOUT = Path(__file__).parents[4]
 
 
@@ -134,6 +138,13 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def machine_dtype() -> str:
+    """What models compute in on this machine where nobody says otherwise: for what has none open."""
+    from kdn.model import pick_device, pick_dtype  # torch: some benchmarks have no model
+
+    return str(pick_dtype("auto", pick_device("auto"))).removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class Result:
     """What a benchmark found. `summary` has every key it ever has; absent rivals are None."""
@@ -150,6 +161,9 @@ class Result:
     """All settings of every kdn that was opened for it."""
     page: str | None = None
     """The report's file name without suffix, where one benchmark has several pages; None: `bench`."""
+    dtype: str | None = None
+    """What the model computed in, where the result depends on it: each has a page of its own, so that a
+    processor without bf16 leaves the page of one that has it alone."""
     machine: Machine = field(default_factory=describe_machine)
     commit: str = field(default_factory=commit_name)
 
@@ -158,6 +172,12 @@ class Result:
         """The model as reports name it."""
         return model_name(self.model)
 
+    @property
+    def page_name(self) -> str:
+        """The report's file name without suffix."""
+        name = self.page or self.bench
+        return name if self.dtype in (None, USUAL_DTYPE) else f"{name}-{self.dtype}"
+
     def as_json(self) -> dict[str, Any]:
         """The result as plain values; its figures too, so that they can be drawn again."""
         return {
@@ -165,7 +185,7 @@ class Result:
             "commit": self.commit,
             "machine": self.machine,
             "model": self.model_name,
-            "config": self.config,
+            "config": self.config | ({} if self.dtype is None else {"dtype": self.dtype}),
             "settings": self.settings,
             "rows": self.rows,
             "summary": self.summary,

@@ -42,10 +42,6 @@ __all__ = ["FULL", "QUICK", "EngineScale", "measure", "run"]
 
 VLLM_HIT = "vllm hit"
 SHARE = "share of ceiling"
-USUAL_DTYPE = "bfloat16"
-"""Its page is `engine`; a processor that computes in another has a page of its own."""
-
-
 TTFT = "first token, ms"
 
 
@@ -112,13 +108,12 @@ def measure(options: BenchOptions, scale: EngineScale, scratch: Path) -> Result:
     return Result(
         bench="engine",
         model=options.model,
-        config=options.describe()
-        | {"device": device, "dtype": dtype, "rivals": list(scale.rivals)},
+        config=options.describe() | {"device": device, "rivals": list(scale.rivals)},
         rows=found.rows,
         summary=found.summary,
         notes=tuple(found.notes),
         figures=(figure_of(found.rows),),
-        page=None if dtype == USUAL_DTYPE else f"engine-{dtype}",
+        dtype=dtype,
     )
 
 

@@ -14,6 +14,7 @@ from kdn import api
 from kdn.bench.common.result import BenchOptions, scratch_folder
 from kdn.bench.engine.contestants import Contestant, KdnContestant, RivalProcess, Transformers
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
+from kdn.engine import kv_shape
 from kdn.errors import EngineFailed
 from kdn.model import ModelConfig, resolve
 from kdn.model.gguf.file import unpack_gguf
@@ -88,7 +89,7 @@ def assemble(options: BenchOptions, scratch: Path, rivals: Sequence[str]) -> Ite
             ours=KdnContestant(service.engine, options.clock, service.store.flush),
             config=decoder.config,
             device=str(decoder.device),
-            dtype=str(decoder.dtype).removeprefix("torch."),
+            dtype=kv_shape(service.model).dtype,
             weight_bytes=decoder.weight_bytes,
             others={},
         )

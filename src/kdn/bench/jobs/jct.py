@@ -45,7 +45,7 @@ from kdn.bench.jobs.jobs import (
 )
 from kdn.calibration.times import JctMeter
 from kdn.core import JctModel, Prompt, Request, Retention, Role, Sampling, Segment, TokenIds
-from kdn.engine import Engine, EngineLimits
+from kdn.engine import Engine, EngineLimits, kv_shape
 from kdn.reuse import PrefixReuse, Stack
 from kdn.schedule import Ended, PrefixJob, RequestQueue, make_policy
 from kdn.store import open_store
@@ -76,6 +76,7 @@ def run(options: BenchOptions) -> Result:
         meter = JctMeter(service.model, service.parts.attention, options.clock, grid, packed)
         with closing(meter):
             live, model = _live_rows(options, service, meter)
+        dtype = kv_shape(service.model).dtype
         lengths = credit_lengths(
             _credit_file(options.data), service.model.tokenizer.encode, 60, options.seed
         )
@@ -113,6 +114,7 @@ def run(options: BenchOptions) -> Result:
             _LOADS_NOTE,
         ),
         figures=(mean_latency_figure(details),),
+        dtype=dtype,
     )
 
 
@@ -178,12 +180,11 @@ class _Stage:
     def __init__(
         self, service: api.Kdn, options: BenchOptions, model: JctModel, cache_tokens: int
     ) -> None:
-        decoder = service.model.decoder
         self.cache_tokens = cache_tokens
         self._service = service
         self._options = options
         self._jct = model
-        self._shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
+        self._shape = kv_shape(service.model)
         self._texts: dict[str, TokenIds] = {}
 
     def live(self, jobs: Sequence[PrefixJob], policy: str) -> list[Ended]:

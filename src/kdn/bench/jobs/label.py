@@ -97,7 +97,7 @@ def run(options: BenchOptions) -> Result:
         with opened(options, scratch) as service:
             for task in _tasks(options, service, size):
                 rows += _measure(options, service, lineup, task, size, rounds, summary)
-        absent = dict(lineup.absent)
+        absent, dtype = dict(lineup.absent), lineup.dtype
     absent |= {} if rivals else {REFERENCE: "left out by --quick", VLLM: "left out by --quick"}
     return Result(
         bench="label",
@@ -106,6 +106,7 @@ def run(options: BenchOptions) -> Result:
         rows=rows,
         summary=summary,
         notes=tuple(f"{name} is absent: {why}" for name, why in absent.items()),
+        dtype=dtype,
     )
 
 

@@ -30,6 +30,7 @@ from kdn.engine import (
     SequenceSlice,
     SuffixKV,
     counted_memory,
+    kv_shape,
     measured_memory,
     plain,
 )
@@ -103,6 +104,7 @@ def run(options: BenchOptions) -> Result:
             f"One more block of tokens than the hybrid arm's maximum was refused: {refused}",
         ),
         figures=(figure_of(rows),),
+        dtype=probe.shape.dtype,
     )
 
 
@@ -115,9 +117,7 @@ class LengthProbe:
         self._attention = attention
         self._clock = clock
         self._random = random.Random(seed)
-        decoder = model.decoder
-        self._shape = self.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
-        self.value_bytes = self._shape.value_bytes
+        self.shape = kv_shape(model)
 
     def tokens(self, count: int) -> TokenIds:
         return tuple(self._random.choices(range(min(self.config.vocab_size, 30_000)), k=count))
@@ -138,7 +138,7 @@ class LengthProbe:
     def _suffix(self, arm: LengthArm, num_tokens: int) -> SuffixKV:
         decoder = self.model.decoder
         device = str(decoder.device)
-        return SuffixKV(self._shape, decoder.dtype, device, num_tokens, one_layer=arm.one_layer)
+        return SuffixKV(self.shape, decoder.dtype, device, num_tokens, one_layer=arm.one_layer)
 
     @torch.inference_mode()
     def forward(self, arm: LengthArm, tokens: TokenIds, suffix: SuffixKV) -> torch.Tensor:
@@ -188,7 +188,7 @@ def _row(probe: LengthProbe, arm: LengthArm, memory: JobMemory) -> Row:
     most = memory.largest(BUDGET_BYTES)
     runs = min(most, probe.config.max_position)
     used = probe.peak(arm, runs)
-    counted = _counted(probe.config, arm, probe.value_bytes)
+    counted = _counted(probe.config, arm, probe.shape.value_bytes)
     return {
         "way": arm.name,
         "KiB a token": memory.token_bytes / 1024,

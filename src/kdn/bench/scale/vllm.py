@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median as middle
 
 from kdn.bench.common.findings import Findings, Part, go_on
 from kdn.bench.common.measure import Samples, interleave, median, ratio
-from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
+from kdn.bench.common.result import BenchOptions, Result, Row, machine_dtype, scratch_folder
 from kdn.bench.engine.lineup import weights
 from kdn.bench.scale.vllm_arms import (
     ARMS,
@@ -52,7 +53,6 @@ SUMMARY = (
     "miss_cost",
     "blend_speedup",
 )
-_DTYPE = "bfloat16"
 
 Arms = Mapping[str, VllmArm]
 
@@ -72,14 +72,15 @@ def run(options: BenchOptions) -> Result:
     if {*map(_named, lengths), BLEND} - set(found.done):
         with ExitStack() as stack:
             scratch = stack.enter_context(scratch_folder())
-            _, model = weights(options, _DTYPE)
+            _, model = weights(options, machine_dtype())
             arms, absent = start_arms(names, python, model, options, scratch, stack)
             told = [f"{name} is absent: {why[:300]}" for name, why in absent.items()]
             found.notes = [note for note in found.notes if " is absent: " not in note] + told
             go_on(found, _parts(options, arms, model, scratch, lengths, found), options.rows)
     sum_up(found, lengths)
     notes = [_MEANING, _HONESTY, *_absent_keys(found)]
-    return found.result("vllm", options.model, notes, [_figure(found, names)])
+    result = found.result("vllm", options.model, notes, [_figure(found, names)])
+    return replace(result, dtype=machine_dtype())
 
 
 def _named(length: int) -> str:
@@ -237,7 +238,7 @@ _MEANING = (
 _HONESTY = (
     "vLLM runs without compiling (`enforce_eager`) in all arms. kdn verifies every byte that it loads;"
     " ExampleConnector verifies none and finds whole prompts only. `other first tokens` compares with"
-    " vLLM alone, in bf16: a new prompt with its cold answer, a hit with that of its own cache."
+    " vLLM alone: a new prompt with its cold answer, a hit with that of its own cache."
     " LMCache's vLLM has its engine in a process of its own, since it does not start otherwise."
 )
 

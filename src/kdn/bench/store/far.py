@@ -18,6 +18,7 @@ from kdn.bench.common.result import BenchOptions
 from kdn.bench.engine.contestants import KdnContestant
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.core import EXACT, BlockId, Prompt, Role, Segment, TokenIds
+from kdn.engine import kv_shape
 from kdn.errors import EngineFailed
 from kdn.store import Block, EncodedBlock, block_ids, encode_block
 
@@ -70,7 +71,7 @@ class Hits:
         self._folder = folder
         self._vocabulary = decoder.config.vocab_size
         self.fingerprint = decoder.fingerprint_with(None)
-        self.shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
+        self.shape = kv_shape(service.model)
 
     @property
     def token_bytes(self) -> int:

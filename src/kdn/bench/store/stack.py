@@ -23,6 +23,7 @@ from kdn.bench.engine.contestants import Listener
 from kdn.bench.engine.lineup import opened
 from kdn.core import Retention, Sampling, TokenIds, Usage
 from kdn.corpus import corpus_files
+from kdn.engine import kv_shape
 from kdn.errors import EngineFailed
 from kdn.model import Document, Message
 from kdn.plot import Figure
@@ -64,6 +65,7 @@ def run(options: BenchOptions) -> Result:
             stack.seen.clear()
             options.say(f"{rounds} rounds of every way")
             samples = interleave(stack.sides(), rounds, first=1)
+            dtype = kv_shape(service.model).dtype
     changed = stack.changed()
     rows = [_row(way, seen, samples, changed) for way, seen in stack.seen.items()]
     return Result(
@@ -80,6 +82,7 @@ def run(options: BenchOptions) -> Result:
             "changed_share": sum(changed.values()) / len(changed),
         },
         figures=(figure_of(rows),),
+        dtype=dtype,
     )
 
 

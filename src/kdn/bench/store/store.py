@@ -94,6 +94,7 @@ def run(options: BenchOptions) -> Result:
         summary=found.summary,
         notes=(*notes, *found.notes),
         figures=figures_of(rows),
+        dtype=hits.shape.dtype,
     )
 
 
