@@ -178,8 +178,11 @@ def _why_of_request(url: str, request: str, api_key: str | None) -> dict[str, An
         raise BadInput(f"{url} answers as no kdn does; give the address of a `kdn serve`")
     if "why" not in report:
         raise BadInput(f"{request} has not ended yet; ask again when it has")
-    kept = {"num_tokens": report["prompt_tokens"], "reused": report["exact"] + report["lossy"]}
-    return {**kept, **report["why"]}
+    try:
+        kept = {"num_tokens": report["prompt_tokens"], "reused": report["exact"] + report["lossy"]}
+        return {**kept, **report["why"]}
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{url} answers as another kdn would; use the server's version") from error
 
 
 def _show_why(found: dict[str, Any]) -> None:

@@ -11,23 +11,24 @@ from typing import Any
 
 import msgspec
 
+from kdn.clock import SystemClock
 from kdn.errors import BadConfig, EndpointFailed
+from kdn.machine.replies import read_reply
 
 __all__ = ["OpenAiEndpoint", "Post", "post"]
 
 Post = Callable[[str, bytes, Mapping[str, str], float], bytes]
-"""Address, body, headers and seconds to wait; gives the body of a 200. Raises OSError."""
+"""Address, body, headers and seconds to wait; gives the body of a 200. Raises OSError, HTTPException."""
 _MOST_BYTES = 64 << 20
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> bytes:
-    """Send a body, and give what came back. Raises OSError (HTTPError and URLError are ones)."""
+    """Send a body, and give what came back. Raises OSError (HTTPError is one) and HTTPException."""
+    clock = SystemClock()
+    deadline_s = clock.now() + timeout_s
     request = urllib.request.Request(url, body, dict(headers), method="POST")  # noqa: S310 - checked
     with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
-        found: bytes = answer.read(_MOST_BYTES + 1)
-    if len(found) > _MOST_BYTES:
-        raise OSError(f"more than {_MOST_BYTES} bytes came")
-    return found
+        return read_reply(answer, _MOST_BYTES, deadline_s, clock)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class OpenAiEndpoint:
         try:
             return msgspec.json.decode(self.send(url, sent, headers, self.timeout_s))
         except urllib.error.HTTPError as error:
-            said = error.read(500).decode("utf-8", "replace")
+            said = error.read1(500).decode("utf-8", "replace")
             raise EndpointFailed(f"{url} answered {error.code}: {said}") from error
         except (OSError, http.client.HTTPException) as error:
             raise EndpointFailed(

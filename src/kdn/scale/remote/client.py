@@ -13,7 +13,9 @@ from http import HTTPStatus
 from typing import Any, Self
 from urllib.parse import SplitResult, urlsplit
 
+from kdn.clock import Clock, SystemClock
 from kdn.errors import BadConfig, Unreachable
+from kdn.machine.replies import read_reply
 
 __all__ = ["JsonClient", "JsonReply"]
 
@@ -24,6 +26,8 @@ _TRY_AGAIN = (
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 _LONGEST_WAIT_S = 20.0
+_MOST_BYTES = 4 << 20
+"""Of an answer: a list of models, the tokens of a word, one token with its alternatives."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,16 @@ class JsonClient:
         timeout_s: float = 120.0,
         tries: int = 5,
         sleep: Callable[[float], object] | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        """Raises BadConfig for what is no address."""
+        """An answer ends within `timeout_s`. Raises BadConfig for what is no address."""
         parts = _address(url)
         self.url = f"{parts.scheme}://{parts.netloc}"
         self._parts = parts
         self._timeout_s = timeout_s
         self._tries = tries
         self._sleep = sleep or threading.Event().wait
+        self._clock = clock or SystemClock()
         self._headers = {"content-type": "application/json"}
         if key is not None:
             self._headers["authorization"] = f"Bearer {key}"
@@ -123,10 +129,11 @@ class JsonClient:
     def _exchange(
         self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None
     ) -> tuple[int, bytes]:
+        deadline_s = self._clock.now() + self._timeout_s
         try:
             connection.request(method, path, body, self._headers)
             answer = connection.getresponse()
-            text = answer.read()
+            text = read_reply(answer, _MOST_BYTES, deadline_s, self._clock)
         except BaseException:
             connection.close()
             raise

@@ -58,12 +58,13 @@ class RemoteEngine:
         self._in_flight = in_flight
         reply = client.get("/v1/models")
         served = reply.body.get("data")
-        if reply.status != HTTPStatus.OK or not isinstance(served, list) or not served:
+        listed = served if isinstance(served, list) else []
+        names = [str(one["id"]) for one in listed if isinstance(one, dict) and "id" in one]
+        if reply.status != HTTPStatus.OK or not names:
             raise BadInput(
                 f"{client.url}/v1/models names no model: {reply.message}; give the address of a"
                 " server with OpenAI's API, and its key if it asks for one"
             )
-        names = [str(one.get("id")) for one in served]
         if model is not None and model not in names:
             raise UnknownModel(f"{client.url} has no model {model!r}; it has {', '.join(names)}")
         self.model = model or names[0]
@@ -202,21 +203,27 @@ class RemoteEngine:
         body = {"model": self.model, "prompt": word, "add_special_tokens": False}
         reply = self._client.post("/tokenize", body)
         tokens = reply.body.get("tokens")
-        if reply.status != HTTPStatus.OK or not isinstance(tokens, list):
-            raise BadInput(
-                f"{self._client.url} has no /tokenize ({reply.message}), so the choices' tokens are not"
-                " known; vLLM and kdn serve have it"
-            )
-        return tuple(map(int, tokens))
+        is_list = isinstance(tokens, list) and all(isinstance(one, int) for one in tokens)
+        if reply.status != HTTPStatus.OK or not is_list:
+            raise self._lacks("/tokenize", reply)
+        return tuple(tokens or ())
 
     def _text(self, choice: Choice) -> str:
         """The choice's first token as the server writes it."""
         if choice.token_id not in self._texts:
             body = {"model": self.model, "tokens": [choice.token_id]}
-            self._texts[choice.token_id] = str(
-                self._client.post("/detokenize", body).body["prompt"]
-            )
+            reply = self._client.post("/detokenize", body)
+            text = reply.body.get("prompt")
+            if reply.status != HTTPStatus.OK or not isinstance(text, str):
+                raise self._lacks("/detokenize", reply)
+            self._texts[choice.token_id] = text
         return self._texts[choice.token_id]
+
+    def _lacks(self, path: str, reply: JsonReply) -> BadInput:
+        return BadInput(
+            f"{self._client.url} has no {path} ({reply.message}), so the choices' tokens are not"
+            " known; vLLM and kdn serve have it"
+        )
 
 
 def _told(reply: JsonReply) -> tuple[dict[str, float], float]:
@@ -233,18 +240,33 @@ def _told(reply: JsonReply) -> tuple[dict[str, float], float]:
             drawn = logprobs["tokens"][0], logprobs["token_logprobs"][0]
         found = dict[str, float]()
         for text, logprob in (*pairs, drawn):
-            found[text] = max(float(logprob), found.get(text, -math.inf))
-        return found, float(drawn[1])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+            found[text] = max(_logprob(logprob), found.get(text, -math.inf))
+        return found, _logprob(drawn[1])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(
             f"the server's answer has no log-probabilities ({reply.message}); it must allow logprobs"
         ) from error
 
 
+def _logprob(given: Any) -> float:
+    """Raises ValueError, TypeError for what is none: nothing could be compared with NaN."""
+    logprob = float(given)
+    if math.isnan(logprob) or logprob == math.inf:
+        raise ValueError(f"{logprob} is no log-probability")
+    return logprob
+
+
+def _count(told: Any, name: str) -> int:
+    """A number of tokens that a server tells; 0 where it tells none."""
+    found = told.get(name) if isinstance(told, dict) else None
+    return max(found, 0) if isinstance(found, int) else 0
+
+
 def _usage(reply: JsonReply) -> Usage:
-    told = reply.body.get("usage") or {}
-    tokens = int(told.get("prompt_tokens") or 0)
-    cached = int((told.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+    told = reply.body.get("usage")
+    tokens = _count(told, "prompt_tokens")
+    details = told.get("prompt_tokens_details") if isinstance(told, dict) else None
+    cached = min(_count(details, "cached_tokens"), tokens)
     return Usage(
         prompt_tokens=tokens, completion_tokens=1, exact=cached, recomputed=tokens - cached
     )

@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from kdn.clock import Clock, SystemClock
 from kdn.core import JctModel, PrefillTime
 from kdn.errors import BadConfig, Unreachable
+from kdn.scale.router.fetch import fetch
 from kdn.scale.router.fleet import Fleet
 from kdn.scale.router.forward import Forwarder, read_body
 from kdn.scale.router.models import learn_models, list_models
@@ -174,7 +175,7 @@ async def _watch(forwarder: Forwarder, name: str, router: RouterSettings) -> Non
     server, missed = forwarder.fleet.servers[name], 0
     while True:
         try:
-            asked = forwarder.client.get(f"{name}/health", timeout=router.health_timeout_s)
+            asked = fetch(forwarder.client, f"{name}/health", {}, router.health_timeout_s)
             is_well = (await asked).is_success
         except httpx.HTTPError:
             is_well = False

@@ -4,7 +4,8 @@
            ^                      │ no
            └── refused, dead ─────┘
 
-An answer that is not streamed begins when all of it is here; a stream begins with its first token.
+An answer that is not streamed begins when all of it is here, or 8 MiB; a stream begins with its first token,
+or with 64 KiB of none.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from kdn.clock import Clock
 from kdn.errors import EngineFailed, Unreachable
 from kdn.scale.router.content import prompt_of
 from kdn.scale.router.events import begins_answer, cached_tokens_of, events_of
+from kdn.scale.router.fetch import read_up_to
 from kdn.scale.router.fleet import Fleet, FleetServer, RoutedPrompt
 from kdn.scale.router.numbers import RouterNumbers
 from kdn.scale.router.rules import RoutingRule
@@ -42,6 +44,9 @@ _NOT_PASSED_ON = frozenset(
 _PASSED_BACK = ("content-type", "retry-after", "x-request-id", "cache-control", "x-accel-buffering")
 _TAIL_BYTES = 8192
 """How much of a stream's end is kept, to read its usage."""
+_HELD_BYTES = 8 << 20
+"""A longer answer is passed on as it comes: a server cannot fill this process's memory."""
+_HELD_OF_STREAM_BYTES = 1 << 16
 
 
 @dataclass
@@ -186,18 +191,17 @@ class Forwarder:
         )
         response = await self.client.send(asked, stream=True)
         begun = _Begun(response.status_code, _back(response.headers), b"")
-        if not is_stream or response.status_code != httpx.codes.OK:
-            try:
-                begun.came = await response.aread()
-            finally:
-                await response.aclose()
-            return begun
-        begun.rest = _pieces(response)
+        rest = _pieces(response)
         try:
-            begun.came = await _until_token(begun.rest)
+            if is_stream and response.status_code == httpx.codes.OK:
+                begun.came, begun.rest = await _until_token(rest), rest
+                return begun
+            begun.came = await read_up_to(rest, _HELD_BYTES)
         except BaseException:
-            await begun.rest.aclose()
+            await rest.aclose()
             raise
+        if len(begun.came) > _HELD_BYTES:
+            begun.rest = rest
         return begun
 
     def headers(self, request: HttpRequest) -> dict[str, str]:
@@ -215,7 +219,7 @@ class Forwarder:
             self._end(sent)
             self._learn(sent, begun.came)
             return Response(begun.came, begun.status, begun.headers)
-        return _PassedStream(self._pass_on(sent, begun), headers=begun.headers)
+        return _PassedStream(self._pass_on(sent, begun), begun.status, begun.headers)
 
     async def _pass_on(self, sent: _Sent, begun: _Begun) -> AsyncGenerator[bytes]:
         assert begun.rest is not None
@@ -246,8 +250,8 @@ class Forwarder:
 class _PassedStream(StreamingResponse):
     """A stream that is passed on; its source is closed however it ends."""
 
-    def __init__(self, pieces: AsyncGenerator[bytes], headers: dict[str, str]) -> None:
-        super().__init__(pieces, headers=headers)
+    def __init__(self, pieces: AsyncGenerator[bytes], status: int, headers: dict[str, str]) -> None:
+        super().__init__(pieces, status, headers)
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -258,14 +262,14 @@ class _PassedStream(StreamingResponse):
 
 
 async def _until_token(pieces: AsyncGenerator[bytes]) -> bytes:
-    """What came of a stream up to its first token. Raises _Dead when none comes."""
+    """What came of a stream up to its first token, or to 64 KiB. Raises _Dead when it ends before."""
     came = b""
     async for piece in pieces:
         came += piece
         parts = [begins_answer(one) for one in events_of(came)]
         if None in parts:
             break
-        if True in parts:
+        if True in parts or len(came) > _HELD_OF_STREAM_BYTES:
             return came
     raise _Dead("it ended the stream before a token")
 

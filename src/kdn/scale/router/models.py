@@ -11,6 +11,7 @@ import msgspec
 from fastapi import Request, Response
 
 from kdn.errors import Unreachable
+from kdn.scale.router.fetch import fetch
 from kdn.scale.router.fleet import FleetServer
 from kdn.scale.router.forward import Forwarder
 
@@ -29,9 +30,7 @@ async def learn_models(forwarder: Forwarder, server: FleetServer, timeout_s: flo
     key = forwarder.server_key
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
-        answer = await forwarder.client.get(
-            f"{server.name}/v1/models", headers=headers, timeout=timeout_s
-        )
+        answer = await fetch(forwarder.client, f"{server.name}/v1/models", headers, timeout_s)
     except httpx.HTTPError:
         return  # its health is asked for elsewhere
     names = frozenset(str(one["id"]) for one in _models(answer))
@@ -45,7 +44,7 @@ async def list_models(forwarder: Forwarder, request: Request) -> Response:
     """
     headers = forwarder.headers(request)
     asked = [
-        forwarder.client.get(f"{server.name}/v1/models", headers=headers, timeout=_LIST_S)
+        fetch(forwarder.client, f"{server.name}/v1/models", headers, _LIST_S)
         for server in forwarder.fleet.up()
     ]
     answers = [
@@ -72,6 +71,6 @@ def _models(answer: httpx.Response) -> list[Mapping[str, Any]]:
         return []
     try:
         listed = msgspec.json.decode(answer.content, type=_Listed)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
     return [one for one in listed.data if "id" in one]

@@ -23,6 +23,7 @@ from kdn.core import EXACT, BlockKey
 from kdn.errors import CorruptBlock, LostBlock, Unreachable
 from kdn.store import (
     KeyRing,
+    ObjectRemote,
     PeerRemote,
     RedisRemote,
     Remote,
@@ -36,8 +37,9 @@ from kdn.store import (
 )
 from kdn.store.index.index import Entry
 from kdn.store.tiers.memory import MemoryTier
-from kdn.store.tiers.remote.client import Listed, RemoteChanges
+from kdn.store.tiers.remote.client import MAX_LISTED, Listed, RemoteChanges
 from kdn.trace import NoTrace, Recorder
+from tests.answering import Answer, answering
 from tests.store.helpers import MODEL, block_id, make_block, run_of
 from tests.store.remotes import redis_server
 from tests.store.twins import DictRemote
@@ -157,36 +159,17 @@ CHANGES = told([(FIRST.key, NOTE)])
 
 
 @contextmanager
-def node(answer: Callable[[str, socket.socket], None]) -> Iterator[str]:
-    """Gives each request's line to `answer`, with the socket to write to."""
-    ended = threading.Event()
+def node(answer: Answer) -> Iterator[str]:
+    """A node that lists one block, and then answers so."""
 
-    def serve_one(connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            while not ended.is_set():
-                request = b""
-                while b"\r\n\r\n" not in request:
-                    piece = connection.recv(4096)
-                    if not piece:
-                        return
-                    request += piece
-                line = request.split(b"\r\n", 1)[0].decode()
-                if "since" in line:
-                    connection.sendall(CHANGES)
-                else:
-                    answer(line, connection)
+    def say(line: str, connection: socket.socket) -> None:
+        if "since" in line:
+            connection.sendall(CHANGES)
+        else:
+            answer(line, connection)
 
-    def serve(listening: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = listening.accept()
-                threading.Thread(target=serve_one, args=(connection,), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threading.Thread(target=serve, args=(listening,), daemon=True).start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        ended.set()
-        listening.shutdown(socket.SHUT_RDWR)
+    with answering(say) as place:
+        yield f"http://{place}"
 
 
 def _endless(_: str, connection: socket.socket) -> None:
@@ -208,13 +191,13 @@ def _endless_head(_: str, connection: socket.socket) -> None:
         connection.sendall(b"x-more: " + b"y" * 1000 + b"\r\n")
 
 
-def _fixed(head: bytes, body: bytes = b"") -> Callable[[str, socket.socket], None]:
+def _fixed(head: bytes, body: bytes = b"") -> Answer:
     length = b"content-length: %d\r\n\r\n" % len(body)
     return lambda _, connection: connection.sendall(head + length + body)
 
 
 FRONT = bytes(ENCODED.data[: 16 << 10])
-HOSTILE: dict[str, Callable[[str, socket.socket], None]] = {
+HOSTILE: dict[str, Answer] = {
     "endless": _endless,
     "dripping": _dripping,
     "an endless head": _endless_head,
@@ -254,34 +237,113 @@ def test_a_node_that_answers_anything_costs_a_miss(how: str) -> None:
         assert found(store) == 256
 
 
+def _changes(answer: bytes) -> RemoteChanges:
+    """What a peer takes from a node that answers so, and then no more."""
+
+    def say(_: str, connection: socket.socket) -> None:
+        connection.sendall(answer)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with answering(say) as place:
+        peer = PeerRemote(f"http://{place}", timeout_s=5)
+        try:
+            return peer.changes()
+        finally:
+            peer.close()
+
+
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "why"),
     [
-        told(cursor="x" * 10_000),
-        told([("../../etc/passwd", NOTE), (FIRST.key, b"\xff" * 70_000), (FIRST.key, b"")]),
-        told([("0" * 64, NOTE)]),
-        told(removed=["\0", "x" * 100]),
-        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n\x94\xa1c\xc2\x90",
-        b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n\xdd\xff\xff\xff\xff\x90",
-        b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n",
+        (told(cursor="x" * 10_000), "a cursor that is too long"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n\x94\xa1c\xc2\x90", "another kind"),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n\xdd\xff\xff\xff\xff\x90",
+            "another kind",
+        ),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n", "99999999999 more expected"),
     ],
 )
-def test_changes_of_a_node_may_be_anything(answer: bytes) -> None:
-    def say(connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            connection.recv(4096)
-            connection.sendall(answer)
+def test_changes_that_cannot_be_read_cost_the_tier(answer: bytes, why: str) -> None:
+    with pytest.raises(Unreachable, match=why):
+        _changes(answer)
 
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        peer = PeerRemote(url, timeout_s=0.5)
-        threading.Thread(target=lambda: say(listening.accept()[0]), daemon=True).start()
-        with suppress(Unreachable):
-            changes = peer.changes()
-            assert changes.foreign + len(changes.added) >= 1
-            for one in changes.added:
-                assert read_note(one.key, one.note) is None
+
+@pytest.mark.parametrize(
+    ("answer", "foreign", "keys"),
+    [
+        (told([("../../etc/passwd", NOTE)]), 1, []),
+        (told([(FIRST.key, b"\xff" * 70_000), (FIRST.key, b"")]), 0, [FIRST.key] * 2),
+        (told([("0" * 64, NOTE)]), 0, ["0" * 64]),
+        (told(removed=["\0", "x" * 100]), 2, []),
+    ],
+)
+def test_foreign_changes_of_a_node_are_counted_and_their_notes_are_none(
+    answer: bytes, foreign: int, keys: list[str]
+) -> None:
+    changes = _changes(answer)
+    assert changes.foreign == foreign
+    assert [one.key for one in changes.added] == keys
+    assert all(read_note(one.key, one.note) is None for one in changes.added)
+
+
+def test_a_listing_of_more_blocks_than_are_followed_is_not_made_into_objects() -> None:
+    """Eight megabytes of empty entries would be 300 MB of tuples."""
+    many = MAX_LISTED + 1
+    body = b"\x94\xa1c\xc3\xdd" + many.to_bytes(4, "big") + b"\x92\xa0\xc4\x00" * many + b"\x90"
+    with answering(_fixed(b"HTTP/1.1 200 OK\r\n", body)) as place:
+        peer = PeerRemote(f"http://{place}", timeout_s=20)
+        tracemalloc.start()
+        with pytest.raises(Unreachable, match="of length <= 2000000"):
+            peer.changes()
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
+        tracemalloc.stop()
         peer.close()
+
+
+# --- other servers that answer without an end ---
+
+
+class Endless:
+    """Zeros until the other side has had enough; `sent` of them were taken."""
+
+    def __init__(self, head: bytes) -> None:
+        self.head, self.sent = head, 0
+        self.ended = threading.Event()
+
+    def __call__(self, _: str, connection: socket.socket) -> None:
+        try:
+            connection.sendall(self.head)
+            while self.sent < 256 << 20:
+                self.sent += connection.send(b"\0" * 65536)
+        finally:
+            self.ended.set()
+
+
+def test_a_redis_that_sends_more_than_asked_is_left() -> None:
+    pytest.importorskip("redis")
+    answer = Endless(b"$99999999999\r\n")
+    with answering(answer, b"\r\n") as place:
+        remote = RedisRemote(f"redis://{place}", timeout_s=20)
+        with pytest.raises(Unreachable, match="more than was asked for"):
+            remote.read(FIRST.key, 0, 16 << 10)
+        remote.close()
+        assert answer.ended.wait(20)
+    assert answer.sent < 32 << 20, "what stands in the sockets' buffers"
+
+
+def test_an_object_store_that_sends_more_than_asked_is_left() -> None:
+    pytest.importorskip("obstore")
+    answer = Endless(
+        HEAD + b"content-range: bytes 0-16383/50000\r\ncontent-length: 9999999999\r\n"
+        b"etag: x\r\nlast-modified: Mon, 05 Jan 2026 10:00:00 GMT\r\n\r\n"
+    )
+    with answering(answer) as place:
+        options = {"endpoint": f"http://{place}", "region": "x", "skip_signature": "true"}
+        remote = ObjectRemote("s3://kv/blocks", options=options, timeout_s=20)
+        assert len(remote.read(FIRST.key, 0, 16 << 10)) != 16 << 10, "the tier counts it as lost"
+        assert answer.ended.wait(20)
+    assert answer.sent < 32 << 20
 
 
 # --- a remote of ours with other bytes ---

@@ -13,11 +13,21 @@ from kdn.store.tiers.seal import MAX_SEALED_BYTES
 if TYPE_CHECKING:
     from kdn.store.settings import FarSettings
 
-__all__ = ["MAX_LISTED", "Listed", "Remote", "RemoteChanges", "block_key", "listed"]
+__all__ = [
+    "MAX_LISTED",
+    "MAX_LISTING_BYTES",
+    "Listed",
+    "Remote",
+    "RemoteChanges",
+    "block_key",
+    "listed",
+]
 
 
 MAX_LISTED = 2_000_000
 """More blocks than this are not followed: a listing that never ends ends here."""
+MAX_LISTING_BYTES = 1 << 30
+"""A listing that is longer than this is not read to its end."""
 MAX_NOTE_BYTES = (1 << 16) + 64
 """Sealed, it is a little longer than it is open."""
 _KEY = re.compile("[0-9a-f]{64}")

@@ -71,16 +71,17 @@ class ObjectRemote(Remote):
                 found = self._obstore.get(
                     self._store, _block(key), options={"range": (0, num_bytes)}
                 )
-                return bytes(found.bytes()), found.meta["size"]
+                return _body(found, num_bytes), found.meta["size"]
             except FileNotFoundError:
                 return None
 
     def read(self, key: BlockKey, start: int, stop: int) -> bytes:
         with self._gate("reading a block"):
             try:
-                return bytes(
-                    self._obstore.get_range(self._store, _block(key), start=start, end=stop)
+                found = self._obstore.get(
+                    self._store, _block(key), options={"range": (start, stop)}
                 )
+                return _body(found, stop - start)
             except FileNotFoundError:
                 return b""
 
@@ -120,9 +121,7 @@ class ObjectRemote(Remote):
     def _read_note(self, key: BlockKey) -> Listed | None:
         try:
             found = self._obstore.get(self._store, _note(key))
-            if found.meta["size"] > _SIZE_BYTES + MAX_NOTE_BYTES:
-                return None
-            return listed(key, bytes(found.bytes()))
+            return listed(key, _body(found, _SIZE_BYTES + MAX_NOTE_BYTES))
         except FileNotFoundError:
             return None
 
@@ -175,6 +174,16 @@ def _open(url: str, options: dict[str, str], timeout_s: float) -> Any:
         if not (known or _is_panic(error)):
             raise
         raise BadConfig(f"{url!r} cannot be used as an object store: {error}") from error
+
+
+def _body(found: Any, max_bytes: int) -> bytes:
+    """What a store gives, as it comes; of more than `max_bytes` only a little more is read."""
+    data = bytearray()
+    for piece in found.stream(min_chunk_size=1):
+        data += memoryview(piece)
+        if len(data) > max_bytes:
+            break
+    return bytes(data)
 
 
 def _is_panic(error: BaseException) -> bool:

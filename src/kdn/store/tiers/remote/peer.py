@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -23,18 +23,24 @@ import msgspec
 from kdn.clock import Clock, SystemClock
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, Unreachable
-from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges, block_key
+from kdn.machine.replies import read_reply
+from kdn.store.tiers.remote.client import (
+    MAX_LISTED,
+    MAX_LISTING_BYTES,
+    Listed,
+    Remote,
+    RemoteChanges,
+    block_key,
+)
 
 if TYPE_CHECKING:
     from kdn.store.settings import FarSettings
 
 __all__ = ["PeerChanges", "PeerRemote"]
 
-_MAX_CHANGES_BYTES = 1 << 30
 _MAX_WORDS_BYTES = 1 << 16
 _MAX_CURSOR = 200
 _MAX_DIGITS = 15
-_PIECE_BYTES = 1 << 16
 _IDLE_CONNECTIONS = 16
 
 
@@ -43,8 +49,8 @@ class PeerChanges(msgspec.Struct, frozen=True, array_like=True):
 
     cursor: str
     whole: bool
-    added: list[tuple[str, bytes]]
-    removed: list[str]
+    added: Annotated[list[tuple[str, bytes]], msgspec.Meta(max_length=MAX_LISTED)]
+    removed: Annotated[list[str], msgspec.Meta(max_length=MAX_LISTED)]
 
 
 class PeerRemote(Remote):
@@ -135,7 +141,7 @@ class PeerRemote(Remote):
     def changes(self) -> RemoteChanges:
         with self._telling:
             asked = f"?since={quote(self._cursor)}"
-            status, _, body = self._call("GET", asked, {}, max_bytes=_MAX_CHANGES_BYTES)
+            status, _, body = self._call("GET", asked, {}, max_bytes=MAX_LISTING_BYTES)
             self._expect(status, body, http.HTTPStatus.OK)
             try:
                 told = msgspec.msgpack.decode(body, type=PeerChanges)
@@ -178,19 +184,8 @@ class PeerRemote(Remote):
             with connection.getresponse() as answer:
                 is_right = answer.status < http.HTTPStatus.BAD_REQUEST
                 limit = max_bytes if is_right else _MAX_WORDS_BYTES
-                return answer.status, answer.headers, self._body(answer, limit, deadline_s)
-
-    def _body(self, answer: http.client.HTTPResponse, limit: int, deadline_s: float) -> bytes:
-        """Read piece by piece: a socket's time-out alone would let one that drips go on for ever."""
-        data = bytearray()
-        while piece := answer.read1(_PIECE_BYTES):
-            data += piece
-            if len(data) > limit:
-                raise http.client.HTTPException(f"it answers with more than {limit} bytes")
-            if self._clock.now() > deadline_s:
-                raise http.client.HTTPException("its answer did not end in time")
-        answer.read()  # nothing is left; this tells the connection so
-        return bytes(data)
+                said = read_reply(answer, limit, deadline_s, self._clock)
+                return answer.status, answer.headers, said
 
     def _expect(self, status: int, body: bytes, wanted: int) -> None:
         if status != wanted:

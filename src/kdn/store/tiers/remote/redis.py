@@ -7,6 +7,7 @@ PREFIX:changes     stream of (op, key), the last CHANGES of them
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, MissingExtra, Unreachable
-from kdn.store.tiers.remote.client import MAX_LISTED, Remote, RemoteChanges, block_key, listed
+from kdn.store.tiers.remote.client import (
+    MAX_LISTED,
+    MAX_LISTING_BYTES,
+    Remote,
+    RemoteChanges,
+    block_key,
+    listed,
+)
 
 if TYPE_CHECKING:
     from kdn.store.settings import FarSettings
@@ -24,6 +32,7 @@ __all__ = ["RedisRemote"]
 
 CHANGES = 10_000
 _SIZE_BYTES = 8
+_WORDS_BYTES = 1 << 16
 
 
 class RedisRemote(Remote):
@@ -47,6 +56,7 @@ class RedisRemote(Remote):
             raise MissingExtra("a Redis tier needs: pip install 'kdn[redis]'") from error
         self._errors = redis.RedisError
         self._prefix = prefix
+        self._bounds = _ReplyBounds()
         self._lock = threading.Lock()
         self._seen: str | None = None
         try:
@@ -54,12 +64,14 @@ class RedisRemote(Remote):
             self._redis: Any = redis.Redis.from_url(
                 url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=None
             )
+            pool = self._redis.connection_pool
+            pool.connection_class = _bounded(pool.connection_class, self._bounds)
         except ValueError as error:
             raise BadConfig(f"{url!r} is no address of a Redis: write redis://host:port") from error
 
     def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
         name = self._block(key)
-        with self._gate("looking for a block"):
+        with self._gate("looking for a block", num_bytes):
             pipe = self._redis.pipeline(transaction=False)
             pipe.strlen(name)
             pipe.getrange(name, 0, num_bytes - 1)
@@ -71,7 +83,7 @@ class RedisRemote(Remote):
         return None
 
     def read(self, key: BlockKey, start: int, stop: int) -> bytes:
-        with self._gate("reading a block"):
+        with self._gate("reading a block", stop - start):
             data: bytes = self._redis.getrange(self._block(key), start, stop - 1)
             return data
 
@@ -93,7 +105,7 @@ class RedisRemote(Remote):
             return any(pipe.execute()[:2])
 
     def changes(self) -> RemoteChanges:
-        with self._lock, self._gate("asking for changes"):
+        with self._lock, self._gate("asking for changes", MAX_LISTING_BYTES):
             stream = self._redis.xinfo_stream(self._stream) if self._has_stream() else None
             last = "0-0" if stream is None else _text(stream["last-generated-id"])
             if self._seen is None or not self._follows(stream):
@@ -154,11 +166,53 @@ class RedisRemote(Remote):
         return RemoteChanges(tuple(added), tuple(gone), foreign=foreign)
 
     @contextmanager
-    def _gate(self, doing: str) -> Iterator[None]:
+    def _gate(self, doing: str, max_bytes: int = 0) -> Iterator[None]:
+        """Raises Unreachable, also for replies of more than `max_bytes` beside their own few words."""
+        self._bounds.left_bytes = max_bytes + _WORDS_BYTES
         try:
             yield
         except (self._errors, OSError) as error:
             raise Unreachable(f"{doing} in Redis failed: {error}") from error
+
+
+class _ReplyBounds(threading.local):
+    """How many bytes the calls of this thread may still bring."""
+
+    left_bytes = 0
+
+
+class _BoundedSocket:
+    """A socket that ends a reply which is longer than asked for: the library would read all of it."""
+
+    def __init__(self, inner: socket.socket, bounds: _ReplyBounds) -> None:
+        self._inner, self._bounds = inner, bounds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def recv(self, num_bytes: int) -> bytes:
+        data = self._inner.recv(num_bytes)
+        self._took(len(data))
+        return data
+
+    def recv_into(self, buffer: Any, *sizes: int) -> int:
+        num_bytes = self._inner.recv_into(buffer, *sizes)
+        self._took(num_bytes)
+        return num_bytes
+
+    def _took(self, num_bytes: int) -> None:
+        self._bounds.left_bytes -= num_bytes
+        if self._bounds.left_bytes < 0:
+            raise ConnectionError("it answers with more than was asked for")
+
+
+def _bounded(kind: Any, bounds: _ReplyBounds) -> Any:
+    """The kind of connection, over sockets that are bounded."""
+
+    def connect(self: Any) -> _BoundedSocket:
+        return _BoundedSocket(kind._connect(self), bounds)  # noqa: SLF001 - its only seam
+
+    return type("BoundedConnection", (kind,), {"_connect": connect})
 
 
 def _text(value: bytes | str) -> str:

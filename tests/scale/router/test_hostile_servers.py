@@ -1,0 +1,63 @@
+"""A router before servers that answer with more than it should hold."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+
+import httpx
+import pytest
+
+from kdn.scale.router.fetch import fetch
+from tests.answering import answering
+from tests.scale.served import routed
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+
+
+@pytest.mark.parametrize(("streams", "held"), [(False, 9 << 20), (True, 128 << 10)])
+def test_a_large_answer_is_passed_on_before_it_ends(streams: bool, held: int) -> None:
+    """8 MiB of an answer are held, and 64 KiB of a stream without a token; more reaches the client."""
+    arrived = threading.Event()
+
+    def say(line: str, connection: socket.socket) -> None:
+        if "completions" not in line:
+            connection.sendall(HEAD + b"content-length: 2\r\n\r\n{}")
+            return
+        connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % (2 * held))
+        connection.sendall(b"\0" * held)
+        if arrived.wait(20):
+            connection.sendall(b"\1" * held)
+
+    with answering(say) as place, routed(f"http://{place}") as client:
+        body = {"model": "m", "prompt": "The tide", "stream": streams}
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            came = 0
+            for piece in answer.iter_raw():
+                arrived.set()
+                came += len(piece)
+        assert answer.status_code == 200
+        assert came == 2 * held
+
+
+def test_a_word_on_health_that_never_ends_is_no_answer() -> None:
+    def endless(_: str, connection: socket.socket) -> None:
+        connection.sendall(HEAD + b"\r\n")
+        while True:
+            connection.sendall(b"\0" * 65536)
+
+    def dripping(_: str, connection: socket.socket) -> None:
+        connection.sendall(HEAD + b"\r\n")
+        while True:
+            connection.sendall(b"\0")
+            threading.Event().wait(0.02)
+
+    async def ask(place: str, timeout_s: float) -> httpx.Response:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return await fetch(client, f"http://{place}/health", {}, timeout_s)
+
+    with answering(endless) as place, pytest.raises(httpx.ReadError, match="more than 4194304"):
+        asyncio.run(ask(place, 20))
+    with answering(dripping) as place, pytest.raises(httpx.ReadTimeout, match=r"within 0\.3 s"):
+        asyncio.run(ask(place, 0.3))
