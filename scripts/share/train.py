@@ -1,6 +1,6 @@
 """Fine-tune a model for two jobs, each as a LoRA and as an aLoRA, equally long and on equal data.
 
-python scripts/share/train.py ../shared/data OUT [--model NAME] [--kinds lora] [--long 0.3] [--rounds N]
+python -m scripts.share.train ../shared/data OUT [--model NAME] [--kinds lora] [--long 0.3] [--rounds N]
 
 A round is one step of each adapter.  OUT/<job>-<kind> holds the adapter as PEFT writes it; OUT/state what
 the next call goes on from, so the run may be stopped at any time, and jobs may be trained one after another.
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scripts.rank.training import Tree, batch_trees, make_small, wide_attention
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -32,7 +33,6 @@ from kdn.clock import SystemClock
 from kdn.core import TokenIds
 from kdn.errors import BadInput
 from kdn.model import Document, Message
-from kdn.rank.train import Tree, batch_trees, wide_attention
 
 LEARNING_RATE, WARMUP = 1e-3, 8
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
@@ -159,13 +159,7 @@ class ShareTrainer:
         """The adapters in bf16, and the state of the run."""
         self._model.save_pretrained(self._out)
         for name, optimizer in self._optimizers.items():
-            file = self._out / name / "adapter_model.safetensors"
-            small = {key: t.to(torch.bfloat16) for key, t in load_file(file).items()}
-            save_file(small, file, metadata={"format": "pt"})
-            config = file.with_name("adapter_config.json")
-            said = json.loads(config.read_text("utf-8"))
-            said["base_model_name_or_path"] = model_name(self.recipe.model)
-            config.write_text(json.dumps(said, indent=1) + "\n", "utf-8")
+            make_small(self._out / name, model_name(self.recipe.model))
             state = {}
             for key, parameter in self._parameters[name].items():
                 state[key] = parameter.detach().contiguous()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts.rank.training import RECIPE, Trainer, Tree, group_loss, make_trees
 
 from kdn.bench.rank.ndcg import ndcg
 from kdn.bench.rank.pairs import held_out, labelled, unlabelled
@@ -18,7 +19,6 @@ from kdn.core import Prompt, Role, Segment
 from kdn.errors import BadInput
 from kdn.rank import Layout
 from kdn.rank.pairs import Group, Pair
-from kdn.rank.train import RECIPE, Trainer, Tree, group_loss, make_trees
 
 TINY = replace(RECIPE, first_layer=0, group_size=2, warmup_steps=1, learning_rate=5e-3)
 TOPICS = ("frogs", "ships", "bread", "glass", "bees", "salt", "rope", "coal")

@@ -22,7 +22,7 @@ def packaged_adapters(model: str | Path) -> dict[str, Path]:
     """The adapters for a model that goes by a name, by their own names; empty if there are none.
 
     `document-first` and `query-first` are named for the layout they were trained in; those that end in
-    `-unlabelled` have seen no question that a person asked.  scripts/train_reranker.py makes them.
+    `-unlabelled` have seen no question that a person asked.  scripts/rank/train.py makes them.
     """
     folder = _FOLDER / str(model)
     if Path(model).name != str(model) or not folder.is_dir():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
@@ -35,6 +36,7 @@ __all__ = [
     "Tree",
     "batch_trees",
     "group_loss",
+    "make_small",
     "make_trees",
     "wide_attention",
 ]
@@ -160,16 +162,9 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """The adapters, in bf16, as PEFT writes them: `folder/<layout>/adapter_model.safetensors`."""
-        from safetensors.torch import load_file, save_file
-
         self._model.save_pretrained(folder)
         for layout in self._optimizers:
-            file = folder / layout.value / "adapter_model.safetensors"
-            small = {name: t.to(torch.bfloat16) for name, t in load_file(file).items()}
-            save_file(small, file, metadata={"format": "pt"})
-            config = file.with_name("adapter_config.json")
-            said = json.loads(config.read_text("utf-8")) | {"base_model_name_or_path": self._name}
-            config.write_text(json.dumps(said, indent=1) + "\n", "utf-8")
+            make_small(folder / layout.value, self._name)
 
     def odds(self, layout: Layout, trees: Sequence[Tree]) -> Tensor:
         """Log-odds of Yes over No at the end of each branch: [tree, branch]."""
@@ -262,6 +257,15 @@ def batch_trees(trees: Sequence[Tree]) -> tuple[Tensor, Tensor, Tensor | None, T
     same = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
     mask = same & torch.ones((longest, longest), dtype=torch.bool).tril()
     return token_ids, positions, None if ends.shape[1] == 1 else mask[:, None], ends
+
+
+def make_small(adapter: Path, base: str) -> None:
+    """Put an adapter that PEFT wrote into bf16, under its base's name in place of a path."""
+    file, config = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
+    small = {name: t.to(torch.bfloat16) for name, t in load_file(file).items()}
+    save_file(small, file, metadata={"format": "pt"})
+    said = json.loads(config.read_text("utf-8")) | {"base_model_name_or_path": base}
+    config.write_text(json.dumps(said, indent=1) + "\n", "utf-8")
 
 
 def progress(clock: Clock, steps: Mapping[Layout, Sequence[TrainStep]]) -> str:

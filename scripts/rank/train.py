@@ -1,6 +1,6 @@
 """Train document-first and query-first rerankers on the shared question sets, with one recipe.
 
-python scripts/train_reranker.py ../shared/data OUT [--steps N] [--labelled-steps N] [--layout ...]
+python -m scripts.rank.train ../shared/data OUT [--steps N] [--labelled-steps N] [--layout ...]
 
 OUT/unlabelled and OUT/all get the adapters after queries made from passages, and after questions
 that people asked on top.  Questions that `held_out` names are never read.
@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from scripts.rank.training import RECIPE, Trainer, TrainStep, progress
+
 import kdn
 from kdn.bench.common.result import BenchOptions
 from kdn.bench.engine.lineup import weights
@@ -24,7 +26,6 @@ from kdn.core import Prompt
 from kdn.model import Document
 from kdn.rank import YES_NO, Layout, make_choices, relevance_question
 from kdn.rank.pairs import Group
-from kdn.rank.train import RECIPE, Trainer, TrainStep, progress
 
 
 def main() -> None:
