@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -221,6 +222,9 @@ def test_a_long_run_goes_on_from_its_rows(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="no rows of this benchmark"):
             _read(rows)
         assert rows.read_text() == other
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInput, match="is a device, a pipe or a socket"):
+        _read(tmp_path / "pipe")
 
 
 def test_half_a_row_of_a_run_that_was_killed_is_removed(tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
+
+from kdn.errors import BadInput
 from kdn.machine.journal import Journal, read_journal
 
 
@@ -27,3 +31,17 @@ def test_lines_of_two_processes_are_never_mixed(tmp_path: Path) -> None:
     first.close()
     second.close()
     assert read_journal(path) == ("run", ["1", "2.5"])
+
+
+def test_a_pipe_a_device_or_a_folder_is_refused_and_never_waited_for(tmp_path: Path) -> None:
+    """Nobody writes to the pipe: to open it would hang, and to publish over it would remove it."""
+    pipe, device = tmp_path / "pipe", tmp_path / "null"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/null")
+    for path, why in ((pipe, "is a device, a pipe"), (device, "is a device"), (tmp_path, "folder")):
+        with pytest.raises(BadInput, match=why):
+            read_journal(path)
+        with pytest.raises(BadInput, match=why):
+            Journal(path, "run", [])
+    assert pipe.is_fifo()
+    assert device.is_symlink()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdn.machine.files import publish_file, system_errors
+from kdn.machine.files import publish_file, refuse_special, system_errors
 
 __all__ = ["Journal", "read_journal"]
 
@@ -15,8 +15,10 @@ __all__ = ["Journal", "read_journal"]
 def read_journal(path: Path) -> tuple[str, list[str]]:
     """The line that names the run, and the whole lines after it; a torn last line is not counted.
 
-    Of a file that is missing an empty name.  Raises OSError, UnicodeDecodeError.
+    Of a file that is missing an empty name.  Raises OSError, UnicodeDecodeError, and BadInput for a pipe,
+    which would be waited for, a device or a folder.
     """
+    refuse_special(path)
     try:
         head, *lines = path.read_text("utf-8").split("\n")
     except FileNotFoundError:
@@ -32,7 +34,8 @@ class Journal:
     """
 
     def __init__(self, path: Path, name: str, lines: Sequence[Any]) -> None:
-        """Begin with these lines. Raises StoreError."""
+        """Begin with these lines. Raises StoreError, and BadInput for a pipe, a device or a folder."""
+        refuse_special(path)
         self._path = path
         publish_file(path, ("\n".join([name, *map(json.dumps, lines)]) + "\n").encode())
         self._file = path.open("a", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from itertools import permutations
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.clock import ManualClock
-from kdn.errors import BadInput
+from kdn.errors import BadInput, StoreError
 from kdn.store.policies import POLICIES
 from kdn.store.traces.recording import LookupRecorder, TraceRequest, read_trace
 from kdn.store.traces.replay import replay
@@ -112,6 +113,18 @@ def test_a_recorded_chat_replays_with_the_hits_it_had(tmp_path: Path) -> None:
     assert "range" not in (tmp_path / "mine.jsonl").read_text()
     served = list(replay(requests, 1, 100, Belady(requests)))
     assert [one.hit_tokens for one in served] == [0, 8, 0]  # bob never meets alice
+
+
+def test_lookups_are_written_to_a_file_and_nothing_else(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.txt").write_text("no folder")
+    for name, kind, why in (
+        ("pipe", BadInput, "is a device, a pipe"),
+        (".", BadInput, "is a folder"),
+        ("a.txt/lookups.jsonl", StoreError, "recording lookups in"),
+    ):
+        with pytest.raises(kind, match=why):
+            LookupRecorder(tmp_path / name, ManualClock())
 
 
 @pytest.mark.skipif(not TRACE.exists(), reason="needs ../shared/data/mooncake_traces")

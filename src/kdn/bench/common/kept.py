@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdn.errors import BadInput
-from kdn.machine.files import READABLE, publish_file, system_errors
+from kdn.machine.files import READABLE, publish_file, refuse_special, system_errors
 
 __all__ = ["add_kept", "read_kept"]
 
@@ -17,10 +17,11 @@ def read_kept(file: Path | None, take: Callable[[Any], None]) -> None:
     """Hand every line of an earlier run to `take`; of no file, or one that is not there yet, none.
 
     Half a line at the end, which a full disk or a power cut leaves, is removed.
-    Raises BadInput for a file of something else: lines that `take` cannot use.
+    Raises BadInput for a file of something else: a pipe, a device, lines that `take` cannot use.
     """
     if file is None or not file.exists():
         return
+    refuse_special(file)
     try:
         *lines, last = file.read_text("utf-8").split("\n")
         for line in lines:

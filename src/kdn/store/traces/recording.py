@@ -28,6 +28,7 @@ import msgspec
 from kdn.clock import Clock
 from kdn.core import BLOCK_TOKENS, BlockKey, chain_hashes
 from kdn.errors import BadInput
+from kdn.machine.files import refuse_special, system_errors
 from kdn.store.policies import Use
 
 __all__ = ["LookupRecorder", "TraceRequest", "read_trace"]
@@ -193,11 +194,14 @@ class LookupRecorder:
     """
 
     def __init__(self, path: Path, clock: Clock, block_tokens: int = BLOCK_TOKENS) -> None:
+        """Raises StoreError where nothing can be written, BadInput for a pipe, a device or a folder."""
+        refuse_special(path)
         self._lock = threading.Lock()
         self._clock = clock
         self._block_tokens = block_tokens
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        with system_errors(f"recording lookups in {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
         self._started_s = clock.now()
 
     def note(self, token_ids: Sequence[int], salt: str = "", output_tokens: int = 0) -> None:
