@@ -16,6 +16,7 @@ from kdn.cli.commands import Commands
 from kdn.cli.options import ModelChoice, output_file, read_settings
 from kdn.config import load_config
 from kdn.errors import BadConfig, BadInput
+from kdn.machine.files import try_lock
 from tests.cli.program import kdn
 
 
@@ -72,6 +73,22 @@ def test_an_unknown_model_is_told_with_those_there_are(tmp_path: Path) -> None:
     assert done.code == 2
     assert "no-such-model" in done.err
     assert "smollm2-135m" in done.err
+
+
+def test_a_second_demo_in_a_home_leaves_the_first_its_store(tmp_path: Path) -> None:
+    own = tmp_path / "home" / "demo" / "store"
+    own.mkdir(parents=True)
+    first = try_lock(tmp_path / "home" / "demo.lock")
+    assert first is not None
+    with first:
+        second = kdn(tmp_path / "home", "demo", "-m", "nobody", "--output", tmp_path / "demo.json")
+    assert second.code == 1
+    assert "another kdn demo runs there; wait for it to end, or give --home" in second.err
+    assert own.is_dir()
+    later = kdn(tmp_path / "home", "demo", "-m", "nobody", "--output", tmp_path / "demo.json")
+    assert later.code == 2
+    assert "no model goes by 'nobody'" in later.err, "the lock has gone with the first"
+    assert not own.exists()
 
 
 def test_models_are_told_with_size_and_place(tmp_path: Path) -> None:

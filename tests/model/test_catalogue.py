@@ -27,8 +27,23 @@ def wheel(path: Path, content: bytes) -> Path:
 
 def test_a_path_is_itself(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"")
-    assert resolve(tmp_path, tmp_path) == tmp_path
+    (tmp_path / "config.json").write_bytes(b"{}")
+    assert resolve(tmp_path, tmp_path) == get(str(tmp_path), tmp_path) == tmp_path
     assert resolve(str(tmp_path / "a.gguf"), tmp_path) == tmp_path / "a.gguf"
+
+
+def test_a_folder_without_a_model_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match=r"no model goes by .* model folder \(config\.json"):
+        get(str(tmp_path), tmp_path)
+
+
+def test_a_folder_that_bears_a_models_name_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("some/model", "models/some--model"):
+        (tmp_path / name).mkdir(parents=True)
+    assert resolve("some/model", tmp_path) == tmp_path / "models" / "some--model"
 
 
 def test_every_known_model_says_what_it_is() -> None:

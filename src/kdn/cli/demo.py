@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +32,8 @@ from kdn.cli.show import (
     to_json,
     write_piece,
 )
-from kdn.machine.files import publish_file
+from kdn.errors import StoreError
+from kdn.machine.files import make_private, publish_file, system_errors, try_lock
 from kdn.machine.text import counted
 
 if TYPE_CHECKING:
@@ -74,13 +76,16 @@ def demo(
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 64,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer five questions over shipped documents: cold, warm, and after a restart."""
+    """Answer five questions over shipped documents: cold, warm, and after a restart.
+
+    The packaged model only quotes the passage that was found; a larger one answers in its own words.
+    """
     from kdn.corpus import corpus_files
 
-    config = _fresh(read_settings(home))
-    asked = play(
-        ModelChoice(model, home), config, corpus_files(), QUESTIONS, max_tokens, quiet=as_json
-    )
+    with _alone(read_settings(home)) as config:
+        asked = play(
+            ModelChoice(model, home), config, corpus_files(), QUESTIONS, max_tokens, quiet=as_json
+        )
     shape = _shape(model, asked)
     publish_file(output, to_json(shape, indent=2) + b"\n")
     if as_json:
@@ -95,12 +100,28 @@ def demo(
     )
 
 
-def _fresh(config: Config) -> Config:
-    """The same settings with an empty store and library of the demo's own."""
+@contextmanager
+def _alone(config: Config) -> Iterator[Config]:
+    """The same settings with an empty store and library of the demo's own.
+
+    Raises StoreError while another demo uses them: its store would be removed under it.
+    """
+    own = config.home / "demo"
+    with system_errors(f"making {config.home}"):
+        make_private(config.home)
+        lock = try_lock(config.home / "demo.lock")
+    if lock is None:
+        raise StoreError(
+            f"{own}: another kdn demo runs there; wait for it to end, or give --home another folder"
+        )
+    with lock:
+        shutil.rmtree(own, ignore_errors=True)
+        yield _with_own(config, own)
+
+
+def _with_own(config: Config, own: Path) -> Config:
     import msgspec
 
-    own = config.home / "demo"
-    shutil.rmtree(own, ignore_errors=True)
     return msgspec.structs.replace(
         config,
         store=msgspec.structs.replace(config.store, folder=own / "store"),

@@ -22,7 +22,12 @@ __all__ = ["capacity_bytes", "simulate"]
 def simulate(
     *,
     trace: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="A .jsonl or .jsonl.gz of lookups.")
+        Path,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Lookups, a JSON object a line (.jsonl or .jsonl.gz); see above.",
+        ),
     ],
     capacity: Annotated[
         list[str] | None,
@@ -41,7 +46,8 @@ def simulate(
 ) -> None:
     """Run the real eviction policies, and the optimum that knows the future, over a trace.
 
-    A trace is what `[store] record` in kdn.toml writes, or one in Mooncake's format.
+    With `record` under `[store]` in kdn.toml, or KDN_STORE_RECORD, kdn writes one. Mooncake's are read, too:
+    a line is {"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [a block each]}.
     """
     from kdn.store.policies import POLICIES
     from kdn.store.traces.recording import read_trace

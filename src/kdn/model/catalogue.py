@@ -128,7 +128,7 @@ def resolve(name_or_path: str | Path, home: Path) -> Path:
     then a hub id that `get` brought.  Raises UnknownModel that says how to get it.
     """
     name, path = str(name_or_path), expanded(name_or_path)
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    if (path / "config.json").is_file() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if name in _KNOWN:
         return _find(_KNOWN[name], home)
