@@ -59,15 +59,6 @@ def test_what_is_alone_fits_however_large_it_is() -> None:
     load.check()
 
 
-def test_two_that_hold_nothing_end_one_after_the_other() -> None:
-    load = Backpressure(LIMITS)
-    for _ in range(2):
-        load.take("alice", Held())
-    for _ in range(2):
-        load.give_back("alice", Held())
-    load.check()
-
-
 @given(
     st.lists(
         st.tuples(

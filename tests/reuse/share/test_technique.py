@@ -12,7 +12,7 @@ import torch
 
 import kdn
 from kdn.config import Config
-from kdn.core import EXACT, Blend, Retention, Role, Segment, Share
+from kdn.core import EXACT, Blend, Finish, Retention, Role, Segment, Share
 from kdn.reuse.share import SHARED, LinearMap
 from kdn.trace import Recorder
 from tests.engine.test_company import write_adapter
@@ -77,8 +77,9 @@ def test_it_is_not_for_requests_that_do_not_ask(k: kdn.Kdn) -> None:
     assert ask(k, adapter="a", retention=Retention.NOTHING)[2].shared == CONTEXT
     request = k.prompts.request("?").using(BEST, Blend())
     assert request.option(Share) is not None
-    for _ in k.submit(request):
-        pass
+    *_, finish = k.submit(request)
+    assert isinstance(finish, Finish)
+    assert finish.usage.shared == 0
 
 
 @pytest.mark.parametrize("group", [(a, b) for a in range(LAYERS) for b in range(a, LAYERS)])
