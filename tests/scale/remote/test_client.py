@@ -13,7 +13,7 @@ import pytest
 from kdn.errors import BadInput, EndpointFailed, Unreachable
 from kdn.model import Message
 from kdn.rag.endpoint import OpenAiEndpoint
-from kdn.rank import Choice, Conversation
+from kdn.rank import Choice, ChoiceProbabilities, Conversation
 from kdn.scale.remote import JsonClient, RemoteEngine
 from tests.answering import Answer, answering
 
@@ -123,5 +123,6 @@ def test_a_usage_of_another_shape_counts_nothing(usage: Any) -> None:
         RemoteEngine(JsonClient(f"http://{place}")) as on,
     ):
         [found] = on.ask_each([Conversation((Message("user", "Is it?"),))], YES_NO)
+    assert isinstance(found, ChoiceProbabilities)
     assert found.usage.exact == 0
     assert found.probabilities == (0.5, 0.5)
