@@ -344,8 +344,10 @@ class Kdn:
     def lookup(self, text: str, name: str | None = None, salt: str = "") -> tuple[Match, int]:
         """What of a document's KV is stored, prelude included, and how many tokens it has so.
 
-        Moves no bytes; blocks of the public salt count.
+        Moves no bytes; blocks of the public salt count.  Raises BadInput for an empty text.
         """
+        if not text_of(text, "text").strip():
+            raise BadInput(f"{name or 'the text'} is empty; there is nothing to look up")
         prompt = self.prompts.of_document(text, name, salt)
         stop = max(b for segment, _, b in prompt.spans() if segment.role is Role.DOCUMENT)
         tokens = prompt.token_ids[:stop]

@@ -8,12 +8,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from kdn.cli import rtc
 from kdn.cli.options import JsonOption, output_file, output_folder
-from kdn.cli.show import emit
+from kdn.cli.show import emit, progress_bar
 from kdn.errors import BadInput
 
 __all__ = ["app"]
@@ -122,7 +121,7 @@ def simulate(
         name: policy_world(chosen, name, None, 100.0, share, seconds, seed)
         for name in dict.fromkeys(("all-L", policy))
     }
-    with Progress(disable=as_json, transient=True) as progress:
+    with progress_bar() as progress:
         for name, world in worlds.items():
             bar = progress.add_task(f"{chosen.name}: {name}", total=seconds)
             world.run(tick=lambda t, bar=bar: progress.update(bar, completed=t))  # type: ignore[misc]
@@ -162,7 +161,7 @@ def train(
     """Make the predictor's weights from simulated flows."""
     from kdn.net.l4s.train import Training, make
 
-    with Progress(disable=as_json, transient=True) as progress:
+    with progress_bar() as progress:
         simulated = progress.add_task("simulating", total=flows)
         learned = progress.add_task("training", total=steps)
         loss = make(
@@ -196,7 +195,7 @@ def evaluate(
     if scenarios not in LISTS:
         raise BadInput(f"no list {scenarios!r}; there are {', '.join(LISTS)}")
     rows = []
-    with Progress(disable=as_json, transient=True) as progress:
+    with progress_bar() as progress:
         names = policies.split(",")
         bar = progress.add_task("scenarios", total=len(LISTS[scenarios]) * len(names))
         for scenario in LISTS[scenarios]:

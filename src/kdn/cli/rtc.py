@@ -11,11 +11,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.progress import Progress
 from rich.table import Table
 
 from kdn.cli.options import JsonOption, output_file, output_folder
-from kdn.cli.show import emit
+from kdn.cli.show import emit, progress_bar
 from kdn.errors import BadInput
 
 __all__ = ["app"]
@@ -71,7 +70,7 @@ def train(
         raise BadInput(f"no reward {reward!r}; there are {', '.join(REWARDS)} and offline")
     kept = load_policies(out) if out.exists() else {}
     row: dict[str, Any] = {"reward": reward, "seed": seed}
-    with Progress(disable=as_json, transient=True) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task(f"learning: {reward}", total=steps)
         if reward == "offline":
             policy = learn_offline(training_tables(), seed=seed)
@@ -114,7 +113,7 @@ def evaluate(
     names = controllers.split(",")
     for name in names:
         controller(name, links[0], learned)  # a wrong name is refused before anything is run
-    with Progress(disable=as_json, transient=True) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("calls", total=len(names) * len(links) * len(tables))
         for name in names:
             progress.update(bar, description=f"calls: {name}")
@@ -239,7 +238,9 @@ def _run(running: Any, one: Any, name: str, *, quiet: bool) -> list[float]:
     from kdn.net.rtc.call import START_RATE_BPS, Decision
 
     decision, rates = Decision(START_RATE_BPS), []
-    with Live(console=Console(quiet=quiet), transient=True, auto_refresh=False) as live:
+    with Live(
+        console=Console(stderr=True, quiet=quiet), transient=True, auto_refresh=False
+    ) as live:
         while not running.done:
             feedback = running.step(decision.rate_bps, decision.probe_bps)
             decision = one.decide(feedback)
