@@ -10,6 +10,7 @@ import pytest
 
 from kdn.bench.serve.generator import run_load
 from kdn.bench.serve.serve import ALONE, KDN, NOTHING_KEPT, VLLM, _Found, _shares
+from kdn.bench.serve.servers import LoadedServer
 from kdn.bench.serve.traffic import (
     LoadAnswer,
     LoadRequest,
@@ -70,14 +71,50 @@ def test_the_summary_is_of_medians_over_rounds() -> None:
         ("unique", ALONE): [2.5, 3.0, 10.0],
         ("unique", VLLM): [1.0, 1.0, 1.0],
     }
+    found.cpu_s = {
+        ("unique", KDN): [2.0, 1.0, 4.0],
+        ("unique", NOTHING_KEPT): [1.0, 0.75, 4.0],
+        ("unique", ALONE): [1.9, 0.9, 3.0],
+    }
     found.waits = {("unique", 0.5, KDN): 0.25, ("unique", 0.5, VLLM): 1.0}
     assert found.summary() == {
         "throughput_gain_vllm": 3.0,
         "ttft_gain_vllm": 4.0,
         "shared_gain_vllm": None,
         "retention_cost": pytest.approx(0.25),
+        "retention_cpu_cost": pytest.approx(0.25),
         "http_cost": pytest.approx(0.1),
+        "http_cpu_cost": pytest.approx(0.1),
     }
+    assert found.spreads() == [
+        "Of 3 rounds `retention_cost` is 0.100 to 0.500.",
+        "Of 3 rounds `retention_cpu_cost` is 0.000 to 0.500.",
+        "Of 3 rounds `http_cost` is 0.000 to 0.200.",
+        "Of 3 rounds `http_cpu_cost` is 0.050 to 0.250.",
+    ]
+
+
+class _Ticking(LoadedServer):
+    """A server that spends so many processor seconds between two looks."""
+
+    def __init__(self, spent_s: list[float]) -> None:
+        self.spent_s = spent_s
+        self._total_s = 0.0
+
+    def run(self, requests: list[LoadRequest], extra: dict[str, object]) -> LoadResult:
+        raise NotImplementedError
+
+    def cpu_s(self) -> float:
+        self._total_s += self.spent_s.pop(0)
+        return self._total_s
+
+
+def test_a_load_ends_when_the_server_works_no_more() -> None:
+    server = _Ticking([5.0, 0.2, 0.01, 0.3])
+    waited_s: list[float] = []
+    server.settle(waited_s.append)
+    assert waited_s == [0.5, 0.5]
+    assert server.spent_s == [0.3], "after half a second with 10 ms it is not asked again"
 
 
 def test_idle_is_what_the_engine_does_not_spend_during_the_load() -> None:

@@ -62,8 +62,9 @@ _WAYS = (
     "before every pass, without ageing. All have the same cache and the same packing."
 )
 _LOADS_NOTE = (
-    "Loads are multiples of what FCFS gets through with all requests there from the start. Equal latency "
-    "allows 2 %. Credit checks share nothing, so that bursts and caches mean nothing to them."
+    "Live runs are one each. Loads are multiples of what FCFS gets through with all requests there from the"
+    " start. Equal latency allows 2 %. Credit checks share nothing, so that bursts and caches mean nothing to"
+    " them."
 )
 
 

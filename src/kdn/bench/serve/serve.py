@@ -9,7 +9,7 @@ at once, or as a Poisson process at a share of the rate that we answer all at on
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +96,7 @@ def measure(options: BenchOptions, scale: ServeScale, scratch: Path) -> Result:
         config=options.describe() | {"requests": scale.count, "rounds": scale.rounds},
         rows=found.rows,
         summary=found.summary(),
-        notes=(*_NOTES, *found.notes),
+        notes=(*_NOTES, *found.spreads(), *found.notes),
         figures=(found.figure(),) if found.by_rate else (),
         dtype=dtype,
     )
@@ -104,12 +104,14 @@ def measure(options: BenchOptions, scale: ServeScale, scratch: Path) -> Result:
 
 _NOTES = (
     (
-        "`cpu s` are processor seconds of the server for each answer: they say more than the clock where"
-        " other work runs beside. `idle` is the engine's thread with nothing to do."
+        "`cpu s` are processor seconds of the server for each answer, what it leaves for later included:"
+        " they say more than the clock where other work runs beside. `idle` is the engine's thread with"
+        " nothing to do."
     ),
     (
         "`retention_cost` and `http_cost` are shares of saturated throughput: with all retained against"
-        " nothing, and over HTTP against the engine without."
+        " nothing, and over HTTP against the engine without; `retention_cpu_cost` and `http_cpu_cost` the"
+        " same of `cpu s`, which other work on the machine changes less."
     ),
     (
         "Loads at a rate are sent once to each server, to kdn first; `ttft_gain_vllm` is the median of their"
@@ -126,22 +128,24 @@ class _Found:
     notes: list[str] = field(default_factory=list)
     rates: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     """Answers a second of saturated loads, by shape and server, one a round."""
+    cpu_s: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    """Processor seconds of one answer of those loads."""
     waits: dict[tuple[str, float, str], float] = field(default_factory=dict)
     """Mean seconds to the first token, by shape, share of the saturated rate and server."""
     by_rate: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def gain(self, shape: str, ours: str, theirs: str) -> float | None:
         """How many times their throughput ours is, by rounds: the median."""
-        pairs = zip(
-            self.rates.get((shape, ours), []), self.rates.get((shape, theirs), []), strict=False
-        )
-        ratios = [a / b for a, b in pairs]
-        return statistics.median(ratios) if ratios else None
+        return _middle(_ratios(self.rates, shape, ours, theirs))
+
+    def cost(self, name: str) -> _Costs:
+        """What we spend beside `name`, by rounds: of throughput, and of processor time."""
+        rates = [1 - one for one in _ratios(self.rates, "unique", KDN, name)]
+        return _Costs(rates, [1 - one for one in _ratios(self.cpu_s, "unique", name, KDN)])
 
     def summary(self) -> dict[str, float | None]:
         """Every key there is; those of absent rivals are None."""
-        retained = self.gain("unique", KDN, NOTHING_KEPT)
-        served = self.gain("unique", KDN, ALONE)
+        retained, served = self.cost(NOTHING_KEPT), self.cost(ALONE)
         waits = [
             self.waits[shape, rate, VLLM] / ours
             for (shape, rate, name), ours in self.waits.items()
@@ -149,15 +153,46 @@ class _Found:
         ]
         return {
             "throughput_gain_vllm": self.gain("unique", KDN, VLLM),
-            "ttft_gain_vllm": statistics.median(waits) if waits else None,
+            "ttft_gain_vllm": _middle(waits),
             "shared_gain_vllm": self.gain("shared", KDN, VLLM),
-            "retention_cost": None if retained is None else 1 - retained,
-            "http_cost": None if served is None else 1 - served,
+            "retention_cost": _middle(retained.rate),
+            "retention_cpu_cost": _middle(retained.cpu),
+            "http_cost": _middle(served.rate),
+            "http_cpu_cost": _middle(served.cpu),
         }
+
+    def spreads(self) -> list[str]:
+        """How far the rounds of each cost lie apart."""
+        costs = {"retention": self.cost(NOTHING_KEPT), "http": self.cost(ALONE)}
+        return [
+            f"Of {len(each)} rounds `{name}_{kind}` is {min(each):.3f} to {max(each):.3f}."
+            for name, cost in costs.items()
+            for kind, each in (("cost", cost.rate), ("cpu_cost", cost.cpu))
+            if each
+        ]
 
     def figure(self) -> Figure:
         """First tokens over the rate."""
         return Figure("Mean time to first token", "requests/s", "seconds", self.by_rate)
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Shares that are lost, by rounds."""
+
+    rate: list[float]
+    cpu: list[float]
+
+
+def _ratios(
+    values: Mapping[tuple[str, str], Sequence[float]], shape: str, ours: str, theirs: str
+) -> list[float]:
+    pairs = zip(values.get((shape, ours), []), values.get((shape, theirs), []), strict=False)
+    return [a / b for a, b in pairs]
+
+
+def _middle(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def _start(
@@ -213,6 +248,8 @@ class _Measuring:
                 self.options.say(f"{shape}, all at once: {name}")
                 result = self._load(name, shape, self.scale.count, None, f"all {number}")
                 self.found.rates.setdefault((shape, name), []).append(result.requests_per_s)
+                cpu_s = float(self.found.rows[-1]["cpu s"] or 0.0)
+                self.found.cpu_s.setdefault((shape, name), []).append(cpu_s)
 
     def _at_rate(self, shape: str, share: float) -> None:
         rate = share * statistics.median(self.found.rates[shape, KDN])
@@ -235,11 +272,14 @@ class _Measuring:
             reader=name,
         )
         extra = _KEEP_NOTHING if name == NOTHING_KEPT else {}
+        server.settle()
         before_s, parts = server.cpu_s(), _parts(server)
         result = server.run(requests, extra)
         if not result.good:
             raise EngineFailed(f"{name} answered nothing: {result.answered[0].error}")
-        cpu_s, after = server.cpu_s() - before_s, _parts(server)
+        after = _parts(server)
+        server.settle()
+        cpu_s = server.cpu_s() - before_s
         if seed != "warm":
             spent = {part: after[part] - parts[part] for part in after}
             self.found.rows.append(_row(name, shape, rate, result, cpu_s) | _shares(spent, result))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPConnection
@@ -33,6 +33,9 @@ __all__ = [
 
 _SOURCE = Path(__file__).parents[3]
 _START_S = 240.0
+_SETTLE_S = 30.0
+_IDLE_CPU_S = 0.015
+"""Of half a second: a server's own ticks."""
 _STORE_BYTES = 4 * 1024**3
 
 
@@ -105,6 +108,14 @@ class LoadedServer(ABC):
     def cpu_s(self) -> float:
         """Processor seconds of the server and its children so far."""
         return self._process.cpu_s()
+
+    def settle(self, wait: Callable[[float], None] = time.sleep) -> None:
+        """Wait until it has nothing left to do: what a load leaves for later, such as writing what is
+        retained, belongs to that load and disturbs no other."""
+        deadline_s, before_s = time.monotonic() + _SETTLE_S, -1.0
+        while (now_s := self.cpu_s()) - before_s > _IDLE_CPU_S and time.monotonic() < deadline_s:
+            before_s = now_s
+            wait(0.5)
 
     def close(self) -> None:
         """End the process."""
