@@ -212,14 +212,6 @@ static void weigh(Scratch *s, int t, int64_t first, int64_t columns, const Call 
 
 /* ---- one task: some queries over all their columns ---------------------------------------------- */
 
-static int64_t num_rows(const PrefixGroup *prefix_group) {
-    return prefix_group->num_sequences > 1 ? prefix_group->num_sequences : prefix_group->sequences->num_rows;
-}
-
-static const Sequence *sequence_of(const PrefixGroup *prefix_group, int64_t row) {
-    return prefix_group->num_sequences > 1 ? prefix_group->sequences + row : prefix_group->sequences;
-}
-
 static void load_queries(Scratch *s, const Task *task, const Call *call, int tiles, int64_t total) {
     const int64_t group = call->heads / call->kv_heads;
     for (int t = 0; t < tiles; t++)

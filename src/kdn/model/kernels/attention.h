@@ -39,6 +39,7 @@ typedef struct {
 typedef struct {
     const PrefixGroup *prefix_group;
     int64_t kv_head, first; /* first of up to TILES * LANES queries; query = row * group + member */
+    int64_t most;           /* of fp32: of up to so many */
 } Task;
 
 typedef struct {
@@ -49,6 +50,14 @@ typedef struct {
     real *out;
     int64_t use_amx, threads;
 } Call;
+
+static inline int64_t num_rows(const PrefixGroup *prefix_group) {
+    return prefix_group->num_sequences > 1 ? prefix_group->num_sequences : prefix_group->sequences->num_rows;
+}
+
+static inline const Sequence *sequence_of(const PrefixGroup *prefix_group, int64_t row) {
+    return prefix_group->num_sequences > 1 ? prefix_group->sequences + row : prefix_group->sequences;
+}
 
 int64_t kdn_num_tasks(const PrefixGroup *prefix_groups, int64_t num_prefix_groups, const Call *call);
 void kdn_attend(const PrefixGroup *prefix_groups, int64_t num_prefix_groups, const Call *call, Task *tasks);

@@ -57,6 +57,7 @@ class _Task(ctypes.Structure):
         ("prefix_group", ctypes.c_void_p),
         ("kv_head", ctypes.c_int64),
         ("first", ctypes.c_int64),
+        ("most", ctypes.c_int64),
     )
 
 
@@ -233,8 +234,7 @@ class BoundKernel(BoundAttention):
         self, library: Kernels, slices: tuple[AttentionSlice, ...], cos: Tensor, sin: Tensor
     ) -> None:
         self._handle = library.handle
-        shares = library.dtype == torch.bfloat16  # a prefix's columns are read once
-        self._prefix_groups = _prefix_groups(slices) if shares else [[part] for part in slices]
+        self._prefix_groups = _prefix_groups(slices)
         given = {id(part): number for number, part in enumerate(slices)}
         slices = tuple(part for prefix_group in self._prefix_groups for part in prefix_group)
         self._slices = slices
