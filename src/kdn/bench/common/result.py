@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdn.clock import Clock, SystemClock
-from kdn.config import Config
+from kdn.config import Config, home_folder
 from kdn.machine.facts import Machine, describe_machine
 from kdn.machine.scratch import locked_folder
 from kdn.plot import Figure
@@ -24,7 +25,6 @@ __all__ = [
     "Row",
     "Scalar",
     "commit_name",
-    "machine_dtype",
     "model_name",
     "say_nothing",
     "scratch_folder",
@@ -92,6 +92,16 @@ class BenchOptions:
             self.settings.append(shown)
         return config
 
+    def machine_dtype(self) -> str:
+        """What models compute in on this machine where nobody says otherwise: for what has none open."""
+        # they bring torch, and some benchmarks have no model
+        from kdn.machine.doctor import measured_dtype
+        from kdn.model import pick_device, pick_dtype
+
+        device = pick_device("auto")
+        measured = measured_dtype(self.home or home_folder(os.environ), device.type)
+        return str(pick_dtype(measured or "auto", device)).removeprefix("torch.")
+
     def describe(self) -> dict[str, Scalar]:
         """The options that a result depends on."""
         return {
@@ -136,13 +146,6 @@ def commit_name() -> str:
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(_CHECKOUT), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def machine_dtype() -> str:
-    """What models compute in on this machine where nobody says otherwise: for what has none open."""
-    from kdn.model import pick_device, pick_dtype  # torch: some benchmarks have no model
-
-    return str(pick_dtype("auto", pick_device("auto"))).removeprefix("torch.")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from statistics import median as middle
 
 from kdn.bench.common.findings import Findings, Part, go_on
 from kdn.bench.common.measure import Samples, interleave, median, ratio
-from kdn.bench.common.result import BenchOptions, Result, Row, machine_dtype, scratch_folder
+from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.engine.lineup import weights
 from kdn.bench.scale.vllm_arms import (
     ARMS,
@@ -66,13 +66,14 @@ def run(options: BenchOptions) -> Result:
     if OFF not in names:
         raise BadInput(f"every arm is compared with {OFF!r}: name it too")
     python = vllm_python()
-    config = options.describe() | {"arms": ", ".join(names)}
+    dtype = options.machine_dtype()
+    config = options.describe() | {"arms": ", ".join(names), "dtype": dtype}
     found = Findings.open(options.rows, config, dict.fromkeys(SUMMARY))
     lengths = LENGTHS[:1] if options.quick else LENGTHS
     if {*map(_named, lengths), BLEND} - set(found.done):
         with ExitStack() as stack:
             scratch = stack.enter_context(scratch_folder())
-            _, model = weights(options, machine_dtype())
+            _, model = weights(options, dtype)
             arms, absent = start_arms(names, python, model, options, scratch, stack)
             told = [f"{name} is absent: {why[:300]}" for name, why in absent.items()]
             found.notes = [note for note in found.notes if " is absent: " not in note] + told
@@ -80,7 +81,7 @@ def run(options: BenchOptions) -> Result:
     sum_up(found, lengths)
     notes = [_MEANING, _HONESTY, *_absent_keys(found)]
     result = found.result("vllm", options.model, notes, [_figure(found, names)])
-    return replace(result, dtype=machine_dtype())
+    return replace(result, dtype=dtype)
 
 
 def _named(length: int) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from kdn.bench.common.result import BenchOptions, machine_dtype
+from kdn.bench.common.result import BenchOptions
 from kdn.bench.engine.contestants import RivalProcess
 from kdn.bench.store.far import start_lmcache, start_node, start_redis
 from kdn.errors import BadInput, EngineFailed
@@ -213,7 +213,7 @@ def _command(
 ) -> list[str | Path]:
     given = {
         "model": str(model),
-        "dtype": machine_dtype(),
+        "dtype": options.machine_dtype(),
         "enforce_eager": True,
         "max_model_len": LENGTHS[-1] + 64,
         "max_num_batched_tokens": LENGTHS[-1] + 64,

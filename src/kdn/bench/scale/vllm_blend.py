@@ -15,7 +15,7 @@ from statistics import mean
 from kdn import api
 from kdn.bench.blend.prompts import BlendPrompt, questions
 from kdn.bench.common.measure import Samples, interleave, median
-from kdn.bench.common.result import BenchOptions, Row, machine_dtype
+from kdn.bench.common.result import BenchOptions, Row
 from kdn.bench.scale.vllm_arms import VllmArm
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.core import Blend, Prompt, Request, Sampling
@@ -73,7 +73,7 @@ def time_blending(
         store=StoreConfig(folder=scratch / "blend", disk_bytes=4 << 30, memory_bytes=1 << 30),
     )
     with (
-        api.open(model, config=options.note(config), dtype=machine_dtype()) as kdn,
+        api.open(model, config=options.note(config), dtype=options.machine_dtype()) as kdn,
         open_store(scratch / "store", memory_bytes=0) as store,
     ):
         stand = _Stand(options, kdn, store, digest_weights(model), plain, loading, timed)

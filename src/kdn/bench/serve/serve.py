@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from kdn.bench.common.result import BenchOptions, Result, Row, machine_dtype, scratch_folder
+from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
 from kdn.bench.engine.lineup import weights
 from kdn.bench.scale.vllm_arms import vllm_python
 from kdn.bench.serve.servers import (
@@ -84,7 +84,7 @@ def measure(options: BenchOptions, scale: ServeScale, scratch: Path) -> Result:
     """Measure at a given scale, with files in `scratch`."""
     found = _Found()
     with ExitStack() as stack:
-        dtype = machine_dtype()
+        dtype = options.machine_dtype()
         _, folder = weights(options, dtype)
         servers = _start(options, scale, scratch, folder, stack, found)
         told = msgspec.json.decode((folder / "config.json").read_bytes())

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from kdn.bench.common.result import BenchOptions, machine_dtype
+from kdn.bench.common.result import BenchOptions
 from kdn.bench.serve.traffic import LoadRequest, LoadResult, OfferedLoad
 from kdn.errors import EngineFailed
 
@@ -210,7 +210,13 @@ def start_vllm(
         model,
     ]
     command += ["--served-model-name", "bench", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", machine_dtype(), "--max-num-seqs", "64", "--no-enable-log-requests"]
+    command += [
+        "--dtype",
+        options.machine_dtype(),
+        "--max-num-seqs",
+        "64",
+        "--no-enable-log-requests",
+    ]
     command += ["--enforce-eager"] if eager else []
     environment = {
         "HF_HUB_OFFLINE": "1",

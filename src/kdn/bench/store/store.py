@@ -74,7 +74,8 @@ def run(options: BenchOptions) -> Result:
     import torch
 
     torch.set_num_threads(options.threads)
-    found = Findings.open(options.rows, options.describe(), dict.fromkeys(SUMMARY))
+    config = options.describe() | {"dtype": options.machine_dtype()}
+    found = Findings.open(options.rows, config, dict.fromkeys(SUMMARY))
     with ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder())
         options.say("starting kdn, Redis and a node")
