@@ -61,3 +61,29 @@ def test_a_word_on_health_that_never_ends_is_no_answer() -> None:
         asyncio.run(ask(place, 20))
     with answering(dripping) as place, pytest.raises(httpx.ReadTimeout, match=r"within 0\.3 s"):
         asyncio.run(ask(place, 0.3))
+
+
+def test_a_server_that_lists_models_without_an_end_is_left_out_of_the_list() -> None:
+    """The other's refusal of a prompt reaches the client as it is, status and words."""
+
+    def plain(line: str, connection: socket.socket) -> None:
+        body, status = b'{"data": [{"id": "m"}]}', b"200 OK"
+        if "completions" in line:
+            body, status = b'{"error": {"message": "no"}}', b"400 Bad Request"
+        connection.sendall(
+            b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n" % (status, len(body)) + body
+        )
+
+    def endless(line: str, connection: socket.socket) -> None:
+        connection.sendall(HEAD + (b"content-length: 0\r\n\r\n" if "health" in line else b"\r\n"))
+        while "models" in line:
+            connection.sendall(b"[" * 65536)
+
+    with (
+        answering(plain) as one,
+        answering(endless) as other,
+        routed(f"http://{one}", f"http://{other}") as client,
+    ):
+        assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["m"]
+        refused = client.post("/v1/completions", json={"model": "m", "prompt": "The tide"})
+    assert (refused.status_code, refused.json()) == (400, {"error": {"message": "no"}})
