@@ -33,8 +33,10 @@ _USED_BY = {
     "ratios": ("blend",),
     "adapters": ("share",),
     "items": ("blend", "share", "steer"),
+    "pairs": ("blend", "codecs", "engine", "label", "mil", "rerank", "serve", "share", "stack", "steer",
+              "store", "structured", "vllm"),
     "rows": ("blend", "l4s", "ndcg", "rag", "ray", "rtc", "share", "steer", "store", "vllm"),
-}
+}  # fmt: skip
 """Options that only some benchmarks look at."""
 
 
@@ -77,6 +79,12 @@ def bench(
         Path | None,
         typer.Option(dir_okay=False, help="Keep finished rows in this file, and go on from there."),
     ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Rounds of a comparison, each of all sides; else as many as usual."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for both sides.")] = 2,
     json_file: Annotated[
@@ -114,6 +122,7 @@ def bench(
         ratios=tuple(ratio) if ratio else None,
         items=items,
         rows=rows,
+        pairs=pairs,
         seed=seed,
         threads=threads,
         home=home,
