@@ -101,20 +101,59 @@ def float_rows(count: int, size: int, seed: int = 1) -> Tensor:
     return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
 
 
+def in_steps(x: Tensor) -> Tensor:
+    """The nearest of 65,535 steps from each group's largest to its negative: what the kernel multiplies."""
+    groups = x.view(len(x), -1, GROUP)
+    most = groups.abs().amax(-1, keepdim=True)
+    whole = (groups * (torch.tensor(32767.0) / most)).round()
+    return (whole.double() * (most / 32767).double()).view_as(x)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 96, 97, 200])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_compiled_product_of_fp32_rows_is_the_exact_one(
+def test_the_compiled_product_of_fp32_rows_is_that_of_inputs_of_16_bits(
     shape: tuple[int, int], count: int, bits: int, floats: Kernels
 ) -> None:
-    """Against sums in fp64: what is left is the rounding of fp32."""
+    """Against sums in fp64: what is left is the rounding of fp32, and that of the inputs against none."""
     weight, x = group_weights(matrix(*shape).float(), bits), float_rows(count, shape[1])
     bias = float_rows(1, shape[0], seed=2)[0]
     linear = KernelGroupedLinear(floats, weight, bias)
-    exact = x.double() @ weight.widened(torch.float32).double().T + bias
-    assert (linear(x) - exact).abs().max() < 2e-5
-    assert (GroupedLinear(weight, bias)(x) - exact).abs().max() < 2e-5
+    wide = weight.widened(torch.float32).double().T
+    assert (linear(x) - (in_steps(x) @ wide + bias)).abs().max() < 2e-5
+    assert (linear(x) - (x.double() @ wide + bias)).abs().max() < 2e-4
+    assert (GroupedLinear(weight, bias)(x) - (x.double() @ wide + bias)).abs().max() < 2e-5
     assert linear.weight_bytes == GroupedLinear(weight).weight_bytes
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("count", [1, 7])
+def test_the_largest_sums_of_a_group_fit_32_bits(bits: int, count: int, floats: Kernels) -> None:
+    """31 of 32 weights are the top of their grid, and all inputs are the largest there is."""
+    most = (1 << bits) - 1
+    grid = torch.full((64, GROUP), float(most)).index_fill(1, torch.tensor([0]), 0.0)
+    weight = group_weights(grid, bits)
+    assert torch.equal(weight.widened(torch.float32), grid)
+    linear = KernelGroupedLinear(floats, weight)
+    for sign in (3.0, -3.0):
+        found = linear(torch.full((count, GROUP), sign))
+        assert torch.allclose(found, torch.full((count, 64), sign * 31 * most), rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_group_of_tiny_or_broken_inputs_does_not_look_like_another(
+    count: int, floats: Kernels
+) -> None:
+    """Inputs below 1e-30 count as 0; one that is no number or endless gives no number."""
+    linear = KernelGroupedLinear(floats, group_weights(matrix(64, 96).float(), 4))
+    x = float_rows(count, 96)
+    x[:, :GROUP] = 1e-39
+    zeroed = x.clone()
+    zeroed[:, :GROUP] = 0
+    assert torch.equal(linear(x), linear(zeroed))
+    for broken in (float("nan"), float("inf")):
+        x[:, 40] = broken
+        assert linear(x).isnan().all()
 
 
 def kept_in(floats: Kernels, weight: Tensor, bits: int, bias: Tensor) -> Linear:
@@ -172,13 +211,14 @@ def test_a_paired_matrix_of_fp32_gates_and_adds_in_one_pass(
 ) -> None:
     weight, x = group_weights(matrix(192, 64).float(), bits), float_rows(count, 64)
     bias, base = float_rows(1, 192, seed=2)[0], float_rows(count, 192, seed=3)
-    exact = x.double() @ weight.widened(torch.float32).double().T + bias
+    exact = in_steps(x) @ weight.widened(torch.float32).double().T + bias
     gate, up = exact.chunk(2, dim=-1)
     paired = KernelGroupedLinear(floats, weight, bias, paired=True)
     assert (paired(x) - exact).abs().max() < 5e-6
     assert (paired.onto(base, x) - exact - base).abs().max() < 5e-6
     assert (paired.gated(x) - torch.nn.functional.silu(gate) * up).abs().max() < 5e-6
-    steep = torch.tensor([[-300.0, -90.0, -1e-6, 0.0, 1e-6, 90.0, 300.0, 0.0] * 8])
+    values = torch.tensor([[-300.0], [-90.0], [-1e-6], [0.0], [1e-6], [90.0], [300.0]])
+    steep = values * torch.eye(64)[:1]
     identity = group_weights(torch.cat((torch.eye(64), torch.eye(64))), bits)
     kept = steep * identity.widened(torch.float32)[0, 0]
     found = KernelGroupedLinear(floats, identity, paired=True).gated(steep)

@@ -25,8 +25,8 @@ _SOURCES = tuple(
 )
 _SHARED = tuple(_FOLDER / name for name in ("attention.h", "columns.h", "place.h", "real.h"))
 _HEADERS = (*_SHARED, *(_FOLDER / name for name in ("common.h", "few.h", "linear.h")))
-_FLOAT_SOURCES = tuple(_FOLDER / name for name in ("floats.c", "grouped.c", "step.c"))
-_FLOAT_HEADERS = (*_SHARED, _FOLDER / "floats.h")
+_FLOAT_SOURCES = tuple(_FOLDER / name for name in ("floats.c", "grouped.c", "step.c", "whole.c"))
+_FLOAT_HEADERS = (*_SHARED, _FOLDER / "floats.h", _FOLDER / "panels.h")
 _FLOAT_NEEDS = frozenset({"avx2", "fma", "f16c"})
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 

@@ -22,7 +22,7 @@ typedef struct {
     const real *x, *w, *onto;
     const int8_t *w8;          /* in place of w */
     const float *scale, *bias; /* of every output; no scale means 1 */
-    float *row_scale;          /* of every row, where there is w8; in groups: the sums of its inputs */
+    float *row_scale;          /* of every row, where there is w8; in groups: the sums of its inputs, in fp32 with their steps */
     real *y, *tiles; /* `tiles` has room for the rows, rounded up to 32 */
     float *wide;     /* where the sums go unrounded, in place of y */
     int64_t rows, in, out, x_stride, y_stride, onto_stride, kind, threads, use_amx;

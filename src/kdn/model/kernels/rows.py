@@ -23,6 +23,7 @@ __all__ = [
     "KernelGroupedLinear",
     "KernelLinear",
     "KernelNorm",
+    "SUMS",
     "LinearCall",
 ]
 
@@ -31,6 +32,8 @@ _LANES = 16
 _PLAIN, _PAIRED, _GATED = 0, 1, 2
 _WHOLE, _BYTES = 0, 1
 """Forms of weights; after them come those of four bits times as many as is added."""
+SUMS = 2
+"""Numbers that are noted of a row's group of inputs: their sum and, of fp32 rows, their step."""
 
 
 class LinearCall(ctypes.Structure):
@@ -219,8 +222,10 @@ class _NibblesLinear(CompiledLinear):
         call.w8 = self._packed.data_ptr()
 
     def _multiply(self, call: LinearCall, x: Tensor) -> None:
-        sums = torch.empty(x.shape[0] * (self._in_features // GROUP))
+        sums = torch.empty(x.shape[0] * (self._in_features // GROUP) * SUMS)
         call.row_scale = sums.data_ptr()
+        rounded = torch.empty(x.shape[0] * self._in_features, dtype=torch.int16)
+        call.tiles = rounded.data_ptr()
         self._handle.kdn_linear4(ctypes.byref(call), self._nibbles)
 
 

@@ -14,7 +14,7 @@ from kdn.model.decoder import DecoderLayer, FusedLayers, KvNote, LayerWeights
 from kdn.model.grouped import GROUP
 from kdn.model.kernels.attention import BoundKernel, BoundTables
 from kdn.model.kernels.build import Kernels
-from kdn.model.kernels.rows import CompiledLinear, KernelNorm, LinearCall
+from kdn.model.kernels.rows import SUMS, CompiledLinear, KernelNorm, LinearCall
 from kdn.model.linear import Linear
 from kdn.model.norm import RmsNorm
 
@@ -113,7 +113,7 @@ class KernelLayers(FusedLayers):
         room = torch.empty(
             rows * sum(widths) + -(-rows // _SIDE) * _SIDE * widest, dtype=hidden.dtype
         )
-        sums = torch.empty(rows * max(widest // GROUP, 1))
+        sums = torch.empty(rows * max(widest // GROUP, 1) * SUMS)
         table = _noted(notes, tables)
         step = _Step(
             layers=ctypes.addressof(self._table),
