@@ -18,12 +18,12 @@ from kdn.model.linear import Linear, quantized
 from kdn.model.norm import RmsNorm
 
 __all__ = [
+    "SUMS",
     "CompiledLinear",
     "KernelFloatLinear",
     "KernelGroupedLinear",
     "KernelLinear",
     "KernelNorm",
-    "SUMS",
     "LinearCall",
 ]
 
