@@ -12,18 +12,18 @@
 #include "columns.h"
 #include "floats.h"
 
-#define QUERIES 192 /* of a task, at most: a block of columns is turned once for all of them */
-#define FEWEST 24   /* of a task, at least, unless there are no more */
-#define SHARES 3    /* a thread's tasks, at least */
-#define ROWS 3      /* rows of a product whose sums are in registers together, with a panel's columns */
+#define QUERIES 192                      /* of a task, at most: a block of columns is turned once for all of them */
+#define VALUES (QUERIES * MAX_DIM / 2) /* of a task: heads wider than half of MAX_DIM have fewer queries */
+#define FEWEST 24                        /* of a task, at least, unless there are no more */
+#define SHARES 3                         /* a thread's tasks, at least */
+#define ROWS 3                           /* rows of a product whose sums are in registers together, with a panel's columns */
 #define VECTORS 4
 #define PANEL (VECTORS * WIDTH)
-#define PANELS (MAX_DIM / PANEL)
 
 typedef struct {
-    float q[QUERIES * MAX_DIM], o[QUERIES * MAX_DIM]; /* [queries][dim], and [queries][dim in whole panels] */
+    float q[VALUES], o[VALUES]; /* [queries][dim], and [queries][dim in whole panels] */
     float p[QUERIES][BLOCK];
-    float turned[PANELS * MAX_DIM * PANEL]; /* K or V of a block: [panels][what sums run over][PANEL] */
+    float turned[BLOCK * MAX_DIM]; /* K or V of a block: [panels][what sums run over][PANEL] */
     float top[QUERIES], sum[QUERIES];
     int64_t where[QUERIES], head[QUERIES], row[QUERIES]; /* a query's position, head, and row of the batch */
     const Sequence *of[QUERIES];
@@ -308,7 +308,8 @@ static int64_t task_size(const PrefixGroup *prefix_groups, int64_t num_prefix_gr
     int64_t all = 0;
     for (int64_t i = 0; i < num_prefix_groups; i++) all += num_queries(&prefix_groups[i], call) * call->kv_heads;
     const int64_t share = all / (SHARES * call->threads) / FEWEST * FEWEST;
-    return share < FEWEST ? FEWEST : share < QUERIES ? share : QUERIES;
+    const int64_t room = VALUES / whole_panels(call->dim), most = room < QUERIES ? room : QUERIES;
+    return share < FEWEST ? FEWEST : share < most ? share : most;
 }
 
 /* Every row of every sequence over the columns at or before its position. Rows of a sequence ascend.
