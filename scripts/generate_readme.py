@@ -38,6 +38,7 @@ MEASURES = (
     "decoding with int4, tokens/s",
 )
 """Of the page's rows those that a newcomer looks for: floors and shares stand there alone."""
+LONGEST = 2048
 # In the order of the drawing in docs/architecture.md, from the nouns to the interfaces.
 ROOMS = ("core", "machine", "model", "engine", "schedule", "reuse", "store", "calibration", "cost", "rank",
          "rag", "api", "serve", "scale", "net", "plot", "bench", "integrations", "corpus", "cli")  # fmt: skip
@@ -78,7 +79,7 @@ def measured() -> str:
     if not RESULT.exists():
         return "No measurement has been committed yet; `make bench` makes one.\n"
     result = json.loads(RESULT.read_text("utf-8"))
-    rows = [row for row in result["rows"] if row["measure"] in MEASURES]
+    rows = [row for row in result["rows"] if row["measure"] in MEASURES and not _is_shorter(row)]
     names = [name for name in CONTESTANTS if any(name in row for row in rows)]
     lines = [
         f"| {result['model']}, {result['config']['dtype']} | {' | '.join(names)} |",
@@ -100,6 +101,11 @@ def _circumstances(result: dict[str, Any]) -> str:
         "Medians of interleaved rounds; ratios with their spread are in "
         "[docs/benchmarks/engine.md](docs/benchmarks/engine.md)."
     )
+
+
+def _is_shorter(row: dict[str, Any]) -> bool:
+    """Quantized weights have one row each: that of the longest context."""
+    return row["measure"].startswith("decoding with") and row["tokens"] < LONGEST
 
 
 def _measured_row(row: dict[str, Any], names: Sequence[str]) -> str:

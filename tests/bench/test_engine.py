@@ -20,7 +20,7 @@ SCALE = EngineScale(
     decode_context=40,
     rivals=(REFERENCE, VLLM),
     warm=False,
-    long_context=None,
+    quantized_contexts=(),
 )
 
 

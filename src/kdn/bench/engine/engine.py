@@ -59,8 +59,8 @@ class EngineScale:
     rest_s: float = REST_S
     warm: bool = True
     """Run every length once before it counts; else only the shortest."""
-    long_context: int | None = 2048
-    """Where decoding with int8 and int4 meets llama.cpp; None leaves it out."""
+    quantized_contexts: tuple[int, ...] = (512, 2048)
+    """Where decoding with int8 and int4 meets llama.cpp; the last one is summed up."""
 
 
 FULL = EngineScale(
@@ -77,7 +77,7 @@ QUICK = EngineScale(
     decode_pairs=3,
     rest_s=0.05,  # both sides share this process's threads
     warm=False,
-    long_context=None,
+    quantized_contexts=(),
 )
 
 
@@ -99,7 +99,7 @@ def measure(options: BenchOptions, scale: EngineScale, scratch: Path) -> Result:
         _Measuring(options, scale, lineup, found).everything()
         _busy(options, scale, lineup, found, scratch)
         _guesses(options, scale, found, scratch)
-        if scale.long_context is not None and LLAMA in lineup.others:
+        if scale.quantized_contexts and LLAMA in lineup.others:
             for quantization in ("int8", "int4"):
                 _quantized(options, scale, lineup, found, scratch, quantization)
         device, dtype = lineup.device, lineup.dtype
@@ -275,10 +275,16 @@ class _Measuring:
 
     def _prompt(self, purpose: str, length: int, number: int) -> TokenIds:
         """Random tokens that depend on the seed and on what they are for, and never repeat."""
-        source = random.Random(f"{self.options.seed}/{purpose}/{length}/{number}")
-        vocabulary = self.lineup.config.vocab_size
-        lowest = min(100, vocabulary // 2)  # special tokens come first in most vocabularies
-        return tuple(source.randrange(lowest, vocabulary) for _ in range(length))
+        return _random_prompt(self.options, self.lineup, f"{purpose}/{length}/{number}", length)
+
+
+def _random_prompt(
+    options: BenchOptions, lineup: Lineup, purpose: str, num_tokens: int
+) -> TokenIds:
+    source = random.Random(f"{options.seed}/{purpose}")
+    vocabulary = lineup.config.vocab_size
+    lowest = min(100, vocabulary // 2)  # special tokens come first in most vocabularies
+    return tuple(source.randrange(lowest, vocabulary) for _ in range(num_tokens))
 
 
 def _busy(
@@ -286,9 +292,7 @@ def _busy(
 ) -> None:
     """Decoding while four processes of our own compute."""
     options.say("decoding beside four busy processes")
-    source = random.Random(f"{options.seed}/busy")
-    vocabulary = lineup.config.vocab_size
-    prompt = tuple(source.randrange(min(100, vocabulary // 2), vocabulary) for _ in range(32))
+    prompt = _random_prompt(options, lineup, "busy", 32)
     row = busy_decoding(options, scratch, lineup.ours, prompt, options.pairs or scale.decode_pairs)
     found.rows.append(row)
     found.summary["busy_slowdown"] = float(row["slowdown"] or 0.0)
@@ -311,24 +315,27 @@ def _quantized(
     scratch: Path,
     quantization: str,
 ) -> None:
-    """Our quantized weights against llama.cpp's four bits, decoding after a long context."""
+    """Our quantized weights against llama.cpp's four bits, decoding after contexts."""
     options.say(f"decoding with {quantization} weights")
-    context = scale.long_context or 0
-    source = random.Random(f"{options.seed}/{quantization}")
-    vocabulary = lineup.config.vocab_size
-    lowest = min(100, vocabulary // 2)
-    prompt = tuple(source.randrange(lowest, vocabulary) for _ in range(context))
+    pairs = options.pairs or scale.decode_pairs
     with opened(options, scratch, quantization=quantization) as service:
         contestants: dict[str, Contestant] = {
             OURS: KdnContestant(service.engine, options.clock),
             LLAMA: lineup.others[LLAMA],
         }
-        pairs = options.pairs or scale.decode_pairs
-        samples = _decode(contestants, [prompt], scale.decode_tokens, pairs, scale.rest_s)
-    row: Row = {"measure": f"decoding with {quantization}, tokens/s", "tokens": context, "batch": 1}
-    row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
-    found.rows.append(row | _ratio_cells(samples, OURS, LLAMA))
-    found.summary[f"decode_speedup_{quantization}_llama"] = _median_ratio(samples, OURS, LLAMA)
+        for context in scale.quantized_contexts:
+            prompt = _random_prompt(options, lineup, f"{quantization}/{context}", context)
+            samples = _decode(contestants, [prompt], scale.decode_tokens, pairs, scale.rest_s)
+            row: Row = {
+                "measure": f"decoding with {quantization}, tokens/s",
+                "tokens": context,
+                "batch": 1,
+            }
+            row |= {name: 1 / (median(samples, name) or 1.0) for name in contestants}
+            found.rows.append(row | _ratio_cells(samples, OURS, LLAMA))
+            found.summary[f"decode_speedup_{quantization}_llama"] = _median_ratio(
+                samples, OURS, LLAMA
+            )
 
 
 def _decode(
