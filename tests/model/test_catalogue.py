@@ -33,7 +33,7 @@ def test_a_path_is_itself(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel, match=r"no model goes by .* model folder \(config\.json"):
+    with pytest.raises(WeightsError, match=r"has no config\.json; a model folder holds"):
         get(str(tmp_path), tmp_path)
 
 

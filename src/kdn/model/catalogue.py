@@ -125,7 +125,8 @@ def resolve(name_or_path: str | Path, home: Path) -> Path:
     """Where a model lies: a folder or a GGUF file. Downloads nothing.
 
     Looks for a path, then a known name (in an installed package, then among what `get` brought),
-    then a hub id that `get` brought.  Raises UnknownModel that says how to get it.
+    then a hub id that `get` brought.  Raises UnknownModel that says how to get it, and WeightsError for
+    the path of a folder that holds no model.
     """
     name, path = str(name_or_path), expanded(name_or_path)
     if (path / "config.json").is_file() or (path.is_file() and path.suffix == ".gguf"):
@@ -141,6 +142,11 @@ def resolve(name_or_path: str | Path, home: Path) -> Path:
             f"the model {name} is not here yet: `kdn models get {name}` brings it from the hub "
             f"({_size_of(found) // 1_000_000} MB)"
         )
+    if path.is_dir() and not _is_hub_id(name):
+        raise WeightsError(
+            f"{path} has no config.json; a model folder holds config.json, tokenizer.json and"
+            " safetensors weights"
+        )
     hint = f"`kdn models get {name}` fetches it from the hub, or " if _is_hub_id(name) else ""
     raise UnknownModel(
         f"no model goes by {name!r} here: {hint}give one of {', '.join(_KNOWN)}, the path of a "
@@ -151,8 +157,8 @@ def resolve(name_or_path: str | Path, home: Path) -> Path:
 def get(name: str, home: Path, progress: Progress = lambda _: None) -> Path:
     """Bring a known model, or a hub id, under `home`, and say where it lies.
 
-    A model that is here already is left.  Raises UnknownModel, WeightsError when what arrives is
-    not what was expected, MissingExtra when a hub id is asked for without the hub's client.
+    A model that is here already is left.  Raises UnknownModel, WeightsError for a folder without one or when
+    what arrives is not what was expected, MissingExtra when a hub id is asked for without the hub's client.
     """
     try:
         return resolve(name, home)

@@ -127,6 +127,8 @@ def start_rival(name: str, options: BenchOptions, scratch: Path, model: Path) ->
         "--threads",
         str(options.threads),
     ]
+    if name == VLLM:
+        command += ["--dtype", options.machine_dtype()]
     return RivalProcess(command, scratch / f"{name}.log")
 
 
