@@ -3,7 +3,8 @@
     python scripts/sanitize.py [more arguments for pytest]
 
 `attention.c`, `floats.c`, `grouped.c`, `linear.c`, `linear4.c`, `linear8.c`, `norm.c`, `rans.c` and
-`whole.c` are compiled with checks by a compiler that only this run sees; hypothesis draws shapes and damaged words.
+`whole.c` are compiled with checks by a compiler that only this run sees; hypothesis draws shapes and damaged
+words.
 Needs gcc with its sanitizers, on Linux.
 Exits 0 when nothing was reported, 1 when something was, 2 when the sanitizers are not here.
 """
