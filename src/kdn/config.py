@@ -76,7 +76,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """After so long without requests, once there were some, measure in the background how long prompts take,
     if that was never done; 0 leaves it to `kdn cost fit`."""
     threads: _Positive | None = None
-    """The most CPU threads; None: as affinity and quota allow. Fewer beside busy programs (in bf16)."""
+    """The most CPU threads; None: as affinity and quota allow. Fewer beside busy programs."""
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:

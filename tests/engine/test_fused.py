@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from kdn.model.decoder import FusedLayers, KvNote
 from kdn.model.kernels import KernelAttention, KernelLayers, Kernels
 from tests.engine.runs import shape_of, some_tokens
 
+TASKS = Path("/proc/self/task")
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 64, "num_hidden_layers": 4}
 FAMILIES = {
     "llama": {"num_attention_heads": 2, "num_key_value_heads": 1},
@@ -190,6 +192,42 @@ def test_rows_with_gaps_go_through_one_call_only_where_nothing_is_noted(
         counted.calls.clear()
         runner.run([one])
         assert counted.calls == calls
+
+
+def test_a_pass_goes_on_with_the_threads_that_there_are_now(
+    floats: Kernels, tiny_model: Callable[..., Path], model_cache: Path
+) -> None:
+    """Beside others a pass begins with one thread, and gets the second when they are done."""
+    if not TASKS.is_dir():
+        pytest.skip("the system does not list the threads of a process")
+    model = load_model(
+        tiny_model("llama", **SHAPE, **FAMILIES["llama"]),
+        cache_dir=model_cache,
+        dtype="float32",
+        device="cpu",
+        quantization="int8",
+        find_float_kernels=lambda: floats,
+    )
+    runner = Runner(model, floats, 1)
+
+    def begin_with_one(later: int) -> tuple[list[Tensor], list[int]]:
+        pairs, alive = runner.beside_a_prompt(), []
+        with torch.inference_mode():
+            step = Pass(model.decoder, KernelAttention(floats), [one for one, _ in pairs])
+            while not step.advance(1):
+                alive.append(len(list(TASKS.iterdir())))
+                torch.set_num_threads(later)
+            return step.logits(), alive
+
+    def on_a_thread_of_its_own(later: int) -> tuple[list[Tensor], list[int]]:
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as own:
+            return own.submit(begin_with_one, later).result()
+
+    alone, few = on_a_thread_of_its_own(1)
+    helped, more = on_a_thread_of_its_own(3)
+    assert few[1] - few[0] == 0
+    assert more[1] - more[0] == 2  # two workers beside the thread itself
+    assert_same(helped, alone)
 
 
 def assert_same(one: Sequence[Tensor], many: Sequence[Tensor]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from kdn.clock import ManualClock
-from kdn.machine.threads import FreeCores, busy_seconds, usable_cores
+from kdn.machine.threads import FreeCores, busy_seconds, running_elsewhere, usable_cores
 
 
 class Machine:
@@ -17,13 +20,14 @@ class Machine:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.busy_s = self.own_s = 0.0
+        self.running = 0
         self.cores = FreeCores(
             3,
             self.clock,
             cores=4,
             busy_s=lambda: self.busy_s,
             own_s=lambda: self.own_s,
-            load=lambda: 0.0,
+            running=lambda: self.running,
         )
 
     def threads(self, others: float, own: float, seconds: float = 0.25) -> int:
@@ -47,14 +51,22 @@ def test_threads_come_back_when_others_are_done_and_a_short_look_changes_nothing
     assert machine.threads(0.0, own=1.0, seconds=0.2) == 3
 
 
-@pytest.mark.parametrize(("load", "threads"), [(0.4, 2), (1.2, 1), (9.0, 1)])
-def test_before_the_first_look_the_last_minute_counts(load: float, threads: int) -> None:
-    assert FreeCores(2, ManualClock(), cores=2, load=lambda: load).threads() == threads
+@pytest.mark.parametrize(("running", "threads"), [(0, 2), (1, 1), (9, 1)])
+def test_before_the_first_look_it_counts_who_runs(running: int, threads: int) -> None:
+    assert FreeCores(2, ManualClock(), cores=2, running=lambda: running).threads() == threads
+
+
+def test_after_a_pause_it_counts_who_runs_and_not_who_ran_meanwhile() -> None:
+    machine = Machine()
+    assert machine.threads(others=4.0, own=0.0, seconds=60.0) == 3
+    machine.running = 2
+    assert machine.threads(others=0.0, own=0.0, seconds=60.0) == 2
+    assert machine.threads(others=0.0, own=2.0) == 3
 
 
 def test_where_nobody_says_what_others_do_all_threads_stay() -> None:
     clock = ManualClock()
-    cores = FreeCores(2, clock, cores=2, busy_s=lambda: None, load=lambda: 0.0)
+    cores = FreeCores(2, clock, cores=2, busy_s=lambda: None, running=lambda: 0)
     clock.advance(10.0)
     assert cores.threads() == 2
 
@@ -70,3 +82,17 @@ def test_the_machine_has_been_busy_and_has_processors() -> None:
     after = busy_seconds()
     assert after is not None
     assert after - before >= 0.05
+
+
+def test_a_program_that_computes_is_seen_to_run() -> None:
+    stat = Path("/proc/stat")
+    if not (stat.is_file() and "procs_running" in stat.read_text("ascii")):
+        pytest.skip("the system does not say how many threads run")
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(1, flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
+    ) as busy:
+        assert busy.stdout is not None
+        busy.stdout.readline()
+        moments = [running_elsewhere() for _ in range(20)]
+        busy.kill()
+    assert max(moments) >= 1

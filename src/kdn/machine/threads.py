@@ -31,6 +31,7 @@ __all__ = [
     "WriteBehind",
     "busy_seconds",
     "give_up_workers",
+    "running_elsewhere",
     "thread_seconds",
     "usable_cores",
 ]
@@ -87,7 +88,11 @@ def thread_seconds() -> Mapping[str, float]:
 
 _LOOK_S = 0.25
 """The time over which other programs are watched: the kernel counts in hundredths of a second."""
+_RECENT_S = 1.0
+"""What was seen over a longer time does not say who is busy now."""
+_MOMENTS, _MOMENT_S = 3, 1e-3
 _STAT = Path("/proc/stat")
+_TASKS = Path("/proc/self/task")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -116,12 +121,32 @@ def busy_seconds() -> float | None:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-def _load() -> float:
-    """The mean of the last minute; 0 where the system does not say."""
+def running_elsewhere(pause: Callable[[float], object] = time.sleep) -> int:
+    """How many threads of other programs run, or want to; 0 where nobody says.
+
+    The least of some moments: a client that has just sent its request is done in the next one.
+    """
     try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):
-        return 0.0
+        least = _running_now()
+        for _ in range(_MOMENTS - 1):
+            if least:
+                pause(_MOMENT_S)
+                least = min(least, _running_now())
+    except (OSError, IndexError, ValueError):
+        return 0
+    return least
+
+
+def _running_now() -> int:
+    told = _STAT.read_text("ascii").partition("procs_running ")[2].split()
+    return max(int(told[0]) - sum(map(_is_running, _TASKS.iterdir())), 0)
+
+
+def _is_running(task: Path) -> bool:
+    try:
+        return (task / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"R"
+    except (OSError, IndexError):  # it has ended meanwhile
+        return False
 
 
 class FreeCores:
@@ -135,36 +160,40 @@ class FreeCores:
         cores: int | None = None,
         busy_s: Callable[[], float | None] = busy_seconds,
         own_s: Callable[[], float] = time.process_time,
-        load: Callable[[], float] = _load,
+        running: Callable[[], int] = running_elsewhere,
     ) -> None:
         """Never more than `most` threads. `cores` are the machine's, all of them by default.
 
-        `load` is how many programs wanted a processor lately: all that is known at the beginning.
+        `running` is how many threads of other programs run now: all that is known after a pause.
         """
         self._most = most
         self._clock = clock
         self._cores = cores or os.cpu_count() or 1
-        self._busy_s, self._own_s = busy_s, own_s
+        self._busy_s, self._own_s, self._running = busy_s, own_s, running
         self._looked_s = clock.now()
         self._seen = self._look()
-        self._threads = max(min(self._cores - math.floor(load()), most), 1)
+        self._threads = self._beside(running())
 
     def threads(self) -> int:
         """As many as are free by the last quarter of a second, at least one.
 
-        A processor that others use for half of the time counts as theirs.
+        A processor that others use for half of the time counts as theirs.  Where nobody asked for longer,
+        what others did meanwhile may be over, so it counts who runs now.
         """
         now_s = self._clock.now()
         passed_s = now_s - self._looked_s
-        if passed_s < _LOOK_S or self._seen is None:
+        if passed_s < _LOOK_S:
             return self._threads
         seen = self._look()
-        if seen is not None:
-            others = (seen - self._seen) / passed_s
-            self._threads = max(min(math.floor(self._cores - others + 0.5), self._most), 1)
-            self._seen = seen
-        self._looked_s = now_s
+        if seen is not None and self._seen is not None:
+            is_recent = passed_s <= _RECENT_S
+            others = (seen - self._seen) / passed_s if is_recent else self._running()
+            self._threads = self._beside(others)
+        self._seen, self._looked_s = seen, now_s
         return self._threads
+
+    def _beside(self, others: float) -> int:
+        return max(min(math.floor(self._cores - others + 0.5), self._most), 1)
 
     def _look(self) -> float | None:
         """Processor seconds of all other programs so far."""

@@ -250,14 +250,13 @@ class BoundKernel(BoundAttention):
             cos=self._cos.data_ptr(),
             sin=self._sin.data_ptr(),
             use_amx=library.has_amx,
-            threads=torch.get_num_threads(),
         )
         self._tasks: ctypes.Array[_Task] | None = None
 
     def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = _rows(q), _rows(k), _rows(v)
         out = torch.empty(q.shape, dtype=q.dtype)
-        call = self._call
+        call = self._call_now()
         call.layer, call.heads = layer, q.shape[1]
         call.q, call.q_stride = q.data_ptr(), q.stride(0)
         call.k, call.k_stride = k.data_ptr(), k.stride(0)
@@ -277,7 +276,7 @@ class BoundKernel(BoundAttention):
         held = self._set_scalings(scalings, q.shape[2]) if scalings else []
         num_rows, heads, dim = q.shape
         out = torch.empty((num_rows, heads * dim), dtype=q.dtype)
-        call, num_prefix_groups = self._call, ctypes.c_int64(len(self._prefix_groups))
+        call, num_prefix_groups = self._call_now(), ctypes.c_int64(len(self._prefix_groups))
         call.layer, call.heads, call.window = layer, heads, window or 0
         call.q, call.q_stride, call.out = q.data_ptr(), q.stride(0), out.data_ptr()
         self._handle.kdn_attend(
@@ -286,6 +285,11 @@ class BoundKernel(BoundAttention):
         if held:
             self._clear_scalings()
         return out
+
+    def _call_now(self) -> _Call:
+        """On as many threads as the caller has now: they may change between the layers of a pass."""
+        self._call.threads = torch.get_num_threads()
+        return self._call
 
     def _task_room(self) -> ctypes.Array[_Task]:
         if self._tasks is None:
@@ -298,7 +302,7 @@ class BoundKernel(BoundAttention):
 
     def tables(self, heads: int) -> BoundTables:
         """For a kernel that walks over all layers, none of whose columns is scaled."""
-        self._call.heads = heads
+        self._call_now().heads = heads
         return BoundTables(
             ctypes.addressof(self._call),
             ctypes.addressof(self._table),
