@@ -224,6 +224,39 @@ def test_ctrl_c_is_130_from_the_first_import_on(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (130, "\nkdn: stopped\n")
 
 
+_TERMINATED = """
+import os, signal, sys
+from kdn.bench.common.result import scratch_folder
+from kdn.cli import app, main
+@app.command()
+def measure():
+    with scratch_folder() as folder:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:  # `timeout` sends it twice
+            os.kill(os.getpid(), signal.SIGTERM)
+            print(folder.name)
+main()
+"""
+
+
+def test_sigterm_removes_temporary_folders_as_ctrl_c_does(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", _TERMINATED, "measure"],
+        env=environment(tmp_path) | {"TMPDIR": str(scratch)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("kdn-benchmark-")
+    assert done.stderr == "\nkdn: stopped; what was finished before is kept\n"
+    assert done.returncode == 143
+    assert list(scratch.iterdir()) == []
+
+
 def test_no_name_steers_the_terminal(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
     name = "\x1b]0;PWNED\x07.txt"
     (tmp_path / name).write_text("words and more words")

@@ -8,25 +8,26 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-__all__ = ["app", "main"]
+from kdn.machine.process import end_if_closed, stop_code, unwind_on_sigterm
 
-_INTERRUPTED = 130
+__all__ = ["app", "main"]
 
 
 def main() -> None:
-    """The `kdn` program: exits with 0, 1 (it failed), 2 (it was asked wrongly) or 130 (Ctrl-C)."""
+    """The `kdn` program: 0, 1 (it failed), 2 (it was asked wrongly), 130 (Ctrl-C), 143 (SIGTERM)."""
+    unwind_on_sigterm()
     try:
         from kdn.cli.program import app
 
         app(prog_name="kdn")
     except SystemExit as ended:
-        from kdn.machine.process import end_if_closed
-
         end_if_closed(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
         raise
-    except KeyboardInterrupt:  # while commands are imported; later ones are theirs to report
+    except (
+        KeyboardInterrupt
+    ) as stop:  # while commands are imported; later ones are theirs to report
         sys.stderr.write("\nkdn: stopped\n")
-        sys.exit(_INTERRUPTED)
+        sys.exit(stop_code(stop))
 
 
 def __getattr__(name: str) -> Any:

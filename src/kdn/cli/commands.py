@@ -12,11 +12,9 @@ from typer.core import TyperGroup
 
 from kdn.cli.show import say
 from kdn.errors import BadInput, KdnError
+from kdn.machine.process import stop_code
 
-__all__ = ["INTERRUPTED", "Commands", "explained"]
-
-INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C ended, as shells have it."""
+__all__ = ["Commands", "explained"]
 
 
 class Commands(TyperGroup):
@@ -34,7 +32,7 @@ class Commands(TyperGroup):
             return super().make_context(*given, **named)
         except KeyboardInterrupt as stop:
             say("\nkdn: stopped")
-            raise typer.Exit(INTERRUPTED) from stop
+            raise typer.Exit(stop_code(stop)) from stop
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -44,7 +42,7 @@ class Commands(TyperGroup):
             raise typer.Exit(2 if isinstance(error, BadInput) else 1) from error
         except KeyboardInterrupt as stop:
             say("\nkdn: stopped; what was finished before is kept")
-            raise typer.Exit(INTERRUPTED) from stop
+            raise typer.Exit(stop_code(stop)) from stop
         except BrokenPipeError as gone:
             # The reader of our output has left; Python must not complain when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

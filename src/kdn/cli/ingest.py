@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdn.cli.commands import INTERRUPTED
 from kdn.cli.grouped import grouped
 from kdn.cli.options import (
     JsonOption,
@@ -28,6 +27,7 @@ from kdn.cli.show import (
 )
 from kdn.cli.steer import RecipeOption, read_recipe
 from kdn.errors import BadInput
+from kdn.machine.process import INTERRUPTED
 from kdn.machine.text import counted
 
 if TYPE_CHECKING:

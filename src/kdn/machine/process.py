@@ -4,15 +4,49 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["end_if_closed", "hide_arguments", "will_end_closed"]
+__all__ = [
+    "INTERRUPTED",
+    "Terminated",
+    "end_if_closed",
+    "hide_arguments",
+    "stop_code",
+    "unwind_on_sigterm",
+    "will_end_closed",
+]
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code of a program that Ctrl-C ended, as shells have it."""
 
 _ENDS_CLOSED = threading.Event()
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come: what stops at Ctrl-C stops at this, too."""
+
+
+def unwind_on_sigterm() -> None:
+    """From now on SIGTERM raises Terminated once in the main thread, so that temporary files are removed.
+
+    Those that follow are ignored: `timeout` sends two, and the second would stop the removing.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which programs inherit
+    raise Terminated
+
+
+def stop_code(stop: KeyboardInterrupt) -> int:
+    """The exit code of a program that Ctrl-C or SIGTERM ended, as shells have it: 130 or 143."""
+    return 128 + signal.SIGTERM if isinstance(stop, Terminated) else INTERRUPTED
 
 
 def will_end_closed() -> None:
