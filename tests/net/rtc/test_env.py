@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,12 +109,19 @@ def test_a_policy_is_layers_of_tanh(tmp_path: Path) -> None:
         load_policies(tmp_path / "absent.npz")
 
 
-def test_ppo_learns_something_in_a_few_thousand_steps() -> None:
-    """A table and links that reward a rate: the best of two validations beats a policy that never moves."""
+def test_ppo_learns_something_in_a_few_thousand_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table and links that reward a rate: the best of two validations beats a policy that never moves.
+
+    Its logger leaves no folder.
+    """
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     tables = [made_table()]
     learning = Learning(steps=4096, check_every=2048)
     policy, curve = learn_online(tables, learning)
     assert len(curve.points) == 2
+    assert list(tmp_path.glob("SB3-*")) == []
     still = Policy("still", ((np.zeros((1, 31), np.float32), np.zeros(1, np.float32)),))
     link = Link("steady", constant(1.5e6))
     moved = run_call(Call(made_table(), link, seconds=10.0), Learned(policy))

@@ -61,6 +61,7 @@ def learn_online(
     """PPO from scratch; the policy that validated best, and the curve. Raises MissingExtra."""
     try:
         from stable_baselines3 import PPO
+        from stable_baselines3.common.logger import Logger
     except ImportError as error:
         raise MissingExtra("policies learn by stable-baselines3: pip install 'kdn[rtc]'") from error
 
@@ -78,6 +79,7 @@ def learn_online(
         device="cpu",
         policy_kwargs={"net_arch": [32, 16], "log_std_init": -1.0},
     )
+    ppo.set_logger(Logger(folder=None, output_formats=[]))  # its own makes a folder each time
     curve, best, kept = Curve(), -np.inf, None
     done = 0
     while done < learning.steps:
