@@ -6,11 +6,13 @@ vLLM lives in an environment of its own, which `make test-vllm` builds: the test
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,16 +123,9 @@ def vllm(
     } | options
     if not PYTHON.exists():
         pytest.skip("vLLM is not installed (make test-vllm builds .venv-vllm)")
-    environment = os.environ | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
-    }
     read, write = os.pipe()
     with (
+        _environment() as environment,
         (model / "vllm.log").open("a") as log,
         os.fdopen(read) as replies,
         subprocess.Popen(
@@ -139,7 +134,7 @@ def vllm(
             stdout=log,
             stderr=log,
             pass_fds=[write],
-            env=environment,
+            env=environment | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
             text=True,
         ) as process,
     ):
@@ -171,30 +166,39 @@ def vllm_server(model: Path, *options: str) -> Iterator[tuple[str, subprocess.Po
         *("--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"),
         *options,
     ]
-    environment = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
-    }
-    with (model / "vllm-server.log").open("a") as log:
+    with _environment() as environment, (model / "vllm-server.log").open("a") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment, start_new_session=True
         )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        with httpx.Client(transport=httpx.HTTPTransport(retries=3)) as client:
-            waited = threading.Event()
-            while not _is_well(client, url):
-                if process.poll() is not None:
-                    raise VllmFailed((model / "vllm-server.log").read_text()[-2000:])
-                waited.wait(0.5)
-        yield url, process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        url = f"http://127.0.0.1:{port}"
+        try:
+            with httpx.Client(transport=httpx.HTTPTransport(retries=3)) as client:
+                waited = threading.Event()
+                while not _is_well(client, url):
+                    if process.poll() is not None:
+                        raise VllmFailed((model / "vllm-server.log").read_text()[-2000:])
+                    waited.wait(0.5)
+            yield url, process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def _environment() -> Iterator[dict[str, str]]:
+    """For a vLLM on one processor; its sockets and rendezvous files, which it leaves, go at the end."""
+    kept = Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    with tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True) as folder:
+        yield os.environ | {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+            "TMPDIR": folder,
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(kept)),
+        }
 
 
 def _is_well(client: httpx.Client, url: str) -> bool:
