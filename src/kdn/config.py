@@ -23,7 +23,7 @@ from msgspec import Meta
 from kdn.core.share import ShareConfig
 from kdn.cost.settings import CostConfig
 from kdn.errors import BadConfig
-from kdn.machine.files import expanded, home_folder
+from kdn.machine.files import expanded, home_folder, readable_folder
 from kdn.schedule import POLICIES
 from kdn.store.settings import StoreConfig
 
@@ -259,10 +259,10 @@ def load_config(
     """The settings of a file with those of the environment over them.
 
     The file is `file`, else `$KDN_CONFIG`, else `kdn.toml` in the home folder if there is one.
-    Raises BadConfig for a file that was asked for and cannot be read, an unknown name (the nearest
-    known one is named), or an impossible value.
+    Raises BadConfig for a file that was asked for, or a home folder, that cannot be read, an unknown
+    name (the nearest known one is named), or an impossible value.
     """
-    home = home_folder(environ) if home is None else expanded(home)
+    home = readable_folder(home_folder(environ) if home is None else expanded(home))
     named = file or (expanded(environ["KDN_CONFIG"]) if environ.get("KDN_CONFIG") else None)
     tables = _read_file(named or home / "kdn.toml", must_exist=named is not None)
     for (room, field), text in _read_environment(environ).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import socket
 import subprocess
@@ -171,27 +172,53 @@ def test_public_names_load_on_first_use(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["ingest", "ask", "store put", "store stat", "store clear --yes", "doctor", "cost fit"],
-)
-def test_a_home_that_cannot_be_written_is_one_sentence(
-    tmp_path: Path, tiny_model: Callable[..., Path], command: str
-) -> None:
-    (tmp_path / "taken").write_text("a file where the home folder should be")
-    (tmp_path / "text.txt").write_text("words")
+def arguments_of(command: str, text: Path, model: Path) -> list[str | Path]:
+    """The command with what it cannot do without."""
     arguments: list[str | Path] = list(command.split())
     if command in ("ingest", "store put"):
-        arguments.append(tmp_path / "text.txt")
+        arguments.append(text)
     if command == "ask":
         arguments.append("why?")
     if command in ("ingest", "ask", "store put", "cost fit"):
-        arguments += ["--model", tiny_model()]
-    done = kdn(tmp_path / "taken" / "home", *arguments)
+        arguments += ["--model", model]
+    return arguments
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["ingest", "ask", "store put", "store stat", "store clear --yes", "cost fit"],
+)
+def test_a_home_in_which_nothing_can_be_made_is_one_sentence(
+    tmp_path: Path, tiny_model: Callable[..., Path], command: str
+) -> None:
+    home, text = tmp_path / "home", tmp_path / "text.txt"
+    text.write_text("words")
+    home.mkdir()
+    for name in ("store", "library", "models", "cost", "calibration", "kernels"):
+        (home / name).write_text("a file where a folder should be")
+    done = kdn(home, *arguments_of(command, text, tiny_model()))
     assert done.code == 1
     (line,) = [line for line in done.err.splitlines() if line.startswith("kdn: ")]
-    assert "taken" in line
+    assert str(home) in line
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("ingest", "ask", "store put", "store stat", "store clear --yes", "doctor", "cost fit"),
+        *("share list", "models list"),
+    ],
+)
+def test_a_home_that_is_no_folder_is_refused_by_commands_that_only_read_too(
+    tmp_path: Path, command: str, place: str
+) -> None:
+    """`--home` is looked at when words are read; here `$KDN_HOME` names it."""
+    (tmp_path / "file").write_text("words")
+    done = kdn(tmp_path / place, *arguments_of(command, tmp_path / "file", tmp_path))
+    assert (done.code, done.out) == (2, "")
+    assert f"{tmp_path / place} cannot be read: Not a directory; choose another" in done.err
 
 
 def test_errors_of_the_system_say_what_to_do() -> None:
@@ -255,6 +282,15 @@ def test_sigterm_removes_temporary_folders_as_ctrl_c_does(tmp_path: Path) -> Non
     assert done.stderr == "\nkdn: stopped; what was finished before is kept\n"
     assert done.returncode == 143
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_home_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(0o300)
+    done = kdn(home, "share", "list")
+    assert done.code == 2
+    assert f"{home} cannot be read: Permission denied; choose another" in done.err
 
 
 def test_no_name_steers_the_terminal(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:

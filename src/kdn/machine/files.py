@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from kdn.errors import BadInput, NoSpace, StoreError
+from kdn.errors import BadConfig, BadInput, NoSpace, StoreError
 
 __all__ = [
     "READABLE",
@@ -31,6 +31,7 @@ __all__ = [
     "make_tree_private",
     "publish_file",
     "publishing",
+    "readable_folder",
     "refuse_output",
     "refuse_special",
     "refuse_unwritable",
@@ -64,6 +65,21 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise BadInput(f"{str(path)[:80]!r}: no such user here; write the whole path") from error
+
+
+def readable_folder(folder: Path) -> Path:
+    """The folder itself, which may be missing: it is made when something is written.
+
+    Raises BadConfig where it cannot be read: it would look empty to whatever looks for files in it.
+    """
+    try:
+        os.scandir(folder).close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadConfig(f"{folder} cannot be read: {reason}; choose another folder") from error
+    return folder
 
 
 @contextmanager
