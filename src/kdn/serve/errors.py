@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 
+_MOST_SIDE = 500
+"""Characters of a long message that are told, of its beginning and of its end."""
+
+
 class Fault(msgspec.Struct, frozen=True):
     """What went wrong, in OpenAI's words, with the HTTP status that goes with it."""
 
@@ -45,6 +49,12 @@ class Fault(msgspec.Struct, frozen=True):
     param: str | None = None
     code: str | None = None
     retry_after_s: int | None = None
+
+    def __post_init__(self) -> None:
+        """A message may quote what was sent, which may be megabytes: its middle is left out."""
+        if len(self.message) > 2 * _MOST_SIDE:
+            short = f"{self.message[:_MOST_SIDE]} ... {self.message[-_MOST_SIDE:]}"
+            msgspec.structs.force_setattr(self, "message", short)
 
     def body(self) -> bytes:
         """The JSON text of `{"error": {...}}`."""
