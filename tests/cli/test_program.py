@@ -232,11 +232,24 @@ def test_errors_of_the_system_say_what_to_do() -> None:
 
 
 def test_ctrl_c_is_130_from_the_first_import_on(tmp_path: Path) -> None:
+    assert stopped_at_import(tmp_path, "raise KeyboardInterrupt") == (130, "\nkdn: stopped\n")
+
+
+def test_what_a_library_makes_of_a_stop_is_a_stop(tmp_path: Path) -> None:
+    torn = """
+        try: signal.raise_signal(signal.SIGTERM)
+        finally: raise RuntimeError('no compiled object yet')
+    """
+    assert stopped_at_import(tmp_path, torn) == (143, "\nkdn: stopped\n")
+
+
+def stopped_at_import(tmp_path: Path, how: str) -> tuple[int, str]:
+    """How kdn ends whose first import of a command runs `how`."""
     program = (
-        "import builtins, kdn.cli\n"
+        "import builtins, signal, kdn.cli\n"
         "real = builtins.__import__\n"
         "def stopped(name, *rest):\n"
-        "    if name == 'kdn.cli.program': raise KeyboardInterrupt\n"
+        f"    if name == 'kdn.cli.program':\n        {how}\n"
         "    return real(name, *rest)\n"
         "builtins.__import__ = stopped\n"
         "kdn.cli.main()"
@@ -248,7 +261,7 @@ def test_ctrl_c_is_130_from_the_first_import_on(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (130, "\nkdn: stopped\n")
+    return done.returncode, done.stderr
 
 
 _TERMINATED = """

@@ -8,26 +8,28 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from kdn.machine.process import end_if_closed, stop_code, unwind_on_sigterm
+from kdn.machine.process import INTERRUPTED, Ending
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """The `kdn` program: 0, 1 (it failed), 2 (it was asked wrongly), 130 (Ctrl-C), 143 (SIGTERM)."""
-    unwind_on_sigterm()
+    """The `kdn` program: exits with 0, 1 (it failed), 2 (asked wrongly), 130 (Ctrl-C) or 143 (SIGTERM)."""
+    ending = Ending()
     try:
         from kdn.cli.program import app
 
         app(prog_name="kdn")
     except SystemExit as ended:
-        end_if_closed(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        stopped = code == INTERRUPTED
+        ending.leave_with((ending.code or code) if stopped else code)
         raise
-    except (
-        KeyboardInterrupt
-    ) as stop:  # while commands are imported; later ones are theirs to report
+    except BaseException as error:  # while commands are imported, or what a library made of a stop
+        if ending.code is None and not isinstance(error, KeyboardInterrupt):
+            raise
         sys.stderr.write("\nkdn: stopped\n")
-        sys.exit(stop_code(stop))
+        ending.leave_with(ending.code or INTERRUPTED)
 
 
 def __getattr__(name: str) -> Any:

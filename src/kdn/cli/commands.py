@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from kdn.cli.show import say
 from kdn.errors import BadInput, KdnError
-from kdn.machine.process import stop_code
+from kdn.machine.process import INTERRUPTED
 
 __all__ = ["Commands", "explained"]
 
@@ -32,7 +32,7 @@ class Commands(TyperGroup):
             return super().make_context(*given, **named)
         except KeyboardInterrupt as stop:
             say("\nkdn: stopped")
-            raise typer.Exit(stop_code(stop)) from stop
+            raise typer.Exit(INTERRUPTED) from stop
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -42,7 +42,7 @@ class Commands(TyperGroup):
             raise typer.Exit(2 if isinstance(error, BadInput) else 1) from error
         except KeyboardInterrupt as stop:
             say("\nkdn: stopped; what was finished before is kept")
-            raise typer.Exit(stop_code(stop)) from stop
+            raise typer.Exit(INTERRUPTED) from stop
         except BrokenPipeError as gone:
             # The reader of our output has left; Python must not complain when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

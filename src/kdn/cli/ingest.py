@@ -162,7 +162,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
     def stop(_signal: int, _frame: object) -> None:
         nonlocal stopped
         stopped = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
         say("\nstopping after the current document (Ctrl-C again stops immediately)")
 
     before = signal.signal(signal.SIGINT, stop)
