@@ -19,6 +19,7 @@ from kdn.serve.errors import Refused
 from kdn.serve.store.grants import Grant
 from kdn.store import Store, check_whole, pack_note
 from kdn.store.stream.transcode import encode_layers
+from kdn.store.tiers.remote.client import first_rows
 from kdn.store.tiers.remote.peer import PeerChanges
 
 __all__ = ["block_routes"]
@@ -36,7 +37,9 @@ def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRoute
     def changes(request: Request) -> Response:
         grant = grant_of(request)
         pages = store.index.pages(request.query_params.get("since", ""))
-        added = [(str(e.key), pack_note(e)) for e in pages.added if grant.reads(e.family.salt)]
+        seen = (entry for entry in pages.added if grant.reads(entry.family.salt))
+        # Readers refuse a longer list: of a larger store they follow a part.
+        added = list(first_rows((str(entry.key), pack_note(entry)) for entry in seen))
         removed = [str(key) for key, salt in pages.removed if grant.reads(salt)]
         changes = PeerChanges(pages.cursor, pages.whole, added, removed)
         return Response(msgspec.msgpack.encode(changes), media_type="application/msgpack")

@@ -37,7 +37,13 @@ from kdn.store import (
 )
 from kdn.store.index.index import Entry
 from kdn.store.tiers.memory import MemoryTier
-from kdn.store.tiers.remote.client import MAX_LISTED, Listed, RemoteChanges
+from kdn.store.tiers.remote.client import (
+    MAX_LISTED,
+    MAX_LISTING_BYTES,
+    Listed,
+    RemoteChanges,
+    first_rows,
+)
 from kdn.trace import NoTrace, Recorder
 from tests.answering import Answer, answering
 from tests.store.helpers import MODEL, block_id, make_block, run_of
@@ -261,7 +267,11 @@ def _changes(answer: bytes) -> RemoteChanges:
             b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n\xdd\xff\xff\xff\xff\x90",
             "another kind",
         ),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n", "99999999999 more expected"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n", "99999 more expected"),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 268435457\r\n\r\n",
+            "it answers with more than 268435456 bytes",
+        ),
     ],
 )
 def test_changes_that_cannot_be_read_cost_the_tier(answer: bytes, why: str) -> None:
@@ -288,17 +298,25 @@ def test_foreign_changes_of_a_node_are_counted_and_their_notes_are_none(
 
 
 def test_a_listing_of_more_blocks_than_are_followed_is_not_made_into_objects() -> None:
-    """Eight megabytes of empty entries would be 300 MB of tuples."""
+    """Half a megabyte of empty entries would be 20 MB of tuples."""
     many = MAX_LISTED + 1
     body = b"\x94\xa1c\xc3\xdd" + many.to_bytes(4, "big") + b"\x92\xa0\xc4\x00" * many + b"\x90"
     with answering(_fixed(b"HTTP/1.1 200 OK\r\n", body)) as place:
         peer = PeerRemote(f"http://{place}", timeout_s=20)
         tracemalloc.start()
-        with pytest.raises(Unreachable, match="of length <= 2000000"):
+        with pytest.raises(Unreachable, match="of length <= 131072"):
             peer.changes()
         assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
         tracemalloc.stop()
         peer.close()
+
+
+def test_a_listing_ends_where_a_reader_would_refuse_it() -> None:
+    """131,072 rows of 2 KiB are 256 MiB."""
+    assert MAX_LISTING_BYTES == 256 << 20
+    notes = [("a", bytes(1 << 20))] * 300
+    assert len(list(first_rows(notes))) == 255, "each has 96 bytes beside its note"
+    assert len(list(first_rows([("a", b"")] * (MAX_LISTED + 1)))) == MAX_LISTED
 
 
 # --- other servers that answer without an end ---

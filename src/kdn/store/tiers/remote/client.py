@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Self
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 from kdn.core import BlockKey
 from kdn.store.tiers.seal import MAX_SEALED_BYTES
@@ -16,21 +18,26 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_LISTED",
     "MAX_LISTING_BYTES",
+    "ROW_BYTES",
     "Listed",
     "Remote",
     "RemoteChanges",
     "block_key",
+    "first_rows",
     "listed",
 ]
 
 
-MAX_LISTED = 2_000_000
+MAX_LISTED = 1 << 17
 """More blocks than this are not followed: a listing that never ends ends here."""
-MAX_LISTING_BYTES = 1 << 30
-"""A listing that is longer than this is not read to its end."""
+MAX_LISTING_BYTES = MAX_LISTED << 11
+"""256 MiB. A block's key and note are some 1.3 KiB, most of it the tokens; a longer listing is not read."""
+ROW_BYTES = 96
+"""A row of a listing, without its note."""
 MAX_NOTE_BYTES = (1 << 16) + 64
 """Sealed, it is a little longer than it is open."""
 _KEY = re.compile("[0-9a-f]{64}")
+_Key = TypeVar("_Key")
 
 
 def block_key(given: str | bytes) -> BlockKey | None:
@@ -57,6 +64,16 @@ def listed(given: str | bytes, sized: bytes) -> Listed | None:
         return None
     size_bytes = int.from_bytes(sized[:8], "little")
     return Listed(key, sized[8:], size_bytes) if size_bytes <= MAX_SEALED_BYTES else None
+
+
+def first_rows(rows: Iterable[tuple[_Key, bytes]]) -> Iterator[tuple[_Key, bytes]]:
+    """As many rows of (key, note) as a listing may have."""
+    left_bytes = MAX_LISTING_BYTES
+    for row in islice(rows, MAX_LISTED):
+        left_bytes -= ROW_BYTES + len(row[1])
+        if left_bytes < 0:
+            return
+        yield row
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ notes/ab/KEY       its note, written after it: a listing of notes finds only who
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,7 +18,9 @@ from kdn.core import BlockKey
 from kdn.errors import BadConfig, MissingExtra, Unreachable
 from kdn.store.tiers.remote.client import (
     MAX_LISTED,
+    MAX_LISTING_BYTES,
     MAX_NOTE_BYTES,
+    ROW_BYTES,
     Listed,
     Remote,
     RemoteChanges,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["ObjectRemote"]
 
 _PARALLEL_READS = 16
+_READ_TOGETHER = 256
 _SIZE_BYTES = 8
 
 
@@ -102,8 +105,7 @@ class ObjectRemote(Remote):
             names = islice(self._names(), MAX_LISTED)
             found = [block_key(name) for name in names]
             keys = {key for key in found if key is not None}
-            with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-                notes = list(pool.map(self._read_note, keys - self._known))
+            notes = list(self._read_notes(keys - self._known))
             added = tuple(one for one in notes if one is not None)
             foreign = sum(key is None for key in found) + len(notes) - len(added)
             removed = tuple(self._known - keys)
@@ -117,6 +119,15 @@ class ObjectRemote(Remote):
         for page in self._obstore.list(self._store, prefix="notes"):
             for found in page:
                 yield found["path"].rpartition("/")[2]
+
+    def _read_notes(self, keys: Iterable[BlockKey]) -> Iterator[Listed | None]:
+        """The notes of these, until they are as many bytes as a listing may have."""
+        names, left_bytes = iter(keys), MAX_LISTING_BYTES
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            while left_bytes > 0 and (some := list(islice(names, _READ_TOGETHER))):
+                notes = list(pool.map(self._read_note, some))
+                left_bytes -= sum(ROW_BYTES + len(one.note) for one in notes if one is not None)
+                yield from notes
 
     def _read_note(self, key: BlockKey) -> Listed | None:
         try:

@@ -11,17 +11,16 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, MissingExtra, Unreachable
 from kdn.store.tiers.remote.client import (
-    MAX_LISTED,
     MAX_LISTING_BYTES,
     Remote,
     RemoteChanges,
     block_key,
+    first_rows,
     listed,
 )
 
@@ -148,7 +147,7 @@ class RedisRemote(Remote):
         return _order(first) <= _order(self._seen) <= _order(_text(stream["last-generated-id"]))
 
     def _everything(self) -> RemoteChanges:
-        rows = islice(self._redis.hscan_iter(self._notes, count=1000), MAX_LISTED)
+        rows = first_rows(self._redis.hscan_iter(self._notes, count=1000))
         found = [listed(key, sized) for key, sized in rows]
         added = tuple(one for one in found if one is not None)
         return RemoteChanges(added, whole=True, foreign=len(found) - len(added))
