@@ -297,6 +297,23 @@ def test_sigterm_removes_temporary_folders_as_ctrl_c_does(tmp_path: Path) -> Non
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [
+        ("share list", "share"),
+        ("store stat", "calibration"),
+        ("ask Who? --steer careful", "steer"),
+    ],
+)
+def test_a_folder_of_records_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    tmp_path: Path, command: str, folder: str
+) -> None:
+    (tmp_path / folder).write_text("a file where a folder should be")
+    done = kdn(tmp_path, *command.split())
+    assert (done.code, done.out) == (2, "")
+    assert f"{tmp_path / folder} cannot be read: Not a directory" in done.err
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
 def test_a_home_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
     home = tmp_path / "home"

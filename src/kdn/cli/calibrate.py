@@ -10,6 +10,7 @@ import typer
 from kdn.cli.grouped import grouped
 from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, say, table
+from kdn.machine.files import readable_folder
 
 if TYPE_CHECKING:
     from kdn.reuse.codec_quality import QualityRecord
@@ -67,6 +68,6 @@ def records_of(home: Path) -> list[QualityRecord]:
     from kdn.core import Fingerprint
     from kdn.reuse.codec_quality import load_record
 
-    names = sorted(path.stem for path in (home / "calibration").glob("*.json"))
+    names = sorted(path.stem for path in readable_folder(home / "calibration").glob("*.json"))
     found = (load_record(home, Fingerprint(name)) for name in names)
     return [record for record in found if record is not None]

@@ -19,6 +19,7 @@ from kdn.cli.options import (
     output_file,
 )
 from kdn.cli.show import emit, progress_bar, say, table
+from kdn.machine.files import readable_folder
 from kdn.machine.text import counted, read_json_lines
 
 if TYPE_CHECKING:
@@ -105,7 +106,9 @@ def list_profiles(home: HomeOption = None, *, as_json: JsonOption = False) -> No
     from kdn.cli.options import read_settings
     from kdn.reuse.share import ShareRecords
 
-    records = ShareRecords(read_settings(home).home).all()
+    folder = read_settings(home).home
+    readable_folder(folder / "share")
+    records = ShareRecords(folder).all()
     if as_json:
         emit({"pairs": records})
         return

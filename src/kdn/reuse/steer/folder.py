@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdn.core import Fingerprint
 from kdn.errors import BadInput
+from kdn.machine.files import readable_folder
 from kdn.reuse.steer.option import LOOKS
 from kdn.reuse.steer.recipe import SteerRecipe
 
@@ -41,7 +42,7 @@ class RecipeFolder:
 
     def names(self) -> list[str]:
         """Those there are, in order."""
-        return sorted(file.stem for file in self.folder.glob("*.json"))
+        return sorted(file.stem for file in readable_folder(self.folder).glob("*.json"))
 
     def named(self, name: str) -> SteerRecipe:
         """The recipe of that name. Raises BadInput where there is none, and for another model's."""
