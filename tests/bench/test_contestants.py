@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -168,6 +169,15 @@ def test_a_rival_answers_in_lines(rival: RivalProcess) -> None:
     assert rival.arrivals_s([(1,), (2,)], 2) == [[1.0, 2.0], [1.0, 2.0]]
     assert rival.hit_s((1, 2), (3,)) == 3.0
     assert rival.hit_s((0,), (3,)) is None
+
+
+def test_a_stop_while_a_rival_starts_ends_the_rival(tmp_path: Path) -> None:
+    number = tmp_path / "number"
+    script = f"echo $$ > {number}; kill -INT $PPID; exec cat"
+    with pytest.raises(KeyboardInterrupt):
+        RivalProcess(["sh", "-c", script], tmp_path / "rival.log")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(number.read_text()), 0)
 
 
 def test_a_rival_that_fails_or_ends_says_why(rival: RivalProcess) -> None:

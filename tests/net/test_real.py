@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kdn.clock import SystemClock
 from kdn.errors import BadInput
+from kdn.net.l4s.node import NodeConfig
 from kdn.net.real import Namespaces, Reflector, Router, Sender, namespaces_work, wire
+from kdn.net.real.place import Node, Place
 from kdn.net.world import CE, ECT0, ECT1, Flow, Hop, Queue, Scenario, bulk, constant, steady
 from kdn.net.world.records import MS
 
@@ -134,3 +139,21 @@ def test_a_real_flow_learns_while_it_sends() -> None:
         found = run_real(place, "swift-online", 3.0, "floor")
     assert sum(found.sent["tuned"]) >= 1
     assert len(found.delays_ms) > 100
+
+
+@dataclass(frozen=True)
+class Interrupting(Place):
+    """Where a process says nothing but its number, and stops the one that waits for it as Ctrl-C does."""
+
+    file: Path
+
+    def command(self, role: str) -> list[str]:
+        return ["sh", "-c", f"echo $$ > {self.file}; kill -INT $PPID; exec tail -f /dev/null", role]
+
+
+def test_a_stop_while_a_process_starts_ends_that_process(tmp_path: Path) -> None:
+    place = Interrupting("here", None, tmp_path / "number")
+    with pytest.raises(KeyboardInterrupt):
+        Node(place, "nothing", "router", NodeConfig("router", HOST))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(place.file.read_text()), 0)

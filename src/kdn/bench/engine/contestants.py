@@ -256,7 +256,7 @@ class RivalProcess:
         self._log = log
         try:
             self.name = str(self._read()["ready"])
-        except EngineFailed:
+        except BaseException:  # a stop, too: nobody else knows the process yet
             self.close()
             raise
 

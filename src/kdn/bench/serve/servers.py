@@ -67,10 +67,10 @@ class _Process:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Ends the process where what happens inside fails."""
+        """Ends the process where what happens inside fails or is stopped."""
         try:
             yield
-        except EngineFailed:
+        except BaseException:
             self.close()
             raise
 

@@ -100,7 +100,11 @@ class Node:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.port = int(self._line()["port"])
+        try:
+            self.port = int(self._line()["port"])
+        except BaseException:  # a stop, too: nobody else knows the process yet
+            self.end()
+            raise
 
     def _line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
