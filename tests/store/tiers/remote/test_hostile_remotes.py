@@ -311,12 +311,20 @@ def test_a_listing_of_more_blocks_than_are_followed_is_not_made_into_objects() -
         peer.close()
 
 
-def test_a_listing_ends_where_a_reader_would_refuse_it() -> None:
+def test_a_listing_ends_where_a_reader_would_refuse_it_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """131,072 rows of 2 KiB are 256 MiB."""
     assert MAX_LISTING_BYTES == 256 << 20
+    assert len(list(first_rows([("a", b"")] * MAX_LISTED))) == MAX_LISTED
+    assert not caplog.messages
+    assert len(list(first_rows([("a", b"")] * (MAX_LISTED + 1)))) == MAX_LISTED
     notes = [("a", bytes(1 << 20))] * 300
     assert len(list(first_rows(notes))) == 255, "each has 96 bytes beside its note"
-    assert len(list(first_rows([("a", b"")] * (MAX_LISTED + 1)))) == MAX_LISTED
+    assert [line.split(";")[0] for line in caplog.messages] == [
+        "a listing ends after 131072 blocks",
+        "a listing ends after 255 blocks",
+    ]
 
 
 # --- other servers that answer without an end ---

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 from kdn.core import BlockKey
@@ -38,6 +38,7 @@ MAX_NOTE_BYTES = (1 << 16) + 64
 """Sealed, it is a little longer than it is open."""
 _KEY = re.compile("[0-9a-f]{64}")
 _Key = TypeVar("_Key")
+_log = logging.getLogger(__name__)
 
 
 def block_key(given: str | bytes) -> BlockKey | None:
@@ -67,11 +68,12 @@ def listed(given: str | bytes, sized: bytes) -> Listed | None:
 
 
 def first_rows(rows: Iterable[tuple[_Key, bytes]]) -> Iterator[tuple[_Key, bytes]]:
-    """As many rows of (key, note) as a listing may have."""
+    """As many rows of (key, note) as a listing may have; says so where there are more."""
     left_bytes = MAX_LISTING_BYTES
-    for row in islice(rows, MAX_LISTED):
+    for number, row in enumerate(rows):
         left_bytes -= ROW_BYTES + len(row[1])
-        if left_bytes < 0:
+        if number == MAX_LISTED or left_bytes < 0:
+            _log.warning("a listing ends after %d blocks; those after them are not found", number)
             return
         yield row
 
