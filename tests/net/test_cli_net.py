@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from kdn.cli.program import app
@@ -22,6 +23,16 @@ def test_an_unknown_scenario_or_policy_is_one_sentence() -> None:
         done = CliRunner().invoke(app, ["net", "l4s", "simulate", *wrong, "--json"])
         assert done.exit_code == 2
         assert "there are" in done.output
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize(
+    "command", ["net l4s simulate", "net l4s eval", "net rtc train", "bench policies"]
+)
+def test_a_seed_that_no_generator_takes_is_refused(command: str, seed: int) -> None:
+    done = CliRunner().invoke(app, [*command.split(), "--seed", str(seed)])
+    assert done.exit_code == 2
+    assert "Invalid value for '--seed'" in done.stderr
 
 
 def test_an_unknown_policy_is_refused_before_anything_is_started() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdn.cli.options import HomeOption, ModelOption, output_folder
+from kdn.cli.options import HomeOption, ModelOption, SeedOption, output_folder
 from kdn.cli.show import emit, say
 from kdn.errors import BadInput
 from kdn.machine.files import refuse_special
@@ -85,7 +85,7 @@ def bench(
             min=1, help="Rounds of a comparison, each of all sides; else as many as usual."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
+    seed: SeedOption = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for both sides.")] = 2,
     json_file: Annotated[
         Path | None,

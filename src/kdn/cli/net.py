@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdn.cli import rtc
-from kdn.cli.options import JsonOption, output_file, output_folder
+from kdn.cli.options import JsonOption, SeedOption, output_file, output_folder
 from kdn.cli.show import emit, progress_bar
 from kdn.errors import BadInput
 
@@ -98,7 +98,7 @@ def simulate(
     scenario: Annotated[str, typer.Option(help="Part of a scenario's name.")] = "1M pages",
     policy: Policy = "swift",
     seconds: Seconds = 10.0,
-    seed: int = 1,
+    seed: SeedOption = 1,
     share: Annotated[str, typer.Option(help="Classic queue's WRR share: 1/16 or 10%.")] = "1/16",
     link: Annotated[
         Path | None,
@@ -181,7 +181,7 @@ def evaluate(
         str, typer.Option(help="Comma-separated.")
     ] = "all-L,last-value,swift,oracle",
     seconds: Seconds = 6.0,
-    seed: int = 1,
+    seed: SeedOption = 1,
     share: Annotated[str, typer.Option(help="Classic queue's WRR share: 1/16 or 10%.")] = "1/16",
     scenarios: Annotated[
         str, typer.Option("--list", help="frozen, published, transient or light.")

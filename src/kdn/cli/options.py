@@ -28,6 +28,7 @@ __all__ = [
     "ModelChoice",
     "ModelOption",
     "QuantizationOption",
+    "SeedOption",
     "ShareOption",
     "first_adapter",
     "output_file",
@@ -58,6 +59,9 @@ ShareOption = Annotated[
     typer.Option(
         help="May KV that a sibling of the model has computed stand in? As set, by default."
     ),
+]
+SeedOption = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="For everything drawn at random.")
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from kdn.cli.options import JsonOption, output_file, output_folder
+from kdn.cli.options import JsonOption, SeedOption, output_file, output_folder
 from kdn.cli.show import emit, progress_bar
 from kdn.errors import BadInput
 
@@ -56,7 +56,7 @@ def train(
         str, typer.Option(help="codec-aware, network-only or onrl; or offline: from GCC's logs.")
     ] = "codec-aware",
     steps: Annotated[int, typer.Option(min=1, help="Environment steps of 50 ms.")] = 60_000,
-    seed: int = 1,
+    seed: SeedOption = 1,
     safeguard: Annotated[bool, typer.Option(help="GCC drives while loss is high.")] = False,
     as_json: JsonOption = False,
 ) -> None:
