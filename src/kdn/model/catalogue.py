@@ -135,7 +135,7 @@ def resolve(name_or_path: str | Path, home: Path) -> Path:
         return _find(_KNOWN[name], home)
     found = hub_model(name)
     brought = _brought(home, name if found is None else _id_of(found))
-    if brought.is_dir():
+    if (found is not None or _is_hub_id(name)) and brought.is_dir():
         return brought / found[0].gguf_file if found is not None and found[1] else brought
     if found is not None:
         raise UnknownModel(
