@@ -246,6 +246,7 @@ def test_a_packed_recording_is_read_as_a_plain_one(tmp_path: Path) -> None:
         ("0 1\n1 inf\n", "line 2: '1 inf' is not a finite number"),
         ("0 1\n0 2\n", "two or more rising times"),
         ("0 1\n", "two or more rising times"),
+        ("0 1\n1 -5\n", "no rate below 0 Mbit/s"),
         ("0\n1e300\n", "line 2: '1e300' is too late a time"),
     ],
 )

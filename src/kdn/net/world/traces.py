@@ -89,6 +89,8 @@ def read_throughput(path: Path, scale: float = 1.0) -> RateTrace:
     times = ((rows[:, 0] - rows[0, 0]) * SECOND).astype(np.int64)
     if len(times) < 2 or np.any(np.diff(times) <= 0):
         raise BadInput(f"{path}: a throughput trace needs two or more rising times")
+    if np.any(rows[:, 1] < 0):
+        raise BadInput(f"{path}: a throughput trace has no rate below 0 Mbit/s")
     rates = np.maximum(rows[:, 1] * 1e6 * scale, _LEAST_BPS)
     return RateTrace(times, rates, int(times[-1] + np.median(np.diff(times))))
 
