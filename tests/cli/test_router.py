@@ -40,6 +40,7 @@ def test_the_router_tells_its_address_and_ends_in_good_order(tmp_path: Path) -> 
     [
         (("--server", "http://a:1", "--rule", "fastest"), "no routing rule 'fastest'"),
         (("--server", "a:1"), "is no address; write http://HOST:PORT"),
+        (("--server", "http://a:99999"), "is no address; write http://HOST:PORT"),
         (("--server", "http://a:1", "--server", "http://a:1"), "name one or more, each once"),
         (("--server", "http://a:1", "--host", "0.0.0.0"), "no API key is set"),
         ((), "Missing option '--server'"),

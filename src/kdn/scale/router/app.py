@@ -75,7 +75,8 @@ class RouterSettings:
                 raise BadConfig(
                     f"the server {server!r} is no address ({error}); write http://HOST:PORT"
                 ) from error
-            if url.scheme not in ("http", "https") or not url.host:
+            known = url.scheme in ("http", "https") and (url.port is None or 0 < url.port < 1 << 16)
+            if not known or not url.host:
                 raise BadConfig(f"the server {server!r} is no address; write http://HOST:PORT")
             if url.path not in ("", "/"):
                 raise BadConfig(f"the server {server!r} has a path; leave {url.path} out")
