@@ -39,6 +39,7 @@ def test_the_printed_line_is_one_option_for_a_shell(tmp_path: Path) -> None:
     [
         ([], "no tier outlives vLLM"),
         (["--redis-url", "http://x"], "no address of a Redis"),
+        (["--objects-url", "s4://x"], "write s3://bucket/prefix, gs://, az:// or file:///folder\n"),
         (["--folder", "x", "--memory-bytes", "-1"], "memory_bytes"),
         (["--folder", "x", "--lora", "sql"], "write NAME=FOLDER"),
         (["--folder", "x", "--lora", "sql=nowhere"], "sql has no weights in nowhere"),
@@ -48,6 +49,7 @@ def test_what_the_connector_would_refuse_is_refused_here(options: list[str], sen
     found = CliRunner().invoke(app, ["vllm-args", *options])
     assert found.exit_code == 2
     assert sentence in found.stderr
+    assert found.stderr.count("\n") == 1
 
 
 def test_a_tier_that_does_not_answer_is_told_of_and_adapters_are_named(tmp_path: Path) -> None:

@@ -184,7 +184,11 @@ def _open(url: str, options: dict[str, str], timeout_s: float) -> Any:
         known = isinstance(error, (obstore.exceptions.BaseError, ValueError, TypeError))
         if not (known or _is_panic(error)):
             raise
-        raise BadConfig(f"{url!r} cannot be used as an object store: {error}") from error
+        reason = str(error).split("\n", 1)[0]
+        raise BadConfig(
+            f"{url!r} cannot be used as an object store ({reason}); write s3://bucket/prefix, gs://, az:// or"
+            " file:///folder"
+        ) from error
 
 
 def _body(found: Any, max_bytes: int) -> bytes:
