@@ -63,12 +63,13 @@ def train(
     """Teach a controller by simulated calls; the file keeps the policies that it has already."""
     from kdn.net.rtc.judge import training_tables
     from kdn.net.rtc.learn import Learning, learn_offline, learn_online, steps_to_plateau
-    from kdn.net.rtc.policy import load_policies, save_policies
+    from kdn.net.rtc.policy import add_policy, load_policies
     from kdn.net.rtc.reward import REWARDS
 
     if reward != "offline" and reward not in REWARDS:
         raise BadInput(f"no reward {reward!r}; there are {', '.join(REWARDS)} and offline")
-    kept = load_policies(out) if out.exists() else {}
+    if out.exists():
+        load_policies(out)  # a file of another kind is refused before the work
     row: dict[str, Any] = {"reward": reward, "seed": seed}
     with progress_bar() as progress:
         bar = progress.add_task(f"learning: {reward}", total=steps)
@@ -84,7 +85,7 @@ def train(
             policy, curve = learn_online(training_tables(), learning, tick)
             row |= {"best_quality": max(q for _, q in curve.points)}
             row |= {"steps_to_95_per_cent": steps_to_plateau(curve)}
-    save_policies([*(p for n, p in kept.items() if n != policy.name), policy], out)
+    add_policy(policy, out)  # to those of now: another training may have ended meanwhile
     _print([row | {"policies": str(out)}], as_json, "trained")
 
 

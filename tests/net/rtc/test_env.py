@@ -17,7 +17,14 @@ from kdn.net.rtc.call import START_RATE_BPS, Call, Link, run_call
 from kdn.net.rtc.control.window import Interval
 from kdn.net.rtc.history import History, apply_action
 from kdn.net.rtc.learn import Curve, Learning, learn_offline, learn_online, steps_to_plateau
-from kdn.net.rtc.policy import Learned, Policy, Safeguarded, load_policies, save_policies
+from kdn.net.rtc.policy import (
+    Learned,
+    Policy,
+    Safeguarded,
+    add_policy,
+    load_policies,
+    save_policies,
+)
 from kdn.net.rtc.reward import Paid, Scales, codec_aware, network_only
 from kdn.net.rtc.rows import DECODED, FRAME, SKIPPED
 from kdn.net.world import constant
@@ -153,3 +160,17 @@ def test_the_plateau_is_the_mean_of_the_best_three() -> None:
     """From 0 to 1: 95 % is first reached at the fourth validation."""
     points = [(100, 0.0), (200, 0.5), (300, 0.9), (400, 0.96), (500, 1.0), (600, 1.0), (700, 1.0)]
     assert steps_to_plateau(Curve(points)) == 400
+
+
+def test_a_policy_is_put_beside_those_that_are_in_the_file_by_then(tmp_path: Path) -> None:
+    def policy(name: str, weight: float) -> Policy:
+        weights = np.full((1, 1), weight, np.float32)
+        return Policy(name, ((weights, np.zeros(1, np.float32)),))
+
+    for name, weight in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
+        add_policy(policy(name, weight), tmp_path / "p.npz")
+    found = load_policies(tmp_path / "p.npz")
+    assert {name: float(one.layers[0][0][0, 0]) for name, one in found.items()} == {
+        "a": 3.0,
+        "b": 2.0,
+    }

@@ -18,7 +18,15 @@ from kdn.net.rtc.control.gcc import Gcc
 from kdn.net.rtc.control.window import interval_of
 from kdn.net.rtc.history import History, apply_action
 
-__all__ = ["Learned", "Policy", "RateSetter", "Safeguarded", "load_policies", "save_policies"]
+__all__ = [
+    "Learned",
+    "Policy",
+    "RateSetter",
+    "Safeguarded",
+    "add_policy",
+    "load_policies",
+    "save_policies",
+]
 
 _PACKAGED = Path(__file__).parent / "weights" / "policies.npz"
 
@@ -101,6 +109,15 @@ def save_policies(policies: list[Policy], path: Path) -> None:
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     publish_file(path, file.getvalue(), READABLE)
+
+
+def add_policy(policy: Policy, path: Path) -> None:
+    """Put a policy beside those that the file has now, in place of one of its name.
+
+    Raises BadInput, StoreError.
+    """
+    there = load_policies(path) if path.exists() else {}
+    save_policies(list((there | {policy.name: policy}).values()), path)
 
 
 def load_policies(path: Path | None = None) -> dict[str, Policy]:
