@@ -90,7 +90,9 @@ def system_errors(doing: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in _FULL:
-            raise NoSpace(f"{doing}: {reason}; free some space or lower the store's cap") from error
+            raise NoSpace(
+                f"{doing}: {reason}; free some space, choose another folder, or lower the store's cap"
+            ) from error
         raise StoreError(f"{doing}: {reason}; check the folder or choose another") from error
 
 
