@@ -227,28 +227,23 @@ static void round_rows(const Linear *call) {
                         (Group *)call->row_scale + r * num_groups + g);
 }
 
-/* Weights of 4 or 8 bits. `tiles` has room for the rows, and `row_scale` for two numbers of every row's groups. */
-static void multiply_grouped(const Linear *call, int64_t bits) {
-    const int64_t panels = call->out / SIDE, blocks = (call->rows + ROWS - 1) / ROWS;
-    round_rows(call);
-    if (call->rows == 1) {
-#pragma omp parallel for num_threads(call->threads) schedule(dynamic, 4)
-        for (int64_t p = 0; p < panels; p++)
-            if (bits == 4) multiply_one(call, p, 4);
-            else multiply_one(call, p, 8);
-        return;
-    }
-#pragma omp parallel for num_threads(call->threads) schedule(dynamic, 4) collapse(2)
-    for (int64_t b = 0; b < blocks; b++)
-        for (int64_t p = 0; p < panels; p++) {
-            const int64_t first = b * ROWS, left = call->rows - first, rows = left < ROWS ? left : ROWS;
-            if (bits == 4) multiply_block(call, first, rows, p, 4);
-            else multiply_block(call, first, rows, p, 8);
-        }
+static void times4(const Linear *call, int64_t first, int64_t rows, int64_t panel) {
+    if (call->rows == 1) multiply_one(call, panel, 4);
+    else multiply_block(call, first, rows, panel, 4);
 }
 
-/* Weights of 4 bits times `nibbles`. */
+static void times8(const Linear *call, int64_t first, int64_t rows, int64_t panel) {
+    if (call->rows == 1) multiply_one(call, panel, 8);
+    else multiply_block(call, first, rows, panel, 8);
+}
+
+/* Weights of 4 bits times `nibbles`. Of less than 16 bits `tiles` has room for the rows, and `row_scale` for two numbers
+ * of every row's groups. */
 void kdn_linear4(const Linear *call, int64_t nibbles) {
-    if (nibbles <= 2) multiply_grouped(call, 4 * nibbles);
-    else kdn_whole(call, 4 * nibbles);
+    if (nibbles > 2) {
+        kdn_whole(call, 4 * nibbles);
+        return;
+    }
+    round_rows(call);
+    multiply_all(call, nibbles == 1 ? times4 : times8);
 }

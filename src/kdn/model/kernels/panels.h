@@ -51,4 +51,18 @@ INLINE void put(const Linear *call, int64_t row, int64_t panel, const float tota
         _mm256_storeu_ps(y + left + v * WIDTH, _mm256_mul_ps(silu(sums[v]), sums[2 + v]));
 }
 
+/* Multiplies rows [first, first + rows) by one panel. */
+typedef void Product(const Linear *call, int64_t first, int64_t rows, int64_t panel);
+
+/* All rows over all panels, which the threads take as they come. */
+INLINE void multiply_all(const Linear *call, Product *product) {
+    const int64_t panels = call->out / SIDE, blocks = (call->rows + ROWS - 1) / ROWS;
+#pragma omp parallel for num_threads(call->threads) schedule(dynamic, 4) collapse(2)
+    for (int64_t b = 0; b < blocks; b++)
+        for (int64_t p = 0; p < panels; p++) {
+            const int64_t first = b * ROWS, left = call->rows - first;
+            product(call, first, left < ROWS ? left : ROWS, p);
+        }
+}
+
 #endif

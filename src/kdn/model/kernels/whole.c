@@ -160,21 +160,15 @@ INLINE void multiply_block(const Linear *call, int64_t first, int64_t rows, int6
 
 /* ---- all rows --------------------------------------------------------------------------------- */
 
-/* Weights of 16 or 32 bits. */
-void kdn_whole(const Linear *call, int64_t bits) {
-    const int64_t panels = call->out / SIDE, blocks = (call->rows + ROWS - 1) / ROWS;
-    if (call->rows == 1) {
-#pragma omp parallel for num_threads(call->threads) schedule(dynamic, 4)
-        for (int64_t p = 0; p < panels; p++)
-            if (bits == 16) multiply_one(call, p, 16);
-            else multiply_one(call, p, 32);
-        return;
-    }
-#pragma omp parallel for num_threads(call->threads) schedule(dynamic, 4) collapse(2)
-    for (int64_t b = 0; b < blocks; b++)
-        for (int64_t p = 0; p < panels; p++) {
-            const int64_t first = b * ROWS, left = call->rows - first, rows = left < ROWS ? left : ROWS;
-            if (bits == 16) multiply_block(call, first, rows, p, 16);
-            else multiply_block(call, first, rows, p, 32);
-        }
+static void times16(const Linear *call, int64_t first, int64_t rows, int64_t panel) {
+    if (call->rows == 1) multiply_one(call, panel, 16);
+    else multiply_block(call, first, rows, panel, 16);
 }
+
+static void times32(const Linear *call, int64_t first, int64_t rows, int64_t panel) {
+    if (call->rows == 1) multiply_one(call, panel, 32);
+    else multiply_block(call, first, rows, panel, 32);
+}
+
+/* Weights of 16 or 32 bits. */
+void kdn_whole(const Linear *call, int64_t bits) { multiply_all(call, bits == 16 ? times16 : times32); }
