@@ -134,7 +134,7 @@ def test_what_python_itself_says_of_a_call_stays(k: kdn.Kdn) -> None:
         ({"dtype": []}, "dtype is a list; it must be a text or None"),
         ({"quantization": None}, "quantization is None; it must be a text"),
         ({"int8": "yes"}, "int8 is 'yes'; it must be True or False"),
-        ({"home": "x" * 5_000}, "cannot be used .File name too long.; choose another"),
+        ({"home": "x" * 5_000}, "^x{200} cannot be read: File name too long; choose another"),
         ({"home": 3}, "home is 3; it must be"),
         ({"config": {}}, "config is a dict; it must be a kdn.Config or None"),
         ({"home": ""}, "home is ''; it must name a folder"),

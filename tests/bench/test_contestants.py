@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from tests.interrupting import interrupting
 
 from kdn.bench.engine.contestants import Arrivals, KdnContestant, RivalProcess, rate_together
 from kdn.clock import ManualClock
@@ -173,9 +174,8 @@ def test_a_rival_answers_in_lines(rival: RivalProcess) -> None:
 
 def test_a_stop_while_a_rival_starts_ends_the_rival(tmp_path: Path) -> None:
     number = tmp_path / "number"
-    script = f"echo $$ > {number}; kill -INT $PPID; exec cat"
     with pytest.raises(KeyboardInterrupt):
-        RivalProcess(["sh", "-c", script], tmp_path / "rival.log")
+        RivalProcess(interrupting(number), tmp_path / "rival.log")
     with pytest.raises(ProcessLookupError):
         os.kill(int(number.read_text()), 0)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.interrupting import interrupting
 
 from kdn.clock import SystemClock
 from kdn.errors import BadInput
@@ -143,12 +144,12 @@ def test_a_real_flow_learns_while_it_sends() -> None:
 
 @dataclass(frozen=True)
 class Interrupting(Place):
-    """Where a process says nothing but its number, and stops the one that waits for it as Ctrl-C does."""
+    """Where a process stops the one that waits for it."""
 
     file: Path
 
     def command(self, role: str) -> list[str]:
-        return ["sh", "-c", f"echo $$ > {self.file}; kill -INT $PPID; exec tail -f /dev/null", role]
+        return [*interrupting(self.file), role]
 
 
 def test_a_stop_while_a_process_starts_ends_that_process(tmp_path: Path) -> None:

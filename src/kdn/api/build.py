@@ -248,12 +248,7 @@ def settings_of(home: Path | str | None, config: Config | None) -> Config:
         raise BadInput(f"home is a {type(home).__name__}; it must be the path of a folder")
     if home == "":
         raise BadInput("home is ''; it must name a folder, such as '.' for this one")
-    try:
-        return config or load_config(os.environ, home=None if home is None else Path(home))
-    except OSError as error:
-        raise BadInput(
-            f"home {str(home)[:80]!r} cannot be used ({error.strerror}); choose another"
-        ) from error
+    return config or load_config(os.environ, home=None if home is None else Path(home))
 
 
 def _idle_work(

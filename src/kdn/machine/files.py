@@ -77,8 +77,8 @@ def readable_folder(folder: Path) -> Path:
     except FileNotFoundError:
         pass
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise BadConfig(f"{folder} cannot be read: {reason}; choose another folder") from error
+        reason, named = error.strerror or str(error), str(folder)[:200]
+        raise BadConfig(f"{named} cannot be read: {reason}; choose another folder") from error
     return folder
 
 
