@@ -24,8 +24,9 @@ from tests.processor import skipped_without_bf16
 from tests.turns import Turns
 
 # A machine that is busy takes long for an example: that is not what the tests look for.
-# The same code meets the same examples, so that a change is refused for its own faults only;
-# `pytest --hypothesis-profile explore` draws others.
+# The same code meets mostly the same examples, so that a change is refused for its own faults only: mostly,
+# since hypothesis draws constants of the modules that are loaded, too. `pytest --hypothesis-profile explore`
+# draws others.
 settings.register_profile(
     "kdn", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )

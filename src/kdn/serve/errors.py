@@ -51,10 +51,10 @@ class Fault(msgspec.Struct, frozen=True):
     retry_after_s: int | None = None
 
     def __post_init__(self) -> None:
-        """A message may quote what was sent, which may be megabytes: its middle is left out."""
-        if len(self.message) > 2 * _MOST_SIDE:
-            short = f"{self.message[:_MOST_SIDE]} ... {self.message[-_MOST_SIDE:]}"
-            msgspec.structs.force_setattr(self, "message", short)
+        """Both texts may quote what was sent: megabytes, ends of lines, half a surrogate pair."""
+        msgspec.structs.force_setattr(self, "message", _one_line(self.message))
+        if self.param is not None:
+            msgspec.structs.force_setattr(self, "param", _one_line(self.param))
 
     def body(self) -> bytes:
         """The JSON text of `{"error": {...}}`."""
@@ -98,6 +98,20 @@ class Disconnected(Exception):
 _MOST_PATH = 100
 """So many characters of a path that is not there are told."""
 _CLIENT_LEFT = 499  # as nginx writes it in its log
+
+
+def _one_line(text: str) -> str:
+    """The text with an escape for each character that Unicode does not print, and without its middle where
+    it is long."""
+    if len(text) <= 2 * _MOST_SIDE and text.isprintable():
+        return text
+    escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in _ends(text))
+    return _ends(escaped)
+
+
+def _ends(text: str) -> str:
+    """Its beginning and its end, where it is long."""
+    return text if len(text) <= 2 * _MOST_SIDE else f"{text[:_MOST_SIDE]} ... {text[-_MOST_SIDE:]}"
 
 
 def _type_of(status: int) -> str:

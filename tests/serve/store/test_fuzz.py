@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import httpx
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kdn.store import Store, open_store
@@ -200,6 +200,8 @@ def test_what_is_no_right_answer_is_seen(path: str, wrong: httpx.Response) -> No
         is_right(path, wrong)
 
 
+@example(path="pin", body={"keys": ["\ud7fc"]})  # no character has this number
+@example(path="pin", body={"keys": ["\ud83d"]})  # half of a pair
 @given(path=st.sampled_from(POSTS), body=SHAPED | st.dictionaries(st.sampled_from(KEYS), VALUES))
 @FUZZ
 def test_any_body(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
