@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from kdn.errors import BadInput, NoSpace, StoreError
-from kdn.machine.files import Files, locked, publish_file, publishing, refuse_output
+from kdn.machine.files import (
+    Files,
+    locked,
+    publish_file,
+    publish_made,
+    publishing,
+    refuse_output,
+)
 from kdn.machine.memory import allocate
 from tests.store.crashes import RecordingFiles, build, states
 
@@ -112,8 +119,20 @@ def test_every_failure_is_one_sentence(
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_bytes(b"")
-    with pytest.raises(StoreError, match="taken"):
+    with pytest.raises(StoreError, match=r"taken"):
         publish_file(tmp_path / "taken" / "facts.json", b"")
+
+
+def test_what_took_long_to_make_is_kept_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_bytes(b"")
+    spare = tmp_path / "spare"
+    with pytest.raises(StoreError, match=r"taken.*; what was made is kept as (.*)") as caught:
+        publish_made(tmp_path / "taken" / "facts.json", b"hours", spare=spare)
+    (kept,) = spare.iterdir()
+    assert kept.read_bytes() == b"hours"
+    assert str(caught.value).endswith(f"kept as {kept}")
+    with pytest.raises(StoreError, match=r"taken.*; check the folder or choose another$"):
+        publish_made(tmp_path / "taken" / "facts.json", b"hours", spare=tmp_path / "taken")
 
 
 def test_writers_at_the_same_time_leave_one_whole_file(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def fit(
 ) -> None:
     """Choose layers, heads and weight, coarse to fine, by how likely the right answers become."""
     from kdn.api.steer_fit import FitQuestion, fit_recipe
-    from kdn.machine.files import publish_file
+    from kdn.machine.files import publish_made
     from kdn.reuse.steer import SteerRecipe
 
     file = _kept_as(out, name, choice.home)
@@ -96,7 +96,7 @@ def fit(
         start = SteerRecipe(kdn.model.fingerprints.of(None))
         best = fit_recipe(kdn, questions, start, told)
     assert best.recipe is not None, "a recipe was among the candidates"
-    publish_file(file, best.recipe.encode())
+    publish_made(file, best.recipe.encode())
     plain, *_ = steps
     if as_json:
         emit(

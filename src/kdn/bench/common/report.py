@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdn.bench.common.result import USUAL_DTYPE, BenchOptions, Result, Row, Scalar
-from kdn.machine.files import READABLE, publish_file
+from kdn.machine.files import READABLE, publish_file, publish_made
 from kdn.plot import Figure, draw
 
 __all__ = ["draw_figures", "print_result", "write_json", "write_page"]
@@ -39,7 +39,7 @@ def print_result(result: Result, console: Console) -> None:
 def write_json(result: Result, path: Path) -> None:
     """The result as one JSON object, whole or not at all; the folder is made if need be."""
     encoded = msgspec.json.encode(result.as_json())
-    publish_file(path, msgspec.json.format(encoded, indent=2) + b"\n", READABLE)
+    publish_made(path, msgspec.json.format(encoded, indent=2) + b"\n", READABLE)
 
 
 def write_page(result: Result, folder: Path) -> Path:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdn.machine.files import READABLE, publish_file
+from kdn.machine.files import READABLE, publish_made
 from kdn.net.l4s.choosers import read_weights
 from kdn.net.l4s.collect import collect
 from kdn.net.l4s.loss import loss_of
@@ -160,5 +160,5 @@ def make(
     else:
         state = {name: value.numpy() for name, value in model.state_dict().items()}
         np.savez(file, allow_pickle=False, **state)
-    publish_file(out, file.getvalue(), READABLE)
+    publish_made(out, file.getvalue(), READABLE)
     return float(np.mean(losses[-100:]))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdn.errors import BadInput
-from kdn.machine.files import READABLE, publish_file
+from kdn.machine.files import READABLE, publish_made
 from kdn.net.rtc.call import MAX_RATE_BPS, START_RATE_BPS, Decision, Feedback
 from kdn.net.rtc.control.gcc import Gcc
 from kdn.net.rtc.control.window import interval_of
@@ -108,7 +108,7 @@ def save_policies(policies: list[Policy], path: Path) -> None:
             arrays[f"{policy.name}/{i}/biases"] = biases.astype(np.float32)
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    publish_file(path, file.getvalue(), READABLE)
+    publish_made(path, file.getvalue(), READABLE)
 
 
 def add_policy(policy: Policy, path: Path) -> None:
