@@ -180,6 +180,31 @@ def test_a_stop_while_a_rival_starts_ends_the_rival(tmp_path: Path) -> None:
         os.kill(int(number.read_text()), 0)
 
 
+STOPPED = """
+import os, signal, sys
+def told(*_):
+    open(sys.argv[1], "w").write("told to stop")
+    sys.exit()
+signal.signal(signal.SIGTERM, told)
+print('{"ready": "deaf"}', flush=True)
+sys.stdin.readline()
+os.kill(os.getppid(), signal.SIGINT)
+while True:
+    signal.pause()
+"""
+"""Begins to work, has the test's process interrupted, and does not hear that its input ends."""
+
+
+def test_a_stop_while_a_rival_works_is_not_waited_out(tmp_path: Path) -> None:
+    script, said = tmp_path / "rival.py", tmp_path / "said"
+    script.write_text(STOPPED)
+    deaf = RivalProcess([sys.executable, script, said], tmp_path / "rival.log")
+    with pytest.raises(KeyboardInterrupt):
+        deaf.first_token_s((1,))
+    deaf.close()
+    assert said.read_text() == "told to stop"
+
+
 def test_a_rival_that_fails_or_ends_says_why(rival: RivalProcess) -> None:
     with pytest.raises(EngineFailed, match="unlucky"):
         rival.first_token_s((13,))

@@ -254,6 +254,7 @@ class RivalProcess:
                 text=True,
             )
         self._log = log
+        self._is_working = True
         try:
             self.name = str(self._read()["ready"])
         except BaseException:  # a stop, too: nobody else knows the process yet
@@ -282,9 +283,11 @@ class RivalProcess:
         return float(answer["seconds"]), answer["shares"]
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; at once where nobody waits any more for what it is doing."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        if self._is_working:
+            self._process.terminate()
         self._process.stdin.close()
         self._process.stdout.close()
         try:
@@ -295,6 +298,7 @@ class RivalProcess:
 
     def _ask(self, **request: object) -> dict[str, Any]:
         assert self._process.stdin is not None
+        self._is_working = True
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._read()
@@ -302,6 +306,7 @@ class RivalProcess:
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
+        self._is_working = False
         if not line:
             raise EngineFailed(f"a rival ended; its last words: {_last_line(self._log)}")
         answer: dict[str, Any] = json.loads(line)
