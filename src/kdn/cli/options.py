@@ -202,8 +202,9 @@ def _named(given: str) -> tuple[str, str]:
     name, equals, model = given.partition("=")
     if equals and name and model and "/" not in name and not Path(given).exists():
         return name, model
-    path = expanded(given)
-    return (path.stem or path.resolve().name if path.exists() else given), given
+    from kdn.model import name_of_model
+
+    return name_of_model(given), given
 
 
 def _adapter(given: str, model: str) -> tuple[str, Path]:

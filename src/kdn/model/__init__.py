@@ -7,7 +7,7 @@ may import it.  Start reading at `load.py`, then `decoder.py`; foreign files are
 
 from __future__ import annotations
 
-from kdn.model.catalogue import KnownModel, get, known_models, resolve
+from kdn.model.catalogue import KnownModel, get, known_models, name_of_model, resolve
 from kdn.model.config import ModelConfig, RopeConfig
 from kdn.model.decoder import Decoder, DecoderLayer
 from kdn.model.load import LoadedModel, load_model, pick_device, pick_dtype
@@ -55,6 +55,7 @@ __all__ = [
     "known_models",
     "load_adapter",
     "load_model",
+    "name_of_model",
     "pick_device",
     "pick_dtype",
     "resolve",

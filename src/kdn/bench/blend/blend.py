@@ -146,7 +146,7 @@ def _page(options: BenchOptions, kind: str = "blend") -> str:
     if options.rows is not None:
         return options.rows.stem
     data = options.data.stem if options.data is not None else "shipped"
-    return f"{kind}-{Path(options.model).stem}-{data}"
+    return f"{kind}-{model_name(options.model)}-{data}"
 
 
 def _timed(

@@ -20,7 +20,7 @@ from kdn import api
 from kdn.api.answers import collect
 from kdn.bench.common.lines import lines_of
 from kdn.bench.common.measure import interleave
-from kdn.bench.common.result import BenchOptions, Result, Row, scratch_folder
+from kdn.bench.common.result import BenchOptions, Result, Row, model_name, scratch_folder
 from kdn.bench.knowledge.facts import Fact, document, invent, judge
 from kdn.bench.knowledge.finetune import Example, Trained, train_adapter
 from kdn.config import Config, EngineConfig, StoreConfig, home_folder
@@ -79,7 +79,7 @@ def run(options: BenchOptions) -> Result:
         summary=_summary(ways),
         notes=notes,
         figures=(figure_of(rows),),
-        page=None if options.model == _USUAL else f"kdn-{Path(options.model).stem}",
+        page=None if options.model == _USUAL else f"kdn-{model_name(options.model)}",
     )
 
 
