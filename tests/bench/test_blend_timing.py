@@ -10,7 +10,7 @@ import torch
 
 from kdn.bench import BenchOptions
 from kdn.bench.blend.prompts import BlendPrompt
-from kdn.bench.blend.timing import ANCHORS, BLEND, FULL_TIME, LAYER, time_ways
+from kdn.bench.blend.timing import ANCHORS, BLEND, DISK, FULL_TIME, LAYER, time_ways
 from kdn.bench.engine.lineup import opened
 from kdn.errors import BadInput
 
@@ -28,17 +28,18 @@ def test_ways_are_timed_in_turns_over_the_documents_that_they_share(
     options = BenchOptions(
         model=str(tiny_model(num_hidden_layers=4, max_position_embeddings=2048)),
         home=tmp_path,
-        arms=("ours", "layer", "anchors"),
+        arms=("ours", "layer", "anchors", "disk"),
         threads=torch.get_num_threads(),
     )
     with opened(options, tmp_path) as service:
         rule = service.parts.blend.rule
-        timed = time_ways(options, service, ASKED, 2, tmp_path / "cold")
+        timed = time_ways(options, service, ASKED, 2)
         assert service.parts.blend.rule == rule
         with pytest.raises(BadInput, match="no way 'hkvd' to time; there are prefix, naive, ours"):
-            time_ways(BenchOptions(arms=("hkvd",)), service, ASKED, 1, tmp_path / "cold")
-    assert list(timed.samples) == [FULL_TIME, BLEND, LAYER, ANCHORS]
+            time_ways(BenchOptions(arms=("hkvd",)), service, ASKED, 1)
+    assert list(timed.samples) == [FULL_TIME, BLEND, LAYER, ANCHORS, DISK]
     assert all(len(found) == 2 for found in timed.samples.values())
     assert timed.usages[FULL_TIME].blended == 0
     spent = {(one.blended, one.recomputed) for way, one in timed.usages.items() if "blend" in way}
     assert len(spent) == 1, "every rule recomputes as many rows"
+    assert timed.loaded_bytes[DISK] == timed.loaded_bytes[BLEND] > 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -99,7 +98,7 @@ def run(options: BenchOptions) -> Result:
                 lean=lean,
             )
         if options.only != "quality":
-            timed = _timed(options, service, asked, folder)
+            timed = _timed(options, service, asked)
     ours = f"{default_way(model_name(options.model))}@{RATIO}"
     return Result(
         bench="blend",
@@ -149,16 +148,13 @@ def _page(options: BenchOptions, kind: str = "blend") -> str:
     return f"{kind}-{model_name(options.model)}-{data}"
 
 
-def _timed(
-    options: BenchOptions, service: api.Kdn, asked: list[BlendPrompt], folder: Path
-) -> dict[str, Timed]:
+def _timed(options: BenchOptions, service: api.Kdn, asked: list[BlendPrompt]) -> dict[str, Timed]:
     rounds = options.pairs or min(2 if options.quick else 6, len(asked))
-    store = folder / "store"
     options.say(f"timing: {rounds} rounds of every way")
-    found = {"": time_ways(options, service, asked, rounds, store)}
+    found = {"": time_ways(options, service, asked, rounds)}
     if not options.quick:
         options.say(f"timing: {rounds} rounds over longer prompts")
-        found[", long"] = time_ways(options, service, longer(asked), rounds, store)
+        found[", long"] = time_ways(options, service, longer(asked), rounds)
     return found
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 from kdn import api
 from kdn.bench.blend.arms import probe_rules
@@ -21,7 +20,7 @@ from kdn.bench.common.result import BenchOptions
 from kdn.bench.engine.contestants import Listener
 from kdn.core import Blend, Prompt, Request, Retention, Sampling, Usage
 from kdn.engine import kv_shape
-from kdn.errors import BadInput
+from kdn.errors import BadInput, EngineFailed
 from kdn.model import Document, Message
 from kdn.reuse.blend import BlendRule
 from kdn.store import open_store
@@ -70,14 +69,14 @@ def time_ways(
     service: api.Kdn,
     questions: Sequence[BlendPrompt],
     rounds: int,
-    folder: Path,
 ) -> Timed:
     """Interleaved rounds of a full prefill and of each way, after a warm-up that is not counted.
 
-    The ways are those that `options.arms` names, or all.  Raises BadInput for a name that is none.
+    The ways are those that `options.arms` names, or all.  Raises BadInput for a name that is none, and
+    EngineFailed where the way from disk found nothing there.
     """
     ways = [FULL_TIME, *_chosen(options.arms)]
-    with _from_disk(options, service, folder) as cold:
+    with _from_disk(options, service) as cold:
         rules = probe_rules(service.model.name)
         stand = _Stand(
             options, service, cold, questions, {LAYER: rules["layer"], ANCHORS: rules["anchors"]}
@@ -91,6 +90,8 @@ def time_ways(
     loaded = {
         way: sum(usage.tiers.values()) * shape.token_bytes for way, usage in stand.usages.items()
     }
+    if DISK in ways and not loaded[DISK]:
+        raise EngineFailed("the way from disk loaded nothing: it was timed computing")
     sizes = [prompt.num_tokens for prompt in stand.prompts.values()]
     return Timed(sum(sizes) / len(sizes), samples, stand.usages, loaded, shape.dtype)
 
@@ -103,9 +104,9 @@ def _chosen(names: Sequence[str] | None) -> list[str]:
 
 
 @contextmanager
-def _from_disk(options: BenchOptions, service: api.Kdn, folder: Path) -> Iterator[api.Kdn]:
+def _from_disk(options: BenchOptions, service: api.Kdn) -> Iterator[api.Kdn]:
     """The same model over the same folder, with no memory tier to speak of."""
-    store = open_store(folder, memory_bytes=0)
+    store = open_store(service.parts.config.store.folder, memory_bytes=0)
     other = api.over(service.parts, store, options.clock, service.trace)
     try:
         yield other
