@@ -290,11 +290,11 @@ def _others(judged: Sequence[Judged], ours: str) -> list[str]:
 def _timing_rows(timed: dict[str, Timed]) -> list[Row]:
     rows: list[Row] = []
     for size, found in timed.items():
-        for way, usage in found.usages.items():
+        for way in found.samples:
             row: Row = {
                 "way": way + size,
                 "prompt tokens": round(found.num_tokens),
-                "recomputed": usage.recomputed,
+                "recomputed": found.usages[way].recomputed,
                 "loaded MB": round(found.loaded_bytes[way] / 1e6, 1),
                 "first token, ms": 1000 * (median(found.samples, way) or 0.0),
             }
