@@ -36,6 +36,7 @@ FLOOR_TESTS = (
     "rag/**/test_parse.py",
     "rag/**/test_tables.py",
     "serve/**/test_client.py",
+    "serve/**/test_errors.py",
 )
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, kdn

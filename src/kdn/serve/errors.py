@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -40,7 +41,8 @@ _MOST_SIDE = 500
 """Characters of a long message that are told, of its beginning and of its end."""
 
 
-class Fault(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Fault:
     """What went wrong, in OpenAI's words, with the HTTP status that goes with it."""
 
     status: int
@@ -52,9 +54,9 @@ class Fault(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         """Both texts may quote what was sent: megabytes, ends of lines, half a surrogate pair."""
-        msgspec.structs.force_setattr(self, "message", _one_line(self.message))
+        object.__setattr__(self, "message", _one_line(self.message))
         if self.param is not None:
-            msgspec.structs.force_setattr(self, "param", _one_line(self.param))
+            object.__setattr__(self, "param", _one_line(self.param))
 
     def body(self) -> bytes:
         """The JSON text of `{"error": {...}}`."""
