@@ -125,7 +125,7 @@ class Looked(msgspec.Struct, forbid_unknown_fields=True):
 
 class Held(msgspec.Struct, forbid_unknown_fields=True):
     limit_bytes: Count | None
-    priority: int
+    priority: int | None
     held_bytes: dict[str, Count]
 
 
@@ -163,7 +163,7 @@ def is_right(path: str, answer: httpx.Response) -> None:
     assert answer.status_code == 200
     if path == "export":
         with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
-            assert {member.name for member in archive} <= {f"{BLOCK.id.key}.kdn"}
+            assert {member.name for member in archive} <= {f"blocks/{BLOCK.id.key}.kdn"}
     else:
         msgspec.json.decode(answer.content, type=ANSWERS[path])
 
@@ -202,6 +202,17 @@ def test_what_is_no_right_answer_is_seen(path: str, wrong: httpx.Response) -> No
 
 @example(path="pin", body={"keys": ["\ud7fc"]})  # no character has this number
 @example(path="pin", body={"keys": ["\ud83d"]})  # half of a pair
+@example(path="export", body={"all": True})
+@example(path="export", body={"keys": [BLOCK.id.key]})
+@example(path="compress", body={"all": True, "codec": "int8"})
+@example(path="copy", body={"all": True, "to": "memory"})
+@example(path="move", body={"all": True, "source": "memory", "to": "disk"})
+@example(path="pin", body={"all": True, "seconds": 5})
+@example(path="unpin", body={"all": True})
+@example(path="warm", body={"all": True})
+@example(path="verify", body={})
+@example(path="lookup", body={"fingerprint": MODEL, "tokens": [1, 2], "salt": "alice"})
+@example(path="quota", body={"salt": "alice", "limit_bytes": 10**9})
 @given(path=st.sampled_from(POSTS), body=SHAPED | st.dictionaries(st.sampled_from(KEYS), VALUES))
 @FUZZ
 def test_any_body(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
