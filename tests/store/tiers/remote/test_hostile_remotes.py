@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -325,6 +326,20 @@ def test_a_listing_ends_where_a_reader_would_refuse_it_and_says_so(
         "a listing ends after 131072 blocks",
         "a listing ends after 255 blocks",
     ]
+
+
+def test_notes_that_one_listing_has_no_room_for_come_with_the_next(tmp_path: Path) -> None:
+    """Of 600 notes of 1 KiB two readings of 256 pass 300,000 bytes; 88 are left."""
+    pytest.importorskip("obstore")
+    remote = ObjectRemote(f"file://{tmp_path}/objects", listing_bytes=300_000)
+    keys = [BlockKey(f"{number:064x}") for number in range(600)]
+    for key in keys:
+        remote.write(key, bytes(1024), memoryview(b"block"))
+    first, second, third = (remote.changes() for _ in range(3))
+    assert [len(one.added) for one in (first, second, third)] == [512, 88, 0]
+    assert {one.key for one in (*first.added, *second.added)} == set(keys)
+    assert [len(one.removed) for one in (first, second, third)] == [0, 0, 0]
+    remote.close()
 
 
 # --- other servers that answer without an end ---

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, MissingExtra, Unreachable
 from kdn.store.tiers.remote.client import (
-    MAX_LISTED,
     MAX_LISTING_BYTES,
     MAX_NOTE_BYTES,
     ROW_BYTES,
@@ -25,6 +24,7 @@ from kdn.store.tiers.remote.client import (
     Remote,
     RemoteChanges,
     block_key,
+    first_rows,
     listed,
 )
 
@@ -56,8 +56,14 @@ class ObjectRemote(Remote):
         return cls(settings.objects_url, options=settings.object_options, timeout_s=timeout_s)
 
     def __init__(
-        self, url: str, *, options: Mapping[str, str] | None = None, timeout_s: float = 5.0
+        self,
+        url: str,
+        *,
+        options: Mapping[str, str] | None = None,
+        timeout_s: float = 5.0,
+        listing_bytes: int = MAX_LISTING_BYTES,
     ) -> None:
+        """One listing reads some `listing_bytes` of notes at most; the next one reads on."""
         try:
             import obstore
         except ImportError as error:
@@ -66,6 +72,7 @@ class ObjectRemote(Remote):
         self._lock = threading.Lock()
         self._known: set[BlockKey] = set()
         self._told = False
+        self._listing_bytes = listing_bytes
         self._store = _open(url, dict(options or {}), timeout_s)
 
     def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
@@ -102,14 +109,14 @@ class ObjectRemote(Remote):
 
     def changes(self) -> RemoteChanges:
         with self._lock, self._gate("listing blocks"):
-            names = islice(self._names(), MAX_LISTED)
-            found = [block_key(name) for name in names]
+            found = [block_key(name) for name, _ in first_rows((n, b"") for n in self._names())]
             keys = {key for key in found if key is not None}
-            notes = list(self._read_notes(keys - self._known))
+            new = list(keys - self._known)
+            notes = list(self._read_notes(new))
             added = tuple(one for one in notes if one is not None)
             foreign = sum(key is None for key in found) + len(notes) - len(added)
             removed = tuple(self._known - keys)
-            self._known = keys
+            self._known = keys.difference(new[len(notes) :])
             whole, self._told = not self._told, True
             return RemoteChanges(added, removed, whole=whole, foreign=foreign)
 
@@ -122,7 +129,7 @@ class ObjectRemote(Remote):
 
     def _read_notes(self, keys: Iterable[BlockKey]) -> Iterator[Listed | None]:
         """The notes of these, until they are as many bytes as a listing may have."""
-        names, left_bytes = iter(keys), MAX_LISTING_BYTES
+        names, left_bytes = iter(keys), self._listing_bytes
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
             while left_bytes > 0 and (some := list(islice(names, _READ_TOGETHER))):
                 notes = list(pool.map(self._read_note, some))
