@@ -19,6 +19,17 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* CALL(n) with the number of rows that are left, up to TOGETHER, as a constant: their sums stay in registers. */
+#define FOR_ROWS(left, CALL)     \
+    switch (left) {              \
+    case 1: CALL(1); break;      \
+    case 2: CALL(2); break;      \
+    case 3: CALL(3); break;      \
+    case 4: CALL(4); break;      \
+    case 5: CALL(5); break;      \
+    default: CALL(TOGETHER);     \
+    }
+
 /* The output that column `c` of panel `p` is. */
 INLINE int64_t output_of(int64_t p, int64_t c, int64_t out, int64_t kind) {
     return kind == PLAIN ? p * SIDE + c : c / 16 * (out / 2) + p * 16 + c % 16;

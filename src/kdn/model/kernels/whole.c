@@ -143,14 +143,7 @@ INLINE void multiply_block(const Linear *call, int64_t first, int64_t rows, int6
             for (int64_t g = 0; g < groups; g++)
                 for (int64_t half = 0; half < SIDE; half += SIDE / 2) {
 #define ADD(n) add_group(x + g * GROUP, call->x_stride, wide + g * GROUP, half, totals + r, n)
-                    switch (rows - r) {
-                    case 1: ADD(1); break;
-                    case 2: ADD(2); break;
-                    case 3: ADD(3); break;
-                    case 4: ADD(4); break;
-                    case 5: ADD(5); break;
-                    default: ADD(TOGETHER);
-                    }
+                    FOR_ROWS(rows - r, ADD)
 #undef ADD
                 }
         }
