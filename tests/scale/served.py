@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 import httpx
 
@@ -57,3 +59,12 @@ def routed(*servers: str, rule: str = "kv-aware", key: str | None = None) -> Ite
         finally:
             server.should_exit = True
             thread.join()
+
+
+def until(told: Callable[[], Any], seconds: float = 30) -> bool:
+    """Does it become true in time?"""
+    end = monotonic() + seconds
+    while monotonic() < end:
+        if told():
+            return True
+    return False

@@ -11,7 +11,7 @@ import pytest
 
 from kdn.scale.router.fetch import fetch
 from tests.answering import answering
-from tests.scale.served import routed
+from tests.scale.served import routed, until
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 
@@ -63,7 +63,7 @@ def test_a_word_on_health_that_never_ends_is_no_answer() -> None:
         asyncio.run(ask(place, 0.3))
 
 
-def test_a_server_that_lists_models_without_an_end_is_left_out_of_the_list() -> None:
+def test_a_server_that_lists_models_without_an_end_is_asked_for_none_that_others_list() -> None:
     """The other's refusal of a prompt reaches the client as it is, status and words."""
 
     def plain(line: str, connection: socket.socket) -> None:
@@ -75,18 +75,22 @@ def test_a_server_that_lists_models_without_an_end_is_left_out_of_the_list() -> 
         )
 
     def endless(line: str, connection: socket.socket) -> None:
-        if "completions" in line:  # which of the two is asked depends on their ports
-            plain(line, connection)
-            return
         connection.sendall(HEAD + (b"content-length: 0\r\n\r\n" if "health" in line else b"\r\n"))
-        while "models" in line:
+        while "health" not in line:
             connection.sendall(b"[" * 65536)
 
     with (
         answering(plain) as one,
         answering(endless) as other,
-        routed(f"http://{one}", f"http://{other}") as client,
+        routed(f"http://{other}", f"http://{one}", rule="round-robin") as client,
     ):
         assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["m"]
-        refused = client.post("/v1/completions", json={"model": "m", "prompt": "The tide"})
-    assert (refused.status_code, refused.json()) == (400, {"error": {"message": "no"}})
+
+        def known() -> bool:
+            told = client.get("/v1/router").json()["servers"]
+            return [each["models"] for each in told] == [[], ["m"]]
+
+        assert until(known)
+        for _ in range(2):  # one of them is the other's turn
+            refused = client.post("/v1/completions", json={"model": "m", "prompt": "The tide"})
+            assert (refused.status_code, refused.json()) == (400, {"error": {"message": "no"}})

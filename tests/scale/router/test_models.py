@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
-from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.scale.served import routed, served
+from tests.scale.served import routed, served, until
 
 pytestmark = pytest.mark.slow
 KEY = "k" * 32
@@ -31,15 +29,6 @@ def ended(url: str) -> dict[str, float]:
         for sample in family.samples
         if sample.name == "vllm:request_success_total"
     }
-
-
-def until(told: Callable[[], Any], seconds: float = 30) -> bool:
-    """Does it become true in time?"""
-    end = monotonic() + seconds
-    while monotonic() < end:
-        if told():
-            return True
-    return False
 
 
 def test_each_model_has_its_own_server(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:

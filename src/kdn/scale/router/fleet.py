@@ -94,7 +94,11 @@ class FleetServer:
 
     def may_serve(self, model: str | None) -> bool:
         """Is nothing known against sending it a request for this model?"""
-        return model is None or self.models is None or model in self.models
+        return model is None or self.models is None or self.lists(model)
+
+    def lists(self, model: str | None) -> bool:
+        """Did it last say that it serves this model?"""
+        return model in (self.models or ())
 
     def wait_s(self, now_s: float) -> float:
         """How long a new prompt would wait for those before it."""

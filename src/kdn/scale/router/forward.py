@@ -132,11 +132,16 @@ class Forwarder:
     def _next(
         self, prompt: RoutedPrompt, tried: list[str], model: str | None
     ) -> FleetServer | None:
-        """The best that is not tried and may serve the model; any may that no server lists, to refuse it."""
-        listed = any(model in (one.models or ()) for one in self.fleet.servers.values())
+        """The best that is not tried and may serve the model: those that list it before those that list none.
+
+        Any may serve a model that no server lists, to refuse it.
+        """
         order = self.rule.order(prompt, self.fleet, self.clock.now())
-        left = (one for one in order if one.name not in tried)
-        return next((one for one in left if not listed or one.may_serve(model)), None)
+        left = [one for one in order if one.name not in tried]
+        if any(one.lists(model) for one in self.fleet.servers.values()):
+            may = (one for one in left if one.may_serve(model))
+            left = sorted(may, key=lambda one: not one.lists(model))
+        return left[0] if left else None
 
     def _is_for_another(
         self,
@@ -147,7 +152,7 @@ class Forwarder:
         model: str | None,
     ) -> bool:
         """Is another server to be asked? Also where this one may only lack the model."""
-        lacks = begun.status == httpx.codes.NOT_FOUND and model not in (server.models or ())
+        lacks = begun.status == httpx.codes.NOT_FOUND and not server.lists(model)
         if not lacks and begun.status not in _TRY_ANOTHER:
             return False
         following = self._next(prompt, tried, model)
