@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -174,6 +175,18 @@ def test_the_second_load_unpacks_nothing(tiny_model: Tiny, tmp_path: Path) -> No
     assert unpack_gguf(file, tmp_path / "cache", torch.float32) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == made
     assert unpack_gguf(file, tmp_path / "cache", torch.bfloat16) != first
+
+
+def test_what_an_earlier_file_was_unpacked_to_goes(tiny_model: Tiny, tmp_path: Path) -> None:
+    file, cache = write_gguf(tiny_model("llama"), tmp_path / "a.gguf"), tmp_path / "cache"
+    (tmp_path / "b").mkdir()
+    other = write_gguf(tiny_model("llama"), tmp_path / "b" / "a.gguf")
+    others = [unpack_gguf(file, cache, torch.bfloat16), unpack_gguf(other, cache, torch.float32)]
+    earlier = unpack_gguf(file, cache, torch.float32)
+    os.utime(file, (1, 1))
+    later = unpack_gguf(file, cache, torch.float32)
+    assert earlier != later
+    assert set(cache.iterdir()) == {*others, later}
 
 
 def test_two_at_once_agree_on_one_folder(tiny_model: Tiny, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ may be killed: a folder that is there is whole.
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 from collections.abc import Mapping
@@ -58,12 +59,14 @@ _LAYER = {
 def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
     """The folder that holds `file`'s model with its weights in `dtype`, made now if need be.
 
-    The folder is found by the file's path, size and time, so that a second call reads nothing.
+    The folder is found by the file's path, size and time, so that a second call reads nothing.  What
+    an earlier file of that path was unpacked to is removed.
     A tokenizer.json beside the file is preferred to the one inside.
     Raises WeightsError when the file is torn, holds a model that kdn cannot run, or when the folder
     cannot be written.
     """
-    folder = cache_dir / f"{file.stem}-{_state(file, dtype)}"
+    of_path = f"{file.stem}-{_digest(str(file.resolve()), str(dtype))}-"
+    folder = cache_dir / (of_path + _state(file))
     if folder.is_dir():
         return folder
     with ExitStack() as stack:
@@ -83,6 +86,9 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
                 f"{file} cannot be unpacked under {cache_dir} ({error}); free some space there, or set "
                 "another cache folder"
             ) from error
+    for other in cache_dir.glob(f"{glob.escape(of_path)}*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
     return folder
 
 
@@ -96,11 +102,15 @@ def _publish(building: Path, folder: Path) -> None:
             raise
 
 
-def _state(file: Path, dtype: torch.dtype) -> str:
-    told = [_FORMAT, str(dtype)]
+def _state(file: Path) -> str:
+    told = [_FORMAT]
     for part in (file, *_tokenizer_beside(file)):
         about = part.stat()
         told.append(f"{part.resolve()}:{about.st_size}:{about.st_mtime_ns}")
+    return _digest(*told)
+
+
+def _digest(*told: str) -> str:
     return xxhash.xxh3_64_hexdigest(";".join(told).encode())
 
 
