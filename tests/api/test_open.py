@@ -30,6 +30,7 @@ def test_home_may_be_a_text(tiny_model: TinyModel, tmp_path: Path) -> None:
         ({"home": 7}, "home is 7; it must be a path"),
         ({"model": None}, "model is None; it must be a text or a path"),
         ({"model": "smolm2"}, "no model goes by 'smolm2' here: .*smollm2-135m"),
+        ({"model": ""}, "no model goes by '' here"),
         ({"device": "tpu"}, "tpu"),
         ({"dtype": "float8"}, "float8"),
     ],

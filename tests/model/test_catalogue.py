@@ -99,7 +99,9 @@ def test_what_lies_beside_models_is_none(tmp_path: Path) -> None:
     (tmp_path / "models" / "unpacked").mkdir(parents=True)
     with pytest.raises(UnknownModel, match="no model goes by 'unpacked'"):
         get("unpacked", tmp_path)
-    for here in ("", ".", ".."):
+    with pytest.raises(UnknownModel, match="no model goes by ''"):
+        get("", tmp_path)
+    for here in (".", ".."):
         with pytest.raises((UnknownModel, WeightsError)):
             get(here, tmp_path)
 

@@ -147,7 +147,10 @@ def resolve(name_or_path: str | Path, home: Path) -> Path:
     the path of a folder that holds no model.
     """
     name, path = str(name_or_path), expanded(name_or_path)
-    if (path / "config.json").is_file() or (path.is_file() and path.suffix == ".gguf"):
+    is_folder = bool(name) and path.is_dir()  # an empty path is the current folder's
+    if (is_folder and (path / "config.json").is_file()) or (
+        path.is_file() and path.suffix == ".gguf"
+    ):
         return path
     if name in _KNOWN:
         return _find(_KNOWN[name], home)
@@ -160,7 +163,7 @@ def resolve(name_or_path: str | Path, home: Path) -> Path:
             f"the model {name} is not here yet: `kdn models get {name}` brings it from the hub "
             f"({_size_of(found) // 1_000_000} MB)"
         )
-    if path.is_dir() and not _is_hub_id(name):
+    if is_folder and not _is_hub_id(name):
         raise WeightsError(
             f"{path} has no config.json; a model folder holds config.json, tokenizer.json and"
             " safetensors weights"
