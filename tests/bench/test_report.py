@@ -152,6 +152,12 @@ def test_a_command_names_every_option_that_is_not_the_usual_one(tmp_path: Path) 
     text = write_page(found, tmp_path).read_text()
     command = "kdn bench beads --model qwen --pairs 3 --data musique --report docs/benchmarks"
     assert f"`{command}`" in text
+    kept = BenchOptions(
+        only="timing", rows=Path("/full/anna/rows.jsonl"), arms=("ours", "disk"), ratios=(0.15, 0.3)
+    )
+    found = replace(found, config=kept.describe_kept())
+    told = "--only timing --rows rows.jsonl --arms ours,disk --ratio 0.15 --ratio 0.3"
+    assert told in write_page(found, tmp_path).read_text()
 
 
 def test_every_benchmark_can_be_loaded() -> None:

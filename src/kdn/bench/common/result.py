@@ -114,9 +114,14 @@ class BenchOptions:
         }
 
     def describe_kept(self) -> dict[str, Scalar]:
-        """Those of a result that is made of kept rows: also which file, and which part was run."""
-        kept = None if self.rows is None else self.rows.name
-        return self.describe() | {"only": self.only, "rows": kept}
+        """Those of a result that is made of kept rows or in parts: also which file, and what was run."""
+        return self.describe() | {
+            "only": self.only,
+            "rows": None if self.rows is None else self.rows.name,
+            "arms": ",".join(self.arms or ()) or None,
+            "sets": ",".join(self.sets or ()) or None,
+            "ratio": " --ratio ".join(map(str, self.ratios or ())) or None,
+        }
 
 
 @contextmanager
