@@ -49,6 +49,12 @@ def test_a_quick_model_recomputes_what_a_slow_one_loads() -> None:
     assert (len(quick.hits), len(slow.hits)) == (0, 3)
 
 
+def test_nearly_equal_is_measured_against_the_best() -> None:
+    """400 blocks of 1 s each and a prompt of 400 s: 200 take 200 s, and two more are within 1 % of that."""
+    chosen = worth_loading(hits(*["far"] * 400), 40_000, 5, SPEEDS.get, seconds)
+    assert len(chosen.hits) == 202
+
+
 @pytest.mark.parametrize("speed", [0.0, -5.0, float("nan"), float("inf")])
 def test_a_speed_that_is_none_counts_as_not_known(speed: float) -> None:
     """And an estimate that is no number loads nothing: there is nothing to compare."""

@@ -298,7 +298,7 @@ class StepLoop:
             prompt_tokens=finish.usage.prompt_tokens,
             completion_tokens=finish.usage.completion_tokens,
             exact=finish.usage.exact,
-            blended=finish.usage.blended,
+            approximate=finish.usage.cached_tokens - finish.usage.exact,
             guessed=0 if running.lookup is None else running.lookup.num_guessed,
             guessed_right=0 if running.lookup is None else running.lookup.num_right,
         )

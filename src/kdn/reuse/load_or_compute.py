@@ -36,5 +36,5 @@ def worth_loading(
         cached += hit.num_tokens
         takes_s = max(load_s, estimate_s(num_tokens - cached, cached))
         if takes_s <= best_s * NEARLY:
-            best, best_s = count, takes_s
+            best, best_s = count, min(best_s, takes_s)
     return match if best == len(match.hits) else Match(match.hits[:best])

@@ -307,8 +307,11 @@ class MeasuredSpeeds:
                 self._token_s.append(seconds / num_tokens)
 
     def event(self, name: str, **fields: Value) -> None:
-        """As a trace: answers that began with a plain prefill are measurements of it."""
-        if name != "engine.finish" or "ttft_ms" not in fields or fields.get("blended"):
+        """As a trace: answers that began with a plain prefill are measurements of it.
+
+        Tokens that were blended, shared or lossy took another time each, so such answers tell nothing.
+        """
+        if name != "engine.finish" or "ttft_ms" not in fields or fields.get("approximate"):
             return
         computed = float(fields["prompt_tokens"] or 0) - float(fields["exact"] or 0)
         self.prefilled(int(computed), float(fields["ttft_ms"] or 0) / 1000)

@@ -221,12 +221,13 @@ def test_the_papers_own_numbers() -> None:
     assert controller.ratio({"nvme": 1000}, SHAPE, 1000) == pytest.approx(0.8)
 
 
-def test_plain_answers_teach_the_speed_of_a_prefill_and_blended_ones_do_not() -> None:
+def test_plain_answers_teach_the_speed_of_a_prefill_and_others_do_not() -> None:
+    """500 of the tokens were blended, shared or lossy: they were not computed as a prefill computes them."""
     controller = RatioController(0.15)
     answer: dict[str, Value] = {"ttft_ms": 1000.0, "prompt_tokens": 1100, "exact": 100}
-    controller.speeds.event("engine.finish", **answer, blended=500)
+    controller.speeds.event("engine.finish", **answer, approximate=500)
     assert controller.speeds.prefill_s(1000) == 0.0
-    controller.speeds.event("engine.finish", **answer, blended=0)
+    controller.speeds.event("engine.finish", **answer, approximate=0)
     assert controller.speeds.prefill_s(1000) == pytest.approx(1.0)
 
 

@@ -143,7 +143,7 @@ def test_the_senders_inputs_are_stored_for_those_who_begin_there(k: kdn.Kdn) -> 
 
 def test_blocks_without_inputs_are_shared_only_where_none_are_needed(k: kdn.Kdn) -> None:
     ask(k)  # before the profile is known: no layer inputs
-    tell(k, [point((2, 3), work=0.5), point((0, 1), work=0.6, kl=0.005)], None, "a")
+    tell(k, [point((2, 3), work=0.5, kl=0.005), point((0, 1), work=0.6, kl=0.01)], None, "a")
     trace = k.trace
     assert isinstance(trace, Recorder)
     _, _, usage = ask(k, adapter="a", share=PUBLISHED)

@@ -87,9 +87,14 @@ class PairRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         points = tuple(msgspec.structs.replace(one, times=()) for one in self.points)
         return msgspec.structs.replace(self, points=points, prefill_times=())
 
-    def usable(self, mode: Literal["published", "best"]) -> list[SharePoint]:
-        """The frontier of the ways that the mode allows, least work first."""
-        return frontier([one for one in self.points if mode == "best" or one.is_published])
+    def usable(
+        self,
+        mode: Literal["published", "best"],
+        is_possible: Callable[[SharePoint], bool] = lambda _: True,
+    ) -> list[SharePoint]:
+        """The frontier of the ways that the mode allows and that are possible, least work first."""
+        allowed = [one for one in self.points if mode == "best" or one.is_published]
+        return frontier([*filter(is_possible, allowed)])
 
 
 def frontier(points: Sequence[SharePoint]) -> list[SharePoint]:

@@ -236,11 +236,12 @@ class ShareReuse(Technique):
         assert share.mode != "exact", "an exact request asks no sibling"
         has_map = self._records.map(sibling.fingerprint, receiver, self._shape) is not None
         stored = self._stored_states(hits, [one.choice.needs_states for one in record.points])
-        points = [
-            one
-            for one in record.usable(share.mode)
-            if (has_map or not one.mapped) and one.work < 1 and one.choice.needs_states in stored
-        ]
+        points = record.usable(
+            share.mode,
+            lambda one: (
+                (has_map or not one.mapped) and one.work < 1 and one.choice.needs_states in stored
+            ),
+        )
         size_bytes = sum(hit.num_tokens for hit in hits) * self._shape.token_bytes
         load_s = max((self._speeds.load_s(hit.tier, size_bytes) for hit in hits), default=0.0)
         estimated_s = self._speeds.prefill_s(num_tokens)
