@@ -273,6 +273,9 @@ def test_the_bytes_of_a_token_grow_by_what_an_arm_keeps() -> None:
     assert found[CHUNKED.name] == 16
     assert found[WHOLE_KV.name] - found[DROP.name] == 8
     assert found[HYBRID.name] <= found[DROP.name]
+    one_call = {arm.name: _counted(CONFIG, arm, 2, 1000.0) for arm in (WHOLE_KV, DROP)}
+    assert one_call[WHOLE_KV.name] - one_call[DROP.name] == 8
+    assert one_call[DROP.name] == 8 + 2 * CONFIG.hidden_size + 1000 + 8 * CONFIG.head_dim + 16
 
 
 def test_memory_that_is_given_back_is_not_counted_twice() -> None:

@@ -47,6 +47,7 @@ class Counted(FusedLayers):
     """Layers in one call, and which they were."""
 
     def __init__(self, layers: FusedLayers) -> None:
+        self.row_bytes = layers.row_bytes
         self.layers = layers
         self.calls: list[tuple[int, int]] = []
 

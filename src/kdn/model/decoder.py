@@ -77,6 +77,9 @@ class KvNote:
 class FusedLayers(Protocol):
     """Several layers in one call, with the bits of one layer after the other."""
 
+    row_bytes: float
+    """What a row takes beside its hidden state while they run."""
+
     def run(
         self,
         hidden: Tensor,

@@ -46,7 +46,7 @@ ROW_CHUNK = EngineLimits(0).row_chunk
 """Rows of position-wise work at a time, in the arm that does so."""
 PREFILL_CHUNK = 512
 """Tokens of a chunk of chunked prefill: the fastest of 256, 512 and 1,024 here."""
-_LENGTHS = (4096, 6144)
+_LENGTHS = (6144, 8192)
 """Long enough that rows decide the peak in every arm, and not one chunk of position-wise work: from
 2,048 tokens a straight line would promise more than fits."""
 _TIMED = 2048
@@ -191,7 +191,9 @@ def _row(probe: LengthProbe, arm: LengthArm, memory: JobMemory) -> Row:
     most = memory.largest(BUDGET_BYTES)
     runs = min(most, probe.config.max_position)
     used = probe.peak(arm, runs)
-    counted = _counted(probe.config, arm, probe.shape.value_bytes)
+    fused = probe.model.decoder.fused
+    fused_bytes = None if fused is None else fused.row_bytes
+    counted = _counted(probe.config, arm, probe.shape.value_bytes, fused_bytes)
     return {
         "way": arm.name,
         "KiB a token": memory.token_bytes / 1024,
@@ -205,12 +207,15 @@ def _row(probe: LengthProbe, arm: LengthArm, memory: JobMemory) -> Row:
     }
 
 
-def _counted(config: ModelConfig, arm: LengthArm, value_bytes: int) -> float:
+def _counted(
+    config: ModelConfig, arm: LengthArm, value_bytes: int, fused_bytes: float | None = None
+) -> float:
     """Bytes a token that must coexist, from the shapes alone.
 
-    Whole rows of the MLP while its result is multiplied down: hidden state, attention's output, the
-    sum of both, its norm and the layer's output; the inner values twice, as they are and as tiles.
-    Against them stands what exists while queries are rotated.
+    Layers in one call have room for all that a row becomes, `fused_bytes`.  Computed part by part, whole
+    rows take most while the MLP's result is multiplied down: hidden state, attention's output, the sum of
+    both, its norm and the layer's output; the inner values twice, as they are and as tiles.  Against them
+    stands what exists while queries are rotated.
     """
     kv_layer = 2 * config.kv_size * value_bytes
     all_layers = kv_layer * config.num_layers
@@ -221,7 +226,9 @@ def _counted(config: ModelConfig, arm: LengthArm, value_bytes: int) -> float:
     if arm is CHUNKED:
         return all_layers
     hidden = config.hidden_size
-    rows = (4 * hidden + config.q_size + 2 * config.intermediate_size) * value_bytes
+    rows: float = (4 * hidden + config.q_size + 2 * config.intermediate_size) * value_bytes
+    if fused_bytes is not None:
+        rows = hidden * value_bytes + fused_bytes
     kept = kv_layer if arm.one_layer else all_layers
     return kept + max(rows + tables, hybrid - kv_layer)
 

@@ -85,6 +85,8 @@ class KernelLayers(FusedLayers):
         self._widths = (self._hidden, q + 2 * kv, q, kv, q, q, self._hidden, inner)
         """Values that a row takes of each part of the room."""
         self._widest = max(self._hidden, q, inner)
+        values = sum(self._widths) + self._widest
+        self.row_bytes = values * library.dtype.itemsize + 4.0 * SUMS * self._widest / GROUP
         self._held = layers
         """The table points into their weights."""
         self._table = (_Layer * len(layers))(*map(_described, layers))
