@@ -33,7 +33,7 @@ class Vllm:
         model: str,
         *,
         eager: bool,
-        dtype: str = "bfloat16",
+        dtype: str,
         kv_transfer_config: dict[str, object] | None = None,
     ) -> None:
         import vllm
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="a Hugging Face folder")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", required=True)
     parser.add_argument("--eager", action="store_true", help="do not compile: quicker start")
     options = parser.parse_args()
     configure(options.threads)

@@ -80,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="a Hugging Face folder")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", required=True)
     parser.add_argument("--connector", choices=["example", "lmcache"], required=True)
     parser.add_argument("--scratch", type=Path, required=True)
     options = parser.parse_args()
@@ -96,7 +97,8 @@ def main() -> None:
         server, port = start_lmcache(options.scratch)
     try:
         transfer = connector(options.connector, options.scratch, port)
-        serve(Stored(options.model, eager=True, kv_transfer_config=transfer), answers)
+        engine = Stored(options.model, eager=True, dtype=options.dtype, kv_transfer_config=transfer)
+        serve(engine, answers)
     finally:
         if server is not None:
             server.terminate()

@@ -27,7 +27,10 @@ __all__ = ["Hits", "opened_with_tiers", "start_lmcache", "start_node", "start_re
 NEW_TOKENS = 32
 _BYTES = 6 * 1024**3
 _START_S = 60.0
-_HAS_LMCACHE = "import importlib.util, sys; sys.exit(importlib.util.find_spec('lmcache') is None)"
+_LMCACHE = "lmcache.v1.multiprocess.server"
+_HAS_LMCACHE = (
+    f"import importlib.util, sys; sys.exit(importlib.util.find_spec('{_LMCACHE}') is None)"
+)
 _NEVER = 1.0
 """Prefill as slow as this never is: what is stored is loaded, whether that pays or not."""
 
@@ -162,7 +165,7 @@ def start_lmcache(python: Path, scratch: Path, stack: ExitStack) -> int:
     if subprocess.run(looked, capture_output=True, check=False).returncode:
         raise EngineFailed("lmcache is not installed beside vLLM; `make rivals` installs both")
     port, log = _free_port(), scratch / "lmcache.log"
-    command: list[str | Path] = [python, "-m", "lmcache.v1.multiprocess.server"]
+    command: list[str | Path] = [python, "-m", _LMCACHE]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--supported-transfer-mode", "engine_driven"]
     command += ["--l1-size-gb", "2", "--eviction-policy", "LRU"]

@@ -41,7 +41,8 @@ def rival_hits(
         raise EngineFailed(f"{options.rivals.name} is not there; `make rivals` builds it")
     _, folder = weights(options, hits.shape.dtype)
     command: list[str | Path] = [
-        python, _SCRIPT, "--model", folder, "--threads", str(options.threads),
+        python, _SCRIPT, "--model", folder, "--dtype", hits.shape.dtype,
+        "--threads", str(options.threads),
         "--connector", _CONNECTOR[name], "--scratch", scratch / _CONNECTOR[name],
     ]  # fmt: skip
     rival = RivalProcess(command, scratch / f"{_CONNECTOR[name]}.log")
