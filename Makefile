@@ -59,7 +59,7 @@ fmt: $(INSTALLED) ## put the code in shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(INSTALLED) ## every benchmark, with its page under docs/benchmarks
+bench: $(INSTALLED) ## the benchmarks that need no data, with their pages under docs/benchmarks
 	for name in $(BENCHES); do \
 	  $(BIN)/kdn bench $$name --report docs/benchmarks $(BENCH_OPTIONS) || exit 1; \
 	done
@@ -86,10 +86,10 @@ site: docs ## the documents as a site, in build/site
 	test -x .venv-docs/bin/mkdocs || { $(PYTHON) -m venv .venv-docs && .venv-docs/bin/python -m pip install -q 'mkdocs-material>=9.6'; }
 	.venv-docs/bin/mkdocs build --quiet
 
-report: bench ## every benchmark, and docs/benchmarks/index.md beside the papers' claims
+report: bench ## the same, and docs/benchmarks/index.md beside the papers' claims
 	$(BIN)/python scripts/report.py
 
-redraw: ## the pictures of docs/benchmarks, from the results: nothing is measured
+redraw: $(INSTALLED) ## the pictures of docs/benchmarks, from the results: nothing is measured
 	$(BIN)/python scripts/redraw.py
 
 clean: ## what tools left behind; environments stay

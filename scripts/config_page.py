@@ -20,7 +20,7 @@ Made from the code by `scripts/generate_docs.py`.
 A setting is found in this order: the call's own argument, the environment, `kdn.toml` in the home folder
 (or the file that `KDN_CONFIG` names), the default. A name that kdn does not know is refused. Byte counts may
 be written `"8 GiB"`. In the environment a list is written `a,b` and a table `NAME=VALUE,NAME=VALUE`.
-`KDN_HOME` names the home folder.
+The home folder is `~/.cache/kdn`, or what `KDN_HOME` names.
 """
 
 

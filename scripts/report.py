@@ -75,9 +75,9 @@ def page(folder: Path = FOLDER) -> str:
     lines = [
         "# Benchmarks beside the papers",
         "",
-        "Made by `scripts/report.py` from the results in this folder; `make report` measures them again",
-        "first. A figure that disagrees with its paper stands as it is. The papers used GPUs and models",
-        "of 7 to 70 billion parameters; the machine and the model of each of our figures are in its row.",
+        "Made by `scripts/report.py` from the results in this folder; `make report` measures some",
+        "again first. A figure that disagrees with its paper stands as it is. The papers used GPUs and",
+        "models of 7 to 70 billion parameters; machine and model of each of our figures are in its row.",
         "",
         "| system | paper says | ours | of what | set-up | verdict |",
         "|---|---|---:|---|---|---|",

@@ -20,7 +20,7 @@ from typer.main import get_command
 from kdn.cli import app
 from kdn.config import Config
 from kdn.errors import UnknownModel
-from kdn.model import resolve
+from kdn.model import known_models, resolve
 from tests.engine.test_company import weaken, write_adapter
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +65,31 @@ def test_every_command_of_a_page_is_one_of_kdns(page: Path) -> None:
         known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
         given = [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]
         assert set(given) <= known, f"{page.name}: {command.name} {words}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_curl_posts_has_its_type(page: Path) -> None:
+    """Without it curl says that a form is sent, which servers refuse: any page of the web may send one."""
+    for line in page.read_text("utf-8").replace("\\\n", " ").splitlines():
+        if re.search(r"\bcurl\b.* (-d|--data)\b", line):
+            assert "content-type: application/json" in line
+
+
+@pytest.mark.parametrize("page", ["index.md", "tutorials/answer.md"])
+def test_who_installs_by_pip_is_told_to_fetch_the_models(page: str) -> None:
+    text = (DOCS / page).read_text("utf-8")
+    assert "pip install" in text
+    for model in known_models():
+        assert f"kdn models get {model.name}" in text
+
+
+def test_a_units_model_is_fetched_before_it_starts() -> None:
+    unit = (ROOT / "deploy" / "kdn-serve.service").read_text("utf-8")
+    (name,) = re.findall(r"--model (\S+)", unit)
+    before, _, _ = (
+        (DOCS / "scale.md").read_text("utf-8").partition("systemctl enable --now kdn-serve")
+    )
+    assert f"kdn models get {name}" in before
 
 
 @pytest.fixture(scope="module")

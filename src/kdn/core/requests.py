@@ -256,7 +256,8 @@ class Request:
     """May stored KV be used for it?"""
     techniques: tuple[object, ...] = ()
     """Options of the techniques it asks for, one of a class at most, such as `Blend(0.15)`.  Without
-    any the answer is that of a full prefill, but for lossy codecs that the settings allow."""
+    any the answer is that of a full prefill, but for lossy codecs that the settings allow, and for KV of
+    a sibling model where the pair has a profile and `share.mode` is not `exact`."""
     retention: Retention = Retention.SHARED
     single_use: bool = False
     """No other request is about to begin with the same tokens: for an answer of one token, what is
