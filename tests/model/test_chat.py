@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,16 +76,31 @@ def test_without_documents_turns_are_segments(chat: ChatTemplate) -> None:
 
 
 def test_a_conversation_sent_again_begins_with_the_same_tokens(
-    chat: ChatTemplate, tokenizer: Tokenizer
+    tiny_model: Callable[..., Path],
 ) -> None:
     """Even when the model wrote its words in tokens that the tokenizer would not choose."""
+    definition = json.loads((tiny_model("llama") / "tokenizer.json").read_text("utf-8"))
+    definition["model"]["vocab"]["Hi"] = 256  # no merge makes it; the control tokens come after it
+    tokenizer = Tokenizer(json.dumps(definition))
+    chat = ChatTemplate(TINY_TEMPLATE, tokenizer, ManualClock())
     first = chat.segments([TALK[0]])
-    said = (72, 105, 33)
-    chat.remember("salt", "Hi!!", said)
-    again = chat.segments([TALK[0], Message("assistant", "Hi!!"), USER], salt="salt")
+    said = (256, 33)
+    assert tokenizer.encode("Hi!") == (72, 105, 33)
+    chat.remember("salt", "Hi!", said)
+    again = chat.segments([TALK[0], Message("assistant", "Hi!"), USER], salt="salt")
     kept = first.token_ids + said
     assert again.token_ids[: len(kept)] == kept
     assert again.segments[0].token_ids == first.segments[0].token_ids
+
+
+@pytest.mark.parametrize("said", ["Hello!\nUser:", "Hello", "Hello!<|end|>"])
+def test_ids_that_say_another_text_are_not_remembered(
+    chat: ChatTemplate, tokenizer: Tokenizer, said: str
+) -> None:
+    """Those of a stop string that was cut off, of a stop token that was shown as text, and of a control
+    token that was not shown."""
+    chat.remember("cut", "Hello!", tokenizer.encode(said, special=True))
+    assert chat.segments(TALK, salt="cut") == chat.segments(TALK)
 
 
 @pytest.mark.parametrize("where", ["question", "document", "system"])

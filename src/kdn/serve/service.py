@@ -76,7 +76,10 @@ class PromptMaker(Protocol):
         """Where the texts stand in the prompt that `segments` made of them, documents first."""
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
-        """Keep the ids of an answer, so that it hits when a client sends it back as history."""
+        """Keep the ids of an answer, so that it hits when a client sends it back as history.
+
+        Not where they say more or less than `text`.
+        """
 
 
 class ServedEngine(Generator, Protocol):

@@ -126,8 +126,12 @@ class ChatTemplate:
         return self._renderer.reads(name)
 
     def remember(self, salt: str, text: str, token_ids: TokenIds) -> None:
-        """Keep an answer's ids, so that it hits when it comes back as part of a conversation."""
-        self._remembered.remember(salt, text, token_ids)
+        """Keep an answer's ids, so that it hits when it comes back as part of a conversation.
+
+        Not where they say more or less than `text`, as those of a stop string do that was cut off.
+        """
+        if self._tokenizer.decode(token_ids, special=True) == text:
+            self._remembered.remember(salt, text, token_ids)
 
     @cached_property
     def tool_format(self) -> ToolFormat:

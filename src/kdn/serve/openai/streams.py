@@ -181,12 +181,12 @@ def _error_of(event: _Pushed) -> Exception | None:
 
 
 def _remembering(model: ServedModel, request: Request) -> Callable[[StreamEvent], None]:
-    """Collects an answer as it passes and hands its ids to the prompt maker at a natural end."""
+    """Collects an answer as it passes and hands its ids to the prompt maker at its end."""
     answer = GatheredAnswer()
 
     def note(event: StreamEvent) -> None:
         answer.add(event)
-        if isinstance(event, Finish) and event.reason is FinishReason.STOP and event.stop is None:
+        if isinstance(event, Finish):
             ids = tuple(token.token_id for token in answer.tokens)
             model.prompts.remember(request.salt, answer.text, ids)
 
