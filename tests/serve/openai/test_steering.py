@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from openai.types.chat import ChatCompletionMessageParam
 import kdn
 from kdn.api.steered import prefill_steered
 from kdn.reuse.steer import LOOK_SHARE, RecipeFolder, Steer, SteerRecipe
-from kdn.serve import served
+from kdn.serve import Limits, ServeSettings, served
 from tests.serve.running import Running, running
 from tests.serve.scripted import ScriptedService
 
@@ -189,6 +191,30 @@ def test_the_report_compares_the_tokens_that_were_drawn(real: Running, opened: k
     found = still["kdn"]["steering"]
     assert found["kl"] == pytest.approx(0, abs=1e-9)
     assert found["nll"] == found["plain_nll"]
+
+
+def test_a_report_takes_the_place_of_its_answer(opened: kdn.Kdn) -> None:
+    """One request may be in work, and the answer that the report compares has ended."""
+    options: dict[str, Any] = {"steer": [{"text": "brass key", "weight": 10}], "steer_report": True}
+    body = {"input": "Which key?", "documents": [{"text": TEXT}], "max_output_tokens": 4}
+    settings = ServeSettings(port=0, limits=Limits(caller_requests=1))
+    with running(served(opened), settings) as server:
+        *_, chat, done = asked(server, stream=True, **options).text.split("data: ")
+        assert ('"plain_text":"' in chat, done) == (True, "[DONE]\n\n")
+        response = server.http.post("/v1/responses", json={**body, "stream": True, "kdn": options})
+        assert '"plain_text":"' in response.text.split("data: ")[-1]
+
+
+def test_a_report_that_fails_is_told_after_the_whole_answer() -> None:
+    """The fault is in what the report asks: the prompt and the first token of "Pari"."""
+    spans = [{"text": "brass key", "weight": 10}]
+    with closing(ScriptedService(fault="key?P")) as service, running(service) as server:
+        told = asked(server, stream=True, steer=spans, steer_report=True).text.split("data: ")
+    *tokens, ended, fault, done = told[1:]
+    assert [json.loads(one)["choices"][0]["delta"]["content"] for one in tokens[1:]] == [*"Pari"]
+    assert json.loads(ended)["choices"][0]["finish_reason"] == "length"
+    assert json.loads(fault)["error"]["type"] == "server_error"
+    assert done == "[DONE]\n\n"
 
 
 def test_a_report_of_a_look_looks_at_the_question_alone(real: Running) -> None:

@@ -86,14 +86,14 @@ class Answers(ABC):
                 running = self.streams.is_running
                 if running and last:
                     yield b"".join(last)
-        except Exception as error:  # noqa: BLE001 - the headers are sent: the error must travel as an event
-            last = [failure(error)]
-        else:
+                    last = []
             options = self.body.stream_options
             if self._wants_more or (options and options.include_usage):
                 ended = [so_far[index].ended.usage for index in sorted(so_far)]
                 drawn = [token.token_id for token in so_far[0].tokens]
                 last.append(event(await self._account(self.chunk([], streamed=True), ended, drawn)))
+        except Exception as error:  # noqa: BLE001 - the headers are sent: the error must travel as an event
+            last.append(failure(error))
         yield b"".join((*last, DONE))
 
     def _told(
@@ -135,11 +135,15 @@ class Answers(ABC):
         return chunk
 
     async def report(self, prompts: list[Usage], drawn: list[int]) -> KdnReport:
-        """What kdn did for the prompts, and what was asked for beside it: `drawn` is the first answer."""
+        """What kdn did for the prompts, and what was asked for beside it: `drawn` is the first answer.
+
+        For answers that have ended: their streams may be closed.
+        """
         report, asked = kdn_report(prompts), self.body.kdn or KdnOptions()
         if asked.why:
             report.why = await self.job.explain(self.job.id)
         if asked.steer_report:
+            self.streams.close()  # what compares them counts in place of the answers
             report.steering = await self.job.steering(self.job, drawn)
         return report
 
