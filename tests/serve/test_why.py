@@ -115,6 +115,22 @@ def test_where_nothing_is_stored_nothing_is_explained() -> None:
         assert "why" not in server.http.get(f"/v1/kdn/requests/{answer['id']}").json()
 
 
+def test_of_a_request_without_an_end_only_what_is_known_is_told() -> None:
+    with closing(ScriptedService()) as service, running(service) as server:
+        service.pause_at = 1
+        body = {"prompt": "Hi", "max_tokens": 3, "stream": True}
+        with server.http.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            name = json.loads(next(lines).removeprefix("data: "))["id"]
+            runs = server.http.get(f"/v1/kdn/requests/{name}?prompt=true").json()
+            service.broken, service.pause_at = ValueError("out of memory"), None
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        failed = server.http.get(f"/v1/kdn/requests/{name}?prompt=true").json()
+    assert [one["state"] for one in (runs, failed)] == ["running", "failed"]
+    assert [one["prompt_tokens"] for one in (runs, failed)] == [2, 2]
+    assert not any("prompt" in one for one in (runs, failed))
+
+
 def _request(name: str, num_tokens: int) -> Request:
     return Request(name, Prompt((Segment(Role.QUESTION, tuple(range(num_tokens))),)))
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from msgspec import UNSET, Struct, UnsetType
 
+from kdn.core import Usage
 from kdn.model.adapters import adapter_name
 from kdn.serve.auth import ADMIN, Caller, caller_of
 from kdn.serve.errors import Refused
@@ -95,17 +96,15 @@ def why_routes(context: RequestContext) -> APIRouter:
             return json_response(chrome_trace([record]))
         report = request_report(record)
         own = record.caller == caller.name
-        why = context.model_of(record).why
-        if record.finish is not None and why is not None:
+        why, finish = context.model_of(record).why, record.finish
+        if finish is not None and why is not None:
             found = await context.in_thread(
-                why.explain,
-                record.request,
-                record.finish.usage,
-                ended_s=record.ended_s,
+                why.explain, record.request, finish.usage, ended_s=record.ended_s
             )
             report.why = why_report(found, with_text=own)
-        if prompt and own:
-            report.prompt = await context.in_thread(lambda: list(_pieces(context, record)))
+        if finish is not None and prompt and own:
+            usage = finish.usage
+            report.prompt = await context.in_thread(lambda: list(_pieces(context, record, usage)))
         return json_response(report)
 
     return router
@@ -145,10 +144,9 @@ def request_report(record: RequestRecord) -> RequestReport:
     return report
 
 
-def _pieces(context: RequestContext, record: RequestRecord) -> Iterator[PromptPiece]:
+def _pieces(context: RequestContext, record: RequestRecord, usage: Usage) -> Iterator[PromptPiece]:
     """The prompt cut wherever the part or the origin changes."""
-    assert record.finish is not None
-    usage, prompt = record.finish.usage, record.request.prompt
+    prompt = record.request.prompt
     prefix = usage.exact + usage.lossy
     edges = {0, prefix, prompt.num_tokens, *(edge for run in usage.moved for edge in run)}
     for _, start, stop in prompt.spans():
