@@ -186,10 +186,12 @@ def test_an_empty_question_is_refused(k: kdn.Kdn, library: Library) -> None:
 
 
 def test_a_cancelled_query_is_no_answer(k: kdn.Kdn, library: Library) -> None:
-    query = Query()
+    """Nor is it profiled, which may be a call of a model."""
+    query, learner = Query(), Learner()
     query.cancel()
     with pytest.raises(Cancelled):
-        answering(k, library).answer(QUESTION, FEW, query=query)
+        Answering(k.parts, lambda: library, learner).answer(QUESTION, FEW, query=query)
+    assert learner.profiled == []
 
 
 def test_a_query_is_cancelled_from_another_thread(k: kdn.Kdn, library: Library) -> None:
@@ -231,15 +233,17 @@ def test_many_queries_at_one_time_all_come_back(k: kdn.Kdn, library: Library) ->
 
 
 class Learner:
-    """Remembers the golden answers that it was shown."""
+    """Remembers what it profiled, and the golden answers that it was shown."""
 
     name = "learner"
 
     def __init__(self) -> None:
         self.shown = threading.Event()
+        self.profiled: list[str] = []
         self.examples: list[tuple[str, str]] = []
 
     def profile(self, question: str, note: LibraryNote) -> QuestionProfile:
+        self.profiled.append(question)
         return SINGLE
 
     def learn(self, question: str, golden_answer: str, note: LibraryNote) -> ProfileExample:

@@ -103,12 +103,14 @@ class Answering:
         options, query = options or QueryOptions(), query or Query()
         if not question.strip():
             raise BadInput("the question is empty; ask something")
+        query.check()
         begun_s = self._parts.clock.now()
         self._foresight.observed.arrived(begun_s)
         library = self._library()
         if not library.num_sources:
             return self._nothing(_EMPTY, show)
         profiled = self._profile(question, options)
+        query.check()
         found = self._find(library, question, profiled, options)
         if not found:
             return self._nothing(_NO_MATCH, show, profiled)

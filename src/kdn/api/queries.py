@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdn.api.prompts import Reuse, blending
-from kdn.errors import BadInput
+from kdn.errors import BadInput, Cancelled
 from kdn.rag.metis import Method, Preference
 
 __all__ = ["Query", "QueryOptions"]
@@ -61,6 +61,11 @@ class Query:
             cancel = self._cancel
         if cancel is not None:
             cancel()
+
+    def check(self) -> None:
+        """Raises Cancelled once it is withdrawn."""
+        if self.is_cancelled:
+            raise Cancelled("the query was cancelled before its first call")
 
     def runs(self, cancel: Callable[[], None]) -> None:
         """What stops it from now on; called at once where it was cancelled before."""

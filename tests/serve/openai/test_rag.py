@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kdn
+from kdn.api import Answer, Query, QueryOptions
+from kdn.api.answers import not_in_documents
 from kdn.config import load_config
-from kdn.serve import served
+from kdn.rag.metis import QueryReport
+from kdn.serve import Limits, ServeSettings, served
 from tests.rag.bert import write_tiny_bert
-from tests.serve.running import Running, running
+from tests.serve.running import Running, running, wait_for
 from tests.serve.scripted import ScriptedService
 
 QUESTION = "Where is the brass key?"
@@ -129,6 +135,30 @@ def test_a_client_that_leaves_ends_its_query(server: Running, opened: kdn.Kdn) -
         next(answer.iter_lines())
     query(server)  # the engine is free for others
     assert opened.engine.waiting_kv() == 0
+
+
+def test_a_query_counts_until_it_has_ended_though_its_client_has_left() -> None:
+    """One may be in work for a caller: the second is refused while the thread of the first goes on."""
+    queries, go_on = list[Query](), threading.Event()
+
+    def ask(question: str, options: QueryOptions, show: object, query: Query) -> Answer:
+        queries.append(query)
+        go_on.wait(60)
+        return replace(not_in_documents(), report=QueryReport(None))
+
+    settings = ServeSettings(port=0, limits=Limits(caller_requests=1))
+    given = {"question": QUESTION}
+    with closing(ScriptedService()) as service:
+        model = replace(service.served(), ask=ask)
+        with running(model, settings) as server:
+            with server.asking("/v1/rag/query", json.dumps(given).encode()):
+                wait_for(lambda: len(queries) == 1)
+            wait_for(lambda: queries[0].is_cancelled)
+            second = server.http.post("/v1/rag/query", json=given)
+            go_on.set()
+            assert (second.status_code, len(queries)) == (429, 1)
+            wait_for(lambda: server.http.post("/v1/rag/query", json=given).status_code == 200)
+            assert server.http.post("/v1/rag/query", json=given).status_code == 200
 
 
 def test_a_server_without_documents_says_so() -> None:

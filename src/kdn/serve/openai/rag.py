@@ -17,9 +17,10 @@ from msgspec import Struct
 from pydantic import Field
 
 from kdn.api import QueryOptions, QueryStream
-from kdn.core import Token
+from kdn.core import StreamEvent, Token
 from kdn.errors import MissingExtra
 from kdn.rag.metis import MAX_CHUNKS, Method, Preference
+from kdn.serve.connections import Handover
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Count, Name, Text, bounded_router
 from kdn.serve.openai.context import RequestContext, refuse_unsupported
@@ -140,14 +141,22 @@ class _RagQuery:
         self._num_tokens = len(body.question)
 
     def begin(self, threads: ThreadPoolExecutor) -> ResponseStreams:
-        """The query running. Raises Refused beyond the caller's limits."""
-        context, ended = self._context, ExitStack()
-        ended.enter_context(context.hold(self._job, 1, self._num_tokens))
+        """The query running. Raises Refused beyond the caller's limits.
+
+        It counts until its thread has ended, also where the client has left before.
+        """
+        context, ended, held = self._context, ExitStack(), ExitStack()
+        held.enter_context(context.hold(self._job, 1, self._num_tokens))
+        count = context.metrics.listener(lambda _: None, lambda _: None, self._job.served.name)
+        handover = Handover.here()
+
+        def tell(pushed: StreamEvent | Exception | None) -> None:
+            count(pushed)
+            if pushed is None:
+                handover.call(held.close)
+
         streams = ResponseStreams(1, context.settings.limits.stream_events, ended)
-        streams.attach(
-            self._stream,
-            context.metrics.listener(lambda _: None, lambda _: None, self._job.served.name),
-        )
+        streams.attach(self._stream, tell)
         context.shutdown.follow(streams)
         ended.callback(context.shutdown.forget, streams)
         threads.submit(self._stream.run)
