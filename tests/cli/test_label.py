@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.program import finish, kdn, start
+from tests.engine.test_company import write_adapter
 
 QUESTION = "Is this about a card? {text}"
 
@@ -57,14 +58,18 @@ def test_every_row_gets_its_probabilities(tmp_path: Path, rows: Path, tiny: Path
     assert nobody.json["abstained"] == 12
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, tiny: Path) -> None:
-    """Killed for good after some rows; the second run computes the others, and the table is the same."""
-    long = "card " * 300
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Rows that take a while."""
     path = tmp_path / "many.csv"
-    path.write_text("text\n" + "".join(f"{n} {long}\n" for n in range(60)))
-    out = tmp_path / "out.csv"
-    journal = tmp_path / "out.csv.journal"
-    program = start(tmp_path, *label(tmp_path, path, out, tiny))
+    path.write_text("text\n" + "".join(f"{n} {'card ' * 300}\n" for n in range(60)))
+    return path
+
+
+def killed(home: Path, out: Path, *asked: str | Path) -> int:
+    """Kill a run for good after some rows; to how many of them there are answers."""
+    journal = out.with_name(f"{out.name}.journal")
+    program = start(home, *asked)
     while program.poll() is None:
         if journal.exists() and journal.read_text().count("\n") > 3:
             program.send_signal(signal.SIGKILL)
@@ -72,13 +77,19 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, tiny: Path) -> None:
     finish(program)
     assert program.returncode == -signal.SIGKILL
     assert not out.exists()
-    before = journal.read_text().count("\n") - 1
-    again = kdn(tmp_path, *label(tmp_path, path, out, tiny))
+    return journal.read_text().count("\n") - 1
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, many: Path, tiny: Path) -> None:
+    """The second run computes the other rows, and the table is the same."""
+    out = tmp_path / "out.csv"
+    before = killed(tmp_path, out, *label(tmp_path, many, out, tiny))
+    again = kdn(tmp_path, *label(tmp_path, many, out, tiny))
     assert again.code == 0, again.err
     assert again.json["resumed"] == before > 0
     assert "going on after row" in again.err
     whole = tmp_path / "whole.csv"
-    assert kdn(tmp_path, *label(tmp_path, path, whole, tiny)).json["resumed"] == 0
+    assert kdn(tmp_path, *label(tmp_path, many, whole, tiny)).json["resumed"] == 0
     for one, other in zip(table(out), table(whole), strict=True):
         assert float(one["p_yes"]) == pytest.approx(float(other["p_yes"]), abs=1e-4)
 
@@ -136,6 +147,20 @@ def test_answers_to_another_template_are_not_taken_over(
     assert done.code == 2
     assert "1 answers to other questions" in done.err
     assert kdn(tmp_path, *label(tmp_path, rows, out, tiny, "--force")).json["resumed"] == 0
+
+
+def test_answers_of_another_adapter_are_not_taken_over(
+    tmp_path: Path, many: Path, tiny: Path
+) -> None:
+    """Both are called `qa`: what counts is what is in the folders."""
+    out, old = tmp_path / "out.csv", write_adapter(tmp_path / "old", 1, ("q_proj",))
+    new = write_adapter(tmp_path / "new", 2, ("q_proj",))
+    before = killed(tmp_path, out, *label(tmp_path, many, out, tiny, "--adapter", f"qa={old}"))
+    other = kdn(tmp_path, *label(tmp_path, many, out, tiny, "--adapter", f"qa={new}"))
+    assert other.code == 2
+    assert f"{before} answers to other questions" in other.err
+    same = kdn(tmp_path, *label(tmp_path, many, out, tiny, "--adapter", f"qa={old}"))
+    assert same.json["resumed"] == before
 
 
 def test_labels_no_better_than_chance_are_said_to_be(

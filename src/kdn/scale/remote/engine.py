@@ -82,7 +82,10 @@ class RemoteEngine:
 
     @property
     def fingerprint(self) -> str:
-        """Where answers come from: another server or model never goes on with a journal."""
+        """Where answers come from, so that another server or model never goes on with a journal.
+
+        No server tells what its weights are: one that answers with others by the same name is not noticed.
+        """
         return f"{self._client.url}/{self.model}"
 
     def choices(self, words: Sequence[str]) -> tuple[Choice, ...]:
