@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,23 @@ def test_half_a_character_is_held_back(bytes_tokenizer: Tokenizer) -> None:
     assert [stream.push(byte) for byte in b"a" + euro + b"b"] == ["a", "", "", "€", "b"]
     assert stream.push(euro[0]) == ""
     assert stream.flush() == ""
+
+
+def test_the_space_behind_a_character_of_spelt_out_bytes_is_kept() -> None:
+    """Llama 2's decoder drops the space of a first word, which `ok` is not."""
+    pieces = ["▁hi", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "▁ok"]
+    space = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    decoders = [space, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    definition = {
+        "version": "1.0",
+        "added_tokens": [],
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": []},
+    }
+    stream = Tokenizer(json.dumps(definition)).detokenizer()
+    assert [stream.push(number) for number in range(6)] == ["hi", "", "", "", "\U0001f600", " ok"]
 
 
 def test_flush_gives_what_was_whole(bytes_tokenizer: Tokenizer) -> None:

@@ -186,7 +186,8 @@ class Incremental:
         self._special = special
         self._ids: list[int] = []
         self._shown = ""
-        """What the ids in `_ids` already gave out: decoding again with it keeps spaces right."""
+        """What the first `_num_shown` of them already gave out."""
+        self._num_shown = 0
 
     def push(self, token_id: int) -> str:
         """The text that became printable with this token; empty while a character is incomplete."""
@@ -195,11 +196,10 @@ class Incremental:
         if text.endswith(_BROKEN):
             return ""
         fresh = text[len(self._shown) :]
-        # The last token stays as context: some decoders strip the space of a first word.
-        self._ids = [token_id]
+        # What made this text stays as context: some decoders strip the space of a first word.
+        self._ids = self._ids[self._num_shown :]
+        self._num_shown = len(self._ids)
         self._shown = self._tokenizer.decode(self._ids, special=self._special)
-        if self._shown.endswith(_BROKEN):
-            self._ids, self._shown = [], ""
         return fresh
 
     def flush(self) -> str:
@@ -207,7 +207,7 @@ class Incremental:
         text = self._tokenizer.decode(self._ids, special=self._special)[len(self._shown) :].rstrip(
             _BROKEN
         )
-        self._ids, self._shown = [], ""
+        self._ids, self._shown, self._num_shown = [], "", 0
         return text
 
 
