@@ -11,6 +11,7 @@ import pytest
 
 from kdn.clock import SystemClock
 from kdn.core import (
+    EXACT,
     Fingerprint,
     Finish,
     Prefix,
@@ -204,6 +205,32 @@ def test_what_is_computed_behind_lossy_kv_is_tainted(tiny: LoadedModel, tmp_path
         exact, usage = d.ask(9, more)
         assert (usage.exact, usage.lossy) == (0, 0)
     assert exact == cold
+
+
+def test_lossy_blocks_are_found_behind_an_exact_beginning(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    """300 tokens were stored before the codec was set. A request that allows no loss finds these alone."""
+    more, further = (Segment(Role.HISTORY, some_tokens(n, 200, seed=n)) for n in (40, 20))
+    with desk(tiny, None, LossRule()) as d:
+        cold, _ = d.ask(9, more)
+    with desk(tiny, tmp_path, LossRule()) as d:
+        d.ask(1)
+
+    def counted(d: RequestContext, seed: int, *before: Segment) -> tuple[int, int, int]:
+        usage = d.ask(seed, *before)[1]
+        return usage.exact, usage.lossy, usage.recomputed
+
+    with desk(tiny, tmp_path, LossRule("int8")) as d:
+        assert counted(d, 2, more) == (300, 0, 52)
+        assert counted(d, 3, more) == (300, 40, 12)
+        assert counted(d, 4, more, further) == (300, 40, 32)
+        strict, usage = d.ask(9, more, max_kl=0.0)
+        assert (usage.exact, usage.lossy, strict) == (300, 0, cold)
+        assert counted(d, 5, more, further) == (340, 20, 12), "exact blocks come first"
+        tokens = (*DOCUMENT.token_ids, *more.token_ids, *further.token_ids)
+        kept = d.store.match(tiny.decoder.fingerprint, EXACT, "", tokens)
+        assert kept.num_tokens == 340, "what followed lossy KV is not exact"
 
 
 def test_a_queue_that_is_full_refuses_and_counts(tiny: LoadedModel) -> None:

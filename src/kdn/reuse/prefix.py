@@ -42,12 +42,12 @@ from kdn.core import (
     Request,
     RetainedKV,
     RetainedPrefix,
-    chain_hash,
     chain_hashes,
 )
 from kdn.reuse.codec_quality import QualityRecord
 from kdn.reuse.load_or_compute import EstimateS, worth_loading
 from kdn.reuse.source import StoreSource, close_all, tokens_by_tier
+from kdn.reuse.stored_run import exact_tokens, made_as, run_name, stored_run, taint_of
 from kdn.reuse.technique import Technique
 from kdn.store import (
     CODECS,
@@ -174,26 +174,26 @@ class PrefixReuse(Technique):
 
     def cached_tokens(self, request: Request) -> int:
         fingerprint = self._fingerprint(request.adapter)
-        recipe, match = self._best_match(request, fingerprint)
-        return self._worth_loading(match, request, fingerprint, recipe).num_tokens
+        match = self._best_match(request, fingerprint)
+        return self._worth_loading(match, request, fingerprint).num_tokens
 
     def refine(self, request: Request, planned: Planned) -> Planned:
         token_ids = request.prompt.token_ids
         fingerprint = self._fingerprint(request.adapter)
-        recipe, found = self._best_match(request, fingerprint)
-        match = self._worth_loading(found, request, fingerprint, recipe)
+        found = self._best_match(request, fingerprint)
+        match = self._worth_loading(found, request, fingerprint)
         stored = found.num_tokens
         planned = replace(planned, stored=stored, declined=stored - match.num_tokens)
-        delivery = None if recipe.tainted else self._delivery(request, match, fingerprint)
+        is_tainted = taint_of(match.hits).tainted
+        delivery = None if is_tainted else self._delivery(request, match, fingerprint)
         readers = self._open(match.hits, delivery)
         if not readers:
             return planned
+        recipe, exact, made = taint_of(readers), exact_tokens(readers), made_as(readers)
         if delivery is not None and delivery.worst is not None and _from_node(readers):
             # which levels will come is not known yet: as much loss as may be is what is promised
-            recipe = lossy_recipe(delivery.worst)
-        num_tokens = sum(reader.num_tokens for reader in readers)
-        owners = "+".join(dict.fromkeys(reader.id.fingerprint for reader in readers))
-        name = f"{owners}/{recipe.name}/{request.salt}/{chain_hash(token_ids[:num_tokens])}"
+            recipe, exact, made = lossy_recipe(delivery.worst), 0, delivery.worst
+        name = run_name(readers, made, request.salt, token_ids)
         clock = self._store.links.clock
         source = StoreSource(name, readers, self._shape, self._loader, clock)
         # What is computed after tainted KV is tainted.
@@ -201,8 +201,8 @@ class PrefixReuse(Technique):
         return replace(
             planned,
             plan=replace(planned.plan, prefix=source, keep=keep),
-            exact=0 if recipe.tainted else num_tokens,
-            lossy=num_tokens if recipe.tainted else 0,
+            exact=exact,
+            lossy=source.num_tokens - exact,
             load_s=lambda: source.load_s,
             tiers=tokens_by_tier(readers),
             levels={} if delivery is None else delivery.sizes,
@@ -220,32 +220,20 @@ class PrefixReuse(Technique):
         self._loader.shutdown(wait=True, cancel_futures=True)
         self._openers.shutdown(wait=True, cancel_futures=True)
 
-    def _best_match(self, request: Request, fingerprint: Fingerprint) -> tuple[Recipe, Match]:
-        """The longest run there is of one recipe that the request allows; exact where equal."""
-        best = (EXACT, Match())
-        for recipe in self._loss.reads(request, fingerprint):
-            match = self._match(request, fingerprint, recipe)
-            if match.num_tokens > best[1].num_tokens:
-                best = recipe, match
-        return best
+    def _best_match(self, request: Request, fingerprint: Fingerprint) -> Match:
+        """The longest run of exact blocks and one recipe that the request allows; exact where equal."""
+        invoked = self._invoked(request)
+        runs = [
+            stored_run(self._store, request, fingerprint, recipe, invoked)
+            for recipe in self._loss.reads(request, fingerprint)
+        ]
+        return max(runs, key=lambda run: run.num_tokens)
 
-    def _match(self, request: Request, fingerprint: Fingerprint, recipe: Recipe) -> Match:
-        """The longest run of that recipe; where it reaches an adapter's first row, on with the adapter's."""
-        token_ids, invoked = request.prompt.token_ids[:-1], self._invoked(request)
-        stop = len(token_ids) if invoked is None else invoked.start
-        found = self._store.match(fingerprint, recipe, request.salt, token_ids[:stop])
-        if invoked is None or found.num_tokens < stop or stop >= len(token_ids):
-            return found
-        more = self._store.match(invoked.fingerprint, recipe, request.salt, token_ids, stop)
-        return Match((*found.hits, *more.hits))
-
-    def _worth_loading(
-        self, match: Match, request: Request, fingerprint: Fingerprint, recipe: Recipe
-    ) -> Match:
+    def _worth_loading(self, match: Match, request: Request, fingerprint: Fingerprint) -> Match:
         """As much of it as comes sooner than it is computed, in the smallest encoding allowed."""
         if self._estimate_s is None:
             return match
-        losses = {} if recipe.tainted else self._loss.allowed(request, fingerprint)
+        losses = {} if taint_of(match.hits).tainted else self._loss.allowed(request, fingerprint)
         share = min((loss.share for loss in losses.values()), default=1.0)
         encoding = {tier.name for tier in self._store.tiers if tier.transcoder is not None}
 

@@ -43,16 +43,17 @@ def reused_before(planned: Planned, since: int) -> Planned:
     if plan.prefix is None or plan.num_prefix <= since:
         return planned
     spare = plan.num_prefix - since
-    left = _without(
-        {"shared": planned.shared, "lossy": planned.lossy, "exact": planned.exact}, spare
-    )
+    counts = {"exact": planned.exact, "lossy": planned.lossy}
+    if not plan.stored:  # else what is shared stands after the prefix
+        counts["shared"] = planned.shared
+    left = _without(counts, spare)
     tiers = _without(planned.tiers, spare)
     return replace(
         planned,
         plan=replace(plan, prefix=_leading(plan.prefix, since)),
         exact=left["exact"],
         lossy=left["lossy"],
-        shared=left["shared"],
+        shared=left.get("shared", planned.shared),
         tiers={name: tokens for name, tokens in tiers.items() if tokens},
     )
 

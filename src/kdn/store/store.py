@@ -18,7 +18,7 @@ from functools import partial
 from typing import Self
 
 from kdn.clock import Clock, SystemClock
-from kdn.core import PUBLIC_SALT, BlockId, BlockKey, ContentId, Fingerprint, Recipe
+from kdn.core import EXACT, PUBLIC_SALT, BlockId, BlockKey, ContentId, Fingerprint, Recipe
 from kdn.store.block.format import Block, EncodedBlock
 from kdn.store.block.reader import Load, Reader, StoreLoad
 from kdn.store.codecs import Codec
@@ -158,13 +158,16 @@ class Store:
         salt: str,
         token_ids: Sequence[int],
         start: int = 0,
+        *,
+        or_exact: bool = False,
     ) -> Match:
         """The longest run of `token_ids` from position `start` on that is stored for that model and
-        recipe, under that salt or the public one.
+        recipe, under that salt or the public one. With `or_exact` exact blocks may be part of it.
 
         Moves no bytes. A block may be gone by the time it is opened, unless it is pinned.
         """
-        families = [Family(fingerprint, recipe, own) for own in (salt, PUBLIC_SALT)]
+        recipes = (EXACT, recipe) if or_exact else (recipe,)  # exact first: it wins where equal
+        families = [Family(fingerprint, one, own) for one in recipes for own in (salt, PUBLIC_SALT)]
         match = self.index.match(families, token_ids, start)
         tokens = {"lookup_tokens": len(token_ids) - start, "match_tokens": match.num_tokens}
         self._outcomes.count(lookups=1, **tokens)

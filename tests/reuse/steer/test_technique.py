@@ -24,6 +24,7 @@ from kdn.core import (
     Role,
     Sampling,
     Segment,
+    StoredRun,
     Token,
     Usage,
 )
@@ -33,7 +34,7 @@ from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse, Stack
 from kdn.reuse.blend import BlendReuse, RatioController
-from kdn.reuse.shortened import LeadingTokens
+from kdn.reuse.shortened import LeadingTokens, reused_before
 from kdn.reuse.steer import (
     Steer,
     SteerRecipe,
@@ -267,6 +268,19 @@ def test_kv_that_reaches_into_the_question_is_cut_whatever_it_is(desk: Desk, kin
     assert found.plan.scale_from == 320
 
 
+def test_of_an_exact_and_a_lossy_part_the_lossy_one_is_cut() -> None:
+    """331 tokens to 320. What a sibling gave after the prefix stays."""
+    source, after = (HeldSource(torch.zeros(4, 2, size, 1, 2)) for size in (331, 9))
+    plan = Plan(tuple(range(345)), prefix=source)
+    found = reused_before(Planned(plan, exact=300, lossy=31), 320)
+    assert (found.exact, found.lossy) == (300, 20)
+    found = reused_before(Planned(plan, exact=300, shared=31), 320)
+    assert (found.exact, found.shared) == (300, 20), "shared before, and stored"
+    plan = replace(plan, stored=(StoredRun(331, after),))
+    found = reused_before(Planned(plan, exact=331, shared=9), 320)
+    assert (found.exact, found.shared) == (320, 9)
+
+
 def _counted(planned: Planned, kind: str) -> Planned:
     """The plan with its 331 reused tokens counted as that kind."""
     return replace(
@@ -298,9 +312,10 @@ def store_steered(desk: Desk, model: LoadedModel, document: Segment, recipe: Ste
         desk.store.put(block, CODECS["lossless"])
 
 
-def planned(desk: Desk, *options: object) -> Planned:
-    prompt = Prompt((PRELUDE, ONE, TWO, TOLD, ASK))
-    found = desk.stack.plan(Request("1", prompt, techniques=options))
+def planned(
+    desk: Desk, *options: object, segments: tuple[Segment, ...] = (PRELUDE, ONE, TWO, TOLD, ASK)
+) -> Planned:
+    found = desk.stack.plan(Request("1", Prompt(segments), techniques=options))
     for run_ in found.plan.stored:
         run_.source.close()
     if found.plan.prefix is not None:
@@ -347,6 +362,20 @@ def test_the_exact_prefix_ends_where_the_first_steered_text_begins(
     assert (found.exact, found.moved) == (20, ((20, 320),))
     other = planned(desk, Blend(0.25), Steer(recipe=replace(recipe, weight=5)))
     assert (other.exact, other.moved) == (320, ()), "another recipe has steered nothing"
+
+
+def test_a_text_that_only_begins_like_a_steered_one_is_blended_as_it_is(
+    desk: Desk, tiny: LoadedModel
+) -> None:
+    recipe = SteerRecipe(desk.fingerprint, weight=4, share=0.3, combine="union")
+    other = Segment(Role.DOCUMENT, (*TWO.token_ids[:60], *some_tokens(40, 200, seed=31)))
+    segments = (PRELUDE, ONE, other, TOLD, ASK)
+    desk.ask(segments=(PRELUDE, ONE, ASK))
+    desk.ask(segments=(PRELUDE, other, ASK))
+    store_steered(desk, tiny, TWO, recipe)
+    found = planned(desk, Blend(0.25), Steer(recipe=recipe), segments=segments)
+    assert (found.exact, found.moved, found.blended) == (320, ((320, 420),), 75)
+    assert found.plan.scale == ()
 
 
 def test_factors_that_lie_in_v_are_not_blended(desk: Desk) -> None:

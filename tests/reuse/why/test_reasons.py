@@ -12,7 +12,7 @@ import pytest
 
 import kdn
 from kdn.config import Config, EngineConfig, StoreConfig
-from kdn.core import Finish, Prompt, Request, Retention, Role, Sampling, Segment, Usage
+from kdn.core import Finish, Prefix, Prompt, Request, Retention, Role, Sampling, Segment, Usage
 from kdn.reuse.steer import Steer
 from kdn.reuse.why import Explanation, MissReason
 from tests.engine.test_company import write_adapter
@@ -341,6 +341,22 @@ def test_a_tenant_is_never_shown_what_another_one_stored(
         )
     assert own.reason is all_salts.reason is MissReason.NOTHING_STORED
     assert own.stored_text == all_salts.stored_text == ""
+
+
+def test_blocks_of_a_codec_behind_exact_ones_are_told(
+    models: dict[int, Path], adapter: Path, tmp_path: Path
+) -> None:
+    """One text is stored as it is and the next one by int8: a request that allows no loss finds the first."""
+    asked = Turn(documents=(TABS, FALCON))
+    with opened(tmp_path, models[0], adapter) as k:
+        spent(k, Turn(documents=(TABS,)))
+    with opened(tmp_path, models[0], adapter, codec="int8") as k:
+        _, first = spent(k, asked)
+        k.store.flush()
+        strict = k.parts.why.foresee(asked.request(k).using(Prefix(max_kl=0.0)))
+        allowing = k.parts.why.foresee(asked.request(k))
+    assert (strict.reason, strict.stored) == (MissReason.LOSSY, first.exact)
+    assert allowing.reason is MissReason.ALL_REUSED
 
 
 def test_a_sealed_store_tells_the_place_alone(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
-from kdn.core import PUBLIC_SALT, Fingerprint, Request, Role, TokenIds, Usage
+from kdn.core import EXACT, PUBLIC_SALT, Fingerprint, Request, Role, TokenIds, Usage
 from kdn.errors import KdnError
 from kdn.reuse.prefix import LossRule
 from kdn.reuse.steer import Steer, steered_from
@@ -147,9 +147,14 @@ class Explainer:
         others = dict.fromkeys(
             one.family for one in entries if one.family not in own and asked.sees(one.family.salt)
         )
+
+        def reach(family: Family) -> int:
+            # a request stores what it computes: another recipe's blocks may begin where exact ones end
+            behind = self._store.index.match([family], asked.token_ids, asked.stored)
+            return max(self._longest([family], asked.token_ids), asked.stored + behind.num_tokens)
+
         found: list[tuple[int, Family]] = [
-            (self._longest([family], asked.token_ids), family)
-            for family in list(others)[:_MOST_FAMILIES]
+            (reach(family), family) for family in list(others)[:_MOST_FAMILIES]
         ]
         longest, family = max(found, key=lambda one: one[0], default=(0, None))
         segment_stop = self._segment_stop(asked)
@@ -282,11 +287,11 @@ class Explainer:
         ]
 
     def _longest(self, families: Sequence[Family], token_ids: TokenIds) -> int:
-        """How much of the prompt these families hold, the families of one recipe together."""
+        """How much of the prompt these families hold, those of one recipe together with exact ones."""
         recipes = dict.fromkeys(family.recipe for family in families)
         return max(
             self._store.index.match(
-                [one for one in families if one.recipe == recipe], token_ids
+                [one for one in families if one.recipe in (EXACT, recipe)], token_ids
             ).num_tokens
             for recipe in recipes
         )

@@ -148,13 +148,19 @@ def _pieces(context: RequestContext, record: RequestRecord, usage: Usage) -> Ite
     """The prompt cut wherever the part or the origin changes."""
     prompt = record.request.prompt
     prefix = usage.exact + usage.lossy
-    edges = {0, prefix, prompt.num_tokens, *(edge for run in usage.moved for edge in run)}
+    edges = {
+        0,
+        usage.exact,
+        prefix,
+        prompt.num_tokens,
+        *(edge for run in usage.moved for edge in run),
+    }
     for _, start, stop in prompt.spans():
         edges |= {start, stop}
     for start, stop in pairwise(sorted(edges)):
         role = next(str(s.role) for s, a, b in prompt.spans() if a <= start < b)
         if stop <= prefix:
-            origin = "lossy" if usage.lossy else "exact"
+            origin = "exact" if stop <= usage.exact else "lossy"
         else:
             moved = any(a <= start and stop <= b for a, b in usage.moved)
             origin = "moved" if moved else "computed"

@@ -19,7 +19,7 @@ import heapq
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -88,6 +88,16 @@ class Match:
     @property
     def num_tokens(self) -> int:
         return sum(hit.num_tokens for hit in self.hits)
+
+    def leading(self, num_tokens: int) -> Match:
+        """The first `num_tokens` tokens of it, or all where there are fewer."""
+        hits, left = list[BlockHit](), num_tokens
+        for hit in self.hits:
+            if left <= 0:
+                break
+            hits.append(replace(hit, num_tokens=min(hit.num_tokens, left)))
+            left -= hit.num_tokens
+        return Match(tuple(hits))
 
 
 class IndexPiece(NamedTuple):
@@ -162,7 +172,7 @@ class Index:
     def match(
         self, families: Sequence[Family], token_ids: Sequence[int], start: int = 0
     ) -> list[IndexPiece]:
-        """The longest run from position `start` that blocks of these families (of one model and recipe)
+        """The longest run from position `start` that blocks of these families (of one model)
         cover, in as few blocks as that takes. Between equal ones the family named first wins."""
         shelves = [self._shelves[one] for one in dict.fromkeys(families) if one in self._shelves]
         pieces = _match(shelves, pack_tokens(token_ids), start) if shelves else []

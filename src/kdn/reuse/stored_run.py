@@ -1,0 +1,80 @@
+"""The stored beginning of a prompt: finding it, opening it, and telling what of it is exact.
+
+    prompt    prelude | document one | document two | history
+    exact     ████████████████████████
+    SHARED                            ██████████████████████████   computed over a sibling's KV
+
+A request stores what it computes, from the end of the run that it reuses.  So blocks of a recipe begin
+where exact ones end, and only both together are a run from the first token on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby, takewhile
+
+from kdn.core import EXACT, Fingerprint, Invoked, Recipe, Request, TokenIds, chain_hash
+from kdn.reuse.source import close_all
+from kdn.store import BlockHit, Match, Reader, Store
+
+__all__ = ["exact_tokens", "made_as", "open_leading", "run_name", "stored_run", "taint_of"]
+
+
+def stored_run(
+    store: Store,
+    request: Request,
+    fingerprint: Fingerprint,
+    recipe: Recipe,
+    invoked: Invoked | None,
+) -> Match:
+    """The longest run of exact blocks and blocks of that recipe, from the prompt's first token to the last
+    but one; where it reaches an adapter's first row, it goes on with the adapter's."""
+    token_ids = request.prompt.token_ids[:-1]
+    stop = len(token_ids) if invoked is None else invoked.start
+    found = store.match(fingerprint, recipe, request.salt, token_ids[:stop], or_exact=True)
+    if invoked is None or found.num_tokens < stop or stop >= len(token_ids):
+        return found
+    more = store.match(
+        invoked.fingerprint, recipe, request.salt, token_ids, invoked.start, or_exact=True
+    )
+    return Match((*found.hits, *more.hits))
+
+
+def open_leading(store: Store, hits: Iterable[BlockHit]) -> list[Reader]:
+    """Readers of the leading blocks that can be opened. Where opening one raises, none stays open."""
+    readers: list[Reader] = []
+    try:
+        for hit in hits:
+            reader = store.open(hit)
+            if reader is None:
+                break
+            readers.append(reader)
+    except BaseException:
+        close_all(readers)
+        raise
+    return readers
+
+
+def taint_of(blocks: Iterable[BlockHit | Reader]) -> Recipe:
+    """What taints a run with these blocks, and all that is computed after it; EXACT: nothing does."""
+    recipes = (block.id.recipe for block in blocks)
+    return next((recipe for recipe in recipes if recipe.tainted), EXACT)
+
+
+def exact_tokens(readers: Iterable[Reader]) -> int:
+    """The tokens before the first tainted block."""
+    leading = takewhile(lambda reader: not reader.id.recipe.tainted, readers)
+    return sum(reader.num_tokens for reader in leading)
+
+
+def made_as(readers: Iterable[Reader]) -> str:
+    """The recipes that the run was made by, in order, each with its tokens: `exact 30+codec:int8 310`."""
+    groups = groupby(readers, key=lambda reader: reader.id.recipe.name)
+    return "+".join(f"{name} {sum(one.num_tokens for one in own)}" for name, own in groups)
+
+
+def run_name(readers: Sequence[Reader], made: str, salt: str, token_ids: TokenIds) -> str:
+    """A source's name for the blocks of a prompt's first tokens: equal KV under equal names."""
+    num_tokens = sum(reader.num_tokens for reader in readers)
+    owners = "+".join(dict.fromkeys(reader.id.fingerprint for reader in readers))
+    return f"{owners}/{made}/{salt}/{chain_hash(token_ids[:num_tokens])}"
