@@ -104,6 +104,7 @@ def join_reuse(
         guard=share_guard,
         speeds=speeds,
         is_waiting=lambda: len(queue) > 1,  # the one that is planned is in it
+        invoked=fingerprints.invoked,
         trace=trace,
     )
     recording = [] if common.recorder is None else [RecordLookups(common.recorder)]

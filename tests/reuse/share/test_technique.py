@@ -207,13 +207,42 @@ def test_what_was_shared_is_tainted_and_serves_the_next_turn(k: kdn.Kdn) -> None
 
 
 def test_the_own_exact_prefix_comes_first(k: kdn.Kdn) -> None:
-    """The receiver has read the prelude and document one; the sibling both documents."""
+    """The receiver has read the prelude and document one; the sibling both documents.
+
+    Later turns find what was shared after the exact prefix, and the history that followed it.
+    """
     second = Segment(Role.DOCUMENT, tuple(reversed(DOCUMENT.token_ids)))
     tell(k, [point(work=0.0)], None, "a")
     ask(k, PRELUDE, DOCUMENT, second, question())
     ask(k, PRELUDE, DOCUMENT, question(), adapter="a", share=EXACTLY)
     _, _, usage = ask(k, PRELUDE, DOCUMENT, second, question(), adapter="a", share=BEST)
     assert (usage.exact, usage.shared, usage.recomputed) == (CONTEXT, 300, 12)
+    talk = [PRELUDE, DOCUMENT, second]
+    for seed, shared in ((1, 300), (2, 312), (3, 324)):
+        talk.append(Segment(Role.HISTORY, question(seed).token_ids))
+        _, _, usage = ask(k, *talk, question(seed + 1), adapter="a", share=BEST)
+        assert (usage.exact, usage.shared, usage.recomputed) == (CONTEXT, shared, 24)
+    assert ask(k, *talk, question(), adapter="a", share=EXACTLY)[2].exact == CONTEXT
+
+
+def test_what_a_sibling_read_stands_in_for_rows_before_an_invocation(
+    folders: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    """An aLoRA is invoked in the history, at position 322: its rows from there on are its own."""
+    base, adapters = folders
+    invoked, called = write_adapter(tmp_path / "invoked", 2, MODULES), (201, 202, 203)
+    said = json.loads((invoked / "adapter_config.json").read_text("utf-8"))
+    said |= {"alora_invocation_tokens": called}
+    (invoked / "adapter_config.json").write_text(json.dumps(said))
+    both = {"a": adapters["a"], "invoked": invoked}
+    talk = (PRELUDE, DOCUMENT, Segment(Role.HISTORY, (7, 8, *called, 9)), question())
+    with kdn.open(base, config=settings(tmp_path), dtype="float32", adapters=both) as k:
+        tell(k, [point(work=0.0)], "a", None)
+        ask(k, *talk, adapter="a")
+        _, _, usage = ask(k, *talk, adapter="invoked", share=BEST)
+        assert (usage.shared, usage.recomputed) == (322, 16)
+        _, _, usage = ask(k, *talk, adapter="invoked", share=BEST)
+        assert (usage.shared, usage.recomputed) == (326, 12), "its own are found again"
 
 
 def test_salts_stay_apart(k: kdn.Kdn) -> None:

@@ -23,6 +23,7 @@ from kdn.core import (
     Blend,
     Cause,
     Fingerprint,
+    Invoked,
     KvShape,
     LayerSource,
     Planned,
@@ -31,13 +32,20 @@ from kdn.core import (
     RetainedKV,
     RetainedPrefix,
     Share,
-    chain_hash,
 )
 from kdn.reuse.share.guard import ShareGuard
 from kdn.reuse.share.pairs import SharePoint, ShareRecords, choose_point, seconds_at
 from kdn.reuse.share.plans import SharedSpan, share_plan
 from kdn.reuse.share.states import StatesCapture, StoredStates
 from kdn.reuse.source import MeasuredSpeeds, StoreSource, close_all, tokens_by_tier
+from kdn.reuse.stored_run import (
+    exact_tokens,
+    made_as,
+    open_leading,
+    run_name,
+    stored_run,
+    taint_of,
+)
 from kdn.reuse.technique import Technique
 from kdn.store import BlockHit, Match, Reader, Store
 from kdn.trace import NoTrace, Trace
@@ -106,12 +114,14 @@ class ShareReuse(Technique):
         guard: ShareGuard | None = None,
         speeds: MeasuredSpeeds | None = None,
         is_waiting: Callable[[], bool] = lambda: True,
+        invoked: Callable[[Request], Invoked | None] = lambda _: None,
         trace: Trace | None = None,
     ) -> None:
         """`siblings` are the models that share this store now; those of the profiles join them.
 
         `default` is for requests that do not say how they share.
-        `is_waiting` says whether other requests wait to be planned.
+        `is_waiting` says whether other requests wait to be planned. `invoked` says where in a prompt an
+        adapter begins: what siblings have read stands in for what is before it.
         """
         self._store, self._shape, self._fingerprint = store, shape, fingerprint
         self._records, self._clock, self._siblings = records, clock, siblings
@@ -119,6 +129,7 @@ class ShareReuse(Technique):
         self._default, self._guard = default, guard
         self._speeds = speeds or MeasuredSpeeds()
         self._is_waiting = is_waiting
+        self._invoked = invoked
         self._trace = trace or NoTrace()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="kdn-share")
         self._dtype: torch.dtype = getattr(torch, shape.dtype)
@@ -182,15 +193,18 @@ class ShareReuse(Technique):
         return None if is_off else share
 
     def _own(self, request: Request) -> Match:
-        """What earlier requests of this model left that shared the same context."""
+        """What this model has of the prompt if some of it was shared before: its exact blocks, and those that
+        earlier requests left after a sibling's KV."""
         receiver = self._fingerprint(request.adapter)
-        return self._store.match(receiver, SHARED, request.salt, request.prompt.token_ids[:-1])
+        found = stored_run(self._store, request, receiver, SHARED, self._invoked(request))
+        return found if taint_of(found.hits).tainted else Match()
 
     def _find(self, request: Request, share: Share, exact: int) -> _Found | _NotWorth | None:
         """The sibling that has read most of the context after the first `exact` tokens, or that prefilling
         is sooner than any way to use what siblings have read."""
         receiver = self._fingerprint(request.adapter)
-        context = request.prompt.token_ids[: context_tokens(request)]
+        invoked, stop = self._invoked(request), context_tokens(request)
+        context = request.prompt.token_ids[: stop if invoked is None else min(stop, invoked.start)]
         best: _Found | None = None
         left: _NotWorth | None = None
         for sibling in self._senders(receiver):
@@ -293,29 +307,28 @@ class ShareReuse(Technique):
 
     def _again(self, request: Request, planned: Planned, own: Match) -> Planned:
         """The plan over what an earlier request shared; what follows is tainted as well."""
-        readers = self._open(own.hits)
-        num_tokens = sum(reader.num_tokens for reader in readers)
-        if num_tokens <= planned.plan.num_prefix:
+        readers = open_leading(self._store, own.hits)
+        num_tokens, exact = sum(reader.num_tokens for reader in readers), exact_tokens(readers)
+        if num_tokens <= max(planned.plan.num_prefix, exact):
             close_all(readers)
             return planned
         if planned.plan.prefix is not None:
             planned.plan.prefix.close()
         token_ids = request.prompt.token_ids
-        owner, chain = self._fingerprint(request.adapter), chain_hash(token_ids[:num_tokens])
-        name = f"{owner}/{SHARED.name}/{request.salt}/{chain}"
+        name = run_name(readers, made_as(readers), request.salt, token_ids)
         source = StoreSource(name, readers, self._shape, self._loader, self._clock)
         keep = RetainedPrefix(len(token_ids), SHARED)
         return replace(
             planned,
             plan=replace(planned.plan, prefix=source, keep=keep),
-            exact=0,
-            shared=num_tokens,
+            exact=exact,
+            shared=num_tokens - exact,
             tiers=tokens_by_tier(readers),
         )
 
     def _shared(self, request: Request, planned: Planned, found: _Found) -> Planned:
         """The plan over the sibling's KV."""
-        readers = self._open(found.hits)
+        readers = open_leading(self._store, found.hits)
         num_tokens = sum(reader.num_tokens for reader in readers)
         if num_tokens < WORTH_TOKENS:
             close_all(readers)
@@ -369,16 +382,6 @@ class ShareReuse(Technique):
         layer = choice.needs_states
         states = None if layer is None else StoredStates(readers, layer, self._dtype, self._loader)
         return SharedSpan(found.start, source, states)
-
-    def _open(self, hits: Sequence[BlockHit]) -> list[Reader]:
-        """Readers for the leading run of blocks that can be opened."""
-        readers: list[Reader] = []
-        for hit in hits:
-            reader = self._store.open(hit)
-            if reader is None:
-                break
-            readers.append(reader)
-        return readers
 
 
 def context_tokens(request: Request) -> int:
