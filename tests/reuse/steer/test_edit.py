@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdn.core import EXACT, ColumnScale, KvShape, Plan, Prompt, Retention, TokenIds
+from kdn.core import (
+    EXACT,
+    ColumnScale,
+    KvShape,
+    Plan,
+    Prompt,
+    Retention,
+    Role,
+    Segment,
+    TokenIds,
+)
 from kdn.engine import run_alone
 from kdn.errors import BadInput
 from kdn.model import LoadedModel
@@ -113,6 +123,29 @@ def test_a_steered_text_serves_its_recipe_and_no_other_request(
     assert usage.lossy == 0
     assert other == pytest.approx(plain, abs=1e-4)
     assert desk.trace.count("steer.miss") == 1
+
+
+def test_a_text_that_only_begins_like_a_steered_one_is_read_as_it_is(
+    desk: Desk, tiny: LoadedModel
+) -> None:
+    """Of 320 stored tokens it has 80: the prelude, and 60 of the document."""
+    made = recipe(tiny)
+    found = put(desk, tiny, made)
+    other = Segment(Role.DOCUMENT, (*ONE.token_ids[:60], *some_tokens(25, 200, seed=31)))
+    segments = (PRELUDE, other, ASK)
+    plain, _ = desk.ask(segments=segments, retention=Retention.NOTHING)
+    asked, usage = desk.ask(Steer(recipe=made), segments=segments)
+    assert asked == pytest.approx(plain, abs=1e-4)
+    assert (usage.exact, usage.lossy, usage.recomputed) == (0, 0, 117)
+    assert desk.trace.count("steer.miss") == 1
+    assert desk.num_stored(PRELUDE, other) == 105, "stored as any other"
+    _, usage = desk.ask(Steer(recipe=made), segments=(PRELUDE, ONE, other, ASK))
+    assert (usage.lossy, usage.recomputed) == (320, 97), "the first is a steered one as a whole"
+    *_, hit = desk.store.match(desk.fingerprint, made.taint, "", Prompt(segments).token_ids).hits
+    with desk.store.open(hit) as reader:  # type: ignore[union-attr]
+        columns = {column for scale in reader.scales for column in scale.columns}
+    assert (hit.id.num_tokens, hit.num_tokens) == (256, 60)
+    assert columns == {20 + c for own in found.columns for c in own if c < 60}
 
 
 def test_the_literal_form_is_put_into_v_and_readers_scale_nothing(

@@ -58,7 +58,7 @@ class StoredDocuments:
     fingerprint: Fingerprint
     salt: str
     recipe: Recipe = EXACT
-    """Documents that were computed by it after the prelude come before exact ones."""
+    """Documents that were computed by it after the prelude, as a whole, come before exact ones."""
 
     def chunks(self, prompt: Prompt, start: int) -> list[Chunk]:
         """Every stored document after position `start`, opened; neighbours are joined.
@@ -111,7 +111,7 @@ class StoredDocuments:
         wanted = (*prelude, *segment.token_ids)
         if self.recipe.tainted:
             match = self.store.match(self.fingerprint, self.recipe, self.salt, wanted)
-            if match.num_tokens > len(prelude):
+            if match.num_tokens == len(wanted):  # one that only begins alike is another text
                 return self.recipe, match
         return EXACT, self.store.match(self.fingerprint, EXACT, self.salt, wanted)
 

@@ -23,10 +23,10 @@ from kdn.core import (
     KvShape,
     Plan,
     Planned,
+    Prompt,
     Request,
     RetainedPrefix,
     Role,
-    chain_hash,
 )
 from kdn.reuse.shortened import reused_before
 from kdn.reuse.source import StoreSource, close_all, tokens_by_tier
@@ -34,8 +34,9 @@ from kdn.reuse.steer.option import Steer, steered_from
 from kdn.reuse.steer.probe import SentenceProbe
 from kdn.reuse.steer.recipe import SteerRecipe
 from kdn.reuse.steer.spans import ColumnFactors
+from kdn.reuse.stored_run import open_leading, run_name
 from kdn.reuse.technique import Technique
-from kdn.store import Match, Reader, Store
+from kdn.store import Store
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["SteerReuse", "scales_of"]
@@ -100,7 +101,9 @@ class SteerReuse(Technique):
     def _edited(self, request: Request, planned: Planned, recipe: SteerRecipe) -> Planned:
         """The plan over texts that were steered beforehand, in place of plain ones that may reach further.
 
-        What follows attends to their columns as they were made; none of it is stored.
+        Only a document that is stored so as a whole was steered: one that begins alike is another text.
+
+        What follows attends to the columns as they were made; none of it is stored.
         """
         fingerprint = self._fingerprint(request.adapter)
         recipe.check_model(fingerprint)
@@ -108,21 +111,16 @@ class SteerReuse(Technique):
             return planned  # blending has taken its texts, wherever they stand
         token_ids = request.prompt.token_ids[:-1]
         match = self._store.match(fingerprint, recipe.taint, request.salt, token_ids)
-        least = next((a for s, a, _ in request.prompt.spans() if s.role is Role.DOCUMENT), 0)
-        if not request.reuse or match.num_tokens <= least:
-            self._trace.event("steer.miss", request=request.id, recipe=recipe.taint.detail)
-            return planned
-        readers = self._open(match)
-        num_tokens = sum(reader.num_tokens for reader in readers)
-        if num_tokens <= least:
+        stop = _whole_documents(request.prompt, match.num_tokens)
+        readers = open_leading(self._store, match.leading(stop).hits) if request.reuse else []
+        if not readers or sum(reader.num_tokens for reader in readers) < stop:
             close_all(readers)
+            self._trace.event("steer.miss", request=request.id, recipe=recipe.taint.detail)
             return planned
         for source in (planned.plan.prefix, *(run.source for run in planned.plan.stored)):
             if source is not None:
                 source.close()
-        name = (
-            f"{fingerprint}/{recipe.taint.name}/{request.salt}/{chain_hash(token_ids[:num_tokens])}"
-        )
+        name = run_name(readers, recipe.taint.name, request.salt, token_ids)
         clock = self._store.links.clock
         steered = StoreSource(name, readers, self._shape, self._loader, clock)
         scales = tuple(scale for reader in readers for scale in reader.scales)
@@ -132,20 +130,16 @@ class SteerReuse(Technique):
             scale=scales,
             keep=RetainedPrefix(0, recipe.taint),
         )
-        return Planned(plan, lossy=num_tokens, tiers=tokens_by_tier(readers))
-
-    def _open(self, match: Match) -> list[Reader]:
-        """Readers of the leading blocks that can be opened."""
-        readers: list[Reader] = []
-        for hit in match.hits:
-            reader = self._store.open(hit)
-            if reader is None:
-                break
-            readers.append(reader)
-        return readers
+        return Planned(plan, lossy=stop, tiers=tokens_by_tier(readers))
 
     def _told(self, request: Request, factors: ColumnFactors) -> None:
         self._trace.event("steer.plan", request=request.id, columns=len(factors))
+
+
+def _whole_documents(prompt: Prompt, num_tokens: int) -> int:
+    """Where the last document ends that lies within the first `num_tokens` tokens; 0 where none does."""
+    ends = (stop for segment, _, stop in prompt.spans() if segment.role is Role.DOCUMENT)
+    return max((stop for stop in ends if stop <= num_tokens), default=0)
 
 
 def scales_of(factors: ColumnFactors, after: float, num_layers: int) -> tuple[ColumnScale, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 from kdn.core import BlockId, BlockKey, ColumnScale, KvShape
@@ -287,8 +288,16 @@ class Reader:
 
     @property
     def scales(self) -> tuple[ColumnScale, ...]:
-        """Columns that were steered when the block was made, at their positions. Moves no bytes."""
-        return scales_within(self._load.header.columns, self.id.start)
+        """Columns of the wanted tokens that were steered when the block was made, at their positions.
+
+        Moves no bytes.
+        """
+        stop = self.id.start + self.num_tokens
+        within = (
+            replace(one, columns=tuple(column for column in one.columns if column < stop))
+            for one in scales_within(self._load.header.columns, self.id.start)
+        )
+        return tuple(one for one in within if one.columns)
 
     @property
     def is_delivered(self) -> bool:
