@@ -107,7 +107,10 @@ class Hits:
         self.place(tier, prefix)
         seconds, usage = ours.hit_s(prefix, self.prompt(f"rest/{tier}", NEW_TOKENS, number))
         if usage.exact < len(prefix) or set(usage.tiers) != {tier}:
-            raise EngineFailed(f"a hit in {tier} reused {usage.exact} tokens from {usage.tiers}")
+            faults = self.service.store.stat().errors
+            raise EngineFailed(
+                f"a hit in {tier} reused {usage.exact} tokens from {usage.tiers}; errors: {faults}"
+            )
         self.forget(prefix)
         return seconds
 
