@@ -27,7 +27,9 @@ from kdn.store import (
     Store,
     encode_block,
     open_store,
+    pack_note,
 )
+from kdn.store.index.index import Entry
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import MODEL, block_id, make_block, run_of
 from tests.store.remotes import node_server, redis_server, s3_server
@@ -308,6 +310,47 @@ def test_a_block_written_while_the_remote_is_listed_stays_known() -> None:
         clock.advance(2)
         tier.changes()
         assert tier.holds(FIRST.key)
+    tier.close()
+
+
+class _ToldOnce(_HeldListing):
+    """Tells of each block once, and gives none while it is down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[BlockKey] = set()
+        self.is_down = False
+
+    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
+        if self.is_down:
+            raise Unreachable("it is down")
+        return super().head(key, num_bytes)
+
+    def changes(self) -> RemoteChanges:
+        added = tuple(one for one in super().changes().added if one.key not in self._told)
+        self._told.update(one.key for one in added)
+        return RemoteChanges(added)
+
+
+def test_a_listing_that_came_before_the_circuit_opened_is_taken_in() -> None:
+    """The remote would not tell of that block again."""
+    clock, remote = ManualClock(), _ToldOnce()
+    tier = RemoteTier(remote, RemoteSettings(RemoteCallSettings(attempts=1)), clock, NoTrace())
+    remote.may_answer.set()
+    tier.changes()
+    tier.put(encode_block(make_block(FIRST)), lambda _: False)
+    remote.write(SECOND.key, pack_note(Entry.of(SECOND)), encode_block(make_block(SECOND)).data)
+    remote.may_answer.clear()
+    clock.advance(2)
+    tier.changes()
+    remote.is_down = True
+    for _ in range(3):
+        with pytest.raises(Unreachable, match="it is down"):
+            tier.open(FIRST.key)
+    remote.may_answer.set()
+    while not tier.holds(SECOND.key):
+        tier.changes()
+    assert not tier.is_reachable(), "an old answer closes no circuit"
     tier.close()
 
 

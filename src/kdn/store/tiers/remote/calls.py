@@ -76,8 +76,24 @@ class RemoteCaller:
         raise AssertionError("unreachable")
 
     def start(self, call: Callable[[], T]) -> Future[T]:
-        """Begin something that no caller waits for."""
+        """Begin something that no caller waits for; `finish` gives what it brought."""
         return self._pool.submit(call)
+
+    def finish(self, doing: str, done: Future[T]) -> T:
+        """What a call that was started, and is done, brought. Raises Unreachable when it failed.
+
+        It counts as one call, but what is here already is refused by no circuit and waits for no thread.
+        """
+        counts = self._breaker.enter()
+        try:
+            found = self._outcome(doing, done, 0.0)
+        except Unreachable:
+            if counts:
+                self._breaker.failed()
+            raise
+        if counts:
+            self._breaker.succeeded()
+        return found
 
     def close(self) -> None:
         """No more calls. What hangs ends with its own socket's time-out."""
@@ -90,8 +106,11 @@ class RemoteCaller:
             future = self._pool.submit(call)
         except RuntimeError as error:
             raise Unreachable(f"{doing}: {self.name} is closed") from error
+        return self._outcome(doing, future, max(left_s, 0.0))
+
+    def _outcome(self, doing: str, future: Future[T], left_s: float) -> T:
         try:
-            return future.result(max(left_s, 0.0))
+            return future.result(left_s)
         except TookTooLong as error:
             future.cancel()
             raise Unreachable(f"{doing}: no answer from {self.name} in time") from error

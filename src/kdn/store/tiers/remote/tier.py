@@ -231,7 +231,7 @@ class RemoteTier(ManagedTier):
             self._takes_in = True
         try:
             if not poll.cancelled():
-                self._take_in(self._caller.ask(f"changes of {self.name}", poll.result))
+                self._take_in(self._caller.finish(f"changes of {self.name}", poll))
         finally:  # only now: the next listing forgets what was added since this one began
             with self._polling:
                 self._poll, self._takes_in = None, False
