@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,9 +16,9 @@ from hypothesis import strategies as st
 
 from kdn.core import BlockKey
 from kdn.errors import BadInput
-from kdn.store import Store, encode_block, open_store
+from kdn.store import KeyRing, Store, encode_block, open_store
 from kdn.store.admin.bundle import export_blocks, import_blocks, read_bundle
-from kdn.store.admin.manage import Done
+from kdn.store.admin.manage import Done, copy
 from tests.store.helpers import block_id, make_block, run_of
 
 IDS = [block_id([number] * 64, salt=salt) for number, salt in enumerate(("alice", "bob"))]
@@ -61,6 +63,19 @@ def test_what_goes_out_comes_in_again() -> None:
         assert reader is not None
         with reader:
             assert bytes(reader.layer(2)) == run_of(IDS[1], 2)
+
+
+def test_a_sealed_file_that_was_cut_is_left_out_and_the_others_go(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    folder, ring = tmp_path / "kv", KeyRing(bytes(range(32)))
+    with open_store(folder, ring=ring) as store:
+        for one in IDS:
+            store.put(make_block(one))
+    os.truncate(folder / "blocks" / KEYS[0][:2] / f"{KEYS[0]}.kdn", 5000)
+    with open_store(folder, ring=ring) as store:
+        wanted = Done(1, BLOCKS[1].size_bytes, 1)
+        assert export_blocks(store, KEYS, io.BytesIO()) == wanted
+        assert copy(store, KEYS, "memory") == wanted
 
 
 def test_only_one_tenants_blocks_are_taken_where_that_is_asked() -> None:

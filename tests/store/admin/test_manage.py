@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from kdn.clock import ManualClock
 from kdn.core import BlockKey
-from kdn.errors import BadInput
+from kdn.errors import BadInput, Unreachable
 from kdn.store import (
     CODECS,
     RemoteSettings,
@@ -18,6 +19,7 @@ from kdn.store import (
     encode_block,
     open_store,
 )
+from kdn.store.admin.bundle import export_blocks
 from kdn.store.admin.manage import (
     Done,
     Which,
@@ -114,3 +116,44 @@ def test_warming_brings_far_blocks_here() -> None:
         done = warm(reader, [KEYS[0], KEYS[1]])
         assert (done.blocks, done.missing) == (1, 1)
         assert reader.tiers.where(KEYS[0]) == ("memory", "dict")
+
+
+@pytest.mark.parametrize("what", ["gone", "cut", "damaged"])
+def test_a_move_gives_up_no_block_for_one_that_is_not_whole(what: str) -> None:
+    """The remote's own was lost or damaged since it was put there, and nobody has looked."""
+    remote = DictRemote()
+    far = RemoteTier(remote, RemoteSettings(), ManualClock(), NoTrace())
+    with Store([MemoryTier(10**6, NoTrace())], far=[far]) as store:
+        store.put(make_block(IDS[0]))
+        assert store.flush(60)
+        (listed,) = remote.changes().added
+        data = bytearray(remote.read(KEYS[0], 0, SIZE))
+        data[-1] ^= 1
+        remote.remove(KEYS[0])
+        if what != "gone":
+            size = 5000 if what == "cut" else SIZE
+            remote.write(KEYS[0], listed.note, memoryview(data)[:size])
+        assert move(store, KEYS[:1], "dict", "memory") == Done(1, SIZE)
+        assert store.tiers.where(KEYS[0]) == ("dict",)
+        reader = store.open(IDS[0])
+        assert reader is not None
+        with reader:
+            assert list(map(bytes, reader.layers(0, 3))) == list(make_block(IDS[0]).layers)
+
+
+class _Dead(DictRemote):
+    """Takes blocks and gives none."""
+
+    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
+        raise Unreachable("it is down")
+
+
+def test_a_block_in_a_dead_tier_is_missing_and_the_others_are_done() -> None:
+    far = RemoteTier(_Dead(), RemoteSettings(), ManualClock(), NoTrace())
+    with Store([MemoryTier(10**6, NoTrace())], far=[far]) as store:
+        for one in IDS[:2]:
+            store.put(make_block(one))
+        assert store.flush(60)
+        store.tiers.named("memory").drop(KEYS[0])
+        assert compress(store, KEYS[:2], "none") == Done(1, SIZE, 1)
+        assert export_blocks(store, KEYS[:2], io.BytesIO()) == Done(1, SIZE, 1)

@@ -10,12 +10,11 @@ import io
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from typing import IO, Self
 
 from kdn.core import BlockKey
 from kdn.errors import BadInput, CorruptBlock
-from kdn.store.admin.manage import Done
+from kdn.store.admin.manage import Done, whole_block
 from kdn.store.block.format import (
     MAX_BLOCK_BYTES,
     PREAMBLE_BYTES,
@@ -23,7 +22,7 @@ from kdn.store.block.format import (
     decode_header,
     header_bytes,
 )
-from kdn.store.block.reader import check_whole, read_whole
+from kdn.store.block.reader import check_whole
 from kdn.store.store import Store
 
 __all__ = ["export_blocks", "import_blocks", "read_bundle"]
@@ -39,7 +38,7 @@ def export_blocks(store: Store, keys: Iterable[BlockKey], to: IO[bytes]) -> Done
     blocks = size_bytes = missing = 0
     with tarfile.open(fileobj=to, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for key in keys:
-            block = _whole(store, key)
+            block = whole_block(store, key)
             if block is None:
                 missing += 1
                 continue
@@ -110,16 +109,3 @@ def _checked(key: BlockKey, file: IO[bytes], size_bytes: int) -> EncodedBlock | 
         return check_whole(key, memoryview(first + file.read(size_bytes - wanted)))
     except CorruptBlock:
         return None
-
-
-def _whole(store: Store, key: BlockKey) -> EncodedBlock | None:
-    for tier in store.tiers:
-        handle = tier.open(key)
-        if handle is None:
-            continue
-        with closing(handle):
-            try:
-                return read_whole(key, handle)
-            except CorruptBlock:
-                continue
-    return None

@@ -7,15 +7,26 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from kdn.core import BlockKey
-from kdn.errors import BadInput, CorruptBlock
+from kdn.errors import BadInput, CorruptBlock, StoreError
 from kdn.store.block.format import Block, EncodedBlock, encode_block
 from kdn.store.block.reader import read_whole
 from kdn.store.block.wire import scales_within
 from kdn.store.codecs import CODECS
 from kdn.store.store import Store
-from kdn.store.tiers.tier import Tier
+from kdn.store.tiers.tier import ManagedTier, Tier
 
-__all__ = ["Done", "Which", "compress", "copy", "forget", "move", "select", "usage_by_salt", "warm"]
+__all__ = [
+    "Done",
+    "Which",
+    "compress",
+    "copy",
+    "forget",
+    "move",
+    "select",
+    "usage_by_salt",
+    "warm",
+    "whole_block",
+]
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Done:
     blocks: int = 0
     size_bytes: int = 0
     missing: int = 0
-    """Were not there any more, or not whole."""
+    """Were not there any more, not whole, or in a tier that does not answer."""
 
 
 def select(store: Store, which: Which) -> list[BlockKey]:
@@ -80,7 +91,7 @@ def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None
     tier = store.tiers.named(target)
     done: list[int | None] = []
     for key in keys:
-        block = _whole(store, key, source)
+        block = whole_block(store, key, source)
         if block is not None:
             store.tenancy.put_into(tier, block)
         done.append(None if block is None else block.size_bytes)
@@ -89,22 +100,19 @@ def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None
 
 
 def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Done:
-    """Copy blocks to `target`, each dropped from `source` once it is stored there."""
+    """Copy blocks to `target`, each dropped from `source` once it is stored there whole. Raises as `copy`."""
     if target == source:
         raise BadInput(f"blocks cannot move from {source} to itself")
-    origin = store.tiers.named(source)
-    done = Done()
+    tier, origin = store.tiers.named(target), store.tiers.named(source)
+    done: list[int | None] = []
     for key in keys:
-        one = copy(store, [key], target, source)
-        if one.blocks:
+        block = whole_block(store, key, source)
+        if block is not None:
+            _put_whole(store, tier, block)
             origin.drop(key)
-        done = Done(
-            done.blocks + one.blocks,
-            done.size_bytes + one.size_bytes,
-            done.missing + one.missing,
-        )
+        done.append(None if block is None else block.size_bytes)
     store.index.refresh()
-    return done
+    return _sum(done)
 
 
 def forget(store: Store, keys: Iterable[BlockKey], tier: str | None = None) -> Done:
@@ -130,7 +138,7 @@ def compress(store: Store, keys: Iterable[BlockKey], codec: str) -> Done:
         )
     done: list[int | None] = []
     for key in keys:
-        block = _whole(store, key, None)
+        block = whole_block(store, key)
         if block is not None and block.header.codec != codec:
             block = encode_block(_plain(block), CODECS[codec])
             store.replace(block)
@@ -149,14 +157,27 @@ def usage_by_salt(store: Store) -> dict[str, dict[str, int]]:
     }
 
 
-def _whole(store: Store, key: BlockKey, source: str | None) -> EncodedBlock | None:
+def whole_block(store: Store, key: BlockKey, source: str | None = None) -> EncodedBlock | None:
+    """The block from tier `source`, or from the fastest that gives it whole; None when none does.
+
+    Damaged copies and tiers that do not answer are passed over.
+    """
     tiers: Iterable[Tier] = store.tiers if source is None else (store.tiers.named(source),)
     for tier in tiers:
-        handle = tier.open(key)
-        if handle is not None:
-            with closing(handle), suppress(CorruptBlock):
-                return read_whole(key, handle)
+        with suppress(CorruptBlock, StoreError):
+            handle = tier.open(key)
+            if handle is not None:
+                with closing(handle):
+                    return read_whole(key, handle)
     return None
+
+
+def _put_whole(store: Store, tier: ManagedTier, block: EncodedBlock) -> None:
+    """What the tier had as that block may be damaged, and the caller gives up another copy."""
+    if tier.holds(block.key) and whole_block(store, block.key, tier.name) is None:
+        tier.replace(block, store.tenancy.spares)
+    else:
+        store.tenancy.put_into(tier, block)
 
 
 def _plain(block: EncodedBlock) -> Block:

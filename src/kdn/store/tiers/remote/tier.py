@@ -19,7 +19,7 @@ from kdn.store.tiers.remote.calls import RemoteCaller, RemoteCallSettings
 from kdn.store.tiers.remote.catalogue import RemoteCatalogue
 from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
 from kdn.store.tiers.remote.entry_bytes import pack_note, read_note
-from kdn.store.tiers.seal import MAX_SEALED_BYTES, NOTE, KeyRing, is_sealed
+from kdn.store.tiers.seal import MAX_SEALED_BYTES, NOTE, SEAL_BYTES, KeyRing, is_sealed
 from kdn.store.tiers.tier import Changes, Holding, ManagedTier, Spare, TierUsage
 from kdn.trace import Trace
 
@@ -137,12 +137,8 @@ class RemoteTier(ManagedTier):
         """Does a thread take in what the poll brought?"""
 
     def open(self, key: BlockKey) -> Handle | None:
-        if not self.holds(key):
-            return None
-        doing = f"opening block {key}"
-        found = self._caller.ask(doing, lambda: self._remote.head(key, FIRST_BYTES))
+        found = self._head(key, FIRST_BYTES)
         if found is None:
-            self._catalogue.remove(key)
             return None
         head, size_bytes = found
         reach = self._settings.read_bytes
@@ -163,7 +159,7 @@ class RemoteTier(ManagedTier):
         )
 
     def put(self, block: EncodedBlock, spare: Spare) -> None:
-        if self.holds(block.key):
+        if self._head(block.key, SEAL_BYTES) is not None:
             self.touch(block.key)
             return
         entry, data = Entry.of(block.header.id), block.data
@@ -211,6 +207,16 @@ class RemoteTier(ManagedTier):
     def close(self) -> None:
         self._caller.close()
         self._remote.close()
+
+    def _head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
+        """How a known block begins, and its size. One that the remote lost is known no more."""
+        if not self.holds(key):
+            return None
+        doing = f"opening block {key}"
+        found = self._caller.ask(doing, lambda: self._remote.head(key, num_bytes))
+        if found is None:
+            self._catalogue.remove(key)
+        return found
 
     def _ask_for_changes(self) -> None:
         """Ask if it is time; take in what has come. Raises Unreachable when asking failed."""
