@@ -42,7 +42,8 @@ class FarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     remotes: dict[str, dict[str, str]] = {}
     """Settings of further kinds of remote, by the kind's name."""
     far_bytes: _Bytes | None = None
-    """The most bytes to leave in each tier across the network; None leaves that to them."""
+    """The most bytes to leave in each tier across the network; None leaves that to them. At a node only what
+    this process put there counts."""
     far_timeout_s: _Seconds = 2.0
     """The most that one call across the network may take before it counts as failed."""
     far_attempts: _Positive = 2

@@ -275,14 +275,15 @@ def over_quota(
 ) -> list[BlockKey]:
     """Which of the tenant's own blocks (oldest use first) go, so that `size_bytes` more fit.
 
-    A tenant pays with its own blocks only.  Raises NoSpace when even that is not enough.
+    A tenant pays with its own blocks only, and with those whose size is known.  Raises NoSpace when even
+    that is not enough.
     """
     excess = sum(one.size_bytes for one in held) + size_bytes - limit
     going = []
     for one in held:
         if excess <= 0:
             break
-        if one.key not in spared:
+        if one.size_bytes and one.key not in spared:
             going.append(one.key)
             excess -= one.size_bytes
     if excess > 0:

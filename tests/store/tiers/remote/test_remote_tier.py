@@ -18,6 +18,7 @@ from kdn.store import (
     MemoryTier,
     ObjectRemote,
     PeerRemote,
+    Quotas,
     RedisRemote,
     Remote,
     RemoteCallSettings,
@@ -178,6 +179,46 @@ def test_the_cap_of_a_far_tier_holds_and_the_oldest_goes() -> None:
         tier.put(encode_block(blocks[0]), lambda _: True)
     tier.check()
     tier.close()
+
+
+def test_a_block_that_the_remote_lost_is_put_again() -> None:
+    remote, block = DictRemote(), encode_block(make_block(FIRST))
+    tier = RemoteTier(remote, RemoteSettings(poll_s=10), ManualClock(), NoTrace())
+    for _ in range(2):
+        tier.put(block, lambda _: False)
+        assert remote.head(FIRST.key, 10) == (bytes(block.data[:10]), block.size_bytes)
+        remote.remove(FIRST.key)
+    tier.close()
+
+
+class _Unsized(DictRemote):
+    """Lists blocks without their sizes, as a node does."""
+
+    def changes(self) -> RemoteChanges:
+        added = tuple(one._replace(size_bytes=0) for one in super().changes().added)
+        return RemoteChanges(added, whole=True)
+
+
+@pytest.mark.parametrize(("cap", "quota"), [(2, None), (None, 2)])
+def test_blocks_of_others_stay_where_the_remote_tells_no_sizes(
+    cap: int | None, quota: int | None
+) -> None:
+    """Room for two, three of others and three of ours: the first of ours goes."""
+    remote = _Unsized()
+    names = [block_id(range(n, n + 256)) for n in range(0, 6000, 1000)]
+    for name in names[:3]:
+        remote.write(name.key, pack_note(Entry.of(name)), encode_block(make_block(name)).data)
+    size = encode_block(make_block(FIRST)).size_bytes
+    settings = RemoteSettings(capacity_bytes=cap and cap * size, poll_s=0)
+    tier = RemoteTier(remote, settings, SystemClock(), NoTrace())
+    quotas = Quotas(quota and quota * size)
+    with Store([MemoryTier(10**9, NoTrace())], far=[tier], quotas=quotas) as store:
+        for name in names[3:]:
+            store.put(make_block(name))
+        assert store.flush(60)
+        assert store.stat().failed == store.stat().dropped == 0
+    left = {one.key for one in remote.changes().added}
+    assert left == {name.key for name in (*names[:3], *names[4:])}
 
 
 def test_redis_that_lost_a_value_is_a_miss_and_forgets_its_note(tmp_path: Path) -> None:

@@ -97,7 +97,10 @@ class RemoteCatalogue:
             ]
 
     def victims(self, size_bytes: int, spare: Spare) -> list[BlockKey]:
-        """Which blocks go so that `size_bytes` more fit under the cap. Raises NoSpace."""
+        """Which blocks go so that `size_bytes` more fit under the cap. Raises NoSpace.
+
+        Blocks of unknown size stay: dropping one makes no room that is counted.
+        """
         if self._capacity_bytes is None:
             return []
         with self._lock:
@@ -106,7 +109,7 @@ class RemoteCatalogue:
             for key, (_, held_bytes) in self._entries.items():
                 if excess <= 0:
                     break
-                if not spare(key):
+                if held_bytes and not spare(key):
                     victims.append(key)
                     excess -= held_bytes
         if excess > 0:

@@ -56,6 +56,7 @@ class Listed(NamedTuple):
     key: BlockKey
     note: bytes
     size_bytes: int
+    """0 where the remote does not say: such a block counts under no cap, and none drops it."""
 
 
 def listed(given: str | bytes, sized: bytes) -> Listed | None:

@@ -57,7 +57,7 @@ class PeerRemote(Remote):
     """The node at `url` (http or https), seen with `token`'s rights.
 
     `authority` is a file of certificates to trust instead of the system's.  A node does not list
-    sizes, so a tier over it counts none.
+    sizes, so a tier over it counts, and drops for room, only what it put there itself.
     """
 
     name = "peer"
