@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 
 from kdn.clock import ManualClock
-from kdn.core import Cause, Recipe
+from kdn.core import BlockKey, Cause, Recipe
 from kdn.errors import NoSpace, StoreError
 from kdn.store import (
     CODECS,
     EncodedBlock,
+    Quotas,
+    RemoteCallSettings,
     RemoteSettings,
     RemoteTier,
     Store,
@@ -149,3 +151,35 @@ def test_a_damaged_durable_copy_is_written_again() -> None:
         assert store.stat().puts == 2
         store.put(BLOCKS[0])
         assert store.stat().puts == 2, "it is durable: nothing to do"
+
+
+class HeldRemote(DictRemote):
+    """Says when a write begins, and takes it when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.may_write = Event(), Event()
+
+    def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
+        self.begun.set()
+        assert self.may_write.wait(60)
+        super().write(key, note, data)
+
+
+def test_a_quota_makes_nobody_wait_for_a_far_tier() -> None:
+    """The first block waits for the network; the second is in memory and durable meanwhile."""
+    remote, clock = HeldRemote(), ManualClock()
+    settings = RemoteSettings(RemoteCallSettings(timeout_s=60, attempts=1))
+    far = RemoteTier(remote, settings, clock, NoTrace())
+    with opened(Durable(), far=[far], quotas=Quotas(10**9)) as store:
+        store.write_behind(BLOCKS[0])
+        assert remote.begun.wait(60)
+        second = Thread(target=store.put, args=[BLOCKS[1]])
+        second.start()
+        second.join(20)
+        where = store.tiers.where(IDS[1].key)
+        remote.may_write.set()
+        second.join()
+        assert where == ("memory", "durable")
+        assert store.flush(60)
+        assert store.tiers.where(IDS[1].key) == ("memory", "durable", "dict")

@@ -243,7 +243,8 @@ class Tenancy:
         """Blocks that this process reads just now."""
         self.persistent_pins = persistent_pins
         self._trace = trace
-        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+        """By tier: while one waits for its network or device, blocks get into the others."""
 
     def spares(self, key: BlockKey) -> bool:
         """Is the block being read, or pinned?"""
@@ -261,7 +262,7 @@ class Tenancy:
         if limit is None or tier.holds(block.key):
             tier.put(block, self.spares)
             return
-        with self._lock:
+        with self._locks.setdefault(tier.name, threading.Lock()):
             held = tier.holdings(salt)
             spared = {one.key for one in held if self.spares(one.key)}
             for key in over_quota(salt, limit, block.size_bytes, held, spared):
