@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import ipaddress
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from kdn.core import EXACT, PUBLIC_SALT
 from kdn.errors import BadConfig, Unreachable
 from kdn.serve import read_grants
-from kdn.store import PeerRemote, Quotas, Store, encode_block, open_store
+from kdn.store import KeyRing, PeerRemote, Quotas, Store, encode_block, open_store
 from kdn.store.index.index import Entry
 from kdn.store.tiers.remote.entry_bytes import pack_note
 from tests.store.helpers import MODEL, block_id, make_block
@@ -126,6 +127,24 @@ def test_a_block_that_is_not_what_its_name_says_is_refused(url: str, store: Stor
             assert http.put(f"/blocks/{key}", content=body).status_code in {400, 404}
     assert len(store.index.entries()) == 3
     assert store.verify().corrupt == ()
+
+
+def test_a_damaged_block_is_not_there_and_can_be_put_again(tmp_path: Path) -> None:
+    """Any other answer would count as a failure of the node: three of them open its circuit."""
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    key, whole = MINE.id.key, encode_block(MINE)
+    ring = KeyRing(bytes(range(32)))
+    with open_store(tmp_path / "kv", ring=ring) as held, node_server(held) as address:
+        held.put(MINE)
+        held.tiers.named("memory").drop(key)
+        (file,) = (tmp_path / "kv/blocks").rglob("*.kdn")
+        os.truncate(file, 5000)
+        remote = PeerRemote(address, timeout_s=20)
+        assert remote.head(key, 100) is None
+        assert held.stat().corrupt == 1
+        remote.write(key, note_of(MINE), whole.data)
+        assert remote.head(key, 100) == (bytes(whole.data[:100]), whole.size_bytes)
+        remote.close()
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ A block that a caller may not see is answered exactly as one that is not there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -18,6 +18,7 @@ from kdn.errors import BadInput, CorruptBlock
 from kdn.serve.errors import Refused
 from kdn.serve.store.grants import Grant
 from kdn.store import Store, check_whole, pack_note
+from kdn.store.block.reader import Handle
 from kdn.store.stream.transcode import encode_layers
 from kdn.store.tiers.remote.client import first_rows
 from kdn.store.tiers.remote.peer import PeerChanges
@@ -48,22 +49,14 @@ def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRoute
     def read(request: Request, key: str) -> Response:
         grant = grant_of(request)
         wanted = _seen(store, grant, key, reading=True)
-        handle = store.tiers.open_local(wanted)
-        if handle is None:
-            raise Refused(_NOT_HERE, status=404)
-        try:
+        with _opened(store, wanted) as handle:
             return _part(request, handle.buffer.nbytes, handle.read)
-        finally:
-            handle.close()
 
     @router.get("/v1/store/blocks/{key}/layers")
     def layers(request: Request, key: str, start: int, stop: int, codec: str) -> Response:
         """Some layers in another encoding: what a reader on a slow link asks for."""
         wanted = _seen(store, grant_of(request), key, reading=True)
-        handle = store.tiers.open_local(wanted)
-        if handle is None:
-            raise Refused(_NOT_HERE, status=404)
-        with closing(handle):
+        with _opened(store, wanted) as handle:
             data = encode_layers(wanted, handle, start, stop, codec)
         store.note_delivered(wanted, start, stop - 1, codec, len(data))
         return Response(data, media_type="application/msgpack")
@@ -98,6 +91,20 @@ def _seen(store: Store, grant: Grant, given: str, *, reading: bool) -> BlockKey:
     if entry is None or not allowed(entry.family.salt):
         raise Refused(_NOT_HERE, status=404)
     return entry.key
+
+
+@contextmanager
+def _opened(store: Store, key: BlockKey) -> Iterator[Handle]:
+    """The block as this machine holds it. A damaged one is put out of use, and is not there."""
+    try:
+        handle = store.tiers.open_local(key)
+        if handle is None:
+            raise Refused(_NOT_HERE, status=404)
+        with closing(handle):
+            yield handle
+    except CorruptBlock as error:  # of the disk: what memory holds was verified
+        store.index.quarantine(store.tiers.durable, key, error)
+        raise Refused(_NOT_HERE, status=404) from error
 
 
 def _take_in(store: Store, grant: Grant, key: BlockKey, data: memoryview) -> None:
