@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -68,23 +68,6 @@ def test_half_a_character_is_held_back(bytes_tokenizer: Tokenizer) -> None:
     assert stream.flush() == ""
 
 
-def test_the_space_behind_a_character_of_spelt_out_bytes_is_kept() -> None:
-    """Llama 2's decoder drops the space of a first word, which `ok` is not."""
-    pieces = ["▁hi", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "▁ok"]
-    space = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
-    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-    decoders = [space, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]
-    vocab = {piece: number for number, piece in enumerate(pieces)}
-    definition = {
-        "version": "1.0",
-        "added_tokens": [],
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": []},
-    }
-    stream = Tokenizer(json.dumps(definition)).detokenizer()
-    assert [stream.push(number) for number in range(6)] == ["hi", "", "", "", "\U0001f600", " ok"]
-
-
 def test_flush_gives_what_was_whole(bytes_tokenizer: Tokenizer) -> None:
     stream = bytes_tokenizer.detokenizer()
     assert stream.push(0xE2) == ""
@@ -100,6 +83,69 @@ def test_streaming_equals_decoding(bytes_tokenizer: Tokenizer, text: str) -> Non
     pieces = [stream.push(token) for token in token_ids]
     assert "".join(pieces) + stream.flush() == text.rstrip("\ufffd") or text.endswith("\ufffd")
     assert bytes_tokenizer.decode(token_ids) == text
+
+
+PIECES = ("<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁hello", "x")
+BLANK, HELLO, LETTER, END = 257, 258, 259, 260
+
+
+@pytest.fixture(scope="module")
+def pieces_tokenizer() -> Tokenizer:
+    """As SentencePiece's are published: a first word's space goes, and bytes spell what no piece covers."""
+    model = tokenizers.models.BPE(
+        {piece: i for i, piece in enumerate(PIECES)}, [], unk_token="<unk>", byte_fallback=True
+    )
+    made = tokenizers.Tokenizer(model)
+    parts = tokenizers.decoders
+    made.decoder = parts.Sequence(
+        [parts.Replace("▁", " "), parts.ByteFallback(), parts.Fuse(), parts.Strip(" ", 1, 0)]
+    )
+    made.add_special_tokens(["</s>"])
+    return Tokenizer(made.to_str())
+
+
+def spelt(text: str) -> list[int]:
+    """The text in byte tokens."""
+    return [1 + byte for byte in text.encode()]
+
+
+def streamed(tokenizer: Tokenizer, token_ids: Sequence[int], *, special: bool = False) -> str:
+    stream = tokenizer.detokenizer(special=special)
+    return "".join(stream.push(token) for token in token_ids) + stream.flush()
+
+
+def test_a_word_keeps_its_space_behind_a_spelt_character(pieces_tokenizer: Tokenizer) -> None:
+    stream = pieces_tokenizer.detokenizer()
+    pushed = [stream.push(token) for token in (HELLO, *spelt("😀"), HELLO)]
+    assert pushed == ["hello", "", "", "", "😀", " hello"]
+
+
+def test_a_word_keeps_its_space_behind_a_special_token(pieces_tokenizer: Tokenizer) -> None:
+    said = (HELLO, END, HELLO)
+    assert streamed(pieces_tokenizer, said) == "hello hello"
+    assert streamed(pieces_tokenizer, said, special=True) == "hello</s> hello"
+
+
+def test_a_byte_that_fits_nowhere_takes_nothing_with_it(pieces_tokenizer: Tokenizer) -> None:
+    """The library gives up on all bytes beside it, which were shown already."""
+    said = (*spelt("😀"), 1 + 0x80, HELLO)
+    assert streamed(pieces_tokenizer, said) == "😀\ufffd hello"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    parts=st.lists(
+        st.sampled_from([[BLANK], [HELLO], [LETTER], [END]])
+        | st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd").map(spelt)
+    ),
+    special=st.booleans(),
+)
+def test_streaming_pieces_and_bytes_equals_decoding(
+    pieces_tokenizer: Tokenizer, parts: list[list[int]], special: bool
+) -> None:
+    token_ids = [token for part in parts for token in part]
+    whole = pieces_tokenizer.decode(token_ids, special=special)
+    assert streamed(pieces_tokenizer, token_ids, special=special) == whole
 
 
 @pytest.mark.model

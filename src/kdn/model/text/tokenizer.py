@@ -81,6 +81,8 @@ class Tokenizer:
         self._added = frozenset(added)
         self._byte_level = '"ByteLevel"' in json.dumps(parts.get("decoder"))
         self._special = {token.content: i for i, token in added.items() if token.special}
+        self.special_ids = frozenset(self._special.values())
+        """Tokens that are no text unless asked for, such as `<|im_end|>`."""
         self._cut = _special_cut(token for token in added.values() if token.special)
         self.bos_token = bos_token or ""
         self.eos_token = eos_token or ""
@@ -183,32 +185,42 @@ class Incremental:
 
     def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._special = special
-        self._ids: list[int] = []
+        self._skipped: frozenset[int] = frozenset() if special else tokenizer.special_ids
+        self._known: list[int] = []
+        """The last ids that gave text: decoding again with them keeps spaces right."""
         self._shown = ""
-        """What the first `_num_shown` of them already gave out."""
-        self._num_shown = 0
+        """Their text."""
+        self._held: list[int] = []
+        """Ids that gave none yet."""
 
     def push(self, token_id: int) -> str:
         """The text that became printable with this token; empty while a character is incomplete."""
-        self._ids.append(token_id)
-        text = self._tokenizer.decode(self._ids, special=self._special)
-        if text.endswith(_BROKEN):
+        if token_id in self._skipped:
             return ""
-        fresh = text[len(self._shown) :]
+        self._held.append(token_id)
+        fresh = self._fresh()
+        if fresh.endswith(_BROKEN):
+            return ""
         # What made this text stays as context: some decoders strip the space of a first word.
-        self._ids = self._ids[self._num_shown :]
-        self._num_shown = len(self._ids)
-        self._shown = self._tokenizer.decode(self._ids, special=self._special)
+        self._known, self._held = self._held, []
+        self._shown = self._text(self._known)
         return fresh
 
     def flush(self) -> str:
         """At the end of generation: what was held back, less a character that never came whole."""
-        text = self._tokenizer.decode(self._ids, special=self._special)[len(self._shown) :].rstrip(
-            _BROKEN
-        )
-        self._ids, self._shown, self._num_shown = [], "", 0
+        text = self._fresh().rstrip(_BROKEN)
+        self._known, self._shown, self._held = [], "", []
         return text
+
+    def _fresh(self) -> str:
+        """The text of what is held."""
+        text = self._text([*self._known, *self._held])
+        if text.startswith(self._shown):
+            return text[len(self._shown) :]
+        return self._text(self._held)  # a byte that fits nowhere breaks the bytes before it, too
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids, special=True)
 
 
 def load_tokenizer(folder: Path, eos_ids: TokenIds = ()) -> tuple[Tokenizer, str | None]:
