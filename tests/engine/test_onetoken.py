@@ -23,6 +23,7 @@ from kdn.core import (
     Role,
     Sampling,
     Segment,
+    StoredRun,
     StreamEvent,
     Token,
     TokenIds,
@@ -41,7 +42,7 @@ from kdn.errors import BadInput, PromptTooLong
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.model.kernels import KernelAttention, Kernels
-from tests.engine.runs import HeldSource, load_tiny, run, shape_of, some_tokens
+from tests.engine.runs import HeldSource, Watcher, load_tiny, run, shape_of, some_tokens
 from tests.model.reference import forward
 
 TOKENS = some_tokens(300, 200)
@@ -233,6 +234,30 @@ def test_jobs_with_different_choices_run_in_one_pass(tiny: LoadedModel) -> None:
     first, second, third = (probabilities(list(stream)) for stream in streams)
     assert first == pytest.approx(second)
     assert third == {9: pytest.approx(1.0)}
+
+
+def plans(kv: torch.Tensor) -> dict[str, Plan]:
+    """Ways to plan a prompt that are not one row after the other, all with the same answer."""
+    return {
+        "observed": Plan(TOKENS, observers=(Watcher(),)),
+        "stored": Plan(TOKENS, stored=(StoredRun(0, HeldSource(kv[:, :, :200])),)),
+        "probed": Plan(TOKENS, logits=(), then=lambda: Plan(TOKENS)),
+    }
+
+
+@pytest.mark.parametrize("way", ["observed", "stored", "probed"])
+def test_a_restriction_holds_however_a_prompt_is_planned(tiny: LoadedModel, way: str) -> None:
+    """Among 7, 99 and 3, whatever else is likely."""
+
+    class Planning(Shelf):
+        def plan(self, request: Request) -> Planned:
+            return Planned(made)
+
+    ran = run(tiny, Plan(TOKENS))
+    made = plans(ran.captured)[way]
+    expected = torch.softmax(ran.logits[-1, [7, 99, 3]], dim=-1).tolist()
+    found = probabilities(ask(tiny, Planning(), EngineLimits(1 << 28), question()))
+    assert [found[token] for token in (7, 99, 3)] == pytest.approx(expected, abs=1e-5)
 
 
 def test_impossible_restrictions_are_refused(tiny: LoadedModel) -> None:

@@ -117,7 +117,7 @@ class Admission:
     ) -> bool:
         request, num_prefix = running.request, planned.plan.num_prefix
         own_tokens = request.prompt.num_tokens - num_prefix
-        plan = self._one_token_plan(running, planned.plan)
+        plan = self._own_plan(running, planned.plan)
         prefix = self._prefix(plan, single_use=request.single_use)
         if plan.one_layer:
             size_bytes = self._memory.needed(own_tokens)
@@ -146,13 +146,12 @@ class Admission:
         running.num_computed = num_prefix
         return True
 
-    def _one_token_plan(self, running: RunningRequest, plan: Plan) -> Plan:
-        """The plan as a prompt of one token runs it; other prompts' and other kinds of plans as they are."""
-        plan = running.adapted(plan)
+    def _own_plan(self, running: RunningRequest, plan: Plan) -> Plan:
+        """The plan as the request runs it: for one token, and in order, in the memory of one layer."""
+        plan = running.completed(plan)
         if not running.is_one_token or not plan.computes_in_order:
             return plan
-        allowed = running.request.sampling.allowed or None
-        return replace(plan, one_layer=True, row_chunk=self._limits.row_chunk, allowed=allowed)
+        return replace(plan, one_layer=True, row_chunk=self._limits.row_chunk)
 
     def _leading_part(
         self, capture: tuple[int, int] | None, size_bytes: int, prefix: PrefixKV | None

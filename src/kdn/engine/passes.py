@@ -379,7 +379,7 @@ def _end_probe(running: RunningRequest, plan: Plan) -> None:
     assert running.planned is not None, "a probe pass follows a plan"
     for run in running.planned.plan.stored:
         run.source.close()
-    running.planned = replace(running.planned, plan=running.adapted(plan))
+    running.planned = replace(running.planned, plan=running.completed(plan))
 
 
 def _cut(plan: Plan, first: int, stop: int, num_rows: int) -> int:

@@ -175,11 +175,16 @@ class RunningRequest:
     def is_prefilled(self) -> bool:
         return self.num_computed >= self.request.prompt.num_tokens
 
-    def adapted(self, plan: Plan) -> Plan:
-        """The plan, with the request's adapter acting from where it begins."""
-        if plan.adapter_from == self.adapter_from:
+    def completed(self, plan: Plan) -> Plan:
+        """The plan with what only the request says: where its adapter begins, and the tokens allowed."""
+        allowed = self.request.sampling.allowed or None
+        if (plan.adapter_from, plan.allowed) == (self.adapter_from, allowed):
             return plan
-        return replace(plan, adapter_from=self.adapter_from)
+        return replace(plan, adapter_from=self.adapter_from, allowed=allowed)
+
+    def leave_group(self) -> None:
+        """Wait for room alone from now on: the others of its group were let in, and may have ended."""
+        self.request = replace(self.request, group=None, group_size=1)
 
     def move(self, to: RequestState) -> None:
         """Go over to another state. Raises AssertionError for a move that the table does not have."""

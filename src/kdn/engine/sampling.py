@@ -107,6 +107,7 @@ class Sampler:
         """
         is_greedy = self._sampling.temperature < _GREEDY_BELOW
         chosen = int(wanted.numpy().argmax()) if is_greedy else self._random(wanted)
+        assert len(tokens) in (0, wanted.numel()), "the logits are those of other tokens"
         token_id = int(tokens[chosen]) if len(tokens) else chosen
         if self._sampling.logprobs is None:
             return DrawnToken(token_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,20 @@ import torch
 
 import kdn
 from kdn.config import Config
-from kdn.core import EXACT, Blend, Finish, Retention, Role, Segment, Share
+from kdn.core import (
+    EXACT,
+    Blend,
+    Finish,
+    Prompt,
+    Request,
+    Retention,
+    Role,
+    Sampling,
+    Segment,
+    Share,
+    Token,
+    Usage,
+)
 from kdn.reuse.share import SHARED, LinearMap
 from kdn.trace import Recorder
 from tests.engine.test_company import write_adapter
@@ -51,6 +65,15 @@ def k(folders: tuple[Path, dict[str, Path]], tmp_path: Path) -> Iterator[kdn.Kdn
         made.check()
 
 
+@pytest.fixture
+def floats(folders: tuple[Path, dict[str, Path]], tmp_path: Path) -> Iterator[kdn.Kdn]:
+    """The same in fp32, for every processor."""
+    base, adapters = folders
+    with kdn.open(base, config=settings(tmp_path), dtype="float32", adapters=adapters) as made:
+        yield made
+        made.check()
+
+
 def test_without_a_profile_nothing_is_shared(k: kdn.Kdn) -> None:
     ask(k)
     found, _, usage = ask(k, adapter="a", share=BEST)
@@ -65,6 +88,29 @@ def test_plain_reuse_takes_the_whole_context(k: kdn.Kdn) -> None:
     assert (usage.exact, usage.shared, usage.recomputed) == (0, CONTEXT, 12)
     assert usage.tiers == {"memory": CONTEXT}
     assert len(shared) == 6
+
+
+def judged(k: kdn.Kdn, adapter: str | None) -> Usage:
+    """Ask for 5 or 6, without a word of sharing: the answer is one of them, with all of the probability."""
+    sampling = Sampling(max_tokens=1, ignore_eos=True, allowed=(5, 6), ranked=(5, 6), logprobs=0)
+    prompt = Prompt((PRELUDE, DOCUMENT, question()))
+    token, finish = k.submit(Request("judged", prompt, sampling, adapter=adapter))
+    assert isinstance(token, Token)
+    assert isinstance(finish, Finish)
+    assert token.token_id in (5, 6)
+    assert sum(math.exp(one.logprob) for one in token.alternatives) == pytest.approx(1)
+    return finish.usage
+
+
+def test_a_label_may_be_judged_over_a_siblings_kv(floats: kdn.Kdn) -> None:
+    tell(floats, [point(work=0.0)], None, "a")
+    ask(floats)
+    assert judged(floats, "a").shared == CONTEXT
+
+
+def test_a_label_may_be_judged_by_a_sender_of_layer_inputs(floats: kdn.Kdn) -> None:
+    tell(floats, [point((2, 3), work=0.5)], None, "a")
+    assert judged(floats, None).recomputed == 332
 
 
 def test_it_is_not_for_requests_that_do_not_ask(k: kdn.Kdn) -> None:
