@@ -193,6 +193,12 @@ def test_a_prompt_that_never_fits_is_refused_in_words(tiny: LoadedModel) -> None
     [
         ({"tokens": ()}, "empty"),
         ({"sampling": Sampling(logit_bias={100_000: 1.0})}, "token 100000"),
+        (
+            {"sampling": Sampling(min_tokens=1, stop_token_ids=(10**7,))},
+            "stop_token_ids name token",
+        ),
+        ({"tokens": (1, 2, 10**6)}, "the prompt holds token 1000000"),
+        ({"tokens": (1, -1)}, "the prompt holds token -1"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_runs(

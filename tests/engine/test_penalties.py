@@ -66,6 +66,7 @@ def test_no_end_is_drawn_too_soon() -> None:
         ({"frequency_penalty": math.nan}, "frequency_penalty must be"),
         ({"prompt_logprobs": -1}, "prompt_logprobs must be"),
         ({"allowed": (1,), "max_tokens": 1, "presence_penalty": 1}, "one token"),
+        ({"allowed": (1,), "max_tokens": 1, "min_tokens": 1}, "without penalties, min_tokens"),
     ],
 )
 def test_impossible_numbers_are_refused(options: dict[str, object], said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from kdn.core import Finish, FinishReason, Prompt, Request, Role, Sampling, Segm
 from kdn.engine import MOVES, EngineLimits, RequestState, RunningStream, plain
 from kdn.engine.request import Intake, RunningRequest
 from kdn.errors import EngineFailed, PromptTooLong
-from kdn.model import LoadedModel
+from kdn.model import LoadedModel, Tokenizer
 from tests.engine.runs import load_tiny
 
 S = RequestState
@@ -127,6 +128,12 @@ def test_the_end_token_stops_unless_it_is_ignored(intake: Intake) -> None:
     assert new(intake).stop_ids == {256}
     assert new(intake, stop_token_ids=(7,)).stop_ids == {7, 256}
     assert new(intake, stop_token_ids=(7,), ignore_eos=True).stop_ids == {7}
+
+
+def test_an_end_token_that_the_model_lacks_ends_nothing(tiny: LoadedModel) -> None:
+    tokenizer = Tokenizer(tiny.tokenizer.definition, eos_ids=(256, 10**6))
+    intake = Intake(replace(tiny, tokenizer=tokenizer), LIMITS, ManualClock(), seed=0)
+    assert new(intake, min_tokens=1).stop_ids == {256}
 
 
 def test_the_budget_bounds_prompt_and_answer(tiny: LoadedModel) -> None:

@@ -115,9 +115,10 @@ class Sampling:
             )
         if self.prompt_logprobs is not None:
             _check_whole("prompt_logprobs", self.prompt_logprobs, 0)
-        if self.allowed and (self.is_penalising or self.prompt_logprobs is not None):
+        scored = self.prompt_logprobs is not None
+        if self.allowed and (self.is_penalising or self.min_tokens or scored):
             raise BadInput(
-                "`allowed` is for answers of one token, without penalties or prompt_logprobs"
+                "`allowed` is for answers of one token, without penalties, min_tokens or prompt_logprobs"
             )
 
     @property

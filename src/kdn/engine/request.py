@@ -319,7 +319,8 @@ class Intake:
         """
         sampling = request.sampling
         max_new_tokens = self._check_length(request)
-        check_tokens(sampling, self._config.vocab_size)
+        vocab_size = self._config.vocab_size
+        check_tokens(request.prompt.token_ids, sampling, vocab_size)
         adapter = None
         if request.adapter is not None:
             key, adapter = self._model.adapters.bind(request.adapter)
@@ -327,7 +328,7 @@ class Intake:
         begins = 0 if adapter is None else adapter.begins(request.prompt.token_ids)
         stop_ids = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:
-            stop_ids |= set(self._model.tokenizer.eos_ids)
+            stop_ids |= {token for token in self._model.tokenizer.eos_ids if token < vocab_size}
         scores = None
         if sampling.prompt_logprobs is not None:
             scores = PromptScores(request.prompt.token_ids, sampling.prompt_logprobs)

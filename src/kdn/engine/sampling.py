@@ -280,12 +280,24 @@ class StopStrings:
         return held
 
 
-def check_tokens(sampling: Sampling, vocab_size: int) -> None:
-    """Raises BadInput for a token that the vocabulary lacks, and for a restriction that cannot be kept to."""
+def check_tokens(prompt_ids: Sequence[int], sampling: Sampling, vocab_size: int) -> None:
+    """Raises BadInput for a token that the vocabulary lacks, and for a restriction that cannot be kept to.
+
+    `prompt_ids` are not empty.
+    """
     allowed = sampling.allowed
-    biased = [token for token in sampling.logit_bias if not 0 <= token < vocab_size]
-    if biased:
-        raise BadInput(f"logit_bias names token {biased[0]}, which the vocabulary does not have")
+    for given, what in (
+        ((min(prompt_ids), max(prompt_ids)), "the prompt holds"),
+        (sampling.logit_bias, "logit_bias names"),
+        (sampling.stop_token_ids, "stop_token_ids name"),
+        (allowed, "`allowed` names"),
+        (sampling.ranked, "`ranked` names"),
+    ):
+        outside = [token for token in given if not 0 <= token < vocab_size]
+        if outside:
+            raise BadInput(
+                f"{what} token {outside[0]}, which the vocabulary does not have: ids are 0..{vocab_size - 1}"
+            )
     if allowed and sampling.max_tokens != 1:
         raise BadInput(
             f"{counted(len(allowed), 'token')} are allowed in an answer of {sampling.max_tokens}: "
@@ -293,8 +305,5 @@ def check_tokens(sampling: Sampling, vocab_size: int) -> None:
         )
     if len(set(allowed)) < len(allowed):
         raise BadInput("a token is allowed twice; name each once")
-    outside = [t for t in (*allowed, *sampling.ranked) if not 0 <= t < vocab_size]
-    if outside:
-        raise BadInput(f"token {outside[0]} is asked for, which the vocabulary does not have")
     if allowed and not set(sampling.ranked) <= set(allowed):
         raise BadInput("a token that is not allowed has no probability to report")
