@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,26 @@ def test_a_request_that_is_withdrawn_keeps_nobody_waiting(tiny: LoadedModel) -> 
     large.cancel()
     b.step()
     _drain(a)
+    assert len(list(small)) == 4
+    for one in (a, b):
+        one.close()
+
+
+def test_half_a_group_keeps_no_other_engine_waiting(tiny: LoadedModel) -> None:
+    """What was refused is withdrawn, and what is left waits for its group and not for memory."""
+    pool = KvPool(300_000)
+    a, b = (_engine(tiny, pool) for _ in range(2))
+    a.submit(_request("first"))
+    a.step()
+    b.submit(replace(_request("half"), group="g", group_size=2))
+    large = b.submit(_request("large", max_tokens=300))
+    b.step()
+    large.cancel()
+    b.step()
+    assert b.stat().num_waiting == 1
+    small = a.submit(_request("small"))
+    _drain(a)
+    assert a.stat().num_waiting == 0
     assert len(list(small)) == 4
     for one in (a, b):
         one.close()

@@ -24,12 +24,15 @@ from kdn.engine.kv import (
 )
 from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.request import RunningRequest
+from kdn.errors import PromptTooLong
 from kdn.model import LoadedModel
 from kdn.schedule import RequestQueue
 
 __all__ = ["Admission", "WaitingRequests", "plain"]
 
 _MAX_REPLANS = 3
+_EFFORTS = ((True, True), (True, False), (False, False))
+"""Whether to reuse and to retain: as asked for, and less where nothing else runs and that does not fit."""
 
 
 class Admission:
@@ -58,22 +61,41 @@ class Admission:
         self._device = str(decoder.device)
 
     def reserve(self, members: Sequence[RunningRequest]) -> bool:
-        """Plan and set memory aside for all of them, or for none. Raises what the planner raises."""
-        done: list[RunningRequest] = []
+        """Plan and set memory aside for all of them, or for none.
+
+        Raises what the planner raises, and PromptTooLong for a group that the whole budget cannot hold.
+        """
+        alone = self.budget.free_bytes == self.budget.total_bytes
+        num_reserved = 0
+        for reuses, retains in _EFFORTS if alone else _EFFORTS[:1]:
+            num_reserved = self._reserve_each(members, reuses=reuses, retains=retains)
+            if num_reserved == len(members):
+                self.budget.waits_no_more()
+                return True
+        if alone and num_reserved:  # without any it is another engine's turn
+            raise PromptTooLong(
+                f"{len(members)} requests are to run together and need more KV than the budget of "
+                f"{self.budget.total_bytes / 2**20:.1f} MiB: group fewer, shorten them, or raise "
+                "engine.kv_budget_bytes"
+            )
+        self.budget.waits()
+        return False
+
+    def _reserve_each(
+        self, members: Sequence[RunningRequest], *, reuses: bool, retains: bool
+    ) -> int:
+        """For how many, from the first, there is memory; with fewer than all of them none holds any."""
+        num_reserved = 0
         try:
             for running in members:
-                if not self._reserve_one(running):
+                if not self._reserve_one(running, reuses=reuses, retains=retains):
                     break
-                done.append(running)
+                num_reserved += 1
         finally:
-            if len(done) < len(members):
-                for other in done:
+            if num_reserved < len(members):
+                for other in members[:num_reserved]:
                     self.release(other)
-        if len(done) < len(members):
-            self.budget.waits()
-            return False
-        self.budget.waits_no_more()
-        return True
+        return num_reserved
 
     def release(self, running: RunningRequest) -> None:
         """Give back everything a request holds. Harmless when it holds nothing."""
@@ -95,22 +117,21 @@ class Admission:
         self.prefixes.check()
         self.budget.check()
 
-    def _reserve_one(self, running: RunningRequest) -> bool:
-        """As planned if there is memory; if it is alone and does not fit so, without retention or reuse."""
-        request, free = running.request, self.budget.free_bytes
-        if self._shape.token_bytes * running.max_new_tokens > free:
+    def _reserve_one(self, running: RunningRequest, *, reuses: bool, retains: bool) -> bool:
+        request = running.request
+        if self._shape.token_bytes * running.max_new_tokens > self.budget.free_bytes:
             return False
-        alone = free == self.budget.total_bytes
-        may_reuse = request.reuse and running.num_replans <= _MAX_REPLANS
+        may_reuse = reuses and request.reuse and running.num_replans <= _MAX_REPLANS
         planned = self._planner.plan(request) if may_reuse else plain(request)
         taken = False
         try:
-            wanted = wanted_capture(request, planned.plan) if self._may_retain else None
+            may_retain = retains and self._may_retain
+            wanted = wanted_capture(request, planned.plan) if may_retain else None
             taken = self._take(running, planned, wanted)
         finally:
             if not taken:
                 _close(planned.plan)
-        return taken or (alone and self._take(running, plain(request), None))
+        return taken
 
     def _take(
         self, running: RunningRequest, planned: Planned, capture: tuple[int, int] | None
@@ -280,9 +301,13 @@ class WaitingRequests:
         if packs:
             self._look_up_again()
 
+        refused = False
+
         def fits(jobs: Sequence[Job]) -> bool:
+            nonlocal refused
             members = [self._requests[job.id] for job in jobs]
-            if not enter(members):
+            refused = not enter(members)
+            if refused:
                 return False
             for running in members:
                 del self._requests[running.id]
@@ -297,7 +322,7 @@ class WaitingRequests:
         else:
             self._queue.admit(now_ns, fits, waits=waits)
         self._nothing_fits = bool(self._requests)
-        if not self._requests:
+        if not refused:  # what is left waits for others of its group, or for what another computes
             self._budget.waits_no_more()
 
     def check(self) -> None:

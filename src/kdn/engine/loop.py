@@ -222,6 +222,7 @@ class StepLoop:
                 running.move(RequestState.ADMITTED)
                 self._prefills.add(running)
             else:
+                running.leave_group()
                 running.move(RequestState.WAITING)
                 self._waiting.add(running)
         except Exception as failure:  # noqa: BLE001  its own fault, whatever it is
