@@ -115,12 +115,15 @@ def test_a_load_that_failed_as_a_whole_is_not_tried_again() -> None:
     assert (save.start, len(save.token_ids)) == (0, 640)
 
 
-def test_a_preempted_request_is_loaded_again() -> None:
+@pytest.mark.parametrize("save", [True, False])
+def test_a_preempted_request_is_loaded_again(save: bool) -> None:
     rig = Rig()
     rig.prefill("a", PROMPT, range(6))
-    rig.planner.follow(PromptFacts("b", 700), PROMPT)
+    rig.planner.follow(PromptFacts("b", 700, save=save), PROMPT)
     for _ in range(2):
-        rig.planner.allocated("b", rig.planner.matched("b", 0), range(6))
+        gain = rig.planner.matched("b", 0)
+        assert gain == 640
+        rig.planner.allocated("b", gain, range(6))
         assert len(rig.planner.step([]).loads) == 1
         assert planned(rig.planner, "b", 640, 60).saves == ()
 

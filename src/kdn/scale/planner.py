@@ -186,13 +186,13 @@ class TransferPlanner:
 
     def _save(self, request: ScheduledRequest) -> SaveTask | None:
         one = self._followed.get(request.request_id)
-        if one is None or not one.facts.save:
+        if one is None:
             return None
         if one.loading_to > request.num_computed:
             one.stored = min(one.stored, request.num_computed)  # a part of the load did not come
-        one.loading_to = 0
+        one.loading_to = 0  # the load ended: after a preemption there may be another
         stop = self._complete(one.facts, request.num_computed + request.num_scheduled)
-        if stop <= one.stored:
+        if stop <= one.stored or not one.facts.save:
             return None
         start, one.stored = one.stored // BLOCK_TOKENS * BLOCK_TOKENS, stop
         return SaveTask(
