@@ -20,6 +20,7 @@ from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 from vllm.lora.request import LoRARequest
+from vllm.v1 import kv_cache_interface
 from vllm.v1.request import Request
 
 from kdn.errors import BadConfig
@@ -124,14 +125,24 @@ class Program:
                 found[name] = [list(inspect.signature(one).parameters) for one in pair]
         return found
 
-    def connect(self, **transfer: Any) -> bool:
-        """Make another connector of this engine with other settings, as vLLM would at its start."""
+    def connect(self, spec: str = "", more: dict[str, Any] | None = None, **transfer: Any) -> bool:
+        """Make another connector of this engine with other settings, as vLLM would at its start.
+
+        Where `spec` is named, as for a model whose layers all have such a cache, with `more` of its fields.
+        """
         scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
-        config = copy.copy(scheduler.vllm_config)
+        config, cache = copy.copy(scheduler.vllm_config), scheduler.kv_cache_config
         config.kv_transfer_config = dataclasses.replace(config.kv_transfer_config, **transfer)
-        KVConnectorFactory.create_connector(
-            config, KVConnectorRole.SCHEDULER, scheduler.kv_cache_config
-        ).shutdown()
+        if spec:
+            (group,) = cache.kv_cache_groups
+            fields = {
+                one.name: getattr(group.kv_cache_spec, one.name)
+                for one in dataclasses.fields(kv_cache_interface.AttentionSpec)
+            }
+            kind = getattr(kv_cache_interface, spec)(**fields | (more or {}))
+            group = dataclasses.replace(group, kv_cache_spec=kind)
+            cache = dataclasses.replace(cache, kv_cache_groups=[group])
+        KVConnectorFactory.create_connector(config, KVConnectorRole.SCHEDULER, cache).shutdown()
         return True
 
     def match(self, prompt: list[int]) -> list[Any]:

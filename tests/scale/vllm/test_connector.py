@@ -291,6 +291,27 @@ def test_wrong_settings_stop_a_connector_with_one_sentence(
         engine.do("connect", **transfer)
 
 
+@pytest.mark.parametrize(
+    ("spec", "more", "sentence"),
+    [
+        ("SlidingWindowSpec", {"sliding_window": 256}, "--disable-sliding-window"),
+        ("RSWASpec", {"rswa_window": 256}, "gives up KV of this model's prompts"),
+        ("FullAttentionSpec", {"non_causal": True}, "depends on later ones"),
+    ],
+)
+def test_a_cache_that_keeps_no_whole_prompt_is_refused(
+    engine: Vllm, spec: str, more: dict[str, object], sentence: str
+) -> None:
+    """vLLM's null block would be stored in place of what a window left behind."""
+    with pytest.raises(VllmFailed, match=f"^BadInput: [^\n]*{sentence}[^\n]*$"):
+        engine.do("connect", spec=spec, more=more)
+
+
+def test_windows_beside_full_attention_are_kept_whole(engine: Vllm) -> None:
+    """For such a model vLLM keeps all blocks of all layers, and notes the window."""
+    assert engine.do("connect", spec="FullAttentionSpec", more={"sliding_window": 256})
+
+
 def test_a_child_of_a_multiconnector_starts_with_a_policy_of_its_own(engine: Vllm) -> None:
     """It inherits none: without its own part it is refused, above, though the parent's is `recompute`."""
     own = CHILD | {"kv_load_failure_policy": "recompute"}

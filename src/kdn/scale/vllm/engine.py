@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from torch import Tensor
 from vllm.platforms import current_platform
-from vllm.v1.kv_cache_interface import MLAAttentionSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec, RSWASpec
 
 from kdn.core import KvShape
 from kdn.errors import BadConfig, BadInput
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def check_engine(vllm_config: Any, kv_cache_config: Any, settings: ConnectorSettings) -> None:
-    """Raises BadConfig or BadInput for what would fail requests later."""
+    """Raises BadConfig or BadInput for what would fail requests later, or answer them wrongly."""
     if vllm_config.kv_transfer_config.kv_load_failure_policy != "recompute":
         raise BadConfig(
             "kv_load_failure_policy is 'fail', with which a lost block fails its request; set it to"
@@ -40,6 +40,7 @@ def check_engine(vllm_config: Any, kv_cache_config: Any, settings: ConnectorSett
             f"the model has {len(groups)} kinds of KV cache; kdn's connector stores those with one:"
             " run it with --disable-hybrid-kv-cache-manager or without the connector"
         )
+    _check_kind(groups[0].kv_cache_spec)
     parallel = vllm_config.parallel_config
     if parallel.world_size > 1 and not settings.is_shared:
         raise BadConfig(
@@ -48,6 +49,24 @@ def check_engine(vllm_config: Any, kv_cache_config: Any, settings: ConnectorSett
         )
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         raise BadConfig("kdn's connector does not know context parallelism; set its sizes to 1")
+
+
+def _check_kind(spec: Any) -> None:
+    """Raises BadInput where a prompt's KV is not kept whole, or depends on what follows it.
+
+    vLLM has one null block in place of all that it gave up: stored, it would pass for their KV.
+    """
+    if not isinstance(spec, FullAttentionSpec) or isinstance(spec, RSWASpec):
+        raise BadInput(
+            f"vLLM gives up KV of this model's prompts ({type(spec).__name__}), which kdn's connector stores"
+            " whole: run it with --disable-sliding-window (prompts then end at the window), or without"
+            " the connector"
+        )
+    if spec.non_causal:
+        raise BadInput(
+            "the KV of this model's tokens depends on later ones, so that no beginning of a prompt can be"
+            " reused: run it without the connector"
+        )
 
 
 def identify(vllm_config: Any, spec: Any) -> EngineIdentity:
