@@ -130,6 +130,20 @@ def test_a_stream_passes_through_as_it_comes(tmp_path: Path, model: Path) -> Non
         assert refused.headers["retry-after"] == "1"
 
 
+def test_a_streamed_response_is_computed_once(tmp_path: Path, model: Path) -> None:
+    """Its first events tell of the request, and none has the `choices` of the older API."""
+    with served(tmp_path, model, 2) as [(one, _), (other, _)], routed(one, other) as client:
+        body = {"input": TIDES, "stream": True, "max_output_tokens": 4}
+        with client.stream("POST", "/v1/responses", json=body) as stream:
+            lines = [line for line in stream.iter_lines() if line.startswith("data: ")]
+        told = [json.loads(line.removeprefix("data: ")) for line in lines]
+        assert stream.status_code == 200
+        assert told[0]["type"] == "response.created"
+        assert told[-1]["type"] in ("response.completed", "response.incomplete")
+        assert sum(metric(client, "kdn_router_requests_total").values()) == 1
+        assert sum(metric(client, "kdn_router_retries_total").values()) == 0
+
+
 def test_what_cannot_be_routed_is_refused_in_words() -> None:
     with pytest.raises(BadConfig, match="no routing rule 'fastest'; there are kv-aware"):
         RouterSettings(["http://a:1"], rule="fastest")

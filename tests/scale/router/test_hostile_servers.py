@@ -20,12 +20,13 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 def test_a_large_answer_is_passed_on_before_it_ends(streams: bool, held: int) -> None:
     """8 MiB of an answer are held, and 64 KiB of a stream without a token; more reaches the client."""
     arrived = threading.Event()
+    head = HEAD.replace(b"application/json", b"text/event-stream") if streams else HEAD
 
     def say(line: str, connection: socket.socket) -> None:
         if "completions" not in line:
             connection.sendall(HEAD + b"content-length: 2\r\n\r\n{}")
             return
-        connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % (2 * held))
+        connection.sendall(head + b"content-length: %d\r\n\r\n" % (2 * held))
         connection.sendall(b"\0" * held)
         if arrived.wait(20):
             connection.sendall(b"\1" * held)

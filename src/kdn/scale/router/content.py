@@ -7,7 +7,7 @@ model's template; what stands equally in front of every prompt of a model change
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xxhash
@@ -39,14 +39,15 @@ def prompt_of(body: Mapping[str, Any]) -> RoutedPrompt:
     return RoutedPrompt(tuple(names), max(1, len(text) // _CHARS_PER_TOKEN), CHUNK_TOKENS)
 
 
-def _texts(part: Any) -> Iterator[str]:
-    """The part's texts in order. Each item stands alone, so that one more item changes none before."""
+def _texts(part: Any) -> Sequence[str]:
+    """The part's texts in order. One more item changes nothing of what stands before it."""
     if part is None:
-        return
+        return ()
     if isinstance(part, str):
-        yield part
-    elif isinstance(part, Sequence):
-        for one in part:
-            yield one if isinstance(one, str) else json.dumps(one, sort_keys=True)
-    else:
-        yield json.dumps(part, sort_keys=True)
+        return (part,)
+    if isinstance(part, list) and all(isinstance(one, str) for one in part):
+        return part
+    written = json.dumps(
+        part, sort_keys=True, separators=(",", ":")
+    )  # once: there may be a million items
+    return (written[:-1],)  # without the bracket that closes it

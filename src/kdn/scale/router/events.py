@@ -7,6 +7,9 @@ from typing import Any
 
 __all__ = ["begins_answer", "cached_tokens_of", "events_of"]
 
+_BEFORE_ANSWER = ("response.created", "response.in_progress", "response.queued")
+"""Events of `/v1/responses` that tell of the request alone."""
+
 
 def events_of(came: bytes) -> list[bytes]:
     """The data of all whole server-sent events in what came of a stream."""
@@ -22,25 +25,29 @@ def events_of(came: bytes) -> list[bytes]:
 def begins_answer(data: bytes) -> bool | None:
     """Does an event carry a part of an answer? None: it says that the server failed.
 
-    A role, an empty text and a comment are no part: a client that saw none of an answer may be given
-    that of another server.
+    A role, an empty text, a comment and a word that the request came are no part: a client that saw none
+    of an answer may be given that of another server. What a router does not know is one.
     """
     told = _object(data)
     if told is None:
-        return True  # `[DONE]`, or nothing that a router knows
+        return True  # `[DONE]`
     if "error" in told:
-        error = told["error"]
-        failed = isinstance(error, dict) and error.get("type") == "server_error"
-        return None if failed else True
-    return any(_has_part(one) for one in told.get("choices") or ())
+        return None if _part(told, "error").get("type") == "server_error" else True
+    kind, choices = told.get("type"), told.get("choices")
+    if kind == "response.failed":
+        return None
+    if isinstance(choices, list):
+        return any(_has_part(one) for one in choices)
+    return kind not in _BEFORE_ANSWER
 
 
 def cached_tokens_of(data: bytes) -> int | None:
     """How many tokens of the prompt a server says it had stored; None when it says nothing."""
-    told = _object(data)
-    usage = told.get("usage") if told is not None else None
-    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    told = _object(data) or {}
+    whole = _part(told, "response") or told  # the last event of `/v1/responses` holds the answer
+    usage = _part(whole, "usage")
+    details = _part(usage, "prompt_tokens_details") or _part(usage, "input_tokens_details")
+    cached = details.get("cached_tokens")
     return cached if isinstance(cached, int) else None
 
 
@@ -50,6 +57,12 @@ def _object(data: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return told if isinstance(told, dict) else None
+
+
+def _part(told: dict[str, Any], name: str) -> dict[str, Any]:
+    """The object of that name; an empty one where there is none."""
+    found = told.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _has_part(choice: Any) -> bool:

@@ -11,7 +11,6 @@ or with 64 KiB of none.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from kdn.scale.router.fleet import Fleet, FleetServer, RoutedPrompt
 from kdn.scale.router.numbers import RouterNumbers
 from kdn.scale.router.rules import RoutingRule
 from kdn.serve.errors import Refused, fault_of
+from kdn.serve.limits import read_json
 from kdn.serve.openai.streams import until_disconnect
 
 __all__ = ["Forwarder"]
@@ -42,8 +42,8 @@ _NOT_PASSED_ON = frozenset(
     ("host", "content-length", "connection", "transfer-encoding", "accept-encoding", "keep-alive")
 )
 _PASSED_BACK = ("content-type", "retry-after", "x-request-id", "cache-control", "x-accel-buffering")
-_TAIL_BYTES = 8192
-"""How much of a stream's end is kept, to read its usage."""
+_TAIL_BYTES = 1 << 16
+"""Of a stream's end, to read its usage: the last event of `/v1/responses` repeats the whole answer."""
 _HELD_BYTES = 8 << 20
 """A longer answer is passed on as it comes: a server cannot fill this process's memory."""
 _HELD_OF_STREAM_BYTES = 1 << 16
@@ -101,7 +101,7 @@ class Forwarder:
         while (server := self._next(prompt, tried, model)) is not None:
             tried.append(server.name)
             sent = self._send(server, prompt)
-            work = self._try(sent, request, raw, is_stream=bool(body.get("stream")))
+            work = self._try(sent, request, raw)
             try:
                 begun = await until_disconnect(request, None, work)
             except _Dead as dead:
@@ -167,12 +167,10 @@ class Forwarder:
     def _end(self, sent: _Sent) -> None:
         sent.server.ended(sent.number)
 
-    async def _try(
-        self, sent: _Sent, request: HttpRequest, raw: bytes, *, is_stream: bool
-    ) -> _Begun:
+    async def _try(self, sent: _Sent, request: HttpRequest, raw: bytes) -> _Begun:
         """The beginning of a server's answer. Raises _Dead, also when it dies while it is waited for."""
         lost = self._lost.setdefault(sent.server.name, asyncio.Event())
-        begun = asyncio.ensure_future(self._begin(sent, request, raw, is_stream=is_stream))
+        begun = asyncio.ensure_future(self._begin(sent, request, raw))
         died = asyncio.ensure_future(lost.wait())
         try:
             await asyncio.wait({begun, died}, return_when=asyncio.FIRST_COMPLETED)
@@ -185,9 +183,7 @@ class Forwarder:
             died.cancel()
             begun.cancel()
 
-    async def _begin(
-        self, sent: _Sent, request: HttpRequest, raw: bytes, *, is_stream: bool
-    ) -> _Begun:
+    async def _begin(self, sent: _Sent, request: HttpRequest, raw: bytes) -> _Begun:
         asked = self.client.build_request(
             request.method,
             sent.server.name + request.url.path,
@@ -197,8 +193,9 @@ class Forwarder:
         response = await self.client.send(asked, stream=True)
         begun = _Begun(response.status_code, _back(response.headers), b"")
         rest = _pieces(response)
+        is_stream = begun.headers.get("content-type", "").startswith("text/event-stream")
         try:
-            if is_stream and response.status_code == httpx.codes.OK:
+            if is_stream and begun.status == httpx.codes.OK:
                 begun.came, begun.rest = await _until_token(rest), rest
                 return begun
             begun.came = await read_up_to(rest, _HELD_BYTES)
@@ -292,10 +289,10 @@ def _back(headers: httpx.Headers) -> dict[str, str]:
 
 
 def read_body(raw: bytes) -> dict[str, Any]:
-    """The body as an object. Raises Refused for any other text."""
+    """The body as an object, within the bounds of every server. Raises Refused for any other text."""
     try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        body = read_json(raw)
+    except ValueError as error:
         raise Refused(f"the body is not valid JSON: {error}") from error
     if not isinstance(body, dict):
         raise Refused("the body must be a JSON object")
