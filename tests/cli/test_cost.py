@@ -10,6 +10,7 @@ import pytest
 
 from kdn.bench import BenchOptions, load_bench
 from kdn.bench.store.policies import made_up_chats
+from kdn.store.traces.recording import TraceRequest
 from tests.cli.program import kdn as invoke
 from tests.store.traces.written import write_trace
 
@@ -55,8 +56,40 @@ def test_sweep_draws_and_tells(tmp_path: Path) -> None:
 
 def test_a_trace_in_dollars(tmp_path: Path, chats: Path) -> None:
     shape = answer(tmp_path, "cost", "trace", "--trace", chats, "--capacity", "100")
-    usd = {run["policy"]: run["usd"] for run in shape["runs"]}
-    assert usd["belady"] <= usd["lru"] <= usd["none"]
+    usd = {(run["policy"], run["tier"]): run["usd"] for run in shape["runs"]}
+    assert usd["belady", "memory"] <= usd["lru", "memory"] <= usd["none", "none"]
+    tiers = {tier for policy, tier in usd if policy == "lru"}
+    assert tiers == {"memory", "nvme", "io2", "gp3", "s3"}
+
+
+def test_storing_what_is_never_asked_again_does_not_pay(tmp_path: Path) -> None:
+    """Twenty prompts of a block each, a second apart, all different; room for one block."""
+    requests = [
+        TraceRequest(timestamp=1000.0 * n, input_length=512, output_length=1, hash_ids=(n,))
+        for n in range(20)
+    ]
+    write_trace(tmp_path / "once.jsonl", requests)
+    asked = ("cost", "trace", "--trace", tmp_path / "once.jsonl", "--capacity", "1")
+    both = ("--policy", "none", "--policy", "lru")
+    none, lru = answer(tmp_path, *asked, "--tier", "io2", *both)["runs"]
+    assert (none["tier"], none["capacity_bytes"]) == ("none", 0)
+    assert (none["storage_usd"], none["fees_usd"]) == (0, 0)
+    assert lru["fees_usd"] == pytest.approx(1040 / 730 / 3600 * 19)  # provisioned, for 19 seconds
+    assert lru["usd"] > none["usd"]
+    both = ("--policy", "lru", "--policy", "belady")
+    lru, best = answer(tmp_path, *asked, "--tier", "s3", *both)["runs"]
+    assert lru["fees_usd"] == pytest.approx(20 * 0.005 / 1000)
+    assert best["fees_usd"] == pytest.approx(0.005 / 1000)  # what comes while there is room
+    plans = answer(tmp_path, *asked[:1], "plan", *asked[2:], "--policy", "none")["plans"]
+    assert {one["tier"] for one in plans} == {"none"}
+
+
+def test_a_tier_that_is_too_small_is_said_to_be(tmp_path: Path, chats: Path) -> None:
+    """4,000 blocks of 67 MB are 268 GB, and the machine has 256."""
+    asked = ("cost", "trace", "--trace", chats, "--capacity", "4000", "--tier", "memory")
+    done = invoke(tmp_path, *asked)
+    assert "no tier that is asked about holds so much" in done.err
+    assert "lru" not in done.out
 
 
 def test_a_trace_without_names_has_no_hit_rate(tmp_path: Path) -> None:

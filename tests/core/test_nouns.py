@@ -55,8 +55,8 @@ def test_a_prompt_is_its_segments_in_order(segments: list[Segment]) -> None:
 
 def test_served_requests_are_equal_by_value() -> None:
     """Replays and recordings are compared so."""
-    one = Served(1.5, 100, 8, 64, 512, 128, 4096, 3, 2)
-    assert one == Served(1.5, 100, 8, 64, 512, 128, 4096, 3, 2)
+    one = Served(1.5, 100, 8, 64, 512, 128, 4096, 3, 2, 1)
+    assert one == Served(1.5, 100, 8, 64, 512, 128, 4096, 3, 2, 1)
     assert one.hit_blocks <= one.num_blocks
 
 

@@ -28,7 +28,7 @@ SPEED = Speed(PairJct(0, 1e-3, 0), decode_token_s=0.0, token_bytes=1000)
 
 
 def served(at_s: float, tokens: int, hit: int = 0) -> Served:
-    return Served(at_s, tokens, 1, hit, hit * 1000, (tokens - hit) * 1000, tokens * 1000, 1, 0)
+    return Served(at_s, tokens, 1, hit, hit * 1000, (tokens - hit) * 1000, tokens * 1000, 1, 0, 1)
 
 
 def test_a_trace_in_dollars() -> None:
@@ -42,6 +42,15 @@ def test_a_trace_in_dollars() -> None:
         [served(0, 1000), served(3600, 1000)], SPEED, SHEET, TIER, rented=SizeBytes(1e9)
     )
     assert rented.storage.value == pytest.approx(0.00017)
+
+
+def test_without_a_store_all_is_computed_and_no_store_is_paid() -> None:
+    """Three seconds of prefill in place of two and a load."""
+    requests = [served(0, 1000), served(3600, 2000, 1000)]
+    found = price_trace(requests, SPEED, SHEET, None, rented=SizeBytes(1e9))
+    assert found.prefill.value == pytest.approx(3e-3)
+    assert (found.load.value, found.storage.value, found.fees.value) == (0, 0, 0)
+    assert found.hit_rate == 0
 
 
 def test_an_empty_trace_has_no_price() -> None:

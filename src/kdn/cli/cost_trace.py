@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,45 +32,63 @@ def trace(
     prices: PricesOption = "aws-h100",
     as_json: JsonOption = False,
 ) -> None:
-    """Dollars, delay and hit rate of a trace under each eviction policy.
+    """Dollars, delay and hit rate of a trace under each eviction policy, in each tier.
 
-    A trace that does not say which text is the same has no hit rate: only computing is priced.
+    Tiers that do not hold the capacity are left out. The policy none is no store, and nothing is paid
+    for one. A trace that does not say which text is the same has no hit rate: only computing is priced.
     """
     from kdn.cost import load_speed
-    from kdn.store.traces.simulate import OPTIMUM
+    from kdn.store.traces.simulate import NOTHING, OPTIMUM
 
     sheet, how_fast = read_prices(prices), load_speed(speed)
-    chosen = sheet.tier(tier) if tier else next(iter(sheet.tiers.values()))
-    names = policy or ["none", "lru", "value", OPTIMUM]
+    tiers = _tiers(sheet, tier)
+    names = policy or [NOTHING, "lru", "value", OPTIMUM]
     rows = []
     for size_bytes, name, served in _replays(file, capacity, names, how_fast.token_bytes):
-        rows.append(_priced(name, size_bytes, served, how_fast, sheet, chosen))
-        say(f"{name} at {size_text(size_bytes)}: done")
+        places = _places(tiers, size_bytes)
+        rows.extend([_priced(name, size_bytes, served, how_fast, sheet, one) for one in places])
+        told = "done" if places else "no tier that is asked about holds so much"
+        say(f"{name} at {size_text(size_bytes)}: {told}")
     if as_json:
-        emit({"tier": chosen.name, "prices": sheet.name, "runs": [shape for shape, _ in rows]})
+        emit({"prices": sheet.name, "runs": [shape for shape, _ in rows]})
         return
-    columns = ("policy", "capacity", "USD", "prefill", "decode", "load", "storage", "fees")
-    table(
-        f"tier {chosen.name}, {sheet.name}", (*columns, "delay", "hit rate"), [r for _, r in rows]
-    )
+    columns = ("policy", "tier", "capacity", "USD", "prefill", "decode", "load", "storage", "fees")
+    table(sheet.name, (*columns, "delay", "hit rate"), [row for _, row in rows])
 
 
 def _replays(file: Path, capacity: list[str] | None, policies: list[str], token_bytes: int) -> Any:
-    """Capacity, policy and what became of each request."""
+    """Capacity, policy and what became of each request; once, at a capacity of 0, of no store."""
     from kdn.cli.simulate import capacity_bytes
     from kdn.store.traces.recording import read_trace
-    from kdn.store.traces.simulate import served_by
+    from kdn.store.traces.simulate import NOTHING, served_by
 
     requests = read_trace(file)
     block_bytes = requests[0].block_tokens * token_bytes
+    sizes = [capacity_bytes(text, block_bytes) for text in capacity or ("8000",)]
     if not any(request.hash_ids for request in requests):
         say(f"note: {file} names no blocks, so it does not tell what would have hit")
-        yield 0, "none", served_by("none", requests, token_bytes, 0)
-        return
-    for text in capacity or ("8000",):
-        size_bytes = capacity_bytes(text, block_bytes)
+        sizes, policies = [], [NOTHING]
+    if NOTHING in policies:
+        yield 0, NOTHING, served_by(NOTHING, requests, token_bytes, 0)
+    for size_bytes in sizes:
         for name in policies:
-            yield size_bytes, name, served_by(name, requests, token_bytes, size_bytes)
+            if name != NOTHING:
+                yield size_bytes, name, served_by(name, requests, token_bytes, size_bytes)
+
+
+def _tiers(sheet: PriceSheet, name: str | None) -> list[TierPrice]:
+    """The one that was named, or all."""
+    return [sheet.tier(name)] if name else list(sheet.tiers.values())
+
+
+def _places(tiers: Sequence[TierPrice], size_bytes: int) -> list[TierPrice | None]:
+    """Those that hold so much; for nothing None, which is no store.
+
+    A tier with a limit has it per machine; a fleet has at least one.
+    """
+    if not size_bytes:
+        return [None]
+    return [t for t in tiers if t.capacity_gb is None or size_bytes <= t.capacity_gb * 1e9]
 
 
 def _priced(
@@ -78,17 +97,20 @@ def _priced(
     served: list[Served],
     speed: Speed,
     sheet: PriceSheet,
-    tier: TierPrice,
+    tier: TierPrice | None,
 ) -> tuple[dict[str, Any], tuple[object, ...]]:
     from kdn.cost import SizeBytes, price_trace
 
     bill = price_trace(served, speed, sheet, tier, rented=SizeBytes(float(size_bytes)))
     rate = None if not any(one.num_blocks for one in served) else bill.hit_rate
-    shape = _bill_shape(bill) | {"policy": name, "capacity_bytes": size_bytes, "hit_rate": rate}
+    place = "none" if tier is None else tier.name
+    shape: dict[str, Any] = {"policy": name, "tier": place, "capacity_bytes": size_bytes}
+    shape |= _bill_shape(bill) | {"hit_rate": rate}
     money = (bill.usd, bill.prefill, bill.decode, bill.load, bill.storage, bill.fees)
     shown = "-" if rate is None else f"{rate:.1%}"
     row = (
         name,
+        place,
         size_text(size_bytes),
         *(f"{usd.value:.2f}" for usd in money),
         time_text(bill.mean_delay.value),
@@ -134,12 +156,12 @@ def plan(
     from kdn.cost import Seconds, SizeBytes, load_speed, plan_fleet
 
     sheet, how_fast = read_prices(prices), load_speed(speed)
-    tiers = [sheet.tier(tier)] if tier else list(sheet.tiers.values())
+    tiers = _tiers(sheet, tier)
     sizes = capacity or ["2000", "8000", "30000"]
     found: list[FleetPlan] = []
     for size_bytes, _, served in _replays(file, sizes, [policy], how_fast.token_bytes):
         for times in traffic or (1.0, 10.0, 1000.0):
-            for one in (None, *(t for t in tiers if _fits(t, size_bytes))):
+            for one in (None, *_places(tiers, size_bytes)):
                 held = SizeBytes(float(size_bytes if one is not None else 0))
                 option = plan_fleet(served, how_fast, sheet, one, held, Seconds(slo), times)
                 if option is not None and option not in found:
@@ -153,11 +175,6 @@ def plan(
         return
     columns = ("traffic", "tier", "stored", "hit rate", "GPUs", "P95", "USD/h", "USD/month")
     table("cheapest first", columns, [_plan_row(one) for one in found])
-
-
-def _fits(tier: TierPrice, size_bytes: int) -> bool:
-    """A tier with a limit has it per machine; a fleet has at least one."""
-    return tier.capacity_gb is None or size_bytes <= tier.capacity_gb * 1e9
 
 
 def _plan_row(one: FleetPlan) -> tuple[object, ...]:

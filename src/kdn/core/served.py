@@ -24,3 +24,5 @@ class Served:
     """What the store holds after the request."""
     num_blocks: int
     hit_blocks: int
+    written_blocks: int
+    """Those that were not there and were let in."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdn.core import Served
 from kdn.cost.sheet import PriceSheet, TierPrice
 from kdn.cost.speed import Speed
-from kdn.cost.units import Seconds, SizeBytes, Usd
+from kdn.cost.units import BytesPerSecond, PerByteHour, Seconds, SizeBytes, Usd
 from kdn.errors import BadInput
 
 __all__ = ["TraceBill", "price_trace"]
+
+_NO_STORE = TierPrice("none", PerByteHour(0), BytesPerSecond(1))
+"""Nothing comes from it."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,18 @@ def price_trace(
     served: Iterable[Served],
     speed: Speed,
     sheet: PriceSheet,
-    tier: TierPrice,
+    tier: TierPrice | None,
     *,
     rented: SizeBytes | None = None,
 ) -> TraceBill:
     """Add up what each request costs. Raises BadInput for an empty trace.
 
-    Storage is what is held from one request to the next, or `rented` all the time.
+    Storage is what is held from one request to the next, or `rented` all the time.  With `tier` None
+    everything is computed, and nothing paid for a store.
     """
+    if tier is None:
+        tier = _NO_STORE
+        served = (replace(one, hit_tokens=0, read_bytes=0) for one in served)
     prefill_s = decode_s = load_s = delay_s = kept_byte_s = 0.0
     last: Served | None = None
     requests = hits = tokens = read = written = gets = puts = 0
@@ -66,7 +73,7 @@ def price_trace(
             kept_byte_s += last.held_bytes * (one.at_s - last.at_s)
         requests, hits, tokens = requests + 1, hits + one.hit_tokens, tokens + one.num_tokens
         read, written = read + one.read_bytes, written + one.written_bytes
-        gets, puts = gets + one.hit_blocks, puts + (one.num_blocks - one.hit_blocks)
+        gets, puts = gets + one.hit_blocks, puts + one.written_blocks
         last = one
     if last is None:
         raise BadInput("the trace has no requests: nothing to price")

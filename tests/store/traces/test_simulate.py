@@ -40,6 +40,7 @@ def test_only_leading_blocks_hit() -> None:
     assert [one.hit_blocks for one in served] == [0, 2, 0]
     assert [one.hit_tokens for one in served] == [0, 2, 0]
     assert served[1].read_bytes == 2
+    assert [one.written_blocks for one in served] == [3, 1, 1]  # b and c are there behind x
 
 
 def test_the_optimum_keeps_what_is_wanted_soonest() -> None:

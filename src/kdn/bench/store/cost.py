@@ -41,7 +41,7 @@ from kdn.cost import (
 from kdn.cost.fitted import FittedSpeed, TimedRun, fit_speed
 from kdn.errors import EngineFailed
 from kdn.plot import Figure
-from kdn.store.traces.simulate import OPTIMUM, served_by
+from kdn.store.traces.simulate import NOTHING, OPTIMUM, served_by
 
 __all__ = ["run"]
 
@@ -286,11 +286,11 @@ def _trace_part(options: BenchOptions) -> tuple[list[Row], float, float]:
     rows, savings, regrets = list[Row](), [], []
     for capacity in (200, 800, 3000) if name == "made up" else CAPACITIES:
         size_bytes = capacity * requests[0].block_tokens * speed.token_bytes
-        tier = replace(sheet.tier("nvme"), capacity_gb=None)
         usd = {}
-        for policy in ("none", "lru", "value", OPTIMUM):
+        for policy in (NOTHING, "lru", "value", OPTIMUM):
             options.say(f"{name}: {policy} at {capacity} blocks")
             served = served_by(policy, requests, speed.token_bytes, size_bytes)
+            tier = None if policy == NOTHING else sheet.tier("nvme")
             found = price_trace(served, speed, sheet, tier, rented=SizeBytes(float(size_bytes)))
             usd[policy] = found.usd.value - found.decode.value
             rows.append(

@@ -33,6 +33,9 @@ class ReplayedTier:
             self._policy.use(use)
         return hits
 
+    def holds(self, key: BlockKey) -> bool:
+        return key in self._sizes
+
     def insert(self, use: Use, spare: set[BlockKey]) -> bool:
         """Keep a block that was computed, evicting others but those in `spare`. False if refused."""
         if use.key in self._sizes:
@@ -84,15 +87,17 @@ def replay(
         uses = request.uses(token_bytes)
         hits = tier.ask(uses)
         own = {use.key for use in uses}
-        stored = [use for use in uses[hits:] if tier.insert(use, own)]
+        held = {use.key for use in uses if tier.holds(use.key)}  # some behind one that is gone
+        written = [use for use in uses[hits:] if tier.insert(use, own) and use.key not in held]
         yield Served(
             at_s=request.at_s,
             num_tokens=request.input_length,
             output_tokens=request.output_length,
             hit_tokens=sum(use.num_tokens for use in uses[:hits]),
             read_bytes=sum(use.size_bytes for use in uses[:hits]),
-            written_bytes=sum(use.size_bytes for use in stored),
+            written_bytes=sum(use.size_bytes for use in written),
             held_bytes=tier.size_bytes,
             num_blocks=len(uses),
             hit_blocks=hits,
+            written_blocks=len(written),
         )
