@@ -115,6 +115,8 @@ def test_the_earlier_spelling_of_a_quantization_is_taken(tmp_path: Path) -> None
         (("--auto", "--rerank", "5"), "which --rerank says already"),
         (("--deadline-ms", "9", "--steer", "look"), "which steering says already"),
         (("--quality", "best", "--no-auto"), "which --no-auto says already"),
+        (("--fast", "--quality", "cheap"), "fast, balanced, best"),
+        (("--max-parts", "3", "--quality", "cheap"), "fast, balanced, best"),
     ],
 )
 def test_no_option_of_ask_is_passed_over(

@@ -85,6 +85,11 @@ def test_the_choice_is_explained(tmp_path: Path, tiny: Path, papers: Path, embed
     quoted = kdn(tmp_path, *ask, "--method", "extract")
     assert "brass key" in quoted.out
     assert "no model was asked" in quoted.err
+    for beside in (("--fast",), ("--max-parts", "2", "--fast")):
+        quoted = kdn(tmp_path, *ask, *beside, "--method", "extract")
+        assert "no model was asked" in quoted.err
+    best = kdn(tmp_path, *ask, "--fast", "--quality", "best", "--json").json["configuration"]
+    assert best["profile"] is not None, "it was chosen"
     plain = kdn(tmp_path, *ask, "--no-auto", "--json").json["configuration"]
     assert (plain["method"], plain["num_chunks"], plain["profile"]) == ("stuff", 1, None)
     wrong = kdn(tmp_path, *ask, "--quality", "cheap")

@@ -98,7 +98,8 @@ def ask(
         typer.Option(
             "--auto/--no-auto",
             help="Choose for the question how many parts are read and how the answer is made of them;"
-            " so it is unless --max-parts, --fast, --rerank or steering say it.",
+            " so it is unless --max-parts, --fast, --rerank or steering say it and no option of --auto is"
+            " given.",
         ),
     ] = None,
     method: Annotated[
@@ -119,19 +120,20 @@ def ask(
 ) -> None:
     """Answer a question from the ingested documents, and show where the answer stands."""
     question = read_typed() if question == "-" else question
-    given = max_parts is not None and method is None
     steered = bool(steer is not None or stress or mute or steer_report)
-    chosen = auto or method is not None or deadline_ms is not None or quality != "balanced"
+    chosen = bool(auto) or method is not None or deadline_ms is not None or quality != "balanced"
     _refuse_beside(
-        {"--auto, --method, --quality and --deadline-ms": bool(chosen)},
+        {"--auto, --method, --quality and --deadline-ms": chosen},
         {"--rerank": rerank > 0, "steering": steered, "--no-auto": auto is False},
     )
-    choosing = auto if auto is not None else not (given or fast or rerank or steered)
+    said = max_parts is not None or fast or rerank > 0 or steered
+    options = None
+    if chosen or (auto is None and not said):
+        options = _options(max_tokens, max_parts, method, quality, deadline_ms, always, fast)
     show = None if as_json else write_piece
     spans = _steering(steer, stress, mute, choice.home)
     with choice.open() as kdn:
-        if choosing:
-            options = _options(max_tokens, max_parts, method, quality, deadline_ms, always, fast)
+        if options is not None:
             _refuse_empty(kdn, question)
             answer = kdn.answering.answer(question, options, show)
         else:
