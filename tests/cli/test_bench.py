@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from kdn import bench
 from kdn.bench import BENCHES
 from kdn.bench.store.policies import made_up_chats
+from kdn.cli.bench import USED_BY
 from tests.cli.program import kdn
 from tests.store.traces.written import write_trace
+
+SOURCE = Path(bench.__file__).parents[2]
 
 
 @pytest.fixture
@@ -33,6 +38,8 @@ def test_an_unknown_benchmark_is_told_with_those_there_are(tmp_path: Path) -> No
         ("store --arms ours", "store has no use for --arms; it is for blend"),
         ("engine --ratio 0.2", "engine has no use for --ratio; it is for blend"),
         ("mil --rows rows.json", "mil has no use for --rows"),
+        ("engine --data .", "engine has no use for --data; it is for blend"),
+        ("rtc --seed 7", "rtc has no use for --seed; it is for blend"),
         ("blend --only moon", "blend has the parts quality, timing and layers, not 'moon'"),
         ("blend --arms moon", "no way of blending 'moon' to compare; there are naive"),
         ("blend --ratio 1.5", "less than or equal to 1"),
@@ -50,6 +57,28 @@ def test_what_a_benchmark_cannot_do_is_refused_before_any_work(
     done = kdn(tmp_path, "bench", *arguments.split(), "--model", "no-such-model")
     assert (done.code, done.out) == (2, "")
     assert why in " ".join(done.err.split())
+
+
+def _read_for(name: str) -> dict[str, str]:
+    """The module of a benchmark, and all that it imports of benchmarks: name and text."""
+    found, wanted = dict[str, str](), [BENCHES[name]]
+    while wanted:
+        if (module := wanted.pop()) not in found:
+            text = (SOURCE / f"{module.replace('.', '/')}.py").read_text("utf-8")
+            found[module] = text
+            wanted += re.findall(r"from (kdn\.bench\.\w+\.\w+) import", text)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(BENCHES))
+def test_options_are_refused_where_nothing_looks_at_them(name: str) -> None:
+    read = _read_for(name)
+    for field, users in USED_BY.items():
+        looked = f"options.{field}"
+        if looked in read[BENCHES[name]]:
+            assert name in users, field
+        if name in users:
+            assert any(looked in text for text in read.values()), field
 
 
 @pytest.mark.parametrize("option", ["--json", "--rows", "--report"])

@@ -15,7 +15,7 @@ from kdn.machine.files import refuse_special
 if TYPE_CHECKING:
     from kdn.bench import BenchOptions
 
-__all__ = ["bench"]
+__all__ = ["USED_BY", "bench"]
 
 
 def _json_file(path: Path | None) -> Path | None:
@@ -26,13 +26,17 @@ def _json_file(path: Path | None) -> Path | None:
     return path
 
 
-_USED_BY = {
+USED_BY = {
     "only": ("blend", "l4s", "ndcg", "rag", "rtc", "share", "steer", "structured"),
     "arms": ("blend", "steer", "vllm"),
     "sets": ("steer",),
     "ratios": ("blend",),
     "adapters": ("share",),
     "items": ("blend", "share", "steer"),
+    "data": ("blend", "blend-load", "codecs", "cost", "jct", "l4s", "label", "ndcg", "policies", "rag",
+             "rerank", "router", "rtc", "share", "steer"),
+    "seed": ("blend", "blend-load", "cost", "engine", "jct", "kdn", "l4s", "label", "mil", "policies", "rag",
+             "ray", "rerank", "router", "serve", "share", "steer", "store", "structured", "vllm"),
     "pairs": ("blend", "codecs", "engine", "label", "mil", "rerank", "serve", "share", "stack", "steer",
               "store", "structured", "vllm"),
     "rows": ("blend", "l4s", "ndcg", "rag", "ray", "rtc", "share", "steer", "store", "vllm"),
@@ -143,7 +147,7 @@ def bench(
 
 def _refuse_unused(name: str, options: BenchOptions) -> None:
     """Raises BadInput for an option that this benchmark would not look at."""
-    for field, users in _USED_BY.items():
-        if getattr(options, field) is not None and name not in users:
+    for field, users in USED_BY.items():
+        if getattr(options, field) != getattr(type(options), field) and name not in users:
             option = field.removesuffix("s") if field == "ratios" else field
             raise BadInput(f"{name} has no use for --{option}; it is for {', '.join(users)}")
