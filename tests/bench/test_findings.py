@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kdn.bench import BenchOptions, load_bench
 from kdn.bench.common.findings import Findings, go_on
+from kdn.bench.common.kept import add_kept, begin_kept, read_kept
 from kdn.bench.common.result import Row
 from kdn.bench.store.store import SUMMARY, TTFT, _break_even, _slowest_mb_s, figures_of
 from kdn.errors import BadInput, EngineFailed
@@ -52,6 +56,41 @@ def test_findings_of_another_question_are_refused(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(BadInput, match="holds no findings"):
         Findings.open(file, dict(CONFIG), {})
+
+
+@pytest.mark.parametrize("name", ["blend", "ndcg"])
+def test_rows_of_another_model_seed_or_size_are_refused(name: str, tmp_path: Path) -> None:
+    """The seed names other documents alike, and a quick run ranks five candidates in place of twenty."""
+    asked = BenchOptions(model="one", rows=tmp_path / "rows.jsonl")
+    begin_kept(asked)
+    add_kept(asked.rows, {"name": "shipped/0", "arms": {}})
+    begin_kept(asked)
+    assert kept(asked.rows) == [{"name": "shipped/0", "arms": {}}]
+    for other in (replace(asked, model="two"), replace(asked, seed=1), replace(asked, quick=True)):
+        with pytest.raises(BadInput, match=r"rows\.jsonl holds rows of .* give another file"):
+            load_bench(name)(other)
+
+
+def kept(file: Path | None) -> list[Any]:
+    found: list[Any] = []
+    read_kept(file, found.append)
+    return found
+
+
+def test_rows_that_do_not_tell_what_they_are_of_are_taken_as_they_stand(tmp_path: Path) -> None:
+    """As pages were made of that have no such line."""
+    asked = BenchOptions(model="one", rows=tmp_path / "rows.jsonl")
+    add_kept(asked.rows, {"name": "shipped/0", "arms": {}})
+    begin_kept(asked)
+    begin_kept(replace(asked, model="two"))
+    assert kept(asked.rows) == [{"name": "shipped/0", "arms": {}}]
+
+
+def test_rows_of_quality_are_no_profile_of_layers(tmp_path: Path) -> None:
+    asked = BenchOptions(model="one", rows=tmp_path / "rows.jsonl", only="layers")
+    add_kept(asked.rows, {"name": "shipped/50", "arms": {}})
+    with pytest.raises(BadInput, match="no rows of this benchmark"):
+        load_bench("blend")(asked)
 
 
 def test_from_what_link_on_asking_pays() -> None:

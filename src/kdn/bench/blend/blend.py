@@ -33,7 +33,7 @@ from kdn.bench.blend.arms import (
     default_way,
 )
 from kdn.bench.blend.lab import Lab
-from kdn.bench.blend.layers import PROFILED, layer_rows, profile
+from kdn.bench.blend.layers import PROFILED, layer_rows, profile, profiled_before
 from kdn.bench.blend.prompts import BlendPrompt, questions
 from kdn.bench.blend.quality import Judged, judge, judged_before
 from kdn.bench.blend.timing import (
@@ -46,6 +46,7 @@ from kdn.bench.blend.timing import (
     longer,
     time_ways,
 )
+from kdn.bench.common.kept import begin_kept
 from kdn.bench.common.lines import Lines
 from kdn.bench.common.measure import median, ratio
 from kdn.bench.common.result import BenchOptions, Result, Row, model_name, scratch_folder
@@ -79,6 +80,7 @@ def run(options: BenchOptions) -> Result:
     lean = _lean(options) if options.only != "timing" else None
     torch.set_num_threads(options.threads)
     asked = questions(options.data, options.seed, _QUICK_PROMPTS if options.quick else _PROMPTS)
+    begin_kept(options)
     if options.only == "layers":
         return _layers(options, asked[len(asked) // 2 :][: options.items or PROFILED])
     judged = judged_before(asked, options.rows)
@@ -115,10 +117,11 @@ def run(options: BenchOptions) -> Result:
 
 def _layers(options: BenchOptions, asked: list[BlendPrompt]) -> Result:
     """The profile of layers and anchors, on prompts that judge nothing else."""
+    known = profiled_before(options.rows)
     with scratch_folder() as folder, opened(options, folder) as service:
         lab = Lab(service.model, service.parts.attention, service.calibration.learn_key_bias())
         share = key_bias_share(model_name(options.model))
-        found = profile(service, lab, asked, options.rows, options.say, bias_share=share)
+        found = profile(service, lab, asked, known, options.rows, options.say, bias_share=share)
     rows = layer_rows(found)
     return Result(
         bench="blend",

@@ -25,7 +25,7 @@ from kdn.core import GivenRows, Plan
 from kdn.reuse.blend import AttendedRows, BlendRule, one_layer
 from kdn.reuse.blend.anchors import AnchorKind
 
-__all__ = ["PROFILED", "layer_rows", "profile"]
+__all__ = ["PROFILED", "layer_rows", "profile", "profiled_before"]
 
 PROFILED = 6
 """Prompts that are enough to tell layers apart."""
@@ -63,18 +63,24 @@ def _ways(num_layers: int) -> list[Way]:
     return found
 
 
+def profiled_before(rows: Path | None) -> dict[str, Profiled]:
+    """What the file holds, by the names of prompts. Raises BadInput for another file."""
+    known: dict[str, Profiled] = {}
+    read_kept(rows, lambda one: known.update({one["name"]: one | {"ways": dict(one["ways"])}}))
+    return known
+
+
 def profile(
     service: api.Kdn,
     lab: Lab,
     asked: Sequence[BlendPrompt],
+    known: dict[str, Profiled],
     rows: Path | None,
     say: Callable[[str], None],
     *,
     bias_share: float,
 ) -> list[Profiled]:
-    """Every way on every prompt, those in the file `rows` as they stand there."""
-    known: dict[str, Profiled] = {}
-    read_kept(rows, lambda one: known.update({one["name"]: one}))
+    """Every way on every prompt, those in `known` as they stand there; others go into the file `rows`."""
     for question in asked:
         if question.name in known:
             continue

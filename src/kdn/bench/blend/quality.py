@@ -82,7 +82,7 @@ def judged_before(questions: Sequence[BlendPrompt], rows: Path | None) -> list[J
 
 def _read(rows: Path | None) -> dict[str, Judged]:
     known: dict[str, Judged] = {}
-    read_kept(rows, lambda judged: known.update({judged["name"]: judged}))
+    read_kept(rows, lambda one: known.update({one["name"]: one | {"arms": dict(one["arms"])}}))
     return known
 
 

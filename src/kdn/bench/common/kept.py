@@ -7,10 +7,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdn.bench.common.result import BenchOptions
 from kdn.errors import BadInput
 from kdn.machine.files import READABLE, publish_file, refuse_special, system_errors
 
-__all__ = ["add_kept", "read_kept"]
+__all__ = ["add_kept", "begin_kept", "read_kept"]
+
+_ROWS_OF = "rows of"
+"""What rows follow from, in the first line of their file."""
+
+
+def begin_kept(options: BenchOptions) -> None:
+    """A new file of rows begins with what they follow from: model, data, seed, and whether `quick`.
+
+    Raises BadInput for a file that tells another; one that does not tell is taken as it stands.
+    """
+    keys = ("model", "data", "seed", "quick")
+    own = {key: options.describe()[key] for key in keys}
+    lines: list[Any] = []
+    _read(options.rows, lines.append)
+    told = next((one[_ROWS_OF] for one in lines if isinstance(one, dict) and _ROWS_OF in one), own)
+    if told != own:
+        raise BadInput(f"{options.rows} holds rows of {told}, not of {own}; give another file")
+    if not lines:
+        add_kept(options.rows, {_ROWS_OF: own})
 
 
 def read_kept(file: Path | None, take: Callable[[Any], None]) -> None:
@@ -19,6 +39,15 @@ def read_kept(file: Path | None, take: Callable[[Any], None]) -> None:
     Half a line at the end, which a full disk or a power cut leaves, is removed.
     Raises BadInput for a file of something else: a pipe, a device, lines that `take` cannot use.
     """
+
+    def heed(line: Any) -> None:
+        if _ROWS_OF not in line:
+            take(line)
+
+    _read(file, heed)
+
+
+def _read(file: Path | None, take: Callable[[Any], None]) -> None:
     if file is None or not file.exists():
         return
     refuse_special(file)

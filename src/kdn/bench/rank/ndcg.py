@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from kdn import api
-from kdn.bench.common.kept import add_kept, read_kept
+from kdn.bench.common.kept import add_kept, begin_kept, read_kept
 from kdn.bench.common.records import read_records
 from kdn.bench.common.result import BenchOptions, Result, Row
 from kdn.bench.common.scores import interval
@@ -72,6 +72,7 @@ def run(options: BenchOptions) -> Result:
     """Every arm over both sets, then answers. Raises BadInput when the question sets are not there."""
     if options.only not in _PARTS:
         raise BadInput(f"ndcg has the parts ranking and answers, not {options.only!r}")
+    begin_kept(options)
     data = options.data or _BESIDE
     rows = list(_ranking(options, data)) if options.only != "answers" else []
     answers = list(_answers(options, data)) if options.only != "ranking" else []
