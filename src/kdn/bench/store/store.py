@@ -133,8 +133,7 @@ def _tiers(
     }
     for tier in hits.tiers:
         sides[tier] = partial(hits.hit_s, ours, tier, length)
-    if not found.samples:  # what is slow once was slow at the first length
-        interleave(sides, 1, first=-1, rest_s=0.1)
+    interleave(sides, 1, first=-1, rest_s=0.1)  # what is slow once, or at a new length
     samples = interleave(sides, pairs, rest_s=0.1)
     found.samples[length] = samples
     for side in sides:
