@@ -120,6 +120,13 @@ def test_a_word_keeps_its_space_behind_a_spelt_character(pieces_tokenizer: Token
     assert pushed == ["hello", "", "", "", "😀", " hello"]
 
 
+def test_a_word_by_itself_keeps_its_space(pieces_tokenizer: Tokenizer) -> None:
+    """So it stands among the alternatives of an answer's log-probabilities."""
+    tokens = (BLANK, HELLO, LETTER, END, *spelt("a"), *spelt("é"))
+    texts = [" ", " hello", "x", "</s>", "a", "\ufffd", "\ufffd"]
+    assert [pieces_tokenizer.token_text(token) for token in tokens] == texts
+
+
 def test_a_word_keeps_its_space_behind_a_special_token(pieces_tokenizer: Tokenizer) -> None:
     said = (HELLO, END, HELLO)
     assert streamed(pieces_tokenizer, said) == "hello hello"

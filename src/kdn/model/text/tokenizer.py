@@ -145,8 +145,11 @@ class Tokenizer:
         return text
 
     def token_text(self, token_id: int) -> str:
-        """One token as text, special ones too. Half a character reads as U+FFFD."""
-        return self.decode((token_id,), special=True)
+        """One token as text, special ones too. Half a character reads as U+FFFD.
+
+        The space that it begins with is kept, which decoding it alone takes off where words carry it.
+        """
+        return self.token_bytes(token_id).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of UTF-8 that one token stands for, also where they are part of a character."""
