@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +217,6 @@ def test_a_keyed_server_takes_pages_of_its_own_name_only(keyed: Running) -> None
 def test_headers_are_bounded_and_their_numbers_too(keyless: Running) -> None:
     long = keyless.http.get("/v1/models", headers={"x-padding": "p" * (1 << 17)})
     assert long.status_code == 431
-    import socket
-
     host, port = keyless.url.removeprefix("http://").split(":")
     for length in ("9" * 5000, "-1", "1e3"):
         with socket.create_connection((host, int(port)), timeout=10) as raw:
@@ -226,6 +226,22 @@ def test_headers_are_bounded_and_their_numbers_too(keyless: Running) -> None:
             )
             status = int(raw.recv(4096).split()[1])
         assert status in (400, 413), length
+
+
+def test_a_body_of_two_lengths_is_refused_before_it_is_read() -> None:
+    """Its chunks go beyond both the length that it told, 2 bytes, and the bound, 1,000."""
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    settings = ServeSettings(port=0, limits=Limits(body_bytes=1000))
+    with closing(ScriptedService()) as service, running(service, settings) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as raw:
+            raw.sendall(head + b"400\r\n" + b" " * 1024 + b"\r\n")
+            answer = raw.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"connection: close" in answer
 
 
 def test_bytes_of_bodies_are_held_within_bounds_and_given_back() -> None:

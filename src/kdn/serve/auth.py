@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kdn.core import PUBLIC_SALT
 from kdn.errors import BadConfig
 from kdn.machine.text import read_bounded
-from kdn.serve.errors import Refused, response
+from kdn.serve.errors import AMBIGUOUS_LENGTH, Refused, response
 from kdn.serve.limits import MAX_HEADER_BYTES, Backpressure, Held, Shutdown
 from kdn.serve.settings import ServeSettings, is_loopback
 from kdn.serve.store.grants import Grant, grant_for
@@ -294,6 +294,11 @@ class Auth:
     def _length(self, headers: Headers) -> int:
         """Of the body by its header; 0 where nothing is said."""
         length = headers.get("content-length", "0")
+        if "content-length" in headers and "transfer-encoding" in headers:  # RFC 9112, 6.1 and 6.3
+            raise Refused(
+                "the body has both content-length and transfer-encoding; send one of them",
+                code=AMBIGUOUS_LENGTH,
+            )
         if not (length.isascii() and length.isdecimal()):
             raise Refused("the header content-length is no number")
         if len(length) > _LONGEST_NUMBER or int(length) > self._body_bytes:
@@ -309,7 +314,7 @@ class Auth:
     ) -> Receive:
         """Counts a body that came without a length, as it comes."""
         if "content-length" in headers:
-            return receive  # no server hands over more than was said
+            return receive  # without a transfer-encoding no server hands over more than was said
         seen = 0
 
         async def counted() -> Message:

@@ -27,6 +27,7 @@ from kdn.errors import (
 from kdn.machine.text import counted
 
 __all__ = [
+    "AMBIGUOUS_LENGTH",
     "Disconnected",
     "Fault",
     "Refused",
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 
+AMBIGUOUS_LENGTH = "ambiguous_length"
+"""The code of a request after which a proxy may see another end of the body: its connection closes."""
 _MOST_SIDE = 500
 """Characters of a long message that are told, of its beginning and of its end."""
 
@@ -281,7 +284,7 @@ def response(fault: Fault) -> Response:
         headers["www-authenticate"] = "Bearer"
     if fault.retry_after_s is not None:
         headers["retry-after"] = str(fault.retry_after_s)
-    if fault.status in (413, 503):
+    if fault.status in (413, 503) or fault.code == AMBIGUOUS_LENGTH:
         headers["connection"] = "close"
     return Response(fault.body(), fault.status, headers, media_type="application/json")
 
