@@ -118,6 +118,21 @@ def test_overload_drops_even_what_could_be_marked() -> None:
     assert served.count(CE) == 64
 
 
+def test_overload_leaves_no_marks_behind() -> None:
+    """p_CL = 1.8 for a thousand packets, of which 81 % are dropped and all others marked; then p' = 0."""
+    state = router()
+    state.hops[0]["p"] = 0.9
+    served = []
+    for _ in range(10):
+        fill(state, 100, ECT1)
+        served += drain(state)
+    assert len(served) in {190, 191}
+    assert set(served) == {CE}
+    state.hops[0]["p"] = 0.0
+    fill(state, 100, ECT1)
+    assert drain(state) == [ECT1] * 100
+
+
 def test_a_full_buffer_refuses_and_counts() -> None:
     state = router(Queue(limit_ms=10.0), mbps=12.0)  # 15,000 bytes: ten packets
     rows = fill(state, 12, ECT1)

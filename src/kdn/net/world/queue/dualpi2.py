@@ -141,8 +141,9 @@ def _act_l(row: Rows, p: Rows, waiting: int, now: int) -> bool:
         return False
     if _fires_c(row, row.p * row.p):
         return True
-    if _fires_l(row, p_cl):
-        _mark_l(row, p)
+    _mark_l(
+        row, p
+    )  # p_CL >= 1 is certainty: booked as a likelihood, its excess would mark long after
     return False
 
 
