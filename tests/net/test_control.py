@@ -11,9 +11,11 @@ import pytest
 
 from kdn.errors import BadConfig
 from kdn.net.world import ECT0, ECT1, Flow, Hop, Queue, Scenario, World, constant
+from kdn.net.world.bare import book_packet
 from kdn.net.world.build import build
 from kdn.net.world.control import RULES, on_acked, on_lost, on_marked, on_timeout, pacing_rate
 from kdn.net.world.records import MS, SECOND
+from kdn.net.world.sender import give_up_all
 
 P = 1500
 
@@ -70,12 +72,35 @@ def test_no_response_goes_below_two_packets() -> None:
         assert packets(row) == 2, rule
 
 
-@pytest.mark.parametrize("rule", ["reno", "cubic", "dctcp", "prague", "bbr"])
-def test_a_timeout_halves_the_threshold_and_begins_with_two_packets(rule: str) -> None:
+TIMEOUTS = [("reno", 20), ("cubic", 28), ("dctcp", 20), ("prague", 20), ("bbr", 20)]
+
+
+@pytest.mark.parametrize(("rule", "threshold"), TIMEOUTS)
+def test_a_timeout_lowers_the_threshold_and_begins_with_two_packets(
+    rule: str, threshold: int
+) -> None:
+    """To half the window; CUBIC's to 0.7 of it (RFC 9438, 4.8)."""
     row = sender(rule, 40)
     on_timeout(row, SECOND)
     assert packets(row) == 2
-    assert float(row["ssthresh"]) == 20 * P
+    assert float(row["ssthresh"]) / P == pytest.approx(threshold)
+
+
+@pytest.mark.parametrize(("rule", "threshold"), TIMEOUTS[:4])
+def test_a_timeout_is_one_response_for_all_that_was_in_flight(rule: str, threshold: int) -> None:
+    """RFC 5681, 3.1: the window before it counts, and a second timeout in a row keeps the threshold."""
+    flow = Flow(rule, "ect1" if rule in {"dctcp", "prague"} else "ect0")
+    state = build(Scenario("one", (Hop(constant(1e9)),), (flow,)))
+    row = state.flows[0]
+    row["cwnd"] = 40 * P
+    for _ in range(30):
+        book_packet(state, 0, MS)
+    for now in (SECOND, 3 * SECOND):
+        give_up_all(state, 0, now)
+        assert packets(row) == 2
+        assert float(row["ssthresh"]) / P == pytest.approx(threshold)
+        book_packet(state, 0, now + MS)
+    assert int(row["lost"]) == 31
 
 
 # CUBIC, RFC 9438
@@ -106,13 +131,29 @@ def test_cubic_lets_go_faster_when_its_peak_falls() -> None:
 
 
 def test_cubic_is_never_below_what_reno_would_have() -> None:
-    """Reno's friend grows by 3 * 0.3 / 1.7 = 0.529 packets a round (4.3): far above a flat cubic."""
+    """4.3: 3 * 0.3 / 1.7 = 0.529 packets a round, and a whole one from the old peak on; the cubic is flat.
+
+    An ACK adds 0.529 / w, so that w^2 grows by 1.059: forty of them lead from 7 to sqrt(91.4).
+    """
     row = sender("cubic", 10, srtt_ms=1.0)
     on_lost(row, 0, SECOND)  # peak 10, window 7, K = cbrt(3 / 0.4) = 1.957 s
-    for i in range(70):  # some ten rounds of 1 ms: the cubic has hardly begun to move
+    for i in range(40):  # some five rounds of 1 ms: the cubic has hardly begun to move
         ack(row, SECOND + i * MS // 7)
     assert packets(row) == pytest.approx(float(row["w_reno"]) / P)
-    assert packets(row) == pytest.approx(7 + 70 * 0.5294 / 9.2, abs=0.4)
+    assert packets(row) == pytest.approx(9.56, abs=0.05)
+    row["cwnd"] = row["w_reno"] = 10.01 * P
+    for i in range(10):
+        ack(row, SECOND + 6 * MS + i * MS // 10)
+    assert packets(row) == pytest.approx(11, abs=0.05)
+
+
+def test_what_reno_would_have_grows_by_acks_over_the_window_that_is() -> None:
+    """4.3: a round of a window of 100 adds 0.529 to an estimate of 50, not twice that."""
+    row = sender("cubic", 100)
+    row["epoch"], row["w_max"], row["w_reno"] = SECOND, 100 * P, 50 * P
+    for _ in range(100):
+        ack(row, SECOND)
+    assert float(row["w_reno"]) / P == pytest.approx(50.529, abs=0.001)
 
 
 def test_cubic_grows_by_at_most_half_a_window_a_round() -> None:

@@ -216,9 +216,9 @@ def timeout_at(flow: Rows) -> int:
 def give_up_all(state: State, flow_id: int, now: int) -> None:
     """A timeout: everything in flight is lost, and the window begins again."""
     flow = state.flows[flow_id]
+    on_timeout(flow, now)  # first: it covers what was sent before, so that no loss cuts once more
     while flow.oldest != NIL:
         _give_up(state, flow.oldest, now)
-    on_timeout(flow, now)
     flow.backoff = min(flow.backoff + 1, 6)
     flow.last_progress = now
 

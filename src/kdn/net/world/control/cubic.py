@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kdn.net.world.compiled import compiled
-from kdn.net.world.control.rule import Rule
+from kdn.net.world.control.rule import Rule, restart
 from kdn.net.world.records import SECOND, Rows
 
 __all__ = ["CUBIC"]
@@ -40,8 +40,9 @@ def _follow_cubic(flow: Rows, size: int, now: int) -> None:
     target = _C * t * t * t + flow.w_max / mss
     target = min(max(target, window), 1.5 * window)
     flow.cwnd += (target - window) / window * size
-    reno_gain = 3.0 * (1.0 - _BETA) / (1.0 + _BETA)
-    flow.w_reno += reno_gain * mss * size / flow.w_reno
+    prior = flow.ssthresh / _BETA  # the window at the last response
+    gain = 3.0 * (1.0 - _BETA) / (1.0 + _BETA) if flow.w_reno < prior else 1.0
+    flow.w_reno += gain * size / window
     flow.cwnd = max(flow.cwnd, flow.w_reno)
 
 
@@ -69,4 +70,10 @@ def on_lost(flow: Rows, t_send: int, now: int) -> None:
         _reduce(flow, now)
 
 
-CUBIC = Rule("cubic", on_acked, on_marked, on_lost)
+@compiled
+def on_timeout(flow: Rows, now: int) -> None:
+    """Slow start up to 0.7 windows; the cubic after it begins at its own peak (4.8)."""
+    restart(flow, _BETA, now)
+
+
+CUBIC = Rule("cubic", on_acked, on_marked, on_lost, on_timeout)

@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 from kdn.net.world.compiled import compiled
 from kdn.net.world.records import Rows
 
-__all__ = ["Rule", "begin_again", "ignore", "ignore_ack", "ignore_loss", "ignore_mark", "unpaced"]
+__all__ = [
+    "Rule",
+    "begin_again",
+    "ignore",
+    "ignore_ack",
+    "ignore_loss",
+    "ignore_mark",
+    "restart",
+    "unpaced",
+]
 
 
 @compiled
@@ -44,13 +53,20 @@ def ignore(flow: Rows, now: int) -> None:
 
 
 @compiled
-def begin_again(flow: Rows, now: int) -> None:
-    """Nothing came back for a retransmission timeout: slow start from two packets."""
-    flow.ssthresh = max(flow.cwnd / 2.0, 2.0 * flow.size)
+def restart(flow: Rows, share: float, now: int) -> None:
+    """Slow start from two packets up to `share` of the window; a second timeout in a row keeps that."""
+    if flow.backoff == 0:
+        flow.ssthresh = max(flow.cwnd * share, 2.0 * flow.size)
     flow.cwnd = 2.0 * flow.size
     flow.recovery = now
     flow.epoch = 0
     flow.w_max = 0.0
+
+
+@compiled
+def begin_again(flow: Rows, now: int) -> None:
+    """Nothing came back for a retransmission timeout: half the window is the threshold."""
+    restart(flow, 0.5, now)
 
 
 class Rule(NamedTuple):
