@@ -190,6 +190,29 @@ def test_a_probe_is_one_packet_and_no_switch() -> None:
     assert world.totals(0).switches == 0
 
 
+class _Noting:
+    """Stays where it is, and keeps how many ACKs each question told of."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def choose(self, question: ChooserQuestion) -> ChooserAnswer:
+        self.told += len(question.acks)
+        return ChooserAnswer(question.mark)
+
+
+def test_an_ack_that_fills_the_log_and_asks_costs_the_next_no_row() -> None:
+    """10 Mbit/s: an ACK each 1.2 ms, which fills a log of one row and brings a question."""
+    noting = _Noting()
+    own = Flow("prague", "ect1", marking="ask", in_ms=5.0)
+    world = World(Scenario("full", (Hop(constant(10e6)),), (own,), 1.0), {0: noting})
+    world.state = world.state._replace(log=world.state.log[:1])
+    world.run()
+    assert world.totals(0).acked > 500
+    assert len(world.log()) == world.totals(0).acked
+    assert noting.told >= world.totals(0).acked - 2
+
+
 def test_a_copy_tells_each_queues_delay_by_what_stands_in_it() -> None:
     """Twelve classic packets wait at 12 Mbit/s and no other: 1 ms in one queue, several in the other."""
     seen: list[tuple[float | None, float | None]] = []

@@ -286,6 +286,8 @@ def advance(state: State, until: int) -> int:
     """Run events up to and including time `until`. Returns why it stopped."""
     clock = state.clock[0]
     while clock.num_events > 0 and state.events[0].t <= until:
+        if clock.num_log >= len(state.log):
+            return LOG_FULL  # before the event whose row would have no place
         t, kind, arg = pop(state)
         clock.now = t
         clock.handled += 1
@@ -296,8 +298,6 @@ def advance(state: State, until: int) -> int:
             return ASKED
         if clock.watch == WATCH_PACKET and _fate_is_known(state):
             return SEEN
-        if clock.num_log >= len(state.log):
-            return LOG_FULL
     clock.now = until
     return DONE
 
