@@ -142,7 +142,7 @@ def test_the_oracle_knows_the_link() -> None:
     assert capacity_bps(link, SECOND // 2, 3 * SECOND // 2) == pytest.approx(2e6)
     times = np.arange(0, 100, 10) * MS
     chances = RateTrace(times, np.zeros(10), 100 * MS, opportunities=True)
-    assert capacity_bps(Link("chances", chances), 0, SECOND) == pytest.approx(100 * 12_000)
+    assert capacity_bps(Link("chances", chances), 0, SECOND) == pytest.approx(100 * 9_824)
     oracle = run_call(Call(made_table(), link, seconds=20.0), RateOracle(link))
     gcc = run_call(Call(made_table(), link, seconds=20.0), Gcc())
     assert oracle.p95_delay_ms < gcc.p95_delay_ms

@@ -22,6 +22,7 @@ from kdn.net.world.traces import RateTrace
 __all__ = [
     "MAX_RATE_BPS",
     "MIN_RATE_BPS",
+    "PACKET_BYTES",
     "START_RATE_BPS",
     "STEP_MS",
     "Call",
@@ -43,6 +44,8 @@ STALL_MS = 200.0
 
 _HEADER = 28
 """IPv4 and UDP."""
+PACKET_BYTES = MOST_PAYLOAD + _HEADER
+"""A full packet of a call, headers included."""
 _PACE = 1.5
 _PACE_FLOOR = 100e3
 _MOST_ACKS = 4096

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdn.net.rtc.call import MAX_RATE_BPS, MIN_RATE_BPS, STEP_MS, Decision, Feedback, Link
+from kdn.net.rtc.call import (
+    MAX_RATE_BPS,
+    MIN_RATE_BPS,
+    PACKET_BYTES,
+    STEP_MS,
+    Decision,
+    Feedback,
+    Link,
+)
 from kdn.net.world.records import MS, SECOND
 
 __all__ = ["RateOracle", "capacity_bps"]
@@ -14,7 +22,10 @@ __all__ = ["RateOracle", "capacity_bps"]
 
 @dataclass
 class RateOracle:
-    """Sends `share` of what the link carries over the next `ahead_ms`, less what stands in its queue."""
+    """Sends `share` of what the link carries over the next `ahead_ms`, less what stands in its queue.
+
+    It counts on full packets: a link that lists opportunities carries less of smaller ones.
+    """
 
     link: Link
     share: float = 0.95
@@ -34,13 +45,12 @@ class RateOracle:
 
 
 def capacity_bps(link: Link, start_ns: int, end_ns: int) -> float:
-    """The mean rate of the link between two times (whole packets where it lists opportunities)."""
+    """The mean rate of the link between two times; an opportunity carries one full packet of a call."""
     rate = link.rate
     span = max(end_ns - start_ns, 1)
     if rate.opportunities:
-        return (
-            _opportunities(rate.times_ns, rate.period_ns, start_ns, end_ns) * 12_000 * SECOND / span
-        )
+        num_packets = _opportunities(rate.times_ns, rate.period_ns, start_ns, end_ns)
+        return num_packets * PACKET_BYTES * 8.0 * SECOND / span
     points = np.linspace(start_ns, end_ns, 9)[:-1] + span / 16.0
     at = np.searchsorted(rate.times_ns, points % rate.period_ns, side="right") - 1
     return float(rate.bits_per_s[at].mean())

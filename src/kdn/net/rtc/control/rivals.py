@@ -7,13 +7,20 @@ from enum import Enum
 
 import numpy as np
 
-from kdn.net.rtc.call import MAX_RATE_BPS, MIN_RATE_BPS, START_RATE_BPS, Decision, Feedback
+from kdn.net.rtc.call import (
+    MAX_RATE_BPS,
+    MIN_RATE_BPS,
+    PACKET_BYTES,
+    START_RATE_BPS,
+    Decision,
+    Feedback,
+)
 from kdn.net.rtc.control.window import Interval, Measured
 from kdn.net.world.records import MS
 
 __all__ = ["BbrLike", "Copa", "Fbra", "Salsify"]
 
-_PACKET = 1228 * 8.0
+_PACKET = PACKET_BYTES * 8.0
 _STEP_S = 0.05
 
 
