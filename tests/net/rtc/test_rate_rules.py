@@ -222,13 +222,30 @@ def test_an_idle_sender_probes_after_five_seconds() -> None:
 
 
 def test_the_papers_controller_lowers_by_half_the_loss_twice_a_second_at_most() -> None:
-    """Twenty of forty are lost: three quarters are left of 300 kbit/s * 1.05^0.05."""
+    """Twenty of forty are lost: three quarters are left of 300 kbit/s, and no growth while it lasts."""
     gcc = KalmanGcc()
-    grown = 300e3 * 1.05**0.05
-    first = gcc.decide(heard(1000, spaced(0, 5, 20), lost=20)).rate_bps
-    assert first == pytest.approx(0.75 * grown)
-    second = gcc.decide(heard(1050, spaced(100, 5, 20), lost=20)).rate_bps
-    assert second == pytest.approx(0.75 * grown * 1.05**0.05)
+    for i in range(11):
+        rate = gcc.decide(heard(1000 + 50 * i, spaced(100 * i, 5, 20), lost=20)).rate_bps
+        assert rate == pytest.approx(0.75 * 300e3)
+    after = gcc.decide(heard(1550, spaced(1100, 5, 20), lost=20)).rate_bps
+    assert after == pytest.approx(0.75**2 * 300e3)
+
+
+def test_the_papers_controller_grows_by_the_smaller_of_its_two_rates() -> None:
+    """Both grow by 1.05 a second without loss; from 2 % lost on that by loss is held."""
+    gcc = KalmanGcc()
+    assert gcc.decide(heard(50, spaced(0, 5, 20))).rate_bps == pytest.approx(300e3 * 1.05**0.05)
+    assert gcc.decide(heard(100, spaced(100, 5, 20))).rate_bps == pytest.approx(300e3 * 1.05**0.1)
+    gcc = KalmanGcc()
+    assert gcc.decide(heard(50, spaced(0, 5, 19), lost=1)).rate_bps == 300e3
+
+
+def test_the_papers_controller_asks_for_at_most_half_as_much_again_as_arrives() -> None:
+    """Two packets in 150 ms: 131 kbit/s; 1.5 times that and 10 are 206.5."""
+    gcc = KalmanGcc()
+    for i, num in enumerate((1, 0, 1)):
+        rate = gcc.decide(heard(50.0 * (i + 1), spaced(100 * i, 5, num))).rate_bps
+    assert rate == pytest.approx(1.5 * 2 * BITS / 0.15 + 10e3)
 
 
 def test_salsify_sends_what_arrives_within_a_tenth_of_a_second() -> None:
@@ -302,10 +319,17 @@ def test_the_oracle_sends_less_by_what_stands_in_the_queue() -> None:
 
 
 def test_a_gap_in_a_recorded_link_carries_nothing() -> None:
-    """Packets may leave at 0 and 10 ms of each second."""
+    """Packets may leave at 0 and 10 ms of each second; a call's have 1,228 bytes at most."""
     link = Link("gap", RateTrace(np.array([0, 10]) * MS, np.zeros(2), SECOND, opportunities=True))
     assert capacity_bps(link, 100 * MS, 900 * MS) == 0.0
-    assert capacity_bps(link, 900 * MS, 1900 * MS) == pytest.approx(24_000)
+    assert capacity_bps(link, 900 * MS, 1900 * MS) == pytest.approx(2 * BITS)
+
+
+def test_the_oracle_counts_the_packets_of_a_call() -> None:
+    """A hundred opportunities a second carry 982.4 kbit/s of 1,228 bytes, of which it takes 95 %."""
+    every = RateTrace(np.arange(100) * 10 * MS, np.zeros(100), SECOND, opportunities=True)
+    oracle = RateOracle(Link("recorded", every))
+    assert oracle.decide(heard(100, [])).rate_bps == pytest.approx(0.95 * 982_400)
 
 
 def test_a_safeguard_takes_over_after_three_lossy_steps_for_a_second() -> None:

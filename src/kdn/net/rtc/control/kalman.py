@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kdn.net.rtc.call import MAX_RATE_BPS, MIN_RATE_BPS, START_RATE_BPS, Decision, Feedback
 from kdn.net.rtc.control.delay import InterArrival, LinkUsage
-from kdn.net.rtc.control.window import Measured
+from kdn.net.rtc.control.window import Interval, Measured
 from kdn.net.world.records import MS
 
 __all__ = ["ArrivalFilter", "KalmanGcc", "PaperDetector"]
@@ -15,7 +15,9 @@ __all__ = ["ArrivalFilter", "KalmanGcc", "PaperDetector"]
 _Q, _CHI, _SPAN = 1e-3, 0.1, 5
 _K_UP, _K_DOWN = 0.01, 0.00018
 _OVERUSE_MS = 100.0
-_ETA, _ALPHA = 1.05, 0.85
+_GROWTH = 1.05**0.05
+"""A step of 50 ms: 1.05 a second."""
+_ALPHA = 0.85
 
 
 @dataclass
@@ -60,9 +62,14 @@ class PaperDetector:
 
 @dataclass
 class KalmanGcc:
-    """The controller: x 1.05 a second, x 0.85 of what is received, at most 1.5 times that."""
+    """The controller: the smaller of a rate by delay and a rate by loss; both grow by 1.05 a second.
+
+    By delay: at most 1.5 times what is received, and x 0.85 of it at overuse.  By loss: from the rate
+    that was sent, held above 2 %, less by half the loss above 10 %.
+    """
 
     bps: float = START_RATE_BPS
+    _delay_bps: float = START_RATE_BPS
     _arrivals: InterArrival = field(default_factory=InterArrival)
     _filter: ArrivalFilter = field(default_factory=ArrivalFilter)
     _detector: PaperDetector = field(default_factory=PaperDetector)
@@ -70,22 +77,32 @@ class KalmanGcc:
     _cut_ms: float = -1e9
 
     def decide(self, feedback: Feedback) -> Decision:
-        """Delay decides, then loss."""
         interval = self._seen.add(feedback)
+        self._by_delay(interval, self._usage(feedback))
+        self.bps = max(min(self._delay_bps, self._by_loss(interval)), MIN_RATE_BPS)
+        return Decision(self.bps)
+
+    def _usage(self, feedback: Feedback) -> LinkUsage:
+        """What the newest difference between two groups of packets says."""
         usage = LinkUsage.NORMAL
         for ack in feedback.acks:
             step = self._arrivals.add(float(ack["t_send"]) / MS, float(ack["t_deliver"]) / MS)
             if step is not None:
                 gradient = self._filter.add(step.arrival_ms - step.send_ms, step.send_ms)
                 usage = self._detector.add(gradient, step.send_ms)
+        return usage
+
+    def _by_delay(self, interval: Interval, usage: LinkUsage) -> None:
         received = self._seen.goodput_bps
         if usage is LinkUsage.OVER and interval.now_ms - self._cut_ms > 200.0:
-            self.bps, self._cut_ms = _ALPHA * received, interval.now_ms
+            self._delay_bps, self._cut_ms = _ALPHA * received, interval.now_ms
         elif usage is LinkUsage.NORMAL and interval.acked:
-            self.bps = min(self.bps * _ETA**0.05 if received else self.bps, 1.5 * received + 10e3)
-            self.bps *= 1.0 if self._seen.loss > 0.02 else 1.05**0.05
-        if self._seen.loss > 0.10 and interval.now_ms - self._cut_ms > 500.0:
-            self.bps *= 1.0 - 0.5 * self._seen.loss
+            self._delay_bps = min(self._delay_bps * _GROWTH, 1.5 * received + 10e3)
+        self._delay_bps = min(max(self._delay_bps, MIN_RATE_BPS), MAX_RATE_BPS)
+
+    def _by_loss(self, interval: Interval) -> float:
+        loss = self._seen.loss
+        if loss > 0.10 and interval.now_ms - self._cut_ms > 500.0:
             self._cut_ms = interval.now_ms
-        self.bps = min(max(self.bps, MIN_RATE_BPS), MAX_RATE_BPS)
-        return Decision(self.bps)
+            return self.bps * (1.0 - 0.5 * loss)
+        return self.bps * _GROWTH if loss <= 0.02 and interval.acked else self.bps
