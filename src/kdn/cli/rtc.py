@@ -55,36 +55,52 @@ def train(
     reward: Annotated[
         str, typer.Option(help="codec-aware, network-only or onrl; or offline: from GCC's logs.")
     ] = "codec-aware",
-    steps: Annotated[int, typer.Option(min=1, help="Environment steps of 50 ms.")] = 60_000,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Environment steps of 50 ms, 60,000 without; offline: gradient steps, 2,500 without.",
+        ),
+    ] = None,
     seed: SeedOption = 1,
     safeguard: Annotated[bool, typer.Option(help="GCC drives while loss is high.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Teach a controller by simulated calls; the file keeps the policies that it has already."""
+    from kdn.net.rtc import learn
     from kdn.net.rtc.judge import training_tables
-    from kdn.net.rtc.learn import Learning, learn_offline, learn_online, steps_to_plateau
     from kdn.net.rtc.policy import add_policy, load_policies
     from kdn.net.rtc.reward import REWARDS
 
     if reward != "offline" and reward not in REWARDS:
         raise BadInput(f"no reward {reward!r}; there are {', '.join(REWARDS)} and offline")
+    if reward == "offline" and safeguard:
+        raise BadInput(
+            "offline learns from calls that GCC drives throughout; leave --safeguard out"
+        )
     if out.exists():
         load_policies(out)  # a file of another kind is refused before the work
     row: dict[str, Any] = {"reward": reward, "seed": seed}
     with progress_bar() as progress:
-        bar = progress.add_task(f"learning: {reward}", total=steps)
+        bar = progress.add_task(f"learning: {reward}", total=None)
+
+        def tick(what: str, done: int, of: int) -> None:
+            text = f"learning: {reward}, {what}"
+            progress.update(bar, completed=done, total=of, description=text)
+
         if reward == "offline":
-            policy = learn_offline(training_tables(), seed=seed)
+            policy = learn.learn_offline(
+                training_tables(), seed=seed, steps=steps or learn.OFFLINE_STEPS, tick=tick
+            )
         else:
-
-            def tick(done: int, quality: float) -> None:
-                text = f"learning: {reward}, quality {quality:.2f}"
-                progress.update(bar, completed=done, description=text)
-
-            learning = Learning(reward, safeguard, steps, seed)
-            policy, curve = learn_online(training_tables(), learning, tick)
+            learning = learn.Learning(reward, safeguard, steps or learn.Learning.steps, seed)
+            policy, curve = learn.learn_online(
+                training_tables(),
+                learning,
+                lambda done, quality: tick(f"quality {quality:.2f}", done, learning.steps),
+            )
             row |= {"best_quality": max(q for _, q in curve.points)}
-            row |= {"steps_to_95_per_cent": steps_to_plateau(curve)}
+            row |= {"steps_to_95_per_cent": learn.steps_to_plateau(curve)}
     add_policy(policy, out)  # to those of now: another training may have ended meanwhile
     _print([row | {"policies": str(out)}], as_json, "trained")
 

@@ -37,6 +37,9 @@ def test_wrong_names_are_refused_with_the_right_ones() -> None:
     wrong = invoke("train", "--reward", "joy")
     assert wrong.exit_code == 2
     assert "codec-aware" in wrong.output
+    wrong = invoke("train", "--reward", "offline", "--safeguard")
+    assert wrong.exit_code == 2
+    assert "leave --safeguard out" in " ".join(wrong.output.split())
 
 
 def test_a_call_leaves_a_strip_and_a_video_for_each(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from kdn.net.rtc.policy import (
 )
 from kdn.net.rtc.reward import Paid, Scales, codec_aware, network_only
 from kdn.net.rtc.rows import DECODED, FRAME, SKIPPED
+from kdn.net.rtc.worlds import held_out_links, validation_links
 from kdn.net.world import constant
 
 INTERVAL = Interval(1000.0, 5000, 5000, 5, 0, 60.0, 0.0, 30.0, 1.0)
@@ -143,6 +144,41 @@ def test_a_policy_learned_from_logs_drives_a_call() -> None:
         Call(made_table(), Link("steady", constant(1.5e6)), seconds=10.0), Learned(policy)
     )
     assert outcome.undecoded_share < 0.5
+
+
+def test_no_seed_learns_on_a_link_that_judges() -> None:
+    """Ten times 100,000 is where the held-out links begin, and twenty times where those of validation do."""
+    seen: list[int] = []
+
+    def link(seed: int) -> Link:
+        seen.append(seed)
+        return Link("steady", constant(1e6))
+
+    for seed in (1, 10, 20, 2**32 - 1):
+        learn_offline([made_table()], num_calls=2, seed=seed, steps=2, link=link)
+    assert seen[:6] == [100_000, 100_001, 2, 3, 4, 5]
+    env = CallEnv([made_table()], link, seconds=3.0)
+    for i in range(200):
+        env.reset(seed=i)
+    assert 900_000 < max(seen) < 1_000_000
+    judges = {one.name for one in (*held_out_links(), *validation_links())}
+    assert judges.isdisjoint(f"random-{seed}" for seed in seen)
+    assert {f"random-{seed}" for seed in (1_000_000, 1_000_011, 2_000_000, 2_000_007)} < judges
+
+
+def test_learning_from_logs_takes_the_steps_asked_for_and_tells_of_them() -> None:
+    heard: list[tuple[str, int, int]] = []
+    learn_offline(
+        [made_table()],
+        num_calls=2,
+        steps=2,
+        tick=lambda part, done, of: heard.append((part, done, of)),
+    )
+    assert heard == [
+        *(("calls", 1, 2), ("calls", 2, 2)),
+        ("value", 1, 1),
+        *(("policy", 1, 2), ("policy", 2, 2)),
+    ]
 
 
 def test_a_safeguarded_policy_falls_back() -> None:

@@ -19,7 +19,7 @@ from kdn.net.rtc.control.window import Interval, interval_of
 from kdn.net.rtc.history import HISTORY, History, apply_action
 from kdn.net.rtc.reward import REWARDS, Paid, Scales
 from kdn.net.rtc.tables import RateTable
-from kdn.net.rtc.worlds import random_link
+from kdn.net.rtc.worlds import random_link, training_seed
 
 try:
     import gymnasium
@@ -68,7 +68,7 @@ class CallEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """A new call. Options: `link` (a Link) and `table` (a RateTable) in place of random ones."""
         super().reset(seed=seed)
         chosen = options or {}
-        draw = int(self.np_random.integers(1 << 20))
+        draw = training_seed(int(self.np_random.integers(1 << 20)))
         table = chosen.get("table") or self._tables[draw % len(self._tables)]
         self._call = Call(table, chosen.get("link") or self._link(draw), self._seconds, seed=draw)
         self._scales = Scales.of(self._call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdn.errors import MissingExtra
-from kdn.net.rtc.call import START_RATE_BPS, Call, Controller
+from kdn.net.rtc.call import START_RATE_BPS, Call, Controller, Link
 from kdn.net.rtc.control.gcc import Gcc
 from kdn.net.rtc.control.window import interval_of
 from kdn.net.rtc.env import CallEnv
@@ -19,12 +20,20 @@ from kdn.net.rtc.history import HISTORY, History
 from kdn.net.rtc.policy import Learned, Policy
 from kdn.net.rtc.reward import Paid, Scales, codec_aware
 from kdn.net.rtc.tables import RateTable
-from kdn.net.rtc.worlds import random_link
+from kdn.net.rtc.worlds import random_link, training_seed, validation_links
 
-__all__ = ["Curve", "Learning", "learn_offline", "learn_online", "steps_to_plateau", "validate"]
+__all__ = [
+    "OFFLINE_STEPS",
+    "Curve",
+    "Learning",
+    "learn_offline",
+    "learn_online",
+    "steps_to_plateau",
+    "validate",
+]
 
-_VALIDATION_SEED = 2_000_000
-_VALIDATION_LINKS = 8
+OFFLINE_STEPS = 2500
+"""Gradient steps of `learn_offline`."""
 _STATE = 3 * HISTORY + 1
 
 
@@ -109,10 +118,8 @@ def _arrays(layer: torch.nn.Linear) -> tuple[NDArray[np.float32], NDArray[np.flo
 def validate(tables: Sequence[RateTable], make: Callable[[], Controller]) -> float:
     """Mean codec-aware reward per step, over calls on links that no training sees."""
     total, steps = 0.0, 0
-    for i in range(_VALIDATION_LINKS):
-        call = Call(
-            tables[i % len(tables)], random_link(_VALIDATION_SEED + i), seconds=15.0, seed=i
-        )
+    for i, link in enumerate(validation_links()):
+        call = Call(tables[i % len(tables)], link, seconds=15.0, seed=i)
         paid = _rewards(call, make())
         total, steps = total + sum(paid), steps + len(paid)
     return total / max(steps, 1)
@@ -146,14 +153,26 @@ def steps_to_plateau(curve: Curve, share: float = 0.95) -> int:
 
 
 def learn_offline(
-    tables: Sequence[RateTable], num_calls: int = 80, seed: int = 1, steps: int = 2500
+    tables: Sequence[RateTable],
+    num_calls: int = 80,
+    seed: int = 1,
+    steps: int = OFFLINE_STEPS,
+    link: Callable[[int], Link] = random_link,
+    tick: Callable[[str, int, int], None] = lambda _part, _done, _of: None,
 ) -> Policy:
     """From GCC's logs: actions that were followed by more than the usual are imitated more.
 
     Advantage-weighted regression (Peng et al. 2019) on calls that GCC drove; no call is the policy's own.
+    `link` makes a link of a seed; `tick` hears of each part how much of it is done.
     """
     torch.manual_seed(seed)
-    logs = [_logged(tables[i % len(tables)], seed * 100_000 + i) for i in range(num_calls)]
+    # Ten seeds have a stretch each; the next ten begin further on in the same stretches.
+    first = seed * 100_000 + seed // 10 * num_calls
+    logs = []
+    for i in range(num_calls):
+        number = training_seed(first + i)
+        logs.append(_logged(tables[i % len(tables)], link(number), number))
+        tick("calls", i + 1, num_calls)
     states, actions, returns = (
         torch.from_numpy(np.concatenate([log[part] for log in logs])) for part in range(3)
     )
@@ -165,7 +184,7 @@ def learn_offline(
         out: torch.Tensor = (value(states[pick])[:, 0] - returns[pick]).square()
         return out
 
-    _fit(value, steps // 2, seed, num, miss)
+    _fit(value, steps // 2, seed, num, miss, partial(tick, "value"))
     with torch.no_grad():
         advantage = returns - value(states)[:, 0]
         weight = torch.exp(advantage / advantage.std().clamp_min(1e-6)).clamp_max(20.0)
@@ -174,7 +193,7 @@ def learn_offline(
         out: torch.Tensor = weight[pick] * (actor(states[pick])[:, 0] - actions[pick]).square()
         return out
 
-    _fit(actor, steps, seed, num, unlike)
+    _fit(actor, steps, seed, num, unlike, partial(tick, "policy"))
     return Policy("offline", tuple(_arrays(m) for m in actor if isinstance(m, torch.nn.Linear)))
 
 
@@ -191,21 +210,23 @@ def _fit(
     seed: int,
     num: int,
     losses: Callable[[torch.Tensor], torch.Tensor],
+    tick: Callable[[int, int], None],
 ) -> None:
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
+    for step in range(steps):
         loss = losses(torch.randint(num, (256,), generator=generator)).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        tick(step + 1, steps)
 
 
 def _logged(
-    table: RateTable, seed: int
+    table: RateTable, link: Link, seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """(states, actions, discounted returns) of one call that GCC drives."""
-    call = Call(table, random_link(seed), seconds=20.0, seed=seed)
+    call = Call(table, link, seconds=20.0, seed=seed)
     watcher = _Watcher()
     rewards = _rewards(call, watcher)
     returns, ahead = np.zeros(len(rewards), np.float32), 0.0

@@ -14,7 +14,15 @@ from kdn.net.rtc.call import Link
 from kdn.net.world.records import SECOND
 from kdn.net.world.traces import RateTrace, read_link
 
-__all__ = ["HELD_OUT", "changing_link", "held_out_links", "random_link", "recorded_links"]
+__all__ = [
+    "HELD_OUT",
+    "changing_link",
+    "held_out_links",
+    "random_link",
+    "recorded_links",
+    "training_seed",
+    "validation_links",
+]
 
 LEAST_MBPS, MOST_MBPS = 0.2, 3.0
 HELD_OUT = 12
@@ -22,6 +30,7 @@ HELD_OUT = 12
 
 _SECONDS = 30
 _EVALUATION_SEED = 1_000_000
+_VALIDATION_SEED = 2_000_000
 
 
 def random_link(seed: int) -> Link:
@@ -55,8 +64,18 @@ def changing_link(seed: int, seconds: float) -> Link:
     return Link(f"changing-{seed}", trace, delay_ms, queue, loss=_log_uniform(random, 1e-4, 0.02))
 
 
+def training_seed(number: int) -> int:
+    """The seed of a link to learn on, for any whole number: never one that judges what was learned."""
+    return number % _EVALUATION_SEED
+
+
+def validation_links(count: int = 8) -> list[Link]:
+    """The same random family with seeds that choose among policies, and do nothing else."""
+    return [random_link(_VALIDATION_SEED + i) for i in range(count)]
+
+
 def held_out_links(count: int = HELD_OUT) -> list[Link]:
-    """The same random family with other seeds."""
+    """The same random family with seeds of the evaluation alone."""
     return [random_link(_EVALUATION_SEED + i) for i in range(count)]
 
 
