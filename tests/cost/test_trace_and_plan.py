@@ -19,6 +19,7 @@ from kdn.cost import (
     price_trace,
 )
 from kdn.cost.plan import jobs_of, simulated_p95, waiting_p95
+from kdn.cost.units import PerByte
 from kdn.errors import BadInput
 
 SHEET = replace(load_sheet("paper-2025"), gpu=type(load_sheet("paper-2025").gpu)(3.6))
@@ -116,5 +117,9 @@ def test_the_books_of_a_store() -> None:
     ledger = compute_ledger({"memory": [], "io2": blocks}, SPEED, sheet)
     assert ledger.saved.value == pytest.approx(2 * 0.5e-3)
     assert ledger.spent.value == pytest.approx(2 * 0.00017e-3 + 2 * 1e-3)
+    far = replace(TIER, read=PerByte.gb(0.09), latency_s=0.5)
+    ledger = compute_ledger({"io2": blocks}, SPEED, replace(SHEET, tiers={"io2": far}))
+    egress_and_wait = 0.09e-3 + 0.5e-3  # dollars a use
+    assert ledger.spent.value == pytest.approx(2 * 0.00017e-3 + 2 * (1e-3 + egress_and_wait))
     with pytest.raises(BadInput, match="no price for tier 'tape'"):
         compute_ledger({"tape": blocks}, SPEED, sheet)

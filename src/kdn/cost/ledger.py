@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kdn.cost.sheet import PriceSheet
+from kdn.cost.sheet import PriceSheet, TierPrice
 from kdn.cost.speed import Speed
 from kdn.cost.units import Seconds, SizeBytes, Usd, total
 
-__all__ = ["Ledger", "block_saving", "compute_ledger", "use_saving"]
+__all__ = ["Ledger", "block_saving", "compute_ledger", "load_cost", "use_saving"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ def block_saving(speed: Speed, sheet: PriceSheet, start: int, num_tokens: int) -
 def use_saving(speed: Speed, sheet: PriceSheet) -> Callable[[int, int], float]:
     """Dollars that a use of a block saves, from its start and its tokens: what `value` ranks by."""
     return lambda start, num_tokens: block_saving(speed, sheet, start, num_tokens).value
+
+
+def load_cost(sheet: PriceSheet, price: TierPrice, size: SizeBytes) -> Usd:
+    """Bringing a block in once: the GPU that waits for it, the request, egress."""
+    load = Seconds(price.latency_s) + price.bandwidth.time(size)
+    return sheet.gpu.cost(load) + price.get.cost(1) + price.read.cost(size)
 
 
 def compute_ledger(
@@ -59,7 +65,7 @@ def _tier_books(
     for start, num_tokens, size_bytes, age_s, uses in blocks:
         size = SizeBytes(size_bytes)
         saved += block_saving(speed, sheet, start, num_tokens) * uses
-        fees = price.write.cost(size) + price.put.cost(1) + price.get.cost(uses)
-        load = sheet.gpu.cost(price.bandwidth.time(size)) * uses
-        spent += price.storage.cost(size, Seconds(max(0.0, age_s))) + fees + load
+        spent += price.storage.cost(size, Seconds(max(0.0, age_s)))
+        spent += price.write.cost(size) + price.put.cost(1)
+        spent += load_cost(sheet, price, size) * uses
     return Ledger(saved, spent)

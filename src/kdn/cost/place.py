@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kdn.cost.ledger import block_saving
+from kdn.cost.ledger import block_saving, load_cost
 from kdn.cost.sheet import PriceSheet, TierPrice
 from kdn.cost.speed import Speed
 from kdn.cost.units import Seconds, SizeBytes
@@ -40,10 +40,8 @@ class Placing:
 
     def _use_saves(self, price: TierPrice, start: int, num_tokens: int, size_bytes: int) -> float:
         """Dollars of prefill that a use saves, less what bringing the block in costs."""
-        size = SizeBytes(size_bytes)
-        load = Seconds(price.latency_s) + price.bandwidth.time(size)
-        fees = self.sheet.gpu.cost(load) + price.get.cost(1) + price.read.cost(size)
-        return block_saving(self.speed, self.sheet, start, num_tokens).value - fees.value
+        spent = load_cost(self.sheet, price, SizeBytes(size_bytes))
+        return block_saving(self.speed, self.sheet, start, num_tokens).value - spent.value
 
     @staticmethod
     def _storage(price: TierPrice, size_bytes: int) -> float:
