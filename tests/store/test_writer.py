@@ -183,3 +183,73 @@ def test_a_quota_makes_nobody_wait_for_a_far_tier() -> None:
         assert where == ("memory", "durable")
         assert store.flush(60)
         assert store.tiers.where(IDS[1].key) == ("memory", "durable", "dict")
+
+
+def with_far(remote: DictRemote) -> Store:
+    far = RemoteTier(remote, RemoteSettings(poll_s=0), ManualClock(), NoTrace())
+    return opened(Durable(), far=[far])
+
+
+def is_read(store: Store, number: int) -> bool:
+    reader = store.open(IDS[number])
+    if reader is None:
+        return False
+    with reader:
+        reader.layers(0, 3)
+    return True
+
+
+@pytest.mark.parametrize("act", [Store.put, Store.write_behind])
+def test_what_is_dropped_while_it_waits_for_a_far_tier_is_not_written_there(
+    act: Callable[..., None],
+) -> None:
+    with with_far(DictRemote()) as store:
+        store.queues.give_way(lambda: False)
+        for block in BLOCKS[:2]:
+            act(store, block)
+            assert store.drop(block.id.key)
+        act(store, BLOCKS[1])
+        assert store.flush(60)
+        assert store.tiers.where(IDS[0].key) == ()
+        assert store.tiers.where(IDS[1].key) == ("memory", "durable", "dict"), "it was put again"
+
+
+def test_a_drop_waits_for_a_far_write_that_has_begun() -> None:
+    remote = HeldRemote()
+    with with_far(remote) as store:
+        store.write_behind(BLOCKS[0])
+        assert remote.begun.wait(60)
+        dropping = Thread(target=store.drop, args=[IDS[0].key])
+        dropping.start()
+        remote.may_write.set()
+        dropping.join()
+        assert store.flush(60)
+        assert store.tiers.where(IDS[0].key) == ()
+
+
+def test_what_is_dropped_while_it_waits_for_its_promotion_is_not_written() -> None:
+    remote = DictRemote()
+    with with_far(remote) as writer:
+        for block in BLOCKS[:2]:
+            writer.write_behind(block)
+        assert writer.flush(60)
+    with with_far(remote) as store:
+        store.queues.give_way(lambda: False)
+        assert [is_read(store, number) for number in (0, 1)] == [True, True]
+        assert store.tiers.where(IDS[0].key) == ("memory", "dict")
+        assert store.drop(IDS[0].key)
+        assert store.flush(60)
+        assert store.tiers.where(IDS[0].key) == ()
+        assert store.tiers.where(IDS[1].key) == ("memory", "durable", "dict")
+
+
+def test_what_is_dropped_while_it_is_read_is_not_promoted() -> None:
+    durable = Durable()
+    with opened(durable) as store:
+        durable.put(encode_block(BLOCKS[0]), lambda _: False)
+        reader = store.open(IDS[0])
+        assert reader is not None
+        with reader:
+            assert store.drop(IDS[0].key)
+            assert len(reader.layers(0, 3)) == 3
+        assert store.tiers.where(IDS[0].key) == ()

@@ -238,7 +238,10 @@ class Store:
         self._writer.replace(block)
 
     def drop(self, key: BlockKey) -> bool:
-        """Remove a block from every tier; False when none had it. Open readers read on."""
+        """Remove a block from every tier; False when none had it. Open readers read on.
+
+        What waits to be written of it is given up, and a write that has begun is waited for.
+        """
         return self._writer.drop(key)
 
     def clear(self) -> None:

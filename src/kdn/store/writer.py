@@ -106,7 +106,7 @@ class Writer:
     def write_behind(self, block: Block, codec: Codec | None) -> None:
         """Store `block` in the fastest tier immediately, in the durable one soon. Promises nothing."""
         key = block.id.key
-        if self._used_durable(key) or self._queues.waits(key):
+        if self._used_durable(key) or self._queues.waits(self._tiers.durable, key):
             return
         codec = codec or _NO_CODEC
         if codec.compresses:
@@ -120,11 +120,16 @@ class Writer:
         self._make_ready()
 
     def promote(self, tier: Tier, block: EncodedBlock) -> None:
-        """To memory immediately; what came from far also to the disk, when there is time."""
+        """To memory immediately; what came from far also to the disk, when there is time.
+
+        What was dropped while it was read stays dropped: `tier` does not hold it any more.
+        """
+        if not tier.holds(block.key):
+            return
         self._put_best_effort(self._tiers.fastest, block)
         if tier.far and len(self._tiers.local) > 1:
             put = partial(self._put_best_effort, self._tiers.durable, block)
-            self._queues.later(block.size_bytes, put)
+            self._queues.add(self._tiers.durable, block.key, block.size_bytes, put)
 
     def finish(self, load: StoreLoad) -> bool:
         """Bring the rest of a load that its readers gave up, for the next one. False: it is not taken
@@ -150,7 +155,7 @@ class Writer:
             self._queues.make_ready(min(free_bytes, held.capacity_bytes // _READY_SHARE))
 
     def _queue(self, key: BlockKey, size_bytes: int, task: Task) -> None:
-        if not self._queues.add(key, size_bytes, task):
+        if not self._queues.add(self._tiers.durable, key, size_bytes, task):
             self._outcomes.dropped(key, "queue", _FULL)
 
     def _queue_encoding(self, block: Block, codec: Codec) -> None:
@@ -164,23 +169,17 @@ class Writer:
         self._queue(block.id.key, block.raw_bytes, partial(self._encode, block.copy(), codec))
 
     def _encode(self, block: Block, codec: Codec) -> None:
-        if not self._queues.waits(block.id.key):
-            return  # dropped meanwhile
         encoded = encode_block(block, codec)
         if not codec.lossless:
             self._put_best_effort(self._tiers.fastest, encoded)
         if len(self._tiers.local) > 1:
             self._write_durable(encoded)
-        self._queues.forget(encoded.key)
         self._send_far(encoded)
 
     def _write_durable(self, block: EncodedBlock) -> None:
-        if not self._queues.waits(block.key):
-            return  # dropped meanwhile
         if self._is_worth_writing(self._tiers.durable, block):
             with suppress(StoreError):  # counted where it was raised
                 self._put_durable(block)
-        self._queues.forget(block.key)
         self._index.refresh()
 
     def _send_far(self, block: EncodedBlock) -> None:
@@ -191,7 +190,7 @@ class Writer:
             put = partial(self._put_best_effort, tier, block)
             if not tier.is_reachable():
                 self._outcomes.dropped(block.key, tier.name, "the tier's circuit is open")
-            elif not self._queues.to_far(tier, block.size_bytes, put):
+            elif not self._queues.add(tier, block.key, block.size_bytes, put):
                 self._outcomes.dropped(block.key, tier.name, _FULL)
 
     def _is_worth_writing(self, tier: Tier, block: EncodedBlock) -> bool:
@@ -246,17 +245,25 @@ def _finish(load: StoreLoad) -> None:
     load.close()
 
 
+class _Write:
+    """A block's write to one tier, from when it is asked for until it is done or forgotten."""
+
+    def __init__(self) -> None:
+        self.running = threading.Lock()
+        self.is_wanted = True
+
+
 class WriteQueues:
     """One queue for the tiers of this machine and one for each far tier, `capacity_bytes` each.
 
-    Remembers which blocks wait for the durable tier, so that one that is dropped meanwhile is not written.
+    Remembers which blocks wait for which tiers, so that one that is dropped meanwhile is not written.
     """
 
     def __init__(self, far: Sequence[Tier], capacity_bytes: int) -> None:
         self._local = WriteBehind(capacity_bytes)
         self._far = {tier.name: WriteBehind(capacity_bytes) for tier in far}
         self._lock = threading.Lock()
-        self._waiting: set[BlockKey] = set()
+        self._waiting: dict[BlockKey, dict[str, _Write]] = {}
         self._makes_ready = False
 
     def give_way(self, may_work: Callable[[], bool]) -> None:
@@ -282,27 +289,38 @@ class WriteQueues:
         self._makes_ready = False
         make_ready(size_bytes, self._local.has_time)
 
-    def to_far(self, tier: Tier, size_bytes: int, task: Task) -> bool:
-        """The same in the queue of a far tier."""
-        return self._far[tier.name].offer(size_bytes, task)
+    def add(self, tier: Tier, key: BlockKey, size_bytes: int, task: Task) -> bool:
+        """Have `task` write a block to `tier` when there is time, unless `forget` comes before.
 
-    def add(self, key: BlockKey, size_bytes: int, task: Task) -> bool:
-        """As `later`, for a block that waits from now on until `forget`."""
+        Once for a tier, however often it is asked for.  False when too much waits already.
+        """
+        write = _Write()
         with self._lock:
-            self._waiting.add(key)
-        if self.later(size_bytes, task):
+            if self._waiting.setdefault(key, {}).setdefault(tier.name, write) is not write:
+                return True
+        queue = self._far.get(tier.name, self._local)
+        if queue.offer(size_bytes, partial(self._do, tier.name, key, write, task)):
             return True
-        self.forget(key)
+        self._done(tier.name, key, write)
         return False
 
-    def waits(self, key: BlockKey) -> bool:
-        """Is the block still to be written?"""
-        return key in self._waiting
+    def waits(self, tier: Tier, key: BlockKey) -> bool:
+        """Is the block still to be written to that tier?"""
+        return tier.name in self._waiting.get(key, ())
 
     def forget(self, key: BlockKey) -> None:
-        """The block waits no more: it is written, or is not to be."""
-        with self._lock:
-            self._waiting.discard(key)
+        """The block is not to be written. A write of it that has begun is waited for.
+
+        What is asked for afterwards is done.
+        """
+        while True:  # a write that ends may have asked for others
+            with self._lock:
+                writes = self._waiting.pop(key, {})
+            if not writes:
+                return
+            for write in writes.values():
+                with write.running:
+                    write.is_wanted = False
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait for all that waits; False when a queue took longer than `timeout_s`."""
@@ -314,8 +332,24 @@ class WriteQueues:
         for queue in self._all():
             queue.cancel()
             queue.flush()
+        for key in list(self._waiting):
+            self.forget(key)
+
+    def _do(self, tier: str, key: BlockKey, write: _Write, task: Task) -> None:
+        with write.running:
+            try:
+                if write.is_wanted:
+                    task()
+            finally:
+                self._done(tier, key, write)
+
+    def _done(self, tier: str, key: BlockKey, write: _Write) -> None:
         with self._lock:
-            self._waiting.clear()
+            writes = self._waiting.get(key, {})
+            if writes.get(tier) is write:  # else it was forgotten, and may be waited for again
+                del writes[tier]
+                if not writes:
+                    del self._waiting[key]
 
     def _all(self) -> list[WriteBehind]:
         return [self._local, *self._far.values()]
