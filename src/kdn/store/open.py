@@ -71,7 +71,18 @@ def open_store(
         own_rules = _own_rules(rules, ttl_of, DiskTier.name)
         plain = policy == "lru" and own_rules is None
         ranking = None if plain else make_policy(policy, own_rules, saving)
-        tiers.append(DiskTier(folder, disk_bytes, clock, trace, ranking, ring, direct=disk_direct))
+        tiers.append(
+            DiskTier(
+                folder,
+                disk_bytes,
+                clock,
+                trace,
+                ranking,
+                ring,
+                direct=disk_direct,
+                pinned=persistent_pins.__contains__,
+            )
+        )
     return Store(
         tiers,
         far=distant,

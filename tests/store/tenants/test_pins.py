@@ -8,10 +8,14 @@ import pytest
 
 from kdn.clock import ManualClock
 from kdn.core import BlockKey
-from kdn.errors import StoreError
+from kdn.errors import NoSpace, StoreError
+from kdn.store import open_store
 from kdn.store.tenants.tenancy import PersistentPins, Pins
+from tests.store.helpers import block_id, make_block
 
 KEY, OTHER = BlockKey("a"), BlockKey("b")
+SIZE = 16384
+"""Of a test block: one page of header and three of layers."""
 
 
 def test_a_key_is_held_until_its_last_holder_lets_go() -> None:
@@ -64,3 +68,21 @@ def test_a_missing_or_damaged_file_pins_nothing(tmp_path: Path) -> None:
     assert KEY not in pins
     (tmp_path / "pins.json").write_text("{")
     assert KEY not in PersistentPins(tmp_path, ManualClock())
+
+
+def test_a_lower_cap_leaves_what_is_pinned(tmp_path: Path) -> None:
+    """Three blocks, the oldest pinned, then room for two, and then for none: what is pinned stays."""
+    clock, folder = ManualClock(), tmp_path / "kv"
+    blocks = [make_block(block_id([number])) for number in range(3)]
+    with open_store(folder, disk_bytes=3 * SIZE, clock=clock) as store:
+        for block in blocks:
+            store.put(block)
+            clock.advance(1)
+        store.tenancy.persistent_pins.pin([blocks[0].id.key], None)
+    for cap_bytes, kept in [(2 * SIZE, [0, 2]), (SIZE // 2, [0])]:
+        with open_store(folder, disk_bytes=cap_bytes, clock=clock) as store:
+            disk = store.tiers.durable
+            assert [n for n, block in enumerate(blocks) if disk.holds(block.id.key)] == kept
+            store.check()
+    with open_store(folder, clock=clock) as store, pytest.raises(NoSpace):
+        store.put(blocks[1])

@@ -183,7 +183,7 @@ class CatalogueWriter:
     def set_capacity(
         self, capacity_bytes: int, spare: Spare, unlink: Callable[[Victim], None]
     ) -> None:
-        """Remember the cap, and evict down to it."""
+        """Remember the cap, and evict down to it, or as far as `spare` lets blocks go."""
         with self._transaction():
             self._connection.execute("UPDATE totals SET capacity = ?", (capacity_bytes,))
             self._make_room(0, capacity_bytes, spare, unlink)
@@ -216,7 +216,10 @@ class CatalogueWriter:
         if excess <= 0:
             return
         turn = _in_turn(self._connection, dict.fromkeys(self._ranking()))
-        for victim in _victims(turn, excess, size_bytes, capacity_bytes, spare):
+        victims, missing = _victims(turn, excess, spare)
+        if size_bytes and missing > 0:
+            raise _no_space(size_bytes, capacity_bytes)
+        for victim in victims:
             unlink(victim)
             self._connection.execute("DELETE FROM blocks WHERE key = ?", (victim.key,))
 
@@ -241,30 +244,33 @@ class CatalogueWriter:
             try:
                 yield
                 totals = read_totals(self._connection)
+                self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:  # a full disk has rolled it back already
                     self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
             self._on_commit(totals)
 
 
-def _victims(
-    turn: Iterable[Victim], excess: int, size_bytes: int, capacity_bytes: int, spare: Spare
-) -> list[Victim]:
+def _victims(turn: Iterable[Victim], excess: int, spare: Spare) -> tuple[list[Victim], int]:
+    """Who goes so that `excess` bytes go, and how many of these bytes nobody may go for."""
     victims = []
     for victim in turn:
         if victim.quarantined or not spare(victim.key):
             victims.append(victim)
             excess -= victim.size_bytes
         if excess <= 0:
-            return victims
+            break
+    return victims, max(excess, 0)
+
+
+def _no_space(size_bytes: int, capacity_bytes: int) -> NoSpace:
     if capacity_bytes < size_bytes:  # so a nearly full disk leaves it, where no cap is set
-        raise NoSpace(
+        return NoSpace(
             f"the store may hold {capacity_bytes} bytes, less than one block of {size_bytes}: free some space"
             " on its disk (without a cap of yours it takes a tenth of what is free), or set store.disk_bytes"
         )
-    raise NoSpace(
+    return NoSpace(
         f"a block of {size_bytes} bytes does not fit under the store's cap of {capacity_bytes}"
         " bytes beside what is in use: raise the cap"
     )

@@ -40,16 +40,21 @@ MOST_BYTES = 20 * 10**9
 
 
 def fit_capacity(
-    catalogue: Catalogue, folder: Path, asked: int | None, evict: Callable[[Victim], None]
+    catalogue: Catalogue,
+    folder: Path,
+    asked: int | None,
+    spare: Spare,
+    evict: Callable[[Victim], None],
 ) -> int:
-    """The cap. One that is asked for is remembered, and what exceeds it evicted immediately.
+    """The cap. One that is asked for is remembered, and what exceeds it evicted immediately, except
+    what `spare` names.
 
     None takes the one that was last asked for: a process that only looks evicts nothing of a server's.
     Without any it is 20 GB, or a tenth of what is free, whichever is less; what the store holds
     counts as free, or every opening would make it smaller.
     """
     if asked is not None:
-        catalogue.writer.set_capacity(asked, lambda _: False, evict)
+        catalogue.writer.set_capacity(asked, spare, evict)
         return asked
     held_bytes = catalogue.reader.refresh_totals().size_bytes
     remembered = catalogue.reader.capacity_bytes()
@@ -67,7 +72,8 @@ class DiskTier(ManagedTier):
     """Blocks in `folder`, at most `capacity_bytes` of files at any time.
 
     None means the cap that was last given for this folder, or that of `fit_capacity`.  The catalogue,
-    about 1.5 KB a block, comes on top.
+    about 1.5 KB a block, comes on top.  While blocks that were `pinned` at the opening alone take more,
+    nothing new is stored.
 
     A put block survives a power cut.  Another process may evict what this one pins; a block that
     is open can be read to its end all the same.  Opening brings the catalogue up to date with the
@@ -88,13 +94,14 @@ class DiskTier(ManagedTier):
         ring: KeyRing | None = None,
         *,
         direct: bool = False,
+        pinned: Spare | None = None,
         files: Files | None = None,
     ) -> None:
         """`policy` None is least recently used, over all processes; it belongs to the tier.
 
         With a `ring` files are sealed, and the catalogue's tokens veiled: a folder is sealed with one key
         from its first block on, or not at all, and is refused with any other.  `direct` reads past the
-        operating system's cache, where the file system can.
+        operating system's cache, where the file system can.  What is `pinned` outlasts a lower cap.
         """
         files = files or Files()
         if files.takes_writes(folder) or not is_store(folder):
@@ -119,7 +126,10 @@ class DiskTier(ManagedTier):
                 self._ranked.learn(self._catalogue.reader.uses())
                 self._catalogue.writer.rank_by(self._ranked.victims)
             asked = None if self._folder.read_only else capacity_bytes
-            self._capacity_bytes = fit_capacity(self._catalogue, folder, asked, self._evict)
+            spare = pinned or (lambda _: False)
+            self._capacity_bytes = fit_capacity(self._catalogue, folder, asked, spare, self._evict)
+            held_bytes = self._catalogue.reader.refresh_totals().size_bytes
+            self._most_bytes = max(self._capacity_bytes, held_bytes)
             undo.pop_all()
 
     def open(self, key: BlockKey) -> Handle | None:
@@ -238,7 +248,7 @@ class DiskTier(ManagedTier):
         sizes = sum(path.stat().st_size for path in self._folder.files())
         recorded = self._catalogue.reader.refresh_totals().size_bytes
         assert sizes == recorded, f"files have {sizes} bytes, the catalogue says {recorded}"
-        assert sizes <= self._capacity_bytes, f"{sizes} bytes, over the cap"
+        assert sizes <= self._most_bytes, f"{sizes} bytes, over the cap"
 
     # --- inside ---
 
