@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdn.errors import NoSpace
-from kdn.store import EncodedBlock, MemoryTier, encode_block
+from kdn.store import CODECS, EncodedBlock, MemoryTier, encode_block
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import block_id, make_block
 from tests.store.twins import NoTier
@@ -61,6 +62,22 @@ def test_a_block_larger_than_the_tier_is_refused() -> None:
     tier = MemoryTier(SIZE - 1, NoTrace())
     with pytest.raises(NoSpace):
         tier.put(encoded(0), nobody)
+
+
+def test_a_new_form_that_does_not_fit_leaves_the_old_one() -> None:
+    """Random bytes do not shrink: packed they take 192 bytes more."""
+    block = make_block(block_id([1] * 64))
+    packed = encode_block(block, CODECS["lossless"])
+    for cap_bytes, codec in [(SIZE, "none"), (packed.size_bytes, "lossless")]:
+        tier = MemoryTier(cap_bytes, NoTrace())
+        tier.put(encode_block(block), nobody)
+        with suppress(NoSpace):
+            tier.replace(packed, nobody)
+        handle = tier.open(packed.key)
+        assert handle is not None
+        assert handle.header is not None
+        assert handle.header.codec == codec
+        tier.check()
 
 
 def test_an_evicted_block_can_be_read_to_its_end() -> None:

@@ -54,17 +54,23 @@ class MemoryTier(ManagedTier):
 
     def put(self, block: EncodedBlock, spare: Spare) -> None:
         with self._lock:
-            use = self._use(block)
             if block.key in self._blocks:
-                self._policy.use(use)
-                return
-            for victim in self._victims(use, spare):
-                self._evict(victim)
-            self._blocks[block.key] = block
-            self._size_bytes += block.size_bytes
-            self._tokens += block.header.id.num_tokens
-            self._added.append(Entry.of(block.header.id))
-            self._policy.insert(use)
+                self._policy.use(self._use(block))
+            else:
+                self._insert(block, spare)
+
+    def replace(self, block: EncodedBlock, spare: Spare) -> None:
+        """Where the new form does not fit, the old one stays."""
+        with self._lock:
+            old = self._blocks.get(block.key)
+            if old is not None:
+                self._forget(block.key)
+            try:
+                self._insert(block, spare)
+            except NoSpace:
+                if old is not None:
+                    self._insert(old, spare)
+                raise
 
     def drop(self, key: BlockKey) -> bool:
         with self._lock:
@@ -129,6 +135,16 @@ class MemoryTier(ManagedTier):
         name = block.header.id
         now_s = self._clock.now()
         return Use(block.key, name.start, name.num_tokens, block.size_bytes, now_s, name.salt)
+
+    def _insert(self, block: EncodedBlock, spare: Spare) -> None:
+        use = self._use(block)
+        for victim in self._victims(use, spare):
+            self._evict(victim)
+        self._blocks[block.key] = block
+        self._size_bytes += block.size_bytes
+        self._tokens += block.header.id.num_tokens
+        self._added.append(Entry.of(block.header.id))
+        self._policy.insert(use)
 
     def _victims(self, use: Use, spare: Spare) -> list[BlockKey]:
         """Which blocks go so that the block fits. Changes nothing."""

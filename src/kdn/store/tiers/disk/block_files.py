@@ -81,20 +81,31 @@ class StoreFolder:
 
     def blocks(self) -> Iterator[BlockKey]:
         """The key of every block file that is there."""
-        with os.scandir(self.path / "blocks") as shards:
-            folders = [shard.path for shard in shards if shard.is_dir(follow_symlinks=False)]
-        for folder in folders:
-            yield from _keys(folder)
+        return (key for key, _ in self._block_files())
+
+    def sizes(self) -> dict[BlockKey, int]:
+        """The length of every block file that is there."""
+        sizes = dict[BlockKey, int]()
+        for key, file in self._block_files():
+            with suppress(FileNotFoundError):  # dropped by another process meanwhile
+                sizes[key] = file.stat(follow_symlinks=False).st_size
+        return sizes
 
     def damaged(self) -> Iterator[BlockKey]:
         """The key of every block in quarantine."""
-        return _keys(self.path / "quarantine")
+        return (key for key, _ in _keyed_files(self.path / "quarantine"))
 
     def files(self) -> Iterator[Path]:
         """Every file that counts against the cap."""
         for room in ("blocks", "quarantine", "writing"):
             found = (self.path / room).rglob("*")
             yield from (path for path in found if path.is_file() and not path.is_symlink())
+
+    def _block_files(self) -> Iterator[tuple[BlockKey, os.DirEntry[str]]]:
+        with os.scandir(self.path / "blocks") as shards:
+            folders = [shard.path for shard in shards if shard.is_dir(follow_symlinks=False)]
+        for folder in folders:
+            yield from _keyed_files(folder)
 
     @contextmanager
     def opening(self) -> Iterator[None]:
@@ -154,15 +165,17 @@ def _removed_if_dead(owner: Path, files: Files) -> bool:
         os.close(descriptor)
 
 
-def _keys(folder: str | Path) -> Iterator[BlockKey]:
-    with os.scandir(folder) as files:
-        names = [file.name for file in files if file.is_file(follow_symlinks=False)]
-    for name in names:
+def _keyed_files(folder: str | os.PathLike[str]) -> Iterator[tuple[BlockKey, os.DirEntry[str]]]:
+    """The files in the folder that have a block's name."""
+    with os.scandir(folder) as entries:
+        files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+    for file in files:
+        name = file.name
         # The length first: it rules out nearly all that is no block, and a hundred thousand
         # names are looked at when a large store opens.
         key = name[:_KEY_LENGTH]
         if len(name) == _NAME_LENGTH and name.endswith(SUFFIX) and not key.strip(_HEX):
-            yield BlockKey(key)
+            yield BlockKey(key), file
 
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
@@ -282,14 +295,18 @@ class BlockFiles:
             self._files.remove(self._folder.quarantined(key))
         self._files.publish(self._folder.temporary(number), self._folder.block(key))
 
-    def withdraw(self, key: BlockKey, number: int) -> None:
-        """Bytes that no row counts would escape the cap, so a file does not outlive its row.
+    def withdraw(self, number: int) -> None:
+        """Remove the temporary file by that number, if it is there and the device lets it go."""
+        with suppress(OSError):
+            self._files.remove(self._folder.temporary(number))
+
+    def take_back(self, key: BlockKey) -> None:
+        """Remove a block's file that no row counts: its bytes would escape the cap.
 
         What a failing device does not let go is counted again at the next opening.
         """
-        for path in (self._folder.temporary(number), self._folder.block(key)):
-            with suppress(OSError):
-                self._files.remove(path)
+        with suppress(OSError):
+            self._files.remove(self._folder.block(key))
 
     def remove(self, key: BlockKey) -> bool:
         """Remove a block's file, and the one in quarantine: True once they are gone. Raises StoreError."""
@@ -310,6 +327,15 @@ class BlockFiles:
             return self._files.move(self._folder.block(key), aside)
         return 0
 
+    def size(self, key: BlockKey) -> int | None:
+        """Length of a block's file; None where there is none, and where it is too long for a block."""
+        try:
+            found = self._folder.block(key).lstat()
+        except OSError:
+            return None
+        is_block = stat.S_ISREG(found.st_mode) and found.st_size <= MAX_SEALED_BYTES
+        return found.st_size if is_block else None
+
     def size_and_time(self, key: BlockKey) -> tuple[int, float]:
         """Length of a block's file, and when it was written. Raises FileNotFoundError."""
         found = self._folder.block(key).stat()
@@ -324,6 +350,10 @@ class BlockFiles:
     def keys(self) -> Iterator[BlockKey]:
         """The key of every block file that is there."""
         return self._folder.blocks()
+
+    def sizes(self) -> dict[BlockKey, int]:
+        """The length of every block file that is there."""
+        return self._folder.sizes()
 
     def quarantined_keys(self) -> Iterator[BlockKey]:
         """The key of every file in quarantine."""

@@ -139,6 +139,24 @@ class CatalogueWriter:
         with self._transaction():
             self._connection.execute("DELETE FROM writing WHERE id = ?", (reservation,))
 
+    def settle(
+        self, key: BlockKey, size_of: Callable[[], int | None], unlink: Callable[[], None]
+    ) -> None:
+        """Have a ready block's row tell the size of its file; a file that no such row counts is unlinked.
+
+        `size_of` says None where there is no file.
+        """
+        with self._transaction():
+            (rows,) = self._connection.execute(
+                "SELECT count(*) FROM blocks WHERE key = ? AND state = ?", (key, READY)
+            ).fetchone()
+            if not rows:
+                unlink()
+            elif (size_bytes := size_of()) is not None:
+                self._connection.execute(
+                    "UPDATE blocks SET size = ? WHERE key = ?", (size_bytes, key)
+                )
+
     def remove(self, key: BlockKey, unlink: Callable[[], bool]) -> bool:
         """Take a block's row out unless `unlink` says that its file is to stay."""
         with self._transaction():

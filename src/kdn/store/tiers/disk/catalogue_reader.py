@@ -205,6 +205,11 @@ class CatalogueReader:
         damaged = set(self.quarantined())
         return [key for (key,) in rows if key not in damaged]
 
+    def sizes(self) -> dict[BlockKey, int]:
+        """What every ready block's row says of its file's size."""
+        rows = self._select("SELECT key, size FROM blocks WHERE +state = ?", READY)
+        return {BlockKey(key): size for key, size in rows}
+
     def quarantined(self) -> list[BlockKey]:
         """Every quarantined block's key."""
         return [

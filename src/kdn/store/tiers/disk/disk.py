@@ -28,7 +28,7 @@ from kdn.store.tiers.disk.catalogue import Catalogue, Victim
 from kdn.store.tiers.disk.marker import is_store
 from kdn.store.tiers.disk.ranked import RankedBlocks
 from kdn.store.tiers.disk.read_only import ReadOnlyBlockFiles, ReadOnlyFolder
-from kdn.store.tiers.disk.reconcile import forget_vanished, open_catalogue
+from kdn.store.tiers.disk.reconcile import forget_vanished, open_catalogue, settle
 from kdn.store.tiers.disk.sealing import check_seal
 from kdn.store.tiers.seal import KeyRing
 from kdn.store.tiers.tier import BlockLife, Changes, Holding, ManagedTier, Spare, TierUsage
@@ -221,21 +221,25 @@ class DiskTier(ManagedTier):
         return self._catalogue.reader.left_keys()
 
     def replace(self, block: EncodedBlock, spare: Spare) -> None:
-        """One file takes the other's place: a reader finds either of them, whole."""
+        """One file takes the other's place: a reader finds either of them, whole, also where it fails."""
         self._folder.refuse_changes()
         entry, data = Entry.of(block.header.id), self._blocks.stored_form(block)
         writer = self._catalogue.writer
-        number = writer.reserve(data.nbytes, self._capacity_bytes, spare, self._evict)
+        number = writer.reserve(
+            data.nbytes,
+            self._capacity_bytes,
+            lambda key: key == block.key or spare(key),
+            self._evict,
+        )
         try:
             self._blocks.write(data, number)
-            try:
-                place = partial(self._blocks.publish, block.key, number)
-                writer.publish(number, entry, data.nbytes, place=place)
-            except BaseException:
-                self._blocks.withdraw(block.key, number)
-                raise
+            place = partial(self._blocks.publish, block.key, number)
+            writer.publish(number, entry, data.nbytes, place=place)
         except BaseException:
-            with suppress(StoreError):
+            # Neither the reservation nor a file that no row counts outlives a write that failed.
+            self._blocks.withdraw(number)
+            with suppress(StoreError):  # else the next opening does it
+                settle(self._catalogue, self._blocks, block.key)
                 writer.cancel(number)
             raise
 

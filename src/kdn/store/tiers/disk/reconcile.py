@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from kdn.clock import Clock
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, LostBlock, StoreError
@@ -12,7 +14,7 @@ from kdn.store.tiers.disk.catalogue import Catalogue, discard_catalogue
 from kdn.store.tiers.disk.catalogue_reader import CatalogueDamaged, Veil
 from kdn.trace import Trace
 
-__all__ = ["forget_vanished", "open_catalogue"]
+__all__ = ["forget_vanished", "open_catalogue", "settle"]
 
 
 def open_catalogue(
@@ -35,6 +37,12 @@ def open_catalogue(
         trace.event("store.rebuild", reason=str(error))
         discard_catalogue(folder.catalogue)
         return _agreeing(folder, blocks, living, clock, trace, veil)
+
+
+def settle(catalogue: Catalogue, blocks: BlockFiles, key: BlockKey) -> None:
+    """Have the block's row and its file agree, whatever interrupted a write. Raises StoreError."""
+    size_of, unlink = partial(blocks.size, key), partial(blocks.take_back, key)
+    catalogue.writer.settle(key, size_of, unlink)
 
 
 def forget_vanished(catalogue: Catalogue, blocks: BlockFiles, key: BlockKey, trace: Trace) -> None:
@@ -66,13 +74,21 @@ def _agreeing(
 
 
 def _reconcile(catalogue: Catalogue, blocks: BlockFiles, trace: Trace) -> None:
-    """Rows for files that have none, and no rows for files that are gone."""
-    files, rows = set(blocks.keys()), set(catalogue.reader.keys())
-    for key in files - rows:
+    """Rows for files that have none, no rows for files that are gone, and in rows the sizes of files.
+
+    A rewritten block's row has the old size where its process died, or the power was cut, before the
+    commit was on the device.
+    """
+    files, rows = blocks.sizes(), catalogue.reader.sizes()
+    new = files.keys() - rows.keys()
+    for key in new:
         _adopt(catalogue, blocks, key, trace)
-    blocks.sync_names(files - rows)
-    for key in rows - files:
+    blocks.sync_names(new)
+    for key in rows.keys() - files.keys():
         forget_vanished(catalogue, blocks, key, trace)
+    for key, size_bytes in rows.items():
+        if files.get(key, size_bytes) != size_bytes:
+            settle(catalogue, blocks, key)
 
 
 def _reconcile_quarantine(catalogue: Catalogue, blocks: BlockFiles) -> None:
