@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from functools import partial
 
 import httpx
 import pytest
@@ -95,3 +96,25 @@ def test_a_server_that_lists_models_without_an_end_is_asked_for_none_that_others
         for _ in range(2):  # one of them is the other's turn
             refused = client.post("/v1/completions", json={"model": "m", "prompt": "The tide"})
             assert (refused.status_code, refused.json()) == (400, {"error": {"message": "no"}})
+
+
+def test_a_server_that_fails_is_asked_in_its_own_turn_only() -> None:
+    asked = []
+
+    def say(status: bytes, line: str, connection: socket.socket) -> None:
+        if "completions" in line:
+            asked.append(status)
+        else:
+            status = b"200 OK"
+        connection.sendall(b"HTTP/1.1 %s\r\ncontent-length: 2\r\n\r\n{}" % status)
+
+    with (
+        answering(partial(say, b"503 Service Unavailable")) as one,
+        answering(partial(say, b"200 OK")) as other,
+        routed(f"http://{one}", f"http://{other}", rule="round-robin") as client,
+    ):
+        for _ in range(4):
+            answer = client.post("/v1/completions", json={"model": "m", "prompt": "The tide"})
+            assert answer.status_code == 200
+    assert asked.count(b"503 Service Unavailable") == 2
+    assert asked.count(b"200 OK") == 4

@@ -37,6 +37,7 @@ def said(kind: str, **response: Any) -> bytes:
         (b'{"choices": []}', False),
         (b'{"choices": 5}', True),
         (b'{"error": {"type": "server_error"}}', None),
+        (b'{"error": {"type": "InternalServerError", "code": 500}}', None),
         (b'{"error": {"type": "invalid_request_error"}}', True),
         (b'{"delta": "of an API that is not known here"}', True),
         (b"[DONE]", True),

@@ -11,6 +11,10 @@ _BEFORE_ANSWER = ("response.created", "response.in_progress", "response.queued")
 """Events of `/v1/responses` that tell of the request alone."""
 
 
+_SERVER_FAULTS = ("server_error", "InternalServerError")
+"""What OpenAI and kdn, and what vLLM, call a fault that is not the request's."""
+
+
 def events_of(came: bytes) -> list[bytes]:
     """The data of all whole server-sent events in what came of a stream."""
     whole = came.replace(b"\r\n", b"\n").split(b"\n\n")[:-1]
@@ -32,7 +36,7 @@ def begins_answer(data: bytes) -> bool | None:
     if told is None:
         return True  # `[DONE]`
     if "error" in told:
-        return None if _part(told, "error").get("type") == "server_error" else True
+        return None if _part(told, "error").get("type") in _SERVER_FAULTS else True
     kind, choices = told.get("type"), told.get("choices")
     if kind == "response.failed":
         return None

@@ -11,7 +11,7 @@ or with 64 KiB of none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,7 +98,8 @@ class Forwarder:
         prompt, tried, refused = prompt_of(body), list[str](), None
         model = body.get("model")
         model = model if isinstance(model, str) else None
-        while (server := self._next(prompt, tried, model)) is not None:
+        order = self.rule.order(prompt, self.fleet, self.clock.now())
+        while (server := self._next(order, tried, model)) is not None:
             tried.append(server.name)
             sent = self._send(server, prompt)
             work = self._try(sent, request, raw)
@@ -114,7 +115,7 @@ class Forwarder:
             except BaseException:
                 self._end(sent)
                 raise
-            if self._is_for_another(server, begun, prompt, tried, model):
+            if self._is_for_another(server, begun, order, tried, model):
                 self._end(sent)
                 self.numbers.retries.labels(server.name).inc()
                 continue
@@ -130,14 +131,13 @@ class Forwarder:
         self._lost.pop(name, asyncio.Event()).set()
 
     def _next(
-        self, prompt: RoutedPrompt, tried: list[str], model: str | None
+        self, order: Sequence[FleetServer], tried: list[str], model: str | None
     ) -> FleetServer | None:
         """The best that is not tried and may serve the model: those that list it before those that list none.
 
         Any may serve a model that no server lists, to refuse it.
         """
-        order = self.rule.order(prompt, self.fleet, self.clock.now())
-        left = [one for one in order if one.name not in tried]
+        left = [one for one in order if one.is_up and one.name not in tried]
         if any(one.lists(model) for one in self.fleet.servers.values()):
             may = (one for one in left if one.may_serve(model))
             left = sorted(may, key=lambda one: not one.lists(model))
@@ -147,7 +147,7 @@ class Forwarder:
         self,
         server: FleetServer,
         begun: _Begun,
-        prompt: RoutedPrompt,
+        order: Sequence[FleetServer],
         tried: list[str],
         model: str | None,
     ) -> bool:
@@ -155,7 +155,7 @@ class Forwarder:
         lacks = begun.status == httpx.codes.NOT_FOUND and not server.lists(model)
         if not lacks and begun.status not in _TRY_ANOTHER:
             return False
-        following = self._next(prompt, tried, model)
+        following = self._next(order, tried, model)
         return following is not None and (not lacks or following.may_serve(model))
 
     def _send(self, server: FleetServer, prompt: RoutedPrompt) -> _Sent:
