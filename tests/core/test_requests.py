@@ -75,6 +75,14 @@ def test_a_salt_may_be_as_long_as_a_block_has_room_for() -> None:
         Request("r", PROMPT, salt="é" * 513)
 
 
+def test_a_salt_does_not_begin_as_a_sealed_one_does() -> None:
+    with pytest.raises(
+        BadInput, match=r"the salt '\\x01alice' begins with U\+0001, which kdn keeps"
+    ):
+        Request("r", PROMPT, salt="\x01alice")
+    assert Request("r", PROMPT, salt="alice\x01").salt == "alice\x01"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from typing import Any, Protocol, TypeVar
 
 from kdn.core.constraints import Constraint
-from kdn.core.names import MAX_SALT_BYTES
+from kdn.core.names import check_salt
 from kdn.core.prompts import Prompt
 from kdn.errors import BadInput
 
@@ -269,14 +269,7 @@ class Request:
     def __post_init__(self) -> None:
         if not isinstance(self.salt, str):
             raise BadInput(f"the salt must be a text, not {_short(self.salt)}")
-        try:
-            size_bytes = len(self.salt.encode())
-        except UnicodeEncodeError:
-            raise BadInput(
-                f"the salt {self.salt!r:.80} holds half a surrogate pair; use valid Unicode text"
-            ) from None
-        if size_bytes > MAX_SALT_BYTES:
-            raise BadInput(f"the salt has {size_bytes} bytes; use one of {MAX_SALT_BYTES} at most")
+        check_salt(self.salt)
 
     def option(self, kind: type[Option]) -> Option | None:
         """The request's option of that class, if it has one."""

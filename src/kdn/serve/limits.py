@@ -19,7 +19,8 @@ from pydantic import AfterValidator, Field
 
 from kdn.clock import Clock
 from kdn.core import UnsoundJson, read_sound_json
-from kdn.errors import Cancelled
+from kdn.core.names import check_salt
+from kdn.errors import BadInput, Cancelled
 from kdn.serve.errors import Refused
 from kdn.serve.service import Vocabulary
 from kdn.serve.settings import Limits
@@ -91,8 +92,17 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _usable_salt(salt: str) -> str:
+    try:
+        check_salt(salt)
+    except BadInput as error:
+        raise ValueError(str(error)) from error
+    return salt
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 Name = Annotated[Text, Field(max_length=MAX_NAME_CHARS)]
+Salt = Annotated[Name, AfterValidator(_usable_salt)]
 StopText = Annotated[Text, Field(max_length=MAX_STOP_CHARS)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 TokenIdList = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS)]

@@ -121,6 +121,7 @@ def test_a_long_body_is_refused_without_much_memory(server: Running) -> None:
         ({"stop": ["x" * 1025]}, "stop[0]"),
         ({"stop_token_ids": [1] * 65}, "stop_token_ids"),
         ({"cache_salt": "s" * 513}, "cache_salt"),
+        ({"cache_salt": "\u0001alice"}, "cache_salt"),
         ({"model": "m" * 513}, "model"),
         ({"messages": [{"role": "user", "content": "x"}] * 4097}, "messages"),
         ({"documents": ["x"] * 1025}, "documents"),

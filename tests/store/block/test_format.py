@@ -192,6 +192,7 @@ def test_a_block_under_another_name_is_noticed() -> None:
         {"tokens": bytes(4 * 257)},
         {"start": -1},
         {"salt": "s" * 5000},
+        {"salt": "\x01alice"},
         {"layers": ()},
         {"layers": (Run(0, 1 << 40, bytes(16)), Run(4096, 1, bytes(16)))},
         {"layers": (Run(-4096, 24, bytes(16)), Run(4096, 24, bytes(16)))},

@@ -25,6 +25,7 @@ from kdn.serve.limits import (
     Name,
     Prompts,
     Questions,
+    Salt,
     StopText,
     Text,
     TokenId,
@@ -176,7 +177,7 @@ class JobBody(_Open):
 
     model: Name | None = None
     """The served model (the default) or one of its adapters; other names are refused (404)."""
-    cache_salt: Name | None = None
+    cache_salt: Salt | None = None
     """Whose KV this is: stored KV answers only requests of its salt (see security.md)."""
     priority: int | None = Field(None, ge=-MAX_COUNT, le=MAX_COUNT)
     """Lower is sooner, for the policies that look at it."""

@@ -36,6 +36,7 @@ from kdn.core import (
     Recipe,
 )
 from kdn.core.blocks import pack_tokens, unpack_tokens
+from kdn.core.names import check_salt
 from kdn.errors import BadInput, CorruptBlock
 from kdn.machine.memory import allocate
 from kdn.store.block.wire import (
@@ -50,7 +51,6 @@ from kdn.store.block.wire import (
     WireHeader,
     align_of,
     aligned,
-    check_salt,
     column_sections,
     complaint_of,
     lay_out,
@@ -72,7 +72,6 @@ __all__ = [
     "Header",
     "HiddenSection",
     "Run",
-    "check_salt",
     "decode_header",
     "encode_block",
     "header_bytes",

@@ -9,9 +9,9 @@ from typing import Protocol
 
 import msgspec
 
-from kdn.core import BLOCK_TOKENS, MAX_SALT_BYTES, Cause, ColumnScale
+from kdn.core import BLOCK_TOKENS, Cause, ColumnScale
 from kdn.core.blocks import TOKEN_BYTES, pack_tokens, unpack_tokens
-from kdn.errors import BadInput
+from kdn.core.names import VEILED
 from kdn.store.codecs import CODECS, Codec
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "WireHeader",
     "align_of",
     "aligned",
-    "check_salt",
     "column_sections",
     "complaint_of",
     "lay_out",
@@ -135,20 +134,6 @@ def scales_within(sections: Sequence[ColumnSection], start: int) -> tuple[Column
     )
 
 
-def check_salt(salt: str) -> None:
-    """Raises BadInput for a tenant's name that no block can carry."""
-    try:
-        size_bytes = len(salt.encode())
-    except UnicodeEncodeError as error:
-        raise BadInput(
-            "a cache salt is a text of Unicode characters; this one has half a pair"
-        ) from error
-    if size_bytes > MAX_SALT_BYTES:
-        raise BadInput(
-            f"a cache salt has at most {MAX_SALT_BYTES} bytes, this one has {size_bytes}"
-        )
-
-
 def aligned(size: int, align: int = ALIGN) -> int:
     """The next multiple of `align` from `size` on."""
     return -(-size // align) * align
@@ -191,6 +176,7 @@ def complaint_of(wire: WireHeader) -> str | None:
         "number of runs": len(wire.layers) == wire.num_layers,
         "number of sections": len(wire.hidden) + len(wire.columns) <= 2 * wire.num_layers,
         "texts": max(map(len, (wire.fingerprint, wire.detail, wire.salt, wire.behind))) <= MAX_TEXT,
+        "salt": not wire.salt.startswith(VEILED),
         "start": 0 <= wire.start <= MAX_POSITION,
         "shape": min(wire.num_kv_heads, wire.head_dim) >= 1,
         "checksums": all(len(run.checksum) == 16 for run in runs_of(wire)),

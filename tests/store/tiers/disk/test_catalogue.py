@@ -11,6 +11,7 @@ import pytest
 from kdn.core import BlockKey
 from kdn.errors import NoSpace, StoreError
 from kdn.store.index.index import Entry
+from kdn.store.tenants.tenancy import over_quota
 from kdn.store.tiers.disk.catalogue import Catalogue, Victim
 from kdn.store.tiers.disk.catalogue_reader import Totals
 from tests.store.helpers import block_id
@@ -123,6 +124,29 @@ def test_a_tenants_blocks_oldest_use_first_and_their_lives(opened: Open) -> None
     catalogue.writer.save()
     assert [one.key for one in catalogue.reader.holdings("tenant-0")] == [KEYS[2], KEYS[0]]
     assert sorted(catalogue.reader.lives_by_key(10.0, {}).values()) == sorted(lives)
+
+
+def test_a_row_whose_salt_passes_for_a_sealed_tenants_goes_before_that_tenants(
+    opened: Open,
+) -> None:
+    """Earlier versions stored such salts: nobody finds the row, and it is the first to make room."""
+    catalogue = opened()
+    old = Entry.of(block_id([7] * 10, salt="\x01tenant-0"))
+    catalogue.writer.publish(None, old, 100, 1.0)
+    publish(catalogue, 0, at_s=2.0)
+    assert [entry.key for entry in catalogue.reader.changes().added] == [KEYS[0]]
+    held = catalogue.reader.holdings("tenant-0")
+    assert over_quota("tenant-0", 200, 100, held, set()) == [old.key]
+    assert catalogue.writer.remove(old.key, lambda: True)
+    assert [one.key for one in catalogue.reader.holdings("tenant-0")] == [KEYS[0]]
+
+
+def test_a_sealed_row_is_its_tenants_when_it_is_ranked(tmp_path: Path) -> None:
+    """Priorities go by the salt, sealed or not."""
+    sealed = Catalogue(tmp_path / "c.sqlite", "me", lambda: 7.0, lambda _key, _salt, data: data)
+    publish(sealed, 1)
+    assert [use.salt for use, _ in sealed.reader.uses()] == ["tenant-1"]
+    sealed.close()
 
 
 def test_what_memory_says_waits_for_no_other_process(opened: Open, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdn.core import BlockKey, Cause, ChainHash, ContentId, Fingerprint, Recipe
+from kdn.core.names import VEILED
 from kdn.errors import NoSpace, StoreError
 from kdn.store.index.index import Entry, Family
 from kdn.store.policies import Use
@@ -93,13 +94,11 @@ EntryRow = tuple[int, BlockKey, ChainHash, int, bytes, ContentId]
 """What `SELECT_ENTRY` gives."""
 Veil = Callable[[BlockKey, str, bytes], bytes]
 """veil(key, salt, tokens) hides tokens; veiled twice they are back."""
-_VEILED = "\x01"
-"""Begins the salt of a family whose rows hold veiled tokens."""
 
 
 def _stored_salts(salt: str) -> tuple[str, str]:
     """How a tenant's salt may stand in the table of families."""
-    return salt, _VEILED + salt
+    return salt, VEILED + salt
 
 
 class Rows:
@@ -147,7 +146,7 @@ class Rows:
             family.fingerprint,
             " ".join(family.recipe.causes),
             family.recipe.detail,
-            family.salt if self._veil is None else _VEILED + family.salt,
+            family.salt if self._veil is None else VEILED + family.salt,
         )
         writer.execute(
             """INSERT OR IGNORE INTO families (fingerprint, causes, detail, salt)
@@ -170,9 +169,9 @@ class Rows:
         if row is None:
             raise sqlite3.DatabaseError(f"blocks of family {number}, which is unknown")
         fingerprint, causes, detail, salt = row
-        if salt.startswith(_VEILED):
+        if salt.startswith(VEILED):
             self._veiled.add(number)
-        self._families[number] = _family(fingerprint, causes, detail, salt.removeprefix(_VEILED))
+        self._families[number] = _family(fingerprint, causes, detail, salt.removeprefix(VEILED))
         return self._families[number]
 
 
@@ -224,7 +223,7 @@ class CatalogueReader:
             READY,
         )
         return [
-            (Use(BlockKey(key), start, tokens, size, 0.0, salt), used)
+            (Use(BlockKey(key), start, tokens, size, 0.0, salt.removeprefix(VEILED)), used)
             for key, start, tokens, size, salt, used in rows
         ]
 
