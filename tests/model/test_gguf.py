@@ -183,10 +183,12 @@ def test_what_an_earlier_file_was_unpacked_to_goes(tiny_model: Tiny, tmp_path: P
     other = write_gguf(tiny_model("llama"), tmp_path / "b" / "a.gguf")
     others = [unpack_gguf(file, cache, torch.bfloat16), unpack_gguf(other, cache, torch.float32)]
     earlier = unpack_gguf(file, cache, torch.float32)
+    before = cache / "a-0123456789abcdef"
+    before.mkdir()  # does not say what it was unpacked from
     os.utime(file, (1, 1))
     later = unpack_gguf(file, cache, torch.float32)
     assert earlier != later
-    assert set(cache.iterdir()) == {*others, later}
+    assert set(cache.iterdir()) == {*others, before, later}
 
 
 def test_two_at_once_agree_on_one_folder(tiny_model: Tiny, tmp_path: Path) -> None:

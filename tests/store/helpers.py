@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Sequence
 
 from kdn.clock import ManualClock
 from kdn.core import EXACT, BlockId, ChainHash, Fingerprint, KvShape, Recipe, chain_hash
+from kdn.machine.files import Files
 from kdn.store import Block
 
 MODEL = Fingerprint("model-a")
@@ -43,3 +45,16 @@ class JumpingClock(ManualClock):
 
     def jump(self, seconds: float) -> None:
         self._wall_s += seconds
+
+
+class BadReads(Files):
+    """A device whose reads fail, or give less than was asked for, as POSIX lets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = self.short = False
+
+    def read(self, descriptor: int, into: memoryview, start: int) -> int:
+        if self.fails:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(descriptor, into[:1000] if self.short else into, start)

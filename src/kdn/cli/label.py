@@ -145,7 +145,7 @@ def _local(kdn: Kdn, words: list[str], adapter: str | None) -> _Asker:
 
     judge = kdn.scoring.judge(adapter=adapter)
     return _Asker(
-        kdn.model.fingerprints.of(adapter),
+        f"{kdn.model.fingerprints.of(adapter)}/{adapter}",
         make_choices(words, kdn.model.tokenizer.encode, whole=True),
         lambda questions, choices: judge.ask_each(map(kdn.prompts.question, questions), choices),
     )

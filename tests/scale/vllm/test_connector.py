@@ -295,7 +295,7 @@ def test_wrong_settings_stop_a_connector_with_one_sentence(
     ("spec", "more", "sentence"),
     [
         ("SlidingWindowSpec", {"sliding_window": 256}, "--disable-sliding-window"),
-        ("RSWASpec", {"rswa_window": 256}, "gives up KV of this model's prompts"),
+        ("RSWASpec", {"rswa_window": 256}, "does not know this model's KV cache"),
         ("FullAttentionSpec", {"non_causal": True}, "depends on later ones"),
     ],
 )

@@ -13,13 +13,23 @@ from pathlib import Path
 import httpx
 import pytest
 
+from kdn.clock import ManualClock
 from kdn.core import EXACT, PUBLIC_SALT
 from kdn.errors import BadConfig, Unreachable
 from kdn.serve import read_grants
-from kdn.store import KeyRing, PeerRemote, Quotas, Store, encode_block, open_store
+from kdn.store import (
+    DiskTier,
+    KeyRing,
+    PeerRemote,
+    Quotas,
+    Store,
+    encode_block,
+    open_store,
+)
 from kdn.store.index.index import Entry
 from kdn.store.tiers.remote.entry_bytes import pack_note
-from tests.store.helpers import MODEL, block_id, make_block
+from kdn.trace import NoTrace
+from tests.store.helpers import MODEL, BadReads, block_id, make_block
 from tests.store.remotes import node_server
 
 PROMPT = tuple(range(300))
@@ -144,6 +154,21 @@ def test_a_damaged_block_is_not_there_and_can_be_put_again(tmp_path: Path) -> No
         assert held.stat().corrupt == 1
         remote.write(key, note_of(MINE), whole.data)
         assert remote.head(key, 100) == (bytes(whole.data[:100]), whole.size_bytes)
+        remote.close()
+
+
+def test_a_block_that_cannot_be_read_now_is_found_again(tmp_path: Path) -> None:
+    """It may be whole: where it passed for one that is not there, readers would forget it."""
+    files = BadReads()
+    disk = DiskTier(tmp_path / "kv", 10**9, ManualClock(), NoTrace(), files=files)
+    with Store([disk]) as held, node_server(held) as address:
+        held.put(MINE)
+        remote = PeerRemote(address, timeout_s=20)
+        files.fails = True
+        with pytest.raises(Unreachable, match="503"):
+            remote.head(MINE.id.key, 100)
+        files.fails = False
+        assert remote.head(MINE.id.key, 100) is not None
         remote.close()
 
 

@@ -31,6 +31,7 @@ __all__ = ["unpack_gguf"]
 
 _FORMAT = "kdn-unpacked-3"
 """Changes when what is written changes, so that older folders are not used."""
+_SOURCE = "unpacked-from.txt"
 
 _ENDS = ("eos", "eot", "eom")
 """End of text, of a turn and of a message: each ends an answer, as in llama.cpp."""
@@ -60,13 +61,12 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
     """The folder that holds `file`'s model with its weights in `dtype`, made now if need be.
 
     The folder is found by the file's path, size and time, so that a second call reads nothing.  What
-    an earlier file of that path was unpacked to is removed.
+    the last file of that path was unpacked to is removed.
     A tokenizer.json beside the file is preferred to the one inside.
     Raises WeightsError when the file is torn, holds a model that kdn cannot run, or when the folder
     cannot be written.
     """
-    of_path = f"{file.stem}-{_digest(str(file.resolve()), str(dtype))}-"
-    folder = cache_dir / (of_path + _state(file))
+    folder = cache_dir / f"{file.stem}-{_state(file, dtype)}"
     if folder.is_dir():
         return folder
     with ExitStack() as stack:
@@ -80,16 +80,29 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
             ) from error
         try:
             _write(file, building, dtype)
+            (building / _SOURCE).write_text(_source(file, dtype), "utf-8")
             _publish(building, folder)
         except (OSError, SafetensorError) as error:
             raise WeightsError(
                 f"{file} cannot be unpacked under {cache_dir} ({error}); free some space there, or set "
                 "another cache folder"
             ) from error
-    for other in cache_dir.glob(f"{glob.escape(of_path)}*"):
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
+    if folder.name.endswith(_state(file, dtype)):  # it was not replaced meanwhile
+        _remove_others(folder, _source(file, dtype))
     return folder
+
+
+def _remove_others(folder: Path, source: str) -> None:
+    """What earlier files of the same path were unpacked to."""
+    stem = folder.name.rpartition("-")[0]
+    for other in folder.parent.glob(f"{glob.escape(stem)}-*"):
+        told = other / _SOURCE
+        if other != folder and told.is_file() and told.read_text("utf-8") == source:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _source(file: Path, dtype: torch.dtype) -> str:
+    return f"{file.resolve()}\n{dtype}\n"
 
 
 def _publish(building: Path, folder: Path) -> None:
@@ -102,15 +115,11 @@ def _publish(building: Path, folder: Path) -> None:
             raise
 
 
-def _state(file: Path) -> str:
-    told = [_FORMAT]
+def _state(file: Path, dtype: torch.dtype) -> str:
+    told = [_FORMAT, str(dtype)]
     for part in (file, *_tokenizer_beside(file)):
         about = part.stat()
         told.append(f"{part.resolve()}:{about.st_size}:{about.st_mtime_ns}")
-    return _digest(*told)
-
-
-def _digest(*told: str) -> str:
     return xxhash.xxh3_64_hexdigest(";".join(told).encode())
 
 

@@ -58,9 +58,9 @@ def _check_kind(spec: Any) -> None:
     """
     if not isinstance(spec, FullAttentionSpec) or isinstance(spec, RSWASpec):
         raise BadInput(
-            f"vLLM gives up KV of this model's prompts ({type(spec).__name__}), which kdn's connector stores"
-            " whole: run it with --disable-sliding-window (prompts then end at the window), or without"
-            " the connector"
+            f"kdn's connector stores prompts whole and does not know this model's KV cache"
+            f" ({type(spec).__name__}): where that is a sliding window, run it with --disable-sliding-window"
+            " (prompts then end at the window), else without the connector"
         )
     if spec.non_causal:
         raise BadInput(

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from kdn.core import BlockKey
-from kdn.errors import BadInput, CorruptBlock
+from kdn.errors import BadInput, CorruptBlock, LostBlock
 from kdn.serve.errors import Refused
 from kdn.serve.store.grants import Grant
 from kdn.store import Store, check_whole, pack_note
@@ -102,6 +102,8 @@ def _opened(store: Store, key: BlockKey) -> Iterator[Handle]:
             raise Refused(_NOT_HERE, status=404)
         with closing(handle):
             yield handle
+    except LostBlock as error:  # it may be whole: a reader must not forget it
+        raise Refused(f"the block cannot be read now: {error}", status=503) from error
     except CorruptBlock as error:  # of the disk: what memory holds was verified
         store.index.quarantine(store.tiers.durable, key, error)
         raise Refused(_NOT_HERE, status=404) from error

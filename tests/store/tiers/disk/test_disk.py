@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
@@ -16,11 +15,10 @@ import pytest
 from kdn.clock import ManualClock
 from kdn.core import BlockId, BlockKey
 from kdn.errors import ForeignStore, NoSpace, StoreError
-from kdn.machine.files import Files
 from kdn.store import Block, DiskTier, EncodedBlock, Store, encode_block
 from kdn.store.tiers.seal import KeyRing
 from kdn.trace import NoTrace, Recorder
-from tests.store.helpers import block_id, make_block, run_of
+from tests.store.helpers import BadReads, block_id, make_block, run_of
 
 SIZE = 16384
 """A test block of up to 64 tokens: one page of header and three of layers."""
@@ -262,24 +260,11 @@ def test_a_torn_file_is_a_counted_miss_and_is_computed_again(tmp_path: Path) -> 
         store.check()
 
 
-class _BadReads(Files):
-    """A device whose reads fail, or give less than was asked for, as POSIX lets them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fails = self.short = False
-
-    def read(self, descriptor: int, into: memoryview, start: int) -> int:
-        if self.fails:
-            raise OSError(errno.EIO, "Input/output error")
-        return super().read(descriptor, into[:1000] if self.short else into, start)
-
-
 @pytest.mark.parametrize("is_sealed", [False, True])
 def test_a_read_that_fails_or_is_short_damages_no_block(tmp_path: Path, is_sealed: bool) -> None:
     if is_sealed:
         pytest.importorskip("cryptography")
-    ring, files = KeyRing(bytes(32)) if is_sealed else None, _BadReads()
+    ring, files = KeyRing(bytes(32)) if is_sealed else None, BadReads()
     disk = DiskTier(tmp_path / "kv", 10**9, ManualClock(), NoTrace(), ring=ring, files=files)
     name = block_id([1])
     with Store([disk]) as store:
@@ -295,7 +280,7 @@ def test_a_read_that_fails_or_is_short_damages_no_block(tmp_path: Path, is_seale
 def test_a_file_that_cannot_be_read_at_an_opening_is_kept(tmp_path: Path) -> None:
     (name,) = filled(tmp_path / "kv", 1)
     (tmp_path / "kv" / "catalogue.sqlite").unlink()
-    files = _BadReads()
+    files = BadReads()
     files.fails = True
     DiskTier(tmp_path / "kv", 10**9, ManualClock(), NoTrace(), files=files).close()
     with reopened(tmp_path / "kv", Recorder()) as store:
