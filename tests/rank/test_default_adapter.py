@@ -10,7 +10,7 @@ import pytest
 
 import kdn
 from kdn.config import load_config
-from kdn.rank import find_template
+from kdn.rank import find_template, layout_adapters
 from kdn.serve import served
 from tests.cli.program import kdn as run_kdn
 from tests.serve.running import running
@@ -71,6 +71,18 @@ def test_each_layout_has_its_own_and_other_templates_have_none(k: kdn.Kdn) -> No
     assert choose("document-first", find_template("qwen3-reranker")) is None
     assert choose("document-first", None, "none") is None
     assert choose("document-first", "qwen3-reranker", "query-first") == "query-first"
+
+
+def test_an_unloaded_adapter_leaves_ranking_to_the_model(k: kdn.Kdn) -> None:
+    name = "query-first"
+    trained, alone = scores(k, layout=name), scores(k, layout=name, adapter="none")
+    k.model.unload_adapter(name)
+    assert scores(k, layout=name) == alone
+    with running(served(k)) as server:
+        body = {"query": QUERY, "documents": TEXTS, "layout": name}
+        assert server.http.post("/rerank", json=body).status_code == 200
+    k.model.load_adapter(name, layout_adapters(PACKAGED)[name])
+    assert scores(k, layout=name) == trained != alone
 
 
 def test_a_model_without_a_trained_adapter_ranks_alone(

@@ -100,14 +100,14 @@ class Scoring:
     ) -> str | None:
         """The adapter that ranks; None is the model alone, which `"none"` asks for.
 
-        Where no adapter is named it is the one that comes with the model for this layout.  It was trained
-        on the words of the default template, so for others it is the model alone.
+        Where no adapter is named it is the one that comes with the model for this layout, while it is
+        loaded.  It was trained on the words of the default template, so for others it is the model alone.
         """
         if adapter is not None:
             return None if adapter == MODEL_ALONE else adapter
         own = _layout(layout).value
-        is_trained = own in self.rerankers and find_template(template) == find_template(None)
-        return own if is_trained else None
+        is_there = own in self.rerankers and own in self._model.adapters
+        return own if is_there and find_template(template) == find_template(None) else None
 
     def asking(
         self,

@@ -36,6 +36,7 @@ __all__ = [
     "caller_of",
     "find_caller",
     "is_background",
+    "may_operate",
     "own_scope",
     "read_keys",
 ]
@@ -165,6 +166,15 @@ def caller_of(scope: Scope) -> Caller:
     """Whose request it is, as `Auth` found."""
     caller: Caller = scope.get(_CALLER, LOCAL)
     return caller
+
+
+def may_operate(scope: Scope, settings: ServeSettings, *, has_admin: bool) -> bool:
+    """May this caller do what changes or shows what is everybody's? The admin may.
+
+    Where no admin key is set everybody may on loopback, as long as callers are asked for no key.
+    """
+    caller = caller_of(scope)
+    return caller is ADMIN or (not has_admin and caller is LOCAL and settings.loopback)
 
 
 def own_scope(path: str, body: bytes, caller: Caller) -> Scope:

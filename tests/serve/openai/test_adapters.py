@@ -162,13 +162,29 @@ def test_bad_loads_are_refused_in_words(server: Running, folder: Path) -> None:
     assert server.http.post("/v1/load_lora_adapter", json={"lora_name": "x"}).status_code == 400
 
 
-def test_without_a_folder_no_adapter_is_loaded(base: Path, folder: Path, tmp_path: Path) -> None:
+def test_without_a_folder_no_adapter_comes_or_goes(
+    base: Path, folder: Path, tmp_path: Path
+) -> None:
     with (
-        kdn.open(base, config=settings(tmp_path)) as opened,
+        kdn.open(base, config=settings(tmp_path), adapters={"qa": folder / "old"}) as opened,
         running(served(opened)) as server,
     ):
-        refused = load(server, "qa", str(folder / "old"))
-        assert (refused.status_code, "serve.adapters_folder" in refused.text) == (403, True)
+        for refused in (load(server, "new", str(folder / "new")), unload(server, "qa")):
+            assert (refused.status_code, "serve.adapters_folder" in refused.text) == (403, True)
+        assert "qa" in names(server)
+
+
+def test_a_callers_key_moves_no_adapter_where_no_admin_key_is_set(
+    base: Path, folder: Path, tmp_path: Path
+) -> None:
+    where = ServeSettings(port=0, grace_s=5, api_keys=("user",), adapters_folder=folder)
+    with (
+        kdn.open(base, config=settings(tmp_path), adapters={"qa": folder / "old"}) as opened,
+        running(served(opened), where) as server,
+    ):
+        for refused in (load(server, "new", "new"), unload(server, "qa")):
+            assert (refused.status_code, "serve.store_key" in refused.text) == (403, True)
+        assert "qa" in names(server)
 
 
 def test_the_admin_key_is_asked_for_where_one_is_set(

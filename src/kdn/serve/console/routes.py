@@ -13,7 +13,7 @@ import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from kdn.serve.auth import ADMIN, LOCAL, caller_of
+from kdn.serve.auth import may_operate
 from kdn.serve.console.data import ConsoleData
 from kdn.serve.errors import Refused
 from kdn.serve.metrics import RecentRequests
@@ -56,9 +56,7 @@ def mount_console(
     they are open on loopback where callers are asked for no key, and nowhere else."""
 
     def check(request: Request) -> None:
-        caller = caller_of(request.scope)
-        is_open = not has_admin and caller is LOCAL and settings.loopback
-        if caller is not ADMIN and not is_open:
+        if not may_operate(request.scope, settings, has_admin=has_admin):
             raise Refused(
                 "the console needs the admin key of the store: Authorization: Bearer KEY"
                 if has_admin

@@ -1,7 +1,8 @@
 """POST /v1/load_lora_adapter and /v1/unload_lora_adapter, as vLLM has them: adapters without a stop.
 
-Only folders in `serve.adapters_folder` are read, and where the store has an admin key it is asked for:
-what a name answers for every caller is decided by the one who loads its adapter.
+Only folders in `serve.adapters_folder` are read, and without it no name comes or goes.  Where the store has
+an admin key it is asked for, and without one no caller with a key may: what a name answers for every caller
+is decided by the one who loads its adapter.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kdn.errors import WeightsError
 from kdn.machine.files import expanded
 from kdn.model import LoadedModel
-from kdn.serve.auth import ADAPTER_PATHS, ADMIN, caller_of
+from kdn.serve.auth import ADAPTER_PATHS, may_operate
 from kdn.serve.errors import Refused
 from kdn.serve.limits import Name, bounded_router
 from kdn.serve.openai.context import RequestContext, refuse_unsupported
@@ -57,10 +58,20 @@ def adapter_routes(context: RequestContext, *, has_admin: bool) -> APIRouter:
     router = bounded_router()
     load_path, unload_path = ADAPTER_PATHS
 
-    def check(body: _AdapterBody, http: HttpRequest) -> None:
-        if has_admin and caller_of(http.scope) is not ADMIN:
-            raise Refused("adapters are the admin's: send the store's admin key", status=403)
+    def check(body: _AdapterBody, http: HttpRequest) -> Path:
+        if not may_operate(http.scope, context.settings, has_admin=has_admin):
+            raise Refused(
+                "adapters are the admin's: send the admin key of the store"
+                + ("" if has_admin else ", once serve.store_key (KDN_SERVE_STORE_KEY) is set"),
+                status=403,
+            )
         refuse_unsupported(body.model_extra)
+        if context.settings.adapters_folder is None:
+            raise Refused(
+                "adapters stay as they are here: set serve.adapters_folder to the folder that holds them",
+                status=403,
+            )
+        return context.settings.adapters_folder
 
     async def done(work: Callable[[], None], name: str, what: str) -> Response:
         try:
@@ -72,8 +83,8 @@ def adapter_routes(context: RequestContext, *, has_admin: bool) -> APIRouter:
 
     @router.post(load_path)
     async def load(body: LoadAdapterBody, http: HttpRequest) -> Response:
-        check(body, http)
-        return await done(_loads(context, body), body.lora_name, "added")
+        allowed = check(body, http)
+        return await done(_loads(context, body, allowed), body.lora_name, "added")
 
     @router.post(unload_path)
     async def unload(body: UnloadAdapterBody, http: HttpRequest) -> Response:
@@ -83,7 +94,7 @@ def adapter_routes(context: RequestContext, *, has_admin: bool) -> APIRouter:
     return router
 
 
-def _loads(context: RequestContext, body: LoadAdapterBody) -> Callable[[], None]:
+def _loads(context: RequestContext, body: LoadAdapterBody, allowed: Path) -> Callable[[], None]:
     name, model = body.lora_name, _base(context, body.base_model_name)
     loading = _loading(model)
     owner = context.models.adapted(name) or context.models.by_name.get(name)
@@ -96,7 +107,7 @@ def _loads(context: RequestContext, body: LoadAdapterBody) -> Callable[[], None]
             f"the LoRA adapter {name!r} has already been loaded; set load_inplace to load it again",
             param="lora_name",
         )
-    folder = _folder(context.settings.adapters_folder, body.lora_path)
+    folder = _folder(allowed, body.lora_path)
     return lambda: loading.load_adapter(name, folder)
 
 
@@ -126,13 +137,8 @@ def _loading(model: ServedModel) -> LoadedModel:
     return model.loading
 
 
-def _folder(allowed: Path | None, asked: str) -> Path:
+def _folder(allowed: Path, asked: str) -> Path:
     """The folder, links followed. Raises Refused for one outside what the settings allow."""
-    if allowed is None:
-        raise Refused(
-            "this server loads no adapters: set serve.adapters_folder to the folder that holds them",
-            status=403,
-        )
     root = expanded(allowed).resolve()
     folder = root / asked.replace("\0", "\ufffd")
     inside = [path.resolve() for path in (folder, *(folder / name for name in _FILES))]
