@@ -344,6 +344,13 @@ def test_prompts_beyond_the_context_are_left_out() -> None:
     assert chosen(here, PLENTY, max_context=1_500).num_chunks == 1
 
 
+def test_a_busy_engine_too_leaves_out_prompts_beyond_the_context() -> None:
+    """There is time for three chunks, but with question and answer they have 3,060 tokens; two have 2,060."""
+    load = EngineLoad(10**9, arrivals_per_s=1 / 4)
+    here = space(STUFF, REDUCE, chunks=(4, 6))
+    assert chosen(here, load, max_context=2_100) == RagConfiguration(STUFF, 2)
+
+
 def test_an_unknown_preference_names_those_there_are() -> None:
     with pytest.raises(BadInput, match="fast, balanced, best"):
         preference_of("cheap")

@@ -187,7 +187,7 @@ def choose(
         return _quoted(model, chunks, reasons)
     kept = kept or [_quickest(fitting)]
     if preference is Preference.BALANCED:
-        fewer = _in_time(_fewer(space, chunks, model, load), load, deadline_s)
+        fewer = _in_time(_fewer(space, chunks, model, load, max_context), load, deadline_s)
         least_s = min(model.demand(one, cold).seconds for one in every)
         chosen = _balanced(kept, fewer, PATIENCE * least_s, load, reasons)
     else:
@@ -251,15 +251,20 @@ def _quoted(
 
 
 def _fewer(
-    space: ConfigurationSpace, chunks: Sequence[ChunkState], model: DemandModel, load: EngineLoad
+    space: ConfigurationSpace,
+    chunks: Sequence[ChunkState],
+    model: DemandModel,
+    load: EngineLoad,
+    max_context: int,
 ) -> list[_Candidate]:
-    """One prompt of fewer chunks than the space wants, where memory holds it."""
+    """One prompt of fewer chunks than the space wants, where memory and the context hold it."""
     found = list[_Candidate]()
     for count in range(1, space.min_chunks):
         stuffed = RagConfiguration(Method.STUFF, count)
         one = picked(stuffed, chunks, count, blends=model.blend_ratio is not None)
         demand = model.demand(one, chunks)
-        if demand.start_bytes <= _free_for(demand, load):
+        fits = model.largest_call(one, chunks) <= max_context
+        if fits and demand.start_bytes <= _free_for(demand, load):
             found.append(_Candidate(one, demand, model.demand(one, _unstored(chunks))))
     return found
 
