@@ -19,6 +19,7 @@ from kdn.rag.metis import (
     FeedbackSchedule,
     LibraryNote,
     Method,
+    ModelProfiler,
     OracleProfiler,
     Preference,
     ProfileExample,
@@ -294,6 +295,27 @@ def test_the_open_model_fills_the_profile_in(
     folder = tiny_model("llama", max_position_embeddings=4096)
     with kdn.open(folder, config=slow) as made, pytest.raises(ProfileFailed):
         make_profiler(made.parts).profile(QUESTION, LibraryNote("Notes.", 60))
+
+
+def test_profiles_store_no_question_that_stands_in_them_as_an_example(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("llguidance")
+    from kdn.api.profilers import make_profiler
+
+    patient = {"KDN_ASK_PROFILER": "model", "KDN_ASK_PROFILE_TIMEOUT_S": "250"}
+    config = load_config(patient, home=tmp_path)
+    note = LibraryNote("Notes.", 60)
+    with kdn.open(tiny_model("llama", max_position_embeddings=4096), config=config) as made:
+        profiler = make_profiler(made.parts)
+        assert isinstance(profiler, ModelProfiler)
+        assert profiler.learn("Where is the silver key? " * 12, "Behind the clock.", note)
+        profiler.profile(QUESTION, note)
+        made.store.flush()
+        stored = [entry.block_id().token_ids for entry in made.store.index.entries()]
+        texts = [made.model.tokenizer.decode(token_ids) for token_ids in stored]
+        assert any("joint_reasoning" in text for text in texts), "what is the same for all is kept"
+        assert not any("silver" in text for text in texts)
 
 
 def test_settings_name_the_profiler(k: kdn.Kdn) -> None:

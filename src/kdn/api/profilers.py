@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kdn.api.parts import Parts
-from kdn.core import Constraint, FinishReason, Sampling, StreamEvent, Token
+from kdn.core import Constraint, FinishReason, Retention, Sampling, StreamEvent, Token
 from kdn.errors import EngineFailed, ProfileFailed
 from kdn.model import Message
 from kdn.rag.endpoint import OpenAiEndpoint
@@ -65,11 +66,15 @@ class OpenModelProfiles:
     def speak(
         self, messages: Sequence[Message], schema: Mapping[str, Any]
     ) -> Sequence[SpokenToken]:
-        """Raises EngineFailed when it takes too long, and what the engine raises."""
+        """Stores no KV of anybody's question. Raises EngineFailed when it takes too long, and what the
+        engine raises."""
         sampling = Sampling(
             max_tokens=_MOST_TOKENS, logprobs=0, constraint=Constraint.json_schema(schema)
         )
         request = self._parts.prompts.request(messages, sampling=sampling)
+        if any(message.role == "assistant" for message in messages):
+            # Examples are what other callers asked, under salts that are not known here.
+            request = replace(request, retention=Retention.NOTHING)
         stream = self._parts.engine.submit(request)
         late = threading.Timer(self._timeout_s, stream.cancel)
         late.daemon = True

@@ -218,6 +218,27 @@ def test_the_last_four_examples_stand_in_front() -> None:
     assert asked == [f"Question: {one}?" for one in ("q2", "q3", "q4", "q5", "b")]
 
 
+def test_an_example_may_come_while_a_prompt_is_written() -> None:
+    """As from the thread of a golden run: the prompt has those that there were at its beginning."""
+
+    coming = ["c?"]
+
+    class Interrupted(str):
+        __slots__ = ()
+
+        def __format__(self, _spec: str) -> str:
+            while coming:
+                profiler.learn(coming.pop(), "gold", NOTE)
+            return str(self)
+
+    model = Recited(GOOD)
+    profiler = ModelProfiler(model)
+    profiler.learn(Interrupted("a?"), "gold", NOTE)
+    profiler.profile("b?", NOTE)
+    asked = [message.content for message in model.asked[-1] if message.role == "user"]
+    assert asked == ["Question: a?", "Question: b?"]
+
+
 def test_a_model_that_learns_nothing_keeps_no_example() -> None:
     model = Recited("no idea")
     profiler = ModelProfiler(model)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import deque
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -89,11 +89,16 @@ class _Said(msgspec.Struct, frozen=True):
 
 
 class ModelProfiler:
-    """Asks a model for each profile, with the last four examples from feedback in front of its prompt."""
+    """Asks a model for each profile, with the last four examples from feedback in front of its prompt.
+
+    Safe from several threads.
+    """
 
     def __init__(self, model: ProfileModel) -> None:
         self._model = model
-        self._examples: deque[ProfileExample] = deque(maxlen=NUM_EXAMPLES)
+        self._examples: tuple[ProfileExample, ...] = ()
+        self._lock = threading.Lock()
+        """Of adding an example: golden runs end in threads of their own."""
 
     @property
     def name(self) -> str:
@@ -110,7 +115,8 @@ class ModelProfiler:
             example = ProfileExample(question, self._ask(messages))
         except ProfileFailed:
             return None
-        self._examples.append(example)
+        with self._lock:
+            self._examples = (*self._examples, example)[-NUM_EXAMPLES:]
         return example
 
     def _ask(self, messages: Sequence[Message]) -> QuestionProfile:
