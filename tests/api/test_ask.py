@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdn.api.ask import find_parts, put_question
-from kdn.errors import BadInput
+from kdn.errors import BadInput, PromptTooLong
 from kdn.model import Document
 from kdn.rag import Library
 from kdn.rank import RankedDocument, Ranking
@@ -63,6 +63,14 @@ def test_what_does_not_fit_is_left_out(library: Library) -> None:
     room = both[0].num_tokens + 1
     (first,) = find_parts(library, "great speed", room, 2, candidates=2, rank=backwards)
     assert first.num_tokens <= room
+
+
+def test_where_nothing_fits_the_smallest_part_is_told(library: Library) -> None:
+    found = find_parts(library, "great speed", 500, 3, rank=never)
+    least = min(part.num_tokens for part in found)
+    for candidates, rank in ((0, never), (1, backwards), (3, backwards)):
+        with pytest.raises(PromptTooLong, match=rf"fits in {least - 1} tokens: .* has {least};"):
+            find_parts(library, "great speed", least - 1, 1, candidates=candidates, rank=rank)
 
 
 def test_an_empty_library_says_what_to_do(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import kdn
-from kdn.api.steer_fit import FitQuestion, fit_recipe
+from kdn.api.steer_fit import FitQuestion, FitStep, fit_recipe
 from kdn.api.steered import prefill_steered, show_steered
 from kdn.core import Retention
 from kdn.errors import BadInput, PromptTooLong
@@ -72,6 +72,18 @@ def test_a_recipe_is_not_fitted_on_a_question_without_text(
     asked = [FitQuestion("The door is red.", "Which?", "red"), FitQuestion(document, "?", answer)]
     with pytest.raises(BadInput, match="question 2 has an empty document or answer"):
         fit_recipe(k, asked, SteerRecipe(k.model.fingerprints.of(None)), lambda _: None)
+
+
+def test_a_recipe_is_not_fitted_beyond_the_context(k: kdn.Kdn) -> None:
+    """The document alone fits into 512 tokens, with its question it does not."""
+    asked = [
+        FitQuestion("The door is red.", "Which?", "red"),
+        FitQuestion("x" * 300, "y" * 300, "r"),
+    ]
+    steps: list[FitStep] = []
+    with pytest.raises(PromptTooLong, match=r"question 2, .* and the model's context 512"):
+        fit_recipe(k, asked, SteerRecipe(k.model.fingerprints.of(None)), steps.append)
+    assert not steps
 
 
 def test_spans_may_be_objects_and_stand_in_a_message(k: kdn.Kdn) -> None:

@@ -28,7 +28,7 @@ def find_parts(
     """The parts that fit `question` best, best first, of at most `room` tokens together.
 
     With `candidates` so many are retrieved, and `rank` orders them.  Raises BadInput when nothing was
-    ingested, or nothing fits.
+    ingested or found, PromptTooLong when no part that was found fits.
     """
     if not library.num_sources:
         raise BadInput("the library is empty; take documents in first: kdn ingest PATH")
@@ -51,7 +51,9 @@ def _reranked(
     rank: Callable[[Sequence[str]], Ranking],
 ) -> list[Part]:
     found = library.context(question, max_tokens=room * candidates, max_parts=candidates)
-    fitting = [part for part in found if part.num_tokens <= room]
+    fitting = [part for part in found if part.num_tokens <= room] or library.context(
+        question, max_tokens=room, max_parts=candidates
+    )
     chosen: list[Part] = []
     for one in rank([part.text for part in fitting]):
         part = fitting[one.index]

@@ -18,7 +18,8 @@ from kdn.api.kdn import Kdn
 from kdn.api.steered import captured_by, scoring_heads
 from kdn.core import Plan, Prompt, Role
 from kdn.engine import HeldKV, run_alone
-from kdn.errors import BadInput
+from kdn.errors import BadInput, PromptTooLong
+from kdn.machine.text import counted
 from kdn.model import Document, Message
 from kdn.reuse.steer import SteerRecipe, recipe_scales, score_text, steered_from, top_columns
 
@@ -54,14 +55,20 @@ def fit_recipe(
 ) -> FitStep:
     """The best candidate, `start` among them; the plain answers' step is told first.
 
-    Raises BadInput for a question without a document or an answer, PromptTooLong.
+    Raises BadInput for a question without a document or an answer, PromptTooLong, both before a step.
     """
+    config = kdn.model.decoder.config
+    bench = _Fit(kdn, questions, on_step)
     for number, one in enumerate(questions, 1):
         if not (one.document.strip() and one.answer.strip()):
             raise BadInput(f"question {number} has an empty document or answer; give both")
-    bench = _Fit(kdn, questions, on_step)
+        prompt, answer = bench.written(one)
+        if (num_tokens := prompt.num_tokens + len(answer)) > config.max_position:
+            raise PromptTooLong(
+                f"question {number}, its document and its answer hold {counted(num_tokens, 'token')} and"
+                f" the model's context {config.max_position}; shorten the document"
+            )
     on_step(FitStep("plain", bench.nll(None), None))
-    config = kdn.model.decoder.config
     best = bench.best("", [("all layers", start)])
     layers = tuple(range(config.num_layers))
     best = bench.best("layers", _parts(start, layers, 3), best)
@@ -119,19 +126,23 @@ class _Fit:
         held: dict[str, tuple[HeldKV, Plan]] = {}
         return sum(self._nll(one, recipe, held) for one in self.questions) / len(self.questions)
 
+    def written(self, one: FitQuestion) -> tuple[Prompt, Sequence[int]]:
+        """The question's prompt, and the tokens of its right answer."""
+        prompt = self.kdn.prompts.segments(
+            [Message("user", one.question)], [Document(None, one.document)]
+        )
+        return prompt, self.kdn.model.tokenizer.encode(one.answer)
+
     def _nll(
         self,
         one: FitQuestion,
         recipe: SteerRecipe | None,
         held: dict[str, tuple[HeldKV, Plan]],
     ) -> float:
-        prompt = self.kdn.prompts.segments(
-            [Message("user", one.question)], [Document(None, one.document)]
-        )
+        prompt, answer = self.written(one)
         if one.document not in held:
             held[one.document] = self._stored(prompt, one.document, recipe)
         context, made = held[one.document]
-        answer = self.kdn.model.tokenizer.encode(one.answer)
         whole = (*prompt.token_ids, *answer)
         rows = tuple(range(prompt.num_tokens - 1, len(whole) - 1))
         plan = Plan(whole, prefix=context, scale=made.scale, logits=rows)
