@@ -124,6 +124,18 @@ def test_ten_thousand_documents_behind_one_prelude_are_told_apart() -> None:
     assert [piece.num_tokens for piece in pieces] == [5, 2]
 
 
+def test_a_family_goes_with_its_last_entry() -> None:
+    """A client may name a new salt for each session."""
+    index = Index()
+    entries = [Entry.of(block_id([1, 2], salt=f"session-{number}")) for number in range(1_000)]
+    index.add(entries)
+    index.check()
+    for entry in entries:
+        assert index.remove(entry.key)
+    index.check()
+    assert (len(index), len(index._shelves)) == (0, 0)
+
+
 class IndexMachine(RuleBasedStateMachine):
     """Adds and removes at random; the books must add up after each step."""
 

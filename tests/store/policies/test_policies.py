@@ -21,6 +21,7 @@ from kdn.store.policies import (
     Value,
     make_policy,
 )
+from kdn.store.policies.rules import Ruled
 from kdn.store.traces.replay import ReplayedTier
 
 
@@ -167,6 +168,17 @@ def test_a_lower_priority_goes_first() -> None:
     for name, salt in (("v", "vip"), ("n", ""), ("b", "batch")):
         policy.insert(Use(BlockKey(name), 0, 1, 1, 0.0, salt))
     assert ranked(policy) == "bnv"
+
+
+def test_a_tenant_without_blocks_is_forgotten() -> None:
+    policy = make_policy("lru", Rules(priority={"vip": 5}))
+    for number in range(1_000):
+        policy.insert(Use(BlockKey("b"), 0, 1, 0, 0.0, f"session-{number}"))
+        assert ranked(policy) == "b"
+        policy.remove(BlockKey("b"))
+    policy.check()
+    assert isinstance(policy, Ruled)
+    assert len(policy._held) == 0
 
 
 @pytest.mark.parametrize("rules", [{"ttl_s": 0.0}, {"ttl_s": -1.0}])

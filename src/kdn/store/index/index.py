@@ -163,7 +163,10 @@ class Index:
         entry = self._entries.pop(key, None)
         if entry is None:
             return False
-        self._shelves[entry.family].remove(entry)
+        shelf = self._shelves[entry.family]
+        shelf.remove(entry)
+        if shelf.is_empty:
+            del self._shelves[entry.family]  # any request may name a family of its own
         rest = tuple(other for other in self._contents.pop(entry.content) if other != key)
         if rest:
             self._contents[entry.content] = rest
@@ -188,6 +191,7 @@ class Index:
         assert sum(map(len, self._contents.values())) == len(self._entries), "contents differ"
         assert sum(map(len, self._shelves.values())) == len(self._entries), "places differ"
         for shelf in self._shelves.values():
+            assert not shelf.is_empty, "a family without entries"
             shelf.check()
         for entry in self:
             assert entry in self._shelves[entry.family], f"{entry.key} is misplaced"
@@ -235,6 +239,10 @@ class _Shelf:
         if not self._starts[entry.start]:
             del self._starts[entry.start]
             self._ascending.remove(entry.start)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._places
 
     @property
     def starts(self) -> list[int]:

@@ -45,6 +45,7 @@ class Ruled(EvictionPolicy):
         self._uses: dict[BlockKey, Use] = {}
         """By age of the last use."""
         self._held: Counter[str] = Counter()
+        """How many blocks each tenant has that has any."""
         self._ends: list[tuple[float, BlockKey, float]] = []
         """A heap of (when it goes, block, the use that says so); older uses are passed over."""
 
@@ -56,7 +57,7 @@ class Ruled(EvictionPolicy):
 
     def insert(self, use: Use) -> None:
         self._uses[use.key] = use
-        self._held[use.salt] += use.size_bytes
+        self._held[use.salt] += 1
         self._note_end(use)
         self._inner.insert(use)
 
@@ -69,7 +70,9 @@ class Ruled(EvictionPolicy):
     def remove(self, key: BlockKey) -> None:
         use = self._uses.pop(key, None)
         if use is not None:
-            self._held[use.salt] -= use.size_bytes
+            self._held[use.salt] -= 1
+            if not self._held[use.salt]:
+                del self._held[use.salt]
             self._inner.remove(key)
 
     def victims(self, now_s: float) -> Iterator[BlockKey]:
@@ -88,10 +91,8 @@ class Ruled(EvictionPolicy):
     def check(self) -> None:
         self._inner.check()
         assert len(self._uses) == len(self._inner), "keys differ"
-        held = Counter[str]()
-        for use in self._uses.values():
-            held[use.salt] += use.size_bytes
-        assert +held == +self._held, "tenants' bytes differ"
+        held = Counter(use.salt for use in self._uses.values())
+        assert dict(held) == dict(self._held), "tenants' blocks differ"
 
     def _stale(self, now_s: float) -> list[BlockKey]:
         if self._rules.ttl_s is None:

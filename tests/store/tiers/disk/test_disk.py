@@ -8,6 +8,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,31 @@ def test_a_write_that_the_device_refuses_is_counted_and_leaves_nothing(tmp_path:
 def put_all(store: Store, blocks: list[Block]) -> None:
     for block in blocks:
         store.put(block)
+
+
+def families(folder: Path) -> list[str]:
+    with closing(sqlite3.connect(folder / "catalogue.sqlite")) as catalogue:
+        return [salt for (salt,) in catalogue.execute("SELECT salt FROM families ORDER BY salt")]
+
+
+def test_salts_without_blocks_are_forgotten_at_an_opening_by_one_process_alone(
+    tmp_path: Path,
+) -> None:
+    """The new salt gets the number that an old one had, and is told as itself."""
+    tier = open_tier(tmp_path)
+    for salt in "abc":
+        block = encode_block(make_block(block_id([1], salt=salt)))
+        tier.put(block, nobody)
+        if salt != "b":
+            tier.drop(block.key)
+    open_tier(tmp_path).close()
+    assert families(tmp_path) == ["a", "b", "c"], "the first process is there still"
+    tier.close()
+    tier = open_tier(tmp_path)
+    assert families(tmp_path) == ["b"]
+    tier.put(encode_block(make_block(block_id([1], salt="d"))), nobody)
+    assert [entry.family.salt for entry in tier.changes().added] == ["d"]
+    tier.close()
 
 
 def test_a_full_file_system_is_survived(tmp_path: Path) -> None:

@@ -192,11 +192,20 @@ class CatalogueWriter:
                 self._save_uses()
 
     def release_dead(self, living: list[str]) -> None:
-        """Give back what processes not among `living` had reserved."""
+        """Give back what processes not among `living` had reserved. To be called while the store opens.
+
+        Where this process is the only one, families without blocks go, too: any request may have named a
+        new salt, and no other process can be thinking of a family by a number that is free again.
+        """
         with self._transaction():
             owners = self._connection.execute("SELECT DISTINCT owner FROM writing").fetchall()
             dead = [row for row in owners if row[0] not in living]
             self._connection.executemany("DELETE FROM writing WHERE owner = ?", dead)
+            if living == [self._owner]:
+                self._connection.execute(
+                    "DELETE FROM families WHERE id NOT IN (SELECT family FROM blocks)"
+                )
+                self._rows.forget_families()
 
     def set_capacity(
         self, capacity_bytes: int, spare: Spare, unlink: Callable[[Victim], None]

@@ -96,6 +96,10 @@ Veil = Callable[[BlockKey, str, bytes], bytes]
 """veil(key, salt, tokens) hides tokens; veiled twice they are back."""
 
 
+_MOST_FAMILIES = 10_000
+"""Of those that were met, each with its salt: any request may name a new one."""
+
+
 def _stored_salts(salt: str) -> tuple[str, str]:
     """How a tenant's salt may stand in the table of families."""
     return salt, VEILED + salt
@@ -107,18 +111,17 @@ class Rows:
 
     def __init__(self, veil: Veil | None) -> None:
         self._veil = veil
-        self._veiled: set[int] = set()
-        self._families: dict[int, Family] = {}
+        self._families: dict[int, tuple[Family, bool]] = {}
+        """Each with: are its rows' tokens veiled?"""
 
     def entries(self, reader: sqlite3.Connection, rows: Iterable[EntryRow]) -> tuple[Entry, ...]:
         """As `entry`, for all there are: families are few, so the common case does the least."""
-        entries, seen, family = list[Entry](), None, None
+        entries, seen, family, is_veiled = list[Entry](), None, None, False
         for row in rows:
-            number = row[0]
-            if number != seen:
-                family = self._families.get(number) or self._read_family(reader, number)
-                seen = number
-            if family is not None and number not in self._veiled:
+            if row[0] != seen:
+                seen = row[0]
+                family, is_veiled = self._family(reader, seen)
+            if family is not None and not is_veiled:
                 entries.append(Entry._make((family, *row[1:])))  # a third quicker than by name
             elif (entry := self.entry(reader, row)) is not None:
                 entries.append(entry)
@@ -126,8 +129,8 @@ class Rows:
 
     def entry(self, reader: sqlite3.Connection, row: EntryRow) -> Entry | None:
         """The row's entry; None when its tokens are veiled and we have no veil."""
-        family = self._families.get(row[0]) or self._read_family(reader, row[0])
-        if row[0] not in self._veiled:
+        family, is_veiled = self._family(reader, row[0])
+        if not is_veiled:
             return Entry(family, *row[1:])
         if self._veil is None:
             return None
@@ -158,21 +161,29 @@ class Rows:
         ).fetchone()
         return int(number)
 
+    def forget_families(self) -> None:
+        """Read them again when they are met: their numbers may name others from now on."""
+        self._families.clear()
+
     def check_family(self, reader: sqlite3.Connection, number: int) -> None:
         """Raises sqlite3.DatabaseError when that family makes no sense."""
         self._read_family(reader, number)
 
-    def _read_family(self, reader: sqlite3.Connection, number: int) -> Family:
+    def _family(self, reader: sqlite3.Connection, number: int) -> tuple[Family, bool]:
+        return self._families.get(number) or self._read_family(reader, number)
+
+    def _read_family(self, reader: sqlite3.Connection, number: int) -> tuple[Family, bool]:
         row = reader.execute(
             "SELECT fingerprint, causes, detail, salt FROM families WHERE id = ?", (number,)
         ).fetchone()
         if row is None:
             raise sqlite3.DatabaseError(f"blocks of family {number}, which is unknown")
         fingerprint, causes, detail, salt = row
-        if salt.startswith(VEILED):
-            self._veiled.add(number)
-        self._families[number] = _family(fingerprint, causes, detail, salt.removeprefix(VEILED))
-        return self._families[number]
+        family = _family(fingerprint, causes, detail, salt.removeprefix(VEILED))
+        if len(self._families) >= _MOST_FAMILIES:
+            self.forget_families()
+        self._families[number] = found = family, salt.startswith(VEILED)
+        return found
 
 
 class CatalogueReader:
