@@ -202,10 +202,11 @@ class _Noting:
 
 
 def test_an_ack_that_fills_the_log_and_asks_costs_the_next_no_row() -> None:
-    """10 Mbit/s: an ACK each 1.2 ms, which fills a log of one row and brings a question."""
+    """Two packets leave each 2 ms: of two ACKs of one moment the first fills a log of one row and asks."""
     noting = _Noting()
-    own = Flow("prague", "ect1", marking="ask", in_ms=5.0)
-    world = World(Scenario("full", (Hop(constant(10e6)),), (own,), 1.0), {0: noting})
+    pairs = RateTrace(np.repeat(np.arange(0, 100, 2), 2) * MS, np.zeros(100), 100 * MS, True)
+    own = Flow("dctcp", "ect1", marking="ask", in_ms=5.0)
+    world = World(Scenario("full", (Hop(pairs),), (own,), 1.0), {0: noting})
     world.state = world.state._replace(log=world.state.log[:1])
     world.run()
     assert world.totals(0).acked > 500
