@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kdn.cli.ingest import every_part, stop_on_interrupt
 from kdn.errors import UnknownModel
 from kdn.model import resolve
+from kdn.rag import Part
 from tests.cli.program import kdn
 
 
@@ -48,6 +51,23 @@ def test_a_refusal_is_told_once_and_the_rest_goes_in(
     assert done.err.count("broken.pdf") == 1
     again = kdn(home, "ingest", papers, "--model", tiny)
     assert (again.code, again.out.split("\n")[0]) == (0, "1 unchanged, 1 refused")
+
+
+def test_a_stop_is_heard_between_the_parts_that_a_recipe_steers() -> None:
+    """The first Ctrl-C comes while the second of three parts is computed; the second would interrupt."""
+    parts = [Part(f"{n}.md", f"{n}.md", f"Paper {n}", f"Text {n}", 2, ()) for n in range(3)]
+    done: list[Part] = []
+
+    def prefill(part: Part) -> None:
+        done.append(part)
+        if len(done) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with stop_on_interrupt() as stopped:
+        assert not every_part(parts, prefill, stopped)
+    assert done == parts[:2]
+    assert every_part(parts[2:], prefill, lambda: False)
+    assert done == parts
 
 
 def test_two_files_of_one_title_are_told_apart(tmp_path: Path, home: Path, tiny: Path) -> None:

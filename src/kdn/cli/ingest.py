@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from kdn.api import Kdn
-    from kdn.rag import IngestReport
+    from kdn.rag import IngestReport, Part
     from kdn.rag import Progress as IngestProgress
 
-__all__ = ["ingest", "stop_on_interrupt"]
+__all__ = ["every_part", "ingest", "stop_on_interrupt"]
 
 
 @grouped
@@ -90,8 +91,13 @@ def ingest(
             )
         if recipe is not None and not report.cancelled:
             sources = (*report.added, *report.updated, *report.unchanged)
-            for part in (part for source in sources for part in kdn.library.parts(source)):
+            parts = (part for source in sources for part in kdn.library.parts(source))
+
+            def steered(part: Part) -> None:
                 prefill_steered(kdn, part.text, recipe, part.key)
+
+            if not every_part(parts, steered, stopped):
+                report = replace(report, cancelled=True)
         kdn.store.flush()
         failed = tell_failures(kdn.trace)
     if as_json:
@@ -104,6 +110,17 @@ def ingest(
     _refuse_nothing(report)
     if failed:
         raise typer.Exit(1)
+
+
+def every_part(
+    parts: Iterable[Part], prefill: Callable[[Part], None], stopped: Callable[[], bool]
+) -> bool:
+    """Prefill the parts, one after the other; False where it was stopped before the last one."""
+    for part in parts:
+        if stopped():
+            return False
+        prefill(part)
+    return True
 
 
 def _refuse_nothing(report: IngestReport) -> None:
