@@ -199,6 +199,14 @@ def test_a_chat_goes_on_from_what_it_kept(tmp_path: Path, tiny: Path) -> None:
     assert turns[2]["answer"] == turns[0]["answer"]
 
 
+def test_a_turn_that_fails_takes_none_before_it_away(tmp_path: Path, tiny: Path) -> None:
+    chat = ("chat", "--model", tiny, "--max-tokens", "8", "--json")
+    done = kdn(tmp_path, *chat, typed="Hello there\n" + "x" * 20_000 + "\nunheard\n")
+    assert done.code == 2
+    assert "the model's context 8192" in done.err
+    assert [turn["question"] for turn in done.json["turns"]] == ["Hello there"]
+
+
 def test_ctrl_c_ends_an_answer_with_one_sentence(tmp_path: Path, tiny: Path) -> None:
     program = start(tmp_path, "chat", "--model", tiny, "--max-tokens", "7000")
     assert program.stdin is not None

@@ -336,30 +336,32 @@ def chat(
     opening = [{"role": "system", "content": system}] if system else []
     history, turns = list(opening), list[dict[str, Any]]()
     with choice.using(adapter).open() as kdn:
-        for text in _lines("" if as_json else "> "):
-            if text == "/new":
-                history = list(opening)
-                continue
-            history.append({"role": "user", "content": text})
-            answer = kdn.generate(
-                history,
-                documents,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                schema=schema,
-                adapter=first_adapter(adapter),
-                steer=_steering(None, stress, mute, choice.home),
-                share=share,
-                stream=None if as_json else write_piece,
-            )
-            history.append({"role": "assistant", "content": answer.text})
+        try:
+            for text in _lines("" if as_json else "> "):
+                if text == "/new":
+                    history = list(opening)
+                    continue
+                history.append({"role": "user", "content": text})
+                answer = kdn.generate(
+                    history,
+                    documents,
+                    max_tokens=max_tokens,
+                    temperature=temperature,
+                    schema=schema,
+                    adapter=first_adapter(adapter),
+                    steer=_steering(None, stress, mute, choice.home),
+                    share=share,
+                    stream=None if as_json else write_piece,
+                )
+                history.append({"role": "assistant", "content": answer.text})
+                if as_json:
+                    turns.append({"question": text, **answer_shape(answer)})
+                else:
+                    write_piece("\n")
+                    say(usage_line(answer.usage) + "\n")
+        finally:  # a turn that fails takes none before it away
             if as_json:
-                turns.append({"question": text, **answer_shape(answer)})
-            else:
-                write_piece("\n")
-                say(usage_line(answer.usage) + "\n")
-    if as_json:
-        emit({"turns": turns})
+                emit({"turns": turns})
 
 
 def _lines(prompt: str) -> Iterator[str]:
