@@ -46,7 +46,10 @@ def test_a_recipe_is_fitted_shown_and_used(tmp_path: Path, tiny: Path, data: Pat
     assert "tokens are chosen in some layer" in shown.out
     assert "[" in shown.out
     page = tmp_path / "door.html"
-    kdn(tmp_path, "steer", "show", text, "--recipe", loud, "--html", page, "--model", tiny)
+    written = kdn(
+        tmp_path, "steer", "show", text, "--recipe", loud, "--html", page, "--model", tiny, "--json"
+    )
+    assert written.json["chosen"] > 0
     assert "<mark" in page.read_text()
     assert "<script" not in page.read_text()
 

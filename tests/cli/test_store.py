@@ -79,6 +79,17 @@ def test_some_blocks_are_cleared_and_others_stay(home: Path) -> None:
     assert kdn(home, "store", "clear", "--tier", "cellar", "--yes").code == 2
 
 
+def test_a_tenants_quota_is_decided_or_forgotten_not_both(home: Path) -> None:
+    quota = ("store", "quota", "--salt", "bob", "--json")
+    assert kdn(home, *quota, "--limit", "70000").json["bob"]["limit_bytes"] == 70_000
+    for option in ("--limit", "--priority"):
+        refused = kdn(home, *quota, "--forget", option, "5")
+        assert (refused.code, refused.out) == (2, "")
+        assert "leave out --limit and --priority" in refused.err
+    assert kdn(home, *quota).json["bob"]["limit_bytes"] == 70_000
+    assert kdn(home, *quota, "--forget").json["bob"]["limit_bytes"] is None
+
+
 def test_blocks_move_to_redis_and_are_warmed_back(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,12 +137,12 @@ def show(
     wanted = read_recipe(recipe)
     with choice.open() as kdn:
         shown = show_steered(kdn, read_text(file), wanted)
-    if as_json:
-        emit({"chosen": shown.num_columns, "tokens": [list(piece) for piece in shown.pieces]})
-    elif html_file is not None:
+    if html_file is not None:
         publish_file(html_file, _page(file.name, shown).encode())
         say(f"wrote {html_file}")
-    else:
+    if as_json:
+        emit({"chosen": shown.num_columns, "tokens": [list(piece) for piece in shown.pieces]})
+    elif html_file is None:
         _print(shown)
 
 

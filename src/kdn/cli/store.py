@@ -132,8 +132,11 @@ def quota(
     from kdn.store.admin.shapes import quota_shape
     from kdn.store.tenants.tenancy import TenantLimits
 
-    if salt is None and (forget or limit is not None or priority is not None):
+    decides = limit is not None or priority is not None
+    if salt is None and (forget or decides):
         raise BadInput("say about which tenant: --salt NAME")
+    if forget and decides:
+        raise BadInput("--forget drops what was decided: leave out --limit and --priority")
     with opened(home) as found:
         if salt is not None and forget:
             found.tenancy.limits.forget(salt)
