@@ -202,6 +202,12 @@ class EndedRequests:
                     queue.append(request)
             self._changed.notify_all()
 
+    def forget(self, request_id: str) -> None:
+        """The request was planned, and no engine will say how it ended."""
+        with self._changed:
+            self._noted.pop(request_id, None)
+            self._changed.notify_all()
+
     def wait(self) -> None:
         """Until no request is noted that has not ended, or this is closed."""
         with self._changed:

@@ -64,8 +64,9 @@ def hand_over(
     if request.adapter is not None:
         raise BadInput("a prompt for an adapter cannot be handed over; ask without it")
     shape = kv_shape(kdn.model)
-    planned = kdn.parts.planner.plan(request)
     with ExitStack() as opened:
+        opened.callback(kdn.parts.ended.forget, request.id)
+        planned = kdn.parts.planner.plan(request)
         prefix = planned.plan.prefix
         for source in (*([prefix] if prefix else []), *(run.source for run in planned.plan.stored)):
             opened.callback(source.close)
