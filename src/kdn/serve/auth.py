@@ -157,6 +157,7 @@ _UPLOAD = ("/v1/files", "multipart/form-data")
 _WITHOUT_KEY = ("/health", "/ping", "/", "/console.js", "/console.css", "/console.svg")
 """Of the console the page itself, which holds nothing; what it shows is asked for with a key."""
 ADAPTER_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+_STORE = "/v1/store/"
 _FOR_OPERATORS = ("/v1/kdn/", *ADAPTER_PATHS)
 _CALLER = "kdn.caller"
 _BACKGROUND = "kdn.background"
@@ -234,7 +235,6 @@ class Auth:
         self._backpressure = backpressure
         self._shutdown = shutdown
         self._own_keys = own_keys
-        self._elsewhere = "/v1/store/" if own_keys else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_background(scope):
@@ -289,12 +289,13 @@ class Auth:
 
     def _caller(self, path: str, authorization: str) -> Caller:
         keys = self._keys
-        if self._own_keys and path.startswith(_FOR_OPERATORS):
+        if self._own_keys and path.startswith((_STORE, *_FOR_OPERATORS)):
             grant = grant_for(authorization, self._own_keys)
             if grant is not None and grant.admin:
                 return ADMIN
-        elsewhere = self._elsewhere is not None and path.startswith(self._elsewhere)
-        if not keys or path in _WITHOUT_KEY or elsewhere:
+            if path.startswith(_STORE):  # whose routes refuse an unknown key before they read
+                return LOCAL if grant is None else Caller(f"store-{grant.name}")
+        if not keys or path in _WITHOUT_KEY:
             return LOCAL
         caller = find_caller(authorization, keys)
         if caller is None:

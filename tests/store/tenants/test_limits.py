@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -14,11 +18,22 @@ from kdn.api.store import open_configured_store
 from kdn.clock import ManualClock
 from kdn.config import Config, StoreConfig
 from kdn.errors import BadInput, NoSpace
-from kdn.serve import ServeSettings, create_app, listen, make_server, read_grants, served, url_of
+from kdn.serve import (
+    Limits,
+    ServeSettings,
+    create_app,
+    listen,
+    make_server,
+    read_grants,
+    served,
+    url_of,
+)
 from kdn.serve.store.app import mount_store
 from kdn.serve.store.texts import TextStore
-from kdn.store import Block, Quotas, Rules, open_store
+from kdn.store import Block, Match, Quotas, Rules, Store, encode_block, open_store
 from kdn.store.tenants.tenancy import TenantLimits, TenantsLimits
+from tests.serve.running import wait_for
+from tests.serve.scripted import ScriptedService
 from tests.store.helpers import block_id, make_block
 from tests.store.remotes import node_server, running
 
@@ -153,3 +168,77 @@ def test_a_text_that_the_disk_refuses_is_not_acknowledged(
         http.headers["authorization"] = "Bearer root"
         answer = http.post("/put", json={"text": "The lamp is lit at dusk. " * 4})
         assert (answer.status_code, answer.json()["error"]["code"]) == (507, "no_space")
+
+
+@dataclass
+class Waiting:
+    """A model that computes nothing before it is let go, and finds the disk full then."""
+
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+    def prefill(self, text: str, name: str | None = None, salt: str = "") -> int:
+        self.go_on.wait()
+        raise NoSpace(f"no room for {text} ({name}, {salt!r})")
+
+    def lookup(self, text: str, name: str | None = None, salt: str = "") -> tuple[Match, int]:
+        raise NotImplementedError(text, name, salt)
+
+
+@contextmanager
+def two_tenants(store: Store, limits: Limits, model: Waiting) -> Iterator[httpx.Client]:
+    """A server without API keys, whose store a and b have a key to."""
+    grants, settings = read_grants(None, ("a=A", "b=B")), ServeSettings(port=0, limits=limits)
+    with ExitStack() as stack:
+        served_model = stack.enter_context(closing(ScriptedService())).served()
+        app = create_app(served_model, settings, version="1", own_keys=grants)
+        mount_store(app, store, grants, TextStore(model, served_model))
+        door = stack.enter_context(listen(settings))
+        stack.enter_context(running(make_server(app, settings, log_level="warning"), door))
+        stack.callback(model.go_on.set)
+        yield stack.enter_context(httpx.Client(base_url=url_of(door), timeout=60))
+
+
+def test_what_one_tenant_uploads_is_not_counted_as_anothers(tmp_path: Path) -> None:
+    """The upload that a began says 200,000 bytes, all that one caller may hold."""
+    limits = Limits(caller_bytes=200_000, all_bytes=400_000)
+    with (
+        open_store(tmp_path, disk_bytes=10**9) as store,
+        two_tenants(store, limits, Waiting()) as http,
+        socket.create_connection((http.base_url.host, http.base_url.port or 0)) as slow,
+    ):
+
+        def put(salt: str) -> int:
+            own = block(1, salt)
+            return http.put(
+                f"/v1/store/blocks/{own.id.key}",
+                content=bytes(encode_block(own).data),
+                headers={"authorization": f"Bearer {salt.upper()}"},
+            ).status_code
+
+        head = f"PUT /v1/store/blocks/{'0' * 64} HTTP/1.1\r\nhost: localhost\r\n"
+        slow.sendall(f"{head}authorization: Bearer A\r\ncontent-length: 200000\r\n\r\n".encode())
+        wait_for(lambda: put("a") == 429)
+        assert put("b") == 204
+        assert put("nobody") == 401
+
+
+def test_a_text_that_is_put_counts_until_it_is_stored(tmp_path: Path) -> None:
+    """One text a caller: the second of a is refused, and that of b computed."""
+    with (
+        open_store(tmp_path, disk_bytes=10**9) as store,
+        two_tenants(store, Limits(caller_requests=1), model := Waiting()) as http,
+        ThreadPoolExecutor() as clients,
+    ):
+
+        def put(salt: str) -> int:
+            headers = {"authorization": f"Bearer {salt.upper()}"}
+            body = {"text": "A lamp.", "salt": salt}
+            return http.post("/v1/store/put", json=body, headers=headers).status_code
+
+        both = [clients.submit(put, "a") for _ in range(2)]
+        wait_for(lambda: any(one.done() for one in both))
+        of_b = clients.submit(put, "b")
+        assert [one.result() for one in both if one.done()] == [429]
+        model.go_on.set()
+        assert sorted(one.result() for one in both) == [429, 507]
+        assert of_b.result() == 507

@@ -47,7 +47,8 @@ def create_node_app(
 def mount_store(
     app: FastAPI, store: Store, grants: tuple[Grant, ...], texts: TextStore | None = None
 ) -> None:
-    """The store's routes, each within the caller's grant; with `texts` those for documents too."""
+    """The store's routes, each within the caller's grant; with `texts` those for documents too, which count
+    in the backpressure of an `app` that create_app made."""
 
     def grant_of(request: Request) -> Grant:
         grant = grant_for(request.headers.get("authorization", ""), grants)
@@ -58,4 +59,4 @@ def mount_store(
     app.include_router(block_routes(store, grant_of))
     app.include_router(manage_routes(store, grant_of))
     if texts is not None:
-        app.include_router(text_routes(texts, store, grant_of))
+        app.include_router(text_routes(texts, store, grant_of, app.state.backpressure))

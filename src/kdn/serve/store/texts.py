@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from kdn.machine.text import counted
+from kdn.serve.auth import caller_of
 from kdn.serve.errors import Refused
-from kdn.serve.limits import check_length
+from kdn.serve.limits import Backpressure, Held, check_length
 from kdn.serve.service import ServedModel
 from kdn.serve.store.grants import Grant
 from kdn.serve.store.manage import answer, read_body
@@ -34,6 +36,11 @@ class TextStore:
         """Raise Refused for a text that no context holds, before it is tokenised whole."""
         check_length([text], self.served.vocabulary, self.served.max_context, "text")
 
+    def num_tokens(self, text: str) -> int:
+        """Of a text alone. Raises Refused as `check` does."""
+        self.check(text)
+        return len(self.served.vocabulary.encode(text))
+
 
 class Prefiller(Protocol):
     """Computes and stores the KV of documents: an open Kdn. Safe from several threads."""
@@ -51,9 +58,21 @@ class _Text(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     salt: str = ""
 
 
-def text_routes(texts: TextStore, store: Store, grant_of: Callable[[Request], Grant]) -> APIRouter:
-    """The routes over `texts`; a tenant puts for itself, and for all only the admin does."""
-    router = APIRouter(prefix="/v1/store")
+_PUT_THREADS = 4
+"""Texts that are computed and written at one time: the other routes have threads of their own."""
+
+
+def text_routes(
+    texts: TextStore,
+    store: Store,
+    grant_of: Callable[[Request], Grant],
+    backpressure: Backpressure,
+) -> APIRouter:
+    """The routes over `texts`; a tenant puts for itself, and for all only the admin does.
+
+    A text that is put counts in `backpressure` as any other prompt.
+    """
+    router, threads = APIRouter(prefix="/v1/store"), CapacityLimiter(_PUT_THREADS)
 
     @router.post("/put")
     async def put_text(request: Request) -> Response:
@@ -62,13 +81,16 @@ def text_routes(texts: TextStore, store: Store, grant_of: Callable[[Request], Gr
             raise Refused("this key may not write for that tenant", status=403)
 
         def put() -> int:
-            texts.check(asked.text)
             tokens = texts.model.prefill(asked.text, asked.name, asked.salt)
             store.flush()
             _make_durable(store, *texts.model.lookup(asked.text, asked.name, asked.salt))
             return tokens
 
-        tokens = await run_in_threadpool(put)
+        caller = caller_of(request.scope).name
+        with backpressure.hold(caller, Held(requests=1)):
+            tokens = await to_thread.run_sync(texts.num_tokens, asked.text, limiter=threads)
+            with backpressure.hold(caller, Held(tokens=tokens)):
+                tokens = await to_thread.run_sync(put, limiter=threads)
         return answer({"salt": asked.salt, "tokens": tokens})
 
     @router.post("/lookup-text")
