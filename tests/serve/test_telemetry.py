@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -164,6 +165,28 @@ def test_a_sink_that_fails_is_told_no_more_and_the_others_are() -> None:
         teller.tell(ended())
     teller.close()
     assert told == ["bad", "r-0", "r-0"]
+
+
+def test_what_waits_for_a_slow_sink_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """One request is with the sink, 1,000 wait, and the other 8,999 of 10,000 are counted."""
+    begun, go_on, told = threading.Event(), threading.Event(), list[RequestRecord]()
+
+    def slow(record: RequestRecord) -> None:
+        begun.set()
+        go_on.wait()
+        told.append(record)
+
+    teller, record = RecordTeller([slow]), ended()
+    teller.tell(record)
+    begun.wait()
+    assert not teller.is_behind
+    for _ in range(9_999):
+        teller.tell(record)
+    assert (teller.dropped, teller.is_behind) == (8_999, True)
+    go_on.set()
+    teller.close()
+    assert len(told) == 1_001
+    assert [one.getMessage().split()[0] for one in caplog.records] == ["8999"]
 
 
 def test_settings_choose_who_is_told(

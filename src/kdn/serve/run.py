@@ -158,13 +158,13 @@ def run(
 def _teller(kdns: Sequence[Kdn], recent: RecentRequests) -> RecordTeller | None:
     """What tells of ended requests, as the settings ask. Raises MissingExtra."""
     asked, sinks = kdns[0].config.serve, []
+    by_name = {one.name: one for one in kdns}
+
+    def why(record: RequestRecord) -> dict[str, Any]:
+        return {} if teller.is_behind else _why_line(by_name, record)
+
     if asked.log_requests != "never":
-        why = (
-            partial(_why_line, {one.name: one for one in kdns})
-            if asked.log_requests == "why"
-            else None
-        )
-        sinks.append(log_lines(why=why))
+        sinks.append(log_lines(why=why if asked.log_requests == "why" else None))
     if asked.otel:
         sinks.append(span_sink(otlp_tracer(package.__version__)))
     if not sinks:

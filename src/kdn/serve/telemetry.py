@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from queue import SimpleQueue
+from queue import Full, Queue
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import msgspec
@@ -72,21 +72,37 @@ def facts(record: RequestRecord) -> dict[str, Any]:
     return found | {"finish_reason": str(record.finish.reason)}
 
 
+_MOST_WAITING = 1000
+"""Ended requests that wait for the sinks: each holds its prompt."""
+
+
 class RecordTeller:
     """Hands each ended request to the sinks, on a thread of its own, so that no answer waits.
 
-    A sink that fails is reported once and told no more.
+    A sink that fails is reported once and told no more.  Where 1,000 requests wait for slow sinks, what
+    ends then is counted in `dropped` and not told; the log has the count each time it has doubled.
     """
 
     def __init__(self, sinks: Iterable[Sink]) -> None:
         self._sinks = list(sinks)
-        self._ended: SimpleQueue[RequestRecord | None] = SimpleQueue()
+        self._ended: Queue[RequestRecord | None] = Queue(_MOST_WAITING)
+        self.dropped = 0
+        self._dropping = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="kdn-telemetry", daemon=True)
         self._thread.start()
 
     def tell(self, record: RequestRecord) -> None:
         """The request has ended. Returns at once."""
-        self._ended.put(record)
+        try:
+            self._ended.put_nowait(record)
+        except Full:
+            with self._dropping:  # of several engines
+                self.dropped += 1
+
+    @property
+    def is_behind(self) -> bool:
+        """Is more than half of the place for waiting requests taken?"""
+        return 2 * self._ended.qsize() > _MOST_WAITING
 
     def close(self) -> None:
         """Tell what waits, and end."""
@@ -94,7 +110,11 @@ class RecordTeller:
         self._thread.join()
 
     def _run(self) -> None:
+        reported = 0
         while (record := self._ended.get()) is not None:
+            if self.dropped > 2 * reported:  # told here: a log that nobody reads stops no engine
+                reported = self.dropped
+                _log.warning("%d ended requests were not told: their sinks are too slow", reported)
             for sink in list(self._sinks):
                 try:
                     sink(record)
