@@ -11,7 +11,15 @@ import pytest
 from kdn.clock import ManualClock
 from kdn.core import Prompt, Role
 from kdn.errors import BadInput, WeightsError
-from kdn.model import NEUTRAL_SYSTEM, ChatTemplate, Document, LoadedModel, Message, load_model
+from kdn.model import (
+    NEUTRAL_SYSTEM,
+    ChatOptions,
+    ChatTemplate,
+    Document,
+    LoadedModel,
+    Message,
+    load_model,
+)
 from kdn.model.text.template import TurnRenderer
 from kdn.model.text.tokenizer import Tokenizer, load_tokenizer
 from kdn.testing import TINY_TEMPLATE
@@ -240,6 +248,43 @@ def test_earlier_thoughts_are_left_out_where_the_template_leaves_them_out(
         [{"role": m.role, "content": m.content} for m in talk]
     )
     assert text == whole
+
+
+@pytest.mark.parametrize("source", [TINY_TEMPLATE, THINKING])
+@pytest.mark.parametrize("after", [(), (USER,)])
+def test_of_several_answers_in_a_row_each_stands_once(
+    source: str, after: tuple[Message, ...], tokenizer: Tokenizer
+) -> None:
+    said = ("<think>\nx\n</think>\n\nOne.", "Two.", "<think>\ny\n</think>\n\nThree.")
+    talk = [USER, *(Message("assistant", text) for text in said), *after]
+    prompt = ChatTemplate(source, tokenizer, ManualClock()).segments(talk)
+    whole = TurnRenderer(source, ManualClock()).render(
+        [{"role": m.role, "content": m.content} for m in talk]
+    )
+    assert tokenizer.decode(prompt.token_ids, special=True) == whole
+    assert whole.count("Two.") == 1
+
+
+def test_an_answer_goes_on_with_the_second_of_two(chat: ChatTemplate, tokenizer: Tokenizer) -> None:
+    talk = [USER, Message("assistant", "One."), Message("assistant", "Two")]
+    prompt = chat.segments(talk, options=ChatOptions(continues=True))
+    assert tokenizer.decode(prompt.token_ids, special=True) == (
+        "<|turn|>user\nWhy?<|end|>\n<|turn|>assistant\nOne.<|end|>\n<|turn|>assistant\nTwo"
+    )
+
+
+@pytest.mark.parametrize("number", ["0", "1" * 5000])
+def test_variables_that_hold_a_mark_are_refused_by_name(number: str, tokenizer: Tokenizer) -> None:
+    chat = ChatTemplate("{{ tools }}" + TINY_TEMPLATE, tokenizer, ManualClock())
+    tools = [{"description": f"\ue000{number}\ue001"}]
+    with pytest.raises(BadInput, match=r"tools holds the character U\+E000"):
+        chat.segments(TALK, options=ChatOptions({"tools": tools}))
+
+
+def test_a_mark_of_too_many_digits_is_text(tokenizer: Tokenizer) -> None:
+    text = f"\ue000{'1' * 5000}\ue001"
+    chat = ChatTemplate(text + TINY_TEMPLATE, tokenizer, ManualClock())
+    assert tokenizer.decode(chat.segments(TALK).token_ids, special=True).startswith(text)
 
 
 def test_thoughts_that_the_template_repeats_stay(chat: ChatTemplate, tokenizer: Tokenizer) -> None:

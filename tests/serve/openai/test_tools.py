@@ -191,6 +191,20 @@ def test_what_cannot_be_honoured_is_refused_by_its_name(
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
+def test_a_tool_that_holds_a_mark_of_messages_is_refused_where_the_template_shows_it(
+    server: Running,
+) -> None:
+    marked = {"name": "f", "description": f"\ue000{'1' * 5000}\ue001"}
+    body = {
+        "messages": [*ASK, {"role": "assistant", "content": "Hm."}, *ASK],
+        "tools": [{"type": "function", "function": marked}],
+        "max_tokens": 1,
+    }
+    answer = server.http.post("/v1/chat/completions", json=body)
+    refused = answer.status_code == 400 and "tools holds the character U+E000" in answer.text
+    assert refused or answer.status_code == 200
+
+
 NAMED = {"type": "function", "function": {"name": "f"}}
 
 

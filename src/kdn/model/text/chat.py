@@ -8,6 +8,7 @@ tokenised alone, so that a document has the same tokens wherever it stands.
 from __future__ import annotations
 
 import copy
+import json
 import re
 import threading
 from collections import OrderedDict
@@ -30,7 +31,8 @@ NEUTRAL_SYSTEM = "You are a careful assistant. Read the documents, then do what 
 
 _BETWEEN = "\n\n"
 """Stands after every document and instruction inside the first user turn."""
-_MARK = re.compile("\ue000(\\d+)\ue001")
+_OPENS_MARK = "\ue000"
+_MARK = re.compile("\ue000([0-9]{1,6})\ue001")
 _LONG_CONVERSATION = 16
 _KEPT_SHAPES = 64
 """Shapes of conversations, up to 15 turns, whose template text is kept."""
@@ -95,7 +97,7 @@ class ChatTemplate:
         system text as INSTRUCTION, earlier turns as HISTORY, the last as QUESTION.  Without: the
         system text is the INSTRUCTION, in front.  An earlier answer that was remembered under `salt` has
         the ids that were generated then, so that a conversation sent again hits what was retained.
-        Raises BadInput for a conversation that the template refuses.
+        Raises BadInput for a conversation that the template refuses, and for variables that hold U+E000.
         """
         if not messages:
             raise BadInput("the conversation is empty; give at least one user message")
@@ -115,7 +117,10 @@ class ChatTemplate:
         return _join(pieces, turns, encode, with_prelude=False, continues=continues)
 
     def _using(self, variables: Mapping[str, object]) -> ChatTemplate:
-        """The same template with more variables to look at."""
+        """The same template with more variables to look at. Raises BadInput for one that may hold a mark."""
+        for name, value in variables.items():
+            if _OPENS_MARK in json.dumps(value, ensure_ascii=False):
+                raise BadInput(f"{name} holds the character U+E000, which kdn keeps; take it out")
         other = copy.copy(self)
         vars(other)["_renderer"] = self._renderer.using(variables)
         vars(other)["_cut_known"] = partial(ChatTemplate._cut, other)  # rarely seen again
@@ -144,27 +149,33 @@ class ChatTemplate:
         Some templates leave the thoughts of earlier turns out.  What a template makes of an answer is
         what then stands between its own text before and after it.
         """
-        spoken = [message.role == "assistant" for message in messages]
-        if not any(spoken):
+        if not any(message.role == "assistant" for message in messages):
             return messages
         marked = [_marked(m.role, i) for i, m in enumerate(messages)]
         pieces = self._cut_between(marked)[0::2]
-        real = [
-            {"role": m.role, "content": m.content}
-            if answers and "\ue000" not in m.content
-            else mark
-            for m, answers, mark in zip(messages, spoken, marked, strict=True)
-        ]
-        found = _MARK.split(self._renderer.render(real))
-        between = dict(zip([-1, *map(int, found[1::2])], found[0::2], strict=True))
         if len(pieces) != len(messages) + 1:
             return messages  # the template drops or reorders turns: told when they are joined
-        return [
-            _repeated(message, between.get(i - 1), pieces[i], pieces[i + 1])
-            if spoken[i]
-            else message
-            for i, message in enumerate(messages)
-        ]
+        shown = list(messages)
+        for first in (0, 1):  # two answers in a row, shown at once, would have no mark between them
+            answers = [
+                i
+                for i in range(first, len(messages), 2)
+                if messages[i].role == "assistant" and _OPENS_MARK not in messages[i].content
+            ]
+            between = self._rendered_between(messages, marked, answers) if answers else {}
+            for i in answers:
+                shown[i] = _repeated(messages[i], between.get(i - 1), pieces[i], pieces[i + 1])
+        return shown
+
+    def _rendered_between(
+        self, messages: Sequence[Message], marked: Sequence[Turn], answers: Sequence[int]
+    ) -> dict[int, str]:
+        """What is rendered behind each mark, and at -1 before the first, with these answers as they are."""
+        turns = list(marked)
+        for i in answers:
+            turns[i] = {"role": messages[i].role, "content": messages[i].content}
+        found = _MARK.split(self._renderer.render(turns))
+        return dict(zip([-1, *map(int, found[1::2])], found[0::2], strict=True))
 
     def places(
         self,
