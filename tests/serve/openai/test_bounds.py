@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 import threading
@@ -31,6 +32,35 @@ class Counting(Characters):
         self.total += len(text)
         self.largest = max(self.largest, len(text))
         return super().encode(text, special=special)
+
+
+class Middle(Counting):
+    """Has tokens that fill in the middle, and notes what is tokenised, and whether an event loop waits."""
+
+    marks = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.on_loop = False
+
+    def encode(self, text: str, *, special: bool = False) -> TokenIds:
+        try:
+            asyncio.get_running_loop()
+            self.on_loop = True
+        except RuntimeError:
+            self.texts.append(text)
+        ids = super().encode(text, special=special)
+        return (self.marks.index(text),) if special and text in self.marks else ids
+
+
+@pytest.fixture
+def middle() -> Iterator[tuple[Middle, Running, ScriptedService]]:
+    service, vocabulary = ScriptedService(max_context=4096), Middle()
+    service.vocabulary = vocabulary
+    with running(service) as server:
+        yield vocabulary, server, service
+    service.close()
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +130,66 @@ def test_a_long_body_is_refused_without_much_memory(server: Running) -> None:
         assert answer.json()["error"]["code"] == "context_length_exceeded", path
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 200 * 1024, f"{grown} KiB"
+
+
+LONG = "word " * (64 * 4096 // 5)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("chat/completions", {"tools": [{"function": {"name": "f", "description": LONG}}]}, "tools"),
+        ("chat/completions", {"tools": [{"function": {"name": "f", "description": LONG}}],
+                              "tool_choice": "none"}, "tools"),
+        ("responses", {"tools": [{"name": "f", "description": LONG}]}, "tools"),
+        ("chat/completions", {"chat_template_kwargs": {"x": LONG}}, "chat_template_kwargs"),
+        ("completions", {"prompt": ["a", "b"], "suffix": LONG}, "suffix"),
+    ],
+)  # fmt: skip
+def test_what_stands_beside_the_messages_is_bounded_beside_the_event_loop(
+    path: str, body: Any, param: str, middle: tuple[Middle, Running, ScriptedService]
+) -> None:
+    vocabulary, server, _ = middle
+    for tool in body.get("tools", ()):
+        tool["type"] = "function"
+    given: dict[str, dict[str, Any]] = {
+        "chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+        "responses": {"input": "x"},
+        "completions": {},
+    }
+    answer = server.http.post(f"/v1/{path}", json=given[path] | body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == (param, "context_length_exceeded")
+    assert not vocabulary.on_loop
+    assert vocabulary.largest == 1 << 16, "one piece of the text's 262,140 characters"
+
+
+def test_short_tools_are_tokenised_beside_the_event_loop(
+    middle: tuple[Middle, Running, ScriptedService],
+) -> None:
+    vocabulary, server, _ = middle
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": tools}
+    assert server.http.post("/v1/chat/completions", json=body).status_code == 200
+    assert vocabulary.texts
+    assert not vocabulary.on_loop
+
+
+def test_a_suffix_is_tokenised_once_for_all_prompts(
+    middle: tuple[Middle, Running, ScriptedService],
+) -> None:
+    vocabulary, server, service = middle
+    body = {"prompt": ["a", "b"], "suffix": "xy", "max_tokens": 1}
+    assert server.http.post("/v1/completions", json=body).status_code == 200
+    found = sorted(request.prompt.token_ids for request in service.requests)
+    assert found == [(0, 97, 1, 120, 121, 2), (0, 98, 1, 120, 121, 2)]
+    assert vocabulary.texts.count("xy") == 1
+    vocabulary.texts.clear()
+    many = server.http.post("/v1/completions", json={**body, "prompt": ["a"] * 129})
+    assert many.status_code == 400
+    assert "129 answers" in many.json()["error"]["message"]
+    assert vocabulary.texts == [], "refused before each prompt gets its suffix"
 
 
 # --- numbers, lists, nesting -----------------------------------------------------------------

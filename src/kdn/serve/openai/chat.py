@@ -46,7 +46,15 @@ from kdn.serve.openai.techniques import chat_techniques
 from kdn.serve.openai.tools import TemplateBody, with_template
 from kdn.serve.service import ServedModel
 
-__all__ = ["Chat", "begin_chat", "chat_routes", "constrained", "requests_of", "sampling_of"]
+__all__ = [
+    "Chat",
+    "begin_chat",
+    "chat_routes",
+    "check_choices",
+    "constrained",
+    "requests_of",
+    "sampling_of",
+]
 
 
 def chat_routes(context: RequestContext) -> APIRouter:
@@ -85,7 +93,7 @@ async def begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest)
     messages, documents = conversation(body.messages, body.documents, model.prompts)
     options, use = None, None
     if body.model_fields_set & TemplateBody.model_fields.keys():
-        messages, options, use = with_template(body, messages, model.prompts, model.vocabulary)
+        messages, options, use = await context.in_thread(with_template, body, messages, model)
     prompt = await context.in_thread(chat_prompt, model, messages, documents, job.salt, options)
     prompt = truncated(prompt, body.truncate_prompt_tokens, model.max_context - (asked or 1))
     room = answer_room(model, prompt.num_tokens, asked, context.settings.default_max_tokens)
@@ -171,12 +179,8 @@ def requests_of(
     techniques: tuple[object, ...],
 ) -> list[Request]:
     """`choices` requests a prompt, prompts in order."""
-    options, most = body.kdn or KdnOptions(), context.settings.limits.choices
-    if len(prompts) * choices > most:
-        raise Refused(
-            f"{len(prompts) * choices} answers are asked for; a request may ask for {most}",
-            param="n",
-        )
+    options = body.kdn or KdnOptions()
+    check_choices(context, len(prompts) * choices)
     return [
         job.request(
             index * choices + choice,
@@ -189,6 +193,13 @@ def requests_of(
         for index, (prompt, sampling) in enumerate(prompts)
         for choice in range(choices)
     ]
+
+
+def check_choices(context: RequestContext, asked: int) -> None:
+    """Raise Refused for more answers than one request may ask for."""
+    most = context.settings.limits.choices
+    if asked > most:
+        raise Refused(f"{asked} answers are asked for; a request may ask for {most}", param="n")
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:

@@ -13,7 +13,7 @@ from kdn.core import Finish, Prompt, Role, Segment, Token, TokenIds
 from kdn.serve.errors import Refused
 from kdn.serve.limits import bounded_router, check_length
 from kdn.serve.openai.answers import Answers
-from kdn.serve.openai.chat import constrained, requests_of, sampling_of
+from kdn.serve.openai.chat import check_choices, constrained, requests_of, sampling_of
 from kdn.serve.openai.context import (
     RequestContext,
     answer_room,
@@ -58,7 +58,7 @@ async def _begin(context: RequestContext, body: CompletionBody, http: HttpReques
     _refuse_combinations(body)
     job = context.job("cmpl", body, http)
     model = job.served
-    prompts = await context.in_thread(_token_prompts, model, body)
+    prompts = await context.in_thread(_token_prompts, context, model, body)
     constraint = await constrained(context, model, body)
     wanted = []
     for prompt in prompts:
@@ -109,9 +109,13 @@ def _refuse_combinations(body: CompletionBody) -> None:
             )
 
 
-def _token_prompts(model: ServedModel, body: CompletionBody) -> list[Prompt]:
+def _token_prompts(
+    context: RequestContext, model: ServedModel, body: CompletionBody
+) -> list[Prompt]:
     vocabulary, prompts = model.vocabulary, []
-    for given in given_prompts(body):
+    texts = given_prompts(body)
+    check_choices(context, len(texts) * _num_runs(body))  # before each prompt gets the suffix
+    for given in texts:
         if isinstance(given, str):
             check_length([given], vocabulary, model.max_context, "prompt")
         prompts.append(_ids(vocabulary, given))
@@ -120,7 +124,9 @@ def _token_prompts(model: ServedModel, body: CompletionBody) -> list[Prompt]:
     for ids in prompts:
         check_ids(ids, vocabulary.vocab_size, "prompt")
     if body.suffix:
-        prompts = [_around(vocabulary, ids, body.suffix) for ids in prompts]
+        check_length([body.suffix], vocabulary, model.max_context, "suffix")
+        before, after = _around(vocabulary, body.suffix)
+        prompts = [before + ids + after for ids in prompts]
     room = model.max_context - (body.max_tokens or 1)
     whole = [Prompt((Segment(Role.QUESTION, ids),)) for ids in prompts]
     return [truncated(prompt, body.truncate_prompt_tokens, room) for prompt in whole]
@@ -135,13 +141,13 @@ def _ids(vocabulary: Vocabulary, given: str | TokenIds) -> TokenIds:
     return ids if not ids or ids[: len(begin)] == begin else begin + ids
 
 
-def _around(vocabulary: Vocabulary, ids: TokenIds, suffix: str) -> TokenIds:
-    """The prompt of an answer that stands between a text and a suffix. Raises Refused."""
+def _around(vocabulary: Vocabulary, suffix: str) -> tuple[TokenIds, TokenIds]:
+    """What stands before and after a text whose answer leads to a suffix. Raises Refused."""
     for marks in _FILL_IN_THE_MIDDLE:
         found = [vocabulary.encode(mark, special=True) for mark in marks]
         if all(len(one) == 1 for one in found):
             before, after, middle = found
-            return before + ids + after + vocabulary.encode(suffix) + middle
+            return before, after + vocabulary.encode(suffix) + middle
     raise Refused(
         "this model has no tokens that fill in the middle; leave suffix out",
         param="suffix",

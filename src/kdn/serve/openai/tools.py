@@ -13,8 +13,8 @@ from kdn.core import Constraint
 from kdn.errors import BadInput
 from kdn.model import ChatOptions, Message, Tool, ToolCall, ToolFormat, is_object
 from kdn.serve.errors import Refused
-from kdn.serve.limits import Name, Text, check_unicode
-from kdn.serve.service import PromptMaker, Vocabulary
+from kdn.serve.limits import Name, Text, check_length, check_unicode
+from kdn.serve.service import PromptMaker, ServedModel
 
 __all__ = [
     "CalledFunction",
@@ -152,14 +152,16 @@ class ToolUse:
 
 
 def with_template(
-    body: TemplateBody, messages: list[Message], prompts: PromptMaker, vocabulary: Vocabulary
+    body: TemplateBody, messages: list[Message], model: ServedModel
 ) -> tuple[list[Message], ChatOptions, ToolUse | None]:
     """The messages as they are rendered, the template's options, and the tools in use.
 
-    Raises Refused for what the template or the model cannot honour.
+    Tokenises the tools: call it beside the event loop. Raises Refused for what the template or the
+    model cannot honour, and for tools and variables that are longer than the context.
     """
-    variables = _variables(body, prompts)
-    use = _tool_use(body, prompts, vocabulary)
+    prompts = model.prompts
+    variables = _variables(body, model)
+    use = _tool_use(body, model)
     if use is not None and prompts.reads("tools"):
         variables["tools"] = [tool.shown() for tool in _shown_tools(body)]
     elif use is not None:
@@ -188,9 +190,12 @@ def _continues(body: TemplateBody, messages: Sequence[Message]) -> bool:
     return continues
 
 
-def _variables(body: TemplateBody, prompts: PromptMaker) -> dict[str, object]:
+def _variables(body: TemplateBody, model: ServedModel) -> dict[str, object]:
     found: dict[str, object] = {}
+    prompts = model.prompts
     check_unicode(body.chat_template_kwargs, "chat_template_kwargs")
+    given = json.dumps(body.chat_template_kwargs, ensure_ascii=False)
+    check_length([given], model.vocabulary, model.max_context, "chat_template_kwargs")
     for name, value in (body.chat_template_kwargs or {}).items():
         if name in _OURS or not prompts.reads(name):
             raise Refused(
@@ -213,7 +218,7 @@ def _variables(body: TemplateBody, prompts: PromptMaker) -> dict[str, object]:
     )
 
 
-def _tool_use(body: TemplateBody, prompts: PromptMaker, vocabulary: Vocabulary) -> ToolUse | None:
+def _tool_use(body: TemplateBody, model: ServedModel) -> ToolUse | None:
     choice = body.tool_choice or "auto"
     if not body.tools:
         if choice in ("none", "auto"):
@@ -225,6 +230,8 @@ def _tool_use(body: TemplateBody, prompts: PromptMaker, vocabulary: Vocabulary) 
         raise Refused("two tools have one name; give each its own", param="tools")
     check_unicode([tool.shown() for tool in tools], "tools")
     shown = json.dumps([tool.shown() for tool in tools], ensure_ascii=False)
+    vocabulary = model.vocabulary
+    check_length([shown], vocabulary, model.max_context, "tools")
     if vocabulary.encode(shown, special=True) != vocabulary.encode(shown):
         raise Refused("the tools hold a control token of the model; take it out", param="tools")
     if choice == "none":
@@ -242,7 +249,7 @@ def _tool_use(body: TemplateBody, prompts: PromptMaker, vocabulary: Vocabulary) 
         )
     places = tuple(i for i, name in enumerate(names) if named in (None, name))
     return ToolUse(
-        format=prompts.tool_format,
+        format=model.prompts.tool_format,
         tools=tuple(tools[place] for place in places),
         places=places,
         is_required=choice != "auto",
