@@ -18,6 +18,7 @@ from torch import Tensor
 from kdn.errors import WeightsError
 from kdn.model import load_model
 from kdn.model.gguf.file import unpack_gguf
+from kdn.model.gguf.tokenizer import tokenizer_files
 from tests.model.reference import forward
 
 Tiny = Callable[..., Path]
@@ -175,6 +176,20 @@ def test_the_second_load_unpacks_nothing(tiny_model: Tiny, tmp_path: Path) -> No
     assert unpack_gguf(file, tmp_path / "cache", torch.float32) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == made
     assert unpack_gguf(file, tmp_path / "cache", torch.bfloat16) != first
+
+
+@pytest.mark.parametrize(
+    ("pre", "said", "adds"),
+    [("llama-bpe", None, True), ("llama-bpe", False, False), ("qwen2", None, False)],
+)
+def test_llama_3_begins_with_bos_where_the_file_does_not_say(
+    pre: str, said: bool | None, adds: bool
+) -> None:
+    """So llama.cpp takes it, too."""
+    told = {"model": "gpt2", "pre": pre, "tokens": ["a", "<s>"], "bos_token_id": 1}
+    told |= {} if said is None else {"add_bos_token": said}
+    fields = {f"tokenizer.ggml.{name}": value for name, value in told.items()}
+    assert tokenizer_files(fields.get)["tokenizer_config.json"]["add_bos_token"] is adds
 
 
 def test_what_an_earlier_file_was_unpacked_to_goes(tiny_model: Tiny, tmp_path: Path) -> None:

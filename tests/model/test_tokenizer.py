@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -89,8 +90,7 @@ PIECES = ("<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁hello
 BLANK, HELLO, LETTER, END = 257, 258, 259, 260
 
 
-@pytest.fixture(scope="module")
-def pieces_tokenizer() -> Tokenizer:
+def pieces_definition() -> str:
     """As SentencePiece's are published: a first word's space goes, and bytes spell what no piece covers."""
     model = tokenizers.models.BPE(
         {piece: i for i, piece in enumerate(PIECES)}, [], unk_token="<unk>", byte_fallback=True
@@ -101,7 +101,12 @@ def pieces_tokenizer() -> Tokenizer:
         [parts.Replace("▁", " "), parts.ByteFallback(), parts.Fuse(), parts.Strip(" ", 1, 0)]
     )
     made.add_special_tokens(["</s>"])
-    return Tokenizer(made.to_str())
+    return made.to_str()
+
+
+@pytest.fixture(scope="module")
+def pieces_tokenizer() -> Tokenizer:
+    return Tokenizer(pieces_definition())
 
 
 def spelt(text: str) -> list[int]:
@@ -137,6 +142,20 @@ def test_a_byte_that_fits_nowhere_takes_nothing_with_it(pieces_tokenizer: Tokeni
     """The library gives up on all bytes beside it, which were shown already."""
     said = (*spelt("😀"), 1 + 0x80, HELLO)
     assert streamed(pieces_tokenizer, said) == "😀\ufffd hello"
+
+
+def test_bytes_that_never_become_a_character_are_decoded_a_few_at_a_time() -> None:
+    """2,000 of them: each push decodes what is held and what gave the last text, twice at most."""
+    counted: list[int] = []
+
+    class Counting(Tokenizer):
+        def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+            counted.append(len(token_ids))
+            return super().decode(token_ids, special=special)
+
+    tokenizer = Counting(pieces_definition())
+    assert streamed(tokenizer, [1 + 0x80] * 2000).startswith("\ufffd" * 1990)
+    assert sum(counted) < 2000 * 50
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -186,6 +205,18 @@ def test_streaming_real_tokens_equals_decoding(smollm2: Path, model_cache: Path)
         pieces = [stream.push(token) for token in tokenizer.encode(text)]
         assert "".join(pieces) + stream.flush() == text
         assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_name_of_bos_may_have_any_characters(tmp_path: Path) -> None:
+    name = "<\uff5cbegin\u2581here\uff5c>"
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, name: 1}, []))
+    made.add_special_tokens([name])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{name} $A", special_tokens=[(name, 1)]
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": name}))
+    assert load_tokenizer(tmp_path)[0].bos_ids == (1,)
 
 
 def test_a_folder_without_tokenizer_is_refused(

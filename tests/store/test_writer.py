@@ -185,8 +185,22 @@ def test_a_quota_makes_nobody_wait_for_a_far_tier() -> None:
         assert store.tiers.where(IDS[1].key) == ("memory", "durable", "dict")
 
 
+class SlowToDrop(DictRemote):
+    """Removes a block when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.may_drop = Event(), Event()
+
+    def remove(self, key: BlockKey) -> bool:
+        self.begun.set()
+        assert self.may_drop.wait(60)
+        return super().remove(key)
+
+
 def with_far(remote: DictRemote) -> Store:
-    far = RemoteTier(remote, RemoteSettings(poll_s=0), ManualClock(), NoTrace())
+    patient = RemoteCallSettings(timeout_s=60, attempts=1)
+    far = RemoteTier(remote, RemoteSettings(patient, poll_s=0), ManualClock(), NoTrace())
     return opened(Durable(), far=[far])
 
 
@@ -222,6 +236,26 @@ def test_a_drop_waits_for_a_far_write_that_has_begun() -> None:
         dropping = Thread(target=store.drop, args=[IDS[0].key])
         dropping.start()
         remote.may_write.set()
+        dropping.join()
+        assert store.flush(60)
+        assert store.tiers.where(IDS[0].key) == ()
+
+
+def test_what_is_read_while_it_is_dropped_far_away_does_not_come_back() -> None:
+    """The far tier says that it holds the block until its drop has come back."""
+    remote = SlowToDrop()
+    with with_far(remote) as writer:
+        writer.write_behind(BLOCKS[0])
+        assert writer.flush(60)
+    with with_far(remote) as store:
+        reader = store.open(IDS[0])
+        assert reader is not None
+        dropping = Thread(target=store.drop, args=[IDS[0].key])
+        dropping.start()
+        assert remote.begun.wait(60)
+        with reader:
+            reader.layers(0, 3)
+        remote.may_drop.set()
         dropping.join()
         assert store.flush(60)
         assert store.tiers.where(IDS[0].key) == ()

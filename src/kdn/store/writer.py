@@ -77,29 +77,35 @@ class Writer:
     def drop(self, key: BlockKey) -> bool:
         """Remove a block from every tier; False when none had it. A far tier that fails is counted.
 
+        The slowest tier goes first: what a reader brings up from it meanwhile goes with the quicker ones.
         Raises StoreError when a tier of this machine cannot be used.
         """
+        held = []
         self._queues.forget(key)
-        held = [tier.drop(key) for tier in self._tiers.local]
         for tier in self._tiers.far:
             with self._outcomes.survived(tier):
                 held.append(tier.drop(key))
+        self._queues.forget(key)
+        held += [tier.drop(key) for tier in reversed(self._tiers.local)]
         if any(held):
             self._outcomes.removed(key)
-        self._index.refresh()
+        self._index.refresh()  # from now on no tier says that it holds the block
+        if self._tiers.fastest.drop(key):  # a reader brought it up before
+            self._index.refresh()
         return any(held)
 
     def clear(self) -> None:
         """Remove every block, also those that wait to be written."""
         self._queues.cancel_all()
-        for tier in self._tiers.local:
-            for key in tier.block_keys():
-                tier.drop(key)
         for tier in self._tiers.far:
             for key in tier.block_keys():
                 with self._outcomes.survived(tier):
                     tier.drop(key)
-        self._index.refresh()
+        self._queues.cancel_all()
+        for tier in (*reversed(self._tiers.local), self._tiers.fastest):
+            for key in list(tier.block_keys()):
+                tier.drop(key)
+            self._index.refresh()
 
     # --- best effort ---
 

@@ -49,6 +49,13 @@ def test_what_unicode_calls_a_line_end_does_not_end_a_line(server: Running) -> N
     assert lines[-1] == "data: [DONE]"
 
 
+def test_nor_does_it_end_a_line_of_a_response(server: Running) -> None:
+    text = "a\u2028b\u0085c"
+    lines = lines_of(server, "/v1/responses", input="Hello", instructions=text, max_output_tokens=1)
+    assert all(line.startswith(("event: ", "data: ")) for line in lines)
+    assert json.loads(lines[1].removeprefix("data: "))["response"]["instructions"] == text
+
+
 def test_the_role_goes_out_with_the_first_token(server: Running, service: ScriptedService) -> None:
     """A load generator takes the first event for the first token, and must be right in that."""
     service.gate.clear()

@@ -15,7 +15,7 @@ import pytest
 
 from kdn.clock import ManualClock
 from kdn.core import EXACT, PUBLIC_SALT
-from kdn.errors import BadConfig, Unreachable
+from kdn.errors import BadConfig, LostBlock, Unreachable
 from kdn.serve import read_grants
 from kdn.store import (
     DiskTier,
@@ -165,10 +165,11 @@ def test_a_block_that_cannot_be_read_now_is_found_again(tmp_path: Path) -> None:
         held.put(MINE)
         remote = PeerRemote(address, timeout_s=20)
         files.fails = True
-        with pytest.raises(Unreachable, match="503"):
+        with pytest.raises(LostBlock, match="cannot be read now"):
             remote.head(MINE.id.key, 100)
         files.fails = False
         assert remote.head(MINE.id.key, 100) is not None
+        assert (held.stat().lost, held.stat().corrupt) == (1, 0)
         remote.close()
 
 

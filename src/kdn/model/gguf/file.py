@@ -29,7 +29,7 @@ from kdn.model.gguf.tokenizer import tokenizer_files
 
 __all__ = ["unpack_gguf"]
 
-_FORMAT = "kdn-unpacked-3"
+_FORMAT = "kdn-unpacked-4"
 """Changes when what is written changes, so that older folders are not used."""
 _SOURCE = "unpacked-from.txt"
 

@@ -50,6 +50,8 @@ _CUTS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "smollm": _single_digits,
 }
 """tokenizer.ggml.pre -> the cut before merging."""
+_LLAMA3 = ("llama-bpe", "llama3")
+"""A word that is a token is one without merging, and a text begins with BOS where the file does not say."""
 
 
 def tokenizer_files(get: Callable[..., Any]) -> dict[str, Any]:
@@ -80,9 +82,7 @@ def tokenizer_files(get: Callable[..., Any]) -> dict[str, Any]:
 
 def _build(tokens: list[str], types: list[int], merges: list[Any], cut: str) -> Tokenizer:
     vocab = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(
-        BPE(vocab=vocab, merges=merges, ignore_merges=cut in ("llama-bpe", "llama3"))
-    )
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=cut in _LLAMA3))
     if cut in ("qwen2", "deepseek-r1-qwen"):
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _CUTS[cut]()
@@ -109,7 +109,9 @@ def _settings(get: Callable[..., Any], tokens: list[str]) -> dict[str, Any]:
         return tokens[int(index)]
 
     return {
-        "add_bos_token": bool(get("tokenizer.ggml.add_bos_token", False)),
+        "add_bos_token": bool(
+            get("tokenizer.ggml.add_bos_token", get("tokenizer.ggml.pre") in _LLAMA3)
+        ),
         "bos_token": token("bos"),
         "eos_token": token("eos"),
         "chat_template": get("tokenizer.chat_template"),

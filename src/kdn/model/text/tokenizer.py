@@ -183,6 +183,12 @@ def _special_cut(special: Iterable[tokenizers.AddedToken]) -> re.Pattern[str] | 
     return re.compile("|".join(patterns)) if ordered else None
 
 
+_PARTIAL_TOKENS = 3
+"""A character of UTF-8 has four bytes at most."""
+_MOST_HELD = 8
+"""More tokens without a whole character at their end are bytes that fit nowhere."""
+
+
 class Incremental:
     """Turns ids into text as they come, holding back what is not yet a whole character."""
 
@@ -203,7 +209,7 @@ class Incremental:
         self._held.append(token_id)
         fresh = self._fresh()
         if fresh.endswith(_BROKEN):
-            return ""
+            return self._released() if len(self._held) > _MOST_HELD else ""
         # What made this text stays as context: some decoders strip the space of a first word.
         self._known, self._held = self._held, []
         self._shown = self._text(self._known)
@@ -214,6 +220,13 @@ class Incremental:
         text = self._fresh().rstrip(_BROKEN)
         self._known, self._shown, self._held = [], "", []
         return text
+
+    def _released(self) -> str:
+        """The text of all that is held but the last bytes, which may still become a character."""
+        self._held, last = self._held[:-_PARTIAL_TOKENS], self._held[-_PARTIAL_TOKENS:]
+        fresh = self._fresh()
+        self._known, self._shown, self._held = self._held, self._text(self._held), last
+        return fresh
 
     def _fresh(self) -> str:
         """The text of what is held."""
@@ -289,7 +302,7 @@ def _adds_bos(definition: str, settings: dict[str, Any]) -> bool:
     bos = _token(settings, "bos_token")
     if "add_bos_token" in settings or bos is None:
         return bool(settings.get("add_bos_token")) and bos is not None
-    return bos in json.dumps(json.loads(definition).get("post_processor"))
+    return bos in json.dumps(json.loads(definition).get("post_processor"), ensure_ascii=False)
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:

@@ -18,7 +18,7 @@ from kdn.serve.openai.chat import Chat, begin_chat
 from kdn.serve.openai.context import RequestContext, refuse_unsupported
 from kdn.serve.openai.response_items import ResponsesBody, ResponsesRequest
 from kdn.serve.openai.responses import CalledTool, json_response
-from kdn.serve.openai.streams import EventStream, gather, until_disconnect
+from kdn.serve.openai.streams import EventStream, gather, one_line, until_disconnect
 
 __all__ = ["response_routes"]
 
@@ -206,7 +206,13 @@ class _Told:
     def _event(self, kind: str, **told: Any) -> bytes:
         shape = {"type": kind, "sequence_number": self.number, **told}
         self.number += 1
-        return b"event: " + kind.encode() + b"\ndata: " + msgspec.json.encode(shape) + b"\n\n"
+        return (
+            b"event: "
+            + kind.encode()
+            + b"\ndata: "
+            + one_line(msgspec.json.encode(shape))
+            + b"\n\n"
+        )
 
 
 def _usage(usage: Usage) -> _Shape:

@@ -33,6 +33,7 @@ __all__ = [
     "event",
     "failure",
     "gather",
+    "one_line",
     "submit_all",
     "until_disconnect",
 ]
@@ -270,15 +271,15 @@ class EventStream(StreamingResponse):
 
 def event(shape: msgspec.Struct) -> bytes:
     """One server-sent event. JSON has no raw line breaks, so one line suffices."""
-    return b"data: " + _one_line(msgspec.json.encode(shape)) + b"\n\n"
+    return b"data: " + one_line(msgspec.json.encode(shape)) + b"\n\n"
 
 
 def failure(error: Exception) -> bytes:
     """The event that OpenAI's clients turn into an exception."""
-    return b"data: " + _one_line(fault_of(error).body()) + b"\n\n"
+    return b"data: " + one_line(fault_of(error).body()) + b"\n\n"
 
 
-def _one_line(json: bytes) -> bytes:
+def one_line(json: bytes) -> bytes:
     """Some clients split lines where Unicode does: those three characters are escaped."""
     for raw, escaped in _UNICODE_LINE_ENDS:
         if raw in json:

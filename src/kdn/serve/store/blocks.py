@@ -21,7 +21,7 @@ from kdn.store import Store, check_whole, pack_note
 from kdn.store.block.reader import Handle
 from kdn.store.stream.transcode import encode_layers
 from kdn.store.tiers.remote.client import first_rows
-from kdn.store.tiers.remote.peer import PeerChanges
+from kdn.store.tiers.remote.peer import UNREADABLE, PeerChanges
 
 __all__ = ["block_routes"]
 
@@ -93,17 +93,26 @@ def _seen(store: Store, grant: Grant, given: str, *, reading: bool) -> BlockKey:
     return entry.key
 
 
+def _handle(store: Store, key: BlockKey) -> Handle:
+    """Raises Refused where the block is gone, CorruptBlock, and LostBlock where it cannot be opened now."""
+    handle = store.tiers.open_local(key)
+    if handle is not None:
+        return handle
+    store.index.refresh()
+    if store.tiers.durable.holds(key):
+        raise LostBlock("its file cannot be opened")
+    raise Refused(_NOT_HERE, status=404)
+
+
 @contextmanager
 def _opened(store: Store, key: BlockKey) -> Iterator[Handle]:
     """The block as this machine holds it. A damaged one is put out of use, and is not there."""
     try:
-        handle = store.tiers.open_local(key)
-        if handle is None:
-            raise Refused(_NOT_HERE, status=404)
-        with closing(handle):
+        with closing(_handle(store, key)) as handle:
             yield handle
     except LostBlock as error:  # it may be whole: a reader must not forget it
-        raise Refused(f"the block cannot be read now: {error}", status=503) from error
+        store.index.quarantine(store.tiers.durable, key, error)  # which only counts it
+        raise Refused(f"the block cannot be read now: {error}", status=UNREADABLE) from error
     except CorruptBlock as error:  # of the disk: what memory holds was verified
         store.index.quarantine(store.tiers.durable, key, error)
         raise Refused(_NOT_HERE, status=404) from error

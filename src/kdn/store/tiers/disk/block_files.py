@@ -153,7 +153,10 @@ class StoreFolder:
 
 def _removed_if_dead(owner: Path, files: Files) -> bool:
     """Is the owner a process that has ended? Then its file is removed."""
-    descriptor = os.open(owner, os.O_RDWR)
+    try:
+        descriptor = os.open(owner, os.O_RDWR)
+    except FileNotFoundError:  # it ended just now
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -22,7 +22,7 @@ import msgspec
 
 from kdn.clock import Clock, SystemClock
 from kdn.core import BlockKey
-from kdn.errors import BadConfig, Unreachable
+from kdn.errors import BadConfig, LostBlock, Unreachable
 from kdn.machine.replies import read_reply
 from kdn.store.tiers.remote.client import (
     MAX_LISTED,
@@ -36,8 +36,10 @@ from kdn.store.tiers.remote.client import (
 if TYPE_CHECKING:
     from kdn.store.settings import FarSettings
 
-__all__ = ["PeerChanges", "PeerRemote"]
+__all__ = ["UNREADABLE", "PeerChanges", "PeerRemote"]
 
+UNREADABLE = http.HTTPStatus.CONFLICT
+"""A node's answer for a block that is there and cannot be read now."""
 _MAX_WORDS_BYTES = 1 << 16
 _MAX_CURSOR = 200
 _MAX_DIGITS = 15
@@ -106,7 +108,7 @@ class PeerRemote(Remote):
         status, headers, body = self._call("GET", key, asked, max_bytes=num_bytes)
         if status == http.HTTPStatus.NOT_FOUND:
             return None
-        self._expect(status, body, http.HTTPStatus.PARTIAL_CONTENT)
+        self._expect_part(status, body)
         size = headers.get("content-range", "").rpartition("/")[2]
         if not size.isdecimal() or len(size) > _MAX_DIGITS:
             raise Unreachable(f"the node at {self._host} does not say how large a block is")
@@ -117,7 +119,7 @@ class PeerRemote(Remote):
         status, _, body = self._call("GET", key, asked, max_bytes=stop - start)
         if status == http.HTTPStatus.NOT_FOUND:
             return b""
-        self._expect(status, body, http.HTTPStatus.PARTIAL_CONTENT)
+        self._expect_part(status, body)
         return body
 
     def transcode(
@@ -186,6 +188,11 @@ class PeerRemote(Remote):
                 limit = max_bytes if is_right else _MAX_WORDS_BYTES
                 said = read_reply(answer, limit, deadline_s, self._clock)
                 return answer.status, answer.headers, said
+
+    def _expect_part(self, status: int, body: bytes) -> None:
+        if status == UNREADABLE:
+            raise LostBlock(f"the node at {self._host} says: {body[:200].decode(errors='replace')}")
+        self._expect(status, body, http.HTTPStatus.PARTIAL_CONTENT)
 
     def _expect(self, status: int, body: bytes, wanted: int) -> None:
         if status != wanted:

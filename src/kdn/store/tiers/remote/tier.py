@@ -159,7 +159,11 @@ class RemoteTier(ManagedTier):
         )
 
     def put(self, block: EncodedBlock, spare: Spare) -> None:
-        if self._head(block.key, SEAL_BYTES) is not None:
+        try:
+            is_there = self._head(block.key, SEAL_BYTES) is not None
+        except LostBlock:  # it is there, and cannot be read now
+            is_there = True
+        if is_there:
             self.touch(block.key)
             return
         entry, data = Entry.of(block.header.id), block.data
