@@ -88,6 +88,21 @@ def test_structured_output_is_an_object_of_the_class(chat: Any) -> None:
     assert asyncio.run(chat.with_structured_output(Weather).ainvoke("How is it?")) == found
 
 
+def test_structured_output_that_a_stop_ended_says_so(chat: Any) -> None:
+    plain = chat.with_structured_output(Weather.model_json_schema(), include_raw=True)
+    assert "before its JSON did" in str(plain.invoke("How is it?", stop=[":"])["parsing_error"])
+
+
+def test_a_picture_is_refused_and_not_left_out(llm: Any) -> None:
+    types = pytest.importorskip("llama_index.core.base.llms.types")
+    blocks = [
+        types.TextBlock(text="What is in it?"),
+        types.ImageBlock(url="https://a.example/b.png"),
+    ]
+    with pytest.raises(BadInput, match="takes texts"):
+        llm.chat([types.ChatMessage(role="user", blocks=blocks)])
+
+
 def test_structured_output_that_fails_says_why(chat: Any) -> None:
     short = chat.model_copy(update={"max_tokens": 3})
     with pytest.raises(BadInput, match="cut off"):

@@ -198,10 +198,30 @@ class SlowToDrop(DictRemote):
         return super().remove(key)
 
 
-def with_far(remote: DictRemote) -> Store:
+class DroppedMeanwhile(MemoryTier):
+    """Another thread drops all while a block is put here."""
+
+    drop_all: Callable[[], object] | None = None
+
+    def put(self, block: EncodedBlock, spare: Spare) -> None:
+        if self.drop_all is not None:
+            dropping = Thread(target=self.drop_all)
+            dropping.start()
+            dropping.join()
+        super().put(block, spare)
+
+
+class ReadOnly(Durable):
+    read_only = "the folder is read-only"
+
+
+def far_over(remote: DictRemote) -> RemoteTier:
     patient = RemoteCallSettings(timeout_s=60, attempts=1)
-    far = RemoteTier(remote, RemoteSettings(patient, poll_s=0), ManualClock(), NoTrace())
-    return opened(Durable(), far=[far])
+    return RemoteTier(remote, RemoteSettings(patient, poll_s=0), ManualClock(), NoTrace())
+
+
+def with_far(remote: DictRemote) -> Store:
+    return opened(Durable(), far=[far_over(remote)])
 
 
 def is_read(store: Store, number: int) -> bool:
@@ -259,6 +279,31 @@ def test_what_is_read_while_it_is_dropped_far_away_does_not_come_back() -> None:
         dropping.join()
         assert store.flush(60)
         assert store.tiers.where(IDS[0].key) == ()
+
+
+def test_what_is_dropped_while_it_is_put_into_memory_does_not_stay() -> None:
+    remote = DictRemote()
+    with with_far(remote) as writer:
+        writer.write_behind(BLOCKS[0])
+        assert writer.flush(60)
+    memory = DroppedMeanwhile(10**6, NoTrace())
+    with Store([memory, Durable()], far=[far_over(remote)], clock=ManualClock()) as store:
+        memory.drop_all = partial(store.drop, IDS[0].key)
+        assert is_read(store, 0)
+        assert store.flush(60)
+        assert store.tiers.where(IDS[0].key) == ()
+
+
+def test_where_nothing_may_be_dropped_a_far_tier_keeps_its_blocks() -> None:
+    remote = DictRemote()
+    with with_far(remote) as writer:
+        writer.write_behind(BLOCKS[0])
+        assert writer.flush(60)
+    with opened(ReadOnly(), far=[far_over(remote)]) as store:
+        for drop in (store.clear, partial(store.drop, IDS[0].key)):
+            with pytest.raises(NoSpace):
+                drop()
+    assert remote.head(IDS[0].key, 10) is not None
 
 
 def test_what_is_dropped_while_it_waits_for_its_promotion_is_not_written() -> None:

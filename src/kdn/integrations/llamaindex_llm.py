@@ -147,9 +147,11 @@ def _refuse(kwargs: dict[str, Any]) -> None:
 def _turns(messages: Sequence[ChatMessage]) -> list[Message]:
     turns = []
     for message in messages:
-        if message.role.value not in _ROLES or message.content is None:
+        blocks = getattr(message, "blocks", ())
+        is_text = all(getattr(block, "block_type", "text") == "text" for block in blocks)
+        if message.role.value not in _ROLES or message.content is None or not is_text:
             raise BadInput(
-                f"a message of {message.role.value} without a text of its own: kdn takes texts of"
+                f"a message of {message.role.value} that is no text of its own: kdn takes texts of"
                 " system, user and assistant"
             )
         turns.append(Message(_ROLES[message.role.value], message.content))

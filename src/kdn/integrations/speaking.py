@@ -88,7 +88,12 @@ def parsed(text: str, reason: FinishReason | str, wanted: Schema) -> Any:
     if reason == FinishReason.LENGTH:
         raise BadInput("the answer was cut off before its JSON ended: give more max_tokens")
     if isinstance(wanted, Mapping):
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise BadInput(
+                f"the answer ended before its JSON did ({error}): leave out `stop`"
+            ) from error
     try:
         return wanted.model_validate_json(text)
     except ValueError as error:

@@ -80,6 +80,7 @@ class Writer:
         The slowest tier goes first: what a reader brings up from it meanwhile goes with the quicker ones.
         Raises StoreError when a tier of this machine cannot be used.
         """
+        _refuse_read_only(self._tiers.local)  # before a far tier, which others share, lost anything
         held = []
         self._queues.forget(key)
         for tier in self._tiers.far:
@@ -95,7 +96,8 @@ class Writer:
         return any(held)
 
     def clear(self) -> None:
-        """Remove every block, also those that wait to be written."""
+        """Remove every block, also those that wait to be written. Raises as `drop`."""
+        _refuse_read_only(self._tiers.local)
         self._queues.cancel_all()
         for tier in self._tiers.far:
             for key in tier.block_keys():
@@ -130,12 +132,18 @@ class Writer:
 
         What was dropped while it was read stays dropped: `tier` does not hold it any more.
         """
-        if not tier.holds(block.key):
-            return
-        self._put_best_effort(self._tiers.fastest, block)
+
+        def put(target: ManagedTier) -> None:
+            if not tier.holds(block.key):
+                return
+            self._put_best_effort(target, block)
+            if not tier.holds(block.key) and target.drop(block.key):
+                self._index.refresh()
+
+        put(self._tiers.fastest)
         if tier.far and len(self._tiers.local) > 1:
-            put = partial(self._put_best_effort, self._tiers.durable, block)
-            self._queues.add(self._tiers.durable, block.key, block.size_bytes, put)
+            durable = self._tiers.durable
+            self._queues.add(durable, block.key, block.size_bytes, partial(put, durable))
 
     def finish(self, load: StoreLoad) -> bool:
         """Bring the rest of a load that its readers gave up, for the next one. False: it is not taken
@@ -243,6 +251,12 @@ class Writer:
             except NoSpace as error:
                 self._outcomes.dropped(block.key, tier.name, str(error))
         self._index.refresh()
+
+
+def _refuse_read_only(tiers: Sequence[ManagedTier]) -> None:
+    for tier in tiers:
+        if tier.read_only:
+            raise NoSpace(tier.read_only)
 
 
 def _finish(load: StoreLoad) -> None:

@@ -22,6 +22,7 @@ from kdn.core import (
     Request,
     Role,
     Segment,
+    Share,
     StreamEvent,
     Token,
     TokenProb,
@@ -29,6 +30,7 @@ from kdn.core import (
 )
 from kdn.errors import EngineFailed
 from kdn.reuse.blend import QualityGuard, RatioController, TimedLoader, divergence
+from kdn.reuse.blend.monitor import CollectionMonitor
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
 from kdn.trace import Recorder, Value
 
@@ -42,8 +44,10 @@ class Scripted:
 
     by_ratio: dict[float | None, float]
     asked: list[float | None] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
 
     def submit(self, request: Request) -> Answered:
+        self.requests.append(request)
         ratio = blend.ratio if (blend := request.option(Blend)) else None
         self.asked.append(ratio)
         p = self.by_ratio[ratio]
@@ -97,6 +101,19 @@ def test_answers_within_the_limit_change_nothing() -> None:
     stat = guard.stats()[""]
     assert (stat.samples, stat.agreed, stat.ratio) == (6, 6, 0.15)
     assert stat.mean_kl == pytest.approx(0.0366, abs=1e-3)
+
+
+def test_an_answer_in_full_reads_no_stored_kv_and_no_siblings() -> None:
+    generator = Scripted({None: 0.9, 0.15: 0.8})
+    watched(generator, limit=0.1, times=1)
+    full, _ = generator.requests
+    assert (full.reuse, full.option(Blend), full.option(Share)) == (False, None, Share("exact"))
+
+
+def test_a_ratio_that_was_raised_is_none_below_the_configured_one() -> None:
+    """The guard once went from 0.15 to 0.3; the setting is 0.6 now."""
+    assert CollectionMonitor(0.6, GuardRecord(ratio=0.3)).ratio == 0.6
+    assert CollectionMonitor(0.15, GuardRecord(ratio=0.3)).ratio == 0.3
 
 
 def test_drift_raises_the_ratio_when_more_rows_help() -> None:

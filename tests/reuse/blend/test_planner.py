@@ -22,6 +22,7 @@ from kdn.core import (
     Role,
     Sampling,
     Segment,
+    Share,
     Token,
     Usage,
 )
@@ -210,6 +211,7 @@ def test_background_prefills_bring_what_was_lacking(tiny: LoadedModel, tmp_path:
         assert d.run(first)[1].blended == 0
         prefills = d.reuse.background(first)
         assert [prefill.prompt.segments[1] for prefill in prefills] == [TWO, THREE]
+        assert {prefill.option(Share) for prefill in prefills} == {Share("exact")}
         for prefill in prefills:
             d.run(prefill)
         assert d.reuse.background(first) == []

@@ -116,6 +116,8 @@ def test_rows_are_scored_as_by_a_ranking(model: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_run_is_refused_before_ray_starts(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no column is called 'title'; the columns are text"):
         run_batch(rows(1), PrefillBatch("title"), BatchSettings())
+    with pytest.raises(BadInput, match="row 2 has no 'text'"):
+        run_batch([{"text": "a"}, {"other": "b"}], PrefillBatch(), BatchSettings())
     with pytest.raises(BadInput, match="1 choice; a question needs two"):
         run_batch(rows(1), LabelBatch("{text}", ("a",)), BatchSettings())
     with pytest.raises(BadInput, match="needs an actor, a row"):

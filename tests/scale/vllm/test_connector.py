@@ -338,5 +338,10 @@ def test_an_unknown_version_is_refused_with_what_to_do(engine: Vllm) -> None:
 def test_salts_of_both_kinds_never_run_together(engine: Vllm) -> None:
     pairs = [(None, None), ("a", None), (None, "b"), ("a", "b"), ("a:b", None), ("1:a", "b")]
     assert len(set(engine.do("salts", pairs=pairs))) == len(pairs)
-    with pytest.raises(VllmFailed, match="kdn_salt is a int"):
-        engine.do("salts", pairs=[(None, 5)])
+
+
+def test_a_salt_that_is_no_text_ends_no_engine(engine: Vllm) -> None:
+    prompt = text("oddly salted", 600)
+    answers = [engine.one(prompt, params={"kdn_salt": 5}) for _ in range(2)]
+    engine.settle()
+    assert [one.cached for one in (*answers, engine.one(prompt))] == [0, answers[1].cached, 0]

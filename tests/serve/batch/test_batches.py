@@ -104,6 +104,16 @@ def test_lines_are_answered_or_refused_one_by_one(server: Running) -> None:
     assert refused["body"]["error"]["param"] == "temperature"
 
 
+def test_text_that_is_no_unicode_refuses_its_own_line(server: Running) -> None:
+    """As JavaScript cuts a text in the middle of an emoji."""
+    asked = [chat_line("a"), chat_line("cut", "Where? \ud83d"), chat_line("b")]
+    batch = ended(server.openai, begin(server.openai, asked).id)
+    counts = batch.request_counts
+    assert (batch.status, counts.completed, counts.failed) == ("completed", 2, 1)
+    refused = lines_of(server.openai, batch.error_file_id)["cut"]["response"]
+    assert refused["status_code"] == 400
+
+
 @pytest.mark.parametrize(
     ("endpoint", "body"),
     [
@@ -132,6 +142,7 @@ def test_batches_run_in_the_background(server: Running, scripted: ScriptedServic
         ("[1]", "invalid_json_line", "no JSON object"),
         ({"method": "POST"}, "missing_required_parameter", "custom_id"),
         (chat_line("good"), "duplicate_custom_id", "earlier line"),
+        (chat_line("cut \ud83d"), "invalid_custom_id", "lone surrogate"),
         (chat_line("x") | {"method": "GET"}, "invalid_method", "must be POST"),
         (chat_line("x", url="/v1/completions"), "mismatched_endpoint", CHAT),
         (chat_line("x") | {"body": 3}, "invalid_body", "JSON object"),
@@ -301,6 +312,12 @@ def test_a_batch_that_cannot_be_is_refused(
         (b'--b\r\ncontent-disposition: form-data; name="file"\r\n\r\nx\r\n--b--', "no file"),
         (b"", "before its last boundary"),
         (b"--b\r\n" * 100 + b"--b--", "fields"),
+        (
+            b'--b\r\ncontent-disposition: form-data; name="'
+            + b";" * 300_000
+            + b"\r\n\r\nx\r\n--b--",
+            "up to 8192 bytes",
+        ),
     ],
 )
 def test_a_form_that_is_none_is_refused(server: Running, body: bytes, says: str) -> None:

@@ -17,7 +17,18 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from kdn.core import EXACT, Blend, Generator, Recipe, Request, Retention, Sampling, Token, Usage
+from kdn.core import (
+    EXACT,
+    Blend,
+    Generator,
+    Recipe,
+    Request,
+    Retention,
+    Sampling,
+    Share,
+    Token,
+    Usage,
+)
 from kdn.errors import EngineFailed
 from kdn.reuse.blend.controller import RatioController
 from kdn.reuse.blend.monitor import CollectionMonitor, GuardStat, next_ratio
@@ -172,7 +183,11 @@ def first_logprobs(generator: Generator, asked: Request) -> tuple[dict[int, floa
 
 
 def _first(generator: Generator, request: Request, blend: Blend | None) -> dict[int, float]:
-    asked = request.without(Blend) if blend is None else request.using(blend)
+    """Without `blend` in full: over no stored KV, and over no sibling's."""
+    if blend is None:
+        asked = replace(request.without(Blend).using(Share("exact")), reuse=False)
+    else:
+        asked = request.using(blend)
     return first_logprobs(generator, guarding(asked))[0]
 
 

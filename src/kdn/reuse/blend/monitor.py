@@ -49,7 +49,7 @@ class CollectionMonitor:
     @property
     def ratio(self) -> float:
         """The least ratio that these documents need."""
-        return self._floor if self._moved is None else self._moved
+        return self._floor if self._moved is None else max(self._floor, self._moved)
 
     def asked(self, every: int) -> bool:
         """One more blended answer: is it the one in so many that is compared?"""

@@ -33,6 +33,7 @@ from kdn.core import (
     Role,
     Sampling,
     Segment,
+    Share,
     StoredRun,
 )
 from kdn.reuse.blend.chunks import Chunk, StoredDocuments
@@ -122,7 +123,7 @@ class BlendReuse(Technique):
                 request,
                 id=f"background-{uuid.uuid4().hex[:8]}",
                 prompt=Prompt((prelude, document, ask)),
-                techniques=(),
+                techniques=(Share("exact"),),  # a sibling's KV would be found by no blended request
                 sampling=Sampling(max_tokens=1),
                 retention=Retention.SHARED,
             )

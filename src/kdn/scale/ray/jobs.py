@@ -133,6 +133,11 @@ def _check_columns(rows: Sequence[Row], names: Sequence[str]) -> None:
     for name in names:
         if name not in there:
             raise BadInput(f"no column is called {name!r}; the columns are {', '.join(there)}")
+        for number, row in enumerate(rows, 1):
+            if name not in row:
+                raise BadInput(
+                    f"row {number} has no {name!r}: give every row one, or leave the row out"
+                )
 
 
 def _name(choice: str) -> str:

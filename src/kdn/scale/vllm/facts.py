@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from kdn.errors import BadInput, KdnError
+from kdn.errors import KdnError
 from kdn.scale.identity import HANDED, Adapters
 from kdn.scale.planner import PromptFacts
 
@@ -41,10 +41,18 @@ class RequestReader:
                 return None
         if params.get("kdn_handoff"):
             return self._handed(request, adapter)
+        kdn_salt = params.get("kdn_salt")
+        if not isinstance(kdn_salt, str | None):  # an error here would end vLLM's engine
+            logger.warning(
+                "kdn: the kdn_salt of request %s is a %s, no text: its KV is neither stored nor loaded",
+                request.request_id,
+                type(kdn_salt).__name__,
+            )
+            return None
         return PromptFacts(
             request.request_id,
             request.num_prompt_tokens,
-            salt=salt_of(request.cache_salt, params.get("kdn_salt")),
+            salt=salt_of(request.cache_salt, kdn_salt),
             adapter=adapter,
             load=bool(params.get("kdn_load", True)) and not request.skip_reading_prefix_cache,
             save=bool(params.get("kdn_save", True)) and self._save,
@@ -86,10 +94,8 @@ class RequestReader:
         return found
 
 
-def salt_of(cache_salt: str | None, kdn_salt: object) -> str:
-    """vLLM's own salt and the one for kdn alone, in one that no other pair gives."""
-    if not isinstance(kdn_salt, str | None):
-        raise BadInput(f"kdn_salt is a {type(kdn_salt).__name__}; it must be a text")
+def salt_of(cache_salt: str | None, kdn_salt: str | None) -> str:
+    """vLLM's own salt and the one for kdn alone as one; where there is one of them, that one."""
     if not kdn_salt:
         return cache_salt or ""
     if not cache_salt:

@@ -11,6 +11,7 @@ from kdn.serve.errors import Refused
 __all__ = ["FormPart", "read_form"]
 
 _MAX_PARTS = 32
+_MAX_HEAD_BYTES = 8192
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,12 @@ def read_form(content_type: str, body: bytes) -> dict[str, FormPart]:
 
 def _part(piece: bytes) -> tuple[str, FormPart]:
     head, blank, content = piece.partition(b"\r\n\r\n")
+    if not blank or len(head) > _MAX_HEAD_BYTES:  # the library takes quadratic time for a long one
+        raise Refused(
+            f"a part of the form does not begin with a head of up to {_MAX_HEAD_BYTES} bytes"
+        )
     fields = HeaderParser().parsestr(head.lstrip(b" \t\r\n").decode("utf-8", "replace"))
     name = fields.get_param("name", header="content-disposition")
-    if not blank or not isinstance(name, str):
+    if not isinstance(name, str):
         raise Refused("a part of the form has no name: write content-disposition with a name")
     return name, FormPart(content, fields.get_filename())

@@ -31,7 +31,7 @@ from kdn.serve.auth import Caller
 from kdn.serve.batch.shapes import BatchCounts, BatchError, BatchRecord, FileRecord
 from kdn.serve.batch.store import BatchFolder, whole_lines
 from kdn.serve.errors import Refused
-from kdn.serve.limits import MAX_NAME_CHARS, read_json
+from kdn.serve.limits import MAX_NAME_CHARS, check_unicode, read_json
 from kdn.serve.settings import BatchLimits
 
 __all__ = ["BatchRunner", "Send"]
@@ -209,7 +209,9 @@ class BatchRunner:
     async def _answer(self, run: _Run, line: _Line) -> tuple[int, bytes]:
         if self._is_stopping():
             await asyncio.Event().wait()  # until `close`
-        body = msgspec.json.encode(line.body)
+        body = json.dumps(
+            line.body
+        ).encode()  # also what is no Unicode: the route refuses that line
         answer = await self._send(run.batch.endpoint, body, run.caller)
         if answer[0] != _OK and self._is_stopping():
             await asyncio.Event().wait()
@@ -359,6 +361,10 @@ def _fault(text: bytes, endpoint: str, seen: set[str]) -> BatchError | None:
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS:
         said = f"custom_id must be a text of 1 to {MAX_NAME_CHARS} characters"
         return BatchError(code="missing_required_parameter", message=said, param="custom_id")
+    try:
+        check_unicode(name, "custom_id")
+    except Refused as error:
+        return BatchError(code="invalid_custom_id", message=str(error), param="custom_id")
     if name in seen:
         said = f"custom_id {name!r:.80} stands on an earlier line too; each needs its own"
         return BatchError(code="duplicate_custom_id", message=said, param="custom_id")

@@ -164,6 +164,9 @@ class Tier(ABC):
 class ManagedTier(Tier):
     """A tier that operators can list, count, rewrite and audit."""
 
+    read_only = ""
+    """Why nothing in it is changed, where that is so."""
+
     def block_keys(self) -> Iterator[BlockKey]:
         """Every key that is here."""
         return iter(())

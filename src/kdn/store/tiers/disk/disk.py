@@ -109,6 +109,7 @@ class DiskTier(ManagedTier):
         else:
             self._folder, of_folder, policy = ReadOnlyFolder(folder), ReadOnlyBlockFiles, None
             trace.event("store.read_only", reason=self._folder.read_only)
+        self.read_only = self._folder.read_only
         self._blocks = of_folder(self._folder, files, ring, trace, direct=direct)
         self._clock = clock
         self._trace = trace

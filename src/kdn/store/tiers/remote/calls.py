@@ -70,6 +70,9 @@ class RemoteCaller:
                 self._breaker.failed()
                 if attempt == self.settings.attempts or not self._paused(attempt, deadline):
                     raise
+            except KdnError:  # the tier answered
+                self._breaker.succeeded()
+                raise
             else:
                 self._breaker.succeeded()
                 return found
@@ -90,6 +93,10 @@ class RemoteCaller:
         except Unreachable:
             if counts:
                 self._breaker.failed()
+            raise
+        except KdnError:
+            if counts:
+                self._breaker.succeeded()
             raise
         if counts:
             self._breaker.succeeded()
