@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from kdn.core.names import BlockKey, ChainHash, ContentId, Fingerprint, TokenIds
+from kdn.core.names import (
+    MAX_SALT_BYTES,
+    VEILED,
+    BlockKey,
+    ChainHash,
+    ContentId,
+    Fingerprint,
+    TokenIds,
+)
+from kdn.errors import BadInput
 
 __all__ = [
     "EXACT",
@@ -21,6 +30,7 @@ __all__ = [
     "Recipe",
     "chain_hash",
     "chain_hashes",
+    "check_salt",
     "common_tokens",
     "pack_tokens",
     "unpack_tokens",
@@ -173,3 +183,17 @@ def _swapped(ids: array[int]) -> array[int]:
     if sys.byteorder == "big":
         ids.byteswap()
     return ids
+
+
+def check_salt(salt: str) -> None:
+    """Raises BadInput for a tenant's name that no block can carry."""
+    try:
+        size_bytes = len(salt.encode())
+    except UnicodeEncodeError:
+        raise BadInput(
+            f"the salt {salt!r:.80} holds half a surrogate pair; use valid Unicode text"
+        ) from None
+    if size_bytes > MAX_SALT_BYTES:
+        raise BadInput(f"the salt has {size_bytes} bytes; use one of {MAX_SALT_BYTES} at most")
+    if salt.startswith(VEILED):
+        raise BadInput(f"the salt {salt!r:.80} begins with U+0001, which kdn keeps for itself")

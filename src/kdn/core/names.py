@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NewType
 
-from kdn.errors import BadInput
-
 __all__ = [
     "BLOCK_TOKENS",
     "MAX_SALT_BYTES",
@@ -16,7 +14,6 @@ __all__ = [
     "ContentId",
     "Fingerprint",
     "TokenIds",
-    "check_salt",
 ]
 
 TokenIds = tuple[int, ...]
@@ -40,17 +37,3 @@ MAX_SALT_BYTES = 1024
 
 VEILED = "\x01"
 """Begins no salt: in a store's catalogue it tells a sealed block's tenant from any other."""
-
-
-def check_salt(salt: str) -> None:
-    """Raises BadInput for a tenant's name that no block can carry."""
-    try:
-        size_bytes = len(salt.encode())
-    except UnicodeEncodeError:
-        raise BadInput(
-            f"the salt {salt!r:.80} holds half a surrogate pair; use valid Unicode text"
-        ) from None
-    if size_bytes > MAX_SALT_BYTES:
-        raise BadInput(f"the salt has {size_bytes} bytes; use one of {MAX_SALT_BYTES} at most")
-    if salt.startswith(VEILED):
-        raise BadInput(f"the salt {salt!r:.80} begins with U+0001, which kdn keeps for itself")

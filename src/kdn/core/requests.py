@@ -10,8 +10,8 @@ from enum import StrEnum
 from numbers import Integral, Real
 from typing import Any, Protocol, TypeVar
 
+from kdn.core.blocks import check_salt
 from kdn.core.constraints import Constraint
-from kdn.core.names import check_salt
 from kdn.core.prompts import Prompt
 from kdn.errors import BadInput
 

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field
 
 from kdn.clock import Clock
 from kdn.core import UnsoundJson, read_sound_json
-from kdn.core.names import check_salt
+from kdn.core.blocks import check_salt
 from kdn.errors import BadInput, Cancelled
 from kdn.serve.errors import Refused
 from kdn.serve.service import Vocabulary

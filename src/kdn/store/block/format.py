@@ -35,8 +35,7 @@ from kdn.core import (
     KvShape,
     Recipe,
 )
-from kdn.core.blocks import pack_tokens, unpack_tokens
-from kdn.core.names import check_salt
+from kdn.core.blocks import check_salt, pack_tokens, unpack_tokens
 from kdn.errors import BadInput, CorruptBlock
 from kdn.machine.memory import allocate
 from kdn.store.block.wire import (
