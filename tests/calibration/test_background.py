@@ -121,7 +121,7 @@ def test_one_in_two_answers_is_compared_in_full_and_blended() -> None:
         ended.note(replace(ASKED, id=name))
         ended.event("engine.finish", request=name)
     assert [next(steps) for _ in range(3)] == [0, 0, inf]
-    assert [bool(request.techniques) for request in generator.requests] == [False, True]
+    assert [request.option(Blend) is not None for request in generator.requests] == [False, True]
     assert guard.stats()[""].samples == 1
 
 
