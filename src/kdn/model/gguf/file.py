@@ -11,7 +11,7 @@ import glob
 import json
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,9 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
                 f"{file} cannot be unpacked under {cache_dir} ({error}); free some space there, or set "
                 "another cache folder"
             ) from error
-    if folder.name.endswith(_state(file, dtype)):  # it was not replaced meanwhile
-        _remove_others(folder, _source(file, dtype))
+    with suppress(OSError):  # the file went meanwhile
+        if folder.name.endswith(_state(file, dtype)):  # it was not replaced
+            _remove_others(folder, _source(file, dtype))
     return folder
 
 
@@ -96,9 +97,9 @@ def _remove_others(folder: Path, source: str) -> None:
     """What earlier files of the same path were unpacked to."""
     stem = folder.name.rpartition("-")[0]
     for other in folder.parent.glob(f"{glob.escape(stem)}-*"):
-        told = other / _SOURCE
-        if other != folder and told.is_file() and told.read_text("utf-8") == source:
-            shutil.rmtree(other, ignore_errors=True)
+        with suppress(OSError):  # it says nothing of a source, or another process removes it
+            if other != folder and (other / _SOURCE).read_text("utf-8") == source:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _source(file: Path, dtype: torch.dtype) -> str:
