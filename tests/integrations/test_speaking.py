@@ -95,6 +95,8 @@ def test_structured_output_that_a_stop_ended_says_so(chat: Any) -> None:
 
 def test_a_picture_is_refused_and_not_left_out(llm: Any) -> None:
     types = pytest.importorskip("llama_index.core.base.llms.types")
+    if "blocks" not in types.ChatMessage.model_fields:
+        pytest.skip("this version's messages hold no pictures")
     blocks = [
         types.TextBlock(text="What is in it?"),
         types.ImageBlock(url="https://a.example/b.png"),

@@ -20,6 +20,7 @@ try:
         CompletionResponseGen,
         LLMMetadata,
         MessageRole,
+        TextBlock,
     )
     from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
     from llama_index.core.llms.custom import CustomLLM
@@ -148,7 +149,7 @@ def _turns(messages: Sequence[ChatMessage]) -> list[Message]:
     turns = []
     for message in messages:
         blocks = getattr(message, "blocks", ())
-        is_text = all(getattr(block, "block_type", "text") == "text" for block in blocks)
+        is_text = all(isinstance(block, TextBlock) for block in blocks)
         if message.role.value not in _ROLES or message.content is None or not is_text:
             raise BadInput(
                 f"a message of {message.role.value} that is no text of its own: kdn takes texts of"
