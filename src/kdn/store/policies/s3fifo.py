@@ -2,7 +2,7 @@
 
 Yang, Zhang, Qiu, Yue, Rashmi: FIFO queues are all you need for cache eviction (SOSP 2023),
 algorithm 1: a tenth of the room is the small queue, two bits count uses, a ghost queue remembers
-keys that left the small queue unused, as many as the main queue has blocks.
+keys that left the small queue and did not go to the main one, as many as that has blocks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class S3Fifo(EvictionPolicy):
         self._bytes = 0
 
     def insert(self, use: Use) -> None:
-        self.remove(use.key)
         self._uses[use.key] = 0
         self._bytes += use.size_bytes
         if use.key in self._ghosts:
@@ -51,8 +50,7 @@ class S3Fifo(EvictionPolicy):
     def remove(self, key: BlockKey) -> None:
         if key in self._small:
             self._leave_small(key)
-            if not self._uses[key]:
-                self._remember(key)
+            self._remember(key)
         elif key in self._main:
             self._bytes -= self._main.pop(key)
         self._uses.pop(key, None)
