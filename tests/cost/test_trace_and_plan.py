@@ -91,6 +91,15 @@ def test_on_paper_a_queue_that_only_grows_has_no_delay() -> None:
     assert waiting_p95(jobs, 50) == Seconds(2.0)
 
 
+def test_a_fleet_is_bounded_before_it_is_tried() -> None:
+    """Jobs of a second that all come at one moment are 3e9 busy GPUs on average, of a nanosecond."""
+    burst = [served(0, 1000) for _ in range(3)]
+    assert plan_gpus(burst, 1.0) == 3
+    assert plan_gpus(burst, 2.5) == 2
+    assert plan_gpus(burst, 1.0, 10.0) is None
+    assert plan_gpus([served(float(n), 800) for n in range(50)], 2.0, 1e9) is None
+
+
 def test_hits_make_the_fleet_smaller() -> None:
     cold = [served(float(n), 3000) for n in range(100)]
     warm = [served(float(n), 3000, 2900) for n in range(100)]

@@ -153,7 +153,7 @@ def plan(
     The trace's own traffic is simulated request by request; more is worked out on paper, for as
     many copies of the library.
     """
-    from kdn.cost import Seconds, SizeBytes, load_speed, plan_fleet
+    from kdn.cost import MOST_GPUS, Seconds, SizeBytes, load_speed, plan_fleet
 
     sheet, how_fast = read_prices(prices), load_speed(speed)
     tiers = _tiers(sheet, tier)
@@ -168,7 +168,10 @@ def plan(
                     found.append(option)
         say(f"{size_text(size_bytes)}: done")
     if not found:
-        raise BadInput(f"no fleet gives P95 of {slo:g} s: even an idle one takes longer")
+        raise BadInput(
+            f"no fleet of at most {MOST_GPUS:,} GPUs gives P95 of {slo:g} s: even an idle one takes"
+            " longer, or the traffic needs more"
+        )
     found.sort(key=lambda one: (one.traffic, one.per_hour.value))
     if as_json:
         emit({"plans": [_plan_shape(one) for one in found]})

@@ -21,7 +21,7 @@ from kdn.cost.jct import (
 from kdn.cost.ledger import Ledger, block_saving, compute_ledger, use_saving
 from kdn.cost.model import Workload, bill, exact_ratio, published_ratio
 from kdn.cost.place import Placing
-from kdn.cost.plan import FleetPlan, plan_fleet
+from kdn.cost.plan import MOST_GPUS, FleetPlan, plan_fleet
 from kdn.cost.sheet import PriceSheet, TierPrice, load_sheet
 from kdn.cost.speed import PairJct, Speed, load_speed
 from kdn.cost.trace import TraceBill, price_trace

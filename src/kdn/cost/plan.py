@@ -21,10 +21,19 @@ from kdn.cost.speed import Speed
 from kdn.cost.units import PerHour, Seconds, SizeBytes
 from kdn.errors import BadInput
 
-__all__ = ["FleetPlan", "Jobs", "jobs_of", "plan_fleet", "simulated_p95", "waiting_p95"]
+__all__ = [
+    "MOST_GPUS",
+    "FleetPlan",
+    "Jobs",
+    "jobs_of",
+    "plan_fleet",
+    "simulated_p95",
+    "waiting_p95",
+]
 
 _SHARE = 0.95
-_MOST_GPUS = 1_000_000
+MOST_GPUS = 1_000_000
+"""The largest fleet that is tried."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ def plan_fleet(
     slo: Seconds,
     traffic: float = 1.0,
 ) -> FleetPlan | None:
-    """The smallest fleet that meets `slo`; None when no number of GPUs does.
+    """The smallest fleet that meets `slo`; None when none of at most MOST_GPUS does.
 
     Once the traffic is the trace's own the queue is simulated, else it is worked out on paper.
     `capacity` is for the trace's own traffic, and grows with it.
@@ -149,11 +158,13 @@ def _fewest(jobs: Jobs, slo: Seconds, traffic: float) -> int | None:
         found = _p95(jobs, gpus, traffic)
         return found is not None and found <= slo
 
-    low, high = 0, max(1, math.ceil(jobs.load * traffic))
+    # With a GPU for every request nobody waits, however much of a trace comes at one moment.
+    most = min(MOST_GPUS, len(jobs.busy_s)) if traffic == 1 else MOST_GPUS
+    low, high = 0, max(1, math.ceil(min(jobs.load * traffic, most)))
     while not meets(high):
-        low, high = high, high * 2
-        if high > _MOST_GPUS:
+        if high == most:
             return None
+        low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if meets(middle) else (middle, high)
