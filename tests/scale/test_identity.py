@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from kdn.errors import BadConfig, StoreError, WeightsError
-from kdn.scale.identity import Adapters, EngineIdentity, digest_config, digest_weights
+from kdn.scale.identity import Adapters, EngineIdentity, digest_config, digest_weights, salt_of
 from kdn.scale.settings import SharedStores, read_settings
 from kdn.store import Store
 
@@ -22,6 +22,15 @@ SELF = EngineIdentity("vllm-0.32.0", "w", "c", "bf16", "auto", "None", "cpu", "a
 def test_every_part_is_in_the_fingerprint(name: str) -> None:
     changed = replace(SELF, **cast("Any", {name: 2 if "ranks" in name else "another"}))
     assert changed.fingerprint(None, 0) != SELF.fingerprint(None, 0)
+
+
+def test_no_two_pairs_of_salts_are_one_tenant() -> None:
+    """Of one text only `cache_salt` is kept: blocks that were stored under it are found."""
+    texts = (None, "a", "b", "a:b", "1:a", "1:a:b", "0::b", "5:1:a:b:")
+    found = {salt_of(one, other): (one, other) for one in texts for other in texts}
+    assert len(found) == len(texts) ** 2
+    assert (salt_of(None, None), salt_of("a:b", None)) == ("", "a:b")
+    assert (salt_of("a", "b"), salt_of(None, "b")) == ("1:a:b", "0::b")
 
 
 def test_adapter_and_rank_are_in_the_fingerprint() -> None:

@@ -36,6 +36,7 @@ from kdn.cost.units import (
 
 __all__ = [
     "GRID",
+    "MOST_GPUS",
     "PACKED",
     "Advice",
     "BytesPerSecond",

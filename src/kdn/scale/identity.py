@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "digest_files",
     "digest_weights",
     "handoff_fingerprint",
+    "salt_of",
 ]
 
 HANDED = Recipe((Cause.BLEND,), "handed")
@@ -156,3 +158,12 @@ def adapter_files(folder: Path) -> list[Path]:
 def _state(file: Path) -> str:
     about = file.stat()
     return f"{file}:{about.st_ino}:{about.st_size}:{about.st_mtime_ns};"
+
+
+def salt_of(cache_salt: str | None, kdn_salt: str | None) -> str:
+    """The engine's salt and the one for kdn alone as one, so that no two pairs run together.
+
+    A `cache_salt` alone is kept, unless it could be read as a pair: two salts behind a length.
+    """
+    own, other = cache_salt or "", kdn_salt or ""
+    return f"{len(own)}:{own}:{other}" if other or re.match("[0-9]+:", own) else own

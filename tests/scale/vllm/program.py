@@ -24,7 +24,6 @@ from vllm.v1 import kv_cache_interface
 from vllm.v1.request import Request
 
 from kdn.errors import BadConfig
-from kdn.scale.vllm.facts import salt_of
 from kdn.scale.vllm.version import check_version, installed_version
 
 
@@ -162,10 +161,6 @@ class Program:
         except BadConfig as error:
             return str(error)
         return ""
-
-    def salts(self, pairs: list[tuple[str | None, str | None]]) -> list[str]:
-        """One salt for each pair of vLLM's and kdn's."""
-        return [salt_of(*pair) for pair in pairs]
 
     def close(self) -> bool:
         """Shut down as vLLM does at its end."""

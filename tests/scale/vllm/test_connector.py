@@ -335,11 +335,6 @@ def test_an_unknown_version_is_refused_with_what_to_do(engine: Vllm) -> None:
     assert "vLLM 0.99.1 is installed, kdn's connector was tried with 0.32" in refusal
 
 
-def test_salts_of_both_kinds_never_run_together(engine: Vllm) -> None:
-    pairs = [(None, None), ("a", None), (None, "b"), ("a", "b"), ("a:b", None), ("1:a", "b")]
-    assert len(set(engine.do("salts", pairs=pairs))) == len(pairs)
-
-
 def test_a_salt_that_is_no_text_ends_no_engine(engine: Vllm) -> None:
     prompt = text("oddly salted", 600)
     answers = [engine.one(prompt, params={"kdn_salt": 5}) for _ in range(2)]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from kdn.errors import KdnError
-from kdn.scale.identity import HANDED, Adapters
+from kdn.scale.identity import HANDED, Adapters, salt_of
 from kdn.scale.planner import PromptFacts
 
-__all__ = ["RequestReader", "salt_of"]
+__all__ = ["RequestReader"]
 
 logger = logging.getLogger("vllm.kdn")
 
@@ -92,12 +92,3 @@ class RequestReader:
                 lora.lora_path,
             )
         return found
-
-
-def salt_of(cache_salt: str | None, kdn_salt: str | None) -> str:
-    """vLLM's own salt and the one for kdn alone as one; where there is one of them, that one."""
-    if not kdn_salt:
-        return cache_salt or ""
-    if not cache_salt:
-        return kdn_salt
-    return f"{len(cache_salt)}:{cache_salt}:{kdn_salt}"
