@@ -10,6 +10,7 @@ import pytest
 
 from kdn.clock import SystemClock
 from kdn.core import (
+    EXACT,
     Blend,
     Finish,
     Prefix,
@@ -25,8 +26,9 @@ from kdn.core import (
 from kdn.engine import Engine, EngineLimits
 from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
-from kdn.reuse import LossRule, PrefixReuse, Stack
+from kdn.reuse import LossRule, PrefixReuse, Stack, lossy_recipe
 from kdn.reuse.blend import BlendReuse, RatioController
+from kdn.reuse.blend.chunks import StoredDocuments
 from kdn.reuse.codec_quality import CodecQuality, QualityRecord
 from kdn.store import Store, open_store
 from tests.engine.runs import load_tiny, some_tokens
@@ -68,7 +70,12 @@ def asking(
         [
             PrefixReuse(store, shape, lambda _: decoder.fingerprint, loss),
             BlendReuse(
-                store, shape, lambda _: decoder.fingerprint, RatioController(0.25), SystemClock()
+                store,
+                shape,
+                lambda _: decoder.fingerprint,
+                RatioController(0.25),
+                SystemClock(),
+                reads=loss.reads,
             ),
         ]
     )
@@ -147,3 +154,30 @@ def test_a_blend_over_a_lossy_prefix_leaves_nothing_behind(tiny: LoadedModel, st
         _, usage = lossy(PRELUDE, ONE, TWO, question(2), **options)
         assert usage.blended == 75
     assert {entry.key for entry in store.index.entries()} == before
+
+
+def test_documents_that_a_named_codec_stored_are_blended(tiny: LoadedModel, store: Store) -> None:
+    """All is by int8: 320 tokens are the prefix, and of 160 blended ones a quarter is computed, and 12 ask.
+
+    A request that allows no loss finds none of them, neither after the prelude nor by their content.
+    """
+    with asking(tiny, store, "int8") as lossy:
+        for document in (ONE, TWO):
+            lossy(PRELUDE, document, question(1))
+        lossy(PRELUDE, TWO, THREE, question(1))  # THREE is stored behind TWO alone
+        _, usage = lossy(PRELUDE, ONE, TWO, THREE, question(2), techniques=(Blend(0.25),))
+        assert (usage.lossy, usage.blended, usage.recomputed) == (320, 120, 52)
+        strict = {"techniques": (Blend(0.25), Prefix(max_kl=0)), "retention": Retention.NOTHING}
+        _, usage = lossy(PRELUDE, ONE, TWO, THREE, question(2), **strict)
+        assert (usage.exact, usage.lossy, usage.blended) == (0, 0, 0)
+
+
+def test_a_document_that_a_named_codec_stored_is_not_prefilled_again(
+    tiny: LoadedModel, store: Store
+) -> None:
+    with asking(tiny, store, "int8") as lossy:
+        lossy(PRELUDE, TWO, question(1))
+    asked = Prompt((PRELUDE, TWO, THREE, question(2)))
+    fingerprint, reads = tiny.decoder.fingerprint, (EXACT, lossy_recipe("int8"))
+    assert StoredDocuments(store, fingerprint, "", reads=reads).lacks(asked) == [THREE]
+    assert StoredDocuments(store, fingerprint, "").lacks(asked) == [TWO, THREE]

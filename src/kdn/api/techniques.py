@@ -89,6 +89,7 @@ def join_reuse(
         movable=not model.decoder.rope.length_dependent,
         bias=calibration.key_bias,
         recipe=recipe_of,
+        reads=loss.reads,
         rule=_blend_rule(config.blend.layer, shape.num_layers),
         trace=trace,
     )

@@ -17,7 +17,15 @@ from kdn.core import EXACT, Fingerprint, Invoked, Recipe, Request, TokenIds, cha
 from kdn.reuse.source import close_all
 from kdn.store import BlockHit, Match, Reader, Store
 
-__all__ = ["exact_tokens", "made_as", "open_leading", "run_name", "stored_run", "taint_of"]
+__all__ = [
+    "exact_tokens",
+    "longest_run",
+    "made_as",
+    "open_leading",
+    "run_name",
+    "stored_run",
+    "taint_of",
+]
 
 
 def stored_run(
@@ -38,6 +46,18 @@ def stored_run(
         invoked.fingerprint, recipe, request.salt, token_ids, invoked.start, or_exact=True
     )
     return Match((*found.hits, *more.hits))
+
+
+def longest_run(
+    store: Store,
+    fingerprint: Fingerprint,
+    recipes: Iterable[Recipe],
+    salt: str,
+    token_ids: TokenIds,
+) -> Match:
+    """The longest run of exact blocks and blocks of one of the recipes; between equal ones the first."""
+    runs = (store.match(fingerprint, recipe, salt, token_ids, or_exact=True) for recipe in recipes)
+    return max(runs, key=lambda run: run.num_tokens)
 
 
 def open_leading(store: Store, hits: Iterable[BlockHit]) -> list[Reader]:

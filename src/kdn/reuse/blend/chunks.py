@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kdn.core import (
@@ -19,6 +19,7 @@ from kdn.core import (
     TokenIds,
 )
 from kdn.reuse.source import close_all
+from kdn.reuse.stored_run import longest_run
 from kdn.store import Match, Reader, Store
 
 __all__ = ["Chunk", "StoredDocuments"]
@@ -52,19 +53,21 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StoredDocuments:
-    """One model's blocks under one salt, as they can be used for prompts: exact ones, or of a recipe."""
+    """One model's blocks under one salt, as they can be used for prompts."""
 
     store: Store
     fingerprint: Fingerprint
     salt: str
     recipe: Recipe = EXACT
-    """Documents that were computed by it after the prelude, as a whole, come before exact ones."""
+    """Documents that were computed by it after the prelude, as a whole, come before all others."""
+    reads: Sequence[Recipe] = (EXACT,)
+    """What may stand in for computing, the best first: exact blocks, and those of codecs that are allowed."""
 
     def chunks(self, prompt: Prompt, start: int) -> list[Chunk]:
         """Every stored document after position `start`, opened; neighbours are joined.
 
         A document counts as stored where it was computed directly after the prompt's own prelude, and
-        else block by block wherever it was computed exactly (content ids).
+        else block by block wherever it was computed (content ids).
         """
         found: list[Chunk] = []
         try:
@@ -93,27 +96,31 @@ class StoredDocuments:
         return [s for s in documents if self._num_after_prelude(prelude, s) < s.num_tokens]
 
     def made_by_recipe(self, prompt: Prompt) -> int | None:
-        """Where the first document begins that is stored under a recipe other than exact; opens nothing."""
+        """Where the first document begins that is stored by `recipe`; opens nothing."""
         prelude = _prelude(prompt)
         starts = (
             start
             for segment, start, _ in prompt.spans()
-            if segment.role is Role.DOCUMENT and self._match(prelude, segment)[0].tainted
+            if segment.role is Role.DOCUMENT and self._by_recipe((*prelude, *segment.token_ids))
         )
-        return next(starts, None) if self.recipe.tainted else None
+        return next(starts, None)
 
     def _num_after_prelude(self, prelude: TokenIds, segment: Segment) -> int:
-        _, match = self._match(prelude, segment)
-        return max(match.num_tokens - len(prelude), 0)
+        return max(self._match(prelude, segment).num_tokens - len(prelude), 0)
 
-    def _match(self, prelude: TokenIds, segment: Segment) -> tuple[Recipe, Match]:
-        """What is stored of the segment after the prelude, and under which recipe."""
+    def _match(self, prelude: TokenIds, segment: Segment) -> Match:
+        """What is stored of the segment after the prelude."""
         wanted = (*prelude, *segment.token_ids)
-        if self.recipe.tainted:
-            match = self.store.match(self.fingerprint, self.recipe, self.salt, wanted)
-            if match.num_tokens == len(wanted):  # one that only begins alike is another text
-                return self.recipe, match
-        return EXACT, self.store.match(self.fingerprint, EXACT, self.salt, wanted)
+        return self._by_recipe(wanted) or longest_run(
+            self.store, self.fingerprint, self.reads, self.salt, wanted
+        )
+
+    def _by_recipe(self, wanted: TokenIds) -> Match | None:
+        """What is stored by `recipe`, if it is all that is wanted: what begins alike is another text."""
+        if not self.recipe.tainted:
+            return None
+        match = self.store.match(self.fingerprint, self.recipe, self.salt, wanted)
+        return match if match.num_tokens == len(wanted) else None
 
     def _of_segment(self, prelude: TokenIds, segment: Segment, first: int) -> Iterator[Chunk]:
         at = 0
@@ -129,7 +136,7 @@ class StoredDocuments:
     def _after_prelude(self, prelude: TokenIds, segment: Segment) -> Iterator[Reader]:
         """Readers for the leading run of the segment's blocks that were computed after the prelude."""
         at = len(prelude)
-        for hit in self._match(prelude, segment)[1].hits:
+        for hit in self._match(prelude, segment).hits:
             if hit.id.start + hit.num_tokens <= len(prelude):
                 continue
             reader = self.store.open(hit) if hit.id.start == at else None
@@ -139,12 +146,15 @@ class StoredDocuments:
             yield reader
 
     def _anywhere(self, tokens: TokenIds) -> Reader | None:
-        """A reader of an exact block with these very tokens."""
+        """A reader of the best block with these very tokens."""
         here = BlockId(self.fingerprint, EXACT, self.salt, ChainHash(""), 0, tokens)
-        for found in self.store.find_content(here.content_id):
-            if found.fingerprint == self.fingerprint and not found.recipe.tainted:
-                return self.store.open(found)
-        return None
+        found = [
+            one
+            for one in self.store.find_content(here.content_id)
+            if one.fingerprint == self.fingerprint and one.recipe in self.reads
+        ]
+        best = min(found, key=lambda one: self.reads.index(one.recipe), default=None)
+        return None if best is None else self.store.open(best)
 
 
 def _prelude(prompt: Prompt) -> TokenIds:

@@ -12,7 +12,7 @@ documents, each computed alone after the neutral prelude, so that the next promp
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -55,9 +55,10 @@ class BlendReuse(Technique):
     """Adds stored documents to the plans of requests that ask for blending.
 
     `bias` gives what is known of a model's key bias, which is added to chunks that were computed
-    after the prelude alone.  `recipe` names the stored documents that a request prefers to exact ones;
-    then its exact prefix ends where the first of them begins.  `movable` False (RoPE whose angles depend
-    on the prompt's length) turns blending off.
+    after the prelude alone.  `recipe` names the stored documents that a request prefers to others;
+    then its exact prefix ends where the first of them begins.  `reads` says what else may stand in for
+    computing, as `LossRule` does.  `movable` False (RoPE whose angles depend on the prompt's length)
+    turns blending off.
     """
 
     option = Blend
@@ -73,6 +74,7 @@ class BlendReuse(Technique):
         movable: bool = True,
         bias: Callable[[Fingerprint], KeyBias | None] = lambda _: None,
         recipe: Callable[[Request], Recipe] = lambda _: EXACT,
+        reads: Callable[[Request, Fingerprint], Sequence[Recipe]] = lambda *_: (EXACT,),
         rule: BlendRule | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -85,7 +87,7 @@ class BlendReuse(Technique):
         self.rule: BlendRule = rule or AttendedRows()
         """What chooses the recomputed rows, from the next request on."""
         self._bias = bias
-        self._recipe = recipe
+        self._recipe, self._reads = recipe, reads
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="kdn-blend")
         self._trace = trace or NoTrace()
 
@@ -136,7 +138,13 @@ class BlendReuse(Technique):
 
     def _documents(self, request: Request) -> StoredDocuments:
         fingerprint = self._fingerprint(request.adapter)
-        return StoredDocuments(self._store, fingerprint, request.salt, self._recipe(request))
+        return StoredDocuments(
+            self._store,
+            fingerprint,
+            request.salt,
+            self._recipe(request),
+            self._reads(request, fingerprint),
+        )
 
     def _ratio(self, request: Request, chunks: list[Chunk], layout: BlendLayout) -> float:
         blend = request.option(Blend) or Blend()
