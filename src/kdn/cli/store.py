@@ -193,12 +193,13 @@ def clear(
             typer.confirm(f"Forget {counted(len(keys), 'block')}?", abort=True, err=True)
         if tier is None and len(keys) == len(found.index.entries()):
             found.clear()
+            forgotten = len(keys)
         else:
-            forget(found, keys, tier)
+            forgotten = forget(found, keys, tier).blocks
     if as_json:
-        emit({"forgotten": len(keys)})
+        emit({"forgotten": forgotten})
     else:
-        tell(f"forgot {counted(len(keys), 'block')}")
+        tell(f"forgot {counted(forgotten, 'block')}")
 
 
 for command in (warm, pin, unpin, copy, move, compress):

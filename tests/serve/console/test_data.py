@@ -105,11 +105,10 @@ def test_only_what_there_is_can_be_done_with_what_is_there(site: Served) -> None
         site,
         "/v1/kdn/console/act",
         action="move",
-        ids=[row["id"]],
-        source="memory",
+        ids=[row["id"], "gone"],
         to="disk",
     )
-    assert moved.json()["blocks"] == row["blocks"]
+    assert moved.json() == {"blocks": row["blocks"], "missing": 1}
     after = ask(site, "/v1/kdn/console/texts?q=house").json()["rows"][0]
     assert set(after["tiers"]) == {"disk"}
     warmed = ask(site, "/v1/kdn/console/act", action="warm", ids=[row["id"]])

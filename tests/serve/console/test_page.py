@@ -250,6 +250,28 @@ def test_texts_are_pinned_moved_and_cleared_after_a_question_by_keyboard(
     assert site.kdn.store.index.get(first) is None
 
 
+def test_texts_in_different_tiers_move_each_from_where_it_is(site: Served, page: Page) -> None:
+    go(page, f"{site.url}/#stored")
+    page.until("state.texts.length > 1 && state.overview")
+    rows = page.run("state.texts.slice(0, 2)")
+    ids = [row["id"] for row in rows]
+    with httpx.Client(base_url=site.url, timeout=60) as http:
+        for one, tier in zip(ids, ("disk", "memory"), strict=True):
+            body = {"action": "move", "ids": [one], "to": tier}
+            http.post("/v1/kdn/console/act", json=body).raise_for_status()
+    go(page, f"{site.url}/#stored")
+    page.until("state.texts.length > 1 && state.overview")
+    page.run(f"state.chosen = new Set({ids}); showTexts()")
+    page.run("document.querySelector('[data-act=move]').click()")
+    page.until("byId('ask').open")
+    assert page.run("[...byId('ask-to').options].map((one) => one.value)") == ["memory", "disk"]
+    page.run("byId('ask-to').value = 'disk'; byId('ask-yes').click()")
+    page.until("byId('notice').textContent.startsWith('Move')")
+    assert page.run("byId('notice').textContent") == f"Move: {rows[1]['blocks']} blocks."
+    chosen = f"state.texts.filter((one) => {ids}.includes(one.id))"
+    assert page.run(f"{chosen}.map((one) => Object.keys(one.tiers).join())") == ["disk", "disk"]
+
+
 def test_a_phone_and_the_dark_show_everything(site: Served, page: Page) -> None:
     page.show(390, 844, dark=True)
     for view in ("overview", "requests", "stored", "playground"):

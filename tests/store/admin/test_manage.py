@@ -66,6 +66,7 @@ def test_selecting_by_tenant_model_tier_and_name(store: Store) -> None:
 def test_copies_and_moves_count_what_was_done_and_what_was_missing(store: Store) -> None:
     store.drop(KEYS[2])
     assert forget(store, KEYS[:2], "memory") == Done(2)
+    assert forget(store, KEYS[2:]) == Done(0, missing=1)
     assert copy(store, KEYS, "memory") == Done(2, 2 * SIZE, 1)
     assert store.tiers.where(KEYS[0]) == ("memory", "disk")
     assert forget(store, KEYS[:2], "memory") == Done(2)

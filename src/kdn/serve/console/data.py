@@ -15,7 +15,8 @@ from kdn.engine import kv_shape
 from kdn.errors import BadInput
 from kdn.serve.console.texts import StoredText, TextRow, stored_texts, text_rows
 from kdn.serve.metrics import RecentRequests, RequestRecord
-from kdn.store.admin.manage import Which, copy, forget, move, select, warm
+from kdn.store import Store
+from kdn.store.admin.manage import Done, copy, forget, move, warm
 
 __all__ = ["ACTIONS", "ConsoleData"]
 
@@ -132,38 +133,36 @@ class ConsoleData:
         found.sort(key=lambda row: getattr(row, sort), reverse=True)
         return found
 
-    def act(self, action: str, ids: list[str], to: str = "", source: str = "") -> dict[str, int]:
-        """Do something with the texts of these ids. Raises BadInput for what is not there."""
+    def act(self, action: str, ids: list[str], to: str = "") -> dict[str, int]:
+        """Do something with the texts of these ids. Raises BadInput for what is not there.
+
+        `missing` counts blocks that were gone, and texts of which nothing was found.
+        """
         if action not in ACTIONS:
             raise BadInput(f"the console can {', '.join(ACTIONS)}, not {action!r}")
-        store, keys = self._kdn.store, self._keys(ids)
+        wanted = set(ids)
+        texts = [text for text in self._current() if text.head.key in wanted]
+        if not texts:
+            raise BadInput("none of these texts is stored any more; look again")
+        done = self._done(action, [block.key for text in texts for block in text.blocks], to)
+        return {"blocks": done.blocks, "missing": done.missing + len(wanted) - len(texts)}
+
+    def _done(self, action: str, keys: list[BlockKey], to: str) -> Done:
+        store = self._kdn.store
         pins = store.tenancy.persistent_pins
         if action == "pin":
             pins.pin(keys, None)
         elif action == "unpin":
-            pins.unpin(keys)
+            return Done(pins.unpin(keys))
         elif action == "warm":
-            done = warm(store, keys)
-            return {"blocks": done.blocks, "missing": done.missing}
+            return warm(store, keys)
         elif action == "clear":
-            return {"blocks": forget(store, keys).blocks, "missing": 0}
+            return forget(store, keys)
         elif action == "copy":
-            return {"blocks": copy(store, keys, to).blocks, "missing": 0}
-        else:
-            return {"blocks": move(store, keys, to, source).blocks, "missing": 0}
-        return {"blocks": len(keys), "missing": 0}
-
-    def _keys(self, ids: list[str]) -> list[BlockKey]:
-        wanted = set(ids)
-        keys = [
-            block.key
-            for text in self._current()
-            if text.head.key in wanted
-            for block in text.blocks
-        ]
-        if not keys:
-            raise BadInput("none of these texts is stored any more; look again")
-        return select(self._kdn.store, Which(tuple(keys)))
+            return copy(store, keys, to)
+        elif action == "move":
+            return _move(store, keys, to)
+        return Done(len(keys))
 
     def _current(self) -> list[StoredText]:
         """The texts as they are now, put together again only where blocks came or went."""
@@ -183,6 +182,23 @@ class ConsoleData:
             for name in (None, *kdn.model.adapters)
         }
         return next((name for own, name in names.items() if own == fingerprint), fingerprint[:8])
+
+
+def _move(store: Store, keys: list[BlockKey], to: str) -> Done:
+    """Each block from the fastest other tier that holds it; one that is in `to` alone stays there."""
+    target = store.tiers.named(to).name
+    blocks = missing = 0
+    leaving = dict[str, list[BlockKey]]()
+    for key in keys:
+        held = store.tiers.where(key)
+        missing += not held
+        source = next((name for name in held if name != target), None)
+        if source is not None:
+            leaving.setdefault(source, []).append(key)
+    for source, those in leaving.items():
+        done = move(store, those, target, source)
+        blocks, missing = blocks + done.blocks, missing + done.missing
+    return Done(blocks, missing=missing)
 
 
 def _searched(row: TextRow) -> str:

@@ -46,7 +46,6 @@ class _Act(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     action: str
     ids: list[str]
     to: str = ""
-    source: str = ""
 
 
 def mount_console(
@@ -131,7 +130,7 @@ def _data_routes(
     async def act(request: Request) -> Response:
         check(request)
         asked = await read_body(request, _Act)
-        done = await run_in_threadpool(data.act, asked.action, asked.ids, asked.to, asked.source)
+        done = await run_in_threadpool(data.act, asked.action, asked.ids, asked.to)
         return answer(done)
 
     return router

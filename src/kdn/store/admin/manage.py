@@ -117,11 +117,11 @@ def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Do
 
 def forget(store: Store, keys: Iterable[BlockKey], tier: str | None = None) -> Done:
     """Drop blocks from every tier, or from one."""
-    if tier is None:
-        return Done(sum(store.drop(key) for key in keys))
-    dropped = sum(store.tiers.named(tier).drop(key) for key in keys)
-    store.index.refresh()
-    return Done(dropped)
+    drop = store.drop if tier is None else store.tiers.named(tier).drop
+    dropped = [drop(key) for key in keys]
+    if tier is not None:
+        store.index.refresh()
+    return Done(dropped.count(True), missing=dropped.count(False))
 
 
 def compress(store: Store, keys: Iterable[BlockKey], codec: str) -> Done:

@@ -306,7 +306,7 @@ function showActs() {
 
 const QUESTIONS = {
   pin: ["Pin", "No kdn on this folder will evict them until they are unpinned."], unpin: ["Unpin", "They may be evicted again when room is short."],
-  warm: ["Warm", "They are read into the fastest tier now."], move: ["Move", "They are written to the other tier and dropped from the first one that holds them."],
+  warm: ["Warm", "They are read into the fastest tier now."], move: ["Move", "Each is written to that tier and dropped from the first other one that holds it."],
   clear: ["Clear", "They are dropped from every tier, and computed again when they are next needed. This cannot be undone."],
 };
 
@@ -331,14 +331,14 @@ async function act(action) {
   const chosen = state.texts.filter((row) => state.chosen.has(row.id));
   const [title, text] = QUESTIONS[action];
   const tiers = (state.overview?.tiers || []).map((tier) => tier.name);
-  const source = Object.keys(chosen[0].tiers)[0] || "";
+  const elsewhere = (name) => chosen.some((row) => Object.keys(row.tiers).some((held) => held !== name));
   byId("ask-title").textContent = `${title} ${count(chosen.length)} ${chosen.length === 1 ? "text" : "texts"}?`;
   byId("ask-text").textContent = text;
   byId("ask-label").hidden = action !== "move";
-  byId("ask-to").replaceChildren(...tiers.filter((name) => name !== source).map((name) => make("option", { value: name }, name)));
+  byId("ask-to").replaceChildren(...tiers.filter(elsewhere).map((name) => make("option", { value: name }, name)));
   byId("ask-yes").textContent = title;
   if (!await confirmed()) return;
-  const done = await ask("/v1/kdn/console/act", { body: { action, ids: chosen.map((row) => row.id), to: action === "move" ? byId("ask-to").value : "", source: action === "move" ? source : "" } });
+  const done = await ask("/v1/kdn/console/act", { body: { action, ids: chosen.map((row) => row.id), to: action === "move" ? byId("ask-to").value : "" } });
   state.chosen.clear();
   await loadTexts();
   tell(`${title}: ${count(done.blocks)} blocks${done.missing ? `, ${count(done.missing)} were gone` : ""}.`);
