@@ -24,6 +24,10 @@ def seconds(new: int, cached: int) -> float:
 SPEEDS = {"memory": 1e9, "redis": 2000.0, "far": 500.0}
 
 
+def speed(hit: BlockHit) -> float | None:
+    return SPEEDS.get(hit.tier)
+
+
 @pytest.mark.parametrize(
     ("tiers", "loaded"),
     [
@@ -38,29 +42,29 @@ SPEEDS = {"memory": 1e9, "redis": 2000.0, "far": 500.0}
     ],
 )
 def test_the_choice_that_answers_soonest(tiers: tuple[str, ...], loaded: int) -> None:
-    chosen = worth_loading(hits(*tiers), 400, 10, SPEEDS.get, seconds)
+    chosen = worth_loading(hits(*tiers), 400, 10, speed, seconds)
     assert len(chosen.hits) == loaded
 
 
 def test_a_quick_model_recomputes_what_a_slow_one_loads() -> None:
     match = hits("far", "far", "far")
-    quick = worth_loading(match, 400, 10, SPEEDS.get, lambda new, _: new / 10_000)
-    slow = worth_loading(match, 400, 10, SPEEDS.get, lambda new, _: new / 10)
+    quick = worth_loading(match, 400, 10, speed, lambda new, _: new / 10_000)
+    slow = worth_loading(match, 400, 10, speed, lambda new, _: new / 10)
     assert (len(quick.hits), len(slow.hits)) == (0, 3)
 
 
 def test_nearly_equal_is_measured_against_the_best() -> None:
     """400 blocks of 1 s each and a prompt of 400 s: 200 take 200 s, and two more are within 1 % of that."""
-    chosen = worth_loading(hits(*["far"] * 400), 40_000, 5, SPEEDS.get, seconds)
+    chosen = worth_loading(hits(*["far"] * 400), 40_000, 5, speed, seconds)
     assert len(chosen.hits) == 202
 
 
-@pytest.mark.parametrize("speed", [0.0, -5.0, float("nan"), float("inf")])
-def test_a_speed_that_is_none_counts_as_not_known(speed: float) -> None:
+@pytest.mark.parametrize("odd", [0.0, -5.0, float("nan"), float("inf")])
+def test_a_speed_that_is_none_counts_as_not_known(odd: float) -> None:
     """And an estimate that is no number loads nothing: there is nothing to compare."""
     match = hits("odd", "odd")
-    assert worth_loading(match, 400, 10, lambda _: speed, seconds) == match
-    assert not worth_loading(match, 400, 10, lambda _: speed, lambda *_: float("nan")).hits
+    assert worth_loading(match, 400, 10, lambda _: odd, seconds) == match
+    assert not worth_loading(match, 400, 10, lambda _: odd, lambda *_: float("nan")).hits
 
 
 PLAIN, HALF, EIGHTH = Level("none", 8, 0.0), Level("int8", 4, 0.01), Level("bits", 1, 0.2)

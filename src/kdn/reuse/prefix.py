@@ -98,12 +98,21 @@ class LossRule:
             lossy[self.codec] = None
         return [EXACT, *map(lossy_recipe, lossy)]
 
-    def allowed(self, request: Request, fingerprint: Fingerprint) -> dict[str, Loss]:
-        """Lossy codecs that exact blocks may go through on their way to this request."""
+    def allowed(
+        self, request: Request, fingerprint: Fingerprint, follows: Recipe = EXACT
+    ) -> dict[str, Loss]:
+        """Lossy codecs that exact blocks may go through on their way to this request.
+
+        Where blocks of a lossy recipe follow, the run stays what it says: none that loses more.
+        """
         record, within = self.record(fingerprint), self._measured_within(request, fingerprint)
         if record is None:
             return {}
-        return {name: Loss(record.codecs[name].kl, 1 / gain) for name, gain in within.items()}
+        losses = {name: Loss(record.codecs[name].kl, 1 / gain) for name, gain in within.items()}
+        if not follows.tainted:
+            return losses
+        most = losses.get(follows.detail)
+        return {} if most is None else {n: one for n, one in losses.items() if one.kl <= most.kl}
 
     def _limit(self, request: Request) -> float | None:
         asked = request.option(Prefix)
@@ -184,15 +193,15 @@ class PrefixReuse(Technique):
         match = self._worth_loading(found, request, fingerprint)
         stored = found.num_tokens
         planned = replace(planned, stored=stored, declined=stored - match.num_tokens)
-        is_tainted = taint_of(match.hits).tainted
-        delivery = None if is_tainted else self._delivery(request, match, fingerprint)
+        delivery = self._delivery(request, match, fingerprint)
         readers = self._open(match.hits, delivery)
         if not readers:
             return planned
         recipe, exact, made = taint_of(readers), exact_tokens(readers), made_as(readers)
         if delivery is not None and delivery.worst is not None and _from_node(readers):
             # which levels will come is not known yet: as much loss as may be is what is promised
-            recipe, exact, made = lossy_recipe(delivery.worst), 0, delivery.worst
+            exact, made = 0, f"{made} by {delivery.worst}"
+            recipe = recipe if recipe.tainted else lossy_recipe(delivery.worst)
         name = run_name(readers, made, request.salt, token_ids)
         clock = self._store.links.clock
         source = StoreSource(name, readers, self._shape, self._loader, clock)
@@ -233,13 +242,17 @@ class PrefixReuse(Technique):
         """As much of it as comes sooner than it is computed, in the smallest encoding allowed."""
         if self._estimate_s is None:
             return match
-        losses = {} if taint_of(match.hits).tainted else self._loss.allowed(request, fingerprint)
-        share = min((loss.share for loss in losses.values()), default=1.0)
+        losses = self._loss.allowed(request, fingerprint, taint_of(match.hits))
+        smallest = min((loss.share for loss in losses.values()), default=1.0)
         encoding = {tier.name for tier in self._store.tiers if tier.transcoder is not None}
 
-        def speed(tier: str) -> float | None:
-            found = self._store.links.bytes_per_s(tier)
-            return found / share if found is not None and tier in encoding else found
+        def speed(hit: BlockHit) -> float | None:
+            found, share = self._store.links.bytes_per_s(hit.tier), 1.0
+            if hit.id.recipe.tainted:  # it lies there as small as its codec made it
+                share = losses[hit.id.recipe.detail].share if losses else 1.0
+            elif hit.tier in encoding:
+                share = smallest
+            return None if found is None else found / share
 
         token_bytes, num_tokens = self._shape.token_bytes, request.prompt.num_tokens
         return worth_loading(match, num_tokens, token_bytes, speed, self._estimate_s)
@@ -260,7 +273,7 @@ class PrefixReuse(Technique):
             within_s=within_s,
             num_tokens=num_tokens,
             links=self._store.links,
-            allowed=self._loss.allowed(request, fingerprint),
+            allowed=self._loss.allowed(request, fingerprint, taint_of(match.hits)),
             on_read=self._store.note_delivered,
         )
 
@@ -326,8 +339,8 @@ def _until_none(readers: Iterable[Reader | None]) -> Iterator[Reader]:
 
 
 def _from_node(readers: list[Reader]) -> bool:
-    """May any of these come in another encoding than the one it is kept in?"""
-    return any(reader.is_delivered for reader in readers)
+    """May any of these come with more loss than it is kept with? Blocks that have lost come as they are."""
+    return any(reader.is_delivered and not reader.id.recipe.tainted for reader in readers)
 
 
 def _cuts(request: Request, retained: RetainedKV) -> list[tuple[int, int]]:

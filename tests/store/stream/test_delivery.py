@@ -260,6 +260,11 @@ def test_a_request_over_a_slow_link_says_what_it_got(
             assert usage.exact == 0
             assert usage.levels["int4"] > 0
             assert reader.store.stat().delivered["int4"] == usage.levels["int4"]
+            before = reader.generate("When?", [document]).usage
+            reader.store.flush()  # the question is stored by int4 now, behind the node's exact blocks
+            after = reader.generate("When?", [document]).usage
+            assert after.cached_tokens > before.cached_tokens
+            assert (after.exact, after.levels["int4"] > 0) == (0, True)
         msgspec.json.encode(dict(usage.levels))
 
 
