@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -183,6 +184,35 @@ def test_a_tenant_without_blocks_is_forgotten() -> None:
     policy.check()
     assert isinstance(policy, Ruled)
     assert len(policy._held) == 0
+
+
+def test_times_to_live_are_kept_of_last_uses_only() -> None:
+    """Blocks come, are used and go; the policy's twin looks through all that is here."""
+    rng = Random(1)
+    ttl_s = {"a": 3.0, "b": 7.0, "c": 10_000.0}
+    policy = Ruled(Lru(), Rules(ttl_of=lambda one: ttl_s.get(one.key)))
+    twin: dict[str, float] = {}
+    now_s = 0.0
+    for _ in range(1_000):
+        name, goes, seconds = rng.choice("abcd"), rng.random() < 0.2, rng.choice([0.0, 0.5])
+        now_s += seconds
+        if name in twin and goes:
+            policy.remove(BlockKey(name))
+            del twin[name]
+        else:
+            (policy.use if name in twin else policy.insert)(use(name, at_s=now_s))
+            twin[name] = now_s
+        ends = sorted((twin[one] + ttl_s[one], one) for one in twin.keys() & ttl_s.keys())
+        assert policy.expired(now_s) == [one for end_s, one in ends if end_s <= now_s]
+        assert len(policy._ends) <= 2 * 4 + 64
+
+
+def test_value_waits_for_no_use_that_it_has_seen() -> None:
+    policy = Value()
+    policy.insert(use("a"))
+    for turn in range(1, 1_000):
+        policy.use(use("a", at_s=turn / 1_000))
+    assert sum(map(len, policy._waiting)) == 1
 
 
 @pytest.mark.parametrize("rules", [{"ttl_s": 0.0}, {"ttl_s": -1.0}])

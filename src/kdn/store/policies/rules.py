@@ -16,6 +16,10 @@ from kdn.store.policies.policy import EvictionPolicy, Use
 
 __all__ = ["Ruled", "Rules"]
 
+_End = tuple[float, BlockKey, float]
+_FEW = 64
+"""So many are not worth looking through."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -46,8 +50,9 @@ class Ruled(EvictionPolicy):
         """By age of the last use."""
         self._held: Counter[str] = Counter()
         """How many blocks each tenant has that has any."""
-        self._ends: list[tuple[float, BlockKey, float]] = []
-        """A heap of (when it goes, block, the use that says so); older uses are passed over."""
+        self._ends: list[_End] = []
+        """A heap of (when it goes, block, the use that says so). Those of older uses are passed over,
+        and taken out when they are more than half of it."""
 
     def admits(self, use: Use) -> bool:
         return self._inner.admits(use)
@@ -109,14 +114,20 @@ class Ruled(EvictionPolicy):
         ttl_s = None if self._rules.ttl_of is None else self._rules.ttl_of(use)
         if ttl_s is not None:
             heapq.heappush(self._ends, (use.at_s + ttl_s, use.key, use.at_s))
+            if len(self._ends) > 2 * len(self._uses) + _FEW:
+                self._ends = list({end for end in self._ends if self._is_of_last_use(end)})
+                heapq.heapify(self._ends)
+
+    def _is_of_last_use(self, end: _End) -> bool:
+        use = self._uses.get(end[1])
+        return use is not None and use.at_s == end[2]
 
     def _ended(self, now_s: float) -> list[BlockKey]:
         """Blocks whose own time is over. They are named until they are gone."""
-        over: list[tuple[float, BlockKey, float]] = []
+        over: list[_End] = []
         while self._ends and self._ends[0][0] <= now_s:
             end = heapq.heappop(self._ends)
-            use = self._uses.get(end[1])
-            if use is not None and use.at_s == end[2]:
+            if self._is_of_last_use(end):
                 over.append(end)
         for end in over:
             heapq.heappush(self._ends, end)

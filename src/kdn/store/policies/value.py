@@ -51,6 +51,10 @@ class _Group:
     rate: Rate
     size: int
     unused: int
+    """Its blocks whose next use is remembered to be waited for."""
+    number: int
+    age: int = 0
+    """The age bucket that it is to reach next."""
 
 
 @dataclass(slots=True)
@@ -97,7 +101,7 @@ class Value(EvictionPolicy):
         if self._chain and not _follows(self._chain[-1].use, use):
             self._settle()
         refused = bool(self._chain) and not self._chain[-1].is_here
-        if refused or self._prospect(use) < self._least(use.at_s):
+        if refused or self._prospect(use) < self._ranking.least(use.at_s):
             self._chain.append(_Link(use, is_here=False))
             return False
         return True
@@ -117,10 +121,6 @@ class Value(EvictionPolicy):
     def victims(self, now_s: float) -> Iterator[BlockKey]:
         yield from self._ranking.victims(now_s)
         yield from reversed(list(self._pending))
-
-    def _least(self, now_s: float) -> float:
-        """What the first block to go is worth."""
-        return self._ranking.least(now_s)
 
     def _prospect(self, use: Use) -> float:
         """What a block that would follow the running chain is worth, as far as it is known yet.
@@ -203,9 +203,10 @@ class Value(EvictionPolicy):
         return found
 
     def _group(self, kind: str, features: tuple[Feature, ...], size: int, now_s: float) -> _Group:
-        group = _Group(kind, now_s, self._risks[kind].rate(features), size, size)
+        rate = self._risks[kind].rate(features)
+        group = _Group(kind, now_s, rate, size, size, next(self._numbers))
         if size:
-            self._waiting[0][next(self._numbers)] = group
+            self._waiting[0][group.number] = group
         return group
 
     def _note_followers(self, uses: Sequence[Use]) -> None:
@@ -232,8 +233,14 @@ class Value(EvictionPolicy):
 
     def _count_use(self, mark: _Mark, now_s: float) -> None:
         group = mark.group
-        group.unused -= 1
+        self._wait_no_more(group)
         self._risks[group.kind].observe(group.rate, age_of(now_s - group.at_s), 1 / group.size)
+
+    def _wait_no_more(self, group: _Group) -> None:
+        """For one of its blocks; for a group of which none is left there is nothing to count."""
+        group.unused -= 1
+        if not group.unused:
+            self._waiting[group.age].pop(group.number, None)
 
     def _age(self, now_s: float) -> None:
         """Count every group at each age bucket that it has reached with blocks still unused."""
@@ -243,19 +250,22 @@ class Value(EvictionPolicy):
                 if now_s - group.at_s < EDGES_S[age]:
                     break
                 del waiting[number]
-                if group.unused:
-                    self._risks[group.kind].expose(group.rate, age, group.unused / group.size)
-                    if age + 1 < NUM_AGES:
-                        self._waiting[age + 1][number] = group
+                self._risks[group.kind].expose(group.rate, age, group.unused / group.size)
+                if age + 1 < NUM_AGES:
+                    group.age = age + 1
+                    self._waiting[group.age][number] = group
 
     def _forget_oldest(self) -> None:
-        """Of blocks that are gone, forget the older half when too many are remembered."""
+        """Of blocks that are gone, forget the older half when too many are remembered.
+
+        A use of these would not be seen, so it is not waited for.
+        """
         if len(self._marks) <= max(_MOST_REMEMBERED, 2 * len(self)):
             return
         gone = [key for key in self._marks if key not in self._ranking]
         gone.sort(key=lambda key: self._marks[key].group.at_s)
         for key in gone[: len(gone) // 2]:
-            del self._marks[key]
+            self._wait_no_more(self._marks.pop(key).group)
 
 
 def _follows(before: Use, use: Use) -> bool:
