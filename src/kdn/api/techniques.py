@@ -167,9 +167,9 @@ def _make_guard(
     """A guard that goes on where the last run with this model ended."""
     file = config.guard_file
 
-    def keep(collection: str, record: GuardRecord) -> None:
+    def keep(salt: str, collection: str, record: GuardRecord | None) -> None:
         try:
-            write_record(file, model, collection, record)
+            write_record(file, model, salt, collection, record)
         except StoreError as error:
             trace.event("blend.record", why=str(error))
 
@@ -178,7 +178,7 @@ def _make_guard(
         config.blend.guard_every,
         config.blend.guard_kl,
         trace,
-        records=read_records(file).get(model),
+        records={salt: own for (one, salt), own in read_records(file).items() if one == model},
         keep=keep,
         recipe=recipe_of,
     )

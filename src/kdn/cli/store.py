@@ -60,7 +60,16 @@ def show_stat(home: HomeOption = None, as_json: JsonOption = False) -> None:
     if blends:
         table(
             "blended answers",
-            ("model", "collection", "answers", "compared", "same first token", "mean KL", "ratio"),
+            (
+                "model",
+                "tenant",
+                "collection",
+                "answers",
+                "compared",
+                "same first token",
+                "mean KL",
+                "ratio",
+            ),
             [tuple(str(value) for value in one.values()) for one in blends],
         )
     if outlook:
@@ -88,13 +97,14 @@ def _ledger(found: Store, home: Path | None) -> Ledger:
 
 
 def _blends(home: Path | None) -> list[dict[str, Any]]:
-    """What the quality guard has found, a model and a collection at a time."""
+    """What the quality guard has found, a model, a tenant and a collection at a time."""
     from kdn.reuse.blend.record import read_records
 
     settings = read_settings(home)
     return [
         {
             "model": fingerprint[:12],
+            "tenant": salt or "-",
             "collection": collection or "-",
             "answers": record.asked,
             "compared": record.samples,
@@ -102,7 +112,7 @@ def _blends(home: Path | None) -> list[dict[str, Any]]:
             "mean_kl": round(sum(record.recent_kl) / max(len(record.recent_kl), 1), 4),
             "ratio": record.ratio if record.ratio is not None else settings.blend.ratio,
         }
-        for fingerprint, records in read_records(settings.guard_file).items()
+        for (fingerprint, salt), records in read_records(settings.guard_file).items()
         for collection, record in records.items()
     ]
 

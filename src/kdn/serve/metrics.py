@@ -343,6 +343,8 @@ def _store(numbers: StoreNumbers) -> Iterator[Metric]:
         for what, value in seen.items():
             blend.add_metric([what, collection], value)
     yield blend
+    said = "Collections judged, of all tenants."
+    yield gauge("kdn_blend_collections", said, value=numbers.blend_collections)
     said = "Of the blocks held, by the price sheet."
     yield _by(gauge, "kdn_store_money_usd", said, "way", numbers.money_usd)
 

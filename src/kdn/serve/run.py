@@ -247,7 +247,10 @@ STORE_EVENTS = {
 
 
 def _store_numbers(kdns: Sequence[Kdn]) -> StoreNumbers:
-    """The store is one; what the quality guards saw goes by collection, those of later models by name."""
+    """The store is one; what the quality guards saw goes by collection, those of later models by name.
+
+    Callers read the numbers, so only collections of the tenant without a salt are named.
+    """
     kdn = kdns[0]
     stat, ledger = kdn.store.stat(), kdn.cost.ledger()
     seen_by = {
@@ -266,6 +269,7 @@ def _store_numbers(kdns: Sequence[Kdn]) -> StoreNumbers:
             }
             for collection, seen in seen_by.items()
         },
+        blend_collections=sum(len(one.parts.guard.all_stats()) for one in kdns),
         money_usd={"saved": ledger.saved.value, "spent": ledger.spent.value},
         blocks={name: tier.blocks for name, tier in stat.tiers.items()},
         size_bytes={name: tier.size_bytes for name, tier in stat.tiers.items()},

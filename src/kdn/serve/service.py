@@ -147,7 +147,12 @@ class StoreNumbers:
     reuse_failures: Mapping[str, int] = field(default_factory=dict)
     """Errors of parts around an answer, which the answer went without, by step."""
     blend: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """What the quality guard has seen, by collection: compared, agreed, mean_kl, ratio."""
+    """What the quality guard has seen, by collection: compared, agreed, mean_kl, ratio.
+
+    Only of the tenant without a salt: a tenant's names are its own.
+    """
+    blend_collections: int = 0
+    """Collections that the quality guard judges, of all tenants."""
     money_usd: Mapping[str, float] = field(default_factory=dict)
     """`saved` and `spent` by the blocks that are held."""
 

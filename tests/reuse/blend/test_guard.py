@@ -69,8 +69,8 @@ class Answered:
         raise AssertionError("the guard iterates")
 
 
-def blended(number: int, collection: str = "") -> Request:
-    return Request(str(number), PROMPT, techniques=(Blend(collection=collection),))
+def blended(number: int, collection: str = "", salt: str = "") -> Request:
+    return Request(str(number), PROMPT, techniques=(Blend(collection=collection),), salt=salt)
 
 
 def watched(
@@ -155,19 +155,74 @@ def test_collections_are_judged_apart() -> None:
     guard.check()
 
 
-def test_more_collections_than_can_be_told_apart_are_judged_as_one() -> None:
+def test_tenants_are_judged_apart() -> None:
+    """Blending fails over one tenant's notes. Another's of the same name, and nobody's, blend on."""
     controller = RatioController(0.15)
-    guard = QualityGuard(controller, 2, 0.5, Recorder())
+    guard = QualityGuard(controller, 1, 0.5, Recorder())
+    for number in range(8):
+        for salt, at_ratio in (("acme", 0.2), ("other", 0.85)):
+            asked = blended(number, "notes", salt)
+            if guard.wants(asked):
+                guard.compare(asked, Scripted({None: 0.9, 0.15: at_ratio, 0.3: 0.1}))
+    assert controller.ratio({}, SHAPE, 1000, "notes", "acme") == 1.0
+    assert controller.floor("notes", "other") == controller.floor("notes") == 0.15
+    assert guard.stats("acme")["notes"].samples == 8
+    assert guard.stats() == {}, "their names are not those of the tenant without a salt"
+    guard.check()
+
+
+def test_a_tenant_that_makes_names_up_forgets_its_own_oldest_ones() -> None:
+    """256 of one tenant; what it asked again stays; another tenant keeps its own."""
+    controller, kept = RatioController(0.15), dict[tuple[str, str], GuardRecord | None]()
+    guard = QualityGuard(
+        controller,
+        2,
+        0.5,
+        Recorder(),
+        records={"": {"contracts": GuardRecord(ratio=1.0)}, "acme": {"0": GuardRecord(ratio=0.3)}},
+        keep=lambda salt, name, record: kept.update({(salt, name): record}),
+    )
     for number in range(300):
-        guard.wants(blended(number, f"collection {number}"))
-    assert len(guard.stats()) <= 257
-    assert controller.judged_as("collection 3") == "collection 3"
-    assert controller.judged_as("collection 299") == ""
+        guard.wants(blended(number, f"{number}", "acme"))
+        guard.wants(blended(number, "0", "acme"))
+    assert set(guard.stats("acme")) == {"0", *(f"{number}" for number in range(45, 300))}
+    assert (controller.floor("0", "acme"), controller.floor("contracts")) == (0.3, 1.0)
+    assert kept["acme", "44"] is None
+    assert kept["acme", "45"] == GuardRecord(asked=1)
+    guard.check()
+
+
+def test_tenants_that_are_made_up_do_not_put_out_one_with_few_names() -> None:
+    """1,024 of all: a tenant with 256 loses before one with 2 does."""
+    guard = QualityGuard(RatioController(0.15), 2, 0.5, Recorder())
+    for name in ("contracts", "notes"):
+        guard.wants(blended(0, name, "small"))
+    for number in range(256):
+        guard.wants(blended(number, f"{number}", "large"))
+    for number in range(800):
+        guard.wants(blended(number, "", f"made up {number}"))
+    assert len(guard.all_stats()) == 1024
+    assert (len(guard.stats("large")), len(guard.stats("small"))) == (222, 2)
+    guard.check()
+
+
+def test_a_conclusion_over_what_was_let_go_meanwhile_is_dropped() -> None:
+    guard = QualityGuard(RatioController(0.15), 1, 0.5, Recorder())
+
+    class Slow(Scripted):
+        def submit(self, request: Request) -> Answered:
+            for number in range(256):
+                guard.wants(blended(number, f"{number}"))
+            return super().submit(request)
+
+    assert guard.wants(blended(0, "notes"))
+    guard.compare(blended(0, "notes"), Slow({None: 0.9, 0.15: 0.2}))
+    assert guard.stats()["notes"].samples == 0
     guard.check()
 
 
 def test_what_the_guard_found_outlives_it(tmp_path: Path) -> None:
-    file, kept = tmp_path / "guard.json", list[tuple[str, GuardRecord]]()
+    file, kept = tmp_path / "guard.json", list[tuple[str, str, GuardRecord | None]]()
     guard = QualityGuard(
         RatioController(0.15), 1, 0.5, Recorder(), keep=lambda *found: kept.append(found)
     )
@@ -175,13 +230,17 @@ def test_what_the_guard_found_outlives_it(tmp_path: Path) -> None:
         assert guard.wants(blended(number, "notes"))
         guard.compare(blended(number, "notes"), Scripted({None: 0.9, 0.15: 0.2, 0.3: 0.1}))
     write_record(file, "model", *kept[-1])
-    write_record(file, "model", "", GuardRecord(asked=2))
-    write_record(file, "other", "", GuardRecord(asked=3))
-    again, records = RatioController(0.15), read_records(file)["model"]
+    write_record(file, "model", "", "", GuardRecord(asked=2))
+    write_record(file, "model", "acme & sons", "", GuardRecord(asked=4))
+    write_record(file, "other", "", "", GuardRecord(asked=3))
+    again, records = RatioController(0.15), {"": read_records(file)["model", ""]}
     found = QualityGuard(again, 1, 0.5, Recorder(), records=records).stats()
     assert found["notes"].samples == 8
     assert (again.floor("notes"), again.floor()) == (1.0, 0.15)
-    assert read_records(file)["other"][""].asked == 3
+    assert read_records(file)["other", ""][""].asked == 3
+    assert read_records(file)["model", "acme & sons"][""].asked == 4
+    write_record(file, "other", "", "", None)
+    assert ("other", "") not in read_records(file)
 
 
 def test_a_torn_record_is_no_record(tmp_path: Path) -> None:
@@ -313,12 +372,12 @@ def test_a_damaged_file_of_records_is_no_record(tmp_path: Path, text: str) -> No
     file = tmp_path / "guard.json"
     file.write_text(text)
     assert read_records(file) == {}
-    write_record(file, "m", "", GuardRecord(asked=3))
-    assert read_records(file)["m"][""].asked == 3
+    write_record(file, "m", "", "", GuardRecord(asked=3))
+    assert read_records(file)["m", ""][""].asked == 3
 
 
 def test_counts_that_contradict_each_other_begin_again_and_the_ratio_stays() -> None:
-    records = {"": GuardRecord(asked=1, samples=5, agreed=9, ratio=0.3)}
+    records = {"": {"": GuardRecord(asked=1, samples=5, agreed=9, ratio=0.3)}}
     guard = QualityGuard(RatioController(0.15), 1, 0.1, Recorder(), records=records)
     guard.check()
     assert (guard.stats()[""].samples, guard.stats()[""].ratio) == (0, 0.3)

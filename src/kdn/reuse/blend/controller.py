@@ -19,9 +19,6 @@ from kdn.reuse.source import MeasuredSpeeds
 
 __all__ = ["RatioController", "TimedLoader"]
 
-_MOST_COLLECTIONS = 256
-"""Those beyond are judged together with the requests that name none."""
-
 
 class RatioController:
     """Turns measured speeds and quality floors into a ratio. Safe from several threads."""
@@ -30,28 +27,32 @@ class RatioController:
         """`floor` in 0..1 is the ratio that quality needs, however fast loading is."""
         self._lock = threading.Lock()
         self._floor = floor
-        self._floors: dict[str, float] = {}
+        self._floors: dict[tuple[str, str], float] = {}
         self.speeds = speeds or MeasuredSpeeds()
 
-    def floor(self, collection: str = "") -> float:
-        """The least ratio in use for those documents; 1 means that they are not blended."""
-        name = self.judged_as(collection)
+    def floor(self, collection: str = "", salt: str = "") -> float:
+        """The least ratio in use for that tenant's documents; 1 means that they are not blended."""
         with self._lock:
-            return self._floors.get(name, self._floor)
+            return self._floors.get((salt, collection), self._floor)
 
-    def judged_as(self, collection: str) -> str:
-        """The collection itself, or "" where there are too many to tell apart."""
-        with self._lock:
-            known = collection in self._floors or len(self._floors) < _MOST_COLLECTIONS
-            return collection if known else ""
-
-    def set_floor(self, floor: float, collection: str = "") -> None:
+    def set_floor(self, floor: float, collection: str = "", salt: str = "") -> None:
         """What the quality guard has found to be needed. What is no number stops blending."""
         with self._lock:
-            self._floors[collection] = 1.0 if math.isnan(floor) else min(max(floor, 0.0), 1.0)
+            bounded = 1.0 if math.isnan(floor) else min(max(floor, 0.0), 1.0)
+            self._floors[salt, collection] = bounded
+
+    def forget(self, collection: str, salt: str) -> None:
+        """The floor of what was never judged holds again."""
+        with self._lock:
+            self._floors.pop((salt, collection), None)
 
     def ratio(
-        self, tiers: Mapping[str, int], shape: KvShape, num_tokens: int, collection: str = ""
+        self,
+        tiers: Mapping[str, int],
+        shape: KvShape,
+        num_tokens: int,
+        collection: str = "",
+        salt: str = "",
     ) -> float:
         """The larger of the floor and load time / prefill time, at most 1.
 
@@ -60,7 +61,7 @@ class RatioController:
         load_s = sum(self.speeds.load_s(tier, n * shape.token_bytes) for tier, n in tiers.items())
         prefill_s = self.speeds.prefill_s(num_tokens)
         free = load_s / prefill_s if prefill_s else 0.0
-        return min(max(self.floor(collection), free), 1.0)
+        return min(max(self.floor(collection, salt), free), 1.0)
 
 
 class TimedLoader(Executor):

@@ -1,6 +1,6 @@
 """The quality guard: some blended answers are compared with full prefills, by their first token.
 
-    sampled ─> KL, same first token? ─> mean of the last few of that collection
+    sampled ─> KL, same first token? ─> mean of the last few of that tenant's collection
         within the limit ─> nothing happens
         beyond it        ─> twice the ratio is tried beside it on the next few
             clearly better ─> that is the collection's ratio from now on
@@ -31,6 +31,7 @@ from kdn.core import (
 )
 from kdn.errors import EngineFailed
 from kdn.reuse.blend.controller import RatioController
+from kdn.reuse.blend.judged import JudgedCollections
 from kdn.reuse.blend.monitor import CollectionMonitor, GuardStat, next_ratio
 from kdn.reuse.blend.record import GuardRecord
 from kdn.trace import Trace
@@ -52,15 +53,15 @@ class QualityGuard:
         kl_limit: float,
         trace: Trace,
         *,
-        records: Mapping[str, GuardRecord] | None = None,
-        keep: Callable[[str, GuardRecord], None] | None = None,
+        records: Mapping[str, Mapping[str, GuardRecord]] | None = None,
+        keep: Callable[[str, str, GuardRecord | None], None] = lambda *_: None,
         recipe: Callable[[Request], Recipe] = lambda _: EXACT,
     ) -> None:
         """One in `every` requests of a collection is compared (0: none); `kl_limit` in nats.
 
-        `records`, by collection, are what an earlier run measured; `keep` is given this run's after
-        every change.  A request whose documents are of a tainted `recipe` is not compared: a full
-        prefill would read other ones.
+        `records`, by salt and collection, are what an earlier run measured; `keep` is given this
+        run's after every change, and None for what is let go.  A request whose documents are of a
+        tainted `recipe` is not compared: a full prefill would read other ones.
         """
         self._controller = controller
         self._every = every
@@ -69,13 +70,10 @@ class QualityGuard:
         self._keep = keep
         self._recipe = recipe
         self._lock = threading.Lock()
-        self._default = controller.floor()
-        self._monitors = {
-            name: CollectionMonitor(self._default, record)
-            for name, record in (records or {}).items()
-        }
-        for name, monitor in self._monitors.items():
-            controller.set_floor(monitor.ratio, name)
+        self._judged = JudgedCollections(controller.floor())
+        for salt, own in (records or {}).items():
+            for name, record in own.items():
+                self._use(salt, name, record)
 
     def wants(self, request: Request) -> bool:
         """Is this the one in so many? Requests with a ratio of their own are left alone."""
@@ -85,9 +83,10 @@ class QualityGuard:
         if self._recipe(request).tainted:
             return False
         with self._lock:
-            name = self._name(blend)
-            due = self._monitors[name].asked(self._every)
-        self._remember(name)
+            monitor = self._use(request.salt, blend.collection)
+            due = monitor.asked(self._every)
+            record = monitor.record()
+        self._keep(request.salt, blend.collection, record)
         return due
 
     def compare(self, request: Request, generator: Generator) -> None:
@@ -97,9 +96,9 @@ class QualityGuard:
         """
         blend = request.option(Blend)
         assert blend is not None, "only blended requests are compared"
+        salt, name = request.salt, blend.collection
         with self._lock:
-            name = self._name(blend)
-            monitor = self._monitors[name]
+            monitor = self._use(salt, name)
             ratio, trial = monitor.ratio, monitor.trial
         full = _first(generator, request, None)
         now = _first(generator, request, Blend(ratio))
@@ -109,41 +108,44 @@ class QualityGuard:
         if math.isnan(kl) or (tried_kl is not None and math.isnan(tried_kl)):
             raise EngineFailed(f"{request.id}: the model's probabilities are no numbers")
         with self._lock:
+            if (
+                self._use(salt, name) is not monitor
+            ):  # let go meanwhile: nobody reads the conclusion
+                return
             changed = monitor.saw(kl, agreed=agrees, tried_kl=tried_kl, limit=self._kl_limit)
-            self._controller.set_floor(monitor.ratio, name)
+            self._controller.set_floor(monitor.ratio, name, salt)
+            record = monitor.record()
         if changed is not None:
             self._trace.event(f"blend.{changed}", ratio=monitor.ratio, collection=name)
-        self._remember(name)
+        self._keep(salt, name, record)
         self._trace.event("blend.guard", kl=kl, agrees=agrees, ratio=ratio, collection=name)
 
-    def stats(self) -> dict[str, GuardStat]:
-        """The counts so far, by collection; "" stands for requests that name none."""
+    def stats(self, salt: str = "") -> dict[str, GuardStat]:
+        """One tenant's counts so far, by collection; "" stands for requests that name none."""
+        return {name: stat for (owner, name), stat in self.all_stats().items() if owner == salt}
+
+    def all_stats(self) -> dict[tuple[str, str], GuardStat]:
+        """The counts so far, by salt and collection: names that tenants keep from each other."""
         with self._lock:
-            return {name: monitor.stat() for name, monitor in self._monitors.items()}
+            return {(salt, name): monitor.stat() for salt, name, monitor in self._judged}
 
     def check(self) -> None:
         """Check that monitors and floors agree. Raises AssertionError."""
         with self._lock:
-            for name, monitor in self._monitors.items():
+            for salt, name, monitor in self._judged:
                 monitor.check()
-                assert self._controller.floor(name) == monitor.ratio, (
+                assert self._controller.floor(name, salt) == monitor.ratio, (
                     "a floor differs from its monitor's"
                 )
 
-    def _name(self, blend: Blend) -> str:
-        """The collection as it is judged; it is monitored from now on."""
-        name = self._controller.judged_as(blend.collection)
-        if name not in self._monitors:
-            self._monitors[name] = CollectionMonitor(self._default)
-            self._controller.set_floor(self._default, name)
-        return name
-
-    def _remember(self, name: str) -> None:
-        if self._keep is None:
-            return
-        with self._lock:
-            record = self._monitors[name].record()
-        self._keep(name, record)
+    def _use(self, salt: str, name: str, record: GuardRecord | None = None) -> CollectionMonitor:
+        """The collection's monitor; what that makes too many is let go."""
+        monitor = self._judged.use(salt, name, record)
+        self._controller.set_floor(monitor.ratio, name, salt)
+        while (gone := self._judged.let_go()) is not None:
+            self._controller.forget(gone[1], gone[0])
+            self._keep(*gone, None)
+        return monitor
 
 
 def divergence(full: Mapping[int, float], other: Mapping[int, float]) -> float:

@@ -151,7 +151,7 @@ class BlendReuse(Technique):
         if blend.ratio is not None:
             return blend.ratio
         return self._controller.ratio(
-            _tiers(chunks), self._shape, layout.num_tokens, blend.collection
+            _tiers(chunks), self._shape, layout.num_tokens, blend.collection, request.salt
         )
 
     def _blended(

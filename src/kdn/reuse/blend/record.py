@@ -1,4 +1,4 @@
-"""What the quality guard remembers between runs: one small JSON file, facts by model and collection."""
+"""What the quality guard remembers between runs: one small JSON file, by model, tenant and collection."""
 
 from __future__ import annotations
 
@@ -31,19 +31,42 @@ class GuardRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The least ratio, where the guard has changed it; 1 means that blending was stopped."""
 
 
-def read_records(file: Path) -> dict[str, dict[str, GuardRecord]]:
-    """By model fingerprint and collection. A file that is absent or cannot be read is no record."""
+_File = dict[str, dict[str, GuardRecord]]
+"""By "MODEL", or "MODEL SALT" for a tenant with a salt: no fingerprint holds a space."""
+
+
+def read_records(file: Path) -> dict[tuple[str, str], dict[str, GuardRecord]]:
+    """By model fingerprint and salt, then by collection, the last written one last.
+
+    A file that is absent or cannot be read is no record.
+    """
     try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, dict[str, GuardRecord]])
+        found = msgspec.json.decode(file.read_bytes(), type=_File)
     except (OSError, RecursionError, msgspec.MsgspecError):
         return {}
+    return {_owner(key): records for key, records in found.items()}
 
 
-def write_record(file: Path, model: str, collection: str, record: GuardRecord) -> None:
-    """Put the record in place of its old one; readers see the old file or the new one.
+def write_record(
+    file: Path, model: str, salt: str, collection: str, record: GuardRecord | None
+) -> None:
+    """Put the record in place of its old one, or None; readers see the old file or the new one.
 
     Raises StoreError when it cannot be written.
     """
     records = read_records(file)
-    records[model] = records.get(model, {}) | {collection: record}
-    publish_file(file, msgspec.json.encode(records))
+    own = records.setdefault((model, salt), {})
+    own.pop(collection, None)
+    if record is not None:
+        own[collection] = record
+    named = {
+        f"{model} {salt}" if salt else model: kept
+        for (model, salt), kept in records.items()
+        if kept
+    }
+    publish_file(file, msgspec.json.encode(named))
+
+
+def _owner(key: str) -> tuple[str, str]:
+    model, _, salt = key.partition(" ")
+    return model, salt

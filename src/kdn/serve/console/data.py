@@ -81,8 +81,8 @@ class ConsoleData:
                 "kv_free_bytes": engines[0].kv_free_bytes,
             },
             "guard": [
-                {"collection": name or "(none)"} | asdict(seen)
-                for name, seen in kdn.parts.guard.stats().items()
+                {"collection": f"{salt}: {name}" if salt else name or "(none)"} | asdict(seen)
+                for (salt, name), seen in kdn.parts.guard.all_stats().items()
             ],
             "money": {"saved_usd": ledger.saved.value, "spent_usd": ledger.spent.value},
             "time_model": {

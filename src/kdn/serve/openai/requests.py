@@ -103,7 +103,7 @@ class KdnOptions(_Strict):
     ratio: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """The share of blended documents' tokens that is recomputed."""
     collection: Annotated[Text, Field(max_length=128)] = ""
-    """Which documents these are: blended answers over each collection are judged apart."""
+    """Which documents these are: blended answers over each collection of a tenant are judged apart."""
     steer: Annotated[list[SpanBody], Field(max_length=MAX_SPANS)] | Name | None = None
     """Spans to stress or mute; `look`: stress the sentence that the question attends to, where one is
     clear; `look-always`: in any case; else the name of a recipe in the server's home, by which
