@@ -83,6 +83,9 @@ def test_a_recipe_is_not_fitted_beyond_the_context(k: kdn.Kdn) -> None:
     steps: list[FitStep] = []
     with pytest.raises(PromptTooLong, match=r"question 2, .* and the model's context 512"):
         fit_recipe(k, asked, SteerRecipe(k.model.fingerprints.of(None)), steps.append)
+    long_prompts = SteerRecipe(k.model.fingerprints.of(None), prompts=("p", "p" * 500))
+    with pytest.raises(PromptTooLong, match="question 1's document and the recipe's prompt hold"):
+        fit_recipe(k, asked[:1], long_prompts, steps.append)
     assert not steps
 
 

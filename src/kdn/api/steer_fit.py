@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdn.api.kdn import Kdn
 from kdn.api.steered import captured_by, scoring_heads
-from kdn.core import Plan, Prompt, Role
+from kdn.core import Plan, Prompt, Role, TokenIds
 from kdn.engine import HeldKV, run_alone
 from kdn.errors import BadInput, PromptTooLong
 from kdn.machine.text import counted
@@ -59,15 +59,22 @@ def fit_recipe(
     """
     config = kdn.model.decoder.config
     bench = _Fit(kdn, questions, on_step)
+    longest_head = max(map(len, scoring_heads(kdn, start)))
     for number, one in enumerate(questions, 1):
         if not (one.document.strip() and one.answer.strip()):
             raise BadInput(f"question {number} has an empty document or answer; give both")
         prompt, answer = bench.written(one)
-        if (num_tokens := prompt.num_tokens + len(answer)) > config.max_position:
-            raise PromptTooLong(
-                f"question {number}, its document and its answer hold {counted(num_tokens, 'token')} and"
-                f" the model's context {config.max_position}; shorten the document"
-            )
+        sizes = {
+            f"question {number}, its document and its answer": prompt.num_tokens + len(answer),
+            f"question {number}'s document and the recipe's prompt": longest_head
+            + len(_document(prompt)),
+        }
+        for what, num_tokens in sizes.items():
+            if num_tokens > config.max_position:
+                raise PromptTooLong(
+                    f"{what} hold {counted(num_tokens, 'token')} and the model's context"
+                    f" {config.max_position}; shorten the document"
+                )
     on_step(FitStep("plain", bench.nll(None), None))
     best = bench.best("", [("all layers", start)])
     layers = tuple(range(config.num_layers))
@@ -83,6 +90,10 @@ def fit_recipe(
     chosen = best.recipe or start
     weights = [(f"{w:g}", replace(chosen, weight=w)) for w in _WEIGHTS if w != chosen.weight]
     return bench.best("weight", weights, best)
+
+
+def _document(prompt: Prompt) -> TokenIds:
+    return next(one.token_ids for one in prompt.segments if one.role is Role.DOCUMENT)
 
 
 def _parts(
@@ -158,11 +169,10 @@ class _Fit:
         plan = Plan(prompt.token_ids[:since], logits=())
         if recipe is not None:
             prelude = prompt.segments[0].num_tokens
-            text = next(s.token_ids for s in prompt.segments if s.role is Role.DOCUMENT)
             if document not in self.sums:
                 heads = scoring_heads(self.kdn, recipe)
                 num_layers = self.kdn.model.decoder.config.num_layers
-                self.sums[document] = score_text(run, num_layers, heads, text)
+                self.sums[document] = score_text(run, num_layers, heads, _document(prompt))
             columns = top_columns(self.sums[document], recipe)
             plan = replace(plan, scale=recipe_scales(columns, recipe, prelude), scale_from=prelude)
         return HeldKV(run(plan).clone()), plan

@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 PATIENCE = 2.0
-"""`balanced` takes at most so many times as long as the least configuration over documents that are
-not stored."""
+"""`balanced` takes at most so many times as long as the least configuration that the context holds would
+over documents that are not stored."""
 BUSY_SHARE = 0.8
 """`balanced` takes at most so much of the time between arrivals: where the space has nothing that small,
 fewer chunks are read, as where memory does not suffice."""
@@ -167,13 +167,13 @@ def choose(
     chunks = chunks[: CANDIDATES * space.max_chunks]
     space = space.within(len(chunks))
     cold = _unstored(chunks)
-    every, blends = list(space.configurations()), model.blend_ratio is not None
+    blends = model.blend_ratio is not None
     sure = space.min_chunks if num_sure is None else num_sure
     if preference is Preference.BEST:
         sure = space.max_chunks
     found = [
         _Candidate(one, model.demand(one, chunks), model.demand(one, cold))
-        for one in (picked(one, chunks, sure, blends=blends) for one in every)
+        for one in (picked(one, chunks, sure, blends=blends) for one in space.configurations())
         if model.largest_call(one, chunks) <= max_context
     ]
     fitting = [one for one in found if one.demand.start_bytes <= _free_for(one.demand, load)]
@@ -188,7 +188,7 @@ def choose(
     kept = kept or [_quickest(fitting)]
     if preference is Preference.BALANCED:
         fewer = _in_time(_fewer(space, chunks, model, load, max_context), load, deadline_s)
-        least_s = min(model.demand(one, cold).seconds for one in every)
+        least_s = min(one.cold.seconds for one in found)
         chosen = _balanced(kept, fewer, PATIENCE * least_s, load, reasons)
     else:
         chosen = _fast_or_best(kept, preference, reasons)
