@@ -119,6 +119,7 @@ def test_a_plan_for_ten_times_the_traffic(tmp_path: Path, chats: Path) -> None:
         (("cost", "advise", "--speed", "abacus"), "no speed 'abacus'"),
         (("cost", "sweep", "--over", "mood"), "expected one of context, uses"),
         (("cost", "sweep", "--values", "1,two"), "write numbers"),
+        (("cost", "sweep", "--over", "uses", "--uses", "9"), "leave out --uses"),
         (("cost", "sweep", "--tier", "tape"), "no price for tier 'tape'"),
     ],
 )

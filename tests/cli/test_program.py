@@ -333,10 +333,14 @@ def test_no_name_steers_the_terminal(tmp_path: Path, tiny_model: Callable[..., P
 
 
 def test_an_empty_text_is_not_stored(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
-    (tmp_path / "empty.txt").write_text(" \n")
-    done = kdn(tmp_path, "store", "put", tmp_path / "empty.txt", "--model", tiny_model())
+    """The text before it is, and that is told."""
+    full, empty = tmp_path / "full.txt", tmp_path / "empty.txt"
+    full.write_text("words and more words")
+    empty.write_text(" \n")
+    done = kdn(tmp_path, "store", "put", full, empty, "--model", tiny_model(), "--json")
     assert done.code == 2
     assert "empty.txt is empty; there is nothing to store" in done.err
+    assert [one["file"] for one in done.json["files"]] == [str(full)]
 
 
 @pytest.mark.parametrize("command", ["pin", "unpin", "compress none", "copy --to disk"])

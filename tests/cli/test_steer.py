@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kdn import open as opened
 from kdn.reuse.steer import SteerRecipe
 from tests.cli.program import kdn
 
@@ -83,3 +84,16 @@ def test_a_recipe_of_another_model_and_what_is_none_are_refused(
     data.write_text('{"question": "?"}')
     again = kdn(tmp_path, "steer", "fit", "--data", data, "--out", wrong, "--model", tiny)
     assert "line 1: Object missing required field `document`" in again.err
+
+
+def test_documents_that_a_recipe_cannot_steer_are_in_and_told(tmp_path: Path, tiny: Path) -> None:
+    """The recipe's prompt alone is longer than the context of 2,048 tokens."""
+    text, long = tmp_path / "door.txt", tmp_path / "long.json"
+    text.write_text(TEXT)
+    with opened(tiny, home=tmp_path) as k:
+        recipe = SteerRecipe(k.model.fingerprints.of(None), prompts=("p", "p" * 3000))
+    long.write_bytes(recipe.encode())
+    done = kdn(tmp_path, "ingest", text, "--steer", long, "--model", tiny, "--json")
+    assert done.code == 2
+    assert "the model's context 2048" in done.err
+    assert done.json["added"] == [str(text)]

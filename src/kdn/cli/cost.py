@@ -178,9 +178,9 @@ def sweep(
     ] = "context",
     values: Annotated[str, typer.Option(help="Comma-separated; sensible ones by default.")] = "",
     tier: TierOption = None,
-    context: Annotated[int, typer.Option(min=0)] = 10_000,
-    uses: Annotated[int, typer.Option(min=1)] = 5,
-    output: Annotated[int, typer.Option(min=0)] = 100,
+    context: Annotated[int | None, typer.Option(min=0, help="10,000 by default.")] = None,
+    uses: Annotated[int | None, typer.Option(min=1, help="5 by default.")] = None,
+    output: Annotated[int | None, typer.Option(min=0, help="100 by default.")] = None,
     speed: SpeedOption = "llama-8b-h100",
     prices: PricesOption = "aws-h100",
     plot: PlotOption = None,
@@ -191,9 +191,16 @@ def sweep(
     from kdn.cost.sweep import SWEEPS
     from kdn.cost.sweep import sweep as run
 
-    work = Workload(context_tokens=context, uses=uses, output_tokens=output)
     if over not in SWEEPS:
         raise BadInput(f"--over {over}: expected one of {', '.join(SWEEPS)}")
+    given = {"context": context, "uses": uses, "output": output}
+    if given.get(over) is not None:
+        raise BadInput(f"--over {over} takes its values from --values: leave out --{over}")
+    work = Workload(
+        context_tokens=10_000 if context is None else context,
+        uses=5 if uses is None else uses,
+        output_tokens=100 if output is None else output,
+    )
     steps = _numbers(values) if values else SWEEPS[over]
     sheet = read_prices(prices)
     names = [tier] if tier else list(sheet.tiers)

@@ -89,21 +89,23 @@ def ingest(
                 on_prefill=on_prefill,
                 cancelled=stopped,
             )
-        if recipe is not None and not report.cancelled:
-            sources = (*report.added, *report.updated, *report.unchanged)
-            parts = (part for source in sources for part in kdn.library.parts(source))
+        try:
+            if recipe is not None and not report.cancelled:
+                sources = (*report.added, *report.updated, *report.unchanged)
+                parts = (part for source in sources for part in kdn.library.parts(source))
 
-            def steered(part: Part) -> None:
-                prefill_steered(kdn, part.text, recipe, part.key)
+                def steered(part: Part) -> None:
+                    prefill_steered(kdn, part.text, recipe, part.key)
 
-            if not every_part(parts, steered, stopped):
-                report = replace(report, cancelled=True)
-        kdn.store.flush()
-        failed = tell_failures(kdn.trace)
-    if as_json:
-        emit(_shape(report))
-    else:
-        _print(report)
+                if not every_part(parts, steered, stopped):
+                    report = replace(report, cancelled=True)
+        finally:  # where steering fails, the documents are in all the same
+            kdn.store.flush()
+            failed = tell_failures(kdn.trace)
+            if as_json:
+                emit(_shape(report))
+            else:
+                _print(report)
     if report.cancelled:
         say("kdn: stopped; the documents counted above are in, whole; ingest again for the rest")
         raise typer.Exit(INTERRUPTED)

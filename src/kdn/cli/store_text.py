@@ -54,19 +54,21 @@ def put(
     rows = []
     recipe = None if steer is None else read_recipe(steer)
     with choice.open() as kdn:
-        for file in files:
-            tokens = (
-                kdn.prefill(read_text(file), file.name, owner)
-                if recipe is None
-                else prefill_steered(kdn, read_text(file), recipe, file.name, owner)
-            )
-            rows.append({"file": str(file), "tokens": tokens})
-            if not as_json:
-                tell(f"{file}: {counted(tokens, 'token')}")
-        kdn.store.flush()
-        failed = tell_failures(kdn.trace)
-    if as_json:
-        emit({"salt": owner, "files": rows})
+        try:
+            for file in files:
+                tokens = (
+                    kdn.prefill(read_text(file), file.name, owner)
+                    if recipe is None
+                    else prefill_steered(kdn, read_text(file), recipe, file.name, owner)
+                )
+                rows.append({"file": str(file), "tokens": tokens})
+                if not as_json:
+                    tell(f"{file}: {counted(tokens, 'token')}")
+        finally:  # a file that fails takes none before it away
+            kdn.store.flush()
+            failed = tell_failures(kdn.trace)
+            if as_json:
+                emit({"salt": owner, "files": rows})
     if failed:
         raise typer.Exit(1)
 
@@ -87,16 +89,17 @@ def lookup(
     owner = _salt(salt, public)
     shown = []
     with choice.open() as kdn:
-        for file in files:
-            match, wanted = kdn.lookup(read_text(file), file.name, owner)
-            shape = lookup_shape(match, wanted)
-            shown.append({"file": str(file), **shape})
-            if not as_json:
-                tiers = ", ".join(dict.fromkeys(hit.tier for hit in match.hits)) or "nowhere"
-                tell(f"{file}: {match.num_tokens:,} of {counted(wanted, 'token')} ({tiers})")
-        tell_failures(kdn.trace)
-    if as_json:
-        emit({"salt": owner, "files": shown})
+        try:
+            for file in files:
+                match, wanted = kdn.lookup(read_text(file), file.name, owner)
+                shown.append({"file": str(file), **lookup_shape(match, wanted)})
+                if not as_json:
+                    tiers = ", ".join(dict.fromkeys(hit.tier for hit in match.hits)) or "nowhere"
+                    tell(f"{file}: {match.num_tokens:,} of {counted(wanted, 'token')} ({tiers})")
+        finally:
+            tell_failures(kdn.trace)
+            if as_json:
+                emit({"salt": owner, "files": shown})
 
 
 @store.command()
