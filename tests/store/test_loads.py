@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from threading import Barrier
 
 import pytest
@@ -162,3 +163,21 @@ def test_scrubbing_tells_size_absence_and_damage() -> None:
     world.slow.spoiled = ENCODED.size_bytes - 1
     assert world.loads.scrub(world.slow, FIRST.key) is None
     assert not world.slow.holds(FIRST.key)
+
+
+def test_reads_side_by_side_take_their_time_once() -> None:
+    """100 bytes from second 0 to 2 and 100 from 1 to 4 are 50 bytes a second; one that fails is none."""
+    clock = ManualClock()
+    links = Links(clock)
+    with ExitStack() as second:
+        with links.side_by_side("disk", 100):
+            clock.advance(1)
+            second.enter_context(links.side_by_side("disk", 100))
+            clock.advance(1)
+        clock.advance(2)
+    clock.advance(5)
+    with suppress(CorruptBlock), links.side_by_side("disk", 100):
+        clock.advance(1)
+        raise CorruptBlock("damaged")
+    assert links.last_bytes_per_s("disk") == 50
+    assert links.bytes_per_s("disk") == pytest.approx((0.9 * 100 + 100) / (0.9 * 2 + 2))

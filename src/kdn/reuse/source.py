@@ -32,7 +32,7 @@ from torch import Tensor
 from kdn.clock import Clock
 from kdn.core import KvShape, LayerKV
 from kdn.errors import CorruptBlock
-from kdn.store import Reader
+from kdn.store import Reader, layers_together
 from kdn.trace import Value
 
 __all__ = [
@@ -191,7 +191,8 @@ class StoreSource:
     def _load(self, start: int, stop: int) -> list[list[LayerKV]]:
         """Of every block the runs of layers [start, stop)."""
         began_s = self._clock.now()
-        loaded = [self._runs(reader, reader.layers(start, stop)) for reader in self._readers]
+        runs = layers_together(self._readers, start, stop)
+        loaded = list(map(self._runs, self._readers, runs))
         took_s = self._clock.now() - began_s
         self.load_s += took_s
         self._pace.took(stop - start, took_s)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from kdn.store.block.cuts import block_ids, cut_blocks
 from kdn.store.block.format import Block, EncodedBlock, Header, encode_block
+from kdn.store.block.pieces import layers_together
 from kdn.store.block.reader import Handle, Reader, check_whole, read_whole
 from kdn.store.codecs import CODECS, Codec, NoCodec
 from kdn.store.index.index import BlockHit, Match
@@ -74,6 +75,7 @@ __all__ = [
     "check_whole",
     "cut_blocks",
     "encode_block",
+    "layers_together",
     "open_store",
     "pack_note",
     "read_key_file",

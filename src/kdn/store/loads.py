@@ -30,14 +30,36 @@ class Links:
         self._lock = threading.Lock()
         self._sums: dict[str, tuple[float, float]] = {}
         self._last: dict[str, float] = {}
+        self._at_once: dict[str, tuple[int, float]] = {}
+        """Reads under way side by side, and since when no bytes of them were noted."""
 
     def note(self, tier: str, num_bytes: int, seconds: float) -> None:
         """A read of `num_bytes` took so long."""
         with self._lock:
-            old_bytes, old_s = self._sums.get(tier, (0.0, 0.0))
-            self._sums[tier] = (FADE * old_bytes + num_bytes, FADE * old_s + seconds)
-            if seconds > 0:
-                self._last[tier] = num_bytes / seconds
+            self._note(tier, num_bytes, seconds)
+
+    @contextmanager
+    def side_by_side(self, tier: str, num_bytes: int) -> Iterator[None]:
+        """A read of `num_bytes`, which may have others beside it: together they take their time once."""
+        with self._lock:
+            reads, since_s = self._at_once.get(tier, (0, 0.0))
+            self._at_once[tier] = (reads + 1, since_s if reads else self.clock.now())
+        came = 0
+        try:
+            yield
+            came = num_bytes
+        finally:
+            with self._lock:
+                (reads, since_s), now_s = self._at_once[tier], self.clock.now()
+                self._at_once[tier] = (reads - 1, now_s if came else since_s)
+                if came:
+                    self._note(tier, came, now_s - since_s)
+
+    def _note(self, tier: str, num_bytes: int, seconds: float) -> None:
+        old_bytes, old_s = self._sums.get(tier, (0.0, 0.0))
+        self._sums[tier] = (FADE * old_bytes + num_bytes, FADE * old_s + seconds)
+        if seconds > 0:
+            self._last[tier] = num_bytes / seconds
 
     def bytes_per_s(self, tier: str) -> float | None:
         """What the tier gave lately; None when nothing was read from it yet."""
@@ -65,6 +87,7 @@ class TimedHandle(Handle):
         self._links = links
         self.buffer = handle.buffer
         self.header = handle.header
+        self.reads_ahead = handle.reads_ahead
 
     def read(self, start: int, stop: int) -> memoryview:
         started_s, before = self._links.clock.now(), self._handle.moved_bytes
@@ -77,13 +100,11 @@ class TimedHandle(Handle):
         return data
 
     def read_each(self, ranges: Sequence[tuple[int, int]], then: Take) -> None:
-        if not self._handle.reads_ahead:
+        if not self.reads_ahead:
             super().read_each(ranges, then)
             return
-        started_s = self._links.clock.now()
-        self._handle.read_each(ranges, then)
-        seconds = self._links.clock.now() - started_s
-        self._links.note(self._tier, ranges[-1][1] - ranges[0][0], seconds)
+        with self._links.side_by_side(self._tier, ranges[-1][1] - ranges[0][0]):
+            self._handle.read_each(ranges, then)
 
     def is_read(self, start: int, stop: int) -> bool:
         return self._handle.is_read(start, stop)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdn.clock import ManualClock
 from kdn.errors import CorruptBlock
-from kdn.store.block.pieces import do_together, read_in_pieces
+from kdn.store import DiskTier, MemoryTier, Store
+from kdn.store.block.pieces import do_together, layers_together, read_in_pieces
 from kdn.store.block.reader import BytesHandle
+from kdn.trace import NoTrace
+from tests.store.helpers import block_id, make_block, run_of
 
 KB = 1 << 10
 
@@ -68,3 +74,23 @@ def test_after_a_failure_nothing_begins_and_the_first_one_is_raised() -> None:
     with pytest.raises(CorruptBlock, match="part 0"):
         do_together(work, range(100))
     assert len(done) <= 3, "one for each thread"
+
+
+def test_blocks_of_a_device_are_read_side_by_side_and_others_in_turn(tmp_path: Path) -> None:
+    """Each gives what it gives alone, in the order of the readers, and a damaged one is raised."""
+    disk = DiskTier(tmp_path, 10**7, ManualClock(), NoTrace())
+    memory = MemoryTier(10**7, NoTrace())
+    store = Store([memory, disk], clock=ManualClock())
+    blocks = [make_block(block_id(range(first, first + 100))) for first in range(6)]
+    for block in blocks:
+        store.put(block)
+    for block in blocks[:4]:
+        memory.drop(block.id.key)
+    with ExitStack() as held:
+        readers = [held.enter_context(reader) for b in blocks if (reader := store.open(b.id))]
+        assert [reader.reads_ahead for reader in readers] == [True] * 4 + [False] * 2
+        runs = layers_together(readers, 1, 3)
+    assert [[bytes(run) for run in each] for each in runs] == [
+        [run_of(block.id, layer) for layer in (1, 2)] for block in blocks
+    ]
+    store.close()

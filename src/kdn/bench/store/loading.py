@@ -6,6 +6,9 @@ import os
 import statistics
 import threading
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +17,11 @@ from kdn.bench.common.result import BenchOptions
 from kdn.bench.engine.contestants import KdnContestant
 from kdn.bench.store.far import NEW_TOKENS, Hits
 from kdn.clock import Clock
-from kdn.core import BLOCK_TOKENS, BlockKey, TokenIds
+from kdn.core import BLOCK_TOKENS, BlockId, BlockKey, TokenIds
 from kdn.errors import EngineFailed
 from kdn.machine.memory import allocate
-from kdn.store import DiskTier, Handle, MemoryTier, Store
+from kdn.reuse.source import StoreSource
+from kdn.store import DiskTier, Handle, MemoryTier, Reader, Store, layers_together
 from kdn.store.block.pieces import do_together
 from kdn.trace import NoTrace
 
@@ -41,6 +45,8 @@ class DeviceReads:
         for block in encoded:
             self._store.put_encoded(block)
         self._names = [block.header.id for block in encoded]
+        self._num_layers = encoded[0].header.shape.num_layers
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="bench-loader")
         self.size_bytes = sum(block.size_bytes for block in encoded)
         self._raw = folder.parent / "raw.bin"
         with self._raw.open("wb") as file:
@@ -68,18 +74,23 @@ class DeviceReads:
             os.close(descriptor)
 
     def verified_s(self, number: int) -> float:
-        """Seconds of reading every block, as the store does it."""
-        return self._blocks_s()
+        """Seconds of reading every block, side by side as a hit's blocks are."""
+        return self._seconds(lambda readers: layers_together(readers, 0, self._num_layers))
 
     def unverified_s(self, number: int) -> float:
         """The same, believing the disk."""
         self._tier.trusted = True
         try:
-            return self._blocks_s()
+            return self.verified_s(number)
         finally:
             self._tier.trusted = False
 
+    def hit_s(self, number: int) -> float:
+        """The same, verified, some layers of all blocks at once: a hit computes the first ones meanwhile."""
+        return self._seconds(self._by_layers)
+
     def close(self) -> None:
+        self._loader.shutdown()
         self._store.close()
 
     def _read_raw(self, descriptor: int, at: int) -> None:
@@ -87,15 +98,23 @@ class DeviceReads:
         while at < stop and (got := os.preadv(descriptor, [self._buffer[at:stop]], at)):
             at += got
 
-    def _blocks_s(self) -> float:
+    def _seconds(self, read: Callable[[Sequence[Reader]], object]) -> float:
         started_s = self._clock.now()
-        for name in self._names:
-            reader = self._store.open(name)
-            if reader is None:
-                raise EngineFailed("a block of the benchmark is gone")
-            with reader:
-                reader.layers(0, reader.shape.num_layers)
+        with ExitStack() as held:
+            readers = [held.enter_context(self._opened(name)) for name in self._names]
+            read(readers)
         return self._clock.now() - started_s
+
+    def _opened(self, name: BlockId) -> Reader:
+        reader = self._store.open(name)
+        if reader is None:
+            raise EngineFailed("a block of the benchmark is gone")
+        return reader
+
+    def _by_layers(self, readers: Sequence[Reader]) -> None:
+        source = StoreSource("device", readers, readers[0].shape, self._loader, self._clock)
+        for layer in range(self._num_layers):
+            source.take(layer)
 
     def _can_be_direct(self) -> bool:
         try:

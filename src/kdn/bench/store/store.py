@@ -239,6 +239,7 @@ def _device(
             "raw device": reads.raw_s,
             "disk tier": reads.verified_s,
             "disk tier, not verified": reads.unverified_s,
+            "disk tier, by layers as a hit": reads.hit_s,
         }
         interleave(sides, 1, first=-1, rest_s=0.05)
         samples = interleave(sides, scale.device_pairs, rest_s=0.05)

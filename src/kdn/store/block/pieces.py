@@ -1,4 +1,4 @@
-"""A block read in pieces by several threads: some wait for the device while another verifies."""
+"""Blocks read in pieces by several threads: some wait for the device while another verifies."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
 
-from kdn.store.block.reader import Take
+from kdn.store.block.reader import Reader, Take
 
-__all__ = ["do_together", "read_in_pieces"]
+__all__ = ["do_together", "layers_together", "read_in_pieces"]
 
 _T = TypeVar("_T")
 _HELPERS = 4
@@ -21,6 +21,25 @@ _PIECE_BYTES = 1 << 20
 """What one read asks for, rounded up to whole ranges: devices like large reads, caches small ones."""
 _Piece = list[tuple[int, tuple[int, int]]]
 """Ranges that follow each other, with their numbers."""
+
+
+def layers_together(readers: Sequence[Reader], start: int, stop: int) -> list[list[memoryview]]:
+    """Of each block the runs of layers [start, stop), as `Reader.layers` gives and raises.
+
+    Blocks of a device are read side by side: it is idle between the last piece of one and the first of
+    the next where they are read in turn.
+    """
+    runs: dict[int, list[memoryview]] = {}
+
+    def read(number: int) -> None:
+        runs[number] = readers[number].layers(start, stop)
+
+    ahead = [number for number, reader in enumerate(readers) if reader.reads_ahead]
+    do_together(read, ahead)
+    for number in range(len(readers)):
+        if number not in runs:
+            read(number)
+    return [runs[number] for number in range(len(readers))]
 
 
 def read_in_pieces(

@@ -137,6 +137,8 @@ class Load(Protocol):
     """The name of the tier that the bytes come from."""
     may_transcode: bool
     """May layers come in another encoding than the stored one?"""
+    reads_ahead: bool
+    """As `Handle.reads_ahead`: then several blocks come sooner side by side than one after the other."""
 
     def layers(self, start: int, stop: int) -> list[memoryview]:
         """The decoded runs of layers [start, stop). Raises CorruptBlock."""
@@ -167,6 +169,7 @@ class StoreLoad:
         self.tier = tier
         self.readers = 0
         """How many readers share it; counted by the store."""
+        self.reads_ahead = handle.reads_ahead
         self._handle = handle
         self._trusted = trusted
         self._on_whole = on_whole
@@ -298,6 +301,11 @@ class Reader:
             for one in scales_within(self._load.header.columns, self.id.start)
         )
         return tuple(one for one in within if one.columns)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Do several blocks come sooner side by side than one after the other?"""
+        return self._load.reads_ahead
 
     @property
     def is_delivered(self) -> bool:

@@ -166,6 +166,7 @@ def sections_of(header: _Laid) -> list[tuple[str, int, Run]]:
 def complaint_of(wire: WireHeader) -> str | None:
     """What no writer of this format writes; None for a header that is sound."""
     num_tokens, rest = divmod(len(wire.tokens), TOKEN_BYTES)
+    runs = runs_of(wire)
     sound = {
         "tokens": rest == 0 and 1 <= num_tokens <= BLOCK_TOKENS,
         "dtype": wire.dtype in VALUE_BYTES,
@@ -179,8 +180,8 @@ def complaint_of(wire: WireHeader) -> str | None:
         "salt": not wire.salt.startswith(VEILED),
         "start": 0 <= wire.start <= MAX_POSITION,
         "shape": min(wire.num_kv_heads, wire.head_dim) >= 1,
-        "checksums": all(len(run.checksum) == 16 for run in runs_of(wire)),
-        "run sizes": all(0 < run.stored_bytes <= MAX_RUN_BYTES for run in runs_of(wire)),
+        "checksums": all(len(run.checksum) == 16 for run in runs),
+        "run sizes": all(0 < run.stored_bytes <= MAX_RUN_BYTES for run in runs),
     }
     for name, fine in sound.items():
         if not fine:
@@ -188,10 +189,11 @@ def complaint_of(wire: WireHeader) -> str | None:
     values = num_tokens * 2 * wire.num_kv_heads * wire.head_dim
     if values * VALUE_BYTES[wire.dtype] > MAX_RUN_BYTES:
         return f"its layers would take over {MAX_RUN_BYTES} bytes each"
-    runs = runs_of(wire)
-    places = lay_out([run.stored_bytes for run in runs], align_of(CODECS[wire.codec]))
-    if any(run.offset != place.offset for run, place in zip(runs, places, strict=True)):
-        return "its runs do not follow each other"
+    offset, align = 0, align_of(CODECS[wire.codec])
+    for run in runs:
+        if run.offset != offset:
+            return "its runs do not follow each other"
+        offset = run.stop(align)
     return _section_complaint(wire, num_tokens)
 
 

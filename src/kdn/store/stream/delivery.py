@@ -140,6 +140,7 @@ class DeliveredLoad:
     """
 
     may_transcode = True
+    reads_ahead = False
 
     def __init__(self, shared: StoreLoad, transcoder: Transcoder, delivery: Delivery) -> None:
         self.header = shared.header

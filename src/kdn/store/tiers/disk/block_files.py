@@ -174,8 +174,7 @@ def _keyed_files(folder: str | os.PathLike[str]) -> Iterator[tuple[BlockKey, os.
         files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
     for file in files:
         name = file.name
-        # The length first: it rules out nearly all that is no block, and a hundred thousand
-        # names are looked at when a large store opens.
+        # The length first, which rules out nearly all that is no block: a large store has many names.
         key = name[:_KEY_LENGTH]
         if len(name) == _NAME_LENGTH and name.endswith(SUFFIX) and not key.strip(_HEX):
             yield BlockKey(key), file
@@ -198,6 +197,7 @@ class _FileHandle(Handle):
         self._descriptor: int | None = descriptor
         self._files = files
         self._closing = threading.Lock()
+        self._head_bytes = 0  # came already: a file's seal and its header are looked at in turn
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_SEALED_BYTES:
             self.close()
@@ -212,11 +212,13 @@ class _FileHandle(Handle):
     def read(self, start: int, stop: int) -> memoryview:
         size, wanted = self.buffer.nbytes, slice(start, stop)
         start, stop = start // ALIGN * ALIGN, min(-(-stop // ALIGN) * ALIGN, size)
-        got = start
+        got = max(start, min(self._head_bytes, stop))
         while got < stop and (more := self._read_some(got, stop)):
             got += more
         if got != stop:
             raise CorruptBlock(f"bytes {start} to {stop} were asked for, {got - start} are there")
+        if start <= self._head_bytes:
+            self._head_bytes = max(self._head_bytes, stop)
         return self.buffer[wanted]
 
     def read_each(self, ranges: Sequence[tuple[int, int]], then: Take) -> None:
