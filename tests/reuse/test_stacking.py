@@ -181,3 +181,16 @@ def test_a_document_that_a_named_codec_stored_is_not_prefilled_again(
     fingerprint, reads = tiny.decoder.fingerprint, (EXACT, lossy_recipe("int8"))
     assert StoredDocuments(store, fingerprint, "", reads=reads).lacks(asked) == [THREE]
     assert StoredDocuments(store, fingerprint, "").lacks(asked) == [TWO, THREE]
+
+
+def test_a_chat_over_lossy_kv_is_kept_turn_by_turn(tiny: LoadedModel, store: Store) -> None:
+    """A turn adds a question of 12 tokens and an answer of 4, whose last was never computed: it is with the
+    next question."""
+    segments: tuple[Segment, ...] = (PRELUDE, ONE)
+    counts: list[tuple[int, int]] = []
+    with asking(tiny, store, "int8") as lossy:
+        for turn in range(3):
+            said, usage = lossy(*segments, question(turn), retention=Retention.ALL)
+            counts.append((usage.lossy, usage.recomputed))
+            segments += (Segment(Role.HISTORY, (*question(turn).token_ids, *said)),)
+    assert counts == [(0, 332), (335, 13), (351, 13)]

@@ -235,10 +235,15 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class RetainedPrefix:
-    """Which positions' KV outlive the pass, as unrotated blocks: the first `num_tokens` of them."""
+    """Which positions' KV outlive the pass, as unrotated blocks, and how it was made."""
 
-    num_tokens: int
+    num_tokens: int | None
+    """So many of the prompt's first ones; None: all that the request asks for, its answer's among them."""
     recipe: Recipe = EXACT
+
+    def within(self, stop: int) -> int:
+        """Where what is kept of the first `stop` positions ends."""
+        return stop if self.num_tokens is None else min(stop, self.num_tokens)
 
 
 @dataclass(frozen=True)

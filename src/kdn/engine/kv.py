@@ -277,7 +277,7 @@ def wanted_capture(request: Request, plan: Plan) -> tuple[int, int] | None:
     whole = request.retention is Retention.ALL
     stop = request.prompt.num_tokens if whole else shared_tokens(request)
     if plan.keep is not None:
-        stop = min(stop, plan.keep.num_tokens)
+        stop = plan.keep.within(stop)
     return (plan.num_prefix, stop) if stop > plan.num_prefix else None
 
 
@@ -288,7 +288,7 @@ def retained_prompt(running: RunningRequest) -> RetainedKV | None:
         return None
     stop = min(shared_tokens(request), capture.stop)
     limit = running.planned.plan.keep if running.planned is not None else None
-    stop = min(stop, limit.num_tokens) if limit is not None else stop
+    stop = limit.within(stop) if limit is not None else stop
     if stop <= capture.start:
         return None
     return capture.retained(request.prompt.token_ids[:stop], capture.start, _recipe(running))
@@ -304,8 +304,9 @@ def retained_parts(running: RunningRequest) -> list[RetainedKV]:
 
 def retains_answer(running: RunningRequest) -> bool:
     """Is KV to be noted while the request decodes?"""
-    limited = running.planned is not None and running.planned.plan.keep is not None
-    return running.request.retention is Retention.ALL and not limited
+    limit = running.planned.plan.keep if running.planned is not None else None
+    is_limited = limit is not None and limit.num_tokens is not None
+    return running.request.retention is Retention.ALL and not is_limited
 
 
 def retained_question(running: RunningRequest) -> RetainedKV | None:
@@ -346,7 +347,7 @@ def retained_answer(running: RunningRequest) -> RetainedKV | None:
         return None
     token_ids: TokenIds = (*request.prompt.token_ids, *running.generated[:-1])
     limit = running.planned.plan.keep if running.planned is not None else None
-    stop = capture.stop if limit is None else min(capture.stop, limit.num_tokens)
+    stop = capture.stop if limit is None else limit.within(capture.stop)
     token_ids = token_ids[:stop]
     start, given_to = _own_blocks(running, capture)
     if retains_answer(running):

@@ -206,7 +206,7 @@ class PrefixReuse(Technique):
         clock = self._store.links.clock
         source = StoreSource(name, readers, self._shape, self._loader, clock)
         # What is computed after tainted KV is tainted.
-        keep = RetainedPrefix(len(token_ids), recipe) if recipe.tainted else None
+        keep = RetainedPrefix(None, recipe) if recipe.tainted else None
         return replace(
             planned,
             plan=replace(planned.plan, prefix=source, keep=keep),

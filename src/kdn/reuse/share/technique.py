@@ -317,7 +317,7 @@ class ShareReuse(Technique):
         token_ids = request.prompt.token_ids
         name = run_name(readers, made_as(readers), request.salt, token_ids)
         source = StoreSource(name, readers, self._shape, self._loader, self._clock)
-        keep = RetainedPrefix(len(token_ids), SHARED)
+        keep = RetainedPrefix(None, SHARED)
         return replace(
             planned,
             plan=replace(planned.plan, prefix=source, keep=keep),
@@ -340,8 +340,7 @@ class ShareReuse(Technique):
             close_all(readers)
             raise
         # Rows were chosen for this question: the next one would look elsewhere.
-        kept = span.start if found.point.ratio else len(request.prompt.token_ids)
-        recipe = EXACT if found.point.ratio else SHARED
+        keep = RetainedPrefix(span.start) if found.point.ratio else RetainedPrefix(None, SHARED)
         recomputed = round(found.point.ratio * num_tokens)
         tiers = dict(planned.tiers)
         for tier, tokens in tokens_by_tier(readers).items():
@@ -355,7 +354,7 @@ class ShareReuse(Technique):
         )
         return replace(
             planned,
-            plan=replace(plan, keep=RetainedPrefix(kept, recipe)),
+            plan=replace(plan, keep=keep),
             shared=num_tokens - recomputed,
             tiers=tiers,
         )

@@ -166,4 +166,4 @@ def _steered(plan: Plan, scales: tuple[ColumnScale, ...], since: int) -> Plan:
 def _kept_before(plan: Plan, since: int) -> Plan:
     """The plan, with no KV of rows that see scales left behind."""
     keep = plan.keep or RetainedPrefix(since)
-    return replace(plan, keep=replace(keep, num_tokens=min(keep.num_tokens, since)))
+    return replace(plan, keep=replace(keep, num_tokens=keep.within(since)))
