@@ -12,7 +12,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 
@@ -97,7 +97,8 @@ class ChatTemplate:
         system text as INSTRUCTION, earlier turns as HISTORY, the last as QUESTION.  Without: the
         system text is the INSTRUCTION, in front.  An earlier answer that was remembered under `salt` has
         the ids that were generated then, so that a conversation sent again hits what was retained.
-        Raises BadInput for a conversation that the template refuses, and for variables that hold U+E000.
+        Raises BadInput for a conversation that the template refuses, and for variables that hold U+E000
+        or a control token: the template may print them among its own text.
         """
         if not messages:
             raise BadInput("the conversation is empty; give at least one user message")
@@ -117,10 +118,14 @@ class ChatTemplate:
         return _join(pieces, turns, encode, with_prelude=False, continues=continues)
 
     def _using(self, variables: Mapping[str, object]) -> ChatTemplate:
-        """The same template with more variables to look at. Raises BadInput for one that may hold a mark."""
+        """The same template with more variables to look at. Raises BadInput for one that holds a mark or a
+        control token, which would count as the template's own."""
         for name, value in variables.items():
-            if _OPENS_MARK in json.dumps(value, ensure_ascii=False):
+            texts = list(_texts(value))
+            if any(_OPENS_MARK in text for text in texts):
                 raise BadInput(f"{name} holds the character U+E000, which kdn keeps; take it out")
+            if any(map(self._tokenizer.holds_special, texts)):
+                raise BadInput(f"{name} holds a control token of the model; take it out")
         other = copy.copy(self)
         vars(other)["_renderer"] = self._renderer.using(variables)
         vars(other)["_cut_known"] = partial(ChatTemplate._cut, other)  # rarely seen again
@@ -266,6 +271,20 @@ class ChatTemplate:
     def _cut(self, shape: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
         turns = [{"role": role, "content": content} for role, content in shape]
         return tuple(_MARK.split(self._renderer.render(turns)))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in a JSON value, and the whole of it as JSON: a template may print either."""
+    yield json.dumps(value, ensure_ascii=False)
+    inner = [value]
+    while inner:
+        one = inner.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            inner += [*one, *one.values()]
+        elif isinstance(one, list | tuple):
+            inner += one
 
 
 def _marked(role: str, number: int) -> Turn:

@@ -116,6 +116,10 @@ class Tokenizer:
             start = match.end()
         return (*token_ids, *self.encode(text[start:]))
 
+    def holds_special(self, text: str) -> bool:
+        """Would `encode` with `special` make a special token of some of the text?"""
+        return self._cut is not None and self._cut.search(text) is not None
+
     def edges(self, text: str) -> list[tuple[int, int]]:
         """By token of `encode(text)`, the half-open range of characters that it stands for."""
         return self._encoded(text)[1]
