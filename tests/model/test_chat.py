@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdn.clock import ManualClock
-from kdn.core import Prompt, Role
+from kdn.core import Prompt, Role, TokenIds
 from kdn.errors import BadInput, WeightsError
 from kdn.model import (
     NEUTRAL_SYSTEM,
@@ -99,6 +99,27 @@ def test_a_conversation_sent_again_begins_with_the_same_tokens(
     kept = first.token_ids + said
     assert again.token_ids[: len(kept)] == kept
     assert again.segments[0].token_ids == first.segments[0].token_ids
+
+
+def test_conversations_that_share_a_text_tokenise_it_once(tiny_model: Callable[..., Path]) -> None:
+    """As many pairs with one query do. The ids are the same."""
+
+    class Counting(Tokenizer):
+        num_chars = 0
+
+        def encode(self, text: str, *, special: bool = False) -> TokenIds:
+            self.num_chars += len(text)
+            return super().encode(text, special=special)
+
+    tokenizer = load_tokenizer(tiny_model("llama"))[0]
+    counting = Counting(tokenizer.definition)
+    chat = ChatTemplate(TINY_TEMPLATE, counting, ManualClock())
+    talks = [[Message("system", "q" * 10_000), Message("user", f"{i}")] for i in range(20)]
+    made = chat.repeating()
+    shared = [made.segments(talk) for talk in talks]
+    assert 10_000 < counting.num_chars < 20_000
+    assert shared == [chat.segments(talk) for talk in talks]
+    assert counting.num_chars > 200_000
 
 
 @pytest.mark.parametrize("said", ["Hello!\nUser:", "Hello", "Hello!<|end|>"])

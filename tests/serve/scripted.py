@@ -213,6 +213,9 @@ class ScriptedService:
     def reads(self, name: str) -> bool:
         return False
 
+    def repeating(self) -> ScriptedService:
+        return self
+
     def segments(
         self,
         messages: Sequence[Message],

@@ -95,6 +95,7 @@ def frame_of(
 
 def _query_first(query: str, said: str, chat: ChatTemplate) -> Frame:
     """Query and instruction lead, as the system's words; the document ends the prompt."""
+    chat = chat.repeating()
 
     def segments(text: str) -> tuple[Segment, ...]:
         asked = relevance_question(query, Document(None, text), Layout.QUERY_FIRST, said)

@@ -61,6 +61,9 @@ class PromptMaker(Protocol):
     def reads(self, name: str) -> bool:
         """Does the chat template look at a variable of that name?"""
 
+    def repeating(self) -> PromptMaker:
+        """The same for many conversations that share texts, each of which is tokenised once."""
+
     def segments(
         self,
         messages: Sequence[Message],

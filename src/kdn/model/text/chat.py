@@ -12,7 +12,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 
@@ -36,6 +36,8 @@ _MARK = re.compile("\ue000([0-9]{1,6})\ue001")
 _LONG_CONVERSATION = 16
 _KEPT_SHAPES = 64
 """Shapes of conversations, up to 15 turns, whose template text is kept."""
+_REPEATED_TEXTS = 4
+"""Texts of one conversation that may come again in the next."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,15 @@ class ChatTemplate:
         )
         self._cut_known = lru_cache(_KEPT_SHAPES)(self._cut)
         self._tokenizer = tokenizer
+        self._encode: Callable[[str], TokenIds] = tokenizer.encode
         self._remembered = _Remembered()
+
+    def repeating(self) -> ChatTemplate:
+        """The same template for many conversations that share texts: a text that comes again soon is not
+        tokenised again. It holds those texts, so let it go with the conversations."""
+        other = copy.copy(self)
+        vars(other)["_encode"] = lru_cache(_REPEATED_TEXTS)(self._tokenizer.encode)
+        return other
 
     def segments(
         self,
@@ -109,7 +119,7 @@ class ChatTemplate:
         if continues and messages[-1].role != "assistant":
             raise BadInput("only an assistant's message goes on; let the conversation end with one")
         known = self._remembered.known(salt, messages)
-        encode = _Encoder(self._tokenizer, known, strips=self._renderer.strips)
+        encode = self._encoder(known)
         messages = self._as_rendered(messages)
         if documents:
             return self._with_documents(messages, documents, encode, continues=continues)
@@ -210,7 +220,10 @@ class ChatTemplate:
 
     def document(self, document: Document) -> Segment:
         """The segment that `segments` makes of a document."""
-        return _Encoder(self._tokenizer, {}, strips=self._renderer.strips).document(document)
+        return self._encoder({}).document(document)
+
+    def _encoder(self, known: Mapping[str, TokenIds]) -> _Encoder:
+        return _Encoder(self._tokenizer, self._encode, known, self._renderer.strips)
 
     def _with_documents(
         self,
@@ -326,35 +339,35 @@ def _join(
     return Prompt(tuple(segment for segment in segments if segment.token_ids))
 
 
+@dataclass(frozen=True)
 class _Encoder:
     """Tokenises each piece alone, control tokens in template text only."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, known: Mapping[str, TokenIds], *, strips: bool
-    ) -> None:
-        self._tokenizer, self._known, self._strips = tokenizer, known, strips
-        self._between = tokenizer.encode(_BETWEEN)
+    tokenizer: Tokenizer
+    encode: Callable[[str], TokenIds]
+    known: Mapping[str, TokenIds]
+    strips: bool
 
     def template(self, text: str) -> TokenIds:
-        return self._tokenizer.encode(text, special=True)
+        return self.tokenizer.encode(text, special=True)
 
     def document(self, document: Document) -> Segment:
-        return Segment(Role.DOCUMENT, self._own(document.text) + self._between, document.id)
+        return Segment(Role.DOCUMENT, self._own(document.text) + self.encode(_BETWEEN), document.id)
 
     def instruction(self, text: str) -> Segment:
-        return Segment(Role.INSTRUCTION, self._own(text) + self._between)
+        return Segment(Role.INSTRUCTION, self._own(text) + self.encode(_BETWEEN))
 
     def turn(self, messages: Sequence[Message], index: int) -> Segment:
         message = messages[index]
-        if message.role == "assistant" and message.content in self._known:
-            return Segment(Role.HISTORY, self._known[message.content])
+        if message.role == "assistant" and message.content in self.known:
+            return Segment(Role.HISTORY, self.known[message.content])
         role = Role.QUESTION if index == len(messages) - 1 else Role.HISTORY
         if message.role == "system" and index == 0:
             role = Role.INSTRUCTION
         return Segment(role, self._own(message.content))
 
     def _own(self, text: str) -> TokenIds:
-        return self._tokenizer.encode(text.strip() if self._strips else text)
+        return self.encode(text.strip() if self.strips else text)
 
 
 class _Remembered:

@@ -37,7 +37,6 @@ from kdn.serve.limits import MAX_QUESTIONS, MAX_SCORES, bounded_router, check_le
 from kdn.serve.openai.context import (
     HttpJob,
     RequestContext,
-    chat_prompt,
     check_ids,
     refuse_unsupported,
 )
@@ -253,9 +252,19 @@ async def _ask(
     job = context.job("job", body, http)
 
     def prompts() -> list[Prompt]:
-        return [chat_prompt(job.served, one.messages, one.documents, job.salt) for one in questions]
+        return _prompts(job.served, questions, job.salt)
 
     return await _run(context, job, http, prompts, len(questions), wanted(choices))
+
+
+def _prompts(model: ServedModel, questions: Sequence[Conversation], salt: str) -> list[Prompt]:
+    """One of each question. A text that many share, such as the query of a thousand pairs, is read once."""
+    texts = {one.content for question in questions for one in question.messages}
+    texts.update(one.text for question in questions for one in question.documents)
+    for text in texts:
+        check_length([text], model.vocabulary, model.max_context, "messages")
+    make = model.prompts.repeating()
+    return [make.segments(one.messages, one.documents, salt) for one in questions]
 
 
 async def _run(
