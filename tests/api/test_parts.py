@@ -9,9 +9,13 @@ import pytest
 
 import kdn
 from kdn.api import blending, over
+from kdn.api.foresight import Foresight
+from kdn.api.queries import QueryOptions
 from kdn.clock import ManualClock
-from kdn.config import BlendConfig, Config, load_config
+from kdn.config import BlendConfig, Config, StoreConfig, load_config
 from kdn.core import Blend, JctModel, Role
+from kdn.rag import Part
+from kdn.reuse import lossy_recipe
 from kdn.reuse.blend import AttendedRows, one_layer
 from kdn.store import open_store
 from kdn.trace import Recorder
@@ -47,6 +51,24 @@ def test_prefill_stores_what_lookup_finds(k: kdn.Kdn) -> None:
     assert match.num_tokens == wanted
     with pytest.raises(kdn.BadInput, match=r"empty\.txt is empty"):
         k.prefill(" \n", "empty.txt")
+
+
+def test_what_the_stores_lossy_codec_wrote_is_found_by_all(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two documents of the same length behind the prelude: the first is the prefix, the second is blended."""
+    config = Config(home=tmp_path, store=StoreConfig(codec="int8"))
+    with kdn.open(tiny_model(max_position_embeddings=2048), config=config, dtype="float32") as k:
+        texts = [TEXT, TEXT.replace("lamp", "fire")]
+        sizes = [k.prefill(text) for text in texts]
+        k.store.flush()
+        match, wanted = k.lookup(texts[0])
+        assert match.num_tokens == wanted
+        assert match.hits[-1].id.recipe == lossy_recipe("int8")
+        first = Part("d", "", "", texts[0], sizes[0], ())
+        assert Foresight(k.parts).chunk(first, QueryOptions()).num_stored == sizes[0]
+        usage = k.generate("?", texts, max_tokens=1, reuse="blend", ratio=0.0).usage
+        assert (usage.exact, usage.lossy, usage.blended) == (0, wanted, sizes[1])
 
 
 def test_one_layer_chooses_the_rows_where_the_settings_name_one(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdn.api.parts import Parts
 from kdn.api.queries import QueryOptions
-from kdn.core import EXACT, Role
+from kdn.core import Role
 from kdn.rag import Part
 from kdn.rag.metis import ChunkState, DemandModel, EngineLoad, Observed, RunningQueries
 from kdn.rag.metis.synthesis import answer_call
@@ -30,8 +30,7 @@ class Foresight:
         prompt = parts.prompts.of_document(part.text, part.key, options.salt)
         spans = [(a, b) for s, a, b in prompt.spans() if s.role is Role.DOCUMENT]
         start, stop = spans[0][0], spans[-1][1]
-        fingerprint = parts.model.fingerprints.of(None)
-        match = parts.store.match(fingerprint, EXACT, options.salt, prompt.token_ids[:stop])
+        match = parts.prefix.match(prompt.token_ids[:stop], options.salt)
         load_s = sum(
             parts.speeds.load_s(hit.tier, hit.num_tokens * self.token_bytes)
             for hit in match.hits

@@ -31,7 +31,7 @@ from kdn.api.prompts import (
     sharing,
 )
 from kdn.api.steering import AskSteering, Steering, is_steered, retrieved_spans, steered_answer
-from kdn.core import EXACT, Request, Retention, Role, Sampling, Stream, text_of, texts_of
+from kdn.core import Request, Retention, Role, Sampling, Stream, text_of, texts_of
 from kdn.errors import BadInput
 from kdn.rag import Cutting, IngestReport, Library, LibrarySettings, Progress
 from kdn.rag.metis import QueryReport
@@ -344,14 +344,15 @@ class Kdn:
     def lookup(self, text: str, name: str | None = None, salt: str = "") -> tuple[Match, int]:
         """What of a document's KV is stored, prelude included, and how many tokens it has so.
 
-        Moves no bytes; blocks of the public salt count.  Raises BadInput for an empty text.
+        Moves no bytes; public blocks count, and those of a lossy codec that the settings allow.  Raises
+        BadInput for an empty text.
         """
         if not text_of(text, "text").strip():
             raise BadInput(f"{name or 'the text'} is empty; there is nothing to look up")
         prompt = self.prompts.of_document(text, name, salt)
         stop = max(b for segment, _, b in prompt.spans() if segment.role is Role.DOCUMENT)
         tokens = prompt.token_ids[:stop]
-        return self.store.match(self.model.fingerprints.of(None), EXACT, salt, tokens), len(tokens)
+        return self.parts.prefix.match(tokens, salt), len(tokens)
 
     @cached_property
     def embedder(self) -> MiniLm:

@@ -16,6 +16,7 @@ from kdn.core import Planner
 from kdn.engine import Engine
 from kdn.model import LoadedModel
 from kdn.model.attention import Attention
+from kdn.reuse import PrefixReuse
 from kdn.reuse.blend import BlendReuse, QualityGuard
 from kdn.reuse.source import MeasuredSpeeds
 from kdn.reuse.why import Explainer
@@ -40,6 +41,8 @@ class Parts:
     prompts: Prompts
     calibration: ModelCalibration
     planner: Planner
+    prefix: PrefixReuse
+    """Says what is stored of a prompt's beginning, too."""
     blend: BlendReuse
     guard: QualityGuard
     speeds: MeasuredSpeeds

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from kdn.api.prompts import Prompts
-from kdn.core import EXACT, Prompt, as_many, texts_of
+from kdn.core import Prompt, TokenIds, as_many, texts_of
 from kdn.engine import Engine
 from kdn.errors import BadInput
 from kdn.model import LoadedModel
@@ -33,7 +33,7 @@ from kdn.rank import (
     rank,
     yes_and_no,
 )
-from kdn.store import Store
+from kdn.store import Match, Store
 
 __all__ = ["Scoring"]
 
@@ -47,14 +47,17 @@ class Scoring:
         engine: Engine,
         store: Store,
         prompts: Prompts,
+        stored: Callable[[TokenIds, str, str | None], Match],
         rerankers: Collection[str] = (),
     ) -> None:
-        """`rerankers` are the adapters that rank where no other is named, each called as its layout."""
+        """`stored` tells what is stored of some tokens for a salt and an adapter; `rerankers` are the
+        adapters that rank where no other is named, each called as its layout."""
         self.rerankers = frozenset(rerankers)
         self._model = model
         self._engine = engine
         self._store = store
         self._prompts = prompts
+        self._stored = stored
 
     def judge(self, salt: str = "", adapter: str | None = None) -> Judge:
         """Runs one-token prompts and gathers their answers in order."""
@@ -154,8 +157,7 @@ class Scoring:
         """The slowest tier that a prompt's stored KV lies in; what is mostly to compute comes last."""
         names = [tier.name for tier in self._store.tiers]
         tokens = prompt.token_ids[:-1]
-        context = self._model.fingerprints.of_context(adapter)
-        match = self._store.match(context, EXACT, salt, tokens)
+        match = self._stored(tokens, salt, adapter)
         if 2 * match.num_tokens < len(tokens):
             return len(names)
         return max(names.index(hit.tier) for hit in match.hits)

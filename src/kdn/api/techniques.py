@@ -40,6 +40,7 @@ class ReuseParts:
     """The stack that plans, and what else reads or tells of its techniques."""
 
     planner: Stack
+    prefix: PrefixReuse
     blend: BlendReuse
     loss: LossRule
     speeds: MeasuredSpeeds
@@ -112,6 +113,7 @@ def join_reuse(
     steer = SteerReuse(store, shape, find, trace=trace)
     return ReuseParts(
         Stack([*recording, prefix, share, blend, steer], on_plan=on_plan, trace=trace),
+        prefix,
         blend,
         loss,
         speeds,

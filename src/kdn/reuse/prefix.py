@@ -42,12 +42,20 @@ from kdn.core import (
     Request,
     RetainedKV,
     RetainedPrefix,
+    TokenIds,
     chain_hashes,
 )
 from kdn.reuse.codec_quality import QualityRecord
 from kdn.reuse.load_or_compute import EstimateS, worth_loading
 from kdn.reuse.source import StoreSource, close_all, tokens_by_tier
-from kdn.reuse.stored_run import exact_tokens, made_as, run_name, stored_run, taint_of
+from kdn.reuse.stored_run import (
+    exact_tokens,
+    longest_run,
+    made_as,
+    run_name,
+    stored_run,
+    taint_of,
+)
 from kdn.reuse.technique import Technique
 from kdn.store import (
     CODECS,
@@ -91,8 +99,11 @@ class LossRule:
         gains = self._measured_within(request, fingerprint)
         return CODECS[max(gains, key=gains.__getitem__, default="lossless")]
 
-    def reads(self, request: Request, fingerprint: Fingerprint) -> list[Recipe]:
-        """Which recipes may stand in for computing, exact first, then the least loss first."""
+    def reads(self, request: Request | None, fingerprint: Fingerprint) -> list[Recipe]:
+        """Which recipes may stand in for computing, exact first, then the least loss first.
+
+        None stands for a request that says nothing of it.
+        """
         lossy = dict.fromkeys(self._measured_within(request, fingerprint))
         if self._named_without_limit(request):
             lossy[self.codec] = None
@@ -114,11 +125,11 @@ class LossRule:
         most = losses.get(follows.detail)
         return {} if most is None else {n: one for n, one in losses.items() if one.kl <= most.kl}
 
-    def _limit(self, request: Request) -> float | None:
-        asked = request.option(Prefix)
+    def _limit(self, request: Request | None) -> float | None:
+        asked = None if request is None else request.option(Prefix)
         return self.max_kl if asked is None or asked.max_kl is None else asked.max_kl
 
-    def _named_without_limit(self, request: Request) -> bool:
+    def _named_without_limit(self, request: Request | None) -> bool:
         named = self.codec != AUTO and not CODECS[self.codec].lossless
         return named and self._limit(request) is None
 
@@ -127,7 +138,9 @@ class LossRule:
             return True
         return codec.name in self._measured_within(request, fingerprint)
 
-    def _measured_within(self, request: Request, fingerprint: Fingerprint) -> dict[str, float]:
+    def _measured_within(
+        self, request: Request | None, fingerprint: Fingerprint
+    ) -> dict[str, float]:
         """Lossy codecs whose measured KL is within the limit, least first, with their gains."""
         limit = self._limit(request)
         record = self.record(fingerprint) if limit else None
@@ -180,6 +193,12 @@ class PrefixReuse(Technique):
         self._loss = loss or LossRule()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdn-load")
         self._openers = ThreadPoolExecutor(_OPEN_AT_ONCE, thread_name_prefix="kdn-open")
+
+    def match(self, token_ids: TokenIds, salt: str, adapter: str | None = None) -> Match:
+        """What of these tokens would be found by a request that says nothing of loss. Moves no bytes."""
+        fingerprint = self._fingerprint(adapter)
+        recipes = self._loss.reads(None, fingerprint)
+        return longest_run(self._store, fingerprint, recipes, salt, token_ids)
 
     def cached_tokens(self, request: Request) -> int:
         fingerprint = self._fingerprint(request.adapter)
