@@ -8,7 +8,7 @@ from threading import Event, Thread
 
 import pytest
 
-from kdn.clock import ManualClock
+from kdn.clock import ManualClock, SystemClock
 from kdn.core import BlockKey, Cause, Recipe
 from kdn.errors import NoSpace, StoreError
 from kdn.store import (
@@ -22,6 +22,7 @@ from kdn.store import (
     encode_block,
 )
 from kdn.store.tiers.memory import MemoryTier
+from kdn.store.tiers.remote.uploads import Uploads
 from kdn.store.tiers.tier import Spare
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import block_id, make_block
@@ -259,6 +260,48 @@ def test_a_drop_waits_for_a_far_write_that_has_begun() -> None:
         dropping.join()
         assert store.flush(60)
         assert store.tiers.where(IDS[0].key) == ()
+
+
+class LateRemote(HeldRemote):
+    """Says when a block went that was there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone = Event()
+
+    def remove(self, key: BlockKey) -> bool:
+        was_there = super().remove(key)
+        if was_there:
+            self.gone.set()
+        return was_there
+
+
+@pytest.mark.parametrize("act", ["drop", "clear"])
+def test_a_write_that_ends_after_its_block_was_dropped_leaves_none(act: str) -> None:
+    """Its caller gave up waiting after 50 ms."""
+    remote, hasty = LateRemote(), RemoteCallSettings(timeout_s=0.05, attempts=1, workers=1)
+    far = RemoteTier(remote, RemoteSettings(hasty, poll_s=0), SystemClock(), NoTrace())
+    with opened(Durable(), far=[far]) as store:
+        store.write_behind(BLOCKS[0])
+        assert store.flush(60)
+        assert (store.stat().failed, store.tiers.where(IDS[0].key)) == (1, ("memory", "durable"))
+        store.clear() if act == "clear" else store.drop(IDS[0].key)
+        remote.may_write.set()
+        assert remote.gone.wait(60)
+
+
+def test_a_write_that_ends_after_its_block_was_dropped_and_put_again_leaves_it() -> None:
+    remote = HeldRemote()
+    uploads = Uploads(remote)
+    writing = Thread(target=uploads.write, args=[IDS[0].key, b"note", memoryview(b"block")])
+    writing.start()
+    assert remote.begun.wait(60)
+    uploads.drop(IDS[0].key)
+    uploads.want(IDS[0].key)
+    remote.may_write.set()
+    writing.join()
+    assert remote.head(IDS[0].key, 9) == (b"block", 5)
+    assert uploads.keys() == []
 
 
 def test_what_is_read_while_it_is_dropped_far_away_does_not_come_back() -> None:

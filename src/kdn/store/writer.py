@@ -100,7 +100,7 @@ class Writer:
         _refuse_read_only(self._tiers.local)
         self._queues.cancel_all()
         for tier in self._tiers.far:
-            for key in tier.block_keys():
+            for key in (*tier.block_keys(), *tier.coming_keys()):
                 with self._outcomes.survived(tier):
                     tier.drop(key)
         self._queues.cancel_all()

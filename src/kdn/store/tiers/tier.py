@@ -171,6 +171,10 @@ class ManagedTier(Tier):
         """Every key that is here."""
         return iter(())
 
+    def coming_keys(self) -> Sequence[BlockKey]:
+        """Blocks that may be here soon, though their callers have given up waiting."""
+        return ()
+
     def holdings(self, salt: str) -> Sequence[Holding]:
         """A tenant's blocks with their sizes, least recently used first."""
         return ()

@@ -122,5 +122,6 @@ def test_attempts_is_how_often() -> None:
 def test_a_closed_line_makes_no_calls() -> None:
     line = RemoteCaller("t", RemoteCallSettings(attempts=1), SystemClock(), Random(1))
     line.close()
-    with pytest.raises(Unreachable, match="closed"):
-        line.ask("asking", failing)
+    for call in (line.ask, line.start):
+        with pytest.raises(Unreachable, match="asking: t is closed"):
+            call("asking", failing)

@@ -78,9 +78,15 @@ class RemoteCaller:
                 return found
         raise AssertionError("unreachable")
 
-    def start(self, call: Callable[[], T]) -> Future[T]:
-        """Begin something that no caller waits for; `finish` gives what it brought."""
-        return self._pool.submit(call)
+    def start(self, doing: str, call: Callable[[], T]) -> Future[T]:
+        """Begin something that no caller waits for; `finish` gives what it brought.
+
+        Raises Unreachable once this is closed.
+        """
+        try:
+            return self._pool.submit(call)
+        except RuntimeError as error:
+            raise Unreachable(f"{doing}: {self.name} is closed") from error
 
     def finish(self, doing: str, done: Future[T]) -> T:
         """What a call that was started, and is done, brought. Raises Unreachable when it failed.
@@ -109,11 +115,7 @@ class RemoteCaller:
 
     def _within(self, doing: str, call: Callable[[], T], deadline: float) -> T:
         left_s = deadline - self._clock.now()
-        try:
-            future = self._pool.submit(call)
-        except RuntimeError as error:
-            raise Unreachable(f"{doing}: {self.name} is closed") from error
-        return self._outcome(doing, future, max(left_s, 0.0))
+        return self._outcome(doing, self.start(doing, call), max(left_s, 0.0))
 
     def _outcome(self, doing: str, future: Future[T], left_s: float) -> T:
         try:

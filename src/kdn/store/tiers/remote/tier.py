@@ -19,6 +19,7 @@ from kdn.store.tiers.remote.calls import RemoteCaller, RemoteCallSettings
 from kdn.store.tiers.remote.catalogue import RemoteCatalogue
 from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
 from kdn.store.tiers.remote.entry_bytes import pack_note, read_note
+from kdn.store.tiers.remote.uploads import Uploads
 from kdn.store.tiers.seal import MAX_SEALED_BYTES, NOTE, SEAL_BYTES, KeyRing, is_sealed
 from kdn.store.tiers.tier import Changes, Holding, ManagedTier, Spare, TierUsage
 from kdn.trace import Trace
@@ -129,6 +130,7 @@ class RemoteTier(ManagedTier):
         self._trace = trace
         self._caller = RemoteCaller(self.name, settings.calls, clock, rng or Random())
         self._catalogue = RemoteCatalogue(self.name, settings.capacity_bytes)
+        self._uploads = Uploads(remote)
         self._evicted = 0
         self._polling = threading.Lock()
         self._polled_s: float | None = None
@@ -176,10 +178,12 @@ class RemoteTier(ManagedTier):
                 self._evicted += 1
                 self._trace.event("store.evict", tier=self.name, key=victim)
         doing = f"writing block {block.key}"
-        self._caller.ask(doing, lambda: self._remote.write(block.key, note, data))
+        self._uploads.want(block.key)
+        self._caller.ask(doing, lambda: self._uploads.write(block.key, note, data))
         self._catalogue.add(entry, data.nbytes)
 
     def drop(self, key: BlockKey) -> bool:
+        self._uploads.drop(key)
         there = self._caller.ask(f"dropping block {key}", lambda: self._remote.remove(key))
         return self._catalogue.remove(key) or there
 
@@ -201,6 +205,9 @@ class RemoteTier(ManagedTier):
 
     def block_keys(self) -> Iterator[BlockKey]:
         return iter(self._catalogue.keys())
+
+    def coming_keys(self) -> list[BlockKey]:
+        return self._uploads.keys()
 
     def holdings(self, salt: str) -> Sequence[Holding]:
         return self._catalogue.holdings(salt)
@@ -232,7 +239,7 @@ class RemoteTier(ManagedTier):
                 if not self._caller.is_open:
                     return
                 self._catalogue.begin_listing()
-                self._poll = self._caller.start(self._remote.changes)
+                self._poll = self._caller.start(f"changes of {self.name}", self._remote.changes)
                 if first or settings.poll_s == 0:
                     wait((self._poll,), settings.calls.timeout_s)
             poll = self._poll
