@@ -71,6 +71,20 @@ def test_rows_of_another_model_seed_or_size_are_refused(name: str, tmp_path: Pat
             load_bench(name)(other)
 
 
+@pytest.mark.parametrize(
+    ("name", "only"), [("blend", None), ("ndcg", None), ("steer", None), ("rag", "quality")]
+)
+def test_rows_of_another_dtype_are_refused(name: str, only: str | None, tmp_path: Path) -> None:
+    """Answers in bf16 and in fp32 differ: one page of both would say nothing of either."""
+    data = tmp_path if name == "steer" else None
+    asked = BenchOptions(model="one", data=data, rows=tmp_path / "rows.jsonl", only=only)
+    add_kept(asked.rows, {"rows of": {"dtype": "float8"}})
+    with pytest.raises(BadInput, match=r"'dtype': 'float8'.* give another file"):
+        load_bench(name)(asked)
+    add_kept(other := tmp_path / "old.jsonl", {"rows of": {"model": "one", "seed": 0}})
+    begin_kept(replace(asked, rows=other))
+
+
 def kept(file: Path | None) -> list[Any]:
     found: list[Any] = []
     read_kept(file, found.append)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,22 @@ _ROWS_OF = "rows of"
 """What rows follow from, in the first line of their file."""
 
 
-def begin_kept(options: BenchOptions) -> None:
-    """A new file of rows begins with what they follow from: model, data, seed, and whether `quick`.
+_KEYS = ("model", "data", "seed", "quick")
+
+
+def begin_kept(options: BenchOptions, keys: Sequence[str] = _KEYS) -> None:
+    """A new file of rows begins with what they follow from: what models compute in here, and those options.
 
     Raises BadInput for a file that tells another; one that does not tell is taken as it stands.
     """
-    keys = ("model", "data", "seed", "quick")
-    own = {key: options.describe()[key] for key in keys}
+    if options.rows is None:
+        return
+    own = {key: options.describe()[key] for key in keys} | {"dtype": options.machine_dtype()}
     lines: list[Any] = []
     _read(options.rows, lines.append)
-    told = next((one[_ROWS_OF] for one in lines if isinstance(one, dict) and _ROWS_OF in one), own)
-    if told != own:
+    heads = (one[_ROWS_OF] for one in lines if isinstance(one, dict) and _ROWS_OF in one)
+    told: Any = next(heads, {})
+    if not isinstance(told, dict) or told != {key: own.get(key) for key in told}:
         raise BadInput(f"{options.rows} holds rows of {told}, not of {own}; give another file")
     if not lines:
         add_kept(options.rows, {_ROWS_OF: own})

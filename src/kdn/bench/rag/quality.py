@@ -19,7 +19,7 @@ import torch
 
 from kdn.api import Kdn, QueryOptions
 from kdn.api.foresight import Foresight
-from kdn.bench.common.kept import add_kept, read_kept
+from kdn.bench.common.kept import add_kept, begin_kept, read_kept
 from kdn.bench.common.result import BenchOptions, Result, Row, model_name, scratch_folder
 from kdn.bench.common.scores import interval, rouge_l, word_f1
 from kdn.bench.engine.lineup import opened
@@ -121,6 +121,8 @@ def judge_quality(options: BenchOptions) -> Result:
         raise BadInput("a page is made of rows: --rows names the file that holds them")
     torch.set_num_threads(options.threads)
     kept = QualityRows(options.rows, options.model)
+    if options.only != "page":
+        begin_kept(options, ())
     sets = load_sets(options.data, 2 if options.quick else _QUESTIONS)
     with (
         scratch_folder() as folder,

@@ -19,6 +19,7 @@ import msgspec
 import torch
 
 from kdn import api
+from kdn.bench.common.kept import begin_kept
 from kdn.bench.common.result import BenchOptions, Result, commit_name, model_name, scratch_folder
 from kdn.bench.share.arms import HALF, RANDOM, WHY, ShareArms, alora_outcome
 from kdn.bench.share.pair import (
@@ -76,6 +77,7 @@ def run(options: BenchOptions) -> Result:
             raise BadInput(
                 "share measures on data: --data names the folder with squad, hotpotqa, banking77, clinc150"
             )
+        begin_kept(options, ())
         torch.set_num_threads(options.threads)
         with (
             scratch_folder() as folder,

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from kdn import api
+from kdn.bench.common.kept import begin_kept
 from kdn.bench.common.result import BenchOptions, Result, Row, model_name
 from kdn.bench.common.scores import word_f1
 from kdn.bench.engine.lineup import opened
@@ -60,6 +61,7 @@ def run(options: BenchOptions) -> Result:
         raise BadInput(
             "steer measures on data: --data names the folder with squad, hotpotqa, musique"
         )
+    begin_kept(options, ())
     half: Half = "fit" if options.only == "fit" else "test"
     items = _chosen(options.data, half, _sets(options.sets), most=_most(options))
     rows.begin(model_name(options.model))
