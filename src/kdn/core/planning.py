@@ -73,7 +73,11 @@ class Planner(Protocol):
         """How much of the prompt could be reused now. Moves no bytes."""
 
     def plan(self, request: Request) -> Planned:
-        """What to compute. Called when the request is about to run, and again after a failed load."""
+        """What to compute. Called when the request is about to run, and again after a failed load.
+
+        Takes nothing from the store where the request's `reuse` is False: so it is asked, too, when what
+        was taken could not be loaded or does not fit.
+        """
 
     def retain(self, request: Request, kept: RetainedKV) -> None:
         """Store KV. Must return quickly and never raise."""

@@ -22,7 +22,7 @@ from kdn.engine.kv import (
     shared_tokens,
     wanted_capture,
 )
-from kdn.engine.limits import EngineLimits, JobMemory
+from kdn.engine.limits import EngineLimits, JobMemory, check_room
 from kdn.engine.request import RunningRequest
 from kdn.errors import PromptTooLong
 from kdn.model import LoadedModel
@@ -122,9 +122,16 @@ class Admission:
         if self._shape.token_bytes * running.max_new_tokens > self.budget.free_bytes:
             return False
         may_reuse = reuses and request.reuse and running.num_replans <= _MAX_REPLANS
-        planned = self._planner.plan(request) if may_reuse else plain(request)
+        planned = self._planner.plan(request if may_reuse else replace(request, reuse=False))
         taken = False
         try:
+            if not may_reuse and not self._own_plan(running, planned.plan).one_layer:
+                check_room(
+                    request.prompt.num_tokens,
+                    running.max_new_tokens,
+                    self._shape.token_bytes,
+                    self.budget.total_bytes,
+                )
             may_retain = retains and self._may_retain
             wanted = wanted_capture(request, planned.plan) if may_retain else None
             taken = self._take(running, planned, wanted)
@@ -372,10 +379,8 @@ class WaitingRequests:
 
 
 def plain(request: Request) -> Planned:
-    """Compute everything: what is done without a store."""
-    token_ids = request.prompt.token_ids
-    scored = request.sampling.prompt_logprobs is not None
-    return Planned(Plan(token_ids, logits=tuple(range(len(token_ids))) if scored else None))
+    """Compute everything: what is done without techniques."""
+    return Planned(Plan(request.prompt.token_ids))
 
 
 def _prefix_owner(prefix: PrefixKV) -> str:

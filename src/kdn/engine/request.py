@@ -22,8 +22,8 @@ from kdn.core import (
     TokenProb,
     Usage,
 )
-from kdn.engine.kv import Capture, SequenceKV, extents, kv_shape
-from kdn.engine.limits import EngineLimits, JobMemory, counted_memory
+from kdn.engine.kv import Capture, SequenceKV, kv_shape
+from kdn.engine.limits import EngineLimits, JobMemory, check_room, counted_memory
 from kdn.engine.lookup import PromptLookup
 from kdn.engine.prompt_scores import PromptScores
 from kdn.engine.sampling import DrawnToken, Sampler, StopStrings, check_tokens
@@ -176,11 +176,13 @@ class RunningRequest:
         return self.num_computed >= self.request.prompt.num_tokens
 
     def completed(self, plan: Plan) -> Plan:
-        """The plan with what only the request says: where its adapter begins, and the tokens allowed."""
+        """The plan with what only the request says: where its adapter begins, the tokens allowed, and
+        whether the prompt is scored."""
         allowed = self.request.sampling.allowed or None
-        if (plan.adapter_from, plan.allowed) == (self.adapter_from, allowed):
+        logits = plan.logits if self.scores is None else tuple(range(plan.num_tokens))
+        if (plan.adapter_from, plan.allowed, plan.logits) == (self.adapter_from, allowed, logits):
             return plan
-        return replace(plan, adapter_from=self.adapter_from, allowed=allowed)
+        return replace(plan, adapter_from=self.adapter_from, allowed=allowed, logits=logits)
 
     def leave_group(self) -> None:
         """Wait for room alone from now on: the others of its group were let in, and may have ended."""
@@ -384,11 +386,5 @@ class Intake:
                 f"{total / 2**20:.1f} MiB, which fits {counted(self.memory.largest(total), 'token')}: "
                 "shorten it, or raise engine.kv_budget_bytes"
             )
-        needed = extents(num_tokens + max_new_tokens) * self._shape.token_bytes
-        if not in_layers and needed > total:
-            raise PromptTooLong(
-                f"the prompt ({counted(num_tokens, 'token')}) and its answer (up to {max_new_tokens}) "
-                f"need {needed >> 20} MiB of KV; the budget is {total >> 20} MiB, "
-                f"about {total // self._shape.token_bytes} tokens: shorten it, lower max_tokens, "
-                "or raise engine.kv_budget_bytes"
-            )
+        if not in_layers:
+            check_room(num_tokens, max_new_tokens, self._shape.token_bytes, total)

@@ -33,7 +33,8 @@ class Stack:
         on_plan: Callable[[Request], None] | None = None,
         trace: Trace | None = None,
     ) -> None:
-        """`on_plan` is told of requests that carry an option or share, each time they are planned."""
+        """`on_plan` is told of requests that carry an option or share, each time they are planned to
+        reuse."""
         self._techniques = tuple(techniques)
         self._on_plan = on_plan
         self._trace = trace or NoTrace()
@@ -52,9 +53,10 @@ class Stack:
         """What to compute. Raises BadInput for an option that makes no sense."""
         planned = Planned(Plan(request.prompt.token_ids))
         for technique in self._serving(request):
-            with self._surviving(technique, request):
-                planned = technique.refine(request, planned)
-        if (request.techniques or planned.shared) and self._on_plan is not None:
+            if request.reuse or technique.without_reuse:
+                with self._surviving(technique, request):
+                    planned = technique.refine(request, planned)
+        if request.reuse and (request.techniques or planned.shared) and self._on_plan is not None:
             with self._surviving("on_plan", request):
                 self._on_plan(request)
         return planned

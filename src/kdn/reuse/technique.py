@@ -22,6 +22,9 @@ class Technique(Protocol):
     needs: Sized | None = None
     """What the technique can do nothing without: while it is empty, requests pass the technique by."""
 
+    without_reuse: ClassVar[bool] = False
+    """Does it refine plans that may take nothing from the store?"""
+
     def cached_tokens(self, request: Request) -> int:
         """How many tokens of the prompt it would take from the store now. Moves no bytes."""
         return 0

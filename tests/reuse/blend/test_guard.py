@@ -32,6 +32,7 @@ from kdn.errors import EngineFailed
 from kdn.reuse.blend import QualityGuard, RatioController, TimedLoader, divergence
 from kdn.reuse.blend.monitor import CollectionMonitor
 from kdn.reuse.blend.record import GuardRecord, read_records, write_record
+from kdn.reuse.steer import Steer
 from kdn.trace import Recorder, Value
 
 SHAPE = KvShape(num_layers=10, num_kv_heads=2, head_dim=5, dtype="float16")  # 400 bytes a token
@@ -103,11 +104,14 @@ def test_answers_within_the_limit_change_nothing() -> None:
     assert stat.mean_kl == pytest.approx(0.0366, abs=1e-3)
 
 
-def test_an_answer_in_full_reads_no_stored_kv_and_no_siblings() -> None:
-    generator = Scripted({None: 0.9, 0.15: 0.8})
-    watched(generator, limit=0.1, times=1)
-    full, _ = generator.requests
-    assert (full.reuse, full.option(Blend), full.option(Share)) == (False, None, Share("exact"))
+def test_an_answer_in_full_differs_in_what_it_reads_alone() -> None:
+    """It reads no stored KV, and no sibling's. Both are steered alike."""
+    generator, steer = Scripted({None: 0.9, 0.15: 0.8}), Steer(((1, 2.0),))
+    guard = QualityGuard(RatioController(0.15), 1, 0.1, Recorder())
+    guard.compare(blended(0).using(steer), generator)
+    full, now = generator.requests
+    assert (full.reuse, full.techniques) == (False, (steer, Share("exact")))
+    assert (now.reuse, now.techniques) == (True, (steer, Blend(0.15)))
 
 
 def test_a_ratio_that_was_raised_is_none_below_the_configured_one() -> None:

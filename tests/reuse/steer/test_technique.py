@@ -55,6 +55,7 @@ TWO = Segment(Role.DOCUMENT, some_tokens(100, 200, seed=2))
 ASK = Segment(Role.QUESTION, some_tokens(12, 200, seed=3))
 TOLD = Segment(Role.INSTRUCTION, some_tokens(9, 200, seed=4))
 STRESS = Steer(((30, 8.0), (31, 8.0), (350, 8.0)), after=0.0)
+ROOMY = EngineLimits(1 << 28, max_batch_tokens=2048)
 SENTENCES = (range(20, 110), range(110, 320), range(320, 420))
 
 
@@ -66,7 +67,7 @@ def tiny(tiny_model: Callable[..., Path], model_cache: Path) -> LoadedModel:
 class Desk:
     """An engine with prefix reuse, blending and steering, stepped by hand."""
 
-    def __init__(self, model: LoadedModel, store: Store, max_batch_tokens: int = 2048) -> None:
+    def __init__(self, model: LoadedModel, store: Store, limits: EngineLimits = ROOMY) -> None:
         decoder = model.decoder
         shape = decoder.config.kv_shape(str(decoder.dtype).removeprefix("torch."))
         self.store, self.trace, self._count = store, Recorder(), 0
@@ -85,7 +86,6 @@ class Desk:
             self.steer,
         ]
         self.stack = Stack(techniques, trace=self.trace)
-        limits = EngineLimits(1 << 28, max_batch_tokens=max_batch_tokens)
         self.engine = Engine(
             model, TorchAttention(), self.stack, limits, SystemClock(), threaded=False
         )
@@ -178,7 +178,7 @@ def test_a_look_stresses_the_sentence_that_it_found(
 ) -> None:
     """The answer is that of a request that names this sentence beforehand; also cut in passes."""
     with open_store(None, memory_bytes=1 << 26) as store:
-        desk = Desk(tiny, store, max_batch_tokens)
+        desk = Desk(tiny, store, replace(ROOMY, max_batch_tokens=max_batch_tokens))
         looked, _ = desk.ask(Steer(sentences=SENTENCES, after=0.0), retention=Retention.NOTHING)
         (told,) = desk.trace.events("steer.plan")
         (best,) = (one for one in SENTENCES if len(one) == told.fields["columns"])
@@ -198,7 +198,7 @@ def test_a_look_that_finds_nothing_clear_leaves_the_answer_alone(
     """No sentence has all of the attention, so a look that asks for all of it stresses none."""
     unsure = Steer(sentences=SENTENCES, least_share=1.0, after=0.0)
     with open_store(None, memory_bytes=1 << 26) as store:
-        desk = Desk(tiny, store, max_batch_tokens)
+        desk = Desk(tiny, store, replace(ROOMY, max_batch_tokens=max_batch_tokens))
         plain, _ = desk.ask(retention=Retention.NOTHING)
         alone, _ = desk.ask(unsure, retention=Retention.SHARED)
         stored, usage = desk.ask(unsure)

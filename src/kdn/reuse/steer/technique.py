@@ -46,6 +46,7 @@ class SteerReuse(Technique):
     """Adds column scales to the plans of requests that carry `Steer`. Stands after all that add KV."""
 
     option = Steer
+    without_reuse = True
 
     def __init__(
         self,
@@ -107,12 +108,13 @@ class SteerReuse(Technique):
         """
         fingerprint = self._fingerprint(request.adapter)
         recipe.check_model(fingerprint)
-        if planned.plan.stored and request.option(Blend) is not None:
-            return planned  # blending has taken its texts, wherever they stand
+        has_blended = planned.plan.stored and request.option(Blend) is not None
+        if has_blended or not request.reuse:
+            return planned  # blending has taken its texts wherever they stand, or none may be taken
         token_ids = request.prompt.token_ids[:-1]
         match = self._store.match(fingerprint, recipe.taint, request.salt, token_ids)
         stop = _whole_documents(request.prompt, match.num_tokens)
-        readers = open_leading(self._store, match.leading(stop).hits) if request.reuse else []
+        readers = open_leading(self._store, match.leading(stop).hits)
         if not readers or sum(reader.num_tokens for reader in readers) < stop:
             close_all(readers)
             self._trace.event("steer.miss", request=request.id, recipe=recipe.taint.detail)
