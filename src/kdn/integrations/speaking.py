@@ -87,13 +87,14 @@ def parsed(text: str, reason: FinishReason | str, wanted: Schema) -> Any:
     """
     if reason == FinishReason.LENGTH:
         raise BadInput("the answer was cut off before its JSON ended: give more max_tokens")
+    try:
+        plain = json.loads(text)
+    except ValueError as error:
+        raise BadInput(
+            f"the answer ended before its JSON did ({error}): leave out `stop`"
+        ) from error
     if isinstance(wanted, Mapping):
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise BadInput(
-                f"the answer ended before its JSON did ({error}): leave out `stop`"
-            ) from error
+        return plain
     try:
         return wanted.model_validate_json(text)
     except ValueError as error:
