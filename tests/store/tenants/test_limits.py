@@ -115,6 +115,11 @@ def test_the_admin_decides_over_http_and_nobody_else(tmp_path: Path) -> None:
                 assert answer.status_code == status
         told = answer.json()["bob"]
         assert (told["limit_bytes"], told["priority"]) == (70_000, 3)
+        both = {"salt": "bob", "forget": True, "limit_bytes": 80_000}
+        answer = httpx.post(f"{url}/v1/store/quota", json=both, headers=headers, timeout=60)
+        assert answer.status_code == 400
+        held = httpx.get(f"{url}/v1/store/quota", headers=headers, timeout=60).json()
+        assert held["bob"] == told
         body = {"salt": "bob", "forget": True}
         answer = httpx.post(f"{url}/v1/store/quota", json=body, headers=headers, timeout=60)
         assert "bob" not in answer.json()

@@ -127,11 +127,13 @@ def _looking(router: APIRouter, store: Store, grant_of: GrantOf, admin: Check) -
 
     def limit(asked: _Limit) -> object:
         """A tenant's quota or priority, from now on, for every process on this store."""
-        limits = store.tenancy.limits
+        limits, decided = store.tenancy.limits, TenantLimits(asked.limit_bytes, asked.priority)
+        if asked.forget and decided != TenantLimits():
+            raise BadInput("forget drops what was decided: leave out limit_bytes and priority")
         if asked.forget:
             limits.forget(asked.salt)
         else:
-            limits.decide(asked.salt, TenantLimits(asked.limit_bytes, asked.priority))
+            limits.decide(asked.salt, decided)
         return quota_shape(store)
 
     _post(router, admin, "/quota", _Limit, limit)
