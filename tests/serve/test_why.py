@@ -16,6 +16,9 @@ from kdn.config import load_config
 from kdn.core import Finish, FinishReason, Prompt, Request, Role, Segment, Usage
 from kdn.serve import ServeSettings, served
 from kdn.serve.metrics import RecentRequests
+from tests.engine.test_company import write_adapter
+from tests.reuse.share.pairs import LAYERS, point, tell
+from tests.reuse.share.pairs import settings as share_settings
 from tests.serve.running import Running, running
 from tests.serve.scripted import ScriptedService
 
@@ -92,6 +95,30 @@ def test_a_request_is_told_of_afterwards_with_its_prompt_by_origin(server: Runni
     assert (first["origin"], first["tokens"]) == ("exact", found["exact"])
     newest = look(server, "/v1/kdn/requests?limit=1").json()["data"]
     assert [one["id"] for one in newest] == [f"{answer['id']}-0"]
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.25])
+def test_what_a_sibling_read_is_a_piece_of_its_own(
+    tiny_model: Callable[..., Path], tmp_path: Path, ratio: float
+) -> None:
+    """The whole system message, of which a quarter may be computed again; so, too, where it is the
+    receiver's own by then."""
+    folder = tiny_model("llama", num_hidden_layers=LAYERS, max_position_embeddings=1024)
+    adapters = {"a": write_adapter(tmp_path / "a", 1, ("q_proj",))}
+    config = share_settings(tmp_path / "home")
+    with (
+        kdn.open(folder, config=config, dtype="float32", adapters=adapters) as opened,
+        running(served(opened), SETTINGS, clock=SystemClock()) as server,
+    ):
+        tell(opened, [point(ratio=ratio, work=0.35)], None, "a")
+        chat(server, "2026-11-08")
+        for _ in range(2):
+            wishes = {"share": "best", "keep": "shared"}
+            answer = chat(server, "2026-11-08", model="a", kdn=wishes).json()
+            found = look(server, f"/v1/kdn/requests/{answer['id']}?prompt=true").json()
+            assert found["shared"] == 175 - round(175 * ratio)
+            pieces = [(one["origin"], one["tokens"]) for one in found["prompt"]]
+            assert pieces == [("shared", 175), ("computed", 38)]
 
 
 def test_a_request_of_another_key_is_one_that_never_was(server: Running) -> None:

@@ -42,7 +42,7 @@ class Planned:
     declined: int = 0
     """Of those, the ones left aside because computing them is sooner."""
     moved: tuple[tuple[int, int], ...] = ()
-    """Ranges of positions whose KV comes from another place than a beginning."""
+    """Ranges of positions whose KV comes from another place than a beginning, or from a sibling."""
     load_s: Callable[[], float] = lambda: 0.0
     """Seconds spent reading so far."""
     tiers: Mapping[str, int] = field(default_factory=dict)

@@ -340,8 +340,8 @@ class Usage:
     levels: Mapping[str, int] = field(default_factory=dict)
     """Bytes that a node delivered against a deadline, by the encoding they came in."""
     moved: tuple[tuple[int, int], ...] = ()
-    """Ranges of positions that took KV which was computed at another place; some tokens of them were
-    computed again."""
+    """Ranges of positions that took KV which was computed at another place, or by a sibling for this
+    request; some tokens of them were computed again."""
 
     @property
     def cached_tokens(self) -> int:

@@ -271,6 +271,17 @@ def test_the_own_exact_prefix_comes_first(k: kdn.Kdn) -> None:
     assert ask(k, *talk, question(), adapter="a", share=EXACTLY)[2].exact == CONTEXT
 
 
+def test_it_tells_where_the_siblings_tokens_stand(floats: kdn.Kdn) -> None:
+    """The receiver has read 100 tokens of the document; blocks of the sibling begin at 20, 276 and 532."""
+    long = Segment(Role.DOCUMENT, DOCUMENT.token_ids * 2)
+    tell(floats, [point(ratio=0.25, work=0.35)], None, "a")
+    ask(floats, PRELUDE, long, question())
+    begun = Segment(Role.DOCUMENT, long.token_ids[:100])
+    ask(floats, PRELUDE, begun, question(), adapter="a", share=EXACTLY)
+    _, _, usage = ask(floats, PRELUDE, long, question(), adapter="a", share=BEST)
+    assert (usage.exact, usage.shared, usage.moved) == (120, 258, ((276, 620),))
+
+
 def test_what_a_sibling_read_stands_in_for_rows_before_an_invocation(
     folders: tuple[Path, dict[str, Path]], tmp_path: Path
 ) -> None:

@@ -356,6 +356,7 @@ class ShareReuse(Technique):
             planned,
             plan=replace(plan, keep=keep),
             shared=num_tokens - recomputed,
+            moved=((span.start, span.stop),),
             tiers=tiers,
         )
 

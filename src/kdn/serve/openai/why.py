@@ -28,7 +28,8 @@ class PromptPiece(Struct):
     text: str
     role: str
     origin: str
-    """`exact`, `lossy`, `moved` (stored elsewhere, partly recomputed) or `computed`."""
+    """`exact`, `lossy`, `shared` (a sibling's, perhaps partly recomputed), `moved` (stored elsewhere,
+    partly recomputed) or `computed`."""
     tokens: int
 
 
@@ -147,24 +148,27 @@ def request_report(record: RequestRecord) -> RequestReport:
 def _pieces(context: RequestContext, record: RequestRecord, usage: Usage) -> Iterator[PromptPiece]:
     """The prompt cut wherever the part or the origin changes."""
     prompt = record.request.prompt
-    prefix = usage.exact + usage.lossy
-    edges = {
-        0,
-        usage.exact,
-        prefix,
-        prompt.num_tokens,
-        *(edge for run in usage.moved for edge in run),
-    }
-    for _, start, stop in prompt.spans():
+    reused = _reused(usage)
+    edges = {0, prompt.num_tokens}
+    for _, start, stop in (*reused, *prompt.spans()):
         edges |= {start, stop}
     for start, stop in pairwise(sorted(edges)):
         role = next(str(s.role) for s, a, b in prompt.spans() if a <= start < b)
-        if stop <= prefix:
-            origin = "exact" if stop <= usage.exact else "lossy"
-        else:
-            moved = any(a <= start and stop <= b for a, b in usage.moved)
-            origin = "moved" if moved else "computed"
+        origin = next((name for name, a, b in reused if a <= start < b), "computed")
         text = context.model_of(record).vocabulary.decode(
             prompt.token_ids[start:stop], special=True
         )
         yield PromptPiece(text, role, origin, stop - start)
+
+
+def _reused(usage: Usage) -> list[tuple[str, int, int]]:
+    """The runs of a prompt that were not computed, each with its origin."""
+    prefix = usage.exact + usage.lossy
+    # what was shared in an earlier turn is found again behind the exact prefix
+    elsewhere = usage.moved or ((prefix, prefix + usage.shared),)
+    origin = "shared" if usage.shared else "moved"
+    return [
+        ("exact", 0, usage.exact),
+        ("lossy", usage.exact, prefix),
+        *((origin, start, stop) for start, stop in elsewhere),
+    ]

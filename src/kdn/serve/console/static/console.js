@@ -3,6 +3,8 @@
 
 const byId = (id) => document.getElementById(id);
 const ORIGINS = [["exact", "exact"], ["lossy", "lossy"], ["blended", "blended"], ["shared", "shared"], ["recomputed", "computed"]];
+const PIECES = [["exact", "stored, exact"], ["lossy", "stored, with loss"], ["shared", "a sibling's, some perhaps computed again"],
+  ["moved", "stored elsewhere, some computed again"], ["computed", "computed now"]];
 const TIMES = [["queue", "waiting"], ["load", "loading (while computing)"], ["prefill", "prefill"], ["decode", "decoding"]];
 const PAGE = 100;
 const state = { overview: null, requests: [], predicted: {}, whys: {}, texts: [], total: 0, chosen: new Set(), timer: 0 };
@@ -383,7 +385,7 @@ function showPlayed(answer, found) {
     return make("button", { type: "button", className: p < 0.25 ? "p0" : p < 0.5 ? "p1" : p < 0.8 ? "p2" : "", title: `log-probability ${token.logprob.toFixed(3)}\n${others}` }, token.token);
   }));
   byId("play-prompt").replaceChildren(...(found.prompt || []).map((piece) =>
-    make("span", { className: piece.origin, title: `${piece.role}: ${count(piece.tokens)} tokens ${piece.origin === "moved" ? "stored elsewhere, some computed again" : piece.origin}` }, piece.text)));
+    make("span", { className: piece.origin, title: `${piece.role}: ${count(piece.tokens)} tokens ${new Map(PIECES).get(piece.origin)}` }, piece.text)));
   if (found.why) fillWhy(byId("play-why"), found.why);
 }
 
@@ -436,7 +438,7 @@ function later(work, ms = 250) {
 
 legend("legend-origins", ORIGINS);
 legend("legend-times", TIMES);
-legend("legend-prompt", [["exact", "stored, exact"], ["lossy", "stored, with loss"], ["moved", "stored elsewhere, some computed again"], ["computed", "computed now"]]);
+legend("legend-prompt", PIECES);
 byId("ask-yes").addEventListener("click", () => settle(true));
 byId("ask").addEventListener("close", () => { if (!byId("ask").open) settle(false); });
 byId("keys").addEventListener("click", openKeys);
