@@ -59,7 +59,8 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Environment steps of 50 ms, 60,000 without; offline: gradient steps, 2,500 without.",
+            help="Environment steps of 50 ms, in whole parts of 4,096, 60,000 without; offline: gradient"
+            " steps, 2,500 without.",
         ),
     ] = None,
     seed: SeedOption = 1,
@@ -99,7 +100,7 @@ def train(
                 learning,
                 lambda done, quality: tick(f"quality {quality:.2f}", done, learning.steps),
             )
-            row |= {"best_quality": max(q for _, q in curve.points)}
+            row |= {"steps": curve.points[-1][0], "best_quality": max(q for _, q in curve.points)}
             row |= {"steps_to_95_per_cent": learn.steps_to_plateau(curve)}
     add_policy(policy, out)  # to those of now: another training may have ended meanwhile
     _print([row | {"policies": str(out)}], as_json, "trained")

@@ -44,6 +44,7 @@ class Learning:
     reward: str = "codec-aware"
     safeguard: bool = False
     steps: int = 60_000
+    """Of the environment, at least: as many parts of `check_every` are taken as hold them."""
     seed: int = 1
     rate: float = 1e-3
     batch: int = 2048

@@ -82,7 +82,8 @@ def held_out_links(count: int = HELD_OUT) -> list[Link]:
 def recorded_links(folder: Path, most: int = 12) -> list[Link]:
     """The cellular and Puffer traces under `folder`, at most so many, slowed to the codec's rates.
 
-    Seconds-and-rate files are scaled to a mean of 1.2 Mbit/s; mahimahi files are thinned to at most that.
+    Seconds-and-rate files are scaled to a mean of 1.2 Mbit/s; mahimahi files are thinned to at most that in
+    full packets, 100 opportunities a second: fewer than a call of 25 pictures a second has packets.
     """
     names = sorted(folder.glob("cellular/*.gz")) + sorted(folder.glob("puffer/*.gz"))
     return [
