@@ -80,6 +80,8 @@ def test_some_blocks_are_cleared_and_others_stay(home: Path) -> None:
 
 
 def test_a_tenants_quota_is_decided_or_forgotten_not_both(home: Path) -> None:
+    looked = kdn(home, "store", "quota", "--salt", "nobody", "--json").json
+    assert "nobody" not in looked, "to look decides nothing"
     quota = ("store", "quota", "--salt", "bob", "--json")
     assert kdn(home, *quota, "--limit", "70000").json["bob"]["limit_bytes"] == 70_000
     for option in ("--limit", "--priority"):

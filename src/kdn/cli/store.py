@@ -150,7 +150,7 @@ def quota(
     with opened(home) as found:
         if salt is not None and forget:
             found.tenancy.limits.forget(salt)
-        elif salt is not None:
+        elif salt is not None and decides:
             found.tenancy.limits.decide(salt, TenantLimits(limit, priority))
         shape = quota_shape(found)
     if as_json:

@@ -212,6 +212,7 @@ def test_the_admin_does_everything_the_commands_do(url: str, store: Store) -> No
         assert http.get("/quota").json()["bob"]["limit_bytes"] == 70_000
         assert http.post("/pin", json={"salt": "alice", "seconds": 60}).json() == {"blocks": 1}
         assert list(http.get("/pins").json()) == [MINE.id.key]
+        assert http.post("/pin", json={"salt": "alice", "seconds": -5}).status_code == 400
         assert http.post("/unpin", json={"salt": "alice"}).json() == {"blocks": 1}
         moved = http.post("/move", json={"salt": "bob", "to": "memory", "source": "disk"}).json()
         assert moved["blocks"] == 1
@@ -223,6 +224,7 @@ def test_the_admin_does_everything_the_commands_do(url: str, store: Store) -> No
         assert http.post("/compress", json={"all": True, "codec": "zip"}).status_code == 400
         bundle = http.post("/export", json={"all": True}).content
         assert http.post("/clear", json={"salt": "bob"}).json()["blocks"] == 1
+        assert http.post("/export", json={"salt": "nobody"}).status_code == 400
         assert http.post("/clear", json={}).status_code == 400, "everything must be said"
         assert http.post("/clear", json={"tier": "cellar"}).status_code == 400
         assert http.post("/import", content=bundle).json()["blocks"] == 3

@@ -56,6 +56,9 @@ def test_a_decision_holds_for_every_process_within_a_second(tmp_path: Path) -> N
     assert not mine.forget("bob")
     with pytest.raises(BadInput, match="quota of -1"):
         mine.decide("bob", TenantLimits(quota_bytes=-1))
+    with pytest.raises(BadInput, match="a limit in bytes or a priority"):
+        mine.decide("bob", TenantLimits())
+    assert mine.all() == {}
 
 
 def test_a_decided_quota_stands_before_the_setting(tmp_path: Path) -> None:

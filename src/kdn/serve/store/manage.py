@@ -9,7 +9,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -74,7 +74,7 @@ class _Limit(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class _Pin(_Which):
-    seconds: float | None = None
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=1e10)] | None = None
 
 
 class _Carry(_Which):
@@ -214,6 +214,8 @@ def _bundling(router: APIRouter, store: Store, admin: Check) -> None:
         admin(request)
         asked = await read_body(request, _Which)
         keys = await run_in_threadpool(select, store, asked.which())
+        if not keys:
+            raise BadInput("there are no such blocks: nothing is exported")
         return StreamingResponse(_bundle(store, keys), media_type="application/x-tar")
 
     @router.post("/import")

@@ -131,6 +131,8 @@ class TenantsLimits:
 
     def decide(self, salt: str, change: TenantLimits) -> TenantLimits:
         """Change what `change` speaks of, and return all that holds now. Raises BadInput."""
+        if change == _UNDECIDED:
+            raise BadInput("say what is decided about the tenant: a limit in bytes or a priority")
         if change.quota_bytes is not None and change.quota_bytes < 0:
             raise BadInput(f"a quota of {change.quota_bytes} bytes: give 0 or more")
         with self._file.changing() as limits:
