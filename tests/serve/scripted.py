@@ -28,7 +28,7 @@ from kdn.core import (
     Usage,
 )
 from kdn.engine import EngineStat
-from kdn.errors import BadInput, EngineFailed, PromptTooLong
+from kdn.errors import BadInput, EngineFailed, KdnError, PromptTooLong
 from kdn.model import ChatOptions, Document, Message, PlacedText, ToolFormat
 from kdn.model.text.tools.hermes import Hermes
 from kdn.rag import Vectors
@@ -314,7 +314,8 @@ class ScriptedService:
         if stream.num_sent == self.pause_at and not stream.cancelled:
             return
         if self.broken:
-            stream.fail(EngineFailed("the engine has stopped"))
+            stopped = EngineFailed("the engine has stopped")
+            stream.fail(self.broken if isinstance(self.broken, KdnError) else stopped)
         else:
             stream.step()
 

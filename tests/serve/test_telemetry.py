@@ -189,6 +189,26 @@ def test_what_waits_for_a_slow_sink_is_bounded(caplog: pytest.LogCaptureFixture)
     assert [one.getMessage().split()[0] for one in caplog.records] == ["8999"]
 
 
+def test_a_sink_that_stands_still_does_not_hold_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """With one request waiting, and with all the place taken."""
+    for waiting in (1, 1_001):
+        begun, go_on = threading.Event(), threading.Event()
+
+        def still(_: RequestRecord, begun: Any = begun, go_on: Any = go_on) -> None:
+            begun.set()
+            go_on.wait()
+
+        teller = RecordTeller([still])
+        teller.tell(ended())
+        begun.wait()
+        for _ in range(waiting):
+            teller.tell(ended())
+        teller.close(timeout_s=0.01)
+        go_on.set()
+    told = [one.getMessage() for one in caplog.records]
+    assert told.count("the last ended requests were not told: their sinks took 0.01 s") == 2
+
+
 def test_settings_choose_who_is_told(
     tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

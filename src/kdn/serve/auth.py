@@ -294,7 +294,7 @@ class Auth:
             if grant is not None and grant.admin:
                 return ADMIN
             if path.startswith(_STORE):  # whose routes refuse an unknown key before they read
-                return LOCAL if grant is None else Caller(f"store-{grant.name}")
+                return LOCAL if grant is None else Caller(_name_of(grant))
         if not keys or path in _WITHOUT_KEY:
             return LOCAL
         caller = find_caller(authorization, keys)
@@ -339,6 +339,12 @@ class Auth:
             return message
 
         return counted
+
+
+def _name_of(grant: Grant) -> str:
+    """A tenant is one caller; peers that act for every tenant are told apart by their keys."""
+    own = grant.name if grant.salt is not None else ApiKey.of(grant.token).caller.name
+    return f"store-{own}"
 
 
 _LONGEST_NUMBER = 18

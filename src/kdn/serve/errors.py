@@ -13,6 +13,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from kdn.errors import (
     BadInput,
@@ -310,7 +311,8 @@ def speak_openai(app: FastAPI) -> None:
     async def on_disconnect(_request: Request, _error: Exception) -> Response:
         return Response(status_code=_CLIENT_LEFT)
 
-    app.add_exception_handler(Disconnected, on_disconnect)
+    for left in (Disconnected, ClientDisconnect):  # before its answer, and before its body's end
+        app.add_exception_handler(left, on_disconnect)
     app.add_exception_handler(KdnError, on_kdn)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_shape)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from queue import Full, Queue
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
@@ -72,6 +74,8 @@ def facts(record: RequestRecord) -> dict[str, Any]:
     return found | {"finish_reason": str(record.finish.reason)}
 
 
+CLOSE_S = 5.0
+"""How long the end of the server waits for the sinks."""
 _MOST_WAITING = 1000
 """Ended requests that wait for the sinks: each holds its prompt."""
 
@@ -104,10 +108,14 @@ class RecordTeller:
         """Is more than half of the place for waiting requests taken?"""
         return 2 * self._ended.qsize() > _MOST_WAITING
 
-    def close(self) -> None:
-        """Tell what waits, and end."""
-        self._ended.put(None)
-        self._thread.join()
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Tell what waits, and end. What slow sinks are not told by then is given up, and the log says so."""
+        until_s = time.monotonic() + timeout_s
+        with suppress(Full):
+            self._ended.put(None, timeout=timeout_s)
+        self._thread.join(max(until_s - time.monotonic(), 0.0))
+        if self._thread.is_alive():
+            _log.warning("the last ended requests were not told: their sinks took %g s", timeout_s)
 
     def _run(self) -> None:
         reported = 0

@@ -28,6 +28,7 @@ def said(kind: str, **response: Any) -> bytes:
         (said("response.in_progress"), False),
         (said("response.queued"), False),
         (said("response.failed", error={"code": "server_error"}), None),
+        (said("response.failed", error={"code": "invalid_prompt"}), True),
         (said("response.completed"), True),
         (said("response.incomplete"), True),
         (b'{"type": "response.output_text.delta", "delta": "a"}', True),

@@ -6,7 +6,7 @@ import asyncio
 import json
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -52,6 +52,20 @@ class Middle(Counting):
             self.texts.append(text)
         ids = super().encode(text, special=special)
         return (self.marks.index(text),) if special and text in self.marks else ids
+
+
+class Decoding(Characters):
+    """Notes what is decoded while no event loop waits."""
+
+    def __init__(self) -> None:
+        self.decoded: list[Sequence[int]] = []
+
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self.decoded.append(token_ids)
+        return super().decode(token_ids, special=special)
 
 
 @pytest.fixture
@@ -174,6 +188,17 @@ def test_short_tools_are_tokenised_beside_the_event_loop(
     assert server.http.post("/v1/chat/completions", json=body).status_code == 200
     assert vocabulary.texts
     assert not vocabulary.on_loop
+
+
+def test_prompts_of_ids_are_given_back_beside_the_event_loop_and_decoded_once() -> None:
+    service, vocabulary = ScriptedService(max_context=4096), Decoding()
+    service.vocabulary = vocabulary
+    body = {"prompt": [[97, 98], [99]], "echo": True, "max_tokens": 1, "n": 3}
+    with running(service) as server:
+        answer = server.http.post("/v1/completions", json=body)
+    service.close()
+    assert [one["text"][:1] for one in answer.json()["choices"]] == ["a"] * 3 + ["c"] * 3
+    assert vocabulary.decoded == [(97, 98), (99,)]
 
 
 def test_a_suffix_is_tokenised_once_for_all_prompts(

@@ -14,8 +14,10 @@ from pydantic import BaseModel
 import kdn
 from kdn.config import load_config
 from kdn.core import Retention
+from kdn.errors import BadInput
 from kdn.reuse.steer import Steer
 from kdn.serve import served
+from kdn.serve.errors import Refused
 from tests.serve.running import Running, running
 from tests.serve.scripted import ANSWER, ScriptedService
 
@@ -245,13 +247,32 @@ def test_a_call_that_is_cut_off_is_incomplete(tiny: Running) -> None:
     assert last.response.output[0].status == "incomplete"
 
 
-def test_an_engine_that_fails_is_told_in_the_stream() -> None:
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("out of memory"), "server_error"),
+        (BadInput("nothing can follow"), "invalid_prompt"),
+        (Refused("too much at once", status=429), "rate_limit_exceeded"),
+    ],
+)
+def test_a_failure_is_told_in_the_stream_by_whose_fault_it_is(error: Exception, code: str) -> None:
+    service = ScriptedService()
+    try:
+        with running(service) as server:
+            service.broken = error
+            *_, last = server.openai.responses.create(model="scripted", input="x", stream=True)
+            assert last.type == "response.failed"
+            assert last.response.error is not None
+            assert last.response.error.code == code
+    finally:
+        service.close()
+
+
+def test_an_engine_that_fails_is_a_server_error() -> None:
     service = ScriptedService()
     try:
         with running(service) as server:
             service.broken = ValueError("out of memory")
-            events = list(server.openai.responses.create(model="scripted", input="x", stream=True))
-            assert events[-1].type == "response.failed"
             with pytest.raises(openai.InternalServerError):
                 server.openai.responses.create(model="scripted", input="x")
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import io
 import ipaddress
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from kdn.clock import ManualClock
 from kdn.core import EXACT, PUBLIC_SALT
 from kdn.errors import BadConfig, LostBlock, Unreachable
-from kdn.serve import read_grants
+from kdn.serve import Limits, ServeSettings, create_node_app, read_grants
+from kdn.serve.auth import LOCAL, Auth, caller_of, own_scope
+from kdn.serve.limits import Backpressure, Shutdown
 from kdn.store import (
     DiskTier,
     KeyRing,
@@ -289,3 +293,57 @@ def self_signed(path: Path) -> Path:
         key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain) + made.public_bytes(pem)
     )
     return path
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", f"/v1/store/blocks/{MINE.id.key}"),
+        ("POST", "/v1/store/lookup"),
+        ("POST", "/v1/store/import"),
+    ],
+)
+def test_a_client_that_hangs_up_in_its_upload_is_no_fault_of_the_server(
+    store: Store, method: str, path: str
+) -> None:
+    """The request ends with nginx's 499 in the log of requests, and nothing is raised."""
+    scope = {**own_scope(path, b"x" * 100, LOCAL), "method": method}
+    came: Iterator[Message] = iter(
+        [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
+    )
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return next(came)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(create_node_app(store, ServeSettings(port=0), ())(scope, receive, send))
+    assert [one.get("status") for one in sent] == [499, None]
+
+
+def test_peers_that_act_for_every_tenant_are_bounded_apart() -> None:
+    """Each by its key: what one holds is not held by another. A tenant is one caller."""
+    grants = read_grants(None, ("*=one-key", "*=two-key", "alice=a-key"))
+    names: list[str] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        names.append(caller_of(scope).name)
+
+    async def nothing() -> Message:
+        raise AssertionError("nothing is read")
+
+    async def unsent(_: Message) -> None:
+        raise AssertionError("nothing is sent")
+
+    shutdown, limits = Shutdown(1, ManualClock()), Backpressure(Limits())
+    auth = Auth(app, ServeSettings(), limits, shutdown, own_keys=grants)
+    for key in ("one-key", "two-key", "a-key"):
+        headers = [(b"host", b"localhost"), (b"authorization", b"Bearer " + key.encode())]
+        scope = own_scope("/v1/store/stat", b"", LOCAL)
+        scope.update({"kdn.background": False, "method": "GET", "headers": headers})
+        asyncio.run(auth(scope, nothing, unsent))
+    assert names[2] == "store-alice"
+    assert len(set(names)) == 3
+    assert "one-key" not in names[0]

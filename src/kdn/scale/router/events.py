@@ -39,7 +39,8 @@ def begins_answer(data: bytes) -> bool | None:
         return None if _part(told, "error").get("type") in _SERVER_FAULTS else True
     kind, choices = told.get("type"), told.get("choices")
     if kind == "response.failed":
-        return None
+        is_request = _part(_part(told, "response"), "error").get("code") == "invalid_prompt"
+        return True if is_request else None
     if isinstance(choices, list):
         return any(_has_part(one) for one in choices)
     return kind not in _BEFORE_ANSWER

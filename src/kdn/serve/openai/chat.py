@@ -121,7 +121,7 @@ async def constrained(
     """What the answers must be, compiled. Raises Refused for what cannot be honoured."""
     if not body.model_fields_set & ConstrainedBody.model_fields.keys():
         return None
-    asked = constraint_of(body)
+    asked = await context.in_thread(constraint_of, body)  # a schema may be megabytes
     if asked is None:
         return None
     param, constraint = asked

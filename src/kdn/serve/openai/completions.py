@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -59,6 +59,7 @@ async def _begin(context: RequestContext, body: CompletionBody, http: HttpReques
     job = context.job("cmpl", body, http)
     model = job.served
     prompts = await context.in_thread(_token_prompts, context, model, body)
+    echoes = await context.in_thread(_echoes, model, body)
     constraint = await constrained(context, model, body)
     wanted = []
     for prompt in prompts:
@@ -70,7 +71,7 @@ async def _begin(context: RequestContext, body: CompletionBody, http: HttpReques
     techniques = text_techniques(body.kdn or KdnOptions())
     requests = requests_of(context, job, body, wanted, _num_runs(body), techniques)
     streams = context.submit_all(job, requests)
-    return _Completion(job, body, model.vocabulary, streams, prompts)
+    return _Completion(job, body, model.vocabulary, streams, prompts, echoes)
 
 
 def _num_runs(body: CompletionBody) -> int:
@@ -169,8 +170,19 @@ def given_prompts(body: CompletionBody) -> list[str | TokenIds]:
     ]
 
 
+def _echoes(model: ServedModel, body: CompletionBody) -> list[str]:
+    """With `echo` the prompts as they were given; of ids, with the special tokens among them."""
+    return [
+        given if isinstance(given, str) else model.vocabulary.decode(given, special=True)
+        for given in (given_prompts(body) if body.echo else ())
+    ]
+
+
+@dataclass(frozen=True)
 class _Completion(Answers):
     """In the shape of plain completions."""
+
+    echoes: list[str]
 
     @property
     def per_prompt(self) -> int:
@@ -223,14 +235,7 @@ class _Completion(Answers):
         yield self.chunk([choice], streamed=True)
 
     def _echo(self, index: int) -> str:
-        """The prompt as it was given; of ids, with the special tokens among them."""
-        if not self.body.echo:
-            return ""
-        number = index // (self.body.n or 1)
-        given = given_prompts(self.body)[number]
-        if isinstance(given, str):
-            return given
-        return self.vocabulary.decode(given, special=True)
+        return self.echoes[index // (self.body.n or 1)] if self.echoes else ""
 
     def _logprobs(self, tokens: Sequence[Token], offset: int) -> Any:
         if not self.logprobs_wanted:

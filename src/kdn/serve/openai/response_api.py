@@ -119,7 +119,7 @@ class _Told:
         except Exception as error:  # noqa: BLE001  the headers are sent: the error must travel as an event
             fault: Fault = fault_of(error)
             failed = self._response("failed")
-            failed["error"] = {"code": "server_error", "message": fault.message}
+            failed["error"] = {"code": _error_code(fault), "message": fault.message}
             yield self._event("response.failed", response=failed)
 
     def _delta(self, delta: Any) -> Iterator[bytes]:
@@ -224,3 +224,10 @@ def _usage(usage: Usage) -> _Shape:
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": total,
     }
+
+
+def _error_code(fault: Fault) -> str:
+    """Of OpenAI's codes for a response that failed."""
+    if fault.status == 429:
+        return "rate_limit_exceeded"
+    return "invalid_prompt" if fault.status < 500 else "server_error"

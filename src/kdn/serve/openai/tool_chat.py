@@ -47,17 +47,18 @@ async def required_calls(
         with suppress(MissingExtra):
             await _compile_each(context, model, use)
         return None
+    calls = await context.in_thread(lambda: use.calls)
     try:
-        await context.compiled(model, use.calls, "tools")
+        await context.compiled(model, calls, "tools")
     except Refused:
         await _compile_each(context, model, use)
         raise
-    return use.calls
+    return calls
 
 
 async def _compile_each(context: RequestContext, model: ServedModel, use: ToolUse) -> None:
     """Raises Refused for the first tool whose schema is at fault, by its place."""
-    for param, schema in use.schemas():
+    for param, schema in await context.in_thread(lambda: list(use.schemas())):
         await context.compiled(model, schema, param)
 
 

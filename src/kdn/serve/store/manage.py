@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, TypeVar
 
 import msgspec
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
@@ -36,12 +37,14 @@ from kdn.store.admin.manage import (
 from kdn.store.admin.shapes import lookup_shape, quota_shape, stat_shape
 from kdn.store.tenants.tenancy import TenantLimits
 
-__all__ = ["answer", "manage_routes", "read_body"]
+__all__ = ["LOOKUP_THREADS", "answer", "manage_routes", "read_body"]
 
 GrantOf = Callable[[Request], Grant]
 Check = Callable[[Request], None]
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 _CHUNK_BYTES = 1 << 20
+LOOKUP_THREADS = 4
+"""Look-ups at one time: a tenant's long ones leave the other routes their threads."""
 
 
 class _Lookup(msgspec.Struct, forbid_unknown_fields=True):
@@ -96,21 +99,25 @@ def manage_routes(
         if not grant_of(request).admin:
             raise Refused("this needs the admin key of the store", status=403)
 
-    _looking(router, store, grant_of, admin)
+    _looking(router, store, grant_of, admin, CapacityLimiter(LOOKUP_THREADS))
     _pinning(router, store, admin, (clock or SystemClock()).wall)
     _acting(router, store, admin)
     _bundling(router, store, admin)
     return router
 
 
-def _looking(router: APIRouter, store: Store, grant_of: GrantOf, admin: Check) -> None:
+def _looking(
+    router: APIRouter, store: Store, grant_of: GrantOf, admin: Check, threads: CapacityLimiter
+) -> None:
     @router.post("/lookup")
     async def lookup(request: Request) -> Response:
         grant, asked = grant_of(request), await read_body(request, _Lookup)
         if not grant.reads(asked.salt):
             raise Refused("this key may not look up blocks of that tenant", status=403)
         fingerprint = Fingerprint(asked.fingerprint)
-        match = await run_in_threadpool(store.match, fingerprint, EXACT, asked.salt, asked.tokens)
+        match = await to_thread.run_sync(
+            store.match, fingerprint, EXACT, asked.salt, asked.tokens, limiter=threads
+        )
         return answer(lookup_shape(match, len(asked.tokens)))
 
     @router.get("/stat")

@@ -9,7 +9,6 @@ from typing import Protocol
 import msgspec
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from kdn.machine.text import counted
 from kdn.serve.auth import caller_of
@@ -17,7 +16,7 @@ from kdn.serve.errors import Refused
 from kdn.serve.limits import Backpressure, Held, check_length
 from kdn.serve.service import ServedModel
 from kdn.serve.store.grants import Grant
-from kdn.serve.store.manage import answer, read_body
+from kdn.serve.store.manage import LOOKUP_THREADS, answer, read_body
 from kdn.store import Match, Store
 from kdn.store.admin.manage import copy
 from kdn.store.admin.shapes import lookup_shape
@@ -73,6 +72,7 @@ def text_routes(
     A text that is put counts in `backpressure` as any other prompt.
     """
     router, threads = APIRouter(prefix="/v1/store"), CapacityLimiter(_PUT_THREADS)
+    looking = CapacityLimiter(LOOKUP_THREADS)
 
     @router.post("/put")
     async def put_text(request: Request) -> Response:
@@ -103,7 +103,7 @@ def text_routes(
             texts.check(asked.text)
             return texts.model.lookup(asked.text, asked.name, asked.salt)
 
-        return answer(lookup_shape(*await run_in_threadpool(find)))
+        return answer(lookup_shape(*await to_thread.run_sync(find, limiter=looking)))
 
     return router
 
