@@ -142,6 +142,27 @@ def test_a_move_gives_up_no_block_for_one_that_is_not_whole(what: str) -> None:
             assert list(map(bytes, reader.layers(0, 3))) == list(make_block(IDS[0]).layers)
 
 
+class _Frail(DictRemote):
+    """Takes one block, and no further one."""
+
+    def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
+        if self.changes().added:
+            raise Unreachable("it is down")
+        super().write(key, note, data)
+
+
+def test_a_move_that_ends_early_tells_how_far_it_came() -> None:
+    far = RemoteTier(_Frail(), RemoteSettings(), ManualClock(), NoTrace())
+    memory = MemoryTier(10**6, NoTrace())
+    with Store([memory], far=[far]) as store:
+        for one in IDS:
+            memory.put(encode_block(make_block(one)), store.tenancy.spares)
+        store.index.refresh()
+        with pytest.raises(Unreachable, match="it is down; 1 block went there before"):
+            move(store, KEYS, "dict", "memory")
+        assert [store.tiers.where(key) for key in KEYS] == [("dict",), ("memory",), ("memory",)]
+
+
 class _Dead(DictRemote):
     """Takes blocks and gives none."""
 

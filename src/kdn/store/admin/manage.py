@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from kdn.core import BlockKey
-from kdn.errors import BadInput, CorruptBlock, StoreError
+from kdn.errors import BadInput, CorruptBlock, NoSpace, StoreError, Unreachable
+from kdn.machine.text import counted
 from kdn.store.block.format import Block, EncodedBlock, encode_block
 from kdn.store.block.reader import read_whole
 from kdn.store.block.wire import scales_within
@@ -89,14 +90,11 @@ def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None
     Returns when they are stored there. Raises BadInput for an unknown tier, NoSpace, Unreachable.
     """
     tier = store.tiers.named(target)
-    done: list[int | None] = []
-    for key in keys:
-        block = whole_block(store, key, source)
-        if block is not None:
-            store.tenancy.put_into(tier, block)
-        done.append(None if block is None else block.size_bytes)
-    store.index.refresh()
-    return _sum(done)
+
+    def put(block: EncodedBlock) -> None:
+        store.tenancy.put_into(tier, block)
+
+    return _carried(store, keys, source, put)
 
 
 def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Done:
@@ -104,14 +102,30 @@ def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Do
     if target == source:
         raise BadInput(f"blocks cannot move from {source} to itself")
     tier, origin = store.tiers.named(target), store.tiers.named(source)
+
+    def put(block: EncodedBlock) -> None:
+        _put_whole(store, tier, block)
+        origin.drop(block.key)
+
+    return _carried(store, keys, source, put)
+
+
+def _carried(
+    store: Store, keys: Iterable[BlockKey], source: str | None, put: Callable[[EncodedBlock], None]
+) -> Done:
+    """Put every block that `source` gives whole. An error tells how many were put before it."""
     done: list[int | None] = []
-    for key in keys:
-        block = whole_block(store, key, source)
-        if block is not None:
-            _put_whole(store, tier, block)
-            origin.drop(key)
-        done.append(None if block is None else block.size_bytes)
-    store.index.refresh()
+    try:
+        for key in keys:
+            block = whole_block(store, key, source)
+            if block is not None:
+                put(block)
+            done.append(None if block is None else block.size_bytes)
+    except (NoSpace, Unreachable) as error:
+        before = counted(_sum(done).blocks, "block")
+        raise type(error)(f"{error}; {before} went there before") from error
+    finally:
+        store.index.refresh()
     return _sum(done)
 
 
