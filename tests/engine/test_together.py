@@ -44,9 +44,12 @@ def test_a_member_that_is_planned_again_waits_for_room_alone(tiny: LoadedModel) 
     assert [ids(one) for one in streams] == [greedy(tiny, one, 5) for one in prompts]
 
 
-def test_a_group_that_can_never_fit_is_refused_and_others_run(tiny: LoadedModel) -> None:
-    """There is room for one piece, and each of two needs one."""
-    bench = Bench(tiny, EngineLimits(kv_bytes=140_000))
+@pytest.mark.parametrize("pack_tokens", [None, 10])
+def test_a_group_that_can_never_fit_is_refused_and_others_run(
+    tiny: LoadedModel, pack_tokens: int | None
+) -> None:
+    """There is room for one piece, and each of two needs one. The first pack is the group alone."""
+    bench = Bench(tiny, EngineLimits(kv_bytes=140_000, pack_tokens=pack_tokens))
     group = [
         bench.submit(name, some_tokens(10, 200), group="g", group_size=2) for name in ("a", "b")
     ]

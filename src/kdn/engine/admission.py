@@ -305,8 +305,7 @@ class WaitingRequests:
             return
         if self._nothing_fits and not self._budget.has_changed():  # asked only where it is heeded
             return
-        if packs:
-            self._look_up_again()
+        self._look_up_again()
 
         refused = False
 
@@ -322,12 +321,12 @@ class WaitingRequests:
 
         def waits(job: Job) -> bool:
             running = self._requests[job.id]
-            return bool(prefilling) and waits_for_another(running, job.num_cached, prefilling)
+            is_behind = bool(prefilling) and not packs
+            return is_behind and waits_for_another(running, job.num_cached, prefilling)
 
-        if packs:
-            self._queue.admit(now_ns, fits, self._pack_tokens)
-        else:
-            self._queue.admit(now_ns, fits, waits=waits)
+        while self._queue.admit(now_ns, fits, self._pack_tokens, waits):
+            if refused or prefilling:  # else all of the pack failed, and nothing wakes the others
+                break
         self._nothing_fits = bool(self._requests)
         if not refused:  # what is left waits for others of its group, or for what another computes
             self._budget.waits_no_more()
@@ -360,11 +359,11 @@ class WaitingRequests:
         )
 
     def _look_up_again(self) -> None:
-        """How much of each waiting prompt is stored now, if anything was stored since the last look.
+        """How much of each waiting prompt is stored now, if that may differ from the last look; for packs.
 
         Requests with the same shared part are looked up once.
         """
-        if not self._has_retained:
+        if self._pack_tokens is None or not self._has_retained:
             return
         self._has_retained = False
         looked: dict[str, int] = {}
