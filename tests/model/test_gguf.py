@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -200,10 +201,22 @@ def test_what_an_earlier_file_was_unpacked_to_goes(tiny_model: Tiny, tmp_path: P
     earlier = unpack_gguf(file, cache, torch.float32)
     before = cache / "a-0123456789abcdef"
     before.mkdir()  # does not say what it was unpacked from
+    (cache / ".a.gone-killed" / "a-1123456789abcdef").mkdir(parents=True)
     os.utime(file, (1, 1))
+    emptied: list[Path] = []
+
+    def watch(event: str, told: tuple[object, ...]) -> None:
+        if event == "shutil.rmtree" and cache in (path := Path(str(told[0]))).parents:
+            emptied.append(path)
+
+    sys.addaudithook(watch)
     later = unpack_gguf(file, cache, torch.float32)
     assert earlier != later
     assert set(cache.iterdir()) == {*others, before, later}
+    assert emptied
+    assert all(path.name.startswith(".") for path in emptied), (
+        "none under a name that is looked for"
+    )
 
 
 def test_two_at_once_agree_on_one_folder(tiny_model: Tiny, tmp_path: Path) -> None:

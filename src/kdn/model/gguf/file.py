@@ -94,12 +94,13 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
 
 
 def _remove_others(folder: Path, source: str) -> None:
-    """What earlier files of the same path were unpacked to."""
-    stem = folder.name.rpartition("-")[0]
-    for other in folder.parent.glob(f"{glob.escape(stem)}-*"):
-        with suppress(OSError):  # it says nothing of a source, or another process removes it
-            if other != folder and (other / _SOURCE).read_text("utf-8") == source:
-                shutil.rmtree(other, ignore_errors=True)
+    """What earlier files of the same path were unpacked to; moved away first, as it may be cut short."""
+    stem, cache_dir = folder.name.rpartition("-")[0], folder.parent
+    with locked_folder(cache_dir, f".{stem}.gone-") as gone:
+        for other in cache_dir.glob(f"{glob.escape(stem)}-*"):
+            with suppress(OSError):  # it says nothing of a source, or another process removes it
+                if other != folder and (other / _SOURCE).read_text("utf-8") == source:
+                    other.rename(gone / other.name)
 
 
 def _source(file: Path, dtype: torch.dtype) -> str:
