@@ -23,6 +23,7 @@ from kdn.core import (
     Role,
     Sampling,
     Segment,
+    Share,
     Token,
 )
 from kdn.engine import Engine, EngineLimits
@@ -131,6 +132,8 @@ def test_requests_that_share_or_carry_an_option_are_noted_each_time_they_are_pla
     Stack([Everyone("a")], on_plan=lambda _: noted.append("shares")).plan(request())
     options = Stack([Tag("b")], on_plan=lambda _: noted.append("asks"))
     options.plan(request())
+    options.plan(request(Share("exact")))  # as what computes documents in the background carries
+    options.plan(replace(request(Tagged("x")), reuse=False))
     options.plan(request(Tagged("x")))
     options.plan(request(Tagged("x")))
     assert noted == ["shares", "asks", "asks"]

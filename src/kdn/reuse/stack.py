@@ -33,8 +33,8 @@ class Stack:
         on_plan: Callable[[Request], None] | None = None,
         trace: Trace | None = None,
     ) -> None:
-        """`on_plan` is told of requests that carry an option or share, each time they are planned to
-        reuse."""
+        """`on_plan` is told of requests that carry a technique's option or share, each time they are
+        planned to reuse."""
         self._techniques = tuple(techniques)
         self._on_plan = on_plan
         self._trace = trace or NoTrace()
@@ -52,11 +52,13 @@ class Stack:
     def plan(self, request: Request) -> Planned:
         """What to compute. Raises BadInput for an option that makes no sense."""
         planned = Planned(Plan(request.prompt.token_ids))
-        for technique in self._serving(request):
+        serving = self._serving(request)
+        for technique in serving:
             if request.reuse or technique.without_reuse:
                 with self._surviving(technique, request):
                     planned = technique.refine(request, planned)
-        if request.reuse and (request.techniques or planned.shared) and self._on_plan is not None:
+        is_told = planned.shared or any(technique.option is not None for technique in serving)
+        if request.reuse and is_told and self._on_plan is not None:
             with self._surviving("on_plan", request):
                 self._on_plan(request)
         return planned
