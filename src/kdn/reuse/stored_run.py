@@ -25,6 +25,7 @@ __all__ = [
     "run_name",
     "stored_run",
     "taint_of",
+    "whole_run",
 ]
 
 
@@ -58,6 +59,20 @@ def longest_run(
     """The longest run of exact blocks and blocks of one of the recipes; between equal ones the first."""
     runs = (store.match(fingerprint, recipe, salt, token_ids, or_exact=True) for recipe in recipes)
     return max(runs, key=lambda run: run.num_tokens)
+
+
+def whole_run(
+    store: Store, fingerprint: Fingerprint, recipe: Recipe, salt: str, token_ids: TokenIds
+) -> Match | None:
+    """All of the tokens as blocks of the recipe, the last one to its end; else None.
+
+    What ends inside a block is the beginning of a longer text, which was made as a whole.
+    """
+    match = store.match(fingerprint, recipe, salt, token_ids)
+    if match.num_tokens < len(token_ids) or not match.hits:
+        return None
+    last = match.hits[-1]
+    return match if last.num_tokens == last.id.num_tokens else None
 
 
 def open_leading(store: Store, hits: Iterable[BlockHit]) -> list[Reader]:

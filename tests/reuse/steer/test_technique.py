@@ -378,6 +378,22 @@ def test_a_text_that_only_begins_like_a_steered_one_is_blended_as_it_is(
     assert found.plan.scale == ()
 
 
+@pytest.mark.parametrize("blend", [(), (Blend(0.0),)])
+def test_the_beginning_of_a_steered_text_is_another_text(
+    desk: Desk, tiny: LoadedModel, blend: tuple[Blend, ...]
+) -> None:
+    """60 of the 100 tokens that were steered count where they were steered as a text of their own."""
+    recipe = SteerRecipe(desk.fingerprint, weight=4, share=0.3, combine="union")
+    beginning = Segment(Role.DOCUMENT, TWO.token_ids[:60])
+    segments, options = (PRELUDE, beginning, TOLD, ASK), (*blend, Steer(recipe=recipe))
+    store_steered(desk, tiny, TWO, recipe)
+    assert planned(desk, *options, segments=segments).plan.scale == ()
+    store_steered(desk, tiny, beginning, recipe)
+    found = planned(desk, *options, segments=segments)
+    columns = [column for scale in found.plan.scale for column in scale.columns]
+    assert 20 < max(columns) < 80
+
+
 def test_factors_that_lie_in_v_are_not_blended(desk: Desk) -> None:
     literal = SteerRecipe(desk.fingerprint, literal=True)
     with pytest.raises(BadInput, match="hold its factors in V"):

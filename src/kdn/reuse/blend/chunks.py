@@ -19,7 +19,7 @@ from kdn.core import (
     TokenIds,
 )
 from kdn.reuse.source import close_all
-from kdn.reuse.stored_run import longest_run
+from kdn.reuse.stored_run import longest_run, whole_run
 from kdn.store import Match, Reader, Store
 
 __all__ = ["Chunk", "StoredDocuments"]
@@ -119,8 +119,7 @@ class StoredDocuments:
         """What is stored by `recipe`, if it is all that is wanted: what begins alike is another text."""
         if not self.recipe.tainted:
             return None
-        match = self.store.match(self.fingerprint, self.recipe, self.salt, wanted)
-        return match if match.num_tokens == len(wanted) else None
+        return whole_run(self.store, self.fingerprint, self.recipe, self.salt, wanted)
 
     def _of_segment(self, prelude: TokenIds, segment: Segment, first: int) -> Iterator[Chunk]:
         at = 0

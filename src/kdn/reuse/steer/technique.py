@@ -23,7 +23,6 @@ from kdn.core import (
     KvShape,
     Plan,
     Planned,
-    Prompt,
     Request,
     RetainedPrefix,
     Role,
@@ -34,9 +33,9 @@ from kdn.reuse.steer.option import Steer, steered_from
 from kdn.reuse.steer.probe import SentenceProbe
 from kdn.reuse.steer.recipe import SteerRecipe
 from kdn.reuse.steer.spans import ColumnFactors
-from kdn.reuse.stored_run import open_leading, run_name
+from kdn.reuse.stored_run import open_leading, run_name, whole_run
 from kdn.reuse.technique import Technique
-from kdn.store import Store
+from kdn.store import Match, Store
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["SteerReuse", "scales_of"]
@@ -112,9 +111,9 @@ class SteerReuse(Technique):
         if has_blended or not request.reuse:
             return planned  # blending has taken its texts wherever they stand, or none may be taken
         token_ids = request.prompt.token_ids[:-1]
-        match = self._store.match(fingerprint, recipe.taint, request.salt, token_ids)
-        stop = _whole_documents(request.prompt, match.num_tokens)
-        readers = open_leading(self._store, match.leading(stop).hits)
+        match = self._whole_documents(request, fingerprint, recipe)
+        stop = match.num_tokens
+        readers = open_leading(self._store, match.hits)
         if not readers or sum(reader.num_tokens for reader in readers) < stop:
             close_all(readers)
             self._trace.event("steer.miss", request=request.id, recipe=recipe.taint.detail)
@@ -134,14 +133,21 @@ class SteerReuse(Technique):
         )
         return Planned(plan, lossy=stop, tiers=tokens_by_tier(readers))
 
+    def _whole_documents(
+        self, request: Request, fingerprint: Fingerprint, recipe: SteerRecipe
+    ) -> Match:
+        """The prompt's beginning up to the last document that the recipe has steered as a whole."""
+        token_ids = request.prompt.token_ids[:-1]
+        named = self._store, fingerprint, recipe.taint, request.salt
+        most = self._store.match(*named[1:], token_ids).num_tokens
+        ends = [
+            stop for segment, _, stop in request.prompt.spans() if segment.role is Role.DOCUMENT
+        ]
+        runs = (whole_run(*named, token_ids[:stop]) for stop in reversed(ends) if stop <= most)
+        return next(filter(None, runs), Match())
+
     def _told(self, request: Request, factors: ColumnFactors) -> None:
         self._trace.event("steer.plan", request=request.id, columns=len(factors))
-
-
-def _whole_documents(prompt: Prompt, num_tokens: int) -> int:
-    """Where the last document ends that lies within the first `num_tokens` tokens; 0 where none does."""
-    ends = (stop for segment, _, stop in prompt.spans() if segment.role is Role.DOCUMENT)
-    return max((stop for stop in ends if stop <= num_tokens), default=0)
 
 
 def scales_of(factors: ColumnFactors, after: float, num_layers: int) -> tuple[ColumnScale, ...]:
