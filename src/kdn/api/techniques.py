@@ -91,6 +91,7 @@ def join_reuse(
         bias=calibration.key_bias,
         recipe=recipe_of,
         reads=loss.reads,
+        invoked=fingerprints.invoked,
         rule=_blend_rule(config.blend.layer, shape.num_layers),
         trace=trace,
     )
@@ -110,7 +111,7 @@ def join_reuse(
         trace=trace,
     )
     recording = [] if common.recorder is None else [RecordLookups(common.recorder)]
-    steer = SteerReuse(store, shape, find, trace=trace)
+    steer = SteerReuse(store, shape, find, invoked=fingerprints.invoked, trace=trace)
     return ReuseParts(
         Stack([*recording, prefix, share, blend, steer], on_plan=on_plan, trace=trace),
         prefix,

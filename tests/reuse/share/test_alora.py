@@ -11,7 +11,19 @@ import torch
 
 import kdn
 from kdn.config import load_config
-from kdn.core import Finish, Plan, Prompt, Request, Retention, Role, Sampling, Segment, Token, Usage
+from kdn.core import (
+    Blend,
+    Finish,
+    Plan,
+    Prompt,
+    Request,
+    Retention,
+    Role,
+    Sampling,
+    Segment,
+    Token,
+    Usage,
+)
 from kdn.engine.alone import run_alone
 from kdn.errors import WeightsError
 from kdn.model import load_model
@@ -69,6 +81,7 @@ def ask(
     salt: str = "",
     reuse: bool = True,
     retention: Retention = Retention.SHARED,
+    techniques: tuple[object, ...] = (),
 ) -> tuple[list[Token], Usage]:
     sampling = Sampling(max_tokens=6, ignore_eos=True, logprobs=0)
     events = list(
@@ -81,6 +94,7 @@ def ask(
                 adapter=adapter,
                 reuse=reuse,
                 retention=retention,
+                techniques=techniques,
             )
         )
     )
@@ -126,6 +140,24 @@ def test_logits_are_pefts(
     assert torch.equal(ours[:first], plain[:first])
     if begins is not None:
         assert (ours[first:] - plain[first:]).abs().max() > 1e-2
+
+
+def test_documents_behind_the_invocation_are_not_blended(k: kdn.Kdn) -> None:
+    """The base has read 170 tokens: they stand in before the adapter begins, and anywhere for the base."""
+    call, plain = Segment(Role.HISTORY, CALL), Segment(Role.HISTORY, CALL[:2])
+    ask(k, PRELUDE, DOCUMENT, question(9), adapter=None, salt="blend")
+
+    def blended(*segments: Segment, adapter: str | None = "invoked") -> int:
+        _, usage = ask(
+            k, *segments, adapter=adapter, salt="blend", techniques=(Blend(0.0),),
+            retention=Retention.NOTHING,
+        )  # fmt: skip
+        return usage.blended
+
+    last = Segment(Role.QUESTION, (7, 8, 9))
+    assert blended(PRELUDE, plain, DOCUMENT, question(9)) == 170
+    assert blended(PRELUDE, call, DOCUMENT, last) == 0
+    assert blended(PRELUDE, call, DOCUMENT, last, adapter=None) == 170
 
 
 def test_the_engine_starts_it_where_it_is_invoked(k: kdn.Kdn) -> None:

@@ -15,6 +15,7 @@ from kdn.core import (
     Blend,
     Cause,
     Finish,
+    Invoked,
     Plan,
     Planned,
     Prompt,
@@ -392,6 +393,23 @@ def test_the_beginning_of_a_steered_text_is_another_text(
     found = planned(desk, *options, segments=segments)
     columns = [column for scale in found.plan.scale for column in scale.columns]
     assert 20 < max(columns) < 80
+
+
+@pytest.mark.parametrize(("begins", "taken"), [(320, 320), (319, 0)])
+def test_a_steered_text_is_not_taken_where_an_adapter_has_begun(
+    desk: Desk, tiny: LoadedModel, begins: int, taken: int
+) -> None:
+    """It was made without the adapter; its last row is the one at position 319."""
+    recipe = SteerRecipe(desk.fingerprint, weight=4, share=0.3)
+    store_steered(desk, tiny, ONE, recipe)
+    shape, own = tiny.decoder.config.kv_shape("float32"), desk.fingerprint
+    steer = SteerReuse(desk.store, shape, lambda _: own, invoked=lambda _: Invoked(begins, own))
+    request = Request("1", Prompt((PRELUDE, ONE, ASK)), techniques=(Steer(recipe=recipe),))
+    plan = steer.refine(request, Planned(Plan(request.prompt.token_ids))).plan
+    assert plan.num_prefix == taken
+    if plan.prefix is not None:
+        plan.prefix.close()
+    steer.close()
 
 
 def test_factors_that_lie_in_v_are_not_blended(desk: Desk) -> None:

@@ -62,6 +62,8 @@ class StoredDocuments:
     """Documents that were computed by it after the prelude, as a whole, come before all others."""
     reads: Sequence[Recipe] = (EXACT,)
     """What may stand in for computing, the best first: exact blocks, and those of codecs that are allowed."""
+    before: int | None = None
+    """Documents that end behind it are passed over: from there on rows are another adapter's."""
 
     def chunks(self, prompt: Prompt, start: int) -> list[Chunk]:
         """Every stored document after position `start`, opened; neighbours are joined.
@@ -85,25 +87,35 @@ class StoredDocuments:
     def _opened(self, prompt: Prompt, start: int) -> Iterator[Chunk]:
         """Chunks of one block each."""
         prelude = _prelude(prompt)
-        for segment, first, _ in prompt.spans():
-            if segment.role is Role.DOCUMENT and first >= start:
+        for segment, first in self._documents(prompt):
+            if first >= start:
                 yield from self._of_segment(prelude, segment, first)
 
     def lacks(self, prompt: Prompt) -> list[Segment]:
         """The documents that are not stored whole directly after the prelude. Opens nothing."""
         prelude = _prelude(prompt)
-        documents = [s for s in prompt.segments if s.role is Role.DOCUMENT]
-        return [s for s in documents if self._num_after_prelude(prelude, s) < s.num_tokens]
+        return [
+            one
+            for one, _ in self._documents(prompt)
+            if self._num_after_prelude(prelude, one) < one.num_tokens
+        ]
 
     def made_by_recipe(self, prompt: Prompt) -> int | None:
         """Where the first document begins that is stored by `recipe`; opens nothing."""
         prelude = _prelude(prompt)
         starts = (
             start
-            for segment, start, _ in prompt.spans()
-            if segment.role is Role.DOCUMENT and self._by_recipe((*prelude, *segment.token_ids))
+            for segment, start in self._documents(prompt)
+            if self._by_recipe((*prelude, *segment.token_ids))
         )
         return next(starts, None)
+
+    def _documents(self, prompt: Prompt) -> Iterator[tuple[Segment, int]]:
+        """Those that may be reused, and where each begins."""
+        before = prompt.num_tokens if self.before is None else self.before
+        for segment, start, stop in prompt.spans():
+            if segment.role is Role.DOCUMENT and stop <= before:
+                yield segment, start
 
     def _num_after_prelude(self, prelude: TokenIds, segment: Segment) -> int:
         return max(self._match(prelude, segment).num_tokens - len(prelude), 0)

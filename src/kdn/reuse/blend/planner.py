@@ -23,6 +23,7 @@ from kdn.core import (
     Blend,
     Cause,
     Fingerprint,
+    Invoked,
     KvShape,
     Planned,
     Prompt,
@@ -57,8 +58,9 @@ class BlendReuse(Technique):
     `bias` gives what is known of a model's key bias, which is added to chunks that were computed
     after the prelude alone.  `recipe` names the stored documents that a request prefers to others;
     then its exact prefix ends where the first of them begins.  `reads` says what else may stand in for
-    computing, as `LossRule` does.  `movable` False (RoPE whose angles depend on the prompt's length)
-    turns blending off.
+    computing, as `LossRule` does; `invoked` where in a prompt an adapter begins, behind which no
+    document is reused.  `movable` False (RoPE whose angles depend on the prompt's length) turns blending
+    off.
     """
 
     option = Blend
@@ -75,6 +77,7 @@ class BlendReuse(Technique):
         bias: Callable[[Fingerprint], KeyBias | None] = lambda _: None,
         recipe: Callable[[Request], Recipe] = lambda _: EXACT,
         reads: Callable[[Request, Fingerprint], Sequence[Recipe]] = lambda *_: (EXACT,),
+        invoked: Callable[[Request], Invoked | None] = lambda _: None,
         rule: BlendRule | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -87,7 +90,7 @@ class BlendReuse(Technique):
         self.rule: BlendRule = rule or AttendedRows()
         """What chooses the recomputed rows, from the next request on."""
         self._bias = bias
-        self._recipe, self._reads = recipe, reads
+        self._recipe, self._reads, self._invoked = recipe, reads, invoked
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="kdn-blend")
         self._trace = trace or NoTrace()
 
@@ -137,13 +140,14 @@ class BlendReuse(Technique):
         self._loader.shutdown(wait=True, cancel_futures=True)
 
     def _documents(self, request: Request) -> StoredDocuments:
-        fingerprint = self._fingerprint(request.adapter)
+        fingerprint, invoked = self._fingerprint(request.adapter), self._invoked(request)
         return StoredDocuments(
             self._store,
             fingerprint,
             request.salt,
             self._recipe(request),
             self._reads(request, fingerprint),
+            None if invoked is None else invoked.start,
         )
 
     def _ratio(self, request: Request, chunks: list[Chunk], layout: BlendLayout) -> float:

@@ -20,6 +20,7 @@ from kdn.core import (
     ColumnScale,
     Fingerprint,
     GivenRows,
+    Invoked,
     KvShape,
     Plan,
     Planned,
@@ -53,11 +54,15 @@ class SteerReuse(Technique):
         shape: KvShape,
         fingerprint: Callable[[str | None], Fingerprint],
         *,
+        invoked: Callable[[Request], Invoked | None] = lambda _: None,
         trace: Trace | None = None,
     ) -> None:
+        """`invoked` says where in a prompt an adapter begins: only what stands before it may be steered
+        beforehand."""
         self._store = store
         self._shape = shape
         self._fingerprint = fingerprint
+        self._invoked = invoked
         self._num_layers = shape.num_layers
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="kdn-steer")
         self._trace = trace or NoTrace()
@@ -137,7 +142,9 @@ class SteerReuse(Technique):
         self, request: Request, fingerprint: Fingerprint, recipe: SteerRecipe
     ) -> Match:
         """The prompt's beginning up to the last document that the recipe has steered as a whole."""
-        token_ids = request.prompt.token_ids[:-1]
+        token_ids, invoked = request.prompt.token_ids[:-1], self._invoked(request)
+        if invoked is not None:
+            token_ids = token_ids[: invoked.start]
         named = self._store, fingerprint, recipe.taint, request.salt
         most = self._store.match(*named[1:], token_ids).num_tokens
         ends = [
