@@ -106,6 +106,7 @@ def question_routes(context: RequestContext) -> APIRouter:
     @router.post("/v1/score")
     async def score(body: ScoreBody, http: HttpRequest) -> Response:
         refuse_unsupported(body.model_extra)
+        _refuse_unheeded(body)
         if body.label_token_ids is not None:
             return await _score_labels(context, body, http)
         pairs, choices = _pairs(body), _choices(context, body, YES_NO)
@@ -201,6 +202,25 @@ def _label_prompts(model: ServedModel, body: ScoreBody) -> list[Prompt]:
             raise Refused("query and item are both empty", param="items")
         found.append(glued((*start, *first), second))
     return found
+
+
+_SIDES = (("text_1", "queries", "data_1"), ("text_2", "documents", "data_2", "items"))
+
+
+def _refuse_unheeded(body: ScoreBody) -> None:
+    """Raises Refused for what the other shape of score takes, and for one side of pairs given twice."""
+    if body.label_token_ids is not None:
+        unheeded = [*_SIDES[0], *_SIDES[1][:-1], "instruction"]
+    else:
+        sides = [[name for name in side if getattr(body, name) is not None] for side in _SIDES]
+        unheeded = ["apply_softmax", "item_first", *(name for side in sides for name in side[1:])]
+    name = next((one for one in unheeded if getattr(body, one) not in (None, False)), None)
+    if name is not None:
+        raise Refused(
+            "give text_1 and text_2 under one name each, or query, items and label_token_ids: "
+            f"{name} would not be heeded",
+            param=name,
+        )
 
 
 def _pairs(body: ScoreBody) -> list[tuple[str, str]]:
