@@ -8,6 +8,7 @@ import io
 import ipaddress
 import os
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -236,6 +237,16 @@ def test_the_admin_does_everything_the_commands_do(url: str, store: Store) -> No
         assert len(store.index.entries()) == 3
     with tarfile.open(fileobj=io.BytesIO(bundle)) as archive:
         assert len(archive.getnames()) == 3
+
+
+def test_an_archive_that_cannot_be_written_is_refused(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with as_(url, "root") as http:
+        answer = http.post("/export", json={"all": True})
+    assert answer.status_code == 500, answer.text
+    assert "writing an archive in the folder for temporary files" in answer.text
 
 
 def test_over_tls_with_a_certificate_of_our_own(tmp_path: Path) -> None:

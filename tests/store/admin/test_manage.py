@@ -163,6 +163,15 @@ def test_a_move_that_ends_early_tells_how_far_it_came() -> None:
         assert [store.tiers.where(key) for key in KEYS] == [("dict",), ("memory",), ("memory",)]
 
 
+def test_a_block_that_only_a_far_tier_has_is_not_compressed() -> None:
+    far = RemoteTier(DictRemote(), RemoteSettings(), ManualClock(), NoTrace())
+    with Store([MemoryTier(10**6, NoTrace())], far=[far]) as store:
+        store.put(make_block(IDS[0]))
+        assert store.flush(60)
+        store.tiers.named("memory").drop(KEYS[0])
+        assert compress(store, KEYS[:1], "lossless") == Done(missing=1)
+
+
 class _Dead(DictRemote):
     """Takes blocks and gives none."""
 

@@ -9,7 +9,8 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Annotated, TypeVar
+from contextlib import ExitStack
+from typing import IO, Annotated, TypeVar
 
 import msgspec
 from anyio import CapacityLimiter, to_thread
@@ -20,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from kdn.clock import Clock, SystemClock
 from kdn.core import EXACT, BlockKey, Fingerprint
 from kdn.errors import BadInput
+from kdn.machine.files import system_errors
 from kdn.serve.errors import Refused
 from kdn.serve.limits import read_json
 from kdn.serve.store.grants import Grant
@@ -223,7 +225,8 @@ def _bundling(router: APIRouter, store: Store, admin: Check) -> None:
         keys = await run_in_threadpool(select, store, asked.which())
         if not keys:
             raise BadInput("there are no such blocks: nothing is exported")
-        return StreamingResponse(_bundle(store, keys), media_type="application/x-tar")
+        bundle = await run_in_threadpool(_bundle, store, keys)
+        return StreamingResponse(_chunks(bundle), media_type="application/x-tar")
 
     @router.post("/import")
     async def take_in(request: Request) -> Response:
@@ -246,11 +249,18 @@ def _source(asked: _Carry) -> str:
     return asked.source
 
 
-def _bundle(store: Store, keys: list[BlockKey]) -> Iterator[bytes]:
-    """The archive by way of a file, so that memory does not hold it whole."""
-    with tempfile.TemporaryFile() as file:
+def _bundle(store: Store, keys: list[BlockKey]) -> IO[bytes]:
+    """The whole archive in a file, so that memory does not hold it. Raises NoSpace, StoreError."""
+    with system_errors("writing an archive in the folder for temporary files"), ExitStack() as undo:
+        file = undo.enter_context(tempfile.TemporaryFile())
         export_blocks(store, keys, file)
         file.seek(0)
+        undo.pop_all()
+        return file
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
 

@@ -47,7 +47,8 @@ class Done:
     blocks: int = 0
     size_bytes: int = 0
     missing: int = 0
-    """Were not there any more, not whole, or in a tier that does not answer."""
+    """Were not there any more, not whole, or in a tier that does not answer; to be compressed, also those
+    in far tiers only."""
 
 
 def select(store: Store, which: Which) -> list[BlockKey]:
@@ -139,7 +140,8 @@ def forget(store: Store, keys: Iterable[BlockKey], tier: str | None = None) -> D
 
 
 def compress(store: Store, keys: Iterable[BlockKey], codec: str) -> Done:
-    """Write blocks again with a lossless codec, each replaced whole; `size_bytes` is what they take.
+    """Write blocks of this machine again with a lossless codec, each replaced whole: `size_bytes` is what
+    they take.
 
     Raises BadInput for an unknown codec, and for a lossy one: what loses precision has another key.
     """
@@ -152,7 +154,8 @@ def compress(store: Store, keys: Iterable[BlockKey], codec: str) -> Done:
         )
     done: list[int | None] = []
     for key in keys:
-        block = whole_block(store, key)
+        is_here = any(tier.holds(key) for tier in store.tiers.local)
+        block = whole_block(store, key) if is_here else None
         if block is not None and block.header.codec != codec:
             block = encode_block(_plain(block), CODECS[codec])
             store.replace(block)

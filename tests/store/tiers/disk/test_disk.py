@@ -17,6 +17,7 @@ from kdn.clock import ManualClock
 from kdn.core import BlockId, BlockKey
 from kdn.errors import ForeignStore, NoSpace, StoreError
 from kdn.store import Block, DiskTier, EncodedBlock, Store, encode_block
+from kdn.store.block.format import MAX_BLOCK_BYTES
 from kdn.store.tiers.seal import KeyRing
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import BadReads, block_id, make_block, run_of
@@ -284,6 +285,21 @@ def test_a_torn_file_is_a_counted_miss_and_is_computed_again(tmp_path: Path) -> 
         assert reads(store, first)
         assert not (tmp_path / "kv" / "quarantine" / path.name).exists()
         store.check()
+
+
+def test_a_file_longer_than_any_block_goes_and_the_catalogue_stays(tmp_path: Path) -> None:
+    (name,) = filled(tmp_path / "kv", 1)
+    path = file_of(tmp_path / "kv", name.key)
+    trace = Recorder()
+    with reopened(tmp_path / "kv", trace) as store:
+        os.truncate(path, 2 * MAX_BLOCK_BYTES + 1)  # it takes no room: nothing was written
+        assert not reads(store, name)
+        assert not path.exists()
+        assert store.stat().corrupt == 1
+        store.check()
+        with reopened(tmp_path / "kv", trace) as another:
+            assert another.stat().blocks == 0
+    assert trace.count("store.rebuild") == 0
 
 
 @pytest.mark.parametrize("is_sealed", [False, True])

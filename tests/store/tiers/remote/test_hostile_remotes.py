@@ -342,6 +342,38 @@ def test_notes_that_one_listing_has_no_room_for_come_with_the_next(tmp_path: Pat
     remote.close()
 
 
+class NoteGone(ObjectRemote):
+    """Another process drops the block at `gone` between the listing and the reading of its note."""
+
+    gone: Path | None = None
+
+    def _names(self) -> Iterator[str]:
+        names = list(super()._names())
+        if self.gone is not None:
+            self.gone.unlink()
+        yield from names
+
+
+def test_a_block_that_went_and_came_again_between_two_listings_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("obstore")
+    url, key = f"file://{tmp_path}/objects", BlockKey("a" * 64)
+    remote, other = NoteGone(url), ObjectRemote(url)
+    other.write(key, b"note", memoryview(b"block"))
+    remote.gone = tmp_path / "objects" / "notes" / "aa" / key
+    assert remote.changes() == RemoteChanges(whole=True)
+    remote.gone = None
+    other.write(key, b"note", memoryview(b"block"))
+    told = RemoteChanges((Listed(key, b"note", 5),))
+    assert remote.changes() == told
+    other.remove(key)
+    assert remote.head(key, 1) is None
+    other.write(key, b"note", memoryview(b"block"))
+    assert remote.changes() == told
+    assert remote.changes() == RemoteChanges()
+    other.remove(key)
+    assert remote.changes() == RemoteChanges(removed=(key,))
+
+
 # --- other servers that answer without an end ---
 
 

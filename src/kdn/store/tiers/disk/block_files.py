@@ -326,10 +326,13 @@ class BlockFiles:
             self._files.remove(self._folder.quarantined(key))
 
     def set_aside(self, key: BlockKey) -> int:
-        """Move a damaged block's file to quarantine; its size. Raises StoreError."""
-        aside = self._folder.quarantined(key)
+        """Move a damaged block's file to quarantine; its size. One that is too long for a block is removed:
+        no row may tell its size. Raises StoreError."""
+        path = self._folder.block(key)
         with system_errors(f"setting block {key} aside"), suppress(FileNotFoundError):
-            return self._files.move(self._folder.block(key), aside)
+            if self.size(key) is not None:
+                return self._files.move(path, self._folder.quarantined(key))
+            self._files.remove(path)
         return 0
 
     def size(self, key: BlockKey) -> int | None:
@@ -351,10 +354,6 @@ class BlockFiles:
         with system_errors(f"opening the store {self._folder.path}"):
             for folder in {self._folder.block(key).parent for key in keys}:
                 self._files.sync_folder(folder)
-
-    def keys(self) -> Iterator[BlockKey]:
-        """The key of every block file that is there."""
-        return self._folder.blocks()
 
     def sizes(self) -> dict[BlockKey, int]:
         """The length of every block file that is there."""

@@ -248,7 +248,7 @@ class DiskTier(ManagedTier):
         self._catalogue.writer.check()
         if self._ranked is not None:
             self._ranked.check()
-        rows, files = set(self._catalogue.reader.keys()), set(self._blocks.keys())
+        rows, files = set(self._catalogue.reader.keys()), set(self._blocks.sizes())
         assert rows == files, f"rows without a file, or files without a row: {rows ^ files}"
         sizes = sum(path.stat().st_size for path in self._folder.files())
         recorded = self._catalogue.reader.refresh_totals().size_bytes

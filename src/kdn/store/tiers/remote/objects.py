@@ -20,7 +20,6 @@ from kdn.store.tiers.remote.client import (
     MAX_LISTING_BYTES,
     MAX_NOTE_BYTES,
     ROW_BYTES,
-    Listed,
     Remote,
     RemoteChanges,
     block_key,
@@ -71,6 +70,8 @@ class ObjectRemote(Remote):
         self._obstore: Any = obstore
         self._lock = threading.Lock()
         self._known: set[BlockKey] = set()
+        self._missed: set[BlockKey] = set()
+        """Were seen to be gone since the last listing: one that is there again is news."""
         self._told = False
         self._listing_bytes = listing_bytes
         self._store = _open(url, dict(options or {}), timeout_s)
@@ -83,6 +84,7 @@ class ObjectRemote(Remote):
                 )
                 return _body(found, num_bytes), found.meta["size"]
             except FileNotFoundError:
+                self._missed.add(key)
                 return None
 
     def read(self, key: BlockKey, start: int, stop: int) -> bytes:
@@ -104,6 +106,7 @@ class ObjectRemote(Remote):
     def remove(self, key: BlockKey) -> bool:
         """Drops the note first: what cannot be found any more may then go."""
         with self._gate("dropping a block"):
+            self._missed.add(key)
             there = self._drop(_note(key))
             return self._drop(_block(key)) or there
 
@@ -111,12 +114,16 @@ class ObjectRemote(Remote):
         with self._lock, self._gate("listing blocks"):
             found = [block_key(name) for name, _ in first_rows((n, b"") for n in self._names())]
             keys = {key for key in found if key is not None}
-            new = list(keys - self._known)
+            missed = set(self._missed)
+            new = list(keys - (self._known - missed))
             notes = list(self._read_notes(new))
-            added = tuple(one for one in notes if one is not None)
-            foreign = sum(key is None for key in found) + len(notes) - len(added)
+            went = {key for key, note in notes if note is None}
+            read = [listed(key, note) for key, note in notes if note is not None]
+            added = tuple(one for one in read if one is not None)
+            foreign = sum(key is None for key in found) + len(read) - len(added)
             removed = tuple(self._known - keys)
-            self._known = keys.difference(new[len(notes) :])
+            self._known = keys.difference(new[len(notes) :], went)
+            self._missed -= missed
             whole, self._told = not self._told, True
             return RemoteChanges(added, removed, whole=whole, foreign=foreign)
 
@@ -127,19 +134,19 @@ class ObjectRemote(Remote):
             for found in page:
                 yield found["path"].rpartition("/")[2]
 
-    def _read_notes(self, keys: Iterable[BlockKey]) -> Iterator[Listed | None]:
-        """The notes of these, until they are as many bytes as a listing may have."""
+    def _read_notes(self, keys: Iterable[BlockKey]) -> Iterator[tuple[BlockKey, bytes | None]]:
+        """The notes of these, until they are as many bytes as a listing may have; None for one that went."""
         names, left_bytes = iter(keys), self._listing_bytes
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
             while left_bytes > 0 and (some := list(islice(names, _READ_TOGETHER))):
                 notes = list(pool.map(self._read_note, some))
-                left_bytes -= sum(ROW_BYTES + len(one.note) for one in notes if one is not None)
-                yield from notes
+                left_bytes -= sum(ROW_BYTES + len(note) for note in notes if note is not None)
+                yield from zip(some, notes, strict=True)
 
-    def _read_note(self, key: BlockKey) -> Listed | None:
+    def _read_note(self, key: BlockKey) -> bytes | None:
         try:
             found = self._obstore.get(self._store, _note(key))
-            return listed(key, _body(found, _SIZE_BYTES + MAX_NOTE_BYTES))
+            return _body(found, _SIZE_BYTES + MAX_NOTE_BYTES)
         except FileNotFoundError:
             return None
 
