@@ -143,6 +143,18 @@ def test_a_group_is_complete_without_those_that_will_never_come() -> None:
     assert waiting.admit(3, bool) == [], "another group of that name is whole only when it is"
 
 
+def test_groups_whose_others_never_come_are_forgotten() -> None:
+    """All but the last 1,024, and but those that are waited for: of "first" one left, and one is here."""
+    waiting = RequestQueue(Fcfs())
+    waiting.add(replace(job("a", 1, group="first"), group_size=2))
+    for number in ("first", *range(1, 2000)):
+        waiting.withdraw("b", str(number), 2)
+    late = [replace(job(f"late {n}", 2, group=str(n)), group_size=2) for n in (1, 975, 976, 1999)]
+    for one in late:
+        waiting.add(one)
+    assert names(waiting.admit(3, bool)) == ["a", "late 1999", "late 976"]
+
+
 def test_what_nobody_waits_for_goes_last_under_every_policy() -> None:
     """Two in the background came first and are shorter; and a record of it is replayed as it was."""
     for name in POLICIES:

@@ -19,6 +19,8 @@ from kdn.schedule.packing import pack
 __all__ = ["Fcfs", "Priority", "RequestQueue", "ScheduleDecision", "SchedulePolicy", "replay"]
 
 _log = logging.getLogger(__name__)
+_MOST_GONE = 1024
+"""Groups that lost a job and of which none waits: the others may still come, and of more are forgotten."""
 
 
 class SchedulePolicy(ABC):
@@ -100,6 +102,7 @@ class RequestQueue:
             self._gone[group] = self._gone.get(group, 0) + 1
             if self._gone[group] >= group_size:
                 del self._gone[group]
+            self._forget_groups()
 
     def clear(self) -> None:
         """Forget every job."""
@@ -145,6 +148,14 @@ class RequestQueue:
         order, went = tuple(j.id for j in ordered), tuple(j.id for j in admitted)
         self._note(ScheduleDecision(now_ns, order, went, tuple(waiting)))
         return admitted
+
+    def _forget_groups(self) -> None:
+        """Keep no more groups than may be: the others of a group may never be sent."""
+        if len(self._gone) > _MOST_GONE:
+            waiting = {job.group for job in self._jobs.values()}
+            absent = [group for group in self._gone if group not in waiting]
+            for group in absent[:-_MOST_GONE]:
+                del self._gone[group]
 
     def _ordered(self, waiting: Sequence[Job], now_ns: int) -> list[Job]:
         try:
