@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import msgspec
 from fastapi import APIRouter, Response
+from msgspec import UNSET, UnsetType
 
 from kdn.errors import EngineFailed
 from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.responses import ModelCard, ModelList, json_response
+from kdn.serve.service import ServedModel
 
 __all__ = ["about_routes"]
 
@@ -56,10 +58,29 @@ class _Version(msgspec.Struct):
 def _cards(context: RequestContext, created: int) -> dict[str, ModelCard]:
     cards = {}
     for served in context.models.all:
-        cards[served.name] = ModelCard(served.name, created, served.max_context)
+        cards[served.name] = ModelCard(
+            served.name, created, served.max_context, weights=_weights(served)
+        )
         for name in served.adapters:
-            cards[name] = ModelCard(name, created, served.max_context, parent=served.name)
+            cards[name] = ModelCard(
+                name,
+                created,
+                served.max_context,
+                parent=served.name,
+                weights=_weights(served, name),
+            )
     embedder = context.models.first.embedder
     if embedder is not None:
         cards[embedder.name] = ModelCard(embedder.name, created, embedder.max_tokens)
     return cards
+
+
+def _weights(served: ServedModel, adapter: str | None = None) -> str | UnsetType:
+    """The digests; nothing where they are not known, and for an adapter that left meanwhile."""
+    if served.loading is None:
+        return UNSET
+    own = served.loading.decoder.weights_digest
+    if adapter is None:
+        return own
+    found = served.loading.adapters.get(adapter)
+    return UNSET if found is None else f"{own}+{found.digest}"

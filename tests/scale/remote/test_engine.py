@@ -57,6 +57,14 @@ def test_probabilities_are_those_of_the_engine_behind_the_server(
         assert remote.usage.prompt_tokens == local.usage.prompt_tokens
 
 
+def test_another_model_of_the_same_name_and_shape_is_noticed(
+    url: str, engine: RemoteEngine, model: Path, tmp_path: Path
+) -> None:
+    with kdn.open(model, home=tmp_path, dtype="float32") as own:
+        weights = own.model.decoder.weights_digest
+    assert engine.fingerprint == f"{url}/{engine.model} {weights}"
+
+
 def test_a_ranking_asks_each_text_once_and_reuses_it_for_the_next_query(
     engine: RemoteEngine,
 ) -> None:

@@ -59,7 +59,8 @@ class RemoteEngine:
         reply = client.get("/v1/models")
         served = reply.body.get("data")
         listed = served if isinstance(served, list) else []
-        names = [str(one["id"]) for one in listed if isinstance(one, dict) and "id" in one]
+        cards = {str(one["id"]): one for one in listed if isinstance(one, dict) and "id" in one}
+        names = list(cards)
         if reply.status != HTTPStatus.OK or not names:
             raise BadInput(
                 f"{client.url}/v1/models names no model: {reply.message}; give the address of a"
@@ -68,6 +69,7 @@ class RemoteEngine:
         if model is not None and model not in names:
             raise UnknownModel(f"{client.url} has no model {model!r}; it has {', '.join(names)}")
         self.model = model or names[0]
+        self._weights = cards[self.model].get("weights")
         self._texts: dict[int, str] = {}
 
     def __enter__(self) -> Self:
@@ -84,9 +86,11 @@ class RemoteEngine:
     def fingerprint(self) -> str:
         """Where answers come from, so that another server or model never goes on with a journal.
 
-        No server tells what its weights are: one that answers with others by the same name is not noticed.
+        A server of kdn tells a digest of its weights. Of others nobody notices when they answer with other
+        weights by the same name.
         """
-        return f"{self._client.url}/{self.model}"
+        place = f"{self._client.url}/{self.model}"
+        return f"{place} {self._weights}" if isinstance(self._weights, str) else place
 
     def choices(self, words: Sequence[str]) -> tuple[Choice, ...]:
         """Choices by their first tokens. Raises BadInput for two that begin with the same token."""

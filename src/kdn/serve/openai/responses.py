@@ -262,6 +262,8 @@ class ModelCard(Struct):
     parent: str | None = None
     object: str = "model"
     owned_by: str = "kdn"
+    weights: str | UnsetType = UNSET
+    """A digest of the weights as they are stored, and of an adapter's: the same on every machine."""
 
 
 class ModelList(Struct):
