@@ -93,6 +93,7 @@ def test_a_request_is_told_of_afterwards_with_its_prompt_by_origin(server: Runni
     assert "".join(one["text"] for one in pieces).startswith("<|turn|>system\nToday is 2026-11-06")
     first = pieces[0]
     assert (first["origin"], first["tokens"]) == ("exact", found["exact"])
+    assert look(server, "/v1/kdn/requests?form=csv").status_code == 400
     newest = look(server, "/v1/kdn/requests?limit=1").json()["data"]
     assert [one["id"] for one in newest] == [f"{answer['id']}-0"]
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -103,7 +103,7 @@ def _data_routes(
         sort: str = "size_bytes",
         offset: int = 0,
         limit: int = 100,
-        form: str = "json",
+        form: Literal["json", "csv"] = "json",
     ) -> Response:
         """What is stored, a text a row; `form=csv` gives every row as a table."""
         check(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
@@ -20,6 +20,8 @@ from kdn.serve.openai.responses import WhyReport, json_response, why_report
 from kdn.serve.telemetry import chrome_trace
 
 __all__ = ["RequestReport", "request_report", "why_routes"]
+
+_Form = Literal["json", "chrome"]
 
 
 class PromptPiece(Struct):
@@ -74,7 +76,7 @@ def why_routes(context: RequestContext) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/kdn/requests")
-    async def requests(http: HttpRequest, limit: int = 100, form: str = "json") -> Response:
+    async def requests(http: HttpRequest, limit: int = 100, form: _Form = "json") -> Response:
         """With `form=chrome` a timeline that Chrome's tracing page and Perfetto open."""
         caller = caller_of(http.scope)
         seen = [one for one in context.recent.all() if _may_see(caller, one)]
@@ -85,7 +87,7 @@ def why_routes(context: RequestContext) -> APIRouter:
 
     @router.get("/v1/kdn/requests/{request_id}")
     async def request(
-        http: HttpRequest, request_id: str, *, prompt: bool = False, form: str = "json"
+        http: HttpRequest, request_id: str, *, prompt: bool = False, form: _Form = "json"
     ) -> Response:
         caller, record = caller_of(http.scope), context.recent.get(request_id)
         if record is None or not _may_see(caller, record):
