@@ -16,13 +16,14 @@ from kdn.engine.kv import (
     PrefixKV,
     SequenceKV,
     SuffixKV,
+    check_room,
     extents,
     family_name,
     kv_shape,
     shared_tokens,
     wanted_capture,
 )
-from kdn.engine.limits import EngineLimits, JobMemory, check_room
+from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.request import RunningRequest
 from kdn.errors import PromptTooLong
 from kdn.model import LoadedModel

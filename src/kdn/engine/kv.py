@@ -32,7 +32,9 @@ from kdn.core import (
     chain_hash,
 )
 from kdn.engine.bias import ColumnBias
+from kdn.errors import PromptTooLong
 from kdn.machine.memory import allocate
+from kdn.machine.text import counted
 from kdn.model import LoadedModel
 from kdn.model.decoder import KvNote
 
@@ -45,6 +47,7 @@ __all__ = [
     "PrefixKV",
     "SequenceKV",
     "SuffixKV",
+    "check_room",
     "drop_handed_over",
     "extents",
     "family_name",
@@ -360,3 +363,15 @@ def retained_answer(running: RunningRequest) -> RetainedKV | None:
 def _recipe(running: RunningRequest) -> Recipe:
     limit = running.planned.plan.keep if running.planned is not None else None
     return limit.recipe if limit is not None else EXACT
+
+
+def check_room(num_tokens: int, max_new_tokens: int, token_bytes: int, total_bytes: int) -> None:
+    """Raises PromptTooLong when the whole budget could not hold a prompt and its answer at all layers."""
+    needed = extents(num_tokens + max_new_tokens) * token_bytes
+    if needed > total_bytes:
+        raise PromptTooLong(
+            f"the prompt ({counted(num_tokens, 'token')}) and its answer (up to {max_new_tokens}) "
+            f"need {needed >> 20} MiB of KV; the budget is {total_bytes >> 20} MiB, "
+            f"about {total_bytes // token_bytes} tokens: shorten it, lower max_tokens, "
+            "or raise engine.kv_budget_bytes"
+        )

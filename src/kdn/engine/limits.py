@@ -12,18 +12,10 @@ from dataclasses import dataclass
 
 from kdn.config import EngineConfig
 from kdn.engine.kv import extents
-from kdn.errors import BadInput, PromptTooLong
-from kdn.machine.text import counted
+from kdn.errors import BadInput
 from kdn.model import ModelConfig
 
-__all__ = [
-    "IDLE_PREFIX_BYTES",
-    "EngineLimits",
-    "JobMemory",
-    "check_room",
-    "counted_memory",
-    "measured_memory",
-]
+__all__ = ["IDLE_PREFIX_BYTES", "EngineLimits", "JobMemory", "counted_memory", "measured_memory"]
 
 _DEFAULTS = EngineConfig()
 IDLE_PREFIX_BYTES = 256 << 20
@@ -98,15 +90,3 @@ def measured_memory(peak_bytes: Callable[[int], int], shorter: int, longer: int)
     low, high = peak_bytes(shorter), peak_bytes(longer)
     token_bytes = (high - low) / (extents(longer) - extents(shorter))
     return JobMemory(token_bytes, max(high - token_bytes * extents(longer), 0.0))
-
-
-def check_room(num_tokens: int, max_new_tokens: int, token_bytes: int, total_bytes: int) -> None:
-    """Raises PromptTooLong when the whole budget could not hold a prompt and its answer at all layers."""
-    needed = extents(num_tokens + max_new_tokens) * token_bytes
-    if needed > total_bytes:
-        raise PromptTooLong(
-            f"the prompt ({counted(num_tokens, 'token')}) and its answer (up to {max_new_tokens}) "
-            f"need {needed >> 20} MiB of KV; the budget is {total_bytes >> 20} MiB, "
-            f"about {total_bytes // token_bytes} tokens: shorten it, lower max_tokens, "
-            "or raise engine.kv_budget_bytes"
-        )

@@ -22,8 +22,8 @@ from kdn.core import (
     TokenProb,
     Usage,
 )
-from kdn.engine.kv import Capture, SequenceKV, kv_shape
-from kdn.engine.limits import EngineLimits, JobMemory, check_room, counted_memory
+from kdn.engine.kv import Capture, SequenceKV, check_room, kv_shape
+from kdn.engine.limits import EngineLimits, JobMemory, counted_memory
 from kdn.engine.lookup import PromptLookup
 from kdn.engine.prompt_scores import PromptScores
 from kdn.engine.sampling import DrawnToken, Sampler, StopStrings, check_tokens
