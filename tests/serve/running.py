@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from openai import OpenAI
+from starlette.types import ASGIApp, Message, Scope
 
 from kdn.clock import Clock, ManualClock
 from kdn.serve import ServedModel, ServeSettings, create_app, listen, make_server, url_of
@@ -100,3 +102,20 @@ def running(
         server.should_exit = True
         thread.join()
         listening.close()
+
+
+def statuses_of_a_hang_up(app: ASGIApp, scope: Scope) -> list[int | None]:
+    """What the server says to a client that leaves after one byte of its body, a message each."""
+    came: Iterator[Message] = iter(
+        [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
+    )
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return next(came)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+    return [one.get("status") for one in sent]

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from kdn.errors import BadInput, UnknownModel
 from kdn.serve import ServeSettings, create_app
+from kdn.serve.auth import LOCAL, own_scope
 from kdn.serve.errors import Refused, fault_of
+from tests.serve.running import statuses_of_a_hang_up
 from tests.serve.scripted import ScriptedService
 
 MOST_CHARS = 1_005
@@ -56,3 +58,11 @@ def test_a_server_tells_a_foreign_name_in_one_line() -> None:
     assert said["param"].startswith(r"a\nb\ud7fcccc")
     assert len(said["message"]) <= MOST_CHARS
     assert len(said["param"]) <= MOST_CHARS
+
+
+def test_a_client_that_hangs_up_in_its_question_is_no_fault_of_its_own() -> None:
+    service = ScriptedService()
+    app = create_app(service.served(), ServeSettings(check_host=False))
+    asked = own_scope("/v1/completions", b"x" * 100, LOCAL)
+    assert statuses_of_a_hang_up(app, asked) == [499, None]
+    service.close()

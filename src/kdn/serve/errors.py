@@ -298,6 +298,8 @@ def speak_openai(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, ClientDisconnect):  # while FastAPI read the body
+            return Response(status_code=_CLIENT_LEFT)
         if isinstance(error.__cause__, KdnError):
             return response(fault_of(error.__cause__))
         answer = response(_http_fault(request.url.path, request.method, error))

@@ -16,6 +16,7 @@ from kdn.core import (
     Finish,
     GivenRows,
     Plan,
+    Prefix,
     Prompt,
     Request,
     Retention,
@@ -217,6 +218,15 @@ def test_background_prefills_bring_what_was_lacking(tiny: LoadedModel, tmp_path:
         assert d.reuse.background(first) == []
         _, usage = d.ask(PRELUDE, THREE, TWO, ONE, question(2), techniques=(Blend(0.0),))
         assert (usage.exact, usage.blended, usage.recomputed) == (80, 400, 12)
+
+
+def test_a_background_prefill_stores_what_its_request_may_read(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    """Else a store that loses precision by its settings would be filled, and asked, for ever."""
+    with desk(tiny, tmp_path / "store") as d:
+        exact = d.request(*ALL, question(1), techniques=(Blend(0.0), Prefix(0.0, load_within_s=1)))
+        assert {one.option(Prefix) for one in d.reuse.background(exact)} == {Prefix(0.0)}
 
 
 def test_a_document_computed_behind_others_is_found_by_its_content(

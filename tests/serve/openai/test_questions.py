@@ -126,6 +126,7 @@ def test_a_chat_of_one_token_takes_no_kv_but_one_layers(server: Running, opened:
         ("/v1/score", {"text_1": "a", "text_2": "b", "label_token_ids": [5]}, "text_1 would"),
         ("/v1/score", {"text_1": "a", "text_2": "b", "item_first": True}, "item_first would"),
         ("/v1/score", {"queries": "a", "text_1": "b", "text_2": "c"}, "queries would"),
+        ("/v1/score", {"query": "a", "text_1": "b", "text_2": "c"}, "query would"),
         ("/v1/score", {"query": "a", "items": [], "label_token_ids": [5]}, "go with a query"),
         ("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": [5, 5]}, "each once"),
         ("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": [99999]}, "token id 99999"),

@@ -34,6 +34,7 @@ from kdn.store import (
 from kdn.store.index.index import Entry
 from kdn.store.tiers.remote.entry_bytes import pack_note
 from kdn.trace import NoTrace
+from tests.serve.running import statuses_of_a_hang_up
 from tests.store.helpers import MODEL, BadReads, block_id, make_block
 from tests.store.remotes import node_server
 
@@ -319,19 +320,8 @@ def test_a_client_that_hangs_up_in_its_upload_is_no_fault_of_the_server(
 ) -> None:
     """The request ends with nginx's 499 in the log of requests, and nothing is raised."""
     scope = {**own_scope(path, b"x" * 100, LOCAL), "method": method}
-    came: Iterator[Message] = iter(
-        [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
-    )
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return next(came)
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    asyncio.run(create_node_app(store, ServeSettings(port=0), ())(scope, receive, send))
-    assert [one.get("status") for one in sent] == [499, None]
+    app = create_node_app(store, ServeSettings(port=0), ())
+    assert statuses_of_a_hang_up(app, scope) == [499, None]
 
 
 def test_peers_that_act_for_every_tenant_are_bounded_apart() -> None:

@@ -13,6 +13,7 @@ from kdn.core import BlockKey
 from kdn.errors import BadInput, Unreachable
 from kdn.store import (
     CODECS,
+    DiskTier,
     RemoteSettings,
     RemoteTier,
     Store,
@@ -27,6 +28,7 @@ from kdn.store.admin.manage import (
     copy,
     forget,
     move,
+    move_each,
     select,
     usage_by_salt,
     warm,
@@ -161,6 +163,19 @@ def test_a_move_that_ends_early_tells_how_far_it_came() -> None:
         with pytest.raises(Unreachable, match="it is down; 1 block went there before"):
             move(store, KEYS, "dict", "memory")
         assert [store.tiers.where(key) for key in KEYS] == [("dict",), ("memory",), ("memory",)]
+
+
+def test_blocks_of_two_tiers_move_in_one_pass_that_counts_both(tmp_path: Path) -> None:
+    """One goes from memory; the far tier takes no second one, which stays on the disk."""
+    far = RemoteTier(_Frail(), RemoteSettings(), ManualClock(), NoTrace())
+    local = [MemoryTier(10**6, NoTrace()), DiskTier(tmp_path, 10**7, ManualClock(), NoTrace())]
+    with Store(local, far=[far]) as store:
+        for tier, one in zip(local, IDS, strict=False):
+            tier.put(encode_block(make_block(one)), store.tenancy.spares)
+        store.index.refresh()
+        with pytest.raises(Unreachable, match="it is down; 1 block went there before"):
+            move_each(store, [(KEYS[0], "memory"), (KEYS[1], "disk")], "dict")
+        assert [store.tiers.where(key) for key in KEYS[:2]] == [("dict",), ("disk",)]
 
 
 def test_a_block_that_only_a_far_tier_has_is_not_compressed() -> None:

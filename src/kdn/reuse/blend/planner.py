@@ -26,6 +26,7 @@ from kdn.core import (
     Invoked,
     KvShape,
     Planned,
+    Prefix,
     Prompt,
     Recipe,
     Request,
@@ -123,12 +124,15 @@ class BlendReuse(Technique):
         if prelude.role is not Role.PRELUDE:
             return []
         ask = Segment(Role.QUESTION, question.token_ids[-1:])
+        limits = request.option(Prefix)
+        # What the request may read is what is stored for it. A sibling's KV would be found by no blended one.
+        techniques = (Share("exact"), *(() if limits is None else (Prefix(limits.max_kl),)))
         return [
             replace(
                 request,
                 id=f"background-{uuid.uuid4().hex[:8]}",
                 prompt=Prompt((prelude, document, ask)),
-                techniques=(Share("exact"),),  # a sibling's KV would be found by no blended request
+                techniques=techniques,
                 sampling=Sampling(max_tokens=1),
                 retention=Retention.SHARED,
             )

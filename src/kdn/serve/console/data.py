@@ -16,7 +16,7 @@ from kdn.errors import BadInput
 from kdn.serve.console.texts import StoredText, TextRow, stored_texts, text_rows
 from kdn.serve.metrics import RecentRequests, RequestRecord
 from kdn.store import Store
-from kdn.store.admin.manage import Done, copy, forget, move, warm
+from kdn.store.admin.manage import Done, copy, forget, move_each, warm
 
 __all__ = ["ACTIONS", "ConsoleData"]
 
@@ -187,18 +187,13 @@ class ConsoleData:
 def _move(store: Store, keys: list[BlockKey], to: str) -> Done:
     """Each block from the fastest other tier that holds it; one that is in `to` alone stays there."""
     target = store.tiers.named(to).name
-    blocks = missing = 0
-    leaving = dict[str, list[BlockKey]]()
+    missing, places = 0, list[tuple[BlockKey, str]]()
     for key in keys:
         held = store.tiers.where(key)
         missing += not held
-        source = next((name for name in held if name != target), None)
-        if source is not None:
-            leaving.setdefault(source, []).append(key)
-    for source, those in leaving.items():
-        done = move(store, those, target, source)
-        blocks, missing = blocks + done.blocks, missing + done.missing
-    return Done(blocks, missing=missing)
+        places += [(key, name) for name in held if name != target][:1]
+    done = move_each(store, places, target)
+    return Done(done.blocks, missing=missing + done.missing)
 
 
 def _searched(row: TextRow) -> str:

@@ -214,6 +214,7 @@ def _refuse_unheeded(body: ScoreBody) -> None:
     else:
         sides = [[name for name in side if getattr(body, name) is not None] for side in _SIDES]
         unheeded = ["apply_softmax", "item_first", *(name for side in sides for name in side[1:])]
+        unheeded += ["query"] if sides[0] else []
     name = next((one for one in unheeded if getattr(body, one) not in (None, False)), None)
     if name is not None:
         raise Refused(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from kdn.core import BlockKey
 from kdn.errors import BadInput, CorruptBlock, NoSpace, StoreError, Unreachable
@@ -23,11 +24,15 @@ __all__ = [
     "copy",
     "forget",
     "move",
+    "move_each",
     "select",
     "usage_by_salt",
     "warm",
     "whole_block",
 ]
+
+_Source = TypeVar("_Source", bound=str | None)
+"""The name of a tier; None: the fastest that has the block."""
 
 
 @dataclass(frozen=True)
@@ -92,35 +97,43 @@ def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None
     """
     tier = store.tiers.named(target)
 
-    def put(block: EncodedBlock) -> None:
+    def put(block: EncodedBlock, _source: str | None) -> None:
         store.tenancy.put_into(tier, block)
 
-    return _carried(store, keys, source, put)
+    return _carried(store, [(key, source) for key in keys], put)
 
 
 def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Done:
     """Copy blocks to `target`, each dropped from `source` once it is stored there whole. Raises as `copy`."""
-    if target == source:
-        raise BadInput(f"blocks cannot move from {source} to itself")
-    tier, origin = store.tiers.named(target), store.tiers.named(source)
+    return move_each(store, [(key, source) for key in keys], target)
 
-    def put(block: EncodedBlock) -> None:
+
+def move_each(store: Store, places: Sequence[tuple[BlockKey, str]], target: str) -> Done:
+    """As `move`, each block from a tier of its own."""
+    tier = store.tiers.named(target)
+    origins = {source: store.tiers.named(source) for _, source in places}
+    if target in origins:
+        raise BadInput(f"blocks cannot move from {target} to itself")
+
+    def put(block: EncodedBlock, source: str) -> None:
         _put_whole(store, tier, block)
-        origin.drop(block.key)
+        origins[source].drop(block.key)
 
-    return _carried(store, keys, source, put)
+    return _carried(store, places, put)
 
 
 def _carried(
-    store: Store, keys: Iterable[BlockKey], source: str | None, put: Callable[[EncodedBlock], None]
+    store: Store,
+    places: Iterable[tuple[BlockKey, _Source]],
+    put: Callable[[EncodedBlock, _Source], None],
 ) -> Done:
-    """Put every block that `source` gives whole. An error tells how many were put before it."""
+    """Put every block that its source gives whole. An error tells how many were put before it."""
     done: list[int | None] = []
     try:
-        for key in keys:
+        for key, source in places:
             block = whole_block(store, key, source)
             if block is not None:
-                put(block)
+                put(block, source)
             done.append(None if block is None else block.size_bytes)
     except (NoSpace, Unreachable) as error:
         before = counted(_sum(done).blocks, "block")
