@@ -110,6 +110,7 @@ def test_every_series_is_the_truth(server: Running, model: kdn.Kdn, answers: lis
         "kdn_reused_tokens_total{kind=shared}": 0,
         "kdn_reused_tokens_total{kind=lossy}": 0,
         "kdn_recomputed_tokens_total": prompt - exact,
+        "kdn_blend_collections": 0,
         "kdn_tier_tokens_total{tier=memory}": tiers["memory"],
         "kdn_tier_tokens_total{tier=disk}": tiers["disk"],
         "vllm:time_to_first_token_seconds_count": 4,

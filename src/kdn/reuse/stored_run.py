@@ -11,6 +11,7 @@ where exact ones end, and only both together are a run from the first token on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby, takewhile
 
 from kdn.core import EXACT, Fingerprint, Invoked, Recipe, Request, TokenIds, chain_hash
@@ -22,6 +23,7 @@ __all__ = [
     "longest_run",
     "made_as",
     "open_leading",
+    "recipe_for_whole",
     "run_name",
     "stored_run",
     "taint_of",
@@ -61,18 +63,21 @@ def longest_run(
     return max(runs, key=lambda run: run.num_tokens)
 
 
+def recipe_for_whole(recipe: Recipe, token_ids: TokenIds) -> Recipe:
+    """What names the blocks of these tokens where `recipe` made them as a whole.
+
+    A block's key tells what stands before it and not what follows. But what is chosen in a text depends on
+    all of it, so two texts that begin alike must not have one first block.
+    """
+    return replace(recipe, detail=f"{recipe.detail}/{chain_hash(token_ids)[:16]}")
+
+
 def whole_run(
     store: Store, fingerprint: Fingerprint, recipe: Recipe, salt: str, token_ids: TokenIds
 ) -> Match | None:
-    """All of the tokens as blocks of the recipe, the last one to its end; else None.
-
-    What ends inside a block is the beginning of a longer text, which was made as a whole.
-    """
-    match = store.match(fingerprint, recipe, salt, token_ids)
-    if match.num_tokens < len(token_ids) or not match.hits:
-        return None
-    last = match.hits[-1]
-    return match if last.num_tokens == last.id.num_tokens else None
+    """All of the tokens as blocks that the recipe made of them as a whole; None where any lacks."""
+    match = store.match(fingerprint, recipe_for_whole(recipe, token_ids), salt, token_ids)
+    return match if match.hits and match.num_tokens == len(token_ids) else None
 
 
 def open_leading(store: Store, hits: Iterable[BlockHit]) -> list[Reader]:

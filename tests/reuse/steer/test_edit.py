@@ -34,6 +34,7 @@ from kdn.reuse.steer import (
     recipe_scales,
     score_text,
 )
+from kdn.reuse.stored_run import recipe_for_whole
 from kdn.store import open_store
 from tests.engine.runs import load_tiny, run, some_tokens
 from tests.reuse.steer.test_technique import ASK, ONE, PRELUDE, Desk
@@ -141,7 +142,9 @@ def test_a_text_that_only_begins_like_a_steered_one_is_read_as_it_is(
     assert desk.num_stored(PRELUDE, other) == 105, "stored as any other"
     _, usage = desk.ask(Steer(recipe=made), segments=(PRELUDE, ONE, other, ASK))
     assert (usage.lossy, usage.recomputed) == (320, 97), "the first is a steered one as a whole"
-    *_, hit = desk.store.match(desk.fingerprint, made.taint, "", Prompt(segments).token_ids).hits
+    whole = (*PRELUDE.token_ids, *ONE.token_ids)
+    of_one = recipe_for_whole(made.taint, whole)
+    *_, hit = desk.store.match(desk.fingerprint, of_one, "", Prompt(segments).token_ids).hits
     with desk.store.open(hit) as reader:  # type: ignore[union-attr]
         columns = {column for scale in reader.scales for column in scale.columns}
     assert (hit.id.num_tokens, hit.num_tokens) == (256, 60)
@@ -179,7 +182,9 @@ def test_blocks_carry_their_own_columns(tiny: LoadedModel) -> None:
         (ColumnScale(0, (0, 255), 2.0),),
         (ColumnScale(0, (0,), 2.0), ColumnScale(3, (24,), 2.0, (1,))),
     ]
-    assert {block.id.recipe for block in blocks} == {made.taint} != {EXACT}
+    assert (
+        {block.id.recipe for block in blocks} == {recipe_for_whole(made.taint, tokens)} != {EXACT}
+    )
 
 
 def test_a_recipe_of_another_model_fails_the_request(desk: Desk, tiny: LoadedModel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from kdn.core import (
     EXACT,
     Blend,
     Cause,
+    ColumnScale,
     Finish,
     Invoked,
     Plan,
@@ -295,8 +296,15 @@ def _counted(planned: Planned, kind: str) -> Planned:
 # --- steered texts in blended prompts: an experiment ---------------------------------------------
 
 
-def store_steered(desk: Desk, model: LoadedModel, document: Segment, recipe: SteerRecipe) -> None:
-    """What `kdn ingest --steer` does for one document."""
+def chosen(scales: Iterable[ColumnScale]) -> set[tuple[int, int]]:
+    """Every layer and column that is scaled."""
+    return {(scale.layer, column) for scale in scales for column in scale.columns}
+
+
+def store_steered(
+    desk: Desk, model: LoadedModel, document: Segment, recipe: SteerRecipe
+) -> set[tuple[int, int]]:
+    """What `kdn ingest --steer` does for one document; the columns that were chosen."""
 
     def captured(plan: Plan) -> torch.Tensor:
         kv: torch.Tensor = run(model, plan).captured
@@ -311,6 +319,7 @@ def store_steered(desk: Desk, model: LoadedModel, document: Segment, recipe: Ste
     prompt = Prompt((PRELUDE, document, ASK))
     for block in edited_blocks(edited, prompt, shape, decoder.fingerprint, recipe, ""):
         desk.store.put(block, CODECS["lossless"])
+    return chosen(edited.scales)
 
 
 def planned(
@@ -393,6 +402,26 @@ def test_the_beginning_of_a_steered_text_is_another_text(
     found = planned(desk, *options, segments=segments)
     columns = [column for scale in found.plan.scale for column in scale.columns]
     assert 20 < max(columns) < 80
+
+
+@pytest.mark.parametrize("blend", [(), (Blend(0.0),)])
+def test_texts_whose_first_blocks_are_alike_have_columns_of_their_own(
+    desk: Desk, tiny: LoadedModel, blend: tuple[Blend, ...]
+) -> None:
+    """Both have 300 tokens and share 256, one block; a third text is that block alone."""
+    recipe = SteerRecipe(desk.fingerprint, weight=4, share=0.3, combine="union")
+    shared = ONE.token_ids[:256]
+    texts = [
+        Segment(Role.DOCUMENT, (*shared, *some_tokens(44, 200, seed=seed))) for seed in (31, 32)
+    ]
+    made = [store_steered(desk, tiny, text, recipe) for text in texts]
+    first, second = ({one for one in own if one[1] < 276} for own in made)
+    assert first != second, "what is chosen in the block depends on what follows it"
+    options = (*blend, Steer(recipe=recipe))
+    plans = [planned(desk, *options, segments=(PRELUDE, text, TOLD, ASK)).plan for text in texts]
+    assert [chosen(plan.scale) for plan in plans] == made
+    beginning = Segment(Role.DOCUMENT, shared)
+    assert planned(desk, *options, segments=(PRELUDE, beginning, TOLD, ASK)).plan.scale == ()
 
 
 @pytest.mark.parametrize(("begins", "taken"), [(320, 320), (319, 0)])

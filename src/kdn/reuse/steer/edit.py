@@ -17,6 +17,7 @@ from torch import Tensor
 from kdn.core import ColumnScale, Fingerprint, KvShape, LayerView, Plan, Prompt, TokenIds
 from kdn.reuse.prefix import run_bytes
 from kdn.reuse.steer.recipe import SteerRecipe, recipe_scales, top_columns
+from kdn.reuse.stored_run import recipe_for_whole
 from kdn.store import Block, block_ids, cut_blocks
 
 __all__ = ["ColumnSums", "EditedText", "RunPlan", "edit_text", "edited_blocks", "score_text"]
@@ -101,9 +102,10 @@ def edited_blocks(
     recipe: SteerRecipe,
     salt: str,
 ) -> Iterator[Block]:
-    """The blocks of the prompt's first tokens, which `edited` is of, under the recipe's taint."""
+    """The blocks of the prompt's first tokens, which `edited` is of, under the recipe's taint for them."""
     upto = edited.kv.shape[2]
-    ids = block_ids(prompt, upto, fingerprint=fingerprint, recipe=recipe.taint, salt=salt)
+    made = recipe_for_whole(recipe.taint, prompt.token_ids[:upto])
+    ids = block_ids(prompt, upto, fingerprint=fingerprint, recipe=made, salt=salt)
     for (start, stop), block_id in zip(cut_blocks(prompt, upto), ids, strict=True):
         runs = tuple(run_bytes(run) for run in edited.kv[:, :, start:stop])
         within = [

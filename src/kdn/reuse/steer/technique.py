@@ -146,12 +146,11 @@ class SteerReuse(Technique):
         if invoked is not None:
             token_ids = token_ids[: invoked.start]
         named = self._store, fingerprint, recipe.taint, request.salt
-        most = self._store.match(*named[1:], token_ids).num_tokens
         ends = [
             stop for segment, _, stop in request.prompt.spans() if segment.role is Role.DOCUMENT
         ]
-        runs = (whole_run(*named, token_ids[:stop]) for stop in reversed(ends) if stop <= most)
-        return next(filter(None, runs), Match())
+        within = (token_ids[:stop] for stop in reversed(ends) if stop <= len(token_ids))
+        return next(filter(None, (whole_run(*named, text) for text in within)), Match())
 
     def _told(self, request: Request, factors: ColumnFactors) -> None:
         self._trace.event("steer.plan", request=request.id, columns=len(factors))
