@@ -12,10 +12,10 @@ from __future__ import annotations
 import http.client
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -44,6 +44,7 @@ _MAX_WORDS_BYTES = 1 << 16
 _MAX_CURSOR = 200
 _MAX_DIGITS = 15
 _IDLE_CONNECTIONS = 16
+T = TypeVar("T")
 
 
 class PeerChanges(msgspec.Struct, frozen=True, array_like=True):
@@ -177,17 +178,61 @@ class PeerRemote(Remote):
         body: memoryview | None = None,
         max_bytes: int = _MAX_WORDS_BYTES,
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """Raises Unreachable for an answer of more than `max_bytes`, or one that does not end in time."""
+        """Raises Unreachable for an answer of more than `max_bytes`, or one that does not end in time.
+
+        A node closes connections that were idle for a while. Every call may be made twice, so one that
+        meets such a connection is made again over a new one, and is no fault of the node.
+        """
         slash = "" if what.startswith("?") else "/"
         path = f"{self._base}/v1/store/blocks{slash}{what}"
         deadline_s = self._clock.now() + self._timeout_s
-        with self._connection() as connection:
+
+        def over(
+            connection: http.client.HTTPConnection,
+        ) -> tuple[int, http.client.HTTPMessage, bytes]:
             connection.request(verb, path, body, {**self._headers, **headers})
             with connection.getresponse() as answer:
                 is_right = answer.status < http.HTTPStatus.BAD_REQUEST
                 limit = max_bytes if is_right else _MAX_WORDS_BYTES
                 said = read_reply(answer, limit, deadline_s, self._clock)
                 return answer.status, answer.headers, said
+
+        try:
+            return self._made(over)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()  # what else is idle is as old
+            raise Unreachable(
+                f"the node at {self._host} cannot be reached: {str(error) or type(error).__name__}"
+            ) from error
+
+    def _made(self, call: Callable[[http.client.HTTPConnection], T]) -> T:
+        """What `call` gives over an idle connection; over a new one where the node has closed that."""
+        with self._lock:
+            idle = self._idle.pop() if self._idle else None
+        if idle is not None:
+            with suppress(ConnectionError):
+                return self._over(idle, call)
+            self.close()
+        return self._over(self._connect(), call)
+
+    def _over(
+        self,
+        connection: http.client.HTTPConnection,
+        call: Callable[[http.client.HTTPConnection], T],
+    ) -> T:
+        """What `call` gives; the connection is kept for the next call."""
+        try:
+            given = call(connection)
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            is_kept = len(self._idle) < _IDLE_CONNECTIONS
+            if is_kept:
+                self._idle.append(connection)
+        if not is_kept:
+            connection.close()
+        return given
 
     def _expect_part(self, status: int, body: bytes) -> None:
         if status == UNREADABLE:
@@ -198,28 +243,6 @@ class PeerRemote(Remote):
         if status != wanted:
             said = body[:200].decode(errors="replace")
             raise Unreachable(f"the node at {self._host} answered {status}: {said}")
-
-    @contextmanager
-    def _connection(self) -> Iterator[http.client.HTTPConnection]:
-        """A connection of our own; an idle one may have died, so it gets back only when well."""
-        with self._lock:
-            connection = self._idle.pop() if self._idle else self._connect()
-        try:
-            yield connection
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            self.close()  # what else is idle is as old
-            raise Unreachable(
-                f"the node at {self._host} cannot be reached: {str(error) or type(error).__name__}"
-            ) from error
-        except BaseException:
-            connection.close()
-            raise
-        with self._lock:
-            if len(self._idle) < _IDLE_CONNECTIONS:
-                self._idle.append(connection)
-                return
-        connection.close()
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._tls is None:
