@@ -210,7 +210,7 @@ class PeerRemote(Remote):
         with self._lock:
             idle = self._idle.pop() if self._idle else None
         if idle is not None:
-            with suppress(ConnectionError):
+            with suppress(ConnectionError, ssl.SSLEOFError):
                 return self._over(idle, call)
             self.close()
         return self._over(self._connect(), call)
