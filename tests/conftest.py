@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from kdn.errors import UnknownModel
@@ -93,6 +94,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     faulthandler.dump_traceback_later(
         120, exit=True, file=sys.__stderr__ or 2
     )  # for code that holds the GIL
+
+
+@pytest.fixture(autouse=True)
+def threads_as_they_were() -> Iterator[None]:
+    """How many threads torch has is the process's: what a test says of it ends with the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

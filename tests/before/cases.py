@@ -180,12 +180,12 @@ FALCON = "The peregrine falcon dives at 389 kilometres per hour. It nests on cli
 PLANTS = "The fern grows in the shade. The cactus grows in the sun and needs no water for a year."
 
 
-def smollm2_outputs(home: Path, work: Path) -> dict[str, Any]:
-    """The ways to an answer with SmolLM2 in bfloat16, as people run it."""
+def smollm2_outputs(home: Path, work: Path, dtype: str = "bfloat16") -> dict[str, Any]:
+    """The ways to an answer with SmolLM2, recorded in bfloat16."""
     found: dict[str, Any] = {}
     trained = packaged_adapters("smollm2-135m")
     model = "smollm2-135m"
-    with seams.opened(model, home, store=work / "s", dtype="bfloat16", adapters=trained) as k:
+    with seams.opened(model, home, store=work / "s", dtype=dtype, adapters=trained) as k:
         greedy = Sampling(max_tokens=6, ignore_eos=True, logprobs=2)
         first = k.generate(FRANCE[0], sampling=greedy)
         turns = [

@@ -59,7 +59,10 @@ def _write_stores(home: Path, work: Path) -> None:
             seams.run(k, seams.request(k, "Say.", max_tokens=2, keep="all", salt=codec))
     for name in stored.FOLDERS:
         shutil.copytree(HERE / name, work / "copies" / name)
-    _save("store.json", stored.seen(thin, home, work / "copies", work))
+    copies = work / "copies"
+    seen = stored.seen(thin, home, copies, work)
+    seen["codecs"] = stored.seen_of_codecs(thin, home, copies / "codecs")
+    _save("store.json", seen)
 
 
 def _write_library(model: Path, home: Path, work: Path) -> None:

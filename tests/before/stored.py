@@ -66,7 +66,7 @@ def put_tainted_copy(k: kdn.Kdn) -> None:
 
 
 def seen(model: Path, home: Path, folders: Path, work: Path) -> dict[str, Any]:
-    """All that can be seen of the folders by who opens them. Uses the folders: give copies."""
+    """All that fp32 can see of the folders by who opens them. Uses the folders: give copies."""
     with seams.opened(model, home, store=folders / "store") as k:
         found: dict[str, Any] = {
             "blocks": seams.blocks(k),
@@ -93,13 +93,17 @@ def seen(model: Path, home: Path, folders: Path, work: Path) -> dict[str, Any]:
             pass
     except ForeignStore as error:
         found["sealed, without the key"] = str(error).partition(": ")[2].partition(",")[0]
-    with seams.opened(model, home, store=folders / "codecs", dtype="bfloat16") as k:
-        found["codecs"] = {
+    return found
+
+
+def seen_of_codecs(model: Path, home: Path, folder: Path) -> dict[str, Any]:
+    """What can be seen of the folder with a block of every codec, in bf16. Uses it: give a copy."""
+    with seams.opened(model, home, store=folder, dtype="bfloat16") as k:
+        return {
             "blocks": seams.blocks(k),
             "checksums": checksums(k),
             "damaged": list(k.store.verify().corrupt),
         }
-    return found
 
 
 def _found(k: kdn.Kdn) -> dict[str, list[list[Any]]]:

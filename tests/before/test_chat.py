@@ -10,14 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdn.errors import MissingExtra
 from tests.before import seams
 from tests.before.compare import alike
 from tests.before.http_cases import EMBEDDINGS, exchanges
 
 HERE = Path(__file__).parent
+BF16 = 0.003
+"""Embeddings were recorded in bf16, up to 0.0016 from what fp32 gives; other processors round otherwise."""
 
 
 def test_every_exchange_is_that_of_before(
@@ -34,7 +34,8 @@ def test_every_exchange_is_that_of_before(
         for found, recorded in zip(exchanges(server.http), expected, strict=True):
             if recorded["path"] not in skipped:
                 now, then = _without_sentence(found), _without_sentence(recorded)
-                alike(_as_told_then(now, then), then, 0.001, _name(recorded))
+                tolerance = BF16 if recorded["path"] == EMBEDDINGS else 0.001
+                alike(_as_told_then(now, then), then, tolerance, _name(recorded))
 
 
 def _name(recorded: dict[str, Any]) -> str:
@@ -42,9 +43,6 @@ def _name(recorded: dict[str, Any]) -> str:
 
 
 def _embeds(k: Any) -> bool:
-    """True where there is an embedder, in bf16 as it was recorded."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
     try:
         return bool(k.embedder.dimension)
     except MissingExtra:

@@ -1,9 +1,10 @@
 """Greedy tokens are those that the code of aea6709 gave; probabilities are within rounding of them.
 
 In fp32 (tiny random models) 0.001 nats covers other kernels and other processors.  Its weights in int8 were
-recorded again when their scale came to stand for 32 inputs and not for all of an output.  SmolLM2 runs in
-bfloat16, whose rounding differs between kernels: what was recorded lies up to 0.2 nats from what fp32
-gives, and the kernels of today up to 0.08.  So 0.25 nats, and tokens that lead by at least 0.25.
+recorded again when their scale came to stand for 32 inputs and not for all of an output.  SmolLM2 was
+recorded in bfloat16, whose rounding differs between kernels: what was recorded lies up to 0.2 nats from what
+fp32 gives, and so do the kernels of today, on the other side for some tokens.  So 0.25 nats in fp32 and 0.4
+in bfloat16, and tokens that lead by as much.
 """
 
 from __future__ import annotations
@@ -32,5 +33,9 @@ def test_the_tiny_model_answers_as_before(
 
 
 @pytest.mark.model
-def test_smollm2_answers_as_before(tmp_path: Path, smollm2: Path, before_home: Path) -> None:
-    alike(cases.smollm2_outputs(before_home, tmp_path), recorded("smollm2"), 0.25)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.25), ("bfloat16", 0.4)])
+def test_smollm2_answers_as_before(
+    tmp_path: Path, smollm2: Path, before_home: Path, dtype: str, tolerance: float
+) -> None:
+    found = cases.smollm2_outputs(before_home, tmp_path, dtype)
+    alike(found, recorded("smollm2"), tolerance)

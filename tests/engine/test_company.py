@@ -8,7 +8,7 @@ would be stored.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -156,13 +156,6 @@ def case(
     if not holds_bits(decoder, attention):
         pytest.skip("on this processor no KV of this shape is stored")
     return Case(model, attention)
-
-
-@pytest.fixture(autouse=True)
-def threads_as_they_were() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def first_rows(view: LayerView, count: int) -> Tensor:

@@ -13,6 +13,7 @@ from kdn.core import Plan, TokenIds
 from kdn.corpus import corpus_files
 from kdn.model import LoadedModel, load_adapter, load_model
 from kdn.model.attention import Attention, TorchAttention
+from kdn.model.gguf.file import unpack_gguf
 from kdn.model.kernels import KernelAttention
 from tests.engine.runs import HeldSource, decode, run
 
@@ -40,9 +41,9 @@ def text(smol: LoadedModel) -> TokenIds:
 
 
 @pytest.fixture(scope="module")
-def transformers_model(smol: LoadedModel, model_cache: Path) -> Any:
+def transformers_model(smollm2: Path, model_cache: Path) -> Any:
     transformers = pytest.importorskip("transformers")
-    folder = next((model_cache / "unpacked").iterdir())
+    folder = unpack_gguf(smollm2, model_cache / "unpacked", torch.float32)
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 

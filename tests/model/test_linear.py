@@ -22,8 +22,16 @@ def rows(count: int, size: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(count, size, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
+@pytest.fixture(params=[1, 2, 3, 8])
+def num_threads(request: pytest.FixtureRequest) -> int:
+    """As many threads for torch, more than there are processors or not."""
+    torch.set_num_threads(request.param)
+    return int(request.param)
+
+
+@pytest.mark.usefixtures("num_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("shape", [(960, 576), (576, 1536), (96, 64)])
+@pytest.mark.parametrize("shape", [(960, 576), (576, 1536), (96, 64), (96, 768)])
 def test_any_number_of_rows_gives_the_same_bits(shape: tuple[int, int], dtype: torch.dtype) -> None:
     linear = build_linear(matrix(*shape, dtype))
     if not isinstance(linear, PackedLinear):
@@ -47,6 +55,7 @@ def test_packed_equals_plain_to_rounding(in_size: int, dtype: torch.dtype, with_
     assert torch.allclose(packed.float(), plain.float(), atol=tolerance)
 
 
+@pytest.mark.usefixtures("num_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("in_size", [64, 1536])
 def test_onto_a_base_is_a_sum_of_independent_rows(in_size: int, dtype: torch.dtype) -> None:

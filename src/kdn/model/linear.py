@@ -28,9 +28,10 @@ _PACK_ROWS = {torch.bfloat16: 1, torch.float32: 2048}
 
 Any hint gives right products; these two let the order of sums depend on the number of rows least.
 """
-_WIDE = 1024
+_WIDE, _WIDE_AMONG_MANY = 1024, 384
 """Beyond this many columns oneDNN sums some row counts in another order, so wider bf16 matrices are
-cut. Up to it, no row count from 1 to 2048 was found to differ, on 1, 2 or 4 threads."""
+cut. Up to it, no row count from 1 to 2048 was found to differ, on 1 or 2 threads. Among more, with AMX,
+it shares the columns of a sum out: up to the second number never, on 3, 4, 8 and 16 threads."""
 _GRAIN = 32_768
 """Elements that torch gives a thread at least (at::internal::GRAIN_SIZE)."""
 _INT8_ROWS = 16
@@ -75,8 +76,9 @@ class PlainLinear(Linear):
 class PackedLinear(Linear):
     """The matrix laid out once for oneDNN: no reordering per call, and a fixed order of sums.
 
-    A wide bf16 matrix is a sum over column ranges, rounded to bf16 after each; fp32 takes another
-    kernel for a single row, so that one row is computed as two.
+    It is laid out for as many threads as torch has then.  A wide bf16 matrix is a sum over column ranges,
+    rounded to bf16 after each; fp32 takes another kernel for a single row, so that one row is computed
+    as two.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -124,8 +126,8 @@ def _twice(row: Tensor) -> Tensor:
 
 
 def _column_ranges(num_columns: int) -> list[slice]:
-    """Equal ranges of at most _WIDE columns, cut at multiples of 64."""
-    count = -(-num_columns // _WIDE)
+    """Equal ranges, none too wide for this many threads, cut at multiples of 64."""
+    count = -(-num_columns // (_WIDE if torch.get_num_threads() <= 2 else _WIDE_AMONG_MANY))
     width = -(-num_columns // (count * 64)) * 64
     return [slice(start, start + width) for start in range(0, num_columns, width)]
 
