@@ -112,6 +112,13 @@ def test_a_plan_for_ten_times_the_traffic(tmp_path: Path, chats: Path) -> None:
     assert all(one["gpus"] >= 1 and one["p95_s"] <= 5 for one in plans)
 
 
+def test_a_plan_names_the_traffic_that_no_fleet_meets(tmp_path: Path, chats: Path) -> None:
+    asked = ("cost", "plan", "--trace", chats, "--slo", "5", "--capacity", "100")
+    found = answer(tmp_path, *asked, "--traffic", "1", "--traffic", "1e9", "--tier", "nvme")
+    assert {one["traffic"] for one in found["plans"]} == {1.0}
+    assert found["unmet_traffic"] == [1e9]
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [

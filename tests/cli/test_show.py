@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from kdn.cli.show import emit, printable, say, size_text, table, tell, tell_failures, time_text
+from kdn.cli.show import (
+    emit,
+    printable,
+    printed_even_early,
+    say,
+    size_text,
+    table,
+    tell,
+    tell_failures,
+    time_text,
+    watched,
+)
 from kdn.trace import NoTrace, Recorder
 
 EVIL = "\x1b]0;PWNED\x07\x1b[31m.pdf"
@@ -100,3 +111,24 @@ def test_failures_of_tiers_are_told_once_each(capsys: pytest.CaptureFixture[str]
         "note: the redis tier could not be asked: timed out",
         "note: 3 blocks could not be written to the disk tier: the disk is full",
     ]
+
+
+def test_what_ends_early_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C while the second of three is under way: one is done."""
+    with pytest.raises(KeyboardInterrupt), watched(["a", "b", "c"], "moving") as each:
+        assert (next(each), next(each)) == ("a", "b")
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "kdn: ended after 1 of 3 blocks\n"
+    with watched(["a", "b"], "moving") as each:
+        assert list(each) == ["a", "b"]
+    assert capsys.readouterr().err == ""
+
+
+def test_rows_are_printed_whether_it_ends_early_or_not(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = []
+    with printed_even_early(lambda: tell(str(rows))):
+        rows.append(1)
+    with pytest.raises(KeyboardInterrupt), printed_even_early(lambda: tell(str(rows))):
+        rows.append(2)
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == "[1]\n[1, 2]\n"

@@ -158,9 +158,10 @@ def plan(
     sheet, how_fast = read_prices(prices), load_speed(speed)
     tiers = _tiers(sheet, tier)
     sizes = capacity or ["2000", "8000", "30000"]
+    asked = traffic or [1.0, 10.0, 1000.0]
     found: list[FleetPlan] = []
     for size_bytes, _, served in _replays(file, sizes, [policy], how_fast.token_bytes):
-        for times in traffic or (1.0, 10.0, 1000.0):
+        for times in asked:
             for one in (None, *_places(tiers, size_bytes)):
                 held = SizeBytes(float(size_bytes if one is not None else 0))
                 option = plan_fleet(served, how_fast, sheet, one, held, Seconds(slo), times)
@@ -173,8 +174,12 @@ def plan(
             " longer, or the traffic needs more"
         )
     found.sort(key=lambda one: (one.traffic, one.per_hour.value))
+    met = {one.traffic for one in found}
+    unmet = [times for times in asked if times not in met]
+    for times in unmet:
+        say(f"{times:g}x: no fleet of at most {MOST_GPUS:,} GPUs gives P95 of {slo:g} s")
     if as_json:
-        emit({"plans": [_plan_shape(one) for one in found]})
+        emit({"plans": [_plan_shape(one) for one in found], "unmet_traffic": unmet})
         return
     columns = ("traffic", "tier", "stored", "hit rate", "GPUs", "P95", "USD/h", "USD/month")
     table("cheapest first", columns, [_plan_row(one) for one in found])

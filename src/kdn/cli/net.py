@@ -12,7 +12,7 @@ from rich.table import Table
 
 from kdn.cli import rtc
 from kdn.cli.options import JsonOption, SeedOption, output_file, output_folder
-from kdn.cli.show import emit, progress_bar
+from kdn.cli.show import emit, printed_even_early, progress_bar
 from kdn.errors import BadInput
 
 __all__ = ["app"]
@@ -59,7 +59,7 @@ _WORDS = {
 
 def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
     """One JSON object, or a table: few rows stand side by side, many below one another."""
-    if as_json:
+    if as_json or not rows:
         emit({"rows": rows})
         return
     table = Table(title=title)
@@ -194,9 +194,15 @@ def evaluate(
 
     if scenarios not in LISTS:
         raise BadInput(f"no list {scenarios!r}; there are {', '.join(LISTS)}")
-    rows = []
-    with progress_bar() as progress:
-        names = policies.split(",")
+    rows: list[dict[str, Any]] = []
+    shown = ("scenario", "policy", "p50_ms", "p99_ms", "goodput_mbps", "classic_share")
+
+    def print_rows() -> None:
+        few = [{name: row[name] for name in shown} for row in rows]
+        _print(rows if as_json else few, as_json, "policies")
+
+    names = policies.split(",")
+    with printed_even_early(print_rows), progress_bar() as progress:
         bar = progress.add_task("scenarios", total=len(LISTS[scenarios]) * len(names))
         for scenario in LISTS[scenarios]:
             for policy in names:
@@ -204,10 +210,6 @@ def evaluate(
                 world.run()
                 rows.append(asdict(judge(world, policy, share)))
                 progress.advance(bar)
-    if not as_json:
-        shown = ("scenario", "policy", "p50_ms", "p99_ms", "goodput_mbps", "classic_share")
-        rows = [{name: row[name] for name in shown} for row in rows]
-    _print(rows, as_json, "policies")
 
 
 @l4s.command()

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from kdn.cli.options import JsonOption, SeedOption, output_file, output_folder
-from kdn.cli.show import emit, progress_bar
+from kdn.cli.show import emit, printed_even_early, progress_bar
 from kdn.errors import BadInput
 
 __all__ = ["app"]
@@ -127,19 +127,23 @@ def evaluate(
     links = held_out_links(num_links) if data is None else recorded_links(data, num_links)
     if not links:
         raise BadInput(f"{data} holds no cellular/*.gz or puffer/*.gz; give the folder above them")
-    learned, tables, rows = load_policies(policies), held_out_tables(codec), []
+    learned, tables = load_policies(policies), held_out_tables(codec)
     names = controllers.split(",")
     for name in names:
         controller(name, links[0], learned)  # a wrong name is refused before anything is run
-    with progress_bar() as progress:
+    rows: list[dict[str, Any]] = []
+
+    def print_rows() -> None:
+        few = [{n: row[n] for n in ("controller", *_SHOWN) if n in row} for row in rows]
+        title = f"{len(links)} links, {len(tables)} clips, codec {codec}"
+        _print(rows if as_json else few, as_json, title)
+
+    with printed_even_early(print_rows), progress_bar() as progress:
         bar = progress.add_task("calls", total=len(names) * len(links) * len(tables))
         for name in names:
             progress.update(bar, description=f"calls: {name}")
             found = judged(name, tables, links, learned, seconds, lambda: progress.advance(bar))
             rows.append({"controller": name} | asdict(found))
-    if not as_json:
-        rows = [{n: row[n] for n in ("controller", *_SHOWN) if n in row} for row in rows]
-    _print(rows, as_json, f"{len(links)} links, {len(tables)} clips, codec {codec}")
 
 
 @app.command()
@@ -278,7 +282,7 @@ def _view(running: Any, feedback: Any, name: str, rates: list[float]) -> str:
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
-    if as_json:
+    if as_json or not rows:
         emit({"rows": rows})
         return
     table = Table(title=title)

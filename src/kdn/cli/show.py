@@ -6,11 +6,11 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "emit",
     "printable",
+    "printed_even_early",
     "progress_bar",
     "say",
     "say_for_trying",
@@ -31,10 +32,12 @@ __all__ = [
     "tell",
     "tell_failures",
     "time_text",
+    "watched",
     "write_piece",
 ]
 
 
+T = TypeVar("T")
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What steers a terminal, or the direction of its text."""
 
@@ -158,6 +161,39 @@ def progress_bar() -> Iterator[Progress]:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         yield bar
+
+
+@contextmanager
+def watched(blocks: Sequence[T], doing: str) -> Iterator[Iterator[T]]:
+    """The blocks one by one, under a bar. What ends before the last is told how many were done."""
+    done = 0
+
+    def each() -> Iterator[T]:
+        nonlocal done
+        for one in blocks:
+            yield one
+            done += 1
+            bar.advance(task)
+
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task(doing, total=len(blocks))
+            yield each()
+    except BaseException:
+        say(f"kdn: ended after {done} of {counted(len(blocks), 'block')}")
+        raise
+
+
+@contextmanager
+def printed_even_early(print_rows: Callable[[], None]) -> Iterator[None]:
+    """Prints in the end, and after Ctrl-C before it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("kdn: ended early: these are the rows by then")
+        print_rows()
+        raise
+    print_rows()
 
 
 def size_text(size_bytes: float) -> str:

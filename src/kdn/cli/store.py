@@ -10,7 +10,16 @@ import typer
 from kdn.cli.calibrate import calibrate, records_of, show_record
 from kdn.cli.grouped import grouped
 from kdn.cli.options import HomeOption, JsonOption, output_file, read_settings
-from kdn.cli.show import emit, say, size_text, table, tell, time_text
+from kdn.cli.show import (
+    emit,
+    progress_bar,
+    say,
+    size_text,
+    table,
+    tell,
+    time_text,
+    watched,
+)
 from kdn.cli.simulate import simulate
 from kdn.cli.store_blocks import compress, copy, move, pin, tell_done, unpin, warm
 from kdn.cli.which import SaltOption, TierOption, WhichBlocks, opened
@@ -167,8 +176,11 @@ def quota(
 @store.command()
 def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Read everything and check it; damaged blocks are put out of use. Exit code 1 if there were."""
-    with opened(home) as found:
-        report = found.verify()
+    with (
+        opened(home) as found,
+        watched(tuple(found.tiers.durable.block_keys()), "verifying") as each,
+    ):
+        report = found.verify(each)
     if as_json:
         shape = {
             "blocks": report.blocks,
@@ -231,8 +243,8 @@ def export(
     with which.picked() as (found, keys):
         if not keys:  # a file that is there is not replaced by nothing
             raise BadInput("there are no such blocks: nothing is exported")
-        with publishing(file) as bundle:
-            done = export_blocks(found, keys, bundle)
+        with publishing(file) as bundle, watched(keys, "exporting") as each:
+            done = export_blocks(found, each, bundle)
     tell_done(done, "exported", as_json)
 
 
@@ -247,6 +259,10 @@ def take_in(
     """Take in the blocks of a bundle, each checked whole before it is kept."""
     from kdn.store.admin.bundle import import_blocks
 
-    with opened(home) as found, file.open("rb") as bundle:
+    with (
+        opened(home) as found,
+        progress_bar() as bar,
+        bar.open(file, "rb", description="importing") as bundle,
+    ):
         done = import_blocks(found, bundle, salt)
     tell_done(done, "imported", as_json)

@@ -9,7 +9,7 @@ import typer
 
 from kdn.cli.grouped import grouped
 from kdn.cli.options import JsonOption
-from kdn.cli.show import emit, say, size_text, tell
+from kdn.cli.show import emit, say, size_text, tell, watched
 from kdn.cli.which import AllOption, WhichBlocks
 from kdn.machine.text import counted
 
@@ -42,8 +42,9 @@ def warm(
     """Fetch blocks from tiers across the network onto this machine's disk, before they are asked for."""
     from kdn.store.admin.manage import warm as bring
 
-    with which.picked() as (found, keys):
-        tell_done(bring(found, keys), "warmed", as_json)
+    with which.picked() as (found, keys), watched(keys, "warming") as each:
+        done = bring(found, each)
+    tell_done(done, "warmed", as_json)
 
 
 @grouped
@@ -92,8 +93,12 @@ def copy(
     """Put blocks into another tier too."""
     from kdn.store.admin.manage import copy as carry
 
-    with which.changed(source, everything=everything) as (found, keys):
-        tell_done(carry(found, keys, to, source), "copied", as_json)
+    with (
+        which.changed(source, everything=everything) as (found, keys),
+        watched(keys, "copying") as each,
+    ):
+        done = carry(found, each, to, source)
+    tell_done(done, "copied", as_json)
 
 
 @grouped
@@ -108,8 +113,12 @@ def move(
     """Put blocks into another tier, and out of the one they are in."""
     from kdn.store.admin.manage import move as carry
 
-    with which.changed(source, everything=everything) as (found, keys):
-        tell_done(carry(found, keys, to, source), "moved", as_json)
+    with (
+        which.changed(source, everything=everything) as (found, keys),
+        watched(keys, "moving") as each,
+    ):
+        done = carry(found, each, to, source)
+    tell_done(done, "moved", as_json)
 
 
 @grouped
@@ -123,5 +132,6 @@ def compress(
     """Write blocks again with another codec."""
     from kdn.store.admin.manage import compress as rewrite
 
-    with which.changed(everything=everything) as (found, keys):
-        tell_done(rewrite(found, keys, codec), "rewrote", as_json)
+    with which.changed(everything=everything) as (found, keys), watched(keys, "rewriting") as each:
+        done = rewrite(found, each, codec)
+    tell_done(done, "rewrote", as_json)

@@ -12,7 +12,7 @@ A lost, torn or damaged block is a counted miss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
@@ -268,10 +268,10 @@ class Store:
             **self._outcomes.counts(),
         )
 
-    def verify(self) -> ScrubReport:
-        """Read and verify every block of the durable tier; damaged ones are put out of use."""
+    def verify(self, keys: Iterable[BlockKey] | None = None) -> ScrubReport:
+        """Read and verify these blocks of the durable tier, or all; damaged ones are put out of use."""
         blocks, size_bytes, corrupt = 0, 0, list[BlockKey]()
-        for key in list(self.tiers.durable.block_keys()):
+        for key in list(self.tiers.durable.block_keys()) if keys is None else keys:
             found = self._loads.scrub(self.tiers.durable, key)
             if found is None:
                 corrupt.append(key)

@@ -21,6 +21,7 @@ from kdn.core import EXACT, BlockId, Prompt, Role, Segment, TokenIds
 from kdn.engine import kv_shape
 from kdn.errors import EngineFailed
 from kdn.store import Block, EncodedBlock, block_ids, encode_block
+from kdn.trace import Recorder
 
 __all__ = ["Hits", "opened_with_tiers", "start_lmcache", "start_node", "start_redis"]
 
@@ -31,6 +32,7 @@ _LMCACHE = "lmcache.v1.multiprocess.server"
 _HAS_LMCACHE = (
     f"import importlib.util, sys; sys.exit(importlib.util.find_spec('{_LMCACHE}') is None)"
 )
+_FAULTS = ("store.failed", "store.lost", "store.corrupt")
 _NEVER = 1.0
 """Prefill as slow as this never is: what is stored is loaded, whether that pays or not."""
 
@@ -60,7 +62,8 @@ def opened_with_tiers(
             objects_poll_s=3600.0,
         ),
     )
-    return stack.enter_context(api.open(options.model, config=options.note(config))), absent
+    noted = options.note(config)
+    return stack.enter_context(api.open(options.model, config=noted, trace=Recorder())), absent
 
 
 class Hits:
@@ -107,9 +110,8 @@ class Hits:
         self.place(tier, prefix)
         seconds, usage = ours.hit_s(prefix, self.prompt(f"rest/{tier}", NEW_TOKENS, number))
         if usage.exact < len(prefix) or set(usage.tiers) != {tier}:
-            faults = self.service.store.stat().errors
             raise EngineFailed(
-                f"a hit in {tier} reused {usage.exact} tokens from {usage.tiers}; errors: {faults}"
+                f"a hit in {tier} reused {usage.exact} tokens from {usage.tiers}; {self._faults()}"
             )
         self.forget(prefix)
         return seconds
@@ -126,6 +128,13 @@ class Hits:
         names = block_ids(prompt, len(prefix), fingerprint=self.fingerprint, recipe=EXACT, salt="")
         for one in list(names):
             store.drop(one.key)
+
+    def _faults(self) -> str:
+        """How many there were by tier, and the first three that the trace remembers."""
+        trace = self.service.trace
+        told = trace.events() if isinstance(trace, Recorder) else []
+        reasons = [f"{e.name}: {e.fields['reason']}" for e in told if e.name in _FAULTS]
+        return f"errors: {self.service.store.stat().errors}; {'; '.join(reasons[:3])}"
 
     def _block(self, block_id: BlockId) -> Block:
         source = random.Random(block_id.num_tokens)

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Self
 
 from kdn.core import BlockKey
-from kdn.errors import BadInput, CorruptBlock
+from kdn.errors import BadInput, CorruptBlock, NoSpace
+from kdn.machine.text import counted
 from kdn.store.admin.manage import Done, whole_block
 from kdn.store.block.format import (
     MAX_BLOCK_BYTES,
@@ -52,14 +53,18 @@ def export_blocks(store: Store, keys: Iterable[BlockKey], to: IO[bytes]) -> Done
 def import_blocks(store: Store, source: IO[bytes], salt: str | None = None) -> Done:
     """Store every block of a bundle, or those of one tenant; damaged ones are counted missing.
 
-    Raises BadInput for what is no bundle, NoSpace when the store is full.
+    Raises BadInput for what is no bundle, NoSpace when the store is full: how many were stored is told.
     """
     blocks = size_bytes = missing = 0
     for block in read_bundle(source):
         if block is None or salt not in (None, block.header.id.salt):
             missing += 1
             continue
-        store.put_encoded(block)
+        try:
+            store.put_encoded(block)
+        except NoSpace as error:
+            before = counted(blocks, "block")
+            raise NoSpace(f"{error}; {before} of the bundle were stored before") from error
         blocks, size_bytes = blocks + 1, size_bytes + block.size_bytes
     return Done(blocks, size_bytes, missing)
 

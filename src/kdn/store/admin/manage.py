@@ -100,18 +100,24 @@ def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None
     def put(block: EncodedBlock, _source: str | None) -> None:
         store.tenancy.put_into(tier, block)
 
-    return _carried(store, [(key, source) for key in keys], put)
+    return _carried(store, ((key, source) for key in keys), put)
 
 
 def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Done:
     """Copy blocks to `target`, each dropped from `source` once it is stored there whole. Raises as `copy`."""
-    return move_each(store, [(key, source) for key in keys], target)
+    return _moved(store, ((key, source) for key in keys), target, {source})
 
 
 def move_each(store: Store, places: Sequence[tuple[BlockKey, str]], target: str) -> Done:
     """As `move`, each block from a tier of its own."""
+    return _moved(store, places, target, {source for _, source in places})
+
+
+def _moved(
+    store: Store, places: Iterable[tuple[BlockKey, str]], target: str, sources: set[str]
+) -> Done:
     tier = store.tiers.named(target)
-    origins = {source: store.tiers.named(source) for _, source in places}
+    origins = {source: store.tiers.named(source) for source in sources}
     if target in origins:
         raise BadInput(f"blocks cannot move from {target} to itself")
 
