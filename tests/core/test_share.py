@@ -11,7 +11,7 @@ REQUEST = Request("r", Prompt((Segment(Role.QUESTION, (1, 2, 3)),)))
 
 
 def test_the_default_of_an_option_and_of_settings_is_the_best_way() -> None:
-    assert (Share().mode, Share().max_kl, Share().within_s) == ("best", 0.05, None)
+    assert (Share().mode, Share().max_kl, Share().within_s) == ("best", None, None)
     assert (ShareConfig().mode, ShareConfig().max_kl) == ("best", 0.05)
 
 

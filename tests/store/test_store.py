@@ -23,6 +23,7 @@ from kdn.store import (
     Store,
     open_store,
 )
+from kdn.store.index.index import Family
 from kdn.store.tiers.tier import Spare
 from kdn.trace import Recorder
 from tests.store.helpers import MODEL, block_id, make_block, run_of
@@ -197,6 +198,17 @@ def test_verify_reads_everything_and_puts_damage_out_of_use(tmp_path: Path) -> N
         path.write_bytes(data)
         assert store.verify().corrupt == (SECOND.key,)
         assert store.verify() == ScrubReport(1, 53248, ())
+
+
+def test_it_is_told_without_a_look_up_whether_a_family_has_blocks() -> None:
+    with open_store(None) as store:
+        store.put(make_block(FIRST))
+        mine, others = Family(MODEL, EXACT, ""), Family(MODEL, EXACT, "x")
+        assert store.index.has_any([others, mine])
+        assert not store.index.has_any([others])
+        store.drop(FIRST.key)
+        assert not store.index.has_any([mine])
+        assert store.stat().lookups == 0
 
 
 def test_the_numbers_tell_what_happened() -> None:

@@ -118,7 +118,8 @@ def sharing(share: ShareMode | None) -> tuple[Share, ...]:
     """How a request says whose KV it may use.
 
     `"exact"`: its own model's, bit for bit; `"published"` and `"best"`: also a sibling's, as the pair's
-    profile says (`kdn share profile`); None: as the settings say.  Raises BadInput for anything else.
+    profile says (`kdn share profile`), within the settings' limits; None: as the settings say.  Raises
+    BadInput for anything else.
     """
     return () if share is None else (Share(share),)
 

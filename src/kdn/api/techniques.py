@@ -10,7 +10,7 @@ from kdn.api.common import Common
 from kdn.calibration.of_model import ModelCalibration
 from kdn.clock import Clock
 from kdn.config import Config
-from kdn.core import Fingerprint, JctModel, KvShape, Request, Share
+from kdn.core import Fingerprint, JctModel, KvShape, Request
 from kdn.errors import BadConfig, StoreError
 from kdn.model import LoadedModel
 from kdn.reuse import LossRule, PrefixReuse, RecordLookups, Stack
@@ -103,7 +103,7 @@ def join_reuse(
         calibration.shares,
         clock,
         siblings=partial(_siblings, model),
-        default=Share(config.share.mode, config.share.max_kl, config.share.within_s),
+        settings=config.share,
         guard=share_guard,
         speeds=speeds,
         is_waiting=lambda: len(queue) > 1,  # the one that is planned is in it

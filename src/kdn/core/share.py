@@ -15,7 +15,7 @@ __all__ = ["Share", "ShareConfig"]
 
 
 class ShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a model uses KV that a sibling of it has computed, for requests that do not say."""
+    """How a model uses KV that a sibling of it has computed, in all that requests do not say."""
 
     mode: Literal["exact", "published", "best"] = "best"
     """`best`: where `kdn share profile` measured a pair; `exact`: only what is the model's own bit for bit,
@@ -40,10 +40,10 @@ class Share:
     """
 
     mode: Literal["exact", "published", "best"] = "best"
-    max_kl: float = 0.05
-    """How far (mean KL, nats, as profiled) answers may move."""
+    max_kl: float | None = None
+    """How far (mean KL, nats, as profiled) answers may move; None: as the settings say."""
     within_s: float | None = None
-    """By when the context is to be read, where no other request waits; None: with the least work."""
+    """By when the context is to be read, where no other request waits; None: as the settings say."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("exact", "published", "best"):

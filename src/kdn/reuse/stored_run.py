@@ -2,7 +2,7 @@
 
     prompt    prelude | document one | document two | history
     exact     ████████████████████████
-    SHARED                            ██████████████████████████   computed over a sibling's KV
+    shared                            ██████████████████████████   computed over a sibling's KV
 
 A request stores what it computes, from the end of the run that it reuses.  So blocks of a recipe begin
 where exact ones end, and only both together are a run from the first token on.
@@ -14,12 +14,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby, takewhile
 
-from kdn.core import EXACT, Fingerprint, Invoked, Recipe, Request, TokenIds, chain_hash
+from kdn.core import EXACT, PUBLIC_SALT, Fingerprint, Invoked, Recipe, Request, TokenIds, chain_hash
 from kdn.reuse.source import close_all
 from kdn.store import BlockHit, Match, Reader, Store
+from kdn.store.index.index import Family
 
 __all__ = [
     "exact_tokens",
+    "has_blocks",
     "longest_run",
     "made_as",
     "open_leading",
@@ -49,6 +51,19 @@ def stored_run(
         invoked.fingerprint, recipe, request.salt, token_ids, invoked.start, or_exact=True
     )
     return Match((*found.hits, *more.hits))
+
+
+def has_blocks(
+    store: Store,
+    request: Request,
+    fingerprint: Fingerprint,
+    recipe: Recipe,
+    invoked: Invoked | None,
+) -> bool:
+    """Are there blocks of that recipe which `stored_run` could find? Looks at no token and counts nothing."""
+    owners = (fingerprint,) if invoked is None else (fingerprint, invoked.fingerprint)
+    salts = request.salt, PUBLIC_SALT
+    return store.index.has_any(Family(one, recipe, salt) for one in owners for salt in salts)
 
 
 def longest_run(

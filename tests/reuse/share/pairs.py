@@ -24,6 +24,8 @@ from kdn.reuse.share.pairs import SharePoint, WayTimes
 from tests.engine.runs import some_tokens
 
 LAYERS = 4
+MODULES = ("q_proj", "v_proj", "down_proj")
+"""What the random adapters act on."""
 PRELUDE = Segment(Role.PRELUDE, some_tokens(20, 200, seed=9))
 DOCUMENT = Segment(Role.DOCUMENT, some_tokens(300, 200, seed=8))
 CONTEXT = 320

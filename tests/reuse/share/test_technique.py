@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -27,13 +26,14 @@ from kdn.core import (
     Token,
     Usage,
 )
-from kdn.reuse.share import SHARED, LinearMap
+from kdn.reuse.share import LinearMap, shared_recipe
 from kdn.trace import Recorder
 from tests.engine.test_company import write_adapter
 from tests.reuse.share.pairs import (
     CONTEXT,
     DOCUMENT,
     LAYERS,
+    MODULES,
     PRELUDE,
     ask,
     point,
@@ -43,35 +43,6 @@ from tests.reuse.share.pairs import (
 )
 
 BEST, PUBLISHED, EXACTLY = Share("best"), Share("published"), Share("exact")
-MODULES = ("q_proj", "v_proj", "down_proj")
-
-
-@pytest.fixture(scope="module")
-def folders(
-    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Path]]:
-    """A base of four layers with two adapters, a and b."""
-    base = tiny_model("llama", num_hidden_layers=LAYERS, max_position_embeddings=1024)
-    place = tmp_path_factory.mktemp("adapters")
-    adapters = {name: write_adapter(place / name, n, MODULES) for n, name in enumerate("ab")}
-    return base, adapters
-
-
-@pytest.fixture
-def k(folders: tuple[Path, dict[str, Path]], tmp_path: Path) -> Iterator[kdn.Kdn]:
-    base, adapters = folders
-    with kdn.open(base, config=settings(tmp_path), dtype="bfloat16", adapters=adapters) as made:
-        yield made
-        made.check()
-
-
-@pytest.fixture
-def floats(folders: tuple[Path, dict[str, Path]], tmp_path: Path) -> Iterator[kdn.Kdn]:
-    """The same in fp32, for every processor."""
-    base, adapters = folders
-    with kdn.open(base, config=settings(tmp_path), dtype="float32", adapters=adapters) as made:
-        yield made
-        made.check()
 
 
 def test_without_a_profile_nothing_is_shared(k: kdn.Kdn) -> None:
@@ -243,12 +214,13 @@ def test_what_was_shared_is_tainted_and_serves_the_next_turn(k: kdn.Kdn) -> None
 
     Of 344 tokens the question before is kept, too, so only the new one is computed.
     """
-    tell(k, [point(work=0.0)], None, "a")
+    reuse = point(work=0.0)
+    tell(k, [reuse], None, "a")
     ask(k)
     ask(k, adapter="a", share=BEST, retention=Retention.ALL)
     receiver, tokens = k.model.fingerprints.of("a"), (*PRELUDE.token_ids, *DOCUMENT.token_ids)
     assert k.store.match(receiver, EXACT, "", tokens).num_tokens == 0
-    assert k.store.match(receiver, SHARED, "", tokens).num_tokens == CONTEXT
+    assert k.store.match(receiver, shared_recipe(reuse), "", tokens).num_tokens == CONTEXT
     talk = (PRELUDE, DOCUMENT, Segment(Role.HISTORY, question().token_ids), question(2))
     _, _, usage = ask(k, *talk, adapter="a", share=BEST)
     assert (usage.shared, usage.recomputed) == (CONTEXT + 12, 12)
@@ -327,10 +299,12 @@ def test_a_setting_shares_for_requests_that_do_not_say(
         assert trace.count("share.guard") >= 1
 
 
+@pytest.mark.parametrize("retention", Retention)
 def test_a_receiver_whose_answers_are_too_far_off_stops(
-    folders: tuple[Path, dict[str, Path]], tmp_path: Path
+    folders: tuple[Path, dict[str, Path]], tmp_path: Path, retention: Retention
 ) -> None:
-    """A map that adds 3 to every key and value: after four comparisons the model computes itself."""
+    """A map that adds 3 to every key and value: after four comparisons the model computes itself, also
+    what it has stored over the sibling's KV."""
     base, adapters = folders
     width = 2 * 2 * 16
     wrong = LinearMap(torch.zeros(LAYERS, width, width), torch.full((LAYERS, width), 3.0))
@@ -340,6 +314,8 @@ def test_a_receiver_whose_answers_are_too_far_off_stops(
         ask(k, retention=Retention.SHARED)
         for seed in range(4):
             asked = (PRELUDE, DOCUMENT, question(seed))
-            assert ask(k, *asked, adapter="a", retention=Retention.NOTHING)[2].shared == CONTEXT
+            assert ask(k, *asked, adapter="a", retention=retention)[2].shared == CONTEXT
             k.catch_up()
-        assert ask(k, adapter="a", retention=Retention.NOTHING)[2].shared == 0
+        found = ask(k, adapter="a", retention=Retention.NOTHING)
+        assert (found[2].shared, found[2].recomputed) == (0, 332)
+        assert found[:2] == ask(k, adapter="a", reuse=False, salt="own")[:2]

@@ -6,13 +6,13 @@ Start reading at `technique.py`; `plans.py` has the ways to share, `pairs.py` wh
 from __future__ import annotations
 
 from kdn.reuse.share.guard import ShareGuard
+from kdn.reuse.share.limits import shared_recipe
 from kdn.reuse.share.linear_map import LinearMap, MapFit
 from kdn.reuse.share.pairs import PairRecord, ShareRecords
 from kdn.reuse.share.plans import ShareChoice
-from kdn.reuse.share.technique import SHARED, ShareReuse, Sibling
+from kdn.reuse.share.technique import ShareReuse, Sibling
 
 __all__ = [
-    "SHARED",
     "LinearMap",
     "MapFit",
     "PairRecord",
@@ -21,4 +21,5 @@ __all__ = [
     "ShareRecords",
     "ShareReuse",
     "Sibling",
+    "shared_recipe",
 ]

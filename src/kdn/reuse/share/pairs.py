@@ -87,14 +87,17 @@ class PairRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         points = tuple(msgspec.structs.replace(one, times=()) for one in self.points)
         return msgspec.structs.replace(self, points=points, prefill_times=())
 
+    def allowed(self, mode: Literal["published", "best"]) -> list[SharePoint]:
+        """The ways that the mode allows."""
+        return [one for one in self.points if mode == "best" or one.is_published]
+
     def usable(
         self,
         mode: Literal["published", "best"],
         is_possible: Callable[[SharePoint], bool] = lambda _: True,
     ) -> list[SharePoint]:
         """The frontier of the ways that the mode allows and that are possible, least work first."""
-        allowed = [one for one in self.points if mode == "best" or one.is_published]
-        return frontier([*filter(is_possible, allowed)])
+        return frontier([*filter(is_possible, self.allowed(mode))])
 
 
 def frontier(points: Sequence[SharePoint]) -> list[SharePoint]:

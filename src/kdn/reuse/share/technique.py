@@ -4,8 +4,8 @@
                                                                   └─> the pair's profile ─> plan
 
 A sender's layer inputs are stored with its blocks, at the layers that receivers begin from.  What is
-computed over a sibling's KV is tainted: it is kept under a recipe of its own, which this model's later
-requests find if they share too.
+computed over a sibling's KV is tainted: it is kept under a recipe that names the way, which this model's
+later requests find if they allow that way too (`limits.py`).
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ import torch
 from kdn.clock import Clock
 from kdn.core import (
     EXACT,
-    Blend,
-    Cause,
     Fingerprint,
     Invoked,
     KvShape,
     LayerSource,
     Planned,
-    Recipe,
     Request,
     RetainedKV,
     RetainedPrefix,
-    Share,
+    ShareConfig,
 )
 from kdn.reuse.share.guard import ShareGuard
+from kdn.reuse.share.limits import ShareLimits, limits_of, shared_recipe
 from kdn.reuse.share.pairs import SharePoint, ShareRecords, choose_point, seconds_at
 from kdn.reuse.share.plans import SharedSpan, share_plan
 from kdn.reuse.share.states import StatesCapture, StoredStates
 from kdn.reuse.source import MeasuredSpeeds, StoreSource, close_all, tokens_by_tier
 from kdn.reuse.stored_run import (
     exact_tokens,
+    has_blocks,
     made_as,
     open_leading,
     run_name,
@@ -50,10 +49,8 @@ from kdn.reuse.technique import Technique
 from kdn.store import BlockHit, Match, Reader, Store
 from kdn.trace import NoTrace, Trace
 
-__all__ = ["SHARED", "ShareReuse", "Sibling"]
+__all__ = ["ShareReuse", "Sibling"]
 
-SHARED = Recipe((Cause.SHARE,))
-"""The recipe of KV that came from a sibling, or was computed after such KV."""
 WORTH_TOKENS = 64
 """A sibling must have read so many tokens more than the model itself."""
 
@@ -110,7 +107,7 @@ class ShareReuse(Technique):
         clock: Clock,
         *,
         siblings: Callable[[], Sequence[Sibling]] = tuple,
-        default: Share | None = None,
+        settings: ShareConfig,
         guard: ShareGuard | None = None,
         speeds: MeasuredSpeeds | None = None,
         is_waiting: Callable[[], bool] = lambda: True,
@@ -119,14 +116,14 @@ class ShareReuse(Technique):
     ) -> None:
         """`siblings` are the models that share this store now; those of the profiles join them.
 
-        `default` is for requests that do not say how they share.
-        `is_waiting` says whether other requests wait to be planned. `invoked` says where in a prompt an
-        adapter begins: what siblings have read stands in for what is before it.
+        `settings` hold for what requests do not say.  `is_waiting` says whether other requests wait to
+        be planned, `invoked` where in a prompt an adapter begins: what siblings have read stands in for
+        what is before it.
         """
         self._store, self._shape, self._fingerprint = store, shape, fingerprint
         self._records, self._clock, self._siblings = records, clock, siblings
         self.needs = records.pairs
-        self._default, self._guard = default, guard
+        self._settings, self._guard = settings, guard
         self._speeds = speeds or MeasuredSpeeds()
         self._is_waiting = is_waiting
         self._invoked = invoked
@@ -136,12 +133,12 @@ class ShareReuse(Technique):
         self._captures: WeakValueDictionary[str, StatesCapture] = WeakValueDictionary()
 
     def cached_tokens(self, request: Request) -> int:
-        share = self._share(request)
-        if share is None:
+        limits = self._limits(request)
+        if limits is None:
             return 0
-        found = self._find(request, share, 0)
+        found = self._find(request, limits, 0)
         reach = found.start + found.num_tokens if isinstance(found, _Found) else 0
-        return max(self._own(request).num_tokens, reach)
+        return max(self._own(request, limits).num_tokens, reach)
 
     def refine(self, request: Request, planned: Planned) -> Planned:
         refined = self._refined(request, planned)
@@ -150,11 +147,11 @@ class ShareReuse(Technique):
         return refined
 
     def _refined(self, request: Request, planned: Planned) -> Planned:
-        share = self._share(request)
-        if share is None or planned.lossy:
+        limits = self._limits(request)
+        if limits is None or planned.lossy:
             return self._capturing(request, planned)
         exact = planned.plan.num_prefix
-        own, found = self._own(request), self._find(request, share, exact)
+        own, found = self._own(request, limits), self._find(request, limits, exact)
         reach = found.start + found.num_tokens if isinstance(found, _Found) else 0
         if own.num_tokens >= max(exact + WORTH_TOKENS, reach):
             return self._again(request, planned, own)
@@ -186,20 +183,25 @@ class ShareReuse(Technique):
 
     # --- what there is -----------------------------------------------------------------------
 
-    def _share(self, request: Request) -> Share | None:
-        """How the request shares; None: not at all, as one that is blended."""
-        share = request.option(Share) or self._default
-        is_off = share is None or share.mode == "exact" or request.option(Blend) is not None
-        return None if is_off else share
-
-    def _own(self, request: Request) -> Match:
-        """What this model has of the prompt if some of it was shared before: its exact blocks, and those that
-        earlier requests left after a sibling's KV."""
+    def _limits(self, request: Request) -> ShareLimits | None:
+        """How the request shares; None: not at all, as where the guard does not trust its model."""
         receiver = self._fingerprint(request.adapter)
-        found = stored_run(self._store, request, receiver, SHARED, self._invoked(request))
-        return found if taint_of(found.hits).tainted else Match()
+        is_trusted = self._guard is None or self._guard.trusts(receiver)
+        return limits_of(request, self._settings) if is_trusted else None
 
-    def _find(self, request: Request, share: Share, exact: int) -> _Found | _NotWorth | None:
+    def _own(self, request: Request, limits: ShareLimits) -> Match:
+        """What this model has of the prompt if some of it was shared before: its exact blocks, and those that
+        earlier requests left after a sibling's KV, in one of the ways that this one allows."""
+        receiver, invoked = self._fingerprint(request.adapter), self._invoked(request)
+        runs = [
+            stored_run(self._store, request, receiver, recipe, invoked)
+            for recipe in limits.reads(self._records.senders(receiver))
+            if has_blocks(self._store, request, receiver, recipe, invoked)  # few of a hundred ways
+        ]
+        tainted = [run for run in runs if taint_of(run.hits).tainted]
+        return max(tainted, key=lambda run: run.num_tokens, default=Match())
+
+    def _find(self, request: Request, limits: ShareLimits, exact: int) -> _Found | _NotWorth | None:
         """The sibling that has read most of the context after the first `exact` tokens, or that prefilling
         is sooner than any way to use what siblings have read."""
         receiver = self._fingerprint(request.adapter)
@@ -213,7 +215,7 @@ class ShareReuse(Technique):
             gained = sum(hit.num_tokens for hit in hits)
             if gained < WORTH_TOKENS or (best is not None and gained <= best.num_tokens):
                 continue
-            point = self._choose(share, sibling, receiver, hits, gained)
+            point = self._choose(limits, sibling, receiver, hits, gained)
             if isinstance(point, _NotWorth):
                 left = point
             elif point is not None:
@@ -221,7 +223,7 @@ class ShareReuse(Technique):
         return best or left
 
     def _senders(self, receiver: Fingerprint) -> list[Sibling]:
-        """Siblings of which a profile with this receiver is known, and whom the guard trusts."""
+        """Siblings of which a profile with this receiver is known."""
         known = [
             Sibling(one.sender_name, Fingerprint(one.sender))
             for one in self._records.senders(receiver)
@@ -232,12 +234,11 @@ class ShareReuse(Technique):
             for one in named.values()
             if one.fingerprint != receiver
             and self._records.get(one.fingerprint, receiver) is not None
-            and (self._guard is None or self._guard.trusts(receiver))
         ]
 
     def _choose(
         self,
-        share: Share,
+        limits: ShareLimits,
         sibling: Sibling,
         receiver: Fingerprint,
         hits: Sequence[BlockHit],
@@ -247,11 +248,10 @@ class ShareReuse(Technique):
         times say to be quicker than prefilling these tokens."""
         record = self._records.get(sibling.fingerprint, receiver)
         assert record is not None, "senders have a profile"
-        assert share.mode != "exact", "an exact request asks no sibling"
         has_map = self._records.map(sibling.fingerprint, receiver, self._shape) is not None
         stored = self._stored_states(hits, [one.choice.needs_states for one in record.points])
         points = record.usable(
-            share.mode,
+            limits.mode,
             lambda one: (
                 (has_map or not one.mapped) and one.work < 1 and one.choice.needs_states in stored
             ),
@@ -268,12 +268,12 @@ class ShareReuse(Technique):
         quicker = [one for one in points if prefill_s is None or seconds(one) < prefill_s]
         chosen = choose_point(
             quicker,
-            max_kl=share.max_kl,
+            max_kl=limits.max_kl,
             is_waiting=self._is_waiting(),
             seconds=seconds,
-            within_s=share.within_s,
+            within_s=limits.within_s,
         )
-        good = [seconds(one) for one in points if one.kl <= share.max_kl]
+        good = [seconds(one) for one in points if one.kl <= limits.max_kl]
         if chosen is None and good and prefill_s is not None:
             return _NotWorth(sibling, num_tokens, min(good), prefill_s)
         return chosen
@@ -317,7 +317,8 @@ class ShareReuse(Technique):
         token_ids = request.prompt.token_ids
         name = run_name(readers, made_as(readers), request.salt, token_ids)
         source = StoreSource(name, readers, self._shape, self._loader, self._clock)
-        keep = RetainedPrefix(None, SHARED)
+        # what is computed after it is as lossy as the run, which has one recipe
+        keep = RetainedPrefix(None, taint_of(readers))
         return replace(
             planned,
             plan=replace(planned.plan, prefix=source, keep=keep),
@@ -339,8 +340,11 @@ class ShareReuse(Technique):
         except BaseException:
             close_all(readers)
             raise
-        # Rows were chosen for this question: the next one would look elsewhere.
-        keep = RetainedPrefix(span.start) if found.point.ratio else RetainedPrefix(None, SHARED)
+        keep = RetainedPrefix(None, shared_recipe(found.point))
+        if (
+            found.point.ratio
+        ):  # rows were chosen for this question: the next one would look elsewhere
+            keep = RetainedPrefix(span.start)
         recomputed = round(found.point.ratio * num_tokens)
         tiers = dict(planned.tiers)
         for tier, tokens in tokens_by_tier(readers).items():

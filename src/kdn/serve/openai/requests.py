@@ -111,7 +111,7 @@ class KdnOptions(_Strict):
     steer_report: bool = False
     """Tell with the answer how far steering moved its tokens, and the answer without it."""
     share: Literal["exact", "published", "best"] | None = None
-    """May KV that a sibling of the model has computed stand in? Without it: as the settings say."""
+    """May a sibling's KV stand in, within the limits that are set? Without it: as the settings say."""
     keep: Literal["nothing", "shared", "all"] = "all"
     """`shared` leaves out the last message and the answer, which only a next turn would use."""
     max_kl: Annotated[float, Field(ge=0)] | None = None
